@@ -1,0 +1,34 @@
+//! The jump from one stack to another: what a switch backend must supply.
+//!
+//! A backend is a module with one type, `Context`: a stack that runs one function, which never returns.
+//!
+//! - `unsafe fn new(stack: &StackRange, entry: Entry, arg: *const Control) -> Context` prepares `entry(arg)` to run on
+//!   that stack. Nothing runs yet. The context may be moved until its first `resume`.
+//! - `unsafe fn resume(&self)` goes to the context: to `entry` the first time, back from its `suspend` afterwards.
+//!   Returns when the context calls `suspend`. Never unwinds.
+//! - `unsafe fn suspend(&self)` is called on the context's own stack, and goes back to the `resume` that came last.
+//!   Returns at the next `resume`.
+//! - Dropping a `Context` forgets its frames; nothing is run and nothing on its stack is touched.
+//!
+//! # Safety terms
+//!
+//! The caller of these functions answers for:
+//!
+//! - `new`: the stack is mapped, writable and used by nobody else for as long as the context is resumed; `arg` is what
+//!   `entry` asks for; `entry` neither returns nor unwinds.
+//! - `resume`: the context is not running, nor waiting for one that it resumed. It is called on the thread that the
+//!   context's frames belong to; a context whose frames hold nothing that belongs to a thread may move.
+//! - `suspend`: this context runs now.
+//!
+//! In return a backend keeps all registers that its platform's calling convention asks a callee to keep, and lets a
+//! panic be thrown and caught on the context's stack. It needs no unwinding of its own: to unwind a context's frames
+//! this crate resumes it, and has the suspended function throw.
+
+mod corosensei;
+
+pub(crate) use corosensei::Context;
+
+use crate::control::Control;
+
+/// What a context runs. It must neither return nor unwind.
+pub(crate) type Entry = unsafe fn(*const Control) -> !;

@@ -1,0 +1,306 @@
+//! One test for each line of the coroutine contract, named after it.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use coblk_coroutine::{Coroutine, CoroutineState, Suspender, current, in_coroutine};
+
+/// What happened, in order.
+type Log = Rc<RefCell<Vec<String>>>;
+
+/// The message with which `action` panics.
+fn panic_message<R>(action: impl FnOnce() -> R) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else {
+        panic!("should have panicked");
+    };
+    match payload.downcast::<String>() {
+        Ok(message) => *message,
+        Err(payload) => payload.downcast::<&str>().expect("a panic with a message").to_string(),
+    }
+}
+
+/// A coroutine that logs its name each time it runs, and suspends `times`.
+fn logging(log: &Log, name: &'static str, times: usize) -> Coroutine {
+    let log = log.clone();
+    Coroutine::new(name, move |suspender| {
+        for _ in 0..times {
+            log.borrow_mut().push(name.to_string());
+            suspender.suspend();
+        }
+        log.borrow_mut().push(format!("{name} ends"));
+    })
+}
+
+#[test]
+fn c01_create_does_not_run_the_entry() {
+    let ran = Rc::new(Cell::new(false));
+    let coroutine = {
+        let ran = ran.clone();
+        Coroutine::new("c01", move |_| ran.set(true))
+    };
+    assert!(!ran.get());
+    assert_eq!(coroutine.state(), CoroutineState::Created);
+    coroutine.resume();
+    assert!(ran.get());
+}
+
+#[test]
+fn c02_control_alternates_strictly_with_the_caller() {
+    let log = Log::default();
+    let coroutine = logging(&log, "coroutine", 2);
+    for expected in
+        [CoroutineState::Suspended, CoroutineState::Suspended, CoroutineState::Terminated]
+    {
+        log.borrow_mut().push("caller".to_string());
+        assert_eq!(coroutine.resume(), expected);
+    }
+    let expected = ["caller", "coroutine", "caller", "coroutine", "caller", "coroutine ends"];
+    assert_eq!(*log.borrow(), expected);
+}
+
+#[test]
+fn c03_five_suspends_take_six_resumes() {
+    let coroutine = Coroutine::new("c03", |suspender| (0..5).for_each(|_| suspender.suspend()));
+    let mut resumes = 1;
+    while coroutine.resume() == CoroutineState::Suspended {
+        resumes += 1;
+    }
+    assert_eq!(resumes, 6);
+}
+
+#[test]
+fn c04_coroutines_nest_128_deep() {
+    fn nest(depth: usize, entered: &Rc<Cell<usize>>, returned: &Rc<Cell<usize>>) {
+        if depth == 128 {
+            return;
+        }
+        entered.set(entered.get() + 1);
+        let inner = {
+            let (entered, returned) = (entered.clone(), returned.clone());
+            Coroutine::new("c04", move |_| nest(depth + 1, &entered, &returned))
+        };
+        assert_eq!(inner.resume(), CoroutineState::Terminated);
+        returned.set(returned.get() + 1);
+    }
+    let (entered, returned) = (Rc::default(), Rc::default());
+    nest(0, &entered, &returned);
+    assert_eq!((entered.get(), returned.get()), (128, 128));
+}
+
+#[test]
+fn c05_in_coroutine_and_current_tell_who_runs() {
+    assert!(!in_coroutine() && current().is_none());
+    let coroutine = Coroutine::new("outer", |suspender| {
+        let outer = suspender.coroutine().id();
+        assert!(in_coroutine());
+        assert_eq!(current().unwrap().id(), outer);
+        Coroutine::new("inner", move |_| assert_ne!(current().unwrap().id(), outer)).resume();
+        assert_eq!(current().unwrap().id(), outer);
+        suspender.suspend();
+        assert_eq!(current().unwrap().id(), outer);
+    });
+    coroutine.resume();
+    assert!(!in_coroutine() && current().is_none());
+    coroutine.resume();
+    assert!(!in_coroutine() && current().is_none());
+}
+
+#[test]
+fn c06_entered_is_true_for_every_caller_on_the_chain() {
+    let outer = Coroutine::new("outer", |suspender| {
+        let outer = suspender.coroutine();
+        assert_eq!(outer.state(), CoroutineState::Entered);
+        let inner = Coroutine::new("inner", {
+            let outer = outer.clone();
+            move |suspender| {
+                assert_eq!(outer.state(), CoroutineState::Entered);
+                assert_eq!(suspender.coroutine().state(), CoroutineState::Entered);
+            }
+        });
+        assert_eq!(inner.state(), CoroutineState::Created);
+        inner.resume();
+        suspender.suspend();
+    });
+    assert_eq!(outer.state(), CoroutineState::Created);
+    outer.resume();
+    assert_eq!(outer.state(), CoroutineState::Suspended);
+    outer.resume();
+    assert_eq!(outer.state(), CoroutineState::Terminated);
+}
+
+#[test]
+fn c07_a_terminated_coroutine_is_never_touched_again() {
+    let coroutine = Coroutine::new("c07", |_| ());
+    let id = coroutine.id();
+    coroutine.resume();
+    // Its stack is not given to another one while a handle to it exists.
+    let others: Vec<_> = (0..300).map(|_| Coroutine::new("other", |_| ())).collect();
+    for other in &others {
+        other.resume();
+    }
+    assert_eq!((coroutine.state(), coroutine.id()), (CoroutineState::Terminated, id));
+    coroutine.unwind();
+    let message = panic_message(|| coroutine.resume());
+    assert_eq!(message, "coroutine 'c07' has already terminated");
+}
+
+#[test]
+fn c08_resuming_a_scheduled_coroutine_names_who_scheduled_it() {
+    let coroutine = Coroutine::new("c08", |_| ());
+    coroutine.set_scheduled("the main loop");
+    let expected = "coroutine 'c08' was already scheduled in the main loop";
+    assert_eq!(panic_message(|| coroutine.resume()), expected);
+    assert_eq!(panic_message(|| coroutine.set_scheduled("somebody")), expected);
+
+    let waker = Coroutine::new("waker", {
+        let coroutine = coroutine.clone();
+        move |_| coroutine.queue_wake("a lock")
+    });
+    assert_eq!(panic_message(|| waker.resume()), expected);
+
+    coroutine.clear_scheduled();
+    assert_eq!(coroutine.resume(), CoroutineState::Terminated);
+}
+
+#[test]
+fn c08_a_queued_coroutine_names_who_queued_it() {
+    let target = Coroutine::new("target", |_| ());
+    let waker = Coroutine::new("waker", {
+        let target = target.clone();
+        move |_| {
+            target.queue_wake("a lock");
+            let expected = "coroutine 'target' was already scheduled in a lock";
+            assert_eq!(panic_message(|| target.resume()), expected);
+        }
+    });
+    waker.resume();
+    assert_eq!(target.state(), CoroutineState::Terminated);
+}
+
+#[test]
+fn c09_resuming_a_running_coroutine_fails() {
+    let expected = "re-entered recursively";
+    let coroutine = Coroutine::new("outer", move |suspender| {
+        let outer = suspender.coroutine();
+        assert!(panic_message(|| outer.resume()).contains(expected));
+        let inner = Coroutine::new("inner", move |_| {
+            assert!(panic_message(|| outer.resume()).contains(expected));
+            assert!(panic_message(|| outer.queue_wake("inner")).contains(expected));
+        });
+        inner.resume();
+    });
+    assert_eq!(coroutine.resume(), CoroutineState::Terminated);
+}
+
+#[test]
+fn c10_suspending_with_no_caller_fails() {
+    // A suspender that got out of its coroutine: only unsafe code can write this.
+    let escaped: Cell<Option<&Suspender>> = Cell::new(None);
+    let place = &escaped;
+    // SAFETY: what the closure borrows outlives the coroutine, and the coroutine outlives the uses of its suspender.
+    let coroutine = unsafe {
+        Coroutine::new_unchecked("c10", |suspender| {
+            place.set(Some(&*std::ptr::from_ref(suspender)));
+            suspender.suspend();
+        })
+    };
+    coroutine.resume();
+    let suspender = escaped.get().unwrap();
+    assert!(panic_message(|| suspender.suspend()).contains("yielding to no one"));
+    coroutine.resume();
+}
+
+#[test]
+fn c13_queued_wakeups_run_depth_first() {
+    let log = Log::default();
+    let leaves = [logging(&log, "a1", 1), logging(&log, "a2", 1)];
+    let branch = Coroutine::new("a", {
+        let (log, leaves) = (log.clone(), leaves.clone());
+        move |suspender| {
+            log.borrow_mut().push("a".to_string());
+            leaves.iter().for_each(|leaf| leaf.queue_wake("a"));
+            suspender.suspend();
+        }
+    });
+    let older = logging(&log, "b", 1);
+    let root = Coroutine::new("root", {
+        let (log, branch, older) = (log.clone(), branch.clone(), older.clone());
+        move |_| {
+            branch.queue_wake("root");
+            older.queue_wake("root");
+            log.borrow_mut().push("root ends".to_string());
+        }
+    });
+    assert_eq!(root.resume(), CoroutineState::Terminated);
+    // What `a` woke runs before `b`, which was pending already.
+    assert_eq!(*log.borrow(), ["root ends", "a", "a1", "a2", "b"]);
+}
+
+#[test]
+fn c13_wakeups_run_when_the_waker_suspends_in_a_nested_resume() {
+    let log = Log::default();
+    let target = logging(&log, "target", 1);
+    let outer = Coroutine::new("outer", {
+        let log = log.clone();
+        move |_| {
+            let inner = Coroutine::new("inner", move |suspender| {
+                target.queue_wake("inner");
+                suspender.suspend();
+            });
+            inner.resume();
+            log.borrow_mut().push("outer goes on".to_string());
+        }
+    });
+    outer.resume();
+    assert_eq!(*log.borrow(), ["target", "outer goes on"]);
+}
+
+#[test]
+fn c14_one_wake_queue_is_fifo() {
+    let log = Log::default();
+    let names = ["1", "2", "3", "4", "5"];
+    let targets = names.map(|name| logging(&log, name, 1));
+    let waker = Coroutine::new("waker", move |_| {
+        targets.iter().for_each(|target| target.queue_wake("waker"));
+    });
+    waker.resume();
+    assert_eq!(*log.borrow(), names);
+}
+
+#[test]
+fn c15_25000_mutual_wakes_do_not_deepen_the_stack() {
+    let lowest = Rc::new(Cell::new(usize::MAX));
+    let highest = Rc::new(Cell::new(0));
+    let left = Rc::new(Cell::new(25_000));
+    let pair: Rc<RefCell<Vec<Coroutine>>> = Rc::default();
+    for me in 0..2 {
+        let (lowest, highest, left) = (lowest.clone(), highest.clone(), left.clone());
+        let others = pair.clone();
+        let coroutine = Coroutine::new("c15", move |suspender| {
+            let other = others.borrow()[1 - me].clone();
+            while left.get() > 0 {
+                left.set(left.get() - 1);
+                other.queue_wake("c15");
+                // Where this frame lies tells how deep its own stack is; that the loop in the resumer does not recurse
+                // either is shown by its not overflowing.
+                let here = std::ptr::from_ref(&other).addr();
+                if me == 0 {
+                    lowest.set(lowest.get().min(here));
+                    highest.set(highest.get().max(here));
+                }
+                suspender.suspend();
+            }
+        });
+        pair.borrow_mut().push(coroutine);
+    }
+    // A stack on which 25,000 nested resumes would not fit.
+    let first = pair.borrow()[0].clone();
+    let runner = Coroutine::new("runner", move |_| {
+        first.resume();
+    });
+    runner.resume();
+    assert_eq!(left.get(), 0);
+    assert_eq!(lowest.get(), highest.get());
+    pair.borrow_mut().clear();
+}
