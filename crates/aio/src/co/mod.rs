@@ -1,0 +1,94 @@
+//! Coroutines of a context: [`Co`], the right to suspend, and [`CoWaker`], the way back.
+
+mod task;
+mod waker;
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use coblk_coroutine::Suspender;
+
+use crate::context::AioContext;
+pub(crate) use task::{Task, TaskList};
+pub use waker::CoWaker;
+
+/// The right to suspend (design decision D2).
+///
+/// Code that may suspend takes a `&Co<'_>`; only code that runs in a coroutine has one. It knows
+/// the coroutine's context, which never changes (contract: C12).
+///
+/// It stays on its thread:
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>() {}
+/// needs_send::<coblk_aio::Co<'static>>();
+/// ```
+pub struct Co<'a> {
+    task: NonNull<Task>,
+    suspender: &'a Suspender,
+    home: PhantomData<*mut ()>,
+}
+
+impl<'a> Co<'a> {
+    pub(crate) fn new(task: NonNull<Task>, suspender: &'a Suspender) -> Co<'a> {
+        Co { task, suspender, home: PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn task(&self) -> &Task {
+        // SAFETY: a `Co` lives on its coroutine's stack, inside the frame that releases the task
+        // after the `Co` is gone (`AioContext::spawn`).
+        unsafe { self.task.as_ref() }
+    }
+
+    /// The context it runs in.
+    #[inline]
+    pub fn context(&self) -> &AioContext {
+        self.task().context()
+    }
+
+    /// The name it was spawned with.
+    pub fn name(&self) -> &'static str {
+        self.task().name()
+    }
+
+    /// Whether it has ever suspended, that is, whether the code that spawned it has gone on.
+    #[inline]
+    pub fn has_suspended(&self) -> bool {
+        self.task().has_suspended()
+    }
+
+    /// Suspends until the waker, which `register` gets to store somewhere, is used.
+    ///
+    /// The wake may come before this coroutine has suspended, from another thread; it is not lost.
+    ///
+    /// # Panics
+    /// If the waker was dropped without being used: nobody could ever wake this coroutine, and a
+    /// request that hangs in silence is worse than one that fails. Also if `register` uses the
+    /// waker itself (contract: C23).
+    pub fn suspend_with(&self, register: impl FnOnce(CoWaker)) {
+        let task = self.task();
+        register(CoWaker::arm(self.task));
+        self.suspend();
+        assert!(
+            task.disarm(),
+            "coroutine '{}': its waker was dropped, nobody can wake it any more",
+            task.name()
+        );
+    }
+
+    /// Goes to the end of the loop's next bottom-half phase, so that everything else that is ready
+    /// runs first.
+    pub fn reschedule(&self) {
+        Task::schedule_local(self.task);
+        self.suspend();
+        self.task().disarm();
+    }
+
+    /// Suspends. Whoever calls this has arranged for exactly one resume.
+    #[inline]
+    pub(crate) fn suspend(&self) {
+        self.task().set_suspended();
+        self.suspender.suspend();
+    }
+}

@@ -1,0 +1,323 @@
+//! What a context knows of one of its coroutines, and the list of all of them.
+//!
+//! A task outlives its coroutine's stack only in one case: the coroutine is unwound (its context
+//! ends) while somebody still holds a [`CoWaker`](super::CoWaker) for it. Then the task, a small
+//! heap block, belongs to that waker. Who owns it is decided by one atomic swap of `state`:
+//!
+//! ```text
+//!            arm                     waker used                  resumed
+//!   IDLE ----------> ARMED ---------------------------> WOKEN ----------> IDLE
+//!                      |                                  |
+//!                      | unwound                          | unwound
+//!                      v                                  v
+//!                  ABANDONED: the waker frees it      ABANDONED: the list node frees it
+//! ```
+
+use std::cell::{Cell, UnsafeCell};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use coblk_coroutine::{Coroutine, CoroutineState};
+
+use crate::context::{AioContext, Inner};
+use crate::node::{Node, NodeKind};
+use crate::shared::Shared;
+use crate::trace_event;
+
+/// No waker exists and the node is on no list.
+const IDLE: u8 = 0;
+/// A waker exists.
+const ARMED: u8 = 1;
+/// The waker was used, or the coroutine rescheduled itself; the node is on a list or about to be.
+const WOKEN: u8 = 2;
+/// The coroutine is gone; who finds this frees the task.
+const ABANDONED: u8 = 3;
+
+/// One coroutine of a context.
+#[repr(C)]
+pub(crate) struct Task {
+    node: Node,
+    state: AtomicU8,
+    /// The waker was dropped instead of used.
+    lost: AtomicBool,
+
+    // The rest belongs to the home thread.
+    suspended: Cell<bool>,
+    name: Cell<&'static str>,
+    coroutine: UnsafeCell<Option<Coroutine>>,
+    inner: NonNull<Inner>,
+    previous: Cell<*mut Task>,
+    next: Cell<*mut Task>,
+}
+
+static TASK_KIND: NodeKind = NodeKind { run: run_task, discard: discard_task };
+
+/// The bottom half that resumes a coroutine which was woken from another thread (contract: C24).
+///
+/// # Safety
+/// As `NodeKind::run`: the node is a `Task`'s.
+unsafe fn run_task(node: NonNull<Node>, _ctx: &AioContext) -> bool {
+    let task = node.cast::<Task>();
+    // SAFETY: scheduled, so alive, or ours to free.
+    if unsafe { task.as_ref() }.state.load(Ordering::Acquire) == ABANDONED {
+        // SAFETY: abandoned while on the list: it is ours.
+        drop(unsafe { Box::from_raw(task.as_ptr()) });
+        return false;
+    }
+    // SAFETY: not abandoned, so its coroutine is suspended and waits for this.
+    unsafe { Task::resume(task) };
+    true
+}
+
+/// # Safety
+/// As `NodeKind::discard`: the node is a `Task`'s. A context unwinds its coroutines before it
+/// discards its lists, so the task is abandoned, and ours.
+unsafe fn discard_task(node: NonNull<Node>) {
+    // SAFETY: see above.
+    drop(unsafe { Box::from_raw(node.cast::<Task>().as_ptr()) });
+}
+
+impl Task {
+    pub(crate) fn context(&self) -> &AioContext {
+        // SAFETY: whoever asks runs in this task's coroutine, and a context outlives its
+        // coroutines: its `Drop` unwinds them first.
+        unsafe { self.inner.as_ref() }.me()
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name.get()
+    }
+
+    #[inline]
+    pub(crate) fn has_suspended(&self) -> bool {
+        self.suspended.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_suspended(&self) {
+        self.suspended.set(true);
+    }
+
+    /// A handle on the coroutine, which keeps it while it is resumed.
+    ///
+    /// # Safety
+    /// Home thread only.
+    #[inline]
+    unsafe fn coroutine(&self) -> Option<Coroutine> {
+        // SAFETY: home thread only; the borrow ends with the clone.
+        unsafe { (*self.coroutine.get()).clone() }
+    }
+
+    /// # Safety
+    /// Home thread, the task is live, and its coroutine is suspended.
+    #[inline]
+    pub(crate) unsafe fn resume(task: NonNull<Task>) {
+        // SAFETY: live by contract. The handle is our own, because the task may be released, and
+        // reused, while the coroutine runs.
+        let coroutine = unsafe { task.as_ref().coroutine() };
+        if let Some(coroutine) = coroutine {
+            trace_event!("aio_coroutine_enter", coroutine = coroutine.name());
+            coroutine.resume();
+        }
+    }
+
+    /// A waker is about to be made.
+    pub(super) fn arm(&self) -> Arc<Shared> {
+        debug_assert_eq!(self.state.load(Ordering::Relaxed), IDLE);
+        self.lost.store(false, Ordering::Relaxed);
+        self.state.store(ARMED, Ordering::Release);
+        // SAFETY: called by the running coroutine, so its context is there.
+        Arc::clone(unsafe { self.inner.as_ref() }.shared())
+    }
+
+    /// Resumed: ready for the next suspension. False if the waker was dropped.
+    pub(super) fn disarm(&self) -> bool {
+        self.state.store(IDLE, Ordering::Relaxed);
+        !self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Has the loop resume the coroutine in its next bottom-half phase. Home thread, and only by
+    /// whoever has the sole right to wake it: its waker, or the running coroutine itself.
+    pub(super) fn schedule_local(task: NonNull<Task>) {
+        // SAFETY: the task is live and so is its context. The sole right to wake it means that the
+        // node is on no list; it stays in place until the coroutine is resumed from there, or,
+        // abandoned, until the list frees it.
+        unsafe {
+            task.as_ref().state.store(WOKEN, Ordering::Relaxed);
+            task.as_ref().inner.as_ref().bh().schedule(task.cast::<Node>());
+        }
+    }
+
+    /// The waker is used, on any thread.
+    ///
+    /// # Safety
+    /// `task` is the one the waker was armed for, and this is the waker's only use.
+    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, lost: bool) {
+        // SAFETY: armed: alive until this swap tells otherwise.
+        let this = unsafe { task.as_ref() };
+        this.lost.store(lost, Ordering::Relaxed);
+        if this.state.swap(WOKEN, Ordering::AcqRel) == ABANDONED {
+            // SAFETY: the coroutine is gone and left the task to us.
+            drop(unsafe { Box::from_raw(task.as_ptr()) });
+        } else if home.is_home_thread() {
+            // SAFETY: not abandoned, and we are the thread that could abandon it.
+            unsafe { Task::wake_at_home(task, lost) };
+        } else {
+            // SAFETY: the node stays: the task is freed only by whoever takes it from the list,
+            // or when it has been resumed from there. The swap above makes this the only push.
+            unsafe { home.schedule(task.cast::<Node>()) };
+        }
+    }
+
+    /// # Safety
+    /// Home thread; the task is live and was just woken.
+    unsafe fn wake_at_home(task: NonNull<Task>, lost: bool) {
+        // SAFETY: live by contract; home thread.
+        let Some(coroutine) = (unsafe { task.as_ref().coroutine() }) else { return };
+        if lost {
+            // The coroutine will panic, which must not happen in here: this is a destructor.
+            return Task::schedule_local(task);
+        }
+        if coroutine.state() == CoroutineState::Entered {
+            // It waits for something that it called itself. It cannot be entered a second time;
+            // once it has suspended the loop resumes it.
+            let own = coblk_coroutine::current().is_some_and(|now| now.id() == coroutine.id());
+            assert!(!own, "coroutine '{}' tried to wake itself", coroutine.name());
+            return Task::schedule_local(task);
+        }
+        // No list will hold the node.
+        // SAFETY: live by contract.
+        unsafe { task.as_ref() }.state.store(IDLE, Ordering::Relaxed);
+        if coblk_coroutine::in_coroutine() {
+            coroutine.queue_wake("CoWaker::wake");
+        } else {
+            // SAFETY: live, home thread, and suspended, as it is neither entered nor terminated.
+            unsafe { Task::resume(task) };
+        }
+    }
+}
+
+/// The coroutines of one context, and tasks kept for reuse.
+pub(crate) struct TaskList {
+    live: Cell<*mut Task>,
+    free: Cell<*mut Task>,
+}
+
+impl TaskList {
+    pub(crate) const fn new() -> TaskList {
+        TaskList { live: Cell::new(ptr::null_mut()), free: Cell::new(ptr::null_mut()) }
+    }
+
+    /// A task for a coroutine that is about to be created.
+    #[inline]
+    pub(crate) fn acquire(&self, inner: NonNull<Inner>, name: &'static str) -> NonNull<Task> {
+        let task = match NonNull::new(self.free.get()) {
+            Some(task) => {
+                // SAFETY: tasks on the free list are alive and ours.
+                self.free.set(unsafe { task.as_ref() }.next.get());
+                task
+            }
+            None => NonNull::from(Box::leak(Box::new(Task::new(inner)))),
+        };
+        // SAFETY: just taken from the free list, or just made.
+        let this = unsafe { task.as_ref() };
+        this.name.set(name);
+        this.suspended.set(false);
+        this.previous.set(ptr::null_mut());
+        this.next.set(self.live.get());
+        if let Some(first) = NonNull::new(self.live.get()) {
+            // SAFETY: live tasks are alive.
+            unsafe { first.as_ref() }.previous.set(task.as_ptr());
+        }
+        self.live.set(task.as_ptr());
+        task
+    }
+
+    /// Gives the coroutine to its task.
+    ///
+    /// # Safety
+    /// `task` comes from `acquire` and was not released.
+    #[inline]
+    pub(crate) unsafe fn adopt(task: NonNull<Task>, coroutine: Coroutine) {
+        // SAFETY: live, home thread (a `Coroutine` is not `Send`), and nobody else looks at it.
+        unsafe { *task.as_ref().coroutine.get() = Some(coroutine) };
+    }
+
+    /// The coroutine has ended, or was never started.
+    ///
+    /// # Safety
+    /// `task` comes from this list's `acquire`; called once; whoever resumed the coroutine holds
+    /// a handle of its own.
+    #[inline]
+    pub(crate) unsafe fn release(&self, task: NonNull<Task>) {
+        // SAFETY: live until here.
+        let this = unsafe { task.as_ref() };
+        let (previous, next) = (this.previous.get(), this.next.get());
+        match NonNull::new(previous) {
+            None => self.live.set(next),
+            // SAFETY: live tasks are alive.
+            Some(previous) => unsafe { previous.as_ref() }.next.set(next),
+        }
+        if let Some(next) = NonNull::new(next) {
+            // SAFETY: live tasks are alive.
+            unsafe { next.as_ref() }.previous.set(previous);
+        }
+        // SAFETY: home thread; taken before it is dropped, so nothing borrows the cell meanwhile.
+        drop(unsafe { (*this.coroutine.get()).take() });
+        if this.state.load(Ordering::Relaxed) == IDLE
+            || this.state.swap(ABANDONED, Ordering::AcqRel) == IDLE
+        {
+            this.next.set(self.free.get());
+            self.free.set(task.as_ptr());
+        }
+    }
+
+    /// Any live coroutine, as a handle.
+    pub(crate) fn first_live(&self) -> Option<Coroutine> {
+        let task = NonNull::new(self.live.get())?;
+        // SAFETY: live tasks are alive, and this is the home thread.
+        unsafe { task.as_ref().coroutine() }
+    }
+
+    /// Whether a coroutine of this context is running, or waiting for one that it resumed.
+    pub(crate) fn any_entered(&self) -> bool {
+        let mut next = self.live.get();
+        while let Some(task) = NonNull::new(next) {
+            // SAFETY: live tasks are alive, and this is the home thread.
+            let (coroutine, following) =
+                unsafe { (task.as_ref().coroutine(), task.as_ref().next.get()) };
+            if coroutine.is_some_and(|it| it.state() == CoroutineState::Entered) {
+                return true;
+            }
+            next = following;
+        }
+        false
+    }
+}
+
+impl Drop for TaskList {
+    fn drop(&mut self) {
+        while let Some(task) = NonNull::new(self.free.get()) {
+            // SAFETY: tasks on the free list are alive, ours, and referred to by nobody.
+            let boxed = unsafe { Box::from_raw(task.as_ptr()) };
+            self.free.set(boxed.next.get());
+        }
+    }
+}
+
+impl Task {
+    fn new(inner: NonNull<Inner>) -> Task {
+        Task {
+            node: Node::new(&TASK_KIND),
+            state: AtomicU8::new(IDLE),
+            lost: AtomicBool::new(false),
+            suspended: Cell::new(false),
+            name: Cell::new(""),
+            coroutine: UnsafeCell::new(None),
+            inner,
+            previous: Cell::new(ptr::null_mut()),
+            next: Cell::new(ptr::null_mut()),
+        }
+    }
+}

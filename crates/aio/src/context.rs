@@ -1,0 +1,380 @@
+//! [`AioContext`]: one thread's event loop.
+//!
+//! What happens in one [`poll`](AioContext::poll) is in `poll.rs`; this file is about making a
+//! context, putting work on it, and ending it.
+
+use std::cell::Cell;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coblk_coroutine::Coroutine;
+
+use crate::bottom_half::{self, BhQueues, BottomHalf};
+use crate::co::{Co, Task, TaskList};
+use crate::event_notifier::EventNotifier;
+use crate::fd_handler::{FdHandlers, FdInterest, Readiness};
+use crate::handle::AioHandle;
+use crate::shared::Shared;
+use crate::thread_pool::ThreadPool;
+use crate::timer::{Timer, TimerList};
+
+/// An event loop and everything that is bound to its thread.
+///
+/// The thread that creates it is its home. Everything runs there, in [`poll`](Self::poll): bottom
+/// halves, descriptor handlers, timers, coroutines. Other threads reach it through its
+/// [`handle`](Self::handle).
+///
+/// ```
+/// use coblk_aio::AioContext;
+///
+/// let ctx = AioContext::new()?;
+/// let sum = ctx.run(|co| {
+///     let pool = co.context().thread_pool();
+///     // Each of these runs on a worker thread; the loop goes on meanwhile.
+///     pool.submit_co(co, || 20) + pool.submit_co(co, || 22)
+/// });
+/// assert_eq!(sum, 42);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// It stays on its thread, which is what makes it safe to poll (contract: C42):
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>() {}
+/// needs_send::<coblk_aio::AioContext>();
+/// ```
+///
+/// # Dropping
+/// waits for the jobs given to [`ThreadPool::submit_aio`] and runs their callbacks (contract:
+/// C65), then unwinds the coroutines that are still suspended, then deletes everything else.
+/// Bottom halves that still have an owner are reported by name (contract: C39). A context must not
+/// be dropped from inside one of its own coroutines; if it is, it is leaked, with an error event.
+#[repr(transparent)]
+pub struct AioContext {
+    inner: NonNull<Inner>,
+}
+
+/// What a context consists of. Lives at one address for as long as the context, because suspended
+/// coroutines point to it.
+pub(crate) struct Inner {
+    /// A second handle on ourselves, so that callbacks and coroutines can be given an
+    /// `&AioContext` that stays valid when the owner moves his.
+    me: ManuallyDrop<AioContext>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queues: Rc<BhQueues>,
+    pub(crate) timers: Rc<TimerList>,
+    pub(crate) fds: FdHandlers,
+    tasks: TaskList,
+    thread_pool: ThreadPool,
+    /// Jobs from `submit_aio` whose callbacks have not run.
+    pub(crate) aio_jobs: Cell<usize>,
+}
+
+impl Inner {
+    #[inline]
+    pub(crate) fn me(&self) -> &AioContext {
+        &self.me
+    }
+
+    #[inline]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    #[inline]
+    pub(crate) fn bh(&self) -> &BhQueues {
+        &self.queues
+    }
+}
+
+/// How a context is made; see [`AioContext::builder`].
+#[derive(Default)]
+pub struct AioContextBuilder {
+    name: Option<String>,
+    thread_pool: Option<ThreadPool>,
+}
+
+impl AioContextBuilder {
+    /// A name for events and messages.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The worker pool it submits to, instead of the process's.
+    pub fn thread_pool(mut self, pool: ThreadPool) -> Self {
+        self.thread_pool = Some(pool);
+        self
+    }
+
+    /// Makes the context, with the calling thread as its home.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn build(self) -> io::Result<AioContext> {
+        let fds = FdHandlers::new()?;
+        let waker = fds.new_waker()?;
+        let name = self.name.unwrap_or_else(|| "main".to_owned());
+        let inner = Box::new(Inner {
+            me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
+            shared: Arc::new(Shared::new(name, waker)),
+            queues: Rc::new(BhQueues::new()),
+            timers: Rc::new(TimerList::new()),
+            fds,
+            tasks: TaskList::new(),
+            thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
+            aio_jobs: Cell::new(0),
+        });
+        let inner = NonNull::from(Box::leak(inner));
+        // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
+        unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
+        Ok(AioContext { inner })
+    }
+}
+
+impl AioContext {
+    /// A context with the process's worker pool.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn new() -> io::Result<AioContext> {
+        Self::builder().build()
+    }
+
+    /// To choose a name or a worker pool.
+    pub fn builder() -> AioContextBuilder {
+        AioContextBuilder::default()
+    }
+
+    #[inline]
+    pub(crate) fn inner(&self) -> &Inner {
+        // SAFETY: freed by `Drop` alone. The copies in `Inner::me` are handed out by reference to
+        // code that runs inside the context, which ends before it does.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// The name it was built with.
+    pub fn name(&self) -> &str {
+        &self.inner().shared.name
+    }
+
+    /// The way in for other threads.
+    pub fn handle(&self) -> AioHandle {
+        AioHandle::new(Arc::clone(&self.inner().shared))
+    }
+
+    /// The worker pool for blocking calls.
+    pub fn thread_pool(&self) -> &ThreadPool {
+        &self.inner().thread_pool
+    }
+
+    /// The context's clock: nanoseconds since it was made, never going back.
+    pub fn now_ns(&self) -> i64 {
+        self.inner().timers.now_ns()
+    }
+
+    /// A bottom half; `name` is for events and messages.
+    pub fn bottom_half(
+        &self,
+        name: &'static str,
+        callback: impl Fn(&AioContext) + 'static,
+    ) -> BottomHalf {
+        let inner = self.inner();
+        BottomHalf::new(&inner.queues, &inner.shared, name, Rc::new(callback))
+    }
+
+    /// Runs a closure once, in the next poll (contract: C35).
+    pub fn schedule(&self, callback: impl FnOnce(&AioContext) + 'static) {
+        // SAFETY: `one_shot` gives a node that nobody else has; the list owns it from here on.
+        unsafe { self.inner().queues.schedule(bottom_half::one_shot(callback)) };
+    }
+
+    /// A timer, not armed.
+    pub fn timer(&self, callback: impl Fn(&AioContext) + 'static) -> Timer {
+        Timer::new(&self.inner().timers, Rc::new(callback))
+    }
+
+    /// Calls `callback` whenever `fd` becomes ready, until
+    /// [`unset_fd_handler`](Self::unset_fd_handler); replaces an earlier handler for it.
+    ///
+    /// Readiness is reported once per change ("edge-triggered"): the callback must read or write
+    /// until the call says `WouldBlock`. A nested poll may enter it again.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be waited for, as a regular file cannot.
+    pub fn set_fd_handler(
+        &self,
+        fd: impl AsFd,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+    ) -> io::Result<()> {
+        self.inner().fds.set(fd.as_fd().as_raw_fd(), interest, Box::new(callback))
+    }
+
+    /// Removes the handler of `fd`, also from inside any handler; without effect if there is none
+    /// (contract: C44).
+    pub fn unset_fd_handler(&self, fd: impl AsFd) {
+        self.inner().fds.unset(fd.as_fd().as_raw_fd());
+    }
+
+    /// Calls `callback` after `notifier` was kicked, once for any number of kicks. Removed with
+    /// [`unset_fd_handler`](Self::unset_fd_handler).
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn set_event_notifier(
+        &self,
+        notifier: &EventNotifier,
+        callback: impl Fn(&AioContext) + 'static,
+    ) -> io::Result<()> {
+        let own = notifier.try_clone()?;
+        self.set_fd_handler(notifier, FdInterest::Read, move |ctx, _| {
+            if own.test_and_clear().unwrap_or(true) {
+                callback(ctx);
+            }
+        })
+    }
+
+    /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes
+    /// on with it. `name` is for events and messages.
+    ///
+    /// # Panics
+    /// If `entry` panics before it first suspends; a later panic reaches whoever resumes it,
+    /// normally [`poll`](Self::poll). Also if there is no memory for a stack.
+    #[inline]
+    pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
+        // SAFETY: `entry` borrows nothing.
+        unsafe { self.spawn_unchecked(name, entry) };
+    }
+
+    /// # Safety
+    /// What `entry` borrows outlives the coroutine's run.
+    #[inline]
+    unsafe fn spawn_unchecked<'a>(
+        &self,
+        name: &'static str,
+        entry: impl FnOnce(&Co<'_>) + 'a,
+    ) -> Coroutine {
+        let task = self.inner().tasks.acquire(self.inner, name);
+        let release = Release { inner: self.inner, task };
+        // SAFETY: passed on to the caller.
+        let coroutine = unsafe {
+            Coroutine::new_unchecked(name, move |suspender| {
+                // Dropped last, also when `entry` unwinds.
+                let release = release;
+                entry(&Co::new(release.task, suspender));
+            })
+        };
+        // SAFETY: just acquired.
+        unsafe { TaskList::adopt(task, coroutine.clone()) };
+        coroutine.resume();
+        coroutine
+    }
+
+    /// Runs `entry` in a coroutine and polls until it is done. `entry` may borrow from the caller.
+    ///
+    /// # Panics
+    /// With what `entry` panics with. If called from inside a coroutine, where it would block the
+    /// loop that it waits for.
+    pub fn run<R>(&self, entry: impl FnOnce(&Co<'_>) -> R) -> R {
+        struct UnwindOnDrop(Coroutine);
+        impl Drop for UnwindOnDrop {
+            fn drop(&mut self) {
+                self.0.unwind();
+            }
+        }
+        assert!(!coblk_coroutine::in_coroutine(), "AioContext::run called inside a coroutine");
+        let result = Cell::new(None);
+        // SAFETY: `entry` and `result` are alive until this function returns, and it does not
+        // return, nor unwind, before the coroutine has ended or the guard has unwound it.
+        let coroutine = UnwindOnDrop(unsafe {
+            self.spawn_unchecked("run", |co| {
+                result.set(Some(catch_unwind(AssertUnwindSafe(|| entry(co)))));
+            })
+        });
+        loop {
+            if let Some(result) = result.take() {
+                drop(coroutine);
+                return result.unwrap_or_else(|panic| resume_unwind(panic));
+            }
+            self.poll(true);
+        }
+    }
+
+    /// Polls until `done` says so; it is asked before each poll.
+    pub fn run_until(&self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            self.poll(true);
+        }
+    }
+
+    /// Runs one poll under a deadline of its own; for loops that must come back.
+    pub fn poll_timeout(&self, timeout: Duration) -> bool {
+        let timer = self.timer(|_| {});
+        timer.arm_after(timeout);
+        self.poll(true)
+    }
+}
+
+/// Gives a task back when its coroutine's closure is gone, run or not.
+struct Release {
+    inner: NonNull<Inner>,
+    task: NonNull<Task>,
+}
+
+impl Drop for Release {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
+        // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
+        unsafe { self.inner.as_ref().tasks.release(self.task) };
+    }
+}
+
+impl Drop for AioContext {
+    fn drop(&mut self) {
+        if self.inner().tasks.any_entered() {
+            tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
+            return;
+        }
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            while self.inner().aio_jobs.get() > 0 {
+                self.poll(true);
+            }
+            self.unwind_coroutines()
+        }));
+        if !matches!(ended, Ok(true)) {
+            tracing::error!(context = self.name(), "could not end its coroutines; leaked");
+            return;
+        }
+        for name in self.inner().queues.live_names() {
+            tracing::error!(context = self.name(), bottom_half = name, "ends with a bottom half");
+        }
+        self.inner().queues.close();
+        self.inner().shared.close();
+        // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
+        // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.
+        drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
+    }
+}
+
+impl AioContext {
+    /// Unwinds all coroutines; false if one refuses to end.
+    fn unwind_coroutines(&self) -> bool {
+        let mut last = None;
+        while let Some(coroutine) = self.inner().tasks.first_live() {
+            if last == Some(coroutine.id()) {
+                return false;
+            }
+            last = Some(coroutine.id());
+            coroutine.unwind();
+        }
+        true
+    }
+}

@@ -1,0 +1,54 @@
+//! [`AioHandle`]: a context as other threads see it.
+
+use std::sync::Arc;
+
+use crate::bottom_half;
+use crate::co::Co;
+use crate::context::AioContext;
+use crate::shared::Shared;
+
+/// Puts work on a context from any thread. Cheap to clone; does not keep the context alive.
+#[derive(Clone)]
+pub struct AioHandle {
+    shared: Arc<Shared>,
+}
+
+impl AioHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> AioHandle {
+        AioHandle { shared }
+    }
+
+    /// Runs `callback` on the home thread, in the next poll, and wakes that thread if it sleeps.
+    /// If the context is gone, drops `callback`.
+    pub fn schedule(&self, callback: impl FnOnce(&AioContext) + Send + 'static) {
+        // SAFETY: `one_shot` gives a node that nobody else has; the list owns it from here on. If
+        // it is discarded on another thread, `callback` is `Send`.
+        unsafe { self.shared.schedule(bottom_half::one_shot(callback)) };
+    }
+
+    /// Runs `entry` in a coroutine of that context, from its next poll on. If the context is gone,
+    /// drops `entry`.
+    pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + Send + 'static) {
+        self.schedule(move |ctx| ctx.spawn(name, entry));
+    }
+
+    /// Makes the loop return from its wait, or not begin it (contract: C43).
+    pub fn notify(&self) {
+        self.shared.notify();
+    }
+
+    /// Whether the calling thread is the context's own.
+    pub fn is_home_thread(&self) -> bool {
+        self.shared.is_home_thread()
+    }
+
+    /// Whether the context is gone, so that work given to it is dropped.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+
+    /// The context's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+}

@@ -1,0 +1,404 @@
+//! Scatter-gather lists: [`IoVector`] to write from, [`IoVectorMut`] to read into.
+//!
+//! Both are lists of raw memory ranges with a lifetime. They never hand out a `&mut [u8]`, because
+//! the memory may belong to a guest that writes to it at any time (design decision D10); bytes go
+//! in and out by copy, or by a system call that is given the ranges.
+//!
+//! A list of up to four ranges lives inside the value, a longer one on the heap.
+
+use std::io;
+use std::marker::PhantomData;
+
+use libc::{c_void, iovec};
+use smallvec::SmallVec;
+
+/// Ranges kept without an allocation.
+const INLINE_RANGES: usize = 4;
+
+/// The ranges and their total length; what both public types share.
+#[derive(Clone, Default)]
+struct Ranges {
+    list: SmallVec<[iovec; INLINE_RANGES]>,
+    len_bytes: usize,
+}
+
+// SAFETY: the ranges are plain addresses. What may be done with the memory behind them is decided
+// by the lifetime and the kind (`IoVector`, `IoVectorMut`) of the type that owns this list, just
+// as for `&[u8]` and `&mut [u8]`, which are both `Send` and `Sync`.
+unsafe impl Send for Ranges {}
+// SAFETY: as above; through a shared reference the list itself is only read.
+unsafe impl Sync for Ranges {}
+
+impl Ranges {
+    fn push(&mut self, base: *mut u8, len_bytes: usize) {
+        if len_bytes == 0 {
+            return;
+        }
+        self.len_bytes += len_bytes;
+        self.list.push(iovec { iov_base: base.cast::<c_void>(), iov_len: len_bytes });
+    }
+
+    /// The part `[offset, offset + len)`; ranges are cut, no byte moves.
+    fn slice(&self, offset: usize, len: usize) -> Ranges {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len_bytes);
+        assert!(end.is_some(), "slice {offset}+{len} of a vector of {} bytes", self.len_bytes);
+        let mut part = Ranges::default();
+        self.for_each_piece(offset, len, |base, piece| part.push(base, piece));
+        part
+    }
+
+    /// Calls `visit(address, length)` for each contiguous piece of `[offset, offset + len)`.
+    fn for_each_piece(&self, offset: usize, len: usize, mut visit: impl FnMut(*mut u8, usize)) {
+        let (mut skip, mut left) = (offset, len);
+        for range in &self.list {
+            if left == 0 {
+                return;
+            }
+            if skip >= range.iov_len {
+                skip -= range.iov_len;
+                continue;
+            }
+            let piece = left.min(range.iov_len - skip);
+            visit(range.iov_base.cast::<u8>().wrapping_add(skip), piece);
+            left -= piece;
+            skip = 0;
+        }
+    }
+
+    fn copy_to(&self, offset: usize, target: &mut [u8]) -> usize {
+        let len = target.len().min(self.len_bytes.saturating_sub(offset));
+        let mut done = 0;
+        self.for_each_piece(offset, len, |base, piece| {
+            // SAFETY: `base..base + piece` lies inside one of our ranges, which the lifetime of
+            // the owning type keeps readable; `target` has `len >= done + piece` bytes and, being
+            // an exclusive borrow, does not overlap it. The memory may change under us when it is
+            // a guest's; the bytes are then unspecified, never interpreted here.
+            unsafe { std::ptr::copy_nonoverlapping(base, target.as_mut_ptr().add(done), piece) };
+            done += piece;
+        });
+        done
+    }
+
+    fn is_aligned(&self, alignment: usize) -> bool {
+        self.list
+            .iter()
+            .all(|range| ((range.iov_base as usize) | range.iov_len).is_multiple_of(alignment))
+    }
+}
+
+macro_rules! common_methods {
+    () => {
+        /// An empty vector.
+        #[inline]
+        pub fn new() -> Self {
+            Self::default()
+        }
+
+        /// Total length in bytes.
+        #[inline]
+        pub fn len(&self) -> usize {
+            self.ranges.len_bytes
+        }
+
+        /// Whether it holds no bytes.
+        #[inline]
+        pub fn is_empty(&self) -> bool {
+            self.ranges.len_bytes == 0
+        }
+
+        /// The ranges as the kernel takes them. Empty ranges are never stored.
+        #[inline]
+        pub fn as_iovecs(&self) -> &[iovec] {
+            &self.ranges.list
+        }
+
+        /// Whether every range starts at, and has a length of, a multiple of `alignment` bytes, which
+        /// is a power of two.
+        pub fn is_aligned(&self, alignment: usize) -> bool {
+            self.ranges.is_aligned(alignment)
+        }
+
+        /// Copies bytes from `offset` on into `target`; returns how many there were.
+        pub fn copy_to(&self, offset: usize, target: &mut [u8]) -> usize {
+            self.ranges.copy_to(offset, target)
+        }
+
+        /// Drops up to `bytes` from the front and returns how many were dropped: all, if the
+        /// vector held fewer (contract: C90).
+        pub fn discard_front(&mut self, bytes: usize) -> usize {
+            let dropped = bytes.min(self.len());
+            self.ranges = self.ranges.slice(dropped, self.len() - dropped);
+            dropped
+        }
+
+        /// Drops up to `bytes` from the end and returns how many were dropped: all, if the vector
+        /// held fewer (contract: C90).
+        pub fn discard_back(&mut self, bytes: usize) -> usize {
+            let dropped = bytes.min(self.len());
+            self.ranges = self.ranges.slice(0, self.len() - dropped);
+            dropped
+        }
+    };
+}
+
+/// Memory that a write takes its data from.
+///
+/// ```
+/// use coblk_aio::IoVector;
+/// let (head, body) = (*b"head", vec![7u8; 512]);
+/// let mut vector = IoVector::from(&head[..]);
+/// vector.push(&body);
+/// assert_eq!(vector.len(), 516);
+/// ```
+#[derive(Clone, Default)]
+pub struct IoVector<'a> {
+    ranges: Ranges,
+    memory: PhantomData<&'a [u8]>,
+}
+
+impl<'a> IoVector<'a> {
+    common_methods!();
+
+    /// Appends a slice.
+    pub fn push(&mut self, slice: &'a [u8]) {
+        self.ranges.push(slice.as_ptr().cast_mut(), slice.len());
+    }
+
+    /// Appends guest memory.
+    #[cfg(feature = "vm-memory")]
+    pub fn push_volatile(&mut self, slice: &vm_memory::VolatileSlice<'a>) {
+        self.ranges.push(slice.ptr_guard().as_ptr().cast_mut(), slice.len());
+    }
+
+    /// The part `[offset, offset + len)`, without copying.
+    ///
+    /// # Panics
+    /// If the part is not inside the vector.
+    pub fn slice(&self, offset: usize, len: usize) -> IoVector<'_> {
+        IoVector { ranges: self.ranges.slice(offset, len), memory: PhantomData }
+    }
+
+    /// Appends all ranges of `other`.
+    pub fn extend(&mut self, other: &IoVector<'a>) {
+        self.ranges.list.extend_from_slice(&other.ranges.list);
+        self.ranges.len_bytes += other.len();
+    }
+}
+
+impl<'a> From<&'a [u8]> for IoVector<'a> {
+    fn from(slice: &'a [u8]) -> Self {
+        let mut vector = Self::new();
+        vector.push(slice);
+        vector
+    }
+}
+
+/// Memory that a read puts its data into.
+///
+/// Not `Clone`: like `&mut [u8]` there is one at a time for one place in memory.
+#[derive(Default)]
+pub struct IoVectorMut<'a> {
+    ranges: Ranges,
+    memory: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> IoVectorMut<'a> {
+    common_methods!();
+
+    /// Appends a slice.
+    pub fn push(&mut self, slice: &'a mut [u8]) {
+        self.ranges.push(slice.as_mut_ptr(), slice.len());
+    }
+
+    /// Appends guest memory. Two vectors over the same guest memory are no safety problem: it is
+    /// shared with the guest anyway and only ever accessed by copy.
+    #[cfg(feature = "vm-memory")]
+    pub fn push_volatile(&mut self, slice: &vm_memory::VolatileSlice<'a>) {
+        self.ranges.push(slice.ptr_guard_mut().as_ptr(), slice.len());
+    }
+
+    /// The part `[offset, offset + len)`, without copying.
+    ///
+    /// # Panics
+    /// If the part is not inside the vector.
+    pub fn slice(&mut self, offset: usize, len: usize) -> IoVectorMut<'_> {
+        IoVectorMut { ranges: self.ranges.slice(offset, len), memory: PhantomData }
+    }
+
+    /// The same memory, as something to write from.
+    pub fn as_source(&self) -> IoVector<'_> {
+        IoVector { ranges: self.ranges.clone(), memory: PhantomData }
+    }
+
+    /// Appends all ranges of `other`.
+    pub fn extend(&mut self, other: IoVectorMut<'a>) {
+        self.ranges.list.extend_from_slice(&other.ranges.list);
+        self.ranges.len_bytes += other.len();
+    }
+
+    /// Copies `source` to `offset`; returns how many bytes fitted.
+    pub fn copy_from(&mut self, offset: usize, source: &[u8]) -> usize {
+        let len = source.len().min(self.len().saturating_sub(offset));
+        let mut done = 0;
+        self.ranges.for_each_piece(offset, len, |base, piece| {
+            // SAFETY: `base..base + piece` lies inside one of our ranges, writable for `'a`;
+            // `source` has `len >= done + piece` bytes. The two do not overlap: our memory was
+            // borrowed exclusively, or is a guest's, of which there is no `&[u8]`.
+            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().add(done), base, piece) };
+            done += piece;
+        });
+        done
+    }
+
+    /// Fills from `offset` to the end with `byte`.
+    pub fn fill_from(&mut self, offset: usize, byte: u8) {
+        let len = self.len().saturating_sub(offset);
+        self.ranges.for_each_piece(offset, len, |base, piece| {
+            // SAFETY: the piece lies inside one of our ranges, writable for `'a`.
+            unsafe { std::ptr::write_bytes(base, byte, piece) };
+        });
+    }
+}
+
+impl<'a> From<&'a mut [u8]> for IoVectorMut<'a> {
+    fn from(slice: &'a mut [u8]) -> Self {
+        let mut vector = Self::new();
+        vector.push(slice);
+        vector
+    }
+}
+
+/// A buffer that a request owns while it runs, so that a callback-style request needs no borrowed
+/// memory: it moves onto the request's coroutine and comes back with the completion.
+pub trait IoBuffer: 'static {
+    /// The buffer as a source of data.
+    fn io_vector(&self) -> IoVector<'_>;
+    /// The buffer as a destination of data.
+    fn io_vector_mut(&mut self) -> IoVectorMut<'_>;
+}
+
+impl IoBuffer for Vec<u8> {
+    fn io_vector(&self) -> IoVector<'_> {
+        self.as_slice().into()
+    }
+    fn io_vector_mut(&mut self) -> IoVectorMut<'_> {
+        self.as_mut_slice().into()
+    }
+}
+
+impl IoBuffer for Box<[u8]> {
+    fn io_vector(&self) -> IoVector<'_> {
+        IoVector::from(&self[..])
+    }
+    fn io_vector_mut(&mut self) -> IoVectorMut<'_> {
+        IoVectorMut::from(&mut self[..])
+    }
+}
+
+/// Zero-filled heap memory at a chosen alignment, as O_DIRECT needs it.
+pub struct AlignedBuffer {
+    memory: std::ptr::NonNull<u8>,
+    len: usize,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: it owns its memory as `Box<[u8]>` would.
+unsafe impl Send for AlignedBuffer {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for AlignedBuffer {}
+
+impl AlignedBuffer {
+    /// `len` zero bytes at a multiple of `alignment`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `alignment` is not a power of two, `OutOfMemory` if there is no memory.
+    pub fn new(len: usize, alignment: usize) -> io::Result<AlignedBuffer> {
+        let layout = std::alloc::Layout::from_size_align(len.max(1), alignment)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        // SAFETY: the layout has a size of at least one byte.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        let memory = std::ptr::NonNull::new(memory)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(AlignedBuffer { memory, len, layout })
+    }
+}
+
+impl std::ops::Deref for AlignedBuffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `new` allocated and zeroed at least `len` bytes here, and we own them.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; the exclusive borrow makes it the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout, and freed only here.
+        unsafe { std::alloc::dealloc(self.memory.as_ptr(), self.layout) };
+    }
+}
+
+impl IoBuffer for AlignedBuffer {
+    fn io_vector(&self) -> IoVector<'_> {
+        IoVector::from(&self[..])
+    }
+    fn io_vector_mut(&mut self) -> IoVectorMut<'_> {
+        IoVectorMut::from(&mut self[..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_across_ranges() {
+        let (mut a, mut b) = ([0u8; 3], [0u8; 5]);
+        let mut vector = IoVectorMut::from(&mut a[..]);
+        vector.push(&mut b);
+        assert_eq!(vector.copy_from(1, b"hello!!!!"), 7);
+        let mut back = [0u8; 4];
+        assert_eq!(vector.copy_to(2, &mut back), 4);
+        assert_eq!(&back, b"ello");
+        vector.fill_from(6, 0);
+        assert_eq!((&a, &b), (b"\0he", b"llo\0\0"));
+    }
+
+    #[test]
+    fn slices_cut_ranges() {
+        let data = *b"abcdefgh";
+        let mut vector = IoVector::from(&data[..4]);
+        vector.push(&data[4..]);
+        let part = vector.slice(3, 2);
+        assert_eq!((part.as_iovecs().len(), part.len()), (2, 2));
+        let mut out = [0u8; 2];
+        part.copy_to(0, &mut out);
+        assert_eq!(&out, b"de");
+    }
+
+    #[test]
+    fn c90_discarding_more_than_there_is_empties_it() {
+        let data = [0u8; 10];
+        let mut vector = IoVector::from(&data[..]);
+        assert_eq!(vector.discard_front(4), 4);
+        assert_eq!(vector.discard_back(100), 6);
+        assert!(vector.is_empty() && vector.as_iovecs().is_empty());
+    }
+
+    #[test]
+    fn aligned_buffers_are_aligned() {
+        let mut buffer = AlignedBuffer::new(8192, 4096).unwrap();
+        assert!(buffer.io_vector_mut().is_aligned(4096));
+        buffer[8191] = 1;
+        assert_eq!(buffer.len(), 8192);
+        assert!(AlignedBuffer::new(1, 3).is_err());
+        assert!(AlignedBuffer::new(0, 512).unwrap().is_empty());
+    }
+}

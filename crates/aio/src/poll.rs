@@ -1,0 +1,83 @@
+//! One poll of the loop, phase by phase (contract: C40, C41).
+
+use std::time::Duration;
+
+use crate::context::{AioContext, Inner};
+use crate::node::Node;
+use crate::trace_event;
+
+/// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
+const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
+
+impl AioContext {
+    /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
+    /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
+    /// ran; idle bottom halves do not count (contract: C40, C41).
+    ///
+    /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
+    /// what the outer one has left (contract: C36).
+    ///
+    /// # Panics
+    /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
+    /// the next poll runs it.
+    pub fn poll(&self, blocking: bool) -> bool {
+        let inner = self.inner();
+        inner.wait(blocking);
+        let bottom_halves = inner.run_bottom_halves();
+        let handlers = inner.fds.dispatch(inner.me());
+        let timers = inner.timers.run_due(inner.me());
+        bottom_halves | handlers | timers
+    }
+}
+
+impl Inner {
+    /// Sleeps if allowed, and collects descriptor events.
+    #[inline]
+    fn wait(&self, blocking: bool) {
+        let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
+        let waited = if timeout != Some(Duration::ZERO) && self.shared.prepare_sleep() {
+            trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+            self.fds.wait(timeout)
+        } else if self.fds.is_empty() {
+            Ok(())
+        } else {
+            self.fds.wait(Some(Duration::ZERO))
+        };
+        if let Err(error) = waited {
+            // epoll itself is broken. Bottom halves and timers still work; do not spin on it.
+            tracing::error!(context = %self.shared.name, %error, "waiting for descriptors failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.shared.accept_notifications();
+    }
+
+    /// How long the loop may sleep: `None` for ever.
+    fn sleep_timeout(&self) -> Option<Duration> {
+        let queues = &self.queues;
+        if !queues.pending.is_empty()
+            || !queues.running.is_empty()
+            || self.shared.has_remote()
+            || self.fds.has_ready()
+        {
+            return Some(Duration::ZERO);
+        }
+        let timeout = self.timers.timeout();
+        if queues.idle.is_empty() {
+            return timeout;
+        }
+        Some(timeout.map_or(IDLE_BH_TIMEOUT, |timeout| timeout.min(IDLE_BH_TIMEOUT)))
+    }
+
+    fn run_bottom_halves(&self) -> bool {
+        let running = &self.queues.running;
+        running.append(&self.queues.pending);
+        self.shared.take_remote(running);
+        running.append(&self.queues.idle);
+        let mut progress = false;
+        while let Some(node) = running.pop() {
+            // SAFETY: just taken from the list, by the home thread.
+            progress |= unsafe { Node::run(node, self.me()) };
+        }
+        progress
+    }
+}

@@ -1,0 +1,156 @@
+//! The half of a context that other threads see: its remote list and the wake-up.
+//!
+//! # How a sleeping loop is woken, and an awake one is not disturbed
+//!
+//! ```text
+//! any thread                                home thread
+//! ----------                                -----------
+//! push(node)                 (a)            state |= SLEEPING              (c)
+//! if state has SLEEPING      (b)            if NOTIFIED or list not empty  (d)
+//!     write the eventfd                          do not block
+//!                                           else block in epoll
+//!                                           state = 0          "accept notifications"
+//! ```
+//!
+//! All four are sequentially consistent. Either (b) sees (c), and the eventfd is written, or (d)
+//! sees (a), and the loop does not block. The `NOTIFIED` bit makes sure that of many threads that
+//! see `SLEEPING` one writes the eventfd (contract: C43).
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::node::{LocalList, Node, RemoteList};
+use crate::trace_event;
+
+/// The home thread has announced that it is about to sleep, or sleeps.
+const SLEEPING: u8 = 1;
+/// Somebody asked the loop not to block, or to wake up.
+const NOTIFIED: u8 = 2;
+
+/// Cross-thread state of one context. Outlives the context while handles exist.
+pub(crate) struct Shared {
+    remote: RemoteList,
+    state: AtomicU8,
+    /// Set once, by the home thread, when nobody will serve the list any more.
+    closed: AtomicU8,
+    waker: mio::Waker,
+    home_thread: ThreadToken,
+    pub(crate) name: String,
+}
+
+impl Shared {
+    pub(crate) fn new(name: String, waker: mio::Waker) -> Shared {
+        Shared {
+            remote: RemoteList::new(),
+            state: AtomicU8::new(0),
+            closed: AtomicU8::new(0),
+            waker,
+            home_thread: ThreadToken::current(),
+            name,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_home_thread(&self) -> bool {
+        self.home_thread == ThreadToken::current()
+    }
+
+    /// Schedules a node from any thread; wakes the loop only if it sleeps.
+    ///
+    /// Takes an `Arc`, because the node's owner, and with it the last handle to this context, may
+    /// be gone as soon as the node is on the list.
+    ///
+    /// # Safety
+    /// The rule of `node.rs`.
+    pub(crate) unsafe fn schedule(self: &Arc<Shared>, node: NonNull<Node>) {
+        // SAFETY: passed on.
+        unsafe { self.remote.push(node) };
+        if self.state.load(Ordering::SeqCst) & SLEEPING != 0 {
+            self.notify();
+        }
+        // The context may have ended between the caller's look and our push; then nobody else
+        // will take the node. Whoever swaps the list out owns what was on it, so two threads that
+        // both come here do not meet.
+        if self.closed.load(Ordering::SeqCst) != 0 {
+            self.discard_all();
+        }
+    }
+
+    /// Makes the loop return from, or not enter, its wait.
+    pub(crate) fn notify(&self) {
+        let before = self.state.fetch_or(NOTIFIED, Ordering::SeqCst);
+        if before & SLEEPING != 0 && before & NOTIFIED == 0 {
+            trace_event!("aio_notify", context = %self.name);
+            // The eventfd is written only here. It fails only when the descriptor is broken, and
+            // then the loop's own wait reports it.
+            let _ = self.waker.wake();
+        }
+    }
+
+    /// Announces sleep. Returns false if the loop must not block.
+    pub(crate) fn prepare_sleep(&self) -> bool {
+        let before = self.state.fetch_or(SLEEPING, Ordering::SeqCst);
+        before & NOTIFIED == 0 && self.remote.is_empty()
+    }
+
+    /// After the wait, or instead of it: awake, and all notifications accepted.
+    pub(crate) fn accept_notifications(&self) {
+        if self.state.load(Ordering::Relaxed) != 0 {
+            self.state.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Moves what other threads scheduled to the end of `target`.
+    #[inline]
+    pub(crate) fn take_remote(&self, target: &LocalList) {
+        self.remote.take_all(target);
+    }
+
+    #[inline]
+    pub(crate) fn has_remote(&self) -> bool {
+        !self.remote.is_empty()
+    }
+
+    /// From now on what is scheduled is discarded.
+    pub(crate) fn close(&self) {
+        self.closed.store(1, Ordering::SeqCst);
+        self.discard_all();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst) != 0
+    }
+
+    fn discard_all(&self) {
+        let list = LocalList::new();
+        self.remote.take_all(&list);
+        while let Some(node) = list.pop() {
+            // SAFETY: just taken, and the context is gone.
+            unsafe { Node::discard(node) };
+        }
+    }
+}
+
+/// A thread's identity, never reused, at the price of one thread-local load.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct ThreadToken(u64);
+
+impl ThreadToken {
+    #[inline]
+    fn current() -> ThreadToken {
+        thread_local! { static TOKEN: Cell<u64> = const { Cell::new(0) } }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        TOKEN.with(|token| {
+            if token.get() == 0 {
+                token.set(NEXT.fetch_add(1, Ordering::Relaxed));
+            }
+            ThreadToken(token.get())
+        })
+    }
+}
+
+/// Pause of the cold loop that waits for another thread to finish handing over a node.
+pub(crate) const HANDOVER_PAUSE: Duration = Duration::from_micros(20);

@@ -1,0 +1,172 @@
+//! System calls as safe functions: the only place of the block layer that talks to the kernel.
+//!
+//! Each returns the kernel's errno inside an `io::Error` and does nothing else: who calls decides
+//! about retries. All of them may be called from any thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use libc::{c_int, c_void};
+
+use crate::io_vector::{IoVector, IoVectorMut};
+
+/// Ranges one system call takes; a longer vector is transferred in part.
+pub const IOV_MAX: usize = 1024;
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn check_zero(result: c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn offset(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+fn iov_count(count: usize) -> c_int {
+    // IOV_MAX fits, so the conversion cannot lose anything.
+    count.min(IOV_MAX) as c_int
+}
+
+/// Reads at `offset_bytes` into `target`; returns how many bytes were read, 0 at the end of file.
+pub fn preadv(
+    fd: BorrowedFd<'_>,
+    target: &mut IoVectorMut<'_>,
+    offset_bytes: u64,
+) -> io::Result<usize> {
+    let iov = target.as_iovecs();
+    // SAFETY: the ranges are valid for writing while `target` is borrowed, and the kernel writes
+    // nothing outside them.
+    check(unsafe {
+        libc::preadv(fd.as_raw_fd(), iov.as_ptr(), iov_count(iov.len()), offset(offset_bytes)?)
+    })
+}
+
+/// [`preadv`] that fails with EAGAIN instead of waiting for the disk (`RWF_NOWAIT`).
+pub fn preadv_nowait(
+    fd: BorrowedFd<'_>,
+    target: &mut IoVectorMut<'_>,
+    offset_bytes: u64,
+) -> io::Result<usize> {
+    let iov = target.as_iovecs();
+    // SAFETY: as in `preadv`.
+    check(unsafe {
+        libc::preadv2(
+            fd.as_raw_fd(),
+            iov.as_ptr(),
+            iov_count(iov.len()),
+            offset(offset_bytes)?,
+            libc::RWF_NOWAIT,
+        )
+    })
+}
+
+/// Writes `source` at `offset_bytes`; returns how many bytes were written.
+pub fn pwritev(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> io::Result<usize> {
+    let iov = source.as_iovecs();
+    // SAFETY: the ranges are valid for reading while `source` is borrowed; the kernel only reads.
+    check(unsafe {
+        libc::pwritev(fd.as_raw_fd(), iov.as_ptr(), iov_count(iov.len()), offset(offset_bytes)?)
+    })
+}
+
+/// Makes written data durable.
+pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check_zero(unsafe { libc::fdatasync(fd.as_raw_fd()) })
+}
+
+/// What [`fallocate`] does to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Gives the blocks back; the range reads as zeroes.
+    PunchHole,
+    /// Makes the range read as zeroes, blocks kept; the length does not change.
+    ZeroRange,
+    /// Allocates blocks, growing the file if need be; data that is there stays.
+    Allocate,
+}
+
+/// Changes how a range of a file is stored.
+pub fn fallocate(
+    fd: BorrowedFd<'_>,
+    what: Fallocate,
+    offset_bytes: u64,
+    len_bytes: u64,
+) -> io::Result<()> {
+    let mode = match what {
+        Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        Fallocate::Allocate => 0,
+    };
+    // SAFETY: no memory is involved.
+    check_zero(unsafe {
+        libc::fallocate(fd.as_raw_fd(), mode, offset(offset_bytes)?, offset(len_bytes)?)
+    })
+}
+
+/// Waits until the descriptor is readable; false if `timeout`, kept to the nanosecond, ran out.
+/// A signal ends the wait like a time-out.
+pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> io::Result<bool> {
+    let mut poll_fd = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let timeout = libc::timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    // SAFETY: one valid pollfd, a valid timespec, and no signal mask.
+    let result = unsafe { libc::ppoll(&mut poll_fd, 1, &timeout, std::ptr::null()) };
+    match result {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Blocks signals for the calling thread, so that a process's signals reach the threads that
+/// handle them. Those that a thread causes itself (SIGSEGV and its like) stay as they are.
+pub(crate) fn block_signals() {
+    // SAFETY: `set` is a plain value that sigfillset initialises; the old mask is not asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL] {
+            libc::sigdelset(&mut set, own);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+/// A new eventfd, non-blocking and closed on exec.
+pub(crate) fn eventfd() -> io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    check_zero(c_int::from(fd < 0))?;
+    // SAFETY: just created, and owned by nobody else.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+/// Adds 1 to an eventfd.
+pub(crate) fn eventfd_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let one = 1u64;
+    // SAFETY: eight readable bytes.
+    let result = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast::<c_void>(), 8) };
+    check(result).map(|_| ())
+}
+
+/// Takes the value of an eventfd; 0 if nothing was written since.
+pub(crate) fn eventfd_read(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut value = 0u64;
+    // SAFETY: eight writable bytes.
+    let result = unsafe { libc::read(fd.as_raw_fd(), (&raw mut value).cast::<c_void>(), 8) };
+    match check(result) {
+        Ok(_) => Ok(value),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,321 @@
+//! The worker pool: threads that make blocking calls for coroutines and callbacks.
+//!
+//! One pool serves all contexts of a process. A job goes to the workers through a bounded channel,
+//! so submitting allocates nothing; a finished job goes, as a bottom half, to the list of the
+//! context that submitted it ([`job`]). What a worker thread does is in [`worker`].
+//!
+//! # Who is idle
+//!
+//! `available` counts workers that are ready to take a job, less jobs that are on their way to
+//! one. Submitting takes one off before it sends; a worker adds one before it waits. So a worker
+//! that has been signalled no longer counts as idle, and a burst of jobs starts as many threads as
+//! it can use (contract: C57).
+
+mod job;
+mod worker;
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+pub use job::AioJob;
+use job::JobHeader;
+
+/// Threads a pool may run, unless told otherwise (contract: C56).
+pub const DEFAULT_MAX_THREADS: usize = 64;
+/// How long a worker above the minimum stays without work (contract: C58).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Jobs the channel holds; more wait in the overflow list.
+const CHANNEL_CAPACITY: usize = 4096;
+
+/// Limits that make no sense (contract: C60).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadPoolLimitsError {
+    /// The minimum is above the maximum.
+    MinAboveMax {
+        /// The minimum asked for.
+        min: usize,
+        /// The maximum asked for.
+        max: usize,
+    },
+    /// The maximum is 0, so no job could ever run.
+    MaxZero,
+}
+
+impl std::fmt::Display for ThreadPoolLimitsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::MinAboveMax { min, max } => {
+                write!(f, "thread pool: minimum of {min} threads is above the maximum of {max}")
+            }
+            Self::MaxZero => write!(f, "thread pool: the maximum must be at least 1 thread"),
+        }
+    }
+}
+
+impl std::error::Error for ThreadPoolLimitsError {}
+
+/// What the channel carries.
+enum Message {
+    Job(NonNull<JobHeader>),
+    /// Look at the limits: there may be one worker too many.
+    Recheck,
+}
+
+// SAFETY: a job is handed to exactly one worker, and is made of what is `Send`: `submit_co` and
+// `submit_aio` demand it.
+unsafe impl Send for Message {}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    min: usize,
+    max: usize,
+    /// Threads that run or are being started. Changed under the lock only.
+    threads: usize,
+}
+
+/// What workers and handles share.
+struct PoolState {
+    sender: Sender<Message>,
+    receiver: Receiver<Message>,
+    /// See the module's head. Negative: more jobs than workers.
+    available: AtomicIsize,
+    limits: Mutex<Limits>,
+    /// `limits.threads >= limits.max`, so that a submit under load takes no lock.
+    full: AtomicBool,
+    /// A worker has to look at the limits before it takes the next job.
+    over_max: AtomicBool,
+    /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
+    overflow: Mutex<VecDeque<Message>>,
+    overflowing: AtomicUsize,
+    stopping: AtomicBool,
+    idle_timeout: Duration,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Locks even if a thread panicked while it held the lock: nothing here is left half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Threads that run blocking work. A handle: clones are the same pool. Any thread may hold one; to
+/// submit takes a [`Co`](crate::Co) or a context, so it happens on a home thread (contract: C55):
+///
+/// ```compile_fail
+/// let pool = coblk_aio::ThreadPool::global();
+/// let ctx = coblk_aio::AioContext::new().unwrap();
+/// std::thread::spawn(move || pool.submit_aio(&ctx, || (), |_| ()));
+/// ```
+///
+/// When the last handle is dropped, the workers finish what is queued and end (contract: C65).
+#[derive(Clone)]
+pub struct ThreadPool {
+    owner: Arc<Owner>,
+}
+
+struct Owner {
+    state: Arc<PoolState>,
+}
+
+impl ThreadPool {
+    /// A pool with its own threads: at least `min`, started now, and up to `max`.
+    ///
+    /// # Errors
+    /// If `max` is 0 or below `min` (contract: C60).
+    pub fn new(min: usize, max: usize) -> Result<ThreadPool, ThreadPoolLimitsError> {
+        Self::with_idle_timeout(min, max, IDLE_TIMEOUT)
+    }
+
+    /// [`new`](Self::new), and how long a worker above `min` stays without work.
+    ///
+    /// # Errors
+    /// If `max` is 0 or below `min` (contract: C60).
+    pub fn with_idle_timeout(
+        min: usize,
+        max: usize,
+        idle_timeout: Duration,
+    ) -> Result<ThreadPool, ThreadPoolLimitsError> {
+        let (sender, receiver) = bounded(CHANNEL_CAPACITY);
+        let state = PoolState {
+            sender,
+            receiver,
+            available: AtomicIsize::new(0),
+            limits: Mutex::new(Limits { min: 0, max: 1, threads: 0 }),
+            full: AtomicBool::new(false),
+            over_max: AtomicBool::new(false),
+            overflow: Mutex::new(VecDeque::new()),
+            overflowing: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            idle_timeout,
+            handles: Mutex::new(Vec::new()),
+        };
+        let pool = ThreadPool { owner: Arc::new(Owner { state: Arc::new(state) }) };
+        pool.set_limits(min, max)?;
+        Ok(pool)
+    }
+
+    /// The process's pool: 0 to 64 threads (contract: C56), made on first use, never ended.
+    pub fn global() -> ThreadPool {
+        static GLOBAL: OnceLock<ThreadPool> = OnceLock::new();
+        GLOBAL
+            .get_or_init(|| {
+                ThreadPool::new(0, DEFAULT_MAX_THREADS).expect("the default limits are valid")
+            })
+            .clone()
+    }
+
+    /// Changes the limits. A higher minimum starts workers at once; workers above a lower maximum
+    /// end without taking more work (contract: C59). Any thread.
+    ///
+    /// # Errors
+    /// If `max` is 0 or below `min`; nothing has changed then (contract: C60).
+    pub fn set_limits(&self, min: usize, max: usize) -> Result<(), ThreadPoolLimitsError> {
+        if max == 0 {
+            return Err(ThreadPoolLimitsError::MaxZero);
+        }
+        if min > max {
+            return Err(ThreadPoolLimitsError::MinAboveMax { min, max });
+        }
+        let state = &self.owner.state;
+        let (missing, surplus) = {
+            let mut limits = lock(&state.limits);
+            (limits.min, limits.max) = (min, max);
+            state.publish(&limits);
+            (min.saturating_sub(limits.threads), limits.threads.saturating_sub(max))
+        };
+        for _ in 0..missing {
+            state.start_worker();
+        }
+        for _ in 0..surplus {
+            // An idle worker has to be told; a busy one looks at `over_max` by itself.
+            state.available.fetch_sub(1, Ordering::AcqRel);
+            state.send(Message::Recheck);
+        }
+        Ok(())
+    }
+
+    /// Threads that run now.
+    pub fn threads(&self) -> usize {
+        lock(&self.owner.state.limits).threads
+    }
+
+    fn submit(&self, job: NonNull<JobHeader>) {
+        self.owner.state.submit(job);
+    }
+}
+
+impl PoolState {
+    /// Hands a job to the workers, and starts one if none is idle.
+    fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>) {
+        let idle_before = self.available.fetch_sub(1, Ordering::AcqRel);
+        self.send(Message::Job(job));
+        if idle_before <= 0 && !self.full.load(Ordering::Relaxed) && !self.start_worker() {
+            self.run_without_workers();
+        }
+    }
+
+    /// Never blocks. A full channel fills the overflow list, which workers move on.
+    fn send(&self, message: Message) {
+        if self.overflowing.load(Ordering::SeqCst) > 0 {
+            return self.send_overflow(message);
+        }
+        // Both ends live in this struct, so the only error is a full channel.
+        if let Err(error) = self.sender.try_send(message) {
+            self.send_overflow(error.into_inner());
+        }
+    }
+
+    #[cold]
+    fn send_overflow(&self, message: Message) {
+        let mut overflow = lock(&self.overflow);
+        overflow.push_back(message);
+        self.overflowing.store(overflow.len(), Ordering::SeqCst);
+        self.refill(&mut overflow);
+    }
+
+    /// Moves what the overflow list holds into the channel, as far as it goes.
+    ///
+    /// Nothing is stranded: if this finds the channel full, a worker will take from it later, and
+    /// then sees `overflowing`, which was set before.
+    fn refill(&self, overflow: &mut VecDeque<Message>) {
+        while let Some(message) = overflow.pop_front() {
+            if let Err(error) = self.sender.try_send(message) {
+                overflow.push_front(error.into_inner());
+                break;
+            }
+        }
+        self.overflowing.store(overflow.len(), Ordering::SeqCst);
+    }
+
+    /// Recomputes the flags that the hot path reads instead of the limits.
+    fn publish(&self, limits: &Limits) {
+        self.full.store(limits.threads >= limits.max, Ordering::Relaxed);
+        self.over_max.store(limits.threads > limits.max, Ordering::Relaxed);
+    }
+
+    /// Starts a worker if the maximum allows. False if there is none at all.
+    fn start_worker(self: &Arc<PoolState>) -> bool {
+        {
+            let mut limits = lock(&self.limits);
+            if limits.threads >= limits.max {
+                return true;
+            }
+            limits.threads += 1;
+            self.publish(&limits);
+        }
+        let state = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("coblk-worker".to_owned());
+        match thread.spawn(move || worker::run(&state)) {
+            Ok(handle) => {
+                let mut handles = lock(&self.handles);
+                handles.retain(|handle| !handle.is_finished());
+                handles.push(handle);
+                true
+            }
+            Err(error) => {
+                let mut limits = lock(&self.limits);
+                limits.threads -= 1;
+                self.publish(&limits);
+                tracing::warn!(%error, threads = limits.threads, "cannot start a worker thread");
+                limits.threads > 0
+            }
+        }
+    }
+
+    /// No thread could be started and none runs: better a loop that blocks than a job that hangs.
+    #[cold]
+    fn run_without_workers(&self) {
+        while let Ok(message) = self.receiver.try_recv() {
+            self.available.fetch_add(1, Ordering::AcqRel);
+            if let Message::Job(job) = message {
+                // SAFETY: taken from the channel, so it is ours to run.
+                unsafe { JobHeader::run(job, &mut None) };
+            }
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.state.stopping.store(true, Ordering::SeqCst);
+        let handles = std::mem::take(&mut *lock(&self.state.handles));
+        for _ in &handles {
+            self.state.send(Message::Recheck);
+        }
+        let own = std::thread::current().id();
+        for handle in handles {
+            // A job may own the last handle; its worker cannot wait for itself.
+            if handle.thread().id() != own {
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
