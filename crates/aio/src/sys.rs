@@ -108,6 +108,26 @@ pub fn fallocate(
     })
 }
 
+/// What O_DIRECT on this file asks for: alignment of memory and of offsets in bytes. `None` if the
+/// kernel or the file system does not tell (before Linux 6.1), or does not do O_DIRECT.
+pub fn direct_io_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    // SAFETY: an all-zero statx is a valid value.
+    let mut answer: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; `answer` is writable.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &mut answer,
+        )
+    };
+    let alignments = (answer.stx_dio_mem_align, answer.stx_dio_offset_align);
+    let told = result == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0;
+    (told && alignments.0.is_power_of_two() && alignments.1.is_power_of_two()).then_some(alignments)
+}
+
 /// Waits until the descriptor is readable; false if `timeout`, kept to the nanosecond, ran out.
 /// A signal ends the wait like a time-out.
 pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> io::Result<bool> {

@@ -1,1 +1,20 @@
-//! Under construction.
+//! The block layer: [`BlockBackend`], [`BlockNode`], and [`drivers`].
+//!
+//! A request goes from a backend (`block_backend.rs`) through the request path (`io.rs`) to a
+//! driver (`drivers/`), all in one coroutine, on one thread.
+#![forbid(unsafe_code)]
+
+mod aio;
+mod block_backend;
+mod blocking;
+mod driver;
+pub mod drivers;
+mod flags;
+mod gate;
+mod io;
+mod node;
+
+pub use block_backend::BlockBackend;
+pub use driver::{BlockDriver, BlockLimits};
+pub use flags::{WriteFlags, ZeroFlags};
+pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};

@@ -88,6 +88,12 @@ pub(crate) fn throw_unwind() -> ! {
 /// What is thrown to unwind a coroutine. Nobody else can make one.
 struct ForcedUnwind;
 
+/// Whether a caught panic is the unwinding of a coroutine. Code that catches panics inside a coroutine must let this
+/// one go on, with [`resume_unwind`].
+pub fn is_forced_unwind(payload: &(dyn Any + Send)) -> bool {
+    payload.is::<ForcedUnwind>()
+}
+
 #[cold]
 fn keep_panic(control: &Control, payload: Box<dyn Any + Send>) {
     if !payload.is::<ForcedUnwind>() {

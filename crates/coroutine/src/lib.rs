@@ -42,4 +42,5 @@ mod wake_queue;
 
 pub use coroutine::{Coroutine, CoroutineState};
 pub use current::{current, in_coroutine};
+pub use entry::is_forced_unwind;
 pub use suspender::Suspender;

@@ -4,6 +4,7 @@ mod task;
 mod waker;
 
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::ptr::NonNull;
 
 use coblk_coroutine::Suspender;
@@ -83,6 +84,19 @@ impl<'a> Co<'a> {
         Task::schedule_local(self.task);
         self.suspend();
         self.task().disarm();
+    }
+
+    /// Runs `code` and catches its panic. The unwinding of the coroutine itself, when its context
+    /// ends, is not caught: it must reach the coroutine's end.
+    #[inline]
+    pub fn catch_unwind<R>(&self, code: impl FnOnce() -> R) -> std::thread::Result<R> {
+        std::panic::catch_unwind(AssertUnwindSafe(code)).or_else(|panic| {
+            if coblk_coroutine::is_forced_unwind(&*panic) {
+                resume_unwind(panic)
+            } else {
+                Err(panic)
+            }
+        })
     }
 
     /// Suspends. Whoever calls this has arranged for exactly one resume.

@@ -1,0 +1,125 @@
+//! The callback door: requests that own their buffer and end in a callback.
+//!
+//! Each request is a coroutine that keeps buffer and callback in its frame; nothing is allocated.
+
+use std::io;
+
+use coblk_aio::{AioContext, Co, IoBuffer};
+
+use crate::block_backend::BlockBackend;
+use crate::flags::{WriteFlags, ZeroFlags};
+
+/// The callback door. A callback runs on the home thread, inside the request's coroutine, never
+/// before its submitting call has returned, also when the request fails at once; a drain waits for
+/// it (contract: C75). It gets the buffer back.
+///
+/// A request that panics fails with EIO and is logged.
+impl BlockBackend {
+    /// Fills `buffer` from `offset` bytes on.
+    pub fn aio_preadv<B: IoBuffer>(
+        &self,
+        ctx: &AioContext,
+        offset: u64,
+        mut buffer: B,
+        callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
+    ) {
+        self.submit(ctx, "blk_aio_preadv", move |backend, co| {
+            let result = fail_on_panic(co, || {
+                backend.preadv_entered(co, offset, &mut buffer.io_vector_mut())
+            });
+            complete(co, move |ctx| callback(ctx, result, buffer));
+        });
+    }
+
+    /// Writes `buffer` at `offset` bytes.
+    pub fn aio_pwritev<B: IoBuffer>(
+        &self,
+        ctx: &AioContext,
+        offset: u64,
+        buffer: B,
+        flags: WriteFlags,
+        callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
+    ) {
+        self.submit(ctx, "blk_aio_pwritev", move |backend, co| {
+            let result = fail_on_panic(co, || {
+                backend.pwritev_entered(co, offset, &buffer.io_vector(), flags)
+            });
+            complete(co, move |ctx| callback(ctx, result, buffer));
+        });
+    }
+
+    /// Makes all writes durable that completed before.
+    pub fn aio_flush(
+        &self,
+        ctx: &AioContext,
+        callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
+    ) {
+        self.submit(ctx, "blk_aio_flush", move |backend, co| {
+            let result = fail_on_panic(co, || backend.flush_entered(co));
+            complete(co, move |ctx| callback(ctx, result));
+        });
+    }
+
+    /// Makes `bytes` bytes from `offset` on read as zeroes.
+    pub fn aio_pwrite_zeroes(
+        &self,
+        ctx: &AioContext,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+        callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
+    ) {
+        self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co| {
+            let result =
+                fail_on_panic(co, || backend.pwrite_zeroes_entered(co, offset, bytes, flags));
+            complete(co, move |ctx| callback(ctx, result));
+        });
+    }
+
+    /// Gives `bytes` bytes from `offset` on back to the storage.
+    pub fn aio_pdiscard(
+        &self,
+        ctx: &AioContext,
+        offset: u64,
+        bytes: u64,
+        callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
+    ) {
+        self.submit(ctx, "blk_aio_pdiscard", move |backend, co| {
+            let result = fail_on_panic(co, || backend.pdiscard_entered(co, offset, bytes));
+            complete(co, move |ctx| callback(ctx, result));
+        });
+    }
+
+    #[inline]
+    fn submit(
+        &self,
+        ctx: &AioContext,
+        name: &'static str,
+        request: impl FnOnce(&BlockBackend, &Co<'_>) + 'static,
+    ) {
+        let backend = self.clone();
+        ctx.spawn(name, move |co| {
+            // Counted until the callback has returned.
+            let _request = backend.begin_request(co);
+            request(&backend, co);
+        });
+    }
+}
+
+/// Runs a request; a panic in it becomes EIO (design decision D11).
+#[inline]
+fn fail_on_panic(co: &Co<'_>, request: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    co.catch_unwind(request).unwrap_or_else(|_| {
+        tracing::error!(coroutine = co.name(), "request panicked; failed with EIO");
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    })
+}
+
+/// Calls the callback, but not before the submitter has gone on.
+#[inline]
+fn complete(co: &Co<'_>, callback: impl FnOnce(&AioContext)) {
+    if !co.has_suspended() {
+        co.reschedule();
+    }
+    callback(co.context());
+}

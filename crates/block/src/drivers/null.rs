@@ -1,0 +1,83 @@
+//! `null-co` and `null-aio`: a device that stores nothing, to measure everything above it.
+
+use std::io;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use crate::driver::BlockDriver;
+use crate::flags::{WriteFlags, ZeroFlags};
+
+/// A driver that does nothing, successfully.
+#[derive(Clone, Debug)]
+pub struct Null {
+    size_bytes: u64,
+    read_zeroes: bool,
+    deferred: bool,
+}
+
+impl Null {
+    /// A device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
+    /// buffer as it is.
+    pub fn new(size_bytes: u64) -> Null {
+        Null { size_bytes, read_zeroes: false, deferred: false }
+    }
+
+    /// Whether reads fill the buffer with zeroes.
+    pub fn read_zeroes(self, read_zeroes: bool) -> Null {
+        Null { read_zeroes, ..self }
+    }
+
+    /// Whether requests suspend, and complete from a bottom half (`null-aio`).
+    pub fn deferred(self, deferred: bool) -> Null {
+        Null { deferred, ..self }
+    }
+
+    #[inline]
+    fn finish(&self, co: &Co<'_>) -> io::Result<()> {
+        if self.deferred {
+            co.reschedule();
+        }
+        Ok(())
+    }
+}
+
+impl BlockDriver for Null {
+    fn format_name(&self) -> &'static str {
+        if self.deferred { "null-aio" } else { "null-co" }
+    }
+
+    fn length(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn co_preadv(&self, co: &Co<'_>, _offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        if self.read_zeroes {
+            target.fill_from(0, 0);
+        }
+        self.finish(co)
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        _source: &IoVector<'_>,
+        _flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.finish(co)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.finish(co)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        _bytes: u64,
+        _flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.finish(co)
+    }
+}
