@@ -1,1 +1,46 @@
-//! Under construction.
+//! coblk: a block I/O event loop for storage daemons.
+//!
+//! This is the crate that a daemon depends on. It adds nothing of its own: each layer is a module,
+//! and what most programs use is here at the root.
+//!
+//! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
+//! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
+//! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
+//! * [`coroutine`]: the stackful coroutines below all of it.
+//!
+//! ```
+//! use coblk::{AioContext, BlockBackend, BlockNode, IoVector, IoVectorMut, WriteFlags};
+//! use coblk::drivers::File;
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("disk.img");
+//! # std::fs::File::create(&path)?.set_len(1 << 20)?;
+//! let ctx = AioContext::new()?;
+//! let node = BlockNode::new("disk0", File::options().open(&path)?);
+//! let backend = BlockBackend::new(&ctx, "drive0", node);
+//!
+//! // A coroutine reads like blocking code; the loop goes on while a worker thread does the I/O.
+//! ctx.run(|co| {
+//!     backend.co_pwritev(co, 4096, &IoVector::from(&b"hello"[..]), WriteFlags::empty())?;
+//!     backend.co_flush(co)?;
+//!     let mut back = [0u8; 5];
+//!     backend.co_preadv(co, 4096, &mut IoVectorMut::from(&mut back[..]))?;
+//!     assert_eq!(&back, b"hello");
+//!     std::io::Result::Ok(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+pub use coblk_aio as aio;
+pub use coblk_block as block;
+pub use coblk_coroutine as coroutine;
+pub use coblk_virtio_blk as virtio_blk;
+
+pub use coblk_aio::{
+    AioContext, AioHandle, AlignedBuffer, BottomHalf, Co, CoWaker, EventNotifier, FdInterest,
+    IoBuffer, IoVector, IoVectorMut, Readiness, RemoteBottomHalf, ThreadPool, Timer,
+};
+pub use coblk_block::{
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags, drain_all, drivers,
+};
