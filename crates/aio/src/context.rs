@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -18,8 +18,10 @@ use coblk_coroutine::Coroutine;
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
 use crate::event_notifier::EventNotifier;
-use crate::fd_handler::{FdHandlers, FdInterest, Readiness};
+use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
+use crate::plug::PlugState;
+use crate::polling::{PollHook, Polling};
 use crate::shared::Shared;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Timer, TimerList};
@@ -70,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) queues: Rc<BhQueues>,
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
+    pub(crate) polling: Polling,
+    pub(crate) plug: PlugState,
     tasks: TaskList,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
@@ -98,6 +102,7 @@ impl Inner {
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
+    poll_max: Duration,
 }
 
 impl AioContextBuilder {
@@ -110,6 +115,13 @@ impl AioContextBuilder {
     /// The worker pool it submits to, instead of the process's.
     pub fn thread_pool(mut self, pool: ThreadPool) -> Self {
         self.thread_pool = Some(pool);
+        self
+    }
+
+    /// How long the loop may look for work before it sleeps; see
+    /// [`AioContext::set_poll_params`]. Zero, the default, turns it off.
+    pub fn poll_max(mut self, max: Duration) -> Self {
+        self.poll_max = max;
         self
     }
 
@@ -127,6 +139,8 @@ impl AioContextBuilder {
             queues: Rc::new(BhQueues::new()),
             timers: Rc::new(TimerList::new()),
             fds,
+            polling: Polling::new(self.poll_max),
+            plug: PlugState::default(),
             tasks: TaskList::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
@@ -214,13 +228,61 @@ impl AioContext {
         interest: FdInterest,
         callback: impl Fn(&AioContext, Readiness) + 'static,
     ) -> io::Result<()> {
-        self.inner().fds.set(fd.as_fd().as_raw_fd(), interest, Box::new(callback))
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), None)
+    }
+
+    /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
+    /// call. Once `fd` has been ready, a loop that polls adaptively asks `busy` before it sleeps,
+    /// and calls `ready` if it says yes; a nested poll never enters `ready` again (contract: C45,
+    /// C47).
+    ///
+    /// # Errors
+    /// As [`set_fd_handler`](Self::set_fd_handler).
+    pub fn set_polled_fd_handler(
+        &self,
+        fd: impl AsFd,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+        busy: impl Fn(&AioContext) -> bool + 'static,
+        ready: impl Fn(&AioContext) + 'static,
+    ) -> io::Result<()> {
+        let hook = PollHook::new(Box::new(busy), Box::new(ready));
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), Some(hook))
+    }
+
+    fn set_handler(
+        &self,
+        fd: RawFd,
+        interest: FdInterest,
+        callback: Callback,
+        hook: Option<Rc<PollHook>>,
+    ) -> io::Result<()> {
+        self.unset_handler(fd);
+        self.inner().fds.set(fd, interest, callback, hook)
+    }
+
+    fn unset_handler(&self, fd: RawFd) {
+        if let Some(hook) = self.inner().fds.unset(fd) {
+            self.inner().polling.forget(&hook);
+        }
+    }
+
+    /// How long the loop may look for work before it sleeps: up to `max`, growing by the factor
+    /// `grow` (0: 2) and, when looking does not pay, divided by `shrink` (0: begin again). A `max`
+    /// of zero, the default, turns it off (contract: C46, C48).
+    pub fn set_poll_params(&self, max: Duration, grow: u32, shrink: u32) {
+        self.inner().polling.set(max, grow, shrink);
+    }
+
+    /// How long the loop would look for work before its next sleep.
+    pub fn poll_time(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.current_ns())
     }
 
     /// Removes the handler of `fd`, also from inside any handler; without effect if there is none
     /// (contract: C44).
     pub fn unset_fd_handler(&self, fd: impl AsFd) {
-        self.inner().fds.unset(fd.as_fd().as_raw_fd());
+        self.unset_handler(fd.as_fd().as_raw_fd());
     }
 
     /// Calls `callback` after `notifier` was kicked, once for any number of kicks. Removed with

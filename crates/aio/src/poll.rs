@@ -1,6 +1,7 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
-use std::time::Duration;
+use std::io;
+use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
 use crate::node::Node;
@@ -24,7 +25,7 @@ impl AioContext {
         let inner = self.inner();
         inner.wait(blocking);
         let bottom_halves = inner.run_bottom_halves();
-        let handlers = inner.fds.dispatch(inner.me());
+        let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
         bottom_halves | handlers | timers
     }
@@ -35,13 +36,12 @@ impl Inner {
     #[inline]
     fn wait(&self, blocking: bool) {
         let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
-        let waited = if timeout != Some(Duration::ZERO) && self.shared.prepare_sleep() {
-            trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            self.fds.wait(timeout)
-        } else if self.fds.is_empty() {
-            Ok(())
+        let waited = if timeout == Some(Duration::ZERO) {
+            self.collect_events()
+        } else if self.polling.is_enabled() {
+            self.poll_then_sleep(timeout)
         } else {
-            self.fds.wait(Some(Duration::ZERO))
+            self.sleep(timeout)
         };
         if let Err(error) = waited {
             // epoll itself is broken. Bottom halves and timers still work; do not spin on it.
@@ -49,6 +49,36 @@ impl Inner {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.shared.accept_notifications();
+    }
+
+    /// What is ready now. Costs nothing while no descriptor is watched.
+    fn collect_events(&self) -> io::Result<()> {
+        if self.fds.is_empty() { Ok(()) } else { self.fds.wait(Some(Duration::ZERO)) }
+    }
+
+    fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.shared.prepare_sleep() {
+            return self.collect_events();
+        }
+        trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+        self.fds.wait(timeout)
+    }
+
+    /// Looks for work for a while, sleeps if there is none, and learns from how long it took.
+    fn poll_then_sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let start = Instant::now();
+        let waited = if self.polling.look(self, timeout) {
+            self.collect_events()
+        } else {
+            let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+            if timeout == Some(Duration::ZERO) {
+                self.collect_events()
+            } else {
+                self.sleep(timeout)
+            }
+        };
+        self.polling.adapt(start.elapsed());
+        waited
     }
 
     /// How long the loop may sleep: `None` for ever.
