@@ -3,7 +3,7 @@
 //! What happens in one [`poll`](AioContext::poll) is in `poll.rs`; this file is about making a
 //! context, putting work on it, and ending it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -22,6 +22,7 @@ use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
 use crate::plug::PlugState;
 use crate::polling::{PollHook, Polling};
+use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Timer, TimerList};
@@ -73,6 +74,9 @@ pub(crate) struct Inner {
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
+    /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
+    ring: OnceCell<Option<Ring>>,
+    wait_mode: WaitMode,
     pub(crate) plug: PlugState,
     tasks: TaskList,
     thread_pool: ThreadPool,
@@ -91,6 +95,12 @@ impl Inner {
         &self.shared
     }
 
+    /// The ring, if it has been made.
+    #[inline]
+    pub(crate) fn made_ring(&self) -> Option<&Ring> {
+        self.ring.get()?.as_ref()
+    }
+
     #[inline]
     pub(crate) fn bh(&self) -> &BhQueues {
         &self.queues
@@ -103,6 +113,7 @@ pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
     poll_max: Duration,
+    wait_mode: WaitMode,
 }
 
 impl AioContextBuilder {
@@ -125,13 +136,24 @@ impl AioContextBuilder {
         self
     }
 
+    /// Whether the loop may, or must, wait in an io_uring.
+    pub fn wait_mode(mut self, mode: WaitMode) -> Self {
+        self.wait_mode = mode;
+        self
+    }
+
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left.
+    /// If the process has no descriptors left, or if [`WaitMode::Ring`] is asked for where there is
+    /// no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let ring = OnceCell::new();
+        if self.wait_mode == WaitMode::Ring {
+            let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
+        }
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
@@ -140,6 +162,8 @@ impl AioContextBuilder {
             timers: Rc::new(TimerList::new()),
             fds,
             polling: Polling::new(self.poll_max),
+            ring,
+            wait_mode: self.wait_mode,
             plug: PlugState::default(),
             tasks: TaskList::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
@@ -186,6 +210,25 @@ impl AioContext {
     /// The worker pool for blocking calls.
     pub fn thread_pool(&self) -> &ThreadPool {
         &self.inner().thread_pool
+    }
+
+    /// Whether file I/O can go through an io_uring; makes the ring when first asked. If the system
+    /// has none, or forbids it, says so once in a warning.
+    pub fn has_ring(&self) -> bool {
+        self.ring().is_some()
+    }
+
+    pub(crate) fn ring(&self) -> Option<&Ring> {
+        let inner = self.inner();
+        let make = || {
+            if inner.wait_mode == WaitMode::Epoll {
+                return None;
+            }
+            Ring::new(inner.fds.epoll(), false)
+                .inspect_err(|error| tracing::warn!(context = self.name(), %error, "no io_uring"))
+                .ok()
+        };
+        inner.ring.get_or_init(make).as_ref()
     }
 
     /// The context's clock: nanoseconds since it was made, never going back.

@@ -94,6 +94,11 @@ impl FdHandlers {
         mio::Waker::new(&self.registry, WAKER_TOKEN)
     }
 
+    /// mio's descriptor, to be waited for by other means.
+    pub(crate) fn epoll(&self) -> RawFd {
+        self.poll.borrow().as_raw_fd()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.token_of.borrow().is_empty()
     }

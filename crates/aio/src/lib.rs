@@ -27,6 +27,7 @@ mod node;
 mod plug;
 mod poll;
 mod polling;
+mod ring;
 mod shared;
 pub mod sys;
 mod thread_pool;
@@ -44,6 +45,7 @@ pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
 pub use plug::Plug;
 pub use polling::DEFAULT_POLL_MAX;
+pub use ring::WaitMode;
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
 

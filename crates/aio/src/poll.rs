@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
 use crate::node::Node;
+use crate::ring::Ring;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
@@ -35,6 +36,9 @@ impl Inner {
     /// Sleeps if allowed, and collects descriptor events.
     #[inline]
     fn wait(&self, blocking: bool) {
+        if let Some(ring) = self.made_ring() {
+            self.reap(ring);
+        }
         let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
         let waited = if timeout == Some(Duration::ZERO) {
             self.collect_events()
@@ -51,8 +55,20 @@ impl Inner {
         self.shared.accept_notifications();
     }
 
-    /// What is ready now. Costs nothing while no descriptor is watched.
+    /// Completed requests become bottom halves.
+    #[inline]
+    fn reap(&self, ring: &Ring) {
+        // Whether descriptors are ready is found out by asking epoll itself, in every phase that
+        // does not sleep.
+        ring.reap(&self.queues.pending);
+    }
+
+    /// What is ready now. Costs nothing while no descriptor is watched and no request is queued.
     fn collect_events(&self) -> io::Result<()> {
+        if let Some(ring) = self.made_ring() {
+            ring.submit()?;
+            self.reap(ring);
+        }
         if self.fds.is_empty() { Ok(()) } else { self.fds.wait(Some(Duration::ZERO)) }
     }
 
@@ -61,12 +77,24 @@ impl Inner {
             return self.collect_events();
         }
         trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-        self.fds.wait(timeout)
+        match self.made_ring() {
+            Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout),
+            _ => self.fds.wait(timeout),
+        }
+    }
+
+    /// One system call submits what is queued and waits for everything (design decision D7).
+    fn sleep_in_ring(&self, ring: &Ring, timeout: Option<Duration>) -> io::Result<()> {
+        ring.sleep(timeout)?;
+        if ring.reap(&self.queues.pending) { self.fds.wait(Some(Duration::ZERO)) } else { Ok(()) }
     }
 
     /// Looks for work for a while, sleeps if there is none, and learns from how long it took.
     fn poll_then_sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let start = Instant::now();
+        if let Some(ring) = self.made_ring() {
+            ring.submit()?;
+        }
         let waited = if self.polling.look(self, timeout) {
             self.collect_events()
         } else {

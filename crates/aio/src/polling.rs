@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
+use crate::ring::Ring;
 
 /// How long an [`IoThread`](crate::IoThread)'s context polls at most (contract: C48).
 pub const DEFAULT_POLL_MAX: Duration = Duration::from_nanos(32_768);
@@ -115,7 +116,8 @@ impl Polling {
         let limit = timeout.map_or(limit, |timeout| timeout.min(limit));
         let start = Instant::now();
         loop {
-            if inner.shared.has_work() || self.any_busy(inner, start) {
+            let completed = inner.made_ring().is_some_and(Ring::has_completions);
+            if completed || inner.shared.has_work() || self.any_busy(inner, start) {
                 return true;
             }
             if start.elapsed() >= limit {
