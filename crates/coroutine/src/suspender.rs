@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use crate::control::Control;
+use crate::control::{Control, Unwinding};
 use crate::coroutine::{Coroutine, CoroutineState};
 use crate::{current, entry};
 
@@ -32,7 +32,7 @@ impl Suspender {
         control.set_state(CoroutineState::Suspended);
         // SAFETY: it is the one that runs now, as just checked.
         unsafe { control.context().suspend() };
-        if control.unwinding() {
+        if control.unwinding() == Unwinding::Throw {
             entry::throw_unwind();
         }
     }
