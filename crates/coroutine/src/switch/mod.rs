@@ -28,9 +28,15 @@
 //! keep, and lets a panic be thrown and caught on the context's stack. It needs no unwinding of its
 //! own: to unwind a context's frames this crate resumes it, and has the suspended function throw.
 
+#[cfg(not(feature = "ucontext"))]
 mod corosensei;
+#[cfg(feature = "ucontext")]
+mod ucontext;
 
+#[cfg(not(feature = "ucontext"))]
 pub(crate) use corosensei::Context;
+#[cfg(feature = "ucontext")]
+pub(crate) use ucontext::Context;
 
 use crate::control::Control;
 
