@@ -7,8 +7,10 @@ use super::{ARENA, GuardKind, page_bytes};
 /// How large stacks are, and how they are guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackConfig {
-    /// The size of one, guard page included; rounded up to whole pages. Address space only: memory
-    /// is used page by page, as frames reach it. 1 MiB unless told otherwise.
+    /// The size of one, guard page included; rounded up to whole pages. 1 MiB unless told otherwise.
+    ///
+    /// This is address space: memory is used page by page, as frames reach it. The kernel's page tables
+    /// take 2 KiB besides for a stack of 1 MiB, and a quarter of that for one of 256 KiB.
     pub size_bytes: usize,
     /// How the page below a stack is made to fault. `None` takes the cheapest that the kernel has.
     pub guard: Option<GuardKind>,

@@ -35,9 +35,6 @@ pub(crate) struct Stack {
     size_bytes: usize,
 }
 
-// SAFETY: memory belongs to no thread.
-unsafe impl Send for Stack {}
-
 /// The part of a stack on which frames lie, as addresses. The guard page is its lowest page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StackRange {
