@@ -80,10 +80,10 @@ impl Arena {
     /// A stack whose pages read as zero, with a guard page.
     pub(super) fn allocate(&self) -> io::Result<Stack> {
         let mut state = self.lock();
-        let size_bytes = state.config.get_or_insert_default().size_bytes;
+        let length_bytes = state.config.get_or_insert_default().size_bytes + page_bytes();
         let place = match state.free.pop() {
             Some(place) => place,
-            None => state.carve(size_bytes)?,
+            None => state.carve(length_bytes)?,
         };
         if !place.guarded
             && let Err(error) = state.guard(place.bottom)
@@ -92,7 +92,7 @@ impl Arena {
             return Err(error);
         }
         state.allocated += 1;
-        Ok(Stack { bottom: place.bottom, size_bytes })
+        Ok(Stack { bottom: place.bottom, length_bytes })
     }
 
     /// Takes a stack back.
@@ -107,7 +107,7 @@ impl Arena {
         // first one cannot fail on memory like this; if it did, the memory would merely stay.
         let guarded = unsafe {
             let frames = stack.bottom.add(page).as_ptr().cast();
-            libc::madvise(frames, stack.size_bytes - page, libc::MADV_DONTNEED);
+            libc::madvise(frames, stack.length_bytes - page, libc::MADV_DONTNEED);
             !state.guard.is_some_and(|kind| kind.remove_if_costly(stack.bottom))
         };
         state.free.push(Place { bottom: stack.bottom, guarded });
@@ -129,14 +129,14 @@ impl Arena {
 
 impl State {
     /// The next place that has never been used, in a new chunk if need be.
-    fn carve(&mut self, size_bytes: usize) -> io::Result<Place> {
-        if self.fresh_bytes < size_bytes {
-            self.map_chunk(size_bytes)?;
+    fn carve(&mut self, length_bytes: usize) -> io::Result<Place> {
+        if self.fresh_bytes < length_bytes {
+            self.map_chunk(length_bytes)?;
         }
         let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
         // SAFETY: the chunk has at least that many bytes left.
-        self.fresh = unsafe { self.fresh.add(size_bytes) };
-        self.fresh_bytes -= size_bytes;
+        self.fresh = unsafe { self.fresh.add(length_bytes) };
+        self.fresh_bytes -= length_bytes;
         Ok(Place { bottom, guarded: false })
     }
 
@@ -154,8 +154,8 @@ impl State {
     }
 
     /// Maps address space for as many stacks as the system allows.
-    fn map_chunk(&mut self, size_bytes: usize) -> io::Result<()> {
-        let mut bytes = self.next_chunk_bytes.max(size_bytes);
+    fn map_chunk(&mut self, length_bytes: usize) -> io::Result<()> {
+        let mut bytes = self.next_chunk_bytes.max(length_bytes);
         loop {
             match map(bytes) {
                 Ok(chunk) => {
@@ -164,7 +164,7 @@ impl State {
                     return Ok(());
                 }
                 // A limit on address space or strict accounting: a smaller chunk may still fit.
-                Err(_) if bytes / 2 >= size_bytes => bytes /= 2,
+                Err(_) if bytes / 2 >= length_bytes => bytes /= 2,
                 Err(error) => return Err(error),
             }
         }
@@ -208,10 +208,10 @@ mod tests {
 
     /// The bytes of a stack that have memory behind them.
     fn resident_pages(stack: &Stack) -> usize {
-        let mut pages = vec![0_u8; stack.size_bytes / page_bytes()];
+        let mut pages = vec![0_u8; stack.length_bytes / page_bytes()];
         let bottom = stack.bottom.as_ptr().cast();
         // SAFETY: asks about mapped memory, and there is room for one byte a page.
-        let result = unsafe { libc::mincore(bottom, stack.size_bytes, pages.as_mut_ptr()) };
+        let result = unsafe { libc::mincore(bottom, stack.length_bytes, pages.as_mut_ptr()) };
         assert_eq!(result, 0);
         pages.iter().filter(|&&page| page & 1 == 1).count()
     }
@@ -248,7 +248,7 @@ mod tests {
     fn a_freed_stack_gives_its_memory_back_and_is_used_again_guarded() {
         for arena in arenas() {
             let stack = arena.allocate().unwrap();
-            let (bottom, frame) = (stack.bottom, stack.size_bytes / 2);
+            let (bottom, frame) = (stack.bottom, stack.length_bytes / 2);
             // SAFETY: inside the stack, above the guard page.
             unsafe { bottom.add(frame).write(1) };
             assert!(resident_pages(&stack) > 0);

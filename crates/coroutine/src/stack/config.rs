@@ -7,7 +7,8 @@ use super::{ARENA, GuardKind, page_bytes};
 /// How large stacks are, and how they are guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackConfig {
-    /// The size of one, guard page included; rounded up to whole pages. 1 MiB unless told otherwise.
+    /// How much of one can be used; rounded up to an even number of pages. 1 MiB unless told otherwise.
+    /// The guard page comes on top of it.
     ///
     /// This is address space: memory is used page by page, as frames reach it. The kernel's page tables
     /// take 2 KiB besides for a stack of 1 MiB, and a quarter of that for one of 256 KiB.
@@ -73,15 +74,17 @@ impl fmt::Display for StackConfigError {
 
 impl std::error::Error for StackConfigError {}
 
-/// The configuration with its size rounded up to whole pages.
+/// The configuration with its size rounded up to an even number of pages.
+///
+/// With its guard page a stack then is an odd number of pages long. Were it a power of two, the
+/// topmost pages of all stacks, which are all that most of them use, would compete for one set of
+/// the TLB: with 1000 coroutines that take turns, a resume took twice as long.
 fn validate(config: StackConfig) -> Result<StackConfig, StackConfigError> {
     let size_bytes = config.size_bytes;
     if !(StackConfig::MIN_SIZE_BYTES..=StackConfig::MAX_SIZE_BYTES).contains(&size_bytes) {
         return Err(StackConfigError::SizeOutOfBounds { size_bytes });
     }
-    // Where pages have 64 KiB the smallest stack still has a page above its guard page.
-    let size_bytes = size_bytes.next_multiple_of(page_bytes()).max(4 * page_bytes());
-    Ok(StackConfig { size_bytes, ..config })
+    Ok(StackConfig { size_bytes: size_bytes.next_multiple_of(2 * page_bytes()), ..config })
 }
 
 #[cfg(test)]
@@ -96,7 +99,8 @@ mod tests {
             assert_eq!(error, StackConfigError::SizeOutOfBounds { size_bytes });
             assert!(error.to_string().contains(&size_bytes.to_string()));
         }
-        assert_eq!(validate(config(100_001)).unwrap().size_bytes % page_bytes(), 0);
+        let page = page_bytes();
+        assert_eq!(validate(config(10 * page + 1)).map(|config| config.size_bytes / page), Ok(12));
     }
 
     #[test]
