@@ -30,13 +30,14 @@ use crate::wake_queue::WakeQueue;
 /// Everything about one coroutine but its frames.
 #[repr(C, align(64))]
 pub(crate) struct Control {
-    // Touched by every resume and suspend.
+    // Touched by every resume and suspend; one cache line up to the first word of `scheduled_by`.
     context: Context,
     state: Cell<CoroutineState>,
     unwinding: Cell<Unwinding>,
     has_left_work: Cell<bool>,
-    references: Cell<u32>,
     scheduled_by: Cell<Option<&'static str>>,
+    /// Handles. So wide that no loop that forgets handles lives to see it overflow.
+    references: Cell<u64>,
     woken: WakeQueue,
 
     // Touched once or twice a run.
@@ -160,12 +161,12 @@ impl Control {
     }
 
     #[inline]
-    pub(crate) fn references(&self) -> u32 {
+    pub(crate) fn references(&self) -> u64 {
         self.references.get()
     }
 
     #[inline]
-    pub(crate) fn set_references(&self, references: u32) {
+    pub(crate) fn set_references(&self, references: u64) {
         self.references.set(references);
     }
 

@@ -300,14 +300,18 @@ impl Coroutine {
         }
     }
 
-    /// What the last handle does when it goes away.
+    /// What the last handle does when it goes away before the coroutine has ended.
     #[cold]
     #[inline(never)]
-    fn end_unheard(&self) {
+    fn drop_unended(&self) {
+        let control = self.control();
         let payload = self.end();
-        if self.state() == CoroutineState::Terminated {
-            self.control().set_scheduled_by(None);
-            // SAFETY: this was the last handle, and the coroutine has terminated.
+        // A destructor may have made another handle, and put it somewhere.
+        if control.references() > 1 {
+            control.set_references(control.references() - 1);
+        } else if control.state() == CoroutineState::Terminated {
+            control.set_scheduled_by(None);
+            // SAFETY: this is the last handle, and the coroutine has terminated.
             unsafe { pool::release(self.control) };
         } else {
             pool::abandon(self.control);
@@ -338,9 +342,9 @@ impl Drop for Coroutine {
             return;
         }
         if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
-            self.end_unheard();
+            self.drop_unended();
         } else {
-            // SAFETY: this was the last handle, and the coroutine has terminated.
+            // SAFETY: this is the last handle, and the coroutine has terminated.
             unsafe { pool::release(self.control) };
         }
     }

@@ -57,30 +57,38 @@ pub(crate) unsafe fn drop_unrun(control: &Control) {
 /// Runs one closure after the other, for as long as the stack lives. All frames of a coroutine lie
 /// above this one.
 ///
-/// Between two runs this frame holds a pointer to the control block and nothing that belongs to a
-/// thread: it uses no thread-local itself, so no address of one can be kept in it. That is what lets the
-/// pool move idle coroutines between threads.
+/// Between two runs this frame is all there is on the stack. It holds a pointer to the control block and
+/// nothing that belongs to a thread: what a run computes, be it the address of a thread-local, stays in
+/// [`run_once`], which is not inlined. That is what lets the pool move idle coroutines between threads.
 ///
 /// # Safety
 /// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is
 /// resumed after it has terminated, its slot holds a closure.
 pub(crate) unsafe fn trampoline(control: *const Control) -> ! {
-    // SAFETY: by the caller.
-    let control = unsafe { &*control };
     loop {
-        let suspender = Suspender::of(control);
-        // SAFETY: the slot holds a closure and the vtable belongs to it. It is unwind safe to look at
-        // `control` afterwards: it is made of cells, each of which is valid at any time.
-        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
-            (control.entry().run)(control.slot(), suspender);
-        }));
-        if let Err(payload) = outcome {
-            keep_panic(control, payload);
+        // SAFETY: by the caller; this function runs on the context that it suspends.
+        unsafe {
+            run_once(&*control);
+            (*control).context().suspend();
         }
-        control.set_state(CoroutineState::Terminated);
-        // SAFETY: this function runs on the context it suspends.
-        unsafe { control.context().suspend() };
     }
+}
+
+/// Runs the closure in the slot to its end. Does not unwind.
+///
+/// # Safety
+/// The slot of `control` holds a closure.
+#[inline(never)]
+unsafe fn run_once(control: &Control) {
+    // SAFETY: the vtable was stored with the closure. It is unwind safe to look at `control` afterwards:
+    // it is made of cells, each of which is valid at any time.
+    let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
+        (control.entry().run)(control.slot(), Suspender::of(control));
+    }));
+    if let Err(payload) = outcome {
+        keep_panic(control, payload);
+    }
+    control.set_state(CoroutineState::Terminated);
 }
 
 /// Throws the payload that unwinds a coroutine, up to the trampoline.

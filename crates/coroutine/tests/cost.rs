@@ -6,6 +6,10 @@ use std::time::Instant;
 
 use coblk_coroutine::*;
 
+mod util;
+
+use util::succeeds_in_child;
+
 /// Counts the allocations of the thread.
 struct Counting;
 
@@ -50,6 +54,28 @@ fn nothing_is_allocated_in_steady_state() {
     let before = ALLOCATIONS.get();
     (0..10_000).for_each(request);
     assert_eq!(ALLOCATIONS.get() - before, 0);
+}
+
+#[test]
+fn a_limit_on_address_space_is_an_error() {
+    succeeds_in_child("a_limit_on_address_space_is_an_error", || {
+        // Less than the first chunk that the arena asks for, so it has to do with less.
+        let limit = (status_kib("VmSize") + (100 << 10)) as u64 * 1024;
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: of this process, which is for this test only.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+        let mut coroutines = Vec::with_capacity(1000);
+        let error = loop {
+            match Coroutine::try_new("c", |suspender| suspender.suspend()) {
+                Ok(coroutine) => coroutines.push(coroutine),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        assert!(coroutines.len() > 90, "{}", coroutines.len());
+        coroutines.pop();
+        assert!(Coroutine::try_new("c", |_| ()).is_ok());
+    });
 }
 
 /// Run it with `cargo test -p coblk-coroutine --release --test cost -- --ignored --nocapture`. It needs

@@ -1,6 +1,7 @@
 //! What can be run: closures of every size and alignment, on new stacks and on used ones.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use coblk_coroutine::*;
@@ -127,4 +128,39 @@ fn waking_outside_a_coroutine_fails() {
     let coroutine = Coroutine::new("c", |_| ());
     let message = panic_message(|| coroutine.queue_wake("nobody"));
     assert_eq!(message, "nobody: wake of 'c' queued outside a coroutine");
+}
+
+/// Idle coroutines go from thread to thread through the shared pool. Whatever they ran before, on whichever
+/// thread, they work.
+#[test]
+fn idle_coroutines_work_on_other_threads() {
+    thread_local! {
+        static RUNS: Cell<usize> = const { Cell::new(0) };
+    }
+    let work = |thread: usize| {
+        for round in 1..=20 {
+            let coroutines: Vec<_> = (0..200 * (1 + thread % 4))
+                .map(|number| {
+                    Coroutine::new("c", move |suspender| {
+                        suspender.suspend();
+                        RUNS.set(RUNS.get() + 1);
+                        assert_ne!(number % 100, 99, "some of them panic");
+                    })
+                })
+                .collect();
+            for coroutine in &coroutines {
+                assert_eq!(coroutine.resume(), CoroutineState::Suspended);
+            }
+            // The first half of them is unwound, the second half goes on.
+            for coroutine in coroutines.into_iter().skip(100 * (1 + thread % 4)) {
+                let outcome = catch_unwind(AssertUnwindSafe(|| coroutine.resume()));
+                assert!(matches!(outcome, Ok(CoroutineState::Terminated) | Err(_)));
+            }
+            assert_eq!(RUNS.get(), round * 100 * (1 + thread % 4));
+        }
+    };
+    for _ in 0..3 {
+        let threads = (0..8).map(|thread| std::thread::spawn(move || work(thread)));
+        threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+    }
 }

@@ -171,6 +171,30 @@ fn a_coroutine_that_is_unwound_while_it_is_queued_does_not_run() {
 }
 
 #[test]
+fn a_handle_made_by_a_destructor_stays_valid() {
+    struct KeepHandle<'a>(&'a Suspender, Rc<RefCell<Option<Coroutine>>>);
+    impl Drop for KeepHandle<'_> {
+        fn drop(&mut self) {
+            self.1.replace(Some(self.0.coroutine()));
+        }
+    }
+    let kept = Rc::new(RefCell::new(None));
+    let coroutine = Coroutine::new("kept", {
+        let kept = kept.clone();
+        move |suspender| {
+            let _keep = KeepHandle(suspender, kept);
+            suspender.suspend();
+        }
+    });
+    coroutine.resume();
+    drop(coroutine);
+    let others = [(); 10].map(|()| Coroutine::new("other", |_| ()));
+    let kept = kept.take().unwrap();
+    assert_eq!((kept.name(), kept.state()), ("kept", CoroutineState::Terminated));
+    drop(others);
+}
+
+#[test]
 fn unwinding_oneself_fails() {
     let coroutine = Coroutine::new("c", |suspender| suspender.coroutine().unwind());
     assert!(panic_message(|| coroutine.resume()).contains("re-entered recursively"));
