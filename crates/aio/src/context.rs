@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coblk_coroutine::Coroutine;
 
@@ -24,8 +24,9 @@ use crate::plug::PlugState;
 use crate::polling::{PollHook, Polling};
 use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
+use crate::simulation::{Simulation, SimulationOptions};
 use crate::thread_pool::ThreadPool;
-use crate::timer::{Timer, TimerList};
+use crate::timer::{Clock, Timer, TimerList};
 
 /// An event loop and everything that is bound to its thread.
 ///
@@ -77,6 +78,7 @@ pub(crate) struct Inner {
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
     ring: OnceCell<Option<Ring>>,
     wait_mode: WaitMode,
+    pub(crate) simulation: Option<Rc<Simulation>>,
     pub(crate) plug: PlugState,
     tasks: TaskList,
     thread_pool: ThreadPool,
@@ -114,6 +116,7 @@ pub struct AioContextBuilder {
     thread_pool: Option<ThreadPool>,
     poll_max: Duration,
     wait_mode: WaitMode,
+    simulation: Option<SimulationOptions>,
 }
 
 impl AioContextBuilder {
@@ -142,6 +145,12 @@ impl AioContextBuilder {
         self
     }
 
+    /// A simulated context: workers, ring and clock are replaced by what a seed decides.
+    pub fn simulated(mut self, options: SimulationOptions) -> Self {
+        self.simulation = Some(options);
+        self
+    }
+
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
@@ -154,16 +163,22 @@ impl AioContextBuilder {
         if self.wait_mode == WaitMode::Ring {
             let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
         }
+        let simulation = self.simulation.map(|options| Rc::new(Simulation::new(options)));
+        let clock = match &simulation {
+            None => Clock::Real(Instant::now()),
+            Some(simulation) => Clock::Simulated(Rc::clone(simulation)),
+        };
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
             shared: Arc::new(Shared::new(name, waker)),
             queues: Rc::new(BhQueues::new()),
-            timers: Rc::new(TimerList::new()),
+            timers: Rc::new(TimerList::new(clock)),
             fds,
             polling: Polling::new(self.poll_max),
             ring,
             wait_mode: self.wait_mode,
+            simulation,
             plug: PlugState::default(),
             tasks: TaskList::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
@@ -215,7 +230,14 @@ impl AioContext {
     /// Whether file I/O can go through an io_uring; makes the ring when first asked. If the system
     /// has none, or forbids it, says so once in a warning.
     pub fn has_ring(&self) -> bool {
-        self.ring().is_some()
+        self.inner().simulation.is_some() || self.ring().is_some()
+    }
+
+    /// The simulated world it runs in, if it is
+    /// [simulated](AioContextBuilder::simulated).
+    #[inline]
+    pub fn simulation(&self) -> Option<&Simulation> {
+        self.inner().simulation.as_deref()
     }
 
     pub(crate) fn ring(&self) -> Option<&Ring> {

@@ -29,6 +29,7 @@ mod poll;
 mod polling;
 mod ring;
 mod shared;
+mod simulation;
 pub mod sys;
 mod thread_pool;
 mod timer;
@@ -46,6 +47,7 @@ pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
 pub use plug::Plug;
 pub use polling::DEFAULT_POLL_MAX;
 pub use ring::WaitMode;
+pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
 

@@ -39,6 +39,11 @@ impl Inner {
         if let Some(ring) = self.made_ring() {
             self.reap(ring);
         }
+        if let Some(simulation) = &self.simulation {
+            let may_sleep = blocking && self.sleep_timeout() != Some(Duration::ZERO);
+            simulation.wait(self, may_sleep);
+            return self.shared.accept_notifications();
+        }
         let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
         let waited = if timeout == Some(Duration::ZERO) {
             self.collect_events()

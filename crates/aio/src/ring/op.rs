@@ -17,7 +17,7 @@ use crate::co::{Co, Task};
 use crate::context::AioContext;
 use crate::io_vector::{IoVector, IoVectorMut};
 use crate::node::{LocalList, Node, NodeKind};
-use crate::sys::{Fallocate, IOV_MAX};
+use crate::sys::{self, Fallocate, IOV_MAX};
 use crate::trace_event;
 
 /// A request that a coroutine waits for. All of it belongs to the home thread.
@@ -147,6 +147,12 @@ impl Co<'_> {
         self.context().ring().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))
     }
 
+    /// In a simulated context the call is made in the ring's place, when its time has come.
+    fn simulated<R: Send>(&self, call: impl FnOnce() -> R + Send) -> Option<R> {
+        let ctx = self.context();
+        ctx.simulation().is_some().then(|| ctx.thread_pool().submit_co(self, call))
+    }
+
     /// Reads at `offset_bytes` into `target`; returns how many bytes were read.
     pub fn ring_preadv(
         &self,
@@ -154,6 +160,9 @@ impl Co<'_> {
         target: &mut IoVectorMut<'_>,
         offset_bytes: u64,
     ) -> io::Result<usize> {
+        if let Some(result) = self.simulated(|| sys::preadv(file, target, offset_bytes)) {
+            return result;
+        }
         let entry = match target.as_iovecs() {
             [range] => opcode::Read::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
                 .offset(offset_bytes)
@@ -173,6 +182,9 @@ impl Co<'_> {
         source: &IoVector<'_>,
         offset_bytes: u64,
     ) -> io::Result<usize> {
+        if let Some(result) = self.simulated(|| sys::pwritev(file, source, offset_bytes)) {
+            return result;
+        }
         let entry = match source.as_iovecs() {
             [range] => {
                 opcode::Write::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
@@ -189,6 +201,9 @@ impl Co<'_> {
 
     /// Makes written data durable.
     pub fn ring_fdatasync(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(result) = self.simulated(|| sys::fdatasync(file)) {
+            return result;
+        }
         let entry =
             opcode::Fsync::new(fd(file)).flags(io_uring::types::FsyncFlags::DATASYNC).build();
         // SAFETY: the entry points to nothing.
@@ -203,6 +218,10 @@ impl Co<'_> {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> io::Result<()> {
+        if let Some(result) = self.simulated(|| sys::fallocate(file, what, offset_bytes, len_bytes))
+        {
+            return result;
+        }
         let entry = opcode::Fallocate::new(fd(file), len_bytes)
             .offset(offset_bytes)
             .mode(what.mode())

@@ -34,7 +34,7 @@ use crate::trace_event;
 
 /// The part of every job that a worker knows. First field of each kind of job.
 #[repr(C)]
-pub(super) struct JobHeader {
+pub(crate) struct JobHeader {
     node: Node,
     /// Runs the job's function, and stores the result in the job.
     work: unsafe fn(NonNull<JobHeader>),
@@ -75,6 +75,20 @@ impl JobHeader {
             // SAFETY: the submitter keeps the job in place until the node has come home, and it
             // is on no list: it has been with us.
             unsafe { home.schedule(job.cast::<Node>()) };
+        }
+    }
+}
+
+impl JobHeader {
+    /// Runs a job on its own context's thread, for the simulated mode.
+    ///
+    /// # Safety
+    /// The job was given to the simulation and not to a worker, and is run once.
+    pub(crate) unsafe fn run_at_home(job: NonNull<JobHeader>, inner: &Inner) {
+        // SAFETY: alive until its node has come home; on no list, as it was with the simulation.
+        unsafe {
+            (job.as_ref().work)(job);
+            inner.queues.pending.push(job.cast::<Node>());
         }
     }
 }
@@ -155,6 +169,14 @@ impl Drop for WaitOnUnwind<'_> {
         }
         let inner: &Inner = self.ctx.inner();
         let running = &inner.queues.running;
+        if let Some(simulation) = self.ctx.simulation() {
+            // Everything happens on this thread: the job waits, or is home already.
+            let home = simulation.withdraw(self.node.cast::<JobHeader>())
+                || inner.queues.pending.remove(self.node)
+                || running.remove(self.node);
+            debug_assert!(home);
+            return;
+        }
         // The worker may be anywhere between taking the job and scheduling the node. Nothing else
         // is lost: what else comes in is kept for the next bottom-half phase.
         loop {
@@ -192,7 +214,7 @@ impl ThreadPool {
         };
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
-        self.submit(header);
+        self.submit(ctx, header);
         let guard = WaitOnUnwind { node: header.cast::<Node>(), done: &job.done, ctx };
         co.suspend();
         drop(guard);
@@ -327,7 +349,7 @@ impl ThreadPool {
         let jobs = &ctx.inner().aio_jobs;
         jobs.set(jobs.get() + 1);
         trace_event!("thread_pool_submit_aio");
-        self.submit(job.cast::<JobHeader>());
+        self.submit(ctx, job.cast::<JobHeader>());
         AioJob { state: link }
     }
 }

@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::context::AioContext;
 pub use job::AioJob;
-use job::JobHeader;
+pub(crate) use job::JobHeader;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
 pub const DEFAULT_MAX_THREADS: usize = 64;
@@ -204,8 +205,11 @@ impl ThreadPool {
         lock(&self.owner.state.limits).threads
     }
 
-    fn submit(&self, job: NonNull<JobHeader>) {
-        self.owner.state.submit(job);
+    fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>) {
+        match ctx.simulation() {
+            None => self.owner.state.submit(job),
+            Some(simulation) => simulation.submit(job),
+        }
     }
 }
 
