@@ -339,6 +339,11 @@ impl AioContext {
         self.inner().polling.set(max, grow, shrink);
     }
 
+    /// How long it may look for work at most.
+    pub fn poll_max(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.max_ns())
+    }
+
     /// How long the loop would look for work before its next sleep.
     pub fn poll_time(&self) -> Duration {
         Duration::from_nanos(self.inner().polling.current_ns())

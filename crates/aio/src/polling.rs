@@ -88,6 +88,10 @@ impl Polling {
         self.max_ns.get() > 0
     }
 
+    pub(crate) fn max_ns(&self) -> u64 {
+        self.max_ns.get()
+    }
+
     /// How long the next look takes at most, in nanoseconds.
     pub(crate) fn current_ns(&self) -> u64 {
         self.now_ns.get()
