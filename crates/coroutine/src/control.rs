@@ -11,8 +11,9 @@
 //! lowest page         guard page
 //! ```
 //!
-//! All fields are cells: a block is touched only by the thread that its coroutine belongs to, and no
-//! reference into a cell outlives a statement. While it is idle in the pool it belongs to the pool.
+//! All fields are cells: a block is touched only by the thread that its coroutine belongs to, and
+//! no reference into a cell outlives a statement. While it is idle in the pool it belongs to the
+//! pool.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -42,6 +43,7 @@ pub(crate) struct Control {
 
     // Touched once or twice a run.
     next: Cell<*const Control>,
+    is_queued: Cell<bool>,
     entry: Cell<Option<&'static EntryVtable>>,
     name: Cell<&'static str>,
     id: Cell<u64>,
@@ -79,6 +81,7 @@ impl Control {
             scheduled_by: Cell::new(None),
             woken: WakeQueue::new(),
             next: Cell::new(ptr::null()),
+            is_queued: Cell::new(false),
             entry: Cell::new(None),
             name: Cell::new(""),
             id: Cell::new(0),
@@ -94,8 +97,8 @@ impl Control {
     /// Gives back a block and its stack.
     ///
     /// # Safety
-    /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine has
-    /// terminated, so that no frame but the trampoline's is on its stack.
+    /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine
+    /// has terminated, so that no frame but the trampoline's is on its stack.
     pub(crate) unsafe fn free(control: NonNull<Control>) {
         // SAFETY: by the caller nobody uses the block any more, nor the stack once it is moved out.
         unsafe {
@@ -225,6 +228,17 @@ impl Control {
     #[inline]
     pub(crate) fn set_next(&self, next: *const Control) {
         self.next.set(next);
+    }
+
+    /// Whether it is in a wake queue. It is then marked as scheduled, too.
+    #[inline]
+    pub(crate) fn is_queued(&self) -> bool {
+        self.is_queued.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_queued(&self, queued: bool) {
+        self.is_queued.set(queued);
     }
 
     pub(crate) fn stack(&self) -> &Stack {

@@ -1,6 +1,5 @@
 //! The handle to a coroutine: create, resume, wake, unwind.
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -8,8 +7,8 @@ use std::ptr::NonNull;
 use std::thread;
 
 use crate::control::{Control, Unwinding};
+use crate::run::{self, Payload};
 use crate::suspender::Suspender;
-use crate::wake_queue::WakeQueue;
 use crate::{current, entry, pool};
 
 /// Where a coroutine is between its creation and its end.
@@ -35,10 +34,10 @@ pub enum CoroutineState {
 /// needs_send::<coblk_coroutine::Coroutine>();
 /// ```
 ///
-/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was never
-/// resumed is dropped, and the stack returns to the pool. A handle to a terminated coroutine keeps its
-/// stack from being used again, so do not collect them. A coroutine that owns a handle to itself is a
-/// cycle, as with [`Rc`](std::rc::Rc), until it terminates.
+/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was
+/// never resumed is dropped, and the stack returns to the pool. A handle to a terminated coroutine
+/// keeps its stack from being used again, so do not collect them. A coroutine that owns a handle to
+/// itself is a cycle, as with [`Rc`](std::rc::Rc), until it terminates.
 pub struct Coroutine {
     control: NonNull<Control>,
 }
@@ -51,8 +50,8 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// If there is no address space or no mapping left for a stack; [`Coroutine::try_new`] returns that
-    /// as an error.
+    /// If there is no address space or no mapping left for a stack; [`Coroutine::try_new`] returns
+    /// that as an error.
     #[inline]
     #[track_caller]
     pub fn new<F>(name: &'static str, entry: F) -> Coroutine
@@ -122,24 +121,26 @@ impl Coroutine {
 
     /// Runs it until it suspends or terminates, and says which. contract: C2, C3
     ///
-    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke them;
-    /// what each of these wakes runs before the rest of them (depth first). contract: C13, C14
+    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke
+    /// them; what each of these wakes runs before the rest of them (depth first). contract: C13,
+    /// C14
     ///
     /// # Panics
     ///
-    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it runs
-    /// already or waits for one that it resumed (contract: C9); if it has terminated.
+    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it
+    /// runs already or waits for one that it resumed (contract: C9); if it has terminated.
     ///
-    /// A panic of the coroutine goes on in its resumer, after those that it woke have run. So does a panic
-    /// of one of these. If several panic, the first one goes on.
+    /// A panic of the coroutine goes on in its resumer, after those that it woke have run. So does
+    /// a panic of one of these. If several panic, the first one goes on.
     #[inline]
     #[track_caller]
     pub fn resume(&self) -> CoroutineState {
         self.check_resumable();
         let control = self.control();
-        switch_to(control);
+        // SAFETY: it is created or suspended, as just checked.
+        unsafe { run::switch_to(control) };
         if control.has_left_work() {
-            settle_loudly(control);
+            run::settle_loudly(control);
         }
         control.state()
     }
@@ -169,8 +170,8 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it (contract: C9); if
-    /// it is already scheduled (contract: C8); if it has terminated.
+    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it (contract:
+    /// C9); if it is already scheduled (contract: C8); if it has terminated.
     #[inline]
     #[track_caller]
     pub fn queue_wake(&self, by: &'static str) {
@@ -184,8 +185,8 @@ impl Coroutine {
         current.set_left_work(true);
     }
 
-    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and is
-    /// told `by`.
+    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and
+    /// is told `by`.
     ///
     /// It may be marked while it runs, for it may suspend next.
     ///
@@ -202,35 +203,47 @@ impl Coroutine {
     }
 
     /// Takes back the mark of [`Coroutine::set_scheduled`], so that it can be resumed.
-    #[inline]
-    pub fn clear_scheduled(&self) {
-        self.control().set_scheduled_by(None);
-    }
-
-    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the closure of
-    /// one that was never resumed. Does nothing to one that has terminated.
-    ///
-    /// The function that is suspended does not return; it unwinds, as from a panic that no panic hook
-    /// sees. Code of the coroutine that catches panics catches this one too. It should let it go on; if it
-    /// does not, the next suspend unwinds again.
-    ///
-    /// A destructor may suspend while its coroutine is unwound, say to wait for a job that uses its memory.
-    /// The coroutine is then left [`Suspended`](CoroutineState::Suspended), and whoever it waits for
-    /// resumes it as ever. It is also left so if it catches what unwinds it again and again. When the last
-    /// handle to such a coroutine goes away its stack is abandoned: never used again, and never freed.
     ///
     /// # Panics
     ///
-    /// If it runs, or waits for one that it resumed. A panic of a destructor goes on in the caller.
+    /// If it waits to run because of [`Coroutine::queue_wake`]: that cannot be taken back.
+    #[inline]
+    #[track_caller]
+    pub fn clear_scheduled(&self) {
+        if self.control().is_queued() {
+            not_resumable(self);
+        }
+        self.control().set_scheduled_by(None);
+    }
+
+    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the
+    /// closure of one that was never resumed. Does nothing to one that has terminated.
+    ///
+    /// The function that is suspended does not return; it unwinds, as from a panic that no panic
+    /// hook sees. Code of the coroutine that catches panics catches this one too. It should let it
+    /// go on; if it does not, the next suspend unwinds again.
+    ///
+    /// A destructor may suspend while its coroutine is unwound, say to wait for a job that uses its
+    /// memory. The coroutine is then left [`Suspended`](CoroutineState::Suspended), and whoever it
+    /// waits for resumes it as ever. It is also left so if it catches what unwinds it again and
+    /// again. When the last handle to such a coroutine goes away its stack is abandoned: never used
+    /// again, and never freed.
+    ///
+    /// # Panics
+    ///
+    /// If it runs, or waits for one that it resumed; if it is scheduled, for whoever scheduled it
+    /// would resume what has ended. A panic of a destructor goes on in the caller.
     ///
     /// # Aborts
     ///
     /// If it is suspended in a destructor that runs because of a panic of its own: a second panic
     /// cannot get out of there. So does any unwinding in a program built with `panic = "abort"`.
+    #[track_caller]
     pub fn unwind(&self) {
-        if self.state() == CoroutineState::Entered {
-            not_resumable(self);
+        if self.state() == CoroutineState::Terminated {
+            return;
         }
+        self.check_resumable();
         if let Some(payload) = self.end() {
             resume_unwind(payload);
         }
@@ -266,7 +279,7 @@ impl Coroutine {
     }
 
     #[inline]
-    fn control(&self) -> &Control {
+    pub(crate) fn control(&self) -> &Control {
         // SAFETY: a block is not freed while a handle to it exists.
         unsafe { self.control.as_ref() }
     }
@@ -288,40 +301,54 @@ impl Coroutine {
         match control.state() {
             CoroutineState::Created => {
                 control.set_state(CoroutineState::Terminated);
-                // SAFETY: it has not run, so the closure is still there; being terminated, it is not
-                // dropped again.
+                // SAFETY: it has not run, so the closure is still there; being terminated, it is
+                // not dropped again.
                 catch_unwind(AssertUnwindSafe(|| unsafe { entry::drop_unrun(control) })).err()
             }
             CoroutineState::Suspended if control.unwinding() == Unwinding::No => {
-                unwind_frames(control);
-                settle(control)
+                // SAFETY: it is suspended.
+                unsafe { run::unwind_frames(control) };
+                run::settle(control)
             }
             _ => None,
         }
     }
 
+    /// What becomes of a coroutine when a handle goes away. Returns the panic that came of it, if
+    /// any.
+    #[inline]
+    pub(crate) fn give_up(&self) -> Option<Payload> {
+        let control = self.control();
+        if control.references() > 1 {
+            control.set_references(control.references() - 1);
+            return None;
+        }
+        if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
+            return self.give_up_unended();
+        }
+        // SAFETY: this is the last handle, and the coroutine has terminated.
+        unsafe { pool::release(self.control) };
+        None
+    }
+
     /// What the last handle does when it goes away before the coroutine has ended.
     #[cold]
     #[inline(never)]
-    fn drop_unended(&self) {
+    fn give_up_unended(&self) -> Option<Payload> {
         let control = self.control();
+        // Nobody else has a handle, so nobody has it in a list either.
+        control.set_scheduled_by(None);
         let payload = self.end();
-        // A destructor may have made another handle, and put it somewhere.
         if control.references() > 1 {
+            // A destructor has made another handle, and put it somewhere.
             control.set_references(control.references() - 1);
         } else if control.state() == CoroutineState::Terminated {
-            control.set_scheduled_by(None);
             // SAFETY: this is the last handle, and the coroutine has terminated.
             unsafe { pool::release(self.control) };
         } else {
             pool::abandon(self.control);
         }
-        // While the thread is already panicking, another panic from a destructor would abort.
-        if let Some(payload) = payload
-            && !thread::panicking()
-        {
-            resume_unwind(payload);
-        }
+        payload
     }
 }
 
@@ -336,16 +363,11 @@ impl Clone for Coroutine {
 impl Drop for Coroutine {
     #[inline]
     fn drop(&mut self) {
-        let control = self.control();
-        if control.references() > 1 {
-            control.set_references(control.references() - 1);
-            return;
-        }
-        if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
-            self.drop_unended();
-        } else {
-            // SAFETY: this is the last handle, and the coroutine has terminated.
-            unsafe { pool::release(self.control) };
+        // While the thread is already panicking, another panic from a destructor would abort.
+        if let Some(payload) = self.give_up()
+            && !thread::panicking()
+        {
+            resume_unwind(payload);
         }
     }
 }
@@ -359,73 +381,6 @@ impl fmt::Debug for Coroutine {
             .field("state", &self.state())
             .finish()
     }
-}
-
-/// What a panic carries.
-type Payload = Box<dyn Any + Send>;
-
-/// Runs a coroutine that waits, until it suspends or terminates.
-#[inline]
-fn switch_to(control: &Control) {
-    let caller = current::get();
-    current::set(control);
-    control.set_state(CoroutineState::Entered);
-    // SAFETY: the caller has seen that it waits, so it neither runs nor waits for one that it resumed.
-    unsafe { control.context().resume() };
-    current::set(caller);
-}
-
-/// Runs those that a coroutine woke, and those that they wake, depth first. Returns the first panic among
-/// all of them.
-///
-/// A loop over a list and not a recursion: however many wake each other in turn, the stack does not grow.
-/// contract: C15
-fn settle(first: &Control) -> Option<Payload> {
-    let pending = WakeQueue::new();
-    let mut panic = collect(first, &pending);
-    while let Some(coroutine) = pending.pop_front() {
-        let control = coroutine.control();
-        control.set_scheduled_by(None);
-        if control.state() == CoroutineState::Terminated {
-            continue; // it was unwound while it waited here
-        }
-        switch_to(control);
-        if control.has_left_work() {
-            panic = panic.or(collect(control, &pending));
-        }
-    }
-    panic
-}
-
-/// Moves those that a coroutine woke to the front of what is pending, and its panic out of it.
-fn collect(control: &Control, pending: &WakeQueue) -> Option<Payload> {
-    control.set_left_work(false);
-    pending.prepend(control.woken());
-    control.take_panic()
-}
-
-/// As [`settle`]; lets the panic go on.
-#[inline(never)]
-fn settle_loudly(control: &Control) {
-    if let Some(payload) = settle(control) {
-        resume_unwind(payload);
-    }
-}
-
-/// Has a suspended coroutine throw where it is suspended, so that its destructors run.
-fn unwind_frames(control: &Control) {
-    /// Code that catches panics and goes on gets that many more of them before it is given up.
-    const ATTEMPTS: usize = 100;
-    control.set_unwinding(Unwinding::Throw);
-    for _ in 0..ATTEMPTS {
-        switch_to(control);
-        // If it is suspended again in a destructor, the thread is still panicking. To throw from there
-        // would abort; to let it go on before its time would tell it that what it waits for is done.
-        if control.state() == CoroutineState::Terminated || thread::panicking() {
-            break;
-        }
-    }
-    control.set_unwinding(Unwinding::Underway);
 }
 
 #[cold]

@@ -1,8 +1,9 @@
-//! What a coroutine runs: the closure in its slot, and the loop that runs one closure after the other.
+//! What a coroutine runs: the closure in its slot, and the loop that runs one closure after the
+//! other.
 //!
 //! The slot is part of the control block, so that a closure of ordinary size costs no allocation. A
-//! closure too large for it, or aligned more strictly, is boxed, and the slot holds the box; which of
-//! the two is decided when the program is compiled.
+//! closure too large for it, or aligned more strictly, is boxed, and the slot holds the box; which
+//! of the two is decided when the program is compiled.
 
 use std::any::Any;
 use std::mem::{align_of, size_of};
@@ -57,9 +58,10 @@ pub(crate) unsafe fn drop_unrun(control: &Control) {
 /// Runs one closure after the other, for as long as the stack lives. All frames of a coroutine lie
 /// above this one.
 ///
-/// Between two runs this frame is all there is on the stack. It holds a pointer to the control block and
-/// nothing that belongs to a thread: what a run computes, be it the address of a thread-local, stays in
-/// [`run_once`], which is not inlined. That is what lets the pool move idle coroutines between threads.
+/// Between two runs this frame is all there is on the stack. It holds a pointer to the control
+/// block and nothing that belongs to a thread: what a run computes, be it the address of a
+/// thread-local, stays in [`run_once`], which is not inlined. That is what lets the pool move idle
+/// coroutines between threads.
 ///
 /// # Safety
 /// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is
@@ -80,8 +82,8 @@ pub(crate) unsafe fn trampoline(control: *const Control) -> ! {
 /// The slot of `control` holds a closure.
 #[inline(never)]
 unsafe fn run_once(control: &Control) {
-    // SAFETY: the vtable was stored with the closure. It is unwind safe to look at `control` afterwards:
-    // it is made of cells, each of which is valid at any time.
+    // SAFETY: the vtable was stored with the closure. It is unwind safe to look at `control`
+    // afterwards: it is made of cells, each of which is valid at any time.
     let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
         (control.entry().run)(control.slot(), Suspender::of(control));
     }));
@@ -120,7 +122,8 @@ unsafe fn run_inline<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Sus
 }
 
 unsafe fn run_boxed<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Suspender) {
-    // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is stored.
+    // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is
+    // stored.
     let entry = unsafe { slot.cast::<Box<F>>().read() };
     entry(suspender);
 }

@@ -1,9 +1,9 @@
 //! Coroutines that have ended, kept with their stacks for the next ones.
 //!
-//! Two levels. Each thread keeps at most two batches of 128 for itself, in a list that takes no lock
-//! and touches nothing shared. When it runs out, or has two batches to spare, it exchanges a batch with
-//! the pool of the process, so the lock there is taken once in 128 coroutines at most. The pool of the
-//! process is bounded too: what it has no room for is freed.
+//! Two levels. Each thread keeps at most two batches of 128 for itself, in a list that takes no
+//! lock and touches nothing shared. When it runs out, or has two batches to spare, it exchanges a
+//! batch with the pool of the process, so the lock there is taken once in 128 coroutines at most.
+//! The pool of the process is bounded too: what it has no room for is freed.
 //!
 //! contract: C17, C18, C19, C20
 
@@ -34,8 +34,8 @@ pub struct PoolStats {
     pub idle_shared: usize,
     /// How many the pool of the process may hold.
     pub shared_limit: usize,
-    /// Those that can neither go on nor end, because the last handle to a coroutine was dropped which
-    /// was suspended in a destructor, on its way out. They keep their stacks for good.
+    /// Those that can neither go on nor end, because the last handle to a coroutine was dropped
+    /// which was suspended in a destructor, on its way out. They keep their stacks for good.
     pub abandoned: usize,
     /// How their stacks are guarded; `None` until there is one.
     pub guard: Option<GuardKind>,
@@ -155,7 +155,8 @@ impl Local {
         self.room.set(self.room.get() - 1);
     }
 
-    /// A block, when the list is empty: from the spare batch, the pool of the process, or newly made.
+    /// A block, when the list is empty: from the spare batch, the pool of the process, or newly
+    /// made.
     #[cold]
     #[inline(never)]
     fn refill(&self) -> io::Result<NonNull<Control>> {
@@ -175,8 +176,8 @@ impl Local {
         }
     }
 
-    /// Sets a full list aside, and the batch that was set aside before, if any, into the pool of the
-    /// process. Does nothing when the thread is ending.
+    /// Sets a full list aside, and the batch that was set aside before, if any, into the pool of
+    /// the process. Does nothing when the thread is ending.
     #[cold]
     #[inline(never)]
     fn make_room(&self) {

@@ -8,7 +8,8 @@ use crate::{current, entry};
 
 /// The right to suspend a coroutine, given to the closure it runs.
 ///
-/// A function that may suspend takes `&Suspender`, so a function without one cannot. It stays on its thread:
+/// A function that may suspend takes `&Suspender`, so a function without one cannot. It stays on
+/// its thread:
 ///
 /// ```compile_fail
 /// fn needs_send<T: Send>() {}
@@ -29,8 +30,8 @@ impl Suspender {
         if !ptr::eq(running, &self.0) {
             not_running(&self.0);
         }
-        // The same block as `self`, but reached through the thread-local: `self` is reloaded from this
-        // stack, whose address the processor knows late after a switch. It is 1.5 ns a pair.
+        // The same block as `self`, but reached through the thread-local: `self` is reloaded from
+        // this stack, whose address the processor knows late after a switch. It is 1.5 ns a pair.
         // SAFETY: it is `self`.
         let control = unsafe { &*running };
         control.set_state(CoroutineState::Suspended);

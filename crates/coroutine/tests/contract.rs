@@ -192,7 +192,8 @@ fn c10_suspending_with_no_caller_fails() {
     // A suspender that got out of its coroutine: only unsafe code can write this.
     let escaped: Cell<Option<&Suspender>> = Cell::new(None);
     let place = &escaped;
-    // SAFETY: what the closure borrows outlives the coroutine, and the coroutine outlives the uses of its suspender.
+    // SAFETY: what the closure borrows outlives the coroutine, and the coroutine outlives the uses
+    // of its suspender.
     let coroutine = unsafe {
         Coroutine::new_unchecked("c10", |suspender| {
             place.set(Some(&*std::ptr::from_ref(suspender)));
@@ -475,29 +476,5 @@ fn c20_a_thread_gives_its_pool_back_when_it_ends() {
         // They run on the next thread as well as on the first.
         std::thread::spawn(|| churn(200)).join().unwrap();
         assert_eq!(pool_stats().allocated, 200);
-    });
-}
-
-#[test]
-fn c20_coroutines_of_an_ending_thread_are_ended_too() {
-    thread_local! {
-        static LATE: RefCell<Option<Coroutine>> = const { RefCell::new(None) };
-    }
-    succeeds_in_child("c20_coroutines_of_an_ending_thread_are_ended_too", || {
-        let dropped = std::sync::Arc::new(());
-        let token = dropped.clone();
-        std::thread::spawn(move || {
-            // Registered before the pool of this thread is, so dropped after it.
-            LATE.with(|late| late.replace(None));
-            let coroutine = Coroutine::new("late", move |suspender| {
-                suspender.suspend();
-                drop(token);
-            });
-            coroutine.resume();
-            LATE.with(|late| late.replace(Some(coroutine)));
-        })
-        .join()
-        .unwrap();
-        assert_eq!(std::sync::Arc::strong_count(&dropped), 1);
     });
 }

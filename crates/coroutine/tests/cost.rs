@@ -78,8 +78,8 @@ fn a_limit_on_address_space_is_an_error() {
     });
 }
 
-/// Run it with `cargo test -p coblk-coroutine --release --test cost -- --ignored --nocapture`. It needs
-/// 6 GiB of memory: 4 KiB for each coroutine, and 2 KiB of page tables.
+/// Run it with `cargo test -p coblk-coroutine --release --test cost -- --ignored --nocapture`. It
+/// needs 6 GiB of memory: 4 KiB for each coroutine, and 2 KiB of page tables.
 #[test]
 #[ignore = "takes 6 GiB of memory"]
 fn a_million_suspended_coroutines() {
@@ -105,7 +105,8 @@ fn a_million_suspended_coroutines() {
         coroutine.resume();
     });
     println!(
-        "{each:.2} KiB each, page tables {} KiB, {mappings} mappings, {created:?} to create, {:?} to end",
+        "{each:.2} KiB each, {} KiB of page tables, {mappings} mappings; \
+         created in {created:?}, ended in {:?}",
         status_kib("VmPTE"),
         start.elapsed()
     );

@@ -130,8 +130,8 @@ fn waking_outside_a_coroutine_fails() {
     assert_eq!(message, "nobody: wake of 'c' queued outside a coroutine");
 }
 
-/// Idle coroutines go from thread to thread through the shared pool. Whatever they ran before, on whichever
-/// thread, they work.
+/// Idle coroutines go from thread to thread through the shared pool. Whatever they ran before, on
+/// whichever thread, they work.
 #[test]
 fn idle_coroutines_work_on_other_threads() {
     thread_local! {

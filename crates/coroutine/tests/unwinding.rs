@@ -157,17 +157,57 @@ fn destructors_may_wake_others() {
 }
 
 #[test]
-fn a_coroutine_that_is_unwound_while_it_is_queued_does_not_run() {
-    let target = Coroutine::new("target", |_| unreachable!());
+fn a_scheduled_coroutine_cannot_be_unwound_nor_a_queued_one_unscheduled() {
+    let target = Coroutine::new("target", |_| ());
     let waker = Coroutine::new("waker", {
         let target = target.clone();
         move |_| {
             target.queue_wake("waker");
-            target.unwind();
+            let expected = "coroutine 'target' was already scheduled in waker";
+            assert_eq!(panic_message(|| target.unwind()), expected);
+            assert_eq!(panic_message(|| target.clear_scheduled()), expected);
         }
     });
     assert_eq!(waker.resume(), CoroutineState::Terminated);
     assert_eq!(target.state(), CoroutineState::Terminated);
+}
+
+#[test]
+fn a_scheduled_coroutine_is_unwound_when_the_last_handle_goes_away() {
+    let dropped = Dropped::default();
+    let token = dropped.token();
+    let coroutine = Coroutine::new("c", move |_| drop(token));
+    coroutine.set_scheduled("a list");
+    drop(coroutine);
+    assert_eq!(dropped.times(), 1);
+    // The mark does not stick to what its stack is used for next.
+    assert_eq!(Coroutine::new("next", |_| ()).resume(), CoroutineState::Terminated);
+}
+
+#[test]
+fn a_panic_while_a_woken_coroutine_is_dropped_loses_no_wakeup() {
+    struct PanicOnDrop;
+    impl Drop for PanicOnDrop {
+        fn drop(&mut self) {
+            panic!("in a destructor");
+        }
+    }
+    let ran = Rc::new(Cell::new(false));
+    let waker = Coroutine::new("waker", {
+        let ran = ran.clone();
+        move |_| {
+            // The wake queue has the only handles. The first one suspends, so it is unwound.
+            let first = Coroutine::new("first", |suspender| {
+                let caught = catch_unwind(AssertUnwindSafe(|| suspender.suspend()));
+                assert!(caught.is_err());
+                drop(PanicOnDrop);
+            });
+            first.queue_wake("waker");
+            Coroutine::new("second", move |_| ran.set(true)).queue_wake("waker");
+        }
+    });
+    assert_eq!(panic_message(|| waker.resume()), "in a destructor");
+    assert!(ran.get());
 }
 
 #[test]
@@ -228,7 +268,8 @@ fn coroutines_are_unwound_by_a_thread_that_is_panicking() {
     assert_eq!((message.as_str(), dropped.times()), ("of the thread", 1));
 }
 
-/// A daemon may catch panics for each request in a loop. That must not keep a coroutine from ending.
+/// A daemon may catch panics for each request in a loop. That must not keep a coroutine from
+/// ending.
 #[test]
 fn catching_what_unwinds_it_does_not_keep_a_coroutine() {
     let caught = Rc::new(Cell::new(0));
@@ -294,4 +335,28 @@ fn a_destructor_may_wait_while_its_coroutine_panics() {
     assert_eq!(coroutine.resume(), CoroutineState::Suspended);
     assert_eq!(panic_message(|| coroutine.resume()), "with a guard");
     assert!(!std::thread::panicking());
+}
+
+#[test]
+fn coroutines_of_a_thread_are_ended_with_it() {
+    thread_local! {
+        static LATE: RefCell<Option<Coroutine>> = const { RefCell::new(None) };
+    }
+    succeeds_in_child("coroutines_of_a_thread_are_ended_with_it", || {
+        let dropped = std::sync::Arc::new(());
+        let token = dropped.clone();
+        std::thread::spawn(move || {
+            // Registered before the pool of this thread is, so dropped after it.
+            LATE.with(|late| late.replace(None));
+            let coroutine = Coroutine::new("late", move |suspender| {
+                suspender.suspend();
+                drop(token);
+            });
+            coroutine.resume();
+            LATE.with(|late| late.replace(Some(coroutine)));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&dropped), 1);
+    });
 }

@@ -9,10 +9,10 @@ use crate::stack::{self, GuardKind};
 
 /// Says how many idle coroutines the pool of the process may hold; 8192 unless told otherwise.
 ///
-/// Set it to the number of requests that are in flight at the busiest time: what comes back beyond it is
-/// freed, and made anew next time. Where each stack costs mappings ([`GuardKind::Mapping`]) the limit is
-/// also kept below what the kernel allows. A lower limit holds for what comes back from now on; see
-/// [`trim_pool`](crate::trim_pool).
+/// Set it to the number of requests that are in flight at the busiest time: what comes back beyond
+/// it is freed, and made anew next time. Where each stack costs mappings ([`GuardKind::Mapping`])
+/// the limit is also kept below what the kernel allows. A lower limit holds for what comes back
+/// from now on; see [`trim_pool`](crate::trim_pool).
 pub fn set_pool_limit(coroutines: usize) {
     lock().limit = coroutines;
 }
@@ -23,9 +23,9 @@ pub(super) struct Batch {
     len: u32,
 }
 
-// SAFETY: an idle block runs nothing. The only frames on its stack are the trampoline's, between two
-// runs, which hold nothing that belongs to a thread (argued there), and only the batch points to it. So
-// it may go on to another thread, and the lock of the pool orders what the two do.
+// SAFETY: an idle block runs nothing. The only frames on its stack are the trampoline's, between
+// two runs, which hold nothing that belongs to a thread (argued there), and only the batch points
+// to it. So it may go on to another thread, and the lock of the pool orders what the two do.
 unsafe impl Send for Batch {}
 
 impl Batch {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! chunk:  | guard | stack 0        | guard | stack 1        | ...   | never used yet       |
-//!           ^ lowest page of each                                     ^ fresh     fresh_end ^
+//!           ^ lowest page of each                                     ^ fresh
 //! ```
 //!
 //! Address space costs nothing until it is touched. A stack that is freed keeps its place and gives
@@ -219,8 +219,8 @@ mod tests {
     /// Whether the kernel, too, would fault on a byte: it then refuses to write it to a pipe.
     fn faults(address: NonNull<u8>) -> bool {
         let mut ends = [0; 2];
-        // SAFETY: two new descriptors, used here only; a pipe takes one byte without blocking, and a
-        // bad address is an error to the kernel.
+        // SAFETY: two new descriptors, used here only; a pipe takes one byte without blocking, and
+        // a bad address is an error to the kernel.
         unsafe {
             assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
             let written = libc::write(ends[1], address.as_ptr().cast(), 1);

@@ -7,11 +7,11 @@ use super::{ARENA, GuardKind, page_bytes};
 /// How large stacks are, and how they are guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackConfig {
-    /// How much of one can be used; rounded up to an even number of pages. 1 MiB unless told otherwise.
-    /// The guard page comes on top of it.
+    /// How much of one can be used; rounded up to an even number of pages. 1 MiB unless told
+    /// otherwise. The guard page comes on top of it.
     ///
-    /// This is address space: memory is used page by page, as frames reach it. The kernel's page tables
-    /// take 2 KiB besides for a stack of 1 MiB, and a quarter of that for one of 256 KiB.
+    /// This is address space: memory is used page by page, as frames reach it. The kernel's page
+    /// tables take 2 KiB besides for a stack of 1 MiB, and a quarter of that for one of 256 KiB.
     pub size_bytes: usize,
     /// How the page below a stack is made to fault. `None` takes the cheapest that the kernel has.
     pub guard: Option<GuardKind>,

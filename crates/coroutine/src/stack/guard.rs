@@ -11,8 +11,8 @@ pub enum GuardKind {
     /// A marker in the page table, by `madvise(MADV_GUARD_INSTALL)`. Needs Linux 6.13. Costs no
     /// mapping, so the number of stacks is bounded by memory only.
     Marker,
-    /// A page without access rights, by `mprotect`. Each stack then costs two mappings, of which the
-    /// kernel allows `vm.max_map_count` (65530 by default): about 32,000 stacks.
+    /// A page without access rights, by `mprotect`. Each stack then costs two mappings, of which
+    /// the kernel allows `vm.max_map_count` (65530 by default): about 32,000 stacks.
     Mapping,
 }
 
@@ -35,7 +35,8 @@ impl GuardKind {
         })
     }
 
-    /// Makes a guard page an ordinary one again, if that gives a mapping back. Returns whether it did.
+    /// Makes a guard page an ordinary one again, if that gives a mapping back. Returns whether it
+    /// did.
     ///
     /// # Safety
     /// The page is mapped.

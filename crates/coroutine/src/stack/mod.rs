@@ -1,8 +1,8 @@
 //! Memory for stacks.
 //!
-//! [`Stack`] is one piece of memory with a guard page at its low end; [`allocate`] and [`free`] hand
-//! them out and take them back. What lies at the top of a stack (the control block) is not known
-//! here.
+//! [`Stack`] is one piece of memory with a guard page at its low end; [`allocate`] and [`free`]
+//! hand them out and take them back. What lies at the top of a stack (the control block) is not
+//! known here.
 //!
 //! - `arena`: carves stacks from few large mappings, and gives memory back
 //! - `guard`: the two ways to make a page fault
@@ -83,9 +83,9 @@ impl Stack {
     /// Room for a `T` at the top, on cache lines of its own. Frames lie below it.
     ///
     /// All stacks end at the same offset in a page, so what is used the most in each of them would
-    /// compete for the same few sets of the first-level cache. That room is therefore a few lines further
-    /// down in one stack than in the next; it is still in the topmost page. With 256 coroutines that
-    /// take turns it makes a resume a quarter faster.
+    /// compete for the same few sets of the first-level cache. That room is therefore a few lines
+    /// further down in one stack than in the next; it is still in the topmost page. With 256
+    /// coroutines that take turns it makes a resume a quarter faster.
     pub(crate) fn place_at_top<T>(&self) -> NonNull<T> {
         const CACHE_LINE: usize = 64;
         const PLACES: usize = 8;

@@ -1,10 +1,11 @@
 //! Says which coroutine ran out of stack.
 //!
-//! A write into the guard page is a SIGSEGV, which on its own does not say more than that. The handler
-//! here runs on an alternate stack, for there is no room on the one that overflowed. It looks whether the
-//! address is in the guard page of the coroutine that runs, and if so writes its name to standard error.
-//! Then it lets the fault happen again with the default action, so that the process ends, and a core dump
-//! shows the frame that overflowed. Faults elsewhere go to the handler that was installed before.
+//! A write into the guard page is a SIGSEGV, which on its own does not say more than that. The
+//! handler here runs on an alternate stack, for there is no room on the one that overflowed. It
+//! looks whether the address is in the guard page of the coroutine that runs, and if so writes its
+//! name to standard error. Then it lets the fault happen again with the default action, so that the
+//! process ends, and a core dump shows the frame that overflowed. Faults elsewhere go to the
+//! handler that was installed before.
 //!
 //! contract: C16
 
@@ -50,8 +51,8 @@ fn install_handler() {
     }
 }
 
-/// Uses what may be used in a signal handler: plain memory, `write`, `sigaction`. The thread-local that
-/// it reads was touched by this thread before, if a coroutine runs on it.
+/// Uses what may be used in a signal handler: plain memory, `write`, `sigaction`. The thread-local
+/// that it reads was touched by this thread before, if a coroutine runs on it.
 unsafe extern "C" fn on_fault(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -146,7 +147,8 @@ struct AlternateStack {
 }
 
 impl AlternateStack {
-    /// Room for what the kernel saves, which is some 11 KiB on the largest CPUs, and for the handlers.
+    /// Room for what the kernel saves, which is some 11 KiB on the largest CPUs, and for the
+    /// handlers.
     const BYTES: usize = 64 << 10;
 
     fn install() -> Option<AlternateStack> {
@@ -172,8 +174,8 @@ impl AlternateStack {
 
 impl Drop for AlternateStack {
     fn drop(&mut self) {
-        // SAFETY: asks, and turns it off if it is this one. No signal is handled on it now, for this is
-        // not a handler, and none will be.
+        // SAFETY: asks, and turns it off if it is this one. No signal is handled on it now, for
+        // this is not a handler, and none will be.
         unsafe {
             let mut present = MaybeUninit::<libc::stack_t>::zeroed().assume_init();
             libc::sigaltstack(ptr::null(), &mut present);

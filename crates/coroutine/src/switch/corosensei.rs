@@ -24,7 +24,8 @@ impl Context {
     /// The terms of the module above.
     pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const Control) -> Context {
         let run = move |yielder: &Yielder<(), ()>, ()| {
-            // SAFETY: by the caller, `arg` is valid whenever this runs, and is what `entry` asks for.
+            // SAFETY: by the caller, `arg` is valid whenever this runs, and is what `entry` asks
+            // for.
             unsafe {
                 (*arg).context().yielder.set(yielder);
                 entry(arg)
@@ -41,8 +42,8 @@ impl Context {
     /// The terms of the module above: it is not running, nor waiting for one that it resumed.
     #[inline]
     pub(crate) unsafe fn resume(&self) {
-        // SAFETY: the context is not running, so no other resume holds this reference; while it runs
-        // it touches `yielder` and its stack, not this field.
+        // SAFETY: the context is not running, so no other resume holds this reference; while it
+        // runs it touches `yielder` and its stack, not this field.
         unsafe { (*self.coroutine.get()).resume(()) };
     }
 

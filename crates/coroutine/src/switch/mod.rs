@@ -6,8 +6,8 @@
 //! - `unsafe fn new(stack: StackRange, entry: Entry, arg: *const Control) -> Context` prepares
 //!   `entry(arg)` to run on that stack. Nothing runs yet. The context may be moved until its first
 //!   `resume`.
-//! - `unsafe fn resume(&self)` goes to the context: to `entry` the first time, back from its `suspend`
-//!   afterwards. Returns when the context calls `suspend`. Never unwinds.
+//! - `unsafe fn resume(&self)` goes to the context: to `entry` the first time, back from its
+//!   `suspend` afterwards. Returns when the context calls `suspend`. Never unwinds.
 //! - `unsafe fn suspend(&self)` is called on the context's own stack, and goes back to the `resume`
 //!   that came last. Returns at the next `resume`.
 //! - Dropping a `Context` forgets its frames; nothing runs, and nothing on its stack is touched.
@@ -20,8 +20,8 @@
 //!   for as long as the context is resumed; `arg` is what `entry` asks for, and its control block
 //!   holds the context; `entry` neither returns nor unwinds.
 //! - `resume`: the context is not running, nor waiting for one that it resumed. It is called on the
-//!   thread that the context's frames belong to. A context whose frames hold nothing that belongs to a
-//!   thread may change threads while it is suspended.
+//!   thread that the context's frames belong to. A context whose frames hold nothing that belongs
+//!   to a thread may change threads while it is suspended.
 //! - `suspend`: this context runs now.
 //!
 //! In return a backend keeps all registers that the platform's calling convention asks a callee to

@@ -1,17 +1,17 @@
 //! The switch by libc: `getcontext`, `makecontext`, `swapcontext`.
 //!
-//! Each switch saves and restores the signal mask with a system call, so a pair costs two; that is what
-//! makes it a hundred times slower than the backend in assembly. It is here for comparison, and for CPUs
-//! that the other one does not know.
+//! Each switch saves and restores the signal mask with a system call, so a pair costs two; that is
+//! what makes it a hundred times slower than the backend in assembly. It is here for comparison,
+//! and for CPUs that the other one does not know.
 //!
 //! QEMU avoids these system calls by starting a coroutine with `makecontext` and switching with
-//! `sigsetjmp` and `siglongjmp`. That is not offered: `sigsetjmp` returns twice, and to call a function
-//! that does so is undefined behaviour in Rust, whose compiler then keeps values in registers and places
-//! that the second return finds changed. Backends in assembly replace it: they tell the compiler exactly
-//! what a switch leaves intact.
+//! `sigsetjmp` and `siglongjmp`. That is not offered: `sigsetjmp` returns twice, and to call a
+//! function that does so is undefined behaviour in Rust, whose compiler then keeps values in
+//! registers and places that the second return finds changed. Backends in assembly replace it: they
+//! tell the compiler exactly what a switch leaves intact.
 //!
-//! A suspended context keeps the signal mask that was set when it suspended, and has it again when it is
-//! resumed, so masks should be set before coroutines run.
+//! A suspended context keeps the signal mask that was set when it suspended, and has it again when
+//! it is resumed, so masks should be set before coroutines run.
 
 use std::cell::{Cell, UnsafeCell};
 use std::mem::MaybeUninit;
@@ -82,9 +82,9 @@ impl Context {
         let own: *mut libc::ucontext_t = self.own.get().cast();
         let (entry, arg) = (halves(start.entry as usize), halves(start.arg.expose_provenance()));
         let limit = start.stack.limit.get();
-        // SAFETY: `getcontext` fills in all that `makecontext` wants to be filled in but the stack, which
-        // is the caller's. There is nothing to go on with after the entry, which does not return.
-        // `makecontext` passes any number of ints to a function of its own C type.
+        // SAFETY: `getcontext` fills in all that `makecontext` wants to be filled in but the stack,
+        // which is the caller's. There is nothing to go on with after the entry, which does not
+        // return. `makecontext` passes any number of ints to a function of its own C type.
         unsafe {
             let result = libc::getcontext(own);
             debug_assert_eq!(result, 0);
@@ -97,7 +97,8 @@ impl Context {
     }
 }
 
-/// The first function on the stack. Its arguments are ints, for that is all that `makecontext` passes.
+/// The first function on the stack. Its arguments are ints, for that is all that `makecontext`
+/// passes.
 unsafe extern "C" fn run(entry_low: u32, entry_high: u32, arg_low: u32, arg_high: u32) -> ! {
     let arg = ptr::with_exposed_provenance::<Control>(whole(arg_low, arg_high));
     // SAFETY: these are the halves that `make` made of an `Entry` and of what it asks for.

@@ -40,8 +40,9 @@ impl Drop for Token {
     }
 }
 
-/// Runs `body` in a process of its own: this test binary once more, with nothing but the test `name` in
-/// it, which is where this is called from. Returns what came of it, and nothing within that process.
+/// Runs `body` in a process of its own: this test binary once more, with nothing but the test
+/// `name` in it, which is where this is called from. Returns what came of it, and nothing within
+/// that process.
 fn in_child(name: &str, body: impl FnOnce()) -> Option<Output> {
     const MARK: &str = "COBLK_TEST_CHILD";
     if std::env::var_os(MARK).is_some_and(|value| value == *name) {
@@ -53,8 +54,8 @@ fn in_child(name: &str, body: impl FnOnce()) -> Option<Output> {
     Some(command.output().unwrap())
 }
 
-/// As [`in_child`], for a body that is meant to end its process. Returns how it ended and what it wrote to
-/// standard error.
+/// As [`in_child`], for a body that is meant to end its process. Returns how it ended and what it
+/// wrote to standard error.
 pub fn dies_in_child(name: &str, body: impl FnOnce()) -> Option<(ExitStatus, String)> {
     let output = in_child(name, body)?;
     assert!(!output.status.success());
