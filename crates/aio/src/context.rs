@@ -25,6 +25,7 @@ use crate::polling::{PollHook, Polling};
 use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::{Simulation, SimulationOptions};
+use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Clock, Timer, TimerList};
 
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub(crate) simulation: Option<Rc<Simulation>>,
     pub(crate) plug: PlugState,
     tasks: TaskList,
+    coarse_ns: Cell<i64>,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
@@ -95,6 +97,23 @@ impl Inner {
     #[inline]
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    #[inline]
+    pub(crate) fn tasks(&self) -> &TaskList {
+        &self.tasks
+    }
+
+    /// When this turn of the loop began, on a clock that ticks every few milliseconds: to know a
+    /// coroutine's age without asking for the time at each spawn.
+    #[inline]
+    pub(crate) fn coarse_ns(&self) -> i64 {
+        self.coarse_ns.get()
+    }
+
+    #[inline]
+    pub(crate) fn refresh_coarse_clock(&self) {
+        self.coarse_ns.set(sys::coarse_clock_ns());
     }
 
     /// The ring, if it has been made.
@@ -115,7 +134,7 @@ pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
     poll_max: Duration,
-    wait_mode: WaitMode,
+    wait_mode: Option<WaitMode>,
     simulation: Option<SimulationOptions>,
 }
 
@@ -139,9 +158,11 @@ impl AioContextBuilder {
         self
     }
 
-    /// Whether the loop may, or must, wait in an io_uring.
+    /// Whether the loop may, or must, wait in an io_uring. Without this the environment variable
+    /// `COBLK_WAIT_MODE` decides (`auto`, `epoll` or `ring`), and without that it is
+    /// [`WaitMode::Auto`].
     pub fn wait_mode(mut self, mode: WaitMode) -> Self {
-        self.wait_mode = mode;
+        self.wait_mode = Some(mode);
         self
     }
 
@@ -154,13 +175,17 @@ impl AioContextBuilder {
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left, or if [`WaitMode::Ring`] is asked for where there is
+    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if [`WaitMode::Ring`] is asked for where there is
     /// no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let wait_mode = match self.wait_mode {
+            Some(mode) => mode,
+            None => WaitMode::from_environment()?,
+        };
         let ring = OnceCell::new();
-        if self.wait_mode == WaitMode::Ring {
+        if wait_mode == WaitMode::Ring {
             let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
         }
         let simulation = self.simulation.map(|options| Rc::new(Simulation::new(options)));
@@ -177,10 +202,11 @@ impl AioContextBuilder {
             fds,
             polling: Polling::new(self.poll_max),
             ring,
-            wait_mode: self.wait_mode,
+            wait_mode,
             simulation,
             plug: PlugState::default(),
             tasks: TaskList::new(),
+            coarse_ns: Cell::new(sys::coarse_clock_ns()),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
         });

@@ -59,7 +59,7 @@ impl Co<'_> {
             let mut state = lock(&wake.0);
             if matches!(*state, Waiting::Running) {
                 // The lock is given up once the way back is stored, so no wake comes between.
-                self.suspend_with(move |waker| *state = Waiting::Suspended(waker));
+                self.suspend_for("a future", move |waker| *state = Waiting::Suspended(waker));
                 state = lock(&wake.0);
             }
             *state = Waiting::Running;

@@ -36,7 +36,7 @@ mod timer;
 mod trace;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker};
+pub use co::{Co, CoWaker, CoroutineInfo};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
 pub use fd_handler::{FdInterest, Readiness};

@@ -57,6 +57,7 @@ impl Inner {
             tracing::error!(context = %self.shared.name, %error, "waiting for descriptors failed");
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.refresh_coarse_clock();
         self.shared.accept_notifications();
     }
 

@@ -1,5 +1,6 @@
 //! Coroutines of a context: [`Co`], the right to suspend, and [`CoWaker`], the way back.
 
+mod list;
 mod task;
 mod waker;
 
@@ -10,6 +11,7 @@ use std::ptr::NonNull;
 use coblk_coroutine::Suspender;
 
 use crate::context::AioContext;
+pub use list::CoroutineInfo;
 pub(crate) use task::{Task, TaskList};
 pub use waker::CoWaker;
 
@@ -68,9 +70,18 @@ impl<'a> Co<'a> {
     /// request that hangs in silence is worse than one that fails. Also if `register` uses the
     /// waker itself (contract: C23).
     pub fn suspend_with(&self, register: impl FnOnce(CoWaker)) {
+        self.suspend_for("a wake-up", register);
+    }
+
+    /// [`suspend_with`](Self::suspend_with), saying what it waits for, for
+    /// [`AioContext::coroutines`].
+    ///
+    /// # Panics
+    /// As [`suspend_with`](Self::suspend_with).
+    pub fn suspend_for(&self, what: &'static str, register: impl FnOnce(CoWaker)) {
         let task = self.task();
         register(CoWaker::arm(self.task));
-        self.suspend();
+        self.suspend(what);
         assert!(
             task.disarm(),
             "coroutine '{}': its waker was dropped, nobody can wake it any more",
@@ -82,7 +93,7 @@ impl<'a> Co<'a> {
     /// runs first.
     pub fn reschedule(&self) {
         Task::schedule_local(self.task);
-        self.suspend();
+        self.suspend("its turn");
         self.task().disarm();
     }
 
@@ -101,8 +112,8 @@ impl<'a> Co<'a> {
 
     /// Suspends. Whoever calls this has arranged for exactly one resume.
     #[inline]
-    pub(crate) fn suspend(&self) {
-        self.task().set_suspended();
+    pub(crate) fn suspend(&self, what: &'static str) {
+        self.task().set_suspended(what);
         self.suspender.suspend();
     }
 }

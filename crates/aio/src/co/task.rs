@@ -17,9 +17,11 @@ use std::cell::{Cell, UnsafeCell};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
+use super::CoroutineInfo;
 use crate::context::{AioContext, Inner};
 use crate::node::{Node, NodeKind};
 use crate::shared::Shared;
@@ -44,6 +46,8 @@ pub(crate) struct Task {
 
     // The rest belongs to the home thread.
     suspended: Cell<bool>,
+    waits_for: Cell<&'static str>,
+    spawned_ns: Cell<i64>,
     name: Cell<&'static str>,
     coroutine: UnsafeCell<Option<Coroutine>>,
     inner: NonNull<Inner>,
@@ -95,8 +99,28 @@ impl Task {
     }
 
     #[inline]
-    pub(crate) fn set_suspended(&self) {
+    pub(crate) fn set_suspended(&self, what: &'static str) {
         self.suspended.set(true);
+        self.waits_for.set(what);
+    }
+
+    /// The next older task of the context.
+    pub(super) fn following(&self) -> *mut Task {
+        self.next.get()
+    }
+
+    pub(super) fn info(&self, context: &str, now_ns: i64) -> CoroutineInfo {
+        // SAFETY: home thread.
+        let coroutine = unsafe { self.coroutine() };
+        let age_ns = now_ns.saturating_sub(self.spawned_ns.get());
+        CoroutineInfo {
+            id: coroutine.as_ref().map_or(0, Coroutine::id),
+            name: self.name(),
+            context: context.to_owned(),
+            state: coroutine.map_or(CoroutineState::Created, |coroutine| coroutine.state()),
+            waits_for: self.waits_for.get(),
+            age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+        }
     }
 
     /// A handle on the coroutine, which keeps it while it is resumed.
@@ -224,6 +248,8 @@ impl TaskList {
         let this = unsafe { task.as_ref() };
         this.name.set(name);
         this.suspended.set(false);
+        // SAFETY: the context that acquires is there.
+        this.spawned_ns.set(unsafe { inner.as_ref() }.coarse_ns());
         this.previous.set(ptr::null_mut());
         this.next.set(self.live.get());
         if let Some(first) = NonNull::new(self.live.get()) {
@@ -273,6 +299,11 @@ impl TaskList {
         }
     }
 
+    /// The youngest live task, or null.
+    pub(super) fn first(&self) -> *mut Task {
+        self.live.get()
+    }
+
     /// Any live coroutine, as a handle.
     pub(crate) fn first_live(&self) -> Option<Coroutine> {
         let task = NonNull::new(self.live.get())?;
@@ -313,6 +344,8 @@ impl Task {
             state: AtomicU8::new(IDLE),
             lost: AtomicBool::new(false),
             suspended: Cell::new(false),
+            waits_for: Cell::new(""),
+            spawned_ns: Cell::new(0),
             name: Cell::new(""),
             coroutine: UnsafeCell::new(None),
             inner,

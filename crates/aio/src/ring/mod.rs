@@ -44,6 +44,21 @@ pub enum WaitMode {
     Ring,
 }
 
+impl WaitMode {
+    /// What `COBLK_WAIT_MODE` says.
+    pub(crate) fn from_environment() -> io::Result<WaitMode> {
+        match std::env::var("COBLK_WAIT_MODE").as_deref() {
+            Err(_) | Ok("" | "auto") => Ok(WaitMode::Auto),
+            Ok("epoll") => Ok(WaitMode::Epoll),
+            Ok("ring") => Ok(WaitMode::Ring),
+            Ok(other) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("COBLK_WAIT_MODE is '{other}'; it can be auto, epoll or ring"),
+            )),
+        }
+    }
+}
+
 /// The ring of one context. Home thread only.
 pub(crate) struct Ring {
     uring: RefCell<IoUring>,

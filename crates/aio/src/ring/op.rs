@@ -90,7 +90,7 @@ impl RingOp {
         unsafe { ring.push(&entry.user_data(address))? };
         ring.in_flight.set(ring.in_flight.get() + 1);
         let guard = WaitOnUnwind { op: &op, ring, ctx: co.context() };
-        co.suspend();
+        co.suspend("the ring");
         drop(guard);
         match op.result.get() {
             Some(bytes @ 0..) => Ok(bytes as usize),

@@ -216,7 +216,7 @@ impl ThreadPool {
         trace_event!("thread_pool_submit_co");
         self.submit(ctx, header);
         let guard = WaitOnUnwind { node: header.cast::<Node>(), done: &job.done, ctx };
-        co.suspend();
+        co.suspend("a worker");
         drop(guard);
         assert!(job.done.get(), "coroutine '{}' was resumed by someone else", co.name());
         // SAFETY: done: the worker has written the result, and has given the job back.
