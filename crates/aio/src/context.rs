@@ -3,10 +3,10 @@
 //! What happens in one [`poll`](AioContext::poll) is in `poll.rs`; this file is about making a
 //! context, putting work on it, and ending it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -18,8 +18,11 @@ use coblk_coroutine::Coroutine;
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
 use crate::event_notifier::EventNotifier;
-use crate::fd_handler::{FdHandlers, FdInterest, Readiness};
+use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
+use crate::plug::PlugState;
+use crate::polling::{PollHook, Polling};
+use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Timer, TimerList};
@@ -70,6 +73,11 @@ pub(crate) struct Inner {
     pub(crate) queues: Rc<BhQueues>,
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
+    pub(crate) polling: Polling,
+    /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
+    ring: OnceCell<Option<Ring>>,
+    wait_mode: WaitMode,
+    pub(crate) plug: PlugState,
     tasks: TaskList,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
@@ -87,6 +95,12 @@ impl Inner {
         &self.shared
     }
 
+    /// The ring, if it has been made.
+    #[inline]
+    pub(crate) fn made_ring(&self) -> Option<&Ring> {
+        self.ring.get()?.as_ref()
+    }
+
     #[inline]
     pub(crate) fn bh(&self) -> &BhQueues {
         &self.queues
@@ -98,6 +112,8 @@ impl Inner {
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
+    poll_max: Duration,
+    wait_mode: WaitMode,
 }
 
 impl AioContextBuilder {
@@ -113,13 +129,31 @@ impl AioContextBuilder {
         self
     }
 
+    /// How long the loop may look for work before it sleeps; see
+    /// [`AioContext::set_poll_params`]. Zero, the default, turns it off.
+    pub fn poll_max(mut self, max: Duration) -> Self {
+        self.poll_max = max;
+        self
+    }
+
+    /// Whether the loop may, or must, wait in an io_uring.
+    pub fn wait_mode(mut self, mode: WaitMode) -> Self {
+        self.wait_mode = mode;
+        self
+    }
+
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left.
+    /// If the process has no descriptors left, or if [`WaitMode::Ring`] is asked for where there is
+    /// no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let ring = OnceCell::new();
+        if self.wait_mode == WaitMode::Ring {
+            let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
+        }
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
@@ -127,6 +161,10 @@ impl AioContextBuilder {
             queues: Rc::new(BhQueues::new()),
             timers: Rc::new(TimerList::new()),
             fds,
+            polling: Polling::new(self.poll_max),
+            ring,
+            wait_mode: self.wait_mode,
+            plug: PlugState::default(),
             tasks: TaskList::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
@@ -174,6 +212,25 @@ impl AioContext {
         &self.inner().thread_pool
     }
 
+    /// Whether file I/O can go through an io_uring; makes the ring when first asked. If the system
+    /// has none, or forbids it, says so once in a warning.
+    pub fn has_ring(&self) -> bool {
+        self.ring().is_some()
+    }
+
+    pub(crate) fn ring(&self) -> Option<&Ring> {
+        let inner = self.inner();
+        let make = || {
+            if inner.wait_mode == WaitMode::Epoll {
+                return None;
+            }
+            Ring::new(inner.fds.epoll(), false)
+                .inspect_err(|error| tracing::warn!(context = self.name(), %error, "no io_uring"))
+                .ok()
+        };
+        inner.ring.get_or_init(make).as_ref()
+    }
+
     /// The context's clock: nanoseconds since it was made, never going back.
     pub fn now_ns(&self) -> i64 {
         self.inner().timers.now_ns()
@@ -214,13 +271,61 @@ impl AioContext {
         interest: FdInterest,
         callback: impl Fn(&AioContext, Readiness) + 'static,
     ) -> io::Result<()> {
-        self.inner().fds.set(fd.as_fd().as_raw_fd(), interest, Box::new(callback))
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), None)
+    }
+
+    /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
+    /// call. Once `fd` has been ready, a loop that polls adaptively asks `busy` before it sleeps,
+    /// and calls `ready` if it says yes; a nested poll never enters `ready` again (contract: C45,
+    /// C47).
+    ///
+    /// # Errors
+    /// As [`set_fd_handler`](Self::set_fd_handler).
+    pub fn set_polled_fd_handler(
+        &self,
+        fd: impl AsFd,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+        busy: impl Fn(&AioContext) -> bool + 'static,
+        ready: impl Fn(&AioContext) + 'static,
+    ) -> io::Result<()> {
+        let hook = PollHook::new(Box::new(busy), Box::new(ready));
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), Some(hook))
+    }
+
+    fn set_handler(
+        &self,
+        fd: RawFd,
+        interest: FdInterest,
+        callback: Callback,
+        hook: Option<Rc<PollHook>>,
+    ) -> io::Result<()> {
+        self.unset_handler(fd);
+        self.inner().fds.set(fd, interest, callback, hook)
+    }
+
+    fn unset_handler(&self, fd: RawFd) {
+        if let Some(hook) = self.inner().fds.unset(fd) {
+            self.inner().polling.forget(&hook);
+        }
+    }
+
+    /// How long the loop may look for work before it sleeps: up to `max`, growing by the factor
+    /// `grow` (0: 2) and, when looking does not pay, divided by `shrink` (0: begin again). A `max`
+    /// of zero, the default, turns it off (contract: C46, C48).
+    pub fn set_poll_params(&self, max: Duration, grow: u32, shrink: u32) {
+        self.inner().polling.set(max, grow, shrink);
+    }
+
+    /// How long the loop would look for work before its next sleep.
+    pub fn poll_time(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.current_ns())
     }
 
     /// Removes the handler of `fd`, also from inside any handler; without effect if there is none
     /// (contract: C44).
     pub fn unset_fd_handler(&self, fd: impl AsFd) {
-        self.inner().fds.unset(fd.as_fd().as_raw_fd());
+        self.unset_handler(fd.as_fd().as_raw_fd());
     }
 
     /// Calls `callback` after `notifier` was kicked, once for any number of kicks. Removed with

@@ -114,6 +114,12 @@ impl Shared {
         !self.remote.is_empty()
     }
 
+    /// Whether there is a reason not to sleep.
+    #[inline]
+    pub(crate) fn has_work(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & NOTIFIED != 0 || self.has_remote()
+    }
+
     /// From now on what is scheduled is discarded.
     pub(crate) fn close(&self) {
         self.closed.store(1, Ordering::SeqCst);

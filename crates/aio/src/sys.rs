@@ -90,6 +90,16 @@ pub enum Fallocate {
     Allocate,
 }
 
+impl Fallocate {
+    pub(crate) fn mode(self) -> c_int {
+        match self {
+            Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            Fallocate::Allocate => 0,
+        }
+    }
+}
+
 /// Changes how a range of a file is stored.
 pub fn fallocate(
     fd: BorrowedFd<'_>,
@@ -97,14 +107,9 @@ pub fn fallocate(
     offset_bytes: u64,
     len_bytes: u64,
 ) -> io::Result<()> {
-    let mode = match what {
-        Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-        Fallocate::Allocate => 0,
-    };
     // SAFETY: no memory is involved.
     check_zero(unsafe {
-        libc::fallocate(fd.as_raw_fd(), mode, offset(offset_bytes)?, offset(len_bytes)?)
+        libc::fallocate(fd.as_raw_fd(), what.mode(), offset(offset_bytes)?, offset(len_bytes)?)
     })
 }
 

@@ -3,10 +3,11 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
+use std::thread;
 
-use crate::control::Control;
+use crate::control::{Control, Unwinding};
 use crate::suspender::Suspender;
 use crate::wake_queue::WakeQueue;
 use crate::{current, entry, pool};
@@ -34,10 +35,10 @@ pub enum CoroutineState {
 /// needs_send::<coblk_coroutine::Coroutine>();
 /// ```
 ///
-/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was never resumed is
-/// dropped, and the stack returns to the pool. A handle to a terminated coroutine keeps its stack from being reused,
-/// so do not collect them. A coroutine that owns a handle to itself is a cycle, as with [`Rc`](std::rc::Rc), until it
-/// terminates.
+/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was never
+/// resumed is dropped, and the stack returns to the pool. A handle to a terminated coroutine keeps its
+/// stack from being used again, so do not collect them. A coroutine that owns a handle to itself is a
+/// cycle, as with [`Rc`](std::rc::Rc), until it terminates.
 pub struct Coroutine {
     control: NonNull<Control>,
 }
@@ -45,11 +46,13 @@ pub struct Coroutine {
 impl Coroutine {
     /// Creates a coroutine that will run `entry`. Does not run it. contract: C1
     ///
-    /// Takes a pooled stack if there is one, and then allocates nothing; a closure of more than 256 bytes is boxed.
+    /// Takes a pooled stack if there is one, and then allocates nothing; a closure of more than 256
+    /// bytes, or one aligned to more than 16, is boxed.
     ///
     /// # Panics
     ///
-    /// If there is no memory or no mapping left for a stack; [`Coroutine::try_new`] returns the error instead.
+    /// If there is no address space or no mapping left for a stack; [`Coroutine::try_new`] returns that
+    /// as an error.
     #[inline]
     #[track_caller]
     pub fn new<F>(name: &'static str, entry: F) -> Coroutine
@@ -64,7 +67,7 @@ impl Coroutine {
     ///
     /// # Errors
     ///
-    /// If a new stack is needed and the system has no memory or no mapping left for it.
+    /// If a new stack is needed, and the system has no address space or no mapping left for it.
     #[inline]
     pub fn try_new<F>(name: &'static str, entry: F) -> io::Result<Coroutine>
     where
@@ -78,7 +81,8 @@ impl Coroutine {
     ///
     /// # Safety
     ///
-    /// Everything that `entry` borrows must outlive the coroutine's run: until it has terminated, also by being unwound.
+    /// Everything that `entry` borrows must outlive the coroutine's run: until its state is
+    /// [`Terminated`](CoroutineState::Terminated), whether by itself or by being unwound.
     ///
     /// # Panics
     ///
@@ -118,25 +122,24 @@ impl Coroutine {
 
     /// Runs it until it suspends or terminates, and says which. contract: C2, C3
     ///
-    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke them; what each of
-    /// these wakes runs before the rest of them (depth first). contract: C13, C14
+    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke them;
+    /// what each of these wakes runs before the rest of them (depth first). contract: C13, C14
     ///
     /// # Panics
     ///
-    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it runs already or waits
-    /// for one that it resumed (contract: C9); if it has terminated.
+    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it runs
+    /// already or waits for one that it resumed (contract: C9); if it has terminated.
     ///
-    /// A panic of the coroutine goes on in its resumer, after those that wait behind it have run. If several panic, the
-    /// first one goes on.
+    /// A panic of the coroutine goes on in its resumer, after those that it woke have run. So does a panic
+    /// of one of these. If several panic, the first one goes on.
     #[inline]
     #[track_caller]
     pub fn resume(&self) -> CoroutineState {
-        let control = self.control();
         self.check_resumable();
+        let control = self.control();
         switch_to(control);
-        let panic = control.take_panic();
-        if panic.is_some() || !control.woken().is_empty() {
-            run_woken(control, panic);
+        if control.has_left_work() {
+            settle_loudly(control);
         }
         control.state()
     }
@@ -159,14 +162,15 @@ impl Coroutine {
         self.control().state()
     }
 
-    /// Has it resumed when the coroutine that runs now suspends or terminates. contract: C13, C14
+    /// Has it resumed as soon as the coroutine that runs now suspends or terminates.
+    /// contract: C13, C14
     ///
     /// `by` is who schedules it, for the message when somebody else tries to as well.
     ///
     /// # Panics
     ///
-    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it; if it is already scheduled
-    /// (contract: C8); if it has terminated.
+    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it (contract: C9); if
+    /// it is already scheduled (contract: C8); if it has terminated.
     #[inline]
     #[track_caller]
     pub fn queue_wake(&self, by: &'static str) {
@@ -175,12 +179,15 @@ impl Coroutine {
         self.check_resumable();
         self.control().set_scheduled_by(Some(by));
         // SAFETY: the coroutine that runs now is kept alive by its resumer.
-        unsafe { (*current).woken().push_back(self.clone()) };
+        let current = unsafe { &*current };
+        current.woken().push_back(self.clone());
+        current.set_left_work(true);
     }
 
-    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and is told `by`.
+    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and is
+    /// told `by`.
     ///
-    /// A coroutine may be marked while it runs, for it may suspend next.
+    /// It may be marked while it runs, for it may suspend next.
     ///
     /// # Panics
     ///
@@ -200,28 +207,32 @@ impl Coroutine {
         self.control().set_scheduled_by(None);
     }
 
-    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the closure of one that was
-    /// never resumed. Does nothing to one that has terminated.
+    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the closure of
+    /// one that was never resumed. Does nothing to one that has terminated.
+    ///
+    /// The function that is suspended does not return; it unwinds, as from a panic that no panic hook
+    /// sees. Code of the coroutine that catches panics catches this one too. It should let it go on; if it
+    /// does not, the next suspend unwinds again.
+    ///
+    /// A destructor may suspend while its coroutine is unwound, say to wait for a job that uses its memory.
+    /// The coroutine is then left [`Suspended`](CoroutineState::Suspended), and whoever it waits for
+    /// resumes it as ever. It is also left so if it catches what unwinds it again and again. When the last
+    /// handle to such a coroutine goes away its stack is abandoned: never used again, and never freed.
     ///
     /// # Panics
     ///
-    /// If it runs, or waits for one that it resumed.
+    /// If it runs, or waits for one that it resumed. A panic of a destructor goes on in the caller.
+    ///
+    /// # Aborts
+    ///
+    /// If it is suspended in a destructor that runs because of a panic of its own: a second panic
+    /// cannot get out of there. So does any unwinding in a program built with `panic = "abort"`.
     pub fn unwind(&self) {
-        let control = self.control();
-        match control.state() {
-            CoroutineState::Terminated => {}
-            CoroutineState::Entered => not_resumable(self),
-            CoroutineState::Created => {
-                control.set_state(CoroutineState::Terminated);
-                // SAFETY: it has not run, so the closure is still there; now that it is terminated nobody drops it again.
-                unsafe { entry::drop_unrun(control) };
-            }
-            CoroutineState::Suspended => {
-                control.set_unwinding(true);
-                switch_to(control);
-                control.set_unwinding(false);
-                run_woken(control, control.take_panic());
-            }
+        if self.state() == CoroutineState::Entered {
+            not_resumable(self);
+        }
+        if let Some(payload) = self.end() {
+            resume_unwind(payload);
         }
     }
 
@@ -269,6 +280,49 @@ impl Coroutine {
             not_resumable(self);
         }
     }
+
+    /// Unwinds it, or drops its closure. Returns the first panic that came of it.
+    #[cold]
+    fn end(&self) -> Option<Payload> {
+        let control = self.control();
+        match control.state() {
+            CoroutineState::Created => {
+                control.set_state(CoroutineState::Terminated);
+                // SAFETY: it has not run, so the closure is still there; being terminated, it is not
+                // dropped again.
+                catch_unwind(AssertUnwindSafe(|| unsafe { entry::drop_unrun(control) })).err()
+            }
+            CoroutineState::Suspended if control.unwinding() == Unwinding::No => {
+                unwind_frames(control);
+                settle(control)
+            }
+            _ => None,
+        }
+    }
+
+    /// What the last handle does when it goes away before the coroutine has ended.
+    #[cold]
+    #[inline(never)]
+    fn drop_unended(&self) {
+        let control = self.control();
+        let payload = self.end();
+        // A destructor may have made another handle, and put it somewhere.
+        if control.references() > 1 {
+            control.set_references(control.references() - 1);
+        } else if control.state() == CoroutineState::Terminated {
+            control.set_scheduled_by(None);
+            // SAFETY: this is the last handle, and the coroutine has terminated.
+            unsafe { pool::release(self.control) };
+        } else {
+            pool::abandon(self.control);
+        }
+        // While the thread is already panicking, another panic from a destructor would abort.
+        if let Some(payload) = payload
+            && !thread::panicking()
+        {
+            resume_unwind(payload);
+        }
+    }
 }
 
 impl Clone for Coroutine {
@@ -287,12 +341,12 @@ impl Drop for Coroutine {
             control.set_references(control.references() - 1);
             return;
         }
-        if control.state() != CoroutineState::Terminated {
-            self.unwind();
+        if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
+            self.drop_unended();
+        } else {
+            // SAFETY: this is the last handle, and the coroutine has terminated.
+            unsafe { pool::release(self.control) };
         }
-        control.set_scheduled_by(None);
-        // SAFETY: this was the last handle, and the coroutine has terminated.
-        unsafe { pool::release(self.control) };
     }
 }
 
@@ -307,6 +361,9 @@ impl fmt::Debug for Coroutine {
     }
 }
 
+/// What a panic carries.
+type Payload = Box<dyn Any + Send>;
+
 /// Runs a coroutine that waits, until it suspends or terminates.
 #[inline]
 fn switch_to(control: &Control) {
@@ -318,13 +375,14 @@ fn switch_to(control: &Control) {
     current::set(caller);
 }
 
-/// Runs those that `first` woke, and those that they wake, depth first; then lets the first panic go on.
+/// Runs those that a coroutine woke, and those that they wake, depth first. Returns the first panic among
+/// all of them.
 ///
-/// A loop over a list and not a recursion: however many wake each other in turn, the stack does not grow. contract: C15
-#[inline(never)]
-fn run_woken(first: &Control, mut panic: Option<Box<dyn Any + Send>>) {
+/// A loop over a list and not a recursion: however many wake each other in turn, the stack does not grow.
+/// contract: C15
+fn settle(first: &Control) -> Option<Payload> {
     let pending = WakeQueue::new();
-    pending.prepend(first.woken());
+    let mut panic = collect(first, &pending);
     while let Some(coroutine) = pending.pop_front() {
         let control = coroutine.control();
         control.set_scheduled_by(None);
@@ -332,12 +390,42 @@ fn run_woken(first: &Control, mut panic: Option<Box<dyn Any + Send>>) {
             continue; // it was unwound while it waited here
         }
         switch_to(control);
-        panic = panic.or(control.take_panic());
-        pending.prepend(control.woken());
+        if control.has_left_work() {
+            panic = panic.or(collect(control, &pending));
+        }
     }
-    if let Some(payload) = panic {
+    panic
+}
+
+/// Moves those that a coroutine woke to the front of what is pending, and its panic out of it.
+fn collect(control: &Control, pending: &WakeQueue) -> Option<Payload> {
+    control.set_left_work(false);
+    pending.prepend(control.woken());
+    control.take_panic()
+}
+
+/// As [`settle`]; lets the panic go on.
+#[inline(never)]
+fn settle_loudly(control: &Control) {
+    if let Some(payload) = settle(control) {
         resume_unwind(payload);
     }
+}
+
+/// Has a suspended coroutine throw where it is suspended, so that its destructors run.
+fn unwind_frames(control: &Control) {
+    /// Code that catches panics and goes on gets that many more of them before it is given up.
+    const ATTEMPTS: usize = 100;
+    control.set_unwinding(Unwinding::Throw);
+    for _ in 0..ATTEMPTS {
+        switch_to(control);
+        // If it is suspended again in a destructor, the thread is still panicking. To throw from there
+        // would abort; to let it go on before its time would tell it that what it waits for is done.
+        if control.state() == CoroutineState::Terminated || thread::panicking() {
+            break;
+        }
+    }
+    control.set_unwinding(Unwinding::Underway);
 }
 
 #[cold]

