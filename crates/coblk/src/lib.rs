@@ -44,3 +44,8 @@ pub use coblk_aio::{
 pub use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags, drain_all, drivers,
 };
+
+/// Compiles the examples in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
