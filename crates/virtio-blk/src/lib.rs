@@ -3,12 +3,13 @@
 //!
 //! * [`VirtioBlk`] is the device. Its life: [`VirtioBlkConfig`], [`VirtioBlk::start_queue`], kicks,
 //!   [`Interrupt`]s, [`VirtioBlk::reset`].
-//! * `guest` is the other side: a small driver for generators, tests and benchmarks.
+//! * [`guest`] is the other side: a small driver for generators, tests and benchmarks.
 #![forbid(unsafe_code)]
 
 mod chain;
 mod config;
 mod device;
+pub mod guest;
 mod interrupt;
 mod queue;
 mod range;
