@@ -1,1 +1,28 @@
-//! Under construction.
+//! virtio-blk: a device that takes requests from split virtqueues in guest memory and serves them
+//! with a [`BlockBackend`](coblk_block::BlockBackend), and a guest driver to feed it.
+//!
+//! * [`VirtioBlk`] is the device. Its life: [`VirtioBlkConfig`], [`VirtioBlk::start_queue`], kicks,
+//!   [`Interrupt`]s, [`VirtioBlk::reset`].
+//! * [`guest`] is the other side: a small driver for generators, tests and benchmarks.
+#![forbid(unsafe_code)]
+
+mod chain;
+mod config;
+mod device;
+pub mod guest;
+mod interrupt;
+mod queue;
+mod range;
+mod request;
+mod run;
+mod serve;
+mod shared;
+mod virtio_blk;
+mod virtqueue;
+
+pub use chain::ChainError;
+pub use config::{CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature};
+pub use interrupt::Interrupt;
+pub use request::BlkStatus;
+pub use virtio_blk::{VirtioBlk, VirtioBlkError};
+pub use virtqueue::{VirtqueueError, VirtqueueLayout};

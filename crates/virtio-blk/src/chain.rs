@@ -1,0 +1,243 @@
+//! Descriptor chains: from a head index to two lists of guest memory, what the device may read and
+//! what it may write.
+//!
+//! Every field of every descriptor is read exactly once, so the guest cannot change its mind between
+//! a check and a use. The walk is bounded by the number of descriptors there can be, and the list
+//! it fills is reused from request to request.
+
+use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+/// Descriptors of one chain, at most, however large an indirect table is. A request of
+/// [`MAX_SEGMENTS`](crate::run::MAX_SEGMENTS) data segments fits.
+const MAX_CHAIN: u32 = 1026;
+const DESCRIPTOR_BYTES: u32 = 16;
+
+/// Why a chain cannot be followed to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// An index, the head's or a `next`, beyond the table.
+    #[error("descriptor index {index} in a table of {entries}")]
+    IndexOutOfRange {
+        /// The index.
+        index: u16,
+        /// Descriptors in the table.
+        entries: u32,
+    },
+    /// More steps than descriptors.
+    #[error("it loops, or is longer than {limit} descriptors")]
+    TooLong {
+        /// The limit that was passed.
+        limit: u32,
+    },
+    /// A descriptor cannot be read.
+    #[error("its descriptors are outside guest memory, at {addr:#x}")]
+    Unreadable {
+        /// Where the descriptor should have been.
+        addr: u64,
+    },
+    /// Indirect descriptors were not negotiated.
+    #[error("an indirect descriptor, which was not negotiated")]
+    IndirectNotNegotiated,
+    /// An indirect descriptor inside an indirect table, or one with a `next`.
+    #[error("an indirect descriptor where none may be")]
+    MisplacedIndirect,
+    /// An indirect table whose length is zero or no multiple of 16 bytes.
+    #[error("an indirect table of {len_bytes} bytes")]
+    IndirectLength {
+        /// The length.
+        len_bytes: u32,
+    },
+}
+
+/// A piece of guest memory that a descriptor names. Not checked to exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) addr: GuestAddress,
+    pub(crate) len_bytes: u32,
+}
+
+/// One chain, as far as it has not been consumed. Reused: it keeps its allocation.
+#[derive(Default)]
+pub(crate) struct Chain {
+    segments: Vec<Segment>,
+    /// Where, in `segments`, what is left of the readable part begins.
+    readable_start: usize,
+    /// Where the readable part ends and the writable part begins.
+    writable_start: usize,
+    /// A readable descriptor came after a writable one.
+    misordered: bool,
+    last_is_writable: bool,
+}
+
+impl Chain {
+    /// Reads the chain that starts at `head` of `table`. Empty descriptors are left out.
+    pub(crate) fn walk(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        table: &VolatileSlice<'_>,
+        head: u16,
+        allow_indirect: bool,
+    ) -> Result<(), ChainError> {
+        self.segments.clear();
+        self.readable_start = 0;
+        self.writable_start = 0;
+        self.misordered = false;
+        self.last_is_writable = false;
+        let entries = table.len() as u32 / DESCRIPTOR_BYTES;
+        let mut index = head;
+        for _ in 0..entries.min(MAX_CHAIN) {
+            let descriptor = read_from_table(table, index)?;
+            if descriptor.refers_to_indirect_table() {
+                if !allow_indirect {
+                    return Err(ChainError::IndirectNotNegotiated);
+                }
+                return self.walk_indirect(mem, &descriptor);
+            }
+            self.push(&descriptor);
+            if !has_next(&descriptor) {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+        Err(ChainError::TooLong { limit: entries.min(MAX_CHAIN) })
+    }
+
+    fn walk_indirect(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        indirect: &Descriptor,
+    ) -> Result<(), ChainError> {
+        let len_bytes = indirect.len();
+        if has_next(indirect) {
+            return Err(ChainError::MisplacedIndirect);
+        }
+        if len_bytes == 0 || !len_bytes.is_multiple_of(DESCRIPTOR_BYTES) {
+            return Err(ChainError::IndirectLength { len_bytes });
+        }
+        let entries = len_bytes / DESCRIPTOR_BYTES;
+        // Usually in one piece; when regions meet inside it, descriptors are looked up one by one.
+        let table = mem.get_slice(indirect.addr(), len_bytes as usize).ok();
+        let mut index = 0;
+        for _ in 0..entries.min(MAX_CHAIN) {
+            let descriptor = match &table {
+                Some(table) => read_from_table(table, index)?,
+                None => read_from_memory(mem, indirect.addr(), entries, index)?,
+            };
+            if descriptor.refers_to_indirect_table() {
+                return Err(ChainError::MisplacedIndirect);
+            }
+            self.push(&descriptor);
+            if !has_next(&descriptor) {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+        Err(ChainError::TooLong { limit: entries.min(MAX_CHAIN) })
+    }
+
+    fn push(&mut self, descriptor: &Descriptor) {
+        if descriptor.len() == 0 {
+            return;
+        }
+        self.last_is_writable = descriptor.is_write_only();
+        if !self.last_is_writable {
+            self.misordered |= self.segments.len() > self.writable_start;
+            self.writable_start += 1;
+        }
+        self.segments.push(Segment { addr: descriptor.addr(), len_bytes: descriptor.len() });
+    }
+
+    /// Whether the readable part comes before the writable part, as it must. If not, only
+    /// [`take_status`](Self::take_status) means something.
+    pub(crate) fn is_ordered(&self) -> bool {
+        !self.misordered
+    }
+
+    /// Takes the last byte, if the device may write it, and says where it is.
+    pub(crate) fn take_status(&mut self) -> Option<GuestAddress> {
+        if self.misordered && !self.last_is_writable {
+            return None;
+        }
+        if self.segments.len() <= self.writable_start && !self.misordered {
+            return None;
+        }
+        let last = self.segments.last_mut()?;
+        last.len_bytes -= 1;
+        let status = last.addr.checked_add(u64::from(last.len_bytes))?;
+        if last.len_bytes == 0 {
+            self.segments.pop();
+        }
+        Some(status)
+    }
+
+    /// Takes `buffer.len()` bytes from the front of the readable part, however they are cut up.
+    /// False if there are fewer, or if they cannot be read.
+    pub(crate) fn take_front(&mut self, mem: &GuestMemoryMmap, buffer: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < buffer.len() {
+            let end = self.writable_start;
+            let Some(segment) = self.segments[..end].get_mut(self.readable_start) else {
+                return false;
+            };
+            let piece = (segment.len_bytes as usize).min(buffer.len() - done);
+            let target = &mut buffer[done..done + piece];
+            let read = match mem.get_slice(segment.addr, piece) {
+                Ok(slice) => slice.copy_to(target) == piece,
+                Err(_) => mem.read_slice(target, segment.addr).is_ok(),
+            };
+            let Some(next) = segment.addr.checked_add(piece as u64).filter(|_| read) else {
+                return false;
+            };
+            *segment = Segment { addr: next, len_bytes: segment.len_bytes - piece as u32 };
+            if segment.len_bytes == 0 {
+                self.readable_start += 1;
+            }
+            done += piece;
+        }
+        true
+    }
+
+    /// What is left of the readable part.
+    pub(crate) fn readable(&self) -> &[Segment] {
+        &self.segments[self.readable_start..self.writable_start]
+    }
+
+    /// What is left of the writable part.
+    pub(crate) fn writable(&self) -> &[Segment] {
+        &self.segments[self.writable_start..]
+    }
+}
+
+/// Total length. Cannot overflow: there are few segments, of at most 4 GiB each.
+pub(crate) fn total_bytes(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.len_bytes)).sum()
+}
+
+fn has_next(descriptor: &Descriptor) -> bool {
+    u32::from(descriptor.flags()) & VRING_DESC_F_NEXT != 0
+}
+
+fn read_from_table(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, ChainError> {
+    let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
+    table.read_obj(offset).map_err(|_| ChainError::IndexOutOfRange {
+        index,
+        entries: table.len() as u32 / DESCRIPTOR_BYTES,
+    })
+}
+
+fn read_from_memory(
+    mem: &GuestMemoryMmap,
+    table: GuestAddress,
+    entries: u32,
+    index: u16,
+) -> Result<Descriptor, ChainError> {
+    if u32::from(index) >= entries {
+        return Err(ChainError::IndexOutOfRange { index, entries });
+    }
+    let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
+    let unreadable = ChainError::Unreadable { addr: table.raw_value().wrapping_add(offset) };
+    let addr = table.checked_add(offset).ok_or(unreadable)?;
+    mem.read_obj(addr).map_err(|_| unreadable)
+}

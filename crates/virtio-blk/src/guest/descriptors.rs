@@ -1,0 +1,130 @@
+//! The descriptors of a queue: which are free, and how a request becomes a chain of them, in the
+//! table or in an indirect table.
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::VolatileSlice;
+
+use super::GuestBuffer;
+use super::driver::put;
+
+pub(super) const DESCRIPTOR_BYTES: usize = 16;
+/// Descriptors of a request besides its data: header and status.
+pub(super) const OVERHEAD: u16 = 2;
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+
+/// Where the parts of a request are.
+pub(super) struct Parts<'a> {
+    pub(super) header: GuestBuffer,
+    pub(super) data: &'a [GuestBuffer],
+    /// Whether the device writes the data.
+    pub(super) device_writes: bool,
+    pub(super) status: GuestBuffer,
+}
+
+impl Parts<'_> {
+    /// Each part with the flags of its descriptor, but for `NEXT`.
+    fn iter(&self) -> impl Iterator<Item = (GuestBuffer, u16)> {
+        let flags = if self.device_writes { WRITE } else { 0 };
+        let data = self.data.iter().map(move |buffer| (*buffer, flags));
+        let status = std::iter::once((self.status, WRITE));
+        std::iter::once((self.header, 0)).chain(data).chain(status)
+    }
+
+    fn len(&self) -> u16 {
+        self.data.len() as u16 + OVERHEAD
+    }
+}
+
+/// The indirect tables of a queue, one for each descriptor.
+#[derive(Clone, Copy)]
+pub(super) struct IndirectTables {
+    /// Where the first begins, in the queue's area and in guest memory.
+    pub(super) offset: usize,
+    pub(super) addr: u64,
+    /// Descriptors in each.
+    pub(super) entries: u16,
+}
+
+/// The descriptor table, at the start of the queue's area.
+pub(super) struct Descriptors {
+    /// The first free descriptor; the others follow in `next`.
+    free: u16,
+    num_free: u16,
+    next: Box<[u16]>,
+    indirect: Option<IndirectTables>,
+}
+
+impl Descriptors {
+    pub(super) fn new(size: u16, indirect: Option<IndirectTables>) -> Descriptors {
+        Descriptors { free: 0, num_free: size, next: (1..=size).collect(), indirect }
+    }
+
+    /// The head of the next chain.
+    pub(super) fn next_head(&self) -> u16 {
+        self.free
+    }
+
+    pub(super) fn has_room(&self, data_segments: usize) -> bool {
+        let needed = if self.indirect.is_some() { 1 } else { data_segments + OVERHEAD as usize };
+        usize::from(self.num_free) >= needed
+    }
+
+    /// Writes a chain that starts at [`next_head`](Self::next_head); there is room for it. Returns
+    /// how many descriptors it took.
+    #[inline]
+    pub(super) fn write(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16 {
+        let count = parts.len();
+        if let Some(tables) = self.indirect {
+            return self.write_indirect(area, &tables, parts);
+        }
+        let mut index = self.free;
+        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
+            let next = self.next[usize::from(index)];
+            let link = if position < count { (NEXT, next) } else { (0, 0) };
+            let descriptor = Descriptor::new(buffer.addr, buffer.len, flags | link.0, link.1);
+            put(area, DESCRIPTOR_BYTES * usize::from(index), descriptor);
+            index = next;
+        }
+        self.free = index;
+        self.num_free -= count;
+        count
+    }
+
+    fn write_indirect(
+        &mut self,
+        area: &VolatileSlice<'_>,
+        tables: &IndirectTables,
+        parts: &Parts<'_>,
+    ) -> u16 {
+        let (count, entries, head) = (parts.len(), tables.entries, self.free);
+        assert!(count <= entries, "{count} descriptors for an indirect table of {entries}");
+        let table = DESCRIPTOR_BYTES * usize::from(entries) * usize::from(head);
+        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
+            let link = if position < count { (NEXT, position) } else { (0, 0) };
+            let descriptor = Descriptor::new(buffer.addr, buffer.len, flags | link.0, link.1);
+            let offset = DESCRIPTOR_BYTES * usize::from(position - 1);
+            put(area, tables.offset + table + offset, descriptor);
+        }
+        let len = u32::from(count) * DESCRIPTOR_BYTES as u32;
+        let addr = tables.addr + table as u64;
+        let pointer = Descriptor::new(addr, len, VRING_DESC_F_INDIRECT as u16, 0);
+        put(area, DESCRIPTOR_BYTES * usize::from(head), pointer);
+        self.free = self.next[usize::from(head)];
+        self.num_free -= 1;
+        1
+    }
+
+    /// Takes a chain back; its descriptors are still linked in `next`.
+    #[inline]
+    pub(super) fn release(&mut self, head: u16, count: u16) {
+        let mut last = head;
+        for _ in 1..count {
+            last = self.next[usize::from(last)];
+        }
+        self.next[usize::from(last)] = self.free;
+        self.free = head;
+        self.num_free += count;
+    }
+}

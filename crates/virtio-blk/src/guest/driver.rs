@@ -1,0 +1,415 @@
+//! [`GuestQueue`]: the driver's side of one split virtqueue, with virtio-blk requests.
+//!
+//! All of a queue is one piece of guest memory, its area, looked up once per call:
+//!
+//! ```text
+//!   descriptors | available ring | used ring | one slot per descriptor | indirect tables
+//!                                              header, range, status
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use coblk_aio::{AioContext, RemoteBottomHalf};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use super::descriptors::{DESCRIPTOR_BYTES, Descriptors, IndirectTables, OVERHEAD, Parts};
+use super::{Completion, GuestBuffer, GuestRam, GuestRequest, InterruptLine};
+use crate::request::BlkStatus;
+use crate::virtqueue::{VirtqueueLayout, is_event_passed};
+
+const SLOT_BYTES: usize = 64;
+const HEADER_BYTES: u32 = 16;
+/// In a slot: the header at 0, then the range of a discard, then the status byte.
+const SLOT_RANGE: u64 = 16;
+const SLOT_STATUS: u64 = 32;
+const RANGE_BYTES: u32 = 16;
+/// In both rings: flags at 0, the index, the entries.
+const RING_IDX: usize = 2;
+const RING_ENTRIES: usize = 4;
+
+/// How a queue is made.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueOptions {
+    /// Entries; a power of two.
+    pub size: u16,
+    /// Whether EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// If not 0, requests go through indirect tables with room for this many data segments each;
+    /// then as many requests as there are entries can be in flight.
+    pub indirect_segments: u16,
+    /// Whether the device should interrupt. If not, reap often.
+    pub interrupts: bool,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        QueueOptions { size: 256, event_idx: true, indirect_segments: 0, interrupts: true }
+    }
+}
+
+/// There are not enough free descriptors for a request: reap first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full")]
+pub struct QueueFull;
+
+/// One queue of a guest's driver. `Send`: it can be driven from any thread.
+pub struct GuestQueue {
+    ram: GuestRam,
+    options: QueueOptions,
+    layout: VirtqueueLayout,
+    area: GuestBuffer,
+    offsets: Offsets,
+    descriptors: Descriptors,
+    /// For each head in flight its token, and how many descriptors it has.
+    in_flight: Box<[Option<(u64, u16)>]>,
+    num_in_flight: usize,
+    next_avail: u16,
+    published_avail: u16,
+    next_used: u16,
+    /// The used index as last read.
+    seen_used: u16,
+    /// Reaped while somebody waited for another one.
+    set_aside: VecDeque<Completion>,
+    kick: Option<RemoteBottomHalf>,
+    interrupt: Arc<InterruptLine>,
+}
+
+/// Where the parts of the area begin. The descriptors are at 0.
+#[derive(Clone, Copy)]
+struct Offsets {
+    avail: usize,
+    used_event: usize,
+    used: usize,
+    avail_event: usize,
+    slots: usize,
+    tables: usize,
+}
+
+impl Offsets {
+    fn new(size: usize) -> Offsets {
+        let avail = DESCRIPTOR_BYTES * size;
+        let used_event = avail + RING_ENTRIES + 2 * size;
+        // On a cache line of its own: the two sides write to different rings.
+        let used = (used_event + 2).next_multiple_of(64);
+        let avail_event = used + RING_ENTRIES + 8 * size;
+        let slots = (avail_event + 2).next_multiple_of(SLOT_BYTES);
+        Offsets { avail, used_event, used, avail_event, slots, tables: slots + SLOT_BYTES * size }
+    }
+}
+
+impl GuestQueue {
+    /// Lays a queue out in `ram`. It is not connected to a device yet.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(ram: &GuestRam, options: QueueOptions) -> io::Result<GuestQueue> {
+        let size = usize::from(options.size);
+        let offsets = Offsets::new(size);
+        let entries = match options.indirect_segments {
+            0 => 0,
+            segments => segments.saturating_add(OVERHEAD),
+        };
+        let total = offsets.tables + DESCRIPTOR_BYTES * usize::from(entries) * size;
+        let area = ram.alloc(u32::try_from(total).map_err(io::Error::other)?, 4096)?;
+        let at = |offset: usize| area.addr + offset as u64;
+        let indirect = (entries > 0).then(|| IndirectTables {
+            offset: offsets.tables,
+            addr: at(offsets.tables),
+            entries,
+        });
+        let flags = if options.interrupts { 0 } else { VRING_AVAIL_F_NO_INTERRUPT as u16 };
+        store(&slice_of(ram, area), offsets.avail, flags, Ordering::Relaxed);
+        Ok(GuestQueue {
+            ram: ram.clone(),
+            options,
+            layout: VirtqueueLayout {
+                size: options.size,
+                desc_table: area.addr,
+                avail_ring: at(offsets.avail),
+                used_ring: at(offsets.used),
+                next_index: 0,
+            },
+            area,
+            offsets,
+            descriptors: Descriptors::new(options.size, indirect),
+            in_flight: vec![None; size].into(),
+            num_in_flight: 0,
+            next_avail: 0,
+            published_avail: 0,
+            next_used: 0,
+            seen_used: 0,
+            set_aside: VecDeque::new(),
+            kick: None,
+            interrupt: Arc::default(),
+        })
+    }
+
+    /// Where it is, for the device.
+    pub fn layout(&self) -> VirtqueueLayout {
+        self.layout
+    }
+
+    /// What to kick the device with.
+    pub fn set_kick(&mut self, kick: RemoteBottomHalf) {
+        self.kick = Some(kick);
+    }
+
+    /// The line that the device should raise for [`wait`](Self::wait) to return.
+    pub fn interrupt_line(&self) -> &Arc<InterruptLine> {
+        &self.interrupt
+    }
+
+    /// Requests submitted and not yet reaped.
+    pub fn in_flight(&self) -> usize {
+        self.num_in_flight + self.set_aside.len()
+    }
+
+    /// Whether a request of `data_segments` buffers can be submitted now. A discard or write-zeroes
+    /// has one.
+    pub fn has_room(&self, data_segments: usize) -> bool {
+        self.descriptors.has_room(data_segments)
+    }
+
+    /// Reads into one buffer; `token` comes back with the completion.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn read(&mut self, sector: u64, buffer: GuestBuffer, token: u64) -> Result<(), QueueFull> {
+        self.submit(GuestRequest::Read { sector, buffers: &[buffer] }, token)
+    }
+
+    /// Writes one buffer; `token` comes back with the completion.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn write(&mut self, sector: u64, buffer: GuestBuffer, token: u64) -> Result<(), QueueFull> {
+        self.submit(GuestRequest::Write { sector, buffers: &[buffer] }, token)
+    }
+
+    /// Puts a request on the available ring. The device sees it after the next
+    /// [`kick`](Self::kick). `token` comes back with the completion.
+    ///
+    /// # Errors
+    /// If there are not enough free descriptors.
+    ///
+    /// # Panics
+    /// If the queue uses indirect tables and the request has more segments than they have room for.
+    #[inline]
+    pub fn submit(&mut self, request: GuestRequest<'_>, token: u64) -> Result<(), QueueFull> {
+        match request {
+            GuestRequest::Read { sector, buffers } => {
+                self.put_request(VIRTIO_BLK_T_IN, sector, buffers, true, token)
+            }
+            GuestRequest::Write { sector, buffers } => {
+                self.put_request(VIRTIO_BLK_T_OUT, sector, buffers, false, token)
+            }
+            GuestRequest::Flush => self.put_request(VIRTIO_BLK_T_FLUSH, 0, &[], false, token),
+            GuestRequest::GetId { buffer } => {
+                self.put_request(VIRTIO_BLK_T_GET_ID, 0, &[buffer], true, token)
+            }
+            GuestRequest::Discard { sector, sectors } => {
+                let range = self.put_range(sector, sectors, 0)?;
+                self.put_request(VIRTIO_BLK_T_DISCARD, 0, &[range], false, token)
+            }
+            GuestRequest::WriteZeroes { sector, sectors, unmap } => {
+                let flags = if unmap { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
+                let range = self.put_range(sector, sectors, flags)?;
+                self.put_request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[range], false, token)
+            }
+        }
+    }
+
+    /// Shows the device what was submitted, and kicks it if it wants that. Returns whether it did.
+    pub fn kick(&mut self) -> bool {
+        let (old, new) = (self.published_avail, self.next_avail);
+        if old == new {
+            return false;
+        }
+        let area = slice_of(&self.ram, self.area);
+        store(&area, self.offsets.avail + RING_IDX, new, Ordering::Release);
+        self.published_avail = new;
+        // The index is visible before we look whether the device wants to hear of it.
+        fence(Ordering::SeqCst);
+        let wanted = if self.options.event_idx {
+            is_event_passed(load(&area, self.offsets.avail_event), new, old)
+        } else {
+            u32::from(load(&area, self.offsets.used)) & VRING_USED_F_NO_NOTIFY == 0
+        };
+        if let Some(kick) = self.kick.as_ref().filter(|_| wanted) {
+            kick.schedule();
+        }
+        wanted
+    }
+
+    /// The next completion, in the order in which the device completed them. After this has said
+    /// `None`, the device interrupts for the next one.
+    pub fn reap(&mut self) -> Option<Completion> {
+        self.set_aside.pop_front().or_else(|| self.reap_ring())
+    }
+
+    /// Waits, on a thread that is not the device's, for an interrupt; false if `timeout` ran out.
+    /// Reap until `None` before.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.interrupt.wait(timeout)
+    }
+
+    /// Submits a request, kicks, and polls `ctx`, the device's own, until it is done. Others that
+    /// complete meanwhile are kept for [`reap`](Self::reap). No other request may have the token
+    /// `u64::MAX`.
+    ///
+    /// # Panics
+    /// If the queue is full.
+    pub fn call(&mut self, ctx: &AioContext, request: GuestRequest<'_>) -> Completion {
+        self.call_with(request, |_| {
+            ctx.poll(true);
+        })
+    }
+
+    /// [`call`](Self::call), on a thread that is not the device's.
+    ///
+    /// # Panics
+    /// If the queue is full.
+    pub fn call_blocking(&mut self, request: GuestRequest<'_>) -> Completion {
+        self.call_with(request, |queue| {
+            queue.wait(Duration::from_millis(100));
+        })
+    }
+
+    fn call_with(
+        &mut self,
+        request: GuestRequest<'_>,
+        mut idle: impl FnMut(&GuestQueue),
+    ) -> Completion {
+        const MINE: u64 = u64::MAX;
+        self.submit(request, MINE).expect("room for one more request");
+        self.kick();
+        loop {
+            match self.reap_ring() {
+                Some(completion) if completion.token == MINE => return completion,
+                Some(completion) => self.set_aside.push_back(completion),
+                None => idle(self),
+            }
+        }
+    }
+
+    #[inline]
+    fn put_request(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: &[GuestBuffer],
+        device_writes: bool,
+        token: u64,
+    ) -> Result<(), QueueFull> {
+        if !self.descriptors.has_room(data.len()) {
+            return Err(QueueFull);
+        }
+        let area = slice_of(&self.ram, self.area);
+        let head = self.descriptors.next_head();
+        let offset = self.offsets.slots + SLOT_BYTES * usize::from(head);
+        put(&area, offset, header(kind, sector));
+        let slot = self.area.addr + offset as u64;
+        let header = GuestBuffer { addr: slot, len: HEADER_BYTES };
+        let status = GuestBuffer { addr: slot + SLOT_STATUS, len: 1 };
+        let count = self.descriptors.write(&area, &Parts { header, data, device_writes, status });
+        let entry = usize::from(self.next_avail % self.layout.size);
+        let place = self.offsets.avail + RING_ENTRIES + 2 * entry;
+        store(&area, place, head, Ordering::Relaxed);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.in_flight[usize::from(head)] = Some((token, count));
+        self.num_in_flight += 1;
+        Ok(())
+    }
+
+    /// Puts a range into the slot of the next head, which must be there.
+    fn put_range(&self, sector: u64, sectors: u32, flags: u32) -> Result<GuestBuffer, QueueFull> {
+        if !self.descriptors.has_room(1) {
+            return Err(QueueFull);
+        }
+        let mut bytes = [0; RANGE_BYTES as usize];
+        bytes[..8].copy_from_slice(&sector.to_le_bytes());
+        bytes[8..12].copy_from_slice(&sectors.to_le_bytes());
+        bytes[12..].copy_from_slice(&flags.to_le_bytes());
+        let head = usize::from(self.descriptors.next_head());
+        let offset = self.offsets.slots + SLOT_BYTES * head + SLOT_RANGE as usize;
+        put(&slice_of(&self.ram, self.area), offset, bytes);
+        Ok(GuestBuffer { addr: self.area.addr + offset as u64, len: RANGE_BYTES })
+    }
+
+    #[inline]
+    fn reap_ring(&mut self) -> Option<Completion> {
+        let area = slice_of(&self.ram, self.area);
+        let idx = self.offsets.used + RING_IDX;
+        if self.next_used == self.seen_used {
+            self.seen_used = load(&area, idx);
+        }
+        if self.next_used == self.seen_used {
+            if !self.options.interrupts || !self.options.event_idx {
+                return None;
+            }
+            store(&area, self.offsets.used_event, self.next_used, Ordering::Relaxed);
+            // Our wish is visible before we look once more.
+            fence(Ordering::SeqCst);
+            self.seen_used = load(&area, idx);
+            if self.next_used == self.seen_used {
+                return None;
+            }
+        }
+        let entry = usize::from(self.next_used % self.layout.size);
+        let element: [u8; 8] = get(&area, self.offsets.used + RING_ENTRIES + 8 * entry);
+        self.next_used = self.next_used.wrapping_add(1);
+        let element = u64::from_le_bytes(element);
+        let (head, written_bytes) = (element as u32 as usize, (element >> 32) as u32);
+        let (token, count) = self.in_flight[head].take().expect("a head that is in flight");
+        self.num_in_flight -= 1;
+        let place = self.offsets.slots + SLOT_BYTES * head + SLOT_STATUS as usize;
+        let status: u8 = get(&area, place);
+        self.descriptors.release(head as u16, count);
+        let status = BlkStatus::from_byte(status).unwrap_or(BlkStatus::IoErr);
+        Some(Completion { token, status, written_bytes })
+    }
+}
+
+fn header(kind: u32, sector: u64) -> [u8; HEADER_BYTES as usize] {
+    let mut bytes = [0; HEADER_BYTES as usize];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    bytes[8..].copy_from_slice(&sector.to_le_bytes());
+    bytes
+}
+
+/// Why what is below cannot fail: the area was allocated in one region.
+const IN_AREA: &str = "inside the queue's own memory";
+
+#[inline]
+fn slice_of(ram: &GuestRam, area: GuestBuffer) -> VolatileSlice<'_> {
+    ram.memory().get_slice(GuestAddress(area.addr), area.len as usize).expect(IN_AREA)
+}
+
+#[inline]
+pub(super) fn put<T: ByteValued>(area: &VolatileSlice<'_>, offset: usize, value: T) {
+    area.write_obj(value, offset).expect(IN_AREA);
+}
+
+#[inline]
+fn get<T: ByteValued>(area: &VolatileSlice<'_>, offset: usize) -> T {
+    area.read_obj(offset).expect(IN_AREA)
+}
+
+#[inline]
+fn store(area: &VolatileSlice<'_>, offset: usize, value: u16, order: Ordering) {
+    area.store(value.to_le(), offset, order).expect(IN_AREA);
+}
+
+#[inline]
+fn load(area: &VolatileSlice<'_>, offset: usize) -> u16 {
+    u16::from_le(area.load(offset, Ordering::Acquire).expect(IN_AREA))
+}

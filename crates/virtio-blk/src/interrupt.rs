@@ -1,0 +1,41 @@
+//! How the device tells its driver something: [`Interrupt`].
+
+use coblk_aio::{AioContext, EventNotifier};
+
+/// What happens when the device interrupts its driver.
+#[derive(Default)]
+pub enum Interrupt {
+    /// Nothing: the driver polls.
+    #[default]
+    None,
+    /// A function is called on the device's home thread. It may submit requests, and it may poll
+    /// the context.
+    Callback(Box<dyn Fn(&AioContext)>),
+    /// An eventfd is written, for a driver in another thread or process.
+    Notifier(EventNotifier),
+}
+
+impl Interrupt {
+    /// An interrupt that calls `callback`.
+    pub fn callback(callback: impl Fn(&AioContext) + 'static) -> Interrupt {
+        Interrupt::Callback(Box::new(callback))
+    }
+
+    pub(crate) fn raise(&self, ctx: &AioContext) {
+        match self {
+            Interrupt::None => {}
+            Interrupt::Callback(callback) => callback(ctx),
+            Interrupt::Notifier(notifier) => {
+                if let Err(error) = notifier.set() {
+                    tracing::error!(%error, "cannot interrupt the driver");
+                }
+            }
+        }
+    }
+}
+
+impl From<EventNotifier> for Interrupt {
+    fn from(notifier: EventNotifier) -> Interrupt {
+        Interrupt::Notifier(notifier)
+    }
+}

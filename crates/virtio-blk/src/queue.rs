@@ -1,0 +1,267 @@
+//! One running queue of the device: its rings, its requests in flight, its two bottom halves.
+//!
+//! How requests get in is in `device.rs`. This file is about how answers get out:
+//!
+//! ```text
+//!   finish()          used entries are written, and published at once, or, during a kick,
+//!      |              together at its end
+//!      v
+//!   completion_bh     one interrupt for all that completed in this iteration of the loop
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, EventNotifier, trace_event};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::chain::Chain;
+use crate::interrupt::Interrupt;
+use crate::request::{BlkStatus, CompletedRequest};
+use crate::shared::Shared;
+use crate::virtqueue::{Virtqueue, VirtqueueError};
+
+/// What a queue does with kicks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It takes requests.
+    Running,
+    /// It only lets those in flight finish.
+    Stopping,
+    /// The driver broke the rules; it takes nothing any more. Those in flight still finish.
+    Broken,
+}
+
+/// One queue of a device, from its start to the end of its last request. Home thread only.
+pub(crate) struct DeviceQueue {
+    index: u16,
+    pub(crate) shared: Rc<Shared>,
+    /// Keeps the memory mapped for as long as a request may touch it.
+    pub(crate) mem: Arc<GuestMemoryMmap>,
+    pub(crate) ring: RefCell<Virtqueue>,
+    /// Room for the chain that is being parsed; away while it is in use.
+    pub(crate) chain: Cell<Chain>,
+    /// A kick is being handled. It publishes used entries when it is done.
+    pub(crate) in_kick: Cell<bool>,
+    phase: Cell<Phase>,
+    error: RefCell<Option<VirtqueueError>>,
+    in_flight: Cell<usize>,
+    interrupt: RefCell<Rc<Interrupt>>,
+    kick_bh: BottomHalf,
+    completion_bh: BottomHalf,
+    notifier: RefCell<Option<EventNotifier>>,
+    /// Coroutines that wait until nothing is in flight.
+    waiters: RefCell<Vec<CoWaker>>,
+}
+
+impl DeviceQueue {
+    pub(crate) fn new(
+        ctx: &AioContext,
+        index: u16,
+        shared: &Rc<Shared>,
+        mem: &Arc<GuestMemoryMmap>,
+        ring: Virtqueue,
+        interrupt: Interrupt,
+    ) -> Rc<DeviceQueue> {
+        Rc::new_cyclic(|me: &Weak<DeviceQueue>| {
+            let bottom_half = |name, callback: fn(&Rc<DeviceQueue>, &AioContext)| {
+                let me = Weak::clone(me);
+                ctx.bottom_half(name, move |ctx| {
+                    if let Some(queue) = me.upgrade() {
+                        callback(&queue, ctx);
+                    }
+                })
+            };
+            DeviceQueue {
+                index,
+                shared: Rc::clone(shared),
+                mem: Arc::clone(mem),
+                ring: RefCell::new(ring),
+                chain: Cell::default(),
+                in_kick: Cell::new(false),
+                phase: Cell::new(Phase::Running),
+                error: RefCell::new(None),
+                in_flight: Cell::new(0),
+                interrupt: RefCell::new(Rc::new(interrupt)),
+                kick_bh: bottom_half("virtio-blk-kick", DeviceQueue::handle_output),
+                completion_bh: bottom_half("virtio-blk-completion", |queue, ctx| {
+                    queue.raise_interrupt(ctx);
+                }),
+                notifier: RefCell::new(None),
+                waiters: RefCell::new(Vec::new()),
+            }
+        })
+    }
+
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub(crate) fn device_name(&self) -> &str {
+        &self.shared.config.name
+    }
+
+    pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
+        self.interrupt.replace(Rc::new(interrupt));
+    }
+
+    pub(crate) fn kick_bh(&self) -> &BottomHalf {
+        &self.kick_bh
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase.get() == Phase::Running
+    }
+
+    pub(crate) fn error_message(&self) -> Option<String> {
+        self.error.borrow().as_ref().map(ToString::to_string)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Takes kicks from `notifier` too, until the queue stops.
+    pub(crate) fn watch(
+        self: &Rc<Self>,
+        ctx: &AioContext,
+        notifier: &EventNotifier,
+    ) -> std::io::Result<()> {
+        self.unwatch(ctx);
+        // A descriptor of our own, so that the caller may close his.
+        let own = notifier.try_clone()?;
+        let me = Rc::downgrade(self);
+        ctx.set_event_notifier(&own, move |ctx| {
+            if let Some(queue) = me.upgrade() {
+                queue.handle_output(ctx);
+            }
+        })?;
+        *self.notifier.borrow_mut() = Some(own);
+        Ok(())
+    }
+
+    fn unwatch(&self, ctx: &AioContext) {
+        if let Some(notifier) = self.notifier.take() {
+            ctx.unset_fd_handler(&notifier);
+        }
+    }
+
+    /// Takes no more requests, and waits for those in flight. Returns the index to go on from.
+    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+        self.unwatch(co.context());
+        if self.phase.get() == Phase::Running {
+            self.phase.set(Phase::Stopping);
+        }
+        while self.in_flight.get() > 0 {
+            co.suspend_with(|waker| self.waiters.borrow_mut().push(waker));
+        }
+        // The last interrupts, before the driver is told that the queue has stopped.
+        self.raise_interrupt(co.context());
+        self.ring.borrow().next_avail()
+    }
+
+    /// The driver broke the rules: no more requests from this queue until the device is reset.
+    #[cold]
+    pub(crate) fn fail(&self, error: VirtqueueError) {
+        tracing::error!(
+            device = self.device_name(),
+            queue = self.index,
+            %error,
+            "the driver broke its queue; the device needs a reset"
+        );
+        self.phase.set(Phase::Broken);
+        self.shared.needs_reset.set(true);
+        self.shared.config_changed.set(true);
+        self.error.borrow_mut().get_or_insert(error);
+        self.completion_bh.schedule();
+    }
+
+    /// One more request in flight.
+    #[inline]
+    pub(crate) fn request_started(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    #[inline]
+    pub(crate) fn write_status(&self, place: GuestAddress, status: BlkStatus) {
+        // The place was looked up when the request was parsed, and the map does not change.
+        if let Ok(byte) = self.mem.get_slice(place, 1) {
+            let _ = byte.store(status as u8, 0, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts requests on the used ring.
+    #[inline]
+    pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
+        let mut count = 0;
+        let counted = requests.inspect(|request| {
+            count += 1;
+            trace_event!(
+                "virtio_blk_req_complete",
+                queue = self.index,
+                req = request.head,
+                status = ?request.status
+            );
+        });
+        let pushed = self.push_used(counted);
+        if let Err(error) = pushed {
+            self.fail(error);
+        }
+        if !self.in_kick.get() {
+            self.completion_bh.schedule();
+        }
+        let left = self.in_flight.get() - count;
+        self.in_flight.set(left);
+        if left == 0 {
+            self.wake_waiters();
+        }
+    }
+
+    #[inline]
+    fn push_used(
+        &self,
+        requests: impl Iterator<Item = CompletedRequest>,
+    ) -> Result<(), VirtqueueError> {
+        let mut ring = self.ring.borrow_mut();
+        let used = ring.map_used(&self.mem);
+        // Consume all of them in any case: they are all answered, and counted.
+        let mut result = Ok(());
+        for request in requests {
+            if let (Ok(used), Ok(())) = (&used, &result) {
+                result = ring.push_used(used, request.head, request.written_bytes);
+            }
+        }
+        result?;
+        if !self.in_kick.get() {
+            ring.publish_used(&used?)?;
+        }
+        Ok(())
+    }
+
+    fn wake_waiters(&self) {
+        if !self.waiters.borrow().is_empty() {
+            for waiter in self.waiters.take() {
+                waiter.wake();
+            }
+        }
+    }
+
+    /// Interrupts the driver if something is new and it wants to know. No borrow is held while it
+    /// runs: it may submit requests, and it may poll.
+    pub(crate) fn raise_interrupt(&self, ctx: &AioContext) {
+        self.shared.raise_config_interrupt(ctx);
+        let wanted = self.ring.borrow_mut().needs_interrupt(&self.mem);
+        match wanted {
+            Ok(true) => {
+                trace_event!("virtio_notify", queue = self.index);
+                let interrupt = Rc::clone(&self.interrupt.borrow());
+                interrupt.raise(ctx);
+            }
+            Ok(false) => {}
+            // It was accessible when the queue started, so this does not happen.
+            Err(error) => tracing::error!(queue = self.index, %error, "cannot interrupt"),
+        }
+    }
+}

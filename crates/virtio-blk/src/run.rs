@@ -1,0 +1,222 @@
+//! Runs: neighbouring requests of one kick, merged into one request to the block layer.
+//!
+//! Each guest request of a run is still answered on its own. Requests join a run in the order in
+//! which the guest made them available, at its end; [`OpenRuns`] keeps several runs growing at once,
+//! so that interleaved sequential streams merge too, without sorting. That changes the order in
+//! which independent requests are submitted, which the standard leaves to the device; a flush is a
+//! border that nothing crosses.
+
+use coblk_aio::{IoVector, IoVectorMut};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use crate::chain::Segment;
+use crate::request::PendingRequest;
+
+/// Data segments in one request to the block layer: what one system call takes.
+pub(crate) const MAX_SEGMENTS: usize = 1024;
+/// Bytes up to which requests are merged.
+const MAX_MERGED_BYTES: u64 = 1 << 20;
+/// Runs that grow at the same time.
+const OPEN_RUNS: usize = 8;
+
+/// What a run asks of the block layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RunKind {
+    #[default]
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+/// A range of a discard or write-zeroes request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteRange {
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
+    pub(crate) unmap: bool,
+}
+
+/// One guest request in a run.
+pub(crate) struct Member {
+    /// `None` once answered.
+    pub(crate) request: Option<PendingRequest>,
+    pub(crate) len_bytes: u64,
+    segments: usize,
+}
+
+/// One or more guest requests that are one request to the block layer. Reused: it keeps its
+/// allocations.
+#[derive(Default)]
+pub(crate) struct Run {
+    pub(crate) kind: RunKind,
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
+    pub(crate) members: Vec<Member>,
+    pub(crate) segments: Vec<Segment>,
+    /// For discard and write-zeroes.
+    pub(crate) ranges: Vec<ByteRange>,
+}
+
+impl Run {
+    /// Empties it for the next use.
+    pub(crate) fn reset(&mut self, kind: RunKind, offset_bytes: u64) {
+        self.kind = kind;
+        self.offset_bytes = offset_bytes;
+        self.len_bytes = 0;
+        self.members.clear();
+        self.segments.clear();
+        self.ranges.clear();
+    }
+
+    /// Appends a request that continues where the run ends.
+    #[inline]
+    pub(crate) fn push(&mut self, request: PendingRequest, data: &[Segment], len_bytes: u64) {
+        self.segments.extend_from_slice(data);
+        self.members.push(Member { request: Some(request), len_bytes, segments: data.len() });
+        self.len_bytes += len_bytes;
+    }
+
+    #[inline]
+    fn has_room(&self, data: &[Segment], len_bytes: u64) -> bool {
+        self.len_bytes + len_bytes <= MAX_MERGED_BYTES
+            && self.segments.len() + data.len() <= MAX_SEGMENTS
+    }
+
+    /// The offset and the data segments of each member.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, &[Segment])> {
+        let mut offset_bytes = self.offset_bytes;
+        let mut at = 0;
+        self.members.iter().map(move |member| {
+            let part = (offset_bytes, &self.segments[at..at + member.segments]);
+            offset_bytes += member.len_bytes;
+            at += member.segments;
+            part
+        })
+    }
+}
+
+/// Runs that may still grow, oldest first out. Fixed in number: a kick of any size needs no memory.
+pub(crate) struct OpenRuns {
+    runs: [Option<Box<Run>>; OPEN_RUNS],
+    /// For each run the offset at its end, with the kind in the lowest bit, which is free as all
+    /// offsets are multiples of 512. Together in one or two cache lines.
+    ends: [u64; OPEN_RUNS],
+    /// The slot to use next, which holds the oldest run, if any.
+    next: usize,
+}
+
+/// No run ends here.
+const NO_END: u64 = u64::MAX;
+
+impl OpenRuns {
+    pub(crate) fn new() -> OpenRuns {
+        OpenRuns { runs: Default::default(), ends: [NO_END; OPEN_RUNS], next: 0 }
+    }
+
+    #[inline]
+    fn key(kind: RunKind, offset_bytes: u64) -> u64 {
+        offset_bytes | u64::from(kind == RunKind::Write)
+    }
+
+    /// The run that a request can join.
+    #[inline]
+    pub(crate) fn joinable(
+        &mut self,
+        kind: RunKind,
+        offset_bytes: u64,
+        data: &[Segment],
+        len_bytes: u64,
+    ) -> Option<usize> {
+        let key = Self::key(kind, offset_bytes);
+        let slot = self.ends.iter().position(|end| *end == key)?;
+        self.runs[slot].as_ref().filter(|run| run.has_room(data, len_bytes)).map(|_| slot)
+    }
+
+    /// Adds a request to the run that [`joinable`](Self::joinable) has found.
+    #[inline]
+    pub(crate) fn join(
+        &mut self,
+        slot: usize,
+        request: PendingRequest,
+        data: &[Segment],
+        len_bytes: u64,
+    ) {
+        if let Some(run) = &mut self.runs[slot] {
+            run.push(request, data, len_bytes);
+            self.ends[slot] = Self::key(run.kind, run.offset_bytes + run.len_bytes);
+        }
+    }
+
+    /// Opens a run; returns the oldest one if it must make room.
+    #[inline]
+    #[must_use = "the run that made room must be submitted"]
+    pub(crate) fn open(&mut self, run: Box<Run>) -> Option<Box<Run>> {
+        let slot = self.next;
+        self.next = (slot + 1) % OPEN_RUNS;
+        self.ends[slot] = Self::key(run.kind, run.offset_bytes + run.len_bytes);
+        self.runs[slot].replace(run)
+    }
+
+    /// Takes the oldest run.
+    #[inline]
+    pub(crate) fn take_oldest(&mut self) -> Option<Box<Run>> {
+        for step in 0..OPEN_RUNS {
+            let slot = (self.next + step) % OPEN_RUNS;
+            if let Some(run) = self.runs[slot].take() {
+                self.ends[slot] = NO_END;
+                return Some(run);
+            }
+        }
+        None
+    }
+}
+
+/// A segment is not in guest memory.
+#[derive(Debug)]
+pub(crate) struct BadAddress;
+
+/// The guest memory of `segments`, to read into.
+#[inline]
+pub(crate) fn target_of<'m>(
+    mem: &'m GuestMemoryMmap,
+    segments: &[Segment],
+) -> Result<IoVectorMut<'m>, BadAddress> {
+    let mut target = IoVectorMut::new();
+    for segment in segments {
+        for_each_piece(mem, segment, |piece| target.push_volatile(piece))?;
+    }
+    Ok(target)
+}
+
+/// The guest memory of `segments`, to write from.
+#[inline]
+pub(crate) fn source_of<'m>(
+    mem: &'m GuestMemoryMmap,
+    segments: &[Segment],
+) -> Result<IoVector<'m>, BadAddress> {
+    let mut source = IoVector::new();
+    for segment in segments {
+        for_each_piece(mem, segment, |piece| source.push_volatile(piece))?;
+    }
+    Ok(source)
+}
+
+#[inline]
+fn for_each_piece<'m>(
+    mem: &'m GuestMemoryMmap,
+    segment: &Segment,
+    mut visit: impl FnMut(&VolatileSlice<'m>),
+) -> Result<(), BadAddress> {
+    let len = segment.len_bytes as usize;
+    if let Ok(whole) = mem.get_slice(segment.addr, len) {
+        visit(&whole);
+        return Ok(());
+    }
+    // It spans regions, or is not all there. Guests with many regions are rare, and so is this.
+    for piece in mem.get_slices(segment.addr, len) {
+        visit(&piece.map_err(|_| BadAddress)?);
+    }
+    Ok(())
+}

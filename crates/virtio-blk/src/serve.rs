@@ -1,0 +1,191 @@
+//! What a request coroutine does: one run, through the block layer, and an answer to each guest
+//! request in it.
+
+use std::any::Any;
+use std::io;
+
+use coblk_aio::{Co, trace_event};
+use coblk_block::{WriteFlags, ZeroFlags};
+
+use crate::chain::Segment;
+use crate::queue::DeviceQueue;
+use crate::request::BlkStatus;
+use crate::run::{BadAddress, ByteRange, Run, RunKind, source_of, target_of};
+
+/// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
+/// nothing else.
+pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
+    match co.catch_unwind(|| perform(co, queue, &run)) {
+        Ok(Ok(())) => answer_all(queue, &mut run, BlkStatus::Ok),
+        Ok(Err(_)) if run.members.len() > 1 => serve_one_by_one(co, queue, &mut run),
+        Ok(Err(failure)) => {
+            let status = failure.status(queue, &run);
+            answer_all(queue, &mut run, status);
+        }
+        Err(panic) => {
+            log_panic(queue, &run, &*panic);
+            answer_all(queue, &mut run, BlkStatus::IoErr);
+        }
+    }
+    queue.shared.give_run_back(run);
+}
+
+/// Why a run failed.
+enum Failure {
+    /// A data segment is not in guest memory.
+    Address,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error)
+    }
+}
+
+impl From<BadAddress> for Failure {
+    fn from(_: BadAddress) -> Self {
+        Failure::Address
+    }
+}
+
+impl Failure {
+    #[cold]
+    fn status(&self, queue: &DeviceQueue, run: &Run) -> BlkStatus {
+        match self {
+            Failure::Address => {
+                tracing::debug!(queue = queue.index(), "data outside guest memory");
+                BlkStatus::IoErr
+            }
+            Failure::Io(error) => {
+                tracing::warn!(
+                    device = queue.device_name(),
+                    queue = queue.index(),
+                    kind = ?run.kind,
+                    offset = run.offset_bytes,
+                    bytes = run.len_bytes,
+                    %error,
+                    "request failed"
+                );
+                let hint = matches!(run.kind, RunKind::Discard | RunKind::WriteZeroes);
+                if hint && error.kind() == io::ErrorKind::Unsupported {
+                    BlkStatus::Unsupported
+                } else {
+                    BlkStatus::IoErr
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> Result<(), Failure> {
+    match run.kind {
+        RunKind::Read | RunKind::Write => {
+            transfer(co, queue, run.kind, run.offset_bytes, &run.segments)
+        }
+        RunKind::Flush => Ok(queue.shared.backend.co_flush(co)?),
+        RunKind::Discard | RunKind::WriteZeroes => {
+            run.ranges.iter().try_for_each(|range| clear(co, queue, run.kind, range))
+        }
+    }
+}
+
+#[inline]
+fn transfer(
+    co: &Co<'_>,
+    queue: &DeviceQueue,
+    kind: RunKind,
+    offset_bytes: u64,
+    segments: &[Segment],
+) -> Result<(), Failure> {
+    let backend = &queue.shared.backend;
+    if kind == RunKind::Read {
+        let mut target = target_of(&queue.mem, segments)?;
+        backend.co_preadv(co, offset_bytes, &mut target)?;
+    } else {
+        let through = queue.shared.is_writethrough();
+        let flags = if through { WriteFlags::FUA } else { WriteFlags::empty() };
+        backend.co_pwritev(co, offset_bytes, &source_of(&queue.mem, segments)?, flags)?;
+    }
+    Ok(())
+}
+
+fn clear(
+    co: &Co<'_>,
+    queue: &DeviceQueue,
+    kind: RunKind,
+    range: &ByteRange,
+) -> Result<(), Failure> {
+    let backend = &queue.shared.backend;
+    if kind == RunKind::Discard {
+        return Ok(backend.co_pdiscard(co, range.offset_bytes, range.len_bytes)?);
+    }
+    let mut flags = ZeroFlags::empty();
+    flags.set(ZeroFlags::MAY_UNMAP, range.unmap);
+    flags.set(ZeroFlags::FUA, queue.shared.is_writethrough());
+    Ok(backend.co_pwrite_zeroes(co, range.offset_bytes, range.len_bytes, flags)?)
+}
+
+/// The merged request failed. Who is to blame? Each guest request gets its own try, so that only
+/// those fail that have to.
+#[cold]
+fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
+    for index in 0..run.members.len() {
+        let Some((offset_bytes, segments)) = run.parts().nth(index) else { return };
+        let tried = co.catch_unwind(|| transfer(co, queue, run.kind, offset_bytes, segments));
+        let status = match tried {
+            Ok(Ok(())) => BlkStatus::Ok,
+            Ok(Err(failure)) => failure.status(queue, run),
+            Err(panic) => {
+                log_panic(queue, run, &*panic);
+                BlkStatus::IoErr
+            }
+        };
+        let (kind, members) = (run.kind, &mut run.members[index..=index]);
+        queue.finish(complete(kind, members, status));
+    }
+}
+
+#[inline]
+fn answer_all(queue: &DeviceQueue, run: &mut Run, status: BlkStatus) {
+    trace_event!(
+        "virtio_blk_rw_complete",
+        queue = queue.index(),
+        offset = run.offset_bytes,
+        requests = run.members.len(),
+        ?status
+    );
+    queue.finish(complete(run.kind, &mut run.members, status));
+}
+
+#[inline]
+fn complete(
+    kind: RunKind,
+    members: &mut [crate::run::Member],
+    status: BlkStatus,
+) -> impl Iterator<Item = crate::request::CompletedRequest> {
+    members.iter_mut().filter_map(move |member| {
+        let read = kind == RunKind::Read && status == BlkStatus::Ok;
+        let data_bytes = if read { member.len_bytes } else { 0 };
+        member.request.take().map(|request| request.complete(status, data_bytes))
+    })
+}
+
+#[cold]
+fn log_panic(queue: &DeviceQueue, run: &Run, panic: &(dyn Any + Send)) {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    tracing::error!(
+        device = queue.device_name(),
+        queue = queue.index(),
+        kind = ?run.kind,
+        offset = run.offset_bytes,
+        bytes = run.len_bytes,
+        panic = message,
+        "a request panicked; it fails, the device goes on"
+    );
+}

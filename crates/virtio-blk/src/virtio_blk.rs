@@ -1,0 +1,303 @@
+//! [`VirtioBlk`]: a device as its owner sees it, from its making to its reset. What it does with
+//! requests begins in `device.rs`.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, Co, EventNotifier, RemoteBottomHalf};
+use coblk_block::BlockBackend;
+use vm_memory::GuestMemoryMmap;
+
+use crate::config::{
+    CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature, parse_config_write,
+};
+use crate::interrupt::Interrupt;
+use crate::queue::DeviceQueue;
+use crate::shared::Shared;
+use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
+
+/// Why a device or a queue cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioBlkError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The backend does not tell its length.
+    #[error("cannot ask the backend for its length: {0}")]
+    Backend(#[source] io::Error),
+    /// The driver accepted features that were not offered, or not VERSION_1.
+    #[error(
+        "the driver accepted features {accepted:#x}, offered were {offered:#x}; VERSION_1 is required"
+    )]
+    Features {
+        /// What it accepted.
+        accepted: u64,
+        /// What it could have.
+        offered: u64,
+    },
+    /// There is no such queue.
+    #[error("there is no queue {index}: the device has {num_queues}")]
+    NoSuchQueue {
+        /// Which was asked for.
+        index: u16,
+        /// How many there are.
+        num_queues: u16,
+    },
+    /// The queue runs.
+    #[error("queue {0} runs already")]
+    AlreadyRunning(u16),
+    /// The queue does not run.
+    #[error("queue {0} does not run")]
+    NotRunning(u16),
+    /// The queue cannot be used.
+    #[error("queue {index}: {source}")]
+    Queue {
+        /// Which.
+        index: u16,
+        /// Why.
+        source: VirtqueueError,
+    },
+}
+
+/// A virtio-blk device: requests from split virtqueues in guest memory, served by a
+/// [`BlockBackend`].
+///
+/// It belongs to the backend's context and stays on its thread. In the order of a driver's
+/// initialisation: [`negotiate`](Self::negotiate), [`start_queue`](Self::start_queue), kicks,
+/// [`reset`](Self::reset). Kicks come from the home thread ([`kick`](Self::kick)), from another
+/// thread ([`remote_kick`](Self::remote_kick)) or through an eventfd
+/// ([`watch_notifier`](Self::watch_notifier)).
+///
+/// Requests of a guest never panic and never block the loop. A malformed one is answered with an
+/// I/O error if there is a status byte to put it in; if not, the queue is broken: it takes no more
+/// requests, an error event says why, and [`needs_reset`](Self::needs_reset) is true.
+///
+/// Capacity is the backend's length in whole sectors of 512 bytes; what is left of the length
+/// cannot be addressed.
+///
+/// # Dropping
+/// a device whose queues run lets the requests in flight finish, and takes no new ones. Guest
+/// memory stays mapped until the last has finished. [`reset`](Self::reset) waits for that.
+pub struct VirtioBlk {
+    shared: Rc<Shared>,
+    queues: RefCell<Vec<Option<Rc<DeviceQueue>>>>,
+}
+
+impl VirtioBlk {
+    /// A device on `backend`.
+    ///
+    /// # Errors
+    /// If the configuration is wrong, or the backend has no medium.
+    pub fn new(
+        backend: BlockBackend,
+        config: VirtioBlkConfig,
+    ) -> Result<VirtioBlk, VirtioBlkError> {
+        config.check()?;
+        let length_bytes = backend.length().map_err(VirtioBlkError::Backend)?;
+        let queues = (0..config.num_queues).map(|_| None).collect();
+        let shared = Rc::new(Shared::new(backend, config, length_bytes));
+        Ok(VirtioBlk { shared, queues: RefCell::new(queues) })
+    }
+
+    /// How it was configured.
+    pub fn config(&self) -> &VirtioBlkConfig {
+        &self.shared.config
+    }
+
+    /// The backend behind it.
+    pub fn backend(&self) -> &BlockBackend {
+        &self.shared.backend
+    }
+
+    /// The features it offers; bits of [`feature`](crate::feature).
+    pub fn features(&self) -> u64 {
+        self.shared.config.features(self.shared.read_only)
+    }
+
+    /// The driver's choice of features. Before any queue starts; without it, all that is offered
+    /// counts as accepted.
+    ///
+    /// # Errors
+    /// If a feature was not offered, or VERSION_1 is not among them.
+    pub fn negotiate(&self, accepted: u64) -> Result<(), VirtioBlkError> {
+        let offered = self.features();
+        if accepted & !offered != 0 || accepted & feature::VERSION_1 == 0 {
+            return Err(VirtioBlkError::Features { accepted, offered });
+        }
+        self.shared.features.set(accepted);
+        Ok(())
+    }
+
+    /// Capacity in sectors of 512 bytes.
+    pub fn capacity_sectors(&self) -> u64 {
+        self.shared.capacity_sectors.get()
+    }
+
+    /// The configuration space, `struct virtio_blk_config` of the standard.
+    pub fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES] {
+        let shared = &self.shared;
+        shared.config.space(self.capacity_sectors(), self.features(), shared.writeback.get())
+    }
+
+    /// The driver writes to configuration space: it can switch the write cache, and nothing else.
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        match parse_config_write(offset, data) {
+            Some(writeback) if self.shared.has_feature(feature::CONFIG_WCE) => {
+                self.shared.writeback.set(writeback);
+            }
+            _ => tracing::warn!(offset, len = data.len(), "config write ignored"),
+        }
+    }
+
+    /// What happens when configuration space changes, or the device needs a reset.
+    pub fn set_config_interrupt(&self, interrupt: Interrupt) {
+        self.shared.set_config_interrupt(interrupt);
+    }
+
+    /// Takes over the backend's length, which has changed, and tells the driver.
+    ///
+    /// # Errors
+    /// If the backend has no medium.
+    pub fn update_capacity(&self, ctx: &AioContext) -> io::Result<()> {
+        let sectors = self.shared.backend.length()? / SECTOR_BYTES;
+        if self.shared.capacity_sectors.replace(sectors) != sectors {
+            self.shared.config_changed.set(true);
+            self.shared.raise_config_interrupt(ctx);
+        }
+        Ok(())
+    }
+
+    /// Starts a queue that the driver has laid out in `mem`. What is available in it already is
+    /// taken from the next poll on. `interrupt` is raised when requests were completed and the
+    /// driver wants to know.
+    ///
+    /// # Errors
+    /// If there is no such queue, if it runs, or if its layout is wrong.
+    pub fn start_queue(
+        &self,
+        ctx: &AioContext,
+        index: u16,
+        mem: &Arc<GuestMemoryMmap>,
+        layout: VirtqueueLayout,
+        interrupt: impl Into<Interrupt>,
+    ) -> Result<(), VirtioBlkError> {
+        let num_queues = self.shared.config.num_queues;
+        let mut queues = self.queues.borrow_mut();
+        let slot = queues
+            .get_mut(usize::from(index))
+            .ok_or(VirtioBlkError::NoSuchQueue { index, num_queues })?;
+        if slot.is_some() {
+            return Err(VirtioBlkError::AlreadyRunning(index));
+        }
+        let event_idx = self.shared.has_feature(feature::EVENT_IDX);
+        let ring = Virtqueue::new(mem, layout, self.shared.config.queue_size_max, event_idx)
+            .map_err(|source| VirtioBlkError::Queue { index, source })?;
+        let queue = DeviceQueue::new(ctx, index, &self.shared, mem, ring, interrupt.into());
+        queue.kick_bh().schedule();
+        *slot = Some(queue);
+        Ok(())
+    }
+
+    /// Replaces what happens when a running queue interrupts its driver.
+    ///
+    /// # Errors
+    /// If the queue does not run.
+    pub fn set_interrupt(
+        &self,
+        index: u16,
+        interrupt: impl Into<Interrupt>,
+    ) -> Result<(), VirtioBlkError> {
+        self.queue(index)?.set_interrupt(interrupt.into());
+        Ok(())
+    }
+
+    /// The driver kicks, on the home thread: the queue is looked at in the next poll. Without
+    /// effect if the queue does not run.
+    pub fn kick(&self, index: u16) {
+        if let Ok(queue) = self.queue(index) {
+            queue.kick_bh().schedule();
+        }
+    }
+
+    /// What a driver on another thread kicks a queue with: no system call while the loop is awake.
+    ///
+    /// # Errors
+    /// If the queue does not run.
+    pub fn remote_kick(&self, index: u16) -> Result<RemoteBottomHalf, VirtioBlkError> {
+        Ok(self.queue(index)?.kick_bh().remote())
+    }
+
+    /// Takes kicks from an eventfd too, until the queue stops.
+    ///
+    /// # Errors
+    /// If the queue does not run ([`io::ErrorKind::NotFound`]), or the process has no descriptors
+    /// left.
+    pub fn watch_notifier(
+        &self,
+        ctx: &AioContext,
+        index: u16,
+        notifier: &EventNotifier,
+    ) -> io::Result<()> {
+        self.queue(index)
+            .map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?
+            .watch(ctx, notifier)
+    }
+
+    /// Requests taken and not yet answered.
+    pub fn in_flight(&self) -> usize {
+        self.queues.borrow().iter().flatten().map(|queue| queue.in_flight()).sum()
+    }
+
+    /// Whether the driver broke a queue. [`reset`](Self::reset) clears it.
+    pub fn needs_reset(&self) -> bool {
+        self.shared.needs_reset.get()
+    }
+
+    /// How the driver broke a queue; `None` if it did not.
+    pub fn queue_error(&self, index: u16) -> Option<String> {
+        self.queue(index).ok()?.error_message()
+    }
+
+    /// Stops a queue: takes nothing more from it, and waits for what is in flight. Returns the
+    /// index to start it again with; `None` if it did not run.
+    pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
+        let queue = self.queue(index).ok()?;
+        let next_index = queue.co_stop(co);
+        let mut queues = self.queues.borrow_mut();
+        // Unless somebody else was as quick as we.
+        if let Some(slot) = queues.get_mut(usize::from(index))
+            && slot.as_ref().is_some_and(|it| Rc::ptr_eq(it, &queue))
+        {
+            *slot = None;
+        }
+        Some(next_index)
+    }
+
+    /// Stops all queues and forgets what was negotiated, as a driver's reset does. Afterwards the
+    /// device does not touch guest memory any more.
+    pub fn co_reset(&self, co: &Co<'_>) {
+        for index in 0..self.shared.config.num_queues {
+            self.co_stop_queue(co, index);
+        }
+        self.shared.features.set(self.features());
+        self.shared.writeback.set(self.shared.config.write_cache);
+        self.shared.needs_reset.set(false);
+        self.shared.config_changed.set(false);
+    }
+
+    /// [`co_reset`](Self::co_reset), polling until it is done.
+    ///
+    /// # Panics
+    /// If called inside a coroutine.
+    pub fn reset(&self, ctx: &AioContext) {
+        ctx.run(|co| self.co_reset(co));
+    }
+
+    fn queue(&self, index: u16) -> Result<Rc<DeviceQueue>, VirtioBlkError> {
+        let queues = self.queues.borrow();
+        let queue = queues.get(usize::from(index)).and_then(Option::as_ref);
+        queue.cloned().ok_or(VirtioBlkError::NotRunning(index))
+    }
+}
