@@ -204,6 +204,18 @@ impl ThreadPool {
         lock(&self.owner.state.limits).threads
     }
 
+    /// Threads that wait for work. A job that was submitted and not yet begun has its thread
+    /// already, so it counts one off.
+    pub fn idle_threads(&self) -> usize {
+        usize::try_from(self.owner.state.available.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// The minimum and the maximum.
+    pub fn limits(&self) -> (usize, usize) {
+        let limits = lock(&self.owner.state.limits);
+        (limits.min, limits.max)
+    }
+
     fn submit(&self, job: NonNull<JobHeader>) {
         self.owner.state.submit(job);
     }
@@ -316,6 +328,3 @@ impl Drop for Owner {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
