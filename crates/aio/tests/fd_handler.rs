@@ -106,6 +106,38 @@ fn c44_a_handler_may_be_replaced_from_inside_itself() {
     }
 }
 
+#[test]
+fn a_destructor_of_a_handler_may_come_back_to_the_context() {
+    // Rc: the closure keeps the context, which is legal as long as it is not the last owner.
+    let ctx = Rc::new(AioContext::new().unwrap());
+    let (a, _b) = pair();
+    let file = tempfile_in_memory();
+    let visits = Rc::new(Cell::new(0));
+    let visitor = || {
+        let (ctx, visits) = (Rc::clone(&ctx), Rc::clone(&visits));
+        let (fd, _peer) = pair();
+        OnDrop(move || {
+            ctx.unset_fd_handler(&fd);
+            ctx.set_fd_handler(&fd, FdInterest::Read, |_, _| ()).unwrap();
+            ctx.unset_fd_handler(&fd);
+            visits.set(visits.get() + 1);
+        })
+    };
+    let on_drop = visitor();
+    ctx.set_fd_handler(&a, FdInterest::Read, move |_, _| {
+        let _ = &on_drop;
+    })
+    .unwrap();
+    ctx.unset_fd_handler(&a);
+    let on_drop = visitor();
+    // A regular file cannot be waited for, so this closure is dropped by the failure.
+    ctx.set_fd_handler(&file, FdInterest::Read, move |_, _| {
+        let _ = &on_drop;
+    })
+    .unwrap_err();
+    assert_eq!(visits.get(), 2);
+}
+
 /// A regular file without a name.
 fn tempfile_in_memory() -> std::fs::File {
     let path = std::env::temp_dir().join(format!("coblk-aio-fd-{}", std::process::id()));
