@@ -11,7 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coblk_coroutine::Coroutine;
 
@@ -312,13 +311,6 @@ impl AioContext {
         while !done() {
             self.poll(true);
         }
-    }
-
-    /// Runs one poll under a deadline of its own; for loops that must come back.
-    pub fn poll_timeout(&self, timeout: Duration) -> bool {
-        let timer = self.timer(|_| {});
-        timer.arm_after(timeout);
-        self.poll(true)
     }
 }
 

@@ -21,8 +21,20 @@ impl AioContext {
     /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
     /// the next poll runs it.
     pub fn poll(&self, blocking: bool) -> bool {
+        self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
+    }
+
+    /// A blocking [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come
+    /// back. That the time is up counts as no progress.
+    pub fn poll_timeout(&self, timeout: Duration) -> bool {
+        self.poll_at_most(Some(timeout))
+    }
+
+    /// One poll that waits at most that long, `None` for as long as it takes.
+    #[inline]
+    fn poll_at_most(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
-        inner.wait(blocking);
+        inner.wait(limit);
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
@@ -33,8 +45,12 @@ impl AioContext {
 impl Inner {
     /// Sleeps if allowed, and collects descriptor events.
     #[inline]
-    fn wait(&self, blocking: bool) {
-        let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
+    fn wait(&self, limit: Option<Duration>) {
+        let timeout = match limit {
+            Some(Duration::ZERO) => limit,
+            None => self.sleep_timeout(),
+            Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
+        };
         let waited = if timeout != Some(Duration::ZERO) && self.shared.prepare_sleep() {
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
             self.fds.wait(timeout)

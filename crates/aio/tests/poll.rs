@@ -92,6 +92,14 @@ fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
 }
 
 #[test]
+fn c41_a_poll_that_timed_out_made_no_progress() {
+    let ctx = AioContext::new().unwrap();
+    assert!(!ctx.poll_timeout(Duration::from_micros(50)));
+    ctx.schedule(|_| ());
+    assert!(ctx.poll_timeout(Duration::from_secs(1000)));
+}
+
+#[test]
 fn c43_a_notify_before_it_blocks_makes_it_not_block() {
     let _watchdog = watchdog();
     let ctx = AioContext::new().unwrap();
