@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_coroutine::Coroutine;
+use coblk_coroutine::{Coroutine, CoroutineState};
 
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
@@ -249,17 +249,15 @@ impl AioContext {
     #[inline]
     pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
         // SAFETY: `entry` borrows nothing.
-        unsafe { self.spawn_unchecked(name, entry) };
+        unsafe { self.create(name, entry) }.resume();
     }
 
+    /// A coroutine that has not run yet.
+    ///
     /// # Safety
     /// What `entry` borrows outlives the coroutine's run.
     #[inline]
-    unsafe fn spawn_unchecked<'a>(
-        &self,
-        name: &'static str,
-        entry: impl FnOnce(&Co<'_>) + 'a,
-    ) -> Coroutine {
+    unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
         let task = self.inner().tasks.acquire(self.inner, name);
         let release = Release { inner: self.inner, task };
         // SAFETY: passed on to the caller.
@@ -272,7 +270,6 @@ impl AioContext {
         };
         // SAFETY: just acquired.
         unsafe { TaskList::adopt(task, coroutine.clone()) };
-        coroutine.resume();
         coroutine
     }
 
@@ -282,21 +279,17 @@ impl AioContext {
     /// With what `entry` panics with. If called from inside a coroutine, where it would block the
     /// loop that it waits for.
     pub fn run<R>(&self, entry: impl FnOnce(&Co<'_>) -> R) -> R {
-        struct UnwindOnDrop(Coroutine);
-        impl Drop for UnwindOnDrop {
-            fn drop(&mut self) {
-                self.0.unwind();
-            }
-        }
         assert!(!coblk_coroutine::in_coroutine(), "AioContext::run called inside a coroutine");
         let result = Cell::new(None);
         // SAFETY: `entry` and `result` are alive until this function returns, and it does not
         // return, nor unwind, before the coroutine has ended or the guard has unwound it.
         let coroutine = UnwindOnDrop(unsafe {
-            self.spawn_unchecked("run", |co| {
+            self.create("run", |co| {
                 result.set(Some(catch_unwind(AssertUnwindSafe(|| entry(co)))));
             })
         });
+        // Not before the guard is there: this may panic on behalf of another coroutine.
+        coroutine.0.resume();
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
@@ -310,6 +303,22 @@ impl AioContext {
     pub fn run_until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
             self.poll(true);
+        }
+    }
+}
+
+/// Ends a coroutine that borrows from the frame this guard lives in.
+struct UnwindOnDrop(Coroutine);
+
+impl Drop for UnwindOnDrop {
+    fn drop(&mut self) {
+        // A panic that this leads to, of a destructor or of a coroutine that it wakes, has nowhere
+        // to go: this may be a destructor during a panic already. The hook has reported it.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.0.unwind()));
+        if self.0.state() != CoroutineState::Terminated {
+            tracing::error!(coroutine = self.0.name(), "suspends while it is unwound");
+            // It would go on with references into a frame that is gone.
+            std::process::abort();
         }
     }
 }

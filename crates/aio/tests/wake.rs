@@ -381,6 +381,40 @@ fn run_borrows_and_carries_results_and_panics() {
 }
 
 #[test]
+fn run_that_is_left_by_somebody_elses_panic_leaves_nothing_behind() {
+    // Another coroutine, woken by the one that `run` runs, panics when that one suspends. The
+    // panic leaves `run`, whose coroutine borrows from our frame and must not stay.
+    let ctx = AioContext::new().unwrap();
+    let slot = Slot::default();
+    let own = slot.clone();
+    ctx.spawn("fails", move |co| {
+        own.wait(co);
+        panic!("another one fails");
+    });
+    let log = Log::new();
+    let late = Slot::default();
+    let message = panic_message(|| {
+        let in_frame = OnDrop(|| log.add("frame"));
+        ctx.run(|co| {
+            let _in_frame = in_frame;
+            slot.take().wake();
+            late.wait(co);
+            unreachable!("the frame that this borrows from is gone");
+        })
+    });
+    assert_eq!(message, "another one fails");
+    assert_eq!(log.take(), ["frame"]);
+    late.take().wake();
+
+    // The same, in a poll.
+    ctx.schedule(|_| panic!("a callback fails"));
+    let message = panic_message(|| ctx.run(|co| late.wait(co)));
+    assert_eq!(message, "a callback fails");
+    late.take().wake();
+    assert!(!ctx.poll(false));
+}
+
+#[test]
 fn two_contexts_on_one_thread_wake_each_others_coroutines() {
     let (a, b) = (AioContext::new().unwrap(), AioContext::new().unwrap());
     let log = Log::new();
