@@ -117,6 +117,25 @@ fn c23_same_context_inside_a_coroutine_it_is_queued() {
 }
 
 #[test]
+fn c23_waking_oneself_fails_loudly() {
+    let ctx = AioContext::new().unwrap();
+    let message = panic_message(|| ctx.spawn("narcissus", |co| co.suspend_with(CoWaker::wake)));
+    assert_eq!(message, "coroutine 'narcissus' tried to wake itself");
+    // And harms nobody: the coroutine may even go on.
+    let log = Log::new();
+    ctx.spawn("narcissus", {
+        let log = log.clone();
+        move |co| {
+            assert!(catch_unwind(AssertUnwindSafe(|| co.suspend_with(CoWaker::wake))).is_err());
+            co.reschedule();
+            log.add("went on");
+        }
+    });
+    assert!(ctx.poll(false));
+    assert_eq!(log.take(), ["went on"]);
+}
+
+#[test]
 fn c24_from_another_thread_it_runs_from_a_bottom_half_in_order() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
@@ -196,6 +215,24 @@ fn a_wake_from_another_thread_before_the_suspend_is_not_lost() {
 }
 
 #[test]
+fn a_wake_served_by_a_poll_inside_register_is_not_lost() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let said = log.clone();
+    ctx.spawn("polls in register", move |co| {
+        co.suspend_with(|waker| {
+            thread::spawn(move || waker.wake()).join().unwrap();
+            assert!(co.context().poll(true));
+        });
+        said.add("woken");
+        co.reschedule();
+        said.add("goes on");
+    });
+    while ctx.poll(false) {}
+    assert_eq!(log.take(), ["woken", "goes on"]);
+}
+
+#[test]
 fn a_coroutine_that_is_entered_may_be_woken_by_one_that_it_spawned() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
@@ -206,6 +243,27 @@ fn a_coroutine_that_is_entered_may_be_woken_by_one_that_it_spawned() {
     });
     while ctx.poll(false) {}
     assert_eq!(log.take(), ["parent woken"]);
+}
+
+#[test]
+fn a_dropped_waker_is_loud() {
+    let ctx = AioContext::new().unwrap();
+    let slot = Slot::default();
+    let own = slot.clone();
+    ctx.spawn("orphan", move |co| own.wait(co));
+    drop(slot.take());
+    let expected = "coroutine 'orphan': its waker was dropped, nobody can wake it any more";
+    assert_eq!(panic_message(|| ctx.poll(false)), expected);
+
+    let own = slot.clone();
+    ctx.spawn("orphan", move |co| own.wait(co));
+    let waker = slot.take();
+    thread::spawn(move || drop(waker)).join().unwrap();
+    assert_eq!(panic_message(|| ctx.poll(true)), expected);
+
+    let message = panic_message(|| ctx.spawn("orphan", |co| co.suspend_with(drop)));
+    assert_eq!(message, expected, "at once, if nobody can wake it any more");
+    assert!(!ctx.poll(false));
 }
 
 #[test]
@@ -223,6 +281,110 @@ fn reschedule_lets_everything_else_that_is_ready_run_first() {
     }
     while ctx.poll(false) {}
     assert_eq!(log.take(), ["a", "b", "a", "b"]);
+}
+
+#[test]
+fn a_waker_that_survives_a_failed_register_is_reported() {
+    // It must not wake a later suspension: there is none before it is gone.
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let stray = Slot::default();
+    let (own, said) = (stray.clone(), log.clone());
+    ctx.spawn("careless", move |co| {
+        let attempt = |action: &dyn Fn()| said.add(panic_message(action));
+        attempt(&|| {
+            co.suspend_with(|waker| {
+                own.0.set(Some(waker));
+                panic!("register fails");
+            });
+        });
+        attempt(&|| co.reschedule());
+        attempt(&|| co.suspend_with(drop));
+        let waker = own.take();
+        thread::spawn(move || waker.wake()).join().unwrap();
+        // The wake finds it waiting for something else, and must not end that either.
+        assert_eq!(co.context().thread_pool().submit_co(co, || 5), 5);
+        while co.context().poll(false) {}
+        co.reschedule();
+        said.add("usable again");
+    });
+    ctx.run_until(|| stray.0.take().is_none() && Rc::strong_count(&stray.0) == 1);
+    let said = log.take();
+    assert_eq!(
+        (said.len(), said[0].as_str(), said[3].as_str()),
+        (4, "register fails", "usable again")
+    );
+    let expected = "coroutine 'careless' suspends while the waker of another suspension is out";
+    assert_eq!(said[1..3], [expected, expected]);
+}
+
+#[test]
+fn suspending_inside_register_is_refused() {
+    let ctx = AioContext::new().unwrap();
+    let inner = Slot::default();
+    let own = inner.clone();
+    let message = panic_message(|| {
+        ctx.spawn("nested", move |co| co.suspend_with(|_outer| own.wait(co)));
+        while ctx.poll(false) {}
+    });
+    assert!(message.contains("nested"), "{message}");
+    let message = panic_message(|| {
+        ctx.spawn("nested", |co| co.suspend_with(|_outer| co.reschedule()));
+        while ctx.poll(false) {}
+    });
+    assert!(message.contains("nested"), "{message}");
+    assert!(!ctx.poll(false));
+}
+
+#[test]
+fn a_job_inside_register_does_not_swallow_the_wake() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let sum = ctx.run(|co| {
+        let mut sum = 0;
+        co.suspend_with(|waker| {
+            thread::spawn(move || waker.wake()).join().unwrap();
+            sum = co.context().thread_pool().submit_co(co, || 42);
+        });
+        sum
+    });
+    assert_eq!(sum, 42);
+}
+
+#[test]
+fn being_resumed_by_hand_does_not_end_a_wait() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let (slot, coroutine) = (Slot::default(), Rc::new(RefCell::new(None)));
+    let (own, handle, said) = (slot.clone(), Rc::clone(&coroutine), log.clone());
+    ctx.spawn("patient", move |co| {
+        *handle.borrow_mut() = coblk_coroutine::current();
+        own.wait(co);
+        said.add("woken");
+        co.reschedule();
+        said.add("rescheduled");
+        assert_eq!(co.context().thread_pool().submit_co(co, || 7), 7);
+        said.add("job done");
+    });
+    let coroutine = coroutine.take().unwrap();
+    coroutine.resume();
+    assert!(log.take().is_empty());
+    // Woken from a thread, and resumed by hand before the bottom half that serves the wake.
+    let waker = slot.take();
+    thread::spawn(move || waker.wake()).join().unwrap();
+    coroutine.resume();
+    assert!(log.take().is_empty());
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["woken"]);
+    coroutine.resume();
+    assert!(log.take().is_empty());
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["rescheduled"]);
+    coroutine.resume();
+    assert!(log.take().is_empty());
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["job done"]);
 }
 
 #[test]

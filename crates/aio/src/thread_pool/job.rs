@@ -122,7 +122,7 @@ unsafe fn co_job_complete<F, R>(node: NonNull<Node>, _ctx: &AioContext) -> bool 
         job.done.set(true);
         job.task
     };
-    // SAFETY: its coroutine is suspended and waits for this.
+    // SAFETY: its coroutine waits for this, so it is live.
     unsafe { Task::resume(task) };
     true
 }
@@ -194,9 +194,10 @@ impl ThreadPool {
         trace_event!("thread_pool_submit_co");
         self.submit(header);
         let guard = WaitOnUnwind { node: header.cast::<Node>(), done: &job.done, ctx };
-        co.suspend();
+        while !job.done.get() {
+            co.suspend();
+        }
         drop(guard);
-        assert!(job.done.get(), "coroutine '{}' was resumed by someone else", co.name());
         // SAFETY: done: the worker has written the result, and has given the job back.
         match unsafe { job.result.into_inner().assume_init() } {
             Ok(value) => value,
