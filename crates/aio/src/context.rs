@@ -344,13 +344,7 @@ impl Drop for AioContext {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;
         }
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            while self.inner().aio_jobs.get() > 0 {
-                self.poll(true);
-            }
-            self.unwind_coroutines()
-        }));
-        if !matches!(ended, Ok(true)) {
+        if !self.wind_down() {
             tracing::error!(context = self.name(), "could not end its coroutines; leaked");
             return;
         }
@@ -366,16 +360,24 @@ impl Drop for AioContext {
 }
 
 impl AioContext {
-    /// Unwinds all coroutines; false if one refuses to end.
-    fn unwind_coroutines(&self) -> bool {
-        let mut last = None;
-        while let Some(coroutine) = self.inner().tasks.first_live() {
-            if last == Some(coroutine.id()) {
+    /// Completes all jobs and unwinds all coroutines, until neither is left: callbacks may spawn
+    /// and destructors may submit. False if a coroutine refuses to end.
+    fn wind_down(&self) -> bool {
+        let report = |panicked: bool| {
+            if panicked {
+                // The hook has reported what; there is nobody here whom it could go on to.
+                tracing::error!(context = self.name(), "a panic while it ends");
+            }
+        };
+        loop {
+            while self.inner().aio_jobs.get() > 0 {
+                report(catch_unwind(AssertUnwindSafe(|| self.poll(true))).is_err());
+            }
+            let Some(coroutine) = self.inner().tasks.first_live() else { return true };
+            report(catch_unwind(AssertUnwindSafe(|| coroutine.unwind())).is_err());
+            if coroutine.state() != CoroutineState::Terminated {
                 return false;
             }
-            last = Some(coroutine.id());
-            coroutine.unwind();
         }
-        true
     }
 }

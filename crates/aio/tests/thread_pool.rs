@@ -432,6 +432,47 @@ fn c65_a_pool_that_ends_first_runs_what_is_queued() {
 }
 
 #[test]
+fn c65_jobs_panicked_or_not_a_context_ends_completely() {
+    let _watchdog = watchdog();
+    let ctx = context(0, 2);
+    let completed = Rc::new(Cell::new(0));
+    for index in 0..10 {
+        let count = Rc::clone(&completed);
+        ctx.thread_pool().submit_aio(
+            &ctx,
+            move || assert!(index % 3 != 0, "job {index} fails"),
+            move |_, _| count.set(count.get() + 1),
+        );
+    }
+    let frame = Rc::clone(&completed);
+    ctx.spawn("suspended", move |co| {
+        let _frame = &frame;
+        co.suspend_with(std::mem::forget);
+    });
+    drop(ctx);
+    assert_eq!(completed.get(), 6);
+    assert_eq!(Rc::strong_count(&completed), 1, "nothing is leaked");
+}
+
+#[test]
+fn a_job_submitted_while_the_context_unwinds_its_coroutines_completes() {
+    let _watchdog = watchdog();
+    let ctx = context(0, 2);
+    let completed = Rc::new(Cell::new(0));
+    let count = Rc::clone(&completed);
+    ctx.spawn("submits when unwound", move |co| {
+        let _late = OnDrop(|| {
+            let count = Rc::clone(&count);
+            let ctx = co.context();
+            ctx.thread_pool().submit_aio(ctx, || (), move |_, _| count.set(count.get() + 1));
+        });
+        co.suspend_with(std::mem::forget);
+    });
+    drop(ctx);
+    assert_eq!((completed.get(), Rc::strong_count(&completed)), (1, 1));
+}
+
+#[test]
 fn panics_of_jobs_go_on_in_the_coroutine() {
     let _watchdog = watchdog();
     let ctx = context(0, 2);
