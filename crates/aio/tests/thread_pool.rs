@@ -488,6 +488,36 @@ fn panics_of_jobs_go_on_in_the_coroutine() {
 }
 
 #[test]
+fn a_context_that_ends_waits_for_the_job_of_a_suspended_coroutine() {
+    let _watchdog = watchdog();
+    for round in 0..20 {
+        let ctx = context(0, 1);
+        let finished = Arc::new(AtomicBool::new(false));
+        let result = Arc::new(String::from("result"));
+        let (seen, kept) = (Arc::clone(&finished), Arc::clone(&result));
+        let (gate, (started, ids)) = (Gate::default(), channel());
+        let job = gated(&started, &gate);
+        ctx.spawn("has a job", move |co| {
+            let local = [round; 64];
+            let _result = co.context().thread_pool().submit_co(co, || {
+                job();
+                assert_eq!(local, [round; 64], "the frame is still there");
+                seen.store(true, Ordering::Release);
+                kept
+            });
+            unreachable!("unwound");
+        });
+        if round % 2 == 0 {
+            ids.recv().unwrap();
+        }
+        gate.open();
+        drop(ctx);
+        assert!(finished.load(Ordering::Acquire));
+        assert_eq!(Arc::strong_count(&result), 1, "the result is dropped, not leaked");
+    }
+}
+
+#[test]
 fn twenty_thousand_jobs_at_once_from_coroutines() {
     const COUNT: usize = 20_000;
     let _watchdog = watchdog();

@@ -142,24 +142,35 @@ impl<F: FnOnce() -> R, R> CoJobKind<F, R> {
 }
 
 /// Keeps a frame until the job in it is home.
-struct WaitOnUnwind<'a> {
-    node: NonNull<Node>,
-    done: &'a Cell<bool>,
+struct WaitOnUnwind<'a, F, R> {
+    job: &'a CoJob<F, R>,
     ctx: &'a AioContext,
 }
 
-impl Drop for WaitOnUnwind<'_> {
+impl<F, R> Drop for WaitOnUnwind<'_, F, R> {
     fn drop(&mut self) {
-        if self.done.get() {
+        if self.job.done.get() {
             return;
         }
+        self.wait();
+        // SAFETY: the worker has written the result, and has given the job back. Nobody else will
+        // read it: this frame is being unwound.
+        unsafe { (*self.job.result.get()).assume_init_drop() };
+    }
+}
+
+impl<F, R> WaitOnUnwind<'_, F, R> {
+    /// Waits for the worker and takes the node from the list it arrives on.
+    #[cold]
+    fn wait(&self) {
+        let node = NonNull::from(&self.job.header.node);
         let inner: &Inner = self.ctx.inner();
         let running = &inner.queues.running;
         // The worker may be anywhere between taking the job and scheduling the node. Nothing else
         // is lost: what else comes in is kept for the next bottom-half phase.
         loop {
             inner.shared.take_remote(running);
-            if running.remove(self.node) {
+            if running.remove(node) {
                 return;
             }
             std::thread::sleep(HANDOVER_PAUSE);
@@ -193,7 +204,7 @@ impl ThreadPool {
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
         self.submit(header);
-        let guard = WaitOnUnwind { node: header.cast::<Node>(), done: &job.done, ctx };
+        let guard = WaitOnUnwind { job: &job, ctx };
         while !job.done.get() {
             co.suspend();
         }
