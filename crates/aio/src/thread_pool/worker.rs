@@ -42,6 +42,8 @@ fn next(state: &PoolState, home: &mut Option<Arc<Shared>>) -> Option<Message> {
             return Some(message);
         }
         if state.stopping.load(Ordering::SeqCst) {
+            // The message that woke us may have been meant for one that still sleeps.
+            state.send(Message::Recheck);
             return None;
         }
         // Nothing to do: do not keep a context's memory meanwhile.
