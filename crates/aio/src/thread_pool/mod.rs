@@ -65,6 +65,9 @@ enum Message {
     Job(NonNull<JobHeader>),
     /// Look at the limits: there may be one worker too many.
     Recheck,
+    /// The pool ends; so does the worker that takes this. One is sent for each worker, behind all
+    /// jobs.
+    Stop,
 }
 
 // SAFETY: a job is handed to exactly one worker, and is made of what is `Send`: `submit_co` and
@@ -93,7 +96,6 @@ struct PoolState {
     /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
-    stopping: AtomicBool,
     idle_timeout: Duration,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -150,7 +152,6 @@ impl ThreadPool {
             over_max: AtomicBool::new(false),
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
             idle_timeout,
             handles: Mutex::new(Vec::new()),
         };
@@ -253,7 +254,8 @@ impl PoolState {
     /// Moves what the overflow list holds into the channel, as far as it goes.
     ///
     /// Nothing is stranded: if this finds the channel full, a worker will take from it later, and
-    /// then sees `overflowing`, which was set before.
+    /// then sees `overflowing`, which was set before. (A send that finds the channel full has a
+    /// sequentially consistent fence between the two.)
     fn refill(&self, overflow: &mut VecDeque<Message>) {
         while let Some(message) = overflow.pop_front() {
             if let Err(error) = self.sender.try_send(message) {
@@ -262,6 +264,14 @@ impl PoolState {
             }
         }
         self.overflowing.store(overflow.len(), Ordering::SeqCst);
+    }
+
+    /// After a message was taken: there is room again.
+    #[inline]
+    fn refill_if_overflowing(&self) {
+        if self.overflowing.load(Ordering::SeqCst) > 0 {
+            self.refill(&mut lock(&self.overflow));
+        }
     }
 
     /// Recomputes the flags that the hot path reads instead of the limits.
@@ -308,16 +318,16 @@ impl PoolState {
                 // SAFETY: taken from the channel, so it is ours to run.
                 unsafe { JobHeader::run(job, &mut None) };
             }
+            self.refill_if_overflowing();
         }
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.state.stopping.store(true, Ordering::SeqCst);
         let handles = std::mem::take(&mut *lock(&self.state.handles));
         for _ in &handles {
-            self.state.send(Message::Recheck);
+            self.state.send(Message::Stop);
         }
         let own = std::thread::current().id();
         for handle in handles {

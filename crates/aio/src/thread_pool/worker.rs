@@ -19,12 +19,12 @@ pub(super) fn run(state: &PoolState) {
     let mut home = None;
     state.available.fetch_add(1, Ordering::AcqRel);
     while let Some(message) = next(state, &mut home) {
-        if state.overflowing.load(Ordering::SeqCst) > 0 {
-            state.refill(&mut lock(&state.overflow));
-        }
-        if let Message::Job(job) = message {
+        state.refill_if_overflowing();
+        match message {
             // SAFETY: taken from the channel, so it is ours to run.
-            unsafe { JobHeader::run(job, &mut home) };
+            Message::Job(job) => unsafe { JobHeader::run(job, &mut home) },
+            Message::Recheck => {}
+            Message::Stop => break,
         }
         // Ready again. Before the check for a surplus, which takes it back.
         state.available.fetch_add(1, Ordering::AcqRel);
@@ -40,9 +40,6 @@ fn next(state: &PoolState, home: &mut Option<Arc<Shared>>) -> Option<Message> {
     loop {
         if let Ok(message) = state.receiver.try_recv() {
             return Some(message);
-        }
-        if state.stopping.load(Ordering::SeqCst) {
-            return None;
         }
         // Nothing to do: do not keep a context's memory meanwhile.
         *home = None;
