@@ -6,7 +6,7 @@ mod util;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -432,6 +432,16 @@ fn c65_a_pool_that_ends_first_runs_what_is_queued() {
 }
 
 #[test]
+fn c65_a_pool_ends_promptly_whatever_its_idle_time() {
+    let _watchdog = watchdog();
+    // With a worker that took another one's message to stop, this would take until the watchdog.
+    for _ in 0..200 {
+        let pool = ThreadPool::with_idle_timeout(8, 8, Duration::from_secs(100_000)).unwrap();
+        drop(pool);
+    }
+}
+
+#[test]
 fn c65_jobs_panicked_or_not_a_context_ends_completely() {
     let _watchdog = watchdog();
     let ctx = context(0, 2);
@@ -518,6 +528,22 @@ fn a_context_that_ends_waits_for_the_job_of_a_suspended_coroutine() {
 }
 
 #[test]
+fn a_context_that_ends_takes_back_jobs_whose_completion_has_arrived() {
+    let _watchdog = watchdog();
+    for _ in 0..20 {
+        let ctx = context(0, 4);
+        for _ in 0..20 {
+            ctx.spawn("has a job", |co| {
+                co.context().thread_pool().submit_co(co, || ());
+                co.suspend_with(std::mem::forget);
+            });
+        }
+        ctx.schedule(|_| panic!("leaves completions on the list"));
+        let _ = panic_message(|| ctx.poll(false));
+    }
+}
+
+#[test]
 fn twenty_thousand_jobs_at_once_from_coroutines() {
     const COUNT: usize = 20_000;
     let _watchdog = watchdog();
@@ -581,6 +607,32 @@ fn limits_change_up_and_down_under_load() {
     assert_eq!(pool.threads(), 3);
     pool.set_limits(0, 1).unwrap();
     until(|| pool.threads() <= 1);
+}
+
+#[test]
+fn a_pool_may_be_dropped_by_one_of_its_jobs() {
+    let _watchdog = watchdog();
+    for _ in 0..100 {
+        let ctx = context(0, 1);
+        let pool = ThreadPool::new(2, 4).unwrap();
+        let last = pool.clone();
+        let (dropped, was_dropped): (_, Receiver<()>) = channel();
+        let gate = Gate::default();
+        let at_gate = gate.clone();
+        pool.submit_aio(
+            &ctx,
+            move || {
+                at_gate.pass();
+                drop(last);
+                dropped.send(()).unwrap();
+            },
+            |_, result| result.unwrap(),
+        );
+        drop(pool);
+        gate.open();
+        was_dropped.recv().unwrap();
+        assert!(ctx.poll(true));
+    }
 }
 
 #[test]
