@@ -57,7 +57,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
     // A pool of its own with one worker that is there already, so that nothing else is told here.
     let ctx = AioContext::builder().thread_pool(ThreadPool::new(1, 1)?).build()?;
-    let node = BlockNode::new("disk0", File::options().read_only(true).open(&image)?);
+    // Without this, a block in the page cache would be read at once, on the loop's own thread.
+    let file = File::options().read_only(true).in_place_reads(false).open(&image)?;
+    let node = BlockNode::new("disk0", file);
     let backend = BlockBackend::new(&ctx, "drive0", node);
 
     tracing::trace!(name: "request_submit", { offset = OFFSET, bytes = BYTES }, "request_submit");
