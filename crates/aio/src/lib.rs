@@ -14,6 +14,7 @@
 //! own address), `thread_pool` (job hand-off), `io_vector` and `sys` (system calls). Each of these
 //! begins with the argument why it is sound.
 
+mod atomic;
 mod bottom_half;
 mod co;
 mod context;
