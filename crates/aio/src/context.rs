@@ -28,6 +28,7 @@ use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Clock, Timer, TimerList};
+use crate::trace_event;
 
 /// An event loop and everything that is bound to its thread.
 ///
@@ -175,8 +176,8 @@ impl AioContextBuilder {
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if [`WaitMode::Ring`] is asked for where there is
-    /// no io_uring.
+    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if
+    /// [`WaitMode::Ring`] is asked for where there is no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
@@ -408,7 +409,9 @@ impl AioContext {
     #[inline]
     pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
         // SAFETY: `entry` borrows nothing.
-        unsafe { self.create(name, entry) }.resume();
+        let coroutine = unsafe { self.create(name, entry) };
+        trace_event!("aio_coroutine_enter", coroutine = name);
+        coroutine.resume();
     }
 
     /// A coroutine that has not run yet.
@@ -448,6 +451,7 @@ impl AioContext {
             })
         });
         // Not before the guard is there: this may panic on behalf of another coroutine.
+        trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
         coroutine.0.resume();
         loop {
             if let Some(result) = result.take() {
@@ -491,6 +495,7 @@ struct Release {
 impl Drop for Release {
     #[inline]
     fn drop(&mut self) {
+        trace_event!("coroutine_terminate");
         // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
         // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
         unsafe { self.inner.as_ref().tasks.release(self.task) };

@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use coblk_coroutine::Suspender;
 
 use crate::context::AioContext;
+use crate::trace_event;
 pub use list::CoroutineInfo;
 pub(crate) use task::{Task, TaskList};
 pub use waker::CoWaker;
@@ -124,6 +125,7 @@ impl<'a> Co<'a> {
     #[inline]
     pub(crate) fn suspend(&self, what: &'static str) {
         self.task().set_suspended(what);
+        trace_event!("coroutine_yield", coroutine = self.name(), what);
         self.suspender.suspend();
     }
 }
