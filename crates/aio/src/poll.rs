@@ -12,7 +12,8 @@ const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
     /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran; idle bottom halves do not count (contract: C40, C41).
+    /// ran; idle bottom halves do not count (contract: C40, C41). A blocking poll also returns, and
+    /// without progress, when it was notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36).
@@ -51,20 +52,41 @@ impl Inner {
             None => self.sleep_timeout(),
             Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
         };
-        let waited = if timeout != Some(Duration::ZERO) && self.shared.prepare_sleep() {
+        if timeout == Some(Duration::ZERO) {
+            self.collect_events(Duration::ZERO);
+            self.shared.accept_notifications();
+            return;
+        }
+        loop {
+            if !self.shared.prepare_sleep() {
+                self.collect_events(Duration::ZERO);
+                self.shared.accept_notifications();
+                return;
+            }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            self.fds.wait(timeout)
-        } else if self.fds.is_empty() {
-            Ok(())
-        } else {
-            self.fds.wait(Some(Duration::ZERO))
-        };
-        if let Err(error) = waited {
+            let kicked = self.collect_events(timeout);
+            let notified = self.shared.accept_notifications();
+            // A kick that nobody stands behind any more: see `shared.rs`. With a timeout it is
+            // left to the caller to go on, as when the time is up.
+            if !kicked || notified || timeout.is_some() || self.shared.has_remote() {
+                return;
+            }
+        }
+    }
+
+    /// Waits in the kernel. Returns whether the waker, and nothing else, ended that.
+    #[inline]
+    fn collect_events(&self, timeout: impl Into<Option<Duration>>) -> bool {
+        let timeout = timeout.into();
+        if timeout == Some(Duration::ZERO) && self.fds.is_empty() {
+            return false;
+        }
+        self.fds.wait(timeout).unwrap_or_else(|error| {
             // epoll itself is broken. Bottom halves and timers still work; do not spin on it.
             tracing::error!(context = %self.shared.name, %error, "waiting for descriptors failed");
             std::thread::sleep(Duration::from_millis(1));
-        }
-        self.shared.accept_notifications();
+            false
+        })
     }
 
     /// How long the loop may sleep: `None` for ever.
