@@ -3,26 +3,32 @@
 //! What happens in one [`poll`](AioContext::poll) is in `poll.rs`; this file is about making a
 //! context, putting work on it, and ending it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use coblk_coroutine::Coroutine;
+use coblk_coroutine::{Coroutine, CoroutineState};
 
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
 use crate::event_notifier::EventNotifier;
-use crate::fd_handler::{FdHandlers, FdInterest, Readiness};
+use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
+use crate::plug::PlugState;
+use crate::polling::{PollHook, Polling};
+use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
+use crate::simulation::{Simulation, SimulationOptions};
+use crate::sys;
 use crate::thread_pool::ThreadPool;
-use crate::timer::{Timer, TimerList};
+use crate::timer::{Clock, Timer, TimerList};
+use crate::trace_event;
 
 /// An event loop and everything that is bound to its thread.
 ///
@@ -70,7 +76,14 @@ pub(crate) struct Inner {
     pub(crate) queues: Rc<BhQueues>,
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
+    pub(crate) polling: Polling,
+    /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
+    ring: OnceCell<Option<Ring>>,
+    wait_mode: WaitMode,
+    pub(crate) simulation: Option<Rc<Simulation>>,
+    pub(crate) plug: PlugState,
     tasks: TaskList,
+    coarse_ns: Cell<i64>,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
@@ -88,6 +101,29 @@ impl Inner {
     }
 
     #[inline]
+    pub(crate) fn tasks(&self) -> &TaskList {
+        &self.tasks
+    }
+
+    /// When this turn of the loop began, on a clock that ticks every few milliseconds: to know a
+    /// coroutine's age without asking for the time at each spawn.
+    #[inline]
+    pub(crate) fn coarse_ns(&self) -> i64 {
+        self.coarse_ns.get()
+    }
+
+    #[inline]
+    pub(crate) fn refresh_coarse_clock(&self) {
+        self.coarse_ns.set(sys::coarse_clock_ns());
+    }
+
+    /// The ring, if it has been made.
+    #[inline]
+    pub(crate) fn made_ring(&self) -> Option<&Ring> {
+        self.ring.get()?.as_ref()
+    }
+
+    #[inline]
     pub(crate) fn bh(&self) -> &BhQueues {
         &self.queues
     }
@@ -98,6 +134,9 @@ impl Inner {
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
+    poll_max: Duration,
+    wait_mode: Option<WaitMode>,
+    simulation: Option<SimulationOptions>,
 }
 
 impl AioContextBuilder {
@@ -113,21 +152,62 @@ impl AioContextBuilder {
         self
     }
 
+    /// How long the loop may look for work before it sleeps; see
+    /// [`AioContext::set_poll_params`]. Zero, the default, turns it off.
+    pub fn poll_max(mut self, max: Duration) -> Self {
+        self.poll_max = max;
+        self
+    }
+
+    /// Whether the loop may, or must, wait in an io_uring. Without this the environment variable
+    /// `COBLK_WAIT_MODE` decides (`auto`, `epoll` or `ring`), and without that it is
+    /// [`WaitMode::Auto`].
+    pub fn wait_mode(mut self, mode: WaitMode) -> Self {
+        self.wait_mode = Some(mode);
+        self
+    }
+
+    /// A simulated context: workers, ring and clock are replaced by what a seed decides.
+    pub fn simulated(mut self, options: SimulationOptions) -> Self {
+        self.simulation = Some(options);
+        self
+    }
+
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left.
+    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if
+    /// [`WaitMode::Ring`] is asked for where there is no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let wait_mode = match self.wait_mode {
+            Some(mode) => mode,
+            None => WaitMode::from_environment()?,
+        };
+        let ring = OnceCell::new();
+        if wait_mode == WaitMode::Ring {
+            let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
+        }
+        let simulation = self.simulation.map(|options| Rc::new(Simulation::new(options)));
+        let clock = match &simulation {
+            None => Clock::Real(Instant::now()),
+            Some(simulation) => Clock::Simulated(Rc::clone(simulation)),
+        };
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
             shared: Arc::new(Shared::new(name, waker)),
             queues: Rc::new(BhQueues::new()),
-            timers: Rc::new(TimerList::new()),
+            timers: Rc::new(TimerList::new(clock)),
             fds,
+            polling: Polling::new(self.poll_max),
+            ring,
+            wait_mode,
+            simulation,
+            plug: PlugState::default(),
             tasks: TaskList::new(),
+            coarse_ns: Cell::new(sys::coarse_clock_ns()),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
         });
@@ -174,6 +254,32 @@ impl AioContext {
         &self.inner().thread_pool
     }
 
+    /// Whether file I/O can go through an io_uring; makes the ring when first asked. If the system
+    /// has none, or forbids it, says so once in a warning.
+    pub fn has_ring(&self) -> bool {
+        self.inner().simulation.is_some() || self.ring().is_some()
+    }
+
+    /// The simulated world it runs in, if it is
+    /// [simulated](AioContextBuilder::simulated).
+    #[inline]
+    pub fn simulation(&self) -> Option<&Simulation> {
+        self.inner().simulation.as_deref()
+    }
+
+    pub(crate) fn ring(&self) -> Option<&Ring> {
+        let inner = self.inner();
+        let make = || {
+            if inner.wait_mode == WaitMode::Epoll {
+                return None;
+            }
+            Ring::new(inner.fds.epoll(), false)
+                .inspect_err(|error| tracing::warn!(context = self.name(), %error, "no io_uring"))
+                .ok()
+        };
+        inner.ring.get_or_init(make).as_ref()
+    }
+
     /// The context's clock: nanoseconds since it was made, never going back.
     pub fn now_ns(&self) -> i64 {
         self.inner().timers.now_ns()
@@ -214,13 +320,66 @@ impl AioContext {
         interest: FdInterest,
         callback: impl Fn(&AioContext, Readiness) + 'static,
     ) -> io::Result<()> {
-        self.inner().fds.set(fd.as_fd().as_raw_fd(), interest, Box::new(callback))
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), None)
+    }
+
+    /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
+    /// call. Once `fd` has been ready, a loop that polls adaptively asks `busy` before it sleeps,
+    /// and calls `ready` if it says yes; a nested poll never enters `ready` again (contract: C45,
+    /// C47).
+    ///
+    /// # Errors
+    /// As [`set_fd_handler`](Self::set_fd_handler).
+    pub fn set_polled_fd_handler(
+        &self,
+        fd: impl AsFd,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+        busy: impl Fn(&AioContext) -> bool + 'static,
+        ready: impl Fn(&AioContext) + 'static,
+    ) -> io::Result<()> {
+        let hook = PollHook::new(Box::new(busy), Box::new(ready));
+        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), Some(hook))
+    }
+
+    fn set_handler(
+        &self,
+        fd: RawFd,
+        interest: FdInterest,
+        callback: Callback,
+        hook: Option<Rc<PollHook>>,
+    ) -> io::Result<()> {
+        self.unset_handler(fd);
+        self.inner().fds.set(fd, interest, callback, hook)
+    }
+
+    fn unset_handler(&self, fd: RawFd) {
+        if let Some(hook) = self.inner().fds.unset(fd) {
+            self.inner().polling.forget(&hook);
+        }
+    }
+
+    /// How long the loop may look for work before it sleeps: up to `max`, growing by the factor
+    /// `grow` (0: 2) and, when looking does not pay, divided by `shrink` (0: begin again). A `max`
+    /// of zero, the default, turns it off (contract: C46, C48).
+    pub fn set_poll_params(&self, max: Duration, grow: u32, shrink: u32) {
+        self.inner().polling.set(max, grow, shrink);
+    }
+
+    /// How long it may look for work at most.
+    pub fn poll_max(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.max_ns())
+    }
+
+    /// How long the loop would look for work before its next sleep.
+    pub fn poll_time(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.current_ns())
     }
 
     /// Removes the handler of `fd`, also from inside any handler; without effect if there is none
     /// (contract: C44).
     pub fn unset_fd_handler(&self, fd: impl AsFd) {
-        self.inner().fds.unset(fd.as_fd().as_raw_fd());
+        self.unset_handler(fd.as_fd().as_raw_fd());
     }
 
     /// Calls `callback` after `notifier` was kicked, once for any number of kicks. Removed with
@@ -250,17 +409,17 @@ impl AioContext {
     #[inline]
     pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
         // SAFETY: `entry` borrows nothing.
-        unsafe { self.spawn_unchecked(name, entry) };
+        let coroutine = unsafe { self.create(name, entry) };
+        trace_event!("aio_coroutine_enter", coroutine = name);
+        coroutine.resume();
     }
 
+    /// A coroutine that has not run yet.
+    ///
     /// # Safety
     /// What `entry` borrows outlives the coroutine's run.
     #[inline]
-    unsafe fn spawn_unchecked<'a>(
-        &self,
-        name: &'static str,
-        entry: impl FnOnce(&Co<'_>) + 'a,
-    ) -> Coroutine {
+    unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
         let task = self.inner().tasks.acquire(self.inner, name);
         let release = Release { inner: self.inner, task };
         // SAFETY: passed on to the caller.
@@ -273,7 +432,6 @@ impl AioContext {
         };
         // SAFETY: just acquired.
         unsafe { TaskList::adopt(task, coroutine.clone()) };
-        coroutine.resume();
         coroutine
     }
 
@@ -283,21 +441,18 @@ impl AioContext {
     /// With what `entry` panics with. If called from inside a coroutine, where it would block the
     /// loop that it waits for.
     pub fn run<R>(&self, entry: impl FnOnce(&Co<'_>) -> R) -> R {
-        struct UnwindOnDrop(Coroutine);
-        impl Drop for UnwindOnDrop {
-            fn drop(&mut self) {
-                self.0.unwind();
-            }
-        }
         assert!(!coblk_coroutine::in_coroutine(), "AioContext::run called inside a coroutine");
         let result = Cell::new(None);
         // SAFETY: `entry` and `result` are alive until this function returns, and it does not
         // return, nor unwind, before the coroutine has ended or the guard has unwound it.
         let coroutine = UnwindOnDrop(unsafe {
-            self.spawn_unchecked("run", |co| {
+            self.create("run", |co| {
                 result.set(Some(catch_unwind(AssertUnwindSafe(|| entry(co)))));
             })
         });
+        // Not before the guard is there: this may panic on behalf of another coroutine.
+        trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
+        coroutine.0.resume();
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
@@ -313,12 +468,21 @@ impl AioContext {
             self.poll(true);
         }
     }
+}
 
-    /// Runs one poll under a deadline of its own; for loops that must come back.
-    pub fn poll_timeout(&self, timeout: Duration) -> bool {
-        let timer = self.timer(|_| {});
-        timer.arm_after(timeout);
-        self.poll(true)
+/// Ends a coroutine that borrows from the frame this guard lives in.
+struct UnwindOnDrop(Coroutine);
+
+impl Drop for UnwindOnDrop {
+    fn drop(&mut self) {
+        // A panic that this leads to, of a destructor or of a coroutine that it wakes, has nowhere
+        // to go: this may be a destructor during a panic already. The hook has reported it.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.0.unwind()));
+        if self.0.state() != CoroutineState::Terminated {
+            tracing::error!(coroutine = self.0.name(), "suspends while it is unwound");
+            // It would go on with references into a frame that is gone.
+            std::process::abort();
+        }
     }
 }
 
@@ -331,6 +495,7 @@ struct Release {
 impl Drop for Release {
     #[inline]
     fn drop(&mut self) {
+        trace_event!("coroutine_terminate");
         // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
         // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
         unsafe { self.inner.as_ref().tasks.release(self.task) };
@@ -343,13 +508,7 @@ impl Drop for AioContext {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;
         }
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            while self.inner().aio_jobs.get() > 0 {
-                self.poll(true);
-            }
-            self.unwind_coroutines()
-        }));
-        if !matches!(ended, Ok(true)) {
+        if !self.wind_down() {
             tracing::error!(context = self.name(), "could not end its coroutines; leaked");
             return;
         }
@@ -365,16 +524,24 @@ impl Drop for AioContext {
 }
 
 impl AioContext {
-    /// Unwinds all coroutines; false if one refuses to end.
-    fn unwind_coroutines(&self) -> bool {
-        let mut last = None;
-        while let Some(coroutine) = self.inner().tasks.first_live() {
-            if last == Some(coroutine.id()) {
+    /// Completes all jobs and unwinds all coroutines, until neither is left: callbacks may spawn
+    /// and destructors may submit. False if a coroutine refuses to end.
+    fn wind_down(&self) -> bool {
+        let report = |panicked: bool| {
+            if panicked {
+                // The hook has reported what; there is nobody here whom it could go on to.
+                tracing::error!(context = self.name(), "a panic while it ends");
+            }
+        };
+        loop {
+            while self.inner().aio_jobs.get() > 0 {
+                report(catch_unwind(AssertUnwindSafe(|| self.poll(true))).is_err());
+            }
+            let Some(coroutine) = self.inner().tasks.first_live() else { return true };
+            report(catch_unwind(AssertUnwindSafe(|| coroutine.unwind())).is_err());
+            if coroutine.state() != CoroutineState::Terminated {
                 return false;
             }
-            last = Some(coroutine.id());
-            coroutine.unwind();
         }
-        true
     }
 }

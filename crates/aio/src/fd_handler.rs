@@ -15,6 +15,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
 use crate::context::AioContext;
+use crate::polling::PollHook;
 use crate::sys;
 use crate::trace_event;
 
@@ -54,11 +55,13 @@ impl From<FdInterest> for Interest {
     }
 }
 
-type Callback = Box<dyn Fn(&AioContext, Readiness)>;
+pub(crate) type Callback = Box<dyn Fn(&AioContext, Readiness)>;
 
 struct Handler {
     fd: RawFd,
     callback: Callback,
+    /// How to look whether it is ready without asking the kernel.
+    hook: Option<Rc<PollHook>>,
     /// Unset while events for it may be queued: they are then dropped (contract: C44).
     deleted: Cell<bool>,
 }
@@ -91,6 +94,11 @@ impl FdHandlers {
         mio::Waker::new(&self.registry, WAKER_TOKEN)
     }
 
+    /// mio's descriptor, to be waited for by other means.
+    pub(crate) fn epoll(&self) -> RawFd {
+        self.poll.borrow().as_raw_fd()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.token_of.borrow().is_empty()
     }
@@ -105,26 +113,30 @@ impl FdHandlers {
         fd: RawFd,
         interest: FdInterest,
         callback: Callback,
+        hook: Option<Rc<PollHook>>,
     ) -> io::Result<()> {
-        self.unset(fd);
-        let handler = Rc::new(Handler { fd, callback, deleted: Cell::new(false) });
+        let handler = Rc::new(Handler { fd, callback, hook, deleted: Cell::new(false) });
         let token = self.handlers.borrow_mut().insert(handler);
         if let Err(error) =
             self.registry.register(&mut SourceFd(&fd), Token(token), interest.into())
         {
-            drop(self.handlers.borrow_mut().remove(token));
+            // Dropped after the borrow has ended: its destructors may come back here.
+            let handler = self.handlers.borrow_mut().remove(token);
+            drop(handler);
             return Err(error);
         }
         self.token_of.borrow_mut().insert(fd, token);
         Ok(())
     }
 
-    pub(crate) fn unset(&self, fd: RawFd) {
-        let Some(token) = self.token_of.borrow_mut().remove(&fd) else { return };
+    /// Removes a handler, and returns its hook, if it had one.
+    pub(crate) fn unset(&self, fd: RawFd) -> Option<Rc<PollHook>> {
+        let token = self.token_of.borrow_mut().remove(&fd)?;
         let handler = self.handlers.borrow_mut().remove(token);
         handler.deleted.set(true);
         // Fails if the descriptor is closed already, and then epoll has forgotten it by itself.
         let _ = self.registry.deregister(&mut SourceFd(&fd));
+        handler.hook.clone()
     }
 
     /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever.
@@ -167,6 +179,9 @@ impl FdHandlers {
             };
             if !handler.deleted.get() {
                 trace_event!("aio_dispatch_fd", fd = handler.fd);
+                if let Some(hook) = &handler.hook {
+                    ctx.inner().polling.activate(hook);
+                }
                 (handler.callback)(ctx, readiness);
                 progress = true;
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::bottom_half;
 use crate::co::Co;
 use crate::context::AioContext;
+use crate::future::{SpawnError, Spawned, promise};
 use crate::shared::Shared;
 
 /// Puts work on a context from any thread. Cheap to clone; does not keep the context alive.
@@ -26,10 +27,23 @@ impl AioHandle {
         unsafe { self.shared.schedule(bottom_half::one_shot(callback)) };
     }
 
-    /// Runs `entry` in a coroutine of that context, from its next poll on. If the context is gone,
-    /// drops `entry`.
-    pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + Send + 'static) {
-        self.schedule(move |ctx| ctx.spawn(name, entry));
+    /// Runs `entry` in a coroutine of that context, from its next poll on. What it returns comes
+    /// back through [`Spawned`], a future; dropping that does not stop the coroutine.
+    pub fn spawn<R: Send + 'static>(
+        &self,
+        name: &'static str,
+        entry: impl FnOnce(&Co<'_>) -> R + Send + 'static,
+    ) -> Spawned<R> {
+        let (promise, spawned) = promise();
+        self.schedule(move |ctx| {
+            ctx.spawn(name, move |co| {
+                promise.fulfil(co.catch_unwind(|| entry(co)).map_err(|_| {
+                    tracing::error!(coroutine = name, "spawned coroutine panicked");
+                    SpawnError::Panicked
+                }));
+            });
+        });
+        spawned
     }
 
     /// Makes the loop return from its wait, or not begin it (contract: C43).

@@ -11,31 +11,45 @@
 //! # Unsafe code
 //!
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
-//! own address), `thread_pool` (job hand-off), `io_vector` and `sys` (system calls). Each of these
-//! begins with the argument why it is sound.
+//! own address), `thread_pool` (job hand-off), `ring` (requests the kernel looks at), `io_vector`
+//! and `sys` (system calls). Each of these begins with the argument why it is sound. `handle`,
+//! `poll`, `shared` and `simulation` only push nodes to those lists and run what they take off.
 
+mod atomic;
 mod bottom_half;
 mod co;
 mod context;
 mod event_notifier;
 mod fd_handler;
+mod future;
 mod handle;
+mod io_thread;
 mod io_vector;
 mod node;
+mod plug;
 mod poll;
+mod polling;
+mod ring;
 mod shared;
+mod simulation;
 pub mod sys;
 mod thread_pool;
 mod timer;
 mod trace;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker};
+pub use co::{Co, CoWaker, CoroutineInfo};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
 pub use fd_handler::{FdInterest, Readiness};
+pub use future::{SpawnError, Spawned};
 pub use handle::AioHandle;
+pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
+pub use plug::Plug;
+pub use polling::DEFAULT_POLL_MAX;
+pub use ring::WaitMode;
+pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
 

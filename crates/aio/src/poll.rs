@@ -1,9 +1,11 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
-use std::time::Duration;
+use std::io;
+use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
 use crate::node::Node;
+use crate::ring::Ring;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
@@ -21,10 +23,22 @@ impl AioContext {
     /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
     /// the next poll runs it.
     pub fn poll(&self, blocking: bool) -> bool {
+        self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
+    }
+
+    /// A blocking [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come
+    /// back. That the time is up counts as no progress.
+    pub fn poll_timeout(&self, timeout: Duration) -> bool {
+        self.poll_at_most(Some(timeout))
+    }
+
+    /// One poll that waits at most that long, `None` for as long as it takes.
+    #[inline]
+    fn poll_at_most(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
-        inner.wait(blocking);
+        inner.wait(limit);
         let bottom_halves = inner.run_bottom_halves();
-        let handlers = inner.fds.dispatch(inner.me());
+        let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
         bottom_halves | handlers | timers
     }
@@ -33,36 +47,105 @@ impl AioContext {
 impl Inner {
     /// Sleeps if allowed, and collects descriptor events.
     #[inline]
-    fn wait(&self, blocking: bool) {
-        let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
-        let waited = if timeout != Some(Duration::ZERO) && self.shared.prepare_sleep() {
-            trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            self.fds.wait(timeout)
-        } else if self.fds.is_empty() {
-            Ok(())
+    fn wait(&self, limit: Option<Duration>) {
+        if let Some(simulation) = &self.simulation {
+            simulation.wait(self, limit);
+            return self.shared.accept_notifications();
+        }
+        if let Some(ring) = self.made_ring() {
+            self.reap(ring);
+        }
+        let timeout = match limit {
+            Some(Duration::ZERO) => limit,
+            None => self.sleep_timeout(),
+            Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
+        };
+        let waited = if timeout == Some(Duration::ZERO) {
+            self.collect_events()
+        } else if self.polling.is_enabled() {
+            self.poll_then_sleep(timeout)
         } else {
-            self.fds.wait(Some(Duration::ZERO))
+            self.sleep(timeout)
         };
         if let Err(error) = waited {
             // epoll itself is broken. Bottom halves and timers still work; do not spin on it.
             tracing::error!(context = %self.shared.name, %error, "waiting for descriptors failed");
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.refresh_coarse_clock();
         self.shared.accept_notifications();
+    }
+
+    /// Completed requests become bottom halves.
+    #[inline]
+    fn reap(&self, ring: &Ring) {
+        // Whether descriptors are ready is found out by asking epoll itself, in every phase that
+        // does not sleep.
+        ring.reap(&self.queues.pending);
+    }
+
+    /// What is ready now. Costs nothing while no descriptor is watched and no request is queued.
+    fn collect_events(&self) -> io::Result<()> {
+        if let Some(ring) = self.made_ring() {
+            ring.submit()?;
+            self.reap(ring);
+        }
+        if self.fds.is_empty() { Ok(()) } else { self.fds.wait(Some(Duration::ZERO)) }
+    }
+
+    fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.shared.prepare_sleep() {
+            return self.collect_events();
+        }
+        trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+        match self.made_ring() {
+            Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout),
+            _ => self.fds.wait(timeout),
+        }
+    }
+
+    /// One system call submits what is queued and waits for everything (design decision D7).
+    fn sleep_in_ring(&self, ring: &Ring, timeout: Option<Duration>) -> io::Result<()> {
+        ring.sleep(timeout)?;
+        if ring.reap(&self.queues.pending) { self.fds.wait(Some(Duration::ZERO)) } else { Ok(()) }
+    }
+
+    /// Looks for work for a while, sleeps if there is none, and learns from how long it took.
+    fn poll_then_sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let start = Instant::now();
+        if let Some(ring) = self.made_ring() {
+            ring.submit()?;
+        }
+        let waited = if self.polling.look(self, timeout) {
+            self.collect_events()
+        } else {
+            let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+            if timeout == Some(Duration::ZERO) {
+                self.collect_events()
+            } else {
+                self.sleep(timeout)
+            }
+        };
+        self.polling.adapt(start.elapsed());
+        waited
+    }
+
+    /// Whether something can be run now.
+    pub(crate) fn has_work(&self) -> bool {
+        let queues = &self.queues;
+        !queues.pending.is_empty()
+            || !queues.running.is_empty()
+            || self.shared.has_remote()
+            || self.fds.has_ready()
     }
 
     /// How long the loop may sleep: `None` for ever.
     fn sleep_timeout(&self) -> Option<Duration> {
-        let queues = &self.queues;
-        if !queues.pending.is_empty()
-            || !queues.running.is_empty()
-            || self.shared.has_remote()
-            || self.fds.has_ready()
-        {
+        if self.has_work() {
             return Some(Duration::ZERO);
         }
         let timeout = self.timers.timeout();
-        if queues.idle.is_empty() {
+        if self.queues.idle.is_empty() {
             return timeout;
         }
         Some(timeout.map_or(IDLE_BH_TIMEOUT, |timeout| timeout.min(IDLE_BH_TIMEOUT)))

@@ -10,6 +10,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::context::AioContext;
+use crate::simulation::Simulation;
 
 type Callback = Rc<dyn Fn(&AioContext)>;
 
@@ -20,6 +21,13 @@ struct Entry {
     /// Which arming is in force; 0 when disarmed. An item in the heap with another number is
     /// stale and skipped.
     armed: Cell<u64>,
+}
+
+/// What time it is.
+pub(crate) enum Clock {
+    /// Counted from the context's beginning.
+    Real(Instant),
+    Simulated(Rc<Simulation>),
 }
 
 /// One arming in the heap: by deadline, then by age, so equal deadlines fire FIFO.
@@ -56,9 +64,9 @@ impl Ord for Item {
     }
 }
 
-/// The armed timers of one context, and its clock.
+/// The armed timers of one context.
 pub(crate) struct TimerList {
-    start: Instant,
+    clock: Clock,
     heap: RefCell<BinaryHeap<Item>>,
     armings: Cell<u64>,
     /// Stale items in the heap, which is rebuilt when they are the majority.
@@ -69,9 +77,9 @@ pub(crate) struct TimerList {
 }
 
 impl TimerList {
-    pub(crate) fn new() -> TimerList {
+    pub(crate) fn new(clock: Clock) -> TimerList {
         TimerList {
-            start: Instant::now(),
+            clock,
             heap: RefCell::new(BinaryHeap::new()),
             armings: Cell::new(0),
             stale: Cell::new(0),
@@ -80,17 +88,25 @@ impl TimerList {
     }
 
     pub(crate) fn now_ns(&self) -> i64 {
-        i64::try_from(self.start.elapsed().as_nanos()).unwrap_or(i64::MAX)
+        match &self.clock {
+            Clock::Real(start) => i64::try_from(start.elapsed().as_nanos()).unwrap_or(i64::MAX),
+            Clock::Simulated(simulation) => simulation.now_ns(),
+        }
     }
 
     /// Time until the earliest timer is due: zero if it is overdue, `None` if none is armed.
     pub(crate) fn timeout(&self) -> Option<Duration> {
+        let left = self.next_deadline_ns()?.saturating_sub(self.now_ns());
+        Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)))
+    }
+
+    /// When the earliest timer is due.
+    pub(crate) fn next_deadline_ns(&self) -> Option<i64> {
         let mut heap = self.heap.borrow_mut();
         loop {
             let first = heap.peek()?;
             if first.live().is_some() {
-                let left = first.deadline_ns.saturating_sub(self.now_ns());
-                return Some(Duration::from_nanos(u64::try_from(left).unwrap_or(0)));
+                return Some(first.deadline_ns);
             }
             heap.pop();
             self.stale.set(self.stale.get().saturating_sub(1));

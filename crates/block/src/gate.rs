@@ -93,7 +93,7 @@ impl Gate {
     fn wait_for_drain_end(&self, co: &Co<'_>) {
         while self.is_draining() {
             trace_event!("blk_wait_while_drained");
-            co.suspend_with(|waker| {
+            co.suspend_for("the end of a drain", |waker| {
                 let mut state = self.lock();
                 // Looked at again under the lock that the end of a drain takes.
                 if self.is_draining() {
@@ -142,7 +142,7 @@ impl Gate {
                 return;
             }
             // The lock is held until the waker is stored: a request that ends meanwhile finds it.
-            co.suspend_with(|waker| {
+            co.suspend_for("requests in flight", |waker| {
                 state.drainers.push(waker);
                 drop(state);
             });
@@ -158,7 +158,7 @@ impl Gate {
             .map(|member| member.home.clone())
             .collect();
         for home in others.into_iter().filter(|home| !home.is_closed()) {
-            co.suspend_with(|waker| home.schedule(move |_| waker.wake()));
+            co.suspend_for("another context", |waker| home.schedule(move |_| waker.wake()));
         }
     }
 }

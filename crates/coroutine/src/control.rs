@@ -1,82 +1,110 @@
 //! The control block: what a handle points to.
 //!
-//! One block and one stack belong together from the day they are allocated until they are freed; the pool keeps the
-//! two as one. All fields are cells: a block is only ever touched by the thread its coroutine belongs to, and no
-//! reference into a cell outlives a statement.
+//! It lies at the top of its coroutine's stack, so a suspended coroutine is one page of memory and
+//! nothing else. Block and stack are allocated and freed as one, and the pool keeps them as one.
+//!
+//! ```text
+//! top of the stack    control block: state, wake queue, switch context, entry slot
+//!                     frame of the trampoline
+//!                     frames of the closure
+//!                     ...
+//! lowest page         guard page
+//! ```
+//!
+//! All fields are cells: a block is touched only by the thread that its coroutine belongs to, and
+//! no reference into a cell outlives a statement. While it is idle in the pool it belongs to the
+//! pool.
 
 use std::any::Any;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, UnsafeCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 
 use crate::coroutine::CoroutineState;
-use crate::entry::{self, EntryVtable, SLOT_SIZE};
-use crate::stack::Stack;
+use crate::entry::{self, EntryVtable, Slot};
+use crate::stack::{self, Stack};
 use crate::suspender::Suspender;
 use crate::switch::Context;
 use crate::wake_queue::WakeQueue;
 
-/// Everything about one coroutine that is not on its stack.
+/// Everything about one coroutine but its frames.
+#[repr(C, align(64))]
 pub(crate) struct Control {
-    // Touched by every resume and suspend.
+    // Touched by every resume and suspend; one cache line up to the first word of `scheduled_by`.
+    context: Context,
     state: Cell<CoroutineState>,
-    unwinding: Cell<bool>,
-    references: Cell<u32>,
+    unwinding: Cell<Unwinding>,
+    has_left_work: Cell<bool>,
     scheduled_by: Cell<Option<&'static str>>,
+    /// Handles. So wide that no loop that forgets handles lives to see it overflow.
+    references: Cell<u64>,
     woken: WakeQueue,
-    context: OnceCell<Context>,
 
-    // Touched once a run.
-    panic: Cell<Option<Box<dyn Any + Send>>>,
+    // Touched once or twice a run.
+    next: Cell<*const Control>,
+    is_queued: Cell<bool>,
     entry: Cell<Option<&'static EntryVtable>>,
-    slot: NonNull<u8>,
     name: Cell<&'static str>,
     id: Cell<u64>,
-
-    /// The next block in the one list that this one is in: a wake queue or the pool.
-    next: Cell<*const Control>,
-    #[expect(dead_code, reason = "frees the stack when the block is dropped")]
+    panic: Cell<Option<Box<dyn Any + Send>>>,
     stack: Stack,
+    slot: UnsafeCell<MaybeUninit<Slot>>,
+}
+
+/// Whether a suspended function that is resumed must throw instead of going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unwinding {
+    /// It goes on.
+    No,
+    /// It throws.
+    Throw,
+    /// It has thrown, and is suspended in a destructor on its way out: it must go on.
+    Underway,
 }
 
 impl Control {
-    /// A block with a stack of its own, that runs nothing yet. Freed with [`Control::free`].
+    /// A block with a stack of its own, that runs nothing. Freed with [`Control::free`].
     pub(crate) fn allocate() -> io::Result<NonNull<Control>> {
-        let stack = Stack::new()?;
-        let range = stack.range(SLOT_SIZE);
-        let control = Box::new(Control {
+        let stack = stack::allocate()?;
+        let place = stack.place_at_top::<Control>();
+        let range = stack.below(place);
+        // SAFETY: the stack is new, and lives as long as the block on it; the trampoline asks for a
+        // block, this one by the time it runs, and neither returns nor unwinds.
+        let context = unsafe { Context::new(range, entry::trampoline, place.as_ptr()) };
+        let control = Control {
+            context,
             state: Cell::new(CoroutineState::Terminated),
-            unwinding: Cell::new(false),
+            unwinding: Cell::new(Unwinding::No),
+            has_left_work: Cell::new(false),
             references: Cell::new(0),
             scheduled_by: Cell::new(None),
             woken: WakeQueue::new(),
-            context: OnceCell::new(),
-            panic: Cell::new(None),
+            next: Cell::new(ptr::null()),
+            is_queued: Cell::new(false),
             entry: Cell::new(None),
-            slot: stack.top(SLOT_SIZE),
             name: Cell::new(""),
             id: Cell::new(0),
-            next: Cell::new(ptr::null()),
+            panic: Cell::new(None),
             stack,
-        });
-        let control = NonNull::from(Box::leak(control));
-        // SAFETY: the stack is new and lives as long as the block; the trampoline asks for a block, and neither returns
-        // nor unwinds.
-        let context = unsafe { Context::new(&range, entry::trampoline, control.as_ptr()) };
-        // SAFETY: just leaked, so valid.
-        let _ = unsafe { control.as_ref() }.context.set(context);
-        Ok(control)
+            slot: UnsafeCell::new(MaybeUninit::uninit()),
+        };
+        // SAFETY: there is room for a block, which nobody else uses.
+        unsafe { place.write(control) };
+        Ok(place)
     }
 
     /// Gives back a block and its stack.
     ///
     /// # Safety
-    /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine has terminated, so
-    /// that no frame but the trampoline's is on its stack.
-    #[expect(dead_code, reason = "the pool does not shrink yet")]
+    /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine
+    /// has terminated, so that no frame but the trampoline's is on its stack.
     pub(crate) unsafe fn free(control: NonNull<Control>) {
-        // SAFETY: by the caller; `allocate` leaked a box.
-        drop(unsafe { Box::from_raw(control.as_ptr()) });
+        // SAFETY: by the caller nobody uses the block any more, nor the stack once it is moved out.
+        unsafe {
+            let Control { stack, .. } = control.read();
+            stack::free(stack);
+        }
     }
 
     /// Makes a terminated block into a coroutine that has been created, with one reference.
@@ -89,20 +117,19 @@ impl Control {
         F: FnOnce(&Suspender),
     {
         debug_assert_eq!(self.state.get(), CoroutineState::Terminated);
-        // SAFETY: the slot is at the top of the stack, has this size and alignment, and is empty, for the closure of
-        // the last run was moved out of it or dropped.
-        let vtable = unsafe { entry::store(self.slot, entry) };
+        // SAFETY: the slot is empty: the closure of the last run was moved out of it or dropped.
+        let vtable = unsafe { entry::store(self.slot(), entry) };
         self.entry.set(Some(vtable));
         self.name.set(name);
         self.id.set(id);
         self.references.set(1);
+        self.unwinding.set(Unwinding::No);
         self.state.set(CoroutineState::Created);
     }
 
     #[inline]
     pub(crate) fn context(&self) -> &Context {
-        // SAFETY: `allocate` sets it before anybody else sees the block.
-        unsafe { self.context.get().unwrap_unchecked() }
+        &self.context
     }
 
     #[inline]
@@ -111,9 +138,10 @@ impl Control {
         unsafe { self.entry.get().unwrap_unchecked() }
     }
 
+    /// Where the closure is from `prepare` until it runs.
     #[inline]
-    pub(crate) fn slot(&self) -> NonNull<u8> {
-        self.slot
+    pub(crate) fn slot(&self) -> NonNull<Slot> {
+        NonNull::from(&self.slot).cast()
     }
 
     #[inline]
@@ -126,23 +154,22 @@ impl Control {
         self.state.set(state);
     }
 
-    /// Whether a suspended function that is resumed must throw instead of going on.
     #[inline]
-    pub(crate) fn unwinding(&self) -> bool {
+    pub(crate) fn unwinding(&self) -> Unwinding {
         self.unwinding.get()
     }
 
-    pub(crate) fn set_unwinding(&self, unwinding: bool) {
+    pub(crate) fn set_unwinding(&self, unwinding: Unwinding) {
         self.unwinding.set(unwinding);
     }
 
     #[inline]
-    pub(crate) fn references(&self) -> u32 {
+    pub(crate) fn references(&self) -> u64 {
         self.references.get()
     }
 
     #[inline]
-    pub(crate) fn set_references(&self, references: u32) {
+    pub(crate) fn set_references(&self, references: u64) {
         self.references.set(references);
     }
 
@@ -156,19 +183,30 @@ impl Control {
         self.scheduled_by.set(by);
     }
 
+    /// Whether its resumer finds more to do than to go on: a panic, or coroutines that it woke.
+    #[inline]
+    pub(crate) fn has_left_work(&self) -> bool {
+        self.has_left_work.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_left_work(&self, left: bool) {
+        self.has_left_work.set(left);
+    }
+
     /// The coroutines that this one has woken since it was resumed.
     #[inline]
     pub(crate) fn woken(&self) -> &WakeQueue {
         &self.woken
     }
 
-    #[inline]
     pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         self.panic.take()
     }
 
     pub(crate) fn set_panic(&self, payload: Box<dyn Any + Send>) {
         self.panic.set(Some(payload));
+        self.has_left_work.set(true);
     }
 
     #[inline]
@@ -181,6 +219,7 @@ impl Control {
         self.id.get()
     }
 
+    /// The next block in the one list that this one is in: a wake queue or the pool.
     #[inline]
     pub(crate) fn next(&self) -> *const Control {
         self.next.get()
@@ -190,4 +229,23 @@ impl Control {
     pub(crate) fn set_next(&self, next: *const Control) {
         self.next.set(next);
     }
+
+    /// Whether it is in a wake queue. It is then marked as scheduled, too.
+    #[inline]
+    pub(crate) fn is_queued(&self) -> bool {
+        self.is_queued.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_queued(&self, queued: bool) {
+        self.is_queued.set(queued);
+    }
+
+    pub(crate) fn stack(&self) -> &Stack {
+        &self.stack
+    }
 }
+
+// A block, a trampoline's frame and a small frame of the user's have to fit one page.
+#[cfg(not(feature = "ucontext"))]
+const _: () = assert!(size_of::<Control>() <= 512);

@@ -1,14 +1,14 @@
 //! The handle to a coroutine: create, resume, wake, unwind.
 
-use std::any::Any;
 use std::fmt;
 use std::io;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
+use std::thread;
 
-use crate::control::Control;
+use crate::control::{Control, Unwinding};
+use crate::run::{self, Payload};
 use crate::suspender::Suspender;
-use crate::wake_queue::WakeQueue;
 use crate::{current, entry, pool};
 
 /// Where a coroutine is between its creation and its end.
@@ -34,10 +34,10 @@ pub enum CoroutineState {
 /// needs_send::<coblk_coroutine::Coroutine>();
 /// ```
 ///
-/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was never resumed is
-/// dropped, and the stack returns to the pool. A handle to a terminated coroutine keeps its stack from being reused,
-/// so do not collect them. A coroutine that owns a handle to itself is a cycle, as with [`Rc`](std::rc::Rc), until it
-/// terminates.
+/// When the last handle goes away, a suspended coroutine is unwound, the closure of one that was
+/// never resumed is dropped, and the stack returns to the pool. A handle to a terminated coroutine
+/// keeps its stack from being used again, so do not collect them. A coroutine that owns a handle to
+/// itself is a cycle, as with [`Rc`](std::rc::Rc), until it terminates.
 pub struct Coroutine {
     control: NonNull<Control>,
 }
@@ -45,11 +45,13 @@ pub struct Coroutine {
 impl Coroutine {
     /// Creates a coroutine that will run `entry`. Does not run it. contract: C1
     ///
-    /// Takes a pooled stack if there is one, and then allocates nothing; a closure of more than 256 bytes is boxed.
+    /// Takes a pooled stack if there is one, and then allocates nothing; a closure of more than 256
+    /// bytes, or one aligned to more than 16, is boxed.
     ///
     /// # Panics
     ///
-    /// If there is no memory or no mapping left for a stack; [`Coroutine::try_new`] returns the error instead.
+    /// If there is no address space or no mapping left for a stack; [`Coroutine::try_new`] returns
+    /// that as an error.
     #[inline]
     #[track_caller]
     pub fn new<F>(name: &'static str, entry: F) -> Coroutine
@@ -64,7 +66,7 @@ impl Coroutine {
     ///
     /// # Errors
     ///
-    /// If a new stack is needed and the system has no memory or no mapping left for it.
+    /// If a new stack is needed, and the system has no address space or no mapping left for it.
     #[inline]
     pub fn try_new<F>(name: &'static str, entry: F) -> io::Result<Coroutine>
     where
@@ -78,7 +80,8 @@ impl Coroutine {
     ///
     /// # Safety
     ///
-    /// Everything that `entry` borrows must outlive the coroutine's run: until it has terminated, also by being unwound.
+    /// Everything that `entry` borrows must outlive the coroutine's run: until its state is
+    /// [`Terminated`](CoroutineState::Terminated), whether by itself or by being unwound.
     ///
     /// # Panics
     ///
@@ -118,25 +121,26 @@ impl Coroutine {
 
     /// Runs it until it suspends or terminates, and says which. contract: C2, C3
     ///
-    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke them; what each of
-    /// these wakes runs before the rest of them (depth first). contract: C13, C14
+    /// Then runs those that it woke with [`Coroutine::queue_wake`], in the order in which it woke
+    /// them; what each of these wakes runs before the rest of them (depth first). contract: C13,
+    /// C14
     ///
     /// # Panics
     ///
-    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it runs already or waits
-    /// for one that it resumed (contract: C9); if it has terminated.
+    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it
+    /// runs already or waits for one that it resumed (contract: C9); if it has terminated.
     ///
-    /// A panic of the coroutine goes on in its resumer, after those that wait behind it have run. If several panic, the
-    /// first one goes on.
+    /// A panic of the coroutine goes on in its resumer, after those that it woke have run. So does
+    /// a panic of one of these. If several panic, the first one goes on.
     #[inline]
     #[track_caller]
     pub fn resume(&self) -> CoroutineState {
-        let control = self.control();
         self.check_resumable();
-        switch_to(control);
-        let panic = control.take_panic();
-        if panic.is_some() || !control.woken().is_empty() {
-            run_woken(control, panic);
+        let control = self.control();
+        // SAFETY: it is created or suspended, as just checked.
+        unsafe { run::switch_to(control) };
+        if control.has_left_work() {
+            run::settle_loudly(control);
         }
         control.state()
     }
@@ -159,14 +163,15 @@ impl Coroutine {
         self.control().state()
     }
 
-    /// Has it resumed when the coroutine that runs now suspends or terminates. contract: C13, C14
+    /// Has it resumed as soon as the coroutine that runs now suspends or terminates.
+    /// contract: C13, C14
     ///
     /// `by` is who schedules it, for the message when somebody else tries to as well.
     ///
     /// # Panics
     ///
-    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it; if it is already scheduled
-    /// (contract: C8); if it has terminated.
+    /// Outside a coroutine; on the coroutine that runs now, or one that waits for it (contract:
+    /// C9); if it is already scheduled (contract: C8); if it has terminated.
     #[inline]
     #[track_caller]
     pub fn queue_wake(&self, by: &'static str) {
@@ -175,12 +180,15 @@ impl Coroutine {
         self.check_resumable();
         self.control().set_scheduled_by(Some(by));
         // SAFETY: the coroutine that runs now is kept alive by its resumer.
-        unsafe { (*current).woken().push_back(self.clone()) };
+        let current = unsafe { &*current };
+        current.woken().push_back(self.clone());
+        current.set_left_work(true);
     }
 
-    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and is told `by`.
+    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and
+    /// is told `by`.
     ///
-    /// A coroutine may be marked while it runs, for it may suspend next.
+    /// It may be marked while it runs, for it may suspend next.
     ///
     /// # Panics
     ///
@@ -195,33 +203,49 @@ impl Coroutine {
     }
 
     /// Takes back the mark of [`Coroutine::set_scheduled`], so that it can be resumed.
-    #[inline]
-    pub fn clear_scheduled(&self) {
-        self.control().set_scheduled_by(None);
-    }
-
-    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the closure of one that was
-    /// never resumed. Does nothing to one that has terminated.
     ///
     /// # Panics
     ///
-    /// If it runs, or waits for one that it resumed.
+    /// If it waits to run because of [`Coroutine::queue_wake`]: that cannot be taken back.
+    #[inline]
+    #[track_caller]
+    pub fn clear_scheduled(&self) {
+        if self.control().is_queued() {
+            not_resumable(self);
+        }
+        self.control().set_scheduled_by(None);
+    }
+
+    /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the
+    /// closure of one that was never resumed. Does nothing to one that has terminated.
+    ///
+    /// The function that is suspended does not return; it unwinds, as from a panic that no panic
+    /// hook sees. Code of the coroutine that catches panics catches this one too. It should let it
+    /// go on; if it does not, the next suspend unwinds again.
+    ///
+    /// A destructor may suspend while its coroutine is unwound, say to wait for a job that uses its
+    /// memory. The coroutine is then left [`Suspended`](CoroutineState::Suspended), and whoever it
+    /// waits for resumes it as ever. It is also left so if it catches what unwinds it again and
+    /// again. When the last handle to such a coroutine goes away its stack is abandoned: never used
+    /// again, and never freed.
+    ///
+    /// # Panics
+    ///
+    /// If it runs, or waits for one that it resumed; if it is scheduled, for whoever scheduled it
+    /// would resume what has ended. A panic of a destructor goes on in the caller.
+    ///
+    /// # Aborts
+    ///
+    /// If it is suspended in a destructor that runs because of a panic of its own: a second panic
+    /// cannot get out of there. So does any unwinding in a program built with `panic = "abort"`.
+    #[track_caller]
     pub fn unwind(&self) {
-        let control = self.control();
-        match control.state() {
-            CoroutineState::Terminated => {}
-            CoroutineState::Entered => not_resumable(self),
-            CoroutineState::Created => {
-                control.set_state(CoroutineState::Terminated);
-                // SAFETY: it has not run, so the closure is still there; now that it is terminated nobody drops it again.
-                unsafe { entry::drop_unrun(control) };
-            }
-            CoroutineState::Suspended => {
-                control.set_unwinding(true);
-                switch_to(control);
-                control.set_unwinding(false);
-                run_woken(control, control.take_panic());
-            }
+        if self.state() == CoroutineState::Terminated {
+            return;
+        }
+        self.check_resumable();
+        if let Some(payload) = self.end() {
+            resume_unwind(payload);
         }
     }
 
@@ -255,7 +279,7 @@ impl Coroutine {
     }
 
     #[inline]
-    fn control(&self) -> &Control {
+    pub(crate) fn control(&self) -> &Control {
         // SAFETY: a block is not freed while a handle to it exists.
         unsafe { self.control.as_ref() }
     }
@@ -268,6 +292,63 @@ impl Coroutine {
         if !waits || control.scheduled_by().is_some() {
             not_resumable(self);
         }
+    }
+
+    /// Unwinds it, or drops its closure. Returns the first panic that came of it.
+    #[cold]
+    fn end(&self) -> Option<Payload> {
+        let control = self.control();
+        match control.state() {
+            CoroutineState::Created => {
+                control.set_state(CoroutineState::Terminated);
+                // SAFETY: it has not run, so the closure is still there; being terminated, it is
+                // not dropped again.
+                catch_unwind(AssertUnwindSafe(|| unsafe { entry::drop_unrun(control) })).err()
+            }
+            CoroutineState::Suspended if control.unwinding() == Unwinding::No => {
+                // SAFETY: it is suspended.
+                unsafe { run::unwind_frames(control) };
+                run::settle(control)
+            }
+            _ => None,
+        }
+    }
+
+    /// What becomes of a coroutine when a handle goes away. Returns the panic that came of it, if
+    /// any.
+    #[inline]
+    pub(crate) fn give_up(&self) -> Option<Payload> {
+        let control = self.control();
+        if control.references() > 1 {
+            control.set_references(control.references() - 1);
+            return None;
+        }
+        if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
+            return self.give_up_unended();
+        }
+        // SAFETY: this is the last handle, and the coroutine has terminated.
+        unsafe { pool::release(self.control) };
+        None
+    }
+
+    /// What the last handle does when it goes away before the coroutine has ended.
+    #[cold]
+    #[inline(never)]
+    fn give_up_unended(&self) -> Option<Payload> {
+        let control = self.control();
+        // Nobody else has a handle, so nobody has it in a list either.
+        control.set_scheduled_by(None);
+        let payload = self.end();
+        if control.references() > 1 {
+            // A destructor has made another handle, and put it somewhere.
+            control.set_references(control.references() - 1);
+        } else if control.state() == CoroutineState::Terminated {
+            // SAFETY: this is the last handle, and the coroutine has terminated.
+            unsafe { pool::release(self.control) };
+        } else {
+            pool::abandon(self.control);
+        }
+        payload
     }
 }
 
@@ -282,17 +363,12 @@ impl Clone for Coroutine {
 impl Drop for Coroutine {
     #[inline]
     fn drop(&mut self) {
-        let control = self.control();
-        if control.references() > 1 {
-            control.set_references(control.references() - 1);
-            return;
+        // While the thread is already panicking, another panic from a destructor would abort.
+        if let Some(payload) = self.give_up()
+            && !thread::panicking()
+        {
+            resume_unwind(payload);
         }
-        if control.state() != CoroutineState::Terminated {
-            self.unwind();
-        }
-        control.set_scheduled_by(None);
-        // SAFETY: this was the last handle, and the coroutine has terminated.
-        unsafe { pool::release(self.control) };
     }
 }
 
@@ -304,39 +380,6 @@ impl fmt::Debug for Coroutine {
             .field("id", &self.id())
             .field("state", &self.state())
             .finish()
-    }
-}
-
-/// Runs a coroutine that waits, until it suspends or terminates.
-#[inline]
-fn switch_to(control: &Control) {
-    let caller = current::get();
-    current::set(control);
-    control.set_state(CoroutineState::Entered);
-    // SAFETY: the caller has seen that it waits, so it neither runs nor waits for one that it resumed.
-    unsafe { control.context().resume() };
-    current::set(caller);
-}
-
-/// Runs those that `first` woke, and those that they wake, depth first; then lets the first panic go on.
-///
-/// A loop over a list and not a recursion: however many wake each other in turn, the stack does not grow. contract: C15
-#[inline(never)]
-fn run_woken(first: &Control, mut panic: Option<Box<dyn Any + Send>>) {
-    let pending = WakeQueue::new();
-    pending.prepend(first.woken());
-    while let Some(coroutine) = pending.pop_front() {
-        let control = coroutine.control();
-        control.set_scheduled_by(None);
-        if control.state() == CoroutineState::Terminated {
-            continue; // it was unwound while it waited here
-        }
-        switch_to(control);
-        panic = panic.or(control.take_panic());
-        pending.prepend(control.woken());
-    }
-    if let Some(payload) = panic {
-        resume_unwind(payload);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Which coroutine runs on this thread.
 //!
-//! The thread-local is a plain cell, initialised by a constant and never dropped, so that an access is one load
-//! relative to the thread pointer. Its address may well be kept across a suspend: a coroutine never changes thread.
+//! The thread-local is a plain cell, initialised by a constant and never dropped, so that an access
+//! is one load relative to the thread pointer. Its address may be kept across a suspend: a
+//! coroutine never changes thread.
 
 use std::cell::Cell;
 use std::ptr;

@@ -1,8 +1,9 @@
-//! What a coroutine runs: the closure in its slot, and the loop that runs one closure after the other.
+//! What a coroutine runs: the closure in its slot, and the loop that runs one closure after the
+//! other.
 //!
-//! The slot lies at the very top of the stack, above the first frame, so that a closure of ordinary size costs neither
-//! an allocation nor a page of its own. A closure too large for it, or aligned more strictly, is boxed and the slot
-//! holds the box; which of the two is decided when the program is compiled.
+//! The slot is part of the control block, so that a closure of ordinary size costs no allocation. A
+//! closure too large for it, or aligned more strictly, is boxed, and the slot holds the box; which
+//! of the two is decided when the program is compiled.
 
 use std::any::Any;
 use std::mem::{align_of, size_of};
@@ -13,29 +14,28 @@ use crate::control::Control;
 use crate::coroutine::CoroutineState;
 use crate::suspender::Suspender;
 
-/// Bytes in the slot.
-pub(crate) const SLOT_SIZE: usize = 256;
-/// Its alignment, which is also that of the first frame.
-pub(crate) const SLOT_ALIGN: usize = 16;
+/// Room for a closure.
+#[repr(align(16))]
+pub(crate) struct Slot(#[expect(dead_code, reason = "accessed through pointers")] [u8; 256]);
 
 /// How to run or drop the closure in a slot, whose type is known here and nowhere else.
 pub(crate) struct EntryVtable {
     /// Moves the closure out of the slot and runs it.
-    run: unsafe fn(NonNull<u8>, &Suspender),
+    run: unsafe fn(NonNull<Slot>, &Suspender),
     /// Drops a closure that has not been run.
-    drop: unsafe fn(NonNull<u8>),
+    drop: unsafe fn(NonNull<Slot>),
 }
 
 /// Puts a closure into a slot, and returns how to run or drop it there.
 ///
 /// # Safety
-/// `slot` has [`SLOT_SIZE`] bytes aligned to [`SLOT_ALIGN`] and holds no closure.
+/// `slot` is valid and holds no closure.
 #[inline]
-pub(crate) unsafe fn store<F: FnOnce(&Suspender)>(
-    slot: NonNull<u8>,
-    entry: F,
-) -> &'static EntryVtable {
-    if const { size_of::<F>() <= SLOT_SIZE && align_of::<F>() <= SLOT_ALIGN } {
+pub(crate) unsafe fn store<F>(slot: NonNull<Slot>, entry: F) -> &'static EntryVtable
+where
+    F: FnOnce(&Suspender),
+{
+    if const { size_of::<F>() <= size_of::<Slot>() && align_of::<F>() <= align_of::<Slot>() } {
         // SAFETY: it fits, as just checked.
         unsafe { slot.cast::<F>().write(entry) };
         const { &EntryVtable { run: run_inline::<F>, drop: drop_slot::<F> } }
@@ -55,28 +55,42 @@ pub(crate) unsafe fn drop_unrun(control: &Control) {
     unsafe { (control.entry().drop)(control.slot()) }
 }
 
-/// Runs one closure after the other, for as long as the stack lives. All frames of a coroutine lie above this one.
+/// Runs one closure after the other, for as long as the stack lives. All frames of a coroutine lie
+/// above this one.
+///
+/// Between two runs this frame is all there is on the stack. It holds a pointer to the control
+/// block and nothing that belongs to a thread: what a run computes, be it the address of a
+/// thread-local, stays in [`run_once`], which is not inlined. That is what lets the pool move idle
+/// coroutines between threads.
 ///
 /// # Safety
-/// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is resumed after it
-/// has terminated, its slot holds a closure.
+/// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is
+/// resumed after it has terminated, its slot holds a closure.
 pub(crate) unsafe fn trampoline(control: *const Control) -> ! {
-    // SAFETY: by the caller.
-    let control = unsafe { &*control };
     loop {
-        let suspender = Suspender::of(control);
-        // SAFETY: the slot holds a closure and the vtable belongs to it. It is unwind safe to look at `control`
-        // afterwards: it is made of cells that are each valid at any time.
-        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
-            (control.entry().run)(control.slot(), suspender);
-        }));
-        if let Err(payload) = outcome {
-            keep_panic(control, payload);
+        // SAFETY: by the caller; this function runs on the context that it suspends.
+        unsafe {
+            run_once(&*control);
+            (*control).context().suspend();
         }
-        control.set_state(CoroutineState::Terminated);
-        // SAFETY: this function runs on the context it suspends.
-        unsafe { control.context().suspend() };
     }
+}
+
+/// Runs the closure in the slot to its end. Does not unwind.
+///
+/// # Safety
+/// The slot of `control` holds a closure.
+#[inline(never)]
+unsafe fn run_once(control: &Control) {
+    // SAFETY: the vtable was stored with the closure. It is unwind safe to look at `control`
+    // afterwards: it is made of cells, each of which is valid at any time.
+    let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
+        (control.entry().run)(control.slot(), Suspender::of(control));
+    }));
+    if let Err(payload) = outcome {
+        keep_panic(control, payload);
+    }
+    control.set_state(CoroutineState::Terminated);
 }
 
 /// Throws the payload that unwinds a coroutine, up to the trampoline.
@@ -101,19 +115,20 @@ fn keep_panic(control: &Control, payload: Box<dyn Any + Send>) {
     }
 }
 
-unsafe fn run_inline<F: FnOnce(&Suspender)>(slot: NonNull<u8>, suspender: &Suspender) {
+unsafe fn run_inline<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Suspender) {
     // SAFETY: the slot holds an `F`, and is not looked at again before the next one is stored.
     let entry = unsafe { slot.cast::<F>().read() };
     entry(suspender);
 }
 
-unsafe fn run_boxed<F: FnOnce(&Suspender)>(slot: NonNull<u8>, suspender: &Suspender) {
-    // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is stored.
+unsafe fn run_boxed<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Suspender) {
+    // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is
+    // stored.
     let entry = unsafe { slot.cast::<Box<F>>().read() };
     entry(suspender);
 }
 
-unsafe fn drop_slot<T>(slot: NonNull<u8>) {
+unsafe fn drop_slot<T>(slot: NonNull<Slot>) {
     // SAFETY: the slot holds a `T`.
     unsafe { slot.cast::<T>().drop_in_place() };
 }

@@ -1,9 +1,9 @@
 //! Stackful coroutines for block I/O: pooled stacks, wake queues, QEMU's enter and yield.
 //!
-//! A [`Coroutine`] runs a closure on a stack of its own. [`Coroutine::resume`] runs it until it suspends or
-//! terminates; [`Suspender::suspend`], called by the closure itself however deep in its calls, goes back to whoever
-//! resumed it. Code that may suspend takes the [`Suspender`] as a parameter, so which code may is visible in its
-//! signature.
+//! A [`Coroutine`] runs a closure on a stack of its own. [`Coroutine::resume`] runs it until it
+//! suspends or terminates; [`Suspender::suspend`], called by the closure itself however deep in its
+//! calls, goes back to whoever resumed it. Code that may suspend takes the [`Suspender`] as a
+//! parameter, so which code may is visible in its signature.
 //!
 //! ```
 //! use coblk_coroutine::{Coroutine, CoroutineState};
@@ -21,20 +21,43 @@
 //!
 //! # Threads
 //!
-//! A coroutine stays on the thread that created it: neither its handle nor its suspender can be sent to another one.
-//! What crosses threads is a wake-up, and that is the business of the event loop above this crate.
+//! A coroutine stays on the thread that created it: neither its handle nor its suspender can be
+//! sent to another one. What crosses threads is a wake-up, and that is the business of the event
+//! loop above this crate.
+//!
+//! # Stacks
+//!
+//! A stack is a megabyte of address space ([`configure_stacks`]) of which only what is touched
+//! costs memory: a suspended coroutine with shallow frames is one page, in which its control block
+//! lies too. When a coroutine has ended its stack is kept for the next one, in a pool that is
+//! bounded ([`set_pool_limit`]) and can be emptied ([`trim_pool`]). A coroutine that runs out of
+//! stack ends the process, with a line on standard error that names it; for that a handler for
+//! SIGSEGV is installed with the first coroutine, which passes on all other faults.
+//!
+//! # Panics
+//!
+//! A panic in a coroutine goes on in its resumer, and the stack is used again. A coroutine that is
+//! dropped while it is suspended is unwound, so its destructors run ([`Coroutine::unwind`]). Both
+//! need `panic = "unwind"`.
+//!
+//! While a destructor is suspended that runs because of a panic, [`std::thread::panicking`] is true
+//! for whatever else runs on that thread.
 //!
 //! # Where unsafe code is
 //!
-//! In `switch/` (the jump from stack to stack), in `stack/` (the memory), in `control.rs` and `entry.rs` (the block
-//! that handles point to, the closure it runs) and in `pool.rs`. The other files are safe code, but for
-//! [`Coroutine::new_unchecked`], whose contract is its caller's.
+//! - `switch/`: the jump from stack to stack
+//! - `stack/`: memory, guard pages, the signal handler
+//! - `control.rs`, `entry.rs`: the block that handles point to, and the closure it runs
+//! - `coroutine.rs`, `run.rs`, `suspender.rs`, `current.rs`, `wake_queue.rs`: only where a pointer
+//!   to a block becomes a reference or a handle
+//! - `pool.rs`, `pool/`: ownership of idle blocks
 
 mod control;
 mod coroutine;
 mod current;
 mod entry;
 mod pool;
+mod run;
 mod stack;
 mod suspender;
 mod switch;
@@ -43,4 +66,6 @@ mod wake_queue;
 pub use coroutine::{Coroutine, CoroutineState};
 pub use current::{current, in_coroutine};
 pub use entry::is_forced_unwind;
+pub use pool::{PoolStats, pool_stats, set_pool_limit, trim_pool};
+pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};
 pub use suspender::Suspender;

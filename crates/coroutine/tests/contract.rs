@@ -1,24 +1,18 @@
 //! One test for each line of the coroutine contract, named after it.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
 
-use coblk_coroutine::{Coroutine, CoroutineState, Suspender, current, in_coroutine};
+use coblk_coroutine::*;
+
+mod util;
+
+use util::{dies_in_child, panic_message, succeeds_in_child};
 
 /// What happened, in order.
 type Log = Rc<RefCell<Vec<String>>>;
-
-/// The message with which `action` panics.
-fn panic_message<R>(action: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else {
-        panic!("should have panicked");
-    };
-    match payload.downcast::<String>() {
-        Ok(message) => *message,
-        Err(payload) => payload.downcast::<&str>().expect("a panic with a message").to_string(),
-    }
-}
 
 /// A coroutine that logs its name each time it runs, and suspends `times`.
 fn logging(log: &Log, name: &'static str, times: usize) -> Coroutine {
@@ -198,7 +192,8 @@ fn c10_suspending_with_no_caller_fails() {
     // A suspender that got out of its coroutine: only unsafe code can write this.
     let escaped: Cell<Option<&Suspender>> = Cell::new(None);
     let place = &escaped;
-    // SAFETY: what the closure borrows outlives the coroutine, and the coroutine outlives the uses of its suspender.
+    // SAFETY: what the closure borrows outlives the coroutine, and the coroutine outlives the uses
+    // of its suspender.
     let coroutine = unsafe {
         Coroutine::new_unchecked("c10", |suspender| {
             place.set(Some(&*std::ptr::from_ref(suspender)));
@@ -282,8 +277,8 @@ fn c15_25000_mutual_wakes_do_not_deepen_the_stack() {
             while left.get() > 0 {
                 left.set(left.get() - 1);
                 other.queue_wake("c15");
-                // Where this frame lies tells how deep its own stack is; that the loop in the resumer does not recurse
-                // either is shown by its not overflowing.
+                // Where this frame lies tells how deep its own stack is. That the resumer does not
+                // recurse either shows in its not overflowing.
                 let here = std::ptr::from_ref(&other).addr();
                 if me == 0 {
                     lowest.set(lowest.get().min(here));
@@ -303,4 +298,183 @@ fn c15_25000_mutual_wakes_do_not_deepen_the_stack() {
     assert_eq!(left.get(), 0);
     assert_eq!(lowest.get(), highest.get());
     pair.borrow_mut().clear();
+}
+
+/// Uses up any stack.
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    if depth == u64::MAX { 0 } else { recurse(depth + 1) + frame[0] }
+}
+
+/// Guards stacks in the way that kernels before 6.13 leave.
+fn use_fallback_guard(size_bytes: usize) {
+    let guard = Some(GuardKind::Mapping);
+    configure_stacks(StackConfig { size_bytes, guard }).unwrap();
+}
+
+#[test]
+fn c16_a_stack_overflow_is_reported_with_the_name() {
+    let death = dies_in_child("c16_a_stack_overflow_is_reported_with_the_name", || {
+        let outer = Coroutine::new("outer", |_| {
+            let inner = Coroutine::new("recurses too deep", |suspender| {
+                suspender.suspend();
+                black_box(recurse(0));
+            });
+            inner.resume();
+            inner.resume();
+        });
+        outer.resume();
+    });
+    let Some((status, stderr)) = death else { return };
+    let expected = "coroutine 'recurses too deep' overflowed its stack of 1024 KiB\n";
+    assert!(stderr.contains(expected), "{status}: {stderr}");
+    assert_eq!(status.signal(), Some(libc::SIGSEGV));
+}
+
+#[test]
+fn c16_an_overflow_is_reported_on_a_thread_that_std_did_not_make() {
+    extern "C" fn thread(_: *mut libc::c_void) -> *mut libc::c_void {
+        let coroutine = Coroutine::new("on a foreign thread", |_| {
+            black_box(recurse(0));
+        });
+        coroutine.resume();
+        std::ptr::null_mut()
+    }
+    let name = "c16_an_overflow_is_reported_on_a_thread_that_std_did_not_make";
+    // SAFETY: a thread that takes nothing and returns nothing, and is waited for.
+    let death = dies_in_child(name, || unsafe {
+        let mut id = 0;
+        let null = std::ptr::null_mut::<libc::c_void>();
+        assert_eq!(libc::pthread_create(&mut id, null.cast(), thread, null), 0);
+        libc::pthread_join(id, null.cast());
+    });
+    let Some((status, stderr)) = death else { return };
+    assert!(stderr.contains("'on a foreign thread' overflowed"), "{status}: {stderr}");
+}
+
+#[test]
+fn c16_an_overflow_is_reported_with_the_fallback_guard() {
+    let death = dies_in_child("c16_an_overflow_is_reported_with_the_fallback_guard", || {
+        use_fallback_guard(128 << 10);
+        let coroutine = Coroutine::new("small", |_| {
+            black_box(recurse(0));
+        });
+        coroutine.resume();
+    });
+    let Some((status, stderr)) = death else { return };
+    let expected = "coroutine 'small' overflowed its stack of 128 KiB";
+    assert!(stderr.contains(expected), "{status}: {stderr}");
+}
+
+#[test]
+fn c16_a_fault_elsewhere_goes_to_the_handler_before() {
+    let death = dies_in_child("c16_a_fault_elsewhere_goes_to_the_handler_before", || {
+        Coroutine::new("innocent", |_| ()).resume();
+        // The thread's own stack: std has a message for that.
+        black_box(recurse(0));
+    });
+    let Some((status, stderr)) = death else { return };
+    assert!(stderr.contains("has overflowed its stack"), "{status}: {stderr}");
+    assert!(!stderr.contains("innocent"), "{stderr}");
+}
+
+/// Creates that many coroutines that all exist at once, and ends them.
+fn churn(count: usize) {
+    let coroutines: Vec<_> = (0..count).map(|_| Coroutine::new("churn", |_| ())).collect();
+    for coroutine in coroutines {
+        coroutine.resume();
+    }
+}
+
+#[test]
+fn c17_a_thread_keeps_at_most_two_batches() {
+    succeeds_in_child("c17_a_thread_keeps_at_most_two_batches", || {
+        churn(256);
+        let stats = pool_stats();
+        assert_eq!((stats.allocated, stats.idle_in_thread, stats.idle_shared), (256, 256, 0));
+
+        churn(1000);
+        let stats = pool_stats();
+        assert!(stats.idle_in_thread <= 256);
+        assert_eq!(stats.allocated, 1000);
+        assert_eq!(stats.idle_in_thread + stats.idle_shared, 1000);
+
+        // What is idle is used again.
+        churn(1000);
+        assert_eq!(pool_stats().allocated, 1000);
+    });
+}
+
+#[test]
+fn c18_the_shared_pool_is_exchanged_by_the_batch_and_bounded() {
+    succeeds_in_child("c18_the_shared_pool_is_exchanged_by_the_batch_and_bounded", || {
+        set_pool_limit(300);
+        churn(2000);
+        let stats = pool_stats();
+        // Two batches fit; what did not fit was freed.
+        assert_eq!((stats.idle_shared, stats.shared_limit), (256, 300));
+        assert_eq!(stats.allocated, stats.idle_shared + stats.idle_in_thread);
+
+        let taker = std::thread::spawn(|| {
+            let coroutine = Coroutine::new("taker", |_| ());
+            assert_eq!((pool_stats().idle_in_thread, pool_stats().idle_shared), (127, 128));
+            coroutine.resume();
+        });
+        taker.join().unwrap();
+
+        assert_eq!(trim_pool(), stats.allocated);
+        let stats = pool_stats();
+        assert_eq!((stats.allocated, stats.idle_in_thread, stats.idle_shared), (0, 0, 0));
+        churn(10);
+        assert_eq!(pool_stats().allocated, 10);
+    });
+}
+
+#[test]
+fn c19_the_limit_respects_the_mappings_that_the_kernel_allows() {
+    succeeds_in_child("c19_the_limit_respects_the_mappings_that_the_kernel_allows", || {
+        use_fallback_guard(1 << 20);
+        set_pool_limit(usize::MAX);
+        churn(1);
+        let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let mappings: usize = text.trim().parse().unwrap();
+        let limit = pool_stats().shared_limit;
+        assert!(limit < mappings / 2 && limit > 0, "{limit} of {mappings}");
+    });
+}
+
+#[test]
+fn c19_running_out_of_mappings_is_an_error() {
+    succeeds_in_child("c19_running_out_of_mappings_is_an_error", || {
+        let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let mappings: usize = text.trim().parse().unwrap();
+        if mappings > 100_000 {
+            return; // would take long
+        }
+        use_fallback_guard(64 << 10);
+        // The vector must not need a mapping when there is none left.
+        let mut coroutines = Vec::with_capacity(mappings);
+        let error = loop {
+            match Coroutine::try_new("c19", |_| ()) {
+                Ok(coroutine) => coroutines.push(coroutine),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        assert!(coroutines.len() > mappings / 2 - 1000, "{}", coroutines.len());
+        drop(coroutines);
+        churn(1000);
+    });
+}
+
+#[test]
+fn c20_a_thread_gives_its_pool_back_when_it_ends() {
+    succeeds_in_child("c20_a_thread_gives_its_pool_back_when_it_ends", || {
+        std::thread::spawn(|| churn(200)).join().unwrap();
+        let stats = pool_stats();
+        assert_eq!((stats.allocated, stats.idle_in_thread, stats.idle_shared), (200, 0, 200));
+        // They run on the next thread as well as on the first.
+        std::thread::spawn(|| churn(200)).join().unwrap();
+        assert_eq!(pool_stats().allocated, 200);
+    });
 }

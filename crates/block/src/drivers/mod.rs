@@ -3,5 +3,5 @@
 mod file;
 mod null;
 
-pub use file::{File, FileOpenError, FileOptions};
+pub use file::{Engine, File, FileOpenError, FileOptions};
 pub use null::Null;

@@ -1,6 +1,7 @@
-//! The switch in assembly, by the corosensei crate: no system call, about twenty instructions each way.
+//! The switch in assembly, by the corosensei crate: no system call, about twenty instructions.
 
 use std::cell::{Cell, UnsafeCell};
+use std::ptr;
 
 use corosensei::stack::{Stack, StackPointer};
 use corosensei::{Coroutine, Yielder};
@@ -21,18 +22,18 @@ impl Context {
     ///
     /// # Safety
     /// The terms of the module above.
-    pub(crate) unsafe fn new(stack: &StackRange, entry: Entry, arg: *const Control) -> Context {
-        // SAFETY: the closure borrows nothing but `arg`, which the caller answers for.
-        let coroutine = unsafe {
-            Coroutine::with_stack_unchecked(
-                Borrowed(*stack),
-                move |yielder: &Yielder<(), ()>, ()| {
-                    (*arg).context().yielder.set(yielder);
-                    entry(arg)
-                },
-            )
+    pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const Control) -> Context {
+        let run = move |yielder: &Yielder<(), ()>, ()| {
+            // SAFETY: by the caller, `arg` is valid whenever this runs, and is what `entry` asks
+            // for.
+            unsafe {
+                (*arg).context().yielder.set(yielder);
+                entry(arg)
+            }
         };
-        Context { coroutine: UnsafeCell::new(coroutine), yielder: Cell::new(std::ptr::null()) }
+        // SAFETY: the closure borrows nothing but `arg`, which the caller answers for.
+        let coroutine = unsafe { Coroutine::with_stack_unchecked(Borrowed(stack), run) };
+        Context { coroutine: UnsafeCell::new(coroutine), yielder: Cell::new(ptr::null()) }
     }
 
     /// Runs the context until it suspends.
@@ -41,8 +42,8 @@ impl Context {
     /// The terms of the module above: it is not running, nor waiting for one that it resumed.
     #[inline]
     pub(crate) unsafe fn resume(&self) {
-        // SAFETY: the context is not running, so no other resume holds this reference; while it runs it touches
-        // `yielder` and its stack, not this field.
+        // SAFETY: the context is not running, so no other resume holds this reference; while it
+        // runs it touches `yielder` and its stack, not this field.
         unsafe { (*self.coroutine.get()).resume(()) };
     }
 
@@ -52,15 +53,15 @@ impl Context {
     /// The terms of the module above: this context runs now.
     #[inline]
     pub(crate) unsafe fn suspend(&self) {
-        // SAFETY: it runs, so its first resume has set the pointer, to a place at the base of its own stack.
+        // SAFETY: it runs, so its first resume has set the pointer, to a place on its own stack.
         unsafe { (*self.yielder.get()).suspend(()) }
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: the owner drops a context only when none of its frames has anything left to drop. This keeps
-        // corosensei from unwinding it.
+        // SAFETY: the owner drops a context only when none of its frames has anything left to drop.
+        // Without this corosensei would want to unwind it.
         unsafe { self.coroutine.get_mut().force_reset() }
     }
 }
@@ -68,15 +69,16 @@ impl Drop for Context {
 /// A stack that somebody else owns.
 struct Borrowed(StackRange);
 
-// SAFETY: the range ends in a guard page and has more than the minimum size: the `stack` module sees to both.
+// SAFETY: the range ends in a guard page and is larger than the minimum: the `stack` module sees to
+// both.
 unsafe impl Stack for Borrowed {
     #[inline]
     fn base(&self) -> StackPointer {
-        self.0.base()
+        self.0.base
     }
 
     #[inline]
     fn limit(&self) -> StackPointer {
-        self.0.limit()
+        self.0.limit
     }
 }

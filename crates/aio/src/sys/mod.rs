@@ -3,6 +3,8 @@
 //! Each returns the kernel's errno inside an `io::Error` and does nothing else: who calls decides
 //! about retries. All of them may be called from any thread.
 
+pub mod faults;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use libc::{c_int, c_void};
 
 use crate::io_vector::{IoVector, IoVectorMut};
+use faults::Call;
 
 /// Ranges one system call takes; a longer vector is transferred in part.
 pub const IOV_MAX: usize = 1024;
@@ -33,6 +36,18 @@ fn iov_count(count: usize) -> c_int {
 
 /// Reads at `offset_bytes` into `target`; returns how many bytes were read, 0 at the end of file.
 pub fn preadv(
+    fd: BorrowedFd<'_>,
+    target: &mut IoVectorMut<'_>,
+    offset_bytes: u64,
+) -> io::Result<usize> {
+    let allowed = faults::before(Call::Read, target.len())?;
+    if allowed < target.len() {
+        return preadv_all(fd, &mut target.slice(0, allowed), offset_bytes);
+    }
+    preadv_all(fd, target, offset_bytes)
+}
+
+fn preadv_all(
     fd: BorrowedFd<'_>,
     target: &mut IoVectorMut<'_>,
     offset_bytes: u64,
@@ -66,6 +81,14 @@ pub fn preadv_nowait(
 
 /// Writes `source` at `offset_bytes`; returns how many bytes were written.
 pub fn pwritev(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> io::Result<usize> {
+    let allowed = faults::before(Call::Write, source.len())?;
+    if allowed < source.len() {
+        return pwritev_all(fd, &source.slice(0, allowed), offset_bytes);
+    }
+    pwritev_all(fd, source, offset_bytes)
+}
+
+fn pwritev_all(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> io::Result<usize> {
     let iov = source.as_iovecs();
     // SAFETY: the ranges are valid for reading while `source` is borrowed; the kernel only reads.
     check(unsafe {
@@ -75,6 +98,7 @@ pub fn pwritev(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> 
 
 /// Makes written data durable.
 pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
+    faults::before(Call::Other, 0)?;
     // SAFETY: no memory is involved.
     check_zero(unsafe { libc::fdatasync(fd.as_raw_fd()) })
 }
@@ -90,6 +114,16 @@ pub enum Fallocate {
     Allocate,
 }
 
+impl Fallocate {
+    pub(crate) fn mode(self) -> c_int {
+        match self {
+            Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            Fallocate::Allocate => 0,
+        }
+    }
+}
+
 /// Changes how a range of a file is stored.
 pub fn fallocate(
     fd: BorrowedFd<'_>,
@@ -97,14 +131,10 @@ pub fn fallocate(
     offset_bytes: u64,
     len_bytes: u64,
 ) -> io::Result<()> {
-    let mode = match what {
-        Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-        Fallocate::Allocate => 0,
-    };
+    faults::before(Call::Other, 0)?;
     // SAFETY: no memory is involved.
     check_zero(unsafe {
-        libc::fallocate(fd.as_raw_fd(), mode, offset(offset_bytes)?, offset(len_bytes)?)
+        libc::fallocate(fd.as_raw_fd(), what.mode(), offset(offset_bytes)?, offset(len_bytes)?)
     })
 }
 
@@ -146,6 +176,15 @@ pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> io::Result<bool> {
             error => Err(error),
         },
     }
+}
+
+/// A monotonic clock that ticks every few milliseconds and costs next to nothing.
+#[inline]
+pub(crate) fn coarse_clock_ns() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable. The clock exists since Linux 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 /// Blocks signals for the calling thread, so that a process's signals reach the threads that

@@ -1,0 +1,205 @@
+//! The io_uring of a context: an engine for file I/O, and then also what the loop waits in.
+//!
+//! Requests are queued in the ring's memory and submitted once per turn of the loop, by the same
+//! system call that waits for completions (design decision D7). While requests are in flight, the
+//! descriptors that mio watches are waited for through one poll entry in the ring.
+//!
+//! A request ([`op`]) lives in the frame of the coroutine that waits for it, like a worker's job.
+
+mod op;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue, types};
+
+use crate::node::LocalList;
+use crate::trace_event;
+use op::RingOp;
+
+/// Requests queued before they have to be submitted. More may be in flight.
+const SUBMISSION_ENTRIES: u32 = 256;
+/// Completions the kernel keeps without falling back to its overflow list.
+const COMPLETION_ENTRIES: u32 = 4096;
+
+/// `user_data` of the entry that watches mio's descriptor. Requests have addresses there.
+const EPOLL_READY: u64 = 0;
+/// `user_data` of what needs no answer.
+const IGNORED: u64 = 1;
+
+/// How a context waits; see [`AioContextBuilder::wait_mode`](crate::AioContextBuilder::wait_mode).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitMode {
+    /// In the ring while it has requests in flight, in epoll otherwise. Without io_uring, always
+    /// in epoll.
+    #[default]
+    Auto,
+    /// Always in epoll; there is no ring.
+    Epoll,
+    /// Always in the ring; without io_uring there is no context.
+    Ring,
+}
+
+impl WaitMode {
+    /// What `COBLK_WAIT_MODE` says.
+    pub(crate) fn from_environment() -> io::Result<WaitMode> {
+        match std::env::var("COBLK_WAIT_MODE").as_deref() {
+            Err(_) | Ok("" | "auto") => Ok(WaitMode::Auto),
+            Ok("epoll") => Ok(WaitMode::Epoll),
+            Ok("ring") => Ok(WaitMode::Ring),
+            Ok(other) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("COBLK_WAIT_MODE is '{other}'; it can be auto, epoll or ring"),
+            )),
+        }
+    }
+}
+
+/// The ring of one context. Home thread only.
+pub(crate) struct Ring {
+    uring: RefCell<IoUring>,
+    epoll: RawFd,
+    /// The poll entry for `epoll` is in the ring.
+    watching: Cell<bool>,
+    /// Requests queued or with the kernel.
+    in_flight: Cell<usize>,
+    always: bool,
+}
+
+impl Ring {
+    /// # Errors
+    /// Whatever io_uring_setup says: no such system call, forbidden, no memory.
+    pub(crate) fn new(epoll: RawFd, always: bool) -> io::Result<Ring> {
+        let uring = build()?;
+        if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        tracing::debug!("using io_uring");
+        Ok(Ring {
+            uring: RefCell::new(uring),
+            epoll,
+            watching: Cell::new(false),
+            in_flight: Cell::new(0),
+            always,
+        })
+    }
+
+    /// Whether the loop has to sleep in the ring.
+    #[inline]
+    pub(crate) fn is_waiter(&self) -> bool {
+        self.always || self.in_flight.get() > 0
+    }
+
+    /// Queues an entry; submits if there is no room. EAGAIN if there is none even then, because
+    /// completions have to be taken first.
+    ///
+    /// # Safety
+    /// What the entry points to stays valid until its completion has been reaped.
+    unsafe fn push(&self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: passed on.
+        if unsafe { self.uring.borrow_mut().submission().push(entry) }.is_ok() {
+            return Ok(());
+        }
+        self.submit()?;
+        // SAFETY: passed on; the first attempt has kept nothing.
+        unsafe { self.uring.borrow_mut().submission().push(entry) }
+            .map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Whether completions wait, here or with the kernel, which then wants to be entered.
+    pub(crate) fn has_completions(&self) -> bool {
+        let mut uring = self.uring.borrow_mut();
+        !uring.completion().is_empty() || uring.submission().taskrun()
+    }
+
+    /// Submits what is queued, and runs what the kernel has deferred to us. No system call if
+    /// there is nothing of either.
+    pub(crate) fn submit(&self) -> io::Result<()> {
+        let mut uring = self.uring.borrow_mut();
+        let nothing = {
+            let queue = uring.submission();
+            queue.is_empty() && !queue.taskrun() && !queue.cq_overflow()
+        };
+        if nothing { Ok(()) } else { settle(uring.submit()) }
+    }
+
+    /// Submits, and sleeps until something completes, mio's descriptor is ready, or time is up.
+    pub(crate) fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.watching.get() {
+            let watch = opcode::PollAdd::new(types::Fd(self.epoll), libc::POLLIN as u32)
+                .build()
+                .user_data(EPOLL_READY);
+            // SAFETY: the entry points to nothing.
+            unsafe { self.push(&watch)? };
+            self.watching.set(true);
+        }
+        let uring = self.uring.borrow();
+        match timeout {
+            None => settle(uring.submit_and_wait(1)),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timespec);
+                settle(uring.submitter().submit_with_args(1, &args))
+            }
+        }
+    }
+
+    /// Takes all completions; each puts its request on `list`. Returns whether mio's descriptor
+    /// may be ready.
+    #[inline]
+    pub(crate) fn reap(&self, list: &LocalList) -> bool {
+        let mut epoll_ready = false;
+        let mut uring = self.uring.borrow_mut();
+        for entry in uring.completion() {
+            match entry.user_data() {
+                EPOLL_READY => {
+                    self.watching.set(false);
+                    epoll_ready = true;
+                }
+                IGNORED => {}
+                address => {
+                    self.in_flight.set(self.in_flight.get() - 1);
+                    trace_event!("luring_process_completion", result = entry.result());
+                    let op = std::ptr::with_exposed_provenance_mut::<RingOp>(address as usize);
+                    // SAFETY: the address was put there by `RingOp::submit`, whose frame stays
+                    // until the request has been reaped and the node is off its list. Each
+                    // completion comes once, so the node is on no list yet.
+                    unsafe { RingOp::complete(NonNull::new_unchecked(op), entry.result(), list) };
+                }
+            }
+        }
+        epoll_ready
+    }
+}
+
+/// Full and interrupted are no errors: the loop comes back.
+fn settle(result: io::Result<usize>) -> io::Result<()> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The best ring this kernel gives: first one whose completions are run when we ask and not in
+/// the middle of something else (Linux 6.1), then a plain one.
+fn build() -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_cqsize(COMPLETION_ENTRIES)
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(SUBMISSION_ENTRIES)
+        .or_else(|_| IoUring::builder().setup_cqsize(COMPLETION_ENTRIES).build(SUBMISSION_ENTRIES))
+}
+
+/// A descriptor, as the ring takes it.
+fn fd(fd: BorrowedFd<'_>) -> types::Fd {
+    types::Fd(fd.as_raw_fd())
+}

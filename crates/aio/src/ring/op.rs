@@ -1,0 +1,244 @@
+//! One request to the ring, in the frame of the coroutine that waits for it.
+//!
+//! The argument why that is sound is the one of `thread_pool/job.rs`, with the kernel in the
+//! worker's place: the frame is left after the completion has been reaped and has resumed the
+//! coroutine, or, when the coroutine is unwound, after [`WaitOnUnwind`] has cancelled the request
+//! and reaped its completion.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use io_uring::{opcode, squeue};
+
+use super::{IGNORED, Ring, fd};
+use crate::co::{Co, Task};
+use crate::context::AioContext;
+use crate::io_vector::{IoVector, IoVectorMut};
+use crate::node::{LocalList, Node, NodeKind};
+use crate::sys::{self, Fallocate, IOV_MAX};
+use crate::trace_event;
+
+/// A request that a coroutine waits for. All of it belongs to the home thread.
+#[repr(C)]
+pub(super) struct RingOp {
+    node: Node,
+    /// Whom to resume.
+    task: NonNull<Task>,
+    /// The kernel's answer, once it is reaped.
+    result: Cell<Option<i32>>,
+    /// The node is off its list and the coroutine resumed.
+    done: Cell<bool>,
+}
+
+static RING_OP_KIND: NodeKind = NodeKind { run: run_ring_op, discard: discard_ring_op };
+
+/// The completion bottom half.
+///
+/// # Safety
+/// As `NodeKind::run`; the node is a `RingOp`'s.
+unsafe fn run_ring_op(node: NonNull<Node>, _ctx: &AioContext) -> bool {
+    // SAFETY: the coroutine is suspended in `RingOp::submit`, so the request is there. The
+    // reference is not used after the resume, which ends the frame.
+    let task = unsafe {
+        let op = node.cast::<RingOp>().as_ref();
+        op.done.set(true);
+        op.task
+    };
+    // SAFETY: its coroutine waits for this, so it is live.
+    unsafe { Task::resume(task) };
+    true
+}
+
+/// # Safety
+/// As `NodeKind::discard`.
+unsafe fn discard_ring_op(_node: NonNull<Node>) {
+    // A context unwinds its coroutines, and so takes their requests off its lists, before it
+    // discards what is left.
+    unreachable!("a coroutine's request outlived the coroutine");
+}
+
+impl RingOp {
+    /// # Safety
+    /// The request is in its frame, on no list, and is completed once.
+    #[inline]
+    pub(super) unsafe fn complete(op: NonNull<RingOp>, result: i32, list: &LocalList) {
+        // SAFETY: in its frame, by contract; the frame stays until the node is off the list.
+        unsafe {
+            op.as_ref().result.set(Some(result));
+            list.push(op.cast::<Node>());
+        }
+    }
+
+    /// Queues `entry` and suspends until it has completed.
+    ///
+    /// # Safety
+    /// What `entry` points to stays valid for the length of this call.
+    #[inline]
+    unsafe fn submit(co: &Co<'_>, ring: &Ring, entry: squeue::Entry) -> io::Result<usize> {
+        let op = RingOp {
+            node: Node::new(&RING_OP_KIND),
+            task: NonNull::from(co.task()),
+            result: Cell::new(None),
+            done: Cell::new(false),
+        };
+        trace_event!("luring_co_submit");
+        let address = (&raw const op).expose_provenance() as u64;
+        // SAFETY: this call lasts until the completion is reaped: it returns after `done`, and
+        // unwinds through the guard.
+        unsafe { ring.push(&entry.user_data(address))? };
+        ring.in_flight.set(ring.in_flight.get() + 1);
+        let guard = WaitOnUnwind { op: &op, ring, ctx: co.context() };
+        while !op.done.get() {
+            co.suspend("the ring");
+        }
+        drop(guard);
+        match op.result.get() {
+            Some(bytes @ 0..) => Ok(bytes as usize),
+            Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+            None => unreachable!("a request is done without its completion"),
+        }
+    }
+}
+
+/// Keeps a frame until the kernel is done with the request in it.
+struct WaitOnUnwind<'a> {
+    op: &'a RingOp,
+    ring: &'a Ring,
+    ctx: &'a AioContext,
+}
+
+impl Drop for WaitOnUnwind<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.op.done.get() {
+            self.cancel_and_wait();
+        }
+    }
+}
+
+impl WaitOnUnwind<'_> {
+    #[cold]
+    fn cancel_and_wait(&self) {
+        let address = std::ptr::from_ref(self.op).expose_provenance() as u64;
+        let cancel = opcode::AsyncCancel::new(address).build().user_data(IGNORED);
+        // SAFETY: the entry points to nothing. If it cannot be queued, the wait is longer.
+        let _ = unsafe { self.ring.push(&cancel) };
+        let queues = self.ctx.inner().bh();
+        while self.op.result.get().is_none() {
+            // Completions of others are kept for the next bottom-half phase.
+            let slept = self.ring.sleep(None);
+            self.ring.reap(&queues.pending);
+            if slept.is_err() {
+                std::thread::sleep(crate::shared::HANDOVER_PAUSE);
+            }
+        }
+        let node = NonNull::from(&self.op.node);
+        if !queues.pending.remove(node) {
+            queues.running.remove(node);
+        }
+    }
+}
+
+/// Requests through the context's ring. The result is the kernel's: a transfer may be short, and
+/// EINTR or EAGAIN may come; who calls decides about retries. ENOSYS if the context has no ring
+/// ([`AioContext::has_ring`]).
+impl Co<'_> {
+    fn ring(&self) -> io::Result<&Ring> {
+        self.context().ring().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+
+    /// In a simulated context the call is made in the ring's place, when its time has come.
+    fn simulated<R: Send>(&self, call: impl FnOnce() -> R + Send) -> Option<R> {
+        let ctx = self.context();
+        ctx.simulation().is_some().then(|| ctx.thread_pool().submit_co(self, call))
+    }
+
+    /// Reads at `offset_bytes` into `target`; returns how many bytes were read.
+    pub fn ring_preadv(
+        &self,
+        file: BorrowedFd<'_>,
+        target: &mut IoVectorMut<'_>,
+        offset_bytes: u64,
+    ) -> io::Result<usize> {
+        if let Some(result) = self.simulated(|| sys::preadv(file, target, offset_bytes)) {
+            return result;
+        }
+        let entry = match target.as_iovecs() {
+            [range] => opcode::Read::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
+                .offset(offset_bytes)
+                .build(),
+            ranges => opcode::Readv::new(fd(file), ranges.as_ptr(), range_count(ranges.len()))
+                .offset(offset_bytes)
+                .build(),
+        };
+        // SAFETY: ranges and memory are borrowed for the length of this call.
+        unsafe { RingOp::submit(self, self.ring()?, entry) }
+    }
+
+    /// Writes `source` at `offset_bytes`; returns how many bytes were written.
+    pub fn ring_pwritev(
+        &self,
+        file: BorrowedFd<'_>,
+        source: &IoVector<'_>,
+        offset_bytes: u64,
+    ) -> io::Result<usize> {
+        if let Some(result) = self.simulated(|| sys::pwritev(file, source, offset_bytes)) {
+            return result;
+        }
+        let entry = match source.as_iovecs() {
+            [range] => {
+                opcode::Write::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
+                    .offset(offset_bytes)
+                    .build()
+            }
+            ranges => opcode::Writev::new(fd(file), ranges.as_ptr(), range_count(ranges.len()))
+                .offset(offset_bytes)
+                .build(),
+        };
+        // SAFETY: ranges and memory are borrowed for the length of this call.
+        unsafe { RingOp::submit(self, self.ring()?, entry) }
+    }
+
+    /// Makes written data durable.
+    pub fn ring_fdatasync(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(result) = self.simulated(|| sys::fdatasync(file)) {
+            return result;
+        }
+        let entry =
+            opcode::Fsync::new(fd(file)).flags(io_uring::types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry points to nothing.
+        unsafe { RingOp::submit(self, self.ring()?, entry) }.map(|_| ())
+    }
+
+    /// Changes how a range of a file is stored.
+    pub fn ring_fallocate(
+        &self,
+        file: BorrowedFd<'_>,
+        what: Fallocate,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> io::Result<()> {
+        if let Some(result) = self.simulated(|| sys::fallocate(file, what, offset_bytes, len_bytes))
+        {
+            return result;
+        }
+        let entry = opcode::Fallocate::new(fd(file), len_bytes)
+            .offset(offset_bytes)
+            .mode(what.mode())
+            .build();
+        // SAFETY: the entry points to nothing.
+        unsafe { RingOp::submit(self, self.ring()?, entry) }.map(|_| ())
+    }
+}
+
+/// The ring's lengths have 32 bits; what is longer is transferred in part.
+fn short_len(len: usize) -> u32 {
+    const MOST: usize = 1 << 30;
+    len.min(MOST) as u32
+}
+
+fn range_count(count: usize) -> u32 {
+    count.min(IOV_MAX) as u32
+}

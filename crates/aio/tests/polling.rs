@@ -1,0 +1,116 @@
+//! Adaptive polling (contract: C45 to C48). The arithmetic of the polling time is tested at the
+//! foot of `polling.rs`.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, DEFAULT_POLL_MAX, EventNotifier, FdInterest, IoThread};
+
+/// A context that looks for work for a long time once it has waited a little.
+fn polling_context() -> AioContext {
+    let ctx = AioContext::builder().poll_max(Duration::from_secs(1)).build().unwrap();
+    ctx.set_poll_params(Duration::from_secs(1), 1_000_000, 1);
+    for _ in 0..2 {
+        ctx.poll_timeout(Duration::from_millis(1));
+    }
+    assert!(ctx.poll_time() > Duration::from_millis(1), "{:?}", ctx.poll_time());
+    ctx
+}
+
+/// A handler on `notifier` that counts calls of its hooks; `busy` is what the busy hook says.
+fn watch(ctx: &AioContext, notifier: &EventNotifier, busy: &Rc<Cell<bool>>) -> [Rc<Cell<u32>>; 3] {
+    let counts: [Rc<Cell<u32>>; 3] = Default::default();
+    let add = |count: &Rc<Cell<u32>>| {
+        let count = Rc::clone(count);
+        move || count.set(count.get() + 1)
+    };
+    let [on_fd, on_busy, on_ready] = [add(&counts[0]), add(&counts[1]), add(&counts[2])];
+    let (own, says, clears) = (notifier.try_clone().unwrap(), Rc::clone(busy), Rc::clone(busy));
+    ctx.set_polled_fd_handler(
+        notifier,
+        FdInterest::Read,
+        move |_, _| {
+            own.test_and_clear().unwrap();
+            on_fd();
+        },
+        move |_| {
+            on_busy();
+            says.get()
+        },
+        move |_| {
+            clears.set(false);
+            on_ready();
+        },
+    )
+    .unwrap();
+    counts
+}
+
+#[test]
+fn c46_a_handler_is_polled_after_its_first_readiness() {
+    let ctx = polling_context();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let [on_fd, on_busy, on_ready] = watch(&ctx, &notifier, &busy);
+    ctx.poll_timeout(Duration::from_micros(100));
+    assert_eq!(on_busy.get(), 0, "not ready yet, so not looked at");
+    notifier.set().unwrap();
+    ctx.run_until(|| on_fd.get() == 1);
+    busy.set(true);
+    ctx.run_until(|| on_ready.get() == 1);
+    assert!(on_busy.get() > 0);
+    assert_eq!(on_fd.get(), 1, "no descriptor event was needed");
+}
+
+#[test]
+fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
+    let ctx = polling_context();
+    let notifier = EventNotifier::new().unwrap();
+    let (depth, deepest) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let own = notifier.try_clone().unwrap();
+    let started = Rc::new(Cell::new(false));
+    let on_event = Rc::clone(&started);
+    let in_ready = (Rc::clone(&depth), Rc::clone(&deepest));
+    ctx.set_polled_fd_handler(
+        &notifier,
+        FdInterest::Read,
+        move |_, _| {
+            own.test_and_clear().unwrap();
+            on_event.set(true);
+        },
+        |_| true,
+        move |ctx| {
+            in_ready.0.set(in_ready.0.get() + 1);
+            in_ready.1.set(in_ready.1.get().max(in_ready.0.get()));
+            ctx.poll_timeout(Duration::from_micros(200));
+            in_ready.0.set(in_ready.0.get() - 1);
+        },
+    )
+    .unwrap();
+    notifier.set().unwrap();
+    ctx.run_until(|| started.get() && deepest.get() > 0);
+    assert_eq!((depth.get(), deepest.get()), (0, 1));
+    ctx.unset_fd_handler(&notifier);
+    ctx.poll(false);
+}
+
+#[test]
+fn c48_an_iothread_polls_and_a_plain_context_does_not() {
+    assert_eq!(DEFAULT_POLL_MAX, Duration::from_nanos(32_768));
+    let plain = AioContext::new().unwrap();
+    let thread = IoThread::new("io").unwrap();
+    let in_thread = thread.handle().spawn("max", |co| co.context().poll_max()).wait().unwrap();
+    assert_eq!((plain.poll_max(), in_thread), (Duration::ZERO, DEFAULT_POLL_MAX));
+    for _ in 0..20 {
+        plain.poll_timeout(Duration::from_micros(10));
+    }
+    assert_eq!(plain.poll_time(), Duration::ZERO);
+}
+
+#[test]
+fn a_worker_completion_ends_the_look() {
+    let ctx = polling_context();
+    let sum: u64 =
+        ctx.run(|co| (0..1000).map(|n| co.context().thread_pool().submit_co(co, move || n)).sum());
+    assert_eq!(sum, 499_500);
+}

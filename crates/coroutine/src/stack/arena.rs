@@ -1,0 +1,298 @@
+//! Carves stacks from few large mappings.
+//!
+//! A mapping of its own for each stack would end at the kernel's limit on mappings, and cost a call
+//! to map and one to unmap. Here a chunk of address space holds many stacks side by side:
+//!
+//! ```text
+//! chunk:  | guard | stack 0        | guard | stack 1        | ...   | never used yet       |
+//!           ^ lowest page of each                                     ^ fresh
+//! ```
+//!
+//! Address space costs nothing until it is touched. A stack that is freed keeps its place and gives
+//! its memory back; places are used again before fresh ones are.
+
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::config::{StackConfig, StackConfigError};
+use super::guard::{self, GuardKind};
+use super::{Stack, page_bytes};
+
+/// Address space of the first chunk. Each further one is twice as large, up to the maximum.
+const FIRST_CHUNK_BYTES: usize = 256 << 20;
+const MAX_CHUNK_BYTES: usize = 32 << 30;
+
+/// Stacks of one size.
+pub(super) struct Arena {
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` until it is decided, at the latest by the first stack.
+    config: Option<StackConfig>,
+    /// Found out with the first stack.
+    guard: Option<GuardKind>,
+    /// Stacks that were used and are not now.
+    free: Vec<Place>,
+    /// The part of the newest chunk that has never been used.
+    fresh: *mut u8,
+    fresh_bytes: usize,
+    next_chunk_bytes: usize,
+    allocated: usize,
+}
+
+/// Memory of a stack that nobody uses.
+struct Place {
+    bottom: NonNull<u8>,
+    /// Whether its lowest page faults.
+    guarded: bool,
+}
+
+// SAFETY: free memory belongs to no thread; the same goes for `fresh`.
+unsafe impl Send for State {}
+
+impl Arena {
+    pub(super) const fn new() -> Arena {
+        Arena {
+            state: Mutex::new(State {
+                config: None,
+                guard: None,
+                free: Vec::new(),
+                fresh: ptr::null_mut(),
+                fresh_bytes: 0,
+                next_chunk_bytes: FIRST_CHUNK_BYTES,
+                allocated: 0,
+            }),
+        }
+    }
+
+    /// Decides how stacks are made, if none has been made yet.
+    pub(super) fn configure(&self, config: StackConfig) -> Result<(), StackConfigError> {
+        let mut state = self.lock();
+        if state.guard.is_some() {
+            return Err(StackConfigError::StacksExist);
+        }
+        state.config = Some(config);
+        Ok(())
+    }
+
+    /// A stack whose pages read as zero, with a guard page.
+    pub(super) fn allocate(&self) -> io::Result<Stack> {
+        let mut state = self.lock();
+        let length_bytes = state.config.get_or_insert_default().size_bytes + page_bytes();
+        let place = match state.free.pop() {
+            Some(place) => place,
+            None => state.carve(length_bytes)?,
+        };
+        if !place.guarded
+            && let Err(error) = state.guard(place.bottom)
+        {
+            state.free.push(place);
+            return Err(error);
+        }
+        state.allocated += 1;
+        Ok(Stack { bottom: place.bottom, length_bytes })
+    }
+
+    /// Takes a stack back.
+    ///
+    /// # Safety
+    /// It came from this arena, and nothing runs on it or points to it any more.
+    pub(super) unsafe fn free(&self, stack: Stack) {
+        let mut state = self.lock();
+        state.allocated -= 1;
+        let page = page_bytes();
+        // SAFETY: nobody needs what is in the stack any more. Both calls stay inside of it. The
+        // first one cannot fail on memory like this; if it did, the memory would merely stay.
+        let guarded = unsafe {
+            let frames = stack.bottom.add(page).as_ptr().cast();
+            libc::madvise(frames, stack.length_bytes - page, libc::MADV_DONTNEED);
+            !state.guard.is_some_and(|kind| kind.remove_if_costly(stack.bottom))
+        };
+        state.free.push(Place { bottom: stack.bottom, guarded });
+    }
+
+    pub(super) fn allocated(&self) -> usize {
+        self.lock().allocated
+    }
+
+    pub(super) fn guard_kind(&self) -> Option<GuardKind> {
+        self.lock().guard
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No panic can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The next place that has never been used, in a new chunk if need be.
+    fn carve(&mut self, length_bytes: usize) -> io::Result<Place> {
+        if self.fresh_bytes < length_bytes {
+            self.map_chunk(length_bytes)?;
+        }
+        let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
+        // SAFETY: the chunk has at least that many bytes left.
+        self.fresh = unsafe { self.fresh.add(length_bytes) };
+        self.fresh_bytes -= length_bytes;
+        Ok(Place { bottom, guarded: false })
+    }
+
+    /// Makes the lowest page of a place fault.
+    fn guard(&mut self, page: NonNull<u8>) -> io::Result<()> {
+        let kind = self.guard.or(self.config.and_then(|config| config.guard));
+        // SAFETY: the page belongs to a place that nobody uses.
+        self.guard = Some(unsafe {
+            match kind {
+                Some(kind) => kind.install(page).map(|()| kind)?,
+                None => guard::install_cheapest(page)?,
+            }
+        });
+        Ok(())
+    }
+
+    /// Maps address space for as many stacks as the system allows.
+    fn map_chunk(&mut self, length_bytes: usize) -> io::Result<()> {
+        let mut bytes = self.next_chunk_bytes.max(length_bytes);
+        loop {
+            match map(bytes) {
+                Ok(chunk) => {
+                    (self.fresh, self.fresh_bytes) = (chunk.as_ptr(), bytes);
+                    self.next_chunk_bytes = (bytes * 2).min(MAX_CHUNK_BYTES);
+                    return Ok(());
+                }
+                // A limit on address space or strict accounting: a smaller chunk may still fit.
+                Err(_) if bytes / 2 >= length_bytes => bytes /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn map(bytes: usize) -> io::Result<NonNull<u8>> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
+    // SAFETY: asks for new memory, so touches none that exists.
+    let chunk = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+    if chunk == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // A huge page would make every stack cost two megabytes. Where there are none, this fails, and
+    // need not succeed.
+    // SAFETY: the mapping was made just now.
+    unsafe { libc::madvise(chunk, bytes, libc::MADV_NOHUGEPAGE) };
+    Ok(NonNull::new(chunk.cast()).expect("mmap gave address 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An arena of small stacks, guarded in that way.
+    fn arena(guard: Option<GuardKind>) -> Arena {
+        let arena = Arena::new();
+        arena.configure(StackConfig { size_bytes: 64 << 10, guard }).unwrap();
+        arena
+    }
+
+    /// Both ways to guard; the second one is what a kernel before 6.13 makes of `None`.
+    fn arenas() -> [Arena; 2] {
+        [arena(None), arena(Some(GuardKind::Mapping))]
+    }
+
+    /// How many mappings begin within these stacks, which lie in one chunk.
+    fn mappings_within(stacks: &[Stack]) -> usize {
+        let bottoms = || stacks.iter().map(|stack| stack.bottom.addr().get());
+        let range = bottoms().min().unwrap()..=bottoms().max().unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let starts =
+            maps.lines().map(|line| usize::from_str_radix(&line[..line.find('-').unwrap()], 16));
+        starts.filter(|start| range.contains(start.as_ref().unwrap())).count()
+    }
+
+    /// The bytes of a stack that have memory behind them.
+    fn resident_pages(stack: &Stack) -> usize {
+        let mut pages = vec![0_u8; stack.length_bytes / page_bytes()];
+        let bottom = stack.bottom.as_ptr().cast();
+        // SAFETY: asks about mapped memory, and there is room for one byte a page.
+        let result = unsafe { libc::mincore(bottom, stack.length_bytes, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|&&page| page & 1 == 1).count()
+    }
+
+    /// Whether the kernel, too, would fault on a byte: it then refuses to write it to a pipe.
+    fn faults(address: NonNull<u8>) -> bool {
+        let mut ends = [0; 2];
+        // SAFETY: two new descriptors, used here only; a pipe takes one byte without blocking, and
+        // a bad address is an error to the kernel.
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let written = libc::write(ends[1], address.as_ptr().cast(), 1);
+            ends.iter().for_each(|&end| assert_eq!(libc::close(end), 0));
+            written != 1
+        }
+    }
+
+    #[test]
+    fn only_the_lowest_page_of_a_stack_faults() {
+        for arena in arenas() {
+            let stacks: Vec<_> = (0..3).map(|_| arena.allocate().unwrap()).collect();
+            for stack in stacks {
+                // SAFETY: addresses inside the stack.
+                let frames = unsafe { stack.bottom.add(page_bytes()) };
+                assert!(faults(stack.bottom));
+                assert!(!faults(frames));
+                // SAFETY: nothing runs on it.
+                unsafe { arena.free(stack) };
+            }
+        }
+    }
+
+    #[test]
+    fn a_freed_stack_gives_its_memory_back_and_is_used_again_guarded() {
+        for arena in arenas() {
+            let stack = arena.allocate().unwrap();
+            let (bottom, frame) = (stack.bottom, stack.length_bytes / 2);
+            // SAFETY: inside the stack, above the guard page.
+            unsafe { bottom.add(frame).write(1) };
+            assert!(resident_pages(&stack) > 0);
+            // SAFETY: nothing runs on it.
+            unsafe { arena.free(stack) };
+
+            let stack = arena.allocate().unwrap();
+            assert_eq!(stack.bottom, bottom);
+            assert_eq!(resident_pages(&stack), 0);
+            assert!(faults(bottom));
+            // SAFETY: as above.
+            unsafe { arena.free(stack) };
+            assert_eq!(arena.allocated(), 0);
+        }
+    }
+
+    #[test]
+    fn the_fallback_gives_mappings_back_with_the_stacks() {
+        let arena = arena(Some(GuardKind::Mapping));
+        let mut stacks: Vec<_> = (0..1000).map(|_| arena.allocate().unwrap()).collect();
+        assert!(mappings_within(&stacks) >= 1999);
+        for stack in stacks.drain(1..999) {
+            // SAFETY: nothing runs on it.
+            unsafe { arena.free(stack) };
+        }
+        assert!(mappings_within(&stacks) <= 4);
+        // SAFETY: as above.
+        stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
+    }
+
+    #[test]
+    fn many_stacks_are_few_mappings() {
+        let arena = arena(None);
+        let stacks: Vec<_> = (0..3000).map(|_| arena.allocate().unwrap()).collect();
+        if arena.guard_kind() == Some(GuardKind::Marker) {
+            assert!(mappings_within(&stacks) <= 1);
+        }
+        // SAFETY: nothing runs on them.
+        stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
+    }
+}
