@@ -1,1 +1,27 @@
-//! Under construction.
+//! Helpers of the integration tests, all in this one place.
+//!
+//! * `events`: what happened in what order on which thread, from `tracing` events;
+//! * `images`: places for image files, and other people's tools to make and check them;
+//! * `sandbox`: a test that runs itself again on a small file system, or with failing system
+//!   calls;
+//! * `tools`: programs that tests run;
+//! * `random`: numbers from a seed.
+//!
+//! A tool that is missing fails the test that needs it, with the name of the package that has it.
+//! Nothing is skipped.
+#![forbid(unsafe_code)]
+
+pub mod events;
+pub mod images;
+pub mod random;
+pub mod sandbox;
+pub mod tools;
+
+/// The errno of a result that must be an error.
+#[track_caller]
+pub fn errno<T>(result: std::io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("succeeded, but should have failed"),
+        Err(error) => error.raw_os_error().expect("an error with an errno"),
+    }
+}

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use coblk_aio::{AioContext, Co, IoBuffer};
+use coblk_aio::{AioContext, Co, IoBuffer, trace_event};
 
 use crate::block_backend::BlockBackend;
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -23,6 +23,7 @@ impl BlockBackend {
         mut buffer: B,
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
+        trace_event!("blk_aio_preadv", backend = self.name(), offset);
         self.submit(ctx, "blk_aio_preadv", move |backend, co| {
             let result = fail_on_panic(co, || {
                 backend.preadv_entered(co, offset, &mut buffer.io_vector_mut())
@@ -40,6 +41,7 @@ impl BlockBackend {
         flags: WriteFlags,
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
+        trace_event!("blk_aio_pwritev", backend = self.name(), offset);
         self.submit(ctx, "blk_aio_pwritev", move |backend, co| {
             let result = fail_on_panic(co, || {
                 backend.pwritev_entered(co, offset, &buffer.io_vector(), flags)
@@ -54,6 +56,7 @@ impl BlockBackend {
         ctx: &AioContext,
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
+        trace_event!("blk_aio_flush", backend = self.name());
         self.submit(ctx, "blk_aio_flush", move |backend, co| {
             let result = fail_on_panic(co, || backend.flush_entered(co));
             complete(co, move |ctx| callback(ctx, result));
@@ -69,6 +72,7 @@ impl BlockBackend {
         flags: ZeroFlags,
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
+        trace_event!("blk_aio_pwrite_zeroes", backend = self.name(), offset, bytes);
         self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co| {
             let result =
                 fail_on_panic(co, || backend.pwrite_zeroes_entered(co, offset, bytes, flags));
@@ -84,6 +88,7 @@ impl BlockBackend {
         bytes: u64,
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
+        trace_event!("blk_aio_pdiscard", backend = self.name(), offset, bytes);
         self.submit(ctx, "blk_aio_pdiscard", move |backend, co| {
             let result = fail_on_panic(co, || backend.pdiscard_entered(co, offset, bytes));
             complete(co, move |ctx| callback(ctx, result));
@@ -121,5 +126,6 @@ fn complete(co: &Co<'_>, callback: impl FnOnce(&AioContext)) {
     if !co.has_suspended() {
         co.reschedule();
     }
+    trace_event!("blk_aio_complete", coroutine = co.name());
     callback(co.context());
 }

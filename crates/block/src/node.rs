@@ -1,11 +1,14 @@
 //! [`BlockNode`]: a driver with a name, in the graph, behind a gate.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 
 use crate::driver::{BlockDriver, BlockLimits};
+use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
+use crate::io as request_path;
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -98,6 +101,53 @@ impl BlockNode {
     fn begin_drain(self: &Arc<Self>) -> DrainedSection {
         self.gate.begin_drain(|| self.driver.drained_begin());
         DrainedSection { node: Arc::clone(self) }
+    }
+}
+
+/// The door for drivers that stand on other nodes: formats and filters. A request comes in here as
+/// part of one that a [`BlockBackend`](crate::BlockBackend) has counted in above, so it does not
+/// wait at the gate. Errors are those of the backend's requests.
+impl BlockNode {
+    /// Fills `target` from `offset` bytes on.
+    pub fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        request_path::co_preadv(self, co, offset, target)
+    }
+
+    /// Writes `source` at `offset` bytes.
+    pub fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        request_path::co_pwritev(self, co, offset, source, flags)
+    }
+
+    /// Makes all writes durable that completed before.
+    pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        request_path::co_flush(self, co)
+    }
+
+    /// Makes `bytes` bytes from `offset` on read as zeroes.
+    pub fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        request_path::co_pwrite_zeroes(self, co, offset, bytes, flags)
+    }
+
+    /// Gives `bytes` bytes from `offset` on back to the storage.
+    pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        request_path::co_pdiscard(self, co, offset, bytes)
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -225,6 +225,7 @@ impl BlockDriver for File {
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        trace_event!("file_co_preadv", offset, bytes = target.len());
         let file = self.file.as_fd();
         // A simulated run must not depend on what the page cache holds.
         if co.context().simulation().is_none() && self.in_place.read(file, target, offset) {
@@ -245,6 +246,7 @@ impl BlockDriver for File {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
+        trace_event!("file_co_pwritev", offset, bytes = source.len());
         let file = self.file.as_fd();
         let durable = flags.contains(WriteFlags::FUA);
         if self.uses_ring(co) {
@@ -258,6 +260,7 @@ impl BlockDriver for File {
     }
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        trace_event!("file_co_flush");
         self.co_sync(co)
     }
 

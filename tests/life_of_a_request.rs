@@ -1,0 +1,216 @@
+//! The life of one request, as the design draws it: six steps, each on the thread it belongs to.
+//!
+//! The events that the library emits are compared with that picture, in order, so the picture
+//! cannot rot. A worker that has to wait for its cue makes the order certain; no clock is involved.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::ThreadId;
+
+use coblk::drivers::File;
+use coblk::{AioContext, BlockBackend, BlockNode, ThreadPool, WriteFlags};
+use coblk_tests::events::{Event, Recording};
+use coblk_tests::image_dir;
+use coblk_tests::images::{qemu_img_create, qemu_io};
+
+/// Events of the loop's own housekeeping, which come and go with what else is ready.
+const HOUSEKEEPING: [&str; 5] =
+    ["aio_sleep", "aio_notify", "aio_poll", "thread_pool_worker_start", "thread_pool_worker_end"];
+
+/// A context with one worker, which does nothing until it is told.
+struct Scene {
+    ctx: AioContext,
+    backend: BlockBackend,
+    cue: mpsc::Sender<()>,
+    worker_waits: Rc<Cell<bool>>,
+}
+
+impl Scene {
+    fn new(image: &Path) -> Scene {
+        let pool = ThreadPool::new(1, 1).expect("limits that make sense");
+        let ctx = AioContext::builder().thread_pool(pool).build().expect("a context");
+        // Without reads in place, which need no worker.
+        let file = File::options().in_place_reads(false).open(image).expect("an image");
+        let node = BlockNode::new("disk0", file);
+        let backend = BlockBackend::new(&ctx, "drive0", node);
+        let (cue, wait_for_cue) = mpsc::channel::<()>();
+        let worker_waits = Rc::new(Cell::new(true));
+        let done = Rc::clone(&worker_waits);
+        ctx.thread_pool().submit_aio(
+            &ctx,
+            move || wait_for_cue.recv().expect("a cue"),
+            move |_, result| {
+                result.expect("not cancelled");
+                done.set(false);
+            },
+        );
+        Scene { ctx, backend, cue, worker_waits }
+    }
+
+    /// Submits with `submit`, goes on with other work, lets the worker go, and polls to the end.
+    fn play(&self, submit: impl FnOnce(&Scene, Box<dyn FnOnce()>)) {
+        let finished = Rc::new(Cell::new(false));
+        let at_the_end = Rc::clone(&finished);
+        submit(
+            self,
+            Box::new(move || {
+                tracing::info!(name: "callback", target: "test", "the request has completed");
+                at_the_end.set(true);
+            }),
+        );
+        tracing::info!(name: "submitted", target: "test", "control is back");
+        // The loop is free while the request is under way.
+        self.ctx
+            .schedule(|_| tracing::info!(name: "other_work", target: "test", "a bottom half ran"));
+        self.ctx.poll(false);
+        assert!(!finished.get(), "completed, though its worker was never let go");
+        tracing::info!(name: "cue", target: "test", "the worker may go on");
+        self.cue.send(()).expect("the worker waits");
+        self.ctx.run_until(|| finished.get() && !self.worker_waits.get());
+    }
+}
+
+/// One line an event: where, and what.
+fn picture(home: ThreadId, events: &[Event]) -> Vec<String> {
+    events
+        .iter()
+        .filter(|event| !HOUSEKEEPING.contains(&event.name))
+        .map(|event| {
+            let place = if event.thread == home { "home" } else { "worker" };
+            format!("{place}: {}", event.name)
+        })
+        .collect()
+}
+
+#[test]
+fn a_read_takes_six_steps() {
+    let recording = Recording::begin();
+    let dir = image_dir!();
+    let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
+    qemu_io(&image, &["write -P 0xa5 64k 4k"]);
+
+    let scene = Scene::new(&image);
+    recording.take();
+    scene.play(|scene, finished| {
+        scene.backend.aio_preadv(&scene.ctx, 65536, vec![0u8; 4096], |_, result, buffer| {
+            result.expect("a read within the image");
+            assert!(buffer.iter().all(|byte| *byte == 0xa5), "not what qemu-io wrote");
+            finished();
+        });
+    });
+    let events = recording.take();
+
+    assert_story(
+        &events,
+        &[
+            // 1  a request, a coroutine for it, and down through the layers
+            "home: blk_aio_preadv",
+            "home: aio_coroutine_enter",
+            "home: blk_co_preadv",
+            "home: bdrv_co_preadv",
+            "home: file_co_preadv",
+            // 2  the driver hands a job to a worker
+            "home: thread_pool_submit_co",
+            // 3  the coroutine suspends, and control is back in the main loop
+            "home: coroutine_yield",
+            "home: submitted",
+            "home: other_work",
+            "home: cue",
+            // (the worker's earlier job, which held it back)
+            "worker: thread_pool_complete",
+            // 4  the worker finishes the job
+            "worker: thread_pool_complete",
+            // 5  the bottom half, on the home thread, resumes the coroutine
+            "home: thread_pool_completion_bh",
+            "home: aio_coroutine_enter",
+            // 6  through the same frames: the request completes, the coroutine ends
+            "home: blk_aio_complete",
+            "home: callback",
+            "home: coroutine_terminate",
+        ],
+    );
+    assert_same_coroutine(&events, "blk_aio_preadv");
+    assert_layers(
+        &events,
+        &[
+            ("blk_co_preadv", "coblk_block::block_backend"),
+            ("bdrv_co_preadv", "coblk_block::io"),
+            ("file_co_preadv", "coblk_block::drivers::file"),
+            ("thread_pool_submit_co", "coblk_aio::thread_pool::job"),
+        ],
+    );
+}
+
+#[test]
+fn a_write_takes_the_same_steps() {
+    let recording = Recording::begin();
+    let dir = image_dir!();
+    let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
+
+    let scene = Scene::new(&image);
+    recording.take();
+    scene.play(|scene, finished| {
+        let data = vec![0x5a; 8192];
+        let flags = WriteFlags::empty();
+        scene.backend.aio_pwritev(&scene.ctx, 4096, data, flags, |_, result, _| {
+            result.expect("a write within the image");
+            finished();
+        });
+    });
+    let events = recording.take();
+
+    assert_story(
+        &events,
+        &[
+            "home: blk_aio_pwritev",
+            "home: aio_coroutine_enter",
+            "home: blk_co_pwritev",
+            "home: bdrv_co_pwritev",
+            "home: file_co_pwritev",
+            "home: thread_pool_submit_co",
+            "home: coroutine_yield",
+            "home: submitted",
+            "home: other_work",
+            "home: cue",
+            "worker: thread_pool_complete",
+            "worker: thread_pool_complete",
+            "home: thread_pool_completion_bh",
+            "home: aio_coroutine_enter",
+            "home: blk_aio_complete",
+            "home: callback",
+            "home: coroutine_terminate",
+        ],
+    );
+    assert_same_coroutine(&events, "blk_aio_pwritev");
+    qemu_io(&image, &["read -P 0 0 4k", "read -P 0x5a 4k 8k", "read -P 0 12k 4k"]);
+}
+
+/// Compares with the picture. The completion of the job that held the worker back is left out: it
+/// comes home between the worker's two jobs, or together with the second.
+#[track_caller]
+fn assert_story(events: &[Event], expected: &[&str]) {
+    let mut story = picture(std::thread::current().id(), events);
+    let earlier = story.iter().position(|line| line == "home: thread_pool_completion_bh");
+    story.remove(earlier.expect("a completion of the worker's earlier job"));
+    assert_eq!(story, expected, "the life of the request");
+}
+
+/// The coroutine that was resumed at the end is the one that was made for the request.
+#[track_caller]
+fn assert_same_coroutine(events: &[Event], name: &str) {
+    let of_coroutines = ["aio_coroutine_enter", "coroutine_yield", "blk_aio_complete"];
+    for event in events.iter().filter(|event| of_coroutines.contains(&event.name)) {
+        assert_eq!(event.field("coroutine"), name, "{event:?}");
+    }
+}
+
+/// Each layer is the file where the design says a newcomer finds it.
+#[track_caller]
+fn assert_layers(events: &[Event], expected: &[(&str, &str)]) {
+    for (name, module) in expected {
+        let event = events.iter().find(|event| event.name == *name);
+        assert_eq!(event.expect(name).target, *module, "where {name} comes from");
+    }
+}

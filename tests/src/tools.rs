@@ -1,0 +1,70 @@
+//! Programs that tests run. One that is missing fails the test, and says what to install.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Which Debian package has a program; `tests/run` installs these.
+const PACKAGES: [(&str, &str); 9] = [
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("strace", "strace"),
+    ("unshare", "util-linux"),
+    ("mount", "mount"),
+    ("mkfifo", "coreutils"),
+];
+
+/// A command; found also where only root looks as a rule.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn output<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Output {
+    finish(program, command(program).args(args))
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn finish(program: &str, command: &mut Command) -> Output {
+    match command.output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let package = PACKAGES.iter().find(|(name, _)| *name == program);
+            let package = package.map_or("?", |(_, package)| package);
+            panic!("this test needs {program}: apt-get install {package}")
+        }
+        Err(error) => panic!("cannot run {program}: {error}"),
+    }
+}
+
+/// Runs a program that must succeed, and returns what it said.
+#[track_caller]
+pub fn run<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> String {
+    expect_success(program, &output(program, args))
+}
+
+/// What a program said that must have succeeded.
+#[track_caller]
+pub fn expect_success(program: &str, output: &Output) -> String {
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{program} failed with {}:\n{said}", output.status);
+    said
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}

@@ -1,0 +1,16 @@
+//! Style as a test: what the project wants of its own tree, checked on every file of it.
+//!
+//! * `layout`: what lies where, dead files, versions, fenced unsafe code;
+//! * `source`: lengths, unfinished code, white space;
+//! * `docs`: links;
+//! * `contract`: the table of the contract against the tests in the tree.
+//!
+//! Limits are ratchets: lower them when the tree allows, do not raise them.
+#![forbid(unsafe_code)]
+
+mod contract;
+mod docs;
+mod layout;
+mod rust;
+mod source;
+mod tree;

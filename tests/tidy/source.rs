@@ -1,0 +1,117 @@
+//! Lengths, unfinished code, white space, and paths of one machine.
+
+use crate::rust;
+use crate::tree::{demand, files_ending, text_files};
+
+/// Lines of a source file.
+const MAX_FILE_LINES: usize = 500;
+/// Files that are longer, and how long they may be until somebody splits them.
+const LONGER_FILES: [(&str, usize); 1] = [("crates/aio/src/context.rs", 560)];
+/// Lines of a function.
+const MAX_FUNCTION_LINES: usize = 70;
+/// Columns of a line of code or prose; licence texts and tables are as wide as they are.
+const MAX_COLUMNS: usize = 120;
+
+#[test]
+fn files_are_short() {
+    let mut faults = Vec::new();
+    for file in files_ending(".rs") {
+        let lines = file.text.lines().count();
+        let longer = LONGER_FILES.iter().find(|(path, _)| *path == file.path);
+        if lines > longer.map_or(MAX_FILE_LINES, |(_, limit)| *limit) {
+            faults.push(format!("{}: {lines} lines", file.path));
+        }
+    }
+    demand("files too long; is there a second idea in them?", &faults);
+}
+
+#[test]
+fn functions_are_short() {
+    let mut faults = Vec::new();
+    let mut seen = 0;
+    for file in files_ending(".rs") {
+        for function in rust::functions(&rust::code_only(&file.text)) {
+            seen += 1;
+            if function.lines > MAX_FUNCTION_LINES {
+                let (path, line, name) = (&file.path, function.line, &function.name);
+                faults.push(format!("{path}:{line}: {name} has {} lines", function.lines));
+            }
+        }
+    }
+    assert!(seen > 100, "functions were not found: {seen}");
+    demand("functions too long", &faults);
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let forbidden = ["todo", "unimplemented", "dbg"];
+    let mut faults = Vec::new();
+    for file in files_ending(".rs") {
+        let code = rust::code_only(&file.text);
+        for (at, word) in rust::words(&code) {
+            if forbidden.contains(&word) && code[at + word.len()..].starts_with('!') {
+                let line = code[..at].matches('\n').count() + 1;
+                faults.push(format!("{}:{line}: {word}!", file.path));
+            }
+        }
+        for (number, line) in code.lines().enumerate() {
+            if line.trim_start().starts_with("#[ignore]") {
+                faults.push(format!("{}:{}: ignored without a reason", file.path, number + 1));
+            }
+        }
+    }
+    demand("unfinished code", &faults);
+}
+
+#[test]
+fn lines_are_clean() {
+    let mut faults = Vec::new();
+    for file in text_files() {
+        let path = &file.path;
+        if !file.text.is_empty() && !file.text.ends_with('\n') {
+            faults.push(format!("{path}: the last line does not end"));
+        }
+        if file.text.ends_with("\n\n") {
+            faults.push(format!("{path}: empty lines at the end"));
+        }
+        for (number, line) in file.text.split('\n').enumerate() {
+            let number = number + 1;
+            if line.ends_with([' ', '\t', '\r']) {
+                faults.push(format!("{path}:{number}: white space at the end of the line"));
+            }
+            let indented = line.trim_start_matches(' ');
+            if path.ends_with(".rs") && indented.starts_with('\t') {
+                faults.push(format!("{path}:{number}: indented with a tab"));
+            }
+            if path.ends_with(".rs") && line.chars().count() > MAX_COLUMNS {
+                faults.push(format!("{path}:{number}: more than {MAX_COLUMNS} columns"));
+            }
+        }
+    }
+    demand("lines to clean", &faults);
+}
+
+#[test]
+fn no_file_knows_the_machine_it_was_written_on() {
+    // Put together here, so that this file does not name them.
+    let places = ["work", "root", "farm", "home"].map(|dir| format!("/{dir}/"));
+    let builds = ["wt", "target"].map(|dir| format!("/{}/{dir}", "tmp"));
+    let mut faults = Vec::new();
+    for file in text_files() {
+        for (number, line) in file.text.lines().enumerate() {
+            let named = |place: &String| {
+                line.match_indices(place.as_str()).any(|(at, _)| begins_a_path(line, at))
+            };
+            if let Some(place) = places.iter().chain(&builds).find(|place| named(place)) {
+                faults.push(format!("{}:{}: {place}", file.path, number + 1));
+            }
+        }
+    }
+    demand("paths that exist on one machine only", &faults);
+}
+
+/// Whether the slash at `at` is the first of its path.
+fn begins_a_path(line: &str, at: usize) -> bool {
+    let before = line[..at].chars().next_back();
+    before.is_none_or(|it| !(it.is_alphanumeric() || "._-}/~".contains(it)))
+}
