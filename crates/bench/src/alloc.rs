@@ -1,7 +1,8 @@
 //! A global allocator that counts: how the tables know that a request allocates nothing.
 //!
-//! It is the system's allocator with two relaxed additions in front of each allocation. What does not allocate does not
-//! pay for it. Giving memory back is not counted: each allocation is given back once at most.
+//! It is the system's allocator with two relaxed additions in front of each allocation. What does
+//! not allocate does not pay for it. Giving memory back is not counted: each allocation is given
+//! back once at most.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

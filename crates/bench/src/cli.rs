@@ -68,7 +68,8 @@ struct CompareArgs {
     /// Measure only rows whose name contains this; may be given again.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a temporary one is.
+    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a
+    /// temporary one is.
     #[arg(long, value_name = "PATH")]
     filename: Option<PathBuf>,
     /// Size of an image that is made.
@@ -77,7 +78,8 @@ struct CompareArgs {
     /// Requests each side makes in a round.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How long our loop may look for work before it sleeps, in microseconds. QEMU's in qemu-img does not.
+    /// How long our loop may look for work before it sleeps, in microseconds. QEMU's in qemu-img
+    /// does not.
     #[arg(long, value_name = "US", default_value_t = 0)]
     poll_max: u32,
     /// Draw the ratios and a latency curve, as SVG, into this directory.

@@ -28,7 +28,8 @@ impl Engine {
         }
     }
 
-    /// Whether it runs here. The driver falls back to threads in silence, and then we would measure something else.
+    /// Whether it runs here. The driver falls back to threads in silence, and then we would measure
+    /// something else.
     ///
     /// # Errors
     /// Why it does not.

@@ -1,6 +1,7 @@
 //! fio's words on the command line: sizes with a suffix, switches that are 0 or 1.
 
-/// Bytes in a word like `512`, `4k`, `1m`, `1G`, `2GiB`: powers of 1024, in either case, as fio takes them.
+/// Bytes in a word like `512`, `4k`, `1m`, `1G`, `2GiB`: powers of 1024, in either case, as fio
+/// takes them.
 ///
 /// # Errors
 /// A message, if it is no such word.

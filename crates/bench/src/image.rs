@@ -16,8 +16,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image at `path`; without a path, or with one where nothing is, a new one of `size_bytes`. `step` is told
-    /// of each MiB that is written.
+    /// The image at `path`; without a path, or with one where nothing is, a new one of
+    /// `size_bytes`. `step` is told of each MiB that is written.
     ///
     /// # Errors
     /// If it cannot be made.
@@ -56,7 +56,8 @@ impl Image {
     }
 }
 
-/// Writes every block, for a hole is no work to read: what is not on the disk is not fetched from it.
+/// Writes every block, for a hole is no work to read: what is not on the disk is not fetched from
+/// it.
 fn fill(file: &mut File, size_bytes: u64, mut step: impl FnMut()) -> io::Result<()> {
     let piece: Vec<u8> = (0..PIECE_BYTES).map(|index| ((index * 31) >> 7) as u8).collect();
     let mut left = size_bytes;

@@ -101,7 +101,8 @@ pub struct NullArgs {
 pub struct FileArgs {
     #[command(flatten)]
     job: JobArgs,
-    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a temporary one is.
+    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a
+    /// temporary one is.
     #[arg(long, value_name = "PATH")]
     filename: Option<PathBuf>,
     /// Size of an image that is made, and how much of it is used.

@@ -1,7 +1,8 @@
 //! How a figure comes about: laps of a work and of its peers in turn, medians over the rounds.
 //!
-//! Machines drift. So a peer is never measured before or after us but between two of our laps, and what is reported is
-//! the median of the rounds, for a ratio the median of the ratios of each round.
+//! Machines drift. So a peer is never measured before or after us but between two of our laps, and
+//! what is reported is the median of the rounds, for a ratio the median of the ratios of each
+//! round.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -71,8 +72,8 @@ pub fn lap(ops: u64, work: impl FnOnce()) -> Lap {
     }
 }
 
-/// Runs a number of operations, or nearly as many, and measures them. What it has to set up it sets up outside of the
-/// lap.
+/// Runs a number of operations, or nearly as many, and measures them. What it has to set up it sets
+/// up outside of the lap.
 pub type Bench<'a> = Box<dyn FnMut(u64) -> io::Result<Lap> + 'a>;
 
 /// A work, ours and the peers'.

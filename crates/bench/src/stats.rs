@@ -1,6 +1,7 @@
 //! The few statistics that a median of rounds needs.
 
-/// The middle of the values, the mean of the two in the middle if their number is even. `None` of none.
+/// The middle of the values, the mean of the two in the middle if their number is even. `None` of
+/// none.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,8 +1,9 @@
 //! System calls an operation, counted from outside.
 //!
-//! The work runs alone in a child that `perf stat` watches through the kernel's trace points, or `strace` where perf
-//! may not. It runs twice, with different numbers of operations; the difference leaves out all that is not steady
-//! state. perf disturbs little; strace stops the child at each call, so that more threads fall asleep than otherwise.
+//! The work runs alone in a child that `perf stat` watches through the kernel's trace points, or
+//! `strace` where perf may not. It runs twice, with different numbers of operations; the difference
+//! leaves out all that is not steady state. perf disturbs little; strace stops the child at each
+//! call, so that more threads fall asleep than otherwise.
 
 use std::fs;
 use std::io;

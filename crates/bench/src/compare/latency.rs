@@ -18,7 +18,8 @@ const DEPTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 /// Requests at depth 1; deeper runs make more.
 const OPS: u64 = 2000;
 
-/// O_DIRECT reads at each depth, by each engine that runs here and by QEMU's. A row for each of ours goes to the report.
+/// O_DIRECT reads at each depth, by each engine that runs here and by QEMU's. A row for each of
+/// ours goes to the report.
 pub fn measure(
     image: &Image,
     options: &Options,

@@ -1,5 +1,5 @@
-//! `compare`: our engines, `qemu-img bench` and bare loops on the same image, with the same number of requests of the
-//! same size, as many at a time, one block after the other.
+//! `compare`: our engines, `qemu-img bench` and bare loops on the same image, with the same number
+//! of requests of the same size, as many at a time, one block after the other.
 
 mod latency;
 pub mod works;

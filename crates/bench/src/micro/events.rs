@@ -73,7 +73,8 @@ fn timer() -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
 #[derive(Default)]
 struct Ran(AtomicU64);
 
-/// Another thread schedules bottom halves in turn, each again when it has run. The loop sleeps whenever it may.
+/// Another thread schedules bottom halves in turn, each again when it has run. The loop sleeps
+/// whenever it may.
 fn bh_remote() -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
     let ctx = AioContext::new()?;
     let ran: Arc<[Ran]> = (0..BATCH).map(|_| Ran::default()).collect();

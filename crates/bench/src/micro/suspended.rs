@@ -1,7 +1,7 @@
 //! Very many suspended coroutines: time, memory and mappings of each.
 //!
-//! Done in a child, so that its memory is its own: nobody has warmed it up, and when the kernel kills it for want of
-//! memory only a row is lost.
+//! Done in a child, so that its memory is its own: nobody has warmed it up, and when the kernel
+//! kills it for want of memory only a row is lost.
 
 use std::io;
 use std::process::Command;
@@ -15,7 +15,8 @@ use crate::report::Row;
 use crate::sys;
 use crate::works::Work;
 
-/// What a coroutine may need in the worst case: its page, its share of page tables, its control block.
+/// What a coroutine may need in the worst case: its page, its share of page tables, its control
+/// block.
 const RESERVE_BYTES_EACH: u64 = 8 << 10;
 /// How many a quick run makes at most.
 const QUICK_COUNT: u64 = 1000;
@@ -100,7 +101,8 @@ pub fn child(count: u64) -> io::Result<()> {
         said["error"] = json!(error);
     }
     println!("{said}");
-    // To unwind them all would take longer than to make them, and the kernel frees everything anyway.
+    // To unwind them all would take longer than to make them, and the kernel frees everything
+    // anyway.
     std::process::exit(0)
 }
 

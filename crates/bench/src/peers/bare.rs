@@ -18,8 +18,9 @@ pub fn open(path: &Path, direct: bool, write: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Reads or writes one block after the other, and starts again at the end. It goes through `buffers` buffers in turn, as
-/// many as others have requests in flight: to copy into one that stays in the nearest cache would be no measure for them.
+/// Reads or writes one block after the other, and starts again at the end. It goes through
+/// `buffers` buffers in turn, as many as others have requests in flight: to copy into one that
+/// stays in the nearest cache would be no measure for them.
 pub fn sequential(
     path: &Path,
     block_bytes: usize,

@@ -1,4 +1,5 @@
-//! Crates that switch stacks: corosensei, on which ours stands, without anything around it; and generator.
+//! Crates that switch stacks: corosensei, on which ours stands, without anything around it; and
+//! generator.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,8 +13,9 @@ use crate::measure::{Lap, lap};
 
 type Bare = Coroutine<(), (), (), DefaultStack>;
 
-/// A coroutine that suspends for as long as it is given `true`. corosensei unwinds those that are dropped while they
-/// are suspended only with a feature that ours does without, so this one is let run to its end.
+/// A coroutine that suspends for as long as it is given `true`. corosensei unwinds those that are
+/// dropped while they are suspended only with a feature that ours does without, so this one is let
+/// run to its end.
 struct Looping(Coroutine<bool, (), (), DefaultStack>);
 
 impl Drop for Looping {
@@ -53,7 +55,8 @@ pub fn corosensei_create_run_end() -> impl FnMut(u64) -> io::Result<Lap> {
     }
 }
 
-/// Bare corosensei: coroutines that create and resume each other, `depth` deep, on stacks that are kept.
+/// Bare corosensei: coroutines that create and resume each other, `depth` deep, on stacks that are
+/// kept.
 pub fn corosensei_nesting(depth: u64) -> impl FnMut(u64) -> io::Result<Lap> {
     fn nest(depth: u64, stacks: &Rc<RefCell<Vec<DefaultStack>>>) {
         if depth == 0 {

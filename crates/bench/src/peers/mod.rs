@@ -1,4 +1,5 @@
-//! Those we are compared with: other ways to switch stacks, QEMU, and bare loops as the limit of what can be had.
+//! Those we are compared with: other ways to switch stacks, QEMU, and bare loops as the limit of
+//! what can be had.
 
 pub mod bare;
 pub mod coroutines;

@@ -1,7 +1,7 @@
 //! `qemu-img bench`, in a child process.
 //!
-//! It prints how long its requests took, which leaves out its start. Its CPU time is that of the child less that of a
-//! child that makes one request.
+//! It prints how long its requests took, which leaves out its start. Its CPU time is that of the
+//! child less that of a child that makes one request.
 
 use std::io;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! libc's swapcontext, as the first coroutines of QEMU used it: two signal-mask system calls a pair of switches.
+//! libc's swapcontext, as the first coroutines of QEMU used it: two signal-mask system calls a pair
+//! of switches.
 //!
 //! ```text
 //!   Pair::main  <---- swapcontext ---->  Pair::coroutine, on Pair::stack
@@ -6,10 +7,11 @@
 //!
 //! # Why it is sound
 //!
-//! A [`Pair`] lies in a box and never moves, so the contexts, which glibc fills with pointers into themselves, stay
-//! valid. `entry` gets the pair's address in two halves, for makecontext passes ints. While the coroutine runs, the main
-//! flow is inside `resume`, which holds the pair; no reference to a context is held across a switch, only raw pointers.
-//! Nothing on the coroutine's stack has a destructor, so it may be freed whenever the coroutine is suspended or done.
+//! A [`Pair`] lies in a box and never moves, so the contexts, which glibc fills with pointers into
+//! themselves, stay valid. `entry` gets the pair's address in two halves, for makecontext passes
+//! ints. While the coroutine runs, the main flow is inside `resume`, which holds the pair; no
+//! reference to a context is held across a switch, only raw pointers. Nothing on the coroutine's
+//! stack has a destructor, so it may be freed whenever the coroutine is suspended or done.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -86,8 +88,8 @@ impl Pair {
     /// # Safety
     /// `pair` is valid and no coroutine is suspended on its stack that anybody will resume.
     unsafe fn prepare(pair: *mut Pair, entry: extern "C" fn(u32, u32)) {
-        // SAFETY: valid by contract. makecontext wants a function without parameters and passes it the ints that follow,
-        // which on every Linux ABI arrive as the two that `entry` takes.
+        // SAFETY: valid by contract. makecontext wants a function without parameters and passes it
+        // the ints that follow, which on every Linux ABI arrive as the two that `entry` takes.
         unsafe {
             let context = &raw mut (*pair).coroutine;
             libc::getcontext(context);
@@ -112,7 +114,8 @@ extern "C" fn forever(high: u32, low: u32) {
     let address = (u64::from(high) << 32) | u64::from(low);
     let pair: *mut Pair = ptr::with_exposed_provenance_mut(address as usize);
     loop {
-        // SAFETY: the address is that of the pair this coroutine was prepared with, and it runs now.
+        // SAFETY: the address is that of the pair this coroutine was prepared with, and it runs
+        // now.
         unsafe { libc::swapcontext(&raw mut (*pair).coroutine, &raw const (*pair).main) };
     }
 }

@@ -1,10 +1,11 @@
-//! A loop on a bare io_uring with registered file and buffers: what the ring gives when nothing is in its way.
+//! A loop on a bare io_uring with registered file and buffers: what the ring gives when nothing is
+//! in its way.
 //!
 //! # Why it is sound
 //!
-//! The ring reads into and writes from `buffers` while requests are in flight. [`Ring::run`] submits only inside itself
-//! and reaps everything before it returns, also when a request failed; and the ring is declared before the buffers, so
-//! it is closed before they are freed.
+//! The ring reads into and writes from `buffers` while requests are in flight. [`Ring::run`]
+//! submits only inside itself and reaps everything before it returns, also when a request failed;
+//! and the ring is declared before the buffers, so it is closed before they are freed.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -115,8 +116,9 @@ impl Ring {
         } else {
             opcode::ReadFixed::new(file, buffer, len, slot as u16).offset(offset).build()
         };
-        // SAFETY: the buffer is registered in this slot, and nobody touches it before the completion; see the head of
-        // the module. There is a free entry: no more requests are in flight than the ring has entries.
+        // SAFETY: the buffer is registered in this slot, and nobody touches it before the
+        // completion; see the head of the module. There is a free entry: no more requests are in
+        // flight than the ring has entries.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(slot as u64)) };
         assert!(pushed.is_ok(), "more requests than entries");
     }

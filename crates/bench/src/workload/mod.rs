@@ -1,4 +1,5 @@
-//! A generator of requests: keeps a number of them in flight on one backend, through the callback door.
+//! A generator of requests: keeps a number of them in flight on one backend, through the callback
+//! door.
 
 pub mod pattern;
 pub mod threads;
@@ -113,7 +114,8 @@ impl Generator {
         })
     }
 
-    /// Makes requests until `until`, and polls `ctx` until all have ended. Returns how many there were.
+    /// Makes requests until `until`, and polls `ctx` until all have ended. Returns how many there
+    /// were.
     ///
     /// # Errors
     /// The first error of a request. No further ones are made then.

@@ -1,4 +1,5 @@
-//! The same job on several contexts at once, each with its own thread and all on one node: fio's `numjobs=`.
+//! The same job on several contexts at once, each with its own thread and all on one node: fio's
+//! `numjobs=`.
 
 use std::io;
 use std::sync::{Arc, Barrier};
@@ -18,8 +19,8 @@ pub struct Outcome {
     pub latency: Histogram<u64>,
 }
 
-/// Runs a job on `contexts` contexts. A count is shared out among them. Each first makes `warm_up` requests, which count
-/// for nothing.
+/// Runs a job on `contexts` contexts. A count is shared out among them. Each first makes `warm_up`
+/// requests, which count for nothing.
 ///
 /// # Errors
 /// The first error of any.

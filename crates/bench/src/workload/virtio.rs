@@ -19,8 +19,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest with a device on `backend` and up to `depth` requests in flight. The device does not merge requests, so
-    /// that each goes all the way.
+    /// A guest with a device on `backend` and up to `depth` requests in flight. The device does not
+    /// merge requests, so that each goes all the way.
     ///
     /// # Errors
     /// If the machine cannot be built.
