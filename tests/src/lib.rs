@@ -5,6 +5,7 @@
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `tools`: programs that tests run;
+//! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
@@ -13,6 +14,7 @@
 
 pub mod events;
 pub mod images;
+pub mod probe;
 pub mod random;
 pub mod sandbox;
 pub mod tools;
