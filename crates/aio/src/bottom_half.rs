@@ -64,6 +64,10 @@ impl Bh {
     /// reference count, so it stays alive and in place until it is run or discarded.
     fn want(self: &Arc<Bh>, idle: u8) -> Option<NonNull<Node>> {
         let before = self.flags.fetch_or(LINKED | WANTED | idle, Ordering::AcqRel);
+        if idle != 0 && before & (WANTED | IDLE) == WANTED {
+            // It is wanted as real work already, and stays so.
+            self.flags.fetch_and(!IDLE, Ordering::AcqRel);
+        }
         (before & LINKED == 0).then(|| Bh::node_of(Arc::into_raw(Arc::clone(self))))
     }
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coblk_coroutine::Coroutine;
+use coblk_coroutine::{Coroutine, CoroutineState};
 
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
@@ -409,17 +409,17 @@ impl AioContext {
     #[inline]
     pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
         // SAFETY: `entry` borrows nothing.
-        unsafe { self.spawn_unchecked(name, entry) };
+        let coroutine = unsafe { self.create(name, entry) };
+        trace_event!("aio_coroutine_enter", coroutine = name);
+        coroutine.resume();
     }
 
+    /// A coroutine that has not run yet.
+    ///
     /// # Safety
     /// What `entry` borrows outlives the coroutine's run.
     #[inline]
-    unsafe fn spawn_unchecked<'a>(
-        &self,
-        name: &'static str,
-        entry: impl FnOnce(&Co<'_>) + 'a,
-    ) -> Coroutine {
+    unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
         let task = self.inner().tasks.acquire(self.inner, name);
         let release = Release { inner: self.inner, task };
         // SAFETY: passed on to the caller.
@@ -432,8 +432,6 @@ impl AioContext {
         };
         // SAFETY: just acquired.
         unsafe { TaskList::adopt(task, coroutine.clone()) };
-        trace_event!("aio_coroutine_enter", coroutine = name);
-        coroutine.resume();
         coroutine
     }
 
@@ -443,21 +441,18 @@ impl AioContext {
     /// With what `entry` panics with. If called from inside a coroutine, where it would block the
     /// loop that it waits for.
     pub fn run<R>(&self, entry: impl FnOnce(&Co<'_>) -> R) -> R {
-        struct UnwindOnDrop(Coroutine);
-        impl Drop for UnwindOnDrop {
-            fn drop(&mut self) {
-                self.0.unwind();
-            }
-        }
         assert!(!coblk_coroutine::in_coroutine(), "AioContext::run called inside a coroutine");
         let result = Cell::new(None);
         // SAFETY: `entry` and `result` are alive until this function returns, and it does not
         // return, nor unwind, before the coroutine has ended or the guard has unwound it.
         let coroutine = UnwindOnDrop(unsafe {
-            self.spawn_unchecked("run", |co| {
+            self.create("run", |co| {
                 result.set(Some(catch_unwind(AssertUnwindSafe(|| entry(co)))));
             })
         });
+        // Not before the guard is there: this may panic on behalf of another coroutine.
+        trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
+        coroutine.0.resume();
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
@@ -473,12 +468,21 @@ impl AioContext {
             self.poll(true);
         }
     }
+}
 
-    /// Runs one poll under a deadline of its own; for loops that must come back.
-    pub fn poll_timeout(&self, timeout: Duration) -> bool {
-        let timer = self.timer(|_| {});
-        timer.arm_after(timeout);
-        self.poll(true)
+/// Ends a coroutine that borrows from the frame this guard lives in.
+struct UnwindOnDrop(Coroutine);
+
+impl Drop for UnwindOnDrop {
+    fn drop(&mut self) {
+        // A panic that this leads to, of a destructor or of a coroutine that it wakes, has nowhere
+        // to go: this may be a destructor during a panic already. The hook has reported it.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.0.unwind()));
+        if self.0.state() != CoroutineState::Terminated {
+            tracing::error!(coroutine = self.0.name(), "suspends while it is unwound");
+            // It would go on with references into a frame that is gone.
+            std::process::abort();
+        }
     }
 }
 
@@ -504,13 +508,7 @@ impl Drop for AioContext {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;
         }
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            while self.inner().aio_jobs.get() > 0 {
-                self.poll(true);
-            }
-            self.unwind_coroutines()
-        }));
-        if !matches!(ended, Ok(true)) {
+        if !self.wind_down() {
             tracing::error!(context = self.name(), "could not end its coroutines; leaked");
             return;
         }
@@ -526,16 +524,24 @@ impl Drop for AioContext {
 }
 
 impl AioContext {
-    /// Unwinds all coroutines; false if one refuses to end.
-    fn unwind_coroutines(&self) -> bool {
-        let mut last = None;
-        while let Some(coroutine) = self.inner().tasks.first_live() {
-            if last == Some(coroutine.id()) {
+    /// Completes all jobs and unwinds all coroutines, until neither is left: callbacks may spawn
+    /// and destructors may submit. False if a coroutine refuses to end.
+    fn wind_down(&self) -> bool {
+        let report = |panicked: bool| {
+            if panicked {
+                // The hook has reported what; there is nobody here whom it could go on to.
+                tracing::error!(context = self.name(), "a panic while it ends");
+            }
+        };
+        loop {
+            while self.inner().aio_jobs.get() > 0 {
+                report(catch_unwind(AssertUnwindSafe(|| self.poll(true))).is_err());
+            }
+            let Some(coroutine) = self.inner().tasks.first_live() else { return true };
+            report(catch_unwind(AssertUnwindSafe(|| coroutine.unwind())).is_err());
+            if coroutine.state() != CoroutineState::Terminated {
                 return false;
             }
-            last = Some(coroutine.id());
-            coroutine.unwind();
         }
-        true
     }
 }

@@ -120,7 +120,9 @@ impl FdHandlers {
         if let Err(error) =
             self.registry.register(&mut SourceFd(&fd), Token(token), interest.into())
         {
-            drop(self.handlers.borrow_mut().remove(token));
+            // Dropped after the borrow has ended: its destructors may come back here.
+            let handler = self.handlers.borrow_mut().remove(token);
+            drop(handler);
             return Err(error);
         }
         self.token_of.borrow_mut().insert(fd, token);

@@ -15,6 +15,7 @@
 //! and `sys` (system calls). Each of these begins with the argument why it is sound. `handle`,
 //! `poll`, `shared` and `simulation` only push nodes to those lists and run what they take off.
 
+mod atomic;
 mod bottom_half;
 mod co;
 mod context;

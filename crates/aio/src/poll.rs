@@ -23,8 +23,20 @@ impl AioContext {
     /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
     /// the next poll runs it.
     pub fn poll(&self, blocking: bool) -> bool {
+        self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
+    }
+
+    /// A blocking [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come
+    /// back. That the time is up counts as no progress.
+    pub fn poll_timeout(&self, timeout: Duration) -> bool {
+        self.poll_at_most(Some(timeout))
+    }
+
+    /// One poll that waits at most that long, `None` for as long as it takes.
+    #[inline]
+    fn poll_at_most(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
-        inner.wait(blocking);
+        inner.wait(limit);
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
@@ -35,16 +47,19 @@ impl AioContext {
 impl Inner {
     /// Sleeps if allowed, and collects descriptor events.
     #[inline]
-    fn wait(&self, blocking: bool) {
+    fn wait(&self, limit: Option<Duration>) {
+        if let Some(simulation) = &self.simulation {
+            simulation.wait(self, limit);
+            return self.shared.accept_notifications();
+        }
         if let Some(ring) = self.made_ring() {
             self.reap(ring);
         }
-        if let Some(simulation) = &self.simulation {
-            let may_sleep = blocking && self.sleep_timeout() != Some(Duration::ZERO);
-            simulation.wait(self, may_sleep);
-            return self.shared.accept_notifications();
-        }
-        let timeout = if blocking { self.sleep_timeout() } else { Some(Duration::ZERO) };
+        let timeout = match limit {
+            Some(Duration::ZERO) => limit,
+            None => self.sleep_timeout(),
+            Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
+        };
         let waited = if timeout == Some(Duration::ZERO) {
             self.collect_events()
         } else if self.polling.is_enabled() {
@@ -115,18 +130,22 @@ impl Inner {
         waited
     }
 
-    /// How long the loop may sleep: `None` for ever.
-    fn sleep_timeout(&self) -> Option<Duration> {
+    /// Whether something can be run now.
+    pub(crate) fn has_work(&self) -> bool {
         let queues = &self.queues;
-        if !queues.pending.is_empty()
+        !queues.pending.is_empty()
             || !queues.running.is_empty()
             || self.shared.has_remote()
             || self.fds.has_ready()
-        {
+    }
+
+    /// How long the loop may sleep: `None` for ever.
+    fn sleep_timeout(&self) -> Option<Duration> {
+        if self.has_work() {
             return Some(Duration::ZERO);
         }
         let timeout = self.timers.timeout();
-        if queues.idle.is_empty() {
+        if self.queues.idle.is_empty() {
             return timeout;
         }
         Some(timeout.map_or(IDLE_BH_TIMEOUT, |timeout| timeout.min(IDLE_BH_TIMEOUT)))

@@ -99,7 +99,9 @@ impl Shared {
     /// After the wait, or instead of it: awake, and all notifications accepted.
     pub(crate) fn accept_notifications(&self) {
         if self.state.load(Ordering::Relaxed) != 0 {
-            self.state.store(0, Ordering::SeqCst);
+            // A swap and not a store: it reads the notifications that it takes back, so all that
+            // was done before them is seen by the phases that follow.
+            self.state.swap(0, Ordering::SeqCst);
         }
     }
 
@@ -131,11 +133,14 @@ impl Shared {
     }
 
     fn discard_all(&self) {
-        let list = LocalList::new();
-        self.remote.take_all(&list);
-        while let Some(node) = list.pop() {
-            // SAFETY: just taken, and the context is gone.
-            unsafe { Node::discard(node) };
+        // `is_empty` is sequentially consistent: a push that did not see `closed` is seen here.
+        while !self.remote.is_empty() {
+            let list = LocalList::new();
+            self.remote.take_all(&list);
+            while let Some(node) = list.pop() {
+                // SAFETY: just taken, and the context is gone.
+                unsafe { Node::discard(node) };
+            }
         }
     }
 }

@@ -119,8 +119,9 @@ impl Simulation {
     }
 
     /// The wait phase of a poll: moves the clock if the loop would sleep, and runs what is due.
-    pub(crate) fn wait(&self, inner: &Inner, may_sleep: bool) {
-        if may_sleep && let Some(next_ns) = self.next_event_ns(inner) {
+    pub(crate) fn wait(&self, inner: &Inner, limit: Option<Duration>) {
+        let may_sleep = limit != Some(Duration::ZERO) && !inner.has_work();
+        if may_sleep && let Some(next_ns) = self.wake_up_ns(inner, limit) {
             self.now_ns.set(self.now_ns.get().max(next_ns));
         }
         while let Some(job) = self.take_due() {
@@ -132,10 +133,15 @@ impl Simulation {
         }
     }
 
-    fn next_event_ns(&self, inner: &Inner) -> Option<i64> {
+    /// When a sleep would end: at the next event, or when the limit is up.
+    fn wake_up_ns(&self, inner: &Inner, limit: Option<Duration>) -> Option<i64> {
+        let limit_ns = limit.map(|limit| {
+            let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
+            self.now_ns.get().saturating_add(limit_ns)
+        });
         let job_ns = self.waiting.borrow().iter().map(|waiting| waiting.due_ns).min();
         let timer_ns = inner.timers.next_deadline_ns();
-        job_ns.into_iter().chain(timer_ns).min()
+        job_ns.into_iter().chain(timer_ns).chain(limit_ns).min()
     }
 
     /// One of the jobs that are due, drawn at random.

@@ -101,6 +101,11 @@ impl BlockBackend {
         &self.inner.name
     }
 
+    /// The context it belongs to.
+    pub(crate) fn home(&self) -> &AioHandle {
+        &self.inner.home
+    }
+
     /// The node below, if there is a medium.
     pub fn node(&self) -> Option<&Arc<BlockNode>> {
         self.inner.medium.as_ref().map(|medium| &medium.node)

@@ -13,8 +13,10 @@ mod flags;
 mod gate;
 mod io;
 mod node;
+mod remote;
 
 pub use block_backend::BlockBackend;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};
+pub use remote::RemoteBackend;

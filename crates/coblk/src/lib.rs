@@ -39,10 +39,12 @@ pub use coblk_virtio_blk as virtio_blk;
 
 pub use coblk_aio::{
     AioContext, AioHandle, AlignedBuffer, BottomHalf, Co, CoWaker, EventNotifier, FdInterest,
-    IoBuffer, IoVector, IoVectorMut, Readiness, RemoteBottomHalf, ThreadPool, Timer,
+    IoBuffer, IoThread, IoVector, IoVectorMut, Readiness, RemoteBottomHalf, Spawned, ThreadPool,
+    Timer,
 };
 pub use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags, drain_all, drivers,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, RemoteBackend, WriteFlags, ZeroFlags,
+    drain_all, drivers,
 };
 
 /// Compiles the examples in README.md.

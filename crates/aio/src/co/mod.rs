@@ -69,7 +69,7 @@ impl<'a> Co<'a> {
     /// # Panics
     /// If the waker was dropped without being used: nobody could ever wake this coroutine, and a
     /// request that hangs in silence is worse than one that fails. Also if `register` uses the
-    /// waker itself (contract: C23).
+    /// waker itself (contract: C23), or suspends with another waker.
     pub fn suspend_with(&self, register: impl FnOnce(CoWaker)) {
         self.suspend_for("a wake-up", register);
     }
@@ -82,9 +82,9 @@ impl<'a> Co<'a> {
     pub fn suspend_for(&self, what: &'static str, register: impl FnOnce(CoWaker)) {
         let task = self.task();
         register(CoWaker::arm(self.task));
-        self.suspend(what);
+        self.suspend_until_woken(what);
         assert!(
-            task.disarm(),
+            !task.waker_was_lost(),
             "coroutine '{}': its waker was dropped, nobody can wake it any more",
             task.name()
         );
@@ -93,9 +93,9 @@ impl<'a> Co<'a> {
     /// Goes to the end of the loop's next bottom-half phase, so that everything else that is ready
     /// runs first.
     pub fn reschedule(&self) {
+        self.task().assert_idle();
         Task::schedule_local(self.task);
-        self.suspend("its turn");
-        self.task().disarm();
+        self.suspend_until_woken("its turn");
     }
 
     /// Runs `code` and catches its panic. The unwinding of the coroutine itself, when its context
@@ -111,7 +111,17 @@ impl<'a> Co<'a> {
         })
     }
 
-    /// Suspends. Whoever calls this has arranged for exactly one resume.
+    /// Suspends until the wake that was arranged for has been served; not at all if that has
+    /// happened already. Resumed for any other reason, it suspends again: somebody may have got
+    /// hold of the coroutine's handle, and its node is not free before it is woken.
+    #[inline]
+    fn suspend_until_woken(&self, what: &'static str) {
+        while !self.task().is_idle() {
+            self.suspend(what);
+        }
+    }
+
+    /// Suspends. Whoever calls this checks that what it waits for has happened.
     #[inline]
     pub(crate) fn suspend(&self, what: &'static str) {
         self.task().set_suspended(what);

@@ -5,13 +5,17 @@
 //! heap block, belongs to that waker. Who owns it is decided by one atomic swap of `state`:
 //!
 //! ```text
-//!            arm                     waker used                  resumed
-//!   IDLE ----------> ARMED ---------------------------> WOKEN ----------> IDLE
+//!            arm                     waker used               off the list
+//!   IDLE ----------> ARMED ---------------------------> WOKEN --------------> IDLE
 //!                      |                                  |
 //!                      | unwound                          | unwound
 //!                      v                                  v
 //!                  ABANDONED: the waker frees it      ABANDONED: the list node frees it
 //! ```
+//!
+//! `IDLE` is what a suspended coroutine waits for: its wake has been served. Nothing but the wake
+//! brings it about, and no second waker is made and the node not pushed before it: that, and not
+//! the good behaviour of whoever resumes coroutines, keeps a node from being on two lists.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ptr::{self, NonNull};
@@ -64,12 +68,14 @@ static TASK_KIND: NodeKind = NodeKind { run: run_task, discard: discard_task };
 unsafe fn run_task(node: NonNull<Node>, _ctx: &AioContext) -> bool {
     let task = node.cast::<Task>();
     // SAFETY: scheduled, so alive, or ours to free.
-    if unsafe { task.as_ref() }.state.load(Ordering::Acquire) == ABANDONED {
+    let state = unsafe { &task.as_ref().state };
+    if state.load(Ordering::Acquire) == ABANDONED {
         // SAFETY: abandoned while on the list: it is ours.
         drop(unsafe { Box::from_raw(task.as_ptr()) });
         return false;
     }
-    // SAFETY: not abandoned, so its coroutine is suspended and waits for this.
+    state.store(IDLE, Ordering::Relaxed);
+    // SAFETY: not abandoned, so live.
     unsafe { Task::resume(task) };
     true
 }
@@ -133,32 +139,53 @@ impl Task {
         unsafe { (*self.coroutine.get()).clone() }
     }
 
+    /// Resumes the coroutine, unless it runs: then it has not got round to suspending yet, and will
+    /// see that it need not.
+    ///
     /// # Safety
-    /// Home thread, the task is live, and its coroutine is suspended.
+    /// Home thread, and the task is live.
     #[inline]
     pub(crate) unsafe fn resume(task: NonNull<Task>) {
         // SAFETY: live by contract. The handle is our own, because the task may be released, and
         // reused, while the coroutine runs.
         let coroutine = unsafe { task.as_ref().coroutine() };
-        if let Some(coroutine) = coroutine {
+        if let Some(coroutine) = coroutine.filter(|it| it.state() != CoroutineState::Entered) {
             trace_event!("aio_coroutine_enter", coroutine = coroutine.name());
             coroutine.resume();
         }
     }
 
+    /// Whether no waker is out and the node is on no list.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == IDLE
+    }
+
+    /// Before a second waker would be made, or the node pushed a second time. It happens when
+    /// `register` suspends, or when it hid its waker somewhere and then panicked.
+    #[inline]
+    pub(super) fn assert_idle(&self) {
+        assert!(
+            self.is_idle(),
+            "coroutine '{}' suspends while the waker of another suspension is out",
+            self.name()
+        );
+    }
+
     /// A waker is about to be made.
+    #[inline]
     pub(super) fn arm(&self) -> Arc<Shared> {
-        debug_assert_eq!(self.state.load(Ordering::Relaxed), IDLE);
+        self.assert_idle();
         self.lost.store(false, Ordering::Relaxed);
         self.state.store(ARMED, Ordering::Release);
         // SAFETY: called by the running coroutine, so its context is there.
         Arc::clone(unsafe { self.inner.as_ref() }.shared())
     }
 
-    /// Resumed: ready for the next suspension. False if the waker was dropped.
-    pub(super) fn disarm(&self) -> bool {
-        self.state.store(IDLE, Ordering::Relaxed);
-        !self.lost.load(Ordering::Relaxed)
+    /// Whether the last waker was dropped instead of used.
+    #[inline]
+    pub(super) fn waker_was_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Has the loop resume the coroutine in its next bottom-half phase. Home thread, and only by
@@ -180,7 +207,9 @@ impl Task {
     pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, lost: bool) {
         // SAFETY: armed: alive until this swap tells otherwise.
         let this = unsafe { task.as_ref() };
-        this.lost.store(lost, Ordering::Relaxed);
+        if lost {
+            this.lost.store(true, Ordering::Relaxed);
+        }
         if this.state.swap(WOKEN, Ordering::AcqRel) == ABANDONED {
             // SAFETY: the coroutine is gone and left the task to us.
             drop(unsafe { Box::from_raw(task.as_ptr()) });
@@ -199,20 +228,21 @@ impl Task {
     unsafe fn wake_at_home(task: NonNull<Task>, lost: bool) {
         // SAFETY: live by contract; home thread.
         let Some(coroutine) = (unsafe { task.as_ref().coroutine() }) else { return };
-        if lost {
+        let entered = coroutine.state() == CoroutineState::Entered;
+        if lost && !entered {
             // The coroutine will panic, which must not happen in here: this is a destructor.
-            return Task::schedule_local(task);
-        }
-        if coroutine.state() == CoroutineState::Entered {
-            // It waits for something that it called itself. It cannot be entered a second time;
-            // once it has suspended the loop resumes it.
-            let own = coblk_coroutine::current().is_some_and(|now| now.id() == coroutine.id());
-            assert!(!own, "coroutine '{}' tried to wake itself", coroutine.name());
             return Task::schedule_local(task);
         }
         // No list will hold the node.
         // SAFETY: live by contract.
         unsafe { task.as_ref() }.state.store(IDLE, Ordering::Relaxed);
+        if entered {
+            // It runs, or waits for something that it called itself, and has not suspended yet. It
+            // need not any more; but that it wakes itself is a mistake.
+            let own = coblk_coroutine::current().is_some_and(|now| now.id() == coroutine.id());
+            assert!(lost || !own, "coroutine '{}' tried to wake itself", coroutine.name());
+            return;
+        }
         if coblk_coroutine::in_coroutine() {
             coroutine.queue_wake("CoWaker::wake");
         } else {

@@ -46,7 +46,7 @@ unsafe fn run_ring_op(node: NonNull<Node>, _ctx: &AioContext) -> bool {
         op.done.set(true);
         op.task
     };
-    // SAFETY: its coroutine is suspended and waits for this.
+    // SAFETY: its coroutine waits for this, so it is live.
     unsafe { Task::resume(task) };
     true
 }
@@ -90,12 +90,14 @@ impl RingOp {
         unsafe { ring.push(&entry.user_data(address))? };
         ring.in_flight.set(ring.in_flight.get() + 1);
         let guard = WaitOnUnwind { op: &op, ring, ctx: co.context() };
-        co.suspend("the ring");
+        while !op.done.get() {
+            co.suspend("the ring");
+        }
         drop(guard);
         match op.result.get() {
             Some(bytes @ 0..) => Ok(bytes as usize),
             Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
-            None => unreachable!("a request's coroutine was resumed by someone else"),
+            None => unreachable!("a request is done without its completion"),
         }
     }
 }

@@ -136,7 +136,7 @@ unsafe fn co_job_complete<F, R>(node: NonNull<Node>, _ctx: &AioContext) -> bool 
         job.done.set(true);
         job.task
     };
-    // SAFETY: its coroutine is suspended and waits for this.
+    // SAFETY: its coroutine waits for this, so it is live.
     unsafe { Task::resume(task) };
     true
 }
@@ -156,33 +156,43 @@ impl<F: FnOnce() -> R, R> CoJobKind<F, R> {
 }
 
 /// Keeps a frame until the job in it is home.
-struct WaitOnUnwind<'a> {
-    node: NonNull<Node>,
-    done: &'a Cell<bool>,
+struct WaitOnUnwind<'a, F, R> {
+    job: &'a CoJob<F, R>,
     ctx: &'a AioContext,
 }
 
-impl Drop for WaitOnUnwind<'_> {
+impl<F, R> Drop for WaitOnUnwind<'_, F, R> {
     fn drop(&mut self) {
-        if self.done.get() {
+        if self.job.done.get() {
             return;
         }
+        if self.wait() {
+            // SAFETY: the function has run, so the result is there, and the job has been given
+            // back. Nobody else will read it: this frame is being unwound.
+            unsafe { (*self.job.result.get()).assume_init_drop() };
+        }
+    }
+}
+
+impl<F, R> WaitOnUnwind<'_, F, R> {
+    /// Waits for the worker and takes the node from the list it arrives on. Whether the job's
+    /// function has run.
+    #[cold]
+    fn wait(&self) -> bool {
+        let node = NonNull::from(&self.job.header.node);
         let inner: &Inner = self.ctx.inner();
         let running = &inner.queues.running;
         if let Some(simulation) = self.ctx.simulation() {
-            // Everything happens on this thread: the job waits, or is home already.
-            let home = simulation.withdraw(self.node.cast::<JobHeader>())
-                || inner.queues.pending.remove(self.node)
-                || running.remove(self.node);
-            debug_assert!(home);
-            return;
+            // Everything happens on this thread: the job waits to be run, or is home already.
+            return !simulation.withdraw(node.cast::<JobHeader>())
+                && (inner.queues.pending.remove(node) || running.remove(node));
         }
         // The worker may be anywhere between taking the job and scheduling the node. Nothing else
         // is lost: what else comes in is kept for the next bottom-half phase.
         loop {
             inner.shared.take_remote(running);
-            if running.remove(self.node) {
-                return;
+            if running.remove(node) {
+                return true;
             }
             std::thread::sleep(HANDOVER_PAUSE);
         }
@@ -215,10 +225,11 @@ impl ThreadPool {
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
         self.submit(ctx, header);
-        let guard = WaitOnUnwind { node: header.cast::<Node>(), done: &job.done, ctx };
-        co.suspend("a worker");
+        let guard = WaitOnUnwind { job: &job, ctx };
+        while !job.done.get() {
+            co.suspend("a worker");
+        }
         drop(guard);
-        assert!(job.done.get(), "coroutine '{}' was resumed by someone else", co.name());
         // SAFETY: done: the worker has written the result, and has given the job back.
         match unsafe { job.result.into_inner().assume_init() } {
             Ok(value) => value,

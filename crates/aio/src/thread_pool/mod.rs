@@ -2,28 +2,26 @@
 //!
 //! One pool serves all contexts of a process. A job goes to the workers through a bounded channel,
 //! so submitting allocates nothing; a finished job goes, as a bottom half, to the list of the
-//! context that submitted it ([`job`]). What a worker thread does is in [`worker`].
-//!
-//! # Who is idle
-//!
-//! `available` counts workers that are ready to take a job, less jobs that are on their way to
-//! one. Submitting takes one off before it sends; a worker adds one before it waits. So a worker
-//! that has been signalled no longer counts as idle, and a burst of jobs starts as many threads as
-//! it can use (contract: C57).
+//! context that submitted it ([`job`]). What a worker thread does is in [`worker`], who starts
+//! and who ends in [`headcount`].
 
+pub(crate) mod headcount;
 mod job;
 mod worker;
 
 use std::collections::VecDeque;
+use std::ops::DerefMut;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::atomic::Mutex;
 use crate::context::AioContext;
+use headcount::Headcount;
 pub use job::AioJob;
 pub(crate) use job::JobHeader;
 
@@ -66,41 +64,29 @@ enum Message {
     Job(NonNull<JobHeader>),
     /// Look at the limits: there may be one worker too many.
     Recheck,
+    /// The pool ends; so does the worker that takes this. One is sent for each worker, behind all
+    /// jobs.
+    Stop,
 }
 
 // SAFETY: a job is handed to exactly one worker, and is made of what is `Send`: `submit_co` and
 // `submit_aio` demand it.
 unsafe impl Send for Message {}
 
-#[derive(Clone, Copy)]
-struct Limits {
-    min: usize,
-    max: usize,
-    /// Threads that run or are being started. Changed under the lock only.
-    threads: usize,
-}
-
 /// What workers and handles share.
 struct PoolState {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
-    /// See the module's head. Negative: more jobs than workers.
-    available: AtomicIsize,
-    limits: Mutex<Limits>,
-    /// `limits.threads >= limits.max`, so that a submit under load takes no lock.
-    full: AtomicBool,
-    /// A worker has to look at the limits before it takes the next job.
-    over_max: AtomicBool,
+    headcount: Headcount,
     /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
-    stopping: AtomicBool,
     idle_timeout: Duration,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Locks even if a thread panicked while it held the lock: nothing here is left half-changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> impl DerefMut<Target = T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -145,13 +131,9 @@ impl ThreadPool {
         let state = PoolState {
             sender,
             receiver,
-            available: AtomicIsize::new(0),
-            limits: Mutex::new(Limits { min: 0, max: 1, threads: 0 }),
-            full: AtomicBool::new(false),
-            over_max: AtomicBool::new(false),
+            headcount: Headcount::new(),
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
             idle_timeout,
             handles: Mutex::new(Vec::new()),
         };
@@ -183,18 +165,13 @@ impl ThreadPool {
             return Err(ThreadPoolLimitsError::MinAboveMax { min, max });
         }
         let state = &self.owner.state;
-        let (missing, surplus) = {
-            let mut limits = lock(&state.limits);
-            (limits.min, limits.max) = (min, max);
-            state.publish(&limits);
-            (min.saturating_sub(limits.threads), limits.threads.saturating_sub(max))
-        };
+        let (missing, surplus) = state.headcount.set_limits(min, max);
         for _ in 0..missing {
             state.start_worker();
         }
         for _ in 0..surplus {
             // An idle worker has to be told; a busy one looks at `over_max` by itself.
-            state.available.fetch_sub(1, Ordering::AcqRel);
+            state.headcount.message_sent();
             state.send(Message::Recheck);
         }
         Ok(())
@@ -202,7 +179,18 @@ impl ThreadPool {
 
     /// Threads that run now.
     pub fn threads(&self) -> usize {
-        lock(&self.owner.state.limits).threads
+        self.owner.state.headcount.threads()
+    }
+
+    /// Threads that wait for work. A job that was submitted and not yet begun has its thread
+    /// already, so it counts one off.
+    pub fn idle_threads(&self) -> usize {
+        self.owner.state.headcount.idle()
+    }
+
+    /// The minimum and the maximum.
+    pub fn limits(&self) -> (usize, usize) {
+        self.owner.state.headcount.limits()
     }
 
     fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>) {
@@ -216,11 +204,15 @@ impl ThreadPool {
 impl PoolState {
     /// Hands a job to the workers, and starts one if none is idle.
     fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>) {
-        let idle_before = self.available.fetch_sub(1, Ordering::AcqRel);
+        // To unwind from here, out of a coroutine, would leave a job in the queue whose frame is
+        // gone.
+        let no_unwinding = AbortOnUnwind("submitting a job");
+        let start = self.headcount.job_submitted();
         self.send(Message::Job(job));
-        if idle_before <= 0 && !self.full.load(Ordering::Relaxed) && !self.start_worker() {
+        if start && !self.start_worker() {
             self.run_without_workers();
         }
+        std::mem::forget(no_unwinding);
     }
 
     /// Never blocks. A full channel fills the overflow list, which workers move on.
@@ -245,7 +237,8 @@ impl PoolState {
     /// Moves what the overflow list holds into the channel, as far as it goes.
     ///
     /// Nothing is stranded: if this finds the channel full, a worker will take from it later, and
-    /// then sees `overflowing`, which was set before.
+    /// then sees `overflowing`, which was set before. (A send that finds the channel full has a
+    /// sequentially consistent fence between the two.)
     fn refill(&self, overflow: &mut VecDeque<Message>) {
         while let Some(message) = overflow.pop_front() {
             if let Err(error) = self.sender.try_send(message) {
@@ -256,21 +249,18 @@ impl PoolState {
         self.overflowing.store(overflow.len(), Ordering::SeqCst);
     }
 
-    /// Recomputes the flags that the hot path reads instead of the limits.
-    fn publish(&self, limits: &Limits) {
-        self.full.store(limits.threads >= limits.max, Ordering::Relaxed);
-        self.over_max.store(limits.threads > limits.max, Ordering::Relaxed);
+    /// After a message was taken: there is room again.
+    #[inline]
+    fn refill_if_overflowing(&self) {
+        if self.overflowing.load(Ordering::SeqCst) > 0 {
+            self.refill(&mut lock(&self.overflow));
+        }
     }
 
     /// Starts a worker if the maximum allows. False if there is none at all.
     fn start_worker(self: &Arc<PoolState>) -> bool {
-        {
-            let mut limits = lock(&self.limits);
-            if limits.threads >= limits.max {
-                return true;
-            }
-            limits.threads += 1;
-            self.publish(&limits);
+        if !self.headcount.add_worker() {
+            return true;
         }
         let state = Arc::clone(self);
         let thread = std::thread::Builder::new().name("coblk-worker".to_owned());
@@ -282,11 +272,9 @@ impl PoolState {
                 true
             }
             Err(error) => {
-                let mut limits = lock(&self.limits);
-                limits.threads -= 1;
-                self.publish(&limits);
-                tracing::warn!(%error, threads = limits.threads, "cannot start a worker thread");
-                limits.threads > 0
+                let threads = self.headcount.worker_failed();
+                tracing::warn!(%error, threads, "cannot start a worker thread");
+                threads > 0
             }
         }
     }
@@ -295,21 +283,31 @@ impl PoolState {
     #[cold]
     fn run_without_workers(&self) {
         while let Ok(message) = self.receiver.try_recv() {
-            self.available.fetch_add(1, Ordering::AcqRel);
+            self.headcount.worker_ready();
             if let Message::Job(job) = message {
                 // SAFETY: taken from the channel, so it is ours to run.
                 unsafe { JobHeader::run(job, &mut None) };
             }
+            self.refill_if_overflowing();
         }
+    }
+}
+
+/// Ends the process, and says where, if it is dropped by a panic.
+struct AbortOnUnwind(&'static str);
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        eprintln!("coblk: panic while {}: cannot go on", self.0);
+        std::process::abort();
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.state.stopping.store(true, Ordering::SeqCst);
         let handles = std::mem::take(&mut *lock(&self.state.handles));
         for _ in &handles {
-            self.state.send(Message::Recheck);
+            self.state.send(Message::Stop);
         }
         let own = std::thread::current().id();
         for handle in handles {
@@ -320,6 +318,3 @@ impl Drop for Owner {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,159 @@
+//! How many workers there are, how many are idle, and who may start or leave.
+//!
+//! `available` counts workers that are ready to take a job, less jobs that are on their way to
+//! one. Submitting takes one off before it sends; a worker adds one before it waits. So a worker
+//! that has been signalled no longer counts as idle, and a burst of jobs starts as many threads as
+//! it can use (contract: C57).
+//!
+//! # No job is left without a worker
+//!
+//! A submitter starts no worker if one is available, or if the pool is full. A worker that leaves
+//! may make either untrue at that very moment:
+//!
+//! ```text
+//! submitter                                 worker that wants to leave (holds the lock)
+//! ---------                                 ------------------------------------------
+//! available -= 1; was it > 0?     (a)       full = false                            (c)
+//! is the pool full?               (b)       available -= 1; was it > 0?             (d)
+//!   neither: start a worker                   no: take both back and stay
+//! ```
+//!
+//! (a) and (d) change one counter, so one of them is first. If it is (a), then (d) finds the job
+//! counted, and the worker stays for it. If it is (d), then (a), which reads what (d) wrote, has
+//! seen (c) as well, so (b) does not find the pool full because of this worker.
+//!
+//! A worker that leaves because the maximum was lowered does not stay for a job: there are more
+//! workers than the maximum, so at least one remains, and it counts as full until then.
+
+use super::lock;
+use crate::atomic::{AtomicBool, AtomicIsize, Mutex, Ordering};
+
+/// What [`ThreadPool::set_limits`](super::ThreadPool::set_limits) sets, and the count it limits.
+#[derive(Clone, Copy)]
+struct Limits {
+    min: usize,
+    max: usize,
+    /// Threads that run or are being started.
+    threads: usize,
+}
+
+pub(crate) struct Headcount {
+    /// See the head of this file. Negative: more jobs than workers.
+    available: AtomicIsize,
+    limits: Mutex<Limits>,
+    /// `threads >= max`, so that a submit under load takes no lock. Changed under the lock only.
+    full: AtomicBool,
+    /// `threads > max`: a worker has to look at the limits before it takes the next job.
+    over_max: AtomicBool,
+}
+
+/// Why a worker asks whether it may leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// It had nothing to do for long (contract: C58).
+    Idle,
+    /// There may be more workers than the maximum (contract: C59).
+    AboveMax,
+}
+
+impl Headcount {
+    pub(crate) fn new() -> Headcount {
+        Headcount {
+            available: AtomicIsize::new(0),
+            limits: Mutex::new(Limits { min: 0, max: 1, threads: 0 }),
+            full: AtomicBool::new(false),
+            over_max: AtomicBool::new(false),
+        }
+    }
+
+    /// A job is about to be sent. Whether a worker should be started for it, after it was sent.
+    #[inline]
+    pub(crate) fn job_submitted(&self) -> bool {
+        self.available.fetch_sub(1, Ordering::AcqRel) <= 0 && !self.full.load(Ordering::Relaxed)
+    }
+
+    /// Some other message for one worker is about to be sent.
+    pub(crate) fn message_sent(&self) {
+        self.available.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A worker is ready for its first, or next, message.
+    #[inline]
+    pub(crate) fn worker_ready(&self) {
+        self.available.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Workers that wait, less messages that are on their way to them.
+    pub(crate) fn idle(&self) -> usize {
+        usize::try_from(self.available.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// Takes a new worker into the books, if the maximum allows. It is then to be started.
+    pub(crate) fn add_worker(&self) -> bool {
+        let mut limits = lock(&self.limits);
+        let allowed = limits.threads < limits.max;
+        if allowed {
+            limits.threads += 1;
+            self.publish(&limits);
+        }
+        allowed
+    }
+
+    /// A worker that was taken into the books could not be started. Returns how many remain.
+    pub(crate) fn worker_failed(&self) -> usize {
+        let mut limits = lock(&self.limits);
+        limits.threads -= 1;
+        self.publish(&limits);
+        limits.threads
+    }
+
+    /// Cheap: whether a worker should ask [`try_leave`](Self::try_leave).
+    #[inline]
+    pub(crate) fn over_max(&self) -> bool {
+        self.over_max.load(Ordering::Relaxed)
+    }
+
+    /// A worker that is ready wants to end. If this says yes, it has left the books.
+    pub(crate) fn try_leave(&self, why: Leave) -> bool {
+        let mut limits = lock(&self.limits);
+        let above_max = limits.threads > limits.max;
+        if !above_max && (why == Leave::AboveMax || limits.threads <= limits.min) {
+            return false;
+        }
+        // This order, and the ordering of the second: see the head of this file.
+        limits.threads -= 1;
+        self.publish(&limits);
+        if self.available.fetch_sub(1, Ordering::AcqRel) <= 0 && !above_max {
+            // A job has claimed the place we hold.
+            limits.threads += 1;
+            self.publish(&limits);
+            self.available.fetch_add(1, Ordering::AcqRel);
+            return false;
+        }
+        true
+    }
+
+    /// Returns how many workers to start, and how many are too many.
+    pub(crate) fn set_limits(&self, min: usize, max: usize) -> (usize, usize) {
+        let mut limits = lock(&self.limits);
+        (limits.min, limits.max) = (min, max);
+        self.publish(&limits);
+        (min.saturating_sub(limits.threads), limits.threads.saturating_sub(max))
+    }
+
+    /// The minimum and the maximum.
+    pub(crate) fn limits(&self) -> (usize, usize) {
+        let limits = lock(&self.limits);
+        (limits.min, limits.max)
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        lock(&self.limits).threads
+    }
+
+    /// Recomputes the flags that the hot path reads instead of the limits.
+    fn publish(&self, limits: &Limits) {
+        self.full.store(limits.threads >= limits.max, Ordering::Relaxed);
+        self.over_max.store(limits.threads > limits.max, Ordering::Relaxed);
+    }
+}

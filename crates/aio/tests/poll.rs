@@ -1,0 +1,295 @@
+//! Contract lines 40 to 43: one poll of the loop. Line 42, that only the home thread polls, is kept
+//! by the type: see the `compile_fail` test of `AioContext`.
+
+mod util;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, EventNotifier};
+use util::{Log, Recorder, panic_message, watchdog};
+
+#[test]
+fn c40_bottom_halves_then_descriptor_handlers_then_timers() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let notifier = EventNotifier::new().unwrap();
+    let [for_timer, for_fd, for_bh] = [log.clone(), log.clone(), log.clone()];
+    let timer = ctx.timer(move |_| for_timer.add("timer"));
+    ctx.set_event_notifier(&notifier, move |_| for_fd.add("handler")).unwrap();
+    let bh = ctx.bottom_half("c40", move |_| for_bh.add("bottom half"));
+    timer.arm_at_ns(-1);
+    notifier.set().unwrap();
+    bh.schedule();
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["bottom half", "handler", "timer"]);
+}
+
+#[test]
+fn c40_notifications_are_accepted_before_the_bottom_halves() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let handle = ctx.handle();
+    let bh = ctx.bottom_half("c40", move |_| handle.notify());
+    bh.schedule();
+    assert!(ctx.poll(true));
+    // The notification came after they were accepted, so it is still there.
+    assert!(!ctx.poll(true));
+}
+
+#[test]
+fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let notifier = Rc::new(EventNotifier::new().unwrap());
+    ctx.set_event_notifier(&notifier, {
+        let log = log.clone();
+        move |_| log.add("handler")
+    })
+    .unwrap();
+    let timer = Rc::new(ctx.timer({
+        let log = log.clone();
+        move |_| log.add("timer")
+    }));
+    timer.arm_at_ns(0);
+    notifier.set().unwrap();
+    ctx.schedule({
+        let (notifier, timer) = (Rc::clone(&notifier), Rc::clone(&timer));
+        move |ctx| {
+            ctx.unset_fd_handler(&*notifier);
+            timer.cancel();
+        }
+    });
+    assert!(ctx.poll(false));
+    assert!(!ctx.poll(false));
+    assert!(log.take().is_empty());
+}
+
+#[test]
+fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
+    let ctx = AioContext::new().unwrap();
+    assert!(!ctx.poll(false));
+    ctx.schedule(|_| ());
+    assert!(ctx.poll(false));
+    assert!(!ctx.poll(false));
+    let notifier = EventNotifier::new().unwrap();
+    ctx.set_event_notifier(&notifier, |_| ()).unwrap();
+    assert!(!ctx.poll(false));
+    notifier.set().unwrap();
+    assert!(ctx.poll(false));
+    assert!(!ctx.poll(false));
+    let timer = ctx.timer(|_| ());
+    timer.arm_at_ns(0);
+    assert!(ctx.poll(false));
+    assert!(!ctx.poll(false));
+    ctx.handle().notify();
+    assert!(!ctx.poll(true), "a notification is none");
+}
+
+#[test]
+fn c41_a_poll_that_timed_out_made_no_progress() {
+    let ctx = AioContext::new().unwrap();
+    assert!(!ctx.poll_timeout(Duration::from_micros(50)));
+    ctx.schedule(|_| ());
+    assert!(ctx.poll_timeout(Duration::from_secs(1000)));
+}
+
+#[test]
+fn c43_a_notify_before_it_blocks_makes_it_not_block() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let handle = ctx.handle();
+    thread::spawn(move || handle.notify()).join().unwrap();
+    assert!(!ctx.poll(true));
+}
+
+#[test]
+fn c43_an_awake_loop_is_not_notified_through_the_kernel() {
+    let ctx = AioContext::new().unwrap();
+    let recorder = Recorder::new();
+    let (bh, handle) = (ctx.bottom_half("c43", |_| ()), ctx.handle());
+    let remote = bh.remote();
+    let on_thread = recorder.clone();
+    thread::spawn(move || {
+        on_thread.record(|| {
+            for _ in 0..100 {
+                remote.schedule();
+                handle.schedule(|_| ());
+                handle.notify();
+            }
+        });
+    })
+    .join()
+    .unwrap();
+    assert!(recorder.containing("aio_notify").is_empty());
+    assert!(ctx.poll(true));
+}
+
+#[test]
+fn c43_of_many_who_notify_a_sleeper_one_writes() {
+    const THREADS: usize = 4;
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let notifies = Recorder::new();
+    // The threads act between the loop's announcement that it sleeps and its sleep.
+    let barrier = Arc::new(Barrier::new(THREADS + 1));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let (barrier, notifies) = (Arc::clone(&barrier), notifies.clone());
+            let (handle, remote) = (ctx.handle(), ctx.bottom_half("c43", |_| ()).remote());
+            thread::spawn(move || {
+                notifies.record(|| {
+                    barrier.wait();
+                    handle.notify();
+                    remote.schedule();
+                    barrier.wait();
+                });
+            })
+        })
+        .collect();
+    let sleeps = Arc::new(AtomicUsize::new(0));
+    let recorder = Recorder::with_hook({
+        let sleeps = Arc::clone(&sleeps);
+        move |event| {
+            if event == "aio_sleep" && sleeps.fetch_add(1, Ordering::Relaxed) == 0 {
+                barrier.wait();
+                barrier.wait();
+            }
+        }
+    });
+    recorder.record(|| ctx.poll(true));
+    assert_eq!(sleeps.load(Ordering::Relaxed), 1, "the loop did announce its sleep");
+    assert_eq!(notifies.containing("aio_notify").len(), 1);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn c43_a_sleeping_loop_is_woken_by_work_from_another_thread() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::new().unwrap();
+    let (about_to_sleep, wait_for_sleep) = channel();
+    let handle = ctx.handle();
+    let thread = thread::spawn(move || {
+        wait_for_sleep.recv().unwrap();
+        handle.schedule(|_| ());
+    });
+    let recorder = Recorder::with_hook(move |event| {
+        if event == "aio_sleep" {
+            let _ = about_to_sleep.send(());
+        }
+    });
+    recorder.record(|| assert!(ctx.poll(true)));
+    thread.join().unwrap();
+}
+
+#[test]
+fn an_idle_loop_does_not_wake_up() {
+    let ctx = AioContext::new().unwrap();
+    let recorder = Recorder::new();
+    let timer = ctx.timer(|_| ());
+    timer.arm_after(Duration::from_millis(30));
+    // One sleep, which the timer ends: no poll in between.
+    recorder.record(|| assert!(ctx.poll(true)));
+    assert_eq!(recorder.containing("aio_sleep").len(), 1);
+}
+
+#[test]
+fn nested_polls_in_bottom_halves_handlers_and_timers() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
+    let depth = Rc::new(Cell::new(0));
+    for (notifier, name) in [(&a, "first"), (&b, "second")] {
+        let (log, depth) = (log.clone(), Rc::clone(&depth));
+        ctx.set_event_notifier(notifier, move |ctx| {
+            depth.set(depth.get() + 1);
+            log.add(format!("{name} at depth {}", depth.get()));
+            // Finds the other's event, which the outer poll has already collected.
+            assert_eq!(ctx.poll(depth.get() == 1), depth.get() == 1);
+            depth.set(depth.get() - 1);
+        })
+        .unwrap();
+        notifier.set().unwrap();
+    }
+    assert!(ctx.poll(true));
+    let said = log.take();
+    assert_eq!(said.len(), 2);
+    assert!(said[0].ends_with("depth 1") && said[1].ends_with("depth 2"), "{said:?}");
+
+    let timers: Rc<Vec<_>> = Rc::new(
+        (0..3)
+            .map(|index| {
+                let log = log.clone();
+                ctx.timer(move |ctx| {
+                    log.add(format!("timer {index} begins"));
+                    ctx.poll(false);
+                    log.add(format!("timer {index} ends"));
+                })
+            })
+            .collect(),
+    );
+    timers.iter().for_each(|timer| timer.arm_at_ns(0));
+    assert!(ctx.poll(true));
+    let expected = [
+        "timer 0 begins",
+        "timer 1 begins",
+        "timer 2 begins",
+        "timer 2 ends",
+        "timer 1 ends",
+        "timer 0 ends",
+    ];
+    assert_eq!(log.take(), expected);
+}
+
+#[test]
+fn a_panic_in_a_handler_or_timer_leaves_the_rest() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
+    for notifier in [&a, &b] {
+        let log = log.clone();
+        ctx.set_event_notifier(notifier, move |_| {
+            log.add("handler");
+            assert!(log.take().is_empty(), "handler fails");
+        })
+        .unwrap();
+        notifier.set().unwrap();
+    }
+    let timers = ["one", "two"].map(|name| {
+        let log = log.clone();
+        ctx.timer(move |_| {
+            log.add(name);
+            panic!("timer fails");
+        })
+    });
+    timers.iter().for_each(|timer| timer.arm_at_ns(0));
+    assert!(panic_message(|| ctx.poll(false)).contains("handler fails"));
+    assert!(panic_message(|| ctx.poll(false)).contains("handler fails"));
+    assert!(panic_message(|| ctx.poll(false)).contains("timer fails"));
+    assert!(panic_message(|| ctx.poll(false)).contains("timer fails"));
+    assert_eq!(log.take(), ["one", "two"]);
+    assert!(!ctx.poll(false));
+}
+
+#[test]
+fn contexts_come_and_go_in_large_numbers() {
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let _ = AioContext::new().unwrap();
+    let before = open();
+    for _ in 0..3_000 {
+        let waker = Rc::new(Cell::new(None));
+        let ctx = AioContext::new().unwrap();
+        let slot = Rc::clone(&waker);
+        ctx.spawn("waits", move |co| co.suspend_with(|waker| slot.set(Some(waker))));
+        ctx.schedule(|_| ());
+        ctx.poll(false);
+        drop(ctx);
+    }
+    // Tests that run beside this one open a few.
+    assert!(open() < before + 500, "descriptors leak: {before} before, {} after", open());
+}

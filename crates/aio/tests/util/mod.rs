@@ -1,0 +1,155 @@
+//! What several test files share.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tracing::field::{Field, Visit};
+use tracing::span;
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+pub struct Log(Rc<RefCell<Vec<String>>>);
+
+impl Log {
+    pub fn new() -> Log {
+        Log::default()
+    }
+
+    pub fn add(&self, what: impl Into<String>) {
+        self.0.borrow_mut().push(what.into());
+    }
+
+    /// What was added since the last call.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.borrow_mut())
+    }
+}
+
+/// The message with which `action` panics.
+pub fn panic_message<R>(action: impl FnOnce() -> R) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(action)) else {
+        panic!("should have panicked");
+    };
+    match payload.downcast::<String>() {
+        Ok(message) => *message,
+        Err(payload) => payload.downcast::<&str>().expect("a panic with a message").to_string(),
+    }
+}
+
+/// Ends the process if the test that holds it hangs. It decides no test, it only names the culprit.
+pub struct Watchdog {
+    alive: Option<Sender<()>>,
+}
+
+pub fn watchdog() -> Watchdog {
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    let (alive, ended) = channel::<()>();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(Duration::from_secs(300)) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("test {test} hangs");
+            std::process::abort();
+        }
+    });
+    Watchdog { alive: Some(alive) }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+    }
+}
+
+/// Calls a closure when it is dropped.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+type Hook = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Keeps the crate's `tracing` events: name, then fields.
+#[derive(Clone, Default)]
+pub struct Recorder {
+    events: Arc<Mutex<Vec<String>>>,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+impl Recorder {
+    pub fn new() -> Recorder {
+        Recorder::default()
+    }
+
+    /// Calls `hook` with the name of each event, on the thread of the event.
+    pub fn with_hook(hook: impl Fn(&str) + Send + Sync + 'static) -> Recorder {
+        let recorder = Recorder::default();
+        *recorder.hook.lock().unwrap() = Some(Box::new(hook));
+        recorder
+    }
+
+    /// Runs `action` with this thread's events recorded.
+    pub fn record<R>(&self, action: impl FnOnce() -> R) -> R {
+        tracing::subscriber::with_default(self.clone(), action)
+    }
+
+    /// The events so far that contain `what`.
+    pub fn containing(&self, what: &str) -> Vec<String> {
+        let events = self.events.lock().unwrap();
+        events.iter().filter(|event| event.contains(what)).cloned().collect()
+    }
+}
+
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {}={value:?}", field.name());
+    }
+}
+
+impl tracing::Subscriber for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("coblk_aio")
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = Text(event.metadata().name().to_owned());
+        event.record(&mut text);
+        self.events.lock().unwrap().push(text.0);
+        if let Some(hook) = &*self.hook.lock().unwrap() {
+            hook(event.metadata().name());
+        }
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// A small generator of numbers that look random; the same seed gives the same numbers.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
