@@ -1,6 +1,7 @@
 //! Helpers of the integration tests, all in this one place.
 //!
 //! * `events`: what happened in what order on which thread, from `tracing` events;
+//! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod events;
+pub mod guest;
 pub mod images;
 pub mod probe;
 pub mod random;
