@@ -22,6 +22,8 @@ mod event_notifier;
 mod fd_handler;
 mod handle;
 mod io_vector;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod poll;
 mod shared;
