@@ -25,6 +25,8 @@ mod future;
 mod handle;
 mod io_thread;
 mod io_vector;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod plug;
 mod poll;
