@@ -50,11 +50,13 @@ pub fn qemu_io(image: &Path, commands: &[&str]) {
     assert!(!said.contains("failed"), "qemu-io {commands:?} on {}: {said}", image.display());
 }
 
-/// `qemu-img compare`: the same content for a guest, and the same length.
+/// `qemu-img compare`: the same content for a guest; and the same length.
 #[track_caller]
 pub fn assert_same_content(a: &Path, b: &Path) {
+    let len = |path: &Path| fs::metadata(path).expect("an image").len();
+    assert_eq!(len(a), len(b), "the lengths of {} and {}", a.display(), b.display());
     let (a, b) = (tools::text(a), tools::text(b));
-    tools::run("qemu-img", ["compare", "-s", "-f", "raw", "-F", "raw", a, b]);
+    tools::run("qemu-img", ["compare", "-f", "raw", "-F", "raw", a, b]);
 }
 
 /// An ext4 file system in an image, filled with what is in `content`.

@@ -1,10 +1,12 @@
 //! Helpers of the integration tests, all in this one place.
 //!
 //! * `events`: what happened in what order on which thread, from `tracing` events;
+//! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `tools`: programs that tests run;
+//! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
@@ -12,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 pub mod events;
+pub mod guest;
 pub mod images;
+pub mod probe;
 pub mod random;
 pub mod sandbox;
 pub mod tools;

@@ -9,9 +9,10 @@ use crate::flags::{WriteFlags, ZeroFlags};
 /// What a driver can take in one request. The request path makes every request fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
-    /// Offsets and lengths are multiples of this many bytes; a power of two.
+    /// Offsets and lengths, also those of the ranges in a vector, are multiples of this many bytes;
+    /// a power of two.
     pub request_alignment: u32,
-    /// Memory addresses, and lengths of ranges, are multiples of this many bytes; a power of two.
+    /// Memory addresses are multiples of this many bytes; a power of two.
     pub memory_alignment: u32,
     /// Longest read or write in bytes.
     pub max_transfer: u64,

@@ -7,6 +7,7 @@
 //! So a request pays for drains with one load, and no atomic read-modify-write.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -128,9 +129,7 @@ impl Gate {
             self.drains.store(0, Ordering::SeqCst);
             std::mem::take(&mut state.held)
         };
-        for waker in held {
-            waker.wake();
-        }
+        wake_all(held);
     }
 
     /// Waits until nothing is in flight. Call between `begin_drain` and `end_drain`.
@@ -158,7 +157,34 @@ impl Gate {
             .map(|member| member.home.clone())
             .collect();
         for home in others.into_iter().filter(|home| !home.is_closed()) {
-            co.suspend_for("another context", |waker| home.schedule(move |_| waker.wake()));
+            co.suspend_for("another context", |waker| {
+                let seen = Seen { waker: Some(waker), drainer: co.context().handle() };
+                home.schedule(move |_| seen.tell());
+            });
+        }
+    }
+}
+
+/// The answer of another context that a drain waits for. If that context ends instead, and so
+/// drops this, that is an answer too: no request of it can come any more.
+struct Seen {
+    waker: Option<CoWaker>,
+    drainer: AioHandle,
+}
+
+impl Seen {
+    fn tell(mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            // Perhaps inside the very call that is about to suspend, which may not wake itself.
+            self.drainer.schedule(move |_| waker.wake());
         }
     }
 }
@@ -181,7 +207,24 @@ impl Drop for Request<'_> {
 #[cold]
 fn wake_drainers(gate: &Gate) {
     let drainers = std::mem::take(&mut gate.lock().drainers);
-    for waker in drainers {
-        waker.wake();
+    wake_all(drainers);
+}
+
+/// Wakes all. A coroutine that runs at once may panic, which must not cost the others their wake;
+/// its panic goes on afterwards.
+fn wake_all(wakers: impl IntoIterator<Item = CoWaker>) {
+    let mut first_panic = None;
+    for waker in wakers {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            first_panic.get_or_insert(panic);
+        }
+    }
+    match first_panic {
+        None => {}
+        // This runs in destructors, and a second panic there would end the process.
+        Some(_) if std::thread::panicking() => {
+            tracing::error!("a request panicked when a drain ended during a panic");
+        }
+        Some(panic) => resume_unwind(panic),
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn co_preadv(
 ) -> io::Result<()> {
     let bytes = target.len();
     check_range(node, offset, bytes as u64)?;
+    check_alignment(node.limits(), offset, bytes)?;
     trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
     if fits(node.limits(), target.as_iovecs(), bytes) {
         return read_piece(node, co, offset, target);
@@ -44,6 +45,7 @@ pub(crate) fn co_pwritev(
 ) -> io::Result<()> {
     let bytes = source.len();
     check_range(node, offset, bytes as u64)?;
+    check_alignment(node.limits(), offset, bytes)?;
     trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
     if fits(node.limits(), source.as_iovecs(), bytes) {
         return write_piece(node, co, offset, source, flags);
@@ -154,7 +156,6 @@ fn read_piece(
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
-    check_alignment(node.limits(), offset, target.len())?;
     if takes_in_place(node.limits(), target.as_iovecs()) {
         return node.driver().co_preadv(co, offset, target);
     }
@@ -178,7 +179,6 @@ fn write_piece(
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    check_alignment(node.limits(), offset, source.len())?;
     if takes_in_place(node.limits(), source.as_iovecs()) {
         return node.driver().co_pwritev(co, offset, source, flags);
     }
@@ -196,12 +196,14 @@ fn write_piece(
 /// Whether the driver can use this memory as it is.
 #[inline]
 fn takes_in_place(limits: &BlockLimits, ranges: &[iovec]) -> bool {
-    let alignment = limits.memory_alignment as usize;
+    let memory_alignment = limits.memory_alignment as usize;
+    let len_alignment = limits.request_alignment as usize;
     ranges.len() <= limits.max_iov
-        && (alignment == 1
-            || ranges
-                .iter()
-                .all(|range| (range.iov_base as usize | range.iov_len).is_multiple_of(alignment)))
+        && (memory_alignment | len_alignment == 1
+            || ranges.iter().all(|range| {
+                (range.iov_base as usize).is_multiple_of(memory_alignment)
+                    && range.iov_len.is_multiple_of(len_alignment)
+            }))
 }
 
 /// Padding a request to the driver's blocks needs serialising of overlapping requests, which this
@@ -209,9 +211,81 @@ fn takes_in_place(limits: &BlockLimits, ranges: &[iovec]) -> bool {
 #[inline]
 fn check_alignment(limits: &BlockLimits, offset: u64, bytes: usize) -> io::Result<()> {
     let alignment = u64::from(limits.request_alignment);
-    if alignment == 1 || (offset | bytes as u64).is_multiple_of(alignment) {
+    if alignment == 1 || bytes == 0 || (offset | bytes as u64).is_multiple_of(alignment) {
         Ok(())
     } else {
         Err(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::Null;
+
+    fn limits(request_alignment: u32, memory_alignment: u32) -> BlockLimits {
+        BlockLimits { request_alignment, memory_alignment, max_transfer: 8192, max_iov: 3 }
+    }
+
+    /// Ranges of these lengths, at addresses that are multiples of 4096.
+    fn ranges(lengths: &[usize]) -> Vec<iovec> {
+        let address = |index: usize| std::ptr::without_provenance_mut((index + 1) << 12);
+        let range =
+            |(index, len): (usize, &usize)| iovec { iov_base: address(index), iov_len: *len };
+        lengths.iter().enumerate().map(range).collect()
+    }
+
+    #[test]
+    fn a_range_must_end_within_the_length() {
+        for length in [0, 1, 512, i64::MAX as u64, u64::MAX - 1, u64::MAX] {
+            let node = BlockNode::new("node", Null::new(length));
+            let check = |offset, bytes| check_range(&node, offset, bytes).is_ok();
+            assert!(check(0, length) && check(length, 0) && check(length / 2, length - length / 2));
+            if length < u64::MAX {
+                assert!(!check(0, length + 1) && !check(length + 1, 0) && !check(length, 1));
+            }
+            if length > 0 {
+                assert!(!check(1, length), "{length}");
+            }
+            // Ends beyond 2^64, which wraps to something small.
+            assert!(!check(u64::MAX, 1) && !check(2, u64::MAX - 1) && !check(u64::MAX, u64::MAX));
+        }
+    }
+
+    #[test]
+    fn a_piece_is_what_the_driver_takes_at_once() {
+        let limits = limits(512, 1);
+        // Cut at the longest transfer, at the most ranges, and down to whole blocks.
+        assert_eq!(piece_len(&limits, &ranges(&[20000])), 8192);
+        assert_eq!(piece_len(&limits, &ranges(&[512, 512, 512, 512])), 1536);
+        assert_eq!(piece_len(&limits, &ranges(&[512, 100, 412, 512])), 1024);
+        assert_eq!(piece_len(&limits, &ranges(&[100, 500, 500, 500])), 1024);
+        // Three ranges that make no block: one block, though it takes more ranges.
+        assert_eq!(piece_len(&limits, &ranges(&[100, 100, 100, 100, 112])), 512);
+        // What is left at the end.
+        assert_eq!(piece_len(&limits, &ranges(&[512])), 512);
+    }
+
+    #[test]
+    fn a_piece_is_never_empty() {
+        let tiny = BlockLimits { max_transfer: 0, max_iov: 0, ..limits(512, 512) };
+        assert_eq!(piece_len(&tiny, &ranges(&[4096])), 512);
+        let tiny = BlockLimits { max_transfer: 100, ..limits(512, 512) };
+        assert_eq!(piece_len(&tiny, &ranges(&[4096])), 512);
+    }
+
+    #[test]
+    fn memory_is_used_in_place_if_addresses_and_lengths_suit() {
+        let mut memory = ranges(&[512, 1024]);
+        assert!(takes_in_place(&limits(512, 4096), &memory));
+        // Lengths follow the request alignment, addresses the memory alignment.
+        assert!(!takes_in_place(&limits(4096, 512), &memory));
+        memory[1].iov_base = memory[1].iov_base.wrapping_byte_add(4);
+        assert!(takes_in_place(&limits(512, 4), &memory));
+        assert!(!takes_in_place(&limits(512, 8), &memory));
+        memory[1].iov_len = 100;
+        assert!(!takes_in_place(&limits(512, 4), &memory));
+        assert!(takes_in_place(&limits(1, 1), &memory));
+        assert!(!takes_in_place(&limits(1, 1), &ranges(&[1, 1, 1, 1])), "too many ranges");
     }
 }

@@ -126,6 +126,7 @@ impl BlockNode {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
+        self.check_writable()?;
         request_path::co_pwritev(self, co, offset, source, flags)
     }
 
@@ -142,12 +143,19 @@ impl BlockNode {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
+        self.check_writable()?;
         request_path::co_pwrite_zeroes(self, co, offset, bytes, flags)
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_writable()?;
         request_path::co_pdiscard(self, co, offset, bytes)
+    }
+
+    /// A backend has asked this of the node at the top; those below may differ (contract: C74).
+    fn check_writable(&self) -> io::Result<()> {
+        if self.is_read_only() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
     }
 }
 
