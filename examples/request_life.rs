@@ -25,12 +25,12 @@ const BYTES: usize = 4096;
 /// Which event opens which step, and what the step is. Other events belong to the step that their
 /// thread is in.
 const STEPS: [(&str, &str); 6] = [
-    ("request_submit", "the main loop has a request; it takes a coroutine and resumes it"),
+    ("blk_aio_preadv", "the main loop has a request; it takes a coroutine and resumes it"),
     ("thread_pool_submit_co", "the file driver hands a job to a worker thread"),
-    ("request_submitted", "the coroutine has suspended: control is back in the main loop"),
+    ("coroutine_yield", "the coroutine suspends: control is back in the main loop"),
     ("thread_pool_complete", "the worker is done and schedules the completion bottom half"),
     ("thread_pool_completion_bh", "the bottom half, on the home thread, resumes the coroutine"),
-    ("request_complete", "the request completes and its coroutine ends"),
+    ("blk_aio_complete", "the request completes and its coroutine ends"),
 ];
 
 fn main() -> ExitCode {
@@ -57,14 +57,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
     // A pool of its own with one worker that is there already, so that nothing else is told here.
     let ctx = AioContext::builder().thread_pool(ThreadPool::new(1, 1)?).build()?;
-    let node = BlockNode::new("disk0", File::options().read_only(true).open(&image)?);
+    // Without this, a block in the page cache would be read at once, on the loop's own thread.
+    let file = File::options().read_only(true).in_place_reads(false).open(&image)?;
+    let node = BlockNode::new("disk0", file);
     let backend = BlockBackend::new(&ctx, "drive0", node);
 
-    tracing::trace!(name: "request_submit", { offset = OFFSET, bytes = BYTES }, "request_submit");
-    backend.aio_preadv(&ctx, OFFSET, vec![0u8; BYTES], |_, result, _| {
-        tracing::trace!(name: "request_complete", ok = result.is_ok(), "request_complete");
+    backend.aio_preadv(&ctx, OFFSET, vec![0; BYTES], |_, result, _| {
+        tracing::trace!(name: "callback", ok = result.is_ok(), "callback");
     });
-    tracing::trace!(name: "request_submitted", in_flight = backend.in_flight(), "request_submitted");
     ctx.run_until(|| backend.in_flight() == 0);
 
     print_by_step(&events.lock().map_err(|error| error.to_string())?);

@@ -139,14 +139,15 @@ impl FdHandlers {
         handler.hook.clone()
     }
 
-    /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever. Returns
+    /// whether it was ended by the waker and by nothing else.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = self.poll.borrow_mut();
         let mut events = self.events.borrow_mut();
         if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
             // mio rounds up to milliseconds; ppoll on its descriptor does not.
             if !sys::wait_readable(poll.as_raw_fd(), timeout)? {
-                return Ok(());
+                return Ok(false);
             }
         }
         let timeout = timeout.map(|_| Duration::ZERO);
@@ -157,6 +158,7 @@ impl FdHandlers {
         }
         let handlers = self.handlers.borrow();
         let mut ready = self.ready.borrow_mut();
+        let kicked = !events.is_empty();
         for event in events.iter().filter(|event| event.token() != WAKER_TOKEN) {
             if let Some(handler) = handlers.get(event.token().0) {
                 let ended = event.is_error();
@@ -167,7 +169,7 @@ impl FdHandlers {
                 ready.push_back((Rc::clone(handler), readiness));
             }
         }
-        Ok(())
+        Ok(kicked && ready.is_empty())
     }
 
     /// Calls the handlers of all queued events; a nested poll goes on with the same queue.

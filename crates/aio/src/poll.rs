@@ -14,7 +14,8 @@ const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
     /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran; idle bottom halves do not count (contract: C40, C41).
+    /// ran; idle bottom halves do not count (contract: C40, C41). A blocking poll also returns, and
+    /// without progress, when it was notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36).
@@ -50,7 +51,8 @@ impl Inner {
     fn wait(&self, limit: Option<Duration>) {
         if let Some(simulation) = &self.simulation {
             simulation.wait(self, limit);
-            return self.shared.accept_notifications();
+            self.shared.accept_notifications();
+            return;
         }
         if let Some(ring) = self.made_ring() {
             self.reap(ring);
@@ -90,24 +92,37 @@ impl Inner {
             ring.submit()?;
             self.reap(ring);
         }
-        if self.fds.is_empty() { Ok(()) } else { self.fds.wait(Some(Duration::ZERO)) }
+        if !self.fds.is_empty() {
+            self.fds.wait(Some(Duration::ZERO))?;
+        }
+        Ok(())
     }
 
     fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
-        if !self.shared.prepare_sleep() {
-            return self.collect_events();
-        }
-        trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-        match self.made_ring() {
-            Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout),
-            _ => self.fds.wait(timeout),
+        loop {
+            if !self.shared.prepare_sleep() {
+                return self.collect_events();
+            }
+            trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+            let kicked = match self.made_ring() {
+                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
+                _ => self.fds.wait(timeout)?,
+            };
+            let notified = self.shared.accept_notifications();
+            // A kick that nobody stands behind any more: see `shared.rs`. With a timeout it is
+            // left to the caller to go on, as when the time is up.
+            if !kicked || notified || timeout.is_some() || self.has_work() {
+                return Ok(());
+            }
         }
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).
-    fn sleep_in_ring(&self, ring: &Ring, timeout: Option<Duration>) -> io::Result<()> {
+    /// Returns whether the waker, and no other descriptor, ended that.
+    fn sleep_in_ring(&self, ring: &Ring, timeout: Option<Duration>) -> io::Result<bool> {
         ring.sleep(timeout)?;
-        if ring.reap(&self.queues.pending) { self.fds.wait(Some(Duration::ZERO)) } else { Ok(()) }
+        let epoll_ready = ring.reap(&self.queues.pending);
+        if epoll_ready { self.fds.wait(Some(Duration::ZERO)) } else { Ok(false) }
     }
 
     /// Looks for work for a while, sleeps if there is none, and learns from how long it took.

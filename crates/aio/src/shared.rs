@@ -6,15 +6,19 @@
 //! any thread                                home thread
 //! ----------                                -----------
 //! push(node)                 (a)            state |= SLEEPING              (c)
-//! if state has SLEEPING      (b)            if NOTIFIED or list not empty  (d)
-//!     write the eventfd                          do not block
-//!                                           else block in epoll
+//! if state is SLEEPING       (b)            if NOTIFIED or list not empty  (d)
+//!     state |= NOTIFIED                          do not block
+//!     write the eventfd                     else block in epoll
 //!                                           state = 0          "accept notifications"
 //! ```
 //!
 //! All four are sequentially consistent. Either (b) sees (c), and the eventfd is written, or (d)
 //! sees (a), and the loop does not block. The `NOTIFIED` bit makes sure that of many threads that
 //! see `SLEEPING` one writes the eventfd (contract: C43).
+//!
+//! Both may happen at once: the loop sees the node and does not block, and the eventfd is written
+//! all the same, perhaps much later. It then ends some later sleep, for which nobody has set
+//! `NOTIFIED`: that is how the loop knows such a stale kick, and goes back to sleep (`poll.rs`).
 
 use std::cell::Cell;
 use std::ptr::NonNull;
@@ -68,8 +72,20 @@ impl Shared {
     pub(crate) unsafe fn schedule(self: &Arc<Shared>, node: NonNull<Node>) {
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
-        if self.state.load(Ordering::SeqCst) & SLEEPING != 0 {
-            self.notify();
+        // The compare-exchange fails if the loop has been notified meanwhile, or is awake: it will
+        // look at the list before it sleeps again.
+        if self.state.load(Ordering::SeqCst) == SLEEPING
+            && self
+                .state
+                .compare_exchange(
+                    SLEEPING,
+                    SLEEPING | NOTIFIED,
+                    Ordering::SeqCst,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+        {
+            self.kick();
         }
         // The context may have ended between the caller's look and our push; then nobody else
         // will take the node. Whoever swaps the list out owns what was on it, so two threads that
@@ -83,11 +99,15 @@ impl Shared {
     pub(crate) fn notify(&self) {
         let before = self.state.fetch_or(NOTIFIED, Ordering::SeqCst);
         if before & SLEEPING != 0 && before & NOTIFIED == 0 {
-            trace_event!("aio_notify", context = %self.name);
-            // The eventfd is written only here. It fails only when the descriptor is broken, and
-            // then the loop's own wait reports it.
-            let _ = self.waker.wake();
+            self.kick();
         }
+    }
+
+    /// Writes the eventfd.
+    fn kick(&self) {
+        trace_event!("aio_notify", context = %self.name);
+        // It fails only when the descriptor is broken, and then the loop's own wait reports it.
+        let _ = self.waker.wake();
     }
 
     /// Announces sleep. Returns false if the loop must not block.
@@ -96,13 +116,13 @@ impl Shared {
         before & NOTIFIED == 0 && self.remote.is_empty()
     }
 
-    /// After the wait, or instead of it: awake, and all notifications accepted.
-    pub(crate) fn accept_notifications(&self) {
-        if self.state.load(Ordering::Relaxed) != 0 {
-            // A swap and not a store: it reads the notifications that it takes back, so all that
-            // was done before them is seen by the phases that follow.
-            self.state.swap(0, Ordering::SeqCst);
-        }
+    /// After the wait, or instead of it: awake, and all notifications accepted. Returns whether
+    /// there was one.
+    pub(crate) fn accept_notifications(&self) -> bool {
+        // A swap and not a store: it reads the notifications that it takes back, so all that was
+        // done before them is seen by the phases that follow.
+        self.state.load(Ordering::Relaxed) != 0
+            && self.state.swap(0, Ordering::SeqCst) & NOTIFIED != 0
     }
 
     /// Moves what other threads scheduled to the end of `target`.

@@ -5,14 +5,19 @@
 //! a check and a use. The walk is bounded by the number of descriptors there can be, and the list
 //! it fills is reused from request to request.
 
-use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{Address, Bytes, GuestAddress, VolatileSlice};
+
+use crate::memory::GuestMap;
 
 /// Descriptors of one chain, at most, however large an indirect table is. A request of
 /// [`MAX_SEGMENTS`](crate::run::MAX_SEGMENTS) data segments fits.
 const MAX_CHAIN: u32 = 1026;
 const DESCRIPTOR_BYTES: u32 = 16;
+/// Of a request's header, and of a range of a discard.
+const WORDS_BYTES: u32 = 16;
 
 /// Why a chain cannot be followed to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +56,34 @@ pub enum ChainError {
     },
 }
 
+/// One descriptor, as it was when it was read.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    addr: u64,
+    len_bytes: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    /// From the two little-endian words that it consists of.
+    #[inline]
+    fn from_words(addr: u64, rest: u64) -> Descriptor {
+        let rest = u64::from_le(rest);
+        Descriptor {
+            addr: u64::from_le(addr),
+            len_bytes: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+
+    #[inline]
+    fn has(&self, flag: u32) -> bool {
+        u32::from(self.flags) & flag != 0
+    }
+}
+
 /// A piece of guest memory that a descriptor names. Not checked to exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -75,7 +108,7 @@ impl Chain {
     /// Reads the chain that starts at `head` of `table`. Empty descriptors are left out.
     pub(crate) fn walk(
         &mut self,
-        mem: &GuestMemoryMmap,
+        mem: &GuestMap,
         table: &VolatileSlice<'_>,
         head: u16,
         allow_indirect: bool,
@@ -89,28 +122,25 @@ impl Chain {
         let mut index = head;
         for _ in 0..entries.min(MAX_CHAIN) {
             let descriptor = read_from_table(table, index)?;
-            if descriptor.refers_to_indirect_table() {
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
                 if !allow_indirect {
                     return Err(ChainError::IndirectNotNegotiated);
                 }
                 return self.walk_indirect(mem, &descriptor);
             }
             self.push(&descriptor);
-            if !has_next(&descriptor) {
+            if !descriptor.has(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
-            index = descriptor.next();
+            index = descriptor.next;
         }
         Err(ChainError::TooLong { limit: entries.min(MAX_CHAIN) })
     }
 
-    fn walk_indirect(
-        &mut self,
-        mem: &GuestMemoryMmap,
-        indirect: &Descriptor,
-    ) -> Result<(), ChainError> {
-        let len_bytes = indirect.len();
-        if has_next(indirect) {
+    fn walk_indirect(&mut self, mem: &GuestMap, indirect: &Descriptor) -> Result<(), ChainError> {
+        let len_bytes = indirect.len_bytes;
+        let addr = GuestAddress(indirect.addr);
+        if indirect.has(VRING_DESC_F_NEXT) {
             return Err(ChainError::MisplacedIndirect);
         }
         if len_bytes == 0 || !len_bytes.is_multiple_of(DESCRIPTOR_BYTES) {
@@ -118,35 +148,36 @@ impl Chain {
         }
         let entries = len_bytes / DESCRIPTOR_BYTES;
         // Usually in one piece; when regions meet inside it, descriptors are looked up one by one.
-        let table = mem.get_slice(indirect.addr(), len_bytes as usize).ok();
+        let table = mem.slice(addr, len_bytes as usize).ok();
         let mut index = 0;
         for _ in 0..entries.min(MAX_CHAIN) {
             let descriptor = match &table {
                 Some(table) => read_from_table(table, index)?,
-                None => read_from_memory(mem, indirect.addr(), entries, index)?,
+                None => read_from_memory(mem, addr, entries, index)?,
             };
-            if descriptor.refers_to_indirect_table() {
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
                 return Err(ChainError::MisplacedIndirect);
             }
             self.push(&descriptor);
-            if !has_next(&descriptor) {
+            if !descriptor.has(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
-            index = descriptor.next();
+            index = descriptor.next;
         }
         Err(ChainError::TooLong { limit: entries.min(MAX_CHAIN) })
     }
 
     fn push(&mut self, descriptor: &Descriptor) {
-        if descriptor.len() == 0 {
+        if descriptor.len_bytes == 0 {
             return;
         }
-        self.last_is_writable = descriptor.is_write_only();
+        self.last_is_writable = descriptor.has(VRING_DESC_F_WRITE);
         if !self.last_is_writable {
             self.misordered |= self.segments.len() > self.writable_start;
             self.writable_start += 1;
         }
-        self.segments.push(Segment { addr: descriptor.addr(), len_bytes: descriptor.len() });
+        let addr = GuestAddress(descriptor.addr);
+        self.segments.push(Segment { addr, len_bytes: descriptor.len_bytes });
     }
 
     /// Whether the readable part comes before the writable part, as it must. If not, only
@@ -172,31 +203,41 @@ impl Chain {
         Some(status)
     }
 
-    /// Takes `buffer.len()` bytes from the front of the readable part, however they are cut up.
-    /// False if there are fewer, or if they cannot be read.
-    pub(crate) fn take_front(&mut self, mem: &GuestMemoryMmap, buffer: &mut [u8]) -> bool {
-        let mut done = 0;
-        while done < buffer.len() {
-            let end = self.writable_start;
-            let Some(segment) = self.segments[..end].get_mut(self.readable_start) else {
-                return false;
-            };
-            let piece = (segment.len_bytes as usize).min(buffer.len() - done);
-            let target = &mut buffer[done..done + piece];
-            let read = match mem.get_slice(segment.addr, piece) {
-                Ok(slice) => slice.copy_to(target) == piece,
-                Err(_) => mem.read_slice(target, segment.addr).is_ok(),
-            };
-            let Some(next) = segment.addr.checked_add(piece as u64).filter(|_| read) else {
-                return false;
-            };
-            *segment = Segment { addr: next, len_bytes: segment.len_bytes - piece as u32 };
+    /// Takes 16 bytes, two little-endian words, from the front of the readable part, however they
+    /// are cut up. `None` if there are fewer, or if they cannot be read.
+    #[inline]
+    pub(crate) fn take_words(&mut self, mem: &GuestMap) -> Option<(u64, u64)> {
+        let segment = self.segments[..self.writable_start].get_mut(self.readable_start)?;
+        if segment.len_bytes == WORDS_BYTES
+            && let Ok(place) = mem.slice(segment.addr, WORDS_BYTES as usize)
+            && let Ok(first) = place.load(0, Ordering::Relaxed)
+            && let Ok(second) = place.load(8, Ordering::Relaxed)
+        {
+            self.readable_start += 1;
+            return Some((u64::from_le(first), u64::from_le(second)));
+        }
+        self.take_scattered_words(mem)
+    }
+
+    /// The general case: in several segments, in one that goes on, or not aligned.
+    fn take_scattered_words(&mut self, mem: &GuestMap) -> Option<(u64, u64)> {
+        let mut words = [0; WORDS_BYTES as usize];
+        let mut left = &mut words[..];
+        while !left.is_empty() {
+            let segment = self.segments[..self.writable_start].get_mut(self.readable_start)?;
+            let piece = (segment.len_bytes as usize).min(left.len());
+            let (target, rest) = left.split_at_mut(piece);
+            mem.memory().read_slice(target, segment.addr).ok()?;
+            left = rest;
+            segment.addr = segment.addr.checked_add(piece as u64)?;
+            segment.len_bytes -= piece as u32;
             if segment.len_bytes == 0 {
                 self.readable_start += 1;
             }
-            done += piece;
         }
-        true
+        let (first, second) = words.split_at(8);
+        let word = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).ok();
+        Some((word(first)?, word(second)?))
     }
 
     /// What is left of the readable part.
@@ -215,20 +256,32 @@ pub(crate) fn total_bytes(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.len_bytes)).sum()
 }
 
-fn has_next(descriptor: &Descriptor) -> bool {
-    u32::from(descriptor.flags()) & VRING_DESC_F_NEXT != 0
-}
-
+/// Both words are read once, and not torn: the table is aligned, or it is read below.
+#[inline]
 fn read_from_table(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, ChainError> {
     let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
-    table.read_obj(offset).map_err(|_| ChainError::IndexOutOfRange {
-        index,
-        entries: table.len() as u32 / DESCRIPTOR_BYTES,
-    })
+    let addr = table.load(offset, Ordering::Relaxed);
+    let rest = table.load(offset + 8, Ordering::Relaxed);
+    match (addr, rest) {
+        (Ok(addr), Ok(rest)) => Ok(Descriptor::from_words(addr, rest)),
+        _ => read_unaligned(table, index),
+    }
 }
 
+/// An indirect table need not be aligned.
+#[cold]
+fn read_unaligned(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, ChainError> {
+    let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
+    let entries = table.len() as u32 / DESCRIPTOR_BYTES;
+    let words: [u64; 2] =
+        table.read_obj(offset).map_err(|_| ChainError::IndexOutOfRange { index, entries })?;
+    Ok(Descriptor::from_words(words[0], words[1]))
+}
+
+/// An indirect table in which two regions of guest memory meet.
+#[cold]
 fn read_from_memory(
-    mem: &GuestMemoryMmap,
+    mem: &GuestMap,
     table: GuestAddress,
     entries: u32,
     index: u16,
@@ -239,5 +292,6 @@ fn read_from_memory(
     let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
     let unreadable = ChainError::Unreadable { addr: table.raw_value().wrapping_add(offset) };
     let addr = table.checked_add(offset).ok_or(unreadable)?;
-    mem.read_obj(addr).map_err(|_| unreadable)
+    let words: [u64; 2] = mem.memory().read_obj(addr).map_err(|_| unreadable)?;
+    Ok(Descriptor::from_words(words[0], words[1]))
 }

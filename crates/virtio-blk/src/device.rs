@@ -61,7 +61,7 @@ impl DeviceQueue {
             if available > 0 {
                 let batch = available.min(budget);
                 let taken = self.take_batch(ctx, &rings, batch);
-                self.ring.borrow_mut().publish_used(&rings.used)?;
+                self.publish_done();
                 taken?;
                 budget -= batch;
                 if budget == 0 {
@@ -103,6 +103,7 @@ impl DeviceQueue {
         limits: &Limits,
     ) -> Result<ParsedRequest, VirtqueueError> {
         let head = self.ring.borrow_mut().next_head(rings)?;
+        trace_event!("virtqueue_pop", queue = self.index(), req = head);
         let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
         chain
             .walk(&self.mem, &rings.desc, head, indirect)
@@ -255,7 +256,7 @@ impl DeviceQueue {
         let mut id = &self.shared.id[..];
         for segment in chain.writable() {
             let (part, rest) = id.split_at(id.len().min(segment.len_bytes as usize));
-            if self.mem.write_slice(part, segment.addr).is_err() {
+            if self.mem.memory().write_slice(part, segment.addr).is_err() {
                 return (BlkStatus::IoErr, 0);
             }
             id = rest;

@@ -11,6 +11,7 @@ mod config;
 mod device;
 pub mod guest;
 mod interrupt;
+mod memory;
 mod queue;
 mod range;
 mod request;

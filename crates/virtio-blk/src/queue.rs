@@ -3,22 +3,22 @@
 //! How requests get in is in `device.rs`. This file is about how answers get out:
 //!
 //! ```text
-//!   finish()          used entries are written, and published at once, or, during a kick,
-//!      |              together at its end
+//!   finish()          used entries are written and published: at once, or, during a kick,
+//!      |              all together
 //!      v
 //!   completion_bh     one interrupt for all that completed in this iteration of the loop
 //! ```
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, EventNotifier, trace_event};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
+use crate::memory::GuestMap;
 use crate::request::{BlkStatus, CompletedRequest};
 use crate::shared::Shared;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
@@ -39,11 +39,13 @@ pub(crate) struct DeviceQueue {
     index: u16,
     pub(crate) shared: Rc<Shared>,
     /// Keeps the memory mapped for as long as a request may touch it.
-    pub(crate) mem: Arc<GuestMemoryMmap>,
+    pub(crate) mem: GuestMap,
     pub(crate) ring: RefCell<Virtqueue>,
     /// Room for the chain that is being parsed; away while it is in use.
     pub(crate) chain: Cell<Chain>,
-    /// A kick is being handled. It publishes used entries when it is done.
+    /// Answered, and not yet on the used ring.
+    done: RefCell<Vec<CompletedRequest>>,
+    /// A kick is being handled. It publishes what is done at its end.
     pub(crate) in_kick: Cell<bool>,
     phase: Cell<Phase>,
     error: RefCell<Option<VirtqueueError>>,
@@ -61,7 +63,7 @@ impl DeviceQueue {
         ctx: &AioContext,
         index: u16,
         shared: &Rc<Shared>,
-        mem: &Arc<GuestMemoryMmap>,
+        mem: GuestMap,
         ring: Virtqueue,
         interrupt: Interrupt,
     ) -> Rc<DeviceQueue> {
@@ -77,9 +79,10 @@ impl DeviceQueue {
             DeviceQueue {
                 index,
                 shared: Rc::clone(shared),
-                mem: Arc::clone(mem),
+                mem,
                 ring: RefCell::new(ring),
                 chain: Cell::default(),
+                done: RefCell::new(Vec::new()),
                 in_kick: Cell::new(false),
                 phase: Cell::new(Phase::Running),
                 error: RefCell::new(None),
@@ -187,57 +190,54 @@ impl DeviceQueue {
     #[inline]
     pub(crate) fn write_status(&self, place: GuestAddress, status: BlkStatus) {
         // The place was looked up when the request was parsed, and the map does not change.
-        if let Ok(byte) = self.mem.get_slice(place, 1) {
+        if let Ok(byte) = self.mem.slice(place, 1) {
             let _ = byte.store(status as u8, 0, Ordering::Relaxed);
         }
     }
 
-    /// Puts requests on the used ring.
+    /// Puts requests on the used ring; during a kick, at its end.
     #[inline]
     pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
-        let mut count = 0;
-        let counted = requests.inspect(|request| {
-            count += 1;
-            trace_event!(
-                "virtio_blk_req_complete",
-                queue = self.index,
-                req = request.head,
-                status = ?request.status
-            );
-        });
-        let pushed = self.push_used(counted);
-        if let Err(error) = pushed {
-            self.fail(error);
-        }
+        let left = {
+            let mut done = self.done.borrow_mut();
+            let before = done.len();
+            done.extend(requests);
+            self.in_flight.get() - (done.len() - before)
+        };
+        self.in_flight.set(left);
         if !self.in_kick.get() {
+            self.publish_done();
             self.completion_bh.schedule();
         }
-        let left = self.in_flight.get() - count;
-        self.in_flight.set(left);
         if left == 0 {
             self.wake_waiters();
         }
     }
 
-    #[inline]
-    fn push_used(
-        &self,
-        requests: impl Iterator<Item = CompletedRequest>,
-    ) -> Result<(), VirtqueueError> {
+    /// Shows the driver what is done.
+    pub(crate) fn publish_done(&self) {
+        let mut done = self.done.borrow_mut();
+        if done.is_empty() {
+            return;
+        }
         let mut ring = self.ring.borrow_mut();
-        let used = ring.map_used(&self.mem);
-        // Consume all of them in any case: they are all answered, and counted.
-        let mut result = Ok(());
-        for request in requests {
-            if let (Ok(used), Ok(())) = (&used, &result) {
-                result = ring.push_used(used, request.head, request.written_bytes);
+        let pushed = ring.map_used(&self.mem).and_then(|used| {
+            for request in done.iter() {
+                trace_event!(
+                    "virtio_blk_req_complete",
+                    queue = self.index,
+                    req = request.head,
+                    status = ?request.status
+                );
+                ring.push_used(&used, request.head, request.written_bytes)?;
             }
+            ring.publish_used(&used)
+        });
+        done.clear();
+        drop((ring, done));
+        if let Err(error) = pushed {
+            self.fail(error);
         }
-        result?;
-        if !self.in_kick.get() {
-            ring.publish_used(&used?)?;
-        }
-        Ok(())
     }
 
     fn wake_waiters(&self) {

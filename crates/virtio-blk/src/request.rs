@@ -16,16 +16,16 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use crate::chain::{Chain, Segment, total_bytes};
 use crate::config::SECTOR_BYTES;
+use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
 use crate::virtqueue::VirtqueueError;
 
 /// Bytes of the answer to GET_ID.
 pub(crate) const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
-const HEADER_BYTES: usize = 16;
 /// Longest read or write; a longer one is refused.
 const MAX_REQUEST_BYTES: u64 = i32::MAX as u64 / SECTOR_BYTES * SECTOR_BYTES;
 
@@ -94,14 +94,14 @@ impl ParsedRequest {
     /// its answer.
     #[inline]
     pub(crate) fn parse(
-        mem: &GuestMemoryMmap,
+        mem: &GuestMap,
         head: u16,
         chain: &mut Chain,
         limits: &Limits,
     ) -> Result<ParsedRequest, VirtqueueError> {
         let status = chain
             .take_status()
-            .filter(|status| mem.get_slice(*status, 1).is_ok())
+            .filter(|status| mem.contains(*status))
             .ok_or(VirtqueueError::NoStatus { head })?;
         let operation = if chain.is_ordered() {
             parse_operation(mem, chain, limits)
@@ -125,15 +125,12 @@ fn refuse(reason: &'static str) -> Operation {
 }
 
 #[inline]
-fn parse_operation(mem: &GuestMemoryMmap, chain: &mut Chain, limits: &Limits) -> Operation {
-    let mut header = [0; HEADER_BYTES];
-    if !chain.take_front(mem, &mut header) {
+fn parse_operation(mem: &GuestMap, chain: &mut Chain, limits: &Limits) -> Operation {
+    let Some((first, sector)) = chain.take_words(mem) else {
         return refuse("the header is too short, or outside guest memory");
-    }
-    let (kind, rest) = header.split_at(4);
-    let kind = u32::from_le_bytes(kind.try_into().expect("4 bytes"));
-    // Between the two: `ioprio`, reserved.
-    let sector = u64::from_le_bytes(rest[4..].try_into().expect("8 bytes"));
+    };
+    // The type; above it `ioprio`, which is reserved.
+    let kind = first as u32;
     match kind {
         VIRTIO_BLK_T_IN => match parse_range(sector, chain.writable(), limits) {
             Ok((offset_bytes, len_bytes)) => Operation::Read { offset_bytes, len_bytes },

@@ -7,9 +7,10 @@
 //! border that nothing crosses.
 
 use coblk_aio::{IoVector, IoVectorMut};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::chain::Segment;
+use crate::memory::GuestMap;
 use crate::request::PendingRequest;
 
 /// Data segments in one request to the block layer: what one system call takes.
@@ -17,7 +18,7 @@ pub(crate) const MAX_SEGMENTS: usize = 1024;
 /// Bytes up to which requests are merged.
 const MAX_MERGED_BYTES: u64 = 1 << 20;
 /// Runs that grow at the same time.
-const OPEN_RUNS: usize = 8;
+const OPEN_RUNS: usize = 4;
 
 /// What a run asks of the block layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +74,9 @@ impl Run {
     /// Appends a request that continues where the run ends.
     #[inline]
     pub(crate) fn push(&mut self, request: PendingRequest, data: &[Segment], len_bytes: u64) {
-        self.segments.extend_from_slice(data);
+        for segment in data {
+            self.segments.push(*segment);
+        }
         self.members.push(Member { request: Some(request), len_bytes, segments: data.len() });
         self.len_bytes += len_bytes;
     }
@@ -101,7 +104,7 @@ impl Run {
 pub(crate) struct OpenRuns {
     runs: [Option<Box<Run>>; OPEN_RUNS],
     /// For each run the offset at its end, with the kind in the lowest bit, which is free as all
-    /// offsets are multiples of 512. Together in one or two cache lines.
+    /// offsets are multiples of 512.
     ends: [u64; OPEN_RUNS],
     /// The slot to use next, which holds the oldest run, if any.
     next: usize,
@@ -180,7 +183,7 @@ pub(crate) struct BadAddress;
 /// The guest memory of `segments`, to read into.
 #[inline]
 pub(crate) fn target_of<'m>(
-    mem: &'m GuestMemoryMmap,
+    mem: &'m GuestMap,
     segments: &[Segment],
 ) -> Result<IoVectorMut<'m>, BadAddress> {
     let mut target = IoVectorMut::new();
@@ -193,7 +196,7 @@ pub(crate) fn target_of<'m>(
 /// The guest memory of `segments`, to write from.
 #[inline]
 pub(crate) fn source_of<'m>(
-    mem: &'m GuestMemoryMmap,
+    mem: &'m GuestMap,
     segments: &[Segment],
 ) -> Result<IoVector<'m>, BadAddress> {
     let mut source = IoVector::new();
@@ -205,17 +208,17 @@ pub(crate) fn source_of<'m>(
 
 #[inline]
 fn for_each_piece<'m>(
-    mem: &'m GuestMemoryMmap,
+    mem: &'m GuestMap,
     segment: &Segment,
     mut visit: impl FnMut(&VolatileSlice<'m>),
 ) -> Result<(), BadAddress> {
     let len = segment.len_bytes as usize;
-    if let Ok(whole) = mem.get_slice(segment.addr, len) {
+    if let Ok(whole) = mem.slice(segment.addr, len) {
         visit(&whole);
         return Ok(());
     }
     // It spans regions, or is not all there. Guests with many regions are rare, and so is this.
-    for piece in mem.get_slices(segment.addr, len) {
+    for piece in mem.memory().get_slices(segment.addr, len) {
         visit(&piece.map_err(|_| BadAddress)?);
     }
     Ok(())

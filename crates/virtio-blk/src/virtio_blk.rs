@@ -14,6 +14,7 @@ use crate::config::{
     CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature, parse_config_write,
 };
 use crate::interrupt::Interrupt;
+use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
 use crate::shared::Shared;
 use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
@@ -192,9 +193,10 @@ impl VirtioBlk {
             return Err(VirtioBlkError::AlreadyRunning(index));
         }
         let event_idx = self.shared.has_feature(feature::EVENT_IDX);
-        let ring = Virtqueue::new(mem, layout, self.shared.config.queue_size_max, event_idx)
+        let map = GuestMap::new(mem);
+        let ring = Virtqueue::new(&map, layout, self.shared.config.queue_size_max, event_idx)
             .map_err(|source| VirtioBlkError::Queue { index, source })?;
-        let queue = DeviceQueue::new(ctx, index, &self.shared, mem, ring, interrupt.into());
+        let queue = DeviceQueue::new(ctx, index, &self.shared, map, ring, interrupt.into());
         queue.kick_bh().schedule();
         *slot = Some(queue);
         Ok(())

@@ -16,12 +16,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    VolatileMemoryError, VolatileSlice,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, VolatileMemoryError, VolatileSlice};
 
 use crate::chain::ChainError;
+use crate::memory::GuestMap;
 
 /// Bytes before the entries of the available and of the used ring: flags and index.
 const RING_HEADER_BYTES: usize = 4;
@@ -123,7 +121,7 @@ pub(crate) struct Virtqueue {
 impl Virtqueue {
     /// Checks `layout` against `mem`.
     pub(crate) fn new(
-        mem: &GuestMemoryMmap,
+        mem: &GuestMap,
         layout: VirtqueueLayout,
         size_max: u16,
         event_idx: bool,
@@ -150,14 +148,11 @@ impl Virtqueue {
     }
 
     /// Looks the rings up.
-    pub(crate) fn map<'m>(
-        &self,
-        mem: &'m GuestMemoryMmap,
-    ) -> Result<RingSlices<'m>, VirtqueueError> {
+    pub(crate) fn map<'m>(&self, mem: &'m GuestMap) -> Result<RingSlices<'m>, VirtqueueError> {
         let size = usize::from(self.layout.size);
         let desc = GuestAddress(self.layout.desc_table);
         Ok(RingSlices {
-            desc: mem.get_slice(desc, DESCRIPTOR_BYTES * size)?,
+            desc: mem.slice(desc, DESCRIPTOR_BYTES * size)?,
             avail: self.map_avail(mem)?,
             used: self.map_used(mem)?,
         })
@@ -165,20 +160,20 @@ impl Virtqueue {
 
     pub(crate) fn map_avail<'m>(
         &self,
-        mem: &'m GuestMemoryMmap,
+        mem: &'m GuestMap,
     ) -> Result<VolatileSlice<'m>, VirtqueueError> {
         // The entries are followed by `used_event`.
         let bytes = self.used_event_offset() + 2;
-        Ok(mem.get_slice(GuestAddress(self.layout.avail_ring), bytes)?)
+        Ok(mem.slice(GuestAddress(self.layout.avail_ring), bytes)?)
     }
 
     pub(crate) fn map_used<'m>(
         &self,
-        mem: &'m GuestMemoryMmap,
+        mem: &'m GuestMap,
     ) -> Result<VolatileSlice<'m>, VirtqueueError> {
         // The entries are followed by `avail_event`.
         let bytes = self.avail_event_offset() + 2;
-        Ok(mem.get_slice(GuestAddress(self.layout.used_ring), bytes)?)
+        Ok(mem.slice(GuestAddress(self.layout.used_ring), bytes)?)
     }
 
     /// How many heads wait to be taken. What their descriptors say may be read after this.
@@ -194,7 +189,7 @@ impl Virtqueue {
 
     /// Takes the next head; [`available`](Self::available) has said that there is one.
     pub(crate) fn next_head(&mut self, rings: &RingSlices<'_>) -> Result<u16, VirtqueueError> {
-        let entry = usize::from(self.next_avail % self.layout.size);
+        let entry = usize::from(self.next_avail & (self.layout.size - 1));
         let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
         let head = u16::from_le(rings.avail.load(offset, Ordering::Relaxed)?);
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -208,14 +203,15 @@ impl Virtqueue {
         head: u16,
         written_bytes: u32,
     ) -> Result<(), VirtqueueError> {
-        let entry = usize::from(self.next_used % self.layout.size);
-        let element = u64::from(head) | u64::from(written_bytes) << 32;
-        used.write_obj(element.to_le_bytes(), RING_HEADER_BYTES + USED_ENTRY_BYTES * entry)?;
+        let entry = usize::from(self.next_used & (self.layout.size - 1));
+        let offset = RING_HEADER_BYTES + USED_ENTRY_BYTES * entry;
+        used.store(u32::from(head).to_le(), offset, Ordering::Relaxed)?;
+        used.store(written_bytes.to_le(), offset + 4, Ordering::Relaxed)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
 
-    /// Shows the driver all entries pushed so far; whether there were new ones.
+    /// Shows the driver all entries pushed so far.
     pub(crate) fn publish_used(&mut self, used: &VolatileSlice<'_>) -> Result<(), VirtqueueError> {
         if self.published_used != self.next_used {
             // Release: entries and data before the index.
@@ -226,10 +222,7 @@ impl Virtqueue {
     }
 
     /// Whether entries were published since this was last asked, and the driver wants to know.
-    pub(crate) fn needs_interrupt(
-        &mut self,
-        mem: &GuestMemoryMmap,
-    ) -> Result<bool, VirtqueueError> {
+    pub(crate) fn needs_interrupt(&mut self, mem: &GuestMap) -> Result<bool, VirtqueueError> {
         let (old, new) = (self.signalled_used, self.published_used);
         if old == new {
             return Ok(false);
@@ -289,7 +282,7 @@ pub(crate) fn is_event_passed(event: u16, new: u16, old: u16) -> bool {
 }
 
 fn check_layout(
-    mem: &GuestMemoryMmap,
+    mem: &GuestMap,
     layout: &VirtqueueLayout,
     size_max: u16,
 ) -> Result<(), VirtqueueError> {
@@ -308,7 +301,7 @@ fn check_layout(
         .try_set_used_ring_address(GuestAddress(layout.used_ring))
         .map_err(|_| VirtqueueError::Layout("the used ring is not aligned to 4 bytes"))?;
     queue.set_ready(true);
-    if !queue.is_valid(mem) {
+    if !queue.is_valid(mem.memory()) {
         return Err(VirtqueueError::Layout("a part of the queue is outside guest memory"));
     }
     Ok(())

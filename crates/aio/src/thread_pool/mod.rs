@@ -7,6 +7,7 @@
 
 pub(crate) mod headcount;
 mod job;
+mod parking;
 mod worker;
 
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ use crate::context::AioContext;
 use headcount::Headcount;
 pub use job::AioJob;
 pub(crate) use job::JobHeader;
+use parking::Parking;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
 pub const DEFAULT_MAX_THREADS: usize = 64;
@@ -78,6 +80,7 @@ struct PoolState {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
     headcount: Headcount,
+    parking: Parking,
     /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
@@ -132,6 +135,7 @@ impl ThreadPool {
             sender,
             receiver,
             headcount: Headcount::new(),
+            parking: Parking::new(),
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
             idle_timeout,
@@ -215,8 +219,14 @@ impl PoolState {
         std::mem::forget(no_unwinding);
     }
 
-    /// Never blocks. A full channel fills the overflow list, which workers move on.
+    /// Queues a message, and wakes a worker if none is about to look.
     fn send(&self, message: Message) {
+        self.queue(message);
+        self.parking.notify();
+    }
+
+    /// Never blocks. A full channel fills the overflow list, which workers move on.
+    fn queue(&self, message: Message) {
         if self.overflowing.load(Ordering::SeqCst) > 0 {
             return self.send_overflow(message);
         }

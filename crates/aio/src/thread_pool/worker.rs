@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_utils::Backoff;
 
 use super::headcount::Leave;
 use super::job::JobHeader;
+use super::parking::{Parking, Sleeper, Wakeup};
 use super::{AbortOnUnwind, Message, PoolState};
 use crate::shared::Shared;
 use crate::sys;
@@ -18,10 +19,11 @@ pub(super) fn run(state: &PoolState) {
     let no_unwinding = AbortOnUnwind("a worker thread runs");
     sys::block_signals();
     trace_event!("thread_pool_worker_start");
+    let sleeper = Parking::sleeper();
     // The context that the last job went to, kept so that most jobs touch no reference count.
     let mut home = None;
     state.headcount.worker_ready();
-    while let Some(message) = next(state, &mut home) {
+    while let Some(message) = next(state, &sleeper, &mut home) {
         state.refill_if_overflowing();
         match message {
             // SAFETY: taken from the channel, so it is ours to run.
@@ -35,25 +37,55 @@ pub(super) fn run(state: &PoolState) {
             break;
         }
     }
+    // Whoever submitted may have counted on this worker to look into the queue once more.
+    if !state.receiver.is_empty() {
+        state.parking.notify();
+    }
     trace_event!("thread_pool_worker_end");
     std::mem::forget(no_unwinding);
 }
 
 /// The next message, or `None` when this worker shall end. It has left the books then.
-fn next(state: &PoolState, home: &mut Option<Arc<Shared>>) -> Option<Message> {
+fn next(
+    state: &PoolState,
+    sleeper: &Arc<Sleeper>,
+    home: &mut Option<Arc<Shared>>,
+) -> Option<Message> {
+    if let Ok(message) = state.receiver.try_recv() {
+        return Some(message);
+    }
+    // Nothing to do: do not keep a context's memory meanwhile.
+    *home = None;
+    state.parking.begin_search();
+    loop {
+        if let Some(message) = search(state) {
+            state.parking.end_search(|| !state.receiver.is_empty());
+            return Some(message);
+        }
+        match state.parking.sleep(sleeper, state.idle_timeout, || state.receiver.try_recv().ok()) {
+            Wakeup::Found(message) => {
+                if !state.receiver.is_empty() {
+                    state.parking.notify();
+                }
+                return Some(message);
+            }
+            Wakeup::Woken => {}
+            Wakeup::TimedOut if state.headcount.try_leave(Leave::Idle) => return None,
+            Wakeup::TimedOut => state.parking.begin_search(),
+        }
+    }
+}
+
+/// Looks for a while: work often comes right after work, and then nobody has to be woken.
+fn search(state: &PoolState) -> Option<Message> {
+    let patience = Backoff::new();
     loop {
         if let Ok(message) = state.receiver.try_recv() {
             return Some(message);
         }
-        // Nothing to do: do not keep a context's memory meanwhile.
-        *home = None;
-        match state.receiver.recv_timeout(state.idle_timeout) {
-            Ok(message) => return Some(message),
-            Err(RecvTimeoutError::Timeout) if state.headcount.try_leave(Leave::Idle) => {
-                return None;
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return None,
+        if patience.is_completed() {
+            return None;
         }
+        patience.snooze();
     }
 }

@@ -2,11 +2,10 @@
 //! table or in an indirect table.
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::VolatileSlice;
 
 use super::GuestBuffer;
-use super::driver::put;
+use super::driver::put_u64;
 
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
 /// Descriptors of a request besides its data: header and status.
@@ -83,8 +82,7 @@ impl Descriptors {
         for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
             let next = self.next[usize::from(index)];
             let link = if position < count { (NEXT, next) } else { (0, 0) };
-            let descriptor = Descriptor::new(buffer.addr, buffer.len, flags | link.0, link.1);
-            put(area, DESCRIPTOR_BYTES * usize::from(index), descriptor);
+            put_descriptor(area, DESCRIPTOR_BYTES * usize::from(index), buffer, flags, link);
             index = next;
         }
         self.free = index;
@@ -103,14 +101,13 @@ impl Descriptors {
         let table = DESCRIPTOR_BYTES * usize::from(entries) * usize::from(head);
         for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
             let link = if position < count { (NEXT, position) } else { (0, 0) };
-            let descriptor = Descriptor::new(buffer.addr, buffer.len, flags | link.0, link.1);
             let offset = DESCRIPTOR_BYTES * usize::from(position - 1);
-            put(area, tables.offset + table + offset, descriptor);
+            put_descriptor(area, tables.offset + table + offset, buffer, flags, link);
         }
         let len = u32::from(count) * DESCRIPTOR_BYTES as u32;
-        let addr = tables.addr + table as u64;
-        let pointer = Descriptor::new(addr, len, VRING_DESC_F_INDIRECT as u16, 0);
-        put(area, DESCRIPTOR_BYTES * usize::from(head), pointer);
+        let pointer = GuestBuffer { addr: tables.addr + table as u64, len };
+        let flags = VRING_DESC_F_INDIRECT as u16;
+        put_descriptor(area, DESCRIPTOR_BYTES * usize::from(head), pointer, flags, (0, 0));
         self.free = self.next[usize::from(head)];
         self.num_free -= 1;
         1
@@ -127,4 +124,19 @@ impl Descriptors {
         self.free = head;
         self.num_free += count;
     }
+}
+
+/// Writes a descriptor; `link` is `NEXT` or nothing, and the index that goes with it.
+#[inline]
+fn put_descriptor(
+    area: &VolatileSlice<'_>,
+    offset: usize,
+    buffer: GuestBuffer,
+    flags: u16,
+    link: (u16, u16),
+) {
+    let flags = flags | link.0;
+    let rest = u64::from(buffer.len) | u64::from(flags) << 32 | u64::from(link.1) << 48;
+    put_u64(area, offset, buffer.addr);
+    put_u64(area, offset + 8, rest);
 }

@@ -19,7 +19,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::descriptors::{DESCRIPTOR_BYTES, Descriptors, IndirectTables, OVERHEAD, Parts};
 use super::{Completion, GuestBuffer, GuestRam, GuestRequest, InterruptLine};
@@ -110,8 +110,11 @@ impl GuestQueue {
     /// Lays a queue out in `ram`. It is not connected to a device yet.
     ///
     /// # Errors
-    /// If there is not enough memory.
+    /// If there is not enough memory, or if the size is no power of two.
     pub fn new(ram: &GuestRam, options: QueueOptions) -> io::Result<GuestQueue> {
+        if !options.size.is_power_of_two() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "queue size no power of two"));
+        }
         let size = usize::from(options.size);
         let offsets = Offsets::new(size);
         let entries = match options.indirect_segments {
@@ -316,12 +319,14 @@ impl GuestQueue {
         let area = slice_of(&self.ram, self.area);
         let head = self.descriptors.next_head();
         let offset = self.offsets.slots + SLOT_BYTES * usize::from(head);
-        put(&area, offset, header(kind, sector));
+        // Type, then a reserved word, then the sector.
+        put_u64(&area, offset, u64::from(kind));
+        put_u64(&area, offset + 8, sector);
         let slot = self.area.addr + offset as u64;
         let header = GuestBuffer { addr: slot, len: HEADER_BYTES };
         let status = GuestBuffer { addr: slot + SLOT_STATUS, len: 1 };
         let count = self.descriptors.write(&area, &Parts { header, data, device_writes, status });
-        let entry = usize::from(self.next_avail % self.layout.size);
+        let entry = usize::from(self.next_avail & (self.layout.size - 1));
         let place = self.offsets.avail + RING_ENTRIES + 2 * entry;
         store(&area, place, head, Ordering::Relaxed);
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -335,13 +340,11 @@ impl GuestQueue {
         if !self.descriptors.has_room(1) {
             return Err(QueueFull);
         }
-        let mut bytes = [0; RANGE_BYTES as usize];
-        bytes[..8].copy_from_slice(&sector.to_le_bytes());
-        bytes[8..12].copy_from_slice(&sectors.to_le_bytes());
-        bytes[12..].copy_from_slice(&flags.to_le_bytes());
         let head = usize::from(self.descriptors.next_head());
         let offset = self.offsets.slots + SLOT_BYTES * head + SLOT_RANGE as usize;
-        put(&slice_of(&self.ram, self.area), offset, bytes);
+        let area = slice_of(&self.ram, self.area);
+        put_u64(&area, offset, sector);
+        put_u64(&area, offset + 8, u64::from(sectors) | u64::from(flags) << 32);
         Ok(GuestBuffer { addr: self.area.addr + offset as u64, len: RANGE_BYTES })
     }
 
@@ -364,26 +367,19 @@ impl GuestQueue {
                 return None;
             }
         }
-        let entry = usize::from(self.next_used % self.layout.size);
-        let element: [u8; 8] = get(&area, self.offsets.used + RING_ENTRIES + 8 * entry);
+        let entry = usize::from(self.next_used & (self.layout.size - 1));
+        let place = self.offsets.used + RING_ENTRIES + 8 * entry;
+        let head = get_u32(&area, place) as usize;
+        let written_bytes = get_u32(&area, place + 4);
         self.next_used = self.next_used.wrapping_add(1);
-        let element = u64::from_le_bytes(element);
-        let (head, written_bytes) = (element as u32 as usize, (element >> 32) as u32);
         let (token, count) = self.in_flight[head].take().expect("a head that is in flight");
         self.num_in_flight -= 1;
         let place = self.offsets.slots + SLOT_BYTES * head + SLOT_STATUS as usize;
-        let status: u8 = get(&area, place);
+        let status = area.load(place, Ordering::Relaxed).expect(IN_AREA);
         self.descriptors.release(head as u16, count);
         let status = BlkStatus::from_byte(status).unwrap_or(BlkStatus::IoErr);
         Some(Completion { token, status, written_bytes })
     }
-}
-
-fn header(kind: u32, sector: u64) -> [u8; HEADER_BYTES as usize] {
-    let mut bytes = [0; HEADER_BYTES as usize];
-    bytes[..4].copy_from_slice(&kind.to_le_bytes());
-    bytes[8..].copy_from_slice(&sector.to_le_bytes());
-    bytes
 }
 
 /// Why what is below cannot fail: the area was allocated in one region.
@@ -395,13 +391,13 @@ fn slice_of(ram: &GuestRam, area: GuestBuffer) -> VolatileSlice<'_> {
 }
 
 #[inline]
-pub(super) fn put<T: ByteValued>(area: &VolatileSlice<'_>, offset: usize, value: T) {
-    area.write_obj(value, offset).expect(IN_AREA);
+pub(super) fn put_u64(area: &VolatileSlice<'_>, offset: usize, value: u64) {
+    area.store(value.to_le(), offset, Ordering::Relaxed).expect(IN_AREA);
 }
 
 #[inline]
-fn get<T: ByteValued>(area: &VolatileSlice<'_>, offset: usize) -> T {
-    area.read_obj(offset).expect(IN_AREA)
+fn get_u32(area: &VolatileSlice<'_>, offset: usize) -> u32 {
+    u32::from_le(area.load(offset, Ordering::Relaxed).expect(IN_AREA))
 }
 
 #[inline]

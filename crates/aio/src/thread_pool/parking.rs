@@ -1,0 +1,163 @@
+//! Where workers sleep, and who wakes them: as few wake-ups as the work allows (decision D8).
+//!
+//! Waking a sleeping thread costs far more than a short job. So a submitter wakes nobody while some
+//! worker is *searching*, that is, awake and about to look into the queue. A searcher that finds a
+//! message, and leaves others behind, wakes the next one: under load jobs are taken by whoever is
+//! awake, and if jobs block, the workers they need are woken one by the other. The worker that
+//! fell asleep last is woken first, so that those which are not needed stay asleep, and end.
+//!
+//! # No message is left behind
+//!
+//! ```text
+//! submitter                             worker that finds nothing
+//! ---------                             -------------------------
+//! queue the message          (a)        join the sleepers            (c)
+//! is anyone searching?       (b)        searching -= 1               (d)
+//!   no: wake a sleeper                  look into the queue again    (e)
+//! ```
+//!
+//! All are sequentially consistent. If (b) is after (d), the submitter sees nobody searching, and
+//! finds the worker among the sleepers. If it is before, then (a) is before (e), and the worker
+//! finds the message. A worker that runs a job looks into the queue after it, so while no worker
+//! sleeps nobody needs waking.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::lock;
+use crate::atomic::Mutex;
+
+/// The sleepers of one pool.
+pub(super) struct Parking {
+    /// Workers that are awake and about to look into the queue, counted from when they are woken.
+    searching: AtomicUsize,
+    /// How many `sleepers` there are. Changed under the lock, read without it.
+    asleep: AtomicUsize,
+    sleepers: Mutex<Vec<Arc<Sleeper>>>,
+}
+
+/// A worker's place among the sleepers.
+pub(super) struct Sleeper {
+    thread: Thread,
+    woken: AtomicBool,
+}
+
+/// How a worker's sleep ended.
+pub(super) enum Wakeup<M> {
+    /// It did not sleep: there was a message after all. It does not search any more.
+    Found(M),
+    /// Somebody woke it. It searches.
+    Woken,
+    /// The time was up. It does not search, and nobody will wake it.
+    TimedOut,
+}
+
+impl Parking {
+    pub(super) fn new() -> Parking {
+        Parking {
+            searching: AtomicUsize::new(0),
+            asleep: AtomicUsize::new(0),
+            sleepers: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// A place for the calling thread.
+    pub(super) fn sleeper() -> Arc<Sleeper> {
+        Arc::new(Sleeper { thread: std::thread::current(), woken: AtomicBool::new(false) })
+    }
+
+    /// After a message was queued: sees to it that some worker looks.
+    #[inline]
+    pub(super) fn notify(&self) {
+        if self.searching.load(Ordering::SeqCst) == 0 && self.asleep.load(Ordering::SeqCst) > 0 {
+            self.wake_one();
+        }
+    }
+
+    #[cold]
+    fn wake_one(&self) {
+        loop {
+            // Counted on behalf of the one that will be woken; so of many submitters one wakes.
+            if self.searching.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                return;
+            }
+            if let Some(sleeper) = self.take_last() {
+                sleeper.woken.store(true, Ordering::Release);
+                sleeper.thread.unpark();
+                return;
+            }
+            // Nobody to wake. Another submitter may have relied on our count in the meantime, and
+            // a worker may have fallen asleep: look again.
+            self.searching.fetch_sub(1, Ordering::SeqCst);
+            if self.asleep.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+        }
+    }
+
+    fn take_last(&self) -> Option<Arc<Sleeper>> {
+        let mut sleepers = lock(&self.sleepers);
+        let sleeper = sleepers.pop();
+        self.asleep.store(sleepers.len(), Ordering::SeqCst);
+        sleeper
+    }
+
+    /// The calling worker begins to search.
+    pub(super) fn begin_search(&self) {
+        self.searching.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The calling worker has found a message. `more` says whether it leaves others behind.
+    pub(super) fn end_search(&self, more: impl Fn() -> bool) {
+        self.searching.fetch_sub(1, Ordering::SeqCst);
+        if more() {
+            self.notify();
+        }
+    }
+
+    /// Sleeps until it is woken, or for `timeout`. The calling worker searches; `look` looks into
+    /// the queue once more.
+    pub(super) fn sleep<M>(
+        &self,
+        me: &Arc<Sleeper>,
+        timeout: Duration,
+        look: impl Fn() -> Option<M>,
+    ) -> Wakeup<M> {
+        me.woken.store(false, Ordering::Relaxed);
+        {
+            let mut sleepers = lock(&self.sleepers);
+            sleepers.push(Arc::clone(me));
+            self.asleep.store(sleepers.len(), Ordering::SeqCst);
+        }
+        self.searching.fetch_sub(1, Ordering::SeqCst);
+        if let Some(message) = look() {
+            if !self.leave(me) {
+                // Woken in the meantime, so counted as searching.
+                self.searching.fetch_sub(1, Ordering::SeqCst);
+            }
+            return Wakeup::Found(message);
+        }
+        let start = Instant::now();
+        while !me.woken.load(Ordering::Acquire) {
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return if self.leave(me) { Wakeup::TimedOut } else { Wakeup::Woken };
+            }
+            std::thread::park_timeout(left);
+        }
+        Wakeup::Woken
+    }
+
+    /// Takes a worker from the sleepers; false if somebody has, who wakes it.
+    fn leave(&self, me: &Arc<Sleeper>) -> bool {
+        let mut sleepers = lock(&self.sleepers);
+        let place = sleepers.iter().position(|sleeper| Arc::ptr_eq(sleeper, me));
+        if let Some(place) = place {
+            sleepers.remove(place);
+            self.asleep.store(sleepers.len(), Ordering::SeqCst);
+        }
+        place.is_some()
+    }
+}

@@ -1,0 +1,183 @@
+//! The command line.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::compare;
+use crate::fio;
+use crate::jobs::{self, FileArgs, NullArgs};
+use crate::measure::Plan;
+use crate::micro;
+use crate::report::Report;
+use crate::works::Work;
+
+/// What coblk costs, beside its peers, in one run.
+///
+/// Ratios above 1 mean that coblk is better.
+#[derive(Debug, Parser)]
+#[command(name = "coblk-bench", version)]
+struct Cli {
+    /// Print one JSON object a line, and nothing else, on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    /// A short run; its figures are only good for a look.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Rounds in which ours and the peers' take turns; the median counts.
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The parts: coroutines, bottom halves, timers, wake-ups, workers, null requests.
+    Micro(MicroArgs),
+    /// Requests that do nothing, through the whole stack.
+    Null(NullArgs),
+    /// Requests to an image, in fio's words.
+    File(FileArgs),
+    /// Our engines beside `qemu-img bench` and bare loops, on one image.
+    Compare(CompareArgs),
+    /// Name all works of `micro` and then of `compare`, one a line.
+    List,
+    /// One work and nothing else, for a tool that watches this process.
+    #[command(hide = true)]
+    Child { work: String, ops: u64 },
+}
+
+#[derive(Args, Debug)]
+struct MicroArgs {
+    /// Measure only works whose name contains this; may be given again.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// How many coroutines to suspend at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000_000)]
+    suspended: u64,
+    /// How long to watch an idle context, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<f64>,
+}
+
+#[derive(Args, Debug)]
+struct CompareArgs {
+    /// Measure only rows whose name contains this; may be given again.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a
+    /// temporary one is.
+    #[arg(long, value_name = "PATH")]
+    filename: Option<PathBuf>,
+    /// Size of an image that is made.
+    #[arg(long, value_parser = fio::size)]
+    size: Option<u64>,
+    /// Requests each side makes in a round.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// How long our loop may look for work before it sleeps, in microseconds. QEMU's in qemu-img
+    /// does not.
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    poll_max: u32,
+    /// Draw the ratios and a latency curve, as SVG, into this directory.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// If a measurement fails.
+pub fn run() -> io::Result<()> {
+    let cli = Cli::parse();
+    let plan = Plan::new(cli.quick, cli.rounds.map(usize::from));
+    let mut report = Report::new(cli.json);
+    match cli.command {
+        Command::Micro(arguments) => {
+            micro::run(&micro_options(&arguments, &plan)?, &plan, &mut report)?;
+        }
+        Command::Null(arguments) => jobs::null(&arguments, &plan, &mut report)?,
+        Command::File(arguments) => jobs::file(&arguments, &plan, &mut report)?,
+        Command::Compare(arguments) => {
+            compare::run(&compare_options(arguments, &plan)?, &plan, &mut report)?;
+        }
+        Command::List => {
+            Work::ALL.iter().for_each(|work| println!("{}", work.name()));
+            compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
+        }
+        Command::Child { work, ops } => return child(&work, ops),
+    }
+    report.finish()
+}
+
+/// Whether `--only` asks for a work.
+fn is_wanted(only: &[String], name: &str) -> bool {
+    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
+}
+
+fn none_wanted(only: &[String]) -> io::Error {
+    io::Error::other(format!("no work is called '{}'; see the list command", only.join("', '")))
+}
+
+fn compare_options(arguments: CompareArgs, plan: &Plan) -> io::Result<compare::Options> {
+    let all = compare::works::Work::all().into_iter();
+    let works: Vec<_> = all.filter(|work| is_wanted(&arguments.only, &work.name())).collect();
+    if works.is_empty() {
+        return Err(none_wanted(&arguments.only));
+    }
+    let size_bytes = if plan.quick { 8 << 20 } else { 1 << 30 };
+    Ok(compare::Options {
+        works,
+        image: arguments.filename,
+        size_bytes: arguments.size.unwrap_or(size_bytes),
+        count: arguments.count,
+        poll_max: Duration::from_micros(u64::from(arguments.poll_max)),
+        plot: arguments.plot,
+    })
+}
+
+fn micro_options(arguments: &MicroArgs, plan: &Plan) -> io::Result<micro::Options> {
+    let all = Work::ALL.into_iter();
+    let works: Vec<Work> = all.filter(|work| is_wanted(&arguments.only, work.name())).collect();
+    if works.is_empty() {
+        return Err(none_wanted(&arguments.only));
+    }
+    let idle = arguments.idle.unwrap_or(if plan.quick { 0.2 } else { 5.0 });
+    let idle = Duration::try_from_secs_f64(idle)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| io::Error::other("--idle must be a positive number of seconds"))?;
+    Ok(micro::Options { works, suspended: arguments.suspended, idle })
+}
+
+fn child(work: &str, ops: u64) -> io::Result<()> {
+    if work == "suspended" {
+        return micro::suspended_child(ops);
+    }
+    let work = Work::by_name(work).ok_or_else(|| io::Error::other(format!("no work '{work}'")))?;
+    micro::run_alone(work, ops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_behind_the_command() {
+        let cli = Cli::parse_from(["coblk-bench", "micro", "--quick", "--json", "--only", "null"]);
+        assert!(cli.quick && cli.json);
+        let Command::Micro(arguments) = cli.command else { panic!("not micro") };
+        let options = micro_options(&arguments, &Plan::new(true, None)).unwrap();
+        assert_eq!(options.works.len(), 4);
+        assert!(Cli::try_parse_from(["coblk-bench", "--rounds", "0", "micro"]).is_err());
+    }
+}

@@ -1,0 +1,65 @@
+//! Latencies over the queue depth, for the curve.
+
+use std::io;
+
+use super::works::Access;
+use super::{BLOCK_BYTES, Options, node};
+use crate::engine::Engine;
+use crate::image::Image;
+use crate::jobs;
+use crate::measure::Plan;
+use crate::peers::qemu_img::{self, QemuImg};
+use crate::plot::curve::Curve;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::workload::{Job, Pattern, ReadWrite, Until, threads};
+
+const DEPTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+/// Requests at depth 1; deeper runs make more.
+const OPS: u64 = 2000;
+
+/// O_DIRECT reads at each depth, by each engine that runs here and by QEMU's. A row for each of
+/// ours goes to the report.
+pub fn measure(
+    image: &Image,
+    options: &Options,
+    plan: &Plan,
+    report: &mut Report,
+) -> io::Result<Vec<Curve>> {
+    let mut curves = Vec::new();
+    let engines: Vec<Engine> =
+        Engine::ALL.into_iter().filter(|engine| engine.check().is_ok()).collect();
+    let progress = Progress::new(engines.len() * DEPTHS.len());
+    let path = image.path().to_str().unwrap_or_default();
+    for engine in engines {
+        let name = engine.name();
+        let node = node(image.path(), Access::DirectRead, engine)?;
+        let mut p50 = Curve::new(format!("{name} p50"));
+        let mut p99 = Curve::new(format!("{name} p99"));
+        let mut mean = Curve::new(format!("qemu {name} mean"));
+        for depth in DEPTHS {
+            progress.now(&format!("latency {name} QD{depth}"));
+            let full = OPS * (depth as u64).min(16);
+            let ops = options.count.unwrap_or(if plan.quick { full / 20 } else { full });
+            let job = Job {
+                pattern: Pattern { kind: ReadWrite::RandRead, read_percent: 100 },
+                block_bytes: BLOCK_BYTES,
+                latency: true,
+                ..Job::sequential_reads(depth, u64::MAX)
+            };
+            let outcome = threads::run(&node, &job, 1, Until::Count(ops), depth as u64)?;
+            p50.push(depth, outcome.latency.value_at_quantile(0.5) as f64);
+            p99.push(depth, outcome.latency.value_at_quantile(0.99) as f64);
+            let work = format!("latency O_DIRECT {name} randread QD{depth}");
+            report.add(jobs::row(work, &outcome.lap, &outcome.latency))?;
+            if qemu_img::is_installed() {
+                // It does not say its latencies; depth over rate is their mean (Little's law).
+                let lap = QemuImg::file(path, name, "none", depth, false).run(ops)?;
+                mean.push(depth, lap.wall_ns / lap.ops as f64 * depth as f64);
+            }
+            progress.step();
+        }
+        curves.extend([p50, p99, mean].into_iter().filter(|curve| !curve.is_empty()));
+    }
+    Ok(curves)
+}

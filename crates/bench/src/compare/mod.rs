@@ -1,0 +1,225 @@
+//! `compare`: our engines, `qemu-img bench` and bare loops on the same image, with the same number
+//! of requests of the same size, as many at a time, one block after the other.
+
+mod latency;
+pub mod works;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coblk::drivers::{File, Null};
+use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode};
+
+use crate::engine::Engine;
+use crate::image::Image;
+use crate::measure::{Contest, Lap, Plan, lap};
+use crate::peers::bare;
+use crate::peers::qemu_img::{self, QemuImg};
+use crate::peers::uring::Ring;
+use crate::plot;
+use crate::progress::Progress;
+use crate::report::{Report, Row};
+use crate::workload::virtio::Guest;
+use crate::workload::{Generator, Job, Until};
+use crate::works::Unit;
+use works::{Access, DEPTH, Work};
+
+/// Length of a request.
+const BLOCK_BYTES: usize = 4096;
+/// Length of the null device.
+const NULL_BYTES: u64 = 1 << 30;
+
+/// What the command line asks of `compare`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Rows to measure.
+    pub works: Vec<Work>,
+    /// The image; a temporary one without it.
+    pub image: Option<PathBuf>,
+    /// Size of an image that is made.
+    pub size_bytes: u64,
+    /// Requests a lap, instead of what each row has by itself.
+    pub count: Option<u64>,
+    /// How long our loop may look for work before it sleeps.
+    pub poll_max: Duration,
+    /// Where to draw.
+    pub plot: Option<PathBuf>,
+}
+
+/// Measures the rows.
+///
+/// # Errors
+/// If the image cannot be made, or one of our requests fails.
+pub fn run(options: &Options, plan: &Plan, report: &mut Report) -> io::Result<()> {
+    let image = prepare(options)?;
+    let progress = Progress::new(options.works.len());
+    for work in &options.works {
+        progress.now(&work.name());
+        let row = match work.engine().map_or(Ok(()), Engine::check) {
+            Ok(()) => measure(*work, &image, options, plan, &progress)?,
+            Err(error) => {
+                let mut row = Row::new(work.name(), Unit::NsPerOp);
+                row.notes.push(format!("the engine does not run here: {error}"));
+                row
+            }
+        };
+        report.add(row)?;
+        progress.step();
+    }
+    drop(progress);
+    if let Some(directory) = &options.plot {
+        std::fs::create_dir_all(directory)?;
+        plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
+        let curves = latency::measure(&image, options, plan, report)?;
+        plot::curve::write(&directory.join("latency.svg"), &curves)?;
+    }
+    Ok(())
+}
+
+fn prepare(options: &Options) -> io::Result<Image> {
+    let progress = Progress::new(usize::try_from(options.size_bytes >> 20).unwrap_or(usize::MAX));
+    progress.now("MiB of the image are made");
+    Image::open_or_make(options.image.as_deref(), options.size_bytes, || progress.step())
+}
+
+fn measure(
+    work: Work,
+    image: &Image,
+    options: &Options,
+    plan: &Plan,
+    progress: &Progress,
+) -> io::Result<Row> {
+    let cached = match work {
+        Work::File(access, ..) => !access.is_direct(),
+        Work::VirtioCached(_) => true,
+        Work::Null | Work::VirtioNull => false,
+    };
+    if cached {
+        image.warm()?;
+    }
+    let ops = options.count.unwrap_or(if plan.quick { work.ops() / 100 } else { work.ops() });
+    let ours = ours(work, image.path(), options)?;
+    let contest = Contest::new(work.name(), Unit::NsPerOp, ours).ops(ops.max(1));
+    let contest = add_peers(contest, work, image.path())?;
+    let mut row = contest.run(plan, || progress.tick())?;
+    if !options.poll_max.is_zero() {
+        row.more.push(("poll_max_us", options.poll_max.as_secs_f64() * 1e6));
+    }
+    Ok(row)
+}
+
+type OurBench = Box<dyn FnMut(u64) -> io::Result<Lap>>;
+
+fn ours(work: Work, image: &Path, options: &Options) -> io::Result<OurBench> {
+    let ctx = AioContext::builder().name("bench").poll_max(options.poll_max).build()?;
+    match work {
+        Work::Null => requests(ctx, Null::new(NULL_BYTES), DEPTH),
+        Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES)),
+        Work::VirtioCached(engine) => guest_requests(ctx, open(image, Access::Cached, engine)?),
+        Work::File(access, engine, depth) if access.writes() => {
+            writes(ctx, open(image, access, engine)?, depth)
+        }
+        Work::File(access, engine, depth) => requests(ctx, open(image, access, engine)?, depth),
+    }
+}
+
+/// Opens the image as a row wants it.
+fn open(image: &Path, access: Access, engine: Engine) -> io::Result<File> {
+    File::options()
+        .direct(access.is_direct())
+        .read_only(!access.writes())
+        .engine(engine.into())
+        .in_place_reads(access == Access::Cached)
+        .open(image)
+        .map_err(io::Error::other)
+}
+
+fn backend(ctx: &AioContext, driver: impl BlockDriver + 'static) -> BlockBackend {
+    BlockBackend::new(ctx, "bench", BlockNode::new("bench", driver))
+}
+
+fn requests(
+    ctx: AioContext,
+    driver: impl BlockDriver + 'static,
+    depth: usize,
+) -> io::Result<OurBench> {
+    generated(ctx, driver, &Job::sequential_reads(depth, u64::MAX))
+}
+
+fn writes(
+    ctx: AioContext,
+    driver: impl BlockDriver + 'static,
+    depth: usize,
+) -> io::Result<OurBench> {
+    generated(ctx, driver, &Job::sequential_writes(depth, u64::MAX))
+}
+
+fn generated(
+    ctx: AioContext,
+    driver: impl BlockDriver + 'static,
+    job: &Job,
+) -> io::Result<OurBench> {
+    let generator = Generator::new(backend(&ctx, driver), job)?;
+    Ok(Box::new(move |ops| {
+        let mut result = Ok(0);
+        let lap = lap(ops, || result = generator.run(&ctx, Until::Count(ops)));
+        result.map(|_| lap)
+    }))
+}
+
+fn guest_requests(ctx: AioContext, driver: impl BlockDriver + 'static) -> io::Result<OurBench> {
+    let mut guest = Guest::new(&ctx, backend(&ctx, driver), DEPTH)?;
+    Ok(Box::new(move |ops| {
+        let mut result = Ok(());
+        let lap = lap(ops, || result = guest.run(&ctx, ops));
+        result.map(|()| lap)
+    }))
+}
+
+fn add_peers<'a>(contest: Contest<'a>, work: Work, image: &Path) -> io::Result<Contest<'a>> {
+    match work {
+        Work::Null | Work::VirtioNull => {
+            Ok(add_qemu(contest, "null-co", QemuImg::null("null-co", DEPTH)))
+        }
+        Work::VirtioCached(engine) => add_file_peers(contest, image, Access::Cached, engine, DEPTH),
+        Work::File(access, engine, depth) => add_file_peers(contest, image, access, engine, depth),
+    }
+}
+
+fn add_file_peers<'a>(
+    contest: Contest<'a>,
+    image: &Path,
+    access: Access,
+    engine: Engine,
+    depth: usize,
+) -> io::Result<Contest<'a>> {
+    let (direct, write) = (access.is_direct(), access.writes());
+    let path = image.to_str().ok_or_else(|| io::Error::other("the image's path is not UTF-8"))?;
+    let cache = if direct { "none" } else { "writeback" };
+    let qemu = QemuImg::file(path, engine.name(), cache, depth, write);
+    let contest = add_qemu(contest, engine.name(), qemu);
+    // A loop of calls has one request in flight, whatever we have.
+    let name = if write { "bare pwrite loop" } else { "bare pread loop" };
+    let contest = contest.peer(name, bare::sequential(image, BLOCK_BYTES, depth, direct, write)?);
+    match Ring::new(image, BLOCK_BYTES, depth, direct, write) {
+        Ok(mut ring) => Ok(contest.peer("bare io_uring", move |ops| ring.run(ops))),
+        Err(error) => Ok(contest
+            .peer("bare io_uring", move |_| Err(io::Error::new(error.kind(), error.to_string())))),
+    }
+}
+
+fn add_qemu<'a>(contest: Contest<'a>, name: &str, mut qemu: QemuImg) -> Contest<'a> {
+    let name = format!("qemu {name}");
+    if qemu_img::is_installed() {
+        contest.peer(name, move |ops| qemu.run(ops))
+    } else {
+        contest.missing(name, qemu_img::PACKAGE)
+    }
+}
+
+/// A node on the image, for more than one context.
+fn node(image: &Path, access: Access, engine: Engine) -> io::Result<Arc<BlockNode>> {
+    Ok(BlockNode::new("bench", open(image, access, engine)?))
+}

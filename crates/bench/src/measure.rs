@@ -1,0 +1,240 @@
+//! How a figure comes about: laps of a work and of its peers in turn, medians over the rounds.
+//!
+//! Machines drift. So a peer is never measured before or after us but between two of our laps, and
+//! what is reported is the median of the rounds, for a ratio the median of the ratios of each
+//! round.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::report::{Peer, Row};
+use crate::stats::{median, median_of_some};
+use crate::works::Unit;
+use crate::{alloc, sys};
+
+/// How long and how often to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Laps of each contestant.
+    pub rounds: usize,
+    /// How long a lap should take.
+    pub lap: Duration,
+    /// A short run: the figures need not be good.
+    pub quick: bool,
+}
+
+impl Plan {
+    /// The plan for `--quick` and `--rounds`.
+    pub fn new(quick: bool, rounds: Option<usize>) -> Plan {
+        if quick {
+            Plan { rounds: rounds.unwrap_or(1), lap: Duration::from_millis(4), quick }
+        } else {
+            Plan { rounds: rounds.unwrap_or(5), lap: Duration::from_millis(200), quick }
+        }
+    }
+}
+
+/// One measured stretch of work.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lap {
+    /// Operations done.
+    pub ops: u64,
+    /// Time it took.
+    pub wall_ns: f64,
+    /// CPU time it took, of all threads, if known.
+    pub cpu_ns: Option<f64>,
+    /// Allocations of all threads, if known.
+    pub allocs: Option<f64>,
+}
+
+impl Lap {
+    fn value(&self, unit: Unit) -> f64 {
+        match unit {
+            Unit::Iops => self.ops as f64 / self.wall_ns * 1e9,
+            _ => self.wall_ns / self.ops as f64,
+        }
+    }
+
+    fn per_op(&self, total: Option<f64>) -> Option<f64> {
+        total.map(|total| total / self.ops as f64)
+    }
+}
+
+/// Runs `work`, which does `ops` operations in this process, and measures it.
+pub fn lap(ops: u64, work: impl FnOnce()) -> Lap {
+    let (allocs, cpu_ns, start) = (alloc::allocations(), sys::process_cpu_ns(), Instant::now());
+    work();
+    Lap {
+        ops,
+        wall_ns: start.elapsed().as_nanos() as f64,
+        cpu_ns: Some((sys::process_cpu_ns() - cpu_ns) as f64),
+        allocs: Some((alloc::allocations() - allocs) as f64),
+    }
+}
+
+/// Runs a number of operations, or nearly as many, and measures them. What it has to set up it sets
+/// up outside of the lap.
+pub type Bench<'a> = Box<dyn FnMut(u64) -> io::Result<Lap> + 'a>;
+
+/// A work, ours and the peers'.
+pub struct Contest<'a> {
+    name: String,
+    unit: Unit,
+    ours: Bench<'a>,
+    peers: Vec<(String, Bench<'a>)>,
+    missing: Vec<(String, &'static str)>,
+    fixed_ops: Option<u64>,
+}
+
+impl<'a> Contest<'a> {
+    /// A contest without peers.
+    pub fn new(
+        name: impl Into<String>,
+        unit: Unit,
+        ours: impl FnMut(u64) -> io::Result<Lap> + 'a,
+    ) -> Contest<'a> {
+        Contest {
+            name: name.into(),
+            unit,
+            ours: Box::new(ours),
+            peers: Vec::new(),
+            missing: Vec::new(),
+            fixed_ops: None,
+        }
+    }
+
+    /// Adds a peer.
+    pub fn peer(
+        mut self,
+        name: impl Into<String>,
+        bench: impl FnMut(u64) -> io::Result<Lap> + 'a,
+    ) -> Contest<'a> {
+        self.peers.push((name.into(), Box::new(bench)));
+        self
+    }
+
+    /// Notes a peer that is not installed, and the Debian package that brings it.
+    pub fn missing(mut self, name: impl Into<String>, package: &'static str) -> Contest<'a> {
+        self.missing.push((name.into(), package));
+        self
+    }
+
+    /// Every contestant does this many operations a lap, instead of as many as fill the time.
+    pub fn ops(mut self, ops: u64) -> Contest<'a> {
+        self.fixed_ops = Some(ops);
+        self
+    }
+
+    /// The work itself, once, without measuring it against anything.
+    pub fn run_ours(mut self, ops: u64) -> io::Result<Lap> {
+        (self.ours)(ops)
+    }
+
+    /// Measures all rounds. `step` is told of each lap that is done.
+    ///
+    /// # Errors
+    /// If our own work fails. A peer that fails is noted in the row.
+    pub fn run(mut self, plan: &Plan, mut step: impl FnMut()) -> io::Result<Row> {
+        let ops = self.ops_of(plan, None)?;
+        let mut notes = Vec::new();
+        let mut peers = Vec::new();
+        for index in 0..self.peers.len() {
+            match self.ops_of(plan, Some(index)) {
+                Ok(ops) => peers.push((index, ops, Vec::new())),
+                Err(error) => notes.push(format!("{}: {error}", self.peers[index].0)),
+            }
+        }
+        let mut ours = Vec::new();
+        for _ in 0..plan.rounds {
+            ours.push((self.ours)(ops)?);
+            step();
+            for (index, ops, laps) in &mut peers {
+                laps.push((self.peers[*index].1)(*ops)?);
+                step();
+            }
+        }
+        let unit = self.unit;
+        let values: Vec<f64> = ours.iter().map(|lap| lap.value(unit)).collect();
+        let mut row = Row::new(self.name.clone(), unit);
+        row.ours = median(&values);
+        row.allocs_per_op = median_of_some(ours.iter().map(|lap| lap.per_op(lap.allocs)));
+        row.cpu_ns_per_op = median_of_some(ours.iter().map(|lap| lap.per_op(lap.cpu_ns)));
+        row.notes = notes;
+        row.missing = self.missing;
+        for (index, _, laps) in peers {
+            let theirs: Vec<f64> = laps.iter().map(|lap| lap.value(unit)).collect();
+            row.peers.push(Peer {
+                name: self.peers[index].0.clone(),
+                value: median(&theirs).unwrap_or(f64::NAN),
+                ratio: median_of_some(
+                    values.iter().zip(&theirs).map(|(ours, peer)| unit.ratio(*ours, *peer)),
+                ),
+                cpu_ns_per_op: median_of_some(laps.iter().map(|lap| lap.per_op(lap.cpu_ns))),
+            });
+        }
+        Ok(row)
+    }
+
+    /// How many operations fill a lap, found by laps that grow. They also warm up caches and pools.
+    fn ops_of(&mut self, plan: &Plan, peer: Option<usize>) -> io::Result<u64> {
+        let fixed = self.fixed_ops;
+        let bench = match peer {
+            None => &mut self.ours,
+            Some(index) => &mut self.peers[index].1,
+        };
+        if let Some(ops) = fixed {
+            bench((ops / 16).max(256).min(ops))?;
+            return Ok(ops);
+        }
+        let wanted_ns = plan.lap.as_nanos() as f64;
+        let mut ops = 64;
+        loop {
+            let lap = bench(ops)?;
+            if lap.wall_ns >= wanted_ns / 8.0 || ops >= 1 << 32 {
+                let per_op = (lap.wall_ns / lap.ops as f64).max(0.1);
+                return Ok(((wanted_ns / per_op) as u64).max(1));
+            }
+            ops *= 4;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fake(ns_per_op: f64) -> impl FnMut(u64) -> io::Result<Lap> {
+        move |ops| {
+            let wall_ns = ns_per_op * ops as f64;
+            Ok(Lap { ops, wall_ns, cpu_ns: Some(wall_ns), allocs: Some(0.0) })
+        }
+    }
+
+    #[test]
+    fn ours_and_peers_become_a_row() {
+        let contest = Contest::new("work", Unit::NsPerOp, fake(10.0))
+            .peer("slow", fake(50.0))
+            .peer("broken", |_| Err(io::Error::other("no")))
+            .missing("absent", "a-package");
+        let row = contest.run(&Plan::new(true, Some(3)), || ()).unwrap();
+        assert_eq!(row.ours, Some(10.0));
+        assert_eq!((row.peers.len(), row.peers[0].ratio), (1, Some(5.0)));
+        assert_eq!(row.notes, ["broken: no"]);
+        assert_eq!(row.missing, [("absent".to_owned(), "a-package")]);
+        assert_eq!((row.allocs_per_op, row.cpu_ns_per_op), (Some(0.0), Some(10.0)));
+    }
+
+    #[test]
+    fn requests_a_second_are_the_inverse() {
+        let contest = Contest::new("work", Unit::Iops, fake(1000.0)).peer("slow", fake(2000.0));
+        let row = contest.ops(100).run(&Plan::new(true, None), || ()).unwrap();
+        assert_eq!(row.ours, Some(1e6));
+        assert_eq!(row.peers[0].ratio, Some(2.0));
+    }
+
+    #[test]
+    fn a_lap_counts_allocations() {
+        let lap = lap(1, || drop(std::hint::black_box(vec![0u8; 10])));
+        assert!(lap.allocs >= Some(1.0));
+    }
+}

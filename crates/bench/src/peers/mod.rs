@@ -1,0 +1,8 @@
+//! Those we are compared with: other ways to switch stacks, QEMU, and bare loops as the limit of
+//! what can be had.
+
+pub mod bare;
+pub mod coroutines;
+pub mod qemu_img;
+pub mod swapcontext;
+pub mod uring;

@@ -1,0 +1,132 @@
+//! Pictures of the results, as SVG written by hand: a few lines, bars and words need no library.
+
+pub mod bars;
+pub mod curve;
+
+use std::fmt::Write;
+
+/// Colours that are told apart, also by those who do not see all of them.
+const COLOURS: [&str; 8] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999"];
+
+/// A picture that grows element by element.
+struct Svg {
+    width: f64,
+    height: f64,
+    elements: String,
+}
+
+impl Svg {
+    fn new(width: f64, height: f64) -> Svg {
+        Svg { width, height, elements: String::new() }
+    }
+
+    fn line(&mut self, from: (f64, f64), to: (f64, f64), colour: &str) {
+        let ((x1, y1), (x2, y2)) = (from, to);
+        self.add(format_args!(
+            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" stroke="{colour}"/>"#
+        ));
+    }
+
+    fn bar(&mut self, corner: (f64, f64), size: (f64, f64), colour: &str) {
+        let ((x, y), (width, height)) = (corner, size);
+        self.add(format_args!(
+            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"/>"#
+        ));
+    }
+
+    fn curve(&mut self, points: &[(f64, f64)], colour: &str, dashed: bool) {
+        let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let dash = if dashed { r#" stroke-dasharray="6 4""# } else { "" };
+        self.add(format_args!(
+            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>"#,
+            points.join(" ")
+        ));
+    }
+
+    /// `anchor` is start, middle or end.
+    fn text(&mut self, at: (f64, f64), anchor: &str, words: &str) {
+        let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let (x, y) = at;
+        self.add(format_args!(
+            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{words}</text>"#
+        ));
+    }
+
+    fn add(&mut self, element: std::fmt::Arguments<'_>) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.elements, "{element}");
+    }
+
+    fn finish(self) -> String {
+        let Svg { width, height, elements } = self;
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" \
+             font-family=\"sans-serif\" font-size=\"12\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{elements}</svg>\n"
+        )
+    }
+}
+
+/// A logarithmic axis: values to places.
+#[derive(Clone, Copy, Debug)]
+struct LogAxis {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+}
+
+impl LogAxis {
+    /// From place `from` to place `to`, over whole decades that hold all `values`.
+    fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> LogAxis {
+        let (mut low, mut high) = (f64::INFINITY, 0.0f64);
+        for value in values.filter(|value| *value > 0.0 && value.is_finite()) {
+            (low, high) = (low.min(value), high.max(value));
+        }
+        if high == 0.0 {
+            (low, high) = (1.0, 10.0);
+        }
+        let low = 10f64.powf(low.log10().floor());
+        let high = 10f64.powf(high.log10().ceil()).max(low * 10.0);
+        LogAxis { low, high, from, to }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        let share = (value / self.low).log10() / (self.high / self.low).log10();
+        self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
+    }
+
+    /// The powers of ten on it.
+    fn decades(&self) -> Vec<f64> {
+        let mut decades = vec![self.low];
+        while let Some(last) = decades.last().filter(|last| **last * 1.001 < self.high) {
+            decades.push(last * 10.0);
+        }
+        decades
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_axis_covers_whole_decades() {
+        let axis = LogAxis::over([0.5, 30.0].into_iter(), 0.0, 300.0);
+        assert_eq!((axis.low, axis.high), (0.1, 100.0));
+        assert_eq!(axis.decades().len(), 4);
+        assert!((axis.place(1.0) - 100.0).abs() < 1e-6);
+        assert_eq!(axis.place(0.000_1), 0.0);
+        assert!(LogAxis::over(std::iter::empty(), 0.0, 1.0).high > 1.0);
+    }
+
+    #[test]
+    fn words_are_escaped() {
+        let mut svg = Svg::new(10.0, 10.0);
+        svg.text((0.0, 0.0), "start", "a < b & c");
+        let text = svg.finish();
+        assert!(text.starts_with("<svg ") && text.ends_with("</svg>\n"));
+        assert!(text.contains("a &lt; b &amp; c"));
+    }
+}

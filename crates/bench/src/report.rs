@@ -1,0 +1,342 @@
+//! Rows, as a table for people or as one JSON object a line for programs.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Number, Value, json};
+
+use crate::stats::rounded;
+use crate::works::Unit;
+
+/// A peer's figures for a work.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its figure, in the row's unit.
+    pub value: f64,
+    /// Above 1, we are better.
+    pub ratio: Option<f64>,
+    /// Its CPU time.
+    pub cpu_ns_per_op: Option<f64>,
+}
+
+/// What is known about one work. A field that is not known is left out.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The work's name.
+    pub work: String,
+    /// What the figures are in.
+    pub unit: Unit,
+    /// Our figure.
+    pub ours: Option<f64>,
+    /// The peers'.
+    pub peers: Vec<Peer>,
+    /// Peers that are not installed, with the Debian package that brings them.
+    pub missing: Vec<(String, &'static str)>,
+    /// Allocations in steady state.
+    pub allocs_per_op: Option<f64>,
+    /// System calls in steady state.
+    pub syscalls_per_op: Option<f64>,
+    /// CPU time of all our threads.
+    pub cpu_ns_per_op: Option<f64>,
+    /// Further figures of this row, by name with unit.
+    pub more: Vec<(&'static str, f64)>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+impl Row {
+    /// A row without figures.
+    pub fn new(work: impl Into<String>, unit: Unit) -> Row {
+        Row {
+            work: work.into(),
+            unit,
+            ours: None,
+            peers: Vec::new(),
+            missing: Vec::new(),
+            allocs_per_op: None,
+            syscalls_per_op: None,
+            cpu_ns_per_op: None,
+            more: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// The row as a JSON object.
+    pub fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("work".into(), json!(self.work));
+        object.insert("unit".into(), json!(self.unit.name()));
+        if let Some(ours) = self.ours {
+            object.insert("ours".into(), json!(rounded(ours)));
+        }
+        let by_peer = |value: &dyn Fn(&Peer) -> Option<f64>| -> Map<String, Value> {
+            let known = self.peers.iter().filter_map(|peer| Some((peer, value(peer)?)));
+            known.map(|(peer, value)| (peer.name.clone(), json!(rounded(value)))).collect()
+        };
+        for (field, map) in [
+            ("peers", by_peer(&|peer| Some(peer.value))),
+            ("ratio", by_peer(&|peer| peer.ratio)),
+            ("peers_cpu_ns_per_op", by_peer(&|peer| peer.cpu_ns_per_op)),
+        ] {
+            if !map.is_empty() {
+                object.insert(field.into(), Value::Object(map));
+            }
+        }
+        for (field, value) in [
+            ("allocs_per_op", self.allocs_per_op),
+            ("syscalls_per_op", self.syscalls_per_op),
+            ("cpu_ns_per_op", self.cpu_ns_per_op),
+        ] {
+            if let Some(value) = value {
+                object.insert(field.into(), count(value));
+            }
+        }
+        for (field, value) in &self.more {
+            object.insert((*field).into(), count(*value));
+        }
+        if !self.missing.is_empty() {
+            let missing = self.missing.iter().map(|(peer, package)| (peer.clone(), json!(package)));
+            object.insert("missing".into(), Value::Object(missing.collect()));
+        }
+        if !self.notes.is_empty() {
+            object.insert("notes".into(), json!(self.notes));
+        }
+        Value::Object(object)
+    }
+}
+
+/// A number as JSON: without a fraction when it has none.
+fn count(value: f64) -> Value {
+    let value = rounded(value);
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        return Value::Number(Number::from(value as i64));
+    }
+    json!(value)
+}
+
+/// Where rows go: as they come with `--json`, else as a table at the end.
+pub struct Report {
+    json: bool,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// A report without rows.
+    pub fn new(json: bool) -> Report {
+        Report { json, rows: Vec::new() }
+    }
+
+    /// Takes a row.
+    ///
+    /// # Errors
+    /// If standard output does not take it.
+    pub fn add(&mut self, row: Row) -> io::Result<()> {
+        if self.json {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{}", row.to_json())?;
+            out.flush()?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// The rows so far.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Prints what is left to print.
+    ///
+    /// # Errors
+    /// If standard output does not take it.
+    pub fn finish(&self) -> io::Result<()> {
+        if self.json { Ok(()) } else { io::stdout().write_all(table(&self.rows).as_bytes()) }
+    }
+}
+
+const COLUMNS: usize = 10;
+const HEADER: [&str; COLUMNS] =
+    ["work", "unit", "ours", "allocs", "syscalls", "cpu ns", "peer", "peer's", "cpu ns", "ratio"];
+
+/// The rows as a table: one line for each peer, and below it what does not fit into a column.
+pub fn table(rows: &[Row]) -> String {
+    let mut lines = vec![HEADER.map(str::to_owned)];
+    for row in rows {
+        let mut peers = row.peers.iter();
+        let mut line = Default::default();
+        fill_peer(&mut line, peers.next());
+        line[0] = row.work.clone();
+        line[1] = row.unit.name().to_owned();
+        line[2] = figure(row.ours);
+        line[3] = figure(row.allocs_per_op);
+        line[4] = figure(row.syscalls_per_op);
+        line[5] = figure(row.cpu_ns_per_op);
+        lines.push(line);
+        for peer in peers {
+            let mut line = Default::default();
+            fill_peer(&mut line, Some(peer));
+            lines.push(line);
+        }
+    }
+    let widths: Vec<usize> = (0..HEADER.len())
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for line in &lines {
+        let mut cells = String::new();
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            // Words to the left, figures to the right.
+            let words = matches!(column, 0 | 1 | 6);
+            let cell =
+                if words { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
+            cells.push_str(&cell);
+        }
+        text.push_str(cells.trim_end());
+        text.push('\n');
+    }
+    text.push_str(&footnotes(rows));
+    text
+}
+
+fn fill_peer(line: &mut [String; COLUMNS], peer: Option<&Peer>) {
+    if let Some(peer) = peer {
+        line[6] = peer.name.clone();
+        line[7] = figure(Some(peer.value));
+        line[8] = figure(peer.cpu_ns_per_op);
+        line[9] = peer.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"));
+    }
+}
+
+fn footnotes(rows: &[Row]) -> String {
+    let mut notes: Vec<String> = Vec::new();
+    for row in rows {
+        let more: Vec<String> =
+            row.more.iter().map(|(name, value)| for_people(name, *value)).collect();
+        if !more.is_empty() {
+            notes.push(format!("{}: {}", row.work, more.join(", ")));
+        }
+        notes.extend(row.notes.iter().map(|note| format!("{}: {note}", row.work)));
+    }
+    for (peer, package) in rows.iter().flat_map(|row| &row.missing) {
+        let note = format!("{peer} is not installed; Debian package {package} brings it");
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    let text: String = notes.iter().map(|note| format!("  {note}\n")).collect();
+    if text.is_empty() { text } else { format!("\n{text}") }
+}
+
+/// A further figure of a row for people: `p99_ns` with 12345 as `p99 12.3 us`.
+fn for_people(name: &str, value: f64) -> String {
+    if let Some(what) = name.strip_suffix("_ns") {
+        return format!("{} {}", what.replace('_', " "), time(value));
+    }
+    let units = [("mib_per_s", "MiB/s"), ("ns_per_op", "ns/op"), ("watched_s", "s watched")];
+    match units.iter().find(|(field, _)| *field == name) {
+        Some((_, unit)) => format!("{} {unit}", figure(Some(value))),
+        None => format!("{} {}", name.replace('_', " "), figure(Some(value))),
+    }
+}
+
+/// Nanoseconds for people.
+pub fn time(ns: f64) -> String {
+    let units = [(1e9, "s"), (1e6, "ms"), (1e3, "us")];
+    let (unit, name) =
+        units.into_iter().find(|(unit, _)| ns >= unit * 0.999).unwrap_or((1.0, "ns"));
+    let value = format!("{:.1}", ns / unit);
+    format!("{} {name}", value.strip_suffix(".0").unwrap_or(&value))
+}
+
+/// A number for people.
+fn figure(value: Option<f64>) -> String {
+    let Some(value) = value else { return "-".to_owned() };
+    match value.abs() {
+        10_000.0.. => {
+            let digits = format!("{value:.0}");
+            grouped(&digits)
+        }
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        0.0005.. => format!("{value:.3}"),
+        _ => "0".to_owned(),
+    }
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(digits: &str) -> String {
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        let mut row = Row::new("null QD64", Unit::NsPerOp);
+        row.ours = Some(91.0);
+        row.peers.push(Peer {
+            name: "qemu null-co".into(),
+            value: 1150.0,
+            ratio: Some(12.637),
+            cpu_ns_per_op: Some(1149.0),
+        });
+        row.allocs_per_op = Some(0.0);
+        row.syscalls_per_op = Some(0.000_001);
+        row.cpu_ns_per_op = Some(91.0);
+        row
+    }
+
+    #[test]
+    fn json_has_the_fields_a_row_has() {
+        assert_eq!(
+            row().to_json(),
+            json!({
+                "work": "null QD64", "unit": "ns/op", "ours": 91.0,
+                "peers": {"qemu null-co": 1150.0}, "ratio": {"qemu null-co": 12.64},
+                "peers_cpu_ns_per_op": {"qemu null-co": 1149.0},
+                "allocs_per_op": 0, "syscalls_per_op": 0, "cpu_ns_per_op": 91,
+            })
+        );
+        let empty = Row::new("idle: cpu", Unit::CpuUsPerS).to_json();
+        assert_eq!(empty, json!({"work": "idle: cpu", "unit": "cpu us/s"}));
+    }
+
+    #[test]
+    fn the_table_names_what_is_missing() {
+        let mut row = row();
+        row.missing.push(("qemu null-aio".into(), "qemu-utils"));
+        row.more.push(("p99_ns", 12_345.0));
+        let text = table(&[row.clone(), row]);
+        assert!(text.starts_with("work"));
+        assert!(text.contains("12.64x"));
+        assert!(text.contains("p99 12.3 us"));
+        assert_eq!(text.matches("Debian package qemu-utils").count(), 1);
+    }
+
+    #[test]
+    fn times_for_people() {
+        assert_eq!(time(100.0), "100 ns");
+        assert_eq!(time(1e4), "10 us");
+        assert_eq!(time(1_234_567.0), "1.2 ms");
+        assert_eq!(time(1e9), "1 s");
+        assert_eq!(for_people("eventfd_writes_per_op", 0.5), "eventfd writes per op 0.500");
+    }
+
+    #[test]
+    fn figures_for_people() {
+        assert_eq!(figure(None), "-");
+        assert_eq!(figure(Some(0.0)), "0");
+        assert_eq!(figure(Some(5.1234)), "5.123");
+        assert_eq!(figure(Some(1_234_567.0)), "1,234,567");
+        assert_eq!(grouped("123456"), "123,456");
+    }
+}

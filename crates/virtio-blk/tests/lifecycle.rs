@@ -1,0 +1,391 @@
+//! Kicks and interrupts, queues on several threads, stopping, resetting and going away.
+
+mod util;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coblk_aio::{AioContext, EventNotifier};
+use coblk_block::{BlockBackend, BlockNode, drivers::Null};
+use coblk_virtio_blk::guest::{GuestBuffer, GuestRequest, Machine, MachineBuilder, QueueOptions};
+use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlk, VirtioBlkConfig, VirtioBlkError, feature};
+use util::{TestDisk, backend, settle};
+
+fn deferred_disk() -> TestDisk {
+    TestDisk { deferred: true, ..TestDisk::new(8192) }
+}
+
+/// A machine on a null device, with one buffer, whose interrupts are counted.
+fn counting(builder: MachineBuilder) -> (AioContext, Machine, GuestBuffer, Rc<Cell<u32>>) {
+    let ctx = AioContext::new().unwrap();
+    let node = BlockNode::new("null", Null::new(1 << 30));
+    let machine = builder.build(&ctx, BlockBackend::new(&ctx, "drive", node)).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let count = Rc::new(Cell::new(0));
+    let counter = Rc::clone(&count);
+    let interrupt = Interrupt::callback(move |_| counter.set(counter.get() + 1));
+    machine.device.set_interrupt(0, interrupt).unwrap();
+    (ctx, machine, buffer, count)
+}
+
+#[test]
+fn a_batch_is_one_kick_and_one_interrupt() {
+    for without in [0, feature::EVENT_IDX] {
+        let builder = Machine::builder().without_features(without);
+        let (ctx, mut machine, buffer, interrupts) = counting(builder);
+        settle(&ctx);
+        let queue = &mut machine.queues[0];
+        assert_eq!(queue.reap(), None);
+        for round in 1..=100 {
+            for token in 0..32 {
+                queue.read(64 * token, buffer, token).unwrap();
+            }
+            assert!(queue.kick(), "the device waits for a kick");
+            settle(&ctx);
+            let mut tokens: Vec<_> =
+                std::iter::from_fn(|| queue.reap()).map(|it| it.token).collect();
+            tokens.sort_unstable();
+            assert_eq!(tokens, (0..32).collect::<Vec<_>>());
+            assert_eq!(interrupts.get(), round);
+        }
+    }
+}
+
+#[test]
+fn deferred_completions_share_an_interrupt() {
+    let ctx = AioContext::new().unwrap();
+    let (_disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let count = Rc::new(Cell::new(0));
+    let counter = Rc::clone(&count);
+    let interrupt = Interrupt::callback(move |_| counter.set(counter.get() + 1));
+    machine.device.set_interrupt(0, interrupt).unwrap();
+    let queue = &mut machine.queues[0];
+    for token in 0..32 {
+        queue.read(64 * token, buffer, token).unwrap();
+    }
+    queue.kick();
+    settle(&ctx);
+    assert_eq!(count.get(), 1);
+    assert_eq!(std::iter::from_fn(|| queue.reap()).count(), 32);
+}
+
+#[test]
+fn a_guest_that_polls_is_not_interrupted() {
+    let options = QueueOptions { interrupts: false, ..Default::default() };
+    let builder = Machine::builder().queue(options).without_features(feature::EVENT_IDX);
+    let (ctx, mut machine, buffer, interrupts) = counting(builder);
+    for token in 0..1000 {
+        machine.queues[0].read(0, buffer, token).unwrap();
+        machine.queues[0].kick();
+        settle(&ctx);
+        assert_eq!(machine.queues[0].reap().map(|it| it.token), Some(token));
+    }
+    assert_eq!(interrupts.get(), 0);
+}
+
+#[test]
+fn with_event_idx_an_interrupt_comes_when_asked_for() {
+    let (ctx, mut machine, buffer, interrupts) = counting(Machine::builder());
+    let queue = &mut machine.queues[0];
+    let go = |queue: &mut coblk_virtio_blk::guest::GuestQueue| {
+        queue.read(0, buffer, 0).unwrap();
+        queue.kick();
+        settle(&ctx);
+        interrupts.take()
+    };
+    assert_eq!(queue.reap(), None);
+    assert_eq!(go(queue), 1);
+    // Not reaped to the end: the guest has not asked again.
+    assert_eq!((go(queue), go(queue)), (0, 0));
+    assert_eq!(std::iter::from_fn(|| queue.reap()).count(), 3);
+    assert_eq!(go(queue), 1);
+}
+
+#[test]
+fn an_interrupt_callback_reaps_and_submits_more() {
+    let (ctx, mut machine, buffer, _) = counting(Machine::builder());
+    let queue = Rc::new(RefCell::new(machine.queues.remove(0)));
+    let done = Rc::new(Cell::new(0u32));
+    let callback = {
+        let (queue, done) = (Rc::clone(&queue), Rc::clone(&done));
+        move |_: &AioContext| {
+            let mut queue = queue.borrow_mut();
+            while let Some(completion) = queue.reap() {
+                assert_eq!(completion.status, BlkStatus::Ok);
+                done.set(done.get() + 1);
+                queue.read(0, buffer, 0).unwrap();
+            }
+            queue.kick();
+        }
+    };
+    machine.device.set_interrupt(0, Interrupt::callback(callback)).unwrap();
+    for _ in 0..8 {
+        queue.borrow_mut().read(0, buffer, 0).unwrap();
+    }
+    queue.borrow_mut().kick();
+    ctx.run_until(|| done.get() >= 10_000);
+    machine.device.reset(&ctx);
+}
+
+#[test]
+fn an_interrupt_callback_may_poll_for_another_request() {
+    let (ctx, mut machine, buffer, _) = counting(Machine::builder());
+    let queue = Rc::new(RefCell::new(machine.queues.remove(0)));
+    let nested = Rc::new(Cell::new(false));
+    let callback = {
+        let (queue, nested) = (Rc::clone(&queue), Rc::clone(&nested));
+        move |ctx: &AioContext| {
+            if !nested.replace(true) {
+                let request = GuestRequest::Read { sector: 0, buffers: &[buffer] };
+                assert_eq!(queue.borrow_mut().call(ctx, request).status, BlkStatus::Ok);
+            }
+        }
+    };
+    machine.device.set_interrupt(0, Interrupt::callback(callback)).unwrap();
+    queue.borrow_mut().read(0, buffer, 1).unwrap();
+    queue.borrow_mut().kick();
+    settle(&ctx);
+    assert!(nested.get());
+    assert_eq!(queue.borrow_mut().reap().map(|it| it.token), Some(1));
+}
+
+#[test]
+fn queues_are_driven_from_other_threads() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    let config = VirtioBlkConfig { num_queues: 3, ..Default::default() };
+    let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
+    assert_ne!(machine.device.features() & feature::MQ, 0);
+    let finished = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0u64..)
+        .zip(machine.queues.drain(..))
+        .map(|(index, mut queue)| {
+            let (ram, finished) = (machine.ram.clone(), Arc::clone(&finished));
+            let home = ctx.handle();
+            std::thread::spawn(move || {
+                let buffer = ram.alloc(4096, 4096).unwrap();
+                for round in 0..300u64 {
+                    let sector = index * 2000 + round % 100 * 8;
+                    let data = [(index * 80 + round % 80) as u8; 4096];
+                    ram.write(buffer, &data);
+                    let buffers = &[buffer];
+                    let write = queue.call_blocking(GuestRequest::Write { sector, buffers });
+                    ram.write(buffer, &[0; 4096]);
+                    let read = queue.call_blocking(GuestRequest::Read { sector, buffers });
+                    assert_eq!((write.status, read.status), (BlkStatus::Ok, BlkStatus::Ok));
+                    let mut back = [0; 4096];
+                    ram.read(buffer, &mut back);
+                    assert_eq!(back, data);
+                }
+                finished.fetch_add(1, Ordering::SeqCst);
+                home.notify();
+            })
+        })
+        .collect();
+    ctx.run_until(|| finished.load(Ordering::SeqCst) == 3);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(disk.take_seen().len(), 3 * 300 * 2);
+}
+
+#[test]
+fn another_thread_keeps_many_in_flight() {
+    const REQUESTS: u64 = 50_000;
+    let (ctx, mut machine, buffer, _) = counting(Machine::builder());
+    let mut queue = machine.queues.remove(0);
+    let line = Arc::clone(queue.interrupt_line());
+    machine.device.set_interrupt(0, Interrupt::callback(move |_| line.raise())).unwrap();
+    let home = ctx.handle();
+    let guest = std::thread::spawn(move || {
+        let (mut submitted, mut done) = (0, 0);
+        while done < REQUESTS {
+            while submitted < REQUESTS && queue.read(submitted % 1000, buffer, submitted).is_ok() {
+                submitted += 1;
+            }
+            queue.kick();
+            let mut any = false;
+            while let Some(completion) = queue.reap() {
+                assert_eq!(completion.status, BlkStatus::Ok);
+                done += 1;
+                any = true;
+            }
+            assert!(any || queue.wait(Duration::from_secs(30)), "a lost interrupt, or a lost kick");
+        }
+        home.schedule(|_| {});
+        done
+    });
+    ctx.run_until(|| guest.is_finished());
+    assert_eq!(guest.join().unwrap(), REQUESTS);
+}
+
+#[test]
+fn kicks_and_interrupts_through_eventfds() {
+    let (ctx, mut machine, buffer, _) = counting(Machine::builder());
+    let kick = EventNotifier::new().unwrap();
+    let interrupt = EventNotifier::new().unwrap();
+    machine.device.watch_notifier(&ctx, 0, &kick).unwrap();
+    machine.device.set_interrupt(0, interrupt.try_clone().unwrap()).unwrap();
+    settle(&ctx);
+    let queue = &mut machine.queues[0];
+    assert_eq!(queue.reap(), None);
+    for token in 0..100 {
+        queue.read(0, buffer, token).unwrap();
+        // Also through its own kick; either may be first.
+        queue.kick();
+        kick.set().unwrap();
+        ctx.run_until(|| interrupt.test_and_clear().unwrap());
+        assert_eq!(queue.reap().map(|it| it.token), Some(token));
+        assert_eq!(queue.reap(), None);
+    }
+    machine.device.reset(&ctx);
+    kick.set().unwrap();
+    assert!(!ctx.poll(false), "nobody listens any more");
+}
+
+#[test]
+fn a_reset_waits_for_requests_in_flight() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let queue = &mut machine.queues[0];
+    for token in 0..8 {
+        queue.read(100 * token, buffer, token).unwrap();
+    }
+    queue.kick();
+    ctx.poll(true);
+    assert_eq!(machine.device.in_flight(), 8);
+    queue.read(0, buffer, 8).unwrap();
+    queue.kick();
+    machine.device.reset(&ctx);
+    assert_eq!((machine.device.in_flight(), disk.running.load(Ordering::Relaxed)), (0, 0));
+    assert_eq!(std::iter::from_fn(|| queue.reap()).count(), 8, "the ninth was not taken");
+    assert!(matches!(machine.device.remote_kick(0), Err(VirtioBlkError::NotRunning(0))));
+    assert_eq!(Arc::strong_count(machine.ram.memory()), 2, "the guest's own");
+}
+
+#[test]
+fn a_stopped_queue_goes_on_where_it_stopped() {
+    let ctx = AioContext::new().unwrap();
+    let (_disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let queue = &mut machine.queues[0];
+    let mut layout = queue.layout();
+    for round in 0..400u64 {
+        queue.read(round, buffer, round).unwrap();
+        queue.kick();
+        ctx.poll(true);
+        let next_index = ctx.run(|co| machine.device.co_stop_queue(co, 0)).unwrap();
+        assert_eq!(u64::from(next_index), round + 1);
+        assert_eq!(queue.reap().map(|it| it.token), Some(round));
+        layout.next_index = next_index;
+        let (device, memory) = (&machine.device, machine.ram.memory());
+        device.start_queue(&ctx, 0, memory, layout, Interrupt::None).unwrap();
+        queue.set_kick(device.remote_kick(0).unwrap());
+        settle(&ctx);
+    }
+}
+
+#[test]
+fn what_is_available_before_the_start_is_served() {
+    let (ctx, mut machine, buffer, _) = counting(Machine::builder());
+    machine.device.reset(&ctx);
+    let queue = &mut machine.queues[0];
+    queue.read(0, buffer, 7).unwrap();
+    queue.kick();
+    let (device, memory) = (&machine.device, machine.ram.memory());
+    device.start_queue(&ctx, 0, memory, queue.layout(), Interrupt::None).unwrap();
+    settle(&ctx);
+    assert_eq!(queue.reap().map(|it| it.token), Some(7));
+}
+
+#[test]
+fn a_device_that_goes_away_lets_its_requests_finish() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    machine.queues[0].write(0, buffer, 1).unwrap();
+    machine.queues[0].kick();
+    ctx.poll(true);
+    assert_eq!(disk.running.load(Ordering::Relaxed), 1);
+    drop(machine.device);
+    settle(&ctx);
+    assert_eq!(disk.running.load(Ordering::Relaxed), 0);
+    assert_eq!(machine.queues[0].reap().map(|it| it.status), Some(BlkStatus::Ok));
+}
+
+#[test]
+fn requests_of_a_context_that_ends_are_answered_with_an_error() {
+    let ctx = AioContext::new().unwrap();
+    let (_disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let queue = &mut machine.queues[0];
+    for token in 0..4 {
+        queue.read(100 * token, buffer, token).unwrap();
+    }
+    queue.kick();
+    ctx.poll(true);
+    drop(ctx);
+    let statuses: Vec<_> = std::iter::from_fn(|| queue.reap()).map(|it| it.status).collect();
+    assert_eq!(statuses, [BlkStatus::IoErr; 4]);
+}
+
+#[test]
+fn a_change_of_capacity_is_told() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, TestDisk::new(100));
+    let machine = Machine::new(&ctx, backend).unwrap();
+    let told = Rc::new(Cell::new(0));
+    let counter = Rc::clone(&told);
+    machine
+        .device
+        .set_config_interrupt(Interrupt::callback(move |_| counter.set(counter.get() + 1)));
+    machine.device.update_capacity(&ctx).unwrap();
+    assert_eq!((told.get(), machine.device.capacity_sectors()), (0, 100));
+    disk.data.lock().unwrap().resize(200 * 512 + 511, 0);
+    machine.device.update_capacity(&ctx).unwrap();
+    assert_eq!((told.get(), machine.device.capacity_sectors()), (1, 200));
+    assert_eq!(machine.device.config_space()[..8], 200u64.to_le_bytes());
+}
+
+#[test]
+fn mistakes_in_setting_up_are_named() {
+    let (ctx, machine, _, _) = counting(Machine::builder());
+    let device = &machine.device;
+    let (memory, layout) = (machine.ram.memory(), machine.queues[0].layout());
+    let start = |index, layout| {
+        device.start_queue(&ctx, index, memory, layout, Interrupt::None).unwrap_err().to_string()
+    };
+    assert_eq!(start(0, layout), "queue 0 runs already");
+    assert_eq!(start(1, layout), "there is no queue 1: the device has 1");
+    device.reset(&ctx);
+    let with = |change: &dyn Fn(&mut coblk_virtio_blk::VirtqueueLayout)| {
+        let mut layout = layout;
+        change(&mut layout);
+        start(0, layout)
+    };
+    assert!(with(&|it| it.size = 100).contains("power of two"));
+    assert!(with(&|it| it.size = 512).contains("above the maximum"));
+    assert!(with(&|it| it.size = 0).contains("power of two"));
+    assert!(with(&|it| it.desc_table += 8).contains("descriptor table is not aligned"));
+    assert!(with(&|it| it.avail_ring += 1).contains("available ring is not aligned"));
+    assert!(with(&|it| it.used_ring += 2).contains("used ring is not aligned"));
+    assert!(with(&|it| it.used_ring = 1 << 40).contains("outside guest memory"));
+    assert!(with(&|it| it.next_index = 1000).contains("available index jumped"));
+    assert!(device.negotiate(device.features() | 1 << 60).is_err());
+    assert!(device.negotiate(feature::FLUSH).unwrap_err().to_string().contains("VERSION_1"));
+    let empty = BlockBackend::empty(&ctx, "empty");
+    assert!(matches!(
+        VirtioBlk::new(empty, VirtioBlkConfig::default()),
+        Err(VirtioBlkError::Backend(_))
+    ));
+}
