@@ -60,7 +60,12 @@ fn allocations(mut action: impl FnMut()) -> usize {
 fn hot_paths_allocate_nothing_in_steady_state() {
     let pool = ThreadPool::new(2, 2).unwrap();
     let ctx = AioContext::builder().thread_pool(pool).build().unwrap();
+    callbacks(&ctx);
+    wakes(&ctx);
+    jobs(&ctx);
+}
 
+fn callbacks(ctx: &AioContext) {
     let spawned = Rc::new(Cell::new(0));
     let count = allocations(|| {
         let spawned = Rc::clone(&spawned);
@@ -89,7 +94,9 @@ fn hot_paths_allocate_nothing_in_steady_state() {
         assert!(ctx.poll(true));
     });
     assert_eq!(count, 0, "timer");
+}
 
+fn wakes(ctx: &AioContext) {
     let stop = Rc::new(Cell::new(false));
     let stopped = Rc::clone(&stop);
     ctx.spawn("reschedules", move |co| {
@@ -121,7 +128,9 @@ fn hot_paths_allocate_nothing_in_steady_state() {
     assert!(count <= 2, "wake from another thread: {count}"); // what the channel itself needs
     drop(to_thread);
     thread.join().unwrap();
+}
 
+fn jobs(ctx: &AioContext) {
     let submitted: Rc<Cell<usize>> = Rc::default();
     let count = Rc::clone(&submitted);
     ctx.spawn("submits", move |co| {
