@@ -4,12 +4,20 @@
 #[cfg(loom)]
 pub(crate) use loom::sync::Mutex;
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, Ordering};
+pub(crate) use loom::sync::atomic::{
+    AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicUsize, Ordering,
+};
+#[cfg(loom)]
+pub(crate) use loom::thread::{Thread, current as current_thread};
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::Mutex;
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, Ordering};
+pub(crate) use std::sync::atomic::{
+    AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicUsize, Ordering,
+};
+#[cfg(not(loom))]
+pub(crate) use std::thread::{Thread, current as current_thread};
 
 /// Stands between two sequentially consistent accesses whose order matters. loom takes such
 /// accesses for acquire and release only, but knows sequentially consistent fences; so there it is
@@ -18,4 +26,15 @@ pub(crate) use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU8,
 pub(crate) fn model_fence() {
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Parks the calling thread; in a model, where there is no time, until it is unparked.
+pub(crate) fn park_timeout(timeout: std::time::Duration) {
+    #[cfg(not(loom))]
+    std::thread::park_timeout(timeout);
+    #[cfg(loom)]
+    {
+        let _ = timeout;
+        loom::thread::park();
+    }
 }

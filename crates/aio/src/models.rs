@@ -1,5 +1,6 @@
 //! Models that loom runs in every order that the memory model allows. They use the crate's own types:
-//! `Shared` with its remote list and notifications, and the worker pool's `Headcount`.
+//! `Shared` with its remote list and notifications, and the worker pool's `Headcount`
+//! and `Parking`.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p coblk-aio --release --lib models
@@ -10,6 +11,7 @@
 //! whenever it finds nothing to do. Coroutines and their stacks are beyond loom.
 
 mod headcount;
+mod parking;
 mod remote_list;
 
 /// Runs a model in every order with at most that many switches away from a thread that could go

@@ -7,7 +7,7 @@
 
 pub(crate) mod headcount;
 mod job;
-mod parking;
+pub(crate) mod parking;
 mod worker;
 
 use std::collections::VecDeque;

@@ -22,15 +22,15 @@
 //! sleeps nobody needs waking.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::lock;
-use crate::atomic::Mutex;
+use crate::atomic::{
+    AtomicBool, AtomicUsize, Mutex, Ordering, Thread, current_thread, model_fence, park_timeout,
+};
 
 /// The sleepers of one pool.
-pub(super) struct Parking {
+pub(crate) struct Parking {
     /// Workers that are awake and about to look into the queue, counted from when they are woken.
     searching: AtomicUsize,
     /// How many `sleepers` there are. Changed under the lock, read without it.
@@ -39,13 +39,13 @@ pub(super) struct Parking {
 }
 
 /// A worker's place among the sleepers.
-pub(super) struct Sleeper {
+pub(crate) struct Sleeper {
     thread: Thread,
     woken: AtomicBool,
 }
 
 /// How a worker's sleep ended.
-pub(super) enum Wakeup<M> {
+pub(crate) enum Wakeup<M> {
     /// It did not sleep: there was a message after all. It does not search any more.
     Found(M),
     /// Somebody woke it. It searches.
@@ -55,7 +55,7 @@ pub(super) enum Wakeup<M> {
 }
 
 impl Parking {
-    pub(super) fn new() -> Parking {
+    pub(crate) fn new() -> Parking {
         Parking {
             searching: AtomicUsize::new(0),
             asleep: AtomicUsize::new(0),
@@ -64,13 +64,14 @@ impl Parking {
     }
 
     /// A place for the calling thread.
-    pub(super) fn sleeper() -> Arc<Sleeper> {
-        Arc::new(Sleeper { thread: std::thread::current(), woken: AtomicBool::new(false) })
+    pub(crate) fn sleeper() -> Arc<Sleeper> {
+        Arc::new(Sleeper { thread: current_thread(), woken: AtomicBool::new(false) })
     }
 
     /// After a message was queued: sees to it that some worker looks.
     #[inline]
-    pub(super) fn notify(&self) {
+    pub(crate) fn notify(&self) {
+        model_fence();
         if self.searching.load(Ordering::SeqCst) == 0 && self.asleep.load(Ordering::SeqCst) > 0 {
             self.wake_one();
         }
@@ -91,6 +92,7 @@ impl Parking {
             // Nobody to wake. Another submitter may have relied on our count in the meantime, and
             // a worker may have fallen asleep: look again.
             self.searching.fetch_sub(1, Ordering::SeqCst);
+            model_fence();
             if self.asleep.load(Ordering::SeqCst) == 0 {
                 return;
             }
@@ -105,12 +107,12 @@ impl Parking {
     }
 
     /// The calling worker begins to search.
-    pub(super) fn begin_search(&self) {
+    pub(crate) fn begin_search(&self) {
         self.searching.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The calling worker has found a message. `more` says whether it leaves others behind.
-    pub(super) fn end_search(&self, more: impl Fn() -> bool) {
+    pub(crate) fn end_search(&self, more: impl Fn() -> bool) {
         self.searching.fetch_sub(1, Ordering::SeqCst);
         if more() {
             self.notify();
@@ -119,7 +121,7 @@ impl Parking {
 
     /// Sleeps until it is woken, or for `timeout`. The calling worker searches; `look` looks into
     /// the queue once more.
-    pub(super) fn sleep<M>(
+    pub(crate) fn sleep<M>(
         &self,
         me: &Arc<Sleeper>,
         timeout: Duration,
@@ -132,6 +134,7 @@ impl Parking {
             self.asleep.store(sleepers.len(), Ordering::SeqCst);
         }
         self.searching.fetch_sub(1, Ordering::SeqCst);
+        model_fence();
         if let Some(message) = look() {
             if !self.leave(me) {
                 // Woken in the meantime, so counted as searching.
@@ -145,7 +148,7 @@ impl Parking {
             if left.is_zero() {
                 return if self.leave(me) { Wakeup::TimedOut } else { Wakeup::Woken };
             }
-            std::thread::park_timeout(left);
+            park_timeout(left);
         }
         Wakeup::Woken
     }
