@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -16,6 +16,7 @@ const PACKAGES: [(&str, &str); 9] = [
     ("unshare", "util-linux"),
     ("mount", "mount"),
     ("mkfifo", "coreutils"),
+    ("gdb", "gdb"),
 ];
 
 /// A command; found also where only root looks as a rule.

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, offset_of};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
@@ -17,6 +17,7 @@ use coblk_coroutine::{Coroutine, CoroutineState};
 
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
+use crate::debugger;
 use crate::event_notifier::EventNotifier;
 use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
@@ -71,7 +72,7 @@ pub struct AioContext {
 pub(crate) struct Inner {
     /// A second handle on ourselves, so that callbacks and coroutines can be given an
     /// `&AioContext` that stays valid when the owner moves his.
-    me: ManuallyDrop<AioContext>,
+    pub(crate) me: ManuallyDrop<AioContext>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) queues: Rc<BhQueues>,
     pub(crate) timers: Rc<TimerList>,
@@ -90,6 +91,9 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// For a debugger.
+    pub(crate) const FIRST_TASK_OFFSET: usize = offset_of!(Inner, tasks) + TaskList::LIVE_OFFSET;
+
     #[inline]
     pub(crate) fn me(&self) -> &AioContext {
         &self.me
@@ -214,7 +218,9 @@ impl AioContextBuilder {
         let inner = NonNull::from(Box::leak(inner));
         // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
         unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
-        Ok(AioContext { inner })
+        let ctx = AioContext { inner };
+        debugger::register(inner.addr().get(), ctx.name());
+        Ok(ctx)
     }
 }
 
@@ -517,6 +523,7 @@ impl Drop for AioContext {
         }
         self.inner().queues.close();
         self.inner().shared.close();
+        debugger::unregister(self.inner.addr().get());
         // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
         // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.
         drop(unsafe { Box::from_raw(self.inner.as_ptr()) });

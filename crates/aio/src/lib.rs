@@ -11,7 +11,7 @@
 //! # Unsafe code
 //!
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
-//! own address), `thread_pool` (job hand-off), `ring` (requests the kernel looks at), `io_vector`
+//! own address), `debugger` (the section that a debugger looks in), `thread_pool` (job hand-off), `ring` (requests the kernel looks at), `io_vector`
 //! and `sys` (system calls). Each of these begins with the argument why it is sound. `handle`,
 //! `poll`, `shared` and `simulation` only push nodes to those lists and run what they take off.
 
@@ -19,12 +19,15 @@ mod atomic;
 mod bottom_half;
 mod co;
 mod context;
+mod debugger;
 mod event_notifier;
 mod fd_handler;
 mod future;
 mod handle;
 mod io_thread;
 mod io_vector;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod plug;
 mod poll;

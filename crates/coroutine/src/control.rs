@@ -18,7 +18,7 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::ptr::{self, NonNull};
 
 use crate::coroutine::CoroutineState;
@@ -64,6 +64,12 @@ pub(crate) enum Unwinding {
 }
 
 impl Control {
+    pub(crate) const CONTEXT_OFFSET: usize = offset_of!(Control, context);
+    pub(crate) const STATE_OFFSET: usize = offset_of!(Control, state);
+    pub(crate) const NAME_OFFSET: usize = offset_of!(Control, name);
+    pub(crate) const ID_OFFSET: usize = offset_of!(Control, id);
+    pub(crate) const STACK_OFFSET: usize = offset_of!(Control, stack);
+
     /// A block with a stack of its own, that runs nothing. Freed with [`Control::free`].
     pub(crate) fn allocate() -> io::Result<NonNull<Control>> {
         let stack = stack::allocate()?;

@@ -56,6 +56,7 @@ mod control;
 mod coroutine;
 mod current;
 mod entry;
+mod layout;
 mod pool;
 mod run;
 mod stack;
@@ -66,6 +67,8 @@ mod wake_queue;
 pub use coroutine::{Coroutine, CoroutineState};
 pub use current::{current, in_coroutine};
 pub use entry::is_forced_unwind;
+#[doc(hidden)]
+pub use layout::ControlLayout;
 pub use pool::{PoolStats, pool_stats, set_pool_limit, trim_pool};
 pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};
 pub use suspender::Suspender;

@@ -18,6 +18,7 @@
 //! the good behaviour of whoever resumes coroutines, keeps a node from being on two lists.
 
 use std::cell::{Cell, UnsafeCell};
+use std::mem::offset_of;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -27,6 +28,7 @@ use coblk_coroutine::{Coroutine, CoroutineState};
 
 use super::CoroutineInfo;
 use crate::context::{AioContext, Inner};
+use crate::debugger::TaskLayout;
 use crate::node::{Node, NodeKind};
 use crate::shared::Shared;
 use crate::trace_event;
@@ -89,6 +91,15 @@ unsafe fn discard_task(node: NonNull<Node>) {
 }
 
 impl Task {
+    /// For a debugger.
+    pub(crate) const LAYOUT: TaskLayout = TaskLayout {
+        next: offset_of!(Task, next) as u32,
+        inner: offset_of!(Task, inner) as u32,
+        name: offset_of!(Task, name) as u32,
+        waits_for: offset_of!(Task, waits_for) as u32,
+        coroutine: offset_of!(Task, coroutine) as u32,
+    };
+
     pub(crate) fn context(&self) -> &AioContext {
         // SAFETY: whoever asks runs in this task's coroutine, and a context outlives its
         // coroutines: its `Drop` unwinds them first.
@@ -259,6 +270,8 @@ pub(crate) struct TaskList {
 }
 
 impl TaskList {
+    pub(crate) const LIVE_OFFSET: usize = offset_of!(TaskList, live);
+
     pub(crate) const fn new() -> TaskList {
         TaskList { live: Cell::new(ptr::null_mut()), free: Cell::new(ptr::null_mut()) }
     }

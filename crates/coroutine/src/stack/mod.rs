@@ -17,6 +17,7 @@ pub use config::{StackConfig, StackConfigError, configure_stacks};
 pub use guard::GuardKind;
 
 use std::io;
+use std::mem::offset_of;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -70,6 +71,9 @@ pub(crate) fn guard_kind() -> Option<GuardKind> {
 }
 
 impl Stack {
+    pub(crate) const BOTTOM_OFFSET: usize = offset_of!(Stack, bottom);
+    pub(crate) const LENGTH_OFFSET: usize = offset_of!(Stack, length_bytes);
+
     /// How much of it can be used.
     pub(crate) fn size_bytes(&self) -> usize {
         self.length_bytes - page_bytes()

@@ -1,6 +1,7 @@
 //! The switch in assembly, by the corosensei crate: no system call, about twenty instructions.
 
 use std::cell::{Cell, UnsafeCell};
+use std::mem::offset_of;
 use std::ptr;
 
 use corosensei::stack::{Stack, StackPointer};
@@ -18,6 +19,10 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// For a debugger: see `layout.rs`.
+    pub(crate) const BACKEND: u32 = 1;
+    pub(crate) const SAVED_OFFSET: usize = offset_of!(Context, coroutine);
+
     /// Prepares `entry(arg)` on the stack.
     ///
     /// # Safety

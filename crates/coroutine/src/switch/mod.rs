@@ -10,6 +10,8 @@
 //!   `suspend` afterwards. Returns when the context calls `suspend`. Never unwinds.
 //! - `unsafe fn suspend(&self)` is called on the context's own stack, and goes back to the `resume`
 //!   that came last. Returns at the next `resume`.
+//! - `const BACKEND: u32` and `const SAVED_OFFSET: usize` tell a debugger where a suspended context
+//!   keeps its registers; see `layout.rs`.
 //! - Dropping a `Context` forgets its frames; nothing runs, and nothing on its stack is touched.
 //!
 //! # Safety terms

@@ -14,7 +14,7 @@
 //! it is resumed, so masks should be set before coroutines run.
 
 use std::cell::{Cell, UnsafeCell};
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::ptr;
 
 use super::Entry;
@@ -38,6 +38,10 @@ struct Start {
 }
 
 impl Context {
+    /// For a debugger: see `layout.rs`.
+    pub(crate) const BACKEND: u32 = 2;
+    pub(crate) const SAVED_OFFSET: usize = offset_of!(Context, own);
+
     /// Prepares `entry(arg)` on the stack.
     ///
     /// # Safety
