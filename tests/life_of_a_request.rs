@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::thread::ThreadId;
 
 use coblk::drivers::File;
+use coblk::virtio_blk::guest::Machine;
+use coblk::virtio_blk::{BlkStatus, Interrupt};
 use coblk::{AioContext, BlockBackend, BlockNode, ThreadPool, WriteFlags};
 use coblk_tests::events::{Event, Recording};
 use coblk_tests::image_dir;
@@ -185,6 +187,66 @@ fn a_write_takes_the_same_steps() {
     );
     assert_same_coroutine(&events, "blk_aio_pwritev");
     qemu_io(&image, &["read -P 0 0 4k", "read -P 0x5a 4k 8k", "read -P 0 12k 4k"]);
+}
+
+#[test]
+fn a_guests_read_takes_them_between_two_rings() {
+    let recording = Recording::begin();
+    let dir = image_dir!();
+    let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
+    qemu_io(&image, &["write -P 0xa5 64k 4k"]);
+
+    let scene = Scene::new(&image);
+    let mut machine = Machine::new(&scene.ctx, scene.backend.clone()).expect("a machine");
+    let buffer = machine.ram.alloc(4096, 512).expect("guest memory");
+    recording.take();
+    scene.play(|_, finished| {
+        let finished = Cell::new(Some(finished));
+        let interrupt = Interrupt::callback(move |_| finished.take().expect("one interrupt")());
+        machine.device.set_interrupt(0, interrupt).expect("a queue that runs");
+        machine.queues[0].read(128, buffer, 7).expect("room on the ring");
+        machine.queues[0].kick();
+    });
+    let events = recording.take();
+
+    assert_story(
+        &events,
+        &[
+            "home: submitted",
+            // 1  the kick reaches the main loop; a request, a coroutine for it, the layers
+            "home: virtio_queue_notify",
+            "home: virtqueue_pop",
+            "home: virtio_blk_handle_read",
+            "home: virtio_blk_submit_multireq",
+            "home: aio_coroutine_enter",
+            "home: blk_co_preadv",
+            "home: bdrv_co_preadv",
+            "home: file_co_preadv",
+            // 2, 3
+            "home: thread_pool_submit_co",
+            "home: coroutine_yield",
+            "home: other_work",
+            "home: cue",
+            "worker: thread_pool_complete",
+            // 4
+            "worker: thread_pool_complete",
+            // 5
+            "home: thread_pool_completion_bh",
+            "home: aio_coroutine_enter",
+            // 6  into the used ring; the coroutine ends; the guest is told, once for many
+            "home: virtio_blk_rw_complete",
+            "home: virtio_blk_req_complete",
+            "home: coroutine_terminate",
+            "home: virtio_notify",
+            "home: callback",
+        ],
+    );
+    assert_layers(&events, &[("virtio_queue_notify", "coblk_virtio_blk::device")]);
+    let completion = machine.queues[0].reap().expect("a completion in the used ring");
+    assert_eq!((completion.token, completion.status), (7, BlkStatus::Ok));
+    let mut data = [0; 4096];
+    machine.ram.read(buffer, &mut data);
+    assert_eq!(data, [0xa5; 4096], "not what qemu-io wrote");
 }
 
 /// Compares with the picture. The completion of the job that held the worker back is left out: it
