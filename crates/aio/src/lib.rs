@@ -26,6 +26,8 @@ mod future;
 mod handle;
 mod io_thread;
 mod io_vector;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod plug;
 mod poll;

@@ -16,8 +16,8 @@
 
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::atomic::{AtomicPtr, Ordering};
 use crate::context::AioContext;
 
 /// What a kind of node does when its turn comes.
@@ -36,7 +36,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) const fn new(kind: &'static NodeKind) -> Node {
+    pub(crate) fn new(kind: &'static NodeKind) -> Node {
         Node { next: AtomicPtr::new(ptr::null_mut()), kind }
     }
 
@@ -142,7 +142,7 @@ pub(crate) struct RemoteList {
 }
 
 impl RemoteList {
-    pub(crate) const fn new() -> RemoteList {
+    pub(crate) fn new() -> RemoteList {
         RemoteList { newest: AtomicPtr::new(ptr::null_mut()) }
     }
 

@@ -19,13 +19,17 @@
 //! Both may happen at once: the loop sees the node and does not block, and the eventfd is written
 //! all the same, perhaps much later. It then ends some later sleep, for which nobody has set
 //! `NOTIFIED`: that is how the loop knows such a stale kick, and goes back to sleep (`poll.rs`).
+//!
+//! `models/remote_list.rs` runs this file in every order of two threads and the loop.
 
 use std::cell::Cell;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::atomic::{AtomicU8, Ordering, model_fence};
 use crate::node::{LocalList, Node, RemoteList};
 use crate::trace_event;
 
@@ -34,19 +38,30 @@ const SLEEPING: u8 = 1;
 /// Somebody asked the loop not to block, or to wake up.
 const NOTIFIED: u8 = 2;
 
+/// What ends the sleep of a loop: an eventfd, except in models.
+pub(crate) trait Kick {
+    fn kick(&self) -> io::Result<()>;
+}
+
+impl Kick for mio::Waker {
+    fn kick(&self) -> io::Result<()> {
+        self.wake()
+    }
+}
+
 /// Cross-thread state of one context. Outlives the context while handles exist.
-pub(crate) struct Shared {
+pub(crate) struct Shared<K = mio::Waker> {
     remote: RemoteList,
     state: AtomicU8,
     /// Set once, by the home thread, when nobody will serve the list any more.
     closed: AtomicU8,
-    waker: mio::Waker,
+    waker: K,
     home_thread: ThreadToken,
     pub(crate) name: String,
 }
 
-impl Shared {
-    pub(crate) fn new(name: String, waker: mio::Waker) -> Shared {
+impl<K: Kick> Shared<K> {
+    pub(crate) fn new(name: String, waker: K) -> Shared<K> {
         Shared {
             remote: RemoteList::new(),
             state: AtomicU8::new(0),
@@ -69,9 +84,10 @@ impl Shared {
     ///
     /// # Safety
     /// The rule of `node.rs`.
-    pub(crate) unsafe fn schedule(self: &Arc<Shared>, node: NonNull<Node>) {
+    pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) {
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
+        model_fence();
         // The compare-exchange fails if the loop has been notified meanwhile, or is awake: it will
         // look at the list before it sleeps again.
         if self.state.load(Ordering::SeqCst) == SLEEPING
@@ -107,12 +123,13 @@ impl Shared {
     fn kick(&self) {
         trace_event!("aio_notify", context = %self.name);
         // It fails only when the descriptor is broken, and then the loop's own wait reports it.
-        let _ = self.waker.wake();
+        let _ = self.waker.kick();
     }
 
     /// Announces sleep. Returns false if the loop must not block.
     pub(crate) fn prepare_sleep(&self) -> bool {
         let before = self.state.fetch_or(SLEEPING, Ordering::SeqCst);
+        model_fence();
         before & NOTIFIED == 0 && self.remote.is_empty()
     }
 
@@ -145,6 +162,7 @@ impl Shared {
     /// From now on what is scheduled is discarded.
     pub(crate) fn close(&self) {
         self.closed.store(1, Ordering::SeqCst);
+        model_fence();
         self.discard_all();
     }
 

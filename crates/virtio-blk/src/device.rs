@@ -102,7 +102,15 @@ impl DeviceQueue {
         chain: &mut Chain,
         limits: &Limits,
     ) -> Result<ParsedRequest, VirtqueueError> {
-        let head = self.ring.borrow_mut().next_head(rings)?;
+        let head = {
+            let mut ring = self.ring.borrow_mut();
+            // A guest that offers a head again before it was answered could go on like that until
+            // we have no memory left.
+            if self.in_flight() >= usize::from(ring.size()) {
+                return Err(VirtqueueError::TooManyInFlight { size: ring.size() });
+            }
+            ring.next_head(rings)?
+        };
         trace_event!("virtqueue_pop", queue = self.index(), req = head);
         let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
         chain

@@ -81,6 +81,12 @@ pub enum VirtqueueError {
         /// The index of the chain's first descriptor.
         head: u16,
     },
+    /// More heads were offered than can be without one of them being offered twice.
+    #[error("more than {size} requests in flight in a queue of {size}")]
+    TooManyInFlight {
+        /// Entries of the queue.
+        size: u16,
+    },
     /// The rings are not where they were when the queue started.
     #[error("cannot access the rings: {0}")]
     Access(String),
@@ -141,6 +147,10 @@ impl Virtqueue {
         queue.available(&rings)?;
         rings.used.load::<u16>(IDX_OFFSET, Ordering::Relaxed)?;
         Ok(queue)
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.layout.size
     }
 
     pub(crate) fn next_avail(&self) -> u16 {

@@ -4,6 +4,8 @@
 
 mod util;
 
+use std::sync::atomic::Ordering;
+
 use coblk_virtio_blk::VirtioBlkConfig;
 use util::*;
 
@@ -245,6 +247,26 @@ fn one_head_offered_twice_is_answered_twice() {
     guest.kick();
     assert_eq!(guest.take_used(), [(0, 513), (0, 513)]);
     guest.honest_request_works();
+}
+
+#[test]
+fn a_head_offered_without_end_breaks_the_queue() {
+    let mut guest = guest();
+    guest.disk.held.store(true, Ordering::Relaxed);
+    for round in 0..3 * RAW_SIZE {
+        guest.offer(0);
+        if round % 16 == 15 {
+            guest.device.kick(0);
+            guest.ctx.poll(false);
+        }
+    }
+    assert_eq!(guest.device.in_flight(), usize::from(RAW_SIZE));
+    assert!(guest.device.queue_error(0).unwrap().contains("more than 64 requests in flight"));
+    // What was taken is answered all the same.
+    guest.disk.held.store(false, Ordering::Relaxed);
+    settle(&guest.ctx);
+    assert_eq!(guest.take_used(), [(0, 513); RAW_SIZE as usize]);
+    guest.is_broken_until_reset("in flight");
 }
 
 mod indirect {

@@ -5,7 +5,8 @@ mod util;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, EventNotifier};
@@ -29,6 +30,14 @@ fn counting(builder: MachineBuilder) -> (AioContext, Machine, GuestBuffer, Rc<Ce
     let interrupt = Interrupt::callback(move |_| counter.set(counter.get() + 1));
     machine.device.set_interrupt(0, interrupt).unwrap();
     (ctx, machine, buffer, count)
+}
+
+/// Runs the loop until the guests' threads have ended, also when they panic.
+fn serve<R>(ctx: &AioContext, guests: Vec<JoinHandle<R>>) -> Vec<R> {
+    while !guests.iter().all(JoinHandle::is_finished) {
+        ctx.poll_timeout(Duration::from_millis(1));
+    }
+    guests.into_iter().map(|guest| guest.join().unwrap()).collect()
 }
 
 #[test]
@@ -161,12 +170,10 @@ fn queues_are_driven_from_other_threads() {
     let config = VirtioBlkConfig { num_queues: 3, ..Default::default() };
     let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
     assert_ne!(machine.device.features() & feature::MQ, 0);
-    let finished = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0u64..)
         .zip(machine.queues.drain(..))
         .map(|(index, mut queue)| {
-            let (ram, finished) = (machine.ram.clone(), Arc::clone(&finished));
-            let home = ctx.handle();
+            let ram = machine.ram.clone();
             std::thread::spawn(move || {
                 let buffer = ram.alloc(4096, 4096).unwrap();
                 for round in 0..300u64 {
@@ -182,15 +189,10 @@ fn queues_are_driven_from_other_threads() {
                     ram.read(buffer, &mut back);
                     assert_eq!(back, data);
                 }
-                finished.fetch_add(1, Ordering::SeqCst);
-                home.notify();
             })
         })
         .collect();
-    ctx.run_until(|| finished.load(Ordering::SeqCst) == 3);
-    for thread in threads {
-        thread.join().unwrap();
-    }
+    serve(&ctx, threads);
     assert_eq!(disk.take_seen().len(), 3 * 300 * 2);
 }
 
@@ -201,7 +203,6 @@ fn another_thread_keeps_many_in_flight() {
     let mut queue = machine.queues.remove(0);
     let line = Arc::clone(queue.interrupt_line());
     machine.device.set_interrupt(0, Interrupt::callback(move |_| line.raise())).unwrap();
-    let home = ctx.handle();
     let guest = std::thread::spawn(move || {
         let (mut submitted, mut done) = (0, 0);
         while done < REQUESTS {
@@ -217,11 +218,9 @@ fn another_thread_keeps_many_in_flight() {
             }
             assert!(any || queue.wait(Duration::from_secs(30)), "a lost interrupt, or a lost kick");
         }
-        home.schedule(|_| {});
         done
     });
-    ctx.run_until(|| guest.is_finished());
-    assert_eq!(guest.join().unwrap(), REQUESTS);
+    assert_eq!(serve(&ctx, vec![guest]), [REQUESTS]);
 }
 
 #[test]

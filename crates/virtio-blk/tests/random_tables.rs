@@ -107,7 +107,7 @@ fn guest_of(case: &Case) -> RawGuest {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn every_chain_is_answered_once_or_the_queue_is_broken(case in case()) {

@@ -24,6 +24,8 @@
 //!
 //! A worker that leaves because the maximum was lowered does not stay for a job: there are more
 //! workers than the maximum, so at least one remains, and it counts as full until then.
+//!
+//! `models/headcount.rs` runs this file in every order of up to two submitters and two workers.
 
 use super::lock;
 use crate::atomic::{AtomicBool, AtomicIsize, Mutex, Ordering};

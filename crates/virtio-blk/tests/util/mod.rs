@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
@@ -35,6 +35,8 @@ pub struct TestDisk {
     pub read_only: bool,
     /// Requests suspend once before they go on.
     pub deferred: bool,
+    /// Requests do not go on before this is false again.
+    pub held: AtomicBool,
     /// Reads and writes that touch this offset fail. `u64::MAX` for none.
     pub bad_offset: AtomicU64,
     /// Reads and writes that touch this offset panic. `u64::MAX` for none.
@@ -49,6 +51,7 @@ impl TestDisk {
             seen: Mutex::default(),
             read_only: false,
             deferred: false,
+            held: AtomicBool::new(false),
             bad_offset: AtomicU64::new(u64::MAX),
             panic_offset: AtomicU64::new(u64::MAX),
             running: AtomicUsize::new(0),
@@ -63,6 +66,9 @@ impl TestDisk {
         self.seen.lock().unwrap().push(seen);
         self.running.fetch_add(1, Ordering::Relaxed);
         if self.deferred {
+            co.reschedule();
+        }
+        while self.held.load(Ordering::Relaxed) {
             co.reschedule();
         }
         self.running.fetch_sub(1, Ordering::Relaxed);

@@ -82,7 +82,12 @@ impl File {
                 0 => retry(|| preadv(target, at))?,
                 _ => {
                     let mut rest = target.slice(done, target.len() - done);
-                    retry(|| preadv(&mut rest, at))?
+                    match retry(|| preadv(&mut rest, at)) {
+                        // O_DIRECT after a read that ended within a block: that was the end of
+                        // the file, and where to go on is no place that it takes.
+                        Err(error) if self.is_refused(&error, at) => 0,
+                        result => result?,
+                    }
                 }
             };
             if bytes == 0 {
@@ -91,6 +96,12 @@ impl File {
             done += bytes;
         }
         Ok(())
+    }
+
+    #[cold]
+    fn is_refused(&self, error: &io::Error, at: u64) -> bool {
+        let block = u64::from(self.limits.request_alignment);
+        error.raw_os_error() == Some(libc::EINVAL) && !at.is_multiple_of(block)
     }
 
     /// The file ends at or before `at`. Beyond the length it had, that reads as zeroes (contract:

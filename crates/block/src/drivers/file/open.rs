@@ -1,6 +1,6 @@
 //! Opening an image: options, checks, errors.
 
-use std::fs::{File as HostFile, OpenOptions};
+use std::fs::{File as HostFile, FileType, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -95,8 +95,7 @@ impl FileOptions {
         // mode, and would wait for a writer at a FIFO.
         let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let what = if kind.is_dir() { "a directory" } else { "something else" };
-            return Err(FileOpenError::NotAnImage { path, what });
+            return Err(FileOpenError::NotAnImage { path, what: describe(kind) });
         }
         let file = OpenOptions::new()
             .read(true)
@@ -119,6 +118,20 @@ impl FileOptions {
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
         })
+    }
+}
+
+fn describe(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "something else"
     }
 }
 
