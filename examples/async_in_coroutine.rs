@@ -21,16 +21,10 @@ fn main() -> std::io::Result<()> {
     let (orders, counter) = async_channel::bounded(2);
     let kitchen_open = Rc::new(Cell::new(true));
 
-    // One who orders on a thread of its own, where a call may simply block ...
+    // One coroutine orders ...
     let by_telephone = orders.clone();
-    let caller = thread::spawn(move || {
-        for dish in ["pizza", "salad"] {
-            by_telephone.send_blocking(dish).expect("the kitchen is open");
-        }
-    });
-    // ... one in a coroutine, where it must not ...
     ctx.spawn("guest", move |co| order(co, &orders, &["soup", "fish", "rice", "cake"]));
-    // ... the kitchen, another coroutine of the same thread ...
+    // ... another one of the same thread serves ...
     let open = Rc::clone(&kitchen_open);
     ctx.spawn("kitchen", move |co| {
         cook(co, &counter);
@@ -49,6 +43,12 @@ fn main() -> std::io::Result<()> {
     for coroutine in ctx.coroutines() {
         println!("{:20}'{}' waits for {}", "", coroutine.name, coroutine.waits_for);
     }
+    // Somebody else orders from a thread of his own, where a call may simply block.
+    let caller = thread::spawn(move || {
+        for dish in ["pizza", "salad"] {
+            by_telephone.send_blocking(dish).expect("the kitchen is open");
+        }
+    });
     ctx.run_until(|| !kitchen_open.get());
     caller.join().expect("the caller hangs up");
     println!("the waiter had {}", if turns.get() > 1 { "many turns" } else { "no turn" });
