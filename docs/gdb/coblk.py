@@ -23,7 +23,7 @@ import gdb.unwinder
 SECTION = ".coblk_map"
 TITLE = b"coblk map 1"
 STATES = ["created", "entered", "suspended", "terminated"]
-SUSPENDED, ENTERED = "suspended", "entered"
+SUSPENDED, ENTERED, MISSING = "suspended", "entered", "missing"
 COROSENSEI, UCONTEXT = 1, 2
 
 # Where the functions are that run a coroutine's closure.
@@ -151,6 +151,9 @@ class Coroutine:
         self.state = STATES[state] if state < len(STATES) else f"state {state}?"
         self.bottom = Memory.word(control + layout["bottom"])
         self.end = self.bottom + Memory.word(control + layout["length"])
+        if self.end == self.bottom:
+            # All zero: what lies on stacks was left out of the core file.
+            self.state = MISSING
         self.waits_for = waits_for if self.state == SUSPENDED else ""
         self.backend = layout["backend"]
         self.saved = control + layout["saved"]
@@ -327,7 +330,7 @@ def backtrace(coroutine):
             print(f"{coroutine}, entered, in thread {thread.num}")
             print_frames(coroutine)
     else:
-        print(f"{coroutine}, {coroutine.state}: it has no frames")
+        print(f"{coroutine}, {coroutine.state}: there are no frames")
 
 
 class Selection:
@@ -360,6 +363,8 @@ class Coroutines(gdb.Command):
         contexts = [(name, list(map.coroutines_of(inner))) for inner, name in map.live_contexts()]
         if not contexts:
             print("no contexts")
+        if any(it.state == MISSING for _, coroutines in contexts for it in coroutines):
+            print("Stacks are missing: gdb leaves them out of a core that it writes; the kernel does not.")
         everyone = [coroutine for _, coroutines in contexts for coroutine in coroutines]
         names = max((len(it.name) for it in everyone), default=0)
         waits = max((len(it.waits_for) for it in everyone), default=0)

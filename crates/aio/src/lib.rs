@@ -11,7 +11,7 @@
 //! # Unsafe code
 //!
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
-//! own address), `debugger` (the section that a debugger looks in), `thread_pool` (job hand-off),
+//! own address), `debugger` (the section it lies in), `thread_pool` (job hand-off),
 //! `ring` (requests the kernel looks at), `io_vector` and `sys` (system calls). Each of these
 //! begins with the argument why it is sound. `handle`, `poll`, `shared`, `simulation` and the
 //! `models` for loom only push nodes to those lists and run what they take off.
