@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::driver::BlockDriver;
+use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 
 /// A driver that does nothing, successfully.
@@ -48,6 +48,11 @@ impl BlockDriver for Null {
 
     fn length(&self) -> u64 {
         self.size_bytes
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // Nothing is stored, so nothing can be lost.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
     }
 
     fn co_preadv(&self, co: &Co<'_>, _offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

@@ -1,0 +1,160 @@
+//! Whole blocks to and from the driver: cut to what it takes at once, copied through a buffer where
+//! it asks for memory that the caller does not have.
+
+use std::io;
+
+use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
+use libc::iovec;
+
+use crate::driver::BlockLimits;
+use crate::flags::WriteFlags;
+use crate::node::BlockNode;
+
+/// Longest buffer that data is copied through.
+const BOUNCE_BYTES: usize = 1 << 20;
+
+/// Reads whole blocks.
+#[inline]
+pub(super) fn read(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    let bytes = target.len();
+    if fits(node.limits(), target.as_iovecs(), bytes) {
+        return read_piece(node, co, offset, target);
+    }
+    let mut done = 0;
+    while done < bytes {
+        let len = piece_len(node.limits(), target.slice(done, bytes - done).as_iovecs());
+        read_piece(node, co, offset + done as u64, &mut target.slice(done, len))?;
+        done += len;
+    }
+    Ok(())
+}
+
+/// Writes whole blocks. When it fails some of them may be written.
+#[inline]
+pub(super) fn write(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let bytes = source.len();
+    if fits(node.limits(), source.as_iovecs(), bytes) {
+        return write_piece(node, co, offset, source, flags);
+    }
+    let mut done = 0;
+    while done < bytes {
+        let len = piece_len(node.limits(), source.slice(done, bytes - done).as_iovecs());
+        write_piece(node, co, offset + done as u64, &source.slice(done, len), flags)?;
+        done += len;
+    }
+    Ok(())
+}
+
+#[inline]
+fn fits(limits: &BlockLimits, ranges: &[iovec], bytes: usize) -> bool {
+    ranges.len() <= limits.max_iov && bytes as u64 <= limits.max_transfer
+}
+
+/// How much of a vector, from its beginning, the driver takes at once. Whole blocks, never none.
+fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
+    let most = usize::try_from(limits.max_transfer).unwrap_or(usize::MAX);
+    let len: usize = ranges.iter().take(limits.max_iov).map(|range| range.iov_len).sum();
+    let len = len.min(most);
+    let alignment = limits.request_alignment as usize;
+    let aligned = len - len % alignment;
+    if aligned > 0 {
+        return aligned;
+    }
+    // Ranges so small that the driver's share of them makes no block: one block, by copy.
+    let total: usize = ranges.iter().map(|range| range.iov_len).sum();
+    total.min(alignment)
+}
+
+#[inline]
+fn read_piece(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    if takes_in_place(node.limits(), target.as_iovecs()) {
+        return node.driver().co_preadv(co, offset, target);
+    }
+    read_by_copy(node, co, offset, target)
+}
+
+#[inline]
+fn write_piece(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    if takes_in_place(node.limits(), source.as_iovecs()) {
+        return node.driver().co_pwritev(co, offset, source, flags);
+    }
+    write_by_copy(node, co, offset, source, flags)
+}
+
+/// Whether the driver can use this memory as it is.
+#[inline]
+fn takes_in_place(limits: &BlockLimits, ranges: &[iovec]) -> bool {
+    let alignment = limits.memory_alignment as usize;
+    ranges.len() <= limits.max_iov
+        && (alignment == 1
+            || ranges
+                .iter()
+                .all(|range| (range.iov_base as usize | range.iov_len).is_multiple_of(alignment)))
+}
+
+#[inline(never)]
+fn read_by_copy(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    let mut bounce = bounce(node.limits(), target.len())?;
+    let mut done = 0;
+    while done < target.len() {
+        let len = (target.len() - done).min(bounce.len());
+        let part = &mut bounce[..len];
+        node.driver().co_preadv(co, offset + done as u64, &mut IoVectorMut::from(&mut *part))?;
+        target.copy_from(done, part);
+        done += len;
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn write_by_copy(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let mut bounce = bounce(node.limits(), source.len())?;
+    let mut done = 0;
+    while done < source.len() {
+        let len = (source.len() - done).min(bounce.len());
+        let part = &mut bounce[..len];
+        source.copy_to(done, part);
+        node.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
+        done += len;
+    }
+    Ok(())
+}
+
+/// A buffer for a transfer of `bytes`, or for its whole blocks one after the other.
+fn bounce(limits: &BlockLimits, bytes: usize) -> io::Result<AlignedBuffer> {
+    let most = BOUNCE_BYTES.max(limits.request_alignment as usize);
+    AlignedBuffer::new(bytes.min(most), limits.memory_alignment as usize)
+}
