@@ -5,6 +5,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::io::{BlockStatus, BlockStatusKind};
 
 /// What a driver can take in one request. The request path makes every request fit.
 ///
@@ -139,6 +140,24 @@ pub trait BlockDriver: Send + Sync {
     /// with ENOTSUP, which the client does not see: discard is a hint. Does nothing by default.
     fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    /// What is known of the bytes from `offset` on, without reading them: how many of them, from 1 to
+    /// `bytes`, are of one kind. By default all may be data. Offset and length need not be aligned.
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        Ok(BlockStatus { kind: BlockStatusKind::Data, bytes })
+    }
+
+    /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
+    /// on. Called once at a time. Fails with ENOTSUP by default.
+    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOTSUP))
+    }
+
+    /// Looks how long the storage is now, if it may change by itself; returns the length in bytes
+    /// that it reports from then on.
+    fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length())
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither

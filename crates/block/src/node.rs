@@ -8,7 +8,7 @@ use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
-use crate::io::{self as request_path, PathState};
+use crate::io::{self as request_path, BlockStatus, PathState};
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -166,6 +166,26 @@ impl BlockNode {
     /// Gives `bytes` bytes from `offset` on back to the storage.
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         request_path::co_pdiscard(self, co, offset, bytes)
+    }
+
+    /// What is known of the bytes from `offset` on: how many of them, at least one, are of one kind.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        request_path::co_block_status(self, co, offset, bytes)
+    }
+
+    /// Changes the length to `length` bytes; what is new reads as zeroes. Changes of length come one
+    /// after the other. Whoever makes a device shorter sees to it that nobody writes beyond the new
+    /// end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
+    ///
+    /// # Errors
+    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
+    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        request_path::co_truncate(self, co, length)
+    }
+
+    /// Looks how long the storage is now, and returns it in bytes.
+    pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        request_path::co_refresh_length(self, co)
     }
 }
 

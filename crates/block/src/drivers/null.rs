@@ -6,6 +6,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::io::{BlockStatus, BlockStatusKind};
 
 /// A driver that does nothing, successfully.
 #[derive(Clone, Debug)]
@@ -84,5 +85,9 @@ impl BlockDriver for Null {
         _flags: ZeroFlags,
     ) -> io::Result<()> {
         self.finish(co)
+    }
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        let kind = if self.read_zeroes { BlockStatusKind::Zero } else { BlockStatusKind::Data };
+        Ok(BlockStatus { kind, bytes })
     }
 }

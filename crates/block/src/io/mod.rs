@@ -21,8 +21,10 @@
 mod discard;
 mod flush;
 mod padding;
+mod status;
 mod tracked;
 mod transfer;
+mod truncate;
 mod zeroes;
 
 use std::io;
@@ -39,6 +41,9 @@ use tracked::{Overlap, Tracked, TrackedRequests};
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::co_flush;
+pub(crate) use status::co_block_status;
+pub use status::{BlockStatus, BlockStatusKind};
+pub(crate) use truncate::{co_refresh_length, co_truncate};
 pub(crate) use zeroes::co_pwrite_zeroes;
 
 /// What the request path keeps of a node. Any thread.

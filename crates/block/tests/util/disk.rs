@@ -17,6 +17,7 @@ pub enum Op {
     Zeroes(u64, u64, ZeroFlags),
     Discard(u64, u64),
     Flush,
+    Truncate(u64),
 }
 
 /// What happens to a request that has arrived.
@@ -196,5 +197,11 @@ impl BlockDriver for OnDisk {
         self.0.serve(co, Op::Discard(offset, bytes), |data| {
             data[offset as usize..][..bytes as usize].fill(DISCARDED);
         })
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.0.serve(co, Op::Truncate(length), |data| data.resize(length as usize, 0))?;
+        self.0.length.store(length, Ordering::SeqCst);
+        Ok(())
     }
 }
