@@ -9,7 +9,9 @@ use crate::io::{BlockStatus, BlockStatusKind};
 
 /// What a driver can take in one request. The request path makes every request fit.
 ///
-/// Alignments are powers of two, and lengths at least as long as one aligned unit.
+/// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
+/// stands on another node and passes requests on asks for no alignment: that node pads them, and
+/// knows where its last block ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
     /// Offsets and lengths of reads and writes are multiples of this many bytes, "blocks".
