@@ -11,7 +11,7 @@ use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::{InFlight, Request};
-use crate::io as request_path;
+use crate::io::{self as request_path, BlockStatus};
 use crate::node::{BlockNode, DrainedSection};
 
 /// What a device, an export or a daemon sends its requests to.
@@ -219,6 +219,34 @@ impl BlockBackend {
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         let _request = self.begin_request(co);
         self.pdiscard_entered(co, offset, bytes)
+    }
+
+    /// What is known of the bytes from `offset` on, without reading them: how many of them, at
+    /// least one, are of one kind. Asking about no bytes gives none.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        let _request = self.begin_request(co);
+        trace_event!("blk_co_block_status", offset, bytes);
+        request_path::co_block_status(&self.medium()?.node, co, offset, bytes)
+    }
+
+    /// Changes the length to `length` bytes; what is new reads as zeroes.
+    ///
+    /// Making a device shorter drains it first, so that nothing is written beyond its new end: must
+    /// not be called from a request's own callback then, as [`BlockNode::drain`]. A drain that
+    /// begins meanwhile may end before it does.
+    ///
+    /// # Errors
+    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
+    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        trace_event!("blk_co_truncate", length);
+        self.writable_node()?;
+        let node = Arc::clone(&self.medium()?.node);
+        if length < node.length() {
+            let _drained = node.co_drain(co);
+            return request_path::co_truncate(&node, co, length);
+        }
+        let _request = self.begin_request(co);
+        request_path::co_truncate(&node, co, length)
     }
 }
 

@@ -6,6 +6,7 @@ use coblk_aio::{AioContext, IoVector, IoVectorMut};
 
 use crate::block_backend::BlockBackend;
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::io::BlockStatus;
 
 /// The blocking door. Each call polls `ctx`, the backend's own, until the request has completed;
 /// callbacks of other work run meanwhile.
@@ -53,5 +54,21 @@ impl BlockBackend {
     /// Gives `bytes` bytes from `offset` on back to the storage.
     pub fn pdiscard(&self, ctx: &AioContext, offset: u64, bytes: u64) -> io::Result<()> {
         ctx.run(|co| self.co_pdiscard(co, offset, bytes))
+    }
+
+    /// What is known of the bytes from `offset` on; see
+    /// [`co_block_status`](Self::co_block_status).
+    pub fn block_status(
+        &self,
+        ctx: &AioContext,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<BlockStatus> {
+        ctx.run(|co| self.co_block_status(co, offset, bytes))
+    }
+
+    /// Changes the length to `length` bytes; see [`co_truncate`](Self::co_truncate).
+    pub fn truncate(&self, ctx: &AioContext, length: u64) -> io::Result<()> {
+        ctx.run(|co| self.co_truncate(co, length))
     }
 }

@@ -5,19 +5,38 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::io::{BlockStatus, BlockStatusKind};
 
 /// What a driver can take in one request. The request path makes every request fit.
+///
+/// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
+/// stands on another node and passes requests on asks for no alignment: that node pads them, and
+/// knows where its last block ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
-    /// Offsets and lengths, also those of the ranges in a vector, are multiples of this many bytes;
-    /// a power of two.
+    /// Offsets and lengths of reads and writes, also those of the ranges in a vector, are multiples
+    /// of this many bytes, "blocks".
     pub request_alignment: u32,
-    /// Memory addresses are multiples of this many bytes; a power of two.
+    /// Memory addresses are multiples of this many bytes.
     pub memory_alignment: u32,
     /// Longest read or write in bytes.
     pub max_transfer: u64,
     /// Most ranges in one vector.
     pub max_iov: usize,
+    /// Longest write-zeroes in bytes.
+    pub max_pwrite_zeroes: u64,
+    /// Offsets and lengths of write-zeroes are multiples of this many bytes, and of
+    /// `request_alignment`.
+    pub pwrite_zeroes_alignment: u32,
+    /// Longest discard in bytes.
+    pub max_pdiscard: u64,
+    /// Offsets and lengths of discards are multiples of this many bytes, and of
+    /// `request_alignment`.
+    pub pdiscard_alignment: u32,
+    /// The driver makes a single write durable for less than a flush costs, and gets
+    /// [`WriteFlags::FUA`] and [`ZeroFlags::FUA`]. Without this it never sees them: a flush follows
+    /// the write, and requests that come together share it.
+    pub native_fua: bool,
 }
 
 impl Default for BlockLimits {
@@ -29,7 +48,32 @@ impl Default for BlockLimits {
             // 2 GiB less a page is where the kernel stops; stay aligned below it.
             max_transfer: 1 << 30,
             max_iov: coblk_aio::sys::IOV_MAX,
+            max_pwrite_zeroes: u64::MAX,
+            pwrite_zeroes_alignment: 1,
+            max_pdiscard: u64::MAX,
+            pdiscard_alignment: 1,
+            native_fua: false,
         }
+    }
+}
+
+impl BlockLimits {
+    /// # Panics
+    /// If they contradict themselves: that is a bug of the driver.
+    pub(crate) fn check(&self, driver: &str) {
+        let block = self.request_alignment;
+        let longest = [
+            (block, self.max_transfer),
+            (block.max(self.pwrite_zeroes_alignment), self.max_pwrite_zeroes),
+            (block.max(self.pdiscard_alignment), self.max_pdiscard),
+        ];
+        let fit = longest.iter().all(|(unit, most)| {
+            unit.is_power_of_two() && block.is_power_of_two() && *most >= u64::from(*unit)
+        });
+        assert!(
+            fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0,
+            "driver '{driver}' has impossible limits: {self:?}"
+        );
     }
 }
 
@@ -42,7 +86,11 @@ impl Default for BlockLimits {
 ///
 /// The request path above has checked range and permissions: `offset + length` is within
 /// [`length`](Self::length), and nothing is written to a node that is read-only. It has cut and
-/// padded the request to [`limits`](Self::limits).
+/// padded the request to [`limits`](Self::limits). If the length is not whole blocks, a request may
+/// reach to the end of the last block: what is read there is zero, and a write there puts zeroes.
+///
+/// What a write has done, a flush that is called after the write has returned, in any thread,
+/// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
 ///
 /// Errors carry the OS errno.
 pub trait BlockDriver: Send + Sync {
@@ -65,7 +113,8 @@ pub trait BlockDriver: Send + Sync {
     /// Fills all of `target` from `offset` on.
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()>;
 
-    /// Writes all of `source` at `offset`. With [`WriteFlags::FUA`] it is durable on success.
+    /// Writes all of `source` at `offset`. With [`WriteFlags::FUA`], which it gets only if its
+    /// limits ask for it, the data is durable on success.
     fn co_pwritev(
         &self,
         co: &Co<'_>,
@@ -74,10 +123,12 @@ pub trait BlockDriver: Send + Sync {
         flags: WriteFlags,
     ) -> io::Result<()>;
 
-    /// Makes everything durable that was written, and completed, before.
+    /// Makes everything durable that was written, and completed, before. Called once at a time
+    /// (contract: C79).
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()>;
 
-    /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP.
+    /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
+    /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.
     fn co_pwrite_zeroes(
         &self,
         _co: &Co<'_>,
@@ -88,10 +139,28 @@ pub trait BlockDriver: Send + Sync {
         Err(io::Error::from_raw_os_error(libc::ENOTSUP))
     }
 
-    /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. Does
-    /// nothing by default: discard is a hint.
+    /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
+    /// with ENOTSUP, which the client does not see: discard is a hint. Does nothing by default.
     fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    /// What is known of the bytes from `offset` on, without reading them: how many of them, from 1 to
+    /// `bytes`, are of one kind. By default all may be data. Offset and length need not be aligned.
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        Ok(BlockStatus { kind: BlockStatusKind::Data, bytes })
+    }
+
+    /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
+    /// on. Called once at a time. Fails with ENOTSUP by default.
+    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOTSUP))
+    }
+
+    /// Looks how long the storage is now, if it may change by itself; returns the length in bytes
+    /// that it reports from then on.
+    fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length())
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither

@@ -1,6 +1,6 @@
 //! The block layer: [`BlockBackend`], [`BlockNode`], and [`drivers`].
 //!
-//! A request goes from a backend (`block_backend.rs`) through the request path (`io.rs`) to a
+//! A request goes from a backend (`block_backend.rs`) through the request path (`io/`) to a
 //! driver (`drivers/`), all in one coroutine, on one thread.
 #![forbid(unsafe_code)]
 
@@ -18,5 +18,6 @@ mod remote;
 pub use block_backend::BlockBackend;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
+pub use io::{BlockStatus, BlockStatusKind};
 pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};
 pub use remote::RemoteBackend;

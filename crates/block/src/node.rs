@@ -8,7 +8,7 @@ use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
-use crate::io as request_path;
+use crate::io::{self as request_path, BlockStatus, PathState};
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -17,6 +17,7 @@ pub struct BlockNode {
     driver: Box<dyn BlockDriver>,
     limits: BlockLimits,
     pub(crate) gate: Gate,
+    pub(crate) path: PathState,
 }
 
 /// All nodes of the process, and the drains that hold for all of them.
@@ -34,14 +35,19 @@ fn registry() -> std::sync::MutexGuard<'static, Registry> {
 impl BlockNode {
     /// A node called `name`, for messages and commands, with this driver. One that is made while
     /// [`drain_all`] holds is born quiet (contract: C77).
+    ///
+    /// # Panics
+    /// If the driver's limits contradict themselves, see [`BlockLimits`].
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
-        let mut registry = registry();
         let limits = driver.limits();
+        limits.check(driver.format_name());
+        let mut registry = registry();
         let node = Arc::new(BlockNode {
             name: name.into(),
             driver: Box::new(driver),
             limits,
             gate: Gate::new(registry.drains),
+            path: PathState::default(),
         });
         if registry.drains > 0 {
             node.driver.drained_begin();
@@ -76,6 +82,18 @@ impl BlockNode {
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.driver.is_read_only()
+    }
+
+    /// Whether discards reach the driver; at first they do. Without, a discard succeeds and does
+    /// nothing, and zeroes keep their place (contract: C81). Any thread; requests in flight may
+    /// still go by what was set before.
+    pub fn set_discard_enabled(&self, enabled: bool) {
+        self.path.set_discard_enabled(enabled);
+    }
+
+    /// Whether discards reach the driver.
+    pub fn is_discard_enabled(&self) -> bool {
+        self.path.is_discard_enabled()
     }
 
     /// Drains: new requests wait, from every context, and those in flight complete; returns when
@@ -156,6 +174,26 @@ impl BlockNode {
     /// A backend has asked this of the node at the top; those below may differ (contract: C74).
     fn check_writable(&self) -> io::Result<()> {
         if self.is_read_only() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
+    }
+
+    /// What is known of the bytes from `offset` on: how many of them, at least one, are of one kind.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        request_path::co_block_status(self, co, offset, bytes)
+    }
+
+    /// Changes the length to `length` bytes; what is new reads as zeroes. Changes of length come one
+    /// after the other. Whoever makes a device shorter sees to it that nobody writes beyond the new
+    /// end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
+    ///
+    /// # Errors
+    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
+    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        request_path::co_truncate(self, co, length)
+    }
+
+    /// Looks how long the storage is now, and returns it in bytes.
+    pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        request_path::co_refresh_length(self, co)
     }
 }
 

@@ -178,6 +178,38 @@ pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> io::Result<bool> {
     }
 }
 
+/// Where the data at or after `offset_bytes` begins (SEEK_DATA). `None` if there is none up to the
+/// end of file. Moves the descriptor's file position, which nothing here goes by.
+pub fn seek_data(fd: BorrowedFd<'_>, offset_bytes: u64) -> io::Result<Option<u64>> {
+    seek(fd, offset_bytes, libc::SEEK_DATA)
+}
+
+/// Where the data at `offset_bytes` ends, at the end of file at the latest (SEEK_HOLE). `None` if
+/// `offset_bytes` is beyond that. Moves the descriptor's file position, which nothing here goes by.
+pub fn seek_hole(fd: BorrowedFd<'_>, offset_bytes: u64) -> io::Result<Option<u64>> {
+    seek(fd, offset_bytes, libc::SEEK_HOLE)
+}
+
+fn seek(fd: BorrowedFd<'_>, offset_bytes: u64, whence: c_int) -> io::Result<Option<u64>> {
+    faults::before(Call::Other, 0)?;
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::lseek(fd.as_raw_fd(), offset(offset_bytes)?, whence) };
+    match u64::try_from(result) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Cuts a file, or makes it longer by a hole, to `len_bytes`.
+pub fn ftruncate(fd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
+    faults::before(Call::Other, 0)?;
+    // SAFETY: no memory is involved.
+    check_zero(unsafe { libc::ftruncate(fd.as_raw_fd(), offset(len_bytes)?) })
+}
+
 /// A monotonic clock that ticks every few milliseconds and costs next to nothing.
 #[inline]
 pub(crate) fn coarse_clock_ns() -> i64 {

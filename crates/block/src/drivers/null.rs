@@ -4,8 +4,9 @@ use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::driver::BlockDriver;
+use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::io::{BlockStatus, BlockStatusKind};
 
 /// A driver that does nothing, successfully.
 #[derive(Clone, Debug)]
@@ -50,6 +51,11 @@ impl BlockDriver for Null {
         self.size_bytes
     }
 
+    fn limits(&self) -> BlockLimits {
+        // Nothing is stored, so nothing can be lost.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
     fn co_preadv(&self, co: &Co<'_>, _offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         if self.read_zeroes {
             target.fill_from(0, 0);
@@ -79,5 +85,9 @@ impl BlockDriver for Null {
         _flags: ZeroFlags,
     ) -> io::Result<()> {
         self.finish(co)
+    }
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        let kind = if self.read_zeroes { BlockStatusKind::Zero } else { BlockStatusKind::Data };
+        Ok(BlockStatus { kind, bytes })
     }
 }

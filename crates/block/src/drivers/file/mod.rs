@@ -2,24 +2,28 @@
 //!
 //! What does the I/O is an [`Engine`]: blocking calls on worker threads, or the context's
 //! io_uring. What a transfer means, that is short reads and writes, retries and the end of file,
-//! is in [`File::read_fully`] and [`File::write_fully`], once for both.
+//! is in `transfer.rs`, once for both.
 
 mod in_place;
 mod open;
+mod status;
+mod transfer;
 
 use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
+use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use in_place::InPlace;
 pub use open::{FileOpenError, FileOptions};
+use transfer::{OnWorker, Pause, retry};
 
 /// Images are a whole number of these, in what they report.
 const SECTOR_BYTES: u64 = 512;
@@ -37,7 +41,8 @@ pub enum Engine {
 /// An image in a host file.
 ///
 /// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
-/// a write there makes the file longer.
+/// a write there makes the file longer. So does one with O_DIRECT to a last block that is not
+/// whole.
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
@@ -46,13 +51,17 @@ pub struct File {
     engine: Engine,
     in_place: InPlace,
     limits: BlockLimits,
+    /// O_DIRECT: no page cache.
+    direct: bool,
+    /// A regular file, not a device.
+    resizable: bool,
     /// What we report: whole sectors.
-    length: u64,
+    length: AtomicU64,
     /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
     end_of_file: AtomicU64,
-    /// An fdatasync of the page cache failed: what it dropped is lost, so no later one may
-    /// succeed (contract: C83).
-    sync_failed: AtomicBool,
+    /// The errno that an fdatasync of the page cache failed with, or 0. What it dropped is lost, so
+    /// no later one may succeed (contract: C83).
+    sync_errno: AtomicI32,
     can_zero_range: AtomicBool,
     can_punch_hole: AtomicBool,
 }
@@ -68,97 +77,22 @@ impl File {
         &self.path
     }
 
-    /// Reads all of `target` with calls of `preadv`, which read some of it.
-    fn read_fully(
-        &self,
-        target: &mut IoVectorMut<'_>,
-        offset: u64,
-        preadv: impl Fn(&mut IoVectorMut<'_>, u64) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        let mut done = 0;
-        while done < target.len() {
-            let at = offset + done as u64;
-            let bytes = match done {
-                0 => retry(|| preadv(target, at))?,
-                _ => {
-                    let mut rest = target.slice(done, target.len() - done);
-                    match retry(|| preadv(&mut rest, at)) {
-                        // O_DIRECT after a read that ended within a block: that was the end of
-                        // the file, and where to go on is no place that it takes.
-                        Err(error) if self.is_refused(&error, at) => 0,
-                        result => result?,
-                    }
-                }
-            };
-            if bytes == 0 {
-                return self.read_past_end(target, done, at);
-            }
-            done += bytes;
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn is_refused(&self, error: &io::Error, at: u64) -> bool {
-        let block = u64::from(self.limits.request_alignment);
-        error.raw_os_error() == Some(libc::EINVAL) && !at.is_multiple_of(block)
-    }
-
-    /// The file ends at or before `at`. Beyond the length it had, that reads as zeroes (contract:
-    /// C82). Before it, data is gone, and no read may hide that.
-    #[cold]
-    fn read_past_end(&self, target: &mut IoVectorMut<'_>, done: usize, at: u64) -> io::Result<()> {
-        let expected = self.end_of_file.load(Ordering::Acquire);
-        if at < expected {
-            tracing::error!(
-                image = %self.path.display(),
-                offset = at,
-                expected_bytes = expected,
-                "the image has become shorter: read failed"
-            );
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        target.fill_from(done, 0);
-        Ok(())
-    }
-
-    /// Writes all of `source` with calls of `pwritev`, which write some of it.
-    fn write_fully(
-        &self,
-        source: &IoVector<'_>,
-        offset: u64,
-        pwritev: impl Fn(&IoVector<'_>, u64) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        let mut done = 0;
-        while done < source.len() {
-            let at = offset + done as u64;
-            let bytes = match done {
-                0 => retry(|| pwritev(source, at))?,
-                _ => {
-                    let rest = source.slice(done, source.len() - done);
-                    retry(|| pwritev(&rest, at))?
-                }
-            };
-            if bytes == 0 {
-                // contract: C82
-                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-            }
-            done += bytes;
-        }
-        if offset + done as u64 > self.end_of_file.load(Ordering::Relaxed) {
-            self.end_of_file.fetch_max(offset + done as u64, Ordering::AcqRel);
-        }
-        Ok(())
-    }
-
     /// Makes written data durable with a call of `fdatasync`.
-    fn sync(&self, fdatasync: impl Fn() -> io::Result<()>) -> io::Result<()> {
-        if self.sync_failed.load(Ordering::Acquire) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+    ///
+    /// After a failure the page cache may hold pages for clean that never reached the disk, and the
+    /// next call would succeed (contract: C83). With O_DIRECT there is no page cache, and the next
+    /// call asks the disk again.
+    fn sync(&self, pause: &impl Pause, fdatasync: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let lost = self.sync_errno.load(Ordering::Acquire);
+        if lost != 0 {
+            return Err(io::Error::from_raw_os_error(lost));
         }
-        retry(fdatasync).inspect_err(|error| {
-            self.sync_failed.store(true, Ordering::Release);
+        retry(pause, fdatasync).inspect_err(|error| {
             tracing::error!(image = %self.path.display(), %error, "fdatasync failed");
+            if !self.direct {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.sync_errno.store(errno, Ordering::Release);
+            }
         })
     }
 
@@ -169,9 +103,9 @@ impl File {
     fn co_sync(&self, co: &Co<'_>) -> io::Result<()> {
         let file = self.file.as_fd();
         if self.uses_ring(co) {
-            return self.sync(|| co.ring_fdatasync(file));
+            return self.sync(&co, || co.ring_fdatasync(file));
         }
-        co.context().thread_pool().submit_co(co, || self.sync(|| sys::fdatasync(file)))
+        co.context().thread_pool().submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
     }
 
     /// fallocate on a worker: it may take long, and no engine does it without blocking. Asked only
@@ -188,10 +122,8 @@ impl File {
         if !possible.load(Ordering::Relaxed) {
             return Err(not_supported());
         }
-        let result = co
-            .context()
-            .thread_pool()
-            .submit_co(co, || retry(|| sys::fallocate(self.file.as_fd(), what, offset, bytes)));
+        let fallocate = || sys::fallocate(self.file.as_fd(), what, offset, bytes);
+        let result = co.context().thread_pool().submit_co(co, || retry(&OnWorker, fallocate));
         result.map_err(|error| match error.raw_os_error() {
             // What the various file systems and devices say.
             Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
@@ -203,28 +135,13 @@ impl File {
     }
 }
 
-/// EINTR and EAGAIN are no answers (contract: C82).
-#[inline]
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) => {}
-            result => return result,
-        }
-    }
-}
-
 impl BlockDriver for File {
     fn format_name(&self) -> &'static str {
         "file"
     }
 
     fn length(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Acquire)
     }
 
     fn is_read_only(&self) -> bool {
@@ -243,10 +160,10 @@ impl BlockDriver for File {
             return Ok(());
         }
         if self.uses_ring(co) {
-            return self.read_fully(target, offset, |rest, at| co.ring_preadv(file, rest, at));
+            return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }
         co.context().thread_pool().submit_co(co, || {
-            self.read_fully(target, offset, |rest, at| sys::preadv(file, rest, at))
+            self.read_fully(target, offset, &OnWorker, |rest, at| sys::preadv(file, rest, at))
         })
     }
 
@@ -255,18 +172,16 @@ impl BlockDriver for File {
         co: &Co<'_>,
         offset: u64,
         source: &IoVector<'_>,
-        flags: WriteFlags,
+        _flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("file_co_pwritev", offset, bytes = source.len());
         let file = self.file.as_fd();
-        let durable = flags.contains(WriteFlags::FUA);
         if self.uses_ring(co) {
-            self.write_fully(source, offset, |rest, at| co.ring_pwritev(file, rest, at))?;
-            return if durable { self.co_sync(co) } else { Ok(()) };
+            return self
+                .write_fully(source, offset, &co, |rest, at| co.ring_pwritev(file, rest, at));
         }
         co.context().thread_pool().submit_co(co, || {
-            self.write_fully(source, offset, |rest, at| sys::pwritev(file, rest, at))?;
-            if durable { self.sync(|| sys::fdatasync(file)) } else { Ok(()) }
+            self.write_fully(source, offset, &OnWorker, |rest, at| sys::pwritev(file, rest, at))
         })
     }
 
@@ -282,21 +197,30 @@ impl BlockDriver for File {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        let (what, possible) = if flags.contains(ZeroFlags::MAY_UNMAP) {
-            (Fallocate::PunchHole, &self.can_punch_hole)
-        } else {
-            (Fallocate::ZeroRange, &self.can_zero_range)
-        };
-        self.co_fallocate(co, what, possible, offset, bytes)?;
-        if flags.contains(ZeroFlags::FUA) { self.co_sync(co) } else { Ok(()) }
+        if flags.contains(ZeroFlags::MAY_UNMAP) {
+            let (what, possible) = (Fallocate::PunchHole, &self.can_punch_hole);
+            match self.co_fallocate(co, what, possible, offset, bytes) {
+                // It may be unmapped, it need not be.
+                Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => {}
+                result => return result,
+            }
+        }
+        self.co_fallocate(co, Fallocate::ZeroRange, &self.can_zero_range, offset, bytes)
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        let (what, possible) = (Fallocate::PunchHole, &self.can_punch_hole);
-        match self.co_fallocate(co, what, possible, offset, bytes) {
-            // A hint that cannot be taken is no error.
-            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => Ok(()),
-            result => result,
-        }
+        self.co_fallocate(co, Fallocate::PunchHole, &self.can_punch_hole, offset, bytes)
+    }
+
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        self.co_status(co, offset, bytes)
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.co_set_length(co, length)
+    }
+
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.co_refresh(co)
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
 use coblk_aio::sys;
 
@@ -112,9 +112,11 @@ impl FileOptions {
             engine: self.engine,
             in_place: InPlace::new(self.in_place_reads && !self.direct),
             limits,
-            length: bytes.next_multiple_of(SECTOR_BYTES),
+            direct: self.direct,
+            resizable: kind.is_file(),
+            length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
-            sync_failed: AtomicBool::new(false),
+            sync_errno: AtomicI32::new(0),
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
         })
@@ -136,7 +138,7 @@ fn describe(kind: FileType) -> &'static str {
 }
 
 /// Where a descriptor ends: a block device has a length too, but not in its metadata.
-fn length_of(mut file: &HostFile) -> io::Result<u64> {
+pub(super) fn length_of(mut file: &HostFile) -> io::Result<u64> {
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
 }
 

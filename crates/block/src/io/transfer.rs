@@ -1,28 +1,27 @@
-//! The request path of a node: checks the range, and makes the request fit the driver.
+//! Whole blocks to and from the driver: cut to what it takes at once, copied through a buffer where
+//! it asks for memory that the caller does not have.
 
 use std::io;
 
-use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut, trace_event};
+use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 use libc::iovec;
 
 use crate::driver::BlockLimits;
-use crate::flags::{WriteFlags, ZeroFlags};
+use crate::flags::WriteFlags;
 use crate::node::BlockNode;
 
-/// Longest buffer that a request is copied through, or that zeroes are written from.
+/// Longest buffer that data is copied through.
 const BOUNCE_BYTES: usize = 1 << 20;
 
+/// Reads whole blocks.
 #[inline]
-pub(crate) fn co_preadv(
+pub(super) fn read(
     node: &BlockNode,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
     let bytes = target.len();
-    check_range(node, offset, bytes as u64)?;
-    check_alignment(node.limits(), offset, bytes)?;
-    trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
     if fits(node.limits(), target.as_iovecs(), bytes) {
         return read_piece(node, co, offset, target);
     }
@@ -35,8 +34,9 @@ pub(crate) fn co_preadv(
     Ok(())
 }
 
+/// Writes whole blocks. When it fails some of them may be written.
 #[inline]
-pub(crate) fn co_pwritev(
+pub(super) fn write(
     node: &BlockNode,
     co: &Co<'_>,
     offset: u64,
@@ -44,9 +44,6 @@ pub(crate) fn co_pwritev(
     flags: WriteFlags,
 ) -> io::Result<()> {
     let bytes = source.len();
-    check_range(node, offset, bytes as u64)?;
-    check_alignment(node.limits(), offset, bytes)?;
-    trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
     if fits(node.limits(), source.as_iovecs(), bytes) {
         return write_piece(node, co, offset, source, flags);
     }
@@ -59,82 +56,12 @@ pub(crate) fn co_pwritev(
     Ok(())
 }
 
-pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
-    trace_event!("bdrv_co_flush", node = node.name());
-    node.driver().co_flush(co)
-}
-
-pub(crate) fn co_pdiscard(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    bytes: u64,
-) -> io::Result<()> {
-    check_range(node, offset, bytes)?;
-    trace_event!("bdrv_co_pdiscard", node = node.name(), offset, bytes);
-    if bytes == 0 { Ok(()) } else { node.driver().co_pdiscard(co, offset, bytes) }
-}
-
-/// Asks the driver, and if it has no way of its own writes zeroes (contract: C81).
-pub(crate) fn co_pwrite_zeroes(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    bytes: u64,
-    flags: ZeroFlags,
-) -> io::Result<()> {
-    check_range(node, offset, bytes)?;
-    trace_event!("bdrv_co_pwrite_zeroes", node = node.name(), offset, bytes);
-    if bytes == 0 {
-        return Ok(());
-    }
-    match node.driver().co_pwrite_zeroes(co, offset, bytes, flags) {
-        Err(error)
-            if error.raw_os_error() == Some(libc::ENOTSUP)
-                && !flags.contains(ZeroFlags::NO_FALLBACK) =>
-        {
-            write_zeroes_from_buffer(node, co, offset, bytes, flags)
-        }
-        result => result,
-    }
-}
-
-fn write_zeroes_from_buffer(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    bytes: u64,
-    flags: ZeroFlags,
-) -> io::Result<()> {
-    let len = usize::try_from(bytes).unwrap_or(BOUNCE_BYTES).min(BOUNCE_BYTES);
-    let zeroes = AlignedBuffer::new(len, node.limits().memory_alignment as usize)?;
-    let write_flags =
-        if flags.contains(ZeroFlags::FUA) { WriteFlags::FUA } else { WriteFlags::empty() };
-    let end = offset + bytes;
-    let mut at = offset;
-    while at < end {
-        let len = usize::try_from(end - at).unwrap_or(len).min(len);
-        co_pwritev(node, co, at, &IoVector::from(&zeroes[..len]), write_flags)?;
-        at += len as u64;
-    }
-    Ok(())
-}
-
-/// Past the end is EIO (contract: C74). An offset is unsigned, so a negative one is past any end.
-#[inline]
-fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
-    match offset.checked_add(bytes) {
-        Some(end) if end <= node.length() => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(libc::EIO)),
-    }
-}
-
 #[inline]
 fn fits(limits: &BlockLimits, ranges: &[iovec], bytes: usize) -> bool {
     ranges.len() <= limits.max_iov && bytes as u64 <= limits.max_transfer
 }
 
-/// How much of a vector, from its beginning, the driver takes at once. Never 0.
+/// How much of a vector, from its beginning, the driver takes at once. Whole blocks, never none.
 fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
     let most = usize::try_from(limits.max_transfer).unwrap_or(usize::MAX);
     let len: usize = ranges.iter().take(limits.max_iov).map(|range| range.iov_len).sum();
@@ -159,16 +86,7 @@ fn read_piece(
     if takes_in_place(node.limits(), target.as_iovecs()) {
         return node.driver().co_preadv(co, offset, target);
     }
-    let mut done = 0;
-    while done < target.len() {
-        let len = (target.len() - done).min(BOUNCE_BYTES);
-        let mut bounce = AlignedBuffer::new(len, node.limits().memory_alignment as usize)?;
-        let mut vector = IoVectorMut::from(&mut bounce[..]);
-        node.driver().co_preadv(co, offset + done as u64, &mut vector)?;
-        target.copy_from(done, &bounce);
-        done += len;
-    }
-    Ok(())
+    read_by_copy(node, co, offset, target)
 }
 
 #[inline]
@@ -182,15 +100,7 @@ fn write_piece(
     if takes_in_place(node.limits(), source.as_iovecs()) {
         return node.driver().co_pwritev(co, offset, source, flags);
     }
-    let mut done = 0;
-    while done < source.len() {
-        let len = (source.len() - done).min(BOUNCE_BYTES);
-        let mut bounce = AlignedBuffer::new(len, node.limits().memory_alignment as usize)?;
-        source.copy_to(done, &mut bounce);
-        node.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&bounce[..]), flags)?;
-        done += len;
-    }
-    Ok(())
+    write_by_copy(node, co, offset, source, flags)
 }
 
 /// Whether the driver can use this memory as it is.
@@ -206,25 +116,63 @@ fn takes_in_place(limits: &BlockLimits, ranges: &[iovec]) -> bool {
             }))
 }
 
-/// Padding a request to the driver's blocks needs serialising of overlapping requests, which this
-/// layer does not have yet: what is not aligned is refused.
-#[inline]
-fn check_alignment(limits: &BlockLimits, offset: u64, bytes: usize) -> io::Result<()> {
-    let alignment = u64::from(limits.request_alignment);
-    if alignment == 1 || bytes == 0 || (offset | bytes as u64).is_multiple_of(alignment) {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(libc::EINVAL))
+#[inline(never)]
+fn read_by_copy(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    let mut bounce = bounce(node.limits(), target.len())?;
+    let mut done = 0;
+    while done < target.len() {
+        let len = (target.len() - done).min(bounce.len());
+        let part = &mut bounce[..len];
+        node.driver().co_preadv(co, offset + done as u64, &mut IoVectorMut::from(&mut *part))?;
+        target.copy_from(done, part);
+        done += len;
     }
+    Ok(())
+}
+
+#[inline(never)]
+fn write_by_copy(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let mut bounce = bounce(node.limits(), source.len())?;
+    let mut done = 0;
+    while done < source.len() {
+        let len = (source.len() - done).min(bounce.len());
+        let part = &mut bounce[..len];
+        source.copy_to(done, part);
+        node.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
+        done += len;
+    }
+    Ok(())
+}
+
+/// A buffer for a transfer of `bytes`, or for its whole blocks one after the other.
+fn bounce(limits: &BlockLimits, bytes: usize) -> io::Result<AlignedBuffer> {
+    let most = BOUNCE_BYTES.max(limits.request_alignment as usize);
+    AlignedBuffer::new(bytes.min(most), limits.memory_alignment as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drivers::Null;
 
     fn limits(request_alignment: u32, memory_alignment: u32) -> BlockLimits {
-        BlockLimits { request_alignment, memory_alignment, max_transfer: 8192, max_iov: 3 }
+        BlockLimits {
+            request_alignment,
+            memory_alignment,
+            max_transfer: 8192,
+            max_iov: 3,
+            ..BlockLimits::default()
+        }
     }
 
     /// Ranges of these lengths, at addresses that are multiples of 4096.
@@ -233,23 +181,6 @@ mod tests {
         let range =
             |(index, len): (usize, &usize)| iovec { iov_base: address(index), iov_len: *len };
         lengths.iter().enumerate().map(range).collect()
-    }
-
-    #[test]
-    fn a_range_must_end_within_the_length() {
-        for length in [0, 1, 512, i64::MAX as u64, u64::MAX - 1, u64::MAX] {
-            let node = BlockNode::new("node", Null::new(length));
-            let check = |offset, bytes| check_range(&node, offset, bytes).is_ok();
-            assert!(check(0, length) && check(length, 0) && check(length / 2, length - length / 2));
-            if length < u64::MAX {
-                assert!(!check(0, length + 1) && !check(length + 1, 0) && !check(length, 1));
-            }
-            if length > 0 {
-                assert!(!check(1, length), "{length}");
-            }
-            // Ends beyond 2^64, which wraps to something small.
-            assert!(!check(u64::MAX, 1) && !check(2, u64::MAX - 1) && !check(u64::MAX, u64::MAX));
-        }
     }
 
     #[test]

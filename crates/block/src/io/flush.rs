@@ -1,0 +1,145 @@
+//! Flushes: one at a time, and none that has nothing to do (contract: C79).
+//!
+//! # What a flush covers
+//!
+//! A flush that succeeds covers every write that had completed when it was asked (design decision
+//! D16). It needs the driver only if something was written since the driver's last good flush
+//! began; `dirty` tells. A write sets it after it is done. A flush clears it before it calls the
+//! driver, and sets it again if that fails. Say a write W completes, and then a flush F is asked:
+//!
+//! * F finds `dirty`: it flushes, or waits for one that begins after it was asked.
+//! * F finds it clear: somebody cleared it after W had set it or had seen it set, and that was
+//!   before he called the driver. If his flush is done, it was good, and covers W. If it still
+//!   runs, F waits for how it ends.
+//!
+//! That W only looks when the flag is already set keeps the flag's cache line shared among the
+//! contexts that write. It needs that W's effects are in place before W looks: they are, as W's
+//! driver call has returned, and [`BlockDriver`](crate::BlockDriver) demands of drivers that this
+//! is enough for a flush in any thread to see them. Look, set and clear are in one total order.
+//!
+//! A node is born dirty: a process that wrote to the same storage before us may have been killed,
+//! and its clients are ours now.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coblk_aio::{Co, CoWaker, trace_event};
+
+use crate::node::BlockNode;
+
+/// The flushes of one node. Any thread.
+pub(super) struct FlushState {
+    /// Something may be written and not flushed.
+    dirty: AtomicBool,
+    turns: Mutex<Turns>,
+}
+
+/// Whose turn it is. The lock is not held while the driver flushes.
+#[derive(Default)]
+struct Turns {
+    /// The driver flushes.
+    active: bool,
+    /// How many flushes of the driver have begun.
+    begun: u64,
+    /// The latest of these that succeeded, counted from 1.
+    good: u64,
+    waiting: Vec<CoWaker>,
+}
+
+impl Default for FlushState {
+    fn default() -> FlushState {
+        FlushState { dirty: AtomicBool::new(true), turns: Mutex::default() }
+    }
+}
+
+/// How a flush gets its answer.
+enum Turn<'a> {
+    /// Everything is durable.
+    Nothing,
+    /// It is its turn to call the driver.
+    Own(OwnTurn<'a>),
+}
+
+pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = node.name());
+    match node.path.flush.wait_for_turn(co) {
+        Turn::Nothing => Ok(()),
+        Turn::Own(turn) => {
+            node.driver().co_flush(co)?;
+            turn.succeeded();
+            Ok(())
+        }
+    }
+}
+
+impl FlushState {
+    /// Something was written, and the driver's call for it has returned.
+    #[inline]
+    pub(super) fn wrote(&self) {
+        if !self.dirty.load(Ordering::SeqCst) {
+            self.dirty.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_turn(&self, co: &Co<'_>) -> Turn<'_> {
+        let mut turns = self.lock();
+        let begun_before = turns.begun;
+        loop {
+            // One that began after we were asked covers all that we are asked for.
+            if turns.good > begun_before {
+                return Turn::Nothing;
+            }
+            if !turns.active {
+                if !self.dirty.swap(false, Ordering::SeqCst) {
+                    return Turn::Nothing;
+                }
+                turns.active = true;
+                turns.begun += 1;
+                return Turn::Own(OwnTurn { state: self, good: false });
+            }
+            // The lock is held until the waker is stored: the end of the flush finds it.
+            co.suspend_for("a flush", |waker| {
+                turns.waiting.push(waker);
+                drop(turns);
+            });
+            turns = self.lock();
+        }
+    }
+}
+
+/// The right to call the driver. Dropped without [`succeeded`](Self::succeeded), the flush is still
+/// owed: whoever waits tries by himself.
+struct OwnTurn<'a> {
+    state: &'a FlushState,
+    good: bool,
+}
+
+impl OwnTurn<'_> {
+    fn succeeded(mut self) {
+        self.good = true;
+    }
+}
+
+impl Drop for OwnTurn<'_> {
+    fn drop(&mut self) {
+        if !self.good {
+            self.state.dirty.store(true, Ordering::SeqCst);
+        }
+        let waiting = {
+            let mut turns = self.state.lock();
+            turns.active = false;
+            if self.good {
+                turns.good = turns.begun;
+            }
+            std::mem::take(&mut turns.waiting)
+        };
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+}

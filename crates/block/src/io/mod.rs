@@ -1,0 +1,228 @@
+//! The request path of a node: what happens between a request and its driver.
+//!
+//! ```text
+//! mod.rs       is the range inside the device? are offset and length whole blocks?
+//!   |   \
+//!   |    tracked.rs    where blocks are larger than a byte: wait for overlapping requests
+//!   |      |
+//!   |    padding.rs    make whole blocks of it: read, modify, write
+//!   |   /
+//! transfer.rs  cut it to what the driver takes at once, copy where its memory rules ask for it
+//!   |
+//! the driver   `BlockDriver::co_preadv`, `co_pwritev`
+//! ```
+//!
+//! Flushes are in `flush.rs`, zeroes in `zeroes.rs`, discards in `discard.rs`, block status in
+//! `status.rs`, changes of length in `truncate.rs`.
+//!
+//! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise: its
+//! reads and writes take no lock, allocate nothing, and write no memory that they share.
+
+mod discard;
+mod flush;
+mod padding;
+mod status;
+mod tracked;
+mod transfer;
+mod truncate;
+mod zeroes;
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
+
+use crate::driver::BlockLimits;
+use crate::flags::WriteFlags;
+use crate::node::BlockNode;
+use flush::FlushState;
+use tracked::{Overlap, Tracked, TrackedRequests};
+
+pub(crate) use discard::co_pdiscard;
+pub(crate) use flush::co_flush;
+pub(crate) use status::co_block_status;
+pub use status::{BlockStatus, BlockStatusKind};
+pub(crate) use truncate::{co_refresh_length, co_truncate};
+pub(crate) use zeroes::co_pwrite_zeroes;
+
+/// What the request path keeps of a node. Any thread.
+#[derive(Default)]
+pub(crate) struct PathState {
+    tracked: TrackedRequests,
+    flush: FlushState,
+    discard_disabled: AtomicBool,
+}
+
+impl PathState {
+    pub(crate) fn is_discard_enabled(&self) -> bool {
+        !self.discard_disabled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_discard_enabled(&self, enabled: bool) {
+        self.discard_disabled.store(!enabled, Ordering::Relaxed);
+    }
+}
+
+#[inline]
+pub(crate) fn co_preadv(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    let bytes = target.len();
+    check_range(node, offset, bytes as u64)?;
+    trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
+    if is_whole_blocks(node.limits(), offset, bytes as u64) {
+        transfer::read(node, co, offset, target)
+    } else {
+        padding::read(node, co, offset, target)
+    }
+}
+
+#[inline]
+pub(crate) fn co_pwritev(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let bytes = source.len();
+    check_range(node, offset, bytes as u64)?;
+    trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
+    if flags.is_empty() || node.limits().native_fua {
+        let result = write(node, co, offset, source, flags);
+        node.path.flush.wrote();
+        return result;
+    }
+    let result = write(node, co, offset, source, WriteFlags::empty());
+    finish_write(node, co, flags.contains(WriteFlags::FUA), result)
+}
+
+/// A write, wherever it comes from; who calls says [`FlushState::wrote`] afterwards.
+#[inline]
+fn write(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    if node.limits().request_alignment == 1 {
+        transfer::write(node, co, offset, source, flags)
+    } else {
+        write_tracked(node, co, offset, source, flags)
+    }
+}
+
+/// After a change to what is stored: it has to be flushed, now if it is to be `durable` and the
+/// driver has not seen to that. One flush at the end covers all pieces of a request, and is shared
+/// with other requests that need one.
+#[inline(never)]
+fn finish_write(
+    node: &BlockNode,
+    co: &Co<'_>,
+    durable: bool,
+    result: io::Result<()>,
+) -> io::Result<()> {
+    // Also when it failed: a part may have been written.
+    node.path.flush.wrote();
+    result?;
+    if durable && !node.limits().native_fua { co_flush(node, co) } else { Ok(()) }
+}
+
+/// A write to a node with blocks. It waits for those that pad their way through the same blocks,
+/// and if it is one of them, for all others there (contract: C80).
+#[inline(never)]
+fn write_tracked(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let bytes = source.len() as u64;
+    let range = offset..offset + bytes;
+    if bytes == 0 {
+        return Ok(());
+    }
+    if is_whole_blocks(node.limits(), offset, bytes) {
+        let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
+        return transfer::write(node, co, offset, source, flags);
+    }
+    let blocks = padding::whole_blocks(node.limits(), &range)?;
+    let _tracked = track(node, co, blocks.clone(), Overlap::Excluded, range.end)?;
+    padding::write(node, co, &blocks, offset, source, flags)
+}
+
+/// Waits until nothing that must not overlap `blocks` is in the way, and keeps what must not
+/// overlap out for as long as the guard lives. There is none where nothing is ever padded. Waiting takes time in which the device may have
+/// been cut short of the request's `end`: EIO if so.
+fn track<'a>(
+    node: &'a BlockNode,
+    co: &Co<'_>,
+    blocks: Range<u64>,
+    overlap: Overlap,
+    end: u64,
+) -> io::Result<Option<Tracked<'a>>> {
+    if node.limits().request_alignment == 1 {
+        return Ok(None);
+    }
+    let tracked = node.path.tracked.begin(co, blocks, overlap);
+    if end <= node.length() { Ok(Some(tracked)) } else { Err(errno(libc::EIO)) }
+}
+
+/// The whole units of `unit` bytes that lie in `range`. If there are none, the end of `range`.
+fn whole_units(range: &Range<u64>, unit: u32) -> Range<u64> {
+    let unit = u64::from(unit);
+    let end = range.end - range.end % unit;
+    match range.start.checked_next_multiple_of(unit) {
+        Some(start) if start < end => start..end,
+        _ => range.end..range.end,
+    }
+}
+
+/// Past the end is EIO (contract: C74). An offset is unsigned, so a negative one is past any end.
+#[inline]
+fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= node.length() => Ok(()),
+        _ => Err(errno(libc::EIO)),
+    }
+}
+
+#[inline]
+fn is_whole_blocks(limits: &BlockLimits, offset: u64, bytes: u64) -> bool {
+    // A power of two: the mask is cheaper than a remainder.
+    (offset | bytes) & (u64::from(limits.request_alignment) - 1) == 0
+}
+
+#[cold]
+fn errno(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::Null;
+
+    #[test]
+    fn a_range_must_end_within_the_length() {
+        for length in [0, 1, 512, i64::MAX as u64, u64::MAX - 1, u64::MAX] {
+            let node = BlockNode::new("node", Null::new(length));
+            let check = |offset, bytes| check_range(&node, offset, bytes).is_ok();
+            assert!(check(0, length) && check(length, 0) && check(length / 2, length - length / 2));
+            if length < u64::MAX {
+                assert!(!check(0, length + 1) && !check(length + 1, 0) && !check(length, 1));
+            }
+            if length > 0 {
+                assert!(!check(1, length), "{length}");
+            }
+            // Ends beyond 2^64, which wraps to something small.
+            assert!(!check(u64::MAX, 1) && !check(2, u64::MAX - 1) && !check(u64::MAX, u64::MAX));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::AioContext;
+
+use super::{Overlap, TrackedRequests};
+
+/// Random requests, each of which holds its range for a while. Nobody is inside with somebody that
+/// he excludes, and all get through.
+#[test]
+fn c80_nobody_waits_for_ever_and_nobody_overlaps() {
+    for seed in 0..200 {
+        let mut random = numbers(seed);
+        let ctx = AioContext::new().unwrap();
+        let requests = Arc::new(TrackedRequests::default());
+        let inside = Rc::new(RefCell::new(Vec::<(u64, u64, Overlap)>::new()));
+        let left = Rc::new(Cell::new(60));
+        for _ in 0..60 {
+            let (start, len, turns) = (random(40), random(12) + 1, random(5));
+            let overlap = if random(2) == 0 { Overlap::Excluded } else { Overlap::Allowed };
+            let (requests, inside) = (Arc::clone(&requests), Rc::clone(&inside));
+            let left = Rc::clone(&left);
+            ctx.spawn("request", move |co| {
+                let tracked = requests.begin(co, start..start + len, overlap);
+                let own = (start, start + len, overlap);
+                for other in inside.borrow().iter() {
+                    let exclusive = Overlap::Excluded == other.2 || Overlap::Excluded == overlap;
+                    let apart = own.1 <= other.0 || other.1 <= own.0;
+                    assert!(!exclusive || apart, "seed {seed}: {own:?} {other:?}");
+                }
+                inside.borrow_mut().push(own);
+                (0..turns).for_each(|_| co.reschedule());
+                let index = inside.borrow().iter().position(|other| *other == own).unwrap();
+                inside.borrow_mut().swap_remove(index);
+                drop(tracked);
+                left.set(left.get() - 1);
+            });
+        }
+        ctx.run_until(|| left.get() == 0);
+        assert_eq!(requests.len(), 0);
+    }
+}
+
+#[test]
+fn a_context_that_ends_takes_its_requests_along() {
+    let requests = Arc::new(TrackedRequests::default());
+    let ctx = AioContext::new().unwrap();
+    for _ in 0..5 {
+        let requests = Arc::clone(&requests);
+        ctx.spawn("request", move |co| {
+            let _tracked = requests.begin(co, 0..10, Overlap::Excluded);
+            co.reschedule();
+            unreachable!("never polled");
+        });
+    }
+    assert_eq!((requests.len(), requests.lock().waiting), (5, 4));
+    drop(ctx);
+    let state = requests.lock();
+    assert_eq!((state.requests.len(), state.waiting, state.excluding), (0, 0, 0));
+}
+
+/// Small random numbers by seed.
+fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = fastrand::Rng::with_seed(seed);
+    move |bound| random.u64(..bound)
+}

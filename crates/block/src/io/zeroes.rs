@@ -1,0 +1,149 @@
+//! Zeroes: by the driver's own means, or written (contract: C81).
+//!
+//! ```text
+//! driver's unit     |-----------|-----------|-----------|
+//! the request            |------------------------|
+//!                        |written|  driver  |written|
+//! ```
+//!
+//! The whole units in the middle go to the driver. The edges, which it could not zero without their
+//! neighbours, are written, with padding where it is needed.
+
+use std::io;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
+
+use super::tracked::Overlap;
+use super::{check_range, errno, finish_write, track, transfer, whole_units, write};
+use crate::flags::{WriteFlags, ZeroFlags};
+use crate::node::BlockNode;
+
+/// Most zeroes in one write (contract: C81).
+const MAX_WRITE_BYTES: u64 = 16 << 20;
+/// Zeroes that exist; a longer write has them several times.
+const ZEROES_BYTES: usize = 1 << 20;
+/// What any driver may ask of memory that it uses in place.
+const ZEROES_ALIGNMENT: usize = 4096;
+
+pub(crate) fn co_pwrite_zeroes(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    bytes: u64,
+    mut flags: ZeroFlags,
+) -> io::Result<()> {
+    check_range(node, offset, bytes)?;
+    trace_event!("bdrv_co_pwrite_zeroes", node = node.name(), offset, bytes);
+    if bytes == 0 {
+        return Ok(());
+    }
+    if !node.path.is_discard_enabled() {
+        flags.remove(ZeroFlags::MAY_UNMAP);
+    }
+    let durable = flags.contains(ZeroFlags::FUA);
+    if !node.limits().native_fua {
+        flags.remove(ZeroFlags::FUA);
+    }
+    let result = zero(node, co, offset..offset + bytes, flags);
+    finish_write(node, co, durable, result)
+}
+
+fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> io::Result<()> {
+    let limits = node.limits();
+    let unit = limits.request_alignment.max(limits.pwrite_zeroes_alignment);
+    let middle = whole_units(&range, unit);
+    // The middle first: it decides whether there is a fast way.
+    if !middle.is_empty() {
+        zero_units(node, co, middle.clone(), unit, flags)?;
+    } else if flags.contains(ZeroFlags::NO_FALLBACK) {
+        return Err(errno(libc::ENOTSUP));
+    }
+    for edge in [range.start..middle.start, middle.end..range.end] {
+        write_zeroes(edge, |at, zeroes| write(node, co, at, zeroes, write_flags(flags)))?;
+    }
+    Ok(())
+}
+
+/// Whole units: by the driver, as much at a time as it takes; by writing, if it has no way of its
+/// own and the caller does not forbid that.
+fn zero_units(
+    node: &BlockNode,
+    co: &Co<'_>,
+    range: Range<u64>,
+    unit: u32,
+    flags: ZeroFlags,
+) -> io::Result<()> {
+    let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
+    let most = (node.limits().max_pwrite_zeroes / u64::from(unit)).max(1) * u64::from(unit);
+    let mut at = range.start;
+    while at < range.end {
+        let bytes = most.min(range.end - at);
+        match node.driver().co_pwrite_zeroes(co, at, bytes, flags) {
+            Ok(()) => at += bytes,
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOTSUP)
+                    && !flags.contains(ZeroFlags::NO_FALLBACK) =>
+            {
+                // It will not have found a way when the next piece comes.
+                let flags = write_flags(flags);
+                return write_zeroes(at..range.end, |at, zeroes| {
+                    transfer::write(node, co, at, zeroes, flags)
+                });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Calls `write` with an offset and zeroes, until it has had all of `range`.
+fn write_zeroes(
+    range: Range<u64>,
+    mut write: impl FnMut(u64, &IoVector<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let bytes = MAX_WRITE_BYTES.min(range.end - at);
+        write(at, &zeroes(bytes as usize)?)?;
+        at += bytes;
+    }
+    Ok(())
+}
+
+/// A vector of zeroes. They are the process's own, never written, so they hardly take memory.
+fn zeroes(bytes: usize) -> io::Result<IoVector<'static>> {
+    static ZEROES: OnceLock<AlignedBuffer> = OnceLock::new();
+    let all = match ZEROES.get() {
+        Some(all) => all,
+        None => {
+            let made = AlignedBuffer::new(ZEROES_BYTES, ZEROES_ALIGNMENT)?;
+            ZEROES.get_or_init(|| made)
+        }
+    };
+    let mut vector = IoVector::new();
+    while vector.len() < bytes {
+        vector.push(&all[..(bytes - vector.len()).min(all.len())]);
+    }
+    Ok(vector)
+}
+
+fn write_flags(flags: ZeroFlags) -> WriteFlags {
+    if flags.contains(ZeroFlags::FUA) { WriteFlags::FUA } else { WriteFlags::empty() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_as_many_as_asked() {
+        for bytes in [1, 512, ZEROES_BYTES, ZEROES_BYTES + 1, MAX_WRITE_BYTES as usize] {
+            let vector = zeroes(bytes).unwrap();
+            assert_eq!(vector.len(), bytes);
+            assert_eq!(vector.as_iovecs().len(), bytes.div_ceil(ZEROES_BYTES));
+        }
+        assert!(zeroes(3 << 20).unwrap().is_aligned(ZEROES_ALIGNMENT));
+    }
+}

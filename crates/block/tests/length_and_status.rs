@@ -1,0 +1,187 @@
+//! Block status, and changes of length.
+
+mod util;
+
+use std::cell::Cell;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use coblk_aio::{AioContext, IoVector, IoVectorMut};
+use coblk_block::BlockStatusKind::{Data, Hole, Zero};
+use coblk_block::drivers::{Engine, File, Null};
+use coblk_block::{BlockBackend, BlockLimits, BlockNode, BlockStatusKind, WriteFlags, ZeroFlags};
+use util::disk::{Disk, OnDisk, Op, Verdict};
+use util::errno;
+
+const PLAIN: WriteFlags = WriteFlags::empty();
+
+/// All of a device, neighbours of one kind joined.
+fn map(ctx: &AioContext, backend: &BlockBackend) -> Vec<(BlockStatusKind, u64)> {
+    let (mut map, mut at) = (Vec::<(BlockStatusKind, u64)>::new(), 0);
+    let length = backend.length().unwrap();
+    while at < length {
+        let status = backend.block_status(ctx, at, length - at).unwrap();
+        assert!((1..=length - at).contains(&status.bytes));
+        at += status.bytes;
+        match map.last_mut() {
+            Some((kind, bytes)) if *kind == status.kind => *bytes += status.bytes,
+            _ => map.push((status.kind, status.bytes)),
+        }
+    }
+    map
+}
+
+fn set_up(length: u64, direct: bool) -> (AioContext, tempfile::NamedTempFile, BlockBackend) {
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(length).unwrap();
+    let ctx = AioContext::new().unwrap();
+    let engine = if direct { Engine::IoUring } else { Engine::Threads };
+    let driver = File::options().direct(direct).engine(engine).open(image.path()).unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("image", driver));
+    (ctx, image, backend)
+}
+
+#[test]
+fn a_file_tells_its_holes_and_what_is_behind_its_end() {
+    const MIB: u64 = 1 << 20;
+    for direct in [false, true] {
+        let (ctx, image, backend) = set_up(4 * MIB, direct);
+        assert_eq!(map(&ctx, &backend), [(Hole, 4 * MIB)]);
+        let data = vec![7u8; MIB as usize];
+        backend.pwritev(&ctx, MIB, &IoVector::from(&data[..]), PLAIN).unwrap();
+        assert_eq!(map(&ctx, &backend), [(Hole, MIB), (Data, MIB), (Hole, 2 * MIB)]);
+        let status = backend.block_status(&ctx, MIB + 1, 100).unwrap();
+        assert_eq!((status.kind, status.bytes), (Data, 100));
+        backend.pwrite_zeroes(&ctx, MIB, MIB / 2, ZeroFlags::MAY_UNMAP).unwrap();
+        assert_eq!(map(&ctx, &backend)[0], (Hole, MIB + MIB / 2));
+        // An end within a sector.
+        image.as_file().set_len(0).unwrap();
+        image.as_file().write_all_at(&[1; 1000], 0).unwrap();
+        let refreshed = ctx.run(|co| backend.node().unwrap().co_refresh_length(co)).unwrap();
+        assert_eq!((refreshed, backend.length().unwrap()), (1024, 1024));
+        assert_eq!(map(&ctx, &backend), [(Data, 1000), (Hole, 24)]);
+    }
+}
+
+#[test]
+fn status_of_what_is_not_there_and_of_nothing() {
+    let (ctx, _image, backend) = set_up(4096, false);
+    assert_eq!(errno(backend.block_status(&ctx, 4096, 1)), libc::EIO);
+    assert_eq!(backend.block_status(&ctx, 4096, 0).unwrap().bytes, 0);
+    let empty = BlockBackend::empty(&ctx, "empty");
+    assert_eq!(errno(empty.block_status(&ctx, 0, 1)), libc::ENOMEDIUM);
+}
+
+#[test]
+fn null_is_zero_if_it_reads_as_zero() {
+    let ctx = AioContext::new().unwrap();
+    for (read_zeroes, kind) in [(true, Zero), (false, Data)] {
+        let node = BlockNode::new("null", Null::new(4096).read_zeroes(read_zeroes));
+        let backend = BlockBackend::new(&ctx, "drive", node);
+        assert_eq!(map(&ctx, &backend), [(kind, 4096)]);
+        assert_eq!(errno(backend.truncate(&ctx, 8192)), libc::ENOTSUP);
+    }
+}
+
+#[test]
+fn a_file_grows_by_zeroes_and_is_cut() {
+    for direct in [false, true] {
+        let (ctx, image, backend) = set_up(8192, direct);
+        let ones = [1u8; 8192];
+        backend.pwritev(&ctx, 0, &IoVector::from(&ones[..]), PLAIN).unwrap();
+        backend.truncate(&ctx, 16384).unwrap();
+        assert_eq!(backend.length().unwrap(), 16384);
+        let mut data = [0xEE; 16384];
+        backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
+        assert_eq!((&data[..8192], &data[8192..]), (&ones[..], &[0; 8192][..]));
+        backend.truncate(&ctx, 4096).unwrap();
+        assert_eq!(
+            (backend.length().unwrap(), image.as_file().metadata().unwrap().len()),
+            (4096, 4096)
+        );
+        let beyond = backend.pwritev(&ctx, 4096, &IoVector::from(&ones[..1]), PLAIN);
+        assert_eq!(errno(beyond), libc::EIO);
+        // What was cut off is gone for good.
+        backend.truncate(&ctx, 8192).unwrap();
+        backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..8192])).unwrap();
+        assert_eq!((&data[..4096], &data[4096..8192]), (&ones[..4096], &[0; 4096][..]));
+        assert_eq!(errno(backend.truncate(&ctx, u64::MAX)), libc::EFBIG);
+        assert_eq!(backend.length().unwrap(), 8192);
+    }
+}
+
+#[test]
+fn a_length_is_not_changed_through_a_backend_that_only_reads() {
+    let (ctx, _image, backend) = set_up(8192, false);
+    let reader = BlockBackend::read_only(&ctx, "reader", backend.node().unwrap().clone());
+    assert_eq!(errno(reader.truncate(&ctx, 0)), libc::EPERM);
+}
+
+#[test]
+fn a_device_is_cut_when_the_writes_in_flight_are_done() {
+    for request_alignment in [1, 512] {
+        let ctx = AioContext::new().unwrap();
+        let limits = BlockLimits { request_alignment, ..BlockLimits::default() };
+        let disk = Disk::new(8192, limits);
+        let node = BlockNode::new("disk", OnDisk(disk.clone()));
+        let backend = BlockBackend::new(&ctx, "drive", node);
+        disk.judge(|op| match op {
+            Op::Write(..) => Verdict::Hold,
+            _ => Verdict::Go,
+        });
+        let answers = Rc::new(Cell::new((0, 0)));
+        let seen = Rc::clone(&answers);
+        backend.aio_pwritev(&ctx, 4096, vec![7; 512], PLAIN, move |_, result, _| {
+            result.unwrap();
+            seen.set((1, seen.get().1));
+        });
+        let cut = Rc::new(Cell::new(false));
+        let (seen, truncating) = (Rc::clone(&cut), backend.clone());
+        ctx.spawn("truncate", move |co| {
+            truncating.co_truncate(co, 4096).unwrap();
+            seen.set(true);
+        });
+        // Comes when the cut has begun, and finds its range gone.
+        let seen = Rc::clone(&answers);
+        backend.aio_pwritev(&ctx, 4096, vec![8; 512], PLAIN, move |_, result, _| {
+            seen.set((seen.get().0, errno(result)));
+        });
+        while ctx.poll(false) {}
+        assert_eq!((disk.take_ops(), cut.get()), (vec![Op::Write(4096, 512, PLAIN)], false));
+        assert!(disk.release());
+        ctx.run_until(|| cut.get() && answers.get().1 != 0);
+        assert_eq!(disk.take_ops(), [Op::Truncate(4096)]);
+        assert_eq!(answers.get(), (1, libc::EIO));
+    }
+}
+
+#[test]
+fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
+    let ctx = AioContext::new().unwrap();
+    let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
+    let disk = Disk::new(8192, limits);
+    let node = BlockNode::new("disk", OnDisk(disk.clone()));
+    disk.judge(|op| if matches!(op, Op::Truncate(_)) { Verdict::Hold } else { Verdict::Go });
+    // At the node nothing drains: as a driver above would do it.
+    let below = node.clone();
+    ctx.spawn("truncate", move |co| below.co_truncate(co, 4096).unwrap());
+    let results = Rc::new(Cell::new((0, 0)));
+    for (offset, slot) in [(4096, true), (100, false)] {
+        let (below, results) = (node.clone(), Rc::clone(&results));
+        ctx.spawn("write", move |co| {
+            let data = [7u8; 512];
+            let result = below.co_pwritev(co, offset, &IoVector::from(&data[..]), PLAIN);
+            let (mut beyond, mut before) = results.get();
+            match slot {
+                true => beyond = errno(result),
+                false => before = result.map_or(-1, |()| 1),
+            }
+            results.set((beyond, before));
+        });
+    }
+    while ctx.poll(false) {}
+    assert_eq!(results.get(), (0, 1), "one waits, the other has no reason to");
+    assert!(disk.release());
+    while ctx.poll(false) {}
+    assert_eq!(results.get(), (libc::EIO, 1));
+}

@@ -1,0 +1,32 @@
+//! Helpers of the request path's tests.
+#![allow(dead_code)] // Each test file uses some of them.
+
+pub mod disk;
+pub mod model;
+
+use coblk_aio::{AioContext, SimulationOptions};
+
+/// Prints the seed if the test panics while this lives.
+pub struct Seed(pub u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
+/// A simulated context.
+pub fn simulated(seed: u64) -> AioContext {
+    AioContext::builder().simulated(SimulationOptions::new(seed)).build().unwrap()
+}
+
+/// The errno of a failed request.
+#[track_caller]
+pub fn errno<T>(result: std::io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("the request has succeeded"),
+        Err(error) => error.raw_os_error().expect("an errno"),
+    }
+}

@@ -1,0 +1,168 @@
+//! Write-zeroes and discard within a driver's limits.
+
+mod util;
+
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, IoVector};
+use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
+use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
+use util::errno;
+
+const PLAIN: WriteFlags = WriteFlags::empty();
+const ANY: ZeroFlags = ZeroFlags::empty();
+
+fn set_up(length: u64, limits: BlockLimits) -> (AioContext, Arc<Disk>, BlockBackend) {
+    let ctx = AioContext::new().unwrap();
+    let disk = Disk::new(length, limits);
+    disk.fill(1);
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
+    (ctx, disk, backend)
+}
+
+fn refuse_zeroes(disk: &Disk) {
+    disk.judge(|op| match op {
+        Op::Zeroes(..) => Verdict::Fail(libc::ENOTSUP),
+        _ => Verdict::Go,
+    });
+}
+
+#[track_caller]
+fn assert_zero_exactly(disk: &Disk, range: std::ops::Range<usize>) {
+    let mut expected = vec![1; disk.data().len()];
+    expected[range].fill(0);
+    assert!(disk.data() == expected);
+}
+
+#[test]
+fn c81_zeroes_are_written_where_the_driver_has_no_way_at_most_16_mib_at_once() {
+    const MIB: u64 = 1 << 20;
+    let (ctx, disk, backend) = set_up(48 * MIB, BlockLimits::default());
+    refuse_zeroes(&disk);
+    backend.pwrite_zeroes(&ctx, MIB + 1, 40 * MIB, ANY).unwrap();
+    assert_eq!(
+        disk.take_ops(),
+        [
+            Op::Zeroes(MIB + 1, 40 * MIB, ANY),
+            Op::Write(MIB + 1, 16 * MIB, PLAIN),
+            Op::Write(17 * MIB + 1, 16 * MIB, PLAIN),
+            Op::Write(33 * MIB + 1, 8 * MIB, PLAIN),
+        ]
+    );
+    assert_zero_exactly(&disk, (MIB + 1) as usize..(41 * MIB + 1) as usize);
+}
+
+#[test]
+fn c81_no_fallback_fails_with_enotsup_and_writes_nothing() {
+    let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
+    let (ctx, disk, backend) = set_up(64 << 10, limits);
+    refuse_zeroes(&disk);
+    for (offset, bytes) in [(0, 4096), (100, 4096), (100, 10)] {
+        let result = backend.pwrite_zeroes(&ctx, offset, bytes, ZeroFlags::NO_FALLBACK);
+        assert_eq!(errno(result), libc::ENOTSUP);
+    }
+    assert_zero_exactly(&disk, 0..0);
+    assert!(disk.take_ops().iter().all(|op| matches!(op, Op::Zeroes(..))));
+}
+
+#[test]
+fn c81_disabled_discard_succeeds_and_does_nothing() {
+    let (ctx, disk, backend) = set_up(64 << 10, BlockLimits::default());
+    let node = backend.node().unwrap();
+    assert!(node.is_discard_enabled());
+    node.set_discard_enabled(false);
+    backend.pdiscard(&ctx, 0, 4096).unwrap();
+    assert_eq!(disk.take_ops(), []);
+    backend.pwrite_zeroes(&ctx, 0, 4096, ZeroFlags::MAY_UNMAP).unwrap();
+    node.set_discard_enabled(true);
+    backend.pwrite_zeroes(&ctx, 0, 4096, ZeroFlags::MAY_UNMAP).unwrap();
+    backend.pdiscard(&ctx, 0, 4096).unwrap();
+    assert_eq!(
+        disk.take_ops(),
+        [Op::Zeroes(0, 4096, ANY), Op::Zeroes(0, 4096, ZeroFlags::MAY_UNMAP), Op::Discard(0, 4096)]
+    );
+}
+
+#[test]
+fn edges_of_zeroes_are_written_and_the_middle_is_cut() {
+    let limits = BlockLimits {
+        request_alignment: 512,
+        pwrite_zeroes_alignment: 4096,
+        max_pwrite_zeroes: 8192 + 512,
+        ..BlockLimits::default()
+    };
+    let (ctx, disk, backend) = set_up(64 << 10, limits);
+    backend.pwrite_zeroes(&ctx, 3000, 20000, ANY).unwrap();
+    assert_eq!(
+        disk.take_ops(),
+        [
+            Op::Zeroes(4096, 8192, ANY),
+            Op::Zeroes(12288, 8192, ANY),
+            // 3000..4096: its first block has an edge.
+            Op::Read(2560, 512),
+            Op::Write(2560, 1536, PLAIN),
+            // 20480..23000: its last one has.
+            Op::Read(22528, 512),
+            Op::Write(20480, 2560, PLAIN),
+        ]
+    );
+    assert_zero_exactly(&disk, 3000..23000);
+}
+
+#[test]
+fn zeroes_wait_for_a_write_that_pads_its_way_through_them() {
+    let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
+    let (ctx, disk, backend) = set_up(64 << 10, limits);
+    disk.judge(|op| if op == Op::Read(0, 512) { Verdict::Hold } else { Verdict::Go });
+    backend.aio_pwritev(&ctx, 10, vec![7; 10], PLAIN, |_, result, _| result.unwrap());
+    backend.aio_pwrite_zeroes(&ctx, 0, 4096, ANY, |_, result| result.unwrap());
+    backend.aio_pdiscard(&ctx, 0, 512, |_, result| result.unwrap());
+    while ctx.poll(false) {}
+    assert_eq!(disk.take_ops(), [Op::Read(0, 512)]);
+    assert!(disk.release());
+    while ctx.poll(false) {}
+    let rest = [Op::Write(0, 512, PLAIN), Op::Zeroes(0, 4096, ANY), Op::Discard(0, 512)];
+    assert_eq!(disk.take_ops(), rest);
+}
+
+#[test]
+fn a_discard_gives_back_whole_units_and_ignores_its_edges() {
+    let limits = BlockLimits {
+        request_alignment: 512,
+        pdiscard_alignment: 4096,
+        max_pdiscard: 10000,
+        ..BlockLimits::default()
+    };
+    let (ctx, disk, backend) = set_up(64 << 10, limits);
+    backend.pdiscard(&ctx, 4095, 5 * 4096).unwrap();
+    assert_eq!(disk.take_ops(), [Op::Discard(4096, 8192), Op::Discard(12288, 8192)]);
+    let data = disk.data();
+    assert!(
+        (0..data.len())
+            .all(|at| { data[at] == if (4096..20480).contains(&at) { DISCARDED } else { 1 } })
+    );
+    for (offset, bytes) in [(4097, 4096), (0, 0), (1, 5), (8191, 4096)] {
+        backend.pdiscard(&ctx, offset, bytes).unwrap();
+    }
+    assert_eq!(disk.take_ops(), []);
+}
+
+#[test]
+fn a_discard_that_is_not_supported_is_no_error() {
+    let (ctx, disk, backend) = set_up(64 << 10, BlockLimits::default());
+    disk.judge(|_| Verdict::Fail(libc::ENOTSUP));
+    backend.pdiscard(&ctx, 0, 4096).unwrap();
+    disk.judge(|_| Verdict::Fail(libc::EIO));
+    assert_eq!(errno(backend.pdiscard(&ctx, 0, 4096)), libc::EIO);
+    assert_eq!(errno(backend.pdiscard(&ctx, 64 << 10, 1)), libc::EIO);
+    assert_eq!(errno(backend.pwrite_zeroes(&ctx, u64::MAX, 1, ANY)), libc::EIO);
+}
+
+#[test]
+#[should_panic(expected = "impossible limits")]
+fn limits_that_contradict_themselves_are_a_bug_of_the_driver() {
+    let limits =
+        BlockLimits { request_alignment: 4096, max_transfer: 512, ..BlockLimits::default() };
+    let (ctx, _disk, backend) = set_up(64 << 10, limits);
+    let _ = backend.pwritev(&ctx, 0, &IoVector::from(&[0u8; 4096][..]), PLAIN);
+}
