@@ -4,6 +4,7 @@
 //! * [`AioHandle`] and [`RemoteBottomHalf`] put work on it from other threads.
 //! * [`Co`] is the right to suspend, [`CoWaker`] the way back.
 //! * [`ThreadPool`] makes blocking calls on worker threads.
+//! * [`sync`] has locks that suspend a coroutine and not its thread.
 //! * [`IoVector`] and [`IoVectorMut`] are scatter-gather lists.
 //!
 //! Which thread may call what is in the types: what is not `Send` belongs to the home thread.
@@ -11,7 +12,7 @@
 //! # Unsafe code
 //!
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
-//! own address), `thread_pool` (job hand-off), `io_vector` and `sys` (system calls). Each of these
+//! own address), `thread_pool` (job hand-off), `sync` (data behind locks), `io_vector` and `sys` (system calls). Each of these
 //! begins with the argument why it is sound.
 
 mod atomic;
@@ -27,6 +28,7 @@ mod models;
 mod node;
 mod poll;
 mod shared;
+pub mod sync;
 pub mod sys;
 mod thread_pool;
 mod timer;
