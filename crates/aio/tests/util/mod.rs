@@ -6,11 +6,11 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, CoWaker, ThreadPool};
 use tracing::field::{Field, Visit};
 use tracing::span;
 
@@ -184,4 +184,55 @@ pub fn contend(threads: usize, per_thread: usize, work: impl Fn(&Co<'_>) + Clone
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Where a coroutine leaves its waker.
+#[derive(Clone, Default)]
+pub struct Slot(pub Rc<Cell<Option<CoWaker>>>);
+
+impl Slot {
+    pub fn wait(&self, co: &Co<'_>) {
+        co.suspend_with(|waker| self.0.set(Some(waker)));
+    }
+    pub fn take(&self) -> CoWaker {
+        self.0.take().expect("the coroutine waits")
+    }
+}
+
+/// A context with a pool of its own.
+pub fn context(min: usize, max: usize) -> AioContext {
+    AioContext::builder().thread_pool(ThreadPool::new(min, max).unwrap()).build().unwrap()
+}
+
+/// A gate that jobs wait at.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+    pub fn pass(&self) {
+        let mut open = self.0.0.lock().unwrap();
+        while !*open {
+            open = self.0.1.wait(open).unwrap();
+        }
+    }
+}
+
+/// Waits for another thread to bring something about.
+pub fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// A job that tells when a worker runs it, and then waits at the gate.
+pub fn gated(started: &Sender<thread::ThreadId>, gate: &Gate) -> impl FnOnce() + Send + use<> {
+    let (started, gate) = (started.clone(), gate.clone());
+    move || {
+        started.send(thread::current().id()).unwrap();
+        gate.pass();
+    }
 }
