@@ -156,11 +156,13 @@ fn a_long_copy_goes_in_parts() {
 fn random_vectors_through_random_limits() {
     for seed in 0..300 {
         let mut random = Random::new(seed);
+        let request_alignment = 1 << random.below(10);
         let limits = BlockLimits {
-            request_alignment: 1 << random.below(10),
+            request_alignment,
             memory_alignment: 1 << random.below(13),
-            max_transfer: 1 + random.below(5000),
+            max_transfer: u64::from(request_alignment) + random.below(5000),
             max_iov: 1 + random.below(5) as usize,
+            ..BlockLimits::default()
         };
         let block = limits.request_alignment as usize;
         let mut cuts: Vec<usize> =

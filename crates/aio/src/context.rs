@@ -3,6 +3,8 @@
 //! What happens in one [`poll`](AioContext::poll) is in `poll.rs`; this file is about making a
 //! context, putting work on it, and ending it.
 
+mod builder;
+
 use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::{ManuallyDrop, offset_of};
@@ -11,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
@@ -25,11 +27,13 @@ use crate::plug::PlugState;
 use crate::polling::{PollHook, Polling};
 use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
-use crate::simulation::{Simulation, SimulationOptions};
+use crate::simulation::Simulation;
 use crate::sys;
 use crate::thread_pool::ThreadPool;
-use crate::timer::{Clock, Timer, TimerList};
+use crate::timer::{Timer, TimerList};
 use crate::trace_event;
+
+pub use builder::AioContextBuilder;
 
 /// An event loop and everything that is bound to its thread.
 ///
@@ -130,97 +134,6 @@ impl Inner {
     #[inline]
     pub(crate) fn bh(&self) -> &BhQueues {
         &self.queues
-    }
-}
-
-/// How a context is made; see [`AioContext::builder`].
-#[derive(Default)]
-pub struct AioContextBuilder {
-    name: Option<String>,
-    thread_pool: Option<ThreadPool>,
-    poll_max: Duration,
-    wait_mode: Option<WaitMode>,
-    simulation: Option<SimulationOptions>,
-}
-
-impl AioContextBuilder {
-    /// A name for events and messages.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// The worker pool it submits to, instead of the process's.
-    pub fn thread_pool(mut self, pool: ThreadPool) -> Self {
-        self.thread_pool = Some(pool);
-        self
-    }
-
-    /// How long the loop may look for work before it sleeps; see
-    /// [`AioContext::set_poll_params`]. Zero, the default, turns it off.
-    pub fn poll_max(mut self, max: Duration) -> Self {
-        self.poll_max = max;
-        self
-    }
-
-    /// Whether the loop may, or must, wait in an io_uring. Without this the environment variable
-    /// `COBLK_WAIT_MODE` decides (`auto`, `epoll` or `ring`), and without that it is
-    /// [`WaitMode::Auto`].
-    pub fn wait_mode(mut self, mode: WaitMode) -> Self {
-        self.wait_mode = Some(mode);
-        self
-    }
-
-    /// A simulated context: workers, ring and clock are replaced by what a seed decides.
-    pub fn simulated(mut self, options: SimulationOptions) -> Self {
-        self.simulation = Some(options);
-        self
-    }
-
-    /// Makes the context, with the calling thread as its home.
-    ///
-    /// # Errors
-    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if
-    /// [`WaitMode::Ring`] is asked for where there is no io_uring.
-    pub fn build(self) -> io::Result<AioContext> {
-        let fds = FdHandlers::new()?;
-        let waker = fds.new_waker()?;
-        let wait_mode = match self.wait_mode {
-            Some(mode) => mode,
-            None => WaitMode::from_environment()?,
-        };
-        let ring = OnceCell::new();
-        if wait_mode == WaitMode::Ring {
-            let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));
-        }
-        let simulation = self.simulation.map(|options| Rc::new(Simulation::new(options)));
-        let clock = match &simulation {
-            None => Clock::Real(Instant::now()),
-            Some(simulation) => Clock::Simulated(Rc::clone(simulation)),
-        };
-        let name = self.name.unwrap_or_else(|| "main".to_owned());
-        let inner = Box::new(Inner {
-            me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
-            shared: Arc::new(Shared::new(name, waker)),
-            queues: Rc::new(BhQueues::new()),
-            timers: Rc::new(TimerList::new(clock)),
-            fds,
-            polling: Polling::new(self.poll_max),
-            ring,
-            wait_mode,
-            simulation,
-            plug: PlugState::default(),
-            tasks: TaskList::new(),
-            coarse_ns: Cell::new(sys::coarse_clock_ns()),
-            thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
-            aio_jobs: Cell::new(0),
-        });
-        let inner = NonNull::from(Box::leak(inner));
-        // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
-        unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
-        let ctx = AioContext { inner };
-        debugger::register(inner.addr().get(), ctx.name());
-        Ok(ctx)
     }
 }
 
@@ -332,7 +245,16 @@ impl AioContext {
     /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
     /// call. Once `fd` has been ready, a loop that polls adaptively asks `busy` before it sleeps,
     /// and calls `ready` if it says yes; a nested poll never enters `ready` again (contract: C45,
-    /// C47).
+    /// C47). One hook without the other cannot be given:
+    ///
+    /// ```compile_fail
+    /// use coblk_aio::{AioContext, EventNotifier, FdInterest};
+    ///
+    /// fn watch(ctx: &AioContext, notifier: &EventNotifier) {
+    ///     let busy = |_: &AioContext| false;
+    ///     ctx.set_polled_fd_handler(notifier, FdInterest::Read, |_, _| (), busy).unwrap();
+    /// }
+    /// ```
     ///
     /// # Errors
     /// As [`set_fd_handler`](Self::set_fd_handler).

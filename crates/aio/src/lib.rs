@@ -4,6 +4,7 @@
 //! * [`AioHandle`] and [`RemoteBottomHalf`] put work on it from other threads.
 //! * [`Co`] is the right to suspend, [`CoWaker`] the way back.
 //! * [`ThreadPool`] makes blocking calls on worker threads.
+//! * [`sync`] has locks that suspend a coroutine and not its thread.
 //! * [`IoVector`] and [`IoVectorMut`] are scatter-gather lists.
 //!
 //! Which thread may call what is in the types: what is not `Send` belongs to the home thread.
@@ -12,8 +13,8 @@
 //!
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
 //! own address), `debugger` (the section it lies in), `thread_pool` (job hand-off),
-//! `ring` (requests the kernel looks at), `io_vector` and `sys` (system calls). Each of these
-//! begins with the argument why it is sound. `handle`, `poll`, `shared`, `simulation` and the
+//! `ring` (requests the kernel looks at), `sync` (data behind locks), `io_vector` and `sys` (system
+//! calls). Each of these begins with the argument why it is sound. `handle`, `poll`, `shared`, `simulation` and the
 //! `models` for loom only push nodes to those lists and run what they take off.
 
 mod atomic;
@@ -36,6 +37,7 @@ mod polling;
 mod ring;
 mod shared;
 mod simulation;
+pub mod sync;
 pub mod sys;
 mod thread_pool;
 mod timer;

@@ -9,6 +9,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use coblk_aio::sync::CoMutex;
 use coblk_aio::{AioContext, CoWaker, ThreadPool};
 
 struct Counting;
@@ -118,6 +119,21 @@ fn wakes(ctx: &AioContext) {
     });
     let count = allocations(|| slot.take().unwrap().wake());
     assert_eq!(count, 0, "wake at home");
+
+    let mutex = Rc::new(CoMutex::new(true));
+    for _ in 0..3 {
+        let mutex = Rc::clone(&mutex);
+        ctx.spawn("contends", move |co| {
+            while *mutex.lock(co) {
+                let _guard = mutex.lock(co);
+                co.reschedule();
+            }
+        });
+    }
+    let count = allocations(|| assert!(ctx.poll(false)));
+    assert_eq!(count, 0, "contended mutex");
+    ctx.run(|co| *mutex.lock(co) = false);
+    while ctx.poll(false) {}
 
     let (to_thread, wakers): (SyncSender<CoWaker>, _) = sync_channel(1);
     let thread = thread::spawn(move || wakers.into_iter().for_each(CoWaker::wake));

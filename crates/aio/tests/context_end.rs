@@ -1,16 +1,14 @@
-//! What happens to coroutines, wakers and work when a context ends.
+//! How a context, and what runs in it, comes to an end.
 
 mod util;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread;
 
 use coblk_aio::{AioContext, CoWaker};
-use util::slot::Slot;
-use util::{Log, OnDrop, panic_message, watchdog};
+use util::{Log, OnDrop, Slot, panic_message, watchdog};
 
 #[test]
 fn a_context_that_ends_unwinds_its_coroutines() {
@@ -108,30 +106,6 @@ fn wakers_used_or_dropped_on_other_threads_while_the_context_ends() {
 }
 
 #[test]
-fn a_coroutine_spawned_from_another_thread_runs_at_home() {
-    let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
-    let home = thread::current().id();
-    let (handle, (done, ended)) = (ctx.handle(), channel());
-    thread::spawn(move || {
-        assert!(!handle.is_home_thread());
-        handle.spawn("remote", move |co| {
-            co.reschedule();
-            done.send(thread::current().id()).unwrap();
-        });
-    })
-    .join()
-    .unwrap();
-    assert!(ctx.handle().is_home_thread());
-    let mut ran_on = None;
-    ctx.run_until(|| {
-        ran_on = ended.try_recv().ok();
-        ran_on.is_some()
-    });
-    assert_eq!(ran_on, Some(home));
-}
-
-#[test]
 fn a_closed_context_drops_what_it_is_given() {
     let ctx = AioContext::new().unwrap();
     let handle = ctx.handle();
@@ -144,4 +118,59 @@ fn a_closed_context_drops_what_it_is_given() {
     handle.spawn("never", move |_| drop(two));
     handle.notify();
     assert_eq!(Arc::strong_count(&witness), 1);
+}
+
+#[test]
+fn run_borrows_and_carries_results_and_panics() {
+    let ctx = AioContext::new().unwrap();
+    let mut local = 0;
+    let text = ctx.run(|co| {
+        co.reschedule();
+        local += 1;
+        "done".to_owned()
+    });
+    assert_eq!((local, text.as_str()), (1, "done"));
+    let message = panic_message(|| {
+        ctx.run(|co| {
+            co.reschedule();
+            panic!("inside run");
+        })
+    });
+    assert_eq!(message, "inside run");
+    let message = panic_message(|| ctx.run(|co| co.context().run(|_| ())));
+    assert_eq!(message, "AioContext::run called inside a coroutine");
+}
+
+#[test]
+fn run_that_is_left_by_somebody_elses_panic_leaves_nothing_behind() {
+    // Another coroutine, woken by the one that `run` runs, panics when that one suspends. The
+    // panic leaves `run`, whose coroutine borrows from our frame and must not stay.
+    let ctx = AioContext::new().unwrap();
+    let slot = Slot::default();
+    let own = slot.clone();
+    ctx.spawn("fails", move |co| {
+        own.wait(co);
+        panic!("another one fails");
+    });
+    let log = Log::new();
+    let late = Slot::default();
+    let message = panic_message(|| {
+        let in_frame = OnDrop(|| log.add("frame"));
+        ctx.run(|co| {
+            let _in_frame = in_frame;
+            slot.take().wake();
+            late.wait(co);
+            unreachable!("the frame that this borrows from is gone");
+        })
+    });
+    assert_eq!(message, "another one fails");
+    assert_eq!(log.take(), ["frame"]);
+    late.take().wake();
+
+    // The same, in a poll.
+    ctx.schedule(|_| panic!("a callback fails"));
+    let message = panic_message(|| ctx.run(|co| late.wait(co)));
+    assert_eq!(message, "a callback fails");
+    late.take().wake();
+    assert!(!ctx.poll(false));
 }

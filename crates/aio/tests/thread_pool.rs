@@ -12,8 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
-use util::pool::{Gate, blocked, context, gated, until};
-use util::{Log, watchdog};
+use util::{Gate, Log, context, gated, until, watchdog};
 
 #[test]
 fn c54_a_completion_runs_from_a_bottom_half_at_home() {
@@ -207,6 +206,15 @@ fn c60_limits_that_make_no_sense_are_errors() {
     assert_eq!((pool.threads(), pool.limits()), (1, (1, 2)), "nothing has changed");
 }
 
+/// A context whose one worker waits at a gate, so that what is submitted next stays queued.
+fn blocked() -> (AioContext, Gate) {
+    let ctx = context(1, 1);
+    let (gate, (started, ids)) = (Gate::default(), channel());
+    ctx.thread_pool().submit_aio(&ctx, gated(&started, &gate), |_, result| result.unwrap());
+    ids.recv().unwrap();
+    (ctx, gate)
+}
+
 #[test]
 fn c61_jobs_run_and_complete_in_order() {
     let _watchdog = watchdog();
@@ -344,4 +352,76 @@ fn c64_a_completion_may_poll_nested_and_sees_others() {
     assert_eq!(said.len(), 4);
     assert!(said[0].starts_with("begin") && said[1].starts_with("begin"), "{said:?}");
     assert!(said[2][4..] == said[1][6..], "the inner one ends first: {said:?}");
+}
+
+#[test]
+fn c65_a_context_that_ends_waits_for_its_jobs_and_completes_them() {
+    let _watchdog = watchdog();
+    for max in [1, 4] {
+        let ctx = context(0, max);
+        let ran = Arc::new(AtomicUsize::new(0));
+        let completed = Rc::new(Cell::new(0));
+        for _ in 0..500 {
+            let (ran, completed) = (Arc::clone(&ran), Rc::clone(&completed));
+            ctx.thread_pool().submit_aio(
+                &ctx,
+                move || ran.fetch_add(1, Ordering::Relaxed),
+                move |_, _| completed.set(completed.get() + 1),
+            );
+        }
+        drop(ctx);
+        assert_eq!((ran.load(Ordering::Relaxed), completed.get()), (500, 500));
+    }
+}
+
+#[test]
+fn c65_a_pool_that_ends_first_runs_what_is_queued() {
+    let _watchdog = watchdog();
+    let ctx = context(0, 1);
+    let other = ThreadPool::new(0, 3).unwrap();
+    let (ran, completed) = (Arc::new(AtomicUsize::new(0)), Rc::new(Cell::new(0)));
+    for _ in 0..10_000 {
+        let (ran, completed) = (Arc::clone(&ran), Rc::clone(&completed));
+        other.submit_aio(
+            &ctx,
+            move || ran.fetch_add(1, Ordering::Relaxed),
+            move |_, _| completed.set(completed.get() + 1),
+        );
+    }
+    drop(other);
+    assert_eq!((ran.load(Ordering::Relaxed), completed.get()), (10_000, 0));
+    ctx.run_until(|| completed.get() == 10_000);
+}
+
+#[test]
+fn c65_a_pool_ends_promptly_whatever_its_idle_time() {
+    let _watchdog = watchdog();
+    // With a worker that took another one's message to stop, this would take until the watchdog.
+    for _ in 0..200 {
+        let pool = ThreadPool::with_idle_timeout(8, 8, Duration::from_secs(100_000)).unwrap();
+        drop(pool);
+    }
+}
+
+#[test]
+fn c65_jobs_panicked_or_not_a_context_ends_completely() {
+    let _watchdog = watchdog();
+    let ctx = context(0, 2);
+    let completed = Rc::new(Cell::new(0));
+    for index in 0..10 {
+        let count = Rc::clone(&completed);
+        ctx.thread_pool().submit_aio(
+            &ctx,
+            move || assert!(index % 3 != 0, "job {index} fails"),
+            move |_, _| count.set(count.get() + 1),
+        );
+    }
+    let frame = Rc::clone(&completed);
+    ctx.spawn("suspended", move |co| {
+        let _frame = &frame;
+        co.suspend_with(std::mem::forget);
+    });
+    drop(ctx);
+    assert_eq!(completed.get(), 6);
+    assert_eq!(Rc::strong_count(&completed), 1, "nothing is leaked");
 }

@@ -12,8 +12,20 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use coblk_aio::{AioContext, AioHandle, CoWaker};
-use util::slot::{Slot, waiting};
-use util::{Log, OnDrop, Random, panic_message, watchdog};
+use util::{Log, Random, Slot, panic_message, watchdog};
+
+/// Spawns a coroutine that waits in the slot `times` and logs each time it goes on.
+fn waiting(ctx: &AioContext, log: &Log, name: &'static str, times: usize) -> Slot {
+    let slot = Slot::default();
+    let (own, log) = (slot.clone(), log.clone());
+    ctx.spawn(name, move |co| {
+        for _ in 0..times {
+            own.wait(co);
+            log.add(co.name());
+        }
+    });
+    slot
+}
 
 #[test]
 fn c12_a_coroutine_knows_its_context() {
@@ -363,58 +375,27 @@ fn being_resumed_by_hand_does_not_end_a_wait() {
 }
 
 #[test]
-fn run_borrows_and_carries_results_and_panics() {
+fn a_coroutine_spawned_from_another_thread_runs_at_home() {
+    let _watchdog = watchdog();
     let ctx = AioContext::new().unwrap();
-    let mut local = 0;
-    let text = ctx.run(|co| {
-        co.reschedule();
-        local += 1;
-        "done".to_owned()
-    });
-    assert_eq!((local, text.as_str()), (1, "done"));
-    let message = panic_message(|| {
-        ctx.run(|co| {
+    let home = thread::current().id();
+    let (handle, (done, ended)) = (ctx.handle(), channel());
+    thread::spawn(move || {
+        assert!(!handle.is_home_thread());
+        handle.spawn("remote", move |co| {
             co.reschedule();
-            panic!("inside run");
-        })
+            done.send(thread::current().id()).unwrap();
+        });
+    })
+    .join()
+    .unwrap();
+    assert!(ctx.handle().is_home_thread());
+    let mut ran_on = None;
+    ctx.run_until(|| {
+        ran_on = ended.try_recv().ok();
+        ran_on.is_some()
     });
-    assert_eq!(message, "inside run");
-    let message = panic_message(|| ctx.run(|co| co.context().run(|_| ())));
-    assert_eq!(message, "AioContext::run called inside a coroutine");
-}
-
-#[test]
-fn run_that_is_left_by_somebody_elses_panic_leaves_nothing_behind() {
-    // Another coroutine, woken by the one that `run` runs, panics when that one suspends. The
-    // panic leaves `run`, whose coroutine borrows from our frame and must not stay.
-    let ctx = AioContext::new().unwrap();
-    let slot = Slot::default();
-    let own = slot.clone();
-    ctx.spawn("fails", move |co| {
-        own.wait(co);
-        panic!("another one fails");
-    });
-    let log = Log::new();
-    let late = Slot::default();
-    let message = panic_message(|| {
-        let in_frame = OnDrop(|| log.add("frame"));
-        ctx.run(|co| {
-            let _in_frame = in_frame;
-            slot.take().wake();
-            late.wait(co);
-            unreachable!("the frame that this borrows from is gone");
-        })
-    });
-    assert_eq!(message, "another one fails");
-    assert_eq!(log.take(), ["frame"]);
-    late.take().wake();
-
-    // The same, in a poll.
-    ctx.schedule(|_| panic!("a callback fails"));
-    let message = panic_message(|| ctx.run(|co| late.wait(co)));
-    assert_eq!(message, "a callback fails");
-    late.take().wake();
-    assert!(!ctx.poll(false));
+    assert_eq!(ran_on, Some(home));
 }
 
 #[test]

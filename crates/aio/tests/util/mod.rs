@@ -2,16 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-pub mod pool;
-pub mod slot;
-
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::thread;
 use std::time::Duration;
 
+use coblk_aio::{AioContext, Co, CoWaker, ThreadPool};
 use tracing::field::{Field, Visit};
 use tracing::span;
 
@@ -51,9 +50,9 @@ pub struct Watchdog {
 }
 
 pub fn watchdog() -> Watchdog {
-    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    let test = thread::current().name().unwrap_or("?").to_owned();
     let (alive, ended) = channel::<()>();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         if ended.recv_timeout(Duration::from_secs(300)) == Err(RecvTimeoutError::Timeout) {
             eprintln!("test {test} hangs");
             std::process::abort();
@@ -154,5 +153,86 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 % limit as u64) as usize
+    }
+}
+
+/// Polls until nothing is left to do.
+pub fn settle(ctx: &AioContext) {
+    while ctx.poll(false) {}
+}
+
+/// Runs `work` in `per_thread` coroutines on each of `threads` contexts of their own.
+pub fn contend(threads: usize, per_thread: usize, work: impl Fn(&Co<'_>) + Clone + Send + 'static) {
+    let _watchdog = watchdog();
+    let barrier = Arc::new(Barrier::new(threads));
+    let threads: Vec<_> = (0..threads)
+        .map(|_| {
+            let (work, barrier) = (work.clone(), Arc::clone(&barrier));
+            thread::spawn(move || {
+                let ctx = AioContext::new().unwrap();
+                let ended = Rc::new(Cell::new(0));
+                barrier.wait();
+                for _ in 0..per_thread {
+                    let (work, ended) = (work.clone(), Rc::clone(&ended));
+                    ctx.spawn("contends", move |co| {
+                        work(co);
+                        ended.set(ended.get() + 1);
+                    });
+                }
+                ctx.run_until(|| ended.get() == per_thread);
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Where a coroutine leaves its waker.
+#[derive(Clone, Default)]
+pub struct Slot(pub Rc<Cell<Option<CoWaker>>>);
+
+impl Slot {
+    pub fn wait(&self, co: &Co<'_>) {
+        co.suspend_with(|waker| self.0.set(Some(waker)));
+    }
+    pub fn take(&self) -> CoWaker {
+        self.0.take().expect("the coroutine waits")
+    }
+}
+
+/// A context with a pool of its own.
+pub fn context(min: usize, max: usize) -> AioContext {
+    AioContext::builder().thread_pool(ThreadPool::new(min, max).unwrap()).build().unwrap()
+}
+
+/// A gate that jobs wait at.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+    pub fn pass(&self) {
+        let mut open = self.0.0.lock().unwrap();
+        while !*open {
+            open = self.0.1.wait(open).unwrap();
+        }
+    }
+}
+
+/// Waits for another thread to bring something about.
+pub fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// A job that tells when a worker runs it, and then waits at the gate.
+pub fn gated(started: &Sender<thread::ThreadId>, gate: &Gate) -> impl FnOnce() + Send + use<> {
+    let (started, gate) = (started.clone(), gate.clone());
+    move || {
+        started.send(thread::current().id()).unwrap();
+        gate.pass();
     }
 }

@@ -158,8 +158,8 @@ fn write_tracked(
 }
 
 /// Waits until nothing that must not overlap `blocks` is in the way, and keeps what must not
-/// overlap out for as long as the guard lives. There is none where nothing is ever padded. Waiting takes time in which the device may have
-/// been cut short of the request's `end`: EIO if so.
+/// overlap out for as long as the guard lives. There is none where nothing is ever padded. Waiting
+/// takes time in which the device may have been cut short of the request's `end`: EIO if so.
 fn track<'a>(
     node: &'a BlockNode,
     co: &Co<'_>,

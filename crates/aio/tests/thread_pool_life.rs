@@ -1,90 +1,17 @@
-//! Contract line 65, and what else happens when pools and contexts end or are under load.
+//! The worker pool under load, and jobs, pools and contexts that end in every order.
 
 mod util;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, ThreadPool};
-use util::pool::{Gate, context, gated, until};
-use util::{OnDrop, panic_message, watchdog};
-
-#[test]
-fn c65_a_context_that_ends_waits_for_its_jobs_and_completes_them() {
-    let _watchdog = watchdog();
-    for max in [1, 4] {
-        let ctx = context(0, max);
-        let ran = Arc::new(AtomicUsize::new(0));
-        let completed = Rc::new(Cell::new(0));
-        for _ in 0..500 {
-            let (ran, completed) = (Arc::clone(&ran), Rc::clone(&completed));
-            ctx.thread_pool().submit_aio(
-                &ctx,
-                move || ran.fetch_add(1, Ordering::Relaxed),
-                move |_, _| completed.set(completed.get() + 1),
-            );
-        }
-        drop(ctx);
-        assert_eq!((ran.load(Ordering::Relaxed), completed.get()), (500, 500));
-    }
-}
-
-#[test]
-fn c65_a_pool_that_ends_first_runs_what_is_queued() {
-    let _watchdog = watchdog();
-    let ctx = context(0, 1);
-    let other = ThreadPool::new(0, 3).unwrap();
-    let (ran, completed) = (Arc::new(AtomicUsize::new(0)), Rc::new(Cell::new(0)));
-    for _ in 0..10_000 {
-        let (ran, completed) = (Arc::clone(&ran), Rc::clone(&completed));
-        other.submit_aio(
-            &ctx,
-            move || ran.fetch_add(1, Ordering::Relaxed),
-            move |_, _| completed.set(completed.get() + 1),
-        );
-    }
-    drop(other);
-    assert_eq!((ran.load(Ordering::Relaxed), completed.get()), (10_000, 0));
-    ctx.run_until(|| completed.get() == 10_000);
-}
-
-#[test]
-fn c65_a_pool_ends_promptly_whatever_its_idle_time() {
-    let _watchdog = watchdog();
-    // With a worker that took another one's message to stop, this would take until the watchdog.
-    for _ in 0..200 {
-        let pool = ThreadPool::with_idle_timeout(8, 8, Duration::from_secs(100_000)).unwrap();
-        drop(pool);
-    }
-}
-
-#[test]
-fn c65_jobs_panicked_or_not_a_context_ends_completely() {
-    let _watchdog = watchdog();
-    let ctx = context(0, 2);
-    let completed = Rc::new(Cell::new(0));
-    for index in 0..10 {
-        let count = Rc::clone(&completed);
-        ctx.thread_pool().submit_aio(
-            &ctx,
-            move || assert!(index % 3 != 0, "job {index} fails"),
-            move |_, _| count.set(count.get() + 1),
-        );
-    }
-    let frame = Rc::clone(&completed);
-    ctx.spawn("suspended", move |co| {
-        let _frame = &frame;
-        co.suspend_with(std::mem::forget);
-    });
-    drop(ctx);
-    assert_eq!(completed.get(), 6);
-    assert_eq!(Rc::strong_count(&completed), 1, "nothing is leaked");
-}
+use util::{Gate, OnDrop, context, gated, panic_message, until, watchdog};
 
 #[test]
 fn a_job_submitted_while_the_context_unwinds_its_coroutines_completes() {
