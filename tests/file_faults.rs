@@ -95,6 +95,9 @@ fn c83_a_failed_sync_through_the_ring_counts_too() {
         let node = BlockNode::new("disk", file);
         let before = BlockBackend::new(&healthy, "drive", node.clone());
         before.flush(&healthy).expect("a flush without faults");
+        // Without a write there would be nothing to flush (contract: C79).
+        let data = IoVector::from(&[7u8; 512][..]);
+        before.pwritev(&healthy, 0, &data, WriteFlags::empty()).expect("a write without faults");
         let failing = BlockBackend::new(&broken, "drive", node);
         assert_eq!(errno(failing.flush(&broken)), libc::EIO, "{engine:?}");
         assert_eq!(errno(before.flush(&healthy)), libc::EIO, "{engine:?}: lost data, good flush");
