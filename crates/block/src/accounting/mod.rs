@@ -1,0 +1,5 @@
+//! What a [`BlockBackend`](crate::BlockBackend) counts.
+
+mod kind;
+
+pub use kind::RequestKind;

@@ -1,0 +1,4 @@
+//! Filters, each on a disk in memory.
+
+mod blkdebug;
+mod memory;
