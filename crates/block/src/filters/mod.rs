@@ -1,10 +1,12 @@
 //! Filters: drivers that stand on one node, pass requests on to it, and do something on the way.
 //!
-//! * [`blkdebug`] fails, delays and cuts requests short, by rules.
+//! * [`blkdebug`] fails, delays and cuts requests short, by rules;
+//! * [`throttle`] limits bytes and operations a second, for groups of nodes.
 //!
 //! A filter has the length and the limits of the node below.
 
 pub mod blkdebug;
+pub mod throttle;
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -2,3 +2,4 @@
 
 mod blkdebug;
 mod memory;
+mod throttle;
