@@ -1,11 +1,13 @@
 //! Filters: drivers that stand on one node, pass requests on to it, and do something on the way.
 //!
 //! * [`blkdebug`] fails, delays and cuts requests short, by rules;
+//! * [`blklogwrites`] logs what changes the node below, to build its state at any moment again.
 //! * [`throttle`] limits bytes and operations a second, for groups of nodes.
 //!
 //! A filter has the length and the limits of the node below.
 
 pub mod blkdebug;
+pub mod blklogwrites;
 pub mod throttle;
 
 use std::cell::Cell;
