@@ -29,6 +29,7 @@ use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Clock, Timer, TimerList};
 use crate::trace_event;
+use crate::turn::TurnClock;
 
 /// An event loop and everything that is bound to its thread.
 ///
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     pub(crate) plug: PlugState,
     tasks: TaskList,
     coarse_ns: Cell<i64>,
+    pub(crate) turn: TurnClock,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
@@ -208,6 +210,7 @@ impl AioContextBuilder {
             plug: PlugState::default(),
             tasks: TaskList::new(),
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
+            turn: TurnClock::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
         });
@@ -452,7 +455,9 @@ impl AioContext {
         });
         // Not before the guard is there: this may panic on behalf of another coroutine.
         trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
+        self.inner().turn.begin();
         coroutine.0.resume();
+        self.inner().turn.end();
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);

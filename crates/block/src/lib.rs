@@ -17,7 +17,7 @@ mod io;
 mod node;
 mod remote;
 
-pub use accounting::RequestKind;
+pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
