@@ -32,6 +32,7 @@ use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Timer, TimerList};
 use crate::trace_event;
+use crate::turn::TurnClock;
 
 pub use builder::AioContextBuilder;
 
@@ -89,6 +90,7 @@ pub(crate) struct Inner {
     pub(crate) plug: PlugState,
     tasks: TaskList,
     coarse_ns: Cell<i64>,
+    pub(crate) turn: TurnClock,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
@@ -380,7 +382,9 @@ impl AioContext {
         });
         // Not before the guard is there: this may panic on behalf of another coroutine.
         trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
+        self.inner().turn.begin();
         coroutine.0.resume();
+        self.inner().turn.end();
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);

@@ -42,6 +42,7 @@ pub mod sys;
 mod thread_pool;
 mod timer;
 mod trace;
+mod turn;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use co::{Co, CoWaker, CoroutineInfo};

@@ -38,9 +38,11 @@ impl AioContext {
     fn poll_at_most(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
         inner.wait(limit);
+        inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
+        inner.turn.end();
         bottom_halves | handlers | timers
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
+use crate::accounting::{Recorder, RequestKind};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::{InFlight, Request};
 use crate::io::{self as request_path, BlockStatus};
@@ -45,6 +46,7 @@ struct Inner {
     medium: Option<Medium>,
     read_only: bool,
     home: AioHandle,
+    recorder: Recorder,
 }
 
 /// A node, and our counter on its gate.
@@ -93,7 +95,9 @@ impl BlockBackend {
             let in_flight = node.gate.join(home.clone());
             Medium { node, in_flight }
         });
-        BlockBackend { inner: Rc::new(Inner { name: name.into(), medium, read_only, home }) }
+        let recorder = Recorder::new(ctx);
+        let inner = Inner { name: name.into(), medium, read_only, home, recorder };
+        BlockBackend { inner: Rc::new(inner) }
     }
 
     /// Its name, for messages.
@@ -104,6 +108,11 @@ impl BlockBackend {
     /// The context it belongs to.
     pub(crate) fn home(&self) -> &AioHandle {
         &self.inner.home
+    }
+
+    #[inline]
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.inner.recorder
     }
 
     /// The node below, if there is a medium.
@@ -260,7 +269,9 @@ impl BlockBackend {
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
-        request_path::co_preadv(&self.medium()?.node, co, offset, target)
+        self.account(co, RequestKind::Read, (offset, target.len() as u64), || {
+            request_path::co_preadv(&self.medium()?.node, co, offset, target)
+        })
     }
 
     #[inline]
@@ -272,12 +283,16 @@ impl BlockBackend {
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        request_path::co_pwritev(self.writable_node()?, co, offset, source, flags)
+        self.account(co, RequestKind::Write, (offset, source.len() as u64), || {
+            request_path::co_pwritev(self.writable_node()?, co, offset, source, flags)
+        })
     }
 
     pub(crate) fn flush_entered(&self, co: &Co<'_>) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        request_path::co_flush(&self.medium()?.node, co)
+        self.account(co, RequestKind::Flush, (0, 0), || {
+            request_path::co_flush(&self.medium()?.node, co)
+        })
     }
 
     pub(crate) fn pwrite_zeroes_entered(
@@ -288,11 +303,15 @@ impl BlockBackend {
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        request_path::co_pwrite_zeroes(self.writable_node()?, co, offset, bytes, flags)
+        self.account(co, RequestKind::WriteZeroes, (offset, bytes), || {
+            request_path::co_pwrite_zeroes(self.writable_node()?, co, offset, bytes, flags)
+        })
     }
 
     pub(crate) fn pdiscard_entered(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        request_path::co_pdiscard(self.writable_node()?, co, offset, bytes)
+        self.account(co, RequestKind::Discard, (offset, bytes), || {
+            request_path::co_pdiscard(self.writable_node()?, co, offset, bytes)
+        })
     }
 }

@@ -1,20 +1,23 @@
-//! The block layer: [`BlockBackend`], [`BlockNode`], and [`drivers`].
+//! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`] and [`filters`].
 //!
 //! A request goes from a backend (`block_backend.rs`) through the request path (`io/`) to a
 //! driver (`drivers/`), all in one coroutine, on one thread.
 #![forbid(unsafe_code)]
 
+pub mod accounting;
 mod aio;
 mod block_backend;
 mod blocking;
 mod driver;
 pub mod drivers;
+pub mod filters;
 mod flags;
 mod gate;
 mod io;
 mod node;
 mod remote;
 
+pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};

@@ -21,6 +21,7 @@ use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::timer::{Clock, TimerList};
+use crate::turn::TurnClock;
 
 /// How a context is made; see [`AioContext::builder`].
 #[derive(Default)]
@@ -101,6 +102,7 @@ impl AioContextBuilder {
             plug: PlugState::default(),
             tasks: TaskList::new(),
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
+            turn: TurnClock::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
         });

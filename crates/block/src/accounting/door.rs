@@ -1,0 +1,106 @@
+//! Accounting as a backend offers it.
+
+use std::io;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, Co};
+
+use super::Accounting;
+use super::histogram::BinsError;
+use super::kind::RequestKind;
+use super::recorder::Outcome;
+use super::statistics::Statistics;
+use crate::block_backend::BlockBackend;
+
+/// Accounting. All of it on the backend's home thread; what [`statistics`](Self::statistics)
+/// returns can go to others.
+///
+/// ```
+/// # use coblk_aio::{AioContext, IoVector};
+/// # use coblk_block::{BlockBackend, BlockNode, RequestKind, WriteFlags, drivers::Null};
+/// # let ctx = AioContext::new()?;
+/// # let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk0", Null::new(1 << 30)));
+/// let statistics = backend.statistics();
+/// backend.pwritev(&ctx, 0, &IoVector::from(&[0u8; 512][..]), WriteFlags::empty())?;
+/// let writes = statistics.of(RequestKind::Write);
+/// assert_eq!((writes.operations, writes.bytes, writes.failed), (1, 512, 0));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+impl BlockBackend {
+    /// What was counted, for any thread.
+    pub fn statistics(&self) -> Statistics {
+        self.recorder().statistics()
+    }
+
+    /// How much it counts.
+    pub fn accounting(&self) -> Accounting {
+        self.recorder().mode()
+    }
+
+    /// Changes how much it counts. Requests in flight keep what they began with.
+    pub fn set_accounting(&self, accounting: Accounting) {
+        self.recorder().set_mode(accounting);
+    }
+
+    /// From now on also averages over the last `length`; see [`Statistics::averages`].
+    pub fn add_interval(&self, ctx: &AioContext, length: Duration) {
+        self.recorder().add_interval(length, ctx.now_ns());
+    }
+
+    /// From now on counts how many requests of a kind took how long, in bins that meet at these
+    /// nanoseconds, from zero; `None` ends that. See [`Statistics::latencies`].
+    ///
+    /// # Errors
+    /// If the boundaries do not ascend from above 0.
+    pub fn set_latency_bins(
+        &self,
+        kind: RequestKind,
+        boundaries_ns: Option<&[u64]>,
+    ) -> Result<(), BinsError> {
+        self.recorder().set_bins(kind, boundaries_ns)
+    }
+
+    /// A device says that it merged so many requests into others, which it then sent here.
+    pub fn count_merged(&self, kind: RequestKind, requests: u64) {
+        if self.accounting() != Accounting::Off {
+            self.recorder().counters(kind).merged.add(requests);
+        }
+    }
+
+    /// A device says that it refused a request which could not be, and so did not send it here.
+    pub fn count_invalid(&self, kind: RequestKind) {
+        if self.accounting() != Accounting::Off {
+            self.recorder().counters(kind).invalid.add(1);
+        }
+    }
+
+    /// Runs a request and counts it (contract: C87).
+    #[inline]
+    pub(crate) fn account(
+        &self,
+        co: &Co<'_>,
+        kind: RequestKind,
+        (offset, bytes): (u64, u64),
+        request: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let recorded = self.recorder().begin(co, kind, bytes);
+        let result = request();
+        let outcome = match &result {
+            Ok(()) => Outcome::Success,
+            Err(_) => self.why_failed(kind, offset, bytes),
+        };
+        recorded.end(co, outcome);
+        result
+    }
+
+    #[cold]
+    fn why_failed(&self, kind: RequestKind, offset: u64, bytes: u64) -> Outcome {
+        let writes = !matches!(kind, RequestKind::Read | RequestKind::Flush);
+        let fits = |length| offset.checked_add(bytes).is_some_and(|end| end <= length);
+        if writes && self.is_read_only() || !self.length().is_ok_and(fits) {
+            Outcome::Invalid
+        } else {
+            Outcome::Failure
+        }
+    }
+}

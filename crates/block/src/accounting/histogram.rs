@@ -1,0 +1,70 @@
+//! [`LatencyHistogram`]: how many requests took how long, in bins that the user chose.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+
+/// How many requests took how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatencyHistogram {
+    /// Where bins meet, in nanoseconds, ascending.
+    pub boundaries_ns: Vec<u64>,
+    /// Requests below the first boundary, from each boundary up to the next, and from the last on.
+    pub bins: Vec<u64>,
+}
+
+/// Bins that make no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("boundaries of latency bins must ascend from above 0")]
+pub struct BinsError;
+
+/// The bins while they are counted. One thread writes.
+pub(super) struct Bins {
+    boundaries_ns: Vec<u64>,
+    counts: Vec<AtomicU64>,
+}
+
+impl Bins {
+    pub(super) fn new(boundaries_ns: &[u64]) -> Result<Bins, BinsError> {
+        if boundaries_ns.first() == Some(&0) || !boundaries_ns.is_sorted_by(|a, b| a < b) {
+            return Err(BinsError);
+        }
+        let counts = (0..=boundaries_ns.len()).map(|_| AtomicU64::new(0)).collect();
+        Ok(Bins { boundaries_ns: boundaries_ns.to_vec(), counts })
+    }
+
+    pub(super) fn record(&self, latency_ns: u64) {
+        let bin = self.boundaries_ns.partition_point(|boundary| *boundary <= latency_ns);
+        let count = &self.counts[bin];
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> LatencyHistogram {
+        LatencyHistogram {
+            boundaries_ns: self.boundaries_ns.clone(),
+            bins: self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boundary_belongs_to_the_bin_above() {
+        let bins = Bins::new(&[10, 50, 100]).unwrap();
+        for latency_ns in [0, 9, 10, 49, 50, 99, 100, u64::MAX] {
+            bins.record(latency_ns);
+        }
+        assert_eq!(bins.read().bins, [2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn boundaries_ascend_from_above_zero() {
+        assert!(Bins::new(&[0, 10]).is_err());
+        assert!(Bins::new(&[10, 10]).is_err());
+        assert!(Bins::new(&[10, 5]).is_err());
+        assert_eq!(Bins::new(&[]).unwrap().read().bins, [0]);
+    }
+}

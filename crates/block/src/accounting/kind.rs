@@ -1,0 +1,48 @@
+//! [`RequestKind`]: what a request does.
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RequestKind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Makes writes durable.
+    Flush,
+    /// Gives a range back.
+    Discard,
+    /// Makes a range read as zeroes.
+    WriteZeroes,
+}
+
+impl RequestKind {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// All of them.
+    pub const ALL: [RequestKind; 5] = [
+        RequestKind::Read,
+        RequestKind::Write,
+        RequestKind::Flush,
+        RequestKind::Discard,
+        RequestKind::WriteZeroes,
+    ];
+
+    /// Its name in options and messages, such as `write-zeroes`.
+    pub fn name(self) -> &'static str {
+        match self {
+            RequestKind::Read => "read",
+            RequestKind::Write => "write",
+            RequestKind::Flush => "flush",
+            RequestKind::Discard => "discard",
+            RequestKind::WriteZeroes => "write-zeroes",
+        }
+    }
+
+    /// Its place in [`ALL`](Self::ALL).
+    #[inline]
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}

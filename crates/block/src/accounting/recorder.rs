@@ -1,0 +1,172 @@
+//! [`Recorder`]: the writing side, on a backend's home thread.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use coblk_aio::{AioContext, Co};
+
+use super::Accounting;
+use super::histogram::{Bins, BinsError};
+use super::kind::RequestKind;
+use super::statistics::{Clock, Counters, Extras, Shared, Statistics};
+use super::timed_average::TimedAverage;
+
+/// Counts the requests of a backend. Home thread only.
+pub(crate) struct Recorder {
+    mode: Cell<Accounting>,
+    shared: Arc<Shared>,
+    /// Whether there are extras, which are looked at only then.
+    has_extras: Cell<bool>,
+    /// The same as in `shared`, without a lock. Nobody holds a borrow across a call.
+    extras: RefCell<Extras>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Success,
+    Failure,
+    Invalid,
+}
+
+impl Recorder {
+    pub(crate) fn new(ctx: &AioContext) -> Recorder {
+        let now_ns = ctx.now_ns();
+        let clock = match ctx.simulation() {
+            Some(_) => Clock::Simulated,
+            None => Clock::Real(Instant::now(), now_ns),
+        };
+        Recorder {
+            mode: Cell::new(Accounting::default()),
+            shared: Arc::new(Shared::new(clock, now_ns)),
+            has_extras: Cell::new(false),
+            extras: RefCell::default(),
+        }
+    }
+
+    pub(super) fn statistics(&self) -> Statistics {
+        Statistics { shared: Arc::clone(&self.shared) }
+    }
+
+    pub(super) fn mode(&self) -> Accounting {
+        self.mode.get()
+    }
+
+    pub(super) fn set_mode(&self, mode: Accounting) {
+        self.mode.set(mode);
+    }
+
+    pub(super) fn counters(&self, kind: RequestKind) -> &Counters {
+        &self.shared.kinds[kind.index()]
+    }
+
+    pub(super) fn add_interval(&self, length: Duration, now_ns: i64) {
+        let length_ns = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
+        let averages = std::array::from_fn(|_| TimedAverage::new(length_ns, now_ns));
+        self.change_extras(|extras| extras.intervals.push((length, Arc::new(averages))));
+    }
+
+    pub(super) fn set_bins(
+        &self,
+        kind: RequestKind,
+        boundaries_ns: Option<&[u64]>,
+    ) -> Result<(), BinsError> {
+        let bins = boundaries_ns.map(Bins::new).transpose()?.map(Arc::new);
+        self.change_extras(|extras| extras.bins[kind.index()] = bins);
+        Ok(())
+    }
+
+    fn change_extras(&self, change: impl FnOnce(&mut Extras)) {
+        let mut shared = self.shared.extras();
+        change(&mut shared);
+        let has_bins = shared.bins.iter().any(Option::is_some);
+        self.has_extras.set(has_bins || !shared.intervals.is_empty());
+        *self.extras.borrow_mut() = shared.clone();
+    }
+
+    /// A request begins. It ends with [`Recorded::end`]; dropped before that, it has failed.
+    #[inline]
+    pub(super) fn begin<'a>(&'a self, co: &Co<'_>, kind: RequestKind, bytes: u64) -> Recorded<'a> {
+        let mode = self.mode.get();
+        let begin_ns = match mode {
+            Accounting::Off | Accounting::Counts => 0,
+            Accounting::Turns => co.context().turn_ns(),
+            Accounting::Exact => co.context().now_ns(),
+        };
+        if mode != Accounting::Off {
+            self.shared.in_flight.add(1);
+        }
+        Recorded { recorder: self, mode, kind, bytes, begin_ns, ended: false }
+    }
+
+    #[cold]
+    fn record_extras(&self, request: &Recorded<'_>, outcome: Outcome, ns: u64, now_ns: i64) {
+        let extras = self.extras.borrow();
+        let kind = request.kind.index();
+        if let Some(bins) = extras.bins[kind].as_ref().filter(|_| outcome != Outcome::Invalid) {
+            bins.record(ns);
+        }
+        if outcome == Outcome::Success {
+            extras.intervals.iter().for_each(|(_, averages)| averages[kind].account(ns, now_ns));
+        }
+    }
+}
+
+/// A request that is being counted.
+pub(super) struct Recorded<'a> {
+    recorder: &'a Recorder,
+    mode: Accounting,
+    kind: RequestKind,
+    bytes: u64,
+    begin_ns: i64,
+    ended: bool,
+}
+
+impl Recorded<'_> {
+    #[inline]
+    pub(super) fn end(mut self, co: &Co<'_>, outcome: Outcome) {
+        self.ended = true;
+        if self.mode == Accounting::Off {
+            return;
+        }
+        self.count(outcome);
+        let now_ns = match self.mode {
+            Accounting::Off | Accounting::Counts => return,
+            Accounting::Turns => co.context().turn_ns(),
+            Accounting::Exact => co.context().now_ns(),
+        };
+        let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
+        if outcome == Outcome::Success {
+            self.recorder.counters(self.kind).total_time_ns.add(ns);
+        }
+        self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
+        if self.recorder.has_extras.get() {
+            self.recorder.record_extras(&self, outcome, ns, now_ns);
+        }
+    }
+
+    #[inline]
+    fn count(&self, outcome: Outcome) {
+        let counters = self.recorder.counters(self.kind);
+        match outcome {
+            Outcome::Success => {
+                counters.operations.add(1);
+                counters.bytes.add(self.bytes);
+            }
+            Outcome::Failure => counters.failed.add(1),
+            Outcome::Invalid => counters.invalid.add(1),
+        }
+        self.recorder.shared.in_flight.subtract(1);
+    }
+}
+
+impl Drop for Recorded<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.ended && self.mode != Accounting::Off {
+            self.count(Outcome::Failure);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! [`Statistics`]: the numbers, as other threads see them.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::histogram::{Bins, LatencyHistogram};
+use super::kind::RequestKind;
+use super::timed_average::{Average, TimedAverage};
+
+/// What a backend has counted. A handle: clones show the same numbers. Any thread.
+#[derive(Clone)]
+pub struct Statistics {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What was counted of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KindStatistics {
+    /// Requests that succeeded.
+    pub operations: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long they took together, in nanoseconds.
+    pub total_time_ns: u64,
+    /// Requests that failed on their way.
+    pub failed: u64,
+    /// Requests that could not be: past the end, a write to what is read-only, no medium.
+    pub invalid: u64,
+    /// Requests that were merged into others before they came here.
+    pub merged: u64,
+}
+
+/// A number that one thread changes: no read-modify-write is needed.
+#[derive(Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(super) fn add(&self, change: u64) {
+        self.0.store(self.get().wrapping_add(change), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn subtract(&self, change: u64) {
+        self.0.store(self.get().wrapping_sub(change), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) operations: Counter,
+    pub(super) bytes: Counter,
+    pub(super) total_time_ns: Counter,
+    pub(super) failed: Counter,
+    pub(super) invalid: Counter,
+    pub(super) merged: Counter,
+}
+
+/// What the home thread writes and any thread reads.
+pub(super) struct Shared {
+    pub(super) in_flight: Counter,
+    pub(super) kinds: [Counters; RequestKind::COUNT],
+    /// When a request last ended, on the context's clock.
+    pub(super) last_ns: AtomicI64,
+    clock: Clock,
+    pub(super) extras: Mutex<Extras>,
+}
+
+/// The context's clock, for other threads.
+pub(super) enum Clock {
+    /// An instant, and what the context's clock said then.
+    Real(Instant, i64),
+    /// It stands still between requests, as seen from elsewhere.
+    Simulated,
+}
+
+/// What is counted only if somebody asked for it.
+#[derive(Clone, Default)]
+pub(super) struct Extras {
+    pub(super) intervals: Vec<(Duration, Arc<[TimedAverage; RequestKind::COUNT]>)>,
+    pub(super) bins: [Option<Arc<Bins>>; RequestKind::COUNT],
+}
+
+impl Shared {
+    pub(super) fn new(clock: Clock, now_ns: i64) -> Shared {
+        Shared {
+            in_flight: Counter::default(),
+            kinds: Default::default(),
+            last_ns: AtomicI64::new(now_ns),
+            clock,
+            extras: Mutex::default(),
+        }
+    }
+
+    pub(super) fn extras(&self) -> MutexGuard<'_, Extras> {
+        self.extras.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Statistics {
+    /// What was counted of one kind.
+    pub fn of(&self, kind: RequestKind) -> KindStatistics {
+        let counters = &self.shared.kinds[kind.index()];
+        KindStatistics {
+            operations: counters.operations.get(),
+            bytes: counters.bytes.get(),
+            total_time_ns: counters.total_time_ns.get(),
+            failed: counters.failed.get(),
+            invalid: counters.invalid.get(),
+            merged: counters.merged.get(),
+        }
+    }
+
+    /// Requests that are on their way now.
+    pub fn queue_depth(&self) -> u64 {
+        self.shared.in_flight.get()
+    }
+
+    /// For how long no request has ended; since the backend was made, if none has. In a simulated
+    /// context time stands still between requests.
+    pub fn idle_time(&self) -> Duration {
+        let idle_ns = self.now_ns().saturating_sub(self.shared.last_ns.load(Ordering::Relaxed));
+        Duration::from_nanos(u64::try_from(idle_ns).unwrap_or(0))
+    }
+
+    /// How long successful requests took over each interval that was
+    /// [added](crate::BlockBackend::add_interval), in nanoseconds.
+    pub fn averages(&self, kind: RequestKind) -> Vec<(Duration, Average)> {
+        self.averages_at(kind, self.now_ns())
+    }
+
+    /// [`averages`](Self::averages) as of an instant on the context's clock.
+    pub fn averages_at(&self, kind: RequestKind, now_ns: i64) -> Vec<(Duration, Average)> {
+        let extras = self.shared.extras();
+        let read = |averages: &[TimedAverage; RequestKind::COUNT]| {
+            averages[kind.index()].read(now_ns) //
+        };
+        extras.intervals.iter().map(|(length, averages)| (*length, read(averages))).collect()
+    }
+
+    /// How many requests took how long, those that failed included; `None` unless
+    /// [asked for](crate::BlockBackend::set_latency_bins).
+    pub fn latencies(&self, kind: RequestKind) -> Option<LatencyHistogram> {
+        self.shared.extras().bins[kind.index()].as_ref().map(|bins| bins.read())
+    }
+
+    fn now_ns(&self) -> i64 {
+        match self.shared.clock {
+            Clock::Real(instant, then_ns) => {
+                let since_ns = i64::try_from(instant.elapsed().as_nanos()).unwrap_or(i64::MAX);
+                then_ns.saturating_add(since_ns)
+            }
+            Clock::Simulated => self.shared.last_ns.load(Ordering::Relaxed),
+        }
+    }
+}

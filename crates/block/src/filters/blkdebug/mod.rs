@@ -1,0 +1,172 @@
+//! `blkdebug`: makes requests fail, wait, or end half-way, by rules. For tests.
+
+mod rules;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
+
+use crate::BlockStatus;
+use crate::accounting::RequestKind;
+use crate::driver::{BlockDriver, BlockLimits};
+use crate::filters::sleep;
+use crate::flags::{WriteFlags, ZeroFlags};
+use crate::node::BlockNode;
+
+/// A filter that disturbs requests by [`Rules`].
+///
+/// ```
+/// # use coblk_aio::{AioContext, IoVectorMut};
+/// # use coblk_block::{BlockBackend, BlockNode, RequestKind, drivers::Null};
+/// use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
+///
+/// let rules = Rules::new(1);
+/// rules.add(Rule::fail(libc::EIO).on(RequestKind::Read).nth(2).once());
+/// let disk = BlockNode::new("disk", Null::new(1 << 20));
+/// let node = BlockNode::new("debug", BlkDebug::new(disk, rules.clone()));
+///
+/// # let ctx = AioContext::new()?;
+/// # let backend = BlockBackend::new(&ctx, "drive", node);
+/// # let mut sector = [0u8; 512];
+/// let mut read = || backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut sector[..]));
+/// assert!(read().is_ok() && read().is_err() && read().is_ok());
+/// assert_eq!(rules.kind_counts(RequestKind::Read).failed, 1);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct BlkDebug {
+    child: Arc<BlockNode>,
+    rules: Rules,
+}
+
+impl BlkDebug {
+    /// A filter on `child`.
+    pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
+        BlkDebug { child, rules }
+    }
+
+    /// Waits as long as the rules say, and then tells how the request goes on.
+    fn judge(&self, co: &Co<'_>, kind: RequestKind, range: Range<u64>) -> Verdict {
+        let strike = self.rules.judge(kind, &range);
+        if let Some(delay) = strike.delay {
+            sleep(co, delay);
+        }
+        let Some(errno) = strike.errno else { return Verdict::Pass };
+        let block = u64::from(self.child.limits().request_alignment);
+        let bytes = strike.short_bytes.unwrap_or(0).min(range.end - range.start);
+        Verdict::Fail { errno, after_bytes: bytes - bytes % block }
+    }
+}
+
+/// How a request goes on.
+enum Verdict {
+    Pass,
+    /// Fails, but this much of it is done first.
+    Fail {
+        errno: i32,
+        after_bytes: u64,
+    },
+}
+
+impl Verdict {
+    /// Does `request` with all its bytes, or with as many as it may before it fails.
+    fn carry_out(self, bytes: u64, request: impl FnOnce(u64) -> io::Result<()>) -> io::Result<()> {
+        match self {
+            Verdict::Pass => request(bytes),
+            Verdict::Fail { errno, after_bytes } => {
+                if after_bytes > 0 {
+                    request(after_bytes)?;
+                }
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        }
+    }
+}
+
+/// The range of a request; the request path has checked that it ends within the length.
+fn range(offset: u64, bytes: u64) -> Range<u64> {
+    offset..offset + bytes
+}
+
+impl BlockDriver for BlkDebug {
+    fn format_name(&self) -> &'static str {
+        "blkdebug"
+    }
+
+    fn length(&self) -> u64 {
+        self.child.length()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.child.is_read_only()
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // The child pads and cuts; what is asked here goes on as it is.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        self.child.co_block_status(co, offset, bytes)
+    }
+
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.child.co_refresh_length(co)
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.child.co_truncate(co, length)
+    }
+
+    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        let bytes = target.len() as u64;
+        let verdict = self.judge(co, RequestKind::Read, range(offset, bytes));
+        verdict.carry_out(bytes, |part| {
+            if part == bytes {
+                return self.child.co_preadv(co, offset, target);
+            }
+            self.child.co_preadv(co, offset, &mut target.slice(0, part as usize))
+        })
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        let bytes = source.len() as u64;
+        let verdict = self.judge(co, RequestKind::Write, range(offset, bytes));
+        verdict.carry_out(bytes, |part| {
+            if part == bytes {
+                return self.child.co_pwritev(co, offset, source, flags);
+            }
+            self.child.co_pwritev(co, offset, &source.slice(0, part as usize), flags)
+        })
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        let verdict = self.judge(co, RequestKind::Flush, 0..0);
+        verdict.carry_out(0, |_| self.child.co_flush(co))
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        let verdict = self.judge(co, RequestKind::WriteZeroes, range(offset, bytes));
+        verdict.carry_out(bytes, |part| self.child.co_pwrite_zeroes(co, offset, part, flags))
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        let verdict = self.judge(co, RequestKind::Discard, range(offset, bytes));
+        verdict.carry_out(bytes, |part| self.child.co_pdiscard(co, offset, part))
+    }
+}

@@ -1,0 +1,32 @@
+//! Filters: drivers that stand on one node, pass requests on to it, and do something on the way.
+//!
+//! * [`blkdebug`] fails, delays and cuts requests short, by rules;
+//! * [`blklogwrites`] logs what changes the node below, to build its state at any moment again.
+//! * [`throttle`] limits bytes and operations a second, for groups of nodes.
+//!
+//! A filter has the length and the limits of the node below.
+
+pub mod blkdebug;
+pub mod blklogwrites;
+pub mod throttle;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use coblk_aio::{Co, CoWaker};
+
+/// Suspends for `delay` on the context's clock.
+fn sleep(co: &Co<'_>, delay: Duration) {
+    let waker: Rc<Cell<Option<CoWaker>>> = Rc::default();
+    let timer = {
+        let waker = Rc::clone(&waker);
+        co.context().timer(move |_| {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        })
+    };
+    timer.arm_after(delay);
+    co.suspend_for("a delay", |it| waker.set(Some(it)));
+}

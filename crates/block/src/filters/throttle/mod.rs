@@ -1,0 +1,136 @@
+//! `throttle`: limits how much passes, in bytes and operations a second, shared by the nodes of a
+//! group.
+
+mod bucket;
+mod group;
+mod limits;
+
+use std::io;
+use std::sync::Arc;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use self::bucket::Direction;
+use self::group::MemberId;
+pub use self::group::ThrottleGroup;
+pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
+use crate::BlockStatus;
+use crate::driver::{BlockDriver, BlockLimits};
+use crate::flags::{WriteFlags, ZeroFlags};
+use crate::node::BlockNode;
+
+/// A filter that lets requests pass at the pace of its [`ThrottleGroup`].
+///
+/// The requests of a node pass in their order; nodes of one group take turns, reads and writes
+/// apart. Zeroes and discards are writes; a flush never waits. A drain does not wait for the pace:
+/// what it finds waiting passes at once, and is counted.
+///
+/// ```
+/// # use coblk_block::{BlockNode, drivers::Null};
+/// use coblk_block::filters::throttle::{Rate, Throttle, ThrottleGroup, ThrottleLimits};
+///
+/// // 100 operations a second, and 1000 a second for half a minute after a rest.
+/// let iops_total = Rate::new(100).burst(1000, 30);
+/// let limits = ThrottleLimits { iops_total, ..ThrottleLimits::default() };
+/// let group = ThrottleGroup::new("guests", limits)?;
+/// let disk = BlockNode::new("disk", Null::new(1 << 30));
+/// let node = BlockNode::new("throttled", Throttle::new(disk, &group));
+/// # Ok::<(), coblk_block::filters::throttle::ThrottleError>(())
+/// ```
+pub struct Throttle {
+    child: Arc<BlockNode>,
+    group: ThrottleGroup,
+    member: MemberId,
+}
+
+impl Throttle {
+    /// A filter on `child`, in `group`.
+    pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
+        Throttle { child, group: group.clone(), member: group.join() }
+    }
+
+    fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
+        self.group.pass(co, self.member, direction, bytes);
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        self.group.leave(self.member);
+    }
+}
+
+impl BlockDriver for Throttle {
+    fn format_name(&self) -> &'static str {
+        "throttle"
+    }
+
+    fn length(&self) -> u64 {
+        self.child.length()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.child.is_read_only()
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // The child pads and cuts; what is asked here goes on as it is.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        self.child.co_block_status(co, offset, bytes)
+    }
+
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.child.co_refresh_length(co)
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.child.co_truncate(co, length)
+    }
+
+    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.pass(co, Direction::Read, target.len() as u64);
+        self.child.co_preadv(co, offset, target)
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.pass(co, Direction::Write, source.len() as u64);
+        self.child.co_pwritev(co, offset, source, flags)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.child.co_flush(co)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.pass(co, Direction::Write, bytes);
+        self.child.co_pwrite_zeroes(co, offset, bytes, flags)
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.pass(co, Direction::Write, bytes);
+        self.child.co_pdiscard(co, offset, bytes)
+    }
+
+    fn drained_begin(&self) {
+        self.group.set_released(self.member, true);
+    }
+
+    fn drained_end(&self) {
+        self.group.set_released(self.member, false);
+    }
+}

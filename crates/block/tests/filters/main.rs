@@ -1,0 +1,6 @@
+//! Filters, each on a disk in memory.
+
+mod blkdebug;
+mod blklogwrites;
+mod memory;
+mod throttle;
