@@ -47,7 +47,7 @@ impl Inner {
     /// Sleeps if allowed, and collects descriptor events.
     #[inline]
     fn wait(&self, limit: Option<Duration>) {
-        let timeout = match limit {
+        let mut timeout = match limit {
             Some(Duration::ZERO) => limit,
             None => self.sleep_timeout(),
             Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
@@ -66,9 +66,13 @@ impl Inner {
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
             let kicked = self.collect_events(timeout);
             let notified = self.shared.accept_notifications();
-            // A kick that nobody stands behind any more: see `shared.rs`. With a timeout it is
-            // left to the caller to go on, as when the time is up.
-            if !kicked || notified || timeout.is_some() || self.shared.has_remote() {
+            // Woken for something that has been served already: see `shared.rs`. With a limit of
+            // its own the caller counts on coming back, and loops anyway.
+            if !kicked || notified || limit.is_some() || self.shared.has_remote() {
+                return;
+            }
+            timeout = self.sleep_timeout();
+            if timeout == Some(Duration::ZERO) {
                 return;
             }
         }
