@@ -67,9 +67,9 @@ impl Inner {
         let waited = if timeout == Some(Duration::ZERO) {
             self.collect_events()
         } else if self.polling.is_enabled() {
-            self.poll_then_sleep(timeout)
+            self.poll_then_sleep(timeout, limit.is_some())
         } else {
-            self.sleep(timeout)
+            self.sleep(timeout, limit.is_some())
         };
         if let Err(error) = waited {
             // epoll itself is broken. Bottom halves and timers still work; do not spin on it.
@@ -100,7 +100,8 @@ impl Inner {
         Ok(())
     }
 
-    fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+    /// `limited`: the caller has set a limit, and not only timers have.
+    fn sleep(&self, mut timeout: Option<Duration>, limited: bool) -> io::Result<()> {
         loop {
             if !self.shared.prepare_sleep() {
                 return self.collect_events();
@@ -111,9 +112,13 @@ impl Inner {
                 _ => self.fds.wait(timeout)?,
             };
             let notified = self.shared.accept_notifications();
-            // A kick that nobody stands behind any more: see `shared.rs`. With a timeout it is
-            // left to the caller to go on, as when the time is up.
-            if !kicked || notified || timeout.is_some() || self.has_work() {
+            // Woken for something that has been served already: see `shared.rs`. With a limit of
+            // its own the caller counts on coming back, and loops anyway.
+            if !kicked || notified || limited || self.has_work() {
+                return Ok(());
+            }
+            timeout = self.sleep_timeout();
+            if timeout == Some(Duration::ZERO) {
                 return Ok(());
             }
         }
@@ -128,7 +133,7 @@ impl Inner {
     }
 
     /// Looks for work for a while, sleeps if there is none, and learns from how long it took.
-    fn poll_then_sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+    fn poll_then_sleep(&self, timeout: Option<Duration>, limited: bool) -> io::Result<()> {
         let start = Instant::now();
         if let Some(ring) = self.made_ring() {
             ring.submit()?;
@@ -140,7 +145,7 @@ impl Inner {
             if timeout == Some(Duration::ZERO) {
                 self.collect_events()
             } else {
-                self.sleep(timeout)
+                self.sleep(timeout, limited)
             }
         };
         self.polling.adapt(start.elapsed());

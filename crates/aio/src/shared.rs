@@ -7,18 +7,18 @@
 //! ----------                                -----------
 //! push(node)                 (a)            state |= SLEEPING              (c)
 //! if state is SLEEPING       (b)            if NOTIFIED or list not empty  (d)
-//!     state |= NOTIFIED                          do not block
+//!     state |= WOKEN                             do not block
 //!     write the eventfd                     else block in epoll
 //!                                           state = 0          "accept notifications"
 //! ```
 //!
 //! All four are sequentially consistent. Either (b) sees (c), and the eventfd is written, or (d)
-//! sees (a), and the loop does not block. The `NOTIFIED` bit makes sure that of many threads that
-//! see `SLEEPING` one writes the eventfd (contract: C43).
+//! sees (a), and the loop does not block. The bits make sure that of many threads that see
+//! `SLEEPING` one writes the eventfd (contract: C43).
 //!
-//! Both may happen at once: the loop sees the node and does not block, and the eventfd is written
-//! all the same, perhaps much later. It then ends some later sleep, for which nobody has set
-//! `NOTIFIED`: that is how the loop knows such a stale kick, and goes back to sleep (`poll.rs`).
+//! Both may happen: the loop sees the node, and the eventfd is written all the same, perhaps much
+//! later. It then ends some later sleep for nothing. So a loop that was woken, has not been
+//! notified ([`Shared::notify`]) and finds nothing to do goes back to sleep (`poll.rs`).
 //!
 //! `models/remote_list.rs` runs this file in every order of two threads and the loop.
 
@@ -37,6 +37,8 @@ use crate::trace_event;
 const SLEEPING: u8 = 1;
 /// Somebody asked the loop not to block, or to wake up.
 const NOTIFIED: u8 = 2;
+/// Somebody has put something on the list, and wakes the loop for that.
+const WOKEN: u8 = 4;
 
 /// What ends the sleep of a loop: an eventfd, except in models.
 pub(crate) trait Kick {
@@ -88,20 +90,14 @@ impl<K: Kick> Shared<K> {
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();
-        // The compare-exchange fails if the loop has been notified meanwhile, or is awake: it will
+        // The compare-exchange fails if somebody else wakes the loop, or if it is awake: it will
         // look at the list before it sleeps again.
-        if self.state.load(Ordering::SeqCst) == SLEEPING
-            && self
-                .state
-                .compare_exchange(
-                    SLEEPING,
-                    SLEEPING | NOTIFIED,
-                    Ordering::SeqCst,
-                    Ordering::Relaxed,
-                )
-                .is_ok()
-        {
-            self.kick();
+        if self.state.load(Ordering::SeqCst) == SLEEPING {
+            let (success, failure) = (Ordering::SeqCst, Ordering::Relaxed);
+            let woken = SLEEPING | WOKEN;
+            if self.state.compare_exchange(SLEEPING, woken, success, failure).is_ok() {
+                self.kick();
+            }
         }
         // The context may have ended between the caller's look and our push; then nobody else
         // will take the node. Whoever swaps the list out owns what was on it, so two threads that
@@ -114,7 +110,7 @@ impl<K: Kick> Shared<K> {
     /// Makes the loop return from, or not enter, its wait.
     pub(crate) fn notify(&self) {
         let before = self.state.fetch_or(NOTIFIED, Ordering::SeqCst);
-        if before & SLEEPING != 0 && before & NOTIFIED == 0 {
+        if before == SLEEPING {
             self.kick();
         }
     }
@@ -134,7 +130,7 @@ impl<K: Kick> Shared<K> {
     }
 
     /// After the wait, or instead of it: awake, and all notifications accepted. Returns whether
-    /// there was one.
+    /// [`notify`](Self::notify) was called.
     pub(crate) fn accept_notifications(&self) -> bool {
         // A swap and not a store: it reads the notifications that it takes back, so all that was
         // done before them is seen by the phases that follow.

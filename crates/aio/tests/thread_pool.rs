@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
-use util::{Gate, Log, context, gated, until, watchdog};
+use util::{Gate, Log, Slot, context, gated, until, watchdog};
 
 #[test]
 fn c54_a_completion_runs_from_a_bottom_half_at_home() {
@@ -419,7 +419,7 @@ fn c65_jobs_panicked_or_not_a_context_ends_completely() {
     let frame = Rc::clone(&completed);
     ctx.spawn("suspended", move |co| {
         let _frame = &frame;
-        co.suspend_with(std::mem::forget);
+        Slot::default().wait(co);
     });
     drop(ctx);
     assert_eq!(completed.get(), 6);

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, ThreadPool};
-use util::{Gate, OnDrop, context, gated, panic_message, until, watchdog};
+use util::{Gate, OnDrop, Slot, context, gated, panic_message, until, watchdog};
 
 #[test]
 fn a_job_submitted_while_the_context_unwinds_its_coroutines_completes() {
@@ -25,7 +25,7 @@ fn a_job_submitted_while_the_context_unwinds_its_coroutines_completes() {
             let ctx = co.context();
             ctx.thread_pool().submit_aio(ctx, || (), move |_, _| count.set(count.get() + 1));
         });
-        co.suspend_with(std::mem::forget);
+        Slot::default().wait(co);
     });
     drop(ctx);
     assert_eq!((completed.get(), Rc::strong_count(&completed)), (1, 1));
@@ -84,7 +84,7 @@ fn a_context_that_ends_takes_back_jobs_whose_completion_has_arrived() {
         for _ in 0..20 {
             ctx.spawn("has a job", |co| {
                 co.context().thread_pool().submit_co(co, || ());
-                co.suspend_with(std::mem::forget);
+                Slot::default().wait(co);
             });
         }
         ctx.schedule(|_| panic!("leaves completions on the list"));
