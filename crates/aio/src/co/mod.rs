@@ -92,6 +92,7 @@ impl<'a> Co<'a> {
 
     /// Goes to the end of the loop's next bottom-half phase, so that everything else that is ready
     /// runs first.
+    #[inline(always)]
     pub fn reschedule(&self) {
         self.task().assert_idle();
         Task::schedule_local(self.task);
@@ -114,7 +115,7 @@ impl<'a> Co<'a> {
     /// Suspends until the wake that was arranged for has been served; not at all if that has
     /// happened already. Resumed for any other reason, it suspends again: somebody may have got
     /// hold of the coroutine's handle, and its node is not free before it is woken.
-    #[inline]
+    #[inline(always)]
     fn suspend_until_woken(&self, what: &'static str) {
         while !self.task().is_idle() {
             self.suspend(what);
@@ -122,7 +123,7 @@ impl<'a> Co<'a> {
     }
 
     /// Suspends. Whoever calls this checks that what it waits for has happened.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn suspend(&self, what: &'static str) {
         self.task().set_suspended(what);
         trace_event!("coroutine_yield", coroutine = self.name(), what);

@@ -155,7 +155,7 @@ impl Task {
     ///
     /// # Safety
     /// Home thread, and the task is live.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn resume(task: NonNull<Task>) {
         // SAFETY: live by contract. The handle is our own, because the task may be released, and
         // reused, while the coroutine runs.
