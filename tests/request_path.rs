@@ -187,18 +187,6 @@ fn random_vectors_through_random_limits() {
 }
 
 #[test]
-fn what_is_not_aligned_is_refused_before_anything_is_written() {
-    // What happened: a request that had to be cut was checked piece by piece, so the odd end was
-    // refused after everything before it had been written.
-    let scene = scene(BlockLimits { max_transfer: 512, ..limits(512, 1) });
-    let data = vec![1; 1200];
-    assert_eq!(errno(scene.write(0, &IoVector::from(&data[..]))), libc::EINVAL);
-    assert_eq!(errno(scene.write(100, &IoVector::from(&data[..512]))), libc::EINVAL);
-    assert_eq!(scene.probe.take_calls(), []);
-    scene.write(100, &IoVector::new()).expect("nothing to write is always aligned");
-}
-
-#[test]
 fn an_error_ends_a_request_that_was_cut() {
     let scene = scene(BlockLimits { max_transfer: 512, ..BlockLimits::default() });
     scene.probe.next_results(&[0, libc::ENOSPC]);
@@ -213,7 +201,8 @@ fn an_error_ends_a_request_that_was_cut() {
 
 #[test]
 fn every_part_of_a_durable_write_is_durable() {
-    let scene = scene(BlockLimits { max_transfer: 512, ..BlockLimits::default() });
+    let limits = BlockLimits { max_transfer: 512, native_fua: true, ..BlockLimits::default() };
+    let scene = scene(limits);
     let data = vec![1; 1024];
     let source = IoVector::from(&data[..]);
     let written = scene.backend.pwritev(&scene.ctx, 0, &source, WriteFlags::FUA);
@@ -224,7 +213,8 @@ fn every_part_of_a_durable_write_is_durable() {
 
 #[test]
 fn c81_write_zeroes_falls_back_to_writing_from_a_buffer() {
-    let scene = scene(BlockLimits { max_transfer: 1 << 19, ..limits(512, 4096) });
+    let limits = BlockLimits { max_transfer: 1 << 19, native_fua: true, ..limits(512, 4096) };
+    let scene = scene(limits);
     scene.probe.memory().fill(0xff);
     let zeroed = |flags| scene.backend.pwrite_zeroes(&scene.ctx, 512, 3 << 19, flags);
     zeroed(ZeroFlags::empty()).expect("zeroes within the device");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
-use coblk_block::{BlockBackend, BlockDriver, BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::{BlockBackend, BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
 use coblk_virtio_blk::guest::GuestRam;
 use coblk_virtio_blk::{Interrupt, VirtioBlk, VirtioBlkConfig, VirtqueueLayout};
 use vm_memory::{Bytes, GuestAddress};
@@ -97,6 +97,11 @@ impl BlockDriver for SharedDisk {
     fn is_read_only(&self) -> bool {
         self.0.read_only
     }
+    fn limits(&self) -> BlockLimits {
+        // To see what the device asks for, and not a flush in its place.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         let (bytes, ranges) = (target.len(), target.as_iovecs().len());
         self.0.enter(co, offset, bytes, Seen::Read { offset, bytes, ranges })?;
