@@ -6,6 +6,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::io::{BlockStatus, BlockStatusKind};
+use crate::permissions::{PermissionError, Permissions};
 
 /// What a driver can take in one request. The request path makes every request fit.
 ///
@@ -161,6 +162,18 @@ pub trait BlockDriver: Send + Sync {
     /// that it reports from then on.
     fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
         Ok(self.length())
+    }
+
+    /// What all users of the node together hold is about to become `held`, and what every one of
+    /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
+    /// file, does it here, and on an error changes nothing. Blocks at most for a few system calls;
+    /// called once at a time.
+    fn set_permissions(
+        &self,
+        _held: Permissions,
+        _shared: Permissions,
+    ) -> Result<(), PermissionError> {
+        Ok(())
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither

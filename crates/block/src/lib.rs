@@ -15,6 +15,7 @@ mod flags;
 mod gate;
 mod io;
 mod node;
+mod permissions;
 mod remote;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
@@ -23,4 +24,5 @@ pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};
+pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

@@ -1,0 +1,77 @@
+//! What the users of a node may do to it, and what they let others do: [`Permissions`].
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+bitflags::bitflags! {
+    /// What may be done to a node. Each user of a node holds some of these, and shares some, which
+    /// means that it does not mind if others hold them. The bits are those that QEMU locks image
+    /// files by.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Permissions: u8 {
+        /// Read, and find what a disk would have.
+        const CONSISTENT_READ = 1;
+        /// Change what is read.
+        const WRITE = 2;
+        /// Write what is there already.
+        const WRITE_UNCHANGED = 4;
+        /// Change the length.
+        const RESIZE = 8;
+    }
+}
+
+impl fmt::Display for Permissions {
+    /// Their names as QEMU writes them, such as `consistent read, write`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (Permissions::CONSISTENT_READ, "consistent read"),
+            (Permissions::WRITE, "write"),
+            (Permissions::WRITE_UNCHANGED, "write unchanged"),
+            (Permissions::RESIZE, "resize"),
+        ];
+        let held = names.iter().filter(|(permission, _)| self.contains(*permission));
+        for (index, (_, name)) in held.enumerate() {
+            write!(f, "{}{name}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why permissions were refused. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum PermissionError {
+    /// Another process uses the image, and does not agree.
+    #[error(
+        "failed to get {mode}\"{permission}\" lock on image '{}': is another process using it?",
+        path.display()
+    )]
+    Locked {
+        /// The image.
+        path: PathBuf,
+        /// What was wanted of it.
+        permission: Permissions,
+        /// `shared ` if it was to be kept from others, else empty.
+        mode: &'static str,
+    },
+    /// The locks of the image could not be asked for.
+    #[error("cannot lock image '{}': {source}", path.display())]
+    Lock {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_have_names() {
+        let held = Permissions::CONSISTENT_READ | Permissions::RESIZE;
+        assert_eq!(held.to_string(), "consistent read, resize");
+        assert_eq!(Permissions::empty().to_string(), "");
+    }
+}
