@@ -212,7 +212,7 @@ fn wake_drainers(gate: &Gate) {
 
 /// Wakes all. A coroutine that runs at once may panic, which must not cost the others their wake;
 /// its panic goes on afterwards.
-fn wake_all(wakers: impl IntoIterator<Item = CoWaker>) {
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = CoWaker>) {
     let mut first_panic = None;
     for waker in wakers {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {

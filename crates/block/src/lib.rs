@@ -10,6 +10,7 @@ mod block_backend;
 mod blocking;
 mod driver;
 pub mod drivers;
+mod error_policy;
 pub mod filters;
 mod flags;
 mod gate;
@@ -21,6 +22,9 @@ mod remote;
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
 pub use driver::{BlockDriver, BlockLimits};
+pub use error_policy::{
+    ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
+};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};
