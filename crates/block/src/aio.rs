@@ -16,6 +16,7 @@ use crate::flags::{WriteFlags, ZeroFlags};
 /// A request that panics fails with EIO and is logged.
 impl BlockBackend {
     /// Fills `buffer` from `offset` bytes on.
+    #[inline(always)]
     pub fn aio_preadv<B: IoBuffer>(
         &self,
         ctx: &AioContext,
@@ -33,6 +34,7 @@ impl BlockBackend {
     }
 
     /// Writes `buffer` at `offset` bytes.
+    #[inline(always)]
     pub fn aio_pwritev<B: IoBuffer>(
         &self,
         ctx: &AioContext,
@@ -95,7 +97,10 @@ impl BlockBackend {
         });
     }
 
-    #[inline]
+    // Always inlined, like reads and writes: a callback that submits the next request switches
+    // stacks in here, and the processor predicts the return of each frame around a switch for the
+    // other stack, and wrongly.
+    #[inline(always)]
     fn submit(
         &self,
         ctx: &AioContext,
