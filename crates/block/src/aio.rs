@@ -21,11 +21,13 @@ impl BlockBackend {
         &self,
         ctx: &AioContext,
         offset: u64,
-        mut buffer: B,
+        buffer: B,
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
         trace_event!("blk_aio_preadv", backend = self.name(), offset);
+        let transfer = Transfer { buffer, offset, callback };
         self.submit(ctx, "blk_aio_preadv", move |backend, co| {
+            let Transfer { mut buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
                 backend.preadv_entered(co, offset, &mut buffer.io_vector_mut())
             });
@@ -44,7 +46,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
         trace_event!("blk_aio_pwritev", backend = self.name(), offset);
+        let transfer = Transfer { buffer, offset, callback };
         self.submit(ctx, "blk_aio_pwritev", move |backend, co| {
+            let Transfer { buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
                 backend.pwritev_entered(co, offset, &buffer.io_vector(), flags)
             });
@@ -114,6 +118,17 @@ impl BlockBackend {
             request(&backend, co);
         });
     }
+}
+
+/// What a transfer takes along to its coroutine.
+///
+/// It is moved there and back in pieces of 16 bytes. Laid out like this no field that is moved on
+/// lies across two of them, which would make the processor wait until both have been written.
+#[repr(C, align(16))]
+struct Transfer<B, C> {
+    buffer: B,
+    offset: u64,
+    callback: C,
 }
 
 /// Runs a request; a panic in it becomes EIO (design decision D11).
