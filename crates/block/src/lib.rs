@@ -7,7 +7,7 @@
 pub mod accounting;
 mod aio;
 mod block_backend;
-mod block_graph;
+mod blockdevs;
 mod blocking;
 mod driver;
 pub mod drivers;
@@ -22,7 +22,7 @@ mod remote;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
-pub use block_graph::BlockGraph;
+pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use io::{BlockStatus, BlockStatusKind};

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
-use coblk_block::options::{DriverOptions, GraphError, NodeOptions};
-use coblk_block::{BlockBackend, BlockGraph, BlockNode, WriteFlags};
+use coblk_block::options::{BlockdevError, DriverOptions, NodeOptions};
+use coblk_block::{BlockBackend, BlockNode, Blockdevs, WriteFlags};
 
 const IMAGE_BYTES: u64 = 1 << 20;
 
-/// A context, a graph, and a directory with the image `a.img`.
+/// A context, nodes by name, and a directory with the image `a.img`.
 struct Bench {
     ctx: AioContext,
-    graph: BlockGraph,
+    blockdevs: Blockdevs,
     dir: tempfile::TempDir,
 }
 
@@ -22,7 +22,7 @@ impl Bench {
     fn new() -> Bench {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::write(dir.path().join("a.img"), vec![7; IMAGE_BYTES as usize]).unwrap();
-        Bench { ctx: AioContext::new().unwrap(), graph: BlockGraph::new(), dir }
+        Bench { ctx: AioContext::new().unwrap(), blockdevs: Blockdevs::new(), dir }
     }
 
     fn image(&self) -> String {
@@ -30,9 +30,9 @@ impl Bench {
     }
 
     /// Opens what a command line describes; `$` stands for the image.
-    fn open(&self, line: &str) -> Result<Arc<BlockNode>, GraphError> {
+    fn open(&self, line: &str) -> Result<Arc<BlockNode>, BlockdevError> {
         let options = NodeOptions::from_keyval(&line.replace('$', &self.image())).unwrap();
-        self.graph.open(&self.ctx, options)
+        self.blockdevs.open(&self.ctx, options)
     }
 
     #[track_caller]
@@ -45,7 +45,7 @@ impl Bench {
     }
 
     fn names(&self) -> Vec<String> {
-        self.graph.nodes().iter().map(|node| node.name().to_owned()).collect()
+        self.blockdevs.nodes().iter().map(|node| node.name().to_owned()).collect()
     }
 }
 
@@ -64,16 +64,16 @@ fn a_stack_of_nodes_from_one_description() {
               "cache": {{"direct": true}}}}}}"#,
         bench.image()
     );
-    let node = bench.graph.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
+    let node = bench.blockdevs.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
     assert_eq!((node.name(), node.length(), node.is_read_only()), ("d0", 8192, false));
     assert_eq!(bench.names(), ["d0", "f0"]);
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     backend.pwritev(&bench.ctx, 5, &IoVector::from(&b"hello"[..]), WriteFlags::FUA).unwrap();
     assert_eq!(&fs::read(bench.image()).unwrap()[4099..4107], b"\x07\x07hello\x07");
-    assert_eq!(bench.graph.close("d0").unwrap_err().to_string(), "node 'd0' is in use");
+    assert_eq!(bench.blockdevs.close("d0").unwrap_err().to_string(), "node 'd0' is in use");
     drop((backend, node));
-    assert_eq!(bench.graph.close("f0").unwrap_err().to_string(), "there is no node 'f0'");
-    bench.graph.close("d0").unwrap();
+    assert_eq!(bench.blockdevs.close("f0").unwrap_err().to_string(), "there is no node 'f0'");
+    bench.blockdevs.close("d0").unwrap();
     assert!(bench.names().is_empty());
     assert_eq!(open_descriptors(&bench.image()), 0);
 }
@@ -89,7 +89,7 @@ fn names_are_unique_while_their_nodes_live() {
     bench.refused("driver=raw,node-name=b,file.driver=null-co,file.node-name=b", "a node 'b'");
     bench.open("driver=raw,node-name=b,file.driver=null-co,file.node-name=c").unwrap();
     bench.refused("driver=null-co,node-name=c", "there is a node 'c' already");
-    bench.graph.close("b").unwrap();
+    bench.blockdevs.close("b").unwrap();
     bench.open("driver=null-co,node-name=c").unwrap();
     let unnamed = bench.open("driver=null-aio").unwrap();
     assert!(unnamed.name().starts_with("#block"), "{}", unnamed.name());
@@ -116,14 +116,14 @@ fn read_only_is_inherited_and_not_to_be_undone_above() {
     let bench = Bench::new();
     let line = "driver=raw,read-only=on,file.driver=file,file.node-name=f,file.filename=$";
     let node = bench.open(line).unwrap();
-    assert!(node.is_read_only() && bench.graph.node("f").unwrap().is_read_only());
+    assert!(node.is_read_only() && bench.blockdevs.node("f").unwrap().is_read_only());
     let error = bench.open("driver=raw,node-name=w,file=f").err().unwrap().to_string();
     assert_eq!(error, "node 'w': its child 'f' is read-only, so it must be read-only too");
     assert!(bench.open("driver=raw,file=f,auto-read-only=on").unwrap().is_read_only());
     // A node may be it above one that is not.
     bench.open("driver=null-co,node-name=rw").unwrap();
     let above = bench.open("driver=raw,file=rw,read-only=on").unwrap();
-    assert!(above.is_read_only() && !bench.graph.node("rw").unwrap().is_read_only());
+    assert!(above.is_read_only() && !bench.blockdevs.node("rw").unwrap().is_read_only());
     let backend = BlockBackend::new(&bench.ctx, "drive", above);
     let error = backend
         .pwritev(&bench.ctx, 0, &IoVector::from(&[0; 512][..]), WriteFlags::empty())
@@ -136,9 +136,9 @@ fn auto_read_only_opens_what_may_not_be_written() {
     // Nobody may write to this one, root included.
     let (bench, path) = (Bench::new(), "/sys/kernel/notes");
     let options = NodeOptions::new(DriverOptions::file(path)).named("notes");
-    let error = bench.graph.open(&bench.ctx, options.clone()).err().unwrap().to_string();
+    let error = bench.blockdevs.open(&bench.ctx, options.clone()).err().unwrap().to_string();
     assert!(error.contains("for writing"), "{error}");
-    let node = bench.graph.open(&bench.ctx, options.auto_read_only(true)).unwrap();
+    let node = bench.blockdevs.open(&bench.ctx, options.auto_read_only(true)).unwrap();
     assert!(node.is_read_only());
 }
 
@@ -149,7 +149,7 @@ fn discards_go_down_only_where_asked_for() {
     let ignore = bench.open(&format!("driver=raw,{child}")).unwrap();
     assert!(!ignore.is_discard_enabled());
     // Down from there nothing stands in the way of what the top asks for.
-    assert!(bench.graph.node("f").unwrap().is_discard_enabled());
+    assert!(bench.blockdevs.node("f").unwrap().is_discard_enabled());
     assert!(bench.open("driver=null-co,discard=unmap").unwrap().is_discard_enabled());
 }
 
@@ -158,15 +158,15 @@ fn throttle_groups_are_named() {
     let bench = Bench::new();
     let limits = ThrottleLimits { iops_total: Rate::new(1000), ..ThrottleLimits::default() };
     let group = ThrottleGroup::new("g", limits).unwrap();
-    bench.graph.add_throttle_group(&group).unwrap();
-    let error = bench.graph.add_throttle_group(&group).unwrap_err().to_string();
+    bench.blockdevs.add_throttle_group(&group).unwrap();
+    let error = bench.blockdevs.add_throttle_group(&group).unwrap_err().to_string();
     assert_eq!(error, "there is a throttle group 'g' already");
     bench.open("driver=throttle,node-name=t,throttle-group=g,file.driver=null-co").unwrap();
-    let error = bench.graph.remove_throttle_group("g").unwrap_err().to_string();
+    let error = bench.blockdevs.remove_throttle_group("g").unwrap_err().to_string();
     assert_eq!(error, "throttle group 'g' is in use");
-    bench.graph.close("t").unwrap();
-    bench.graph.remove_throttle_group("g").unwrap();
-    assert!(bench.graph.throttle_group("g").is_none());
+    bench.blockdevs.close("t").unwrap();
+    bench.blockdevs.remove_throttle_group("g").unwrap();
+    assert!(bench.blockdevs.throttle_group("g").is_none());
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn filters_work_as_described() {
             "file": {{"driver": "file", "filename": "{}"}}}}}}"#,
         bench.image()
     );
-    let node = bench.graph.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
+    let node = bench.blockdevs.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
     let backend = BlockBackend::new(&bench.ctx, "drive", node);
     let mut byte = [0];
     let error = backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap_err();

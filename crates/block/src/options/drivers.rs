@@ -45,7 +45,7 @@ pub enum DriverOptions {
     Throttle {
         /// `file`: the node below.
         file: NodeRef,
-        /// `throttle-group`: the limits, by the name they have in the graph.
+        /// `throttle-group`: the limits, by the name they were made known by.
         throttle_group: String,
     },
     /// `blkdebug`: makes requests fail.

@@ -53,7 +53,7 @@ pub enum OptionsError {
 
 /// Why a node cannot be opened, or closed. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
-pub enum GraphError {
+pub enum BlockdevError {
     /// The options make no sense.
     #[error(transparent)]
     Options(#[from] OptionsError),

@@ -11,7 +11,7 @@
 //! # Ok::<(), coblk_block::options::OptionsError>(())
 //! ```
 //!
-//! [`BlockGraph::open`](crate::BlockGraph::open) makes nodes of them.
+//! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
 //!
 //! `drivers.rs` has one row for each driver. `reader.rs` takes options out of a tree, `keyval.rs`
 //! makes the tree of a command line.
@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 pub use blkdebug::InjectError;
 pub use drivers::DriverOptions;
-pub use error::{GraphError, OptionsError};
+pub use error::{BlockdevError, OptionsError};
 use reader::{Notation, Reader};
 
 /// The longest name of a node, in bytes; QEMU's.
@@ -38,7 +38,7 @@ const MAX_NAME_BYTES: usize = 31;
 /// `auto_read_only`, `cache_direct` and `cache_no_flush`; discards reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
-    /// `node-name`: unique among the nodes of a graph; one is made up if there is none.
+    /// `node-name`: unique among nodes opened together; one is made up if there is none.
     pub node_name: Option<String>,
     /// `read-only`: writes are refused. Off by default.
     pub read_only: Option<bool>,

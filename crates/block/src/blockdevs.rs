@@ -1,4 +1,5 @@
-//! [`BlockGraph`]: nodes by their names, opened from options.
+//! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
+//! `blockdev-del` do.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,7 +11,7 @@ use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::{Throttle, ThrottleGroup};
 use crate::node::BlockNode;
-use crate::options::{DriverOptions, GraphError, NodeOptions, NodeRef};
+use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef};
 
 /// Nodes by their names, and the throttle groups that options can name. Any thread.
 ///
@@ -19,22 +20,22 @@ use crate::options::{DriverOptions, GraphError, NodeOptions, NodeRef};
 ///
 /// ```
 /// use coblk_aio::AioContext;
-/// use coblk_block::BlockGraph;
+/// use coblk_block::Blockdevs;
 /// use coblk_block::options::NodeOptions;
 ///
-/// let (ctx, graph) = (AioContext::new()?, BlockGraph::new());
+/// let (ctx, blockdevs) = (AioContext::new()?, Blockdevs::new());
 /// let options = NodeOptions::from_keyval("driver=null-co,node-name=disk,size=64M")?;
-/// let disk = graph.open(&ctx, options)?;
+/// let disk = blockdevs.open(&ctx, options)?;
 /// assert_eq!(disk.length(), 64 << 20);
-/// let raw = graph.open(&ctx, NodeOptions::from_keyval("driver=raw,node-name=raw,file=disk")?)?;
+/// let raw = blockdevs.open(&ctx, NodeOptions::from_keyval("driver=raw,node-name=raw,file=disk")?)?;
 /// drop((disk, raw));
-/// assert_eq!(graph.close("disk").unwrap_err().to_string(), "node 'disk' is in use");
-/// graph.close("raw")?;
-/// graph.close("disk")?;
+/// assert_eq!(blockdevs.close("disk").unwrap_err().to_string(), "node 'disk' is in use");
+/// blockdevs.close("raw")?;
+/// blockdevs.close("disk")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Default)]
-pub struct BlockGraph {
+pub struct Blockdevs {
     names: Mutex<Names>,
 }
 
@@ -79,10 +80,10 @@ struct Inherited {
     unmap: bool,
 }
 
-impl BlockGraph {
+impl Blockdevs {
     /// One without nodes.
-    pub fn new() -> BlockGraph {
-        BlockGraph::default()
+    pub fn new() -> Blockdevs {
+        Blockdevs::default()
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
@@ -100,7 +101,7 @@ impl BlockGraph {
         &self,
         ctx: &AioContext,
         options: NodeOptions,
-    ) -> Result<Arc<BlockNode>, GraphError> {
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
         ctx.run(|co| self.co_open(co, options))
     }
 
@@ -108,7 +109,11 @@ impl BlockGraph {
     ///
     /// # Errors
     /// What cannot be done, in which node. Nothing stays open then.
-    pub fn co_open(&self, co: &Co<'_>, options: NodeOptions) -> Result<Arc<BlockNode>, GraphError> {
+    pub fn co_open(
+        &self,
+        co: &Co<'_>,
+        options: NodeOptions,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = self.co_open_node(co, options, Inherited::default())?;
         let entry = Entry::Owned(Arc::clone(&node));
         self.names().nodes.insert(node.name().to_owned(), entry);
@@ -120,14 +125,14 @@ impl BlockGraph {
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend,
     /// a parent, or who holds it.
-    pub fn close(&self, name: &str) -> Result<(), GraphError> {
+    pub fn close(&self, name: &str) -> Result<(), BlockdevError> {
         let closed = {
             let mut names = self.names();
             let Some(Entry::Owned(node)) = names.nodes.get(name) else {
-                return Err(GraphError::NoSuchNode(name.to_owned()));
+                return Err(BlockdevError::NoSuchNode(name.to_owned()));
             };
             if Arc::strong_count(node) > 1 {
-                return Err(GraphError::InUse { what: "node", name: name.to_owned() });
+                return Err(BlockdevError::InUse { what: "node", name: name.to_owned() });
             }
             names.nodes.remove(name)
         };
@@ -150,10 +155,10 @@ impl BlockGraph {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn add_throttle_group(&self, group: &ThrottleGroup) -> Result<(), GraphError> {
+    pub fn add_throttle_group(&self, group: &ThrottleGroup) -> Result<(), BlockdevError> {
         let mut names = self.names();
         if names.groups.contains_key(group.name()) {
-            return Err(GraphError::DuplicateGroup(group.name().to_owned()));
+            return Err(BlockdevError::DuplicateGroup(group.name().to_owned()));
         }
         names.groups.insert(group.name().to_owned(), group.clone());
         Ok(())
@@ -168,12 +173,12 @@ impl BlockGraph {
     ///
     /// # Errors
     /// If there is none, or a node is in it.
-    pub fn remove_throttle_group(&self, name: &str) -> Result<(), GraphError> {
+    pub fn remove_throttle_group(&self, name: &str) -> Result<(), BlockdevError> {
         let mut names = self.names();
         let group = names.groups.get(name);
-        let group = group.ok_or_else(|| GraphError::NoSuchGroup(name.to_owned()))?;
+        let group = group.ok_or_else(|| BlockdevError::NoSuchGroup(name.to_owned()))?;
         if group.has_members() {
-            return Err(GraphError::InUse { what: "throttle group", name: name.to_owned() });
+            return Err(BlockdevError::InUse { what: "throttle group", name: name.to_owned() });
         }
         names.groups.remove(name);
         Ok(())
@@ -185,9 +190,9 @@ impl BlockGraph {
         co: &Co<'_>,
         options: NodeOptions,
         inherited: Inherited,
-    ) -> Result<Arc<BlockNode>, GraphError> {
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
         let name = self.reserve(options.node_name.as_deref())?;
-        let reserved = Reserved { graph: self, name: &name };
+        let reserved = Reserved { blockdevs: self, name: &name };
         let own = Inherited {
             read_only: options.read_only.unwrap_or(inherited.read_only),
             auto_read_only: options.auto_read_only.unwrap_or(inherited.auto_read_only),
@@ -195,7 +200,7 @@ impl BlockGraph {
             cache_no_flush: options.cache_no_flush.unwrap_or(inherited.cache_no_flush),
             unmap: options.discard.unwrap_or(inherited.unmap),
         };
-        let opening = Opening { graph: self, co, name: &name, own };
+        let opening = Opening { blockdevs: self, co, name: &name, own };
         let node = opening.co_open(options)?;
         self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node)));
         std::mem::forget(reserved);
@@ -203,12 +208,12 @@ impl BlockGraph {
     }
 
     /// Takes a name, the one that is `wanted` or one that nobody can want.
-    fn reserve(&self, wanted: Option<&str>) -> Result<String, GraphError> {
+    fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
         let mut names = self.names();
         names.nodes.retain(|_, entry| !entry.is_free());
         let name = match wanted {
             Some(name) if names.nodes.contains_key(name) => {
-                return Err(GraphError::DuplicateNode(name.to_owned()));
+                return Err(BlockdevError::DuplicateNode(name.to_owned()));
             }
             Some(name) => name.to_owned(),
             None => {
@@ -223,26 +228,26 @@ impl BlockGraph {
 
 /// A name whose node is being opened; given back if that fails.
 struct Reserved<'a> {
-    graph: &'a BlockGraph,
+    blockdevs: &'a Blockdevs,
     name: &'a str,
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.graph.names().nodes.remove(self.name);
+        self.blockdevs.names().nodes.remove(self.name);
     }
 }
 
 /// One node on its way.
 struct Opening<'a, 'co> {
-    graph: &'a BlockGraph,
+    blockdevs: &'a Blockdevs,
     co: &'a Co<'co>,
     name: &'a str,
     own: Inherited,
 }
 
 impl Opening<'_, '_> {
-    fn co_open(&self, options: NodeOptions) -> Result<Arc<BlockNode>, GraphError> {
+    fn co_open(&self, options: NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = match options.driver {
             DriverOptions::File { filename, aio, locking, device } => {
                 let file = File::options().direct(self.own.cache_direct).engine(aio);
@@ -257,7 +262,8 @@ impl Opening<'_, '_> {
                     Err(error) if self.own.auto_read_only && is_refusal(&error) => open(true),
                     opened => opened,
                 };
-                let file = opened.map_err(|source| GraphError::File { node: self.node(), source });
+                let file =
+                    opened.map_err(|source| BlockdevError::File { node: self.node(), source });
                 BlockNode::new(self.name, file?)
             }
             DriverOptions::Raw { file, offset, size } => {
@@ -269,8 +275,8 @@ impl Opening<'_, '_> {
                 BlockNode::new(self.name, null.deferred(deferred))
             }
             DriverOptions::Throttle { file, throttle_group } => {
-                let group = self.graph.throttle_group(&throttle_group);
-                let group = group.ok_or(GraphError::NoSuchGroup(throttle_group))?;
+                let group = self.blockdevs.throttle_group(&throttle_group);
+                let group = group.ok_or(BlockdevError::NoSuchGroup(throttle_group))?;
                 BlockNode::new(self.name, Throttle::new(self.child(file)?, &group))
             }
             DriverOptions::BlkDebug { image, inject_error } => {
@@ -283,7 +289,7 @@ impl Opening<'_, '_> {
             DriverOptions::BlkLogWrites { file, log } => {
                 let (file, log) = (self.child(file)?, self.writable_child(log)?);
                 let filter = BlkLogWrites::create(self.co, file, log);
-                let failed = |source| GraphError::Io { node: self.node(), source };
+                let failed = |source| BlockdevError::Io { node: self.node(), source };
                 BlockNode::new(self.name, filter.map_err(failed)?)
             }
         };
@@ -298,31 +304,39 @@ impl Opening<'_, '_> {
         self.name.to_owned()
     }
 
-    fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> GraphError {
-        GraphError::Driver { node: self.node(), source: Box::new(error) }
+    fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {
+        BlockdevError::Driver { node: self.node(), source: Box::new(error) }
     }
 
     /// A child that is there, or is opened now.
-    fn child(&self, child: NodeRef) -> Result<Arc<BlockNode>, GraphError> {
+    fn child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
         self.child_with(child, self.own)
     }
 
     /// A child that is written to, whatever is done with the node itself.
-    fn writable_child(&self, child: NodeRef) -> Result<Arc<BlockNode>, GraphError> {
+    fn writable_child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
         self.child_with(child, Inherited { read_only: false, auto_read_only: false, ..self.own })
     }
 
-    fn child_with(&self, child: NodeRef, wanted: Inherited) -> Result<Arc<BlockNode>, GraphError> {
+    fn child_with(
+        &self,
+        child: NodeRef,
+        wanted: Inherited,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
         let child = match child {
-            NodeRef::Name(name) => self.graph.node(&name).ok_or(GraphError::NoSuchNode(name))?,
-            // What reaches this node shall reach what it stands on.
-            NodeRef::Options(options) => {
-                self.graph.co_open_node(self.co, *options, Inherited { unmap: true, ..wanted })?
+            NodeRef::Name(name) => {
+                self.blockdevs.node(&name).ok_or(BlockdevError::NoSuchNode(name))?
             }
+            // What reaches this node shall reach what it stands on.
+            NodeRef::Options(options) => self.blockdevs.co_open_node(
+                self.co,
+                *options,
+                Inherited { unmap: true, ..wanted },
+            )?,
         };
         if child.is_read_only() && !wanted.read_only && !wanted.auto_read_only {
             let (node, child) = (self.node(), child.name().to_owned());
-            return Err(GraphError::ReadOnlyChild { node, child });
+            return Err(BlockdevError::ReadOnlyChild { node, child });
         }
         Ok(child)
     }
