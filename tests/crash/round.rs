@@ -90,7 +90,10 @@ pub fn run(dir: &Path, way: Way, seed: u64, log: Log) -> Remains {
     lines.extend(std::iter::from_fn(&mut next_line));
     let status = writer.wait().expect("the end of the writer");
     assert_eq!(status.signal(), Some(9), "{way:?}, seed {seed}: it ended by itself, {status}");
-    Remains { image, log: log_path, points: points(&lines) }
+    let points = points(&lines);
+    let acknowledged = points.last().is_some_and(|it| it.required.iter().any(|it| *it > 0));
+    assert!(acknowledged, "{way:?}, seed {seed}: killed before anything was durable");
+    Remains { image, log: log_path, points }
 }
 
 /// What the lines of a writer say was durable, and when.

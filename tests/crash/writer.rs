@@ -19,6 +19,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk::block::filters::blklogwrites::BlkLogWrites;
 use coblk::drivers::{Engine, File, FileOptions};
@@ -34,6 +35,8 @@ const WRITERS: u64 = 8;
 const MOST_SECTORS: u64 = 24;
 /// One in how many writes is durable by itself.
 const DURABLE: u64 = 12;
+/// Before the flusher looks again whether there is something to flush.
+const IDLE: Duration = Duration::from_micros(20);
 
 struct Options {
     image: String,
@@ -133,6 +136,10 @@ impl State {
         loop {
             // What completes during the flush is not covered by it.
             let covered = std::mem::take(&mut *self.done.borrow_mut());
+            if covered.is_empty() {
+                co.sleep(IDLE);
+                continue;
+            }
             self.backend.co_flush(co).expect("a flush");
             let mut lines = String::new();
             for (first, count, version) in covered {
@@ -140,7 +147,6 @@ impl State {
             }
             writeln!(lines, "F {}", self.log_entries()).expect("text");
             say(&lines);
-            co.reschedule();
         }
     }
 
