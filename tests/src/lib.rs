@@ -3,6 +3,8 @@
 //! * `events`: what happened in what order on which thread, from `tracing` events;
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
+//! * `holder`: other programs that have an image open, and its locks;
+//! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `tools`: programs that tests run;
@@ -16,7 +18,9 @@
 
 pub mod events;
 pub mod guest;
+pub mod holder;
 pub mod images;
+pub mod loop_device;
 pub mod probe;
 pub mod random;
 pub mod sandbox;

@@ -24,7 +24,7 @@ use crate::event_notifier::EventNotifier;
 use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
 use crate::handle::AioHandle;
 use crate::plug::PlugState;
-use crate::polling::{PollHook, Polling};
+use crate::polling::{BusyPoll, PollHook, Polling};
 use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::Simulation;
@@ -245,18 +245,8 @@ impl AioContext {
     }
 
     /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
-    /// call. Once `fd` has been ready, a loop that polls adaptively asks `busy` before it sleeps,
-    /// and calls `ready` if it says yes; a nested poll never enters `ready` again (contract: C45,
-    /// C47). One hook without the other cannot be given:
-    ///
-    /// ```compile_fail
-    /// use coblk_aio::{AioContext, EventNotifier, FdInterest};
-    ///
-    /// fn watch(ctx: &AioContext, notifier: &EventNotifier) {
-    ///     let busy = |_: &AioContext| false;
-    ///     ctx.set_polled_fd_handler(notifier, FdInterest::Read, |_, _| (), busy).unwrap();
-    /// }
-    /// ```
+    /// call: once `fd` has been ready, a loop that polls adaptively asks `poll` before it sleeps,
+    /// for as long as that pays (contract: C45, C46, C47).
     ///
     /// # Errors
     /// As [`set_fd_handler`](Self::set_fd_handler).
@@ -265,10 +255,9 @@ impl AioContext {
         fd: impl AsFd,
         interest: FdInterest,
         callback: impl Fn(&AioContext, Readiness) + 'static,
-        busy: impl Fn(&AioContext) -> bool + 'static,
-        ready: impl Fn(&AioContext) + 'static,
+        poll: impl BusyPoll + 'static,
     ) -> io::Result<()> {
-        let hook = PollHook::new(Box::new(busy), Box::new(ready));
+        let hook = PollHook::new(Box::new(poll));
         self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), Some(hook))
     }
 

@@ -54,7 +54,7 @@ pub use handle::AioHandle;
 pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
 pub use plug::Plug;
-pub use polling::DEFAULT_POLL_MAX;
+pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
 pub use ring::WaitMode;
 pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};

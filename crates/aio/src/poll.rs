@@ -65,8 +65,9 @@ impl Inner {
             Some(limit) => Some(self.sleep_timeout().map_or(limit, |timeout| timeout.min(limit))),
         };
         let waited = if timeout == Some(Duration::ZERO) {
+            self.polling.pass(self, limit == timeout);
             self.collect_events()
-        } else if self.polling.is_enabled() {
+        } else if self.polling.is_used() {
             self.poll_then_sleep(timeout, limit.is_some())
         } else {
             self.sleep(timeout, limit.is_some())

@@ -1,8 +1,8 @@
 //! Adaptive busy polling: a loop that expects work soon looks for it a while before it sleeps,
 //! because waking a sleeping thread costs far more than a short wait (contract: C45 to C48).
 //!
-//! What it looks at: the list that workers and other threads push to, and the *busy hooks* of
-//! descriptor handlers, such as "has the guest put something into the ring".
+//! What it looks at: completions of the ring, the list that workers and other threads push to, and
+//! the [`BusyPoll`]s of descriptor handlers, such as "has the guest put something into the ring".
 //!
 //! How long it looks adapts to how long it had to wait: up to a maximum, so an idle loop sleeps.
 
@@ -22,14 +22,38 @@ const POLL_GROW: u64 = 2;
 /// A handler that was not ready for so long is not polled any more (contract: C46).
 const HOOK_IDLE: Duration = Duration::from_secs(7);
 
-type Busy = Box<dyn Fn(&AioContext) -> bool>;
-type Ready = Box<dyn Fn(&AioContext)>;
+/// The busy-poll half of a descriptor handler: how a loop that polls adaptively sees, without a
+/// system call, that there is something to do. All of it is called on the home thread.
+///
+/// What says that there is work and what does the work come together; one without the other does
+/// not compile (contract: C45):
+///
+/// ```compile_fail
+/// struct Half;
+/// impl coblk_aio::BusyPoll for Half {
+///     fn is_busy(&self, _: &coblk_aio::AioContext) -> bool { true }
+/// }
+/// ```
+pub trait BusyPoll {
+    /// Whether there is something to do. Asked often; must be cheap, and not poll.
+    fn is_busy(&self, ctx: &AioContext) -> bool;
 
-/// The busy-poll half of a descriptor handler. The two hooks come together: one without the other
-/// cannot be written (contract: C45).
+    /// Does it. A nested poll never enters it again (contract: C47).
+    fn ready(&self, ctx: &AioContext);
+
+    /// The loop looks by itself from now on: the other side need not notify. Must not poll.
+    fn begin(&self, _ctx: &AioContext) {}
+
+    /// The loop is about to sleep: the other side must notify again. The loop looks once more
+    /// afterwards, so what came in between is not missed. Must not poll.
+    fn end(&self, _ctx: &AioContext) {}
+}
+
+/// A [`BusyPoll`], and what the loop remembers of it.
 pub(crate) struct PollHook {
-    busy: Busy,
-    ready: Ready,
+    poll: Box<dyn BusyPoll>,
+    /// Between `begin` and `end`.
+    begun: Cell<bool>,
     /// On the list of hooks to look at.
     active: Cell<bool>,
     last_ready: Cell<Instant>,
@@ -40,15 +64,31 @@ pub(crate) struct PollHook {
 }
 
 impl PollHook {
-    pub(crate) fn new(busy: Busy, ready: Ready) -> Rc<PollHook> {
+    pub(crate) fn new(poll: Box<dyn BusyPoll>) -> Rc<PollHook> {
         Rc::new(PollHook {
-            busy,
-            ready,
+            poll,
+            begun: Cell::new(false),
             active: Cell::new(false),
             last_ready: Cell::new(Instant::now()),
             pending: Cell::new(false),
             running: Cell::new(false),
         })
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_ready.get()) > HOOK_IDLE
+    }
+
+    fn begin(&self, ctx: &AioContext) {
+        if !self.begun.replace(true) {
+            self.poll.begin(ctx);
+        }
+    }
+
+    fn end(&self, ctx: &AioContext) {
+        if self.begun.replace(false) {
+            self.poll.end(ctx);
+        }
     }
 }
 
@@ -61,6 +101,8 @@ pub(crate) struct Polling {
     /// How long the next look takes at most.
     now_ns: Cell<u64>,
     hooks: RefCell<Vec<Rc<PollHook>>>,
+    /// Hooks may be between their `begin` and `end`: nobody else tells the loop of their work.
+    begun: Cell<bool>,
 }
 
 impl Polling {
@@ -71,6 +113,7 @@ impl Polling {
             shrink: Cell::new(0),
             now_ns: Cell::new(0),
             hooks: RefCell::new(Vec::new()),
+            begun: Cell::new(false),
         };
         polling.set(max, 0, 0);
         polling
@@ -86,6 +129,13 @@ impl Polling {
     #[inline]
     pub(crate) fn is_enabled(&self) -> bool {
         self.max_ns.get() > 0
+    }
+
+    /// Whether [`look`](Self::look) comes before a sleep. Also when it has been turned off in the
+    /// middle: then it ends what it has begun.
+    #[inline]
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_enabled() || self.begun.get()
     }
 
     pub(crate) fn max_ns(&self) -> u64 {
@@ -111,14 +161,30 @@ impl Polling {
         self.hooks.borrow_mut().retain(|other| !Rc::ptr_eq(other, hook));
     }
 
-    /// Looks for work until there is some or time is up; whether there is.
+    /// Looks for work until there is some or time is up; whether there is. If there is none, the
+    /// loop may sleep.
     pub(crate) fn look(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
+        self.look_for(inner, timeout) || self.end_look(inner)
+    }
+
+    /// In place of a look where the loop will not wait: it has other work, or, if it `ends`, has
+    /// been told not to wait, and may next be waited for by other means.
+    #[inline]
+    pub(crate) fn pass(&self, inner: &Inner, ends: bool) {
+        if self.begun.get() {
+            let _ = if ends { self.end_look(inner) } else { self.any_busy(inner, Instant::now()) };
+        }
+    }
+
+    fn look_for(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
         if self.now_ns.get() == 0 {
             return false;
         }
         let limit = Duration::from_nanos(self.now_ns.get());
         let limit = timeout.map_or(limit, |timeout| timeout.min(limit));
         let start = Instant::now();
+        self.for_each_hook(|hook| hook.begin(inner.me()));
+        self.begun.set(!self.hooks.borrow().is_empty());
         loop {
             let completed = inner.made_ring().is_some_and(Ring::has_completions);
             if completed || inner.shared.has_work() || self.any_busy(inner, start) {
@@ -131,56 +197,80 @@ impl Polling {
         }
     }
 
+    /// Asks to be notified again, and looks once more; whether there is work now.
+    fn end_look(&self, inner: &Inner) -> bool {
+        if !self.begun.replace(false) {
+            return false;
+        }
+        self.for_each_hook(|hook| hook.end(inner.me()));
+        self.any_busy(inner, Instant::now())
+    }
+
     fn any_busy(&self, inner: &Inner, now: Instant) -> bool {
         let mut found = false;
         let mut idle = false;
-        let mut index = 0;
-        // The list is not borrowed while a hook runs: it may change the list.
-        loop {
-            let Some(hook) = self.hooks.borrow().get(index).cloned() else { break };
-            index += 1;
+        self.for_each_hook(|hook| {
             if hook.running.get() {
-                continue;
+                return;
             }
-            if (hook.busy)(inner.me()) {
+            if hook.poll.is_busy(inner.me()) {
                 hook.last_ready.set(now);
                 hook.pending.set(true);
                 found = true;
             } else {
-                idle |= now.saturating_duration_since(hook.last_ready.get()) > HOOK_IDLE;
+                idle |= hook.is_idle(now);
             }
-        }
+        });
         if idle {
-            self.let_go_of_idle(now);
+            found |= self.let_go_of_idle(inner, now);
         }
         found
     }
 
+    /// Forgets who has had nothing for long; its descriptor brings it back. Whether one of them
+    /// has something after all, now that it has been told to notify again.
     #[cold]
-    fn let_go_of_idle(&self, now: Instant) {
-        self.hooks.borrow_mut().retain(|hook| {
-            let keep = now.saturating_duration_since(hook.last_ready.get()) <= HOOK_IDLE;
-            hook.active.set(keep);
-            keep
+    fn let_go_of_idle(&self, inner: &Inner, now: Instant) -> bool {
+        let mut found = false;
+        self.for_each_hook(|hook| {
+            if !hook.is_idle(now) {
+                return;
+            }
+            hook.end(inner.me());
+            if !hook.running.get() && hook.poll.is_busy(inner.me()) {
+                hook.last_ready.set(now);
+                hook.pending.set(true);
+                found = true;
+            } else {
+                hook.active.set(false);
+            }
         });
+        self.hooks.borrow_mut().retain(|hook| hook.active.get());
+        found
+    }
+
+    /// The list is not borrowed while a hook runs: it may change the list.
+    fn for_each_hook(&self, mut visit: impl FnMut(&PollHook)) {
+        let mut index = 0;
+        loop {
+            let Some(hook) = self.hooks.borrow().get(index).cloned() else { return };
+            index += 1;
+            visit(&hook);
+        }
     }
 
     /// Calls the ready hooks of what the last look found.
+    #[inline]
     pub(crate) fn dispatch(&self, ctx: &AioContext) -> bool {
-        if !self.is_enabled() {
-            return false;
-        }
         let mut progress = false;
-        let mut index = 0;
-        loop {
-            let Some(hook) = self.hooks.borrow().get(index).cloned() else { return progress };
-            index += 1;
+        self.for_each_hook(|hook| {
             if hook.pending.replace(false) && !hook.running.replace(true) {
                 let _ended = OnDrop(|| hook.running.set(false));
-                (hook.ready)(ctx);
+                hook.poll.ready(ctx);
                 progress = true;
             }
-        }
+        });
+        progress
     }
 
     /// Adapts to a wait that took `waited` in all (contract: C46).
@@ -237,5 +327,47 @@ mod tests {
         assert_eq!(polling.current_ns(), 12_000);
         polling.adapt(Duration::from_secs(1));
         assert_eq!(polling.current_ns(), 6_000);
+    }
+
+    /// Is never busy; counts its beginnings less its ends.
+    struct Never(Rc<Cell<i32>>);
+
+    impl BusyPoll for Never {
+        fn is_busy(&self, _: &AioContext) -> bool {
+            false
+        }
+
+        fn ready(&self, _: &AioContext) {
+            unreachable!("it is never busy");
+        }
+
+        fn begin(&self, _: &AioContext) {
+            self.0.set(self.0.get() + 1);
+        }
+
+        fn end(&self, _: &AioContext) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+
+    #[test]
+    fn c46_a_handler_that_is_idle_for_7_s_is_let_go() {
+        let ctx = AioContext::builder().poll_max(Duration::from_millis(1)).build().unwrap();
+        let (inner, begun) = (ctx.inner(), Rc::new(Cell::new(0)));
+        let (polling, hook) = (&inner.polling, PollHook::new(Box::new(Never(Rc::clone(&begun)))));
+        for _ in 0..2 {
+            polling.activate(&hook);
+            assert_eq!(polling.hooks.borrow().len(), 1);
+            hook.begin(&ctx);
+            let ready = hook.last_ready.get();
+            assert!(!polling.any_busy(inner, ready + HOOK_IDLE));
+            assert_eq!(
+                (polling.hooks.borrow().len(), begun.get()),
+                (1, 1),
+                "not idle for too long"
+            );
+            assert!(!polling.any_busy(inner, ready + HOOK_IDLE + Duration::from_millis(1)));
+            assert_eq!((polling.hooks.borrow().len(), begun.get()), (0, 0));
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, DEFAULT_POLL_MAX, EventNotifier, FdInterest, IoThread};
+use coblk_aio::{AioContext, BusyPoll, DEFAULT_POLL_MAX, EventNotifier, FdInterest, IoThread};
 
 /// A context that looks for work for a long time once it has waited a little.
 fn polling_context() -> AioContext {
@@ -18,8 +18,40 @@ fn polling_context() -> AioContext {
     ctx
 }
 
-/// A handler on `notifier` that counts calls of its hooks; `busy` is what the busy hook says.
-fn watch(ctx: &AioContext, notifier: &EventNotifier, busy: &Rc<Cell<bool>>) -> [Rc<Cell<u32>>; 3] {
+/// Hooks made of closures. Counts in `begun` how often the loop began to look, less how often it
+/// ended that.
+struct Hooks {
+    busy: Box<dyn Fn() -> bool>,
+    ready: Box<dyn Fn(&AioContext)>,
+    begun: Rc<Cell<i32>>,
+}
+
+impl BusyPoll for Hooks {
+    fn is_busy(&self, _: &AioContext) -> bool {
+        (self.busy)()
+    }
+
+    fn ready(&self, ctx: &AioContext) {
+        (self.ready)(ctx);
+    }
+
+    fn begin(&self, _: &AioContext) {
+        self.begun.set(self.begun.get() + 1);
+    }
+
+    fn end(&self, _: &AioContext) {
+        self.begun.set(self.begun.get() - 1);
+    }
+}
+
+/// A handler on `notifier` that counts calls of its callback and its two hooks; `busy` is what the
+/// busy hook says.
+fn watch(
+    ctx: &AioContext,
+    notifier: &EventNotifier,
+    busy: &Rc<Cell<bool>>,
+    begun: &Rc<Cell<i32>>,
+) -> [Rc<Cell<u32>>; 3] {
     let counts: [Rc<Cell<u32>>; 3] = Default::default();
     let add = |count: &Rc<Cell<u32>>| {
         let count = Rc::clone(count);
@@ -27,23 +59,22 @@ fn watch(ctx: &AioContext, notifier: &EventNotifier, busy: &Rc<Cell<bool>>) -> [
     };
     let [on_fd, on_busy, on_ready] = [add(&counts[0]), add(&counts[1]), add(&counts[2])];
     let (own, says, clears) = (notifier.try_clone().unwrap(), Rc::clone(busy), Rc::clone(busy));
-    ctx.set_polled_fd_handler(
-        notifier,
-        FdInterest::Read,
-        move |_, _| {
-            own.test_and_clear().unwrap();
-            on_fd();
-        },
-        move |_| {
+    let hooks = Hooks {
+        busy: Box::new(move || {
             on_busy();
             says.get()
-        },
-        move |_| {
+        }),
+        ready: Box::new(move |_| {
             clears.set(false);
             on_ready();
-        },
-    )
-    .unwrap();
+        }),
+        begun: Rc::clone(begun),
+    };
+    let callback = move |_: &AioContext, _| {
+        own.test_and_clear().unwrap();
+        on_fd();
+    };
+    ctx.set_polled_fd_handler(notifier, FdInterest::Read, callback, hooks).unwrap();
     counts
 }
 
@@ -51,7 +82,8 @@ fn watch(ctx: &AioContext, notifier: &EventNotifier, busy: &Rc<Cell<bool>>) -> [
 fn c46_a_handler_is_polled_after_its_first_readiness() {
     let ctx = polling_context();
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
-    let [on_fd, on_busy, on_ready] = watch(&ctx, &notifier, &busy);
+    let begun = Rc::default();
+    let [on_fd, on_busy, on_ready] = watch(&ctx, &notifier, &busy, &begun);
     ctx.poll_timeout(Duration::from_micros(100));
     assert_eq!(on_busy.get(), 0, "not ready yet, so not looked at");
     notifier.set().unwrap();
@@ -63,6 +95,37 @@ fn c46_a_handler_is_polled_after_its_first_readiness() {
 }
 
 #[test]
+fn c46_the_other_side_is_told_before_the_loop_sleeps() {
+    let ctx = polling_context();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let begun = Rc::new(Cell::new(0));
+    let [on_fd, _, on_ready] = watch(&ctx, &notifier, &busy, &begun);
+    notifier.set().unwrap();
+    ctx.run_until(|| on_fd.get() == 1);
+    let look = |ready: u32| {
+        busy.set(true);
+        ctx.poll(true);
+        assert_eq!((begun.get(), on_ready.get()), (1, ready), "it goes on looking");
+    };
+    look(1);
+    // A loop that has other work does not look for any, but must not forget what nobody will tell.
+    busy.set(true);
+    ctx.schedule(|_| ());
+    ctx.poll(true);
+    assert_eq!((begun.get(), on_ready.get()), (1, 2));
+    // A poll that may not wait may be followed by anything. What came before the end is seen.
+    busy.set(true);
+    ctx.poll(false);
+    assert_eq!((begun.get(), on_ready.get()), (0, 3));
+    look(4);
+    // Nor does it sleep on a promise when it stops looking at all.
+    ctx.set_poll_params(Duration::ZERO, 0, 0);
+    ctx.poll_timeout(Duration::from_micros(1));
+    assert_eq!(begun.get(), 0);
+    assert_eq!((on_fd.get(), on_ready.get()), (1, 4));
+}
+
+#[test]
 fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
     let ctx = polling_context();
     let notifier = EventNotifier::new().unwrap();
@@ -71,22 +134,21 @@ fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
     let started = Rc::new(Cell::new(false));
     let on_event = Rc::clone(&started);
     let in_ready = (Rc::clone(&depth), Rc::clone(&deepest));
-    ctx.set_polled_fd_handler(
-        &notifier,
-        FdInterest::Read,
-        move |_, _| {
-            own.test_and_clear().unwrap();
-            on_event.set(true);
-        },
-        |_| true,
-        move |ctx| {
+    let callback = move |_: &AioContext, _| {
+        own.test_and_clear().unwrap();
+        on_event.set(true);
+    };
+    let hooks = Hooks {
+        busy: Box::new(|| true),
+        ready: Box::new(move |ctx| {
             in_ready.0.set(in_ready.0.get() + 1);
             in_ready.1.set(in_ready.1.get().max(in_ready.0.get()));
             ctx.poll_timeout(Duration::from_micros(200));
             in_ready.0.set(in_ready.0.get() - 1);
-        },
-    )
-    .unwrap();
+        }),
+        begun: Rc::default(),
+    };
+    ctx.set_polled_fd_handler(&notifier, FdInterest::Read, callback, hooks).unwrap();
     notifier.set().unwrap();
     ctx.run_until(|| started.get() && deepest.get() > 0);
     assert_eq!((depth.get(), deepest.get()), (0, 1));

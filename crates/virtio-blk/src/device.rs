@@ -11,7 +11,8 @@
 //! ```
 //!
 //! While it works, the driver is asked not to kick; before it goes, it asks for kicks again and
-//! looks once more.
+//! looks once more. A loop that polls adaptively looks at the ring by itself between kicks, and asks
+//! for one only before it sleeps.
 
 use std::iter::once;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,6 +68,8 @@ impl DeviceQueue {
                 if budget == 0 {
                     return Ok(Left::Some);
                 }
+            } else if self.is_polled.get() {
+                return Ok(Left::Nothing);
             } else if self.ring.borrow().enable_notification(&rings)? {
                 self.ring.borrow().disable_notification(&rings)?;
             } else {

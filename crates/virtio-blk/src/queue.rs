@@ -13,7 +13,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 
-use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, EventNotifier, trace_event};
+use coblk_aio::{
+    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventNotifier, FdInterest, trace_event,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::Chain;
@@ -54,6 +56,8 @@ pub(crate) struct DeviceQueue {
     kick_bh: BottomHalf,
     completion_bh: BottomHalf,
     notifier: RefCell<Option<EventNotifier>>,
+    /// The loop looks at the ring by itself, so the driver need not kick.
+    pub(crate) is_polled: Cell<bool>,
     /// Coroutines that wait until nothing is in flight.
     waiters: RefCell<Vec<CoWaker>>,
 }
@@ -93,6 +97,7 @@ impl DeviceQueue {
                     queue.raise_interrupt(ctx);
                 }),
                 notifier: RefCell::new(None),
+                is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
             }
         })
@@ -134,13 +139,17 @@ impl DeviceQueue {
     ) -> std::io::Result<()> {
         self.unwatch(ctx);
         // A descriptor of our own, so that the caller may close his.
-        let own = notifier.try_clone()?;
+        let (own, kicked) = (notifier.try_clone()?, notifier.try_clone()?);
         let me = Rc::downgrade(self);
-        ctx.set_event_notifier(&own, move |ctx| {
-            if let Some(queue) = me.upgrade() {
+        let on_kick = Weak::clone(&me);
+        let callback = move |ctx: &AioContext, _| {
+            if kicked.test_and_clear().unwrap_or(true)
+                && let Some(queue) = on_kick.upgrade()
+            {
                 queue.handle_output(ctx);
             }
-        })?;
+        };
+        ctx.set_polled_fd_handler(&own, FdInterest::Read, callback, QueuePoll(me))?;
         *self.notifier.borrow_mut() = Some(own);
         Ok(())
     }
@@ -148,7 +157,39 @@ impl DeviceQueue {
     fn unwatch(&self, ctx: &AioContext) {
         if let Some(notifier) = self.notifier.take() {
             ctx.unset_fd_handler(&notifier);
+            self.end_polling();
         }
+    }
+
+    /// The driver is asked not to kick, from now on until [`end_polling`](Self::end_polling).
+    fn begin_polling(&self) {
+        if self.is_running() {
+            self.is_polled.set(true);
+            let ring = self.ring.borrow();
+            // A ring that cannot be accessed is found out by whoever looks at it next.
+            let _ = ring.map(&self.mem).and_then(|rings| ring.disable_notification(&rings));
+        }
+    }
+
+    /// Nobody looks at the ring any more unless the driver kicks.
+    fn end_polling(&self) {
+        if self.is_polled.replace(false) && self.is_running() {
+            let ring = self.ring.borrow();
+            let enabled = ring.map(&self.mem).and_then(|rings| ring.enable_notification(&rings));
+            drop(ring);
+            match enabled {
+                Ok(false) => {}
+                // Came before we asked for a kick, so none may come.
+                Ok(true) => self.kick_bh.schedule(),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// Whether something is available. A ring that is in disorder has it too: taking it finds that.
+    fn is_busy(&self) -> bool {
+        let ring = self.ring.borrow();
+        self.is_running() && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
     }
 
     /// Takes no more requests, and waits for those in flight. Returns the index to go on from.
@@ -262,6 +303,33 @@ impl DeviceQueue {
             Ok(false) => {}
             // It was accessible when the queue started, so this does not happen.
             Err(error) => tracing::error!(queue = self.index, %error, "cannot interrupt"),
+        }
+    }
+}
+
+/// How a loop that polls adaptively sees requests before the kick (contract: C46).
+struct QueuePoll(Weak<DeviceQueue>);
+
+impl BusyPoll for QueuePoll {
+    fn is_busy(&self, _ctx: &AioContext) -> bool {
+        self.0.upgrade().is_some_and(|queue| queue.is_busy())
+    }
+
+    fn ready(&self, ctx: &AioContext) {
+        if let Some(queue) = self.0.upgrade() {
+            queue.handle_output(ctx);
+        }
+    }
+
+    fn begin(&self, _ctx: &AioContext) {
+        if let Some(queue) = self.0.upgrade() {
+            queue.begin_polling();
+        }
+    }
+
+    fn end(&self, _ctx: &AioContext) {
+        if let Some(queue) = self.0.upgrade() {
+            queue.end_polling();
         }
     }
 }

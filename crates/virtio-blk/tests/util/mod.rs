@@ -163,6 +163,9 @@ const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 /// Header, status and data of the honest request.
 const HONEST: u64 = 0x4000;
+const HONEST_STATUS: u64 = HONEST + 0x800;
+const HONEST_DATA: u64 = HONEST + 0x1000;
+const HONEST_HEAD: u16 = RAW_SIZE - 3;
 /// Free for the test to use; ends with the first region.
 pub const SCRATCH: u64 = 0x10000;
 /// Where two regions of guest memory meet.
@@ -301,19 +304,32 @@ impl RawGuest {
 
     /// A read of the first sector, as a well-behaved driver would make it.
     pub fn honest_request_works(&mut self) {
-        let head = RAW_SIZE - 3;
-        let (header, data, status) = (HONEST, HONEST + 0x1000, HONEST + 0x800);
-        self.put_header(header, 0, 0);
-        self.put(status, &[UNTOUCHED]);
-        self.put(data, &[0xaa; 512]);
-        self.descriptor(head, header, 16, NEXT, head + 1);
-        self.descriptor(head + 1, data, 512, NEXT | WRITE, head + 2);
-        self.descriptor(head + 2, status, 1, WRITE, 0);
-        self.offer(head);
+        self.offer_honest_request();
         self.kick();
-        assert_eq!(self.take_used(), [(u32::from(head), 513)]);
-        assert_eq!(self.byte(status), OK);
-        assert_eq!(self.bytes(data, 512), self.disk.data.lock().unwrap()[..512]);
+        self.honest_request_was_answered();
+    }
+
+    /// Offers that read, and does not kick.
+    pub fn offer_honest_request(&mut self) {
+        self.put_header(HONEST, 0, 0);
+        self.put(HONEST_STATUS, &[UNTOUCHED]);
+        self.put(HONEST_DATA, &[0xaa; 512]);
+        self.descriptor(HONEST_HEAD, HONEST, 16, NEXT, HONEST_HEAD + 1);
+        self.descriptor(HONEST_HEAD + 1, HONEST_DATA, 512, NEXT | WRITE, HONEST_HEAD + 2);
+        self.descriptor(HONEST_HEAD + 2, HONEST_STATUS, 1, WRITE, 0);
+        self.offer(HONEST_HEAD);
+    }
+
+    pub fn honest_request_was_answered(&mut self) {
+        assert_eq!(self.take_used(), [(u32::from(HONEST_HEAD), 513)]);
+        assert_eq!(self.byte(HONEST_STATUS), OK);
+        assert_eq!(self.bytes(HONEST_DATA, 512), self.disk.data.lock().unwrap()[..512]);
+    }
+
+    /// Whether the device wants a kick for the next head, with EVENT_IDX, as is offered.
+    pub fn wants_kick(&self) -> bool {
+        let avail_event = self.bytes(USED + 4 + 8 * u64::from(RAW_SIZE), 2);
+        u16::from_le_bytes(avail_event.try_into().unwrap()) == self.avail_idx
     }
 
     /// Offers a chain that no answer is possible to: the queue breaks, stays broken, and works
