@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coblk::block::filters::blkdebug::{BlkDebug, Rules};
 use coblk::block::filters::blklogwrites::BlkLogWrites;
 use coblk::block::filters::throttle::{Throttle, ThrottleGroup, ThrottleLimits};
-use coblk::drivers::{FileOptions, Null};
+use coblk::drivers::{FileOptions, Null, Raw};
 use coblk::{AioContext, BlockNode};
 use coblk_tests::guest::every_way;
 use coblk_tests::images::sparse_image;
@@ -60,8 +60,30 @@ pub fn subjects() -> Vec<Subject> {
             )
         });
     }
+    let slow = || Null::new(LENGTH).read_zeroes(true).latency_ns(1000);
+    subjects.push(Subject {
+        stores: false,
+        resizes: false,
+        ..row("null (slow)".to_owned(), Box::new(move |_, _| BlockNode::new("null", slow())))
+    });
     // Filters pass on what they do not disturb; on blocks of a byte, and on larger ones.
     for (way, options) in [every_way()[0], every_way()[4]] {
+        subjects.push(row(
+            format!("raw on file ({way})"),
+            Box::new(move |_, image| BlockNode::new("raw", Raw::new(file(options, image)))),
+        ));
+        subjects.push(Subject {
+            resizes: false,
+            ..row(
+                format!("raw, a part of file ({way})"),
+                Box::new(move |_, image| {
+                    let dir = image.parent().expect("a directory");
+                    let image = sparse_image(dir, "whole.img", LENGTH + 3 * 4096);
+                    let part = Raw::part(file(options, &image), 4096, Some(LENGTH));
+                    BlockNode::new("raw", part.expect("a part"))
+                }),
+            )
+        });
         subjects.push(row(
             format!("blkdebug on file ({way})"),
             Box::new(move |_, image| {
