@@ -68,6 +68,7 @@ fn zeroes(stage: &Stage<'_>) {
                 }
             }
         }
+        stage.step(format!("what is there after all zeroes with {flags:?}"));
         stage.check_all();
     }
 }

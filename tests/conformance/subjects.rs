@@ -66,7 +66,14 @@ pub fn subjects() -> Vec<Subject> {
         resizes: false,
         ..row("null (slow)".to_owned(), Box::new(move |_, _| BlockNode::new("null", slow())))
     });
-    // Filters pass on what they do not disturb; on blocks of a byte, and on larger ones.
+    subjects.extend(stacked());
+    subjects
+}
+
+/// Drivers that stand on another pass on what they do not change: to blocks of a byte, and to larger
+/// ones.
+fn stacked() -> Vec<Subject> {
+    let mut subjects = Vec::new();
     for (way, options) in [every_way()[0], every_way()[4]] {
         subjects.push(row(
             format!("raw on file ({way})"),
