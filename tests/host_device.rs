@@ -118,6 +118,10 @@ fn each_driver_names_the_other_for_what_is_not_its_own() {
     assert!(said.ends_with("it is a directory, not a block device"), "{said}");
     let good = File::device_options().open(device.path()).unwrap();
     assert_eq!(good.format_name(), "host_device");
+    // Who is given a path does not have to know.
+    for (path, driver) in [(&*image, "file"), (device.path(), "host_device")] {
+        assert_eq!(File::options_for(path).open(path).unwrap().format_name(), driver);
+    }
 }
 
 #[test]

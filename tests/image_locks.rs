@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coblk::BlockDriver;
 use coblk::block::{PermissionError, Permissions};
@@ -201,6 +203,36 @@ fn two_open_images_of_one_process_are_strangers() {
     reader.set_permissions(READ, ALL).unwrap();
     drop(first);
     as_disk(&second).unwrap();
+}
+
+#[test]
+fn of_two_who_come_at_the_same_time_one_at_most_is_let_in() {
+    let (_dir, image) = image();
+    let (start, inside) = (Barrier::new(2), AtomicUsize::new(0));
+    let attempts = || {
+        let file = open(&image);
+        let mut let_in = 0;
+        for _ in 0..500 {
+            start.wait();
+            let mine = usize::from(as_disk(&file).is_ok());
+            inside.fetch_add(mine, Ordering::SeqCst);
+            start.wait();
+            // Both have tried, and nobody has given up what he has.
+            let together = inside.load(Ordering::SeqCst);
+            start.wait();
+            assert!(together <= 1, "both were let in");
+            inside.fetch_sub(mine, Ordering::SeqCst);
+            file.set_permissions(Permissions::empty(), ALL).unwrap();
+            let_in += mine;
+        }
+        let_in
+    };
+    let let_in = std::thread::scope(|scope| {
+        let other = scope.spawn(attempts);
+        attempts() + other.join().unwrap()
+    });
+    assert!(let_in > 0, "in no round was anybody let in");
+    assert_eq!(locked_bytes(&image), NOBODY);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 pub mod accounting;
 mod aio;
 mod block_backend;
+mod blockdevs;
 mod blocking;
 mod driver;
 pub mod drivers;
@@ -15,11 +16,13 @@ mod flags;
 mod gate;
 mod io;
 mod node;
+pub mod options;
 mod permissions;
 mod remote;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
+pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use io::{BlockStatus, BlockStatusKind};

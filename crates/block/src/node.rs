@@ -81,7 +81,12 @@ impl BlockNode {
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.driver.is_read_only()
+        self.path.is_read_only() || self.driver.is_read_only()
+    }
+
+    /// Refuses writes from now on, whatever the driver allows. Before the first request.
+    pub(crate) fn make_read_only(&self) {
+        self.path.make_read_only();
     }
 
     /// Whether discards reach the driver; at first they do. Without, a discard succeeds and does

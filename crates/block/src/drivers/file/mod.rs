@@ -15,6 +15,7 @@ mod transfer;
 use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -87,6 +88,16 @@ impl File {
     /// cannot be changed.
     pub fn device_options() -> FileOptions {
         File::options().on_device()
+    }
+
+    /// [`device_options`](Self::device_options) if there is a block device at `path`, else
+    /// [`options`](Self::options): for programs that are given a path and no driver.
+    pub fn options_for(path: impl AsRef<Path>) -> FileOptions {
+        let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
+        match kind.is_ok_and(|kind| kind.is_block_device()) {
+            true => File::device_options(),
+            false => File::options(),
+        }
     }
 
     /// The path it was opened by.
