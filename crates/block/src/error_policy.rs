@@ -23,7 +23,8 @@ use coblk_aio::{AioContext, Co, CoWaker, trace_event};
 
 use crate::accounting::RequestKind;
 use crate::block_backend::BlockBackend;
-use crate::gate::{Request, wake_all};
+use crate::gate::wake_all;
+use crate::medium::Request;
 
 /// What happens when a request fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,10 +195,10 @@ impl BlockBackend {
 
     /// Runs `attempt` as often as the policies want it, and never while the backend is stopped.
     #[inline]
-    pub(crate) fn with_policy<'a>(
-        &'a self,
+    pub(crate) fn with_policy(
+        &self,
         co: &Co<'_>,
-        request: &mut Option<Request<'a>>,
+        request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
         mut attempt: impl FnMut() -> io::Result<()>,
@@ -213,10 +214,10 @@ impl BlockBackend {
     }
 
     #[cold]
-    fn after_error<'a>(
-        &'a self,
+    fn after_error(
+        &self,
         co: &Co<'_>,
-        request: &mut Option<Request<'a>>,
+        request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
         mut error: io::Error,
@@ -269,7 +270,7 @@ impl BlockBackend {
 
     /// Waits outside the gate until the backend runs.
     #[cold]
-    fn hold<'a>(&'a self, co: &Co<'_>, request: &mut Option<Request<'a>>) -> Result<(), Purged> {
+    fn hold(&self, co: &Co<'_>, request: &mut Option<Request>) -> Result<(), Purged> {
         let errors = self.errors();
         let purges = errors.purges.get();
         while errors.is_stopped() && errors.reporting.get() == 0 {

@@ -20,8 +20,8 @@ pub(crate) struct Slot(#[expect(dead_code, reason = "accessed through pointers")
 
 /// How to run or drop the closure in a slot, whose type is known here and nowhere else.
 pub(crate) struct EntryVtable {
-    /// Moves the closure out of the slot and runs it.
-    run: unsafe fn(NonNull<Slot>, &Suspender),
+    /// Moves the closure out of the slot and runs it to its end. Does not unwind.
+    run: unsafe fn(&Control),
     /// Drops a closure that has not been run.
     drop: unsafe fn(NonNull<Slot>),
 }
@@ -60,33 +60,33 @@ pub(crate) unsafe fn drop_unrun(control: &Control) {
 ///
 /// Between two runs this frame is all there is on the stack. It holds a pointer to the control
 /// block and nothing that belongs to a thread: what a run computes, be it the address of a
-/// thread-local, stays in [`run_once`], which is not inlined. That is what lets the pool move idle
-/// coroutines between threads.
+/// thread-local, stays in the frame of the function from the vtable. That is what lets the pool move
+/// idle coroutines between threads.
+///
+/// That function is the only one between this frame and the closure. The processor predicts where
+/// each of them returns to from the calls it saw last, which are those of another stack: every
+/// level costs a request a wrong guess.
 ///
 /// # Safety
 /// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is
 /// resumed after it has terminated, its slot holds a closure.
 pub(crate) unsafe fn trampoline(control: *const Control) -> ! {
     loop {
-        // SAFETY: by the caller; this function runs on the context that it suspends.
+        // SAFETY: by the caller, and the vtable was stored with the closure; this function runs on
+        // the context that it suspends.
         unsafe {
-            run_once(&*control);
+            ((*control).entry().run)(&*control);
             (*control).context().suspend();
         }
     }
 }
 
-/// Runs the closure in the slot to its end. Does not unwind.
-///
-/// # Safety
-/// The slot of `control` holds a closure.
-#[inline(never)]
-unsafe fn run_once(control: &Control) {
-    // SAFETY: the vtable was stored with the closure. It is unwind safe to look at `control`
-    // afterwards: it is made of cells, each of which is valid at any time.
-    let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
-        (control.entry().run)(control.slot(), Suspender::of(control));
-    }));
+/// Runs the closure in the slot to its end, whatever that is.
+#[inline(always)]
+fn run_to_end(control: &Control, entry: impl FnOnce(&Suspender)) {
+    // It is unwind safe to look at `control` afterwards: it is made of cells, each of which is
+    // valid at any time.
+    let outcome = catch_unwind(AssertUnwindSafe(|| entry(Suspender::of(control))));
     if let Err(payload) = outcome {
         keep_panic(control, payload);
     }
@@ -115,17 +115,21 @@ fn keep_panic(control: &Control, payload: Box<dyn Any + Send>) {
     }
 }
 
-unsafe fn run_inline<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Suspender) {
-    // SAFETY: the slot holds an `F`, and is not looked at again before the next one is stored.
-    let entry = unsafe { slot.cast::<F>().read() };
-    entry(suspender);
+unsafe fn run_inline<F: FnOnce(&Suspender)>(control: &Control) {
+    run_to_end(control, |suspender| {
+        // SAFETY: the slot holds an `F`, and is not looked at again before the next one is stored.
+        let entry = unsafe { control.slot().cast::<F>().read() };
+        entry(suspender);
+    });
 }
 
-unsafe fn run_boxed<F: FnOnce(&Suspender)>(slot: NonNull<Slot>, suspender: &Suspender) {
-    // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is
-    // stored.
-    let entry = unsafe { slot.cast::<Box<F>>().read() };
-    entry(suspender);
+unsafe fn run_boxed<F: FnOnce(&Suspender)>(control: &Control) {
+    run_to_end(control, |suspender| {
+        // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is
+        // stored.
+        let entry = unsafe { control.slot().cast::<Box<F>>().read() };
+        entry(suspender);
+    });
 }
 
 unsafe fn drop_slot<T>(slot: NonNull<Slot>) {
