@@ -9,7 +9,8 @@
 //!   calls;
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
-//! * `random`: numbers from a seed.
+//! * `random`: numbers from a seed;
+//! * `sectors`: data that shows whether it is whole, and how old.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
 //! Nothing is skipped.
@@ -23,6 +24,7 @@ pub mod loop_device;
 pub mod probe;
 pub mod random;
 pub mod sandbox;
+pub mod sectors;
 pub mod tools;
 
 /// The errno of a result that must be an error.

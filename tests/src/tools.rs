@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -17,6 +17,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("debugfs", "e2fsprogs"),
     ("strace", "strace"),
     ("unshare", "util-linux"),
+    ("prlimit", "util-linux"),
     ("mount", "mount"),
     ("losetup", "mount"),
     ("mkfifo", "coreutils"),

@@ -8,6 +8,7 @@ use coblk_aio::{AioContext, Co, IoBuffer, trace_event};
 
 use crate::block_backend::BlockBackend;
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::medium::Request;
 
 /// The callback door. A callback runs on the home thread, inside the request's coroutine, never
 /// before its submitting call has returned, also when the request fails at once; a drain waits for
@@ -26,10 +27,10 @@ impl BlockBackend {
     ) {
         trace_event!("blk_aio_preadv", backend = self.name(), offset);
         let transfer = Transfer { buffer, offset, callback };
-        self.submit(ctx, "blk_aio_preadv", move |backend, co| {
+        self.submit(ctx, "blk_aio_preadv", move |backend, co, entered| {
             let Transfer { mut buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
-                backend.preadv_entered(co, offset, &mut buffer.io_vector_mut())
+                backend.preadv_entered(co, entered, offset, &mut buffer.io_vector_mut())
             });
             complete(co, move |ctx| callback(ctx, result, buffer));
         });
@@ -47,10 +48,10 @@ impl BlockBackend {
     ) {
         trace_event!("blk_aio_pwritev", backend = self.name(), offset);
         let transfer = Transfer { buffer, offset, callback };
-        self.submit(ctx, "blk_aio_pwritev", move |backend, co| {
+        self.submit(ctx, "blk_aio_pwritev", move |backend, co, entered| {
             let Transfer { buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
-                backend.pwritev_entered(co, offset, &buffer.io_vector(), flags)
+                backend.pwritev_entered(co, entered, offset, &buffer.io_vector(), flags)
             });
             complete(co, move |ctx| callback(ctx, result, buffer));
         });
@@ -63,8 +64,8 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_flush", backend = self.name());
-        self.submit(ctx, "blk_aio_flush", move |backend, co| {
-            let result = fail_on_panic(co, || backend.flush_entered(co));
+        self.submit(ctx, "blk_aio_flush", move |backend, co, entered| {
+            let result = fail_on_panic(co, || backend.flush_entered(co, entered));
             complete(co, move |ctx| callback(ctx, result));
         });
     }
@@ -79,9 +80,10 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pwrite_zeroes", backend = self.name(), offset, bytes);
-        self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co| {
-            let result =
-                fail_on_panic(co, || backend.pwrite_zeroes_entered(co, offset, bytes, flags));
+        self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co, entered| {
+            let result = fail_on_panic(co, || {
+                backend.pwrite_zeroes_entered(co, entered, offset, bytes, flags)
+            });
             complete(co, move |ctx| callback(ctx, result));
         });
     }
@@ -95,8 +97,8 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pdiscard", backend = self.name(), offset, bytes);
-        self.submit(ctx, "blk_aio_pdiscard", move |backend, co| {
-            let result = fail_on_panic(co, || backend.pdiscard_entered(co, offset, bytes));
+        self.submit(ctx, "blk_aio_pdiscard", move |backend, co, entered| {
+            let result = fail_on_panic(co, || backend.pdiscard_entered(co, entered, offset, bytes));
             complete(co, move |ctx| callback(ctx, result));
         });
     }
@@ -109,13 +111,13 @@ impl BlockBackend {
         &self,
         ctx: &AioContext,
         name: &'static str,
-        request: impl FnOnce(&BlockBackend, &Co<'_>) + 'static,
+        request: impl FnOnce(&BlockBackend, &Co<'_>, &mut Option<Request>) + 'static,
     ) {
         let backend = self.clone();
         ctx.spawn(name, move |co| {
             // Counted until the callback has returned.
-            let _request = backend.begin_request(co);
-            request(&backend, co);
+            let mut entered = backend.begin_request(co);
+            request(&backend, co, &mut entered);
         });
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
 use crate::accounting::{Recorder, RequestKind};
+use crate::error_policy::ErrorState;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::{self, DrainedSection};
 use crate::io::{self as request_path, BlockStatus};
@@ -47,6 +48,7 @@ struct Inner {
     slot: Rc<Slot>,
     read_only: bool,
     recorder: Recorder,
+    errors: ErrorState,
 }
 
 impl BlockBackend {
@@ -81,7 +83,8 @@ impl BlockBackend {
             slot.insert(node);
         }
         let recorder = Recorder::new(ctx);
-        let inner = Inner { name: name.into(), slot, read_only, recorder };
+        let errors = ErrorState::default();
+        let inner = Inner { name: name.into(), slot, read_only, recorder, errors };
         BlockBackend { inner: Rc::new(inner) }
     }
 
@@ -98,6 +101,11 @@ impl BlockBackend {
     #[inline]
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.inner.recorder
+    }
+
+    #[inline]
+    pub(crate) fn errors(&self) -> &ErrorState {
+        &self.inner.errors
     }
 
     /// The node below, if there is a medium.
@@ -180,13 +188,18 @@ impl BlockBackend {
         self.inner.slot.enter(co)
     }
 
-    #[inline]
     fn writable_medium(&self) -> io::Result<Rc<Medium>> {
         let medium = self.medium()?;
+        self.writable(&medium)?;
+        Ok(medium)
+    }
+
+    #[inline]
+    fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
         if self.inner.read_only || medium.read_only {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(medium)
+        Ok(&medium.node)
     }
 }
 
@@ -204,8 +217,8 @@ impl BlockBackend {
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.preadv_entered(co, offset, target)
+        let mut request = self.begin_request(co);
+        self.preadv_entered(co, &mut request, offset, target)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -217,14 +230,14 @@ impl BlockBackend {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pwritev_entered(co, offset, source, flags)
+        let mut request = self.begin_request(co);
+        self.pwritev_entered(co, &mut request, offset, source, flags)
     }
 
     /// Makes all writes durable that completed before.
     pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.flush_entered(co)
+        let mut request = self.begin_request(co);
+        self.flush_entered(co, &mut request)
     }
 
     /// Makes `bytes` bytes from `offset` on read as zeroes.
@@ -235,14 +248,14 @@ impl BlockBackend {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pwrite_zeroes_entered(co, offset, bytes, flags)
+        let mut request = self.begin_request(co);
+        self.pwrite_zeroes_entered(co, &mut request, offset, bytes, flags)
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pdiscard_entered(co, offset, bytes)
+        let mut request = self.begin_request(co);
+        self.pdiscard_entered(co, &mut request, offset, bytes)
     }
 
     /// What is known of the bytes from `offset` on, without reading them: how many of them, at
@@ -278,18 +291,20 @@ impl BlockBackend {
     }
 }
 
-/// The requests themselves, for callers that hold a [`Request`].
+/// The requests themselves, for callers that hold a [`Request`]. It is given up while
+/// the request is held (`error_policy.rs`).
 impl BlockBackend {
     #[inline]
     pub(crate) fn preadv_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
-        self.account(co, RequestKind::Read, (offset, target.len() as u64), || {
-            request_path::co_preadv(&self.medium()?.node, co, offset, target)
+        self.perform(co, request, RequestKind::Read, (offset, target.len() as u64), |medium| {
+            request_path::co_preadv(&medium.node, co, offset, target)
         })
     }
 
@@ -297,40 +312,64 @@ impl BlockBackend {
     pub(crate) fn pwritev_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        self.account(co, RequestKind::Write, (offset, source.len() as u64), || {
-            request_path::co_pwritev(&self.writable_medium()?.node, co, offset, source, flags)
+        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), |medium| {
+            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
         })
     }
 
-    pub(crate) fn flush_entered(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn flush_entered(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+    ) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        self.account(co, RequestKind::Flush, (0, 0), || {
-            request_path::co_flush(&self.medium()?.node, co)
+        self.perform(co, request, RequestKind::Flush, (0, 0), |medium| {
+            request_path::co_flush(&medium.node, co)
         })
     }
 
     pub(crate) fn pwrite_zeroes_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        self.account(co, RequestKind::WriteZeroes, (offset, bytes), || {
-            request_path::co_pwrite_zeroes(&self.writable_medium()?.node, co, offset, bytes, flags)
+        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium| {
+            request_path::co_pwrite_zeroes(self.writable(medium)?, co, offset, bytes, flags)
         })
     }
 
-    pub(crate) fn pdiscard_entered(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(crate) fn pdiscard_entered(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        self.account(co, RequestKind::Discard, (offset, bytes), || {
-            request_path::co_pdiscard(&self.writable_medium()?.node, co, offset, bytes)
+        self.perform(co, request, RequestKind::Discard, (offset, bytes), |medium| {
+            request_path::co_pdiscard(self.writable(medium)?, co, offset, bytes)
         })
+    }
+
+    #[inline]
+    fn perform(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+        kind: RequestKind,
+        range: (u64, u64),
+        attempt: impl FnMut(&Medium) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
     }
 }

@@ -11,6 +11,7 @@ mod blockdevs;
 mod blocking;
 mod driver;
 pub mod drivers;
+mod error_policy;
 pub mod filters;
 mod flags;
 mod gate;
@@ -26,6 +27,9 @@ pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
 pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
+pub use error_policy::{
+    ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
+};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, drain_all};
 pub use io::{BlockStatus, BlockStatusKind};
