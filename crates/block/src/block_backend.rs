@@ -83,8 +83,8 @@ impl BlockBackend {
             slot.insert(node);
         }
         let recorder = Recorder::new(ctx);
-        let inner =
-            Inner { name: name.into(), slot, read_only, recorder, errors: ErrorState::default() };
+        let errors = ErrorState::default();
+        let inner = Inner { name: name.into(), slot, read_only, recorder, errors };
         BlockBackend { inner: Rc::new(inner) }
     }
 
@@ -188,13 +188,18 @@ impl BlockBackend {
         self.inner.slot.enter(co)
     }
 
-    #[inline]
     fn writable_medium(&self) -> io::Result<Rc<Medium>> {
         let medium = self.medium()?;
+        self.writable(&medium)?;
+        Ok(medium)
+    }
+
+    #[inline]
+    fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
         if self.inner.read_only || medium.read_only {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(medium)
+        Ok(&medium.node)
     }
 }
 
@@ -298,8 +303,8 @@ impl BlockBackend {
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
-        self.perform(co, request, RequestKind::Read, (offset, target.len() as u64), || {
-            request_path::co_preadv(&self.medium()?.node, co, offset, target)
+        self.perform(co, request, RequestKind::Read, (offset, target.len() as u64), |medium| {
+            request_path::co_preadv(&medium.node, co, offset, target)
         })
     }
 
@@ -313,8 +318,8 @@ impl BlockBackend {
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), || {
-            request_path::co_pwritev(&self.writable_medium()?.node, co, offset, source, flags)
+        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), |medium| {
+            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
         })
     }
 
@@ -324,8 +329,8 @@ impl BlockBackend {
         request: &mut Option<Request>,
     ) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        self.perform(co, request, RequestKind::Flush, (0, 0), || {
-            request_path::co_flush(&self.medium()?.node, co)
+        self.perform(co, request, RequestKind::Flush, (0, 0), |medium| {
+            request_path::co_flush(&medium.node, co)
         })
     }
 
@@ -338,8 +343,8 @@ impl BlockBackend {
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), || {
-            request_path::co_pwrite_zeroes(&self.writable_medium()?.node, co, offset, bytes, flags)
+        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium| {
+            request_path::co_pwrite_zeroes(self.writable(medium)?, co, offset, bytes, flags)
         })
     }
 
@@ -351,8 +356,8 @@ impl BlockBackend {
         bytes: u64,
     ) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        self.perform(co, request, RequestKind::Discard, (offset, bytes), || {
-            request_path::co_pdiscard(&self.writable_medium()?.node, co, offset, bytes)
+        self.perform(co, request, RequestKind::Discard, (offset, bytes), |medium| {
+            request_path::co_pdiscard(self.writable(medium)?, co, offset, bytes)
         })
     }
 
@@ -363,7 +368,7 @@ impl BlockBackend {
         request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
-        attempt: impl FnMut() -> io::Result<()>,
+        attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
         self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
     }

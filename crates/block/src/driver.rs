@@ -183,7 +183,7 @@ pub trait BlockDriver: Send + Sync {
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither
-    /// block nor drain, and leaves the graph alone: its lock is held.
+    /// block nor touch the graph, which is locked.
     fn drained_begin(&self) {}
 
     /// The last of nested drains ends (contract: C77). Must neither block nor touch the

@@ -24,7 +24,7 @@ use coblk_aio::{AioContext, Co, CoWaker, trace_event};
 use crate::accounting::RequestKind;
 use crate::block_backend::BlockBackend;
 use crate::gate::wake_all;
-use crate::medium::Request;
+use crate::medium::{Medium, Request};
 
 /// What happens when a request fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,13 +201,13 @@ impl BlockBackend {
         request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
-        mut attempt: impl FnMut() -> io::Result<()>,
+        mut attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
         if self.errors().is_stopped() {
             self.hold(co, request)
                 .map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))?;
         }
-        match attempt() {
+        match try_once(request, &mut attempt) {
             Ok(()) => Ok(()),
             Err(error) => self.after_error(co, request, kind, range, error, &mut attempt),
         }
@@ -221,7 +221,7 @@ impl BlockBackend {
         kind: RequestKind,
         range: (u64, u64),
         mut error: io::Error,
-        attempt: &mut dyn FnMut() -> io::Result<()>,
+        attempt: &mut dyn FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
         loop {
             let unsupported = error.kind() == io::ErrorKind::Unsupported;
@@ -241,7 +241,7 @@ impl BlockBackend {
                     }
                 }
             }
-            match attempt() {
+            match try_once(request, attempt) {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
@@ -283,6 +283,18 @@ impl BlockBackend {
             *request = self.begin_request(co);
         }
         Ok(())
+    }
+}
+
+/// One attempt, on the medium that the request is counted in on (contract: C74).
+#[inline]
+fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
+    request: &Option<Request>,
+    attempt: &mut A,
+) -> io::Result<()> {
+    match request {
+        Some(request) => attempt(request.medium()),
+        None => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
     }
 }
 

@@ -116,6 +116,11 @@ impl Request {
         medium.node.gate.count_in(&medium.in_flight);
         Request { medium }
     }
+
+    #[inline]
+    pub(crate) fn medium(&self) -> &Medium {
+        &self.medium
+    }
 }
 
 impl Drop for Request {

@@ -217,7 +217,7 @@ fn a_request_that_could_not_be_never_stops() {
     assert_eq!(errno(scene.write(DISK_BYTES)), Some(libc::EIO));
     assert_eq!(errno(scene.read(u64::MAX)), Some(libc::EIO));
     let node = scene.backend.node().expect("a medium");
-    let read_only = BlockBackend::read_only(&scene.ctx, "read-only", node);
+    let read_only = BlockBackend::read_only(&scene.ctx, "read-only", Arc::clone(&node));
     read_only.set_error_policies(STOP);
     assert_eq!(errno(read_only.pdiscard(&scene.ctx, 0, 512)), Some(libc::EPERM));
     let empty = BlockBackend::empty(&scene.ctx, "empty");

@@ -43,7 +43,7 @@ pub use coblk_aio::{
     Timer,
 };
 pub use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, RemoteBackend, WriteFlags,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, RemoteBackend, WriteFlags,
     ZeroFlags, drain_all, drivers, options,
 };
 

@@ -8,6 +8,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::node::BlockNode;
 
 /// Fixed sizes are whole sectors.
@@ -18,7 +19,7 @@ const SECTOR_BYTES: u64 = 512;
 /// Neither the offset nor, without a size of its own, the length need be multiples of anything: the
 /// node below pads.
 pub struct Raw {
-    child: Arc<BlockNode>,
+    child: Child,
     offset: u64,
     /// If the length is fixed.
     size: Option<u64>,
@@ -63,7 +64,7 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw { child, offset: 0, size: None }
+        Raw { child: Child::new(child), offset: 0, size: None }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, always, or all there are.
@@ -83,7 +84,7 @@ impl Raw {
                 return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
             }
         }
-        Ok(Raw { child, offset, size })
+        Ok(Raw { child: Child::new(child), offset, size })
     }
 
     fn length_in(&self, child: u64) -> u64 {
@@ -104,6 +105,10 @@ impl BlockDriver for Raw {
 
     fn is_read_only(&self) -> bool {
         self.child.is_read_only()
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.child]
     }
 
     fn limits(&self) -> BlockLimits {
