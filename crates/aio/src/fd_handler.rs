@@ -32,6 +32,9 @@ pub struct Readiness {
     pub readable: bool,
     /// There is room to write, or the other end closed, or an error waits.
     pub writable: bool,
+    /// The other end closed, or an error waits: no other change may be reported, so what is read
+    /// next must not be waited for.
+    pub closed: bool,
 }
 
 /// Which readiness a handler is called for.
@@ -165,6 +168,7 @@ impl FdHandlers {
                 let readiness = Readiness {
                     readable: event.is_readable() || event.is_read_closed() || ended,
                     writable: event.is_writable() || event.is_write_closed() || ended,
+                    closed: event.is_read_closed() || ended,
                 };
                 ready.push_back((Rc::clone(handler), readiness));
             }

@@ -1,0 +1,92 @@
+//! [`NbdExport`]: what clients find under a name.
+
+use coblk_block::BlockBackend;
+
+use crate::protocol::*;
+use crate::reply::Style;
+
+/// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
+#[derive(Clone)]
+pub struct NbdExport {
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
+    pub(crate) backend: BlockBackend,
+    pub(crate) read_only: bool,
+}
+
+impl NbdExport {
+    /// `backend` under `name`, which may be empty: the one that clients get who name none.
+    pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
+        let read_only = backend.is_read_only();
+        NbdExport { name: name.into(), description: None, backend, read_only }
+    }
+
+    /// A text for people, up to 4096 bytes.
+    #[must_use]
+    pub fn description(mut self, description: impl Into<String>) -> NbdExport {
+        self.description = Some(description.into());
+        self
+    }
+
+    /// Refuses writes, whatever the backend allows. A backend that refuses them is always read-only.
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> NbdExport {
+        self.read_only = read_only || self.backend.is_read_only();
+        self
+    }
+
+    /// What the protocol calls transmission flags.
+    pub(crate) fn flags(&self, style: Style) -> u16 {
+        // Connections share one node, and a flush there covers the writes of all.
+        let mut flags = TRANSMISSION_HAS_FLAGS
+            | TRANSMISSION_SEND_FLUSH
+            | TRANSMISSION_SEND_CACHE
+            | TRANSMISSION_CAN_MULTI_CONN;
+        if self.read_only {
+            flags |= TRANSMISSION_READ_ONLY;
+        } else {
+            flags |= TRANSMISSION_SEND_FUA
+                | TRANSMISSION_SEND_TRIM
+                | TRANSMISSION_SEND_WRITE_ZEROES
+                | TRANSMISSION_SEND_FAST_ZERO;
+        }
+        if style >= Style::Structured {
+            flags |= TRANSMISSION_SEND_DF;
+        }
+        flags
+    }
+}
+
+/// How to remove an export (contract: C86).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveMode {
+    /// Fail if clients are connected to it.
+    Safe,
+    /// Disconnect them. Their requests in flight go on, and are not answered.
+    Hard,
+}
+
+/// Why an export was not added or removed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NbdExportError {
+    /// The name is taken.
+    #[error("NBD server already has export named '{0}'")]
+    NameTaken(String),
+    /// The name or the description cannot be sent.
+    #[error("the {0} of an NBD export is limited to 4096 bytes")]
+    TooLong(&'static str),
+    /// There is no medium whose length clients could be told.
+    #[error("NBD export '{0}' has no medium")]
+    NoMedium(String),
+    /// There is no such export.
+    #[error("export '{0}' is not found")]
+    NotFound(String),
+    /// Clients use it, and the mode is [`RemoveMode::Safe`].
+    #[error("export '{name}' still in use by {connections} connections")]
+    InUse {
+        /// The export.
+        name: String,
+        /// How many clients are connected to it.
+        connections: usize,
+    },
+}

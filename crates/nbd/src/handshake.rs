@@ -1,0 +1,256 @@
+//! The handshake, of the kind called fixed newstyle: options until the client has chosen an export.
+
+use std::io;
+use std::rc::Rc;
+
+use coblk_aio::{Co, trace_event};
+
+use crate::connection::{Connection, Session, broken};
+use crate::export::NbdExport;
+use crate::option::{self, GoOption, MetaOption, Refusal};
+use crate::protocol::*;
+use crate::receiver::{CAPACITY, Receiver};
+use crate::reply::{Message, Style};
+use crate::request::{Fields, Rules};
+
+/// Negotiates. `None` if the client wants nothing more.
+pub fn negotiate(
+    co: &Co<'_>,
+    client: &Rc<Connection>,
+    receiver: &mut Receiver,
+) -> io::Result<Option<Session>> {
+    let mut greeting = Vec::with_capacity(18);
+    greeting.extend_from_slice(&NBDMAGIC.to_be_bytes());
+    greeting.extend_from_slice(&IHAVEOPT.to_be_bytes());
+    greeting.extend_from_slice(&(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
+    client.post(Message::raw(greeting));
+    let flags = Fields(receiver.exact(co, client, 4)?).u32().unwrap_or(0);
+    let known = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+    if flags & !known != 0 {
+        return Err(broken("unknown flags of the client"));
+    }
+    let mut negotiation = Negotiation {
+        client,
+        fixed: flags & u32::from(FLAG_FIXED_NEWSTYLE) != 0,
+        no_zeroes: flags & u32::from(FLAG_NO_ZEROES) != 0,
+        style: Style::Simple,
+        context_of: None,
+    };
+    loop {
+        let mut header = Fields(receiver.exact(co, client, 16)?);
+        let (magic, kind, len) = (header.u64(), header.u32(), header.u32());
+        let (Some(IHAVEOPT), Some(kind), Some(len)) = (magic, kind, len) else {
+            return Err(broken("not an option"));
+        };
+        trace_event!("nbd_negotiate_options_check_option", option = kind, length = len);
+        if len as usize > CAPACITY {
+            if kind == OPT_EXPORT_NAME {
+                return Err(broken("a name of more than 4096 bytes"));
+            }
+            receiver.skip(co, client, u64::from(len))?;
+            negotiation.reply(kind, REP_ERR_TOO_BIG, b"the option is too long");
+        } else {
+            let data = receiver.exact(co, client, len as usize)?;
+            match negotiation.option(kind, data)? {
+                Next::Go(session) => return Ok(Some(session)),
+                Next::Stop => return Ok(None),
+                Next::Option => {}
+            }
+        }
+        client.wait_sent(co)?;
+    }
+}
+
+/// What an option leads to.
+enum Next {
+    Option,
+    Go(Session),
+    Stop,
+}
+
+struct Negotiation<'a> {
+    client: &'a Rc<Connection>,
+    /// The client understands replies to options.
+    fixed: bool,
+    no_zeroes: bool,
+    style: Style,
+    /// The export for which the client has chosen the metadata context.
+    context_of: Option<String>,
+}
+
+impl Negotiation<'_> {
+    /// # Errors
+    /// If the connection cannot go on.
+    fn option(&mut self, kind: u32, data: &[u8]) -> io::Result<Next> {
+        if !self.fixed && kind != OPT_EXPORT_NAME {
+            return Err(broken("an option that only fixed newstyle has"));
+        }
+        let outcome = match kind {
+            OPT_EXPORT_NAME => return self.export_name(data).map(Next::Go),
+            OPT_ABORT => {
+                self.reply(kind, REP_ACK, &[]);
+                return Ok(Next::Stop);
+            }
+            OPT_LIST => self.list(data),
+            OPT_INFO | OPT_GO => match self.info(kind, data) {
+                Ok(Some(session)) if kind == OPT_GO => return Ok(Next::Go(session)),
+                outcome => outcome.map(|_| ()),
+            },
+            OPT_STRUCTURED_REPLY => self.style_chosen(kind, data, Style::Structured),
+            OPT_EXTENDED_HEADERS => self.style_chosen(kind, data, Style::Extended),
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.meta(kind, data),
+            _ => {
+                self.reply(kind, REP_ERR_UNSUP, b"the option is not supported");
+                Ok(())
+            }
+        };
+        if let Err(refusal) = outcome {
+            self.reply(kind, REP_ERR_INVALID, refusal.as_bytes());
+        }
+        Ok(Next::Option)
+    }
+
+    /// The old way to choose an export, without a way to say that there is none.
+    fn export_name(&mut self, data: &[u8]) -> io::Result<Session> {
+        if self.style == Style::Extended {
+            return Err(broken("an export chosen the old way, with extended headers"));
+        }
+        let name = option::name(data).map_err(broken)?;
+        let export = self.client.server.export(name).ok_or_else(|| broken("no such export"))?;
+        let session = self.session(export).map_err(broken)?;
+        let mut bytes = session.rules.size.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&session.export.flags(self.style).to_be_bytes());
+        if !self.no_zeroes {
+            bytes.extend_from_slice(&[0; 124]);
+        }
+        self.client.post(Message::raw(bytes));
+        Ok(self.choose(session))
+    }
+
+    fn list(&mut self, data: &[u8]) -> Result<(), Refusal> {
+        if !data.is_empty() {
+            return Err("LIST has no data");
+        }
+        for (name, description) in self.client.server.export_names() {
+            let mut entry = (name.len() as u32).to_be_bytes().to_vec();
+            entry.extend_from_slice(name.as_bytes());
+            entry.extend_from_slice(description.as_bytes());
+            self.reply(OPT_LIST, REP_SERVER, &entry);
+        }
+        self.reply(OPT_LIST, REP_ACK, &[]);
+        Ok(())
+    }
+
+    /// INFO and GO. Returns the session that would begin, if there is such an export.
+    fn info(&mut self, kind: u32, data: &[u8]) -> Result<Option<Session>, Refusal> {
+        let asked = GoOption::parse(data)?;
+        let Some(export) = self.client.server.export(asked.name) else {
+            self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
+            return Ok(None);
+        };
+        let session = self.session(export)?;
+        let export = &session.export;
+        if asked.wants(INFO_NAME) {
+            self.information(kind, INFO_NAME, export.name.as_bytes());
+        }
+        if let Some(description) = &export.description
+            && asked.wants(INFO_DESCRIPTION)
+        {
+            self.information(kind, INFO_DESCRIPTION, description.as_bytes());
+        }
+        let sizes = block_sizes(export, asked.wants(INFO_BLOCK_SIZE) || kind == OPT_INFO);
+        let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_be_bytes()).collect();
+        self.information(kind, INFO_BLOCK_SIZE, &sizes);
+        let mut facts = session.rules.size.to_be_bytes().to_vec();
+        facts.extend_from_slice(&export.flags(self.style).to_be_bytes());
+        self.information(kind, INFO_EXPORT, &facts);
+        self.reply(kind, REP_ACK, &[]);
+        Ok(Some(if kind == OPT_GO { self.choose(session) } else { session }))
+    }
+
+    fn style_chosen(&mut self, kind: u32, data: &[u8], style: Style) -> Result<(), Refusal> {
+        if !data.is_empty() {
+            return Err("the option has no data");
+        }
+        if self.style == Style::Extended && style == Style::Structured {
+            self.reply(kind, REP_ERR_EXT_HEADER_REQD, b"extended headers were negotiated");
+            return Ok(());
+        }
+        if self.style == style {
+            return Err("negotiated already");
+        }
+        self.style = style;
+        self.reply(kind, REP_ACK, &[]);
+        Ok(())
+    }
+
+    fn meta(&mut self, kind: u32, data: &[u8]) -> Result<(), Refusal> {
+        let sets = kind == OPT_SET_META_CONTEXT;
+        if sets {
+            // Whatever comes of it, what was chosen before is not any more.
+            self.context_of = None;
+        }
+        if self.style < Style::Structured {
+            return Err("structured replies were not negotiated");
+        }
+        let asked = MetaOption::parse(data)?;
+        if self.client.server.export(asked.name).is_none() {
+            self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
+            return Ok(());
+        }
+        let found = asked.queries().any(|query| {
+            query == BASE_ALLOCATION || (!sets && query == "base:") //
+        });
+        if found || (!sets && asked.is_empty()) {
+            let mut context = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
+            context.extend_from_slice(BASE_ALLOCATION.as_bytes());
+            self.reply(kind, REP_META_CONTEXT, &context);
+            if sets {
+                self.context_of = Some(asked.name.to_owned());
+            }
+        }
+        self.reply(kind, REP_ACK, &[]);
+        Ok(())
+    }
+
+    fn session(&self, export: Rc<NbdExport>) -> Result<Session, Refusal> {
+        let rules = Rules {
+            size: export.backend.length().map_err(|_| "the export has no medium")?,
+            read_only: export.read_only,
+            structured: self.style >= Style::Structured,
+            extended: self.style == Style::Extended,
+            contexts: self.context_of.as_ref() == Some(&export.name),
+        };
+        Ok(Session { export, style: self.style, rules })
+    }
+
+    /// From here on the client uses the export.
+    fn choose(&self, session: Session) -> Session {
+        tracing::debug!(export = session.export.name, "an NBD client has chosen an export");
+        *self.client.export.borrow_mut() = Some(Rc::clone(&session.export));
+        session
+    }
+
+    fn information(&self, option: u32, kind: u16, data: &[u8]) {
+        let mut info = kind.to_be_bytes().to_vec();
+        info.extend_from_slice(data);
+        self.reply(option, REP_INFO, &info);
+    }
+
+    fn reply(&self, option: u32, kind: u32, data: &[u8]) {
+        let mut bytes = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&option.to_be_bytes());
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        // Data is a few strings at most.
+        bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(data);
+        self.client.post(Message::raw(bytes));
+    }
+}
+
+/// Smallest, preferred and longest request. One that is no whole number of blocks is served all the
+/// same, so a client that did not ask is not bothered.
+fn block_sizes(export: &NbdExport, asked: bool) -> [u32; 3] {
+    let block = export.backend.node().map_or(1, |node| node.limits().request_alignment);
+    [if asked { block.min(65536) } else { 1 }, block.max(4096), MAX_PAYLOAD as u32]
+}

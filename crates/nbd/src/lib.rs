@@ -1,0 +1,39 @@
+//! An NBD server on coblk's event loop: [`NbdServer`] serves [`NbdExport`]s to any number of clients
+//! over unix and TCP sockets.
+//!
+//! A connection is one coroutine that negotiates (`handshake.rs`) and then reads requests
+//! (`connection.rs`), and one coroutine for each request (`serve.rs`). Replies go out in the order in
+//! which requests complete, several to a system call (`outbox.rs`).
+//!
+//! What a client sends is checked against its declared length before it means anything; what it makes
+//! the server hold is bounded (`memory.rs`). Everything here stays on the thread of one context.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod export;
+mod handshake;
+mod listener;
+mod memory;
+mod option;
+mod outbox;
+mod protocol;
+mod receiver;
+mod reply;
+mod request;
+mod serve;
+mod server;
+mod socket;
+
+pub use export::{NbdExport, NbdExportError, RemoveMode};
+pub use listener::NbdAddress;
+pub use server::{NbdOptions, NbdServer};
+
+/// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
+#[doc(hidden)]
+pub fn fuzz_parsers(bytes: &[u8]) {
+    let _ = request::Request::parse_compact(bytes);
+    let _ = request::Request::parse_extended(bytes);
+    let _ = option::GoOption::parse(bytes);
+    let _ = option::MetaOption::parse(bytes);
+    let _ = option::name(bytes);
+}

@@ -1,0 +1,133 @@
+//! Where clients come in: [`NbdAddress`], and the coroutine that accepts them.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use coblk_aio::{Co, FdInterest};
+
+use crate::server::Shared;
+use crate::socket::Socket;
+
+/// How long nobody is accepted after that has failed, for want of descriptors for one.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NbdAddress {
+    /// A unix socket at this path. It is made, and removed at the end; one that is left from a
+    /// program that is gone is replaced.
+    Unix(PathBuf),
+    /// A TCP address. Port 0 lets the system choose.
+    Tcp(SocketAddr),
+}
+
+pub enum Listener {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    pub fn bind(address: &NbdAddress) -> io::Result<Listener> {
+        match address {
+            NbdAddress::Unix(path) => {
+                let listener = bind_unix(path)?;
+                // Before anything can fail, so that the socket is removed then.
+                let bound = Listener::Unix(listener, path.clone());
+                if let Listener::Unix(listener, _) = &bound {
+                    listener.set_nonblocking(true)?;
+                }
+                Ok(bound)
+            }
+            NbdAddress::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Tcp(listener))
+            }
+        }
+    }
+
+    pub fn local_address(&self) -> io::Result<NbdAddress> {
+        match self {
+            Listener::Unix(_, path) => Ok(NbdAddress::Unix(path.clone())),
+            Listener::Tcp(listener) => listener.local_addr().map(NbdAddress::Tcp),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Unix(listener, _) => listener.accept().and_then(|(s, _)| Socket::unix(s)),
+            Listener::Tcp(listener) => listener.accept().and_then(|(s, _)| Socket::tcp(s)),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Unix(listener, _) => listener.as_fd(),
+            Listener::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = self {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            let refused = UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+            if !is_socket || !refused {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
+/// Accepts clients until the server stops. The body of the coroutine.
+pub fn accept_clients(co: &Co<'_>, server: &Rc<Shared>, listener: &Listener) -> io::Result<()> {
+    let ctx = co.context();
+    let own = Rc::downgrade(server);
+    ctx.set_fd_handler(listener, FdInterest::Read, move |_, _| {
+        if let Some(own) = own.upgrade() {
+            own.may_accept.set(true);
+            own.poke_acceptor();
+        }
+    })?;
+    while !server.stopping.get() {
+        if server.is_crowded() || !server.may_accept.get() {
+            server.wait_to_accept(co);
+            continue;
+        }
+        match listener.accept() {
+            Ok(socket) => server.adopt(ctx, socket),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => server.may_accept.set(false),
+                ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                _ => {
+                    tracing::warn!(%error, "cannot accept an NBD client");
+                    co.sleep(PAUSE);
+                }
+            },
+        }
+    }
+    ctx.unset_fd_handler(listener);
+    Ok(())
+}

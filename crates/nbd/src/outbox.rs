@@ -1,0 +1,69 @@
+//! [`Outbox`]: what waits to be sent to a client, several messages to one system call.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use smallvec::SmallVec;
+
+use crate::reply::Message;
+use crate::socket::Socket;
+
+/// Messages in one system call; each is two ranges at most.
+const BATCH: usize = 32;
+
+#[derive(Default)]
+pub struct Outbox {
+    messages: VecDeque<Message>,
+    /// How much of the first one has gone, in bytes.
+    sent: usize,
+}
+
+/// Messages that were sent. The caller drops them when nothing is borrowed: that frees memory, and
+/// whoever waited for it runs.
+pub type Sent = SmallVec<[Message; 4]>;
+
+impl Outbox {
+    pub fn push(&mut self, message: Message) {
+        self.messages.push_back(message);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Forgets all, for a client that is gone.
+    pub fn clear(&mut self) -> Sent {
+        self.sent = 0;
+        self.messages.drain(..).collect()
+    }
+
+    /// Sends what the socket takes at once.
+    pub fn send(&mut self, socket: &Socket) -> io::Result<Sent> {
+        let mut slices: SmallVec<[IoSlice<'_>; 2 * BATCH]> = SmallVec::new();
+        let mut skip = self.sent;
+        for message in self.messages.iter().take(BATCH) {
+            for part in message.parts() {
+                let gone = skip.min(part.len());
+                skip -= gone;
+                if gone < part.len() {
+                    slices.push(IoSlice::new(&part[gone..]));
+                }
+            }
+        }
+        let written = socket.write(&slices)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let mut bytes = self.sent + written;
+        drop(slices);
+        let mut done = Sent::new();
+        while self.messages.front().is_some_and(|message| message.len() <= bytes) {
+            if let Some(message) = self.messages.pop_front() {
+                bytes -= message.len();
+                done.push(message);
+            }
+        }
+        self.sent = bytes;
+        Ok(done)
+    }
+}

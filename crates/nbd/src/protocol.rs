@@ -1,0 +1,126 @@
+//! Numbers of the NBD protocol, by the names of its specification. All integers go big-endian.
+
+/// First words of the server.
+pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
+/// Second word of the server, and first of each option.
+pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
+/// First word of each reply to an option.
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+
+pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
+pub const FLAG_NO_ZEROES: u16 = 2;
+
+pub const OPT_EXPORT_NAME: u32 = 1;
+pub const OPT_ABORT: u32 = 2;
+pub const OPT_LIST: u32 = 3;
+pub const OPT_INFO: u32 = 6;
+pub const OPT_GO: u32 = 7;
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
+pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
+
+pub const REP_ACK: u32 = 1;
+pub const REP_SERVER: u32 = 2;
+pub const REP_INFO: u32 = 3;
+pub const REP_META_CONTEXT: u32 = 4;
+pub const REP_ERR_UNSUP: u32 = 0x8000_0001;
+pub const REP_ERR_INVALID: u32 = 0x8000_0003;
+pub const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
+pub const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
+pub const REP_ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
+
+pub const INFO_EXPORT: u16 = 0;
+pub const INFO_NAME: u16 = 1;
+pub const INFO_DESCRIPTION: u16 = 2;
+pub const INFO_BLOCK_SIZE: u16 = 3;
+
+pub const TRANSMISSION_HAS_FLAGS: u16 = 1;
+pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
+pub const TRANSMISSION_SEND_FLUSH: u16 = 1 << 2;
+pub const TRANSMISSION_SEND_FUA: u16 = 1 << 3;
+pub const TRANSMISSION_SEND_TRIM: u16 = 1 << 5;
+pub const TRANSMISSION_SEND_WRITE_ZEROES: u16 = 1 << 6;
+pub const TRANSMISSION_SEND_DF: u16 = 1 << 7;
+pub const TRANSMISSION_CAN_MULTI_CONN: u16 = 1 << 8;
+pub const TRANSMISSION_SEND_CACHE: u16 = 1 << 10;
+pub const TRANSMISSION_SEND_FAST_ZERO: u16 = 1 << 11;
+
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
+pub const CMD_READ: u16 = 0;
+pub const CMD_WRITE: u16 = 1;
+pub const CMD_DISC: u16 = 2;
+pub const CMD_FLUSH: u16 = 3;
+pub const CMD_TRIM: u16 = 4;
+pub const CMD_CACHE: u16 = 5;
+pub const CMD_WRITE_ZEROES: u16 = 6;
+pub const CMD_BLOCK_STATUS: u16 = 7;
+
+pub const CMD_FLAG_FUA: u16 = 1;
+pub const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
+pub const CMD_FLAG_DF: u16 = 1 << 2;
+pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
+pub const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
+pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
+
+pub const REPLY_FLAG_DONE: u16 = 1;
+pub const REPLY_TYPE_NONE: u16 = 0;
+pub const REPLY_TYPE_OFFSET_DATA: u16 = 1;
+pub const REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+pub const REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
+pub const REPLY_TYPE_ERROR: u16 = 0x8001;
+
+pub const STATE_HOLE: u64 = 1;
+pub const STATE_ZERO: u64 = 2;
+
+/// The one metadata context that there is, and its number.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+pub const BASE_ALLOCATION_ID: u32 = 0;
+
+/// Longest string: names of exports, descriptions, queries.
+pub const MAX_STRING: usize = 4096;
+/// Longest payload of a request or reply.
+pub const MAX_PAYLOAD: u64 = 32 << 20;
+/// Requests of one client in flight.
+pub const MAX_REQUESTS: usize = 16;
+
+/// The error number of the protocol for one of the system.
+pub fn error_code(errno: i32) -> u32 {
+    match errno {
+        libc::EPERM | libc::EROFS => EPERM,
+        libc::EIO => EIO,
+        libc::ENOMEM => ENOMEM,
+        libc::ENOSPC | libc::EFBIG | libc::EDQUOT => ENOSPC,
+        libc::EOVERFLOW => EOVERFLOW,
+        libc::ENOTSUP => ENOTSUP,
+        libc::ESHUTDOWN => ESHUTDOWN,
+        _ => EINVAL,
+    }
+}
+
+const EPERM: u32 = 1;
+const EIO: u32 = 5;
+const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const EOVERFLOW: u32 = 75;
+const ENOTSUP: u32 = 95;
+const ESHUTDOWN: u32 = 108;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_numbers_of_the_protocol() {
+        let pairs = [(libc::EROFS, 1), (libc::EIO, 5), (libc::EDQUOT, 28), (libc::EXDEV, 22)];
+        for (errno, code) in pairs {
+            assert_eq!(error_code(errno), code);
+        }
+    }
+}

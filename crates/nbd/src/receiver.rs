@@ -1,0 +1,64 @@
+//! [`Receiver`]: what a client has sent and nobody has looked at yet.
+
+use std::io;
+
+use coblk_aio::Co;
+
+use crate::connection::{Connection, broken};
+
+/// What is read ahead of need: many headers, or small payloads with theirs.
+pub const CAPACITY: usize = 32 << 10;
+
+pub struct Receiver {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Receiver {
+    pub fn new() -> Receiver {
+        Receiver { buffer: vec![0; CAPACITY], start: 0, end: 0 }
+    }
+
+    /// The next `len` bytes, at most [`CAPACITY`].
+    pub fn exact(&mut self, co: &Co<'_>, client: &Connection, len: usize) -> io::Result<&[u8]> {
+        if self.start + len > CAPACITY || self.start == self.end {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        while self.end - self.start < len {
+            self.end += client.read(co, &mut self.buffer[self.end..])?;
+        }
+        let from = self.start;
+        self.start += len;
+        Ok(&self.buffer[from..self.start])
+    }
+
+    /// Fills `target` with what comes next; what is not here yet is read to where it belongs.
+    pub fn fill(&mut self, co: &Co<'_>, client: &Connection, target: &mut [u8]) -> io::Result<()> {
+        let mut done = target.len().min(self.end - self.start);
+        target[..done].copy_from_slice(&self.buffer[self.start..self.start + done]);
+        self.start += done;
+        while done < target.len() {
+            done += client.read(co, &mut target[done..])?;
+        }
+        Ok(())
+    }
+
+    /// Passes over `len` bytes.
+    ///
+    /// # Errors
+    /// Also if they are more than any request can have.
+    pub fn skip(&mut self, co: &Co<'_>, client: &Connection, len: u64) -> io::Result<()> {
+        if len > u64::from(u32::MAX) {
+            return Err(broken("a payload of more than 4 GiB"));
+        }
+        let mut left = len;
+        while left > 0 {
+            let piece = left.min(4096);
+            self.exact(co, client, piece as usize)?;
+            left -= piece;
+        }
+        Ok(())
+    }
+}

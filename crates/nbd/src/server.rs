@@ -1,0 +1,305 @@
+//! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, Co, CoWaker, Timer};
+
+use crate::connection::Connection;
+use crate::export::{NbdExport, NbdExportError, RemoveMode};
+use crate::listener::{self, Listener, NbdAddress};
+use crate::memory::Memory;
+use crate::protocol::MAX_STRING;
+use crate::socket::Socket;
+
+/// How long a client may keep memory and do nothing with it while others wait for some.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Limits of a server.
+#[derive(Clone, Debug)]
+pub struct NbdOptions {
+    /// Clients at once; others wait to be accepted. 0: any number.
+    pub max_connections: usize,
+    /// How long a client may take until it has chosen an export.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for NbdOptions {
+    /// 100 clients, 10 seconds.
+    fn default() -> NbdOptions {
+        NbdOptions { max_connections: 100, handshake_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// An NBD server on the loop of one context.
+///
+/// It and its exports stay on the context's thread. Dropping it stops it as
+/// [`disconnect_all`](Self::disconnect_all) does; [`co_shutdown`](Self::co_shutdown) lets clients
+/// have their replies first.
+///
+/// ```
+/// use coblk_aio::AioContext;
+/// use coblk_block::{BlockBackend, BlockNode, drivers::Null};
+/// use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("nbd.sock");
+/// let ctx = AioContext::new()?;
+/// let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk0", Null::new(1 << 30)));
+/// let server = NbdServer::listen(&ctx, &NbdAddress::Unix(path), NbdOptions::default())?;
+/// server.add_export(NbdExport::new("disk", backend).description("a disk of zeroes"))?;
+/// ctx.run(|co| server.co_shutdown(co, std::time::Duration::from_secs(1)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct NbdServer {
+    shared: Rc<Shared>,
+    address: NbdAddress,
+}
+
+impl NbdServer {
+    /// Listens at `address`. Clients find no exports before some are added.
+    ///
+    /// # Errors
+    /// If the system refuses the address, for instance because somebody else listens there.
+    ///
+    /// # Panics
+    /// If there is no memory for a coroutine's stack.
+    pub fn listen(
+        ctx: &AioContext,
+        address: &NbdAddress,
+        options: NbdOptions,
+    ) -> io::Result<NbdServer> {
+        let listener = Listener::bind(address)?;
+        let address = listener.local_address()?;
+        let shared = Shared::new(ctx, options);
+        let server = Rc::clone(&shared);
+        ctx.spawn("nbd_accept", move |co| {
+            if let Err(error) = listener::accept_clients(co, &server, &listener) {
+                tracing::error!(%error, "the NBD server cannot wait for clients");
+            }
+            drop(listener);
+            server.accepting.set(false);
+        });
+        Ok(NbdServer { shared, address })
+    }
+
+    /// Where it listens; with the port that the system chose.
+    pub fn address(&self) -> &NbdAddress {
+        &self.address
+    }
+
+    /// Offers an export to clients.
+    ///
+    /// # Errors
+    /// If the name is taken, name or description are longer than 4096 bytes, or there is no medium.
+    pub fn add_export(&self, export: NbdExport) -> Result<(), NbdExportError> {
+        if export.name.len() > MAX_STRING {
+            return Err(NbdExportError::TooLong("name"));
+        }
+        if export.description.as_ref().is_some_and(|text| text.len() > MAX_STRING) {
+            return Err(NbdExportError::TooLong("description"));
+        }
+        if export.backend.length().is_err() {
+            return Err(NbdExportError::NoMedium(export.name));
+        }
+        let mut exports = self.shared.exports.borrow_mut();
+        if exports.contains_key(&export.name) {
+            return Err(NbdExportError::NameTaken(export.name));
+        }
+        exports.insert(export.name.clone(), Rc::new(export));
+        Ok(())
+    }
+
+    /// Takes an export away (contract: C86). After a hard removal its backend is in use until the
+    /// requests in flight are done.
+    ///
+    /// # Errors
+    /// If there is none, or clients use it and the mode is [`RemoveMode::Safe`].
+    pub fn remove_export(&self, name: &str, mode: RemoveMode) -> Result<(), NbdExportError> {
+        let not_found = || NbdExportError::NotFound(name.to_owned());
+        let export = self.shared.export(name).ok_or_else(not_found)?;
+        let users = self.shared.users(&export);
+        if mode == RemoveMode::Safe && !users.is_empty() {
+            return Err(NbdExportError::InUse { name: name.to_owned(), connections: users.len() });
+        }
+        self.shared.exports.borrow_mut().remove(name);
+        users.iter().for_each(|client| client.fail());
+        Ok(())
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.shared.clients.borrow().len()
+    }
+
+    /// Accepts no more clients.
+    pub fn stop_accepting(&self) {
+        self.shared.stopping.set(true);
+        self.shared.poke_acceptor();
+    }
+
+    /// Accepts no more clients, and disconnects all at once. Requests in flight go on, and are not
+    /// answered.
+    pub fn disconnect_all(&self) {
+        self.stop_accepting();
+        self.shared.all().iter().for_each(|client| client.fail());
+    }
+
+    /// Ends in order: accepts no more clients, reads no more requests, answers those in flight, and
+    /// disconnects. Who has not taken its replies after `limit` is disconnected all the same.
+    /// Returns when no client, and no request of one, is left.
+    pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
+        self.stop_accepting();
+        self.shared.all().iter().for_each(|client| client.end());
+        let deadline =
+            co.context().now_ns() + i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
+        while self.connections() > 0 || self.shared.accepting.get() {
+            if co.context().now_ns() >= deadline {
+                self.disconnect_all();
+            }
+            co.sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        self.disconnect_all();
+    }
+}
+
+/// What the server, its clients and the accepting coroutine have in common.
+pub struct Shared {
+    pub options: NbdOptions,
+    pub memory: Rc<Memory>,
+    exports: RefCell<BTreeMap<String, Rc<NbdExport>>>,
+    clients: RefCell<Vec<Rc<Connection>>>,
+    /// The accepting coroutine lives.
+    accepting: Cell<bool>,
+    pub stopping: Cell<bool>,
+    pub may_accept: Cell<bool>,
+    acceptor: Cell<Option<CoWaker>>,
+    /// Armed while somebody waits for memory.
+    look: Timer,
+}
+
+impl Shared {
+    fn new(ctx: &AioContext, options: NbdOptions) -> Rc<Shared> {
+        Rc::new_cyclic(|own: &std::rc::Weak<Shared>| {
+            let own = own.clone();
+            let look = ctx.timer(move |ctx| {
+                if let Some(own) = own.upgrade() {
+                    own.look_after_memory(ctx);
+                }
+            });
+            Shared {
+                options,
+                memory: Memory::new(),
+                exports: RefCell::default(),
+                clients: RefCell::default(),
+                accepting: Cell::new(true),
+                stopping: Cell::new(false),
+                may_accept: Cell::new(true),
+                acceptor: Cell::new(None),
+                look,
+            }
+        })
+    }
+
+    pub fn export(&self, name: &str) -> Option<Rc<NbdExport>> {
+        self.exports.borrow().get(name).cloned()
+    }
+
+    /// The names of all exports, with their descriptions.
+    pub fn export_names(&self) -> Vec<(String, String)> {
+        let exports = self.exports.borrow();
+        let names = exports
+            .values()
+            .map(|export| (export.name.clone(), export.description.clone().unwrap_or_default()));
+        names.collect()
+    }
+
+    /// Serves a client in a coroutine of its own.
+    pub fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: Socket) {
+        let client = Connection::new(self, socket);
+        self.clients.borrow_mut().push(Rc::clone(&client));
+        ctx.spawn("nbd_client", move |co| client.run(co));
+    }
+
+    /// A client is gone.
+    pub fn leave(&self, client: &Connection) {
+        let mut clients = self.clients.borrow_mut();
+        let place = clients.iter().position(|other| std::ptr::eq(&**other, client));
+        let gone = place.map(|place| clients.swap_remove(place));
+        drop(clients);
+        drop(gone);
+        self.poke_acceptor();
+    }
+
+    /// The counted reference to a client that is being served.
+    pub fn find(&self, client: &Connection) -> Option<Rc<Connection>> {
+        let clients = self.clients.borrow();
+        clients.iter().find(|other| std::ptr::eq(&***other, client)).cloned()
+    }
+
+    pub fn is_crowded(&self) -> bool {
+        let most = self.options.max_connections;
+        most > 0 && self.clients.borrow().len() >= most
+    }
+
+    pub fn wait_to_accept(&self, co: &Co<'_>) {
+        struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
+        impl Drop for ForgetOnUnwind<'_> {
+            fn drop(&mut self) {
+                drop(self.0.take());
+            }
+        }
+        let _forget = ForgetOnUnwind(&self.acceptor);
+        co.suspend_for("NBD clients", |waker| self.acceptor.set(Some(waker)));
+    }
+
+    pub fn poke_acceptor(&self) {
+        if let Some(waker) = self.acceptor.take() {
+            waker.wake();
+        }
+    }
+
+    /// Somebody waits for memory: sees to it that nobody sits on it for ever.
+    pub fn memory_is_short(&self) {
+        if !self.look.is_armed() {
+            self.look.arm_after(LOOK);
+        }
+    }
+
+    fn look_after_memory(&self, ctx: &AioContext) {
+        if !self.memory.is_short() {
+            return;
+        }
+        let patience = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
+        let limit = ctx.now_ns() - patience;
+        for client in self.all() {
+            if client.stuck_since_ns().is_some_and(|since| since <= limit) {
+                tracing::warn!("an NBD client that others wait for is disconnected");
+                client.fail();
+            }
+        }
+        self.memory_is_short();
+    }
+
+    /// All clients, to be called: they may leave meanwhile.
+    fn all(&self) -> Vec<Rc<Connection>> {
+        self.clients.borrow().clone()
+    }
+
+    fn users(&self, export: &Rc<NbdExport>) -> Vec<Rc<Connection>> {
+        let uses = |client: &Rc<Connection>| {
+            client.export.borrow().as_ref().is_some_and(|used| Rc::ptr_eq(used, export))
+        };
+        self.clients.borrow().iter().filter(|client| uses(client)).cloned().collect()
+    }
+}

@@ -1,0 +1,290 @@
+//! The NBD server with other people's clients, and with bytes that no client should send.
+#![forbid(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coblk::drivers::File;
+use coblk::nbd::{NbdAddress, NbdExport, NbdExportError, NbdOptions, NbdServer, RemoveMode};
+use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
+use coblk_tests::tools;
+
+/// Length of the image.
+const SIZE: u64 = 16 << 20;
+
+/// A server on a thread of its own, with an image under the name "disk", and the same read-only as
+/// "ro".
+struct Served {
+    dir: tempfile::TempDir,
+    stop: Arc<AtomicBool>,
+    handle: AioHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn new() -> Served {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = dir.path().join("disk.img");
+        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        let (socket, stop) = (dir.path().join("nbd.sock"), Arc::new(AtomicBool::new(false)));
+        let (tell, told) = mpsc::channel();
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let ctx = AioContext::new().unwrap();
+            let node = BlockNode::new("disk0", File::options().open(&image).unwrap());
+            let backend = BlockBackend::new(&ctx, "drive", node);
+            let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
+            let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket), options).unwrap();
+            let export = NbdExport::new("disk", backend.clone()).description("a test image");
+            server.add_export(export).unwrap();
+            server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
+            tell.send(ctx.handle()).unwrap();
+            ctx.run_until(|| stopped.load(Ordering::Acquire));
+            ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
+            assert_eq!(server.connections(), 0);
+        });
+        let handle = told.recv().unwrap();
+        Served { dir, stop, handle, thread: Some(thread) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("nbd.sock")
+    }
+
+    fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", tools::text(&self.socket()))
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// An honest client is served.
+    fn check(&self) {
+        let uri = self.uri("disk");
+        let said = tools::run("qemu-io", ["-f", "raw", "-c", "write -P 7 4096 4096", &uri]);
+        assert!(said.contains("wrote 4096/4096"), "{said}");
+        let said = tools::run("qemu-io", ["-f", "raw", "-c", "read -P 7 4096 4096", &uri]);
+        assert!(said.contains("read 4096/4096") && !said.contains("failed"), "{said}");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.handle.schedule(|_| ());
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the server has panicked");
+    }
+}
+
+fn qemu_io(uri: &str, commands: &[&str]) -> String {
+    let mut args = vec!["-f", "raw"];
+    commands.iter().for_each(|command| args.extend(["-c", command]));
+    args.push(uri);
+    tools::run("qemu-io", args)
+}
+
+#[test]
+fn qemu_io_reads_and_writes() {
+    let served = Served::new();
+    let said = qemu_io(
+        &served.uri("disk"),
+        &[
+            "write -P 1 0 1M",
+            "write -f -P 2 1000 3000",
+            "read -P 1 0 1000",
+            "read -P 2 1000 3000",
+            "write -z -u 64k 64k",
+            "read -P 0 64k 64k",
+            "discard 128k 64k",
+            "aio_write -P 5 2M 1M",
+            "aio_write -P 6 3M 1M",
+            "aio_flush",
+            "flush",
+            "read -P 5 2M 1M",
+            "read -P 6 3M 1M",
+        ],
+    );
+    assert!(!said.contains("failed") && !said.contains("verification"), "{said}");
+}
+
+#[test]
+fn qemu_img_converts_and_compares() {
+    let served = Served::new();
+    let source = served.dir.path().join("source.img");
+    let bytes: Vec<u8> = (0..SIZE as usize).map(|at| (at / 777) as u8).collect();
+    std::fs::write(&source, &bytes[..(SIZE / 2) as usize]).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&source).unwrap().set_len(SIZE).unwrap();
+    let (source, uri) = (tools::text(&source), served.uri("disk"));
+    tools::run("qemu-img", ["convert", "-n", "-f", "raw", "-O", "raw", source, &uri]);
+    let said = tools::run("qemu-img", ["compare", "-f", "raw", "-F", "raw", source, &uri]);
+    assert!(said.contains("identical"), "{said}");
+    let map = tools::run("qemu-img", ["map", "-f", "raw", "--output=json", &uri]);
+    assert!(map.contains("\"data\": true") && map.contains("\"zero\": true"), "{map}");
+    tools::run("qemu-img", ["bench", "-f", "raw", "-c", "500", "-d", "32", "-w", &uri]);
+}
+
+#[test]
+fn a_read_only_export_refuses_writes() {
+    let served = Served::new();
+    let uri = served.uri("ro");
+    let output = tools::output("qemu-io", ["-f", "raw", "-c", "write 0 4k", &uri]);
+    assert!(!output.status.success());
+    let said = tools::run("qemu-io", ["-r", "-f", "raw", "-c", "read 0 4k", &uri]);
+    assert!(said.contains("read 4096/4096"), "{said}");
+}
+
+/// An option with its header.
+fn option(kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"IHAVEOPT".to_vec();
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+fn request(magic: u32, flags: u16, command: u16, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = magic.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&7u64.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+const MAGIC: u32 = 0x2560_9513;
+
+/// Sends client flags and `bytes`, ends its side, and returns all that the server says.
+fn say(served: &Served, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = served.connect();
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    // The server may hang up before it has read all.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said);
+    said
+}
+
+#[test]
+fn hostile_handshakes_do_no_harm() {
+    let served = Served::new();
+    let go = [&[0, 0, 0, 4][..], b"disk", &[0, 0]].concat();
+    let hidden = option(7, &[&go[..], &option(2, b"")].concat());
+    let said = say(&served, &hidden);
+    assert_eq!(said[26..38], [0, 0, 0, 7, 0x80, 0, 0, 3, 0, 0, 0, 40], "{said:?}");
+    let cases = [
+        b"GET / HTTP/1.0\r\n\r\n".to_vec(),
+        option(7, &[0xff; 8]),
+        option(7, &[&[0, 0, 0, 4][..], b"dis\xff", &[0, 0]].concat()),
+        option(7, &[&[0, 0, 0, 4][..], b"disk", &[0xff, 0xff]].concat()),
+        option(10, &[&[0, 0, 0, 4][..], b"disk", &[0xff; 4]].concat()),
+        option(3, b"trailing"),
+        option(8, b"trailing"),
+        option(1, &[b'x'; 5000]),
+        option(99, &vec![0; 100_000]),
+        [b"IHAVEOPT".as_slice(), &[0, 0, 0, 7, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]].concat(),
+    ];
+    for case in &cases {
+        say(&served, case);
+        served.check();
+    }
+}
+
+#[test]
+fn hostile_requests_do_no_harm() {
+    let served = Served::new();
+    let go = option(7, &[&[0, 0, 0, 4][..], b"disk", &[0, 0]].concat());
+    // Each with the error it is answered with, or none if it ends the connection.
+    let cases = [
+        (request(0xdead_beef, 0, 0, 0, 512), None),
+        (request(MAGIC, 0, 99, 0, 512), Some(22)),
+        (request(MAGIC, 0, 0, u64::MAX, 512), Some(22)),
+        (request(MAGIC, 0, 0, 0, u32::MAX), Some(22)),
+        (request(MAGIC, 0xff00, 0, 0, 512), Some(22)),
+        (request(MAGIC, 0, 3, 1, 1), Some(22)),
+        (request(MAGIC, 0, 7, 0, 512), Some(22)),
+        ([request(MAGIC, 0, 1, SIZE, 4), vec![1; 4]].concat(), Some(28)),
+        (request(MAGIC, 0, 6, SIZE, 4), Some(28)),
+        (request(MAGIC, 0, 1, 0, 4096), None),
+    ];
+    for (case, error) in &cases {
+        let said = say(&served, &[&go[..], case, &request(MAGIC, 0, 0, 0, 512)].concat());
+        let end = said.len();
+        if let Some(error) = *error {
+            // The error, and then the answer to the honest request behind it.
+            let reply = &said[end - 544..];
+            assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, error], "{case:?}");
+            assert_eq!(reply[16..24], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "{case:?}");
+        }
+        served.check();
+    }
+}
+
+#[test]
+fn hundreds_of_clients_are_served() {
+    let served = Served::new();
+    let mut clients: Vec<UnixStream> = (0..400).map(|_| served.connect()).collect();
+    for client in &mut clients {
+        let mut greeting = [0; 18];
+        client.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+    }
+    served.check();
+}
+
+/// Polls until a client on another thread has done something.
+fn poll_until_done<T: Send + 'static>(
+    ctx: &AioContext,
+    client: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let handle = ctx.handle();
+    let client = std::thread::spawn(move || {
+        let result = client();
+        handle.schedule(|_| ());
+        result
+    });
+    ctx.run_until(|| client.is_finished());
+    client.join().unwrap()
+}
+
+fn choose(path: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    stream.write_all(&option(1, b"disk")).unwrap();
+    let mut chosen = [0; 18 + 10];
+    stream.read_exact(&mut chosen).unwrap();
+    stream
+}
+
+#[test]
+fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("nbd.sock");
+    let ctx = AioContext::new().unwrap();
+    let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
+    let backend = BlockBackend::new(&ctx, "drive", node);
+    let address = NbdAddress::Unix(path.clone());
+    let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
+    server.add_export(NbdExport::new("disk", backend.clone())).unwrap();
+    let again = server.add_export(NbdExport::new("disk", backend));
+    assert_eq!(again, Err(NbdExportError::NameTaken("disk".into())));
+    let mut client = poll_until_done(&ctx, move || choose(&path));
+    let in_use = NbdExportError::InUse { name: "disk".into(), connections: 1 };
+    assert_eq!(server.remove_export("disk", RemoveMode::Safe), Err(in_use));
+    assert_eq!(server.connections(), 1);
+    assert_eq!(server.remove_export("disk", RemoveMode::Hard), Ok(()));
+    let ended = poll_until_done(&ctx, move || client.read(&mut [0; 1]).unwrap());
+    assert_eq!(ended, 0);
+    let gone = NbdExportError::NotFound("disk".into());
+    assert_eq!(server.remove_export("disk", RemoveMode::Safe), Err(gone));
+}
