@@ -10,6 +10,7 @@ mod chain;
 mod config;
 mod device;
 pub mod guest;
+mod inflight;
 mod interrupt;
 mod memory;
 mod queue;
@@ -23,6 +24,7 @@ mod virtqueue;
 
 pub use chain::ChainError;
 pub use config::{CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature};
+pub use inflight::{InflightError, InflightLog};
 pub use interrupt::Interrupt;
 pub use request::BlkStatus;
 pub use virtio_blk::{VirtioBlk, VirtioBlkError};
