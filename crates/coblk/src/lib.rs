@@ -6,6 +6,7 @@
 //! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
 //! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
+//! * [`vhost_user_blk`]: block nodes as disks of virtual machines;
 //! * [`coroutine`]: the stackful coroutines below all of it.
 //!
 //! ```
@@ -35,6 +36,7 @@
 pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
+pub use coblk_vhost_user_blk as vhost_user_blk;
 pub use coblk_virtio_blk as virtio_blk;
 
 pub use coblk_aio::{
