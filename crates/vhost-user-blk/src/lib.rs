@@ -14,6 +14,9 @@
 //!
 //! The thread is there because a message is read in pieces, and a front end may send half of one and
 //! no more. It is no part of any request.
+//!
+//! Unsafe code is in one file, `sigbus.rs`, which keeps the process alive when a front end truncates
+//! its memory.
 #![deny(unsafe_code)]
 
 mod device;
