@@ -7,16 +7,11 @@
 mod util;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use coblk_aio::AioContext;
-use coblk_block::{BlockNode, drivers};
-use coblk_vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -35,33 +30,9 @@ const DATA: usize = 20480;
 const BLOCK: usize = 4096;
 const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
 
-/// Where the daemon finds its image and its socket.
-const DAEMON: &str = "COBLK_RESTART_DAEMON";
-
 #[test]
 fn daemon() {
-    let Ok(directory) = std::env::var(DAEMON) else { return };
-    let directory = Path::new(&directory);
-    let ctx = AioContext::new().unwrap();
-    let image = drivers::File::options().open(directory.join("disk")).unwrap();
-    let node = BlockNode::new("disk", image);
-    let socket = directory.join("vhost.sock");
-    let _export =
-        VhostUserBlk::listen(&ctx, socket, &node, VhostUserBlkOptions::default()).unwrap();
-    println!("\nready");
-    ctx.run_until(|| false);
-}
-
-fn start_daemon(directory: &Path) -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "daemon", "--nocapture"])
-        .env(DAEMON, directory)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    assert!(output.lines().any(|line| line.unwrap() == "ready"), "the daemon does not start");
-    child
+    util::daemon::run_if_asked();
 }
 
 /// A driver of one queue that survives its device.
@@ -208,7 +179,7 @@ fn nothing_is_lost_or_answered_twice_when_the_daemon_is_killed() {
     let mut expected = vec![0u8; blocks as usize];
     let (mut guest, mut next, mut taken_up) = (Guest::new(), 0u64, 0);
     for round in 0..rounds {
-        let mut daemon = start_daemon(directory.path());
+        let mut daemon = util::daemon::start(directory.path(), &[]);
         let front = guest.connect(&directory.path().join("vhost.sock"));
         // What the one before has left is answered without a kick.
         guest.wait_for_all();
@@ -232,7 +203,7 @@ fn nothing_is_lost_or_answered_twice_when_the_daemon_is_killed() {
         taken_up += guest.pending.iter().flatten().count();
         drop(front);
     }
-    let mut daemon = start_daemon(directory.path());
+    let mut daemon = util::daemon::start(directory.path(), &[]);
     let front = guest.connect(&directory.path().join("vhost.sock"));
     guest.wait_for_all();
     drop(front);

@@ -2,6 +2,8 @@
 // Not every test program uses all of it.
 #![allow(dead_code)]
 
+pub mod daemon;
+
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
