@@ -192,7 +192,8 @@ impl VirtioBlkConfig {
         MAX_RANGE_SECTORS / block_sectors * block_sectors
     }
 
-    pub(crate) fn features(&self, read_only: bool) -> u64 {
+    /// The features that a device so configured offers; bits of [`feature`].
+    pub fn features(&self, read_only: bool) -> u64 {
         use feature::*;
         let mut features =
             VERSION_1 | EVENT_IDX | INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY | FLUSH;

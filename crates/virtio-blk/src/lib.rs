@@ -11,6 +11,7 @@ mod config;
 mod device;
 mod error_log;
 pub mod guest;
+mod inflight;
 mod interrupt;
 mod memory;
 mod queue;
@@ -24,6 +25,7 @@ mod virtqueue;
 
 pub use chain::ChainError;
 pub use config::{CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature};
+pub use inflight::{InflightError, InflightLog};
 pub use interrupt::Interrupt;
 pub use request::BlkStatus;
 pub use virtio_blk::{VirtioBlk, VirtioBlkError};

@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::config::{
     CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature, parse_config_write,
 };
+use crate::inflight::InflightLog;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
@@ -187,6 +188,24 @@ impl VirtioBlk {
         layout: VirtqueueLayout,
         interrupt: impl Into<Interrupt>,
     ) -> Result<(), VirtioBlkError> {
+        self.start_logged_queue(ctx, index, mem, layout, interrupt, None)
+    }
+
+    /// [`start_queue`](Self::start_queue), with a log of what is in flight. What a device before
+    /// this one has taken and not answered is served first; `next_index` of the layout is ignored
+    /// then, as log and used ring tell it.
+    ///
+    /// # Errors
+    /// As [`start_queue`](Self::start_queue), and if the log does not fit the queue.
+    pub fn start_logged_queue(
+        &self,
+        ctx: &AioContext,
+        index: u16,
+        mem: &Arc<GuestMemoryMmap>,
+        layout: VirtqueueLayout,
+        interrupt: impl Into<Interrupt>,
+        log: Option<InflightLog>,
+    ) -> Result<(), VirtioBlkError> {
         let num_queues = self.shared.config.num_queues;
         let mut queues = self.queues.borrow_mut();
         let slot = queues
@@ -197,7 +216,7 @@ impl VirtioBlk {
         }
         let event_idx = self.shared.has_feature(feature::EVENT_IDX);
         let map = GuestMap::new(mem);
-        let ring = Virtqueue::new(&map, layout, self.shared.config.queue_size_max, event_idx)
+        let ring = Virtqueue::new(&map, layout, self.shared.config.queue_size_max, event_idx, log)
             .map_err(|source| VirtioBlkError::Queue { index, source })?;
         let queue = DeviceQueue::new(ctx, index, &self.shared, map, ring, interrupt.into());
         queue.kick_bh().schedule();

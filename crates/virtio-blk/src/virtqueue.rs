@@ -19,6 +19,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, VolatileMemoryError, VolatileSlice};
 
 use crate::chain::ChainError;
+use crate::inflight::{InflightError, InflightLog};
 use crate::memory::GuestMap;
 
 /// Bytes before the entries of the available and of the used ring: flags and index.
@@ -87,6 +88,9 @@ pub enum VirtqueueError {
         /// Entries of the queue.
         size: u16,
     },
+    /// What is known of requests in flight does not fit the queue.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// The rings are not where they were when the queue started.
     #[error("cannot access the rings: {0}")]
     Access(String),
@@ -122,31 +126,52 @@ pub(crate) struct Virtqueue {
     published_used: u16,
     /// The used index as of the last decision whether to interrupt.
     signalled_used: u16,
+    log: Option<InflightLog>,
+    /// Heads that a predecessor has taken and not answered, last one first.
+    resubmit: Vec<u16>,
 }
 
 impl Virtqueue {
-    /// Checks `layout` against `mem`.
+    /// Checks `layout` against `mem`. With a log, indices are those that log and used ring tell, and
+    /// what was in flight comes first.
     pub(crate) fn new(
         mem: &GuestMap,
         layout: VirtqueueLayout,
         size_max: u16,
         event_idx: bool,
+        log: Option<InflightLog>,
     ) -> Result<Virtqueue, VirtqueueError> {
         check_layout(mem, &layout, size_max)?;
         let next = layout.next_index;
-        let queue = Virtqueue {
+        let mut queue = Virtqueue {
             layout,
             event_idx,
             next_avail: next,
             next_used: next,
             published_used: next,
             signalled_used: next,
+            log,
+            resubmit: Vec::new(),
         };
         // Each part in one piece of memory, and aligned for atomic access.
         let rings = queue.map(mem)?;
+        let used_idx = u16::from_le(rings.used.load(IDX_OFFSET, Ordering::Acquire)?);
+        queue.recover(used_idx)?;
         queue.available(&rings)?;
-        rings.used.load::<u16>(IDX_OFFSET, Ordering::Relaxed)?;
         Ok(queue)
+    }
+
+    /// Takes up what the log says was in flight.
+    fn recover(&mut self, used_idx: u16) -> Result<(), VirtqueueError> {
+        let Some(log) = &self.log else { return Ok(()) };
+        self.resubmit = log.recover(used_idx)?;
+        self.resubmit.reverse();
+        self.next_used = used_idx;
+        self.published_used = used_idx;
+        self.signalled_used = used_idx;
+        // What was taken is either answered or in flight. At most `size` heads, so it fits.
+        self.next_avail = used_idx.wrapping_add(self.resubmit.len() as u16);
+        Ok(())
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -194,15 +219,21 @@ impl Virtqueue {
         if ahead > size {
             return Err(VirtqueueError::AvailIndexJump { avail_idx, next_avail, ahead, size });
         }
-        Ok(ahead)
+        Ok(ahead.saturating_add(self.resubmit.len() as u16))
     }
 
     /// Takes the next head; [`available`](Self::available) has said that there is one.
     pub(crate) fn next_head(&mut self, rings: &RingSlices<'_>) -> Result<u16, VirtqueueError> {
+        if let Some(head) = self.resubmit.pop() {
+            return Ok(head);
+        }
         let entry = usize::from(self.next_avail & (self.layout.size - 1));
         let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
         let head = u16::from_le(rings.avail.load(offset, Ordering::Relaxed)?);
         self.next_avail = self.next_avail.wrapping_add(1);
+        if let Some(log) = &self.log {
+            log.taken(head);
+        }
         Ok(head)
     }
 
@@ -218,6 +249,9 @@ impl Virtqueue {
         used.store(u32::from(head).to_le(), offset, Ordering::Relaxed)?;
         used.store(written_bytes.to_le(), offset + 4, Ordering::Relaxed)?;
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(log) = &self.log {
+            log.answered(head)?;
+        }
         Ok(())
     }
 
@@ -227,6 +261,9 @@ impl Virtqueue {
             // Release: entries and data before the index.
             used.store(self.next_used.to_le(), IDX_OFFSET, Ordering::Release)?;
             self.published_used = self.next_used;
+            if let Some(log) = &self.log {
+                log.published(self.next_used)?;
+            }
         }
         Ok(())
     }

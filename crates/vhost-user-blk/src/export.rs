@@ -1,0 +1,331 @@
+//! [`VhostUserBlk`]: the listening socket, one front end at a time, and the end.
+
+use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer};
+use coblk_block::{BlockBackend, BlockNode};
+use coblk_virtio_blk::VirtioBlk;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::device::DeviceHandle;
+use crate::error::VhostUserBlkError;
+use crate::options::VhostUserBlkOptions;
+use crate::session::{Offer, Session};
+
+/// How long to wait before the next try after a front end could not be accepted, as when the
+/// process has no descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What to do about a front end when an export is removed (contract: C86).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveMode {
+    /// Remove the export only if it is not in use.
+    Safe,
+    /// Disconnect the front end.
+    Hard,
+}
+
+/// A block node, exported to one front end at a time over a unix socket. When one goes, the next may
+/// come; meanwhile it waits in the queue of the socket.
+///
+/// It belongs to the context that it listens on, and stays on its thread. Dropping it disconnects
+/// the front end, without waiting for what is in flight; [`co_remove`](Self::co_remove) waits.
+///
+/// A front end that breaks a rule loses its connection. A process in which exports run handles
+/// SIGBUS, which a front end could cause by truncating its memory.
+pub struct VhostUserBlk {
+    export: Rc<Export>,
+}
+
+struct Connection {
+    socket: UnixStream,
+    thread: JoinHandle<()>,
+}
+
+struct Export {
+    offer: Arc<Offer>,
+    listener: UnixListener,
+    /// Removed at the end.
+    path: Option<PathBuf>,
+    connection: RefCell<Option<Connection>>,
+    closing: Cell<bool>,
+    /// A control thread has ended.
+    ended: BottomHalf,
+    again: Timer,
+    waiters: RefCell<Vec<CoWaker>>,
+}
+
+impl VhostUserBlk {
+    /// Exports `node` on a new socket at `path`, which is removed at the end. A socket that was left
+    /// there by a process that is gone is replaced.
+    ///
+    /// # Errors
+    /// If there is something else at `path`, if the configuration is wrong, or the process has no
+    /// descriptors left.
+    pub fn listen(
+        ctx: &AioContext,
+        path: impl AsRef<Path>,
+        node: &Arc<BlockNode>,
+        options: VhostUserBlkOptions,
+    ) -> Result<VhostUserBlk, VhostUserBlkError> {
+        let path = path.as_ref();
+        let failed = |source| VhostUserBlkError::Listen { path: path.to_owned(), source };
+        let listener = bind(path).map_err(failed)?;
+        Self::start(ctx, listener, Some(path.to_owned()), node, options)
+    }
+
+    /// Exports `node` on a socket that listens already, as one that systemd has passed.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen).
+    pub fn from_listener(
+        ctx: &AioContext,
+        listener: UnixListener,
+        node: &Arc<BlockNode>,
+        options: VhostUserBlkOptions,
+    ) -> Result<VhostUserBlk, VhostUserBlkError> {
+        Self::start(ctx, listener, None, node, options)
+    }
+
+    fn start(
+        ctx: &AioContext,
+        listener: UnixListener,
+        path: Option<PathBuf>,
+        node: &Arc<BlockNode>,
+        options: VhostUserBlkOptions,
+    ) -> Result<VhostUserBlk, VhostUserBlkError> {
+        let offer = Arc::new(offer(ctx, node, options)?);
+        let export = Rc::new_cyclic(|me: &Weak<Export>| {
+            let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
+            Export {
+                offer,
+                listener,
+                path,
+                connection: RefCell::new(None),
+                closing: Cell::new(false),
+                ended: ctx.bottom_half("vhost-user-blk-end", move |_| {
+                    if let Some(export) = on_end.upgrade() {
+                        export.front_end_gone();
+                    }
+                }),
+                again: ctx.timer(move |_| {
+                    if let Some(export) = on_time.upgrade() {
+                        export.accept();
+                    }
+                }),
+                waiters: RefCell::default(),
+            }
+        });
+        let me = Rc::downgrade(&export);
+        export.listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
+        ctx.set_fd_handler(&export.listener, FdInterest::Read, move |_, _| {
+            if let Some(export) = me.upgrade() {
+                export.accept();
+            }
+        })
+        .map_err(VhostUserBlkError::Wait)?;
+        export.again.arm_after(Duration::ZERO);
+        Ok(VhostUserBlk { export })
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> &str {
+        &self.export.offer.name
+    }
+
+    /// Whether a front end is connected.
+    pub fn is_in_use(&self) -> bool {
+        self.export.connection.borrow().is_some()
+    }
+
+    /// Takes over the length of the node, which has changed. The front end sees it when it next
+    /// reads its configuration.
+    pub fn update_capacity(&self) {
+        for device in &self.export.offer.devices {
+            device.tell(|co, device| {
+                if let Err(error) = device.update_capacity(co.context()) {
+                    tracing::warn!(%error, "the length of an export cannot be asked for");
+                }
+            });
+        }
+    }
+
+    /// Removes the export, and waits until its last request was answered (contract: C86).
+    ///
+    /// # Errors
+    /// [`VhostUserBlkError::InUse`] in mode safe, with a front end connected; nothing happens then.
+    pub fn co_remove(&self, co: &Co<'_>, mode: RemoveMode) -> Result<(), VhostUserBlkError> {
+        if mode == RemoveMode::Safe && self.is_in_use() {
+            return Err(VhostUserBlkError::InUse(self.name().to_owned()));
+        }
+        self.export.close(co.context());
+        while self.is_in_use() {
+            co.suspend_for("the end of an export", |waker| {
+                self.export.waiters.borrow_mut().push(waker);
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.get_mut() {
+            let _ = connection.socket.shutdown(Shutdown::Both);
+        }
+        self.remove_socket();
+    }
+}
+
+impl Export {
+    fn accept(&self) {
+        while self.connection.borrow().is_none() && !self.closing.get() {
+            match self.listener.accept() {
+                Ok((socket, _)) => self.start_session(socket),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(export = self.offer.name, %error, "cannot accept a front end");
+                    return self.again.arm_after(ACCEPT_AGAIN);
+                }
+            }
+        }
+    }
+
+    fn start_session(&self, socket: UnixStream) {
+        let (offer, ended) = (Arc::clone(&self.offer), self.ended.remote());
+        let started =
+            socket.set_nonblocking(false).and_then(|()| socket.try_clone()).and_then(|own| {
+                let thread = std::thread::Builder::new().name("vhost-user-blk".to_owned());
+                let thread = thread.spawn(move || {
+                    let _ended = Ended(ended);
+                    serve(&offer, socket);
+                })?;
+                Ok(Connection { socket: own, thread })
+            });
+        match started {
+            Ok(connection) => drop(self.connection.borrow_mut().replace(connection)),
+            Err(error) => {
+                tracing::warn!(export = self.offer.name, %error, "cannot serve a front end");
+            }
+        }
+    }
+
+    fn front_end_gone(&self) {
+        if let Some(connection) = self.connection.take() {
+            // It has nothing left to do.
+            let _ = connection.thread.join();
+        }
+        for waiter in self.waiters.take() {
+            waiter.wake();
+        }
+        self.accept();
+    }
+
+    fn close(&self, ctx: &AioContext) {
+        self.closing.set(true);
+        self.again.cancel();
+        ctx.unset_fd_handler(&self.listener);
+        if let Some(connection) = &*self.connection.borrow() {
+            let _ = connection.socket.shutdown(Shutdown::Both);
+        }
+        self.remove_socket();
+    }
+
+    fn remove_socket(&self) {
+        if let Some(path) = &self.path {
+            // It may be gone already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Says so when the control thread ends, however it does.
+struct Ended(RemoteBottomHalf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.schedule();
+    }
+}
+
+/// The control thread: reads messages until there are no more, or one is wrong.
+fn serve(offer: &Arc<Offer>, socket: UnixStream) {
+    let session = match socket.try_clone().and_then(|own| Session::new(offer, own)) {
+        Ok(session) => Arc::new(Mutex::new(session)),
+        Err(error) => {
+            return tracing::warn!(export = offer.name, %error, "cannot serve a front end");
+        }
+    };
+    tracing::info!(export = offer.name, "a front end connects");
+    let mut handler = BackendReqHandler::from_stream(socket, Arc::clone(&session));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            match handler.handle_request() {
+                Ok(()) | Err(Error::SocketRetry(_)) => {}
+                Err(error) => return error,
+            }
+        }
+    }));
+    match outcome {
+        Ok(Error::Disconnected) => tracing::info!(export = offer.name, "the front end is gone"),
+        Ok(error) => {
+            tracing::warn!(export = offer.name, %error, "the front end loses its connection");
+        }
+        Err(_) => tracing::error!(export = offer.name, "a message of the front end panicked"),
+    }
+    session.lock().unwrap_or_else(PoisonError::into_inner).end();
+}
+
+fn offer(
+    ctx: &AioContext,
+    node: &Arc<BlockNode>,
+    options: VhostUserBlkOptions,
+) -> Result<Offer, VhostUserBlkError> {
+    let VhostUserBlkOptions { device: config, read_only, contexts } = options;
+    let start = |home| {
+        let (node, config) = (Arc::clone(node), config.clone());
+        DeviceHandle::start(ctx, home, move |ctx| {
+            let backend = if read_only {
+                BlockBackend::read_only(ctx, &config.name, node)
+            } else {
+                BlockBackend::new(ctx, &config.name, node)
+            };
+            VirtioBlk::new(backend, config)
+        })
+    };
+    let devices = if contexts.is_empty() {
+        vec![start(None)?]
+    } else {
+        contexts.iter().map(|home| start(Some(home))).collect::<Result<Vec<_>, _>>()?
+    };
+    // As the devices do.
+    let features = config.features(read_only || node.is_read_only());
+    let (num_queues, queue_size_max) = (config.num_queues, config.queue_size_max);
+    Ok(Offer { name: config.name, devices, features, num_queues, queue_size_max })
+}
+
+/// Binds to `path`, also if a dead process has left its socket there.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let refused = UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+            if !refused {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}

@@ -1,0 +1,66 @@
+//! Memory that outlives this process and holds what is in flight: [`InflightMemory`].
+
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use coblk_virtio_blk::InflightLog;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use vhost::vhost_user::message::VhostUserInflight;
+use vhost::vhost_user::{Error, Result};
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::memory::check_length;
+use crate::sigbus::Guard;
+
+/// Logs of all queues, one after the other. The front end keeps the file, and gives it to whoever
+/// serves it after us.
+pub(crate) struct InflightMemory {
+    _guard: Guard,
+    region: Arc<MmapRegion>,
+    num_queues: u16,
+    queue_size: u16,
+}
+
+impl InflightMemory {
+    /// New memory, all zeroes, for a front end to keep; it cannot be resized.
+    pub(crate) fn create(num_queues: u16, queue_size: u16) -> Result<(VhostUserInflight, File)> {
+        let bytes = Self::bytes(num_queues, queue_size);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let system = |error: rustix::io::Errno| Error::ReqHandlerError(error.into());
+        let file = File::from(memfd_create("vhost-user-inflight", flags).map_err(system)?);
+        file.set_len(bytes).map_err(Error::ReqHandlerError)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals).map_err(system)?;
+        Ok((VhostUserInflight::new(bytes, 0, num_queues, queue_size), file))
+    }
+
+    /// Maps what a front end has kept.
+    pub(crate) fn open(layout: &VhostUserInflight, file: File, socket: RawFd) -> Result<Self> {
+        let (num_queues, queue_size) = (layout.num_queues, layout.queue_size);
+        let bytes = Self::bytes(num_queues, queue_size);
+        if layout.mmap_size < bytes {
+            return Err(Error::InvalidOperation("the inflight memory is too small"));
+        }
+        check_length(&file, layout.mmap_offset, bytes)?;
+        let region =
+            MmapRegion::from_file(FileOffset::new(file, layout.mmap_offset), bytes as usize)
+                .map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
+        let guard = Guard::new(&region, socket)
+            .ok_or(Error::InvalidOperation("the process has too many memory regions"))?;
+        Ok(InflightMemory { _guard: guard, region: Arc::new(region), num_queues, queue_size })
+    }
+
+    fn bytes(num_queues: u16, queue_size: u16) -> u64 {
+        InflightLog::bytes(queue_size) as u64 * u64::from(num_queues)
+    }
+
+    /// The log of one queue, which has `size` entries.
+    pub(crate) fn log(&self, index: u16, size: u16) -> Result<InflightLog> {
+        if index >= self.num_queues || size > self.queue_size {
+            return Err(Error::InvalidOperation("the inflight memory has no place for a queue"));
+        }
+        let offset = InflightLog::bytes(self.queue_size) * usize::from(index);
+        Ok(InflightLog::new(Arc::clone(&self.region), offset, self.queue_size))
+    }
+}

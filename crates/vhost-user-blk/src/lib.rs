@@ -1,0 +1,35 @@
+//! vhost-user-blk: a block node as a disk of a virtual machine, or of any other process that drives
+//! virtqueues in shared memory.
+//!
+//! [`VhostUserBlk::listen`] waits on a unix socket for a front end. Who does what:
+//!
+//! ```text
+//!   the context of the listener        a control thread, one a front end
+//!     export.rs: accept, remove   -->    session.rs: reads messages, which may block
+//!                                          |  one command at a time
+//!                                          v
+//!                                      contexts of the queues
+//!                                        device.rs: a VirtioBlk on each; kicks come straight here
+//! ```
+//!
+//! The thread is there because a message is read in pieces, and a front end may send half of one and
+//! no more. It is no part of any request.
+//!
+//! Unsafe code is in one file, `sigbus.rs`, which keeps the process alive when a front end truncates
+//! its memory.
+#![deny(unsafe_code)]
+
+mod device;
+mod error;
+mod export;
+mod inflight;
+mod memory;
+mod notifier;
+mod options;
+mod session;
+mod sigbus;
+mod vring;
+
+pub use error::VhostUserBlkError;
+pub use export::{RemoveMode, VhostUserBlk};
+pub use options::VhostUserBlkOptions;

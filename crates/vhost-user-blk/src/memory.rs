@@ -1,0 +1,106 @@
+//! The front end's memory, as far as it has shown it to us: [`MemoryTable`].
+
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vhost::vhost_user::{Error, Result};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::sigbus::Guard;
+
+/// Regions a front end may have at once.
+pub(crate) const MAX_REGIONS: usize = 509;
+
+struct Region {
+    layout: VhostUserMemoryRegion,
+    // Before the mapping, so that it is dropped first.
+    _guard: Guard,
+    mapping: Arc<GuestRegionMmap>,
+}
+
+/// Memory regions in the order of their guest addresses, and what the device sees of them.
+#[derive(Default)]
+pub(crate) struct MemoryTable {
+    regions: Vec<Region>,
+    guest: Arc<GuestMemoryMmap>,
+}
+
+impl MemoryTable {
+    /// Adds a region of `file`. If the file turns out to be shorter, now or later, the connection
+    /// `socket` is shut down.
+    pub(crate) fn add(
+        &mut self,
+        layout: VhostUserMemoryRegion,
+        file: File,
+        socket: RawFd,
+    ) -> Result<()> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(Error::InvalidOperation("too many memory regions"));
+        }
+        check_length(&file, layout.mmap_offset, layout.memory_size)?;
+        let region: MmapRegion = layout.mmap_region(file)?;
+        let guard = Guard::new(&region, socket)
+            .ok_or(Error::InvalidOperation("the process has too many memory regions"))?;
+        let mapping = GuestRegionMmap::new(region, GuestAddress(layout.guest_phys_addr))
+            .ok_or(Error::InvalidOperation("a memory region wraps around"))?;
+        let at = { self.regions.partition_point(|it| start(&it.layout) < start(&layout)) };
+        self.regions.insert(at, Region { layout, _guard: guard, mapping: Arc::new(mapping) });
+        self.rebuild()
+    }
+
+    /// Removes the region that lies where `layout` says.
+    pub(crate) fn remove(&mut self, layout: &VhostUserMemoryRegion) -> Result<()> {
+        let key = |it: &VhostUserMemoryRegion| (it.guest_phys_addr, it.user_addr, it.memory_size);
+        let found = self.regions.iter().position(|it| key(&it.layout) == key(layout));
+        let at = found.ok_or(Error::InvalidOperation("there is no such memory region"))?;
+        let removed = self.regions.remove(at);
+        self.rebuild()?;
+        drop(removed);
+        Ok(())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.guest = Arc::default();
+        self.regions.clear();
+    }
+
+    fn rebuild(&mut self) -> Result<()> {
+        let mappings = self.regions.iter().map(|region| Arc::clone(&region.mapping)).collect();
+        self.guest = if self.regions.is_empty() {
+            Arc::default()
+        } else {
+            let guest = GuestMemoryMmap::from_arc_regions(mappings);
+            Arc::new(guest.map_err(|_| Error::InvalidOperation("memory regions overlap"))?)
+        };
+        Ok(())
+    }
+
+    /// What the device works on.
+    pub(crate) fn guest(&self) -> &Arc<GuestMemoryMmap> {
+        &self.guest
+    }
+
+    /// From an address in the front end's process to one of the guest. Rings are given so.
+    pub(crate) fn translate(&self, user_addr: u64) -> Result<u64> {
+        let found = self.regions.iter().find_map(|Region { layout, .. }| {
+            let offset = user_addr.checked_sub(layout.user_addr)?;
+            (offset < layout.memory_size).then(|| layout.guest_phys_addr + offset)
+        });
+        found.ok_or(Error::InvalidOperation("a ring is outside the memory regions"))
+    }
+}
+
+/// Refuses a file that is too short already. One that gets too short later is the guard's affair.
+pub(crate) fn check_length(file: &File, offset: u64, len: u64) -> Result<()> {
+    let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
+    match offset.checked_add(len) {
+        Some(end) if !metadata.is_file() || end <= metadata.len() => Ok(()),
+        _ => Err(Error::InvalidOperation("a memory region is longer than its file")),
+    }
+}
+
+fn start(layout: &VhostUserMemoryRegion) -> u64 {
+    layout.guest_phys_addr
+}

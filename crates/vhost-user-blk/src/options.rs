@@ -1,0 +1,17 @@
+//! [`VhostUserBlkOptions`].
+
+use coblk_aio::AioHandle;
+use coblk_virtio_blk::VirtioBlkConfig;
+
+/// How an export is made. Change what differs from the default.
+#[derive(Clone, Default)]
+pub struct VhostUserBlkOptions {
+    /// The disk, as the front end sees it; its name is that of the export. Queues may be up to
+    /// `num_queues`; a front end may use fewer.
+    pub device: VirtioBlkConfig,
+    /// Whether to refuse writes even if the node allows them.
+    pub read_only: bool,
+    /// Contexts that serve the queues: queue `i` is served by the one at `i` modulo their number.
+    /// If empty, the context of the listener serves all of them.
+    pub contexts: Vec<AioHandle>,
+}

@@ -1,0 +1,349 @@
+//! One front end, from its first message to its last: [`Session`] answers the messages that the
+//! vhost crate reads. It runs on the control thread of the connection.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use coblk_virtio_blk::Interrupt;
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::*;
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use crate::device::DeviceHandle;
+use crate::inflight::InflightMemory;
+use crate::memory::{MAX_REGIONS, MemoryTable};
+use crate::notifier::from_front_end;
+use crate::vring::{Kick, RingAddresses, Vring};
+
+/// What all sessions of an export share.
+pub(crate) struct Offer {
+    pub(crate) name: String,
+    /// One a context; queue `i` is on the one at `i` modulo their number.
+    pub(crate) devices: Vec<DeviceHandle>,
+    /// Of virtio and virtio-blk.
+    pub(crate) features: u64,
+    pub(crate) num_queues: u16,
+    pub(crate) queue_size_max: u16,
+}
+
+/// The state of one connection.
+pub(crate) struct Session {
+    offer: Arc<Offer>,
+    socket: UnixStream,
+    vrings: Vec<Vring>,
+    memory: MemoryTable,
+    inflight: Option<InflightMemory>,
+}
+
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+impl Session {
+    /// A session over `socket`. A device whose queue the front end breaks shuts it down.
+    pub(crate) fn new(offer: &Arc<Offer>, socket: UnixStream) -> std::io::Result<Session> {
+        for device in &offer.devices {
+            let socket = socket.try_clone()?;
+            device.tell(move |_, device| {
+                let me = std::rc::Rc::downgrade(device);
+                device.set_config_interrupt(Interrupt::callback(move |_| {
+                    if me.upgrade().is_some_and(|device| device.needs_reset()) {
+                        let _ = socket.shutdown(std::net::Shutdown::Both);
+                    }
+                }));
+            });
+        }
+        let device = |index: u16| {
+            let devices = &offer.devices;
+            devices[usize::from(index) % devices.len()].clone()
+        };
+        let vrings = (0..offer.num_queues).map(|index| Vring::new(index, device(index))).collect();
+        let (offer, memory) = (Arc::clone(offer), MemoryTable::default());
+        Ok(Session { offer, socket, vrings, memory, inflight: None })
+    }
+
+    /// Ends it: nothing of the front end's memory is touched after this.
+    pub(crate) fn end(&mut self) {
+        let broken = self.offer.devices.iter().any(|device| {
+            device.call(|_, device| device.needs_reset()).unwrap_or(false) //
+        });
+        if broken {
+            for err in self.vrings.iter().filter_map(|vring| vring.err.as_ref()) {
+                let _ = err.set();
+            }
+        }
+        if let Err(error) = self.reset() {
+            tracing::warn!(export = self.offer.name, %error, "an export's context is gone");
+        }
+        // Devices keep no descriptor of a connection that is gone.
+        for device in &self.offer.devices {
+            device.call(|_, device| device.set_config_interrupt(Interrupt::None));
+        }
+        self.memory.clear();
+        self.inflight = None;
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        let stopped = self.vrings.iter_mut().map(Vring::stop).filter(|it| it.is_err()).count();
+        for vring in &mut self.vrings {
+            (vring.kick, vring.enabled, vring.base) = (None, false, 0);
+        }
+        for device in &self.offer.devices {
+            device.call(|co, device| device.co_reset(co)).ok_or(Error::BackendInternalError)?;
+        }
+        if stopped > 0 { Err(Error::BackendInternalError) } else { Ok(()) }
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
+        let vring = self.vrings.get_mut(index as usize);
+        vring.ok_or(Error::InvalidOperation("there is no such queue"))
+    }
+
+    fn start(&mut self, index: u32) -> Result<()> {
+        let vring = self.vrings.get_mut(index as usize);
+        let vring = vring.ok_or(Error::InvalidOperation("there is no such queue"))?;
+        vring.start(&self.memory, self.inflight.as_ref())
+    }
+
+    /// Changes the memory while no queue looks at it. Those that ran go on afterwards.
+    fn change_memory(&mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let running: Vec<bool> = self.vrings.iter().map(Vring::is_running).collect();
+        self.vrings.iter_mut().try_for_each(Vring::stop)?;
+        change(self)?;
+        for (vring, _) in self.vrings.iter_mut().zip(running).filter(|(_, running)| *running) {
+            vring.start(&self.memory, self.inflight.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Asks the first device: all of them agree.
+    fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&coblk_virtio_blk::VirtioBlk) -> R + Send + 'static,
+    ) -> Result<R> {
+        let device = self.offer.devices.first();
+        let answer = device.and_then(|device| device.call(|_, device| question(device)));
+        answer.ok_or(Error::BackendInternalError)
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Session {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset()
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.reset()
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offer.features | PROTOCOL_FEATURES)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let accepted = features & !PROTOCOL_FEATURES;
+        for device in &self.offer.devices {
+            let negotiated = device.call(move |_, device| device.negotiate(accepted));
+            negotiated
+                .ok_or(Error::BackendInternalError)?
+                .map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
+        }
+        if features & PROTOCOL_FEATURES == 0 {
+            // Such a front end does not enable queues one by one.
+            for index in 0..self.offer.num_queues {
+                self.vring(u32::from(index))?.enabled = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let regions = regions.to_vec();
+        self.change_memory(|me| {
+            let socket = me.socket.as_raw_fd();
+            me.memory.clear();
+            let mut pairs = regions.into_iter().zip(files);
+            pairs.try_for_each(|(region, file)| me.memory.add(region, file, socket))
+        })?;
+        Ok(None)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        let region = **region;
+        self.change_memory(|me| me.memory.add(region, file, me.socket.as_raw_fd()))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let region = **region;
+        self.change_memory(|me| me.memory.remove(&region))
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let max = u32::from(self.offer.queue_size_max);
+        let vring = self.vring(index)?;
+        if vring.is_running() || !num.is_power_of_two() || num > max {
+            return Err(Error::InvalidOperation("no queue can have such a size now"));
+        }
+        vring.size = num as u16;
+        Ok(())
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        desc_table: u64,
+        used_ring: u64,
+        avail_ring: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let vring = self.vring(index)?;
+        if vring.is_running() {
+            return Err(Error::InvalidOperation("a queue that runs cannot be moved"));
+        }
+        vring.addresses = Some(RingAddresses { desc_table, avail_ring, used_ring });
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let vring = self.vring(index)?;
+        if vring.is_running() || base > u32::from(u16::MAX) {
+            return Err(Error::InvalidOperation("no queue can begin there now"));
+        }
+        vring.base = base as u16;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let vring = self.vring(index)?;
+        vring.stop()?;
+        vring.kick = None;
+        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let kick = fd.map(from_front_end).transpose()?.map_or(Kick::Poll, Kick::Notifier);
+        let vring = self.vring(u32::from(index))?;
+        vring.stop()?;
+        vring.kick = Some(kick);
+        self.start(u32::from(index))
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let call = fd.map(from_front_end).transpose()?;
+        self.vring(u32::from(index))?.set_call(call)
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        self.vring(u32::from(index))?.err = fd.map(from_front_end).transpose()?;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        match features & !self.get_protocol_features()?.bits() {
+            0 => Ok(()),
+            _ => Err(Error::InvalidOperation("protocol features that were not offered")),
+        }
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.offer.num_queues))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let vring = self.vring(index)?;
+        vring.enabled = enable;
+        if enable { self.start(index) } else { vring.stop() }
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // What is beyond the fields that we know reads as zeroes; vhost has checked the range.
+        let mut space = self.ask(|device| device.config_space())?.to_vec();
+        let (offset, end) = (offset as usize, offset as usize + size as usize);
+        space.resize(space.len().max(end), 0);
+        Ok(space[offset..end].to_vec())
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        for device in &self.offer.devices {
+            let data = data.to_vec();
+            let written =
+                device.call(move |_, device| device.write_config(u64::from(offset), &data));
+            written.ok_or(Error::BackendInternalError)?;
+        }
+        Ok(())
+    }
+
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (num_queues, queue_size) = (wanted.num_queues, wanted.queue_size);
+        if num_queues > self.offer.num_queues || queue_size > self.offer.queue_size_max {
+            return Err(Error::InvalidOperation("more in flight than there are queues"));
+        }
+        InflightMemory::create(num_queues, queue_size)
+    }
+
+    fn set_inflight_fd(&mut self, layout: &VhostUserInflight, file: File) -> Result<()> {
+        let layout = *layout;
+        self.change_memory(|me| {
+            me.inflight = Some(InflightMemory::open(&layout, file, me.socket.as_raw_fd())?);
+            Ok(())
+        })
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("a disk has no display"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("a disk shares no objects"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("a disk has no state to transfer"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("a disk has no state to transfer"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("a disk shows no memory"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidOperation("dirty pages are not logged"))
+    }
+}

@@ -1,0 +1,43 @@
+//! An export in a process of its own: the test program, started again with a variable set.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use coblk_aio::AioContext;
+use coblk_block::{BlockNode, drivers};
+use coblk_vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
+
+/// Where the daemon finds its image and its socket.
+const DAEMON: &str = "COBLK_VHOST_DAEMON";
+
+/// What the test `daemon` does: nothing, unless [`start`] has started the program. Then it serves
+/// until it is killed.
+pub fn run_if_asked() {
+    let Ok(directory) = std::env::var(DAEMON) else { return };
+    let directory = Path::new(&directory);
+    let ctx = AioContext::new().unwrap();
+    let image = drivers::File::options().open(directory.join("disk")).unwrap();
+    let node = BlockNode::new("disk", image);
+    let socket = directory.join("vhost.sock");
+    let _export =
+        VhostUserBlk::listen(&ctx, socket, &node, VhostUserBlkOptions::default()).unwrap();
+    println!("\nready");
+    ctx.run_until(|| false);
+}
+
+/// Starts the daemon, under the command `wrapper` if it is not empty.
+pub fn start(directory: &Path, wrapper: &[&str]) -> Child {
+    let program = std::env::current_exe().unwrap();
+    let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+    let mut child = Command::new(words.next().unwrap())
+        .args(words)
+        .args(["--exact", "daemon", "--nocapture"])
+        .env(DAEMON, directory)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    assert!(output.lines().any(|line| line.unwrap() == "ready"), "the daemon does not start");
+    child
+}
