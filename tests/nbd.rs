@@ -171,8 +171,12 @@ fn say(served: &Served, bytes: &[u8]) -> Vec<u8> {
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut said = Vec::new();
-    let _ = stream.read_to_end(&mut said);
-    said
+    match stream.read_to_end(&mut said) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            panic!("the server keeps a client that is gone, after {bytes:?}")
+        }
+        _ => said,
+    }
 }
 
 #[test]
@@ -247,13 +251,15 @@ fn poll_until_done<T: Send + 'static>(
     ctx: &AioContext,
     client: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    let handle = ctx.handle();
+    let (handle, done) = (ctx.handle(), Arc::new(AtomicBool::new(false)));
+    let tell = Arc::clone(&done);
     let client = std::thread::spawn(move || {
         let result = client();
+        tell.store(true, Ordering::Release);
         handle.schedule(|_| ());
         result
     });
-    ctx.run_until(|| client.is_finished());
+    ctx.run_until(|| done.load(Ordering::Acquire));
     client.join().unwrap()
 }
 

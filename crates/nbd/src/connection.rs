@@ -145,8 +145,9 @@ impl Connection {
             if request.command == CMD_DISC {
                 return Ok(());
             }
+            let prepared = self.prepare(co, receiver, session, &request)?;
             self.in_flight.set(self.in_flight.get() + 1);
-            match self.prepare(co, receiver, session, &request)? {
+            match prepared {
                 Ok(buffer) => serve::start(co, self, session, request, buffer),
                 Err(errno) => {
                     self.answer(Message::error(session.style, &request, errno), co.context());
