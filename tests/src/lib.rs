@@ -3,6 +3,7 @@
 //! * `events`: what happened in what order on which thread, from `tracing` events;
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
+//! * `nbd`: an NBD server to talk to;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `tools`: programs that tests run;
@@ -16,6 +17,7 @@
 pub mod events;
 pub mod guest;
 pub mod images;
+pub mod nbd;
 pub mod probe;
 pub mod random;
 pub mod sandbox;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -17,6 +17,9 @@ const PACKAGES: [(&str, &str); 10] = [
     ("mount", "mount"),
     ("mkfifo", "coreutils"),
     ("gdb", "gdb"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("fio", "fio"),
 ];
 
 /// A command; found also where only root looks as a rule.
