@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk::nbd::{NbdAddress, NbdExport, NbdExportError, NbdOptions, NbdServer, RemoveMode};
 use coblk::{AioContext, BlockBackend, BlockNode};
 use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, option, request};
+use coblk_tests::probe::Probe;
 use coblk_tests::tools;
 
 fn qemu_io(uri: &str, commands: &[&str]) -> String {
@@ -167,6 +168,45 @@ fn hundreds_of_clients_are_served() {
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
     }
     served.check();
+}
+
+#[test]
+fn a_failed_request_leaves_the_connection() {
+    let probe = Probe::new(1 << 20);
+    let node = BlockNode::new("disk0", probe.clone());
+    let served = Served::with_node(env!("CARGO_TARGET_TMPDIR"), |_| node);
+    let exact = |stream: &mut UnixStream, len| {
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let mut simple = choose(&served.socket());
+    for (errno, code) in [(libc::EIO, 5), (libc::ENOSPC, 28), (libc::EXDEV, 22)] {
+        probe.next_results(&[errno]);
+        simple.write_all(&[request(MAGIC, 0, 1, 0, 4), vec![9; 4]].concat()).unwrap();
+        let reply = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, code][..], &[0, 0, 0, 0, 0, 0, 0, 7]];
+        assert_eq!(exact(&mut simple, 16), reply.concat());
+    }
+    probe.set_panics(true);
+    simple.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    assert_eq!(exact(&mut simple, 16)[4..8], [0, 0, 0, 5]);
+    probe.set_panics(false);
+    simple.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    assert_eq!(exact(&mut simple, 16 + 512)[4..8], [0, 0, 0, 0]);
+
+    let mut structured = served.connect();
+    let start = [&[0, 0, 0, 3][..], &option(8, b""), &option(1, b"disk")].concat();
+    structured.write_all(&start).unwrap();
+    exact(&mut structured, 18 + 20 + 10);
+    probe.next_results(&[libc::EIO]);
+    structured.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    let error = exact(&mut structured, 26);
+    // The only chunk, of the kind "error".
+    assert_eq!(error[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1]);
+    assert_eq!(error[16..], [0, 0, 0, 6, 0, 0, 0, 5, 0, 0]);
+    structured.write_all(&request(MAGIC, 4, 0, 0, 512)).unwrap();
+    let data = exact(&mut structured, 20 + 8 + 512);
+    assert_eq!(data[4..8], [0, 1, 0, 1]);
 }
 
 /// Polls until a client on another thread has done something.

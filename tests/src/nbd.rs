@@ -30,15 +30,22 @@ pub struct Served {
 impl Served {
     /// Starts it. Temporary files go to `parent`.
     pub fn new(parent: &str) -> Served {
+        Self::with_node(parent, |dir| {
+            let image = dir.join("disk.img");
+            std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+            BlockNode::new("disk0", File::options().open(&image).unwrap())
+        })
+    }
+
+    /// Starts one on a node that may keep files in the directory it is told.
+    pub fn with_node(parent: &str, node: impl FnOnce(&Path) -> Arc<BlockNode>) -> Served {
         let dir = tempfile::tempdir_in(parent).unwrap();
-        let image = dir.path().join("disk.img");
-        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        let node = node(dir.path());
         let (socket, stop) = (dir.path().join("nbd.sock"), Arc::new(AtomicBool::new(false)));
         let (tell, told) = mpsc::channel();
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let ctx = AioContext::new().unwrap();
-            let node = BlockNode::new("disk0", File::options().open(&image).unwrap());
             let backend = BlockBackend::new(&ctx, "drive", node);
             let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
             let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket), options).unwrap();
