@@ -353,7 +353,7 @@ fn hammer(
 #[test]
 fn c77_a_drain_holds_for_requests_from_another_thread() {
     let (ctx, backend, probe) = scene();
-    let node = std::sync::Arc::clone(backend.node().expect("a medium"));
+    let node = backend.node().expect("a medium");
     let (stop, stopped) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
     let second = std::thread::spawn(move || hammer(node, stopped, ready));
@@ -389,7 +389,7 @@ fn c77_a_drain_holds_for_requests_from_another_thread() {
 #[test]
 fn c77_drains_of_two_threads_nest() {
     let (ctx, backend, probe) = scene();
-    let node = std::sync::Arc::clone(backend.node().expect("a medium"));
+    let node = backend.node().expect("a medium");
     let second = std::thread::spawn(move || {
         let ctx = AioContext::new().expect("a context");
         let backend = BlockBackend::new(&ctx, "second", node);
@@ -456,7 +456,7 @@ fn a_drain_outlives_a_context_that_ends_meanwhile() {
     // loop. If that context was ending, it threw the question away, and with it the waker, so the
     // draining coroutine panicked: "its waker was dropped".
     let (ctx, backend, _) = scene();
-    let node = std::sync::Arc::clone(backend.node().expect("a medium"));
+    let node = backend.node().expect("a medium");
     let (ending, is_ending) = mpsc::channel();
     let (asked, is_asked) = mpsc::channel::<()>();
     let second = std::thread::spawn(move || {

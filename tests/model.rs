@@ -20,7 +20,7 @@ use coblk_tests::guest::every_way;
 use coblk_tests::image_dir;
 use coblk_tests::images::sparse_image;
 use coblk_tests::probe::Probe;
-use coblk_tests::random::Random;
+use coblk_tests::random::{Random, seeds};
 
 const SIZE: usize = 256 << 10;
 const COROUTINES: u64 = 12;
@@ -258,7 +258,7 @@ fn file_run(ctx: &AioContext, dir: &Path, what: String, options: FileOptions, n:
 fn files_hold_what_the_model_holds() {
     let dir = image_dir!();
     for (way, options) in every_way() {
-        for seed in 0..6 {
+        for seed in seeds(6) {
             let ctx = AioContext::new().expect("a context");
             let what = format!("{way}, seed {seed}");
             file_run(&ctx, dir.path(), what, options, 80).play(&ctx, seed);
@@ -268,7 +268,7 @@ fn files_hold_what_the_model_holds() {
 
 #[test]
 fn a_driver_in_memory_holds_what_the_model_holds() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let ctx = AioContext::new().expect("a context");
         let probe = Probe::new(SIZE);
         let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("probe", probe));
@@ -301,7 +301,7 @@ fn simulated_files_hold_what_the_model_holds() {
     let dir = image_dir!();
     let faults = Faults { short_per_mille: 300, interrupted_per_mille: 200, ..Faults::default() };
     for engine in [Engine::Threads, Engine::IoUring] {
-        for seed in 0..12 {
+        for seed in seeds(12) {
             let ctx = simulated(seed, faults);
             let what = format!("simulated, {engine:?}, seed {seed}");
             let options = File::options().engine(engine);
@@ -318,9 +318,10 @@ fn simulated_files_lose_nothing_but_what_failed() {
         interrupted_per_mille: 100,
         error_per_mille: 30,
         no_space_per_mille: 30,
+        ..Faults::default()
     };
     for engine in [Engine::Threads, Engine::IoUring] {
-        for seed in 0..12 {
+        for seed in seeds(12) {
             let ctx = simulated(seed, faults);
             let what = format!("simulated with errors, {engine:?}, seed {seed}");
             let options = File::options().engine(engine);

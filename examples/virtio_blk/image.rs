@@ -50,7 +50,7 @@ impl Image {
                 (path.clone(), "new", None)
             }
         };
-        let image = File::options()
+        let image = File::options_for(&path)
             .read_only(!workload.writes() && exists)
             .direct(options.direct)
             .engine(options.engine.into())

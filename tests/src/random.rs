@@ -1,5 +1,7 @@
 //! Numbers from a seed: one seed replays a whole test.
 
+use std::ops::Range;
+
 /// A small generator (splitmix64).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -30,5 +32,19 @@ impl Random {
             let number = self.number().to_le_bytes();
             chunk.copy_from_slice(&number[..chunk.len()]);
         }
+    }
+}
+
+/// The seeds a test runs: `COBLK_SEED=n` asks for that one alone, `COBLK_SEEDS=n` for `0..n`, and
+/// without either it is `0..usual`.
+pub fn seeds(usual: u64) -> Range<u64> {
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}='{text}' is not a number")))
+    };
+    match (number("COBLK_SEED"), number("COBLK_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(0)) => panic!("COBLK_SEEDS=0 would test nothing"),
+        (None, seeds) => 0..seeds.unwrap_or(usual),
     }
 }

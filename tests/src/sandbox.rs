@@ -1,4 +1,5 @@
-//! Tests that need a world of their own: a small file system, or system calls that fail.
+//! Tests that need a world of their own: a small file system, few descriptors, or system calls that
+//! fail.
 //!
 //! Such a test runs its own program again, for itself alone, inside that world, and demands that
 //! it passed there.
@@ -59,6 +60,18 @@ pub fn with_faults(test: &str, parent: &Path, faults: &[&str], code: impl FnOnce
     run_inside("strace", &mut strace, test, dir.path());
     let log = std::fs::read_to_string(&log).expect("strace's log");
     assert!(log.contains("(INJECTED)"), "no system call was made to fail:\n{log}");
+}
+
+/// Runs `code` with a directory for files in a process that may have `most` descriptors. `parent` is
+/// where the directory is made.
+pub fn with_few_descriptors(test: &str, parent: &Path, most: u32, code: impl FnOnce(&Path)) {
+    if let Some(dir) = inside() {
+        return code(&dir);
+    }
+    let dir = tempfile::tempdir_in(parent).expect("a directory for files");
+    let mut prlimit = tools::command("prlimit");
+    prlimit.arg(format!("--nofile={most}:{most}"));
+    run_inside("prlimit", &mut prlimit, test, dir.path());
 }
 
 fn inside() -> Option<PathBuf> {

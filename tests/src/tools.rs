@@ -6,15 +6,20 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
+    ("qemu-nbd", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-utils"),
+    ("timeout", "coreutils"),
     ("mkfs.ext4", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("debugfs", "e2fsprogs"),
     ("strace", "strace"),
     ("unshare", "util-linux"),
+    ("prlimit", "util-linux"),
     ("mount", "mount"),
+    ("losetup", "mount"),
     ("mkfifo", "coreutils"),
     ("gdb", "gdb"),
     ("nbdinfo", "libnbd-bin"),

@@ -325,7 +325,9 @@ impl AioContext {
     /// # Panics
     /// If `entry` panics before it first suspends; a later panic reaches whoever resumes it,
     /// normally [`poll`](Self::poll). Also if there is no memory for a stack.
-    #[inline]
+    // Always inlined: the processor predicts the return of each frame around a switch of stacks for
+    // the other stack, and wrongly.
+    #[inline(always)]
     pub fn spawn(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'static) {
         // SAFETY: `entry` borrows nothing.
         let coroutine = unsafe { self.create(name, entry) };
@@ -408,6 +410,9 @@ impl Drop for UnwindOnDrop {
 }
 
 /// Gives a task back when its coroutine's closure is gone, run or not.
+// Aligned, so that it does not move what is captured with it off the 16-byte pieces that closures
+// are copied in; a load across two fresh pieces has to wait for both.
+#[repr(align(16))]
 struct Release {
     inner: NonNull<Inner>,
     task: NonNull<Task>,

@@ -11,7 +11,7 @@ use crate::fio;
 use crate::jobs::{self, FileArgs, NullArgs};
 use crate::measure::Plan;
 use crate::micro;
-use crate::report::Report;
+use crate::report::{Format, Report};
 use crate::works::Work;
 
 /// What coblk costs, beside its peers, in one run.
@@ -23,6 +23,9 @@ struct Cli {
     /// Print one JSON object a line, and nothing else, on standard output.
     #[arg(long, global = true)]
     json: bool,
+    /// Print the table in Markdown.
+    #[arg(long, global = true, conflicts_with = "json")]
+    markdown: bool,
     /// A short run; its figures are only good for a look.
     #[arg(long, global = true)]
     quick: bool,
@@ -87,6 +90,16 @@ struct CompareArgs {
     plot: Option<PathBuf>,
 }
 
+impl Cli {
+    fn format(&self) -> Format {
+        match (self.json, self.markdown) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Markdown,
+            _ => Format::Table,
+        }
+    }
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
@@ -94,7 +107,7 @@ struct CompareArgs {
 pub fn run() -> io::Result<()> {
     let cli = Cli::parse();
     let plan = Plan::new(cli.quick, cli.rounds.map(usize::from));
-    let mut report = Report::new(cli.json);
+    let mut report = Report::new(cli.format());
     match cli.command {
         Command::Micro(arguments) => {
             micro::run(&micro_options(&arguments, &plan)?, &plan, &mut report)?;

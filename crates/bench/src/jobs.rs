@@ -150,7 +150,7 @@ pub fn file(arguments: &FileArgs, plan: &Plan, report: &mut Report) -> io::Resul
     progress.now("MiB of the image are made");
     let image = Image::open_or_make(arguments.filename.as_deref(), size, || progress.step())?;
     drop(progress);
-    let driver = File::options()
+    let driver = File::options_for(image.path())
         .direct(arguments.direct)
         .engine(arguments.engine.into())
         .in_place_reads(arguments.in_place)

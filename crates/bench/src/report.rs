@@ -115,16 +115,27 @@ fn count(value: f64) -> Value {
     json!(value)
 }
 
-/// Where rows go: as they come with `--json`, else as a table at the end.
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A table at the end.
+    Table,
+    /// The same in Markdown, for docs/performance.md.
+    Markdown,
+    /// A JSON object a line, as they come.
+    Json,
+}
+
+/// Where rows go.
 pub struct Report {
-    json: bool,
+    format: Format,
     rows: Vec<Row>,
 }
 
 impl Report {
     /// A report without rows.
-    pub fn new(json: bool) -> Report {
-        Report { json, rows: Vec::new() }
+    pub fn new(format: Format) -> Report {
+        Report { format, rows: Vec::new() }
     }
 
     /// Takes a row.
@@ -132,7 +143,7 @@ impl Report {
     /// # Errors
     /// If standard output does not take it.
     pub fn add(&mut self, row: Row) -> io::Result<()> {
-        if self.json {
+        if self.format == Format::Json {
             let mut out = io::stdout().lock();
             writeln!(out, "{}", row.to_json())?;
             out.flush()?;
@@ -151,7 +162,12 @@ impl Report {
     /// # Errors
     /// If standard output does not take it.
     pub fn finish(&self) -> io::Result<()> {
-        if self.json { Ok(()) } else { io::stdout().write_all(table(&self.rows).as_bytes()) }
+        let text = match self.format {
+            Format::Table => table(&self.rows),
+            Format::Markdown => markdown(&self.rows),
+            Format::Json => return Ok(()),
+        };
+        io::stdout().write_all(text.as_bytes())
     }
 }
 
@@ -159,8 +175,13 @@ const COLUMNS: usize = 10;
 const HEADER: [&str; COLUMNS] =
     ["work", "unit", "ours", "allocs", "syscalls", "cpu ns", "peer", "peer's", "cpu ns", "ratio"];
 
-/// The rows as a table: one line for each peer, and below it what does not fit into a column.
-pub fn table(rows: &[Row]) -> String {
+/// Words are set to the left, figures to the right.
+fn is_words(column: usize) -> bool {
+    matches!(column, 0 | 1 | 6)
+}
+
+/// The header, and one line for each peer.
+fn lines(rows: &[Row]) -> Vec<[String; COLUMNS]> {
     let mut lines = vec![HEADER.map(str::to_owned)];
     for row in rows {
         let mut peers = row.peers.iter();
@@ -179,6 +200,26 @@ pub fn table(rows: &[Row]) -> String {
             lines.push(line);
         }
     }
+    lines
+}
+
+/// The rows as a table in Markdown, and below it what does not fit into a column.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for (index, line) in lines(rows).iter().enumerate() {
+        text.push_str(&format!("| {} |\n", line.join(" | ")));
+        if index == 0 {
+            let rule = (0..COLUMNS).map(|column| if is_words(column) { "---" } else { "---:" });
+            text.push_str(&format!("| {} |\n", rule.collect::<Vec<_>>().join(" | ")));
+        }
+    }
+    text.push_str(&footnotes(rows).replace("\n  ", "\n- "));
+    text
+}
+
+/// The rows as a table, and below it what does not fit into a column.
+pub fn table(rows: &[Row]) -> String {
+    let lines = lines(rows);
     let widths: Vec<usize> = (0..HEADER.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
@@ -186,10 +227,11 @@ pub fn table(rows: &[Row]) -> String {
     for line in &lines {
         let mut cells = String::new();
         for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            // Words to the left, figures to the right.
-            let words = matches!(column, 0 | 1 | 6);
-            let cell =
-                if words { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
+            let cell = if is_words(column) {
+                format!("{cell:<width$}  ")
+            } else {
+                format!("{cell:>width$}  ")
+            };
             cells.push_str(&cell);
         }
         text.push_str(cells.trim_end());
@@ -320,6 +362,19 @@ mod tests {
         assert!(text.contains("12.64x"));
         assert!(text.contains("p99 12.3 us"));
         assert_eq!(text.matches("Debian package qemu-utils").count(), 1);
+    }
+
+    #[test]
+    fn markdown_is_the_same_table() {
+        let mut row = row();
+        row.notes.push("a note".into());
+        let text = markdown(&[row]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[..3].iter().all(|line| line.matches(" | ").count() == COLUMNS - 1));
+        assert!(lines[1].starts_with("| --- | --- | ---: |"));
+        assert!(lines[2].starts_with("| null QD64 | ns/op | 91.0 | 0 |"), "{text}");
+        assert!(lines[2].ends_with("| 12.64x |"));
+        assert_eq!(lines[3..], ["", "- null QD64: a note"]);
     }
 
     #[test]

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
 use crate::accounting::{Recorder, RequestKind};
+use crate::error_policy::ErrorState;
 use crate::flags::{WriteFlags, ZeroFlags};
-use crate::gate::{InFlight, Request};
+use crate::graph::{self, DrainedSection};
 use crate::io::{self as request_path, BlockStatus};
-use crate::node::{BlockNode, DrainedSection};
+use crate::medium::{Medium, Request, Slot};
+use crate::node::BlockNode;
 
 /// What a device, an export or a daemon sends its requests to.
 ///
@@ -43,31 +45,16 @@ pub struct BlockBackend {
 
 struct Inner {
     name: String,
-    medium: Option<Medium>,
+    slot: Rc<Slot>,
     read_only: bool,
-    home: AioHandle,
     recorder: Recorder,
-}
-
-/// A node, and our counter on its gate.
-struct Medium {
-    node: Arc<BlockNode>,
-    in_flight: Arc<InFlight>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(medium) = &self.medium {
-            medium.node.gate.leave(&medium.in_flight);
-        }
-    }
+    errors: ErrorState,
 }
 
 impl BlockBackend {
     /// A backend of `ctx` on `node`; writable if the node is.
     pub fn new(ctx: &AioContext, name: impl Into<String>, node: Arc<BlockNode>) -> BlockBackend {
-        let read_only = node.is_read_only();
-        Self::with_medium(ctx, name, Some(node), read_only)
+        Self::with_medium(ctx, name, Some(node), false)
     }
 
     /// A backend that refuses writes, whatever the node allows.
@@ -79,7 +66,8 @@ impl BlockBackend {
         Self::with_medium(ctx, name, Some(node), true)
     }
 
-    /// A backend without a medium: every request fails with ENOMEDIUM (contract: C74).
+    /// A backend without a medium: every request fails with ENOMEDIUM (contract: C74), until one is
+    /// [put in](Self::insert_medium).
     pub fn empty(ctx: &AioContext, name: impl Into<String>) -> BlockBackend {
         Self::with_medium(ctx, name, None, false)
     }
@@ -90,13 +78,13 @@ impl BlockBackend {
         node: Option<Arc<BlockNode>>,
         read_only: bool,
     ) -> BlockBackend {
-        let home = ctx.handle();
-        let medium = node.map(|node| {
-            let in_flight = node.gate.join(home.clone());
-            Medium { node, in_flight }
-        });
+        let slot = Slot::new(ctx.handle());
+        if let Some(node) = node {
+            slot.insert(node);
+        }
         let recorder = Recorder::new(ctx);
-        let inner = Inner { name: name.into(), medium, read_only, home, recorder };
+        let errors = ErrorState::default();
+        let inner = Inner { name: name.into(), slot, read_only, recorder, errors };
         BlockBackend { inner: Rc::new(inner) }
     }
 
@@ -107,7 +95,7 @@ impl BlockBackend {
 
     /// The context it belongs to.
     pub(crate) fn home(&self) -> &AioHandle {
-        &self.inner.home
+        self.inner.slot.home()
     }
 
     #[inline]
@@ -115,9 +103,14 @@ impl BlockBackend {
         &self.inner.recorder
     }
 
+    #[inline]
+    pub(crate) fn errors(&self) -> &ErrorState {
+        &self.inner.errors
+    }
+
     /// The node below, if there is a medium.
-    pub fn node(&self) -> Option<&Arc<BlockNode>> {
-        self.inner.medium.as_ref().map(|medium| &medium.node)
+    pub fn node(&self) -> Option<Arc<BlockNode>> {
+        self.inner.slot.medium().map(|medium| Arc::clone(&medium.node))
     }
 
     /// Length in bytes.
@@ -130,12 +123,12 @@ impl BlockBackend {
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.inner.read_only
+        self.inner.read_only || self.inner.slot.medium().is_some_and(|medium| medium.read_only)
     }
 
     /// Requests of this backend in flight, callbacks that have not returned included.
     pub fn in_flight(&self) -> usize {
-        self.inner.medium.as_ref().map_or(0, |medium| medium.in_flight.count())
+        self.inner.slot.in_flight()
     }
 
     /// Drains the node below; see [`BlockNode::drain`]. `None` without a medium: nothing can be in
@@ -152,23 +145,58 @@ impl BlockBackend {
         self.node().map(|node| node.co_drain(co))
     }
 
+    /// Puts a medium in. Home thread.
+    ///
+    /// # Errors
+    /// EBUSY if there is one.
+    pub fn insert_medium(&self, node: Arc<BlockNode>) -> io::Result<()> {
+        if self.inner.slot.medium().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        self.inner.slot.insert(node);
+        Ok(())
+    }
+
+    /// Takes the medium out, and gives it back. Requests in flight complete first, so this must not
+    /// be called from a request's own callback; those that wait, and later ones, fail with
+    /// ENOMEDIUM (contract: C74) until there is another. Home thread.
+    pub fn co_remove_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
+        // The node must not be replaced meanwhile.
+        let _change = graph::lock_changes(co);
+        let _drained = self.co_drain(co);
+        self.inner.slot.take()
+    }
+
+    /// [`co_remove_medium`](Self::co_remove_medium) from outside of coroutines. Polls `ctx`
+    /// meanwhile.
+    ///
+    /// # Panics
+    /// If called inside a coroutine.
+    pub fn remove_medium(&self, ctx: &AioContext) -> Option<Arc<BlockNode>> {
+        ctx.run(|co| self.co_remove_medium(co))
+    }
+
     #[inline]
-    fn medium(&self) -> io::Result<&Medium> {
-        self.inner.medium.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEDIUM))
+    fn medium(&self) -> io::Result<Rc<Medium>> {
+        self.inner.slot.medium().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEDIUM))
     }
 
     /// Counts a request in, for as long as the guard lives; waits while the node is drained.
     #[inline]
-    pub(crate) fn begin_request(&self, co: &Co<'_>) -> Option<Request<'_>> {
-        debug_assert!(self.inner.home.is_home_thread());
-        let medium = self.inner.medium.as_ref()?;
-        Some(medium.node.gate.enter(co, &medium.in_flight))
+    pub(crate) fn begin_request(&self, co: &Co<'_>) -> Option<Request> {
+        debug_assert!(self.home().is_home_thread());
+        self.inner.slot.enter(co)
+    }
+
+    fn writable_medium(&self) -> io::Result<Rc<Medium>> {
+        let medium = self.medium()?;
+        self.writable(&medium)?;
+        Ok(medium)
     }
 
     #[inline]
-    fn writable_node(&self) -> io::Result<&BlockNode> {
-        let medium = self.medium()?;
-        if self.inner.read_only {
+    fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
+        if self.inner.read_only || medium.read_only {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         Ok(&medium.node)
@@ -189,8 +217,8 @@ impl BlockBackend {
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.preadv_entered(co, offset, target)
+        let mut request = self.begin_request(co);
+        self.preadv_entered(co, &mut request, offset, target)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -202,14 +230,14 @@ impl BlockBackend {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pwritev_entered(co, offset, source, flags)
+        let mut request = self.begin_request(co);
+        self.pwritev_entered(co, &mut request, offset, source, flags)
     }
 
     /// Makes all writes durable that completed before.
     pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.flush_entered(co)
+        let mut request = self.begin_request(co);
+        self.flush_entered(co, &mut request)
     }
 
     /// Makes `bytes` bytes from `offset` on read as zeroes.
@@ -220,14 +248,14 @@ impl BlockBackend {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pwrite_zeroes_entered(co, offset, bytes, flags)
+        let mut request = self.begin_request(co);
+        self.pwrite_zeroes_entered(co, &mut request, offset, bytes, flags)
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        let _request = self.begin_request(co);
-        self.pdiscard_entered(co, offset, bytes)
+        let mut request = self.begin_request(co);
+        self.pdiscard_entered(co, &mut request, offset, bytes)
     }
 
     /// What is known of the bytes from `offset` on, without reading them: how many of them, at
@@ -241,36 +269,42 @@ impl BlockBackend {
     /// Changes the length to `length` bytes; what is new reads as zeroes.
     ///
     /// Making a device shorter drains it first, so that nothing is written beyond its new end: must
-    /// not be called from a request's own callback then, as [`BlockNode::drain`]. A drain that
-    /// begins meanwhile may end before it does.
+    /// not be called from a request's own callback then, as [`BlockNode::drain`].
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         trace_event!("blk_co_truncate", length);
-        self.writable_node()?;
-        let node = Arc::clone(&self.medium()?.node);
-        if length < node.length() {
-            let _drained = node.co_drain(co);
-            return request_path::co_truncate(&node, co, length);
+        if length < self.writable_medium()?.node.length() {
+            return self.co_shrink(co, length);
         }
         let _request = self.begin_request(co);
-        request_path::co_truncate(&node, co, length)
+        request_path::co_truncate(&self.writable_medium()?.node, co, length)
+    }
+
+    /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits.
+    fn co_shrink(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        let _drained = self.co_drain(co);
+        let medium = self.writable_medium()?;
+        let _request = Request::count_in(Rc::clone(&medium));
+        request_path::co_truncate(&medium.node, co, length)
     }
 }
 
-/// The requests themselves, for callers that hold a [`Request`].
+/// The requests themselves, for callers that hold a [`Request`]. It is given up while
+/// the request is held (`error_policy.rs`).
 impl BlockBackend {
     #[inline]
     pub(crate) fn preadv_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
-        self.account(co, RequestKind::Read, (offset, target.len() as u64), || {
-            request_path::co_preadv(&self.medium()?.node, co, offset, target)
+        self.perform(co, request, RequestKind::Read, (offset, target.len() as u64), |medium| {
+            request_path::co_preadv(&medium.node, co, offset, target)
         })
     }
 
@@ -278,40 +312,64 @@ impl BlockBackend {
     pub(crate) fn pwritev_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        self.account(co, RequestKind::Write, (offset, source.len() as u64), || {
-            request_path::co_pwritev(self.writable_node()?, co, offset, source, flags)
+        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), |medium| {
+            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
         })
     }
 
-    pub(crate) fn flush_entered(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn flush_entered(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+    ) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        self.account(co, RequestKind::Flush, (0, 0), || {
-            request_path::co_flush(&self.medium()?.node, co)
+        self.perform(co, request, RequestKind::Flush, (0, 0), |medium| {
+            request_path::co_flush(&medium.node, co)
         })
     }
 
     pub(crate) fn pwrite_zeroes_entered(
         &self,
         co: &Co<'_>,
+        request: &mut Option<Request>,
         offset: u64,
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        self.account(co, RequestKind::WriteZeroes, (offset, bytes), || {
-            request_path::co_pwrite_zeroes(self.writable_node()?, co, offset, bytes, flags)
+        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium| {
+            request_path::co_pwrite_zeroes(self.writable(medium)?, co, offset, bytes, flags)
         })
     }
 
-    pub(crate) fn pdiscard_entered(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(crate) fn pdiscard_entered(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        self.account(co, RequestKind::Discard, (offset, bytes), || {
-            request_path::co_pdiscard(self.writable_node()?, co, offset, bytes)
+        self.perform(co, request, RequestKind::Discard, (offset, bytes), |medium| {
+            request_path::co_pdiscard(self.writable(medium)?, co, offset, bytes)
         })
+    }
+
+    #[inline]
+    fn perform(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+        kind: RequestKind,
+        range: (u64, u64),
+        attempt: impl FnMut(&Medium) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::io::{BlockStatus, BlockStatusKind};
 use crate::permissions::{PermissionError, Permissions};
 
@@ -164,6 +165,11 @@ pub trait BlockDriver: Send + Sync {
         Ok(self.length())
     }
 
+    /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
+    fn children(&self) -> Vec<&Child> {
+        Vec::new()
+    }
+
     /// What all users of the node together hold is about to become `held`, and what every one of
     /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
     /// file, does it here, and on an error changes nothing. Blocks at most for a few system calls;
@@ -177,9 +183,10 @@ pub trait BlockDriver: Send + Sync {
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither
-    /// block nor drain.
+    /// block nor touch the graph, which is locked.
     fn drained_begin(&self) {}
 
-    /// The last of nested drains ends (contract: C77). Must neither block nor drain.
+    /// The last of nested drains ends (contract: C77). Must neither block nor touch the
+    /// graph, which is locked.
     fn drained_end(&self) {}
 }

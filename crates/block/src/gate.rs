@@ -1,14 +1,16 @@
 //! Requests in flight, and drains: the door through which every request enters a node.
 //!
 //! A [`BlockBackend`](crate::BlockBackend) belongs to one context, so it counts its own requests
-//! with plain loads and stores. A drain may come from any context. It raises `drains`, and then
+//! with plain loads and stores. A drain may come from any context. It closes the gate, and then
 //! asks every other context that has a backend here to pass through its own loop once. After that
-//! each of them has seen `drains`, so new requests wait at the gate, and the counters are settled.
+//! each of them has seen it closed, so new requests wait at the gate, and the counters are settled.
 //! So a request pays for drains with one load, and no atomic read-modify-write.
+//!
+//! When a gate is closed and opened is for the graph to say (`graph/mod.rs`).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{AioHandle, Co, CoWaker, trace_event};
@@ -50,24 +52,19 @@ struct State {
 /// The door of one node.
 #[derive(Default)]
 pub(crate) struct Gate {
-    /// Drained sections that are open. Changed under the lock, read without it.
-    drains: AtomicUsize,
+    /// Changed under the lock, read without it.
+    closed: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Gate {
-    /// A gate inside `drains` drained sections that are open already (contract: C77).
-    pub(crate) fn new(drains: usize) -> Gate {
-        Gate { drains: AtomicUsize::new(drains), state: Mutex::default() }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[inline]
-    pub(crate) fn is_draining(&self) -> bool {
-        self.drains.load(Ordering::SeqCst) > 0
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn join(&self, home: AioHandle) -> Arc<InFlight> {
@@ -76,63 +73,62 @@ impl Gate {
         in_flight
     }
 
+    /// A backend leaves. Its requests that wait here go on, and look again where they belong; so
+    /// do others, and come back.
     pub(crate) fn leave(&self, in_flight: &Arc<InFlight>) {
-        self.lock().members.retain(|member| !Arc::ptr_eq(&member.in_flight, in_flight));
-    }
-
-    /// Lets a request in, after waiting for the end of any drain (contract: C76).
-    #[inline]
-    pub(crate) fn enter<'a>(&'a self, co: &Co<'_>, in_flight: &'a InFlight) -> Request<'a> {
-        if self.is_draining() {
-            self.wait_for_drain_end(co);
-        }
-        in_flight.add(1);
-        Request { gate: self, in_flight }
-    }
-
-    #[cold]
-    fn wait_for_drain_end(&self, co: &Co<'_>) {
-        while self.is_draining() {
-            trace_event!("blk_wait_while_drained");
-            co.suspend_for("the end of a drain", |waker| {
-                let mut state = self.lock();
-                // Looked at again under the lock that the end of a drain takes.
-                if self.is_draining() {
-                    state.held.push_back(waker);
-                } else {
-                    drop(state);
-                    co.context().schedule(move |_| waker.wake());
-                }
-            });
-        }
-    }
-
-    /// Opens a drained section; `on_first` runs if no other is open (contract: C77).
-    pub(crate) fn begin_drain(&self, on_first: impl FnOnce()) {
-        let _state = self.lock();
-        if self.drains.fetch_add(1, Ordering::SeqCst) == 0 {
-            on_first();
-        }
-    }
-
-    /// Closes a drained section. If it was the last, runs `on_last`, and then lets the held
-    /// requests go on (contract: C76, C77).
-    pub(crate) fn end_drain(&self, on_last: impl FnOnce()) {
         let held = {
             let mut state = self.lock();
-            if self.drains.load(Ordering::SeqCst) > 1 {
-                self.drains.fetch_sub(1, Ordering::SeqCst);
-                return;
-            }
-            // Still closed: a request that goes on must find the driver running.
-            on_last();
-            self.drains.store(0, Ordering::SeqCst);
+            state.members.retain(|member| !Arc::ptr_eq(&member.in_flight, in_flight));
             std::mem::take(&mut state.held)
         };
         wake_all(held);
     }
 
-    /// Waits until nothing is in flight. Call between `begin_drain` and `end_drain`.
+    /// Counts a request in. The gate is open, or whoever closed it does this himself.
+    #[inline]
+    pub(crate) fn count_in(&self, in_flight: &InFlight) {
+        in_flight.add(1);
+    }
+
+    /// Counts a request out.
+    #[inline]
+    pub(crate) fn count_out(&self, in_flight: &InFlight) {
+        if in_flight.add(-1) == 0 && self.is_closed() {
+            wake_drainers(self);
+        }
+    }
+
+    /// Waits until the gate has opened. It may be closed again by then, or the wrong one (contract:
+    /// C76).
+    #[cold]
+    pub(crate) fn wait_until_open(&self, co: &Co<'_>) {
+        trace_event!("blk_wait_while_drained");
+        co.suspend_for("the end of a drain", |waker| {
+            let mut state = self.lock();
+            // Looked at again under the lock that opening takes.
+            if self.is_closed() {
+                state.held.push_back(waker);
+            } else {
+                drop(state);
+                co.context().schedule(move |_| waker.wake());
+            }
+        });
+    }
+
+    /// From here on requests wait.
+    pub(crate) fn close(&self) {
+        let _state = self.lock();
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Requests may come in again. Those that wait are for the caller to wake.
+    pub(crate) fn open(&self) -> VecDeque<CoWaker> {
+        let mut state = self.lock();
+        self.closed.store(false, Ordering::SeqCst);
+        std::mem::take(&mut state.held)
+    }
+
+    /// Waits until nothing is in flight. The gate is closed.
     pub(crate) fn wait_until_idle(&self, co: &Co<'_>) {
         self.let_all_contexts_see(co);
         loop {
@@ -156,13 +152,28 @@ impl Gate {
             .filter(|member| !member.home.is_home_thread())
             .map(|member| member.home.clone())
             .collect();
-        for home in others.into_iter().filter(|home| !home.is_closed()) {
-            co.suspend_for("another context", |waker| {
-                let seen = Seen { waker: Some(waker), drainer: co.context().handle() };
-                home.schedule(move |_| seen.tell());
-            });
+        for home in others {
+            co_visit(co, &home, || ());
         }
     }
+}
+
+/// Has `visit` run on the thread of another context, and waits for that. If that context has ended,
+/// there is nothing to visit.
+pub(crate) fn co_visit(co: &Co<'_>, home: &AioHandle, visit: impl FnOnce() + Send + 'static) {
+    if home.is_closed() {
+        return;
+    }
+    if home.is_home_thread() {
+        return visit();
+    }
+    co.suspend_for("another context", |waker| {
+        let seen = Seen { waker: Some(waker), drainer: co.context().handle() };
+        home.schedule(move |_| {
+            visit();
+            seen.tell();
+        });
+    });
 }
 
 /// The answer of another context that a drain waits for. If that context ends instead, and so
@@ -189,21 +200,6 @@ impl Drop for Seen {
     }
 }
 
-/// A request in flight; it ends when this is dropped.
-pub(crate) struct Request<'a> {
-    gate: &'a Gate,
-    in_flight: &'a InFlight,
-}
-
-impl Drop for Request<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.in_flight.add(-1) == 0 && self.gate.is_draining() {
-            wake_drainers(self.gate);
-        }
-    }
-}
-
 #[cold]
 fn wake_drainers(gate: &Gate) {
     let drainers = std::mem::take(&mut gate.lock().drainers);
@@ -212,7 +208,7 @@ fn wake_drainers(gate: &Gate) {
 
 /// Wakes all. A coroutine that runs at once may panic, which must not cost the others their wake;
 /// its panic goes on afterwards.
-fn wake_all(wakers: impl IntoIterator<Item = CoWaker>) {
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = CoWaker>) {
     let mut first_panic = None;
     for waker in wakers {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {

@@ -7,22 +7,32 @@
 pub mod accounting;
 mod aio;
 mod block_backend;
+mod blockdevs;
 mod blocking;
 mod driver;
 pub mod drivers;
+mod error_policy;
 pub mod filters;
 mod flags;
 mod gate;
+mod graph;
 mod io;
+mod medium;
 mod node;
+pub mod options;
 mod permissions;
 mod remote;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use block_backend::BlockBackend;
+pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
+pub use error_policy::{
+    ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
+};
 pub use flags::{WriteFlags, ZeroFlags};
+pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, drain_all};
 pub use io::{BlockStatus, BlockStatusKind};
-pub use node::{BlockNode, DrainedAllSection, DrainedSection, drain_all};
+pub use node::BlockNode;
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

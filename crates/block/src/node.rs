@@ -1,18 +1,20 @@
 //! [`BlockNode`]: a driver with a name, in the graph, behind a gate.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
-use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
+use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
+use crate::graph::{self, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
 pub struct BlockNode {
+    id: NodeId,
     name: String,
     driver: Box<dyn BlockDriver>,
     limits: BlockLimits,
@@ -20,41 +22,31 @@ pub struct BlockNode {
     pub(crate) path: PathState,
 }
 
-/// All nodes of the process, and the drains that hold for all of them.
-struct Registry {
-    nodes: Vec<Weak<BlockNode>>,
-    drains: usize,
-}
-
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry { nodes: Vec::new(), drains: 0 });
-
-fn registry() -> std::sync::MutexGuard<'static, Registry> {
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl BlockNode {
-    /// A node called `name`, for messages and commands, with this driver. One that is made while
-    /// [`drain_all`] holds is born quiet (contract: C77).
+    /// A node called `name`, for messages and commands, with this driver. One that is made above a
+    /// node that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
+    /// (contract: C77).
     ///
     /// # Panics
     /// If the driver's limits contradict themselves, see [`BlockLimits`].
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         let limits = driver.limits();
         limits.check(driver.format_name());
-        let mut registry = registry();
+        let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
+            id: graph.new_node_id(),
             name: name.into(),
             driver: Box::new(driver),
             limits,
-            gate: Gate::new(registry.drains),
+            gate: Gate::default(),
             path: PathState::default(),
         });
-        if registry.drains > 0 {
-            node.driver.drained_begin();
-        }
-        registry.nodes.retain(|node| node.strong_count() > 0);
-        registry.nodes.push(Arc::downgrade(&node));
+        graph.add_node(&node);
         node
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
     }
 
     /// Its name.
@@ -81,7 +73,12 @@ impl BlockNode {
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.driver.is_read_only()
+        self.path.is_read_only() || self.driver.is_read_only()
+    }
+
+    /// Refuses writes from now on, whatever the driver allows. Before the first request.
+    pub(crate) fn make_read_only(&self) {
+        self.path.make_read_only();
     }
 
     /// Whether discards reach the driver; at first they do. Without, a discard succeeds and does
@@ -95,30 +92,11 @@ impl BlockNode {
     pub fn is_discard_enabled(&self) -> bool {
         self.path.is_discard_enabled()
     }
+}
 
-    /// Drains: new requests wait, from every context, and those in flight complete; returns when
-    /// they have. Holds until the section is dropped. Sections nest (contract: C77). A drain does
-    /// not flush (C78).
-    ///
-    /// Polls `ctx` meanwhile, so callbacks run. Must not be called from a request's own callback:
-    /// it would wait for itself.
-    ///
-    /// # Panics
-    /// If called inside a coroutine; there, use [`co_drain`](Self::co_drain).
-    pub fn drain(self: &Arc<Self>, ctx: &AioContext) -> DrainedSection {
-        ctx.run(|co| self.co_drain(co))
-    }
-
-    /// [`drain`](Self::drain), from a coroutine (contract: C78).
-    pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
-        let section = self.begin_drain();
-        self.gate.wait_until_idle(co);
-        section
-    }
-
-    fn begin_drain(self: &Arc<Self>) -> DrainedSection {
-        self.gate.begin_drain(|| self.driver.drained_begin());
-        DrainedSection { node: Arc::clone(self) }
+impl Drop for BlockNode {
+    fn drop(&mut self) {
+        graph::lock().remove_node(self.id);
     }
 }
 
@@ -194,62 +172,5 @@ impl BlockNode {
     /// Looks how long the storage is now, and returns it in bytes.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         request_path::co_refresh_length(self, co)
-    }
-}
-
-/// While it lives, no request enters its node.
-#[must_use = "requests go on when the section is dropped"]
-pub struct DrainedSection {
-    node: Arc<BlockNode>,
-}
-
-impl Drop for DrainedSection {
-    fn drop(&mut self) {
-        self.node.gate.end_drain(|| self.node.driver.drained_end());
-    }
-}
-
-/// Drains every node of the process, those that are made later included, until the section is
-/// dropped. Polls `ctx` meanwhile.
-///
-/// # Panics
-/// If called inside a coroutine.
-pub fn drain_all(ctx: &AioContext) -> DrainedAllSection {
-    let sections: Vec<DrainedSection> = {
-        let mut registry = registry();
-        registry.drains += 1;
-        registry.nodes.iter().filter_map(Weak::upgrade).map(|node| node.begin_drain()).collect()
-    };
-    let all = DrainedAllSection { sections };
-    ctx.run(|co| {
-        for section in &all.sections {
-            section.node.gate.wait_until_idle(co);
-        }
-    });
-    all
-}
-
-/// While it lives, no request enters any node.
-#[must_use = "requests go on when the section is dropped"]
-pub struct DrainedAllSection {
-    sections: Vec<DrainedSection>,
-}
-
-impl Drop for DrainedAllSection {
-    fn drop(&mut self) {
-        // Nodes that were born meanwhile are in one section more than we hold.
-        let born: Vec<DrainedSection> = {
-            let mut registry = registry();
-            registry.drains -= 1;
-            registry
-                .nodes
-                .iter()
-                .filter_map(Weak::upgrade)
-                .filter(|node| !self.sections.iter().any(|held| Arc::ptr_eq(&held.node, node)))
-                .map(|node| DrainedSection { node })
-                .collect()
-        };
-        self.sections.clear();
-        drop(born);
     }
 }

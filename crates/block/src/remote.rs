@@ -121,6 +121,14 @@ impl RemoteBackend {
         self.request("remote discard", move |backend, co| backend?.co_pdiscard(co, offset, bytes))
     }
 
+    /// Tries held requests again; see [`BlockBackend::resume`].
+    pub fn resume(&self) -> Spawned<io::Result<()>> {
+        self.request("remote resume", |backend, _| {
+            backend?.resume();
+            Ok(())
+        })
+    }
+
     fn request<R: Send + 'static>(
         &self,
         name: &'static str,

@@ -1,7 +1,6 @@
 //! What backends count, through all doors.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
@@ -92,11 +91,8 @@ fn a_request_that_cannot_be_is_invalid() {
     scene.write(DISK_BYTES).expect_err("past the end");
     let far = scene.backend.pdiscard(&scene.ctx, u64::MAX, 1);
     far.expect_err("past the end");
-    let read_only = BlockBackend::read_only(
-        &scene.ctx,
-        "read-only",
-        Arc::clone(scene.backend.node().expect("a medium")),
-    );
+    let read_only =
+        BlockBackend::read_only(&scene.ctx, "read-only", scene.backend.node().expect("a medium"));
     let empty = BlockBackend::empty(&scene.ctx, "empty");
     read_only.pwrite_zeroes(&scene.ctx, 0, 512, ZeroFlags::empty()).expect_err("read-only");
     empty.flush(&scene.ctx).expect_err("no medium");

@@ -164,3 +164,20 @@ fn c83_an_interrupted_flush_has_not_failed() {
         }
     }
 }
+
+#[test]
+fn without_flushes_none_reaches_the_disk() {
+    for engine in ENGINES {
+        let image = image(64 << 10);
+        let broken = faulty(1, Faults { error_per_mille: 1000, ..Faults::default() });
+        let ctx = AioContext::new().unwrap();
+        for (no_flush, expected) in [(true, None), (false, Some(libc::EIO))] {
+            let node = node(&image, File::options().engine(engine).no_flush(no_flush));
+            let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
+            backend.pwritev(&ctx, 0, &IoVector::from(&[7u8; 512][..]), PLAIN).unwrap();
+            let theirs = BlockBackend::new(&broken, "broken", node);
+            let result = theirs.flush(&broken).map_err(|error| error.raw_os_error());
+            assert_eq!(result.err().flatten(), expected);
+        }
+    }
+}

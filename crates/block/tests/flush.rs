@@ -124,7 +124,7 @@ fn c79_a_context_that_ends_in_a_flush_leaves_it_to_others() {
     write(&ctx, &backend, PLAIN);
     disk.judge(|op| if op == Op::Flush { Verdict::Hold } else { Verdict::Go });
     let other = AioContext::new().unwrap();
-    let theirs = BlockBackend::new(&other, "other", Arc::clone(backend.node().unwrap()));
+    let theirs = BlockBackend::new(&other, "other", backend.node().unwrap());
     theirs.aio_flush(&other, |_, _| panic!("it was unwound"));
     theirs.aio_flush(&other, |_, _| panic!("it was unwound"));
     let answers = Rc::default();
@@ -141,7 +141,7 @@ fn c79_a_context_that_ends_in_a_flush_leaves_it_to_others() {
 #[test]
 fn a_write_from_one_context_is_flushed_by_another() {
     let (ctx, disk, backend) = set_up(BlockLimits::default());
-    let node = Arc::clone(backend.node().unwrap());
+    let node = backend.node().unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Flushes without end, so that ours meet another's.

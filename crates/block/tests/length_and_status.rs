@@ -113,7 +113,7 @@ fn a_file_grows_by_zeroes_and_is_cut() {
 #[test]
 fn a_length_is_not_changed_through_a_backend_that_only_reads() {
     let (ctx, _image, backend) = set_up(8192, false);
-    let reader = BlockBackend::read_only(&ctx, "reader", backend.node().unwrap().clone());
+    let reader = BlockBackend::read_only(&ctx, "reader", backend.node().unwrap());
     assert_eq!(errno(reader.truncate(&ctx, 0)), libc::EPERM);
 }
 

@@ -143,7 +143,7 @@ fn c80_whole_blocks_may_overlap_and_wait_for_nobody() {
 #[test]
 fn c80_a_waiting_request_that_is_unwound_lets_the_others_go() {
     let (ctx, disk, backend) = set_up();
-    let node = Arc::clone(backend.node().unwrap());
+    let node = backend.node().unwrap();
     disk.judge(|op| if op == Op::Read(0, 512) { Verdict::Hold } else { Verdict::Go });
     let done = Rc::new(RefCell::new(Vec::new()));
     write_later(&ctx, &backend, &done, 10, 10, 2);

@@ -1,6 +1,7 @@
 //! What the device offers: feature bits and configuration space, as the virtio standard lays them
 //! out.
 
+use coblk_block::ErrorPolicies;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -93,6 +94,10 @@ pub struct VirtioBlkConfig {
     pub max_ranges: u32,
     /// Whether neighbouring requests of one kick become one request to the block layer.
     pub merge_requests: bool,
+    /// What happens when a request fails; if not `None`, the backend is told. While a backend is
+    /// stopped its requests wait, and only [`VirtioBlk::co_reset`](crate::VirtioBlk::co_reset) makes
+    /// them end.
+    pub error_policies: Option<ErrorPolicies>,
 }
 
 impl Default for VirtioBlkConfig {
@@ -113,6 +118,7 @@ impl Default for VirtioBlkConfig {
             write_zeroes: true,
             max_ranges: 16,
             merge_requests: true,
+            error_policies: None,
         }
     }
 }

@@ -161,6 +161,10 @@ impl DeviceQueue {
                 let (status, bytes) = self.write_id(chain);
                 self.answer(request, status, bytes);
             }
+            Operation::Invalid(kind) => {
+                self.shared.backend.count_invalid(kind.request_kind());
+                self.answer(request, BlkStatus::IoErr, 0);
+            }
             Operation::Refuse(status) => self.answer(request, status, 0),
             Operation::Flush => self.take_barrier(ctx, request, RunKind::Flush, open, |_| Ok(())),
             Operation::Discard => {
@@ -222,6 +226,7 @@ impl DeviceQueue {
                 self.submit(ctx, run);
             }
             Err(status) => {
+                self.shared.backend.count_invalid(kind.request_kind());
                 self.shared.give_run_back(run);
                 self.answer(request, status, 0);
             }
@@ -245,6 +250,10 @@ impl DeviceQueue {
             bytes = run.len_bytes,
             requests = run.members.len()
         );
+        let merged = run.members.len() - 1;
+        if merged > 0 {
+            self.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
+        }
         let queue = Rc::clone(self);
         // What a request does wrong is caught inside. This is about not getting a stack: the
         // closure is then dropped, and its requests with it, which answers them.

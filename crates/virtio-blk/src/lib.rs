@@ -9,6 +9,7 @@
 mod chain;
 mod config;
 mod device;
+mod error_log;
 pub mod guest;
 mod interrupt;
 mod memory;

@@ -22,6 +22,7 @@ use crate::chain::{Chain, Segment, total_bytes};
 use crate::config::SECTOR_BYTES;
 use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
+use crate::run::RunKind;
 use crate::virtqueue::VirtqueueError;
 
 /// Bytes of the answer to GET_ID.
@@ -65,6 +66,8 @@ pub(crate) enum Operation {
     GetId,
     Discard,
     WriteZeroes,
+    /// A read or write, or so, that cannot be: it fails, and is counted as invalid.
+    Invalid(RunKind),
     /// It is answered without looking any further.
     Refuse(BlkStatus),
 }
@@ -119,6 +122,11 @@ impl ParsedRequest {
     }
 }
 
+fn invalid(kind: RunKind, reason: &'static str) -> Operation {
+    tracing::debug!(reason, "request refused");
+    Operation::Invalid(kind)
+}
+
 fn refuse(reason: &'static str) -> Operation {
     tracing::debug!(reason, "request refused");
     Operation::Refuse(BlkStatus::IoErr)
@@ -131,21 +139,21 @@ fn parse_operation(mem: &GuestMap, chain: &mut Chain, limits: &Limits) -> Operat
     };
     // The type; above it `ioprio`, which is reserved.
     let kind = first as u32;
+    const READ_ONLY: &str = "a write to a read-only device";
     match kind {
         VIRTIO_BLK_T_IN => match parse_range(sector, chain.writable(), limits) {
             Ok((offset_bytes, len_bytes)) => Operation::Read { offset_bytes, len_bytes },
-            Err(reason) => refuse(reason),
+            Err(reason) => invalid(RunKind::Read, reason),
         },
-        VIRTIO_BLK_T_OUT if limits.read_only => refuse("a write to a read-only device"),
+        VIRTIO_BLK_T_OUT if limits.read_only => invalid(RunKind::Write, READ_ONLY),
         VIRTIO_BLK_T_OUT => match parse_range(sector, chain.readable(), limits) {
             Ok((offset_bytes, len_bytes)) => Operation::Write { offset_bytes, len_bytes },
-            Err(reason) => refuse(reason),
+            Err(reason) => invalid(RunKind::Write, reason),
         },
         VIRTIO_BLK_T_FLUSH => Operation::Flush,
         VIRTIO_BLK_T_GET_ID => Operation::GetId,
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => {
-            refuse("a write to a read-only device")
-        }
+        VIRTIO_BLK_T_DISCARD if limits.read_only => invalid(RunKind::Discard, READ_ONLY),
+        VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => invalid(RunKind::WriteZeroes, READ_ONLY),
         VIRTIO_BLK_T_DISCARD if limits.discard => Operation::Discard,
         VIRTIO_BLK_T_WRITE_ZEROES if limits.write_zeroes => Operation::WriteZeroes,
         _ => Operation::Refuse(BlkStatus::Unsupported),

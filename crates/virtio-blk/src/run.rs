@@ -7,6 +7,7 @@
 //! border that nothing crosses.
 
 use coblk_aio::{IoVector, IoVectorMut};
+use coblk_block::RequestKind;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::chain::Segment;
@@ -29,6 +30,19 @@ pub(crate) enum RunKind {
     Flush,
     Discard,
     WriteZeroes,
+}
+
+impl RunKind {
+    /// What accounting calls it.
+    pub(crate) fn request_kind(self) -> RequestKind {
+        match self {
+            RunKind::Read => RequestKind::Read,
+            RunKind::Write => RequestKind::Write,
+            RunKind::Flush => RequestKind::Flush,
+            RunKind::Discard => RequestKind::Discard,
+            RunKind::WriteZeroes => RequestKind::WriteZeroes,
+        }
+    }
 }
 
 /// A range of a discard or write-zeroes request.

@@ -19,7 +19,7 @@ pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
         Ok(Ok(())) => answer_all(queue, &mut run, BlkStatus::Ok),
         Ok(Err(_)) if run.members.len() > 1 => serve_one_by_one(co, queue, &mut run),
         Ok(Err(failure)) => {
-            let status = failure.status(queue, &run);
+            let status = failure.status(co, queue, &run);
             answer_all(queue, &mut run, status);
         }
         Err(panic) => {
@@ -51,22 +51,14 @@ impl From<BadAddress> for Failure {
 
 impl Failure {
     #[cold]
-    fn status(&self, queue: &DeviceQueue, run: &Run) -> BlkStatus {
+    fn status(&self, co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> BlkStatus {
         match self {
             Failure::Address => {
                 tracing::debug!(queue = queue.index(), "data outside guest memory");
                 BlkStatus::IoErr
             }
             Failure::Io(error) => {
-                tracing::warn!(
-                    device = queue.device_name(),
-                    queue = queue.index(),
-                    kind = ?run.kind,
-                    offset = run.offset_bytes,
-                    bytes = run.len_bytes,
-                    %error,
-                    "request failed"
-                );
+                log_error(co, queue, run, error);
                 let hint = matches!(run.kind, RunKind::Discard | RunKind::WriteZeroes);
                 if hint && error.kind() == io::ErrorKind::Unsupported {
                     BlkStatus::Unsupported
@@ -75,6 +67,24 @@ impl Failure {
                 }
             }
         }
+    }
+}
+
+fn log_error(co: &Co<'_>, queue: &DeviceQueue, run: &Run, error: &io::Error) {
+    let errno = error.raw_os_error().unwrap_or(0);
+    let now_ns = co.context().now_ns();
+    let admitted = queue.shared.error_log.borrow_mut().admit(run.kind, errno, now_ns);
+    if let Some(unlogged) = admitted {
+        tracing::warn!(
+            device = queue.device_name(),
+            queue = queue.index(),
+            kind = ?run.kind,
+            offset = run.offset_bytes,
+            bytes = run.len_bytes,
+            %error,
+            unlogged,
+            "request failed; others like it are logged at most once a second"
+        );
     }
 }
 
@@ -136,7 +146,7 @@ fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
         let tried = co.catch_unwind(|| transfer(co, queue, run.kind, offset_bytes, segments));
         let status = match tried {
             Ok(Ok(())) => BlkStatus::Ok,
-            Ok(Err(failure)) => failure.status(queue, run),
+            Ok(Err(failure)) => failure.status(co, queue, run),
             Err(panic) => {
                 log_panic(queue, run, &*panic);
                 BlkStatus::IoErr

@@ -7,6 +7,7 @@ use coblk_aio::AioContext;
 use coblk_block::BlockBackend;
 
 use crate::config::{SECTOR_BYTES, VirtioBlkConfig, feature};
+use crate::error_log::ErrorLog;
 use crate::interrupt::Interrupt;
 use crate::request::{ID_BYTES, Limits};
 use crate::run::Run;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     /// The driver is to be told of a change: capacity, or the need for a reset.
     pub(crate) config_changed: Cell<bool>,
     config_interrupt: RefCell<Rc<Interrupt>>,
+    /// Borrowed for one call.
+    pub(crate) error_log: RefCell<ErrorLog>,
     // Boxed: a run moves from here to an open run to a coroutine, and comes back.
     #[allow(clippy::vec_box)]
     free_runs: RefCell<Vec<Box<Run>>>,
@@ -49,6 +52,7 @@ impl Shared {
             needs_reset: Cell::new(false),
             config_changed: Cell::new(false),
             config_interrupt: RefCell::default(),
+            error_log: RefCell::default(),
             free_runs: RefCell::new(Vec::new()),
             backend,
             config,

@@ -97,6 +97,9 @@ impl VirtioBlk {
     ) -> Result<VirtioBlk, VirtioBlkError> {
         config.check()?;
         let length_bytes = backend.length().map_err(VirtioBlkError::Backend)?;
+        if let Some(policies) = config.error_policies {
+            backend.set_error_policies(policies);
+        }
         let queues = (0..config.num_queues).map(|_| None).collect();
         let shared = Rc::new(Shared::new(backend, config, length_bytes));
         Ok(VirtioBlk { shared, queues: RefCell::new(queues) })
@@ -262,7 +265,8 @@ impl VirtioBlk {
         self.queue(index).ok()?.error_message()
     }
 
-    /// Stops a queue: takes nothing more from it, and waits for what is in flight. Returns the
+    /// Stops a queue: takes nothing more from it, and waits for what is in flight; also for what a
+    /// stopped backend holds, unless [`BlockBackend::report_errors`] makes that end. Returns the
     /// index to start it again with; `None` if it did not run.
     pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
         let queue = self.queue(index).ok()?;
@@ -278,8 +282,10 @@ impl VirtioBlk {
     }
 
     /// Stops all queues and forgets what was negotiated, as a driver's reset does. Afterwards the
-    /// device does not touch guest memory any more.
+    /// device does not touch guest memory any more. Requests that a stopped backend holds, of
+    /// whoever, end with an error.
     pub fn co_reset(&self, co: &Co<'_>) {
+        let _reporting = self.shared.backend.report_errors();
         for index in 0..self.shared.config.num_queues {
             self.co_stop_queue(co, index);
         }

@@ -14,6 +14,9 @@ pub struct Faults {
     pub error_per_mille: u16,
     /// A write fails with ENOSPC.
     pub no_space_per_mille: u16,
+    /// Transfers fall short at multiples of this many bytes; 0 is like 1. With O_DIRECT the kernel
+    /// ends them at whole blocks.
+    pub short_unit_bytes: u16,
 }
 
 thread_local! {
@@ -51,6 +54,7 @@ pub(super) fn before(call: Call, len: usize) -> io::Result<usize> {
 }
 
 fn draw(faults: Faults, random: &mut fastrand::Rng, call: Call, len: usize) -> io::Result<usize> {
+    let unit = usize::from(faults.short_unit_bytes.max(1));
     let mut happens = |per_mille: u16| per_mille > 0 && random.u16(..1000) < per_mille;
     let errno = if happens(faults.interrupted_per_mille) {
         if happens(500) { libc::EINTR } else { libc::EAGAIN }
@@ -58,8 +62,8 @@ fn draw(faults: Faults, random: &mut fastrand::Rng, call: Call, len: usize) -> i
         libc::EIO
     } else if call == Call::Write && happens(faults.no_space_per_mille) {
         libc::ENOSPC
-    } else if call != Call::Other && len > 1 && happens(faults.short_per_mille) {
-        return Ok(random.usize(1..len));
+    } else if call != Call::Other && len > unit && happens(faults.short_per_mille) {
+        return Ok(unit * random.usize(1..len.div_ceil(unit)));
     } else {
         return Ok(len);
     };

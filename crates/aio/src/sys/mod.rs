@@ -3,7 +3,9 @@
 //! Each returns the kernel's errno inside an `io::Error` and does nothing else: who calls decides
 //! about retries. All of them may be called from any thread.
 
+pub mod block_device;
 pub mod faults;
+mod lock;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -13,6 +15,7 @@ use libc::{c_int, c_void};
 
 use crate::io_vector::{IoVector, IoVectorMut};
 use faults::Call;
+pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 
 /// Ranges one system call takes; a longer vector is transferred in part.
 pub const IOV_MAX: usize = 1024;

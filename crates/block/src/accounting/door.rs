@@ -80,27 +80,25 @@ impl BlockBackend {
         &self,
         co: &Co<'_>,
         kind: RequestKind,
-        (offset, bytes): (u64, u64),
+        range: (u64, u64),
         request: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
-        let recorded = self.recorder().begin(co, kind, bytes);
+        let recorded = self.recorder().begin(co, kind, range.1);
         let result = request();
         let outcome = match &result {
             Ok(()) => Outcome::Success,
-            Err(_) => self.why_failed(kind, offset, bytes),
+            Err(_) if self.is_invalid(kind, range) => Outcome::Invalid,
+            Err(_) => Outcome::Failure,
         };
         recorded.end(co, outcome);
         result
     }
 
+    /// Whether a request that failed could not be in the first place (contract: C74).
     #[cold]
-    fn why_failed(&self, kind: RequestKind, offset: u64, bytes: u64) -> Outcome {
+    pub(crate) fn is_invalid(&self, kind: RequestKind, (offset, bytes): (u64, u64)) -> bool {
         let writes = !matches!(kind, RequestKind::Read | RequestKind::Flush);
         let fits = |length| offset.checked_add(bytes).is_some_and(|end| end <= length);
-        if writes && self.is_read_only() || !self.length().is_ok_and(fits) {
-            Outcome::Invalid
-        } else {
-            Outcome::Failure
-        }
+        writes && self.is_read_only() || !self.length().is_ok_and(fits)
     }
 }

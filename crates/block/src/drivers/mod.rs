@@ -2,6 +2,8 @@
 
 mod file;
 mod null;
+mod raw;
 
-pub use file::{Engine, File, FileOpenError, FileOptions};
+pub use file::{Engine, File, FileOpenError, FileOptions, Locking};
 pub use null::Null;
+pub use raw::{Raw, RawError};

@@ -1,6 +1,7 @@
 //! `null-co` and `null-aio`: a device that stores nothing, to measure everything above it.
 
 use std::io;
+use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
@@ -14,13 +15,14 @@ pub struct Null {
     size_bytes: u64,
     read_zeroes: bool,
     deferred: bool,
+    latency: Duration,
 }
 
 impl Null {
     /// A device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
     /// buffer as it is.
     pub fn new(size_bytes: u64) -> Null {
-        Null { size_bytes, read_zeroes: false, deferred: false }
+        Null { size_bytes, read_zeroes: false, deferred: false, latency: Duration::ZERO }
     }
 
     /// Whether reads fill the buffer with zeroes.
@@ -33,9 +35,16 @@ impl Null {
         Null { deferred, ..self }
     }
 
+    /// How long a request takes, at least, in nanoseconds; a timer of the context makes it wait.
+    pub fn latency_ns(self, latency_ns: u64) -> Null {
+        Null { latency: Duration::from_nanos(latency_ns), ..self }
+    }
+
     #[inline]
     fn finish(&self, co: &Co<'_>) -> io::Result<()> {
-        if self.deferred {
+        if !self.latency.is_zero() {
+            co.sleep(self.latency);
+        } else if self.deferred {
             co.reschedule();
         }
         Ok(())
@@ -86,6 +95,7 @@ impl BlockDriver for Null {
     ) -> io::Result<()> {
         self.finish(co)
     }
+
     fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
         let kind = if self.read_zeroes { BlockStatusKind::Zero } else { BlockStatusKind::Data };
         Ok(BlockStatus { kind, bytes })

@@ -52,6 +52,7 @@ pub(crate) struct PathState {
     tracked: TrackedRequests,
     flush: FlushState,
     discard_disabled: AtomicBool,
+    read_only: AtomicBool,
 }
 
 impl PathState {
@@ -61,6 +62,14 @@ impl PathState {
 
     pub(crate) fn set_discard_enabled(&self, enabled: bool) {
         self.discard_disabled.store(!enabled, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn make_read_only(&self) {
+        self.read_only.store(true, Ordering::Relaxed);
     }
 }
 

@@ -76,7 +76,7 @@ fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
     total.min(alignment)
 }
 
-#[inline]
+#[inline(always)]
 fn read_piece(
     node: &BlockNode,
     co: &Co<'_>,
@@ -89,7 +89,7 @@ fn read_piece(
     read_by_copy(node, co, offset, target)
 }
 
-#[inline]
+#[inline(always)]
 fn write_piece(
     node: &BlockNode,
     co: &Co<'_>,

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, IoVector};
@@ -277,7 +276,7 @@ fn a_context_that_ends_amid_a_write_breaks_the_log_for_others() {
     let scene = scene(1, 1 << 20);
     scene.log_rules.add(Rule::delay(Duration::from_secs(1)).on(RequestKind::Write).once());
     let other = simulated(2);
-    let node = Arc::clone(scene.backend.node().expect("a medium"));
+    let node = scene.backend.node().expect("a medium");
     let backend = BlockBackend::new(&other, "other", node);
     backend.aio_pwritev(&other, 0, vec![1; SECTOR], WriteFlags::empty(), |_, _, _| ());
     drop(backend);

@@ -1,10 +1,13 @@
-//! `file`: an image in a host file or on a block device, buffered or O_DIRECT.
+//! `file` and `host_device`: an image in a host file or on a block device, buffered or O_DIRECT.
 //!
 //! What does the I/O is an [`Engine`]: blocking calls on worker threads, or the context's
 //! io_uring. What a transfer means, that is short reads and writes, retries and the end of file,
 //! is in `transfer.rs`, once for both.
 
+mod alignment;
+mod device;
 mod in_place;
+mod lock;
 mod open;
 mod status;
 mod transfer;
@@ -12,6 +15,7 @@ mod transfer;
 use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -21,7 +25,10 @@ use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::permissions::{PermissionError, Permissions};
 use in_place::InPlace;
+use lock::ImageLocks;
+pub use lock::Locking;
 pub use open::{FileOpenError, FileOptions};
 use transfer::{OnWorker, Pause, retry};
 
@@ -38,7 +45,7 @@ pub enum Engine {
     IoUring,
 }
 
-/// An image in a host file.
+/// An image in a host file, or on a block device.
 ///
 /// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
 /// a write there makes the file longer. So does one with O_DIRECT to a last block that is not
@@ -53,8 +60,10 @@ pub struct File {
     limits: BlockLimits,
     /// O_DIRECT: no page cache.
     direct: bool,
-    /// A regular file, not a device.
-    resizable: bool,
+    /// A block device: `host_device`.
+    device: bool,
+    locks: ImageLocks,
+    no_flush: bool,
     /// What we report: whole sectors.
     length: AtomicU64,
     /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
@@ -64,12 +73,31 @@ pub struct File {
     sync_errno: AtomicI32,
     can_zero_range: AtomicBool,
     can_punch_hole: AtomicBool,
+    /// Of devices.
+    can_discard: AtomicBool,
 }
 
 impl File {
     /// To open an image: `File::options().direct(true).open(path)`.
     pub fn options() -> FileOptions {
         FileOptions::default()
+    }
+
+    /// To open a block device (driver `host_device`):
+    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device, and
+    /// cannot be changed.
+    pub fn device_options() -> FileOptions {
+        File::options().on_device()
+    }
+
+    /// [`device_options`](Self::device_options) if there is a block device at `path`, else
+    /// [`options`](Self::options): for programs that are given a path and no driver.
+    pub fn options_for(path: impl AsRef<Path>) -> FileOptions {
+        let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
+        match kind.is_ok_and(|kind| kind.is_block_device()) {
+            true => File::device_options(),
+            false => File::options(),
+        }
     }
 
     /// The path it was opened by.
@@ -108,8 +136,6 @@ impl File {
         co.context().thread_pool().submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
     }
 
-    /// fallocate on a worker: it may take long, and no engine does it without blocking. Asked only
-    /// as long as the file system has not said that it cannot.
     fn co_fallocate(
         &self,
         co: &Co<'_>,
@@ -118,26 +144,36 @@ impl File {
         offset: u64,
         bytes: u64,
     ) -> io::Result<()> {
-        let not_supported = || io::Error::from_raw_os_error(libc::ENOTSUP);
-        if !possible.load(Ordering::Relaxed) {
-            return Err(not_supported());
-        }
-        let fallocate = || sys::fallocate(self.file.as_fd(), what, offset, bytes);
-        let result = co.context().thread_pool().submit_co(co, || retry(&OnWorker, fallocate));
-        result.map_err(|error| match error.raw_os_error() {
-            // What the various file systems and devices say.
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
-                possible.store(false, Ordering::Relaxed);
-                not_supported()
-            }
-            _ => error,
-        })
+        let file = self.file.as_fd();
+        co_if_possible(co, possible, || sys::fallocate(file, what, offset, bytes))
     }
+}
+
+/// A call that changes how a range is stored, on a worker: it may take long, and no engine does it
+/// without blocking. Made only as long as file system or device have not said that they cannot.
+fn co_if_possible(
+    co: &Co<'_>,
+    possible: &AtomicBool,
+    call: impl Fn() -> io::Result<()> + Send + Sync,
+) -> io::Result<()> {
+    let not_supported = || io::Error::from_raw_os_error(libc::ENOTSUP);
+    if !possible.load(Ordering::Relaxed) {
+        return Err(not_supported());
+    }
+    let result = co.context().thread_pool().submit_co(co, || retry(&OnWorker, &call));
+    result.map_err(|error| match error.raw_os_error() {
+        // What the various file systems and devices say.
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
+            possible.store(false, Ordering::Relaxed);
+            not_supported()
+        }
+        _ => error,
+    })
 }
 
 impl BlockDriver for File {
     fn format_name(&self) -> &'static str {
-        "file"
+        if self.device { "host_device" } else { "file" }
     }
 
     fn length(&self) -> u64 {
@@ -187,6 +223,9 @@ impl BlockDriver for File {
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         trace_event!("file_co_flush");
+        if self.no_flush {
+            return Ok(());
+        }
         self.co_sync(co)
     }
 
@@ -209,6 +248,9 @@ impl BlockDriver for File {
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        if self.device {
+            return self.co_discard_device(co, offset, bytes);
+        }
         self.co_fallocate(co, Fallocate::PunchHole, &self.can_punch_hole, offset, bytes)
     }
 
@@ -222,5 +264,13 @@ impl BlockDriver for File {
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         self.co_refresh(co)
+    }
+
+    fn set_permissions(
+        &self,
+        held: Permissions,
+        shared: Permissions,
+    ) -> Result<(), PermissionError> {
+        self.lock_image(held, shared)
     }
 }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 use coblk_aio::sys;
 
 use super::in_place::InPlace;
-use super::{Engine, File, SECTOR_BYTES};
+use super::lock::{ImageLocks, Locking};
+use super::{Engine, File, SECTOR_BYTES, alignment};
 use crate::driver::BlockLimits;
 
 /// Why an image could not be opened.
@@ -26,13 +27,15 @@ pub enum FileOpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is neither a regular file nor a block device.
-    #[error("cannot open image '{}': it is {what}, not a regular file or a block device", path.display())]
+    /// It is nothing that this driver opens.
+    #[error("cannot open image '{}': it is {what}, not {expected}", path.display())]
     NotAnImage {
         /// The path given.
         path: PathBuf,
         /// What it is.
         what: &'static str,
+        /// What it should be, and the driver for what it is, if there is one.
+        expected: &'static str,
     },
 }
 
@@ -43,6 +46,9 @@ pub struct FileOptions {
     direct: bool,
     engine: Engine,
     in_place_reads: bool,
+    device: bool,
+    locking: Locking,
+    no_flush: bool,
 }
 
 impl Default for FileOptions {
@@ -52,11 +58,19 @@ impl Default for FileOptions {
             direct: false,
             engine: Engine::default(),
             in_place_reads: true,
+            device: false,
+            locking: Locking::default(),
+            no_flush: false,
         }
     }
 }
 
 impl FileOptions {
+    /// Open a block device (driver `host_device`) instead of a regular file (`file`).
+    pub fn on_device(self) -> FileOptions {
+        FileOptions { device: true, ..self }
+    }
+
     /// Open for reading only.
     pub fn read_only(self, read_only: bool) -> FileOptions {
         FileOptions { read_only, ..self }
@@ -78,6 +92,18 @@ impl FileOptions {
         FileOptions { in_place_reads, ..self }
     }
 
+    /// Whether other processes are kept from using the image in a way that does not agree with
+    /// ours; see [`Locking`].
+    pub fn locking(self, locking: Locking) -> FileOptions {
+        FileOptions { locking, ..self }
+    }
+
+    /// Whether flushes do nothing. Nothing is durable then: if the host crashes, all that the image
+    /// was ever written may be lost, or half there. For images that are not needed after a crash.
+    pub fn no_flush(self, no_flush: bool) -> FileOptions {
+        FileOptions { no_flush, ..self }
+    }
+
     /// Opens the image. Blocks; for set-up code.
     ///
     /// # Errors
@@ -94,9 +120,7 @@ impl FileOptions {
         // Asked before the open, which would fail for a directory with a message that blames the
         // mode, and would wait for a writer at a FIFO.
         let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(FileOpenError::NotAnImage { path, what: describe(kind) });
-        }
+        self.check_kind(&path, kind)?;
         let file = OpenOptions::new()
             .read(true)
             .write(!self.read_only)
@@ -104,7 +128,7 @@ impl FileOptions {
             .open(&path)
             .map_err(failed)?;
         let bytes = length_of(&file).map_err(failed)?;
-        let limits = if self.direct { direct_limits(&file) } else { BlockLimits::default() };
+        let limits = self.limits(&file).map_err(failed)?;
         Ok(File {
             file,
             path,
@@ -113,19 +137,54 @@ impl FileOptions {
             in_place: InPlace::new(self.in_place_reads && !self.direct),
             limits,
             direct: self.direct,
-            resizable: kind.is_file(),
+            device: self.device,
+            locks: ImageLocks::new(self.locking),
+            no_flush: self.no_flush,
             length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
+            can_discard: AtomicBool::new(true),
         })
+    }
+
+    fn check_kind(&self, path: &Path, kind: FileType) -> Result<(), FileOpenError> {
+        let expected = match self.device {
+            false if kind.is_file() => return Ok(()),
+            true if kind.is_block_device() => return Ok(()),
+            false if kind.is_block_device() => "a regular file: it needs driver 'host_device'",
+            true if kind.is_file() => "a block device: it needs driver 'file'",
+            false => "a regular file",
+            true => "a block device",
+        };
+        Err(FileOpenError::NotAnImage { path: path.to_owned(), what: describe(kind), expected })
+    }
+
+    fn limits(&self, file: &HostFile) -> io::Result<BlockLimits> {
+        let mut limits = BlockLimits::default();
+        if self.direct {
+            (limits.memory_alignment, limits.request_alignment) = alignment::of_direct_io(file)?;
+        }
+        if self.device {
+            let block = sys::block_device::logical_block_bytes(file.as_fd())?;
+            if self.direct {
+                limits.request_alignment = limits.request_alignment.max(block);
+            }
+            limits.pwrite_zeroes_alignment = block;
+            limits.pdiscard_alignment = block;
+        }
+        Ok(limits)
     }
 }
 
 fn describe(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"
+    } else if kind.is_file() {
+        "a regular file"
+    } else if kind.is_block_device() {
+        "a block device"
     } else if kind.is_fifo() {
         "a FIFO"
     } else if kind.is_socket() {
@@ -140,11 +199,4 @@ fn describe(kind: FileType) -> &'static str {
 /// Where a descriptor ends: a block device has a length too, but not in its metadata.
 pub(super) fn length_of(mut file: &HostFile) -> io::Result<u64> {
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
-}
-
-/// What O_DIRECT asks for on this file; a page where the kernel does not tell.
-fn direct_limits(file: &HostFile) -> BlockLimits {
-    let (memory_alignment, request_alignment) =
-        sys::direct_io_alignment(file.as_fd()).unwrap_or((4096, 4096));
-    BlockLimits { request_alignment, memory_alignment, ..BlockLimits::default() }
 }

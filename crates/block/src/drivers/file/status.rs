@@ -41,7 +41,7 @@ impl File {
 
     /// Cuts the file, or makes it longer by a hole.
     pub(super) fn co_set_length(&self, co: &Co<'_>, bytes: u64) -> io::Result<()> {
-        if !self.resizable {
+        if self.device {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
         }
         co.context().thread_pool().submit_co(co, || {

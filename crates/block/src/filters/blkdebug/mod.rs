@@ -15,6 +15,7 @@ use crate::accounting::RequestKind;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::filters::sleep;
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::node::BlockNode;
 
 /// A filter that disturbs requests by [`Rules`].
@@ -38,14 +39,14 @@ use crate::node::BlockNode;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct BlkDebug {
-    child: Arc<BlockNode>,
+    child: Child,
     rules: Rules,
 }
 
 impl BlkDebug {
     /// A filter on `child`.
     pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
-        BlkDebug { child, rules }
+        BlkDebug { child: Child::new(child), rules }
     }
 
     /// Waits as long as the rules say, and then tells how the request goes on.
@@ -102,6 +103,10 @@ impl BlockDriver for BlkDebug {
 
     fn is_read_only(&self) -> bool {
         self.child.is_read_only()
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.child]
     }
 
     fn limits(&self) -> BlockLimits {

@@ -13,6 +13,7 @@ use coblk_aio::{AioHandle, Co, CoWaker, IoVector};
 
 use super::format::{ENTRY_BYTES, EntryFlags, RawEntry, Superblock};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::node::BlockNode;
 
 /// A log that is being written. A handle: clones are the same log. Any thread.
@@ -22,7 +23,7 @@ pub struct WriteLog {
 }
 
 struct Shared {
-    node: Arc<BlockNode>,
+    node: Child,
     sector_size: u32,
     state: Mutex<State>,
 }
@@ -116,10 +117,15 @@ impl WriteLog {
             broken: None,
             waiters: Vec::new(),
         };
-        let shared = Shared { node, sector_size, state: Mutex::new(state) };
+        let shared = Shared { node: Child::new(node), sector_size, state: Mutex::new(state) };
         let log = WriteLog { shared: Arc::new(shared) };
         log.write_superblock(co, 0)?;
         Ok(log)
+    }
+
+    /// The node that holds it.
+    pub(super) fn child(&self) -> &Child {
+        &self.shared.node
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -16,6 +16,7 @@ use self::log::Data;
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::node::BlockNode;
 
 pub use self::format::EntryFlags;
@@ -31,7 +32,7 @@ pub use self::replay::{LogEntry, ReplayLog};
 /// When the log is full, changes fail with ENOSPC, after they were made. When it cannot be written,
 /// all later ones fail with the error of the first.
 pub struct BlkLogWrites {
-    child: Arc<BlockNode>,
+    child: Child,
     log: WriteLog,
 }
 
@@ -48,7 +49,7 @@ impl BlkLogWrites {
     ) -> io::Result<BlkLogWrites> {
         let blocks = [&child, &log].map(|node| node.limits().request_alignment);
         let sector_size = blocks.into_iter().fold(512, u32::max);
-        Ok(BlkLogWrites { child, log: WriteLog::create(co, log, sector_size)? })
+        Ok(BlkLogWrites { child: Child::new(child), log: WriteLog::create(co, log, sector_size)? })
     }
 
     /// The log, to put marks into.
@@ -72,6 +73,10 @@ impl BlockDriver for BlkLogWrites {
 
     fn is_read_only(&self) -> bool {
         self.child.is_read_only()
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.child, self.log.child()]
     }
 
     fn limits(&self) -> BlockLimits {

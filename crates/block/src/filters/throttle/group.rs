@@ -144,6 +144,11 @@ impl ThrottleGroup {
         self.lock().members.iter().flat_map(|member| &member.queues).map(VecDeque::len).sum()
     }
 
+    /// Whether a node is in it.
+    pub fn has_members(&self) -> bool {
+        !self.lock().members.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

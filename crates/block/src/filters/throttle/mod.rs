@@ -17,6 +17,7 @@ pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
 use crate::node::BlockNode;
 
 /// A filter that lets requests pass at the pace of its [`ThrottleGroup`].
@@ -38,7 +39,7 @@ use crate::node::BlockNode;
 /// # Ok::<(), coblk_block::filters::throttle::ThrottleError>(())
 /// ```
 pub struct Throttle {
-    child: Arc<BlockNode>,
+    child: Child,
     group: ThrottleGroup,
     member: MemberId,
 }
@@ -46,7 +47,7 @@ pub struct Throttle {
 impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
-        Throttle { child, group: group.clone(), member: group.join() }
+        Throttle { child: Child::new(child), group: group.clone(), member: group.join() }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
@@ -71,6 +72,10 @@ impl BlockDriver for Throttle {
 
     fn is_read_only(&self) -> bool {
         self.child.is_read_only()
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.child]
     }
 
     fn limits(&self) -> BlockLimits {

@@ -1,0 +1,349 @@
+//! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
+//! `blockdev-del` do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use coblk_aio::{AioContext, Co};
+
+use crate::drivers::{File, FileOpenError, Null, Raw};
+use crate::filters::blkdebug::{BlkDebug, Rules};
+use crate::filters::blklogwrites::BlkLogWrites;
+use crate::filters::throttle::{Throttle, ThrottleGroup};
+use crate::node::BlockNode;
+use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef};
+
+/// Nodes by their names, and the throttle groups that options can name. Any thread.
+///
+/// It owns the nodes that [`open`](Self::open) has returned, until they are
+/// [closed](Self::close). What was opened as the child of one lives as long as that needs it.
+///
+/// ```
+/// use coblk_aio::AioContext;
+/// use coblk_block::Blockdevs;
+/// use coblk_block::options::NodeOptions;
+///
+/// let (ctx, blockdevs) = (AioContext::new()?, Blockdevs::new());
+/// let options = NodeOptions::from_keyval("driver=null-co,node-name=disk,size=64M")?;
+/// let disk = blockdevs.open(&ctx, options)?;
+/// assert_eq!(disk.length(), 64 << 20);
+/// let raw = blockdevs.open(&ctx, NodeOptions::from_keyval("driver=raw,node-name=raw,file=disk")?)?;
+/// drop((disk, raw));
+/// assert_eq!(blockdevs.close("disk").unwrap_err().to_string(), "node 'disk' is in use");
+/// blockdevs.close("raw")?;
+/// blockdevs.close("disk")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Default)]
+pub struct Blockdevs {
+    names: Mutex<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    nodes: BTreeMap<String, Entry>,
+    groups: BTreeMap<String, ThrottleGroup>,
+    /// The last number of a name that was made up.
+    last: u64,
+}
+
+enum Entry {
+    /// Its options are being followed.
+    Opening,
+    /// Opened by itself.
+    Owned(Arc<BlockNode>),
+    /// Opened as a child, and there as long as somebody needs it.
+    Child(Weak<BlockNode>),
+}
+
+impl Entry {
+    fn node(&self) -> Option<Arc<BlockNode>> {
+        match self {
+            Entry::Opening => None,
+            Entry::Owned(node) => Some(Arc::clone(node)),
+            Entry::Child(node) => node.upgrade(),
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        matches!(self, Entry::Child(node) if node.strong_count() == 0)
+    }
+}
+
+/// What a child has from its parent, unless it says otherwise.
+#[derive(Clone, Copy, Default)]
+struct Inherited {
+    read_only: bool,
+    auto_read_only: bool,
+    cache_direct: bool,
+    cache_no_flush: bool,
+    unmap: bool,
+}
+
+impl Blockdevs {
+    /// One without nodes.
+    pub fn new() -> Blockdevs {
+        Blockdevs::default()
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a node, and those that its options describe as its children. Polls `ctx` meanwhile.
+    ///
+    /// # Errors
+    /// What cannot be done, in which node. Nothing stays open then.
+    ///
+    /// # Panics
+    /// If called inside a coroutine; there, use [`co_open`](Self::co_open).
+    pub fn open(
+        &self,
+        ctx: &AioContext,
+        options: NodeOptions,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        ctx.run(|co| self.co_open(co, options))
+    }
+
+    /// [`open`](Self::open), from a coroutine. System calls that may block are made by workers.
+    ///
+    /// # Errors
+    /// What cannot be done, in which node. Nothing stays open then.
+    pub fn co_open(
+        &self,
+        co: &Co<'_>,
+        options: NodeOptions,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let node = self.co_open_node(co, options, Inherited::default())?;
+        let entry = Entry::Owned(Arc::clone(&node));
+        self.names().nodes.insert(node.name().to_owned(), entry);
+        Ok(node)
+    }
+
+    /// Forgets a node, which ends it.
+    ///
+    /// # Errors
+    /// If there is none of that name that was opened by itself, or if somebody uses it: a backend,
+    /// a parent, or who holds it.
+    pub fn close(&self, name: &str) -> Result<(), BlockdevError> {
+        let closed = {
+            let mut names = self.names();
+            let Some(Entry::Owned(node)) = names.nodes.get(name) else {
+                return Err(BlockdevError::NoSuchNode(name.to_owned()));
+            };
+            if Arc::strong_count(node) > 1 {
+                return Err(BlockdevError::InUse { what: "node", name: name.to_owned() });
+            }
+            names.nodes.remove(name)
+        };
+        // Outside the lock: its end may be the end of its children, and take time.
+        drop(closed);
+        Ok(())
+    }
+
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Option<Arc<BlockNode>> {
+        self.names().nodes.get(name)?.node()
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> Vec<Arc<BlockNode>> {
+        self.names().nodes.values().filter_map(Entry::node).collect()
+    }
+
+    /// Makes a group known by its name.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn add_throttle_group(&self, group: &ThrottleGroup) -> Result<(), BlockdevError> {
+        let mut names = self.names();
+        if names.groups.contains_key(group.name()) {
+            return Err(BlockdevError::DuplicateGroup(group.name().to_owned()));
+        }
+        names.groups.insert(group.name().to_owned(), group.clone());
+        Ok(())
+    }
+
+    /// The group called `name`.
+    pub fn throttle_group(&self, name: &str) -> Option<ThrottleGroup> {
+        self.names().groups.get(name).cloned()
+    }
+
+    /// Forgets a group. Nodes that are in it stay so.
+    ///
+    /// # Errors
+    /// If there is none, or a node is in it.
+    pub fn remove_throttle_group(&self, name: &str) -> Result<(), BlockdevError> {
+        let mut names = self.names();
+        let group = names.groups.get(name);
+        let group = group.ok_or_else(|| BlockdevError::NoSuchGroup(name.to_owned()))?;
+        if group.has_members() {
+            return Err(BlockdevError::InUse { what: "throttle group", name: name.to_owned() });
+        }
+        names.groups.remove(name);
+        Ok(())
+    }
+
+    /// Opens a node and enters it as a child.
+    fn co_open_node(
+        &self,
+        co: &Co<'_>,
+        options: NodeOptions,
+        inherited: Inherited,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let name = self.reserve(options.node_name.as_deref())?;
+        let reserved = Reserved { blockdevs: self, name: &name };
+        let own = Inherited {
+            read_only: options.read_only.unwrap_or(inherited.read_only),
+            auto_read_only: options.auto_read_only.unwrap_or(inherited.auto_read_only),
+            cache_direct: options.cache_direct.unwrap_or(inherited.cache_direct),
+            cache_no_flush: options.cache_no_flush.unwrap_or(inherited.cache_no_flush),
+            unmap: options.discard.unwrap_or(inherited.unmap),
+        };
+        let opening = Opening { blockdevs: self, co, name: &name, own };
+        let node = opening.co_open(options)?;
+        self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node)));
+        std::mem::forget(reserved);
+        Ok(node)
+    }
+
+    /// Takes a name, the one that is `wanted` or one that nobody can want.
+    fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
+        let mut names = self.names();
+        names.nodes.retain(|_, entry| !entry.is_free());
+        let name = match wanted {
+            Some(name) if names.nodes.contains_key(name) => {
+                return Err(BlockdevError::DuplicateNode(name.to_owned()));
+            }
+            Some(name) => name.to_owned(),
+            None => {
+                names.last += 1;
+                format!("#block{}", names.last)
+            }
+        };
+        names.nodes.insert(name.clone(), Entry::Opening);
+        Ok(name)
+    }
+}
+
+/// A name whose node is being opened; given back if that fails.
+struct Reserved<'a> {
+    blockdevs: &'a Blockdevs,
+    name: &'a str,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.blockdevs.names().nodes.remove(self.name);
+    }
+}
+
+/// One node on its way.
+struct Opening<'a, 'co> {
+    blockdevs: &'a Blockdevs,
+    co: &'a Co<'co>,
+    name: &'a str,
+    own: Inherited,
+}
+
+impl Opening<'_, '_> {
+    fn co_open(&self, options: NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let node = match options.driver {
+            DriverOptions::File { filename, aio, locking, device } => {
+                let file = File::options().direct(self.own.cache_direct).engine(aio);
+                let file = file.locking(locking).no_flush(self.own.cache_no_flush);
+                let file = if device { file.on_device() } else { file };
+                let open = |read_only| {
+                    let options = file.read_only(read_only);
+                    let pool = self.co.context().thread_pool();
+                    pool.submit_co(self.co, || options.open(&filename))
+                };
+                let opened = match open(self.own.read_only) {
+                    Err(error) if self.own.auto_read_only && is_refusal(&error) => open(true),
+                    opened => opened,
+                };
+                let file =
+                    opened.map_err(|source| BlockdevError::File { node: self.node(), source });
+                BlockNode::new(self.name, file?)
+            }
+            DriverOptions::Raw { file, offset, size } => {
+                let raw = Raw::part(self.child(file)?, offset, size);
+                BlockNode::new(self.name, raw.map_err(|error| self.refused(error))?)
+            }
+            DriverOptions::Null { size, read_zeroes, latency_ns, deferred } => {
+                let null = Null::new(size).read_zeroes(read_zeroes).latency_ns(latency_ns);
+                BlockNode::new(self.name, null.deferred(deferred))
+            }
+            DriverOptions::Throttle { file, throttle_group } => {
+                let group = self.blockdevs.throttle_group(&throttle_group);
+                let group = group.ok_or(BlockdevError::NoSuchGroup(throttle_group))?;
+                BlockNode::new(self.name, Throttle::new(self.child(file)?, &group))
+            }
+            DriverOptions::BlkDebug { image, inject_error } => {
+                let rules = Rules::new(0);
+                for inject in &inject_error {
+                    rules.add(inject.rule());
+                }
+                BlockNode::new(self.name, BlkDebug::new(self.child(image)?, rules))
+            }
+            DriverOptions::BlkLogWrites { file, log } => {
+                let (file, log) = (self.child(file)?, self.writable_child(log)?);
+                let filter = BlkLogWrites::create(self.co, file, log);
+                let failed = |source| BlockdevError::Io { node: self.node(), source };
+                BlockNode::new(self.name, filter.map_err(failed)?)
+            }
+        };
+        node.set_discard_enabled(self.own.unmap);
+        if self.own.read_only {
+            node.make_read_only();
+        }
+        Ok(node)
+    }
+
+    fn node(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {
+        BlockdevError::Driver { node: self.node(), source: Box::new(error) }
+    }
+
+    /// A child that is there, or is opened now.
+    fn child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
+        self.child_with(child, self.own)
+    }
+
+    /// A child that is written to, whatever is done with the node itself.
+    fn writable_child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
+        self.child_with(child, Inherited { read_only: false, auto_read_only: false, ..self.own })
+    }
+
+    fn child_with(
+        &self,
+        child: NodeRef,
+        wanted: Inherited,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let child = match child {
+            NodeRef::Name(name) => {
+                self.blockdevs.node(&name).ok_or(BlockdevError::NoSuchNode(name))?
+            }
+            // What reaches this node shall reach what it stands on.
+            NodeRef::Options(options) => self.blockdevs.co_open_node(
+                self.co,
+                *options,
+                Inherited { unmap: true, ..wanted },
+            )?,
+        };
+        if child.is_read_only() && !wanted.read_only && !wanted.auto_read_only {
+            let (node, child) = (self.node(), child.name().to_owned());
+            return Err(BlockdevError::ReadOnlyChild { node, child });
+        }
+        Ok(child)
+    }
+}
+
+/// Whether an image may be opened, but not for writing.
+fn is_refusal(error: &FileOpenError) -> bool {
+    let FileOpenError::Open { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::EPERM))
+}

@@ -1,0 +1,179 @@
+//! Locks on an image, by which processes agree on who may do what. They are those of QEMU, so that
+//! its programs and ours respect each other.
+//!
+//! ```text
+//! byte 100 + i   somebody holds permission i
+//! byte 200 + i   somebody does not share permission i with others
+//! ```
+//!
+//! All are shared locks: any number of processes may hold each. Who wants something takes its own
+//! locks first, and looks then whether others hold the contrary byte, so that of two who come at
+//! the same time at least one sees the other.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coblk_aio::sys;
+
+use super::File;
+use crate::permissions::{PermissionError, Permissions};
+
+const HELD_AT: u64 = 100;
+const NOT_SHARED_AT: u64 = 200;
+
+/// Whether an image is locked while it is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// It is, and cannot be used where the file system refuses locks.
+    On,
+    /// It is not. Nothing keeps others from changing it.
+    Off,
+    /// It is; where the file system refuses locks there is a warning instead.
+    #[default]
+    Auto,
+}
+
+/// The locks that one open image has.
+#[derive(Debug)]
+pub(super) struct ImageLocks {
+    locking: Locking,
+    /// Held for a few system calls, by whoever changes permissions.
+    now: Mutex<Locks>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Locks {
+    held: Permissions,
+    not_shared: Permissions,
+    /// The file system knows no locks, and has been given up.
+    refused: bool,
+}
+
+/// Why locks were not had.
+enum Obstacle {
+    /// Somebody else holds the contrary lock.
+    Conflict {
+        permission: Permissions,
+        mode: &'static str,
+    },
+    System(io::Error),
+}
+
+impl ImageLocks {
+    pub(super) fn new(locking: Locking) -> ImageLocks {
+        ImageLocks { locking, now: Mutex::new(Locks::NONE) }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Locks> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl File {
+    /// Locks the image for what is `held`, and against what is not `shared`. Without effect if that
+    /// is refused.
+    pub(super) fn lock_image(
+        &self,
+        held: Permissions,
+        shared: Permissions,
+    ) -> Result<(), PermissionError> {
+        let mut now = self.locks.now();
+        if self.locks.locking == Locking::Off || now.refused {
+            return Ok(());
+        }
+        let path = || self.path.clone();
+        match now.change(self.file.as_fd(), held, !shared) {
+            Ok(()) => Ok(()),
+            Err(Obstacle::Conflict { permission, mode }) => {
+                Err(PermissionError::Locked { path: path(), permission, mode })
+            }
+            Err(Obstacle::System(error)) if self.locks.locking == Locking::Auto => {
+                tracing::warn!(
+                    image = %self.path.display(),
+                    %error,
+                    "the file system refuses locks: nothing keeps others from using the image"
+                );
+                now.refused = true;
+                Ok(())
+            }
+            Err(Obstacle::System(source)) => Err(PermissionError::Lock { path: path(), source }),
+        }
+    }
+}
+
+impl Drop for File {
+    /// Closing would do, but a ring may keep the file open for a while.
+    fn drop(&mut self) {
+        let now = self.locks.now();
+        now.release(self.file.as_fd());
+    }
+}
+
+impl Locks {
+    const NONE: Locks =
+        Locks { held: Permissions::empty(), not_shared: Permissions::empty(), refused: false };
+
+    fn change(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        held: Permissions,
+        not_shared: Permissions,
+    ) -> Result<(), Obstacle> {
+        let new =
+            Locks { held: held - self.held, not_shared: not_shared - self.not_shared, ..*self };
+        if let Err(obstacle) = new.acquire(fd).and_then(|()| new.check(fd)) {
+            new.release(fd);
+            return Err(obstacle);
+        }
+        let old =
+            Locks { held: self.held - held, not_shared: self.not_shared - not_shared, ..*self };
+        old.release(fd);
+        (self.held, self.not_shared) = (held, not_shared);
+        Ok(())
+    }
+
+    /// What is locked: the permission, its byte, that of who does not agree, and words for messages.
+    fn each(self) -> impl Iterator<Item = (Permissions, u64, u64, &'static str)> {
+        let index = |one: Permissions| u64::from(one.bits().trailing_zeros());
+        let held = self.held.iter().map(move |one| {
+            (one, HELD_AT + index(one), NOT_SHARED_AT + index(one), "") //
+        });
+        let not_shared = self
+            .not_shared
+            .iter()
+            .map(move |one| (one, NOT_SHARED_AT + index(one), HELD_AT + index(one), "shared "));
+        held.chain(not_shared)
+    }
+
+    fn acquire(self, fd: BorrowedFd<'_>) -> Result<(), Obstacle> {
+        for (permission, byte, _, mode) in self.each() {
+            sys::lock_byte(fd, byte).map_err(|error| match error.raw_os_error() {
+                // Somebody who locks images in another way has the byte for himself.
+                Some(libc::EAGAIN | libc::EACCES) => Obstacle::Conflict { permission, mode },
+                _ => Obstacle::System(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether others agree.
+    fn check(self, fd: BorrowedFd<'_>) -> Result<(), Obstacle> {
+        for (permission, _, contrary, mode) in self.each() {
+            if sys::is_byte_locked_by_others(fd, contrary).map_err(Obstacle::System)? {
+                return Err(Obstacle::Conflict { permission, mode });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives locks up. The kernel has no reason to refuse that; if it does, others are kept out for
+    /// longer than need be, which harms no data.
+    fn release(self, fd: BorrowedFd<'_>) {
+        for (_, byte, _, _) in self.each() {
+            if let Err(error) = sys::unlock_byte(fd, byte) {
+                tracing::warn!(%error, byte, "a lock of an image cannot be given up");
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `raw`: the bytes of another node as they are, all of them or a part.
+
+use std::io;
+use std::sync::Arc;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use crate::BlockStatus;
+use crate::driver::{BlockDriver, BlockLimits};
+use crate::flags::{WriteFlags, ZeroFlags};
+use crate::graph::Child;
+use crate::node::BlockNode;
+
+/// Fixed sizes are whole sectors.
+const SECTOR_BYTES: u64 = 512;
+
+/// A driver that passes requests on, from `offset` on, without a copy.
+///
+/// Neither the offset nor, without a size of its own, the length need be multiples of anything: the
+/// node below pads.
+pub struct Raw {
+    child: Child,
+    offset: u64,
+    /// If the length is fixed.
+    size: Option<u64>,
+}
+
+/// Why a node has no such part. All figures are bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RawError {
+    /// A size is not whole sectors.
+    #[error("size {size} is not a multiple of 512")]
+    Unaligned {
+        /// What was asked for.
+        size: u64,
+    },
+    /// The offset is beyond the end of the node below.
+    #[error("offset {offset} is beyond the end of node '{node}', which has {length} bytes")]
+    OffsetBeyondEnd {
+        /// What was asked for.
+        offset: u64,
+        /// The node below.
+        node: String,
+        /// Its length.
+        length: u64,
+    },
+    /// The part ends beyond the end of the node below.
+    #[error(
+        "offset {offset} and size {size} reach beyond the end of node '{node}', \
+         which has {length} bytes"
+    )]
+    SizeBeyondEnd {
+        /// What was asked for.
+        offset: u64,
+        /// What was asked for.
+        size: u64,
+        /// The node below.
+        node: String,
+        /// Its length.
+        length: u64,
+    },
+}
+
+impl Raw {
+    /// All of `child`.
+    pub fn new(child: Arc<BlockNode>) -> Raw {
+        Raw { child: Child::new(child), offset: 0, size: None }
+    }
+
+    /// The part of `child` from `offset` bytes on: `size` bytes, always, or all there are.
+    ///
+    /// # Errors
+    /// If the part is not within `child`, or `size` is not a multiple of 512.
+    pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
+        let (node, length) = (|| child.name().to_owned(), child.length());
+        if offset > length {
+            return Err(RawError::OffsetBeyondEnd { offset, node: node(), length });
+        }
+        if let Some(size) = size {
+            if !size.is_multiple_of(SECTOR_BYTES) {
+                return Err(RawError::Unaligned { size });
+            }
+            if size > length - offset {
+                return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
+            }
+        }
+        Ok(Raw { child: Child::new(child), offset, size })
+    }
+
+    fn length_in(&self, child: u64) -> u64 {
+        self.size.unwrap_or_else(|| child.saturating_sub(self.offset))
+    }
+}
+
+/// A request ends within the length, and so its place in the node below is a number: `offset` and
+/// length together are no more than what that node has, or had.
+impl BlockDriver for Raw {
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn length(&self) -> u64 {
+        self.length_in(self.child.length())
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.child.is_read_only()
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.child]
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // The child pads and cuts, by its own blocks, wherever they are seen from here.
+        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
+    #[inline]
+    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.child.co_preadv(co, self.offset + offset, target)
+    }
+
+    #[inline]
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.child.co_pwritev(co, self.offset + offset, source, flags)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.child.co_flush(co)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.child.co_pwrite_zeroes(co, self.offset + offset, bytes, flags)
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.child.co_pdiscard(co, self.offset + offset, bytes)
+    }
+
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        self.child.co_block_status(co, self.offset + offset, bytes)
+    }
+
+    /// ENOTSUP if the size is fixed.
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        if self.size.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
+        let too_long = || io::Error::from_raw_os_error(libc::EFBIG);
+        self.child.co_truncate(co, self.offset.checked_add(length).ok_or_else(too_long)?)
+    }
+
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length_in(self.child.co_refresh_length(co)?))
+    }
+}

@@ -1,0 +1,227 @@
+//! Changes of the graph while requests run: replace a node, insert one, remove it again.
+//!
+//! Both nodes are drained meanwhile, so that nobody is inside an edge when it turns. An edge turns
+//! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
+//! change passes through the loop of each context that has one.
+
+use std::sync::{Arc, Weak};
+
+use coblk_aio::sync::{CoMutex, CoMutexGuard};
+use coblk_aio::{AioContext, Co, trace_event};
+
+use super::edge::Edge;
+use super::{Graph, GraphGuard, Kind, NodeId, UserId, lock};
+use crate::gate::co_visit;
+use crate::medium;
+use crate::node::BlockNode;
+
+/// Why the graph cannot be changed in this way. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GraphError {
+    /// A node would stand on itself.
+    #[error("node '{above}' cannot stand on node '{below}', which stands on it")]
+    Cycle {
+        /// The node whose edge would turn.
+        above: String,
+        /// Where it would lead.
+        below: String,
+    },
+    /// What is to be inserted does not lead on.
+    #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]
+    NotAbove {
+        /// The node to be inserted.
+        above: String,
+        /// Where.
+        below: String,
+    },
+    /// There is not one node that could take its place.
+    #[error("node '{node}' cannot be removed: it stands on {children} nodes, not on one")]
+    NoOnlyChild {
+        /// The node to be removed.
+        node: String,
+        /// How many.
+        children: usize,
+    },
+}
+
+/// Changes come one after the other.
+pub(crate) fn lock_changes<'a>(co: &Co<'_>) -> CoMutexGuard<'a, ()> {
+    static CHANGES: CoMutex<()> = CoMutex::new(());
+    CHANGES.lock(co)
+}
+
+/// Changes of the graph. Each drains the nodes concerned first: requests in flight complete where
+/// they are, later ones go where the graph then leads. So none may be called from a request's own
+/// callback. All contexts that have backends concerned must be polling.
+impl BlockNode {
+    /// All users of this node, edges and backends of any context, turn to `new`.
+    ///
+    /// # Errors
+    /// If a node would stand on itself.
+    pub fn co_replace(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        new: &Arc<BlockNode>,
+    ) -> Result<(), GraphError> {
+        let _change = lock_changes(co);
+        turn_users(co, self, new, Graph::refuse_cycle)
+    }
+
+    /// [`co_replace`](Self::co_replace) from outside of coroutines. Polls `ctx` meanwhile.
+    ///
+    /// # Panics
+    /// If called inside a coroutine.
+    pub fn replace(
+        self: &Arc<Self>,
+        ctx: &AioContext,
+        new: &Arc<BlockNode>,
+    ) -> Result<(), GraphError> {
+        ctx.run(|co| self.co_replace(co, new))
+    }
+
+    /// All users of this node turn to `above`, which stands on it, directly or not; only the way
+    /// from there to this node stays.
+    ///
+    /// # Errors
+    /// If `above` does not stand on this node.
+    pub fn co_insert_above(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        above: &Arc<BlockNode>,
+    ) -> Result<(), GraphError> {
+        let _change = lock_changes(co);
+        turn_users(co, self, above, Graph::keep_way_down)
+    }
+
+    /// [`co_insert_above`](Self::co_insert_above) from outside of coroutines. Polls `ctx` meanwhile.
+    ///
+    /// # Panics
+    /// If called inside a coroutine.
+    pub fn insert_above(
+        self: &Arc<Self>,
+        ctx: &AioContext,
+        above: &Arc<BlockNode>,
+    ) -> Result<(), GraphError> {
+        ctx.run(|co| self.co_insert_above(co, above))
+    }
+
+    /// All users of this node turn to the one it stands on: undoes
+    /// [`co_insert_above`](Self::co_insert_above).
+    ///
+    /// # Errors
+    /// If it does not stand on exactly one node.
+    pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
+        let _change = lock_changes(co);
+        let below = lock().only_child(self)?;
+        turn_users(co, self, &below, Graph::refuse_cycle)
+    }
+
+    /// [`co_remove`](Self::co_remove) from outside of coroutines. Polls `ctx` meanwhile.
+    ///
+    /// # Panics
+    /// If called inside a coroutine.
+    pub fn remove(self: &Arc<Self>, ctx: &AioContext) -> Result<(), GraphError> {
+        ctx.run(|co| self.co_remove(co))
+    }
+}
+
+/// Chooses the users of the first node that turn to the second.
+type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError>;
+
+fn turn_users(
+    co: &Co<'_>,
+    old: &Arc<BlockNode>,
+    new: &Arc<BlockNode>,
+    choose: Choose,
+) -> Result<(), GraphError> {
+    trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
+    // Refused before anybody has to wait.
+    choose(&mut lock(), old, new)?;
+    let _drained = (old.co_drain(co), new.co_drain(co));
+    let mut backends = Vec::new();
+    {
+        // Edges may go only after the lock.
+        let mut edges: Vec<Arc<Edge>> = Vec::new();
+        let mut graph = lock();
+        for id in choose(&mut graph, old, new)? {
+            match graph.users.get(&id).map(|user| user.kind.clone()) {
+                Some(Kind::Backend(home)) => backends.push((id, home)),
+                Some(Kind::Edge(edge, _)) => edges.extend(graph.turn_edge(id, &edge, new)),
+                None => {}
+            }
+        }
+        drop(graph);
+    }
+    for (id, home) in backends {
+        let new = Arc::clone(new);
+        co_visit(co, &home, move || medium::turn(id, new));
+    }
+    Ok(())
+}
+
+impl Graph {
+    /// All users of `old`, if none of them stands below `new`.
+    fn refuse_cycle(
+        &mut self,
+        old: &BlockNode,
+        new: &BlockNode,
+    ) -> Result<Vec<UserId>, GraphError> {
+        let below = self.closure(new.id(), Graph::children);
+        let users = self.entry(old.id()).users.clone();
+        match users.iter().find_map(|user| self.parent_among(*user, &below)) {
+            None => Ok(users),
+            Some(parent) => {
+                let above = self.node(parent).map_or_else(String::new, |it| it.name().to_owned());
+                Err(GraphError::Cycle { above, below: new.name().to_owned() })
+            }
+        }
+    }
+
+    /// The users of `old` that are not on the way down from `new`.
+    fn keep_way_down(
+        &mut self,
+        old: &BlockNode,
+        new: &BlockNode,
+    ) -> Result<Vec<UserId>, GraphError> {
+        let below = self.closure(new.id(), Graph::children);
+        if old.id() == new.id() || !below.contains(&old.id()) {
+            let (above, below) = (new.name().to_owned(), old.name().to_owned());
+            return Err(GraphError::NotAbove { above, below });
+        }
+        let mut users = self.entry(old.id()).users.clone();
+        users.retain(|user| self.parent_among(*user, &below).is_none());
+        Ok(users)
+    }
+
+    /// The node whose edge this user is, if it is one of `nodes`.
+    fn parent_among(&self, user: UserId, nodes: &[NodeId]) -> Option<NodeId> {
+        match self.users.get(&user)?.kind {
+            Kind::Edge(_, parent) => parent.filter(|parent| nodes.contains(parent)),
+            Kind::Backend(_) => None,
+        }
+    }
+
+    fn only_child(&mut self, node: &BlockNode) -> Result<Arc<BlockNode>, GraphError> {
+        let children = self.children(node.id());
+        let only = if let [only] = children[..] { self.node(only) } else { None };
+        let (node, children) = (node.name().to_owned(), children.len());
+        only.ok_or(GraphError::NoOnlyChild { node, children })
+    }
+}
+
+impl GraphGuard {
+    /// Turns an edge; gives it back, for it may go only after the lock.
+    fn turn_edge(
+        &mut self,
+        id: UserId,
+        edge: &Weak<Edge>,
+        new: &Arc<BlockNode>,
+    ) -> Option<Arc<Edge>> {
+        let edge = edge.upgrade()?;
+        let old = edge.swap(Arc::clone(new));
+        self.kept.push(old);
+        self.move_user(id, new.id());
+        Some(edge)
+    }
+}

@@ -1,0 +1,93 @@
+//! Drained sections: of a node, with all that stands on it, and of all nodes.
+
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, Co};
+
+use super::{Graph, lock};
+use crate::node::BlockNode;
+
+impl BlockNode {
+    /// Drains: new requests wait, from every context, also those to the nodes above, and those in
+    /// flight complete; returns when they have. Holds until the section is dropped. Sections nest
+    /// (contract: C77). A drain does not flush (C78).
+    ///
+    /// Polls `ctx` meanwhile, so callbacks run. Must not be called from a request's own callback:
+    /// it would wait for itself.
+    ///
+    /// # Panics
+    /// If called inside a coroutine; there, use [`co_drain`](Self::co_drain).
+    pub fn drain(self: &Arc<Self>, ctx: &AioContext) -> DrainedSection {
+        ctx.run(|co| self.co_drain(co))
+    }
+
+    /// [`drain`](Self::drain), from a coroutine (contract: C78).
+    pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
+        let (section, above) = {
+            let mut graph = lock();
+            graph.entry(self.id()).drains += 1;
+            graph.settle(self.id());
+            let section = DrainedSection { node: Arc::clone(self) };
+            let above = graph.closure(self.id(), Graph::parents);
+            let above: Vec<_> = above.into_iter().filter_map(|id| graph.node(id)).collect();
+            (section, above)
+        };
+        // What comes to stand above meanwhile is born quiet.
+        for node in above {
+            node.gate.wait_until_idle(co);
+        }
+        section
+    }
+}
+
+/// While it lives, no request enters its node, nor any node above.
+#[must_use = "requests go on when the section is dropped"]
+pub struct DrainedSection {
+    node: Arc<BlockNode>,
+}
+
+impl Drop for DrainedSection {
+    fn drop(&mut self) {
+        let mut graph = lock();
+        graph.entry(self.node.id()).drains -= 1;
+        graph.settle(self.node.id());
+    }
+}
+
+/// Drains every node of the process, those that are made later included, until the section is
+/// dropped. Polls `ctx` meanwhile.
+///
+/// # Panics
+/// If called inside a coroutine.
+pub fn drain_all(ctx: &AioContext) -> DrainedAllSection {
+    let all = {
+        let mut graph = lock();
+        graph.drains_of_all += 1;
+        let nodes = graph.all_nodes();
+        nodes.iter().for_each(|node| graph.settle(node.id()));
+        DrainedAllSection { nodes }
+    };
+    ctx.run(|co| all.nodes.iter().for_each(|node| node.gate.wait_until_idle(co)));
+    all
+}
+
+/// While it lives, no request enters any node.
+#[must_use = "requests go on when the section is dropped"]
+pub struct DrainedAllSection {
+    /// Kept, so that their drivers see the end.
+    nodes: Vec<Arc<BlockNode>>,
+}
+
+impl Drop for DrainedAllSection {
+    fn drop(&mut self) {
+        {
+            let mut graph = lock();
+            graph.drains_of_all -= 1;
+            // Also those that were born meanwhile.
+            for node in graph.all_nodes() {
+                graph.settle(node.id());
+            }
+        }
+        self.nodes.clear();
+    }
+}

@@ -1,0 +1,276 @@
+//! The block graph: which node stands on which, who uses it, and which are quiet.
+//!
+//! A node's *users* are the backends on it and the edges from the nodes above. A node is *quiet*,
+//! its gate closed, while it, or any node below it, is drained: so nothing comes down to a drained
+//! node from anywhere. What is quiet follows from the graph and from the drains that are open, and
+//! is settled again whenever one of these changes.
+//!
+//! ```text
+//! mod.rs     users, nodes, and what is quiet
+//! edge.rs    `Child`: how a driver holds the node below
+//! drain.rs   drained sections, of a node and of all
+//! change.rs  replace, insert and remove nodes while requests run
+//! ```
+//!
+//! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
+//! wakes, nor while a node goes. The lock of a gate may be taken under it, not the other way round.
+
+mod change;
+mod drain;
+mod edge;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use coblk_aio::{AioHandle, CoWaker};
+
+use crate::gate::wake_all;
+use crate::node::BlockNode;
+pub use change::GraphError;
+pub(crate) use change::lock_changes;
+pub use drain::{DrainedAllSection, DrainedSection, drain_all};
+pub use edge::Child;
+use edge::Edge;
+
+/// Names a node, also after it has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NodeId(u64);
+
+/// Names a user of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UserId(u64);
+
+/// Who uses a node.
+#[derive(Clone)]
+enum Kind {
+    /// A backend, at home in this context.
+    Backend(AioHandle),
+    /// An edge, from this node as soon as its driver has one.
+    Edge(Weak<Edge>, Option<NodeId>),
+}
+
+struct User {
+    kind: Kind,
+    /// What it uses.
+    node: NodeId,
+}
+
+struct Entry {
+    node: Weak<BlockNode>,
+    /// Sections that drain this node itself.
+    drains: usize,
+    quiet: bool,
+    users: Vec<UserId>,
+    /// Its edges to the nodes below.
+    children: Vec<UserId>,
+}
+
+pub(crate) struct Graph {
+    nodes: BTreeMap<NodeId, Entry>,
+    users: BTreeMap<UserId, User>,
+    last_id: u64,
+    drains_of_all: usize,
+    /// Requests that may go on, as soon as the lock is free.
+    wakes: VecDeque<CoWaker>,
+    /// What must not go under the lock, as it takes the lock to go.
+    kept: Vec<Arc<BlockNode>>,
+}
+
+static GRAPH: Mutex<Graph> = Mutex::new(Graph {
+    nodes: BTreeMap::new(),
+    users: BTreeMap::new(),
+    last_id: 0,
+    drains_of_all: 0,
+    wakes: VecDeque::new(),
+    kept: Vec::new(),
+});
+
+/// The graph, locked.
+pub(crate) struct GraphGuard {
+    graph: Option<MutexGuard<'static, Graph>>,
+}
+
+pub(crate) fn lock() -> GraphGuard {
+    GraphGuard { graph: Some(GRAPH.lock().unwrap_or_else(PoisonError::into_inner)) }
+}
+
+impl Deref for GraphGuard {
+    type Target = Graph;
+
+    fn deref(&self) -> &Graph {
+        self.graph.as_ref().expect("locked until dropped")
+    }
+}
+
+impl DerefMut for GraphGuard {
+    fn deref_mut(&mut self) -> &mut Graph {
+        self.graph.as_mut().expect("locked until dropped")
+    }
+}
+
+impl Drop for GraphGuard {
+    fn drop(&mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        let wakes = std::mem::take(&mut self.wakes);
+        self.graph = None;
+        drop(kept);
+        wake_all(wakes);
+    }
+}
+
+impl Graph {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// An id for a node that is about to be made.
+    pub(crate) fn new_node_id(&mut self) -> NodeId {
+        NodeId(self.next_id())
+    }
+
+    /// Takes in a node that was just made, under edges that were made before it. It is born quiet
+    /// if one of the nodes below is (contract: C77).
+    pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) {
+        let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
+        for child in &children {
+            if let Some(User { kind: Kind::Edge(_, parent), .. }) = self.users.get_mut(child) {
+                *parent = Some(node.id());
+            }
+        }
+        let entry = Entry {
+            node: Arc::downgrade(node),
+            drains: 0,
+            quiet: false,
+            users: Vec::new(),
+            children,
+        };
+        self.nodes.insert(node.id(), entry);
+        self.settle(node.id());
+    }
+
+    pub(crate) fn remove_node(&mut self, id: NodeId) {
+        self.nodes.remove(&id);
+    }
+
+    /// A live node by its id. Not to be dropped under the lock; [`kept`](Self::kept) sees to that.
+    fn node(&mut self, id: NodeId) -> Option<Arc<BlockNode>> {
+        let node = self.nodes.get(&id)?.node.upgrade()?;
+        self.kept.push(Arc::clone(&node));
+        Some(node)
+    }
+
+    /// All live nodes, the oldest first.
+    pub(crate) fn all_nodes(&mut self) -> Vec<Arc<BlockNode>> {
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.node(id)).collect()
+    }
+
+    /// A backend begins to use `node`.
+    pub(crate) fn add_backend(&mut self, node: &BlockNode, home: AioHandle) -> UserId {
+        self.add_user(node.id(), Kind::Backend(home))
+    }
+
+    fn add_user(&mut self, node: NodeId, kind: Kind) -> UserId {
+        let id = UserId(self.next_id());
+        self.users.insert(id, User { kind, node });
+        self.entry(node).users.push(id);
+        id
+    }
+
+    pub(crate) fn remove_user(&mut self, id: UserId) {
+        let Some(user) = self.users.remove(&id) else { return };
+        if let Some(entry) = self.nodes.get_mut(&user.node) {
+            entry.users.retain(|it| *it != id);
+        }
+        if let Kind::Edge(_, Some(parent)) = user.kind
+            && let Some(entry) = self.nodes.get_mut(&parent)
+        {
+            entry.children.retain(|it| *it != id);
+            self.settle(parent);
+        }
+    }
+
+    /// A user turns from its node to another.
+    pub(crate) fn move_user(&mut self, id: UserId, node: NodeId) {
+        let user = self.users.get_mut(&id).expect("a user in the graph");
+        let old = std::mem::replace(&mut user.node, node);
+        let parent = match user.kind {
+            Kind::Edge(_, parent) => parent,
+            Kind::Backend(_) => None,
+        };
+        if let Some(entry) = self.nodes.get_mut(&old) {
+            entry.users.retain(|it| *it != id);
+        }
+        self.entry(node).users.push(id);
+        if let Some(parent) = parent {
+            self.settle(parent);
+        }
+    }
+
+    fn entry(&mut self, id: NodeId) -> &mut Entry {
+        self.nodes.get_mut(&id).expect("whoever has a node has it in the graph")
+    }
+
+    /// The nodes on which `id` stands.
+    fn children(&self, id: NodeId) -> Vec<NodeId> {
+        let edges = self.nodes.get(&id).map_or(&[][..], |entry| &entry.children);
+        edges.iter().filter_map(|edge| self.users.get(edge)).map(|user| user.node).collect()
+    }
+
+    /// The nodes that stand on `id`.
+    fn parents(&self, id: NodeId) -> Vec<NodeId> {
+        let users = self.nodes.get(&id).map_or(&[][..], |entry| &entry.users);
+        let parent = |user: &UserId| match self.users.get(user)?.kind {
+            Kind::Edge(_, parent) => parent,
+            Kind::Backend(_) => None,
+        };
+        users.iter().filter_map(parent).collect()
+    }
+
+    /// `id`, and all nodes that lead to it by `next`, each once.
+    fn closure(&self, id: NodeId, next: impl Fn(&Graph, NodeId) -> Vec<NodeId>) -> Vec<NodeId> {
+        let mut found = vec![id];
+        let mut seen = 0;
+        while let Some(node) = found.get(seen).copied() {
+            seen += 1;
+            for other in next(self, node) {
+                if !found.contains(&other) {
+                    found.push(other);
+                }
+            }
+        }
+        found
+    }
+
+    /// Opens or closes the gate of a node, and of those above, as the drains and the graph have it
+    /// now. Runs the hooks of drivers whose gate changes.
+    fn settle(&mut self, id: NodeId) {
+        let mut todo = vec![id];
+        while let Some(id) = todo.pop() {
+            let below = self.children(id);
+            let is_quiet = |child: &NodeId| self.nodes.get(child).is_some_and(|it| it.quiet);
+            let below_quiet = below.iter().any(is_quiet);
+            let of_all = self.drains_of_all > 0;
+            let Some(entry) = self.nodes.get_mut(&id) else { continue };
+            let quiet = of_all || below_quiet || entry.drains > 0;
+            if quiet == entry.quiet {
+                continue;
+            }
+            entry.quiet = quiet;
+            // A node that is going has nobody left who could send it requests.
+            if let Some(node) = self.node(id) {
+                if quiet {
+                    node.gate.close();
+                    node.driver().drained_begin();
+                } else {
+                    // Still closed: a request that goes on must find the driver running.
+                    node.driver().drained_end();
+                    self.wakes.extend(node.gate.open());
+                }
+            }
+            todo.extend(self.parents(id));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The drivers by their names in options, and what each of them can be told.
+
+use std::path::PathBuf;
+
+use super::blkdebug::{self, InjectError};
+use super::reader::Reader;
+use super::{NodeOptions, NodeRef, OptionsError};
+use crate::drivers::{Engine, Locking};
+
+/// A driver, and what belongs to it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DriverOptions {
+    /// `file`, an image in a host file, and `host_device`, one on a block device.
+    File {
+        /// `filename`.
+        filename: PathBuf,
+        /// `aio`: `threads`, the default, or `io_uring`.
+        aio: Engine,
+        /// `locking`: `on`, `off`, or `auto`, the default.
+        locking: Locking,
+        /// `host_device`.
+        device: bool,
+    },
+    /// `raw`: another node, as it is.
+    Raw {
+        /// `file`: that node.
+        file: NodeRef,
+        /// `offset` in bytes of what is used of it; 0 by default.
+        offset: u64,
+        /// `size` in bytes of what is used of it; up to the end by default.
+        size: Option<u64>,
+    },
+    /// `null-co` and `null-aio`: nothing is stored.
+    Null {
+        /// `size` in bytes; 1 GiB by default.
+        size: u64,
+        /// `read-zeroes`: reads fill the buffer. Off by default.
+        read_zeroes: bool,
+        /// `latency-ns`: how long a request takes, in nanoseconds. 0 by default.
+        latency_ns: u64,
+        /// `null-aio`: requests complete from a bottom half.
+        deferred: bool,
+    },
+    /// `throttle`: limits what passes.
+    Throttle {
+        /// `file`: the node below.
+        file: NodeRef,
+        /// `throttle-group`: the limits, by the name they were made known by.
+        throttle_group: String,
+    },
+    /// `blkdebug`: makes requests fail.
+    BlkDebug {
+        /// `image`: the node below.
+        image: NodeRef,
+        /// `inject-error`: which.
+        inject_error: Vec<InjectError>,
+    },
+    /// `blklogwrites`: logs what changes the node below.
+    BlkLogWrites {
+        /// `file`: the node below.
+        file: NodeRef,
+        /// `log`: where the log goes; what it holds is lost.
+        log: NodeRef,
+    },
+}
+
+impl DriverOptions {
+    /// `file` on `filename`, with every option as it is by default.
+    pub fn file(filename: impl Into<PathBuf>) -> DriverOptions {
+        let (aio, locking) = (Engine::default(), Locking::default());
+        DriverOptions::File { filename: filename.into(), aio, locking, device: false }
+    }
+
+    /// `raw` on all of `file`.
+    pub fn raw(file: impl Into<NodeRef>) -> DriverOptions {
+        DriverOptions::Raw { file: file.into(), offset: 0, size: None }
+    }
+}
+
+type Take = fn(&mut Reader) -> Result<DriverOptions, OptionsError>;
+
+/// One row a driver.
+const DRIVERS: [(&str, Take); 8] = [
+    ("file", |reader| take_file(reader, false)),
+    ("host_device", |reader| take_file(reader, true)),
+    ("raw", take_raw),
+    ("null-co", |reader| take_null(reader, false)),
+    ("null-aio", |reader| take_null(reader, true)),
+    ("throttle", take_throttle),
+    ("blkdebug", take_blkdebug),
+    ("blklogwrites", take_blklogwrites),
+];
+
+/// Takes the options of the driver called `name`.
+pub(super) fn take(name: &str, reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
+    match DRIVERS.iter().find(|(driver, _)| *driver == name) {
+        Some((_, take)) => take(reader),
+        None => {
+            let names: Vec<&str> = DRIVERS.iter().map(|(driver, _)| *driver).collect();
+            let name: String = name.chars().take(60).collect();
+            let why = format!("unknown driver '{name}'; there is {}", names.join(", "));
+            Err(reader.invalid("driver", why))
+        }
+    }
+}
+
+fn take_child(reader: &mut Reader, option: &str) -> Result<NodeRef, OptionsError> {
+    let child = reader.child(option)?;
+    NodeOptions::take_ref(reader.required(option, child)?)
+}
+
+fn take_file(reader: &mut Reader, device: bool) -> Result<DriverOptions, OptionsError> {
+    let filename = reader.text("filename")?;
+    let filename = reader.required("filename", filename)?;
+    if filename.is_empty() || filename.contains('\0') {
+        return Err(reader.invalid("filename", "not a path"));
+    }
+    let aio = reader.word("aio", &[("threads", Engine::Threads), ("io_uring", Engine::IoUring)])?;
+    let locking = [("on", Locking::On), ("off", Locking::Off), ("auto", Locking::Auto)];
+    Ok(DriverOptions::File {
+        filename: filename.into(),
+        aio: aio.unwrap_or_default(),
+        locking: reader.word("locking", &locking)?.unwrap_or_default(),
+        device,
+    })
+}
+
+fn take_raw(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
+    let file = take_child(reader, "file")?;
+    let offset = reader.number("offset")?.unwrap_or(0);
+    Ok(DriverOptions::Raw { file, offset, size: reader.number("size")? })
+}
+
+fn take_null(reader: &mut Reader, deferred: bool) -> Result<DriverOptions, OptionsError> {
+    let size = reader.number("size")?.unwrap_or(1 << 30);
+    let read_zeroes = reader.flag("read-zeroes")?.unwrap_or(false);
+    let latency_ns = reader.number("latency-ns")?.unwrap_or(0);
+    Ok(DriverOptions::Null { size, read_zeroes, latency_ns, deferred })
+}
+
+fn take_throttle(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
+    let group = reader.text("throttle-group")?;
+    let throttle_group = reader.required("throttle-group", group)?;
+    Ok(DriverOptions::Throttle { file: take_child(reader, "file")?, throttle_group })
+}
+
+fn take_blkdebug(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
+    let image = take_child(reader, "image")?;
+    let inject_error = blkdebug::take_rules(reader)?;
+    Ok(DriverOptions::BlkDebug { image, inject_error })
+}
+
+fn take_blklogwrites(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
+    let file = take_child(reader, "file")?;
+    Ok(DriverOptions::BlkLogWrites { file, log: take_child(reader, "log")? })
+}

@@ -1,0 +1,130 @@
+//! What can be wrong with options, and with opening what they describe.
+
+use std::io;
+
+use serde_json::Value;
+
+use crate::drivers::FileOpenError;
+use crate::filters::throttle::ThrottleError;
+
+/// Why a text is not the description of a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    /// It is not JSON, or not an object.
+    #[error("not a JSON object: {0}")]
+    Json(String),
+    /// It is not a list of `name=value`.
+    #[error("option '{option}': {why}")]
+    Keyval {
+        /// The one that is not.
+        option: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// There is no such option.
+    #[error("node '{node}': {what} has no option '{option}'")]
+    Unknown {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+        /// What it was given to.
+        what: String,
+    },
+    /// It is needed.
+    #[error("node '{node}': option '{option}' is missing")]
+    Missing {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+    },
+    /// It has a value that it cannot have.
+    #[error("node '{node}': option '{option}': {why}")]
+    Invalid {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Why a node cannot be opened, or closed. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockdevError {
+    /// The options make no sense.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A name that is taken.
+    #[error("there is a node '{0}' already")]
+    DuplicateNode(String),
+    /// There is no such node.
+    #[error("there is no node '{0}'")]
+    NoSuchNode(String),
+    /// There is no such throttle group.
+    #[error("there is no throttle group '{0}'")]
+    NoSuchGroup(String),
+    /// A name that is taken.
+    #[error("there is a throttle group '{0}' already")]
+    DuplicateGroup(String),
+    /// It has users.
+    #[error("{what} '{name}' is in use")]
+    InUse {
+        /// What it is.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A node would be written to whose child cannot be.
+    #[error("node '{node}': its child '{child}' is read-only, so it must be read-only too")]
+    ReadOnlyChild {
+        /// The node.
+        node: String,
+        /// What it stands on.
+        child: String,
+    },
+    /// The image cannot be opened.
+    #[error("node '{node}': {source}")]
+    File {
+        /// The node.
+        node: String,
+        /// Why.
+        source: FileOpenError,
+    },
+    /// The driver refuses.
+    #[error("node '{node}': {source}")]
+    Driver {
+        /// The node.
+        node: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Limits that make no sense.
+    #[error("throttle group '{group}': {source}")]
+    Throttle {
+        /// The group.
+        group: String,
+        /// Why.
+        source: ThrottleError,
+    },
+    /// An operation on a child failed.
+    #[error("node '{node}': {source}")]
+    Io {
+        /// The node.
+        node: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A value for messages; long ones are cut.
+pub(super) fn describe(value: &Value) -> String {
+    const MOST: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        None => text,
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
+}

@@ -1,0 +1,211 @@
+//! What a node is to be, in QEMU's words: typed ([`NodeOptions`]), as JSON, or as on a command line.
+//!
+//! ```
+//! use coblk_block::options::NodeOptions;
+//!
+//! let json = r#"{"driver": "raw", "node-name": "d0", "file":
+//!     {"driver": "file", "filename": "a.img", "aio": "io_uring", "cache": {"direct": true}}}"#;
+//! let line = "driver=raw,node-name=d0,file.driver=file,file.filename=a.img,file.aio=io_uring,\
+//!             file.cache.direct=on";
+//! assert_eq!(NodeOptions::from_json(json)?, NodeOptions::from_keyval(line)?);
+//! # Ok::<(), coblk_block::options::OptionsError>(())
+//! ```
+//!
+//! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
+//!
+//! `drivers.rs` has one row for each driver. `reader.rs` takes options out of a tree, `keyval.rs`
+//! makes the tree of a command line.
+
+mod blkdebug;
+mod drivers;
+mod error;
+mod keyval;
+mod reader;
+
+use serde_json::{Map, Value};
+
+pub use blkdebug::InjectError;
+pub use drivers::DriverOptions;
+pub use error::{BlockdevError, OptionsError};
+use reader::{Notation, Reader};
+
+/// The longest name of a node, in bytes; QEMU's.
+const MAX_NAME_BYTES: usize = 31;
+
+/// What a node is to be.
+///
+/// A child that is described here, and not named, inherits what it does not say of `read_only`,
+/// `auto_read_only`, `cache_direct` and `cache_no_flush`; discards reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// `node-name`: unique among nodes opened together; one is made up if there is none.
+    pub node_name: Option<String>,
+    /// `read-only`: writes are refused. Off by default.
+    pub read_only: Option<bool>,
+    /// `auto-read-only`: read-only if the image may not be written to. Off by
+    /// default.
+    pub auto_read_only: Option<bool>,
+    /// `discard`: whether discards reach the driver (`unmap`), or do nothing (`ignore`, the
+    /// default).
+    pub discard: Option<bool>,
+    /// `cache.direct`: no page cache. Off by default.
+    pub cache_direct: Option<bool>,
+    /// `cache.no-flush`: flushes do nothing, so a crash of the host may lose everything. Off by
+    /// default.
+    pub cache_no_flush: Option<bool>,
+    /// `driver`, and what belongs to it.
+    pub driver: DriverOptions,
+}
+
+/// A child of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeRef {
+    /// A node that is there.
+    Name(String),
+    /// One that is made for it.
+    Options(Box<NodeOptions>),
+}
+
+impl From<NodeOptions> for NodeRef {
+    fn from(options: NodeOptions) -> NodeRef {
+        NodeRef::Options(Box::new(options))
+    }
+}
+
+impl From<&str> for NodeRef {
+    fn from(name: &str) -> NodeRef {
+        NodeRef::Name(name.to_owned())
+    }
+}
+
+impl NodeOptions {
+    /// A node of `driver` with every option as it is by default.
+    pub fn new(driver: impl Into<DriverOptions>) -> NodeOptions {
+        NodeOptions {
+            node_name: None,
+            read_only: None,
+            auto_read_only: None,
+            discard: None,
+            cache_direct: None,
+            cache_no_flush: None,
+            driver: driver.into(),
+        }
+    }
+
+    /// `node-name`.
+    pub fn named(self, name: impl Into<String>) -> NodeOptions {
+        NodeOptions { node_name: Some(name.into()), ..self }
+    }
+
+    /// `read-only`.
+    pub fn read_only(self, read_only: bool) -> NodeOptions {
+        NodeOptions { read_only: Some(read_only), ..self }
+    }
+
+    /// `auto-read-only`.
+    pub fn auto_read_only(self, auto_read_only: bool) -> NodeOptions {
+        NodeOptions { auto_read_only: Some(auto_read_only), ..self }
+    }
+
+    /// `discard`: `unmap` if true.
+    pub fn discard(self, unmap: bool) -> NodeOptions {
+        NodeOptions { discard: Some(unmap), ..self }
+    }
+
+    /// `cache.direct`.
+    pub fn cache_direct(self, direct: bool) -> NodeOptions {
+        NodeOptions { cache_direct: Some(direct), ..self }
+    }
+
+    /// `cache.no-flush`.
+    pub fn cache_no_flush(self, no_flush: bool) -> NodeOptions {
+        NodeOptions { cache_no_flush: Some(no_flush), ..self }
+    }
+
+    /// Reads a JSON object, with QEMU's names and types.
+    ///
+    /// # Errors
+    /// What is wrong, in which option of which node.
+    pub fn from_json(text: &str) -> Result<NodeOptions, OptionsError> {
+        let value = serde_json::from_str(text).map_err(|it| OptionsError::Json(it.to_string()))?;
+        Self::from_value(value)
+    }
+
+    /// Reads a JSON object that has been parsed.
+    ///
+    /// # Errors
+    /// What is wrong, in which option of which node.
+    pub fn from_value(value: Value) -> Result<NodeOptions, OptionsError> {
+        match value {
+            Value::Object(tree) => Self::from_tree(tree, Notation::Json),
+            other => Err(OptionsError::Json(error::describe(&other))),
+        }
+    }
+
+    /// Reads what stands on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
+    /// comma in a value is written twice.
+    ///
+    /// # Errors
+    /// What is wrong, in which option of which node.
+    pub fn from_keyval(text: &str) -> Result<NodeOptions, OptionsError> {
+        Self::from_tree(keyval::parse(text)?, Notation::Keyval)
+    }
+
+    fn from_tree(
+        tree: Map<String, Value>,
+        notation: Notation,
+    ) -> Result<NodeOptions, OptionsError> {
+        Self::take(Reader::new(tree, notation))
+    }
+
+    fn take(mut reader: Reader) -> Result<NodeOptions, OptionsError> {
+        let driver = reader.text("driver")?;
+        let driver = reader.required("driver", driver)?;
+        let node_name = reader.text("node-name")?;
+        if let Some(name) = &node_name {
+            check_name(name).map_err(|why| reader.invalid("node-name", why))?;
+        }
+        let mut cache = reader.group("cache")?;
+        let options = NodeOptions {
+            node_name,
+            read_only: reader.flag("read-only")?,
+            auto_read_only: reader.flag("auto-read-only")?,
+            discard: reader.word("discard", &[("ignore", false), ("unmap", true)])?,
+            cache_direct: cache.flag("direct")?,
+            cache_no_flush: cache.flag("no-flush")?,
+            driver: drivers::take(&driver, &mut reader)?,
+        };
+        // Known, and without effect as long as they ask for nothing.
+        reader.word("detect-zeroes", &[("off", ())])?;
+        if reader.flag("force-share")? == Some(true) {
+            return Err(reader.invalid("force-share", "not supported"));
+        }
+        cache.finish("cache")?;
+        reader.finish(&format!("driver '{driver}'"))?;
+        Ok(options)
+    }
+
+    fn take_ref(child: Result<String, Reader>) -> Result<NodeRef, OptionsError> {
+        match child {
+            Ok(name) => Ok(NodeRef::Name(name)),
+            Err(reader) => Ok(NodeRef::Options(Box::new(Self::take(reader)?))),
+        }
+    }
+}
+
+/// A name that a user may give: QEMU's rule, so that ours, which begin with `#`, are never taken.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let good = |it: char| it.is_ascii_alphanumeric() || "-._".contains(it);
+    let begins = name.starts_with(|it: char| it.is_ascii_alphabetic());
+    if begins && name.chars().all(good) && name.len() <= MAX_NAME_BYTES {
+        return Ok(());
+    }
+    Err(format!(
+        "'{}' is not a name: a letter, and then letters, digits, '-', '.' and '_', \
+         {MAX_NAME_BYTES} in all",
+        name.chars().take(2 * MAX_NAME_BYTES).collect::<String>()
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! The graph of nodes: drains that reach those above, and changes while requests run.
+
+mod change;
+mod drain;
+mod load;
+mod media;
+mod tagged;

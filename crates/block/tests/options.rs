@@ -1,0 +1,188 @@
+//! Nodes from options: what is opened, what is refused, and what is left after that.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, IoVector, IoVectorMut};
+use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
+use coblk_block::options::{BlockdevError, DriverOptions, NodeOptions};
+use coblk_block::{BlockBackend, BlockNode, Blockdevs, WriteFlags};
+
+const IMAGE_BYTES: u64 = 1 << 20;
+
+/// A context, nodes by name, and a directory with the image `a.img`.
+struct Bench {
+    ctx: AioContext,
+    blockdevs: Blockdevs,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::write(dir.path().join("a.img"), vec![7; IMAGE_BYTES as usize]).unwrap();
+        Bench { ctx: AioContext::new().unwrap(), blockdevs: Blockdevs::new(), dir }
+    }
+
+    fn image(&self) -> String {
+        self.dir.path().join("a.img").to_str().unwrap().to_owned()
+    }
+
+    /// Opens what a command line describes; `$` stands for the image.
+    fn open(&self, line: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        let options = NodeOptions::from_keyval(&line.replace('$', &self.image())).unwrap();
+        self.blockdevs.open(&self.ctx, options)
+    }
+
+    #[track_caller]
+    fn refused(&self, line: &str, expected: &str) {
+        let before = self.names();
+        let error = self.open(line).err().expect("refused").to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+        assert_eq!(self.names(), before, "nothing stays open");
+        assert_eq!(open_descriptors(&self.image()), 0, "{line}");
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.blockdevs.nodes().iter().map(|node| node.name().to_owned()).collect()
+    }
+}
+
+/// How often this process has a file open.
+fn open_descriptors(path: &str) -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    links.filter(|link| fs::read_link(link.path()).is_ok_and(|it| it == Path::new(path))).count()
+}
+
+#[test]
+fn a_stack_of_nodes_from_one_description() {
+    let bench = Bench::new();
+    let json = format!(
+        r#"{{"driver": "raw", "node-name": "d0", "offset": 4096, "size": 8192, "file":
+            {{"driver": "file", "node-name": "f0", "filename": "{}", "aio": "io_uring",
+              "cache": {{"direct": true}}}}}}"#,
+        bench.image()
+    );
+    let node = bench.blockdevs.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
+    assert_eq!((node.name(), node.length(), node.is_read_only()), ("d0", 8192, false));
+    assert_eq!(bench.names(), ["d0", "f0"]);
+    let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
+    backend.pwritev(&bench.ctx, 5, &IoVector::from(&b"hello"[..]), WriteFlags::FUA).unwrap();
+    assert_eq!(&fs::read(bench.image()).unwrap()[4099..4107], b"\x07\x07hello\x07");
+    assert_eq!(bench.blockdevs.close("d0").unwrap_err().to_string(), "node 'd0' is in use");
+    drop((backend, node));
+    assert_eq!(bench.blockdevs.close("f0").unwrap_err().to_string(), "there is no node 'f0'");
+    bench.blockdevs.close("d0").unwrap();
+    assert!(bench.names().is_empty());
+    assert_eq!(open_descriptors(&bench.image()), 0);
+}
+
+#[test]
+fn names_are_unique_while_their_nodes_live() {
+    let bench = Bench::new();
+    bench.open("driver=null-co,node-name=a").unwrap();
+    bench.refused("driver=null-co,node-name=a", "there is a node 'a' already");
+    bench.refused("driver=raw,file.driver=null-co,file.node-name=a", "a node 'a' already");
+    // A node is not there for its own child.
+    bench.refused("driver=raw,node-name=b,file=b", "there is no node 'b'");
+    bench.refused("driver=raw,node-name=b,file.driver=null-co,file.node-name=b", "a node 'b'");
+    bench.open("driver=raw,node-name=b,file.driver=null-co,file.node-name=c").unwrap();
+    bench.refused("driver=null-co,node-name=c", "there is a node 'c' already");
+    bench.blockdevs.close("b").unwrap();
+    bench.open("driver=null-co,node-name=c").unwrap();
+    let unnamed = bench.open("driver=null-aio").unwrap();
+    assert!(unnamed.name().starts_with("#block"), "{}", unnamed.name());
+    assert_ne!(unnamed.name(), bench.open("driver=null-aio").unwrap().name());
+}
+
+#[test]
+fn what_cannot_be_opened_is_named_and_leaves_nothing() {
+    let bench = Bench::new();
+    bench.refused("driver=file,node-name=f,filename=$.not", "node 'f': cannot open image");
+    bench.refused("driver=raw,file=nobody", "there is no node 'nobody'");
+    bench.refused("driver=throttle,throttle-group=g,file.driver=null-co", "no throttle group 'g'");
+    let line = "driver=raw,node-name=r,file.driver=file,file.filename=$,offset=2M";
+    bench.refused(line, "node 'r': offset 2097152 is beyond the end");
+    bench.refused("driver=host_device,filename=$", "it is a regular file");
+    // The first child is closed again when the second cannot be opened.
+    let line =
+        "driver=blklogwrites,file.driver=file,file.filename=$,log.driver=file,log.filename=/";
+    bench.refused(line, "it is a directory");
+}
+
+#[test]
+fn read_only_is_inherited_and_not_to_be_undone_above() {
+    let bench = Bench::new();
+    let line = "driver=raw,read-only=on,file.driver=file,file.node-name=f,file.filename=$";
+    let node = bench.open(line).unwrap();
+    assert!(node.is_read_only() && bench.blockdevs.node("f").unwrap().is_read_only());
+    let error = bench.open("driver=raw,node-name=w,file=f").err().unwrap().to_string();
+    assert_eq!(error, "node 'w': its child 'f' is read-only, so it must be read-only too");
+    assert!(bench.open("driver=raw,file=f,auto-read-only=on").unwrap().is_read_only());
+    // A node may be it above one that is not.
+    bench.open("driver=null-co,node-name=rw").unwrap();
+    let above = bench.open("driver=raw,file=rw,read-only=on").unwrap();
+    assert!(above.is_read_only() && !bench.blockdevs.node("rw").unwrap().is_read_only());
+    let backend = BlockBackend::new(&bench.ctx, "drive", above);
+    let error = backend
+        .pwritev(&bench.ctx, 0, &IoVector::from(&[0; 512][..]), WriteFlags::empty())
+        .unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+}
+
+#[test]
+fn auto_read_only_opens_what_may_not_be_written() {
+    // Nobody may write to this one, root included.
+    let (bench, path) = (Bench::new(), "/sys/kernel/notes");
+    let options = NodeOptions::new(DriverOptions::file(path)).named("notes");
+    let error = bench.blockdevs.open(&bench.ctx, options.clone()).err().unwrap().to_string();
+    assert!(error.contains("for writing"), "{error}");
+    let node = bench.blockdevs.open(&bench.ctx, options.auto_read_only(true)).unwrap();
+    assert!(node.is_read_only());
+}
+
+#[test]
+fn discards_go_down_only_where_asked_for() {
+    let bench = Bench::new();
+    let child = "file.driver=file,file.node-name=f,file.filename=$";
+    let ignore = bench.open(&format!("driver=raw,{child}")).unwrap();
+    assert!(!ignore.is_discard_enabled());
+    // Down from there nothing stands in the way of what the top asks for.
+    assert!(bench.blockdevs.node("f").unwrap().is_discard_enabled());
+    assert!(bench.open("driver=null-co,discard=unmap").unwrap().is_discard_enabled());
+}
+
+#[test]
+fn throttle_groups_are_named() {
+    let bench = Bench::new();
+    let limits = ThrottleLimits { iops_total: Rate::new(1000), ..ThrottleLimits::default() };
+    let group = ThrottleGroup::new("g", limits).unwrap();
+    bench.blockdevs.add_throttle_group(&group).unwrap();
+    let error = bench.blockdevs.add_throttle_group(&group).unwrap_err().to_string();
+    assert_eq!(error, "there is a throttle group 'g' already");
+    bench.open("driver=throttle,node-name=t,throttle-group=g,file.driver=null-co").unwrap();
+    let error = bench.blockdevs.remove_throttle_group("g").unwrap_err().to_string();
+    assert_eq!(error, "throttle group 'g' is in use");
+    bench.blockdevs.close("t").unwrap();
+    bench.blockdevs.remove_throttle_group("g").unwrap();
+    assert!(bench.blockdevs.throttle_group("g").is_none());
+}
+
+#[test]
+fn filters_work_as_described() {
+    let bench = Bench::new();
+    let json = format!(
+        r#"{{"driver": "blkdebug", "inject-error": [{{"iotype": "read", "errno": 28, "once": true}}],
+            "image": {{"driver": "blklogwrites", "log": {{"driver": "null-co"}},
+            "file": {{"driver": "file", "filename": "{}"}}}}}}"#,
+        bench.image()
+    );
+    let node = bench.blockdevs.open(&bench.ctx, NodeOptions::from_json(&json).unwrap()).unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    let mut byte = [0];
+    let error = backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(28));
+    backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap();
+    assert_eq!(byte, [7]);
+}

@@ -1,0 +1,134 @@
+//! What the device does with failures: error policies, counts, and a reset of a stopped device.
+
+mod util;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coblk_aio::AioContext;
+use coblk_block::{ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
+use coblk_virtio_blk::guest::{Completion, GuestRequest, Machine};
+use coblk_virtio_blk::{BlkStatus, VirtioBlkConfig};
+use util::{TestDisk, backend, settle};
+
+struct Scene {
+    ctx: AioContext,
+    disk: Arc<TestDisk>,
+    machine: Machine,
+}
+
+fn scene(policy: ErrorPolicy) -> Scene {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
+    let policies = ErrorPolicies { read: policy, write: policy };
+    let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
+    Scene { ctx, disk, machine }
+}
+
+impl Scene {
+    /// Writes to 8 neighbouring sectors, of which the fourth is bad, and to one far away.
+    fn write_nine(&mut self) {
+        self.disk.bad_offset.store(3 * 512, Ordering::Relaxed);
+        for (token, sector) in (0..8).chain([1000]).enumerate() {
+            let buffer = self.machine.ram.alloc(512, 512).unwrap();
+            self.machine.ram.write(buffer, &[token as u8 + 1; 512]);
+            let request = GuestRequest::Write { sector, buffers: &[buffer] };
+            self.machine.queues[0].submit(request, token as u64).unwrap();
+        }
+        self.machine.queues[0].kick();
+        settle(&self.ctx);
+    }
+
+    fn answers(&mut self) -> Vec<(u64, BlkStatus)> {
+        let queue = &mut self.machine.queues[0];
+        let completions = std::iter::from_fn(|| queue.reap());
+        let mut answers: Vec<_> =
+            completions.map(|Completion { token, status, .. }| (token, status)).collect();
+        answers.sort_unstable_by_key(|(token, _)| *token);
+        answers
+    }
+
+    fn status(&self) -> IoStatus {
+        self.machine.device.backend().io_status()
+    }
+}
+
+fn all_nine() -> Vec<(u64, BlkStatus)> {
+    (0..9).map(|token| (token, BlkStatus::Ok)).collect()
+}
+
+#[test]
+fn a_stopped_device_answers_when_it_is_resumed() {
+    let mut scene = scene(ErrorPolicy::Stop);
+    scene.write_nine();
+    assert_eq!(scene.status(), IoStatus::Failed);
+    assert_eq!(scene.answers(), [(8, BlkStatus::Ok)], "it was on its way already");
+    assert_eq!(scene.machine.device.in_flight(), 8);
+    // Nothing new is begun meanwhile.
+    scene.disk.take_seen();
+    scene.machine.queues[0].submit(GuestRequest::Flush, 99).unwrap();
+    scene.machine.queues[0].kick();
+    settle(&scene.ctx);
+    assert!(scene.disk.take_seen().is_empty());
+    // It fails again, and stops again.
+    scene.machine.device.backend().resume();
+    settle(&scene.ctx);
+    assert_eq!((scene.status(), scene.machine.device.in_flight()), (IoStatus::Failed, 8));
+    scene.disk.bad_offset.store(u64::MAX, Ordering::Relaxed);
+    scene.machine.device.backend().resume();
+    settle(&scene.ctx);
+    let mut expected = all_nine();
+    expected[8].0 = 99;
+    let answers = scene.answers();
+    // The flush may have gone ahead of the writes, which were not answered.
+    assert_eq!(answers.iter().filter(|(token, _)| *token == 99).count(), 1);
+    assert_eq!(answers, expected);
+    for sector in 0..8 {
+        assert_eq!(scene.disk.data.lock().unwrap()[sector * 512], sector as u8 + 1);
+    }
+}
+
+#[test]
+fn a_reset_ends_what_a_stopped_device_holds() {
+    let mut scene = scene(ErrorPolicy::Stop);
+    scene.write_nine();
+    assert_eq!(scene.machine.device.in_flight(), 8);
+    scene.machine.device.reset(&scene.ctx);
+    assert_eq!(scene.machine.device.in_flight(), 0);
+    let backend = scene.machine.device.backend();
+    assert_eq!((backend.held_requests(), scene.status()), (0, IoStatus::Failed));
+}
+
+#[test]
+fn reported_and_ignored_errors_reach_only_their_own_requests() {
+    let mut scene_reporting = scene(ErrorPolicy::Report);
+    scene_reporting.write_nine();
+    let mut expected = all_nine();
+    expected[3].1 = BlkStatus::IoErr;
+    assert_eq!(scene_reporting.answers(), expected);
+    let mut scene_ignoring = scene(ErrorPolicy::Ignore);
+    scene_ignoring.write_nine();
+    assert_eq!(scene_ignoring.answers(), all_nine());
+}
+
+#[test]
+fn merged_and_invalid_requests_are_counted() {
+    let mut scene = scene(ErrorPolicy::Report);
+    scene.write_nine();
+    let statistics = scene.machine.device.backend().statistics();
+    assert_eq!(statistics.of(RequestKind::Write).merged, 7);
+    let invalid = |kind| statistics.of(kind).invalid;
+    assert_eq!(RequestKind::ALL.map(invalid), [0; 5]);
+    let buffer = [scene.machine.ram.alloc(512, 512).unwrap()];
+    let requests = [
+        GuestRequest::Read { sector: 8192, buffers: &buffer },
+        GuestRequest::Write { sector: u64::MAX, buffers: &buffer },
+        GuestRequest::Discard { sector: 8192, sectors: 1 },
+        GuestRequest::WriteZeroes { sector: 8191, sectors: 2, unmap: false },
+    ];
+    for request in requests {
+        assert_eq!(scene.machine.call(&scene.ctx, request), BlkStatus::IoErr);
+    }
+    assert_eq!(RequestKind::ALL.map(invalid), [1, 1, 0, 1, 1]);
+}

@@ -1,0 +1,140 @@
+//! `host_device`: images on block devices. Needs root, for loop devices.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use coblk::block::Permissions;
+use coblk::drivers::{File, FileOptions};
+use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode, IoVector, IoVectorMut};
+use coblk::{WriteFlags, ZeroFlags};
+use coblk_tests::guest::every_way;
+use coblk_tests::holder::locked_bytes;
+use coblk_tests::images::sparse_image;
+use coblk_tests::loop_device::LoopDevice;
+use coblk_tests::{errno, image_dir, tools};
+
+const MIB: u64 = 1 << 20;
+const PLAIN: WriteFlags = WriteFlags::empty();
+
+fn backend(ctx: &AioContext, device: &Path, options: FileOptions) -> BlockBackend {
+    let file = options.open(device).expect("a block device");
+    BlockBackend::new(ctx, "drive", BlockNode::new("device", file))
+}
+
+/// The ways of `every_way`, on a device.
+fn every_way_on_devices() -> impl Iterator<Item = (&'static str, FileOptions)> {
+    every_way().into_iter().map(|(way, options)| (way, options.on_device()))
+}
+
+fn read(ctx: &AioContext, backend: &BlockBackend, offset: u64, bytes: usize) -> Vec<u8> {
+    let mut data = vec![0xEE; bytes];
+    backend.preadv(ctx, offset, &mut IoVectorMut::from(&mut data[..])).unwrap();
+    data
+}
+
+#[test]
+fn requests_of_any_offset_and_length_reach_the_device() {
+    let dir = image_dir!();
+    for block_bytes in [512, 4096] {
+        for (way, options) in every_way_on_devices() {
+            eprintln!("{way}, blocks of {block_bytes}");
+            let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+            let device = LoopDevice::new(&image, block_bytes);
+            let ctx = AioContext::new().unwrap();
+            let backend = backend(&ctx, device.path(), options);
+            assert_eq!(backend.length().unwrap(), 2 * MIB);
+            let mut expected = vec![0; 2 * MIB as usize];
+            for (offset, bytes, byte) in [(0, MIB, 1), (700, 5000, 2), (MIB - 1, 3, 3)] {
+                let data = vec![byte; bytes as usize];
+                backend.pwritev(&ctx, offset, &IoVector::from(&data[..]), PLAIN).unwrap();
+                expected[offset as usize..(offset + bytes) as usize].fill(byte);
+            }
+            for (offset, bytes, flags) in [
+                (4096, 8192, ZeroFlags::empty()),
+                (65536, 65536, ZeroFlags::MAY_UNMAP),
+                (300_001, 9999, ZeroFlags::MAY_UNMAP),
+            ] {
+                backend.pwrite_zeroes(&ctx, offset, bytes, flags).unwrap();
+                expected[offset as usize..(offset + bytes) as usize].fill(0);
+            }
+            backend.flush(&ctx).unwrap();
+            assert!(read(&ctx, &backend, 0, expected.len()) == expected, "read back");
+            assert!(read(&ctx, &backend, 701, 4097) == expected[701..4798], "read within");
+            assert_eq!(errno(backend.truncate(&ctx, MIB)), libc::ENOTSUP);
+            drop((backend, device));
+            assert!(fs::read(&image).unwrap() == expected, "what is stored");
+        }
+    }
+}
+
+#[test]
+fn a_discard_gives_the_blocks_back() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&image)
+        .and_then(|file| file.write_all_at(&vec![7; 2 * MIB as usize], 0).and(file.sync_all()))
+        .unwrap();
+    let full = fs::metadata(&image).unwrap().blocks();
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let backend = backend(&ctx, device.path(), File::device_options());
+    // The edges are no whole blocks, and stay.
+    backend.pdiscard(&ctx, MIB - 100, MIB / 2 + 200).unwrap();
+    let freed = full - fs::metadata(&image).unwrap().blocks();
+    assert_eq!(freed, MIB / 2 / 512);
+    assert!(read(&ctx, &backend, 0, MIB as usize).iter().all(|byte| *byte == 7));
+    assert!(read(&ctx, &backend, MIB + MIB / 2, 100).iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn o_direct_goes_by_the_blocks_of_the_device() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", MIB);
+    for block_bytes in [512, 1024, 4096] {
+        let device = LoopDevice::new(&image, block_bytes);
+        let direct = File::device_options().direct(true).open(device.path()).unwrap();
+        assert_eq!(direct.limits().request_alignment, block_bytes);
+        let buffered = File::device_options().open(device.path()).unwrap();
+        assert_eq!(buffered.limits().request_alignment, 1);
+        assert_eq!(buffered.limits().pwrite_zeroes_alignment, block_bytes);
+    }
+}
+
+#[test]
+fn each_driver_names_the_other_for_what_is_not_its_own() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", MIB);
+    let device = LoopDevice::new(&image, 512);
+    let said = File::device_options().open(&image).unwrap_err().to_string();
+    let expected = "it is a regular file, not a block device: it needs driver 'file'";
+    assert_eq!(said, format!("cannot open image '{}': {expected}", image.display()));
+    let said = File::options().open(device.path()).unwrap_err().to_string();
+    let expected = "it is a block device, not a regular file: it needs driver 'host_device'";
+    assert_eq!(said, format!("cannot open image '{}': {expected}", device.path().display()));
+    let said = File::device_options().open(dir.path()).unwrap_err().to_string();
+    assert!(said.ends_with("it is a directory, not a block device"), "{said}");
+    let good = File::device_options().open(device.path()).unwrap();
+    assert_eq!(good.format_name(), "host_device");
+    // Who is given a path does not have to know.
+    for (path, driver) in [(&*image, "file"), (device.path(), "host_device")] {
+        assert_eq!(File::options_for(path).open(path).unwrap().format_name(), driver);
+    }
+}
+
+#[test]
+fn a_device_is_locked_as_an_image_is() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", MIB);
+    let device = LoopDevice::new(&image, 512);
+    let file = File::device_options().open(device.path()).unwrap();
+    let reading = Permissions::CONSISTENT_READ;
+    file.set_permissions(reading | Permissions::WRITE, reading).unwrap();
+    assert_eq!(locked_bytes(device.path()), [100, 101, 201, 202, 203]);
+    let args = ["-f", "raw", "-c", "read 0 512", tools::text(device.path())];
+    let output = tools::output("qemu-io", args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("Failed to get \"write\" lock"), "{said}");
+}
