@@ -209,6 +209,23 @@ fn a_failed_request_leaves_the_connection() {
     assert_eq!(data[4..8], [0, 1, 0, 1]);
 }
 
+#[test]
+fn a_context_may_end_before_its_server_and_clients() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("nbd.sock");
+    let ctx = AioContext::new().unwrap();
+    let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
+    let backend = BlockBackend::new(&ctx, "drive", node);
+    let address = NbdAddress::Unix(path.clone());
+    let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
+    server.add_export(NbdExport::new("disk", backend)).unwrap();
+    let mut client = poll_until_done(&ctx, move || choose(&path));
+    assert_eq!(server.connections(), 1);
+    drop(ctx);
+    assert_eq!(server.connections(), 0);
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+}
+
 /// Polls until a client on another thread has done something.
 fn poll_until_done<T: Send + 'static>(
     ctx: &AioContext,
