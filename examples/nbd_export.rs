@@ -5,17 +5,18 @@
 //! qemu-io -f raw -c 'read 0 4k' 'nbd+unix:///?socket=/tmp/nbd.sock'
 //! ```
 //!
-//! It runs until its standard input ends, or until Ctrl-D: then it answers what is in flight, and exits.
+//! It runs until Ctrl-C or SIGTERM: then it answers what is in flight, flushes, and exits.
 
-use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::drivers::{File, Null};
 use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
-use coblk::{AioContext, BlockBackend, BlockNode};
-
-static DONE: AtomicBool = AtomicBool::new(false);
+use coblk::{AioContext, BlockBackend, BlockNode, FdInterest};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -29,14 +30,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket.into()), NbdOptions::default())?;
     server.add_export(NbdExport::new("", backend.clone()))?;
 
-    let handle = ctx.handle();
-    std::thread::spawn(move || {
-        // Ends with the input, whatever it was.
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        DONE.store(true, Ordering::Release);
-        handle.schedule(|_| ());
-    });
-    ctx.run_until(|| DONE.load(Ordering::Acquire));
+    // A signal writes to one end; the loop looks at the other.
+    let (told, tell) = UnixStream::pair()?;
+    pipe::register(SIGTERM, tell.try_clone()?)?;
+    pipe::register(SIGINT, tell)?;
+    let done = Rc::new(Cell::new(false));
+    let end = Rc::clone(&done);
+    ctx.set_fd_handler(&told, FdInterest::Read, move |_, _| end.set(true))?;
+    ctx.run_until(|| done.get());
+
     ctx.run(|co| {
         server.co_shutdown(co, Duration::from_secs(2));
         backend.co_flush(co)

@@ -3,87 +3,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use coblk::drivers::File;
 use coblk::nbd::{NbdAddress, NbdExport, NbdExportError, NbdOptions, NbdServer, RemoveMode};
-use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
+use coblk::{AioContext, BlockBackend, BlockNode};
+use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, option, request};
+use coblk_tests::probe::Probe;
 use coblk_tests::tools;
-
-/// Length of the image.
-const SIZE: u64 = 16 << 20;
-
-/// A server on a thread of its own, with an image under the name "disk", and the same read-only as
-/// "ro".
-struct Served {
-    dir: tempfile::TempDir,
-    stop: Arc<AtomicBool>,
-    handle: AioHandle,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Served {
-    fn new() -> Served {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let image = dir.path().join("disk.img");
-        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
-        let (socket, stop) = (dir.path().join("nbd.sock"), Arc::new(AtomicBool::new(false)));
-        let (tell, told) = mpsc::channel();
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let ctx = AioContext::new().unwrap();
-            let node = BlockNode::new("disk0", File::options().open(&image).unwrap());
-            let backend = BlockBackend::new(&ctx, "drive", node);
-            let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
-            let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket), options).unwrap();
-            let export = NbdExport::new("disk", backend.clone()).description("a test image");
-            server.add_export(export).unwrap();
-            server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
-            tell.send(ctx.handle()).unwrap();
-            ctx.run_until(|| stopped.load(Ordering::Acquire));
-            ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
-            assert_eq!(server.connections(), 0);
-        });
-        let handle = told.recv().unwrap();
-        Served { dir, stop, handle, thread: Some(thread) }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("nbd.sock")
-    }
-
-    fn uri(&self, name: &str) -> String {
-        format!("nbd+unix:///{name}?socket={}", tools::text(&self.socket()))
-    }
-
-    fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream
-    }
-
-    /// An honest client is served.
-    fn check(&self) {
-        let uri = self.uri("disk");
-        let said = tools::run("qemu-io", ["-f", "raw", "-c", "write -P 7 4096 4096", &uri]);
-        assert!(said.contains("wrote 4096/4096"), "{said}");
-        let said = tools::run("qemu-io", ["-f", "raw", "-c", "read -P 7 4096 4096", &uri]);
-        assert!(said.contains("read 4096/4096") && !said.contains("failed"), "{said}");
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.handle.schedule(|_| ());
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || std::thread::panicking(), "the server has panicked");
-    }
-}
 
 fn qemu_io(uri: &str, commands: &[&str]) -> String {
     let mut args = vec!["-f", "raw"];
@@ -94,7 +21,7 @@ fn qemu_io(uri: &str, commands: &[&str]) -> String {
 
 #[test]
 fn qemu_io_reads_and_writes() {
-    let served = Served::new();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     let said = qemu_io(
         &served.uri("disk"),
         &[
@@ -118,7 +45,7 @@ fn qemu_io_reads_and_writes() {
 
 #[test]
 fn qemu_img_converts_and_compares() {
-    let served = Served::new();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     let source = served.dir.path().join("source.img");
     let bytes: Vec<u8> = (0..SIZE as usize).map(|at| (at / 777) as u8).collect();
     std::fs::write(&source, &bytes[..(SIZE / 2) as usize]).unwrap();
@@ -134,7 +61,7 @@ fn qemu_img_converts_and_compares() {
 
 #[test]
 fn a_read_only_export_refuses_writes() {
-    let served = Served::new();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     let uri = served.uri("ro");
     let output = tools::output("qemu-io", ["-f", "raw", "-c", "write 0 4k", &uri]);
     assert!(!output.status.success());
@@ -142,26 +69,23 @@ fn a_read_only_export_refuses_writes() {
     assert!(said.contains("read 4096/4096"), "{said}");
 }
 
-/// An option with its header.
-fn option(kind: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = b"IHAVEOPT".to_vec();
-    bytes.extend_from_slice(&kind.to_be_bytes());
-    bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
-    bytes.extend_from_slice(data);
-    bytes
+#[test]
+fn nbdcopy_fio_and_nbdinfo_are_served() {
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
+    let (source, back) = (served.dir.path().join("source"), served.dir.path().join("back"));
+    let bytes: Vec<u8> = (0..SIZE as usize).map(|at| (at / 777) as u8).collect();
+    std::fs::write(&source, &bytes).unwrap();
+    let uri = served.uri("disk");
+    let said = tools::run("nbdinfo", ["--list", &uri]);
+    assert!(said.contains("a test image") && said.contains("base:allocation"), "{said}");
+    tools::run("nbdcopy", [tools::text(&source), &uri]);
+    tools::run("nbdcopy", [&uri, tools::text(&back)]);
+    assert!(std::fs::read(&back).unwrap() == bytes, "nbdcopy got back other bytes");
+    let target = format!("--uri={uri}");
+    let job = ["--name=verify", "--ioengine=nbd", &target, "--rw=randrw", "--bs=4k"];
+    let size = ["--iodepth=32", "--size=16M", "--verify=crc32c", "--verify_state_save=0"];
+    tools::run("fio", job.iter().chain(&size));
 }
-
-fn request(magic: u32, flags: u16, command: u16, offset: u64, len: u32) -> Vec<u8> {
-    let mut bytes = magic.to_be_bytes().to_vec();
-    bytes.extend_from_slice(&flags.to_be_bytes());
-    bytes.extend_from_slice(&command.to_be_bytes());
-    bytes.extend_from_slice(&7u64.to_be_bytes());
-    bytes.extend_from_slice(&offset.to_be_bytes());
-    bytes.extend_from_slice(&len.to_be_bytes());
-    bytes
-}
-
-const MAGIC: u32 = 0x2560_9513;
 
 /// Sends client flags and `bytes`, ends its side, and returns all that the server says.
 fn say(served: &Served, bytes: &[u8]) -> Vec<u8> {
@@ -171,13 +95,17 @@ fn say(served: &Served, bytes: &[u8]) -> Vec<u8> {
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut said = Vec::new();
-    let _ = stream.read_to_end(&mut said);
-    said
+    match stream.read_to_end(&mut said) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            panic!("the server keeps a client that is gone, after {bytes:?}")
+        }
+        _ => said,
+    }
 }
 
 #[test]
 fn hostile_handshakes_do_no_harm() {
-    let served = Served::new();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     let go = [&[0, 0, 0, 4][..], b"disk", &[0, 0]].concat();
     let hidden = option(7, &[&go[..], &option(2, b"")].concat());
     let said = say(&served, &hidden);
@@ -202,7 +130,7 @@ fn hostile_handshakes_do_no_harm() {
 
 #[test]
 fn hostile_requests_do_no_harm() {
-    let served = Served::new();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     let go = option(7, &[&[0, 0, 0, 4][..], b"disk", &[0, 0]].concat());
     // Each with the error it is answered with, or none if it ends the connection.
     let cases = [
@@ -232,8 +160,8 @@ fn hostile_requests_do_no_harm() {
 
 #[test]
 fn hundreds_of_clients_are_served() {
-    let served = Served::new();
-    let mut clients: Vec<UnixStream> = (0..400).map(|_| served.connect()).collect();
+    let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
+    let mut clients: Vec<UnixStream> = (0..1000).map(|_| served.connect()).collect();
     for client in &mut clients {
         let mut greeting = [0; 18];
         client.read_exact(&mut greeting).unwrap();
@@ -242,28 +170,77 @@ fn hundreds_of_clients_are_served() {
     served.check();
 }
 
+#[test]
+fn a_failed_request_leaves_the_connection() {
+    let probe = Probe::new(1 << 20);
+    let node = BlockNode::new("disk0", probe.clone());
+    let served = Served::with_node(env!("CARGO_TARGET_TMPDIR"), |_| node);
+    let exact = |stream: &mut UnixStream, len| {
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let mut simple = choose(&served.socket());
+    for (errno, code) in [(libc::EIO, 5), (libc::ENOSPC, 28), (libc::EXDEV, 22)] {
+        probe.next_results(&[errno]);
+        simple.write_all(&[request(MAGIC, 0, 1, 0, 4), vec![9; 4]].concat()).unwrap();
+        let reply = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, code][..], &[0, 0, 0, 0, 0, 0, 0, 7]];
+        assert_eq!(exact(&mut simple, 16), reply.concat());
+    }
+    probe.set_panics(true);
+    simple.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    assert_eq!(exact(&mut simple, 16)[4..8], [0, 0, 0, 5]);
+    probe.set_panics(false);
+    simple.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    assert_eq!(exact(&mut simple, 16 + 512)[4..8], [0, 0, 0, 0]);
+
+    let mut structured = served.connect();
+    let start = [&[0, 0, 0, 3][..], &option(8, b""), &option(1, b"disk")].concat();
+    structured.write_all(&start).unwrap();
+    exact(&mut structured, 18 + 20 + 10);
+    probe.next_results(&[libc::EIO]);
+    structured.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    let error = exact(&mut structured, 26);
+    // The only chunk, of the kind "error".
+    assert_eq!(error[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1]);
+    assert_eq!(error[16..], [0, 0, 0, 6, 0, 0, 0, 5, 0, 0]);
+    structured.write_all(&request(MAGIC, 4, 0, 0, 512)).unwrap();
+    let data = exact(&mut structured, 20 + 8 + 512);
+    assert_eq!(data[4..8], [0, 1, 0, 1]);
+}
+
+#[test]
+fn a_context_may_end_before_its_server_and_clients() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("nbd.sock");
+    let ctx = AioContext::new().unwrap();
+    let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
+    let backend = BlockBackend::new(&ctx, "drive", node);
+    let address = NbdAddress::Unix(path.clone());
+    let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
+    server.add_export(NbdExport::new("disk", backend)).unwrap();
+    let mut client = poll_until_done(&ctx, move || choose(&path));
+    assert_eq!(server.connections(), 1);
+    drop(ctx);
+    assert_eq!(server.connections(), 0);
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+}
+
 /// Polls until a client on another thread has done something.
 fn poll_until_done<T: Send + 'static>(
     ctx: &AioContext,
     client: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    let handle = ctx.handle();
+    let (handle, done) = (ctx.handle(), Arc::new(AtomicBool::new(false)));
+    let tell = Arc::clone(&done);
     let client = std::thread::spawn(move || {
         let result = client();
+        tell.store(true, Ordering::Release);
         handle.schedule(|_| ());
         result
     });
-    ctx.run_until(|| client.is_finished());
+    ctx.run_until(|| done.load(Ordering::Acquire));
     client.join().unwrap()
-}
-
-fn choose(path: &Path) -> UnixStream {
-    let mut stream = UnixStream::connect(path).unwrap();
-    stream.write_all(&[0, 0, 0, 3]).unwrap();
-    stream.write_all(&option(1, b"disk")).unwrap();
-    let mut chosen = [0; 18 + 10];
-    stream.read_exact(&mut chosen).unwrap();
-    stream
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! * `events`: what happened in what order on which thread, from `tracing` events;
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
+//! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod holder;
 pub mod images;
 pub mod loop_device;
+pub mod nbd;
 pub mod probe;
 pub mod random;
 pub mod sandbox;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -22,6 +22,9 @@ const PACKAGES: [(&str, &str); 15] = [
     ("losetup", "mount"),
     ("mkfifo", "coreutils"),
     ("gdb", "gdb"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("fio", "fio"),
 ];
 
 /// A command; found also where only root looks as a rule.

@@ -82,6 +82,7 @@ impl Connection {
     /// Serves the client to its end. The body of its coroutine.
     pub fn run(self: &Rc<Self>, co: &Co<'_>) {
         let ctx = co.context();
+        let _leave = LeaveOnDrop(self);
         let own = Rc::downgrade(self);
         *self.sender.borrow_mut() = Some(ctx.bottom_half("nbd_send", move |ctx| {
             if let Some(own) = own.upgrade() {
@@ -97,9 +98,6 @@ impl Connection {
         self.finish(co);
         self.fail();
         ctx.unset_fd_handler(&self.socket);
-        let sender = self.sender.borrow_mut().take();
-        drop(sender);
-        self.server.leave(self);
     }
 
     fn converse(self: &Rc<Self>, co: &Co<'_>) -> io::Result<()> {
@@ -145,8 +143,9 @@ impl Connection {
             if request.command == CMD_DISC {
                 return Ok(());
             }
+            let prepared = self.prepare(co, receiver, session, &request)?;
             self.in_flight.set(self.in_flight.get() + 1);
-            match self.prepare(co, receiver, session, &request)? {
+            match prepared {
                 Ok(buffer) => serve::start(co, self, session, request, buffer),
                 Err(errno) => {
                     self.answer(Message::error(session.style, &request, errno), co.context());
@@ -402,6 +401,17 @@ impl Connection {
         self.in_flight.set(self.in_flight.get() - answers);
         drop(messages);
         self.poke();
+    }
+}
+
+/// Takes a client off the server's list, also when its context ends before it does.
+struct LeaveOnDrop<'a>(&'a Rc<Connection>);
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        let sender = self.0.sender.borrow_mut().take();
+        drop(sender);
+        self.0.server.leave(self.0);
     }
 }
 

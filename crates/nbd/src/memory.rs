@@ -1,7 +1,8 @@
 //! [`Memory`]: where payloads lie, and how much of it clients may hold.
 //!
 //! A small buffer is always to be had: each client has few requests in flight, so that is bounded.
-//! Larger ones come out of an amount that all clients share, in the order in which they asked.
+//! Larger ones come out of amounts that all clients share, in the order in which they asked. There is
+//! one amount for medium lengths and one for large ones, so that neither waits for the other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,9 +18,11 @@ use crate::connection::Connection;
 const ALIGNMENT: usize = 4096;
 /// Buffers up to this length are not counted.
 const SMALL: usize = 32 << 10;
+/// Longest buffer that comes out of the first amount; longer ones come out of the second.
+const MEDIUM: usize = 1 << 20;
 /// All that larger buffers may take together.
-const SHARED: usize = 128 << 20;
-/// How much of that one client may hold.
+const SHARED: [usize; 2] = [48 << 20, 80 << 20];
+/// How much of both one client may hold.
 const PER_CLIENT: usize = 64 << 20;
 /// How much is kept for later when nobody uses it.
 const IDLE: usize = 32 << 20;
@@ -27,20 +30,25 @@ const IDLE: usize = 32 << 20;
 const CLASSES: usize = 14;
 
 pub struct Memory {
-    /// What is left for larger buffers, in bytes.
-    left: Cell<usize>,
+    shared: [Amount; 2],
     idle: RefCell<[Vec<AlignedBuffer>; CLASSES]>,
     idle_bytes: Cell<usize>,
+}
+
+/// Memory that all clients share.
+struct Amount {
+    /// In bytes.
+    left: Cell<usize>,
     waiting: RefCell<VecDeque<(Rc<Connection>, usize)>>,
 }
 
 impl Memory {
     pub fn new() -> Rc<Memory> {
         Rc::new(Memory {
-            left: Cell::new(SHARED),
+            shared: SHARED
+                .map(|bytes| Amount { left: Cell::new(bytes), waiting: RefCell::default() }),
             idle: RefCell::default(),
             idle_bytes: Cell::new(0),
-            waiting: RefCell::default(),
         })
     }
 
@@ -59,7 +67,7 @@ impl Memory {
         let counted = if size > SMALL { size } else { 0 };
         if counted > 0 {
             client.wait_until(co, || client.held.get() + counted <= PER_CLIENT)?;
-            self.count_in(co, client, counted)?;
+            self.amount(counted).take(co, client, counted)?;
         }
         // From here on it is the buffer's drop that gives the share back.
         client.held.set(client.held.get() + counted);
@@ -83,10 +91,16 @@ impl Memory {
 
     /// Whether somebody waits.
     pub fn is_short(&self) -> bool {
-        !self.waiting.borrow().is_empty()
+        self.shared.iter().any(|amount| !amount.waiting.borrow().is_empty())
     }
 
-    fn count_in(&self, co: &Co<'_>, client: &Rc<Connection>, bytes: usize) -> io::Result<()> {
+    fn amount(&self, bytes: usize) -> &Amount {
+        &self.shared[usize::from(bytes > MEDIUM)]
+    }
+}
+
+impl Amount {
+    fn take(&self, co: &Co<'_>, client: &Rc<Connection>, bytes: usize) -> io::Result<()> {
         if self.waiting.borrow().is_empty() && self.left.get() >= bytes {
             self.left.set(self.left.get() - bytes);
             return Ok(());
@@ -168,7 +182,7 @@ impl Drop for Buffer {
         }
         if self.counted > 0 {
             self.client.held.set(self.client.held.get() - self.counted);
-            self.memory.give_back(self.counted);
+            self.memory.amount(self.counted).give_back(self.counted);
             self.client.poke();
         }
     }

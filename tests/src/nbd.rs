@@ -1,0 +1,131 @@
+//! An NBD server on a thread of its own, and the bytes of a client.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coblk::drivers::File;
+use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
+
+use crate::tools;
+
+/// Length of the image.
+pub const SIZE: u64 = 64 << 20;
+
+/// A server on a thread of its own, with an image under the name "disk", and the same read-only as
+/// "ro".
+pub struct Served {
+    /// Where its files are.
+    pub dir: tempfile::TempDir,
+    stop: Arc<AtomicBool>,
+    handle: AioHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    /// Starts it. Temporary files go to `parent`.
+    pub fn new(parent: &str) -> Served {
+        Self::with_node(parent, |dir| {
+            let image = dir.join("disk.img");
+            std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+            BlockNode::new("disk0", File::options().open(&image).unwrap())
+        })
+    }
+
+    /// Starts one on a node that may keep files in the directory it is told.
+    pub fn with_node(parent: &str, node: impl FnOnce(&Path) -> Arc<BlockNode>) -> Served {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        let node = node(dir.path());
+        let (socket, stop) = (dir.path().join("nbd.sock"), Arc::new(AtomicBool::new(false)));
+        let (tell, told) = mpsc::channel();
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let ctx = AioContext::new().unwrap();
+            let backend = BlockBackend::new(&ctx, "drive", node);
+            let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
+            let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket), options).unwrap();
+            let export = NbdExport::new("disk", backend.clone()).description("a test image");
+            server.add_export(export).unwrap();
+            server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
+            tell.send(ctx.handle()).unwrap();
+            ctx.run_until(|| stopped.load(Ordering::Acquire));
+            ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
+            assert_eq!(server.connections(), 0);
+        });
+        let handle = told.recv().unwrap();
+        Served { dir, stop, handle, thread: Some(thread) }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("nbd.sock")
+    }
+
+    /// Where clients find an export.
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", tools::text(&self.socket()))
+    }
+
+    /// A connection, greeted by nobody yet.
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// An honest client is served.
+    pub fn check(&self) {
+        let uri = self.uri("disk");
+        let said = tools::run("qemu-io", ["-f", "raw", "-c", "write -P 7 4096 4096", &uri]);
+        assert!(said.contains("wrote 4096/4096"), "{said}");
+        let said = tools::run("qemu-io", ["-f", "raw", "-c", "read -P 7 4096 4096", &uri]);
+        assert!(said.contains("read 4096/4096") && !said.contains("failed"), "{said}");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.handle.schedule(|_| ());
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the server has panicked");
+    }
+}
+
+/// An option with its header.
+pub fn option(kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"IHAVEOPT".to_vec();
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// A request with a compact header, whose cookie is 7.
+pub fn request(magic: u32, flags: u16, command: u16, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = magic.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&7u64.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+/// The first word of a request.
+pub const MAGIC: u32 = 0x2560_9513;
+
+/// A connection that has chosen "disk" the old way, with simple replies.
+pub fn choose(path: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    stream.write_all(&option(1, b"disk")).unwrap();
+    let mut chosen = [0; 18 + 10];
+    stream.read_exact(&mut chosen).unwrap();
+    stream
+}
