@@ -44,7 +44,7 @@ fn backend_on(
     node: &Arc<BlockNode>,
     policies: ErrorPolicies,
 ) -> (BlockBackend, Rc<RefCell<Vec<ErrorEvent>>>) {
-    let backend = BlockBackend::new(ctx, "drive", Arc::clone(&node));
+    let backend = BlockBackend::new(ctx, "drive", Arc::clone(node));
     backend.set_error_policies(policies);
     let events = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&events);

@@ -43,8 +43,8 @@ pub use coblk_aio::{
     Timer,
 };
 pub use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, RemoteBackend, WriteFlags,
-    ZeroFlags, drain_all, drivers, options,
+    BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child,
+    RemoteBackend, WriteFlags, ZeroFlags, drain_all, drivers, options,
 };
 
 /// Compiles the examples in README.md.
