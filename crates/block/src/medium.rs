@@ -122,7 +122,8 @@ impl Slot {
     /// Takes the node out. Nothing is in flight.
     pub(crate) fn take(&self) -> Option<Arc<BlockNode>> {
         let medium = self.medium.take()?;
-        SLOTS.with_borrow_mut(|slots| slots.remove(&medium.user));
+        // At the end of a thread the table may be gone before what other threads were offered.
+        let _ = SLOTS.try_with(|slots| slots.borrow_mut().remove(&medium.user));
         graph::lock().remove_user(medium.user);
         medium.node.gate.leave(&medium.in_flight);
         Some(Arc::clone(&medium.node))

@@ -184,3 +184,15 @@ fn an_image_is_locked_while_somebody_uses_it() {
     drop(drive);
     BackendOptions::new("a").open(&ctx, first).unwrap();
 }
+
+#[test]
+fn a_thread_that_ends_gives_up_what_its_backends_held() {
+    let node = disk("disk");
+    let thread = IoThread::new("io").unwrap();
+    let device = BackendOptions::new("device");
+    let remote = device.open_remote(thread.handle(), node.clone()).wait().unwrap().unwrap();
+    drop(thread);
+    assert!(remote.flush().wait().is_err());
+    let ctx = AioContext::new().unwrap();
+    BackendOptions::new("next").open(&ctx, node).unwrap();
+}
