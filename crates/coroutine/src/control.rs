@@ -100,11 +100,28 @@ impl Control {
         Ok(place)
     }
 
+    /// Takes all frames off the stack of an idle block, so that it may go on to another thread:
+    /// those between two runs may hold what belongs to theirs.
+    ///
+    /// # Safety
+    /// As [`Control::free`].
+    pub(crate) unsafe fn reset(control: NonNull<Control>) {
+        // SAFETY: by the caller nobody uses the block; the context neither runs nor will run again,
+        // and its frames have nothing left to drop. The new one is made as in `allocate`.
+        unsafe {
+            let context = &raw mut (*control.as_ptr()).context;
+            let range = control.as_ref().stack.below(control);
+            context.drop_in_place();
+            context.write(Context::new(range, entry::trampoline, control.as_ptr()));
+        }
+    }
+
     /// Gives back a block and its stack.
     ///
     /// # Safety
     /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine
-    /// has terminated, so that no frame but the trampoline's is on its stack.
+    /// has terminated, so that no frame is on its stack but those of `entry`, which have
+    /// nothing to drop.
     pub(crate) unsafe fn free(control: NonNull<Control>) {
         // SAFETY: by the caller nobody uses the block any more, nor the stack once it is moved out.
         unsafe {

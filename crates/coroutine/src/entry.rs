@@ -8,7 +8,7 @@
 use std::any::Any;
 use std::mem::{align_of, size_of};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use crate::control::Control;
 use crate::coroutine::CoroutineState;
@@ -18,10 +18,13 @@ use crate::suspender::Suspender;
 #[repr(align(16))]
 pub(crate) struct Slot(#[expect(dead_code, reason = "accessed through pointers")] [u8; 256]);
 
+type Run = unsafe fn(*const Control);
+
 /// How to run or drop the closure in a slot, whose type is known here and nowhere else.
 pub(crate) struct EntryVtable {
-    /// Moves the closure out of the slot and runs it to its end. Does not unwind.
-    run: unsafe fn(&Control),
+    /// Moves the closure out of the slot, runs it to its end, and suspends; so on with those that
+    /// come after it, for as long as they are of its type. Does not unwind.
+    run: Run,
     /// Drops a closure that has not been run.
     drop: unsafe fn(NonNull<Slot>),
 }
@@ -58,39 +61,48 @@ pub(crate) unsafe fn drop_unrun(control: &Control) {
 /// Runs one closure after the other, for as long as the stack lives. All frames of a coroutine lie
 /// above this one.
 ///
-/// Between two runs this frame is all there is on the stack. It holds a pointer to the control
-/// block and nothing that belongs to a thread: what a run computes, be it the address of a
-/// thread-local, stays in the frame of the function from the vtable. That is what lets the pool move
-/// idle coroutines between threads.
-///
-/// That function is the only one between this frame and the closure. The processor predicts where
-/// each of them returns to from the calls it saw last, which are those of another stack: every
-/// level costs a request a wrong guess.
-///
 /// # Safety
 /// Runs on the stack of `control`, which is valid for as long as that is resumed. Each time it is
 /// resumed after it has terminated, its slot holds a closure.
 pub(crate) unsafe fn trampoline(control: *const Control) -> ! {
     loop {
-        // SAFETY: by the caller, and the vtable was stored with the closure; this function runs on
-        // the context that it suspends.
-        unsafe {
-            ((*control).entry().run)(&*control);
-            (*control).context().suspend();
-        }
+        // SAFETY: by the caller, and the vtable was stored with the closure.
+        unsafe { ((*control).entry().run)(control) };
     }
 }
 
-/// Runs the closure in the slot to its end, whatever that is.
+/// Runs closures of one type, one after the other.
+///
+/// It comes back for those of other types only. The processor predicts where a function returns to
+/// from the calls it saw last, and after a switch those are of another stack: to come back after
+/// each closure, and to be called for the next one, costs two wrong guesses. Idle in between, this
+/// frame may hold what belongs to its thread, such as the address of a thread-local: see
+/// [`Control::reset`].
+///
+/// # Safety
+/// As [`trampoline`], the function on whose stack this runs; `take` moves the closure out of the
+/// slot and runs it, and `own` is who calls this.
 #[inline(always)]
-fn run_to_end(control: &Control, entry: impl FnOnce(&Suspender)) {
-    // It is unwind safe to look at `control` afterwards: it is made of cells, each of which is
-    // valid at any time.
-    let outcome = catch_unwind(AssertUnwindSafe(|| entry(Suspender::of(control))));
-    if let Err(payload) = outcome {
-        keep_panic(control, payload);
+unsafe fn run_alike(control: *const Control, own: Run, take: impl Fn(&Control, &Suspender)) {
+    loop {
+        // SAFETY: by the caller. It is unwind safe to look at the block afterwards: it is made of
+        // cells, each of which is valid at any time. This function runs on the context that it
+        // suspends.
+        unsafe {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                take(&*control, Suspender::of(&*control));
+            }));
+            if let Err(payload) = outcome {
+                keep_panic(&*control, payload);
+            }
+            (*control).set_state(CoroutineState::Terminated);
+            (*control).context().suspend();
+            // Resumed, and so with another closure.
+            if !ptr::fn_addr_eq((*control).entry().run, own) {
+                return;
+            }
+        }
     }
-    control.set_state(CoroutineState::Terminated);
 }
 
 /// Throws the payload that unwinds a coroutine, up to the trampoline.
@@ -115,21 +127,25 @@ fn keep_panic(control: &Control, payload: Box<dyn Any + Send>) {
     }
 }
 
-unsafe fn run_inline<F: FnOnce(&Suspender)>(control: &Control) {
-    run_to_end(control, |suspender| {
+unsafe fn run_inline<F: FnOnce(&Suspender)>(control: *const Control) {
+    let take = |control: &Control, suspender: &Suspender| {
         // SAFETY: the slot holds an `F`, and is not looked at again before the next one is stored.
         let entry = unsafe { control.slot().cast::<F>().read() };
         entry(suspender);
-    });
+    };
+    // SAFETY: by the caller, the trampoline.
+    unsafe { run_alike(control, run_inline::<F>, take) };
 }
 
-unsafe fn run_boxed<F: FnOnce(&Suspender)>(control: &Control) {
-    run_to_end(control, |suspender| {
+unsafe fn run_boxed<F: FnOnce(&Suspender)>(control: *const Control) {
+    let take = |control: &Control, suspender: &Suspender| {
         // SAFETY: the slot holds a `Box<F>`, and is not looked at again before the next closure is
         // stored.
         let entry = unsafe { control.slot().cast::<Box<F>>().read() };
         entry(suspender);
-    });
+    };
+    // SAFETY: by the caller, the trampoline.
+    unsafe { run_alike(control, run_boxed::<F>, take) };
 }
 
 unsafe fn drop_slot<T>(slot: NonNull<Slot>) {

@@ -92,7 +92,7 @@ impl Work {
     /// Requests a lap: enough for a second or less on each side.
     pub fn ops(self) -> u64 {
         match self {
-            Work::Null | Work::VirtioNull => 500_000,
+            Work::Null | Work::VirtioNull => 2_000_000,
             Work::VirtioCached(_) => 100_000,
             Work::File(access, _, 1) if access.is_direct() => 3_000,
             Work::File(access, _, _) if access.is_direct() => 20_000,

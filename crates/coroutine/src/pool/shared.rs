@@ -23,9 +23,9 @@ pub(super) struct Batch {
     len: u32,
 }
 
-// SAFETY: an idle block runs nothing. The only frames on its stack are the trampoline's, between
-// two runs, which hold nothing that belongs to a thread (argued there), and only the batch points
-// to it. So it may go on to another thread, and the lock of the pool orders what the two do.
+// SAFETY: an idle block runs nothing, and only the batch points to it. `give` has taken the frames
+// off its stack, which could hold what belongs to a thread. So it may go on to another thread, and
+// the lock of the pool orders what the two do.
 unsafe impl Send for Batch {}
 
 impl Batch {
@@ -58,20 +58,25 @@ impl Batch {
 
     /// Frees the blocks, and returns how many there were.
     pub(super) fn free(self) -> usize {
+        // SAFETY: the batch owns its blocks, which are idle.
+        self.for_each(|block| unsafe { Control::free(block) });
+        self.len as usize
+    }
+
+    fn for_each(&self, act: impl Fn(NonNull<Control>)) {
         let mut control = self.head.as_ptr().cast_const();
         while let Some(block) = NonNull::new(control.cast_mut()) {
-            // SAFETY: the batch owns its blocks, which are idle.
-            unsafe {
-                control = block.as_ref().next();
-                Control::free(block);
-            }
+            // SAFETY: blocks in a batch are valid; `act` may end that.
+            control = unsafe { block.as_ref() }.next();
+            act(block);
         }
-        self.len as usize
     }
 }
 
 /// Adds a batch; frees it if there is no room.
 pub(super) fn give(batch: Batch) {
+    // SAFETY: the batch owns its blocks, which are idle.
+    batch.for_each(|block| unsafe { Control::reset(block) });
     let surplus = lock().admit(batch);
     // Not under the lock: it is a system call for each.
     surplus.map(Batch::free);
