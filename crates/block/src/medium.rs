@@ -85,7 +85,7 @@ impl Slot {
         let (who, wants) = ((self.name.clone(), self.home.clone()), self.wants(&node));
         let user = graph::lock().add_backend(&node, who, self.claim.device, wants)?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
-        self.set(node, user);
+        self.set(node, user, self.read_only);
         Ok(())
     }
 
@@ -113,9 +113,9 @@ impl Slot {
     }
 
     /// Gives back what was there.
-    fn set(&self, node: Arc<BlockNode>, user: UserId) -> Option<Rc<Medium>> {
+    fn set(&self, node: Arc<BlockNode>, user: UserId, read_only: bool) -> Option<Rc<Medium>> {
         let in_flight = node.gate.join(self.home.clone());
-        let read_only = self.read_only || node.is_read_only();
+        let read_only = read_only || node.is_read_only();
         self.medium.replace(Some(Rc::new(Medium { node, read_only, user, in_flight })))
     }
 
@@ -142,7 +142,8 @@ pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
     let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) else {
         return;
     };
-    if let Some(old) = slot.set(node, user) {
+    // Who came to read only has no permission to write, whatever it reads now.
+    if let Some(old) = slot.set(node, user, slot.is_read_only()) {
         old.node.gate.leave(&old.in_flight);
     }
 }

@@ -124,6 +124,27 @@ fn a_change_of_the_graph_that_users_do_not_agree_to_changes_nothing() {
 }
 
 #[test]
+fn who_came_to_read_only_stays_so_when_the_node_is_replaced() {
+    let ctx = AioContext::new().unwrap();
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(4096).unwrap();
+    let cd = BlockNode::new("cd", File::options().read_only(true).open(image.path()).unwrap());
+    let new = disk("new");
+    let drive = BackendOptions::new("drive").open(&ctx, cd.clone()).unwrap();
+    let writer = BackendOptions::new("writer").share_rw(true).open(&ctx, new.clone());
+    assert!(cd.replace(&ctx, &new).is_err(), "it shares no writing");
+    drop(writer);
+    cd.replace(&ctx, &new).unwrap();
+    let byte = coblk_aio::IoVector::from(&[0; 1][..]);
+    let write = drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty());
+    assert_eq!(write.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    // As a new medium it is written.
+    drive.remove_medium(&ctx).unwrap();
+    drive.insert_medium(new).unwrap();
+    drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty()).unwrap();
+}
+
+#[test]
 fn a_medium_is_put_in_if_its_users_agree() {
     let ctx = AioContext::new().unwrap();
     let node = disk("disk");
