@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::drivers::File;
-use coblk::{AioContext, BlockBackend, BlockNode, Co, FdInterest};
+use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Co, FdInterest};
 use coblk::{IoVector, IoVectorMut, WriteFlags};
 
 /// Longest datagram, in bytes.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 fn run(image: &str, socket_path: &str) -> Result<(), Box<dyn Error>> {
     let ctx = AioContext::new()?;
     let node = BlockNode::new("disk0", File::options().open(image)?);
-    let backend = BlockBackend::new(&ctx, "embed", node);
+    let backend = BackendOptions::new("embed").open(&ctx, node)?;
     let quit = Rc::new(Cell::new(false));
 
     let socket = Rc::new(UnixDatagram::bind(socket_path)?);

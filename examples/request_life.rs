@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coblk::drivers::File;
-use coblk::{AioContext, BlockBackend, BlockNode, ThreadPool};
+use coblk::{AioContext, BackendOptions, BlockNode, ThreadPool};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
@@ -60,7 +60,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     // Without this, a block in the page cache would be read at once, on the loop's own thread.
     let file = File::options().read_only(true).in_place_reads(false).open(&image)?;
     let node = BlockNode::new("disk0", file);
-    let backend = BlockBackend::new(&ctx, "drive0", node);
+    let backend = BackendOptions::new("drive0").open(&ctx, node)?;
 
     backend.aio_preadv(&ctx, OFFSET, vec![0; BYTES], |_, result, _| {
         tracing::trace!(name: "callback", ok = result.is_ok(), "callback");

@@ -13,7 +13,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use coblk::drivers::File;
-use coblk::{BlockNode, IoThread, RemoteBackend, WriteFlags};
+use coblk::{BackendOptions, BlockNode, IoThread, RemoteBackend, WriteFlags};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep};
 
@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let thread = IoThread::new("iothread0")?;
     let node = BlockNode::new("disk0", File::options().open(image.path())?);
-    let disk = Arc::new(RemoteBackend::open(thread.handle(), "drive0", node).await?);
+    let disk = Arc::new(BackendOptions::new("drive0").open_remote(thread.handle(), node).await??);
 
     // Tokio's tasks, timers and channels go on as ever, on tokio's own thread.
     let (say, mut said) = mpsc::channel(16);

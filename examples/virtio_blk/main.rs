@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use clap::{Parser, ValueEnum};
 use coblk::virtio_blk::VirtioBlkConfig;
 use coblk::virtio_blk::guest::{Machine, QueueOptions};
-use coblk::{AioContext, BlockBackend};
+use coblk::{AioContext, BackendOptions, BlockBackend};
 use image::Image;
 use options::Options;
 use report::{Progress, Results};
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 /// Whether all requests succeeded and all blocks were right.
 fn run(options: &Options, image: &Image) -> Result<bool, Box<dyn Error>> {
     let ctx = AioContext::new()?;
-    let backend = BlockBackend::new(&ctx, "drive0", image.node.clone());
+    let backend = BackendOptions::new("drive0").open(&ctx, image.node.clone())?;
     // More requests than blocks could not all be in flight.
     let depth = image.blocks.min(usize::from(options.iodepth)) as u16;
     let machine = build_machine(&ctx, backend, depth, options.bs)?;

@@ -10,12 +10,31 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
 use crate::accounting::{Recorder, RequestKind};
+use crate::backend_options::Claim;
 use crate::error_policy::ErrorState;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::{self, DrainedSection};
 use crate::io::{self as request_path, BlockStatus};
 use crate::medium::{Medium, Request, Slot};
 use crate::node::BlockNode;
+use crate::permissions::PermissionError;
+
+/// Why a medium cannot be put in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediumError {
+    /// There is one.
+    #[error("backend '{backend}' has a medium, node '{node}'")]
+    Present {
+        /// The backend.
+        backend: String,
+        /// What is in.
+        node: String,
+    },
+    /// Others do not agree.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+}
 
 /// What a device, an export or a daemon sends its requests to.
 ///
@@ -44,53 +63,71 @@ pub struct BlockBackend {
 }
 
 struct Inner {
-    name: String,
     slot: Rc<Slot>,
-    read_only: bool,
     recorder: Recorder,
     errors: ErrorState,
 }
 
 impl BlockBackend {
-    /// A backend of `ctx` on `node`; writable if the node is.
+    /// A backend of `ctx` on `node`; writable if the node is. It asks nobody for permission, neither
+    /// other users of the node nor other processes, and minds nobody: for tests, and for set-up
+    /// code that knows what it does. A device is opened by
+    /// [`BackendOptions`](crate::BackendOptions).
     pub fn new(ctx: &AioContext, name: impl Into<String>, node: Arc<BlockNode>) -> BlockBackend {
-        Self::with_medium(ctx, name, Some(node), false)
+        Self::unasked(ctx, name, Some(node), false)
     }
 
-    /// A backend that refuses writes, whatever the node allows.
+    /// [`new`](Self::new), but refuses writes, whatever the node allows.
     pub fn read_only(
         ctx: &AioContext,
         name: impl Into<String>,
         node: Arc<BlockNode>,
     ) -> BlockBackend {
-        Self::with_medium(ctx, name, Some(node), true)
+        Self::unasked(ctx, name, Some(node), true)
     }
 
-    /// A backend without a medium: every request fails with ENOMEDIUM (contract: C74), until one is
-    /// [put in](Self::insert_medium).
+    /// [`new`](Self::new), without a medium: every request fails with ENOMEDIUM (contract: C74),
+    /// until one is [put in](Self::insert_medium).
     pub fn empty(ctx: &AioContext, name: impl Into<String>) -> BlockBackend {
-        Self::with_medium(ctx, name, None, false)
+        Self::unasked(ctx, name, None, false)
     }
 
-    fn with_medium(
+    fn unasked(
         ctx: &AioContext,
         name: impl Into<String>,
         node: Option<Arc<BlockNode>>,
         read_only: bool,
     ) -> BlockBackend {
-        let slot = Slot::new(ctx.handle());
+        let backend = Self::with_claim(ctx, name.into(), read_only, Claim::none());
         if let Some(node) = node {
-            slot.insert(node);
+            backend.insert(node).expect("who holds nothing and shares all is not refused");
         }
-        let recorder = Recorder::new(ctx);
-        let errors = ErrorState::default();
-        let inner = Inner { name: name.into(), slot, read_only, recorder, errors };
-        BlockBackend { inner: Rc::new(inner) }
+        backend
+    }
+
+    pub(crate) fn with_claim(
+        ctx: &AioContext,
+        name: String,
+        read_only: bool,
+        claim: Claim,
+    ) -> BlockBackend {
+        let slot = Slot::new(name, ctx.handle(), read_only, claim);
+        BlockBackend {
+            inner: Rc::new(Inner {
+                slot,
+                recorder: Recorder::new(ctx),
+                errors: ErrorState::default(),
+            }),
+        }
+    }
+
+    pub(crate) fn insert(&self, node: Arc<BlockNode>) -> Result<(), PermissionError> {
+        self.inner.slot.insert(node)
     }
 
     /// Its name, for messages.
     pub fn name(&self) -> &str {
-        &self.inner.name
+        self.inner.slot.name()
     }
 
     /// The context it belongs to.
@@ -123,7 +160,7 @@ impl BlockBackend {
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.inner.read_only || self.inner.slot.medium().is_some_and(|medium| medium.read_only)
+        self.inner.slot.is_read_only()
     }
 
     /// Requests of this backend in flight, callbacks that have not returned included.
@@ -148,13 +185,13 @@ impl BlockBackend {
     /// Puts a medium in. Home thread.
     ///
     /// # Errors
-    /// EBUSY if there is one.
-    pub fn insert_medium(&self, node: Arc<BlockNode>) -> io::Result<()> {
-        if self.inner.slot.medium().is_some() {
-            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    /// If there is one, or other users of the node do not agree.
+    pub fn insert_medium(&self, node: Arc<BlockNode>) -> Result<(), MediumError> {
+        if let Some(medium) = self.node() {
+            let (backend, node) = (self.name().to_owned(), medium.name().to_owned());
+            return Err(MediumError::Present { backend, node });
         }
-        self.inner.slot.insert(node);
-        Ok(())
+        Ok(self.insert(node)?)
     }
 
     /// Takes the medium out, and gives it back. Requests in flight complete first, so this must not
@@ -196,7 +233,7 @@ impl BlockBackend {
 
     #[inline]
     fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
-        if self.inner.read_only || medium.read_only {
+        if medium.read_only {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         Ok(&medium.node)
@@ -272,10 +309,16 @@ impl BlockBackend {
     /// not be called from a request's own callback then, as [`BlockNode::drain`].
     ///
     /// # Errors
-    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
+    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have; EPERM if
+    /// another user of the node, or another process, does not share the permission to resize.
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         trace_event!("blk_co_truncate", length);
-        if length < self.writable_medium()?.node.length() {
+        let medium = self.writable_medium()?;
+        let _resize = self.inner.slot.resize().map_err(|error| {
+            tracing::warn!(backend = self.name(), %error, "cannot change the length");
+            io::Error::from_raw_os_error(libc::EPERM)
+        })?;
+        if length < medium.node.length() {
             return self.co_shrink(co, length);
         }
         let _request = self.begin_request(co);

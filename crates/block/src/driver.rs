@@ -170,6 +170,17 @@ pub trait BlockDriver: Send + Sync {
         Vec::new()
     }
 
+    /// What it holds of a node it stands on, and what it lets others hold of that, while the users
+    /// of its own node together hold `held` and share `shared`. Passed on by default.
+    fn child_permissions(
+        &self,
+        _child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        (held, shared)
+    }
+
     /// What all users of the node together hold is about to become `held`, and what every one of
     /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
     /// file, does it here, and on an error changes nothing. Blocks at most for a few system calls;

@@ -6,6 +6,7 @@
 
 pub mod accounting;
 mod aio;
+mod backend_options;
 mod block_backend;
 mod blockdevs;
 mod blocking;
@@ -24,7 +25,8 @@ mod permissions;
 mod remote;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
-pub use block_backend::BlockBackend;
+pub use backend_options::BackendOptions;
+pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
 pub use error_policy::{

@@ -1,15 +1,17 @@
 //! The medium of a backend: the node it is on, and its place at that node's gate.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
+use crate::backend_options::Claim;
 use crate::gate::InFlight;
-use crate::graph::{self, UserId};
+use crate::graph::{self, Use, UserId};
 use crate::node::BlockNode;
+use crate::permissions::{PermissionError, Permissions};
 
 thread_local! {
     /// The slots of this thread that have a medium, for changes of the graph to find.
@@ -18,22 +20,37 @@ thread_local! {
 
 /// Where a backend has its medium. Home thread only.
 pub(crate) struct Slot {
+    name: String,
     home: AioHandle,
+    /// The backend writes to nothing.
+    read_only: bool,
+    claim: Claim,
+    /// Changes of length on their way.
+    resizing: Cell<usize>,
     medium: RefCell<Option<Rc<Medium>>>,
 }
 
 /// A node, and our counter on its gate.
 pub(crate) struct Medium {
     pub(crate) node: Arc<BlockNode>,
-    /// What the node said when it came in.
+    /// The backend is, or the node said so when it came in.
     pub(crate) read_only: bool,
     user: UserId,
     in_flight: Arc<InFlight>,
 }
 
 impl Slot {
-    pub(crate) fn new(home: AioHandle) -> Rc<Slot> {
-        Rc::new(Slot { home, medium: RefCell::new(None) })
+    pub(crate) fn new(name: String, home: AioHandle, read_only: bool, claim: Claim) -> Rc<Slot> {
+        let (resizing, medium) = (Cell::new(0), RefCell::new(None));
+        Rc::new(Slot { name, home, read_only, claim, resizing, medium })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only || self.medium.borrow().as_ref().is_some_and(|medium| medium.read_only)
     }
 
     pub(crate) fn home(&self) -> &AioHandle {
@@ -64,23 +81,49 @@ impl Slot {
     }
 
     /// Puts a node where there is none.
-    pub(crate) fn insert(self: &Rc<Self>, node: Arc<BlockNode>) {
-        let user = graph::lock().add_backend(&node, self.home.clone());
+    pub(crate) fn insert(self: &Rc<Self>, node: Arc<BlockNode>) -> Result<(), PermissionError> {
+        let (who, wants) = ((self.name.clone(), self.home.clone()), self.wants(&node));
+        let user = graph::lock().add_backend(&node, who, self.claim.device, wants)?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
-        self.set(node, user);
+        self.set(node, user, self.read_only);
+        Ok(())
+    }
+
+    fn wants(&self, node: &BlockNode) -> Use {
+        let mut wants = self.claim.on(!self.read_only && !node.is_read_only());
+        if self.resizing.get() > 0 {
+            wants.held |= Permissions::RESIZE;
+        }
+        wants
+    }
+
+    /// Holds the permission to change the length, for as long as the guard lives.
+    pub(crate) fn resize(self: &Rc<Self>) -> Result<Resize, PermissionError> {
+        self.count_resizing(1)?;
+        Ok(Resize { slot: Rc::clone(self) })
+    }
+
+    fn count_resizing(&self, change: isize) -> Result<(), PermissionError> {
+        let before = self.resizing.get();
+        self.resizing.set(before.wrapping_add_signed(change));
+        let Some(medium) = self.medium() else { return Ok(()) };
+        let wants = self.wants(&medium.node);
+        let changed = graph::lock().change_use(medium.user, wants);
+        changed.inspect_err(|_| self.resizing.set(before))
     }
 
     /// Gives back what was there.
-    fn set(&self, node: Arc<BlockNode>, user: UserId) -> Option<Rc<Medium>> {
+    fn set(&self, node: Arc<BlockNode>, user: UserId, read_only: bool) -> Option<Rc<Medium>> {
         let in_flight = node.gate.join(self.home.clone());
-        let read_only = node.is_read_only();
+        let read_only = read_only || node.is_read_only();
         self.medium.replace(Some(Rc::new(Medium { node, read_only, user, in_flight })))
     }
 
     /// Takes the node out. Nothing is in flight.
     pub(crate) fn take(&self) -> Option<Arc<BlockNode>> {
         let medium = self.medium.take()?;
-        SLOTS.with_borrow_mut(|slots| slots.remove(&medium.user));
+        // At the end of a thread the table may be gone before what other threads were offered.
+        let _ = SLOTS.try_with(|slots| slots.borrow_mut().remove(&medium.user));
         graph::lock().remove_user(medium.user);
         medium.node.gate.leave(&medium.in_flight);
         Some(Arc::clone(&medium.node))
@@ -93,14 +136,29 @@ impl Drop for Slot {
     }
 }
 
-/// Turns a backend of this thread to another node, if it is still there. Nothing is in flight.
+/// Turns a backend of this thread to another node, if it is still there; the graph has it there
+/// already. Nothing is in flight.
 pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
     let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) else {
         return;
     };
-    graph::lock().move_user(user, node.id());
-    if let Some(old) = slot.set(node, user) {
+    // Who came to read only has no permission to write, whatever it reads now.
+    if let Some(old) = slot.set(node, user, slot.is_read_only()) {
         old.node.gate.leave(&old.in_flight);
+    }
+}
+
+/// The permission to change the length.
+pub(crate) struct Resize {
+    slot: Rc<Slot>,
+}
+
+impl Drop for Resize {
+    fn drop(&mut self) {
+        // Who wants less cannot be refused.
+        if let Err(error) = self.slot.count_resizing(-1) {
+            tracing::error!(backend = self.slot.name, %error, "a permission is kept");
+        }
     }
 }
 

@@ -41,6 +41,18 @@ impl fmt::Display for Permissions {
 /// Why permissions were refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum PermissionError {
+    /// Another user of the node does not agree.
+    #[error("{user} needs {permission} permission on node '{node}', which {other} does not share")]
+    Conflict {
+        /// The node.
+        node: String,
+        /// Who needs it, as `backend 'drive'`.
+        user: String,
+        /// What is not shared.
+        permission: Permissions,
+        /// Who does not share it.
+        other: String,
+    },
     /// Another process uses the image, and does not agree.
     #[error(
         "failed to get {mode}\"{permission}\" lock on image '{}': is another process using it?",

@@ -63,7 +63,9 @@ impl BlockBackend {
 }
 
 impl RemoteBackend {
-    /// Makes a backend called `name` on `node` in another context.
+    /// Makes a backend called `name` on `node` in another context; as [`BlockBackend::new`], it asks
+    /// nobody for permission. For a device there is
+    /// [`BackendOptions::open_remote`](crate::BackendOptions::open_remote).
     pub fn open(
         home: &AioHandle,
         name: impl Into<String> + Send + 'static,

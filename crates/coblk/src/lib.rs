@@ -11,7 +11,7 @@
 //! * [`coroutine`]: the stackful coroutines below all of it.
 //!
 //! ```
-//! use coblk::{AioContext, BlockBackend, BlockNode, IoVector, IoVectorMut, WriteFlags};
+//! use coblk::{AioContext, BackendOptions, BlockNode, IoVector, IoVectorMut, WriteFlags};
 //! use coblk::drivers::File;
 //!
 //! # let dir = tempfile::tempdir()?;
@@ -19,7 +19,7 @@
 //! # std::fs::File::create(&path)?.set_len(1 << 20)?;
 //! let ctx = AioContext::new()?;
 //! let node = BlockNode::new("disk0", File::options().open(&path)?);
-//! let backend = BlockBackend::new(&ctx, "drive0", node);
+//! let backend = BackendOptions::new("drive0").open(&ctx, node)?;
 //!
 //! // A coroutine reads like blocking code; the loop goes on while a worker thread does the I/O.
 //! ctx.run(|co| {
@@ -48,8 +48,8 @@ pub use coblk_aio::{
     Timer,
 };
 pub use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, RemoteBackend, WriteFlags,
-    ZeroFlags, drain_all, drivers, options,
+    BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child,
+    RemoteBackend, WriteFlags, ZeroFlags, drain_all, drivers, options,
 };
 
 /// Compiles the examples in README.md.

@@ -14,9 +14,10 @@ use super::{Graph, GraphGuard, Kind, NodeId, UserId, lock};
 use crate::gate::co_visit;
 use crate::medium;
 use crate::node::BlockNode;
+use crate::permissions::PermissionError;
 
 /// Why the graph cannot be changed in this way. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GraphError {
     /// A node would stand on itself.
@@ -43,6 +44,9 @@ pub enum GraphError {
         /// How many.
         children: usize,
     },
+    /// Users of both nodes exclude each other.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
 }
 
 /// Changes come one after the other.
@@ -58,7 +62,7 @@ impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
     /// # Errors
-    /// If a node would stand on itself.
+    /// If a node would stand on itself, or the users of both exclude each other.
     pub fn co_replace(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -140,18 +144,26 @@ fn turn_users(
     choose(&mut lock(), old, new)?;
     let _drained = (old.co_drain(co), new.co_drain(co));
     let mut backends = Vec::new();
+    // Edges may go only after the lock.
+    let mut edges: Vec<Arc<Edge>> = Vec::new();
     {
-        // Edges may go only after the lock.
-        let mut edges: Vec<Arc<Edge>> = Vec::new();
         let mut graph = lock();
-        for id in choose(&mut graph, old, new)? {
+        let users = choose(&mut graph, old, new)?;
+        graph.move_users(&users, new.id());
+        if let Err(error) = graph.permit(&[new.id(), old.id()]) {
+            graph.move_users(&users, old.id());
+            return Err(error.into());
+        }
+        for id in users {
             match graph.users.get(&id).map(|user| user.kind.clone()) {
-                Some(Kind::Backend(home)) => backends.push((id, home)),
-                Some(Kind::Edge(edge, _)) => edges.extend(graph.turn_edge(id, &edge, new)),
+                Some(Kind::Backend { home, .. }) => backends.push((id, home)),
+                Some(Kind::Edge(edge, parent)) => {
+                    edges.extend(graph.turn_edge(&edge, new));
+                    parent.into_iter().for_each(|parent| graph.settle(parent));
+                }
                 None => {}
             }
         }
-        drop(graph);
     }
     for (id, home) in backends {
         let new = Arc::clone(new);
@@ -172,7 +184,7 @@ impl Graph {
         match users.iter().find_map(|user| self.parent_among(*user, &below)) {
             None => Ok(users),
             Some(parent) => {
-                let above = self.node(parent).map_or_else(String::new, |it| it.name().to_owned());
+                let above = self.node_name(parent);
                 Err(GraphError::Cycle { above, below: new.name().to_owned() })
             }
         }
@@ -196,10 +208,7 @@ impl Graph {
 
     /// The node whose edge this user is, if it is one of `nodes`.
     fn parent_among(&self, user: UserId, nodes: &[NodeId]) -> Option<NodeId> {
-        match self.users.get(&user)?.kind {
-            Kind::Edge(_, parent) => parent.filter(|parent| nodes.contains(parent)),
-            Kind::Backend(_) => None,
-        }
+        self.users.get(&user)?.parent().filter(|parent| nodes.contains(parent))
     }
 
     fn only_child(&mut self, node: &BlockNode) -> Result<Arc<BlockNode>, GraphError> {
@@ -212,16 +221,10 @@ impl Graph {
 
 impl GraphGuard {
     /// Turns an edge; gives it back, for it may go only after the lock.
-    fn turn_edge(
-        &mut self,
-        id: UserId,
-        edge: &Weak<Edge>,
-        new: &Arc<BlockNode>,
-    ) -> Option<Arc<Edge>> {
+    fn turn_edge(&mut self, edge: &Weak<Edge>, new: &Arc<BlockNode>) -> Option<Arc<Edge>> {
         let edge = edge.upgrade()?;
         let old = edge.swap(Arc::clone(new));
         self.kept.push(old);
-        self.move_user(id, new.id());
         Some(edge)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use super::{Kind, UserId, lock};
+use super::{Kind, Use, UserId, lock};
 use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::io::BlockStatus;
@@ -40,7 +40,7 @@ impl Child {
     pub fn new(node: Arc<BlockNode>) -> Child {
         let id = node.id();
         let edge = Arc::new(Edge { node: ArcSwap::new(node) });
-        let id = lock().add_user(id, Kind::Edge(Arc::downgrade(&edge), None));
+        let id = lock().add_user(id, Kind::Edge(Arc::downgrade(&edge), None), Use::NONE);
         Child { edge, id }
     }
 

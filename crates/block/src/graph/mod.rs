@@ -9,6 +9,7 @@
 //! mod.rs     users, nodes, and what is quiet
 //! edge.rs    `Child`: how a driver holds the node below
 //! drain.rs   drained sections, of a node and of all
+//! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod change;
 mod drain;
 mod edge;
+mod permit;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -27,11 +29,13 @@ use coblk_aio::{AioHandle, CoWaker};
 
 use crate::gate::wake_all;
 use crate::node::BlockNode;
+use crate::permissions::PermissionError;
 pub use change::GraphError;
 pub(crate) use change::lock_changes;
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
+pub(crate) use permit::{DeviceId, Use};
 
 /// Names a node, also after it has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +49,7 @@ pub(crate) struct UserId(u64);
 #[derive(Clone)]
 enum Kind {
     /// A backend, at home in this context.
-    Backend(AioHandle),
+    Backend { name: String, home: AioHandle, device: DeviceId },
     /// An edge, from this node as soon as its driver has one.
     Edge(Weak<Edge>, Option<NodeId>),
 }
@@ -54,6 +58,25 @@ struct User {
     kind: Kind,
     /// What it uses.
     node: NodeId,
+    /// How. What an edge wants follows from the users of the node above.
+    wants: Use,
+}
+
+impl User {
+    fn device(&self) -> Option<DeviceId> {
+        match self.kind {
+            Kind::Backend { device, .. } => Some(device),
+            Kind::Edge(..) => None,
+        }
+    }
+
+    /// The node above, if this is an edge from one.
+    fn parent(&self) -> Option<NodeId> {
+        match self.kind {
+            Kind::Edge(_, parent) => parent,
+            Kind::Backend { .. } => None,
+        }
+    }
 }
 
 struct Entry {
@@ -61,6 +84,8 @@ struct Entry {
     /// Sections that drain this node itself.
     drains: usize,
     quiet: bool,
+    /// What its users want together, as its driver was told.
+    granted: Use,
     users: Vec<UserId>,
     /// Its edges to the nodes below.
     children: Vec<UserId>,
@@ -143,6 +168,7 @@ impl Graph {
             node: Arc::downgrade(node),
             drains: 0,
             quiet: false,
+            granted: Use::NONE,
             users: Vec::new(),
             children,
         };
@@ -168,13 +194,30 @@ impl Graph {
     }
 
     /// A backend begins to use `node`.
-    pub(crate) fn add_backend(&mut self, node: &BlockNode, home: AioHandle) -> UserId {
-        self.add_user(node.id(), Kind::Backend(home))
+    ///
+    /// # Errors
+    /// If what it wants does not fit what others hold and share.
+    pub(crate) fn add_backend(
+        &mut self,
+        node: &BlockNode,
+        (name, home): (String, AioHandle),
+        device: DeviceId,
+        wants: Use,
+    ) -> Result<UserId, PermissionError> {
+        let id = self.add_user(node.id(), Kind::Backend { name, home, device }, wants);
+        match self.permit(&[node.id()]) {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.users.remove(&id);
+                self.entry(node.id()).users.retain(|it| *it != id);
+                Err(error)
+            }
+        }
     }
 
-    fn add_user(&mut self, node: NodeId, kind: Kind) -> UserId {
+    fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
         let id = UserId(self.next_id());
-        self.users.insert(id, User { kind, node });
+        self.users.insert(id, User { kind, node, wants });
         self.entry(node).users.push(id);
         id
     }
@@ -183,8 +226,9 @@ impl Graph {
         let Some(user) = self.users.remove(&id) else { return };
         if let Some(entry) = self.nodes.get_mut(&user.node) {
             entry.users.retain(|it| *it != id);
+            self.permit_less(user.node);
         }
-        if let Kind::Edge(_, Some(parent)) = user.kind
+        if let Some(parent) = user.parent()
             && let Some(entry) = self.nodes.get_mut(&parent)
         {
             entry.children.retain(|it| *it != id);
@@ -192,20 +236,15 @@ impl Graph {
         }
     }
 
-    /// A user turns from its node to another.
-    pub(crate) fn move_user(&mut self, id: UserId, node: NodeId) {
-        let user = self.users.get_mut(&id).expect("a user in the graph");
-        let old = std::mem::replace(&mut user.node, node);
-        let parent = match user.kind {
-            Kind::Edge(_, parent) => parent,
-            Kind::Backend(_) => None,
-        };
-        if let Some(entry) = self.nodes.get_mut(&old) {
-            entry.users.retain(|it| *it != id);
-        }
-        self.entry(node).users.push(id);
-        if let Some(parent) = parent {
-            self.settle(parent);
+    /// Users turn from their nodes to another, as far as the graph goes.
+    fn move_users(&mut self, ids: &[UserId], node: NodeId) {
+        for id in ids {
+            let Some(user) = self.users.get_mut(id) else { continue };
+            let old = std::mem::replace(&mut user.node, node);
+            if let Some(entry) = self.nodes.get_mut(&old) {
+                entry.users.retain(|it| it != id);
+            }
+            self.entry(node).users.push(*id);
         }
     }
 
@@ -222,11 +261,7 @@ impl Graph {
     /// The nodes that stand on `id`.
     fn parents(&self, id: NodeId) -> Vec<NodeId> {
         let users = self.nodes.get(&id).map_or(&[][..], |entry| &entry.users);
-        let parent = |user: &UserId| match self.users.get(user)?.kind {
-            Kind::Edge(_, parent) => parent,
-            Kind::Backend(_) => None,
-        };
-        users.iter().filter_map(parent).collect()
+        users.iter().filter_map(|user| self.users.get(user)?.parent()).collect()
     }
 
     /// `id`, and all nodes that lead to it by `next`, each once.

@@ -4,4 +4,5 @@ mod change;
 mod drain;
 mod load;
 mod media;
+mod permissions;
 mod tagged;

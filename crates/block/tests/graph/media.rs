@@ -26,7 +26,8 @@ fn c74_a_medium_that_goes_takes_its_requests_in_flight_and_no_others() {
     let disk = Tagged::new(1);
     let node = disk.node("disk");
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
-    assert_eq!(backend.insert_medium(node.clone()).unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    let refused = backend.insert_medium(node.clone()).unwrap_err();
+    assert_eq!(refused.to_string(), "backend 'drive' has a medium, node 'disk'");
     let results = Results::default();
     disk.hold(true);
     begin_read(&ctx, &backend, &results);

@@ -18,6 +18,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
+use crate::permissions::Permissions;
 
 pub use self::format::EntryFlags;
 pub use self::log::WriteLog;
@@ -77,6 +78,20 @@ impl BlockDriver for BlkLogWrites {
 
     fn children(&self) -> Vec<&Child> {
         vec![&self.child, self.log.child()]
+    }
+
+    fn child_permissions(
+        &self,
+        child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        if held.is_empty() || !std::ptr::eq(child, self.log.child()) {
+            return (held, shared);
+        }
+        // Nobody else writes the log while it is one.
+        let written = Permissions::WRITE | Permissions::RESIZE;
+        (Permissions::WRITE, Permissions::all() - written)
     }
 
     fn limits(&self) -> BlockLimits {

@@ -1,0 +1,199 @@
+//! Permissions: what each user of a node holds and shares must fit what the others do.
+//!
+//! A backend holds and shares what it was opened with; an edge what its driver passes on of what
+//! the users of the node above hold and share. So a change at one node is planned for all below,
+//! from the top down, and takes effect only if it fits everywhere, and every driver agrees.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Graph, Kind, NodeId, User, UserId};
+use crate::node::BlockNode;
+use crate::permissions::{PermissionError, Permissions};
+
+/// What a user holds, and what it does not mind if others hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) held: Permissions,
+    pub(crate) shared: Permissions,
+}
+
+impl Use {
+    /// Nothing is asked.
+    pub(crate) const NONE: Use = Use { held: Permissions::empty(), shared: Permissions::all() };
+
+    /// What two users are together.
+    fn and(self, other: Use) -> Use {
+        Use { held: self.held | other.held, shared: self.shared & other.shared }
+    }
+}
+
+/// Backends of the same device, one on each context, do not exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(pub(super) u64);
+
+/// What is to be, of the users and nodes that are looked at.
+#[derive(Default)]
+struct Plan {
+    users: BTreeMap<UserId, Use>,
+    /// From the top down.
+    nodes: Vec<(NodeId, Use)>,
+}
+
+impl Graph {
+    /// A device that backends belong to.
+    pub(crate) fn new_device(&mut self) -> DeviceId {
+        DeviceId(self.next_id())
+    }
+
+    /// Has `nodes`, and those below, go by what their users hold and share now.
+    ///
+    /// # Errors
+    /// If two users exclude each other, or a driver refuses. Nothing has changed then but what
+    /// the caller did to the users before.
+    pub(super) fn permit(&mut self, nodes: &[NodeId]) -> Result<(), PermissionError> {
+        let plan = self.plan(nodes)?;
+        let mut done: Vec<(Arc<BlockNode>, Use)> = Vec::new();
+        for (id, new) in &plan.nodes {
+            let old = self.nodes.get(id).map_or(Use::NONE, |entry| entry.granted);
+            let Some(node) = self.node(*id).filter(|_| old != *new) else { continue };
+            if let Err(error) = node.driver().set_permissions(new.held, new.shared) {
+                // Back to what was granted before.
+                for (node, old) in done.into_iter().rev() {
+                    give_up(&node, old);
+                }
+                return Err(error);
+            }
+            done.push((node, old));
+        }
+        for (id, granted) in plan.nodes {
+            if let Some(entry) = self.nodes.get_mut(&id) {
+                entry.granted = granted;
+            }
+        }
+        for (id, wanted) in plan.users {
+            if let Some(user) = self.users.get_mut(&id) {
+                user.wants = wanted;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`permit`](Self::permit) after users went or want less, which nobody can refuse.
+    pub(super) fn permit_less(&mut self, node: NodeId) {
+        if let Err(error) = self.permit(&[node]) {
+            tracing::error!(%error, "permissions that are not needed any more are kept");
+        }
+    }
+
+    fn plan(&mut self, nodes: &[NodeId]) -> Result<Plan, PermissionError> {
+        let mut todo: Vec<NodeId> = Vec::new();
+        for node in nodes {
+            let below = self.closure(*node, Graph::children);
+            todo.extend(below);
+        }
+        todo.sort_unstable();
+        todo.dedup();
+        let mut plan = Plan::default();
+        // There are no cycles, so there is always one with nothing to come above it.
+        while let Some(index) = todo.iter().position(|node| self.is_next(*node, &todo)) {
+            let node = todo.swap_remove(index);
+            let together = self.plan_node(node, &mut plan)?;
+            plan.nodes.push((node, together));
+        }
+        Ok(plan)
+    }
+
+    fn is_next(&self, node: NodeId, todo: &[NodeId]) -> bool {
+        !self.parents(node).iter().any(|parent| todo.contains(parent))
+    }
+
+    /// What the users of a node want, and that they agree.
+    fn plan_node(&mut self, node: NodeId, plan: &mut Plan) -> Result<Use, PermissionError> {
+        let ids = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
+        let mut together = Use::NONE;
+        for (index, id) in ids.iter().enumerate() {
+            let wants = self.wants(*id, plan);
+            plan.users.insert(*id, wants);
+            together = together.and(wants);
+            for other in &ids[..index] {
+                self.check(node, (*id, wants), (*other, plan.users[other]))?;
+                self.check(node, (*other, plan.users[other]), (*id, wants))?;
+            }
+        }
+        Ok(together)
+    }
+
+    /// What a user wants, if all goes by `plan`.
+    fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
+        let Some(user) = self.users.get(&id) else { return Use::NONE };
+        let parent = match &user.kind {
+            Kind::Backend { .. } => return user.wants,
+            Kind::Edge(_, None) => return Use::NONE,
+            Kind::Edge(_, Some(parent)) => *parent,
+        };
+        let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
+        let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
+        let above = planned.unwrap_or(granted);
+        // A node that is going wants nothing of those below.
+        let Some(parent) = self.node(parent) else { return Use::NONE };
+        let children = parent.driver().children();
+        let child = children.into_iter().find(|child| child.id() == id);
+        child.map_or(Use::NONE, |child| {
+            let (held, shared) = parent.driver().child_permissions(child, above.held, above.shared);
+            Use { held, shared }
+        })
+    }
+
+    fn check(
+        &mut self,
+        node: NodeId,
+        (user, wants): (UserId, Use),
+        (other, others): (UserId, Use),
+    ) -> Result<(), PermissionError> {
+        let refused = wants.held - others.shared;
+        let device = |id: &UserId| self.users.get(id).and_then(User::device);
+        if refused.is_empty() || device(&user).is_some_and(|it| Some(it) == device(&other)) {
+            return Ok(());
+        }
+        Err(PermissionError::Conflict {
+            node: self.node_name(node),
+            user: self.user_name(user),
+            permission: refused,
+            other: self.user_name(other),
+        })
+    }
+
+    pub(super) fn node_name(&mut self, node: NodeId) -> String {
+        self.node(node).map_or_else(String::new, |node| node.name().to_owned())
+    }
+
+    /// A user as messages call it.
+    fn user_name(&mut self, id: UserId) -> String {
+        match self.users.get(&id).map(|user| user.kind.clone()) {
+            Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
+            Some(Kind::Edge(_, Some(parent))) => format!("node '{}'", self.node_name(parent)),
+            _ => "a node that is being made".to_owned(),
+        }
+    }
+
+    /// A backend wants something else than before.
+    ///
+    /// # Errors
+    /// If that does not fit what others hold and share. It wants what it did before then.
+    pub(crate) fn change_use(&mut self, id: UserId, wants: Use) -> Result<(), PermissionError> {
+        let Some(user) = self.users.get_mut(&id) else { return Ok(()) };
+        let (node, old) = (user.node, std::mem::replace(&mut user.wants, wants));
+        self.permit(&[node]).inspect_err(|_| {
+            if let Some(user) = self.users.get_mut(&id) {
+                user.wants = old;
+            }
+        })
+    }
+}
+
+fn give_up(node: &BlockNode, old: Use) {
+    if let Err(error) = node.driver().set_permissions(old.held, old.shared) {
+        tracing::error!(node = node.name(), %error, "permissions cannot be given back");
+    }
+}
