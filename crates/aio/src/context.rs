@@ -274,7 +274,7 @@ impl AioContext {
 
     fn unset_handler(&self, fd: RawFd) {
         if let Some(hook) = self.inner().fds.unset(fd) {
-            self.inner().polling.forget(&hook);
+            self.inner().polling.forget(self, &hook);
         }
     }
 

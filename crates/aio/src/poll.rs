@@ -139,7 +139,8 @@ impl Inner {
         if let Some(ring) = self.made_ring() {
             ring.submit()?;
         }
-        let waited = if self.polling.look(self, timeout) {
+        // What the hooks of handlers have scheduled is work too.
+        let waited = if self.polling.look(self, timeout) || self.has_work() {
             self.collect_events()
         } else {
             let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));

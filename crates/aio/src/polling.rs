@@ -44,8 +44,9 @@ pub trait BusyPoll {
     /// The loop looks by itself from now on: the other side need not notify. Must not poll.
     fn begin(&self, _ctx: &AioContext) {}
 
-    /// The loop is about to sleep: the other side must notify again. The loop looks once more
-    /// afterwards, so what came in between is not missed. Must not poll.
+    /// The loop is about to sleep, or the handler is removed: the other side must notify again. A
+    /// loop that is about to sleep looks once more afterwards, so what came in between is not missed.
+    /// Must not poll.
     fn end(&self, _ctx: &AioContext) {}
 }
 
@@ -61,6 +62,8 @@ pub(crate) struct PollHook {
     pending: Cell<bool>,
     /// Inside `ready`, which a nested poll must not enter again (contract: C47).
     running: Cell<bool>,
+    /// Ended by a nested poll inside `ready`, which could not look once more.
+    ended_in_ready: Cell<bool>,
 }
 
 impl PollHook {
@@ -72,6 +75,7 @@ impl PollHook {
             last_ready: Cell::new(Instant::now()),
             pending: Cell::new(false),
             running: Cell::new(false),
+            ended_in_ready: Cell::new(false),
         })
     }
 
@@ -88,6 +92,18 @@ impl PollHook {
     fn end(&self, ctx: &AioContext) {
         if self.begun.replace(false) {
             self.poll.end(ctx);
+            self.ended_in_ready.set(self.running.get());
+        }
+    }
+
+    fn run(&self, ctx: &AioContext) {
+        self.running.set(true);
+        let _ended = OnDrop(|| self.running.set(false));
+        self.poll.ready(ctx);
+        if self.ended_in_ready.take() && self.poll.is_busy(ctx) {
+            self.pending.set(true);
+            // The next poll must come to it, and not sleep.
+            ctx.schedule(|_| ());
         }
     }
 }
@@ -155,7 +171,8 @@ impl Polling {
         }
     }
 
-    pub(crate) fn forget(&self, hook: &Rc<PollHook>) {
+    pub(crate) fn forget(&self, ctx: &AioContext, hook: &Rc<PollHook>) {
+        hook.end(ctx);
         hook.active.set(false);
         hook.pending.set(false);
         self.hooks.borrow_mut().retain(|other| !Rc::ptr_eq(other, hook));
@@ -186,8 +203,13 @@ impl Polling {
         self.for_each_hook(|hook| hook.begin(inner.me()));
         self.begun.set(!self.hooks.borrow().is_empty());
         loop {
-            let completed = inner.made_ring().is_some_and(Ring::has_completions);
-            if completed || inner.shared.has_work() || self.any_busy(inner, start) {
+            // The hooks first: other work must not keep them from being asked, for nobody else tells
+            // of theirs.
+            let busy = self.any_busy(inner, start);
+            if busy
+                || inner.shared.has_work()
+                || inner.made_ring().is_some_and(Ring::has_completions)
+            {
                 return true;
             }
             if start.elapsed() >= limit {
@@ -264,9 +286,8 @@ impl Polling {
     pub(crate) fn dispatch(&self, ctx: &AioContext) -> bool {
         let mut progress = false;
         self.for_each_hook(|hook| {
-            if hook.pending.replace(false) && !hook.running.replace(true) {
-                let _ended = OnDrop(|| hook.running.set(false));
-                hook.poll.ready(ctx);
+            if hook.pending.replace(false) && !hook.running.get() {
+                hook.run(ctx);
                 progress = true;
             }
         });

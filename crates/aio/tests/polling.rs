@@ -156,6 +156,93 @@ fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
     ctx.poll(false);
 }
 
+/// Runs a closure when it is told that the loop no longer looks; has nothing to do but at first, so
+/// that the loop looks again.
+struct AtEnd<F: Fn(&AioContext)>(Rc<Cell<bool>>, F);
+
+impl<F: Fn(&AioContext)> BusyPoll for AtEnd<F> {
+    fn is_busy(&self, _: &AioContext) -> bool {
+        self.0.get()
+    }
+
+    fn ready(&self, ctx: &AioContext) {
+        self.0.set(false);
+        // A nested poll that may not wait ends the look.
+        ctx.poll(false);
+    }
+
+    fn end(&self, ctx: &AioContext) {
+        (self.1)(ctx);
+    }
+}
+
+/// Watches `notifier` with `at_end`, which has been ready and is busy again.
+fn look_with(
+    ctx: &AioContext,
+    notifier: &EventNotifier,
+    busy: &Rc<Cell<bool>>,
+    at_end: impl Fn(&AioContext) + 'static,
+) {
+    let own = notifier.try_clone().unwrap();
+    let callback = move |_: &AioContext, _| {
+        own.test_and_clear().unwrap();
+    };
+    let hooks = AtEnd(Rc::clone(busy), at_end);
+    ctx.set_polled_fd_handler(notifier, FdInterest::Read, callback, hooks).unwrap();
+    notifier.set().unwrap();
+    while !ctx.poll(false) {}
+}
+
+#[test]
+fn c46_what_the_end_of_a_look_schedules_is_not_slept_over() {
+    let ctx = AioContext::builder().poll_max(Duration::from_micros(100)).build().unwrap();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let (ran, count) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (on_bh, ends) = (Rc::clone(&ran), Rc::clone(&count));
+    look_with(&ctx, &notifier, &busy, move |ctx| {
+        ends.set(ends.get() + 1);
+        let on_bh = Rc::clone(&on_bh);
+        ctx.schedule(move |_| on_bh.set(on_bh.get() + 1));
+    });
+    // The first sleeps teach it to look; then each look ends in a bottom half and no sleep.
+    while count.get() == 0 {
+        ctx.poll_timeout(Duration::from_micros(50));
+    }
+    ctx.run_until(|| ran.get() == count.get());
+}
+
+#[test]
+fn c47_what_comes_while_a_nested_poll_ends_the_look_is_seen() {
+    let ctx = polling_context();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let (more, ends) = (Rc::clone(&busy), Rc::new(Cell::new(0)));
+    let count = Rc::clone(&ends);
+    look_with(&ctx, &notifier, &busy, move |_| {
+        // Just before the other side would have notified again.
+        more.set(count.replace(count.get() + 1) == 0);
+    });
+    busy.set(true);
+    ctx.poll(true);
+    assert_eq!((ends.get(), busy.get()), (1, true), "the nested poll ended the look");
+    ctx.poll(true);
+    assert!(!busy.get(), "what came then was found, and not slept over");
+}
+
+#[test]
+fn c46_a_handler_that_is_removed_is_told() {
+    let ctx = polling_context();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let begun = Rc::new(Cell::new(0));
+    let [on_fd, _, on_ready] = watch(&ctx, &notifier, &busy, &begun);
+    notifier.set().unwrap();
+    ctx.run_until(|| on_fd.get() == 1);
+    busy.set(true);
+    ctx.run_until(|| on_ready.get() == 1);
+    assert_eq!(begun.get(), 1);
+    ctx.unset_fd_handler(&notifier);
+    assert_eq!(begun.get(), 0);
+}
+
 #[test]
 fn c48_an_iothread_polls_and_a_plain_context_does_not() {
     assert_eq!(DEFAULT_POLL_MAX, Duration::from_nanos(32_768));

@@ -157,7 +157,6 @@ impl DeviceQueue {
     fn unwatch(&self, ctx: &AioContext) {
         if let Some(notifier) = self.notifier.take() {
             ctx.unset_fd_handler(&notifier);
-            self.end_polling();
         }
     }
 
@@ -189,7 +188,10 @@ impl DeviceQueue {
     /// Whether something is available. A ring that is in disorder has it too: taking it finds that.
     fn is_busy(&self) -> bool {
         let ring = self.ring.borrow();
-        self.is_running() && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
+        // During a kick the outer call looks itself.
+        self.is_running()
+            && !self.in_kick.get()
+            && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
     }
 
     /// Takes no more requests, and waits for those in flight. Returns the index to go on from.

@@ -45,11 +45,23 @@ fn c46_a_ring_is_looked_at_without_a_kick() {
 }
 
 #[test]
-fn c46_a_ring_that_is_no_longer_watched_is_kicked_by_hand() {
+fn c46_a_ring_that_is_no_longer_watched_wants_kicks_again() {
     let (mut guest, _kick) = polled_device();
     guest.offer_honest_request();
     assert!(guest.ctx.poll(true));
     guest.honest_request_was_answered();
-    guest.device.reset(&guest.ctx);
-    assert!(!guest.ctx.poll_timeout(Duration::from_millis(1)), "nobody looks");
+    assert!(!guest.wants_kick());
+    // Another one takes its place. What was offered without a kick meanwhile is not forgotten.
+    guest.offer_honest_request();
+    let other = EventNotifier::new().unwrap();
+    guest.device.watch_notifier(&guest.ctx, 0, &other).unwrap();
+    assert!(guest.ctx.poll_timeout(Duration::from_secs(60)));
+    guest.honest_request_was_answered();
+    guest.ctx.set_poll_params(Duration::ZERO, 0, 0);
+    guest.ctx.poll_timeout(Duration::from_millis(1));
+    assert!(guest.wants_kick());
+    guest.offer_honest_request();
+    other.set().unwrap();
+    assert!(guest.ctx.poll(true));
+    guest.honest_request_was_answered();
 }
