@@ -39,14 +39,16 @@ impl Wake for CoroutineWake {
     fn wake_by_ref(self: &Arc<Self>) {
         let before = std::mem::replace(&mut *lock(&self.0), Waiting::Woken);
         if let Waiting::Suspended(waker) = before {
-            waker.wake();
+            // Who wakes a future may do that under a lock of his own, which the future then wants.
+            waker.wake_later();
         }
     }
 }
 
 impl Co<'_> {
     /// Runs a future to its end, suspending this coroutine whenever the future has to wait. The
-    /// loop goes on meanwhile. The future may be woken from any thread.
+    /// loop goes on meanwhile. The future may be woken from any thread, and goes on from a bottom
+    /// half, never inside the call that wakes it.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         let wake = Arc::new(CoroutineWake(Mutex::new(Waiting::Running)));

@@ -47,6 +47,20 @@ fn a_coroutine_waits_for_a_future_woken_by_another_thread() {
 }
 
 #[test]
+fn a_future_is_woken_under_a_lock_that_it_wants() {
+    let ctx = AioContext::new().unwrap();
+    let gate = Gate::default();
+    let opener = gate.clone();
+    ctx.schedule(move |_| {
+        let mut state = opener.0.lock().unwrap();
+        state.0 = true;
+        // On the coroutine's own thread, outside of coroutines, and with the lock held.
+        state.1.take().expect("it waits").wake();
+    });
+    assert_eq!(ctx.run(|co| co.block_on(gate)), "open");
+}
+
+#[test]
 fn a_future_may_wake_itself_while_it_is_polled() {
     let ctx = AioContext::new().unwrap();
     let mut polls = 0;

@@ -207,12 +207,19 @@ impl BlockBackend {
             self.hold(co, request)
                 .map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))?;
         }
-        match try_once(request, &mut attempt) {
-            Ok(()) => Ok(()),
-            Err(error) => self.after_error(co, request, kind, range, error, &mut attempt),
+        // One place that tries, so that it is compiled into its caller.
+        loop {
+            let error = match try_once(request, &mut attempt) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if let Some(result) = self.after_error(co, request, kind, range, error) {
+                return result;
+            }
         }
     }
 
+    /// What the request ends with after an error; `None` if it is to be tried again.
     #[cold]
     fn after_error(
         &self,
@@ -220,31 +227,27 @@ impl BlockBackend {
         request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
-        mut error: io::Error,
-        attempt: &mut dyn FnMut(&Medium) -> io::Result<()>,
-    ) -> io::Result<()> {
-        loop {
-            let unsupported = error.kind() == io::ErrorKind::Unsupported;
-            if unsupported || self.is_invalid(kind, range) {
-                return Err(error);
+        error: io::Error,
+    ) -> Option<io::Result<()>> {
+        let unsupported = error.kind() == io::ErrorKind::Unsupported;
+        if unsupported || self.is_invalid(kind, range) {
+            return Some(Err(error));
+        }
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        let action = self.errors().decide(kind, errno);
+        self.tell(co, ErrorEvent { kind, errno, action });
+        match action {
+            ErrorAction::Report => Some(Err(error)),
+            ErrorAction::Ignore => Some(Ok(())),
+            // Whoever was told has resumed it.
+            ErrorAction::Stop if !self.errors().is_stopped() => {
+                co.reschedule();
+                None
             }
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            let action = self.errors().decide(kind, errno);
-            self.tell(co, ErrorEvent { kind, errno, action });
-            match action {
-                ErrorAction::Report => return Err(error),
-                ErrorAction::Ignore => return Ok(()),
-                ErrorAction::Stop if !self.errors().is_stopped() => co.reschedule(),
-                ErrorAction::Stop => {
-                    if let Err(Purged) = self.hold(co, request) {
-                        return Err(error);
-                    }
-                }
-            }
-            match try_once(request, attempt) {
-                Ok(()) => return Ok(()),
-                Err(again) => error = again,
-            }
+            ErrorAction::Stop => match self.hold(co, request) {
+                Ok(()) => None,
+                Err(Purged) => Some(Err(error)),
+            },
         }
     }
 

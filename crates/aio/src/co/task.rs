@@ -215,10 +215,10 @@ impl Task {
     ///
     /// # Safety
     /// `task` is the one the waker was armed for, and this is the waker's only use.
-    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, lost: bool) {
+    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, wake: Wake) {
         // SAFETY: armed: alive until this swap tells otherwise.
         let this = unsafe { task.as_ref() };
-        if lost {
+        if wake == Wake::Lost {
             this.lost.store(true, Ordering::Relaxed);
         }
         if this.state.swap(WOKEN, Ordering::AcqRel) == ABANDONED {
@@ -226,7 +226,7 @@ impl Task {
             drop(unsafe { Box::from_raw(task.as_ptr()) });
         } else if home.is_home_thread() {
             // SAFETY: not abandoned, and we are the thread that could abandon it.
-            unsafe { Task::wake_at_home(task, lost) };
+            unsafe { Task::wake_at_home(task, wake) };
         } else {
             // SAFETY: the node stays: the task is freed only by whoever takes it from the list,
             // or when it has been resumed from there. The swap above makes this the only push.
@@ -236,12 +236,11 @@ impl Task {
 
     /// # Safety
     /// Home thread; the task is live and was just woken.
-    unsafe fn wake_at_home(task: NonNull<Task>, lost: bool) {
+    unsafe fn wake_at_home(task: NonNull<Task>, wake: Wake) {
         // SAFETY: live by contract; home thread.
         let Some(coroutine) = (unsafe { task.as_ref().coroutine() }) else { return };
         let entered = coroutine.state() == CoroutineState::Entered;
-        if lost && !entered {
-            // The coroutine will panic, which must not happen in here: this is a destructor.
+        if wake != Wake::AtOnce && !entered {
             return Task::schedule_local(task);
         }
         // No list will hold the node.
@@ -251,7 +250,11 @@ impl Task {
             // It runs, or waits for something that it called itself, and has not suspended yet. It
             // need not any more; but that it wakes itself is a mistake.
             let own = coblk_coroutine::current().is_some_and(|now| now.id() == coroutine.id());
-            assert!(lost || !own, "coroutine '{}' tried to wake itself", coroutine.name());
+            assert!(
+                wake == Wake::Lost || !own,
+                "coroutine '{}' tried to wake itself",
+                coroutine.name()
+            );
             return;
         }
         if coblk_coroutine::in_coroutine() {
@@ -261,6 +264,17 @@ impl Task {
             unsafe { Task::resume(task) };
         }
     }
+}
+
+/// How a suspended coroutine is woken on its own thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// Within the call (contract: C22, C23).
+    AtOnce,
+    /// From a bottom half: the caller may hold something that the coroutine wants.
+    Later,
+    /// Its waker was dropped: it will panic, which must not happen in a destructor.
+    Lost,
 }
 
 /// The coroutines of one context, and tasks kept for reuse.

@@ -4,7 +4,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::Task;
+use super::task::{Task, Wake};
 use crate::shared::Shared;
 
 /// Wakes a coroutine that suspended with [`Co::suspend_with`](super::Co::suspend_with).
@@ -47,18 +47,28 @@ impl CoWaker {
     /// If a coroutine wakes itself. On the home thread also with whatever the coroutine panics
     /// with when it is resumed at once.
     pub fn wake(self) {
+        self.wake_how(Wake::AtOnce);
+    }
+
+    /// [`wake`](Self::wake), but always from a bottom half.
+    pub(crate) fn wake_later(self) {
+        self.wake_how(Wake::Later);
+    }
+
+    #[inline]
+    fn wake_how(self, wake: Wake) {
         let this = ManuallyDrop::new(self);
         // SAFETY: `self` is consumed and forgotten, so each field is used once, here; the home
         // handle is read out and dropped below, or when `Task::wake` unwinds.
         let (task, home) = unsafe { (this.task, std::ptr::read(&this.home)) };
         // SAFETY: our own task, and our only use of it.
-        unsafe { Task::wake(task, &home, false) };
+        unsafe { Task::wake(task, &home, wake) };
     }
 }
 
 impl Drop for CoWaker {
     fn drop(&mut self) {
         // SAFETY: `wake` does not run this, so it is our only use of the task.
-        unsafe { Task::wake(self.task, &self.home, true) };
+        unsafe { Task::wake(self.task, &self.home, Wake::Lost) };
     }
 }
