@@ -11,7 +11,7 @@ use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::{Throttle, ThrottleGroup};
 use crate::node::BlockNode;
-use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef};
+use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, check_name, shorten};
 
 /// Nodes by their names, and the throttle groups that options can name. Any thread.
 ///
@@ -209,6 +209,10 @@ impl Blockdevs {
 
     /// Takes a name, the one that is `wanted` or one that nobody can want.
     fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
+        // Typed options may say anything.
+        if let Some(why) = wanted.and_then(|name| check_name(name).err()) {
+            return Err(BlockdevError::Name(why));
+        }
         let mut names = self.names();
         names.nodes.retain(|_, entry| !entry.is_free());
         let name = match wanted {
@@ -276,7 +280,8 @@ impl Opening<'_, '_> {
             }
             DriverOptions::Throttle { file, throttle_group } => {
                 let group = self.blockdevs.throttle_group(&throttle_group);
-                let group = group.ok_or(BlockdevError::NoSuchGroup(throttle_group))?;
+                let group =
+                    group.ok_or_else(|| BlockdevError::NoSuchGroup(shorten(&throttle_group)))?;
                 BlockNode::new(self.name, Throttle::new(self.child(file)?, &group))
             }
             DriverOptions::BlkDebug { image, inject_error } => {
@@ -324,9 +329,10 @@ impl Opening<'_, '_> {
         wanted: Inherited,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         let child = match child {
-            NodeRef::Name(name) => {
-                self.blockdevs.node(&name).ok_or(BlockdevError::NoSuchNode(name))?
-            }
+            NodeRef::Name(name) => self
+                .blockdevs
+                .node(&name)
+                .ok_or_else(|| BlockdevError::NoSuchNode(shorten(&name)))?,
             // What reaches this node shall reach what it stands on.
             NodeRef::Options(options) => self.blockdevs.co_open_node(
                 self.co,

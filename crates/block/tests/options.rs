@@ -91,6 +91,10 @@ fn names_are_unique_while_their_nodes_live() {
     bench.refused("driver=null-co,node-name=c", "there is a node 'c' already");
     bench.blockdevs.close("b").unwrap();
     bench.open("driver=null-co,node-name=c").unwrap();
+    let error = bench
+        .blockdevs
+        .open(&bench.ctx, NodeOptions::new(DriverOptions::file("a")).named("#block1"));
+    assert!(error.err().unwrap().to_string().contains("'#block1' is not a name"));
     let unnamed = bench.open("driver=null-aio").unwrap();
     assert!(unnamed.name().starts_with("#block"), "{}", unnamed.name());
     assert_ne!(unnamed.name(), bench.open("driver=null-aio").unwrap().name());

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::blkdebug::{self, InjectError};
+use super::error::shorten;
 use super::reader::Reader;
 use super::{NodeOptions, NodeRef, OptionsError};
 use crate::drivers::{Engine, Locking};
@@ -97,8 +98,8 @@ pub(super) fn take(name: &str, reader: &mut Reader) -> Result<DriverOptions, Opt
         Some((_, take)) => take(reader),
         None => {
             let names: Vec<&str> = DRIVERS.iter().map(|(driver, _)| *driver).collect();
-            let name: String = name.chars().take(60).collect();
-            let why = format!("unknown driver '{name}'; there is {}", names.join(", "));
+            let (name, names) = (shorten(name), names.join(", "));
+            let why = format!("unknown driver '{name}'; there is {names}");
             Err(reader.invalid("driver", why))
         }
     }
@@ -127,12 +128,12 @@ fn take_file(reader: &mut Reader, device: bool) -> Result<DriverOptions, Options
 
 fn take_raw(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
     let file = take_child(reader, "file")?;
-    let offset = reader.number("offset")?.unwrap_or(0);
-    Ok(DriverOptions::Raw { file, offset, size: reader.number("size")? })
+    let offset = reader.size("offset")?.unwrap_or(0);
+    Ok(DriverOptions::Raw { file, offset, size: reader.size("size")? })
 }
 
 fn take_null(reader: &mut Reader, deferred: bool) -> Result<DriverOptions, OptionsError> {
-    let size = reader.number("size")?.unwrap_or(1 << 30);
+    let size = reader.size("size")?.unwrap_or(1 << 30);
     let read_zeroes = reader.flag("read-zeroes")?.unwrap_or(false);
     let latency_ns = reader.number("latency-ns")?.unwrap_or(0);
     Ok(DriverOptions::Null { size, read_zeroes, latency_ns, deferred })

@@ -57,6 +57,9 @@ pub enum BlockdevError {
     /// The options make no sense.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// What cannot be the name of a node.
+    #[error("{0}")]
+    Name(String),
     /// A name that is taken.
     #[error("there is a node '{0}' already")]
     DuplicateNode(String),
@@ -119,12 +122,16 @@ pub enum BlockdevError {
     },
 }
 
-/// A value for messages; long ones are cut.
+/// A value for messages.
 pub(super) fn describe(value: &Value) -> String {
+    shorten(&value.to_string())
+}
+
+/// A text for messages, which what was sent must not make long.
+pub(crate) fn shorten(text: &str) -> String {
     const MOST: usize = 60;
-    let text = value.to_string();
     match text.char_indices().nth(MOST) {
-        None => text,
+        None => text.to_owned(),
         Some((end, _)) => format!("{}...", &text[..end]),
     }
 }

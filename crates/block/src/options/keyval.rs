@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::error::OptionsError;
+use super::error::{OptionsError, shorten};
 
 /// Names in one option.
 const MAX_NAMES: usize = 32;
@@ -10,14 +10,16 @@ const MAX_NAMES: usize = 32;
 const MAX_LIST: usize = 1024;
 
 /// Makes a tree of a list of `name.name=value`. In values a comma is written twice. Names that are
-/// numbers make lists. A name without a value, `read-only`, is `read-only=on`.
-pub(super) fn parse(text: &str) -> Result<Map<String, Value>, OptionsError> {
+/// numbers make lists. The first may be a value alone: that of `implied`.
+pub(super) fn parse(text: &str, implied: &str) -> Result<Map<String, Value>, OptionsError> {
     let mut tree = Map::new();
-    for option in split(text) {
-        if option.is_empty() {
-            return Err(bad(text, "an option is empty"));
-        }
-        let (name, value) = option.split_once('=').unwrap_or((&option, "on"));
+    for (index, option) in split(text).iter().enumerate() {
+        let (name, value) = match option.split_once('=') {
+            Some(both) => both,
+            None if option.is_empty() => return Err(bad(text, "an option is empty")),
+            None if index == 0 => (implied, option.as_str()),
+            None => return Err(bad(option, "expected '=' and a value after it")),
+        };
         let names: Vec<&str> = name.split('.').collect();
         if names.iter().any(|it| it.is_empty()) || names.len() > MAX_NAMES {
             return Err(bad(name, "not a name"));
@@ -33,7 +35,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, OptionsError> {
 }
 
 fn bad(option: &str, why: &'static str) -> OptionsError {
-    OptionsError::Keyval { option: option.chars().take(200).collect(), why }
+    OptionsError::Keyval { option: shorten(option), why }
 }
 
 /// At single commas; two are one that belongs to the value.
@@ -101,20 +103,22 @@ mod tests {
 
     #[test]
     fn dots_make_groups_and_numbers_make_lists() {
-        let tree = parse("driver=raw,file.driver=file,file.filename=a,,b.img,file.cache.direct=on");
+        let tree =
+            parse("raw,file.driver=file,file.filename=a,,b.img,file.cache.direct=on", "driver");
         let expected = json!({"driver": "raw", "file": {
             "driver": "file", "filename": "a,b.img", "cache": {"direct": "on"}}});
         assert_eq!(Value::Object(tree.unwrap()), expected);
-        let tree = parse("a.1.x=2,a.0.x=1,read-only,b=1,b=2,").unwrap();
-        let expected = json!({"a": [{"x": "1"}, {"x": "2"}], "read-only": "on", "b": "2"});
+        let tree = parse("a.1.x=2,a.0.x=1,b=1,b=2,", "driver").unwrap();
+        let expected = json!({"a": [{"x": "1"}, {"x": "2"}], "b": "2"});
         assert_eq!(Value::Object(tree), expected);
-        assert!(parse("").unwrap().is_empty());
+        assert!(parse("", "driver").unwrap().is_empty());
     }
 
     #[test]
     fn what_is_no_option_is_named() {
         for (text, name) in [
             ("a=1,=2", "''"),
+            ("a=1,read-only", "'read-only'"),
             ("a=1,b..c=2", "'b..c'"),
             ("a=1,a.b=2", "'a.b'"),
             ("a.b=1,a=2", "'a'"),
@@ -123,7 +127,7 @@ mod tests {
             ("0=1", "'0=1'"),
             (&format!("{}=1", ["x"; 40].join(".")), "'x.x"),
         ] {
-            let error = parse(text).unwrap_err().to_string();
+            let error = parse(text, "driver").unwrap_err().to_string();
             assert!(error.contains(name), "{text}: {error}");
         }
     }

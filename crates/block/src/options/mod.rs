@@ -26,6 +26,7 @@ use serde_json::{Map, Value};
 
 pub use blkdebug::InjectError;
 pub use drivers::DriverOptions;
+pub(crate) use error::shorten;
 pub use error::{BlockdevError, OptionsError};
 use reader::{Notation, Reader};
 
@@ -143,12 +144,12 @@ impl NodeOptions {
     }
 
     /// Reads what stands on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
-    /// comma in a value is written twice.
+    /// comma in a value is written twice; the first word may be the driver alone, `raw`.
     ///
     /// # Errors
     /// What is wrong, in which option of which node.
     pub fn from_keyval(text: &str) -> Result<NodeOptions, OptionsError> {
-        Self::from_tree(keyval::parse(text)?, Notation::Keyval)
+        Self::from_tree(keyval::parse(text, "driver")?, Notation::Keyval)
     }
 
     fn from_tree(
@@ -203,7 +204,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     Err(format!(
         "'{}' is not a name: a letter, and then letters, digits, '-', '.' and '_', \
          {MAX_NAME_BYTES} in all",
-        name.chars().take(2 * MAX_NAME_BYTES).collect::<String>()
+        shorten(name)
     ))
 }
 

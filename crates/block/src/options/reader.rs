@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::error::{OptionsError, describe};
+use super::error::{OptionsError, describe, shorten};
 
 /// The deepest tree: nodes in nodes, and their groups of options.
 const MAX_DEPTH: usize = 32;
@@ -38,7 +38,7 @@ impl Reader {
 
     /// An option's full name.
     fn path(&self, option: &str) -> String {
-        format!("{}{option}", self.prefix)
+        format!("{}{}", self.prefix, shorten(option))
     }
 
     pub(super) fn invalid(&self, option: &str, why: impl Into<String>) -> OptionsError {
@@ -73,18 +73,31 @@ impl Reader {
             Some(Value::String(text)) if self.notation == Notation::Keyval => match text.as_str() {
                 "on" => Ok(Some(true)),
                 "off" => Ok(Some(false)),
-                _ => Err(self.invalid(option, format!("expected 'on' or 'off', not '{text}'"))),
+                _ => Err(self
+                    .invalid(option, format!("expected 'on' or 'off', not '{}'", shorten(&text)))),
             },
             Some(other) => Err(self.wrong_type(option, "true or false", &other)),
         }
     }
 
-    /// A number; on a command line with a suffix, as `64k`, if it is bytes.
+    /// A number.
     pub(super) fn number(&mut self, option: &str) -> Taken<u64> {
+        self.number_by(option, |text| {
+            let digits = text.bytes().all(|it| it.is_ascii_digit());
+            text.parse().ok().filter(|_| digits)
+        })
+    }
+
+    /// A number of bytes; on a command line it may have a suffix, as `64k`.
+    pub(super) fn size(&mut self, option: &str) -> Taken<u64> {
+        self.number_by(option, parse_size)
+    }
+
+    fn number_by(&mut self, option: &str, parse: impl Fn(&str) -> Option<u64>) -> Taken<u64> {
         let Some(value) = self.left.remove(option) else { return Ok(None) };
         let number = match &value {
             Value::Number(number) => number.as_u64(),
-            Value::String(text) if self.notation == Notation::Keyval => parse_size(text),
+            Value::String(text) if self.notation == Notation::Keyval => parse(text),
             _ => None,
         };
         match number {
@@ -100,7 +113,8 @@ impl Reader {
             Some((_, value)) => Ok(Some(*value)),
             None => {
                 let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                let why = format!("'{text}' is not supported; there is {}", words.join(", "));
+                let (text, words) = (shorten(&text), words.join(", "));
+                let why = format!("'{text}' is not supported; there is {words}");
                 Err(self.invalid(option, why))
             }
         }
@@ -174,7 +188,7 @@ impl Reader {
 }
 
 fn name_of(options: &Map<String, Value>) -> Option<String> {
-    options.get("node-name")?.as_str().map(str::to_owned)
+    options.get("node-name")?.as_str().map(shorten)
 }
 
 /// Bytes, with a suffix for powers of 1024.

@@ -8,7 +8,7 @@ fn typed_json_and_command_line_say_the_same() {
         {"driver": "raw", "offset": 1048576, "discard": "unmap", "read-only": true, "file":
         {"driver": "file", "filename": "a,b.img", "aio": "io_uring", "auto-read-only": true,
          "locking": "off", "cache": {"direct": true, "no-flush": false}, "detect-zeroes": "off"}}}"#;
-    let line = "driver=throttle,node-name=t0,throttle-group=g,file.driver=raw,file.discard=unmap,\
+    let line = "throttle,node-name=t0,throttle-group=g,file.driver=raw,file.discard=unmap,\
         file.offset=1M,file.file.locking=off,\
         file.read-only=on,file.file.driver=file,file.file.filename=a,,b.img,file.file.aio=io_uring,\
         file.file.auto-read-only=on,file.file.cache.direct=on,file.file.cache.no-flush=off,\
@@ -95,6 +95,28 @@ fn what_is_wrong_is_named() {
     }
     let error = NodeOptions::from_keyval("driver=file,filename=a,read-only=true").unwrap_err();
     assert!(error.to_string().contains("expected 'on' or 'off', not 'true'"), "{error}");
+}
+
+#[test]
+fn what_was_sent_does_not_make_messages_long() {
+    let long = "x".repeat(1 << 20);
+    for text in [
+        format!(r#"{{"driver": "{long}"}}"#),
+        format!(r#"{{"driver": "file", "filename": "a", "aio": "{long}"}}"#),
+        format!(r#"{{"driver": "file", "filename": "a", "{long}": 1}}"#),
+        format!(r#"{{"driver": "file", "node-name": "{long}"}}"#),
+        format!(r#"{{"driver": "raw", "file": {{"node-name": "{long}", "driver": 1}}}}"#),
+    ] {
+        let error = NodeOptions::from_json(&text).unwrap_err().to_string();
+        assert!(error.len() < 500, "{}", error.len());
+    }
+}
+
+#[test]
+fn only_sizes_have_suffixes() {
+    assert!(NodeOptions::from_keyval("null-co,size=1k").is_ok());
+    let error = NodeOptions::from_keyval("null-co,latency-ns=1k").unwrap_err().to_string();
+    assert!(error.contains("option 'latency-ns': expected a whole number"), "{error}");
 }
 
 #[test]
