@@ -60,6 +60,18 @@ impl BlockBackend {
         self.recorder().set_bins(kind, boundaries_ns)
     }
 
+    /// From now on, and anew, keeps percentiles of how long requests of a kind took, or ends that.
+    /// Costs 31 KiB a kind; needs a clock ([`Accounting::Turns`], [`Accounting::Exact`]). See
+    /// [`Statistics::percentiles`].
+    pub fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
+        self.recorder().set_percentiles(kind, enabled);
+    }
+
+    /// From now on [`Statistics::max_queue_depth`] is that of now and later.
+    pub fn reset_max_queue_depth(&self) {
+        self.recorder().reset_max_in_flight();
+    }
+
     /// A device says that it merged so many requests into others, which it then sent here.
     pub fn count_merged(&self, kind: RequestKind, requests: u64) {
         if self.accounting() != Accounting::Off {
