@@ -203,14 +203,24 @@ impl BlockBackend {
         range: (u64, u64),
         mut attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
-        if self.errors().is_stopped() {
-            self.hold(co, request)
-                .map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))?;
-        }
+        self.wait_until_running(co, request)?;
         match try_once(request, &mut attempt) {
             Ok(()) => Ok(()),
             Err(error) => self.after_error(co, request, kind, range, error, &mut attempt),
         }
+    }
+
+    /// Holds a new request while the backend is stopped.
+    #[inline]
+    pub(crate) fn wait_until_running(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+    ) -> io::Result<()> {
+        if !self.errors().is_stopped() {
+            return Ok(());
+        }
+        self.hold(co, request).map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))
     }
 
     #[cold]
@@ -288,7 +298,7 @@ impl BlockBackend {
 
 /// One attempt, on the medium that the request is counted in on (contract: C74).
 #[inline]
-fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
+pub(crate) fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
     request: &Option<Request>,
     attempt: &mut A,
 ) -> io::Result<()> {

@@ -30,6 +30,8 @@ pub(super) enum Outcome {
     Success,
     Failure,
     Invalid,
+    /// Its parts are counted instead.
+    Split,
 }
 
 impl Recorder {
@@ -148,7 +150,7 @@ impl Recorded<'_> {
             Accounting::Exact => co.context().now_ns(),
         };
         self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
-        if outcome == Outcome::Invalid {
+        if matches!(outcome, Outcome::Invalid | Outcome::Split) {
             return;
         }
         let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
@@ -168,6 +170,7 @@ impl Recorded<'_> {
             }
             Outcome::Failure => counters.failed.add(1),
             Outcome::Invalid => counters.invalid.add(1),
+            Outcome::Split => {}
         }
         self.recorder.shared.in_flight.subtract(1);
     }
