@@ -10,12 +10,12 @@ use coblk_block::{Merged, WriteFlags, ZeroFlags};
 use crate::chain::Segment;
 use crate::queue::DeviceQueue;
 use crate::request::BlkStatus;
-use crate::run::{BadAddress, ByteRange, Run, RunKind, source_of, target_of};
+use crate::run::{BadAddress, ByteRange, Lists, Run, RunKind};
 
 /// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
 /// nothing else.
 pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
-    let performed = co.catch_unwind(|| perform(co, queue, &run));
+    let performed = co.catch_unwind(|| perform(co, queue, &mut run));
     let merged = run.members.len() - 1;
     if merged > 0 && !matches!(performed, Ok(Ok(Merged::Split))) {
         queue.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
@@ -100,13 +100,14 @@ fn log_error(
 }
 
 #[inline]
-fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> Result<Merged, Failure> {
+fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) -> Result<Merged, Failure> {
     match run.kind {
         RunKind::Read | RunKind::Write if run.members.len() > 1 => {
             return transfer_merged(co, queue, run);
         }
         RunKind::Read | RunKind::Write => {
-            transfer(co, queue, run.kind, run.offset_bytes, &run.segments)?;
+            let Run { kind, offset_bytes, ref segments, ref mut lists, .. } = *run;
+            transfer(co, queue, lists, kind, offset_bytes, segments)?;
         }
         RunKind::Flush => queue.shared.backend.co_flush(co)?,
         RunKind::Discard | RunKind::WriteZeroes => {
@@ -116,18 +117,21 @@ fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> Result<Merged, Failur
     Ok(Merged::Done)
 }
 
-fn transfer_merged(co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> Result<Merged, Failure> {
+fn transfer_merged(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) -> Result<Merged, Failure> {
     let backend = &queue.shared.backend;
-    // A bad address is that of one member.
-    if run.kind == RunKind::Read {
-        let Ok(mut target) = target_of(&queue.mem, &run.segments) else {
-            return Ok(Merged::Split);
-        };
-        Ok(backend.co_preadv_merged(co, run.offset_bytes, &mut target)?)
+    let Run { kind, offset_bytes, ref segments, ref mut lists, .. } = *run;
+    let performed = if kind == RunKind::Read {
+        lists.with_target(&queue.mem, segments, |target| {
+            backend.co_preadv_merged(co, offset_bytes, target)
+        })
     } else {
-        let Ok(source) = source_of(&queue.mem, &run.segments) else { return Ok(Merged::Split) };
-        Ok(backend.co_pwritev_merged(co, run.offset_bytes, &source, write_flags(queue))?)
-    }
+        let flags = write_flags(queue);
+        lists.with_source(&queue.mem, segments, |source| {
+            backend.co_pwritev_merged(co, offset_bytes, source, flags)
+        })
+    };
+    // A bad address is that of one member.
+    Ok(performed.unwrap_or(Ok(Merged::Split))?)
 }
 
 #[inline]
@@ -139,17 +143,21 @@ fn write_flags(queue: &DeviceQueue) -> WriteFlags {
 fn transfer(
     co: &Co<'_>,
     queue: &DeviceQueue,
+    lists: &mut Lists,
     kind: RunKind,
     offset_bytes: u64,
     segments: &[Segment],
 ) -> Result<(), Failure> {
     let backend = &queue.shared.backend;
     if kind == RunKind::Read {
-        let mut target = target_of(&queue.mem, segments)?;
-        backend.co_preadv(co, offset_bytes, &mut target)?;
+        lists.with_target(&queue.mem, segments, |target| {
+            backend.co_preadv(co, offset_bytes, target)
+        })??;
     } else {
-        let source = source_of(&queue.mem, segments)?;
-        backend.co_pwritev(co, offset_bytes, &source, write_flags(queue))?;
+        let flags = write_flags(queue);
+        lists.with_source(&queue.mem, segments, |source| {
+            backend.co_pwritev(co, offset_bytes, source, flags)
+        })??;
     }
     Ok(())
 }
@@ -174,9 +182,11 @@ fn clear(
 /// those fail, are counted and are told of, that have to.
 #[cold]
 fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
+    let mut lists = Lists::default();
     for index in 0..run.members.len() {
         let Some((offset_bytes, segments)) = run.parts().nth(index) else { return };
-        let tried = co.catch_unwind(|| transfer(co, queue, run.kind, offset_bytes, segments));
+        let (kind, lists) = (run.kind, &mut lists);
+        let tried = co.catch_unwind(|| transfer(co, queue, lists, kind, offset_bytes, segments));
         let status = match tried {
             Ok(Ok(())) => BlkStatus::Ok,
             Ok(Err(failure)) => {
