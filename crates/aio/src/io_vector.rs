@@ -38,6 +38,12 @@ impl Ranges {
         self.list.push(iovec { iov_base: base.cast::<c_void>(), iov_len: len_bytes });
     }
 
+    fn cleared(mut self) -> Ranges {
+        self.list.clear();
+        self.len_bytes = 0;
+        self
+    }
+
     /// The part `[offset, offset + len)`; ranges are cut, no byte moves.
     fn slice(&self, offset: usize, len: usize) -> Ranges {
         let end = offset.checked_add(len).filter(|end| *end <= self.len_bytes);
@@ -88,6 +94,9 @@ impl Ranges {
 
 macro_rules! common_methods {
     () => {
+        /// Ranges kept inside the value; more of them are a list on the heap.
+        pub const INLINE_RANGES: usize = INLINE_RANGES;
+
         /// An empty vector.
         #[inline]
         pub fn new() -> Self {
@@ -178,6 +187,24 @@ impl<'a> IoVector<'a> {
         IoVector { ranges: self.ranges.slice(offset, len), memory: PhantomData }
     }
 
+    /// An empty vector that keeps the memory of the list, for ranges of any lifetime: a list that is
+    /// used again and again is allocated once.
+    ///
+    /// ```
+    /// # use coblk_aio::IoVector;
+    /// let mut kept = IoVector::<'static>::new();
+    /// for block in [[1; 512], [2; 512]] {
+    ///     let mut vector = kept.recycle();
+    ///     block.chunks(64).for_each(|part| vector.push(part));
+    ///     assert_eq!((vector.len(), vector.as_iovecs().len()), (512, 8));
+    ///     kept = vector.recycle();
+    ///     assert!(kept.is_empty() && kept.as_iovecs().is_empty());
+    /// }
+    /// ```
+    pub fn recycle<'b>(self) -> IoVector<'b> {
+        IoVector { ranges: self.ranges.cleared(), memory: PhantomData }
+    }
+
     /// Appends all ranges of `other`.
     pub fn extend(&mut self, other: &IoVector<'a>) {
         self.ranges.list.extend_from_slice(&other.ranges.list);
@@ -228,6 +255,11 @@ impl<'a> IoVectorMut<'a> {
     /// The same memory, as something to write from.
     pub fn as_source(&self) -> IoVector<'_> {
         IoVector { ranges: self.ranges.clone(), memory: PhantomData }
+    }
+
+    /// As [`IoVector::recycle`].
+    pub fn recycle<'b>(self) -> IoVectorMut<'b> {
+        IoVectorMut { ranges: self.ranges.cleared(), memory: PhantomData }
     }
 
     /// Appends all ranges of `other`.

@@ -232,7 +232,7 @@ impl BlockBackend {
     }
 
     #[inline]
-    fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
+    pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
         if medium.read_only {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }

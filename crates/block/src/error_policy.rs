@@ -203,10 +203,7 @@ impl BlockBackend {
         range: (u64, u64),
         mut attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
-        if self.errors().is_stopped() {
-            self.hold(co, request)
-                .map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))?;
-        }
+        self.wait_until_running(co, request)?;
         // One place that tries, so that it is compiled into its caller.
         loop {
             let error = match try_once(request, &mut attempt) {
@@ -217,6 +214,19 @@ impl BlockBackend {
                 return result;
             }
         }
+    }
+
+    /// Holds a new request while the backend is stopped.
+    #[inline]
+    pub(crate) fn wait_until_running(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+    ) -> io::Result<()> {
+        if !self.errors().is_stopped() {
+            return Ok(());
+        }
+        self.hold(co, request).map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))
     }
 
     /// What the request ends with after an error; `None` if it is to be tried again.
@@ -291,7 +301,7 @@ impl BlockBackend {
 
 /// One attempt, on the medium that the request is counted in on (contract: C74).
 #[inline]
-fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
+pub(crate) fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
     request: &Option<Request>,
     attempt: &mut A,
 ) -> io::Result<()> {

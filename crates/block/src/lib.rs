@@ -19,6 +19,7 @@ mod gate;
 mod graph;
 mod io;
 mod medium;
+mod merged;
 mod node;
 pub mod options;
 mod permissions;
@@ -35,6 +36,7 @@ pub use error_policy::{
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, drain_all};
 pub use io::{BlockStatus, BlockStatusKind};
+pub use merged::Merged;
 pub use node::BlockNode;
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

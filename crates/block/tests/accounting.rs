@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
-use coblk_block::accounting::{Average, KindStatistics};
+use coblk_block::accounting::{Average, KindStatistics, LatencyPercentiles};
 use coblk_block::drivers::Null;
 use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
 use coblk_block::{
@@ -61,6 +61,8 @@ fn every_kind_is_counted_by_itself() {
     let counts = RequestKind::ALL.map(|kind| (scene.of(kind).operations, scene.of(kind).bytes));
     assert_eq!(counts, [(1, 4096), (2, 1024), (1, 0), (1, 8192), (1, 65536)]);
     assert!(RequestKind::ALL.into_iter().all(|kind| scene.of(kind).failed == 0));
+    let names = RequestKind::ALL.map(RequestKind::qmp_name);
+    assert_eq!(names, ["rd", "wr", "flush", "unmap", "wr"]);
 }
 
 #[test]
@@ -71,6 +73,8 @@ fn c87_a_failed_request_is_in_the_latencies_and_not_in_operations() {
         .backend
         .set_latency_bins(RequestKind::Write, Some(&[1_000_000, 5_000_000]))
         .expect("bins");
+    scene.backend.set_percentiles(RequestKind::Write, true);
+    scene.backend.add_interval(&scene.ctx, Duration::from_secs(1));
     scene.write(0).expect("a write");
     scene.rules.add(Rule::fail(libc::EIO).after(Duration::from_millis(7)).once());
     scene.write(0).expect_err("a write that fails");
@@ -79,7 +83,12 @@ fn c87_a_failed_request_is_in_the_latencies_and_not_in_operations() {
     assert_eq!((writes, writes.invalid), (expected, 0));
     let latencies = scene.statistics.latencies(RequestKind::Write).expect("bins");
     assert_eq!(latencies.bins, [1, 0, 1]);
-    assert_eq!(writes.total_time_ns, 0, "the time of those that succeeded");
+    assert_eq!(writes.total_time_ns, 7_000_000);
+    let percentiles = scene.statistics.percentiles(RequestKind::Write).expect("percentiles");
+    assert_eq!((percentiles.count, percentiles.max_ns), (2, 7_000_000));
+    let averages = scene.statistics.averages(RequestKind::Write);
+    let expected = Average { min: 0, avg: 3_500_000, max: 7_000_000, count: 2 };
+    assert_eq!(averages, [(Duration::from_secs(1), expected)]);
     assert!(scene.statistics.latencies(RequestKind::Read).is_none());
     scene.backend.set_latency_bins(RequestKind::Write, None).expect("no bins");
     assert!(scene.statistics.latencies(RequestKind::Write).is_none());
@@ -120,7 +129,9 @@ fn time_is_that_of_the_contexts_clock() {
         }
         assert_eq!(scene.statistics.queue_depth(), 4);
         drop(scene.backend.drain(&scene.ctx));
-        assert_eq!(scene.statistics.queue_depth(), 0);
+        assert_eq!((scene.statistics.queue_depth(), scene.statistics.max_queue_depth()), (0, 4));
+        scene.backend.reset_max_queue_depth();
+        assert_eq!(scene.statistics.max_queue_depth(), 0);
         let flushes = scene.of(RequestKind::Flush);
         assert_eq!((flushes.operations, flushes.total_time_ns), (4, 120_000_000));
     }
@@ -137,8 +148,7 @@ fn c88_averages_over_an_interval_and_zero_after_a_rest() {
         scene.rules.add(delayed(ms).once());
         scene.write(0).expect("a write");
     }
-    scene.rules.add(Rule::fail(libc::EIO).after(Duration::from_millis(90)).once());
-    scene.write(0).expect_err("a write that fails");
+    scene.write(DISK_BYTES).expect_err("past the end");
     let ms = |min: u64, avg: u64, max: u64| {
         let [min, avg, max] = [min, avg, max].map(|ms| ms * 1_000_000);
         Average { min, avg, max, count: 5 }
@@ -152,6 +162,63 @@ fn c88_averages_over_an_interval_and_zero_after_a_rest() {
     let rested = now_ns + 100_000_000_000;
     assert!(at(rested).iter().all(|(_, average)| *average == Average::default()));
     assert_eq!(scene.statistics.averages(RequestKind::Read)[0].1, Average::default());
+}
+
+#[test]
+fn percentiles_are_kept_of_kinds_on_demand() {
+    let scene = scene();
+    let (writes, reads) = (RequestKind::Write, RequestKind::Read);
+    scene.backend.set_accounting(Accounting::Exact);
+    scene.write(0).expect("a write");
+    assert_eq!(scene.statistics.percentiles(writes), None);
+    scene.backend.set_percentiles(writes, true);
+    for ms in 1..=100 {
+        scene.rules.add(delayed(ms).once());
+        scene.write(0).expect("a write");
+    }
+    scene.write(DISK_BYTES).expect_err("past the end");
+    let read = scene.statistics.percentiles(writes).expect("percentiles");
+    assert_eq!((read.count, read.max_ns), (100, 100_000_000));
+    for (found, ms) in [(read.p50_ns, 50), (read.p90_ns, 90), (read.p99_ns, 99)] {
+        let exact = ms * 1_000_000;
+        assert!((exact..=exact + exact / 100).contains(&found), "{found} for {ms} ms");
+    }
+    assert_eq!(read.p999_ns, read.max_ns);
+    assert_eq!(scene.statistics.percentiles(reads), None);
+    // From another thread too.
+    let statistics = scene.statistics.clone();
+    let seen = std::thread::spawn(move || statistics.percentiles(RequestKind::Write)).join();
+    assert_eq!(seen.expect("a thread"), Some(read));
+    // They begin anew, and know nothing without a clock.
+    scene.backend.set_percentiles(writes, true);
+    scene.backend.set_accounting(Accounting::Counts);
+    scene.write(0).expect("a write");
+    assert_eq!(scene.statistics.percentiles(writes), Some(LatencyPercentiles::default()));
+    scene.backend.set_percentiles(writes, false);
+    assert_eq!(scene.statistics.percentiles(writes), None);
+}
+
+#[test]
+fn the_average_queue_depth_is_time_by_time() {
+    let scene = scene();
+    scene.backend.set_accounting(Accounting::Turns);
+    let second = Duration::from_secs(1);
+    scene.backend.add_interval(&scene.ctx, second);
+    let begin_ns = scene.ctx.now_ns();
+    scene.rules.add(delayed(100));
+    for _ in 0..4 {
+        scene.backend.aio_flush(&scene.ctx, |_, result| result.expect("a flush"));
+    }
+    drop(scene.backend.drain(&scene.ctx));
+    let at = |ms: i64| {
+        let now_ns = begin_ns + ms * 1_000_000;
+        scene.statistics.average_queue_depths_at(RequestKind::Flush, now_ns)
+    };
+    assert_eq!(at(100), [(second, 4.0)]);
+    assert_eq!(scene.statistics.average_queue_depths(RequestKind::Flush), at(100));
+    assert_eq!(at(400), [(second, 1.0)]);
+    assert_eq!(at(5000), [(second, 0.0)]);
+    assert_eq!(scene.statistics.average_queue_depths(RequestKind::Read), [(second, 0.0)]);
 }
 
 #[test]

@@ -250,10 +250,6 @@ impl DeviceQueue {
             bytes = run.len_bytes,
             requests = run.members.len()
         );
-        let merged = run.members.len() - 1;
-        if merged > 0 {
-            self.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
-        }
         let queue = Rc::clone(self);
         // What a request does wrong is caught inside. This is about not getting a stack: the
         // closure is then dropped, and its requests with it, which answers them.

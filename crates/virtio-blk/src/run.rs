@@ -72,6 +72,7 @@ pub(crate) struct Run {
     pub(crate) segments: Vec<Segment>,
     /// For discard and write-zeroes.
     pub(crate) ranges: Vec<ByteRange>,
+    pub(crate) lists: Lists,
 }
 
 impl Run {
@@ -111,6 +112,50 @@ impl Run {
             at += member.segments;
             part
         })
+    }
+}
+
+/// Vectors for data in many segments, empty between requests, so that their lists on the heap are
+/// allocated once.
+#[derive(Default)]
+pub(crate) struct Lists {
+    source: IoVector<'static>,
+    target: IoVectorMut<'static>,
+}
+
+impl Lists {
+    /// Calls `read` with the guest memory of `segments`.
+    #[inline]
+    pub(crate) fn with_target<'m, R>(
+        &mut self,
+        mem: &'m GuestMap,
+        segments: &[Segment],
+        read: impl FnOnce(&mut IoVectorMut<'m>) -> R,
+    ) -> Result<R, BadAddress> {
+        if segments.len() <= IoVectorMut::INLINE_RANGES {
+            return Ok(read(&mut target_of(mem, segments, IoVectorMut::new())?));
+        }
+        let mut target = target_of(mem, segments, std::mem::take(&mut self.target))?;
+        let result = read(&mut target);
+        self.target = target.recycle();
+        Ok(result)
+    }
+
+    /// Calls `write` with the guest memory of `segments`.
+    #[inline]
+    pub(crate) fn with_source<'m, R>(
+        &mut self,
+        mem: &'m GuestMap,
+        segments: &[Segment],
+        write: impl FnOnce(&IoVector<'m>) -> R,
+    ) -> Result<R, BadAddress> {
+        if segments.len() <= IoVector::INLINE_RANGES {
+            return Ok(write(&source_of(mem, segments, IoVector::new())?));
+        }
+        let source = source_of(mem, segments, std::mem::take(&mut self.source))?;
+        let result = write(&source);
+        self.source = source.recycle();
+        Ok(result)
     }
 }
 
@@ -196,11 +241,11 @@ pub(crate) struct BadAddress;
 
 /// The guest memory of `segments`, to read into.
 #[inline]
-pub(crate) fn target_of<'m>(
+fn target_of<'m>(
     mem: &'m GuestMap,
     segments: &[Segment],
+    mut target: IoVectorMut<'m>,
 ) -> Result<IoVectorMut<'m>, BadAddress> {
-    let mut target = IoVectorMut::new();
     for segment in segments {
         for_each_piece(mem, segment, |piece| target.push_volatile(piece))?;
     }
@@ -209,11 +254,11 @@ pub(crate) fn target_of<'m>(
 
 /// The guest memory of `segments`, to write from.
 #[inline]
-pub(crate) fn source_of<'m>(
+fn source_of<'m>(
     mem: &'m GuestMap,
     segments: &[Segment],
+    mut source: IoVector<'m>,
 ) -> Result<IoVector<'m>, BadAddress> {
-    let mut source = IoVector::new();
     for segment in segments {
         for_each_piece(mem, segment, |piece| source.push_volatile(piece))?;
     }

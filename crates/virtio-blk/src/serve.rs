@@ -5,21 +5,26 @@ use std::any::Any;
 use std::io;
 
 use coblk_aio::{Co, trace_event};
-use coblk_block::{WriteFlags, ZeroFlags};
+use coblk_block::{Merged, WriteFlags, ZeroFlags};
 
 use crate::chain::Segment;
 use crate::queue::DeviceQueue;
 use crate::request::BlkStatus;
-use crate::run::{BadAddress, ByteRange, Run, RunKind, source_of, target_of};
+use crate::run::{BadAddress, ByteRange, Lists, Run, RunKind};
 
 /// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
 /// nothing else.
 pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
-    match co.catch_unwind(|| perform(co, queue, &run)) {
-        Ok(Ok(())) => answer_all(queue, &mut run, BlkStatus::Ok),
-        Ok(Err(_)) if run.members.len() > 1 => serve_one_by_one(co, queue, &mut run),
+    let performed = co.catch_unwind(|| perform(co, queue, &mut run));
+    let merged = run.members.len() - 1;
+    if merged > 0 && !matches!(performed, Ok(Ok(Merged::Split))) {
+        queue.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
+    }
+    match performed {
+        Ok(Ok(Merged::Done)) => answer_all(queue, &mut run, BlkStatus::Ok),
+        Ok(Ok(Merged::Split)) => serve_one_by_one(co, queue, &mut run),
         Ok(Err(failure)) => {
-            let status = failure.status(co, queue, &run);
+            let status = failure.status(co, queue, &run, (run.offset_bytes, run.len_bytes));
             answer_all(queue, &mut run, status);
         }
         Err(panic) => {
@@ -51,14 +56,14 @@ impl From<BadAddress> for Failure {
 
 impl Failure {
     #[cold]
-    fn status(&self, co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> BlkStatus {
+    fn status(&self, co: &Co<'_>, queue: &DeviceQueue, run: &Run, range: (u64, u64)) -> BlkStatus {
         match self {
             Failure::Address => {
                 tracing::debug!(queue = queue.index(), "data outside guest memory");
                 BlkStatus::IoErr
             }
             Failure::Io(error) => {
-                log_error(co, queue, run, error);
+                log_error(co, queue, run.kind, range, error);
                 let hint = matches!(run.kind, RunKind::Discard | RunKind::WriteZeroes);
                 if hint && error.kind() == io::ErrorKind::Unsupported {
                     BlkStatus::Unsupported
@@ -70,17 +75,23 @@ impl Failure {
     }
 }
 
-fn log_error(co: &Co<'_>, queue: &DeviceQueue, run: &Run, error: &io::Error) {
+fn log_error(
+    co: &Co<'_>,
+    queue: &DeviceQueue,
+    kind: RunKind,
+    (offset, bytes): (u64, u64),
+    error: &io::Error,
+) {
     let errno = error.raw_os_error().unwrap_or(0);
     let now_ns = co.context().now_ns();
-    let admitted = queue.shared.error_log.borrow_mut().admit(run.kind, errno, now_ns);
+    let admitted = queue.shared.error_log.borrow_mut().admit(kind, errno, now_ns);
     if let Some(unlogged) = admitted {
         tracing::warn!(
             device = queue.device_name(),
             queue = queue.index(),
-            kind = ?run.kind,
-            offset = run.offset_bytes,
-            bytes = run.len_bytes,
+            ?kind,
+            offset,
+            bytes,
             %error,
             unlogged,
             "request failed; others like it are logged at most once a second"
@@ -89,34 +100,64 @@ fn log_error(co: &Co<'_>, queue: &DeviceQueue, run: &Run, error: &io::Error) {
 }
 
 #[inline]
-fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &Run) -> Result<(), Failure> {
+fn perform(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) -> Result<Merged, Failure> {
     match run.kind {
-        RunKind::Read | RunKind::Write => {
-            transfer(co, queue, run.kind, run.offset_bytes, &run.segments)
+        RunKind::Read | RunKind::Write if run.members.len() > 1 => {
+            return transfer_merged(co, queue, run);
         }
-        RunKind::Flush => Ok(queue.shared.backend.co_flush(co)?),
+        RunKind::Read | RunKind::Write => {
+            let Run { kind, offset_bytes, ref segments, ref mut lists, .. } = *run;
+            transfer(co, queue, lists, kind, offset_bytes, segments)?;
+        }
+        RunKind::Flush => queue.shared.backend.co_flush(co)?,
         RunKind::Discard | RunKind::WriteZeroes => {
-            run.ranges.iter().try_for_each(|range| clear(co, queue, run.kind, range))
+            run.ranges.iter().try_for_each(|range| clear(co, queue, run.kind, range))?;
         }
     }
+    Ok(Merged::Done)
+}
+
+fn transfer_merged(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) -> Result<Merged, Failure> {
+    let backend = &queue.shared.backend;
+    let Run { kind, offset_bytes, ref segments, ref mut lists, .. } = *run;
+    let performed = if kind == RunKind::Read {
+        lists.with_target(&queue.mem, segments, |target| {
+            backend.co_preadv_merged(co, offset_bytes, target)
+        })
+    } else {
+        let flags = write_flags(queue);
+        lists.with_source(&queue.mem, segments, |source| {
+            backend.co_pwritev_merged(co, offset_bytes, source, flags)
+        })
+    };
+    // A bad address is that of one member.
+    Ok(performed.unwrap_or(Ok(Merged::Split))?)
+}
+
+#[inline]
+fn write_flags(queue: &DeviceQueue) -> WriteFlags {
+    if queue.shared.is_writethrough() { WriteFlags::FUA } else { WriteFlags::empty() }
 }
 
 #[inline]
 fn transfer(
     co: &Co<'_>,
     queue: &DeviceQueue,
+    lists: &mut Lists,
     kind: RunKind,
     offset_bytes: u64,
     segments: &[Segment],
 ) -> Result<(), Failure> {
     let backend = &queue.shared.backend;
     if kind == RunKind::Read {
-        let mut target = target_of(&queue.mem, segments)?;
-        backend.co_preadv(co, offset_bytes, &mut target)?;
+        lists.with_target(&queue.mem, segments, |target| {
+            backend.co_preadv(co, offset_bytes, target)
+        })??;
     } else {
-        let through = queue.shared.is_writethrough();
-        let flags = if through { WriteFlags::FUA } else { WriteFlags::empty() };
-        backend.co_pwritev(co, offset_bytes, &source_of(&queue.mem, segments)?, flags)?;
+        let flags = write_flags(queue);
+        lists.with_source(&queue.mem, segments, |source| {
+            backend.co_pwritev(co, offset_bytes, source, flags)
+        })??;
     }
     Ok(())
 }
@@ -138,15 +179,20 @@ fn clear(
 }
 
 /// The merged request failed. Who is to blame? Each guest request gets its own try, so that only
-/// those fail that have to.
+/// those fail, are counted and are told of, that have to.
 #[cold]
 fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
+    let mut lists = Lists::default();
     for index in 0..run.members.len() {
         let Some((offset_bytes, segments)) = run.parts().nth(index) else { return };
-        let tried = co.catch_unwind(|| transfer(co, queue, run.kind, offset_bytes, segments));
+        let (kind, lists) = (run.kind, &mut lists);
+        let tried = co.catch_unwind(|| transfer(co, queue, lists, kind, offset_bytes, segments));
         let status = match tried {
             Ok(Ok(())) => BlkStatus::Ok,
-            Ok(Err(failure)) => failure.status(co, queue, run),
+            Ok(Err(failure)) => {
+                let range = (offset_bytes, run.members[index].len_bytes);
+                failure.status(co, queue, run, range)
+            }
             Err(panic) => {
                 log_panic(queue, run, &*panic);
                 BlkStatus::IoErr

@@ -2,14 +2,16 @@
 
 mod util;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coblk_aio::AioContext;
-use coblk_block::{ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
+use coblk_block::{ErrorAction, ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
 use coblk_virtio_blk::guest::{Completion, GuestRequest, Machine};
 use coblk_virtio_blk::{BlkStatus, VirtioBlkConfig};
-use util::{TestDisk, backend, settle};
+use util::{Seen, TestDisk, backend, settle};
 
 struct Scene {
     ctx: AioContext,
@@ -29,7 +31,11 @@ fn scene(policy: ErrorPolicy) -> Scene {
 impl Scene {
     /// Writes to 8 neighbouring sectors, of which the fourth is bad, and to one far away.
     fn write_nine(&mut self) {
-        self.disk.bad_offset.store(3 * 512, Ordering::Relaxed);
+        self.write_nine_around(3 * 512);
+    }
+
+    fn write_nine_around(&mut self, bad_offset: u64) {
+        self.disk.bad_offset.store(bad_offset, Ordering::Relaxed);
         for (token, sector) in (0..8).chain([1000]).enumerate() {
             let buffer = self.machine.ram.alloc(512, 512).unwrap();
             self.machine.ram.write(buffer, &[token as u8 + 1; 512]);
@@ -63,8 +69,9 @@ fn a_stopped_device_answers_when_it_is_resumed() {
     let mut scene = scene(ErrorPolicy::Stop);
     scene.write_nine();
     assert_eq!(scene.status(), IoStatus::Failed);
-    assert_eq!(scene.answers(), [(8, BlkStatus::Ok)], "it was on its way already");
-    assert_eq!(scene.machine.device.in_flight(), 8);
+    // Those before it, and what was on its way already.
+    assert_eq!(scene.answers(), [0, 1, 2, 8].map(|token| (token, BlkStatus::Ok)));
+    assert_eq!(scene.machine.device.in_flight(), 5);
     // Nothing new is begun meanwhile.
     scene.disk.take_seen();
     scene.machine.queues[0].submit(GuestRequest::Flush, 99).unwrap();
@@ -74,12 +81,11 @@ fn a_stopped_device_answers_when_it_is_resumed() {
     // It fails again, and stops again.
     scene.machine.device.backend().resume();
     settle(&scene.ctx);
-    assert_eq!((scene.status(), scene.machine.device.in_flight()), (IoStatus::Failed, 8));
+    assert_eq!((scene.status(), scene.machine.device.in_flight()), (IoStatus::Failed, 5));
     scene.disk.bad_offset.store(u64::MAX, Ordering::Relaxed);
     scene.machine.device.backend().resume();
     settle(&scene.ctx);
-    let mut expected = all_nine();
-    expected[8].0 = 99;
+    let expected = [3, 4, 5, 6, 7, 99].map(|token| (token, BlkStatus::Ok));
     let answers = scene.answers();
     // The flush may have gone ahead of the writes, which were not answered.
     assert_eq!(answers.iter().filter(|(token, _)| *token == 99).count(), 1);
@@ -93,7 +99,7 @@ fn a_stopped_device_answers_when_it_is_resumed() {
 fn a_reset_ends_what_a_stopped_device_holds() {
     let mut scene = scene(ErrorPolicy::Stop);
     scene.write_nine();
-    assert_eq!(scene.machine.device.in_flight(), 8);
+    assert_eq!(scene.machine.device.in_flight(), 5);
     scene.machine.device.reset(&scene.ctx);
     assert_eq!(scene.machine.device.in_flight(), 0);
     let backend = scene.machine.device.backend();
@@ -113,11 +119,51 @@ fn reported_and_ignored_errors_reach_only_their_own_requests() {
 }
 
 #[test]
-fn merged_and_invalid_requests_are_counted() {
-    let mut scene = scene(ErrorPolicy::Report);
+fn each_request_of_a_run_that_fails_is_counted_and_told_of_by_itself() {
+    for (bad, failed) in [(3 * 512, 1), (u64::MAX, 0)] {
+        let mut scene = scene(ErrorPolicy::Report);
+        let told = Rc::new(Cell::new(0));
+        let tell = Rc::clone(&told);
+        scene.machine.device.backend().set_error_listener(move |_, _, event| {
+            assert_eq!((event.kind, event.action), (RequestKind::Write, ErrorAction::Report));
+            tell.set(tell.get() + 1);
+        });
+        scene.write_nine_around(bad);
+        let statistics = scene.machine.device.backend().statistics();
+        let writes = statistics.of(RequestKind::Write);
+        assert_eq!((writes.failed, told.get()), (failed, failed));
+        assert_eq!(writes.operations + writes.merged + failed, 9);
+        assert_eq!(writes.merged, if failed > 0 { 0 } else { 7 });
+        assert_eq!(writes.bytes, (9 - failed) * 512);
+        assert_eq!((statistics.queue_depth(), writes.invalid), (0, 0));
+    }
+}
+
+#[test]
+fn a_run_that_waits_at_a_stopped_backend_ends_untried_with_a_reset() {
+    let mut scene = scene(ErrorPolicy::Stop);
     scene.write_nine();
+    scene.answers();
+    scene.disk.bad_offset.store(u64::MAX, Ordering::Relaxed);
+    scene.disk.take_seen();
+    for (token, sector) in (2000..2004).enumerate() {
+        let buffer = scene.machine.ram.alloc(512, 512).unwrap();
+        let request = GuestRequest::Write { sector, buffers: &[buffer] };
+        scene.machine.queues[0].submit(request, token as u64).unwrap();
+    }
+    scene.machine.queues[0].kick();
+    settle(&scene.ctx);
+    assert_eq!(scene.machine.device.backend().held_requests(), 2);
+    scene.machine.device.reset(&scene.ctx);
+    let is_new = |seen: &Seen| matches!(seen, Seen::Write { offset, .. } if *offset >= 2000 * 512);
+    assert!(!scene.disk.take_seen().iter().any(is_new));
+    assert_eq!(scene.machine.device.in_flight(), 0);
+}
+
+#[test]
+fn invalid_requests_are_counted() {
+    let mut scene = scene(ErrorPolicy::Report);
     let statistics = scene.machine.device.backend().statistics();
-    assert_eq!(statistics.of(RequestKind::Write).merged, 7);
     let invalid = |kind| statistics.of(kind).invalid;
     assert_eq!(RequestKind::ALL.map(invalid), [0; 5]);
     let buffer = [scene.machine.ram.alloc(512, 512).unwrap()];

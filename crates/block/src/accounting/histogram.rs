@@ -1,5 +1,6 @@
 //! [`LatencyHistogram`]: how many requests took how long, in bins that the user chose.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
@@ -20,7 +21,7 @@ pub struct BinsError;
 
 /// The bins while they are counted. One thread writes.
 pub(super) struct Bins {
-    boundaries_ns: Vec<u64>,
+    boundaries_ns: Arc<[u64]>,
     counts: Vec<AtomicU64>,
 }
 
@@ -29,8 +30,13 @@ impl Bins {
         if boundaries_ns.first() == Some(&0) || !boundaries_ns.is_sorted_by(|a, b| a < b) {
             return Err(BinsError);
         }
+        Ok(Bins::between(boundaries_ns.into()))
+    }
+
+    /// Between boundaries that ascend from above 0.
+    pub(super) fn between(boundaries_ns: Arc<[u64]>) -> Bins {
         let counts = (0..=boundaries_ns.len()).map(|_| AtomicU64::new(0)).collect();
-        Ok(Bins { boundaries_ns: boundaries_ns.to_vec(), counts })
+        Bins { boundaries_ns, counts }
     }
 
     pub(super) fn record(&self, latency_ns: u64) {
@@ -39,9 +45,16 @@ impl Bins {
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
+    /// The lowest latency of each bin that is not empty, and how many are in there.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let lowest_ns = std::iter::once(0).chain(self.boundaries_ns.iter().copied());
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        lowest_ns.zip(counts).filter(|(_, count)| *count > 0)
+    }
+
     pub(super) fn read(&self) -> LatencyHistogram {
         LatencyHistogram {
-            boundaries_ns: self.boundaries_ns.clone(),
+            boundaries_ns: self.boundaries_ns.to_vec(),
             bins: self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
         }
     }

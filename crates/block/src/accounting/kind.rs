@@ -40,6 +40,17 @@ impl RequestKind {
         }
     }
 
+    /// What the counters of `query-blockstats` in QEMU's monitor begin with, as in `rd_operations`.
+    /// Zeroes are counted among the writes there.
+    pub fn qmp_name(self) -> &'static str {
+        match self {
+            RequestKind::Read => "rd",
+            RequestKind::Write | RequestKind::WriteZeroes => "wr",
+            RequestKind::Flush => "flush",
+            RequestKind::Discard => "unmap",
+        }
+    }
+
     /// Its place in [`ALL`](Self::ALL).
     #[inline]
     pub(crate) fn index(self) -> usize {

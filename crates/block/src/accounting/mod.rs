@@ -1,5 +1,5 @@
-//! What a [`BlockBackend`] counts: requests, bytes, failures, time, by kind; averages over the last
-//! while; histograms.
+//! What a [`BlockBackend`] counts: requests, bytes, failures, time, by kind; how many are on their way;
+//! averages over the last while; histograms and percentiles.
 //!
 //! The home thread is the only writer, so that a request pays with plain loads and stores;
 //! [`Statistics`] can be read from any thread, each number by itself: two of them may be a request
@@ -11,12 +11,14 @@
 mod door;
 mod histogram;
 mod kind;
+mod percentiles;
 mod recorder;
 mod statistics;
 mod timed_average;
 
 pub use histogram::{BinsError, LatencyHistogram};
 pub use kind::RequestKind;
+pub use percentiles::LatencyPercentiles;
 pub(crate) use recorder::Recorder;
 pub use statistics::{KindStatistics, Statistics};
 pub use timed_average::Average;

@@ -10,6 +10,7 @@ use coblk_aio::{AioContext, Co};
 use super::Accounting;
 use super::histogram::{Bins, BinsError};
 use super::kind::RequestKind;
+use super::percentiles::Percentiles;
 use super::statistics::{Clock, Counters, Extras, Shared, Statistics};
 use super::timed_average::TimedAverage;
 
@@ -29,6 +30,8 @@ pub(super) enum Outcome {
     Success,
     Failure,
     Invalid,
+    /// Its parts are counted instead.
+    Split,
 }
 
 impl Recorder {
@@ -78,11 +81,19 @@ impl Recorder {
         Ok(())
     }
 
+    pub(super) fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
+        let percentiles = enabled.then(|| Arc::new(Percentiles::new()));
+        self.change_extras(|extras| extras.percentiles[kind.index()] = percentiles);
+    }
+
+    pub(super) fn reset_max_in_flight(&self) {
+        self.shared.max_in_flight.set(self.shared.in_flight.get());
+    }
+
     fn change_extras(&self, change: impl FnOnce(&mut Extras)) {
         let mut shared = self.shared.extras();
         change(&mut shared);
-        let has_bins = shared.bins.iter().any(Option::is_some);
-        self.has_extras.set(has_bins || !shared.intervals.is_empty());
+        self.has_extras.set(!shared.is_empty());
         *self.extras.borrow_mut() = shared.clone();
     }
 
@@ -96,21 +107,22 @@ impl Recorder {
             Accounting::Exact => co.context().now_ns(),
         };
         if mode != Accounting::Off {
-            self.shared.in_flight.add(1);
+            self.shared.enter();
         }
         Recorded { recorder: self, mode, kind, bytes, begin_ns, ended: false }
     }
 
     #[cold]
-    fn record_extras(&self, request: &Recorded<'_>, outcome: Outcome, ns: u64, now_ns: i64) {
+    fn record_extras(&self, kind: RequestKind, ns: u64, now_ns: i64) {
         let extras = self.extras.borrow();
-        let kind = request.kind.index();
-        if let Some(bins) = extras.bins[kind].as_ref().filter(|_| outcome != Outcome::Invalid) {
+        let kind = kind.index();
+        if let Some(bins) = &extras.bins[kind] {
             bins.record(ns);
         }
-        if outcome == Outcome::Success {
-            extras.intervals.iter().for_each(|(_, averages)| averages[kind].account(ns, now_ns));
+        if let Some(percentiles) = &extras.percentiles[kind] {
+            percentiles.record(ns);
         }
+        extras.intervals.iter().for_each(|(_, averages)| averages[kind].account(ns, now_ns));
     }
 }
 
@@ -137,13 +149,14 @@ impl Recorded<'_> {
             Accounting::Turns => co.context().turn_ns(),
             Accounting::Exact => co.context().now_ns(),
         };
-        let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
-        if outcome == Outcome::Success {
-            self.recorder.counters(self.kind).total_time_ns.add(ns);
-        }
         self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
+        if matches!(outcome, Outcome::Invalid | Outcome::Split) {
+            return;
+        }
+        let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
+        self.recorder.counters(self.kind).total_time_ns.add(ns);
         if self.recorder.has_extras.get() {
-            self.recorder.record_extras(&self, outcome, ns, now_ns);
+            self.recorder.record_extras(self.kind, ns, now_ns);
         }
     }
 
@@ -157,6 +170,7 @@ impl Recorded<'_> {
             }
             Outcome::Failure => counters.failed.add(1),
             Outcome::Invalid => counters.invalid.add(1),
+            Outcome::Split => {}
         }
         self.recorder.shared.in_flight.subtract(1);
     }

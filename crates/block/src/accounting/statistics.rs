@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::histogram::{Bins, LatencyHistogram};
 use super::kind::RequestKind;
+use super::percentiles::{LatencyPercentiles, Percentiles};
 use super::timed_average::{Average, TimedAverage};
 
 /// What a backend has counted. A handle: clones show the same numbers. Any thread.
@@ -21,7 +22,7 @@ pub struct KindStatistics {
     pub operations: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// How long they took together, in nanoseconds.
+    /// How long they and those that failed took together, in nanoseconds.
     pub total_time_ns: u64,
     /// Requests that failed on their way.
     pub failed: u64,
@@ -38,16 +39,21 @@ pub(super) struct Counter(AtomicU64);
 impl Counter {
     #[inline]
     pub(super) fn add(&self, change: u64) {
-        self.0.store(self.get().wrapping_add(change), Ordering::Relaxed);
+        self.set(self.get().wrapping_add(change));
     }
 
     #[inline]
     pub(super) fn subtract(&self, change: u64) {
-        self.0.store(self.get().wrapping_sub(change), Ordering::Relaxed);
+        self.set(self.get().wrapping_sub(change));
     }
 
     #[inline]
-    fn get(&self) -> u64 {
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -65,6 +71,7 @@ pub(super) struct Counters {
 /// What the home thread writes and any thread reads.
 pub(super) struct Shared {
     pub(super) in_flight: Counter,
+    pub(super) max_in_flight: Counter,
     pub(super) kinds: [Counters; RequestKind::COUNT],
     /// When a request last ended, on the context's clock.
     pub(super) last_ns: AtomicI64,
@@ -85,16 +92,35 @@ pub(super) enum Clock {
 pub(super) struct Extras {
     pub(super) intervals: Vec<(Duration, Arc<[TimedAverage; RequestKind::COUNT]>)>,
     pub(super) bins: [Option<Arc<Bins>>; RequestKind::COUNT],
+    pub(super) percentiles: [Option<Arc<Percentiles>>; RequestKind::COUNT],
+}
+
+impl Extras {
+    pub(super) fn is_empty(&self) -> bool {
+        let has_bins = self.bins.iter().any(Option::is_some);
+        self.intervals.is_empty() && !has_bins && self.percentiles.iter().all(Option::is_none)
+    }
 }
 
 impl Shared {
     pub(super) fn new(clock: Clock, now_ns: i64) -> Shared {
         Shared {
             in_flight: Counter::default(),
+            max_in_flight: Counter::default(),
             kinds: Default::default(),
             last_ns: AtomicI64::new(now_ns),
             clock,
             extras: Mutex::default(),
+        }
+    }
+
+    /// One more request is on its way.
+    #[inline]
+    pub(super) fn enter(&self) {
+        let in_flight = self.in_flight.get().wrapping_add(1);
+        self.in_flight.set(in_flight);
+        if in_flight > self.max_in_flight.get() {
+            self.max_in_flight.set(in_flight);
         }
     }
 
@@ -122,6 +148,24 @@ impl Statistics {
         self.shared.in_flight.get()
     }
 
+    /// The most requests that were on their way at once, since the last
+    /// [reset](crate::BlockBackend::reset_max_queue_depth).
+    pub fn max_queue_depth(&self) -> u64 {
+        self.shared.max_in_flight.get()
+    }
+
+    /// How many requests of a kind were on their way on average, over each interval that was
+    /// [added](crate::BlockBackend::add_interval): the time of all that ended in it, by the time that
+    /// has passed. Above the true number for a while after long requests have ended.
+    pub fn average_queue_depths(&self, kind: RequestKind) -> Vec<(Duration, f64)> {
+        self.average_queue_depths_at(kind, self.now_ns())
+    }
+
+    /// [`average_queue_depths`](Self::average_queue_depths) as of an instant on the context's clock.
+    pub fn average_queue_depths_at(&self, kind: RequestKind, now_ns: i64) -> Vec<(Duration, f64)> {
+        self.read_intervals(kind, |average| average.concurrency(now_ns))
+    }
+
     /// For how long no request has ended; since the backend was made, if none has. In a simulated
     /// context time stands still between requests.
     pub fn idle_time(&self) -> Duration {
@@ -129,7 +173,7 @@ impl Statistics {
         Duration::from_nanos(u64::try_from(idle_ns).unwrap_or(0))
     }
 
-    /// How long successful requests took over each interval that was
+    /// How long requests took, those that failed included, over each interval that was
     /// [added](crate::BlockBackend::add_interval), in nanoseconds.
     pub fn averages(&self, kind: RequestKind) -> Vec<(Duration, Average)> {
         self.averages_at(kind, self.now_ns())
@@ -137,17 +181,31 @@ impl Statistics {
 
     /// [`averages`](Self::averages) as of an instant on the context's clock.
     pub fn averages_at(&self, kind: RequestKind, now_ns: i64) -> Vec<(Duration, Average)> {
+        self.read_intervals(kind, |average| average.read(now_ns))
+    }
+
+    fn read_intervals<T>(
+        &self,
+        kind: RequestKind,
+        read: impl Fn(&TimedAverage) -> T,
+    ) -> Vec<(Duration, T)> {
         let extras = self.shared.extras();
-        let read = |averages: &[TimedAverage; RequestKind::COUNT]| {
-            averages[kind.index()].read(now_ns) //
-        };
-        extras.intervals.iter().map(|(length, averages)| (*length, read(averages))).collect()
+        let read = |averages: &[TimedAverage]| read(&averages[kind.index()]);
+        extras.intervals.iter().map(|(length, averages)| (*length, read(&**averages))).collect()
     }
 
     /// How many requests took how long, those that failed included; `None` unless
     /// [asked for](crate::BlockBackend::set_latency_bins).
     pub fn latencies(&self, kind: RequestKind) -> Option<LatencyHistogram> {
         self.shared.extras().bins[kind.index()].as_ref().map(|bins| bins.read())
+    }
+
+    /// Percentiles of how long requests took, those that failed included; `None` unless
+    /// [asked for](crate::BlockBackend::set_percentiles). Takes some microseconds, and does not hold
+    /// up the home thread.
+    pub fn percentiles(&self, kind: RequestKind) -> Option<LatencyPercentiles> {
+        let percentiles = self.shared.extras().percentiles[kind.index()].clone();
+        percentiles.map(|percentiles| percentiles.read())
     }
 
     fn now_ns(&self) -> i64 {

@@ -20,6 +20,7 @@ pub struct Average {
 
 /// One thread writes; any may read.
 struct Window {
+    begin_ns: AtomicI64,
     end_ns: AtomicI64,
     min: AtomicU64,
     max: AtomicU64,
@@ -28,8 +29,9 @@ struct Window {
 }
 
 impl Window {
-    fn new(end_ns: i64) -> Window {
+    fn new(begin_ns: i64, end_ns: i64) -> Window {
         Window {
+            begin_ns: AtomicI64::new(begin_ns),
             end_ns: AtomicI64::new(end_ns),
             min: AtomicU64::new(u64::MAX),
             max: AtomicU64::new(0),
@@ -54,6 +56,7 @@ impl Window {
         self.min.store(u64::MAX, Ordering::Relaxed);
         self.max.store(0, Ordering::Relaxed);
         let end_ns = end_ns.saturating_add(lengths.saturating_mul(length_ns));
+        self.begin_ns.store(end_ns.saturating_sub(length_ns), Ordering::Relaxed);
         self.end_ns.store(end_ns, Ordering::Relaxed);
     }
 
@@ -91,7 +94,7 @@ impl TimedAverage {
     pub(super) fn new(length_ns: i64, now_ns: i64) -> TimedAverage {
         let length_ns = length_ns.max(2);
         let end_ns = now_ns.saturating_add(length_ns);
-        let windows = [Window::new(end_ns), Window::new(end_ns - length_ns / 2)];
+        let windows = [end_ns, end_ns - length_ns / 2].map(|end_ns| Window::new(now_ns, end_ns));
         TimedAverage { length_ns, windows }
     }
 
@@ -103,9 +106,20 @@ impl TimedAverage {
     }
 
     pub(super) fn read(&self, now_ns: i64) -> Average {
+        self.oldest(now_ns).map_or_else(Average::default, Window::read)
+    }
+
+    /// The sum of the values by the time that has passed: of durations, how many there were at once.
+    pub(super) fn concurrency(&self, now_ns: i64) -> f64 {
+        self.oldest(now_ns).map_or(0.0, |window| {
+            let passed_ns = now_ns.saturating_sub(window.begin_ns.load(Ordering::Relaxed));
+            window.sum.load(Ordering::Relaxed) as f64 / passed_ns.max(1) as f64
+        })
+    }
+
+    fn oldest(&self, now_ns: i64) -> Option<&Window> {
         let running = self.windows.iter().filter(|window| !window.is_over(now_ns));
-        let oldest = running.min_by_key(|window| window.end_ns.load(Ordering::Relaxed));
-        oldest.map_or_else(Average::default, Window::read)
+        running.min_by_key(|window| window.end_ns.load(Ordering::Relaxed))
     }
 }
 
@@ -144,5 +158,20 @@ mod tests {
             assert_eq!(average.read(begin_ns + SECOND / 2 - 1).max, 9, "from {begin_ns}");
             assert_eq!(average.read(begin_ns + SECOND).max, 0, "from {begin_ns}");
         }
+    }
+
+    #[test]
+    fn concurrency_is_the_sum_by_the_time_that_has_passed() {
+        let average = TimedAverage::new(SECOND, 0);
+        assert_eq!(average.concurrency(0), 0.0);
+        // Three at once from the start, each a tenth of a second, one after the other.
+        for tenth in 1..=40 {
+            let now_ns = tenth * SECOND / 10;
+            (0..3).for_each(|_| average.account(SECOND as u64 / 10, now_ns));
+            let depth = average.concurrency(now_ns);
+            // A request at the edge of a window counts as a whole.
+            assert!((3.0..=3.7).contains(&depth), "{depth} after {tenth} tenths");
+        }
+        assert_eq!(average.concurrency(100 * SECOND), 0.0);
     }
 }

@@ -1,0 +1,77 @@
+//! Requests that a device has merged from several, and takes apart if they fail.
+
+use std::io;
+
+use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
+
+use crate::accounting::RequestKind;
+use crate::block_backend::BlockBackend;
+use crate::error_policy::try_once;
+use crate::flags::WriteFlags;
+use crate::io as request_path;
+use crate::medium::Medium;
+
+/// What became of a merged request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a request that was split is not done"]
+pub enum Merged {
+    /// It succeeded.
+    Done,
+    /// It failed, perhaps because of one part only. Nobody was told and nothing was counted: each
+    /// part is to be sent by itself, and fails, or not, by itself.
+    Split,
+}
+
+/// For devices that merge. All of it on the backend's home thread.
+///
+/// # Errors
+/// ECANCELED if the request was held, and [made to end](BlockBackend::report_errors), before it was
+/// tried; its parts are not to be tried either.
+impl BlockBackend {
+    /// [`co_preadv`](Self::co_preadv) of several neighbouring requests.
+    #[inline]
+    pub fn co_preadv_merged(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<Merged> {
+        let bytes = target.len() as u64;
+        trace_event!("blk_co_preadv", offset, bytes);
+        self.perform_merged(co, RequestKind::Read, bytes, |medium| {
+            request_path::co_preadv(&medium.node, co, offset, target)
+        })
+    }
+
+    /// [`co_pwritev`](Self::co_pwritev) of several neighbouring requests.
+    #[inline]
+    pub fn co_pwritev_merged(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<Merged> {
+        let bytes = source.len() as u64;
+        trace_event!("blk_co_pwritev", offset, bytes);
+        self.perform_merged(co, RequestKind::Write, bytes, |medium| {
+            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
+        })
+    }
+
+    #[inline]
+    fn perform_merged(
+        &self,
+        co: &Co<'_>,
+        kind: RequestKind,
+        bytes: u64,
+        mut attempt: impl FnMut(&Medium) -> io::Result<()>,
+    ) -> io::Result<Merged> {
+        let mut request = self.begin_request(co);
+        self.account_merged(co, kind, bytes, || {
+            self.wait_until_running(co, &mut request)?;
+            let tried = try_once(&request, &mut attempt);
+            Ok(tried.map_or(Merged::Split, |()| Merged::Done))
+        })
+    }
+}
