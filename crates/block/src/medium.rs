@@ -68,7 +68,8 @@ impl Slot {
 
     /// Counts a request in, for as long as the guard lives; waits while the node is drained.
     /// `None` without a medium.
-    #[inline]
+    // Always inlined: it is small but for a loop that seldom turns.
+    #[inline(always)]
     pub(crate) fn enter(&self, co: &Co<'_>) -> Option<Request> {
         loop {
             let medium = self.medium()?;

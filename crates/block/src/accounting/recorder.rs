@@ -137,7 +137,7 @@ pub(super) struct Recorded<'a> {
 }
 
 impl Recorded<'_> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn end(mut self, co: &Co<'_>, outcome: Outcome) {
         self.ended = true;
         if self.mode == Accounting::Off {
