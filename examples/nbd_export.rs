@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use coblk::drivers::{File, Null};
 use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
-use coblk::{AioContext, BlockBackend, BlockNode, FdInterest};
+use coblk::{AioContext, BackendOptions, BlockNode, FdInterest};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(image) => BlockNode::new("disk0", File::options().open(&image)?),
         None => BlockNode::new("disk0", Null::new(1 << 30).read_zeroes(true)),
     };
-    let backend = BlockBackend::new(&ctx, "drive", node);
+    let backend = BackendOptions::new("drive").open(&ctx, node)?;
     let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket.into()), NbdOptions::default())?;
     server.add_export(NbdExport::new("", backend.clone()))?;
 

@@ -5,9 +5,10 @@ use std::process::{Command, Output};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coblk::BlockDriver;
 use coblk::block::{PermissionError, Permissions};
 use coblk::drivers::{File, Locking};
+use coblk::options::NodeOptions;
+use coblk::{AioContext, BackendOptions, BlockDriver, Blockdevs};
 use coblk_tests::holder::{Holder, locked_bytes};
 use coblk_tests::images::sparse_image;
 use coblk_tests::{image_dir, sandbox, tools};
@@ -266,6 +267,27 @@ fn a_crash_of_ours_gives_the_image_free() {
 }
 
 #[test]
+fn a_backend_locks_the_image_for_as_long_as_it_uses_it() {
+    let (_dir, image) = image();
+    let path = tools::text(&image);
+    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let line = format!("raw,file.driver=file,file.locking=on,file.filename={path}");
+    let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
+    assert_eq!(locked_bytes(&image), NOBODY);
+    let backend = BackendOptions::new("drive").open(&ctx, node.clone()).unwrap();
+    assert_eq!(locked_bytes(&image), DISK_LOCKS);
+    assert_refused(&try_qemu_io(&["-f", "raw"], path), r#""write""#);
+    drop(backend);
+    assert_eq!(locked_bytes(&image), NOBODY);
+    // And the other way round: who has opened it first has it.
+    let theirs = Holder::start(&mut qemu_io(&["-f", "raw"], path), &image, 101);
+    let error = BackendOptions::new("drive").open(&ctx, node.clone()).err().expect("refused");
+    assert!(error.to_string().contains("is another process using it?"), "{error}");
+    theirs.kill();
+    BackendOptions::new("drive").open(&ctx, node).unwrap();
+}
+
+#[test]
 fn a_file_system_without_locks_is_an_error_or_a_warning() {
     let test = "a_file_system_without_locks_is_an_error_or_a_warning";
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -276,5 +298,16 @@ fn a_file_system_without_locks_is_an_error_or_a_warning() {
         let expected = format!("cannot lock image '{}': No locks available", image.display());
         assert!(said.starts_with(&expected), "{said}");
         as_disk(&open(&image)).unwrap();
+    });
+}
+
+#[test]
+fn an_error_of_the_system_is_no_file_system_without_locks() {
+    let test = "an_error_of_the_system_is_no_file_system_without_locks";
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    sandbox::with_faults(test, parent, &["fcntl:error=EIO"], |dir| {
+        let image = sparse_image(dir, "disk.img", 1 << 20);
+        let said = as_disk(&open(&image)).unwrap_err().to_string();
+        assert!(said.starts_with("cannot lock image"), "{said}");
     });
 }

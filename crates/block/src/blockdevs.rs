@@ -29,9 +29,9 @@ use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, check_n
 /// assert_eq!(disk.length(), 64 << 20);
 /// let raw = blockdevs.open(&ctx, NodeOptions::from_keyval("driver=raw,node-name=raw,file=disk")?)?;
 /// drop((disk, raw));
-/// assert_eq!(blockdevs.close("disk").unwrap_err().to_string(), "node 'disk' is in use");
-/// blockdevs.close("raw")?;
-/// blockdevs.close("disk")?;
+/// assert_eq!(blockdevs.close(&ctx, "disk").unwrap_err().to_string(), "node 'disk' is in use");
+/// blockdevs.close(&ctx, "raw")?;
+/// blockdevs.close(&ctx, "disk")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Default)]
@@ -48,8 +48,8 @@ struct Names {
 }
 
 enum Entry {
-    /// Its options are being followed.
-    Opening,
+    /// It is being opened or closed.
+    Reserved,
     /// Opened by itself.
     Owned(Arc<BlockNode>),
     /// Opened as a child, and there as long as somebody needs it.
@@ -59,7 +59,7 @@ enum Entry {
 impl Entry {
     fn node(&self) -> Option<Arc<BlockNode>> {
         match self {
-            Entry::Opening => None,
+            Entry::Reserved => None,
             Entry::Owned(node) => Some(Arc::clone(node)),
             Entry::Child(node) => node.upgrade(),
         }
@@ -67,6 +67,23 @@ impl Entry {
 
     fn is_free(&self) -> bool {
         matches!(self, Entry::Child(node) if node.strong_count() == 0)
+    }
+}
+
+impl Names {
+    /// Takes out a node that nobody uses, and leaves its place taken.
+    fn take_unused(&mut self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        let entry = self.nodes.get_mut(name);
+        match entry {
+            Some(Entry::Owned(node)) if Arc::strong_count(node) > 1 => {
+                Err(BlockdevError::InUse { what: "node", name: name.to_owned() })
+            }
+            Some(entry @ Entry::Owned(_)) => match std::mem::replace(entry, Entry::Reserved) {
+                Entry::Owned(node) => Ok(node),
+                _ => Err(BlockdevError::NoSuchNode(shorten(name))),
+            },
+            _ => Err(BlockdevError::NoSuchNode(shorten(name))),
+        }
     }
 }
 
@@ -120,24 +137,33 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Forgets a node, which ends it.
+    /// Flushes a node and forgets it, which ends it. That the flush fails is logged, and keeps nobody
+    /// from getting rid of the node. Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend,
     /// a parent, or who holds it.
-    pub fn close(&self, name: &str) -> Result<(), BlockdevError> {
-        let closed = {
-            let mut names = self.names();
-            let Some(Entry::Owned(node)) = names.nodes.get(name) else {
-                return Err(BlockdevError::NoSuchNode(name.to_owned()));
-            };
-            if Arc::strong_count(node) > 1 {
-                return Err(BlockdevError::InUse { what: "node", name: name.to_owned() });
-            }
-            names.nodes.remove(name)
-        };
+    ///
+    /// # Panics
+    /// If called inside a coroutine; there, use [`co_close`](Self::co_close).
+    pub fn close(&self, ctx: &AioContext, name: &str) -> Result<(), BlockdevError> {
+        ctx.run(|co| self.co_close(co, name))
+    }
+
+    /// [`close`](Self::close), from a coroutine.
+    ///
+    /// # Errors
+    /// As of [`close`](Self::close).
+    pub fn co_close(&self, co: &Co<'_>, name: &str) -> Result<(), BlockdevError> {
+        // Its place is kept meanwhile, so that nobody finds it, nor takes its name.
+        let node = self.names().take_unused(name)?;
+        let reserved = Reserved { blockdevs: self, name };
+        if let Err(error) = node.co_flush(co) {
+            tracing::error!(node = name, %error, "flush of a node that is closed failed");
+        }
         // Outside the lock: its end may be the end of its children, and take time.
-        drop(closed);
+        drop(node);
+        drop(reserved);
         Ok(())
     }
 
@@ -225,12 +251,12 @@ impl Blockdevs {
                 format!("#block{}", names.last)
             }
         };
-        names.nodes.insert(name.clone(), Entry::Opening);
+        names.nodes.insert(name.clone(), Entry::Reserved);
         Ok(name)
     }
 }
 
-/// A name whose node is being opened; given back if that fails.
+/// A name whose node is being closed, or opened; given back at the end, unless that succeeds.
 struct Reserved<'a> {
     blockdevs: &'a Blockdevs,
     name: &'a str,

@@ -70,10 +70,16 @@ fn a_stack_of_nodes_from_one_description() {
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     backend.pwritev(&bench.ctx, 5, &IoVector::from(&b"hello"[..]), WriteFlags::FUA).unwrap();
     assert_eq!(&fs::read(bench.image()).unwrap()[4099..4107], b"\x07\x07hello\x07");
-    assert_eq!(bench.blockdevs.close("d0").unwrap_err().to_string(), "node 'd0' is in use");
+    assert_eq!(
+        bench.blockdevs.close(&bench.ctx, "d0").unwrap_err().to_string(),
+        "node 'd0' is in use"
+    );
     drop((backend, node));
-    assert_eq!(bench.blockdevs.close("f0").unwrap_err().to_string(), "there is no node 'f0'");
-    bench.blockdevs.close("d0").unwrap();
+    assert_eq!(
+        bench.blockdevs.close(&bench.ctx, "f0").unwrap_err().to_string(),
+        "there is no node 'f0'"
+    );
+    bench.blockdevs.close(&bench.ctx, "d0").unwrap();
     assert!(bench.names().is_empty());
     assert_eq!(open_descriptors(&bench.image()), 0);
 }
@@ -89,7 +95,7 @@ fn names_are_unique_while_their_nodes_live() {
     bench.refused("driver=raw,node-name=b,file.driver=null-co,file.node-name=b", "a node 'b'");
     bench.open("driver=raw,node-name=b,file.driver=null-co,file.node-name=c").unwrap();
     bench.refused("driver=null-co,node-name=c", "there is a node 'c' already");
-    bench.blockdevs.close("b").unwrap();
+    bench.blockdevs.close(&bench.ctx, "b").unwrap();
     bench.open("driver=null-co,node-name=c").unwrap();
     let error = bench
         .blockdevs
@@ -168,7 +174,7 @@ fn throttle_groups_are_named() {
     bench.open("driver=throttle,node-name=t,throttle-group=g,file.driver=null-co").unwrap();
     let error = bench.blockdevs.remove_throttle_group("g").unwrap_err().to_string();
     assert_eq!(error, "throttle group 'g' is in use");
-    bench.blockdevs.close("t").unwrap();
+    bench.blockdevs.close(&bench.ctx, "t").unwrap();
     bench.blockdevs.remove_throttle_group("g").unwrap();
     assert!(bench.blockdevs.throttle_group("g").is_none());
 }
@@ -189,4 +195,24 @@ fn filters_work_as_described() {
     assert_eq!(error.raw_os_error(), Some(28));
     backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap();
     assert_eq!(byte, [7]);
+}
+
+#[test]
+fn what_is_closed_is_flushed() {
+    let bench = Bench::new();
+    let log = bench.dir.path().join("log");
+    fs::write(&log, vec![0; IMAGE_BYTES as usize]).unwrap();
+    let line = format!(
+        "blklogwrites,node-name=logged,file.driver=file,file.filename=$,log.driver=file,log.filename={}",
+        log.display()
+    );
+    let node = bench.open(&line).unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    backend.pwritev(&bench.ctx, 0, &IoVector::from(&[1; 512][..]), WriteFlags::empty()).unwrap();
+    // The superblock counts entries, and is written by flushes only.
+    let entries = || u64::from_le_bytes(fs::read(&log).unwrap()[16..24].try_into().unwrap());
+    assert_eq!(entries(), 0);
+    drop(backend);
+    bench.blockdevs.close(&bench.ctx, "logged").unwrap();
+    assert_eq!(entries(), 2, "the write and the flush");
 }

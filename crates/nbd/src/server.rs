@@ -44,13 +44,14 @@ impl Default for NbdOptions {
 ///
 /// ```
 /// use coblk_aio::AioContext;
-/// use coblk_block::{BlockBackend, BlockNode, drivers::Null};
+/// use coblk_block::{BackendOptions, BlockNode, drivers::Null};
 /// use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("nbd.sock");
 /// let ctx = AioContext::new()?;
-/// let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk0", Null::new(1 << 30)));
+/// let disk = BlockNode::new("disk0", Null::new(1 << 30));
+/// let backend = BackendOptions::new("drive").open(&ctx, disk)?;
 /// let server = NbdServer::listen(&ctx, &NbdAddress::Unix(path), NbdOptions::default())?;
 /// server.add_export(NbdExport::new("disk", backend).description("a disk of zeroes"))?;
 /// ctx.run(|co| server.co_shutdown(co, std::time::Duration::from_secs(1)));

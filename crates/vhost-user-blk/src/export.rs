@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer};
-use coblk_block::{BlockBackend, BlockNode};
+use coblk_block::{BackendOptions, BlockNode};
 use coblk_virtio_blk::VirtioBlk;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -292,16 +292,11 @@ fn offer(
     options: VhostUserBlkOptions,
 ) -> Result<Offer, VhostUserBlkError> {
     let VhostUserBlkOptions { device: config, read_only, contexts } = options;
+    // One device, with a backend on each context. As QEMU's exports it lets others write.
+    let backend = BackendOptions::new(&config.name).read_only(read_only).share_rw(true);
     let start = |home| {
-        let (node, config) = (Arc::clone(node), config.clone());
-        DeviceHandle::start(ctx, home, move |ctx| {
-            let backend = if read_only {
-                BlockBackend::read_only(ctx, &config.name, node)
-            } else {
-                BlockBackend::new(ctx, &config.name, node)
-            };
-            VirtioBlk::new(backend, config)
-        })
+        let (node, config, backend) = (Arc::clone(node), config.clone(), backend.clone());
+        DeviceHandle::start(ctx, home, move |ctx| VirtioBlk::new(backend.open(ctx, node)?, config))
     };
     let devices = if contexts.is_empty() {
         vec![start(None)?]

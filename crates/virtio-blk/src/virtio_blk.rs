@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, EventNotifier, RemoteBottomHalf};
-use coblk_block::BlockBackend;
+use coblk_block::{BlockBackend, PermissionError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::config::{
@@ -26,6 +26,9 @@ pub enum VirtioBlkError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Others use the node, and do not agree.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
     /// The backend does not tell its length.
     #[error("cannot ask the backend for its length: {0}")]
     Backend(#[source] io::Error),

@@ -67,7 +67,8 @@ impl Raw {
         Raw { child: Child::new(child), offset: 0, size: None }
     }
 
-    /// The part of `child` from `offset` bytes on: `size` bytes, always, or all there are.
+    /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
+    /// becomes shorter, never more than `size`.
     ///
     /// # Errors
     /// If the part is not within `child`, or `size` is not a multiple of 512.
@@ -88,7 +89,8 @@ impl Raw {
     }
 
     fn length_in(&self, child: u64) -> u64 {
-        self.size.unwrap_or_else(|| child.saturating_sub(self.offset))
+        let there = child.saturating_sub(self.offset);
+        self.size.map_or(there, |size| size.min(there))
     }
 }
 

@@ -88,7 +88,9 @@ impl File {
             Err(Obstacle::Conflict { permission, mode }) => {
                 Err(PermissionError::Locked { path: path(), permission, mode })
             }
-            Err(Obstacle::System(error)) if self.locks.locking == Locking::Auto => {
+            Err(Obstacle::System(error))
+                if self.locks.locking == Locking::Auto && now.is_first() && is_refusal(&error) =>
+            {
                 tracing::warn!(
                     image = %self.path.display(),
                     %error,
@@ -113,6 +115,12 @@ impl Drop for File {
 impl Locks {
     const NONE: Locks =
         Locks { held: Permissions::empty(), not_shared: Permissions::empty(), refused: false };
+
+    /// Nothing is locked yet: that there are no locks can only be found out now. An image that was
+    /// locked once is never used without.
+    fn is_first(&self) -> bool {
+        self.held.is_empty() && self.not_shared.is_empty()
+    }
 
     fn change(
         &mut self,
@@ -176,4 +184,12 @@ impl Locks {
             }
         }
     }
+}
+
+/// Whether a file system says that it has no locks, and not that something went wrong with them.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }
