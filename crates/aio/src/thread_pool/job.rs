@@ -54,10 +54,15 @@ impl JobHeader {
 
     /// Runs a job and sends it home. `cache` keeps the last home, because after the hand-over
     /// neither the job nor its context need exist, but the notification still has to be given.
+    /// `done` is called in between: what it does, whoever waits for the job sees.
     ///
     /// # Safety
     /// The caller took the job from the channel: it is alive, and nobody else runs it.
-    pub(super) unsafe fn run(job: NonNull<JobHeader>, cache: &mut Option<Arc<Shared>>) {
+    pub(super) unsafe fn run(
+        job: NonNull<JobHeader>,
+        cache: &mut Option<Arc<Shared>>,
+        done: impl FnOnce(),
+    ) {
         // SAFETY: alive until the node is scheduled, see `home`.
         let (work, home) = unsafe { (job.as_ref().work, job.as_ref().home) };
         if cache.as_ref().is_none_or(|cached| Arc::as_ptr(cached) != home) {
@@ -71,6 +76,7 @@ impl JobHeader {
         }
         // SAFETY: passed on.
         unsafe { work(job) };
+        done();
         if let Some(home) = cache {
             // SAFETY: the submitter keeps the job in place until the node has come home, and it
             // is on no list: it has been with us.

@@ -296,7 +296,7 @@ impl PoolState {
             self.headcount.worker_ready();
             if let Message::Job(job) = message {
                 // SAFETY: taken from the channel, so it is ours to run.
-                unsafe { JobHeader::run(job, &mut None) };
+                unsafe { JobHeader::run(job, &mut None, || {}) };
             }
             self.refill_if_overflowing();
         }

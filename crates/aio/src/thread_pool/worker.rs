@@ -25,14 +25,16 @@ pub(super) fn run(state: &PoolState) {
     state.headcount.worker_ready();
     while let Some(message) = next(state, &sleeper, &mut home) {
         state.refill_if_overflowing();
+        // Ready again: before the job is home, so that whoever waited for it finds this worker and
+        // starts no other for what comes next; and before the check for a surplus, which takes it
+        // back.
+        let ready = || state.headcount.worker_ready();
         match message {
             // SAFETY: taken from the channel, so it is ours to run.
-            Message::Job(job) => unsafe { JobHeader::run(job, &mut home) },
-            Message::Recheck => {}
+            Message::Job(job) => unsafe { JobHeader::run(job, &mut home, ready) },
+            Message::Recheck => ready(),
             Message::Stop => break,
         }
-        // Ready again. Before the check for a surplus, which takes it back.
-        state.headcount.worker_ready();
         if state.headcount.over_max() && state.headcount.try_leave(Leave::AboveMax) {
             break;
         }
