@@ -1,6 +1,7 @@
 //! An NBD server on a thread of its own, and the bytes of a client.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,8 @@ pub const SIZE: u64 = 64 << 20;
 pub struct Served {
     /// Where its files are.
     pub dir: tempfile::TempDir,
+    /// Where it listens.
+    pub address: NbdAddress,
     stop: Arc<AtomicBool>,
     handle: AioHandle,
     thread: Option<JoinHandle<()>>,
@@ -39,36 +42,53 @@ impl Served {
 
     /// Starts one on a node that may keep files in the directory it is told.
     pub fn with_node(parent: &str, node: impl FnOnce(&Path) -> Arc<BlockNode>) -> Served {
+        let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
+        Self::with_options(parent, options, None, node)
+    }
+
+    /// Starts one with limits of its own; at a TCP address, or at a unix socket in its directory.
+    pub fn with_options(
+        parent: &str,
+        options: NbdOptions,
+        tcp: Option<SocketAddr>,
+        node: impl FnOnce(&Path) -> Arc<BlockNode>,
+    ) -> Served {
         let dir = tempfile::tempdir_in(parent).unwrap();
         let node = node(dir.path());
-        let (socket, stop) = (dir.path().join("nbd.sock"), Arc::new(AtomicBool::new(false)));
+        let unix = || NbdAddress::Unix(dir.path().join("nbd.sock"));
+        let (address, stop) = (tcp.map_or_else(unix, NbdAddress::Tcp), Arc::default());
         let (tell, told) = mpsc::channel();
-        let stopped = Arc::clone(&stop);
+        let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let ctx = AioContext::new().unwrap();
             let backend = BlockBackend::new(&ctx, "drive", node);
-            let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
-            let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket), options).unwrap();
+            let server = NbdServer::listen(&ctx, &address, options).unwrap();
             let export = NbdExport::new("disk", backend.clone()).description("a test image");
             server.add_export(export).unwrap();
             server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
-            tell.send(ctx.handle()).unwrap();
+            tell.send((ctx.handle(), server.address().clone())).unwrap();
             ctx.run_until(|| stopped.load(Ordering::Acquire));
             ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
             assert_eq!(server.connections(), 0);
         });
-        let handle = told.recv().unwrap();
-        Served { dir, stop, handle, thread: Some(thread) }
+        let (handle, address) = told.recv().unwrap();
+        Served { dir, address, stop, handle, thread: Some(thread) }
     }
 
-    /// Its socket.
+    /// Its unix socket.
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("nbd.sock")
+        match &self.address {
+            NbdAddress::Unix(path) => path.clone(),
+            NbdAddress::Tcp(address) => panic!("it listens at {address}"),
+        }
     }
 
     /// Where clients find an export.
     pub fn uri(&self, name: &str) -> String {
-        format!("nbd+unix:///{name}?socket={}", tools::text(&self.socket()))
+        match &self.address {
+            NbdAddress::Unix(path) => format!("nbd+unix:///{name}?socket={}", tools::text(path)),
+            NbdAddress::Tcp(address) => format!("nbd://{address}/{name}"),
+        }
     }
 
     /// A connection, greeted by nobody yet.

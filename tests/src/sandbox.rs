@@ -62,6 +62,27 @@ pub fn with_faults(test: &str, parent: &Path, faults: &[&str], code: impl FnOnce
     assert!(log.contains("(INJECTED)"), "no system call was made to fail:\n{log}");
 }
 
+/// Runs `code` with a directory for files while system calls are noted; `check` sees a line for each
+/// of `calls` that was made, with the paths of its descriptors. `parent` is where the directory is
+/// made.
+pub fn traced(
+    test: &str,
+    parent: &Path,
+    calls: &str,
+    code: impl FnOnce(&Path),
+    check: impl FnOnce(&str),
+) {
+    if let Some(dir) = inside() {
+        return code(&dir);
+    }
+    let dir = tempfile::tempdir_in(parent).expect("a directory for files");
+    let log = dir.path().join("strace.log");
+    let mut strace = tools::command("strace");
+    strace.args(["-f", "-y", "-qq", "-e", &format!("trace={calls}"), "-o"]).arg(&log);
+    run_inside("strace", &mut strace, test, dir.path());
+    check(&std::fs::read_to_string(&log).expect("strace's log"));
+}
+
 /// Runs `code` with a directory for files in a process that may have `most` descriptors. `parent` is
 /// where the directory is made.
 pub fn with_few_descriptors(test: &str, parent: &Path, most: u32, code: impl FnOnce(&Path)) {

@@ -315,7 +315,7 @@ impl Connection {
     /// Puts a message among those to be sent.
     pub fn post(&self, message: Message) {
         if self.failed.get() {
-            return self.retire([message].into_iter().collect());
+            return self.retire(vec![message]);
         }
         self.outbox.borrow_mut().push(message);
     }
@@ -396,10 +396,11 @@ impl Connection {
     }
 
     /// Lets go of messages that were sent, or never will be.
-    fn retire(&self, messages: Sent) {
+    fn retire(&self, mut messages: Sent) {
         let answers = messages.iter().filter(|message| message.answers).count();
         self.in_flight.set(self.in_flight.get() - answers);
-        drop(messages);
+        messages.clear();
+        self.outbox.borrow_mut().recycle(messages);
         self.poke();
     }
 }

@@ -31,9 +31,13 @@ pub use server::{NbdOptions, NbdServer};
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]
 pub fn fuzz_parsers(bytes: &[u8]) {
-    let _ = request::Request::parse_compact(bytes);
-    let _ = request::Request::parse_extended(bytes);
-    let _ = option::GoOption::parse(bytes);
-    let _ = option::MetaOption::parse(bytes);
-    let _ = option::name(bytes);
+    // What nobody looks at is not compiled.
+    use std::hint::black_box;
+    black_box(request::Request::parse_compact(bytes));
+    black_box(request::Request::parse_extended(bytes));
+    let _ = black_box(option::GoOption::parse(bytes));
+    if let Ok(option) = option::MetaOption::parse(bytes) {
+        option.queries().for_each(|query| _ = black_box(query));
+    }
+    let _ = black_box(option::name(bytes));
 }

@@ -16,11 +16,13 @@ pub struct Outbox {
     messages: VecDeque<Message>,
     /// How much of the first one has gone, in bytes.
     sent: usize,
+    /// An empty list, kept so that none is allocated each time.
+    spare: Sent,
 }
 
 /// Messages that were sent. The caller drops them when nothing is borrowed: that frees memory, and
-/// whoever waited for it runs.
-pub type Sent = SmallVec<[Message; 4]>;
+/// whoever waited for it runs. Then it gives the list back.
+pub type Sent = Vec<Message>;
 
 impl Outbox {
     pub fn push(&mut self, message: Message) {
@@ -35,6 +37,12 @@ impl Outbox {
     pub fn clear(&mut self) -> Sent {
         self.sent = 0;
         self.messages.drain(..).collect()
+    }
+
+    /// Takes a list back whose messages are gone.
+    pub fn recycle(&mut self, list: Sent) {
+        debug_assert!(list.is_empty());
+        self.spare = list;
     }
 
     /// Sends what the socket takes at once.
@@ -56,7 +64,7 @@ impl Outbox {
         }
         let mut bytes = self.sent + written;
         drop(slices);
-        let mut done = Sent::new();
+        let mut done = std::mem::take(&mut self.spare);
         while self.messages.front().is_some_and(|message| message.len() <= bytes) {
             if let Some(message) = self.messages.pop_front() {
                 bytes -= message.len();
