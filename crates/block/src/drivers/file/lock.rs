@@ -46,6 +46,8 @@ pub(super) struct ImageLocks {
 struct Locks {
     held: Permissions,
     not_shared: Permissions,
+    /// It was locked once: the file system knows locks, and is not given up any more.
+    locked: bool,
     /// The file system knows no locks, and has been given up.
     refused: bool,
 }
@@ -89,7 +91,7 @@ impl File {
                 Err(PermissionError::Locked { path: path(), permission, mode })
             }
             Err(Obstacle::System(error))
-                if self.locks.locking == Locking::Auto && now.is_first() && is_refusal(&error) =>
+                if self.locks.locking == Locking::Auto && !now.locked && is_refusal(&error) =>
             {
                 tracing::warn!(
                     image = %self.path.display(),
@@ -113,14 +115,12 @@ impl Drop for File {
 }
 
 impl Locks {
-    const NONE: Locks =
-        Locks { held: Permissions::empty(), not_shared: Permissions::empty(), refused: false };
-
-    /// Nothing is locked yet: that there are no locks can only be found out now. An image that was
-    /// locked once is never used without.
-    fn is_first(&self) -> bool {
-        self.held.is_empty() && self.not_shared.is_empty()
-    }
+    const NONE: Locks = Locks {
+        held: Permissions::empty(),
+        not_shared: Permissions::empty(),
+        locked: false,
+        refused: false,
+    };
 
     fn change(
         &mut self,
@@ -138,6 +138,7 @@ impl Locks {
             Locks { held: self.held - held, not_shared: self.not_shared - not_shared, ..*self };
         old.release(fd);
         (self.held, self.not_shared) = (held, not_shared);
+        self.locked |= !(held | not_shared).is_empty();
         Ok(())
     }
 
