@@ -127,6 +127,8 @@ impl FileOptions {
             .custom_flags(if self.direct { libc::O_DIRECT } else { 0 })
             .open(&path)
             .map_err(failed)?;
+        // Asked of what was opened: the path may lead elsewhere by now.
+        self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
         let bytes = length_of(&file).map_err(failed)?;
         let limits = self.limits(&file).map_err(failed)?;
         Ok(File {
