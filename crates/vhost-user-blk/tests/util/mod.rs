@@ -1,6 +1,6 @@
 //! An export in a thread of its own, and the virtio-blk driver of libblkio as its client.
 // Not every test program uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod daemon;
 
