@@ -10,7 +10,7 @@ const PACKAGES: [(&str, &str); 19] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
-    ("qemu-storage-daemon", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-system-common"),
     ("timeout", "coreutils"),
     ("mkfs.ext4", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
