@@ -11,6 +11,7 @@ use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::{Throttle, ThrottleGroup};
 use crate::node::BlockNode;
+use crate::node_info::CacheMode;
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, check_name, shorten};
 
 /// Nodes by their names, and the throttle groups that options can name. Any thread.
@@ -325,6 +326,8 @@ impl Opening<'_, '_> {
             }
         };
         node.set_discard_enabled(self.own.unmap);
+        let (direct, no_flush) = (self.own.cache_direct, self.own.cache_no_flush);
+        node.set_cache_mode(CacheMode { direct, no_flush });
         if self.own.read_only {
             node.make_read_only();
         }

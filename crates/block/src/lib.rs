@@ -21,6 +21,7 @@ mod io;
 mod medium;
 mod merged;
 mod node;
+mod node_info;
 pub mod options;
 mod permissions;
 mod remote;
@@ -34,9 +35,10 @@ pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
-pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, drain_all};
+pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
+pub use node_info::{CacheMode, ChildInfo, NodeInfo};
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

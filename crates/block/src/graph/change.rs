@@ -157,7 +157,7 @@ fn turn_users(
         for id in users {
             match graph.users.get(&id).map(|user| user.kind.clone()) {
                 Some(Kind::Backend { home, .. }) => backends.push((id, home)),
-                Some(Kind::Edge(edge, parent)) => {
+                Some(Kind::Edge { edge, parent, .. }) => {
                     edges.extend(graph.turn_edge(&edge, new));
                     parent.into_iter().for_each(|parent| graph.settle(parent));
                 }

@@ -11,6 +11,7 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! listing.rs what stands on what, for those who look at it
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
@@ -19,6 +20,7 @@
 mod change;
 mod drain;
 mod edge;
+mod listing;
 mod permit;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +37,7 @@ pub(crate) use change::lock_changes;
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
+pub use listing::Parent;
 pub(crate) use permit::{DeviceId, Use};
 
 /// Names a node, also after it has gone.
@@ -51,7 +54,7 @@ enum Kind {
     /// A backend, at home in this context.
     Backend { name: String, home: AioHandle, device: DeviceId },
     /// An edge, from this node as soon as its driver has one.
-    Edge(Weak<Edge>, Option<NodeId>),
+    Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
 
 struct User {
@@ -66,14 +69,14 @@ impl User {
     fn device(&self) -> Option<DeviceId> {
         match self.kind {
             Kind::Backend { device, .. } => Some(device),
-            Kind::Edge(..) => None,
+            Kind::Edge { .. } => None,
         }
     }
 
     /// The node above, if this is an edge from one.
     fn parent(&self) -> Option<NodeId> {
         match self.kind {
-            Kind::Edge(_, parent) => parent,
+            Kind::Edge { parent, .. } => parent,
             Kind::Backend { .. } => None,
         }
     }
@@ -160,7 +163,7 @@ impl Graph {
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) {
         let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
         for child in &children {
-            if let Some(User { kind: Kind::Edge(_, parent), .. }) = self.users.get_mut(child) {
+            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
                 *parent = Some(node.id());
             }
         }

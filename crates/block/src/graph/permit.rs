@@ -129,8 +129,8 @@ impl Graph {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let parent = match &user.kind {
             Kind::Backend { .. } => return user.wants,
-            Kind::Edge(_, None) => return Use::NONE,
-            Kind::Edge(_, Some(parent)) => *parent,
+            Kind::Edge { parent: None, .. } => return Use::NONE,
+            Kind::Edge { parent: Some(parent), .. } => *parent,
         };
         let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
         let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
@@ -172,7 +172,9 @@ impl Graph {
     fn user_name(&mut self, id: UserId) -> String {
         match self.users.get(&id).map(|user| user.kind.clone()) {
             Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
-            Some(Kind::Edge(_, Some(parent))) => format!("node '{}'", self.node_name(parent)),
+            Some(Kind::Edge { parent: Some(parent), .. }) => {
+                format!("node '{}'", self.node_name(parent))
+            }
             _ => "a node that is being made".to_owned(),
         }
     }
