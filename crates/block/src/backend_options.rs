@@ -38,6 +38,7 @@ pub struct BackendOptions {
     name: String,
     read_only: bool,
     share_rw: bool,
+    share_resize: bool,
     device: DeviceId,
 }
 
@@ -45,7 +46,13 @@ impl BackendOptions {
     /// A device called `name`, for messages. It writes, and does not let others write.
     pub fn new(name: impl Into<String>) -> BackendOptions {
         let device = graph::lock().new_device();
-        BackendOptions { name: name.into(), read_only: false, share_rw: false, device }
+        BackendOptions {
+            name: name.into(),
+            read_only: false,
+            share_rw: false,
+            share_resize: false,
+            device,
+        }
     }
 
     /// Refuse writes, whatever the node allows.
@@ -56,6 +63,12 @@ impl BackendOptions {
     /// Let others write and resize. Two writers must both agree to that.
     pub fn share_rw(self, share_rw: bool) -> BackendOptions {
         BackendOptions { share_rw, ..self }
+    }
+
+    /// Let others change the length. For a device that tells its guest
+    /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
+    pub fn share_resize(self, share_resize: bool) -> BackendOptions {
+        BackendOptions { share_resize, ..self }
     }
 
     /// A backend of `ctx` on `node`; writable if the node is, and unless read-only.
@@ -94,9 +107,9 @@ impl BackendOptions {
     }
 
     fn claim(&self) -> Claim {
-        let not_shared = Permissions::WRITE | Permissions::RESIZE;
-        let shared =
-            if self.share_rw { Permissions::all() } else { Permissions::all() - not_shared };
+        let mut shared = Permissions::all();
+        shared.set(Permissions::WRITE, self.share_rw);
+        shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);
         Claim {
             device: self.device,
             read: Permissions::CONSISTENT_READ,

@@ -36,6 +36,15 @@ pub enum MediumError {
     Permission(#[from] PermissionError),
 }
 
+/// Why a length is not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResizeError {
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// What a device, an export or a daemon sends its requests to.
 ///
 /// It belongs to one context and stays on its thread; a handle: clones are the same backend. A
@@ -156,6 +165,10 @@ impl BlockBackend {
     /// ENOMEDIUM without a medium.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.medium()?.node.length())
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.inner.slot
     }
 
     /// Whether writes are refused.
@@ -312,17 +325,25 @@ impl BlockBackend {
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have; EPERM if
     /// another user of the node, or another process, does not share the permission to resize.
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.co_resize(co, length).map_err(|error| match error {
+            ResizeError::Io(error) => error,
+            ResizeError::Permission(error) => {
+                tracing::warn!(backend = self.name(), %error, "cannot change the length");
+                io::Error::from_raw_os_error(libc::EPERM)
+            }
+        })
+    }
+
+    /// [`co_truncate`](Self::co_truncate), that says who does not agree.
+    pub(crate) fn co_resize(&self, co: &Co<'_>, length: u64) -> Result<(), ResizeError> {
         trace_event!("blk_co_truncate", length);
         let medium = self.writable_medium()?;
-        let _resize = self.inner.slot.resize().map_err(|error| {
-            tracing::warn!(backend = self.name(), %error, "cannot change the length");
-            io::Error::from_raw_os_error(libc::EPERM)
-        })?;
+        let _resize = self.inner.slot.resize()?;
         if length < medium.node.length() {
-            return self.co_shrink(co, length);
+            return Ok(self.co_shrink(co, length)?);
         }
         let _request = self.begin_request(co);
-        request_path::co_truncate(&self.writable_medium()?.node, co, length)
+        Ok(request_path::co_truncate(&self.writable_medium()?.node, co, length)?)
     }
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits.

@@ -18,6 +18,7 @@ mod flags;
 mod gate;
 mod graph;
 mod io;
+mod length;
 mod medium;
 mod merged;
 mod node;

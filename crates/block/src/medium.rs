@@ -10,6 +10,7 @@ use coblk_aio::{AioHandle, Co};
 use crate::backend_options::Claim;
 use crate::gate::InFlight;
 use crate::graph::{self, Use, UserId};
+use crate::length::LengthWatch;
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 
@@ -28,6 +29,7 @@ pub(crate) struct Slot {
     /// Changes of length on their way.
     resizing: Cell<usize>,
     medium: RefCell<Option<Rc<Medium>>>,
+    pub(crate) length: LengthWatch,
 }
 
 /// A node, and our counter on its gate.
@@ -42,7 +44,8 @@ pub(crate) struct Medium {
 impl Slot {
     pub(crate) fn new(name: String, home: AioHandle, read_only: bool, claim: Claim) -> Rc<Slot> {
         let (resizing, medium) = (Cell::new(0), RefCell::new(None));
-        Rc::new(Slot { name, home, read_only, claim, resizing, medium })
+        let length = LengthWatch::default();
+        Rc::new(Slot { name, home, read_only, claim, resizing, medium, length })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -87,6 +90,7 @@ impl Slot {
         let user = graph::lock().add_backend(&node, who, self.claim.device, wants)?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
         self.set(node, user, self.read_only);
+        self.look_at_length_soon(user);
         Ok(())
     }
 
@@ -137,16 +141,23 @@ impl Drop for Slot {
     }
 }
 
+/// Has `look` see a backend of this thread, if it is still there.
+pub(crate) fn look_at(user: UserId, look: impl FnOnce(&Rc<Slot>)) {
+    if let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) {
+        look(&slot);
+    }
+}
+
 /// Turns a backend of this thread to another node, if it is still there; the graph has it there
 /// already. Nothing is in flight.
 pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
-    let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) else {
-        return;
-    };
-    // Who came to read only has no permission to write, whatever it reads now.
-    if let Some(old) = slot.set(node, user, slot.is_read_only()) {
-        old.node.gate.leave(&old.in_flight);
-    }
+    look_at(user, |slot| {
+        // Who came to read only has no permission to write, whatever it reads now.
+        if let Some(old) = slot.set(node, user, slot.is_read_only()) {
+            old.node.gate.leave(&old.in_flight);
+        }
+        slot.look_at_length_soon(user);
+    });
 }
 
 /// The permission to change the length.

@@ -251,6 +251,17 @@ impl Graph {
         }
     }
 
+    /// The backends on a node, and on those above it.
+    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, AioHandle)> {
+        let nodes = self.closure(node.id(), Graph::parents);
+        let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
+        let backend = |id: &UserId| match &self.users.get(id)?.kind {
+            Kind::Backend { home, .. } => Some((*id, home.clone())),
+            Kind::Edge { .. } => None,
+        };
+        users.filter_map(backend).collect()
+    }
+
     fn entry(&mut self, id: NodeId) -> &mut Entry {
         self.nodes.get_mut(&id).expect("whoever has a node has it in the graph")
     }
