@@ -120,14 +120,9 @@ impl BlockBackend {
         read_only: bool,
         claim: Claim,
     ) -> BlockBackend {
-        let slot = Slot::new(name, ctx.handle(), read_only, claim);
-        BlockBackend {
-            inner: Rc::new(Inner {
-                slot,
-                recorder: Recorder::new(ctx),
-                errors: ErrorState::default(),
-            }),
-        }
+        let (recorder, errors) = (Recorder::new(ctx), ErrorState::default());
+        let slot = Slot::new(name, ctx.handle(), read_only, claim, recorder.statistics());
+        BlockBackend { inner: Rc::new(Inner { slot, recorder, errors }) }
     }
 
     pub(crate) fn insert(&self, node: Arc<BlockNode>) -> Result<(), PermissionError> {

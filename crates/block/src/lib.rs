@@ -36,7 +36,9 @@ pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
-pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all};
+pub use graph::{
+    BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
+use crate::accounting::Statistics;
 use crate::backend_options::Claim;
 use crate::gate::InFlight;
-use crate::graph::{self, Use, UserId};
+use crate::graph::{self, Kind, Use, UserId};
 use crate::length::LengthWatch;
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
@@ -26,6 +27,7 @@ pub(crate) struct Slot {
     /// The backend writes to nothing.
     read_only: bool,
     claim: Claim,
+    statistics: Statistics,
     /// Changes of length on their way.
     resizing: Cell<usize>,
     medium: RefCell<Option<Rc<Medium>>>,
@@ -42,10 +44,16 @@ pub(crate) struct Medium {
 }
 
 impl Slot {
-    pub(crate) fn new(name: String, home: AioHandle, read_only: bool, claim: Claim) -> Rc<Slot> {
+    pub(crate) fn new(
+        name: String,
+        home: AioHandle,
+        read_only: bool,
+        claim: Claim,
+        statistics: Statistics,
+    ) -> Rc<Slot> {
         let (resizing, medium) = (Cell::new(0), RefCell::new(None));
         let length = LengthWatch::default();
-        Rc::new(Slot { name, home, read_only, claim, resizing, medium, length })
+        Rc::new(Slot { name, home, read_only, claim, statistics, resizing, medium, length })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -86,8 +94,13 @@ impl Slot {
 
     /// Puts a node where there is none.
     pub(crate) fn insert(self: &Rc<Self>, node: Arc<BlockNode>) -> Result<(), PermissionError> {
-        let (who, wants) = ((self.name.clone(), self.home.clone()), self.wants(&node));
-        let user = graph::lock().add_backend(&node, who, self.claim.device, wants)?;
+        let backend = Kind::Backend {
+            name: self.name.clone(),
+            home: self.home.clone(),
+            device: self.claim.device,
+            statistics: self.statistics.clone(),
+        };
+        let user = graph::lock().add_backend(&node, backend, self.wants(&node))?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
         self.set(node, user, self.read_only);
         self.look_at_length_soon(user);

@@ -25,6 +25,8 @@ pub struct NodeInfo {
     pub discard: bool,
     /// Length in bytes.
     pub length: u64,
+    /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
+    pub highest_write: u64,
     /// The nodes it stands on.
     pub children: Vec<ChildInfo>,
 }
@@ -62,6 +64,7 @@ impl BlockNode {
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
             length: self.length(),
+            highest_write: self.path.highest_write(),
             children: children.collect(),
         }
     }

@@ -25,7 +25,7 @@ pub struct Child {
 }
 
 /// What an edge is in the driver. It changes only while the node above is quiet.
-pub(super) struct Edge {
+pub(crate) struct Edge {
     node: ArcSwap<BlockNode>,
 }
 

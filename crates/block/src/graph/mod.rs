@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coblk_aio::{AioHandle, CoWaker};
 
+use crate::accounting::Statistics;
 use crate::gate::wake_all;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
@@ -37,7 +38,7 @@ pub(crate) use change::lock_changes;
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
-pub use listing::Parent;
+pub use listing::{BackendInfo, Parent};
 pub(crate) use permit::{DeviceId, Use};
 
 /// Names a node, also after it has gone.
@@ -50,9 +51,9 @@ pub(crate) struct UserId(u64);
 
 /// Who uses a node.
 #[derive(Clone)]
-enum Kind {
+pub(crate) enum Kind {
     /// A backend, at home in this context.
-    Backend { name: String, home: AioHandle, device: DeviceId },
+    Backend { name: String, home: AioHandle, device: DeviceId, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
     Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
@@ -203,11 +204,10 @@ impl Graph {
     pub(crate) fn add_backend(
         &mut self,
         node: &BlockNode,
-        (name, home): (String, AioHandle),
-        device: DeviceId,
+        backend: Kind,
         wants: Use,
     ) -> Result<UserId, PermissionError> {
-        let id = self.add_user(node.id(), Kind::Backend { name, home, device }, wants);
+        let id = self.add_user(node.id(), backend, wants);
         match self.permit(&[node.id()]) {
             Ok(()) => Ok(id),
             Err(error) => {
