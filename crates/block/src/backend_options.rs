@@ -88,7 +88,7 @@ impl BackendOptions {
     /// A backend of `ctx` without a medium. What is [put in](BlockBackend::insert_medium) later is
     /// used as these options say.
     pub fn open_empty(&self, ctx: &AioContext) -> BlockBackend {
-        BlockBackend::with_claim(ctx, self.name.clone(), self.read_only, self.claim())
+        BlockBackend::with_claim(ctx, self.name.clone(), self.claim())
     }
 
     /// A backend in another context, for any thread.
@@ -112,6 +112,7 @@ impl BackendOptions {
         shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);
         Claim {
             device: self.device,
+            read_only: self.read_only,
             read: Permissions::CONSISTENT_READ,
             write: Permissions::WRITE,
             shared,
@@ -123,6 +124,8 @@ impl BackendOptions {
 #[derive(Clone, Copy)]
 pub(crate) struct Claim {
     pub(crate) device: DeviceId,
+    /// It writes to nothing.
+    pub(crate) read_only: bool,
     read: Permissions,
     write: Permissions,
     shared: Permissions,
@@ -130,16 +133,16 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// One that asks nobody.
-    pub(crate) fn none() -> Claim {
+    pub(crate) fn none(read_only: bool) -> Claim {
         let device = graph::lock().new_device();
         let (read, write, shared) =
             (Permissions::empty(), Permissions::empty(), Permissions::all());
-        Claim { device, read, write, shared }
+        Claim { device, read_only, read, write, shared }
     }
 
-    /// On a medium that is written or only read.
+    /// On a medium that can be written or not.
     pub(crate) fn on(self, writable: bool) -> Use {
-        let write = if writable { self.write } else { Permissions::empty() };
+        let write = if writable && !self.read_only { self.write } else { Permissions::empty() };
         Use { held: self.read | write, shared: self.shared }
     }
 }

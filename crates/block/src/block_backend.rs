@@ -107,21 +107,16 @@ impl BlockBackend {
         node: Option<Arc<BlockNode>>,
         read_only: bool,
     ) -> BlockBackend {
-        let backend = Self::with_claim(ctx, name.into(), read_only, Claim::none());
+        let backend = Self::with_claim(ctx, name.into(), Claim::none(read_only));
         if let Some(node) = node {
             backend.insert(node).expect("who holds nothing and shares all is not refused");
         }
         backend
     }
 
-    pub(crate) fn with_claim(
-        ctx: &AioContext,
-        name: String,
-        read_only: bool,
-        claim: Claim,
-    ) -> BlockBackend {
+    pub(crate) fn with_claim(ctx: &AioContext, name: String, claim: Claim) -> BlockBackend {
         let (recorder, errors) = (Recorder::new(ctx), ErrorState::default());
-        let slot = Slot::new(name, ctx.handle(), read_only, claim, recorder.statistics());
+        let slot = Slot::new(name, ctx.handle(), claim, recorder.statistics());
         BlockBackend { inner: Rc::new(Inner { slot, recorder, errors }) }
     }
 
@@ -241,7 +236,7 @@ impl BlockBackend {
 
     #[inline]
     pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
-        if medium.read_only {
+        if medium.read_only.get() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         Ok(&medium.node)

@@ -24,8 +24,6 @@ thread_local! {
 pub(crate) struct Slot {
     name: String,
     home: AioHandle,
-    /// The backend writes to nothing.
-    read_only: bool,
     claim: Claim,
     statistics: Statistics,
     /// Changes of length on their way.
@@ -37,8 +35,8 @@ pub(crate) struct Slot {
 /// A node, and our counter on its gate.
 pub(crate) struct Medium {
     pub(crate) node: Arc<BlockNode>,
-    /// The backend is, or the node said so when it came in.
-    pub(crate) read_only: bool,
+    /// The backend is, or the node. Looked at anew when that may have changed.
+    pub(crate) read_only: Cell<bool>,
     user: UserId,
     in_flight: Arc<InFlight>,
 }
@@ -47,13 +45,12 @@ impl Slot {
     pub(crate) fn new(
         name: String,
         home: AioHandle,
-        read_only: bool,
         claim: Claim,
         statistics: Statistics,
     ) -> Rc<Slot> {
         let (resizing, medium) = (Cell::new(0), RefCell::new(None));
         let length = LengthWatch::default();
-        Rc::new(Slot { name, home, read_only, claim, statistics, resizing, medium, length })
+        Rc::new(Slot { name, home, claim, statistics, resizing, medium, length })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -61,7 +58,8 @@ impl Slot {
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only || self.medium.borrow().as_ref().is_some_and(|medium| medium.read_only)
+        let medium = self.medium.borrow();
+        self.claim.read_only || medium.as_ref().is_some_and(|medium| medium.read_only.get())
     }
 
     pub(crate) fn home(&self) -> &AioHandle {
@@ -97,18 +95,18 @@ impl Slot {
         let backend = Kind::Backend {
             name: self.name.clone(),
             home: self.home.clone(),
-            device: self.claim.device,
+            claim: self.claim,
             statistics: self.statistics.clone(),
         };
         let user = graph::lock().add_backend(&node, backend, self.wants(&node))?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
-        self.set(node, user, self.read_only);
+        self.set(node, user);
         self.look_at_length_soon(user);
         Ok(())
     }
 
     fn wants(&self, node: &BlockNode) -> Use {
-        let mut wants = self.claim.on(!self.read_only && !node.is_read_only());
+        let mut wants = self.claim.on(!node.is_read_only());
         if self.resizing.get() > 0 {
             wants.held |= Permissions::RESIZE;
         }
@@ -131,9 +129,9 @@ impl Slot {
     }
 
     /// Gives back what was there.
-    fn set(&self, node: Arc<BlockNode>, user: UserId, read_only: bool) -> Option<Rc<Medium>> {
+    fn set(&self, node: Arc<BlockNode>, user: UserId) -> Option<Rc<Medium>> {
         let in_flight = node.gate.join(self.home.clone());
-        let read_only = read_only || node.is_read_only();
+        let read_only = Cell::new(self.claim.read_only || node.is_read_only());
         self.medium.replace(Some(Rc::new(Medium { node, read_only, user, in_flight })))
     }
 
@@ -165,9 +163,18 @@ pub(crate) fn look_at(user: UserId, look: impl FnOnce(&Rc<Slot>)) {
 /// already. Nothing is in flight.
 pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
     look_at(user, |slot| {
-        // Who came to read only has no permission to write, whatever it reads now.
-        if let Some(old) = slot.set(node, user, slot.is_read_only()) {
+        if let Some(old) = slot.set(node, user) {
             old.node.gate.leave(&old.in_flight);
+        }
+        slot.look_at_length_soon(user);
+    });
+}
+
+/// Has a backend of this thread find out anew whether its node can be written, if it is still there.
+pub(crate) fn look_at_node(user: UserId) {
+    look_at(user, |slot| {
+        if let Some(medium) = slot.medium() {
+            medium.read_only.set(slot.claim.read_only || medium.node.is_read_only());
         }
         slot.look_at_length_soon(user);
     });

@@ -11,6 +11,7 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! turn.rs    users that turn to another node, or back
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -22,6 +23,7 @@ mod drain;
 mod edge;
 mod listing;
 mod permit;
+mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -30,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::{AioHandle, CoWaker};
 
 use crate::accounting::Statistics;
+use crate::backend_options::Claim;
 use crate::gate::wake_all;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
@@ -53,7 +56,7 @@ pub(crate) struct UserId(u64);
 #[derive(Clone)]
 pub(crate) enum Kind {
     /// A backend, at home in this context.
-    Backend { name: String, home: AioHandle, device: DeviceId, statistics: Statistics },
+    Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
     Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
@@ -69,7 +72,7 @@ struct User {
 impl User {
     fn device(&self) -> Option<DeviceId> {
         match self.kind {
-            Kind::Backend { device, .. } => Some(device),
+            Kind::Backend { claim, .. } => Some(claim.device),
             Kind::Edge { .. } => None,
         }
     }
@@ -236,18 +239,6 @@ impl Graph {
         {
             entry.children.retain(|it| *it != id);
             self.settle(parent);
-        }
-    }
-
-    /// Users turn from their nodes to another, as far as the graph goes.
-    fn move_users(&mut self, ids: &[UserId], node: NodeId) {
-        for id in ids {
-            let Some(user) = self.users.get_mut(id) else { continue };
-            let old = std::mem::replace(&mut user.node, node);
-            if let Some(entry) = self.nodes.get_mut(&old) {
-                entry.users.retain(|it| it != id);
-            }
-            self.entry(node).users.push(*id);
         }
     }
 
