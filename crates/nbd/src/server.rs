@@ -158,6 +158,11 @@ impl NbdServer {
         Ok(())
     }
 
+    /// How many clients use an export; 0 if there is none of that name.
+    pub fn export_users(&self, name: &str) -> usize {
+        self.shared.export(name).map_or(0, |export| self.shared.users(&export).len())
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.clients.borrow().len()
