@@ -11,6 +11,7 @@
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
+//! * `stacks`: nodes on nodes over an image;
 //! * `sectors`: data that shows whether it is whole, and how old.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
@@ -27,6 +28,7 @@ pub mod probe;
 pub mod random;
 pub mod sandbox;
 pub mod sectors;
+pub mod stacks;
 pub mod tools;
 
 /// The errno of a result that must be an error.
