@@ -82,13 +82,14 @@ fn device(options: FileOptions, block_bytes: u32) -> Open {
 }
 
 fn nulls() -> Vec<Subject> {
+    type Row = (&'static str, fn(Null) -> Null);
     let null = || Null::new(LENGTH).read_zeroes(true);
-    let rows: [(&str, fn(Null) -> Null); 3] = [
+    let rows: [Row; 3] = [
         ("null", |null| null),
         ("null (deferred)", |null| null.deferred(true)),
         ("null (slow)", |null| null.latency_ns(1000)),
     ];
-    let subject = |(name, how): (&str, fn(Null) -> Null)| Subject {
+    let subject = |(name, how): Row| Subject {
         stores: false,
         resizes: false,
         ..row(name.to_owned(), Box::new(move |_, _| BlockNode::new("null", how(null()))))
