@@ -5,6 +5,7 @@
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
+//! * `liar`: a node whose flushes are a lie;
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
@@ -22,6 +23,7 @@ pub mod events;
 pub mod guest;
 pub mod holder;
 pub mod images;
+pub mod liar;
 pub mod loop_device;
 pub mod nbd;
 pub mod probe;

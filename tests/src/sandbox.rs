@@ -30,6 +30,16 @@ pub fn on_read_only_file_system(test: &str, prepare: &str, code: impl FnOnce(&Pa
     in_mount_name_space(test, &mount, code);
 }
 
+/// Runs `code` with a directory for files, where it may mount what it likes: nobody else sees it, and
+/// it goes with the inner run. Needs root.
+pub fn with_own_mounts(test: &str, parent: &Path, code: impl FnOnce(&Path)) {
+    if let Some(dir) = inside() {
+        return code(&dir);
+    }
+    let dir = tempfile::tempdir_in(parent).expect("a directory for files");
+    run_inside("unshare", tools::command("unshare").arg("--mount"), test, dir.path());
+}
+
 fn in_mount_name_space(test: &str, mount: &str, code: impl FnOnce(&Path)) {
     if let Some(dir) = inside() {
         return code(&dir);
