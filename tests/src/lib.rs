@@ -11,6 +11,7 @@
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
+//! * `rings`: what the rings of this process have registered;
 //! * `sectors`: data that shows whether it is whole, and how old.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
@@ -25,6 +26,7 @@ pub mod loop_device;
 pub mod nbd;
 pub mod probe;
 pub mod random;
+pub mod rings;
 pub mod sandbox;
 pub mod sectors;
 pub mod tools;
