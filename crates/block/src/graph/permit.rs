@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Graph, Kind, NodeId, User, UserId};
+use super::{Graph, GraphError, Kind, NodeId, User, UserId};
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 
@@ -129,8 +129,8 @@ impl Graph {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let parent = match &user.kind {
             Kind::Backend { .. } => return user.wants,
-            Kind::Edge(_, None) => return Use::NONE,
-            Kind::Edge(_, Some(parent)) => *parent,
+            Kind::Edge { parent: None, .. } => return Use::NONE,
+            Kind::Edge { parent: Some(parent), .. } => *parent,
         };
         let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
         let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
@@ -172,9 +172,65 @@ impl Graph {
     fn user_name(&mut self, id: UserId) -> String {
         match self.users.get(&id).map(|user| user.kind.clone()) {
             Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
-            Some(Kind::Edge(_, Some(parent))) => format!("node '{}'", self.node_name(parent)),
+            Some(Kind::Edge { parent: Some(parent), .. }) => {
+                format!("node '{}'", self.node_name(parent))
+            }
             _ => "a node that is being made".to_owned(),
         }
+    }
+
+    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends above
+    /// these nodes hold the permission to write if their node can be.
+    ///
+    /// # Errors
+    /// As of [`permit`](Self::permit); and if a backend that writes no longer can, unless it may
+    /// `become_readers`.
+    pub(super) fn permit_anew(
+        &mut self,
+        nodes: &[NodeId],
+        become_readers: bool,
+    ) -> Result<(), GraphError> {
+        let above: Vec<NodeId> =
+            nodes.iter().flat_map(|node| self.closure(*node, Graph::parents)).collect();
+        let mut before = Vec::new();
+        let result = self.want_anew(&above, become_readers, &mut before);
+        let result = result.and_then(|()| Ok(self.permit(&above)?));
+        if result.is_err() {
+            for (id, wants) in before.into_iter().rev() {
+                if let Some(user) = self.users.get_mut(&id) {
+                    user.wants = wants;
+                }
+            }
+        }
+        result
+    }
+
+    /// Notes what backends wanted `before`.
+    fn want_anew(
+        &mut self,
+        nodes: &[NodeId],
+        become_readers: bool,
+        before: &mut Vec<(UserId, Use)>,
+    ) -> Result<(), GraphError> {
+        for id in nodes {
+            let Some(node) = self.node(*id) else { continue };
+            for user in self.entry(*id).users.clone() {
+                let Some(User { kind: Kind::Backend { claim, .. }, wants, .. }) =
+                    self.users.get_mut(&user)
+                else {
+                    continue;
+                };
+                let mut wanted = claim.on(!node.is_read_only());
+                wanted.held |= wants.held & Permissions::RESIZE;
+                let loses = wants.held - wanted.held;
+                before.push((user, std::mem::replace(wants, wanted)));
+                if !loses.is_empty() && !become_readers {
+                    let (node, user) = (node.name().to_owned(), self.user_name(user));
+                    return Err(GraphError::Writer { node, user });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A backend wants something else than before.

@@ -124,24 +124,31 @@ fn a_change_of_the_graph_that_users_do_not_agree_to_changes_nothing() {
 }
 
 #[test]
-fn who_came_to_read_only_stays_so_when_the_node_is_replaced() {
+fn who_came_to_what_is_read_only_writes_when_that_is_replaced() {
     let ctx = AioContext::new().unwrap();
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(4096).unwrap();
     let cd = BlockNode::new("cd", File::options().read_only(true).open(image.path()).unwrap());
     let new = disk("new");
     let drive = BackendOptions::new("drive").open(&ctx, cd.clone()).unwrap();
-    let writer = BackendOptions::new("writer").share_rw(true).open(&ctx, new.clone());
-    assert!(cd.replace(&ctx, &new).is_err(), "it shares no writing");
-    drop(writer);
-    cd.replace(&ctx, &new).unwrap();
+    let above = BackendOptions::new("above").share_rw(true).open(&ctx, filter("filter", &cd));
+    let above = above.unwrap();
     let byte = coblk_aio::IoVector::from(&[0; 1][..]);
-    let write = drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty());
-    assert_eq!(write.unwrap_err().raw_os_error(), Some(libc::EPERM));
-    // As a new medium it is written.
-    drive.remove_medium(&ctx).unwrap();
-    drive.insert_medium(new).unwrap();
-    drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty()).unwrap();
+    let write = |backend: &BlockBackend| {
+        let result = backend.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty());
+        result.map_err(|error| error.raw_os_error())
+    };
+    let refusal = said(cd.replace(&ctx, &new));
+    assert!(refusal.contains("needs write permission on node 'new', which"), "{refusal}");
+    assert_eq!([write(&drive), write(&above)], [Err(Some(libc::EPERM)); 2]);
+    drop(drive);
+    cd.replace(&ctx, &new).unwrap();
+    assert!(write(&above).is_ok() && !above.is_read_only());
+    assert!(BackendOptions::new("c").open(&ctx, new.clone()).is_err(), "it holds that now");
+    // And back.
+    new.replace(&ctx, &cd).unwrap();
+    assert_eq!((write(&above), above.is_read_only()), (Err(Some(libc::EPERM)), true));
+    BackendOptions::new("c").open(&ctx, new).unwrap();
 }
 
 #[test]

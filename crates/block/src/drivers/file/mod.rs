@@ -25,6 +25,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
 use in_place::InPlace;
 use lock::ImageLocks;
@@ -264,6 +265,22 @@ impl BlockDriver for File {
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         self.co_refresh(co)
+    }
+
+    fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        self.co_allocated(co)
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.path.to_string_lossy().into_owned())
+    }
+
+    fn cache_mode(&self) -> CacheMode {
+        CacheMode { direct: self.direct, no_flush: self.no_flush }
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        Some(self.engine)
     }
 
     fn set_permissions(
