@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::options::{InetAddress, SocketAddress, UnixAddress};
 use crate::socket_activation;
+
+/// The kernel's limit for the name of a unix socket, with a zero at its end.
+const MOST_PATH_BYTES: usize = 108;
 
 /// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +87,7 @@ pub fn open(address: &SocketAddress) -> Result<Listening, SocketError> {
     match address {
         SocketAddress::Inet(address) => listen_inet(address).map(Listening::Tcp),
         SocketAddress::Unix(UnixAddress { path, is_abstract: false }) => {
-            Ok(Listening::Path(path.clone()))
+            Ok(Listening::Path(from_anywhere(path)))
         }
         SocketAddress::Unix(UnixAddress { path, is_abstract: true }) => {
             let name = UnixSocketAddr::from_abstract_name(path.as_os_str().as_bytes());
@@ -93,6 +96,15 @@ pub fn open(address: &SocketAddress) -> Result<Listening, SocketError> {
             bound.map(Listening::Unix).map_err(|source| SocketError::BindUnix { path, source })
         }
         SocketAddress::Fd(name) => inherited(name),
+    }
+}
+
+/// A path that is still right when the daemon has left its directory, if the name of a socket can be
+/// that long.
+fn from_anywhere(path: &Path) -> PathBuf {
+    match std::path::absolute(path) {
+        Ok(absolute) if absolute.as_os_str().len() < MOST_PATH_BYTES => absolute,
+        _ => path.to_owned(),
     }
 }
 
