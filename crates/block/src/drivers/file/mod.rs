@@ -295,6 +295,10 @@ impl BlockDriver for File {
         Some(self.engine)
     }
 
+    fn reserve_permissions(&self, held: Permissions, shared: Permissions) {
+        self.reserve_locks(held, shared);
+    }
+
     fn set_permissions(
         &self,
         held: Permissions,
