@@ -71,7 +71,8 @@ impl<'de> Deserialize<'de> for ChardevOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ChardevOptions, D::Error> {
         let flat = Flat::deserialize(deserializer)?;
         if flat.backend != "socket" {
-            let text = format!("'{}' is not a valid char driver name; there is socket", flat.backend);
+            let text =
+                format!("'{}' is not a valid char driver name; there is socket", flat.backend);
             return Err(de::Error::custom(text));
         }
         if flat.tight == Some(false) {
