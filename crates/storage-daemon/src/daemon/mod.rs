@@ -4,6 +4,7 @@
 mod error;
 mod event;
 mod exports;
+mod metrics;
 mod nbd_server;
 mod objects;
 mod shutdown;
@@ -12,6 +13,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
 use coblk::options::NodeOptions;
@@ -24,6 +26,7 @@ use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
+use crate::metrics::MetricsServer;
 use crate::options::{ChardevOptions, MonitorOptions};
 
 /// A storage daemon on the thread of one context.
@@ -57,11 +60,13 @@ pub struct Daemon {
     objects: RefCell<BTreeMap<String, Object>>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
+    metrics: RefCell<Option<MetricsServer>>,
     chardevs: RefCell<BTreeMap<String, ChardevOptions>>,
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
     serving: Cell<bool>,
     quit: Cell<Option<ShutdownCause>>,
+    start: SystemTime,
     /// They wait for an export to go.
     waiters: RefCell<Vec<CoWaker>>,
     /// Events of other threads, and what delivers them.
@@ -78,10 +83,12 @@ impl Daemon {
             objects: RefCell::default(),
             exports: RefCell::default(),
             nbd_server: RefCell::default(),
+            metrics: RefCell::default(),
             chardevs: RefCell::default(),
             subscribers: RefCell::default(),
             serving: Cell::new(false),
             quit: Cell::new(None),
+            start: SystemTime::now(),
             waiters: RefCell::default(),
             remote: OnceCell::new(),
         });
