@@ -17,6 +17,7 @@ pub mod exports;
 mod logging;
 pub mod options;
 mod pid_file;
+mod qmp;
 pub mod run;
 mod signals;
 mod socket_activation;

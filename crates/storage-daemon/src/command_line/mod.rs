@@ -53,7 +53,7 @@ const JOBS: [(&str, Perform); 6] = [
     ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
     ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
-    ("monitor", |text, daemon, _| daemon.monitor_add(&from_argument(text, "chardev")?)),
+    ("monitor", |text, daemon, co| daemon.monitor_add(co, &from_argument(text, "chardev")?)),
     ("nbd-server", |text, daemon, co| daemon.nbd_server_start(co, from_argument(text, "addr")?)),
     ("object", |text, daemon, co| daemon.object_add(co, from_argument(text, "qom-type")?)),
 ];
