@@ -15,6 +15,7 @@ pub mod daemon;
 mod daemonize;
 pub mod exports;
 mod logging;
+mod metrics;
 pub mod options;
 mod pid_file;
 mod qmp;

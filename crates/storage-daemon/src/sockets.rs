@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, sockopt};
@@ -108,6 +109,66 @@ fn from_anywhere(path: &Path) -> PathBuf {
     match std::path::absolute(path) {
         Ok(absolute) if absolute.as_os_str().len() < MOST_PATH_BYTES => absolute,
         _ => path.to_owned(),
+    }
+}
+
+/// A socket of any kind that listens for streams, and does not block. A path that was bound is removed
+/// with it.
+#[derive(Debug)]
+pub struct StreamListener {
+    socket: OwnedFd,
+    path: Option<PathBuf>,
+}
+
+impl AsFd for StreamListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for StreamListener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Listens at an address. May block, to ask for the addresses of a host.
+///
+/// # Errors
+/// What cannot be bound, or is not there.
+pub fn listen(address: &SocketAddress) -> Result<StreamListener, SocketError> {
+    let (socket, path) = match open(address)? {
+        Listening::Unix(listener) => (listener.into(), None),
+        Listening::Tcp(listener) => (listener.into(), None),
+        Listening::Path(path) => {
+            let failed =
+                |source| SocketError::BindUnix { path: path.display().to_string(), source };
+            (OwnedFd::from(bind_path(&path).map_err(failed)?), Some(path))
+        }
+    };
+    let listener = StreamListener { socket, path };
+    let never_blocking = rustix::io::ioctl_fionbio(&listener.socket, true);
+    never_blocking.map_err(|error| SocketError::NotAnFd(error.to_string()))?;
+    Ok(listener)
+}
+
+/// Binds to `path`, also if a dead process has left its socket there.
+fn bind_path(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            let refused = UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if !is_socket || !refused {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
     }
 }
 

@@ -72,6 +72,9 @@ pub enum DaemonError {
     /// There is one.
     #[error("NBD server already running")]
     NbdServerRunning,
+    /// Metrics are served already.
+    #[error("metrics are served already")]
+    MetricsServed,
     /// The NBD server refuses the export.
     #[error(transparent)]
     NbdExport(#[from] NbdExportError),

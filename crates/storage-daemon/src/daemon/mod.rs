@@ -4,6 +4,7 @@
 mod error;
 mod event;
 mod exports;
+mod metrics;
 mod monitors;
 mod nbd_server;
 mod objects;
@@ -13,6 +14,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
 use coblk::options::NodeOptions;
@@ -27,6 +29,7 @@ use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
+use crate::metrics::MetricsServer;
 
 /// A storage daemon on the thread of one context.
 ///
@@ -63,10 +66,12 @@ pub struct Daemon {
     monitors: RefCell<Vec<Monitor>>,
     /// What they can be told; made with the first one.
     commands: OnceCell<Rc<CommandTable>>,
+    metrics: RefCell<Option<MetricsServer>>,
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
     serving: Cell<bool>,
     quit: Cell<Option<ShutdownCause>>,
+    start: SystemTime,
     /// They wait for an export to go.
     waiters: RefCell<Vec<CoWaker>>,
     /// Events of other threads, and what delivers them.
@@ -83,12 +88,14 @@ impl Daemon {
             objects: RefCell::default(),
             exports: RefCell::default(),
             nbd_server: RefCell::default(),
+            metrics: RefCell::default(),
             chardevs: RefCell::default(),
             monitors: RefCell::default(),
             commands: OnceCell::new(),
             subscribers: RefCell::default(),
             serving: Cell::new(false),
             quit: Cell::new(None),
+            start: SystemTime::now(),
             waiters: RefCell::default(),
             remote: OnceCell::new(),
         });

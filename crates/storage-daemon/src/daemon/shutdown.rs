@@ -17,6 +17,7 @@ impl Daemon {
         }
         // Nobody is to wait for its turn at the end.
         self.lift_limits();
+        drop(self.metrics.take());
         // Fails if there is none.
         let _ = self.nbd_server_stop(co);
         let exports: Vec<Rc<Export>> = self.exports.borrow().values().cloned().collect();
