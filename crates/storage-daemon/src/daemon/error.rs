@@ -40,6 +40,9 @@ pub enum DaemonError {
         /// The node.
         node_name: String,
     },
+    /// The node is part of another one.
+    #[error("Node {0} is not owned by the monitor")]
+    NotOwned(String),
     /// A node has users.
     #[error("Node '{0}' is in use")]
     NodeInUse(String),

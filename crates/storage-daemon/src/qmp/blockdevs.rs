@@ -1,6 +1,8 @@
 //! Nodes: opened, closed, and given another length.
 
-use coblk::options::NodeOptions;
+use std::io::ErrorKind;
+
+use coblk::options::{BlockdevError, NodeOptions};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -28,7 +30,13 @@ pub(super) fn add(commands: &mut Commands) {
         daemon.blockdev_add(co, node_options(arguments)?).map(drop)
     });
     commands.add("blockdev-del", |daemon, co, NodeName { node_name }| {
-        daemon.blockdev_del(co, &node_name)
+        daemon.blockdev_del(co, &node_name).map_err(|error| match error {
+            // It belongs to the node above.
+            DaemonError::NoSuchNode(name) if daemon.blockdevs().node(&name).is_some() => {
+                DaemonError::NotOwned(name)
+            }
+            other => other,
+        })
     });
     commands.add("block_resize", |daemon, co, resize: Resize| {
         let node_name = resize.node_name.unwrap_or_default();
@@ -38,8 +46,17 @@ pub(super) fn add(commands: &mut Commands) {
         }
         let size = u64::try_from(resize.size)
             .map_err(|_| OptionError::Other("Parameter 'size' expects a >0 size".to_owned()))?;
-        Ok(daemon.blockdevs().co_resize(co, &node_name, size)?)
+        daemon.blockdevs().co_resize(co, &node_name, size).map_err(resize_error)
     });
+}
+
+fn resize_error(error: BlockdevError) -> DaemonError {
+    match error {
+        BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
+            OptionError::Other("Image format driver does not support resize".to_owned()).into()
+        }
+        other => other.into(),
+    }
 }
 
 fn node_options(arguments: Arguments) -> Result<NodeOptions, DaemonError> {

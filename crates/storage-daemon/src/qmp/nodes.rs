@@ -1,7 +1,9 @@
 //! `query-named-block-nodes`: what nodes there are.
 
+use coblk::block::NodeInfo;
 use coblk::{BlockNode, Co};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Commands;
 
@@ -78,7 +80,7 @@ fn info(co: &Co<'_>, node: &BlockNode) -> Info {
     // Unknown to some file systems.
     let actual_size = node.co_allocated_bytes(co).ok().flatten();
     let node = node.describe();
-    let filename = node.filename.unwrap_or_default();
+    let filename = node.filename.clone().unwrap_or_else(|| described(&node));
     let children = node.children.into_iter();
     Info {
         file: filename.clone(),
@@ -100,4 +102,14 @@ fn info(co: &Co<'_>, node: &BlockNode) -> Info {
         write_threshold: 0,
         children: children.map(|it| Child { child: it.role, node_name: it.node }).collect(),
     }
+}
+
+/// What stands for the file name of a node that has none: some of its options.
+fn described(node: &NodeInfo) -> String {
+    let mut options = Map::new();
+    options.insert("driver".to_owned(), node.driver.into());
+    for child in &node.children {
+        options.insert(child.role.to_owned(), child.node.clone().into());
+    }
+    format!("json:{}", Value::Object(options))
 }
