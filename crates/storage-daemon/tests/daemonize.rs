@@ -5,7 +5,6 @@ mod util;
 use std::fs::read_link;
 use std::path::Path;
 
-use coblk_tests::tools;
 use rustix::process::Signal;
 use util::{NBD, Place, stderr, wait_until};
 
@@ -24,8 +23,10 @@ fn c85_daemonize_exits_once_the_daemon_serves() {
         for descriptor in ["fd/0", "fd/1", "fd/2"] {
             assert_eq!(link(descriptor), Path::new("/dev/null"), "{descriptor}");
         }
-        let session = tools::run("ps", ["-o", "sid=", "-p", &pid.to_string()]);
-        assert_eq!(session.trim(), pid.to_string(), "a session of its own");
+        let stat = std::fs::read_to_string(format!("{process}/stat")).unwrap();
+        // After the name: state, parent, group, session.
+        let session = stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap();
+        assert_eq!(session, pid.to_string(), "a session of its own");
         util::kill(pid, signal);
         wait_until("the daemon ends", || !place.pid_file().exists());
         assert!(!place.socket().exists(), "it is removed before the pid file");

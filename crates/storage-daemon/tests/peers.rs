@@ -22,7 +22,7 @@ const LINES: [(&str, &[&str]); 4] = [
          --blockdev raw,node-name=part,file=disk,offset=1048576,size=2097152 \
          --blockdev throttle,node-name=slow,throttle-group=g0,file=part \
          --nbd-server addr.type=unix,addr.path=@/nbd.sock \
-         --export nbd,id=e0,node-name=slow,name=a,iothread=t0 \
+         --export nbd,id=e0,node-name=slow,name=a \
          --export nbd,id=e1,node-name=disk,name=b,writethrough=on",
         &["a", "b"],
     ),
