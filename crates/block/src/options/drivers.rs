@@ -72,6 +72,59 @@ impl DriverOptions {
         DriverOptions::File { filename: filename.into(), aio, locking, device: false }
     }
 
+    /// The name of the driver.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DriverOptions::File { device: false, .. } => "file",
+            DriverOptions::File { device: true, .. } => "host_device",
+            DriverOptions::Raw { .. } => "raw",
+            DriverOptions::Null { deferred: false, .. } => "null-co",
+            DriverOptions::Null { deferred: true, .. } => "null-aio",
+            DriverOptions::Throttle { .. } => "throttle",
+            DriverOptions::BlkDebug { .. } => "blkdebug",
+            DriverOptions::BlkLogWrites { .. } => "blklogwrites",
+        }
+    }
+
+    /// The nodes it stands on, by the names of these options.
+    pub(crate) fn children(&self) -> Vec<(&'static str, &NodeRef)> {
+        match self {
+            DriverOptions::File { .. } | DriverOptions::Null { .. } => Vec::new(),
+            DriverOptions::Raw { file, .. } | DriverOptions::Throttle { file, .. } => {
+                vec![("file", file)]
+            }
+            DriverOptions::BlkDebug { image, .. } => vec![("image", image)],
+            DriverOptions::BlkLogWrites { file, log } => vec![("file", file), ("log", log)],
+        }
+    }
+
+    /// The first option that differs and that a node keeps for its life.
+    pub(crate) fn fixed_option_that_differs(&self, new: &DriverOptions) -> Option<&'static str> {
+        use DriverOptions::{BlkDebug, File, Null};
+        match (self, new) {
+            _ if self.name() != new.name() => Some("driver"),
+            (
+                File { filename, locking, .. },
+                File { filename: new_name, locking: new_lock, .. },
+            ) => {
+                let name = (filename != new_name).then_some("filename");
+                name.or((locking != new_lock).then_some("locking"))
+            }
+            (
+                Null { size, read_zeroes, latency_ns, .. },
+                Null { size: new_size, read_zeroes: new_zeroes, latency_ns: new_latency, .. },
+            ) => {
+                let zeroes = (read_zeroes != new_zeroes).then_some("read-zeroes");
+                let latency = (latency_ns != new_latency).then_some("latency-ns");
+                (size != new_size).then_some("size").or(zeroes).or(latency)
+            }
+            (BlkDebug { inject_error, .. }, BlkDebug { inject_error: new, .. }) => {
+                (inject_error != new).then_some("inject-error")
+            }
+            _ => None,
+        }
+    }
+
     /// `raw` on all of `file`.
     pub fn raw(file: impl Into<NodeRef>) -> DriverOptions {
         DriverOptions::Raw { file: file.into(), offset: 0, size: None }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::DetectZeroes;
 use crate::accounting::RequestKind;
 use crate::drivers::{Engine, Locking};
 
@@ -21,7 +22,8 @@ fn typed_json_and_command_line_say_the_same() {
     })
     .auto_read_only(true)
     .cache_direct(true)
-    .cache_no_flush(false);
+    .cache_no_flush(false)
+    .detect_zeroes(DetectZeroes::Off);
     let raw = DriverOptions::Raw { file: image.into(), offset: 1 << 20, size: None };
     let raw = NodeOptions::new(raw);
     let raw = raw.discard(true).read_only(true);
@@ -54,7 +56,7 @@ fn rules_of_blkdebug() {
 }
 
 /// Each text, and what its error must say.
-const BAD: [(&str, &str); 24] = [
+const BAD: [(&str, &str); 25] = [
     ("", "not a JSON object"),
     ("[1]", "not a JSON object"),
     (r#"{"driver": "file""#, "not a JSON object"),
@@ -71,8 +73,9 @@ const BAD: [(&str, &str); 24] = [
     (r#"{"driver": "file", "filename": "a", "cache": {"x": 1}}"#, "cache has no option 'cache.x'"),
     (r#"{"driver": "file", "filename": "a", "node-name": "1a"}"#, "'1a' is not a name"),
     (r##"{"driver": "file", "filename": "a", "node-name": "#b"}"##, "'#b' is not a name"),
-    (r#"{"driver": "file", "filename": "a", "detect-zeroes": "on"}"#, "option 'detect-zeroes'"),
-    (r#"{"driver": "file", "filename": "a", "force-share": true}"#, "option 'force-share'"),
+    (r#"{"driver": "file", "filename": "a", "detect-zeroes": true}"#, "'detect-zeroes': expected"),
+    (r#"{"driver": "file", "filename": "a", "force-share": "on"}"#, "option 'force-share'"),
+    (r#"{"driver": "null-co", "active": false}"#, "'active': a node is always active"),
     (r#"{"driver": "null-co", "size": -1}"#, "expected a whole number from 0 on, not -1"),
     (r#"{"driver": "null-co", "size": "1"}"#, "expected a whole number"),
     (r#"{"driver": "raw", "node-name": "d0"}"#, "node 'd0': option 'file' is missing"),

@@ -11,8 +11,9 @@ use coblk_aio::sys;
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
-use super::{Engine, File, SECTOR_BYTES, alignment};
+use super::{Engine, File, Mode, SECTOR_BYTES, alignment};
 use crate::driver::BlockLimits;
+use crate::versions::Versions;
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,26 @@ pub enum FileOpenError {
         path: PathBuf,
         /// What it was to be opened for.
         mode: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An image is to be open in another way, but something else is at its path.
+    #[error("cannot reopen image '{}': another file is there by now", path.display())]
+    Replaced {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image was open in too many ways.
+    #[error("cannot reopen image '{}': it was open in too many ways", path.display())]
+    TooManyWays {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its locks cannot be had once more.
+    #[error("cannot reopen image '{}': locks: {source}", path.display())]
+    Lock {
+        /// The image.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -109,7 +130,29 @@ impl FileOptions {
     /// # Errors
     /// If there is no such image, if it may not be opened in this way, or is not an image.
     pub fn open(self, path: impl AsRef<Path>) -> Result<File, FileOpenError> {
+        let (file, mode) = self.open_host(path.as_ref())?;
         let path = path.as_ref().to_owned();
+        let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
+        let bytes = length_of(&file).map_err(failed)?;
+        Ok(File {
+            file,
+            path,
+            mode: Versions::new(mode),
+            in_place: InPlace::new(),
+            device: self.device,
+            locks: ImageLocks::new(self.locking),
+            length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
+            end_of_file: AtomicU64::new(bytes),
+            sync_errno: AtomicI32::new(0),
+            can_zero_range: AtomicBool::new(true),
+            can_punch_hole: AtomicBool::new(true),
+            can_discard: AtomicBool::new(true),
+        })
+    }
+
+    /// Opens what is at a path, and says how it is open then.
+    pub(super) fn open_host(&self, path: &Path) -> Result<(HostFile, Mode), FileOpenError> {
+        let path = path.to_owned();
         let mode = match (self.read_only, self.direct) {
             (true, false) => " for reading",
             (false, false) => " for writing",
@@ -118,37 +161,28 @@ impl FileOptions {
         };
         let failed = |source| FileOpenError::Open { path: path.clone(), mode, source };
         // Asked before the open, which would fail for a directory with a message that blames the
-        // mode, and would wait for a writer at a FIFO.
+        // mode.
         let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
         self.check_kind(&path, kind)?;
+        // The path may lead elsewhere by now, and the open of a FIFO would wait for its other end.
+        let flags = libc::O_NONBLOCK | if self.direct { libc::O_DIRECT } else { 0 };
         let file = OpenOptions::new()
             .read(true)
             .write(!self.read_only)
-            .custom_flags(if self.direct { libc::O_DIRECT } else { 0 })
+            .custom_flags(flags)
             .open(&path)
             .map_err(failed)?;
-        // Asked of what was opened: the path may lead elsewhere by now.
         self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
-        let bytes = length_of(&file).map_err(failed)?;
-        let limits = self.limits(&file).map_err(failed)?;
-        Ok(File {
-            file,
-            path,
+        sys::clear_nonblocking(&file).map_err(failed)?;
+        let mode = Mode {
             read_only: self.read_only,
-            engine: self.engine,
-            in_place: InPlace::new(self.in_place_reads && !self.direct),
-            limits,
             direct: self.direct,
-            device: self.device,
-            locks: ImageLocks::new(self.locking),
             no_flush: self.no_flush,
-            length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
-            end_of_file: AtomicU64::new(bytes),
-            sync_errno: AtomicI32::new(0),
-            can_zero_range: AtomicBool::new(true),
-            can_punch_hole: AtomicBool::new(true),
-            can_discard: AtomicBool::new(true),
-        })
+            engine: self.engine,
+            in_place_reads: self.in_place_reads && !self.direct,
+            limits: self.limits(&file).map_err(failed)?,
+        };
+        Ok((file, mode))
     }
 
     fn check_kind(&self, path: &Path, kind: FileType) -> Result<(), FileOpenError> {
