@@ -11,7 +11,9 @@ use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::Throttle;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
-use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
+use crate::options::{
+    BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError, check_log_sector,
+};
 
 /// What a child has from its parent, unless it says otherwise.
 #[derive(Clone, Copy, Default)]
@@ -137,16 +139,25 @@ impl Opening<'_, '_> {
                 let group = self.blockdevs.known_group(throttle_group)?;
                 BlockNode::new(self.name, Throttle::new(self.child("file", file)?, &group))
             }
-            DriverOptions::BlkDebug { image, inject_error } => {
+            DriverOptions::BlkDebug { image, inject_error, constraints } => {
                 let rules = Rules::new(0);
                 for inject in inject_error {
                     rules.add(inject.rule());
                 }
-                BlockNode::new(self.name, BlkDebug::new(self.child("image", image)?, rules))
+                let (take, unshare) = (constraints.take, constraints.unshare);
+                let limits =
+                    constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
+                let filter = BlkDebug::new(self.child("image", image)?, rules);
+                BlockNode::new(self.name, filter.constrained(limits, take, unshare))
             }
-            DriverOptions::BlkLogWrites { file, log } => {
+            DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
                 let (file, log) = (self.child("file", file)?, self.child("log", log)?);
-                let filter = BlkLogWrites::create(self.co, file, log);
+                check_log_sector(log_sector_size.map(u64::from))
+                    .map_err(|why| self.invalid("log-sector-size", why))?;
+                let filter = match log_sector_size {
+                    Some(size) => BlkLogWrites::with_sectors(self.co, file, log, *size),
+                    None => BlkLogWrites::create(self.co, file, log),
+                };
                 let failed = |source| BlockdevError::Io { node: self.node(), source };
                 BlockNode::new(self.name, filter.map_err(failed)?)
             }
@@ -157,6 +168,10 @@ impl Opening<'_, '_> {
 
     fn node(&self) -> String {
         self.name.to_owned()
+    }
+
+    fn invalid(&self, option: &str, why: String) -> BlockdevError {
+        OptionsError::Invalid { node: self.node(), option: option.to_owned(), why }.into()
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {

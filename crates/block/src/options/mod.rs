@@ -24,8 +24,9 @@ mod reader;
 
 use serde_json::{Map, Value};
 
-pub use blkdebug::InjectError;
+pub use blkdebug::{DebugConstraints, InjectError};
 pub use drivers::DriverOptions;
+pub(crate) use drivers::check_log_sector;
 pub(crate) use error::shorten;
 pub use error::{BlockdevError, OptionsError};
 use reader::{Notation, Reader};
@@ -200,10 +201,6 @@ impl NodeOptions {
             cache_no_flush: cache.flag("no-flush")?,
             driver: drivers::take(&driver, &mut reader)?,
         };
-        // For migration, which there is none of.
-        if reader.flag("active")? == Some(false) {
-            return Err(reader.invalid("active", "a node is always active"));
-        }
         cache.finish("cache")?;
         reader.finish(&format!("driver '{driver}'"))?;
         Ok(options)

@@ -47,6 +47,8 @@ pub enum Engine {
     Threads,
     /// The context's io_uring; falls back to threads, with a warning, where there is none.
     IoUring,
+    /// What QEMU calls `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
+    Native,
 }
 
 /// An image in a host file, or on a block device.

@@ -48,6 +48,12 @@ pub enum FileOpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// Linux AIO waits where there is a page cache.
+    #[error("cannot open image '{}': aio=native needs cache.direct=on", path.display())]
+    NativeNotDirect {
+        /// The image.
+        path: PathBuf,
+    },
     /// It is nothing that this driver opens.
     #[error("cannot open image '{}': it is {what}, not {expected}", path.display())]
     NotAnImage {
@@ -160,6 +166,7 @@ impl FileOptions {
             (false, true) => " for writing with O_DIRECT",
         };
         let failed = |source| FileOpenError::Open { path: path.clone(), mode, source };
+        let engine = self.engine_for(&path)?;
         // Asked before the open, which would fail for a directory with a message that blames the
         // mode.
         let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
@@ -178,11 +185,22 @@ impl FileOptions {
             read_only: self.read_only,
             direct: self.direct,
             no_flush: self.no_flush,
-            engine: self.engine,
+            engine,
             in_place_reads: self.in_place_reads && !self.direct,
             limits: self.limits(&file).map_err(failed)?,
         };
         Ok((file, mode))
+    }
+
+    fn engine_for(&self, path: &Path) -> Result<Engine, FileOpenError> {
+        if self.engine != Engine::Native {
+            return Ok(self.engine);
+        }
+        if !self.direct {
+            return Err(FileOpenError::NativeNotDirect { path: path.to_owned() });
+        }
+        tracing::info!(image = %path.display(), "aio=native: served by io_uring");
+        Ok(Engine::IoUring)
     }
 
     fn check_kind(&self, path: &Path, kind: FileType) -> Result<(), FileOpenError> {
