@@ -13,6 +13,7 @@
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
+//! * `rings`: what the rings of this process have registered;
 //! * `stacks`: nodes on nodes over an image;
 //! * `sectors`: data that shows whether it is whole, and how old.
 //!
@@ -29,6 +30,7 @@ pub mod loop_device;
 pub mod nbd;
 pub mod probe;
 pub mod random;
+pub mod rings;
 pub mod sandbox;
 pub mod sectors;
 pub mod stacks;

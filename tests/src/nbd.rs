@@ -143,21 +143,30 @@ pub const MAGIC: u32 = 0x2560_9513;
 
 /// A connection that has chosen "disk" the old way, with simple replies.
 pub fn choose(path: &Path) -> UnixStream {
+    choose_export(path, "disk")
+}
+
+fn choose_export(path: &Path, export: &str) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.write_all(&[0, 0, 0, 3]).unwrap();
-    stream.write_all(&option(1, b"disk")).unwrap();
+    stream.write_all(&option(1, export.as_bytes())).unwrap();
     let mut chosen = [0; 18 + 10];
     stream.read_exact(&mut chosen).unwrap();
     stream
 }
 
-/// A client that has chosen "disk", and makes one request after the other.
+/// A client that makes one request after the other.
 pub struct Session(UnixStream);
 
 impl Session {
-    /// Connects.
+    /// Connects, and chooses "disk".
     pub fn open(path: &Path) -> Session {
-        let stream = choose(path);
+        Session::choose(path, "disk")
+    }
+
+    /// Connects, and chooses an export.
+    pub fn choose(path: &Path, export: &str) -> Session {
+        let stream = choose_export(path, export);
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Session(stream)
     }

@@ -218,6 +218,11 @@ pub trait BlockDriver: Send + Sync {
         (held, shared)
     }
 
+    /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
+    /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
+    /// own here, and looks at those of others then: so nobody can come in between.
+    fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
+
     /// What all users of the node together hold is about to become `held`, and what every one of
     /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
     /// file, does it here, and on an error changes nothing. Blocks at most for a few system calls;

@@ -54,6 +54,8 @@ impl PidFile {
     pub fn create(path: &Path) -> Result<PidFile, PidFileError> {
         let name = || path.display().to_string();
         let failed = |source| PidFileError::Create { path: name(), source };
+        // The daemon may leave its directory before it removes the file.
+        let absolute = std::path::absolute(path).map_err(failed)?;
         loop {
             let mut file = open(path).map_err(failed)?;
             fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
@@ -66,7 +68,7 @@ impl PidFile {
                 return Err(PidFileError::NotOurs(name()));
             }
             let written = file.set_len(0).and_then(|()| rewrite(&mut file));
-            let pid_file = PidFile { path: path.to_owned(), file };
+            let pid_file = PidFile { path: absolute, file };
             return match written {
                 Ok(()) => Ok(pid_file),
                 Err(source) => Err(PidFileError::Write { path: name(), source }),

@@ -14,6 +14,9 @@ use rustix::net::{AddressFamily, sockopt};
 use crate::options::{InetAddress, SocketAddress, UnixAddress};
 use crate::socket_activation;
 
+/// The kernel's limit for the name of a unix socket, with a zero at its end.
+const MOST_PATH_BYTES: usize = 108;
+
 /// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,7 +88,7 @@ pub fn open(address: &SocketAddress) -> Result<Listening, SocketError> {
     match address {
         SocketAddress::Inet(address) => listen_inet(address).map(Listening::Tcp),
         SocketAddress::Unix(UnixAddress { path, is_abstract: false }) => {
-            Ok(Listening::Path(path.clone()))
+            Ok(Listening::Path(from_anywhere(path)))
         }
         SocketAddress::Unix(UnixAddress { path, is_abstract: true }) => {
             let name = UnixSocketAddr::from_abstract_name(path.as_os_str().as_bytes());
@@ -154,6 +157,15 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
             UnixListener::bind(path)
         }
         result => result,
+    }
+}
+
+/// A path that is still right when the daemon has left its directory, if the name of a socket can be
+/// that long.
+fn from_anywhere(path: &Path) -> PathBuf {
+    match std::path::absolute(path) {
+        Ok(absolute) if absolute.as_os_str().len() < MOST_PATH_BYTES => absolute,
+        _ => path.to_owned(),
     }
 }
 

@@ -53,19 +53,14 @@ impl Graph {
     /// the caller did to the users before.
     pub(super) fn permit(&mut self, nodes: &[NodeId]) -> Result<(), PermissionError> {
         let plan = self.plan(nodes)?;
-        let mut done: Vec<(Arc<BlockNode>, Use)> = Vec::new();
+        let mut changes = Vec::new();
         for (id, new) in &plan.nodes {
             let old = self.nodes.get(id).map_or(Use::NONE, |entry| entry.granted);
-            let Some(node) = self.node(*id).filter(|_| old != *new) else { continue };
-            if let Err(error) = node.driver().set_permissions(new.held, new.shared) {
-                // Back to what was granted before.
-                for (node, old) in done.into_iter().rev() {
-                    give_up(&node, old);
-                }
-                return Err(error);
+            if let Some(node) = self.node(*id).filter(|_| old != *new) {
+                changes.push(Change { node, old, new: *new });
             }
-            done.push((node, old));
         }
+        tell_drivers(&changes)?;
         for (id, granted) in plan.nodes {
             if let Some(entry) = self.nodes.get_mut(&id) {
                 entry.granted = granted;
@@ -248,8 +243,41 @@ impl Graph {
     }
 }
 
-fn give_up(node: &BlockNode, old: Use) {
-    if let Err(error) = node.driver().set_permissions(old.held, old.shared) {
-        tracing::error!(node = node.name(), %error, "permissions cannot be given back");
+/// What the users of a node want together becomes something else.
+struct Change {
+    node: Arc<BlockNode>,
+    old: Use,
+    new: Use,
+}
+
+impl Change {
+    fn reserve(&self, wants: Use) {
+        self.node.driver().reserve_permissions(wants.held, wants.shared);
     }
+
+    fn set(&self, wants: Use) -> Result<(), PermissionError> {
+        self.node.driver().set_permissions(wants.held, wants.shared)
+    }
+}
+
+/// Tells the drivers, all or none. Those that want less come first, for two nodes may stand for the
+/// same image, and one of them may take over from the other.
+fn tell_drivers(changes: &[Change]) -> Result<(), PermissionError> {
+    let is_less = |it: &&Change| it.old.and(it.new) == it.old;
+    let (less, more): (Vec<_>, Vec<_>) = changes.iter().partition(is_less);
+    if !less.is_empty() {
+        more.iter().for_each(|change| change.reserve(change.new));
+    }
+    let told = less.iter().chain(&more).try_for_each(|change| change.set(change.new));
+    if told.is_err() {
+        // Back in the same way.
+        less.iter().for_each(|change| change.reserve(change.old));
+        for change in more.iter().chain(&less) {
+            if let Err(error) = change.set(change.old) {
+                let node = change.node.name();
+                tracing::error!(node, %error, "permissions cannot be given back");
+            }
+        }
+    }
+    told
 }

@@ -214,6 +214,36 @@ fn an_image_is_locked_while_somebody_uses_it() {
 }
 
 #[test]
+fn a_second_open_of_a_locked_image_takes_over() {
+    let ctx = AioContext::new().unwrap();
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let open = |name| BlockNode::new(name, File::options().open(image.path()).unwrap());
+    let [first, second, third] = ["first", "second", "third"].map(open);
+    let drive = BackendOptions::new("drive").open(&ctx, first.clone()).unwrap();
+    assert!(BackendOptions::new("c").open(&ctx, second.clone()).is_err());
+    first.replace(&ctx, &second).unwrap();
+    assert!(Arc::ptr_eq(&drive.node().unwrap(), &second));
+    assert!(BackendOptions::new("c").open(&ctx, first.clone()).is_err(), "it is still locked");
+    // Somebody else is in the way: whoever gave up its locks has them back.
+    drop(drive);
+    let drive = BackendOptions::new("drive").share_rw(true).open(&ctx, second.clone()).unwrap();
+    let reader = BackendOptions::new("reader").read_only(true).share_rw(true);
+    let reader = reader.open(&ctx, third.clone()).unwrap();
+    let other = BlockNode::new("other", Null::new(1 << 20));
+    let alone = BackendOptions::new("alone").open(&ctx, other.clone()).unwrap();
+    assert!(other.replace(&ctx, &first).is_err());
+    second.replace(&ctx, &first).unwrap();
+    assert!(Arc::ptr_eq(&drive.node().unwrap(), &first));
+    assert!(other.replace(&ctx, &first).is_err());
+    drop((drive, reader));
+    other.replace(&ctx, &first).unwrap();
+    assert!(BackendOptions::new("c").open(&ctx, third).is_err());
+    drop(alone);
+    BackendOptions::new("c").open(&ctx, second).unwrap();
+}
+
+#[test]
 fn a_thread_that_ends_gives_up_what_its_backends_held() {
     let node = disk("disk");
     let thread = IoThread::new("io").unwrap();

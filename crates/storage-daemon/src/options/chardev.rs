@@ -1,5 +1,6 @@
 //! `--chardev` and `--monitor`: where a monitor listens, and which.
 
+use coblk::options::shorten;
 use serde::{Deserialize, Deserializer, de};
 
 use super::address::{InetAddress, SocketAddress, UnixAddress};
@@ -71,8 +72,8 @@ impl<'de> Deserialize<'de> for ChardevOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ChardevOptions, D::Error> {
         let flat = Flat::deserialize(deserializer)?;
         if flat.backend != "socket" {
-            let text =
-                format!("'{}' is not a valid char driver name; there is socket", flat.backend);
+            let backend = shorten(&flat.backend);
+            let text = format!("'{backend}' is not a valid char driver name; there is socket");
             return Err(de::Error::custom(text));
         }
         if flat.tight == Some(false) {

@@ -61,7 +61,7 @@ impl OptionError {
 
 impl serde::de::Error for OptionError {
     fn custom<T: Display>(text: T) -> OptionError {
-        OptionError::Other(shorten(&text.to_string()))
+        OptionError::Other(text.to_string())
     }
 
     fn missing_field(field: &'static str) -> OptionError {
