@@ -100,6 +100,15 @@ pub fn open(address: &SocketAddress) -> Result<Listening, SocketError> {
     }
 }
 
+/// A path that is still right when the daemon has left its directory, if the name of a socket can be
+/// that long.
+fn from_anywhere(path: &Path) -> PathBuf {
+    match std::path::absolute(path) {
+        Ok(absolute) if absolute.as_os_str().len() < MOST_PATH_BYTES => absolute,
+        _ => path.to_owned(),
+    }
+}
+
 /// A socket of any kind that listens for streams, and does not block. A path that was bound is removed
 /// with it.
 #[derive(Debug)]
@@ -157,15 +166,6 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
             UnixListener::bind(path)
         }
         result => result,
-    }
-}
-
-/// A path that is still right when the daemon has left its directory, if the name of a socket can be
-/// that long.
-fn from_anywhere(path: &Path) -> PathBuf {
-    match std::path::absolute(path) {
-        Ok(absolute) if absolute.as_os_str().len() < MOST_PATH_BYTES => absolute,
-        _ => path.to_owned(),
     }
 }
 
