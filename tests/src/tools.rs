@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 19] = [
+const PACKAGES: [(&str, &str); 20] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &str); 19] = [
     ("unshare", "util-linux"),
     ("prlimit", "util-linux"),
     ("mount", "mount"),
+    ("umount", "mount"),
     ("losetup", "mount"),
     ("mkfifo", "coreutils"),
     ("gdb", "gdb"),

@@ -15,7 +15,7 @@ use crate::memory::Memory;
 use crate::protocol::MAX_STRING;
 use crate::socket::Socket;
 
-/// How long a client may keep memory and do nothing with it while others wait for some.
+/// How long a client may keep memory and do nothing with it when others got none.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,12 +27,30 @@ pub struct NbdOptions {
     pub max_connections: usize,
     /// How long a client may take until it has chosen an export.
     pub handshake_timeout: Duration,
+    /// How clients encrypt what they say. Without it none can.
+    #[cfg(feature = "tls")]
+    pub tls: Option<crate::tls::TlsCredentials>,
+}
+
+#[cfg(feature = "tls")]
+impl NbdOptions {
+    /// The same with TLS: a client can do nothing before it has begun that, unless the credentials are
+    /// [`optional`](crate::TlsCredentials::optional).
+    #[must_use]
+    pub fn tls(self, credentials: crate::tls::TlsCredentials) -> NbdOptions {
+        NbdOptions { tls: Some(credentials), ..self }
+    }
 }
 
 impl Default for NbdOptions {
-    /// 100 clients, 10 seconds.
+    /// 100 clients, 10 seconds, no TLS.
     fn default() -> NbdOptions {
-        NbdOptions { max_connections: 100, handshake_timeout: Duration::from_secs(10) }
+        NbdOptions {
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
     }
 }
 
@@ -135,7 +153,7 @@ impl NbdServer {
 
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        self.shared.clients.borrow().len()
+        self.shared.connections()
     }
 
     /// Accepts no more clients.
@@ -185,7 +203,7 @@ pub struct Shared {
     pub stopping: Cell<bool>,
     pub may_accept: Cell<bool>,
     acceptor: Cell<Option<CoWaker>>,
-    /// Armed while somebody waits for memory.
+    /// Armed while clients keep memory of which others got none.
     look: Timer,
 }
 
@@ -248,9 +266,13 @@ impl Shared {
         clients.iter().find(|other| std::ptr::eq(&***other, client)).cloned()
     }
 
+    pub fn connections(&self) -> usize {
+        self.clients.borrow().len()
+    }
+
     pub fn is_crowded(&self) -> bool {
         let most = self.options.max_connections;
-        most > 0 && self.clients.borrow().len() >= most
+        most > 0 && self.connections() >= most
     }
 
     pub fn wait_to_accept(&self, co: &Co<'_>) {
@@ -270,7 +292,7 @@ impl Shared {
         }
     }
 
-    /// Somebody waits for memory: sees to it that nobody sits on it for ever.
+    /// Somebody got no memory: sees to it that nobody sits on it for ever.
     pub fn memory_is_short(&self) {
         if !self.look.is_armed() {
             self.look.arm_after(LOOK);
@@ -278,18 +300,18 @@ impl Shared {
     }
 
     fn look_after_memory(&self, ctx: &AioContext) {
-        if !self.memory.is_short() {
-            return;
-        }
         let patience = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
         let limit = ctx.now_ns() - patience;
         for client in self.all() {
-            if client.stuck_since_ns().is_some_and(|since| since <= limit) {
-                tracing::warn!("an NBD client that others wait for is disconnected");
-                client.fail();
+            if let Some(since) = client.stuck_since_ns() {
+                if since <= limit {
+                    tracing::warn!("an NBD client that keeps memory from others is disconnected");
+                    client.fail();
+                } else {
+                    self.memory_is_short();
+                }
             }
         }
-        self.memory_is_short();
     }
 
     /// All clients, to be called: they may leave meanwhile.
