@@ -38,6 +38,7 @@ pub struct BackendOptions {
     name: String,
     read_only: bool,
     share_rw: bool,
+    share_resize: bool,
     device: DeviceId,
 }
 
@@ -45,7 +46,13 @@ impl BackendOptions {
     /// A device called `name`, for messages. It writes, and does not let others write.
     pub fn new(name: impl Into<String>) -> BackendOptions {
         let device = graph::lock().new_device();
-        BackendOptions { name: name.into(), read_only: false, share_rw: false, device }
+        BackendOptions {
+            name: name.into(),
+            read_only: false,
+            share_rw: false,
+            share_resize: false,
+            device,
+        }
     }
 
     /// Refuse writes, whatever the node allows.
@@ -56,6 +63,12 @@ impl BackendOptions {
     /// Let others write and resize. Two writers must both agree to that.
     pub fn share_rw(self, share_rw: bool) -> BackendOptions {
         BackendOptions { share_rw, ..self }
+    }
+
+    /// Let others change the length. For a device that tells its guest
+    /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
+    pub fn share_resize(self, share_resize: bool) -> BackendOptions {
+        BackendOptions { share_resize, ..self }
     }
 
     /// A backend of `ctx` on `node`; writable if the node is, and unless read-only.
@@ -75,7 +88,7 @@ impl BackendOptions {
     /// A backend of `ctx` without a medium. What is [put in](BlockBackend::insert_medium) later is
     /// used as these options say.
     pub fn open_empty(&self, ctx: &AioContext) -> BlockBackend {
-        BlockBackend::with_claim(ctx, self.name.clone(), self.read_only, self.claim())
+        BlockBackend::with_claim(ctx, self.name.clone(), self.claim())
     }
 
     /// A backend in another context, for any thread.
@@ -94,11 +107,12 @@ impl BackendOptions {
     }
 
     fn claim(&self) -> Claim {
-        let not_shared = Permissions::WRITE | Permissions::RESIZE;
-        let shared =
-            if self.share_rw { Permissions::all() } else { Permissions::all() - not_shared };
+        let mut shared = Permissions::all();
+        shared.set(Permissions::WRITE, self.share_rw);
+        shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);
         Claim {
             device: self.device,
+            read_only: self.read_only,
             read: Permissions::CONSISTENT_READ,
             write: Permissions::WRITE,
             shared,
@@ -110,6 +124,8 @@ impl BackendOptions {
 #[derive(Clone, Copy)]
 pub(crate) struct Claim {
     pub(crate) device: DeviceId,
+    /// It writes to nothing.
+    pub(crate) read_only: bool,
     read: Permissions,
     write: Permissions,
     shared: Permissions,
@@ -117,16 +133,16 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// One that asks nobody.
-    pub(crate) fn none() -> Claim {
+    pub(crate) fn none(read_only: bool) -> Claim {
         let device = graph::lock().new_device();
         let (read, write, shared) =
             (Permissions::empty(), Permissions::empty(), Permissions::all());
-        Claim { device, read, write, shared }
+        Claim { device, read_only, read, write, shared }
     }
 
-    /// On a medium that is written or only read.
+    /// On a medium that can be written or not.
     pub(crate) fn on(self, writable: bool) -> Use {
-        let write = if writable { self.write } else { Permissions::empty() };
+        let write = if writable && !self.read_only { self.write } else { Permissions::empty() };
         Use { held: self.read | write, shared: self.shared }
     }
 }

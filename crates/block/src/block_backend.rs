@@ -36,6 +36,15 @@ pub enum MediumError {
     Permission(#[from] PermissionError),
 }
 
+/// Why a length is not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResizeError {
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// What a device, an export or a daemon sends its requests to.
 ///
 /// It belongs to one context and stays on its thread; a handle: clones are the same backend. A
@@ -98,27 +107,17 @@ impl BlockBackend {
         node: Option<Arc<BlockNode>>,
         read_only: bool,
     ) -> BlockBackend {
-        let backend = Self::with_claim(ctx, name.into(), read_only, Claim::none());
+        let backend = Self::with_claim(ctx, name.into(), Claim::none(read_only));
         if let Some(node) = node {
             backend.insert(node).expect("who holds nothing and shares all is not refused");
         }
         backend
     }
 
-    pub(crate) fn with_claim(
-        ctx: &AioContext,
-        name: String,
-        read_only: bool,
-        claim: Claim,
-    ) -> BlockBackend {
-        let slot = Slot::new(name, ctx.handle(), read_only, claim);
-        BlockBackend {
-            inner: Rc::new(Inner {
-                slot,
-                recorder: Recorder::new(ctx),
-                errors: ErrorState::default(),
-            }),
-        }
+    pub(crate) fn with_claim(ctx: &AioContext, name: String, claim: Claim) -> BlockBackend {
+        let (recorder, errors) = (Recorder::new(ctx), ErrorState::default());
+        let slot = Slot::new(name, ctx.handle(), claim, recorder.statistics());
+        BlockBackend { inner: Rc::new(Inner { slot, recorder, errors }) }
     }
 
     pub(crate) fn insert(&self, node: Arc<BlockNode>) -> Result<(), PermissionError> {
@@ -156,6 +155,10 @@ impl BlockBackend {
     /// ENOMEDIUM without a medium.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.medium()?.node.length())
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.inner.slot
     }
 
     /// Whether writes are refused.
@@ -233,7 +236,7 @@ impl BlockBackend {
 
     #[inline]
     pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
-        if medium.read_only {
+        if medium.read_only.get() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         Ok(&medium.node)
@@ -312,17 +315,25 @@ impl BlockBackend {
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have; EPERM if
     /// another user of the node, or another process, does not share the permission to resize.
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        self.co_resize(co, length).map_err(|error| match error {
+            ResizeError::Io(error) => error,
+            ResizeError::Permission(error) => {
+                tracing::warn!(backend = self.name(), %error, "cannot change the length");
+                io::Error::from_raw_os_error(libc::EPERM)
+            }
+        })
+    }
+
+    /// [`co_truncate`](Self::co_truncate), that says who does not agree.
+    pub(crate) fn co_resize(&self, co: &Co<'_>, length: u64) -> Result<(), ResizeError> {
         trace_event!("blk_co_truncate", length);
         let medium = self.writable_medium()?;
-        let _resize = self.inner.slot.resize().map_err(|error| {
-            tracing::warn!(backend = self.name(), %error, "cannot change the length");
-            io::Error::from_raw_os_error(libc::EPERM)
-        })?;
+        let _resize = self.inner.slot.resize()?;
         if length < medium.node.length() {
-            return self.co_shrink(co, length);
+            return Ok(self.co_shrink(co, length)?);
         }
         let _request = self.begin_request(co);
-        request_path::co_truncate(&self.writable_medium()?.node, co, length)
+        Ok(request_path::co_truncate(&self.writable_medium()?.node, co, length)?)
     }
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits.

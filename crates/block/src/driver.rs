@@ -4,9 +4,11 @@ use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+use crate::drivers::Engine;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::io::{BlockStatus, BlockStatusKind};
+use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
 
 /// What a driver can take in one request. The request path makes every request fit.
@@ -94,6 +96,9 @@ impl BlockLimits {
 /// What a write has done, a flush that is called after the write has returned, in any thread,
 /// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
 ///
+/// A filter passes on what it does not do itself: it says to [which node](Self::filtered), and
+/// writes down only what it does otherwise.
+///
 /// Errors carry the OS errno.
 pub trait BlockDriver: Send + Sync {
     /// The driver's name in options and messages, such as `file`.
@@ -102,14 +107,20 @@ pub trait BlockDriver: Send + Sync {
     /// Length in bytes.
     fn length(&self) -> u64;
 
-    /// Whether writes are refused.
-    fn is_read_only(&self) -> bool {
-        false
+    /// The node that a filter passes requests on to: all those below that have a default.
+    fn filtered(&self) -> Option<&Child> {
+        None
     }
 
-    /// What it can take in one request. Asked once, when the node is made.
+    /// Whether writes are refused. As on the filtered node by default, or not.
+    fn is_read_only(&self) -> bool {
+        self.filtered().is_some_and(Child::is_read_only)
+    }
+
+    /// What it can take in one request. Asked once, when the node is made. By default anything; a
+    /// filter's child pads and cuts, and gets durable writes as they are.
     fn limits(&self) -> BlockLimits {
-        BlockLimits::default()
+        BlockLimits { native_fua: self.filtered().is_some(), ..BlockLimits::default() }
     }
 
     /// Fills all of `target` from `offset` on.
@@ -133,41 +144,67 @@ pub trait BlockDriver: Send + Sync {
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.
     fn co_pwrite_zeroes(
         &self,
-        _co: &Co<'_>,
-        _offset: u64,
-        _bytes: u64,
-        _flags: ZeroFlags,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
     ) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::ENOTSUP))
+        or_enotsup(self.filtered())?.co_pwrite_zeroes(co, offset, bytes, flags)
     }
 
     /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
-    /// with ENOTSUP, which the client does not see: discard is a hint. Does nothing by default.
-    fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
-        Ok(())
+    /// with ENOTSUP, which the client does not see: discard is a hint.
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        or_enotsup(self.filtered())?.co_pdiscard(co, offset, bytes)
     }
 
     /// What is known of the bytes from `offset` on, without reading them: how many of them, from 1 to
     /// `bytes`, are of one kind. By default all may be data. Offset and length need not be aligned.
-    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        Ok(BlockStatus { kind: BlockStatusKind::Data, bytes })
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        match self.filtered() {
+            Some(child) => child.co_block_status(co, offset, bytes),
+            None => Ok(BlockStatus { kind: BlockStatusKind::Data, bytes }),
+        }
     }
 
     /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
-    /// on. Called once at a time. Fails with ENOTSUP by default.
-    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::ENOTSUP))
+    /// on. Called once at a time. May fail with ENOTSUP.
+    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+        or_enotsup(self.filtered())?.co_truncate(co, length)
     }
 
     /// Looks how long the storage is now, if it may change by itself; returns the length in bytes
     /// that it reports from then on.
-    fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
-        Ok(self.length())
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        match self.filtered() {
+            Some(child) => child.co_refresh_length(co),
+            None => Ok(self.length()),
+        }
+    }
+
+    /// How many bytes are taken where it stores things, if it can tell.
+    fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        self.filtered().map_or(Ok(None), |child| child.node().co_allocated_bytes(co))
     }
 
     /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
     fn children(&self) -> Vec<&Child> {
-        Vec::new()
+        Vec::from_iter(self.filtered())
+    }
+
+    /// Where its bytes are, if that can be said in a word, as a path can.
+    fn filename(&self) -> Option<String> {
+        None
+    }
+
+    /// How it treats caches, if it has to do with any.
+    fn cache_mode(&self) -> CacheMode {
+        CacheMode::default()
+    }
+
+    /// What does its I/O, if it has a choice.
+    fn engine(&self) -> Option<Engine> {
+        None
     }
 
     /// What it holds of a node it stands on, and what it lets others hold of that, while the users
@@ -180,6 +217,11 @@ pub trait BlockDriver: Send + Sync {
     ) -> (Permissions, Permissions) {
         (held, shared)
     }
+
+    /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
+    /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
+    /// own here, and looks at those of others then: so nobody can come in between.
+    fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
     /// What all users of the node together hold is about to become `held`, and what every one of
     /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
@@ -200,4 +242,8 @@ pub trait BlockDriver: Send + Sync {
     /// The last of nested drains ends (contract: C77). Must neither block nor touch the
     /// graph, which is locked.
     fn drained_end(&self) {}
+}
+
+fn or_enotsup(filtered: Option<&Child>) -> io::Result<&Child> {
+    filtered.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP))
 }

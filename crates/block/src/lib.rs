@@ -18,9 +18,11 @@ mod flags;
 mod gate;
 mod graph;
 mod io;
+mod length;
 mod medium;
 mod merged;
 mod node;
+mod node_info;
 pub mod options;
 mod permissions;
 mod remote;
@@ -34,9 +36,12 @@ pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
-pub use graph::{Child, DrainedAllSection, DrainedSection, GraphError, drain_all};
+pub use graph::{
+    BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
+pub use node_info::{CacheMode, ChildInfo, NodeInfo};
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
+use crate::accounting::Statistics;
 use crate::backend_options::Claim;
 use crate::gate::InFlight;
-use crate::graph::{self, Use, UserId};
+use crate::graph::{self, Kind, Use, UserId};
+use crate::length::LengthWatch;
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 
@@ -22,27 +24,33 @@ thread_local! {
 pub(crate) struct Slot {
     name: String,
     home: AioHandle,
-    /// The backend writes to nothing.
-    read_only: bool,
     claim: Claim,
+    statistics: Statistics,
     /// Changes of length on their way.
     resizing: Cell<usize>,
     medium: RefCell<Option<Rc<Medium>>>,
+    pub(crate) length: LengthWatch,
 }
 
 /// A node, and our counter on its gate.
 pub(crate) struct Medium {
     pub(crate) node: Arc<BlockNode>,
-    /// The backend is, or the node said so when it came in.
-    pub(crate) read_only: bool,
+    /// The backend is, or the node. Looked at anew when that may have changed.
+    pub(crate) read_only: Cell<bool>,
     user: UserId,
     in_flight: Arc<InFlight>,
 }
 
 impl Slot {
-    pub(crate) fn new(name: String, home: AioHandle, read_only: bool, claim: Claim) -> Rc<Slot> {
+    pub(crate) fn new(
+        name: String,
+        home: AioHandle,
+        claim: Claim,
+        statistics: Statistics,
+    ) -> Rc<Slot> {
         let (resizing, medium) = (Cell::new(0), RefCell::new(None));
-        Rc::new(Slot { name, home, read_only, claim, resizing, medium })
+        let length = LengthWatch::default();
+        Rc::new(Slot { name, home, claim, statistics, resizing, medium, length })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -50,7 +58,8 @@ impl Slot {
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only || self.medium.borrow().as_ref().is_some_and(|medium| medium.read_only)
+        let medium = self.medium.borrow();
+        self.claim.read_only || medium.as_ref().is_some_and(|medium| medium.read_only.get())
     }
 
     pub(crate) fn home(&self) -> &AioHandle {
@@ -83,15 +92,21 @@ impl Slot {
 
     /// Puts a node where there is none.
     pub(crate) fn insert(self: &Rc<Self>, node: Arc<BlockNode>) -> Result<(), PermissionError> {
-        let (who, wants) = ((self.name.clone(), self.home.clone()), self.wants(&node));
-        let user = graph::lock().add_backend(&node, who, self.claim.device, wants)?;
+        let backend = Kind::Backend {
+            name: self.name.clone(),
+            home: self.home.clone(),
+            claim: self.claim,
+            statistics: self.statistics.clone(),
+        };
+        let user = graph::lock().add_backend(&node, backend, self.wants(&node))?;
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
-        self.set(node, user, self.read_only);
+        self.set(node, user);
+        self.look_at_length_soon(user);
         Ok(())
     }
 
     fn wants(&self, node: &BlockNode) -> Use {
-        let mut wants = self.claim.on(!self.read_only && !node.is_read_only());
+        let mut wants = self.claim.on(!node.is_read_only());
         if self.resizing.get() > 0 {
             wants.held |= Permissions::RESIZE;
         }
@@ -114,9 +129,9 @@ impl Slot {
     }
 
     /// Gives back what was there.
-    fn set(&self, node: Arc<BlockNode>, user: UserId, read_only: bool) -> Option<Rc<Medium>> {
+    fn set(&self, node: Arc<BlockNode>, user: UserId) -> Option<Rc<Medium>> {
         let in_flight = node.gate.join(self.home.clone());
-        let read_only = read_only || node.is_read_only();
+        let read_only = Cell::new(self.claim.read_only || node.is_read_only());
         self.medium.replace(Some(Rc::new(Medium { node, read_only, user, in_flight })))
     }
 
@@ -137,16 +152,32 @@ impl Drop for Slot {
     }
 }
 
+/// Has `look` see a backend of this thread, if it is still there.
+pub(crate) fn look_at(user: UserId, look: impl FnOnce(&Rc<Slot>)) {
+    if let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) {
+        look(&slot);
+    }
+}
+
 /// Turns a backend of this thread to another node, if it is still there; the graph has it there
 /// already. Nothing is in flight.
 pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
-    let Some(slot) = SLOTS.with_borrow(|slots| slots.get(&user).and_then(Weak::upgrade)) else {
-        return;
-    };
-    // Who came to read only has no permission to write, whatever it reads now.
-    if let Some(old) = slot.set(node, user, slot.is_read_only()) {
-        old.node.gate.leave(&old.in_flight);
-    }
+    look_at(user, |slot| {
+        if let Some(old) = slot.set(node, user) {
+            old.node.gate.leave(&old.in_flight);
+        }
+        slot.look_at_length_soon(user);
+    });
+}
+
+/// Has a backend of this thread find out anew whether its node can be written, if it is still there.
+pub(crate) fn look_at_node(user: UserId) {
+    look_at(user, |slot| {
+        if let Some(medium) = slot.medium() {
+            medium.read_only.set(slot.claim.read_only || medium.node.is_read_only());
+        }
+        slot.look_at_length_soon(user);
+    });
 }
 
 /// The permission to change the length.

@@ -1,7 +1,7 @@
 //! [`BlockNode`]: a driver with a name, in the graph, behind a gate.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
@@ -10,6 +10,7 @@ use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::node_info::CacheMode;
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -20,6 +21,8 @@ pub struct BlockNode {
     limits: BlockLimits,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
+    /// How it was asked to treat caches.
+    cache_mode: Mutex<CacheMode>,
 }
 
 impl BlockNode {
@@ -32,6 +35,7 @@ impl BlockNode {
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         let limits = driver.limits();
         limits.check(driver.format_name());
+        let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
@@ -40,6 +44,7 @@ impl BlockNode {
             limits,
             gate: Gate::default(),
             path: PathState::default(),
+            cache_mode,
         });
         graph.add_node(&node);
         node
@@ -86,6 +91,15 @@ impl BlockNode {
     /// still go by what was set before.
     pub fn set_discard_enabled(&self, enabled: bool) {
         self.path.set_discard_enabled(enabled);
+    }
+
+    /// How it was asked to treat caches.
+    pub(crate) fn cache_mode(&self) -> CacheMode {
+        *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_cache_mode(&self, mode: CacheMode) {
+        *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 
     /// Whether discards reach the driver.
@@ -167,6 +181,14 @@ impl BlockNode {
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         request_path::co_truncate(self, co, length)
+    }
+
+    /// How many bytes are taken where it stores things; `None` if nobody can tell.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        self.driver.co_allocated_bytes(co)
     }
 
     /// Looks how long the storage is now, and returns it in bytes.

@@ -189,11 +189,13 @@ fn percentiles_are_kept_of_kinds_on_demand() {
     let statistics = scene.statistics.clone();
     let seen = std::thread::spawn(move || statistics.percentiles(RequestKind::Write)).join();
     assert_eq!(seen.expect("a thread"), Some(read));
-    // They begin anew, and know nothing without a clock.
+    // They begin anew, and see to a clock.
     scene.backend.set_percentiles(writes, true);
     scene.backend.set_accounting(Accounting::Counts);
-    scene.write(0).expect("a write");
     assert_eq!(scene.statistics.percentiles(writes), Some(LatencyPercentiles::default()));
+    scene.rules.add(delayed(3).once());
+    scene.write(0).expect("a write");
+    assert_eq!(scene.statistics.percentiles(writes).map(|it| it.max_ns), Some(3_000_000));
     scene.backend.set_percentiles(writes, false);
     assert_eq!(scene.statistics.percentiles(writes), None);
 }

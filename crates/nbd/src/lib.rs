@@ -28,15 +28,16 @@ mod socket;
 mod sparse;
 mod starttls;
 mod status;
-#[cfg(feature = "tls")]
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
 mod transport;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
-pub use listener::NbdAddress;
+pub use listener::{NbdAddress, NbdListener};
 pub use server::{NbdOptions, NbdServer};
+pub use tls::TlsCredentials;
 #[cfg(feature = "tls")]
-pub use tls::{TlsCredentials, TlsError};
+pub use tls::TlsError;
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

@@ -85,7 +85,7 @@ fn write(
     session: &Session,
     request: &Request,
 ) -> io::Result<()> {
-    let fua = request.has(CMD_FLAG_FUA);
+    let fua = request.has(CMD_FLAG_FUA) || session.export.write_through;
     let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
     let (mut at, end) = (request.offset, request.offset + request.length);
     let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;

@@ -14,7 +14,7 @@ use crate::block_backend::BlockBackend;
 use crate::merged::Merged;
 
 /// Accounting. All of it on the backend's home thread; what [`statistics`](Self::statistics)
-/// returns can go to others.
+/// returns can go to others, and be told there what to count.
 ///
 /// ```
 /// # use coblk_aio::{AioContext, IoVector};
@@ -35,21 +35,20 @@ impl BlockBackend {
 
     /// How much it counts.
     pub fn accounting(&self) -> Accounting {
-        self.recorder().mode()
+        self.statistics().accounting()
     }
 
-    /// Changes how much it counts. Requests in flight keep what they began with.
+    /// Changes how much it counts; see [`Statistics::set_accounting`].
     pub fn set_accounting(&self, accounting: Accounting) {
-        self.recorder().set_mode(accounting);
+        self.statistics().set_accounting(accounting);
     }
 
     /// From now on also averages over the last `length`; see [`Statistics::averages`].
     pub fn add_interval(&self, ctx: &AioContext, length: Duration) {
-        self.recorder().add_interval(length, ctx.now_ns());
+        self.statistics().add_interval_from(length, ctx.now_ns());
     }
 
-    /// From now on counts how many requests of a kind took how long, in bins that meet at these
-    /// nanoseconds, from zero; `None` ends that. See [`Statistics::latencies`].
+    /// Counts how many requests of a kind took how long; see [`Statistics::set_latency_bins`].
     ///
     /// # Errors
     /// If the boundaries do not ascend from above 0.
@@ -58,14 +57,12 @@ impl BlockBackend {
         kind: RequestKind,
         boundaries_ns: Option<&[u64]>,
     ) -> Result<(), BinsError> {
-        self.recorder().set_bins(kind, boundaries_ns)
+        self.statistics().set_latency_bins(kind, boundaries_ns)
     }
 
-    /// From now on, and anew, keeps percentiles of how long requests of a kind took, or ends that.
-    /// Costs 31 KiB a kind; needs a clock ([`Accounting::Turns`], [`Accounting::Exact`]). See
-    /// [`Statistics::percentiles`].
+    /// Keeps percentiles of how long requests of a kind took; see [`Statistics::set_percentiles`].
     pub fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
-        self.recorder().set_percentiles(kind, enabled);
+        self.statistics().set_percentiles(kind, enabled);
     }
 
     /// From now on [`Statistics::max_queue_depth`] is that of now and later.
@@ -76,14 +73,14 @@ impl BlockBackend {
     /// A device says that it merged so many requests into others, which it then sent here; those
     /// that were [split](Merged::Split) again are none.
     pub fn count_merged(&self, kind: RequestKind, requests: u64) {
-        if self.accounting() != Accounting::Off {
+        if self.recorder().mode() != Accounting::Off {
             self.recorder().counters(kind).merged.add(requests);
         }
     }
 
     /// A device says that it refused a request which could not be, and so did not send it here.
     pub fn count_invalid(&self, kind: RequestKind) {
-        if self.accounting() != Accounting::Off {
+        if self.recorder().mode() != Accounting::Off {
             self.recorder().counters(kind).invalid.add(1);
         }
     }

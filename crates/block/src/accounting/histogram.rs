@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
+use super::kind::RequestKind;
+
 /// How many requests took how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatencyHistogram {
@@ -16,8 +18,11 @@ pub struct LatencyHistogram {
 
 /// Bins that make no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("boundaries of latency bins must ascend from above 0")]
-pub struct BinsError;
+#[error("boundaries of {} latency bins must ascend from above 0", kind.name())]
+pub struct BinsError {
+    /// Of which kind.
+    pub kind: RequestKind,
+}
 
 /// The bins while they are counted. One thread writes.
 pub(super) struct Bins {
@@ -26,9 +31,9 @@ pub(super) struct Bins {
 }
 
 impl Bins {
-    pub(super) fn new(boundaries_ns: &[u64]) -> Result<Bins, BinsError> {
+    pub(super) fn new(kind: RequestKind, boundaries_ns: &[u64]) -> Result<Bins, BinsError> {
         if boundaries_ns.first() == Some(&0) || !boundaries_ns.is_sorted_by(|a, b| a < b) {
-            return Err(BinsError);
+            return Err(BinsError { kind });
         }
         Ok(Bins::between(boundaries_ns.into()))
     }
@@ -66,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_boundary_belongs_to_the_bin_above() {
-        let bins = Bins::new(&[10, 50, 100]).unwrap();
+        let bins = Bins::new(RequestKind::Read, &[10, 50, 100]).unwrap();
         for latency_ns in [0, 9, 10, 49, 50, 99, 100, u64::MAX] {
             bins.record(latency_ns);
         }
@@ -75,9 +80,9 @@ mod tests {
 
     #[test]
     fn boundaries_ascend_from_above_zero() {
-        assert!(Bins::new(&[0, 10]).is_err());
-        assert!(Bins::new(&[10, 10]).is_err());
-        assert!(Bins::new(&[10, 5]).is_err());
-        assert_eq!(Bins::new(&[]).unwrap().read().bins, [0]);
+        assert!(Bins::new(RequestKind::Read, &[0, 10]).is_err());
+        assert!(Bins::new(RequestKind::Read, &[10, 10]).is_err());
+        assert!(Bins::new(RequestKind::Read, &[10, 5]).is_err());
+        assert_eq!(Bins::new(RequestKind::Read, &[]).unwrap().read().bins, [0]);
     }
 }

@@ -1,7 +1,7 @@
 //! What a [`BlockBackend`] counts: requests, bytes, failures, time, by kind; how many are on their way;
 //! averages over the last while; histograms and percentiles.
 //!
-//! The home thread is the only writer, so that a request pays with plain loads and stores;
+//! The home thread is the only writer of the numbers, so that a request pays with plain loads and stores;
 //! [`Statistics`] can be read from any thread, each number by itself: two of them may be a request
 //! apart.
 //!
@@ -13,6 +13,8 @@ mod histogram;
 mod kind;
 mod percentiles;
 mod recorder;
+mod settings;
+mod snapshot;
 mod statistics;
 mod timed_average;
 
@@ -20,6 +22,8 @@ pub use histogram::{BinsError, LatencyHistogram};
 pub use kind::RequestKind;
 pub use percentiles::LatencyPercentiles;
 pub(crate) use recorder::Recorder;
+pub use settings::LatencyBoundaries;
+pub use snapshot::{BlockStats, TimedStats};
 pub use statistics::{KindStatistics, Statistics};
 pub use timed_average::Average;
 
@@ -32,7 +36,7 @@ pub enum Accounting {
     /// Nothing.
     Off,
     /// Requests and bytes; no time, because on a device that answers at once a look at the clock
-    /// would be a quarter of the request.
+    /// would be a quarter of the request. [`Exact`](Self::Exact) while latencies are asked for.
     #[default]
     Counts,
     /// Time as well, by the turn of the loop: the clock is asked once a turn, not once a request.

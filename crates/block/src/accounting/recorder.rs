@@ -1,27 +1,31 @@
 //! [`Recorder`]: the writing side, on a backend's home thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use coblk_aio::{AioContext, Co};
 
 use super::Accounting;
-use super::histogram::{Bins, BinsError};
 use super::kind::RequestKind;
-use super::percentiles::Percentiles;
 use super::statistics::{Clock, Counters, Extras, Shared, Statistics};
-use super::timed_average::TimedAverage;
 
 /// Counts the requests of a backend. Home thread only.
 pub(crate) struct Recorder {
-    mode: Cell<Accounting>,
     shared: Arc<Shared>,
-    /// Whether there are extras, which are looked at only then.
-    has_extras: Cell<bool>,
-    /// The same as in `shared`, without a lock. Nobody holds a borrow across a call.
-    extras: RefCell<Extras>,
+    /// Those in `shared` as they were at a change, without a lock. Nobody holds a borrow across a
+    /// call.
+    extras: RefCell<(u64, Extras)>,
+}
+
+/// A request that is held.
+pub(crate) struct Held<'a>(&'a Shared);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.subtract(1);
+    }
 }
 
 /// How a request ended.
@@ -41,66 +45,35 @@ impl Recorder {
             Some(_) => Clock::Simulated,
             None => Clock::Real(Instant::now(), now_ns),
         };
-        Recorder {
-            mode: Cell::new(Accounting::default()),
-            shared: Arc::new(Shared::new(clock, now_ns)),
-            has_extras: Cell::new(false),
-            extras: RefCell::default(),
-        }
+        Recorder { shared: Arc::new(Shared::new(clock, now_ns)), extras: RefCell::default() }
     }
 
-    pub(super) fn statistics(&self) -> Statistics {
+    pub(crate) fn statistics(&self) -> Statistics {
         Statistics { shared: Arc::clone(&self.shared) }
     }
 
     pub(super) fn mode(&self) -> Accounting {
-        self.mode.get()
-    }
-
-    pub(super) fn set_mode(&self, mode: Accounting) {
-        self.mode.set(mode);
+        self.shared.mode()
     }
 
     pub(super) fn counters(&self, kind: RequestKind) -> &Counters {
         &self.shared.kinds[kind.index()]
     }
 
-    pub(super) fn add_interval(&self, length: Duration, now_ns: i64) {
-        let length_ns = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
-        let averages = std::array::from_fn(|_| TimedAverage::new(length_ns, now_ns));
-        self.change_extras(|extras| extras.intervals.push((length, Arc::new(averages))));
-    }
-
-    pub(super) fn set_bins(
-        &self,
-        kind: RequestKind,
-        boundaries_ns: Option<&[u64]>,
-    ) -> Result<(), BinsError> {
-        let bins = boundaries_ns.map(Bins::new).transpose()?.map(Arc::new);
-        self.change_extras(|extras| extras.bins[kind.index()] = bins);
-        Ok(())
-    }
-
-    pub(super) fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
-        let percentiles = enabled.then(|| Arc::new(Percentiles::new()));
-        self.change_extras(|extras| extras.percentiles[kind.index()] = percentiles);
-    }
-
     pub(super) fn reset_max_in_flight(&self) {
         self.shared.max_in_flight.set(self.shared.in_flight.get());
     }
 
-    fn change_extras(&self, change: impl FnOnce(&mut Extras)) {
-        let mut shared = self.shared.extras();
-        change(&mut shared);
-        self.has_extras.set(!shared.is_empty());
-        *self.extras.borrow_mut() = shared.clone();
+    /// A request is held, as long as the value lives.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        self.shared.held.add(1);
+        Held(&self.shared)
     }
 
     /// A request begins. It ends with [`Recorded::end`]; dropped before that, it has failed.
     #[inline]
     pub(super) fn begin<'a>(&'a self, co: &Co<'_>, kind: RequestKind, bytes: u64) -> Recorded<'a> {
-        let mode = self.mode.get();
+        let mode = self.shared.mode();
         let begin_ns = match mode {
             Accounting::Off | Accounting::Counts => 0,
             Accounting::Turns => co.context().turn_ns(),
@@ -114,8 +87,12 @@ impl Recorder {
 
     #[cold]
     fn record_extras(&self, kind: RequestKind, ns: u64, now_ns: i64) {
-        let extras = self.extras.borrow();
-        let kind = kind.index();
+        let mut extras = self.extras.borrow_mut();
+        let changes = self.shared.changes.load(Ordering::Acquire);
+        if extras.0 != changes {
+            *extras = (changes, self.shared.settings().extras.clone());
+        }
+        let (extras, kind) = (&extras.1, kind.index());
         if let Some(bins) = &extras.bins[kind] {
             bins.record(ns);
         }
@@ -149,13 +126,16 @@ impl Recorded<'_> {
             Accounting::Turns => co.context().turn_ns(),
             Accounting::Exact => co.context().now_ns(),
         };
+        if outcome != Outcome::Success && !self.recorder.shared.counts_time_of(outcome) {
+            return;
+        }
         self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
         if matches!(outcome, Outcome::Invalid | Outcome::Split) {
             return;
         }
         let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
         self.recorder.counters(self.kind).total_time_ns.add(ns);
-        if self.recorder.has_extras.get() {
+        if self.recorder.shared.has_extras() {
             self.recorder.record_extras(self.kind, ns, now_ns);
         }
     }

@@ -1,15 +1,18 @@
 //! [`Statistics`]: the numbers, as other threads see them.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Accounting;
 use super::histogram::{Bins, LatencyHistogram};
 use super::kind::RequestKind;
 use super::percentiles::{LatencyPercentiles, Percentiles};
+use super::recorder::Outcome;
 use super::timed_average::{Average, TimedAverage};
 
-/// What a backend has counted. A handle: clones show the same numbers. Any thread.
+/// What a backend has counted, and what it is to count. A handle: clones show the same numbers.
+/// Any thread.
 #[derive(Clone)]
 pub struct Statistics {
     pub(super) shared: Arc<Shared>,
@@ -72,11 +75,25 @@ pub(super) struct Counters {
 pub(super) struct Shared {
     pub(super) in_flight: Counter,
     pub(super) max_in_flight: Counter,
+    pub(super) held: Counter,
     pub(super) kinds: [Counters; RequestKind::COUNT],
     /// When a request last ended, on the context's clock.
     pub(super) last_ns: AtomicI64,
     clock: Clock,
-    pub(super) extras: Mutex<Extras>,
+    settings: Mutex<Settings>,
+    /// How often these were changed. The following says of them what a request looks at.
+    pub(super) changes: AtomicU64,
+    mode: AtomicU8,
+    has_extras: AtomicBool,
+    account_failed: AtomicBool,
+    account_invalid: AtomicBool,
+}
+
+/// What was asked for. Anybody writes, under a lock.
+#[derive(Clone, Default)]
+pub(super) struct Settings {
+    pub(super) accounting: Accounting,
+    pub(super) extras: Extras,
 }
 
 /// The context's clock, for other threads.
@@ -107,10 +124,16 @@ impl Shared {
         Shared {
             in_flight: Counter::default(),
             max_in_flight: Counter::default(),
+            held: Counter::default(),
             kinds: Default::default(),
             last_ns: AtomicI64::new(now_ns),
             clock,
-            extras: Mutex::default(),
+            settings: Mutex::default(),
+            changes: AtomicU64::new(0),
+            mode: AtomicU8::new(Accounting::default() as u8),
+            has_extras: AtomicBool::new(false),
+            account_failed: AtomicBool::new(true),
+            account_invalid: AtomicBool::new(true),
         }
     }
 
@@ -124,8 +147,57 @@ impl Shared {
         }
     }
 
-    pub(super) fn extras(&self) -> MutexGuard<'_, Extras> {
-        self.extras.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has requests that begin from now on go by other settings.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.settings();
+        change(&mut settings);
+        let has_extras = !settings.extras.is_empty();
+        let mode = match settings.accounting {
+            // Whoever wants latencies wants a clock.
+            Accounting::Counts if has_extras => Accounting::Exact,
+            accounting => accounting,
+        };
+        self.mode.store(mode as u8, Ordering::Relaxed);
+        self.has_extras.store(has_extras, Ordering::Relaxed);
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    #[inline]
+    pub(super) fn mode(&self) -> Accounting {
+        let mode = self.mode.load(Ordering::Relaxed);
+        [Accounting::Off, Accounting::Counts, Accounting::Turns, Accounting::Exact]
+            [usize::from(mode) & 3]
+    }
+
+    #[inline]
+    pub(super) fn has_extras(&self) -> bool {
+        self.has_extras.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_account(&self, failed: bool, invalid: bool) {
+        self.account_failed.store(failed, Ordering::Relaxed);
+        self.account_invalid.store(invalid, Ordering::Relaxed);
+    }
+
+    /// Whether requests that failed are in latencies and idle time, and those that could not be in
+    /// the latter.
+    pub(super) fn account(&self) -> (bool, bool) {
+        let [failed, invalid] = [&self.account_failed, &self.account_invalid];
+        (failed.load(Ordering::Relaxed), invalid.load(Ordering::Relaxed))
+    }
+
+    #[cold]
+    pub(super) fn counts_time_of(&self, outcome: Outcome) -> bool {
+        let (failed, invalid) = self.account();
+        match outcome {
+            Outcome::Failure => failed,
+            Outcome::Invalid => invalid,
+            Outcome::Success | Outcome::Split => true,
+        }
     }
 }
 
@@ -146,6 +218,12 @@ impl Statistics {
     /// Requests that are on their way now.
     pub fn queue_depth(&self) -> u64 {
         self.shared.in_flight.get()
+    }
+
+    /// Requests that wait because an error has stopped the backend
+    /// ([`BlockBackend::resume`](crate::BlockBackend::resume)). They are on their way, too.
+    pub fn held_requests(&self) -> u64 {
+        self.shared.held.get()
     }
 
     /// The most requests that were on their way at once, since the last
@@ -189,26 +267,27 @@ impl Statistics {
         kind: RequestKind,
         read: impl Fn(&TimedAverage) -> T,
     ) -> Vec<(Duration, T)> {
-        let extras = self.shared.extras();
+        let settings = self.shared.settings();
         let read = |averages: &[TimedAverage]| read(&averages[kind.index()]);
-        extras.intervals.iter().map(|(length, averages)| (*length, read(&**averages))).collect()
+        let intervals = settings.extras.intervals.iter();
+        intervals.map(|(length, averages)| (*length, read(&**averages))).collect()
     }
 
     /// How many requests took how long, those that failed included; `None` unless
     /// [asked for](crate::BlockBackend::set_latency_bins).
     pub fn latencies(&self, kind: RequestKind) -> Option<LatencyHistogram> {
-        self.shared.extras().bins[kind.index()].as_ref().map(|bins| bins.read())
+        self.shared.settings().extras.bins[kind.index()].as_ref().map(|bins| bins.read())
     }
 
     /// Percentiles of how long requests took, those that failed included; `None` unless
     /// [asked for](crate::BlockBackend::set_percentiles). Takes some microseconds, and does not hold
     /// up the home thread.
     pub fn percentiles(&self, kind: RequestKind) -> Option<LatencyPercentiles> {
-        let percentiles = self.shared.extras().percentiles[kind.index()].clone();
+        let percentiles = self.shared.settings().extras.percentiles[kind.index()].clone();
         percentiles.map(|percentiles| percentiles.read())
     }
 
-    fn now_ns(&self) -> i64 {
+    pub(super) fn now_ns(&self) -> i64 {
         match self.shared.clock {
             Clock::Real(instant, then_ns) => {
                 let since_ns = i64::try_from(instant.elapsed().as_nanos()).unwrap_or(i64::MAX);

@@ -96,6 +96,14 @@ impl BlockDriver for Null {
         self.finish(co)
     }
 
+    fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
+        Ok(Some(0))
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(format!("{}://", self.format_name()))
+    }
+
     fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
         let kind = if self.read_zeroes { BlockStatusKind::Zero } else { BlockStatusKind::Data };
         Ok(BlockStatus { kind, bytes })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::BlockStatus;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::BlockDriver;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -64,7 +64,7 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw { child: Child::new(child), offset: 0, size: None }
+        Raw { child: Child::new("file", child), offset: 0, size: None }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
@@ -85,7 +85,7 @@ impl Raw {
                 return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
             }
         }
-        Ok(Raw { child: Child::new(child), offset, size })
+        Ok(Raw { child: Child::new("file", child), offset, size })
     }
 
     fn length_in(&self, child: u64) -> u64 {
@@ -105,17 +105,8 @@ impl BlockDriver for Raw {
         self.length_in(self.child.length())
     }
 
-    fn is_read_only(&self) -> bool {
-        self.child.is_read_only()
-    }
-
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.child]
-    }
-
-    fn limits(&self) -> BlockLimits {
-        // The child pads and cuts, by its own blocks, wherever they are seen from here.
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.child)
     }
 
     #[inline]
@@ -154,6 +145,12 @@ impl BlockDriver for Raw {
 
     fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
         self.child.co_block_status(co, self.offset + offset, bytes)
+    }
+
+    /// That of the node below, if it is all of it.
+    fn filename(&self) -> Option<String> {
+        let whole = self.offset == 0 && self.size.is_none();
+        if whole { self.child.node().driver().filename() } else { None }
     }
 
     /// ENOTSUP if the size is fixed.

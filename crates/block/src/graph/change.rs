@@ -4,13 +4,13 @@
 //! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
 //! change passes through the loop of each context that has one.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
-use coblk_aio::{AioContext, Co, trace_event};
+use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
-use super::edge::Edge;
-use super::{Graph, GraphGuard, Kind, NodeId, UserId, lock};
+use super::turn::Turned;
+use super::{Graph, UserId, lock};
 use crate::gate::co_visit;
 use crate::medium;
 use crate::node::BlockNode;
@@ -44,6 +44,14 @@ pub enum GraphError {
         /// How many.
         children: usize,
     },
+    /// What is written to would become read-only.
+    #[error("node '{node}' cannot become read-only: {user} writes to it")]
+    Writer {
+        /// The node.
+        node: String,
+        /// Who writes, as `backend 'drive'`.
+        user: String,
+    },
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
@@ -69,7 +77,7 @@ impl BlockNode {
         new: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
         let _change = lock_changes(co);
-        turn_users(co, self, new, Graph::refuse_cycle)
+        turn_users(co, self, new, Graph::all_users)
     }
 
     /// [`co_replace`](Self::co_replace) from outside of coroutines. Polls `ctx` meanwhile.
@@ -118,7 +126,7 @@ impl BlockNode {
     pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
         let _change = lock_changes(co);
         let below = lock().only_child(self)?;
-        turn_users(co, self, &below, Graph::refuse_cycle)
+        turn_users(co, self, &below, Graph::all_users)
     }
 
     /// [`co_remove`](Self::co_remove) from outside of coroutines. Polls `ctx` meanwhile.
@@ -143,51 +151,35 @@ fn turn_users(
     // Refused before anybody has to wait.
     choose(&mut lock(), old, new)?;
     let _drained = (old.co_drain(co), new.co_drain(co));
-    let mut backends = Vec::new();
     // Edges may go only after the lock.
-    let mut edges: Vec<Arc<Edge>> = Vec::new();
-    {
+    let mut turned = Turned::default();
+    let (moved, above) = {
         let mut graph = lock();
         let users = choose(&mut graph, old, new)?;
-        graph.move_users(&users, new.id());
-        if let Err(error) = graph.permit(&[new.id(), old.id()]) {
-            graph.move_users(&users, old.id());
-            return Err(error.into());
-        }
-        for id in users {
-            match graph.users.get(&id).map(|user| user.kind.clone()) {
-                Some(Kind::Backend { home, .. }) => backends.push((id, home)),
-                Some(Kind::Edge(edge, parent)) => {
-                    edges.extend(graph.turn_edge(&edge, new));
-                    parent.into_iter().for_each(|parent| graph.settle(parent));
-                }
-                None => {}
-            }
-        }
-    }
-    for (id, home) in backends {
+        let turns: Vec<_> = users.iter().map(|id| (*id, Arc::clone(new))).collect();
+        graph.turn(&turns, &[], true, &mut turned)?;
+        let above = graph.backends_above(new).into_iter();
+        above.partition::<Vec<_>, _>(|(id, _)| users.contains(id))
+    };
+    for (id, home) in moved {
         let new = Arc::clone(new);
         co_visit(co, &home, move || medium::turn(id, new));
     }
+    co_look_at_node(co, above);
     Ok(())
 }
 
+/// Has backends find out anew what their nodes are like.
+pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, AioHandle)>) {
+    for (id, home) in backends {
+        co_visit(co, &home, move || medium::look_at_node(id));
+    }
+}
+
 impl Graph {
-    /// All users of `old`, if none of them stands below `new`.
-    fn refuse_cycle(
-        &mut self,
-        old: &BlockNode,
-        new: &BlockNode,
-    ) -> Result<Vec<UserId>, GraphError> {
-        let below = self.closure(new.id(), Graph::children);
-        let users = self.entry(old.id()).users.clone();
-        match users.iter().find_map(|user| self.parent_among(*user, &below)) {
-            None => Ok(users),
-            Some(parent) => {
-                let above = self.node_name(parent);
-                Err(GraphError::Cycle { above, below: new.name().to_owned() })
-            }
-        }
+    /// All users of `old`. None of them may stand below `new`: see `turn`.
+    fn all_users(&mut self, old: &BlockNode, _: &BlockNode) -> Result<Vec<UserId>, GraphError> {
+        Ok(self.entry(old.id()).users.clone())
     }
 
     /// The users of `old` that are not on the way down from `new`.
@@ -206,25 +198,10 @@ impl Graph {
         Ok(users)
     }
 
-    /// The node whose edge this user is, if it is one of `nodes`.
-    fn parent_among(&self, user: UserId, nodes: &[NodeId]) -> Option<NodeId> {
-        self.users.get(&user)?.parent().filter(|parent| nodes.contains(parent))
-    }
-
     fn only_child(&mut self, node: &BlockNode) -> Result<Arc<BlockNode>, GraphError> {
         let children = self.children(node.id());
         let only = if let [only] = children[..] { self.node(only) } else { None };
         let (node, children) = (node.name().to_owned(), children.len());
         only.ok_or(GraphError::NoOnlyChild { node, children })
-    }
-}
-
-impl GraphGuard {
-    /// Turns an edge; gives it back, for it may go only after the lock.
-    fn turn_edge(&mut self, edge: &Weak<Edge>, new: &Arc<BlockNode>) -> Option<Arc<Edge>> {
-        let edge = edge.upgrade()?;
-        let old = edge.swap(Arc::clone(new));
-        self.kept.push(old);
-        Some(edge)
     }
 }

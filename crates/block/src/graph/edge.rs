@@ -19,12 +19,13 @@ use crate::node::BlockNode;
 /// node above, and a node can be [replaced](BlockNode::co_replace) while requests run. Requests go
 /// down an edge as they do to the node itself, with the same errors. Any thread.
 pub struct Child {
+    role: &'static str,
     edge: Arc<Edge>,
     id: UserId,
 }
 
 /// What an edge is in the driver. It changes only while the node above is quiet.
-pub(super) struct Edge {
+pub(crate) struct Edge {
     node: ArcSwap<BlockNode>,
 }
 
@@ -36,12 +37,19 @@ impl Edge {
 }
 
 impl Child {
-    /// An edge to `node`.
-    pub fn new(node: Arc<BlockNode>) -> Child {
+    /// An edge to `node`, which has this role for the driver: the name of the option that says which
+    /// node it is, such as `file`.
+    pub fn new(role: &'static str, node: Arc<BlockNode>) -> Child {
         let id = node.id();
         let edge = Arc::new(Edge { node: ArcSwap::new(node) });
-        let id = lock().add_user(id, Kind::Edge(Arc::downgrade(&edge), None), Use::NONE);
-        Child { edge, id }
+        let kind = Kind::Edge { role, edge: Arc::downgrade(&edge), parent: None };
+        let id = lock().add_user(id, kind, Use::NONE);
+        Child { role, edge, id }
+    }
+
+    /// What the node below is for the driver.
+    pub fn role(&self) -> &'static str {
+        self.role
     }
 
     pub(super) fn id(&self) -> UserId {

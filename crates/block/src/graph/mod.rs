@@ -11,6 +11,8 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! turn.rs    users that turn to another node, or back
+//! listing.rs what stands on what, for those who look at it
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
@@ -19,7 +21,9 @@
 mod change;
 mod drain;
 mod edge;
+mod listing;
 mod permit;
+mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -27,6 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coblk_aio::{AioHandle, CoWaker};
 
+use crate::accounting::Statistics;
+use crate::backend_options::Claim;
 use crate::gate::wake_all;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
@@ -35,6 +41,7 @@ pub(crate) use change::lock_changes;
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
+pub use listing::{BackendInfo, Parent};
 pub(crate) use permit::{DeviceId, Use};
 
 /// Names a node, also after it has gone.
@@ -47,11 +54,11 @@ pub(crate) struct UserId(u64);
 
 /// Who uses a node.
 #[derive(Clone)]
-enum Kind {
+pub(crate) enum Kind {
     /// A backend, at home in this context.
-    Backend { name: String, home: AioHandle, device: DeviceId },
+    Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
-    Edge(Weak<Edge>, Option<NodeId>),
+    Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
 
 struct User {
@@ -65,15 +72,15 @@ struct User {
 impl User {
     fn device(&self) -> Option<DeviceId> {
         match self.kind {
-            Kind::Backend { device, .. } => Some(device),
-            Kind::Edge(..) => None,
+            Kind::Backend { claim, .. } => Some(claim.device),
+            Kind::Edge { .. } => None,
         }
     }
 
     /// The node above, if this is an edge from one.
     fn parent(&self) -> Option<NodeId> {
         match self.kind {
-            Kind::Edge(_, parent) => parent,
+            Kind::Edge { parent, .. } => parent,
             Kind::Backend { .. } => None,
         }
     }
@@ -160,7 +167,7 @@ impl Graph {
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) {
         let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
         for child in &children {
-            if let Some(User { kind: Kind::Edge(_, parent), .. }) = self.users.get_mut(child) {
+            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
                 *parent = Some(node.id());
             }
         }
@@ -200,11 +207,10 @@ impl Graph {
     pub(crate) fn add_backend(
         &mut self,
         node: &BlockNode,
-        (name, home): (String, AioHandle),
-        device: DeviceId,
+        backend: Kind,
         wants: Use,
     ) -> Result<UserId, PermissionError> {
-        let id = self.add_user(node.id(), Kind::Backend { name, home, device }, wants);
+        let id = self.add_user(node.id(), backend, wants);
         match self.permit(&[node.id()]) {
             Ok(()) => Ok(id),
             Err(error) => {
@@ -236,16 +242,15 @@ impl Graph {
         }
     }
 
-    /// Users turn from their nodes to another, as far as the graph goes.
-    fn move_users(&mut self, ids: &[UserId], node: NodeId) {
-        for id in ids {
-            let Some(user) = self.users.get_mut(id) else { continue };
-            let old = std::mem::replace(&mut user.node, node);
-            if let Some(entry) = self.nodes.get_mut(&old) {
-                entry.users.retain(|it| it != id);
-            }
-            self.entry(node).users.push(*id);
-        }
+    /// The backends on a node, and on those above it.
+    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, AioHandle)> {
+        let nodes = self.closure(node.id(), Graph::parents);
+        let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
+        let backend = |id: &UserId| match &self.users.get(id)?.kind {
+            Kind::Backend { home, .. } => Some((*id, home.clone())),
+            Kind::Edge { .. } => None,
+        };
+        users.filter_map(backend).collect()
     }
 
     fn entry(&mut self, id: NodeId) -> &mut Entry {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Graph, Kind, NodeId, User, UserId};
+use super::{Graph, GraphError, Kind, NodeId, User, UserId};
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 
@@ -53,19 +53,14 @@ impl Graph {
     /// the caller did to the users before.
     pub(super) fn permit(&mut self, nodes: &[NodeId]) -> Result<(), PermissionError> {
         let plan = self.plan(nodes)?;
-        let mut done: Vec<(Arc<BlockNode>, Use)> = Vec::new();
+        let mut changes = Vec::new();
         for (id, new) in &plan.nodes {
             let old = self.nodes.get(id).map_or(Use::NONE, |entry| entry.granted);
-            let Some(node) = self.node(*id).filter(|_| old != *new) else { continue };
-            if let Err(error) = node.driver().set_permissions(new.held, new.shared) {
-                // Back to what was granted before.
-                for (node, old) in done.into_iter().rev() {
-                    give_up(&node, old);
-                }
-                return Err(error);
+            if let Some(node) = self.node(*id).filter(|_| old != *new) {
+                changes.push(Change { node, old, new: *new });
             }
-            done.push((node, old));
         }
+        tell_drivers(&changes)?;
         for (id, granted) in plan.nodes {
             if let Some(entry) = self.nodes.get_mut(&id) {
                 entry.granted = granted;
@@ -129,8 +124,8 @@ impl Graph {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let parent = match &user.kind {
             Kind::Backend { .. } => return user.wants,
-            Kind::Edge(_, None) => return Use::NONE,
-            Kind::Edge(_, Some(parent)) => *parent,
+            Kind::Edge { parent: None, .. } => return Use::NONE,
+            Kind::Edge { parent: Some(parent), .. } => *parent,
         };
         let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
         let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
@@ -172,9 +167,65 @@ impl Graph {
     fn user_name(&mut self, id: UserId) -> String {
         match self.users.get(&id).map(|user| user.kind.clone()) {
             Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
-            Some(Kind::Edge(_, Some(parent))) => format!("node '{}'", self.node_name(parent)),
+            Some(Kind::Edge { parent: Some(parent), .. }) => {
+                format!("node '{}'", self.node_name(parent))
+            }
             _ => "a node that is being made".to_owned(),
         }
+    }
+
+    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends above
+    /// these nodes hold the permission to write if their node can be.
+    ///
+    /// # Errors
+    /// As of [`permit`](Self::permit); and if a backend that writes no longer can, unless it may
+    /// `become_readers`.
+    pub(super) fn permit_anew(
+        &mut self,
+        nodes: &[NodeId],
+        become_readers: bool,
+    ) -> Result<(), GraphError> {
+        let above: Vec<NodeId> =
+            nodes.iter().flat_map(|node| self.closure(*node, Graph::parents)).collect();
+        let mut before = Vec::new();
+        let result = self.want_anew(&above, become_readers, &mut before);
+        let result = result.and_then(|()| Ok(self.permit(&above)?));
+        if result.is_err() {
+            for (id, wants) in before.into_iter().rev() {
+                if let Some(user) = self.users.get_mut(&id) {
+                    user.wants = wants;
+                }
+            }
+        }
+        result
+    }
+
+    /// Notes what backends wanted `before`.
+    fn want_anew(
+        &mut self,
+        nodes: &[NodeId],
+        become_readers: bool,
+        before: &mut Vec<(UserId, Use)>,
+    ) -> Result<(), GraphError> {
+        for id in nodes {
+            let Some(node) = self.node(*id) else { continue };
+            for user in self.entry(*id).users.clone() {
+                let Some(User { kind: Kind::Backend { claim, .. }, wants, .. }) =
+                    self.users.get_mut(&user)
+                else {
+                    continue;
+                };
+                let mut wanted = claim.on(!node.is_read_only());
+                wanted.held |= wants.held & Permissions::RESIZE;
+                let loses = wants.held - wanted.held;
+                before.push((user, std::mem::replace(wants, wanted)));
+                if !loses.is_empty() && !become_readers {
+                    let (node, user) = (node.name().to_owned(), self.user_name(user));
+                    return Err(GraphError::Writer { node, user });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A backend wants something else than before.
@@ -192,8 +243,41 @@ impl Graph {
     }
 }
 
-fn give_up(node: &BlockNode, old: Use) {
-    if let Err(error) = node.driver().set_permissions(old.held, old.shared) {
-        tracing::error!(node = node.name(), %error, "permissions cannot be given back");
+/// What the users of a node want together becomes something else.
+struct Change {
+    node: Arc<BlockNode>,
+    old: Use,
+    new: Use,
+}
+
+impl Change {
+    fn reserve(&self, wants: Use) {
+        self.node.driver().reserve_permissions(wants.held, wants.shared);
     }
+
+    fn set(&self, wants: Use) -> Result<(), PermissionError> {
+        self.node.driver().set_permissions(wants.held, wants.shared)
+    }
+}
+
+/// Tells the drivers, all or none. Those that want less come first, for two nodes may stand for the
+/// same image, and one of them may take over from the other.
+fn tell_drivers(changes: &[Change]) -> Result<(), PermissionError> {
+    let is_less = |it: &&Change| it.old.and(it.new) == it.old;
+    let (less, more): (Vec<_>, Vec<_>) = changes.iter().partition(is_less);
+    if !less.is_empty() {
+        more.iter().for_each(|change| change.reserve(change.new));
+    }
+    let told = less.iter().chain(&more).try_for_each(|change| change.set(change.new));
+    if told.is_err() {
+        // Back in the same way.
+        less.iter().for_each(|change| change.reserve(change.old));
+        for change in more.iter().chain(&less) {
+            if let Err(error) = change.set(change.old) {
+                let node = change.node.name();
+                tracing::error!(node, %error, "permissions cannot be given back");
+            }
+        }
+    }
+    told
 }

@@ -29,7 +29,7 @@ mod zeroes;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
@@ -53,6 +53,7 @@ pub(crate) struct PathState {
     flush: FlushState,
     discard_disabled: AtomicBool,
     read_only: AtomicBool,
+    highest_write: AtomicU64,
 }
 
 impl PathState {
@@ -66,6 +67,19 @@ impl PathState {
 
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn highest_write(&self) -> u64 {
+        self.highest_write.load(Ordering::Relaxed)
+    }
+
+    /// A write that has succeeded ends here.
+    #[inline]
+    fn wrote_up_to(&self, end: u64) {
+        // Most do not reach further, and pay a load for that.
+        if end > self.highest_write.load(Ordering::Relaxed) {
+            self.highest_write.fetch_max(end, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn make_read_only(&self) {
@@ -104,9 +118,15 @@ pub(crate) fn co_pwritev(
     if flags.is_empty() || node.limits().native_fua {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
+        if result.is_ok() {
+            node.path.wrote_up_to(offset + bytes as u64);
+        }
         return result;
     }
     let result = write(node, co, offset, source, WriteFlags::empty());
+    if result.is_ok() {
+        node.path.wrote_up_to(offset + bytes as u64);
+    }
     finish_write(node, co, flags.contains(WriteFlags::FUA), result)
 }
 

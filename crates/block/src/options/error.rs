@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::drivers::FileOpenError;
 use crate::filters::throttle::ThrottleError;
+use crate::permissions::PermissionError;
 
 /// Why a text is not the description of a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +89,12 @@ pub enum BlockdevError {
         /// What it stands on.
         child: String,
     },
+    /// Nothing can be changed in it.
+    #[error("node '{0}' is read-only")]
+    ReadOnly(String),
+    /// Users of the node do not agree.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
     /// The image cannot be opened.
     #[error("node '{node}': {source}")]
     File {
@@ -127,8 +134,8 @@ pub(super) fn describe(value: &Value) -> String {
     shorten(&value.to_string())
 }
 
-/// A text for messages, which what was sent must not make long.
-pub(crate) fn shorten(text: &str) -> String {
+/// A text for messages, which what was sent must not make long: its first 60 characters.
+pub fn shorten(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         None => text.to_owned(),

@@ -26,8 +26,9 @@ use serde_json::{Map, Value};
 
 pub use blkdebug::InjectError;
 pub use drivers::DriverOptions;
-pub(crate) use error::shorten;
-pub use error::{BlockdevError, OptionsError};
+pub use error::{BlockdevError, OptionsError, shorten};
+pub use keyval::parse as parse_keyval;
+pub use reader::parse_size;
 use reader::{Notation, Reader};
 
 /// The longest name of a node, in bytes; QEMU's.

@@ -124,24 +124,31 @@ fn a_change_of_the_graph_that_users_do_not_agree_to_changes_nothing() {
 }
 
 #[test]
-fn who_came_to_read_only_stays_so_when_the_node_is_replaced() {
+fn who_came_to_what_is_read_only_writes_when_that_is_replaced() {
     let ctx = AioContext::new().unwrap();
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(4096).unwrap();
     let cd = BlockNode::new("cd", File::options().read_only(true).open(image.path()).unwrap());
     let new = disk("new");
     let drive = BackendOptions::new("drive").open(&ctx, cd.clone()).unwrap();
-    let writer = BackendOptions::new("writer").share_rw(true).open(&ctx, new.clone());
-    assert!(cd.replace(&ctx, &new).is_err(), "it shares no writing");
-    drop(writer);
-    cd.replace(&ctx, &new).unwrap();
+    let above = BackendOptions::new("above").share_rw(true).open(&ctx, filter("filter", &cd));
+    let above = above.unwrap();
     let byte = coblk_aio::IoVector::from(&[0; 1][..]);
-    let write = drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty());
-    assert_eq!(write.unwrap_err().raw_os_error(), Some(libc::EPERM));
-    // As a new medium it is written.
-    drive.remove_medium(&ctx).unwrap();
-    drive.insert_medium(new).unwrap();
-    drive.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty()).unwrap();
+    let write = |backend: &BlockBackend| {
+        let result = backend.pwritev(&ctx, 0, &byte, coblk_block::WriteFlags::empty());
+        result.map_err(|error| error.raw_os_error())
+    };
+    let refusal = said(cd.replace(&ctx, &new));
+    assert!(refusal.contains("needs write permission on node 'new', which"), "{refusal}");
+    assert_eq!([write(&drive), write(&above)], [Err(Some(libc::EPERM)); 2]);
+    drop(drive);
+    cd.replace(&ctx, &new).unwrap();
+    assert!(write(&above).is_ok() && !above.is_read_only());
+    assert!(BackendOptions::new("c").open(&ctx, new.clone()).is_err(), "it holds that now");
+    // And back.
+    new.replace(&ctx, &cd).unwrap();
+    assert_eq!((write(&above), above.is_read_only()), (Err(Some(libc::EPERM)), true));
+    BackendOptions::new("c").open(&ctx, new).unwrap();
 }
 
 #[test]
@@ -204,6 +211,36 @@ fn an_image_is_locked_while_somebody_uses_it() {
     assert!(BackendOptions::new("a").open(&ctx, first.clone()).is_err());
     drop(drive);
     BackendOptions::new("a").open(&ctx, first).unwrap();
+}
+
+#[test]
+fn a_second_open_of_a_locked_image_takes_over() {
+    let ctx = AioContext::new().unwrap();
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let open = |name| BlockNode::new(name, File::options().open(image.path()).unwrap());
+    let [first, second, third] = ["first", "second", "third"].map(open);
+    let drive = BackendOptions::new("drive").open(&ctx, first.clone()).unwrap();
+    assert!(BackendOptions::new("c").open(&ctx, second.clone()).is_err());
+    first.replace(&ctx, &second).unwrap();
+    assert!(Arc::ptr_eq(&drive.node().unwrap(), &second));
+    assert!(BackendOptions::new("c").open(&ctx, first.clone()).is_err(), "it is still locked");
+    // Somebody else is in the way: whoever gave up its locks has them back.
+    drop(drive);
+    let drive = BackendOptions::new("drive").share_rw(true).open(&ctx, second.clone()).unwrap();
+    let reader = BackendOptions::new("reader").read_only(true).share_rw(true);
+    let reader = reader.open(&ctx, third.clone()).unwrap();
+    let other = BlockNode::new("other", Null::new(1 << 20));
+    let alone = BackendOptions::new("alone").open(&ctx, other.clone()).unwrap();
+    assert!(other.replace(&ctx, &first).is_err());
+    second.replace(&ctx, &first).unwrap();
+    assert!(Arc::ptr_eq(&drive.node().unwrap(), &first));
+    assert!(other.replace(&ctx, &first).is_err());
+    drop((drive, reader));
+    other.replace(&ctx, &first).unwrap();
+    assert!(BackendOptions::new("c").open(&ctx, third).is_err());
+    drop(alone);
+    BackendOptions::new("c").open(&ctx, second).unwrap();
 }
 
 #[test]

@@ -130,8 +130,8 @@ pub struct Both(pub Child, pub Child);
 
 impl Both {
     pub fn node(name: &str, first: &Arc<BlockNode>, second: &Arc<BlockNode>) -> Arc<BlockNode> {
-        let [first, second] = [first, second].map(|it| Child::new(Arc::clone(it)));
-        BlockNode::new(name, Both(first, second))
+        let child = |role, node| Child::new(role, Arc::clone(node));
+        BlockNode::new(name, Both(child("first", first), child("second", second)))
     }
 }
 

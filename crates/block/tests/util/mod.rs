@@ -1,6 +1,7 @@
 //! Helpers of the request path's tests.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod bench;
 pub mod disk;
 pub mod model;
 

@@ -46,6 +46,8 @@ pub(super) struct ImageLocks {
 struct Locks {
     held: Permissions,
     not_shared: Permissions,
+    /// As these, taken in advance.
+    reserved: (Permissions, Permissions),
     /// It was locked once: the file system knows locks, and is not given up any more.
     locked: bool,
     /// The file system knows no locks, and has been given up.
@@ -106,6 +108,22 @@ impl File {
     }
 }
 
+impl File {
+    /// Takes locks in advance, whatever others hold. If that fails, so will
+    /// [`lock_image`](Self::lock_image), and say why.
+    pub(super) fn reserve_locks(&self, held: Permissions, shared: Permissions) {
+        let mut now = self.locks.now();
+        if self.locks.locking == Locking::Off || now.refused {
+            return;
+        }
+        let wanted = Locks { held, not_shared: !shared, ..Locks::NONE };
+        match wanted.acquire(self.file.as_fd()) {
+            Ok(()) => now.reserved = (held, !shared),
+            Err(_) => wanted.without(&now).release(self.file.as_fd()),
+        }
+    }
+}
+
 impl Drop for File {
     /// Closing would do, but a ring may keep the file open for a while.
     fn drop(&mut self) {
@@ -118,9 +136,15 @@ impl Locks {
     const NONE: Locks = Locks {
         held: Permissions::empty(),
         not_shared: Permissions::empty(),
+        reserved: (Permissions::empty(), Permissions::empty()),
         locked: false,
         refused: false,
     };
+
+    fn without(self, others: &Locks) -> Locks {
+        let (held, not_shared) = (self.held - others.held, self.not_shared - others.not_shared);
+        Locks { held, not_shared, ..self }
+    }
 
     fn change(
         &mut self,
@@ -128,14 +152,17 @@ impl Locks {
         held: Permissions,
         not_shared: Permissions,
     ) -> Result<(), Obstacle> {
-        let new =
-            Locks { held: held - self.held, not_shared: not_shared - self.not_shared, ..*self };
+        let new = Locks { held, not_shared, ..*self }.without(self);
+        let reserved = self.reserved;
         if let Err(obstacle) = new.acquire(fd).and_then(|()| new.check(fd)) {
-            new.release(fd);
+            // What was reserved stays so until others have back what they gave up.
+            Locks { held: new.held - reserved.0, not_shared: new.not_shared - reserved.1, ..new }
+                .release(fd);
             return Err(obstacle);
         }
-        let old =
-            Locks { held: self.held - held, not_shared: self.not_shared - not_shared, ..*self };
+        self.reserved = Locks::NONE.reserved;
+        let (old_held, old_not_shared) = (self.held | reserved.0, self.not_shared | reserved.1);
+        let old = Locks { held: old_held - held, not_shared: old_not_shared - not_shared, ..*self };
         old.release(fd);
         (self.held, self.not_shared) = (held, not_shared);
         self.locked |= !(held | not_shared).is_empty();
@@ -193,4 +220,43 @@ fn is_refusal(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK: Permissions = Permissions::CONSISTENT_READ.union(Permissions::WRITE);
+    const NOBODY: (Permissions, Permissions) = (Permissions::empty(), Permissions::all());
+
+    #[test]
+    fn locks_are_handed_over_or_stay_where_they_were() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [first, second, other] = [(); 3].map(|()| File::options().open(image.path()).unwrap());
+        let disk = (DISK, Permissions::all() - Permissions::WRITE);
+        let set = |file: &File, it: (Permissions, Permissions)| file.lock_image(it.0, it.1);
+        set(&first, disk).unwrap();
+        assert!(set(&second, disk).is_err() && set(&other, disk).is_err());
+        second.reserve_locks(disk.0, disk.1);
+        set(&first, NOBODY).unwrap();
+        assert!(set(&other, disk).is_err(), "nobody comes in between");
+        set(&second, disk).unwrap();
+        assert!(set(&other, disk).is_err());
+        // Not so if a third one has something against it.
+        let shares = (DISK, Permissions::all());
+        set(&second, shares).unwrap();
+        set(&other, shares).unwrap();
+        first.reserve_locks(disk.0, disk.1);
+        set(&second, NOBODY).unwrap();
+        assert!(set(&first, disk).is_err());
+        second.reserve_locks(shares.0, shares.1);
+        set(&first, NOBODY).unwrap();
+        set(&second, shares).unwrap();
+        set(&other, NOBODY).unwrap();
+        assert!(set(&other, disk).is_err(), "the second one has them back");
+        set(&second, NOBODY).unwrap();
+        set(&other, disk).unwrap();
+        drop(other);
+        set(&first, disk).unwrap();
+    }
 }

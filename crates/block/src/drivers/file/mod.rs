@@ -20,11 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, RingFile, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
 use in_place::InPlace;
 use lock::ImageLocks;
@@ -53,6 +54,8 @@ pub enum Engine {
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
+    /// The same, opened once more for rings to read from; see `open.rs`.
+    ring_file: Option<RingFile>,
     path: PathBuf,
     read_only: bool,
     engine: Engine,
@@ -128,6 +131,15 @@ impl File {
         self.engine == Engine::IoUring && co.context().has_ring()
     }
 
+    /// What rings read from.
+    #[inline]
+    fn ring_fd(&self) -> RingFd<'_> {
+        match &self.ring_file {
+            Some(file) => file.into(),
+            None => self.file.as_fd().into(),
+        }
+    }
+
     fn co_sync(&self, co: &Co<'_>) -> io::Result<()> {
         let file = self.file.as_fd();
         if self.uses_ring(co) {
@@ -196,6 +208,7 @@ impl BlockDriver for File {
             return Ok(());
         }
         if self.uses_ring(co) {
+            let file = self.ring_fd();
             return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }
         co.context().thread_pool().submit_co(co, || {
@@ -264,6 +277,26 @@ impl BlockDriver for File {
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         self.co_refresh(co)
+    }
+
+    fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        self.co_allocated(co)
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.path.to_string_lossy().into_owned())
+    }
+
+    fn cache_mode(&self) -> CacheMode {
+        CacheMode { direct: self.direct, no_flush: self.no_flush }
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        Some(self.engine)
+    }
+
+    fn reserve_permissions(&self, held: Permissions, shared: Permissions) {
+        self.reserve_locks(held, shared);
     }
 
     fn set_permissions(

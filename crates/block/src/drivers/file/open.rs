@@ -2,12 +2,12 @@
 
 use std::fs::{File as HostFile, FileType, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
-use coblk_aio::sys;
+use coblk_aio::{RingFile, sys};
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
@@ -131,8 +131,10 @@ impl FileOptions {
         self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
         let bytes = length_of(&file).map_err(failed)?;
         let limits = self.limits(&file).map_err(failed)?;
+        let ring_file = self.open_for_rings(&file);
         Ok(File {
             file,
+            ring_file,
             path,
             read_only: self.read_only,
             engine: self.engine,
@@ -149,6 +151,27 @@ impl FileOptions {
             can_punch_hole: AtomicBool::new(true),
             can_discard: AtomicBool::new(true),
         })
+    }
+
+    /// Opens it once more, for rings to register and to read from: what a ring has registered stays
+    /// open for a while after its process was killed, and the image's locks, which belong to what
+    /// was opened first, must not. Writes go through that: one that outlives its process keeps the
+    /// image locked until it has ended. Without a second one, rings read from the first, unregistered.
+    fn open_for_rings(&self, file: &HostFile) -> Option<RingFile> {
+        if self.engine != Engine::IoUring {
+            return None;
+        }
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(if self.direct { libc::O_DIRECT } else { 0 })
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        match opened {
+            Ok(file) => Some(RingFile::new(file)),
+            Err(error) => {
+                tracing::debug!(%error, "an image is not registered with rings");
+                None
+            }
+        }
     }
 
     fn check_kind(&self, path: &Path, kind: FileType) -> Result<(), FileOpenError> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use coblk_aio::{Co, sys};
@@ -10,6 +11,9 @@ use super::open::length_of;
 use super::transfer::{OnWorker, retry};
 use super::{File, SECTOR_BYTES};
 use crate::{BlockStatus, BlockStatusKind};
+
+/// What `stat` counts in, whatever the file system does.
+const STAT_BLOCK_BYTES: u64 = 512;
 
 impl File {
     /// What the file system knows of a range. It may have to look it up on the disk, so a worker
@@ -52,6 +56,12 @@ impl File {
             let refreshed = self.refresh_length();
             result.and(refreshed.map(|_| ()))
         })
+    }
+
+    /// What the file takes on its file system. A device takes none.
+    pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        let metadata = co.context().thread_pool().submit_co(co, || self.file.metadata())?;
+        Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))
     }
 
     /// Asks for the length again; whoever owns the storage may have changed it.

@@ -10,9 +10,8 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
-use crate::BlockStatus;
 use crate::accounting::RequestKind;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::BlockDriver;
 use crate::filters::sleep;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -46,7 +45,7 @@ pub struct BlkDebug {
 impl BlkDebug {
     /// A filter on `child`.
     pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
-        BlkDebug { child: Child::new(child), rules }
+        BlkDebug { child: Child::new("image", child), rules }
     }
 
     /// Waits as long as the rules say, and then tells how the request goes on.
@@ -101,29 +100,8 @@ impl BlockDriver for BlkDebug {
         self.child.length()
     }
 
-    fn is_read_only(&self) -> bool {
-        self.child.is_read_only()
-    }
-
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.child]
-    }
-
-    fn limits(&self) -> BlockLimits {
-        // The child pads and cuts; what is asked here goes on as it is.
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
-    }
-
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child.co_block_status(co, offset, bytes)
-    }
-
-    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        self.child.co_refresh_length(co)
-    }
-
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.child.co_truncate(co, length)
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.child)
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

@@ -117,7 +117,8 @@ impl WriteLog {
             broken: None,
             waiters: Vec::new(),
         };
-        let shared = Shared { node: Child::new(node), sector_size, state: Mutex::new(state) };
+        let shared =
+            Shared { node: Child::new("log", node), sector_size, state: Mutex::new(state) };
         let log = WriteLog { shared: Arc::new(shared) };
         log.write_superblock(co, 0)?;
         Ok(log)

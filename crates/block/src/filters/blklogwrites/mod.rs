@@ -13,7 +13,6 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use self::format::RawEntry;
 use self::log::Data;
-use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -50,7 +49,10 @@ impl BlkLogWrites {
     ) -> io::Result<BlkLogWrites> {
         let blocks = [&child, &log].map(|node| node.limits().request_alignment);
         let sector_size = blocks.into_iter().fold(512, u32::max);
-        Ok(BlkLogWrites { child: Child::new(child), log: WriteLog::create(co, log, sector_size)? })
+        Ok(BlkLogWrites {
+            child: Child::new("file", child),
+            log: WriteLog::create(co, log, sector_size)?,
+        })
     }
 
     /// The log, to put marks into.
@@ -72,8 +74,8 @@ impl BlockDriver for BlkLogWrites {
         self.child.length()
     }
 
-    fn is_read_only(&self) -> bool {
-        self.child.is_read_only()
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.child)
     }
 
     fn children(&self) -> Vec<&Child> {
@@ -103,12 +105,9 @@ impl BlockDriver for BlkLogWrites {
         }
     }
 
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child.co_block_status(co, offset, bytes)
-    }
-
-    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        self.child.co_refresh_length(co)
+    /// The log has no entry for it.
+    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOTSUP))
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

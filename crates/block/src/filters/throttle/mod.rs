@@ -14,8 +14,7 @@ use self::bucket::Direction;
 use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
-use crate::BlockStatus;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::BlockDriver;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -47,7 +46,7 @@ pub struct Throttle {
 impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
-        Throttle { child: Child::new(child), group: group.clone(), member: group.join() }
+        Throttle { child: Child::new("file", child), group: group.clone(), member: group.join() }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
@@ -70,29 +69,8 @@ impl BlockDriver for Throttle {
         self.child.length()
     }
 
-    fn is_read_only(&self) -> bool {
-        self.child.is_read_only()
-    }
-
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.child]
-    }
-
-    fn limits(&self) -> BlockLimits {
-        // The child pads and cuts; what is asked here goes on as it is.
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
-    }
-
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child.co_block_status(co, offset, bytes)
-    }
-
-    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        self.child.co_refresh_length(co)
-    }
-
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.child.co_truncate(co, length)
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.child)
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

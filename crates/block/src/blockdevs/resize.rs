@@ -1,0 +1,40 @@
+//! `block_resize`: another length for a node that is in use.
+
+use coblk_aio::{AioContext, Co};
+
+use super::Blockdevs;
+use crate::block_backend::{BlockBackend, ResizeError};
+use crate::options::{BlockdevError, shorten};
+
+impl Blockdevs {
+    /// Changes the length of the node called `name` to `length` bytes, while requests run; what is
+    /// new reads as zeroes. Backends are told ([`BlockBackend::set_length_listener`]). Making it
+    /// shorter drains it. Polls `ctx` meanwhile.
+    ///
+    /// # Errors
+    /// If there is no such node, it is read-only, or its driver cannot; or another user of it, or
+    /// another process, does not share the permission to resize.
+    ///
+    /// # Panics
+    /// If called inside a coroutine; there, use [`co_resize`](Self::co_resize).
+    pub fn resize(&self, ctx: &AioContext, name: &str, length: u64) -> Result<(), BlockdevError> {
+        ctx.run(|co| self.co_resize(co, name, length))
+    }
+
+    /// [`resize`](Self::resize), from a coroutine.
+    ///
+    /// # Errors
+    /// As of [`resize`](Self::resize).
+    pub fn co_resize(&self, co: &Co<'_>, name: &str, length: u64) -> Result<(), BlockdevError> {
+        let node = self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))?;
+        if node.is_read_only() {
+            return Err(BlockdevError::ReadOnly(node.name().to_owned()));
+        }
+        // A user of the node like any other, for the time it takes.
+        let backend = BlockBackend::new(co.context(), "block_resize", node);
+        backend.co_resize(co, length).map_err(|error| match error {
+            ResizeError::Permission(source) => BlockdevError::Permission(source),
+            ResizeError::Io(source) => BlockdevError::Io { node: name.to_owned(), source },
+        })
+    }
+}

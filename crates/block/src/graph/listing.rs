@@ -1,0 +1,74 @@
+//! Who stands on whom, for those who look at the graph: monitors, messages, tests.
+
+use std::sync::Arc;
+
+use super::{Kind, lock};
+use crate::accounting::Statistics;
+use crate::node::BlockNode;
+
+/// A user of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Parent {
+    /// A node that stands on it.
+    Node {
+        /// Its name.
+        name: String,
+        /// What the node below is for it, such as `file`.
+        role: &'static str,
+    },
+    /// A backend: a device, an export, a job.
+    Backend {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A backend, as other threads see it.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// Its name.
+    pub name: String,
+    /// What it has counted, and counts from now on.
+    pub statistics: Statistics,
+}
+
+/// The graph as it is at this moment. Any thread.
+impl BlockNode {
+    /// The nodes it stands on, each with its role, such as `file`.
+    pub fn children(&self) -> Vec<(&'static str, Arc<BlockNode>)> {
+        let children = self.driver().children();
+        children.into_iter().map(|child| (child.role(), child.node())).collect()
+    }
+
+    /// The backends on it, the oldest first.
+    pub fn backends(&self) -> Vec<BackendInfo> {
+        let mut graph = lock();
+        let users = graph.entry(self.id()).users.clone();
+        let backend = |user| match &graph.users.get(&user)?.kind {
+            Kind::Backend { name, statistics, .. } => {
+                Some(BackendInfo { name: name.clone(), statistics: statistics.clone() })
+            }
+            Kind::Edge { .. } => None,
+        };
+        users.into_iter().filter_map(backend).collect()
+    }
+
+    /// Its users: nodes that stand on it, and backends, the oldest first.
+    pub fn parents(&self) -> Vec<Parent> {
+        let mut graph = lock();
+        let kinds: Vec<Kind> = {
+            let users = graph.entry(self.id()).users.clone();
+            users.iter().filter_map(|user| Some(graph.users.get(user)?.kind.clone())).collect()
+        };
+        let parents = kinds.into_iter().filter_map(|kind| match kind {
+            Kind::Backend { name, .. } => Some(Parent::Backend { name }),
+            Kind::Edge { role, parent, .. } => {
+                let name = graph.node_name(parent?);
+                Some(Parent::Node { name, role })
+            }
+        });
+        parents.collect()
+    }
+}

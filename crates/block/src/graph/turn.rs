@@ -1,0 +1,98 @@
+//! Users that turn from node to node, or back if others do not agree.
+//!
+//! The nodes concerned are drained. An edge turns at once, under the lock of the graph; a backend on
+//! its own thread, afterwards.
+
+use std::sync::Arc;
+
+use super::edge::Edge;
+use super::{Graph, GraphError, GraphGuard, Kind, NodeId, UserId};
+use crate::node::BlockNode;
+
+/// What was turned, to be kept until the lock is free: edges may go only then.
+#[derive(Default)]
+pub(crate) struct Turned {
+    users: Vec<(UserId, NodeId)>,
+    edges: Vec<(Arc<Edge>, Arc<BlockNode>)>,
+}
+
+impl GraphGuard {
+    /// Turns users to other nodes, if everybody agrees to that, and to what else has changed in the
+    /// nodes `also`. A backend that writes and no longer can is an error unless it may
+    /// `become_readers`.
+    ///
+    /// # Errors
+    /// If somebody does not agree. Nobody has turned then.
+    pub(crate) fn turn(
+        &mut self,
+        users: &[(UserId, Arc<BlockNode>)],
+        also: &[NodeId],
+        become_readers: bool,
+        turned: &mut Turned,
+    ) -> Result<(), GraphError> {
+        let mut nodes = also.to_vec();
+        for (id, new) in users {
+            self.refuse_cycle(*id, new)?;
+        }
+        for (id, new) in users {
+            let Some(user) = self.users.get(id) else { continue };
+            turned.users.push((*id, user.node));
+            nodes.extend([user.node, new.id()]);
+            if let Kind::Edge { edge, .. } = &user.kind
+                && let Some(edge) = edge.upgrade()
+            {
+                let old = edge.swap(Arc::clone(new));
+                turned.edges.push((edge, old));
+            }
+            self.move_user(*id, new.id());
+        }
+        if let Err(error) = self.permit_anew(&nodes, become_readers) {
+            self.turn_back(turned);
+            return Err(error);
+        }
+        for (id, _) in users {
+            let parent = self.users.get(id).and_then(|user| user.parent());
+            parent.into_iter().for_each(|parent| self.settle(parent));
+        }
+        Ok(())
+    }
+
+    fn turn_back(&mut self, turned: &mut Turned) {
+        for (id, node) in turned.users.drain(..).rev() {
+            self.move_user(id, node);
+        }
+        for (edge, node) in turned.edges.iter().rev() {
+            // Those it leads away from are held by whoever asked for this.
+            let new = edge.swap(Arc::clone(node));
+            self.kept.push(new);
+        }
+    }
+}
+
+impl Graph {
+    /// A user turns from its node to another, as far as the graph goes.
+    fn move_user(&mut self, id: UserId, node: NodeId) {
+        let Some(user) = self.users.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut user.node, node);
+        if let Some(entry) = self.nodes.get_mut(&old) {
+            entry.users.retain(|it| *it != id);
+        }
+        self.entry(node).users.push(id);
+    }
+
+    fn refuse_cycle(&mut self, user: UserId, new: &BlockNode) -> Result<(), GraphError> {
+        let below = self.closure(new.id(), Graph::children);
+        match self.parent_among(user, &below) {
+            None => Ok(()),
+            Some(parent) => {
+                let above = self.node_name(parent);
+                Err(GraphError::Cycle { above, below: new.name().to_owned() })
+            }
+        }
+    }
+
+    /// The node whose edge this user is, if it is one of `nodes`.
+    pub(super) fn parent_among(&self, user: UserId, nodes: &[NodeId]) -> Option<NodeId> {
+        self.users.get(&user)?.parent().filter(|parent| nodes.contains(parent))
+    }
+}
