@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The number, 1 without one, is that of queues; each is served by a thread of its own if there are
-//! several. The image `null` is none, but 1 GiB of nothing to measure with. A front end that negotiates INFLIGHT_SHMFD survives that this program is killed and
-//! started again. It ends when its standard input does.
+//! several. The image `null` is none, but 1 GiB of nothing to measure with. A front end that
+//! negotiates INFLIGHT_SHMFD survives that this program is killed and started again. It ends when its
+//! standard input does.
 
 use std::error::Error;
 use std::io::Read;

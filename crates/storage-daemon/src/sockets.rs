@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, sockopt};
@@ -62,6 +63,9 @@ pub enum SocketError {
     /// It is there, and is no socket that listens for streams.
     #[error("File descriptor '{0}' is not a socket")]
     NotASocket(String),
+    /// There can only be listened there.
+    #[error("only a path, or a host and a port, can be connected to")]
+    ListenOnly,
     /// A socket of another kind is needed.
     #[error("Only socket address types 'unix' and 'fd' are supported")]
     UnixOnly,
@@ -108,6 +112,66 @@ fn from_anywhere(path: &Path) -> PathBuf {
     }
 }
 
+/// A socket of any kind that listens for streams, and does not block. A path that was bound is removed
+/// with it.
+#[derive(Debug)]
+pub struct StreamListener {
+    socket: OwnedFd,
+    path: Option<PathBuf>,
+}
+
+impl AsFd for StreamListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for StreamListener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Listens at an address. May block, to ask for the addresses of a host.
+///
+/// # Errors
+/// What cannot be bound, or is not there.
+pub fn listen(address: &SocketAddress) -> Result<StreamListener, SocketError> {
+    let (socket, path) = match open(address)? {
+        Listening::Unix(listener) => (listener.into(), None),
+        Listening::Tcp(listener) => (listener.into(), None),
+        Listening::Path(path) => {
+            let failed =
+                |source| SocketError::BindUnix { path: path.display().to_string(), source };
+            (OwnedFd::from(bind_path(&path).map_err(failed)?), Some(path))
+        }
+    };
+    let listener = StreamListener { socket, path };
+    let never_blocking = rustix::io::ioctl_fionbio(&listener.socket, true);
+    never_blocking.map_err(|error| SocketError::NotAnFd(error.to_string()))?;
+    Ok(listener)
+}
+
+/// Binds to `path`, also if a dead process has left its socket there.
+fn bind_path(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            let refused = UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if !is_socket || !refused {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
 /// [`open`], for those who talk to unix sockets only. Does not block.
 ///
 /// # Errors
@@ -116,6 +180,26 @@ pub fn open_unix(address: &SocketAddress) -> Result<Listening, SocketError> {
     match address {
         SocketAddress::Inet(_) => Err(SocketError::UnixOnly),
         address => open(address),
+    }
+}
+
+/// Where to connect to. May block, to ask for the addresses of a host.
+///
+/// # Errors
+/// What is unknown, or an address that nobody connects to.
+pub fn peer(address: &SocketAddress) -> Result<coblk::qmp::SocketAddress, SocketError> {
+    match address {
+        SocketAddress::Unix(UnixAddress { path, is_abstract: false }) => {
+            Ok(coblk::qmp::SocketAddress::Unix(path.clone()))
+        }
+        SocketAddress::Inet(address) => match resolve(address)?.first() {
+            Some(found) => Ok(coblk::qmp::SocketAddress::Tcp(*found)),
+            None => Err(SocketError::NoAddress {
+                host: address.host.clone(),
+                port: address.port.clone(),
+            }),
+        },
+        _ => Err(SocketError::ListenOnly),
     }
 }
 

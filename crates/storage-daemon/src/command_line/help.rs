@@ -55,6 +55,9 @@ of qemu-storage-daemon; they are done in the order in which they are given.
   --monitor [chardev=]ID[,mode=control][,pretty=on|off]
                      a QMP monitor on a socket
 
+  --metrics unix:PATH | HOST:PORT
+                     serve metrics for Prometheus: GET /metrics
+
   --daemonize        go to the background when everything has started
   --pidfile PATH     write the process number to a file, which is locked
 

@@ -12,7 +12,7 @@ use coblk::Co;
 use coblk::options::NodeOptions;
 
 use crate::daemon::{Daemon, DaemonError};
-use crate::options::{OptionError, from_argument};
+use crate::options::{MetricsOptions, OptionError, from_argument};
 use crate::run::PROGRAM;
 use crate::trace_events;
 
@@ -49,11 +49,12 @@ pub struct Job {
 type Perform = fn(&str, &Rc<Daemon>, &Co<'_>) -> Result<(), DaemonError>;
 
 /// The options that make something.
-const JOBS: [(&str, Perform); 6] = [
+const JOBS: [(&str, Perform); 7] = [
     ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
     ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
-    ("monitor", |text, daemon, _| daemon.monitor_add(&from_argument(text, "chardev")?)),
+    ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
+    ("monitor", |text, daemon, co| daemon.monitor_add(co, &from_argument(text, "chardev")?)),
     ("nbd-server", |text, daemon, co| daemon.nbd_server_start(co, from_argument(text, "addr")?)),
     ("object", |text, daemon, co| daemon.object_add(co, from_argument(text, "qom-type")?)),
 ];

@@ -29,7 +29,8 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co.context(), node, &options)?;
+        let what = self.make_export(co.context(), Arc::clone(&node), &options)?;
+        self.measure(&node, &options.id);
         if self.serving.get() {
             what.begin();
         }

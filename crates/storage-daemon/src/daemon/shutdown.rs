@@ -17,6 +17,7 @@ impl Daemon {
         }
         // Nobody is to wait for its turn at the end.
         self.lift_limits();
+        drop(self.metrics.take());
         // Fails if there is none.
         let _ = self.nbd_server_stop(co);
         let exports: Vec<Rc<Export>> = self.exports.borrow().values().cloned().collect();
@@ -24,6 +25,7 @@ impl Daemon {
         self.co_wait_for_exports(co, |_| true);
         self.co_close_nodes(co);
         self.objects.borrow_mut().clear();
+        self.co_close_monitors(co);
     }
 
     /// Closes nodes from the top down: those that others stand on have to wait for their turn.
