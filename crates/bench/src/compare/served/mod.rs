@@ -78,7 +78,7 @@ pub fn run(
         std::fs::create_dir_all(directory)?;
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
         let curves = latency::measure(protocol, image.as_ref(), arguments, &ours, plan, report)?;
-        let title = format!("Latency of {} 4 KiB reads over queue depth", protocol.name());
+        let title = format!("Mean latency of {} 4 KiB reads over queue depth", protocol.name());
         plot::curve::write(&directory.join("latency.svg"), &title, &curves)?;
     }
     Ok(())
