@@ -121,19 +121,15 @@ fn members(value: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The same script for both daemons. What each command answers: the members of what it returns, or the
-/// class of its error.
-fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
+type Step = (&'static str, Value);
+
+fn set_up_steps(place: &Place) -> Vec<Step> {
     let node = json!({"driver": "raw", "node-name": "disk",
         "file": {"driver": "file", "filename": place.image(), "node-name": "image"}});
     let throttled = json!({"driver": "throttle", "node-name": "slow", "throttle-group": "g",
         "file": {"driver": "null-co", "node-name": "null", "size": 1048576}});
-    let start = json!({"addr": unix(place, "nbd.sock"), "max-connections": 3});
-    let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "name": "a"});
-    let vhost = json!({"type": "vhost-user-blk", "id": "e1", "node-name": "slow", "writable": true,
-        "addr": {"type": "unix", "path": place.path("vhost.sock")}, "iothread": "t"});
     let group = json!({"qom-type": "throttle-group", "id": "g", "limits": {"iops-total": 9}});
-    let steps = [
+    vec![
         ("query-version", json!({})),
         ("object-add", json!({"qom-type": "iothread", "id": "t"})),
         ("object-add", json!({"qom-type": "iothread", "id": "t"})),
@@ -152,6 +148,15 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         ("block_resize", json!({"device": "disk", "size": 512})),
         ("block_resize", json!({"node-name": "disk"})),
         ("query-named-block-nodes", json!({"flat": true})),
+    ]
+}
+
+fn later_steps(place: &Place) -> Vec<Step> {
+    let start = json!({"addr": unix(place, "nbd.sock"), "max-connections": 3});
+    let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "name": "a"});
+    let vhost = json!({"type": "vhost-user-blk", "id": "e1", "node-name": "slow", "writable": true,
+        "addr": {"type": "unix", "path": place.path("vhost.sock")}, "iothread": "t"});
+    vec![
         ("block-export-add", export.clone()),
         ("nbd-server-start", json!({"addr": {"type": "unix", "path": "/x"}})),
         ("nbd-server-start", json!({})),
@@ -182,7 +187,13 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         ("nbd-server-stop", json!({})),
         ("block-export-del", json!({"id": "e1", "mode": "hard"})),
         ("nonsense", json!({})),
-    ];
+    ]
+}
+
+/// The same script for both daemons. What each command answers: the members of what it returns, or the
+/// class of its error.
+fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
+    let steps = set_up_steps(place).into_iter().chain(later_steps(place));
     let answer = |(command, arguments): (&str, Value)| {
         let answer = qmp.ask(command, arguments.clone());
         let mut found = Vec::new();
@@ -192,7 +203,7 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         }
         (format!("{command} {arguments}"), found)
     };
-    steps.map(answer).into()
+    steps.map(answer).collect()
 }
 
 /// Members that QEMU has and may have not: QAPI says that they are optional, or they are a driver's own.
