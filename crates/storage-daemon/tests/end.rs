@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::random::{Random, seeds};
 use rustix::process::Signal;
-use util::{Place, SIZE, wait_until};
+use util::{Place, SIZE, many_nodes, until_early, wait_until};
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::HUP, Signal::TERM];
 const BLOCK: usize = 4096;
@@ -79,20 +79,31 @@ fn c85_signals_end_it_in_order_under_load() {
 #[test]
 fn c85_signals_end_it_during_the_start() {
     for signal in SIGNALS {
-        let place = Place::new();
-        let nodes: String = (0..1000)
-            .map(|number| {
-                format!(" --blockdev file,node-name=n{number},filename=@/disk.img,read-only=on")
-            })
-            .collect();
         let server = "--nbd-server addr.type=unix,addr.path=@/nbd.sock";
-        let mut daemon =
-            place.command(&format!("{server}{nodes} --pidfile @/pid")).spawn().unwrap();
-        drop(util::connect(&place.socket()));
+        let (place, mut daemon, _client) = until_early(|place| {
+            place.command(&format!("{server}{} --pidfile @/pid", many_nodes()))
+        });
         util::kill(daemon.id(), signal);
         assert!(daemon.wait().unwrap().success());
         assert!(!place.pid_file().exists() && !place.socket().exists(), "{signal:?}");
     }
+}
+
+/// They have asked for much, and take none of it.
+#[test]
+fn c85_clients_that_do_not_read_do_not_hold_up_the_end() {
+    let place = Place::new();
+    let daemon = place.start(&util::NBD.replace("disk,writable", "disk,name=disk,writable"));
+    let mut clients: Vec<UnixStream> = (0..1).map(|_| choose(&place.socket())).collect();
+    for client in &mut clients {
+        for _ in 0..16 {
+            client.write_all(&request(MAGIC, 0, 0, 0, 4 << 20)).unwrap();
+        }
+    }
+    // It has begun to answer.
+    let mut header = [0; 16];
+    clients.iter_mut().for_each(|client| client.read_exact(&mut header).unwrap());
+    daemon.stop(Signal::TERM);
 }
 
 /// Requests that an error has stopped, and those that wait for their turn, do not hold up the end.

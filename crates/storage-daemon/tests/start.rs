@@ -5,16 +5,7 @@ mod util;
 use std::io::Read;
 
 use rustix::process::Signal;
-use util::{NBD, Place, connect, stderr, wait_until};
-
-/// So many that a client is there before the last one.
-fn many_nodes() -> String {
-    (0..300)
-        .map(|number| {
-            format!(" --blockdev file,node-name=n{number},filename=@/disk.img,read-only=on")
-        })
-        .collect()
-}
+use util::{NBD, Place, many_nodes, stderr, until_early, wait_until};
 
 #[test]
 fn c84_options_apply_in_the_order_given() {
@@ -43,13 +34,13 @@ fn c84_options_apply_in_the_order_given() {
 /// Clients that are early wait; when they are let in, everything is there.
 #[test]
 fn c84_the_pid_file_appears_after_the_exports_and_before_it_serves() {
-    let place = Place::new();
     let server = "--nbd-server addr.type=unix,addr.path=@/nbd.sock";
-    let disk = "--blockdev file,node-name=disk,filename=@/disk.img --export nbd,id=e0,node-name=disk,writable=on";
-    let arguments = format!("{server}{} {disk} --pidfile @/pid", many_nodes());
-    let mut daemon = place.command(&arguments).spawn().unwrap();
-    let mut early = connect(&place.socket());
-    assert!(!place.pid_file().exists(), "no client came early enough");
+    let disk = "--blockdev file,node-name=disk,filename=@/disk.img \
+                --export nbd,id=e0,node-name=disk,writable=on";
+    let (place, mut daemon, mut early) = until_early(|place| {
+        let nodes = many_nodes();
+        place.command(&format!("{server}{nodes} {disk} --pidfile @/pid"))
+    });
     let mut greeting = [0; 18];
     early.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting[..8], b"NBDMAGIC");

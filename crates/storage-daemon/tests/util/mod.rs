@@ -184,6 +184,28 @@ pub fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
+/// So many nodes that their daemon takes a while to start.
+pub fn many_nodes() -> String {
+    let node =
+        |number| format!(" --blockdev file,node-name=n{number},filename=@/disk.img,read-only=on");
+    (0..400).map(node).collect()
+}
+
+/// Starts a daemon, and connects to it before it has started: again, until that is so.
+pub fn until_early(command: impl Fn(&Place) -> Command) -> (Place, Child, UnixStream) {
+    for _ in 0..50 {
+        let place = Place::new();
+        let mut daemon = command(&place).spawn().unwrap();
+        let client = connect(&place.socket());
+        if !place.pid_file().exists() {
+            return (place, daemon, client);
+        }
+        kill(daemon.id(), Signal::KILL);
+        daemon.wait().unwrap();
+    }
+    panic!("the daemon is always faster");
+}
+
 /// What a program wrote to the standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
