@@ -126,6 +126,8 @@ type Step = (&'static str, Value);
 fn set_up_steps(place: &Place) -> Vec<Step> {
     let node = json!({"driver": "raw", "node-name": "disk",
         "file": {"driver": "file", "filename": place.image(), "node-name": "image"}});
+    let reopened =
+        json!({"driver": "raw", "node-name": "disk", "read-only": true, "file": "image"});
     let throttled = json!({"driver": "throttle", "node-name": "slow", "throttle-group": "g",
         "file": {"driver": "null-co", "node-name": "null", "size": 1048576}});
     let group = json!({"qom-type": "throttle-group", "id": "g", "limits": {"iops-total": 9}});
@@ -147,6 +149,16 @@ fn set_up_steps(place: &Place) -> Vec<Step> {
         ("block_resize", json!({"node-name": "nobody", "size": 512})),
         ("block_resize", json!({"device": "disk", "size": 512})),
         ("block_resize", json!({"node-name": "disk"})),
+        ("blockdev-reopen", json!({"options": [reopened]})),
+        (
+            "blockdev-reopen",
+            json!({"options": [{"driver": "raw", "node-name": "nobody", "file": "image"}]}),
+        ),
+        ("blockdev-reopen", json!({"options": [{"driver": "null-co"}]})),
+        (
+            "blockdev-reopen",
+            json!({"options": [{"driver": "file", "node-name": "image", "filename": "/x"}]}),
+        ),
         ("query-named-block-nodes", json!({"flat": true})),
     ]
 }
@@ -228,6 +240,49 @@ fn answers_have_the_members_of_qemus() {
         let failed = |found: &[String]| found.first().is_some_and(|it| it.starts_with("error"));
         assert_eq!(failed(&ours), failed(&theirs), "{step}: {ours:?}, and QEMU {theirs:?}");
     }
+}
+
+#[test]
+fn a_node_gets_other_options_while_it_is_used() {
+    let place = Place::new();
+    let (daemon, mut qmp) = start(&place, util::NBD);
+    let node = |qmp: &mut Client| qmp.run("query-named-block-nodes", json!({}))[0].clone();
+    let file = json!({"driver": "file", "node-name": "disk", "filename": place.image()});
+    let with = |name: &str, value: Value| {
+        let mut options = file.clone();
+        options[name] = value;
+        json!({"options": [options]})
+    };
+    assert_eq!(node(&mut qmp)["cache"]["direct"], false);
+    qmp.run("blockdev-reopen", with("cache", json!({"direct": true})));
+    assert_eq!(node(&mut qmp)["cache"]["direct"], true);
+    place.check();
+    // What is not mentioned goes back to its default.
+    qmp.run("blockdev-reopen", with("detect-zeroes", json!("on")));
+    let cache = json!({"writeback": true, "direct": false, "no-flush": false});
+    assert_eq!(
+        (&node(&mut qmp)["cache"], &node(&mut qmp)["detect_zeroes"]),
+        (&cache, &json!("on"))
+    );
+    for bad in [
+        with("read-only", json!(true)),
+        with("filename", json!("/other")),
+        with("driver", json!("null-co")),
+        with("node-name", json!("nobody")),
+        with("nonsense", json!(1)),
+        json!({"options": [{"driver": "file", "filename": place.image()}]}),
+        json!({"options": [{}]}),
+        json!({"options": {}}),
+        json!({}),
+    ] {
+        qmp.refused("blockdev-reopen", bad);
+    }
+    assert_eq!(
+        (&node(&mut qmp)["ro"], &node(&mut qmp)["detect_zeroes"]),
+        (&json!(false), &json!("on"))
+    );
+    place.check();
+    daemon.stop(Signal::TERM);
 }
 
 #[test]
