@@ -9,6 +9,7 @@ mod monitors;
 mod nbd_server;
 mod objects;
 mod shutdown;
+mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
