@@ -10,6 +10,7 @@
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
+//! * `storage_daemon`: the storage daemon, running;
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
@@ -35,6 +36,7 @@ pub mod rings;
 pub mod sandbox;
 pub mod sectors;
 pub mod stacks;
+pub mod storage_daemon;
 pub mod tools;
 
 /// The errno of a result that must be an error.

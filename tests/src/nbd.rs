@@ -13,6 +13,7 @@ use coblk::drivers::File;
 use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
 use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
 
+use crate::random::Random;
 use crate::tools;
 
 /// Length of the image.
@@ -142,12 +143,85 @@ pub const MAGIC: u32 = 0x2560_9513;
 
 /// A connection that has chosen "disk" the old way, with simple replies.
 pub fn choose(path: &Path) -> UnixStream {
+    choose_export(path, "disk")
+}
+
+fn choose_export(path: &Path, export: &str) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.write_all(&[0, 0, 0, 3]).unwrap();
-    stream.write_all(&option(1, b"disk")).unwrap();
+    stream.write_all(&option(1, export.as_bytes())).unwrap();
     let mut chosen = [0; 18 + 10];
     stream.read_exact(&mut chosen).unwrap();
     stream
+}
+
+/// A client that makes one request after the other.
+pub struct Session(UnixStream);
+
+impl Session {
+    /// Connects, and chooses "disk".
+    pub fn open(path: &Path) -> Session {
+        Session::choose(path, "disk")
+    }
+
+    /// Connects, and chooses an export.
+    pub fn choose(path: &Path, export: &str) -> Session {
+        let stream = choose_export(path, export);
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Session(stream)
+    }
+
+    /// Sends a request, whose payload is `data`.
+    pub fn send(&mut self, command: u16, offset: u64, len: u32, data: &[u8]) {
+        let request = [&request(MAGIC, 0, command, offset, len), data].concat();
+        self.0.write_all(&request).unwrap();
+    }
+
+    /// Waits for an answer: an error by its NBD number, or nothing.
+    pub fn answer(&mut self) -> Result<(), u32> {
+        let mut reply = [0; 16];
+        self.0.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], [0x67, 0x44, 0x66, 0x98]);
+        match u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]) {
+            0 => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
+        self.send(1, offset, data.len() as u32, data);
+        self.answer()
+    }
+
+    /// Reads.
+    pub fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
+        self.send(0, offset, len as u32, &[]);
+        self.answer()?;
+        let mut data = vec![0; len];
+        self.0.read_exact(&mut data).unwrap();
+        Ok(data)
+    }
+
+    /// Flushes.
+    pub fn flush(&mut self) -> Result<(), u32> {
+        self.send(3, 0, 0, &[]);
+        self.answer()
+    }
+
+    /// An honest client is served: what it writes, in several places, is what it reads.
+    #[track_caller]
+    pub fn check(&mut self, seed: u64) {
+        let mut random = Random::new(seed);
+        for _ in 0..16 {
+            let offset = random.below(1 << 20);
+            let mut data = vec![0; 1 + random.below(32 << 10) as usize];
+            random.fill(&mut data);
+            assert_eq!(self.write(offset, &data), Ok(()), "a write at {offset}");
+            assert!(self.read(offset, data.len()) == Ok(data), "a read at {offset}");
+        }
+        assert_eq!(self.flush(), Ok(()));
+    }
 }
 
 /// A connection that has chosen "disk" the old way, with structured replies.
