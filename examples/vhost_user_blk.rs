@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The number, 1 without one, is that of queues; each is served by a thread of its own if there are
-//! several. A front end that negotiates INFLIGHT_SHMFD survives that this program is killed and
-//! started again. It ends when its standard input does.
+//! several. The image `null` is none, but 1 GiB of nothing to measure with. A front end that
+//! negotiates INFLIGHT_SHMFD survives that this program is killed and started again. It ends when its
+//! standard input does.
 
 use std::error::Error;
 use std::io::Read;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk::drivers::File;
+use coblk::drivers::{File, Null};
 use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkOptions};
 use coblk::virtio_blk::VirtioBlkConfig;
 use coblk::{AioContext, BlockNode, IoThread};
@@ -43,7 +44,10 @@ fn main() -> ExitCode {
 
 fn serve(image: &str, socket: &str, queues: u16) -> Result<(), Box<dyn Error>> {
     let ctx = AioContext::new()?;
-    let node = BlockNode::new("disk0", File::options().open(image)?);
+    let node = match image {
+        "null" => BlockNode::new("disk0", Null::new(1 << 30)),
+        image => BlockNode::new("disk0", File::options().open(image)?),
+    };
     let count = if queues > 1 { queues } else { 0 };
     let threads: Vec<IoThread> = (0..count)
         .map(|index| IoThread::new(&format!("iothread{index}")))

@@ -5,12 +5,16 @@ use std::process::{Command, Output};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use coblk::aio::WaitMode;
 use coblk::block::{PermissionError, Permissions};
-use coblk::drivers::{File, Locking};
+use coblk::drivers::{Engine, File, Locking};
 use coblk::options::NodeOptions;
-use coblk::{AioContext, BackendOptions, BlockDriver, Blockdevs};
+use coblk::{
+    AioContext, BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVectorMut,
+};
 use coblk_tests::holder::{Holder, locked_bytes};
 use coblk_tests::images::sparse_image;
+use coblk_tests::rings::rings_with;
 use coblk_tests::{image_dir, sandbox, tools};
 use tempfile::TempDir;
 
@@ -245,14 +249,23 @@ fn an_image_with_locking_off_is_anybodys() {
     as_disk(&open(&image)).unwrap();
 }
 
+/// Holds an image until this process is killed, or its parent is gone and its input ends. Its ring
+/// has the image registered, which the kernel keeps open for longer than the process lives.
+fn hold(image: &Path) {
+    let options = File::options().engine(Engine::IoUring).in_place_reads(false);
+    let node = BlockNode::new("disk", options.open(image).unwrap());
+    let ctx = AioContext::builder().wait_mode(WaitMode::Auto).build().unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", node.clone());
+    backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut [0; 512][..])).unwrap();
+    assert_eq!(rings_with(&image.canonicalize().unwrap()), 1);
+    let _locked = BackendOptions::new("disk").open(&ctx, node).unwrap();
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
 #[test]
 fn a_crash_of_ours_gives_the_image_free() {
     if let Some(image) = std::env::var_os(HOLD) {
-        let file = open(Path::new(&image));
-        as_disk(&file).unwrap();
-        // Until it is killed; if its parent is gone before, the input ends.
-        let _ = std::io::stdin().read_line(&mut String::new());
-        return;
+        return hold(Path::new(&image));
     }
     let (_dir, image) = image();
     let path = tools::text(&image);

@@ -59,7 +59,7 @@ fn clients_beyond_the_limit_wait_for_one_to_leave() {
 #[test]
 fn a_client_has_limited_time_to_choose() {
     const LIMIT: Duration = Duration::from_millis(300);
-    let options = NbdOptions { max_connections: 2, handshake_timeout: LIMIT };
+    let options = NbdOptions { max_connections: 2, handshake_timeout: LIMIT, ..Default::default() };
     let served = Served::with_options(PARENT, options, None, zeroes);
     let mut chosen = choose(&served.socket());
     let mut idle = served.connect();

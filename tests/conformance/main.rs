@@ -1,7 +1,8 @@
 //! One set of checks that every driver passes: with every engine, with the page cache and without,
 //! in every wait mode, and in simulated contexts by seed.
 //!
-//! To add a driver, give it a row in `subjects.rs`.
+//! To add a driver, give it a row in `subjects.rs`; to add a stack of them, one in `STACKS`. Needs root, for
+//! loop devices.
 
 mod checks;
 mod stage;
@@ -11,19 +12,17 @@ use coblk::AioContext;
 use coblk::aio::sys::faults::Faults;
 use coblk::aio::{SimulationOptions, WaitMode};
 use coblk_tests::image_dir;
-use coblk_tests::images::sparse_image;
 use coblk_tests::random::seeds;
 use stage::Stage;
-use subjects::{LENGTH, Subject, subjects};
+use subjects::{Subject, subjects};
 
 /// Runs every check on every driver, on contexts that `make` makes.
 fn all_conform(world: &str, seed: u64, make: impl Fn() -> AioContext) {
     let dir = image_dir!();
     for Subject { name, open, open_read_only, stores, resizes } in subjects() {
         let run = |what: &str, open: &subjects::Open, check: checks::Check| {
-            let image = sparse_image(dir.path(), "disk.img", LENGTH);
             let ctx = make();
-            let node = open(&ctx, &image);
+            let node = open(&ctx, dir.path());
             let what = format!("{name}, {world}, seed {seed}, {what}");
             check(&Stage::new(&ctx, node, (stores, resizes), seed, what));
         };

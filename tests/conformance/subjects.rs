@@ -1,24 +1,24 @@
 //! The drivers that must conform: one row each.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
-use coblk::block::filters::blkdebug::{BlkDebug, Rules};
-use coblk::block::filters::blklogwrites::BlkLogWrites;
-use coblk::block::filters::throttle::{Throttle, ThrottleGroup, ThrottleLimits};
-use coblk::drivers::{FileOptions, Null, Raw};
+use coblk::drivers::{FileOptions, Null};
 use coblk::{AioContext, BlockNode};
 use coblk_tests::guest::every_way;
 use coblk_tests::images::sparse_image;
+use coblk_tests::loop_device::LoopDevice;
+use coblk_tests::stacks::{Ground, STACKS, Stack};
 
-/// Makes a node.
+/// Makes a node over new images in a directory.
 pub type Open = Box<dyn Fn(&AioContext, &Path) -> Arc<BlockNode>>;
 
 /// A driver, and what it does not promise.
 pub struct Subject {
     /// For messages.
     pub name: String,
-    /// Makes a node of it over the image at a path; `LENGTH` bytes if it needs none.
+    /// Makes a node of it, of `LENGTH` zero bytes.
     pub open: Open,
     /// The same, for reading only, where there is a way.
     pub open_read_only: Option<Open>,
@@ -35,89 +35,78 @@ fn row(name: String, open: Open) -> Subject {
     Subject { name, open, open_read_only: None, stores: true, resizes: true }
 }
 
-fn file(options: FileOptions, image: &Path) -> Arc<BlockNode> {
-    BlockNode::new("file", options.open(image).expect("an image"))
-}
-
 /// Every driver, in every way of doing its I/O.
 pub fn subjects() -> Vec<Subject> {
     let mut subjects = Vec::new();
-    for (way, options) in every_way() {
-        let read_only: Open = Box::new(move |_, image| file(options.read_only(true), image));
+    for ((way, options), block_bytes) in every_way().into_iter().zip([512, 4096].iter().cycle()) {
         subjects.push(Subject {
-            open_read_only: Some(read_only),
-            ..row(format!("file ({way})"), Box::new(move |_, image| file(options, image)))
+            open_read_only: Some(file(options.read_only(true))),
+            ..row(format!("file ({way})"), file(options))
         });
-    }
-    for deferred in [false, true] {
-        let null = move || Null::new(LENGTH).read_zeroes(true).deferred(deferred);
+        let options = options.on_device();
         subjects.push(Subject {
-            stores: false,
+            open_read_only: Some(device(options.read_only(true), *block_bytes)),
             resizes: false,
             ..row(
-                format!("null (deferred: {deferred})"),
-                Box::new(move |_, _| BlockNode::new("null", null())),
+                format!("host_device ({way}, blocks of {block_bytes})"),
+                device(options, *block_bytes),
             )
         });
     }
-    let slow = || Null::new(LENGTH).read_zeroes(true).latency_ns(1000);
-    subjects.push(Subject {
-        stores: false,
-        resizes: false,
-        ..row("null (slow)".to_owned(), Box::new(move |_, _| BlockNode::new("null", slow())))
-    });
-    subjects.extend(stacked());
+    subjects.extend(nulls());
+    subjects.extend(stacks());
     subjects
 }
 
-/// Drivers that stand on another pass on what they do not change: to blocks of a byte, and to larger
+fn file(options: FileOptions) -> Open {
+    Box::new(move |_, dir| {
+        let image = sparse_image(dir, "disk.img", LENGTH);
+        BlockNode::new("file", options.open(image).expect("an image"))
+    })
+}
+
+/// A loop device, which stays until the next one is made.
+fn device(options: FileOptions, block_bytes: u32) -> Open {
+    let device = RefCell::new(None);
+    Box::new(move |_, dir| {
+        *device.borrow_mut() = None;
+        // The kernel ends a ring, and what it holds open, later than its context: the old device may
+        // still write to the old image.
+        let _ = std::fs::remove_file(dir.join("device.img"));
+        let image = sparse_image(dir, "device.img", LENGTH);
+        let new = LoopDevice::new(&image, block_bytes);
+        let file = options.open(new.path()).expect("a block device");
+        *device.borrow_mut() = Some(new);
+        BlockNode::new("device", file)
+    })
+}
+
+fn nulls() -> Vec<Subject> {
+    type Row = (&'static str, fn(Null) -> Null);
+    let null = || Null::new(LENGTH).read_zeroes(true);
+    let rows: [Row; 3] = [
+        ("null", |null| null),
+        ("null (deferred)", |null| null.deferred(true)),
+        ("null (slow)", |null| null.latency_ns(1000)),
+    ];
+    let subject = |(name, how): Row| Subject {
+        stores: false,
+        resizes: false,
+        ..row(name.to_owned(), Box::new(move |_, _| BlockNode::new("null", how(null()))))
+    };
+    rows.into_iter().map(subject).collect()
+}
+
+/// Drivers that stand on others pass on what they do not change, to blocks of a byte, and to larger
 /// ones.
-fn stacked() -> Vec<Subject> {
+fn stacks() -> Vec<Subject> {
     let mut subjects = Vec::new();
-    for (way, options) in [every_way()[0], every_way()[4]] {
-        subjects.push(row(
-            format!("raw on file ({way})"),
-            Box::new(move |_, image| BlockNode::new("raw", Raw::new(file(options, image)))),
-        ));
-        subjects.push(Subject {
-            resizes: false,
-            ..row(
-                format!("raw, a part of file ({way})"),
-                Box::new(move |_, image| {
-                    let dir = image.parent().expect("a directory");
-                    let image = sparse_image(dir, "whole.img", LENGTH + 3 * 4096);
-                    let part = Raw::part(file(options, &image), 4096, Some(LENGTH));
-                    BlockNode::new("raw", part.expect("a part"))
-                }),
-            )
-        });
-        subjects.push(row(
-            format!("blkdebug on file ({way})"),
-            Box::new(move |_, image| {
-                BlockNode::new("debug", BlkDebug::new(file(options, image), Rules::new(1)))
-            }),
-        ));
-        subjects.push(row(
-            format!("throttle on file ({way})"),
-            Box::new(move |_, image| {
-                let group = ThrottleGroup::new("group", ThrottleLimits::default());
-                let group = group.expect("a group without limits");
-                BlockNode::new("throttle", Throttle::new(file(options, image), &group))
-            }),
-        ));
-        subjects.push(Subject {
-            resizes: false,
-            ..row(
-                format!("blklogwrites on file ({way})"),
-                Box::new(move |ctx, image| {
-                    let dir = image.parent().expect("a directory");
-                    let log = file(options, &sparse_image(dir, "writes.log", 64 << 20));
-                    let child = file(options, image);
-                    let filter = ctx.run(|co| BlkLogWrites::create(co, child, log));
-                    BlockNode::new("logged", filter.expect("a log"))
-                }),
-            )
-        });
+    for (way, options) in every_way() {
+        for Stack { name, resizes, build } in STACKS {
+            let open: Open =
+                Box::new(move |ctx, dir| build(&Ground { ctx, dir, options, bytes: LENGTH }));
+            subjects.push(Subject { resizes, ..row(format!("{name} on file ({way})"), open) });
+        }
     }
     subjects
 }

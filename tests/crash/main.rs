@@ -5,6 +5,8 @@
 //! the worst that a loss of power could leave is built for every moment at which something was
 //! acknowledged. `COBLK_SEEDS` sets the number of rounds in each of four ways.
 
+mod ext4;
+mod files;
 mod round;
 mod write_log;
 

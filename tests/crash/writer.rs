@@ -23,9 +23,8 @@ use std::time::Duration;
 
 use coblk::block::filters::blklogwrites::BlkLogWrites;
 use coblk::drivers::{Engine, File, FileOptions};
-use coblk::{
-    AioContext, BlockBackend, BlockDriver, BlockNode, Co, IoVector, IoVectorMut, WriteFlags,
-};
+use coblk::{AioContext, BlockBackend, BlockNode, Co, IoVector, WriteFlags};
+use coblk_tests::liar::Liar;
 use coblk_tests::random::Random;
 use coblk_tests::sectors::{self, SECTOR_BYTES};
 
@@ -95,7 +94,7 @@ fn open(ctx: &AioContext, options: &Options) -> io::Result<Arc<BlockNode>> {
         node = BlockNode::new("logged", filter);
     }
     if options.lie {
-        node = BlockNode::new("liar", Liar(node));
+        node = BlockNode::new("liar", Liar::new(node, Arc::new(true.into())));
     }
     Ok(node)
 }
@@ -163,32 +162,4 @@ impl State {
 fn say(lines: &str) {
     let mut out = io::stdout().lock();
     out.write_all(lines.as_bytes()).and_then(|()| out.flush()).expect("somebody who listens");
-}
-
-/// A filter that acknowledges flushes and does not do them.
-struct Liar(Arc<BlockNode>);
-
-impl BlockDriver for Liar {
-    fn format_name(&self) -> &'static str {
-        "liar"
-    }
-    fn length(&self) -> u64 {
-        self.0.length()
-    }
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.0.co_preadv(co, offset, target)
-    }
-    fn co_pwritev(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        source: &IoVector<'_>,
-        flags: WriteFlags,
-    ) -> io::Result<()> {
-        self.0.co_pwritev(co, offset, source, flags)
-    }
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        co.reschedule();
-        Ok(())
-    }
 }

@@ -5,12 +5,15 @@
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
+//! * `liar`: a node whose flushes are a lie;
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
+//! * `rings`: what the rings of this process have registered;
+//! * `stacks`: nodes on nodes over an image;
 //! * `sectors`: data that shows whether it is whole, and how old.
 //!
 //! A tool that is missing fails the test that needs it, with the name of the package that has it.
@@ -21,12 +24,15 @@ pub mod events;
 pub mod guest;
 pub mod holder;
 pub mod images;
+pub mod liar;
 pub mod loop_device;
 pub mod nbd;
 pub mod probe;
 pub mod random;
+pub mod rings;
 pub mod sandbox;
 pub mod sectors;
+pub mod stacks;
 pub mod tools;
 
 /// The errno of a result that must be an error.

@@ -38,13 +38,15 @@ impl Random {
 /// The seeds a test runs: `COBLK_SEED=n` asks for that one alone, `COBLK_SEEDS=n` for `0..n`, and
 /// without either it is `0..usual`.
 pub fn seeds(usual: u64) -> Range<u64> {
-    let number = |name: &str| {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}='{text}' is not a number")))
-    };
-    match (number("COBLK_SEED"), number("COBLK_SEEDS")) {
+    match (option("COBLK_SEED"), option("COBLK_SEEDS")) {
         (Some(seed), _) => seed..seed + 1,
         (None, Some(0)) => panic!("COBLK_SEEDS=0 would test nothing"),
         (None, seeds) => 0..seeds.unwrap_or(usual),
     }
+}
+
+/// The number that a variable of the environment holds, if it is set.
+pub fn option(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}='{text}' is not a number")))
 }

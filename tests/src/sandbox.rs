@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::images::sparse_image;
 use crate::tools;
 
 /// Set in the inner run, to its directory.
@@ -28,6 +29,16 @@ pub fn on_read_only_file_system(test: &str, prepare: &str, code: impl FnOnce(&Pa
          mount -o remount,ro \"$1\" && shift && exec \"$@\""
     );
     in_mount_name_space(test, &mount, code);
+}
+
+/// Runs `code` with a directory for files, where it may mount what it likes: nobody else sees it, and
+/// it goes with the inner run. Needs root.
+pub fn with_own_mounts(test: &str, parent: &Path, code: impl FnOnce(&Path)) {
+    if let Some(dir) = inside() {
+        return code(&dir);
+    }
+    let dir = tempfile::tempdir_in(parent).expect("a directory for files");
+    run_inside("unshare", tools::command("unshare").arg("--mount"), test, dir.path());
 }
 
 fn in_mount_name_space(test: &str, mount: &str, code: impl FnOnce(&Path)) {
@@ -93,6 +104,33 @@ pub fn with_few_descriptors(test: &str, parent: &Path, most: u32, code: impl FnO
     let mut prlimit = tools::command("prlimit");
     prlimit.arg(format!("--nofile={most}:{most}"));
     run_inside("prlimit", &mut prlimit, test, dir.path());
+}
+
+/// Runs `code` with a directory, while system calls on the file `name` in it, which is made with
+/// `bytes` bytes, fail as `faults` tells `strace`. `check` sees what `code` told, and a line for each
+/// such call that was made. `parent` is where the directory is made.
+pub fn with_faults_on_file(
+    test: &str,
+    parent: &Path,
+    (name, bytes): (&str, u64),
+    faults: &[&str],
+    code: impl FnOnce(&Path) -> String,
+    check: impl FnOnce(&str, &str),
+) {
+    if let Some(dir) = inside() {
+        let told = code(&dir);
+        return std::fs::write(dir.join("told"), told).expect("a place to tell");
+    }
+    let dir = tempfile::tempdir_in(parent).expect("a directory for files");
+    let (log, file) = (dir.path().join("strace.log"), sparse_image(dir.path(), name, bytes));
+    let mut strace = tools::command("strace");
+    strace.args(["-f", "-qq", "-o"]).arg(&log).arg("-P").arg(file);
+    for fault in faults {
+        strace.arg("-e").arg(format!("inject={fault}"));
+    }
+    run_inside("strace", &mut strace, test, dir.path());
+    let read = |name| std::fs::read_to_string(dir.path().join(name)).expect("a file");
+    check(&read("told"), &read("strace.log"));
 }
 
 fn inside() -> Option<PathBuf> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 19] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -19,7 +19,10 @@ const PACKAGES: [(&str, &str); 19] = [
     ("unshare", "util-linux"),
     ("prlimit", "util-linux"),
     ("mount", "mount"),
+    ("umount", "mount"),
     ("losetup", "mount"),
+    ("fusermount3", "fuse3"),
+    ("nbdfuse", "libnbd-bin"),
     ("mkfifo", "coreutils"),
     ("gdb", "gdb"),
     ("nbdinfo", "libnbd-bin"),

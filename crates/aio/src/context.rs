@@ -84,7 +84,7 @@ pub(crate) struct Inner {
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
-    ring: OnceCell<Option<Ring>>,
+    ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,
     pub(crate) simulation: Option<Rc<Simulation>>,
     pub(crate) plug: PlugState,
@@ -130,7 +130,7 @@ impl Inner {
     /// The ring, if it has been made.
     #[inline]
     pub(crate) fn made_ring(&self) -> Option<&Ring> {
-        self.ring.get()?.as_ref()
+        self.ring.get()?.as_deref()
     }
 
     #[inline]
@@ -198,7 +198,7 @@ impl AioContext {
                 .inspect_err(|error| tracing::warn!(context = self.name(), %error, "no io_uring"))
                 .ok()
         };
-        inner.ring.get_or_init(make).as_ref()
+        inner.ring.get_or_init(make).as_deref()
     }
 
     /// The context's clock: nanoseconds since it was made, never going back.

@@ -55,7 +55,7 @@ pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
 pub use plug::Plug;
 pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
-pub use ring::WaitMode;
+pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;

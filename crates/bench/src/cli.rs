@@ -1,16 +1,16 @@
 //! The command line.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::compare;
-use crate::fio;
+use crate::compare::args::{CompareArgs, wanted};
+use crate::compare::{self, served, served::ServedArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
 use crate::measure::Plan;
 use crate::micro;
+use crate::peers::programs::Protocol;
 use crate::report::{Format, Report};
 use crate::works::Work;
 
@@ -44,9 +44,10 @@ enum Command {
     Null(NullArgs),
     /// Requests to an image, in fio's words.
     File(FileArgs),
-    /// Our engines beside `qemu-img bench` and bare loops, on one image.
-    Compare(CompareArgs),
-    /// Name all works of `micro` and then of `compare`, one a line.
+    /// Our engines beside `qemu-img bench` and bare loops, on one image; or our servers beside
+    /// others'.
+    Compare(CompareCommand),
+    /// Name all works of `micro`, `compare`, `compare nbd` and `compare vhost-user`, one a line.
     List,
     /// One work and nothing else, for a tool that watches this process.
     #[command(hide = true)]
@@ -67,27 +68,20 @@ struct MicroArgs {
 }
 
 #[derive(Args, Debug)]
-struct CompareArgs {
-    /// Measure only rows whose name contains this; may be given again.
-    #[arg(long, value_name = "NAME")]
-    only: Vec<String>,
-    /// The image. Writes change what is in it. Made, of --size, if there is none; without this, a
-    /// temporary one is.
-    #[arg(long, value_name = "PATH")]
-    filename: Option<PathBuf>,
-    /// Size of an image that is made.
-    #[arg(long, value_parser = fio::size)]
-    size: Option<u64>,
-    /// Requests each side makes in a round.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
-    /// How long our loop may look for work before it sleeps, in microseconds. QEMU's in qemu-img
-    /// does not.
-    #[arg(long, value_name = "US", default_value_t = 0)]
-    poll_max: u32,
-    /// Draw the ratios and a latency curve, as SVG, into this directory.
-    #[arg(long, value_name = "DIR")]
-    plot: Option<PathBuf>,
+#[command(args_conflicts_with_subcommands = true)]
+struct CompareCommand {
+    #[command(subcommand)]
+    what: Option<Compared>,
+    #[command(flatten)]
+    engines: CompareArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Compared {
+    /// Our NBD server beside those of QEMU and nbdkit.
+    Nbd(ServedArgs),
+    /// Our vhost-user-blk export beside QEMU's.
+    VhostUser(ServedArgs),
 }
 
 impl Cli {
@@ -114,50 +108,31 @@ pub fn run() -> io::Result<()> {
         }
         Command::Null(arguments) => jobs::null(&arguments, &plan, &mut report)?,
         Command::File(arguments) => jobs::file(&arguments, &plan, &mut report)?,
-        Command::Compare(arguments) => {
-            compare::run(&compare_options(arguments, &plan)?, &plan, &mut report)?;
-        }
-        Command::List => {
-            Work::ALL.iter().for_each(|work| println!("{}", work.name()));
-            compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
-        }
+        Command::Compare(CompareCommand { what, engines }) => match what {
+            None => compare::run(&engines, &plan, &mut report)?,
+            Some(Compared::Nbd(arguments)) => {
+                served::run(Protocol::Nbd, &arguments, &plan, &mut report)?;
+            }
+            Some(Compared::VhostUser(arguments)) => {
+                served::run(Protocol::VhostUser, &arguments, &plan, &mut report)?;
+            }
+        },
+        Command::List => list(),
         Command::Child { work, ops } => return child(&work, ops),
     }
     report.finish()
 }
 
-/// Whether `--only` asks for a work.
-fn is_wanted(only: &[String], name: &str) -> bool {
-    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
-}
-
-fn none_wanted(only: &[String]) -> io::Error {
-    io::Error::other(format!("no work is called '{}'; see the list command", only.join("', '")))
-}
-
-fn compare_options(arguments: CompareArgs, plan: &Plan) -> io::Result<compare::Options> {
-    let all = compare::works::Work::all().into_iter();
-    let works: Vec<_> = all.filter(|work| is_wanted(&arguments.only, &work.name())).collect();
-    if works.is_empty() {
-        return Err(none_wanted(&arguments.only));
+fn list() {
+    Work::ALL.iter().for_each(|work| println!("{}", work.name()));
+    compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
+    for protocol in [Protocol::Nbd, Protocol::VhostUser] {
+        served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }
-    let size_bytes = if plan.quick { 8 << 20 } else { 1 << 30 };
-    Ok(compare::Options {
-        works,
-        image: arguments.filename,
-        size_bytes: arguments.size.unwrap_or(size_bytes),
-        count: arguments.count,
-        poll_max: Duration::from_micros(u64::from(arguments.poll_max)),
-        plot: arguments.plot,
-    })
 }
 
 fn micro_options(arguments: &MicroArgs, plan: &Plan) -> io::Result<micro::Options> {
-    let all = Work::ALL.into_iter();
-    let works: Vec<Work> = all.filter(|work| is_wanted(&arguments.only, work.name())).collect();
-    if works.is_empty() {
-        return Err(none_wanted(&arguments.only));
-    }
+    let works = wanted(Work::ALL.to_vec(), &arguments.only, |work| work.name().to_owned())?;
     let idle = arguments.idle.unwrap_or(if plan.quick { 0.2 } else { 5.0 });
     let idle = Duration::try_from_secs_f64(idle)
         .ok()

@@ -1,12 +1,12 @@
 //! coblk-bench: what coblk costs, beside its peers, in one run.
 //!
 //! `micro` measures the parts, `null` and `file` make requests as fio would, `compare` measures
-//! whole paths beside `qemu-img bench` and bare loops. Each row is a work with a name that stays,
-//! measured in laps that alternate with those of its peers (`measure.rs`, `peers/`), and printed as
-//! a table or as JSON (`report.rs`).
+//! whole paths beside `qemu-img bench` and bare loops, and servers beside those of others. Each row
+//! is a work with a name that stays, measured in laps that alternate with those of its peers
+//! (`measure.rs`, `peers/`), and printed as a table or as JSON (`report.rs`).
 //!
-//! Unsafe code is fenced in `alloc`, `sys`, `peers/swapcontext` and `peers/uring`; each says why it
-//! is sound.
+//! Unsafe code is fenced in `alloc`, `sys`, `peers/swapcontext`, `peers/uring` and
+//! `workload/vhost_user`; each says why it is sound.
 #![deny(unsafe_code)]
 
 mod alloc;

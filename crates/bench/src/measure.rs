@@ -76,12 +76,39 @@ pub fn lap(ops: u64, work: impl FnOnce()) -> Lap {
 /// up outside of the lap.
 pub type Bench<'a> = Box<dyn FnMut(u64) -> io::Result<Lap> + 'a>;
 
+/// A peer before it is measured.
+struct Rival<'a> {
+    name: String,
+    goal: Option<f64>,
+    bench: Bench<'a>,
+}
+
+impl Rival<'_> {
+    fn figures(&self, unit: Unit, ours: &[Lap], laps: &[Lap]) -> Peer {
+        let theirs: Vec<f64> = laps.iter().map(|lap| lap.value(unit)).collect();
+        let rounds = || ours.iter().zip(laps);
+        let ratio = |(ours, peer): (&Lap, &Lap)| unit.ratio(ours.value(unit), peer.value(unit));
+        let cpu_ratio = |(ours, peer): (&Lap, &Lap)| {
+            Unit::NsPerOp.ratio(ours.per_op(ours.cpu_ns)?, peer.per_op(peer.cpu_ns)?)
+        };
+        Peer {
+            name: self.name.clone(),
+            value: median(&theirs).unwrap_or(f64::NAN),
+            ratio: median_of_some(rounds().map(ratio)),
+            cpu_ns_per_op: median_of_some(laps.iter().map(|lap| lap.per_op(lap.cpu_ns))),
+            // CPU time is a figure of its own where there is a goal for it.
+            cpu_ratio: self.goal.and_then(|_| median_of_some(rounds().map(cpu_ratio))),
+            goal: self.goal,
+        }
+    }
+}
+
 /// A work, ours and the peers'.
 pub struct Contest<'a> {
     name: String,
     unit: Unit,
     ours: Bench<'a>,
-    peers: Vec<(String, Bench<'a>)>,
+    peers: Vec<Rival<'a>>,
     missing: Vec<(String, &'static str)>,
     fixed_ops: Option<u64>,
 }
@@ -109,7 +136,18 @@ impl<'a> Contest<'a> {
         name: impl Into<String>,
         bench: impl FnMut(u64) -> io::Result<Lap> + 'a,
     ) -> Contest<'a> {
-        self.peers.push((name.into(), Box::new(bench)));
+        self.peers.push(Rival { name: name.into(), goal: None, bench: Box::new(bench) });
+        self
+    }
+
+    /// Adds a peer that we mean to beat so many times, in what is measured and in CPU time.
+    pub fn peer_to_beat(
+        mut self,
+        name: impl Into<String>,
+        goal: f64,
+        bench: impl FnMut(u64) -> io::Result<Lap> + 'a,
+    ) -> Contest<'a> {
+        self.peers.push(Rival { name: name.into(), goal: Some(goal), bench: Box::new(bench) });
         self
     }
 
@@ -141,7 +179,7 @@ impl<'a> Contest<'a> {
         for index in 0..self.peers.len() {
             match self.ops_of(plan, Some(index)) {
                 Ok(ops) => peers.push((index, ops, Vec::new())),
-                Err(error) => notes.push(format!("{}: {error}", self.peers[index].0)),
+                Err(error) => notes.push(format!("{}: {error}", self.peers[index].name)),
             }
         }
         let mut ours = Vec::new();
@@ -149,7 +187,7 @@ impl<'a> Contest<'a> {
             ours.push((self.ours)(ops)?);
             step();
             for (index, ops, laps) in &mut peers {
-                laps.push((self.peers[*index].1)(*ops)?);
+                laps.push((self.peers[*index].bench)(*ops)?);
                 step();
             }
         }
@@ -162,15 +200,7 @@ impl<'a> Contest<'a> {
         row.notes = notes;
         row.missing = self.missing;
         for (index, _, laps) in peers {
-            let theirs: Vec<f64> = laps.iter().map(|lap| lap.value(unit)).collect();
-            row.peers.push(Peer {
-                name: self.peers[index].0.clone(),
-                value: median(&theirs).unwrap_or(f64::NAN),
-                ratio: median_of_some(
-                    values.iter().zip(&theirs).map(|(ours, peer)| unit.ratio(*ours, *peer)),
-                ),
-                cpu_ns_per_op: median_of_some(laps.iter().map(|lap| lap.per_op(lap.cpu_ns))),
-            });
+            row.peers.push(self.peers[index].figures(unit, &ours, &laps));
         }
         Ok(row)
     }
@@ -180,7 +210,7 @@ impl<'a> Contest<'a> {
         let fixed = self.fixed_ops;
         let bench = match peer {
             None => &mut self.ours,
-            Some(index) => &mut self.peers[index].1,
+            Some(index) => &mut self.peers[index].bench,
         };
         if let Some(ops) = fixed {
             bench((ops / 16).max(256).min(ops))?;
@@ -230,6 +260,21 @@ mod tests {
         let row = contest.ops(100).run(&Plan::new(true, None), || ()).unwrap();
         assert_eq!(row.ours, Some(1e6));
         assert_eq!(row.peers[0].ratio, Some(2.0));
+    }
+
+    #[test]
+    fn a_goal_is_one_for_cpu_time_too() {
+        let busy = |ops: u64| {
+            let wall_ns = 1500.0 * ops as f64;
+            Ok(Lap { ops, wall_ns, cpu_ns: Some(3.0 * wall_ns), allocs: None })
+        };
+        let contest = Contest::new("work", Unit::Iops, fake(1000.0)).peer("plain", busy);
+        let contest = contest.peer_to_beat("rival", 2.0, busy).ops(100);
+        let row = contest.run(&Plan::new(true, Some(3)), || ()).unwrap();
+        let [plain, rival] = &row.peers[..] else { panic!("{row:?}") };
+        assert_eq!((plain.cpu_ratio, plain.goal, plain.is_met()), (None, None, None));
+        assert_eq!((rival.ratio, rival.cpu_ratio), (Some(1.5), Some(4.5)));
+        assert_eq!((rival.goal, rival.is_met()), (Some(2.0), Some(false)));
     }
 
     #[test]

@@ -18,6 +18,18 @@ pub struct Peer {
     pub ratio: Option<f64>,
     /// Its CPU time.
     pub cpu_ns_per_op: Option<f64>,
+    /// The ratio of the CPU times, where that is a figure of its own. Above 1, we are better.
+    pub cpu_ratio: Option<f64>,
+    /// What both ratios are meant to be at least.
+    pub goal: Option<f64>,
+}
+
+impl Peer {
+    /// Whether the goal is met, if there is one.
+    pub fn is_met(&self) -> Option<bool> {
+        let goal = self.goal?;
+        Some([self.ratio, self.cpu_ratio].iter().all(|ratio| ratio.is_some_and(|it| it >= goal)))
+    }
 }
 
 /// What is known about one work. A field that is not known is left out.
@@ -78,6 +90,8 @@ impl Row {
             ("peers", by_peer(&|peer| Some(peer.value))),
             ("ratio", by_peer(&|peer| peer.ratio)),
             ("peers_cpu_ns_per_op", by_peer(&|peer| peer.cpu_ns_per_op)),
+            ("cpu_ratio", by_peer(&|peer| peer.cpu_ratio)),
+            ("goal", by_peer(&|peer| peer.goal)),
         ] {
             if !map.is_empty() {
                 object.insert(field.into(), Value::Object(map));
@@ -171,13 +185,37 @@ impl Report {
     }
 }
 
-const COLUMNS: usize = 10;
-const HEADER: [&str; COLUMNS] =
-    ["work", "unit", "ours", "allocs", "syscalls", "cpu ns", "peer", "peer's", "cpu ns", "ratio"];
+const COLUMNS: usize = 12;
+const HEADER: [&str; COLUMNS] = [
+    "work",
+    "unit",
+    "ours",
+    "allocs",
+    "syscalls",
+    "cpu ns",
+    "peer",
+    "peer's",
+    "cpu ns",
+    "ratio",
+    "cpu ratio",
+    "goal",
+];
 
 /// Words are set to the left, figures to the right.
 fn is_words(column: usize) -> bool {
-    matches!(column, 0 | 1 | 6)
+    matches!(column, 0 | 1 | 6 | 11)
+}
+
+/// The columns to print: all but those that say nothing of any row.
+fn columns(rows: &[Row]) -> Vec<usize> {
+    let with_goals = rows.iter().any(|row| row.peers.iter().any(|peer| peer.goal.is_some()));
+    let says = |column: &usize| match column {
+        // They are counted in this process, and goals are for others.
+        3 | 4 => !with_goals,
+        10 | 11 => with_goals,
+        _ => true,
+    };
+    (0..COLUMNS).filter(says).collect()
 }
 
 /// The header, and one line for each peer.
@@ -206,10 +244,12 @@ fn lines(rows: &[Row]) -> Vec<[String; COLUMNS]> {
 /// The rows as a table in Markdown, and below it what does not fit into a column.
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::new();
+    let columns = columns(rows);
     for (index, line) in lines(rows).iter().enumerate() {
-        text.push_str(&format!("| {} |\n", line.join(" | ")));
+        let cells: Vec<&str> = columns.iter().map(|column| line[*column].as_str()).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
         if index == 0 {
-            let rule = (0..COLUMNS).map(|column| if is_words(column) { "---" } else { "---:" });
+            let rule = columns.iter().map(|it| if is_words(*it) { "---" } else { "---:" });
             text.push_str(&format!("| {} |\n", rule.collect::<Vec<_>>().join(" | ")));
         }
     }
@@ -226,7 +266,8 @@ pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for line in &lines {
         let mut cells = String::new();
-        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+        for column in columns(rows) {
+            let (cell, width) = (&line[column], widths[column]);
             let cell = if is_words(column) {
                 format!("{cell:<width$}  ")
             } else {
@@ -246,7 +287,12 @@ fn fill_peer(line: &mut [String; COLUMNS], peer: Option<&Peer>) {
         line[6] = peer.name.clone();
         line[7] = figure(Some(peer.value));
         line[8] = figure(peer.cpu_ns_per_op);
-        line[9] = peer.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"));
+        let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |it| format!("{it:.2}x"));
+        line[9] = times(peer.ratio);
+        line[10] = times(peer.cpu_ratio);
+        if let (Some(goal), Some(met)) = (peer.goal, peer.is_met()) {
+            line[11] = format!("{goal}x {}", if met { "met" } else { "missed" });
+        }
     }
 }
 
@@ -330,6 +376,8 @@ mod tests {
             value: 1150.0,
             ratio: Some(12.637),
             cpu_ns_per_op: Some(1149.0),
+            cpu_ratio: None,
+            goal: None,
         });
         row.allocs_per_op = Some(0.0);
         row.syscalls_per_op = Some(0.000_001);
@@ -370,11 +418,26 @@ mod tests {
         row.notes.push("a note".into());
         let text = markdown(&[row]);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[..3].iter().all(|line| line.matches(" | ").count() == COLUMNS - 1));
+        assert!(lines[..3].iter().all(|line| line.matches(" | ").count() == COLUMNS - 3));
         assert!(lines[1].starts_with("| --- | --- | ---: |"));
         assert!(lines[2].starts_with("| null QD64 | ns/op | 91.0 | 0 |"), "{text}");
         assert!(lines[2].ends_with("| 12.64x |"));
         assert_eq!(lines[3..], ["", "- null QD64: a note"]);
+    }
+
+    #[test]
+    fn goals_have_columns_where_there_are_goals() {
+        let mut row = row();
+        assert!(!table(&[row.clone()]).contains("goal"));
+        (row.peers[0].goal, row.peers[0].cpu_ratio) = (Some(2.0), Some(1.9));
+        let json = row.to_json();
+        assert_eq!(json["cpu_ratio"]["qemu null-co"], 1.9);
+        assert_eq!(json["goal"]["qemu null-co"], 2.0);
+        let text = table(&[row.clone()]);
+        assert!(text.contains("12.64x      1.90x  2x missed"), "{text}");
+        assert!(!text.contains("allocs"));
+        row.peers[0].cpu_ratio = Some(2.0);
+        assert!(markdown(&[row]).contains("| 12.64x | 2.00x | 2x met |"));
     }
 
     #[test]

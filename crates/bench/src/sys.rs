@@ -1,16 +1,86 @@
-//! What the kernel tells about this process: CPU time, mappings, memory, context switches.
+//! What the kernel tells about processes: CPU time, mappings, memory, context switches; and on which
+//! CPUs it is to run them.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// CPU time of all threads of this process so far, in nanoseconds.
 pub fn process_cpu_ns() -> u64 {
+    // The clock exists on every Linux, so there is no error to look at.
+    clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0)
+}
+
+/// CPU time of a process, of its threads that live and of those that have ended, in nanoseconds. It
+/// counts user and system time exactly, where `/proc/PID/stat` counts ticks.
+///
+/// # Errors
+/// If there is no such process.
+pub fn cpu_ns_of(process_id: u32) -> io::Result<u64> {
+    let process_id = libc::pid_t::try_from(process_id).map_err(io::Error::other)?;
+    let mut clock = 0;
+    // SAFETY: `clock` is writable.
+    match unsafe { libc::clock_getcpuclockid(process_id, &mut clock) } {
+        0 => clock_ns(clock),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn clock_ns(clock: libc::clockid_t) -> io::Result<u64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable. The clock exists on every Linux, so there is no error to look at.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+    // SAFETY: `time` is writable.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}
+
+/// The CPUs that the calling thread may run on, in ascending order.
+///
+/// # Errors
+/// If the machine has more than the C library's set holds.
+pub fn cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: an all-zero set is a valid value: the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is writable and as long as is said.
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: looks at the set alone, and the CPUs are below its size.
+    let is_in = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
+    Ok((0..libc::CPU_SETSIZE.unsigned_abs() as usize).filter(is_in).collect())
+}
+
+/// Lets the calling thread, and all that it starts from now on, run on these CPUs only.
+///
+/// # Errors
+/// If none of them is one that it may run on.
+pub fn run_on(cpus: &[usize]) -> io::Result<()> {
+    // SAFETY: an all-zero set is a valid value: the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE.unsigned_abs() as usize) {
+        // SAFETY: changes the set alone, and the CPU is below its size.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: `set` is readable and as long as is said.
+    match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The kernel kills what `command` starts when the thread that started it ends, however it ends.
+pub fn end_with_this_thread(command: &mut Command) {
+    // SAFETY: the closure makes one system call, which touches no memory, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
+    };
 }
 
 /// CPU time of the children that were waited for, user and system.
@@ -97,5 +167,25 @@ mod tests {
         assert!(memory_available().unwrap() > 0);
         assert!(thread_use(thread_id()).is_ok());
         assert!(process_cpu_ns() > 0);
+    }
+
+    #[test]
+    fn cpu_time_is_told_of_any_process() {
+        assert!(cpu_ns_of(std::process::id()).unwrap() > 0);
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(cpu_ns_of(child.id()).is_err());
+    }
+
+    #[test]
+    fn a_thread_stays_where_it_is_put() {
+        std::thread::spawn(|| {
+            let all = cpus().unwrap();
+            run_on(&all[..1]).unwrap();
+            assert_eq!(cpus().unwrap(), all[..1]);
+            assert!(run_on(&[]).is_err());
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -288,7 +288,9 @@ impl BlockBackend {
         let purges = errors.purges.get();
         while errors.is_stopped() && errors.reporting.get() == 0 {
             *request = None;
+            let held = self.recorder().hold();
             co.suspend_for("a stopped backend", |waker| errors.held.borrow_mut().push_back(waker));
+            drop(held);
             if errors.purges.get() != purges {
                 // It does not touch the node any more, so it does not wait for a drain either.
                 return Err(Purged);

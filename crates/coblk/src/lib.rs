@@ -7,6 +7,7 @@
 //! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`nbd`]: a server for network block devices;
+//! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.
 //!
@@ -38,6 +39,7 @@ pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
 pub use coblk_nbd as nbd;
+pub use coblk_qmp as qmp;
 #[cfg(feature = "vhost-user-blk")]
 pub use coblk_vhost_user_blk as vhost_user_blk;
 pub use coblk_virtio_blk as virtio_blk;

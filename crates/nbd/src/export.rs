@@ -12,13 +12,14 @@ pub struct NbdExport {
     pub(crate) description: Option<String>,
     pub(crate) backend: BlockBackend,
     pub(crate) read_only: bool,
+    pub(crate) write_through: bool,
 }
 
 impl NbdExport {
     /// `backend` under `name`, which may be empty: the one that clients get who name none.
     pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
         let read_only = backend.is_read_only();
-        NbdExport { name: name.into(), description: None, backend, read_only }
+        NbdExport { name: name.into(), description: None, backend, read_only, write_through: false }
     }
 
     /// A text for people, up to 4096 bytes.
@@ -33,6 +34,12 @@ impl NbdExport {
     pub fn read_only(mut self, read_only: bool) -> NbdExport {
         self.read_only = read_only || self.backend.is_read_only();
         self
+    }
+
+    /// Makes every write durable before it is answered, whether the client asks for that or not.
+    #[must_use]
+    pub fn write_through(self, write_through: bool) -> NbdExport {
+        NbdExport { write_through, ..self }
     }
 
     /// What the protocol calls transmission flags.

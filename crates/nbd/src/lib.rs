@@ -25,7 +25,7 @@ mod server;
 mod socket;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
-pub use listener::NbdAddress;
+pub use listener::{NbdAddress, NbdListener};
 pub use server::{NbdOptions, NbdServer};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.

@@ -21,14 +21,24 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NbdAddress {
     /// A unix socket at this path. It is made, and removed at the end; one that is left from a
-    /// program that is gone is replaced.
+    /// program that is gone is replaced. Empty: an open socket that has no path.
     Unix(PathBuf),
     /// A TCP address. Port 0 lets the system choose.
     Tcp(SocketAddr),
 }
 
+/// A socket that listens already, for [`NbdServer::from_listener`](crate::NbdServer::from_listener).
+#[derive(Debug)]
+pub enum NbdListener {
+    /// A unix socket. Its path, if it has one, is left alone.
+    Unix(UnixListener),
+    /// A TCP socket.
+    Tcp(TcpListener),
+}
+
 pub enum Listener {
-    Unix(UnixListener, PathBuf),
+    /// With the path that is removed at the end.
+    Unix(UnixListener, Option<PathBuf>),
     Tcp(TcpListener),
 }
 
@@ -38,23 +48,35 @@ impl Listener {
             NbdAddress::Unix(path) => {
                 let listener = bind_unix(path)?;
                 // Before anything can fail, so that the socket is removed then.
-                let bound = Listener::Unix(listener, path.clone());
-                if let Listener::Unix(listener, _) = &bound {
-                    listener.set_nonblocking(true)?;
-                }
-                Ok(bound)
+                Listener::Unix(listener, Some(path.clone())).never_blocking()
             }
-            NbdAddress::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Listener::Tcp(listener))
-            }
+            NbdAddress::Tcp(address) => Listener::Tcp(TcpListener::bind(address)?).never_blocking(),
         }
+    }
+
+    pub fn from_open(listener: NbdListener) -> io::Result<Listener> {
+        match listener {
+            NbdListener::Unix(listener) => Listener::Unix(listener, None).never_blocking(),
+            NbdListener::Tcp(listener) => Listener::Tcp(listener).never_blocking(),
+        }
+    }
+
+    fn never_blocking(self) -> io::Result<Listener> {
+        match &self {
+            Listener::Unix(listener, _) => listener.set_nonblocking(true)?,
+            Listener::Tcp(listener) => listener.set_nonblocking(true)?,
+        }
+        Ok(self)
     }
 
     pub fn local_address(&self) -> io::Result<NbdAddress> {
         match self {
-            Listener::Unix(_, path) => Ok(NbdAddress::Unix(path.clone())),
+            Listener::Unix(_, Some(path)) => Ok(NbdAddress::Unix(path.clone())),
+            Listener::Unix(listener, None) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().map(Path::to_owned);
+                Ok(NbdAddress::Unix(path.unwrap_or_default()))
+            }
             Listener::Tcp(listener) => listener.local_addr().map(NbdAddress::Tcp),
         }
     }
@@ -78,7 +100,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
+        if let Listener::Unix(_, Some(path)) = self {
             // Somebody may have removed it already.
             let _ = std::fs::remove_file(path);
         }
@@ -112,7 +134,7 @@ pub fn accept_clients(co: &Co<'_>, server: &Rc<Shared>, listener: &Listener) -> 
         }
     })?;
     while !server.stopping.get() {
-        if server.is_crowded() || !server.may_accept.get() {
+        if server.is_crowded() || !server.may_accept.get() || server.paused.get() {
             server.wait_to_accept(co);
             continue;
         }

@@ -7,6 +7,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockBackend, BlockStatusKind, WriteFlags, ZeroFlags};
 
 use crate::connection::{Connection, Session};
+use crate::export::NbdExport;
 use crate::memory::Buffer;
 use crate::protocol::*;
 use crate::reply::{Message, Style};
@@ -30,7 +31,7 @@ pub fn start(
     let export = Rc::clone(&session.export);
     let style = session.style;
     co.context().spawn("nbd_request", move |co| {
-        let done = co.catch_unwind(|| execute(co, &export.backend, style, &request, buffer));
+        let done = co.catch_unwind(|| execute(co, &export, style, &request, buffer));
         let errno = match done {
             Ok(Ok(message)) => return client.answer(message, co.context()),
             Ok(Err(error)) => error.raw_os_error().unwrap_or(libc::EIO),
@@ -43,13 +44,14 @@ pub fn start(
 
 fn execute(
     co: &Co<'_>,
-    backend: &BlockBackend,
+    export: &NbdExport,
     style: Style,
     request: &Request,
     buffer: Option<Buffer>,
 ) -> io::Result<Message> {
     let Request { offset, length, .. } = *request;
-    let fua = request.has(CMD_FLAG_FUA);
+    let backend = &export.backend;
+    let fua = request.has(CMD_FLAG_FUA) || export.write_through;
     match (request.command, buffer) {
         (CMD_READ, Some(mut data)) => {
             if !data.is_empty() {

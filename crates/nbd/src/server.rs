@@ -10,7 +10,7 @@ use coblk_aio::{AioContext, Co, CoWaker, Timer};
 
 use crate::connection::Connection;
 use crate::export::{NbdExport, NbdExportError, RemoveMode};
-use crate::listener::{self, Listener, NbdAddress};
+use crate::listener::{self, Listener, NbdAddress, NbdListener};
 use crate::memory::Memory;
 use crate::protocol::MAX_STRING;
 use crate::socket::Socket;
@@ -27,12 +27,19 @@ pub struct NbdOptions {
     pub max_connections: usize,
     /// How long a client may take until it has chosen an export.
     pub handshake_timeout: Duration,
+    /// Clients wait to be accepted until [`NbdServer::begin`]: for a daemon that has more to do
+    /// before it serves.
+    pub paused: bool,
 }
 
 impl Default for NbdOptions {
-    /// 100 clients, 10 seconds.
+    /// 100 clients, 10 seconds, at once.
     fn default() -> NbdOptions {
-        NbdOptions { max_connections: 100, handshake_timeout: Duration::from_secs(10) }
+        NbdOptions {
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            paused: false,
+        }
     }
 }
 
@@ -75,7 +82,25 @@ impl NbdServer {
         address: &NbdAddress,
         options: NbdOptions,
     ) -> io::Result<NbdServer> {
-        let listener = Listener::bind(address)?;
+        Self::start(ctx, Listener::bind(address)?, options)
+    }
+
+    /// Serves on a socket that listens already, as one that systemd has passed.
+    ///
+    /// # Errors
+    /// If the socket cannot be used.
+    ///
+    /// # Panics
+    /// If there is no memory for a coroutine's stack.
+    pub fn from_listener(
+        ctx: &AioContext,
+        listener: NbdListener,
+        options: NbdOptions,
+    ) -> io::Result<NbdServer> {
+        Self::start(ctx, Listener::from_open(listener)?, options)
+    }
+
+    fn start(ctx: &AioContext, listener: Listener, options: NbdOptions) -> io::Result<NbdServer> {
         let address = listener.local_address()?;
         let shared = Shared::new(ctx, options);
         let server = Rc::clone(&shared);
@@ -133,9 +158,20 @@ impl NbdServer {
         Ok(())
     }
 
+    /// How many clients use an export; 0 if there is none of that name.
+    pub fn export_users(&self, name: &str) -> usize {
+        self.shared.export(name).map_or(0, |export| self.shared.users(&export).len())
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.clients.borrow().len()
+    }
+
+    /// Accepts clients, if it was made [paused](NbdOptions::paused).
+    pub fn begin(&self) {
+        self.shared.paused.set(false);
+        self.shared.poke_acceptor();
     }
 
     /// Accepts no more clients.
@@ -183,6 +219,7 @@ pub struct Shared {
     /// The accepting coroutine lives.
     accepting: Cell<bool>,
     pub stopping: Cell<bool>,
+    pub paused: Cell<bool>,
     pub may_accept: Cell<bool>,
     acceptor: Cell<Option<CoWaker>>,
     /// Armed while somebody waits for memory.
@@ -198,8 +235,10 @@ impl Shared {
                     own.look_after_memory(ctx);
                 }
             });
+            let paused = Cell::new(options.paused);
             Shared {
                 options,
+                paused,
                 memory: Memory::new(),
                 exports: RefCell::default(),
                 clients: RefCell::default(),

@@ -58,6 +58,7 @@ struct Export {
     path: Option<PathBuf>,
     connection: RefCell<Option<Connection>>,
     closing: Cell<bool>,
+    paused: Cell<bool>,
     /// A control thread has ended.
     ended: BottomHalf,
     again: Timer,
@@ -103,6 +104,7 @@ impl VhostUserBlk {
         node: &Arc<BlockNode>,
         options: VhostUserBlkOptions,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
+        let paused = Cell::new(options.paused);
         let offer = Arc::new(offer(ctx, node, options)?);
         let export = Rc::new_cyclic(|me: &Weak<Export>| {
             let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
@@ -112,6 +114,7 @@ impl VhostUserBlk {
                 path,
                 connection: RefCell::new(None),
                 closing: Cell::new(false),
+                paused,
                 ended: ctx.bottom_half("vhost-user-blk-end", move |_| {
                     if let Some(export) = on_end.upgrade() {
                         export.front_end_gone();
@@ -145,6 +148,20 @@ impl VhostUserBlk {
     /// Whether a front end is connected.
     pub fn is_in_use(&self) -> bool {
         self.export.connection.borrow().is_some()
+    }
+
+    /// Accepts front ends, if it was made [paused](VhostUserBlkOptions::paused).
+    pub fn begin(&self) {
+        self.export.paused.set(false);
+        self.export.again.arm_after(Duration::ZERO);
+    }
+
+    /// The cause of an error that stopped requests is gone: they are tried again; see
+    /// [`BlockBackend::resume`](coblk_block::BlockBackend::resume).
+    pub fn resume(&self) {
+        for device in &self.export.offer.devices {
+            device.tell(|_, device| device.backend().resume());
+        }
     }
 
     /// Takes over the length of the node, which has changed. The front end sees it when it next
@@ -188,7 +205,8 @@ impl Drop for Export {
 
 impl Export {
     fn accept(&self) {
-        while self.connection.borrow().is_none() && !self.closing.get() {
+        let may_accept = !self.closing.get() && !self.paused.get();
+        while may_accept && self.connection.borrow().is_none() {
             match self.listener.accept() {
                 Ok((socket, _)) => self.start_session(socket),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -291,12 +309,19 @@ fn offer(
     node: &Arc<BlockNode>,
     options: VhostUserBlkOptions,
 ) -> Result<Offer, VhostUserBlkError> {
-    let VhostUserBlkOptions { device: config, read_only, contexts } = options;
+    let VhostUserBlkOptions { device: config, read_only, contexts, error_listener, .. } = options;
     // One device, with a backend on each context. As QEMU's exports it lets others write.
     let backend = BackendOptions::new(&config.name).read_only(read_only).share_rw(true);
     let start = |home| {
         let (node, config, backend) = (Arc::clone(node), config.clone(), backend.clone());
-        DeviceHandle::start(ctx, home, move |ctx| VirtioBlk::new(backend.open(ctx, node)?, config))
+        let listener = error_listener.clone();
+        DeviceHandle::start(ctx, home, move |ctx| {
+            let backend = backend.open(ctx, node)?;
+            if let Some(listener) = listener {
+                backend.set_error_listener(move |_, _, event| listener(event));
+            }
+            VirtioBlk::new(backend, config)
+        })
     };
     let devices = if contexts.is_empty() {
         vec![start(None)?]

@@ -32,4 +32,4 @@ mod vring;
 
 pub use error::VhostUserBlkError;
 pub use export::{RemoveMode, VhostUserBlk};
-pub use options::VhostUserBlkOptions;
+pub use options::{ErrorListener, VhostUserBlkOptions};

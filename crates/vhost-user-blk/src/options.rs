@@ -1,6 +1,9 @@
 //! [`VhostUserBlkOptions`].
 
+use std::sync::Arc;
+
 use coblk_aio::AioHandle;
+use coblk_block::ErrorEvent;
 use coblk_virtio_blk::VirtioBlkConfig;
 
 /// How an export is made. Change what differs from the default.
@@ -14,4 +17,13 @@ pub struct VhostUserBlkOptions {
     /// Contexts that serve the queues: queue `i` is served by the one at `i` modulo their number.
     /// If empty, the context of the listener serves all of them.
     pub contexts: Vec<AioHandle>,
+    /// Front ends wait to be accepted until [`VhostUserBlk::begin`](crate::VhostUserBlk::begin): for
+    /// a daemon that has more to do before it serves.
+    pub paused: bool,
+    /// Who is told of requests that fail, on the context of their queue; see
+    /// [`BlockBackend::set_error_listener`](coblk_block::BlockBackend::set_error_listener).
+    pub error_listener: Option<ErrorListener>,
 }
+
+/// Is told of requests that fail.
+pub type ErrorListener = Arc<dyn Fn(ErrorEvent) + Send + Sync>;

@@ -6,12 +6,14 @@
 //!
 //! A request ([`op`]) lives in the frame of the coroutine that waits for it, like a worker's job.
 
+mod files;
 mod op;
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::types::{SubmitArgs, Timespec};
@@ -19,6 +21,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::node::LocalList;
 use crate::trace_event;
+use files::Slots;
+pub use files::{RingFd, RingFile};
 use op::RingOp;
 
 /// Requests queued before they have to be submitted. More may be in flight.
@@ -68,24 +72,28 @@ pub(crate) struct Ring {
     /// Requests queued or with the kernel.
     in_flight: Cell<usize>,
     always: bool,
+    slots: Slots,
 }
 
 impl Ring {
     /// # Errors
     /// Whatever io_uring_setup says: no such system call, forbidden, no memory.
-    pub(crate) fn new(epoll: RawFd, always: bool) -> io::Result<Ring> {
+    pub(crate) fn new(epoll: RawFd, always: bool) -> io::Result<Rc<Ring>> {
         let uring = build()?;
         if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
         tracing::debug!("using io_uring");
-        Ok(Ring {
+        let ring = Rc::new(Ring {
             uring: RefCell::new(uring),
             epoll,
             watching: Cell::new(false),
             in_flight: Cell::new(0),
             always,
-        })
+            slots: Slots::default(),
+        });
+        Ring::keep_in_mind(&ring);
+        Ok(ring)
     }
 
     /// Whether the loop has to sleep in the ring.
@@ -173,6 +181,12 @@ impl Ring {
             }
         }
         epoll_ready
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.give_all_back();
     }
 }
 

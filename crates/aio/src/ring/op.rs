@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use io_uring::{opcode, squeue};
+use io_uring::{opcode, squeue, types};
 
-use super::{IGNORED, Ring, fd};
+use super::{IGNORED, Ring, RingFd, fd};
 use crate::co::{Co, Task};
 use crate::context::AioContext;
 use crate::io_vector::{IoVector, IoVectorMut};
@@ -151,6 +151,15 @@ impl Co<'_> {
         self.context().ring().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))
     }
 
+    #[inline]
+    fn place(&self, ring: &Ring, file: RingFd<'_>) -> Place {
+        let slot = match file {
+            RingFd::Registered(file) => ring.slot(file, self.context()),
+            RingFd::Plain(_) => None,
+        };
+        slot.map_or_else(|| Place::Fd(fd(file.plain())), |slot| Place::Slot(types::Fixed(slot)))
+    }
+
     /// In a simulated context the call is made in the ring's place, when its time has come.
     fn simulated<R: Send>(&self, call: impl FnOnce() -> R + Send) -> Option<R> {
         let ctx = self.context();
@@ -159,50 +168,77 @@ impl Co<'_> {
 
     /// Reads at `offset_bytes` into `target`; returns how many bytes were read.
     #[inline(always)]
-    pub fn ring_preadv(
+    pub fn ring_preadv<'a>(
         &self,
-        file: BorrowedFd<'_>,
+        file: impl Into<RingFd<'a>>,
         target: &mut IoVectorMut<'_>,
         offset_bytes: u64,
     ) -> io::Result<usize> {
-        if let Some(result) = self.simulated(|| sys::preadv(file, target, offset_bytes)) {
+        let file = file.into();
+        if let Some(result) = self.simulated(|| sys::preadv(file.plain(), target, offset_bytes)) {
             return result;
         }
+        let ring = self.ring()?;
         let entry = match target.as_iovecs() {
-            [range] => opcode::Read::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
+            [range] => {
+                let (base, len) = (range.iov_base.cast(), short_len(range.iov_len));
+                match self.place(ring, file) {
+                    Place::Slot(slot) => opcode::Read::new(slot, base, len),
+                    Place::Fd(fd) => opcode::Read::new(fd, base, len),
+                }
                 .offset(offset_bytes)
-                .build(),
-            ranges => opcode::Readv::new(fd(file), ranges.as_ptr(), range_count(ranges.len()))
+                .build()
+            }
+            ranges => {
+                let (first, count) = (ranges.as_ptr(), range_count(ranges.len()));
+                match self.place(ring, file) {
+                    Place::Slot(slot) => opcode::Readv::new(slot, first, count),
+                    Place::Fd(fd) => opcode::Readv::new(fd, first, count),
+                }
                 .offset(offset_bytes)
-                .build(),
+                .build()
+            }
         };
-        // SAFETY: ranges and memory are borrowed for the length of this call.
-        unsafe { RingOp::submit(self, self.ring()?, entry) }
+        // SAFETY: ranges and memory are borrowed for the length of this call. So is the file: its
+        // slot stays its own.
+        unsafe { RingOp::submit(self, ring, entry) }
     }
 
     /// Writes `source` at `offset_bytes`; returns how many bytes were written.
     #[inline(always)]
-    pub fn ring_pwritev(
+    pub fn ring_pwritev<'a>(
         &self,
-        file: BorrowedFd<'_>,
+        file: impl Into<RingFd<'a>>,
         source: &IoVector<'_>,
         offset_bytes: u64,
     ) -> io::Result<usize> {
-        if let Some(result) = self.simulated(|| sys::pwritev(file, source, offset_bytes)) {
+        let file = file.into();
+        if let Some(result) = self.simulated(|| sys::pwritev(file.plain(), source, offset_bytes)) {
             return result;
         }
+        let ring = self.ring()?;
         let entry = match source.as_iovecs() {
             [range] => {
-                opcode::Write::new(fd(file), range.iov_base.cast(), short_len(range.iov_len))
-                    .offset(offset_bytes)
-                    .build()
-            }
-            ranges => opcode::Writev::new(fd(file), ranges.as_ptr(), range_count(ranges.len()))
+                let (base, len) = (range.iov_base.cast::<u8>(), short_len(range.iov_len));
+                match self.place(ring, file) {
+                    Place::Slot(slot) => opcode::Write::new(slot, base, len),
+                    Place::Fd(fd) => opcode::Write::new(fd, base, len),
+                }
                 .offset(offset_bytes)
-                .build(),
+                .build()
+            }
+            ranges => {
+                let (first, count) = (ranges.as_ptr(), range_count(ranges.len()));
+                match self.place(ring, file) {
+                    Place::Slot(slot) => opcode::Writev::new(slot, first, count),
+                    Place::Fd(fd) => opcode::Writev::new(fd, first, count),
+                }
+                .offset(offset_bytes)
+                .build()
+            }
         };
-        // SAFETY: ranges and memory are borrowed for the length of this call.
-        unsafe { RingOp::submit(self, self.ring()?, entry) }
+        // SAFETY: as in `ring_preadv`.
+        unsafe { RingOp::submit(self, ring, entry) }
     }
 
     /// Makes written data durable.
@@ -235,6 +271,12 @@ impl Co<'_> {
         // SAFETY: the entry points to nothing.
         unsafe { RingOp::submit(self, self.ring()?, entry) }.map(|_| ())
     }
+}
+
+/// Where the kernel finds a file.
+enum Place {
+    Slot(types::Fixed),
+    Fd(types::Fd),
 }
 
 /// The ring's lengths have 32 bits; what is longer is transferred in part.

@@ -9,7 +9,7 @@ pub mod faults;
 mod lock;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{c_int, c_void};
@@ -99,6 +99,18 @@ fn pwritev_all(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> 
     check(unsafe {
         libc::pwritev(fd.as_raw_fd(), iov.as_ptr(), iov_count(iov.len()), offset(offset_bytes)?)
     })
+}
+
+/// Another descriptor for what has the number `fd`, such as a socket that this process was started
+/// with. It is closed on exec. EBADF if there is nothing of that number.
+pub fn duplicate_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved; the kernel checks the number, whoever owns it keeps it.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Makes written data durable.

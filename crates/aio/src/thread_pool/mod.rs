@@ -192,6 +192,12 @@ impl ThreadPool {
         self.owner.state.headcount.idle()
     }
 
+    /// Jobs that no thread has begun, as of a moment.
+    pub fn queued_jobs(&self) -> usize {
+        let state = &self.owner.state;
+        state.receiver.len() + state.overflowing.load(Ordering::Relaxed)
+    }
+
     /// The minimum and the maximum.
     pub fn limits(&self) -> (usize, usize) {
         self.owner.state.headcount.limits()

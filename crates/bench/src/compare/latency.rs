@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::args::CompareArgs;
 use super::works::Access;
-use super::{BLOCK_BYTES, Options, node};
+use super::{BLOCK_BYTES, node};
 use crate::engine::Engine;
 use crate::image::Image;
 use crate::jobs;
@@ -22,7 +23,7 @@ const OPS: u64 = 2000;
 /// ours goes to the report.
 pub fn measure(
     image: &Image,
-    options: &Options,
+    options: &CompareArgs,
     plan: &Plan,
     report: &mut Report,
 ) -> io::Result<Vec<Curve>> {
@@ -40,7 +41,7 @@ pub fn measure(
         for depth in DEPTHS {
             progress.now(&format!("latency {name} QD{depth}"));
             let full = OPS * (depth as u64).min(16);
-            let ops = options.count.unwrap_or(if plan.quick { full / 20 } else { full });
+            let ops = options.common.count.unwrap_or(if plan.quick { full / 20 } else { full });
             let job = Job {
                 pattern: Pattern { kind: ReadWrite::RandRead, read_percent: 100 },
                 block_bytes: BLOCK_BYTES,

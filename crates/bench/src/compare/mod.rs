@@ -1,13 +1,14 @@
 //! `compare`: our engines, `qemu-img bench` and bare loops on the same image, with the same number
 //! of requests of the same size, as many at a time, one block after the other.
 
+pub mod args;
 mod latency;
+pub mod served;
 pub mod works;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coblk::drivers::{File, Null};
 use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode};
@@ -24,6 +25,7 @@ use crate::report::{Report, Row};
 use crate::workload::virtio::Guest;
 use crate::workload::{Generator, Job, Until};
 use crate::works::Unit;
+use args::CompareArgs;
 use works::{Access, DEPTH, Work};
 
 /// Length of a request.
@@ -31,31 +33,15 @@ const BLOCK_BYTES: usize = 4096;
 /// Length of the null device.
 const NULL_BYTES: u64 = 1 << 30;
 
-/// What the command line asks of `compare`.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Rows to measure.
-    pub works: Vec<Work>,
-    /// The image; a temporary one without it.
-    pub image: Option<PathBuf>,
-    /// Size of an image that is made.
-    pub size_bytes: u64,
-    /// Requests a lap, instead of what each row has by itself.
-    pub count: Option<u64>,
-    /// How long our loop may look for work before it sleeps.
-    pub poll_max: Duration,
-    /// Where to draw.
-    pub plot: Option<PathBuf>,
-}
-
 /// Measures the rows.
 ///
 /// # Errors
-/// If the image cannot be made, or one of our requests fails.
-pub fn run(options: &Options, plan: &Plan, report: &mut Report) -> io::Result<()> {
-    let image = prepare(options)?;
-    let progress = Progress::new(options.works.len());
-    for work in &options.works {
+/// If no row is wanted, the image cannot be made, or one of our requests fails.
+pub fn run(options: &CompareArgs, plan: &Plan, report: &mut Report) -> io::Result<()> {
+    let works = args::wanted(Work::all(), &options.common.only, |work| work.name())?;
+    let image = options.common.image(plan)?;
+    let progress = Progress::new(works.len());
+    for work in &works {
         progress.now(&work.name());
         let row = match work.engine().map_or(Ok(()), Engine::check) {
             Ok(()) => measure(*work, &image, options, plan, &progress)?,
@@ -69,7 +55,7 @@ pub fn run(options: &Options, plan: &Plan, report: &mut Report) -> io::Result<()
         progress.step();
     }
     drop(progress);
-    if let Some(directory) = &options.plot {
+    if let Some(directory) = &options.common.plot {
         std::fs::create_dir_all(directory)?;
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
         let curves = latency::measure(&image, options, plan, report)?;
@@ -78,16 +64,10 @@ pub fn run(options: &Options, plan: &Plan, report: &mut Report) -> io::Result<()
     Ok(())
 }
 
-fn prepare(options: &Options) -> io::Result<Image> {
-    let progress = Progress::new(usize::try_from(options.size_bytes >> 20).unwrap_or(usize::MAX));
-    progress.now("MiB of the image are made");
-    Image::open_or_make(options.image.as_deref(), options.size_bytes, || progress.step())
-}
-
 fn measure(
     work: Work,
     image: &Image,
-    options: &Options,
+    options: &CompareArgs,
     plan: &Plan,
     progress: &Progress,
 ) -> io::Result<Row> {
@@ -99,21 +79,22 @@ fn measure(
     if cached {
         image.warm()?;
     }
-    let ops = options.count.unwrap_or(if plan.quick { work.ops() / 100 } else { work.ops() });
+    let ops =
+        options.common.count.unwrap_or(if plan.quick { work.ops() / 100 } else { work.ops() });
     let ours = ours(work, image.path(), options)?;
     let contest = Contest::new(work.name(), Unit::NsPerOp, ours).ops(ops.max(1));
     let contest = add_peers(contest, work, image.path())?;
     let mut row = contest.run(plan, || progress.tick())?;
-    if !options.poll_max.is_zero() {
-        row.more.push(("poll_max_us", options.poll_max.as_secs_f64() * 1e6));
+    if options.poll_max > 0 {
+        row.more.push(("poll_max_us", f64::from(options.poll_max)));
     }
     Ok(row)
 }
 
 type OurBench = Box<dyn FnMut(u64) -> io::Result<Lap>>;
 
-fn ours(work: Work, image: &Path, options: &Options) -> io::Result<OurBench> {
-    let ctx = AioContext::builder().name("bench").poll_max(options.poll_max).build()?;
+fn ours(work: Work, image: &Path, options: &CompareArgs) -> io::Result<OurBench> {
+    let ctx = AioContext::builder().name("bench").poll_max(options.poll_max()).build()?;
     match work {
         Work::Null => requests(ctx, Null::new(NULL_BYTES), DEPTH),
         Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES)),

@@ -1,8 +1,10 @@
-//! Those we are compared with: other ways to switch stacks, QEMU, and bare loops as the limit of
-//! what can be had.
+//! Those we are compared with: other ways to switch stacks, QEMU, servers of blocks, and bare loops as the
+//! limit of what can be had.
 
 pub mod bare;
 pub mod coroutines;
+pub mod programs;
 pub mod qemu_img;
+pub mod server;
 pub mod swapcontext;
 pub mod uring;

@@ -65,7 +65,9 @@ mod tests {
     fn there_is_a_bar_for_each_ratio() {
         let mut row = Row::new("null QD64", Unit::NsPerOp);
         for (name, ratio) in [("a", Some(12.0)), ("b", Some(0.5)), ("c", None)] {
-            row.peers.push(Peer { name: name.into(), value: 1.0, ratio, cpu_ns_per_op: None });
+            let name = name.into();
+            let (cpu_ns_per_op, cpu_ratio, goal) = (None, None, None);
+            row.peers.push(Peer { name, value: 1.0, ratio, cpu_ns_per_op, cpu_ratio, goal });
         }
         let svg = draw(&[row]);
         assert_eq!(svg.matches("fill=\"#").count(), 2);

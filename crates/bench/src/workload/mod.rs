@@ -1,8 +1,10 @@
 //! A generator of requests: keeps a number of them in flight on one backend, through the callback
 //! door.
 
+pub mod nbd;
 pub mod pattern;
 pub mod threads;
+pub mod vhost_user;
 pub mod virtio;
 
 use std::cell::{Cell, RefCell};

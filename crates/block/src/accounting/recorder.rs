@@ -19,6 +19,15 @@ pub(crate) struct Recorder {
     extras: RefCell<(u64, Extras)>,
 }
 
+/// A request that is held.
+pub(crate) struct Held<'a>(&'a Shared);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.subtract(1);
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -53,6 +62,12 @@ impl Recorder {
 
     pub(super) fn reset_max_in_flight(&self) {
         self.shared.max_in_flight.set(self.shared.in_flight.get());
+    }
+
+    /// A request is held, as long as the value lives.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        self.shared.held.add(1);
+        Held(&self.shared)
     }
 
     /// A request begins. It ends with [`Recorded::end`]; dropped before that, it has failed.

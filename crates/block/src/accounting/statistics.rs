@@ -75,6 +75,7 @@ pub(super) struct Counters {
 pub(super) struct Shared {
     pub(super) in_flight: Counter,
     pub(super) max_in_flight: Counter,
+    pub(super) held: Counter,
     pub(super) kinds: [Counters; RequestKind::COUNT],
     /// When a request last ended, on the context's clock.
     pub(super) last_ns: AtomicI64,
@@ -123,6 +124,7 @@ impl Shared {
         Shared {
             in_flight: Counter::default(),
             max_in_flight: Counter::default(),
+            held: Counter::default(),
             kinds: Default::default(),
             last_ns: AtomicI64::new(now_ns),
             clock,
@@ -216,6 +218,12 @@ impl Statistics {
     /// Requests that are on their way now.
     pub fn queue_depth(&self) -> u64 {
         self.shared.in_flight.get()
+    }
+
+    /// Requests that wait because an error has stopped the backend
+    /// ([`BlockBackend::resume`](crate::BlockBackend::resume)). They are on their way, too.
+    pub fn held_requests(&self) -> u64 {
+        self.shared.held.get()
     }
 
     /// The most requests that were on their way at once, since the last

@@ -149,8 +149,8 @@ pub(super) fn describe(value: &Value) -> String {
     shorten(&value.to_string())
 }
 
-/// A text for messages, which what was sent must not make long.
-pub(crate) fn shorten(text: &str) -> String {
+/// A text for messages, which what was sent must not make long: its first 60 characters.
+pub fn shorten(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         None => text.to_owned(),

@@ -9,9 +9,13 @@ const MAX_NAMES: usize = 32;
 /// The longest list that indices can make.
 const MAX_LIST: usize = 1024;
 
-/// Makes a tree of a list of `name.name=value`. In values a comma is written twice. Names that are
-/// numbers make lists. The first may be a value alone: that of `implied`.
-pub(super) fn parse(text: &str, implied: &str) -> Result<Map<String, Value>, OptionsError> {
+/// Makes a tree of a list of `name.name=value`, as on QEMU's command lines. In values a comma is
+/// written twice. Names that are numbers make lists. The first may be a value alone: that of
+/// `implied`. All values are texts.
+///
+/// # Errors
+/// Which option is not of that form.
+pub fn parse(text: &str, implied: &str) -> Result<Map<String, Value>, OptionsError> {
     let mut tree = Map::new();
     for (index, option) in split(text).iter().enumerate() {
         let (name, value) = match option.split_once('=') {

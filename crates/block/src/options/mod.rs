@@ -27,8 +27,9 @@ use serde_json::{Map, Value};
 pub use blkdebug::{DebugConstraints, InjectError};
 pub use drivers::DriverOptions;
 pub(crate) use drivers::check_log_sector;
-pub(crate) use error::shorten;
-pub use error::{BlockdevError, OptionsError};
+pub use error::{BlockdevError, OptionsError, shorten};
+pub use keyval::parse as parse_keyval;
+pub use reader::parse_size;
 use reader::{Notation, Reader};
 
 use crate::node_info::DetectZeroes;

@@ -220,8 +220,8 @@ fn name_of(options: &Map<String, Value>) -> Option<String> {
     options.get("node-name")?.as_str().map(shorten)
 }
 
-/// Bytes, with a suffix for powers of 1024.
-fn parse_size(text: &str) -> Option<u64> {
+/// Bytes, with a suffix for powers of 1024: `64k`. `None` if it is not that.
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
         "" | "b" | "B" => 0,

@@ -18,10 +18,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, RingFile, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -59,6 +60,8 @@ pub enum Engine {
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
+    /// The same, opened once more for rings to read from, without and with O_DIRECT; see `open.rs`.
+    ring_files: [OnceLock<RingFile>; 2],
     path: PathBuf,
     /// What a reopen can change.
     mode: Versions<Mode, 31>,
@@ -142,6 +145,15 @@ impl File {
         self.mode.get().engine == Engine::IoUring && co.context().has_ring()
     }
 
+    /// What rings read from.
+    #[inline]
+    fn ring_fd(&self) -> RingFd<'_> {
+        match self.ring_files[usize::from(self.mode.get().direct)].get() {
+            Some(file) => file.into(),
+            None => self.file.as_fd().into(),
+        }
+    }
+
     fn co_sync(&self, co: &Co<'_>) -> io::Result<()> {
         let file = self.file.as_fd();
         if self.uses_ring(co) {
@@ -211,6 +223,7 @@ impl BlockDriver for File {
             return Ok(());
         }
         if self.uses_ring(co) {
+            let file = self.ring_fd();
             return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }
         co.context().thread_pool().submit_co(co, || {

@@ -2,12 +2,12 @@
 
 use std::fs::{File as HostFile, FileType, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
-use coblk_aio::sys;
+use coblk_aio::{RingFile, sys};
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
@@ -136,12 +136,13 @@ impl FileOptions {
     /// # Errors
     /// If there is no such image, if it may not be opened in this way, or is not an image.
     pub fn open(self, path: impl AsRef<Path>) -> Result<File, FileOpenError> {
-        let (file, mode) = self.open_host(path.as_ref())?;
+        let (file, mode) = self.open_host(path.as_ref(), path.as_ref())?;
         let path = path.as_ref().to_owned();
         let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
-        Ok(File {
+        let opened = File {
             file,
+            ring_files: Default::default(),
             path,
             mode: Versions::new(mode),
             in_place: InPlace::new(),
@@ -153,12 +154,18 @@ impl FileOptions {
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
             can_discard: AtomicBool::new(true),
-        })
+        };
+        opened.open_for_rings(&opened.file, mode);
+        Ok(opened)
     }
 
-    /// Opens what is at a path, and says how it is open then.
-    pub(super) fn open_host(&self, path: &Path) -> Result<(HostFile, Mode), FileOpenError> {
-        let path = path.to_owned();
+    /// Opens what is at a path, and says how it is open then. Errors call it by its name.
+    pub(super) fn open_host(
+        &self,
+        at: &Path,
+        name: &Path,
+    ) -> Result<(HostFile, Mode), FileOpenError> {
+        let path = name.to_owned();
         let mode = match (self.read_only, self.direct) {
             (true, false) => " for reading",
             (false, false) => " for writing",
@@ -169,7 +176,7 @@ impl FileOptions {
         let engine = self.engine_for(&path)?;
         // Asked before the open, which would fail for a directory with a message that blames the
         // mode.
-        let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
+        let kind = std::fs::metadata(at).map_err(failed)?.file_type();
         self.check_kind(&path, kind)?;
         // The path may lead elsewhere by now, and the open of a FIFO would wait for its other end.
         let flags = libc::O_NONBLOCK | if self.direct { libc::O_DIRECT } else { 0 };
@@ -177,7 +184,7 @@ impl FileOptions {
             .read(true)
             .write(!self.read_only)
             .custom_flags(flags)
-            .open(&path)
+            .open(at)
             .map_err(failed)?;
         self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
         sys::clear_nonblocking(&file).map_err(failed)?;
@@ -229,6 +236,29 @@ impl FileOptions {
             limits.pdiscard_alignment = block;
         }
         Ok(limits)
+    }
+}
+
+impl File {
+    /// Opens `file` once more, for rings to register and to read from: what a ring has registered
+    /// stays open for a while after its process was killed, and the image's locks, which belong to
+    /// what was opened first, must not. Writes go through that: one that outlives its process keeps
+    /// the image locked until it has ended. Without a second one, rings read from the first,
+    /// unregistered. There is one for either way to open, with O_DIRECT and without, and it stays.
+    pub(super) fn open_for_rings(&self, file: &HostFile, mode: Mode) {
+        let place = &self.ring_files[usize::from(mode.direct)];
+        if mode.engine != Engine::IoUring || place.get().is_some() {
+            return;
+        }
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(if mode.direct { libc::O_DIRECT } else { 0 })
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        match opened {
+            // If another one was faster, it serves as well.
+            Ok(file) => drop(place.set(RingFile::new(file))),
+            Err(error) => tracing::debug!(%error, "an image is not registered with rings"),
+        }
     }
 }
 

@@ -1,0 +1,122 @@
+//! The rows of `compare nbd` and `compare vhost-user`.
+
+use crate::fio;
+use crate::peers::programs::{Program, Protocol};
+use crate::workload::{Job, Pattern, ReadWrite};
+
+/// Length of small requests.
+const SMALL_BYTES: usize = 4096;
+/// Length of large requests, and how many are in flight: enough that neither side waits for the
+/// other's copy.
+const LARGE_BYTES: usize = 1 << 20;
+const LARGE_DEPTH: usize = 4;
+/// How many small requests are in flight.
+const DEPTHS: [usize; 2] = [1, 32];
+
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A null device: what the server itself costs.
+    Null,
+    /// A file that is in the page cache.
+    Cached,
+}
+
+/// One row. Each keeps its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// How clients talk to the server.
+    pub protocol: Protocol,
+    /// What it serves.
+    pub device: Device,
+    /// What clients do.
+    pub kind: ReadWrite,
+    /// Length of a request.
+    pub block_bytes: usize,
+    /// Requests in flight on each queue.
+    pub depth: usize,
+    /// Queues, each with a thread of the client.
+    pub queues: usize,
+}
+
+impl Work {
+    /// All rows of a protocol, in their order.
+    pub fn all(protocol: Protocol) -> Vec<Work> {
+        let mut works = Vec::new();
+        let queues: &[usize] = if protocol == Protocol::Nbd { &[1] } else { &[1, 2] };
+        for device in [Device::Null, Device::Cached] {
+            for kind in [ReadWrite::RandRead, ReadWrite::RandWrite] {
+                for queues in queues.iter().copied() {
+                    works.extend(DEPTHS.map(|depth| {
+                        let block_bytes = SMALL_BYTES;
+                        Work { protocol, device, kind, block_bytes, depth, queues }
+                    }));
+                }
+            }
+            if protocol == Protocol::Nbd {
+                works.extend([ReadWrite::Read, ReadWrite::Write].map(|kind| {
+                    let (block_bytes, depth) = (LARGE_BYTES, LARGE_DEPTH);
+                    Work { protocol, device, kind, block_bytes, depth, queues: 1 }
+                }));
+            }
+        }
+        works
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        let device = match self.device {
+            Device::Null => "null",
+            Device::Cached => "page cache",
+        };
+        let (protocol, kind, depth) = (self.protocol.name(), self.kind.name(), self.depth);
+        let size = fio::size_word(self.block_bytes as u64);
+        let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
+        format!("{protocol} {device} {kind} {size} QD{depth}{queues}")
+    }
+
+    /// What a client does.
+    pub fn job(&self) -> Job {
+        Job {
+            pattern: Pattern { kind: self.kind, read_percent: 100 },
+            block_bytes: self.block_bytes,
+            depth: self.depth,
+            range_bytes: u64::MAX,
+            latency: false,
+            seed: 1,
+        }
+    }
+
+    /// The others, and how many times ours should be as good.
+    pub fn peers(&self) -> &'static [(Program, f64)] {
+        match self.protocol {
+            Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
+            Protocol::VhostUser => &[(Program::QemuStorageDaemon, 2.0)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_stay() {
+        let protocols = [Protocol::Nbd, Protocol::VhostUser];
+        let works: Vec<Work> = protocols.into_iter().flat_map(Work::all).collect();
+        let mut names: Vec<String> = works.iter().map(Work::name).collect();
+        for name in [
+            "nbd null randread 4k QD1",
+            "nbd page cache randwrite 4k QD32",
+            "nbd page cache write 1m QD4",
+            "vhost-user null randwrite 4k QD32",
+            "vhost-user page cache randread 4k QD1 x2",
+        ] {
+            assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
+        }
+        assert_eq!(names.len(), 12 + 16);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), works.len());
+    }
+}

@@ -1,0 +1,269 @@
+//! The block servers that are compared, and their command lines.
+//!
+//! Ours takes the command line of qemu-storage-daemon, so both are told the same. Until it is built
+//! the examples stand in for it, with words of their own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::engine::Engine;
+
+/// Length of the null device.
+const NULL_BYTES: u64 = 1 << 30;
+/// What an export is called, where it has a name.
+const EXPORT: &str = "disk";
+
+/// How clients talk to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// NBD.
+    Nbd,
+    /// vhost-user-blk.
+    VhostUser,
+}
+
+impl Protocol {
+    /// Its name, in rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Nbd => "nbd",
+            Protocol::VhostUser => "vhost-user",
+        }
+    }
+
+    /// The example that serves it.
+    fn example(self) -> &'static str {
+        match self {
+            Protocol::Nbd => "nbd_export",
+            Protocol::VhostUser => "vhost_user_blk",
+        }
+    }
+}
+
+/// What a server is to serve, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Service<'a> {
+    /// How.
+    pub protocol: Protocol,
+    /// The image; a null device without one.
+    pub image: Option<&'a Path>,
+    /// What does the I/O, where the server has a choice.
+    pub engine: Engine,
+    /// Queues of a vhost-user device.
+    pub queues: usize,
+    /// The unix socket.
+    pub socket: &'a Path,
+}
+
+/// A program that serves blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Our daemon, or another that takes the same words.
+    Daemon(PathBuf),
+    /// One of our examples.
+    Example(PathBuf),
+    /// QEMU's.
+    QemuStorageDaemon,
+    /// nbdkit.
+    Nbdkit,
+}
+
+impl Program {
+    /// Ours: what `--server` names, or what lies beside this program.
+    ///
+    /// # Errors
+    /// If there is none; with the command that builds it.
+    pub fn ours(named: Option<&Path>, protocol: Protocol) -> io::Result<Program> {
+        let example = protocol.example();
+        if let Some(path) = named {
+            let is_example = path.file_name().is_some_and(|name| name == example);
+            let path = path.to_owned();
+            return Ok(if is_example { Program::Example(path) } else { Program::Daemon(path) });
+        }
+        let here = std::env::current_exe()?;
+        let directory = here.parent().unwrap_or(Path::new("."));
+        let daemon = directory.join("coblk-storage-daemon");
+        if daemon.exists() {
+            return Ok(Program::Daemon(daemon));
+        }
+        let path = directory.join("examples").join(example);
+        if path.exists() {
+            return Ok(Program::Example(path));
+        }
+        let message = format!(
+            "{} is not there; name a server with --server, or build one: \
+             cargo build --release -p coblk-examples --example {example}",
+            path.display()
+        );
+        Err(io::Error::new(io::ErrorKind::NotFound, message))
+    }
+
+    /// What rows call it, and the Debian package that brings it.
+    pub fn name(&self) -> (&'static str, &'static str) {
+        match self {
+            Program::Daemon(_) | Program::Example(_) => ("coblk", ""),
+            Program::QemuStorageDaemon => {
+                ("qemu-storage-daemon", "qemu-system-common or qemu-utils")
+            }
+            Program::Nbdkit => ("nbdkit", "nbdkit"),
+        }
+    }
+
+    /// The name of its export.
+    pub fn export(&self) -> &'static str {
+        match self {
+            Program::Example(_) => "",
+            _ => EXPORT,
+        }
+    }
+
+    /// Whether it is installed.
+    pub fn is_installed(&self) -> bool {
+        if let Program::Daemon(path) | Program::Example(path) = self {
+            return path.exists();
+        }
+        let mut command = Command::new(self.path());
+        let answer = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        answer.is_ok()
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Program::Daemon(path) | Program::Example(path) => path,
+            Program::QemuStorageDaemon => Path::new("qemu-storage-daemon"),
+            Program::Nbdkit => Path::new("nbdkit"),
+        }
+    }
+
+    /// The command that serves.
+    ///
+    /// # Errors
+    /// If it cannot serve that, or a path is not UTF-8.
+    pub fn command(&self, service: &Service<'_>) -> io::Result<Command> {
+        let mut command = Command::new(self.path());
+        match self {
+            Program::Daemon(_) | Program::QemuStorageDaemon => command.args(qemu_words(service)?),
+            Program::Example(_) => command.args(example_words(service)?),
+            Program::Nbdkit => command.args(nbdkit_words(service)?),
+        };
+        Ok(command)
+    }
+}
+
+fn qemu_words(service: &Service<'_>) -> io::Result<Vec<String>> {
+    let mut words = Vec::new();
+    let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+    match service.image {
+        None => add(
+            "--blockdev",
+            format!("driver=null-co,node-name=d,size={NULL_BYTES},read-zeroes=off"),
+        ),
+        Some(image) => {
+            // Several servers have the image open at once.
+            let how = format!("aio={},cache.direct=off,locking=off", service.engine.name());
+            let image = escaped(image)?;
+            add("--blockdev", format!("driver=file,node-name=f,filename={image},{how}"));
+            add("--blockdev", "driver=raw,node-name=d,file=f".to_owned());
+        }
+    }
+    let socket = escaped(service.socket)?;
+    match service.protocol {
+        Protocol::Nbd => {
+            add("--nbd-server", format!("addr.type=unix,addr.path={socket}"));
+            add("--export", format!("type=nbd,id=e,node-name=d,name={EXPORT},writable=on"));
+        }
+        Protocol::VhostUser => {
+            let export = "type=vhost-user-blk,id=e,node-name=d,writable=on";
+            let at = format!("addr.type=unix,addr.path={socket},num-queues={}", service.queues);
+            add("--export", format!("{export},{at}"));
+        }
+    }
+    Ok(words)
+}
+
+fn example_words(service: &Service<'_>) -> io::Result<Vec<String>> {
+    let socket = utf8(service.socket)?.to_owned();
+    let image = service.image.map(utf8).transpose()?.map(str::to_owned);
+    match (service.protocol, image) {
+        (Protocol::Nbd, image) => Ok([Some(socket), image].into_iter().flatten().collect()),
+        (Protocol::VhostUser, image) => {
+            let image = image.unwrap_or("null".to_owned());
+            Ok(vec![image, socket, service.queues.to_string()])
+        }
+    }
+}
+
+fn nbdkit_words(service: &Service<'_>) -> io::Result<Vec<String>> {
+    let socket = utf8(service.socket)?;
+    let mut words: Vec<String> = ["--foreground", "--unix", socket].map(str::to_owned).into();
+    match service.image {
+        None => words.extend(["null".to_owned(), NULL_BYTES.to_string()]),
+        Some(image) => words.extend(["file".to_owned(), format!("file={}", utf8(image)?)]),
+    }
+    Ok(words)
+}
+
+/// A path as a value among others: a comma stands doubled.
+fn escaped(path: &Path) -> io::Result<String> {
+    Ok(utf8(path)?.replace(',', ",,"))
+}
+
+fn utf8(path: &Path) -> io::Result<&str> {
+    path.to_str().ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(protocol: Protocol, image: Option<&'static str>) -> Service<'static> {
+        let socket = Path::new("/tmp/s");
+        let image = image.map(Path::new);
+        Service { protocol, image, engine: Engine::IoUring, queues: 2, socket }
+    }
+
+    fn line(program: &Program, service: &Service<'_>) -> String {
+        let command = program.command(service).unwrap();
+        let words: Vec<_> = command.get_args().map(|word| word.to_str().unwrap()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn ours_is_told_what_qemu_is_told() {
+        let ours = Program::Daemon("/bin/coblk-storage-daemon".into());
+        for service in [service(Protocol::Nbd, None), service(Protocol::VhostUser, Some("a,b.img"))]
+        {
+            assert_eq!(line(&ours, &service), line(&Program::QemuStorageDaemon, &service));
+        }
+        let words = line(&ours, &service(Protocol::VhostUser, Some("a,b.img")));
+        assert!(
+            words.contains("filename=a,,b.img,aio=io_uring") && words.ends_with("num-queues=2")
+        );
+        let words = line(&ours, &service(Protocol::Nbd, None));
+        assert!(words.contains("driver=null-co") && words.contains("read-zeroes=off"), "{words}");
+    }
+
+    #[test]
+    fn others_have_words_of_their_own() {
+        let image = service(Protocol::Nbd, Some("a.img"));
+        let nbdkit = line(&Program::Nbdkit, &image);
+        assert_eq!(nbdkit, "--foreground --unix /tmp/s file file=a.img");
+        let example = Program::ours(Some(Path::new("x/nbd_export")), Protocol::Nbd).unwrap();
+        assert_eq!(example, Program::Example("x/nbd_export".into()));
+        assert_eq!(line(&example, &image), "/tmp/s a.img");
+        assert_eq!(line(&example, &service(Protocol::Nbd, None)), "/tmp/s");
+        let vhost_user = Program::Example("vhost_user_blk".into());
+        assert_eq!(line(&vhost_user, &service(Protocol::VhostUser, None)), "null /tmp/s 2");
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_how_to_build_it() {
+        // Beside a test program there is no server.
+        let error = Program::ours(None, Protocol::VhostUser).unwrap_err().to_string();
+        assert!(error.contains("--example vhost_user_blk"), "{error}");
+        let daemon = Program::ours(Some(Path::new("/x/my-daemon")), Protocol::Nbd).unwrap();
+        assert_eq!(daemon, Program::Daemon("/x/my-daemon".into()));
+        assert!(!daemon.is_installed());
+    }
+}

@@ -1,0 +1,179 @@
+//! A vhost-user-blk front end: the driver of libblkio (crate virtio-driver), with a thread for each
+//! queue.
+//!
+//! A thread sleeps on its queue's eventfd while nothing is done, as a guest does, and does not look
+//! for completions by itself: at one request at a time the wake-ups are in what is measured.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport};
+use vm_memory::{FileOffset, MmapRegion};
+
+use super::Job;
+use super::pattern::{Kind, Offsets};
+
+/// Entries of a queue; a request takes three.
+const QUEUE_SIZE: u16 = 512;
+const SECTOR_BYTES: u64 = 512;
+/// A server that completes nothing for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A device, its queues, and the requests to make on them.
+pub struct VhostUserClient {
+    queues: Vec<Queue>,
+    /// Holds the memory of the rings, so it goes after them.
+    _transport: Box<VirtioBlkTransport>,
+    /// Where the data of requests is.
+    _memory: MmapRegion,
+}
+
+impl VhostUserClient {
+    /// Connects to the device at `socket`. Each queue has `job.depth` requests in flight.
+    ///
+    /// # Errors
+    /// If there is none, it has not as many queues, or it is too small for the job.
+    pub fn connect(socket: &Path, queues: usize, job: &Job) -> io::Result<VhostUserClient> {
+        let path = socket.to_str().ok_or_else(|| io::Error::other("the socket is not UTF-8"))?;
+        let mut transport: Box<VirtioBlkTransport> = Box::new(VhostUser::new(path, u64::MAX)?);
+        let rings = VirtioBlkQueue::setup_queues(&mut *transport, queues, QUEUE_SIZE)?;
+        let queue_bytes = job.depth * job.block_bytes;
+        let memory = shared_memory(&mut *transport, queues * queue_bytes)?;
+        let capacity = transport.get_config()?.capacity.to_native() * SECTOR_BYTES;
+        let range_bytes = job.range_bytes.min(capacity);
+        let queue = |(index, ring)| {
+            let seed = job.seed + index as u64;
+            Ok(Queue {
+                ring,
+                kick: transport.get_submission_notifier(index),
+                call: transport.get_completion_fd(index),
+                offsets: Offsets::new(job.pattern, range_bytes, job.block_bytes as u64, seed)?,
+                buffers: Buffers(memory.as_ptr().wrapping_add(index * queue_bytes)),
+                block_bytes: job.block_bytes,
+                free: (0..job.depth).collect(),
+                depth: job.depth,
+            })
+        };
+        let queues = rings.into_iter().enumerate().map(queue).collect::<io::Result<Vec<_>>>()?;
+        Ok(VhostUserClient { queues, _transport: transport, _memory: memory })
+    }
+
+    /// Makes `ops` requests, or as many more as make it the same number for each queue.
+    ///
+    /// # Errors
+    /// If the device fails one, or completes nothing for ten seconds.
+    pub fn run(&mut self, ops: u64) -> io::Result<u64> {
+        let each = ops.div_ceil(self.queues.len() as u64);
+        if let [queue] = &mut self.queues[..] {
+            return queue.run(each).map(|()| each);
+        }
+        thread::scope(|scope| {
+            let queues = self.queues.iter_mut();
+            let threads: Vec<_> =
+                queues.map(|queue| scope.spawn(move || queue.run(each))).collect();
+            let ended = threads.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            // All are waited for before the first error counts.
+            ended.collect::<Vec<_>>().into_iter().collect::<io::Result<Vec<()>>>()
+        })?;
+        Ok(each * self.queues.len() as u64)
+    }
+}
+
+/// Memory that the device sees too.
+fn shared_memory(transport: &mut VirtioBlkTransport, len: usize) -> io::Result<MmapRegion> {
+    let file = File::from(memfd_create("buffers", MemfdFlags::CLOEXEC)?);
+    file.set_len(len as u64)?;
+    let shared = FileOffset::new(file.try_clone()?, 0);
+    let memory = MmapRegion::from_file(shared, len).map_err(io::Error::other)?;
+    transport.map_mem_region(memory.as_ptr() as usize, len, file.as_raw_fd(), 0)?;
+    Ok(memory)
+}
+
+/// Where a queue's buffers begin.
+struct Buffers(*mut u8);
+
+// SAFETY: no thread follows the pointer; it is handed to the device as a number.
+unsafe impl Send for Buffers {}
+
+/// One queue, on one thread at a time.
+struct Queue {
+    /// Its requests carry the place of their buffer.
+    ring: VirtioBlkQueue<'static, usize>,
+    kick: Box<dyn QueueNotifier>,
+    call: Arc<EventFd>,
+    offsets: Offsets,
+    buffers: Buffers,
+    block_bytes: usize,
+    /// Places whose buffers no request uses.
+    free: Vec<usize>,
+    depth: usize,
+}
+
+impl Queue {
+    fn run(&mut self, ops: u64) -> io::Result<()> {
+        let mut left = ops;
+        loop {
+            while left > 0
+                && let Some(place) = self.free.pop()
+            {
+                left -= 1;
+                self.submit(place)?;
+            }
+            if self.ring.avail_notif_needed() {
+                self.kick.notify()?;
+            }
+            let done = self.reap()?;
+            if left == 0 && self.free.len() == self.depth {
+                return Ok(());
+            }
+            if done == 0 {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn submit(&mut self, place: usize) -> io::Result<()> {
+        let (kind, offset) = self.offsets.next();
+        let len = self.block_bytes;
+        let data = self.buffers.0.wrapping_add(place * len);
+        match kind {
+            // SAFETY: the range is inside the shared mapping, which lives longer than the ring, and
+            // this process does not touch what is in it.
+            Kind::Read => unsafe { self.ring.read_raw(offset, data, len, place) },
+            // SAFETY: as above.
+            Kind::Write => unsafe { self.ring.write_raw(offset, data, len, place) },
+        }
+    }
+
+    /// Takes what is done; how many there were.
+    fn reap(&mut self) -> io::Result<usize> {
+        let before = self.free.len();
+        for completion in self.ring.completions() {
+            if completion.ret != 0 {
+                return Err(io::Error::from_raw_os_error(-completion.ret));
+            }
+            self.free.push(completion.context);
+        }
+        Ok(self.free.len() - before)
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        // The eventfd blocks for good when its device is gone.
+        let mut fds = [PollFd::new(&*self.call, PollFlags::IN)];
+        let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+        if poll(&mut fds, Some(&patience))? == 0 {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no request completes"));
+        }
+        self.call.read().map(|_| ())
+    }
+}

@@ -1,0 +1,100 @@
+//! What `--help` and `help` in place of a text print.
+
+use std::fmt::Write;
+
+use super::Job;
+use crate::options::{IothreadOptions, ObjectOptions, ThrottleGroupOptions};
+
+pub(super) const HELP: &str = "\
+Usage: coblk-storage-daemon [options]
+Disk images for other processes, over NBD and vhost-user. The options are those
+of qemu-storage-daemon; they are done in the order in which they are given.
+
+  -h, --help         print this text and exit
+  -V, --version      print the version and exit
+  -T, --trace [enable=]PATTERN[,events=FILE][,file=FILE]
+                     write events to the standard error, or to a file;
+                     '--trace help' lists them
+
+  --blockdev [driver=]DRIVER,node-name=NAME[,read-only=on|off]
+             [,auto-read-only=on|off][,discard=ignore|unmap]
+             [,cache.direct=on|off][,cache.no-flush=on|off][,...]
+                     open a disk image; there is file, host_device, raw,
+                     null-co, null-aio, throttle, blkdebug and blklogwrites
+
+  --export [type=]nbd,id=ID,node-name=NODE[,name=NAME][,description=TEXT]
+           [,writable=on|off][,writethrough=on|off]
+           [,rerror=POLICY][,werror=POLICY]
+                     show a node to clients of the NBD server
+  --export [type=]vhost-user-blk,id=ID,node-name=NODE,
+           addr.type=unix,addr.path=PATH[,writable=on|off]
+           [,logical-block-size=BYTES][,num-queues=N]
+           [,iothread=ID | ,iothread.0=ID,iothread.1=ID...]
+           [,writethrough=on|off][,rerror=POLICY][,werror=POLICY]
+                     show a node as a disk for a virtual machine
+  --export [type=]vhost-user-blk,id=ID,node-name=NODE,
+           addr.type=fd,addr.str=FD[,...]
+                     the same, on a socket that was inherited
+                     POLICY is what happens when a request fails: report (the
+                     default), ignore, stop, or enospc: stop if the disk is full
+
+  --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
+               [,max-connections=N][,handshake-max-seconds=N]
+  --nbd-server addr.type=unix,addr.path=PATH[,...]
+  --nbd-server addr.type=fd,addr.str=FD[,...]
+                     start an NBD server
+
+  --object iothread,id=ID[,PROPERTY=VALUE...]
+                     start a thread that exports can be served by
+  --object throttle-group,id=ID[,limits.iops-total=N][,limits.bps-total=N][,...]
+                     limits for the nodes of driver throttle
+  --object help      list the types of objects
+  --object TYPE,help list the properties of a type
+
+  --chardev socket,id=ID,path=PATH,server=on,wait=off
+  --monitor [chardev=]ID[,mode=control][,pretty=on|off]
+                     a QMP monitor on a socket
+
+  --metrics unix:PATH | HOST:PORT
+                     serve metrics for Prometheus: GET /metrics
+
+  --daemonize        go to the background when everything has started
+  --pidfile PATH     write the process number to a file, which is locked
+
+Any of these texts may be JSON: --blockdev '{\"driver\": \"file\", ...}'
+";
+
+/// The answer to an option that asks for help.
+pub(super) fn of(job: &Job) -> Option<String> {
+    let text = job.text.strip_suffix("help").or_else(|| job.text.strip_suffix('?'))?;
+    match (job.option, text) {
+        ("object", "") => Some(types()),
+        ("object", "iothread,") => Some(properties("iothread", &IothreadOptions::PROPERTIES)),
+        ("object", "throttle-group,") => {
+            let names: Vec<String> = ThrottleGroupOptions::names()
+                .flat_map(|name| [format!("limits.{name}"), format!("x-{name}")])
+                .collect();
+            Some(properties("throttle-group", &names))
+        }
+        _ => None,
+    }
+}
+
+fn types() -> String {
+    let mut text = "List of user creatable objects:\n".to_owned();
+    for name in ObjectOptions::TYPES {
+        // A string takes everything.
+        let _ = writeln!(text, "  {name}");
+    }
+    text
+}
+
+fn properties(kind: &str, names: &[impl AsRef<str> + Ord]) -> String {
+    let mut names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    names.sort_unstable();
+    let mut text = format!("{kind} options:\n");
+    for name in names {
+        let _ = writeln!(text, "  {name}=<int>");
+    }
+    text
+}

@@ -1,0 +1,215 @@
+//! The command line: options in the order given, each of which is a call of a method of the daemon.
+
+mod help;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use coblk::Co;
+use coblk::options::NodeOptions;
+
+use crate::daemon::{Daemon, DaemonError};
+use crate::options::{MetricsOptions, OptionError, from_argument};
+use crate::run::PROGRAM;
+use crate::trace_events;
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Request {
+    /// Run the daemon.
+    Run(CommandLine),
+    /// Print a text, and exit.
+    Print(String),
+}
+
+/// How the daemon is to run.
+#[derive(Debug, Default)]
+pub struct CommandLine {
+    /// What to do before it serves, in this order.
+    pub jobs: Vec<Job>,
+    /// `--daemonize`.
+    pub daemonize: bool,
+    /// `--pidfile`.
+    pub pid_file: Option<PathBuf>,
+    /// `--trace`, every one.
+    pub trace: Vec<String>,
+}
+
+/// An option that makes something, with its text. It is read when its turn comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    option: &'static str,
+    text: String,
+}
+
+/// What an option does with its text.
+type Perform = fn(&str, &Rc<Daemon>, &Co<'_>) -> Result<(), DaemonError>;
+
+/// The options that make something.
+const JOBS: [(&str, Perform); 7] = [
+    ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
+    ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
+    ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
+    ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
+    ("monitor", |text, daemon, _| daemon.monitor_add(&from_argument(text, "chardev")?)),
+    ("nbd-server", |text, daemon, co| daemon.nbd_server_start(co, from_argument(text, "addr")?)),
+    ("object", |text, daemon, co| daemon.object_add(co, from_argument(text, "qom-type")?)),
+];
+
+impl Job {
+    /// An option, by its name, and its text. `None` if there is no such option.
+    pub fn new(option: &str, text: impl Into<String>) -> Option<Job> {
+        let (option, _) = JOBS.iter().find(|(name, _)| *name == option)?;
+        Some(Job { option, text: text.into() })
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or cannot be done.
+    pub fn perform(&self, daemon: &Rc<Daemon>, co: &Co<'_>) -> Result<(), DaemonError> {
+        match JOBS.iter().find(|(name, _)| *name == self.option) {
+            Some((_, perform)) => perform(&self.text, daemon, co),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--{} {}", self.option, self.text)
+    }
+}
+
+fn node_options(text: &str) -> Result<NodeOptions, OptionError> {
+    let options = match text.starts_with('{') {
+        true => NodeOptions::from_json(text),
+        false => NodeOptions::from_keyval(text),
+    };
+    options.map_err(|error| OptionError::Other(error.to_string()))
+}
+
+/// Why a command line cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CommandLineError(String);
+
+/// Reads a command line, whose first argument is the program's name.
+///
+/// # Errors
+/// If there is an option that is unknown, or lacks its text.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, CommandLineError> {
+    let matches = command().try_get_matches_from(arguments).map_err(|error| {
+        let text = error.to_string();
+        CommandLineError(text.trim_start_matches("error: ").trim_end().to_owned())
+    })?;
+    if matches.get_flag("help") {
+        return Ok(Request::Print(help::HELP.to_owned()));
+    }
+    if matches.get_flag("version") {
+        return Ok(Request::Print(format!("{PROGRAM} version {}\n", env!("CARGO_PKG_VERSION"))));
+    }
+    let trace: Vec<String> = texts(&matches, "trace").map(|(_, text)| text).collect();
+    if trace.iter().any(|text| text == "help" || text == "?") {
+        return Ok(Request::Print(trace_events::list()));
+    }
+    let jobs = jobs(&matches);
+    if let Some(text) = jobs.iter().find_map(help::of) {
+        return Ok(Request::Print(text));
+    }
+    Ok(Request::Run(CommandLine {
+        jobs,
+        daemonize: matches.get_flag("daemonize"),
+        pid_file: matches.get_one::<PathBuf>("pidfile").cloned(),
+        trace,
+    }))
+}
+
+fn command() -> Command {
+    let text = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Append);
+    let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    let path = Arg::new("pidfile").long("pidfile").value_parser(clap::value_parser!(PathBuf));
+    Command::new(PROGRAM)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .override_usage(format!("{PROGRAM} [options]"))
+        // As getopt_long takes them.
+        .infer_long_args(true)
+        .args(JOBS.map(|(name, _)| text(name)))
+        .arg(text("trace").short('T'))
+        .arg(flag("help").short('h'))
+        .arg(flag("version").short('V'))
+        .arg(flag("daemonize").overrides_with("daemonize"))
+        .arg(path.overrides_with("pidfile"))
+}
+
+/// The texts of an option, with their places on the command line.
+fn texts(matches: &ArgMatches, option: &str) -> impl Iterator<Item = (usize, String)> {
+    let places = matches.indices_of(option).into_iter().flatten();
+    let texts = matches.get_many::<String>(option).into_iter().flatten().cloned();
+    places.zip(texts)
+}
+
+fn jobs(matches: &ArgMatches) -> Vec<Job> {
+    let of_option = |(option, _): (&'static str, Perform)| {
+        texts(matches, option).map(move |(place, text)| (place, Job { option, text }))
+    };
+    let mut jobs: Vec<(usize, Job)> = JOBS.into_iter().flat_map(of_option).collect();
+    jobs.sort_by_key(|(place, _)| *place);
+    jobs.into_iter().map(|(_, job)| job).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> CommandLine {
+        let arguments = [&["coblk-storage-daemon"], arguments].concat();
+        match parse(arguments.into_iter().map(OsString::from)).unwrap() {
+            Request::Run(line) => line,
+            Request::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn c84_options_keep_their_order() {
+        let line = run(&[
+            "--object",
+            "a",
+            "--blockdev",
+            "b",
+            "--export=c",
+            "--blockdev",
+            "d",
+            "--nbd-server",
+            "e",
+        ]);
+        let jobs: Vec<String> = line.jobs.iter().map(Job::to_string).collect();
+        let expected =
+            ["--object a", "--blockdev b", "--export c", "--blockdev d", "--nbd-server e"];
+        assert_eq!(jobs, expected);
+    }
+
+    #[test]
+    fn names_may_be_cut_short() {
+        let line = run(&["--pid", "x", "--daemon", "--block", "", "-T", "a*", "--trace", "b"]);
+        assert_eq!(line.pid_file.as_deref(), Some("x".as_ref()));
+        assert!(line.daemonize);
+        assert_eq!(line.jobs, [Job::new("blockdev", "").unwrap()]);
+        assert_eq!(line.trace, ["a*", "b"]);
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        for (arguments, named) in
+            [(&["--frob"][..], "--frob"), (&["frob"], "frob"), (&["--export"], "--export")]
+        {
+            let arguments = [&["coblk-storage-daemon"], arguments].concat();
+            let error = parse(arguments.into_iter().map(OsString::from)).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! [`DaemonError`]: why the daemon cannot do something, in QEMU's words.
+
+use std::io;
+
+use coblk::block::PermissionError;
+use coblk::nbd::NbdExportError;
+use coblk::options::BlockdevError;
+use coblk::vhost_user_blk::VhostUserBlkError;
+
+use crate::options::OptionError;
+use crate::sockets::SocketError;
+
+/// Why something cannot be done. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DaemonError {
+    /// The options make no sense.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// A node cannot be opened or closed.
+    #[error(transparent)]
+    Blockdev(BlockdevError),
+    /// Every node that is opened by itself has a name.
+    #[error("'node-name' must be specified for the root node")]
+    NoNodeName,
+    /// The name of a node is taken.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    DuplicateNode(String),
+    /// There is no such node to be closed.
+    #[error("Failed to find node with node-name='{0}'")]
+    NoSuchNode(String),
+    /// There is no such node to be exported.
+    #[error("Cannot find device='' nor node-name='{0}'")]
+    NothingToExport(String),
+    /// A node has users.
+    #[error("Node '{0}' is in use")]
+    NodeInUse(String),
+    /// What cannot be the name of an export.
+    #[error("Invalid block export id")]
+    ExportId,
+    /// The name of an export is taken.
+    #[error("Block export id '{0}' is already in use")]
+    DuplicateExport(String),
+    /// There is no such export.
+    #[error("Export '{0}' is not found")]
+    NoSuchExport(String),
+    /// The export has clients (contract: C86).
+    #[error("export '{0}' still in use")]
+    ExportInUse(String),
+    /// The export is on its way out.
+    #[error("Export '{0}' is already shutting down")]
+    ExportShuttingDown(String),
+    /// The node can only be read.
+    #[error("Cannot export read-only node as writable")]
+    ReadOnlyNode,
+    /// An export cannot be on that thread.
+    #[error(
+        "exports of type nbd are served by the main thread, and cannot be fixed to an iothread"
+    )]
+    NbdIothread,
+    /// There is no server for the export.
+    #[error("NBD server not running")]
+    NbdServerNotRunning,
+    /// There is one.
+    #[error("NBD server already running")]
+    NbdServerRunning,
+    /// Metrics are served already.
+    #[error("metrics are served already")]
+    MetricsServed,
+    /// The NBD server refuses the export.
+    #[error(transparent)]
+    NbdExport(#[from] NbdExportError),
+    /// An export over vhost-user cannot be made.
+    #[error(transparent)]
+    VhostUserBlk(#[from] VhostUserBlkError),
+    /// Others use the node, and do not agree.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    /// A socket cannot be made or used.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The name of an object is taken.
+    #[error("attempt to add duplicate property '{0}' to object (type 'container')")]
+    DuplicateObject(String),
+    /// There is no such object.
+    #[error("object '{0}' not found")]
+    NoSuchObject(String),
+    /// Somebody refers to the object.
+    #[error("object '{0}' is in use, can not be deleted")]
+    ObjectInUse(String),
+    /// There is no such thread.
+    #[error("iothread \"{0}\" not found")]
+    NoSuchIothread(String),
+    /// A thread cannot be started.
+    #[error("iothread '{id}' cannot be started: {source}")]
+    Iothread {
+        /// Which.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The name of a character device is taken.
+    #[error("chardev '{0}' already exists")]
+    DuplicateChardev(String),
+    /// There is no such character device.
+    #[error("chardev \"{0}\" not found")]
+    NoSuchChardev(String),
+    /// What is known, and not there.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The daemon ends.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// The system refuses something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<BlockdevError> for DaemonError {
+    fn from(error: BlockdevError) -> DaemonError {
+        match error {
+            BlockdevError::DuplicateNode(name) => DaemonError::DuplicateNode(name),
+            BlockdevError::NoSuchNode(name) => DaemonError::NoSuchNode(name),
+            BlockdevError::InUse { what: "node", name } => DaemonError::NodeInUse(name),
+            BlockdevError::InUse { name, .. } => DaemonError::ObjectInUse(name),
+            other => DaemonError::Blockdev(other),
+        }
+    }
+}

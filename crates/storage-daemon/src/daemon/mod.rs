@@ -1,0 +1,217 @@
+//! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
+//! command line calls these methods and nothing else, and so does a monitor.
+
+mod error;
+mod event;
+mod exports;
+mod metrics;
+mod nbd_server;
+mod objects;
+mod shutdown;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use coblk::block::ErrorEvent;
+use coblk::options::NodeOptions;
+use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
+
+pub use error::DaemonError;
+use event::EventSender;
+pub use event::{Event, IoError, ShutdownCause};
+use nbd_server::RunningNbdServer;
+use objects::Object;
+
+use crate::exports::Export;
+use crate::metrics::MetricsServer;
+use crate::options::{ChardevOptions, MonitorOptions};
+
+/// A storage daemon on the thread of one context.
+///
+/// Methods that take a [`Co`] may suspend, and are called from coroutines of that context. What they
+/// refuse has changed nothing.
+///
+/// ```
+/// use coblk::AioContext;
+/// use coblk_storage_daemon::daemon::Daemon;
+/// use coblk_storage_daemon::options::from_argument;
+/// use coblk::options::NodeOptions;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let socket = format!("addr.type=unix,addr.path={}/nbd.sock", dir.path().display());
+/// let ctx = AioContext::new()?;
+/// let daemon = Daemon::new(&ctx);
+/// ctx.run(|co| {
+///     daemon.blockdev_add(co, NodeOptions::from_keyval("null-co,node-name=disk,size=1M")?)?;
+///     daemon.nbd_server_start(co, from_argument(&socket, "addr")?)?;
+///     daemon.export_add(co, from_argument("nbd,id=e0,node-name=disk", "type")?)?;
+///     daemon.begin();
+///     assert_eq!(daemon.exports()[0].node_name, "disk");
+///     daemon.co_shutdown(co);
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Daemon {
+    blockdevs: Blockdevs,
+    objects: RefCell<BTreeMap<String, Object>>,
+    exports: RefCell<BTreeMap<String, Rc<Export>>>,
+    nbd_server: RefCell<Option<RunningNbdServer>>,
+    metrics: RefCell<Option<MetricsServer>>,
+    chardevs: RefCell<BTreeMap<String, ChardevOptions>>,
+    subscribers: RefCell<Vec<Subscriber>>,
+    /// Clients are let in.
+    serving: Cell<bool>,
+    quit: Cell<Option<ShutdownCause>>,
+    start: SystemTime,
+    /// They wait for an export to go.
+    waiters: RefCell<Vec<CoWaker>>,
+    /// Events of other threads, and what delivers them.
+    remote: OnceCell<(EventSender, BottomHalf)>,
+}
+
+type Subscriber = Rc<dyn Fn(&AioContext, &Event)>;
+
+impl Daemon {
+    /// One on `ctx`, which does not serve before [`begin`](Self::begin).
+    pub fn new(ctx: &AioContext) -> Rc<Daemon> {
+        let daemon = Rc::new(Daemon {
+            blockdevs: Blockdevs::new(),
+            objects: RefCell::default(),
+            exports: RefCell::default(),
+            nbd_server: RefCell::default(),
+            metrics: RefCell::default(),
+            chardevs: RefCell::default(),
+            subscribers: RefCell::default(),
+            serving: Cell::new(false),
+            quit: Cell::new(None),
+            start: SystemTime::now(),
+            waiters: RefCell::default(),
+            remote: OnceCell::new(),
+        });
+        let weak = Rc::downgrade(&daemon);
+        daemon.remote.get_or_init(|| {
+            EventSender::new(ctx, move |ctx, event| {
+                if let Some(daemon) = weak.upgrade() {
+                    daemon.emit(ctx, event);
+                }
+            })
+        });
+        daemon
+    }
+
+    /// Everything has been set up: lets clients in. Those who have connected before were waiting.
+    pub fn begin(&self) {
+        self.serving.set(true);
+        self.exports.borrow().values().for_each(|export| export.what.begin());
+        self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
+    }
+
+    /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.
+    pub fn quit(&self, cause: ShutdownCause) {
+        if self.quit.get().is_none() {
+            self.quit.set(Some(cause));
+        }
+    }
+
+    /// Why it shall end, if it shall.
+    pub fn quit_cause(&self) -> Option<ShutdownCause> {
+        self.quit.get()
+    }
+
+    /// Has every event told to somebody, on the daemon's thread, outside of coroutines or inside.
+    pub fn subscribe(&self, subscriber: impl Fn(&AioContext, &Event) + 'static) {
+        self.subscribers.borrow_mut().push(Rc::new(subscriber));
+    }
+
+    pub(crate) fn emit(&self, ctx: &AioContext, event: &Event) {
+        tracing::info!(?event);
+        // They may subscribe others.
+        let subscribers = self.subscribers.borrow().clone();
+        subscribers.iter().for_each(|subscriber| subscriber(ctx, event));
+    }
+
+    /// Its nodes, to be asked about.
+    pub fn blockdevs(&self) -> &Blockdevs {
+        &self.blockdevs
+    }
+
+    /// `blockdev-add`: opens a node.
+    ///
+    /// # Errors
+    /// If it has no name, if the name is taken, and what cannot be opened.
+    pub fn blockdev_add(
+        &self,
+        co: &Co<'_>,
+        options: NodeOptions,
+    ) -> Result<Arc<BlockNode>, DaemonError> {
+        self.check_running()?;
+        if options.node_name.is_none() {
+            return Err(DaemonError::NoNodeName);
+        }
+        Ok(self.blockdevs.co_open(co, options)?)
+    }
+
+    /// `blockdev-del`: flushes a node and closes it.
+    ///
+    /// # Errors
+    /// If there is none, or it has users.
+    pub fn blockdev_del(&self, co: &Co<'_>, node_name: &str) -> Result<(), DaemonError> {
+        Ok(self.blockdevs.co_close(co, node_name)?)
+    }
+
+    /// `chardev-add`: keeps a place for a monitor.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn chardev_add(&self, options: ChardevOptions) -> Result<(), DaemonError> {
+        let mut chardevs = self.chardevs.borrow_mut();
+        if chardevs.contains_key(&options.id) {
+            return Err(DaemonError::DuplicateChardev(options.id));
+        }
+        chardevs.insert(options.id.clone(), options);
+        Ok(())
+    }
+
+    /// Starts a monitor on a character device.
+    ///
+    /// # Errors
+    /// Always: there is no monitor yet.
+    pub fn monitor_add(&self, options: &MonitorOptions) -> Result<(), DaemonError> {
+        if !self.chardevs.borrow().contains_key(&options.chardev) {
+            return Err(DaemonError::NoSuchChardev(options.chardev.clone()));
+        }
+        Err(DaemonError::Unsupported("there are no monitors"))
+    }
+
+    /// Nothing new is begun while it ends.
+    fn check_running(&self) -> Result<(), DaemonError> {
+        match self.quit.get() {
+            None => Ok(()),
+            Some(_) => Err(DaemonError::ShuttingDown),
+        }
+    }
+}
+
+/// Tells the daemon about failed requests of one export. Any thread.
+#[derive(Clone)]
+pub(crate) struct ErrorReporter {
+    events: EventSender,
+    id: String,
+    node_name: String,
+}
+
+impl ErrorReporter {
+    pub(crate) fn report(&self, event: ErrorEvent) {
+        self.events.send(Event::BlockIoError(IoError {
+            id: self.id.clone(),
+            node_name: self.node_name.clone(),
+            kind: event.kind,
+            errno: event.errno,
+            action: event.action,
+        }));
+    }
+}

@@ -1,0 +1,165 @@
+//! Objects: iothreads and throttle groups, by their names.
+
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
+use coblk::options::BlockdevError;
+use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
+
+use super::{Daemon, DaemonError};
+use crate::options::{
+    IothreadOptions, ObjectKind, ObjectOptions, OptionError, ThrottleGroupOptions, is_identifier,
+};
+
+/// How long the loop of an iothread looks for work at most, unless told otherwise: QEMU's.
+const POLL_MAX_NS: i64 = 32_768;
+
+/// What `object-add` makes.
+pub(super) enum Object {
+    Iothread(IoThread),
+    /// The nodes know it by its name.
+    ThrottleGroup(ThrottleGroup),
+}
+
+impl Daemon {
+    /// `object-add`.
+    ///
+    /// # Errors
+    /// If the name is taken, or the properties make no sense.
+    pub fn object_add(&self, co: &Co<'_>, options: ObjectOptions) -> Result<(), DaemonError> {
+        self.check_running()?;
+        let ObjectOptions { id, kind } = options;
+        if !is_identifier(&id) {
+            return Err(invalid(
+                "Parameter 'id' expects an identifier: letters, digits, '-', '.', '_', \
+                 starting with a letter",
+            ));
+        }
+        if self.objects.borrow().contains_key(&id) {
+            return Err(DaemonError::DuplicateObject(id));
+        }
+        let object = match kind {
+            ObjectKind::Iothread(options) => Object::Iothread(iothread(co, &id, &options)?),
+            ObjectKind::ThrottleGroup(options) => {
+                Object::ThrottleGroup(self.throttle_group(&id, &options)?)
+            }
+        };
+        // Somebody else may have been faster while a thread was started.
+        match self.objects.borrow_mut().entry(id) {
+            Entry::Occupied(taken) => Err(DaemonError::DuplicateObject(taken.key().clone())),
+            Entry::Vacant(place) => {
+                place.insert(object);
+                Ok(())
+            }
+        }
+    }
+
+    /// `object-del`.
+    ///
+    /// # Errors
+    /// If there is none, or somebody refers to it.
+    pub fn object_del(&self, co: &Co<'_>, id: &str) -> Result<(), DaemonError> {
+        let in_use = || DaemonError::ObjectInUse(id.to_owned());
+        let mut objects = self.objects.borrow_mut();
+        match objects.get(id) {
+            None => return Err(DaemonError::NoSuchObject(id.to_owned())),
+            Some(Object::Iothread(_)) => {
+                let exports = self.exports.borrow();
+                if exports.values().any(|export| export.options.iothreads.iter().any(|it| it == id))
+                {
+                    return Err(in_use());
+                }
+            }
+            Some(Object::ThrottleGroup(_)) => {
+                self.blockdevs.remove_throttle_group(id).map_err(|_| in_use())?;
+            }
+        }
+        let object = objects.remove(id);
+        drop(objects);
+        // A thread is waited for: elsewhere, so that the loop goes on.
+        co.context().thread_pool().submit_co(co, move || drop(object));
+        Ok(())
+    }
+
+    /// The names of the iothreads, with the ways into their contexts.
+    pub fn iothread_handles(&self) -> Vec<(String, AioHandle)> {
+        let objects = self.objects.borrow();
+        let iothreads = objects.iter().filter_map(|(id, object)| match object {
+            Object::Iothread(thread) => Some((id.clone(), thread.handle().clone())),
+            Object::ThrottleGroup(_) => None,
+        });
+        iothreads.collect()
+    }
+
+    /// The contexts of the iothreads with these names.
+    pub(super) fn iothreads(&self, ids: &[String]) -> Result<Vec<AioHandle>, DaemonError> {
+        let objects = self.objects.borrow();
+        let handle = |id: &String| match objects.get(id) {
+            Some(Object::Iothread(thread)) => Ok(thread.handle().clone()),
+            _ => Err(DaemonError::NoSuchIothread(id.clone())),
+        };
+        ids.iter().map(handle).collect()
+    }
+
+    fn throttle_group(
+        &self,
+        id: &str,
+        options: &ThrottleGroupOptions,
+    ) -> Result<ThrottleGroup, DaemonError> {
+        let limits = options.limits().map_err(|name| {
+            invalid(&format!("{name}: bps/iops/max values must be within [0, 1000000000000000]"))
+        })?;
+        let group = ThrottleGroup::new(id, limits).map_err(|source| {
+            DaemonError::Blockdev(BlockdevError::Throttle { group: id.to_owned(), source })
+        })?;
+        self.blockdevs.add_throttle_group(&group)?;
+        Ok(group)
+    }
+
+    /// Lets everything pass that throttle groups hold back.
+    pub(super) fn lift_limits(&self) {
+        for object in self.objects.borrow().values() {
+            if let Object::ThrottleGroup(group) = object
+                && let Err(error) = group.set_limits(ThrottleLimits::default())
+            {
+                tracing::error!(group = group.name(), %error, "limits cannot be lifted");
+            }
+        }
+    }
+}
+
+fn invalid(text: &str) -> DaemonError {
+    OptionError::Other(text.to_owned()).into()
+}
+
+/// Starts a thread. Waits until its loop can run, which is short.
+fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread, DaemonError> {
+    let number = |name: &str, value: Option<i64>, default: i64| match value.unwrap_or(default) {
+        number @ 0.. => Ok(number.unsigned_abs()),
+        _ => Err(invalid(&format!("{name} value must be in range [0, {}]", i64::MAX))),
+    };
+    let poll_max = number("poll-max-ns", options.poll_max_ns, POLL_MAX_NS)?;
+    let grow = number("poll-grow", options.poll_grow, 0)?;
+    let shrink = number("poll-shrink", options.poll_shrink, 0)?;
+    if number("aio-max-batch", options.aio_max_batch, 0)? > 0 {
+        tracing::warn!(iothread = id, "aio-max-batch has no effect");
+    }
+    let min = number("thread-pool-min", options.thread_pool_min, 0)?;
+    let most = coblk::aio::DEFAULT_MAX_THREADS as i64;
+    let max = number("thread-pool-max", options.thread_pool_max, most)?;
+    let pool = ThreadPool::new(clamp(min) as usize, clamp(max) as usize)
+        .map_err(|_| invalid("bad thread-pool-min/thread-pool-max values"))?;
+    let failed = |source| DaemonError::Iothread { id: id.to_owned(), source };
+    let thread = IoThread::with_builder(id, move || AioContext::builder().thread_pool(pool));
+    let thread = thread.map_err(failed)?;
+    let polling = thread.handle().spawn("poll parameters", move |co| {
+        co.context().set_poll_params(Duration::from_nanos(poll_max), clamp(grow), clamp(shrink));
+    });
+    co.block_on(polling).map_err(|error| failed(std::io::Error::other(error)))?;
+    Ok(thread)
+}
+
+fn clamp(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

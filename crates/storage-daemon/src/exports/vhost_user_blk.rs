@@ -1,0 +1,161 @@
+//! `vhost-user-blk`: a node as a disk of a virtual machine in another process.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use coblk::block::{ErrorAction, ErrorPolicies, IoStatus};
+use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
+use coblk::virtio_blk::VirtioBlkConfig;
+use coblk::{AioContext, AioHandle, BlockNode, Co};
+
+use super::ExportType;
+use crate::daemon::{DaemonError, ErrorReporter};
+use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
+use crate::sockets::{self, Listening, SocketError};
+
+/// What QEMU's exports call themselves.
+const SERIAL: &str = "vhost_user_blk";
+/// The largest block.
+const MOST_BLOCK_BYTES: u64 = 2 << 20;
+
+/// An export over vhost-user.
+pub(crate) struct VhostUserBlkExport {
+    /// Until it is closed.
+    device: RefCell<Option<VhostUserBlk>>,
+    contexts: Vec<AioHandle>,
+    status: Arc<Status>,
+}
+
+/// An [`IoStatus`] that the contexts of the queues set.
+#[derive(Default)]
+struct Status(AtomicU8);
+
+impl Status {
+    fn set(&self, status: IoStatus) {
+        self.0.store(status as u8, Ordering::Relaxed);
+    }
+
+    fn load(&self) -> IoStatus {
+        let all = [IoStatus::Ok, IoStatus::Failed, IoStatus::NoSpace];
+        let number = self.0.load(Ordering::Relaxed);
+        all.into_iter().find(|status| *status as u8 == number).unwrap_or_default()
+    }
+}
+
+impl VhostUserBlkExport {
+    pub(crate) fn new(
+        ctx: &AioContext,
+        node: &Arc<BlockNode>,
+        options: &ExportOptions,
+        vhost: &VhostUserBlkExportOptions,
+        contexts: Vec<AioHandle>,
+        reporter: ErrorReporter,
+    ) -> Result<VhostUserBlkExport, DaemonError> {
+        let status = Arc::new(Status::default());
+        let told = Arc::clone(&status);
+        let device_options = VhostUserBlkOptions {
+            device: config(options, vhost)?,
+            read_only: !options.writable,
+            contexts: contexts.clone(),
+            paused: true,
+            error_listener: Some(Arc::new(move |event| {
+                if event.action == ErrorAction::Stop {
+                    let no_space = event.is_no_space();
+                    told.set(if no_space { IoStatus::NoSpace } else { IoStatus::Failed });
+                }
+                reporter.report(event);
+            })),
+        };
+        let device = match sockets::open_unix(&vhost.addr)? {
+            Listening::Path(path) => VhostUserBlk::listen(ctx, path, node, device_options),
+            Listening::Unix(listener) => {
+                VhostUserBlk::from_listener(ctx, listener, node, device_options)
+            }
+            Listening::Tcp(_) => return Err(SocketError::UnixOnly.into()),
+        };
+        let device = RefCell::new(Some(device.map_err(error)?));
+        Ok(VhostUserBlkExport { device, contexts, status })
+    }
+}
+
+/// The disk, as front ends see it.
+fn config(
+    options: &ExportOptions,
+    vhost: &VhostUserBlkExportOptions,
+) -> Result<VirtioBlkConfig, OptionError> {
+    let block_bytes = vhost.logical_block_size.unwrap_or(512);
+    let is_size = block_bytes.is_power_of_two() && (512..=MOST_BLOCK_BYTES).contains(&block_bytes);
+    if !is_size {
+        return Err(OptionError::Other(format!(
+            "parameter logical-block-size must be a power of 2 between 512 and {MOST_BLOCK_BYTES}"
+        )));
+    }
+    let num_queues = vhost.num_queues.unwrap_or(1);
+    if num_queues == 0 {
+        return Err(OptionError::Other("num-queues must be greater than 0".to_owned()));
+    }
+    Ok(VirtioBlkConfig {
+        name: options.id.clone(),
+        serial: SERIAL.to_owned(),
+        num_queues,
+        logical_block_bytes: block_bytes as u32,
+        physical_block_bytes: block_bytes as u32,
+        write_cache: !options.writethrough,
+        error_policies: Some(ErrorPolicies {
+            read: options.rerror.into(),
+            write: options.werror.into(),
+        }),
+        ..VirtioBlkConfig::default()
+    })
+}
+
+fn error(error: VhostUserBlkError) -> DaemonError {
+    match error {
+        VhostUserBlkError::Listen { path, source } => {
+            SocketError::BindUnix { path: path.display().to_string(), source }.into()
+        }
+        other => other.into(),
+    }
+}
+
+impl ExportType for VhostUserBlkExport {
+    fn kind(&self) -> &'static str {
+        "vhost-user-blk"
+    }
+
+    fn begin(&self) {
+        self.device.borrow().iter().for_each(VhostUserBlk::begin);
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.device.borrow().as_ref().is_some_and(VhostUserBlk::is_in_use)
+    }
+
+    fn co_close(&self, co: &Co<'_>) {
+        let Some(device) = self.device.take() else { return };
+        if let Err(error) = device.co_remove(co, RemoveMode::Hard) {
+            tracing::error!(export = device.name(), %error, "cannot remove an export");
+        }
+        drop(device);
+        // The devices end on their contexts before what is asked of these now.
+        co.reschedule();
+        for context in &self.contexts {
+            // Fails if the context is gone, and its device with it.
+            let _ = co.block_on(context.spawn("export closed", |_| ()));
+        }
+    }
+
+    fn io_status(&self) -> IoStatus {
+        self.status.load()
+    }
+
+    fn resume(&self) {
+        self.status.set(IoStatus::Ok);
+        self.device.borrow().iter().for_each(VhostUserBlk::resume);
+    }
+
+    fn report_errors(&self) {
+        // A device that is reset does that.
+    }
+}

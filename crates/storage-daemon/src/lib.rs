@@ -1,0 +1,25 @@
+//! A storage daemon with QEMU's options: disk images for other processes, over NBD and vhost-user.
+//!
+//! The program `coblk-storage-daemon` is one line; everything is here, so that it can be tested, and
+//! be part of other programs.
+//!
+//! * [`daemon`]: [`Daemon`](daemon::Daemon), what there is and what can be done to it;
+//! * [`exports`]: the types of exports, one file each;
+//! * [`options`]: what can be said to it, as serde structs with QEMU's names;
+//! * [`command_line`]: options in the order given, each a call of a method of the daemon;
+//! * [`run`]: the life of the process: start, signals, pid file, end.
+#![forbid(unsafe_code)]
+
+pub mod command_line;
+pub mod daemon;
+mod daemonize;
+pub mod exports;
+mod logging;
+mod metrics;
+pub mod options;
+mod pid_file;
+pub mod run;
+mod signals;
+mod socket_activation;
+pub mod sockets;
+mod trace_events;

@@ -1,0 +1,98 @@
+//! [`Model`]: what a device should hold, for all contexts that use it.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coblk::{Co, CoWaker};
+
+/// What the device should hold, and which operations are under way.
+pub struct Model {
+    state: Mutex<State>,
+}
+
+struct State {
+    content: Vec<u8>,
+    /// After a discard, or a write that failed, a byte may be anything until it is written again.
+    known: Vec<bool>,
+    /// Ranges in use, and whether to change them.
+    locks: Vec<(u64, Range<usize>, bool)>,
+    next_lock: u64,
+    /// Coroutines whose ranges were taken.
+    waiting: Vec<CoWaker>,
+}
+
+impl State {
+    fn try_lock(&mut self, range: &Range<usize>, change: bool) -> Option<u64> {
+        let overlaps = |other: &Range<usize>| other.start < range.end && range.start < other.end;
+        let taken = |(_, other, exclusive): &(u64, Range<usize>, bool)| {
+            overlaps(other) && (change || *exclusive)
+        };
+        if self.locks.iter().any(taken) {
+            return None;
+        }
+        self.next_lock += 1;
+        self.locks.push((self.next_lock, range.clone(), change));
+        Some(self.next_lock)
+    }
+}
+
+impl Model {
+    /// A device of zeroes.
+    pub fn new(bytes: usize) -> Model {
+        let state = State {
+            content: vec![0; bytes],
+            known: vec![true; bytes],
+            locks: vec![],
+            next_lock: 0,
+            waiting: vec![],
+        };
+        Model { state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody uses the range in a way that does not go with this.
+    pub fn lock(&self, co: &Co<'_>, range: &Range<usize>, change: bool) -> u64 {
+        loop {
+            let mut state = self.state();
+            if let Some(lock) = state.try_lock(range, change) {
+                return lock;
+            }
+            // The waker is there before another thread can unlock.
+            co.suspend_with(|waker| {
+                state.waiting.push(waker);
+                drop(state);
+            });
+        }
+    }
+
+    /// Ends a lock.
+    pub fn unlock(&self, lock: u64) {
+        let mut state = self.state();
+        state.locks.retain(|(number, _, _)| *number != lock);
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(CoWaker::wake);
+    }
+
+    /// The range now holds this, or who knows what.
+    pub fn set(&self, range: Range<usize>, content: Option<&[u8]>) {
+        let mut state = self.state();
+        state.known[range.clone()].fill(content.is_some());
+        if let Some(content) = content {
+            state.content[range].copy_from_slice(content);
+        }
+    }
+
+    /// What was read from the range is right.
+    #[track_caller]
+    pub fn check(&self, what: &str, range: Range<usize>, read: &[u8]) {
+        let state = self.state();
+        for (at, byte) in range.zip(read) {
+            let right = !state.known[at] || state.content[at] == *byte;
+            assert!(right, "{what}: byte {at} is {byte:#x}, not {:#x}", state.content[at]);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! [`Liar`]: what tests of durability must catch.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coblk::{BlockDriver, BlockNode, Co, IoVector, IoVectorMut, WriteFlags};
+
+/// A filter that acknowledges flushes and does not do them, while it lies.
+pub struct Liar {
+    node: Arc<BlockNode>,
+    lies: Arc<AtomicBool>,
+}
+
+impl Liar {
+    /// On `node`; `lies` says when.
+    pub fn new(node: Arc<BlockNode>, lies: Arc<AtomicBool>) -> Liar {
+        Liar { node, lies }
+    }
+}
+
+impl BlockDriver for Liar {
+    fn format_name(&self) -> &'static str {
+        "liar"
+    }
+    fn length(&self) -> u64 {
+        self.node.length()
+    }
+    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.node.co_preadv(co, offset, target)
+    }
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.node.co_pwritev(co, offset, source, flags)
+    }
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        if !self.lies.load(Ordering::Acquire) {
+            return self.node.co_flush(co);
+        }
+        co.reschedule();
+        Ok(())
+    }
+}
