@@ -5,6 +5,8 @@ mod util;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use util::{Client, Served, connect};
@@ -150,7 +152,7 @@ fn a_client_that_never_reads_is_not_read_from_and_costs_little() {
             Err(error) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
                 // Room again would mean that it goes on reading.
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                std::thread::sleep(Duration::from_millis(5));
                 idle += 1;
             }
         }
@@ -171,6 +173,9 @@ fn events_for_a_client_that_does_not_read_are_dropped_and_later_ones_told() {
     client.send(
         br#"{"execute": "emit", "arguments": {"count": 64000, "bytes": 1000}, "id": "many"}"#,
     );
+    while served.emitted.load(Ordering::Acquire) < 64_000 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let mut told = 0;
     let answer = loop {
         let message = client.receive();

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 
-use coblk_qmp::{CommandTable, Monitor, QmpOptions, SocketAddress};
+use coblk_qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
 use serde_json::{Value, json};
 use util::{Client, Served, connect};
 
@@ -232,6 +232,31 @@ fn a_monitor_may_connect_and_do_so_again() {
         }
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+#[test]
+fn a_monitor_that_is_paused_lets_clients_wait() {
+    let ctx = coblk_aio::AioContext::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp.sock");
+    let socket = QmpListener::Unix(UnixListener::bind(&path).unwrap());
+    let options = QmpOptions { paused: true, ..QmpOptions::default() };
+    let monitor =
+        Monitor::from_listener(&ctx, socket, CommandTable::new().into(), options).unwrap();
+    assert_eq!(monitor.address(), Some(&SocketAddress::Unix(path.clone())));
+    let stream = connect(&path);
+    stream.set_nonblocking(true).unwrap();
+    for _ in 0..10 {
+        ctx.poll(false);
+        let error = (&stream).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    monitor.begin();
+    ctx.run_until(|| monitor.is_connected());
+    ctx.run(|co| monitor.co_shutdown(co, std::time::Duration::from_secs(10)));
+    stream.set_nonblocking(false).unwrap();
+    assert!(Client::new(stream).receive().get("QMP").is_some());
+    assert!(path.exists(), "it is not the monitor's");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod error;
 mod event;
 mod exports;
 mod metrics;
+mod monitors;
 mod nbd_server;
 mod objects;
 mod shutdown;
@@ -17,17 +18,18 @@ use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
 use coblk::options::NodeOptions;
+use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
 
 pub use error::DaemonError;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
+use monitors::Chardev;
 use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
 use crate::metrics::MetricsServer;
-use crate::options::{ChardevOptions, MonitorOptions};
 
 /// A storage daemon on the thread of one context.
 ///
@@ -60,8 +62,11 @@ pub struct Daemon {
     objects: RefCell<BTreeMap<String, Object>>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
+    chardevs: RefCell<BTreeMap<String, Chardev>>,
+    monitors: RefCell<Vec<Monitor>>,
+    /// What they can be told; made with the first one.
+    commands: OnceCell<Rc<CommandTable>>,
     metrics: RefCell<Option<MetricsServer>>,
-    chardevs: RefCell<BTreeMap<String, ChardevOptions>>,
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
     serving: Cell<bool>,
@@ -85,6 +90,8 @@ impl Daemon {
             nbd_server: RefCell::default(),
             metrics: RefCell::default(),
             chardevs: RefCell::default(),
+            monitors: RefCell::default(),
+            commands: OnceCell::new(),
             subscribers: RefCell::default(),
             serving: Cell::new(false),
             quit: Cell::new(None),
@@ -108,6 +115,7 @@ impl Daemon {
         self.serving.set(true);
         self.exports.borrow().values().for_each(|export| export.what.begin());
         self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
+        self.monitors.borrow().iter().for_each(Monitor::begin);
     }
 
     /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.
@@ -161,30 +169,6 @@ impl Daemon {
     /// If there is none, or it has users.
     pub fn blockdev_del(&self, co: &Co<'_>, node_name: &str) -> Result<(), DaemonError> {
         Ok(self.blockdevs.co_close(co, node_name)?)
-    }
-
-    /// `chardev-add`: keeps a place for a monitor.
-    ///
-    /// # Errors
-    /// If the name is taken.
-    pub fn chardev_add(&self, options: ChardevOptions) -> Result<(), DaemonError> {
-        let mut chardevs = self.chardevs.borrow_mut();
-        if chardevs.contains_key(&options.id) {
-            return Err(DaemonError::DuplicateChardev(options.id));
-        }
-        chardevs.insert(options.id.clone(), options);
-        Ok(())
-    }
-
-    /// Starts a monitor on a character device.
-    ///
-    /// # Errors
-    /// Always: there is no monitor yet.
-    pub fn monitor_add(&self, options: &MonitorOptions) -> Result<(), DaemonError> {
-        if !self.chardevs.borrow().contains_key(&options.chardev) {
-            return Err(DaemonError::NoSuchChardev(options.chardev.clone()));
-        }
-        Err(DaemonError::Unsupported("there are no monitors"))
     }
 
     /// Nothing new is begun while it ends.
