@@ -3,6 +3,7 @@
 //! * `events`: what happened in what order on which thread, from `tracing` events;
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
+//! * `certificates`: for TLS;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `liar`: a node whose flushes are a lie;
@@ -21,6 +22,7 @@
 //! Nothing is skipped.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod events;
 pub mod guest;
 pub mod holder;

@@ -12,10 +12,12 @@
 mod connection;
 mod export;
 mod handshake;
+mod link;
 mod listener;
 mod memory;
 mod option;
 mod outbox;
+mod pieces;
 mod protocol;
 mod receiver;
 mod reply;
@@ -23,10 +25,19 @@ mod request;
 mod serve;
 mod server;
 mod socket;
+mod sparse;
+mod starttls;
+mod status;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod tls;
+mod transport;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};
 pub use server::{NbdOptions, NbdServer};
+pub use tls::TlsCredentials;
+#[cfg(feature = "tls")]
+pub use tls::TlsError;
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

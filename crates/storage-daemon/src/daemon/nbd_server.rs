@@ -40,6 +40,7 @@ impl Daemon {
                 Some(seconds) => Duration::from_secs(seconds.into()),
             },
             paused: !self.serving.get(),
+            ..NbdOptions::default()
         };
         // To ask for the addresses of a host may take long.
         let pool = co.context().thread_pool();
