@@ -10,6 +10,7 @@ mod in_place;
 mod lock;
 mod open;
 mod reopen;
+mod ring_files;
 mod status;
 mod transfer;
 
@@ -18,11 +19,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, RingFile, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -35,6 +35,7 @@ use lock::ImageLocks;
 pub use lock::Locking;
 pub use open::{FileOpenError, FileOptions};
 pub(crate) use reopen::FileReopen;
+use ring_files::RingFiles;
 use transfer::{OnWorker, Pause, retry};
 
 /// Images are a whole number of these, in what they report.
@@ -60,8 +61,7 @@ pub enum Engine {
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
-    /// The same, opened once more for rings to read from, without and with O_DIRECT; see `open.rs`.
-    ring_files: [OnceLock<RingFile>; 2],
+    ring_files: RingFiles,
     path: PathBuf,
     /// What a reopen can change.
     mode: Versions<Mode, 31>,
@@ -148,7 +148,7 @@ impl File {
     /// What rings read from.
     #[inline]
     fn ring_fd(&self) -> RingFd<'_> {
-        match self.ring_files[usize::from(self.mode.get().direct)].get() {
+        match self.ring_files.get(self.mode.get()) {
             Some(file) => file.into(),
             None => self.file.as_fd().into(),
         }

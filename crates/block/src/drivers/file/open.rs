@@ -2,15 +2,16 @@
 
 use std::fs::{File as HostFile, FileType, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
-use coblk_aio::{RingFile, sys};
+use coblk_aio::sys;
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
+use super::ring_files::RingFiles;
 use super::{Engine, File, Mode, SECTOR_BYTES, alignment};
 use crate::driver::BlockLimits;
 use crate::versions::Versions;
@@ -140,9 +141,11 @@ impl FileOptions {
         let path = path.as_ref().to_owned();
         let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
-        let opened = File {
+        let ring_files = RingFiles::default();
+        ring_files.prepare(&mode, &file);
+        Ok(File {
             file,
-            ring_files: Default::default(),
+            ring_files,
             path,
             mode: Versions::new(mode),
             in_place: InPlace::new(),
@@ -154,9 +157,7 @@ impl FileOptions {
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
             can_discard: AtomicBool::new(true),
-        };
-        opened.open_for_rings(&opened.file, mode);
-        Ok(opened)
+        })
     }
 
     /// Opens what is at a path, and says how it is open then. Errors call it by its name.
@@ -236,29 +237,6 @@ impl FileOptions {
             limits.pdiscard_alignment = block;
         }
         Ok(limits)
-    }
-}
-
-impl File {
-    /// Opens `file` once more, for rings to register and to read from: what a ring has registered
-    /// stays open for a while after its process was killed, and the image's locks, which belong to
-    /// what was opened first, must not. Writes go through that: one that outlives its process keeps
-    /// the image locked until it has ended. Without a second one, rings read from the first,
-    /// unregistered. There is one for either way to open, with O_DIRECT and without, and it stays.
-    pub(super) fn open_for_rings(&self, file: &HostFile, mode: Mode) {
-        let place = &self.ring_files[usize::from(mode.direct)];
-        if mode.engine != Engine::IoUring || place.get().is_some() {
-            return;
-        }
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(if mode.direct { libc::O_DIRECT } else { 0 })
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        match opened {
-            // If another one was faster, it serves as well.
-            Ok(file) => drop(place.set(RingFile::new(file))),
-            Err(error) => tracing::debug!(%error, "an image is not registered with rings"),
-        }
     }
 }
 

@@ -53,8 +53,8 @@ impl File {
             return Err(FileOpenError::Replaced { path: path() });
         }
         let too_many = || FileOpenError::TooManyWays { path: path() };
-        self.open_for_rings(&other, mode);
         let version = self.mode.add(mode).ok_or_else(too_many)?;
+        self.ring_files.prepare(&mode, &other);
         let now = self.mode.get();
         let same = (now.read_only, now.direct) == (mode.read_only, mode.direct);
         let others = if same {
