@@ -3,12 +3,14 @@
 //! * `events`: what happened in what order on which thread, from `tracing` events;
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
+//! * `certificates`: for TLS;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `liar`: a node whose flushes are a lie;
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
+//! * `storage_daemon`: the storage daemon, running;
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
@@ -20,6 +22,7 @@
 //! Nothing is skipped.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod events;
 pub mod guest;
 pub mod holder;
@@ -33,6 +36,7 @@ pub mod rings;
 pub mod sandbox;
 pub mod sectors;
 pub mod stacks;
+pub mod storage_daemon;
 pub mod tools;
 
 /// The errno of a result that must be an error.

@@ -13,6 +13,7 @@ use coblk::drivers::File;
 use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
 use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
 
+use crate::random::Random;
 use crate::tools;
 
 /// Length of the image.
@@ -142,10 +143,157 @@ pub const MAGIC: u32 = 0x2560_9513;
 
 /// A connection that has chosen "disk" the old way, with simple replies.
 pub fn choose(path: &Path) -> UnixStream {
+    choose_export(path, "disk")
+}
+
+fn choose_export(path: &Path, export: &str) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.write_all(&[0, 0, 0, 3]).unwrap();
-    stream.write_all(&option(1, b"disk")).unwrap();
+    stream.write_all(&option(1, export.as_bytes())).unwrap();
     let mut chosen = [0; 18 + 10];
     stream.read_exact(&mut chosen).unwrap();
     stream
+}
+
+/// A client that makes one request after the other.
+pub struct Session(UnixStream);
+
+impl Session {
+    /// Connects, and chooses "disk".
+    pub fn open(path: &Path) -> Session {
+        Session::choose(path, "disk")
+    }
+
+    /// Connects, and chooses an export.
+    pub fn choose(path: &Path, export: &str) -> Session {
+        let stream = choose_export(path, export);
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Session(stream)
+    }
+
+    /// Sends a request, whose payload is `data`.
+    pub fn send(&mut self, command: u16, offset: u64, len: u32, data: &[u8]) {
+        let request = [&request(MAGIC, 0, command, offset, len), data].concat();
+        self.0.write_all(&request).unwrap();
+    }
+
+    /// Waits for an answer: an error by its NBD number, or nothing.
+    pub fn answer(&mut self) -> Result<(), u32> {
+        let mut reply = [0; 16];
+        self.0.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], [0x67, 0x44, 0x66, 0x98]);
+        match u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]) {
+            0 => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
+        self.send(1, offset, data.len() as u32, data);
+        self.answer()
+    }
+
+    /// Reads.
+    pub fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
+        self.send(0, offset, len as u32, &[]);
+        self.answer()?;
+        let mut data = vec![0; len];
+        self.0.read_exact(&mut data).unwrap();
+        Ok(data)
+    }
+
+    /// Flushes.
+    pub fn flush(&mut self) -> Result<(), u32> {
+        self.send(3, 0, 0, &[]);
+        self.answer()
+    }
+
+    /// An honest client is served: what it writes, in several places, is what it reads.
+    #[track_caller]
+    pub fn check(&mut self, seed: u64) {
+        let mut random = Random::new(seed);
+        for _ in 0..16 {
+            let offset = random.below(1 << 20);
+            let mut data = vec![0; 1 + random.below(32 << 10) as usize];
+            random.fill(&mut data);
+            assert_eq!(self.write(offset, &data), Ok(()), "a write at {offset}");
+            assert!(self.read(offset, data.len()) == Ok(data), "a read at {offset}");
+        }
+        assert_eq!(self.flush(), Ok(()));
+    }
+}
+
+/// A connection that has chosen "disk" the old way, with structured replies.
+pub fn choose_structured(path: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(&[&[0, 0, 0, 3][..], &option(8, b""), &option(1, b"disk")].concat()).unwrap();
+    stream.read_exact(&mut [0; 18 + 20 + 10]).unwrap();
+    stream
+}
+
+/// Clients that ask for twice 32 MiB at `offset`, and never take any of it.
+pub fn hogs(served: &Served, count: usize, offset: u64) -> Vec<UnixStream> {
+    let mut hogs: Vec<UnixStream> = (0..count).map(|_| choose(&served.socket())).collect();
+    for hog in &mut hogs {
+        let ask = request(MAGIC, 0, 0, offset, 32 << 20);
+        hog.write_all(&[ask.clone(), ask].concat()).unwrap();
+        // It has its first bytes, so the server holds the rest.
+        hog.read_exact(&mut [0; 16]).unwrap();
+    }
+    hogs
+}
+
+/// A structured reply to a read.
+#[derive(Default)]
+pub struct ReadReply {
+    /// The bytes that chunks told of.
+    pub data: Vec<u8>,
+    /// How many bytes of it came as holes.
+    pub holes: usize,
+    /// How many chunks there were.
+    pub chunks: usize,
+    /// The protocol's error number.
+    pub error: Option<u32>,
+}
+
+/// Reads from the export by a connection with structured replies; every byte must be told of once.
+pub fn read_structured(stream: &mut UnixStream, flags: u16, offset: u64, len: u32) -> ReadReply {
+    fn take<const N: usize>(stream: &mut UnixStream) -> [u8; N] {
+        let mut bytes = [0; N];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+    stream.write_all(&request(MAGIC, flags, 0, offset, len)).unwrap();
+    let mut reply = ReadReply { data: vec![0xee; len as usize], ..ReadReply::default() };
+    let mut told = 0;
+    loop {
+        let header: [u8; 20] = take(stream);
+        assert_eq!(header[..4], [0x66, 0x8e, 0x33, 0xef]);
+        let chunk_len = u32::from_be_bytes(header[16..].try_into().unwrap()) as usize;
+        reply.chunks += 1;
+        match u16::from_be_bytes([header[6], header[7]]) {
+            0 => {}
+            1 => {
+                let at = (u64::from_be_bytes(take(stream)) - offset) as usize;
+                told += chunk_len - 8;
+                stream.read_exact(&mut reply.data[at..at + chunk_len - 8]).unwrap();
+            }
+            2 => {
+                let at = (u64::from_be_bytes(take(stream)) - offset) as usize;
+                let hole = u32::from_be_bytes(take(stream)) as usize;
+                reply.data[at..at + hole].fill(0);
+                (told, reply.holes) = (told + hole, reply.holes + hole);
+            }
+            0x8001 => {
+                reply.error = Some(u32::from_be_bytes(take(stream)));
+                assert_eq!(take(stream), [0, 0]);
+            }
+            kind => panic!("a chunk of kind {kind}"),
+        }
+        if header[5] & 1 == 1 {
+            assert!(reply.error.is_some() || told == len as usize, "told of {told} of {len} bytes");
+            return reply;
+        }
+    }
 }

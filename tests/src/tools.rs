@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 22] = [
+const PACKAGES: [(&str, &str); 26] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -29,6 +29,10 @@ const PACKAGES: [(&str, &str); 22] = [
     ("nbdcopy", "libnbd-bin"),
     ("/usr/bin/python3", "python3-libnbd"),
     ("fio", "fio"),
+    ("curl", "curl"),
+    ("setpriv", "util-linux"),
+    ("fsfreeze", "util-linux"),
+    ("kill", "procps"),
 ];
 
 /// A command; found also where only root looks as a rule.

@@ -1,5 +1,6 @@
 //! The seam between the block layer and what stands below a node: [`BlockDriver`].
 
+use std::any::Any;
 use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
@@ -100,7 +101,7 @@ impl BlockLimits {
 /// writes down only what it does otherwise.
 ///
 /// Errors carry the OS errno.
-pub trait BlockDriver: Send + Sync {
+pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
 
@@ -117,7 +118,7 @@ pub trait BlockDriver: Send + Sync {
         self.filtered().is_some_and(Child::is_read_only)
     }
 
-    /// What it can take in one request. Asked once, when the node is made. By default anything; a
+    /// What it can take in one request. Asked when the node is made. By default anything; a
     /// filter's child pads and cuts, and gets durable writes as they are.
     fn limits(&self) -> BlockLimits {
         BlockLimits { native_fua: self.filtered().is_some(), ..BlockLimits::default() }

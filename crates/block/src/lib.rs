@@ -26,6 +26,7 @@ mod node_info;
 pub mod options;
 mod permissions;
 mod remote;
+mod versions;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
@@ -43,6 +44,6 @@ pub use graph::{
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
-pub use node_info::{CacheMode, ChildInfo, NodeInfo};
+pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

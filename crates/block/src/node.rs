@@ -1,6 +1,7 @@
 //! [`BlockNode`]: a driver with a name, in the graph, behind a gate.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
@@ -10,7 +11,8 @@ use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
-use crate::node_info::CacheMode;
+use crate::node_info::{CacheMode, DetectZeroes};
+use crate::versions::Versions;
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -18,11 +20,24 @@ pub struct BlockNode {
     id: NodeId,
     name: String,
     driver: Box<dyn BlockDriver>,
-    limits: BlockLimits,
+    limits: Versions<BlockLimits, 7>,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
+    force_share: AtomicBool,
+}
+
+/// What a node is told by options, whatever its driver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NodeState {
+    /// Refuse writes, whatever the driver allows.
+    pub(crate) read_only: bool,
+    pub(crate) discard: bool,
+    pub(crate) detect_zeroes: DetectZeroes,
+    /// Nobody is kept from anything.
+    pub(crate) force_share: bool,
+    pub(crate) cache_mode: CacheMode,
 }
 
 impl BlockNode {
@@ -35,6 +50,7 @@ impl BlockNode {
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         let limits = driver.limits();
         limits.check(driver.format_name());
+        let limits = Versions::new(limits);
         let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
@@ -45,6 +61,7 @@ impl BlockNode {
             gate: Gate::default(),
             path: PathState::default(),
             cache_mode,
+            force_share: AtomicBool::new(false),
         });
         graph.add_node(&node);
         node
@@ -65,9 +82,14 @@ impl BlockNode {
         &*self.driver
     }
 
-    /// What the driver takes in one request.
+    /// What the driver takes in one request. May change when the node is reopened.
     #[inline]
     pub fn limits(&self) -> &BlockLimits {
+        self.limits.get()
+    }
+
+    /// Limits that hold when the driver is reopened, to be selected then.
+    pub(crate) fn limits_versions(&self) -> &Versions<BlockLimits, 7> {
         &self.limits
     }
 
@@ -81,25 +103,33 @@ impl BlockNode {
         self.path.is_read_only() || self.driver.is_read_only()
     }
 
-    /// Refuses writes from now on, whatever the driver allows. Before the first request.
-    pub(crate) fn make_read_only(&self) {
-        self.path.make_read_only();
+    /// Whether its users let everybody do anything, whatever they say.
+    pub(crate) fn is_force_share(&self) -> bool {
+        self.force_share.load(Ordering::Relaxed)
+    }
+
+    /// Makes it what options say; returns what it was. While nothing is in flight.
+    pub(crate) fn swap_state(&self, state: NodeState) -> NodeState {
+        let mut cache_mode = self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner);
+        NodeState {
+            read_only: self.path.swap_read_only(state.read_only),
+            discard: self.path.swap_discard_enabled(state.discard),
+            detect_zeroes: self.path.swap_detect_zeroes(state.detect_zeroes),
+            force_share: self.force_share.swap(state.force_share, Ordering::Relaxed),
+            cache_mode: std::mem::replace(&mut cache_mode, state.cache_mode),
+        }
     }
 
     /// Whether discards reach the driver; at first they do. Without, a discard succeeds and does
     /// nothing, and zeroes keep their place (contract: C81). Any thread; requests in flight may
     /// still go by what was set before.
     pub fn set_discard_enabled(&self, enabled: bool) {
-        self.path.set_discard_enabled(enabled);
+        self.path.swap_discard_enabled(enabled);
     }
 
     /// How it was asked to treat caches.
     pub(crate) fn cache_mode(&self) -> CacheMode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set_cache_mode(&self, mode: CacheMode) {
-        *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 
     /// Whether discards reach the driver.

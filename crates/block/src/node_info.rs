@@ -23,6 +23,8 @@ pub struct NodeInfo {
     pub engine: Option<Engine>,
     /// Whether discards reach the driver.
     pub discard: bool,
+    /// What becomes of a write of nothing but zeroes.
+    pub detect_zeroes: DetectZeroes,
     /// Length in bytes.
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
@@ -38,6 +40,18 @@ pub struct CacheMode {
     pub direct: bool,
     /// `cache.no-flush`: flushes do nothing.
     pub no_flush: bool,
+}
+
+/// What becomes of a write of nothing but zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// It is a write.
+    #[default]
+    Off,
+    /// Zeroes are made by other means than writing, if there are any.
+    On,
+    /// The same, and the range may be deallocated.
+    Unmap,
 }
 
 /// A node that another one stands on.
@@ -63,6 +77,7 @@ impl BlockNode {
             cache: self.cache_mode(),
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
+            detect_zeroes: self.path.detect_zeroes(),
             length: self.length(),
             highest_write: self.path.highest_write(),
             children: children.collect(),

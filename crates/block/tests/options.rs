@@ -8,7 +8,7 @@ use std::sync::Arc;
 use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
 use coblk_block::options::{DriverOptions, NodeOptions};
-use coblk_block::{BlockBackend, WriteFlags};
+use coblk_block::{BackendOptions, BlockBackend, WriteFlags};
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 
 #[test]
@@ -151,6 +151,60 @@ fn filters_work_as_described() {
     assert_eq!(error.raw_os_error(), Some(28));
     backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap();
     assert_eq!(byte, [7]);
+}
+
+#[test]
+fn blkdebug_asks_for_blocks_and_permissions() {
+    let bench = Bench::new();
+    let line = "blkdebug,node-name=d0,align=4096,max-transfer=8192,take-child-perms.0=resize,\
+                unshare-child-perms.0=write,image.driver=file,image.node-name=f0,image.filename=$";
+    let node = bench.open(line).unwrap();
+    let limits = *node.limits();
+    assert_eq!((limits.request_alignment, limits.max_transfer), (4096, 8192));
+    let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
+    let data = [1; 3 * 8192];
+    backend.pwritev(&bench.ctx, 100, &IoVector::from(&data[..]), WriteFlags::empty()).unwrap();
+    let image = fs::read(bench.image()).unwrap();
+    assert_eq!((image[99], &image[100..100 + data.len()]), (7, &data[..]));
+    assert_eq!(image[100 + data.len()], 7);
+    // Whoever uses the node, or nobody at all.
+    let file = bench.blockdevs.node("f0").unwrap();
+    let device = BackendOptions::new("device").share_rw(true);
+    let first = device.open(&bench.ctx, Arc::clone(&node)).unwrap();
+    let error = BackendOptions::new("other").share_rw(true).open(&bench.ctx, file.clone());
+    let error = error.err().expect("not shared").to_string();
+    assert!(error.contains("which node 'd0' does not share"), "{error}");
+    let reader = BackendOptions::new("other").read_only(true);
+    let error = reader.open(&bench.ctx, file.clone()).err().expect("taken").to_string();
+    assert!(error.starts_with("node 'd0' needs write"), "{error}");
+    drop(first);
+    let error = reader.open(&bench.ctx, file).err().expect("still taken").to_string();
+    assert!(error.starts_with("node 'd0' needs resize permission"), "{error}");
+}
+
+#[test]
+fn a_log_has_sectors_as_asked() {
+    let bench = Bench::new();
+    let log = bench.dir.path().join("log");
+    fs::write(&log, vec![0; IMAGE_BYTES as usize]).unwrap();
+    for size in [512u32, 4096] {
+        let line = format!(
+            "blklogwrites,node-name=l0,file.driver=null-co,log.driver=file,log.filename={},\
+             log-sector-size={size}",
+            log.display()
+        );
+        let node = bench.open(&line).unwrap();
+        assert_eq!(node.limits().request_alignment, size);
+        drop(node);
+        bench.blockdevs.close(&bench.ctx, "l0").unwrap();
+        assert_eq!(fs::read(&log).unwrap()[24..28], size.to_le_bytes());
+    }
+    // Typed options may say anything.
+    let [file, log] = [(); 2].map(|()| NodeOptions::from_keyval("null-co").unwrap().into());
+    let driver = DriverOptions::BlkLogWrites { file, log, log_sector_size: Some(3) };
+    let error = bench.blockdevs.open(&bench.ctx, NodeOptions::new(driver)).err().unwrap();
+    let expected = "option 'log-sector-size': 3 is not a power of two from 512 to 65536";
+    assert!(error.to_string().ends_with(expected), "{error}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
 //! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
-//! * [`nbd`]: a server for network block devices;
+//! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.

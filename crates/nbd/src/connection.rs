@@ -2,21 +2,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
-use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdInterest, Readiness, trace_event};
+use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
 
 use crate::export::NbdExport;
 use crate::handshake;
-use crate::memory::Buffer;
-use crate::outbox::{Outbox, Sent};
+use crate::memory::{Buffer, PIECE, SMALL};
+use crate::outbox::Outbox;
 use crate::protocol::*;
 use crate::receiver::Receiver;
 use crate::reply::{Message, Style};
 use crate::request::{self, Request, Rules};
-use crate::serve;
 use crate::server::Shared;
 use crate::socket::Socket;
+use crate::transport::Transport;
+use crate::{pieces, serve};
+
+/// Requests that a client may have read in a row, while other clients wait for their turn.
+const MAX_TURN: usize = 64;
 
 /// What was agreed on with a client.
 #[derive(Clone)]
@@ -26,42 +30,52 @@ pub struct Session {
     pub rules: Rules,
 }
 
+/// What becomes of a request.
+enum Plan {
+    /// A coroutine of its own carries it out, in this memory.
+    Run(Option<Buffer>),
+    /// There is no room for all of its data.
+    InPieces,
+    /// It is answered with this errno.
+    Refuse(i32),
+}
+
 /// A client. Its own coroutine reads; everything else may send.
 pub struct Connection {
     pub server: Rc<Shared>,
-    socket: Socket,
+    pub transport: Transport,
     /// Set once it has chosen one.
     pub export: RefCell<Option<Rc<NbdExport>>>,
     /// There may be something to read.
-    readable: Cell<bool>,
+    pub readable: Cell<bool>,
     /// The client has closed its end.
-    closed: Cell<bool>,
+    pub closed: Cell<bool>,
     /// How to resume its own coroutine, while that waits.
-    waker: Cell<Option<CoWaker>>,
-    outbox: RefCell<Outbox>,
+    pub waker: Cell<Option<CoWaker>>,
+    pub outbox: RefCell<Outbox>,
     /// The socket is full; its handler looks for room.
-    is_full: Cell<bool>,
+    pub is_full: Cell<bool>,
     /// Sends what has gathered in one iteration of the loop.
-    sender: RefCell<Option<BottomHalf>>,
+    pub sender: RefCell<Option<BottomHalf>>,
     /// Requests that are not answered yet.
-    in_flight: Cell<usize>,
+    pub in_flight: Cell<usize>,
     /// No request is read any more.
-    ending: Cell<bool>,
+    pub ending: Cell<bool>,
     /// Nothing can be sent any more.
-    failed: Cell<bool>,
+    pub failed: Cell<bool>,
     /// Bytes of shared memory it holds.
     pub held: Cell<usize>,
-    /// It was given the memory it waited for.
-    pub granted: Cell<bool>,
-    send_stuck_since_ns: Cell<Option<i64>>,
-    receive_stuck_since_ns: Cell<Option<i64>>,
+    /// Requests read since its coroutine has last let others run.
+    pub turn: Cell<usize>,
+    pub send_stuck_since_ns: Cell<Option<i64>>,
+    pub receive_stuck_since_ns: Cell<Option<i64>>,
 }
 
 impl Connection {
     pub fn new(server: &Rc<Shared>, socket: Socket) -> Rc<Connection> {
         Rc::new(Connection {
             server: Rc::clone(server),
-            socket,
+            transport: Transport::new(socket),
             export: RefCell::new(None),
             readable: Cell::new(true),
             closed: Cell::new(false),
@@ -73,7 +87,7 @@ impl Connection {
             ending: Cell::new(false),
             failed: Cell::new(false),
             held: Cell::new(0),
-            granted: Cell::new(false),
+            turn: Cell::new(0),
             send_stuck_since_ns: Cell::new(None),
             receive_stuck_since_ns: Cell::new(None),
         })
@@ -97,7 +111,7 @@ impl Connection {
         self.ending.set(true);
         self.finish(co);
         self.fail();
-        ctx.unset_fd_handler(&self.socket);
+        ctx.unset_fd_handler(&self.transport);
     }
 
     fn converse(self: &Rc<Self>, co: &Co<'_>) -> io::Result<()> {
@@ -127,6 +141,7 @@ impl Connection {
     ) -> io::Result<()> {
         let extended = session.style == Style::Extended;
         loop {
+            self.give_way(co);
             self.wait_until(co, || self.in_flight.get() < MAX_REQUESTS)?;
             let request = if extended {
                 Request::parse_extended(receiver.exact(co, self, request::EXTENDED_LEN)?)
@@ -143,57 +158,84 @@ impl Connection {
             if request.command == CMD_DISC {
                 return Ok(());
             }
-            let prepared = self.prepare(co, receiver, session, &request)?;
-            self.in_flight.set(self.in_flight.get() + 1);
-            match prepared {
-                Ok(buffer) => serve::start(co, self, session, request, buffer),
-                Err(errno) => {
+            match self.prepare(co, receiver, session, &request)? {
+                Plan::Run(buffer) => {
+                    self.in_flight.set(self.in_flight.get() + 1);
+                    serve::start(co, self, session, request, buffer);
+                }
+                Plan::InPieces => pieces::serve(co, self, receiver, session, &request)?,
+                Plan::Refuse(errno) => {
+                    self.in_flight.set(self.in_flight.get() + 1);
                     self.answer(Message::error(session.style, &request, errno), co.context());
                 }
             }
         }
     }
 
-    /// Checks a request, makes room for its payload, and reads it if it comes from the client. The
-    /// inner error is the errno to answer with; the outer one ends the connection.
+    /// Lets others run if that was long ago: requests may come as fast as they are served.
+    fn give_way(&self, co: &Co<'_>) {
+        self.turn.set(self.turn.get() + 1);
+        if self.turn.get() > MAX_TURN {
+            self.turn.set(0);
+            self.flush(co.context());
+            co.reschedule();
+        }
+    }
+
+    /// Checks a request, makes room for its payload, and reads it if it comes from the client.
+    ///
+    /// # Errors
+    /// If the connection cannot go on.
     fn prepare(
         self: &Rc<Self>,
         co: &Co<'_>,
         receiver: &mut Receiver,
         session: &Session,
         request: &Request,
-    ) -> io::Result<Result<Option<Buffer>, i32>> {
+    ) -> io::Result<Plan> {
         let payload = request.payload_len(session.style == Style::Extended);
-        let room = match request.check(&session.rules) {
-            Ok(()) if matches!(request.command, CMD_READ | CMD_WRITE) => {
-                // At most 32 MiB, as was checked.
-                match self.server.memory.take(co, self, request.length as usize) {
-                    Ok(buffer) => Ok(Some(buffer)),
-                    Err(error) if self.failed.get() => return Err(error),
-                    Err(_) => Err(libc::ENOMEM),
-                }
-            }
-            Ok(()) => Ok(None),
-            Err(errno) => Err(errno),
+        let plan = match request.check(&session.rules) {
+            Ok(()) => self.room_for(request).unwrap_or(Plan::Refuse(libc::ENOMEM)),
+            Err(errno) => Plan::Refuse(errno),
         };
-        match room {
-            Ok(Some(mut buffer)) if payload > 0 => {
+        match plan {
+            Plan::Run(Some(mut buffer)) if payload > 0 => {
                 receiver.fill(co, self, &mut buffer)?;
-                Ok(Ok(Some(buffer)))
+                Ok(Plan::Run(Some(buffer)))
             }
-            room => {
+            Plan::InPieces => Ok(Plan::InPieces),
+            plan => {
                 // Otherwise the payload would be taken for requests.
                 receiver.skip(co, self, payload)?;
-                Ok(room)
+                Ok(plan)
             }
         }
+    }
+
+    /// # Errors
+    /// If the system has no memory.
+    fn room_for(self: &Rc<Self>, request: &Request) -> io::Result<Plan> {
+        let memory = &self.server.memory;
+        // At most 32 MiB, as was checked.
+        let len = request.length as usize;
+        Ok(match request.command {
+            CMD_READ | CMD_WRITE => match memory.take(self, len)? {
+                None => Plan::InPieces,
+                buffer => Plan::Run(buffer),
+            },
+            CMD_CACHE => match memory.take(self, len.min(PIECE))? {
+                None => Plan::Run(Some(memory.uncounted(self, SMALL)?)),
+                buffer => Plan::Run(buffer),
+            },
+            _ => Plan::Run(None),
+        })
     }
 
     /// Waits for what is in flight, and until all replies have gone.
     fn finish(&self, co: &Co<'_>) {
         loop {
             let sent = self.flush(co.context());
-            let has_replies = !self.failed.get() && !self.outbox.borrow().is_empty();
+            let has_replies = !self.failed.get() && !self.has_sent_all();
             if self.in_flight.get() == 0 && !has_replies {
                 return;
             }
@@ -201,207 +243,6 @@ impl Connection {
                 self.suspend(co);
             }
         }
-    }
-}
-
-/// Waiting, and what ends it. The connection's own coroutine waits, and nobody else.
-impl Connection {
-    /// Sends what there is, and waits until `condition` holds.
-    ///
-    /// # Errors
-    /// If nothing can be sent any more.
-    pub fn wait_until(&self, co: &Co<'_>, condition: impl Fn() -> bool) -> io::Result<()> {
-        loop {
-            if self.failed.get() {
-                return Err(ErrorKind::ConnectionAborted.into());
-            }
-            if condition() {
-                return Ok(());
-            }
-            if !self.flush(co.context()) {
-                self.suspend(co);
-            }
-        }
-    }
-
-    /// Waits until all has been sent, so that a client that asks and never reads asks once.
-    pub fn wait_sent(&self, co: &Co<'_>) -> io::Result<()> {
-        self.wait_until(co, || self.outbox.borrow().is_empty())
-    }
-
-    /// Reads at least one byte.
-    pub fn read(&self, co: &Co<'_>, target: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if self.ending.get() {
-                return Err(ErrorKind::ConnectionAborted.into());
-            }
-            self.wait_until(co, || self.readable.get() || self.ending.get())?;
-            match self.socket.read(target) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(bytes) => {
-                    // A short read has emptied the socket, and what comes later is reported. Not so
-                    // the end, if it was there already.
-                    self.readable.set(bytes == target.len() || self.closed.get());
-                    self.receive_stuck_since_ns.set(None);
-                    return Ok(bytes);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.readable.set(false);
-                    self.receive_stuck_since_ns.set(Some(co.context().now_ns()));
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Resumes the coroutine, if it waits, to look again.
-    pub fn poke(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn suspend(&self, co: &Co<'_>) {
-        struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
-        impl Drop for ForgetOnUnwind<'_> {
-            fn drop(&mut self) {
-                drop(self.0.take());
-            }
-        }
-        let _forget = ForgetOnUnwind(&self.waker);
-        co.suspend_for("an NBD client", |waker| self.waker.set(Some(waker)));
-    }
-
-    fn watch(self: &Rc<Self>, ctx: &AioContext, interest: FdInterest) -> io::Result<()> {
-        let own: Weak<Connection> = Rc::downgrade(self);
-        ctx.set_fd_handler(&self.socket, interest, move |ctx, readiness| {
-            if let Some(own) = own.upgrade() {
-                own.ready(ctx, readiness);
-            }
-        })
-    }
-
-    fn ready(self: &Rc<Self>, ctx: &AioContext, readiness: Readiness) {
-        if readiness.closed {
-            self.closed.set(true);
-        }
-        if readiness.readable {
-            self.readable.set(true);
-        }
-        if readiness.writable && self.is_full.get() {
-            self.flush(ctx);
-        }
-        self.poke();
-    }
-}
-
-/// Sending, and the end of it.
-impl Connection {
-    /// Sends a reply: at once if it is the only one to come, else with the others of this iteration.
-    pub fn answer(self: &Rc<Self>, message: Message, ctx: &AioContext) {
-        self.post(message);
-        if !self.is_waiting() {
-            // Its own coroutine runs, and sends before it waits.
-            return;
-        }
-        if self.in_flight.get() == 1 {
-            self.flush(ctx);
-        } else if let Some(sender) = &*self.sender.borrow() {
-            sender.schedule();
-        }
-    }
-
-    /// Puts a message among those to be sent.
-    pub fn post(&self, message: Message) {
-        if self.failed.get() {
-            return self.retire(vec![message]);
-        }
-        self.outbox.borrow_mut().push(message);
-    }
-
-    /// Reads no more requests, answers those in flight, and disconnects.
-    pub fn end(&self) {
-        self.ending.set(true);
-        self.poke();
-    }
-
-    /// Disconnects at once. Requests in flight go on, and are not answered.
-    pub fn fail(&self) {
-        if !self.failed.replace(true) {
-            self.socket.shutdown();
-            let unsent = self.outbox.borrow_mut().clear();
-            self.retire(unsent);
-        }
-    }
-
-    /// Since when the client has kept us waiting, with memory in our hands.
-    pub fn stuck_since_ns(&self) -> Option<i64> {
-        if self.held.get() == 0 {
-            return None;
-        }
-        let (send, receive) = (self.send_stuck_since_ns.get(), self.receive_stuck_since_ns.get());
-        [send, receive].into_iter().flatten().min()
-    }
-
-    fn is_waiting(&self) -> bool {
-        let waker = self.waker.take();
-        let is_waiting = waker.is_some();
-        self.waker.set(waker);
-        is_waiting
-    }
-
-    /// Sends what the socket takes. Returns whether it took anything, or has failed.
-    fn flush(&self, ctx: &AioContext) -> bool {
-        let mut progress = false;
-        loop {
-            if self.failed.get() || self.outbox.borrow().is_empty() {
-                break;
-            }
-            let result = self.outbox.borrow_mut().send(&self.socket);
-            match result {
-                Ok(sent) => {
-                    progress = true;
-                    self.send_stuck_since_ns.set(None);
-                    self.retire(sent);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if self.send_stuck_since_ns.get().is_none() {
-                        self.send_stuck_since_ns.set(Some(ctx.now_ns()));
-                    }
-                    if !self.is_full.replace(true) {
-                        self.rewatch(ctx, FdInterest::ReadWrite);
-                    }
-                    return progress;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.fail();
-                    return true;
-                }
-            }
-        }
-        if self.is_full.replace(false) {
-            self.rewatch(ctx, FdInterest::Read);
-        }
-        progress
-    }
-
-    fn rewatch(&self, ctx: &AioContext, interest: FdInterest) {
-        // Only a connection that is served has one to watch.
-        let own = self.server.find(self);
-        if own.is_none_or(|own| own.watch(ctx, interest).is_err()) {
-            self.fail();
-        }
-    }
-
-    /// Lets go of messages that were sent, or never will be.
-    fn retire(&self, mut messages: Sent) {
-        let answers = messages.iter().filter(|message| message.answers).count();
-        self.in_flight.set(self.in_flight.get() - answers);
-        messages.clear();
-        self.outbox.borrow_mut().recycle(messages);
-        self.poke();
     }
 }
 

@@ -47,13 +47,13 @@ impl NbdExport {
         // Connections share one node, and a flush there covers the writes of all.
         let mut flags = TRANSMISSION_HAS_FLAGS
             | TRANSMISSION_SEND_FLUSH
+            | TRANSMISSION_SEND_FUA
             | TRANSMISSION_SEND_CACHE
             | TRANSMISSION_CAN_MULTI_CONN;
         if self.read_only {
             flags |= TRANSMISSION_READ_ONLY;
         } else {
-            flags |= TRANSMISSION_SEND_FUA
-                | TRANSMISSION_SEND_TRIM
+            flags |= TRANSMISSION_SEND_TRIM
                 | TRANSMISSION_SEND_WRITE_ZEROES
                 | TRANSMISSION_SEND_FAST_ZERO;
         }

@@ -12,6 +12,7 @@ use crate::protocol::*;
 use crate::receiver::{CAPACITY, Receiver};
 use crate::reply::{Message, Style};
 use crate::request::{Fields, Rules};
+use crate::starttls;
 
 /// Negotiates. `None` if the client wants nothing more.
 pub fn negotiate(
@@ -54,6 +55,14 @@ pub fn negotiate(
             match negotiation.option(kind, data)? {
                 Next::Go(session) => return Ok(Some(session)),
                 Next::Stop => return Ok(None),
+                Next::Secure => {
+                    client.wait_sent(co)?;
+                    if !receiver.is_empty() {
+                        return Err(broken("bytes in the clear behind STARTTLS"));
+                    }
+                    starttls::begin(co, client)?;
+                    negotiation.forget();
+                }
                 Next::Option => {}
             }
         }
@@ -65,6 +74,8 @@ pub fn negotiate(
 enum Next {
     Option,
     Go(Session),
+    /// TLS.
+    Secure,
     Stop,
 }
 
@@ -85,6 +96,9 @@ impl Negotiation<'_> {
         if !self.fixed && kind != OPT_EXPORT_NAME {
             return Err(broken("an option that only fixed newstyle has"));
         }
+        if starttls::is_missing(self.client) && kind != OPT_STARTTLS {
+            return self.refuse_in_the_clear(kind);
+        }
         let outcome = match kind {
             OPT_EXPORT_NAME => return self.export_name(data).map(Next::Go),
             OPT_ABORT => {
@@ -94,6 +108,10 @@ impl Negotiation<'_> {
             OPT_LIST => self.list(data),
             OPT_INFO | OPT_GO => match self.info(kind, data) {
                 Ok(Some(session)) if kind == OPT_GO => return Ok(Next::Go(session)),
+                outcome => outcome.map(|_| ()),
+            },
+            OPT_STARTTLS => match self.starttls(data) {
+                Ok(true) => return Ok(Next::Secure),
                 outcome => outcome.map(|_| ()),
             },
             OPT_STRUCTURED_REPLY => self.style_chosen(kind, data, Style::Structured),
@@ -108,6 +126,38 @@ impl Negotiation<'_> {
             self.reply(kind, REP_ERR_INVALID, refusal.as_bytes());
         }
         Ok(Next::Option)
+    }
+
+    /// Only TLS is possible. A client may try on, unless it has no way to be told.
+    fn refuse_in_the_clear(&self, kind: u32) -> io::Result<Next> {
+        if kind == OPT_EXPORT_NAME {
+            return Err(broken("an export chosen without TLS"));
+        }
+        self.reply(kind, REP_ERR_TLS_REQD, b"the option is not permitted before TLS");
+        Ok(if kind == OPT_ABORT { Next::Stop } else { Next::Option })
+    }
+
+    /// Whether TLS is to begin.
+    fn starttls(&self, data: &[u8]) -> Result<bool, Refusal> {
+        if !data.is_empty() {
+            return Err("STARTTLS has no data");
+        }
+        if self.client.transport.is_secure() {
+            return Err("TLS has begun already");
+        }
+        let possible = starttls::is_possible(self.client);
+        if possible {
+            self.reply(OPT_STARTTLS, REP_ACK, &[]);
+        } else {
+            self.reply(OPT_STARTTLS, REP_ERR_POLICY, b"TLS is not configured");
+        }
+        Ok(possible)
+    }
+
+    /// What was agreed on in the clear does not count.
+    fn forget(&mut self) {
+        self.style = Style::Simple;
+        self.context_of = None;
     }
 
     /// The old way to choose an export, without a way to say that there is none.

@@ -12,10 +12,14 @@
 mod connection;
 mod export;
 mod handshake;
+mod link;
 mod listener;
 mod memory;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
 mod option;
 mod outbox;
+mod pieces;
 mod protocol;
 mod receiver;
 mod reply;
@@ -23,10 +27,20 @@ mod request;
 mod serve;
 mod server;
 mod socket;
+mod sparse;
+mod starttls;
+mod status;
+#[cfg(feature = "tls")]
+mod tls;
+mod transport;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};
+#[cfg(not(feature = "tls"))]
+pub use no_tls::TlsCredentials;
 pub use server::{NbdOptions, NbdServer};
+#[cfg(feature = "tls")]
+pub use tls::{TlsCredentials, TlsError};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

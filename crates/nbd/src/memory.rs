@@ -1,75 +1,87 @@
 //! [`Memory`]: where payloads lie, and how much of it clients may hold.
 //!
 //! A small buffer is always to be had: each client has few requests in flight, so that is bounded.
-//! Larger ones come out of amounts that all clients share, in the order in which they asked. There is
-//! one amount for medium lengths and one for large ones, so that neither waits for the other.
+//! Larger ones come out of an amount that all clients share. Nobody waits for a part of it: a client
+//! may hold half of what the others leave, and a payload that does not fit goes in pieces
+//! (`pieces.rs`). So however many clients never take their replies, there is something left for the
+//! next one, and a client that gets nothing more is slower but goes on.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use coblk_aio::{AlignedBuffer, Co};
+use coblk_aio::AlignedBuffer;
 
 use crate::connection::Connection;
 
 /// Address alignment, enough for O_DIRECT anywhere.
 const ALIGNMENT: usize = 4096;
 /// Buffers up to this length are not counted.
-const SMALL: usize = 32 << 10;
-/// Longest buffer that comes out of the first amount; longer ones come out of the second.
-const MEDIUM: usize = 1 << 20;
+pub const SMALL: usize = 32 << 10;
 /// All that larger buffers may take together.
-const SHARED: [usize; 2] = [48 << 20, 80 << 20];
-/// How much of both one client may hold.
-const PER_CLIENT: usize = 64 << 20;
+const SHARED: usize = 128 << 20;
+/// A client may hold as much as is left, divided by this.
+const SHARE: usize = 2;
+/// Length of the pieces of a payload for which there is no room.
+pub const PIECE: usize = 256 << 10;
 /// How much is kept for later when nobody uses it.
 const IDLE: usize = 32 << 20;
 /// Sizes are powers of two from 4 KiB to 32 MiB.
 const CLASSES: usize = 14;
 
 pub struct Memory {
-    shared: [Amount; 2],
+    /// Bytes that larger buffers may still take.
+    left: Cell<usize>,
     idle: RefCell<[Vec<AlignedBuffer>; CLASSES]>,
     idle_bytes: Cell<usize>,
-}
-
-/// Memory that all clients share.
-struct Amount {
-    /// In bytes.
-    left: Cell<usize>,
-    waiting: RefCell<VecDeque<(Rc<Connection>, usize)>>,
 }
 
 impl Memory {
     pub fn new() -> Rc<Memory> {
         Rc::new(Memory {
-            shared: SHARED
-                .map(|bytes| Amount { left: Cell::new(bytes), waiting: RefCell::default() }),
+            left: Cell::new(SHARED),
             idle: RefCell::default(),
             idle_bytes: Cell::new(0),
         })
     }
 
-    /// A buffer of `len` bytes, at most 32 MiB, with anything in it. Waits until there is room.
+    /// A buffer of `len` bytes, at most 32 MiB, with anything in it. `None` if that is more than the
+    /// client's share.
     ///
     /// # Errors
-    /// If the connection ends meanwhile, or the system has no memory.
+    /// If the system has no memory.
     pub fn take(
         self: &Rc<Self>,
-        co: &Co<'_>,
         client: &Rc<Connection>,
         len: usize,
-    ) -> io::Result<Buffer> {
-        let class = class_of(len);
-        let size = ALIGNMENT << class;
+    ) -> io::Result<Option<Buffer>> {
+        let size = ALIGNMENT << class_of(len);
         let counted = if size > SMALL { size } else { 0 };
-        if counted > 0 {
-            client.wait_until(co, || client.held.get() + counted <= PER_CLIENT)?;
-            self.amount(counted).take(co, client, counted)?;
+        if counted > 0 && SHARE * (client.held.get() + counted) > self.left.get() {
+            client.server.memory_is_short();
+            return Ok(None);
         }
+        self.make(client, len, counted).map(Some)
+    }
+
+    /// A buffer that is always to be had: up to [`SMALL`] for a request, and one of [`PIECE`] for a
+    /// client.
+    ///
+    /// # Errors
+    /// If the system has no memory.
+    pub fn uncounted(self: &Rc<Self>, client: &Rc<Connection>, len: usize) -> io::Result<Buffer> {
+        self.make(client, len, 0)
+    }
+
+    fn make(
+        self: &Rc<Self>,
+        client: &Rc<Connection>,
+        len: usize,
+        counted: usize,
+    ) -> io::Result<Buffer> {
         // From here on it is the buffer's drop that gives the share back.
+        self.left.set(self.left.get() - counted);
         client.held.set(client.held.get() + counted);
         let mut buffer = Buffer {
             memory: Rc::clone(self),
@@ -78,6 +90,8 @@ impl Memory {
             len,
             storage: None,
         };
+        let class = class_of(len);
+        let size = ALIGNMENT << class;
         let idle = self.idle.borrow_mut()[class].pop();
         buffer.storage = Some(match idle {
             Some(idle) => {
@@ -87,59 +101,6 @@ impl Memory {
             None => AlignedBuffer::new(size, ALIGNMENT)?,
         });
         Ok(buffer)
-    }
-
-    /// Whether somebody waits.
-    pub fn is_short(&self) -> bool {
-        self.shared.iter().any(|amount| !amount.waiting.borrow().is_empty())
-    }
-
-    fn amount(&self, bytes: usize) -> &Amount {
-        &self.shared[usize::from(bytes > MEDIUM)]
-    }
-}
-
-impl Amount {
-    fn take(&self, co: &Co<'_>, client: &Rc<Connection>, bytes: usize) -> io::Result<()> {
-        if self.waiting.borrow().is_empty() && self.left.get() >= bytes {
-            self.left.set(self.left.get() - bytes);
-            return Ok(());
-        }
-        client.granted.set(false);
-        self.waiting.borrow_mut().push_back((Rc::clone(client), bytes));
-        client.server.memory_is_short();
-        let waited = client.wait_until(co, || client.granted.get());
-        if waited.is_err() {
-            let mut waiting = self.waiting.borrow_mut();
-            waiting.retain(|(waiter, _)| !Rc::ptr_eq(waiter, client));
-            drop(waiting);
-            if client.granted.get() {
-                self.give_back(bytes);
-            }
-            // Those behind it may fit now.
-            self.serve();
-        }
-        waited
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.left.set(self.left.get() + bytes);
-        self.serve();
-    }
-
-    fn serve(&self) {
-        loop {
-            let mut waiting = self.waiting.borrow_mut();
-            let Some((_, bytes)) = waiting.front() else { return };
-            let Some(left) = self.left.get().checked_sub(*bytes) else { return };
-            self.left.set(left);
-            let client = waiting.pop_front().map(|(client, _)| client);
-            drop(waiting);
-            if let Some(client) = client {
-                client.granted.set(true);
-                client.poke();
-            }
-        }
     }
 }
 
@@ -156,6 +117,13 @@ pub struct Buffer {
     len: usize,
     /// Unset only while it is made and dropped.
     storage: Option<AlignedBuffer>,
+}
+
+impl Buffer {
+    /// Keeps the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
 }
 
 impl Deref for Buffer {
@@ -182,8 +150,7 @@ impl Drop for Buffer {
         }
         if self.counted > 0 {
             self.client.held.set(self.client.held.get() - self.counted);
-            self.memory.amount(self.counted).give_back(self.counted);
-            self.client.poke();
+            self.memory.left.set(self.memory.left.get() + self.counted);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use smallvec::SmallVec;
 
 use crate::reply::Message;
-use crate::socket::Socket;
+use crate::transport::Transport;
 
 /// Messages in one system call; each is two ranges at most.
 const BATCH: usize = 32;
@@ -46,7 +46,11 @@ impl Outbox {
     }
 
     /// Sends what the socket takes at once.
-    pub fn send(&mut self, socket: &Socket) -> io::Result<Sent> {
+    pub fn send(&mut self, transport: &Transport) -> io::Result<Sent> {
+        if self.messages.is_empty() {
+            transport.push()?;
+            return Ok(std::mem::take(&mut self.spare));
+        }
         let mut slices: SmallVec<[IoSlice<'_>; 2 * BATCH]> = SmallVec::new();
         let mut skip = self.sent;
         for message in self.messages.iter().take(BATCH) {
@@ -58,7 +62,7 @@ impl Outbox {
                 }
             }
         }
-        let written = socket.write(&slices)?;
+        let written = transport.write(&slices)?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

@@ -34,6 +34,11 @@ impl Receiver {
         Ok(&self.buffer[from..self.start])
     }
 
+    /// Nothing is here that was not looked at.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
     /// Fills `target` with what comes next; what is not here yet is read to where it belongs.
     pub fn fill(&mut self, co: &Co<'_>, client: &Connection, target: &mut [u8]) -> io::Result<()> {
         let mut done = target.len().min(self.end - self.start);

@@ -1,11 +1,14 @@
 //! Messages to a client: replies in each of the protocol's three styles.
 
+use std::ops::Range;
+use std::rc::Rc;
+
 use crate::memory::Buffer;
 use crate::protocol::*;
 use crate::request::Request;
 
-/// The longest header: that of an extended chunk with an offset.
-const MAX_HEADER: usize = 40;
+/// The longest header: that of an extended chunk that tells of a hole.
+const MAX_HEADER: usize = 44;
 
 /// How a client wants its replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +24,19 @@ pub enum Payload {
     None,
     Bytes(Vec<u8>),
     Buffer(Buffer),
+    /// Of a buffer that several messages share.
+    Part(Rc<Buffer>, Range<usize>),
+}
+
+/// A chunk of a structured reply.
+struct Chunk<'a> {
+    kind: u16,
+    /// No other follows.
+    last: bool,
+    /// What is short, and goes with the header.
+    body: &'a [u8],
+    /// Length of what follows the body, in bytes.
+    len: u64,
 }
 
 /// A header and what follows it.
@@ -35,19 +51,18 @@ pub struct Message {
 impl Message {
     /// Bytes as they are, such as those of the handshake.
     pub fn raw(bytes: Vec<u8>) -> Message {
-        let payload = Payload::Bytes(bytes);
-        Message { header: [0; MAX_HEADER], header_len: 0, payload, answers: false }
+        Message { answers: false, ..Self::bare(Payload::Bytes(bytes)) }
     }
 
     /// That `request` succeeded, and has nothing to tell.
     pub fn success(style: Style, request: &Request) -> Message {
         match style {
             Style::Simple | Style::Structured => Self::simple(request, 0, Payload::None),
-            Style::Extended => Self::chunk(style, request, REPLY_TYPE_NONE, &[], Payload::None),
+            Style::Extended => Self::nothing(style, request),
         }
     }
 
-    /// That `request` failed.
+    /// That `request` failed. May follow chunks with a part of the data.
     pub fn error(style: Style, request: &Request, errno: i32) -> Message {
         let code = error_code(errno);
         if style == Style::Simple {
@@ -56,39 +71,67 @@ impl Message {
         // The error, and the length of a message in words: there is none.
         let mut body = [0; 6];
         body[..4].copy_from_slice(&code.to_be_bytes());
-        Self::chunk(style, request, REPLY_TYPE_ERROR, &body, Payload::None)
+        let chunk = Chunk { kind: REPLY_TYPE_ERROR, last: true, body: &body, len: 0 };
+        Self::chunk(style, request, &chunk, Payload::None)
     }
 
-    /// What a read has read. One chunk, so that asking for one chunk is always granted.
+    /// All that a read has read, in one chunk.
     pub fn data(style: Style, request: &Request, data: Buffer) -> Message {
-        if style == Style::Simple {
-            return Self::simple(request, 0, Payload::Buffer(data));
+        if data.is_empty() && style != Style::Simple {
+            return Self::nothing(style, request);
         }
-        if data.is_empty() {
-            return Self::chunk(style, request, REPLY_TYPE_NONE, &[], Payload::None);
-        }
-        let offset = request.offset.to_be_bytes();
-        Self::chunk(style, request, REPLY_TYPE_OFFSET_DATA, &offset, Payload::Buffer(data))
+        Self::beginning(style, request, data, true)
     }
 
-    /// What is known of a range: lengths and states.
-    pub fn block_status(style: Style, request: &Request, extents: &[(u64, u64)]) -> Message {
-        let mut body = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
-        if style == Style::Extended {
-            body.extend_from_slice(&(extents.len() as u32).to_be_bytes());
-            for (length, state) in extents {
-                body.extend_from_slice(&length.to_be_bytes());
-                body.extend_from_slice(&state.to_be_bytes());
-            }
-            let kind = REPLY_TYPE_BLOCK_STATUS_EXT;
-            return Self::chunk(style, request, kind, &[], Payload::Bytes(body));
-        }
-        // The request was 32 bits long, and so are its parts.
-        for (length, state) in extents {
-            body.extend_from_slice(&(*length as u32).to_be_bytes());
-            body.extend_from_slice(&(*state as u32).to_be_bytes());
-        }
-        Self::chunk(style, request, REPLY_TYPE_BLOCK_STATUS, &[], Payload::Bytes(body))
+    /// The beginning of what a read reads; the rest follows in messages without headers.
+    pub fn beginning(style: Style, request: &Request, data: Buffer, answers: bool) -> Message {
+        let message = if style == Style::Simple {
+            Self::simple(request, 0, Payload::Buffer(data))
+        } else {
+            let body = &request.offset.to_be_bytes();
+            let kind = REPLY_TYPE_OFFSET_DATA;
+            let chunk = Chunk { kind, last: true, body, len: request.length };
+            Self::chunk(style, request, &chunk, Payload::Buffer(data))
+        };
+        Message { answers, ..message }
+    }
+
+    /// More of the data of a chunk that was begun.
+    pub fn continuation(data: Buffer, answers: bool) -> Message {
+        Message { answers, ..Self::bare(Payload::Buffer(data)) }
+    }
+
+    /// A chunk with a part of what a read has read, from `offset` on.
+    pub fn part(
+        style: Style,
+        request: &Request,
+        offset: u64,
+        data: Payload,
+        last: bool,
+    ) -> Message {
+        let (kind, len) = (REPLY_TYPE_OFFSET_DATA, data.bytes().len() as u64);
+        let chunk = Chunk { kind, last, body: &offset.to_be_bytes(), len };
+        Self::chunk(style, request, &chunk, data)
+    }
+
+    /// A chunk that tells of `len` zeroes from `offset` on.
+    pub fn hole(style: Style, request: &Request, offset: u64, len: usize, last: bool) -> Message {
+        let mut body = [0; 12];
+        body[..8].copy_from_slice(&offset.to_be_bytes());
+        // At most 32 MiB.
+        body[8..].copy_from_slice(&(len as u32).to_be_bytes());
+        let chunk = Chunk { kind: REPLY_TYPE_OFFSET_HOLE, last, body: &body, len: 0 };
+        Self::chunk(style, request, &chunk, Payload::None)
+    }
+
+    /// What is known of a range, as `status.rs` has written it.
+    pub fn block_status(style: Style, request: &Request, extents: Buffer) -> Message {
+        let kind = match style {
+            Style::Extended => REPLY_TYPE_BLOCK_STATUS_EXT,
+            Style::Simple | Style::Structured => REPLY_TYPE_BLOCK_STATUS,
+        };
+        let chunk = Chunk { kind, last: true, body: &[], len: extents.len() as u64 };
+        Self::chunk(style, request, &chunk, Payload::Buffer(extents))
     }
 
     pub fn parts(&self) -> [&[u8]; 2] {
@@ -99,25 +142,31 @@ impl Message {
         self.header_len + self.payload.bytes().len()
     }
 
+    fn bare(payload: Payload) -> Message {
+        Message { header: [0; MAX_HEADER], header_len: 0, payload, answers: true }
+    }
+
     fn simple(request: &Request, code: u32, payload: Payload) -> Message {
-        let mut message =
-            Message { header: [0; MAX_HEADER], header_len: 0, payload, answers: true };
+        let mut message = Self::bare(payload);
         message.put(&SIMPLE_REPLY_MAGIC.to_be_bytes());
         message.put(&code.to_be_bytes());
         message.put(&request.cookie.to_be_bytes());
         message
     }
 
-    /// The only chunk of a reply; `body` is short and goes with the header.
-    fn chunk(style: Style, request: &Request, kind: u16, body: &[u8], payload: Payload) -> Message {
-        let len = (body.len() + payload.bytes().len()) as u64;
-        let mut message =
-            Message { header: [0; MAX_HEADER], header_len: 0, payload, answers: true };
+    fn nothing(style: Style, request: &Request) -> Message {
+        let chunk = Chunk { kind: REPLY_TYPE_NONE, last: true, body: &[], len: 0 };
+        Self::chunk(style, request, &chunk, Payload::None)
+    }
+
+    fn chunk(style: Style, request: &Request, chunk: &Chunk<'_>, payload: Payload) -> Message {
+        let len = chunk.body.len() as u64 + chunk.len;
+        let mut message = Message { answers: chunk.last, ..Self::bare(payload) };
         let extended = style == Style::Extended;
         let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
         message.put(&magic.to_be_bytes());
-        message.put(&REPLY_FLAG_DONE.to_be_bytes());
-        message.put(&kind.to_be_bytes());
+        message.put(&if chunk.last { REPLY_FLAG_DONE } else { 0 }.to_be_bytes());
+        message.put(&chunk.kind.to_be_bytes());
         message.put(&request.cookie.to_be_bytes());
         if extended {
             message.put(&request.offset.to_be_bytes());
@@ -126,7 +175,7 @@ impl Message {
             // Within 32 MiB and a header.
             message.put(&(len as u32).to_be_bytes());
         }
-        message.put(body);
+        message.put(chunk.body);
         message
     }
 
@@ -142,6 +191,7 @@ impl Payload {
             Payload::None => &[],
             Payload::Bytes(bytes) => bytes,
             Payload::Buffer(buffer) => buffer,
+            Payload::Part(buffer, range) => &buffer[range.clone()],
         }
     }
 }
@@ -156,9 +206,8 @@ mod tests {
         let lens = [Style::Simple, Style::Structured, Style::Extended]
             .map(|style| Message::error(style, &request, libc::EIO).len());
         assert_eq!(lens, [16, 26, 38]);
-        let status = Message::block_status(Style::Structured, &request, &[(4, 0), (8, 3)]);
-        assert_eq!(status.len(), 20 + 4 + 16);
-        let status = Message::block_status(Style::Extended, &request, &[(4, 0), (8, 3)]);
-        assert_eq!(status.len(), 32 + 8 + 32);
+        let lens = [Style::Structured, Style::Extended]
+            .map(|style| Message::hole(style, &request, 512, 4096, true).len());
+        assert_eq!(lens, [20 + 12, 32 + 12]);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, CoWaker, Timer};
 
+use crate::TlsCredentials;
 use crate::connection::Connection;
 use crate::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::listener::{self, Listener, NbdAddress, NbdListener};
@@ -15,7 +16,7 @@ use crate::memory::Memory;
 use crate::protocol::MAX_STRING;
 use crate::socket::Socket;
 
-/// How long a client may keep memory and do nothing with it while others wait for some.
+/// How long a client may keep memory and do nothing with it when others got none.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -30,15 +31,27 @@ pub struct NbdOptions {
     /// Clients wait to be accepted until [`NbdServer::begin`]: for a daemon that has more to do
     /// before it serves.
     pub paused: bool,
+    /// How clients encrypt what they say; `None`, and always without the feature `tls`: they cannot.
+    pub tls: Option<TlsCredentials>,
+}
+
+impl NbdOptions {
+    /// The same with TLS: a client can do nothing before it has begun that, unless the credentials are
+    /// optional.
+    #[must_use]
+    pub fn tls(self, credentials: TlsCredentials) -> NbdOptions {
+        NbdOptions { tls: Some(credentials), ..self }
+    }
 }
 
 impl Default for NbdOptions {
-    /// 100 clients, 10 seconds, at once.
+    /// 100 clients, 10 seconds, at once, no TLS.
     fn default() -> NbdOptions {
         NbdOptions {
             max_connections: 100,
             handshake_timeout: Duration::from_secs(10),
             paused: false,
+            tls: None,
         }
     }
 }
@@ -165,7 +178,7 @@ impl NbdServer {
 
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        self.shared.clients.borrow().len()
+        self.shared.connections()
     }
 
     /// Accepts clients, if it was made [paused](NbdOptions::paused).
@@ -222,7 +235,7 @@ pub struct Shared {
     pub paused: Cell<bool>,
     pub may_accept: Cell<bool>,
     acceptor: Cell<Option<CoWaker>>,
-    /// Armed while somebody waits for memory.
+    /// Armed while clients keep memory of which others got none.
     look: Timer,
 }
 
@@ -287,9 +300,13 @@ impl Shared {
         clients.iter().find(|other| std::ptr::eq(&***other, client)).cloned()
     }
 
+    pub fn connections(&self) -> usize {
+        self.clients.borrow().len()
+    }
+
     pub fn is_crowded(&self) -> bool {
         let most = self.options.max_connections;
-        most > 0 && self.clients.borrow().len() >= most
+        most > 0 && self.connections() >= most
     }
 
     pub fn wait_to_accept(&self, co: &Co<'_>) {
@@ -309,7 +326,7 @@ impl Shared {
         }
     }
 
-    /// Somebody waits for memory: sees to it that nobody sits on it for ever.
+    /// Somebody got no memory: sees to it that nobody sits on it for ever.
     pub fn memory_is_short(&self) {
         if !self.look.is_armed() {
             self.look.arm_after(LOOK);
@@ -317,18 +334,18 @@ impl Shared {
     }
 
     fn look_after_memory(&self, ctx: &AioContext) {
-        if !self.memory.is_short() {
-            return;
-        }
         let patience = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
         let limit = ctx.now_ns() - patience;
         for client in self.all() {
-            if client.stuck_since_ns().is_some_and(|since| since <= limit) {
-                tracing::warn!("an NBD client that others wait for is disconnected");
-                client.fail();
+            if let Some(since) = client.stuck_since_ns() {
+                if since <= limit {
+                    tracing::warn!("an NBD client that keeps memory from others is disconnected");
+                    client.fail();
+                } else {
+                    self.memory_is_short();
+                }
             }
         }
-        self.memory_is_short();
     }
 
     /// All clients, to be called: they may leave meanwhile.

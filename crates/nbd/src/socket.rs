@@ -5,6 +5,9 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
 pub enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -34,6 +37,13 @@ impl Socket {
             Socket::Unix(stream) => (&mut &*stream).write_vectored(source),
             Socket::Tcp(stream) => (&mut &*stream).write_vectored(source),
         }
+    }
+
+    /// Whether there is something to read, or to be told.
+    pub fn has_input(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let seen = recv(self, &mut [0; 1], flags);
+        !matches!(seen, Err(Errno::AGAIN | Errno::INTR))
     }
 
     /// Ends both directions: whoever waits for it is told.

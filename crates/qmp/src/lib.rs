@@ -25,4 +25,4 @@ pub use command::CommandTable;
 pub use error::{ErrorClass, QmpError};
 pub use event::Event;
 pub use monitor::{Monitor, QmpOptions, QmpVersion, VersionTriple};
-pub use socket::SocketAddress;
+pub use socket::{QmpListener, SocketAddress};

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::command::CommandTable;
 use crate::event::{Event, Limits};
 use crate::session::Session;
-use crate::socket::{Listener, SocketAddress, Stream, connect};
+use crate::socket::{Listener, QmpListener, SocketAddress, Stream, connect};
 
 /// How long nobody is accepted after that has failed, for want of descriptors for one.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -26,6 +26,8 @@ pub struct QmpOptions {
     pub pretty: bool,
     /// What the greeting and `query-version` say.
     pub version: QmpVersion,
+    /// Clients that come wait until [`Monitor::begin`]: for a daemon that is not ready yet.
+    pub paused: bool,
 }
 
 /// A version, with QEMU's members.
@@ -81,7 +83,7 @@ impl Default for QmpVersion {
 /// ```
 pub struct Monitor {
     shared: Rc<Shared>,
-    address: SocketAddress,
+    address: Option<SocketAddress>,
 }
 
 struct Shared {
@@ -91,6 +93,7 @@ struct Shared {
     /// Its coroutine lives.
     is_running: Cell<bool>,
     is_stopping: Cell<bool>,
+    is_paused: Cell<bool>,
     /// What its coroutine does while there is no client.
     idle: CoSleep,
     limits: Limits,
@@ -112,14 +115,39 @@ impl Monitor {
         table: Rc<CommandTable>,
         options: QmpOptions,
     ) -> io::Result<Monitor> {
-        let listener = Listener::bind(address)?;
-        let address = listener.local_address()?;
+        Self::start(ctx, Listener::bind(address)?, table, options)
+    }
+
+    /// Serves on a socket that listens already, as one that systemd has passed.
+    ///
+    /// # Errors
+    /// If the socket cannot be used.
+    ///
+    /// # Panics
+    /// If there is no memory for a coroutine's stack.
+    pub fn from_listener(
+        ctx: &AioContext,
+        listener: QmpListener,
+        table: Rc<CommandTable>,
+        options: QmpOptions,
+    ) -> io::Result<Monitor> {
+        Self::start(ctx, Listener::from_open(listener)?, table, options)
+    }
+
+    fn start(
+        ctx: &AioContext,
+        listener: Listener,
+        table: Rc<CommandTable>,
+        options: QmpOptions,
+    ) -> io::Result<Monitor> {
+        let address = listener.local_address();
         let shared = Shared::new(ctx, table, options);
         let own = Rc::clone(&shared);
         let idle = shared.idle.clone();
         ctx.set_fd_handler(&listener, FdInterest::Read, move |_, _| idle.wake())?;
         ctx.spawn("qmp_monitor", move |co| {
             let _stopped = StoppedOnDrop(&own);
+            own.wait_to_begin(co);
             own.accept(co, &listener);
             co.context().unset_fd_handler(&listener);
         });
@@ -146,6 +174,7 @@ impl Monitor {
         let (own, target) = (Rc::clone(&shared), address.clone());
         ctx.spawn("qmp_monitor", move |co| {
             let _stopped = StoppedOnDrop(&own);
+            own.wait_to_begin(co);
             if let Some(stream) = first {
                 own.serve(co, stream);
             }
@@ -153,12 +182,19 @@ impl Monitor {
                 own.reconnect(co, &target, pause);
             }
         });
-        Ok(Monitor { shared, address: address.clone() })
+        Ok(Monitor { shared, address: Some(address.clone()) })
     }
 
-    /// Where it listens, with the port that the system chose; or where it connects to.
-    pub fn address(&self) -> &SocketAddress {
-        &self.address
+    /// Where it listens, with the port that the system chose, if that has a name; or where it
+    /// connects to.
+    pub fn address(&self) -> Option<&SocketAddress> {
+        self.address.as_ref()
+    }
+
+    /// Lets clients in, if it was [paused](QmpOptions::paused).
+    pub fn begin(&self) {
+        self.shared.is_paused.set(false);
+        self.shared.idle.wake();
     }
 
     /// Whether there is a client.
@@ -205,9 +241,11 @@ impl Shared {
                     own.tell_due();
                 }
             });
+            let is_paused = Cell::new(options.paused);
             Shared {
                 table,
                 options,
+                is_paused,
                 session: RefCell::default(),
                 is_running: Cell::new(true),
                 is_stopping: Cell::new(false),
@@ -216,6 +254,12 @@ impl Shared {
                 tick,
             }
         })
+    }
+
+    fn wait_to_begin(&self, co: &Co<'_>) {
+        while self.is_paused.get() && !self.is_stopping.get() {
+            self.rest(co, LONG);
+        }
     }
 
     /// Serves clients that come, until the monitor stops.

@@ -25,56 +25,78 @@ pub enum SocketAddress {
 /// which never blocks.
 pub type Stream = File;
 
-pub enum Listener {
-    Unix(UnixListener, PathBuf),
+/// A socket that listens already, for [`Monitor::from_listener`](crate::Monitor::from_listener).
+#[derive(Debug)]
+pub enum QmpListener {
+    /// A unix socket. Its path, if it has one, is left alone.
+    Unix(UnixListener),
+    /// A TCP socket.
     Tcp(TcpListener),
+}
+
+/// A socket that listens, and never blocks; with the path that is removed at the end.
+pub struct Listener {
+    socket: QmpListener,
+    path: Option<PathBuf>,
 }
 
 impl Listener {
     pub fn bind(address: &SocketAddress) -> io::Result<Listener> {
-        match address {
+        let listener = match address {
             SocketAddress::Unix(path) => {
-                let listener = Listener::Unix(bind_unix(path)?, path.clone());
-                if let Listener::Unix(listener, _) = &listener {
-                    listener.set_nonblocking(true)?;
-                }
-                Ok(listener)
+                let socket = QmpListener::Unix(bind_unix(path)?);
+                Listener { socket, path: Some(path.clone()) }
             }
             SocketAddress::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Listener::Tcp(listener))
+                Listener { socket: QmpListener::Tcp(TcpListener::bind(address)?), path: None }
             }
-        }
+        };
+        listener.never_blocking()
     }
 
-    pub fn local_address(&self) -> io::Result<SocketAddress> {
-        match self {
-            Listener::Unix(_, path) => Ok(SocketAddress::Unix(path.clone())),
-            Listener::Tcp(listener) => listener.local_addr().map(SocketAddress::Tcp),
+    pub fn from_open(socket: QmpListener) -> io::Result<Listener> {
+        Listener { socket, path: None }.never_blocking()
+    }
+
+    fn never_blocking(self) -> io::Result<Listener> {
+        match &self.socket {
+            QmpListener::Unix(socket) => socket.set_nonblocking(true)?,
+            QmpListener::Tcp(socket) => socket.set_nonblocking(true)?,
+        }
+        Ok(self)
+    }
+
+    /// Where it listens, if that has a name.
+    pub fn local_address(&self) -> Option<SocketAddress> {
+        match &self.socket {
+            QmpListener::Unix(socket) => {
+                let address = socket.local_addr().ok()?;
+                address.as_pathname().map(|path| SocketAddress::Unix(path.to_owned()))
+            }
+            QmpListener::Tcp(socket) => socket.local_addr().ok().map(SocketAddress::Tcp),
         }
     }
 
     pub fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Listener::Unix(listener, _) => listener.accept().and_then(|(stream, _)| unix(stream)),
-            Listener::Tcp(listener) => listener.accept().and_then(|(stream, _)| tcp(stream)),
+        match &self.socket {
+            QmpListener::Unix(socket) => socket.accept().and_then(|(stream, _)| unix(stream)),
+            QmpListener::Tcp(socket) => socket.accept().and_then(|(stream, _)| tcp(stream)),
         }
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Listener::Unix(listener, _) => listener.as_fd(),
-            Listener::Tcp(listener) => listener.as_fd(),
+        match &self.socket {
+            QmpListener::Unix(socket) => socket.as_fd(),
+            QmpListener::Tcp(socket) => socket.as_fd(),
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
+        if let Some(path) = &self.path {
             // Somebody may have removed it already.
             let _ = fs::remove_file(path);
         }

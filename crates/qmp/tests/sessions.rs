@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 
-use coblk_qmp::{CommandTable, Monitor, QmpOptions, SocketAddress};
+use coblk_qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
 use serde_json::{Value, json};
 use util::{Client, Served, connect};
 
@@ -207,6 +207,23 @@ fn answers_may_be_pretty() {
 }
 
 #[test]
+fn an_id_does_not_make_pretty_answers_long() {
+    let served = Served::with(QmpOptions { pretty: true, ..QmpOptions::default() }, None);
+    let mut client = Client::new(connect(&served.path()));
+    let id = format!("{}{}1{}", "[".repeat(100), "1,".repeat(100_000), "]".repeat(100));
+    client.send(format!(r#"{{"execute": "x", "id": {id}}}"#).as_bytes());
+    let mut bytes = 0;
+    loop {
+        let line = client.line().unwrap();
+        bytes += line.len();
+        if line == format!("    \"id\": {id}\n") {
+            break;
+        }
+    }
+    assert!(bytes < 250_000, "{bytes}");
+}
+
+#[test]
 fn tcp_does_as_well() {
     let any = "127.0.0.1:0".parse().unwrap();
     let served = Served::with(QmpOptions::default(), Some(any));
@@ -232,6 +249,31 @@ fn a_monitor_may_connect_and_do_so_again() {
         }
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+#[test]
+fn a_monitor_that_is_paused_lets_clients_wait() {
+    let ctx = coblk_aio::AioContext::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp.sock");
+    let socket = QmpListener::Unix(UnixListener::bind(&path).unwrap());
+    let options = QmpOptions { paused: true, ..QmpOptions::default() };
+    let monitor =
+        Monitor::from_listener(&ctx, socket, CommandTable::new().into(), options).unwrap();
+    assert_eq!(monitor.address(), Some(&SocketAddress::Unix(path.clone())));
+    let stream = connect(&path);
+    stream.set_nonblocking(true).unwrap();
+    for _ in 0..10 {
+        ctx.poll(false);
+        let error = (&stream).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    monitor.begin();
+    ctx.run_until(|| monitor.is_connected());
+    ctx.run(|co| monitor.co_shutdown(co, std::time::Duration::from_secs(10)));
+    stream.set_nonblocking(false).unwrap();
+    assert!(Client::new(stream).receive().get("QMP").is_some());
+    assert!(path.exists(), "it is not the monitor's");
 }
 
 #[test]

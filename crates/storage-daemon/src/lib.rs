@@ -18,6 +18,7 @@ mod logging;
 mod metrics;
 pub mod options;
 mod pid_file;
+mod qmp;
 pub mod run;
 mod signals;
 mod socket_activation;

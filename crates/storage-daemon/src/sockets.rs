@@ -63,6 +63,9 @@ pub enum SocketError {
     /// It is there, and is no socket that listens for streams.
     #[error("File descriptor '{0}' is not a socket")]
     NotASocket(String),
+    /// There can only be listened there.
+    #[error("only a path, or a host and a port, can be connected to")]
+    ListenOnly,
     /// A socket of another kind is needed.
     #[error("Only socket address types 'unix' and 'fd' are supported")]
     UnixOnly,
@@ -177,6 +180,26 @@ pub fn open_unix(address: &SocketAddress) -> Result<Listening, SocketError> {
     match address {
         SocketAddress::Inet(_) => Err(SocketError::UnixOnly),
         address => open(address),
+    }
+}
+
+/// Where to connect to. May block, to ask for the addresses of a host.
+///
+/// # Errors
+/// What is unknown, or an address that nobody connects to.
+pub fn peer(address: &SocketAddress) -> Result<coblk::qmp::SocketAddress, SocketError> {
+    match address {
+        SocketAddress::Unix(UnixAddress { path, is_abstract: false }) => {
+            Ok(coblk::qmp::SocketAddress::Unix(path.clone()))
+        }
+        SocketAddress::Inet(address) => match resolve(address)?.first() {
+            Some(found) => Ok(coblk::qmp::SocketAddress::Tcp(*found)),
+            None => Err(SocketError::NoAddress {
+                host: address.host.clone(),
+                port: address.port.clone(),
+            }),
+        },
+        _ => Err(SocketError::ListenOnly),
     }
 }
 

@@ -4,6 +4,7 @@
 //! about retries. All of them may be called from any thread.
 
 pub mod block_device;
+mod descriptor;
 pub mod faults;
 mod lock;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use libc::{c_int, c_void};
 
 use crate::io_vector::{IoVector, IoVectorMut};
+pub use descriptor::{clear_nonblocking, redirect};
 use faults::Call;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 

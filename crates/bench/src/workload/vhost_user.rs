@@ -22,7 +22,7 @@ use super::Job;
 use super::pattern::{Kind, Offsets};
 
 /// Entries of a queue; a request takes three.
-const QUEUE_SIZE: u16 = 512;
+const QUEUE_SIZE: u16 = 128;
 const SECTOR_BYTES: u64 = 512;
 /// A server that completes nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,8 +49,10 @@ impl VhostUserClient {
         let memory = shared_memory(&mut *transport, queues * queue_bytes)?;
         let capacity = transport.get_config()?.capacity.to_native() * SECTOR_BYTES;
         let range_bytes = job.range_bytes.min(capacity);
-        let queue = |(index, ring)| {
+        let queue = |(index, mut ring): (usize, VirtioBlkQueue<'static, usize>)| {
             let seed = job.seed + index as u64;
+            // The driver begins with interrupts off.
+            ring.set_used_notif_enabled(true);
             Ok(Queue {
                 ring,
                 kick: transport.get_submission_notifier(index),

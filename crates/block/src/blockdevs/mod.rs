@@ -2,6 +2,7 @@
 //! `blockdev-del` do.
 
 mod open;
+mod reopen;
 mod resize;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::{AioContext, Co};
 
 use crate::filters::throttle::ThrottleGroup;
+use crate::graph;
 use crate::node::BlockNode;
 use crate::options::{BlockdevError, NodeOptions, check_name, shorten};
 use open::{Inherited, Opening};
@@ -51,23 +53,23 @@ struct Names {
 enum Entry {
     /// It is being opened or closed.
     Reserved,
-    /// Opened by itself.
-    Owned(Arc<BlockNode>),
+    /// Opened by itself, as these options say.
+    Owned(Arc<BlockNode>, Arc<NodeOptions>),
     /// Opened as a child, and there as long as somebody needs it.
-    Child(Weak<BlockNode>),
+    Child(Weak<BlockNode>, Arc<NodeOptions>),
 }
 
 impl Entry {
     fn node(&self) -> Option<Arc<BlockNode>> {
         match self {
             Entry::Reserved => None,
-            Entry::Owned(node) => Some(Arc::clone(node)),
-            Entry::Child(node) => node.upgrade(),
+            Entry::Owned(node, _) => Some(Arc::clone(node)),
+            Entry::Child(node, _) => node.upgrade(),
         }
     }
 
     fn is_free(&self) -> bool {
-        matches!(self, Entry::Child(node) if node.strong_count() == 0)
+        matches!(self, Entry::Child(node, _) if node.strong_count() == 0)
     }
 }
 
@@ -76,11 +78,11 @@ impl Names {
     fn take_unused(&mut self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
         let entry = self.nodes.get_mut(name);
         match entry {
-            Some(Entry::Owned(node)) if Arc::strong_count(node) > 1 => {
+            Some(Entry::Owned(node, _)) if graph::lock().has_users(node) => {
                 Err(BlockdevError::InUse { what: "node", name: name.to_owned() })
             }
-            Some(entry @ Entry::Owned(_)) => match std::mem::replace(entry, Entry::Reserved) {
-                Entry::Owned(node) => Ok(node),
+            Some(entry @ Entry::Owned(..)) => match std::mem::replace(entry, Entry::Reserved) {
+                Entry::Owned(node, _) => Ok(node),
                 _ => Err(BlockdevError::NoSuchNode(shorten(name))),
             },
             _ => Err(BlockdevError::NoSuchNode(shorten(name))),
@@ -123,17 +125,20 @@ impl Blockdevs {
         options: NodeOptions,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = self.co_open_node(co, options, Inherited::default())?;
-        let entry = Entry::Owned(Arc::clone(&node));
-        self.names().nodes.insert(node.name().to_owned(), entry);
+        if let Some(entry) = self.names().nodes.get_mut(node.name())
+            && let Entry::Child(_, options) = entry
+        {
+            *entry = Entry::Owned(Arc::clone(&node), Arc::clone(options));
+        }
         Ok(node)
     }
 
-    /// Flushes a node and forgets it, which ends it. That the flush fails is logged, and keeps nobody
-    /// from getting rid of the node. Polls `ctx` meanwhile.
+    /// Flushes a node and forgets it, which ends it as soon as nobody holds it. That the flush fails is
+    /// logged, and keeps nobody from getting rid of the node. Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// If there is none of that name that was opened by itself, or if somebody uses it: a backend,
-    /// a parent, or who holds it.
+    /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
+    /// a node that stands on it.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_close`](Self::co_close).
@@ -161,6 +166,14 @@ impl Blockdevs {
     /// The node called `name`.
     pub fn node(&self, name: &str) -> Option<Arc<BlockNode>> {
         self.names().nodes.get(name)?.node()
+    }
+
+    fn known_node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))
+    }
+
+    fn known_group(&self, name: &str) -> Result<ThrottleGroup, BlockdevError> {
+        self.throttle_group(name).ok_or_else(|| BlockdevError::NoSuchGroup(shorten(name)))
     }
 
     /// All nodes, by name.
@@ -211,9 +224,11 @@ impl Blockdevs {
         let name = self.reserve(options.node_name.as_deref())?;
         let reserved = Reserved { blockdevs: self, name: &name };
         let own = Inherited::of(&options, inherited);
+        own.check(&name)?;
         let opening = Opening { blockdevs: self, co, name: &name, own };
-        let node = opening.co_open(options)?;
-        self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node)));
+        let options = Arc::new(options);
+        let node = opening.co_open(&options)?;
+        self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node), options));
         std::mem::forget(reserved);
         Ok(node)
     }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use coblk_aio::Co;
 
 use super::Blockdevs;
-use crate::drivers::{File, FileOpenError, Null, Raw};
+use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::Throttle;
-use crate::node::BlockNode;
-use crate::node_info::CacheMode;
-use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, shorten};
+use crate::node::{BlockNode, NodeState};
+use crate::node_info::{CacheMode, DetectZeroes};
+use crate::options::{
+    BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError, check_log_sector,
+};
 
 /// What a child has from its parent, unless it says otherwise.
 #[derive(Clone, Copy, Default)]
@@ -21,6 +23,8 @@ pub(super) struct Inherited {
     pub(super) cache_direct: bool,
     pub(super) cache_no_flush: bool,
     pub(super) unmap: bool,
+    pub(super) detect_zeroes: DetectZeroes,
+    pub(super) force_share: bool,
 }
 
 impl Inherited {
@@ -32,6 +36,74 @@ impl Inherited {
             cache_direct: options.cache_direct.unwrap_or(inherited.cache_direct),
             cache_no_flush: options.cache_no_flush.unwrap_or(inherited.cache_no_flush),
             unmap: options.discard.unwrap_or(inherited.unmap),
+            detect_zeroes: options.detect_zeroes.unwrap_or_default(),
+            force_share: options.force_share.unwrap_or(inherited.force_share),
+        }
+    }
+
+    /// Whether these go together.
+    pub(super) fn check(self, node: &str) -> Result<(), BlockdevError> {
+        let invalid = |option: &str, why: &str| {
+            let (node, option, why) = (node.to_owned(), option.to_owned(), why.to_owned());
+            Err(OptionsError::Invalid { node, option, why }.into())
+        };
+        if self.detect_zeroes == DetectZeroes::Unmap && !self.unmap {
+            return invalid("detect-zeroes", "'unmap' needs discard=unmap");
+        }
+        if self.force_share && !self.read_only {
+            return invalid("force-share", "needs read-only=on");
+        }
+        Ok(())
+    }
+
+    /// What a child has from the node.
+    pub(super) fn for_child(self, role: &str) -> Inherited {
+        // What reaches this node shall reach what it stands on.
+        let child = Inherited { unmap: true, ..self };
+        match role {
+            // It is written to, whatever is done with the node itself.
+            "log" => Inherited { read_only: false, auto_read_only: false, ..child },
+            _ => child,
+        }
+    }
+
+    /// What the node itself is told.
+    pub(super) fn node_state(self) -> NodeState {
+        let cache_mode = CacheMode { direct: self.cache_direct, no_flush: self.cache_no_flush };
+        NodeState {
+            read_only: self.read_only,
+            discard: self.unmap,
+            detect_zeroes: self.detect_zeroes,
+            force_share: self.force_share,
+            cache_mode,
+        }
+    }
+
+    /// A node that is to be written stands on nodes that can be.
+    pub(super) fn check_writable(self, node: &str, child: &BlockNode) -> Result<(), BlockdevError> {
+        if child.is_read_only() && !self.read_only && !self.auto_read_only {
+            let (node, child) = (node.to_owned(), child.name().to_owned());
+            return Err(BlockdevError::ReadOnlyChild { node, child });
+        }
+        Ok(())
+    }
+
+    /// Opens an image, read-only if it may not be written to and that will do.
+    pub(super) fn open_file<T>(
+        self,
+        driver: &DriverOptions,
+        open: impl Fn(FileOptions) -> Result<T, FileOpenError>,
+    ) -> Result<T, FileOpenError> {
+        let mut options = File::options().direct(self.cache_direct).no_flush(self.cache_no_flush);
+        if let DriverOptions::File { aio, locking, device, .. } = driver {
+            options = options.engine(*aio).locking(*locking);
+            options = if *device { options.on_device() } else { options };
+        }
+        match open(options.read_only(self.read_only)) {
+            Err(error) if self.auto_read_only && is_refusal(&error) => {
+                open(options.read_only(true))
+            }
+            opened => opened,
         }
     }
 }
@@ -45,59 +117,52 @@ pub(super) struct Opening<'a, 'co> {
 }
 
 impl Opening<'_, '_> {
-    pub(super) fn co_open(&self, options: NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
-        let node = match options.driver {
-            DriverOptions::File { filename, aio, locking, device } => {
-                let file = File::options().direct(self.own.cache_direct).engine(aio);
-                let file = file.locking(locking).no_flush(self.own.cache_no_flush);
-                let file = if device { file.on_device() } else { file };
-                let open = |read_only| {
-                    let options = file.read_only(read_only);
-                    let pool = self.co.context().thread_pool();
-                    pool.submit_co(self.co, || options.open(&filename))
-                };
-                let opened = match open(self.own.read_only) {
-                    Err(error) if self.own.auto_read_only && is_refusal(&error) => open(true),
-                    opened => opened,
-                };
-                let file =
-                    opened.map_err(|source| BlockdevError::File { node: self.node(), source });
+    pub(super) fn co_open(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let node = match &options.driver {
+            DriverOptions::File { filename, .. } => {
+                let pool = self.co.context().thread_pool();
+                let file = self.own.open_file(&options.driver, |options| {
+                    pool.submit_co(self.co, || options.open(filename))
+                });
+                let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
                 BlockNode::new(self.name, file?)
             }
             DriverOptions::Raw { file, offset, size } => {
-                let raw = Raw::part(self.child(file)?, offset, size);
+                let raw = Raw::part(self.child("file", file)?, *offset, *size);
                 BlockNode::new(self.name, raw.map_err(|error| self.refused(error))?)
             }
             DriverOptions::Null { size, read_zeroes, latency_ns, deferred } => {
-                let null = Null::new(size).read_zeroes(read_zeroes).latency_ns(latency_ns);
-                BlockNode::new(self.name, null.deferred(deferred))
+                let null = Null::new(*size).read_zeroes(*read_zeroes).latency_ns(*latency_ns);
+                BlockNode::new(self.name, null.deferred(*deferred))
             }
             DriverOptions::Throttle { file, throttle_group } => {
-                let group = self.blockdevs.throttle_group(&throttle_group);
-                let group =
-                    group.ok_or_else(|| BlockdevError::NoSuchGroup(shorten(&throttle_group)))?;
-                BlockNode::new(self.name, Throttle::new(self.child(file)?, &group))
+                let group = self.blockdevs.known_group(throttle_group)?;
+                BlockNode::new(self.name, Throttle::new(self.child("file", file)?, &group))
             }
-            DriverOptions::BlkDebug { image, inject_error } => {
+            DriverOptions::BlkDebug { image, inject_error, constraints } => {
                 let rules = Rules::new(0);
-                for inject in &inject_error {
+                for inject in inject_error {
                     rules.add(inject.rule());
                 }
-                BlockNode::new(self.name, BlkDebug::new(self.child(image)?, rules))
+                let (take, unshare) = (constraints.take, constraints.unshare);
+                let limits =
+                    constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
+                let filter = BlkDebug::new(self.child("image", image)?, rules);
+                BlockNode::new(self.name, filter.constrained(limits, take, unshare))
             }
-            DriverOptions::BlkLogWrites { file, log } => {
-                let (file, log) = (self.child(file)?, self.writable_child(log)?);
-                let filter = BlkLogWrites::create(self.co, file, log);
+            DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
+                let (file, log) = (self.child("file", file)?, self.child("log", log)?);
+                check_log_sector(log_sector_size.map(u64::from))
+                    .map_err(|why| self.invalid("log-sector-size", why))?;
+                let filter = match log_sector_size {
+                    Some(size) => BlkLogWrites::with_sectors(self.co, file, log, *size),
+                    None => BlkLogWrites::create(self.co, file, log),
+                };
                 let failed = |source| BlockdevError::Io { node: self.node(), source };
                 BlockNode::new(self.name, filter.map_err(failed)?)
             }
         };
-        node.set_discard_enabled(self.own.unmap);
-        let (direct, no_flush) = (self.own.cache_direct, self.own.cache_no_flush);
-        node.set_cache_mode(CacheMode { direct, no_flush });
-        if self.own.read_only {
-            node.make_read_only();
-        }
+        node.swap_state(self.own.node_state());
         Ok(node)
     }
 
@@ -105,41 +170,24 @@ impl Opening<'_, '_> {
         self.name.to_owned()
     }
 
+    fn invalid(&self, option: &str, why: String) -> BlockdevError {
+        OptionsError::Invalid { node: self.node(), option: option.to_owned(), why }.into()
+    }
+
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {
         BlockdevError::Driver { node: self.node(), source: Box::new(error) }
     }
 
     /// A child that is there, or is opened now.
-    fn child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
-        self.child_with(child, self.own)
-    }
-
-    /// A child that is written to, whatever is done with the node itself.
-    fn writable_child(&self, child: NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
-        self.child_with(child, Inherited { read_only: false, auto_read_only: false, ..self.own })
-    }
-
-    fn child_with(
-        &self,
-        child: NodeRef,
-        wanted: Inherited,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
+    fn child(&self, role: &str, child: &NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
+        let wanted = self.own.for_child(role);
         let child = match child {
-            NodeRef::Name(name) => self
-                .blockdevs
-                .node(&name)
-                .ok_or_else(|| BlockdevError::NoSuchNode(shorten(&name)))?,
-            // What reaches this node shall reach what it stands on.
-            NodeRef::Options(options) => self.blockdevs.co_open_node(
-                self.co,
-                *options,
-                Inherited { unmap: true, ..wanted },
-            )?,
+            NodeRef::Name(name) => self.blockdevs.known_node(name)?,
+            NodeRef::Options(options) => {
+                self.blockdevs.co_open_node(self.co, (**options).clone(), wanted)?
+            }
         };
-        if child.is_read_only() && !wanted.read_only && !wanted.auto_read_only {
-            let (node, child) = (self.node(), child.name().to_owned());
-            return Err(BlockdevError::ReadOnlyChild { node, child });
-        }
+        wanted.check_writable(self.name, &child)?;
         Ok(child)
     }
 }

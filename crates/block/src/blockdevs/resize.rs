@@ -4,7 +4,7 @@ use coblk_aio::{AioContext, Co};
 
 use super::Blockdevs;
 use crate::block_backend::{BlockBackend, ResizeError};
-use crate::options::{BlockdevError, shorten};
+use crate::options::BlockdevError;
 
 impl Blockdevs {
     /// Changes the length of the node called `name` to `length` bytes, while requests run; what is
@@ -26,7 +26,7 @@ impl Blockdevs {
     /// # Errors
     /// As of [`resize`](Self::resize).
     pub fn co_resize(&self, co: &Co<'_>, name: &str, length: u64) -> Result<(), BlockdevError> {
-        let node = self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))?;
+        let node = self.known_node(name)?;
         if node.is_read_only() {
             return Err(BlockdevError::ReadOnly(node.name().to_owned()));
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
@@ -20,10 +21,14 @@ const SECTOR_BYTES: u64 = 512;
 /// node below pads.
 pub struct Raw {
     child: Child,
-    offset: u64,
-    /// If the length is fixed.
-    size: Option<u64>,
+    /// These change while nothing is in flight.
+    offset: AtomicU64,
+    /// If the length is fixed; else [`ALL`].
+    size: AtomicU64,
 }
+
+/// No size of one's own. A size is whole sectors, so this is none.
+const ALL: u64 = u64::MAX;
 
 /// Why a node has no such part. All figures are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +69,7 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw { child: Child::new("file", child), offset: 0, size: None }
+        Raw { child: Child::new("file", child), offset: 0.into(), size: ALL.into() }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
@@ -73,25 +78,67 @@ impl Raw {
     /// # Errors
     /// If the part is not within `child`, or `size` is not a multiple of 512.
     pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
-        let (node, length) = (|| child.name().to_owned(), child.length());
-        if offset > length {
-            return Err(RawError::OffsetBeyondEnd { offset, node: node(), length });
-        }
-        if let Some(size) = size {
-            if !size.is_multiple_of(SECTOR_BYTES) {
-                return Err(RawError::Unaligned { size });
-            }
-            if size > length - offset {
-                return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
-            }
-        }
-        Ok(Raw { child: Child::new("file", child), offset, size })
+        check_part(&child, offset, size)?;
+        let size = size.unwrap_or(ALL);
+        Ok(Raw { child: Child::new("file", child), offset: offset.into(), size: size.into() })
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.size.load(Ordering::Relaxed)).filter(|size| *size != ALL)
     }
 
     fn length_in(&self, child: u64) -> u64 {
-        let there = child.saturating_sub(self.offset);
-        self.size.map_or(there, |size| size.min(there))
+        let there = child.saturating_sub(self.offset());
+        self.size().map_or(there, |size| size.min(there))
     }
+
+    /// Gets ready to be another part, perhaps of another child.
+    ///
+    /// # Errors
+    /// If there is no such part.
+    pub(crate) fn prepare_reopen(
+        &self,
+        child: &BlockNode,
+        offset: u64,
+        size: Option<u64>,
+    ) -> Result<RawReopen<'_>, RawError> {
+        check_part(child, offset, size)?;
+        Ok(RawReopen { raw: self, offset, size: size.unwrap_or(ALL) })
+    }
+}
+
+/// Another part, to change to, and back.
+pub(crate) struct RawReopen<'a> {
+    raw: &'a Raw,
+    offset: u64,
+    size: u64,
+}
+
+impl RawReopen<'_> {
+    pub(crate) fn swap(&mut self) {
+        self.offset = self.raw.offset.swap(self.offset, Ordering::Relaxed);
+        self.size = self.raw.size.swap(self.size, Ordering::Relaxed);
+    }
+}
+
+fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), RawError> {
+    let (node, length) = (|| child.name().to_owned(), child.length());
+    if offset > length {
+        return Err(RawError::OffsetBeyondEnd { offset, node: node(), length });
+    }
+    if let Some(size) = size {
+        if !size.is_multiple_of(SECTOR_BYTES) {
+            return Err(RawError::Unaligned { size });
+        }
+        if size > length - offset {
+            return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
+        }
+    }
+    Ok(())
 }
 
 /// A request ends within the length, and so its place in the node below is a number: `offset` and
@@ -111,7 +158,7 @@ impl BlockDriver for Raw {
 
     #[inline]
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.child.co_preadv(co, self.offset + offset, target)
+        self.child.co_preadv(co, self.offset() + offset, target)
     }
 
     #[inline]
@@ -122,7 +169,7 @@ impl BlockDriver for Raw {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        self.child.co_pwritev(co, self.offset + offset, source, flags)
+        self.child.co_pwritev(co, self.offset() + offset, source, flags)
     }
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
@@ -136,30 +183,30 @@ impl BlockDriver for Raw {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        self.child.co_pwrite_zeroes(co, self.offset + offset, bytes, flags)
+        self.child.co_pwrite_zeroes(co, self.offset() + offset, bytes, flags)
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.child.co_pdiscard(co, self.offset + offset, bytes)
+        self.child.co_pdiscard(co, self.offset() + offset, bytes)
     }
 
     fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child.co_block_status(co, self.offset + offset, bytes)
+        self.child.co_block_status(co, self.offset() + offset, bytes)
     }
 
     /// That of the node below, if it is all of it.
     fn filename(&self) -> Option<String> {
-        let whole = self.offset == 0 && self.size.is_none();
+        let whole = self.offset() == 0 && self.size().is_none();
         if whole { self.child.node().driver().filename() } else { None }
     }
 
     /// ENOTSUP if the size is fixed.
     fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        if self.size.is_some() {
+        if self.size().is_some() {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
         }
         let too_long = || io::Error::from_raw_os_error(libc::EFBIG);
-        self.child.co_truncate(co, self.offset.checked_add(length).ok_or_else(too_long)?)
+        self.child.co_truncate(co, self.offset().checked_add(length).ok_or_else(too_long)?)
     }
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {

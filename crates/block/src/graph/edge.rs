@@ -52,7 +52,7 @@ impl Child {
         self.role
     }
 
-    pub(super) fn id(&self) -> UserId {
+    pub(crate) fn id(&self) -> UserId {
         self.id
     }
 

@@ -37,12 +37,13 @@ use crate::gate::wake_all;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
 pub use change::GraphError;
-pub(crate) use change::lock_changes;
+pub(crate) use change::{co_look_at_node, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
 pub use listing::{BackendInfo, Parent};
 pub(crate) use permit::{DeviceId, Use};
+pub(crate) use turn::Turned;
 
 /// Names a node, also after it has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -240,6 +241,20 @@ impl Graph {
             entry.children.retain(|it| *it != id);
             self.settle(parent);
         }
+    }
+
+    /// The next flush of a node, and of those above, reaches the driver.
+    pub(crate) fn owe_flush_above(&mut self, node: &BlockNode) {
+        for id in self.closure(node.id(), Graph::parents) {
+            if let Some(node) = self.node(id) {
+                node.path.owe_flush();
+            }
+        }
+    }
+
+    /// Whether a backend or an edge is on a node.
+    pub(crate) fn has_users(&self, node: &BlockNode) -> bool {
+        self.nodes.get(&node.id()).is_some_and(|entry| !entry.users.is_empty())
     }
 
     /// The backends on a node, and on those above it.

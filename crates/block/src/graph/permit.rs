@@ -107,8 +107,12 @@ impl Graph {
     fn plan_node(&mut self, node: NodeId, plan: &mut Plan) -> Result<Use, PermissionError> {
         let ids = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
         let mut together = Use::NONE;
+        let force_share = self.node(node).is_some_and(|node| node.is_force_share());
         for (index, id) in ids.iter().enumerate() {
-            let wants = self.wants(*id, plan);
+            let mut wants = self.wants(*id, plan);
+            if force_share {
+                wants.shared = Permissions::all();
+            }
             plan.users.insert(*id, wants);
             together = together.and(wants);
             for other in &ids[..index] {

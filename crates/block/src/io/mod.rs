@@ -29,13 +29,14 @@ mod zeroes;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
 use crate::driver::BlockLimits;
-use crate::flags::WriteFlags;
+use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node::BlockNode;
+use crate::node_info::DetectZeroes;
 use flush::FlushState;
 use tracked::{Overlap, Tracked, TrackedRequests};
 
@@ -54,6 +55,8 @@ pub(crate) struct PathState {
     discard_disabled: AtomicBool,
     read_only: AtomicBool,
     highest_write: AtomicU64,
+    /// A [`DetectZeroes`].
+    detect_zeroes: AtomicU8,
 }
 
 impl PathState {
@@ -61,12 +64,22 @@ impl PathState {
         !self.discard_disabled.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_discard_enabled(&self, enabled: bool) {
-        self.discard_disabled.store(!enabled, Ordering::Relaxed);
+    /// Returns how it was.
+    pub(crate) fn swap_discard_enabled(&self, enabled: bool) -> bool {
+        !self.discard_disabled.swap(!enabled, Ordering::Relaxed)
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn detect_zeroes(&self) -> DetectZeroes {
+        detect_zeroes_of(self.detect_zeroes.load(Ordering::Relaxed))
+    }
+
+    /// Returns how it was.
+    pub(crate) fn swap_detect_zeroes(&self, detect: DetectZeroes) -> DetectZeroes {
+        detect_zeroes_of(self.detect_zeroes.swap(detect as u8, Ordering::Relaxed))
     }
 
     pub(crate) fn highest_write(&self) -> u64 {
@@ -82,8 +95,14 @@ impl PathState {
         }
     }
 
-    pub(crate) fn make_read_only(&self) {
-        self.read_only.store(true, Ordering::Relaxed);
+    /// The next flush reaches the driver, whatever was written.
+    pub(crate) fn owe_flush(&self) {
+        self.flush.wrote();
+    }
+
+    /// Returns how it was.
+    pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
+        self.read_only.swap(read_only, Ordering::Relaxed)
     }
 }
 
@@ -115,6 +134,11 @@ pub(crate) fn co_pwritev(
     let bytes = source.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
+    if node.path.detect_zeroes.load(Ordering::Relaxed) != DetectZeroes::Off as u8
+        && let Some(flags) = as_zeroes(node, source, flags)
+    {
+        return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
+    }
     if flags.is_empty() || node.limits().native_fua {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
@@ -128,6 +152,23 @@ pub(crate) fn co_pwritev(
         node.path.wrote_up_to(offset + bytes as u64);
     }
     finish_write(node, co, flags.contains(WriteFlags::FUA), result)
+}
+
+/// The flags of a request for zeroes, if a write is one and may be made so.
+#[cold]
+fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Option<ZeroFlags> {
+    if !source.is_zero() {
+        return None;
+    }
+    let mut zeroes = ZeroFlags::empty();
+    zeroes.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
+    zeroes.set(ZeroFlags::MAY_UNMAP, node.path.detect_zeroes() == DetectZeroes::Unmap);
+    Some(zeroes)
+}
+
+fn detect_zeroes_of(stored: u8) -> DetectZeroes {
+    let all = [DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap];
+    all.into_iter().find(|it| *it as u8 == stored).unwrap_or_default()
 }
 
 /// A write, wherever it comes from; who calls says [`FlushState::wrote`] afterwards.

@@ -1,8 +1,9 @@
 //! The drivers by their names in options, and what each of them can be told.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::blkdebug::{self, InjectError};
+use super::blkdebug::{self, DebugConstraints, InjectError};
 use super::error::shorten;
 use super::reader::Reader;
 use super::{NodeOptions, NodeRef, OptionsError};
@@ -15,7 +16,7 @@ pub enum DriverOptions {
     File {
         /// `filename`.
         filename: PathBuf,
-        /// `aio`: `threads`, the default, or `io_uring`.
+        /// `aio`: `threads`, the default, `io_uring`, or `native`, which io_uring serves.
         aio: Engine,
         /// `locking`: `on`, `off`, or `auto`, the default.
         locking: Locking,
@@ -55,6 +56,8 @@ pub enum DriverOptions {
         image: NodeRef,
         /// `inject-error`: which.
         inject_error: Vec<InjectError>,
+        /// What it asks of requests, and of others.
+        constraints: DebugConstraints,
     },
     /// `blklogwrites`: logs what changes the node below.
     BlkLogWrites {
@@ -62,6 +65,8 @@ pub enum DriverOptions {
         file: NodeRef,
         /// `log`: where the log goes; what it holds is lost.
         log: NodeRef,
+        /// `log-sector-size` in bytes; by default that of the coarser of both nodes.
+        log_sector_size: Option<u32>,
     },
 }
 
@@ -72,11 +77,74 @@ impl DriverOptions {
         DriverOptions::File { filename: filename.into(), aio, locking, device: false }
     }
 
+    /// The name of the driver.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DriverOptions::File { device: false, .. } => "file",
+            DriverOptions::File { device: true, .. } => "host_device",
+            DriverOptions::Raw { .. } => "raw",
+            DriverOptions::Null { deferred: false, .. } => "null-co",
+            DriverOptions::Null { deferred: true, .. } => "null-aio",
+            DriverOptions::Throttle { .. } => "throttle",
+            DriverOptions::BlkDebug { .. } => "blkdebug",
+            DriverOptions::BlkLogWrites { .. } => "blklogwrites",
+        }
+    }
+
+    /// The nodes it stands on, by the names of these options.
+    pub(crate) fn children(&self) -> Vec<(&'static str, &NodeRef)> {
+        match self {
+            DriverOptions::File { .. } | DriverOptions::Null { .. } => Vec::new(),
+            DriverOptions::Raw { file, .. } | DriverOptions::Throttle { file, .. } => {
+                vec![("file", file)]
+            }
+            DriverOptions::BlkDebug { image, .. } => vec![("image", image)],
+            DriverOptions::BlkLogWrites { file, log, .. } => vec![("file", file), ("log", log)],
+        }
+    }
+
+    /// The first option that differs and that a node keeps for its life.
+    pub(crate) fn fixed_option_that_differs(&self, new: &DriverOptions) -> Option<&'static str> {
+        use DriverOptions::{BlkDebug, BlkLogWrites, File, Null};
+        match (self, new) {
+            _ if self.name() != new.name() => Some("driver"),
+            (
+                File { filename, locking, .. },
+                File { filename: new_name, locking: new_lock, .. },
+            ) => {
+                let name = (filename != new_name).then_some("filename");
+                name.or((locking != new_lock).then_some("locking"))
+            }
+            (
+                Null { size, read_zeroes, latency_ns, .. },
+                Null { size: new_size, read_zeroes: new_zeroes, latency_ns: new_latency, .. },
+            ) => {
+                let zeroes = (read_zeroes != new_zeroes).then_some("read-zeroes");
+                let latency = (latency_ns != new_latency).then_some("latency-ns");
+                (size != new_size).then_some("size").or(zeroes).or(latency)
+            }
+            (
+                BlkDebug { inject_error, constraints, .. },
+                BlkDebug { inject_error: new, constraints: new_constraints, .. },
+            ) => {
+                let rules = (inject_error != new).then_some("inject-error");
+                rules.or((constraints != new_constraints).then_some("align"))
+            }
+            (BlkLogWrites { log_sector_size, .. }, BlkLogWrites { log_sector_size: new, .. }) => {
+                (log_sector_size != new).then_some("log-sector-size")
+            }
+            _ => None,
+        }
+    }
+
     /// `raw` on all of `file`.
     pub fn raw(file: impl Into<NodeRef>) -> DriverOptions {
         DriverOptions::Raw { file: file.into(), offset: 0, size: None }
     }
 }
+
+/// What a sector of a log may be.
+const LOG_SECTOR_BYTES: RangeInclusive<u64> = 512..=65536;
 
 type Take = fn(&mut Reader) -> Result<DriverOptions, OptionsError>;
 
@@ -116,7 +184,15 @@ fn take_file(reader: &mut Reader, device: bool) -> Result<DriverOptions, Options
     if filename.is_empty() || filename.contains('\0') {
         return Err(reader.invalid("filename", "not a path"));
     }
-    let aio = reader.word("aio", &[("threads", Engine::Threads), ("io_uring", Engine::IoUring)])?;
+    let engines =
+        [("threads", Engine::Threads), ("io_uring", Engine::IoUring), ("native", Engine::Native)];
+    let aio = reader.word("aio", &engines)?;
+    reader.unsupported("pr-manager")?;
+    // How QEMU looks after caches when a virtual machine moves, and after its Linux AIO queue:
+    // there is neither.
+    reader.flag("drop-cache")?;
+    reader.flag("x-check-cache-dropped")?;
+    reader.number("aio-max-batch")?;
     let locking = [("on", Locking::On), ("off", Locking::Off), ("auto", Locking::Auto)];
     Ok(DriverOptions::File {
         filename: filename.into(),
@@ -148,10 +224,32 @@ fn take_throttle(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
 fn take_blkdebug(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
     let image = take_child(reader, "image")?;
     let inject_error = blkdebug::take_rules(reader)?;
-    Ok(DriverOptions::BlkDebug { image, inject_error })
+    let constraints = blkdebug::take_constraints(reader)?;
+    reader.unsupported("config")?;
+    reader.unsupported("set-state")?;
+    Ok(DriverOptions::BlkDebug { image, inject_error, constraints })
+}
+
+/// Whether sectors of a log may have so many bytes.
+pub(crate) fn check_log_sector(size: Option<u64>) -> Result<(), String> {
+    match size {
+        Some(size) if !size.is_power_of_two() || !LOG_SECTOR_BYTES.contains(&size) => {
+            Err(format!("{size} is not a power of two from 512 to 65536"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn take_blklogwrites(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
     let file = take_child(reader, "file")?;
-    Ok(DriverOptions::BlkLogWrites { file, log: take_child(reader, "log")? })
+    let log = take_child(reader, "log")?;
+    let log_sector_size = reader.number("log-sector-size")?;
+    check_log_sector(log_sector_size).map_err(|why| reader.invalid("log-sector-size", why))?;
+    if reader.flag("log-append")? == Some(true) {
+        return Err(reader.invalid("log-append", "not supported"));
+    }
+    // Each flush updates it.
+    reader.number("log-super-update-interval")?;
+    let log_sector_size = log_sector_size.map(|size| size as u32);
+    Ok(DriverOptions::BlkLogWrites { file, log, log_sector_size })
 }

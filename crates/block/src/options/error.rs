@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::drivers::FileOpenError;
 use crate::filters::throttle::ThrottleError;
+use crate::graph::GraphError;
 use crate::permissions::PermissionError;
 
 /// Why a text is not the description of a node.
@@ -89,6 +90,20 @@ pub enum BlockdevError {
         /// What it stands on.
         child: String,
     },
+    /// An option that stays as it was when the node was opened.
+    #[error("node '{node}': cannot change the option '{option}'")]
+    Fixed {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+    },
+    /// It is to be reopened in two ways.
+    #[error("node '{0}' is to be reopened twice")]
+    Twice(String),
+    /// The users of the nodes concerned stand in the way.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// Nothing can be changed in it.
     #[error("node '{0}' is read-only")]
     ReadOnly(String),

@@ -24,12 +24,18 @@ mod reader;
 
 use serde_json::{Map, Value};
 
-pub use blkdebug::InjectError;
+pub use blkdebug::{DebugConstraints, InjectError};
 pub use drivers::DriverOptions;
+pub(crate) use drivers::check_log_sector;
 pub use error::{BlockdevError, OptionsError, shorten};
 pub use keyval::parse as parse_keyval;
 pub use reader::parse_size;
 use reader::{Notation, Reader};
+
+use crate::node_info::DetectZeroes;
+
+const DETECT_ZEROES: [(&str, DetectZeroes); 3] =
+    [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
 
 /// The longest name of a node, in bytes; QEMU's.
 const MAX_NAME_BYTES: usize = 31;
@@ -37,7 +43,7 @@ const MAX_NAME_BYTES: usize = 31;
 /// What a node is to be.
 ///
 /// A child that is described here, and not named, inherits what it does not say of `read_only`,
-/// `auto_read_only`, `cache_direct` and `cache_no_flush`; discards reach it.
+/// `auto_read_only`, `force_share`, `cache_direct` and `cache_no_flush`; discards reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
     /// `node-name`: unique among nodes opened together; one is made up if there is none.
@@ -50,6 +56,11 @@ pub struct NodeOptions {
     /// `discard`: whether discards reach the driver (`unmap`), or do nothing (`ignore`, the
     /// default).
     pub discard: Option<bool>,
+    /// `detect-zeroes`: what becomes of a write of nothing but zeroes. It stays one by default.
+    pub detect_zeroes: Option<DetectZeroes>,
+    /// `force-share`: others may do with the image what they like; only with `read-only`. Off by
+    /// default.
+    pub force_share: Option<bool>,
     /// `cache.direct`: no page cache. Off by default.
     pub cache_direct: Option<bool>,
     /// `cache.no-flush`: flushes do nothing, so a crash of the host may lose everything. Off by
@@ -88,6 +99,8 @@ impl NodeOptions {
             read_only: None,
             auto_read_only: None,
             discard: None,
+            detect_zeroes: None,
+            force_share: None,
             cache_direct: None,
             cache_no_flush: None,
             driver: driver.into(),
@@ -112,6 +125,16 @@ impl NodeOptions {
     /// `discard`: `unmap` if true.
     pub fn discard(self, unmap: bool) -> NodeOptions {
         NodeOptions { discard: Some(unmap), ..self }
+    }
+
+    /// `detect-zeroes`.
+    pub fn detect_zeroes(self, detect_zeroes: DetectZeroes) -> NodeOptions {
+        NodeOptions { detect_zeroes: Some(detect_zeroes), ..self }
+    }
+
+    /// `force-share`.
+    pub fn force_share(self, force_share: bool) -> NodeOptions {
+        NodeOptions { force_share: Some(force_share), ..self }
     }
 
     /// `cache.direct`.
@@ -173,15 +196,12 @@ impl NodeOptions {
             read_only: reader.flag("read-only")?,
             auto_read_only: reader.flag("auto-read-only")?,
             discard: reader.word("discard", &[("ignore", false), ("unmap", true)])?,
+            detect_zeroes: reader.word("detect-zeroes", &DETECT_ZEROES)?,
+            force_share: reader.flag("force-share")?,
             cache_direct: cache.flag("direct")?,
             cache_no_flush: cache.flag("no-flush")?,
             driver: drivers::take(&driver, &mut reader)?,
         };
-        // Known, and without effect as long as they ask for nothing.
-        reader.word("detect-zeroes", &[("off", ())])?;
-        if reader.flag("force-share")? == Some(true) {
-            return Err(reader.invalid("force-share", "not supported"));
-        }
         cache.finish("cache")?;
         reader.finish(&format!("driver '{driver}'"))?;
         Ok(options)

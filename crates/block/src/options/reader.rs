@@ -65,14 +65,14 @@ impl Reader {
         }
     }
 
-    /// `on` or `off` on a command line, true or false in JSON.
+    /// `on` or `off` on a command line, or QEMU's other words for these; true or false in JSON.
     pub(super) fn flag(&mut self, option: &str) -> Taken<bool> {
         match self.left.remove(option) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
             Some(Value::String(text)) if self.notation == Notation::Keyval => match text.as_str() {
-                "on" => Ok(Some(true)),
-                "off" => Ok(Some(false)),
+                "on" | "yes" | "true" | "y" => Ok(Some(true)),
+                "off" | "no" | "false" | "n" => Ok(Some(false)),
                 _ => Err(self
                     .invalid(option, format!("expected 'on' or 'off', not '{}'", shorten(&text)))),
             },
@@ -172,6 +172,35 @@ impl Reader {
         }
         let prefix = format!("{}.", self.path(option));
         Ok(Reader { node, prefix, depth: self.depth + 1, notation: self.notation, left })
+    }
+
+    /// A list of words.
+    pub(super) fn words<T: Copy>(
+        &mut self,
+        option: &str,
+        words: &[(&str, T)],
+    ) -> Result<Vec<T>, OptionsError> {
+        let items = match self.left.remove(option) {
+            None => Vec::new(),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(self.wrong_type(option, "a list", &other)),
+        };
+        let items = items.into_iter().enumerate();
+        let mut group: Map<String, Value> =
+            items.map(|(index, item)| (index.to_string(), item)).collect();
+        let count = group.len();
+        let mut reader = self.inner(option, self.node.clone(), std::mem::take(&mut group))?;
+        let taken =
+            (0..count).filter_map(|index| reader.word(&index.to_string(), words).transpose());
+        taken.collect()
+    }
+
+    /// An option that there is no use for.
+    pub(super) fn unsupported(&mut self, option: &str) -> Result<(), OptionsError> {
+        match self.left.remove(option) {
+            None => Ok(()),
+            Some(_) => Err(self.invalid(option, "not supported")),
+        }
     }
 
     /// Everything must have been taken.

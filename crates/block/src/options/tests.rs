@@ -1,4 +1,5 @@
 use super::*;
+use crate::DetectZeroes;
 use crate::accounting::RequestKind;
 use crate::drivers::{Engine, Locking};
 
@@ -21,7 +22,8 @@ fn typed_json_and_command_line_say_the_same() {
     })
     .auto_read_only(true)
     .cache_direct(true)
-    .cache_no_flush(false);
+    .cache_no_flush(false)
+    .detect_zeroes(DetectZeroes::Off);
     let raw = DriverOptions::Raw { file: image.into(), offset: 1 << 20, size: None };
     let raw = NodeOptions::new(raw);
     let raw = raw.discard(true).read_only(true);
@@ -49,12 +51,16 @@ fn rules_of_blkdebug() {
         InjectError { iotype: Some(RequestKind::Write), errno: 28, sector: Some(8), once: true },
         InjectError { iotype: None, errno: libc::EIO, sector: None, once: false },
     ];
-    let driver = DriverOptions::BlkDebug { image: "disk".into(), inject_error: expected };
+    let driver = DriverOptions::BlkDebug {
+        image: "disk".into(),
+        inject_error: expected,
+        constraints: DebugConstraints::default(),
+    };
     assert_eq!(NodeOptions::from_json(json).unwrap(), NodeOptions::new(driver));
 }
 
 /// Each text, and what its error must say.
-const BAD: [(&str, &str); 24] = [
+const BAD: [(&str, &str); 29] = [
     ("", "not a JSON object"),
     ("[1]", "not a JSON object"),
     (r#"{"driver": "file""#, "not a JSON object"),
@@ -64,15 +70,17 @@ const BAD: [(&str, &str); 24] = [
     (r#"{"driver": "file"}"#, "option 'filename' is missing"),
     (r#"{"driver": "file", "filename": ""}"#, "option 'filename': not a path"),
     (r#"{"driver": "file", "filename": "a\u0000b"}"#, "option 'filename': not a path"),
-    (r#"{"driver": "file", "filename": "a", "aio": "native"}"#, "'native' is not supported"),
+    (r#"{"driver": "file", "filename": "a", "aio": "posix"}"#, "'posix' is not supported"),
+    (r#"{"driver": "file", "filename": "a", "pr-manager": "p"}"#, "'pr-manager': not supported"),
+    (r#"{"driver": "file", "filename": "a", "drop-cache": 1}"#, "'drop-cache': expected true"),
     (r#"{"driver": "file", "filename": "a", "read-only": "on"}"#, "expected true or false, not"),
     (r#"{"driver": "file", "filename": "a", "x": 1}"#, "driver 'file' has no option 'x'"),
     (r#"{"driver": "file", "filename": "a", "cache": 1}"#, "expected a group of options"),
     (r#"{"driver": "file", "filename": "a", "cache": {"x": 1}}"#, "cache has no option 'cache.x'"),
     (r#"{"driver": "file", "filename": "a", "node-name": "1a"}"#, "'1a' is not a name"),
     (r##"{"driver": "file", "filename": "a", "node-name": "#b"}"##, "'#b' is not a name"),
-    (r#"{"driver": "file", "filename": "a", "detect-zeroes": "on"}"#, "option 'detect-zeroes'"),
-    (r#"{"driver": "file", "filename": "a", "force-share": true}"#, "option 'force-share'"),
+    (r#"{"driver": "file", "filename": "a", "detect-zeroes": true}"#, "'detect-zeroes': expected"),
+    (r#"{"driver": "file", "filename": "a", "force-share": "on"}"#, "option 'force-share'"),
     (r#"{"driver": "null-co", "size": -1}"#, "expected a whole number from 0 on, not -1"),
     (r#"{"driver": "null-co", "size": "1"}"#, "expected a whole number"),
     (r#"{"driver": "raw", "node-name": "d0"}"#, "node 'd0': option 'file' is missing"),
@@ -85,6 +93,18 @@ const BAD: [(&str, &str); 24] = [
         r#"{"driver": "blkdebug", "image": "a", "inject-error": [{"errno": 0}]}"#,
         "option 'inject-error.0.errno'",
     ),
+    (
+        r#"{"driver": "blkdebug", "image": "a", "take-child-perms": ["write", "x"]}"#,
+        "option 'take-child-perms.1': 'x' is not supported; there is consistent-read, write, ",
+    ),
+    (
+        r#"{"driver": "blkdebug", "image": "a", "align": 100}"#,
+        "option 'align': 100 is not a power of two",
+    ),
+    (
+        r#"{"driver": "blklogwrites", "file": "a", "log": "b", "log-append": true}"#,
+        "option 'log-append': not supported",
+    ),
 ];
 
 #[test]
@@ -93,8 +113,8 @@ fn what_is_wrong_is_named() {
         let error = NodeOptions::from_json(text).expect_err(text).to_string();
         assert!(error.contains(expected), "{text}: {error}");
     }
-    let error = NodeOptions::from_keyval("driver=file,filename=a,read-only=true").unwrap_err();
-    assert!(error.to_string().contains("expected 'on' or 'off', not 'true'"), "{error}");
+    let error = NodeOptions::from_keyval("driver=file,filename=a,read-only=maybe").unwrap_err();
+    assert!(error.to_string().contains("expected 'on' or 'off', not 'maybe'"), "{error}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,6 +24,8 @@ const HANG: Duration = Duration::from_secs(60);
 pub struct Served {
     pub dir: tempfile::TempDir,
     pub address: SocketAddress,
+    /// How many events were made.
+    pub emitted: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     handle: AioHandle,
     thread: Option<JoinHandle<()>>,
@@ -54,7 +56,7 @@ struct Wait {
 }
 
 /// Commands to test with.
-fn table(monitor: &Rc<RefCell<Option<Monitor>>>) -> CommandTable {
+fn table(monitor: &Rc<RefCell<Option<Monitor>>>, emitted: Arc<AtomicUsize>) -> CommandTable {
     let mut table = CommandTable::new();
     table.command("echo", |_, echo: Echo| {
         Ok(json!({"text": echo.text.repeat(usize::from(echo.times.unwrap_or(1)))}))
@@ -69,6 +71,7 @@ fn table(monitor: &Rc<RefCell<Option<Monitor>>>) -> CommandTable {
             let event = event.with("fill", "x".repeat(events.bytes));
             let event = if events.limited { event.limited("") } else { event };
             own.borrow().as_ref().expect("a monitor").emit(event);
+            emitted.fetch_add(1, Ordering::Release);
         }
         Ok(())
     });
@@ -108,21 +111,21 @@ impl Served {
         dir: tempfile::TempDir,
         make: impl FnOnce(&AioContext, Rc<CommandTable>) -> Monitor + Send + 'static,
     ) -> Served {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, emitted) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let (tell, told) = mpsc::channel();
-        let flag = Arc::clone(&stop);
+        let (flag, counter) = (Arc::clone(&stop), Arc::clone(&emitted));
         let thread = std::thread::spawn(move || {
             let ctx = AioContext::new().unwrap();
             let place = Rc::new(RefCell::new(None));
-            let monitor = make(&ctx, table(&place).into());
-            tell.send((monitor.address().clone(), ctx.handle())).unwrap();
+            let monitor = make(&ctx, table(&place, counter).into());
+            tell.send((monitor.address().expect("an address").clone(), ctx.handle())).unwrap();
             *place.borrow_mut() = Some(monitor);
             ctx.run_until(|| flag.load(Ordering::Acquire));
             let monitor = place.take().expect("a monitor");
             ctx.run(|co| monitor.co_shutdown(co, Duration::from_secs(10)));
         });
         let (address, handle) = told.recv().unwrap();
-        Served { dir, address, stop, handle, thread: Some(thread) }
+        Served { dir, address, emitted, stop, handle, thread: Some(thread) }
     }
 
     pub fn path(&self) -> PathBuf {

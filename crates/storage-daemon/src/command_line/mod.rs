@@ -54,7 +54,7 @@ const JOBS: [(&str, Perform); 7] = [
     ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
     ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
-    ("monitor", |text, daemon, _| daemon.monitor_add(&from_argument(text, "chardev")?)),
+    ("monitor", |text, daemon, co| daemon.monitor_add(co, &from_argument(text, "chardev")?)),
     ("nbd-server", |text, daemon, co| daemon.nbd_server_start(co, from_argument(text, "addr")?)),
     ("object", |text, daemon, co| daemon.object_add(co, from_argument(text, "qom-type")?)),
 ];

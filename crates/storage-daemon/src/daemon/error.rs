@@ -32,6 +32,17 @@ pub enum DaemonError {
     /// There is no such node to be exported.
     #[error("Cannot find device='' nor node-name='{0}'")]
     NothingToExport(String),
+    /// There is no such device or node.
+    #[error("Cannot find device='{device}' nor node-name='{node_name}'")]
+    NoSuchDevice {
+        /// The device.
+        device: String,
+        /// The node.
+        node_name: String,
+    },
+    /// The node is part of another one.
+    #[error("Node {0} is not owned by the monitor")]
+    NotOwned(String),
     /// A node has users.
     #[error("Node '{0}' is in use")]
     NodeInUse(String),
@@ -91,6 +102,15 @@ pub enum DaemonError {
     /// There is no such thread.
     #[error("iothread \"{0}\" not found")]
     NoSuchIothread(String),
+    /// There are no such credentials.
+    #[error("No TLS credentials with id '{0}'")]
+    NoTlsCredentials(String),
+    /// The object is something else.
+    #[error("Object with id '{0}' is not TLS credentials")]
+    NotTlsCredentials(String),
+    /// Credentials are of no use.
+    #[error(transparent)]
+    Tls(Box<dyn std::error::Error + Send + Sync>),
     /// A thread cannot be started.
     #[error("iothread '{id}' cannot be started: {source}")]
     Iothread {
@@ -105,6 +125,9 @@ pub enum DaemonError {
     /// There is no such character device.
     #[error("chardev \"{0}\" not found")]
     NoSuchChardev(String),
+    /// There is a monitor on it.
+    #[error("Device '{0}' is in use")]
+    ChardevInUse(String),
     /// What is known, and not there.
     #[error("{0}")]
     Unsupported(&'static str),

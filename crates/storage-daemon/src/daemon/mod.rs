@@ -5,29 +5,34 @@ mod error;
 mod event;
 mod exports;
 mod metrics;
+mod monitors;
 mod nbd_server;
 mod objects;
 mod shutdown;
+mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
-use coblk::options::NodeOptions;
+use coblk::options::{BlockdevError, NodeOptions};
+use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
 
 pub use error::DaemonError;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
+use monitors::Chardev;
 use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
 use crate::metrics::MetricsServer;
-use crate::options::{ChardevOptions, MonitorOptions};
+use crate::options::OptionError;
 
 /// A storage daemon on the thread of one context.
 ///
@@ -60,8 +65,11 @@ pub struct Daemon {
     objects: RefCell<BTreeMap<String, Object>>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
+    chardevs: RefCell<BTreeMap<String, Chardev>>,
+    monitors: RefCell<Vec<Monitor>>,
+    /// What they can be told; made with the first one.
+    commands: OnceCell<Rc<CommandTable>>,
     metrics: RefCell<Option<MetricsServer>>,
-    chardevs: RefCell<BTreeMap<String, ChardevOptions>>,
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
     serving: Cell<bool>,
@@ -85,6 +93,8 @@ impl Daemon {
             nbd_server: RefCell::default(),
             metrics: RefCell::default(),
             chardevs: RefCell::default(),
+            monitors: RefCell::default(),
+            commands: OnceCell::new(),
             subscribers: RefCell::default(),
             serving: Cell::new(false),
             quit: Cell::new(None),
@@ -108,6 +118,7 @@ impl Daemon {
         self.serving.set(true);
         self.exports.borrow().values().for_each(|export| export.what.begin());
         self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
+        self.monitors.borrow().iter().for_each(Monitor::begin);
     }
 
     /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.
@@ -163,28 +174,40 @@ impl Daemon {
         Ok(self.blockdevs.co_close(co, node_name)?)
     }
 
-    /// `chardev-add`: keeps a place for a monitor.
+    /// `blockdev-reopen`: gives nodes other options, all or none of them; those that are not
+    /// mentioned go back to their defaults.
     ///
     /// # Errors
-    /// If the name is taken.
-    pub fn chardev_add(&self, options: ChardevOptions) -> Result<(), DaemonError> {
-        let mut chardevs = self.chardevs.borrow_mut();
-        if chardevs.contains_key(&options.id) {
-            return Err(DaemonError::DuplicateChardev(options.id));
+    /// If one has no name, and what cannot be changed.
+    pub fn blockdev_reopen(
+        &self,
+        co: &Co<'_>,
+        options: Vec<NodeOptions>,
+    ) -> Result<(), DaemonError> {
+        self.check_running()?;
+        if options.iter().any(|options| options.node_name.is_none()) {
+            return Err(OptionError::Other("node-name not specified".to_owned()).into());
         }
-        chardevs.insert(options.id.clone(), options);
-        Ok(())
+        Ok(self.blockdevs.co_reopen(co, options)?)
     }
 
-    /// Starts a monitor on a character device.
+    /// `block_resize`: changes the length of a node to `length` bytes.
     ///
     /// # Errors
-    /// Always: there is no monitor yet.
-    pub fn monitor_add(&self, options: &MonitorOptions) -> Result<(), DaemonError> {
-        if !self.chardevs.borrow().contains_key(&options.chardev) {
-            return Err(DaemonError::NoSuchChardev(options.chardev.clone()));
-        }
-        Err(DaemonError::Unsupported("there are no monitors"))
+    /// If there is no such node, or it cannot have that length.
+    pub fn block_resize(
+        &self,
+        co: &Co<'_>,
+        node_name: &str,
+        length: u64,
+    ) -> Result<(), DaemonError> {
+        self.check_running()?;
+        self.blockdevs.co_resize(co, node_name, length).map_err(|error| match error {
+            BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
+                OptionError::Other("Image format driver does not support resize".to_owned()).into()
+            }
+            other => other.into(),
+        })
     }
 
     /// Nothing new is begun while it ends.

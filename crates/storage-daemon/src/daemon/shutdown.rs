@@ -25,6 +25,7 @@ impl Daemon {
         self.co_wait_for_exports(co, |_| true);
         self.co_close_nodes(co);
         self.objects.borrow_mut().clear();
+        self.co_close_monitors(co);
     }
 
     /// Closes nodes from the top down: those that others stand on have to wait for their turn.

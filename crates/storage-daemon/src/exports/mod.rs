@@ -15,10 +15,11 @@ pub(crate) use nbd::NbdBlockExport;
 pub(crate) use vhost_user_blk::VhostUserBlkExport;
 
 /// What to do about clients when an export is removed (contract: C86).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemoveMode {
-    /// Fail if there are any.
+    /// Fail if there are any. The default.
+    #[default]
     Safe,
     /// Disconnect them.
     Hard,

@@ -1,6 +1,8 @@
 //! `--chardev` and `--monitor`: where a monitor listens, and which.
 
 use coblk::options::shorten;
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, de};
 
 use super::address::{InetAddress, SocketAddress, UnixAddress};
@@ -22,6 +24,9 @@ pub struct SocketChardev {
     pub address: SocketAddress,
     /// `server`: listens, and does not connect.
     pub server: bool,
+    /// `reconnect-ms`: after what time a connection that cannot be made or has ended is tried again;
+    /// for who connects. Never by default.
+    pub reconnect: Option<Duration>,
 }
 
 /// As QEMU's command line has it: flat.
@@ -41,9 +46,29 @@ struct Flat {
     fd: Option<String>,
     server: Option<bool>,
     wait: Option<bool>,
+    reconnect: Option<u32>,
+    reconnect_ms: Option<u32>,
 }
 
 impl Flat {
+    /// In seconds, or, as QEMU would rather have it, in milliseconds. 0 is never.
+    fn reconnect<E: de::Error>(&self) -> Result<Option<Duration>, E> {
+        let pause = match (self.reconnect, self.reconnect_ms) {
+            (None, None) => return Ok(None),
+            (Some(seconds), None) => Duration::from_secs(seconds.into()),
+            (None, Some(ms)) => Duration::from_millis(ms.into()),
+            (Some(_), Some(_)) => {
+                return Err(E::custom("'reconnect' and 'reconnect-ms' are mutually exclusive"));
+            }
+        };
+        if self.server == Some(true) {
+            return Err(E::custom(
+                "'reconnect' option is incompatible with socket in server listen mode",
+            ));
+        }
+        Ok(Some(pause).filter(|pause| !pause.is_zero()))
+    }
+
     fn address<E: de::Error>(self) -> Result<SocketAddress, E> {
         let is_inet = [self.port.is_some(), self.to.is_some(), self.host.is_some()].contains(&true);
         match (self.path, self.fd) {
@@ -85,9 +110,13 @@ impl<'de> Deserialize<'de> for ChardevOptions {
                 "Parameter 'wait' must be 'off': the daemon does not wait for a client to start",
             ));
         }
+        let reconnect = flat.reconnect()?;
         let id = flat.id.clone();
         let id = id.ok_or_else(|| de::Error::custom("chardev: no id specified"))?;
-        Ok(ChardevOptions { id, socket: SocketChardev { address: flat.address()?, server } })
+        Ok(ChardevOptions {
+            id,
+            socket: SocketChardev { address: flat.address()?, server, reconnect },
+        })
     }
 }
 

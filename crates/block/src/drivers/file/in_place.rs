@@ -19,7 +19,6 @@ const MAX_BACKOFF: u32 = 6;
 /// Whether to try, learned from how it went.
 #[derive(Debug)]
 pub(super) struct InPlace {
-    possible: bool,
     /// Misses in a row, up to `MAX_BACKOFF`.
     misses: AtomicU32,
     /// Reads to let pass before the next attempt.
@@ -27,8 +26,8 @@ pub(super) struct InPlace {
 }
 
 impl InPlace {
-    pub(super) fn new(possible: bool) -> InPlace {
-        InPlace { possible, misses: AtomicU32::new(0), pass: AtomicU32::new(0) }
+    pub(super) fn new() -> InPlace {
+        InPlace { misses: AtomicU32::new(0), pass: AtomicU32::new(0) }
     }
 
     /// Reads all of `target` from the page cache, or says that somebody else has to.
@@ -39,7 +38,7 @@ impl InPlace {
         target: &mut IoVectorMut<'_>,
         offset: u64,
     ) -> bool {
-        if !self.possible || target.len() > MAX_BYTES || self.lets_pass() {
+        if target.len() > MAX_BYTES || self.lets_pass() {
             return false;
         }
         match sys::preadv_nowait(file, target, offset) {

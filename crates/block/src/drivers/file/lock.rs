@@ -10,6 +10,7 @@
 //! locks first, and looks then whether others hold the contrary byte, so that of two who come at
 //! the same time at least one sees the other.
 
+use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -122,6 +123,36 @@ impl File {
             Err(_) => wanted.without(&now).release(self.file.as_fd()),
         }
     }
+}
+
+/// For another open file of the image that is to take the place of this one.
+impl File {
+    /// Has it hold the same locks, whatever others hold: they agree to these already.
+    pub(super) fn copy_locks(&self, other: &HostFile) -> io::Result<()> {
+        copy(&self.locks.now(), other)
+    }
+
+    /// Calls `exchange`, which has both change places. Afterwards only the one that is in use now
+    /// has locks.
+    pub(super) fn move_locks(
+        &self,
+        other: &HostFile,
+        exchange: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        // They must not change meanwhile.
+        let now = self.locks.now();
+        let copied = copy(&now, other);
+        exchange()?;
+        now.release(other.as_fd());
+        copied
+    }
+}
+
+fn copy(locks: &Locks, other: &HostFile) -> io::Result<()> {
+    locks.acquire(other.as_fd()).map_err(|obstacle| match obstacle {
+        Obstacle::System(error) => error,
+        Obstacle::Conflict { .. } => io::Error::from_raw_os_error(libc::EAGAIN),
+    })
 }
 
 impl Drop for File {

@@ -9,6 +9,8 @@ mod device;
 mod in_place;
 mod lock;
 mod open;
+mod reopen;
+mod ring_files;
 mod status;
 mod transfer;
 
@@ -20,17 +22,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, RingFile, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
+use crate::versions::Versions;
 use in_place::InPlace;
 use lock::ImageLocks;
 pub use lock::Locking;
 pub use open::{FileOpenError, FileOptions};
+pub(crate) use reopen::FileReopen;
+use ring_files::RingFiles;
 use transfer::{OnWorker, Pause, retry};
 
 /// Images are a whole number of these, in what they report.
@@ -44,6 +49,8 @@ pub enum Engine {
     Threads,
     /// The context's io_uring; falls back to threads, with a warning, where there is none.
     IoUring,
+    /// What QEMU calls `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
+    Native,
 }
 
 /// An image in a host file, or on a block device.
@@ -54,19 +61,14 @@ pub enum Engine {
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
-    /// The same, opened once more for rings to read from; see `open.rs`.
-    ring_file: Option<RingFile>,
+    ring_files: RingFiles,
     path: PathBuf,
-    read_only: bool,
-    engine: Engine,
+    /// What a reopen can change.
+    mode: Versions<Mode, 31>,
     in_place: InPlace,
-    limits: BlockLimits,
-    /// O_DIRECT: no page cache.
-    direct: bool,
     /// A block device: `host_device`.
     device: bool,
     locks: ImageLocks,
-    no_flush: bool,
     /// What we report: whole sectors.
     length: AtomicU64,
     /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
@@ -78,6 +80,18 @@ pub struct File {
     can_punch_hole: AtomicBool,
     /// Of devices.
     can_discard: AtomicBool,
+}
+
+/// How an image is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mode {
+    read_only: bool,
+    /// O_DIRECT: no page cache.
+    direct: bool,
+    no_flush: bool,
+    engine: Engine,
+    in_place_reads: bool,
+    limits: BlockLimits,
 }
 
 impl File {
@@ -120,7 +134,7 @@ impl File {
         }
         retry(pause, fdatasync).inspect_err(|error| {
             tracing::error!(image = %self.path.display(), %error, "fdatasync failed");
-            if !self.direct {
+            if !self.mode.get().direct {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 self.sync_errno.store(errno, Ordering::Release);
             }
@@ -128,13 +142,13 @@ impl File {
     }
 
     fn uses_ring(&self, co: &Co<'_>) -> bool {
-        self.engine == Engine::IoUring && co.context().has_ring()
+        self.mode.get().engine == Engine::IoUring && co.context().has_ring()
     }
 
     /// What rings read from.
     #[inline]
     fn ring_fd(&self) -> RingFd<'_> {
-        match &self.ring_file {
+        match self.ring_files.get(self.mode.get()) {
             Some(file) => file.into(),
             None => self.file.as_fd().into(),
         }
@@ -193,18 +207,19 @@ impl BlockDriver for File {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.mode.get().read_only
     }
 
     fn limits(&self) -> BlockLimits {
-        self.limits
+        self.mode.get().limits
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         trace_event!("file_co_preadv", offset, bytes = target.len());
         let file = self.file.as_fd();
         // A simulated run must not depend on what the page cache holds.
-        if co.context().simulation().is_none() && self.in_place.read(file, target, offset) {
+        let in_place = self.mode.get().in_place_reads && co.context().simulation().is_none();
+        if in_place && self.in_place.read(file, target, offset) {
             return Ok(());
         }
         if self.uses_ring(co) {
@@ -236,7 +251,7 @@ impl BlockDriver for File {
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         trace_event!("file_co_flush");
-        if self.no_flush {
+        if self.mode.get().no_flush {
             return Ok(());
         }
         self.co_sync(co)
@@ -288,11 +303,12 @@ impl BlockDriver for File {
     }
 
     fn cache_mode(&self) -> CacheMode {
-        CacheMode { direct: self.direct, no_flush: self.no_flush }
+        let mode = self.mode.get();
+        CacheMode { direct: mode.direct, no_flush: mode.no_flush }
     }
 
     fn engine(&self) -> Option<Engine> {
-        Some(self.engine)
+        Some(self.mode.get().engine)
     }
 
     fn reserve_permissions(&self, held: Permissions, shared: Permissions) {

@@ -2,17 +2,19 @@
 
 use std::fs::{File as HostFile, FileType, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
-use coblk_aio::{RingFile, sys};
+use coblk_aio::sys;
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
-use super::{Engine, File, SECTOR_BYTES, alignment};
+use super::ring_files::RingFiles;
+use super::{Engine, File, Mode, SECTOR_BYTES, alignment};
 use crate::driver::BlockLimits;
+use crate::versions::Versions;
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,32 @@ pub enum FileOpenError {
         mode: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// An image is to be open in another way, but something else is at its path.
+    #[error("cannot reopen image '{}': another file is there by now", path.display())]
+    Replaced {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image was open in too many ways.
+    #[error("cannot reopen image '{}': it was open in too many ways", path.display())]
+    TooManyWays {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its locks cannot be had once more.
+    #[error("cannot reopen image '{}': locks: {source}", path.display())]
+    Lock {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Linux AIO waits where there is a page cache.
+    #[error("cannot open image '{}': aio=native needs cache.direct=on", path.display())]
+    NativeNotDirect {
+        /// The image.
+        path: PathBuf,
     },
     /// It is nothing that this driver opens.
     #[error("cannot open image '{}': it is {what}, not {expected}", path.display())]
@@ -109,41 +137,20 @@ impl FileOptions {
     /// # Errors
     /// If there is no such image, if it may not be opened in this way, or is not an image.
     pub fn open(self, path: impl AsRef<Path>) -> Result<File, FileOpenError> {
+        let (file, mode) = self.open_host(path.as_ref())?;
         let path = path.as_ref().to_owned();
-        let mode = match (self.read_only, self.direct) {
-            (true, false) => " for reading",
-            (false, false) => " for writing",
-            (true, true) => " for reading with O_DIRECT",
-            (false, true) => " for writing with O_DIRECT",
-        };
-        let failed = |source| FileOpenError::Open { path: path.clone(), mode, source };
-        // Asked before the open, which would fail for a directory with a message that blames the
-        // mode, and would wait for a writer at a FIFO.
-        let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
-        self.check_kind(&path, kind)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!self.read_only)
-            .custom_flags(if self.direct { libc::O_DIRECT } else { 0 })
-            .open(&path)
-            .map_err(failed)?;
-        // Asked of what was opened: the path may lead elsewhere by now.
-        self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
+        let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
-        let limits = self.limits(&file).map_err(failed)?;
-        let ring_file = self.open_for_rings(&file);
+        let ring_files = RingFiles::default();
+        ring_files.prepare(&mode, &file);
         Ok(File {
             file,
-            ring_file,
+            ring_files,
             path,
-            read_only: self.read_only,
-            engine: self.engine,
-            in_place: InPlace::new(self.in_place_reads && !self.direct),
-            limits,
-            direct: self.direct,
+            mode: Versions::new(mode),
+            in_place: InPlace::new(),
             device: self.device,
             locks: ImageLocks::new(self.locking),
-            no_flush: self.no_flush,
             length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
@@ -153,25 +160,51 @@ impl FileOptions {
         })
     }
 
-    /// Opens it once more, for rings to register and to read from: what a ring has registered stays
-    /// open for a while after its process was killed, and the image's locks, which belong to what
-    /// was opened first, must not. Writes go through that: one that outlives its process keeps the
-    /// image locked until it has ended. Without a second one, rings read from the first, unregistered.
-    fn open_for_rings(&self, file: &HostFile) -> Option<RingFile> {
-        if self.engine != Engine::IoUring {
-            return None;
-        }
-        let opened = OpenOptions::new()
+    /// Opens what is at a path, and says how it is open then.
+    pub(super) fn open_host(&self, path: &Path) -> Result<(HostFile, Mode), FileOpenError> {
+        let path = path.to_owned();
+        let mode = match (self.read_only, self.direct) {
+            (true, false) => " for reading",
+            (false, false) => " for writing",
+            (true, true) => " for reading with O_DIRECT",
+            (false, true) => " for writing with O_DIRECT",
+        };
+        let failed = |source| FileOpenError::Open { path: path.clone(), mode, source };
+        let engine = self.engine_for(&path)?;
+        // Asked before the open, which would fail for a directory with a message that blames the
+        // mode.
+        let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
+        self.check_kind(&path, kind)?;
+        // The path may lead elsewhere by now, and the open of a FIFO would wait for its other end.
+        let flags = libc::O_NONBLOCK | if self.direct { libc::O_DIRECT } else { 0 };
+        let file = OpenOptions::new()
             .read(true)
-            .custom_flags(if self.direct { libc::O_DIRECT } else { 0 })
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        match opened {
-            Ok(file) => Some(RingFile::new(file)),
-            Err(error) => {
-                tracing::debug!(%error, "an image is not registered with rings");
-                None
-            }
+            .write(!self.read_only)
+            .custom_flags(flags)
+            .open(&path)
+            .map_err(failed)?;
+        self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
+        sys::clear_nonblocking(&file).map_err(failed)?;
+        let mode = Mode {
+            read_only: self.read_only,
+            direct: self.direct,
+            no_flush: self.no_flush,
+            engine,
+            in_place_reads: self.in_place_reads && !self.direct,
+            limits: self.limits(&file).map_err(failed)?,
+        };
+        Ok((file, mode))
+    }
+
+    fn engine_for(&self, path: &Path) -> Result<Engine, FileOpenError> {
+        if self.engine != Engine::Native {
+            return Ok(self.engine);
         }
+        if !self.direct {
+            return Err(FileOpenError::NativeNotDirect { path: path.to_owned() });
+        }
+        tracing::info!(image = %path.display(), "aio=native: served by io_uring");
+        Ok(Engine::IoUring)
     }
 
     fn check_kind(&self, path: &Path, kind: FileType) -> Result<(), FileOpenError> {

@@ -125,7 +125,9 @@ impl File {
     /// block, so one that ended inside a block is repeated from that block on.
     #[inline]
     fn whole_blocks(&self, bytes: usize, asked: usize) -> usize {
-        let block = self.limits.request_alignment as usize;
-        if bytes == asked { bytes } else { bytes - bytes % block }
+        if bytes == asked {
+            return bytes;
+        }
+        bytes - bytes % self.mode.get().limits.request_alignment as usize
     }
 }

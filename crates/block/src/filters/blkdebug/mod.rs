@@ -11,11 +11,12 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
 use crate::accounting::RequestKind;
-use crate::driver::BlockDriver;
+use crate::driver::{BlockDriver, BlockLimits};
 use crate::filters::sleep;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
+use crate::permissions::Permissions;
 
 /// A filter that disturbs requests by [`Rules`].
 ///
@@ -40,12 +41,34 @@ use crate::node::BlockNode;
 pub struct BlkDebug {
     child: Child,
     rules: Rules,
+    limits: BlockLimits,
+    take: Permissions,
+    unshare: Permissions,
 }
 
 impl BlkDebug {
     /// A filter on `child`.
     pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
-        BlkDebug { child: Child::new("image", child), rules }
+        let limits = BlockLimits { native_fua: true, ..BlockLimits::default() };
+        let nothing = Permissions::empty();
+        BlkDebug {
+            child: Child::new("image", child),
+            rules,
+            limits,
+            take: nothing,
+            unshare: nothing,
+        }
+    }
+
+    /// It asks this of requests, whatever `child` does. `take` is held of `child` besides what its
+    /// users need, and `unshare` is not shared with others.
+    pub(crate) fn constrained(
+        self,
+        limits: BlockLimits,
+        take: Permissions,
+        unshare: Permissions,
+    ) -> BlkDebug {
+        BlkDebug { limits, take, unshare, ..self }
     }
 
     /// Waits as long as the rules say, and then tells how the request goes on.
@@ -102,6 +125,19 @@ impl BlockDriver for BlkDebug {
 
     fn filtered(&self) -> Option<&Child> {
         Some(&self.child)
+    }
+
+    fn limits(&self) -> BlockLimits {
+        self.limits
+    }
+
+    fn child_permissions(
+        &self,
+        _child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        (held | self.take, shared - self.unshare)
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

@@ -48,7 +48,17 @@ impl BlkLogWrites {
         log: Arc<BlockNode>,
     ) -> io::Result<BlkLogWrites> {
         let blocks = [&child, &log].map(|node| node.limits().request_alignment);
-        let sector_size = blocks.into_iter().fold(512, u32::max);
+        Self::with_sectors(co, child, log, blocks.into_iter().fold(512, u32::max))
+    }
+
+    /// [`create`](Self::create), with sectors of so many bytes in the log: a power of two from 512 to
+    /// 65536.
+    pub(crate) fn with_sectors(
+        co: &Co<'_>,
+        child: Arc<BlockNode>,
+        log: Arc<BlockNode>,
+        sector_size: u32,
+    ) -> io::Result<BlkLogWrites> {
         Ok(BlkLogWrites {
             child: Child::new("file", child),
             log: WriteLog::create(co, log, sector_size)?,

@@ -8,6 +8,7 @@ mod limits;
 use std::io;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use self::bucket::Direction;
@@ -39,24 +40,61 @@ use crate::node::BlockNode;
 /// ```
 pub struct Throttle {
     child: Child,
+    /// Changes while nothing is in flight.
+    membership: ArcSwap<Membership>,
+}
+
+/// A place in a group.
+struct Membership {
     group: ThrottleGroup,
     member: MemberId,
+}
+
+impl Membership {
+    fn new(group: &ThrottleGroup) -> Arc<Membership> {
+        Arc::new(Membership { group: group.clone(), member: group.join() })
+    }
+
+    fn set_released(&self, released: bool) {
+        self.group.set_released(self.member, released);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.group.leave(self.member);
+    }
 }
 
 impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
-        Throttle { child: Child::new("file", child), group: group.clone(), member: group.join() }
+        let membership = ArcSwap::new(Membership::new(group));
+        Throttle { child: Child::new("file", child), membership }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
-        self.group.pass(co, self.member, direction, bytes);
+        let membership = self.membership.load();
+        membership.group.pass(co, membership.member, direction, bytes);
+    }
+
+    /// Gets ready to be in another group. The node is drained until that is done.
+    pub(crate) fn prepare_reopen(&self, group: &ThrottleGroup) -> ThrottleReopen<'_> {
+        let membership = Membership::new(group);
+        membership.set_released(true);
+        ThrottleReopen { throttle: self, membership }
     }
 }
 
-impl Drop for Throttle {
-    fn drop(&mut self) {
-        self.group.leave(self.member);
+/// Another group, to change to, and back.
+pub(crate) struct ThrottleReopen<'a> {
+    throttle: &'a Throttle,
+    membership: Arc<Membership>,
+}
+
+impl ThrottleReopen<'_> {
+    pub(crate) fn swap(&mut self) {
+        self.membership = self.throttle.membership.swap(Arc::clone(&self.membership));
     }
 }
 
@@ -110,10 +148,10 @@ impl BlockDriver for Throttle {
     }
 
     fn drained_begin(&self) {
-        self.group.set_released(self.member, true);
+        self.membership.load().set_released(true);
     }
 
     fn drained_end(&self) {
-        self.group.set_released(self.member, false);
+        self.membership.load().set_released(false);
     }
 }

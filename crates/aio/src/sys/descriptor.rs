@@ -1,0 +1,79 @@
+//! What a descriptor is of, and how.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use super::check;
+
+/// Makes `target` a descriptor of the open file that `source` is one of. What it was one of before is
+/// closed, if nobody else has it open. Both stay open, and with their owners.
+///
+/// Whoever uses `target` meanwhile gets one or the other.
+pub fn redirect(target: &File, source: &File) -> io::Result<()> {
+    let (target, source) = (target.as_raw_fd(), source.as_raw_fd());
+    loop {
+        // SAFETY: no memory is involved, and the number stays open: the kernel changes what it
+        // stands for in one step. A `File` may be of any open file.
+        let result = check(unsafe { libc::dup3(source, target, libc::O_CLOEXEC) } as isize);
+        match result {
+            // Another thread is just getting a descriptor.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR)) => {}
+            result => return result.map(|_| ()),
+        }
+    }
+}
+
+/// Has calls on an open file wait for what they are about, if it was opened not to.
+pub fn clear_nonblocking(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } as isize)?;
+    let flags = flags as libc::c_int & !libc::O_NONBLOCK;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } as isize).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    fn read(mut file: &File) -> String {
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_descriptor_becomes_one_of_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            File::open(path).unwrap()
+        });
+        let number = a.as_raw_fd();
+        redirect(&a, &b).unwrap();
+        assert_eq!((read(&a).as_str(), a.as_raw_fd()), ("b", number));
+        assert_eq!(read(&b), "", "one open file has one position");
+        // SAFETY: no memory is involved.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+        drop(b);
+        a.metadata().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_opened_not_to_wait_waits() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(image.path()).unwrap();
+        // SAFETY: no memory is involved.
+        let flags = || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        assert_ne!(flags() & libc::O_NONBLOCK, 0);
+        clear_nonblocking(&file).unwrap();
+        assert_eq!(flags() & libc::O_NONBLOCK, 0);
+    }
+}

@@ -1,0 +1,251 @@
+//! `blockdev-reopen`: other options for nodes that are in use.
+//!
+//! All of it happens while the nodes are drained, in this order:
+//!
+//! ```text
+//! plan      which nodes, with which options; which edges turn. What cannot change is refused
+//! prepare   the drivers get ready, and change nothing: the images are opened once more
+//! swap      the drivers and the nodes become what they are to be
+//! turn      edges turn, and all users must agree
+//!           if they do not: swap once more, and everything is as it was
+//! ```
+
+use std::any::Any;
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, Co};
+
+use super::open::Inherited;
+use super::{Blockdevs, Entry};
+use crate::drivers::{File, FileReopen, Raw, RawReopen};
+use crate::filters::throttle::{Throttle, ThrottleReopen};
+use crate::graph::{self, Turned, UserId};
+use crate::length;
+use crate::node::{BlockNode, NodeState};
+use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
+use crate::versions::Version;
+
+/// One node and what it is to be.
+struct Step {
+    node: Arc<BlockNode>,
+    options: Arc<NodeOptions>,
+    own: Inherited,
+    /// Its children afterwards.
+    children: Vec<(&'static str, Arc<BlockNode>)>,
+    /// Edges to those of them that are others than now.
+    turns: Vec<(UserId, Arc<BlockNode>)>,
+}
+
+impl Blockdevs {
+    /// Gives nodes that are in use other options, all or none of them. Each is found by its
+    /// `node-name`. Options that are not mentioned go back to their defaults.
+    ///
+    /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`,
+    /// `detect-zeroes` of all nodes; `aio` of
+    /// images; `offset` and `size` of `raw`; `throttle-group`. A child that is described is reopened
+    /// as well, if it was made for its node; one that is named stays, or another node takes its
+    /// place. Polls `ctx` meanwhile.
+    ///
+    /// # Errors
+    /// What cannot be changed, or who does not agree. Nothing has changed then.
+    ///
+    /// # Panics
+    /// If called inside a coroutine; there, use [`co_reopen`](Self::co_reopen).
+    pub fn reopen(&self, ctx: &AioContext, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
+        ctx.run(|co| self.co_reopen(co, options))
+    }
+
+    /// [`reopen`](Self::reopen), from a coroutine, but not from a request's own callback: the nodes
+    /// are drained. All contexts with backends concerned must be polling.
+    ///
+    /// # Errors
+    /// As of [`reopen`](Self::reopen).
+    pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
+        let _change = graph::lock_changes(co);
+        let mut steps = Vec::new();
+        for options in options {
+            let node = self.named(&options)?;
+            self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
+        }
+        let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
+        let nodes = steps.iter().map(|step| &step.node).chain(new_children);
+        let _drained: Vec<_> = nodes.map(|node| node.co_drain(co)).collect();
+        let prepared = steps.iter().map(|step| self.prepare(co, step));
+        let mut prepared = prepared.collect::<Result<Vec<_>, _>>()?;
+        prepared.iter_mut().for_each(Prepared::swap);
+        // Edges may go only after the lock.
+        let mut turned = Turned::default();
+        if let Err(error) = turn(&steps, &mut turned) {
+            prepared.iter_mut().rev().for_each(Prepared::swap);
+            return Err(error);
+        }
+        for step in &steps {
+            graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
+            length::tell(&step.node);
+            // Flushes may have done nothing up to now.
+            graph::lock().owe_flush_above(&step.node);
+            self.note(step);
+        }
+        Ok(())
+    }
+
+    fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let missing = || OptionsError::Missing {
+            node: "(unnamed)".to_owned(),
+            option: "node-name".to_owned(),
+        };
+        self.known_node(options.node_name.as_deref().ok_or_else(missing)?)
+    }
+
+    /// Adds the step of a node, after those of its children.
+    fn plan(
+        &self,
+        steps: &mut Vec<Step>,
+        node: Arc<BlockNode>,
+        options: Arc<NodeOptions>,
+        inherited: Inherited,
+    ) -> Result<(), BlockdevError> {
+        let fixed = |option: &str| {
+            let node = node.name().to_owned();
+            BlockdevError::Fixed { node, option: option.to_owned() }
+        };
+        let (now, _) = self.entry(&node)?;
+        if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
+            return Err(fixed(option));
+        }
+        let own = Inherited::of(&options, inherited);
+        own.check(node.name())?;
+        if own.force_share != node.is_force_share() {
+            return Err(fixed("force-share"));
+        }
+        let (mut children, mut turns) = (Vec::new(), Vec::new());
+        for (role, wanted) in options.driver.children() {
+            let edge = node.driver().children().into_iter().find(|edge| edge.role() == role);
+            let edge = edge.ok_or_else(|| fixed(role))?;
+            let (child, inherited) = (edge.node(), own.for_child(role));
+            let (child_options, is_own) = self.entry(&child)?;
+            let mut next = child.clone();
+            match wanted {
+                NodeRef::Name(name) if name != child.name() => {
+                    // The log is where it was begun.
+                    next = self.known_node(name)?;
+                    if role == "log" {
+                        return Err(fixed(role));
+                    }
+                    turns.push((edge.id(), next.clone()));
+                }
+                // What it has from its parent may be something else now.
+                NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,
+                NodeRef::Name(_) => {}
+                NodeRef::Options(new) => {
+                    let named = new.node_name.as_deref();
+                    if !is_own || named.is_some_and(|name| name != child.name()) {
+                        return Err(fixed(role));
+                    }
+                    self.plan(steps, child, Arc::new((**new).clone()), inherited)?;
+                }
+            }
+            children.push((role, next));
+        }
+        if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
+            return Err(BlockdevError::Twice(node.name().to_owned()));
+        }
+        steps.push(Step { node, options, own, children, turns });
+        Ok(())
+    }
+
+    /// The options of a node as it is, and whether it was made for another one.
+    fn entry(&self, node: &BlockNode) -> Result<(Arc<NodeOptions>, bool), BlockdevError> {
+        match self.names().nodes.get(node.name()) {
+            Some(Entry::Owned(_, options)) => Ok((Arc::clone(options), false)),
+            Some(Entry::Child(_, options)) => Ok((Arc::clone(options), true)),
+            Some(Entry::Reserved) | None => Err(BlockdevError::NoSuchNode(node.name().to_owned())),
+        }
+    }
+
+    fn prepare<'a>(&self, co: &Co<'_>, step: &'a Step) -> Result<Prepared<'a>, BlockdevError> {
+        let (node, own) = (&*step.node, step.own);
+        let name = || node.name().to_owned();
+        if !node.is_read_only() {
+            node.co_flush(co).map_err(|source| BlockdevError::Io { node: name(), source })?;
+        }
+        let driver: &dyn Any = node.driver();
+        let driver = if let Some(file) = driver.downcast_ref::<File>() {
+            let reopen = own.open_file(&step.options.driver, |it| file.co_prepare_reopen(co, it));
+            let refused = |source| BlockdevError::File { node: name(), source };
+            DriverReopen::File(reopen.map_err(refused)?)
+        } else if let Some(raw) = driver.downcast_ref::<Raw>()
+            && let DriverOptions::Raw { offset, size, .. } = step.options.driver
+            && let [(_, child)] = &step.children[..]
+        {
+            let refused = |source| BlockdevError::Driver { node: name(), source: Box::new(source) };
+            DriverReopen::Raw(raw.prepare_reopen(child, offset, size).map_err(refused)?)
+        } else if let Some(throttle) = driver.downcast_ref::<Throttle>()
+            && let DriverOptions::Throttle { throttle_group, .. } = &step.options.driver
+        {
+            DriverReopen::Throttle(throttle.prepare_reopen(&self.known_group(throttle_group)?))
+        } else {
+            DriverReopen::Same
+        };
+        let limits = match &driver {
+            DriverReopen::File(file) => file.limits(),
+            _ => *node.limits(),
+        };
+        let limits = node.limits_versions().add(limits).ok_or_else(|| BlockdevError::Fixed {
+            node: name(),
+            option: "cache.direct".to_owned(),
+        })?;
+        Ok(Prepared { node, driver, limits, state: own.node_state() })
+    }
+
+    /// What the node is now, for the next time.
+    fn note(&self, step: &Step) {
+        match self.names().nodes.get_mut(step.node.name()) {
+            Some(Entry::Owned(_, options) | Entry::Child(_, options)) => {
+                *options = Arc::clone(&step.options);
+            }
+            Some(Entry::Reserved) | None => {}
+        }
+    }
+}
+
+/// Turns the edges, if all users agree to that and to what the nodes have become.
+fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
+    for step in steps {
+        for (role, child) in &step.children {
+            step.own.for_child(role).check_writable(step.node.name(), child)?;
+        }
+    }
+    let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();
+    let nodes: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
+    Ok(graph::lock().turn(&turns, &nodes, false, turned)?)
+}
+
+/// A node that is ready to change to what it is to be, and back.
+struct Prepared<'a> {
+    node: &'a BlockNode,
+    driver: DriverReopen<'a>,
+    limits: Version,
+    state: NodeState,
+}
+
+enum DriverReopen<'a> {
+    File(FileReopen<'a>),
+    Raw(RawReopen<'a>),
+    Throttle(ThrottleReopen<'a>),
+    /// It is told nothing.
+    Same,
+}
+
+impl Prepared<'_> {
+    fn swap(&mut self) {
+        match &mut self.driver {
+            DriverReopen::File(file) => file.swap(),
+            DriverReopen::Raw(raw) => raw.swap(),
+            DriverReopen::Throttle(throttle) => throttle.swap(),
+            DriverReopen::Same => {}
+        }
+        self.limits = self.node.limits_versions().select(self.limits);
+        self.state = self.node.swap_state(self.state);
+    }
+}

@@ -1,0 +1,45 @@
+//! Whether a client may, or must, begin TLS; and its beginning.
+
+use std::io::{self, ErrorKind};
+
+use coblk_aio::Co;
+
+use crate::connection::Connection;
+
+pub fn is_possible(client: &Connection) -> bool {
+    client.server.options.tls.is_some()
+}
+
+/// The client can do nothing else before.
+pub fn is_missing(client: &Connection) -> bool {
+    let tls = &client.server.options.tls;
+    tls.as_ref().is_some_and(|tls| tls.are_required()) && !client.transport.is_secure()
+}
+
+/// Shakes hands. The limit of time is that of all the negotiation.
+///
+/// # Errors
+/// If the client does not speak TLS, does not prove who it is, or is gone.
+#[cfg(feature = "tls")]
+pub fn begin(co: &Co<'_>, client: &Connection) -> io::Result<()> {
+    let Some(credentials) = &client.server.options.tls else {
+        return Err(ErrorKind::Unsupported.into());
+    };
+    client.transport.begin(credentials.session()?);
+    loop {
+        client.wait_readable(co)?;
+        match client.transport.shake_hands() {
+            Ok(true) => return client.wait_sent(co),
+            Ok(false) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => client.readable.set(false),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Not possible.
+#[cfg(not(feature = "tls"))]
+pub fn begin(_: &Co<'_>, _: &Connection) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}

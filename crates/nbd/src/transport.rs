@@ -1,0 +1,101 @@
+//! [`Transport`]: the socket of a client, in the clear or with TLS on it.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::socket::Socket;
+
+pub struct Transport {
+    socket: Socket,
+    #[cfg(feature = "tls")]
+    session: std::cell::RefCell<Option<crate::tls::Session>>,
+}
+
+impl Transport {
+    pub fn new(socket: Socket) -> Transport {
+        Transport {
+            socket,
+            #[cfg(feature = "tls")]
+            session: std::cell::RefCell::default(),
+        }
+    }
+
+    /// # Errors
+    /// Also `WouldBlock`, and then the socket is empty.
+    pub fn read(&self, target: &mut [u8]) -> io::Result<usize> {
+        #[cfg(feature = "tls")]
+        if let Some(session) = &mut *self.session.borrow_mut() {
+            return session.read(&self.socket, target);
+        }
+        self.socket.read(target)
+    }
+
+    /// Returns how much of `source` need not be kept any more.
+    pub fn write(&self, source: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(feature = "tls")]
+        if let Some(session) = &mut *self.session.borrow_mut() {
+            return session.write(&self.socket, source);
+        }
+        self.socket.write(source)
+    }
+
+    /// Whether something written is not in the socket yet.
+    pub fn has_unsent(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if let Some(session) = &*self.session.borrow() {
+            return session.has_unsent();
+        }
+        false
+    }
+
+    /// Sends that. `WouldBlock` if some is left.
+    pub fn push(&self) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(session) = &mut *self.session.borrow_mut() {
+            return session.push(&self.socket);
+        }
+        Ok(())
+    }
+
+    pub fn is_secure(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.session.borrow().is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// Whether the socket has something to read, or to tell.
+    pub fn has_input(&self) -> bool {
+        self.socket.has_input()
+    }
+
+    /// Ends both directions: whoever waits for it is told.
+    pub fn shutdown(&self) {
+        self.socket.shutdown();
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Transport {
+    /// What comes from now on is TLS.
+    pub fn begin(&self, session: crate::tls::Session) {
+        *self.session.borrow_mut() = Some(session);
+    }
+
+    /// Takes a step of the TLS handshake; whether it is done.
+    ///
+    /// # Errors
+    /// `WouldBlock` if more must come, or what is wrong with what came.
+    pub fn shake_hands(&self) -> io::Result<bool> {
+        match &mut *self.session.borrow_mut() {
+            Some(session) => session.shake_hands(&self.socket),
+            None => Ok(true),
+        }
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,45 @@
+//! The daemon's events as QMP has them.
+
+use std::io::{self, ErrorKind};
+
+use coblk::block::{ErrorAction, RequestKind};
+use coblk::qmp::Event as QmpEvent;
+
+use crate::daemon::{Event, IoError};
+
+/// An event for clients.
+pub(crate) fn to_qmp(event: &Event) -> QmpEvent {
+    match event {
+        Event::BlockExportDeleted { id } => {
+            QmpEvent::new("BLOCK_EXPORT_DELETED").with("id", id.clone())
+        }
+        Event::BlockIoError(error) => io_error(error),
+        Event::Shutdown(cause) => {
+            QmpEvent::new("SHUTDOWN").with("guest", false).with("reason", cause.name())
+        }
+    }
+}
+
+/// The device is the export. It has no place in a tree of objects, as those of QEMU have.
+fn io_error(error: &IoError) -> QmpEvent {
+    let operation = if error.kind == RequestKind::Read { "read" } else { "write" };
+    let action = match error.action {
+        ErrorAction::Report => "report",
+        ErrorAction::Ignore => "ignore",
+        ErrorAction::Stop => "stop",
+    };
+    let cause = io::Error::from_raw_os_error(error.errno);
+    let event = QmpEvent::new("BLOCK_IO_ERROR")
+        .with("qom-path", "")
+        .with("device", error.id.clone())
+        .with("node-name", error.node_name.clone())
+        .with("operation", operation)
+        .with("action", action)
+        .with("reason", cause.to_string())
+        .with("nospace", cause.kind() == ErrorKind::StorageFull);
+    // Errors come in storms. One that stops the export is told for itself.
+    match error.action {
+        ErrorAction::Stop => event,
+        _ => event.limited(&format!("{} {operation} {action}", error.id)),
+    }
+}

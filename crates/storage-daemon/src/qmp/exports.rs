@@ -1,0 +1,51 @@
+//! Exports: made, removed, listed, and resumed.
+
+use coblk::block::IoStatus;
+use serde::{Deserialize, Serialize};
+
+use super::{Arguments, Commands, Id, options};
+use crate::exports::{ExportInfo, RemoveMode};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Delete {
+    id: String,
+    #[serde(default)]
+    mode: RemoveMode,
+}
+
+/// QAPI's `BlockExportInfo`, and a member of ours.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    id: String,
+    r#type: &'static str,
+    node_name: String,
+    shutting_down: bool,
+    #[serde(rename = "x-coblk-io-status")]
+    io_status: &'static str,
+}
+
+pub(super) fn add(commands: &mut Commands) {
+    commands.add("block-export-add", |daemon, co, arguments: Arguments| {
+        daemon.export_add(co, options(arguments)?)
+    });
+    commands.add("block-export-del", |daemon, co, Delete { id, mode }| {
+        daemon.export_del(co, &id, mode)
+    });
+    commands.add("query-block-exports", |daemon, _, ()| {
+        Ok(daemon.exports().into_iter().map(info).collect::<Vec<_>>())
+    });
+    commands.add_urgent("x-coblk-export-resume", |daemon, _, Id { id }| daemon.export_resume(&id));
+}
+
+fn info(export: ExportInfo) -> Info {
+    let ExportInfo { id, kind, node_name, shutting_down, io_status } = export;
+    // QAPI's `BlockDeviceIoStatus`.
+    let io_status = match io_status {
+        IoStatus::Ok => "ok",
+        IoStatus::Failed => "failed",
+        IoStatus::NoSpace => "nospace",
+    };
+    Info { id, r#type: kind, node_name, shutting_down, io_status }
+}

@@ -1,0 +1,104 @@
+//! The daemon's QMP commands: each is a call of one of its methods, or a question about what it has. One
+//! file a group.
+
+mod blockdevs;
+mod blockstats;
+mod events;
+mod exports;
+mod nbd_server;
+mod nodes;
+mod objects;
+
+use std::rc::{Rc, Weak};
+
+use coblk::Co;
+use coblk::qmp::{CommandTable, QmpError, QmpVersion};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::daemon::{Daemon, DaemonError, ShutdownCause};
+use crate::options::from_value;
+
+pub(crate) use events::to_qmp;
+
+/// Arguments that the daemon's own options are made of.
+type Arguments = Map<String, Value>;
+
+/// The name of something.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Id {
+    id: String,
+}
+
+/// All commands of a daemon. They do not keep it.
+pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
+    let mut commands = Commands { table: CommandTable::new(), daemon: Rc::downgrade(daemon) };
+    blockdevs::add(&mut commands);
+    blockstats::add(&mut commands);
+    exports::add(&mut commands);
+    nbd_server::add(&mut commands);
+    nodes::add(&mut commands);
+    objects::add(&mut commands);
+    commands.add("quit", |daemon, _, ()| {
+        daemon.quit(ShutdownCause::Quit);
+        Ok(())
+    });
+    commands.table
+}
+
+/// What clients are told that ask for the version: whose commands these are, and what program it is.
+pub(crate) fn version() -> QmpVersion {
+    let package = concat!("coblk-storage-daemon ", env!("CARGO_PKG_VERSION")).to_owned();
+    QmpVersion { package, ..QmpVersion::default() }
+}
+
+/// A table in the making.
+struct Commands {
+    table: CommandTable,
+    daemon: Weak<Daemon>,
+}
+
+impl Commands {
+    fn add<A: DeserializeOwned, R: Serialize>(
+        &mut self,
+        name: &'static str,
+        handler: impl Fn(&Rc<Daemon>, &Co<'_>, A) -> Result<R, DaemonError> + 'static,
+    ) {
+        self.add_qmp(name, move |daemon, co, arguments| {
+            handler(daemon, co, arguments).map_err(QmpError::generic)
+        });
+    }
+
+    /// One whose errors have classes.
+    fn add_qmp<A: DeserializeOwned, R: Serialize>(
+        &mut self,
+        name: &'static str,
+        handler: impl Fn(&Rc<Daemon>, &Co<'_>, A) -> Result<R, QmpError> + 'static,
+    ) {
+        let daemon = self.daemon.clone();
+        self.table.command(name, move |co, arguments| handler(&alive(&daemon)?, co, arguments));
+    }
+
+    /// One that gets through while another one waits.
+    fn add_urgent<A: DeserializeOwned, R: Serialize>(
+        &mut self,
+        name: &'static str,
+        handler: impl Fn(&Rc<Daemon>, &Co<'_>, A) -> Result<R, DaemonError> + 'static,
+    ) {
+        let daemon = self.daemon.clone();
+        self.table.urgent_command(name, move |co, arguments| {
+            handler(&alive(&daemon)?, co, arguments).map_err(QmpError::generic)
+        });
+    }
+}
+
+fn alive(daemon: &Weak<Daemon>) -> Result<Rc<Daemon>, QmpError> {
+    daemon.upgrade().ok_or_else(|| QmpError::generic(DaemonError::ShuttingDown))
+}
+
+/// The daemon's own options, of arguments.
+fn options<T: DeserializeOwned>(arguments: Arguments) -> Result<T, DaemonError> {
+    Ok(from_value(Value::Object(arguments))?)
+}

@@ -1,0 +1,119 @@
+//! `query-named-block-nodes`: what nodes there are.
+
+use coblk::block::{DetectZeroes, NodeInfo};
+use coblk::{BlockNode, Co};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::Commands;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Query {
+    /// Whether to leave out what lies below. It always is: those below are in the list themselves.
+    #[serde(rename = "flat")]
+    _flat: Option<bool>,
+}
+
+/// QAPI's `BlockDeviceInfo`. What nodes here cannot have is there all the same, if QAPI wants it:
+/// encryption, backing files, limits of their own and thresholds.
+#[derive(Serialize)]
+struct Info {
+    #[serde(rename = "node-name")]
+    node_name: String,
+    drv: &'static str,
+    ro: bool,
+    file: String,
+    image: Image,
+    cache: Cache,
+    detect_zeroes: &'static str,
+    active: bool,
+    encrypted: bool,
+    backing_file_depth: u64,
+    bps: u64,
+    bps_rd: u64,
+    bps_wr: u64,
+    iops: u64,
+    iops_rd: u64,
+    iops_wr: u64,
+    write_threshold: u64,
+    /// Ours: the nodes it stands on.
+    #[serde(rename = "x-coblk-children")]
+    children: Vec<Child>,
+}
+
+/// QAPI's `ImageInfo`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Image {
+    filename: String,
+    format: &'static str,
+    virtual_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actual_size: Option<u64>,
+}
+
+/// QAPI's `BlockdevCacheInfo`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cache {
+    writeback: bool,
+    direct: bool,
+    no_flush: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Child {
+    child: &'static str,
+    node_name: String,
+}
+
+pub(super) fn add(commands: &mut Commands) {
+    commands.add("query-named-block-nodes", |daemon, co, _: Query| {
+        let nodes = daemon.blockdevs().nodes();
+        Ok(nodes.iter().map(|node| info(co, node)).collect::<Vec<_>>())
+    });
+}
+
+fn info(co: &Co<'_>, node: &BlockNode) -> Info {
+    // Unknown to some file systems.
+    let actual_size = node.co_allocated_bytes(co).ok().flatten();
+    let node = node.describe();
+    let filename = node.filename.clone().unwrap_or_else(|| described(&node));
+    let children = node.children.into_iter();
+    Info {
+        file: filename.clone(),
+        image: Image { filename, format: node.driver, virtual_size: node.length, actual_size },
+        node_name: node.name,
+        drv: node.driver,
+        ro: node.read_only,
+        cache: Cache { writeback: true, direct: node.cache.direct, no_flush: node.cache.no_flush },
+        detect_zeroes: match node.detect_zeroes {
+            DetectZeroes::Off => "off",
+            DetectZeroes::On => "on",
+            DetectZeroes::Unmap => "unmap",
+        },
+        active: true,
+        encrypted: false,
+        backing_file_depth: 0,
+        bps: 0,
+        bps_rd: 0,
+        bps_wr: 0,
+        iops: 0,
+        iops_rd: 0,
+        iops_wr: 0,
+        write_threshold: 0,
+        children: children.map(|it| Child { child: it.role, node_name: it.node }).collect(),
+    }
+}
+
+/// What stands for the file name of a node that has none: some of its options.
+fn described(node: &NodeInfo) -> String {
+    let mut options = Map::new();
+    options.insert("driver".to_owned(), node.driver.into());
+    for child in &node.children {
+        options.insert(child.role.to_owned(), child.node.clone().into());
+    }
+    format!("json:{}", Value::Object(options))
+}

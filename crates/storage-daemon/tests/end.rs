@@ -1,0 +1,144 @@
+//! Signals end the daemon in order: what was acknowledged is in the image.
+
+mod util;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coblk_tests::nbd::{MAGIC, choose, request};
+use coblk_tests::random::{Random, seeds};
+use rustix::process::Signal;
+use util::{Place, SIZE, many_nodes, until_early, wait_until};
+
+const SIGNALS: [Signal; 3] = [Signal::INT, Signal::HUP, Signal::TERM];
+const BLOCK: usize = 4096;
+const CLIENTS: u64 = 4;
+
+/// What a block holds after its `round`th write.
+fn content(round: u64) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    Random::new(round).fill(&mut block);
+    block
+}
+
+/// Writes its own blocks over and over, until the daemon is gone. Returns the acknowledged rounds.
+fn write_until_the_end(mut stream: UnixStream, client: u64, acknowledged: &AtomicU64) -> Vec<u64> {
+    let blocks = SIZE / BLOCK as u64 / CLIENTS;
+    let mut rounds = vec![0; blocks as usize];
+    for number in 0.. {
+        let (block, round) = (number % blocks, number / blocks + 1);
+        let offset = (client * blocks + block) * BLOCK as u64;
+        let mut bytes = request(MAGIC, 0, 1, offset, BLOCK as u32);
+        bytes.extend_from_slice(&content(round));
+        let mut reply = [0; 16];
+        if stream.write_all(&bytes).and_then(|()| stream.read_exact(&mut reply)).is_err() {
+            break;
+        }
+        assert_eq!(reply[4..8], [0; 4], "a write failed");
+        rounds[block as usize] = round;
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+    rounds
+}
+
+#[test]
+fn c85_signals_end_it_in_order_under_load() {
+    for seed in seeds(6) {
+        let place = Place::new();
+        let daemon = place.start(&util::NBD.replace("disk,writable", "disk,name=disk,writable"));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let (stream, acknowledged) = (choose(&place.socket()), Arc::clone(&acknowledged));
+                std::thread::spawn(move || write_until_the_end(stream, client, &acknowledged))
+            })
+            .collect();
+        let moment = Random::new(seed).below(3000);
+        wait_until("clients write", || acknowledged.load(Ordering::Relaxed) >= moment);
+        daemon.stop(SIGNALS[(seed % 3) as usize]);
+        assert!(!place.pid_file().exists() && !place.socket().exists(), "seed {seed}");
+        let image = std::fs::File::open(place.image()).unwrap();
+        let blocks = SIZE / BLOCK as u64 / CLIENTS;
+        for (client, thread) in clients.into_iter().enumerate() {
+            for (block, round) in thread.join().unwrap().into_iter().enumerate() {
+                let mut there = [0; BLOCK];
+                let offset = (client as u64 * blocks + block as u64) * BLOCK as u64;
+                image.read_exact_at(&mut there, offset).unwrap();
+                // The next one may have been on its way.
+                let expected = if round == 0 { [0; BLOCK] } else { content(round) };
+                let good = there == expected || there == content(round + 1);
+                assert!(good, "seed {seed}: block {block} of client {client}, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn c85_signals_end_it_during_the_start() {
+    for signal in SIGNALS {
+        let server = "--nbd-server addr.type=unix,addr.path=@/nbd.sock";
+        let (place, mut daemon, _client) = until_early(|place| {
+            place.command(&format!("{server}{} --pidfile @/pid", many_nodes()))
+        });
+        util::kill(daemon.id(), signal);
+        assert!(daemon.wait().unwrap().success());
+        assert!(!place.pid_file().exists() && !place.socket().exists(), "{signal:?}");
+    }
+}
+
+/// They have asked for much, and take none of it.
+#[test]
+fn c85_clients_that_do_not_read_do_not_hold_up_the_end() {
+    let place = Place::new();
+    let daemon = place.start(&util::NBD.replace("disk,writable", "disk,name=disk,writable"));
+    let mut clients: Vec<UnixStream> = (0..1).map(|_| choose(&place.socket())).collect();
+    for client in &mut clients {
+        for _ in 0..16 {
+            client.write_all(&request(MAGIC, 0, 0, 0, 4 << 20)).unwrap();
+        }
+    }
+    // It has begun to answer.
+    let mut header = [0; 16];
+    clients.iter_mut().for_each(|client| client.read_exact(&mut header).unwrap());
+    daemon.stop(Signal::TERM);
+}
+
+/// Requests that an error has stopped, and those that wait for their turn, do not hold up the end.
+#[test]
+fn c85_what_is_held_does_not_hold_up_the_end() {
+    let place = Place::new();
+    let daemon = place.start(
+        "--object throttle-group,id=g,limits.bps-total=1 \
+         --blockdev file,node-name=disk,filename=@/disk.img \
+         --blockdev throttle,node-name=slow,throttle-group=g,file=disk \
+         --blockdev blkdebug,node-name=bad,image=slow,inject-error.0.iotype=read \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --export nbd,id=e0,node-name=bad,name=disk,writable=on,rerror=stop",
+    );
+    // The first write takes what there is, the second would wait for an hour.
+    let mut slow = choose(&place.socket());
+    for offset in [0, 4096] {
+        let mut bytes = request(MAGIC, 0, 1, offset, BLOCK as u32);
+        bytes.extend_from_slice(&content(1));
+        slow.write_all(&bytes).unwrap();
+    }
+    let mut held = choose(&place.socket());
+    held.write_all(&request(MAGIC, 0, 0, 0, BLOCK as u32)).unwrap();
+    let mut reply = [0; 16];
+    slow.read_exact(&mut reply).unwrap();
+    daemon.stop(Signal::TERM);
+}
+
+#[test]
+fn c85_a_daemon_that_cannot_start_undoes_what_it_has_begun() {
+    let place = Place::new();
+    let output = place.output(&format!("{} --export nbd,id=e0,node-name=disk", util::NBD));
+    assert_eq!(output.status.code(), Some(1));
+    let said = util::stderr(&output);
+    assert!(said.contains("Block export id 'e0' is already in use"), "{said}");
+    assert!(!place.socket().exists());
+    place.start_nbd().stop(Signal::TERM);
+}

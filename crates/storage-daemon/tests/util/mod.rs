@@ -1,0 +1,212 @@
+//! The daemon as a process of its own, and how to ask about it.
+// Not every test program uses all of it.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod qmp;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use coblk_tests::tools;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Whatever takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Length of images.
+pub const SIZE: u64 = 16 << 20;
+
+/// A directory with an image, for one daemon.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        File::create(dir.path().join("disk.img")).unwrap().set_len(SIZE).unwrap();
+        Place { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.path("disk.img")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("nbd.sock")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.path("pid")
+    }
+
+    /// `@` stands for this directory in what is said to a daemon.
+    pub fn fill_in(&self, argument: &str) -> String {
+        argument.replace('@', tools::text(self.dir.path()))
+    }
+
+    /// A daemon with these arguments, cut at blanks.
+    pub fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coblk-storage-daemon"));
+        command.args(arguments.split_whitespace().map(|it| self.fill_in(it)));
+        command.stdin(Stdio::null()).env_remove("RUST_LOG");
+        command
+    }
+
+    /// Runs one that is to end by itself.
+    pub fn output(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Starts one, and waits until it serves.
+    pub fn start(&self, arguments: &str) -> Daemon {
+        self.start_command(self.command(&format!("{arguments} --pidfile @/pid")))
+    }
+
+    /// Starts a command that writes the usual pid file, and waits until it serves.
+    pub fn start_command(&self, mut command: Command) -> Daemon {
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut daemon = Daemon { child };
+        let pid_file = self.pid_file();
+        daemon.wait_until("the daemon serves", || {
+            std::fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n'))
+        });
+        daemon
+    }
+
+    /// The image, exported over NBD as "disk", writable.
+    pub fn start_nbd(&self) -> Daemon {
+        self.start(NBD)
+    }
+
+    /// Where clients find an export.
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", tools::text(&self.socket()))
+    }
+
+    /// An honest client is served.
+    pub fn check(&self) {
+        for command in ["write -P 7 4096 4096", "read -P 7 4096 4096"] {
+            let said = tools::run("qemu-io", ["-f", "raw", "-c", command, &self.uri("disk")]);
+            assert!(said.contains("4096/4096") && !said.contains("failed"), "{said}");
+        }
+    }
+}
+
+/// The image over NBD.
+pub const NBD: &str = "--blockdev file,node-name=disk,filename=@/disk.img \
+    --nbd-server addr.type=unix,addr.path=@/nbd.sock --export nbd,id=e0,node-name=disk,writable=on";
+
+/// A daemon that runs. It is killed if the test fails.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal);
+    }
+
+    /// Waits for something that the daemon does; fails if it ends instead.
+    pub fn wait_until(&mut self, what: &str, condition: impl FnMut() -> bool) {
+        let Daemon { child } = self;
+        let mut condition = condition;
+        wait_until(what, || {
+            if condition() {
+                return true;
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                let mut said = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                panic!("the daemon ended with {status}, and not: {what}\n{said}");
+            }
+            false
+        });
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait_until("the daemon ends", || child.try_wait().unwrap().is_some());
+        child.wait().unwrap()
+    }
+
+    /// Ends it with a signal, and what it said.
+    pub fn stop(self, signal: Signal) {
+        self.signal(signal);
+        let status = self.wait();
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn kill(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Waits for something that comes sooner or later.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "it never came: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Connects as soon as somebody listens.
+pub fn connect(socket: &Path) -> UnixStream {
+    let mut stream = None;
+    wait_until("somebody listens", || {
+        stream = UnixStream::connect(socket).ok();
+        stream.is_some()
+    });
+    let stream = stream.unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// So many nodes that their daemon takes a while to start.
+pub fn many_nodes() -> String {
+    let node =
+        |number| format!(" --blockdev file,node-name=n{number},filename=@/disk.img,read-only=on");
+    (0..400).map(node).collect()
+}
+
+/// Starts a daemon, and connects to it before it has started: again, until that is so.
+pub fn until_early(command: impl Fn(&Place) -> Command) -> (Place, Child, UnixStream) {
+    for _ in 0..50 {
+        let place = Place::new();
+        let mut daemon = command(&place).spawn().unwrap();
+        let client = connect(&place.socket());
+        if !place.pid_file().exists() {
+            return (place, daemon, client);
+        }
+        kill(daemon.id(), Signal::KILL);
+        daemon.wait().unwrap();
+    }
+    panic!("the daemon is always faster");
+}
+
+/// What a program wrote to the standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

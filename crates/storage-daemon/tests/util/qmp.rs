@@ -1,0 +1,90 @@
+//! A client of a monitor, of the daemon's or of QEMU's.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::connect;
+
+pub struct Client {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+    /// Told meanwhile.
+    events: VecDeque<Value>,
+}
+
+impl Client {
+    /// One that has negotiated.
+    pub fn new(socket: &Path) -> Client {
+        let stream = connect(socket);
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        let mut client = Client { stream, lines, events: VecDeque::new() };
+        assert!(client.receive().get("QMP").is_some());
+        assert_eq!(client.ask("qmp_capabilities", json!({})), json!({"return": {}}));
+        client
+    }
+
+    #[track_caller]
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        let bytes = self.lines.read_line(&mut line).unwrap();
+        assert!(bytes > 0, "the end instead of a message");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The answer to a command.
+    #[track_caller]
+    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({"execute": command, "arguments": arguments});
+        self.stream.write_all(request.to_string().as_bytes()).unwrap();
+        loop {
+            let message = self.receive();
+            if message.get("event").is_none() {
+                return message;
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    /// What a command returns that must succeed.
+    #[track_caller]
+    pub fn run(&mut self, command: &str, arguments: Value) -> Value {
+        let answer = self.ask(command, arguments.clone());
+        let result = answer.get("return");
+        result.unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).clone()
+    }
+
+    /// The text of the error of a command that must fail.
+    #[track_caller]
+    pub fn refused(&mut self, command: &str, arguments: Value) -> String {
+        let answer = self.ask(command, arguments.clone());
+        let desc = answer["error"]["desc"].as_str();
+        desc.unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).to_owned()
+    }
+
+    /// The next event of this name, and what it tells; others before it are forgotten.
+    #[track_caller]
+    pub fn event(&mut self, name: &str) -> Value {
+        loop {
+            let message = self.events.pop_front();
+            let message = message.unwrap_or_else(|| self.receive());
+            let is_event = message.get("event").is_some();
+            assert!(is_event && message["timestamp"]["seconds"].is_u64(), "{message}");
+            if message["event"] == name {
+                return message.get("data").cloned().unwrap_or_default();
+            }
+        }
+    }
+
+    /// Whether the other side has closed; there must be nothing but events before that.
+    pub fn ends(mut self) {
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).unwrap() > 0 {
+            assert!(line.contains("\"event\""), "{line}");
+            line.clear();
+        }
+    }
+}

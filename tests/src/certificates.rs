@@ -1,0 +1,99 @@
+//! Certificates in the layout of QEMU's `tls-creds-x509`, which is also libnbd's.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
+
+/// An authority, and where its files go.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    parent: PathBuf,
+}
+
+impl Authority {
+    /// A new one. Directories are made below `parent`.
+    pub fn new(parent: &Path) -> Authority {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "an authority for tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+        Authority { issuer, parent: parent.to_owned() }
+    }
+
+    /// A directory of this name with what a server on this machine needs.
+    pub fn server(&self, name: &str) -> PathBuf {
+        self.party(name, "server", ExtendedKeyUsagePurpose::ServerAuth, 1)
+    }
+
+    /// A directory of this name with what a client needs. Its certificate has this serial number.
+    pub fn client(&self, name: &str, serial: u64) -> PathBuf {
+        self.party(name, "client", ExtendedKeyUsagePurpose::ClientAuth, serial)
+    }
+
+    /// A directory of this name for clients that have no certificate.
+    pub fn anonymous(&self, name: &str) -> PathBuf {
+        let dir = self.parent.join(name);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("ca-cert.pem"), self.issuer.pem()).unwrap();
+        dir
+    }
+
+    /// Puts the list of revoked certificates, with this one on it, into a directory.
+    pub fn revoke(&self, dir: &Path, serial: u64) {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).unwrap().pem().unwrap();
+        std::fs::write(dir.join("ca-crl.pem"), list).unwrap();
+    }
+
+    fn party(
+        &self,
+        name: &str,
+        role: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        serial: u64,
+    ) -> PathBuf {
+        let dir = self.anonymous(name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = self.certificate(role, purpose, serial, &key);
+        std::fs::write(dir.join(format!("{role}-cert.pem")), certificate.pem()).unwrap();
+        std::fs::write(dir.join(format!("{role}-key.pem")), key.serialize_pem()).unwrap();
+        dir
+    }
+
+    fn certificate(
+        &self,
+        role: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        serial: u64,
+        key: &KeyPair,
+    ) -> Certificate {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, role);
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![purpose];
+        params.use_authority_key_identifier_extension = true;
+        params.signed_by(key, &self.issuer).unwrap()
+    }
+}
