@@ -26,11 +26,9 @@ pub fn redirect(target: &File, source: &File) -> io::Result<()> {
 
 /// Has calls on an open file wait for what they are about, if it was opened not to.
 pub fn clear_nonblocking(file: &File) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } as isize)?;
-    let flags = flags as libc::c_int & !libc::O_NONBLOCK;
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } as isize).map(|_| ())
+    let not_to_wait: libc::c_int = 0;
+    // SAFETY: the kernel reads an int, which is there.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &not_to_wait) } as isize).map(|_| ())
 }
 
 #[cfg(test)]
