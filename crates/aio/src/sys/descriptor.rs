@@ -28,7 +28,8 @@ pub fn redirect(target: &File, source: &File) -> io::Result<()> {
 pub fn clear_nonblocking(file: &File) -> io::Result<()> {
     let not_to_wait: libc::c_int = 0;
     // SAFETY: the kernel reads an int, which is there.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &not_to_wait) } as isize).map(|_| ())
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &not_to_wait) } as isize)
+        .map(|_| ())
 }
 
 #[cfg(test)]
