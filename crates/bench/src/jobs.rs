@@ -26,13 +26,13 @@ const WARM_UP: u64 = 1000;
 #[derive(Args, Clone, Debug)]
 pub struct JobArgs {
     /// Kind and order of requests: read, write, randread, randwrite, rw, randrw.
-    #[arg(long, default_value = "randread")]
+    #[arg(long, default_value = "randread", alias = "readwrite")]
     pub rw: ReadWrite,
     /// Share of reads of rw and randrw, in percent.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub rwmixread: u8,
     /// Length of a request.
-    #[arg(long, default_value = "4k", value_parser = fio::size)]
+    #[arg(long, default_value = "4k", value_parser = fio::size, alias = "blocksize")]
     pub bs: u64,
     /// Requests in flight on each context.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -226,7 +226,8 @@ mod tests {
         assert_eq!((arguments.size, arguments.direct), (Some(64 << 20), false));
         assert!(parse(&["--direct", "1"]).unwrap().direct);
         assert!(parse(&["--direct"]).unwrap().direct);
-        let arguments = parse(&["--numjobs=2", "--ioengine=io_uring", "--rw=write"]).unwrap();
+        let words = ["--numjobs=2", "--ioengine=io_uring", "--readwrite=write", "--blocksize=4k"];
+        let arguments = parse(&words).unwrap();
         assert_eq!(arguments.job.name(), "write 4k QD64 x2");
         assert_eq!(arguments.engine, Engine::IoUring);
     }

@@ -7,36 +7,34 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-/// Where our servers are. They belong to another package, so nobody has built them for this test.
-static SERVERS: LazyLock<PathBuf> = LazyLock::new(|| {
+/// Our server, beside the program. It belongs to another package, so nobody has built it for this
+/// test.
+static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let program = Path::new(env!("CARGO_BIN_EXE_coblk-bench"));
+    let (profile, target) = (program.parent().unwrap(), program.ancestors().nth(2).unwrap());
+    let name = if profile.ends_with("release") { "release" } else { "dev" };
     let cargo = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--quiet", "--package", "coblk-examples"])
-        .args(["--example", "nbd_export", "--example", "vhost_user_blk"])
-        .arg("--target-dir")
-        .arg(target())
+        .args(["build", "--locked", "--quiet", "--package", "coblk-storage-daemon"])
+        .args(["--profile", name, "--target-dir"])
+        .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo starts");
     assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
-    target().join("debug/examples")
+    profile.join("coblk-storage-daemon")
 });
 
-fn target() -> &'static Path {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target directory")
-}
-
-fn compare(arguments: &[&str], server: &Path) -> Output {
+fn compare(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_coblk-bench"))
         .args(["compare", arguments[0], "--json", "--quick", "--size", "1m", "--count", "64"])
         .args(&arguments[1..])
-        .arg("--server")
-        .arg(server)
         .output()
         .expect("the program starts")
 }
 
-fn rows(arguments: &[&str], server: &Path) -> Vec<Value> {
-    let output = compare(arguments, server);
+fn rows(arguments: &[&str]) -> Vec<Value> {
+    assert!(SERVER.exists());
+    let output = compare(arguments);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -63,8 +61,7 @@ fn check(row: &Value, peers: &[(&str, f64)]) {
 
 #[test]
 fn nbd_servers_take_turns() {
-    let server = SERVERS.join("nbd_export");
-    let rows = rows(&["nbd", "--only", "4k QD32", "--only", "page cache write 1m"], &server);
+    let rows = rows(&["nbd", "--only", "4k QD32", "--only", "page cache write 1m"]);
     let names: Vec<&str> = rows.iter().filter_map(|row| row["work"].as_str()).collect();
     let wanted = [
         "nbd null randread 4k QD32",
@@ -79,21 +76,38 @@ fn nbd_servers_take_turns() {
 
 #[test]
 fn vhost_user_servers_take_turns() {
-    let server = SERVERS.join("vhost_user_blk");
     let directory = tempfile::tempdir().unwrap();
     let plot = directory.path().to_str().unwrap();
-    let rows = rows(&["vhost-user", "--only", "QD32", "--plot", plot], &server);
-    assert_eq!(rows.len(), 8);
+    let rows = rows(&["vhost-user", "--only", "QD32", "--plot", plot]);
+    // And one for each depth of the curve.
+    assert_eq!(rows.len(), 8 + 6);
     rows.iter().for_each(|row| check(row, &[("qemu-storage-daemon", 2.0)]));
-    let picture = std::fs::read_to_string(directory.path().join("ratios.svg")).unwrap();
-    assert!(picture.contains("vhost-user null randread 4k QD32 x2"));
+    let picture = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    assert!(picture("ratios.svg").contains("vhost-user null randread 4k QD32 x2"));
+    assert!(picture("latency.svg").contains(">coblk<"));
+}
+
+#[test]
+fn peers_that_are_missing_are_named_with_their_packages() {
+    assert!(SERVER.exists());
+    let output = Command::new(env!("CARGO_BIN_EXE_coblk-bench"))
+        .args(["compare", "nbd", "--json", "--quick", "--count", "64"])
+        .args(["--only", "nbd null randread 4k QD32"])
+        .env("PATH", "/nowhere")
+        .output()
+        .expect("the program starts");
+    let row: Value = serde_json::from_slice(&output.stdout).expect("a row");
+    assert_eq!(row["missing"]["nbdkit"], "nbdkit");
+    assert_eq!(row["missing"]["qemu-storage-daemon"], "qemu-system-common or qemu-utils");
+    check(&row, &[("qemu-storage-daemon", 1.5), ("nbdkit", 1.0)]);
 }
 
 #[test]
 fn a_server_that_is_not_there_or_fails_is_named() {
     for (server, says) in [("/nowhere/server", "/nowhere/server"), ("/bin/false", "exit status: 1")]
     {
-        let output = compare(&["nbd", "--only", "null randread 4k QD1"], Path::new(server));
+        let only = "null randread 4k QD1";
+        let output = compare(&["nbd", "--only", only, "--server", server]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(says), "{error}");
         assert!(output.stdout.is_empty());

@@ -10,6 +10,7 @@ use crate::image::Image;
 use crate::jobs;
 use crate::measure::Plan;
 use crate::peers::qemu_img::{self, QemuImg};
+use crate::plot::Stroke;
 use crate::plot::curve::Curve;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -32,12 +33,12 @@ pub fn measure(
         Engine::ALL.into_iter().filter(|engine| engine.check().is_ok()).collect();
     let progress = Progress::new(engines.len() * DEPTHS.len());
     let path = image.path().to_str().unwrap_or_default();
-    for engine in engines {
+    for (colour, engine) in engines.into_iter().enumerate() {
         let name = engine.name();
         let node = node(image.path(), Access::DirectRead, engine)?;
-        let mut p50 = Curve::new(format!("{name} p50"));
-        let mut p99 = Curve::new(format!("{name} p99"));
-        let mut mean = Curve::new(format!("qemu {name} mean"));
+        let mut mean = Curve::new(format!("{name} mean"), colour, Stroke::Solid);
+        let mut p99 = Curve::new(format!("{name} p99"), colour, Stroke::Dotted);
+        let mut qemu = Curve::new(format!("qemu {name} mean"), colour, Stroke::Dashed);
         for depth in DEPTHS {
             progress.now(&format!("latency {name} QD{depth}"));
             let full = OPS * (depth as u64).min(16);
@@ -49,18 +50,18 @@ pub fn measure(
                 ..Job::sequential_reads(depth, u64::MAX)
             };
             let outcome = threads::run(&node, &job, 1, Until::Count(ops), depth as u64)?;
-            p50.push(depth, outcome.latency.value_at_quantile(0.5) as f64);
+            mean.push(depth, outcome.latency.mean());
             p99.push(depth, outcome.latency.value_at_quantile(0.99) as f64);
             let work = format!("latency O_DIRECT {name} randread QD{depth}");
             report.add(jobs::row(work, &outcome.lap, &outcome.latency))?;
             if qemu_img::is_installed() {
                 // It does not say its latencies; depth over rate is their mean (Little's law).
                 let lap = QemuImg::file(path, name, "none", depth, false).run(ops)?;
-                mean.push(depth, lap.wall_ns / lap.ops as f64 * depth as f64);
+                qemu.push(depth, lap.wall_ns / lap.ops as f64 * depth as f64);
             }
             progress.step();
         }
-        curves.extend([p50, p99, mean].into_iter().filter(|curve| !curve.is_empty()));
+        curves.extend([mean, p99, qemu].into_iter().filter(|curve| !curve.is_empty()));
     }
     Ok(curves)
 }

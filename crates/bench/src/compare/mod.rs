@@ -59,7 +59,8 @@ pub fn run(options: &CompareArgs, plan: &Plan, report: &mut Report) -> io::Resul
         std::fs::create_dir_all(directory)?;
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
         let curves = latency::measure(&image, options, plan, report)?;
-        plot::curve::write(&directory.join("latency.svg"), &curves)?;
+        let title = "Latency of O_DIRECT 4 KiB reads over queue depth";
+        plot::curve::write(&directory.join("latency.svg"), title, &curves)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The block servers that are compared, and their command lines.
 //!
-//! Ours takes the command line of qemu-storage-daemon, so both are told the same. Until it is built
-//! the examples stand in for it, with words of their own.
+//! Ours takes the command line of qemu-storage-daemon, so both are told the same. Our examples can be
+//! measured too; they have words of their own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,9 +75,8 @@ impl Program {
     /// # Errors
     /// If there is none; with the command that builds it.
     pub fn ours(named: Option<&Path>, protocol: Protocol) -> io::Result<Program> {
-        let example = protocol.example();
         if let Some(path) = named {
-            let is_example = path.file_name().is_some_and(|name| name == example);
+            let is_example = path.file_name().is_some_and(|name| name == protocol.example());
             let path = path.to_owned();
             return Ok(if is_example { Program::Example(path) } else { Program::Daemon(path) });
         }
@@ -87,14 +86,10 @@ impl Program {
         if daemon.exists() {
             return Ok(Program::Daemon(daemon));
         }
-        let path = directory.join("examples").join(example);
-        if path.exists() {
-            return Ok(Program::Example(path));
-        }
         let message = format!(
-            "{} is not there; name a server with --server, or build one: \
-             cargo build --release -p coblk-examples --example {example}",
-            path.display()
+            "{} is not there; name a server with --server, or build it: \
+             cargo build --release -p coblk-storage-daemon",
+            daemon.display()
         );
         Err(io::Error::new(io::ErrorKind::NotFound, message))
     }
@@ -261,7 +256,7 @@ mod tests {
     fn what_is_missing_is_named_with_how_to_build_it() {
         // Beside a test program there is no server.
         let error = Program::ours(None, Protocol::VhostUser).unwrap_err().to_string();
-        assert!(error.contains("--example vhost_user_blk"), "{error}");
+        assert!(error.contains("build --release -p coblk-storage-daemon"), "{error}");
         let daemon = Program::ours(Some(Path::new("/x/my-daemon")), Protocol::Nbd).unwrap();
         assert_eq!(daemon, Program::Daemon("/x/my-daemon".into()));
         assert!(!daemon.is_installed());

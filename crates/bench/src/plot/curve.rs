@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{COLOURS, LogAxis, Svg};
+use super::{COLOURS, LogAxis, Stroke, Svg, width_of};
 use crate::report::time;
 
 const LEFT: f64 = 80.0;
@@ -16,14 +16,21 @@ const BOTTOM: f64 = 400.0;
 #[derive(Clone, Debug)]
 pub struct Curve {
     name: String,
+    colour: usize,
+    stroke: Stroke,
     /// Queue depth, and nanoseconds.
     points: Vec<(usize, f64)>,
 }
 
 impl Curve {
-    /// A curve without points.
-    pub fn new(name: String) -> Curve {
-        Curve { name, points: Vec::new() }
+    /// A curve without points. Those that belong together have one colour, by its number.
+    pub fn new(name: String, colour: usize, stroke: Stroke) -> Curve {
+        Curve { name, colour, stroke, points: Vec::new() }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Adds a point; depths come in ascending order.
@@ -41,13 +48,14 @@ impl Curve {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write(path: &Path, curves: &[Curve]) -> io::Result<()> {
-    fs::write(path, draw(curves))
+pub fn write(path: &Path, title: &str, curves: &[Curve]) -> io::Result<()> {
+    fs::write(path, draw(title, curves))
 }
 
-fn draw(curves: &[Curve]) -> String {
-    let mut svg = Svg::new(RIGHT + 200.0, BOTTOM + 60.0);
-    svg.text((LEFT, 20.0), "start", "Latency of O_DIRECT 4 KiB reads over queue depth");
+fn draw(title: &str, curves: &[Curve]) -> String {
+    let names = curves.iter().map(|curve| width_of(&curve.name)).fold(0.0, f64::max);
+    let mut svg = Svg::new(RIGHT + 70.0 + names, BOTTOM + 60.0);
+    svg.text((LEFT, 20.0), "start", title);
     let mut depths: Vec<usize> =
         curves.iter().flat_map(|curve| curve.points.iter().map(|point| point.0)).collect();
     depths.sort_unstable();
@@ -58,9 +66,9 @@ fn draw(curves: &[Curve]) -> String {
     };
     let all = curves.iter().flat_map(|curve| curve.points.iter().map(|point| point.1));
     let up = LogAxis::over(all, BOTTOM, TOP);
-    for decade in up.decades() {
-        svg.line((LEFT, up.place(decade)), (RIGHT, up.place(decade)), "#dddddd");
-        svg.text((LEFT - 8.0, up.place(decade) + 4.0), "end", &time(decade));
+    for tick in up.ticks() {
+        svg.line((LEFT, up.place(tick)), (RIGHT, up.place(tick)), "#dddddd");
+        svg.text((LEFT - 8.0, up.place(tick) + 4.0), "end", &time(tick));
     }
     for depth in &depths {
         svg.line((across(*depth), TOP), (across(*depth), BOTTOM), "#eeeeee");
@@ -68,13 +76,13 @@ fn draw(curves: &[Curve]) -> String {
     }
     svg.text(((LEFT + RIGHT) / 2.0, BOTTOM + 40.0), "middle", "requests in flight");
     for (index, curve) in curves.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
+        let colour = COLOURS[curve.colour % COLOURS.len()];
         let points: Vec<(f64, f64)> =
             curve.points.iter().map(|(depth, ns)| (across(*depth), up.place(*ns))).collect();
-        svg.curve(&points, colour, curve.name.starts_with("qemu"));
+        svg.curve(&points, colour, curve.stroke);
         let y = TOP + 20.0 * index as f64;
-        svg.bar((RIGHT + 15.0, y - 9.0), (12.0, 12.0), colour);
-        svg.text((RIGHT + 33.0, y + 2.0), "start", &curve.name);
+        svg.curve(&[(RIGHT + 15.0, y), (RIGHT + 45.0, y)], colour, curve.stroke);
+        svg.text((RIGHT + 53.0, y + 4.0), "start", &curve.name);
     }
     svg.finish()
 }
@@ -85,17 +93,18 @@ mod tests {
 
     #[test]
     fn every_curve_is_drawn() {
-        let mut ours = Curve::new("threads p50".into());
-        let mut theirs = Curve::new("qemu threads mean".into());
+        let mut ours = Curve::new("threads mean".into(), 0, Stroke::Solid);
+        let mut theirs = Curve::new("qemu threads mean".into(), 1, Stroke::Dashed);
         assert!(ours.is_empty());
         for depth in [1, 2, 4] {
             ours.push(depth, 1000.0 * depth as f64);
             theirs.push(depth, 5000.0 * depth as f64);
         }
-        let svg = draw(&[ours, theirs]);
-        assert_eq!(svg.matches("<polyline").count(), 2);
-        assert_eq!(svg.matches("stroke-dasharray").count(), 1);
-        assert!(svg.contains("10 us"));
-        assert!(draw(&[]).contains("</svg>"));
+        let svg = draw("reads", &[ours, theirs]);
+        // Each is drawn again beside its name.
+        assert_eq!(svg.matches("<polyline").count(), 4);
+        assert_eq!(svg.matches("stroke-dasharray").count(), 2);
+        assert!(svg.contains("10 us") && svg.contains(">reads<"));
+        assert!(draw("", &[]).contains("</svg>"));
     }
 }

@@ -28,16 +28,22 @@ impl Svg {
         ));
     }
 
-    fn bar(&mut self, corner: (f64, f64), size: (f64, f64), colour: &str) {
+    /// A bar, or a pale one.
+    fn bar(&mut self, corner: (f64, f64), size: (f64, f64), colour: &str, pale: bool) {
         let ((x, y), (width, height)) = (corner, size);
+        let pale = if pale { r#" fill-opacity="0.4""# } else { "" };
         self.add(format_args!(
-            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"/>"#
+            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"{pale}/>"#
         ));
     }
 
-    fn curve(&mut self, points: &[(f64, f64)], colour: &str, dashed: bool) {
+    fn curve(&mut self, points: &[(f64, f64)], colour: &str, stroke: Stroke) {
         let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let dash = if dashed { r#" stroke-dasharray="6 4""# } else { "" };
+        let dash = match stroke {
+            Stroke::Solid => "",
+            Stroke::Dashed => r#" stroke-dasharray="7 4""#,
+            Stroke::Dotted => r#" stroke-dasharray="2 3""#,
+        };
         self.add(format_args!(
             r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>"#,
             points.join(" ")
@@ -68,6 +74,22 @@ impl Svg {
     }
 }
 
+/// How a curve is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stroke {
+    /// What counts.
+    Solid,
+    /// The same of somebody else.
+    Dashed,
+    /// What comes with it.
+    Dotted,
+}
+
+/// How wide some words are, more or less: fonts differ.
+fn width_of(words: &str) -> f64 {
+    7.0 * words.chars().count() as f64
+}
+
 /// A logarithmic axis: values to places.
 #[derive(Clone, Copy, Debug)]
 struct LogAxis {
@@ -78,7 +100,8 @@ struct LogAxis {
 }
 
 impl LogAxis {
-    /// From place `from` to place `to`, over whole decades that hold all `values`.
+    /// From place `from` to place `to`, from one of [`LogAxis::ticks`] to another, with all `values`
+    /// between them.
     fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> LogAxis {
         let (mut low, mut high) = (f64::INFINITY, 0.0f64);
         for value in values.filter(|value| *value > 0.0 && value.is_finite()) {
@@ -87,9 +110,11 @@ impl LogAxis {
         if high == 0.0 {
             (low, high) = (1.0, 10.0);
         }
-        let low = 10f64.powf(low.log10().floor());
-        let high = 10f64.powf(high.log10().ceil()).max(low * 10.0);
-        LogAxis { low, high, from, to }
+        let steps = steps(low, high);
+        let at_most = steps.iter().rev().find(|step| **step <= low * 1.000_001);
+        let low = at_most.copied().unwrap_or(low);
+        let at_least = steps.iter().find(|step| **step >= high * 0.999_999 && **step > low);
+        LogAxis { low, high: at_least.copied().unwrap_or(high), from, to }
     }
 
     fn place(&self, value: f64) -> f64 {
@@ -97,14 +122,21 @@ impl LogAxis {
         self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
     }
 
-    /// The powers of ten on it.
-    fn decades(&self) -> Vec<f64> {
-        let mut decades = vec![self.low];
-        while let Some(last) = decades.last().filter(|last| **last * 1.001 < self.high) {
-            decades.push(last * 10.0);
+    /// Where it is marked: 1, 2 and 5 of each decade, or 1 alone if those are many.
+    fn ticks(&self) -> Vec<f64> {
+        let mut ticks = steps(self.low, self.high);
+        ticks.retain(|tick| *tick >= self.low * 0.999 && *tick <= self.high * 1.001);
+        if ticks.len() > 10 {
+            ticks.retain(|tick| (tick.log10() - tick.log10().round()).abs() < 0.001);
         }
-        decades
+        ticks
     }
+}
+
+/// 1, 2 and 5 of each decade, from below `low` to above `high`.
+fn steps(low: f64, high: f64) -> Vec<f64> {
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    (first..=last).flat_map(|decade| [1.0, 2.0, 5.0].map(|it| it * 10f64.powi(decade))).collect()
 }
 
 #[cfg(test)]
@@ -112,13 +144,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_axis_covers_whole_decades() {
-        let axis = LogAxis::over([0.5, 30.0].into_iter(), 0.0, 300.0);
-        assert_eq!((axis.low, axis.high), (0.1, 100.0));
-        assert_eq!(axis.decades().len(), 4);
-        assert!((axis.place(1.0) - 100.0).abs() < 1e-6);
+    fn an_axis_is_no_longer_than_it_must_be() {
+        let axis = LogAxis::over([0.6, 30.0].into_iter(), 0.0, 200.0);
+        assert_eq!((axis.low, axis.high), (0.5, 50.0));
+        assert_eq!(axis.ticks(), [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]);
+        assert!((axis.place(5.0) - 100.0).abs() < 1e-6);
         assert_eq!(axis.place(0.000_1), 0.0);
+        let long = LogAxis::over([2.0, 200_000.0].into_iter(), 0.0, 1.0);
+        assert_eq!(long.ticks(), [10.0, 100.0, 1e3, 1e4, 1e5]);
         assert!(LogAxis::over(std::iter::empty(), 0.0, 1.0).high > 1.0);
+        assert_eq!(LogAxis::over([1.0].into_iter(), 0.0, 1.0).ticks(), [1.0, 2.0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Two figures count: requests a second, and the CPU time that a request costs the server, in all
 //! its threads. The client runs on CPUs of its own, so that a server is not charged for it.
 
+mod latency;
 pub mod works;
 
 use std::cell::Cell;
@@ -38,8 +39,8 @@ const SETTLED: Duration = Duration::from_millis(2);
 pub struct ServedArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Our server: coblk-storage-daemon, another that takes its words, or the example nbd_export or
-    /// vhost_user_blk. Without this, what was built beside this program.
+    /// Our server: a coblk-storage-daemon, or the example nbd_export or vhost_user_blk. Without this,
+    /// the daemon that lies beside this program.
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
     /// What does the servers' I/O, where they have a choice: threads, io_uring.
@@ -76,6 +77,9 @@ pub fn run(
     if let Some(directory) = &arguments.common.plot {
         std::fs::create_dir_all(directory)?;
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
+        let curves = latency::measure(protocol, image.as_ref(), arguments, &ours, plan, report)?;
+        let title = format!("Mean latency of {} 4 KiB reads over queue depth", protocol.name());
+        plot::curve::write(&directory.join("latency.svg"), &title, &curves)?;
     }
     Ok(())
 }
