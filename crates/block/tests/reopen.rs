@@ -112,6 +112,15 @@ fn what_a_device_writes_to_does_not_become_read_only() {
     write(&bench.ctx, &device, 1).unwrap();
 }
 
+/// Ends a thread also if the test fails meanwhile.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn caches_and_engines_change_while_requests_run_on_two_contexts() {
     let bench = Bench::new();
@@ -137,6 +146,7 @@ fn caches_and_engines_change_while_requests_run_on_two_contexts() {
             }
             rounds
         });
+        let _end = StopOnDrop(&stop);
         for round in 0..40u32 {
             let (direct, uring) = (round % 2 == 0, round % 3 == 0);
             let line = format!(
