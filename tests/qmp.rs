@@ -1,7 +1,7 @@
 //! Our monitor and QEMU's are told the same things, and answer alike: as many answers, of the same kinds,
 //! errors of the same class, with the same ids.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -14,7 +14,7 @@ use coblk::qmp::{CommandTable, Monitor, QmpOptions, SocketAddress};
 use coblk_tests::tools;
 use serde_json::{Value, json};
 
-/// What is sent, each to a client that has negotiated.
+/// What is sent, one after the other.
 const INPUTS: [&[u8]; 72] = [
     br#"{"execute": "query-version"}"#,
     br#"{"execute": "query-version", "id": 5}"#,
@@ -162,26 +162,42 @@ fn kind(message: &Value) -> String {
     }
 }
 
-/// The kinds of answers to an input.
-fn answers(socket: &Path, input: &[u8]) -> Vec<String> {
-    let mut stream = connect(socket);
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let mut receive = move || -> Value {
-        let line = lines.next().expect("a message and not the end").unwrap();
+/// A client that has negotiated. One for all inputs: of those who come shortly after another one QEMU
+/// greets some twice.
+struct Client {
+    stream: UnixStream,
+    lines: Lines<BufReader<UnixStream>>,
+}
+
+impl Client {
+    fn new(socket: &Path) -> Client {
+        let stream = connect(socket);
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let mut client = Client { stream, lines };
+        assert!(client.receive().get("QMP").is_some());
+        client.stream.write_all(br#"{"execute": "qmp_capabilities"}"#).unwrap();
+        assert_eq!(client.receive(), json!({"return": {}}));
+        client
+    }
+
+    fn receive(&mut self) -> Value {
+        let line = self.lines.next().expect("a message and not the end").unwrap();
         assert!(line.is_ascii(), "{line:?}");
         serde_json::from_str(&line).unwrap()
-    };
-    assert!(receive().get("QMP").is_some());
-    stream.write_all(br#"{"execute": "qmp_capabilities"}"#).unwrap();
-    assert_eq!(receive(), json!({"return": {}}));
-    stream.write_all(input).unwrap();
-    // Ends what has begun, with an error, and is answered then.
-    stream.write_all(b"\xff\n{\"execute\": \"query-version\", \"id\": \"end\"}").unwrap();
-    let mut found = Vec::new();
-    while found.last().is_none_or(|last| last != "return to \"end\"") {
-        found.push(kind(&receive()));
     }
-    found
+
+    /// The kinds of answers to an input.
+    fn answers(&mut self, input: &[u8]) -> Vec<String> {
+        self.stream.write_all(input).unwrap();
+        // Ends what has begun, with an error, and is answered then.
+        let end = b"\xff\n{\"execute\": \"query-version\", \"id\": \"end\"}";
+        self.stream.write_all(end).unwrap();
+        let mut found = Vec::new();
+        while found.last().is_none_or(|last| last != "return to \"end\"") {
+            found.push(kind(&self.receive()));
+        }
+        found
+    }
 }
 
 #[test]
@@ -190,8 +206,9 @@ fn everything_is_answered_as_qemu_does() {
     let (ours, theirs) = (dir.path().join("ours.sock"), dir.path().join("theirs.sock"));
     let _qemu = Qemu::start(&theirs);
     with_ours(&ours, || {
+        let (mut ours, mut theirs) = (Client::new(&ours), Client::new(&theirs));
         for input in INPUTS {
-            let (ours, theirs) = (answers(&ours, input), answers(&theirs, input));
+            let (ours, theirs) = (ours.answers(input), theirs.answers(input));
             assert_eq!(ours, theirs, "ours and QEMU's, to {}", input.escape_ascii());
         }
     });

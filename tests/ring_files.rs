@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use coblk::aio::{IoThread, WaitMode};
 use coblk::drivers::{Engine, File, FileOptions};
-use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, IoVectorMut};
+use coblk::options::NodeOptions;
+use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Blockdevs, IoVectorMut};
 use coblk_tests::holder::locked_bytes;
 use coblk_tests::rings::rings_with;
 use coblk_tests::sandbox::{on_small_file_system, with_faults, with_few_descriptors};
@@ -107,6 +108,40 @@ fn each_context_registers_it_and_gives_it_back() {
     for thread in &threads {
         thread.handle().spawn("pass by", |_| ()).wait().expect("a loop that turns");
     }
+    assert_eq!(rings_with(&image), 0);
+}
+
+/// Rings must not go on with an image as it was open before: with O_DIRECT no request would fit that
+/// does not begin at a block.
+#[test]
+fn an_image_that_is_open_in_another_way_is_registered_anew() {
+    // Longer than what is read in place.
+    const BYTES: usize = 100_003;
+    let dir = image_dir!();
+    let image = dir.path().canonicalize().expect("its path").join("disk.img");
+    let data: Vec<u8> = (0..200_000_u32).map(|at| (at / 7) as u8).collect();
+    fs::write(&image, &data[..199_680]).expect("an image");
+    let (ctx, blockdevs) = (context(), Blockdevs::new());
+    let options = |more: &str| {
+        let line = format!("file,node-name=d0,filename={},{more}", image.display());
+        NodeOptions::from_keyval(&line).expect("options")
+    };
+    let (ring, direct) = ("aio=io_uring", "aio=io_uring,cache.direct=on");
+    let node = blockdevs.open(&ctx, options("aio=threads")).expect("a node");
+    let drive = BackendOptions::new("drive").open(&ctx, node).expect("a drive");
+    let assert_reads = |offset: usize, registered| {
+        let mut back = vec![0; BYTES];
+        drive.preadv(&ctx, offset as u64, &mut IoVectorMut::from(&mut back[..])).expect("a read");
+        assert!(back == data[offset..][..BYTES]);
+        assert_eq!(rings_with(&image), registered);
+    };
+    assert_reads(1, 0);
+    for more in [ring, direct, ring, direct, "aio=threads,cache.direct=on", direct, ring] {
+        blockdevs.reopen(&ctx, vec![options(more)]).expect("a reopened node");
+        // Once registered it stays so, whichever engine reads.
+        assert_reads(3, 1);
+    }
+    drop((drive, blockdevs));
     assert_eq!(rings_with(&image), 0);
 }
 

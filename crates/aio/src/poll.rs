@@ -66,7 +66,7 @@ impl Inner {
         };
         let waited = if timeout == Some(Duration::ZERO) {
             self.polling.pass(self, limit == timeout);
-            self.collect_events()
+            if limit == timeout { self.collect_events() } else { self.collect_in_passing() }
         } else if self.polling.is_used() {
             self.poll_then_sleep(timeout, limit.is_some())
         } else {
@@ -99,6 +99,20 @@ impl Inner {
             self.fds.wait(Some(Duration::ZERO))?;
         }
         Ok(())
+    }
+
+    /// [`collect_events`](Self::collect_events), in a turn that has work without them. While handlers
+    /// are looked at without the kernel's help, the kernel is asked now and then only: that costs
+    /// about as much as a short request.
+    fn collect_in_passing(&self) -> io::Result<()> {
+        if self.polling.may_skip_events() {
+            if let Some(ring) = self.made_ring() {
+                ring.submit()?;
+                self.reap(ring);
+            }
+            return Ok(());
+        }
+        self.collect_events()
     }
 
     /// `limited`: the caller has set a limit, and not only timers have.
@@ -141,7 +155,7 @@ impl Inner {
         }
         // What the hooks of handlers have scheduled is work too.
         let waited = if self.polling.look(self, timeout) || self.has_work() {
-            self.collect_events()
+            self.collect_in_passing()
         } else {
             let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
             if timeout == Some(Duration::ZERO) {

@@ -19,6 +19,9 @@ pub const DEFAULT_POLL_MAX: Duration = Duration::from_nanos(32_768);
 const POLL_START_NS: u64 = 4_000;
 /// Factor by which the polling time grows, unless told otherwise.
 const POLL_GROW: u64 = 2;
+/// Turns of which one asks the kernel for events, while the loop looks for work by itself and finds
+/// it each time.
+const ASK_EVERY: u32 = 8;
 /// A handler that was not ready for so long is not polled any more (contract: C46).
 const HOOK_IDLE: Duration = Duration::from_secs(7);
 
@@ -119,6 +122,8 @@ pub(crate) struct Polling {
     hooks: RefCell<Vec<Rc<PollHook>>>,
     /// Hooks may be between their `begin` and `end`: nobody else tells the loop of their work.
     begun: Cell<bool>,
+    /// Turns since the kernel was last asked for events.
+    unasked: Cell<u32>,
 }
 
 impl Polling {
@@ -130,6 +135,7 @@ impl Polling {
             now_ns: Cell::new(0),
             hooks: RefCell::new(Vec::new()),
             begun: Cell::new(false),
+            unasked: Cell::new(0),
         };
         polling.set(max, 0, 0);
         polling
@@ -182,6 +188,16 @@ impl Polling {
     /// loop may sleep.
     pub(crate) fn look(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
         self.look_for(inner, timeout) || self.end_look(inner)
+    }
+
+    /// Whether a turn that has work need not ask the kernel for more. Only one in which handlers are
+    /// looked at, and only so many in a row: there are descriptors without a [`BusyPoll`] too.
+    #[inline]
+    pub(crate) fn may_skip_events(&self) -> bool {
+        let unasked = self.unasked.get() + 1;
+        let skips = self.begun.get() && unasked < ASK_EVERY;
+        self.unasked.set(if skips { unasked } else { 0 });
+        skips
     }
 
     /// In place of a look where the loop will not wait: it has other work, or, if it `ends`, has
@@ -348,6 +364,17 @@ mod tests {
         assert_eq!(polling.current_ns(), 12_000);
         polling.adapt(Duration::from_secs(1));
         assert_eq!(polling.current_ns(), 6_000);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_every_eighth_time_while_handlers_are_looked_at() {
+        let polling = Polling::new(Duration::from_millis(1));
+        assert!(!polling.may_skip_events(), "nobody looks");
+        polling.begun.set(true);
+        let skips: Vec<bool> = (0..16).map(|_| polling.may_skip_events()).collect();
+        assert_eq!(skips.iter().filter(|skips| !**skips).count(), 2);
+        polling.begun.set(false);
+        assert!(!polling.may_skip_events());
     }
 
     /// Is never busy; counts its beginnings less its ends.

@@ -5,7 +5,8 @@
 //!                   --> report, ignore ---------------------------------> ends
 //!                   --> stop --> the backend stops; the request is held, as are new ones
 //!                                   |-- resume --------> all are tried again, in their order
-//!                                   '-- ReportErrors --> all end: with their error, or ECANCELED
+//!                                   |-- ReportErrors --> all end: with their error, or ECANCELED
+//!                                   '-- GivingBack ----> all end: with GivenBack, to be sent again
 //! ```
 //!
 //! A held request is not in flight: it has left the gate, so a drain does not wait for it, and a
@@ -101,6 +102,8 @@ pub(crate) struct ErrorState {
     status: Cell<IoStatus>,
     /// How many [`ReportErrors`] live.
     reporting: Cell<usize>,
+    /// How many [`GivingBack`] live.
+    giving_back: Cell<usize>,
     /// How often the held requests were made to end.
     purges: Cell<u64>,
     held: RefCell<VecDeque<CoWaker>>,
@@ -193,6 +196,21 @@ impl BlockBackend {
         guard
     }
 
+    /// Ends all held requests, and those that would be held until the guard is dropped, with
+    /// [`GivenBack`]: they are not counted, and their sender keeps them and sends them again some time.
+    /// What a device does before it lets go of its guest's memory, so that it need not wait for
+    /// somebody to resume.
+    ///
+    /// A stopped backend is still stopped afterwards.
+    #[must_use = "requests are held again when it is dropped"]
+    pub fn give_back_held(&self) -> GivingBack {
+        let errors = self.errors();
+        errors.giving_back.set(errors.giving_back.get() + 1);
+        let guard = GivingBack { backend: self.clone() };
+        errors.wake_held();
+        guard
+    }
+
     /// Runs `attempt` as often as the policies want it, and never while the backend is stopped.
     #[inline]
     pub(crate) fn with_policy(
@@ -226,7 +244,10 @@ impl BlockBackend {
         if !self.errors().is_stopped() {
             return Ok(());
         }
-        self.hold(co, request).map_err(|Purged| io::Error::from_raw_os_error(libc::ECANCELED))
+        self.hold(co, request).map_err(|ended| match ended {
+            Ended::Purged => io::Error::from_raw_os_error(libc::ECANCELED),
+            Ended::GivenBack => io::Error::other(GivenBack),
+        })
     }
 
     /// What the request ends with after an error; `None` if it is to be tried again.
@@ -256,7 +277,8 @@ impl BlockBackend {
             }
             ErrorAction::Stop => match self.hold(co, request) {
                 Ok(()) => None,
-                Err(Purged) => Some(Err(error)),
+                Err(Ended::Purged) => Some(Err(error)),
+                Err(Ended::GivenBack) => Some(Err(io::Error::other(GivenBack))),
             },
         }
     }
@@ -283,17 +305,23 @@ impl BlockBackend {
 
     /// Waits outside the gate until the backend runs.
     #[cold]
-    fn hold(&self, co: &Co<'_>, request: &mut Option<Request>) -> Result<(), Purged> {
+    fn hold(&self, co: &Co<'_>, request: &mut Option<Request>) -> Result<(), Ended> {
         let errors = self.errors();
         let purges = errors.purges.get();
         while errors.is_stopped() && errors.reporting.get() == 0 {
             *request = None;
-            let held = self.recorder().hold();
-            co.suspend_for("a stopped backend", |waker| errors.held.borrow_mut().push_back(waker));
-            drop(held);
+            if errors.giving_back.get() == 0 {
+                let held = self.recorder().hold();
+                let hold = |waker| errors.held.borrow_mut().push_back(waker);
+                co.suspend_for("a stopped backend", hold);
+                drop(held);
+            }
+            // One that ends does not touch the node any more, so it waits for no drain either.
             if errors.purges.get() != purges {
-                // It does not touch the node any more, so it does not wait for a drain either.
-                return Err(Purged);
+                return Err(Ended::Purged);
+            }
+            if errors.giving_back.get() > 0 && errors.is_stopped() {
+                return Err(Ended::GivenBack);
             }
             *request = self.begin_request(co);
         }
@@ -314,7 +342,36 @@ pub(crate) fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
 }
 
 /// A held request was made to end.
-struct Purged;
+enum Ended {
+    Purged,
+    GivenBack,
+}
+
+/// A held request was given back, as [`BlockBackend::give_back_held`] does: whatever it was to do is
+/// not done. Inside an [`io::Error`]; see [`is_in`](Self::is_in).
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the backend has stopped, and gives the request back")]
+pub struct GivenBack;
+
+impl GivenBack {
+    /// Whether that is why a request ended.
+    pub fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|source| source.is::<GivenBack>())
+    }
+}
+
+/// Requests are given back instead of held for as long as this lives; see
+/// [`BlockBackend::give_back_held`].
+pub struct GivingBack {
+    backend: BlockBackend,
+}
+
+impl Drop for GivingBack {
+    fn drop(&mut self) {
+        let giving_back = &self.backend.errors().giving_back;
+        giving_back.set(giving_back.get() - 1);
+    }
+}
 
 /// Errors of a backend are reported for as long as this lives; see
 /// [`BlockBackend::report_errors`].

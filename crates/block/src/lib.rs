@@ -34,7 +34,8 @@ pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::{BlockDriver, BlockLimits};
 pub use error_policy::{
-    ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, IoStatus, ReportErrors,
+    ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
+    ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{

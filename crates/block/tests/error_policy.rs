@@ -12,7 +12,7 @@ use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::filters::blkdebug::{BlkDebug, Rule, RuleId, Rules};
 use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy,
-    IoStatus, RemoteBackend, RequestKind, WriteFlags, ZeroFlags,
+    GivenBack, IoStatus, RemoteBackend, RequestKind, WriteFlags, ZeroFlags,
 };
 use util::disk::{Disk, OnDisk};
 
@@ -336,6 +336,44 @@ fn held_requests_can_be_made_to_end() {
     scene.backend.resume();
     scene.settle();
     assert_eq!(answers.take(), [(3, None)]);
+}
+
+#[test]
+fn held_requests_are_given_back_uncounted() {
+    let scene = scene(1, STOP);
+    let cause = scene.fail(libc::ENOSPC);
+    let given_back = Rc::new(Cell::new(0));
+    let start = |block: u64| {
+        let given_back = Rc::clone(&given_back);
+        let data = vec![0u8; 512];
+        let flags = WriteFlags::empty();
+        scene.backend.aio_pwritev(&scene.ctx, block * 512, data, flags, move |_, result, _| {
+            let error = result.expect_err("it was held");
+            assert!(GivenBack::is_in(&error), "{error}");
+            given_back.set(given_back.get() + 1);
+        });
+    };
+    // One that has failed, and one that was never tried.
+    start(0);
+    scene.settle();
+    start(1);
+    scene.settle();
+    assert_eq!(scene.backend.held_requests(), 2);
+    let giving_back = scene.backend.give_back_held();
+    while scene.ctx.poll(false) {}
+    assert_eq!(given_back.get(), 2);
+    // Nor is a new one held meanwhile.
+    start(2);
+    scene.settle();
+    assert_eq!(given_back.get(), 3);
+    drop(giving_back);
+    assert_eq!(scene.backend.io_status(), IoStatus::NoSpace, "it is still stopped");
+    let statistics = scene.backend.statistics();
+    let writes = statistics.of(RequestKind::Write);
+    assert_eq!((writes.operations, writes.failed, statistics.queue_depth()), (0, 0, 0));
+    scene.rules.remove(cause);
+    scene.backend.resume();
+    scene.write(0).expect("sent again");
 }
 
 #[test]

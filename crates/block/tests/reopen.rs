@@ -57,6 +57,11 @@ fn flags_of(path: &str) -> Vec<u64> {
     of_path.map(flags).collect()
 }
 
+/// Those that it is written through: rings may have it open once more, to read.
+fn writable_flags_of(path: &str) -> Vec<u64> {
+    flags_of(path).into_iter().filter(|flags| flags & O_ACCMODE != 0).collect()
+}
+
 fn write(ctx: &AioContext, backend: &BlockBackend, byte: u8) -> io::Result<()> {
     backend.pwritev(ctx, 3, &IoVector::from(&[byte; 5][..]), WriteFlags::empty())
 }
@@ -107,6 +112,15 @@ fn what_a_device_writes_to_does_not_become_read_only() {
     write(&bench.ctx, &device, 1).unwrap();
 }
 
+/// Ends a thread also if the test fails meanwhile.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn caches_and_engines_change_while_requests_run_on_two_contexts() {
     let bench = Bench::new();
@@ -132,6 +146,7 @@ fn caches_and_engines_change_while_requests_run_on_two_contexts() {
             }
             rounds
         });
+        let _end = StopOnDrop(&stop);
         for round in 0..40u32 {
             let (direct, uring) = (round % 2 == 0, round % 3 == 0);
             let line = format!(
@@ -153,7 +168,8 @@ fn caches_and_engines_change_while_requests_run_on_two_contexts() {
             let file = bench.blockdevs.node("f0").unwrap().describe();
             assert_eq!(file.cache, CacheMode { direct, no_flush: false });
             assert_eq!(file.engine == Some(Engine::IoUring), uring);
-            assert_eq!(flags_of(&bench.image()), [WRITABLE | if direct { O_DIRECT } else { 0 }]);
+            let flags = writable_flags_of(&bench.image());
+            assert_eq!(flags, [WRITABLE | if direct { O_DIRECT } else { 0 }]);
         }
         stop.store(true, Ordering::Relaxed);
         assert!(writer.join().unwrap() > 0);
@@ -287,10 +303,23 @@ fn what_cannot_change_is_named() {
     bench.refused_reopen(&["raw,file=f0"], "node '(unnamed)': option 'node-name' is missing");
     let line = "file,node-name=f0,filename=$";
     bench.refused_reopen(&[line, line], "node 'f0' is to be reopened twice");
-    fs::rename(bench.image(), bench.dir.path().join("renamed")).unwrap();
+}
+
+#[test]
+fn a_reopened_image_is_the_same_also_if_another_file_has_its_name() {
+    let bench = Bench::new();
+    let renamed = bench.dir.path().join("renamed");
+    let node = bench.open("file,node-name=f0,filename=$").unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    fs::rename(bench.image(), &renamed).unwrap();
     fs::write(bench.image(), [0; 4096]).unwrap();
-    let error = bench.reopen(&["file,node-name=f0,filename=$,read-only=on"]).unwrap_err();
-    assert!(error.to_string().ends_with("another file is there by now"), "{error}");
+    bench.reopen(&["file,node-name=f0,filename=$,cache.direct=on"]).unwrap();
+    write(&bench.ctx, &backend, 1).unwrap();
+    assert_eq!(fs::read(&renamed).unwrap()[2..9], [7, 1, 1, 1, 1, 1, 7]);
+    fs::remove_file(&renamed).unwrap();
+    bench.reopen(&["file,node-name=f0,filename=$,read-only=on"]).unwrap();
+    assert_eq!(errno(write(&bench.ctx, &backend, 1)), libc::EPERM);
+    assert_eq!(fs::read(bench.image()).unwrap(), [0; 4096]);
 }
 
 #[test]

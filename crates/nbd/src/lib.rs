@@ -15,6 +15,8 @@ mod handshake;
 mod link;
 mod listener;
 mod memory;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
 mod option;
 mod outbox;
 mod pieces;
@@ -28,16 +30,17 @@ mod socket;
 mod sparse;
 mod starttls;
 mod status;
-#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+#[cfg(feature = "tls")]
 mod tls;
 mod transport;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};
+#[cfg(not(feature = "tls"))]
+pub use no_tls::TlsCredentials;
 pub use server::{NbdOptions, NbdServer};
-pub use tls::TlsCredentials;
 #[cfg(feature = "tls")]
-pub use tls::TlsError;
+pub use tls::{TlsCredentials, TlsError};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, CoWaker, Timer};
 
+use crate::TlsCredentials;
 use crate::connection::Connection;
 use crate::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::listener::{self, Listener, NbdAddress, NbdListener};
 use crate::memory::Memory;
 use crate::protocol::MAX_STRING;
 use crate::socket::Socket;
-use crate::tls::TlsCredentials;
 
 /// How long a client may keep memory and do nothing with it when others got none.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -18,7 +18,7 @@ const MAX_UNSENT: usize = 256 << 10;
 
 /// Who a server is, and whom it lets in: x509 certificates in PEM files.
 ///
-/// With these in [`NbdOptions::tls`](crate::NbdOptions::tls) a client can do nothing before it has
+/// With these in [`NbdOptions::tls`](crate::NbdOptions::tls()) a client can do nothing before it has
 /// begun TLS, unless they are [`optional`](Self::optional).
 #[derive(Clone)]
 pub struct TlsCredentials {

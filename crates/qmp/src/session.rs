@@ -7,6 +7,7 @@ use std::rc::Rc;
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, Co, FdInterest};
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::arguments::from_arguments;
@@ -52,8 +53,9 @@ struct Answer {
     result: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<QmpError>,
+    /// On one line, even if the answer is pretty: spread out it could be long beyond measure.
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<Value>,
+    id: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -135,6 +137,7 @@ impl Session {
             Ok(value) => take_apart(value),
             Err(error) => (None, Err(error)),
         };
+        let id = id.and_then(|id| to_raw_value(&id).ok());
         match request.and_then(|request| self.execute(co, table, request)) {
             Ok(result) => Answer { result: Some(result), error: None, id },
             Err(error) => Answer { result: None, error: Some(error), id },
@@ -228,7 +231,7 @@ impl Session {
         let mut outbox = self.outbox.borrow_mut();
         while outbox.waiting() > 0 && !self.has_failed.get() {
             match (&self.stream).write(&outbox.bytes[outbox.sent..]) {
-                Ok(bytes) => outbox.sent += bytes,
+                Ok(bytes) => outbox.take(bytes),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Nobody is woken: the end is reported for reading as well, and whoever tells an
@@ -270,6 +273,16 @@ impl Outbox {
     fn waiting(&self) -> usize {
         self.bytes.len() - self.sent
     }
+
+    /// So much was sent. What has gone is dropped from time to time: for a client that is always a
+    /// little behind there is never a moment when all has gone.
+    fn take(&mut self, bytes: usize) {
+        self.sent += bytes;
+        if self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
 }
 
 /// Takes the handler off the descriptor before that is closed, also when the context ends.
@@ -281,5 +294,24 @@ struct UnsetOnDrop<'a> {
 impl Drop for UnsetOnDrop<'_> {
     fn drop(&mut self) {
         self.ctx.unset_fd_handler(self.stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_is_not_kept_though_there_is_always_more() {
+        let mut outbox = Outbox::default();
+        outbox.bytes.extend_from_slice(&[0; 1000]);
+        for _ in 0..1000 {
+            outbox.bytes.extend_from_slice(&[1; 1000]);
+            outbox.take(1000);
+            assert_eq!(outbox.waiting(), 1000);
+        }
+        assert!(outbox.bytes.capacity() <= 8000, "{}", outbox.bytes.capacity());
+        outbox.take(1000);
+        assert_eq!((outbox.waiting(), outbox.bytes.len()), (0, 0));
     }
 }

@@ -129,42 +129,6 @@ fn a_client_that_is_gone_while_its_command_runs_makes_room_for_the_next() {
     }
 }
 
-/// Resident memory of this process, in bytes.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
-    status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
-#[test]
-fn a_client_that_never_reads_is_not_read_from_and_costs_little() {
-    let served = Served::new();
-    let mut client = served.client();
-    let before = resident();
-    // Each asks for 64 KB; the sockets hold a few hundred.
-    let request = br#"{"execute": "echo", "arguments": {"text": "x", "times": 65000}}"#;
-    let requests = request.repeat(500);
-    client.stream.set_nonblocking(true).unwrap();
-    let mut sent = 0usize;
-    let mut idle = 0;
-    while idle < 20 {
-        match client.stream.write(&requests[sent % requests.len()..]) {
-            Ok(bytes) => (sent, idle) = (sent + bytes, 0),
-            Err(error) => {
-                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
-                // Room again would mean that it goes on reading.
-                std::thread::sleep(Duration::from_millis(5));
-                idle += 1;
-            }
-        }
-    }
-    let answers_bytes = sent / request.len() * 65_000;
-    assert!(answers_bytes > 100 << 20, "only {sent} bytes were sent");
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 32 << 20, "{grown} bytes for {sent}");
-    drop(client);
-    served.check();
-}
-
 #[test]
 fn events_for_a_client_that_does_not_read_are_dropped_and_later_ones_told() {
     let served = Served::new();

@@ -207,6 +207,23 @@ fn answers_may_be_pretty() {
 }
 
 #[test]
+fn an_id_does_not_make_pretty_answers_long() {
+    let served = Served::with(QmpOptions { pretty: true, ..QmpOptions::default() }, None);
+    let mut client = Client::new(connect(&served.path()));
+    let id = format!("{}{}1{}", "[".repeat(100), "1,".repeat(100_000), "]".repeat(100));
+    client.send(format!(r#"{{"execute": "x", "id": {id}}}"#).as_bytes());
+    let mut bytes = 0;
+    loop {
+        let line = client.line().unwrap();
+        bytes += line.len();
+        if line == format!("    \"id\": {id}\n") {
+            break;
+        }
+    }
+    assert!(bytes < 250_000, "{bytes}");
+}
+
+#[test]
 fn tcp_does_as_well() {
     let any = "127.0.0.1:0".parse().unwrap();
     let served = Served::with(QmpOptions::default(), Some(any));

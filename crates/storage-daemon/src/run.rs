@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use coblk::AioContext;
+use coblk::aio::DEFAULT_POLL_MAX;
 
 use crate::command_line::{self, CommandLine, Request};
 use crate::daemon::{Daemon, DaemonError};
@@ -72,7 +73,8 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 fn serve(line: &CommandLine) -> Result<(), StartError> {
     let no_loop = |source| StartError::System { what: "cannot make an event loop", source };
-    let ctx = AioContext::builder().name("main").build().map_err(no_loop)?;
+    let ctx =
+        AioContext::builder().name("main").poll_max(DEFAULT_POLL_MAX).build().map_err(no_loop)?;
     let daemon = Daemon::new(&ctx);
     let _signals = signals::watch(&ctx, &daemon)
         .map_err(|source| StartError::System { what: "cannot watch for signals", source })?;

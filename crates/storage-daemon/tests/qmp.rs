@@ -121,19 +121,17 @@ fn members(value: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The same script for both daemons. What each command answers: the members of what it returns, or the
-/// class of its error.
-fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
+type Step = (&'static str, Value);
+
+fn set_up_steps(place: &Place) -> Vec<Step> {
     let node = json!({"driver": "raw", "node-name": "disk",
         "file": {"driver": "file", "filename": place.image(), "node-name": "image"}});
+    let reopened =
+        json!({"driver": "raw", "node-name": "disk", "read-only": true, "file": "image"});
     let throttled = json!({"driver": "throttle", "node-name": "slow", "throttle-group": "g",
         "file": {"driver": "null-co", "node-name": "null", "size": 1048576}});
-    let start = json!({"addr": unix(place, "nbd.sock"), "max-connections": 3});
-    let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "name": "a"});
-    let vhost = json!({"type": "vhost-user-blk", "id": "e1", "node-name": "slow", "writable": true,
-        "addr": {"type": "unix", "path": place.path("vhost.sock")}, "iothread": "t"});
     let group = json!({"qom-type": "throttle-group", "id": "g", "limits": {"iops-total": 9}});
-    let steps = [
+    vec![
         ("query-version", json!({})),
         ("object-add", json!({"qom-type": "iothread", "id": "t"})),
         ("object-add", json!({"qom-type": "iothread", "id": "t"})),
@@ -151,7 +149,26 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         ("block_resize", json!({"node-name": "nobody", "size": 512})),
         ("block_resize", json!({"device": "disk", "size": 512})),
         ("block_resize", json!({"node-name": "disk"})),
+        ("blockdev-reopen", json!({"options": [reopened]})),
+        (
+            "blockdev-reopen",
+            json!({"options": [{"driver": "raw", "node-name": "nobody", "file": "image"}]}),
+        ),
+        ("blockdev-reopen", json!({"options": [{"driver": "null-co"}]})),
+        (
+            "blockdev-reopen",
+            json!({"options": [{"driver": "file", "node-name": "image", "filename": "/x"}]}),
+        ),
         ("query-named-block-nodes", json!({"flat": true})),
+    ]
+}
+
+fn later_steps(place: &Place) -> Vec<Step> {
+    let start = json!({"addr": unix(place, "nbd.sock"), "max-connections": 3});
+    let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "name": "a"});
+    let vhost = json!({"type": "vhost-user-blk", "id": "e1", "node-name": "slow", "writable": true,
+        "addr": {"type": "unix", "path": place.path("vhost.sock")}, "iothread": "t"});
+    vec![
         ("block-export-add", export.clone()),
         ("nbd-server-start", json!({"addr": {"type": "unix", "path": "/x"}})),
         ("nbd-server-start", json!({})),
@@ -182,7 +199,13 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         ("nbd-server-stop", json!({})),
         ("block-export-del", json!({"id": "e1", "mode": "hard"})),
         ("nonsense", json!({})),
-    ];
+    ]
+}
+
+/// The same script for both daemons. What each command answers: the members of what it returns, or the
+/// class of its error.
+fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
+    let steps = set_up_steps(place).into_iter().chain(later_steps(place));
     let answer = |(command, arguments): (&str, Value)| {
         let answer = qmp.ask(command, arguments.clone());
         let mut found = Vec::new();
@@ -192,7 +215,7 @@ fn script(qmp: &mut Client, place: &Place) -> Vec<(String, Vec<String>)> {
         }
         (format!("{command} {arguments}"), found)
     };
-    steps.map(answer).into()
+    steps.map(answer).collect()
 }
 
 /// Members that QEMU has and may have not: QAPI says that they are optional, or they are a driver's own.
@@ -217,6 +240,49 @@ fn answers_have_the_members_of_qemus() {
         let failed = |found: &[String]| found.first().is_some_and(|it| it.starts_with("error"));
         assert_eq!(failed(&ours), failed(&theirs), "{step}: {ours:?}, and QEMU {theirs:?}");
     }
+}
+
+#[test]
+fn a_node_gets_other_options_while_it_is_used() {
+    let place = Place::new();
+    let (daemon, mut qmp) = start(&place, util::NBD);
+    let node = |qmp: &mut Client| qmp.run("query-named-block-nodes", json!({}))[0].clone();
+    let file = json!({"driver": "file", "node-name": "disk", "filename": place.image()});
+    let with = |name: &str, value: Value| {
+        let mut options = file.clone();
+        options[name] = value;
+        json!({"options": [options]})
+    };
+    assert_eq!(node(&mut qmp)["cache"]["direct"], false);
+    qmp.run("blockdev-reopen", with("cache", json!({"direct": true})));
+    assert_eq!(node(&mut qmp)["cache"]["direct"], true);
+    place.check();
+    // What is not mentioned goes back to its default.
+    qmp.run("blockdev-reopen", with("detect-zeroes", json!("on")));
+    let cache = json!({"writeback": true, "direct": false, "no-flush": false});
+    assert_eq!(
+        (&node(&mut qmp)["cache"], &node(&mut qmp)["detect_zeroes"]),
+        (&cache, &json!("on"))
+    );
+    for bad in [
+        with("read-only", json!(true)),
+        with("filename", json!("/other")),
+        with("driver", json!("null-co")),
+        with("node-name", json!("nobody")),
+        with("nonsense", json!(1)),
+        json!({"options": [{"driver": "file", "filename": place.image()}]}),
+        json!({"options": [{}]}),
+        json!({"options": {}}),
+        json!({}),
+    ] {
+        qmp.refused("blockdev-reopen", bad);
+    }
+    assert_eq!(
+        (&node(&mut qmp)["ro"], &node(&mut qmp)["detect_zeroes"]),
+        (&json!(false), &json!("on"))
+    );
+    place.check();
+    daemon.stop(Signal::TERM);
 }
 
 #[test]

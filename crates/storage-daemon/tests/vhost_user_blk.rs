@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
-use util::{Place, SIZE};
+use util::{Place, SIZE, wait_until};
 use vhost::{Client, Op};
 
 const DISK: &str = "--blockdev file,node-name=disk,filename=@/disk.img";
@@ -83,5 +83,23 @@ fn clients_that_break_the_rules_lose_their_connections_and_no_others() {
         place.check();
         Client::connect(&place.path("vhost.sock"), 1).check(0, 1 << 20, 4096, round);
     }
+    daemon.stop(Signal::TERM);
+}
+
+/// Requests that an error has stopped do not keep the daemon from ending.
+#[test]
+fn c85_a_disk_with_held_requests_does_not_hold_up_the_end() {
+    let place = Place::new();
+    let bad = "--blockdev blkdebug,node-name=bad,image=disk,inject-error.0.iotype=write";
+    let export = "--object iothread,id=t0 --export vhost-user-blk,id=v0,node-name=bad,writable=on,\
+                  werror=stop,iothread=t0,addr.type=unix,addr.path=@/vhost.sock";
+    let daemon = place.start(&format!("{DISK} {bad} {export} --trace block_io_error,file=@/log"));
+    let mut client = Client::connect(&place.path("vhost.sock"), 1);
+    client.submit(0, Op::Write, 0, 4096, 0, 1);
+    client.complete(0, 0);
+    let log = place.path("log");
+    wait_until("the request is held", || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("block_io_error"))
+    });
     daemon.stop(Signal::TERM);
 }

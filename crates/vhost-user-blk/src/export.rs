@@ -4,22 +4,23 @@ use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer};
 use coblk_block::{BackendOptions, BlockNode};
-use coblk_virtio_blk::VirtioBlk;
-use vhost::vhost_user::{BackendReqHandler, Error};
+use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
+use crate::channel::Channel;
+use crate::control::serve;
 use crate::device::DeviceHandle;
 use crate::error::VhostUserBlkError;
 use crate::options::VhostUserBlkOptions;
-use crate::session::{Offer, Session};
+use crate::session::Offer;
 
 /// How long to wait before the next try after a front end could not be accepted, as when the
 /// process has no descriptors left.
@@ -164,8 +165,8 @@ impl VhostUserBlk {
         }
     }
 
-    /// Takes over the length of the node, which has changed. The front end sees it when it next
-    /// reads its configuration.
+    /// Has the node's length looked at again. Not needed after a change that the block layer made:
+    /// devices hear of that by themselves, and a front end that has given us a way to is told.
     pub fn update_capacity(&self) {
         for device in &self.export.offer.devices {
             device.tell(|co, device| {
@@ -276,34 +277,6 @@ impl Drop for Ended {
     }
 }
 
-/// The control thread: reads messages until there are no more, or one is wrong.
-fn serve(offer: &Arc<Offer>, socket: UnixStream) {
-    let session = match socket.try_clone().and_then(|own| Session::new(offer, own)) {
-        Ok(session) => Arc::new(Mutex::new(session)),
-        Err(error) => {
-            return tracing::warn!(export = offer.name, %error, "cannot serve a front end");
-        }
-    };
-    tracing::info!(export = offer.name, "a front end connects");
-    let mut handler = BackendReqHandler::from_stream(socket, Arc::clone(&session));
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            match handler.handle_request() {
-                Ok(()) | Err(Error::SocketRetry(_)) => {}
-                Err(error) => return error,
-            }
-        }
-    }));
-    match outcome {
-        Ok(Error::Disconnected) => tracing::info!(export = offer.name, "the front end is gone"),
-        Ok(error) => {
-            tracing::warn!(export = offer.name, %error, "the front end loses its connection");
-        }
-        Err(_) => tracing::error!(export = offer.name, "a message of the front end panicked"),
-    }
-    session.lock().unwrap_or_else(PoisonError::into_inner).end();
-}
-
 fn offer(
     ctx: &AioContext,
     node: &Arc<BlockNode>,
@@ -331,7 +304,11 @@ fn offer(
     // As the devices do.
     let features = config.features(read_only || node.is_read_only());
     let (num_queues, queue_size_max) = (config.num_queues, config.queue_size_max);
-    Ok(Offer { name: config.name, devices, features, num_queues, queue_size_max })
+    // Whole sectors: a device that does not hear of a change agrees from the start.
+    let sectors = node.length() / SECTOR_BYTES;
+    let capacities = devices.iter().map(|_| AtomicU64::new(sectors)).collect();
+    let (name, channel) = (config.name, Channel::default());
+    Ok(Offer { name, devices, features, num_queues, queue_size_max, capacities, channel })
 }
 
 /// Binds to `path`, also if a dead process has left its socket there.

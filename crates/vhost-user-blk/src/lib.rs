@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   the context of the listener        a control thread, one a front end
-//!     export.rs: accept, remove   -->    session.rs: reads messages, which may block
+//!     export.rs: accept, remove   -->    control.rs, session.rs: messages
 //!                                          |  one command at a time
 //!                                          v
 //!                                      contexts of the queues
@@ -19,6 +19,8 @@
 //! its memory.
 #![deny(unsafe_code)]
 
+mod channel;
+mod control;
 mod device;
 mod error;
 mod export;

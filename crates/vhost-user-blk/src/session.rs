@@ -4,13 +4,16 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_virtio_blk::Interrupt;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::*;
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
+use crate::channel::{Channel, acknowledge};
 use crate::device::DeviceHandle;
 use crate::inflight::InflightMemory;
 use crate::memory::{MAX_REGIONS, MemoryTable};
@@ -26,6 +29,21 @@ pub(crate) struct Offer {
     pub(crate) features: u64,
     pub(crate) num_queues: u16,
     pub(crate) queue_size_max: u16,
+    /// Sectors of each device: they hear of a new length one by one.
+    pub(crate) capacities: Vec<AtomicU64>,
+    /// Where the front end is told that its configuration space has changed.
+    pub(crate) channel: Channel,
+}
+
+impl Offer {
+    /// A device has a new capacity. The front end is told once all have it, so that none refuses
+    /// what it may address now.
+    fn capacity_changed(&self, device: usize, sectors: u64) {
+        self.capacities[device].store(sectors, Ordering::SeqCst);
+        if self.capacities.iter().all(|it| it.load(Ordering::SeqCst) == sectors) {
+            self.channel.config_changed();
+        }
+    }
 }
 
 /// The state of one connection.
@@ -35,6 +53,7 @@ pub(crate) struct Session {
     vrings: Vec<Vring>,
     memory: MemoryTable,
     inflight: Option<InflightMemory>,
+    protocol: VhostUserProtocolFeatures,
 }
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -42,13 +61,19 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 impl Session {
     /// A session over `socket`. A device whose queue the front end breaks shuts it down.
     pub(crate) fn new(offer: &Arc<Offer>, socket: UnixStream) -> std::io::Result<Session> {
-        for device in &offer.devices {
-            let socket = socket.try_clone()?;
+        for (index, device) in offer.devices.iter().enumerate() {
+            let (socket, offer) = (socket.try_clone()?, Arc::downgrade(offer));
             device.tell(move |_, device| {
-                let me = std::rc::Rc::downgrade(device);
+                let me = Rc::downgrade(device);
+                if let Some(offer) = offer.upgrade() {
+                    offer.capacity_changed(index, device.capacity_sectors());
+                }
                 device.set_config_interrupt(Interrupt::callback(move |_| {
-                    if me.upgrade().is_some_and(|device| device.needs_reset()) {
+                    let Some(device) = me.upgrade() else { return };
+                    if device.needs_reset() {
                         let _ = socket.shutdown(std::net::Shutdown::Both);
+                    } else if let Some(offer) = offer.upgrade() {
+                        offer.capacity_changed(index, device.capacity_sectors());
                     }
                 }));
             });
@@ -59,7 +84,20 @@ impl Session {
         };
         let vrings = (0..offer.num_queues).map(|index| Vring::new(index, device(index))).collect();
         let (offer, memory) = (Arc::clone(offer), MemoryTable::default());
-        Ok(Session { offer, socket, vrings, memory, inflight: None })
+        let protocol = VhostUserProtocolFeatures::empty();
+        Ok(Session { offer, socket, vrings, memory, inflight: None, protocol })
+    }
+
+    /// The front end has sent a socket to be told of changes on.
+    pub(crate) fn set_channel(&mut self, channel: UnixStream, answer: bool) -> Result<()> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+            return Err(Error::InvalidOperation("a channel that was not negotiated"));
+        }
+        self.offer.channel.replace(Some(channel));
+        if answer && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            acknowledge(&self.socket).map_err(Error::SocketError)?;
+        }
+        Ok(())
     }
 
     /// Ends it: nothing of the front end's memory is touched after this.
@@ -79,6 +117,7 @@ impl Session {
         for device in &self.offer.devices {
             device.call(|_, device| device.set_config_interrupt(Interrupt::None));
         }
+        self.offer.channel.replace(None);
         self.memory.clear();
         self.inflight = None;
     }
@@ -261,6 +300,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
@@ -268,10 +308,11 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        match features & !self.get_protocol_features()?.bits() {
-            0 => Ok(()),
-            _ => Err(Error::InvalidOperation("protocol features that were not offered")),
+        if features & !self.get_protocol_features()?.bits() != 0 {
+            return Err(Error::InvalidOperation("protocol features that were not offered"));
         }
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -316,6 +357,11 @@ impl VhostUserBackendReqHandlerMut for Session {
             me.inflight = Some(InflightMemory::open(&layout, file, me.socket.as_raw_fd())?);
             Ok(())
         })
+    }
+
+    fn set_backend_req_fd(&mut self, _: Backend) {
+        // One that came in an unusual way: see `channel.rs`.
+        tracing::warn!(export = self.offer.name, "the front end will not be told of changes");
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

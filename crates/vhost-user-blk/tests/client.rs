@@ -39,6 +39,16 @@ fn the_configuration_space_says_what_the_disk_is() {
     let config = client.transport.get_config().unwrap();
     assert_eq!(u64::from(config.capacity), DISK_BYTES / 512);
     assert_eq!((u16::from(config.num_queues), config.writeback), (3, 1));
+    // Segments fit the queues of 128 that front ends like.
+    assert_eq!((u32::from(config.size_max), u32::from(config.seg_max)), (0, 126));
+    assert_eq!((u32::from(config.blk_size), config.physical_block_exp), (512, 0));
+    let discard = (config.max_discard_sectors, config.max_discard_seg);
+    let zeroes = (config.max_write_zeroes_sectors, config.max_write_zeroes_seg);
+    for (sectors, ranges) in [discard, zeroes] {
+        assert_eq!((u32::from(sectors), u32::from(ranges)), (4_194_303, 16));
+    }
+    assert_eq!(u32::from(config.discard_sector_alignment), 1);
+    assert_eq!(config.write_zeroes_may_unmap, 1);
 }
 
 #[test]

@@ -9,41 +9,25 @@ mod util;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
+use util::daemon::Daemon;
+use util::guest::{BLOCK, DEPTH, SIZE, WRITE, negotiate};
+use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
-use vmm_sys_util::eventfd::EventFd;
 
-const SIZE: usize = 64;
-/// Requests in flight: each has three descriptors, and a slot for its data.
-const DEPTH: usize = SIZE / 3;
-const AVAIL: usize = 4096;
-const USED: usize = 8192;
-const HEADERS: usize = 12288;
-const STATUSES: usize = 16384;
-const DATA: usize = 20480;
-const BLOCK: usize = 4096;
-const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
+/// VIRTIO_RING_F_EVENT_IDX. Without it the guest is told of each answer.
+const EVENT_IDX: u64 = 1 << 29;
 
 #[test]
 fn daemon() {
     util::daemon::run_if_asked();
 }
 
-/// A driver of one queue that survives its device.
+/// A guest that knows what it waits for, and keeps the log of it.
 struct Guest {
-    file: File,
-    memory: MmapRegion,
-    kick: EventFd,
-    call: EventFd,
+    inner: util::guest::Guest,
     inflight: Option<(VhostUserInflight, File)>,
-    avail_idx: u16,
-    used_idx: u16,
     /// For each slot, the block it writes, if it is in flight.
     pending: [Option<u64>; DEPTH],
     answered: u64,
@@ -51,111 +35,35 @@ struct Guest {
 
 impl Guest {
     fn new() -> Guest {
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MEMORY_BYTES as u64).unwrap();
-        let shared = FileOffset::new(file.try_clone().unwrap(), 0);
-        Guest {
-            memory: MmapRegion::from_file(shared, MEMORY_BYTES).unwrap(),
-            file,
-            kick: EventFd::new(0).unwrap(),
-            call: EventFd::new(0).unwrap(),
-            inflight: None,
-            avail_idx: 0,
-            used_idx: 0,
-            pending: [None; DEPTH],
-            answered: 0,
-        }
-    }
-
-    fn store(&self, offset: usize, bytes: &[u8]) {
-        self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
-    }
-
-    fn load(&self, offset: usize) -> u16 {
-        let memory = self.memory.get_slice(offset, 2).unwrap();
-        memory.load(0, Ordering::Acquire).unwrap()
+        let inner = util::guest::Guest::new();
+        Guest { inner, inflight: None, pending: [None; DEPTH], answered: 0 }
     }
 
     fn connect(&mut self, socket: &Path) -> Frontend {
-        let mut front = Frontend::connect(socket, 1).unwrap();
-        front.set_owner().unwrap();
-        // Everything but VIRTIO_RING_F_EVENT_IDX, to be told of each answer.
-        let features = front.get_features().unwrap() & !(1 << 29);
-        front.set_features(features).unwrap();
-        let protocol = front.get_protocol_features().unwrap();
-        front.set_protocol_features(protocol).unwrap();
-        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let mut front = negotiate(socket, EVENT_IDX);
         let layout = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) =
             self.inflight.get_or_insert_with(|| front.get_inflight_fd(&layout).unwrap());
         front.set_inflight_fd(layout, log.as_raw_fd()).unwrap();
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: 0,
-            mmap_offset: 0,
-            mmap_handle: self.file.as_raw_fd(),
-        };
-        front.add_mem_region(&region).unwrap();
-        let rings = VringConfigData {
-            queue_max_size: SIZE as u16,
-            queue_size: SIZE as u16,
-            flags: 0,
-            desc_table_addr: 0,
-            avail_ring_addr: AVAIL as u64,
-            used_ring_addr: USED as u64,
-            log_addr: None,
-        };
-        front.set_vring_num(0, SIZE as u16).unwrap();
-        front.set_vring_addr(0, &rings).unwrap();
-        front.set_vring_base(0, self.used_idx).unwrap();
-        front.set_vring_call(0, &self.call).unwrap();
-        front.set_vring_kick(0, &self.kick).unwrap();
-        front.set_vring_enable(0, true).unwrap();
+        self.inner.start(&mut front);
         front
     }
 
     /// Writes `value` all over `block`.
     fn submit(&mut self, slot: usize, block: u64, value: u8) {
         assert!(self.pending[slot].replace(block).is_none());
-        let head = slot * 3;
-        self.store(DATA + slot * BLOCK, &[value; BLOCK]);
-        self.store(STATUSES + slot, &[0xff]);
-        let header = [1, block * (BLOCK as u64 / 512)].map(u64::to_le_bytes).concat();
-        self.store(HEADERS + slot * 16, &header);
-        let parts = [
-            (HEADERS + slot * 16, 16u32, 1u16),
-            (DATA + slot * BLOCK, BLOCK as u32, 1),
-            (STATUSES + slot, 1, 2),
-        ];
-        for (at, (addr, len, flags)) in parts.into_iter().enumerate() {
-            let mut bytes = (addr as u64).to_le_bytes().to_vec();
-            bytes.extend(len.to_le_bytes());
-            bytes.extend(flags.to_le_bytes());
-            bytes.extend(((head + at + 1) as u16).to_le_bytes());
-            self.store((head + at) * 16, &bytes);
-        }
-        let entry = usize::from(self.avail_idx) % SIZE;
-        self.store(AVAIL + 4 + entry * 2, &(head as u16).to_le_bytes());
-        self.avail_idx = self.avail_idx.wrapping_add(1);
-        let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
-        avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
+        self.inner.submit(slot, WRITE, block, value);
     }
 
     /// Takes the answers that are there; the slots are free again.
     fn reap(&mut self) -> usize {
-        let before = self.answered;
-        while self.load(USED + 2) != self.used_idx {
-            let entry = usize::from(self.used_idx) % SIZE;
-            let slot = usize::from(self.load(USED + 4 + entry * 8)) / 3;
+        let answers = self.inner.reap();
+        for &(slot, status) in &answers {
             assert!(self.pending[slot].take().is_some(), "slot {slot} is answered twice");
-            let status: u8 =
-                self.memory.get_slice(STATUSES + slot, 1).unwrap().read_obj(0).unwrap();
             assert_eq!(status, 0);
-            self.used_idx = self.used_idx.wrapping_add(1);
-            self.answered += 1;
         }
-        (self.answered - before) as usize
+        self.answered += answers.len() as u64;
+        answers.len()
     }
 
     fn wait_for_all(&mut self) {
@@ -179,7 +87,7 @@ fn nothing_is_lost_or_answered_twice_when_the_daemon_is_killed() {
     let mut expected = vec![0u8; blocks as usize];
     let (mut guest, mut next, mut taken_up) = (Guest::new(), 0u64, 0);
     for round in 0..rounds {
-        let mut daemon = util::daemon::start(directory.path(), &[]);
+        let daemon = Daemon::start(directory.path(), &[]);
         let front = guest.connect(&directory.path().join("vhost.sock"));
         // What the one before has left is answered without a kick.
         guest.wait_for_all();
@@ -194,21 +102,18 @@ fn nothing_is_lost_or_answered_twice_when_the_daemon_is_killed() {
                     next += 1;
                 }
             }
-            guest.kick.write(1).unwrap();
+            guest.inner.kick.write(1).unwrap();
             guest.reap();
         }
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
+        drop(daemon);
         guest.reap();
         taken_up += guest.pending.iter().flatten().count();
         drop(front);
     }
-    let mut daemon = util::daemon::start(directory.path(), &[]);
+    let daemon = Daemon::start(directory.path(), &[]);
     let front = guest.connect(&directory.path().join("vhost.sock"));
     guest.wait_for_all();
-    drop(front);
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
+    drop((front, daemon));
     assert_eq!(guest.answered, next);
     assert!(taken_up > 0, "it was never killed with a request in flight");
     let image = std::fs::read(&image).unwrap();

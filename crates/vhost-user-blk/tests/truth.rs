@@ -3,40 +3,87 @@
 mod util;
 
 use std::fs::File;
+use std::path::Path;
 use std::time::Duration;
 
 use coblk_aio::AioContext;
 use coblk_block::{BlockNode, drivers};
 use coblk_vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
+use util::daemon::Daemon;
+use util::guest::{Guest, WRITE, negotiate};
 use util::{Client, DISK_BYTES, Op};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
 
 #[test]
 fn daemon() {
     util::daemon::run_if_asked();
 }
 
-/// `strace` counts what really happens.
-#[test]
-fn each_flush_of_a_guest_is_an_fdatasync() {
-    const FLUSHES: u64 = 10;
+/// What a daemon does for what `work` asks of it: successful calls of fdatasync. `strace` counts what
+/// really happens.
+fn syncs(work: impl FnOnce(&Path)) -> u64 {
     let directory = util::directory();
     File::create(directory.path().join("disk")).unwrap().set_len(DISK_BYTES).unwrap();
     let log = directory.path().join("strace");
     let strace = ["strace", "-f", "-qq", "-e", "trace=fdatasync", "-o", log.to_str().unwrap()];
-    let mut daemon = util::daemon::start(directory.path(), &[&strace[..], &["-I1", "--"]].concat());
-    let mut client = Client::connect(&directory.path().join("vhost.sock"), 1);
-    for round in 0..FLUSHES {
-        assert_eq!(client.one(0, Op::Write, round * 4096, 4096), 0);
-        assert_eq!(client.one(0, Op::Flush, 0, 0), 0);
-    }
-    drop(client);
-    // Told to end, strace ends what it has started.
-    let pid = rustix::process::Pid::from_child(&daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    daemon.wait().unwrap();
+    let daemon = Daemon::start(directory.path(), &strace);
+    work(&directory.path().join("vhost.sock"));
+    drop(daemon);
     let log = std::fs::read_to_string(log).unwrap();
     let synced = log.lines().filter(|line| line.contains("fdatasync") && line.ends_with("= 0"));
-    assert_eq!(synced.count() as u64, FLUSHES, "{log}");
+    synced.count() as u64
+}
+
+const ROUNDS: u64 = 10;
+
+#[test]
+fn each_flush_of_a_guest_is_an_fdatasync() {
+    let count = syncs(|socket| {
+        let mut client = Client::connect(socket, 1);
+        for round in 0..ROUNDS {
+            assert_eq!(client.one(0, Op::Write, round * 4096, 4096), 0);
+            assert_eq!(client.one(0, Op::Flush, 0, 0), 0);
+        }
+    });
+    assert_eq!(count, ROUNDS);
+}
+
+/// VIRTIO_BLK_F_FLUSH.
+const FLUSH: u64 = 1 << 9;
+/// Where `writeback` is in the configuration space.
+const WRITEBACK: u32 = 32;
+
+#[test]
+fn a_guest_that_turns_the_write_cache_off_has_each_write_synced() {
+    let count = syncs(|socket| {
+        let mut front = negotiate(socket, 0);
+        let mut guest = Guest::new();
+        guest.start(&mut front);
+        // On, off, on, off.
+        for writeback in [1, 0, 1, 0] {
+            let flags = VhostUserConfigFlags::WRITABLE;
+            front.set_config(WRITEBACK, flags, &[writeback]).unwrap();
+            assert_eq!(front.get_config(WRITEBACK, 1, flags, &[0]).unwrap().1, [writeback]);
+            for block in 0..ROUNDS {
+                assert_eq!(guest.one(WRITE, block, 7), 0);
+            }
+        }
+    });
+    assert_eq!(count, 2 * ROUNDS);
+}
+
+#[test]
+fn a_guest_that_knows_no_flush_has_each_write_synced() {
+    let count = syncs(|socket| {
+        let mut front = negotiate(socket, FLUSH);
+        let mut guest = Guest::new();
+        guest.start(&mut front);
+        for block in 0..ROUNDS {
+            assert_eq!(guest.one(WRITE, block, 7), 0);
+        }
+    });
+    assert_eq!(count, ROUNDS);
 }
 
 #[test]
@@ -78,8 +125,7 @@ fn a_guest_is_told_of_each_call_that_fails() {
     ] {
         strace.extend(["-e", fault]);
     }
-    strace.extend(["-I1", "--"]);
-    let mut daemon = util::daemon::start(directory.path(), &strace);
+    let daemon = Daemon::start(directory.path(), &strace);
     let mut client = Client::connect(&directory.path().join("vhost.sock"), 1);
     let eio = -rustix::io::Errno::IO.raw_os_error();
     let mut failed = [0; 3];
@@ -100,10 +146,7 @@ fn a_guest_is_told_of_each_call_that_fails() {
     }
     assert!(!succeeds(2, Op::Flush, 0), "a flush after one that failed");
     while !succeeds(1, Op::Read, 0) {}
-    drop(client);
-    let pid = rustix::process::Pid::from_child(&daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    daemon.wait().unwrap();
+    drop((client, daemon));
     let log = std::fs::read_to_string(log).unwrap();
     let calls = |call: &str, end: &str| {
         log.lines().filter(|line| line.contains(call) && line.ends_with(end)).count()

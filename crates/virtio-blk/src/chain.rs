@@ -210,16 +210,15 @@ impl Chain {
         let segment = self.segments[..self.writable_start].get_mut(self.readable_start)?;
         if segment.len_bytes == WORDS_BYTES
             && let Ok(place) = mem.slice(segment.addr, WORDS_BYTES as usize)
-            && let Ok(first) = place.load(0, Ordering::Relaxed)
-            && let Ok(second) = place.load(8, Ordering::Relaxed)
         {
             self.readable_start += 1;
+            let (first, second) = read_words(&place, 0)?;
             return Some((u64::from_le(first), u64::from_le(second)));
         }
         self.take_scattered_words(mem)
     }
 
-    /// The general case: in several segments, in one that goes on, or not aligned.
+    /// The general case: in several segments, or in one that goes on.
     fn take_scattered_words(&mut self, mem: &GuestMap) -> Option<(u64, u64)> {
         let mut words = [0; WORDS_BYTES as usize];
         let mut left = &mut words[..];
@@ -256,26 +255,26 @@ pub(crate) fn total_bytes(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.len_bytes)).sum()
 }
 
-/// Both words are read once, and not torn: the table is aligned, or it is read below.
 #[inline]
 fn read_from_table(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, ChainError> {
     let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
-    let addr = table.load(offset, Ordering::Relaxed);
-    let rest = table.load(offset + 8, Ordering::Relaxed);
-    match (addr, rest) {
-        (Ok(addr), Ok(rest)) => Ok(Descriptor::from_words(addr, rest)),
-        _ => read_unaligned(table, index),
-    }
+    let (addr, rest) = read_words(table, offset).ok_or(ChainError::IndexOutOfRange {
+        index,
+        entries: table.len() as u32 / DESCRIPTOR_BYTES,
+    })?;
+    Ok(Descriptor::from_words(addr, rest))
 }
 
-/// An indirect table need not be aligned.
-#[cold]
-fn read_unaligned(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, ChainError> {
-    let offset = usize::from(index) * DESCRIPTOR_BYTES as usize;
-    let entries = table.len() as u32 / DESCRIPTOR_BYTES;
-    let words: [u64; 2] =
-        table.read_obj(offset).map_err(|_| ChainError::IndexOutOfRange { index, entries })?;
-    Ok(Descriptor::from_words(words[0], words[1]))
+/// Two words of guest memory, each read once. Not torn if they are aligned; headers and indirect
+/// tables need not be.
+#[inline]
+fn read_words(place: &VolatileSlice<'_>, offset: usize) -> Option<(u64, u64)> {
+    let first = place.load(offset, Ordering::Relaxed);
+    let second = place.load(offset + 8, Ordering::Relaxed);
+    match (first, second) {
+        (Ok(first), Ok(second)) => Some((first, second)),
+        _ => place.read_obj::<[u64; 2]>(offset).ok().map(|words| (words[0], words[1])),
+    }
 }
 
 /// An indirect table in which two regions of guest memory meet.

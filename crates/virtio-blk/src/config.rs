@@ -107,7 +107,9 @@ impl Default for VirtioBlkConfig {
             serial: String::new(),
             num_queues: 1,
             queue_size_max: 256,
-            seg_max: 254,
+            // With header and status, no more than a queue of 128 entries: drivers may take queues
+            // smaller than offered, and a chain must not be longer than its queue.
+            seg_max: 126,
             size_max: None,
             logical_block_bytes: 512,
             physical_block_bytes: 512,
@@ -290,7 +292,7 @@ mod tests {
         let features = config.features(false);
         let space = config.space(0x1_0000_0001, features, true);
         assert_eq!(u64::from_le_bytes(space[..8].try_into().unwrap()), 0x1_0000_0001);
-        assert_eq!((u32_at(&space, 8), u32_at(&space, 12)), (65536, 254));
+        assert_eq!((u32_at(&space, 8), u32_at(&space, 12)), (65536, 126));
         assert_eq!((u32_at(&space, 20), space[24]), (1024, 2));
         assert_eq!(u16::from_le_bytes([space[26], space[27]]), 7);
         assert_eq!((u32_at(&space, 28), space[32]), (9, 1));

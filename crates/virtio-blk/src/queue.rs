@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
-use crate::request::{BlkStatus, CompletedRequest};
+use crate::request::{BlkStatus, CompletedRequest, PendingRequest};
 use crate::shared::Shared;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
 
@@ -60,6 +60,8 @@ pub(crate) struct DeviceQueue {
     pub(crate) is_polled: Cell<bool>,
     /// Coroutines that wait until nothing is in flight.
     waiters: RefCell<Vec<CoWaker>>,
+    /// Heads that were taken, and go back unanswered when the queue has stopped.
+    put_back: RefCell<Vec<u16>>,
 }
 
 impl DeviceQueue {
@@ -99,6 +101,7 @@ impl DeviceQueue {
                 notifier: RefCell::new(None),
                 is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
+                put_back: RefCell::default(),
             }
         })
     }
@@ -194,18 +197,50 @@ impl DeviceQueue {
             && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
     }
 
-    /// Takes no more requests, and waits for those in flight. Returns the index to go on from.
+    /// Takes no more requests, and waits for those in flight; those that the backend holds are put
+    /// back. Returns the index to go on from.
     pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
         self.unwatch(co.context());
         if self.phase.get() == Phase::Running {
             self.phase.set(Phase::Stopping);
         }
+        let stopping = self.shared.begin_stop();
         while self.in_flight.get() > 0 {
             co.suspend_with(|waker| self.waiters.borrow_mut().push(waker));
         }
+        drop(stopping);
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
-        self.ring.borrow().next_avail()
+        let mut ring = self.ring.borrow_mut();
+        if self.phase.get() == Phase::Stopping
+            && let Err(error) = ring.put_back(&self.mem, &self.put_back.take())
+        {
+            // It was accessible when the queue started, so this does not happen.
+            tracing::error!(queue = self.index, %error, "requests are lost");
+        }
+        ring.next_avail()
+    }
+
+    /// After the backend has given a request back: false if this queue stops, and so takes it back
+    /// too. Otherwise waits while others do.
+    #[cold]
+    pub(crate) fn co_goes_on(&self, co: &Co<'_>) -> bool {
+        while self.is_running() && self.shared.co_wait_for_stop(co) {}
+        self.is_running()
+    }
+
+    /// Takes requests back, for whoever serves the queue next.
+    #[cold]
+    pub(crate) fn put_back(&self, requests: impl Iterator<Item = PendingRequest>) {
+        let mut put_back = self.put_back.borrow_mut();
+        let before = put_back.len();
+        put_back.extend(requests.map(PendingRequest::put_back));
+        let left = self.in_flight.get() - (put_back.len() - before);
+        drop(put_back);
+        self.in_flight.set(left);
+        if left == 0 {
+            self.wake_waiters();
+        }
     }
 
     /// The driver broke the rules: no more requests from this queue until the device is reset.

@@ -193,6 +193,12 @@ impl PendingRequest {
         Self::answer(queue.as_deref(), self.head, self.status, status, data_bytes)
     }
 
+    /// It gets no answer from this device: its head.
+    pub(crate) fn put_back(mut self) -> u16 {
+        self.queue = None;
+        self.head
+    }
+
     #[inline]
     fn answer(
         queue: Option<&DeviceQueue>,

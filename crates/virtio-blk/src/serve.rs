@@ -3,19 +3,26 @@
 
 use std::any::Any;
 use std::io;
+use std::thread;
 
 use coblk_aio::{Co, trace_event};
-use coblk_block::{Merged, WriteFlags, ZeroFlags};
+use coblk_block::{GivenBack, Merged, WriteFlags, ZeroFlags};
 
 use crate::chain::Segment;
 use crate::queue::DeviceQueue;
 use crate::request::BlkStatus;
-use crate::run::{BadAddress, ByteRange, Lists, Run, RunKind};
+use crate::run::{BadAddress, ByteRange, Lists, Member, Run, RunKind};
 
 /// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
 /// nothing else.
 pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
-    let performed = co.catch_unwind(|| perform(co, queue, &mut run));
+    let mut performed = co.catch_unwind(|| perform(co, queue, &mut run));
+    while matches!(performed, Ok(Err(Failure::GivenBack))) {
+        if take_back(co, queue, &mut run.members) {
+            return queue.shared.give_run_back(run);
+        }
+        performed = co.catch_unwind(|| perform(co, queue, &mut run));
+    }
     let merged = run.members.len() - 1;
     if merged > 0 && !matches!(performed, Ok(Ok(Merged::Split))) {
         queue.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
@@ -40,11 +47,13 @@ enum Failure {
     /// A data segment is not in guest memory.
     Address,
     Io(io::Error),
+    /// Nothing was done: a queue of the device stops, and the backend holds nothing meanwhile.
+    GivenBack,
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Failure::Io(error)
+        if GivenBack::is_in(&error) { Failure::GivenBack } else { Failure::Io(error) }
     }
 }
 
@@ -62,6 +71,7 @@ impl Failure {
                 tracing::debug!(queue = queue.index(), "data outside guest memory");
                 BlkStatus::IoErr
             }
+            Failure::GivenBack => BlkStatus::IoErr,
             Failure::Io(error) => {
                 log_error(co, queue, run.kind, range, error);
                 let hint = matches!(run.kind, RunKind::Discard | RunKind::WriteZeroes);
@@ -184,12 +194,12 @@ fn clear(
 fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
     let mut lists = Lists::default();
     for index in 0..run.members.len() {
-        let Some((offset_bytes, segments)) = run.parts().nth(index) else { return };
-        let (kind, lists) = (run.kind, &mut lists);
-        let tried = co.catch_unwind(|| transfer(co, queue, lists, kind, offset_bytes, segments));
+        let Some(tried) = try_one(co, queue, run, index, &mut lists) else { continue };
         let status = match tried {
             Ok(Ok(())) => BlkStatus::Ok,
             Ok(Err(failure)) => {
+                let offset_bytes =
+                    run.parts().nth(index).map_or(0, |(offset_bytes, _)| offset_bytes);
                 let range = (offset_bytes, run.members[index].len_bytes);
                 failure.status(co, queue, run, range)
             }
@@ -201,6 +211,38 @@ fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
         let (kind, members) = (run.kind, &mut run.members[index..=index]);
         queue.finish(complete(kind, members, status));
     }
+}
+
+/// What one member comes to; `None` if its queue has taken it back.
+fn try_one(
+    co: &Co<'_>,
+    queue: &DeviceQueue,
+    run: &mut Run,
+    index: usize,
+    lists: &mut Lists,
+) -> Option<thread::Result<Result<(), Failure>>> {
+    loop {
+        let (offset_bytes, segments) = run.parts().nth(index)?;
+        let kind = run.kind;
+        let tried = co.catch_unwind(|| transfer(co, queue, lists, kind, offset_bytes, segments));
+        if !matches!(tried, Ok(Err(Failure::GivenBack))) {
+            return Some(tried);
+        }
+        if take_back(co, queue, &mut run.members[index..=index]) {
+            return None;
+        }
+    }
+}
+
+/// The backend gives requests back because a queue stops. If it is theirs, it takes them back; if
+/// not, they are to be tried again, once the other has stopped.
+#[cold]
+fn take_back(co: &Co<'_>, queue: &DeviceQueue, members: &mut [Member]) -> bool {
+    let stops = !queue.co_goes_on(co);
+    if stops {
+        queue.put_back(members.iter_mut().filter_map(|member| member.request.take()));
+    }
+    stops
 }
 
 #[inline]
@@ -218,7 +260,7 @@ fn answer_all(queue: &DeviceQueue, run: &mut Run, status: BlkStatus) {
 #[inline]
 fn complete(
     kind: RunKind,
-    members: &mut [crate::run::Member],
+    members: &mut [Member],
     status: BlkStatus,
 ) -> impl Iterator<Item = crate::request::CompletedRequest> {
     members.iter_mut().filter_map(move |member| {

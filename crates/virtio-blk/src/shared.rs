@@ -3,8 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use coblk_aio::AioContext;
-use coblk_block::BlockBackend;
+use coblk_aio::{AioContext, Co, CoWaker};
+use coblk_block::{BlockBackend, GivingBack};
 
 use crate::config::{SECTOR_BYTES, VirtioBlkConfig, feature};
 use crate::error_log::ErrorLog;
@@ -36,6 +36,10 @@ pub(crate) struct Shared {
     // Boxed: a run moves from here to an open run to a coroutine, and comes back.
     #[allow(clippy::vec_box)]
     free_runs: RefCell<Vec<Box<Run>>>,
+    /// Queues that stop.
+    stopping: Cell<usize>,
+    /// Requests of the others, which wait until none does.
+    stop_waiters: RefCell<Vec<CoWaker>>,
 }
 
 impl Shared {
@@ -54,6 +58,8 @@ impl Shared {
             config_interrupt: RefCell::default(),
             error_log: RefCell::default(),
             free_runs: RefCell::new(Vec::new()),
+            stopping: Cell::new(0),
+            stop_waiters: RefCell::default(),
             backend,
             config,
         }
@@ -78,6 +84,15 @@ impl Shared {
         }
     }
 
+    /// The backend's length is now this.
+    pub(crate) fn set_length(&self, ctx: &AioContext, length_bytes: u64) {
+        let sectors = length_bytes / SECTOR_BYTES;
+        if self.capacity_sectors.replace(sectors) != sectors {
+            self.config_changed.set(true);
+            self.raise_config_interrupt(ctx);
+        }
+    }
+
     pub(crate) fn set_config_interrupt(&self, interrupt: Interrupt) {
         self.config_interrupt.replace(Rc::new(interrupt));
     }
@@ -88,6 +103,33 @@ impl Shared {
             // A handle of its own: the callback may replace the interrupt.
             let interrupt = Rc::clone(&self.config_interrupt.borrow());
             interrupt.raise(ctx);
+        }
+    }
+
+    /// A queue stops, until the guard is dropped: the backend holds nothing meanwhile.
+    pub(crate) fn begin_stop(self: &Rc<Self>) -> Stopping {
+        self.stopping.set(self.stopping.get() + 1);
+        let stopping =
+            Stopping { shared: Rc::clone(self), giving_back: Some(self.backend.give_back_held()) };
+        // It may be theirs.
+        self.wake_stop_waiters();
+        stopping
+    }
+
+    /// Waits for a change of which queues stop; false if none does.
+    pub(crate) fn co_wait_for_stop(&self, co: &Co<'_>) -> bool {
+        let waits = self.stopping.get() > 0;
+        if waits {
+            co.suspend_for("a queue that stops", |waker| {
+                self.stop_waiters.borrow_mut().push(waker);
+            });
+        }
+        waits
+    }
+
+    fn wake_stop_waiters(&self) {
+        for waiter in self.stop_waiters.take() {
+            waiter.wake();
         }
     }
 
@@ -102,5 +144,21 @@ impl Shared {
         if free_runs.len() < KEPT_RUNS {
             free_runs.push(run);
         }
+    }
+}
+
+/// A queue stops; see [`Shared::begin_stop`].
+pub(crate) struct Stopping {
+    shared: Rc<Shared>,
+    giving_back: Option<GivingBack>,
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        let stopping = &self.shared.stopping;
+        stopping.set(stopping.get() - 1);
+        // First, or they would be given back again.
+        self.giving_back = None;
+        self.shared.wake_stop_waiters();
     }
 }

@@ -11,7 +11,7 @@ use coblk_block::{BlockBackend, PermissionError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::config::{
-    CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig, feature, parse_config_write,
+    CONFIG_SPACE_BYTES, ConfigError, VirtioBlkConfig, feature, parse_config_write,
 };
 use crate::inflight::InflightLog;
 use crate::interrupt::Interrupt;
@@ -106,6 +106,12 @@ impl VirtioBlk {
         }
         let queues = (0..config.num_queues).map(|_| None).collect();
         let shared = Rc::new(Shared::new(backend, config, length_bytes));
+        let me = Rc::downgrade(&shared);
+        shared.backend.set_length_listener(move |ctx, length_bytes| {
+            if let Some(shared) = me.upgrade() {
+                shared.set_length(ctx, length_bytes);
+            }
+        });
         Ok(VirtioBlk { shared, queues: RefCell::new(queues) })
     }
 
@@ -164,16 +170,13 @@ impl VirtioBlk {
         self.shared.set_config_interrupt(interrupt);
     }
 
-    /// Takes over the backend's length, which has changed, and tells the driver.
+    /// Takes over the backend's length, and tells the driver if it has changed. After a change that
+    /// the block layer makes the device does so by itself.
     ///
     /// # Errors
     /// If the backend has no medium.
     pub fn update_capacity(&self, ctx: &AioContext) -> io::Result<()> {
-        let sectors = self.shared.backend.length()? / SECTOR_BYTES;
-        if self.shared.capacity_sectors.replace(sectors) != sectors {
-            self.shared.config_changed.set(true);
-            self.shared.raise_config_interrupt(ctx);
-        }
+        self.shared.set_length(ctx, self.shared.backend.length()?);
         Ok(())
     }
 
@@ -287,9 +290,10 @@ impl VirtioBlk {
         self.queue(index).ok()?.error_message()
     }
 
-    /// Stops a queue: takes nothing more from it, and waits for what is in flight; also for what a
-    /// stopped backend holds, unless [`BlockBackend::report_errors`] makes that end. Returns the
-    /// index to start it again with; `None` if it did not run.
+    /// Stops a queue: takes nothing more from it, and waits for what is in flight. What a stopped
+    /// backend holds is not: it goes back into the queue, unanswered, unless
+    /// [`BlockBackend::report_errors`] makes it end. Guest memory is not touched afterwards. Returns
+    /// the index to start it again with; `None` if it did not run.
     pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
         let queue = self.queue(index).ok()?;
         let next_index = queue.co_stop(co);

@@ -237,6 +237,27 @@ impl Virtqueue {
         Ok(head)
     }
 
+    /// Gives back heads that were taken and will not be answered, and goes back by as many entries:
+    /// whoever goes on from there takes them again. Heads that came after them may have been
+    /// answered, so that other ones stand in these entries; the driver has offered them, and does not
+    /// look at them any more. A log knows them anyway.
+    pub(crate) fn put_back(&mut self, mem: &GuestMap, heads: &[u16]) -> Result<(), VirtqueueError> {
+        let untried = std::mem::take(&mut self.resubmit);
+        let heads: Vec<u16> = untried.into_iter().rev().chain(heads.iter().copied()).collect();
+        // No more than there are entries, as no more are in flight.
+        self.next_avail = self.next_avail.wrapping_sub(heads.len() as u16);
+        let avail = self.map_avail(mem)?;
+        for (at, head) in heads.into_iter().enumerate() {
+            let entry =
+                usize::from(self.next_avail.wrapping_add(at as u16) & (self.layout.size - 1));
+            let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
+            if u16::from_le(avail.load(offset, Ordering::Relaxed)?) != head {
+                avail.store(head.to_le(), offset, Ordering::Relaxed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a used entry. The driver sees it after [`publish_used`](Self::publish_used).
     pub(crate) fn push_used(
         &mut self,

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use coblk_aio::AioContext;
 use coblk_block::{ErrorAction, ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
-use coblk_virtio_blk::guest::{Completion, GuestRequest, Machine};
-use coblk_virtio_blk::{BlkStatus, VirtioBlkConfig};
+use coblk_virtio_blk::guest::{Completion, GuestQueue, GuestRequest, Machine};
+use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlkConfig};
 use util::{Seen, TestDisk, backend, settle};
 
 struct Scene {
@@ -158,6 +158,48 @@ fn a_run_that_waits_at_a_stopped_backend_ends_untried_with_a_reset() {
     let is_new = |seen: &Seen| matches!(seen, Seen::Write { offset, .. } if *offset >= 2000 * 512);
     assert!(!scene.disk.take_seen().iter().any(is_new));
     assert_eq!(scene.machine.device.in_flight(), 0);
+}
+
+#[test]
+fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
+    let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
+    let error_policies = Some(policies);
+    let config = VirtioBlkConfig { num_queues: 2, error_policies, ..Default::default() };
+    let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
+    disk.bad_offset.store(0, Ordering::Relaxed);
+    for (queue, sector) in [(0, 0), (0, 8), (1, 16), (1, 17)] {
+        let buffer = machine.ram.alloc(512, 512).unwrap();
+        let request = GuestRequest::Write { sector, buffers: &[buffer] };
+        machine.queues[queue].submit(request, sector).unwrap();
+        machine.queues[queue].kick();
+        settle(&ctx);
+    }
+    // The second was held before it was tried, as were those on the other queue.
+    let backend = machine.device.backend();
+    assert_eq!((machine.device.in_flight(), backend.held_requests()), (4, 4));
+    assert_eq!(ctx.run(|co| machine.device.co_stop_queue(co, 0)), Some(0));
+    settle(&ctx);
+    assert_eq!((machine.device.in_flight(), backend.held_requests()), (2, 2));
+    disk.bad_offset.store(u64::MAX, Ordering::Relaxed);
+    backend.resume();
+    settle(&ctx);
+    let tokens = |queue: &mut GuestQueue| -> Vec<u64> {
+        std::iter::from_fn(|| queue.reap())
+            .inspect(|it| assert_eq!(it.status, BlkStatus::Ok))
+            .map(|it| it.token)
+            .collect()
+    };
+    assert_eq!(tokens(&mut machine.queues[1]), [16, 17]);
+    assert!(tokens(&mut machine.queues[0]).is_empty());
+    let (memory, layout) = (machine.ram.memory(), machine.queues[0].layout());
+    machine.device.start_queue(&ctx, 0, memory, layout, Interrupt::None).unwrap();
+    settle(&ctx);
+    assert_eq!(tokens(&mut machine.queues[0]), [0, 8]);
+    let writes = machine.device.backend().statistics();
+    let writes = writes.of(RequestKind::Write);
+    assert_eq!((writes.operations, writes.failed), (4, 0), "each is counted once");
 }
 
 #[test]

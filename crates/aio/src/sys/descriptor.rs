@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use super::check;
+use super::{check, check_zero};
 
 /// Makes `target` a descriptor of the open file that `source` is one of. What it was one of before is
 /// closed, if nobody else has it open. Both stay open, and with their owners.
@@ -26,11 +26,9 @@ pub fn redirect(target: &File, source: &File) -> io::Result<()> {
 
 /// Has calls on an open file wait for what they are about, if it was opened not to.
 pub fn clear_nonblocking(file: &File) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } as isize)?;
-    let flags = flags as libc::c_int & !libc::O_NONBLOCK;
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } as isize).map(|_| ())
+    let nonblocking: libc::c_int = 0;
+    // SAFETY: the kernel reads an int, and does this to any open file.
+    check_zero(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &raw const nonblocking) })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::kind::RequestKind;
 use super::recorder::Outcome;
 use super::statistics::Statistics;
 use crate::block_backend::BlockBackend;
+use crate::error_policy::GivenBack;
 use crate::merged::Merged;
 
 /// Accounting. All of it on the backend's home thread; what [`statistics`](Self::statistics)
@@ -98,6 +99,7 @@ impl BlockBackend {
         let result = request();
         let outcome = match &result {
             Ok(()) => Outcome::Success,
+            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
             Err(_) if self.is_invalid(kind, range) => Outcome::Invalid,
             Err(_) => Outcome::Failure,
         };
@@ -118,7 +120,8 @@ impl BlockBackend {
         let result = request();
         let outcome = match &result {
             Ok(Merged::Done) => Outcome::Success,
-            Ok(Merged::Split) => Outcome::Split,
+            Ok(Merged::Split) => Outcome::Uncounted,
+            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
             Err(_) => Outcome::Failure,
         };
         recorded.end(co, outcome);

@@ -34,8 +34,8 @@ pub(super) enum Outcome {
     Success,
     Failure,
     Invalid,
-    /// Its parts are counted instead.
-    Split,
+    /// Its parts are counted instead, or it is counted when it is sent again.
+    Uncounted,
 }
 
 impl Recorder {
@@ -130,7 +130,7 @@ impl Recorded<'_> {
             return;
         }
         self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
-        if matches!(outcome, Outcome::Invalid | Outcome::Split) {
+        if matches!(outcome, Outcome::Invalid | Outcome::Uncounted) {
             return;
         }
         let ns = u64::try_from(now_ns - self.begin_ns).unwrap_or(0);
@@ -150,7 +150,7 @@ impl Recorded<'_> {
             }
             Outcome::Failure => counters.failed.add(1),
             Outcome::Invalid => counters.invalid.add(1),
-            Outcome::Split => {}
+            Outcome::Uncounted => {}
         }
         self.recorder.shared.in_flight.subtract(1);
     }

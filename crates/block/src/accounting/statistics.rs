@@ -196,7 +196,7 @@ impl Shared {
         match outcome {
             Outcome::Failure => failed,
             Outcome::Invalid => invalid,
-            Outcome::Success | Outcome::Split => true,
+            Outcome::Success | Outcome::Uncounted => true,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Job;
-use crate::options::{IothreadOptions, ObjectOptions, ThrottleGroupOptions};
+use crate::options::{IothreadOptions, ObjectOptions, ThrottleGroupOptions, TlsCredsX509Options};
 
 pub(super) const HELP: &str = "\
 Usage: coblk-storage-daemon [options]
@@ -39,7 +39,7 @@ of qemu-storage-daemon; they are done in the order in which they are given.
                      default), ignore, stop, or enospc: stop if the disk is full
 
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
-               [,max-connections=N][,handshake-max-seconds=N]
+               [,max-connections=N][,handshake-max-seconds=N][,tls-creds=ID]
   --nbd-server addr.type=unix,addr.path=PATH[,...]
   --nbd-server addr.type=fd,addr.str=FD[,...]
                      start an NBD server
@@ -48,6 +48,8 @@ of qemu-storage-daemon; they are done in the order in which they are given.
                      start a thread that exports can be served by
   --object throttle-group,id=ID[,limits.iops-total=N][,limits.bps-total=N][,...]
                      limits for the nodes of driver throttle
+  --object tls-creds-x509,id=ID,dir=DIR,endpoint=server[,verify-peer=on|off]
+                     certificates for --nbd-server ...,tls-creds=ID
   --object help      list the types of objects
   --object TYPE,help list the properties of a type
 
@@ -70,6 +72,9 @@ pub(super) fn of(job: &Job) -> Option<String> {
     match (job.option, text) {
         ("object", "") => Some(types()),
         ("object", "iothread,") => Some(properties("iothread", &IothreadOptions::PROPERTIES)),
+        ("object", "tls-creds-x509,") => {
+            Some(properties("tls-creds-x509", &TlsCredsX509Options::PROPERTIES))
+        }
         ("object", "throttle-group,") => {
             let names: Vec<String> = ThrottleGroupOptions::names()
                 .flat_map(|name| [format!("limits.{name}"), format!("x-{name}")])
@@ -94,7 +99,17 @@ fn properties(kind: &str, names: &[impl AsRef<str> + Ord]) -> String {
     names.sort_unstable();
     let mut text = format!("{kind} options:\n");
     for name in names {
-        let _ = writeln!(text, "  {name}=<int>");
+        let _ = writeln!(text, "  {name}=<{}>", kind_of(name));
     }
     text
+}
+
+/// What a property takes.
+fn kind_of(property: &str) -> &'static str {
+    match property {
+        "dir" => "str",
+        "endpoint" => "client|server",
+        "sanity-check" | "verify-peer" => "bool",
+        _ => "int",
+    }
 }

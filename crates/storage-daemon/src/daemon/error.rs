@@ -102,6 +102,15 @@ pub enum DaemonError {
     /// There is no such thread.
     #[error("iothread \"{0}\" not found")]
     NoSuchIothread(String),
+    /// There are no such credentials.
+    #[error("No TLS credentials with id '{0}'")]
+    NoTlsCredentials(String),
+    /// The object is something else.
+    #[error("Object with id '{0}' is not TLS credentials")]
+    NotTlsCredentials(String),
+    /// Credentials are of no use.
+    #[error(transparent)]
+    Tls(Box<dyn std::error::Error + Send + Sync>),
     /// A thread cannot be started.
     #[error("iothread '{id}' cannot be started: {source}")]
     Iothread {

@@ -9,15 +9,17 @@ mod monitors;
 mod nbd_server;
 mod objects;
 mod shutdown;
+mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
-use coblk::options::NodeOptions;
+use coblk::options::{BlockdevError, NodeOptions};
 use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
 
@@ -30,6 +32,7 @@ use objects::Object;
 
 use crate::exports::Export;
 use crate::metrics::MetricsServer;
+use crate::options::OptionError;
 
 /// A storage daemon on the thread of one context.
 ///
@@ -169,6 +172,42 @@ impl Daemon {
     /// If there is none, or it has users.
     pub fn blockdev_del(&self, co: &Co<'_>, node_name: &str) -> Result<(), DaemonError> {
         Ok(self.blockdevs.co_close(co, node_name)?)
+    }
+
+    /// `blockdev-reopen`: gives nodes other options, all or none of them; those that are not
+    /// mentioned go back to their defaults.
+    ///
+    /// # Errors
+    /// If one has no name, and what cannot be changed.
+    pub fn blockdev_reopen(
+        &self,
+        co: &Co<'_>,
+        options: Vec<NodeOptions>,
+    ) -> Result<(), DaemonError> {
+        self.check_running()?;
+        if options.iter().any(|options| options.node_name.is_none()) {
+            return Err(OptionError::Other("node-name not specified".to_owned()).into());
+        }
+        Ok(self.blockdevs.co_reopen(co, options)?)
+    }
+
+    /// `block_resize`: changes the length of a node to `length` bytes.
+    ///
+    /// # Errors
+    /// If there is no such node, or it cannot have that length.
+    pub fn block_resize(
+        &self,
+        co: &Co<'_>,
+        node_name: &str,
+        length: u64,
+    ) -> Result<(), DaemonError> {
+        self.check_running()?;
+        self.blockdevs.co_resize(co, node_name, length).map_err(|error| match error {
+            BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
+                OptionError::Other("Image format driver does not support resize".to_owned()).into()
+            }
+            other => other.into(),
+        })
     }
 
     /// Nothing new is begun while it ends.

@@ -42,6 +42,7 @@ impl Daemon {
             paused: !self.serving.get(),
             ..NbdOptions::default()
         };
+        let limits = self.with_tls(limits, options.tls_creds.as_deref())?;
         // To ask for the addresses of a host may take long.
         let pool = co.context().thread_pool();
         let listening = pool.submit_co(co, || sockets::open(&options.addr))?;

@@ -7,6 +7,7 @@ use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::options::BlockdevError;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
 
+use super::tls::{self, TlsCredentials};
 use super::{Daemon, DaemonError};
 use crate::options::{
     IothreadOptions, ObjectKind, ObjectOptions, OptionError, ThrottleGroupOptions, is_identifier,
@@ -20,6 +21,8 @@ pub(super) enum Object {
     Iothread(IoThread),
     /// The nodes know it by its name.
     ThrottleGroup(ThrottleGroup),
+    /// The NBD server has taken what it needs of them.
+    TlsCreds(TlsCredentials),
 }
 
 impl Daemon {
@@ -44,6 +47,7 @@ impl Daemon {
             ObjectKind::ThrottleGroup(options) => {
                 Object::ThrottleGroup(self.throttle_group(&id, &options)?)
             }
+            ObjectKind::TlsCredsX509(options) => Object::TlsCreds(tls::load(co, &options)?),
         };
         // Somebody else may have been faster while a thread was started.
         match self.objects.borrow_mut().entry(id) {
@@ -71,6 +75,7 @@ impl Daemon {
                     return Err(in_use());
                 }
             }
+            Some(Object::TlsCreds(_)) => {}
             Some(Object::ThrottleGroup(_)) => {
                 self.blockdevs.remove_throttle_group(id).map_err(|_| in_use())?;
             }
@@ -87,7 +92,7 @@ impl Daemon {
         let objects = self.objects.borrow();
         let iothreads = objects.iter().filter_map(|(id, object)| match object {
             Object::Iothread(thread) => Some((id.clone(), thread.handle().clone())),
-            Object::ThrottleGroup(_) => None,
+            Object::ThrottleGroup(_) | Object::TlsCreds(_) => None,
         });
         iothreads.collect()
     }

@@ -1,4 +1,4 @@
-//! What exports have in common: [`Export`]. One file a type.
+//! What exports have in common: `Export`. One file a type.
 
 mod nbd;
 mod vhost_user_blk;

@@ -21,6 +21,7 @@ mod metrics;
 mod nbd_server;
 mod object;
 mod throttle;
+mod tls;
 mod tree;
 
 use serde::Deserialize;
@@ -35,6 +36,7 @@ pub use metrics::MetricsOptions;
 pub use nbd_server::NbdServerOptions;
 pub use object::{IothreadOptions, ObjectKind, ObjectOptions};
 pub use throttle::ThrottleGroupOptions;
+pub use tls::{TlsCredsX509Options, TlsEndpoint};
 use tree::{Notation, Tree};
 
 /// A number of bytes. On a command line it may have a suffix, as `4k`.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::refuse;
 use super::throttle::{Numbers, ThrottleGroupOptions};
+use super::tls::TlsCredsX509Options;
 
 /// Something that others refer to by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum ObjectKind {
     Iothread(IothreadOptions),
     /// `throttle-group`.
     ThrottleGroup(ThrottleGroupOptions),
+    /// `tls-creds-x509`.
+    TlsCredsX509(TlsCredsX509Options),
 }
 
 /// A thread that serves exports.
@@ -69,7 +72,7 @@ impl IothreadOptions {
 
 impl ObjectOptions {
     /// The types of objects that there are.
-    pub const TYPES: [&'static str; 2] = ["iothread", "throttle-group"];
+    pub const TYPES: [&'static str; 3] = ["iothread", "throttle-group", "tls-creds-x509"];
 }
 
 impl<'de> Deserialize<'de> for ObjectOptions {
@@ -83,14 +86,18 @@ impl<'de> Deserialize<'de> for ObjectOptions {
 enum Kind {
     Iothread,
     ThrottleGroup,
+    #[serde(rename = "tls-creds-x509")]
+    TlsCredsX509,
 }
 
-/// What has been read of an object. All properties but these three are numbers.
+/// What has been read of an object. Most properties are numbers.
 #[derive(Default)]
 struct Properties {
     kind: Option<Kind>,
     id: Option<String>,
     limits: Option<ThrottleGroupOptions>,
+    /// With the name of the first one.
+    tls: Option<(String, TlsCredsX509Options)>,
     numbers: Numbers,
 }
 
@@ -108,7 +115,13 @@ impl<'de> Visitor<'de> for Properties {
                 "id" => self.id = Some(map.next_value()?),
                 "limits" => self.limits = Some(map.next_value()?),
                 number if is_number(number) => _ = self.numbers.insert(name, map.next_value()?),
-                _ => return Err(M::Error::unknown_field(&name, &[])),
+                _ => {
+                    let (_, tls) =
+                        self.tls.get_or_insert_with(|| (name.clone(), Default::default()));
+                    if !tls.take(&name, &mut map)? {
+                        return Err(M::Error::unknown_field(&name, &[]));
+                    }
+                }
             }
         }
         self.finish()
@@ -121,16 +134,26 @@ fn is_number(property: &str) -> bool {
 }
 
 impl Properties {
+    /// A member of credentials, and whether it is there.
+    fn tls_member(&self) -> (&str, bool) {
+        self.tls.as_ref().map_or(("", false), |(name, _)| (name, true))
+    }
+
     fn finish<E: de::Error>(mut self) -> Result<ObjectOptions, E> {
         let kind = match self.kind.ok_or_else(|| E::missing_field("qom-type"))? {
             Kind::Iothread => {
-                refuse(&[("limits", self.limits.is_some())])?;
+                refuse(&[("limits", self.limits.is_some()), self.tls_member()])?;
                 ObjectKind::Iothread(IothreadOptions::take(&mut self.numbers))
             }
             Kind::ThrottleGroup => {
+                refuse(&[self.tls_member()])?;
                 let mut group = self.limits.unwrap_or_default();
                 group.take_singly(&mut self.numbers);
                 ObjectKind::ThrottleGroup(group)
+            }
+            Kind::TlsCredsX509 => {
+                refuse(&[("limits", self.limits.is_some())])?;
+                ObjectKind::TlsCredsX509(self.tls.unwrap_or_default().1)
             }
         };
         if let Some(name) = self.numbers.keys().next() {

@@ -1,8 +1,6 @@
-//! Nodes: opened, closed, and given another length.
+//! Nodes: opened, closed, and given other options or another length.
 
-use std::io::ErrorKind;
-
-use coblk::options::{BlockdevError, NodeOptions};
+use coblk::options::NodeOptions;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,6 +23,12 @@ struct Resize {
     size: i64,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reopen {
+    options: Vec<Arguments>,
+}
+
 pub(super) fn add(commands: &mut Commands) {
     commands.add("blockdev-add", |daemon, co, arguments: Arguments| {
         daemon.blockdev_add(co, node_options(arguments)?).map(drop)
@@ -38,6 +42,10 @@ pub(super) fn add(commands: &mut Commands) {
             other => other,
         })
     });
+    commands.add("blockdev-reopen", |daemon, co, Reopen { options }| {
+        let options = options.into_iter().map(node_options).collect::<Result<Vec<_>, _>>()?;
+        daemon.blockdev_reopen(co, options)
+    });
     commands.add("block_resize", |daemon, co, resize: Resize| {
         let node_name = resize.node_name.unwrap_or_default();
         if resize.device.is_some() || daemon.blockdevs().node(&node_name).is_none() {
@@ -46,17 +54,8 @@ pub(super) fn add(commands: &mut Commands) {
         }
         let size = u64::try_from(resize.size)
             .map_err(|_| OptionError::Other("Parameter 'size' expects a >0 size".to_owned()))?;
-        daemon.blockdevs().co_resize(co, &node_name, size).map_err(resize_error)
+        daemon.block_resize(co, &node_name, size)
     });
-}
-
-fn resize_error(error: BlockdevError) -> DaemonError {
-    match error {
-        BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
-            OptionError::Other("Image format driver does not support resize".to_owned()).into()
-        }
-        other => other.into(),
-    }
 }
 
 fn node_options(arguments: Arguments) -> Result<NodeOptions, DaemonError> {

@@ -1,6 +1,6 @@
 //! `query-named-block-nodes`: what nodes there are.
 
-use coblk::block::NodeInfo;
+use coblk::block::{DetectZeroes, NodeInfo};
 use coblk::{BlockNode, Co};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -89,7 +89,11 @@ fn info(co: &Co<'_>, node: &BlockNode) -> Info {
         drv: node.driver,
         ro: node.read_only,
         cache: Cache { writeback: true, direct: node.cache.direct, no_flush: node.cache.no_flush },
-        detect_zeroes: "off",
+        detect_zeroes: match node.detect_zeroes {
+            DetectZeroes::Off => "off",
+            DetectZeroes::On => "on",
+            DetectZeroes::Unmap => "unmap",
+        },
         active: true,
         encrypted: false,
         backing_file_depth: 0,

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use coblk_aio::AioContext;
 use coblk_block::{BlockNode, drivers};
 use coblk_vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Where the daemon finds its image and its socket.
 const DAEMON: &str = "COBLK_VHOST_DAEMON";
@@ -22,22 +23,46 @@ pub fn run_if_asked() {
     let socket = directory.join("vhost.sock");
     let _export =
         VhostUserBlk::listen(&ctx, socket, &node, VhostUserBlkOptions::default()).unwrap();
-    println!("\nready");
+    println!("\nready {}", std::process::id());
     ctx.run_until(|| false);
 }
 
-/// Starts the daemon, under the command `wrapper` if it is not empty.
-pub fn start(directory: &Path, wrapper: &[&str]) -> Child {
-    let program = std::env::current_exe().unwrap();
-    let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
-    let mut child = Command::new(words.next().unwrap())
-        .args(words)
-        .args(["--exact", "daemon", "--nocapture"])
-        .env(DAEMON, directory)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    assert!(output.lines().any(|line| line.unwrap() == "ready"), "the daemon does not start");
-    child
+/// The daemon, until it is dropped.
+pub struct Daemon {
+    /// It, or what wraps it.
+    child: Child,
+    pid: Pid,
+}
+
+impl Daemon {
+    /// Starts it, under the command `wrapper` if that is not empty.
+    pub fn start(directory: &Path, wrapper: &[&str]) -> Daemon {
+        let program = std::env::current_exe().unwrap();
+        let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
+            .args(["--exact", "daemon", "--nocapture"])
+            .env(DAEMON, directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let ready = output.lines().find_map(|line| {
+            let pid = line.unwrap().strip_prefix("ready ")?.parse().unwrap();
+            Pid::from_raw(pid)
+        });
+        Daemon { child, pid: ready.expect("the daemon does not start") }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+}
+
+impl Drop for Daemon {
+    /// Kills it. A wrapper ends by itself then.
+    fn drop(&mut self) {
+        let _ = kill_process(self.pid, Signal::KILL);
+        let _ = self.child.wait();
+    }
 }

@@ -3,12 +3,12 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod daemon;
+pub mod guest;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,45 +29,82 @@ pub fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
+type Command = Box<dyn FnOnce(&AioContext, &VhostUserBlk) + Send>;
+
 /// An export of a new image, served by its own thread until it is dropped.
 pub struct Server {
     pub socket: PathBuf,
     pub image: PathBuf,
+    pub node: Arc<BlockNode>,
     handle: AioHandle,
-    stop: Arc<AtomicBool>,
+    /// Dropped to end it.
+    commands: Option<mpsc::Sender<Command>>,
     thread: Option<JoinHandle<()>>,
     _directory: tempfile::TempDir,
 }
 
 impl Server {
     /// `io_threads` contexts for the queues; 0 means the thread that listens.
-    pub fn start(mut options: VhostUserBlkOptions, io_threads: usize) -> Server {
+    pub fn start(options: VhostUserBlkOptions, io_threads: usize) -> Server {
+        Self::start_on(options, io_threads, |image| image)
+    }
+
+    /// [`start`](Self::start), with what `stack` puts on the image.
+    pub fn start_on(
+        mut options: VhostUserBlkOptions,
+        io_threads: usize,
+        stack: impl FnOnce(Arc<BlockNode>) -> Arc<BlockNode>,
+    ) -> Server {
         let directory = directory();
         let (socket, image) = (directory.path().join("vhost.sock"), directory.path().join("disk"));
         File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
+        let file = drivers::File::options().open(&image).unwrap();
+        let node = stack(BlockNode::new("disk", file));
+        let (commands, orders) = mpsc::channel::<Command>();
         let (sender, receiver) = mpsc::channel();
-        let (until, at, on) = (Arc::clone(&stop), socket.clone(), image.clone());
+        let (at, on) = (socket.clone(), Arc::clone(&node));
         let thread = std::thread::spawn(move || {
             let threads: Vec<IoThread> = (0..io_threads)
                 .map(|index| IoThread::new(&format!("io{index}")).unwrap())
                 .collect();
             options.contexts = threads.iter().map(|thread| thread.handle().clone()).collect();
             let ctx = AioContext::new().unwrap();
-            let node = BlockNode::new("disk", drivers::File::options().open(on).unwrap());
-            let export = VhostUserBlk::listen(&ctx, at, &node, options).unwrap();
+            let export = VhostUserBlk::listen(&ctx, at, &on, options).unwrap();
             sender.send(ctx.handle()).unwrap();
-            ctx.run_until(|| until.load(Ordering::Acquire));
+            ctx.run_until(|| {
+                loop {
+                    match orders.try_recv() {
+                        Ok(command) => command(&ctx, &export),
+                        Err(mpsc::TryRecvError::Empty) => return false,
+                        Err(mpsc::TryRecvError::Disconnected) => return true,
+                    }
+                }
+            });
             ctx.run(|co| export.co_remove(co, RemoveMode::Hard)).unwrap();
         });
         let handle = receiver.recv().unwrap();
-        Server { socket, image, handle, stop, thread: Some(thread), _directory: directory }
+        let (commands, thread) = (Some(commands), Some(thread));
+        Server { socket, image, node, handle, commands, thread, _directory: directory }
+    }
+
+    /// Has the thread do something with the export, and waits for what comes of it.
+    pub fn call<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&AioContext, &VhostUserBlk) -> R + Send + 'static,
+    ) -> R {
+        let (reply, answer) = mpsc::channel();
+        let command: Command = Box::new(move |ctx, export| {
+            reply.send(command(ctx, export)).unwrap();
+        });
+        self.commands.as_ref().unwrap().send(command).unwrap();
+        self.handle.notify();
+        answer.recv().unwrap()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.commands = None;
         self.handle.notify();
         let ended = self.thread.take().unwrap().join();
         if !std::thread::panicking() {

@@ -137,7 +137,7 @@ impl FileOptions {
     /// # Errors
     /// If there is no such image, if it may not be opened in this way, or is not an image.
     pub fn open(self, path: impl AsRef<Path>) -> Result<File, FileOpenError> {
-        let (file, mode) = self.open_host(path.as_ref())?;
+        let (file, mode) = self.open_host(path.as_ref(), path.as_ref())?;
         let path = path.as_ref().to_owned();
         let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
@@ -160,9 +160,13 @@ impl FileOptions {
         })
     }
 
-    /// Opens what is at a path, and says how it is open then.
-    pub(super) fn open_host(&self, path: &Path) -> Result<(HostFile, Mode), FileOpenError> {
-        let path = path.to_owned();
+    /// Opens what is at a path, and says how it is open then. Errors call it by its name.
+    pub(super) fn open_host(
+        &self,
+        at: &Path,
+        name: &Path,
+    ) -> Result<(HostFile, Mode), FileOpenError> {
+        let path = name.to_owned();
         let mode = match (self.read_only, self.direct) {
             (true, false) => " for reading",
             (false, false) => " for writing",
@@ -173,7 +177,7 @@ impl FileOptions {
         let engine = self.engine_for(&path)?;
         // Asked before the open, which would fail for a directory with a message that blames the
         // mode.
-        let kind = std::fs::metadata(&path).map_err(failed)?.file_type();
+        let kind = std::fs::metadata(at).map_err(failed)?.file_type();
         self.check_kind(&path, kind)?;
         // The path may lead elsewhere by now, and the open of a FIFO would wait for its other end.
         let flags = libc::O_NONBLOCK | if self.direct { libc::O_DIRECT } else { 0 };
@@ -181,7 +185,7 @@ impl FileOptions {
             .read(true)
             .write(!self.read_only)
             .custom_flags(flags)
-            .open(&path)
+            .open(at)
             .map_err(failed)?;
         self.check_kind(&path, file.metadata().map_err(failed)?.file_type())?;
         sys::clear_nonblocking(&file).map_err(failed)?;

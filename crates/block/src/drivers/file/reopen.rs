@@ -6,7 +6,9 @@
 
 use std::fs::File as HostFile;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use coblk_aio::{Co, sys};
 
@@ -42,7 +44,10 @@ impl File {
 
     fn prepare_reopen(&self, options: FileOptions) -> Result<FileReopen<'_>, FileOpenError> {
         let path = || self.path.clone();
-        let (other, mode) = options.open_host(&self.path)?;
+        // The same image, also if it was renamed, or we have left the directory it was found from.
+        let known = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let at = if known.exists() { &known } else { &self.path };
+        let (other, mode) = options.open_host(at, &self.path)?;
         let failed = |source| FileOpenError::Open { path: path(), mode: "", source };
         if !is_same(&self.file, &other).map_err(failed)? {
             return Err(FileOpenError::Replaced { path: path() });

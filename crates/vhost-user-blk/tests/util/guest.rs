@@ -1,0 +1,189 @@
+//! A driver of one queue, written by hand: it decides what it tells the device and when, and it
+//! survives its device.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Entries of the queue.
+pub const SIZE: usize = 64;
+/// Requests in flight: each has three descriptors, and a slot for its data.
+pub const DEPTH: usize = SIZE / 3;
+/// Bytes of data that a request has.
+pub const BLOCK: usize = 4096;
+const AVAIL: usize = 4096;
+const USED: usize = 8192;
+const HEADERS: usize = 12288;
+const STATUSES: usize = 16384;
+const DATA: usize = 20480;
+pub const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
+
+pub const READ: u32 = 0;
+pub const WRITE: u32 = 1;
+/// The device has written no status.
+pub const UNTOUCHED: u8 = 0xee;
+
+pub struct Guest {
+    pub file: File,
+    pub memory: MmapRegion,
+    pub kick: EventFd,
+    pub call: EventFd,
+    pub avail_idx: u16,
+    pub used_idx: u16,
+}
+
+/// Connects and negotiates; all that is offered but the features `without`.
+pub fn negotiate(socket: &Path, without: u64) -> Frontend {
+    negotiate_on(UnixStream::connect(socket).unwrap(), without)
+}
+
+/// [`negotiate`], on a connection that somebody else may write to as well.
+pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
+    let mut front = Frontend::from_stream(stream, 1);
+    front.set_owner().unwrap();
+    let features = front.get_features().unwrap() & !without;
+    front.set_features(features).unwrap();
+    let protocol = front.get_protocol_features().unwrap();
+    front.set_protocol_features(protocol).unwrap();
+    front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    front
+}
+
+impl Guest {
+    pub fn new() -> Guest {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MEMORY_BYTES as u64).unwrap();
+        let shared = FileOffset::new(file.try_clone().unwrap(), 0);
+        Guest {
+            memory: MmapRegion::from_file(shared, MEMORY_BYTES).unwrap(),
+            file,
+            kick: EventFd::new(0).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            avail_idx: 0,
+            used_idx: 0,
+        }
+    }
+
+    pub fn region(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: MEMORY_BYTES as u64,
+            userspace_addr: 0,
+            mmap_offset: 0,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    /// Says where the rings are, and where in them to begin.
+    pub fn lay_out(&self, front: &Frontend, base: u16) {
+        let rings = VringConfigData {
+            queue_max_size: SIZE as u16,
+            queue_size: SIZE as u16,
+            flags: 0,
+            desc_table_addr: 0,
+            avail_ring_addr: AVAIL as u64,
+            used_ring_addr: USED as u64,
+            log_addr: None,
+        };
+        front.set_vring_num(0, SIZE as u16).unwrap();
+        front.set_vring_addr(0, &rings).unwrap();
+        front.set_vring_base(0, base).unwrap();
+    }
+
+    /// Has the device start, in the usual way.
+    pub fn start(&self, front: &mut Frontend) {
+        front.add_mem_region(&self.region()).unwrap();
+        self.lay_out(front, self.used_idx);
+        front.set_vring_call(0, &self.call).unwrap();
+        front.set_vring_kick(0, &self.kick).unwrap();
+        front.set_vring_enable(0, true).unwrap();
+    }
+
+    pub fn store(&self, offset: usize, bytes: &[u8]) {
+        self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
+    }
+
+    fn load(&self, offset: usize) -> u16 {
+        let memory = self.memory.get_slice(offset, 2).unwrap();
+        memory.load(0, Ordering::Acquire).unwrap()
+    }
+
+    /// The first byte of a slot's data.
+    pub fn data(&self, slot: usize) -> u8 {
+        self.memory.get_slice(DATA + slot * BLOCK, 1).unwrap().read_obj(0).unwrap()
+    }
+
+    pub fn status(&self, slot: usize) -> u8 {
+        self.memory.get_slice(STATUSES + slot, 1).unwrap().read_obj(0).unwrap()
+    }
+
+    /// Makes a request available, of one block full of `value`; no kick.
+    pub fn submit(&mut self, slot: usize, kind: u32, block: u64, value: u8) {
+        let head = slot * 3;
+        self.store(DATA + slot * BLOCK, &[value; BLOCK]);
+        self.store(STATUSES + slot, &[UNTOUCHED]);
+        let sector = block * (BLOCK as u64 / 512);
+        let header = [u64::from(kind), sector].map(u64::to_le_bytes).concat();
+        self.store(HEADERS + slot * 16, &header);
+        let writable = if kind == READ { 2 } else { 0 };
+        let parts = [
+            (HEADERS + slot * 16, 16u32, 1u16),
+            (DATA + slot * BLOCK, BLOCK as u32, 1 | writable),
+            (STATUSES + slot, 1, 2),
+        ];
+        for (at, (addr, len, flags)) in parts.into_iter().enumerate() {
+            let mut bytes = (addr as u64).to_le_bytes().to_vec();
+            bytes.extend(len.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(((head + at + 1) as u16).to_le_bytes());
+            self.store((head + at) * 16, &bytes);
+        }
+        let entry = usize::from(self.avail_idx) % SIZE;
+        self.store(AVAIL + 4 + entry * 2, &(head as u16).to_le_bytes());
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
+        avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
+    }
+
+    /// Takes the answers that are there: slots and statuses.
+    pub fn reap(&mut self) -> Vec<(usize, u8)> {
+        let mut answers = Vec::new();
+        while self.load(USED + 2) != self.used_idx {
+            let entry = usize::from(self.used_idx) % SIZE;
+            let slot = usize::from(self.load(USED + 4 + entry * 8)) / 3;
+            answers.push((slot, self.status(slot)));
+            self.used_idx = self.used_idx.wrapping_add(1);
+        }
+        answers
+    }
+
+    /// Waits until so many answers are there.
+    pub fn wait_for(&mut self, count: usize) -> Vec<(usize, u8)> {
+        let (mut answers, end) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+        loop {
+            answers.extend(self.reap());
+            if answers.len() >= count {
+                return answers;
+            }
+            assert!(Instant::now() < end, "{} of {count} answers came", answers.len());
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// One request, with a kick.
+    pub fn one(&mut self, kind: u32, block: u64, value: u8) -> u8 {
+        self.submit(0, kind, block, value);
+        self.kick.write(1).unwrap();
+        self.wait_for(1)[0].1
+    }
+}
