@@ -43,6 +43,7 @@ mod thread_pool;
 mod timer;
 mod trace;
 mod turn;
+mod unix_socket;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use co::{Co, CoWaker, CoroutineInfo};
@@ -59,6 +60,7 @@ pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
+pub use unix_socket::bind_unix;
 
 #[doc(hidden)]
 pub use tracing as __tracing;

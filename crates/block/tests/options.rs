@@ -226,3 +226,23 @@ fn what_is_closed_is_flushed() {
     bench.blockdevs.close(&bench.ctx, "logged").unwrap();
     assert_eq!(entries(), 2, "the write and the flush");
 }
+
+#[test]
+fn a_stack_of_nodes_has_a_limit() {
+    let bench = Bench::new();
+    let open =
+        |line: &str| bench.blockdevs.open(&bench.ctx, NodeOptions::from_keyval(line).unwrap());
+    open("driver=null-co,node-name=n0,size=1M").unwrap();
+    let mut height = 0;
+    let error = loop {
+        match open(&format!("driver=raw,node-name=n{},file=n{height}", height + 1)) {
+            Ok(_) => height += 1,
+            Err(error) => break error,
+        }
+        assert!(height < 1000);
+    };
+    assert!(error.to_string().contains("more than 64 others"), "{error}");
+    assert_eq!(height, 64);
+    // Nothing is left of the one that was refused.
+    bench.blockdevs.close(&bench.ctx, "n64").unwrap();
+}

@@ -3,13 +3,12 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{Co, FdInterest};
+use coblk_aio::{Co, FdInterest, bind_unix};
 
 use crate::server::Shared;
 use crate::socket::Socket;
@@ -104,22 +103,6 @@ impl Drop for Listener {
             // Somebody may have removed it already.
             let _ = std::fs::remove_file(path);
         }
-    }
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-            if !is_socket || !refused {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
     }
 }
 

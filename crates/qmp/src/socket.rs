@@ -1,13 +1,14 @@
 //! Where sessions come from: [`SocketAddress`], listening there, and connecting to it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use coblk_aio::bind_unix;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -126,20 +127,4 @@ fn tcp(stream: TcpStream) -> io::Result<Stream> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
     Ok(File::from(OwnedFd::from(stream)))
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
-            let is_dead = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-            if !is_socket || !is_dead {
-                return Err(error);
-            }
-            fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
-    }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 
 /// No pid file is longer; what is must be something else, which is not to be overwritten.
 const MOST_BYTES: u64 = 64;
@@ -58,6 +58,9 @@ impl PidFile {
         let absolute = std::path::absolute(path).map_err(failed)?;
         loop {
             let mut file = open(path).map_err(failed)?;
+            if !file.metadata().map_err(failed)?.is_file() {
+                return Err(PidFileError::NotOurs(name()));
+            }
             fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|_| PidFileError::Locked(name()))?;
             // Whoever had it may have removed it before the lock was taken.
@@ -80,6 +83,8 @@ impl PidFile {
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    // What is there may be a FIFO, which would have us wait.
+    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
     options.open(path)
 }
 

@@ -2,6 +2,7 @@
 //! and ends in order.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use coblk::AioContext;
@@ -46,8 +47,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line = match command_line::parse(arguments) {
         Ok(Request::Run(line)) => line,
         Ok(Request::Print(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
+            return match std::io::stdout().write_all(text.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(source) => failed(&StartError::System { what: "cannot print", source }),
+            };
         }
         Err(error) => return failed(&error),
     };
@@ -67,7 +70,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("{PROGRAM}: {error}");
+    // Nobody may be there to read it.
+    let _ = writeln!(std::io::stderr(), "{PROGRAM}: {error}");
     ExitCode::FAILURE
 }
 

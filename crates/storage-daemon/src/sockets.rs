@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr as UnixSocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
+use coblk::aio::bind_unix;
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::options::{InetAddress, SocketAddress, UnixAddress};
@@ -146,30 +146,13 @@ pub fn listen(address: &SocketAddress) -> Result<StreamListener, SocketError> {
         Listening::Path(path) => {
             let failed =
                 |source| SocketError::BindUnix { path: path.display().to_string(), source };
-            (OwnedFd::from(bind_path(&path).map_err(failed)?), Some(path))
+            (OwnedFd::from(bind_unix(&path).map_err(failed)?), Some(path))
         }
     };
     let listener = StreamListener { socket, path };
     let never_blocking = rustix::io::ioctl_fionbio(&listener.socket, true);
     never_blocking.map_err(|error| SocketError::NotAnFd(error.to_string()))?;
     Ok(listener)
-}
-
-/// Binds to `path`, also if a dead process has left its socket there.
-fn bind_path(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if !is_socket || !refused {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
-    }
 }
 
 /// [`open`], for those who talk to unix sockets only. Does not block.
@@ -190,7 +173,7 @@ pub fn open_unix(address: &SocketAddress) -> Result<Listening, SocketError> {
 pub fn peer(address: &SocketAddress) -> Result<coblk::qmp::SocketAddress, SocketError> {
     match address {
         SocketAddress::Unix(UnixAddress { path, is_abstract: false }) => {
-            Ok(coblk::qmp::SocketAddress::Unix(path.clone()))
+            Ok(coblk::qmp::SocketAddress::Unix(from_anywhere(path)))
         }
         SocketAddress::Inet(address) => match resolve(address)?.first() {
             Some(found) => Ok(coblk::qmp::SocketAddress::Tcp(*found)),

@@ -192,6 +192,8 @@ fn later_steps(place: &Place) -> Vec<Step> {
         ("blockdev-del", json!({"node-name": "nobody"})),
         ("object-del", json!({"id": "g"})),
         ("object-del", json!({"id": "nobody"})),
+        ("blockdev-add", json!({"driver": "null-co", "node-name": "fixed", "read-only": true})),
+        ("nbd-server-add", json!({"device": "fixed", "writable": true})),
         ("block-export-del", json!({"id": "nobody"})),
         ("block-export-del", json!({"id": "e0", "mode": "soft"})),
         ("block-export-del", json!({"id": "e0", "mode": "safe"})),

@@ -14,7 +14,7 @@ const TLS: [&str; 2] = ["with a server endpoint", "Unable to access credentials"
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 
 /// Each command line, and what its error must say.
-const REFUSED: [(&str, &str, &str); 63] = [
+const REFUSED: [(&str, &str, &str); 64] = [
     ("", "--frob", "--frob"),
     ("", "frob", "frob"),
     ("", "--blockdev", "--blockdev"),
@@ -116,6 +116,11 @@ const REFUSED: [(&str, &str, &str); 63] = [
     ("", "--object iothread,id=1", "Parameter 'id' expects an identifier"),
     ("", "--object iothread,id=i,limits.iops-total=1", "Parameter 'limits' is unexpected"),
     ("", "--object iothread,id=i,poll-max-ns=-1", "poll-max-ns value must be in range"),
+    (
+        "",
+        "--object iothread,id=i,thread-pool-min=4000000000,thread-pool-max=4000000000",
+        "thread-pool-min value must be in range [0, 4096]",
+    ),
     ("", "--object iothread,id=i,thread-pool-max=0", "bad thread-pool-min/thread-pool-max values"),
     ("", "--object throttle-group,id=t,limits.frob=1", "Parameter 'limits.frob' is unexpected"),
     ("", "--object throttle-group,id=t,poll-grow=1", "Parameter 'poll-grow' is unexpected"),

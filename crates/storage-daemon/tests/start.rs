@@ -4,6 +4,7 @@ mod util;
 
 use std::io::Read;
 
+use coblk_tests::tools;
 use rustix::process::Signal;
 use util::{NBD, Place, many_nodes, stderr, until_early, wait_until};
 
@@ -92,4 +93,39 @@ fn c84_a_pid_file_that_was_left_behind_is_taken_over_and_nothing_else_is() {
     let refused = place.output("--pidfile @/disk.img");
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(std::fs::metadata(place.image()).unwrap().len(), util::SIZE);
+
+    // A FIFO that nobody writes to, and a socket.
+    let fifo = place.path("fifo");
+    assert!(tools::command("mkfifo").arg(&fifo).status().unwrap().success());
+    let _listener = std::os::unix::net::UnixListener::bind(place.path("listener")).unwrap();
+    for name in ["fifo", "listener"] {
+        let refused = place.output(&format!("--pidfile @/{name}"));
+        assert_eq!(refused.status.code(), Some(1), "{name}");
+        assert!(place.path(name).exists(), "{name} is gone");
+    }
+}
+
+#[test]
+fn what_is_no_socket_is_not_replaced_by_one() {
+    let place = Place::new();
+    std::fs::write(place.path("precious"), "data").unwrap();
+    for socket in [
+        "--nbd-server addr.type=unix,addr.path=@/precious",
+        "--export vhost-user-blk,id=v,node-name=n,addr.type=unix,addr.path=@/precious",
+        "--chardev socket,id=c,path=@/precious,server=on,wait=off --monitor c",
+        "--metrics unix:@/precious",
+    ] {
+        let refused = place.output(&format!("--blockdev null-co,node-name=n {socket}"));
+        assert_eq!(refused.status.code(), Some(1), "{socket}");
+        assert_eq!(std::fs::read_to_string(place.path("precious")).unwrap(), "data", "{socket}");
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_an_error_and_no_panic() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let place = Place::new();
+    let mut command = place.command("--help");
+    let status = command.stdout(full).stderr(std::process::Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
 }

@@ -11,7 +11,9 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer};
+use coblk_aio::{
+    AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer, bind_unix,
+};
 use coblk_block::{BackendOptions, BlockNode};
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
@@ -81,7 +83,7 @@ impl VhostUserBlk {
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
         let path = path.as_ref();
         let failed = |source| VhostUserBlkError::Listen { path: path.to_owned(), source };
-        let listener = bind(path).map_err(failed)?;
+        let listener = bind_unix(path).map_err(failed)?;
         Self::start(ctx, listener, Some(path.to_owned()), node, options)
     }
 
@@ -309,20 +311,4 @@ fn offer(
     let capacities = devices.iter().map(|_| AtomicU64::new(sectors)).collect();
     let (name, channel) = (config.name, Channel::default());
     Ok(Offer { name, devices, features, num_queues, queue_size_max, capacities, channel })
-}
-
-/// Binds to `path`, also if a dead process has left its socket there.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let refused = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-            if !refused {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
-    }
 }

@@ -171,7 +171,12 @@ impl ThreadPool {
         let state = &self.owner.state;
         let (missing, surplus) = state.headcount.set_limits(min, max);
         for _ in 0..missing {
+            let threads = state.headcount.threads();
             state.start_worker();
+            // Where one cannot be had, the next one cannot either.
+            if state.headcount.threads() == threads {
+                break;
+            }
         }
         for _ in 0..surplus {
             // An idle worker has to be told; a busy one looks at `over_max` by itself.

@@ -228,6 +228,7 @@ impl Blockdevs {
         let opening = Opening { blockdevs: self, co, name: &name, own };
         let options = Arc::new(options);
         let node = opening.co_open(&options)?;
+        check_height(&node)?;
         self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node), options));
         std::mem::forget(reserved);
         Ok(node)
@@ -254,6 +255,24 @@ impl Blockdevs {
         names.nodes.insert(name.clone(), Entry::Reserved);
         Ok(name)
     }
+}
+
+/// Nodes below one, one upon the other.
+const MOST_BELOW: usize = 64;
+
+/// Requests go down a stack of nodes by calls, on a coroutine's stack, which has an end.
+fn check_height(node: &Arc<BlockNode>) -> Result<(), BlockdevError> {
+    let mut level = vec![Arc::clone(node)];
+    for _ in 0..=MOST_BELOW {
+        level = level.iter().flat_map(|node| node.children()).map(|(_, child)| child).collect();
+        // A node that others share is looked at once.
+        level.sort_by_key(|node| Arc::as_ptr(node).addr());
+        level.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        if level.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(BlockdevError::TooHigh { node: node.name().to_owned(), most: MOST_BELOW })
 }
 
 /// A name whose node is being closed, or opened; given back at the end, unless that succeeds.

@@ -16,6 +16,9 @@ use crate::options::{
 /// How long the loop of an iothread looks for work at most, unless told otherwise: QEMU's.
 const POLL_MAX_NS: i64 = 32_768;
 
+/// Threads that are started at once, and stay. More would leave none for others.
+const MOST_IDLE_THREADS: u64 = 4096;
+
 /// What `object-add` makes.
 pub(super) enum Object {
     Iothread(IoThread),
@@ -153,6 +156,11 @@ fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread
     let min = number("thread-pool-min", options.thread_pool_min, 0)?;
     let most = coblk::aio::DEFAULT_MAX_THREADS as i64;
     let max = number("thread-pool-max", options.thread_pool_max, most)?;
+    if min > MOST_IDLE_THREADS {
+        return Err(invalid(&format!(
+            "thread-pool-min value must be in range [0, {MOST_IDLE_THREADS}]"
+        )));
+    }
     let pool = ThreadPool::new(clamp(min) as usize, clamp(max) as usize)
         .map_err(|_| invalid("bad thread-pool-min/thread-pool-max values"))?;
     let failed = |source| DaemonError::Iothread { id: id.to_owned(), source };

@@ -22,7 +22,7 @@ pub enum SocketAddress {
 pub struct InetAddress {
     /// `host`: a name or an address; empty for all of this machine's.
     pub host: String,
-    /// `port`: a number, or the name of a service.
+    /// `port`: a number.
     pub port: String,
     /// `to`: ports up to this one are tried.
     pub to: Option<u16>,

@@ -41,7 +41,7 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands);
-    commands.add("quit", |daemon, _, ()| {
+    commands.add_urgent("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())
     });

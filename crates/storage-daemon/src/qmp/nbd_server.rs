@@ -37,8 +37,11 @@ pub(super) fn add(commands: &mut Commands) {
         daemon.nbd_server_start(co, options(arguments)?)
     });
     commands.add("nbd-server-stop", |daemon, co, ()| daemon.nbd_server_stop(co));
-    commands.add("nbd-server-add", |daemon, co, add: Add| {
+    commands.add("nbd-server-add", |daemon, co, mut add: Add| {
         let device = add.device.clone();
+        // Unlike block-export-add, this one takes what it can get.
+        let node = daemon.blockdevs().node(&device);
+        add.writable &= !node.is_some_and(|node| node.is_read_only());
         daemon.export_add(co, export_options(add)?).map_err(|error| match error {
             DaemonError::NothingToExport(node_name) => {
                 DaemonError::NoSuchDevice { device, node_name }
