@@ -5,7 +5,8 @@ mod util;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use coblk_aio::{IoVector, IoVectorMut};
+use coblk_aio::sys::faults::Faults;
+use coblk_aio::{AioContext, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::File;
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, DetectZeroes, RequestKind, WriteFlags};
 use util::bench::{Bench, IMAGE_BYTES};
@@ -40,6 +41,21 @@ fn zeroes_are_found_and_give_their_place_back_if_that_is_allowed() {
     let unmap = "detect-zeroes=unmap,discard=unmap";
     assert!(stored_after_zeroes(unmap) < IMAGE_BYTES / 2);
     assert!(stored_after_zeroes(&format!("{unmap},cache.direct=on")) < IMAGE_BYTES / 2);
+}
+
+#[test]
+fn a_write_of_nothing_is_no_zeroes_and_flushes() {
+    let bench = Bench::new();
+    // Here every system call fails that is made.
+    let faults = Faults { error_per_mille: 1000, ..Faults::default() };
+    let options = SimulationOptions::new(1).faults(faults);
+    let faulty = AioContext::builder().simulated(options).build().unwrap();
+    for (name, detect) in [("f0", "off"), ("f1", "on"), ("f2", "unmap,discard=unmap")] {
+        let line = format!("file,node-name={name},filename=$,detect-zeroes={detect}");
+        let backend = BlockBackend::new(&faulty, name, bench.open(&line).unwrap());
+        let nothing = |flags| backend.pwritev(&faulty, 0, &IoVector::from(&[][..]), flags);
+        assert_eq!(errno(nothing(WriteFlags::FUA)), libc::EIO, "{detect}");
+    }
 }
 
 #[test]

@@ -240,6 +240,30 @@ fn another_part_of_another_node() {
 }
 
 #[test]
+fn nodes_that_turn_together_make_no_cycle() {
+    let bench = Bench::new();
+    bench.open("file,node-name=f0,filename=$").unwrap();
+    bench.open(&format!("null-co,node-name=n0,size={IMAGE_BYTES}")).unwrap();
+    let node = bench.open("raw,node-name=d0,file=f0").unwrap();
+    bench.open("raw,node-name=d1,file=n0").unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    // Each alone would do.
+    bench.refused_reopen(
+        &["raw,node-name=d0,file=d1", "raw,node-name=d1,file=d0"],
+        "node 'd0' cannot stand on node 'd1', which stands on it",
+    );
+    write(&bench.ctx, &backend, 1).unwrap();
+    assert_eq!(fs::read(bench.image()).unwrap()[2..9], [7, 1, 1, 1, 1, 1, 7]);
+    // And these only together.
+    bench.reopen(&["raw,node-name=d1,file=d0"]).unwrap();
+    bench.reopen(&["raw,node-name=d0,file=d1", "raw,node-name=d1,file=f0"]).unwrap();
+    let children = backend.node().unwrap().describe().children;
+    assert_eq!(children.iter().map(|it| &it.node[..]).collect::<Vec<_>>(), ["d1"]);
+    write(&bench.ctx, &backend, 2).unwrap();
+    assert_eq!(fs::read(bench.image()).unwrap()[2..9], [7, 2, 2, 2, 2, 2, 7]);
+}
+
+#[test]
 fn a_throttle_node_goes_to_another_group() {
     let bench = Bench::new();
     for name in ["g0", "g1"] {

@@ -32,21 +32,16 @@ impl GraphGuard {
     ) -> Result<(), GraphError> {
         let mut nodes = also.to_vec();
         for (id, new) in users {
-            self.refuse_cycle(*id, new)?;
-        }
-        for (id, new) in users {
             let Some(user) = self.users.get(id) else { continue };
             turned.users.push((*id, user.node));
             nodes.extend([user.node, new.id()]);
-            if let Kind::Edge { edge, .. } = &user.kind
-                && let Some(edge) = edge.upgrade()
-            {
-                let old = edge.swap(Arc::clone(new));
-                turned.edges.push((edge, old));
-            }
             self.move_user(*id, new.id());
         }
-        if let Err(error) = self.permit_anew(&nodes, become_readers) {
+        let agreed = self.refuse_cycles(users).and_then(|()| {
+            self.turn_edges(users, turned);
+            self.permit_anew(&nodes, become_readers)
+        });
+        if let Err(error) = agreed {
             self.turn_back(turned);
             return Err(error);
         }
@@ -55,6 +50,23 @@ impl GraphGuard {
             parent.into_iter().for_each(|parent| self.settle(parent));
         }
         Ok(())
+    }
+
+    /// The edges among users that have moved. Who asks for a length goes down the edges without the
+    /// lock, and must not find a cycle in between either: so the lowest turn first. Below one that
+    /// turns everything is as it will be then.
+    fn turn_edges(&mut self, users: &[(UserId, Arc<BlockNode>)], turned: &mut Turned) {
+        let mut users: Vec<_> = users.iter().collect();
+        // One that is below another has less below it.
+        users.sort_by_cached_key(|(_, new)| self.closure(new.id(), Graph::children).len());
+        for (id, new) in users {
+            if let Some(Kind::Edge { edge, .. }) = self.users.get(id).map(|user| &user.kind)
+                && let Some(edge) = edge.upgrade()
+            {
+                let old = edge.swap(Arc::clone(new));
+                turned.edges.push((edge, old));
+            }
+        }
     }
 
     fn turn_back(&mut self, turned: &mut Turned) {
@@ -80,15 +92,17 @@ impl Graph {
         self.entry(node).users.push(id);
     }
 
-    fn refuse_cycle(&mut self, user: UserId, new: &BlockNode) -> Result<(), GraphError> {
-        let below = self.closure(new.id(), Graph::children);
-        match self.parent_among(user, &below) {
-            None => Ok(()),
-            Some(parent) => {
+    /// That nobody who has moved stands on himself now. Only all of them together can tell: each
+    /// alone may be right.
+    fn refuse_cycles(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
+        for (user, new) in users {
+            let below = self.closure(new.id(), Graph::children);
+            if let Some(parent) = self.parent_among(*user, &below) {
                 let above = self.node_name(parent);
-                Err(GraphError::Cycle { above, below: new.name().to_owned() })
+                return Err(GraphError::Cycle { above, below: new.name().to_owned() });
             }
         }
+        Ok(())
     }
 
     /// The node whose edge this user is, if it is one of `nodes`.

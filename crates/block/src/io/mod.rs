@@ -157,7 +157,8 @@ pub(crate) fn co_pwritev(
 /// The flags of a request for zeroes, if a write is one and may be made so.
 #[cold]
 fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Option<ZeroFlags> {
-    if !source.is_zero() {
+    // One of nothing may be there for its flush.
+    if source.is_empty() || !source.is_zero() {
         return None;
     }
     let mut zeroes = ZeroFlags::empty();

@@ -142,6 +142,11 @@ impl File {
         // They must not change meanwhile.
         let now = self.locks.now();
         let copied = copy(&now, other);
+        // What was copied before may have been given up since. Who has never locked anything has
+        // copied nothing, and may be where there are no locks.
+        if now.locked {
+            Locks::ALL.without(&now).release(other.as_fd());
+        }
         exchange()?;
         now.release(other.as_fd());
         copied
@@ -171,6 +176,9 @@ impl Locks {
         locked: false,
         refused: false,
     };
+
+    const ALL: Locks =
+        Locks { held: Permissions::all(), not_shared: Permissions::all(), ..Locks::NONE };
 
     fn without(self, others: &Locks) -> Locks {
         let (held, not_shared) = (self.held - others.held, self.not_shared - others.not_shared);
@@ -289,5 +297,23 @@ mod tests {
         set(&other, disk).unwrap();
         drop(other);
         set(&first, disk).unwrap();
+    }
+
+    #[test]
+    fn locks_given_up_since_they_were_copied_are_not_moved() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [file, stranger] = [(); 2].map(|()| File::options().open(image.path()).unwrap());
+        let other = HostFile::options().read(true).write(true).open(image.path()).unwrap();
+        let reader = (Permissions::CONSISTENT_READ, Permissions::all());
+        file.lock_image(DISK, Permissions::all() - Permissions::WRITE).unwrap();
+        file.copy_locks(&other).unwrap();
+        file.lock_image(reader.0, reader.1).unwrap();
+        let alone = Permissions::all() - Permissions::CONSISTENT_READ;
+        let exchange = || {
+            stranger.lock_image(DISK, Permissions::all()).unwrap();
+            assert!(stranger.lock_image(DISK, alone).is_err(), "the reader is still there");
+            Ok(())
+        };
+        file.move_locks(&other, exchange).unwrap();
     }
 }
