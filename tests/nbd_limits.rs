@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coblk::nbd::NbdOptions;
-use coblk::{BlockNode, drivers::Null};
+use coblk::nbd::{NbdAddress, NbdOptions, NbdServer};
+use coblk::{AioContext, BlockNode, drivers::Null};
 use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, option, request};
 use coblk_tests::tools;
 
@@ -84,4 +84,72 @@ fn a_client_has_limited_time_to_choose() {
     // Who has chosen may be idle for longer than that.
     chosen.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
     chosen.read_exact(&mut [0; 16 + 512]).expect("it is still served");
+}
+
+/// Sends the same again and again, and takes all replies, until it is disconnected; not if that
+/// takes longer than `limit`.
+fn is_flood_ended(mut client: UnixStream, bytes: &[u8], limit: Duration) -> bool {
+    let begin = Instant::now();
+    client.set_write_timeout(Some(limit)).unwrap();
+    client.write_all(&[0, 0, 0, 3]).unwrap();
+    let mut replies = client.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            while replies.read(&mut buffer).is_ok_and(|bytes| bytes > 0) {}
+        });
+        let ended = loop {
+            match client.write_all(bytes) {
+                Ok(()) if begin.elapsed() < limit => {}
+                Ok(()) => break false,
+                Err(error) => break error.kind() != ErrorKind::WouldBlock,
+            }
+        };
+        client.shutdown(std::net::Shutdown::Both).ok();
+        ended
+    })
+}
+
+#[test]
+fn a_flood_of_options_wins_no_time() {
+    let limit = Duration::from_millis(300);
+    let options = NbdOptions { handshake_timeout: limit, ..Default::default() };
+    let served = Served::with_options(PARENT, options, None, zeroes);
+    let mut chosen = choose(&served.socket());
+    for options in [option(99, b"").repeat(4096), option(99, &[0; 40_000]).repeat(8)] {
+        let ended = is_flood_ended(served.connect(), &options, Duration::from_secs(20));
+        assert!(ended, "a client with options of {} bytes in all stays", options.len());
+    }
+    chosen.write_all(&request(MAGIC, 0, 0, 0, 512)).unwrap();
+    chosen.read_exact(&mut [0; 16 + 512]).expect("it is still served");
+}
+
+#[test]
+fn options_in_bulk_are_answered_over_several_turns_of_the_loop() {
+    const OPTIONS: usize = 200;
+    const REPLY: usize = 20 + "the option is not supported".len();
+    let dir = tempfile::tempdir_in(PARENT).unwrap();
+    let path = dir.path().join("nbd.sock");
+    let ctx = AioContext::new().unwrap();
+    let address = NbdAddress::Unix(path.clone());
+    let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
+    let mut client = UnixStream::connect(path).unwrap();
+    client.write_all(&[&[0, 0, 0, 3][..], &option(99, b"").repeat(OPTIONS)].concat()).unwrap();
+    client.set_nonblocking(true).unwrap();
+
+    let (mut left, mut buffer) = (18 + OPTIONS * REPLY, vec![0; 64 << 10]);
+    let begin = Instant::now();
+    while left > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{left} bytes do not come");
+        ctx.poll(false);
+        let mut turn = 0;
+        while let Ok(bytes) = client.read(&mut buffer) {
+            assert!(bytes > 0, "disconnected");
+            turn += bytes;
+        }
+        // The one for which it gave way, and 64 more.
+        assert!(turn <= 18 + 65 * REPLY, "{turn} bytes of replies in one turn");
+        left -= turn;
+    }
+    drop(server);
 }

@@ -19,7 +19,7 @@ use crate::socket::Socket;
 use crate::transport::Transport;
 use crate::{pieces, serve};
 
-/// Requests that a client may have read in a row, while other clients wait for their turn.
+/// Requests, options and pieces that a client may have read in a row, while other clients wait for their turn.
 const MAX_TURN: usize = 64;
 
 /// What was agreed on with a client.
@@ -65,7 +65,7 @@ pub struct Connection {
     pub failed: Cell<bool>,
     /// Bytes of shared memory it holds.
     pub held: Cell<usize>,
-    /// Requests read since its coroutine has last let others run.
+    /// Requests, options and pieces read since its coroutine has last let others run.
     pub turn: Cell<usize>,
     pub send_stuck_since_ns: Cell<Option<i64>>,
     pub receive_stuck_since_ns: Cell<Option<i64>>,
@@ -172,8 +172,9 @@ impl Connection {
         }
     }
 
-    /// Lets others run if that was long ago: requests may come as fast as they are served.
-    fn give_way(&self, co: &Co<'_>) {
+    /// Lets others run if that was long ago: what a client sends may come as fast as it is served, and
+    /// then nothing else makes its coroutine wait. Called for every option, request and piece of data.
+    pub fn give_way(&self, co: &Co<'_>) {
         self.turn.set(self.turn.get() + 1);
         if self.turn.get() > MAX_TURN {
             self.turn.set(0);

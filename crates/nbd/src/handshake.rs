@@ -38,6 +38,7 @@ pub fn negotiate(
         context_of: None,
     };
     loop {
+        client.give_way(co);
         let mut header = Fields(receiver.exact(co, client, 16)?);
         let (magic, kind, len) = (header.u64(), header.u32(), header.u32());
         let (Some(IHAVEOPT), Some(kind), Some(len)) = (magic, kind, len) else {

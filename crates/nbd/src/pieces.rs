@@ -56,6 +56,7 @@ fn read(
     let in_chunks = style != Style::Simple && !request.has(CMD_FLAG_DF);
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end {
+        client.give_way(co);
         let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
         let next = at + data.len() as u64;
         let backend = &session.export.backend;
@@ -91,6 +92,7 @@ fn write(
     let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
     let mut done = Ok(());
     while at < end {
+        client.give_way(co);
         data.truncate(piece_len(request, at));
         // All of it, also when a piece has failed: it would be taken for requests.
         receiver.fill(co, client, &mut data)?;

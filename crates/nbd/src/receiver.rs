@@ -60,6 +60,7 @@ impl Receiver {
         }
         let mut left = len;
         while left > 0 {
+            client.give_way(co);
             let piece = left.min(4096);
             self.exact(co, client, piece as usize)?;
             left -= piece;
