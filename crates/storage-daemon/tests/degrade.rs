@@ -98,10 +98,11 @@ fn with_32_descriptors_clients_wait_for_each_other() {
     before.check(1);
     let mut crowd: Vec<UnixStream> =
         (0..64).map(|_| UnixStream::connect(daemon.nbd_socket()).unwrap()).collect();
-    // The daemon greets those it has descriptors for.
+    eventually("its word about it", || daemon.log().contains("Too many open files"));
+    // The daemon greets those it has descriptors for; it has them all by now.
     let mut greeted = 0;
     for client in &mut crowd {
-        client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         match client.read_exact(&mut [0; 18]) {
             Ok(()) => greeted += 1,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => break,
@@ -109,7 +110,6 @@ fn with_32_descriptors_clients_wait_for_each_other() {
         }
     }
     assert!((1..32).contains(&greeted), "{greeted} clients of 64");
-    eventually("its word about it", || daemon.log().contains("Too many open files"));
     before.check(2);
     // Who waits is served when others go.
     let mut next = crowd.split_off(greeted).into_iter();

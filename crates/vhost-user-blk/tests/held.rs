@@ -33,17 +33,28 @@ fn start() -> (Server, Rules) {
     (server, rules)
 }
 
+fn wait_until_held(server: &Server, count: u64) {
+    let held = || -> u64 {
+        server.node.backends().iter().map(|backend| backend.statistics.held_requests()).sum()
+    };
+    let begin = Instant::now();
+    while held() != count {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{} are held", held());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// One write is held, one after it was answered, and two more are held because the export stands.
-fn hold_three(guest: &mut Guest) {
+fn hold_three(server: &Server, guest: &mut Guest) {
     guest.submit(0, WRITE, BAD, 0xaa);
     guest.submit(1, WRITE, 9, 0xbb);
     guest.kick.write(1).unwrap();
     assert_eq!(guest.wait_for(1), [(1, 0)]);
-    std::thread::sleep(Duration::from_millis(60));
+    wait_until_held(server, 1);
     guest.submit(2, WRITE, BAD + 1, 0xcc);
     guest.submit(3, READ, 9, 0);
     guest.kick.write(1).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    wait_until_held(server, 3);
     assert!(guest.reap().is_empty());
 }
 
@@ -70,7 +81,7 @@ fn attach(server: &Server) -> (Frontend, Guest) {
 fn held_requests_go_back_into_a_queue_that_stops() {
     let (server, rules) = start();
     let (mut front, mut guest) = attach(&server);
-    hold_three(&mut guest);
+    hold_three(&server, &mut guest);
     let before = Instant::now();
     let base = front.get_vring_base(0).unwrap();
     assert!(before.elapsed() < Duration::from_secs(10), "it waits for nobody");
@@ -82,7 +93,8 @@ fn held_requests_go_back_into_a_queue_that_stops() {
     front.set_vring_kick(0, &guest.kick).unwrap();
     // Taken again, and held again.
     guest.kick.write(1).unwrap();
-    std::thread::sleep(Duration::from_millis(60));
+    // Taken together, two neighbours are one request.
+    wait_until_held(&server, 2);
     assert!(guest.reap().is_empty());
     resume(&server, &rules);
     expect_three(&mut guest);
@@ -96,10 +108,11 @@ fn held_requests_go_back_into_a_queue_that_stops() {
 fn held_requests_leave_memory_that_is_taken_away() {
     let (server, rules) = start();
     let (front, mut guest) = attach(&server);
-    hold_three(&mut guest);
+    hold_three(&server, &mut guest);
     // While the queue runs, the memory is shown again, and waits for nobody.
     front.set_mem_table(&[guest.region()]).unwrap();
-    std::thread::sleep(Duration::from_millis(60));
+    // Taken together, two neighbours are one request.
+    wait_until_held(&server, 2);
     assert!(guest.reap().is_empty());
     // The guest moves: the same contents in another file.
     let base = front.get_vring_base(0).unwrap();
@@ -128,7 +141,7 @@ fn held_requests_outlive_the_connection_in_the_log() {
     let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
     front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
     guest.start(&mut front);
-    hold_three(&mut guest);
+    hold_three(&server, &mut guest);
     drop(front);
     let mut front = negotiate(&server.socket, 0);
     front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
@@ -140,10 +153,10 @@ fn held_requests_outlive_the_connection_in_the_log() {
 }
 
 #[test]
-fn a_reset_ends_held_requests_with_their_error() {
+fn a_driver_that_resets_is_answered_nothing() {
     let (server, rules) = start();
     let (mut front, mut guest) = attach(&server);
-    hold_three(&mut guest);
+    hold_three(&server, &mut guest);
     front.reset_device().unwrap();
     assert!(guest.reap().is_empty(), "a driver that resets forgets what it has asked for");
     drop(front);

@@ -56,17 +56,24 @@ impl Daemon {
             version: qmp::version(),
             paused: !self.serving.get(),
         };
-        let monitor = if chardev.socket.server {
-            self.listen(co, &chardev, options)?
+        let made = if chardev.socket.server {
+            self.listen(co, &chardev, options)
         } else {
-            self.connect(co, &chardev, options)?
+            self.connect(co, &chardev, options)
         };
+        let monitor = made.inspect_err(|_| self.give_chardev_back(&chardev.id))?;
         // It may have begun meanwhile.
         if self.serving.get() {
             monitor.begin();
         }
         self.monitors.borrow_mut().push(monitor);
         Ok(())
+    }
+
+    fn give_chardev_back(&self, id: &str) {
+        if let Some(chardev) = self.chardevs.borrow_mut().get_mut(id) {
+            chardev.is_taken = false;
+        }
     }
 
     fn take_chardev(&self, id: &str) -> Result<ChardevOptions, DaemonError> {
