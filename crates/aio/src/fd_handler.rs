@@ -186,7 +186,7 @@ impl FdHandlers {
             if !handler.deleted.get() {
                 trace_event!("aio_dispatch_fd", fd = handler.fd);
                 if let Some(hook) = &handler.hook {
-                    ctx.inner().polling.activate(hook);
+                    ctx.inner().polling.activate(ctx, hook);
                 }
                 (handler.callback)(ctx, readiness);
                 progress = true;

@@ -41,6 +41,12 @@ pub trait BusyPoll {
     /// Whether there is something to do. Asked often; must be cheap, and not poll.
     fn is_busy(&self, ctx: &AioContext) -> bool;
 
+    /// Whether asking is worth its time at present. If not, the loop does not ask before the
+    /// descriptor has been ready once more, and leaves it to the kernel to tell of that.
+    fn pays(&self, _ctx: &AioContext) -> bool {
+        true
+    }
+
     /// Does it. A nested poll never enters it again (contract: C47).
     fn ready(&self, ctx: &AioContext);
 
@@ -82,8 +88,9 @@ impl PollHook {
         })
     }
 
-    fn is_idle(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last_ready.get()) > HOOK_IDLE
+    /// It has had nothing for long, or asking it does not pay.
+    fn is_idle(&self, ctx: &AioContext, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_ready.get()) > HOOK_IDLE || !self.poll.pays(ctx)
     }
 
     fn begin(&self, ctx: &AioContext) {
@@ -170,9 +177,9 @@ impl Polling {
     }
 
     /// Starts looking at a handler that has been ready once.
-    pub(crate) fn activate(&self, hook: &Rc<PollHook>) {
+    pub(crate) fn activate(&self, ctx: &AioContext, hook: &Rc<PollHook>) {
         hook.last_ready.set(Instant::now());
-        if self.is_enabled() && !hook.active.replace(true) {
+        if self.is_enabled() && hook.poll.pays(ctx) && !hook.active.replace(true) {
             self.hooks.borrow_mut().push(Rc::clone(hook));
         }
     }
@@ -256,7 +263,7 @@ impl Polling {
                 hook.pending.set(true);
                 found = true;
             } else {
-                idle |= hook.is_idle(now);
+                idle |= hook.is_idle(inner.me(), now);
             }
         });
         if idle {
@@ -271,7 +278,7 @@ impl Polling {
     fn let_go_of_idle(&self, inner: &Inner, now: Instant) -> bool {
         let mut found = false;
         self.for_each_hook(|hook| {
-            if !hook.is_idle(now) {
+            if !hook.is_idle(inner.me(), now) {
                 return;
             }
             hook.end(inner.me());
@@ -283,7 +290,12 @@ impl Polling {
                 hook.active.set(false);
             }
         });
-        self.hooks.borrow_mut().retain(|hook| hook.active.get());
+        let mut hooks = self.hooks.borrow_mut();
+        hooks.retain(|hook| hook.active.get());
+        if hooks.is_empty() {
+            // Nobody looks any more: only the kernel tells of work.
+            self.begun.set(false);
+        }
         found
     }
 
@@ -377,8 +389,8 @@ mod tests {
         assert!(!polling.may_skip_events());
     }
 
-    /// Is never busy; counts its beginnings less its ends.
-    struct Never(Rc<Cell<i32>>);
+    /// Is never busy; counts its beginnings less its ends, and pays or not.
+    struct Never(Rc<Cell<i32>>, Rc<Cell<bool>>);
 
     impl BusyPoll for Never {
         fn is_busy(&self, _: &AioContext) -> bool {
@@ -387,6 +399,10 @@ mod tests {
 
         fn ready(&self, _: &AioContext) {
             unreachable!("it is never busy");
+        }
+
+        fn pays(&self, _: &AioContext) -> bool {
+            self.1.get()
         }
 
         fn begin(&self, _: &AioContext) {
@@ -402,9 +418,10 @@ mod tests {
     fn c46_a_handler_that_is_idle_for_7_s_is_let_go() {
         let ctx = AioContext::builder().poll_max(Duration::from_millis(1)).build().unwrap();
         let (inner, begun) = (ctx.inner(), Rc::new(Cell::new(0)));
-        let (polling, hook) = (&inner.polling, PollHook::new(Box::new(Never(Rc::clone(&begun)))));
+        let never = Never(Rc::clone(&begun), Rc::new(Cell::new(true)));
+        let (polling, hook) = (&inner.polling, PollHook::new(Box::new(never)));
         for _ in 0..2 {
-            polling.activate(&hook);
+            polling.activate(&ctx, &hook);
             assert_eq!(polling.hooks.borrow().len(), 1);
             hook.begin(&ctx);
             let ready = hook.last_ready.get();
@@ -417,5 +434,22 @@ mod tests {
             assert!(!polling.any_busy(inner, ready + HOOK_IDLE + Duration::from_millis(1)));
             assert_eq!((polling.hooks.borrow().len(), begun.get()), (0, 0));
         }
+    }
+
+    #[test]
+    fn the_kernel_is_asked_every_time_once_no_handler_pays() {
+        let ctx = AioContext::builder().poll_max(Duration::from_millis(1)).build().unwrap();
+        let (inner, begun, pays) = (ctx.inner(), Rc::new(Cell::new(0)), Rc::new(Cell::new(true)));
+        let polling = &inner.polling;
+        let hook = || PollHook::new(Box::new(Never(Rc::clone(&begun), Rc::clone(&pays))));
+        polling.activate(&ctx, &hook());
+        polling.now_ns.set(1);
+        polling.look_for(inner, None);
+        assert!(begun.get() == 1 && polling.may_skip_events(), "it looks");
+        pays.set(false);
+        polling.pass(inner, false);
+        assert_eq!((begun.get(), polling.may_skip_events()), (0, false));
+        polling.activate(&ctx, &hook());
+        assert!(polling.hooks.borrow().is_empty(), "it does not pay to look at it");
     }
 }

@@ -238,11 +238,15 @@ impl Connection {
 struct SocketPoll(Weak<Connection>);
 
 impl BusyPoll for SocketPoll {
-    fn is_busy(&self, _ctx: &AioContext) -> bool {
+    fn is_busy(&self, ctx: &AioContext) -> bool {
         self.0.upgrade().is_some_and(|client| {
             let expects = client.is_waiting() && !client.readable.get();
-            expects && client.server.connections() <= MAX_POLLED && client.transport.has_input()
+            expects && self.pays(ctx) && client.transport.has_input()
         })
+    }
+
+    fn pays(&self, _ctx: &AioContext) -> bool {
+        self.0.upgrade().is_some_and(|client| client.server.connections() <= MAX_POLLED)
     }
 
     fn ready(&self, _ctx: &AioContext) {
