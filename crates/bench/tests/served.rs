@@ -7,14 +7,15 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-/// Our server, beside the program. It belongs to another package, so nobody has built it for this
-/// test.
+/// Our server, beside the program. It belongs to another package, so it may not be built yet. Asked for
+/// in this way it is the one that the tests of the workspace use, and not built once more without what
+/// they ask of its dependencies.
 static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = Path::new(env!("CARGO_BIN_EXE_coblk-bench"));
     let (profile, target) = (program.parent().unwrap(), program.ancestors().nth(2).unwrap());
     let name = if profile.ends_with("release") { "release" } else { "dev" };
     let cargo = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--quiet", "--package", "coblk-storage-daemon"])
+        .args(["test", "--locked", "--quiet", "--workspace", "--no-run", "--test", "start"])
         .args(["--profile", name, "--target-dir"])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
