@@ -1,7 +1,6 @@
 //! A monitor on a thread of its own, and a client.
 
-// Each test program uses its part.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
