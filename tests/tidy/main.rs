@@ -3,6 +3,8 @@
 //! * `layout`: what lies where, dead files, versions, fenced unsafe code;
 //! * `source`: lengths, unfinished code, white space;
 //! * `docs`: links;
+//! * `imports`, `houses`: which crate and module may import which;
+//! * `prose`: words that make a reader guess;
 //! * `contract`: the table of the contract against the tests in the tree.
 //!
 //! Limits are ratchets: lower them when the tree allows, do not raise them.
@@ -10,7 +12,10 @@
 
 mod contract;
 mod docs;
+mod houses;
+mod imports;
 mod layout;
+mod prose;
 mod rust;
 mod source;
 mod tree;
