@@ -46,7 +46,7 @@ pub(crate) struct StackRange {
     pub(crate) limit: NonZeroUsize,
 }
 
-/// A stack whose pages read as zero, but for the guard page, which faults.
+/// A stack, with a guard page, which faults.
 pub(crate) fn allocate() -> io::Result<Stack> {
     ARENA.allocate()
 }
