@@ -102,6 +102,19 @@ impl Stack {
         unsafe { self.bottom.add(offset) }.cast()
     }
 
+    /// Gives the memory of whole pages below an address back to the system; the guard page stays.
+    ///
+    /// # Safety
+    /// Nothing in them is needed.
+    pub(crate) unsafe fn give_back_below(&self, end: usize) {
+        let page = page_bytes();
+        let bytes = (end & !(page - 1)).saturating_sub(self.limit().get() + page);
+        if bytes > 0 {
+            // SAFETY: by the caller; these are pages of this stack, above the guard page.
+            unsafe { arena::give_back(self.bottom.add(page), bytes) };
+        }
+    }
+
     /// What is left for frames below an object at the top.
     pub(crate) fn below<T>(&self, top: NonNull<T>) -> StackRange {
         StackRange { base: top.addr(), limit: self.limit() }
