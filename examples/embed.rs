@@ -60,7 +60,7 @@ fn run(image: &str, socket_path: &str) -> Result<(), Box<dyn Error>> {
     let socket = Rc::new(UnixDatagram::bind(socket_path)?);
     socket.set_nonblocking(true)?;
     let (own, daemon) = (Rc::clone(&socket), (backend.clone(), Rc::clone(&quit)));
-    ctx.set_fd_handler(&socket, FdInterest::Read, move |ctx, _| {
+    let _commands = ctx.fd_handler(socket, FdInterest::Read, move |ctx, _| {
         let mut datagram = vec![0; MAX_BYTES];
         // Readiness is reported once, so take all there is.
         while let Ok((bytes, client)) = own.recv_from(&mut datagram) {

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     pipe::register(SIGINT, tell)?;
     let done = Rc::new(Cell::new(false));
     let end = Rc::clone(&done);
-    ctx.set_fd_handler(&told, FdInterest::Read, move |_, _| end.set(true))?;
+    let _told = ctx.fd_handler(told, FdInterest::Read, move |_, _| end.set(true))?;
     ctx.run_until(|| done.get());
 
     ctx.run(|co| {

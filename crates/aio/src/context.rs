@@ -8,7 +8,6 @@ mod builder;
 use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::{ManuallyDrop, offset_of};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -20,11 +19,10 @@ use coblk_coroutine::{Coroutine, CoroutineState};
 use crate::bottom_half::{self, BhQueues, BottomHalf};
 use crate::co::{Co, Task, TaskList};
 use crate::debugger;
-use crate::event_notifier::EventNotifier;
-use crate::fd_handler::{Callback, FdHandlers, FdInterest, Readiness};
+use crate::fd_handler::FdHandlers;
 use crate::handle::AioHandle;
 use crate::plug::PlugState;
-use crate::polling::{BusyPoll, PollHook, Polling};
+use crate::polling::Polling;
 use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::Simulation;
@@ -78,6 +76,7 @@ pub(crate) struct Inner {
     /// A second handle on ourselves, so that callbacks and coroutines can be given an
     /// `&AioContext` that stays valid when the owner moves his.
     pub(crate) me: ManuallyDrop<AioContext>,
+    link: Rc<ContextLink>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) queues: Rc<BhQueues>,
     pub(crate) timers: Rc<TimerList>,
@@ -94,6 +93,35 @@ pub(crate) struct Inner {
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
+}
+
+/// The way from a registration to its context, for as long as there is one. Home thread only.
+pub(crate) struct ContextLink {
+    inner: Cell<Option<NonNull<Inner>>>,
+    /// Calls of [`with`](Self::with) that have not returned.
+    users: Cell<usize>,
+}
+
+impl ContextLink {
+    fn new() -> Rc<ContextLink> {
+        Rc::new(ContextLink { inner: Cell::new(None), users: Cell::new(0) })
+    }
+
+    /// Calls `code` with the context, if it is still there.
+    pub(crate) fn with(&self, code: impl FnOnce(&AioContext)) {
+        struct Leave<'a>(&'a Cell<usize>);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() - 1);
+            }
+        }
+        let Some(inner) = self.inner.get() else { return };
+        self.users.set(self.users.get() + 1);
+        let _leave = Leave(&self.users);
+        // SAFETY: the pointer is taken out before the context is freed, and while somebody is in
+        // here, as counted, the context is not freed but leaked.
+        code(unsafe { inner.as_ref() }.me());
+    }
 }
 
 impl Inner {
@@ -158,6 +186,10 @@ impl AioContext {
         // SAFETY: freed by `Drop` alone. The copies in `Inner::me` are handed out by reference to
         // code that runs inside the context, which ends before it does.
         unsafe { self.inner.as_ref() }
+    }
+
+    pub(crate) fn link(&self) -> Rc<ContextLink> {
+        Rc::clone(&self.inner().link)
     }
 
     /// The name it was built with.
@@ -227,57 +259,6 @@ impl AioContext {
         Timer::new(&self.inner().timers, Rc::new(callback))
     }
 
-    /// Calls `callback` whenever `fd` becomes ready, until
-    /// [`unset_fd_handler`](Self::unset_fd_handler); replaces an earlier handler for it.
-    ///
-    /// Readiness is reported once per change ("edge-triggered"): the callback must read or write
-    /// until the call says `WouldBlock`. A nested poll may enter it again.
-    ///
-    /// # Errors
-    /// If the descriptor cannot be waited for, as a regular file cannot.
-    pub fn set_fd_handler(
-        &self,
-        fd: impl AsFd,
-        interest: FdInterest,
-        callback: impl Fn(&AioContext, Readiness) + 'static,
-    ) -> io::Result<()> {
-        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), None)
-    }
-
-    /// [`set_fd_handler`](Self::set_fd_handler), with a way to see readiness without a system
-    /// call: once `fd` has been ready, a loop that polls adaptively asks `poll` before it sleeps,
-    /// for as long as that pays (contract: C45, C46, C47).
-    ///
-    /// # Errors
-    /// As [`set_fd_handler`](Self::set_fd_handler).
-    pub fn set_polled_fd_handler(
-        &self,
-        fd: impl AsFd,
-        interest: FdInterest,
-        callback: impl Fn(&AioContext, Readiness) + 'static,
-        poll: impl BusyPoll + 'static,
-    ) -> io::Result<()> {
-        let hook = PollHook::new(Box::new(poll));
-        self.set_handler(fd.as_fd().as_raw_fd(), interest, Box::new(callback), Some(hook))
-    }
-
-    fn set_handler(
-        &self,
-        fd: RawFd,
-        interest: FdInterest,
-        callback: Callback,
-        hook: Option<Rc<PollHook>>,
-    ) -> io::Result<()> {
-        self.unset_handler(fd);
-        self.inner().fds.set(fd, interest, callback, hook)
-    }
-
-    fn unset_handler(&self, fd: RawFd) {
-        if let Some(hook) = self.inner().fds.unset(fd) {
-            self.inner().polling.forget(self, &hook);
-        }
-    }
-
     /// How long the loop may look for work before it sleeps: up to `max`, growing by the factor
     /// `grow` (0: 2) and, when looking does not pay, divided by `shrink` (0: begin again). A `max`
     /// of zero, the default, turns it off (contract: C46, C48).
@@ -293,30 +274,6 @@ impl AioContext {
     /// How long the loop would look for work before its next sleep.
     pub fn poll_time(&self) -> Duration {
         Duration::from_nanos(self.inner().polling.current_ns())
-    }
-
-    /// Removes the handler of `fd`, also from inside any handler; without effect if there is none
-    /// (contract: C44).
-    pub fn unset_fd_handler(&self, fd: impl AsFd) {
-        self.unset_handler(fd.as_fd().as_raw_fd());
-    }
-
-    /// Calls `callback` after `notifier` was kicked, once for any number of kicks. Removed with
-    /// [`unset_fd_handler`](Self::unset_fd_handler).
-    ///
-    /// # Errors
-    /// If the process has no descriptors left.
-    pub fn set_event_notifier(
-        &self,
-        notifier: &EventNotifier,
-        callback: impl Fn(&AioContext) + 'static,
-    ) -> io::Result<()> {
-        let own = notifier.try_clone()?;
-        self.set_fd_handler(notifier, FdInterest::Read, move |ctx, _| {
-            if own.test_and_clear().unwrap_or(true) {
-                callback(ctx);
-            }
-        })
     }
 
     /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes
@@ -434,15 +391,22 @@ impl Drop for AioContext {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;
         }
+        if self.inner().link.users.get() > 0 {
+            tracing::error!(context = self.name(), "dropped by one of its own handlers; leaked");
+            return;
+        }
         if !self.wind_down() {
             tracing::error!(context = self.name(), "could not end its coroutines; leaked");
             return;
         }
+        self.inner().polling.close(self);
         for name in self.inner().queues.live_names() {
             tracing::error!(context = self.name(), bottom_half = name, "ends with a bottom half");
         }
+        drop(self.inner().fds.close());
         self.inner().queues.close();
         self.inner().shared.close();
+        self.inner().link.inner.set(None);
         debugger::unregister(self.inner.addr().get());
         // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
         // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys;
 
 /// A kick that can be given from any thread or process, and waited for on a context with
-/// [`AioContext::set_event_notifier`](crate::AioContext::set_event_notifier). Kicks that come
+/// [`AioContext::event_handler`](crate::AioContext::event_handler). Kicks that come
 /// before the loop looks are merged into one.
 #[derive(Debug)]
 pub struct EventNotifier {

@@ -2,11 +2,17 @@
 //!
 //! mio reports edges. A handler must therefore read, or write, until the call says `WouldBlock`;
 //! what it leaves unread is not reported again before more arrives.
+//!
+//! A registration is a value, [`FdHandler`], that holds its descriptor. The kernel knows it by a
+//! token that no other registration of the context ever gets: an open file description outlives
+//! the descriptor that was registered if a copy of it is left, and then goes on reporting events
+//! with the old token, which find nothing.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,8 +20,9 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
-use crate::context::AioContext;
-use crate::polling::PollHook;
+use crate::context::{AioContext, ContextLink};
+use crate::event_notifier::EventNotifier;
+use crate::polling::{BusyPoll, PollHook};
 use crate::sys;
 use crate::trace_event;
 
@@ -58,15 +65,168 @@ impl From<FdInterest> for Interest {
     }
 }
 
-pub(crate) type Callback = Box<dyn Fn(&AioContext, Readiness)>;
+type Callback = Box<dyn Fn(&AioContext, Readiness)>;
+
+/// Calls a callback whenever a descriptor is ready; see [`AioContext::fd_handler`].
+///
+/// Owns the descriptor, or borrows it: `F` may be a socket, an [`Rc`] of one, or a reference. So a
+/// handler neither outlives its descriptor, nor is left without one. Dropping it removes the
+/// handler, also from inside any handler, and then closes a descriptor that it owns (contract:
+/// C44). It may outlive the context, and has no effect then.
+#[must_use = "the handler is removed when this is dropped"]
+pub struct FdHandler<F> {
+    // In this order: the handler goes before its descriptor does.
+    registration: Registration,
+    descriptor: F,
+}
+
+/// A handler for an event notifier; see [`AioContext::event_handler`].
+pub type EventHandler = FdHandler<Rc<EventNotifier>>;
+
+/// The part of an [`FdHandler`] that does not depend on the kind of its descriptor.
+struct Registration {
+    context: Rc<ContextLink>,
+    key: Key,
+    fd: RawFd,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.context.with(|ctx| {
+            let handler = ctx.inner().fds.remove(self.key, self.fd);
+            if let Some(hook) = handler.as_ref().and_then(|handler| handler.hook.as_ref()) {
+                ctx.inner().polling.forget(ctx, hook);
+            }
+        });
+    }
+}
+
+impl<F> FdHandler<F> {
+    /// What the handler waits for.
+    pub fn descriptor(&self) -> &F {
+        &self.descriptor
+    }
+
+    /// Removes the handler, and returns its descriptor.
+    pub fn into_descriptor(self) -> F {
+        drop(self.registration);
+        self.descriptor
+    }
+
+    /// Changes what the handler is called for. What the descriptor is ready for now is reported
+    /// once more.
+    ///
+    /// # Errors
+    /// If the kernel has no memory, or the context is gone; the old interest stays.
+    pub fn set_interest(&self, interest: FdInterest) -> io::Result<()> {
+        let Registration { context, key, fd } = &self.registration;
+        let mut result = Err(io::ErrorKind::BrokenPipe.into());
+        context.with(|ctx| result = ctx.inner().fds.set_interest(*key, *fd, interest));
+        result
+    }
+}
+
+impl<F: fmt::Debug> fmt::Debug for FdHandler<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FdHandler").field("descriptor", &self.descriptor).finish_non_exhaustive()
+    }
+}
+
+impl AioContext {
+    /// Calls `callback` whenever `descriptor` becomes ready, for as long as what this returns
+    /// lives. Home thread.
+    ///
+    /// Readiness is reported once per change ("edge-triggered"): the callback must read or write
+    /// until the call says `WouldBlock`. A nested poll may enter it again.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be waited for, as a regular file cannot; or if it has a handler in
+    /// this context already, which stays (`AlreadyExists`).
+    pub fn fd_handler<F: AsFd>(
+        &self,
+        descriptor: F,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+    ) -> io::Result<FdHandler<F>> {
+        self.add_handler(descriptor, interest, Box::new(callback), None)
+    }
+
+    /// [`fd_handler`](Self::fd_handler), with a way to see readiness without a system call: once
+    /// the descriptor has been ready, a loop that polls adaptively asks `poll` before it sleeps,
+    /// for as long as that pays (contract: C45, C46, C47).
+    ///
+    /// # Errors
+    /// As [`fd_handler`](Self::fd_handler).
+    pub fn polled_fd_handler<F: AsFd>(
+        &self,
+        descriptor: F,
+        interest: FdInterest,
+        callback: impl Fn(&AioContext, Readiness) + 'static,
+        poll: impl BusyPoll + 'static,
+    ) -> io::Result<FdHandler<F>> {
+        let hook = PollHook::new(Box::new(poll));
+        self.add_handler(descriptor, interest, Box::new(callback), Some(hook))
+    }
+
+    /// Calls `callback` after `notifier` was kicked, once for any number of kicks, for as long as
+    /// what this returns lives. That has a descriptor of its own, so `notifier` may go. Home thread.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn event_handler(
+        &self,
+        notifier: &EventNotifier,
+        callback: impl Fn(&AioContext) + 'static,
+    ) -> io::Result<EventHandler> {
+        let own = Rc::new(notifier.try_clone()?);
+        let kicked = Rc::clone(&own);
+        self.fd_handler(own, FdInterest::Read, move |ctx, _| {
+            if kicked.test_and_clear().unwrap_or(true) {
+                callback(ctx);
+            }
+        })
+    }
+
+    fn add_handler<F: AsFd>(
+        &self,
+        descriptor: F,
+        interest: FdInterest,
+        callback: Callback,
+        hook: Option<Rc<PollHook>>,
+    ) -> io::Result<FdHandler<F>> {
+        let fd = descriptor.as_fd().as_raw_fd();
+        let key = self.inner().fds.add(fd, interest, callback, hook)?;
+        let registration = Registration { context: self.link(), key, fd };
+        Ok(FdHandler { registration, descriptor })
+    }
+}
 
 struct Handler {
+    generation: u32,
     fd: RawFd,
     callback: Callback,
     /// How to look whether it is ready without asking the kernel.
     hook: Option<Rc<PollHook>>,
-    /// Unset while events for it may be queued: they are then dropped (contract: C44).
-    deleted: Cell<bool>,
+    /// Set when it is removed: events for it that are queued are then dropped (contract: C44).
+    removed: Cell<bool>,
+}
+
+/// A registration: its place, and which of those that have had the place it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    index: usize,
+    generation: u32,
+}
+
+impl Key {
+    /// An index has 32 bits, for a process has fewer descriptors; so no key is the waker's token.
+    fn token(self) -> Token {
+        Token((self.generation as usize) << 32 | self.index)
+    }
+
+    fn of(token: Token) -> Key {
+        Key { index: token.0 & u32::MAX as usize, generation: (token.0 >> 32) as u32 }
+    }
 }
 
 /// mio, the registered handlers, and the events not yet dispatched.
@@ -75,7 +235,7 @@ pub(crate) struct FdHandlers {
     events: RefCell<Events>,
     registry: Registry,
     handlers: RefCell<Slab<Rc<Handler>>>,
-    token_of: RefCell<HashMap<RawFd, usize>>,
+    generations: Cell<u32>,
     ready: RefCell<VecDeque<(Rc<Handler>, Readiness)>>,
 }
 
@@ -88,7 +248,7 @@ impl FdHandlers {
             events: RefCell::new(Events::with_capacity(EVENTS_PER_WAIT)),
             registry,
             handlers: RefCell::new(Slab::new()),
-            token_of: RefCell::new(HashMap::new()),
+            generations: Cell::new(0),
             ready: RefCell::new(VecDeque::new()),
         })
     }
@@ -103,7 +263,7 @@ impl FdHandlers {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.token_of.borrow().is_empty()
+        self.handlers.borrow().is_empty()
     }
 
     /// Whether events wait to be dispatched, as they do in a poll nested in a handler.
@@ -111,35 +271,47 @@ impl FdHandlers {
         !self.ready.borrow().is_empty()
     }
 
-    pub(crate) fn set(
+    fn add(
         &self,
         fd: RawFd,
         interest: FdInterest,
         callback: Callback,
         hook: Option<Rc<PollHook>>,
-    ) -> io::Result<()> {
-        let handler = Rc::new(Handler { fd, callback, hook, deleted: Cell::new(false) });
-        let token = self.handlers.borrow_mut().insert(handler);
-        if let Err(error) =
-            self.registry.register(&mut SourceFd(&fd), Token(token), interest.into())
+    ) -> io::Result<Key> {
+        let generation = self.generations.get();
+        self.generations.set(generation.wrapping_add(1));
+        let handler =
+            Rc::new(Handler { generation, fd, callback, hook, removed: Cell::new(false) });
+        let key = Key { index: self.handlers.borrow_mut().insert(handler), generation };
+        if let Err(error) = self.registry.register(&mut SourceFd(&fd), key.token(), interest.into())
         {
             // Dropped after the borrow has ended: its destructors may come back here.
-            let handler = self.handlers.borrow_mut().remove(token);
+            let handler = self.handlers.borrow_mut().remove(key.index);
             drop(handler);
             return Err(error);
         }
-        self.token_of.borrow_mut().insert(fd, token);
-        Ok(())
+        Ok(key)
     }
 
-    /// Removes a handler, and returns its hook, if it had one.
-    pub(crate) fn unset(&self, fd: RawFd) -> Option<Rc<PollHook>> {
-        let token = self.token_of.borrow_mut().remove(&fd)?;
-        let handler = self.handlers.borrow_mut().remove(token);
-        handler.deleted.set(true);
-        // Fails if the descriptor is closed already, and then epoll has forgotten it by itself.
+    fn set_interest(&self, key: Key, fd: RawFd, interest: FdInterest) -> io::Result<()> {
+        self.registry.reregister(&mut SourceFd(&fd), key.token(), interest.into())
+    }
+
+    /// Removes a handler, and returns it, to be dropped without a borrow.
+    fn remove(&self, key: Key, fd: RawFd) -> Option<Rc<Handler>> {
+        let handler = self.handlers.borrow_mut().try_remove(key.index)?;
+        handler.removed.set(true);
+        // Fails if the descriptor has become another one's behind our back; its events, if there
+        // are any, find no handler.
         let _ = self.registry.deregister(&mut SourceFd(&fd));
-        handler.hook.clone()
+        Some(handler)
+    }
+
+    /// The context ends: removes all handlers, and returns what is to be dropped without a borrow.
+    pub(crate) fn close(&self) -> impl Sized + use<> {
+        let handlers = std::mem::take(&mut *self.handlers.borrow_mut());
+        handlers.iter().for_each(|(_, handler)| handler.removed.set(true));
+        (handlers, std::mem::take(&mut *self.ready.borrow_mut()))
     }
 
     /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever. Returns
@@ -163,7 +335,9 @@ impl FdHandlers {
         let mut ready = self.ready.borrow_mut();
         let kicked = !events.is_empty();
         for event in events.iter().filter(|event| event.token() != WAKER_TOKEN) {
-            if let Some(handler) = handlers.get(event.token().0) {
+            let key = Key::of(event.token());
+            let handler = handlers.get(key.index);
+            if let Some(handler) = handler.filter(|it| it.generation == key.generation) {
                 let ended = event.is_error();
                 let readiness = Readiness {
                     readable: event.is_readable() || event.is_read_closed() || ended,
@@ -183,7 +357,7 @@ impl FdHandlers {
             let Some((handler, readiness)) = self.ready.borrow_mut().pop_front() else {
                 return progress;
             };
-            if !handler.deleted.get() {
+            if !handler.removed.get() {
                 trace_event!("aio_dispatch_fd", fd = handler.fd);
                 if let Some(hook) = &handler.hook {
                     ctx.inner().polling.activate(ctx, hook);

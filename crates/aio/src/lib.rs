@@ -49,7 +49,7 @@ pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use co::{Co, CoWaker, CoroutineInfo};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
-pub use fd_handler::{FdInterest, Readiness};
+pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
 pub use future::{SpawnError, Spawned};
 pub use handle::AioHandle;
 pub use io_thread::IoThread;

@@ -175,6 +175,7 @@ impl Inner {
             || !queues.running.is_empty()
             || self.shared.has_remote()
             || self.fds.has_ready()
+            || self.polling.has_pending()
     }
 
     /// How long the loop may sleep: `None` for ever.

@@ -64,8 +64,11 @@ pub(crate) struct PollHook {
     poll: Box<dyn BusyPoll>,
     /// Between `begin` and `end`.
     begun: Cell<bool>,
-    /// On the list of hooks to look at.
+    /// To be looked at.
     active: Cell<bool>,
+    /// On the list of hooks. One that is no longer active stays there until no loop over the list
+    /// is under way.
+    listed: Cell<bool>,
     last_ready: Cell<Instant>,
     /// Found ready by the last look, to be called in the dispatch phase.
     pending: Cell<bool>,
@@ -81,6 +84,7 @@ impl PollHook {
             poll,
             begun: Cell::new(false),
             active: Cell::new(false),
+            listed: Cell::new(false),
             last_ready: Cell::new(Instant::now()),
             pending: Cell::new(false),
             running: Cell::new(false),
@@ -127,6 +131,10 @@ pub(crate) struct Polling {
     /// How long the next look takes at most.
     now_ns: Cell<u64>,
     hooks: RefCell<Vec<Rc<PollHook>>>,
+    /// Loops over `hooks` that are under way: none of them may be moved.
+    visits: Cell<usize>,
+    /// The list holds hooks that are no longer active.
+    stale: Cell<bool>,
     /// Hooks may be between their `begin` and `end`: nobody else tells the loop of their work.
     begun: Cell<bool>,
     /// Turns since the kernel was last asked for events.
@@ -141,6 +149,8 @@ impl Polling {
             shrink: Cell::new(0),
             now_ns: Cell::new(0),
             hooks: RefCell::new(Vec::new()),
+            visits: Cell::new(0),
+            stale: Cell::new(false),
             begun: Cell::new(false),
             unasked: Cell::new(0),
         };
@@ -179,16 +189,51 @@ impl Polling {
     /// Starts looking at a handler that has been ready once.
     pub(crate) fn activate(&self, ctx: &AioContext, hook: &Rc<PollHook>) {
         hook.last_ready.set(Instant::now());
-        if self.is_enabled() && hook.poll.pays(ctx) && !hook.active.replace(true) {
-            self.hooks.borrow_mut().push(Rc::clone(hook));
+        if self.is_enabled() && hook.poll.pays(ctx) {
+            hook.active.set(true);
+            if !hook.listed.replace(true) {
+                self.hooks.borrow_mut().push(Rc::clone(hook));
+            }
         }
     }
 
-    pub(crate) fn forget(&self, ctx: &AioContext, hook: &Rc<PollHook>) {
-        hook.end(ctx);
+    /// Ends looking at a handler that is removed.
+    pub(crate) fn forget(&self, ctx: &AioContext, hook: &PollHook) {
         hook.active.set(false);
         hook.pending.set(false);
-        self.hooks.borrow_mut().retain(|other| !Rc::ptr_eq(other, hook));
+        self.drop_inactive();
+        hook.end(ctx);
+    }
+
+    /// The context ends: tells all that nobody looks any more.
+    pub(crate) fn close(&self, ctx: &AioContext) {
+        self.begun.set(false);
+        self.for_each_hook(|hook| {
+            hook.active.set(false);
+            hook.end(ctx);
+        });
+    }
+
+    /// Takes off the list what is no longer looked at, unless a loop over it is under way, which
+    /// would then skip others. Whether the list is empty now.
+    fn drop_inactive(&self) -> bool {
+        let mut dropped = Vec::new();
+        let mut hooks = self.hooks.borrow_mut();
+        self.stale.set(self.visits.get() > 0);
+        if !self.stale.get() {
+            dropped.extend(hooks.extract_if(.., |hook| !hook.active.get()));
+            dropped.iter().for_each(|hook| hook.listed.set(false));
+        }
+        let is_empty = hooks.iter().all(|hook| !hook.active.get());
+        drop(hooks);
+        // Not under the borrow: the destructors may come back here.
+        drop(dropped);
+        is_empty
+    }
+
+    /// Whether the last look has found something that has not been dispatched: after a panic.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.begun.get() && self.hooks.borrow().iter().any(|hook| hook.pending.get())
     }
 
     /// Looks for work until there is some or time is up; whether there is. If there is none, the
@@ -290,9 +335,7 @@ impl Polling {
                 hook.active.set(false);
             }
         });
-        let mut hooks = self.hooks.borrow_mut();
-        hooks.retain(|hook| hook.active.get());
-        if hooks.is_empty() {
+        if self.drop_inactive() {
             // Nobody looks any more: only the kernel tells of work.
             self.begun.set(false);
         }
@@ -301,11 +344,20 @@ impl Polling {
 
     /// The list is not borrowed while a hook runs: it may change the list.
     fn for_each_hook(&self, mut visit: impl FnMut(&PollHook)) {
+        self.visits.set(self.visits.get() + 1);
+        let _left = OnDrop(|| {
+            self.visits.set(self.visits.get() - 1);
+            if self.visits.get() == 0 && self.stale.get() {
+                self.drop_inactive();
+            }
+        });
         let mut index = 0;
         loop {
             let Some(hook) = self.hooks.borrow().get(index).cloned() else { return };
             index += 1;
-            visit(&hook);
+            if hook.active.get() {
+                visit(&hook);
+            }
         }
     }
 

@@ -4,12 +4,12 @@ mod util;
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::thread;
 
-use coblk_aio::{AioContext, EventNotifier, FdInterest};
+use coblk_aio::{AioContext, EventHandler, EventNotifier, FdHandler, FdInterest, Readiness};
 use util::{Log, OnDrop, watchdog};
 
 fn pair() -> (UnixStream, UnixStream) {
@@ -18,15 +18,25 @@ fn pair() -> (UnixStream, UnixStream) {
     (a, b)
 }
 
+/// A handler that something else owns, so that a callback can remove it.
+type Owned<F> = Rc<RefCell<Option<FdHandler<F>>>>;
+
 #[test]
-fn c44_unsetting_an_unknown_descriptor_is_a_no_op() {
+fn c44_removing_a_handler_twice_does_nothing() {
     let ctx = AioContext::new().unwrap();
-    let (a, b) = pair();
-    ctx.unset_fd_handler(&a);
-    ctx.set_fd_handler(&a, FdInterest::Read, |_, _| ()).unwrap();
-    ctx.unset_fd_handler(&b);
-    ctx.unset_fd_handler(&a);
-    ctx.unset_fd_handler(&a);
+    let (a, mut b) = pair();
+    let handler = ctx.fd_handler(&a, FdInterest::Read, |_, _| ()).unwrap();
+    assert!(std::ptr::eq(handler.into_descriptor(), &a));
+    // Its number is free for the next, and only the next is called.
+    let seen = Rc::new(Cell::new(0));
+    let count = Rc::clone(&seen);
+    let again =
+        ctx.fd_handler(&a, FdInterest::Read, move |_, _| count.set(count.get() + 1)).unwrap();
+    b.write_all(b"x").unwrap();
+    assert!(ctx.poll(true));
+    assert_eq!(seen.get(), 1);
+    drop(ctx);
+    drop(again);
 }
 
 #[test]
@@ -34,27 +44,25 @@ fn c44_a_handler_may_remove_itself() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
-    let own = a.try_clone().unwrap();
     let freed = OnDrop({
         let log = log.clone();
         move || log.add("freed")
     });
-    let a = Rc::new(a);
-    ctx.set_fd_handler(&*a, FdInterest::Read, {
-        let (log, a) = (log.clone(), Rc::downgrade(&a));
-        move |ctx, _| {
+    let slot: Owned<UnixStream> = Rc::default();
+    let handler = ctx.fd_handler(a.try_clone().unwrap(), FdInterest::Read, {
+        let (log, slot) = (log.clone(), Rc::clone(&slot));
+        move |_, _| {
             let _freed = &freed;
-            ctx.unset_fd_handler(&*a.upgrade().unwrap());
+            drop(slot.take());
             log.add("ran");
         }
-    })
-    .unwrap();
+    });
+    slot.replace(Some(handler.unwrap()));
     b.write_all(b"x").unwrap();
     assert!(ctx.poll(true));
     b.write_all(b"y").unwrap();
     assert!(!ctx.poll(false));
     assert_eq!(log.take(), ["ran", "freed"]);
-    drop(own);
 }
 
 #[test]
@@ -62,20 +70,18 @@ fn c44_a_handler_may_remove_others_also_under_a_nested_poll() {
     for nested in [false, true] {
         let ctx = AioContext::new().unwrap();
         let log = Log::new();
-        let notifiers: Rc<Vec<_>> =
-            Rc::new((0..8).map(|_| EventNotifier::new().unwrap()).collect());
+        let notifiers: Vec<_> = (0..8).map(|_| EventNotifier::new().unwrap()).collect();
+        let handlers = Rc::new(RefCell::new(Vec::new()));
         for (index, notifier) in notifiers.iter().enumerate() {
-            let (log, all) = (log.clone(), Rc::downgrade(&notifiers));
-            ctx.set_event_notifier(notifier, move |ctx| {
+            let (log, all) = (log.clone(), Rc::downgrade(&handlers));
+            let handler = ctx.event_handler(notifier, move |ctx| {
                 log.add(format!("{index}"));
-                for other in all.upgrade().unwrap().iter() {
-                    ctx.unset_fd_handler(other);
-                }
+                all.upgrade().unwrap().take();
                 if nested {
                     assert!(!ctx.poll(false), "all are removed");
                 }
-            })
-            .unwrap();
+            });
+            handlers.borrow_mut().push(handler.unwrap());
             notifier.set().unwrap();
         }
         assert!(ctx.poll(true));
@@ -89,21 +95,109 @@ fn c44_a_handler_may_be_replaced_from_inside_itself() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
     let notifier = Rc::new(EventNotifier::new().unwrap());
-    ctx.set_event_notifier(&notifier, {
-        let (log, notifier) = (log.clone(), Rc::downgrade(&notifier));
+    let slot: Rc<RefCell<Option<EventHandler>>> = Rc::default();
+    let handler = ctx.event_handler(&notifier, {
+        let (log, notifier, slot) = (log.clone(), Rc::clone(&notifier), Rc::clone(&slot));
         move |ctx| {
             log.add("old");
             let log = log.clone();
-            let notifier = notifier.upgrade().unwrap();
-            ctx.set_event_notifier(&notifier, move |_| log.add("new")).unwrap();
+            slot.replace(Some(ctx.event_handler(&notifier, move |_| log.add("new")).unwrap()));
         }
-    })
-    .unwrap();
+    });
+    slot.replace(Some(handler.unwrap()));
     for expected in ["old", "new", "new"] {
         notifier.set().unwrap();
         assert!(ctx.poll(true));
         assert_eq!(log.take(), [expected]);
     }
+    slot.take();
+}
+
+#[test]
+fn a_handler_keeps_the_descriptor_that_it_was_given() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let (a, mut b) = pair();
+    let number = a.as_raw_fd();
+    let seen = log.clone();
+    let handler = ctx.fd_handler(a, FdInterest::Read, move |_, _| seen.add("ready")).unwrap();
+    b.write_all(b"x").unwrap();
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["ready"]);
+    assert_eq!(handler.descriptor().as_raw_fd(), number);
+    drop(handler);
+    b.write_all(b"y").unwrap_err();
+}
+
+#[test]
+fn a_registration_that_fails_leaves_the_former_one() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let (a, mut b) = pair();
+    let seen = log.clone();
+    let _former = ctx.fd_handler(&a, FdInterest::Read, move |_, _| seen.add("former")).unwrap();
+    let refused = ctx.fd_handler(&a, FdInterest::Read, |_, _| unreachable!("was refused"));
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    b.write_all(b"x").unwrap();
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["former"]);
+}
+
+#[test]
+fn events_of_an_earlier_registration_do_not_reach_a_later_one() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let (earlier, mut earlier_peer) = pair();
+    let (later, _later_peer) = pair();
+    // The number becomes another file's while it is registered, and a copy keeps the first file
+    // open. The kernel then cannot find the registration any more, and goes on reporting for it.
+    let copy = earlier.try_clone().unwrap();
+    let file = std::fs::File::from(std::os::fd::OwnedFd::from(earlier));
+    let handler =
+        ctx.fd_handler(&file, FdInterest::Read, |_, _| unreachable!("removed before")).unwrap();
+    coblk_aio::sys::redirect(&file, &tempfile_in_memory()).unwrap();
+    drop(handler);
+    let seen = log.clone();
+    let _later = ctx.fd_handler(&later, FdInterest::Read, move |_, _| seen.add("later")).unwrap();
+    earlier_peer.write_all(b"x").unwrap();
+    assert!(!ctx.poll(false));
+    assert!(log.take().is_empty());
+    drop(copy);
+}
+
+#[test]
+fn a_handler_may_outlive_its_context() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let freed = OnDrop({
+        let log = log.clone();
+        move || log.add("freed")
+    });
+    let (a, _b) = pair();
+    let handler = ctx
+        .fd_handler(a, FdInterest::Read, move |_, _| {
+            let _ = &freed;
+        })
+        .unwrap();
+    drop(ctx);
+    assert_eq!(log.take(), ["freed"], "a context keeps no callback when it ends");
+    handler.set_interest(FdInterest::Write).unwrap_err();
+    drop(handler);
+}
+
+#[test]
+fn the_interest_of_a_handler_changes() {
+    let ctx = AioContext::new().unwrap();
+    let log = Log::new();
+    let (a, _b) = pair();
+    let seen = log.clone();
+    let handler = ctx
+        .fd_handler(&a, FdInterest::Read, move |_, ready| seen.add(format!("{}", ready.writable)))
+        .unwrap();
+    assert!(!ctx.poll(false));
+    handler.set_interest(FdInterest::ReadWrite).unwrap();
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), ["true"]);
 }
 
 #[test]
@@ -117,24 +211,21 @@ fn a_destructor_of_a_handler_may_come_back_to_the_context() {
         let (ctx, visits) = (Rc::clone(&ctx), Rc::clone(&visits));
         let (fd, _peer) = pair();
         OnDrop(move || {
-            ctx.unset_fd_handler(&fd);
-            ctx.set_fd_handler(&fd, FdInterest::Read, |_, _| ()).unwrap();
-            ctx.unset_fd_handler(&fd);
+            drop(ctx.fd_handler(&fd, FdInterest::Read, |_, _| ()).unwrap());
             visits.set(visits.get() + 1);
         })
     };
     let on_drop = visitor();
-    ctx.set_fd_handler(&a, FdInterest::Read, move |_, _| {
+    let handler = ctx.fd_handler(&a, FdInterest::Read, move |_, _| {
         let _ = &on_drop;
-    })
-    .unwrap();
-    ctx.unset_fd_handler(&a);
+    });
+    drop(handler.unwrap());
     let on_drop = visitor();
     // A regular file cannot be waited for, so this closure is dropped by the failure.
-    ctx.set_fd_handler(&file, FdInterest::Read, move |_, _| {
+    let refused = ctx.fd_handler(&file, FdInterest::Read, move |_, _| {
         let _ = &on_drop;
-    })
-    .unwrap_err();
+    });
+    refused.unwrap_err();
     assert_eq!(visits.get(), 2);
 }
 
@@ -151,18 +242,17 @@ fn readable_and_writable_are_told_apart() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
-    ctx.set_fd_handler(&a, FdInterest::Write, {
+    let told = || {
         let log = log.clone();
-        move |_, ready| log.add(format!("read {} write {}", ready.readable, ready.writable))
-    })
-    .unwrap();
+        move |_: &AioContext, ready: Readiness| {
+            log.add(format!("read {} write {}", ready.readable, ready.writable));
+        }
+    };
+    let writable = ctx.fd_handler(&a, FdInterest::Write, told()).unwrap();
     assert!(ctx.poll(true));
     assert_eq!(log.take(), ["read false write true"]);
-    ctx.set_fd_handler(&a, FdInterest::Read, {
-        let log = log.clone();
-        move |_, ready| log.add(format!("read {} write {}", ready.readable, ready.writable))
-    })
-    .unwrap();
+    drop(writable);
+    let _readable = ctx.fd_handler(&a, FdInterest::Read, told()).unwrap();
     assert!(!ctx.poll(false));
     b.write_all(b"x").unwrap();
     assert!(ctx.poll(true));
@@ -178,11 +268,12 @@ fn more_descriptors_than_one_wait_collects() {
     let ctx = AioContext::new().unwrap();
     let seen = Rc::new(Cell::new(0));
     let notifiers: Vec<_> = (0..400).map(|_| EventNotifier::new().unwrap()).collect();
-    for notifier in &notifiers {
+    let watch = |notifier: &EventNotifier| {
         let seen = Rc::clone(&seen);
-        ctx.set_event_notifier(notifier, move |_| seen.set(seen.get() + 1)).unwrap();
         notifier.set().unwrap();
-    }
+        ctx.event_handler(notifier, move |_| seen.set(seen.get() + 1)).unwrap()
+    };
+    let _handlers: Vec<_> = notifiers.iter().map(watch).collect();
     ctx.run_until(|| seen.get() == notifiers.len());
 }
 
@@ -192,22 +283,21 @@ fn an_echo_served_by_the_loop() {
     let ctx = AioContext::new().unwrap();
     let (server, mut client) = pair();
     let done = Rc::new(Cell::new(false));
-    let server = Rc::new(RefCell::new(server));
-    let borrowed = server.borrow();
-    ctx.set_fd_handler(borrowed.as_fd(), FdInterest::Read, {
-        let (server, done) = (Rc::clone(&server), Rc::clone(&done));
+    let server = Rc::new(server);
+    let handler = ctx.fd_handler(Rc::clone(&server), FdInterest::Read, {
+        let done = Rc::clone(&done);
         move |_, _| {
             let mut buffer = [0; 16];
             loop {
-                match (&*server.borrow()).read(&mut buffer) {
+                match (&*server).read(&mut buffer) {
                     Ok(0) => return done.set(true),
-                    Ok(len) => (&*server.borrow()).write_all(&buffer[..len]).unwrap(),
+                    Ok(len) => (&*server).write_all(&buffer[..len]).unwrap(),
                     Err(error) => return assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
                 }
             }
         }
-    })
-    .unwrap();
+    });
+    let _echo = handler.unwrap();
     let thread = thread::spawn(move || {
         for round in 0..100u8 {
             client.write_all(&[round; 7]).unwrap();
@@ -225,11 +315,8 @@ fn kicks_of_a_notifier_are_merged() {
     let ctx = AioContext::new().unwrap();
     let notifier = EventNotifier::new().unwrap();
     let runs = Rc::new(Cell::new(0));
-    ctx.set_event_notifier(&notifier, {
-        let runs = Rc::clone(&runs);
-        move |_| runs.set(runs.get() + 1)
-    })
-    .unwrap();
+    let count = Rc::clone(&runs);
+    let handler = ctx.event_handler(&notifier, move |_| count.set(count.get() + 1)).unwrap();
     for expected in 1..=3 {
         let other = notifier.try_clone().unwrap();
         thread::spawn(move || (0..10).for_each(|_| other.set().unwrap())).join().unwrap();
@@ -237,7 +324,7 @@ fn kicks_of_a_notifier_are_merged() {
         assert!(!ctx.poll(false));
         assert_eq!(runs.get(), expected);
     }
-    ctx.unset_fd_handler(&notifier);
+    drop(handler);
     notifier.set().unwrap();
     assert!(!ctx.poll(false));
     assert!(notifier.test_and_clear().unwrap() && !notifier.test_and_clear().unwrap());

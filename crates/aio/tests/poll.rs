@@ -21,7 +21,7 @@ fn c40_bottom_halves_then_descriptor_handlers_then_timers() {
     let notifier = EventNotifier::new().unwrap();
     let [for_timer, for_fd, for_bh] = [log.clone(), log.clone(), log.clone()];
     let timer = ctx.timer(move |_| for_timer.add("timer"));
-    ctx.set_event_notifier(&notifier, move |_| for_fd.add("handler")).unwrap();
+    let _handler = ctx.event_handler(&notifier, move |_| for_fd.add("handler")).unwrap();
     let bh = ctx.bottom_half("c40", move |_| for_bh.add("bottom half"));
     timer.arm_at_ns(-1);
     notifier.set().unwrap();
@@ -46,12 +46,9 @@ fn c40_notifications_are_accepted_before_the_bottom_halves() {
 fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
-    let notifier = Rc::new(EventNotifier::new().unwrap());
-    ctx.set_event_notifier(&notifier, {
-        let log = log.clone();
-        move |_| log.add("handler")
-    })
-    .unwrap();
+    let notifier = EventNotifier::new().unwrap();
+    let for_fd = log.clone();
+    let handler = ctx.event_handler(&notifier, move |_| for_fd.add("handler")).unwrap();
     let timer = Rc::new(ctx.timer({
         let log = log.clone();
         move |_| log.add("timer")
@@ -59,9 +56,9 @@ fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
     timer.arm_at_ns(0);
     notifier.set().unwrap();
     ctx.schedule({
-        let (notifier, timer) = (Rc::clone(&notifier), Rc::clone(&timer));
-        move |ctx| {
-            ctx.unset_fd_handler(&*notifier);
+        let timer = Rc::clone(&timer);
+        move |_| {
+            drop(handler);
             timer.cancel();
         }
     });
@@ -78,7 +75,7 @@ fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
     assert!(ctx.poll(false));
     assert!(!ctx.poll(false));
     let notifier = EventNotifier::new().unwrap();
-    ctx.set_event_notifier(&notifier, |_| ()).unwrap();
+    let _handler = ctx.event_handler(&notifier, |_| ()).unwrap();
     assert!(!ctx.poll(false));
     notifier.set().unwrap();
     assert!(ctx.poll(false));
@@ -204,18 +201,18 @@ fn nested_polls_in_bottom_halves_handlers_and_timers() {
     let log = Log::new();
     let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
     let depth = Rc::new(Cell::new(0));
-    for (notifier, name) in [(&a, "first"), (&b, "second")] {
+    let _handlers = [(&a, "first"), (&b, "second")].map(|(notifier, name)| {
         let (log, depth) = (log.clone(), Rc::clone(&depth));
-        ctx.set_event_notifier(notifier, move |ctx| {
+        notifier.set().unwrap();
+        let handler = ctx.event_handler(notifier, move |ctx| {
             depth.set(depth.get() + 1);
             log.add(format!("{name} at depth {}", depth.get()));
             // Finds the other's event, which the outer poll has already collected.
             assert_eq!(ctx.poll(depth.get() == 1), depth.get() == 1);
             depth.set(depth.get() - 1);
-        })
-        .unwrap();
-        notifier.set().unwrap();
-    }
+        });
+        handler.unwrap()
+    });
     assert!(ctx.poll(true));
     let said = log.take();
     assert_eq!(said.len(), 2);
@@ -251,15 +248,15 @@ fn a_panic_in_a_handler_or_timer_leaves_the_rest() {
     let ctx = AioContext::new().unwrap();
     let log = Log::new();
     let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
-    for notifier in [&a, &b] {
+    let _handlers = [&a, &b].map(|notifier| {
         let log = log.clone();
-        ctx.set_event_notifier(notifier, move |_| {
+        notifier.set().unwrap();
+        let handler = ctx.event_handler(notifier, move |_| {
             log.add("handler");
             assert!(log.take().is_empty(), "handler fails");
-        })
-        .unwrap();
-        notifier.set().unwrap();
-    }
+        });
+        handler.unwrap()
+    });
     let timers = ["one", "two"].map(|name| {
         let log = log.clone();
         ctx.timer(move |_| {

@@ -1,11 +1,13 @@
 //! Adaptive polling (contract: C45 to C48). The arithmetic of the polling time is tested at the
 //! foot of `polling.rs`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, BusyPoll, DEFAULT_POLL_MAX, EventNotifier, FdInterest, IoThread};
+use coblk_aio::{
+    AioContext, BusyPoll, DEFAULT_POLL_MAX, EventNotifier, FdHandler, FdInterest, IoThread,
+};
 
 /// A context that looks for work for a long time once it has waited a little.
 fn polling_context() -> AioContext {
@@ -51,7 +53,7 @@ fn watch(
     notifier: &EventNotifier,
     busy: &Rc<Cell<bool>>,
     begun: &Rc<Cell<i32>>,
-) -> [Rc<Cell<u32>>; 3] {
+) -> (FdHandler<EventNotifier>, [Rc<Cell<u32>>; 3]) {
     let counts: [Rc<Cell<u32>>; 3] = Default::default();
     let add = |count: &Rc<Cell<u32>>| {
         let count = Rc::clone(count);
@@ -74,8 +76,8 @@ fn watch(
         own.test_and_clear().unwrap();
         on_fd();
     };
-    ctx.set_polled_fd_handler(notifier, FdInterest::Read, callback, hooks).unwrap();
-    counts
+    let own = notifier.try_clone().unwrap();
+    (ctx.polled_fd_handler(own, FdInterest::Read, callback, hooks).unwrap(), counts)
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn c46_a_handler_is_polled_after_its_first_readiness() {
     let ctx = polling_context();
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let begun = Rc::default();
-    let [on_fd, on_busy, on_ready] = watch(&ctx, &notifier, &busy, &begun);
+    let (_watched, [on_fd, on_busy, on_ready]) = watch(&ctx, &notifier, &busy, &begun);
     ctx.poll_timeout(Duration::from_micros(100));
     assert_eq!(on_busy.get(), 0, "not ready yet, so not looked at");
     notifier.set().unwrap();
@@ -99,7 +101,7 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
     let ctx = polling_context();
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let begun = Rc::new(Cell::new(0));
-    let [on_fd, _, on_ready] = watch(&ctx, &notifier, &busy, &begun);
+    let (_watched, [on_fd, _, on_ready]) = watch(&ctx, &notifier, &busy, &begun);
     notifier.set().unwrap();
     ctx.run_until(|| on_fd.get() == 1);
     let look = |ready: u32| {
@@ -148,11 +150,11 @@ fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
         }),
         begun: Rc::default(),
     };
-    ctx.set_polled_fd_handler(&notifier, FdInterest::Read, callback, hooks).unwrap();
+    let watched = ctx.polled_fd_handler(&notifier, FdInterest::Read, callback, hooks).unwrap();
     notifier.set().unwrap();
     ctx.run_until(|| started.get() && deepest.get() > 0);
     assert_eq!((depth.get(), deepest.get()), (0, 1));
-    ctx.unset_fd_handler(&notifier);
+    drop(watched);
     ctx.poll(false);
 }
 
@@ -182,15 +184,17 @@ fn look_with(
     notifier: &EventNotifier,
     busy: &Rc<Cell<bool>>,
     at_end: impl Fn(&AioContext) + 'static,
-) {
+) -> FdHandler<EventNotifier> {
     let own = notifier.try_clone().unwrap();
     let callback = move |_: &AioContext, _| {
         own.test_and_clear().unwrap();
     };
     let hooks = AtEnd(Rc::clone(busy), at_end);
-    ctx.set_polled_fd_handler(notifier, FdInterest::Read, callback, hooks).unwrap();
+    let own = notifier.try_clone().unwrap();
+    let watched = ctx.polled_fd_handler(own, FdInterest::Read, callback, hooks).unwrap();
     notifier.set().unwrap();
     while !ctx.poll(false) {}
+    watched
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn c46_what_the_end_of_a_look_schedules_is_not_slept_over() {
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let (ran, count) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (on_bh, ends) = (Rc::clone(&ran), Rc::clone(&count));
-    look_with(&ctx, &notifier, &busy, move |ctx| {
+    let _watched = look_with(&ctx, &notifier, &busy, move |ctx| {
         ends.set(ends.get() + 1);
         let on_bh = Rc::clone(&on_bh);
         ctx.schedule(move |_| on_bh.set(on_bh.get() + 1));
@@ -217,7 +221,7 @@ fn c47_what_comes_while_a_nested_poll_ends_the_look_is_seen() {
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let (more, ends) = (Rc::clone(&busy), Rc::new(Cell::new(0)));
     let count = Rc::clone(&ends);
-    look_with(&ctx, &notifier, &busy, move |_| {
+    let _watched = look_with(&ctx, &notifier, &busy, move |_| {
         // Just before the other side would have notified again.
         more.set(count.replace(count.get() + 1) == 0);
     });
@@ -233,13 +237,13 @@ fn c46_a_handler_that_is_removed_is_told() {
     let ctx = polling_context();
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let begun = Rc::new(Cell::new(0));
-    let [on_fd, _, on_ready] = watch(&ctx, &notifier, &busy, &begun);
+    let (watched, [on_fd, _, on_ready]) = watch(&ctx, &notifier, &busy, &begun);
     notifier.set().unwrap();
     ctx.run_until(|| on_fd.get() == 1);
     busy.set(true);
     ctx.run_until(|| on_ready.get() == 1);
     assert_eq!(begun.get(), 1);
-    ctx.unset_fd_handler(&notifier);
+    drop(watched);
     assert_eq!(begun.get(), 0);
 }
 
@@ -262,4 +266,43 @@ fn a_worker_completion_ends_the_look() {
     let sum: u64 =
         ctx.run(|co| (0..1000).map(|n| co.context().thread_pool().submit_co(co, move || n)).sum());
     assert_eq!(sum, 499_500);
+}
+
+#[test]
+fn c46_every_handler_is_told_though_one_removes_itself() {
+    let ctx = polling_context();
+    let [busy, other_busy] = [Rc::new(Cell::new(false)), Rc::new(Cell::new(false))];
+    let begun = Rc::new(Cell::new(0));
+    let [notifier, other] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
+    let own: Rc<RefCell<Option<FdHandler<EventNotifier>>>> = Rc::default();
+    let removes = Rc::clone(&own);
+    // The first one goes when it is told that the loop sleeps.
+    let first = look_with(&ctx, &notifier, &busy, move |_| drop(removes.take()));
+    own.replace(Some(first));
+    let (_second, [_, _, on_ready]) = watch(&ctx, &other, &other_busy, &begun);
+    other.set().unwrap();
+    while !ctx.poll(false) {}
+    other_busy.set(true);
+    ctx.run_until(|| on_ready.get() == 1);
+    assert_eq!(begun.get(), 1, "the loop looks");
+    while own.borrow().is_some() {
+        ctx.poll_timeout(Duration::from_micros(50));
+    }
+    assert_eq!(begun.get(), 0, "it sleeps, and has said so to all");
+}
+
+#[test]
+fn c46_the_other_side_is_told_when_the_context_ends() {
+    let ctx = polling_context();
+    let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
+    let begun = Rc::new(Cell::new(0));
+    let (watched, [on_fd, _, on_ready]) = watch(&ctx, &notifier, &busy, &begun);
+    notifier.set().unwrap();
+    ctx.run_until(|| on_fd.get() == 1);
+    busy.set(true);
+    ctx.run_until(|| on_ready.get() == 1);
+    assert_eq!(begun.get(), 1, "the loop looks");
+    drop(ctx);
+    assert_eq!(begun.get(), 0);
+    drop(watched);
 }

@@ -80,11 +80,9 @@ fn descriptors_timers_wakes_and_requests_are_waited_for_together() {
         let (reader, writer) = std::io::pipe().unwrap();
         let hits = Rc::new(Cell::new(0u32));
         let count = |hits: &Rc<Cell<u32>>, bit: u32| hits.set(hits.get() | bit);
-        ctx.set_fd_handler(reader.as_fd(), FdInterest::Read, {
-            let hits = Rc::clone(&hits);
-            move |_, _| count(&hits, 1)
-        })
-        .unwrap();
+        let on_fd = Rc::clone(&hits);
+        let handler = ctx.fd_handler(&reader, FdInterest::Read, move |_, _| count(&on_fd, 1));
+        let _handler = handler.unwrap();
         let timer = ctx.timer({
             let hits = Rc::clone(&hits);
             move |_| count(&hits, 2)

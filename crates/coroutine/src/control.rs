@@ -28,6 +28,11 @@ use crate::suspender::Suspender;
 use crate::switch::Context;
 use crate::wake_queue::WakeQueue;
 
+/// In place of an id: an idle block that has been trimmed since its last run.
+const TRIMMED: u64 = 0;
+/// What an idle stack keeps below its block.
+const KEPT_BYTES: usize = 32 << 10;
+
 /// Everything about one coroutine but its frames.
 #[repr(C, align(64))]
 pub(crate) struct Control {
@@ -114,6 +119,20 @@ impl Control {
             context.drop_in_place();
             context.write(Context::new(range, entry::trampoline, control.as_ptr()));
         }
+    }
+
+    /// Whether it may hold more memory than [`trim`](Self::trim) leaves it.
+    #[inline]
+    pub(crate) fn is_untrimmed(&self) -> bool {
+        self.id.get() != TRIMMED
+    }
+
+    /// Gives back the memory of an idle block's stack, but for its top.
+    pub(crate) fn trim(&self) {
+        debug_assert_eq!(self.state.get(), CoroutineState::Terminated);
+        self.id.set(TRIMMED);
+        // SAFETY: it is idle: between two runs its frames are the few of `entry`, at the top.
+        unsafe { self.stack.give_back_below(ptr::from_ref(self).addr() - KEPT_BYTES) };
     }
 
     /// Gives back a block and its stack.
@@ -225,6 +244,12 @@ impl Control {
 
     pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         self.panic.take()
+    }
+
+    /// What its suspended function throws when it is resumed.
+    pub(crate) fn set_thrown(&self, payload: Box<dyn Any + Send>) {
+        self.unwinding.set(Unwinding::Throw);
+        self.panic.set(Some(payload));
     }
 
     pub(crate) fn set_panic(&self, payload: Box<dyn Any + Send>) {

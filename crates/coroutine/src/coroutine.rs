@@ -1,5 +1,6 @@
 //! The handle to a coroutine: create, resume, wake, unwind.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -145,6 +146,28 @@ impl Coroutine {
         control.state()
     }
 
+    /// As [`resume`](Self::resume), but no panic goes on here: `on_panic` is told of each, with the
+    /// name of the coroutine, and must not panic itself.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be resumed, as [`resume`](Self::resume).
+    #[inline]
+    #[track_caller]
+    pub fn resume_catching(
+        &self,
+        mut on_panic: impl FnMut(&'static str, Box<dyn Any + Send>),
+    ) -> CoroutineState {
+        self.check_resumable();
+        let control = self.control();
+        // SAFETY: it is created or suspended, as just checked.
+        unsafe { run::switch_to(control) };
+        if control.has_left_work() {
+            run::settle(control, &mut on_panic);
+        }
+        control.state()
+    }
+
     /// A number that no other run of a coroutine in this process has.
     #[inline]
     pub fn id(&self) -> u64 {
@@ -179,10 +202,23 @@ impl Coroutine {
         assert!(!current.is_null(), "{by}: wake of '{}' queued outside a coroutine", self.name());
         self.check_resumable();
         self.control().set_scheduled_by(Some(by));
+        if self.control().is_queued() {
+            // From a wake that was taken back; it serves for this one.
+            return;
+        }
         // SAFETY: the coroutine that runs now is kept alive by its resumer.
         let current = unsafe { &*current };
         current.woken().push_back(self.clone());
         current.set_left_work(true);
+    }
+
+    /// Takes back a [`queue_wake`](Self::queue_wake): it stays suspended. Without effect if it does
+    /// not wait to run because of one.
+    pub fn take_back_wake(&self) {
+        // It stays in the queue, which passes over it without its mark.
+        if self.control().is_queued() {
+            self.control().set_scheduled_by(None);
+        }
     }
 
     /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and
@@ -210,7 +246,7 @@ impl Coroutine {
     #[inline]
     #[track_caller]
     pub fn clear_scheduled(&self) {
-        if self.control().is_queued() {
+        if self.control().is_queued() && self.control().scheduled_by().is_some() {
             not_resumable(self);
         }
         self.control().set_scheduled_by(None);
@@ -232,7 +268,8 @@ impl Coroutine {
     /// # Panics
     ///
     /// If it runs, or waits for one that it resumed; if it is scheduled, for whoever scheduled it
-    /// would resume what has ended. A panic of a destructor goes on in the caller.
+    /// would resume what has ended (see [`take_back_wake`](Self::take_back_wake)). A panic of a
+    /// destructor goes on in the caller.
     ///
     /// # Aborts
     ///
@@ -308,7 +345,7 @@ impl Coroutine {
             CoroutineState::Suspended if control.unwinding() == Unwinding::No => {
                 // SAFETY: it is suspended.
                 unsafe { run::unwind_frames(control) };
-                run::settle(control)
+                run::settle_first(control)
             }
             _ => None,
         }

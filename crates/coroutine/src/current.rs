@@ -4,11 +4,13 @@
 //! is one load relative to the thread pointer. Its address may be kept across a suspend: a
 //! coroutine never changes thread.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::ptr;
 
 use crate::control::Control;
 use crate::coroutine::Coroutine;
+use crate::run;
 
 /// Whether the caller runs in a coroutine.
 ///
@@ -28,8 +30,51 @@ pub fn current() -> Option<Coroutine> {
     (!control.is_null()).then(|| unsafe { Coroutine::clone_raw(control) })
 }
 
+/// Runs `code` as if no coroutine ran on this thread, though it runs on the stack of one: for an
+/// event loop that is entered inside a coroutine. Its callbacks are not part of that coroutine, and
+/// what they wake must not wait until it suspends.
+///
+/// Call [`serve_woken`] before.
+#[inline]
+pub fn outside<R>(code: impl FnOnce() -> R) -> R {
+    struct Restore(*const Control, *const Control);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            set(self.0);
+            STANDS_BACK.set(self.1);
+        }
+    }
+    let running = get();
+    if running.is_null() {
+        return code();
+    }
+    let _restore = Restore(running, STANDS_BACK.replace(running));
+    set(ptr::null());
+    code()
+}
+
+/// Runs the coroutines that the one which runs now has woken ([`Coroutine::queue_wake`]), and those
+/// that they wake, without waiting until it suspends. `on_panic` is told of each panic among them,
+/// with the name of the coroutine, and must not panic itself. Does nothing outside a coroutine.
+pub fn serve_woken(mut on_panic: impl FnMut(&'static str, Box<dyn Any + Send>)) {
+    // SAFETY: the coroutine that runs is kept alive by its resumer.
+    if let Some(control) = unsafe { get().as_ref() }
+        && control.has_left_work()
+    {
+        run::settle(control, &mut on_panic);
+    }
+}
+
 thread_local! {
     static CURRENT: Cell<*const Control> = const { Cell::new(ptr::null()) };
+    /// The one on whose stack the loop of [`outside`] runs.
+    static STANDS_BACK: Cell<*const Control> = const { Cell::new(ptr::null()) };
+}
+
+/// The coroutine on whose stack the caller runs, null if there is none.
+pub(crate) fn on_its_stack() -> *const Control {
+    let running = get();
+    if running.is_null() { STANDS_BACK.get() } else { running }
 }
 
 /// The control block of the coroutine that runs now, null outside of any.

@@ -9,6 +9,8 @@ use std::any::Any;
 use std::mem::{align_of, size_of};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control::Control;
 use crate::coroutine::CoroutineState;
@@ -107,12 +109,39 @@ unsafe fn run_alike(control: *const Control, own: Run, take: impl Fn(&Control, &
 
 /// Throws the payload that unwinds a coroutine, up to the trampoline.
 #[cold]
-pub(crate) fn throw_unwind() -> ! {
-    resume_unwind(Box::new(ForcedUnwind))
+pub(crate) fn throw_unwind(control: &Control) -> ! {
+    let payload = control.take_panic();
+    resume_unwind(payload.expect("who unwinds a coroutine has said with what"))
 }
 
-/// What is thrown to unwind a coroutine. Nobody else can make one.
-struct ForcedUnwind;
+/// What is thrown to unwind a coroutine. Nothing else can make one.
+struct ForcedUnwind(Arc<AtomicBool>);
+
+impl Drop for ForcedUnwind {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Whether a payload that was thrown to unwind a coroutine is still there. Code that catches it
+/// usually drops it, and what is on its way out cannot be dropped.
+pub(crate) struct Thrown(Arc<AtomicBool>);
+
+impl Thrown {
+    pub(crate) fn new() -> Thrown {
+        Thrown(Arc::new(AtomicBool::new(false)))
+    }
+
+    /// The payload to throw.
+    pub(crate) fn payload(&self) -> Box<dyn Any + Send> {
+        self.0.store(true, Ordering::Relaxed);
+        Box::new(ForcedUnwind(Arc::clone(&self.0)))
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Whether a caught panic is the unwinding of a coroutine. Code that catches panics inside a coroutine must let this
 /// one go on, with [`resume_unwind`].

@@ -65,10 +65,13 @@ mod switch;
 mod wake_queue;
 
 pub use coroutine::{Coroutine, CoroutineState};
-pub use current::{current, in_coroutine};
+pub use current::{current, in_coroutine, outside, serve_woken};
 pub use entry::is_forced_unwind;
 #[doc(hidden)]
 pub use layout::ControlLayout;
-pub use pool::{PoolStats, pool_stats, set_pool_limit, trim_pool};
+pub use pool::{
+    PoolStats, ensure_stack, has_idle_memory, pool_stats, release_idle_memory, set_pool_limit,
+    trim_pool,
+};
 pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};
 pub use suspender::Suspender;

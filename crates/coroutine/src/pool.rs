@@ -62,6 +62,59 @@ pub fn trim_pool() -> usize {
     local.chain(shared::take_all()).map(Batch::free).sum()
 }
 
+/// Makes sure that the next coroutine of this thread finds a stack, so that creating it cannot
+/// fail. For a request that must be answered if there is no memory for it.
+///
+/// # Errors
+///
+/// As [`Coroutine::try_new`](crate::Coroutine::try_new).
+#[inline]
+pub fn ensure_stack() -> io::Result<()> {
+    LOCAL.with(|local| {
+        if local.head.get().is_null() {
+            let control = local.refill()?;
+            // SAFETY: it runs nothing, and nothing else points to it.
+            unsafe { release(control) };
+        }
+        Ok(())
+    })
+}
+
+/// Whether stacks that are idle in the pool of this thread or of the process may hold more memory
+/// than the top of each; see [`release_idle_memory`]. Cheap.
+#[inline]
+pub fn has_idle_memory() -> bool {
+    LOCAL.with(|local| {
+        let lists = [local.head.get(), local.spare.get()];
+        // SAFETY: blocks in the pool are valid.
+        lists.iter().any(|head| unsafe { head.as_ref() }.is_some_and(Control::is_untrimmed))
+    }) || shared::has_untrimmed()
+}
+
+/// Gives the memory of idle stacks back to the system, but for the topmost 32 KiB of each, which
+/// ordinary use needs again. The stacks stay in the pools.
+///
+/// A system call for each stack that has been used since the last time. For an event loop that has
+/// had nothing to do for a while.
+pub fn release_idle_memory() {
+    LOCAL.with(|local| {
+        trim_list(local.head.get());
+        trim_list(local.spare.get());
+    });
+    shared::trim();
+}
+
+/// Trims the blocks of a list, up to the first that is trimmed: lists are used last in, first out,
+/// so those behind it are trimmed as well.
+fn trim_list(head: *const Control) {
+    let mut next = head;
+    // SAFETY: blocks in the pool are valid, and idle.
+    while let Some(control) = unsafe { next.as_ref() }.filter(|control| control.is_untrimmed()) {
+        control.trim();
+        next = control.next();
+    }
+}
+
 /// A block that runs nothing, and an id for its next run.
 #[inline]
 pub(crate) fn acquire() -> io::Result<(NonNull<Control>, u64)> {

@@ -40,7 +40,7 @@ impl Suspender {
         // SAFETY: it runs now, as just checked.
         unsafe { control.context().suspend() };
         if control.unwinding() == Unwinding::Throw {
-            entry::throw_unwind();
+            entry::throw_unwind(control);
         }
     }
 

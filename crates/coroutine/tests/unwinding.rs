@@ -360,3 +360,80 @@ fn coroutines_of_a_thread_are_ended_with_it() {
         assert_eq!(std::sync::Arc::strong_count(&dropped), 1);
     });
 }
+
+/// Unwinds a coroutine while the thread panics.
+struct UnwindOnDrop(Coroutine);
+
+impl Drop for UnwindOnDrop {
+    fn drop(&mut self) {
+        self.0.unwind();
+    }
+}
+
+#[test]
+fn a_caught_unwinding_ends_the_same_while_the_thread_panics() {
+    for keeps in [false, true] {
+        for panics in [false, true] {
+            let catches = Coroutine::new("catches", move |suspender| {
+                let mut kept = Vec::new();
+                for _ in 0..3 {
+                    let caught = catch_unwind(AssertUnwindSafe(|| suspender.suspend()));
+                    kept.extend(caught.err().filter(|_| keeps && !panics));
+                }
+            });
+            catches.resume();
+            let unwinds = UnwindOnDrop(catches.clone());
+            let message = panic_message(move || {
+                let unwinds = unwinds;
+                if !panics {
+                    drop(unwinds);
+                }
+                panic!("of the thread");
+            });
+            assert_eq!(message, "of the thread");
+            assert_eq!(catches.state(), CoroutineState::Terminated);
+        }
+    }
+}
+
+#[test]
+fn a_destructor_that_suspends_while_the_thread_panics_is_waited_for() {
+    let coroutine = Coroutine::new("waits in a destructor", |suspender| {
+        let _late = SuspendOnDrop(suspender);
+        suspender.suspend();
+    });
+    coroutine.resume();
+    let unwinds = UnwindOnDrop(coroutine.clone());
+    panic_message(move || {
+        let _unwinds = unwinds;
+        panic!("of the thread");
+    });
+    assert_eq!(coroutine.state(), CoroutineState::Suspended);
+    assert_eq!(coroutine.resume(), CoroutineState::Terminated);
+}
+
+#[test]
+fn a_coroutine_whose_wake_is_taken_back_can_be_unwound() {
+    let dropped = Dropped::default();
+    let token = dropped.token();
+    let woken = Coroutine::new("woken", move |suspender| {
+        let _token = token;
+        suspender.suspend();
+        unreachable!("it was unwound");
+    });
+    woken.resume();
+    let target = woken.clone();
+    let waker = Coroutine::new("waker", move |suspender| {
+        target.take_back_wake();
+        target.queue_wake("test");
+        target.take_back_wake();
+        target.queue_wake("test again");
+        target.take_back_wake();
+        target.unwind();
+        assert_eq!(target.state(), CoroutineState::Terminated);
+        suspender.suspend();
+    });
+    assert_eq!(waker.resume(), CoroutineState::Suspended);
+    assert_eq!(dropped.times(), 1);
+    waker.resume();
+}

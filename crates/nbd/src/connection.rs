@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
 
-use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
+use coblk_aio::{BottomHalf, Co, CoWaker, FdHandler, trace_event};
 
 use crate::export::NbdExport;
 use crate::handshake;
@@ -43,7 +43,9 @@ enum Plan {
 /// A client. Its own coroutine reads; everything else may send.
 pub struct Connection {
     pub server: Rc<Shared>,
-    pub transport: Transport,
+    pub transport: Rc<Transport>,
+    /// Watches the socket, while the client is served.
+    pub watched: RefCell<Option<FdHandler<Rc<Transport>>>>,
     /// Set once it has chosen one.
     pub export: RefCell<Option<Rc<NbdExport>>>,
     /// There may be something to read.
@@ -75,7 +77,8 @@ impl Connection {
     pub fn new(server: &Rc<Shared>, socket: Socket) -> Rc<Connection> {
         Rc::new(Connection {
             server: Rc::clone(server),
-            transport: Transport::new(socket),
+            transport: Rc::new(Transport::new(socket)),
+            watched: RefCell::default(),
             export: RefCell::new(None),
             readable: Cell::new(true),
             closed: Cell::new(false),
@@ -103,7 +106,7 @@ impl Connection {
                 own.flush(ctx);
             }
         }));
-        let result = self.watch(ctx, FdInterest::Read).and_then(|()| self.converse(co));
+        let result = self.watch(ctx).and_then(|()| self.converse(co));
         match &result {
             Ok(()) => tracing::debug!("an NBD client has disconnected"),
             Err(error) => tracing::debug!(%error, "an NBD client is gone"),
@@ -111,7 +114,7 @@ impl Connection {
         self.ending.set(true);
         self.finish(co);
         self.fail();
-        ctx.unset_fd_handler(&self.transport);
+        drop(self.watched.take());
     }
 
     fn converse(self: &Rc<Self>, co: &Co<'_>) -> io::Result<()> {

@@ -99,7 +99,7 @@ impl Connection {
         co.suspend_for("an NBD client", |waker| self.waker.set(Some(waker)));
     }
 
-    pub fn watch(self: &Rc<Self>, ctx: &AioContext, interest: FdInterest) -> io::Result<()> {
+    pub fn watch(self: &Rc<Self>, ctx: &AioContext) -> io::Result<()> {
         let own: Weak<Connection> = Rc::downgrade(self);
         let poll = SocketPoll(Weak::clone(&own));
         let ready = move |ctx: &AioContext, readiness| {
@@ -107,7 +107,10 @@ impl Connection {
                 own.ready(ctx, readiness);
             }
         };
-        ctx.set_polled_fd_handler(&self.transport, interest, ready, poll)
+        let transport = Rc::clone(&self.transport);
+        let handler = ctx.polled_fd_handler(transport, FdInterest::Read, ready, poll)?;
+        self.watched.replace(Some(handler));
+        Ok(())
     }
 
     fn ready(self: &Rc<Self>, ctx: &AioContext, readiness: Readiness) {
@@ -198,7 +201,7 @@ impl Connection {
                         self.send_stuck_since_ns.set(Some(ctx.now_ns()));
                     }
                     if !self.is_full.replace(true) {
-                        self.rewatch(ctx, FdInterest::ReadWrite);
+                        self.rewatch(FdInterest::ReadWrite);
                     }
                     return progress;
                 }
@@ -210,15 +213,16 @@ impl Connection {
             }
         }
         if self.is_full.replace(false) {
-            self.rewatch(ctx, FdInterest::Read);
+            self.rewatch(FdInterest::Read);
         }
         progress
     }
 
-    fn rewatch(&self, ctx: &AioContext, interest: FdInterest) {
-        // Only a connection that is served has one to watch.
-        let own = self.server.find(self);
-        if own.is_none_or(|own| own.watch(ctx, interest).is_err()) {
+    fn rewatch(&self, interest: FdInterest) {
+        // Only a connection that is served is watched.
+        let watched = self.watched.borrow();
+        if watched.as_ref().is_none_or(|watched| watched.set_interest(interest).is_err()) {
+            drop(watched);
             self.fail();
         }
     }

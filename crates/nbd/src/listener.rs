@@ -110,7 +110,7 @@ impl Drop for Listener {
 pub fn accept_clients(co: &Co<'_>, server: &Rc<Shared>, listener: &Listener) -> io::Result<()> {
     let ctx = co.context();
     let own = Rc::downgrade(server);
-    ctx.set_fd_handler(listener, FdInterest::Read, move |_, _| {
+    let _watched = ctx.fd_handler(listener, FdInterest::Read, move |_, _| {
         if let Some(own) = own.upgrade() {
             own.may_accept.set(true);
             own.poke_acceptor();
@@ -133,6 +133,5 @@ pub fn accept_clients(co: &Co<'_>, server: &Rc<Shared>, listener: &Listener) -> 
             },
         }
     }
-    ctx.unset_fd_handler(listener);
     Ok(())
 }

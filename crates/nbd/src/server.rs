@@ -294,12 +294,6 @@ impl Shared {
         self.poke_acceptor();
     }
 
-    /// The counted reference to a client that is being served.
-    pub fn find(&self, client: &Connection) -> Option<Rc<Connection>> {
-        let clients = self.clients.borrow();
-        clients.iter().find(|other| std::ptr::eq(&***other, client)).cloned()
-    }
-
     pub fn connections(&self) -> usize {
         self.clients.borrow().len()
     }

@@ -144,12 +144,11 @@ impl Monitor {
         let shared = Shared::new(ctx, table, options);
         let own = Rc::clone(&shared);
         let idle = shared.idle.clone();
-        ctx.set_fd_handler(&listener, FdInterest::Read, move |_, _| idle.wake())?;
+        let watched = ctx.fd_handler(listener, FdInterest::Read, move |_, _| idle.wake())?;
         ctx.spawn("qmp_monitor", move |co| {
             let _stopped = StoppedOnDrop(&own);
             own.wait_to_begin(co);
-            own.accept(co, &listener);
-            co.context().unset_fd_handler(&listener);
+            own.accept(co, watched.descriptor());
         });
         Ok(Monitor { shared, address })
     }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
 
 use coblk_aio::sync::CoQueue;
-use coblk_aio::{AioContext, Co, FdInterest};
+use coblk_aio::{Co, FdInterest};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -88,13 +88,13 @@ impl Session {
     /// Serves the client to its end.
     pub fn run(self: &Rc<Self>, co: &Co<'_>, table: &CommandTable) -> io::Result<()> {
         let own = Rc::downgrade(self);
-        co.context().set_fd_handler(&self.stream, FdInterest::ReadWrite, move |_, _| {
-            if let Some(own) = own.upgrade() {
-                own.flush();
-                own.changed.wake_all();
-            }
-        })?;
-        let _watched = UnsetOnDrop { ctx: co.context(), stream: &self.stream };
+        let _watched =
+            co.context().fd_handler(&self.stream, FdInterest::ReadWrite, move |_, _| {
+                if let Some(own) = own.upgrade() {
+                    own.flush();
+                    own.changed.wake_all();
+                }
+            })?;
         let greeting = json!({"QMP": {"version": self.options.version, "capabilities": []}});
         self.post(&greeting);
         let result = self.converse(co, table);
@@ -282,18 +282,6 @@ impl Outbox {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
-    }
-}
-
-/// Takes the handler off the descriptor before that is closed, also when the context ends.
-struct UnsetOnDrop<'a> {
-    ctx: &'a AioContext,
-    stream: &'a Stream,
-}
-
-impl Drop for UnsetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.ctx.unset_fd_handler(self.stream);
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
+use coblk::aio::FdHandler;
 use coblk::{AioContext, FdInterest};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,7 +15,7 @@ use crate::daemon::{Daemon, ShutdownCause};
 /// Signals are noticed while it lives.
 pub struct Signals {
     registered: Vec<SigId>,
-    _told: UnixStream,
+    _told: FdHandler<UnixStream>,
 }
 
 /// Has the daemon quit at a signal. A signal writes to one end of a pair of sockets; the loop looks at
@@ -24,7 +25,7 @@ pub fn watch(ctx: &AioContext, daemon: &Rc<Daemon>) -> io::Result<Signals> {
     told.set_nonblocking(true)?;
     let reader = told.try_clone()?;
     let daemon = Rc::downgrade(daemon);
-    ctx.set_fd_handler(&told, FdInterest::Read, move |_, _| {
+    let told = ctx.fd_handler(told, FdInterest::Read, move |_, _| {
         while (&reader).read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
         if let Some(daemon) = daemon.upgrade() {
             daemon.quit(ShutdownCause::Signal);

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk_aio::{
-    AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer, bind_unix,
+    AioContext, BottomHalf, Co, CoWaker, FdHandler, FdInterest, RemoteBottomHalf, Timer, bind_unix,
 };
 use coblk_block::{BackendOptions, BlockNode};
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
@@ -56,7 +56,9 @@ struct Connection {
 
 struct Export {
     offer: Arc<Offer>,
-    listener: UnixListener,
+    listener: Rc<UnixListener>,
+    /// Accepts when there is a front end, until the export closes.
+    acceptor: RefCell<Option<FdHandler<Rc<UnixListener>>>>,
     /// Removed at the end.
     path: Option<PathBuf>,
     connection: RefCell<Option<Connection>>,
@@ -113,7 +115,8 @@ impl VhostUserBlk {
             let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
             Export {
                 offer,
-                listener,
+                listener: Rc::new(listener),
+                acceptor: RefCell::default(),
                 path,
                 connection: RefCell::new(None),
                 closing: Cell::new(false),
@@ -133,12 +136,15 @@ impl VhostUserBlk {
         });
         let me = Rc::downgrade(&export);
         export.listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
-        ctx.set_fd_handler(&export.listener, FdInterest::Read, move |_, _| {
+        let accept = move |_: &AioContext, _| {
             if let Some(export) = me.upgrade() {
                 export.accept();
             }
-        })
-        .map_err(VhostUserBlkError::Wait)?;
+        };
+        let acceptor = ctx
+            .fd_handler(Rc::clone(&export.listener), FdInterest::Read, accept)
+            .map_err(VhostUserBlkError::Wait)?;
+        export.acceptor.replace(Some(acceptor));
         export.again.arm_after(Duration::ZERO);
         Ok(VhostUserBlk { export })
     }
@@ -187,7 +193,7 @@ impl VhostUserBlk {
         if mode == RemoveMode::Safe && self.is_in_use() {
             return Err(VhostUserBlkError::InUse(self.name().to_owned()));
         }
-        self.export.close(co.context());
+        self.export.close();
         while self.is_in_use() {
             co.suspend_for("the end of an export", |waker| {
                 self.export.waiters.borrow_mut().push(waker);
@@ -252,10 +258,10 @@ impl Export {
         self.accept();
     }
 
-    fn close(&self, ctx: &AioContext) {
+    fn close(&self) {
         self.closing.set(true);
         self.again.cancel();
-        ctx.unset_fd_handler(&self.listener);
+        drop(self.acceptor.take());
         if let Some(connection) = &*self.connection.borrow() {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }

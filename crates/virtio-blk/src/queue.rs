@@ -14,7 +14,8 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 
 use coblk_aio::{
-    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventNotifier, FdInterest, trace_event,
+    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest,
+    trace_event,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -55,7 +56,7 @@ pub(crate) struct DeviceQueue {
     interrupt: RefCell<Rc<Interrupt>>,
     kick_bh: BottomHalf,
     completion_bh: BottomHalf,
-    notifier: RefCell<Option<EventNotifier>>,
+    notifier: RefCell<Option<EventHandler>>,
     /// The loop looks at the ring by itself, so the driver need not kick.
     pub(crate) is_polled: Cell<bool>,
     /// Coroutines that wait until nothing is in flight.
@@ -140,9 +141,10 @@ impl DeviceQueue {
         ctx: &AioContext,
         notifier: &EventNotifier,
     ) -> std::io::Result<()> {
-        self.unwatch(ctx);
+        self.unwatch();
         // A descriptor of our own, so that the caller may close his.
-        let (own, kicked) = (notifier.try_clone()?, notifier.try_clone()?);
+        let own = Rc::new(notifier.try_clone()?);
+        let kicked = Rc::clone(&own);
         let me = Rc::downgrade(self);
         let on_kick = Weak::clone(&me);
         let callback = move |ctx: &AioContext, _| {
@@ -152,15 +154,13 @@ impl DeviceQueue {
                 queue.handle_output(ctx);
             }
         };
-        ctx.set_polled_fd_handler(&own, FdInterest::Read, callback, QueuePoll(me))?;
-        *self.notifier.borrow_mut() = Some(own);
+        let handler = ctx.polled_fd_handler(own, FdInterest::Read, callback, QueuePoll(me))?;
+        self.notifier.replace(Some(handler));
         Ok(())
     }
 
-    fn unwatch(&self, ctx: &AioContext) {
-        if let Some(notifier) = self.notifier.take() {
-            ctx.unset_fd_handler(&notifier);
-        }
+    fn unwatch(&self) {
+        drop(self.notifier.take());
     }
 
     /// The driver is asked not to kick, from now on until [`end_polling`](Self::end_polling).
@@ -200,7 +200,7 @@ impl DeviceQueue {
     /// Takes no more requests, and waits for those in flight; those that the backend holds are put
     /// back. Returns the index to go on from.
     pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
-        self.unwatch(co.context());
+        self.unwatch();
         if self.phase.get() == Phase::Running {
             self.phase.set(Phase::Stopping);
         }

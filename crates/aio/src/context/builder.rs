@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{AioContext, Inner};
+use super::{AioContext, ContextLink, Inner};
 use crate::bottom_half::BhQueues;
 use crate::co::TaskList;
 use crate::debugger;
@@ -91,6 +91,7 @@ impl AioContextBuilder {
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
+            link: ContextLink::new(),
             shared: Arc::new(Shared::new(name, waker)),
             queues: Rc::new(BhQueues::new()),
             timers: Rc::new(TimerList::new(clock)),
@@ -110,6 +111,7 @@ impl AioContextBuilder {
         // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
         unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
         let ctx = AioContext { inner };
+        ctx.inner().link.inner.set(Some(inner));
         debugger::register(inner.addr().get(), ctx.name());
         Ok(ctx)
     }

@@ -1,6 +1,7 @@
 //! The pool of the process: batches of idle coroutines that any thread may take.
 
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::BATCH;
@@ -63,6 +64,15 @@ impl Batch {
         self.len as usize
     }
 
+    fn is_untrimmed(&self) -> bool {
+        // SAFETY: blocks in a batch are valid.
+        unsafe { self.head.as_ref() }.is_untrimmed()
+    }
+
+    fn trim(&self) {
+        super::trim_list(self.head.as_ptr());
+    }
+
     fn for_each(&self, act: impl Fn(NonNull<Control>)) {
         let mut control = self.head.as_ptr().cast_const();
         while let Some(block) = NonNull::new(control.cast_mut()) {
@@ -77,9 +87,44 @@ impl Batch {
 pub(super) fn give(batch: Batch) {
     // SAFETY: the batch owns its blocks, which are idle.
     batch.for_each(|block| unsafe { Control::reset(block) });
-    let surplus = lock().admit(batch);
+    let surplus = {
+        let mut shared = lock();
+        let newest = shared.batches.len();
+        UNTRIMMED.store(true, Ordering::Relaxed);
+        shared.admit(batch, newest)
+    };
     // Not under the lock: it is a system call for each.
     surplus.map(Batch::free);
+}
+
+/// Whether a batch has come in since [`trim`].
+#[inline]
+pub(super) fn has_untrimmed() -> bool {
+    UNTRIMMED.load(Ordering::Relaxed)
+}
+
+/// Gives back the memory of all batches but for the tops of stacks.
+pub(super) fn trim() {
+    {
+        // Under the lock: what comes in afterwards sets it again.
+        let _shared = lock();
+        if !UNTRIMMED.swap(false, Ordering::Relaxed) {
+            return;
+        }
+    }
+    while let Some(batch) = take_if(Batch::is_untrimmed) {
+        batch.trim();
+        let surplus = lock().admit(batch, 0);
+        surplus.map(Batch::free);
+    }
+}
+
+fn take_if(wanted: impl Fn(&Batch) -> bool) -> Option<Batch> {
+    let mut shared = lock();
+    let index = shared.batches.iter().position(wanted)?;
+    let batch = shared.batches.remove(index);
+    shared.idle -= batch.len as usize;
+    Some(batch)
 }
 
 /// Takes a batch.
@@ -112,17 +157,20 @@ struct Shared {
     limit: usize,
 }
 
+/// A batch has come in that has not been trimmed.
+static UNTRIMMED: AtomicBool = AtomicBool::new(false);
+
 static SHARED: Mutex<Shared> = Mutex::new(Shared { batches: Vec::new(), idle: 0, limit: 8192 });
 
 impl Shared {
-    /// Takes a batch in, or returns it if there is no room.
-    fn admit(&mut self, batch: Batch) -> Option<Batch> {
+    /// Takes a batch in at a place, or returns it if there is no room. The last one is taken first.
+    fn admit(&mut self, batch: Batch, place: usize) -> Option<Batch> {
         let idle = self.idle + batch.len as usize;
         if idle > self.limit() {
             return Some(batch);
         }
         self.idle = idle;
-        self.batches.push(batch);
+        self.batches.insert(place, batch);
         None
     }
 

@@ -5,11 +5,16 @@
 //!
 //! ```text
 //! chunk:  | guard | stack 0        | guard | stack 1        | ...   | never used yet       |
-//!           ^ lowest page of each                                     ^ fresh
+//!           ^ lowest page of each                                     ^ fresh: no access
 //! ```
 //!
 //! Address space costs nothing until it is touched. A stack that is freed keeps its place and gives
-//! its memory back; places are used again before fresh ones are.
+//! its memory back; places are used again before fresh ones are. The size of a place is decided
+//! when the first one is carved, and never changes: places that were carved stay on the free list.
+//!
+//! In a process that locks its future memory (`mlockall`), a chunk that could be written to would
+//! have memory behind all of it. So a chunk begins without access, is unlocked, and becomes
+//! writable place by place; a place is then locked page by page as it is touched.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -33,6 +38,10 @@ struct State {
     config: Option<StackConfig>,
     /// Found out with the first stack.
     guard: Option<GuardKind>,
+    /// A place has been carved, so the size stands.
+    carved: bool,
+    /// The newest chunk came locked: see the head of this file.
+    locked: bool,
     /// Stacks that were used and are not now.
     free: Vec<Place>,
     /// The part of the newest chunk that has never been used.
@@ -58,6 +67,8 @@ impl Arena {
             state: Mutex::new(State {
                 config: None,
                 guard: None,
+                carved: false,
+                locked: false,
                 free: Vec::new(),
                 fresh: ptr::null_mut(),
                 fresh_bytes: 0,
@@ -67,17 +78,21 @@ impl Arena {
         }
     }
 
-    /// Decides how stacks are made, if none has been made yet.
+    /// Decides how stacks are made, if none has been made yet. If a first one failed for its guard,
+    /// that may still be chosen, and the size no more.
     pub(super) fn configure(&self, config: StackConfig) -> Result<(), StackConfigError> {
         let mut state = self.lock();
-        if state.guard.is_some() {
+        let size = |config: &StackConfig| config.size_bytes;
+        if state.guard.is_some()
+            || state.carved && state.config.as_ref().map(size) != Some(size(&config))
+        {
             return Err(StackConfigError::StacksExist);
         }
         state.config = Some(config);
         Ok(())
     }
 
-    /// A stack whose pages read as zero, with a guard page.
+    /// A stack with a guard page.
     pub(super) fn allocate(&self) -> io::Result<Stack> {
         let mut state = self.lock();
         let length_bytes = state.config.get_or_insert_default().size_bytes + page_bytes();
@@ -85,11 +100,14 @@ impl Arena {
             Some(place) => place,
             None => state.carve(length_bytes)?,
         };
-        if !place.guarded
-            && let Err(error) = state.guard(place.bottom)
-        {
-            state.free.push(place);
-            return Err(error);
+        if !place.guarded {
+            if let Err(error) = state.guard(place.bottom, length_bytes) {
+                state.free.push(place);
+                return Err(error);
+            }
+            if state.locked {
+                lock_on_fault(place.bottom, length_bytes);
+            }
         }
         state.allocated += 1;
         Ok(Stack { bottom: place.bottom, length_bytes })
@@ -103,11 +121,9 @@ impl Arena {
         let mut state = self.lock();
         state.allocated -= 1;
         let page = page_bytes();
-        // SAFETY: nobody needs what is in the stack any more. Both calls stay inside of it. The
-        // first one cannot fail on memory like this; if it did, the memory would merely stay.
+        // SAFETY: nobody needs what is in the stack any more. Both calls stay inside of it.
         let guarded = unsafe {
-            let frames = stack.bottom.add(page).as_ptr().cast();
-            libc::madvise(frames, stack.length_bytes - page, libc::MADV_DONTNEED);
+            give_back(stack.bottom.add(page), stack.length_bytes - page);
             !state.guard.is_some_and(|kind| kind.remove_if_costly(stack.bottom))
         };
         state.free.push(Place { bottom: stack.bottom, guarded });
@@ -134,6 +150,12 @@ impl State {
             self.map_chunk(length_bytes)?;
         }
         let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the chunk has that many bytes left, which nobody uses.
+        if unsafe { libc::mprotect(self.fresh.cast(), length_bytes, access) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.carved = true;
         // SAFETY: the chunk has at least that many bytes left.
         self.fresh = unsafe { self.fresh.add(length_bytes) };
         self.fresh_bytes -= length_bytes;
@@ -141,15 +163,28 @@ impl State {
     }
 
     /// Makes the lowest page of a place fault.
-    fn guard(&mut self, page: NonNull<u8>) -> io::Result<()> {
+    fn guard(&mut self, page: NonNull<u8>, length_bytes: usize) -> io::Result<()> {
         let kind = self.guard.or(self.config.and_then(|config| config.guard));
-        // SAFETY: the page belongs to a place that nobody uses.
-        self.guard = Some(unsafe {
-            match kind {
-                Some(kind) => kind.install(page).map(|()| kind)?,
-                None => guard::install_cheapest(page)?,
+        let install = || {
+            // SAFETY: the page belongs to a place that nobody uses.
+            unsafe {
+                match kind {
+                    Some(kind) => kind.install(page).map(|()| kind),
+                    None => guard::install_cheapest(page),
+                }
             }
+        };
+        let installed = install().or_else(|error| {
+            // Memory that the process has locked since the chunk was mapped takes no marker.
+            if !unlock(page, length_bytes) {
+                return Err(error);
+            }
+            self.locked = true;
+            // SAFETY: nobody uses the place.
+            unsafe { give_back(page, length_bytes) };
+            install()
         });
+        self.guard = Some(installed?);
         Ok(())
     }
 
@@ -159,6 +194,7 @@ impl State {
         loop {
             match map(bytes) {
                 Ok(chunk) => {
+                    self.locked = unlock(chunk, bytes);
                     (self.fresh, self.fresh_bytes) = (chunk.as_ptr(), bytes);
                     self.next_chunk_bytes = (bytes * 2).min(MAX_CHUNK_BYTES);
                     return Ok(());
@@ -172,7 +208,7 @@ impl State {
 }
 
 fn map(bytes: usize) -> io::Result<NonNull<u8>> {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let access = libc::PROT_NONE;
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
     // SAFETY: asks for new memory, so touches none that exists.
     let chunk = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
@@ -184,6 +220,42 @@ fn map(bytes: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: the mapping was made just now.
     unsafe { libc::madvise(chunk, bytes, libc::MADV_NOHUGEPAGE) };
     Ok(NonNull::new(chunk.cast()).expect("mmap gave address 0"))
+}
+
+/// Unlocks memory that is not in use. Whether it was locked.
+fn unlock(from: NonNull<u8>, bytes: usize) -> bool {
+    let chunk = from.as_ptr().cast();
+    // SAFETY: the memory is ours, and nothing in it is needed. The kernel refuses to discard what
+    // is locked, and that is how one sees it.
+    unsafe {
+        let locked = libc::madvise(chunk, page_bytes(), libc::MADV_DONTNEED) != 0;
+        if locked {
+            libc::munlock(chunk, bytes);
+        }
+        locked
+    }
+}
+
+/// Has the pages of a place locked as they are touched. If that is refused they are not.
+fn lock_on_fault(bottom: NonNull<u8>, bytes: usize) {
+    // SAFETY: the memory is ours, and stays what it is.
+    unsafe { libc::mlock2(bottom.as_ptr().cast(), bytes, libc::MLOCK_ONFAULT) };
+}
+
+/// Gives memory back to the system, also if it is locked. Where that cannot be done it stays.
+///
+/// # Safety
+/// The range is whole pages of a stack, and nothing in it is needed.
+pub(super) unsafe fn give_back(from: NonNull<u8>, bytes: usize) {
+    /// `MADV_DONTNEED_LOCKED`, since Linux 5.18.
+    const DISCARD_LOCKED: libc::c_int = 24;
+    let from = from.as_ptr().cast();
+    // SAFETY: by the caller.
+    unsafe {
+        if libc::madvise(from, bytes, libc::MADV_DONTNEED) != 0 {
+            libc::madvise(from, bytes, DISCARD_LOCKED);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -275,13 +347,34 @@ mod tests {
     fn the_fallback_gives_mappings_back_with_the_stacks() {
         let arena = arena(Some(GuardKind::Mapping));
         let mut stacks: Vec<_> = (0..1000).map(|_| arena.allocate().unwrap()).collect();
-        assert!(mappings_within(&stacks) >= 1999);
+        // The lowest guard page may be one mapping with what is below, such as another chunk.
+        assert!(mappings_within(&stacks) >= 1998);
         for stack in stacks.drain(1..999) {
             // SAFETY: nothing runs on it.
             unsafe { arena.free(stack) };
         }
         assert!(mappings_within(&stacks) <= 4);
         // SAFETY: as above.
+        stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
+    }
+
+    #[test]
+    fn the_size_is_decided_by_the_first_place_that_is_carved() {
+        let arena = arena(Some(GuardKind::Marker));
+        // A place whose guard has failed, as the kernel may refuse a marker.
+        let mut state = arena.lock();
+        let length_bytes = (64 << 10) + page_bytes();
+        let place = state.carve(length_bytes).unwrap();
+        state.free.push(place);
+        drop(state);
+        let config = |size_bytes| StackConfig { size_bytes, guard: Some(GuardKind::Mapping) };
+        assert_eq!(arena.configure(config(1 << 20)), Err(StackConfigError::StacksExist));
+        arena.configure(config(64 << 10)).unwrap();
+        let stacks = [arena.allocate().unwrap(), arena.allocate().unwrap()];
+        let [a, b] = stacks.each_ref().map(|stack| stack.bottom.addr().get());
+        assert!(a.abs_diff(b) >= stacks[0].length_bytes, "they do not overlap");
+        assert!(stacks.iter().all(|stack| stack.length_bytes == length_bytes));
+        // SAFETY: nothing runs on them.
         stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
     }
 

@@ -46,7 +46,7 @@ pub(crate) struct StackRange {
     pub(crate) limit: NonZeroUsize,
 }
 
-/// A stack whose pages read as zero, but for the guard page, which faults.
+/// A stack, with a guard page, which faults.
 pub(crate) fn allocate() -> io::Result<Stack> {
     ARENA.allocate()
 }
@@ -100,6 +100,19 @@ impl Stack {
         debug_assert!(align_of::<T>() <= CACHE_LINE);
         // SAFETY: the smallest stack has several pages, and a `T` here is smaller than one.
         unsafe { self.bottom.add(offset) }.cast()
+    }
+
+    /// Gives the memory of whole pages below an address back to the system; the guard page stays.
+    ///
+    /// # Safety
+    /// Nothing in them is needed.
+    pub(crate) unsafe fn give_back_below(&self, end: usize) {
+        let page = page_bytes();
+        let bytes = (end & !(page - 1)).saturating_sub(self.limit().get() + page);
+        if bytes > 0 {
+            // SAFETY: by the caller; these are pages of this stack, above the guard page.
+            unsafe { arena::give_back(self.bottom.add(page), bytes) };
+        }
     }
 
     /// What is left for frames below an object at the top.

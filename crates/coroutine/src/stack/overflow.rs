@@ -61,7 +61,7 @@ unsafe extern "C" fn on_fault(
     // SAFETY: the kernel passes a valid `info`, and for this signal it holds an address.
     let address = unsafe { (*info).si_addr() }.addr();
     // SAFETY: the coroutine that runs is kept alive by its resumer.
-    match unsafe { current::get().as_ref() } {
+    match unsafe { current::on_its_stack().as_ref() } {
         Some(control) if is_in_guard_page(control, address) => {
             report(control);
             restore_default(signal);

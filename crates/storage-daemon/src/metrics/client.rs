@@ -42,10 +42,8 @@ impl Client {
     pub(super) fn serve(&self, co: &Co<'_>, page: impl FnOnce() -> String) -> io::Result<()> {
         let ready = self.ready.clone();
         let wake = move |_: &_, _| ready.wake();
-        co.context().set_fd_handler(&self.socket, FdInterest::ReadWrite, wake)?;
-        let served = self.exchange(co, page);
-        co.context().unset_fd_handler(&self.socket);
-        served
+        let _watched = co.context().fd_handler(&self.socket, FdInterest::ReadWrite, wake)?;
+        self.exchange(co, page)
     }
 
     fn exchange(&self, co: &Co<'_>, page: impl FnOnce() -> String) -> io::Result<()> {

@@ -52,11 +52,10 @@ impl MetricsServer {
             stopping: Cell::new(false),
         });
         let acceptor = shared.acceptor.clone();
-        ctx.set_fd_handler(&listener, FdInterest::Read, move |_, _| acceptor.wake())?;
+        let watched = ctx.fd_handler(listener, FdInterest::Read, move |_, _| acceptor.wake())?;
         let own = Rc::clone(&shared);
         ctx.spawn("metrics_accept", move |co| {
-            own.accept_clients(co, &listener);
-            co.context().unset_fd_handler(&listener);
+            own.accept_clients(co, watched.descriptor());
         });
         Ok(MetricsServer { shared })
     }
