@@ -8,7 +8,7 @@ use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
 
 use crate::export::NbdExport;
 use crate::handshake;
-use crate::memory::{Buffer, PIECE, SMALL};
+use crate::memory::{Buffer, PIECE, SMALL, Share};
 use crate::outbox::Outbox;
 use crate::protocol::*;
 use crate::receiver::Receiver;
@@ -63,8 +63,7 @@ pub struct Connection {
     pub ending: Cell<bool>,
     /// Nothing can be sent any more.
     pub failed: Cell<bool>,
-    /// Bytes of shared memory it holds.
-    pub held: Cell<usize>,
+    pub share: Share,
     /// Requests, options and pieces read since its coroutine has last let others run.
     pub turn: Cell<usize>,
     pub send_stuck_since_ns: Cell<Option<i64>>,
@@ -86,7 +85,7 @@ impl Connection {
             in_flight: Cell::new(0),
             ending: Cell::new(false),
             failed: Cell::new(false),
-            held: Cell::new(0),
+            share: server.memory.share(),
             turn: Cell::new(0),
             send_stuck_since_ns: Cell::new(None),
             receive_stuck_since_ns: Cell::new(None),
@@ -220,12 +219,12 @@ impl Connection {
         // At most 32 MiB, as was checked.
         let len = request.length as usize;
         Ok(match request.command {
-            CMD_READ | CMD_WRITE => match memory.take(self, len)? {
+            CMD_READ | CMD_WRITE => match memory.take(&self.share, len)? {
                 None => Plan::InPieces,
                 buffer => Plan::Run(buffer),
             },
-            CMD_CACHE => match memory.take(self, len.min(PIECE))? {
-                None => Plan::Run(Some(memory.uncounted(self, SMALL)?)),
+            CMD_CACHE => match memory.take(&self.share, len.min(PIECE))? {
+                None => Plan::Run(Some(memory.uncounted(&self.share, SMALL)?)),
                 buffer => Plan::Run(buffer),
             },
             _ => Plan::Run(None),

@@ -165,7 +165,7 @@ impl Connection {
 
     /// Since when the client has kept us waiting, with memory in our hands.
     pub fn stuck_since_ns(&self) -> Option<i64> {
-        if self.held.get() == 0 {
+        if self.share.held() == 0 {
             return None;
         }
         let (send, receive) = (self.send_stuck_since_ns.get(), self.receive_stuck_since_ns.get());

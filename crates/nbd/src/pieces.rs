@@ -57,7 +57,7 @@ fn read(
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end {
         client.give_way(co);
-        let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
+        let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
         let next = at + data.len() as u64;
         let backend = &session.export.backend;
         let done = guarded(co, || backend.co_preadv(co, at, &mut IoVectorMut::from(&mut data[..])));
@@ -89,7 +89,7 @@ fn write(
     let fua = request.has(CMD_FLAG_FUA) || session.export.write_through;
     let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
     let (mut at, end) = (request.offset, request.offset + request.length);
-    let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
+    let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
     let mut done = Ok(());
     while at < end {
         client.give_way(co);

@@ -242,9 +242,9 @@ pub struct Shared {
 impl Shared {
     fn new(ctx: &AioContext, options: NbdOptions) -> Rc<Shared> {
         Rc::new_cyclic(|own: &std::rc::Weak<Shared>| {
-            let own = own.clone();
+            let looking = std::rc::Weak::clone(own);
             let look = ctx.timer(move |ctx| {
-                if let Some(own) = own.upgrade() {
+                if let Some(own) = looking.upgrade() {
                     own.look_after_memory(ctx);
                 }
             });
@@ -252,7 +252,14 @@ impl Shared {
             Shared {
                 options,
                 paused,
-                memory: Memory::new(),
+                memory: Memory::new({
+                    let own = std::rc::Weak::clone(own);
+                    move || {
+                        if let Some(own) = own.upgrade() {
+                            own.memory_is_short();
+                        }
+                    }
+                }),
                 exports: RefCell::default(),
                 clients: RefCell::default(),
                 accepting: Cell::new(true),
