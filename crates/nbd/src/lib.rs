@@ -19,6 +19,7 @@ mod memory;
 mod no_tls;
 mod option;
 mod outbox;
+mod pace;
 mod pieces;
 mod protocol;
 mod receiver;
@@ -33,6 +34,7 @@ mod status;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
+mod turn;
 
 pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};

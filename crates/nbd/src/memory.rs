@@ -161,6 +161,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Whether it takes of the memory that clients share.
+    pub fn is_shared(&self) -> bool {
+        self.counted > 0
+    }
+
     /// Keeps the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
