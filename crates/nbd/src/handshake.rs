@@ -142,6 +142,8 @@ impl Negotiation<'_> {
     /// Only TLS is possible. A client may try on, unless it has no way to be told.
     fn refuse_in_the_clear(&self, kind: u32) -> io::Result<Next> {
         if kind == OPT_EXPORT_NAME {
+            let client = self.client.transport.peer();
+            tracing::warn!(%client, "an NBD client is refused: it has chosen an export without TLS");
             return Err(broken("an export chosen without TLS"));
         }
         self.reply(kind, REP_ERR_TLS_REQD, b"the option is not permitted before TLS");
