@@ -110,6 +110,12 @@ fn hostile_handshakes_do_no_harm() {
     let hidden = option(7, &[&go[..], &option(2, b"")].concat());
     let said = say(&served, &hidden);
     assert_eq!(said[26..38], [0, 0, 0, 7, 0x80, 0, 0, 3, 0, 0, 0, 40], "{said:?}");
+    // Too long to be read at once: what is said then depends on the option.
+    for (kind, error) in [(3, 3), (6, 9), (7, 9), (8, 3), (9, 9), (10, 9), (11, 3), (99, 1)] {
+        let said = say(&served, &[option(kind, &[0; 40_000]), option(3, b"")].concat());
+        assert_eq!(said[26..34], [0, 0, 0, kind as u8, 0x80, 0, 0, error], "{said:?}");
+        assert!(said.ends_with(&[0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0]), "it ended there: {said:?}");
+    }
     let cases = [
         b"GET / HTTP/1.0\r\n\r\n".to_vec(),
         option(7, &[0xff; 8]),
@@ -181,7 +187,9 @@ fn a_failed_request_leaves_the_connection() {
         bytes
     };
     let mut simple = choose(&served.socket());
-    for (errno, code) in [(libc::EIO, 5), (libc::ENOSPC, 28), (libc::EXDEV, 22)] {
+    for (errno, code) in
+        [(libc::EIO, 5), (libc::ENOSPC, 28), (libc::EXDEV, 22), (libc::ETIMEDOUT, 5)]
+    {
         probe.next_results(&[errno]);
         simple.write_all(&[request(MAGIC, 0, 1, 0, 4), vec![9; 4]].concat()).unwrap();
         let reply = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, code][..], &[0, 0, 0, 0, 0, 0, 0, 7]];

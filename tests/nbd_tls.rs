@@ -115,6 +115,13 @@ fn nothing_is_possible_before_tls() {
         plain.write_all(&option(kind, if kind == 7 { &go } else { b"" })).unwrap();
         assert_eq!(reply_kind(&mut plain), 0x8000_0005, "option {kind}");
     }
+    // However long they are.
+    for kind in [3, 6, 7, 9, 99] {
+        plain.write_all(&option(kind, &[0; 40_000])).unwrap();
+        assert_eq!(reply_kind(&mut plain), 0x8000_0005, "option {kind}, too long");
+    }
+    plain.write_all(&option(STARTTLS, &[0; 40_000])).unwrap();
+    assert_eq!(reply_kind(&mut plain), 0x8000_0003);
     plain.write_all(&option(STARTTLS, b"data")).unwrap();
     assert_eq!(reply_kind(&mut plain), 0x8000_0003);
     plain.write_all(&option(2, b"")).unwrap();

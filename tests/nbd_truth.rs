@@ -2,14 +2,14 @@
 //! write that found no room has failed, and so has a read that did.
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use coblk::BlockNode;
 use coblk::block::RequestKind;
 use coblk::block::filters::blkdebug::{BlkDebug, Rule, Rules};
 use coblk::drivers::{Engine, File};
-use coblk_tests::nbd::{SIZE, Served};
+use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, hogs, request};
 use coblk_tests::{sandbox, tools};
 
 /// How many of each kind a client asks for.
@@ -45,6 +45,38 @@ fn each_flush_and_durable_write_of_a_client_is_an_fdatasync() {
     sandbox::traced(test, parent, "fdatasync,fsync", writes_and_flushes, |log| {
         let synced = log.lines().filter(|line| line.contains("disk.img"));
         assert_eq!(synced.count(), 2 * COUNT, "{log}");
+    });
+}
+
+fn durable_write_in_pieces(dir: &Path) {
+    let served = Served::with_node(tools::text(dir), |dir| {
+        let image = dir.join("disk.img");
+        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        let file = File::options().engine(Engine::Threads).open(&image).unwrap();
+        BlockNode::new("disk0", file)
+    });
+    let _hogs = hogs(&served, 6, 32 * MIB);
+    let mut client = choose(&served.socket());
+    let len = 32 * MIB as usize;
+    // FLAG_FUA, WRITE.
+    client.write_all(&request(MAGIC, 1, 1, 0, len as u32)).unwrap();
+    client.write_all(&vec![7; len]).unwrap();
+    let mut reply = [1; 16];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_durable_write_in_pieces_is_flushed_once_when_all_is_there() {
+    let test = "a_durable_write_in_pieces_is_flushed_once_when_all_is_there";
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let calls = "pwrite64,pwritev,pwritev2,fdatasync,fsync";
+    sandbox::traced(test, parent, calls, durable_write_in_pieces, |log| {
+        let calls: Vec<&str> = log.lines().filter(|line| line.contains("disk.img")).collect();
+        let is_flush = |line: &&str| line.contains("sync(");
+        assert!(calls.len() > 32, "it was not in pieces: {log}");
+        assert!(calls.last().is_some_and(is_flush), "the last is no flush: {log}");
+        assert_eq!(calls.iter().copied().filter(|line| is_flush(line)).count(), 1, "{log}");
     });
 }
 

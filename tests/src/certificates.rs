@@ -5,8 +5,22 @@ use std::path::{Path, PathBuf};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
     CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber, SignatureAlgorithm, date_time_ymd,
 };
+
+/// What a certificate is like, other than its name.
+pub struct Details {
+    /// Of its key.
+    pub algorithm: &'static SignatureAlgorithm,
+    /// It is valid from the beginning of one to that of the other.
+    pub years: (i32, i32),
+}
+
+impl Default for Details {
+    fn default() -> Details {
+        Details { algorithm: &PKCS_ECDSA_P256_SHA256, years: (2000, 3000) }
+    }
+}
 
 /// An authority, and where its files go.
 pub struct Authority {
@@ -28,12 +42,27 @@ impl Authority {
 
     /// A directory of this name with what a server on this machine needs.
     pub fn server(&self, name: &str) -> PathBuf {
-        self.party(name, "server", ExtendedKeyUsagePurpose::ServerAuth, 1)
+        self.server_like(name, &Details::default())
+    }
+
+    /// The same with a certificate like this.
+    pub fn server_like(&self, name: &str, details: &Details) -> PathBuf {
+        self.party(name, "server", ExtendedKeyUsagePurpose::ServerAuth, 1, details)
     }
 
     /// A directory of this name with what a client needs. Its certificate has this serial number.
     pub fn client(&self, name: &str, serial: u64) -> PathBuf {
-        self.party(name, "client", ExtendedKeyUsagePurpose::ClientAuth, serial)
+        self.client_like(name, serial, &Details::default())
+    }
+
+    /// The same with a certificate like this.
+    pub fn client_like(&self, name: &str, serial: u64, details: &Details) -> PathBuf {
+        self.party(name, "client", ExtendedKeyUsagePurpose::ClientAuth, serial, details)
+    }
+
+    /// The private key, as PEM.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// A directory of this name for clients that have no certificate.
@@ -70,10 +99,11 @@ impl Authority {
         role: &str,
         purpose: ExtendedKeyUsagePurpose,
         serial: u64,
+        details: &Details,
     ) -> PathBuf {
         let dir = self.anonymous(name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = self.certificate(role, purpose, serial, &key);
+        let key = KeyPair::generate_for(details.algorithm).unwrap();
+        let certificate = self.certificate(role, purpose, serial, details, &key);
         std::fs::write(dir.join(format!("{role}-cert.pem")), certificate.pem()).unwrap();
         std::fs::write(dir.join(format!("{role}-key.pem")), key.serialize_pem()).unwrap();
         dir
@@ -84,11 +114,14 @@ impl Authority {
         role: &str,
         purpose: ExtendedKeyUsagePurpose,
         serial: u64,
+        details: &Details,
         key: &KeyPair,
     ) -> Certificate {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, role);
+        params.not_before = date_time_ymd(details.years.0, 1, 1);
+        params.not_after = date_time_ymd(details.years.1, 1, 1);
         params.serial_number = Some(SerialNumber::from(serial));
         params.key_usages =
             vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];

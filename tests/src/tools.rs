@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 26] = [
+const PACKAGES: [(&str, &str); 27] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -30,6 +30,7 @@ const PACKAGES: [(&str, &str); 26] = [
     ("/usr/bin/python3", "python3-libnbd"),
     ("fio", "fio"),
     ("curl", "curl"),
+    ("openssl", "openssl"),
     ("setpriv", "util-linux"),
     ("fsfreeze", "util-linux"),
     ("kill", "procps"),

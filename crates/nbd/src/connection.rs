@@ -8,8 +8,9 @@ use coblk_aio::{BottomHalf, Co, CoWaker, FdHandler, trace_event};
 
 use crate::export::NbdExport;
 use crate::handshake;
-use crate::memory::{Buffer, PIECE, SMALL};
+use crate::memory::{Buffer, PIECE, SMALL, Share};
 use crate::outbox::Outbox;
+use crate::pace::Pace;
 use crate::protocol::*;
 use crate::receiver::Receiver;
 use crate::reply::{Message, Style};
@@ -17,10 +18,8 @@ use crate::request::{self, Request, Rules};
 use crate::server::Shared;
 use crate::socket::Socket;
 use crate::transport::Transport;
+use crate::turn::Turn;
 use crate::{pieces, serve};
-
-/// Requests, options and pieces that a client may have read in a row, while other clients wait for their turn.
-const MAX_TURN: usize = 64;
 
 /// What was agreed on with a client.
 #[derive(Clone)]
@@ -65,12 +64,13 @@ pub struct Connection {
     pub ending: Cell<bool>,
     /// Nothing can be sent any more.
     pub failed: Cell<bool>,
-    /// Bytes of shared memory it holds.
-    pub held: Cell<usize>,
-    /// Requests, options and pieces read since its coroutine has last let others run.
-    pub turn: Cell<usize>,
-    pub send_stuck_since_ns: Cell<Option<i64>>,
-    pub receive_stuck_since_ns: Cell<Option<i64>>,
+    pub share: Share,
+    pub turn: Turn,
+    pub pace: Pace,
+    /// Bytes received since the beginning.
+    pub received: Cell<u64>,
+    /// Length of the payload that is being received into shared memory, in bytes; 0 if none is.
+    pub filling: Cell<u64>,
 }
 
 impl Connection {
@@ -89,10 +89,11 @@ impl Connection {
             in_flight: Cell::new(0),
             ending: Cell::new(false),
             failed: Cell::new(false),
-            held: Cell::new(0),
-            turn: Cell::new(0),
-            send_stuck_since_ns: Cell::new(None),
-            receive_stuck_since_ns: Cell::new(None),
+            share: server.memory.share(),
+            turn: Turn::default(),
+            pace: Pace::default(),
+            received: Cell::new(0),
+            filling: Cell::new(0),
         })
     }
 
@@ -178,9 +179,14 @@ impl Connection {
     /// Lets others run if that was long ago: what a client sends may come as fast as it is served, and
     /// then nothing else makes its coroutine wait. Called for every option, request and piece of data.
     pub fn give_way(&self, co: &Co<'_>) {
-        self.turn.set(self.turn.get() + 1);
-        if self.turn.get() > MAX_TURN {
-            self.turn.set(0);
+        self.turn.step();
+        self.give_way_if_over(co);
+    }
+
+    /// The same for bytes, which are not steps.
+    pub fn give_way_if_over(&self, co: &Co<'_>) {
+        if self.turn.is_over() {
+            self.turn.begin();
             self.flush(co.context());
             co.reschedule();
         }
@@ -204,7 +210,9 @@ impl Connection {
         };
         match plan {
             Plan::Run(Some(mut buffer)) if payload > 0 => {
+                self.filling.set(if buffer.is_shared() { payload } else { 0 });
                 receiver.fill(co, self, &mut buffer)?;
+                self.filling.set(0);
                 Ok(Plan::Run(Some(buffer)))
             }
             Plan::InPieces => Ok(Plan::InPieces),
@@ -222,13 +230,17 @@ impl Connection {
         let memory = &self.server.memory;
         // At most 32 MiB, as was checked.
         let len = request.length as usize;
+        if matches!(request.command, CMD_READ | CMD_CACHE) {
+            // The data of a WRITE counts as it comes.
+            self.turn.charge(len);
+        }
         Ok(match request.command {
-            CMD_READ | CMD_WRITE => match memory.take(self, len)? {
+            CMD_READ | CMD_WRITE => match memory.take(&self.share, len)? {
                 None => Plan::InPieces,
                 buffer => Plan::Run(buffer),
             },
-            CMD_CACHE => match memory.take(self, len.min(PIECE))? {
-                None => Plan::Run(Some(memory.uncounted(self, SMALL)?)),
+            CMD_CACHE => match memory.take(&self.share, len.min(PIECE))? {
+                None => Plan::Run(Some(memory.uncounted(&self.share, SMALL)?)),
                 buffer => Plan::Run(buffer),
             },
             _ => Plan::Run(None),
@@ -243,8 +255,9 @@ impl Connection {
             if self.in_flight.get() == 0 && !has_replies {
                 return;
             }
-            if !sent {
-                self.suspend(co);
+            match sent {
+                true => self.give_way_if_over(co),
+                false => self.suspend(co),
             }
         }
     }

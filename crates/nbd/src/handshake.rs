@@ -45,27 +45,26 @@ pub fn negotiate(
             return Err(broken("not an option"));
         };
         trace_event!("nbd_negotiate_options_check_option", option = kind, length = len);
-        if len as usize > CAPACITY {
-            if kind == OPT_EXPORT_NAME {
-                return Err(broken("a name of more than 4096 bytes"));
-            }
-            receiver.skip(co, client, u64::from(len))?;
-            negotiation.reply(kind, REP_ERR_TOO_BIG, b"the option is too long");
+        let data = if len as usize <= CAPACITY {
+            Some(receiver.exact(co, client, len as usize)?)
+        } else if kind == OPT_EXPORT_NAME {
+            return Err(broken("a name of more than 4096 bytes"));
         } else {
-            let data = receiver.exact(co, client, len as usize)?;
-            match negotiation.option(kind, data)? {
-                Next::Go(session) => return Ok(Some(session)),
-                Next::Stop => return Ok(None),
-                Next::Secure => {
-                    client.wait_sent(co)?;
-                    if !receiver.is_empty() {
-                        return Err(broken("bytes in the clear behind STARTTLS"));
-                    }
-                    starttls::begin(co, client)?;
-                    negotiation.forget();
+            receiver.skip(co, client, u64::from(len))?;
+            None
+        };
+        match negotiation.option(kind, data)? {
+            Next::Go(session) => return Ok(Some(session)),
+            Next::Stop => return Ok(None),
+            Next::Secure => {
+                client.wait_sent(co)?;
+                if !receiver.is_empty() {
+                    return Err(broken("bytes in the clear behind STARTTLS"));
                 }
-                Next::Option => {}
+                starttls::begin(co, client)?;
+                negotiation.forget();
             }
+            Next::Option => {}
         }
         client.wait_sent(co)?;
     }
@@ -91,15 +90,26 @@ struct Negotiation<'a> {
 }
 
 impl Negotiation<'_> {
+    /// Answers an option. `data` is unset if there was too much of it, and that was passed over.
+    ///
     /// # Errors
     /// If the connection cannot go on.
-    fn option(&mut self, kind: u32, data: &[u8]) -> io::Result<Next> {
+    fn option(&mut self, kind: u32, data: Option<&[u8]>) -> io::Result<Next> {
         if !self.fixed && kind != OPT_EXPORT_NAME {
             return Err(broken("an option that only fixed newstyle has"));
         }
         if starttls::is_missing(self.client) && kind != OPT_STARTTLS {
             return self.refuse_in_the_clear(kind);
         }
+        let data = match (data, kind) {
+            (Some(data), _) => data,
+            (None, OPT_INFO | OPT_GO | OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT) => {
+                self.reply(kind, REP_ERR_TOO_BIG, b"the option is too long");
+                return Ok(Next::Option);
+            }
+            // To the others it is all the same how much there was.
+            (None, _) => &[0],
+        };
         let outcome = match kind {
             OPT_EXPORT_NAME => return self.export_name(data).map(Next::Go),
             OPT_ABORT => {
@@ -132,6 +142,8 @@ impl Negotiation<'_> {
     /// Only TLS is possible. A client may try on, unless it has no way to be told.
     fn refuse_in_the_clear(&self, kind: u32) -> io::Result<Next> {
         if kind == OPT_EXPORT_NAME {
+            let client = self.client.transport.peer();
+            tracing::warn!(%client, "an NBD client is refused: it has chosen an export without TLS");
             return Err(broken("an export chosen without TLS"));
         }
         self.reply(kind, REP_ERR_TLS_REQD, b"the option is not permitted before TLS");

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+#[cfg(feature = "tls")]
+mod credentials;
 mod export;
 mod handshake;
 mod link;
@@ -19,6 +21,7 @@ mod memory;
 mod no_tls;
 mod option;
 mod outbox;
+mod pace;
 mod pieces;
 mod protocol;
 mod receiver;
@@ -33,14 +36,15 @@ mod status;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
+mod turn;
 
+#[cfg(feature = "tls")]
+pub use credentials::{RefusedFile, TlsCredentials, TlsError};
 pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};
 #[cfg(not(feature = "tls"))]
 pub use no_tls::TlsCredentials;
 pub use server::{NbdOptions, NbdServer};
-#[cfg(feature = "tls")]
-pub use tls::{TlsCredentials, TlsError};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

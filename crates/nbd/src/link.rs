@@ -8,7 +8,9 @@ use coblk_aio::{AioContext, BusyPoll, Co, CoWaker, FdInterest, Readiness};
 
 use crate::connection::Connection;
 use crate::outbox::Sent;
+use crate::pace::{Direction, Verdict};
 use crate::reply::Message;
+use crate::turn::MAX_BYTES;
 
 /// With more clients than these none is polled: asking each takes longer than being told of one.
 const MAX_POLLED: usize = 8;
@@ -27,8 +29,9 @@ impl Connection {
             if condition() {
                 return Ok(());
             }
-            if !self.flush(co.context()) {
-                self.suspend(co);
+            match self.flush(co.context()) {
+                true => self.give_way_if_over(co),
+                false => self.suspend(co),
             }
         }
     }
@@ -67,12 +70,11 @@ impl Connection {
                     // the end, if it was there already. Of TLS a part may be here and no further.
                     let is_all = bytes < target.len() && !self.transport.is_secure();
                     self.readable.set(!is_all || self.closed.get());
-                    self.receive_stuck_since_ns.set(None);
+                    self.received.set(self.received.get() + bytes as u64);
                     return Ok(bytes);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable.set(false);
-                    self.receive_stuck_since_ns.set(Some(co.context().now_ns()));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -95,7 +97,7 @@ impl Connection {
             }
         }
         let _forget = ForgetOnUnwind(&self.waker);
-        self.turn.set(0);
+        self.turn.begin();
         co.suspend_for("an NBD client", |waker| self.waker.set(Some(waker)));
     }
 
@@ -138,7 +140,14 @@ impl Connection {
         }
         if self.in_flight.get() == 1 {
             self.flush(ctx);
-        } else if let Some(sender) = &*self.sender.borrow() {
+        } else {
+            self.send_later();
+        }
+    }
+
+    /// Sends in the next iteration of the loop, if not before.
+    fn send_later(&self) {
+        if let Some(sender) = &*self.sender.borrow() {
             sender.schedule();
         }
     }
@@ -166,13 +175,16 @@ impl Connection {
         }
     }
 
-    /// Since when the client has kept us waiting, with memory in our hands.
-    pub fn stuck_since_ns(&self) -> Option<i64> {
-        if self.held.get() == 0 {
-            return None;
+    /// Whether it makes use of the shared memory that it holds.
+    pub fn judge(&self, now_ns: i64) -> Verdict {
+        if self.share.held() == 0 {
+            return Verdict::Fine;
         }
-        let (send, receive) = (self.send_stuck_since_ns.get(), self.receive_stuck_since_ns.get());
-        [send, receive].into_iter().flatten().min()
+        let outbox = self.outbox.borrow();
+        let waiting = if self.is_full.get() { outbox.len() } else { 0 };
+        let send = Direction { moved: outbox.total(), waiting };
+        let receive = Direction { moved: self.received.get(), waiting: self.filling.get() };
+        self.pace.look(now_ns, [send, receive])
     }
 
     pub fn is_waiting(&self) -> bool {
@@ -182,24 +194,27 @@ impl Connection {
         is_waiting
     }
 
-    /// Sends what the socket takes. Returns whether it took anything, or has failed.
+    /// Sends what the socket takes, but for what is too much for a turn: that follows in the next.
+    /// Returns whether it took anything, or has failed.
     pub fn flush(&self, ctx: &AioContext) -> bool {
         let mut progress = false;
+        let enough = self.outbox.borrow().total() + MAX_BYTES as u64;
         loop {
             if self.failed.get() || self.has_sent_all() {
                 break;
+            }
+            if self.outbox.borrow().total() >= enough {
+                self.turn.charge(MAX_BYTES);
+                self.send_later();
+                return true;
             }
             let result = self.outbox.borrow_mut().send(&self.transport);
             match result {
                 Ok(sent) => {
                     progress = true;
-                    self.send_stuck_since_ns.set(None);
                     self.retire(sent);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if self.send_stuck_since_ns.get().is_none() {
-                        self.send_stuck_since_ns.set(Some(ctx.now_ns()));
-                    }
                     if !self.is_full.replace(true) {
                         self.rewatch(FdInterest::ReadWrite);
                     }

@@ -5,6 +5,11 @@
 //! may hold half of what the others leave, and a payload that does not fit goes in pieces
 //! (`pieces.rs`). So however many clients never take their replies, there is something left for the
 //! next one, and a client that gets nothing more is slower but goes on.
+//!
+//! Buffers are used again. One that another client had is zeroed first: a driver may leave a buffer, or
+//! a part of it, as it was (`null` without `read-zeroes` does), and what is in it then goes to the
+//! client as data. Buffers that a client has had itself come first, so that this costs a client alone
+//! nothing.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,8 +17,6 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use coblk_aio::AlignedBuffer;
-
-use crate::connection::Connection;
 
 /// Address alignment, enough for O_DIRECT anywhere.
 const ALIGNMENT: usize = 4096;
@@ -29,40 +32,75 @@ pub const PIECE: usize = 256 << 10;
 const IDLE: usize = 32 << 20;
 /// Sizes are powers of two from 4 KiB to 32 MiB.
 const CLASSES: usize = 14;
+/// How many idle buffers are looked at for one that the client has had before.
+const MAX_LOOKED_AT: usize = 64;
 
 pub struct Memory {
     /// Bytes that larger buffers may still take.
     left: Cell<usize>,
-    idle: RefCell<[Vec<AlignedBuffer>; CLASSES]>,
+    idle: RefCell<[Vec<Idle>; CLASSES]>,
     idle_bytes: Cell<usize>,
+    /// Number of the next client.
+    next: Cell<u64>,
+    /// Called when a client got none.
+    on_shortage: Box<dyn Fn()>,
+}
+
+/// A buffer that is not in use.
+struct Idle {
+    storage: AlignedBuffer,
+    /// The client whose bytes are in it.
+    client: u64,
+}
+
+/// What one client has of the memory. Copies are of the same client.
+#[derive(Clone)]
+pub struct Share(Rc<Holder>);
+
+struct Holder {
+    number: u64,
+    /// Bytes of shared memory.
+    held: Cell<usize>,
+}
+
+impl Share {
+    /// Bytes of shared memory that the client holds.
+    pub fn held(&self) -> usize {
+        self.0.held.get()
+    }
 }
 
 impl Memory {
-    pub fn new() -> Rc<Memory> {
+    /// `on_shortage` is called each time a client gets none.
+    pub fn new(on_shortage: impl Fn() + 'static) -> Rc<Memory> {
         Rc::new(Memory {
             left: Cell::new(SHARED),
             idle: RefCell::default(),
             idle_bytes: Cell::new(0),
+            next: Cell::new(0),
+            on_shortage: Box::new(on_shortage),
         })
     }
 
-    /// A buffer of `len` bytes, at most 32 MiB, with anything in it. `None` if that is more than the
-    /// client's share.
+    /// The share of a new client.
+    pub fn share(&self) -> Share {
+        let number = self.next.replace(self.next.get() + 1);
+        Share(Rc::new(Holder { number, held: Cell::new(0) }))
+    }
+
+    /// A buffer of `len` bytes, at most 32 MiB. In it are zeroes, or bytes that this client has sent
+    /// or been sent before. `None` if that is more than the client's share.
     ///
     /// # Errors
     /// If the system has no memory.
-    pub fn take(
-        self: &Rc<Self>,
-        client: &Rc<Connection>,
-        len: usize,
-    ) -> io::Result<Option<Buffer>> {
+    pub fn take(self: &Rc<Self>, share: &Share, len: usize) -> io::Result<Option<Buffer>> {
         let size = ALIGNMENT << class_of(len);
         let counted = if size > SMALL { size } else { 0 };
-        if counted > 0 && SHARE * (client.held.get() + counted) > self.left.get() {
-            client.server.memory_is_short();
+        if counted > 0 && SHARE * (share.held() + counted) > self.left.get() {
+            (self.on_shortage)();
             return Ok(None);
         }
-        self.make(client, len, counted).map(Some)
+        self.make(share, len, counted).map(Some)
     }
 
     /// A buffer that is always to be had: up to [`SMALL`] for a request, and one of [`PIECE`] for a
@@ -70,37 +108,40 @@ impl Memory {
     ///
     /// # Errors
     /// If the system has no memory.
-    pub fn uncounted(self: &Rc<Self>, client: &Rc<Connection>, len: usize) -> io::Result<Buffer> {
-        self.make(client, len, 0)
+    pub fn uncounted(self: &Rc<Self>, share: &Share, len: usize) -> io::Result<Buffer> {
+        self.make(share, len, 0)
     }
 
-    fn make(
-        self: &Rc<Self>,
-        client: &Rc<Connection>,
-        len: usize,
-        counted: usize,
-    ) -> io::Result<Buffer> {
-        // From here on it is the buffer's drop that gives the share back.
-        self.left.set(self.left.get() - counted);
-        client.held.set(client.held.get() + counted);
-        let mut buffer = Buffer {
-            memory: Rc::clone(self),
-            client: Rc::clone(client),
-            counted,
-            len,
-            storage: None,
-        };
-        let class = class_of(len);
-        let size = ALIGNMENT << class;
-        let idle = self.idle.borrow_mut()[class].pop();
-        buffer.storage = Some(match idle {
-            Some(idle) => {
-                self.idle_bytes.set(self.idle_bytes.get() - size);
-                idle
-            }
+    fn make(self: &Rc<Self>, share: &Share, len: usize, counted: usize) -> io::Result<Buffer> {
+        let size = ALIGNMENT << class_of(len);
+        let storage = match self.reuse(share.0.number, size) {
+            Some(storage) => storage,
             None => AlignedBuffer::new(size, ALIGNMENT)?,
-        });
-        Ok(buffer)
+        };
+        // The buffer's drop gives the share back.
+        self.left.set(self.left.get() - counted);
+        share.0.held.set(share.held() + counted);
+        let storage = Some(storage);
+        Ok(Buffer { memory: Rc::clone(self), share: share.clone(), counted, len, storage })
+    }
+
+    /// An idle buffer of this size: one that the client had, or the one that is idle for longest.
+    fn reuse(&self, client: u64, size: usize) -> Option<AlignedBuffer> {
+        let idle = &mut self.idle.borrow_mut()[class_of(size)];
+        let recent = idle.len().saturating_sub(MAX_LOOKED_AT);
+        let own = idle[recent..].iter().rposition(|idle| idle.client == client);
+        let storage = match own {
+            Some(place) => idle.remove(recent + place).storage,
+            None if idle.is_empty() => return None,
+            None => {
+                let mut storage = idle.swap_remove(0).storage;
+                // All of it: the client may get a longer part of it next time.
+                storage.fill(0);
+                storage
+            }
+        };
+        self.idle_bytes.set(self.idle_bytes.get() - size);
+        Some(storage)
     }
 }
 
@@ -112,14 +153,19 @@ fn class_of(len: usize) -> usize {
 /// Memory for one payload. Dropping it gives it back.
 pub struct Buffer {
     memory: Rc<Memory>,
-    client: Rc<Connection>,
+    share: Share,
     counted: usize,
     len: usize,
-    /// Unset only while it is made and dropped.
+    /// Unset only while it is dropped.
     storage: Option<AlignedBuffer>,
 }
 
 impl Buffer {
+    /// Whether it takes of the memory that clients share.
+    pub fn is_shared(&self) -> bool {
+        self.counted > 0
+    }
+
     /// Keeps the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -141,17 +187,17 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(buffer) = self.storage.take() {
-            let idle_bytes = self.memory.idle_bytes.get() + buffer.len();
+        let Holder { number, held } = &*self.share.0;
+        if let Some(storage) = self.storage.take() {
+            let idle_bytes = self.memory.idle_bytes.get() + storage.len();
             if idle_bytes <= IDLE {
                 self.memory.idle_bytes.set(idle_bytes);
-                self.memory.idle.borrow_mut()[class_of(buffer.len())].push(buffer);
+                let class = class_of(storage.len());
+                self.memory.idle.borrow_mut()[class].push(Idle { storage, client: *number });
             }
         }
-        if self.counted > 0 {
-            self.client.held.set(self.client.held.get() - self.counted);
-            self.memory.left.set(self.memory.left.get() + self.counted);
-        }
+        held.set(held.get() - self.counted);
+        self.memory.left.set(self.memory.left.get() + self.counted);
     }
 }
 
@@ -162,5 +208,42 @@ mod tests {
     #[test]
     fn every_payload_has_a_class() {
         assert_eq!([0, 1, 4096, 4097, 32 << 20].map(class_of), [0, 0, 0, 1, CLASSES - 1]);
+    }
+
+    #[test]
+    fn a_client_gets_its_own_buffers_back_and_those_of_others_zeroed() {
+        let memory = Memory::new(|| ());
+        let (one, other) = (memory.share(), memory.share());
+        let take = |share: &Share, len| memory.take(share, len).unwrap().unwrap();
+        let (mut first, mut second) = (take(&one, 4096), take(&other, 4096));
+        (first.fill(1), second.fill(2));
+        let (at_first, at_second) = (first.as_ptr(), second.as_ptr());
+        drop((first, second));
+        // As they were, whoever gave back last.
+        let (first, second) = (take(&one, 100), take(&other, 4096));
+        assert_eq!((first.as_ptr(), second.as_ptr()), (at_first, at_second));
+        assert!(*first == [1; 100] && *second == [2; 4096]);
+        drop((first, second));
+        // Of the other's, all is zeroed, and not just the part asked for.
+        let (first, second) = (take(&one, 4096), take(&one, 100));
+        assert_eq!((first.as_ptr(), second.as_ptr()), (at_first, at_second));
+        assert!(*first == [1; 4096]);
+        drop(second);
+        assert!(*take(&one, 4096) == [0; 4096]);
+    }
+
+    #[test]
+    fn a_share_is_half_of_what_is_left_and_comes_back() {
+        let short = Rc::new(Cell::new(0));
+        let told = Rc::clone(&short);
+        let memory = Memory::new(move || told.set(told.get() + 1));
+        let share = memory.share();
+        let held = memory.take(&share, SHARED / 4).unwrap();
+        assert!(held.is_some() && share.held() == SHARED / 4);
+        assert!(memory.take(&share, SHARED / 4).unwrap().is_none());
+        assert_eq!(short.get(), 1);
+        assert!(memory.take(&share, SMALL).unwrap().is_some(), "small ones are not counted");
+        drop(held);
+        assert!(share.held() == 0 && memory.left.get() == SHARED);
     }
 }

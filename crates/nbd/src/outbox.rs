@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::reply::Message;
 use crate::transport::Transport;
+use crate::turn::MAX_BYTES;
 
 /// Messages in one system call; each is two ranges at most.
 const BATCH: usize = 32;
@@ -16,6 +17,8 @@ pub struct Outbox {
     messages: VecDeque<Message>,
     /// How much of the first one has gone, in bytes.
     sent: usize,
+    /// Bytes sent since the beginning.
+    total: u64,
     /// An empty list, kept so that none is allocated each time.
     spare: Sent,
 }
@@ -31,6 +34,16 @@ impl Outbox {
 
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// Length of all messages that have not gone completely, in bytes.
+    pub fn len(&self) -> u64 {
+        self.messages.iter().map(|message| message.len() as u64).sum()
+    }
+
+    /// Bytes sent since the beginning.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// Forgets all, for a client that is gone.
@@ -52,20 +65,23 @@ impl Outbox {
             return Ok(std::mem::take(&mut self.spare));
         }
         let mut slices: SmallVec<[IoSlice<'_>; 2 * BATCH]> = SmallVec::new();
-        let mut skip = self.sent;
-        for message in self.messages.iter().take(BATCH) {
-            for part in message.parts() {
-                let gone = skip.min(part.len());
-                skip -= gone;
-                if gone < part.len() {
-                    slices.push(IoSlice::new(&part[gone..]));
-                }
+        // A client that reads on meanwhile makes one call as long as what it is given.
+        let (mut skip, mut room) = (self.sent, MAX_BYTES);
+        for part in self.messages.iter().take(BATCH).flat_map(Message::parts) {
+            let gone = skip.min(part.len());
+            skip -= gone;
+            let part = &part[gone..];
+            let part = &part[..part.len().min(room)];
+            room -= part.len();
+            if !part.is_empty() {
+                slices.push(IoSlice::new(part));
             }
         }
         let written = transport.write(&slices)?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        self.total += written as u64;
         let mut bytes = self.sent + written;
         drop(slices);
         let mut done = std::mem::take(&mut self.spare);

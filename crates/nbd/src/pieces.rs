@@ -57,7 +57,7 @@ fn read(
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end {
         client.give_way(co);
-        let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
+        let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
         let next = at + data.len() as u64;
         let backend = &session.export.backend;
         let done = guarded(co, || backend.co_preadv(co, at, &mut IoVectorMut::from(&mut data[..])));
@@ -86,10 +86,11 @@ fn write(
     session: &Session,
     request: &Request,
 ) -> io::Result<()> {
-    let fua = request.has(CMD_FLAG_FUA) || session.export.write_through;
-    let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+    let durable = request.has(CMD_FLAG_FUA) || session.export.write_through;
+    let backend = &session.export.backend;
+    let plain = WriteFlags::empty();
     let (mut at, end) = (request.offset, request.offset + request.length);
-    let mut data = client.server.memory.uncounted(client, piece_len(request, at))?;
+    let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
     let mut done = Ok(());
     while at < end {
         client.give_way(co);
@@ -97,10 +98,13 @@ fn write(
         // All of it, also when a piece has failed: it would be taken for requests.
         receiver.fill(co, client, &mut data)?;
         if done.is_ok() {
-            let backend = &session.export.backend;
-            done = guarded(co, || backend.co_pwritev(co, at, &IoVector::from(&data[..]), flags));
+            done = guarded(co, || backend.co_pwritev(co, at, &IoVector::from(&data[..]), plain));
         }
         at += data.len() as u64;
+    }
+    if durable && done.is_ok() {
+        // Once, and not with each piece: nothing is answered before.
+        done = guarded(co, || backend.co_flush(co));
     }
     client.post(match done {
         Ok(()) => Message::success(session.style, request),

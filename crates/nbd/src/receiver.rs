@@ -45,7 +45,10 @@ impl Receiver {
         target[..done].copy_from_slice(&self.buffer[self.start..self.start + done]);
         self.start += done;
         while done < target.len() {
-            done += client.read(co, &mut target[done..])?;
+            let bytes = client.read(co, &mut target[done..])?;
+            done += bytes;
+            client.turn.charge(bytes);
+            client.give_way_if_over(co);
         }
         Ok(())
     }

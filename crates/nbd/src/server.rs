@@ -13,12 +13,11 @@ use crate::connection::Connection;
 use crate::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::listener::{self, Listener, NbdAddress, NbdListener};
 use crate::memory::Memory;
+use crate::pace::Verdict;
 use crate::protocol::MAX_STRING;
 use crate::socket::Socket;
 
-/// How long a client may keep memory and do nothing with it when others got none.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often that is looked at.
+/// How often clients are looked at that hold memory when others got none.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Limits of a server.
@@ -242,9 +241,9 @@ pub struct Shared {
 impl Shared {
     fn new(ctx: &AioContext, options: NbdOptions) -> Rc<Shared> {
         Rc::new_cyclic(|own: &std::rc::Weak<Shared>| {
-            let own = own.clone();
+            let looking = std::rc::Weak::clone(own);
             let look = ctx.timer(move |ctx| {
-                if let Some(own) = own.upgrade() {
+                if let Some(own) = looking.upgrade() {
                     own.look_after_memory(ctx);
                 }
             });
@@ -252,7 +251,14 @@ impl Shared {
             Shared {
                 options,
                 paused,
-                memory: Memory::new(),
+                memory: Memory::new({
+                    let own = std::rc::Weak::clone(own);
+                    move || {
+                        if let Some(own) = own.upgrade() {
+                            own.memory_is_short();
+                        }
+                    }
+                }),
                 exports: RefCell::default(),
                 clients: RefCell::default(),
                 accepting: Cell::new(true),
@@ -323,22 +329,25 @@ impl Shared {
     /// Somebody got no memory: sees to it that nobody sits on it for ever.
     pub fn memory_is_short(&self) {
         if !self.look.is_armed() {
+            self.clients.borrow().iter().for_each(|client| client.pace.forget());
             self.look.arm_after(LOOK);
         }
     }
 
     fn look_after_memory(&self, ctx: &AioContext) {
-        let patience = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
-        let limit = ctx.now_ns() - patience;
+        let mut again = false;
         for client in self.all() {
-            if let Some(since) = client.stuck_since_ns() {
-                if since <= limit {
+            match client.judge(ctx.now_ns()) {
+                Verdict::Fine => {}
+                Verdict::Open => again = true,
+                Verdict::TooSlow => {
                     tracing::warn!("an NBD client that keeps memory from others is disconnected");
                     client.fail();
-                } else {
-                    self.memory_is_short();
                 }
             }
+        }
+        if again {
+            self.look.arm_after(LOOK);
         }
     }
 

@@ -33,7 +33,15 @@ pub fn begin(co: &Co<'_>, client: &Connection) -> io::Result<()> {
             Ok(false) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => client.readable.set(false),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                if error.kind() == ErrorKind::InvalidData {
+                    let peer = client.transport.peer();
+                    tracing::warn!(client = peer, %error, "an NBD client is refused at the beginning of TLS");
+                }
+                // It is told why, if it listens.
+                let _ = client.transport.push();
+                return Err(error);
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn reply(
     let most = if request.has(CMD_FLAG_REQ_ONE) { 1 } else { MAX_EXTENTS };
     // One extent takes no more than the smallest buffer.
     let room = if most == 1 { 24 } else { SMALL };
-    let mut list = Extents::new(style, client.server.memory.uncounted(client, room)?);
+    let mut list = Extents::new(style, client.server.memory.uncounted(&client.share, room)?);
     let (mut at, end) = (request.offset, request.offset + request.length);
     let mut run: Option<(u64, u64)> = None;
     while at < end {

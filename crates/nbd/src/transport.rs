@@ -3,6 +3,8 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::net::sockopt::socket_peercred;
+
 use crate::socket::Socket;
 
 pub struct Transport {
@@ -62,6 +64,17 @@ impl Transport {
         return self.session.borrow().is_some();
         #[cfg(not(feature = "tls"))]
         false
+    }
+
+    /// Who the client is, for messages: its address, or the process at a unix socket.
+    pub fn peer(&self) -> String {
+        let peer = match &self.socket {
+            Socket::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
+            Socket::Unix(stream) => socket_peercred(stream)
+                .map(|process| format!("process {}", process.pid))
+                .map_err(io::Error::from),
+        };
+        peer.unwrap_or_else(|error| format!("unknown ({error})"))
     }
 
     /// Whether the socket has something to read, or to tell.

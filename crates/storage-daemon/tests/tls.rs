@@ -3,7 +3,7 @@
 
 mod util;
 
-use coblk_tests::certificates::Authority;
+use coblk_tests::certificates::{Authority, Details};
 use coblk_tests::tools;
 use rustix::process::Signal;
 use util::Place;
@@ -38,4 +38,23 @@ fn clients_are_let_in_with_certificates_only() {
         assert!(!tools::output("nbdinfo", ["--size", &refused]).status.success(), "{refused}");
     }
     daemon.stop(Signal::TERM);
+}
+
+#[test]
+fn an_expired_certificate_is_taken_without_sanity_checks() {
+    let place = Place::new();
+    let authority = Authority::new(place.path("").as_path());
+    let expired = Details { years: (2000, 2001), ..Details::default() };
+    let server = authority.server_like("server", &expired);
+    let object = format!(
+        "--object tls-creds-x509,id=t0,endpoint=server,dir={},sanity-check",
+        tools::text(&server)
+    );
+    place.start(&format!("{object}=off")).stop(Signal::TERM);
+    let output = place.output(&format!("{object}=on"));
+    let said = util::stderr(&output);
+    assert!(
+        !output.status.success() && said.contains("server-cert.pem: certificate expired"),
+        "{said}"
+    );
 }

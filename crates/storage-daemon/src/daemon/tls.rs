@@ -28,8 +28,12 @@ pub(super) fn load(
     let dir = options.dir.as_deref();
     let dir = dir.ok_or(DaemonError::Unsupported("Missing 'dir' property value"))?;
     let verify_peer = options.verify_peer.unwrap_or(true);
+    let read = match options.sanity_check.unwrap_or(true) {
+        true => TlsCredentials::from_dir,
+        false => TlsCredentials::from_dir_unchecked,
+    };
     let pool = co.context().thread_pool();
-    let credentials = pool.submit_co(co, || TlsCredentials::from_dir(dir, verify_peer));
+    let credentials = pool.submit_co(co, || read(dir, verify_peer));
     credentials.map_err(|error| DaemonError::Tls(Box::new(error)))
 }
 

@@ -12,6 +12,8 @@ pub struct TlsCredsX509Options {
     pub dir: Option<PathBuf>,
     /// `endpoint`.
     pub endpoint: TlsEndpoint,
+    /// `sanity-check`: whether the server's own certificate must be valid; on by default.
+    pub sanity_check: Option<bool>,
     /// `verify-peer`: whether clients need a certificate; on by default.
     pub verify_peer: Option<bool>,
 }
@@ -41,8 +43,7 @@ impl TlsCredsX509Options {
             "dir" => self.dir = Some(map.next_value()?),
             "endpoint" => self.endpoint = map.next_value()?,
             "verify-peer" => self.verify_peer = Some(map.next_value()?),
-            // Certificates are checked in any case.
-            "sanity-check" => _ = map.next_value::<bool>()?,
+            "sanity-check" => self.sanity_check = Some(map.next_value()?),
             "passwordid" | "priority" => {
                 let text = format!("Parameter '{property}' is not supported");
                 return Err(M::Error::custom(text));
