@@ -19,6 +19,7 @@ mod gate;
 mod graph;
 mod io;
 mod length;
+mod live_limits;
 mod medium;
 mod merged;
 mod node;
@@ -26,7 +27,6 @@ mod node_info;
 pub mod options;
 mod permissions;
 mod remote;
-mod versions;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;

@@ -11,8 +11,8 @@ use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::live_limits::LiveLimits;
 use crate::node_info::{CacheMode, DetectZeroes};
-use crate::versions::Versions;
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -20,7 +20,7 @@ pub struct BlockNode {
     id: NodeId,
     name: String,
     driver: Box<dyn BlockDriver>,
-    limits: Versions<BlockLimits, 7>,
+    limits: LiveLimits,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
     /// How it was asked to treat caches.
@@ -50,7 +50,7 @@ impl BlockNode {
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         let limits = driver.limits();
         limits.check(driver.format_name());
-        let limits = Versions::new(limits);
+        let limits = LiveLimits::new(limits);
         let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
@@ -83,13 +83,13 @@ impl BlockNode {
     }
 
     /// What the driver takes in one request. May change when the node is reopened.
-    #[inline]
-    pub fn limits(&self) -> &BlockLimits {
+    pub fn limits(&self) -> BlockLimits {
         self.limits.get()
     }
 
-    /// Limits that hold when the driver is reopened, to be selected then.
-    pub(crate) fn limits_versions(&self) -> &Versions<BlockLimits, 7> {
+    /// The limits, for those who read one of them, or change them.
+    #[inline]
+    pub(crate) fn live_limits(&self) -> &LiveLimits {
         &self.limits
     }
 

@@ -159,7 +159,7 @@ fn blkdebug_asks_for_blocks_and_permissions() {
     let line = "blkdebug,node-name=d0,align=4096,max-transfer=8192,take-child-perms.0=resize,\
                 unshare-child-perms.0=write,image.driver=file,image.node-name=f0,image.filename=$";
     let node = bench.open(line).unwrap();
-    let limits = *node.limits();
+    let limits = node.limits();
     assert_eq!((limits.request_alignment, limits.max_transfer), (4096, 8192));
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     let data = [1; 3 * 8192];

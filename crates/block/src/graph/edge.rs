@@ -76,7 +76,7 @@ impl Child {
     /// What the node below takes in one request.
     #[inline]
     pub fn limits(&self) -> BlockLimits {
-        *self.edge.node.load().limits()
+        self.edge.node.load().limits()
     }
 }
 
