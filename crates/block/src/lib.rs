@@ -39,7 +39,7 @@ pub use error_policy::{
 };
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
-    BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;

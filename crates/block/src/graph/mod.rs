@@ -41,7 +41,7 @@ pub(crate) use change::{co_look_at_node, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
-pub use listing::{BackendInfo, Parent};
+pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use};
 pub(crate) use turn::Turned;
 
