@@ -9,7 +9,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
-use crate::graph::{self, NodeId};
+use crate::graph::{self, GraphError, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
 use crate::live_limits::LiveLimits;
 use crate::node_info::{CacheMode, DetectZeroes};
@@ -46,8 +46,23 @@ impl BlockNode {
     /// (contract: C77).
     ///
     /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    /// If the driver's limits contradict themselves, see [`BlockLimits`]; or where
+    /// [`try_new`](Self::try_new) has an error.
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
+        Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`new`](Self::new), where the nodes below are a user's choice.
+    ///
+    /// # Errors
+    /// If it would stand on more than 256 nodes, one upon the other.
+    ///
+    /// # Panics
+    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    pub fn try_new(
+        name: impl Into<String>,
+        driver: impl BlockDriver + 'static,
+    ) -> Result<Arc<BlockNode>, GraphError> {
         let limits = driver.limits();
         limits.check(driver.format_name());
         let limits = LiveLimits::new(limits);
@@ -63,8 +78,10 @@ impl BlockNode {
             cache_mode,
             force_share: AtomicBool::new(false),
         });
-        graph.add_node(&node);
-        node
+        let added = graph.add_node(&node);
+        // Its end would take the lock.
+        drop(graph);
+        added.map(|()| node)
     }
 
     pub(crate) fn id(&self) -> NodeId {

@@ -142,7 +142,7 @@ impl Blockdevs {
                     if !is_own || named.is_some_and(|name| name != child.name()) {
                         return Err(fixed(role));
                     }
-                    self.plan(steps, child, Arc::new((**new).clone()), inherited)?;
+                    self.plan(steps, child, Arc::clone(new), inherited)?;
                 }
             }
             children.push((role, next));
