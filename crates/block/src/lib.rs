@@ -25,6 +25,7 @@ mod merged;
 mod node;
 mod node_info;
 pub mod options;
+mod own_io;
 mod permissions;
 mod remote;
 
@@ -45,5 +46,6 @@ pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
 pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
+pub use own_io::OwnIo;
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

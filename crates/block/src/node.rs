@@ -161,12 +161,13 @@ impl Drop for BlockNode {
     }
 }
 
-/// The door for drivers that stand on other nodes: formats and filters. A request comes in here as
-/// part of one that a [`BlockBackend`](crate::BlockBackend) has counted in above, so it does not
-/// wait at the gate. Errors are those of the backend's requests.
+/// The door for drivers that stand on other nodes: formats and filters, by their [`Child`](crate::Child). A
+/// request comes in here as part of one that a [`BlockBackend`](crate::BlockBackend) has counted in
+/// above, or that its driver has counted itself ([`OwnIo`](crate::OwnIo)), so it does not wait at the
+/// gate. Errors are those of the backend's requests.
 impl BlockNode {
     /// Fills `target` from `offset` bytes on.
-    pub fn co_preadv(
+    pub(crate) fn co_preadv(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -176,7 +177,7 @@ impl BlockNode {
     }
 
     /// Writes `source` at `offset` bytes.
-    pub fn co_pwritev(
+    pub(crate) fn co_pwritev(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -188,12 +189,12 @@ impl BlockNode {
     }
 
     /// Makes all writes durable that completed before.
-    pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         request_path::co_flush(self, co)
     }
 
     /// Makes `bytes` bytes from `offset` on read as zeroes.
-    pub fn co_pwrite_zeroes(
+    pub(crate) fn co_pwrite_zeroes(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -205,7 +206,7 @@ impl BlockNode {
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
-    pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(crate) fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.check_writable()?;
         request_path::co_pdiscard(self, co, offset, bytes)
     }
@@ -216,7 +217,12 @@ impl BlockNode {
     }
 
     /// What is known of the bytes from `offset` on: how many of them, at least one, are of one kind.
-    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    pub(crate) fn co_block_status(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<BlockStatus> {
         request_path::co_block_status(self, co, offset, bytes)
     }
 
@@ -226,7 +232,7 @@ impl BlockNode {
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
-    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         request_path::co_truncate(self, co, length)
     }
 
@@ -238,8 +244,13 @@ impl BlockNode {
         self.driver.co_allocated_bytes(co)
     }
 
-    /// Looks how long the storage is now, and returns it in bytes.
+    /// Looks how long the storage is now, and returns it in bytes. Waits while the node is drained,
+    /// and a drain waits for it.
+    ///
+    /// # Errors
+    /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        let _own = self.co_enter_own(co);
         request_path::co_refresh_length(self, co)
     }
 }

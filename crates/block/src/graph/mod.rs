@@ -182,8 +182,12 @@ impl Graph {
             return Err(GraphError::too_high(node.name()));
         }
         for child in &children {
-            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
+            if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
+                self.users.get_mut(child)
+            {
                 *parent = Some(node.id());
+                // Not the last one: the driver has it.
+                edge.upgrade().iter().for_each(|edge| edge.set_owner(node));
             }
         }
         let entry = Entry {
