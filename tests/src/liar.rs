@@ -4,18 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk::{BlockDriver, BlockNode, Co, IoVector, IoVectorMut, WriteFlags};
+use coblk::{BlockDriver, BlockNode, Child, Co, IoVector, IoVectorMut, WriteFlags};
 
 /// A filter that acknowledges flushes and does not do them, while it lies.
 pub struct Liar {
-    node: Arc<BlockNode>,
+    node: Child,
     lies: Arc<AtomicBool>,
 }
 
 impl Liar {
     /// On `node`; `lies` says when.
     pub fn new(node: Arc<BlockNode>, lies: Arc<AtomicBool>) -> Liar {
-        Liar { node, lies }
+        Liar { node: Child::new("file", node), lies }
     }
 }
 
@@ -25,6 +25,9 @@ impl BlockDriver for Liar {
     }
     fn length(&self) -> u64 {
         self.node.length()
+    }
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.node]
     }
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         self.node.co_preadv(co, offset, target)

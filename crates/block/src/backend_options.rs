@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, AioHandle, Spawned};
 
 use crate::block_backend::BlockBackend;
-use crate::graph::{self, DeviceId, Use};
+use crate::graph::{self, Device, DeviceId, Use};
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 use crate::remote::RemoteBackend;
@@ -53,6 +53,11 @@ impl BackendOptions {
             share_resize: false,
             device,
         }
+    }
+
+    /// The device that these options are of.
+    pub fn device(&self) -> Device {
+        Device(self.device)
     }
 
     /// Refuse writes, whatever the node allows.

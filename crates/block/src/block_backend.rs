@@ -11,7 +11,7 @@ use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut, trace_event};
 
 use crate::accounting::{Recorder, RequestKind};
 use crate::backend_options::Claim;
-use crate::error_policy::ErrorState;
+use crate::error_policy::{Attempt, ErrorState};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::{self, DrainedSection};
 use crate::io::{self as request_path, BlockStatus};
@@ -164,6 +164,15 @@ impl BlockBackend {
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.inner.slot.is_read_only()
+    }
+
+    /// Whether a read may succeed and leave its buffer, or a part of it, as it was, as one of
+    /// [`Null`](crate::drivers::Null) does. A buffer that is sent out of the process must have been
+    /// written, so whoever sends what it reads, and uses buffers again, fills them first if this is
+    /// so. It may be another after a change of the graph, but not while a request is in flight. Home
+    /// thread.
+    pub fn leaves_reads_unwritten(&self) -> bool {
+        self.inner.slot.medium().is_some_and(|medium| medium.unwritten_reads.get())
     }
 
     /// Requests of this backend in flight, callbacks that have not returned included.
@@ -357,9 +366,8 @@ impl BlockBackend {
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
-        self.perform(co, request, RequestKind::Read, (offset, target.len() as u64), |medium| {
-            request_path::co_preadv(&medium.node, co, offset, target)
-        })
+        let range = (offset, target.len() as u64);
+        self.carry_out(co, request, RequestKind::Read, range, Read { co, offset, target })
     }
 
     #[inline]
@@ -424,6 +432,38 @@ impl BlockBackend {
         range: (u64, u64),
         attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.carry_out(co, request, kind, range, attempt)
+    }
+
+    #[inline]
+    fn carry_out(
+        &self,
+        co: &Co<'_>,
+        request: &mut Option<Request>,
+        kind: RequestKind,
+        range: (u64, u64),
+        attempt: impl Attempt,
+    ) -> io::Result<()> {
         self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
+    }
+}
+
+/// A read.
+struct Read<'a, 'b, 'co> {
+    co: &'a Co<'co>,
+    offset: u64,
+    target: &'a mut IoVectorMut<'b>,
+}
+
+impl Attempt for Read<'_, '_, '_> {
+    #[inline]
+    fn try_on(&mut self, medium: &Medium) -> io::Result<()> {
+        request_path::co_preadv(&medium.node, self.co, self.offset, self.target)
+    }
+
+    /// What was in the buffer before is none of the reader's business: it may be another client's.
+    #[cold]
+    fn ignored(&mut self) {
+        self.target.fill_from(0, 0);
     }
 }

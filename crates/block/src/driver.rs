@@ -124,7 +124,16 @@ pub trait BlockDriver: Any + Send + Sync {
         BlockLimits { native_fua: self.filtered().is_some(), ..BlockLimits::default() }
     }
 
-    /// Fills all of `target` from `offset` on.
+    /// Whether reads may succeed and leave `target`, or a part of it, as it was: for measurements,
+    /// where nothing looks at the bytes. As on the filtered node by default, or not. Where buffers
+    /// leave the process they are filled first, see
+    /// [`BlockBackend::leaves_reads_unwritten`](crate::BlockBackend::leaves_reads_unwritten).
+    fn leaves_reads_unwritten(&self) -> bool {
+        self.filtered().is_some_and(|child| child.node().driver().leaves_reads_unwritten())
+    }
+
+    /// Fills all of `target` from `offset` on, unless it
+    /// [leaves reads unwritten](Self::leaves_reads_unwritten).
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()>;
 
     /// Writes all of `source` at `offset`. With [`WriteFlags::FUA`], which it gets only if its

@@ -33,7 +33,7 @@ pub enum ErrorPolicy {
     /// It fails. The default, because a backend that stops needs somebody who resumes it.
     #[default]
     Report,
-    /// It succeeds, and its data are lost: a read leaves anything in its buffer, a flush makes
+    /// It succeeds, and its data are lost: a read fills its buffer with zeroes, a flush makes
     /// nothing durable. For those who would rather have that than an error.
     Ignore,
     /// The backend stops, and the request is held.
@@ -219,7 +219,7 @@ impl BlockBackend {
         request: &mut Option<Request>,
         kind: RequestKind,
         range: (u64, u64),
-        mut attempt: impl FnMut(&Medium) -> io::Result<()>,
+        mut attempt: impl Attempt,
     ) -> io::Result<()> {
         self.wait_until_running(co, request)?;
         // One place that tries, so that it is compiled into its caller.
@@ -229,6 +229,9 @@ impl BlockBackend {
                 Err(error) => error,
             };
             if let Some(result) = self.after_error(co, request, kind, range, error) {
+                if result.is_ok() {
+                    attempt.ignored();
+                }
                 return result;
             }
         }
@@ -329,14 +332,26 @@ impl BlockBackend {
     }
 }
 
+/// A request as it is tried, perhaps several times.
+pub(crate) trait Attempt {
+    fn try_on(&mut self, medium: &Medium) -> io::Result<()>;
+
+    /// It has failed, and ends as if it had succeeded.
+    fn ignored(&mut self) {}
+}
+
+impl<A: FnMut(&Medium) -> io::Result<()>> Attempt for A {
+    #[inline]
+    fn try_on(&mut self, medium: &Medium) -> io::Result<()> {
+        self(medium)
+    }
+}
+
 /// One attempt, on the medium that the request is counted in on (contract: C74).
 #[inline]
-pub(crate) fn try_once<A: FnMut(&Medium) -> io::Result<()> + ?Sized>(
-    request: &Option<Request>,
-    attempt: &mut A,
-) -> io::Result<()> {
+pub(crate) fn try_once(request: &Option<Request>, attempt: &mut impl Attempt) -> io::Result<()> {
     match request {
-        Some(request) => attempt(request.medium()),
+        Some(request) => attempt.try_on(request.medium()),
         None => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
     }
 }

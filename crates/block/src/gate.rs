@@ -54,6 +54,8 @@ struct State {
 pub(crate) struct Gate {
     /// Changed under the lock, read without it.
     closed: AtomicBool,
+    /// A driver's own I/O, on any thread.
+    own: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -98,6 +100,31 @@ impl Gate {
         }
     }
 
+    /// Counts a driver's own I/O in.
+    pub(crate) fn enter_own(&self) {
+        self.own.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// [`enter_own`](Self::enter_own) at an open gate. Counted first and looked at then, while a
+    /// drain closes first and counts then: one of the two sees the other.
+    pub(crate) fn co_enter_own(&self, co: &Co<'_>) {
+        loop {
+            self.enter_own();
+            if !self.is_closed() {
+                return;
+            }
+            self.leave_own();
+            self.wait_until_open(co);
+        }
+    }
+
+    /// Counts a driver's own I/O out.
+    pub(crate) fn leave_own(&self) {
+        if self.own.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_closed() {
+            wake_drainers(self);
+        }
+    }
+
     /// Waits until the gate has opened. It may be closed again by then, or the wrong one (contract:
     /// C76).
     #[cold]
@@ -133,7 +160,8 @@ impl Gate {
         self.let_all_contexts_see(co);
         loop {
             let mut state = self.lock();
-            if state.members.iter().all(|member| member.in_flight.count() == 0) {
+            let own = self.own.load(Ordering::SeqCst);
+            if own == 0 && state.members.iter().all(|member| member.in_flight.count() == 0) {
                 return;
             }
             // The lock is held until the waker is stored: a request that ends meanwhile finds it.

@@ -19,14 +19,15 @@ mod gate;
 mod graph;
 mod io;
 mod length;
+mod live_limits;
 mod medium;
 mod merged;
 mod node;
 mod node_info;
 pub mod options;
+mod own_io;
 mod permissions;
 mod remote;
-mod versions;
 
 pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
@@ -39,11 +40,12 @@ pub use error_policy::{
 };
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
-    BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
 pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
+pub use own_io::OwnIo;
 pub use permissions::{PermissionError, Permissions};
 pub use remote::RemoteBackend;

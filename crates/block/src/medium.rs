@@ -37,6 +37,8 @@ pub(crate) struct Medium {
     pub(crate) node: Arc<BlockNode>,
     /// The backend is, or the node. Looked at anew when that may have changed.
     pub(crate) read_only: Cell<bool>,
+    /// Reads may leave their buffers as they were. Looked at anew like that.
+    pub(crate) unwritten_reads: Cell<bool>,
     user: UserId,
     in_flight: Arc<InFlight>,
 }
@@ -131,8 +133,14 @@ impl Slot {
     /// Gives back what was there.
     fn set(&self, node: Arc<BlockNode>, user: UserId) -> Option<Rc<Medium>> {
         let in_flight = node.gate.join(self.home.clone());
-        let read_only = Cell::new(self.claim.read_only || node.is_read_only());
-        self.medium.replace(Some(Rc::new(Medium { node, read_only, user, in_flight })))
+        let medium = Medium {
+            read_only: Cell::new(self.claim.read_only || node.is_read_only()),
+            unwritten_reads: Cell::new(node.driver().leaves_reads_unwritten()),
+            node,
+            user,
+            in_flight,
+        };
+        self.medium.replace(Some(Rc::new(medium)))
     }
 
     /// Takes the node out. Nothing is in flight.
@@ -170,11 +178,12 @@ pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
     });
 }
 
-/// Has a backend of this thread find out anew whether its node can be written, if it is still there.
+/// Has a backend of this thread find out anew what its node is like, if it is still there.
 pub(crate) fn look_at_node(user: UserId) {
     look_at(user, |slot| {
         if let Some(medium) = slot.medium() {
             medium.read_only.set(slot.claim.read_only || medium.node.is_read_only());
+            medium.unwritten_reads.set(medium.node.driver().leaves_reads_unwritten());
         }
         slot.look_at_length_soon(user);
     });

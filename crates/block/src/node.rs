@@ -9,10 +9,10 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
-use crate::graph::{self, NodeId};
+use crate::graph::{self, GraphError, NodeId};
 use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::live_limits::LiveLimits;
 use crate::node_info::{CacheMode, DetectZeroes};
-use crate::versions::Versions;
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -20,7 +20,7 @@ pub struct BlockNode {
     id: NodeId,
     name: String,
     driver: Box<dyn BlockDriver>,
-    limits: Versions<BlockLimits, 7>,
+    limits: LiveLimits,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
     /// How it was asked to treat caches.
@@ -46,11 +46,26 @@ impl BlockNode {
     /// (contract: C77).
     ///
     /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    /// If the driver's limits contradict themselves, see [`BlockLimits`]; or where
+    /// [`try_new`](Self::try_new) has an error.
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
+        Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`new`](Self::new), where the nodes below are a user's choice.
+    ///
+    /// # Errors
+    /// If it would stand on more than 256 nodes, one upon the other.
+    ///
+    /// # Panics
+    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    pub fn try_new(
+        name: impl Into<String>,
+        driver: impl BlockDriver + 'static,
+    ) -> Result<Arc<BlockNode>, GraphError> {
         let limits = driver.limits();
         limits.check(driver.format_name());
-        let limits = Versions::new(limits);
+        let limits = LiveLimits::new(limits);
         let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
@@ -63,8 +78,10 @@ impl BlockNode {
             cache_mode,
             force_share: AtomicBool::new(false),
         });
-        graph.add_node(&node);
-        node
+        let added = graph.add_node(&node);
+        // Its end would take the lock.
+        drop(graph);
+        added.map(|()| node)
     }
 
     pub(crate) fn id(&self) -> NodeId {
@@ -83,13 +100,13 @@ impl BlockNode {
     }
 
     /// What the driver takes in one request. May change when the node is reopened.
-    #[inline]
-    pub fn limits(&self) -> &BlockLimits {
+    pub fn limits(&self) -> BlockLimits {
         self.limits.get()
     }
 
-    /// Limits that hold when the driver is reopened, to be selected then.
-    pub(crate) fn limits_versions(&self) -> &Versions<BlockLimits, 7> {
+    /// The limits, for those who read one of them, or change them.
+    #[inline]
+    pub(crate) fn live_limits(&self) -> &LiveLimits {
         &self.limits
     }
 
@@ -144,12 +161,13 @@ impl Drop for BlockNode {
     }
 }
 
-/// The door for drivers that stand on other nodes: formats and filters. A request comes in here as
-/// part of one that a [`BlockBackend`](crate::BlockBackend) has counted in above, so it does not
-/// wait at the gate. Errors are those of the backend's requests.
+/// The door for drivers that stand on other nodes: formats and filters, by their [`Child`](crate::Child). A
+/// request comes in here as part of one that a [`BlockBackend`](crate::BlockBackend) has counted in
+/// above, or that its driver has counted itself ([`OwnIo`](crate::OwnIo)), so it does not wait at the
+/// gate. Errors are those of the backend's requests.
 impl BlockNode {
     /// Fills `target` from `offset` bytes on.
-    pub fn co_preadv(
+    pub(crate) fn co_preadv(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -159,7 +177,7 @@ impl BlockNode {
     }
 
     /// Writes `source` at `offset` bytes.
-    pub fn co_pwritev(
+    pub(crate) fn co_pwritev(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -171,12 +189,12 @@ impl BlockNode {
     }
 
     /// Makes all writes durable that completed before.
-    pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         request_path::co_flush(self, co)
     }
 
     /// Makes `bytes` bytes from `offset` on read as zeroes.
-    pub fn co_pwrite_zeroes(
+    pub(crate) fn co_pwrite_zeroes(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -188,7 +206,7 @@ impl BlockNode {
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
-    pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(crate) fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.check_writable()?;
         request_path::co_pdiscard(self, co, offset, bytes)
     }
@@ -199,7 +217,12 @@ impl BlockNode {
     }
 
     /// What is known of the bytes from `offset` on: how many of them, at least one, are of one kind.
-    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    pub(crate) fn co_block_status(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<BlockStatus> {
         request_path::co_block_status(self, co, offset, bytes)
     }
 
@@ -209,7 +232,7 @@ impl BlockNode {
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
-    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         request_path::co_truncate(self, co, length)
     }
 
@@ -221,8 +244,13 @@ impl BlockNode {
         self.driver.co_allocated_bytes(co)
     }
 
-    /// Looks how long the storage is now, and returns it in bytes.
+    /// Looks how long the storage is now, and returns it in bytes. Waits while the node is drained,
+    /// and a drain waits for it.
+    ///
+    /// # Errors
+    /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        let _own = self.co_enter_own(co);
         request_path::co_refresh_length(self, co)
     }
 }

@@ -1,5 +1,6 @@
 //! What a monitor asks of backends on other contexts, and tells them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, IoThread, IoVector, SimulationOptions};
@@ -7,7 +8,8 @@ use coblk_block::accounting::{Average, LatencyBoundaries, LatencyHistogram};
 use coblk_block::drivers::{Null, Raw};
 use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
 use coblk_block::{
-    Accounting, BlockBackend, BlockNode, RequestKind, Statistics, WriteFlags, ZeroFlags,
+    Accounting, BackendInfo, BackendOptions, BlockBackend, BlockNode, RequestKind, Statistics,
+    WriteFlags, ZeroFlags,
 };
 
 const MS: u64 = 1_000_000;
@@ -160,4 +162,41 @@ fn a_monitor_finds_the_backends_of_other_contexts_by_their_node() {
     assert_eq!(node.describe().highest_write, 8192 + 512);
     assert_eq!(disk.describe().highest_write, 4096 + 8192 + 512);
     assert_eq!(statistics.of(RequestKind::Write).operations, 3);
+}
+
+/// Names may be given twice, and nodes be replaced: a device is found by itself.
+#[test]
+fn a_device_is_told_from_others_of_its_name_wherever_it_is() {
+    let ctx = AioContext::new().unwrap();
+    let null = |name: &str| BlockNode::new(name, Null::new(1 << 20));
+    let (first, second) = (null("first"), null("second"));
+    let options = BackendOptions::new("drive").share_rw(true);
+    let (mine, device) = (options.open(&ctx, Arc::clone(&first)).unwrap(), options.device());
+    let namesake = BackendOptions::new("drive").share_rw(true);
+    let other = namesake.open(&ctx, Arc::clone(&first)).unwrap();
+    let write = |backend: &BlockBackend| {
+        let source = IoVector::from(&[7; 512][..]);
+        backend.pwritev(&ctx, 0, &source, WriteFlags::empty()).unwrap();
+    };
+    write(&mine);
+    write(&other);
+    write(&other);
+    let counted = || {
+        let counts = |it: BackendInfo| it.statistics.of(RequestKind::Write).operations;
+        device.backends().into_iter().map(counts).collect::<Vec<_>>()
+    };
+    assert_eq!((counted(), device.node().unwrap().name()), (vec![1], "first"));
+    first.replace(&ctx, &second).unwrap();
+    write(&mine);
+    assert_eq!((counted(), device.node().unwrap().name()), (vec![2], "second"));
+    // One more of its contexts.
+    let thread = IoThread::new("io").unwrap();
+    let remote = options.open_remote(thread.handle(), Arc::clone(&second)).wait().unwrap().unwrap();
+    assert_eq!(counted(), [2, 0]);
+    drop((mine, remote));
+    // What has left is no longer there when the thread has come round.
+    while !device.backends().is_empty() {
+        thread.handle().spawn("turn", |_| ()).wait().unwrap();
+    }
+    assert!(device.node().is_none());
 }

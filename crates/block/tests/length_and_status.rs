@@ -5,11 +5,14 @@ mod util;
 use std::cell::Cell;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::BlockStatusKind::{Data, Hole, Zero};
 use coblk_block::drivers::{Engine, File, Null};
-use coblk_block::{BlockBackend, BlockLimits, BlockNode, BlockStatusKind, WriteFlags, ZeroFlags};
+use coblk_block::{
+    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, WriteFlags, ZeroFlags,
+};
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::errno;
 
@@ -161,6 +164,7 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
     let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
     let disk = Disk::new(8192, limits);
     let node = BlockNode::new("disk", OnDisk(disk.clone()));
+    let node = Arc::new(Child::new("file", node));
     disk.judge(|op| if matches!(op, Op::Truncate(_)) { Verdict::Hold } else { Verdict::Go });
     // At the node nothing drains: as a driver above would do it.
     let below = node.clone();

@@ -159,7 +159,7 @@ fn blkdebug_asks_for_blocks_and_permissions() {
     let line = "blkdebug,node-name=d0,align=4096,max-transfer=8192,take-child-perms.0=resize,\
                 unshare-child-perms.0=write,image.driver=file,image.node-name=f0,image.filename=$";
     let node = bench.open(line).unwrap();
-    let limits = *node.limits();
+    let limits = node.limits();
     assert_eq!((limits.request_alignment, limits.max_transfer), (4096, 8192));
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     let data = [1; 3 * 8192];
@@ -241,8 +241,26 @@ fn a_stack_of_nodes_has_a_limit() {
         }
         assert!(height < 1000);
     };
-    assert!(error.to_string().contains("more than 64 others"), "{error}");
-    assert_eq!(height, 64);
+    assert!(error.to_string().contains("more than 256 nodes"), "{error}");
+    assert_eq!(height, 256);
     // Nothing is left of the one that was refused.
-    bench.blockdevs.close(&bench.ctx, "n64").unwrap();
+    bench.blockdevs.close(&bench.ctx, "n256").unwrap();
+}
+
+/// Nothing is opened, locked or written on the way to a chain that is too high.
+#[test]
+fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
+    let bench = Bench::new();
+    bench.open("null-co,node-name=n0,size=16M").unwrap();
+    for level in 1..=256 {
+        bench.open(&format!("raw,node-name=n{level},file=n{}", level - 1)).unwrap();
+    }
+    let why = "node 'top' would stand on more than 256 nodes, one upon the other";
+    bench.refused("raw,node-name=top,file=n256", why);
+    bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$,log=n256", why);
+    // What is described counts as what is there.
+    let deep = "blklogwrites,node-name=b,file.driver=file,file.filename=$,log.driver=raw,";
+    let line = format!("{deep}log.node-name=mid,log.file=n255");
+    bench.refused(&line, "node 'b' would stand on more than 256 nodes");
+    bench.open(&format!("{deep}log.node-name=mid,log.file=n254")).unwrap();
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use coblk_aio::{
     AioContext, BottomHalf, Co, CoWaker, FdHandler, FdInterest, RemoteBottomHalf, Timer, bind_unix,
 };
-use coblk_block::{BackendOptions, BlockNode};
+use coblk_block::{BackendOptions, BlockNode, Device};
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
 use crate::channel::Channel;
@@ -152,6 +152,11 @@ impl VhostUserBlk {
     /// Its name, for messages.
     pub fn name(&self) -> &str {
         &self.export.offer.name
+    }
+
+    /// Its device in the block graph: the node it is on, and what it has counted.
+    pub fn device(&self) -> Device {
+        self.export.offer.device
     }
 
     /// Whether a front end is connected.
@@ -316,5 +321,6 @@ fn offer(
     let sectors = node.length() / SECTOR_BYTES;
     let capacities = devices.iter().map(|_| AtomicU64::new(sectors)).collect();
     let (name, channel) = (config.name, Channel::default());
-    Ok(Offer { name, devices, features, num_queues, queue_size_max, capacities, channel })
+    let device = backend.device();
+    Ok(Offer { name, device, devices, features, num_queues, queue_size_max, capacities, channel })
 }

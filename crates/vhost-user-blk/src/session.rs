@@ -23,6 +23,7 @@ use crate::vring::{Kick, RingAddresses, Vring};
 /// What all sessions of an export share.
 pub(crate) struct Offer {
     pub(crate) name: String,
+    pub(crate) device: coblk_block::Device,
     /// One a context; queue `i` is on the one at `i` modulo their number.
     pub(crate) devices: Vec<DeviceHandle>,
     /// Of virtio and virtio-blk.

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::{AioContext, Co};
 
 use crate::filters::throttle::ThrottleGroup;
-use crate::graph;
+use crate::graph::{self, GraphError, MAX_HEIGHT};
 use crate::node::BlockNode;
-use crate::options::{BlockdevError, NodeOptions, check_name, shorten};
+use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name, shorten};
 use open::{Inherited, Opening};
 
 /// Nodes by their names, and the throttle groups that options can name. Any thread.
@@ -124,7 +124,9 @@ impl Blockdevs {
         co: &Co<'_>,
         options: NodeOptions,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let node = self.co_open_node(co, options, Inherited::default())?;
+        // Before a file is open or locked.
+        self.check_height(&options)?;
+        let node = self.co_open_node(co, &Arc::new(options), Inherited::default())?;
         if let Some(entry) = self.names().nodes.get_mut(node.name())
             && let Entry::Child(_, options) = entry
         {
@@ -214,22 +216,46 @@ impl Blockdevs {
         Ok(())
     }
 
+    /// That what is to be opened does not stand too high. Names that lead nowhere are refused later.
+    fn check_height(&self, options: &NodeOptions) -> Result<(), BlockdevError> {
+        let root = options;
+        let mut todo = vec![(options, 0)];
+        while let Some((options, above)) = todo.pop() {
+            for (_, child) in options.driver.children() {
+                let below = match child {
+                    NodeRef::Name(name) => {
+                        self.node(name).map_or(0, |node| graph::lock().height(&node))
+                    }
+                    NodeRef::Options(options) => {
+                        todo.push((options, above + 1));
+                        0
+                    }
+                };
+                if above + 1 + below > MAX_HEIGHT {
+                    let node = root.node_name.as_deref().unwrap_or("(unnamed)");
+                    return Err(GraphError::too_high(node).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a node and enters it as a child.
     fn co_open_node(
         &self,
         co: &Co<'_>,
-        options: NodeOptions,
+        options: &Arc<NodeOptions>,
         inherited: Inherited,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         let name = self.reserve(options.node_name.as_deref())?;
         let reserved = Reserved { blockdevs: self, name: &name };
-        let own = Inherited::of(&options, inherited);
+        let own = Inherited::of(options, inherited);
         own.check(&name)?;
         let opening = Opening { blockdevs: self, co, name: &name, own };
-        let options = Arc::new(options);
-        let node = opening.co_open(&options)?;
-        check_height(&node)?;
-        self.names().nodes.insert(name.clone(), Entry::Child(Arc::downgrade(&node), options));
+        let node = opening.co_open(options)?;
+        self.names()
+            .nodes
+            .insert(name.clone(), Entry::Child(Arc::downgrade(&node), Arc::clone(options)));
         std::mem::forget(reserved);
         Ok(node)
     }
@@ -255,24 +281,6 @@ impl Blockdevs {
         names.nodes.insert(name.clone(), Entry::Reserved);
         Ok(name)
     }
-}
-
-/// Nodes below one, one upon the other.
-const MOST_BELOW: usize = 64;
-
-/// Requests go down a stack of nodes by calls, on a coroutine's stack, which has an end.
-fn check_height(node: &Arc<BlockNode>) -> Result<(), BlockdevError> {
-    let mut level = vec![Arc::clone(node)];
-    for _ in 0..=MOST_BELOW {
-        level = level.iter().flat_map(|node| node.children()).map(|(_, child)| child).collect();
-        // A node that others share is looked at once.
-        level.sort_by_key(|node| Arc::as_ptr(node).addr());
-        level.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        if level.is_empty() {
-            return Ok(());
-        }
-    }
-    Err(BlockdevError::TooHigh { node: node.name().to_owned(), most: MOST_BELOW })
 }
 
 /// A name whose node is being closed, or opened; given back at the end, unless that succeeds.

@@ -1,10 +1,12 @@
 //! One node on its way from options.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use coblk_aio::Co;
 
 use super::Blockdevs;
+use crate::driver::BlockDriver;
 use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
@@ -12,7 +14,8 @@ use crate::filters::throttle::Throttle;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
-    BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError, check_log_sector,
+    BlockdevError, DebugConstraints, DriverOptions, InjectError, NodeOptions, NodeRef,
+    OptionsError, check_log_sector,
 };
 
 /// What a child has from its parent, unless it says otherwise.
@@ -117,53 +120,97 @@ pub(super) struct Opening<'a, 'co> {
 }
 
 impl Opening<'_, '_> {
+    /// Descriptions nest, and each level is on the stack: what a driver needs stays in its own
+    /// function.
     pub(super) fn co_open(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = match &options.driver {
-            DriverOptions::File { filename, .. } => {
-                let pool = self.co.context().thread_pool();
-                let file = self.own.open_file(&options.driver, |options| {
-                    pool.submit_co(self.co, || options.open(filename))
-                });
-                let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
-                BlockNode::new(self.name, file?)
-            }
-            DriverOptions::Raw { file, offset, size } => {
-                let raw = Raw::part(self.child("file", file)?, *offset, *size);
-                BlockNode::new(self.name, raw.map_err(|error| self.refused(error))?)
-            }
+            DriverOptions::File { filename, .. } => self.file(&options.driver, filename),
+            DriverOptions::Raw { file, offset, size } => self.raw(file, *offset, *size),
             DriverOptions::Null { size, read_zeroes, latency_ns, deferred } => {
                 let null = Null::new(*size).read_zeroes(*read_zeroes).latency_ns(*latency_ns);
-                BlockNode::new(self.name, null.deferred(*deferred))
+                self.made(null.deferred(*deferred))
             }
-            DriverOptions::Throttle { file, throttle_group } => {
-                let group = self.blockdevs.known_group(throttle_group)?;
-                BlockNode::new(self.name, Throttle::new(self.child("file", file)?, &group))
-            }
+            DriverOptions::Throttle { file, throttle_group } => self.throttle(file, throttle_group),
             DriverOptions::BlkDebug { image, inject_error, constraints } => {
-                let rules = Rules::new(0);
-                for inject in inject_error {
-                    rules.add(inject.rule());
-                }
-                let (take, unshare) = (constraints.take, constraints.unshare);
-                let limits =
-                    constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
-                let filter = BlkDebug::new(self.child("image", image)?, rules);
-                BlockNode::new(self.name, filter.constrained(limits, take, unshare))
+                self.blkdebug(image, inject_error, constraints)
             }
             DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
-                let (file, log) = (self.child("file", file)?, self.child("log", log)?);
-                check_log_sector(log_sector_size.map(u64::from))
-                    .map_err(|why| self.invalid("log-sector-size", why))?;
-                let filter = match log_sector_size {
-                    Some(size) => BlkLogWrites::with_sectors(self.co, file, log, *size),
-                    None => BlkLogWrites::create(self.co, file, log),
-                };
-                let failed = |source| BlockdevError::Io { node: self.node(), source };
-                BlockNode::new(self.name, filter.map_err(failed)?)
+                self.blklogwrites(file, log, *log_sector_size)
             }
-        };
+        }?;
         node.swap_state(self.own.node_state());
         Ok(node)
+    }
+
+    #[inline(never)]
+    fn made(&self, driver: impl BlockDriver) -> Result<Arc<BlockNode>, BlockdevError> {
+        Ok(BlockNode::try_new(self.name, driver)?)
+    }
+
+    #[inline(never)]
+    fn file(
+        &self,
+        driver: &DriverOptions,
+        filename: &Path,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let pool = self.co.context().thread_pool();
+        let file = self
+            .own
+            .open_file(driver, |options| pool.submit_co(self.co, || options.open(filename)));
+        let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
+        self.made(file?)
+    }
+
+    #[inline(never)]
+    fn raw(
+        &self,
+        file: &NodeRef,
+        offset: u64,
+        size: Option<u64>,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let raw = Raw::part(self.child("file", file)?, offset, size);
+        self.made(raw.map_err(|error| self.refused(error))?)
+    }
+
+    #[inline(never)]
+    fn throttle(&self, file: &NodeRef, group: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        let group = self.blockdevs.known_group(group)?;
+        self.made(Throttle::new(self.child("file", file)?, &group))
+    }
+
+    #[inline(never)]
+    fn blkdebug(
+        &self,
+        image: &NodeRef,
+        inject_error: &[InjectError],
+        constraints: &DebugConstraints,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let rules = Rules::new(0);
+        for inject in inject_error {
+            rules.add(inject.rule());
+        }
+        let (take, unshare) = (constraints.take, constraints.unshare);
+        let limits = constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
+        let filter = BlkDebug::new(self.child("image", image)?, rules);
+        self.made(filter.constrained(limits, take, unshare))
+    }
+
+    #[inline(never)]
+    fn blklogwrites(
+        &self,
+        file: &NodeRef,
+        log: &NodeRef,
+        log_sector_size: Option<u32>,
+    ) -> Result<Arc<BlockNode>, BlockdevError> {
+        let (file, log) = (self.child("file", file)?, self.child("log", log)?);
+        check_log_sector(log_sector_size.map(u64::from))
+            .map_err(|why| self.invalid("log-sector-size", why))?;
+        let filter = match log_sector_size {
+            Some(size) => BlkLogWrites::with_sectors(self.co, file, log, size),
+            None => BlkLogWrites::create(self.co, file, log),
+        };
+        let failed = |source| BlockdevError::Io { node: self.node(), source };
+        self.made(filter.map_err(failed)?)
     }
 
     fn node(&self) -> String {
@@ -183,9 +230,7 @@ impl Opening<'_, '_> {
         let wanted = self.own.for_child(role);
         let child = match child {
             NodeRef::Name(name) => self.blockdevs.known_node(name)?,
-            NodeRef::Options(options) => {
-                self.blockdevs.co_open_node(self.co, (**options).clone(), wanted)?
-            }
+            NodeRef::Options(options) => self.blockdevs.co_open_node(self.co, options, wanted)?,
         };
         wanted.check_writable(self.name, &child)?;
         Ok(child)

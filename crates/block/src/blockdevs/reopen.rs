@@ -17,13 +17,13 @@ use coblk_aio::{AioContext, Co};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
+use crate::driver::BlockLimits;
 use crate::drivers::{File, FileReopen, Raw, RawReopen};
 use crate::filters::throttle::{Throttle, ThrottleReopen};
 use crate::graph::{self, Turned, UserId};
 use crate::length;
 use crate::node::{BlockNode, NodeState};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
-use crate::versions::Version;
 
 /// One node and what it is to be.
 struct Step {
@@ -142,7 +142,7 @@ impl Blockdevs {
                     if !is_own || named.is_some_and(|name| name != child.name()) {
                         return Err(fixed(role));
                     }
-                    self.plan(steps, child, Arc::new((**new).clone()), inherited)?;
+                    self.plan(steps, child, Arc::clone(new), inherited)?;
                 }
             }
             children.push((role, next));
@@ -189,12 +189,8 @@ impl Blockdevs {
         };
         let limits = match &driver {
             DriverReopen::File(file) => file.limits(),
-            _ => *node.limits(),
+            _ => node.limits(),
         };
-        let limits = node.limits_versions().add(limits).ok_or_else(|| BlockdevError::Fixed {
-            node: name(),
-            option: "cache.direct".to_owned(),
-        })?;
         Ok(Prepared { node, driver, limits, state: own.node_state() })
     }
 
@@ -225,7 +221,7 @@ fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
 struct Prepared<'a> {
     node: &'a BlockNode,
     driver: DriverReopen<'a>,
-    limits: Version,
+    limits: BlockLimits,
     state: NodeState,
 }
 
@@ -245,7 +241,7 @@ impl Prepared<'_> {
             DriverReopen::Throttle(throttle) => throttle.swap(),
             DriverReopen::Same => {}
         }
-        self.limits = self.node.limits_versions().select(self.limits);
+        self.limits = self.node.live_limits().swap(self.limits);
         self.state = self.node.swap_state(self.state);
     }
 }

@@ -20,7 +20,7 @@ pub struct Null {
 
 impl Null {
     /// A device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
-    /// buffer as it is.
+    /// buffer as it is, for measurements within the process; an export fills its buffers first.
     pub fn new(size_bytes: u64) -> Null {
         Null { size_bytes, read_zeroes: false, deferred: false, latency: Duration::ZERO }
     }
@@ -63,6 +63,10 @@ impl BlockDriver for Null {
     fn limits(&self) -> BlockLimits {
         // Nothing is stored, so nothing can be lost.
         BlockLimits { native_fua: true, ..BlockLimits::default() }
+    }
+
+    fn leaves_reads_unwritten(&self) -> bool {
+        !self.read_zeroes
     }
 
     fn co_preadv(&self, co: &Co<'_>, _offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {

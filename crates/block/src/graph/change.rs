@@ -10,7 +10,7 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
 use super::turn::Turned;
-use super::{Graph, UserId, lock};
+use super::{Graph, MAX_HEIGHT, UserId, lock};
 use crate::gate::co_visit;
 use crate::medium;
 use crate::node::BlockNode;
@@ -27,6 +27,14 @@ pub enum GraphError {
         above: String,
         /// Where it would lead.
         below: String,
+    },
+    /// Requests go down a chain of nodes by calls, so it has a bound.
+    #[error("node '{node}' would stand on more than {max} nodes, one upon the other")]
+    TooHigh {
+        /// The node.
+        node: String,
+        /// How many nodes may be below one.
+        max: usize,
     },
     /// What is to be inserted does not lead on.
     #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]
@@ -55,6 +63,12 @@ pub enum GraphError {
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
+}
+
+impl GraphError {
+    pub(crate) fn too_high(node: &str) -> GraphError {
+        GraphError::TooHigh { node: node.to_owned(), max: MAX_HEIGHT }
+    }
 }
 
 /// Changes come one after the other.

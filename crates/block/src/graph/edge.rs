@@ -1,7 +1,7 @@
 //! [`Child`]: how a driver holds the node it stands on.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
@@ -9,7 +9,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use super::{Kind, Use, UserId, lock};
 use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
-use crate::io::BlockStatus;
+use crate::io::{self as request_path, BlockStatus};
 use crate::node::BlockNode;
 
 /// An edge of the block graph: from the driver that holds it to the node it stands on.
@@ -27,12 +27,20 @@ pub struct Child {
 /// What an edge is in the driver. It changes only while the node above is quiet.
 pub(crate) struct Edge {
     node: ArcSwap<BlockNode>,
+    /// The node whose driver holds it, as soon as there is one.
+    owner: OnceLock<Weak<BlockNode>>,
 }
 
 impl Edge {
     /// Turns the edge to `node`; gives back what it led to.
     pub(super) fn swap(&self, node: Arc<BlockNode>) -> Arc<BlockNode> {
         self.node.swap(node)
+    }
+
+    /// The driver that holds it is this node's.
+    pub(super) fn set_owner(&self, owner: &Arc<BlockNode>) {
+        // It has one owner for its life.
+        let _ = self.owner.set(Arc::downgrade(owner));
     }
 }
 
@@ -41,7 +49,7 @@ impl Child {
     /// node it is, such as `file`.
     pub fn new(role: &'static str, node: Arc<BlockNode>) -> Child {
         let id = node.id();
-        let edge = Arc::new(Edge { node: ArcSwap::new(node) });
+        let edge = Arc::new(Edge { node: ArcSwap::new(node), owner: OnceLock::new() });
         let kind = Kind::Edge { role, edge: Arc::downgrade(&edge), parent: None };
         let id = lock().add_user(id, kind, Use::NONE);
         Child { role, edge, id }
@@ -61,6 +69,12 @@ impl Child {
         self.edge.node.load_full()
     }
 
+    /// The node whose driver holds this edge; while that driver is being made, the node below.
+    pub(crate) fn owner(&self) -> Arc<BlockNode> {
+        let owner = self.edge.owner.get().and_then(Weak::upgrade);
+        owner.unwrap_or_else(|| self.node())
+    }
+
     /// Length of the node below in bytes.
     #[inline]
     pub fn length(&self) -> u64 {
@@ -76,7 +90,7 @@ impl Child {
     /// What the node below takes in one request.
     #[inline]
     pub fn limits(&self) -> BlockLimits {
-        *self.edge.node.load().limits()
+        self.edge.node.load().limits()
     }
 }
 
@@ -144,6 +158,6 @@ impl Child {
 
     /// Looks how long the storage is now, and returns it in bytes.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        self.edge.node.load().co_refresh_length(co)
+        request_path::co_refresh_length(&self.edge.node.load(), co)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Kind, lock};
+use super::{DeviceId, Kind, lock};
 use crate::accounting::Statistics;
 use crate::node::BlockNode;
 
@@ -34,6 +34,40 @@ pub struct BackendInfo {
     pub statistics: Statistics,
 }
 
+/// A device: the backends that were opened with the same
+/// [`BackendOptions`](crate::BackendOptions), one on each of its contexts. Names may be given twice;
+/// this is the device itself, wherever changes of the graph put it. Any thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device(pub(crate) DeviceId);
+
+impl Device {
+    /// The node that it is on at this moment; `None` without a medium.
+    pub fn node(self) -> Option<Arc<BlockNode>> {
+        let mut graph = lock();
+        let mut users = graph.users.values();
+        let node = users.find(|user| user.device() == Some(self.0)).map(|user| user.node)?;
+        graph.node(node)
+    }
+
+    /// Its backends that have a medium, the oldest first.
+    pub fn backends(self) -> Vec<BackendInfo> {
+        let graph = lock();
+        let own = graph.users.values().filter(|user| user.device() == Some(self.0));
+        own.filter_map(|user| BackendInfo::of(&user.kind)).collect()
+    }
+}
+
+impl BackendInfo {
+    fn of(kind: &Kind) -> Option<BackendInfo> {
+        match kind {
+            Kind::Backend { name, statistics, .. } => {
+                Some(BackendInfo { name: name.clone(), statistics: statistics.clone() })
+            }
+            Kind::Edge { .. } => None,
+        }
+    }
+}
+
 /// The graph as it is at this moment. Any thread.
 impl BlockNode {
     /// The nodes it stands on, each with its role, such as `file`.
@@ -46,12 +80,7 @@ impl BlockNode {
     pub fn backends(&self) -> Vec<BackendInfo> {
         let mut graph = lock();
         let users = graph.entry(self.id()).users.clone();
-        let backend = |user| match &graph.users.get(&user)?.kind {
-            Kind::Backend { name, statistics, .. } => {
-                Some(BackendInfo { name: name.clone(), statistics: statistics.clone() })
-            }
-            Kind::Edge { .. } => None,
-        };
+        let backend = |user| BackendInfo::of(&graph.users.get(&user)?.kind);
         users.into_iter().filter_map(backend).collect()
     }
 

@@ -8,6 +8,7 @@
 //! ```text
 //! mod.rs     users, nodes, and what is quiet
 //! edge.rs    `Child`: how a driver holds the node below
+//! height.rs  how high nodes stand
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
@@ -21,6 +22,7 @@
 mod change;
 mod drain;
 mod edge;
+mod height;
 mod listing;
 mod permit;
 mod turn;
@@ -41,7 +43,8 @@ pub(crate) use change::{co_look_at_node, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
-pub use listing::{BackendInfo, Parent};
+pub(crate) use height::MAX_HEIGHT;
+pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use};
 pub(crate) use turn::Turned;
 
@@ -92,6 +95,8 @@ struct Entry {
     /// Sections that drain this node itself.
     drains: usize,
     quiet: bool,
+    /// Nodes below it, on the longest way down.
+    height: usize,
     /// What its users want together, as its driver was told.
     granted: Use,
     users: Vec<UserId>,
@@ -165,23 +170,38 @@ impl Graph {
 
     /// Takes in a node that was just made, under edges that were made before it. It is born quiet
     /// if one of the nodes below is (contract: C77).
-    pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) {
+    ///
+    /// # Errors
+    /// If it would be too high. It is not in the graph then.
+    pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
         let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
+        let below = children.iter().filter_map(|edge| self.users.get(edge));
+        let below: Vec<NodeId> = below.map(|edge| edge.node).collect();
+        let height = self.height_above(&below);
+        if height > MAX_HEIGHT {
+            return Err(GraphError::too_high(node.name()));
+        }
         for child in &children {
-            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
+            if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
+                self.users.get_mut(child)
+            {
                 *parent = Some(node.id());
+                // Not the last one: the driver has it.
+                edge.upgrade().iter().for_each(|edge| edge.set_owner(node));
             }
         }
         let entry = Entry {
             node: Arc::downgrade(node),
             drains: 0,
             quiet: false,
+            height,
             granted: Use::NONE,
             users: Vec::new(),
             children,
         };
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
+        Ok(())
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) {

@@ -4,6 +4,7 @@
 //! the users of the node above hold and share. So a change at one node is planned for all below,
 //! from the top down, and takes effect only if it fits everywhere, and every driver agrees.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -89,18 +90,14 @@ impl Graph {
         }
         todo.sort_unstable();
         todo.dedup();
+        // A node is higher than those below it: the highest first, and all is known from above.
+        todo.sort_by_key(|node| Reverse(self.nodes.get(node).map_or(0, |entry| entry.height)));
         let mut plan = Plan::default();
-        // There are no cycles, so there is always one with nothing to come above it.
-        while let Some(index) = todo.iter().position(|node| self.is_next(*node, &todo)) {
-            let node = todo.swap_remove(index);
+        for node in todo {
             let together = self.plan_node(node, &mut plan)?;
             plan.nodes.push((node, together));
         }
         Ok(plan)
-    }
-
-    fn is_next(&self, node: NodeId, todo: &[NodeId]) -> bool {
-        !self.parents(node).iter().any(|parent| todo.contains(parent))
     }
 
     /// What the users of a node want, and that they agree.

@@ -38,6 +38,7 @@ impl GraphGuard {
             self.move_user(*id, new.id());
         }
         let agreed = self.refuse_cycles(users).and_then(|()| {
+            self.refuse_too_high(users)?;
             self.turn_edges(users, turned);
             self.permit_anew(&nodes, become_readers)
         });
@@ -70,9 +71,12 @@ impl GraphGuard {
     }
 
     fn turn_back(&mut self, turned: &mut Turned) {
-        for (id, node) in turned.users.drain(..).rev() {
-            self.move_user(id, node);
+        let users: Vec<_> = turned.users.drain(..).rev().collect();
+        for (id, node) in &users {
+            self.move_user(*id, *node);
         }
+        let above = self.parents_of(users.iter().map(|(id, _)| *id));
+        self.measure(above);
         for (edge, node) in turned.edges.iter().rev() {
             // Those it leads away from are held by whoever asked for this.
             let new = edge.swap(Arc::clone(node));
@@ -103,6 +107,20 @@ impl Graph {
             }
         }
         Ok(())
+    }
+
+    /// That nobody stands on too many nodes now.
+    fn refuse_too_high(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
+        let above = self.parents_of(users.iter().map(|(id, _)| *id));
+        match self.measure(above) {
+            None => Ok(()),
+            Some(node) => Err(GraphError::too_high(&self.node_name(node))),
+        }
+    }
+
+    /// The nodes whose edges these users are.
+    fn parents_of(&self, users: impl Iterator<Item = UserId>) -> Vec<NodeId> {
+        users.filter_map(|id| self.users.get(&id)?.parent()).collect()
     }
 
     /// The node whose edge this user is, if it is one of `nodes`.

@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
-use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
+use crate::live_limits::LiveLimits;
 use crate::node::BlockNode;
 use crate::node_info::DetectZeroes;
 use flush::FlushState;
@@ -116,7 +116,7 @@ pub(crate) fn co_preadv(
     let bytes = target.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
-    if is_whole_blocks(node.limits(), offset, bytes as u64) {
+    if is_whole_blocks(node.live_limits(), offset, bytes as u64) {
         transfer::read(node, co, offset, target)
     } else {
         padding::read(node, co, offset, target)
@@ -139,7 +139,7 @@ pub(crate) fn co_pwritev(
     {
         return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
     }
-    if flags.is_empty() || node.limits().native_fua {
+    if flags.is_empty() || node.live_limits().native_fua() {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
         if result.is_ok() {
@@ -181,7 +181,7 @@ fn write(
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    if node.limits().request_alignment == 1 {
+    if node.live_limits().request_alignment() == 1 {
         transfer::write(node, co, offset, source, flags)
     } else {
         write_tracked(node, co, offset, source, flags)
@@ -201,7 +201,7 @@ fn finish_write(
     // Also when it failed: a part may have been written.
     node.path.flush.wrote();
     result?;
-    if durable && !node.limits().native_fua { co_flush(node, co) } else { Ok(()) }
+    if durable && !node.live_limits().native_fua() { co_flush(node, co) } else { Ok(()) }
 }
 
 /// A write to a node with blocks. It waits for those that pad their way through the same blocks,
@@ -219,11 +219,11 @@ fn write_tracked(
     if bytes == 0 {
         return Ok(());
     }
-    if is_whole_blocks(node.limits(), offset, bytes) {
+    if is_whole_blocks(node.live_limits(), offset, bytes) {
         let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
         return transfer::write(node, co, offset, source, flags);
     }
-    let blocks = padding::whole_blocks(node.limits(), &range)?;
+    let blocks = padding::whole_blocks(node.live_limits(), &range)?;
     let _tracked = track(node, co, blocks.clone(), Overlap::Excluded, range.end)?;
     padding::write(node, co, &blocks, offset, source, flags)
 }
@@ -238,7 +238,7 @@ fn track<'a>(
     overlap: Overlap,
     end: u64,
 ) -> io::Result<Option<Tracked<'a>>> {
-    if node.limits().request_alignment == 1 {
+    if node.live_limits().request_alignment() == 1 {
         return Ok(None);
     }
     let tracked = node.path.tracked.begin(co, blocks, overlap);
@@ -265,9 +265,9 @@ fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
 }
 
 #[inline]
-fn is_whole_blocks(limits: &BlockLimits, offset: u64, bytes: u64) -> bool {
+fn is_whole_blocks(limits: &LiveLimits, offset: u64, bytes: u64) -> bool {
     // A power of two: the mask is cheaper than a remainder.
-    (offset | bytes) & (u64::from(limits.request_alignment) - 1) == 0
+    (offset | bytes) & (u64::from(limits.request_alignment()) - 1) == 0
 }
 
 #[cold]

@@ -15,13 +15,13 @@ use std::ops::Range;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
 use super::{errno, transfer};
-use crate::driver::BlockLimits;
 use crate::flags::WriteFlags;
+use crate::live_limits::LiveLimits;
 use crate::node::BlockNode;
 
 /// The whole blocks that a range touches. EIO if they have no end.
-pub(super) fn whole_blocks(limits: &BlockLimits, range: &Range<u64>) -> io::Result<Range<u64>> {
-    let block = u64::from(limits.request_alignment);
+pub(super) fn whole_blocks(limits: &LiveLimits, range: &Range<u64>) -> io::Result<Range<u64>> {
+    let block = u64::from(limits.request_alignment());
     let end = range.end.checked_next_multiple_of(block).ok_or_else(|| errno(libc::EIO))?;
     Ok(range.start - range.start % block..end)
 }
@@ -38,11 +38,11 @@ pub(super) fn read(
     if bytes == 0 {
         return Ok(());
     }
-    let limits = node.limits();
+    let limits = node.live_limits();
     let range = offset..offset + bytes as u64;
     let blocks = whole_blocks(limits, &range)?;
     let (head, tail) = ((range.start - blocks.start) as usize, (blocks.end - range.end) as usize);
-    let memory_alignment = limits.memory_alignment as usize;
+    let memory_alignment = limits.memory_alignment() as usize;
     let tail_at = head.next_multiple_of(memory_alignment);
     let mut spare = AlignedBuffer::new(tail_at + tail, memory_alignment)?;
     let (spare_head, spare_tail) = spare.split_at_mut(tail_at);
@@ -80,9 +80,9 @@ fn read_edges(
     first: bool,
     last: bool,
 ) -> io::Result<AlignedBuffer> {
-    let limits = node.limits();
-    let block = limits.request_alignment as usize;
-    let memory_alignment = limits.memory_alignment as usize;
+    let limits = node.live_limits();
+    let block = limits.request_alignment() as usize;
+    let memory_alignment = limits.memory_alignment() as usize;
     let read = |part: &mut [u8], at| transfer::read(node, co, at, &mut IoVectorMut::from(part));
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;

@@ -8,6 +8,7 @@ use libc::iovec;
 
 use crate::driver::BlockLimits;
 use crate::flags::WriteFlags;
+use crate::live_limits::LiveLimits;
 use crate::node::BlockNode;
 
 /// Longest buffer that data is copied through.
@@ -22,12 +23,12 @@ pub(super) fn read(
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
     let bytes = target.len();
-    if fits(node.limits(), target.as_iovecs(), bytes) {
+    if fits(node.live_limits(), target.as_iovecs(), bytes) {
         return read_piece(node, co, offset, target);
     }
     let mut done = 0;
     while done < bytes {
-        let len = piece_len(node.limits(), target.slice(done, bytes - done).as_iovecs());
+        let len = piece_len(&node.limits(), target.slice(done, bytes - done).as_iovecs());
         read_piece(node, co, offset + done as u64, &mut target.slice(done, len))?;
         done += len;
     }
@@ -44,12 +45,12 @@ pub(super) fn write(
     flags: WriteFlags,
 ) -> io::Result<()> {
     let bytes = source.len();
-    if fits(node.limits(), source.as_iovecs(), bytes) {
+    if fits(node.live_limits(), source.as_iovecs(), bytes) {
         return write_piece(node, co, offset, source, flags);
     }
     let mut done = 0;
     while done < bytes {
-        let len = piece_len(node.limits(), source.slice(done, bytes - done).as_iovecs());
+        let len = piece_len(&node.limits(), source.slice(done, bytes - done).as_iovecs());
         write_piece(node, co, offset + done as u64, &source.slice(done, len), flags)?;
         done += len;
     }
@@ -57,8 +58,8 @@ pub(super) fn write(
 }
 
 #[inline]
-fn fits(limits: &BlockLimits, ranges: &[iovec], bytes: usize) -> bool {
-    ranges.len() <= limits.max_iov && bytes as u64 <= limits.max_transfer
+fn fits(limits: &LiveLimits, ranges: &[iovec], bytes: usize) -> bool {
+    ranges.len() <= limits.max_iov() && bytes as u64 <= limits.max_transfer()
 }
 
 /// How much of a vector, from its beginning, the driver takes at once. Whole blocks, never none.
@@ -83,7 +84,7 @@ fn read_piece(
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
-    if takes_in_place(node.limits(), target.as_iovecs()) {
+    if takes_in_place(node.live_limits(), target.as_iovecs()) {
         return node.driver().co_preadv(co, offset, target);
     }
     read_by_copy(node, co, offset, target)
@@ -97,7 +98,7 @@ fn write_piece(
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    if takes_in_place(node.limits(), source.as_iovecs()) {
+    if takes_in_place(node.live_limits(), source.as_iovecs()) {
         return node.driver().co_pwritev(co, offset, source, flags);
     }
     write_by_copy(node, co, offset, source, flags)
@@ -105,10 +106,10 @@ fn write_piece(
 
 /// Whether the driver can use this memory as it is.
 #[inline]
-fn takes_in_place(limits: &BlockLimits, ranges: &[iovec]) -> bool {
-    let memory_alignment = limits.memory_alignment as usize;
-    let len_alignment = limits.request_alignment as usize;
-    ranges.len() <= limits.max_iov
+fn takes_in_place(limits: &LiveLimits, ranges: &[iovec]) -> bool {
+    let memory_alignment = limits.memory_alignment() as usize;
+    let len_alignment = limits.request_alignment() as usize;
+    ranges.len() <= limits.max_iov()
         && (memory_alignment | len_alignment == 1
             || ranges.iter().all(|range| {
                 (range.iov_base as usize).is_multiple_of(memory_alignment)
@@ -123,7 +124,7 @@ fn read_by_copy(
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
-    let mut bounce = bounce(node.limits(), target.len())?;
+    let mut bounce = bounce(&node.limits(), target.len())?;
     let mut done = 0;
     while done < target.len() {
         let len = (target.len() - done).min(bounce.len());
@@ -143,7 +144,7 @@ fn write_by_copy(
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    let mut bounce = bounce(node.limits(), source.len())?;
+    let mut bounce = bounce(&node.limits(), source.len())?;
     let mut done = 0;
     while done < source.len() {
         let len = (source.len() - done).min(bounce.len());
@@ -173,6 +174,10 @@ mod tests {
             max_iov: 3,
             ..BlockLimits::default()
         }
+    }
+
+    fn live(request_alignment: u32, memory_alignment: u32) -> LiveLimits {
+        LiveLimits::new(limits(request_alignment, memory_alignment))
     }
 
     /// Ranges of these lengths, at addresses that are multiples of 4096.
@@ -208,15 +213,15 @@ mod tests {
     #[test]
     fn memory_is_used_in_place_if_addresses_and_lengths_suit() {
         let mut memory = ranges(&[512, 1024]);
-        assert!(takes_in_place(&limits(512, 4096), &memory));
+        assert!(takes_in_place(&live(512, 4096), &memory));
         // Lengths follow the request alignment, addresses the memory alignment.
-        assert!(!takes_in_place(&limits(4096, 512), &memory));
+        assert!(!takes_in_place(&live(4096, 512), &memory));
         memory[1].iov_base = memory[1].iov_base.wrapping_byte_add(4);
-        assert!(takes_in_place(&limits(512, 4), &memory));
-        assert!(!takes_in_place(&limits(512, 8), &memory));
+        assert!(takes_in_place(&live(512, 4), &memory));
+        assert!(!takes_in_place(&live(512, 8), &memory));
         memory[1].iov_len = 100;
-        assert!(!takes_in_place(&limits(512, 4), &memory));
-        assert!(takes_in_place(&limits(1, 1), &memory));
-        assert!(!takes_in_place(&limits(1, 1), &ranges(&[1, 1, 1, 1])), "too many ranges");
+        assert!(!takes_in_place(&live(512, 4), &memory));
+        assert!(takes_in_place(&live(1, 1), &memory));
+        assert!(!takes_in_place(&live(1, 1), &ranges(&[1, 1, 1, 1])), "too many ranges");
     }
 }

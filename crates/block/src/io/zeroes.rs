@@ -43,7 +43,7 @@ pub(crate) fn co_pwrite_zeroes(
         flags.remove(ZeroFlags::MAY_UNMAP);
     }
     let durable = flags.contains(ZeroFlags::FUA);
-    if !node.limits().native_fua {
+    if !node.live_limits().native_fua() {
         flags.remove(ZeroFlags::FUA);
     }
     let result = zero(node, co, offset..offset + bytes, flags);

@@ -68,14 +68,6 @@ pub enum BlockdevError {
     /// There is no such node.
     #[error("there is no node '{0}'")]
     NoSuchNode(String),
-    /// Whatever passes requests, flushes and questions on goes down step by step.
-    #[error("node '{node}' would stand on more than {most} others, one upon the other")]
-    TooHigh {
-        /// The node.
-        node: String,
-        /// How many may be below one.
-        most: usize,
-    },
     /// There is no such throttle group.
     #[error("there is no throttle group '{0}'")]
     NoSuchGroup(String),

@@ -22,6 +22,8 @@ mod error;
 mod keyval;
 mod reader;
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 pub use blkdebug::{DebugConstraints, InjectError};
@@ -76,12 +78,12 @@ pub enum NodeRef {
     /// A node that is there.
     Name(String),
     /// One that is made for it.
-    Options(Box<NodeOptions>),
+    Options(Arc<NodeOptions>),
 }
 
 impl From<NodeOptions> for NodeRef {
     fn from(options: NodeOptions) -> NodeRef {
-        NodeRef::Options(Box::new(options))
+        NodeRef::Options(Arc::new(options))
     }
 }
 
@@ -210,7 +212,7 @@ impl NodeOptions {
     fn take_ref(child: Result<String, Reader>) -> Result<NodeRef, OptionsError> {
         match child {
             Ok(name) => Ok(NodeRef::Name(name)),
-            Err(reader) => Ok(NodeRef::Options(Box::new(Self::take(reader)?))),
+            Err(reader) => Ok(NodeRef::Options(Arc::new(Self::take(reader)?))),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod change;
 mod drain;
+mod height;
 mod load;
 mod media;
 mod permissions;

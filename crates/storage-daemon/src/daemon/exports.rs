@@ -29,8 +29,8 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co.context(), Arc::clone(&node), &options)?;
-        self.measure(&node, &options.id);
+        let what = self.make_export(co.context(), node, &options)?;
+        self.measure(what.device());
         if self.serving.get() {
             what.begin();
         }

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use coblk::block::Statistics;
-use coblk::{BlockNode, Co};
+use coblk::Co;
+use coblk::block::{Device, Statistics};
 
 use super::{Daemon, DaemonError};
 use crate::exports::ExportInfo;
@@ -45,9 +45,9 @@ impl Daemon {
     }
 
     /// Has a new export measure latencies, if anybody may ask for them.
-    pub(super) fn measure(&self, node: &BlockNode, id: &str) {
+    pub(super) fn measure(&self, device: Device) {
         if self.metrics.borrow().is_some() {
-            statistics_of(node, id).iter().for_each(measure_latencies);
+            statistics_of(device).iter().for_each(measure_latencies);
         }
     }
 
@@ -58,19 +58,15 @@ impl Daemon {
 
     /// All exports: whether they have clients, and what their backends count.
     pub(crate) fn export_uses(&self) -> Vec<(ExportInfo, bool, Vec<Statistics>)> {
-        let nodes = self.blockdevs.nodes();
         let exports = self.exports.borrow();
         let uses = exports.values().map(|export| {
-            // Wherever changes of the graph have put them.
-            let statistics = nodes.iter().flat_map(|node| statistics_of(node, &export.options.id));
-            (export.info(), export.what.is_in_use(), statistics.collect())
+            (export.info(), export.what.is_in_use(), statistics_of(export.what.device()))
         });
         uses.collect()
     }
 }
 
-/// What the backends of an export count that are on this node.
-fn statistics_of(node: &BlockNode, id: &str) -> Vec<Statistics> {
-    let own = node.backends().into_iter().filter(|backend| backend.name == id);
-    own.map(|backend| backend.statistics).collect()
+/// What the backends of an export count, wherever changes of the graph have put them.
+fn statistics_of(device: Device) -> Vec<Statistics> {
+    device.backends().into_iter().map(|backend| backend.statistics).collect()
 }

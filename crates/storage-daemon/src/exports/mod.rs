@@ -6,7 +6,7 @@ mod vhost_user_blk;
 use std::cell::Cell;
 
 use coblk::Co;
-use coblk::block::IoStatus;
+use coblk::block::{Device, IoStatus};
 
 use crate::daemon::DaemonError;
 use crate::options::ExportOptions;
@@ -32,8 +32,10 @@ pub struct ExportInfo {
     pub id: String,
     /// Its type, as in options.
     pub kind: &'static str,
-    /// The node that it shows.
+    /// The node that it shows, at this moment.
     pub node_name: String,
+    /// Its device in the block graph.
+    pub(crate) device: Device,
     /// It is on its way out.
     pub shutting_down: bool,
     /// Whether it runs, and if not, which error stopped it.
@@ -44,6 +46,9 @@ pub struct ExportInfo {
 pub(crate) trait ExportType {
     /// Its name in options.
     fn kind(&self) -> &'static str;
+
+    /// Its device in the block graph.
+    fn device(&self) -> Device;
 
     /// Lets clients in. Before, they wait.
     fn begin(&self);
@@ -78,10 +83,13 @@ impl Export {
     }
 
     pub(crate) fn info(&self) -> ExportInfo {
+        let device = self.what.device();
+        let node = device.node();
         ExportInfo {
+            device,
             id: self.options.id.clone(),
             kind: self.what.kind(),
-            node_name: self.options.node_name.clone(),
+            node_name: node.map_or(self.options.node_name.clone(), |node| node.name().to_owned()),
             shutting_down: self.shutting_down.get(),
             io_status: self.what.io_status(),
         }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk::block::{ErrorPolicies, IoStatus, ReportErrors};
+use coblk::block::{Device, ErrorPolicies, IoStatus, ReportErrors};
 use coblk::nbd::{NbdExport, NbdServer, RemoveMode};
 use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Co};
 
@@ -17,6 +17,7 @@ pub(crate) struct NbdBlockExport {
     server: Rc<NbdServer>,
     name: String,
     backend: BlockBackend,
+    device: Device,
     /// Set when nobody will resume any more.
     reporting: RefCell<Option<ReportErrors>>,
 }
@@ -32,7 +33,7 @@ impl NbdBlockExport {
     ) -> Result<NbdBlockExport, DaemonError> {
         // As QEMU's exports it lets others write.
         let backend = BackendOptions::new(&options.id).read_only(!options.writable).share_rw(true);
-        let backend = backend.open(ctx, node)?;
+        let (device, backend) = (backend.device(), backend.open(ctx, node)?);
         backend.set_error_policies(ErrorPolicies {
             read: options.rerror.into(),
             write: options.werror.into(),
@@ -47,13 +48,17 @@ impl NbdBlockExport {
         }
         server.add_export(export)?;
         let (server, reporting) = (Rc::clone(server), RefCell::default());
-        Ok(NbdBlockExport { server, name, backend, reporting })
+        Ok(NbdBlockExport { server, name, backend, device, reporting })
     }
 }
 
 impl ExportType for NbdBlockExport {
     fn kind(&self) -> &'static str {
         "nbd"
+    }
+
+    fn device(&self) -> Device {
+        self.device
     }
 
     fn begin(&self) {}

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use coblk::block::{ErrorAction, ErrorPolicies, IoStatus};
+use coblk::block::{Device, ErrorAction, ErrorPolicies, IoStatus};
 use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
 use coblk::virtio_blk::VirtioBlkConfig;
 use coblk::{AioContext, AioHandle, BlockNode, Co};
@@ -22,7 +22,8 @@ const MOST_BLOCK_BYTES: u64 = 2 << 20;
 /// An export over vhost-user.
 pub(crate) struct VhostUserBlkExport {
     /// Until it is closed.
-    device: RefCell<Option<VhostUserBlk>>,
+    disk: RefCell<Option<VhostUserBlk>>,
+    device: Device,
     contexts: Vec<AioHandle>,
     status: Arc<Status>,
 }
@@ -67,15 +68,16 @@ impl VhostUserBlkExport {
                 reporter.report(event);
             })),
         };
-        let device = match sockets::open_unix(&vhost.addr)? {
+        let disk = match sockets::open_unix(&vhost.addr)? {
             Listening::Path(path) => VhostUserBlk::listen(ctx, path, node, device_options),
             Listening::Unix(listener) => {
                 VhostUserBlk::from_listener(ctx, listener, node, device_options)
             }
             Listening::Tcp(_) => return Err(SocketError::UnixOnly.into()),
         };
-        let device = RefCell::new(Some(device.map_err(error)?));
-        Ok(VhostUserBlkExport { device, contexts, status })
+        let disk = disk.map_err(error)?;
+        let device = disk.device();
+        Ok(VhostUserBlkExport { disk: RefCell::new(Some(disk)), device, contexts, status })
     }
 }
 
@@ -124,16 +126,20 @@ impl ExportType for VhostUserBlkExport {
         "vhost-user-blk"
     }
 
+    fn device(&self) -> Device {
+        self.device
+    }
+
     fn begin(&self) {
-        self.device.borrow().iter().for_each(VhostUserBlk::begin);
+        self.disk.borrow().iter().for_each(VhostUserBlk::begin);
     }
 
     fn is_in_use(&self) -> bool {
-        self.device.borrow().as_ref().is_some_and(VhostUserBlk::is_in_use)
+        self.disk.borrow().as_ref().is_some_and(VhostUserBlk::is_in_use)
     }
 
     fn co_close(&self, co: &Co<'_>) {
-        let Some(device) = self.device.take() else { return };
+        let Some(device) = self.disk.take() else { return };
         if let Err(error) = device.co_remove(co, RemoveMode::Hard) {
             tracing::error!(export = device.name(), %error, "cannot remove an export");
         }
@@ -152,7 +158,7 @@ impl ExportType for VhostUserBlkExport {
 
     fn resume(&self) {
         self.status.set(IoStatus::Ok);
-        self.device.borrow().iter().for_each(VhostUserBlk::resume);
+        self.disk.borrow().iter().for_each(VhostUserBlk::resume);
     }
 
     fn report_errors(&self) {

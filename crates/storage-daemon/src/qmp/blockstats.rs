@@ -1,10 +1,10 @@
 //! `query-blockstats`, and the latency histograms in it.
 
+use coblk::BlockNode;
 use coblk::block::accounting::{
     BlockStats, KindStatistics, LatencyBoundaries, LatencyHistogram, Statistics,
 };
 use coblk::qmp::{ErrorClass, QmpError};
-use coblk::{BlockNode, Blockdevs};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -38,11 +38,10 @@ const MOST_BOUNDARIES: usize = 1000;
 
 pub(super) fn add(commands: &mut Commands) {
     commands.add("query-blockstats", |daemon, _, query: Query| {
-        let blockdevs = daemon.blockdevs();
         if query.query_nodes {
-            return Ok(blockdevs.nodes().iter().map(|node| of_node(node)).collect());
+            return Ok(daemon.blockdevs().nodes().iter().map(|node| of_node(node)).collect());
         }
-        Ok(daemon.exports().iter().map(|export| of_export(blockdevs, export)).collect::<Vec<_>>())
+        Ok(daemon.exports().iter().map(of_export).collect::<Vec<_>>())
     });
     commands.add_qmp("block-latency-histogram-set", |daemon, _, set: HistogramSet| {
         set_histogram(daemon, set)
@@ -50,10 +49,8 @@ pub(super) fn add(commands: &mut Commands) {
 }
 
 /// What an export has counted, on all contexts that serve it.
-fn statistics(blockdevs: &Blockdevs, export: &ExportInfo) -> Vec<Statistics> {
-    let backends = blockdevs.node(&export.node_name).map(|node| node.backends());
-    let backends = backends.into_iter().flatten().filter(|backend| backend.name == export.id);
-    backends.map(|backend| backend.statistics).collect()
+fn statistics(export: &ExportInfo) -> Vec<Statistics> {
+    export.device.backends().into_iter().map(|backend| backend.statistics).collect()
 }
 
 fn set_histogram(daemon: &Daemon, set: HistogramSet) -> Result<(), QmpError> {
@@ -73,7 +70,7 @@ fn set_histogram(daemon: &Daemon, set: HistogramSet) -> Result<(), QmpError> {
     }
     let boundaries = LatencyBoundaries { all, read, write, flush };
     // The boundaries are good for all of them or for none.
-    for statistics in statistics(daemon.blockdevs(), export) {
+    for statistics in statistics(export) {
         statistics.set_latency_boundaries(&boundaries).map_err(|_| {
             let text =
                 format!("Device '{id}' set latency histogram failed: boundaries must ascend");
@@ -83,13 +80,13 @@ fn set_histogram(daemon: &Daemon, set: HistogramSet) -> Result<(), QmpError> {
     Ok(())
 }
 
-fn of_export(blockdevs: &Blockdevs, export: &ExportInfo) -> Value {
-    let node = blockdevs.node(&export.node_name);
+fn of_export(export: &ExportInfo) -> Value {
+    let node = export.device.node();
     let highest = node.as_ref().map_or(0, |node| node.describe().highest_write);
     let mut info = Map::new();
     info.insert("device".to_owned(), export.id.clone().into());
     info.insert("node-name".to_owned(), export.node_name.clone().into());
-    info.insert("stats".to_owned(), stats(&statistics(blockdevs, export), highest));
+    info.insert("stats".to_owned(), stats(&statistics(export), highest));
     if let Some(parent) = node.as_ref().and_then(|node| below(node)) {
         info.insert("parent".to_owned(), parent);
     }

@@ -40,7 +40,7 @@ pub(super) fn add(commands: &mut Commands) {
 }
 
 fn info(export: ExportInfo) -> Info {
-    let ExportInfo { id, kind, node_name, shutting_down, io_status } = export;
+    let ExportInfo { id, kind, node_name, shutting_down, io_status, .. } = export;
     // QAPI's `BlockDeviceIoStatus`.
     let io_status = match io_status {
         IoStatus::Ok => "ok",

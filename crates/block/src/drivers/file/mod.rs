@@ -8,6 +8,7 @@ mod alignment;
 mod device;
 mod in_place;
 mod lock;
+mod mode;
 mod open;
 mod reopen;
 mod ring_files;
@@ -29,10 +30,10 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
-use crate::versions::Versions;
 use in_place::InPlace;
 use lock::ImageLocks;
 pub use lock::Locking;
+use mode::LiveMode;
 pub use open::{FileOpenError, FileOptions};
 pub(crate) use reopen::FileReopen;
 use ring_files::RingFiles;
@@ -64,7 +65,7 @@ pub struct File {
     ring_files: RingFiles,
     path: PathBuf,
     /// What a reopen can change.
-    mode: Versions<Mode, 31>,
+    mode: LiveMode,
     in_place: InPlace,
     /// A block device: `host_device`.
     device: bool,
@@ -80,18 +81,6 @@ pub struct File {
     can_punch_hole: AtomicBool,
     /// Of devices.
     can_discard: AtomicBool,
-}
-
-/// How an image is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mode {
-    read_only: bool,
-    /// O_DIRECT: no page cache.
-    direct: bool,
-    no_flush: bool,
-    engine: Engine,
-    in_place_reads: bool,
-    limits: BlockLimits,
 }
 
 impl File {
@@ -134,7 +123,7 @@ impl File {
         }
         retry(pause, fdatasync).inspect_err(|error| {
             tracing::error!(image = %self.path.display(), %error, "fdatasync failed");
-            if !self.mode.get().direct {
+            if !self.mode.direct() {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 self.sync_errno.store(errno, Ordering::Release);
             }
@@ -142,13 +131,13 @@ impl File {
     }
 
     fn uses_ring(&self, co: &Co<'_>) -> bool {
-        self.mode.get().engine == Engine::IoUring && co.context().has_ring()
+        self.mode.engine() == Engine::IoUring && co.context().has_ring()
     }
 
     /// What rings read from.
     #[inline]
     fn ring_fd(&self) -> RingFd<'_> {
-        match self.ring_files.get(self.mode.get()) {
+        match self.ring_files.get(self.mode.direct()) {
             Some(file) => file.into(),
             None => self.file.as_fd().into(),
         }
@@ -207,18 +196,18 @@ impl BlockDriver for File {
     }
 
     fn is_read_only(&self) -> bool {
-        self.mode.get().read_only
+        self.mode.read_only()
     }
 
     fn limits(&self) -> BlockLimits {
-        self.mode.get().limits
+        self.mode.limits().get()
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         trace_event!("file_co_preadv", offset, bytes = target.len());
         let file = self.file.as_fd();
         // A simulated run must not depend on what the page cache holds.
-        let in_place = self.mode.get().in_place_reads && co.context().simulation().is_none();
+        let in_place = self.mode.in_place_reads() && co.context().simulation().is_none();
         if in_place && self.in_place.read(file, target, offset) {
             return Ok(());
         }
@@ -251,7 +240,7 @@ impl BlockDriver for File {
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         trace_event!("file_co_flush");
-        if self.mode.get().no_flush {
+        if self.mode.no_flush() {
             return Ok(());
         }
         self.co_sync(co)
@@ -303,12 +292,11 @@ impl BlockDriver for File {
     }
 
     fn cache_mode(&self) -> CacheMode {
-        let mode = self.mode.get();
-        CacheMode { direct: mode.direct, no_flush: mode.no_flush }
+        CacheMode { direct: self.mode.direct(), no_flush: self.mode.no_flush() }
     }
 
     fn engine(&self) -> Option<Engine> {
-        Some(self.mode.get().engine)
+        Some(self.mode.engine())
     }
 
     fn reserve_permissions(&self, held: Permissions, shared: Permissions) {

@@ -11,10 +11,10 @@ use coblk_aio::sys;
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
+use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
-use super::{Engine, File, Mode, SECTOR_BYTES, alignment};
+use super::{Engine, File, SECTOR_BYTES, alignment};
 use crate::driver::BlockLimits;
-use crate::versions::Versions;
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +32,6 @@ pub enum FileOpenError {
     /// An image is to be open in another way, but something else is at its path.
     #[error("cannot reopen image '{}': another file is there by now", path.display())]
     Replaced {
-        /// The image.
-        path: PathBuf,
-    },
-    /// An image was open in too many ways.
-    #[error("cannot reopen image '{}': it was open in too many ways", path.display())]
-    TooManyWays {
         /// The image.
         path: PathBuf,
     },
@@ -147,7 +141,7 @@ impl FileOptions {
             file,
             ring_files,
             path,
-            mode: Versions::new(mode),
+            mode: LiveMode::new(&mode),
             in_place: InPlace::new(),
             device: self.device,
             locks: ImageLocks::new(self.locking),

@@ -12,17 +12,17 @@ use std::path::PathBuf;
 
 use coblk_aio::{Co, sys};
 
+use super::mode::Mode;
 use super::{File, FileOpenError, FileOptions};
 use crate::driver::BlockLimits;
-use crate::versions::Version;
 
 /// An image that is ready to change to another way of being open, and back.
 pub(crate) struct FileReopen<'a> {
     file: &'a File,
     /// Open files that are not used now; none if the same one serves.
     others: Option<Others>,
-    version: Version,
-    limits: BlockLimits,
+    /// How it is to be open; after a swap, how it was.
+    mode: Mode,
 }
 
 struct Others {
@@ -52,11 +52,8 @@ impl File {
         if !is_same(&self.file, &other).map_err(failed)? {
             return Err(FileOpenError::Replaced { path: path() });
         }
-        let too_many = || FileOpenError::TooManyWays { path: path() };
-        let version = self.mode.add(mode).ok_or_else(too_many)?;
         self.ring_files.prepare(&mode, &other);
-        let now = self.mode.get();
-        let same = (now.read_only, now.direct) == (mode.read_only, mode.direct);
+        let same = (self.mode.read_only(), self.mode.direct()) == (mode.read_only, mode.direct);
         let others = if same {
             None
         } else {
@@ -66,19 +63,19 @@ impl File {
             let spare = other.try_clone().map_err(failed)?;
             Some(Others { other, spare })
         };
-        Ok(FileReopen { file: self, others, version, limits: mode.limits })
+        Ok(FileReopen { file: self, others, mode })
     }
 }
 
 impl FileReopen<'_> {
     /// What is to hold for requests afterwards.
     pub(crate) fn limits(&self) -> BlockLimits {
-        self.limits
+        self.mode.limits
     }
 
     /// Changes to the other way; called once more, back.
     pub(crate) fn swap(&mut self) {
-        self.version = self.file.mode.select(self.version);
+        self.mode = self.file.mode.swap(self.mode);
         let Some(Others { other, spare }) = &self.others else { return };
         let moved = self.file.move_locks(other, || {
             sys::redirect(spare, &self.file.file)?;

@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 
 use coblk_aio::RingFile;
 
-use super::{Engine, Mode};
+use super::Engine;
+use super::mode::Mode;
 
 /// One for each way to read, made when an image is first open in that way; they stay until it goes.
 #[derive(Debug, Default)]
@@ -22,15 +23,15 @@ pub(super) struct RingFiles {
 }
 
 impl RingFiles {
-    /// What rings read from in `mode`, if there is one.
+    /// What rings read from, with O_DIRECT or without, if there is one.
     #[inline]
-    pub(super) fn get(&self, mode: &Mode) -> Option<&RingFile> {
-        self.place(mode).get()
+    pub(super) fn get(&self, direct: bool) -> Option<&RingFile> {
+        self.place(direct).get()
     }
 
     /// Makes that for `mode`, if rings are to read at all. `file` is open in that mode.
     pub(super) fn prepare(&self, mode: &Mode, file: &HostFile) {
-        let place = self.place(mode);
+        let place = self.place(mode.direct);
         if mode.engine != Engine::IoUring || place.get().is_some() {
             return;
         }
@@ -45,7 +46,7 @@ impl RingFiles {
     }
 
     #[inline]
-    fn place(&self, mode: &Mode) -> &OnceLock<RingFile> {
-        if mode.direct { &self.direct } else { &self.buffered }
+    fn place(&self, direct: bool) -> &OnceLock<RingFile> {
+        if direct { &self.direct } else { &self.buffered }
     }
 }

@@ -128,6 +128,6 @@ impl File {
         if bytes == asked {
             return bytes;
         }
-        bytes - bytes % self.mode.get().limits.request_alignment as usize
+        bytes - bytes % self.mode.limits().request_alignment() as usize
     }
 }
