@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk_aio::{
-    AioContext, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer, bind_unix,
+    AioContext, AioHandle, BottomHalf, Co, CoWaker, FdInterest, RemoteBottomHalf, Timer, bind_unix,
 };
 use coblk_block::{BackendOptions, BlockNode};
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
@@ -56,7 +56,9 @@ struct Connection {
 
 struct Export {
     offer: Arc<Offer>,
-    listener: UnixListener,
+    /// `None` while it is being dropped.
+    listener: Option<UnixListener>,
+    home: AioHandle,
     /// Removed at the end.
     path: Option<PathBuf>,
     connection: RefCell<Option<Connection>>,
@@ -83,8 +85,10 @@ impl VhostUserBlk {
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
         let path = path.as_ref();
         let failed = |source| VhostUserBlkError::Listen { path: path.to_owned(), source };
+        // First what may fail and leaves nothing behind.
+        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
         let listener = bind_unix(path).map_err(failed)?;
-        Self::start(ctx, listener, Some(path.to_owned()), node, options)
+        Self::start(ctx, listener, Some(path.to_owned()), paused, offer)
     }
 
     /// Exports `node` on a socket that listens already, as one that systemd has passed.
@@ -97,23 +101,24 @@ impl VhostUserBlk {
         node: &Arc<BlockNode>,
         options: VhostUserBlkOptions,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        Self::start(ctx, listener, None, node, options)
+        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
+        Self::start(ctx, listener, None, paused, offer)
     }
 
     fn start(
         ctx: &AioContext,
         listener: UnixListener,
         path: Option<PathBuf>,
-        node: &Arc<BlockNode>,
-        options: VhostUserBlkOptions,
+        paused: bool,
+        offer: Offer,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        let paused = Cell::new(options.paused);
-        let offer = Arc::new(offer(ctx, node, options)?);
+        let (paused, offer) = (Cell::new(paused), Arc::new(offer));
         let export = Rc::new_cyclic(|me: &Weak<Export>| {
             let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
             Export {
                 offer,
-                listener,
+                listener: Some(listener),
+                home: ctx.handle(),
                 path,
                 connection: RefCell::new(None),
                 closing: Cell::new(false),
@@ -131,14 +136,17 @@ impl VhostUserBlk {
                 waiters: RefCell::default(),
             }
         });
+        export.offer.watch_devices(None).map_err(VhostUserBlkError::Wait)?;
         let me = Rc::downgrade(&export);
-        export.listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
-        ctx.set_fd_handler(&export.listener, FdInterest::Read, move |_, _| {
-            if let Some(export) = me.upgrade() {
-                export.accept();
-            }
-        })
-        .map_err(VhostUserBlkError::Wait)?;
+        if let Some(listener) = &export.listener {
+            listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
+            ctx.set_fd_handler(listener, FdInterest::Read, move |_, _| {
+                if let Some(export) = me.upgrade() {
+                    export.accept();
+                }
+            })
+            .map_err(VhostUserBlkError::Wait)?;
+        }
         export.again.arm_after(Duration::ZERO);
         Ok(VhostUserBlk { export })
     }
@@ -203,14 +211,19 @@ impl Drop for Export {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
         self.remove_socket();
+        // Open until the loop has forgotten it.
+        if let Some(listener) = self.listener.take() {
+            self.home.schedule(move |ctx| ctx.unset_fd_handler(&listener));
+        }
     }
 }
 
 impl Export {
     fn accept(&self) {
         let may_accept = !self.closing.get() && !self.paused.get();
-        while may_accept && self.connection.borrow().is_none() {
-            match self.listener.accept() {
+        let Some(listener) = self.listener.as_ref().filter(|_| may_accept) else { return };
+        while self.connection.borrow().is_none() {
+            match listener.accept() {
                 Ok((socket, _)) => self.start_session(socket),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -255,7 +268,9 @@ impl Export {
     fn close(&self, ctx: &AioContext) {
         self.closing.set(true);
         self.again.cancel();
-        ctx.unset_fd_handler(&self.listener);
+        if let Some(listener) = &self.listener {
+            ctx.unset_fd_handler(listener);
+        }
         if let Some(connection) = &*self.connection.borrow() {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
@@ -310,5 +325,6 @@ fn offer(
     let sectors = node.length() / SECTOR_BYTES;
     let capacities = devices.iter().map(|_| AtomicU64::new(sectors)).collect();
     let (name, channel) = (config.name, Channel::default());
-    Ok(Offer { name, devices, features, num_queues, queue_size_max, capacities, channel })
+    let told = AtomicU64::new(sectors);
+    Ok(Offer { name, devices, features, num_queues, queue_size_max, capacities, told, channel })
 }

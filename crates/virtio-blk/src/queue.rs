@@ -14,7 +14,8 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 
 use coblk_aio::{
-    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventNotifier, FdInterest, trace_event,
+    AioContext, AioHandle, BottomHalf, BusyPoll, Co, CoWaker, EventNotifier, FdInterest,
+    trace_event,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -22,7 +23,8 @@ use crate::chain::Chain;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::request::{BlkStatus, CompletedRequest, PendingRequest};
-use crate::shared::Shared;
+use crate::shared::{Shared, Stopping};
+use crate::unanswered::PausedQueue;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
 
 /// What a queue does with kicks.
@@ -56,12 +58,18 @@ pub(crate) struct DeviceQueue {
     kick_bh: BottomHalf,
     completion_bh: BottomHalf,
     notifier: RefCell<Option<EventNotifier>>,
+    home: AioHandle,
     /// The loop looks at the ring by itself, so the driver need not kick.
     pub(crate) is_polled: Cell<bool>,
     /// Coroutines that wait until nothing is in flight.
     waiters: RefCell<Vec<CoWaker>>,
-    /// Heads that were taken, and go back unanswered when the queue has stopped.
+    /// Heads that were taken, and that the backend has given back. What becomes of them is decided
+    /// when the queue has ended.
     put_back: RefCell<Vec<u16>>,
+    /// The device was dropped with requests in flight.
+    abandoned: Cell<bool>,
+    /// Until they have ended the backend holds nothing.
+    giving_back: Cell<Option<Stopping>>,
 }
 
 impl DeviceQueue {
@@ -99,9 +107,12 @@ impl DeviceQueue {
                     queue.raise_interrupt(ctx);
                 }),
                 notifier: RefCell::new(None),
+                home: ctx.handle(),
                 is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
                 put_back: RefCell::default(),
+                abandoned: Cell::new(false),
+                giving_back: Cell::new(None),
             }
         })
     }
@@ -197,9 +208,9 @@ impl DeviceQueue {
             && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
     }
 
-    /// Takes no more requests, and waits for those in flight; those that the backend holds are put
-    /// back. Returns the index to go on from.
-    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+    /// Takes no more requests, and waits for those in flight; those that the backend holds come
+    /// back.
+    fn co_end(&self, co: &Co<'_>) {
         self.unwatch(co.context());
         if self.phase.get() == Phase::Running {
             self.phase.set(Phase::Stopping);
@@ -209,16 +220,95 @@ impl DeviceQueue {
             co.suspend_with(|waker| self.waiters.borrow_mut().push(waker));
         }
         drop(stopping);
+    }
+
+    /// Ends the queue. Returns the index to go on from.
+    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+        self.co_end(co);
+        self.settle();
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
-        let mut ring = self.ring.borrow_mut();
-        if self.phase.get() == Phase::Stopping
-            && let Err(error) = ring.put_back(&self.mem, &self.put_back.take())
-        {
+        self.ring.borrow().next_avail
+    }
+
+    /// Ends the queue, to go on with it.
+    pub(crate) fn co_pause(&self, co: &Co<'_>) -> PausedQueue {
+        self.co_end(co);
+        self.raise_interrupt(co.context());
+        self.ring.borrow_mut().pause(self.put_back.take())
+    }
+
+    /// Ends the queue because the driver resets.
+    pub(crate) fn co_forget(&self, co: &Co<'_>) {
+        self.co_end(co);
+        self.put_back.take();
+        if let Err(error) = self.ring.borrow_mut().forget() {
+            tracing::error!(queue = self.index, %error, "the log of requests is not cleared");
+        }
+    }
+
+    /// Nobody has the device any more: takes no more requests. Those in flight are answered when
+    /// they end; those that the backend holds come back at once.
+    pub(crate) fn abandon(&self) {
+        if self.phase.get() == Phase::Running {
+            self.phase.set(Phase::Stopping);
+        }
+        if let Some(notifier) = self.notifier.take() {
+            self.home.schedule(move |ctx| ctx.unset_fd_handler(&notifier));
+        }
+        self.abandoned.set(true);
+        let stopping = self.shared.begin_stop();
+        if self.in_flight.get() > 0 {
+            self.giving_back.set(Some(stopping));
+        } else {
+            self.settle();
+        }
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.get()
+    }
+
+    /// Nothing is in flight, and nothing will be. Heads that the next device cannot find are
+    /// answered.
+    fn settle(&self) {
+        if self.phase.get() != Phase::Stopping {
+            return;
+        }
+        let put_back = self.put_back.take();
+        let outcome = self.ring.borrow_mut().stop(&self.mem, put_back);
+        let failed = outcome.and_then(|heads| self.fail_requests(&heads));
+        if let Err(error) = failed {
             // It was accessible when the queue started, so this does not happen.
             tracing::error!(queue = self.index, %error, "requests are lost");
         }
-        ring.next_avail()
+    }
+
+    /// Answers requests that will not be served, with an I/O error.
+    fn fail_requests(&self, heads: &[u16]) -> Result<(), VirtqueueError> {
+        let mut chain = self.chain.take();
+        for &head in heads {
+            tracing::warn!(
+                device = self.device_name(),
+                queue = self.index,
+                head,
+                "a request that was held fails: its queue stops, and later ones were answered"
+            );
+            let ring = self.ring.borrow();
+            let rings = ring.map(&self.mem)?;
+            // The chain was followed before. A driver that has changed it gets its head back.
+            let walked = chain.walk(&self.mem, &rings.desc, head, true);
+            let status = walked.ok().and_then(|()| chain.take_status());
+            if let Some(place) = status {
+                self.write_status(place, BlkStatus::IoErr);
+            }
+            let written_bytes = u32::from(status.is_some());
+            let status = BlkStatus::IoErr;
+            self.done.borrow_mut().push(CompletedRequest { head, written_bytes, status });
+        }
+        self.chain.set(chain);
+        self.publish_done();
+        Ok(())
     }
 
     /// After the backend has given a request back: false if this queue stops, and so takes it back
@@ -318,7 +408,12 @@ impl DeviceQueue {
         }
     }
 
+    /// Nothing is in flight.
     fn wake_waiters(&self) {
+        if self.abandoned.get() {
+            self.settle();
+            self.giving_back.take();
+        }
         if !self.waiters.borrow().is_empty() {
             for waiter in self.waiters.take() {
                 waiter.wake();
