@@ -14,6 +14,7 @@ use vhost::vhost_user::message::*;
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use crate::channel::{Channel, acknowledge};
+use crate::config::{self, ConfigRequest};
 use crate::device::DeviceHandle;
 use crate::inflight::InflightMemory;
 use crate::memory::{MAX_REGIONS, Shown};
@@ -112,6 +113,15 @@ impl Session {
             acknowledge(&self.socket).map_err(Error::SocketError)?;
         }
         Ok(())
+    }
+
+    /// The front end asks for a part of the configuration space.
+    pub(crate) fn answer_config(&mut self, asked: &ConfigRequest) -> Result<()> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Err(Error::InvalidOperation("a configuration that was not negotiated"));
+        }
+        let space = self.ask(|device| device.config_space())?;
+        asked.answer(&self.socket, &space).map_err(Error::SocketError)
     }
 
     /// Ends it: nothing of the front end's memory is touched after this.
@@ -366,19 +376,15 @@ impl VhostUserBackendReqHandlerMut for Session {
         if enable { vring.start(shown, None) } else { vring.stop(shown) }
     }
 
-    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        // What is beyond the fields that we know reads as zeroes; vhost has checked the range.
-        let mut space = self.ask(|device| device.config_space())?.to_vec();
-        let (offset, end) = (offset as usize, offset as usize + size as usize);
-        space.resize(space.len().max(end), 0);
-        Ok(space[offset..end].to_vec())
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // Taken before it comes here: see `messages.rs`.
+        Err(Error::InvalidOperation("not a message that asks for the configuration"))
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         for device in &self.offer.devices {
-            let data = data.to_vec();
-            let written =
-                device.call(move |_, device| device.write_config(u64::from(offset), &data));
+            let (offset, data) = (config::offset_bytes(offset), data.to_vec());
+            let written = device.call(move |_, device| device.write_config(offset as u64, &data));
             written.ok_or(Error::BackendInternalError)?;
         }
         Ok(())
