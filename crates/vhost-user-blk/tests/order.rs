@@ -6,6 +6,7 @@ use coblk_vhost_user_blk::VhostUserBlkOptions;
 use util::guest::{Guest, READ, SIZE, WRITE, negotiate};
 use util::{Client, Server};
 use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
 /// What a front end has to say before a queue runs.
@@ -103,4 +104,22 @@ fn a_queue_that_has_taken_something_cannot_begin_elsewhere() {
     assert!(front.set_vring_base(0, 1).is_err(), "it would serve a request again, or miss one");
     drop(front);
     Client::connect(&server.socket, 1).check(0, 4096, 4096, 77);
+}
+
+#[test]
+fn queues_and_logs_have_up_to_1024_entries() {
+    let server = Server::start(VhostUserBlkOptions::default(), 0);
+    for size in [1, 2, 64, 128, 256, 512, 1024] {
+        let mut front = negotiate(&server.socket, 0);
+        front.set_vring_num(0, size).unwrap();
+        let wanted = VhostUserInflight::new(0, 0, 1, size);
+        let (layout, file) = front.get_inflight_fd(&wanted).unwrap();
+        assert!(layout.mmap_size >= 16 + 16 * u64::from(size));
+        assert_eq!(file.metadata().unwrap().len(), layout.mmap_size);
+    }
+    for size in [0, 3, 2048, 32768] {
+        assert!(negotiate(&server.socket, 0).set_vring_num(0, size).is_err(), "{size}");
+    }
+    let wanted = VhostUserInflight::new(0, 0, 1, 2048);
+    assert!(negotiate(&server.socket, 0).get_inflight_fd(&wanted).is_err());
 }

@@ -63,6 +63,33 @@ fn a_batch_is_one_kick_and_one_interrupt() {
     }
 }
 
+/// As deep as a queue can be, each request of three descriptors, and all in flight at once.
+#[test]
+fn a_queue_of_1024_entries_is_served_when_it_is_full() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    for indirect_segments in [0, 1] {
+        let options = QueueOptions { size: 1024, indirect_segments, ..Default::default() };
+        let mut machine = Machine::builder().queue(options).build(&ctx, backend.clone()).unwrap();
+        let buffer = machine.ram.alloc(512, 512).unwrap();
+        let queue = &mut machine.queues[0];
+        for _ in 0..3 {
+            let mut submitted = 0;
+            // Two apart, so that none joins another.
+            while queue.read(submitted % 4000 * 2, buffer, submitted).is_ok() {
+                submitted += 1;
+            }
+            assert!(submitted >= 1024 / 3);
+            queue.kick();
+            ctx.poll(true);
+            assert_eq!(disk.running.load(Ordering::Relaxed) as u64, submitted);
+            settle(&ctx);
+            assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, submitted);
+        }
+        machine.device.reset(&ctx);
+    }
+}
+
 #[test]
 fn deferred_completions_share_an_interrupt() {
     let ctx = AioContext::new().unwrap();
@@ -417,7 +444,7 @@ fn mistakes_in_setting_up_are_named() {
         start(0, layout)
     };
     assert!(with(&|it| it.size = 100).contains("power of two"));
-    assert!(with(&|it| it.size = 512).contains("above the maximum"));
+    assert!(with(&|it| it.size = 2048).contains("above the maximum"));
     assert!(with(&|it| it.size = 0).contains("power of two"));
     assert!(with(&|it| it.desc_table += 8).contains("descriptor table is not aligned"));
     assert!(with(&|it| it.avail_ring += 1).contains("available ring is not aligned"));
