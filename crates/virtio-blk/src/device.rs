@@ -300,6 +300,7 @@ struct InKick<'a>(&'a DeviceQueue);
 impl<'a> InKick<'a> {
     fn begin(queue: &'a DeviceQueue) -> InKick<'a> {
         queue.in_kick.set(true);
+        queue.begin_groups();
         InKick(queue)
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod completion;
 mod config;
 mod device;
 mod error_log;

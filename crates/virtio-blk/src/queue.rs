@@ -1,23 +1,14 @@
-//! One running queue of the device: its rings, its requests in flight, its two bottom halves.
+//! One running queue of the device, from its start to its end: its rings, its requests in flight, its
+//! two bottom halves.
 //!
-//! How requests get in is in `device.rs`. This file is about how answers get out:
-//!
-//! ```text
-//!   finish()          used entries are written and published: at once, or, during a kick,
-//!      |              all together
-//!      v
-//!   completion_bh     one interrupt for all that completed in this iteration of the loop
-//! ```
+//! How requests get in is in `device.rs`, how answers get out in `completion.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::Ordering;
 
 use coblk_aio::{
     AioContext, AioHandle, BottomHalf, BusyPoll, Co, CoWaker, EventNotifier, FdInterest,
-    trace_event,
 };
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
@@ -48,15 +39,17 @@ pub(crate) struct DeviceQueue {
     /// Room for the chain that is being parsed; away while it is in use.
     pub(crate) chain: Cell<Chain>,
     /// Answered, and not yet on the used ring.
-    done: RefCell<Vec<CompletedRequest>>,
+    pub(crate) done: RefCell<Vec<CompletedRequest>>,
+    /// So many that are done during a kick are published before its end.
+    pub(crate) early_at: Cell<usize>,
     /// A kick is being handled. It publishes what is done at its end.
     pub(crate) in_kick: Cell<bool>,
     phase: Cell<Phase>,
     error: RefCell<Option<VirtqueueError>>,
-    in_flight: Cell<usize>,
-    interrupt: RefCell<Rc<Interrupt>>,
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) interrupt: RefCell<Rc<Interrupt>>,
     kick_bh: BottomHalf,
-    completion_bh: BottomHalf,
+    pub(crate) completion_bh: BottomHalf,
     notifier: RefCell<Option<EventNotifier>>,
     home: AioHandle,
     /// The loop looks at the ring by itself, so the driver need not kick.
@@ -97,6 +90,7 @@ impl DeviceQueue {
                 ring: RefCell::new(ring),
                 chain: Cell::default(),
                 done: RefCell::new(Vec::new()),
+                early_at: Cell::new(usize::MAX),
                 in_kick: Cell::new(false),
                 phase: Cell::new(Phase::Running),
                 error: RefCell::new(None),
@@ -329,7 +323,7 @@ impl DeviceQueue {
         drop(put_back);
         self.in_flight.set(left);
         if left == 0 {
-            self.wake_waiters();
+            self.is_idle();
         }
     }
 
@@ -355,60 +349,15 @@ impl DeviceQueue {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
+    /// Nothing is in flight. Matters once the queue has begun to end.
     #[inline]
-    pub(crate) fn write_status(&self, place: GuestAddress, status: BlkStatus) {
-        // The place was looked up when the request was parsed, and the map does not change.
-        if let Ok(byte) = self.mem.slice(place, 1) {
-            let _ = byte.store(status as u8, 0, Ordering::Relaxed);
-        }
-    }
-
-    /// Puts requests on the used ring; during a kick, at its end.
-    #[inline]
-    pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
-        let left = {
-            let mut done = self.done.borrow_mut();
-            let before = done.len();
-            done.extend(requests);
-            self.in_flight.get() - (done.len() - before)
-        };
-        self.in_flight.set(left);
-        if !self.in_kick.get() {
-            self.publish_done();
-            self.completion_bh.schedule();
-        }
-        if left == 0 {
+    pub(crate) fn is_idle(&self) {
+        if !self.is_running() {
             self.wake_waiters();
         }
     }
 
-    /// Shows the driver what is done.
-    pub(crate) fn publish_done(&self) {
-        let mut done = self.done.borrow_mut();
-        if done.is_empty() {
-            return;
-        }
-        let mut ring = self.ring.borrow_mut();
-        let pushed = ring.map_used(&self.mem).and_then(|used| {
-            for request in done.iter() {
-                trace_event!(
-                    "virtio_blk_req_complete",
-                    queue = self.index,
-                    req = request.head,
-                    status = ?request.status
-                );
-                ring.push_used(&used, request.head, request.written_bytes)?;
-            }
-            ring.publish_used(&used)
-        });
-        done.clear();
-        drop((ring, done));
-        if let Err(error) = pushed {
-            self.fail(error);
-        }
-    }
-
-    /// Nothing is in flight.
+    #[cold]
     fn wake_waiters(&self) {
         if self.abandoned.get() {
             self.settle();
@@ -418,23 +367,6 @@ impl DeviceQueue {
             for waiter in self.waiters.take() {
                 waiter.wake();
             }
-        }
-    }
-
-    /// Interrupts the driver if something is new and it wants to know. No borrow is held while it
-    /// runs: it may submit requests, and it may poll.
-    pub(crate) fn raise_interrupt(&self, ctx: &AioContext) {
-        self.shared.raise_config_interrupt(ctx);
-        let wanted = self.ring.borrow_mut().needs_interrupt(&self.mem);
-        match wanted {
-            Ok(true) => {
-                trace_event!("virtio_notify", queue = self.index);
-                let interrupt = Rc::clone(&self.interrupt.borrow());
-                interrupt.raise(ctx);
-            }
-            Ok(false) => {}
-            // It was accessible when the queue started, so this does not happen.
-            Err(error) => tracing::error!(queue = self.index, %error, "cannot interrupt"),
         }
     }
 }

@@ -193,6 +193,10 @@ impl Virtqueue {
         Ok(())
     }
 
+    pub(crate) fn has_event_idx(&self) -> bool {
+        self.event_idx
+    }
+
     pub(crate) fn size(&self) -> u16 {
         self.layout.size
     }

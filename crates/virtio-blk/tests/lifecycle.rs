@@ -4,8 +4,8 @@ mod util;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use coblk_block::{BlockBackend, BlockNode, drivers::Null};
 use coblk_virtio_blk::guest::{GuestBuffer, GuestRequest, Machine, MachineBuilder, QueueOptions};
 use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlk, VirtioBlkConfig, VirtioBlkError, feature};
 use util::{TestDisk, backend, settle};
+use vm_memory::{Bytes, GuestAddress};
 
 fn deferred_disk() -> TestDisk {
     TestDisk { deferred: true, ..TestDisk::new(8192) }
@@ -87,6 +88,52 @@ fn a_queue_of_1024_entries_is_served_when_it_is_full() {
             assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, submitted);
         }
         machine.device.reset(&ctx);
+    }
+}
+
+/// A driver in another thread need not wait for the whole batch.
+#[test]
+fn a_batch_is_shown_and_told_while_it_is_served() {
+    const BATCH: u64 = 32;
+    for (without, early_interrupts) in [(0, 1), (feature::EVENT_IDX, 1)] {
+        let ctx = AioContext::new().unwrap();
+        let (disk, backend) = backend(&ctx, TestDisk::new(8192));
+        let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+        let builder = Machine::builder().config(config).without_features(without);
+        let mut machine = builder.build(&ctx, backend).unwrap();
+        let interrupt = EventNotifier::new().unwrap();
+        machine.device.set_interrupt(0, interrupt.try_clone().unwrap()).unwrap();
+        let buffer = machine.ram.alloc(512, 512).unwrap();
+        settle(&ctx);
+        let queue = &mut machine.queues[0];
+        assert_eq!(queue.reap(), None);
+        // What the driver would see, were it to look when a request begins.
+        let (used_ring, memory) = (queue.layout().used_ring, Arc::clone(machine.ram.memory()));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let told = interrupt.try_clone().unwrap();
+        *disk.on_request.lock().unwrap() = Some(Box::new(move || {
+            let used_idx = memory.load(GuestAddress(used_ring + 2), Ordering::Acquire).unwrap();
+            log.lock().unwrap().push((u16::from_le(used_idx), told.test_and_clear().unwrap()));
+        }));
+        for token in 0..BATCH {
+            queue.read(64 * token, buffer, token).unwrap();
+        }
+        queue.kick();
+        settle(&ctx);
+        *disk.on_request.lock().unwrap() = None;
+        let seen = seen.lock().unwrap();
+        for (done, (shown, told)) in seen.iter().enumerate() {
+            assert!(usize::from(*shown) <= done);
+            if without == 0 {
+                assert!(usize::from(*shown) + 4 > done, "{shown} of {done} are shown");
+            }
+            assert_eq!(*told, done == 1, "told before request {done}");
+        }
+        assert_eq!(seen.iter().filter(|(_, told)| *told).count(), early_interrupts);
+        // With event indices a driver that has not looked yet wants no more.
+        assert_eq!(interrupt.test_and_clear().unwrap(), without != 0);
+        assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, BATCH);
     }
 }
 
