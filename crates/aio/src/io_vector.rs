@@ -12,6 +12,17 @@ use std::marker::PhantomData;
 use libc::{c_void, iovec};
 use smallvec::SmallVec;
 
+use crate::volatile::{copy_from_shared, copy_to_shared, fill_shared, is_shared_zero};
+
+/// A vector keeps the address of guest memory, and not the guard that vm-memory gives it with: the
+/// lifetime keeps the memory mapped, as long as there is nothing that a guard undoes when it is dropped.
+/// There would be with vm-memory's feature `xen`, which does not compile here.
+#[cfg(feature = "vm-memory")]
+const _: () = {
+    use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
+    assert!(!std::mem::needs_drop::<PtrGuard>() && !std::mem::needs_drop::<PtrGuardMut>());
+};
+
 /// Ranges kept without an allocation.
 const INLINE_RANGES: usize = 4;
 
@@ -77,32 +88,18 @@ impl Ranges {
         self.for_each_piece(offset, len, |base, piece| {
             // SAFETY: `base..base + piece` lies inside one of our ranges, which the lifetime of
             // the owning type keeps readable; `target` has `len >= done + piece` bytes and, being
-            // an exclusive borrow, does not overlap it. The memory may change under us when it is
-            // a guest's; the bytes are then unspecified, never interpreted here.
-            unsafe { std::ptr::copy_nonoverlapping(base, target.as_mut_ptr().add(done), piece) };
+            // an exclusive borrow, does not overlap it.
+            unsafe { copy_from_shared(base, target.as_mut_ptr().add(done), piece) };
             done += piece;
         });
         done
     }
 
-    /// Looks at a copy of a few bytes at a time: the memory may be a guest's, which is never
-    /// borrowed. Most that is not zero tells so at its beginning.
     fn is_zero(&self) -> bool {
-        const LOOK: usize = 512;
-        self.list.iter().all(|range| {
-            let mut look = [0; LOOK];
-            (0..range.iov_len).step_by(LOOK).all(|at| {
-                let piece = LOOK.min(range.iov_len - at);
-                // SAFETY: `at..at + piece` lies inside one of our ranges, which the lifetime of the
-                // owning type keeps readable; `look` is as long at least, and our own. What a
-                // guest may change meanwhile is unspecified bytes, of any value.
-                unsafe {
-                    let from = range.iov_base.cast::<u8>().add(at);
-                    std::ptr::copy_nonoverlapping(from, look.as_mut_ptr(), piece);
-                }
-                look[..piece] == [0; LOOK][..piece]
-            })
-        })
+        // SAFETY: the lifetime of the owning type keeps our ranges readable.
+        self.list
+            .iter()
+            .all(|range| unsafe { is_shared_zero(range.iov_base.cast(), range.iov_len) })
     }
 
     fn is_aligned(&self, alignment: usize) -> bool {
@@ -302,7 +299,7 @@ impl<'a> IoVectorMut<'a> {
             // SAFETY: `base..base + piece` lies inside one of our ranges, writable for `'a`;
             // `source` has `len >= done + piece` bytes. The two do not overlap: our memory was
             // borrowed exclusively, or is a guest's, of which there is no `&[u8]`.
-            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().add(done), base, piece) };
+            unsafe { copy_to_shared(source.as_ptr().add(done), base, piece) };
             done += piece;
         });
         done
@@ -313,7 +310,7 @@ impl<'a> IoVectorMut<'a> {
         let len = self.len().saturating_sub(offset);
         self.ranges.for_each_piece(offset, len, |base, piece| {
             // SAFETY: the piece lies inside one of our ranges, writable for `'a`.
-            unsafe { std::ptr::write_bytes(base, byte, piece) };
+            unsafe { fill_shared(base, byte, piece) };
         });
     }
 }

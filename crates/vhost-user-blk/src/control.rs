@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error, Result};
 
-use crate::channel::take_channel;
+use crate::messages::{Early, take_early};
 use crate::session::{Offer, Session};
 
 pub(crate) fn serve(offer: &Arc<Offer>, socket: UnixStream) {
@@ -57,8 +57,9 @@ impl Messages {
     }
 
     fn handle_next(&mut self) -> Result<()> {
-        match take_channel(&self.socket).map_err(Error::SocketError)? {
-            Some((channel, answer)) => self.session().set_channel(channel, answer),
+        match take_early(&self.socket).map_err(Error::SocketError)? {
+            Some(Early::Channel(channel, answer)) => self.session().set_channel(channel, answer),
+            Some(Early::Config(asked)) => self.session().answer_config(&asked),
             None => self.handler.handle_request(),
         }
     }

@@ -85,8 +85,10 @@ impl VhostUserBlk {
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
         let path = path.as_ref();
         let failed = |source| VhostUserBlkError::Listen { path: path.to_owned(), source };
+        // First what may fail and leaves nothing behind.
+        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
         let listener = bind_unix(path).map_err(failed)?;
-        Self::start(ctx, listener, Some(path.to_owned()), node, options)
+        Self::start(ctx, listener, Some(path.to_owned()), paused, offer)
     }
 
     /// Exports `node` on a socket that listens already, as one that systemd has passed.
@@ -99,18 +101,18 @@ impl VhostUserBlk {
         node: &Arc<BlockNode>,
         options: VhostUserBlkOptions,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        Self::start(ctx, listener, None, node, options)
+        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
+        Self::start(ctx, listener, None, paused, offer)
     }
 
     fn start(
         ctx: &AioContext,
         listener: UnixListener,
         path: Option<PathBuf>,
-        node: &Arc<BlockNode>,
-        options: VhostUserBlkOptions,
+        paused: bool,
+        offer: Offer,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        let paused = Cell::new(options.paused);
-        let offer = Arc::new(offer(ctx, node, options)?);
+        let (paused, offer) = (Cell::new(paused), Arc::new(offer));
         let export = Rc::new_cyclic(|me: &Weak<Export>| {
             let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
             Export {
@@ -134,6 +136,7 @@ impl VhostUserBlk {
                 waiters: RefCell::default(),
             }
         });
+        export.offer.watch_devices(None).map_err(VhostUserBlkError::Wait)?;
         let me = Rc::downgrade(&export);
         export.listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
         let accept = move |_: &AioContext, _| {
@@ -321,6 +324,17 @@ fn offer(
     let sectors = node.length() / SECTOR_BYTES;
     let capacities = devices.iter().map(|_| AtomicU64::new(sectors)).collect();
     let (name, channel) = (config.name, Channel::default());
+    let told = AtomicU64::new(sectors);
     let device = backend.device();
-    Ok(Offer { name, device, devices, features, num_queues, queue_size_max, capacities, channel })
+    Ok(Offer {
+        name,
+        device,
+        devices,
+        features,
+        num_queues,
+        queue_size_max,
+        capacities,
+        told,
+        channel,
+    })
 }

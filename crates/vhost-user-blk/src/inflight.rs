@@ -55,6 +55,15 @@ impl InflightMemory {
         InflightLog::bytes(queue_size) as u64 * u64::from(num_queues)
     }
 
+    /// Forgets what is in flight in one queue that does not run.
+    pub(crate) fn clear(&self, index: u16) -> Result<()> {
+        if index >= self.num_queues {
+            return Ok(());
+        }
+        let cleared = self.log(index, 0)?.clear();
+        cleared.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))
+    }
+
     /// The log of one queue, which has `size` entries.
     pub(crate) fn log(&self, index: u16, size: u16) -> Result<InflightLog> {
         if index >= self.num_queues || size > self.queue_size {

@@ -20,12 +20,14 @@
 #![deny(unsafe_code)]
 
 mod channel;
+mod config;
 mod control;
 mod device;
 mod error;
 mod export;
 mod inflight;
 mod memory;
+mod messages;
 mod notifier;
 mod options;
 mod session;

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost::vhost_user::{Error, Result};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::inflight::InflightMemory;
 use crate::sigbus::Guard;
 
 /// Regions a front end may have at once.
@@ -20,10 +22,17 @@ struct Region {
     mapping: Arc<GuestRegionMmap>,
 }
 
+/// What a front end has shown us.
+#[derive(Clone, Default)]
+pub(crate) struct Shown {
+    pub(crate) memory: MemoryTable,
+    pub(crate) inflight: Option<Arc<InflightMemory>>,
+}
+
 /// Memory regions in the order of their guest addresses, and what the device sees of them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct MemoryTable {
-    regions: Vec<Region>,
+    regions: Vec<Arc<Region>>,
     guest: Arc<GuestMemoryMmap>,
 }
 
@@ -46,7 +55,8 @@ impl MemoryTable {
         let mapping = GuestRegionMmap::new(region, GuestAddress(layout.guest_phys_addr))
             .ok_or(Error::InvalidOperation("a memory region wraps around"))?;
         let at = { self.regions.partition_point(|it| start(&it.layout) < start(&layout)) };
-        self.regions.insert(at, Region { layout, _guard: guard, mapping: Arc::new(mapping) });
+        let region = Region { layout, _guard: guard, mapping: Arc::new(mapping) };
+        self.regions.insert(at, Arc::new(region));
         self.rebuild()
     }
 
@@ -82,9 +92,22 @@ impl MemoryTable {
         &self.guest
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// The index in a used ring, of which this is the guest address: how many requests were answered.
+    pub(crate) fn used_index(&self, used_ring: u64) -> Result<u16> {
+        let index = GuestAddress(used_ring).checked_add(2).and_then(|place| {
+            self.guest.load::<u16>(place, Ordering::Acquire).ok() //
+        });
+        index.map(u16::from_le).ok_or(Error::InvalidOperation("a used ring is not accessible"))
+    }
+
     /// From an address in the front end's process to one of the guest. Rings are given so.
     pub(crate) fn translate(&self, user_addr: u64) -> Result<u64> {
-        let found = self.regions.iter().find_map(|Region { layout, .. }| {
+        let found = self.regions.iter().find_map(|region| {
+            let layout = &region.layout;
             let offset = user_addr.checked_sub(layout.user_addr)?;
             (offset < layout.memory_size).then(|| layout.guest_phys_addr + offset)
         });

@@ -2,21 +2,22 @@
 //! vhost crate reads. It runs on the control thread of the connection.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coblk_virtio_blk::Interrupt;
+use coblk_virtio_blk::{Interrupt, PausedQueue};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::*;
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use crate::channel::{Channel, acknowledge};
+use crate::config::{self, ConfigRequest};
 use crate::device::DeviceHandle;
 use crate::inflight::InflightMemory;
-use crate::memory::{MAX_REGIONS, MemoryTable};
+use crate::memory::{MAX_REGIONS, Shown};
 use crate::notifier::from_front_end;
 use crate::vring::{Kick, RingAddresses, Vring};
 
@@ -32,16 +33,47 @@ pub(crate) struct Offer {
     pub(crate) queue_size_max: u16,
     /// Sectors of each device: they hear of a new length one by one.
     pub(crate) capacities: Vec<AtomicU64>,
+    /// Sectors that the front end knows of.
+    pub(crate) told: AtomicU64,
     /// Where the front end is told that its configuration space has changed.
     pub(crate) channel: Channel,
 }
 
 impl Offer {
+    /// Has each device say when its capacity changes, also when no front end is connected. One whose
+    /// queue the front end breaks shuts `connection` down.
+    pub(crate) fn watch_devices(
+        self: &Arc<Offer>,
+        connection: Option<&UnixStream>,
+    ) -> std::io::Result<()> {
+        for (index, device) in self.devices.iter().enumerate() {
+            let connection = connection.map(UnixStream::try_clone).transpose()?;
+            let offer = Arc::downgrade(self);
+            device.tell(move |_, device| {
+                let me = Rc::downgrade(device);
+                if let Some(offer) = offer.upgrade() {
+                    offer.capacity_changed(index, device.capacity_sectors());
+                }
+                device.set_config_interrupt(Interrupt::callback(move |_| {
+                    let Some(device) = me.upgrade() else { return };
+                    if let Some(connection) = connection.as_ref().filter(|_| device.needs_reset()) {
+                        let _ = connection.shutdown(std::net::Shutdown::Both);
+                    } else if let Some(offer) = offer.upgrade() {
+                        offer.capacity_changed(index, device.capacity_sectors());
+                    }
+                }));
+            });
+        }
+        Ok(())
+    }
+
     /// A device has a new capacity. The front end is told once all have it, so that none refuses
-    /// what it may address now.
+    /// what it may address now, and by one of them.
     fn capacity_changed(&self, device: usize, sectors: u64) {
         self.capacities[device].store(sectors, Ordering::SeqCst);
-        if self.capacities.iter().all(|it| it.load(Ordering::SeqCst) == sectors) {
+        if self.capacities.iter().all(|it| it.load(Ordering::SeqCst) == sectors)
+            && self.told.swap(sectors, Ordering::SeqCst) != sectors
+        {
             self.channel.config_changed();
         }
     }
@@ -52,8 +84,7 @@ pub(crate) struct Session {
     offer: Arc<Offer>,
     socket: UnixStream,
     vrings: Vec<Vring>,
-    memory: MemoryTable,
-    inflight: Option<InflightMemory>,
+    shown: Shown,
     protocol: VhostUserProtocolFeatures,
 }
 
@@ -62,31 +93,15 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 impl Session {
     /// A session over `socket`. A device whose queue the front end breaks shuts it down.
     pub(crate) fn new(offer: &Arc<Offer>, socket: UnixStream) -> std::io::Result<Session> {
-        for (index, device) in offer.devices.iter().enumerate() {
-            let (socket, offer) = (socket.try_clone()?, Arc::downgrade(offer));
-            device.tell(move |_, device| {
-                let me = Rc::downgrade(device);
-                if let Some(offer) = offer.upgrade() {
-                    offer.capacity_changed(index, device.capacity_sectors());
-                }
-                device.set_config_interrupt(Interrupt::callback(move |_| {
-                    let Some(device) = me.upgrade() else { return };
-                    if device.needs_reset() {
-                        let _ = socket.shutdown(std::net::Shutdown::Both);
-                    } else if let Some(offer) = offer.upgrade() {
-                        offer.capacity_changed(index, device.capacity_sectors());
-                    }
-                }));
-            });
-        }
+        offer.watch_devices(Some(&socket))?;
         let device = |index: u16| {
             let devices = &offer.devices;
             devices[usize::from(index) % devices.len()].clone()
         };
         let vrings = (0..offer.num_queues).map(|index| Vring::new(index, device(index))).collect();
-        let (offer, memory) = (Arc::clone(offer), MemoryTable::default());
+        let (offer, shown) = (Arc::clone(offer), Shown::default());
         let protocol = VhostUserProtocolFeatures::empty();
-        Ok(Session { offer, socket, vrings, memory, inflight: None, protocol })
+        Ok(Session { offer, socket, vrings, shown, protocol })
     }
 
     /// The front end has sent a socket to be told of changes on.
@@ -101,6 +116,15 @@ impl Session {
         Ok(())
     }
 
+    /// The front end asks for a part of the configuration space.
+    pub(crate) fn answer_config(&mut self, asked: &ConfigRequest) -> Result<()> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Err(Error::InvalidOperation("a configuration that was not negotiated"));
+        }
+        let space = self.ask(|device| device.config_space())?;
+        asked.answer(&self.socket, &space).map_err(Error::SocketError)
+    }
+
     /// Ends it: nothing of the front end's memory is touched after this.
     pub(crate) fn end(&mut self) {
         let broken = self.offer.devices.iter().any(|device| {
@@ -111,47 +135,79 @@ impl Session {
                 let _ = err.set();
             }
         }
-        if let Err(error) = self.reset() {
+        // What the next front end, or the next daemon, cannot find in the rings or in the log is
+        // answered.
+        let stopped = self.stop_all();
+        // The log is the next one's.
+        self.shown.inflight = None;
+        if let Err(error) = stopped.and(self.reset()) {
             tracing::warn!(export = self.offer.name, %error, "an export's context is gone");
         }
-        // Devices keep no descriptor of a connection that is gone.
+        // Devices keep no descriptor of a connection that is gone: this waits for them.
+        let _ = self.offer.watch_devices(None);
         for device in &self.offer.devices {
-            device.call(|_, device| device.set_config_interrupt(Interrupt::None));
+            let _ = device.call(|_, _| ());
         }
         self.offer.channel.replace(None);
-        self.memory.clear();
-        self.inflight = None;
+        self.shown = Shown::default();
     }
 
+    fn stop_all(&mut self) -> Result<()> {
+        let stopped = self.vrings.iter_mut().map(|vring| vring.stop(&self.shown));
+        stopped.fold(Ok(()), Result::and)
+    }
+
+    /// The driver starts all over, and forgets what it has asked for.
     fn reset(&mut self) -> Result<()> {
-        let stopped = self.vrings.iter_mut().map(Vring::stop).filter(|it| it.is_err()).count();
-        for vring in &mut self.vrings {
-            (vring.kick, vring.enabled, vring.base) = (None, false, 0);
-        }
+        let reset = self.vrings.iter_mut().map(|vring| vring.reset(&self.shown));
+        let reset = reset.fold(Ok(()), Result::and);
         for device in &self.offer.devices {
             device.call(|co, device| device.co_reset(co)).ok_or(Error::BackendInternalError)?;
         }
-        if stopped > 0 { Err(Error::BackendInternalError) } else { Ok(()) }
+        reset
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
-        let vring = self.vrings.get_mut(index as usize);
-        vring.ok_or(Error::InvalidOperation("there is no such queue"))
+        Ok(self.vring_and_shown(index)?.0)
     }
 
-    fn start(&mut self, index: u32) -> Result<()> {
+    fn vring_and_shown(&mut self, index: u32) -> Result<(&mut Vring, &Shown)> {
         let vring = self.vrings.get_mut(index as usize);
         let vring = vring.ok_or(Error::InvalidOperation("there is no such queue"))?;
-        vring.start(&self.memory, self.inflight.as_ref())
+        Ok((vring, &self.shown))
     }
 
-    /// Changes the memory while no queue looks at it. Those that ran go on afterwards.
-    fn change_memory(&mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let running: Vec<bool> = self.vrings.iter().map(Vring::is_running).collect();
-        self.vrings.iter_mut().try_for_each(Vring::stop)?;
-        change(self)?;
-        for (vring, _) in self.vrings.iter_mut().zip(running).filter(|(_, running)| *running) {
-            vring.start(&self.memory, self.inflight.as_ref())?;
+    /// Starts the queues that have become complete.
+    fn start_all(&mut self) -> Result<()> {
+        self.vrings.iter_mut().try_for_each(|vring| vring.start(&self.shown, None))
+    }
+
+    /// Changes what the queues look at while none does. Those that ran go on afterwards; if they
+    /// cannot, they go on as before, so that what they have taken can be answered.
+    fn change(&mut self, change: impl FnOnce(&mut Shown, RawFd) -> Result<()>) -> Result<()> {
+        let mut paused: Vec<_> = self.vrings.iter_mut().map(Vring::pause).collect::<Result<_>>()?;
+        let before = self.shown.clone();
+        let socket = self.socket.as_raw_fd();
+        let changed = change(&mut self.shown, socket).and_then(|()| self.go_on(&paused));
+        if changed.is_err() {
+            for (vring, paused) in self.vrings.iter_mut().zip(&mut paused) {
+                if let Some(again) = vring.pause()? {
+                    *paused = Some(again);
+                }
+            }
+            self.shown = before;
+            self.go_on(&paused)?;
+        }
+        changed
+    }
+
+    /// Starts queues that were paused, and those that have become complete.
+    fn go_on(&mut self, paused: &[Option<PausedQueue>]) -> Result<()> {
+        for (vring, paused) in self.vrings.iter_mut().zip(paused) {
+            vring.start(&self.shown, paused.clone())?;
+            if paused.is_some() && !vring.is_running() {
+                return Err(Error::InvalidOperation("a queue that runs has lost its memory"));
+            }
         }
         Ok(())
     }
@@ -194,11 +250,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         if features & PROTOCOL_FEATURES == 0 {
             // Such a front end does not enable queues one by one.
-            for index in 0..self.offer.num_queues {
-                self.vring(u32::from(index))?.enabled = true;
-            }
+            self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
         }
-        Ok(())
+        self.start_all()
     }
 
     fn set_mem_table(
@@ -208,11 +262,10 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let regions = regions.to_vec();
-        self.change_memory(|me| {
-            let socket = me.socket.as_raw_fd();
-            me.memory.clear();
+        self.change(|shown, socket| {
+            shown.memory.clear();
             let mut pairs = regions.into_iter().zip(files);
-            pairs.try_for_each(|(region, file)| me.memory.add(region, file, socket))
+            pairs.try_for_each(|(region, file)| shown.memory.add(region, file, socket))
         })?;
         Ok(None)
     }
@@ -228,13 +281,13 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let region = **region;
-        self.change_memory(|me| me.memory.add(region, file, me.socket.as_raw_fd()))?;
+        self.change(|shown, socket| shown.memory.add(region, file, socket))?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let region = **region;
-        self.change_memory(|me| me.memory.remove(&region))
+        self.change(|shown, _| shown.memory.remove(&region))
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
@@ -244,7 +297,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(Error::InvalidOperation("no queue can have such a size now"));
         }
         vring.size = num as u16;
-        Ok(())
+        self.start_all()
     }
 
     fn set_vring_addr(
@@ -261,31 +314,29 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(Error::InvalidOperation("a queue that runs cannot be moved"));
         }
         vring.addresses = Some(RingAddresses { desc_table, avail_ring, used_ring });
-        Ok(())
+        self.start_all()
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let vring = self.vring(index)?;
-        if vring.is_running() || base > u32::from(u16::MAX) {
-            return Err(Error::InvalidOperation("no queue can begin there now"));
-        }
-        vring.base = base as u16;
-        Ok(())
+        let base = u16::try_from(base);
+        let base = base.map_err(|_| Error::InvalidOperation("no queue can begin there"))?;
+        let (vring, shown) = self.vring_and_shown(index)?;
+        vring.set_base(base, shown)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let vring = self.vring(index)?;
-        vring.stop()?;
+        let (vring, shown) = self.vring_and_shown(index)?;
+        vring.stop(shown)?;
         vring.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+        Ok(VhostUserVringState::new(index, u32::from(vring.base.unwrap_or(0))))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let kick = fd.map(from_front_end).transpose()?.map_or(Kick::Poll, Kick::Notifier);
-        let vring = self.vring(u32::from(index))?;
-        vring.stop()?;
+        let (vring, shown) = self.vring_and_shown(u32::from(index))?;
+        let paused = vring.pause()?;
         vring.kick = Some(kick);
-        self.start(u32::from(index))
+        vring.start(shown, paused)
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -321,24 +372,20 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let vring = self.vring(index)?;
+        let (vring, shown) = self.vring_and_shown(index)?;
         vring.enabled = enable;
-        if enable { self.start(index) } else { vring.stop() }
+        if enable { vring.start(shown, None) } else { vring.stop(shown) }
     }
 
-    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        // What is beyond the fields that we know reads as zeroes; vhost has checked the range.
-        let mut space = self.ask(|device| device.config_space())?.to_vec();
-        let (offset, end) = (offset as usize, offset as usize + size as usize);
-        space.resize(space.len().max(end), 0);
-        Ok(space[offset..end].to_vec())
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // Taken before it comes here: see `messages.rs`.
+        Err(Error::InvalidOperation("not a message that asks for the configuration"))
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         for device in &self.offer.devices {
-            let data = data.to_vec();
-            let written =
-                device.call(move |_, device| device.write_config(u64::from(offset), &data));
+            let (offset, data) = (config::offset_bytes(offset), data.to_vec());
+            let written = device.call(move |_, device| device.write_config(offset as u64, &data));
             written.ok_or(Error::BackendInternalError)?;
         }
         Ok(())
@@ -354,8 +401,8 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_inflight_fd(&mut self, layout: &VhostUserInflight, file: File) -> Result<()> {
         let layout = *layout;
-        self.change_memory(|me| {
-            me.inflight = Some(InflightMemory::open(&layout, file, me.socket.as_raw_fd())?);
+        self.change(|shown, socket| {
+            shown.inflight = Some(Arc::new(InflightMemory::open(&layout, file, socket)?));
             Ok(())
         })
     }
@@ -392,5 +439,38 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
         Err(Error::InvalidOperation("dirty pages are not logged"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Two devices that hear of a length at once both find that all have it; a new connection asks
+    /// again.
+    #[test]
+    fn a_front_end_is_told_once_of_each_length() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let offer = Offer {
+            name: "disk".to_owned(),
+            device: coblk_block::BackendOptions::new("disk").device(),
+            devices: Vec::new(),
+            features: 0,
+            num_queues: 2,
+            queue_size_max: 64,
+            capacities: vec![AtomicU64::new(8), AtomicU64::new(8)],
+            told: AtomicU64::new(8),
+            channel: Channel::default(),
+        };
+        offer.channel.replace(Some(ours));
+        for (device, sectors) in [(0, 8), (1, 8), (0, 9), (1, 9), (0, 9), (1, 9), (1, 8), (0, 8)] {
+            offer.capacity_changed(device, sectors);
+        }
+        drop(offer);
+        let mut messages = Vec::new();
+        theirs.read_to_end(&mut messages).unwrap();
+        assert_eq!(messages.len(), 2 * 12, "of 9, and of 8 again");
     }
 }

@@ -4,13 +4,13 @@
 //!
 //! This is the only unsafe code of the crate; `docs/unsafe.md` has its invariant. The handler does
 //! what a signal handler may: it reads atomics, and calls `mmap`, `shutdown` and `sigaction`.
-//! A SIGBUS that is none of ours goes to whoever handled it before.
+//! A SIGBUS that is none of ours goes to the handler that was there before, and this one stays.
 #![allow(unsafe_code)]
 
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use vm_memory::MmapRegion;
 
@@ -32,6 +32,8 @@ static SLOTS_IN_USE: [Slot; SLOTS] = [const {
 
 /// What handled SIGBUS before us.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// It has given up: it left the next SIGBUS to the default action, as that of Rust's runtime does.
+static PREVIOUS_IS_GONE: AtomicBool = AtomicBool::new(false);
 
 /// While it exists, a mapping whose file was truncated costs the front end its connection, and not
 /// the process its life. The mapping must stay in place that long.
@@ -65,38 +67,99 @@ impl Drop for Guard {
 fn install() -> Option<()> {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| {
-        // SAFETY: both structures are plain data for which zeroes are valid, and live during the
-        // calls. The previous handler is stored before ours can run.
+        // SAFETY: the structure is plain data for which zeroes are valid, and lives during the call.
+        // The previous handler is stored before ours can run.
         unsafe {
             let mut previous: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(libc::SIGBUS, ptr::null(), &mut previous) != 0 {
                 return false;
             }
             let _ = PREVIOUS.set(previous);
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_sigbus as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-            libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) == 0
         }
+        take_signal()
     });
     installed.then_some(())
 }
 
+/// Makes [`on_sigbus`] the handler.
+fn take_signal() -> bool {
+    // SAFETY: the structure is plain data for which zeroes are valid, and lives during the call. What
+    // the previous handler wants blocked while it runs is blocked while ours calls it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigbus as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+        if let Some(previous) = PREVIOUS.get() {
+            action.sa_mask = previous.sa_mask;
+        }
+        libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) == 0
+    }
+}
+
 extern "C" fn on_sigbus(
-    _signal: libc::c_int,
+    signal: libc::c_int,
     info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
+    context: *mut libc::c_void,
 ) {
-    // SAFETY: with SA_SIGINFO the kernel passes a valid structure, for SIGBUS with an address;
-    // errno is this thread's own, and is put back.
+    // SAFETY: with SA_SIGINFO the kernel passes valid structures, for a fault with an address; errno
+    // is this thread's own, and is put back.
     unsafe {
         let errno = *libc::__errno_location();
-        if !replace((*info).si_addr() as usize) {
-            // Returning makes the instruction fault again, and whoever came before us sees it.
-            let previous = PREVIOUS.get().map_or(ptr::null(), ptr::from_ref);
-            libc::sigaction(libc::SIGBUS, previous, ptr::null_mut());
+        let is_fault = (*info).si_code > 0;
+        if !is_fault || !replace((*info).si_addr() as usize) {
+            pass_on(signal, info, context, is_fault);
         }
         *libc::__errno_location() = errno;
+    }
+}
+
+/// Does what would be done without us.
+///
+/// # Safety
+/// Called by the handler, with what it was called with.
+unsafe fn pass_on(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+    is_fault: bool,
+) {
+    let previous = PREVIOUS.get().filter(|_| !PREVIOUS_IS_GONE.load(Ordering::Relaxed));
+    let handler = previous.map_or(libc::SIG_DFL, |it| it.sa_sigaction);
+    let with_info = previous.is_some_and(|it| it.sa_flags & libc::SA_SIGINFO != 0);
+    // SAFETY: any other value than these two is the address of a function, of the kind that the flag
+    // says; it is called as the kernel would. The structure is plain data.
+    unsafe {
+        match handler {
+            // A fault cannot be ignored: the instruction would fault for ever.
+            libc::SIG_IGN if !is_fault => return,
+            libc::SIG_DFL | libc::SIG_IGN => return end_process(signal, is_fault),
+            handler if with_info => {
+                type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+                std::mem::transmute::<usize, Handler>(handler)(signal, info, context);
+            }
+            handler => {
+                std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler)(signal);
+            }
+        }
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut now);
+        // After a fault the default action is due at once, when the instruction is tried again.
+        if now.sa_sigaction == libc::SIG_DFL && !is_fault {
+            PREVIOUS_IS_GONE.store(true, Ordering::Relaxed);
+            take_signal();
+        }
+    }
+}
+
+/// The default action: when the handler returns a fault happens again, and what was sent is sent
+/// again.
+fn end_process(signal: libc::c_int, is_fault: bool) {
+    // SAFETY: the default action has no handler, and needs nothing to live.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        if !is_fault {
+            libc::raise(signal);
+        }
     }
 }
 
@@ -133,13 +196,11 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_truncated_file_ends_the_connection_and_not_the_process() {
+    /// Truncates guarded memory, and touches it.
+    fn the_guard_holds() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let file = std::fs::File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(8192).unwrap();
-        let offset = FileOffset::new(file.try_clone().unwrap(), 0);
-        let region: MmapRegion = MmapRegion::from_file(offset, 8192).unwrap();
+        theirs.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let (file, region) = mapping();
         let guard = Guard::new(&region, ours.as_raw_fd()).unwrap();
         let memory = region.get_slice(4096, 8).unwrap();
         memory.store(7u64, 0, Ordering::Relaxed).unwrap();
@@ -149,5 +210,106 @@ mod tests {
         assert_eq!(memory.load::<u64>(0, Ordering::Relaxed).unwrap(), 9);
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "the connection is shut down");
         drop(guard);
+    }
+
+    fn mapping() -> (std::fs::File, MmapRegion) {
+        let file = std::fs::File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(8192).unwrap();
+        let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+        (file, MmapRegion::from_file(offset, 8192).unwrap())
+    }
+
+    #[test]
+    fn a_truncated_file_ends_the_connection_and_not_the_process() {
+        the_guard_holds();
+    }
+
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// A handler of another part of the program: puts a page where one is missing.
+    extern "C" fn foreign(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        SEEN.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: for a fault the address is inside a mapping of the test's own.
+        unsafe {
+            if (*info).si_code > 0 {
+                let page = ptr::without_provenance_mut((*info).si_addr() as usize & !4095);
+                let protection = libc::PROT_READ | libc::PROT_WRITE;
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                libc::mmap(page, 4096, protection, flags, -1, 0);
+            }
+        }
+    }
+
+    fn raise() {
+        // SAFETY: it takes a number.
+        unsafe { libc::raise(libc::SIGBUS) };
+    }
+
+    /// What the processes do that [`a_foreign_signal_is_passed_on_and_the_guard_stays`] starts: a
+    /// handler is the process's own, so each has one to itself.
+    #[test]
+    fn in_a_process_of_its_own() {
+        match std::env::var(CASE).as_deref() {
+            Ok("handler") => {
+                // SAFETY: the structure is plain data, and the handler of the kind that the flag says.
+                unsafe {
+                    let mut action: libc::sigaction = std::mem::zeroed();
+                    action.sa_sigaction = foreign as *const () as usize;
+                    action.sa_flags = libc::SA_SIGINFO;
+                    libc::sigaction(libc::SIGBUS, &action, ptr::null_mut());
+                }
+                the_guard_holds();
+                let (file, unguarded) = mapping();
+                file.set_len(0).unwrap();
+                for count in 1..=2 {
+                    raise();
+                    let page = unguarded.get_slice((count - 1) * 4096, 8).unwrap();
+                    assert_eq!(page.load::<u64>(0, Ordering::Relaxed).unwrap(), 0);
+                    assert_eq!(SEEN.load(Ordering::Relaxed), 2 * count);
+                    the_guard_holds();
+                }
+            }
+            // That of Rust's runtime, which gives up when it is called.
+            Ok("runtime") => {
+                the_guard_holds();
+                raise();
+                the_guard_holds();
+                raise();
+                panic!("a second one ends the process, as it does without a guard");
+            }
+            Ok("ignored") => {
+                // SAFETY: nothing is called.
+                unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+                the_guard_holds();
+                raise();
+                the_guard_holds();
+            }
+            Ok("fault") => {
+                the_guard_holds();
+                let (file, unguarded) = mapping();
+                file.set_len(0).unwrap();
+                let _ = unguarded.get_slice(0, 8).unwrap().load::<u64>(0, Ordering::Relaxed);
+                panic!("a fault of others ends the process");
+            }
+            _ => {}
+        }
+    }
+
+    const CASE: &str = "COBLK_SIGBUS_CASE";
+
+    #[test]
+    fn a_foreign_signal_is_passed_on_and_the_guard_stays() {
+        use std::os::unix::process::ExitStatusExt;
+        let killed = Some(libc::SIGBUS);
+        let cases = [("handler", None), ("runtime", killed), ("ignored", None), ("fault", killed)];
+        for (case, signal) in cases {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "sigbus::tests::in_a_process_of_its_own"])
+                .env(CASE, case)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.signal(), signal, "{case}: {output:?}");
+            assert!(signal.is_some() || output.status.success(), "{case}: {output:?}");
+        }
     }
 }

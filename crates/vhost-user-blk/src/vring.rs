@@ -1,18 +1,18 @@
 //! One queue, as the front end sets it up: [`Vring`]. When it has all that it needs, it runs on its
-//! device.
+//! device. The messages that bring it may come in any order.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coblk_aio::{AioContext, EventNotifier};
-use coblk_virtio_blk::{Interrupt, VirtioBlk, VirtqueueLayout};
+use coblk_aio::{AioContext, Co, EventNotifier};
+use coblk_virtio_blk::{Earlier, Interrupt, PausedQueue, VirtioBlk, VirtqueueLayout};
 use vhost::vhost_user::{Error, Result};
+use vm_memory::GuestMemoryMmap;
 
 use crate::device::DeviceHandle;
-use crate::inflight::InflightMemory;
-use crate::memory::MemoryTable;
+use crate::memory::{MemoryTable, Shown};
 use crate::notifier::share;
 
 /// How often a queue is looked at whose front end does not kick.
@@ -38,15 +38,25 @@ pub(crate) struct RingAddresses {
 pub(crate) struct Vring {
     index: u16,
     device: DeviceHandle,
+    /// 0 until the front end has said it.
     pub(crate) size: u16,
-    pub(crate) base: u16,
+    /// Where it begins in the available ring, if the front end has said it.
+    pub(crate) base: Option<u16>,
     pub(crate) addresses: Option<RingAddresses>,
     pub(crate) kick: Option<Kick>,
     pub(crate) call: Option<EventNotifier>,
     pub(crate) err: Option<EventNotifier>,
     pub(crate) enabled: bool,
-    /// It runs; set to end the polling of a queue without kicks.
-    running: Option<Arc<AtomicBool>>,
+    running: Option<Running>,
+    /// The used index when the queue was last stopped.
+    left_at: Option<u16>,
+}
+
+struct Running {
+    /// Set to end the polling of a queue without kicks.
+    ended: Arc<AtomicBool>,
+    /// The index in the available ring at which it began.
+    begun_at: u16,
 }
 
 impl Vring {
@@ -55,13 +65,14 @@ impl Vring {
             index,
             device,
             size: 0,
-            base: 0,
+            base: None,
             addresses: None,
             kick: None,
             call: None,
             err: None,
             enabled: false,
             running: None,
+            left_at: None,
         }
     }
 
@@ -69,62 +80,114 @@ impl Vring {
         self.running.is_some()
     }
 
-    /// Starts the queue if the front end wants it to run and it does not.
-    pub(crate) fn start(
-        &mut self,
-        memory: &MemoryTable,
-        inflight: Option<&InflightMemory>,
-    ) -> Result<()> {
-        let Some(kick) = self.kick.as_ref().filter(|_| self.enabled && !self.is_running()) else {
+    /// Starts the queue, if the front end wants it to run, has said all that it takes, and it does not
+    /// run. It goes on from `paused`, if it was.
+    pub(crate) fn start(&mut self, shown: &Shown, paused: Option<PausedQueue>) -> Result<()> {
+        let memory = &shown.memory;
+        let wanted = self.enabled && self.size > 0 && !self.is_running() && !memory.is_empty();
+        let (Some(kick), Some(addresses), true) = (&self.kick, self.addresses, wanted) else {
             return Ok(());
         };
-        let addresses =
-            self.addresses.ok_or(Error::InvalidOperation("a queue starts before it has rings"))?;
-        let layout = VirtqueueLayout {
-            size: self.size,
-            desc_table: memory.translate(addresses.desc_table)?,
-            avail_ring: memory.translate(addresses.avail_ring)?,
-            used_ring: memory.translate(addresses.used_ring)?,
-            next_index: self.base,
-        };
-        let log = inflight.map(|it| it.log(self.index, self.size)).transpose()?;
         let kick = match kick {
             Kick::Notifier(notifier) => Some(share(notifier)?),
             Kick::Poll => None,
         };
-        let call = self.call.as_ref().map(share).transpose()?;
-        let (index, guest) = (self.index, Arc::clone(memory.guest()));
-        let stopped = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&stopped);
-        let started = self.device.call(move |co, device| {
-            let ctx = co.context();
-            // What was answered by our predecessor may not have been announced.
-            let interrupt = announced(call);
-            device.start_logged_queue(ctx, index, &guest, layout, interrupt, log)?;
-            match kick {
-                Some(kick) => device.watch_notifier(ctx, index, &kick).map_err(Failed::Io),
-                None => {
-                    poll(ctx, device, index, until);
-                    Ok(())
-                }
-            }
-        });
+        let used_ring = memory.translate(addresses.used_ring)?;
+        let used_idx = memory.used_index(used_ring)?;
+        let layout = VirtqueueLayout {
+            size: self.size,
+            desc_table: memory.translate(addresses.desc_table)?,
+            avail_ring: memory.translate(addresses.avail_ring)?,
+            used_ring,
+            // All before it was answered, so nothing is served twice.
+            next_index: self.base.unwrap_or(used_idx),
+        };
+        let log = shown.inflight.as_ref().map(|it| it.log(self.index, self.size)).transpose()?;
+        // The driver has begun a new ring: it has forgotten what it asked for in the old one.
+        if let Some(log) = &log
+            && self.left_at.take().is_some_and(|left_at| left_at != used_idx)
+        {
+            log.clear().map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
+        }
+        let ended = Arc::new(AtomicBool::new(false));
+        let start = Start {
+            index: self.index,
+            guest: Arc::clone(memory.guest()),
+            layout,
+            earlier: Earlier { log, paused },
+            kick,
+            call: self.call.as_ref().map(share).transpose()?,
+            ended: Arc::clone(&ended),
+        };
+        let started = self.device.call(move |co, device| start.run(co, device));
         started.ok_or(Error::BackendInternalError)?.map_err(|error| {
-            tracing::warn!(queue = index, %error, "a queue does not start");
+            tracing::warn!(queue = self.index, %error, "a queue does not start");
             Error::ReqHandlerError(std::io::Error::other(error))
         })?;
-        self.running = Some(stopped);
+        self.running = Some(Running { ended, begun_at: layout.next_index });
         Ok(())
     }
 
     /// Stops the queue, once what is in flight was answered.
-    pub(crate) fn stop(&mut self) -> Result<()> {
-        let Some(stopped) = self.running.take() else { return Ok(()) };
-        stopped.store(true, Ordering::Relaxed);
-        let index = self.index;
-        let next = self.device.call(move |co, device| device.co_stop_queue(co, index));
-        self.base = next.flatten().ok_or(Error::BackendInternalError)?;
+    pub(crate) fn stop(&mut self, shown: &Shown) -> Result<()> {
+        if let Some(next) = self.end(|co, device, index| device.co_stop_queue(co, index))? {
+            self.base = Some(next.ok_or(Error::BackendInternalError)?);
+            self.left_at = self.used_index(&shown.memory);
+        }
         Ok(())
+    }
+
+    /// [`stop`](Self::stop), to go on from there; `None` if it did not run.
+    pub(crate) fn pause(&mut self) -> Result<Option<PausedQueue>> {
+        let paused = self.end(|co, device, index| device.co_pause_queue(co, index))?;
+        paused.map(|paused| paused.ok_or(Error::BackendInternalError)).transpose()
+    }
+
+    /// The driver has reset: the queue is as it was in the beginning.
+    pub(crate) fn reset(&mut self, shown: &Shown) -> Result<()> {
+        if let Some(inflight) = &shown.inflight
+            && !self.is_running()
+        {
+            inflight.clear(self.index)?;
+        }
+        let ended = self.end(|co, device, index| device.co_forget_queue(co, index));
+        (self.kick, self.enabled, self.addresses, self.size) = (None, false, None, 0);
+        (self.base, self.left_at) = (None, None);
+        ended.map(drop)
+    }
+
+    /// The front end says where the queue begins.
+    pub(crate) fn set_base(&mut self, base: u16, shown: &Shown) -> Result<()> {
+        let begun_at = self.running.as_ref().map(|running| running.begun_at);
+        self.base = Some(base);
+        // With a log, log and rings tell it.
+        if begun_at.is_none_or(|begun_at| begun_at == base) || shown.inflight.is_some() {
+            return Ok(());
+        }
+        let paused = self.pause()?;
+        let is_at = |paused: &PausedQueue| begun_at.is_some_and(|begun_at| paused.is_at(begun_at));
+        if paused.as_ref().is_some_and(is_at) {
+            return self.start(shown, None);
+        }
+        // Goes on, so that what it has taken is answered.
+        self.start(shown, paused)?;
+        Err(Error::InvalidOperation("a queue that runs cannot begin elsewhere"))
+    }
+
+    fn used_index(&self, memory: &MemoryTable) -> Option<u16> {
+        memory.used_index(memory.translate(self.addresses?.used_ring).ok()?).ok()
+    }
+
+    /// Has the device end the queue. `None` if it did not run.
+    fn end<R: Send + 'static>(
+        &mut self,
+        end: impl FnOnce(&Co<'_>, &VirtioBlk, u16) -> R + Send + 'static,
+    ) -> Result<Option<R>> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        running.ended.store(true, Ordering::Relaxed);
+        let index = self.index;
+        let ended = self.device.call(move |co, device| end(co, device, index));
+        ended.map(Some).ok_or(Error::BackendInternalError)
     }
 
     /// Replaces the way in which the front end is interrupted.
@@ -138,6 +201,37 @@ impl Vring {
             set.filter(|set| *set).ok_or(Error::BackendInternalError)?;
         }
         Ok(())
+    }
+}
+
+/// All that the device's context is given to start a queue.
+struct Start {
+    index: u16,
+    guest: Arc<GuestMemoryMmap>,
+    layout: VirtqueueLayout,
+    earlier: Earlier,
+    kick: Option<EventNotifier>,
+    call: Option<EventNotifier>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Start {
+    fn run(self, co: &Co<'_>, device: &Rc<VirtioBlk>) -> std::result::Result<(), Failed> {
+        let ctx = co.context();
+        let Start { index, guest, layout, earlier, kick, call, ended } = self;
+        // What was answered by our predecessor may not have been announced.
+        let interrupt = announced(call);
+        device.continue_queue(ctx, index, &guest, layout, interrupt, earlier)?;
+        match kick {
+            Some(kick) => device.watch_notifier(ctx, index, &kick).map_err(|error| {
+                device.co_stop_queue(co, index);
+                Failed::Io(error)
+            }),
+            None => {
+                poll(ctx, device, index, ended);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod util;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -178,5 +178,48 @@ fn descriptors_of_a_front_end_are_closed_when_it_is_gone() {
         while open() != before {
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// GET_CONFIG, as a front end says it that counts offsets from somewhere else, or wants nothing.
+#[test]
+fn each_offset_and_size_of_the_configuration_is_answered() {
+    let server = Server::start(VhostUserBlkOptions::default(), 0);
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut front = negotiate_on(stream.try_clone().unwrap(), 0);
+    let sectors = (DISK_BYTES / 512).to_ne_bytes();
+    let seg_max = 126u32.to_ne_bytes();
+    for (offset, size, begins_with) in [
+        (0, 60, &sectors[..]),
+        (0, 256, &sectors),
+        (12, 4, &seg_max),
+        (0x100, 60, &sectors),
+        (0x10c, 4, &seg_max),
+        (0xffff_fffc, 8, &sectors),
+        (0, 0, &[]),
+        (0x100, 0, &[]),
+    ] {
+        let prefix = [24, 1, 12 + size, offset, size, 1].into_iter().flat_map(u32::to_ne_bytes);
+        let mut message: Vec<u8> = prefix.collect();
+        let prefix = [24, 5, 12 + size, offset, size, 1].into_iter().flat_map(u32::to_ne_bytes);
+        let expected: Vec<u8> = prefix.chain(begins_with.iter().copied()).collect();
+        message.resize(24 + size as usize, 0);
+        stream.write_all(&message).unwrap();
+        stream.read_exact(&mut message).unwrap();
+        assert_eq!(message[..expected.len()], expected, "{offset:#x} {size}");
+    }
+    assert_eq!(capacity(&mut front), DISK_BYTES / 512, "the connection has lived");
+}
+
+/// SET_CONFIG counts offsets as GET_CONFIG does.
+#[test]
+fn the_write_cache_is_switched_where_it_is_seen() {
+    let server = Server::start(VhostUserBlkOptions::default(), 0);
+    let mut front = negotiate(&server.socket, 0);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    for (offset, value) in [(32, 0), (0x120, 1), (0x120, 0), (32, 1)] {
+        front.set_config(offset, flags, &[value]).unwrap();
+        assert_eq!(front.get_config(32, 1, flags, &[0]).unwrap().1, [value], "{offset:#x}");
     }
 }

@@ -142,16 +142,6 @@ fn memory_and_rings_that_are_not_there() {
 }
 
 #[test]
-fn messages_in_the_wrong_order() {
-    let server = Server::start(VhostUserBlkOptions::default(), 0);
-    let mut front = front_end(&server);
-    front.set_vring_enable(0, true).unwrap();
-    assert!(front.set_vring_kick(0, &vmm_eventfd()).is_err(), "a kick before there are rings");
-    drop(front);
-    honest(&server);
-}
-
-#[test]
 fn memory_truncated_under_the_rings() {
     let server = Server::start(VhostUserBlkOptions::default(), 0);
     for _ in 0..3 {

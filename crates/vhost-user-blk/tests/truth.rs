@@ -7,10 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use coblk_aio::AioContext;
-use coblk_block::{BlockNode, drivers};
+use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
+use coblk_block::{BlockNode, RequestKind, drivers};
 use coblk_vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
+use coblk_virtio_blk::VirtioBlkConfig;
 use util::daemon::Daemon;
-use util::guest::{Guest, WRITE, negotiate};
+use util::guest::{Guest, UNTOUCHED, WRITE, negotiate};
 use util::{Client, DISK_BYTES, Op};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -104,6 +106,56 @@ fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
     ctx.run(|co| export.co_remove(co, RemoveMode::Hard)).unwrap();
     assert_eq!(std::io::Read::read(&mut &front, &mut [0]).unwrap(), 0, "it is disconnected");
     assert!(!export.is_in_use() && !socket.exists());
+}
+
+#[test]
+fn an_export_that_fails_leaves_no_socket_behind() {
+    let directory = util::directory();
+    let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
+    File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
+    let ctx = AioContext::new().unwrap();
+    let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
+    let device = VirtioBlkConfig { num_queues: 0, ..Default::default() };
+    let options = VhostUserBlkOptions { device, ..Default::default() };
+    assert!(VhostUserBlk::listen(&ctx, &socket, &node, options).is_err());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_export_that_is_dropped_answers_what_it_has_taken() {
+    let directory = util::directory();
+    let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
+    File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
+    let ctx = AioContext::new().unwrap();
+    let rules = Rules::new(1);
+    rules.add(Rule::delay(Duration::from_millis(100)));
+    let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
+    let node = BlockNode::new("debug", BlkDebug::new(node, rules.clone()));
+    let options = VhostUserBlkOptions::default();
+    let export = VhostUserBlk::listen(&ctx, &socket, &node, options).unwrap();
+    let at = socket.clone();
+    let front = std::thread::spawn(move || {
+        let (mut front, mut guest) = (negotiate(&at, 0), Guest::new());
+        guest.start(&mut front);
+        guest.submit(0, WRITE, 1, 0x11);
+        guest.kick.write(1).unwrap();
+        (front, guest)
+    });
+    ctx.run_until(|| front.is_finished() && rules.kind_counts(RequestKind::Write).requests > 0);
+    let (front, mut guest) = front.join().unwrap();
+    drop(export);
+    assert!(!socket.exists());
+    guest.submit(1, WRITE, 2, 0x22);
+    guest.kick.write(1).unwrap();
+    ctx.run_until(|| node.backends().is_empty());
+    // The second was there in time, or was not.
+    let answers = guest.reap();
+    assert!(answers.starts_with(&[(0, 0)]), "{answers:?}");
+    assert_eq!(answers.len() == 2, guest.status(1) != UNTOUCHED);
+    while ctx.poll(false) {}
+    guest.kick.write(1).unwrap();
+    assert!(!ctx.poll(false), "nobody looks at the queue any more");
+    drop(front);
 }
 
 /// `strace` makes calls on the disk fail: so many requests fail, and the export goes on.

@@ -226,7 +226,7 @@ impl Chain {
             let segment = self.segments[..self.writable_start].get_mut(self.readable_start)?;
             let piece = (segment.len_bytes as usize).min(left.len());
             let (target, rest) = left.split_at_mut(piece);
-            mem.memory().read_slice(target, segment.addr).ok()?;
+            mem.read(target, segment.addr).ok()?;
             left = rest;
             segment.addr = segment.addr.checked_add(piece as u64)?;
             segment.len_bytes -= piece as u32;
@@ -273,7 +273,7 @@ fn read_words(place: &VolatileSlice<'_>, offset: usize) -> Option<(u64, u64)> {
     let second = place.load(offset + 8, Ordering::Relaxed);
     match (first, second) {
         (Ok(first), Ok(second)) => Some((first, second)),
-        _ => place.read_obj::<[u64; 2]>(offset).ok().map(|words| (words[0], words[1])),
+        _ => Some((place.read_obj(offset).ok()?, place.read_obj(offset + 8).ok()?)),
     }
 }
 
@@ -291,6 +291,7 @@ fn read_from_memory(
     let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
     let unreadable = ChainError::Unreadable { addr: table.raw_value().wrapping_add(offset) };
     let addr = table.checked_add(offset).ok_or(unreadable)?;
-    let words: [u64; 2] = mem.memory().read_obj(addr).map_err(|_| unreadable)?;
-    Ok(Descriptor::from_words(words[0], words[1]))
+    let mut words = [[0; 8]; 2];
+    mem.read(words.as_flattened_mut(), addr).map_err(|_| unreadable)?;
+    Ok(Descriptor::from_words(u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])))
 }

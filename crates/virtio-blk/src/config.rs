@@ -106,7 +106,8 @@ impl Default for VirtioBlkConfig {
             name: "virtio-blk".to_owned(),
             serial: String::new(),
             num_queues: 1,
-            queue_size_max: 256,
+            // As in QEMU, whose drivers of such devices ask for queues of up to so many.
+            queue_size_max: 1024,
             // With header and status, no more than a queue of 128 entries: drivers may take queues
             // smaller than offered, and a chain must not be longer than its queue.
             seg_max: 126,

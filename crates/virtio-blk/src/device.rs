@@ -19,7 +19,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use coblk_aio::{AioContext, trace_event};
-use vm_memory::Bytes;
 
 use crate::chain::Chain;
 use crate::config::{SECTOR_BYTES, feature};
@@ -272,7 +271,7 @@ impl DeviceQueue {
         let mut id = &self.shared.id[..];
         for segment in chain.writable() {
             let (part, rest) = id.split_at(id.len().min(segment.len_bytes as usize));
-            if self.mem.memory().write_slice(part, segment.addr).is_err() {
+            if self.mem.write(part, segment.addr).is_err() {
                 return (BlkStatus::IoErr, 0);
             }
             id = rest;
@@ -301,6 +300,7 @@ struct InKick<'a>(&'a DeviceQueue);
 impl<'a> InKick<'a> {
     fn begin(queue: &'a DeviceQueue) -> InKick<'a> {
         queue.in_kick.set(true);
+        queue.begin_groups();
         InKick(queue)
     }
 }

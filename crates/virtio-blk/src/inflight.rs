@@ -151,6 +151,13 @@ impl InflightLog {
         }
     }
 
+    /// Forgets all that is in flight: the driver has reset the queue.
+    pub fn clear(&self) -> Result<(), VolatileMemoryError> {
+        self.batch.borrow_mut().clear();
+        let mut entries = (0..self.size).filter_map(|head| self.entry(head));
+        entries.try_for_each(|entry| entry.store(0u8, 0, Ordering::Release))
+    }
+
     /// `head` has been put on the used ring, where the driver does not see it yet.
     #[inline]
     pub(crate) fn answered(&self, head: u16) -> Result<(), VolatileMemoryError> {

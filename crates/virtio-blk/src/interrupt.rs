@@ -25,11 +25,13 @@ impl Interrupt {
         match self {
             Interrupt::None => {}
             Interrupt::Callback(callback) => callback(ctx),
-            Interrupt::Notifier(notifier) => {
-                if let Err(error) = notifier.set() {
-                    tracing::error!(%error, "cannot interrupt the driver");
-                }
-            }
+            Interrupt::Notifier(notifier) => Self::notify(notifier),
+        }
+    }
+
+    pub(crate) fn notify(notifier: &EventNotifier) {
+        if let Err(error) = notifier.set() {
+            tracing::error!(%error, "cannot interrupt the driver");
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod completion;
 mod config;
 mod device;
 mod error_log;
@@ -20,6 +21,7 @@ mod request;
 mod run;
 mod serve;
 mod shared;
+mod unanswered;
 mod virtio_blk;
 mod virtqueue;
 
@@ -28,5 +30,6 @@ pub use config::{CONFIG_SPACE_BYTES, ConfigError, SECTOR_BYTES, VirtioBlkConfig,
 pub use inflight::{InflightError, InflightLog};
 pub use interrupt::Interrupt;
 pub use request::BlkStatus;
+pub use unanswered::{Earlier, PausedQueue};
 pub use virtio_blk::{VirtioBlk, VirtioBlkError};
 pub use virtqueue::{VirtqueueError, VirtqueueLayout};

@@ -4,12 +4,21 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice,
 };
 
 /// Up to so many regions are looked at one by one.
 const FEW_REGIONS: usize = 8;
+
+/// What vm-memory copies by volatile accesses, as memory must be that the guest may change at any time.
+/// More bytes at once are copied plainly, which would race with the guest.
+const WORD_BYTES: usize = 8;
+
+/// The addresses of words from `addr` on; `None` past the last one there is.
+fn word_addresses(addr: GuestAddress) -> impl Iterator<Item = Option<GuestAddress>> {
+    (0..).step_by(WORD_BYTES).map(move |offset| addr.checked_add(offset))
+}
 
 /// The memory of a guest. Most of what a guest does is in its largest region, so that one is tried
 /// before the search, and then the one that was found last; a request looks up four addresses, and
@@ -27,6 +36,24 @@ impl GuestMap {
         let largest = mem.iter().enumerate().max_by_key(|(_, region)| region.len());
         let main = largest.map_or(0, |(position, _)| position);
         GuestMap { mem: Arc::clone(mem), main, found: Cell::new(main) }
+    }
+
+    /// Copies out of guest memory, which may lie in several regions.
+    pub(crate) fn read(
+        &self,
+        target: &mut [u8],
+        addr: GuestAddress,
+    ) -> Result<(), GuestMemoryError> {
+        target.chunks_mut(WORD_BYTES).zip(word_addresses(addr)).try_for_each(|(word, place)| {
+            self.mem.read_slice(word, place.ok_or(GuestMemoryError::InvalidGuestAddress(addr))?)
+        })
+    }
+
+    /// Copies into guest memory, which may lie in several regions.
+    pub(crate) fn write(&self, source: &[u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
+        source.chunks(WORD_BYTES).zip(word_addresses(addr)).try_for_each(|(word, place)| {
+            self.mem.write_slice(word, place.ok_or(GuestMemoryError::InvalidGuestAddress(addr))?)
+        })
     }
 
     /// For what this type has no short cut for.
@@ -89,6 +116,23 @@ impl GuestMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_go_across_regions_and_not_past_the_last() {
+        let regions = [(GuestAddress(0x1000), 0x1000), (GuestAddress(0x2000), 0x1000)];
+        let map = GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges(&regions).unwrap()));
+        let data: Vec<u8> = (1..=100).collect();
+        for (addr, len) in [(0x1fff, 100), (0x1ffb, 7), (0x1ff8, 16), (0x2ff0, 16), (0x1001, 0)] {
+            let mut back = vec![0; len];
+            map.write(&data[..len], GuestAddress(addr)).unwrap();
+            map.read(&mut back, GuestAddress(addr)).unwrap();
+            assert_eq!(back, data[..len], "{addr:#x}");
+        }
+        for (addr, len) in [(0x2ff1, 16), (0xfff, 1), (u64::MAX, 100), (u64::MAX - 7, 16)] {
+            assert!(map.write(&data[..len], GuestAddress(addr)).is_err());
+            assert!(map.read(&mut vec![0; len], GuestAddress(addr)).is_err());
+        }
+    }
 
     #[test]
     fn every_region_is_found_and_nothing_else() {

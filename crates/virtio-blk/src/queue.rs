@@ -1,29 +1,21 @@
-//! One running queue of the device: its rings, its requests in flight, its two bottom halves.
+//! One running queue of the device, from its start to its end: its rings, its requests in flight, its
+//! two bottom halves.
 //!
-//! How requests get in is in `device.rs`. This file is about how answers get out:
-//!
-//! ```text
-//!   finish()          used entries are written and published: at once, or, during a kick,
-//!      |              all together
-//!      v
-//!   completion_bh     one interrupt for all that completed in this iteration of the loop
-//! ```
+//! How requests get in is in `device.rs`, how answers get out in `completion.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::Ordering;
 
 use coblk_aio::{
     AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest,
-    trace_event,
 };
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::request::{BlkStatus, CompletedRequest, PendingRequest};
-use crate::shared::Shared;
+use crate::shared::{Shared, Stopping};
+use crate::unanswered::PausedQueue;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
 
 /// What a queue does with kicks.
@@ -47,22 +39,29 @@ pub(crate) struct DeviceQueue {
     /// Room for the chain that is being parsed; away while it is in use.
     pub(crate) chain: Cell<Chain>,
     /// Answered, and not yet on the used ring.
-    done: RefCell<Vec<CompletedRequest>>,
+    pub(crate) done: RefCell<Vec<CompletedRequest>>,
+    /// So many that are done during a kick are published before its end.
+    pub(crate) early_at: Cell<usize>,
     /// A kick is being handled. It publishes what is done at its end.
     pub(crate) in_kick: Cell<bool>,
     phase: Cell<Phase>,
     error: RefCell<Option<VirtqueueError>>,
-    in_flight: Cell<usize>,
-    interrupt: RefCell<Rc<Interrupt>>,
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) interrupt: RefCell<Rc<Interrupt>>,
     kick_bh: BottomHalf,
-    completion_bh: BottomHalf,
+    pub(crate) completion_bh: BottomHalf,
     notifier: RefCell<Option<EventHandler>>,
     /// The loop looks at the ring by itself, so the driver need not kick.
     pub(crate) is_polled: Cell<bool>,
     /// Coroutines that wait until nothing is in flight.
     waiters: RefCell<Vec<CoWaker>>,
-    /// Heads that were taken, and go back unanswered when the queue has stopped.
+    /// Heads that were taken, and that the backend has given back. What becomes of them is decided
+    /// when the queue has ended.
     put_back: RefCell<Vec<u16>>,
+    /// The device was dropped with requests in flight.
+    abandoned: Cell<bool>,
+    /// Until they have ended the backend holds nothing.
+    giving_back: Cell<Option<Stopping>>,
 }
 
 impl DeviceQueue {
@@ -90,6 +89,7 @@ impl DeviceQueue {
                 ring: RefCell::new(ring),
                 chain: Cell::default(),
                 done: RefCell::new(Vec::new()),
+                early_at: Cell::new(usize::MAX),
                 in_kick: Cell::new(false),
                 phase: Cell::new(Phase::Running),
                 error: RefCell::new(None),
@@ -103,6 +103,8 @@ impl DeviceQueue {
                 is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
                 put_back: RefCell::default(),
+                abandoned: Cell::new(false),
+                giving_back: Cell::new(None),
             }
         })
     }
@@ -197,9 +199,9 @@ impl DeviceQueue {
             && ring.map(&self.mem).and_then(|it| ring.available(&it)).ok() != Some(0)
     }
 
-    /// Takes no more requests, and waits for those in flight; those that the backend holds are put
-    /// back. Returns the index to go on from.
-    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+    /// Takes no more requests, and waits for those in flight; those that the backend holds come
+    /// back.
+    fn co_end(&self, co: &Co<'_>) {
         self.unwatch();
         if self.phase.get() == Phase::Running {
             self.phase.set(Phase::Stopping);
@@ -209,16 +211,93 @@ impl DeviceQueue {
             co.suspend_with(|waker| self.waiters.borrow_mut().push(waker));
         }
         drop(stopping);
+    }
+
+    /// Ends the queue. Returns the index to go on from.
+    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+        self.co_end(co);
+        self.settle();
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
-        let mut ring = self.ring.borrow_mut();
-        if self.phase.get() == Phase::Stopping
-            && let Err(error) = ring.put_back(&self.mem, &self.put_back.take())
-        {
+        self.ring.borrow().next_avail
+    }
+
+    /// Ends the queue, to go on with it.
+    pub(crate) fn co_pause(&self, co: &Co<'_>) -> PausedQueue {
+        self.co_end(co);
+        self.raise_interrupt(co.context());
+        self.ring.borrow_mut().pause(self.put_back.take())
+    }
+
+    /// Ends the queue because the driver resets.
+    pub(crate) fn co_forget(&self, co: &Co<'_>) {
+        self.co_end(co);
+        self.put_back.take();
+        if let Err(error) = self.ring.borrow_mut().forget() {
+            tracing::error!(queue = self.index, %error, "the log of requests is not cleared");
+        }
+    }
+
+    /// Nobody has the device any more: takes no more requests. Those in flight are answered when
+    /// they end; those that the backend holds come back at once.
+    pub(crate) fn abandon(&self) {
+        if self.phase.get() == Phase::Running {
+            self.phase.set(Phase::Stopping);
+        }
+        self.unwatch();
+        self.abandoned.set(true);
+        let stopping = self.shared.begin_stop();
+        if self.in_flight.get() > 0 {
+            self.giving_back.set(Some(stopping));
+        } else {
+            self.settle();
+        }
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.get()
+    }
+
+    /// Nothing is in flight, and nothing will be. Heads that the next device cannot find are
+    /// answered.
+    fn settle(&self) {
+        if self.phase.get() != Phase::Stopping {
+            return;
+        }
+        let put_back = self.put_back.take();
+        let outcome = self.ring.borrow_mut().stop(&self.mem, put_back);
+        let failed = outcome.and_then(|heads| self.fail_requests(&heads));
+        if let Err(error) = failed {
             // It was accessible when the queue started, so this does not happen.
             tracing::error!(queue = self.index, %error, "requests are lost");
         }
-        ring.next_avail()
+    }
+
+    /// Answers requests that will not be served, with an I/O error.
+    fn fail_requests(&self, heads: &[u16]) -> Result<(), VirtqueueError> {
+        let mut chain = self.chain.take();
+        for &head in heads {
+            tracing::warn!(
+                device = self.device_name(),
+                queue = self.index,
+                head,
+                "a request that was held fails: its queue stops, and later ones were answered"
+            );
+            let ring = self.ring.borrow();
+            let rings = ring.map(&self.mem)?;
+            // The chain was followed before. A driver that has changed it gets its head back.
+            let walked = chain.walk(&self.mem, &rings.desc, head, true);
+            let status = walked.ok().and_then(|()| chain.take_status());
+            if let Some(place) = status {
+                self.write_status(place, BlkStatus::IoErr);
+            }
+            let written_bytes = u32::from(status.is_some());
+            let status = BlkStatus::IoErr;
+            self.done.borrow_mut().push(CompletedRequest { head, written_bytes, status });
+        }
+        self.chain.set(chain);
+        self.publish_done();
+        Ok(())
     }
 
     /// After the backend has given a request back: false if this queue stops, and so takes it back
@@ -239,7 +318,7 @@ impl DeviceQueue {
         drop(put_back);
         self.in_flight.set(left);
         if left == 0 {
-            self.wake_waiters();
+            self.is_idle();
         }
     }
 
@@ -265,81 +344,24 @@ impl DeviceQueue {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
+    /// Nothing is in flight. Matters once the queue has begun to end.
     #[inline]
-    pub(crate) fn write_status(&self, place: GuestAddress, status: BlkStatus) {
-        // The place was looked up when the request was parsed, and the map does not change.
-        if let Ok(byte) = self.mem.slice(place, 1) {
-            let _ = byte.store(status as u8, 0, Ordering::Relaxed);
-        }
-    }
-
-    /// Puts requests on the used ring; during a kick, at its end.
-    #[inline]
-    pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
-        let left = {
-            let mut done = self.done.borrow_mut();
-            let before = done.len();
-            done.extend(requests);
-            self.in_flight.get() - (done.len() - before)
-        };
-        self.in_flight.set(left);
-        if !self.in_kick.get() {
-            self.publish_done();
-            self.completion_bh.schedule();
-        }
-        if left == 0 {
+    pub(crate) fn is_idle(&self) {
+        if !self.is_running() {
             self.wake_waiters();
         }
     }
 
-    /// Shows the driver what is done.
-    pub(crate) fn publish_done(&self) {
-        let mut done = self.done.borrow_mut();
-        if done.is_empty() {
-            return;
-        }
-        let mut ring = self.ring.borrow_mut();
-        let pushed = ring.map_used(&self.mem).and_then(|used| {
-            for request in done.iter() {
-                trace_event!(
-                    "virtio_blk_req_complete",
-                    queue = self.index,
-                    req = request.head,
-                    status = ?request.status
-                );
-                ring.push_used(&used, request.head, request.written_bytes)?;
-            }
-            ring.publish_used(&used)
-        });
-        done.clear();
-        drop((ring, done));
-        if let Err(error) = pushed {
-            self.fail(error);
-        }
-    }
-
+    #[cold]
     fn wake_waiters(&self) {
+        if self.abandoned.get() {
+            self.settle();
+            self.giving_back.take();
+        }
         if !self.waiters.borrow().is_empty() {
             for waiter in self.waiters.take() {
                 waiter.wake();
             }
-        }
-    }
-
-    /// Interrupts the driver if something is new and it wants to know. No borrow is held while it
-    /// runs: it may submit requests, and it may poll.
-    pub(crate) fn raise_interrupt(&self, ctx: &AioContext) {
-        self.shared.raise_config_interrupt(ctx);
-        let wanted = self.ring.borrow_mut().needs_interrupt(&self.mem);
-        match wanted {
-            Ok(true) => {
-                trace_event!("virtio_notify", queue = self.index);
-                let interrupt = Rc::clone(&self.interrupt.borrow());
-                interrupt.raise(ctx);
-            }
-            Ok(false) => {}
-            // It was accessible when the queue started, so this does not happen.
-            Err(error) => tracing::error!(queue = self.index, %error, "cannot interrupt"),
         }
     }
 }

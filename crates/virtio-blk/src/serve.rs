@@ -15,7 +15,16 @@ use crate::run::{BadAddress, ByteRange, Lists, Member, Run, RunKind};
 
 /// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
 /// nothing else.
-pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
+pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, run: Box<Run>) {
+    serve_run(co, queue, run);
+    if queue.is_abandoned() {
+        // Nobody else will.
+        queue.raise_interrupt(co.context());
+    }
+}
+
+#[inline]
+fn serve_run(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
     let mut performed = co.catch_unwind(|| perform(co, queue, &mut run));
     while matches!(performed, Ok(Err(Failure::GivenBack))) {
         if take_back(co, queue, &mut run.members) {

@@ -13,11 +13,11 @@ use vm_memory::GuestMemoryMmap;
 use crate::config::{
     CONFIG_SPACE_BYTES, ConfigError, VirtioBlkConfig, feature, parse_config_write,
 };
-use crate::inflight::InflightLog;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
 use crate::shared::Shared;
+use crate::unanswered::{Earlier, PausedQueue};
 use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
 
 /// Why a device or a queue cannot be set up.
@@ -83,11 +83,19 @@ pub enum VirtioBlkError {
 /// cannot be addressed.
 ///
 /// # Dropping
-/// a device whose queues run lets the requests in flight finish, and takes no new ones. Guest
-/// memory stays mapped until the last has finished. [`reset`](Self::reset) waits for that.
+/// a device whose queues run lets the requests in flight finish, and takes no new ones. What a stopped
+/// backend holds is treated as by [`co_stop_queue`](Self::co_stop_queue). Guest memory stays mapped
+/// until the last has finished. [`reset`](Self::reset) waits for that.
 pub struct VirtioBlk {
     shared: Rc<Shared>,
     queues: RefCell<Vec<Option<Rc<DeviceQueue>>>>,
+}
+
+impl Drop for VirtioBlk {
+    fn drop(&mut self) {
+        let queues = std::mem::take(self.queues.get_mut());
+        queues.iter().flatten().for_each(|queue| queue.abandon());
+    }
 }
 
 impl VirtioBlk {
@@ -194,23 +202,23 @@ impl VirtioBlk {
         layout: VirtqueueLayout,
         interrupt: impl Into<Interrupt>,
     ) -> Result<(), VirtioBlkError> {
-        self.start_logged_queue(ctx, index, mem, layout, interrupt, None)
+        self.continue_queue(ctx, index, mem, layout, interrupt, Earlier::default())
     }
 
-    /// [`start_queue`](Self::start_queue), with a log of what is in flight. What a device before
-    /// this one has taken and not answered is served first; `next_index` of the layout is ignored
-    /// then, as log and used ring tell it.
+    /// [`start_queue`](Self::start_queue), with what is known of requests that were taken earlier.
+    /// Those that were not answered are served first; `next_index` of the layout is ignored then, as
+    /// log and used ring tell it, or the place where the queue was paused.
     ///
     /// # Errors
     /// As [`start_queue`](Self::start_queue), and if the log does not fit the queue.
-    pub fn start_logged_queue(
+    pub fn continue_queue(
         &self,
         ctx: &AioContext,
         index: u16,
         mem: &Arc<GuestMemoryMmap>,
         layout: VirtqueueLayout,
         interrupt: impl Into<Interrupt>,
-        log: Option<InflightLog>,
+        earlier: Earlier,
     ) -> Result<(), VirtioBlkError> {
         let num_queues = self.shared.config.num_queues;
         let mut queues = self.queues.borrow_mut();
@@ -222,7 +230,8 @@ impl VirtioBlk {
         }
         let event_idx = self.shared.has_feature(feature::EVENT_IDX);
         let map = GuestMap::new(mem);
-        let ring = Virtqueue::new(&map, layout, self.shared.config.queue_size_max, event_idx, log)
+        let size_max = self.shared.config.queue_size_max;
+        let ring = Virtqueue::new(&map, layout, size_max, event_idx, earlier)
             .map_err(|source| VirtioBlkError::Queue { index, source })?;
         let queue = DeviceQueue::new(ctx, index, &self.shared, map, ring, interrupt.into());
         queue.kick_bh().schedule();
@@ -290,21 +299,45 @@ impl VirtioBlk {
         self.queue(index).ok()?.error_message()
     }
 
-    /// Stops a queue: takes nothing more from it, and waits for what is in flight. What a stopped
-    /// backend holds is not: it goes back into the queue, unanswered, unless
-    /// [`BlockBackend::report_errors`] makes it end. Guest memory is not touched afterwards. Returns
-    /// the index to start it again with; `None` if it did not run.
+    /// Stops a queue: takes nothing more from it, and waits for what is in flight. Guest memory is not
+    /// touched afterwards. Returns the index to start it again with; `None` if it did not run.
+    ///
+    /// What a stopped backend holds is not in flight, unless [`BlockBackend::report_errors`] makes it
+    /// end. It stays in the log, if there is one. If not, the index lies before all that came last and
+    /// was not answered; held requests that came before answered ones fail with an I/O error.
     pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
         let queue = self.queue(index).ok()?;
         let next_index = queue.co_stop(co);
-        let mut queues = self.queues.borrow_mut();
+        self.remove(index, &queue);
+        Some(next_index)
+    }
+
+    /// [Stops](Self::co_stop_queue) a queue that is to go on, in other memory perhaps: what a stopped
+    /// backend holds is neither answered nor forgotten, but part of what is returned. `None` if it did
+    /// not run.
+    pub fn co_pause_queue(&self, co: &Co<'_>, index: u16) -> Option<PausedQueue> {
+        let queue = self.queue(index).ok()?;
+        let paused = queue.co_pause(co);
+        self.remove(index, &queue);
+        Some(paused)
+    }
+
+    /// [Stops](Self::co_stop_queue) a queue that its driver resets: what a stopped backend holds is
+    /// answered by nobody, and the log is empty afterwards.
+    pub fn co_forget_queue(&self, co: &Co<'_>, index: u16) {
+        if let Ok(queue) = self.queue(index) {
+            queue.co_forget(co);
+            self.remove(index, &queue);
+        }
+    }
+
+    fn remove(&self, index: u16, queue: &Rc<DeviceQueue>) {
         // Unless somebody else was as quick as we.
-        if let Some(slot) = queues.get_mut(usize::from(index))
-            && slot.as_ref().is_some_and(|it| Rc::ptr_eq(it, &queue))
+        if let Some(slot) = self.queues.borrow_mut().get_mut(usize::from(index))
+            && slot.as_ref().is_some_and(|it| Rc::ptr_eq(it, queue))
         {
             *slot = None;
         }
-        Some(next_index)
     }
 
     /// Stops all queues and forgets what was negotiated, as a driver's reset does. Afterwards the
@@ -313,7 +346,7 @@ impl VirtioBlk {
     pub fn co_reset(&self, co: &Co<'_>) {
         let _reporting = self.shared.backend.report_errors();
         for index in 0..self.shared.config.num_queues {
-            self.co_stop_queue(co, index);
+            self.co_forget_queue(co, index);
         }
         self.shared.features.set(self.features());
         self.shared.writeback.set(self.shared.config.write_cache);

@@ -21,6 +21,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, VolatileMemoryError, Vola
 use crate::chain::ChainError;
 use crate::inflight::{InflightError, InflightLog};
 use crate::memory::GuestMap;
+use crate::unanswered::{Earlier, PausedQueue};
 
 /// Bytes before the entries of the available and of the used ring: flags and index.
 const RING_HEADER_BYTES: usize = 4;
@@ -41,9 +42,9 @@ pub struct VirtqueueLayout {
     pub avail_ring: u64,
     /// Guest address of the used ring, a multiple of 4.
     pub used_ring: u64,
-    /// Index of the first entry the device takes from the available ring, and of the first it puts
-    /// on the used ring: 0, or what [`VirtioBlk::co_stop_queue`](crate::VirtioBlk::co_stop_queue)
-    /// returned.
+    /// Index of the first entry the device takes from the available ring: 0, or what
+    /// [`VirtioBlk::co_stop_queue`](crate::VirtioBlk::co_stop_queue) returned. Where it goes on in the
+    /// used ring is read there.
     pub next_index: u16,
 }
 
@@ -119,27 +120,27 @@ pub(crate) struct RingSlices<'m> {
 pub(crate) struct Virtqueue {
     layout: VirtqueueLayout,
     event_idx: bool,
-    next_avail: u16,
+    pub(crate) next_avail: u16,
     /// The next used entry to write.
     next_used: u16,
     /// The used index that the driver sees.
     published_used: u16,
     /// The used index as of the last decision whether to interrupt.
     signalled_used: u16,
-    log: Option<InflightLog>,
+    pub(crate) log: Option<InflightLog>,
     /// Heads that a predecessor has taken and not answered, last one first.
-    resubmit: Vec<u16>,
+    pub(crate) resubmit: Vec<u16>,
 }
 
 impl Virtqueue {
-    /// Checks `layout` against `mem`. With a log, indices are those that log and used ring tell, and
-    /// what was in flight comes first.
+    /// Checks `layout` against `mem`. What was taken earlier and not answered comes first; with a log,
+    /// the available index too is the one that log and used ring tell.
     pub(crate) fn new(
         mem: &GuestMap,
         layout: VirtqueueLayout,
         size_max: u16,
         event_idx: bool,
-        log: Option<InflightLog>,
+        earlier: Earlier,
     ) -> Result<Virtqueue, VirtqueueError> {
         check_layout(mem, &layout, size_max)?;
         let next = layout.next_index;
@@ -150,36 +151,54 @@ impl Virtqueue {
             next_used: next,
             published_used: next,
             signalled_used: next,
-            log,
+            log: earlier.log,
             resubmit: Vec::new(),
         };
         // Each part in one piece of memory, and aligned for atomic access.
         let rings = queue.map(mem)?;
         let used_idx = u16::from_le(rings.used.load(IDX_OFFSET, Ordering::Acquire)?);
-        queue.recover(used_idx)?;
+        // What the driver sees there is what it goes by. It differs from the available index if a
+        // device before this one has left requests unanswered.
+        (queue.next_used, queue.published_used, queue.signalled_used) =
+            (used_idx, used_idx, used_idx);
+        queue.recover(used_idx, earlier.paused)?;
         queue.available(&rings)?;
         Ok(queue)
     }
 
-    /// Takes up what the log says was in flight.
-    fn recover(&mut self, used_idx: u16) -> Result<(), VirtqueueError> {
-        let Some(log) = &self.log else { return Ok(()) };
-        self.resubmit = log.recover(used_idx)?;
-        self.resubmit.reverse();
-        self.next_used = used_idx;
-        self.published_used = used_idx;
-        self.signalled_used = used_idx;
-        // What was taken is either answered or in flight. At most `size` heads, so it fits.
-        self.next_avail = used_idx.wrapping_add(self.resubmit.len() as u16);
+    /// Takes up what was in flight.
+    fn recover(
+        &mut self,
+        used_idx: u16,
+        paused: Option<PausedQueue>,
+    ) -> Result<(), VirtqueueError> {
+        let mut heads = match &self.log {
+            Some(log) => log.recover(used_idx)?,
+            None => Vec::new(),
+        };
+        if let Some(paused) = paused {
+            self.next_avail = paused.next_avail;
+            for head in paused.heads {
+                if !heads.contains(&head) {
+                    self.log.iter().for_each(|log| log.taken(head));
+                    heads.push(head);
+                }
+            }
+        } else if self.log.is_some() {
+            // What was taken is either answered or in flight. At most `size` heads, so it fits.
+            self.next_avail = used_idx.wrapping_add(heads.len() as u16);
+        }
+        heads.reverse();
+        self.resubmit = heads;
         Ok(())
+    }
+
+    pub(crate) fn has_event_idx(&self) -> bool {
+        self.event_idx
     }
 
     pub(crate) fn size(&self) -> u16 {
         self.layout.size
-    }
-
-    pub(crate) fn next_avail(&self) -> u16 {
-        self.next_avail
     }
 
     /// Looks the rings up.
@@ -227,9 +246,7 @@ impl Virtqueue {
         if let Some(head) = self.resubmit.pop() {
             return Ok(head);
         }
-        let entry = usize::from(self.next_avail & (self.layout.size - 1));
-        let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
-        let head = u16::from_le(rings.avail.load(offset, Ordering::Relaxed)?);
+        let head = self.head_at(&rings.avail, self.next_avail)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         if let Some(log) = &self.log {
             log.taken(head);
@@ -237,25 +254,16 @@ impl Virtqueue {
         Ok(head)
     }
 
-    /// Gives back heads that were taken and will not be answered, and goes back by as many entries:
-    /// whoever goes on from there takes them again. Heads that came after them may have been
-    /// answered, so that other ones stand in these entries; the driver has offered them, and does not
-    /// look at them any more. A log knows them anyway.
-    pub(crate) fn put_back(&mut self, mem: &GuestMap, heads: &[u16]) -> Result<(), VirtqueueError> {
-        let untried = std::mem::take(&mut self.resubmit);
-        let heads: Vec<u16> = untried.into_iter().rev().chain(heads.iter().copied()).collect();
-        // No more than there are entries, as no more are in flight.
-        self.next_avail = self.next_avail.wrapping_sub(heads.len() as u16);
-        let avail = self.map_avail(mem)?;
-        for (at, head) in heads.into_iter().enumerate() {
-            let entry =
-                usize::from(self.next_avail.wrapping_add(at as u16) & (self.layout.size - 1));
-            let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
-            if u16::from_le(avail.load(offset, Ordering::Relaxed)?) != head {
-                avail.store(head.to_le(), offset, Ordering::Relaxed)?;
-            }
-        }
-        Ok(())
+    /// The head that the driver has made available at `index`.
+    #[inline]
+    pub(crate) fn head_at(
+        &self,
+        avail: &VolatileSlice<'_>,
+        index: u16,
+    ) -> Result<u16, VirtqueueError> {
+        let entry = usize::from(index & (self.layout.size - 1));
+        let offset = RING_HEADER_BYTES + AVAIL_ENTRY_BYTES * entry;
+        Ok(u16::from_le(avail.load(offset, Ordering::Relaxed)?))
     }
 
     /// Writes a used entry. The driver sees it after [`publish_used`](Self::publish_used).

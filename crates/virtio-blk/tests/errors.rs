@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coblk_aio::AioContext;
-use coblk_block::{ErrorAction, ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
+use coblk_block::{BlockBackend, ErrorAction, ErrorPolicies, ErrorPolicy, IoStatus, RequestKind};
 use coblk_virtio_blk::guest::{Completion, GuestQueue, GuestRequest, Machine};
-use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlkConfig};
+use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlk, VirtioBlkConfig, VirtqueueLayout};
 use util::{Seen, TestDisk, backend, settle};
 
 struct Scene {
@@ -200,6 +200,46 @@ fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
     let writes = machine.device.backend().statistics();
     let writes = writes.of(RequestKind::Write);
     assert_eq!((writes.operations, writes.failed), (4, 0), "each is counted once");
+}
+
+/// What is held when the device goes: the next one is to find it.
+#[test]
+fn a_device_that_goes_away_gives_back_what_is_held() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
+    let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
+    let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let node = Arc::clone(&backend.node().unwrap());
+    let mut machine = Machine::builder().config(config.clone()).build(&ctx, backend).unwrap();
+    disk.bad_offset.store(0, Ordering::Relaxed);
+    // The first fails and is held, the second is answered, the third is held.
+    for sectors in [vec![0, 8], vec![16]] {
+        for sector in sectors {
+            let buffer = machine.ram.alloc(512, 512).unwrap();
+            let request = GuestRequest::Write { sector, buffers: &[buffer] };
+            machine.queues[0].submit(request, sector).unwrap();
+        }
+        machine.queues[0].kick();
+        settle(&ctx);
+    }
+    let mut answers = || machine.queues[0].reap().map(|it| (it.token, it.status));
+    assert_eq!((answers(), answers()), (Some((8, BlkStatus::Ok)), None));
+    assert_eq!(machine.device.in_flight(), 2);
+    drop(machine.device);
+    settle(&ctx);
+    assert_eq!(
+        (answers(), answers()),
+        (Some((0, BlkStatus::IoErr)), None),
+        "before an answered one"
+    );
+    disk.bad_offset.store(u64::MAX, Ordering::Relaxed);
+    let device = VirtioBlk::new(BlockBackend::new(&ctx, "next", node), config).unwrap();
+    let layout = VirtqueueLayout { next_index: 2, ..machine.queues[0].layout() };
+    device.start_queue(&ctx, 0, machine.ram.memory(), layout, Interrupt::None).unwrap();
+    settle(&ctx);
+    let mut answers = || machine.queues[0].reap().map(|it| (it.token, it.status));
+    assert_eq!((answers(), answers()), (Some((16, BlkStatus::Ok)), None));
+    device.reset(&ctx);
 }
 
 #[test]

@@ -4,8 +4,8 @@ mod util;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use coblk_block::{BlockBackend, BlockNode, drivers::Null};
 use coblk_virtio_blk::guest::{GuestBuffer, GuestRequest, Machine, MachineBuilder, QueueOptions};
 use coblk_virtio_blk::{BlkStatus, Interrupt, VirtioBlk, VirtioBlkConfig, VirtioBlkError, feature};
 use util::{TestDisk, backend, settle};
+use vm_memory::{Bytes, GuestAddress};
 
 fn deferred_disk() -> TestDisk {
     TestDisk { deferred: true, ..TestDisk::new(8192) }
@@ -60,6 +61,79 @@ fn a_batch_is_one_kick_and_one_interrupt() {
             assert_eq!(tokens, (0..32).collect::<Vec<_>>());
             assert_eq!(interrupts.get(), round);
         }
+    }
+}
+
+/// As deep as a queue can be, each request of three descriptors, and all in flight at once.
+#[test]
+fn a_queue_of_1024_entries_is_served_when_it_is_full() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    for indirect_segments in [0, 1] {
+        let options = QueueOptions { size: 1024, indirect_segments, ..Default::default() };
+        let mut machine = Machine::builder().queue(options).build(&ctx, backend.clone()).unwrap();
+        let buffer = machine.ram.alloc(512, 512).unwrap();
+        let queue = &mut machine.queues[0];
+        for _ in 0..3 {
+            let mut submitted = 0;
+            // Two apart, so that none joins another.
+            while queue.read(submitted % 4000 * 2, buffer, submitted).is_ok() {
+                submitted += 1;
+            }
+            assert!(submitted >= 1024 / 3);
+            queue.kick();
+            ctx.poll(true);
+            assert_eq!(disk.running.load(Ordering::Relaxed) as u64, submitted);
+            settle(&ctx);
+            assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, submitted);
+        }
+        machine.device.reset(&ctx);
+    }
+}
+
+/// A driver in another thread need not wait for the whole batch.
+#[test]
+fn a_batch_is_shown_and_told_while_it_is_served() {
+    const BATCH: u64 = 32;
+    for (without, early_interrupts) in [(0, 1), (feature::EVENT_IDX, 1)] {
+        let ctx = AioContext::new().unwrap();
+        let (disk, backend) = backend(&ctx, TestDisk::new(8192));
+        let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+        let builder = Machine::builder().config(config).without_features(without);
+        let mut machine = builder.build(&ctx, backend).unwrap();
+        let interrupt = EventNotifier::new().unwrap();
+        machine.device.set_interrupt(0, interrupt.try_clone().unwrap()).unwrap();
+        let buffer = machine.ram.alloc(512, 512).unwrap();
+        settle(&ctx);
+        let queue = &mut machine.queues[0];
+        assert_eq!(queue.reap(), None);
+        // What the driver would see, were it to look when a request begins.
+        let (used_ring, memory) = (queue.layout().used_ring, Arc::clone(machine.ram.memory()));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let told = interrupt.try_clone().unwrap();
+        *disk.on_request.lock().unwrap() = Some(Box::new(move || {
+            let used_idx = memory.load(GuestAddress(used_ring + 2), Ordering::Acquire).unwrap();
+            log.lock().unwrap().push((u16::from_le(used_idx), told.test_and_clear().unwrap()));
+        }));
+        for token in 0..BATCH {
+            queue.read(64 * token, buffer, token).unwrap();
+        }
+        queue.kick();
+        settle(&ctx);
+        *disk.on_request.lock().unwrap() = None;
+        let seen = seen.lock().unwrap();
+        for (done, (shown, told)) in seen.iter().enumerate() {
+            assert!(usize::from(*shown) <= done);
+            if without == 0 {
+                assert!(usize::from(*shown) + 4 > done, "{shown} of {done} are shown");
+            }
+            assert_eq!(*told, done == 1, "told before request {done}");
+        }
+        assert_eq!(seen.iter().filter(|(_, told)| *told).count(), early_interrupts);
+        // With event indices a driver that has not looked yet wants no more.
+        assert_eq!(interrupt.test_and_clear().unwrap(), without != 0);
+        assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, BATCH);
     }
 }
 
@@ -322,6 +396,50 @@ fn a_device_that_goes_away_lets_its_requests_finish() {
 }
 
 #[test]
+fn a_device_that_goes_away_takes_nothing_more() {
+    let ctx = AioContext::new().unwrap();
+    let (disk, backend) = backend(&ctx, deferred_disk());
+    let mut machine = Machine::new(&ctx, backend).unwrap();
+    let buffer = machine.ram.alloc(512, 512).unwrap();
+    let (kick, interrupt) = (EventNotifier::new().unwrap(), EventNotifier::new().unwrap());
+    machine.device.watch_notifier(&ctx, 0, &kick).unwrap();
+    machine.device.set_interrupt(0, interrupt.try_clone().unwrap()).unwrap();
+    let queue = &mut machine.queues[0];
+    queue.write(0, buffer, 1).unwrap();
+    queue.kick();
+    ctx.poll(true);
+    assert_eq!(disk.running.load(Ordering::Relaxed), 1);
+    drop(machine.device);
+    // One in flight keeps the queue alive, which is asked in every way there is.
+    queue.write(8, buffer, 2).unwrap();
+    queue.kick();
+    kick.set().unwrap();
+    settle(&ctx);
+    assert_eq!(disk.running.load(Ordering::Relaxed), 0);
+    assert_eq!(queue.reap().map(|it| (it.token, it.status)), Some((1, BlkStatus::Ok)));
+    assert_eq!(queue.reap(), None);
+    assert_eq!(disk.take_seen().len(), 1);
+    assert!(interrupt.test_and_clear().unwrap(), "the driver is told of the last one");
+    kick.set().unwrap();
+    assert!(!ctx.poll(false), "its descriptor is watched no more");
+    assert_eq!(Arc::strong_count(machine.ram.memory()), 2, "the guest's own");
+}
+
+#[test]
+fn an_idle_device_that_goes_away_watches_no_descriptor() {
+    let ctx = AioContext::new().unwrap();
+    let (_disk, backend) = backend(&ctx, TestDisk::new(8192));
+    let machine = Machine::new(&ctx, backend).unwrap();
+    let kick = EventNotifier::new().unwrap();
+    machine.device.watch_notifier(&ctx, 0, &kick).unwrap();
+    settle(&ctx);
+    drop(machine.device);
+    settle(&ctx);
+    kick.set().unwrap();
+    assert!(!ctx.poll(false));
+}
+
+#[test]
 fn requests_of_a_context_that_ends_are_answered_with_an_error() {
     let ctx = AioContext::new().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
@@ -373,7 +491,7 @@ fn mistakes_in_setting_up_are_named() {
         start(0, layout)
     };
     assert!(with(&|it| it.size = 100).contains("power of two"));
-    assert!(with(&|it| it.size = 512).contains("above the maximum"));
+    assert!(with(&|it| it.size = 2048).contains("above the maximum"));
     assert!(with(&|it| it.size = 0).contains("power of two"));
     assert!(with(&|it| it.desc_table += 8).contains("descriptor table is not aligned"));
     assert!(with(&|it| it.avail_ring += 1).contains("available ring is not aligned"));

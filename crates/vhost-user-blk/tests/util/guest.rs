@@ -84,9 +84,9 @@ impl Guest {
         }
     }
 
-    /// Says where the rings are, and where in them to begin.
-    pub fn lay_out(&self, front: &Frontend, base: u16) {
-        let rings = VringConfigData {
+    /// Where the rings are.
+    pub fn rings() -> VringConfigData {
+        VringConfigData {
             queue_max_size: SIZE as u16,
             queue_size: SIZE as u16,
             flags: 0,
@@ -94,9 +94,13 @@ impl Guest {
             avail_ring_addr: AVAIL as u64,
             used_ring_addr: USED as u64,
             log_addr: None,
-        };
+        }
+    }
+
+    /// Says where the rings are, and where in them to begin.
+    pub fn lay_out(&self, front: &Frontend, base: u16) {
         front.set_vring_num(0, SIZE as u16).unwrap();
-        front.set_vring_addr(0, &rings).unwrap();
+        front.set_vring_addr(0, &Self::rings()).unwrap();
         front.set_vring_base(0, base).unwrap();
     }
 
@@ -111,6 +115,22 @@ impl Guest {
 
     pub fn store(&self, offset: usize, bytes: &[u8]) {
         self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
+    }
+
+    /// The entries of the available ring, which are the guest's own.
+    pub fn available_ring(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 4 + 2 * SIZE];
+        self.memory.get_slice(AVAIL, bytes.len()).unwrap().read_slice(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// The driver resets: rings are empty, and begin at `base`.
+    pub fn empty_rings(&mut self, base: u16) {
+        self.store(AVAIL, &[0; USED - AVAIL]);
+        self.store(USED, &[0; HEADERS - USED]);
+        (self.avail_idx, self.used_idx) = (base, base);
+        self.store(AVAIL + 2, &base.to_le_bytes());
+        self.store(USED + 2, &base.to_le_bytes());
     }
 
     fn load(&self, offset: usize) -> u16 {
@@ -182,7 +202,12 @@ impl Guest {
 
     /// One request, with a kick.
     pub fn one(&mut self, kind: u32, block: u64, value: u8) -> u8 {
-        self.submit(0, kind, block, value);
+        self.one_in(0, kind, block, value)
+    }
+
+    /// [`one`](Self::one), in this slot.
+    pub fn one_in(&mut self, slot: usize, kind: u32, block: u64, value: u8) -> u8 {
+        self.submit(slot, kind, block, value);
         self.kick.write(1).unwrap();
         self.wait_for(1)[0].1
     }

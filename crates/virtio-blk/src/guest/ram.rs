@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use coblk_aio::{IoVector, IoVectorMut};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Left out at the start of memory, so that no buffer is at address 0.
 const FIRST_ADDRESS: u64 = 4096;
@@ -103,7 +104,11 @@ impl GuestRam {
     /// If it does not fit, or the buffer is not in this memory.
     pub fn write(&self, buffer: GuestBuffer, data: &[u8]) {
         assert!(data.len() <= buffer.len as usize, "{} bytes into {buffer:?}", data.len());
-        self.mem.write_slice(data, GuestAddress(buffer.addr)).expect("buffer in guest memory");
+        let mut target = IoVectorMut::new();
+        for piece in self.mem.get_slices(GuestAddress(buffer.addr), data.len()) {
+            target.push_volatile(&piece.expect("buffer in guest memory"));
+        }
+        target.copy_from(0, data);
     }
 
     /// Copies the first bytes of a buffer out of guest memory.
@@ -112,7 +117,11 @@ impl GuestRam {
     /// If there are not as many, or the buffer is not in this memory.
     pub fn read(&self, buffer: GuestBuffer, data: &mut [u8]) {
         assert!(data.len() <= buffer.len as usize, "{} bytes from {buffer:?}", data.len());
-        self.mem.read_slice(data, GuestAddress(buffer.addr)).expect("buffer in guest memory");
+        let mut source = IoVector::new();
+        for piece in self.mem.get_slices(GuestAddress(buffer.addr), data.len()) {
+            source.push_volatile(&piece.expect("buffer in guest memory"));
+        }
+        source.copy_to(0, data);
     }
 }
 

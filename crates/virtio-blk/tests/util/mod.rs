@@ -42,6 +42,8 @@ pub struct TestDisk {
     /// Reads and writes that touch this offset panic. `u64::MAX` for none.
     pub panic_offset: AtomicU64,
     pub running: AtomicUsize,
+    /// Called when a request comes.
+    pub on_request: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl TestDisk {
@@ -55,6 +57,7 @@ impl TestDisk {
             bad_offset: AtomicU64::new(u64::MAX),
             panic_offset: AtomicU64::new(u64::MAX),
             running: AtomicUsize::new(0),
+            on_request: Mutex::default(),
         }
     }
 
@@ -64,6 +67,9 @@ impl TestDisk {
 
     fn enter(&self, co: &Co<'_>, offset: u64, bytes: usize, seen: Seen) -> io::Result<()> {
         self.seen.lock().unwrap().push(seen);
+        if let Some(on_request) = &mut *self.on_request.lock().unwrap() {
+            on_request();
+        }
         self.running.fetch_add(1, Ordering::Relaxed);
         if self.deferred {
             co.reschedule();

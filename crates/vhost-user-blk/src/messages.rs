@@ -1,0 +1,113 @@
+//! Messages that are taken from a connection before the vhost crate sees them: [`take_early`]. What
+//! that crate makes of them is not what a disk needs:
+//!
+//! * the channel of SET_BACKEND_REQ_FD it keeps to itself, and knows no call for the one message that
+//!   a disk has to say on it: that its configuration space has changed;
+//! * a GET_CONFIG of no bytes, or past the space as it sees it, costs the connection.
+
+use std::io::{self, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, recv, recvmsg,
+    sockopt,
+};
+
+use crate::config::ConfigRequest;
+
+/// The front end sends the channel.
+pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+/// The front end reads the configuration space.
+pub(crate) const GET_CONFIG: u32 = 24;
+/// Bits of the flags: the version, which is always 1, and what an answer is marked with.
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const REPLY: u32 = 1 << 2;
+const VERSION_MASK: u32 = 3;
+const NEED_REPLY: u32 = 1 << 3;
+/// Of a message: request, flags, bytes of the body.
+pub(crate) const HEADER_BYTES: usize = 12;
+
+/// A message that was taken.
+pub(crate) enum Early {
+    /// The socket on which the front end is told of changes; whether it wants an answer.
+    Channel(UnixStream, bool),
+    Config(ConfigRequest),
+}
+
+/// Takes the next message on `connection`, if it is one of these. Waits for it.
+pub(crate) fn take_early(connection: &UnixStream) -> io::Result<Option<Early>> {
+    let Some(header) = peek_header(connection)? else { return Ok(None) };
+    let [request, flags, body_bytes] = words(&header);
+    if flags & (VERSION_MASK | REPLY) != VERSION {
+        return Ok(None);
+    }
+    match (request, body_bytes as usize) {
+        (SET_BACKEND_REQ_FD, 0) => {
+            let channel = take_channel(connection)?;
+            Ok(Some(Early::Channel(channel, flags & NEED_REPLY != 0)))
+        }
+        (GET_CONFIG, body_bytes) if ConfigRequest::may_have(body_bytes) => {
+            let mut message = vec![0; HEADER_BYTES + body_bytes];
+            // Waits for the rest of it, as for that of any message.
+            (&mut &*connection).read_exact(&mut message)?;
+            ConfigRequest::parse(&message[HEADER_BYTES..]).map(|asked| Some(Early::Config(asked)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The header of the next message, which stays where it is.
+fn peek_header(connection: &UnixStream) -> io::Result<Option<[u8; HEADER_BYTES]>> {
+    let mut bytes = [0; HEADER_BYTES];
+    let peek = RecvFlags::PEEK | RecvFlags::WAITALL;
+    loop {
+        match recv(connection, &mut bytes, peek) {
+            // In pieces, or no more: left to those who read the other messages.
+            Ok((_, len)) => return Ok((len == HEADER_BYTES).then_some(bytes)),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn take_channel(connection: &UnixStream) -> io::Result<UnixStream> {
+    let mut bytes = [0; HEADER_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    // It is all there, and so does not wait. Descriptors too many are closed by the kernel.
+    recvmsg(connection, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.flatten().next();
+    fd.map(stream).transpose()?.ok_or_else(|| invalid("a channel without a descriptor"))
+}
+
+/// A descriptor that must be a stream over a unix socket.
+fn stream(fd: OwnedFd) -> io::Result<UnixStream> {
+    let is_stream = sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
+        && sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+    if is_stream { Ok(fd.into()) } else { Err(invalid("a channel that is not a unix socket")) }
+}
+
+pub(crate) fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// A header, or any other words of a message.
+pub(crate) fn bytes_of<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    words.into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+/// The three words at the beginning of a header or of a body.
+pub(crate) fn words(bytes: &[u8; HEADER_BYTES]) -> [u32; 3] {
+    std::array::from_fn(|at| {
+        let at = at * 4;
+        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    })
+}
