@@ -12,6 +12,7 @@ use coblk_aio::{AioContext, Co};
 
 use crate::filters::throttle::ThrottleGroup;
 use crate::graph;
+use crate::io as request_path;
 use crate::node::BlockNode;
 use crate::options::{BlockdevError, NodeOptions, check_name, shorten};
 use open::{Inherited, Opening};
@@ -133,7 +134,7 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Flushes a node and forgets it, which ends it as soon as nobody holds it. That the flush fails is
+    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds it. That the flush fails is
     /// logged, and keeps nobody from getting rid of the node. Polls `ctx` meanwhile.
     ///
     /// # Errors
@@ -154,11 +155,10 @@ impl Blockdevs {
         // Its place is kept meanwhile, so that nobody finds it, nor takes its name.
         let node = self.names().take_unused(name)?;
         let reserved = Reserved { blockdevs: self, name };
-        if let Err(error) = node.co_flush(co) {
-            tracing::error!(node = name, %error, "flush of a node that is closed failed");
-        }
-        // Outside the lock: its end may be the end of its children, and take time.
-        drop(node);
+        let chain = co_flush_chain(co, node);
+        // Outside the lock: its end may be the end of its children. On a worker: to close a file may
+        // take as long as its disk likes.
+        co.context().thread_pool().submit_co(co, || drop(chain));
         drop(reserved);
         Ok(())
     }
@@ -255,6 +255,25 @@ impl Blockdevs {
         names.nodes.insert(name.clone(), Entry::Reserved);
         Ok(name)
     }
+}
+
+/// Flushes what was written through a node, and through those below it, of which some may go with
+/// it. Returns all of them.
+fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
+    let mut chain = vec![node];
+    let mut next = 0;
+    while let Some(node) = chain.get(next).cloned() {
+        next += 1;
+        if let Err(error) = request_path::co_flush_own(&node, co) {
+            tracing::error!(node = node.name(), %error, "flush of a node that is closed failed");
+        }
+        for (_, child) in node.children() {
+            if !chain.iter().any(|known| Arc::ptr_eq(known, &child)) {
+                chain.push(child);
+            }
+        }
+    }
+    chain
 }
 
 /// Nodes below one, one upon the other.
