@@ -17,6 +17,7 @@ pub mod filters;
 mod flags;
 mod gate;
 mod graph;
+mod in_flight;
 mod io;
 mod length;
 mod medium;
@@ -41,6 +42,7 @@ pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
     BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
+pub use in_flight::{RequestInfo, requests_in_flight};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;
