@@ -39,6 +39,7 @@ pub use error_policy::{
     ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
+pub use gate::WAIT_LIMIT;
 pub use graph::{
     BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };

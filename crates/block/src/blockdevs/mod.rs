@@ -134,8 +134,9 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds it. That the flush fails is
-    /// logged, and keeps nobody from getting rid of the node. Polls `ctx` meanwhile.
+    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds
+    /// it. That the flush fails is logged, and keeps nobody from getting rid of the node. Polls `ctx`
+    /// meanwhile.
     ///
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
@@ -179,6 +180,18 @@ impl Blockdevs {
     /// All nodes, by name.
     pub fn nodes(&self) -> Vec<Arc<BlockNode>> {
         self.names().nodes.values().filter_map(Entry::node).collect()
+    }
+
+    /// The names of nodes that are being opened, closed, or used by others, by name.
+    pub fn busy_nodes(&self) -> Vec<String> {
+        let names = self.names();
+        let is_busy = |entry: &Entry| match entry {
+            Entry::Reserved => true,
+            Entry::Owned(node, _) => graph::lock().has_users(node),
+            Entry::Child(..) => false,
+        };
+        let busy = names.nodes.iter().filter(|(_, entry)| is_busy(entry));
+        busy.map(|(name, _)| name.clone()).collect()
     }
 
     /// Makes a group known by its name.
