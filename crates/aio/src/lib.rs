@@ -47,7 +47,7 @@ mod unix_socket;
 mod volatile;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker, CoroutineInfo};
+pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};

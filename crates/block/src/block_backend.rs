@@ -14,6 +14,7 @@ use crate::backend_options::Claim;
 use crate::error_policy::{Attempt, ErrorState};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::{self, DrainedSection};
+use crate::in_flight;
 use crate::io::{self as request_path, BlockStatus};
 use crate::medium::{Medium, Request, Slot};
 use crate::node::BlockNode;
@@ -444,7 +445,9 @@ impl BlockBackend {
         range: (u64, u64),
         attempt: impl Attempt,
     ) -> io::Result<()> {
-        self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
+        in_flight::noted(co, request, kind, range, |request| {
+            self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
+        })
     }
 }
 

@@ -12,8 +12,13 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use coblk_aio::{AioHandle, Co, CoWaker, trace_event};
+
+/// How long a change waits for requests that are in its way: then it fails, and has changed nothing,
+/// so that a disk that does not answer stops no change of others for good.
+pub const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Requests in flight of one backend. Written by its home thread alone.
 #[derive(Default)]

@@ -17,6 +17,7 @@ pub mod filters;
 mod flags;
 mod gate;
 mod graph;
+mod in_flight;
 mod io;
 mod length;
 mod live_limits;
@@ -39,9 +40,11 @@ pub use error_policy::{
     ReportErrors,
 };
 pub use flags::{WriteFlags, ZeroFlags};
+pub use gate::WAIT_LIMIT;
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
+pub use in_flight::{RequestInfo, requests_in_flight};
 pub use io::{BlockStatus, BlockStatusKind};
 pub use merged::Merged;
 pub use node::BlockNode;

@@ -220,6 +220,12 @@ impl Request {
     pub(crate) fn medium(&self) -> &Medium {
         &self.medium
     }
+
+    /// Whose it is, as the graph knows the backend.
+    #[inline]
+    pub(crate) fn user(&self) -> UserId {
+        self.medium.user
+    }
 }
 
 impl Drop for Request {

@@ -8,6 +8,7 @@ use crate::accounting::RequestKind;
 use crate::block_backend::BlockBackend;
 use crate::error_policy::try_once;
 use crate::flags::WriteFlags;
+use crate::in_flight;
 use crate::io as request_path;
 use crate::medium::Medium;
 
@@ -38,7 +39,7 @@ impl BlockBackend {
     ) -> io::Result<Merged> {
         let bytes = target.len() as u64;
         trace_event!("blk_co_preadv", offset, bytes);
-        self.perform_merged(co, RequestKind::Read, bytes, |medium| {
+        self.perform_merged(co, RequestKind::Read, (offset, bytes), |medium| {
             request_path::co_preadv(&medium.node, co, offset, target)
         })
     }
@@ -54,7 +55,7 @@ impl BlockBackend {
     ) -> io::Result<Merged> {
         let bytes = source.len() as u64;
         trace_event!("blk_co_pwritev", offset, bytes);
-        self.perform_merged(co, RequestKind::Write, bytes, |medium| {
+        self.perform_merged(co, RequestKind::Write, (offset, bytes), |medium| {
             request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
         })
     }
@@ -64,14 +65,16 @@ impl BlockBackend {
         &self,
         co: &Co<'_>,
         kind: RequestKind,
-        bytes: u64,
+        range: (u64, u64),
         mut attempt: impl FnMut(&Medium) -> io::Result<()>,
     ) -> io::Result<Merged> {
         let mut request = self.begin_request(co);
-        self.account_merged(co, kind, bytes, || {
-            self.wait_until_running(co, &mut request)?;
-            let tried = try_once(&request, &mut attempt);
-            Ok(tried.map_or(Merged::Split, |()| Merged::Done))
+        in_flight::noted(co, &mut request, kind, range, |request| {
+            self.account_merged(co, kind, range.1, || {
+                self.wait_until_running(co, request)?;
+                let tried = try_once(request, &mut attempt);
+                Ok(tried.map_or(Merged::Split, |()| Merged::Done))
+            })
         })
     }
 }

@@ -9,6 +9,7 @@ use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
 use coblk_block::options::{DriverOptions, NodeOptions};
 use coblk_block::{BackendOptions, BlockBackend, WriteFlags};
+use util::PATIENCE;
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 
 #[test]
@@ -225,6 +226,43 @@ fn what_is_closed_is_flushed() {
     drop(backend);
     bench.blockdevs.close(&bench.ctx, "logged").unwrap();
     assert_eq!(entries(), 2, "the write and the flush");
+}
+
+/// A request to this disk takes an hour.
+const SLOW: &str = "null-co,node-name=slow,latency-ns=3600000000000";
+
+#[test]
+fn what_was_never_written_is_closed_without_a_flush() {
+    let bench = Bench::new();
+    for options in [SLOW, "raw,node-name=slow,file.driver=null-co,file.latency-ns=3600000000000"] {
+        bench.open(options).unwrap();
+        let blockdevs = Arc::clone(&bench.blockdevs);
+        let closed = bench.ctx.run(|co| {
+            co.timeout(PATIENCE, "close", move |co| blockdevs.co_close(co, "slow").unwrap())
+        });
+        assert!(closed.is_ok(), "{options}: it waits for the disk");
+    }
+}
+
+#[test]
+fn what_was_written_below_the_node_that_is_closed_is_flushed() {
+    let bench = Bench::new();
+    let log = bench.dir.path().join("log");
+    fs::write(&log, vec![0; IMAGE_BYTES as usize]).unwrap();
+    let line = format!(
+        "raw,node-name=top,file.driver=blklogwrites,file.node-name=logged,file.file.driver=file,\
+         file.file.filename=$,file.log.driver=file,file.log.filename={}",
+        log.display()
+    );
+    bench.open(&line).unwrap();
+    let logged = bench.blockdevs.node("logged").unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", logged);
+    backend.pwritev(&bench.ctx, 0, &IoVector::from(&[1; 512][..]), WriteFlags::empty()).unwrap();
+    drop(backend);
+    // Nothing was written through this one.
+    bench.blockdevs.close(&bench.ctx, "top").unwrap();
+    let entries = u64::from_le_bytes(fs::read(&log).unwrap()[16..24].try_into().unwrap());
+    assert_eq!(entries, 2, "the write and the flush");
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod command_line;
 pub mod daemon;
 mod daemonize;
 pub mod exports;
+mod leftovers;
 mod logging;
 mod metrics;
 pub mod options;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 
+use crate::leftovers::Leftover;
+
 /// No pid file is longer; what is must be something else, which is not to be overwritten.
 const MOST_BYTES: u64 = 64;
 
@@ -17,6 +19,7 @@ pub struct PidFile {
     path: PathBuf,
     /// Holds the lock.
     file: File,
+    _leftover: Leftover,
 }
 
 /// Why there is no pid file.
@@ -71,7 +74,7 @@ impl PidFile {
                 return Err(PidFileError::NotOurs(name()));
             }
             let written = file.set_len(0).and_then(|()| rewrite(&mut file));
-            let pid_file = PidFile { path: absolute, file };
+            let pid_file = PidFile { _leftover: Leftover::at(&absolute), path: absolute, file };
             return match written {
                 Ok(()) => Ok(pid_file),
                 Err(source) => Err(PidFileError::Write { path: name(), source }),

@@ -1,18 +1,24 @@
 //! The life of the process: what is said on the command line is done in its order, then it serves,
 //! and ends in order.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
 
 use coblk::AioContext;
 use coblk::aio::DEFAULT_POLL_MAX;
 
-use crate::command_line::{self, CommandLine, Request};
+use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
 use crate::daemonize::{self, Started};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::{logging, signals};
+
+/// For how long calls that hold nothing are waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The name before messages.
 pub const PROGRAM: &str = "coblk-storage-daemon";
@@ -95,14 +101,51 @@ fn serve(line: &CommandLine) -> Result<(), StartError> {
         Ok(pid_file)
     });
     ctx.run(|co| daemon.co_shutdown(co));
-    served.map(drop)
+    run_within(&ctx, PATIENCE, || ctx.coroutines().is_empty());
+    let left = ctx.coroutines();
+    let ended = served.map(drop);
+    if left.is_empty() {
+        return ended;
+    }
+    // Calls that do not come back: the context would wait for them.
+    for coroutine in left {
+        tracing::warn!("is left behind: {coroutine}");
+    }
+    let failed = ended.is_err();
+    ended.err().into_iter().for_each(|error| {
+        self::failed(&error);
+    });
+    std::process::exit(i32::from(failed))
+}
+
+/// Does one of them. `None` if a signal has come, and it is not done a second later: it may wait for a
+/// disk that does not answer, and finds out when it comes back.
+fn perform(ctx: &AioContext, daemon: &Rc<Daemon>, job: &Job) -> Option<Result<(), DaemonError>> {
+    let done = Rc::new(RefCell::new(None));
+    let (own_job, own_daemon, own_done) = (job.clone(), Rc::clone(daemon), Rc::clone(&done));
+    ctx.spawn("start", move |co| {
+        let result = own_job.perform(&own_daemon, co);
+        own_done.replace(Some(result));
+    });
+    ctx.run_until(|| done.borrow().is_some() || daemon.quit_cause().is_some());
+    run_within(ctx, PATIENCE, || done.borrow().is_some());
+    done.take()
+}
+
+/// Polls until something is so, or the time is up.
+fn run_within(ctx: &AioContext, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let is_over = Rc::new(Cell::new(false));
+    let told = Rc::clone(&is_over);
+    let timer = ctx.timer(move |_| told.set(true));
+    timer.arm_after(limit);
+    ctx.run_until(|| is_so() || is_over.get());
 }
 
 /// Does what the command line says, in its order, and writes the pid file. Stops where it is when it
 /// is told to end.
 fn set_up(
     ctx: &AioContext,
-    daemon: &std::rc::Rc<Daemon>,
+    daemon: &Rc<Daemon>,
     line: &CommandLine,
 ) -> Result<Option<PidFile>, StartError> {
     for job in &line.jobs {
@@ -111,9 +154,13 @@ fn set_up(
         if daemon.quit_cause().is_some() {
             return Ok(None);
         }
-        ctx.run(|co| job.perform(daemon, co)).map_err(|source| {
-            StartError::Job { argument: job.to_string(), source } //
-        })?;
+        match perform(ctx, daemon, job) {
+            Some(Ok(())) => {}
+            None | Some(Err(DaemonError::ShuttingDown)) => return Ok(None),
+            Some(Err(source)) => {
+                return Err(StartError::Job { argument: job.to_string(), source });
+            }
+        }
     }
     Ok(line.pid_file.as_deref().map(PidFile::create).transpose()?)
 }

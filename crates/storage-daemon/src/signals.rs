@@ -1,41 +1,128 @@
-//! INT, HUP and TERM end the daemon in order (contract: C85).
+//! INT, HUP and TERM end the daemon in order (contract: C85), a second one at once.
+//!
+//! A thread of its own waits for them, so that the second one is heard whatever the loop does: it may
+//! wait for a disk, or be held up in a system call that never ends.
 
-use std::io::{self, Read};
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use coblk::aio::FdHandler;
-use coblk::{AioContext, FdInterest};
+use coblk::{AioContext, BottomHalf, FdInterest};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::low_level::{pipe, unregister};
+use signal_hook::low_level::{exit, pipe, unregister};
 
 use crate::daemon::{Daemon, ShutdownCause};
+use crate::leftovers;
+use crate::run::PROGRAM;
+
+/// Signals that come so soon after the first are the same wish: a terminal and a service manager, or
+/// TERM and HUP of one manager, often both say so.
+const ONE_WISH: Duration = Duration::from_millis(100);
+/// How long the last words may take: nobody may read what the daemon says.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The exit status of a daemon that ended at once.
+const ENDED_AT_ONCE: i32 = 1;
 
 /// Signals are noticed while it lives.
 pub struct Signals {
     registered: Vec<SigId>,
-    _told: FdHandler<UnixStream>,
+    _quit: BottomHalf,
+    _told: Option<FdHandler<UnixStream>>,
 }
 
-/// Has the daemon quit at a signal. A signal writes to one end of a pair of sockets; the loop looks at
-/// the other one.
+/// Has the daemon quit at a signal, and the process end at the next. A signal writes to one end of a
+/// pair of sockets; the thread reads the other one, until all that could write are gone.
 pub fn watch(ctx: &AioContext, daemon: &Rc<Daemon>) -> io::Result<Signals> {
-    let (told, tell) = UnixStream::pair()?;
-    told.set_nonblocking(true)?;
-    let reader = told.try_clone()?;
     let daemon = Rc::downgrade(daemon);
-    let told = ctx.fd_handler(told, FdInterest::Read, move |_, _| {
-        while (&reader).read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
+    let quit = ctx.bottom_half("signal", move |_| {
         if let Some(daemon) = daemon.upgrade() {
             daemon.quit(ShutdownCause::Signal);
         }
-    })?;
-    let mut signals = Signals { registered: Vec::new(), _told: told };
+    });
+    let (told, tell) = UnixStream::pair()?;
+    let (first, for_thread) = (quit.remote(), told.try_clone()?);
+    let listen = move || {
+        let mut heard = Heard::default();
+        while read_some(&for_thread).is_ok_and(|bytes| bytes > 0) {
+            heard.one(|| first.schedule());
+        }
+    };
+    let thread = thread::Builder::new().name("signals".to_owned()).spawn(listen);
+    let mut in_loop = None;
+    if let Err(error) = thread {
+        tracing::warn!(%error, "no thread for signals: the loop looks for them");
+        in_loop = Some(listen_in_loop(ctx, told, &quit)?);
+    }
+    let mut signals = Signals { registered: Vec::new(), _quit: quit, _told: in_loop };
     for signal in [SIGINT, SIGHUP, SIGTERM] {
         signals.registered.push(pipe::register(signal, tell.try_clone()?)?);
     }
     Ok(signals)
+}
+
+/// The next best: a loop that is held up hears nothing.
+fn listen_in_loop(
+    ctx: &AioContext,
+    told: UnixStream,
+    quit: &BottomHalf,
+) -> io::Result<FdHandler<UnixStream>> {
+    told.set_nonblocking(true)?;
+    let (first, heard) = (quit.remote(), RefCell::new(Heard::default()));
+    let watched = told.try_clone()?;
+    ctx.fd_handler(watched, FdInterest::Read, move |_, _| {
+        while read_some(&told).is_ok_and(|bytes| bytes > 0) {
+            heard.borrow_mut().one(|| first.schedule());
+        }
+    })
+}
+
+/// How many bytes there were, one a signal; 0 if there can be none any more.
+fn read_some(mut told: &UnixStream) -> io::Result<usize> {
+    loop {
+        match told.read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// When the first signal came.
+#[derive(Default)]
+struct Heard(Option<Instant>);
+
+impl Heard {
+    /// There was a signal.
+    fn one(&mut self, quit: impl FnOnce()) {
+        match self.0 {
+            None => {
+                self.0 = Some(Instant::now());
+                quit();
+            }
+            Some(first) if first.elapsed() >= ONE_WISH => end_at_once(),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Ends the process without waiting for anything. What others would find of it is removed.
+fn end_at_once() -> ! {
+    leftovers::remove_all();
+    let (said, heard) = mpsc::channel();
+    let speaker = thread::Builder::new().spawn(move || {
+        let text = "a second signal: ended at once, with what was in flight";
+        let _ = writeln!(io::stderr(), "{PROGRAM}: {text}");
+        let _ = said.send(());
+    });
+    if speaker.is_ok() {
+        let _ = heard.recv_timeout(LAST_WORDS);
+    }
+    exit(ENDED_AT_ONCE);
 }
 
 impl Drop for Signals {

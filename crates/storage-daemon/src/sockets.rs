@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use coblk::aio::bind_unix;
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::leftovers::Leftover;
 use crate::options::{InetAddress, SocketAddress, UnixAddress};
 use crate::socket_activation;
 
@@ -118,6 +119,7 @@ fn from_anywhere(path: &Path) -> PathBuf {
 pub struct StreamListener {
     socket: OwnedFd,
     path: Option<PathBuf>,
+    _leftover: Option<Leftover>,
 }
 
 impl AsFd for StreamListener {
@@ -149,7 +151,8 @@ pub fn listen(address: &SocketAddress) -> Result<StreamListener, SocketError> {
             (OwnedFd::from(bind_unix(&path).map_err(failed)?), Some(path))
         }
     };
-    let listener = StreamListener { socket, path };
+    let leftover = path.as_deref().map(Leftover::at);
+    let listener = StreamListener { socket, path, _leftover: leftover };
     let never_blocking = rustix::io::ioctl_fionbio(&listener.socket, true);
     never_blocking.map_err(|error| SocketError::NotAnFd(error.to_string()))?;
     Ok(listener)

@@ -5,8 +5,8 @@ mod util;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::random::{Random, seeds};
@@ -141,4 +141,102 @@ fn c85_a_daemon_that_cannot_start_undoes_what_it_has_begun() {
     assert!(said.contains("Block export id 'e0' is already in use"), "{said}");
     assert!(!place.socket().exists());
     place.start_nbd().stop(Signal::TERM);
+}
+
+/// A request to this disk takes an hour.
+const SLOW: &str = "--blockdev null-co,node-name=disk,latency-ns=3600000000000 \
+    --nbd-server addr.type=unix,addr.path=@/nbd.sock --chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off \
+    --monitor chardev=c0 --metrics unix:@/metrics.sock \
+    --export vhost-user-blk,id=v0,node-name=disk,addr.type=unix,addr.path=@/vhost.sock \
+    --export nbd,id=e0,node-name=disk";
+
+/// What a daemon has said so far, collected by a thread.
+fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let said = Arc::new(Mutex::new(String::new()));
+    let all = Arc::clone(&said);
+    std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(bytes @ 1..) = from.read(&mut some) {
+            all.lock().unwrap().push_str(&String::from_utf8_lossy(&some[..bytes]));
+        }
+    });
+    said
+}
+
+#[test]
+fn c85_what_is_in_the_way_of_the_end_is_told_and_a_second_signal_ends_it_at_once() {
+    for signal in SIGNALS {
+        let place = Place::new();
+        let mut daemon = place.start(SLOW);
+        let said = collect(daemon.take_stderr());
+        let mut client = choose(&place.socket());
+        client.write_all(&request(MAGIC, 0, 0, 4096, 512)).unwrap();
+        // Its answer says that the request before it has been read.
+        client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();
+        client.read_exact(&mut [0; 16]).unwrap();
+        let names = ["pid", "nbd.sock", "qmp.sock", "metrics.sock", "vhost.sock"];
+        assert_eq!(names.map(|name| place.path(name).exists()), [true; 5]);
+        daemon.signal(Signal::TERM);
+        let expected = "node 'disk', backend 'e0': read of 512 bytes at offset 4096, ";
+        daemon.wait_until("what is in the way is told", || said.lock().unwrap().contains(expected));
+        assert!(place.pid_file().exists(), "it is still there");
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(1), "{signal:?}: {}", said.lock().unwrap());
+        assert_eq!(names.map(|name| place.path(name).exists()), [false; 5], "{signal:?}");
+    }
+}
+
+/// TERM and HUP from one manager are one wish.
+#[test]
+fn c85_signals_that_come_together_are_one() {
+    let place = Place::new();
+    let daemon = place.start_nbd();
+    SIGNALS.into_iter().for_each(|signal| daemon.signal(signal));
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn c85_a_disk_that_was_never_used_does_not_hold_up_the_end() {
+    let place = Place::new();
+    place.start(SLOW).stop(Signal::TERM);
+}
+
+/// A server that others listen at is not removed by one that ends late.
+#[test]
+fn c85_a_daemon_that_ends_at_once_leaves_the_socket_of_its_successor() {
+    let place = Place::new();
+    let mut daemon = place.start(SLOW);
+    let said = collect(daemon.take_stderr());
+    let mut client = choose(&place.socket());
+    client.write_all(&request(MAGIC, 0, 0, 4096, 512)).unwrap();
+    client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();
+    client.read_exact(&mut [0; 16]).unwrap();
+    std::fs::remove_file(place.path("qmp.sock")).unwrap();
+    let _successor = std::os::unix::net::UnixListener::bind(place.path("qmp.sock")).unwrap();
+    daemon.signal(Signal::TERM);
+    daemon.wait_until("it waits", || said.lock().unwrap().contains("the end waits for node"));
+    daemon.signal(Signal::TERM);
+    daemon.wait();
+    assert!(place.path("qmp.sock").exists());
+}
+
+#[test]
+fn a_reader_that_is_gone_does_not_end_it() {
+    let place = Place::new();
+    let mut daemon = place.start(SLOW);
+    drop(daemon.take_stderr());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_ne!(ignored & 1 << (Signal::PIPE.as_raw() - 1), 0, "SIGPIPE would end it");
+    // It says why it waits, to nobody.
+    let mut client = choose(&place.socket());
+    client.write_all(&request(MAGIC, 0, 0, 4096, 512)).unwrap();
+    client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();
+    client.read_exact(&mut [0; 16]).unwrap();
+    wait_until("it ends", || {
+        daemon.signal(Signal::TERM);
+        daemon.has_ended()
+    });
+    assert_eq!(daemon.wait().code(), Some(1));
 }

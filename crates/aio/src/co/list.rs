@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coblk_coroutine::CoroutineState;
 
+use super::NoteInfo;
 use super::task::{Task, TaskList};
 use crate::context::AioContext;
 
@@ -24,11 +25,13 @@ pub struct CoroutineInfo {
     pub waits_for: &'static str,
     /// For how long it has existed, by a clock that ticks every few milliseconds.
     pub age: Duration,
+    /// What it has noted of its work ([`Co::note`](crate::Co::note)), if anything.
+    pub note: Option<NoteInfo>,
 }
 
 impl fmt::Display for CoroutineInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CoroutineInfo { id, name, context, state, waits_for, age } = self;
+        let CoroutineInfo { id, name, context, state, waits_for, age, .. } = self;
         write!(f, "#{id} '{name}' in '{context}', {state:?}")?;
         if *state == CoroutineState::Suspended {
             write!(f, ", waits for {waits_for}")?;

@@ -1,6 +1,7 @@
 //! Coroutines of a context: [`Co`], the right to suspend, and [`CoWaker`], the way back.
 
 mod list;
+mod note;
 mod task;
 mod waker;
 
@@ -13,6 +14,8 @@ use coblk_coroutine::Suspender;
 use crate::context::AioContext;
 use crate::trace_event;
 pub use list::CoroutineInfo;
+use note::Note;
+pub use note::NoteInfo;
 pub(crate) use task::{Task, TaskList};
 pub use waker::CoWaker;
 

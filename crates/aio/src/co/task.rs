@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
-use super::CoroutineInfo;
+use super::{CoroutineInfo, Note, NoteInfo};
 use crate::context::{AioContext, Inner};
 use crate::debugger::TaskLayout;
 use crate::node::{Node, NodeKind};
@@ -53,6 +53,7 @@ pub(crate) struct Task {
     // The rest belongs to the home thread.
     suspended: Cell<bool>,
     waits_for: Cell<&'static str>,
+    note: Cell<Note>,
     spawned_ns: Cell<i64>,
     name: Cell<&'static str>,
     coroutine: UnsafeCell<Option<Coroutine>>,
@@ -126,6 +127,18 @@ impl Task {
         self.next.get()
     }
 
+    #[inline]
+    pub(crate) fn set_note(&self, tag: u64, offset: u64, bytes: u64) {
+        // SAFETY: called by the running coroutine, so its context is there.
+        let since_ns = unsafe { self.inner.as_ref() }.coarse_ns();
+        self.note.set(Note { tag, offset, bytes, since_ns });
+    }
+
+    #[inline]
+    pub(crate) fn clear_note(&self) {
+        self.note.set(Note::NONE);
+    }
+
     pub(super) fn info(&self, context: &str, now_ns: i64) -> CoroutineInfo {
         // SAFETY: home thread.
         let coroutine = unsafe { self.coroutine() };
@@ -137,6 +150,7 @@ impl Task {
             state: coroutine.map_or(CoroutineState::Created, |coroutine| coroutine.state()),
             waits_for: self.waits_for.get(),
             age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+            note: NoteInfo::of(self.note.get(), now_ns),
         }
     }
 
@@ -305,6 +319,7 @@ impl TaskList {
         let this = unsafe { task.as_ref() };
         this.name.set(name);
         this.suspended.set(false);
+        this.clear_note();
         // SAFETY: the context that acquires is there.
         this.spawned_ns.set(unsafe { inner.as_ref() }.coarse_ns());
         this.previous.set(ptr::null_mut());
@@ -402,6 +417,7 @@ impl Task {
             lost: AtomicBool::new(false),
             suspended: Cell::new(false),
             waits_for: Cell::new(""),
+            note: Cell::new(Note::NONE),
             spawned_ns: Cell::new(0),
             name: Cell::new(""),
             coroutine: UnsafeCell::new(None),

@@ -12,6 +12,7 @@ use coblk_aio::{AioContext, Co};
 
 use crate::filters::throttle::ThrottleGroup;
 use crate::graph::{self, GraphError, MAX_HEIGHT};
+use crate::io as request_path;
 use crate::node::BlockNode;
 use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name, shorten};
 use open::{Inherited, Opening};
@@ -135,8 +136,9 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Flushes a node and forgets it, which ends it as soon as nobody holds it. That the flush fails is
-    /// logged, and keeps nobody from getting rid of the node. Polls `ctx` meanwhile.
+    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds
+    /// it. That the flush fails is logged, and keeps nobody from getting rid of the node. Polls `ctx`
+    /// meanwhile.
     ///
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
@@ -156,11 +158,10 @@ impl Blockdevs {
         // Its place is kept meanwhile, so that nobody finds it, nor takes its name.
         let node = self.names().take_unused(name)?;
         let reserved = Reserved { blockdevs: self, name };
-        if let Err(error) = node.co_flush(co) {
-            tracing::error!(node = name, %error, "flush of a node that is closed failed");
-        }
-        // Outside the lock: its end may be the end of its children, and take time.
-        drop(node);
+        let chain = co_flush_chain(co, node);
+        // Outside the lock: its end may be the end of its children. On a worker: to close a file may
+        // take as long as its disk likes.
+        co.context().thread_pool().submit_co(co, || drop(chain));
         drop(reserved);
         Ok(())
     }
@@ -181,6 +182,18 @@ impl Blockdevs {
     /// All nodes, by name.
     pub fn nodes(&self) -> Vec<Arc<BlockNode>> {
         self.names().nodes.values().filter_map(Entry::node).collect()
+    }
+
+    /// The names of nodes that are being opened, closed, or used by others, by name.
+    pub fn busy_nodes(&self) -> Vec<String> {
+        let names = self.names();
+        let is_busy = |entry: &Entry| match entry {
+            Entry::Reserved => true,
+            Entry::Owned(node, _) => graph::lock().has_users(node),
+            Entry::Child(..) => false,
+        };
+        let busy = names.nodes.iter().filter(|(_, entry)| is_busy(entry));
+        busy.map(|(name, _)| name.clone()).collect()
     }
 
     /// Makes a group known by its name.
@@ -281,6 +294,25 @@ impl Blockdevs {
         names.nodes.insert(name.clone(), Entry::Reserved);
         Ok(name)
     }
+}
+
+/// Flushes what was written through a node, and through those below it, of which some may go with
+/// it. Returns all of them.
+fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
+    let mut chain = vec![node];
+    let mut next = 0;
+    while let Some(node) = chain.get(next).cloned() {
+        next += 1;
+        if let Err(error) = request_path::co_flush_own(&node, co) {
+            tracing::error!(node = node.name(), %error, "flush of a node that is closed failed");
+        }
+        for (_, child) in node.children() {
+            if !chain.iter().any(|known| Arc::ptr_eq(known, &child)) {
+                chain.push(child);
+            }
+        }
+    }
+    chain
 }
 
 /// A name whose node is being closed, or opened; given back at the end, unless that succeeds.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DeviceId, Kind, lock};
+use super::{DeviceId, Graph, Kind, UserId, lock};
 use crate::accounting::Statistics;
 use crate::node::BlockNode;
 
@@ -32,6 +32,16 @@ pub struct BackendInfo {
     pub name: String,
     /// What it has counted, and counts from now on.
     pub statistics: Statistics,
+}
+
+impl Graph {
+    /// The names of a backend and of its node, if it is there and has one.
+    pub(crate) fn backend_and_node(&mut self, id: UserId) -> Option<(String, String)> {
+        let user = self.users.get(&id)?;
+        let Kind::Backend { name, .. } = &user.kind else { return None };
+        let (name, node) = (name.clone(), user.node);
+        Some((name, self.node_name(node)))
+    }
 }
 
 /// A device: the backends that were opened with the same

@@ -157,6 +157,17 @@ impl Drop for GraphGuard {
     }
 }
 
+impl UserId {
+    #[inline]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_number(number: u64) -> UserId {
+        UserId(number)
+    }
+}
+
 impl Graph {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;

@@ -17,11 +17,14 @@
 //! driver call has returned, and [`BlockDriver`](crate::BlockDriver) demands of drivers that this
 //! is enough for a flush in any thread to see them. Look, set and clear are in one total order.
 //!
-//! A node is born dirty: a process that wrote to the same storage before us may have been killed,
-//! and its clients are ours now.
+//! A node is born dirty, though not by a write of its own: a process that wrote to the same storage
+//! before this one may have been killed, and its clients are ours now. A flush that a client asks for
+//! covers that. Closing does not ([`co_flush_own`]): no client of this node was ever promised that
+//! data, the page cache keeps it whatever happens to this process, and a disk that does not answer
+//! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
@@ -30,10 +33,18 @@ use crate::node::BlockNode;
 
 /// The flushes of one node. Any thread.
 pub(super) struct FlushState {
-    /// Something may be written and not flushed.
-    dirty: AtomicBool,
+    /// What may be written and not flushed: one of the three below. Goes up by stores of the highest
+    /// alone, or by `fetch_max`; down to `CLEAN` in the turn of a flush.
+    dirty: AtomicU8,
     turns: Mutex<Turns>,
 }
+
+/// Nothing is.
+const CLEAN: u8 = 0;
+/// What was written before the node was opened may be.
+const BORN: u8 = 1;
+/// A write of this node is, or the node has taken the place of another.
+const WRITTEN: u8 = 2;
 
 /// Whose turn it is. The lock is not held while the driver flushes.
 #[derive(Default)]
@@ -49,7 +60,7 @@ struct Turns {
 
 impl Default for FlushState {
     fn default() -> FlushState {
-        FlushState { dirty: AtomicBool::new(true), turns: Mutex::default() }
+        FlushState { dirty: AtomicU8::new(BORN), turns: Mutex::default() }
     }
 }
 
@@ -63,7 +74,18 @@ enum Turn<'a> {
 
 pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
     trace_event!("bdrv_co_flush", node = node.name());
-    match node.path.flush.wait_for_turn(co) {
+    flush(node, co, BORN)
+}
+
+/// [`co_flush`] before a node is closed: only if something was written through it.
+pub(crate) fn co_flush_own(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = node.name());
+    flush(node, co, WRITTEN)
+}
+
+/// A flush, if what is owed is at least `owed`.
+fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
+    match node.path.flush.wait_for_turn(co, owed) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
             node.driver().co_flush(co)?;
@@ -77,8 +99,8 @@ impl FlushState {
     /// Something was written, and the driver's call for it has returned.
     #[inline]
     pub(super) fn wrote(&self) {
-        if !self.dirty.load(Ordering::SeqCst) {
-            self.dirty.store(true, Ordering::SeqCst);
+        if self.dirty.load(Ordering::SeqCst) != WRITTEN {
+            self.dirty.store(WRITTEN, Ordering::SeqCst);
         }
     }
 
@@ -86,7 +108,7 @@ impl FlushState {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for_turn(&self, co: &Co<'_>) -> Turn<'_> {
+    fn wait_for_turn(&self, co: &Co<'_>, owed: u8) -> Turn<'_> {
         let mut turns = self.lock();
         let begun_before = turns.begun;
         loop {
@@ -95,12 +117,14 @@ impl FlushState {
                 return Turn::Nothing;
             }
             if !turns.active {
-                if !self.dirty.swap(false, Ordering::SeqCst) {
+                // Only turns make it less, and this is the only one.
+                if self.dirty.load(Ordering::SeqCst) < owed {
                     return Turn::Nothing;
                 }
+                let owed = self.dirty.swap(CLEAN, Ordering::SeqCst);
                 turns.active = true;
                 turns.begun += 1;
-                return Turn::Own(OwnTurn { state: self, good: false });
+                return Turn::Own(OwnTurn { state: self, owed, good: false });
             }
             // The lock is held until the waker is stored: the end of the flush finds it.
             co.suspend_for("a flush", |waker| {
@@ -116,6 +140,8 @@ impl FlushState {
 /// owed: whoever waits tries by himself.
 struct OwnTurn<'a> {
     state: &'a FlushState,
+    /// What it was taken for.
+    owed: u8,
     good: bool,
 }
 
@@ -128,7 +154,7 @@ impl OwnTurn<'_> {
 impl Drop for OwnTurn<'_> {
     fn drop(&mut self) {
         if !self.good {
-            self.state.dirty.store(true, Ordering::SeqCst);
+            self.state.dirty.fetch_max(self.owed, Ordering::SeqCst);
         }
         let waiting = {
             let mut turns = self.state.lock();

@@ -41,7 +41,7 @@ use flush::FlushState;
 use tracked::{Overlap, Tracked, TrackedRequests};
 
 pub(crate) use discard::co_pdiscard;
-pub(crate) use flush::co_flush;
+pub(crate) use flush::{co_flush, co_flush_own};
 pub(crate) use status::co_block_status;
 pub use status::{BlockStatus, BlockStatusKind};
 pub(crate) use truncate::{co_refresh_length, co_truncate};

@@ -13,7 +13,7 @@ pub const IMAGE_BYTES: u64 = 1 << 20;
 /// A context, nodes by name, and a directory with the image `a.img`.
 pub struct Bench {
     pub ctx: AioContext,
-    pub blockdevs: Blockdevs,
+    pub blockdevs: Arc<Blockdevs>,
     pub dir: tempfile::TempDir,
 }
 
@@ -21,7 +21,7 @@ impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::write(dir.path().join("a.img"), vec![7; IMAGE_BYTES as usize]).unwrap();
-        Bench { ctx: AioContext::new().unwrap(), blockdevs: Blockdevs::new(), dir }
+        Bench { ctx: AioContext::new().unwrap(), blockdevs: Arc::default(), dir }
     }
 
     pub fn image(&self) -> String {

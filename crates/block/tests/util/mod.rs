@@ -5,7 +5,12 @@ pub mod bench;
 pub mod disk;
 pub mod model;
 
+use std::time::Duration;
+
 use coblk_aio::{AioContext, SimulationOptions};
+
+/// Whatever takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Prints the seed if the test panics while this lives.
 pub struct Seed(pub u64);

@@ -61,6 +61,17 @@ pub enum DaemonError {
     /// The export is on its way out.
     #[error("Export '{0}' is already shutting down")]
     ExportShuttingDown(String),
+    /// Requests of an export do not end. It goes when they have.
+    #[error(
+        "Export '{id}' still waits for requests on node '{node_name}'; \
+         BLOCK_EXPORT_DELETED tells when it is gone"
+    )]
+    ExportWaits {
+        /// The export.
+        id: String,
+        /// Its node.
+        node_name: String,
+    },
     /// The node can only be read.
     #[error("Cannot export read-only node as writable")]
     ReadOnlyNode,

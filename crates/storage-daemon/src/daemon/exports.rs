@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use coblk::block::WAIT_LIMIT;
 use coblk::{AioContext, BlockNode, Co};
 
 use super::{Daemon, DaemonError, ErrorReporter, Event};
@@ -118,16 +119,32 @@ impl Daemon {
             daemon.exports.borrow_mut().remove(&id);
             drop(export);
             daemon.emit(co.context(), &Event::BlockExportDeleted { id });
-            let waiters = daemon.waiters.take();
-            waiters.into_iter().for_each(|waiter| waiter.wake());
+            daemon.wake_waiters();
         });
     }
 
     /// Waits until no export is left that `matters`.
-    pub(super) fn co_wait_for_exports(&self, co: &Co<'_>, matters: impl Fn(&Export) -> bool) {
-        while self.exports.borrow().values().any(|export| matters(export)) {
-            co.suspend_for("the end of exports", |waker| self.waiters.borrow_mut().push(waker));
+    ///
+    /// # Errors
+    /// If that takes longer than a command waits. They go on closing.
+    pub(super) fn co_wait_for_exports(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        matters: impl Fn(&Export) -> bool,
+    ) -> Result<(), DaemonError> {
+        let left = || {
+            let exports = self.exports.borrow();
+            let left = exports.values().find(|export| matters(export));
+            left.map(|export| (export.options.id.clone(), export.options.node_name.clone()))
+        };
+        let waiting = self.wait_within(co.context(), WAIT_LIMIT);
+        while let Some((id, node_name)) = left() {
+            if waiting.is_over(co) {
+                return Err(DaemonError::ExportWaits { id, node_name });
+            }
+            self.co_wait(co, "the end of exports");
         }
+        Ok(())
     }
 
     fn export(&self, id: &str) -> Result<Rc<Export>, DaemonError> {

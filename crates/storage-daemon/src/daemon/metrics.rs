@@ -22,11 +22,12 @@ impl Daemon {
         co: &Co<'_>,
         options: MetricsOptions,
     ) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("metrics")?;
         self.check_no_metrics()?;
         // To ask for the addresses of a host may take long.
         let pool = co.context().thread_pool();
         let listener = pool.submit_co(co, move || sockets::listen(&options.addr))?;
+        command.check()?;
         self.check_no_metrics()?;
         let failed =
             |source| DaemonError::Io { what: "cannot wait for clients for metrics", source };

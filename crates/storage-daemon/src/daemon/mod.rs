@@ -1,9 +1,11 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod command;
 mod error;
 mod event;
 mod exports;
+mod in_the_way;
 mod metrics;
 mod monitors;
 mod nbd_server;
@@ -16,12 +18,12 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use coblk::block::ErrorEvent;
 use coblk::options::{BlockdevError, NodeOptions};
 use coblk::qmp::{CommandTable, Monitor};
-use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
+use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
 
 pub use error::DaemonError;
 use event::EventSender;
@@ -31,6 +33,7 @@ use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
+use crate::leftovers::Leftover;
 use crate::metrics::MetricsServer;
 use crate::options::OptionError;
 
@@ -66,7 +69,7 @@ pub struct Daemon {
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
-    monitors: RefCell<Vec<Monitor>>,
+    monitors: RefCell<Vec<(Monitor, Option<Leftover>)>>,
     /// What they can be told; made with the first one.
     commands: OnceCell<Rc<CommandTable>>,
     metrics: RefCell<Option<MetricsServer>>,
@@ -75,8 +78,13 @@ pub struct Daemon {
     serving: Cell<bool>,
     quit: Cell<Option<ShutdownCause>>,
     start: SystemTime,
-    /// They wait for an export to go.
+    /// They wait for an export, a node or a command to end.
     waiters: RefCell<Vec<CoWaker>>,
+    /// Commands that are being carried out, by number, and the last number.
+    commands_running: RefCell<Vec<(u64, &'static str)>>,
+    last_command: Cell<u64>,
+    /// Nodes and servers that are being closed at the end.
+    ending: Cell<usize>,
     /// Events of other threads, and what delivers them.
     remote: OnceCell<(EventSender, BottomHalf)>,
 }
@@ -100,6 +108,9 @@ impl Daemon {
             quit: Cell::new(None),
             start: SystemTime::now(),
             waiters: RefCell::default(),
+            commands_running: RefCell::default(),
+            last_command: Cell::new(0),
+            ending: Cell::new(0),
             remote: OnceCell::new(),
         });
         let weak = Rc::downgrade(&daemon);
@@ -118,7 +129,7 @@ impl Daemon {
         self.serving.set(true);
         self.exports.borrow().values().for_each(|export| export.what.begin());
         self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
-        self.monitors.borrow().iter().for_each(Monitor::begin);
+        self.monitors.borrow().iter().for_each(|(monitor, _)| monitor.begin());
     }
 
     /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.
@@ -159,11 +170,16 @@ impl Daemon {
         co: &Co<'_>,
         options: NodeOptions,
     ) -> Result<Arc<BlockNode>, DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("blockdev-add")?;
         if options.node_name.is_none() {
             return Err(DaemonError::NoNodeName);
         }
-        Ok(self.blockdevs.co_open(co, options)?)
+        let node = self.blockdevs.co_open(co, options)?;
+        command.check().inspect_err(|_| {
+            // The end has not seen it.
+            let _ = self.blockdevs.co_close(co, node.name());
+        })?;
+        Ok(node)
     }
 
     /// `blockdev-del`: flushes a node and closes it.
@@ -171,6 +187,7 @@ impl Daemon {
     /// # Errors
     /// If there is none, or it has users.
     pub fn blockdev_del(&self, co: &Co<'_>, node_name: &str) -> Result<(), DaemonError> {
+        let _command = self.begin_command("blockdev-del")?;
         Ok(self.blockdevs.co_close(co, node_name)?)
     }
 
@@ -184,7 +201,7 @@ impl Daemon {
         co: &Co<'_>,
         options: Vec<NodeOptions>,
     ) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let _command = self.begin_command("blockdev-reopen")?;
         if options.iter().any(|options| options.node_name.is_none()) {
             return Err(OptionError::Other("node-name not specified".to_owned()).into());
         }
@@ -201,7 +218,7 @@ impl Daemon {
         node_name: &str,
         length: u64,
     ) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let _command = self.begin_command("block_resize")?;
         self.blockdevs.co_resize(co, node_name, length).map_err(|error| match error {
             BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
                 OptionError::Other("Image format driver does not support resize".to_owned()).into()
@@ -210,12 +227,37 @@ impl Daemon {
         })
     }
 
-    /// Nothing new is begun while it ends.
-    fn check_running(&self) -> Result<(), DaemonError> {
-        match self.quit.get() {
-            None => Ok(()),
-            Some(_) => Err(DaemonError::ShuttingDown),
-        }
+    fn wake_waiters(&self) {
+        let waiters = self.waiters.take();
+        waiters.into_iter().for_each(|waiter| waiter.wake());
+    }
+
+    /// A wait that is over after `limit`, and wakes the waiters then.
+    fn wait_within(self: &Rc<Self>, ctx: &AioContext, limit: Duration) -> Limit {
+        let daemon = Rc::downgrade(self);
+        let timer = ctx.timer(move |_| {
+            daemon.upgrade().into_iter().for_each(|daemon| daemon.wake_waiters());
+        });
+        let end_ns = ctx.now_ns() + limit.as_nanos() as i64;
+        timer.arm_at_ns(end_ns);
+        Limit { end_ns, _timer: timer }
+    }
+
+    /// Waits until something has ended that others may wait for.
+    fn co_wait(&self, co: &Co<'_>, what: &'static str) {
+        co.suspend_for(what, |waker| self.waiters.borrow_mut().push(waker));
+    }
+}
+
+/// Until when something is waited for.
+struct Limit {
+    end_ns: i64,
+    _timer: Timer,
+}
+
+impl Limit {
+    fn is_over(&self, co: &Co<'_>) -> bool {
+        co.context().now_ns() >= self.end_ns
     }
 }
 

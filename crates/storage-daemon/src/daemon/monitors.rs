@@ -7,6 +7,7 @@ use coblk::Co;
 use coblk::qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
 
 use super::{Daemon, DaemonError};
+use crate::leftovers::Leftover;
 use crate::options::{ChardevOptions, MonitorMode, MonitorOptions};
 use crate::qmp;
 use crate::sockets::{self, Listening, SocketError};
@@ -44,7 +45,7 @@ impl Daemon {
         co: &Co<'_>,
         options: &MonitorOptions,
     ) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("monitor")?;
         if options.mode == MonitorMode::Readline {
             return Err(DaemonError::Unsupported(
                 "Parameter 'mode' must be 'control': monitors speak QMP only",
@@ -61,12 +62,17 @@ impl Daemon {
         } else {
             self.connect(co, &chardev, options)
         };
+        let made = made.and_then(|monitor| command.check().map(|()| monitor));
         let monitor = made.inspect_err(|_| self.give_chardev_back(&chardev.id))?;
         // It may have begun meanwhile.
         if self.serving.get() {
             monitor.begin();
         }
-        self.monitors.borrow_mut().push(monitor);
+        let leftover = monitor.address().and_then(|address| match address {
+            SocketAddress::Unix(path) if chardev.socket.server => Some(Leftover::at(path)),
+            _ => None,
+        });
+        self.monitors.borrow_mut().push((monitor, leftover));
         Ok(())
     }
 
@@ -137,7 +143,7 @@ impl Daemon {
             self.subscribe(move |_, event| {
                 if let Some(daemon) = daemon.upgrade() {
                     let monitors = daemon.monitors.borrow();
-                    monitors.iter().for_each(|monitor| monitor.emit(qmp::to_qmp(event)));
+                    monitors.iter().for_each(|(monitor, _)| monitor.emit(qmp::to_qmp(event)));
                 }
             });
             Rc::new(qmp::commands(self))
@@ -146,8 +152,21 @@ impl Daemon {
     }
 
     /// Lets clients have the answers that they wait for, and disconnects them.
-    pub(super) fn co_close_monitors(&self, co: &Co<'_>) {
-        let monitors = self.monitors.take();
-        monitors.iter().for_each(|monitor| monitor.co_shutdown(co, PATIENCE));
+    pub(super) fn co_close_monitors(self: &Rc<Self>, co: &Co<'_>) {
+        for (monitor, leftover) in self.monitors.take() {
+            let daemon = Rc::clone(self);
+            self.ending.set(self.ending.get() + 1);
+            co.context().spawn("close monitor", move |co| {
+                monitor.co_shutdown(co, PATIENCE);
+                drop((monitor, leftover));
+                daemon.ending.set(daemon.ending.get() - 1);
+                daemon.wake_waiters();
+            });
+        }
+        // A command that does not come back has been told of, and is left behind.
+        let waiting = self.wait_within(co.context(), 2 * PATIENCE);
+        while self.ending.get() > 0 && !waiting.is_over(co) {
+            self.co_wait(co, "the end of monitors");
+        }
     }
 }

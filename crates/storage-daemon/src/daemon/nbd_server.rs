@@ -8,7 +8,8 @@ use coblk::nbd::{NbdAddress, NbdListener, NbdOptions, NbdServer};
 
 use super::{Daemon, DaemonError};
 use crate::exports::Export;
-use crate::options::{ExportKind, NbdServerOptions};
+use crate::leftovers::Leftover;
+use crate::options::NbdServerOptions;
 use crate::sockets::{self, Listening, SocketError};
 
 /// How long clients may take to fetch their replies when the server ends.
@@ -18,6 +19,7 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct RunningNbdServer {
     pub(super) server: Rc<NbdServer>,
+    _leftover: Option<Leftover>,
 }
 
 impl Daemon {
@@ -30,7 +32,7 @@ impl Daemon {
         co: &Co<'_>,
         options: NbdServerOptions,
     ) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("nbd-server-start")?;
         self.check_no_nbd_server()?;
         let limits = NbdOptions {
             max_connections: options.max_connections.map_or(100, |most| most as usize),
@@ -47,12 +49,17 @@ impl Daemon {
         let pool = co.context().thread_pool();
         let listening = pool.submit_co(co, || sockets::open(&options.addr))?;
         self.check_no_nbd_server()?;
+        command.check()?;
         let ctx = co.context();
+        let mut leftover = None;
         let server = match listening {
             Listening::Path(path) => {
                 let server = NbdServer::listen(ctx, &NbdAddress::Unix(path.clone()), limits);
-                let path = path.display().to_string();
-                server.map_err(|source| SocketError::BindUnix { path, source })?
+                let name = path.display().to_string();
+                let failed = |source| SocketError::BindUnix { path: name, source };
+                let server = server.map_err(failed)?;
+                leftover = Some(Leftover::at(&path));
+                server
             }
             Listening::Unix(listener) => {
                 open(NbdServer::from_listener(ctx, NbdListener::Unix(listener), limits))?
@@ -61,25 +68,36 @@ impl Daemon {
                 open(NbdServer::from_listener(ctx, NbdListener::Tcp(listener), limits))?
             }
         };
-        *self.nbd_server.borrow_mut() = Some(RunningNbdServer { server: Rc::new(server) });
+        *self.nbd_server.borrow_mut() =
+            Some(RunningNbdServer { server: Rc::new(server), _leftover: leftover });
         Ok(())
     }
 
     /// `nbd-server-stop`: removes all its exports, and disconnects all clients.
     ///
     /// # Errors
-    /// If it does not run.
+    /// If it does not run; or if an export has requests that do not end within
+    /// [`WAIT_LIMIT`](coblk::block::WAIT_LIMIT): the server has stopped, and the export goes when they
+    /// have ended.
     pub fn nbd_server_stop(self: &Rc<Self>, co: &Co<'_>) -> Result<(), DaemonError> {
+        self.nbd_server_end(co)?;
+        self.co_wait_for_exports(co, Export::is_nbd)
+    }
+
+    /// Stops the server, lets clients have their replies, and begins to close its exports.
+    pub(super) fn nbd_server_end(self: &Rc<Self>, co: &Co<'_>) -> Result<(), DaemonError> {
         let running = self.nbd_server.take().ok_or(DaemonError::NbdServerNotRunning)?;
         running.server.stop_accepting();
-        let is_nbd = |export: &Export| matches!(export.options.kind, ExportKind::Nbd(_));
         let exports: Vec<Rc<Export>> =
-            self.exports.borrow().values().filter(|export| is_nbd(export)).cloned().collect();
+            self.exports.borrow().values().filter(|export| export.is_nbd()).cloned().collect();
         // Requests that an error has stopped would never be answered.
         exports.iter().for_each(|export| export.what.report_errors());
-        running.server.co_shutdown(co, PATIENCE);
+        let server = Rc::clone(&running.server);
+        // Requests that do not end then keep nothing but their own export.
+        let _ = co.timeout(PATIENCE + PATIENCE / 4, "stop NBD server", move |co| {
+            server.co_shutdown(co, PATIENCE);
+        });
         exports.into_iter().for_each(|export| self.close_export(co.context(), export));
-        self.co_wait_for_exports(co, is_nbd);
         Ok(())
     }
 

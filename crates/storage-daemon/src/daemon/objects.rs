@@ -28,13 +28,18 @@ pub(super) enum Object {
     TlsCreds(TlsCredentials),
 }
 
+/// Ends an object. A thread is waited for: elsewhere, so that the loop goes on.
+fn co_drop(co: &Co<'_>, object: Object) {
+    co.context().thread_pool().submit_co(co, move || drop(object));
+}
+
 impl Daemon {
     /// `object-add`.
     ///
     /// # Errors
     /// If the name is taken, or the properties make no sense.
     pub fn object_add(&self, co: &Co<'_>, options: ObjectOptions) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("object-add")?;
         let ObjectOptions { id, kind } = options;
         if !is_identifier(&id) {
             return Err(invalid(
@@ -52,14 +57,17 @@ impl Daemon {
             }
             ObjectKind::TlsCredsX509(options) => Object::TlsCreds(tls::load(co, &options)?),
         };
-        // Somebody else may have been faster while a thread was started.
-        match self.objects.borrow_mut().entry(id) {
-            Entry::Occupied(taken) => Err(DaemonError::DuplicateObject(taken.key().clone())),
-            Entry::Vacant(place) => {
+        // While a thread was started another command may have been faster, or the daemon may end.
+        let refused = match (command.check(), self.objects.borrow_mut().entry(id)) {
+            (Err(ended), _) => ended,
+            (Ok(()), Entry::Occupied(taken)) => DaemonError::DuplicateObject(taken.key().clone()),
+            (Ok(()), Entry::Vacant(place)) => {
                 place.insert(object);
-                Ok(())
+                return Ok(());
             }
-        }
+        };
+        co_drop(co, object);
+        Err(refused)
     }
 
     /// `object-del`.
@@ -67,6 +75,7 @@ impl Daemon {
     /// # Errors
     /// If there is none, or somebody refers to it.
     pub fn object_del(&self, co: &Co<'_>, id: &str) -> Result<(), DaemonError> {
+        let _command = self.begin_command("object-del")?;
         let in_use = || DaemonError::ObjectInUse(id.to_owned());
         let mut objects = self.objects.borrow_mut();
         match objects.get(id) {
@@ -85,8 +94,7 @@ impl Daemon {
         }
         let object = objects.remove(id);
         drop(objects);
-        // A thread is waited for: elsewhere, so that the loop goes on.
-        co.context().thread_pool().submit_co(co, move || drop(object));
+        object.into_iter().for_each(|object| co_drop(co, object));
         Ok(())
     }
 

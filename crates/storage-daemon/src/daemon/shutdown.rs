@@ -1,46 +1,113 @@
 //! The end, in order: clients get their replies and go, then exports, nodes and threads.
+//!
+//! What does not depend on each other ends side by side, so that a disk that does not answer keeps
+//! nothing but its own requests and its own node from ending. What is in the way for a second is told
+//! ([`in_the_way`](super::in_the_way)).
 
+use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use coblk::Co;
 
 use super::{Daemon, Event, ShutdownCause};
 use crate::exports::Export;
 
+/// For how long calls are waited for that hold nothing that could be lost: commands, threads.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Daemon {
     /// Ends in order (contract: C85): exports close, what is in flight completes, nodes are flushed
     /// and closed, threads end. Nothing can be added any more.
+    ///
+    /// It takes as long as requests in flight, and flushes of nodes that were written to, take.
+    /// Commands that are being carried out get a second, and are left behind then.
     pub fn co_shutdown(self: &Rc<Self>, co: &Co<'_>) {
         self.quit(ShutdownCause::Quit);
         if let Some(cause) = self.quit.get() {
             self.emit(co.context(), &Event::Shutdown(cause));
         }
+        let told = self.tell_what_is_in_the_way(co.context());
         // Nobody is to wait for its turn at the end.
         self.lift_limits();
         drop(self.metrics.take());
-        // Fails if there is none.
-        let _ = self.nbd_server_stop(co);
-        let exports: Vec<Rc<Export>> = self.exports.borrow().values().cloned().collect();
-        exports.into_iter().for_each(|export| self.close_export(co.context(), export));
-        self.co_wait_for_exports(co, |_| true);
+        self.close_exports(co);
         self.co_close_nodes(co);
-        self.objects.borrow_mut().clear();
+        self.co_wait_for_commands(co);
+        drop(told);
+        self.co_end_objects(co);
         self.co_close_monitors(co);
     }
 
-    /// Closes nodes from the top down: those that others stand on have to wait for their turn.
-    fn co_close_nodes(&self, co: &Co<'_>) {
-        let mut closed_one = true;
-        while closed_one {
-            closed_one = false;
-            let names: Vec<String> =
-                self.blockdevs.nodes().iter().map(|node| node.name().to_owned()).collect();
-            for name in names {
-                closed_one |= self.blockdevs.co_close(co, &name).is_ok();
+    /// Begins to close them all. Clients of the NBD server get their replies first.
+    fn close_exports(self: &Rc<Self>, co: &Co<'_>) {
+        let daemon = Rc::clone(self);
+        self.ending.set(self.ending.get() + 1);
+        co.context().spawn("stop NBD server", move |co| {
+            // Fails if there is none.
+            let _ = daemon.nbd_server_end(co);
+            daemon.ending.set(daemon.ending.get() - 1);
+            daemon.wake_waiters();
+        });
+        let others: Vec<Rc<Export>> =
+            self.exports.borrow().values().filter(|export| !export.is_nbd()).cloned().collect();
+        others.into_iter().for_each(|export| self.close_export(co.context(), export));
+    }
+
+    /// Closes nodes as they become free, each by itself: from the top down, as those that others stand
+    /// on have to wait for their turn.
+    fn co_close_nodes(self: &Rc<Self>, co: &Co<'_>) {
+        loop {
+            for node in self.blockdevs.nodes() {
+                self.begin_to_close_node(co, node.name().to_owned());
             }
+            if self.ending.get() == 0 && self.exports.borrow().is_empty() {
+                break;
+            }
+            self.co_wait(co, "the end of exports and nodes");
         }
+    }
+
+    /// Without effect as long as somebody uses the node.
+    fn begin_to_close_node(self: &Rc<Self>, co: &Co<'_>, name: String) {
+        let daemon = Rc::clone(self);
+        co.context().spawn("close node", move |co| {
+            daemon.ending.set(daemon.ending.get() + 1);
+            let closed = daemon.blockdevs.co_close(co, &name);
+            daemon.ending.set(daemon.ending.get() - 1);
+            // Only then somebody can have waited, and there may be others to be closed now.
+            if closed.is_ok() {
+                daemon.wake_waiters();
+            }
+        });
+    }
+
+    fn co_wait_for_commands(self: &Rc<Self>, co: &Co<'_>) {
+        let waiting = self.wait_within(co.context(), PATIENCE);
+        while !self.running_commands().is_empty() && !waiting.is_over(co) {
+            self.co_wait(co, "commands that are being carried out");
+        }
+        for command in self.running_commands() {
+            tracing::warn!(command, "is not waited for any longer");
+        }
+        // Commands that had a node for themselves have given it back.
+        self.co_close_nodes(co);
         for node in self.blockdevs.nodes() {
             tracing::error!(node = node.name(), "is in use at the end");
+        }
+    }
+
+    fn co_end_objects(&self, co: &Co<'_>) {
+        let objects = self.objects.take();
+        let ended = Rc::new(Cell::new(false));
+        let told = Rc::clone(&ended);
+        let waited = co.timeout(PATIENCE, "end objects", move |co| {
+            // Threads are waited for: elsewhere, so that the loop goes on.
+            co.context().thread_pool().submit_co(co, move || drop(objects));
+            told.set(true);
+        });
+        if waited.is_err() && !ended.get() {
+            tracing::warn!("threads of iothreads are not waited for any longer");
         }
     }
 }

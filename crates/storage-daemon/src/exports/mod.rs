@@ -9,7 +9,7 @@ use coblk::Co;
 use coblk::block::{Device, IoStatus};
 
 use crate::daemon::DaemonError;
-use crate::options::ExportOptions;
+use crate::options::{ExportKind, ExportOptions};
 
 pub(crate) use nbd::NbdBlockExport;
 pub(crate) use vhost_user_blk::VhostUserBlkExport;
@@ -80,6 +80,10 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn new(options: ExportOptions, what: Box<dyn ExportType>) -> Export {
         Export { options, what, shutting_down: Cell::new(false) }
+    }
+
+    pub(crate) fn is_nbd(&self) -> bool {
+        matches!(self.options.kind, ExportKind::Nbd(_))
     }
 
     pub(crate) fn info(&self) -> ExportInfo {

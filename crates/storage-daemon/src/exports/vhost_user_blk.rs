@@ -1,6 +1,6 @@
 //! `vhost-user-blk`: a node as a disk of a virtual machine in another process.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -11,6 +11,7 @@ use coblk::{AioContext, AioHandle, BlockNode, Co};
 
 use super::ExportType;
 use crate::daemon::{DaemonError, ErrorReporter};
+use crate::leftovers::Leftover;
 use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
 use crate::sockets::{self, Listening, SocketError};
 
@@ -26,6 +27,7 @@ pub(crate) struct VhostUserBlkExport {
     device: Device,
     contexts: Vec<AioHandle>,
     status: Arc<Status>,
+    leftover: Cell<Option<Leftover>>,
 }
 
 /// An [`IoStatus`] that the contexts of the queues set.
@@ -68,8 +70,12 @@ impl VhostUserBlkExport {
                 reporter.report(event);
             })),
         };
+        let mut path = None;
         let disk = match sockets::open_unix(&vhost.addr)? {
-            Listening::Path(path) => VhostUserBlk::listen(ctx, path, node, device_options),
+            Listening::Path(socket) => {
+                path = Some(socket.clone());
+                VhostUserBlk::listen(ctx, socket, node, device_options)
+            }
             Listening::Unix(listener) => {
                 VhostUserBlk::from_listener(ctx, listener, node, device_options)
             }
@@ -77,7 +83,14 @@ impl VhostUserBlkExport {
         };
         let disk = disk.map_err(error)?;
         let device = disk.device();
-        Ok(VhostUserBlkExport { disk: RefCell::new(Some(disk)), device, contexts, status })
+        let leftover = Cell::new(path.as_deref().map(Leftover::at));
+        Ok(VhostUserBlkExport {
+            disk: RefCell::new(Some(disk)),
+            device,
+            contexts,
+            status,
+            leftover,
+        })
     }
 }
 
@@ -143,7 +156,7 @@ impl ExportType for VhostUserBlkExport {
         if let Err(error) = device.co_remove(co, RemoveMode::Hard) {
             tracing::error!(export = device.name(), %error, "cannot remove an export");
         }
-        drop(device);
+        drop((device, self.leftover.take()));
         // The devices end on their contexts before what is asked of these now.
         co.reschedule();
         for context in &self.contexts {

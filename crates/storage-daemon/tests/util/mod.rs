@@ -114,6 +114,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// What it says from now on; to be read.
+    pub fn take_stderr(&mut self) -> std::process::ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal);
     }
@@ -128,11 +133,17 @@ impl Daemon {
             }
             if let Some(status) = child.try_wait().unwrap() {
                 let mut said = String::new();
-                child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                if let Some(mut stderr) = child.stderr.take() {
+                    stderr.read_to_string(&mut said).unwrap();
+                }
                 panic!("the daemon ended with {status}, and not: {what}\n{said}");
             }
             false
         });
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end.

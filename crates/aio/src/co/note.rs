@@ -1,0 +1,92 @@
+//! What a coroutine notes of its work, for those who ask what hangs.
+//!
+//! A note is a few plain stores in the coroutine's task, on its own thread: cheap enough for every
+//! request, and read only when somebody lists coroutines.
+
+use std::time::Duration;
+
+use super::Co;
+
+/// A note as it is kept. What the numbers mean is for the layer above to say.
+#[derive(Clone, Copy)]
+pub(crate) struct Note {
+    /// 0: nothing is noted.
+    pub(super) tag: u64,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    pub(super) since_ns: i64,
+}
+
+impl Note {
+    pub(super) const NONE: Note = Note { tag: 0, offset: 0, bytes: 0, since_ns: 0 };
+}
+
+/// A note, as a listing tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NoteInfo {
+    /// What the work is and whose; not 0.
+    pub tag: u64,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// For how long, by a clock that ticks every few milliseconds.
+    pub age: Duration,
+}
+
+impl NoteInfo {
+    pub(super) fn of(note: Note, now_ns: i64) -> Option<NoteInfo> {
+        let age_ns = now_ns.saturating_sub(note.since_ns);
+        let age = Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0));
+        let Note { tag, offset, bytes, .. } = note;
+        (tag != 0).then_some(NoteInfo { tag, offset, bytes, age })
+    }
+}
+
+impl Co<'_> {
+    /// Notes what this coroutine is about to do: `tag` says what and whose, and is not 0. It is told
+    /// by [`AioContext::coroutines`](crate::AioContext::coroutines) until
+    /// [`clear_note`](Self::clear_note), another note, or the coroutine's end.
+    #[inline]
+    pub fn note(&self, tag: u64, offset: u64, bytes: u64) {
+        self.task().set_note(tag, offset, bytes);
+    }
+
+    /// That is done.
+    #[inline]
+    pub fn clear_note(&self) {
+        self.task().clear_note();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::AioContext;
+
+    #[test]
+    fn a_note_is_listed_until_it_is_cleared() {
+        let ctx = AioContext::new().unwrap();
+        ctx.spawn("request", |co| {
+            co.note(7, 4096, 512);
+            co.reschedule();
+            co.clear_note();
+            co.reschedule();
+        });
+        let note = |ctx: &AioContext| ctx.coroutines()[0].note;
+        let first = note(&ctx).expect("a note");
+        assert_eq!((first.tag, first.offset, first.bytes), (7, 4096, 512));
+        ctx.poll(false);
+        assert_eq!(note(&ctx), None);
+        ctx.poll(false);
+        // The next one has the same task, and not the same note.
+        ctx.spawn("request", |co| {
+            co.note(8, 0, 0);
+            co.reschedule();
+        });
+        ctx.poll(false);
+        ctx.spawn("another", |co| co.reschedule());
+        assert_eq!(note(&ctx), None);
+        ctx.poll(false);
+    }
+}
