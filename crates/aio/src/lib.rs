@@ -14,8 +14,9 @@
 //! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
 //! own address), `debugger` (the section it lies in), `thread_pool` (job hand-off),
 //! `ring` (requests the kernel looks at), `sync` (data behind locks), `io_vector`, `volatile` (memory that
-//! guests share) and `sys` (system calls). Each of these begins with the argument why it is sound. `handle`, `poll`, `shared`, `simulation` and the
-//! `models` for loom only push nodes to those lists and run what they take off.
+//! guests share) and `sys` (system calls). Each of these begins with the argument why it is sound.
+//! `handle`, `poll`, `shared`, `simulation` and the `models` for loom only push nodes to those lists and
+//! run what they take off.
 
 mod atomic;
 mod bottom_half;

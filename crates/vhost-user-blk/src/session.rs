@@ -204,7 +204,10 @@ impl Session {
     /// Starts queues that were paused, and those that have become complete.
     fn go_on(&mut self, paused: &[Option<PausedQueue>]) -> Result<()> {
         for (vring, paused) in self.vrings.iter_mut().zip(paused) {
-            vring.start(&self.shown, paused.clone())?;
+            // The memory of one that did not run may be still to come.
+            if paused.is_some() || vring.has_rings_in(&self.shown.memory) {
+                vring.start(&self.shown, paused.clone())?;
+            }
             if paused.is_some() && !vring.is_running() {
                 return Err(Error::InvalidOperation("a queue that runs has lost its memory"));
             }

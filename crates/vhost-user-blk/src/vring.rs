@@ -80,6 +80,12 @@ impl Vring {
         self.running.is_some()
     }
 
+    pub(crate) fn has_rings_in(&self, memory: &MemoryTable) -> bool {
+        self.addresses.is_some_and(|RingAddresses { desc_table, avail_ring, used_ring }| {
+            [desc_table, avail_ring, used_ring].iter().all(|addr| memory.translate(*addr).is_ok())
+        })
+    }
+
     /// Starts the queue, if the front end wants it to run, has said all that it takes, and it does not
     /// run. It goes on from `paused`, if it was.
     pub(crate) fn start(&mut self, shown: &Shown, paused: Option<PausedQueue>) -> Result<()> {

@@ -93,6 +93,23 @@ fn each_order_of_messages_starts_a_queue_without_protocol_features() {
     }
 }
 
+/// The region with the rings is the last of two.
+#[test]
+fn memory_may_come_last_and_in_pieces() {
+    let server = Server::start(VhostUserBlkOptions::default(), 0);
+    let mut front = negotiate(&server.socket, 0);
+    let (mut guest, other) = (Guest::new(), Guest::new());
+    let steps = [Step::Size, Step::Rings, Step::Base, Step::Call, Step::Kick, Step::Enable];
+    steps.into_iter().for_each(|step| step.say(&mut front, &guest, 0));
+    let mut region = other.region();
+    (region.guest_phys_addr, region.userspace_addr) = (1 << 30, 1 << 30);
+    front.add_mem_region(&region).unwrap();
+    front.add_mem_region(&guest.region()).unwrap();
+    assert_eq!(guest.one(WRITE, 0, 7), 0);
+    // A queue that runs keeps its memory, or the front end is disconnected.
+    assert!(front.remove_mem_region(&guest.region()).is_err());
+}
+
 #[test]
 fn a_queue_that_has_taken_something_cannot_begin_elsewhere() {
     let server = Server::start(VhostUserBlkOptions::default(), 0);

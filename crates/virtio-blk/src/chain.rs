@@ -5,10 +5,8 @@
 //! a check and a use. The walk is bounded by the number of descriptors there can be, and the list
 //! it fills is reused from request to request.
 
-use std::sync::atomic::Ordering;
-
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Address, Bytes, GuestAddress, VolatileSlice};
+use vm_memory::{Address, GuestAddress, VolatileMemory, VolatileSlice};
 
 use crate::memory::GuestMap;
 
@@ -265,16 +263,12 @@ fn read_from_table(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, 
     Ok(Descriptor::from_words(addr, rest))
 }
 
-/// Two words of guest memory, each read once. Not torn if they are aligned; headers and indirect
-/// tables need not be.
+/// Two words of guest memory, each read once by a volatile access. Not torn if they are aligned; headers
+/// and indirect tables need not be.
 #[inline]
 fn read_words(place: &VolatileSlice<'_>, offset: usize) -> Option<(u64, u64)> {
-    let first = place.load(offset, Ordering::Relaxed);
-    let second = place.load(offset + 8, Ordering::Relaxed);
-    match (first, second) {
-        (Ok(first), Ok(second)) => Some((first, second)),
-        _ => Some((place.read_obj(offset).ok()?, place.read_obj(offset + 8).ok()?)),
-    }
+    let words = place.get_array_ref(offset, 2).ok()?;
+    Some((words.load(0), words.load(1)))
 }
 
 /// An indirect table in which two regions of guest memory meet.

@@ -25,8 +25,10 @@ fn word_addresses(addr: GuestAddress) -> impl Iterator<Item = Option<GuestAddres
 /// this halves what it costs.
 pub(crate) struct GuestMap {
     mem: Arc<GuestMemoryMmap>,
-    /// Position of the largest region.
+    /// Position of the largest region, and where it is.
     main: usize,
+    main_start: u64,
+    main_bytes: u64,
     /// Position of the region that was last found by a search.
     found: Cell<usize>,
 }
@@ -34,8 +36,11 @@ pub(crate) struct GuestMap {
 impl GuestMap {
     pub(crate) fn new(mem: &Arc<GuestMemoryMmap>) -> GuestMap {
         let largest = mem.iter().enumerate().max_by_key(|(_, region)| region.len());
-        let main = largest.map_or(0, |(position, _)| position);
-        GuestMap { mem: Arc::clone(mem), main, found: Cell::new(main) }
+        let (main, main_start, main_bytes) = largest.map_or((0, 0, 0), |(position, region)| {
+            (position, region.start_addr().raw_value(), region.len())
+        });
+        let found = Cell::new(main);
+        GuestMap { mem: Arc::clone(mem), main, main_start, main_bytes, found }
     }
 
     /// Copies out of guest memory, which may lie in several regions.
@@ -84,9 +89,11 @@ impl GuestMap {
 
     #[inline]
     fn find(&self, addr: GuestAddress) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
-        self.in_region(self.main, addr)
-            .or_else(|| self.in_region(self.found.get(), addr))
-            .or_else(|| self.search(addr))
+        let offset = addr.raw_value().wrapping_sub(self.main_start);
+        if offset < self.main_bytes {
+            return Some((self.mem.iter().nth(self.main)?, MemoryRegionAddress(offset)));
+        }
+        self.in_region(self.found.get(), addr).or_else(|| self.search(addr))
     }
 
     #[inline]

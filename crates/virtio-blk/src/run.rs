@@ -133,9 +133,12 @@ impl Lists {
         read: impl FnOnce(&mut IoVectorMut<'m>) -> R,
     ) -> Result<R, BadAddress> {
         if segments.len() <= IoVectorMut::INLINE_RANGES {
-            return Ok(read(&mut target_of(mem, segments, IoVectorMut::new())?));
+            let mut target = IoVectorMut::new();
+            fill_target(mem, segments, &mut target)?;
+            return Ok(read(&mut target));
         }
-        let mut target = target_of(mem, segments, std::mem::take(&mut self.target))?;
+        let mut target = std::mem::take(&mut self.target);
+        fill_target(mem, segments, &mut target)?;
         let result = read(&mut target);
         self.target = target.recycle();
         Ok(result)
@@ -150,9 +153,12 @@ impl Lists {
         write: impl FnOnce(&IoVector<'m>) -> R,
     ) -> Result<R, BadAddress> {
         if segments.len() <= IoVector::INLINE_RANGES {
-            return Ok(write(&source_of(mem, segments, IoVector::new())?));
+            let mut source = IoVector::new();
+            fill_source(mem, segments, &mut source)?;
+            return Ok(write(&source));
         }
-        let source = source_of(mem, segments, std::mem::take(&mut self.source))?;
+        let mut source = std::mem::take(&mut self.source);
+        fill_source(mem, segments, &mut source)?;
         let result = write(&source);
         self.source = source.recycle();
         Ok(result)
@@ -239,30 +245,28 @@ impl OpenRuns {
 #[derive(Debug)]
 pub(crate) struct BadAddress;
 
-/// The guest memory of `segments`, to read into.
+/// Appends the guest memory of `segments`.
 #[inline]
-fn target_of<'m>(
+fn fill_target<'m>(
     mem: &'m GuestMap,
     segments: &[Segment],
-    mut target: IoVectorMut<'m>,
-) -> Result<IoVectorMut<'m>, BadAddress> {
-    for segment in segments {
-        for_each_piece(mem, segment, |piece| target.push_volatile(piece))?;
-    }
-    Ok(target)
+    target: &mut IoVectorMut<'m>,
+) -> Result<(), BadAddress> {
+    segments.iter().try_for_each(|segment| {
+        for_each_piece(mem, segment, |piece| target.push_volatile(piece)) //
+    })
 }
 
-/// The guest memory of `segments`, to write from.
+/// Appends the guest memory of `segments`.
 #[inline]
-fn source_of<'m>(
+fn fill_source<'m>(
     mem: &'m GuestMap,
     segments: &[Segment],
-    mut source: IoVector<'m>,
-) -> Result<IoVector<'m>, BadAddress> {
-    for segment in segments {
-        for_each_piece(mem, segment, |piece| source.push_volatile(piece))?;
-    }
-    Ok(source)
+    source: &mut IoVector<'m>,
+) -> Result<(), BadAddress> {
+    segments.iter().try_for_each(|segment| {
+        for_each_piece(mem, segment, |piece| source.push_volatile(piece)) //
+    })
 }
 
 #[inline]
@@ -276,8 +280,17 @@ fn for_each_piece<'m>(
         visit(&whole);
         return Ok(());
     }
-    // It spans regions, or is not all there. Guests with many regions are rare, and so is this.
-    for piece in mem.memory().get_slices(segment.addr, len) {
+    for_each_scattered_piece(mem, segment, visit)
+}
+
+/// It spans regions, or is not all there. Guests with many regions are rare, and so is this.
+#[cold]
+fn for_each_scattered_piece<'m>(
+    mem: &'m GuestMap,
+    segment: &Segment,
+    mut visit: impl FnMut(&VolatileSlice<'m>),
+) -> Result<(), BadAddress> {
+    for piece in mem.memory().get_slices(segment.addr, segment.len_bytes as usize) {
         visit(&piece.map_err(|_| BadAddress)?);
     }
     Ok(())

@@ -7,11 +7,10 @@
 //! tell the next one is an index, and all entries from there on are taken again: it may lie before an
 //! entry only if all heads from there on are unanswered.
 //!
-//! | how the queue ends | with a log | without |
-//! |---|---|---|
-//! | pause: the same queue goes on, in other memory | marked in the log, and carried over | carried over: [`PausedQueue`] |
-//! | stop: anything may come next | marked in the log | the index goes back over the latest heads, as far as all are unanswered; those before them fail |
-//! | forget: the driver resets | marks are cleared | forgotten |
+//! * A queue is paused, to go on in other memory: they are carried over ([`PausedQueue`]).
+//! * A queue stops, and anything may come next. With a log they stay marked in it. Without one the index
+//!   goes back over the latest heads, as far as all are unanswered; those before them fail.
+//! * The driver resets: they are forgotten, and the log is cleared.
 
 use crate::inflight::InflightLog;
 use crate::memory::GuestMap;
