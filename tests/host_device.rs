@@ -1,12 +1,16 @@
 //! `host_device`: images on block devices. Needs root, for loop devices.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use coblk::block::Permissions;
+use coblk::block::options::NodeOptions;
 use coblk::drivers::{File, FileOptions};
-use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode, IoVector, IoVectorMut};
+use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVector, IoVectorMut};
 use coblk::{WriteFlags, ZeroFlags};
 use coblk_tests::guest::every_way;
 use coblk_tests::holder::locked_bytes;
@@ -61,7 +65,8 @@ fn requests_of_any_offset_and_length_reach_the_device() {
             backend.flush(&ctx).unwrap();
             assert!(read(&ctx, &backend, 0, expected.len()) == expected, "read back");
             assert!(read(&ctx, &backend, 701, 4097) == expected[701..4798], "read within");
-            assert_eq!(errno(backend.truncate(&ctx, MIB)), libc::ENOTSUP);
+            backend.truncate(&ctx, MIB).expect("less than there is means nothing");
+            assert_eq!(backend.length().unwrap(), 2 * MIB);
             drop((backend, device));
             assert!(fs::read(&image).unwrap() == expected, "what is stored");
         }
@@ -137,4 +142,30 @@ fn a_device_is_locked_as_an_image_is() {
     let output = tools::output("qemu-io", args);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("Failed to get \"write\" lock"), "{said}");
+}
+
+#[test]
+fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let blockdevs = Blockdevs::new();
+    let line = format!("host_device,node-name=disk,filename={}", device.path().display());
+    let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
+    let told = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&told);
+    backend.set_length_listener(move |_, length| seen.set(length));
+    fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+    device.refresh();
+    assert_eq!(node.length(), 2 * MIB, "until it is asked");
+    let refused = blockdevs.resize(&ctx, "disk", 8 * MIB).unwrap_err().to_string();
+    assert!(refused.contains("Cannot grow device files"), "{refused}");
+    blockdevs.resize(&ctx, "disk", 4 * MIB).unwrap();
+    ctx.run_until(|| told.get() == 4 * MIB);
+    blockdevs.resize(&ctx, "disk", MIB).expect("less than there is means nothing");
+    assert_eq!(node.length(), 4 * MIB);
+    let source = IoVector::from(&[7; 512][..]);
+    backend.pwritev(&ctx, 4 * MIB - 512, &source, PLAIN).expect("what is new");
 }

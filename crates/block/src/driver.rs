@@ -12,6 +12,11 @@ use crate::io::{BlockStatus, BlockStatusKind};
 use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
 
+/// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
+/// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
+/// limit.
+pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
+
 /// What a driver can take in one request. The request path makes every request fit.
 ///
 /// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
@@ -105,7 +110,7 @@ pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most.
     fn length(&self) -> u64;
 
     /// The node that a filter passes requests on to: all those below that have a default.

@@ -33,7 +33,7 @@ pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
 pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
-pub use driver::{BlockDriver, BlockLimits};
+pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,

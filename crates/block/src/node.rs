@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, GraphError, NodeId};
@@ -55,7 +55,8 @@ impl BlockNode {
     /// [`new`](Self::new), where the nodes below are a user's choice.
     ///
     /// # Errors
-    /// If it would stand on more than 256 nodes, one upon the other.
+    /// If it would stand on more than 256 nodes, one upon the other, or is longer than
+    /// [`MAX_LENGTH`].
     ///
     /// # Panics
     /// If the driver's limits contradict themselves, see [`BlockLimits`].
@@ -63,6 +64,10 @@ impl BlockNode {
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
     ) -> Result<Arc<BlockNode>, GraphError> {
+        let (name, length) = (name.into(), driver.length());
+        if length > MAX_LENGTH {
+            return Err(GraphError::TooLong { node: name, length });
+        }
         let limits = driver.limits();
         limits.check(driver.format_name());
         let limits = LiveLimits::new(limits);
@@ -70,7 +75,7 @@ impl BlockNode {
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
-            name: name.into(),
+            name,
             driver: Box::new(driver),
             limits,
             gate: Gate::default(),

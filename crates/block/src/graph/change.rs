@@ -11,6 +11,7 @@ use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
 use super::turn::Turned;
 use super::{Graph, MAX_HEIGHT, UserId, lock};
+use crate::driver::MAX_LENGTH;
 use crate::gate::co_visit;
 use crate::medium;
 use crate::node::BlockNode;
@@ -35,6 +36,14 @@ pub enum GraphError {
         node: String,
         /// How many nodes may be below one.
         max: usize,
+    },
+    /// No request could reach its end.
+    #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
+    TooLong {
+        /// The node.
+        node: String,
+        /// Its length in bytes.
+        length: u64,
     },
     /// What is to be inserted does not lead on.
     #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]

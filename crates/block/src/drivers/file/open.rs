@@ -14,7 +14,7 @@ use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
 use super::{Engine, File, SECTOR_BYTES, alignment};
-use crate::driver::BlockLimits;
+use crate::driver::{BlockLimits, MAX_LENGTH};
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,14 @@ pub enum FileOpenError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// No request could reach its end.
+    #[error("cannot open image '{}': it has {length} bytes, more than {MAX_LENGTH}", path.display())]
+    TooLong {
+        /// The image.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
     },
     /// Linux AIO waits where there is a page cache.
     #[error("cannot open image '{}': aio=native needs cache.direct=on", path.display())]
@@ -135,6 +143,9 @@ impl FileOptions {
         let path = path.as_ref().to_owned();
         let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
+        if bytes > MAX_LENGTH {
+            return Err(FileOpenError::TooLong { path, length: bytes });
+        }
         let ring_files = RingFiles::default();
         ring_files.prepare(&mode, &file);
         Ok(File {
