@@ -169,3 +169,37 @@ fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
     let source = IoVector::from(&[7; 512][..]);
     backend.pwritev(&ctx, 4 * MIB - 512, &source, PLAIN).expect("what is new");
 }
+
+/// A device that has become shorter refuses a discard beyond its end, and goes on with others.
+#[test]
+fn a_discard_that_is_refused_does_not_end_those_that_follow() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&vec![7; 2 * MIB as usize], 0).and(file.sync_all()).unwrap();
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let backend = backend(&ctx, device.path(), File::device_options());
+    file.set_len(MIB).unwrap();
+    device.refresh();
+    let full = fs::metadata(&image).unwrap().blocks();
+    assert!(backend.pdiscard(&ctx, MIB + MIB / 2, 65536).is_err(), "it is not there any more");
+    backend.pdiscard(&ctx, 0, MIB / 2).unwrap();
+    tools::run("sync", [&image]);
+    let left = fs::metadata(&image).unwrap().blocks();
+    assert!(left + MIB / 2 / 512 <= full, "{left} of {full} blocks are left");
+}
+
+/// The kernel writes zeroes where a device has no way of its own, unless they may be unmapped.
+#[test]
+fn zeroes_that_might_be_written_are_not_fast() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let backend = backend(&ctx, device.path(), File::device_options());
+    let zero = |flags| backend.pwrite_zeroes(&ctx, 0, MIB, flags);
+    assert_eq!(errno(zero(ZeroFlags::NO_FALLBACK)), libc::ENOTSUP);
+    zero(ZeroFlags::empty()).unwrap();
+    zero(ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP).expect("a loop device has it");
+}

@@ -1,13 +1,14 @@
-//! Files in memory: a file system with lengths that no disk has.
+//! Files in memory: a file system without FALLOC_FL_ZERO_RANGE, and with lengths that no disk has.
 
 mod util;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use coblk_aio::AioContext;
+use coblk_aio::{AioContext, IoVectorMut};
 use coblk_block::drivers::File;
 use coblk_block::options::NodeOptions;
-use coblk_block::{BlockBackend, BlockNode, Blockdevs, MAX_LENGTH};
+use coblk_block::{BlockBackend, BlockNode, Blockdevs, MAX_LENGTH, ZeroFlags};
 use util::errno;
 
 /// An image in memory, of bytes that are not zero.
@@ -15,6 +16,41 @@ fn image(bytes: usize) -> tempfile::NamedTempFile {
     let image = tempfile::NamedTempFile::new_in("/dev/shm").expect("a tmpfs");
     std::fs::write(image.path(), vec![7; bytes]).unwrap();
     image
+}
+
+fn blocks(image: &tempfile::NamedTempFile) -> u64 {
+    image.path().metadata().unwrap().blocks()
+}
+
+#[test]
+fn zeroes_are_fast_and_keep_their_place_unless_they_may_go() {
+    let image = image(1 << 20);
+    let ctx = AioContext::new().unwrap();
+    let file = File::options().open(image.path()).unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
+    let full = blocks(&image);
+    let zero = |offset, bytes, flags| backend.pwrite_zeroes(&ctx, offset, bytes, flags);
+    zero(65536, 131_072, ZeroFlags::NO_FALLBACK).expect("punched, and allocated anew");
+    assert_eq!(blocks(&image), full);
+    zero(262_144, 65536, ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP).expect("punched");
+    assert_eq!(blocks(&image), full - 128);
+    let mut expected = vec![7; 1 << 20];
+    expected[65536..196_608].fill(0);
+    expected[262_144..327_680].fill(0);
+    assert_eq!(std::fs::read(image.path()).unwrap(), expected);
+}
+
+/// One that ends within a sector is longer afterwards, as after a write there.
+#[test]
+fn zeroes_at_the_end_of_a_file_that_is_not_whole_sectors() {
+    let image = image(1000);
+    let ctx = AioContext::new().unwrap();
+    let file = File::options().open(image.path()).unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
+    backend.pwrite_zeroes(&ctx, 512, 512, ZeroFlags::NO_FALLBACK).unwrap();
+    let mut data = vec![1; 1024];
+    backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
+    assert_eq!(data, [vec![7; 512], vec![0; 512]].concat());
 }
 
 #[test]

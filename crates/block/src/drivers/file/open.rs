@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU64};
 
 use coblk_aio::sys;
 
@@ -13,6 +13,7 @@ use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
+use super::zeroes::Abilities;
 use super::{Engine, File, SECTOR_BYTES, alignment};
 use crate::driver::{BlockLimits, MAX_LENGTH};
 
@@ -159,9 +160,7 @@ impl FileOptions {
             length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
-            can_zero_range: AtomicBool::new(true),
-            can_punch_hole: AtomicBool::new(true),
-            can_discard: AtomicBool::new(true),
+            abilities: Abilities::new(),
         })
     }
 

@@ -156,6 +156,10 @@ impl BlockDriver for BlkLogWrites {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
+        // The log may have to be written, whatever the node below can do.
+        if flags.contains(ZeroFlags::NO_FALLBACK) {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
         self.child.co_pwrite_zeroes(co, offset, bytes, flags)?;
         let flags = fua(flags.contains(ZeroFlags::FUA));
         self.log.append(co, (offset, bytes), flags, Data::Zeroes(bytes))
