@@ -1,5 +1,6 @@
 //! One node on its way from options.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::Throttle;
+use crate::graph::Child;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
@@ -117,6 +119,8 @@ pub(super) struct Opening<'a, 'co> {
     pub(super) co: &'a Co<'co>,
     pub(super) name: &'a str,
     pub(super) own: Inherited,
+    /// On the nodes it will stand on, which are there: opening takes time.
+    pub(super) pins: RefCell<Vec<Child>>,
 }
 
 impl Opening<'_, '_> {
@@ -229,7 +233,11 @@ impl Opening<'_, '_> {
     fn child(&self, role: &str, child: &NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
         let wanted = self.own.for_child(role);
         let child = match child {
-            NodeRef::Name(name) => self.blockdevs.known_node(name)?,
+            NodeRef::Name(name) => {
+                let (node, pin) = self.blockdevs.pinned_node(name)?;
+                self.pins.borrow_mut().push(pin);
+                node
+            }
             NodeRef::Options(options) => self.blockdevs.co_open_node(self.co, options, wanted)?,
         };
         wanted.check_writable(self.name, &child)?;
