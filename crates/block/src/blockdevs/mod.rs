@@ -172,7 +172,10 @@ impl Blockdevs {
         // Its place is kept meanwhile, so that nobody finds it, nor takes its name.
         let owned = self.names().take_unused(name)?;
         let reserved = Reserved { blockdevs: self, name };
-        if let Err(error) = owned.0.co_flush(co) {
+        let own = owned.0.enter_own();
+        let flushed = owned.0.co_flush(co);
+        drop(own);
+        if let Err(error) = flushed {
             tracing::error!(node = name, %error, "flush of a node that is closed failed");
         }
         // Whoever had found it before may have begun to use it.

@@ -139,7 +139,8 @@ pub(crate) fn co_pwritev(
     {
         return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
     }
-    if flags.is_empty() || node.live_limits().native_fua() {
+    // A durable write of nothing is there for its flush.
+    if flags.is_empty() || node.live_limits().native_fua() && bytes > 0 {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
         if result.is_ok() {
@@ -147,11 +148,16 @@ pub(crate) fn co_pwritev(
         }
         return result;
     }
+    if bytes == 0 {
+        return co_flush(node, co);
+    }
     let result = write(node, co, offset, source, WriteFlags::empty());
     if result.is_ok() {
         node.path.wrote_up_to(offset + bytes as u64);
     }
-    finish_write(node, co, flags.contains(WriteFlags::FUA), result)
+    node.path.flush.wrote();
+    result?;
+    co_flush(node, co)
 }
 
 /// The flags of a request for zeroes, if a write is one and may be made so.

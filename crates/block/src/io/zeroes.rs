@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
 use super::tracked::Overlap;
-use super::{check_range, errno, finish_write, track, transfer, whole_units, write};
+use super::{check_range, co_flush, errno, finish_write, track, transfer, whole_units, write};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node::BlockNode;
 
@@ -40,7 +40,8 @@ pub(crate) fn co_pwrite_zeroes(
     check_range(node, offset, bytes)?;
     trace_event!("bdrv_co_pwrite_zeroes", node = node.name(), offset, bytes);
     if bytes == 0 {
-        return Ok(());
+        // Durable ones of nothing are there for their flush.
+        return if flags.contains(ZeroFlags::FUA) { co_flush(node, co) } else { Ok(()) };
     }
     if !node.path.is_discard_enabled() {
         flags.remove(ZeroFlags::MAY_UNMAP);

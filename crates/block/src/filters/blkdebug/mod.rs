@@ -145,9 +145,9 @@ impl BlockDriver for BlkDebug {
         let verdict = self.judge(co, RequestKind::Read, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
             if part == bytes {
-                return self.child.co_preadv(co, offset, target);
+                return self.child.co_preadv_blocks(co, offset, target);
             }
-            self.child.co_preadv(co, offset, &mut target.slice(0, part as usize))
+            self.child.co_preadv_blocks(co, offset, &mut target.slice(0, part as usize))
         })
     }
 
@@ -162,9 +162,9 @@ impl BlockDriver for BlkDebug {
         let verdict = self.judge(co, RequestKind::Write, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
             if part == bytes {
-                return self.child.co_pwritev(co, offset, source, flags);
+                return self.child.co_pwritev_blocks(co, offset, source, flags);
             }
-            self.child.co_pwritev(co, offset, &source.slice(0, part as usize), flags)
+            self.child.co_pwritev_blocks(co, offset, &source.slice(0, part as usize), flags)
         })
     }
 
