@@ -10,7 +10,10 @@ use std::sync::Arc;
 use coblk::block::Permissions;
 use coblk::block::options::NodeOptions;
 use coblk::drivers::{File, FileOptions};
-use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVector, IoVectorMut};
+use coblk::{
+    AioContext, BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVector,
+    IoVectorMut,
+};
 use coblk::{WriteFlags, ZeroFlags};
 use coblk_tests::guest::every_way;
 use coblk_tests::holder::locked_bytes;
@@ -202,4 +205,65 @@ fn zeroes_that_might_be_written_are_not_fast() {
     assert_eq!(errno(zero(ZeroFlags::NO_FALLBACK)), libc::ENOTSUP);
     zero(ZeroFlags::empty()).unwrap();
     zero(ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP).expect("a loop device has it");
+}
+
+/// A file system with blocks of 4096 bytes, mounted until the value is dropped.
+struct Mounted {
+    at: std::path::PathBuf,
+    _device: LoopDevice,
+}
+
+impl Mounted {
+    fn new(dir: &Path) -> Mounted {
+        let device = LoopDevice::new(&sparse_image(dir, "fs.img", 64 * MIB), 4096);
+        tools::run("mkfs.ext4", [Path::new("-q"), device.path()]);
+        let at = dir.join("mounted");
+        fs::create_dir(&at).unwrap();
+        tools::run("mount", [device.path(), &at]);
+        Mounted { at, _device: device }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let output = tools::output("umount", [&self.at]);
+        if !output.status.success() {
+            eprintln!("umount: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// With O_DIRECT its last block could only be written as a whole.
+#[test]
+fn an_image_that_is_not_whole_blocks_of_o_direct_is_not_written() {
+    let dir = image_dir!();
+    let mounted = Mounted::new(dir.path());
+    let image = sparse_image(&mounted.at, "disk.img", MIB + 512);
+    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let options = |direct: &str, read_only: &str| {
+        let line = format!(
+            "file,node-name=disk,filename={},cache.direct={direct},read-only={read_only}",
+            image.display()
+        );
+        NodeOptions::from_keyval(&line).unwrap()
+    };
+    let node = blockdevs.open(&ctx, options("on", "off")).unwrap();
+    let writer = BackendOptions::new("writer").share_resize(true);
+    let refused = writer.open(&ctx, Arc::clone(&node)).err().expect("refused").to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    drop(BackendOptions::new("reader").read_only(true).open(&ctx, Arc::clone(&node)).unwrap());
+    // Through the page cache it can be; but not become one that cannot.
+    blockdevs.reopen(&ctx, vec![options("off", "off")]).unwrap();
+    let backend = writer.open(&ctx, Arc::clone(&node)).unwrap();
+    let refused = blockdevs.reopen(&ctx, vec![options("on", "off")]).unwrap_err().to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    let source = IoVector::from(&[7; 512][..]);
+    backend.pwritev(&ctx, MIB, &source, PLAIN).unwrap();
+    blockdevs.resize(&ctx, "disk", 2 * MIB).unwrap();
+    blockdevs.reopen(&ctx, vec![options("on", "off")]).unwrap();
+    backend.pwritev(&ctx, 2 * MIB - 512, &source, PLAIN).unwrap();
+    let refused = blockdevs.resize(&ctx, "disk", MIB + 512).unwrap_err().to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    assert_eq!(fs::metadata(&image).unwrap().len(), 2 * MIB);
+    drop((backend, node, blockdevs));
 }

@@ -4,7 +4,7 @@ mod util;
 
 use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::blklogwrites::ReplayLog;
-use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
+use coblk_block::{BlockBackend, BlockStatusKind, WriteFlags, ZeroFlags};
 use util::bench::Bench;
 
 /// Not whole blocks of 4096 bytes.
@@ -79,4 +79,34 @@ fn blklogwrites_with_larger_sectors_and_its_replay() {
         assert_eq!(log.co_apply_next(co, entries, &image).unwrap(), entries);
     });
     assert_eq!(std::fs::read(bench.image()).unwrap(), written);
+}
+
+/// What is known of a range is told in whole blocks of the node, so that clients can ask for them.
+#[test]
+fn extents_are_whole_blocks() {
+    let bench = bench();
+    // Data in pieces of the file system's blocks.
+    let file = std::fs::File::create(bench.image()).unwrap();
+    file.set_len(300_000).unwrap();
+    for at in [65536, 135_168] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], at).unwrap();
+    }
+    bench.open("blkdebug,node-name=n,image.driver=file,image.filename=$,align=32768").unwrap();
+    let node = bench.blockdevs.node("n").unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    let length = backend.length().unwrap();
+    let (mut at, mut extents) = (0, Vec::new());
+    while at < length {
+        let status = backend.block_status(&bench.ctx, at, length - at).unwrap();
+        let end = at + status.bytes;
+        assert!(end.is_multiple_of(32768) || end == length, "{at} {status:?}");
+        extents.push((status.kind == BlockStatusKind::Data, at / 32768));
+        at = end;
+    }
+    assert_eq!(extents, [(false, 0), (true, 2), (false, 3), (true, 4), (false, 5)]);
+    // From within a block, and up to one.
+    let status = backend.block_status(&bench.ctx, 70_000, 10).unwrap();
+    assert_eq!((status.kind, status.bytes), (BlockStatusKind::Data, 10));
+    let status = backend.block_status(&bench.ctx, 90_000, 90_000).unwrap();
+    assert_eq!((status.kind, status.bytes), (BlockStatusKind::Data, 98304 - 90_000));
 }

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, sys, trace_event};
 
@@ -58,8 +58,8 @@ pub enum Engine {
 /// An image in a host file, or on a block device.
 ///
 /// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
-/// a write there makes the file longer. So does one with O_DIRECT to a last block that is not
-/// whole.
+/// a write there makes the file longer, but never longer than is reported: users without the
+/// permission to resize cannot write an image with O_DIRECT that ends within a block.
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
@@ -71,6 +71,8 @@ pub struct File {
     /// A block device: `host_device`.
     device: bool,
     locks: ImageLocks,
+    /// [`Permissions`] that the users of the node hold.
+    held: AtomicU8,
     /// What we report: whole sectors.
     length: AtomicU64,
     /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
@@ -126,6 +128,18 @@ impl File {
                 self.sync_errno.store(errno, Ordering::Release);
             }
         })
+    }
+
+    /// With O_DIRECT the last block is written as a whole. If the image ends within it, that makes the
+    /// image longer, which whoever writes has no permission for: as in QEMU. What is reported is whole
+    /// sectors, and nobody notices up to there.
+    fn check_whole_blocks(&self, held: Permissions, block: u32) -> Result<(), PermissionError> {
+        let writes = held.intersects(Permissions::WRITE | Permissions::WRITE_UNCHANGED);
+        let length = self.length.load(Ordering::Acquire);
+        if writes && !held.contains(Permissions::RESIZE) && !length.is_multiple_of(block.into()) {
+            return Err(PermissionError::Unaligned { path: self.path.clone(), length, block });
+        }
+        Ok(())
     }
 
     fn uses_ring(&self, co: &Co<'_>) -> bool {
@@ -261,6 +275,9 @@ impl BlockDriver for File {
         held: Permissions,
         shared: Permissions,
     ) -> Result<(), PermissionError> {
-        self.lock_image(held, shared)
+        self.check_whole_blocks(held, self.mode.limits().request_alignment())?;
+        self.lock_image(held, shared)?;
+        self.held.store(held.bits(), Ordering::Relaxed);
+        Ok(())
     }
 }

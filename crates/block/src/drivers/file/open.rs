@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64};
 
 use coblk_aio::sys;
 
@@ -16,6 +16,7 @@ use super::ring_files::RingFiles;
 use super::zeroes::Abilities;
 use super::{Engine, File, SECTOR_BYTES, alignment};
 use crate::driver::{BlockLimits, MAX_LENGTH};
+use crate::permissions::PermissionError;
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum FileOpenError {
         /// The image.
         path: PathBuf,
     },
+    /// Its writers could not go on.
+    #[error("cannot reopen image: {0}")]
+    Permission(#[from] PermissionError),
     /// Its locks cannot be had once more.
     #[error("cannot reopen image '{}': locks: {source}", path.display())]
     Lock {
@@ -157,6 +161,7 @@ impl FileOptions {
             in_place: InPlace::new(),
             device: self.device,
             locks: ImageLocks::new(self.locking),
+            held: AtomicU8::new(0),
             length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),

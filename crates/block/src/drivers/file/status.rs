@@ -56,6 +56,11 @@ impl File {
                 )),
             };
         }
+        let block = self.mode.limits().request_alignment();
+        if !bytes.is_multiple_of(block.into()) {
+            let why = format!("{bytes} is not a multiple of {block}, the block of O_DIRECT there");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         co.context().thread_pool().submit_co(co, || {
             // What is cut off is not asked for any more, nor missed by a read that is on its way.
             self.length.fetch_min(bytes.next_multiple_of(SECTOR_BYTES), Ordering::AcqRel);
