@@ -5,6 +5,7 @@ use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+use crate::debug_event::DebugEvent;
 use crate::drivers::Engine;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -248,6 +249,16 @@ pub trait BlockDriver: Any + Send + Sync {
         _shared: Permissions,
     ) -> Result<(), PermissionError> {
         Ok(())
+    }
+
+    /// A step of a request has been reached, in this node or in a driver above. For drivers that
+    /// disturb requests, which say by [`wants_debug_events`](Self::wants_debug_events) that they are
+    /// to be told.
+    fn debug_event(&self, _event: DebugEvent) {}
+
+    /// Whether it is told of steps of requests. Asked once.
+    fn wants_debug_events(&self) -> bool {
+        false
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither

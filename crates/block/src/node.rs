@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+use crate::debug_event::DebugEvent;
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
@@ -26,6 +27,7 @@ pub struct BlockNode {
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
     force_share: AtomicBool,
+    wants_debug_events: bool,
 }
 
 /// What a node is told by options, whatever its driver.
@@ -71,6 +73,7 @@ impl BlockNode {
         let limits = driver.limits();
         limits.check(driver.format_name());
         let limits = LiveLimits::new(limits);
+        let wants_debug_events = driver.wants_debug_events();
         let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
@@ -82,6 +85,7 @@ impl BlockNode {
             path: PathState::default(),
             cache_mode,
             force_share: AtomicBool::new(false),
+            wants_debug_events,
         });
         let added = graph.add_node(&node);
         // Its end would take the lock.
@@ -102,6 +106,14 @@ impl BlockNode {
     #[inline]
     pub fn driver(&self) -> &dyn BlockDriver {
         &*self.driver
+    }
+
+    /// A step of a request has been reached.
+    #[inline]
+    pub(crate) fn debug_event(&self, event: DebugEvent) {
+        if self.wants_debug_events {
+            self.driver.debug_event(event);
+        }
     }
 
     /// What the driver takes in one request. May change when the node is reopened.

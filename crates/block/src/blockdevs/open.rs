@@ -17,7 +17,7 @@ use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
     BlockdevError, DebugConstraints, DriverOptions, InjectError, NodeOptions, NodeRef,
-    OptionsError, check_log_sector,
+    OptionsError, SetState, check_log_sector,
 };
 
 /// What a child has from its parent, unless it says otherwise.
@@ -135,8 +135,8 @@ impl Opening<'_, '_> {
                 self.made(null.deferred(*deferred))
             }
             DriverOptions::Throttle { file, throttle_group } => self.throttle(file, throttle_group),
-            DriverOptions::BlkDebug { image, inject_error, constraints } => {
-                self.blkdebug(image, inject_error, constraints)
+            DriverOptions::BlkDebug { image, inject_error, set_state, constraints } => {
+                self.blkdebug(image, inject_error, set_state, constraints)
             }
             DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
                 self.blklogwrites(file, log, *log_sector_size)
@@ -187,11 +187,15 @@ impl Opening<'_, '_> {
         &self,
         image: &NodeRef,
         inject_error: &[InjectError],
+        set_state: &[SetState],
         constraints: &DebugConstraints,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         let rules = Rules::new(0);
         for inject in inject_error {
             rules.add(inject.rule());
+        }
+        for SetState { event, state, new_state } in set_state {
+            rules.set_state_when(*event, *state, *new_state);
         }
         let (take, unshare) = (constraints.take, constraints.unshare);
         let limits = constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;

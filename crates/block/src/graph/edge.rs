@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Kind, Use, UserId, lock};
+use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::io::{self as request_path, BlockStatus};
@@ -73,6 +74,13 @@ impl Child {
     pub(crate) fn owner(&self) -> Arc<BlockNode> {
         let owner = self.edge.owner.get().and_then(Weak::upgrade);
         owner.unwrap_or_else(|| self.node())
+    }
+
+    /// The driver has reached a step of a request, and the node below may be one that disturbs it
+    /// (`blkdebug`).
+    #[inline]
+    pub fn debug_event(&self, event: DebugEvent) {
+        self.edge.node.load().debug_event(event);
     }
 
     /// Length of the node below in bytes.

@@ -26,6 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
 
+use crate::debug_event::DebugEvent;
 use crate::node::BlockNode;
 
 /// The flushes of one node. Any thread.
@@ -66,6 +67,10 @@ pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
     match node.path.flush.wait_for_turn(co) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
+            if let Some(below) = node.driver().filtered() {
+                below.debug_event(DebugEvent::FLUSH_TO_OS);
+                below.debug_event(DebugEvent::FLUSH_TO_DISK);
+            }
             node.driver().co_flush(co)?;
             turn.succeeded();
             Ok(())
