@@ -1,12 +1,19 @@
 //! `host_device`: images on block devices. Needs root, for loop devices.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use coblk::block::Permissions;
+use coblk::block::options::NodeOptions;
 use coblk::drivers::{File, FileOptions};
-use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode, IoVector, IoVectorMut};
+use coblk::{
+    AioContext, BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVector,
+    IoVectorMut,
+};
 use coblk::{WriteFlags, ZeroFlags};
 use coblk_tests::guest::every_way;
 use coblk_tests::holder::locked_bytes;
@@ -61,7 +68,8 @@ fn requests_of_any_offset_and_length_reach_the_device() {
             backend.flush(&ctx).unwrap();
             assert!(read(&ctx, &backend, 0, expected.len()) == expected, "read back");
             assert!(read(&ctx, &backend, 701, 4097) == expected[701..4798], "read within");
-            assert_eq!(errno(backend.truncate(&ctx, MIB)), libc::ENOTSUP);
+            backend.truncate(&ctx, MIB).expect("less than there is means nothing");
+            assert_eq!(backend.length().unwrap(), 2 * MIB);
             drop((backend, device));
             assert!(fs::read(&image).unwrap() == expected, "what is stored");
         }
@@ -137,4 +145,125 @@ fn a_device_is_locked_as_an_image_is() {
     let output = tools::output("qemu-io", args);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("Failed to get \"write\" lock"), "{said}");
+}
+
+#[test]
+fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let blockdevs = Blockdevs::new();
+    let line = format!("host_device,node-name=disk,filename={}", device.path().display());
+    let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
+    let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
+    let told = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&told);
+    backend.set_length_listener(move |_, length| seen.set(length));
+    fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+    device.refresh();
+    assert_eq!(node.length(), 2 * MIB, "until it is asked");
+    let refused = blockdevs.resize(&ctx, "disk", 8 * MIB).unwrap_err().to_string();
+    assert!(refused.contains("Cannot grow device files"), "{refused}");
+    blockdevs.resize(&ctx, "disk", 4 * MIB).unwrap();
+    ctx.run_until(|| told.get() == 4 * MIB);
+    blockdevs.resize(&ctx, "disk", MIB).expect("less than there is means nothing");
+    assert_eq!(node.length(), 4 * MIB);
+    let source = IoVector::from(&[7; 512][..]);
+    backend.pwritev(&ctx, 4 * MIB - 512, &source, PLAIN).expect("what is new");
+}
+
+/// A device that has become shorter refuses a discard beyond its end, and goes on with others.
+#[test]
+fn a_discard_that_is_refused_does_not_end_those_that_follow() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&vec![7; 2 * MIB as usize], 0).and(file.sync_all()).unwrap();
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let backend = backend(&ctx, device.path(), File::device_options());
+    file.set_len(MIB).unwrap();
+    device.refresh();
+    let full = fs::metadata(&image).unwrap().blocks();
+    assert!(backend.pdiscard(&ctx, MIB + MIB / 2, 65536).is_err(), "it is not there any more");
+    backend.pdiscard(&ctx, 0, MIB / 2).unwrap();
+    tools::run("sync", [&image]);
+    let left = fs::metadata(&image).unwrap().blocks();
+    assert!(left + MIB / 2 / 512 <= full, "{left} of {full} blocks are left");
+}
+
+/// The kernel writes zeroes where a device has no way of its own, unless they may be unmapped.
+#[test]
+fn zeroes_that_might_be_written_are_not_fast() {
+    let dir = image_dir!();
+    let image = sparse_image(dir.path(), "device.img", 2 * MIB);
+    let device = LoopDevice::new(&image, 512);
+    let ctx = AioContext::new().unwrap();
+    let backend = backend(&ctx, device.path(), File::device_options());
+    let zero = |flags| backend.pwrite_zeroes(&ctx, 0, MIB, flags);
+    assert_eq!(errno(zero(ZeroFlags::NO_FALLBACK)), libc::ENOTSUP);
+    zero(ZeroFlags::empty()).unwrap();
+    zero(ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP).expect("a loop device has it");
+}
+
+/// A file system with blocks of 4096 bytes, mounted until the value is dropped.
+struct Mounted {
+    at: std::path::PathBuf,
+    _device: LoopDevice,
+}
+
+impl Mounted {
+    fn new(dir: &Path) -> Mounted {
+        let device = LoopDevice::new(&sparse_image(dir, "fs.img", 64 * MIB), 4096);
+        tools::run("mkfs.ext4", [Path::new("-q"), device.path()]);
+        let at = dir.join("mounted");
+        fs::create_dir(&at).unwrap();
+        tools::run("mount", [device.path(), &at]);
+        Mounted { at, _device: device }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let output = tools::output("umount", [&self.at]);
+        if !output.status.success() {
+            eprintln!("umount: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// With O_DIRECT its last block could only be written as a whole.
+#[test]
+fn an_image_that_is_not_whole_blocks_of_o_direct_is_not_written() {
+    let dir = image_dir!();
+    let mounted = Mounted::new(dir.path());
+    let image = sparse_image(&mounted.at, "disk.img", MIB + 512);
+    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let options = |direct: &str, read_only: &str| {
+        let line = format!(
+            "file,node-name=disk,filename={},cache.direct={direct},read-only={read_only}",
+            image.display()
+        );
+        NodeOptions::from_keyval(&line).unwrap()
+    };
+    let node = blockdevs.open(&ctx, options("on", "off")).unwrap();
+    let writer = BackendOptions::new("writer").share_resize(true);
+    let refused = writer.open(&ctx, Arc::clone(&node)).err().expect("refused").to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    drop(BackendOptions::new("reader").read_only(true).open(&ctx, Arc::clone(&node)).unwrap());
+    // Through the page cache it can be; but not become one that cannot.
+    blockdevs.reopen(&ctx, vec![options("off", "off")]).unwrap();
+    let backend = writer.open(&ctx, Arc::clone(&node)).unwrap();
+    let refused = blockdevs.reopen(&ctx, vec![options("on", "off")]).unwrap_err().to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    let source = IoVector::from(&[7; 512][..]);
+    backend.pwritev(&ctx, MIB, &source, PLAIN).unwrap();
+    blockdevs.resize(&ctx, "disk", 2 * MIB).unwrap();
+    blockdevs.reopen(&ctx, vec![options("on", "off")]).unwrap();
+    backend.pwritev(&ctx, 2 * MIB - 512, &source, PLAIN).unwrap();
+    let refused = blockdevs.resize(&ctx, "disk", MIB + 512).unwrap_err().to_string();
+    assert!(refused.contains("not a multiple of 4096"), "{refused}");
+    assert_eq!(fs::metadata(&image).unwrap().len(), 2 * MIB);
+    drop((backend, node, blockdevs));
 }

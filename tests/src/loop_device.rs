@@ -28,6 +28,15 @@ impl LoopDevice {
         LoopDevice { path: PathBuf::from(path.trim()) }
     }
 
+    /// Takes over the length of the image, which has changed.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[track_caller]
+    pub fn refresh(&self) {
+        tools::run("losetup", [Path::new("--set-capacity"), &self.path]);
+    }
+
     /// The device.
     pub fn path(&self) -> &Path {
         &self.path

@@ -13,7 +13,7 @@ use crate::accounting::{Recorder, RequestKind};
 use crate::backend_options::Claim;
 use crate::error_policy::{Attempt, ErrorState};
 use crate::flags::{WriteFlags, ZeroFlags};
-use crate::graph::{self, DrainedSection};
+use crate::graph::{self, Child, DrainedSection};
 use crate::in_flight;
 use crate::io::{self as request_path, BlockStatus};
 use crate::medium::{Medium, Request, Slot};
@@ -339,16 +339,21 @@ impl BlockBackend {
         trace_event!("blk_co_truncate", length);
         let medium = self.writable_medium()?;
         let _resize = self.inner.slot.resize()?;
-        if length < medium.node.length() {
-            return Ok(self.co_shrink(co, length)?);
+        if length >= medium.node.length() {
+            let _request = self.begin_request(co);
+            if request_path::co_grow(&self.writable_medium()?.node, co, length)? {
+                return Ok(());
+            }
         }
-        let _request = self.begin_request(co);
-        Ok(request_path::co_truncate(&self.writable_medium()?.node, co, length)?)
+        Ok(self.co_shrink(co, length)?)
     }
 
-    /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits.
+    /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is
+    /// drained is where the bytes are: other users of it, below filters of this one, write too.
     fn co_shrink(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        let _drained = self.co_drain(co);
+        // The node must not be replaced meanwhile.
+        let _change = graph::lock_changes(co);
+        let _drained = self.node().map(|node| storage_of(node).co_drain(co));
         let medium = self.writable_medium()?;
         let _request = Request::count_in(Rc::clone(&medium));
         request_path::co_truncate(&medium.node, co, length)
@@ -449,6 +454,15 @@ impl BlockBackend {
             self.account(co, kind, range, || self.with_policy(co, request, kind, range, attempt))
         })
     }
+}
+
+/// The node that filters pass requests on to in the end.
+fn storage_of(node: Arc<BlockNode>) -> Arc<BlockNode> {
+    let mut node = node;
+    while let Some(below) = node.driver().filtered().map(Child::node) {
+        node = below;
+    }
+    node
 }
 
 /// A read.

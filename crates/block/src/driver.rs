@@ -5,12 +5,18 @@ use std::io;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+use crate::debug_event::DebugEvent;
 use crate::drivers::Engine;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::io::{BlockStatus, BlockStatusKind};
 use crate::node_info::CacheMode;
 use crate::permissions::{PermissionError, Permissions};
+
+/// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
+/// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
+/// limit.
+pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 
 /// What a driver can take in one request. The request path makes every request fit.
 ///
@@ -105,7 +111,7 @@ pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most.
     fn length(&self) -> u64;
 
     /// The node that a filter passes requests on to: all those below that have a default.
@@ -243,6 +249,16 @@ pub trait BlockDriver: Any + Send + Sync {
         _shared: Permissions,
     ) -> Result<(), PermissionError> {
         Ok(())
+    }
+
+    /// A step of a request has been reached, in this node or in a driver above. For drivers that
+    /// disturb requests, which say by [`wants_debug_events`](Self::wants_debug_events) that they are
+    /// to be told.
+    fn debug_event(&self, _event: DebugEvent) {}
+
+    /// Whether it is told of steps of requests. Asked once.
+    fn wants_debug_events(&self) -> bool {
+        false
     }
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither

@@ -10,6 +10,7 @@ mod backend_options;
 mod block_backend;
 mod blockdevs;
 mod blocking;
+mod debug_event;
 mod driver;
 pub mod drivers;
 mod error_policy;
@@ -34,7 +35,8 @@ pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
 pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
-pub use driver::{BlockDriver, BlockLimits};
+pub use debug_event::DebugEvent;
+pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,

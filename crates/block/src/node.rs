@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::debug_event::DebugEvent;
+use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, GraphError, NodeId};
@@ -26,6 +27,7 @@ pub struct BlockNode {
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
     force_share: AtomicBool,
+    wants_debug_events: bool,
 }
 
 /// What a node is told by options, whatever its driver.
@@ -55,7 +57,8 @@ impl BlockNode {
     /// [`new`](Self::new), where the nodes below are a user's choice.
     ///
     /// # Errors
-    /// If it would stand on more than 256 nodes, one upon the other.
+    /// If it would stand on more than 256 nodes, one upon the other, or is longer than
+    /// [`MAX_LENGTH`].
     ///
     /// # Panics
     /// If the driver's limits contradict themselves, see [`BlockLimits`].
@@ -63,20 +66,26 @@ impl BlockNode {
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
     ) -> Result<Arc<BlockNode>, GraphError> {
+        let (name, length) = (name.into(), driver.length());
+        if length > MAX_LENGTH {
+            return Err(GraphError::TooLong { node: name, length });
+        }
         let limits = driver.limits();
         limits.check(driver.format_name());
         let limits = LiveLimits::new(limits);
+        let wants_debug_events = driver.wants_debug_events();
         let cache_mode = Mutex::new(driver.cache_mode());
         let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
-            name: name.into(),
+            name,
             driver: Box::new(driver),
             limits,
             gate: Gate::default(),
             path: PathState::default(),
             cache_mode,
             force_share: AtomicBool::new(false),
+            wants_debug_events,
         });
         let added = graph.add_node(&node);
         // Its end would take the lock.
@@ -97,6 +106,14 @@ impl BlockNode {
     #[inline]
     pub fn driver(&self) -> &dyn BlockDriver {
         &*self.driver
+    }
+
+    /// A step of a request has been reached.
+    #[inline]
+    pub(crate) fn debug_event(&self, event: DebugEvent) {
+        if self.wants_debug_events {
+            self.driver.debug_event(event);
+        }
     }
 
     /// What the driver takes in one request. May change when the node is reopened.

@@ -45,6 +45,13 @@ impl Child {
 }
 
 impl BlockNode {
+    /// [`Child::enter_own`], for changes of the graph, which have this node drained perhaps, and not
+    /// those below.
+    pub(crate) fn enter_own(&self) -> OwnIo<&BlockNode> {
+        self.gate.enter_own();
+        OwnIo { node: self }
+    }
+
     /// [`Child::co_enter_own`], for what is not in a driver.
     pub(crate) fn co_enter_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
         self.gate.co_enter_own(co);

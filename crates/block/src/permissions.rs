@@ -66,6 +66,20 @@ pub enum PermissionError {
         /// `shared ` if it was to be kept from others, else empty.
         mode: &'static str,
     },
+    /// A write to the last block would make the image longer.
+    #[error(
+        "cannot get write permission without resize on image '{}': its length of {length} bytes is \
+         not a multiple of {block}, the block of O_DIRECT there",
+        path.display()
+    )]
+    Unaligned {
+        /// The image.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+        /// What requests are multiples of, in bytes.
+        block: u32,
+    },
     /// The locks of the image could not be asked for.
     #[error("cannot lock image '{}': {source}", path.display())]
     Lock {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coblk_aio::{AioContext, IoVector};
-use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::drivers::Raw;
+use coblk_block::{BlockBackend, BlockLimits, BlockNode, GraphError, WriteFlags, ZeroFlags};
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::errno;
 
@@ -184,4 +185,60 @@ fn a_driver_with_durable_writes_of_its_own_gets_each_piece_as_one() {
     assert_eq!(disk.take_ops(), [Op::Write(0, 2048, fua), Op::Write(2048, 2048, fua)]);
     backend.pwrite_zeroes(&ctx, 0, 512, ZeroFlags::FUA).unwrap();
     assert_eq!(disk.take_ops(), [Op::Zeroes(0, 512, ZeroFlags::FUA)]);
+}
+
+#[test]
+fn a_durable_request_for_nothing_is_a_flush() {
+    for (request_alignment, native_fua) in [(1, false), (1, true), (512, false), (512, true)] {
+        let limits = BlockLimits { request_alignment, native_fua, ..BlockLimits::default() };
+        let (ctx, disk, backend) = set_up(limits);
+        let nothing = IoVector::new();
+        let durable = ZeroFlags::FUA;
+        for ask in
+            [&|| backend.pwritev(&ctx, 512, &nothing, WriteFlags::FUA).unwrap() as _, &|| {
+                backend.pwrite_zeroes(&ctx, 512, 0, durable).unwrap() as _
+            }] as [&dyn Fn(); 2]
+        {
+            write(&ctx, &backend, PLAIN);
+            assert_eq!(disk.take_ops().len(), 1);
+            ask();
+            assert_eq!(disk.take_ops(), [Op::Flush], "{request_alignment} {native_fua}");
+            ask();
+            assert_eq!(disk.take_ops(), [], "nothing was written");
+        }
+        // Others of nothing are nothing.
+        write(&ctx, &backend, PLAIN);
+        disk.take_ops();
+        backend.pwritev(&ctx, 512, &nothing, PLAIN).unwrap();
+        backend.pwrite_zeroes(&ctx, 512, 0, ZeroFlags::empty()).unwrap();
+        assert!(!disk.take_ops().contains(&Op::Flush));
+    }
+}
+
+/// The next flush goes to the new node, and says that all is durable that was written before.
+#[test]
+fn a_node_is_flushed_before_another_takes_its_place() {
+    let (ctx, disk, backend) = set_up(BlockLimits::default());
+    let old = backend.node().unwrap();
+    let next = Disk::new(64 << 10, BlockLimits::default());
+    let new = BlockNode::new("new", OnDisk(next.clone()));
+    // A node above has no writes to flush when the new one takes the place of the old.
+    let above = BlockNode::new("above", Raw::new(old.clone()));
+    let on_above = BlockBackend::new(&ctx, "above", above);
+    on_above.flush(&ctx).unwrap();
+    write(&ctx, &backend, PLAIN);
+    disk.take_ops();
+    disk.judge(|op| if op == Op::Flush { Verdict::Fail(libc::EIO) } else { Verdict::Go });
+    let refused = old.replace(&ctx, &new).unwrap_err();
+    assert!(matches!(refused, GraphError::Flush { .. }), "{refused}");
+    assert_eq!((backend.node().unwrap().name(), disk.take_ops()), ("disk", vec![Op::Flush]));
+    disk.judge(|_| Verdict::Go);
+    old.replace(&ctx, &new).unwrap();
+    assert_eq!(disk.take_ops(), [Op::Flush]);
+    on_above.flush(&ctx).unwrap();
+    assert_eq!(
+        next.take_ops(),
+        [Op::Flush],
+        "what the new node had is flushed through those above"
+    );
 }

@@ -166,3 +166,18 @@ fn limits_that_contradict_themselves_are_a_bug_of_the_driver() {
     let (ctx, _disk, backend) = set_up(64 << 10, limits);
     let _ = backend.pwritev(&ctx, 0, &IoVector::from(&[0u8; 4096][..]), PLAIN);
 }
+
+/// What does not fit the driver's units is written, but no more of it than costs nothing.
+#[test]
+fn fast_zeroes_with_long_edges_are_not_fast() {
+    let ctx = AioContext::new().unwrap();
+    let limits = BlockLimits { pwrite_zeroes_alignment: 65536, ..BlockLimits::default() };
+    let disk = Disk::new(1 << 20, limits);
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
+    let zero = |offset, bytes| backend.pwrite_zeroes(&ctx, offset, bytes, ZeroFlags::NO_FALLBACK);
+    assert_eq!(errno(zero(65536 - 8192, 65536 + 8192)), libc::ENOTSUP);
+    assert_eq!(errno(zero(65536, 65536 + 8192)), libc::ENOTSUP);
+    assert_eq!(disk.take_ops(), [], "nothing has changed");
+    zero(65536 - 4096, 65536 + 8192).unwrap();
+    assert_eq!(disk.take_ops().len(), 3);
+}

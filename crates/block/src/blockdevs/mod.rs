@@ -5,13 +5,14 @@ mod open;
 mod reopen;
 mod resize;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coblk_aio::{AioContext, Co};
 
 use crate::filters::throttle::ThrottleGroup;
-use crate::graph::{self, GraphError, MAX_HEIGHT};
+use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
 use crate::node::BlockNode;
 use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name, shorten};
@@ -60,6 +61,13 @@ enum Entry {
     Child(Weak<BlockNode>, Arc<NodeOptions>),
 }
 
+/// A node that was opened by itself, and how.
+type Owned = (Arc<BlockNode>, Arc<NodeOptions>);
+
+fn in_use(name: &str) -> BlockdevError {
+    BlockdevError::InUse { what: "node", name: name.to_owned() }
+}
+
 impl Entry {
     fn node(&self) -> Option<Arc<BlockNode>> {
         match self {
@@ -76,18 +84,25 @@ impl Entry {
 
 impl Names {
     /// Takes out a node that nobody uses, and leaves its place taken.
-    fn take_unused(&mut self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
-        let entry = self.nodes.get_mut(name);
-        match entry {
-            Some(Entry::Owned(node, _)) if graph::lock().has_users(node) => {
-                Err(BlockdevError::InUse { what: "node", name: name.to_owned() })
-            }
+    fn take_unused(&mut self, name: &str) -> Result<Owned, BlockdevError> {
+        match self.nodes.get_mut(name) {
+            Some(Entry::Owned(node, _)) if graph::lock().has_users(node) => Err(in_use(name)),
             Some(entry @ Entry::Owned(..)) => match std::mem::replace(entry, Entry::Reserved) {
-                Entry::Owned(node, _) => Ok(node),
+                Entry::Owned(node, options) => Ok((node, options)),
                 _ => Err(BlockdevError::NoSuchNode(shorten(name))),
             },
             _ => Err(BlockdevError::NoSuchNode(shorten(name))),
         }
+    }
+
+    /// Puts a node back that was taken out, if it has got users meanwhile.
+    fn put_back_used(&mut self, name: &str, (node, options): &Owned) -> Result<(), BlockdevError> {
+        if !graph::lock().has_users(node) {
+            return Ok(());
+        }
+        let entry = Entry::Owned(Arc::clone(node), Arc::clone(options));
+        self.nodes.insert(name.to_owned(), entry);
+        Err(in_use(name))
     }
 }
 
@@ -155,13 +170,24 @@ impl Blockdevs {
     /// # Errors
     /// As of [`close`](Self::close).
     pub fn co_close(&self, co: &Co<'_>, name: &str) -> Result<(), BlockdevError> {
-        // Its place is kept meanwhile, so that nobody finds it, nor takes its name.
-        let node = self.names().take_unused(name)?;
+        // Its place is kept meanwhile, so that nobody finds it, nor takes its name. Other changes go on
+        // while it is flushed: its disk may take long.
+        let change = graph::lock_changes(co);
+        let owned = self.names().take_unused(name)?;
+        drop(change);
         let reserved = Reserved { blockdevs: self, name };
-        let chain = co_flush_chain(co, node);
+        let own = owned.0.enter_own();
+        let chain = co_flush_chain(co, Arc::clone(&owned.0));
+        drop(own);
+        // A command that had found it before may have begun to use it.
+        let put_back = self.names().put_back_used(name, &owned);
+        if put_back.is_err() {
+            std::mem::forget(reserved);
+            return put_back;
+        }
         // Outside the lock: its end may be the end of its children. On a worker: to close a file may
         // take as long as its disk likes.
-        co.context().thread_pool().submit_co(co, || drop(chain));
+        co.context().thread_pool().submit_co(co, || drop((chain, owned)));
         drop(reserved);
         Ok(())
     }
@@ -173,6 +199,16 @@ impl Blockdevs {
 
     fn known_node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
         self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))
+    }
+
+    /// A node that something is about to stand on: it cannot be closed while the edge lives.
+    fn pinned_node(&self, name: &str) -> Result<(Arc<BlockNode>, Child), BlockdevError> {
+        // Under the lock that closing takes to look for users.
+        let names = self.names();
+        let node = names.nodes.get(name).and_then(Entry::node);
+        let node = node.ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))?;
+        let pin = Child::new("pin", Arc::clone(&node));
+        Ok((node, pin))
     }
 
     fn known_group(&self, name: &str) -> Result<ThrottleGroup, BlockdevError> {
@@ -264,7 +300,8 @@ impl Blockdevs {
         let reserved = Reserved { blockdevs: self, name: &name };
         let own = Inherited::of(options, inherited);
         own.check(&name)?;
-        let opening = Opening { blockdevs: self, co, name: &name, own };
+        let pins = RefCell::default();
+        let opening = Opening { blockdevs: self, co, name: &name, own, pins };
         let node = opening.co_open(options)?;
         self.names()
             .nodes

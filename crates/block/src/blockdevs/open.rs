@@ -1,5 +1,6 @@
 //! One node on its way from options.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,11 +12,12 @@ use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filters::blkdebug::{BlkDebug, Rules};
 use crate::filters::blklogwrites::BlkLogWrites;
 use crate::filters::throttle::Throttle;
+use crate::graph::Child;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
     BlockdevError, DebugConstraints, DriverOptions, InjectError, NodeOptions, NodeRef,
-    OptionsError, check_log_sector,
+    OptionsError, SetState, check_log_sector,
 };
 
 /// What a child has from its parent, unless it says otherwise.
@@ -117,6 +119,8 @@ pub(super) struct Opening<'a, 'co> {
     pub(super) co: &'a Co<'co>,
     pub(super) name: &'a str,
     pub(super) own: Inherited,
+    /// On the nodes it will stand on, which are there: opening takes time.
+    pub(super) pins: RefCell<Vec<Child>>,
 }
 
 impl Opening<'_, '_> {
@@ -131,8 +135,8 @@ impl Opening<'_, '_> {
                 self.made(null.deferred(*deferred))
             }
             DriverOptions::Throttle { file, throttle_group } => self.throttle(file, throttle_group),
-            DriverOptions::BlkDebug { image, inject_error, constraints } => {
-                self.blkdebug(image, inject_error, constraints)
+            DriverOptions::BlkDebug { image, inject_error, set_state, constraints } => {
+                self.blkdebug(image, inject_error, set_state, constraints)
             }
             DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
                 self.blklogwrites(file, log, *log_sector_size)
@@ -183,11 +187,15 @@ impl Opening<'_, '_> {
         &self,
         image: &NodeRef,
         inject_error: &[InjectError],
+        set_state: &[SetState],
         constraints: &DebugConstraints,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         let rules = Rules::new(0);
         for inject in inject_error {
             rules.add(inject.rule());
+        }
+        for SetState { event, state, new_state } in set_state {
+            rules.set_state_when(*event, *state, *new_state);
         }
         let (take, unshare) = (constraints.take, constraints.unshare);
         let limits = constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
@@ -229,7 +237,11 @@ impl Opening<'_, '_> {
     fn child(&self, role: &str, child: &NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
         let wanted = self.own.for_child(role);
         let child = match child {
-            NodeRef::Name(name) => self.blockdevs.known_node(name)?,
+            NodeRef::Name(name) => {
+                let (node, pin) = self.blockdevs.pinned_node(name)?;
+                self.pins.borrow_mut().push(pin);
+                node
+            }
             NodeRef::Options(options) => self.blockdevs.co_open_node(self.co, options, wanted)?,
         };
         wanted.check_writable(self.name, &child)?;

@@ -167,6 +167,7 @@ impl Blockdevs {
         let (node, own) = (&*step.node, step.own);
         let name = || node.name().to_owned();
         if !node.is_read_only() {
+            let _own = node.enter_own();
             node.co_flush(co).map_err(|source| BlockdevError::Io { node: name(), source })?;
         }
         let driver: &dyn Any = node.driver();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::BlockStatus;
+use crate::debug_event::DebugEvent;
 use crate::driver::BlockDriver;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -158,6 +159,7 @@ impl BlockDriver for Raw {
 
     #[inline]
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.child.debug_event(DebugEvent::READ_AIO);
         self.child.co_preadv(co, self.offset() + offset, target)
     }
 
@@ -169,6 +171,7 @@ impl BlockDriver for Raw {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
+        self.child.debug_event(DebugEvent::WRITE_AIO);
         self.child.co_pwritev(co, self.offset() + offset, source, flags)
     }
 

@@ -4,6 +4,7 @@
 //! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
 //! change passes through the loop of each context that has one.
 
+use std::io;
 use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
@@ -11,6 +12,7 @@ use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
 use super::turn::Turned;
 use super::{Graph, MAX_HEIGHT, UserId, lock};
+use crate::driver::MAX_LENGTH;
 use crate::gate::co_visit;
 use crate::medium;
 use crate::node::BlockNode;
@@ -35,6 +37,23 @@ pub enum GraphError {
         node: String,
         /// How many nodes may be below one.
         max: usize,
+    },
+    /// What was written to a node cannot be made durable. A flush goes elsewhere afterwards, and
+    /// would say that it is.
+    #[error("node '{node}' cannot be replaced: its flush failed: {source}")]
+    Flush {
+        /// The node.
+        node: String,
+        /// What the flush failed with.
+        source: io::Error,
+    },
+    /// No request could reach its end.
+    #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
+    TooLong {
+        /// The node.
+        node: String,
+        /// Its length in bytes.
+        length: u64,
     },
     /// What is to be inserted does not lead on.
     #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]
@@ -84,7 +103,8 @@ impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
     /// # Errors
-    /// If a node would stand on itself, or the users of both exclude each other.
+    /// If a node would stand on itself, the users of both exclude each other, or what was written to
+    /// this node cannot be made durable.
     pub fn co_replace(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -165,6 +185,13 @@ fn turn_users(
     // Refused before anybody has to wait.
     choose(&mut lock(), old, new)?;
     let _drained = (old.co_drain(co), new.co_drain(co));
+    // What its users have written and not flushed is owed to them, and their next flush goes to the
+    // new node.
+    if !old.is_read_only() {
+        let failed = |source| GraphError::Flush { node: old.name().to_owned(), source };
+        let _own = old.enter_own();
+        old.co_flush(co).map_err(failed)?;
+    }
     // Edges may go only after the lock.
     let mut turned = Turned::default();
     let (moved, above) = {
@@ -172,6 +199,8 @@ fn turn_users(
         let users = choose(&mut graph, old, new)?;
         let turns: Vec<_> = users.iter().map(|id| (*id, Arc::clone(new))).collect();
         graph.turn(&turns, &[], true, &mut turned)?;
+        // Those above may have nothing to flush, but the new node may.
+        graph.owe_flush_above(new);
         let above = graph.backends_above(new).into_iter();
         above.partition::<Vec<_>, _>(|(id, _)| users.contains(id))
     };

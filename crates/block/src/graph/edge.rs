@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Kind, Use, UserId, lock};
+use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::io::{self as request_path, BlockStatus};
@@ -75,6 +76,13 @@ impl Child {
         owner.unwrap_or_else(|| self.node())
     }
 
+    /// The driver has reached a step of a request, and the node below may be one that disturbs it
+    /// (`blkdebug`).
+    #[inline]
+    pub fn debug_event(&self, event: DebugEvent) {
+        self.edge.node.load().debug_event(event);
+    }
+
     /// Length of the node below in bytes.
     #[inline]
     pub fn length(&self) -> u64 {
@@ -123,6 +131,44 @@ impl Child {
         flags: WriteFlags,
     ) -> io::Result<()> {
         self.edge.node.load().co_pwritev(co, offset, source, flags)
+    }
+
+    /// [`co_preadv`](Self::co_preadv), for a driver that asks for larger blocks than the node below
+    /// has: the last of them may reach beyond the end of that node, where zeroes are read.
+    pub fn co_preadv_blocks(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        let there = self.bytes_there(offset, target.len());
+        if there == target.len() {
+            return self.co_preadv(co, offset, target);
+        }
+        target.fill_from(there, 0);
+        self.co_preadv(co, offset, &mut target.slice(0, there))
+    }
+
+    /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding, and not
+    /// written.
+    pub fn co_pwritev_blocks(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        let there = self.bytes_there(offset, source.len());
+        if there == source.len() {
+            return self.co_pwritev(co, offset, source, flags);
+        }
+        self.co_pwritev(co, offset, &source.slice(0, there), flags)
+    }
+
+    /// How many of so many bytes from `offset` on are before the end.
+    fn bytes_there(&self, offset: u64, bytes: usize) -> usize {
+        let there = self.length().saturating_sub(offset);
+        usize::try_from(there).map_or(bytes, |there| there.min(bytes))
     }
 
     /// Makes all writes durable that completed before.

@@ -29,6 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
 
+use crate::debug_event::DebugEvent;
 use crate::node::BlockNode;
 
 /// The flushes of one node. Any thread.
@@ -88,6 +89,10 @@ fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
     match node.path.flush.wait_for_turn(co, owed) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
+            if let Some(below) = node.driver().filtered() {
+                below.debug_event(DebugEvent::FLUSH_TO_OS);
+                below.debug_event(DebugEvent::FLUSH_TO_DISK);
+            }
             node.driver().co_flush(co)?;
             turn.succeeded();
             Ok(())

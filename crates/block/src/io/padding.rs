@@ -15,6 +15,7 @@ use std::ops::Range;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
 use super::{errno, transfer};
+use crate::debug_event::DebugEvent;
 use crate::flags::WriteFlags;
 use crate::live_limits::LiveLimits;
 use crate::node::BlockNode;
@@ -86,17 +87,25 @@ fn read_edges(
     let read = |part: &mut [u8], at| transfer::read(node, co, at, &mut IoVectorMut::from(part));
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;
+        node.debug_event(DebugEvent::PWRITEV_RMW_HEAD);
+        node.debug_event(DebugEvent::PWRITEV_RMW_TAIL);
         read(&mut all, blocks.start)?;
+        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_HEAD);
+        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_TAIL);
         return Ok(all);
     }
     let mut edges =
         AlignedBuffer::new(block * (usize::from(first) + usize::from(last)), memory_alignment)?;
     if first {
+        node.debug_event(DebugEvent::PWRITEV_RMW_HEAD);
         read(&mut edges[..block], blocks.start)?;
+        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_HEAD);
     }
     if last {
         let at = edges.len() - block;
+        node.debug_event(DebugEvent::PWRITEV_RMW_TAIL);
         read(&mut edges[at..], blocks.end - block as u64)?;
+        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_TAIL);
     }
     Ok(edges)
 }

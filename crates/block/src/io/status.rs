@@ -39,11 +39,27 @@ pub(crate) fn co_block_status(
     if bytes == 0 {
         return Ok(BlockStatus { kind: BlockStatusKind::Data, bytes });
     }
-    let status = node.driver().co_block_status(co, offset, bytes)?;
+    let block = u64::from(node.live_limits().request_alignment());
+    let range = offset..offset + bytes;
+    // Whole blocks, as a request has them, but for the last one of a node that ends within it.
+    let start = range.start - range.start % block;
+    let end = range.end.next_multiple_of(block).min(node.length());
+    let status = node.driver().co_block_status(co, start, end - start)?;
     debug_assert!(status.bytes > 0, "driver '{}' knows of 0 bytes", node.driver().format_name());
     // Who asks goes on behind what he was told: none would be for ever.
     if status.bytes == 0 {
         return Err(errno(libc::EIO));
     }
-    Ok(BlockStatus { bytes: status.bytes.min(bytes), ..status })
+    let known = start.saturating_add(status.bytes).min(end);
+    if known == end {
+        return Ok(BlockStatus { bytes, ..status });
+    }
+    Ok(match known - known % block {
+        // A block of several kinds.
+        known if known <= start => {
+            let known = (start + block).min(range.end);
+            BlockStatus { kind: BlockStatusKind::Data, bytes: known - offset }
+        }
+        known => BlockStatus { bytes: known.min(range.end) - offset, ..status },
+    })
 }

@@ -6,22 +6,38 @@ use coblk_aio::{Co, trace_event};
 
 use super::tracked::Overlap;
 use super::{errno, finish_write};
+use crate::driver::MAX_LENGTH;
 use crate::length;
 use crate::node::BlockNode;
 
-/// Sets the length. Others that change it wait; so do tracked writes beyond the shorter of the old
-/// and the new end, and find out about that end when it is their turn.
+/// Sets the length, also to less than it is: nothing may be in flight beyond the new end.
 pub(crate) fn co_truncate(node: &BlockNode, co: &Co<'_>, length: u64) -> io::Result<()> {
+    set_length(node, co, length, true).map(|_| ())
+}
+
+/// Sets the length, unless that is less than it is. False then: another change of length, or a
+/// drain, for which this has waited, has made it longer meanwhile, and nothing is done.
+pub(crate) fn co_grow(node: &BlockNode, co: &Co<'_>, length: u64) -> io::Result<bool> {
+    set_length(node, co, length, false)
+}
+
+/// Others that change the length wait; so do tracked writes beyond the shorter of the old and the new
+/// end, and find out about that end when it is their turn.
+fn set_length(node: &BlockNode, co: &Co<'_>, length: u64, may_shrink: bool) -> io::Result<bool> {
     trace_event!("bdrv_co_truncate", node = node.name(), length);
-    if i64::try_from(length).is_err() {
+    if length > MAX_LENGTH {
         return Err(errno(libc::EFBIG));
     }
     let end = length.min(node.length());
     let block = u64::from(node.limits().request_alignment);
     let _tracked = node.path.tracked.begin(co, end - end % block..u64::MAX, Overlap::Excluded);
+    // It may have been another's turn before.
+    if !may_shrink && length < node.length() {
+        return Ok(false);
+    }
     let result = finish_write(node, co, false, node.driver().co_truncate(co, length));
     length::tell(node);
-    result
+    result.map(|()| true)
 }
 
 /// Has the driver look how long its storage is. Changes of length wait.

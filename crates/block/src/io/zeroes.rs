@@ -16,12 +16,15 @@ use std::sync::OnceLock;
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
 use super::tracked::Overlap;
-use super::{check_range, errno, finish_write, track, transfer, whole_units, write};
+use super::{check_range, co_flush, errno, finish_write, track, transfer, whole_units, write};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node::BlockNode;
 
 /// Most zeroes in one write (contract: C81).
 const MAX_WRITE_BYTES: u64 = 16 << 20;
+/// Most zeroes that are written at an edge where no zeroes shall be written: not more than it costs
+/// to deallocate.
+const MAX_EDGE_BYTES: u64 = 4096;
 /// Zeroes that exist; a longer write has them several times.
 const ZEROES_BYTES: usize = 1 << 20;
 /// What any driver may ask of memory that it uses in place.
@@ -37,7 +40,8 @@ pub(crate) fn co_pwrite_zeroes(
     check_range(node, offset, bytes)?;
     trace_event!("bdrv_co_pwrite_zeroes", node = node.name(), offset, bytes);
     if bytes == 0 {
-        return Ok(());
+        // Durable ones of nothing are there for their flush.
+        return if flags.contains(ZeroFlags::FUA) { co_flush(node, co) } else { Ok(()) };
     }
     if !node.path.is_discard_enabled() {
         flags.remove(ZeroFlags::MAY_UNMAP);
@@ -57,13 +61,18 @@ fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> i
     let limits = node.limits();
     let unit = limits.request_alignment.max(limits.pwrite_zeroes_alignment);
     let middle = whole_units(&range, unit);
+    let edges = [range.start..middle.start, middle.end..range.end];
+    let is_long = |edge: &Range<u64>| edge.end.saturating_sub(edge.start) > MAX_EDGE_BYTES;
+    if flags.contains(ZeroFlags::NO_FALLBACK) && edges.iter().any(is_long) {
+        return Err(errno(libc::ENOTSUP));
+    }
     // The middle first: it decides whether there is a fast way.
     if !middle.is_empty() {
         zero_units(node, co, middle.clone(), unit, flags)?;
     } else if flags.contains(ZeroFlags::NO_FALLBACK) {
         return Err(errno(libc::ENOTSUP));
     }
-    for edge in [range.start..middle.start, middle.end..range.end] {
+    for edge in edges {
         write_zeroes(edge, |at, zeroes| write(node, co, at, zeroes, write_flags(flags)))?;
     }
     Ok(())

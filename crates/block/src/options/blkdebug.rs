@@ -1,8 +1,10 @@
 //! What `blkdebug` does, as options: QEMU's `inject-error`, and constraints.
 
 use super::OptionsError;
+use super::error::shorten;
 use super::reader::Reader;
 use crate::accounting::RequestKind;
+use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
 use crate::filters::blkdebug::Rule;
 use crate::permissions::Permissions;
@@ -13,6 +15,10 @@ const SECTOR_BYTES: u64 = 512;
 /// Which requests fail, and with what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InjectError {
+    /// `event`: from when on; from the beginning by default, and if it is `none`.
+    pub event: Option<DebugEvent>,
+    /// `state`: only if the state is this one then.
+    pub state: Option<u64>,
     /// `iotype`: of which kind; of any by default.
     pub iotype: Option<RequestKind>,
     /// `errno`: with which; EIO by default.
@@ -26,6 +32,12 @@ pub struct InjectError {
 impl InjectError {
     pub(crate) fn rule(&self) -> Rule {
         let mut rule = Rule::fail(self.errno);
+        if let Some(event) = self.event {
+            rule = rule.when(event);
+        }
+        if let Some(state) = self.state {
+            rule = rule.in_state(state);
+        }
         if let Some(kind) = self.iotype {
             rule = rule.on(kind);
         }
@@ -35,6 +47,17 @@ impl InjectError {
         }
         if self.once { rule.once() } else { rule }
     }
+}
+
+/// `set-state`: what changes the state of the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetState {
+    /// `event`: when.
+    pub event: DebugEvent,
+    /// `state`: only if it is this one then.
+    pub state: Option<u64>,
+    /// `new_state`: what it is afterwards. At first it is 1.
+    pub new_state: u64,
 }
 
 /// What a node asks of requests, whatever the one below does, and of the other users of that.
@@ -131,8 +154,8 @@ pub(super) fn take_rules(reader: &mut Reader) -> Result<Vec<InjectError>, Option
 }
 
 fn take_rule(mut reader: Reader) -> Result<InjectError, OptionsError> {
-    // The events of format drivers; a rule of this one hits all requests.
-    reader.word("event", &[("none", ())])?;
+    let event = take_event(&mut reader)?.flatten();
+    let state = take_state(&mut reader, "state")?;
     let kinds = [
         ("read", RequestKind::Read),
         ("write", RequestKind::Write),
@@ -148,6 +171,8 @@ fn take_rule(mut reader: Reader) -> Result<InjectError, OptionsError> {
     // What fails here fails at once anyway.
     reader.flag("immediately")?;
     let rule = InjectError {
+        event,
+        state,
         iotype: reader.word("iotype", &kinds)?,
         errno: errno as i32,
         sector: reader.number("sector")?,
@@ -155,4 +180,42 @@ fn take_rule(mut reader: Reader) -> Result<InjectError, OptionsError> {
     };
     reader.finish("inject-error")?;
     Ok(rule)
+}
+
+/// An event; of `none`, none.
+fn take_event(reader: &mut Reader) -> Result<Option<Option<DebugEvent>>, OptionsError> {
+    let Some(name) = reader.text("event")? else { return Ok(None) };
+    match DebugEvent::named(&name) {
+        Some(event) => Ok(Some(Some(event))),
+        None if name == "none" => Ok(Some(None)),
+        None => Err(reader.invalid("event", format!("'{}' is no event", shorten(&name)))),
+    }
+}
+
+/// States are those of QEMU, where 0 is any.
+fn take_state(reader: &mut Reader, option: &str) -> Result<Option<u64>, OptionsError> {
+    let state = reader.number(option)?;
+    if state.is_some_and(|state| i32::try_from(state).is_err()) {
+        return Err(reader.invalid(option, format!("expected a number from 0 to {}", i32::MAX)));
+    }
+    Ok(state.filter(|state| *state != 0))
+}
+
+pub(super) fn take_states(reader: &mut Reader) -> Result<Vec<SetState>, OptionsError> {
+    reader.groups("set-state")?.into_iter().map(take_set_state).collect()
+}
+
+fn take_set_state(mut reader: Reader) -> Result<SetState, OptionsError> {
+    let event = take_event(&mut reader)?;
+    let event = reader.required("event", event)?;
+    let event = event.ok_or_else(|| reader.invalid("event", "'none' never happens"))?;
+    let state = take_state(&mut reader, "state")?;
+    let new_state = reader.number("new_state")?;
+    let new_state = reader.required("new_state", new_state)?;
+    if i32::try_from(new_state).is_err() {
+        let why = format!("expected a number from 0 to {}", i32::MAX);
+        return Err(reader.invalid("new_state", why));
+    }
+    reader.finish("set-state")?;
+    Ok(SetState { event, state, new_state })
 }

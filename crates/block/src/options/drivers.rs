@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::blkdebug::{self, DebugConstraints, InjectError};
+use super::blkdebug::{self, DebugConstraints, InjectError, SetState};
 use super::error::shorten;
 use super::reader::Reader;
 use super::{NodeOptions, NodeRef, OptionsError};
@@ -56,6 +56,8 @@ pub enum DriverOptions {
         image: NodeRef,
         /// `inject-error`: which.
         inject_error: Vec<InjectError>,
+        /// `set-state`: what happens before, for rules that ask for it.
+        set_state: Vec<SetState>,
         /// What it asks of requests, and of others.
         constraints: DebugConstraints,
     },
@@ -124,11 +126,17 @@ impl DriverOptions {
                 (size != new_size).then_some("size").or(zeroes).or(latency)
             }
             (
-                BlkDebug { inject_error, constraints, .. },
-                BlkDebug { inject_error: new, constraints: new_constraints, .. },
+                BlkDebug { inject_error, set_state, constraints, .. },
+                BlkDebug {
+                    inject_error: new,
+                    set_state: new_state,
+                    constraints: new_constraints,
+                    ..
+                },
             ) => {
                 let rules = (inject_error != new).then_some("inject-error");
-                rules.or((constraints != new_constraints).then_some("align"))
+                let states = (set_state != new_state).then_some("set-state");
+                rules.or(states).or((constraints != new_constraints).then_some("align"))
             }
             (BlkLogWrites { log_sector_size, .. }, BlkLogWrites { log_sector_size: new, .. }) => {
                 (log_sector_size != new).then_some("log-sector-size")
@@ -224,10 +232,10 @@ fn take_throttle(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
 fn take_blkdebug(reader: &mut Reader) -> Result<DriverOptions, OptionsError> {
     let image = take_child(reader, "image")?;
     let inject_error = blkdebug::take_rules(reader)?;
+    let set_state = blkdebug::take_states(reader)?;
     let constraints = blkdebug::take_constraints(reader)?;
     reader.unsupported("config")?;
-    reader.unsupported("set-state")?;
-    Ok(DriverOptions::BlkDebug { image, inject_error, constraints })
+    Ok(DriverOptions::BlkDebug { image, inject_error, set_state, constraints })
 }
 
 /// Whether sectors of a log may have so many bytes.

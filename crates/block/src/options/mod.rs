@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use blkdebug::{DebugConstraints, InjectError};
+pub use blkdebug::{DebugConstraints, InjectError, SetState};
 pub use drivers::DriverOptions;
 pub(crate) use drivers::check_log_sector;
 pub use error::{BlockdevError, OptionsError, shorten};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::DebugEvent;
 use crate::DetectZeroes;
 use crate::accounting::RequestKind;
 use crate::drivers::{Engine, Locking};
@@ -46,14 +47,33 @@ fn a_child_may_be_the_name_of_a_node() {
 #[test]
 fn rules_of_blkdebug() {
     let json = r#"{"driver": "blkdebug", "image": "disk", "inject-error": [
-        {"event": "none", "iotype": "write", "errno": 28, "sector": 8, "once": true}, {}]}"#;
+        {"event": "none", "iotype": "write", "errno": 28, "sector": 8, "once": true}, {},
+        {"event": "l2_load", "state": 3}],
+        "set-state": [{"event": "pwritev_done", "state": 2, "new_state": 3},
+        {"event": "read_aio", "new_state": 2}]}"#;
+    let any = InjectError {
+        event: None,
+        state: None,
+        iotype: None,
+        errno: libc::EIO,
+        sector: None,
+        once: false,
+    };
+    let kind = Some(RequestKind::Write);
+    let load = DebugEvent::named("l2_load");
     let expected = vec![
-        InjectError { iotype: Some(RequestKind::Write), errno: 28, sector: Some(8), once: true },
-        InjectError { iotype: None, errno: libc::EIO, sector: None, once: false },
+        InjectError { iotype: kind, errno: 28, sector: Some(8), once: true, ..any },
+        any,
+        InjectError { event: load, state: Some(3), ..any },
+    ];
+    let set_state = vec![
+        SetState { event: DebugEvent::PWRITEV_DONE, state: Some(2), new_state: 3 },
+        SetState { event: DebugEvent::READ_AIO, state: None, new_state: 2 },
     ];
     let driver = DriverOptions::BlkDebug {
         image: "disk".into(),
         inject_error: expected,
+        set_state,
         constraints: DebugConstraints::default(),
     };
     assert_eq!(NodeOptions::from_json(json).unwrap(), NodeOptions::new(driver));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::filters::blkdebug::{BlkDebug, Rule, RuleCounts, Rules};
-use coblk_block::{BlockBackend, BlockNode, RequestKind, WriteFlags, ZeroFlags};
+use coblk_block::options::NodeOptions;
+use coblk_block::{BlockBackend, BlockNode, Blockdevs, RequestKind, WriteFlags, ZeroFlags};
 
 use crate::memory::{Memory, errno, simulated};
 
@@ -191,4 +192,73 @@ fn the_first_rule_that_strikes_decides_and_rules_can_go() {
     assert_eq!(scene.rules.rule_counts(first), Some(RuleCounts { matched: 4, struck: 1 }));
     scene.rules.clear();
     assert_eq!(scene.rules.rule_counts(first), None);
+}
+
+/// A disk behind `blkdebug` with these options, and perhaps `raw` above; and what becomes of requests
+/// to its beginning, a letter each: read, write, zeroes, flush. `.` for what succeeds, else `!`.
+fn fares(above: bool, options: &str, requests: &str) -> String {
+    let (ctx, blockdevs) = (AioContext::new().expect("a context"), Blockdevs::new());
+    let debug = format!(
+        r#"{{"driver": "blkdebug", "node-name": "debug", "image": {{"driver": "null-co"}}, {options}}}"#
+    );
+    let line = match above {
+        true => format!(r#"{{"driver": "raw", "node-name": "top", "file": {debug}}}"#),
+        false => debug,
+    };
+    let node = blockdevs.open(&ctx, NodeOptions::from_json(&line).expect("options"));
+    let backend = BlockBackend::new(&ctx, "drive", node.expect("a node"));
+    let ask = |request| {
+        let mut data = [7; 512];
+        match request {
+            'r' => backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..])),
+            'w' => backend.pwritev(&ctx, 0, &IoVector::from(&data[..]), WriteFlags::empty()),
+            // Within a block.
+            'm' => backend.pwritev(&ctx, 512, &IoVector::from(&data[..]), WriteFlags::empty()),
+            'z' => backend.pwrite_zeroes(&ctx, 0, 4096, ZeroFlags::empty()),
+            _ => backend.flush(&ctx),
+        }
+    };
+    requests.chars().map(|request| if ask(request).is_ok() { '.' } else { '!' }).collect()
+}
+
+/// As `qemu-io` has it with the same options.
+#[test]
+fn rules_take_effect_with_their_event() {
+    let when = |event: &str| format!(r#""inject-error": [{{"event": "{event}"}}]"#);
+    for (above, event, requests, expected) in [
+        (true, "read_aio", "wrwr", ".!!!"),
+        (true, "write_aio", "rwr", ".!!"),
+        (false, "read_aio", "wrw", "..."),
+        (true, "pwritev", "rwr", ".!!"),
+        (true, "pwritev_done", "wwr", ".!!"),
+        (false, "pwritev_zero", "wzr", ".!!"),
+        (true, "flush_to_os", "wfr", ".!!"),
+        (true, "flush_to_disk", "wfr", ".!!"),
+        (false, "flush_to_disk", "wfr", "..."),
+        (true, "l2_load", "rwzf", "...."),
+        (false, "none", "rwzf", "!!!!"),
+    ] {
+        assert_eq!(fares(above, &when(event), requests), expected, "{event}");
+    }
+    let two = r#""inject-error": [{"event": "none", "iotype": "read"},
+        {"event": "pwritev", "once": true}]"#;
+    assert_eq!(fares(false, two, "rwrw"), "!!..", "one ends the other");
+    let padded = |event| format!(r#""align": 4096, {}"#, when(event));
+    assert_eq!(fares(false, &padded("pwritev_rmw_head"), "wmr"), ".!!");
+    assert_eq!(fares(false, &padded("pwritev_rmw_tail"), "rwr"), ".!!");
+    assert_eq!(fares(false, &padded("pwritev_rmw_after_tail"), "zwr"), ".!!");
+}
+
+#[test]
+fn events_change_the_state_that_rules_ask_for() {
+    let one = r#""set-state": [{"event": "write_aio", "new_state": 2}],
+        "inject-error": [{"event": "read_aio", "state": 2}]"#;
+    assert_eq!(fares(true, one, "rwr"), "..!");
+    // The state of before decides, for all that wait for one event.
+    let more = r#""set-state": [{"event": "write_aio", "new_state": 2},
+        {"event": "write_aio", "state": 2, "new_state": 3}],
+        "inject-error": [{"event": "read_aio", "state": 3}]"#;
+    assert_eq!(fares(true, more, "wrwr"), "...!");
+    let first = r#""inject-error": [{"event": "none", "state": 1, "once": true}, {"state": 2}]"#;
+    assert_eq!(fares(true, first, "rrw"), "!..");
 }

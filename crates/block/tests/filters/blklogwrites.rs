@@ -283,3 +283,12 @@ fn a_context_that_ends_amid_a_write_breaks_the_log_for_others() {
     drop(other);
     assert_eq!(errno(scene.backend.flush(&scene.ctx)), libc::EIO, "an entry is missing");
 }
+
+/// The log may have to be written, whatever the node below can do.
+#[test]
+fn zeroes_in_a_log_are_never_fast() {
+    let scene = scene(1, 1 << 20);
+    let flags = ZeroFlags::NO_FALLBACK;
+    assert_eq!(errno(scene.backend.pwrite_zeroes(&scene.ctx, 0, 1024, flags)), libc::ENOTSUP);
+    assert_eq!(scene.disk.take_log(), []);
+}

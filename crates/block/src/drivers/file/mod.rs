@@ -4,8 +4,8 @@
 //! io_uring. What a transfer means, that is short reads and writes, retries and the end of file,
 //! is in `transfer.rs`, once for both.
 
+mod ability;
 mod alignment;
-mod device;
 mod in_place;
 mod lock;
 mod mode;
@@ -14,16 +14,16 @@ mod reopen;
 mod ring_files;
 mod status;
 mod transfer;
+mod zeroes;
 
 use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
-use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, sys, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -38,6 +38,7 @@ pub use open::{FileOpenError, FileOptions};
 pub(crate) use reopen::FileReopen;
 use ring_files::RingFiles;
 use transfer::{OnWorker, Pause, retry};
+use zeroes::Abilities;
 
 /// Images are a whole number of these, in what they report.
 const SECTOR_BYTES: u64 = 512;
@@ -57,8 +58,8 @@ pub enum Engine {
 /// An image in a host file, or on a block device.
 ///
 /// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
-/// a write there makes the file longer. So does one with O_DIRECT to a last block that is not
-/// whole.
+/// a write there makes the file longer, but never longer than is reported: users without the
+/// permission to resize cannot write an image with O_DIRECT that ends within a block.
 #[derive(Debug)]
 pub struct File {
     file: HostFile,
@@ -70,6 +71,8 @@ pub struct File {
     /// A block device: `host_device`.
     device: bool,
     locks: ImageLocks,
+    /// [`Permissions`] that the users of the node hold.
+    held: AtomicU8,
     /// What we report: whole sectors.
     length: AtomicU64,
     /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
@@ -77,10 +80,7 @@ pub struct File {
     /// The errno that an fdatasync of the page cache failed with, or 0. What it dropped is lost, so
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
-    can_zero_range: AtomicBool,
-    can_punch_hole: AtomicBool,
-    /// Of devices.
-    can_discard: AtomicBool,
+    abilities: Abilities,
 }
 
 impl File {
@@ -90,8 +90,8 @@ impl File {
     }
 
     /// To open a block device (driver `host_device`):
-    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device, and
-    /// cannot be changed.
+    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device:
+    /// a change of length looks whether the device has grown, and fails if it is not as long.
     pub fn device_options() -> FileOptions {
         File::options().on_device()
     }
@@ -130,6 +130,18 @@ impl File {
         })
     }
 
+    /// With O_DIRECT the last block is written as a whole. If the image ends within it, that makes the
+    /// image longer, which whoever writes has no permission for: as in QEMU. What is reported is whole
+    /// sectors, and nobody notices up to there.
+    fn check_whole_blocks(&self, held: Permissions, block: u32) -> Result<(), PermissionError> {
+        let writes = held.intersects(Permissions::WRITE | Permissions::WRITE_UNCHANGED);
+        let length = self.length.load(Ordering::Acquire);
+        if writes && !held.contains(Permissions::RESIZE) && !length.is_multiple_of(block.into()) {
+            return Err(PermissionError::Unaligned { path: self.path.clone(), length, block });
+        }
+        Ok(())
+    }
+
     fn uses_ring(&self, co: &Co<'_>) -> bool {
         self.mode.engine() == Engine::IoUring && co.context().has_ring()
     }
@@ -150,40 +162,6 @@ impl File {
         }
         co.context().thread_pool().submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
     }
-
-    fn co_fallocate(
-        &self,
-        co: &Co<'_>,
-        what: Fallocate,
-        possible: &AtomicBool,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<()> {
-        let file = self.file.as_fd();
-        co_if_possible(co, possible, || sys::fallocate(file, what, offset, bytes))
-    }
-}
-
-/// A call that changes how a range is stored, on a worker: it may take long, and no engine does it
-/// without blocking. Made only as long as file system or device have not said that they cannot.
-fn co_if_possible(
-    co: &Co<'_>,
-    possible: &AtomicBool,
-    call: impl Fn() -> io::Result<()> + Send + Sync,
-) -> io::Result<()> {
-    let not_supported = || io::Error::from_raw_os_error(libc::ENOTSUP);
-    if !possible.load(Ordering::Relaxed) {
-        return Err(not_supported());
-    }
-    let result = co.context().thread_pool().submit_co(co, || retry(&OnWorker, &call));
-    result.map_err(|error| match error.raw_os_error() {
-        // What the various file systems and devices say.
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
-            possible.store(false, Ordering::Relaxed);
-            not_supported()
-        }
-        _ => error,
-    })
 }
 
 impl BlockDriver for File {
@@ -253,22 +231,11 @@ impl BlockDriver for File {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        if flags.contains(ZeroFlags::MAY_UNMAP) {
-            let (what, possible) = (Fallocate::PunchHole, &self.can_punch_hole);
-            match self.co_fallocate(co, what, possible, offset, bytes) {
-                // It may be unmapped, it need not be.
-                Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => {}
-                result => return result,
-            }
-        }
-        self.co_fallocate(co, Fallocate::ZeroRange, &self.can_zero_range, offset, bytes)
+        self.co_zero(co, offset, bytes, flags)
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        if self.device {
-            return self.co_discard_device(co, offset, bytes);
-        }
-        self.co_fallocate(co, Fallocate::PunchHole, &self.can_punch_hole, offset, bytes)
+        self.co_discard(co, offset, bytes)
     }
 
     fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
@@ -308,6 +275,9 @@ impl BlockDriver for File {
         held: Permissions,
         shared: Permissions,
     ) -> Result<(), PermissionError> {
-        self.lock_image(held, shared)
+        self.check_whole_blocks(held, self.mode.limits().request_alignment())?;
+        self.lock_image(held, shared)?;
+        self.held.store(held.bits(), Ordering::Relaxed);
+        Ok(())
     }
 }

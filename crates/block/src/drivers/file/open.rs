@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64};
 
 use coblk_aio::sys;
 
@@ -13,8 +13,10 @@ use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
+use super::zeroes::Abilities;
 use super::{Engine, File, SECTOR_BYTES, alignment};
-use crate::driver::BlockLimits;
+use crate::driver::{BlockLimits, MAX_LENGTH};
+use crate::permissions::PermissionError;
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub enum FileOpenError {
         /// The image.
         path: PathBuf,
     },
+    /// Its writers could not go on.
+    #[error("cannot reopen image: {0}")]
+    Permission(#[from] PermissionError),
     /// Its locks cannot be had once more.
     #[error("cannot reopen image '{}': locks: {source}", path.display())]
     Lock {
@@ -42,6 +47,14 @@ pub enum FileOpenError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// No request could reach its end.
+    #[error("cannot open image '{}': it has {length} bytes, more than {MAX_LENGTH}", path.display())]
+    TooLong {
+        /// The image.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
     },
     /// Linux AIO waits where there is a page cache.
     #[error("cannot open image '{}': aio=native needs cache.direct=on", path.display())]
@@ -135,6 +148,9 @@ impl FileOptions {
         let path = path.as_ref().to_owned();
         let failed = |source| FileOpenError::Open { path: path.clone(), mode: "", source };
         let bytes = length_of(&file).map_err(failed)?;
+        if bytes > MAX_LENGTH {
+            return Err(FileOpenError::TooLong { path, length: bytes });
+        }
         let ring_files = RingFiles::default();
         ring_files.prepare(&mode, &file);
         Ok(File {
@@ -145,12 +161,11 @@ impl FileOptions {
             in_place: InPlace::new(),
             device: self.device,
             locks: ImageLocks::new(self.locking),
+            held: AtomicU8::new(0),
             length: AtomicU64::new(bytes.next_multiple_of(SECTOR_BYTES)),
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
-            can_zero_range: AtomicBool::new(true),
-            can_punch_hole: AtomicBool::new(true),
-            can_discard: AtomicBool::new(true),
+            abilities: Abilities::new(),
         })
     }
 

@@ -9,12 +9,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use coblk_aio::{Co, sys};
 
 use super::mode::Mode;
 use super::{File, FileOpenError, FileOptions};
 use crate::driver::BlockLimits;
+use crate::permissions::Permissions;
 
 /// An image that is ready to change to another way of being open, and back.
 pub(crate) struct FileReopen<'a> {
@@ -52,6 +54,8 @@ impl File {
         if !is_same(&self.file, &other).map_err(failed)? {
             return Err(FileOpenError::Replaced { path: path() });
         }
+        let held = Permissions::from_bits_truncate(self.held.load(Ordering::Relaxed));
+        self.check_whole_blocks(held, mode.limits.request_alignment)?;
         self.ring_files.prepare(&mode, &other);
         let same = (self.mode.read_only(), self.mode.direct()) == (mode.read_only, mode.direct);
         let others = if same {

@@ -10,6 +10,7 @@ use coblk_aio::{Co, sys};
 use super::open::length_of;
 use super::transfer::{OnWorker, retry};
 use super::{File, SECTOR_BYTES};
+use crate::driver::MAX_LENGTH;
 use crate::{BlockStatus, BlockStatusKind};
 
 /// What `stat` counts in, whatever the file system does.
@@ -43,10 +44,22 @@ impl File {
         BlockStatus { kind, bytes: end.map_or(bytes, |end| bytes.min(end - offset)) }
     }
 
-    /// Cuts the file, or makes it longer by a hole.
+    /// Cuts the file, or makes it longer by a hole. A device has the length it has: that is looked
+    /// at, as it may have grown.
     pub(super) fn co_set_length(&self, co: &Co<'_>, bytes: u64) -> io::Result<()> {
         if self.device {
-            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+            return match self.co_refresh(co)? {
+                there if bytes <= there => Ok(()),
+                there => Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("Cannot grow device files: the device has {there} bytes"),
+                )),
+            };
+        }
+        let block = self.mode.limits().request_alignment();
+        if !bytes.is_multiple_of(block.into()) {
+            let why = format!("{bytes} is not a multiple of {block}, the block of O_DIRECT there");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         co.context().thread_pool().submit_co(co, || {
             // What is cut off is not asked for any more, nor missed by a read that is on its way.
@@ -71,6 +84,9 @@ impl File {
 
     fn refresh_length(&self) -> io::Result<u64> {
         let bytes = length_of(&self.file)?;
+        if bytes > MAX_LENGTH {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
         self.end_of_file.store(bytes, Ordering::Release);
         let length = bytes.next_multiple_of(SECTOR_BYTES);
         self.length.store(length, Ordering::Release);

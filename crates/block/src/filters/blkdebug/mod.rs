@@ -11,6 +11,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
 use crate::accounting::RequestKind;
+use crate::debug_event::DebugEvent;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::filters::sleep;
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -84,6 +85,15 @@ impl BlkDebug {
     }
 }
 
+/// A write, or zeroes, on their way.
+struct Done<'a>(&'a Rules);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.reach(DebugEvent::PWRITEV_DONE);
+    }
+}
+
 /// How a request goes on.
 enum Verdict {
     Pass,
@@ -140,14 +150,22 @@ impl BlockDriver for BlkDebug {
         (held | self.take, shared - self.unshare)
     }
 
+    fn wants_debug_events(&self) -> bool {
+        true
+    }
+
+    fn debug_event(&self, event: DebugEvent) {
+        self.rules.reach(event);
+    }
+
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         let bytes = target.len() as u64;
         let verdict = self.judge(co, RequestKind::Read, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
             if part == bytes {
-                return self.child.co_preadv(co, offset, target);
+                return self.child.co_preadv_blocks(co, offset, target);
             }
-            self.child.co_preadv(co, offset, &mut target.slice(0, part as usize))
+            self.child.co_preadv_blocks(co, offset, &mut target.slice(0, part as usize))
         })
     }
 
@@ -159,12 +177,14 @@ impl BlockDriver for BlkDebug {
         flags: WriteFlags,
     ) -> io::Result<()> {
         let bytes = source.len() as u64;
+        self.rules.reach(DebugEvent::PWRITEV);
+        let _done = Done(&self.rules);
         let verdict = self.judge(co, RequestKind::Write, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
             if part == bytes {
-                return self.child.co_pwritev(co, offset, source, flags);
+                return self.child.co_pwritev_blocks(co, offset, source, flags);
             }
-            self.child.co_pwritev(co, offset, &source.slice(0, part as usize), flags)
+            self.child.co_pwritev_blocks(co, offset, &source.slice(0, part as usize), flags)
         })
     }
 
@@ -180,6 +200,8 @@ impl BlockDriver for BlkDebug {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
+        self.rules.reach(DebugEvent::PWRITEV_ZERO);
+        let _done = Done(&self.rules);
         let verdict = self.judge(co, RequestKind::WriteZeroes, range(offset, bytes));
         verdict.carry_out(bytes, |part| self.child.co_pwrite_zeroes(co, offset, part, flags))
     }

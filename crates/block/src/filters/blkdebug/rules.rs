@@ -5,6 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::accounting::RequestKind;
+use crate::debug_event::DebugEvent;
+
+/// The state that rules begin in.
+const FIRST_STATE: u64 = 1;
 
 /// Which requests go wrong, and how.
 ///
@@ -29,6 +33,8 @@ use crate::accounting::RequestKind;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Rule {
+    event: Option<DebugEvent>,
+    state: Option<u64>,
     kinds: [bool; RequestKind::COUNT],
     range: Option<Range<u64>>,
     nth: u64,
@@ -49,7 +55,16 @@ pub(super) struct Strike {
 impl Rule {
     fn new(strike: Strike) -> Rule {
         let kinds = [false; RequestKind::COUNT];
-        Rule { kinds, range: None, nth: 1, times: None, probability: None, strike }
+        Rule {
+            event: None,
+            state: None,
+            kinds,
+            range: None,
+            nth: 1,
+            times: None,
+            probability: None,
+            strike,
+        }
     }
 
     /// Fails with `errno`, without asking the node below.
@@ -78,6 +93,19 @@ impl Rule {
     /// Waits before that.
     pub fn after(mut self, delay: Duration) -> Rule {
         self.strike.delay = Some(delay);
+        self
+    }
+
+    /// Takes effect when this event happens, for all requests from then on, until an event that
+    /// another rule waits for happens; that also ends rules that wait for none.
+    pub fn when(mut self, event: DebugEvent) -> Rule {
+        self.event = Some(event);
+        self
+    }
+
+    /// Takes effect only if the [state](Rules::set_state_when) is this one then.
+    pub fn in_state(mut self, state: u64) -> Rule {
+        self.state = Some(state);
         self
     }
 
@@ -152,11 +180,22 @@ pub struct KindCounts {
 struct Added {
     id: RuleId,
     rule: Rule,
+    /// Its event has happened, or it waits for none.
+    active: bool,
     counts: RuleCounts,
+}
+
+/// `set-state`.
+struct Transition {
+    event: DebugEvent,
+    from: Option<u64>,
+    to: u64,
 }
 
 struct State {
     rules: Vec<Added>,
+    transitions: Vec<Transition>,
+    state: u64,
     next_id: u64,
     kinds: [KindCounts; RequestKind::COUNT],
     random: fastrand::Rng,
@@ -174,6 +213,8 @@ impl Rules {
     pub fn new(seed: u64) -> Rules {
         let state = State {
             rules: Vec::new(),
+            transitions: Vec::new(),
+            state: FIRST_STATE,
             next_id: 0,
             kinds: [KindCounts::default(); RequestKind::COUNT],
             random: fastrand::Rng::with_seed(seed),
@@ -190,8 +231,28 @@ impl Rules {
         let mut state = self.lock();
         let id = RuleId(state.next_id);
         state.next_id += 1;
-        state.rules.push(Added { id, rule, counts: RuleCounts::default() });
+        let active = rule.event.is_none() && rule.state.is_none_or(|it| it == state.state);
+        state.rules.push(Added { id, rule, active, counts: RuleCounts::default() });
         id
+    }
+
+    /// When `event` happens, and the state is `from` or it does not matter, it is `to` afterwards. At
+    /// first it is 1.
+    pub fn set_state_when(&self, event: DebugEvent, from: Option<u64>, to: u64) {
+        self.lock().transitions.push(Transition { event, from, to });
+    }
+
+    /// An event happens: rules that wait for it take effect instead of those that have it now.
+    pub(super) fn reach(&self, event: DebugEvent) {
+        let mut state = self.lock();
+        let State { rules, transitions, state: now, .. } = &mut *state;
+        let is_now = |wanted: Option<u64>| wanted.is_none_or(|it| it == *now);
+        let begins = |rule: &Rule| rule.event == Some(event) && is_now(rule.state);
+        if rules.iter().any(|added| begins(&added.rule)) {
+            rules.iter_mut().for_each(|added| added.active = begins(&added.rule));
+        }
+        let last = transitions.iter().rfind(|it| it.event == event && is_now(it.from));
+        *now = last.map_or(*now, |it| it.to);
     }
 
     /// Removes a rule; false if it is not there any more.
@@ -202,9 +263,11 @@ impl Rules {
         state.rules.len() < before
     }
 
-    /// Removes all rules.
+    /// Removes all rules, and what changes the state.
     pub fn clear(&self) {
-        self.lock().rules.clear();
+        let mut state = self.lock();
+        state.rules.clear();
+        state.transitions.clear();
     }
 
     /// How a rule has fared; `None` if it was removed.
@@ -222,7 +285,7 @@ impl Rules {
         let mut state = self.lock();
         let State { rules, kinds, random, .. } = &mut *state;
         let mut decided: Option<Strike> = None;
-        for added in rules.iter_mut().filter(|added| added.rule.matches(kind, range)) {
+        for added in rules.iter_mut().filter(|it| it.active && it.rule.matches(kind, range)) {
             added.counts.matched += 1;
             let spent = added.rule.times.is_some_and(|times| added.counts.struck >= times);
             if decided.is_some() || spent || added.counts.matched < added.rule.nth {

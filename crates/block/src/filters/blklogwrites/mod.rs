@@ -121,7 +121,7 @@ impl BlockDriver for BlkLogWrites {
     }
 
     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.child.co_preadv(co, offset, target)
+        self.child.co_preadv_blocks(co, offset, target)
     }
 
     fn co_pwritev(
@@ -131,7 +131,7 @@ impl BlockDriver for BlkLogWrites {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        self.child.co_pwritev(co, offset, source, flags)?;
+        self.child.co_pwritev_blocks(co, offset, source, flags)?;
         let range = (offset, source.len() as u64);
         self.log.append(co, range, fua(flags.contains(WriteFlags::FUA)), Data::Bytes(source))
     }
@@ -156,6 +156,10 @@ impl BlockDriver for BlkLogWrites {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
+        // The log may have to be written, whatever the node below can do.
+        if flags.contains(ZeroFlags::NO_FALLBACK) {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
         self.child.co_pwrite_zeroes(co, offset, bytes, flags)?;
         let flags = fua(flags.contains(ZeroFlags::FUA));
         self.log.append(co, (offset, bytes), flags, Data::Zeroes(bytes))

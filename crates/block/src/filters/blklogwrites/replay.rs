@@ -117,9 +117,10 @@ impl ReplayLog {
             let _own = image.co_enter_own(co);
             return image.co_pdiscard(co, entry.offset, entry.bytes);
         }
+        let bytes = self.bytes_in(entry, image);
         let mut done = 0;
-        while done < entry.bytes {
-            let mut buffer = vec![0; (entry.bytes - done).min(COPY_BYTES) as usize];
+        while done < bytes {
+            let mut buffer = vec![0; (bytes - done).min(COPY_BYTES) as usize];
             read(&self.node, co, entry.data_offset + done, &mut buffer)?;
             let source = IoVector::from(&buffer[..]);
             let _own = image.co_enter_own(co);
@@ -131,6 +132,19 @@ impl ReplayLog {
             image.co_flush(co)?;
         }
         Ok(())
+    }
+
+    /// How much of an entry is before the end of an image that is not whole sectors of the log.
+    fn bytes_in(&self, entry: &LogEntry, image: &BlockNode) -> u64 {
+        let sector_size = u64::from(self.superblock.sector_size);
+        let length = image.length();
+        match entry.offset.checked_add(entry.bytes) {
+            Some(end) if end <= length.next_multiple_of(sector_size) => {
+                end.min(length) - entry.offset.min(length)
+            }
+            // It is not of this image.
+            _ => entry.bytes,
+        }
     }
 
     /// Applies the next `entries` entries, or those that are left; returns how many.

@@ -1,0 +1,102 @@
+//! Nodes that come and go at the same time.
+
+mod util;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use coblk_aio::{AioContext, Co};
+use coblk_block::options::{BlockdevError, NodeOptions};
+use coblk_block::{BackendOptions, Blockdevs};
+use util::bench::Bench;
+
+fn options(line: &str) -> NodeOptions {
+    NodeOptions::from_keyval(line).unwrap()
+}
+
+/// What was done, in the order in which it was.
+#[derive(Clone, Default)]
+struct Steps(Rc<RefCell<Vec<String>>>);
+
+impl Steps {
+    fn start(
+        &self,
+        ctx: &AioContext,
+        name: &'static str,
+        step: impl FnOnce(&Co<'_>) -> Result<(), BlockdevError> + 'static,
+    ) {
+        let steps = self.0.clone();
+        ctx.spawn(name, move |co| {
+            let result = step(co);
+            let said = result.map_or_else(|error| error.to_string(), |()| "done".to_owned());
+            steps.borrow_mut().push(format!("{name}: {said}"));
+        });
+    }
+
+    fn wait(&self, ctx: &AioContext, steps: usize) -> Vec<String> {
+        ctx.run_until(|| self.0.borrow().len() == steps);
+        self.0.take()
+    }
+}
+
+#[test]
+fn a_node_is_not_closed_while_another_is_opened_on_it() {
+    let bench = Bench::new();
+    bench.open("null-co,node-name=disk,size=1M").unwrap();
+    // The image is opened by a worker, and so something else may happen meanwhile.
+    let line = format!(
+        "blklogwrites,node-name=top,file=disk,log.driver=file,log.filename={}",
+        bench.image()
+    );
+    let (steps, blockdevs) = (Steps::default(), Rc::new(bench.blockdevs));
+    let opening = Rc::clone(&blockdevs);
+    steps.start(&bench.ctx, "open", move |co| opening.co_open(co, options(&line)).map(drop));
+    let refused = blockdevs.close(&bench.ctx, "disk").unwrap_err().to_string();
+    assert_eq!(refused, "node 'disk' is in use");
+    assert_eq!(steps.wait(&bench.ctx, 1), ["open: done"]);
+    assert_eq!(blockdevs.node("top").unwrap().children()[0].1.name(), "disk");
+    blockdevs.close(&bench.ctx, "top").unwrap();
+    blockdevs.close(&bench.ctx, "disk").unwrap();
+}
+
+/// What is opened in vain lets go of what it was to stand on.
+#[test]
+fn a_node_can_be_closed_when_what_was_to_stand_on_it_was_refused() {
+    let bench = Bench::new();
+    bench.open("null-co,node-name=disk,size=1M").unwrap();
+    bench.open("raw,node-name=top,file=disk,offset=2M").err().expect("refused");
+    bench.blockdevs.close(&bench.ctx, "disk").unwrap();
+}
+
+/// Its flush takes a while.
+fn closing() -> (AioContext, Rc<Blockdevs>, Steps) {
+    let (ctx, blockdevs) = (AioContext::new().unwrap(), Rc::new(Blockdevs::new()));
+    let steps = Steps::default();
+    blockdevs.open(&ctx, options("null-aio,node-name=disk,latency-ns=20000000")).unwrap();
+    blockdevs.open(&ctx, options("null-co,node-name=other")).unwrap();
+    (ctx, blockdevs, steps)
+}
+
+#[test]
+fn changes_of_the_graph_wait_for_a_close() {
+    let (ctx, blockdevs, steps) = closing();
+    let (one, other) = (Rc::clone(&blockdevs), Rc::clone(&blockdevs));
+    steps.start(&ctx, "close", move |co| one.co_close(co, "disk"));
+    steps.start(&ctx, "reopen", move |co| {
+        other.co_reopen(co, vec![options("null-co,node-name=other,read-only=on")])
+    });
+    assert_eq!(steps.wait(&ctx, 2), ["close: done", "reopen: done"]);
+}
+
+#[test]
+fn a_node_that_gets_a_user_while_it_is_closed_stays() {
+    let (ctx, blockdevs, steps) = closing();
+    let (node, closing) = (blockdevs.node("disk").unwrap(), Rc::clone(&blockdevs));
+    steps.start(&ctx, "close", move |co| closing.co_close(co, "disk"));
+    let backend = BackendOptions::new("drive").open(&ctx, node).unwrap();
+    assert_eq!(steps.wait(&ctx, 1), ["close: node 'disk' is in use"]);
+    assert_eq!(blockdevs.node("disk").unwrap().name(), "disk");
+    drop(backend);
+    blockdevs.close(&ctx, "disk").unwrap();
+    assert!(blockdevs.node("disk").is_none());
+}
