@@ -41,7 +41,7 @@ fn requests_of_any_offset_and_length_reach_the_device() {
             eprintln!("{way}, blocks of {block_bytes}");
             let image = sparse_image(dir.path(), "device.img", 2 * MIB);
             let device = LoopDevice::new(&image, block_bytes);
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let backend = backend(&ctx, device.path(), options);
             assert_eq!(backend.length().unwrap(), 2 * MIB);
             let mut expected = vec![0; 2 * MIB as usize];
@@ -79,7 +79,7 @@ fn a_discard_gives_the_blocks_back() {
         .unwrap();
     let full = fs::metadata(&image).unwrap().blocks();
     let device = LoopDevice::new(&image, 512);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx, device.path(), File::device_options());
     // The edges are no whole blocks, and stay.
     backend.pdiscard(&ctx, MIB - 100, MIB / 2 + 200).unwrap();

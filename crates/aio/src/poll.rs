@@ -1,15 +1,21 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
 use std::io;
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
 use crate::node::Node;
+use crate::panics;
 use crate::ring::Ring;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
 const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
+/// calculation with it take is not a time that anything comes back from.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
@@ -18,11 +24,13 @@ impl AioContext {
     /// without progress, when it was notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
-    /// what the outer one has left (contract: C36).
+    /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
+    /// is not resumed meanwhile; coroutines that it has woken run before the poll, and its callbacks
+    /// run as outside of any coroutine.
     ///
     /// # Panics
-    /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
-    /// the next poll runs it.
+    /// With [`PanicPolicy::Stop`](crate::PanicPolicy::Stop), with what a callback or a coroutine
+    /// panics with. What was scheduled behind it is not lost: the next poll runs it.
     pub fn poll(&self, blocking: bool) -> bool {
         self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
     }
@@ -36,13 +44,36 @@ impl AioContext {
     /// One poll that waits at most that long, `None` for as long as it takes.
     #[inline]
     fn poll_at_most(&self, limit: Option<Duration>) -> bool {
+        // Whatever needs a longer time comes back anyway.
+        let limit = limit.map(|limit| limit.min(MAX_WAIT));
+        if coblk_coroutine::in_coroutine() {
+            return self.poll_in_coroutine(limit);
+        }
+        self.poll_outside(limit)
+    }
+
+    /// The coroutine does not suspend while it polls. So those that it has woken run now, and those
+    /// that callbacks wake, as outside of any coroutine, at once.
+    #[cold]
+    fn poll_in_coroutine(&self, limit: Option<Duration>) -> bool {
+        let (policy, mut first) = (self.inner().panics.policy, None);
+        coblk_coroutine::serve_woken(|name, payload| {
+            panics::keep_or_report(name, payload, policy, &mut first);
+        });
+        if let Some(payload) = first {
+            resume_unwind(payload);
+        }
+        coblk_coroutine::outside(|| self.poll_outside(limit))
+    }
+
+    #[inline]
+    fn poll_outside(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
         inner.wait(limit);
-        inner.turn.begin();
+        let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
-        inner.turn.end();
         bottom_halves | handlers | timers
     }
 }
@@ -195,11 +226,16 @@ impl Inner {
         running.append(&self.queues.pending);
         self.shared.take_remote(running);
         running.append(&self.queues.idle);
-        let mut progress = false;
-        while let Some(node) = running.pop() {
-            // SAFETY: just taken from the list, by the home thread.
-            progress |= unsafe { Node::run(node, self.me()) };
+        if running.is_empty() {
+            return false;
         }
-        progress
+        let mut progress = false;
+        let panicked = self.shield(|| {
+            while let Some(node) = running.pop() {
+                // SAFETY: just taken from the list, by the home thread.
+                progress |= unsafe { Node::run(node, self.me()) };
+            }
+        });
+        progress | panicked
     }
 }

@@ -171,10 +171,7 @@ impl<K: Kick> Shared<K> {
         while !self.remote.is_empty() {
             let list = LocalList::new();
             self.remote.take_all(&list);
-            while let Some(node) = list.pop() {
-                // SAFETY: just taken, and the context is gone.
-                unsafe { Node::discard(node) };
-            }
+            list.discard_all(&self.name);
         }
     }
 }

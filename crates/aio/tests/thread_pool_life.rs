@@ -128,7 +128,7 @@ fn limits_change_up_and_down_under_load() {
         .map(|_| {
             let pool = pool.clone();
             thread::spawn(move || {
-                let ctx = AioContext::builder().thread_pool(pool).build().unwrap();
+                let ctx = AioContext::test_builder().thread_pool(pool).build().unwrap();
                 let done = Rc::new(Cell::new(0));
                 for _ in 0..16 {
                     let done = Rc::clone(&done);
@@ -189,7 +189,7 @@ fn jobs_of_contexts_that_come_and_go() {
     let _watchdog = watchdog();
     let pool = ThreadPool::new(0, 4).unwrap();
     for _ in 0..500 {
-        let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
+        let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
         for _ in 0..4 {
             pool.submit_aio(&ctx, || (), |_, result| result.unwrap());
         }

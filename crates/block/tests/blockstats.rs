@@ -22,7 +22,7 @@ struct Scene {
 /// A disk whose requests take as long as the rules say.
 fn scene() -> Scene {
     let options = SimulationOptions::new(1);
-    let ctx = AioContext::builder().simulated(options).build().unwrap();
+    let ctx = AioContext::test_builder().simulated(options).build().unwrap();
     let rules = Rules::new(1);
     let disk = BlockNode::new("disk", Null::new(1 << 20));
     let node = BlockNode::new("debug", BlkDebug::new(disk, rules.clone()));

@@ -13,7 +13,7 @@ const PLAIN: WriteFlags = WriteFlags::empty();
 const ANY: ZeroFlags = ZeroFlags::empty();
 
 fn set_up(length: u64, limits: BlockLimits) -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(length, limits);
     disk.fill(1);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));

@@ -91,7 +91,7 @@ fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
     let directory = util::directory();
     let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
     File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
     let options = VhostUserBlkOptions::default();
     let export = VhostUserBlk::listen(&ctx, &socket, &node, options).unwrap();

@@ -21,7 +21,7 @@ fn deferred_disk() -> TestDisk {
 
 /// A machine on a null device, with one buffer, whose interrupts are counted.
 fn counting(builder: MachineBuilder) -> (AioContext, Machine, GuestBuffer, Rc<Cell<u32>>) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("null", Null::new(1 << 30));
     let machine = builder.build(&ctx, BlockBackend::new(&ctx, "drive", node)).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -65,7 +65,7 @@ fn a_batch_is_one_kick_and_one_interrupt() {
 
 #[test]
 fn deferred_completions_share_an_interrupt() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -165,7 +165,7 @@ fn an_interrupt_callback_may_poll_for_another_request() {
 
 #[test]
 fn queues_are_driven_from_other_threads() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let config = VirtioBlkConfig { num_queues: 3, ..Default::default() };
     let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
@@ -249,7 +249,7 @@ fn kicks_and_interrupts_through_eventfds() {
 
 #[test]
 fn a_reset_waits_for_requests_in_flight() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -271,7 +271,7 @@ fn a_reset_waits_for_requests_in_flight() {
 
 #[test]
 fn a_stopped_queue_goes_on_where_it_stopped() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -307,7 +307,7 @@ fn what_is_available_before_the_start_is_served() {
 
 #[test]
 fn a_device_that_goes_away_lets_its_requests_finish() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -323,7 +323,7 @@ fn a_device_that_goes_away_lets_its_requests_finish() {
 
 #[test]
 fn requests_of_a_context_that_ends_are_answered_with_an_error() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -340,7 +340,7 @@ fn requests_of_a_context_that_ends_are_answered_with_an_error() {
 
 #[test]
 fn a_change_of_capacity_is_told() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk::new(100));
     let machine = Machine::new(&ctx, backend).unwrap();
     let told = Rc::new(Cell::new(0));

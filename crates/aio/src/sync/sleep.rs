@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -131,7 +131,7 @@ impl Co<'_> {
         });
         let worker = Rc::clone(&shared);
         self.context().spawn(name, move |co| {
-            let result = catch_unwind(AssertUnwindSafe(|| entry(co)));
+            let result = co.catch_unwind(|| entry(co));
             if worker.waits.get() {
                 worker.result.set(Some(result));
                 worker.sleep.wake();

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::atomic::Mutex;
 use crate::context::AioContext;
+use crate::sys;
 use headcount::Headcount;
 pub use job::AioJob;
 pub(crate) use job::JobHeader;
@@ -285,6 +286,7 @@ impl PoolState {
         }
         let state = Arc::clone(self);
         let thread = std::thread::Builder::new().name("coblk-worker".to_owned());
+        let _blocked = sys::SignalsBlocked::here();
         match thread.spawn(move || worker::run(&state)) {
             Ok(handle) => {
                 let mut handles = lock(&self.handles);

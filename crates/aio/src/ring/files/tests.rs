@@ -3,7 +3,7 @@ use crate::{AioContext, IoVectorMut, WaitMode};
 use std::os::unix::fs::FileExt;
 
 fn context() -> AioContext {
-    let ctx = AioContext::builder().wait_mode(WaitMode::Auto).build().unwrap();
+    let ctx = AioContext::test_builder().wait_mode(WaitMode::Auto).build().unwrap();
     assert!(ctx.has_ring(), "no io_uring on this system");
     ctx
 }
