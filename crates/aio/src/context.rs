@@ -67,6 +67,11 @@ pub use builder::AioContextBuilder;
 /// C65), then unwinds the coroutines that are still suspended, then deletes everything else.
 /// Bottom halves that still have an owner are reported by name (contract: C39). A context must not
 /// be dropped from inside one of its own coroutines; if it is, it is leaked, with an error event.
+///
+/// # Fork
+/// A context, its handles and a [`ThreadPool`] belong to the process that made them. In a process
+/// that is forked from it their use panics with a message that says so, and dropping them does
+/// nothing. So fork before the first of them is made, or call exec next.
 #[repr(transparent)]
 pub struct AioContext {
     inner: NonNull<Inner>,
@@ -330,6 +335,7 @@ impl AioContext {
     /// What `entry` borrows outlives the coroutine's run.
     #[inline]
     unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
+        self.inner().shared.assert_own_process();
         let task = self.inner().tasks.acquire(self.inner, name);
         // SAFETY: just acquired, and moved into the closure.
         let release = unsafe { Release::new(self.inner, task) };
@@ -402,6 +408,10 @@ impl Drop for UnwindOnDrop {
 
 impl Drop for AioContext {
     fn drop(&mut self) {
+        if !self.inner().shared.is_own_process() {
+            // The kernel's objects are the parent's too, and jobs will never come home.
+            return;
+        }
         if self.inner().tasks.any_entered() {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;

@@ -94,6 +94,10 @@ struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.context.with(|ctx| {
+            if !ctx.inner().shared.is_own_process() {
+                // The registration is the parent's as well.
+                return;
+            }
             let handler = ctx.inner().fds.remove(self.key, self.fd);
             if let Some(hook) = handler.as_ref().and_then(|handler| handler.hook.as_ref()) {
                 ctx.inner().polling.forget(ctx, hook);

@@ -69,6 +69,10 @@ impl AioHandle {
         self.shared.is_closed()
     }
 
+    pub(crate) fn is_own_process(&self) -> bool {
+        self.shared.is_own_process()
+    }
+
     /// The context's name.
     pub fn name(&self) -> &str {
         &self.shared.name

@@ -97,6 +97,10 @@ impl IoThread {
     fn end(&mut self) -> Option<std::thread::Result<()>> {
         self.stop.store(true, Ordering::Release);
         let Some(thread) = self.thread.take() else { return Some(Ok(())) };
+        if !self.handle.is_own_process() {
+            // A forked process has none of its parent's threads.
+            return None;
+        }
         self.handle.notify();
         (thread.thread().id() != std::thread::current().id()).then(|| thread.join())
     }

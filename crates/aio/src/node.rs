@@ -106,6 +106,11 @@ impl LocalList {
         Some(node)
     }
 
+    /// The one that [`pop`](Self::pop) would take.
+    pub(crate) fn first(&self) -> Option<NonNull<Node>> {
+        NonNull::new(self.head.get())
+    }
+
     /// Moves everything from `other` to the end of this list.
     #[inline]
     pub(crate) fn append(&self, other: &LocalList) {

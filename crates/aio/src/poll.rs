@@ -8,10 +8,14 @@ use crate::context::{AioContext, Inner};
 use crate::node::Node;
 use crate::panics;
 use crate::ring::Ring;
+use crate::sys;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
 const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// After how long without anything to do a loop gives back the memory of stacks that are idle.
+const STACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
 /// calculation with it take is not a time that anything comes back from.
@@ -69,6 +73,7 @@ impl AioContext {
     #[inline]
     fn poll_outside(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
+        inner.shared.assert_own_process();
         inner.wait(limit);
         let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
@@ -153,11 +158,24 @@ impl Inner {
                 return self.collect_events();
             }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+            let first = Some(STACK_PATIENCE).filter(|first| {
+                timeout.is_none_or(|timeout| timeout > *first) && coblk_coroutine::has_idle_memory()
+            });
             let kicked = match self.made_ring() {
-                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
-                _ => self.fds.wait(timeout)?,
+                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, first.or(timeout))?,
+                _ => self.fds.wait(first.or(timeout))?,
             };
             let notified = self.shared.accept_notifications();
+            if first.is_some() && !kicked && !notified && !self.has_work() && self.is_idle() {
+                // Coroutines that come next need the tops of their stacks, and these stay.
+                coblk_coroutine::release_idle_memory();
+                self.refresh_coarse_clock();
+                timeout = match timeout {
+                    Some(timeout) if limited => Some(timeout - STACK_PATIENCE),
+                    _ => self.sleep_timeout(),
+                };
+                continue;
+            }
             // Woken for something that has been served already: see `shared.rs`. With a limit of
             // its own the caller counts on coming back, and loops anyway.
             if !kicked || notified || limited || self.has_work() {
@@ -168,6 +186,12 @@ impl Inner {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether the turn that sleeps has lasted for long.
+    fn is_idle(&self) -> bool {
+        let turn_ns = sys::coarse_clock_ns() - self.coarse_ns();
+        u128::try_from(turn_ns).is_ok_and(|turn_ns| turn_ns >= STACK_PATIENCE.as_nanos())
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, EventNotifier};
+use coblk_aio::{AioContext, EventNotifier, WaitMode};
 use util::{Log, Recorder, panic_message, watchdog};
 
 #[test]
@@ -289,4 +289,39 @@ fn contexts_come_and_go_in_large_numbers() {
     }
     // Tests that run beside this one open a few.
     assert!(open() < before + 500, "descriptors leak: {before} before, {} after", open());
+}
+
+#[test]
+fn a_poll_takes_any_limit() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        let (handle, (tell, told)) = (ctx.handle(), std::sync::mpsc::channel::<()>());
+        let own = std::fs::read_link("/proc/thread-self").unwrap();
+        let status = std::path::Path::new("/proc").join(own).join("status");
+        let thread = thread::spawn(move || {
+            told.recv().unwrap();
+            // By now it sleeps for good, or has come back.
+            let sleeps = || std::fs::read_to_string(&status).unwrap().contains("State:\tS");
+            util::until(|| (0..50).all(|_| sleeps()));
+            handle.schedule(|_| ());
+        });
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_sleep" {
+                tell.send(()).unwrap();
+            }
+        });
+        assert!(recorder.record(|| ctx.poll_timeout(Duration::MAX)), "{mode:?}");
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_loop_that_has_nothing_to_do_gives_back_the_memory_of_idle_stacks() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::for_test().unwrap();
+    ctx.run(|co| co.reschedule());
+    assert!(coblk_coroutine::has_idle_memory());
+    ctx.poll_timeout(Duration::from_secs(2));
+    assert!(!coblk_coroutine::has_idle_memory());
 }

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use coblk_aio::AioContext;
 use coblk_aio::sync::{CoQueue, CoSleep, TimedOut};
+use coblk_aio::{AioContext, Co};
 use util::{Log, OnDrop, panic_message, watchdog};
 
 const LONG: Duration = Duration::from_secs(100_000);
@@ -171,4 +171,26 @@ fn a_context_may_end_with_sleepers_and_timeouts() {
     let mut said = log.take();
     said.sort();
     assert_eq!(said, ["inner", "inner", "outer", "outer"]);
+}
+
+#[test]
+fn c71_the_time_of_an_earlier_sleep_does_not_end_a_later_one() {
+    let ctx = AioContext::for_test().unwrap();
+    let (sleep, log) = (CoSleep::new(), Log::new());
+    let nap = |name: &'static str, duration| {
+        let (sleep, log) = (sleep.clone(), log.clone());
+        move |co: &Co<'_>| log.add(format!("{name} {}", sleep.sleep(co, duration)))
+    };
+    ctx.spawn("earlier", nap("earlier", Duration::ZERO));
+    let (remote, later) = (sleep.clone(), nap("later", LONG));
+    // Woken from afar the first one is resumed in the next poll. Its timer is due in this one, when
+    // the second one sleeps already.
+    ctx.schedule(move |ctx| {
+        thread::spawn(move || remote.wake()).join().unwrap();
+        ctx.spawn("later", later);
+    });
+    while ctx.poll(false) {}
+    assert_eq!(log.take(), ["earlier true"]);
+    sleep.wake();
+    assert_eq!(log.take(), ["later true"]);
 }

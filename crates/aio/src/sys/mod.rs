@@ -6,6 +6,7 @@
 pub mod block_device;
 mod descriptor;
 pub mod faults;
+mod fork;
 mod lock;
 
 use std::io;
@@ -17,6 +18,7 @@ use libc::{c_int, c_void};
 use crate::io_vector::{IoVector, IoVectorMut};
 pub use descriptor::{clear_nonblocking, redirect};
 use faults::Call;
+pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 
 /// Ranges one system call takes; a longer vector is transferred in part.
