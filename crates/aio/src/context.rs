@@ -309,6 +309,7 @@ impl AioContext {
     ///
     /// # Errors
     /// ENOMEM or its like if there is no memory for a stack.
+    #[inline(always)]
     pub fn try_spawn(
         &self,
         name: &'static str,
