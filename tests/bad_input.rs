@@ -104,7 +104,7 @@ fn writes_to_a_read_only_image() {
     let image = qemu_img_create(dir.path(), "disk.img", MIB);
     qemu_io(&image, &["write -P 7 0 1M"]);
     for (way, options) in every_way() {
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let file = options.read_only(true).open(&image).expect("an image");
         let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
         let data = [1; 4096];
@@ -150,7 +150,7 @@ fn requests_beyond_the_end() {
 
 #[test]
 fn a_drive_without_a_medium() {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let backend = BlockBackend::empty(&ctx, "drive");
     let error = coblk::virtio_blk::VirtioBlk::new(backend, Default::default()).err();
     let message = error.expect("no device without a medium").to_string();

@@ -16,7 +16,7 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn context() -> AioContext {
-    AioContext::new().expect("a context")
+    AioContext::for_test().expect("a context")
 }
 
 /// A node on a new probe.

@@ -19,7 +19,7 @@ const SIZE: u64 = 64 << 10;
 
 /// A context, a backend on a probe, and the probe.
 fn scene() -> (AioContext, BlockBackend, Probe) {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let probe = Probe::new(SIZE as usize);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("node", probe.clone()));
     (ctx, backend, probe)
@@ -107,7 +107,7 @@ fn c74_past_the_end_is_eio() {
 #[test]
 fn c74_past_the_end_is_eio_of_an_empty_image_too() {
     let dir = image_dir!();
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let file = File::options().open(sparse_image(dir.path(), "empty.img", 0)).expect("an image");
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("node", file));
     assert_eq!(backend.length().expect("a medium"), 0);
@@ -120,7 +120,7 @@ fn c74_past_the_end_is_eio_of_an_empty_image_too() {
 
 #[test]
 fn c74_no_medium_is_enomedium() {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let backend = BlockBackend::empty(&ctx, "drive");
     for (name, request) in ranged() {
         let result = ctx.run(|co| request(&backend, co, 0, 512));
@@ -139,7 +139,7 @@ fn c74_no_medium_is_enomedium() {
 
 #[test]
 fn c74_a_write_to_what_is_read_only_is_eperm() {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let writable = Probe::new(SIZE as usize);
     let read_only = Probe::read_only(SIZE as usize);
     let backends = [
@@ -164,7 +164,7 @@ fn c74_a_write_to_what_is_read_only_is_eperm() {
 
 #[test]
 fn c74_a_driver_above_a_read_only_node_gets_eperm_too() {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let probe = Probe::read_only(SIZE as usize);
     let node = Child::new("file", BlockNode::new("below", probe.clone()));
     let data = IoVector::from(&[1u8; 512][..]);
@@ -194,7 +194,7 @@ fn c75_what_fails_at_once_completes_from_a_bottom_half() {
 
 #[test]
 fn c75_what_succeeds_at_once_completes_from_a_bottom_half_too() {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("node", Null::new(SIZE)));
     let results = Results::default();
     submit_all(&ctx, &backend, 0, &results);
@@ -326,7 +326,7 @@ fn hammer(
     stop: mpsc::Receiver<()>,
     ready: mpsc::Sender<coblk::AioHandle>,
 ) -> u64 {
-    let ctx = AioContext::builder().name("second").build().expect("a context");
+    let ctx = AioContext::test_builder().name("second").build().expect("a context");
     let backend = BlockBackend::new(&ctx, "second", node);
     let (stopping, done) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0u64)));
     for _ in 0..4 {
@@ -391,7 +391,7 @@ fn c77_drains_of_two_threads_nest() {
     let (ctx, backend, probe) = scene();
     let node = backend.node().expect("a medium");
     let second = std::thread::spawn(move || {
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let backend = BlockBackend::new(&ctx, "second", node);
         for _ in 0..200 {
             let section = backend.drain(&ctx);
@@ -467,7 +467,7 @@ fn a_drain_outlives_a_context_that_ends_meanwhile() {
                 self.1.recv().expect("the drain asks");
             }
         }
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let backend = BlockBackend::new(&ctx, "second", node);
         let at_the_end = AtTheEnd(ending, is_asked);
         ctx.spawn("unwound at the end", move |co| {

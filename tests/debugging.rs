@@ -64,7 +64,7 @@ fn play() {
     let guard = Some(GuardKind::Mapping);
     configure_stacks(StackConfig { size_bytes: 256 << 10, guard }).expect("no stacks yet");
     let build = |name: &str| -> AioContextBuilder {
-        AioContext::builder().name(name).thread_pool(ThreadPool::new(1, 1).expect("a pool"))
+        AioContext::test_builder().name(name).thread_pool(ThreadPool::new(1, 1).expect("a pool"))
     };
     let ctx = build("main loop").build().expect("a context");
     let io_thread = IoThread::with_builder("iothread0", AioContext::builder).expect("a thread");

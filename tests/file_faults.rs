@@ -21,7 +21,7 @@ const TARGET: &str = env!("CARGO_TARGET_TMPDIR");
 /// A context with one worker: `strace` counts the calls of each thread for itself.
 fn context_with_one_worker() -> AioContext {
     let pool = ThreadPool::new(1, 1).expect("limits that make sense");
-    AioContext::builder().thread_pool(pool).build().expect("a context")
+    AioContext::test_builder().thread_pool(pool).build().expect("a context")
 }
 
 #[test]
@@ -88,8 +88,8 @@ fn c83_a_failed_sync_through_the_ring_counts_too() {
     for engine in [Engine::Threads, Engine::IoUring] {
         let image = sparse_image(dir.path(), "disk.img", MIB);
         let faults = Faults { error_per_mille: 1000, ..Faults::default() };
-        let broken = AioContext::builder().simulated(SimulationOptions::new(1).faults(faults));
-        let (broken, healthy) = (broken.build().expect("a context"), AioContext::new());
+        let broken = AioContext::test_builder().simulated(SimulationOptions::new(1).faults(faults));
+        let (broken, healthy) = (broken.build().expect("a context"), AioContext::for_test());
         let healthy = healthy.expect("a context");
         let file = File::options().engine(engine).open(&image).expect("an image");
         let node = BlockNode::new("disk", file);
@@ -116,7 +116,7 @@ fn c82_transfers_that_fall_short_go_on() {
                 max_delay: Duration::from_micros(5),
                 ..SimulationOptions::new(seed).faults(faults)
             };
-            let ctx = AioContext::builder().simulated(options).build().expect("a context");
+            let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
             let file = File::options().engine(engine).open(&image).expect("an image");
             let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
             let mut data = vec![0; 50_000];
@@ -155,7 +155,7 @@ fn errors_of_the_system_reach_the_request() {
             (Faults { no_space_per_mille: 1000, ..Faults::default() }, libc::ENOSPC),
         ] {
             let options = SimulationOptions::new(1).faults(faults);
-            let ctx = AioContext::builder().simulated(options).build().expect("a context");
+            let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
             let file = File::options().engine(engine).open(&image).expect("an image");
             let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
             let data = [1; 4096];

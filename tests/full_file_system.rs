@@ -42,7 +42,7 @@ fn a_guest_waits_for_space_and_then_succeeds() {
 fn write_on_a_full_file_system(dir: &Path, engine: Engine) {
     let image = sparse_image(dir, "disk.img", 4 * MIB);
     let ballast = dir.join("ballast");
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let file = File::options().engine(engine).open(&image).expect("an image");
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
     let policies = ErrorPolicies { read: ErrorPolicy::Report, write: ErrorPolicy::Enospc };

@@ -233,7 +233,7 @@ fn an_image_holds_what_the_model_holds() {
 fn indirect_descriptors_carry_the_same() {
     let dir = image_dir!();
     let image = sparse_image(dir.path(), "disk.img", SECTORS * SECTOR);
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let file = coblk::drivers::File::options().engine(Engine::IoUring).open(&image);
     let node = BlockNode::new("disk", file.expect("an image"));
     let backend = BlockBackend::new(&ctx, "drive", node);

@@ -48,7 +48,7 @@ fn requests_of_any_offset_and_length_reach_the_device() {
             eprintln!("{way}, blocks of {block_bytes}");
             let image = sparse_image(dir.path(), "device.img", 2 * MIB);
             let device = LoopDevice::new(&image, block_bytes);
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let backend = backend(&ctx, device.path(), options);
             assert_eq!(backend.length().unwrap(), 2 * MIB);
             let mut expected = vec![0; 2 * MIB as usize];
@@ -87,7 +87,7 @@ fn a_discard_gives_the_blocks_back() {
         .unwrap();
     let full = fs::metadata(&image).unwrap().blocks();
     let device = LoopDevice::new(&image, 512);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx, device.path(), File::device_options());
     // The edges are no whole blocks, and stay.
     backend.pdiscard(&ctx, MIB - 100, MIB / 2 + 200).unwrap();
@@ -152,7 +152,7 @@ fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
     let dir = image_dir!();
     let image = sparse_image(dir.path(), "device.img", 2 * MIB);
     let device = LoopDevice::new(&image, 512);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let blockdevs = Blockdevs::new();
     let line = format!("host_device,node-name=disk,filename={}", device.path().display());
     let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
@@ -181,7 +181,7 @@ fn a_discard_that_is_refused_does_not_end_those_that_follow() {
     let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
     file.write_all_at(&vec![7; 2 * MIB as usize], 0).and(file.sync_all()).unwrap();
     let device = LoopDevice::new(&image, 512);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx, device.path(), File::device_options());
     file.set_len(MIB).unwrap();
     device.refresh();
@@ -199,7 +199,7 @@ fn zeroes_that_might_be_written_are_not_fast() {
     let dir = image_dir!();
     let image = sparse_image(dir.path(), "device.img", 2 * MIB);
     let device = LoopDevice::new(&image, 512);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx, device.path(), File::device_options());
     let zero = |flags| backend.pwrite_zeroes(&ctx, 0, MIB, flags);
     assert_eq!(errno(zero(ZeroFlags::NO_FALLBACK)), libc::ENOTSUP);
@@ -239,7 +239,7 @@ fn an_image_that_is_not_whole_blocks_of_o_direct_is_not_written() {
     let dir = image_dir!();
     let mounted = Mounted::new(dir.path());
     let image = sparse_image(&mounted.at, "disk.img", MIB + 512);
-    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
     let options = |direct: &str, read_only: &str| {
         let line = format!(
             "file,node-name=disk,filename={},cache.direct={direct},read-only={read_only}",

@@ -254,7 +254,7 @@ fn an_image_with_locking_off_is_anybodys() {
 fn hold(image: &Path) {
     let options = File::options().engine(Engine::IoUring).in_place_reads(false);
     let node = BlockNode::new("disk", options.open(image).unwrap());
-    let ctx = AioContext::builder().wait_mode(WaitMode::Auto).build().unwrap();
+    let ctx = AioContext::test_builder().wait_mode(WaitMode::Auto).build().unwrap();
     let backend = BlockBackend::new(&ctx, "drive", node.clone());
     backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut [0; 512][..])).unwrap();
     assert_eq!(rings_with(&image.canonicalize().unwrap()), 1);
@@ -283,7 +283,7 @@ fn a_crash_of_ours_gives_the_image_free() {
 fn a_backend_locks_the_image_for_as_long_as_it_uses_it() {
     let (_dir, image) = image();
     let path = tools::text(&image);
-    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
     let line = format!("raw,file.driver=file,file.locking=on,file.filename={path}");
     let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
     assert_eq!(locked_bytes(&image), NOBODY);

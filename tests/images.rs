@@ -236,7 +236,7 @@ fn two_backends_see_one_image() {
         .map(|number| {
             let node = std::sync::Arc::clone(&node);
             std::thread::spawn(move || {
-                let ctx = coblk::AioContext::new().expect("a context");
+                let ctx = coblk::AioContext::for_test().expect("a context");
                 let backend = coblk::BlockBackend::new(&ctx, "drive", node);
                 let mut guest = Guest::on(ctx, backend);
                 for step in 0..16 {

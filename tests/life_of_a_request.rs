@@ -32,7 +32,7 @@ struct Scene {
 impl Scene {
     fn new(image: &Path) -> Scene {
         let pool = ThreadPool::new(1, 1).expect("limits that make sense");
-        let ctx = AioContext::builder().thread_pool(pool).build().expect("a context");
+        let ctx = AioContext::test_builder().thread_pool(pool).build().expect("a context");
         // Without reads in place, which need no worker.
         let file = File::options().in_place_reads(false).open(image).expect("an image");
         let node = BlockNode::new("disk0", file);

@@ -221,7 +221,7 @@ fn a_failed_request_leaves_the_connection() {
 fn a_context_may_end_before_its_server_and_clients() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("nbd.sock");
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
     let backend = BlockBackend::new(&ctx, "drive", node);
     let address = NbdAddress::Unix(path.clone());
@@ -255,7 +255,7 @@ fn poll_until_done<T: Send + 'static>(
 fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("nbd.sock");
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
     let backend = BlockBackend::new(&ctx, "drive", node);
     let address = NbdAddress::Unix(path.clone());

@@ -130,7 +130,7 @@ fn options_in_bulk_are_answered_over_several_turns_of_the_loop() {
     const REPLY: usize = 20 + "the option is not supported".len();
     let dir = tempfile::tempdir_in(PARENT).unwrap();
     let path = dir.path().join("nbd.sock");
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let address = NbdAddress::Unix(path.clone());
     let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
     let mut client = UnixStream::connect(path).unwrap();

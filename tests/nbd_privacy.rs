@@ -74,7 +74,7 @@ fn an_error_that_is_ignored_shows_nothing_of_other_clients() {
     let file = BlockNode::new("file0", File::options().open(&image).unwrap());
     let rules = Rules::new(1);
     rules.add(Rule::fail(libc::EIO).on(RequestKind::Read));
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk0", BlkDebug::new(file, rules));
     let backend = BlockBackend::new(&ctx, "drive", node);
     let ignored = ErrorPolicy::Ignore;

@@ -38,7 +38,7 @@ impl Alone {
     fn with_node(node: Arc<BlockNode>) -> Alone {
         let dir = tempfile::tempdir_in(PARENT).unwrap();
         let path = dir.path().join("nbd.sock");
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let backend = BlockBackend::new(&ctx, "drive", node);
         let address = NbdAddress::Unix(path.clone());
         let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();

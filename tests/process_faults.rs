@@ -37,7 +37,7 @@ fn a_worker_that_hangs_holds_up_nobody_else() {
     let dir = image_dir!();
     let image = sparse_image(dir.path(), "disk.img", 1 << 20);
     let pool = ThreadPool::new(0, 2).expect("limits that make sense");
-    let ctx = AioContext::builder().thread_pool(pool).build().expect("a context");
+    let ctx = AioContext::test_builder().thread_pool(pool).build().expect("a context");
     let (end, wait_for_end) = mpsc::channel::<()>();
     let ended = Rc::new(Cell::new(false));
     let told = Rc::clone(&ended);
@@ -63,7 +63,7 @@ fn without_io_uring_threads_take_over_and_a_warning_tells() {
     with_faults(test, TARGET.as_ref(), &["io_uring_setup:error=EPERM"], |dir| {
         let recording = Recording::begin();
         let image = sparse_image(dir, "disk.img", 1 << 20);
-        let ctx = AioContext::builder().wait_mode(WaitMode::Auto).build().expect("a context");
+        let ctx = AioContext::test_builder().wait_mode(WaitMode::Auto).build().expect("a context");
         for direct in [false, true] {
             let options = File::options().engine(Engine::IoUring).direct(direct);
             assert_works(&ctx, &drive(&ctx, options, &image), 1 + u8::from(direct));
@@ -72,7 +72,7 @@ fn without_io_uring_threads_take_over_and_a_warning_tells() {
         let events = recording.take();
         let told = events.iter().filter(|event| event.field("message") == "no io_uring");
         assert_eq!(told.count(), 1, "it is told once");
-        let forced = AioContext::builder().wait_mode(WaitMode::Ring).build();
+        let forced = AioContext::test_builder().wait_mode(WaitMode::Ring).build();
         assert_eq!(errno(forced), libc::EPERM, "who insists on a ring is told why there is none");
     });
 }
@@ -82,7 +82,7 @@ fn without_descriptors_open_drives_go_on() {
     let test = "without_descriptors_open_drives_go_on";
     with_few_descriptors(test, TARGET.as_ref(), 48, |dir| {
         let image = sparse_image(dir, "disk.img", 1 << 20);
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let drive = drive(&ctx, File::options(), &image);
         let other = sparse_image(dir, "other.img", 512);
         let mut open = Vec::new();
@@ -94,10 +94,10 @@ fn without_descriptors_open_drives_go_on() {
             assert!(open.len() < 48, "the limit does not hold");
         };
         assert!(error.contains("other.img") && error.contains("Too many open files"), "{error}");
-        assert_eq!(errno(AioContext::new()), libc::EMFILE);
+        assert_eq!(errno(AioContext::for_test()), libc::EMFILE);
         assert_works(&ctx, &drive, 7);
         open.truncate(open.len() / 2);
-        let other = AioContext::new().expect("a context, now that there are descriptors");
+        let other = AioContext::for_test().expect("a context, now that there are descriptors");
         assert_works(&ctx, &drive, 8);
         drop(other);
     });

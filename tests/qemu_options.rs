@@ -84,7 +84,7 @@ fn we_take(line: &str) -> Result<(), String> {
         false => NodeOptions::from_keyval(line),
     };
     let options = options.map_err(|error| error.to_string())?;
-    let (ctx, blockdevs) = (AioContext::new().expect("a context"), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().expect("a context"), Blockdevs::new());
     blockdevs.open(&ctx, options).map(drop).map_err(|error| error.to_string())
 }
 

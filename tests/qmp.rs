@@ -118,7 +118,7 @@ fn with_ours<R>(socket: &Path, code: impl FnOnce() -> R) -> R {
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, address) = (Arc::clone(&stop), SocketAddress::Unix(socket.to_owned()));
     let thread = std::thread::spawn(move || {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let table = CommandTable::new().into();
         let monitor = Monitor::listen(&ctx, &address, table, QmpOptions::default()).unwrap();
         while !flag.load(Ordering::Acquire) {

@@ -21,7 +21,7 @@ struct Scene {
 }
 
 fn scene(limits: BlockLimits) -> Scene {
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let probe = Probe::with_limits(SIZE, limits);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("node", probe.clone()));
     Scene { ctx, backend, probe }

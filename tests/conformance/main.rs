@@ -36,7 +36,7 @@ fn all_conform(world: &str, seed: u64, make: impl Fn() -> AioContext) {
 }
 
 fn waits_in(mode: WaitMode) -> AioContext {
-    AioContext::builder().wait_mode(mode).build().expect("a context")
+    AioContext::test_builder().wait_mode(mode).build().expect("a context")
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn drivers_conform_in_simulated_contexts() {
     for seed in seeds(1) {
         let options = SimulationOptions::new(seed).faults(faults);
         all_conform("simulated", seed, || {
-            AioContext::builder().simulated(options).build().expect("a context")
+            AioContext::test_builder().simulated(options).build().expect("a context")
         });
     }
 }

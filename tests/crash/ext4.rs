@@ -73,7 +73,7 @@ fn use_file_system(dir: &Path, seed: u64, lie: bool) -> Remains {
     let served = Served::with_node(tools::text(dir), |dir| {
         let image = sparse_image(dir, "disk.img", IMAGE_BYTES);
         let open = |path: &Path| BlockNode::new("file", File::options().open(path).unwrap());
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let logged = ctx.run(|co| BlkLogWrites::create(co, open(&image), open(&on))).unwrap();
         let logged = BlockNode::new("logged", logged);
         BlockNode::new("liar", Liar::new(logged, liar))

@@ -99,7 +99,7 @@ fn replays_agree(dir: &Path, left: &Remains) {
     let log = WriteLog::read(&left.log).expect("a log");
     let points: BTreeSet<usize> = log.flush_points().into_iter().chain([log.len()]).collect();
     let replayed = sparse_image(dir, "replayed.img", IMAGE_BYTES as u64);
-    let ctx = AioContext::new().expect("a context");
+    let ctx = AioContext::for_test().expect("a context");
     let open = |path: &Path| BlockNode::new("file", File::options().open(path).expect("a file"));
     let (ours, image) = (open(&left.log), open(&replayed));
     ctx.run(|co| {

@@ -71,7 +71,7 @@ fn main() -> io::Result<()> {
     let options = options().ok_or_else(|| {
         io::Error::other("crash-writer IMAGE threads|io_uring buffered|direct SEED [LOG [lie]]")
     })?;
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     let node = open(&ctx, &options)?;
     let sectors = node.length() / SECTOR_BYTES as u64;
     let log = options.log.map(fs::File::open).transpose()?;

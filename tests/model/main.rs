@@ -42,7 +42,7 @@ fn errors() -> Faults {
 }
 
 fn context() -> AioContext {
-    AioContext::new().expect("a context")
+    AioContext::for_test().expect("a context")
 }
 
 /// A simulated context whose system calls go wrong like this.
@@ -51,7 +51,7 @@ fn simulated(seed: u64, faults: Faults) -> AioContext {
         max_delay: Duration::from_micros(50),
         ..SimulationOptions::new(seed).faults(faults)
     };
-    AioContext::builder().simulated(options).build().expect("a context")
+    AioContext::test_builder().simulated(options).build().expect("a context")
 }
 
 fn open(image: &Path, options: FileOptions) -> Arc<BlockNode> {

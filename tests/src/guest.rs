@@ -34,7 +34,7 @@ impl Guest {
     /// A guest whose disk is `image`, opened in this way.
     #[track_caller]
     pub fn new(image: &Path, options: FileOptions) -> Guest {
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let file = options.open(image).expect("an image");
         let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
         Guest::on(ctx, backend)

@@ -61,7 +61,7 @@ impl Served {
         let (tell, told) = mpsc::channel();
         let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let backend = BlockBackend::new(&ctx, "drive", node);
             let server = NbdServer::listen(&ctx, &address, options).unwrap();
             let export = NbdExport::new("disk", backend.clone()).description("a test image");

@@ -14,6 +14,7 @@ use slab::Slab;
 
 use crate::context::AioContext;
 use crate::node::{LocalList, Node, NodeKind};
+use crate::panics::{Culprit, drop_reporting};
 use crate::shared::Shared;
 
 /// The node is on a list, local or remote; nobody may push it again.
@@ -53,11 +54,10 @@ impl Bh {
 
     /// # Safety
     /// Home thread only.
-    unsafe fn clear_callback(&self) {
-        // SAFETY: as in `callback`. Taken first and dropped after: a destructor in it may come
-        // back to this bottom half.
-        let callback = unsafe { (*self.callback.get()).take() };
-        drop(callback);
+    unsafe fn take_callback(&self) -> Option<Callback> {
+        // SAFETY: as in `callback`. It is dropped by the caller: a destructor in it may come back
+        // to this bottom half.
+        unsafe { (*self.callback.get()).take() }
     }
 
     /// Marks it wanted. Returns the node to push if it was on no list; the node then holds a
@@ -91,7 +91,9 @@ unsafe fn run_bh(node: NonNull<Node>, ctx: &AioContext) -> bool {
     }
     // SAFETY: `run` is called on the home thread.
     match unsafe { bh.callback() } {
-        Some(callback) => callback(ctx),
+        Some(callback) => {
+            ctx.inner().panics.blaming(Culprit::BottomHalf(bh.name), || callback(ctx));
+        }
         None => return false,
     }
     flags & IDLE == 0
@@ -149,18 +151,18 @@ impl BhQueues {
     }
 
     /// The context ends: no callback runs any more, what is scheduled is discarded.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self, context: &str) {
         self.closed.set(true);
-        let live = std::mem::take(&mut *self.live.borrow_mut());
-        for (_, bh) in live {
-            // SAFETY: the home thread closes its context.
-            unsafe { bh.clear_callback() };
+        // A destructor may make more of them.
+        while !self.live.borrow().is_empty() {
+            let live = std::mem::take(&mut *self.live.borrow_mut());
+            for (_, bh) in live {
+                // SAFETY: the home thread closes its context.
+                drop_reporting(context, unsafe { bh.take_callback() });
+            }
         }
         for list in [&self.running, &self.pending, &self.idle] {
-            while let Some(node) = list.pop() {
-                // SAFETY: taken from a list that is served no more.
-                unsafe { Node::discard(node) };
-            }
+            list.discard_all(context);
         }
     }
 }
@@ -241,10 +243,11 @@ impl Drop for BottomHalf {
     fn drop(&mut self) {
         self.cancel();
         // SAFETY: a `BottomHalf` is not `Send`; this is the home thread.
-        unsafe { self.bh.clear_callback() };
+        let callback = unsafe { self.bh.take_callback() };
         if !self.queues.closed.get() {
             self.queues.live.borrow_mut().remove(self.key);
         }
+        drop(callback);
     }
 }
 
@@ -295,7 +298,8 @@ pub(crate) fn one_shot<F: FnOnce(&AioContext) + 'static>(callback: F) -> NonNull
 unsafe fn run_one_shot<F: FnOnce(&AioContext)>(node: NonNull<Node>, ctx: &AioContext) -> bool {
     // SAFETY: boxed with this type in `one_shot`, and run or discarded once.
     let one_shot = unsafe { Box::from_raw(node.cast::<OneShot<F>>().as_ptr()) };
-    (one_shot.callback)(ctx);
+    let culprit = Culprit::Other("a scheduled callback");
+    ctx.inner().panics.blaming(culprit, || (one_shot.callback)(ctx));
     true
 }
 

@@ -4,6 +4,7 @@
 //! context, putting work on it, and ending it.
 
 mod builder;
+mod testing;
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -17,10 +18,11 @@ use std::time::Duration;
 use coblk_coroutine::{Coroutine, CoroutineState};
 
 use crate::bottom_half::{self, BhQueues, BottomHalf};
-use crate::co::{Co, Task, TaskList};
+use crate::co::{Co, Release, TaskList};
 use crate::debugger;
 use crate::fd_handler::FdHandlers;
 use crate::handle::AioHandle;
+use crate::panics::{self, Culprit, Panics, call_reporting};
 use crate::plug::PlugState;
 use crate::polling::Polling;
 use crate::ring::{Ring, WaitMode};
@@ -65,6 +67,11 @@ pub use builder::AioContextBuilder;
 /// C65), then unwinds the coroutines that are still suspended, then deletes everything else.
 /// Bottom halves that still have an owner are reported by name (contract: C39). A context must not
 /// be dropped from inside one of its own coroutines; if it is, it is leaked, with an error event.
+///
+/// # Fork
+/// A context, its handles and a [`ThreadPool`] belong to the process that made them. In a process
+/// that is forked from it their use panics with a message that says so, and dropping them does
+/// nothing. So fork before the first of them is made, or call exec next.
 #[repr(transparent)]
 pub struct AioContext {
     inner: NonNull<Inner>,
@@ -90,6 +97,7 @@ pub(crate) struct Inner {
     tasks: TaskList,
     coarse_ns: Cell<i64>,
     pub(crate) turn: TurnClock,
+    pub(crate) panics: Panics,
     thread_pool: ThreadPool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
@@ -279,9 +287,12 @@ impl AioContext {
     /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes
     /// on with it. `name` is for events and messages.
     ///
+    /// A panic of `entry` is the loop's ([`PanicPolicy`](crate::PanicPolicy)).
+    ///
     /// # Panics
-    /// If `entry` panics before it first suspends; a later panic reaches whoever resumes it,
-    /// normally [`poll`](Self::poll). Also if there is no memory for a stack.
+    /// If there is no memory for a stack; see [`try_spawn`](Self::try_spawn). With
+    /// [`PanicPolicy::Stop`](crate::PanicPolicy::Stop), if `entry` panics before it first suspends;
+    /// a later panic reaches what resumes it, normally [`poll`](Self::poll).
     // Always inlined: the processor predicts the return of each frame around a switch of stacks for
     // the other stack, and wrongly.
     #[inline(always)]
@@ -289,7 +300,34 @@ impl AioContext {
         // SAFETY: `entry` borrows nothing.
         let coroutine = unsafe { self.create(name, entry) };
         trace_event!("aio_coroutine_enter", coroutine = name);
-        coroutine.resume();
+        panics::resume(&coroutine, self.inner().panics.policy);
+    }
+
+    /// [`spawn`](Self::spawn), for a request that has to fail if there is no memory for it. `entry`
+    /// is dropped then; a request that has to be answered may ask
+    /// [`ensure_stack`](Self::ensure_stack) first.
+    ///
+    /// # Errors
+    /// ENOMEM or its like if there is no memory for a stack.
+    #[inline(always)]
+    pub fn try_spawn(
+        &self,
+        name: &'static str,
+        entry: impl FnOnce(&Co<'_>) + 'static,
+    ) -> io::Result<()> {
+        self.ensure_stack()?;
+        self.spawn(name, entry);
+        Ok(())
+    }
+
+    /// Makes sure that there is a stack for the next coroutine of this thread, so that
+    /// [`spawn`](Self::spawn) finds one. Costs next to nothing if one is idle.
+    ///
+    /// # Errors
+    /// ENOMEM or its like if there is no memory for one.
+    #[inline]
+    pub fn ensure_stack(&self) -> io::Result<()> {
+        coblk_coroutine::ensure_stack()
     }
 
     /// A coroutine that has not run yet.
@@ -298,14 +336,16 @@ impl AioContext {
     /// What `entry` borrows outlives the coroutine's run.
     #[inline]
     unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
+        self.inner().shared.assert_own_process();
         let task = self.inner().tasks.acquire(self.inner, name);
-        let release = Release { inner: self.inner, task };
+        // SAFETY: just acquired, and moved into the closure.
+        let release = unsafe { Release::new(self.inner, task) };
         // SAFETY: passed on to the caller.
         let coroutine = unsafe {
             Coroutine::new_unchecked(name, move |suspender| {
-                // Dropped last, also when `entry` unwinds.
-                let release = release;
-                entry(&Co::new(release.task, suspender));
+                // What `entry` captured is gone before, also when it unwinds.
+                let co = Co::new(release, suspender);
+                entry(&co);
             })
         };
         // SAFETY: just acquired.
@@ -330,9 +370,10 @@ impl AioContext {
         });
         // Not before the guard is there: this may panic on behalf of another coroutine.
         trace_event!("aio_coroutine_enter", coroutine = coroutine.0.name());
-        self.inner().turn.begin();
-        coroutine.0.resume();
-        self.inner().turn.end();
+        {
+            let _turn = self.inner().turn.begin();
+            panics::resume(&coroutine.0, self.inner().panics.policy);
+        }
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
@@ -366,27 +407,12 @@ impl Drop for UnwindOnDrop {
     }
 }
 
-/// Gives a task back when its coroutine's closure is gone, run or not.
-// Aligned, so that it does not move what is captured with it off the 16-byte pieces that closures
-// are copied in; a load across two fresh pieces has to wait for both.
-#[repr(align(16))]
-struct Release {
-    inner: NonNull<Inner>,
-    task: NonNull<Task>,
-}
-
-impl Drop for Release {
-    #[inline]
-    fn drop(&mut self) {
-        trace_event!("coroutine_terminate");
-        // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
-        // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
-        unsafe { self.inner.as_ref().tasks.release(self.task) };
-    }
-}
-
 impl Drop for AioContext {
     fn drop(&mut self) {
+        if !self.inner().shared.is_own_process() {
+            // The kernel's objects are the parent's too, and jobs will never come home.
+            return;
+        }
         if self.inner().tasks.any_entered() {
             tracing::error!(context = self.name(), "dropped from inside its own coroutine; leaked");
             return;
@@ -399,12 +425,14 @@ impl Drop for AioContext {
             tracing::error!(context = self.name(), "could not end its coroutines; leaked");
             return;
         }
+        let name = &self.inner().shared.name;
         self.inner().polling.close(self);
         for name in self.inner().queues.live_names() {
             tracing::error!(context = self.name(), bottom_half = name, "ends with a bottom half");
         }
-        drop(self.inner().fds.close());
-        self.inner().queues.close();
+        self.inner().fds.close(name);
+        self.inner().timers.close(name);
+        self.inner().queues.close(name);
         self.inner().shared.close();
         self.inner().link.inner.set(None);
         debugger::unregister(self.inner.addr().get());
@@ -418,18 +446,18 @@ impl AioContext {
     /// Completes all jobs and unwinds all coroutines, until neither is left: callbacks may spawn
     /// and destructors may submit. False if a coroutine refuses to end.
     fn wind_down(&self) -> bool {
-        let report = |panicked: bool| {
-            if panicked {
-                // The hook has reported what; there is nobody here whom it could go on to.
-                tracing::error!(context = self.name(), "a panic while it ends");
-            }
-        };
         loop {
             while self.inner().aio_jobs.get() > 0 {
-                report(catch_unwind(AssertUnwindSafe(|| self.poll(true))).is_err());
+                let culprit = Culprit::Other("a callback, at the end of the context");
+                call_reporting(self.name(), culprit, || {
+                    self.poll(true);
+                });
             }
             let Some(coroutine) = self.inner().tasks.first_live() else { return true };
-            report(catch_unwind(AssertUnwindSafe(|| coroutine.unwind())).is_err());
+            // Another context's coroutine that runs now may have woken it.
+            coroutine.take_back_wake();
+            let culprit = Culprit::Coroutine(coroutine.name());
+            call_reporting(self.name(), culprit, || coroutine.unwind());
             if coroutine.state() != CoroutineState::Terminated {
                 return false;
             }

@@ -121,7 +121,7 @@ mod tests {
         // A name so long that no neighbour's context is mistaken for it.
         let name = "n".repeat(1234);
         let ours = || names().into_iter().filter(|it| it.ends_with(" 1234")).count();
-        let ctx = AioContext::builder().name(&name).build().unwrap();
+        let ctx = AioContext::test_builder().name(&name).build().unwrap();
         assert_eq!(ours(), 1);
         let moved = Box::new(ctx);
         assert_eq!(ours(), 1);

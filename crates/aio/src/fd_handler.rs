@@ -22,6 +22,7 @@ use slab::Slab;
 
 use crate::context::{AioContext, ContextLink};
 use crate::event_notifier::EventNotifier;
+use crate::panics::{Culprit, drop_reporting};
 use crate::polling::{BusyPoll, PollHook};
 use crate::sys;
 use crate::trace_event;
@@ -93,6 +94,10 @@ struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.context.with(|ctx| {
+            if !ctx.inner().shared.is_own_process() {
+                // The registration is the parent's as well.
+                return;
+            }
             let handler = ctx.inner().fds.remove(self.key, self.fd);
             if let Some(hook) = handler.as_ref().and_then(|handler| handler.hook.as_ref()) {
                 ctx.inner().polling.forget(ctx, hook);
@@ -307,11 +312,16 @@ impl FdHandlers {
         Some(handler)
     }
 
-    /// The context ends: removes all handlers, and returns what is to be dropped without a borrow.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
-        let handlers = std::mem::take(&mut *self.handlers.borrow_mut());
-        handlers.iter().for_each(|(_, handler)| handler.removed.set(true));
-        (handlers, std::mem::take(&mut *self.ready.borrow_mut()))
+    /// The context ends: removes all handlers.
+    pub(crate) fn close(&self, context: &str) {
+        drop(self.ready.take());
+        while !self.is_empty() {
+            let handlers = std::mem::take(&mut *self.handlers.borrow_mut());
+            for (_, handler) in handlers {
+                handler.removed.set(true);
+                drop_reporting(context, handler);
+            }
+        }
     }
 
     /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever. Returns
@@ -353,16 +363,27 @@ impl FdHandlers {
     /// Calls the handlers of all queued events; a nested poll goes on with the same queue.
     pub(crate) fn dispatch(&self, ctx: &AioContext) -> bool {
         let mut progress = false;
+        if !self.has_ready() {
+            return progress;
+        }
+        let panicked = ctx.inner().shield(|| progress |= self.dispatch_all(ctx));
+        progress | panicked
+    }
+
+    fn dispatch_all(&self, ctx: &AioContext) -> bool {
+        let mut progress = false;
         loop {
             let Some((handler, readiness)) = self.ready.borrow_mut().pop_front() else {
                 return progress;
             };
             if !handler.removed.get() {
                 trace_event!("aio_dispatch_fd", fd = handler.fd);
-                if let Some(hook) = &handler.hook {
-                    ctx.inner().polling.activate(ctx, hook);
-                }
-                (handler.callback)(ctx, readiness);
+                ctx.inner().panics.blaming(Culprit::FdHandler(handler.fd), || {
+                    if let Some(hook) = &handler.hook {
+                        ctx.inner().polling.activate(ctx, hook);
+                    }
+                    (handler.callback)(ctx, readiness);
+                });
                 progress = true;
             }
         }

@@ -73,9 +73,13 @@ impl Co<'_> {
 
 /// Why a spawned coroutine has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpawnError {
-    /// It panicked; the panic was logged.
+    /// It panicked; what its context does about that is its
+    /// [`PanicPolicy`](crate::PanicPolicy).
     Panicked,
+    /// There was no memory for its stack.
+    NoMemory,
     /// Its context ended before it did.
     ContextGone,
 }
@@ -84,6 +88,7 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Panicked => "the coroutine panicked",
+            Self::NoMemory => "there is no memory for the coroutine's stack",
             Self::ContextGone => "the context ended before the coroutine did",
         })
     }

@@ -1,5 +1,6 @@
 //! [`AioHandle`]: a context as other threads see it.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use crate::bottom_half;
@@ -36,11 +37,18 @@ impl AioHandle {
     ) -> Spawned<R> {
         let (promise, spawned) = promise();
         self.schedule(move |ctx| {
-            ctx.spawn(name, move |co| {
-                promise.fulfil(co.catch_unwind(|| entry(co)).map_err(|_| {
-                    tracing::error!(coroutine = name, "spawned coroutine panicked");
-                    SpawnError::Panicked
-                }));
+            let spawned = ctx.ensure_stack();
+            if let Err(error) = spawned {
+                tracing::error!(coroutine = name, %error, "no stack for a spawned coroutine");
+                return promise.fulfil(Err(SpawnError::NoMemory));
+            }
+            ctx.spawn(name, move |co| match co.catch_unwind(|| entry(co)) {
+                Ok(value) => promise.fulfil(Ok(value)),
+                Err(panic) => {
+                    promise.fulfil(Err(SpawnError::Panicked));
+                    // The loop's policy is for this, too.
+                    resume_unwind(panic);
+                }
             });
         });
         spawned
@@ -59,6 +67,10 @@ impl AioHandle {
     /// Whether the context is gone, so that work given to it is dropped.
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed()
+    }
+
+    pub(crate) fn is_own_process(&self) -> bool {
+        self.shared.is_own_process()
     }
 
     /// The context's name.

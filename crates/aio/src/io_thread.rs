@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use crate::context::{AioContext, AioContextBuilder};
 use crate::handle::AioHandle;
+use crate::{panics, sys};
 
 /// A thread with an [`AioContext`] of its own, for devices that shall not share the main loop.
 ///
@@ -21,7 +22,13 @@ use crate::handle::AioHandle;
 /// ```
 ///
 /// Dropping it ends the loop after the poll it is in, ends the context (see
-/// [`AioContext`]), and waits for the thread.
+/// [`AioContext`]), and waits for the thread, unless it is dropped on that thread itself.
+/// [`join`](Self::join) also says how it ended.
+///
+/// A panic of what the loop runs is reported, and the loop goes on
+/// ([`PanicPolicy`](crate::PanicPolicy)). The thread blocks signals, so that those of the process
+/// reach the threads that handle them.
+#[must_use = "dropping it ends the thread"]
 pub struct IoThread {
     handle: AioHandle,
     stop: Arc<AtomicBool>,
@@ -50,16 +57,18 @@ impl IoThread {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = mpsc::sync_channel(1);
         let (thread_name, stop_in_thread) = (name.to_owned(), Arc::clone(&stop));
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-                match builder().name(thread_name).build() {
-                    Ok(ctx) => {
-                        let _ = sender.send(Ok(ctx.handle()));
-                        ctx.run_until(|| stop_in_thread.load(Ordering::Acquire));
-                    }
-                    Err(error) => drop(sender.send(Err(error))),
-                }
-            })?;
+        let run = move || match builder().name(thread_name).build() {
+            Ok(ctx) => {
+                let _ = sender.send(Ok(ctx.handle()));
+                ctx.run_until(|| stop_in_thread.load(Ordering::Acquire));
+            }
+            Err(error) => drop(sender.send(Err(error))),
+        };
+        let thread = {
+            // The thread inherits the mask, so no signal finds it before it can block any.
+            let _blocked = sys::SignalsBlocked::here();
+            std::thread::Builder::new().name(name.to_owned()).spawn(run)?
+        };
         let handle = receiver.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
         Ok(IoThread { handle, stop, thread: Some(thread) })
     }
@@ -68,16 +77,40 @@ impl IoThread {
     pub fn handle(&self) -> &AioHandle {
         &self.handle
     }
+
+    /// Whether the thread has ended: by itself it does so only by a panic
+    /// ([`PanicPolicy::Stop`](crate::PanicPolicy::Stop)).
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Ends the loop and the context as dropping does, waits for the thread, and says how it ended.
+    ///
+    /// # Errors
+    /// With what the panic carries that ended the thread. On the thread itself, which cannot wait
+    /// for its own end, with a message; it then ends all the same.
+    pub fn join(mut self) -> std::thread::Result<()> {
+        self.end().unwrap_or_else(|| Err(Box::new("an IoThread cannot join itself")))
+    }
+
+    /// `None` on the thread itself.
+    fn end(&mut self) -> Option<std::thread::Result<()>> {
+        self.stop.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else { return Some(Ok(())) };
+        if !self.handle.is_own_process() {
+            // A forked process has none of its parent's threads.
+            return None;
+        }
+        self.handle.notify();
+        (thread.thread().id() != std::thread::current().id()).then(|| thread.join())
+    }
 }
 
 impl Drop for IoThread {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.handle.notify();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(context = self.handle.name(), "the context's thread panicked");
+        if let Some(Err(panic)) = self.end() {
+            let (context, message) = (self.handle.name(), panics::message(&*panic));
+            tracing::error!(context, message, "a panic has ended the context's thread");
         }
     }
 }

@@ -32,6 +32,7 @@ mod io_vector;
 #[cfg(all(test, loom))]
 mod models;
 mod node;
+mod panics;
 mod plug;
 mod poll;
 mod polling;
@@ -56,6 +57,7 @@ pub use future::{SpawnError, Spawned};
 pub use handle::AioHandle;
 pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
+pub use panics::PanicPolicy;
 pub use plug::Plug;
 pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
 pub use ring::{RingFd, RingFile, WaitMode};

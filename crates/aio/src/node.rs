@@ -19,6 +19,7 @@ use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicPtr, Ordering};
 use crate::context::AioContext;
+use crate::panics::drop_reporting;
 
 /// What a kind of node does when its turn comes.
 pub(crate) struct NodeKind {
@@ -105,6 +106,11 @@ impl LocalList {
         Some(node)
     }
 
+    /// The one that [`pop`](Self::pop) would take.
+    pub(crate) fn first(&self) -> Option<NonNull<Node>> {
+        NonNull::new(self.head.get())
+    }
+
     /// Moves everything from `other` to the end of this list.
     #[inline]
     pub(crate) fn append(&self, other: &LocalList) {
@@ -116,6 +122,20 @@ impl LocalList {
             Some(tail) => unsafe { tail.as_ref().set_next(first.as_ptr()) },
         }
         self.tail.set(last);
+    }
+
+    /// The context is gone: discards all that is here, whatever panics.
+    pub(crate) fn discard_all(&self, context: &str) {
+        struct Discard(NonNull<Node>);
+        impl Drop for Discard {
+            fn drop(&mut self) {
+                // SAFETY: just taken from a list that is served no more.
+                unsafe { Node::discard(self.0) };
+            }
+        }
+        while let Some(node) = self.pop() {
+            drop_reporting(context, Discard(node));
+        }
     }
 
     /// Takes `node` out if it is here. Walks the list: for the rare cancellation only.

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use crate::context::AioContext;
+use crate::panics::Culprit;
 
 /// One deferred call; function and argument are its identity.
 struct Call {
@@ -42,7 +43,9 @@ impl AioContext {
     }
 
     /// Calls `function` with `argument`: at once outside a section, at the end of the outermost
-    /// section inside one, and then once for the same function and argument (contract: C73).
+    /// section inside one, and then once for the same function and argument (contract: C73). A
+    /// panic of one does not keep the others from being called; it is the loop's
+    /// ([`PanicPolicy`](crate::PanicPolicy)).
     pub fn defer_call<T: 'static>(&self, function: fn(&AioContext, &T), argument: &Rc<T>) {
         let plug = &self.inner().plug;
         if plug.depth.get() == 0 {
@@ -72,9 +75,8 @@ impl Drop for Plug<'_> {
             return;
         }
         let calls = std::mem::take(&mut *plug.calls.borrow_mut());
-        for call in calls {
-            (call.run)(self.ctx);
-        }
+        let calls = calls.into_iter().map(|call| || (call.run)(self.ctx));
+        self.ctx.inner().call_all(Culprit::Other("a deferred call"), calls);
     }
 }
 
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn c73_deferred_calls_run_once_at_the_outermost_end() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let (a, b) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         ctx.defer_call(count, &a);
         assert_eq!(a.get(), 1, "immediate outside a section");

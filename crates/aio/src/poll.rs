@@ -1,15 +1,25 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
 use std::io;
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
 use crate::node::Node;
+use crate::panics;
 use crate::ring::Ring;
+use crate::sys;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
 const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// After how long without anything to do a loop gives back the memory of stacks that are idle.
+const STACK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
+/// calculation with it take is not a time that anything comes back from.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
@@ -18,11 +28,13 @@ impl AioContext {
     /// without progress, when it was notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
-    /// what the outer one has left (contract: C36).
+    /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
+    /// is not resumed meanwhile; coroutines that it has woken run before the poll, and its callbacks
+    /// run as outside of any coroutine.
     ///
     /// # Panics
-    /// With what a callback or a coroutine panics with. What was scheduled behind it is not lost:
-    /// the next poll runs it.
+    /// With [`PanicPolicy::Stop`](crate::PanicPolicy::Stop), with what a callback or a coroutine
+    /// panics with. What was scheduled behind it is not lost: the next poll runs it.
     pub fn poll(&self, blocking: bool) -> bool {
         self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
     }
@@ -36,13 +48,37 @@ impl AioContext {
     /// One poll that waits at most that long, `None` for as long as it takes.
     #[inline]
     fn poll_at_most(&self, limit: Option<Duration>) -> bool {
+        // Whatever needs a longer time comes back anyway.
+        let limit = limit.map(|limit| limit.min(MAX_WAIT));
+        if coblk_coroutine::in_coroutine() {
+            return self.poll_in_coroutine(limit);
+        }
+        self.poll_outside(limit)
+    }
+
+    /// The coroutine does not suspend while it polls. So those that it has woken run now, and those
+    /// that callbacks wake, as outside of any coroutine, at once.
+    #[cold]
+    fn poll_in_coroutine(&self, limit: Option<Duration>) -> bool {
+        let (policy, mut first) = (self.inner().panics.policy, None);
+        coblk_coroutine::serve_woken(|name, payload| {
+            panics::keep_or_report(name, payload, policy, &mut first);
+        });
+        if let Some(payload) = first {
+            resume_unwind(payload);
+        }
+        coblk_coroutine::outside(|| self.poll_outside(limit))
+    }
+
+    #[inline]
+    fn poll_outside(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
+        inner.shared.assert_own_process();
         inner.wait(limit);
-        inner.turn.begin();
+        let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
-        inner.turn.end();
         bottom_halves | handlers | timers
     }
 }
@@ -122,11 +158,24 @@ impl Inner {
                 return self.collect_events();
             }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
+            let first = Some(STACK_PATIENCE).filter(|first| {
+                timeout.is_none_or(|timeout| timeout > *first) && coblk_coroutine::has_idle_memory()
+            });
             let kicked = match self.made_ring() {
-                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
-                _ => self.fds.wait(timeout)?,
+                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, first.or(timeout))?,
+                _ => self.fds.wait(first.or(timeout))?,
             };
             let notified = self.shared.accept_notifications();
+            if first.is_some() && !kicked && !notified && !self.has_work() && self.is_idle() {
+                // Coroutines that come next need the tops of their stacks, and these stay.
+                coblk_coroutine::release_idle_memory();
+                self.refresh_coarse_clock();
+                timeout = match timeout {
+                    Some(timeout) if limited => Some(timeout - STACK_PATIENCE),
+                    _ => self.sleep_timeout(),
+                };
+                continue;
+            }
             // Woken for something that has been served already: see `shared.rs`. With a limit of
             // its own the caller counts on coming back, and loops anyway.
             if !kicked || notified || limited || self.has_work() {
@@ -137,6 +186,12 @@ impl Inner {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether the turn that sleeps has lasted for long.
+    fn is_idle(&self) -> bool {
+        let turn_ns = sys::coarse_clock_ns() - self.coarse_ns();
+        u128::try_from(turn_ns).is_ok_and(|turn_ns| turn_ns >= STACK_PATIENCE.as_nanos())
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).
@@ -195,11 +250,16 @@ impl Inner {
         running.append(&self.queues.pending);
         self.shared.take_remote(running);
         running.append(&self.queues.idle);
-        let mut progress = false;
-        while let Some(node) = running.pop() {
-            // SAFETY: just taken from the list, by the home thread.
-            progress |= unsafe { Node::run(node, self.me()) };
+        if running.is_empty() {
+            return false;
         }
-        progress
+        let mut progress = false;
+        let panicked = self.shield(|| {
+            while let Some(node) = running.pop() {
+                // SAFETY: just taken from the list, by the home thread.
+                progress |= unsafe { Node::run(node, self.me()) };
+            }
+        });
+        progress | panicked
     }
 }

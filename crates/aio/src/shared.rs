@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use crate::atomic::{AtomicU8, Ordering, model_fence};
 use crate::node::{LocalList, Node, RemoteList};
+use crate::sys::OwnProcess;
 use crate::trace_event;
 
 /// The home thread has announced that it is about to sleep, or sleeps.
@@ -59,6 +60,7 @@ pub(crate) struct Shared<K = mio::Waker> {
     closed: AtomicU8,
     waker: K,
     home_thread: ThreadToken,
+    process: OwnProcess,
     pub(crate) name: String,
 }
 
@@ -70,6 +72,7 @@ impl<K: Kick> Shared<K> {
             closed: AtomicU8::new(0),
             waker,
             home_thread: ThreadToken::current(),
+            process: OwnProcess::new(),
             name,
         }
     }
@@ -77,6 +80,20 @@ impl<K: Kick> Shared<K> {
     #[inline]
     pub(crate) fn is_home_thread(&self) -> bool {
         self.home_thread == ThreadToken::current()
+    }
+
+    /// Whether the caller's process is the one that made the context.
+    #[inline]
+    pub(crate) fn is_own_process(&self) -> bool {
+        self.process.is_here()
+    }
+
+    /// # Panics
+    /// In a process that was forked from the one that made the context.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn assert_own_process(&self) {
+        self.process.assert_here("context", &self.name);
     }
 
     /// Schedules a node from any thread; wakes the loop only if it sleeps.
@@ -87,6 +104,7 @@ impl<K: Kick> Shared<K> {
     /// # Safety
     /// The rule of `node.rs`.
     pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) {
+        self.assert_own_process();
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();
@@ -109,6 +127,7 @@ impl<K: Kick> Shared<K> {
 
     /// Makes the loop return from, or not enter, its wait.
     pub(crate) fn notify(&self) {
+        self.assert_own_process();
         let before = self.state.fetch_or(NOTIFIED, Ordering::SeqCst);
         if before == SLEEPING {
             self.kick();
@@ -171,10 +190,7 @@ impl<K: Kick> Shared<K> {
         while !self.remote.is_empty() {
             let list = LocalList::new();
             self.remote.take_all(&list);
-            while let Some(node) = list.pop() {
-                // SAFETY: just taken, and the context is gone.
-                unsafe { Node::discard(node) };
-            }
+            list.discard_all(&self.name);
         }
     }
 }

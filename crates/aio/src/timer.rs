@@ -9,13 +9,17 @@ use std::collections::BinaryHeap;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 use crate::context::AioContext;
+use crate::panics::{Culprit, drop_reporting};
 use crate::simulation::Simulation;
 
 type Callback = Rc<dyn Fn(&AioContext)>;
 
 /// What a timer's handle and the list share.
 struct Entry {
+    key: Cell<usize>,
     callback: RefCell<Option<Callback>>,
     deadline_ns: Cell<i64>,
     /// Which arming is in force; 0 when disarmed. An item in the heap with another number is
@@ -68,6 +72,9 @@ impl Ord for Item {
 pub(crate) struct TimerList {
     clock: Clock,
     heap: RefCell<BinaryHeap<Item>>,
+    /// All timers that there are.
+    live: RefCell<Slab<Weak<Entry>>>,
+    closed: Cell<bool>,
     armings: Cell<u64>,
     /// Stale items in the heap, which is rebuilt when they are the majority.
     stale: Cell<usize>,
@@ -81,6 +88,8 @@ impl TimerList {
         TimerList {
             clock,
             heap: RefCell::new(BinaryHeap::new()),
+            live: RefCell::new(Slab::new()),
+            closed: Cell::new(false),
             armings: Cell::new(0),
             stale: Cell::new(0),
             pass_ns: Cell::new(-1),
@@ -121,12 +130,18 @@ impl TimerList {
         let now_ns = self.now_ns();
         self.pass_ns.set(now_ns);
         let mut progress = false;
+        let panicked = ctx.inner().shield(|| progress |= self.run_due_at(ctx, now_ns));
+        progress | panicked
+    }
+
+    fn run_due_at(&self, ctx: &AioContext, now_ns: i64) -> bool {
+        let mut progress = false;
         while let Some(entry) = self.pop_due(now_ns) {
             // Removed before its callback, which may arm it again (contract: C50).
             entry.armed.set(0);
             let callback = entry.callback.borrow().clone();
             if let Some(callback) = callback {
-                callback(ctx);
+                ctx.inner().panics.blaming(Culprit::Other("a timer"), || callback(ctx));
                 progress = true;
             }
         }
@@ -151,8 +166,24 @@ impl TimerList {
         }
     }
 
+    /// The context ends: no timer fires any more, and none keeps its callback.
+    pub(crate) fn close(&self, context: &str) {
+        self.closed.set(true);
+        while !self.live.borrow().is_empty() {
+            let live = std::mem::take(&mut *self.live.borrow_mut());
+            for entry in live.iter().filter_map(|(_, entry)| entry.upgrade()) {
+                entry.armed.set(0);
+                drop_reporting(context, entry.callback.take());
+            }
+        }
+        drop(self.heap.take());
+    }
+
     fn arm(&self, entry: &Rc<Entry>, deadline_ns: i64) {
         self.disarm(entry);
+        if self.closed.get() {
+            return;
+        }
         let deadline_ns = deadline_ns.max(self.pass_ns.get().saturating_add(1));
         let number = self.armings.get() + 1;
         self.armings.set(number);
@@ -186,16 +217,19 @@ pub struct Timer {
 
 impl Timer {
     pub(crate) fn new(list: &Rc<TimerList>, callback: Callback) -> Timer {
-        let entry = Entry {
+        let entry = Rc::new(Entry {
+            key: Cell::new(0),
             callback: RefCell::new(Some(callback)),
             deadline_ns: Cell::new(0),
             armed: Cell::new(0),
-        };
-        Timer { entry: Rc::new(entry), list: Rc::clone(list) }
+        });
+        entry.key.set(list.live.borrow_mut().insert(Rc::downgrade(&entry)));
+        Timer { entry, list: Rc::clone(list) }
     }
 
     /// Arms it for an instant of the context's clock ([`AioContext::now_ns`]); a deadline in the
-    /// past, also a negative one, means now (contract: C51). Replaces an earlier arming.
+    /// past, also a negative one, means now (contract: C51). Replaces an earlier arming. Without
+    /// effect if the context is gone.
     pub fn arm_at_ns(&self, deadline_ns: i64) {
         self.list.arm(&self.entry, deadline_ns);
     }
@@ -228,6 +262,9 @@ impl Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         self.cancel();
+        if !self.list.closed.get() {
+            self.list.live.borrow_mut().remove(self.entry.key.get());
+        }
         // Taken first and dropped after the borrow: its destructors may come back here.
         let callback = self.entry.callback.borrow_mut().take();
         drop(callback);

@@ -17,14 +17,22 @@ impl TurnClock {
         TurnClock(Cell::new(OUTSIDE))
     }
 
+    /// A turn goes on until what this returns is dropped, also by a panic.
     #[inline]
-    pub(crate) fn begin(&self) {
+    pub(crate) fn begin(&self) -> Turn<'_> {
         self.0.set(UNASKED);
+        Turn(self)
     }
+}
 
+/// A turn that goes on.
+#[must_use]
+pub(crate) struct Turn<'a>(&'a TurnClock);
+
+impl Drop for Turn<'_> {
     #[inline]
-    pub(crate) fn end(&self) {
-        self.0.set(OUTSIDE);
+    fn drop(&mut self) {
+        self.0.0.set(OUTSIDE);
     }
 }
 
@@ -57,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_turn_has_one_time_and_the_next_another() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let seen = Rc::new(Cell::new(0));
         for _ in 0..3 {
             let seen = Rc::clone(&seen);
@@ -81,7 +89,7 @@ mod tests {
     #[test]
     fn a_timer_sees_the_time_after_the_wait() {
         let options = SimulationOptions::new(1);
-        let ctx = AioContext::builder().simulated(options).build().unwrap();
+        let ctx = AioContext::test_builder().simulated(options).build().unwrap();
         let timer = ctx.timer(|ctx| assert_eq!(ctx.turn_ns(), 5_000_000_000));
         timer.arm_after(Duration::from_secs(5));
         ctx.schedule(|ctx| assert_eq!(ctx.turn_ns(), 0));

@@ -60,7 +60,7 @@ fn allocations(mut action: impl FnMut()) -> usize {
 #[test]
 fn hot_paths_allocate_nothing_in_steady_state() {
     let pool = ThreadPool::new(2, 2).unwrap();
-    let ctx = AioContext::builder().thread_pool(pool).build().unwrap();
+    let ctx = AioContext::test_builder().thread_pool(pool).build().unwrap();
     callbacks(&ctx);
     wakes(&ctx);
     jobs(&ctx);

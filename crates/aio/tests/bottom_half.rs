@@ -27,7 +27,7 @@ fn counting(ctx: &AioContext) -> (BottomHalf, Rc<Cell<usize>>) {
 
 #[test]
 fn c29_a_bottom_half_never_runs_inside_schedule() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule();
     bh.remote().schedule();
@@ -39,7 +39,7 @@ fn c29_a_bottom_half_never_runs_inside_schedule() {
 
 #[test]
 fn c30_scheduled_twice_before_a_poll_it_runs_once() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule();
     bh.schedule();
@@ -54,7 +54,7 @@ fn c30_scheduled_twice_before_a_poll_it_runs_once() {
 
 #[test]
 fn c31_scheduled_from_its_own_callback_it_runs_in_the_next_poll() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let runs = Rc::new(Cell::new(0));
     let slot: Rc<RefCell<Option<BottomHalf>>> = Rc::default();
     let bh = ctx.bottom_half("again", {
@@ -80,7 +80,7 @@ fn c31_scheduled_from_its_own_callback_it_runs_in_the_next_poll() {
 
 #[test]
 fn c32_cancelled_it_does_not_run_and_poll_reports_no_progress() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule();
     bh.cancel();
@@ -93,7 +93,7 @@ fn c32_cancelled_it_does_not_run_and_poll_reports_no_progress() {
 
 #[test]
 fn c32_cancelled_and_scheduled_again_it_runs_once() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule();
     bh.cancel();
@@ -105,7 +105,7 @@ fn c32_cancelled_and_scheduled_again_it_runs_once() {
 
 #[test]
 fn c33_deleted_while_scheduled_it_never_runs() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     for by_remote in [false, true] {
         let (bh, runs) = counting(&ctx);
         let remote = bh.remote();
@@ -124,7 +124,7 @@ fn c33_deleted_while_scheduled_it_never_runs() {
 
 #[test]
 fn c34_deleting_from_its_own_callback_is_safe() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let slot: Rc<RefCell<Option<BottomHalf>>> = Rc::default();
     let (log, text) = (Log::new(), String::from("closure still there"));
     let bh = ctx.bottom_half("self", {
@@ -144,7 +144,7 @@ fn c34_deleting_from_its_own_callback_is_safe() {
 
 #[test]
 fn c34_deleting_many_from_one_callback_is_safe() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let all: Rc<RefCell<Vec<BottomHalf>>> = Rc::default();
     for index in 0..10 {
@@ -167,7 +167,7 @@ fn c34_deleting_many_from_one_callback_is_safe() {
 
 #[test]
 fn c35_a_one_shot_frees_itself() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let freed = OnDrop({
         let log = log.clone();
@@ -187,7 +187,7 @@ fn c35_a_one_shot_frees_itself() {
 
 #[test]
 fn c35_a_one_shot_that_never_runs_is_freed_with_its_context() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, witness) = (Log::new(), Arc::new(()));
     let freed = OnDrop({
         let log = log.clone();
@@ -204,7 +204,7 @@ fn c35_a_one_shot_that_never_runs_is_freed_with_its_context() {
 
 #[test]
 fn c36_a_nested_poll_runs_what_is_left_of_the_outer_slice_first() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let late = logging(&ctx, &log, "late");
     let outer = ctx.bottom_half("outer", {
@@ -227,7 +227,7 @@ fn c36_a_nested_poll_runs_what_is_left_of_the_outer_slice_first() {
 
 #[test]
 fn c36_nested_polls_may_be_deep() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     for depth in 0..20 {
         let log = log.clone();
@@ -244,7 +244,7 @@ fn c36_nested_polls_may_be_deep() {
 
 #[test]
 fn c37_bottom_halves_of_one_thread_run_in_order() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let bhs: Vec<_> = ["a", "b", "c", "d"].map(|name| logging(&ctx, &log, name)).into();
     for order in [[0, 1, 2, 3], [3, 1, 0, 2]] {
@@ -262,7 +262,7 @@ fn c37_bottom_halves_of_one_thread_run_in_order() {
 
 #[test]
 fn c38_an_idle_bottom_half_is_no_progress() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule_idle();
     assert!(!ctx.poll(false));
@@ -286,7 +286,7 @@ fn c38_an_idle_bottom_half_is_no_progress() {
 #[test]
 fn c38_an_idle_bottom_half_lets_a_blocking_poll_wait_10_ms() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (bh, runs) = counting(&ctx);
     bh.schedule_idle();
     let begin = Instant::now();
@@ -299,7 +299,7 @@ fn c38_an_idle_bottom_half_lets_a_blocking_poll_wait_10_ms() {
 fn c39_a_context_that_ends_with_a_live_bottom_half_says_which() {
     let recorder = Recorder::new();
     let bh = recorder.record(|| {
-        let ctx = AioContext::builder().name("doomed").build().unwrap();
+        let ctx = AioContext::test_builder().name("doomed").build().unwrap();
         let deleted = ctx.bottom_half("deleted in time", |_| ());
         drop(deleted);
         ctx.bottom_half("forgotten", |_| ())
@@ -315,7 +315,7 @@ fn c39_a_context_that_ends_with_a_live_bottom_half_says_which() {
 
 #[test]
 fn a_panic_leaves_the_rest_scheduled() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let bad = ctx.bottom_half("bad", |_| panic!("a bad callback"));
     let (good, late) = (logging(&ctx, &log, "good"), logging(&ctx, &log, "late"));
@@ -331,7 +331,7 @@ fn a_panic_leaves_the_rest_scheduled() {
 
 #[test]
 fn a_closure_may_own_other_bottom_halves_and_itself_be_dropped_by_them() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let inner = logging(&ctx, &log, "inner");
     inner.schedule();
@@ -355,7 +355,7 @@ fn remote_schedules_are_never_lost_in_a_storm() {
     const THREADS: usize = 4;
     const ROUNDS: usize = 20_000;
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let posted = Arc::new(AtomicUsize::new(0));
     let seen = Rc::new(Cell::new(0));
     let bhs: Vec<_> = (0..THREADS)
@@ -399,7 +399,7 @@ fn remote_schedules_are_never_lost_in_a_storm() {
 fn a_context_may_end_while_other_threads_schedule() {
     let _watchdog = watchdog();
     for _ in 0..200 {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let (bh, runs) = counting(&ctx);
         let (remote, handle) = (bh.remote(), ctx.handle());
         let closed = Arc::new(AtomicBool::new(false));

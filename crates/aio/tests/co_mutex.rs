@@ -19,7 +19,7 @@ use util::{Log, contend, panic_message, settle, watchdog};
 
 #[test]
 fn c66_a_mutex_is_handed_over_in_order_when_the_unlocker_suspends() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, mutex) = (Log::new(), Rc::new(CoMutex::new(0)));
     let held = Rc::new(CoQueue::new());
     let (said, own, hold) = (log.clone(), Rc::clone(&mutex), Rc::clone(&held));
@@ -51,7 +51,7 @@ fn c66_a_mutex_is_handed_over_in_order_when_the_unlocker_suspends() {
 
 #[test]
 fn c66_nobody_overtakes_a_waiter() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, mutex) = (Log::new(), Rc::new(CoMutex::new(())));
     for name in ["a", "b"] {
         let (said, own) = (log.clone(), Rc::clone(&mutex));
@@ -71,7 +71,7 @@ fn c66_nobody_overtakes_a_waiter() {
 
 #[test]
 fn c67_a_guard_unlocks_also_by_a_panic() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mutex = Rc::new(CoMutex::new(1));
     let own = Rc::clone(&mutex);
     let message = panic_message(|| {
@@ -116,14 +116,14 @@ fn c68_a_counter_contended_from_5_threads_is_exact() {
 fn a_mutex_handed_to_a_coroutine_that_is_unwound_goes_on_to_the_next() {
     let _watchdog = watchdog();
     let mutex = Arc::new(CoMutex::new(0));
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let guard = mutex.try_lock().unwrap();
     // A coroutine of another context waits, is given the lock, and never learns of it.
     let (waits, is_waiting) = channel();
     let (go_on, end) = channel::<()>();
     let own = Arc::clone(&mutex);
     let thread = thread::spawn(move || {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         ctx.spawn("unwound", move |co| {
             let _guard = own.lock(co);
             unreachable!("its context ends first");
@@ -155,7 +155,7 @@ fn a_coroutine_unwound_while_it_waits_leaves_the_list() {
     let mutex = Arc::new(CoMutex::new(0));
     let guard = mutex.try_lock().unwrap();
     for _ in 0..3 {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let own = Arc::clone(&mutex);
         ctx.spawn("unwound", move |co| drop(own.lock(co)));
     }
@@ -172,7 +172,7 @@ fn contexts_may_end_while_others_contend() {
             .map(|index| {
                 let mutex = Arc::clone(&mutex);
                 thread::spawn(move || {
-                    let ctx = AioContext::new().unwrap();
+                    let ctx = AioContext::for_test().unwrap();
                     for _ in 0..4 {
                         let mutex = Arc::clone(&mutex);
                         ctx.spawn("contends", move |co| {
@@ -194,7 +194,7 @@ fn contexts_may_end_while_others_contend() {
 
 #[test]
 fn c69_waiting_releases_the_lock_and_takes_it_again() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
     let log = Log::new();
     let (said, own) = (log.clone(), Rc::clone(&shared));
@@ -225,7 +225,7 @@ fn c69_next_on_an_empty_queue_says_so() {
 
 #[test]
 fn c69_waiters_are_woken_in_order_and_can_requeue_to_the_front() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let shared = Rc::new((CoMutex::new(()), CoQueue::new()));
     let log = Log::new();
     for name in ["a", "b", "c"] {
@@ -248,7 +248,7 @@ fn c69_waiters_are_woken_in_order_and_can_requeue_to_the_front() {
 
 #[test]
 fn c69_wake_all_wakes_those_who_wait_now() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let queue = Rc::new(CoQueue::new());
     let log = Log::new();
     for name in ["a", "b"] {
@@ -306,13 +306,13 @@ fn a_wake_that_an_unwound_waiter_cannot_use_goes_on_to_the_next() {
     let (go_on, end) = channel::<()>();
     let own = Arc::clone(&queue);
     let thread = thread::spawn(move || {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         ctx.spawn("unwound", move |co| own.wait(co));
         waits.send(()).unwrap();
         end.recv().unwrap();
     });
     is_waiting.recv().unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let woken = Rc::new(Cell::new(false));
     let (own, seen) = (Arc::clone(&queue), Rc::clone(&woken));
     ctx.spawn("next", move |co| {
@@ -345,7 +345,7 @@ fn locks_cross_threads_as_far_as_their_content_does() {
 
 #[test]
 fn c11_a_coroutine_that_ends_holds_no_lock() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mutex = Rc::new(CoMutex::new(0));
     let locked = Rc::clone(&mutex);
     ctx.spawn("ends with a guard", move |co| {

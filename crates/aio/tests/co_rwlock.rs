@@ -66,7 +66,7 @@ fn c70_readers_share_and_a_writer_is_alone() {
 
 #[test]
 fn c70_a_reader_waits_if_anyone_queues_before_it() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, lock) = (Log::new(), Rc::new(CoRwLock::new(0)));
     let a = scripted(&ctx, &log, "a", &lock, "r-");
     let b = scripted(&ctx, &log, "b", &lock, "w-");
@@ -83,7 +83,7 @@ fn c70_a_reader_waits_if_anyone_queues_before_it() {
 
 #[test]
 fn c70_upgrade_waits_its_turn_behind_a_waiting_writer() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, lock) = (Log::new(), Rc::new(CoRwLock::new(0)));
     let a = scripted(&ctx, &log, "a", &lock, "ru-");
     let b = scripted(&ctx, &log, "b", &lock, "w-");
@@ -98,7 +98,7 @@ fn c70_upgrade_waits_its_turn_behind_a_waiting_writer() {
 
 #[test]
 fn c70_upgrade_of_the_only_reader_does_not_wait() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, lock) = (Log::new(), Rc::new(CoRwLock::new(0)));
     let a = scripted(&ctx, &log, "a", &lock, "ru-");
     assert!(a.next());
@@ -115,7 +115,7 @@ fn c70_upgrade_of_the_only_reader_does_not_wait() {
 
 #[test]
 fn c70_downgrade_never_waits_and_wakes_readers() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, lock) = (Log::new(), Rc::new(CoRwLock::new(0)));
     let a = scripted(&ctx, &log, "a", &lock, "wd-");
     let b = scripted(&ctx, &log, "b", &lock, "r-");
@@ -175,7 +175,7 @@ fn c70_contended_from_5_threads_writers_are_alone_and_readers_see_whole_writes()
 fn a_writer_unwound_while_it_waits_lets_those_behind_it_in() {
     let lock = Arc::new(CoRwLock::new(0));
     let reader = lock.try_read().unwrap();
-    let (doomed, ctx) = (AioContext::new().unwrap(), AioContext::new().unwrap());
+    let (doomed, ctx) = (AioContext::for_test().unwrap(), AioContext::for_test().unwrap());
     let own = Arc::clone(&lock);
     doomed.spawn("writer", move |co| drop(own.write(co)));
     let (own, read) = (Arc::clone(&lock), Rc::new(Cell::new(false)));
@@ -201,7 +201,7 @@ fn contexts_may_end_while_others_read_write_and_upgrade() {
             .map(|index| {
                 let lock = Arc::clone(&lock);
                 thread::spawn(move || {
-                    let ctx = AioContext::new().unwrap();
+                    let ctx = AioContext::for_test().unwrap();
                     for _ in 0..4 {
                         let lock = Arc::clone(&lock);
                         ctx.spawn("contends", move |co| {

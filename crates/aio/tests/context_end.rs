@@ -12,7 +12,7 @@ use util::{Log, OnDrop, Slot, panic_message, watchdog};
 
 #[test]
 fn a_context_that_ends_unwinds_its_coroutines() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slot = Slot::default();
     let (own, said) = (slot.clone(), log.clone());
@@ -36,7 +36,7 @@ fn a_context_that_ends_unwinds_its_coroutines() {
 fn a_context_dropped_by_a_panic_unwinds_its_coroutines() {
     let log = Log::new();
     let message = panic_message(|| {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let said = log.clone();
         ctx.spawn("suspended", move |co| {
             let _in_frame = OnDrop(|| said.add("frame"));
@@ -55,7 +55,7 @@ fn a_context_dropped_by_a_panic_unwinds_its_coroutines() {
 #[test]
 fn a_coroutine_unwound_may_hold_the_wakers_of_others() {
     for _ in 0..20 {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let slots: Vec<Slot> = (0..10).map(|_| Slot::default()).collect();
         for index in 0..slots.len() {
             let (own, next) = (slots[index].clone(), slots[(index + 1) % slots.len()].clone());
@@ -76,7 +76,7 @@ fn a_coroutine_unwound_may_hold_the_wakers_of_others() {
 fn wakers_used_or_dropped_on_other_threads_while_the_context_ends() {
     let _watchdog = watchdog();
     for round in 0..300 {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let slots: Vec<Slot> = (0..8).map(|_| Slot::default()).collect();
         let frames = Rc::new(());
         for slot in &slots {
@@ -107,7 +107,7 @@ fn wakers_used_or_dropped_on_other_threads_while_the_context_ends() {
 
 #[test]
 fn a_closed_context_drops_what_it_is_given() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let handle = ctx.handle();
     assert!(!handle.is_closed());
     drop(ctx);
@@ -122,7 +122,7 @@ fn a_closed_context_drops_what_it_is_given() {
 
 #[test]
 fn run_borrows_and_carries_results_and_panics() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mut local = 0;
     let text = ctx.run(|co| {
         co.reschedule();
@@ -145,7 +145,7 @@ fn run_borrows_and_carries_results_and_panics() {
 fn run_that_is_left_by_somebody_elses_panic_leaves_nothing_behind() {
     // Another coroutine, woken by the one that `run` runs, panics when that one suspends. The
     // panic leaves `run`, whose coroutine borrows from our frame and must not stay.
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let slot = Slot::default();
     let own = slot.clone();
     ctx.spawn("fails", move |co| {

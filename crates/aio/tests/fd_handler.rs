@@ -23,7 +23,7 @@ type Owned<F> = Rc<RefCell<Option<FdHandler<F>>>>;
 
 #[test]
 fn c44_removing_a_handler_twice_does_nothing() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (a, mut b) = pair();
     let handler = ctx.fd_handler(&a, FdInterest::Read, |_, _| ()).unwrap();
     assert!(std::ptr::eq(handler.into_descriptor(), &a));
@@ -41,7 +41,7 @@ fn c44_removing_a_handler_twice_does_nothing() {
 
 #[test]
 fn c44_a_handler_may_remove_itself() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
     let freed = OnDrop({
@@ -68,7 +68,7 @@ fn c44_a_handler_may_remove_itself() {
 #[test]
 fn c44_a_handler_may_remove_others_also_under_a_nested_poll() {
     for nested in [false, true] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let log = Log::new();
         let notifiers: Vec<_> = (0..8).map(|_| EventNotifier::new().unwrap()).collect();
         let handlers = Rc::new(RefCell::new(Vec::new()));
@@ -92,7 +92,7 @@ fn c44_a_handler_may_remove_others_also_under_a_nested_poll() {
 
 #[test]
 fn c44_a_handler_may_be_replaced_from_inside_itself() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let notifier = Rc::new(EventNotifier::new().unwrap());
     let slot: Rc<RefCell<Option<EventHandler>>> = Rc::default();
@@ -115,7 +115,7 @@ fn c44_a_handler_may_be_replaced_from_inside_itself() {
 
 #[test]
 fn a_handler_keeps_the_descriptor_that_it_was_given() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
     let number = a.as_raw_fd();
@@ -131,7 +131,7 @@ fn a_handler_keeps_the_descriptor_that_it_was_given() {
 
 #[test]
 fn a_registration_that_fails_leaves_the_former_one() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
     let seen = log.clone();
@@ -145,7 +145,7 @@ fn a_registration_that_fails_leaves_the_former_one() {
 
 #[test]
 fn events_of_an_earlier_registration_do_not_reach_a_later_one() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (earlier, mut earlier_peer) = pair();
     let (later, _later_peer) = pair();
@@ -167,7 +167,7 @@ fn events_of_an_earlier_registration_do_not_reach_a_later_one() {
 
 #[test]
 fn a_handler_may_outlive_its_context() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let freed = OnDrop({
         let log = log.clone();
@@ -187,7 +187,7 @@ fn a_handler_may_outlive_its_context() {
 
 #[test]
 fn the_interest_of_a_handler_changes() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, _b) = pair();
     let seen = log.clone();
@@ -203,7 +203,7 @@ fn the_interest_of_a_handler_changes() {
 #[test]
 fn a_destructor_of_a_handler_may_come_back_to_the_context() {
     // Rc: the closure keeps the context, which is legal as long as it is not the last owner.
-    let ctx = Rc::new(AioContext::new().unwrap());
+    let ctx = Rc::new(AioContext::for_test().unwrap());
     let (a, _b) = pair();
     let file = tempfile_in_memory();
     let visits = Rc::new(Cell::new(0));
@@ -239,7 +239,7 @@ fn tempfile_in_memory() -> std::fs::File {
 
 #[test]
 fn readable_and_writable_are_told_apart() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();
     let told = || {
@@ -265,7 +265,7 @@ fn readable_and_writable_are_told_apart() {
 #[test]
 fn more_descriptors_than_one_wait_collects() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let seen = Rc::new(Cell::new(0));
     let notifiers: Vec<_> = (0..400).map(|_| EventNotifier::new().unwrap()).collect();
     let watch = |notifier: &EventNotifier| {
@@ -280,7 +280,7 @@ fn more_descriptors_than_one_wait_collects() {
 #[test]
 fn an_echo_served_by_the_loop() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (server, mut client) = pair();
     let done = Rc::new(Cell::new(false));
     let server = Rc::new(server);
@@ -312,7 +312,7 @@ fn an_echo_served_by_the_loop() {
 
 #[test]
 fn kicks_of_a_notifier_are_merged() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let notifier = EventNotifier::new().unwrap();
     let runs = Rc::new(Cell::new(0));
     let count = Rc::clone(&runs);

@@ -38,7 +38,7 @@ impl Future for Gate {
 
 #[test]
 fn a_coroutine_waits_for_a_future_woken_by_another_thread() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let gate = Gate::default();
     let opener = gate.clone();
     let thread = std::thread::spawn(move || opener.open());
@@ -48,7 +48,7 @@ fn a_coroutine_waits_for_a_future_woken_by_another_thread() {
 
 #[test]
 fn a_future_is_woken_under_a_lock_that_it_wants() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let gate = Gate::default();
     let opener = gate.clone();
     ctx.schedule(move |_| {
@@ -62,7 +62,7 @@ fn a_future_is_woken_under_a_lock_that_it_wants() {
 
 #[test]
 fn a_future_may_wake_itself_while_it_is_polled() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mut polls = 0;
     let future = std::future::poll_fn(move |context| {
         polls += 1;
@@ -74,7 +74,7 @@ fn a_future_may_wake_itself_while_it_is_polled() {
 
 #[test]
 fn a_future_may_be_woken_by_another_coroutine() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let gate = Gate::default();
     let opener = gate.clone();
     let answer = ctx.run(|co| {
@@ -90,7 +90,7 @@ fn a_future_may_be_woken_by_another_coroutine() {
 #[test]
 fn a_spawned_coroutine_is_a_future() {
     let thread = IoThread::new("io").unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let spawned = thread.handle().spawn("sum", |co| {
         let pool = co.context().thread_pool();
         pool.submit_co(co, || 40) + pool.submit_co(co, || 2)

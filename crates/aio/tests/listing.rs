@@ -5,7 +5,7 @@ use coblk_coroutine::CoroutineState;
 
 #[test]
 fn live_coroutines_are_listed_with_what_they_wait_for() {
-    let ctx = AioContext::builder().name("disk loop").build().unwrap();
+    let ctx = AioContext::test_builder().name("disk loop").build().unwrap();
     ctx.spawn("flusher", |co| co.suspend_for("a flush", std::mem::forget));
     ctx.spawn("short", |_| ());
     ctx.spawn("nosy", |co| {

@@ -26,7 +26,8 @@ fn address_space() -> libc::rlim_t {
 
 #[test]
 fn without_threads_jobs_run_on_the_loop_and_complete_from_bottom_halves() {
-    let ctx = AioContext::builder().thread_pool(ThreadPool::new(0, 4).unwrap()).build().unwrap();
+    let ctx =
+        AioContext::test_builder().thread_pool(ThreadPool::new(0, 4).unwrap()).build().unwrap();
     let home = thread::current().id();
     let completed = Rc::new(Cell::new(0));
     // Something has used a coroutine's stack and some heap before.

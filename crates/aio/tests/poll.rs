@@ -11,12 +11,12 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, EventNotifier};
+use coblk_aio::{AioContext, EventNotifier, WaitMode};
 use util::{Log, Recorder, panic_message, watchdog};
 
 #[test]
 fn c40_bottom_halves_then_descriptor_handlers_then_timers() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let notifier = EventNotifier::new().unwrap();
     let [for_timer, for_fd, for_bh] = [log.clone(), log.clone(), log.clone()];
@@ -33,7 +33,7 @@ fn c40_bottom_halves_then_descriptor_handlers_then_timers() {
 #[test]
 fn c40_notifications_are_accepted_before_the_bottom_halves() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let handle = ctx.handle();
     let bh = ctx.bottom_half("c40", move |_| handle.notify());
     bh.schedule();
@@ -44,7 +44,7 @@ fn c40_notifications_are_accepted_before_the_bottom_halves() {
 
 #[test]
 fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let notifier = EventNotifier::new().unwrap();
     let for_fd = log.clone();
@@ -69,7 +69,7 @@ fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
 
 #[test]
 fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     assert!(!ctx.poll(false));
     ctx.schedule(|_| ());
     assert!(ctx.poll(false));
@@ -90,7 +90,7 @@ fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
 
 #[test]
 fn c41_a_poll_that_timed_out_made_no_progress() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     assert!(!ctx.poll_timeout(Duration::from_micros(50)));
     ctx.schedule(|_| ());
     assert!(ctx.poll_timeout(Duration::from_secs(1000)));
@@ -99,7 +99,7 @@ fn c41_a_poll_that_timed_out_made_no_progress() {
 #[test]
 fn c43_a_notify_before_it_blocks_makes_it_not_block() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let handle = ctx.handle();
     thread::spawn(move || handle.notify()).join().unwrap();
     assert!(!ctx.poll(true));
@@ -107,7 +107,7 @@ fn c43_a_notify_before_it_blocks_makes_it_not_block() {
 
 #[test]
 fn c43_an_awake_loop_is_not_notified_through_the_kernel() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let recorder = Recorder::new();
     let (bh, handle) = (ctx.bottom_half("c43", |_| ()), ctx.handle());
     let remote = bh.remote();
@@ -131,7 +131,7 @@ fn c43_an_awake_loop_is_not_notified_through_the_kernel() {
 fn c43_of_many_who_notify_a_sleeper_one_writes() {
     const THREADS: usize = 4;
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let notifies = Recorder::new();
     // The threads act between the loop's announcement that it sleeps and its sleep.
     let barrier = Arc::new(Barrier::new(THREADS + 1));
@@ -168,7 +168,7 @@ fn c43_of_many_who_notify_a_sleeper_one_writes() {
 #[test]
 fn c43_a_sleeping_loop_is_woken_by_work_from_another_thread() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (about_to_sleep, wait_for_sleep) = channel();
     let handle = ctx.handle();
     let thread = thread::spawn(move || {
@@ -186,7 +186,7 @@ fn c43_a_sleeping_loop_is_woken_by_work_from_another_thread() {
 
 #[test]
 fn an_idle_loop_does_not_wake_up() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let recorder = Recorder::new();
     let timer = ctx.timer(|_| ());
     timer.arm_after(Duration::from_millis(30));
@@ -197,7 +197,7 @@ fn an_idle_loop_does_not_wake_up() {
 
 #[test]
 fn nested_polls_in_bottom_halves_handlers_and_timers() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
     let depth = Rc::new(Cell::new(0));
@@ -245,7 +245,7 @@ fn nested_polls_in_bottom_halves_handlers_and_timers() {
 
 #[test]
 fn a_panic_in_a_handler_or_timer_leaves_the_rest() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let [a, b] = [EventNotifier::new().unwrap(), EventNotifier::new().unwrap()];
     let _handlers = [&a, &b].map(|notifier| {
@@ -276,11 +276,11 @@ fn a_panic_in_a_handler_or_timer_leaves_the_rest() {
 #[test]
 fn contexts_come_and_go_in_large_numbers() {
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let _ = AioContext::new().unwrap();
+    let _ = AioContext::for_test().unwrap();
     let before = open();
     for _ in 0..3_000 {
         let waker = Rc::new(Cell::new(None));
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let slot = Rc::clone(&waker);
         ctx.spawn("waits", move |co| co.suspend_with(|waker| slot.set(Some(waker))));
         ctx.schedule(|_| ());
@@ -289,4 +289,39 @@ fn contexts_come_and_go_in_large_numbers() {
     }
     // Tests that run beside this one open a few.
     assert!(open() < before + 500, "descriptors leak: {before} before, {} after", open());
+}
+
+#[test]
+fn a_poll_takes_any_limit() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        let (handle, (tell, told)) = (ctx.handle(), std::sync::mpsc::channel::<()>());
+        let own = std::fs::read_link("/proc/thread-self").unwrap();
+        let status = std::path::Path::new("/proc").join(own).join("status");
+        let thread = thread::spawn(move || {
+            told.recv().unwrap();
+            // By now it sleeps for good, or has come back.
+            let sleeps = || std::fs::read_to_string(&status).unwrap().contains("State:\tS");
+            util::until(|| (0..50).all(|_| sleeps()));
+            handle.schedule(|_| ());
+        });
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_sleep" {
+                tell.send(()).unwrap();
+            }
+        });
+        assert!(recorder.record(|| ctx.poll_timeout(Duration::MAX)), "{mode:?}");
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_loop_that_has_nothing_to_do_gives_back_the_memory_of_idle_stacks() {
+    let _watchdog = watchdog();
+    let ctx = AioContext::for_test().unwrap();
+    ctx.run(|co| co.reschedule());
+    assert!(coblk_coroutine::has_idle_memory());
+    ctx.poll_timeout(Duration::from_secs(2));
+    assert!(!coblk_coroutine::has_idle_memory());
 }

@@ -11,7 +11,7 @@ use coblk_aio::{
 
 /// A context that looks for work for a long time once it has waited a little.
 fn polling_context() -> AioContext {
-    let ctx = AioContext::builder().poll_max(Duration::from_secs(1)).build().unwrap();
+    let ctx = AioContext::test_builder().poll_max(Duration::from_secs(1)).build().unwrap();
     ctx.set_poll_params(Duration::from_secs(1), 1_000_000, 1);
     for _ in 0..2 {
         ctx.poll_timeout(Duration::from_millis(1));
@@ -199,7 +199,7 @@ fn look_with(
 
 #[test]
 fn c46_what_the_end_of_a_look_schedules_is_not_slept_over() {
-    let ctx = AioContext::builder().poll_max(Duration::from_micros(100)).build().unwrap();
+    let ctx = AioContext::test_builder().poll_max(Duration::from_micros(100)).build().unwrap();
     let (notifier, busy) = (EventNotifier::new().unwrap(), Rc::new(Cell::new(false)));
     let (ran, count) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (on_bh, ends) = (Rc::clone(&ran), Rc::clone(&count));
@@ -250,7 +250,7 @@ fn c46_a_handler_that_is_removed_is_told() {
 #[test]
 fn c48_an_iothread_polls_and_a_plain_context_does_not() {
     assert_eq!(DEFAULT_POLL_MAX, Duration::from_nanos(32_768));
-    let plain = AioContext::new().unwrap();
+    let plain = AioContext::for_test().unwrap();
     let thread = IoThread::new("io").unwrap();
     let in_thread = thread.handle().spawn("max", |co| co.context().poll_max()).wait().unwrap();
     assert_eq!((plain.poll_max(), in_thread), (Duration::ZERO, DEFAULT_POLL_MAX));

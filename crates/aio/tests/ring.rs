@@ -11,7 +11,8 @@ use coblk_aio::{AioContext, FdInterest, IoVector, IoVectorMut, WaitMode};
 
 fn contexts() -> [AioContext; 2] {
     [WaitMode::Auto, WaitMode::Ring].map(|mode| {
-        let ctx = AioContext::builder().wait_mode(mode).build().expect("a context with a ring");
+        let ctx =
+            AioContext::test_builder().wait_mode(mode).build().expect("a context with a ring");
         assert!(ctx.has_ring(), "no io_uring on this system");
         ctx
     })
@@ -45,7 +46,7 @@ fn errors_carry_the_errno() {
         });
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
     }
-    let ctx = AioContext::builder().wait_mode(WaitMode::Epoll).build().unwrap();
+    let ctx = AioContext::test_builder().wait_mode(WaitMode::Epoll).build().unwrap();
     assert!(!ctx.has_ring());
     let file = tempfile::tempfile().unwrap();
     let error = ctx.run(|co| co.ring_fdatasync(file.as_fd()).unwrap_err());

@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(100_000);
 
 #[test]
 fn c72_asking_more_than_the_total_is_an_error() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let resource = SharedResource::new(10);
     let error = ctx.run(|co| resource.take(co, 11).err().unwrap());
     assert_eq!(error, SharedResourceError { asked: 11, total: 10 });
@@ -29,7 +29,7 @@ fn c72_asking_more_than_the_total_is_an_error() {
 
 #[test]
 fn c72_returning_wakes_those_who_now_fit() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, resource) = (Log::new(), Rc::new(SharedResource::new(10)));
     let first = resource.try_take(6).unwrap();
     let second = resource.try_take(4).unwrap();
@@ -73,7 +73,7 @@ fn a_share_given_to_a_coroutine_that_is_unwound_comes_back() {
     let (go_on, end) = channel::<()>();
     let own = Arc::clone(&resource);
     let thread = thread::spawn(move || {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         ctx.spawn("unwound", move |co| drop(own.take(co, 1)));
         waits.send(()).unwrap();
         end.recv().unwrap();
@@ -88,7 +88,7 @@ fn a_share_given_to_a_coroutine_that_is_unwound_comes_back() {
 
 #[test]
 fn a_task_pool_runs_up_to_its_maximum_at_once() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (most, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (highest, count) = (Rc::clone(&most), Rc::clone(&ended));
     ctx.run(move |co| {
@@ -114,7 +114,7 @@ fn a_task_pool_runs_up_to_its_maximum_at_once() {
 
 #[test]
 fn a_task_pool_keeps_the_first_error() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| {
         let pool = TaskPool::new(8);
         for index in 0..6 {
@@ -135,7 +135,7 @@ fn a_task_pool_keeps_the_first_error() {
 
 #[test]
 fn a_task_that_panics_frees_its_slot() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let pool = Rc::new(TaskPool::<()>::new(1));
     let own = Rc::clone(&pool);
     ctx.spawn("starts", move |co| {
@@ -152,7 +152,7 @@ fn a_task_that_panics_frees_its_slot() {
 
 #[test]
 fn a_context_may_end_with_tasks_and_those_who_wait_for_them() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let frames = Rc::new(());
     let own = Rc::clone(&frames);
     ctx.spawn("waits", move |co| {

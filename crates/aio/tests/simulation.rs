@@ -11,7 +11,7 @@ use coblk_aio::sys::faults::Faults;
 use coblk_aio::{AioContext, IoVector, SimulationOptions, sys};
 
 fn simulated(options: SimulationOptions) -> AioContext {
-    AioContext::builder().simulated(options).build().unwrap()
+    AioContext::test_builder().simulated(options).build().unwrap()
 }
 
 /// Runs twenty coroutines that submit jobs, and a timer; returns what happened in which order, and

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use coblk_aio::AioContext;
 use coblk_aio::sync::{CoQueue, CoSleep, TimedOut};
+use coblk_aio::{AioContext, Co};
 use util::{Log, OnDrop, panic_message, watchdog};
 
 const LONG: Duration = Duration::from_secs(100_000);
@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(100_000);
 #[test]
 fn c71_a_sleep_lasts_as_long_as_asked() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| {
         let begin_ns = co.context().now_ns();
         co.sleep(Duration::from_millis(2));
@@ -28,7 +28,7 @@ fn c71_a_sleep_lasts_as_long_as_asked() {
 #[test]
 fn c71_a_sleep_can_be_woken_early() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let sleep = CoSleep::new();
     let (early, own) = (Rc::new(Cell::new(None)), sleep.clone());
     let seen = Rc::clone(&early);
@@ -52,7 +52,7 @@ fn c71_a_sleep_can_be_woken_early() {
 
 #[test]
 fn c71_waking_a_non_sleeper_is_a_no_op() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let sleep = CoSleep::new();
     sleep.wake();
     let own = sleep.clone();
@@ -66,10 +66,10 @@ fn c71_waking_a_non_sleeper_is_a_no_op() {
 #[test]
 fn c71_one_who_was_unwound_in_its_sleep_does_not_keep_the_place() {
     let sleep = CoSleep::new();
-    let doomed = AioContext::new().unwrap();
+    let doomed = AioContext::for_test().unwrap();
     let own = sleep.clone();
     doomed.spawn("unwound", move |co| _ = own.sleep(co, LONG));
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let own = sleep.clone();
     let message = panic_message(|| ctx.run(|co| own.sleep(co, LONG)));
     assert_eq!(message, "'run' sleeps where somebody does already");
@@ -79,7 +79,7 @@ fn c71_one_who_was_unwound_in_its_sleep_does_not_keep_the_place() {
 
 #[test]
 fn c71_a_timeout_of_0_runs_in_line() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| {
         let own = coblk_coroutine::current().unwrap().id();
         let other = co.timeout(Duration::ZERO, "c71", |co| {
@@ -92,7 +92,7 @@ fn c71_a_timeout_of_0_runs_in_line() {
 
 #[test]
 fn c71_what_ends_in_time_gives_its_result() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| {
         assert_eq!(co.timeout(LONG, "at once", |_| 1), Ok(1));
         let later = co.timeout(LONG, "later", |co| {
@@ -106,7 +106,7 @@ fn c71_what_ends_in_time_gives_its_result() {
 #[test]
 fn c71_a_timeout_does_not_cancel_what_it_timed() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (log, go_on) = (Log::new(), Rc::new(CoQueue::new()));
     let (said, queue) = (log.clone(), Rc::clone(&go_on));
     let dropped = OnDrop({
@@ -131,7 +131,7 @@ fn c71_a_timeout_does_not_cancel_what_it_timed() {
 #[test]
 fn c71_a_panic_goes_to_whoever_waits() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let message = panic_message(|| {
         ctx.run(|co| {
             co.timeout(LONG, "fails", |co| {
@@ -155,7 +155,7 @@ fn c71_a_panic_goes_to_whoever_waits() {
 
 #[test]
 fn a_context_may_end_with_sleepers_and_timeouts() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     for name in ["a", "b"] {
         let (outer, inner) = (log.clone(), log.clone());
@@ -171,4 +171,26 @@ fn a_context_may_end_with_sleepers_and_timeouts() {
     let mut said = log.take();
     said.sort();
     assert_eq!(said, ["inner", "inner", "outer", "outer"]);
+}
+
+#[test]
+fn c71_the_time_of_an_earlier_sleep_does_not_end_a_later_one() {
+    let ctx = AioContext::for_test().unwrap();
+    let (sleep, log) = (CoSleep::new(), Log::new());
+    let nap = |name: &'static str, duration| {
+        let (sleep, log) = (sleep.clone(), log.clone());
+        move |co: &Co<'_>| log.add(format!("{name} {}", sleep.sleep(co, duration)))
+    };
+    ctx.spawn("earlier", nap("earlier", Duration::ZERO));
+    let (remote, later) = (sleep.clone(), nap("later", LONG));
+    // Woken from afar the first one is resumed in the next poll. Its timer is due in this one, when
+    // the second one sleeps already.
+    ctx.schedule(move |ctx| {
+        thread::spawn(move || remote.wake()).join().unwrap();
+        ctx.spawn("later", later);
+    });
+    while ctx.poll(false) {}
+    assert_eq!(log.take(), ["earlier true"]);
+    sleep.wake();
+    assert_eq!(log.take(), ["later true"]);
 }

@@ -26,7 +26,7 @@ fn take(slot: &Mutex<Option<CoWaker>>) -> Option<CoWaker> {
 #[test]
 fn two_coroutines_of_one_context_wake_each_other_25000_times() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let slots: Arc<[Mutex<Option<CoWaker>>; 2]> = Arc::default();
     let wakes = Rc::new(Cell::new(0));
     let (own, count) = (Arc::clone(&slots), Rc::clone(&wakes));
@@ -54,7 +54,7 @@ fn two_coroutines_of_one_context_wake_each_other_25000_times() {
 #[test]
 fn each_of_25000_coroutines_wakes_the_next_one() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let waiting = Rc::new(RefCell::new(Vec::new()));
     let woken = Rc::new(Cell::new(0));
     for _ in 0..WAKES {

@@ -106,7 +106,7 @@ fn c57_a_burst_starts_a_thread_for_each_job_up_to_the_maximum() {
 fn c58_an_idle_worker_above_the_minimum_ends() {
     let _watchdog = watchdog();
     let pool = ThreadPool::with_idle_timeout(1, 8, Duration::from_millis(5)).unwrap();
-    let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
+    let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
     for _ in 0..3 {
         let (gate, (started, ids)) = (Gate::default(), channel());
         for _ in 0..6 {
@@ -129,7 +129,7 @@ fn c58_jobs_that_come_while_workers_end_are_not_lost() {
     // Workers give up at once, so each job races with the end of the worker before it.
     for max in [1, 2, 4] {
         let pool = ThreadPool::with_idle_timeout(0, max, Duration::from_nanos(1)).unwrap();
-        let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
+        let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
         ctx.run(|co| {
             for round in 0..5_000 {
                 assert_eq!(pool.submit_co(co, || round), round);
@@ -153,7 +153,7 @@ fn c59_raising_the_minimum_starts_workers_at_once() {
 fn c59_workers_above_a_lower_maximum_end() {
     let _watchdog = watchdog();
     let pool = ThreadPool::new(8, 8).unwrap();
-    let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
+    let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
     pool.set_limits(0, 2).unwrap();
     until(|| pool.threads() == 2);
     ctx.run(|co| assert_eq!(pool.submit_co(co, || 1), 1));
@@ -413,7 +413,12 @@ fn c65_jobs_panicked_or_not_a_context_ends_completely() {
         ctx.thread_pool().submit_aio(
             &ctx,
             move || assert!(index % 3 != 0, "job {index} fails"),
-            move |_, _| count.set(count.get() + 1),
+            move |_, result| {
+                let message = result.err().map(|error| error.to_string());
+                let expected = format!("the job panicked: job {index} fails");
+                assert_eq!(message, (index % 3 == 0).then_some(expected));
+                count.set(count.get() + 1);
+            },
         );
     }
     let frame = Rc::clone(&completed);
@@ -422,6 +427,6 @@ fn c65_jobs_panicked_or_not_a_context_ends_completely() {
         Slot::default().wait(co);
     });
     drop(ctx);
-    assert_eq!(completed.get(), 6);
+    assert_eq!(completed.get(), 10, "the callback of a job that panicked is told so");
     assert_eq!(Rc::strong_count(&completed), 1, "nothing is leaked");
 }

@@ -128,7 +128,7 @@ fn limits_change_up_and_down_under_load() {
         .map(|_| {
             let pool = pool.clone();
             thread::spawn(move || {
-                let ctx = AioContext::builder().thread_pool(pool).build().unwrap();
+                let ctx = AioContext::test_builder().thread_pool(pool).build().unwrap();
                 let done = Rc::new(Cell::new(0));
                 for _ in 0..16 {
                     let done = Rc::clone(&done);
@@ -189,10 +189,29 @@ fn jobs_of_contexts_that_come_and_go() {
     let _watchdog = watchdog();
     let pool = ThreadPool::new(0, 4).unwrap();
     for _ in 0..500 {
-        let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
+        let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
         for _ in 0..4 {
             pool.submit_aio(&ctx, || (), |_, result| result.unwrap());
         }
         ctx.run(|co| pool.submit_co(co, || ()));
     }
+}
+
+#[test]
+fn a_worker_that_has_to_stay_sleeps_however_short_the_idle_time() {
+    let _watchdog = watchdog();
+    let pool = ThreadPool::with_idle_timeout(1, 1, Duration::ZERO).unwrap();
+    let ctx = AioContext::test_builder().thread_pool(pool.clone()).build().unwrap();
+    let status = ctx.run(|co| {
+        co.context()
+            .thread_pool()
+            .submit_co(co, || std::fs::read_link("/proc/thread-self").unwrap())
+    });
+    let status = std::path::Path::new("/proc").join(status).join("status");
+    // One that spins is never seen to sleep; one that sleeps is.
+    let sleeps = || std::fs::read_to_string(&status).unwrap().contains("State:\tS");
+    until(|| (0..50).all(|_| sleeps()));
+    // With a lower minimum it ends without delay.
+    pool.set_limits(0, 1).unwrap();
+    until(|| pool.threads() == 0);
 }

@@ -24,7 +24,7 @@ fn sleep_past(ctx: &AioContext, deadline_ns: i64) {
 #[test]
 fn c50_a_timer_fires_when_it_is_due_and_not_before() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let fired_ns = Rc::new(Cell::new(0));
     let timer = ctx.timer({
         let fired_ns = Rc::clone(&fired_ns);
@@ -39,7 +39,7 @@ fn c50_a_timer_fires_when_it_is_due_and_not_before() {
 
 #[test]
 fn c50_it_is_removed_before_its_callback_which_may_arm_it_again() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slot: Rc<RefCell<Option<Timer>>> = Rc::default();
     let timer = ctx.timer({
@@ -65,7 +65,7 @@ fn c50_it_is_removed_before_its_callback_which_may_arm_it_again() {
 
 #[test]
 fn c51_equal_deadlines_fire_in_the_order_of_arming() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let timers = ["a", "b", "c", "d"].map(|name| logging(&ctx, &log, name));
     let deadline_ns = ctx.now_ns();
@@ -79,7 +79,7 @@ fn c51_equal_deadlines_fire_in_the_order_of_arming() {
 
 #[test]
 fn c51_different_deadlines_fire_in_their_order() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let timers = ["1", "2", "3"].map(|name| logging(&ctx, &log, name));
     for (index, deadline_ns) in [(2, 30), (0, 10), (1, 20)] {
@@ -91,7 +91,7 @@ fn c51_different_deadlines_fire_in_their_order() {
 
 #[test]
 fn c51_a_negative_deadline_means_now() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (first, second) = (logging(&ctx, &log, "first"), logging(&ctx, &log, "second"));
     first.arm_at_ns(-1);
@@ -103,7 +103,7 @@ fn c51_a_negative_deadline_means_now() {
 #[test]
 fn c51_a_new_earliest_timer_shortens_the_wait() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (far, near) = (logging(&ctx, &log, "far"), logging(&ctx, &log, "near"));
     far.arm_after(Duration::from_secs(100_000));
@@ -114,7 +114,7 @@ fn c51_a_new_earliest_timer_shortens_the_wait() {
 
 #[test]
 fn c52_anticipate_only_moves_a_timer_earlier() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let timer = logging(&ctx, &log, "fired");
     let far_ns = ctx.now_ns() + 1_000_000_000_000;
@@ -129,7 +129,7 @@ fn c52_anticipate_only_moves_a_timer_earlier() {
 
 #[test]
 fn c53_a_timer_slept_past_fires_on_a_non_blocking_poll() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let timer = logging(&ctx, &log, "fired");
     let deadline_ns = ctx.now_ns() + 1_000_000;
@@ -143,7 +143,7 @@ fn c53_a_timer_slept_past_fires_on_a_non_blocking_poll() {
 #[test]
 fn c53_armed_again_it_ends_a_blocking_poll() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let timer = logging(&ctx, &log, "fired");
     for _ in 0..3 {
@@ -156,7 +156,7 @@ fn c53_armed_again_it_ends_a_blocking_poll() {
 #[test]
 fn c53_ours_deadlines_are_kept_in_nanoseconds() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let recorder = Recorder::new();
     let timer = ctx.timer(|_| ());
     // A wait rounded up to milliseconds would make a hundred of these take 100 ms at the least.
@@ -174,7 +174,7 @@ fn c53_ours_deadlines_are_kept_in_nanoseconds() {
 
 #[test]
 fn a_timer_may_be_dropped_from_its_own_callback() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slot: Rc<RefCell<Option<Timer>>> = Rc::default();
     let freed = OnDrop({
@@ -197,7 +197,7 @@ fn a_timer_may_be_dropped_from_its_own_callback() {
 
 #[test]
 fn a_timer_may_be_dropped_or_cancelled_from_another_ones_callback() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let victims: Rc<RefCell<Vec<Timer>>> = Rc::default();
     let killer = ctx.timer({
@@ -223,7 +223,7 @@ fn a_timer_may_be_dropped_or_cancelled_from_another_ones_callback() {
 
 #[test]
 fn a_timer_may_outlive_its_context() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let timer = ctx.timer(|_| ());
     timer.arm_at_ns(0);
     drop(ctx);
@@ -233,7 +233,7 @@ fn a_timer_may_outlive_its_context() {
 
 #[test]
 fn many_timers_armed_and_cancelled_at_random_fire_as_a_model_says() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mut random = util::Random::new(7);
     let fired: Rc<RefCell<Vec<usize>>> = Rc::default();
     let timers: Vec<_> = (0..200)

@@ -29,7 +29,7 @@ fn waiting(ctx: &AioContext, log: &Log, name: &'static str, times: usize) -> Slo
 
 #[test]
 fn c12_a_coroutine_knows_its_context() {
-    let ctx = AioContext::builder().name("home").build().unwrap();
+    let ctx = AioContext::test_builder().name("home").build().unwrap();
     let slot = Slot::default();
     let own = slot.clone();
     ctx.spawn("c12", move |co| {
@@ -50,7 +50,7 @@ fn c21_a_wake_goes_to_the_context_the_coroutine_belongs_to() {
     let (send_waker, wakers) = channel::<CoWaker>();
     let (send_log, log) = channel();
     let owner = thread::spawn(move || {
-        let ctx = AioContext::builder().name("owner").build().unwrap();
+        let ctx = AioContext::test_builder().name("owner").build().unwrap();
         ctx.run(|co| {
             let home = thread::current().id();
             co.suspend_with(|waker| send_waker.send(waker).unwrap());
@@ -60,7 +60,7 @@ fn c21_a_wake_goes_to_the_context_the_coroutine_belongs_to() {
         });
     });
     // Woken by a coroutine of another context, on another thread.
-    let ctx = AioContext::builder().name("other").build().unwrap();
+    let ctx = AioContext::test_builder().name("other").build().unwrap();
     ctx.run(|_| wakers.recv().unwrap().wake());
     assert_eq!(log.recv().unwrap(), ("owner".to_owned(), true));
     owner.join().unwrap();
@@ -68,7 +68,7 @@ fn c21_a_wake_goes_to_the_context_the_coroutine_belongs_to() {
 
 #[test]
 fn c22_same_context_outside_a_coroutine_it_is_entered_at_once() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slot = waiting(&ctx, &log, "woken", 2);
     slot.take().wake();
@@ -86,7 +86,7 @@ fn c22_same_context_outside_a_coroutine_it_is_entered_at_once() {
 
 #[test]
 fn c23_same_context_inside_a_coroutine_it_is_queued() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slots = [waiting(&ctx, &log, "first", 1), waiting(&ctx, &log, "second", 1)];
     let (pause, said) = (Slot::default(), log.clone());
@@ -105,7 +105,7 @@ fn c23_same_context_inside_a_coroutine_it_is_queued() {
 
 #[test]
 fn c23_waking_oneself_fails_loudly() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let message = panic_message(|| ctx.spawn("narcissus", |co| co.suspend_with(CoWaker::wake)));
     assert_eq!(message, "coroutine 'narcissus' tried to wake itself");
     // And harms nobody: the coroutine may even go on.
@@ -124,7 +124,7 @@ fn c23_waking_oneself_fails_loudly() {
 
 #[test]
 fn c24_from_another_thread_it_runs_from_a_bottom_half_in_order() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let slots: Vec<_> =
         ["a", "b", "c", "d"].iter().map(|name| waiting(&ctx, &log, name, 1)).collect();
@@ -138,7 +138,7 @@ fn c24_from_another_thread_it_runs_from_a_bottom_half_in_order() {
 #[test]
 fn c26_a_worker_threads_wake_is_served_by_one_blocking_poll() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     for _ in 0..100 {
         let waker = waiting(&ctx, &log, "woken", 1).take();
@@ -163,7 +163,7 @@ fn c28_random_wakes_over_five_contexts_lose_no_coroutine() {
         .map(|index| {
             let (slots, woken) = (Arc::clone(&slots), Arc::clone(&woken));
             thread::spawn(move || {
-                let ctx = AioContext::new().unwrap();
+                let ctx = AioContext::for_test().unwrap();
                 let mut random = Random::new(index as u64 + 1);
                 ctx.run(|co| {
                     for _ in 0..ROUNDS {
@@ -193,7 +193,7 @@ fn c28_random_wakes_over_five_contexts_lose_no_coroutine() {
 #[test]
 fn a_wake_from_another_thread_before_the_suspend_is_not_lost() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| {
         for _ in 0..100 {
             co.suspend_with(|waker| thread::spawn(move || waker.wake()).join().unwrap());
@@ -203,7 +203,7 @@ fn a_wake_from_another_thread_before_the_suspend_is_not_lost() {
 
 #[test]
 fn a_wake_served_by_a_poll_inside_register_is_not_lost() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let said = log.clone();
     ctx.spawn("polls in register", move |co| {
@@ -221,7 +221,7 @@ fn a_wake_served_by_a_poll_inside_register_is_not_lost() {
 
 #[test]
 fn a_coroutine_that_is_entered_may_be_woken_by_one_that_it_spawned() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let said = log.clone();
     ctx.spawn("parent", move |co| {
@@ -234,7 +234,7 @@ fn a_coroutine_that_is_entered_may_be_woken_by_one_that_it_spawned() {
 
 #[test]
 fn a_dropped_waker_is_loud() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let slot = Slot::default();
     let own = slot.clone();
     ctx.spawn("orphan", move |co| own.wait(co));
@@ -255,7 +255,7 @@ fn a_dropped_waker_is_loud() {
 
 #[test]
 fn reschedule_lets_everything_else_that_is_ready_run_first() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     for name in ["a", "b"] {
         let log = log.clone();
@@ -273,7 +273,7 @@ fn reschedule_lets_everything_else_that_is_ready_run_first() {
 #[test]
 fn a_waker_that_survives_a_failed_register_is_reported() {
     // It must not wake a later suspension: there is none before it is gone.
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let stray = Slot::default();
     let (own, said) = (stray.clone(), log.clone());
@@ -307,7 +307,7 @@ fn a_waker_that_survives_a_failed_register_is_reported() {
 
 #[test]
 fn suspending_inside_register_is_refused() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let inner = Slot::default();
     let own = inner.clone();
     let message = panic_message(|| {
@@ -326,7 +326,7 @@ fn suspending_inside_register_is_refused() {
 #[test]
 fn a_job_inside_register_does_not_swallow_the_wake() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let sum = ctx.run(|co| {
         let mut sum = 0;
         co.suspend_with(|waker| {
@@ -341,7 +341,7 @@ fn a_job_inside_register_does_not_swallow_the_wake() {
 #[test]
 fn being_resumed_by_hand_does_not_end_a_wait() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (slot, coroutine) = (Slot::default(), Rc::new(RefCell::new(None)));
     let (own, handle, said) = (slot.clone(), Rc::clone(&coroutine), log.clone());
@@ -377,7 +377,7 @@ fn being_resumed_by_hand_does_not_end_a_wait() {
 #[test]
 fn a_coroutine_spawned_from_another_thread_runs_at_home() {
     let _watchdog = watchdog();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let home = thread::current().id();
     let (handle, (done, ended)) = (ctx.handle(), channel());
     thread::spawn(move || {
@@ -400,7 +400,7 @@ fn a_coroutine_spawned_from_another_thread_runs_at_home() {
 
 #[test]
 fn two_contexts_on_one_thread_wake_each_others_coroutines() {
-    let (a, b) = (AioContext::new().unwrap(), AioContext::new().unwrap());
+    let (a, b) = (AioContext::for_test().unwrap(), AioContext::for_test().unwrap());
     let log = Log::new();
     let slot = waiting(&a, &log, "of a", 2);
     slot.take().wake();
@@ -416,7 +416,7 @@ fn twenty_five_thousand_coroutines_wake_each_other_across_two_threads() {
     let _watchdog = watchdog();
     let (to_b, at_b): (Sender<CoWaker>, Receiver<CoWaker>) = channel();
     let b = thread::spawn(move || at_b.into_iter().for_each(CoWaker::wake));
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let done = Rc::new(Cell::new(0));
     for _ in 0..COUNT {
         let (to_b, done) = (to_b.clone(), Rc::clone(&done));

@@ -36,7 +36,9 @@ impl Engine {
     pub fn check(self) -> io::Result<()> {
         match self {
             Engine::Threads => Ok(()),
-            Engine::IoUring => AioContext::builder().wait_mode(WaitMode::Ring).build().map(|_| ()),
+            Engine::IoUring => {
+                AioContext::test_builder().wait_mode(WaitMode::Ring).build().map(|_| ())
+            }
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::medium::Request;
 /// before its submitting call has returned, also when the request fails at once; a drain waits for
 /// it (contract: C75). It gets the buffer back.
 ///
-/// A request that panics fails with EIO and is logged.
+/// A request that panics fails with EIO and is logged. One for which there is no memory for a
+/// coroutine's stack fails with ENOMEM, in a callback of its own.
 impl BlockBackend {
     /// Fills `buffer` from `offset` bytes on.
     #[inline(always)]
@@ -26,6 +27,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
         trace_event!("blk_aio_preadv", backend = self.name(), offset);
+        if let Err(error) = ctx.ensure_stack() {
+            return ctx.schedule(move |ctx| callback(ctx, Err(error), buffer));
+        }
         let transfer = Transfer { buffer, offset, callback };
         self.submit(ctx, "blk_aio_preadv", move |backend, co, entered| {
             let Transfer { mut buffer, offset, callback } = { transfer };
@@ -47,6 +51,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>, B) + 'static,
     ) {
         trace_event!("blk_aio_pwritev", backend = self.name(), offset);
+        if let Err(error) = ctx.ensure_stack() {
+            return ctx.schedule(move |ctx| callback(ctx, Err(error), buffer));
+        }
         let transfer = Transfer { buffer, offset, callback };
         self.submit(ctx, "blk_aio_pwritev", move |backend, co, entered| {
             let Transfer { buffer, offset, callback } = { transfer };
@@ -64,6 +71,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_flush", backend = self.name());
+        if let Err(error) = ctx.ensure_stack() {
+            return ctx.schedule(move |ctx| callback(ctx, Err(error)));
+        }
         self.submit(ctx, "blk_aio_flush", move |backend, co, entered| {
             let result = fail_on_panic(co, || backend.flush_entered(co, entered));
             complete(co, move |ctx| callback(ctx, result));
@@ -80,6 +90,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pwrite_zeroes", backend = self.name(), offset, bytes);
+        if let Err(error) = ctx.ensure_stack() {
+            return ctx.schedule(move |ctx| callback(ctx, Err(error)));
+        }
         self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co, entered| {
             let result = fail_on_panic(co, || {
                 backend.pwrite_zeroes_entered(co, entered, offset, bytes, flags)
@@ -97,6 +110,9 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pdiscard", backend = self.name(), offset, bytes);
+        if let Err(error) = ctx.ensure_stack() {
+            return ctx.schedule(move |ctx| callback(ctx, Err(error)));
+        }
         self.submit(ctx, "blk_aio_pdiscard", move |backend, co, entered| {
             let result = fail_on_panic(co, || backend.pdiscard_entered(co, entered, offset, bytes));
             complete(co, move |ctx| callback(ctx, result));

@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_request_is_listed_until_it_ends() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("disk", Null::new(1 << 20).deferred(true));
         let backend = BlockBackend::new(&ctx, "drive", node);
         let request = backend.clone();

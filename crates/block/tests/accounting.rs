@@ -23,7 +23,7 @@ struct Scene {
 
 fn scene() -> Scene {
     let options = SimulationOptions::new(1);
-    let ctx = AioContext::builder().simulated(options).build().expect("a context");
+    let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
     let rules = Rules::new(1);
     let disk = BlockNode::new("disk", Null::new(DISK_BYTES));
     let node = BlockNode::new("debug", BlkDebug::new(disk, rules.clone()));

@@ -70,7 +70,7 @@ fn a_node_can_be_closed_when_what_was_to_stand_on_it_was_refused() {
 
 /// Its flush takes a while.
 fn closing() -> (AioContext, Rc<Blockdevs>, Steps) {
-    let (ctx, blockdevs) = (AioContext::new().unwrap(), Rc::new(Blockdevs::new()));
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Rc::new(Blockdevs::new()));
     let steps = Steps::default();
     blockdevs.open(&ctx, options("null-aio,node-name=disk,latency-ns=20000000")).unwrap();
     blockdevs.open(&ctx, options("null-co,node-name=other")).unwrap();

@@ -24,7 +24,7 @@ struct Scene {
 /// A disk whose requests take as long as the rules say.
 fn scene() -> Scene {
     let options = SimulationOptions::new(1);
-    let ctx = AioContext::builder().simulated(options).build().unwrap();
+    let ctx = AioContext::test_builder().simulated(options).build().unwrap();
     let rules = Rules::new(1);
     let disk = BlockNode::new("disk", Null::new(1 << 20));
     let node = BlockNode::new("debug", BlkDebug::new(disk, rules.clone()));
@@ -167,7 +167,7 @@ fn a_monitor_finds_the_backends_of_other_contexts_by_their_node() {
 /// Names may be given twice, and nodes be replaced: a device is found by itself.
 #[test]
 fn a_device_is_told_from_others_of_its_name_wherever_it_is() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let null = |name: &str| BlockNode::new(name, Null::new(1 << 20));
     let (first, second) = (null("first"), null("second"));
     let options = BackendOptions::new("drive").share_rw(true);

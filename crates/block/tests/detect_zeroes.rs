@@ -49,7 +49,7 @@ fn a_write_of_nothing_is_no_zeroes_and_flushes() {
     // Here every system call fails that is made.
     let faults = Faults { error_per_mille: 1000, ..Faults::default() };
     let options = SimulationOptions::new(1).faults(faults);
-    let faulty = AioContext::builder().simulated(options).build().unwrap();
+    let faulty = AioContext::test_builder().simulated(options).build().unwrap();
     for (name, detect) in [("f0", "off"), ("f1", "on"), ("f2", "unmap,discard=unmap")] {
         let line = format!("file,node-name={name},filename=$,detect-zeroes={detect}");
         let backend = BlockBackend::new(&faulty, name, bench.open(&line).unwrap());

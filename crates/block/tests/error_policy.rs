@@ -30,7 +30,7 @@ struct Scene {
 
 fn scene(seed: u64, policies: ErrorPolicies) -> Scene {
     let options = SimulationOptions::new(seed);
-    let ctx = AioContext::builder().simulated(options).build().expect("a context");
+    let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
     let disk = Disk::new(DISK_BYTES, BlockLimits::default());
     let rules = Rules::new(seed);
     let below = BlockNode::new("disk", OnDisk(Arc::clone(&disk)));

@@ -29,7 +29,10 @@ fn node(image: &NamedTempFile, options: FileOptions) -> Arc<BlockNode> {
 }
 
 fn faulty(seed: u64, faults: Faults) -> AioContext {
-    AioContext::builder().simulated(SimulationOptions::new(seed).faults(faults)).build().unwrap()
+    AioContext::test_builder()
+        .simulated(SimulationOptions::new(seed).faults(faults))
+        .build()
+        .unwrap()
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn c82_a_short_read_at_the_end_is_filled_with_zeroes() {
     for (engine, direct) in [(0, false), (1, false), (0, true), (1, true)] {
         let image = image(0);
         image.as_file().write_all_at(&[7; 5000], 0).unwrap();
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let node = node(&image, File::options().engine(ENGINES[engine]).direct(direct));
         let backend = BlockBackend::new(&ctx, "drive", node);
         assert_eq!(backend.length().unwrap(), 5120);
@@ -123,7 +126,7 @@ fn c83_after_a_failed_buffered_flush_every_later_one_fails() {
     for (engine, direct) in [(0, false), (1, false), (0, true), (1, true)] {
         let image = image(64 << 10);
         let node = node(&image, File::options().engine(ENGINES[engine]).direct(direct));
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
         let broken = faulty(1, Faults { error_per_mille: 1000, ..Faults::default() });
         let theirs = BlockBackend::new(&broken, "broken", node);
@@ -170,7 +173,7 @@ fn without_flushes_none_reaches_the_disk() {
     for engine in ENGINES {
         let image = image(64 << 10);
         let broken = faulty(1, Faults { error_per_mille: 1000, ..Faults::default() });
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         for (no_flush, expected) in [(true, None), (false, Some(libc::EIO))] {
             let node = node(&image, File::options().engine(engine).no_flush(no_flush));
             let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));

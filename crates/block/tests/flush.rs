@@ -18,7 +18,7 @@ const PLAIN: WriteFlags = WriteFlags::empty();
 
 /// A context, a disk that is flushed, and a backend on it.
 fn set_up(limits: BlockLimits) -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(64 << 10, limits);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
     backend.flush(&ctx).unwrap();
@@ -124,7 +124,7 @@ fn c79_a_context_that_ends_in_a_flush_leaves_it_to_others() {
     let (ctx, disk, backend) = set_up(BlockLimits::default());
     write(&ctx, &backend, PLAIN);
     disk.judge(|op| if op == Op::Flush { Verdict::Hold } else { Verdict::Go });
-    let other = AioContext::new().unwrap();
+    let other = AioContext::for_test().unwrap();
     let theirs = BlockBackend::new(&other, "other", backend.node().unwrap());
     theirs.aio_flush(&other, |_, _| panic!("it was unwound"));
     theirs.aio_flush(&other, |_, _| panic!("it was unwound"));
@@ -147,7 +147,7 @@ fn a_write_from_one_context_is_flushed_by_another() {
     std::thread::scope(|scope| {
         // Flushes without end, so that ours meet another's.
         scope.spawn(|| {
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let backend = BlockBackend::new(&ctx, "flusher", Arc::clone(&node));
             while !stop.load(Ordering::SeqCst) {
                 backend.flush(&ctx).unwrap();

@@ -37,7 +37,7 @@ fn map(ctx: &AioContext, backend: &BlockBackend) -> Vec<(BlockStatusKind, u64)> 
 fn set_up(length: u64, direct: bool) -> (AioContext, tempfile::NamedTempFile, BlockBackend) {
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(length).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let engine = if direct { Engine::IoUring } else { Engine::Threads };
     let driver = File::options().direct(direct).engine(engine).open(image.path()).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("image", driver));
@@ -79,7 +79,7 @@ fn status_of_what_is_not_there_and_of_nothing() {
 
 #[test]
 fn null_is_zero_if_it_reads_as_zero() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     for (read_zeroes, kind) in [(true, Zero), (false, Data)] {
         let node = BlockNode::new("null", Null::new(4096).read_zeroes(read_zeroes));
         let backend = BlockBackend::new(&ctx, "drive", node);
@@ -125,7 +125,7 @@ fn a_length_is_not_changed_through_a_backend_that_only_reads() {
 #[test]
 fn a_device_is_cut_when_the_writes_in_flight_are_done() {
     for request_alignment in [1, 512] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let limits = BlockLimits { request_alignment, ..BlockLimits::default() };
         let disk = Disk::new(8192, limits);
         let node = BlockNode::new("disk", OnDisk(disk.clone()));
@@ -162,7 +162,7 @@ fn a_device_is_cut_when_the_writes_in_flight_are_done() {
 
 #[test]
 fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
     let disk = Disk::new(8192, limits);
     let node = BlockNode::new("disk", OnDisk(disk.clone()));
@@ -194,7 +194,7 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
 
 /// A backend on a disk that holds its changes of length, and what the disk was asked.
 fn held_truncates(length: u64) -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(length, BlockLimits::default());
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
     disk.judge(|op| match op {

@@ -22,7 +22,7 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(1 << 20, BlockLimits::default());
     let below = BlockNode::new("log", OnDisk(Arc::clone(&disk)));
     let image = BlockNode::new("image", Null::new(1 << 20));

@@ -22,7 +22,7 @@ fn blocks_of(request_alignment: u32) -> BlockLimits {
 
 /// A context, a disk of 64 blocks of 512 bytes, all ones, and a backend on it.
 fn set_up() -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(64 * 512, blocks_of(512));
     disk.fill(1);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
@@ -149,7 +149,7 @@ fn c80_a_waiting_request_that_is_unwound_lets_the_others_go() {
     write_later(&ctx, &backend, &done, 10, 10, 2);
     poll_until_idle(&ctx);
     // Another context waits behind it, and ends; a third waits behind both.
-    let other = AioContext::new().unwrap();
+    let other = AioContext::for_test().unwrap();
     let theirs = BlockBackend::new(&other, "other", Arc::clone(&node));
     theirs.aio_pwritev(&other, 0, vec![3; 512], PLAIN, |_, _, _| panic!("it was unwound"));
     write_later(&ctx, &backend, &done, 20, 10, 4);
@@ -177,7 +177,7 @@ fn c80_a_panicking_driver_leaves_nobody_waiting() {
 
 #[test]
 fn a_device_may_end_inside_a_block() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(4096 + 512, blocks_of(4096));
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
     backend.pwritev(&ctx, 4096, &IoVector::from(&[7u8; 512][..]), PLAIN).unwrap();
@@ -191,7 +191,7 @@ fn a_device_may_end_inside_a_block() {
 
 #[test]
 fn small_ranges_and_small_drivers() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let limits =
         BlockLimits { max_transfer: 1024, max_iov: 2, memory_alignment: 64, ..blocks_of(512) };
     let disk = Disk::new(64 * 512, limits);
@@ -255,7 +255,7 @@ fn model_from_several_contexts_on_one_node() {
             for thread in 0..3 {
                 let (node, model) = (Arc::clone(&node), &model);
                 scope.spawn(move || {
-                    let ctx = AioContext::new().unwrap();
+                    let ctx = AioContext::for_test().unwrap();
                     let backend = BlockBackend::new(&ctx, "drive", node);
                     model::run(&ctx, &backend, model, thread * 4..thread * 4 + 4);
                 });
@@ -270,7 +270,7 @@ fn model_on_a_real_file_with_o_direct() {
         let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let length = 64 << 10;
         image.as_file().set_len(length).unwrap();
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let driver = File::options().direct(true).engine(engine).open(image.path()).unwrap();
         let node = BlockNode::new("disk", driver);
         assert!(node.limits().request_alignment >= 512, "{:?}", node.limits());

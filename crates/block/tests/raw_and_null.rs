@@ -25,7 +25,7 @@ fn blocks_of(request_alignment: u32) -> BlockLimits {
 
 /// A part of a disk of 64 blocks of 512 bytes.
 fn part(offset: u64, size: Option<u64>) -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(64 * 512, blocks_of(512));
     let child = BlockNode::new("disk", OnDisk(disk.clone()));
     let raw = Raw::part(child, offset, size).unwrap();
@@ -88,7 +88,7 @@ fn memory_is_passed_on_without_a_copy() {
         }
     }
     let seen: &'static Addresses = Box::leak(Box::new(Addresses(Default::default())));
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let raw = Raw::part(BlockNode::new("below", seen), 77, None).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("raw", raw));
     let mut memory = [0u8; 100];
@@ -163,7 +163,7 @@ fn the_length_follows_the_node_below_unless_it_is_fixed() {
 fn a_file_that_grows_or_shrinks_is_seen_through() {
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(8192).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let file = BlockNode::new("file", File::options().open(image.path()).unwrap());
     let raw = BlockNode::new("raw", Raw::part(Arc::clone(&file), 4096, None).unwrap());
     let part = BlockNode::new("part", Raw::part(file, 4096, Some(4096)).unwrap());
@@ -185,7 +185,7 @@ fn block_status_is_that_of_the_place_below() {
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     std::fs::write(image.path(), vec![7; 65536]).unwrap();
     image.as_file().set_len(1 << 20).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let file = BlockNode::new("file", File::options().open(image.path()).unwrap());
     let raw = Raw::part(file, 61440, None).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("raw", raw));
@@ -226,7 +226,7 @@ fn null_requests_last_as_long_as_they_are_told() {
 
 #[test]
 fn the_longest_latency_is_no_overflow() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let null = BlockNode::new("null", Null::new(4096).latency_ns(u64::MAX));
     let backend = BlockBackend::new(&ctx, "drive", null);
     backend.aio_preadv(&ctx, 0, vec![0; 512], |_, _, _| {});
@@ -237,7 +237,7 @@ fn the_longest_latency_is_no_overflow() {
 #[test]
 fn null_that_reads_zeroes_says_so() {
     for null in [Null::new(1 << 20), Null::new(1 << 20).deferred(true)] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let name = if null.format_name() == "null-co" { "co" } else { "aio" };
         let zeroes = BlockNode::new(name, null.clone().read_zeroes(true));
         let zeroes = BlockBackend::new(&ctx, "zeroes", zeroes);

@@ -185,7 +185,7 @@ fn a_flush_that_did_nothing_is_made_up_for() {
     // Here every system call fails that is made.
     let faults = Faults { error_per_mille: 1000, ..Faults::default() };
     let options = SimulationOptions::new(1).faults(faults);
-    let faulty = AioContext::builder().simulated(options).build().unwrap();
+    let faulty = AioContext::test_builder().simulated(options).build().unwrap();
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     let on_faulty = BlockBackend::new(&faulty, "faulty", node);
     write(&bench.ctx, &backend, 1).unwrap();

@@ -11,7 +11,7 @@ use coblk_block::{BlockBackend, BlockNode, WriteFlags, drain_all};
 #[test]
 fn a_drain_of_all_lets_waiting_requests_through() {
     let options = SimulationOptions::new(1);
-    let ctx = AioContext::builder().simulated(options).build().expect("a context");
+    let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
     let limits = ThrottleLimits { iops_write: Rate::new(1), ..ThrottleLimits::default() };
     let group = ThrottleGroup::new("group", limits).expect("limits");
     let disk = BlockNode::new("disk", Null::new(1 << 20));

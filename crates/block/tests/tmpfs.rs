@@ -25,7 +25,7 @@ fn blocks(image: &tempfile::NamedTempFile) -> u64 {
 #[test]
 fn zeroes_are_fast_and_keep_their_place_unless_they_may_go() {
     let image = image(1 << 20);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let file = File::options().open(image.path()).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
     let full = blocks(&image);
@@ -44,7 +44,7 @@ fn zeroes_are_fast_and_keep_their_place_unless_they_may_go() {
 #[test]
 fn zeroes_at_the_end_of_a_file_that_is_not_whole_sectors() {
     let image = image(1000);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let file = File::options().open(image.path()).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
     backend.pwrite_zeroes(&ctx, 512, 512, ZeroFlags::NO_FALLBACK).unwrap();
@@ -55,7 +55,7 @@ fn zeroes_at_the_end_of_a_file_that_is_not_whole_sectors() {
 
 #[test]
 fn no_node_is_longer_than_can_be_asked_for() {
-    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
     let image = image(4096);
     let name = image.path().to_str().unwrap();
     let open = |line: &str| blockdevs.open(&ctx, NodeOptions::from_keyval(line).unwrap());

@@ -35,7 +35,7 @@ fn backend(ctx: &AioContext) -> BlockBackend {
 
 #[test]
 fn an_ignored_read_is_zeroes() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx);
     // In two ranges of memory, blocking and from a coroutine.
     let mut stale = [0x55; 2048];
@@ -63,7 +63,7 @@ fn an_ignored_read_is_zeroes() {
 
 #[test]
 fn an_ignored_part_of_a_merged_read_is_zeroes() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = backend(&ctx);
     let mut stale = [0x55; 1536];
     let merged = ctx.run(|co| {
@@ -95,7 +95,7 @@ fn an_ignored_remote_read_is_zeroes() {
 /// Whoever sends what it reads to others has to know that null writes nothing to its buffer.
 #[test]
 fn a_backend_knows_that_reads_may_leave_its_buffer() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let null = BlockNode::new("null", Null::new(1 << 20));
     let zeroes = BlockNode::new("zeroes", Null::new(1 << 20).read_zeroes(true));
     let disk = BlockNode::new("disk", OnDisk(Disk::new(1 << 20, BlockLimits::default())));

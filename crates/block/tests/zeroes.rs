@@ -13,7 +13,7 @@ const PLAIN: WriteFlags = WriteFlags::empty();
 const ANY: ZeroFlags = ZeroFlags::empty();
 
 fn set_up(length: u64, limits: BlockLimits) -> (AioContext, Arc<Disk>, BlockBackend) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Disk::new(length, limits);
     disk.fill(1);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
@@ -170,7 +170,7 @@ fn limits_that_contradict_themselves_are_a_bug_of_the_driver() {
 /// What does not fit the driver's units is written, but no more of it than costs nothing.
 #[test]
 fn fast_zeroes_with_long_edges_are_not_fast() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let limits = BlockLimits { pwrite_zeroes_alignment: 65536, ..BlockLimits::default() };
     let disk = Disk::new(1 << 20, limits);
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));

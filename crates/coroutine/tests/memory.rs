@@ -1,12 +1,14 @@
-//! Memory of stacks: of a process that locks it, and of stacks that are idle.
+//! Memory of stacks: of a process that locks it, of stacks that are idle, and of none that is left.
 
 mod util;
 
 use std::cell::Cell;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
 
 use coblk_coroutine::*;
-use util::succeeds_in_child;
+use util::{dies_in_child, succeeds_in_child};
 
 fn lock_memory(which: libc::c_int) {
     // SAFETY: no memory is involved.
@@ -36,7 +38,7 @@ fn deep() -> (Coroutine, usize) {
 #[inline(never)]
 fn use_stack() -> usize {
     let mut frame = [1_u8; 256 << 10];
-    std::hint::black_box(&mut frame);
+    black_box(&mut frame);
     frame.as_ptr().addr()
 }
 
@@ -112,4 +114,31 @@ fn a_stack_that_is_there_is_found_by_the_next_coroutine() {
         assert_eq!(pool_stats().allocated, 1);
         coroutine.resume();
     });
+}
+
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    if frame[0] == u64::MAX { 0 } else { recurse(depth + 1) + black_box(frame)[63] }
+}
+
+#[test]
+fn c16_an_overflow_ends_the_process_as_such_though_nothing_reads_its_report() {
+    let name = "c16_an_overflow_ends_the_process_as_such_though_nothing_reads_its_report";
+    let death = dies_in_child(name, || {
+        // SAFETY: two new descriptors, of which one becomes standard error; SIGPIPE is as a host
+        // program in C has it.
+        unsafe {
+            let mut ends = [0; 2];
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            libc::close(ends[0]);
+            libc::dup2(ends[1], libc::STDERR_FILENO);
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        let coroutine = Coroutine::new("unheard", |_| {
+            black_box(recurse(0));
+        });
+        coroutine.resume();
+    });
+    let Some((status, _)) = death else { return };
+    assert_eq!(status.signal(), Some(libc::SIGSEGV));
 }

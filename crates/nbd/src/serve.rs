@@ -26,6 +26,9 @@ pub fn start(
     let client = Rc::clone(client);
     let export = Rc::clone(&session.export);
     let style = session.style;
+    if co.context().ensure_stack().is_err() {
+        return client.answer(Message::error(style, &request, libc::ENOMEM), co.context());
+    }
     co.context().spawn("nbd_request", move |co| {
         let done = co.catch_unwind(|| execute(co, &client, &export, style, &request, buffer));
         let errno = match done {

@@ -285,6 +285,10 @@ impl Shared {
 
     /// Serves a client in a coroutine of its own.
     pub fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: Socket) {
+        if let Err(error) = ctx.ensure_stack() {
+            tracing::warn!(%error, "no coroutine for an NBD client; it is disconnected");
+            return;
+        }
         let client = Connection::new(self, socket);
         self.clients.borrow_mut().push(Rc::clone(&client));
         ctx.spawn("nbd_client", move |co| client.run(co));

@@ -112,7 +112,7 @@ fn a_request_allocates_nothing() {
     for mode in modes {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nbd.sock");
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let null = Null::new(1 << 30).read_zeroes(true).deferred(mode.deferred);
         let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("null", null));
         let address = NbdAddress::Unix(path.clone());

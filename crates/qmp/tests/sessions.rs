@@ -253,7 +253,7 @@ fn a_monitor_may_connect_and_do_so_again() {
 
 #[test]
 fn a_monitor_that_is_paused_lets_clients_wait() {
-    let ctx = coblk_aio::AioContext::new().unwrap();
+    let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qmp.sock");
     let socket = QmpListener::Unix(UnixListener::bind(&path).unwrap());
@@ -278,7 +278,7 @@ fn a_monitor_that_is_paused_lets_clients_wait() {
 
 #[test]
 fn an_address_that_cannot_be_used_is_an_error() {
-    let ctx = coblk_aio::AioContext::new().unwrap();
+    let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let listen = |name: &str| {
         let address = SocketAddress::Unix(dir.path().join(name));
@@ -318,7 +318,7 @@ fn a_shutdown_lets_the_command_that_runs_answer() {
 fn commands_of_two_monitors_run_one_at_a_time_but_for_urgent_ones() {
     use std::cell::Cell;
     use std::rc::Rc;
-    let ctx = coblk_aio::AioContext::new().unwrap();
+    let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (is_inside, releases) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
     let mut table = CommandTable::new();

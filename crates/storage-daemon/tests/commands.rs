@@ -28,7 +28,7 @@ fn c85_a_command_that_comes_back_after_the_end_keeps_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk.img");
     std::fs::write(&image, [0; 4096]).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let daemon = Daemon::new(&ctx);
     let file = format!("file,node-name=disk,filename={}", image.display());
     let node = NodeOptions::from_keyval(&file).unwrap();

@@ -40,7 +40,7 @@ impl Running {
         let (started, handle) = channel();
         let socket = dir.path().join("nbd.sock");
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let daemon = Daemon::new(&ctx);
             // Nobody may listen any more at the end.
             daemon.subscribe(move |_, event| drop(tell.send(event.clone())));

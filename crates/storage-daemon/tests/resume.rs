@@ -28,7 +28,7 @@ thread_local! {
 
 /// Runs a daemon on the calling thread until it is told to quit.
 fn run(dir: &Path, running: &mpsc::Sender<AioHandle>, told: mpsc::Sender<Event>) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let daemon = Daemon::new(&ctx);
     DAEMON.with(|own| assert!(own.set(Rc::clone(&daemon)).is_ok()));
     daemon.subscribe(move |_, event| {

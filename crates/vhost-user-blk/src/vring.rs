@@ -267,7 +267,7 @@ fn announced(call: Option<EventNotifier>) -> Interrupt {
 /// Looks at a queue again and again, until `stopped`.
 fn poll(ctx: &AioContext, device: &Rc<VirtioBlk>, index: u16, stopped: Arc<AtomicBool>) {
     let device = Rc::downgrade(device);
-    ctx.spawn("vhost-user-blk-poll", move |co| {
+    let polling = ctx.try_spawn("vhost-user-blk-poll", move |co| {
         while !stopped.load(Ordering::Relaxed)
             && let Some(device) = device.upgrade()
         {
@@ -276,4 +276,7 @@ fn poll(ctx: &AioContext, device: &Rc<VirtioBlk>, index: u16, stopped: Arc<Atomi
             co.sleep(POLL_INTERVAL);
         }
     });
+    if let Err(error) = polling {
+        tracing::error!(%error, index, "no coroutine to poll a queue; it is not served");
+    }
 }

@@ -93,7 +93,7 @@ fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
     let directory = util::directory();
     let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
     File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
     let options = VhostUserBlkOptions::default();
     let export = VhostUserBlk::listen(&ctx, &socket, &node, options).unwrap();
@@ -113,7 +113,7 @@ fn an_export_that_fails_leaves_no_socket_behind() {
     let directory = util::directory();
     let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
     File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
     let device = VirtioBlkConfig { num_queues: 0, ..Default::default() };
     let options = VhostUserBlkOptions { device, ..Default::default() };
@@ -126,7 +126,7 @@ fn an_export_that_is_dropped_answers_what_it_has_taken() {
     let directory = util::directory();
     let (image, socket) = (directory.path().join("disk"), directory.path().join("vhost.sock"));
     File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let rules = Rules::new(1);
     rules.add(Rule::delay(Duration::from_millis(100)));
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());

@@ -15,7 +15,6 @@
 //! for one only before it sleeps.
 
 use std::iter::once;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use coblk_aio::{AioContext, trace_event};
@@ -250,13 +249,10 @@ impl DeviceQueue {
             requests = run.members.len()
         );
         let queue = Rc::clone(self);
-        // What a request does wrong is caught inside. This is about not getting a stack: the
-        // closure is then dropped, and its requests with it, which answers them.
-        let spawned = catch_unwind(AssertUnwindSafe(|| {
-            ctx.spawn("virtio-blk", move |co| serve(co, &queue, run));
-        }));
-        if spawned.is_err() {
-            tracing::error!(device = self.device_name(), "no coroutine for a request; it fails");
+        // Without a stack the closure is dropped, and its requests with it, which answers them.
+        if let Err(error) = ctx.try_spawn("virtio-blk", move |co| serve(co, &queue, run)) {
+            let device = self.device_name();
+            tracing::error!(device, %error, "no coroutine for a request; it fails");
         }
     }
 

@@ -69,7 +69,7 @@ fn a_request_allocates_nothing() {
     let one = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(1))));
     assert_eq!(one.count_total, 1, "the counter counts");
     for deferred in [false, true] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("null", Null::new(1 << 30).deferred(deferred));
         let backend = BlockBackend::new(&ctx, "drive", node);
         let statistics = backend.statistics();

@@ -20,7 +20,7 @@ struct Scene {
 }
 
 fn scene(policy: ErrorPolicy) -> Scene {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: policy, write: policy };
     let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
@@ -162,7 +162,7 @@ fn a_run_that_waits_at_a_stopped_backend_ends_untried_with_a_reset() {
 
 #[test]
 fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
     let error_policies = Some(policies);
@@ -205,7 +205,7 @@ fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
 /// What is held when the device goes: the next one is to find it.
 #[test]
 fn a_device_that_goes_away_gives_back_what_is_held() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
     let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };

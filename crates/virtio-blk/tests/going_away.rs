@@ -16,7 +16,7 @@ fn deferred_disk() -> TestDisk {
 
 #[test]
 fn a_device_that_goes_away_lets_its_requests_finish() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -32,7 +32,7 @@ fn a_device_that_goes_away_lets_its_requests_finish() {
 
 #[test]
 fn a_device_that_goes_away_takes_nothing_more() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -62,7 +62,7 @@ fn a_device_that_goes_away_takes_nothing_more() {
 
 #[test]
 fn an_idle_device_that_goes_away_watches_no_descriptor() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, TestDisk::new(8192));
     let machine = Machine::new(&ctx, backend).unwrap();
     let kick = EventNotifier::new().unwrap();
@@ -76,7 +76,7 @@ fn an_idle_device_that_goes_away_watches_no_descriptor() {
 
 #[test]
 fn requests_of_a_context_that_ends_are_answered_with_an_error() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();

@@ -22,7 +22,7 @@ fn deferred_disk() -> TestDisk {
 
 /// A machine on a null device, with one buffer, whose interrupts are counted.
 fn counting(builder: MachineBuilder) -> (AioContext, Machine, GuestBuffer, Rc<Cell<u32>>) {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("null", Null::new(1 << 30));
     let machine = builder.build(&ctx, BlockBackend::new(&ctx, "drive", node)).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -67,7 +67,7 @@ fn a_batch_is_one_kick_and_one_interrupt() {
 /// As deep as a queue can be, each request of three descriptors, and all in flight at once.
 #[test]
 fn a_queue_of_1024_entries_is_served_when_it_is_full() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     for indirect_segments in [0, 1] {
         let options = QueueOptions { size: 1024, indirect_segments, ..Default::default() };
@@ -96,7 +96,7 @@ fn a_queue_of_1024_entries_is_served_when_it_is_full() {
 fn a_batch_is_shown_and_told_while_it_is_served() {
     const BATCH: u64 = 32;
     for (without, early_interrupts) in [(0, 1), (feature::EVENT_IDX, 1)] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let (disk, backend) = backend(&ctx, TestDisk::new(8192));
         let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
         let builder = Machine::builder().config(config).without_features(without);
@@ -139,7 +139,7 @@ fn a_batch_is_shown_and_told_while_it_is_served() {
 
 #[test]
 fn deferred_completions_share_an_interrupt() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -239,7 +239,7 @@ fn an_interrupt_callback_may_poll_for_another_request() {
 
 #[test]
 fn queues_are_driven_from_other_threads() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let config = VirtioBlkConfig { num_queues: 3, ..Default::default() };
     let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
@@ -323,7 +323,7 @@ fn kicks_and_interrupts_through_eventfds() {
 
 #[test]
 fn a_reset_waits_for_requests_in_flight() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -345,7 +345,7 @@ fn a_reset_waits_for_requests_in_flight() {
 
 #[test]
 fn a_stopped_queue_goes_on_where_it_stopped() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, deferred_disk());
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffer = machine.ram.alloc(512, 512).unwrap();
@@ -381,7 +381,7 @@ fn what_is_available_before_the_start_is_served() {
 
 #[test]
 fn a_change_of_capacity_is_told() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk::new(100));
     let machine = Machine::new(&ctx, backend).unwrap();
     let told = Rc::new(Cell::new(0));

@@ -33,7 +33,7 @@ fn all_builders() -> Vec<(&'static str, MachineBuilder)> {
 #[test]
 fn data_goes_to_a_file_and_comes_back() {
     for (name, builder) in all_builders() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8 << 20).unwrap();
         let node = BlockNode::new("disk0", File::options().open(file.path()).unwrap());
@@ -64,7 +64,7 @@ fn data_goes_to_a_file_and_comes_back() {
 #[test]
 fn the_null_driver_takes_every_request() {
     for deferred in [false, true] {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("null", Null::new(1 << 30).deferred(deferred));
         let config = VirtioBlkConfig { serial: "null0".into(), ..Default::default() };
         let builder = Machine::builder().config(config);
@@ -86,7 +86,7 @@ fn the_null_driver_takes_every_request() {
 
 #[test]
 fn a_request_of_many_segments_is_one_request() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk::new(4096));
     let mut machine = Machine::new(&ctx, backend).unwrap();
     let buffers = machine.ram.alloc_many(200, 512, 1024).unwrap();
@@ -103,7 +103,7 @@ fn a_request_of_many_segments_is_one_request() {
 #[test]
 fn the_write_cache_is_what_the_guest_was_told() {
     let fua_of = |builder: MachineBuilder, off: bool| {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let (disk, backend) = backend(&ctx, TestDisk::new(64));
         let mut machine = builder.build(&ctx, backend).unwrap();
         if off {
@@ -140,7 +140,7 @@ mod merging {
 
     impl Batch {
         fn new(disk: TestDisk, builder: MachineBuilder) -> Batch {
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let (disk, backend) = backend(&ctx, disk);
             let machine = builder.build(&ctx, backend).unwrap();
             Batch { ctx, disk, machine }
@@ -293,7 +293,7 @@ mod merging {
 
 #[test]
 fn a_full_queue_says_so_and_recovers() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (_disk, backend) = backend(&ctx, TestDisk::new(64));
     let queue = QueueOptions { size: 8, ..Default::default() };
     let mut machine = Machine::builder().queue(queue).build(&ctx, backend).unwrap();

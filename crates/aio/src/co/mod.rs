@@ -5,13 +5,14 @@ mod note;
 mod task;
 mod waker;
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::ptr::NonNull;
 
 use coblk_coroutine::Suspender;
 
-use crate::context::AioContext;
+use crate::context::{AioContext, Inner};
 use crate::trace_event;
 pub use list::CoroutineInfo;
 use note::Note;
@@ -31,21 +32,20 @@ pub use waker::CoWaker;
 /// needs_send::<coblk_aio::Co<'static>>();
 /// ```
 pub struct Co<'a> {
-    task: NonNull<Task>,
+    release: Release,
     suspender: &'a Suspender,
     home: PhantomData<*mut ()>,
 }
 
 impl<'a> Co<'a> {
-    pub(crate) fn new(task: NonNull<Task>, suspender: &'a Suspender) -> Co<'a> {
-        Co { task, suspender, home: PhantomData }
+    pub(crate) fn new(release: Release, suspender: &'a Suspender) -> Co<'a> {
+        Co { release, suspender, home: PhantomData }
     }
 
     #[inline]
     pub(crate) fn task(&self) -> &Task {
-        // SAFETY: a `Co` lives on its coroutine's stack, inside the frame that releases the task
-        // after the `Co` is gone (`AioContext::spawn`).
-        unsafe { self.task.as_ref() }
+        // SAFETY: live until `release` is dropped.
+        unsafe { self.release.task.get().as_ref() }
     }
 
     /// The context it runs in.
@@ -83,9 +83,11 @@ impl<'a> Co<'a> {
     /// # Panics
     /// As [`suspend_with`](Self::suspend_with).
     pub fn suspend_for(&self, what: &'static str, register: impl FnOnce(CoWaker)) {
-        let task = self.task();
-        register(CoWaker::arm(self.task));
+        register(CoWaker::arm(self.release.task.get()));
+        let out = WakerOut(self);
         self.suspend_until_woken(what);
+        std::mem::forget(out);
+        let task = self.task();
         assert!(
             !task.waker_was_lost(),
             "coroutine '{}': its waker was dropped, nobody can wake it any more",
@@ -98,8 +100,10 @@ impl<'a> Co<'a> {
     #[inline(always)]
     pub fn reschedule(&self) {
         self.task().assert_idle();
-        Task::schedule_local(self.task);
+        let out = WakerOut(self);
+        Task::schedule_local(self.release.task.get());
         self.suspend_until_woken("its turn");
+        std::mem::forget(out);
     }
 
     /// Runs `code` and catches its panic. The unwinding of the coroutine itself, when its context
@@ -131,5 +135,48 @@ impl<'a> Co<'a> {
         self.task().set_suspended(what);
         trace_event!("coroutine_yield", coroutine = self.name(), what);
         self.suspender.suspend();
+    }
+}
+
+/// When a suspension is unwound: its waker may still be out, or its node on a list, and the coroutine
+/// may suspend again on its way to its end.
+struct WakerOut<'a, 'b>(&'a Co<'b>);
+
+impl Drop for WakerOut<'_, '_> {
+    #[cold]
+    fn drop(&mut self) {
+        let Release { inner, task } = &self.0.release;
+        if !self.0.task().is_idle() {
+            // SAFETY: a context outlives its coroutines, of which this is one. The `Co` is all that
+            // refers to the task: whatever else did has been unwound with the suspension.
+            task.set(unsafe { inner.as_ref().tasks().replace(task.get()) });
+        }
+    }
+}
+
+/// Gives a task back when its coroutine's closure is gone, run or not.
+// Aligned, so that it does not move what is captured with it off the 16-byte pieces that closures
+// are copied in; a load across two fresh pieces has to wait for both.
+#[repr(align(16))]
+pub(crate) struct Release {
+    inner: NonNull<Inner>,
+    task: Cell<NonNull<Task>>,
+}
+
+impl Release {
+    /// # Safety
+    /// `task` was acquired from that context, for the closure that this will be dropped with.
+    pub(crate) unsafe fn new(inner: NonNull<Inner>, task: NonNull<Task>) -> Release {
+        Release { inner, task: Cell::new(task) }
+    }
+}
+
+impl Drop for Release {
+    #[inline]
+    fn drop(&mut self) {
+        trace_event!("coroutine_terminate");
+        // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
+        // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
+        unsafe { self.inner.as_ref().tasks().release(self.task.get()) };
     }
 }

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_note_is_listed_until_it_is_cleared() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         ctx.spawn("request", |co| {
             co.note(7, 4096, 512);
             co.reschedule();

@@ -30,6 +30,7 @@ use super::{CoroutineInfo, Note, NoteInfo};
 use crate::context::{AioContext, Inner};
 use crate::debugger::TaskLayout;
 use crate::node::{Node, NodeKind};
+use crate::panics;
 use crate::shared::Shared;
 use crate::trace_event;
 
@@ -173,10 +174,11 @@ impl Task {
     pub(crate) unsafe fn resume(task: NonNull<Task>) {
         // SAFETY: live by contract. The handle is our own, because the task may be released, and
         // reused, while the coroutine runs.
-        let coroutine = unsafe { task.as_ref().coroutine() };
+        let (coroutine, policy) =
+            unsafe { (task.as_ref().coroutine(), task.as_ref().inner.as_ref().panics.policy) };
         if let Some(coroutine) = coroutine.filter(|it| it.state() != CoroutineState::Entered) {
             trace_event!("aio_coroutine_enter", coroutine = coroutine.name());
-            coroutine.resume();
+            panics::resume(&coroutine, policy);
         }
     }
 
@@ -254,7 +256,9 @@ impl Task {
         // SAFETY: live by contract; home thread.
         let Some(coroutine) = (unsafe { task.as_ref().coroutine() }) else { return };
         let entered = coroutine.state() == CoroutineState::Entered;
-        if wake != Wake::AtOnce && !entered {
+        // On the way out of a panic the coroutine would run inside of that, and a panic of its own
+        // end the process.
+        if (wake != Wake::AtOnce || std::thread::panicking()) && !entered {
             return Task::schedule_local(task);
         }
         // No list will hold the node.
@@ -369,6 +373,28 @@ impl TaskList {
             this.next.set(self.free.get());
             self.free.set(task.as_ptr());
         }
+    }
+
+    /// Gives a live coroutine another task, because somebody still has a waker of the old one: the
+    /// suspension that it was for has been unwound. The old task is then the waker's, or the list's.
+    ///
+    /// # Safety
+    /// `task` is live; what refers to it and is not its waker is told of the new one.
+    #[cold]
+    pub(super) unsafe fn replace(&self, task: NonNull<Task>) -> NonNull<Task> {
+        // SAFETY: live by contract; home thread.
+        let old = unsafe { task.as_ref() };
+        let new = self.acquire(old.inner, old.name());
+        // SAFETY: just acquired.
+        let fresh = unsafe { new.as_ref() };
+        fresh.suspended.set(old.suspended.get());
+        fresh.spawned_ns.set(old.spawned_ns.get());
+        // SAFETY: home thread; just acquired, and the old one is live until it is released.
+        unsafe {
+            *fresh.coroutine.get() = old.coroutine();
+            self.release(task);
+        }
+        new
     }
 
     /// The youngest live task, or null.

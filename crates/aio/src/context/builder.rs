@@ -13,6 +13,7 @@ use crate::bottom_half::BhQueues;
 use crate::co::TaskList;
 use crate::debugger;
 use crate::fd_handler::FdHandlers;
+use crate::panics::{PanicPolicy, Panics};
 use crate::plug::PlugState;
 use crate::polling::Polling;
 use crate::ring::{Ring, WaitMode};
@@ -31,6 +32,7 @@ pub struct AioContextBuilder {
     poll_max: Duration,
     wait_mode: Option<WaitMode>,
     simulation: Option<SimulationOptions>,
+    on_panic: PanicPolicy,
 }
 
 impl AioContextBuilder {
@@ -64,6 +66,13 @@ impl AioContextBuilder {
     /// A simulated context: workers, ring and clock are replaced by what a seed decides.
     pub fn simulated(mut self, options: SimulationOptions) -> Self {
         self.simulation = Some(options);
+        self
+    }
+
+    /// What becomes of a panic of what the loop runs: callbacks of bottom halves, timers,
+    /// descriptors and jobs, busy-poll hooks, deferred calls, coroutines.
+    pub fn on_panic(mut self, policy: PanicPolicy) -> Self {
+        self.on_panic = policy;
         self
     }
 
@@ -104,6 +113,7 @@ impl AioContextBuilder {
             tasks: TaskList::new(),
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
             turn: TurnClock::new(),
+            panics: Panics::new(self.on_panic),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             aio_jobs: Cell::new(0),
         });

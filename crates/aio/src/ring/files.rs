@@ -15,15 +15,16 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::rc::{Rc, Weak};
+use std::rc::{self, Rc};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use slab::Slab;
 
 use super::Ring;
 use crate::context::AioContext;
 use crate::handle::AioHandle;
+use crate::shared::Shared;
 
 /// Slots of a ring. The first number that the kernel grants: it wants no more than the process may
 /// have descriptors.
@@ -37,7 +38,7 @@ static NUMBERS: Mutex<Slab<()>> = Mutex::new(Slab::new());
 
 thread_local! {
     /// The rings of this thread.
-    static RINGS: RefCell<Vec<Weak<Ring>>> = const { RefCell::new(Vec::new()) };
+    static RINGS: RefCell<Vec<rc::Weak<Ring>>> = const { RefCell::new(Vec::new()) };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,8 +56,8 @@ pub struct RingFile {
     file: File,
     number: usize,
     ticket: u64,
-    /// The contexts whose rings have taken it in.
-    homes: Mutex<Vec<AioHandle>>,
+    /// The contexts whose rings have taken it in. Nothing of one that has ended is kept for it.
+    homes: Mutex<Vec<Weak<Shared>>>,
 }
 
 impl RingFile {
@@ -87,7 +88,10 @@ impl AsFd for RingFile {
 impl Drop for RingFile {
     fn drop(&mut self) {
         let (number, ticket) = (self.number, self.ticket);
-        for home in std::mem::take(&mut *lock(&self.homes)) {
+        let homes = std::mem::take(&mut *lock(&self.homes));
+        let homes = homes.iter().filter_map(Weak::upgrade).map(AioHandle::new);
+        // In a forked process a ring is the parent's as well.
+        for home in homes.filter(AioHandle::is_own_process) {
             if home.is_home_thread() {
                 give_back_here(number, ticket);
             } else {
@@ -104,7 +108,11 @@ impl Drop for RingFile {
 fn give_back_here(number: usize, ticket: u64) {
     // At the end of a thread the list may be gone before the file.
     let _ = RINGS.try_with(|rings| {
-        rings.borrow().iter().filter_map(Weak::upgrade).for_each(|it| it.give_back(number, ticket));
+        rings
+            .borrow()
+            .iter()
+            .filter_map(rc::Weak::upgrade)
+            .for_each(|it| it.give_back(number, ticket));
     });
 }
 
@@ -181,7 +189,10 @@ impl Ring {
         let tickets = self.slots.tickets.get_or_init(|| self.new_slots());
         let place = tickets.get(file.number)?;
         // Before the kernel has it: whatever happens, the drop of the file comes by here.
-        lock(&file.homes).push(ctx.handle());
+        let mut homes = lock(&file.homes);
+        homes.retain(|home| home.strong_count() > 0);
+        homes.push(Arc::downgrade(ctx.inner().shared()));
+        drop(homes);
         let slot = file.number as u32;
         let uring = self.uring.borrow();
         match uring.submitter().register_files_update(slot, &[file.as_fd().as_raw_fd()]) {

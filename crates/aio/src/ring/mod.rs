@@ -4,10 +4,15 @@
 //! system call that waits for completions (design decision D7). While requests are in flight, the
 //! descriptors that mio watches are waited for through one poll entry in the ring.
 //!
+//! A request that finds the queue full, and the kernel unwilling to take from it, waits in a list of
+//! the ring, in its frame as well. It moves up when there is room; none that comes later overtakes it.
+//!
 //! A request ([`op`]) lives in the frame of the coroutine that waits for it, like a worker's job.
 
 mod files;
 mod op;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -29,6 +34,9 @@ use op::RingOp;
 const SUBMISSION_ENTRIES: u32 = 256;
 /// Completions the kernel keeps without falling back to its overflow list.
 const COMPLETION_ENTRIES: u32 = 4096;
+
+/// How long the loop sleeps while there is no room in the queue.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// `user_data` of the entry that watches mio's descriptor. Requests have addresses there.
 const EPOLL_READY: u64 = 0;
@@ -71,6 +79,11 @@ pub(crate) struct Ring {
     watching: Cell<bool>,
     /// Requests queued or with the kernel.
     in_flight: Cell<usize>,
+    /// Requests that found the queue full.
+    waiting: LocalList,
+    /// In a test: so often there is no room.
+    #[cfg(test)]
+    jams: Cell<u32>,
     always: bool,
     slots: Slots,
 }
@@ -89,6 +102,9 @@ impl Ring {
             epoll,
             watching: Cell::new(false),
             in_flight: Cell::new(0),
+            waiting: LocalList::new(),
+            #[cfg(test)]
+            jams: Cell::new(0),
             always,
             slots: Slots::default(),
         });
@@ -99,23 +115,38 @@ impl Ring {
     /// Whether the loop has to sleep in the ring.
     #[inline]
     pub(crate) fn is_waiter(&self) -> bool {
-        self.always || self.in_flight.get() > 0
+        self.always || self.in_flight.get() > 0 || !self.waiting.is_empty()
     }
 
-    /// Queues an entry; submits if there is no room. EAGAIN if there is none even then, because
-    /// completions have to be taken first.
+    /// Queues an entry; submits if there is no room. False if there is none even then, because
+    /// completions have to be taken first, or the kernel has no memory.
     ///
     /// # Safety
     /// What the entry points to stays valid until its completion has been reaped.
-    unsafe fn push(&self, entry: &squeue::Entry) -> io::Result<()> {
+    unsafe fn push(&self, entry: &squeue::Entry) -> io::Result<bool> {
+        #[cfg(test)]
+        if let Some(left) = self.jams.get().checked_sub(1) {
+            self.jams.set(left);
+            return Ok(false);
+        }
         // SAFETY: passed on.
         if unsafe { self.uring.borrow_mut().submission().push(entry) }.is_ok() {
-            return Ok(());
+            return Ok(true);
         }
-        self.submit()?;
+        self.enter()?;
         // SAFETY: passed on; the first attempt has kept nothing.
-        unsafe { self.uring.borrow_mut().submission().push(entry) }
-            .map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
+        Ok(unsafe { self.uring.borrow_mut().submission().push(entry) }.is_ok())
+    }
+
+    /// Queues those that wait, as far as there is room.
+    fn move_up(&self) {
+        while let Some(node) = self.waiting.first() {
+            // SAFETY: only requests are on this list, and they stay in their frames while they are.
+            if !unsafe { RingOp::try_start(node.cast(), self) } {
+                return;
+            }
+            self.waiting.pop();
+        }
     }
 
     /// Whether completions wait, here or with the kernel, which then wants to be entered.
@@ -126,7 +157,15 @@ impl Ring {
 
     /// Submits what is queued, and runs what the kernel has deferred to us. No system call if
     /// there is nothing of either.
+    #[inline]
     pub(crate) fn submit(&self) -> io::Result<()> {
+        if !self.waiting.is_empty() {
+            self.move_up();
+        }
+        self.enter()
+    }
+
+    fn enter(&self) -> io::Result<()> {
         let mut uring = self.uring.borrow_mut();
         let nothing = {
             let queue = uring.submission();
@@ -142,9 +181,16 @@ impl Ring {
                 .build()
                 .user_data(EPOLL_READY);
             // SAFETY: the entry points to nothing.
-            unsafe { self.push(&watch)? };
-            self.watching.set(true);
+            self.watching.set(unsafe { self.push(&watch)? });
         }
+        if !self.waiting.is_empty() {
+            self.move_up();
+        }
+        // Without a watch, or with a request that no completion may make room for, it has to try
+        // again by itself.
+        let is_jammed = !self.watching.get() || !self.waiting.is_empty();
+        let timeout =
+            if is_jammed { Some(timeout.map_or(AGAIN, |it| it.min(AGAIN))) } else { timeout };
         let uring = self.uring.borrow();
         match timeout {
             None => settle(uring.submit_and_wait(1)),

@@ -8,11 +8,11 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use io_uring::{opcode, squeue, types};
 
-use super::{IGNORED, Ring, RingFd, fd};
+use super::{AGAIN, IGNORED, Ring, RingFd, fd};
 use crate::co::{Co, Task};
 use crate::context::AioContext;
 use crate::io_vector::{IoVector, IoVectorMut};
@@ -24,8 +24,10 @@ use crate::trace_event;
 #[repr(C)]
 pub(super) struct RingOp {
     node: Node,
-    /// Whom to resume.
+    /// What to resume.
     task: NonNull<Task>,
+    /// While it waits for room in the queue: what to queue, in the same frame.
+    entry: Cell<*const squeue::Entry>,
     /// The kernel's answer, once it is reaped.
     result: Cell<Option<i32>>,
     /// The node is off its list and the coroutine resumed.
@@ -71,6 +73,28 @@ impl RingOp {
         }
     }
 
+    /// Queues a request that has waited for room. False if there is none.
+    ///
+    /// # Safety
+    /// It is in its frame, and waits.
+    pub(super) unsafe fn try_start(op: NonNull<RingOp>, ring: &Ring) -> bool {
+        // SAFETY: in its frame, by contract; so is its entry, and what that points to, until the
+        // completion has been reaped.
+        let queued = unsafe {
+            let op = op.as_ref();
+            let queued = ring.push(&*op.entry.get());
+            if matches!(queued, Ok(true)) {
+                op.entry.set(ptr::null());
+            }
+            queued
+        };
+        if matches!(queued, Ok(true)) {
+            ring.in_flight.set(ring.in_flight.get() + 1);
+        }
+        // A ring that is broken is found out by the loop's own wait.
+        matches!(queued, Ok(true))
+    }
+
     /// Queues `entry` and suspends until it has completed.
     ///
     /// # Safety
@@ -82,15 +106,22 @@ impl RingOp {
         let op = RingOp {
             node: Node::new(&RING_OP_KIND),
             task: NonNull::from(co.task()),
+            entry: Cell::new(ptr::null()),
             result: Cell::new(None),
             done: Cell::new(false),
         };
         trace_event!("luring_co_submit");
         let address = (&raw const op).expose_provenance() as u64;
+        let entry = entry.user_data(address);
         // SAFETY: this call lasts until the completion is reaped: it returns after `done`, and
         // unwinds through the guard.
-        unsafe { ring.push(&entry.user_data(address))? };
-        ring.in_flight.set(ring.in_flight.get() + 1);
+        if ring.waiting.is_empty() && unsafe { ring.push(&entry)? } {
+            ring.in_flight.set(ring.in_flight.get() + 1);
+        } else {
+            op.entry.set(&entry);
+            // SAFETY: as above; the guard takes it off this list, too.
+            unsafe { ring.waiting.push(NonNull::from(&op.node)) };
+        }
         let guard = WaitOnUnwind { op: &op, ring, ctx: co.context() };
         while !op.done.get() {
             co.suspend("the ring");
@@ -123,20 +154,28 @@ impl Drop for WaitOnUnwind<'_> {
 impl WaitOnUnwind<'_> {
     #[cold]
     fn cancel_and_wait(&self) {
+        let node = NonNull::from(&self.op.node);
+        if !self.op.entry.get().is_null() {
+            // The kernel has never heard of it.
+            self.ring.waiting.remove(node);
+            return;
+        }
         let address = std::ptr::from_ref(self.op).expose_provenance() as u64;
         let cancel = opcode::AsyncCancel::new(address).build().user_data(IGNORED);
-        // SAFETY: the entry points to nothing. If it cannot be queued, the wait is longer.
-        let _ = unsafe { self.ring.push(&cancel) };
         let queues = self.ctx.inner().bh();
+        let mut cancelled = false;
         while self.op.result.get().is_none() {
+            // SAFETY: the entry points to nothing.
+            cancelled = cancelled || matches!(unsafe { self.ring.push(&cancel) }, Ok(true));
+            // Without it the request may never complete.
+            let limit = if cancelled { None } else { Some(AGAIN) };
+            let slept = self.ring.sleep(limit);
             // Completions of others are kept for the next bottom-half phase.
-            let slept = self.ring.sleep(None);
             self.ring.reap(&queues.pending);
             if slept.is_err() {
                 std::thread::sleep(crate::shared::HANDOVER_PAUSE);
             }
         }
-        let node = NonNull::from(&self.op.node);
         if !queues.pending.remove(node) {
             queues.running.remove(node);
         }
@@ -205,6 +244,9 @@ impl Co<'_> {
     }
 
     /// Writes `source` at `offset_bytes`; returns how many bytes were written.
+    ///
+    /// For files and devices. A write to a pipe or a socket whose other end is closed raises
+    /// SIGPIPE, as any does that cannot say otherwise.
     #[inline(always)]
     pub fn ring_pwritev<'a>(
         &self,

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,6 +21,8 @@ struct Sleeper {
     waker: Option<CoWaker>,
     /// Which sleep it is.
     number: u64,
+    /// The last one that ended because its time was up.
+    timed_out: u64,
 }
 
 impl CoSleep {
@@ -34,22 +36,36 @@ impl CoSleep {
     /// # Panics
     /// If another coroutine sleeps here.
     pub fn sleep(&self, co: &Co<'_>, duration: Duration) -> bool {
-        let own = self.clone();
-        let timer = co.context().timer(move |_| own.wake());
-        timer.arm_after(duration);
         let number = {
             let mut sleeper = lock(&self.sleeper);
             assert!(sleeper.waker.is_none(), "'{}' sleeps where somebody does already", co.name());
             sleeper.number += 1;
             sleeper.number
         };
+        let own = self.clone();
+        // It may fire when this sleep has been cut short and another one has begun.
+        let timer = co.context().timer(move |_| own.time_is_up(number));
+        timer.arm_after(duration);
         let guard = ForgetOnUnwind { sleep: self, number };
         co.suspend_with(|waker| {
             let previous = lock(&self.sleeper).waker.replace(waker);
             drop(previous);
         });
         std::mem::forget(guard);
-        timer.is_armed()
+        lock(&self.sleeper).timed_out != number
+    }
+
+    fn time_is_up(&self, number: u64) {
+        let mut sleeper = lock(&self.sleeper);
+        if sleeper.number != number {
+            return;
+        }
+        let waker = sleeper.waker.take();
+        if waker.is_some() {
+            sleeper.timed_out = number;
+        }
+        drop(sleeper);
+        waker.into_iter().for_each(CoWaker::wake);
     }
 
     /// Ends the sleep. Without effect if nobody sleeps. Any thread.
@@ -131,7 +147,7 @@ impl Co<'_> {
         });
         let worker = Rc::clone(&shared);
         self.context().spawn(name, move |co| {
-            let result = catch_unwind(AssertUnwindSafe(|| entry(co)));
+            let result = co.catch_unwind(|| entry(co));
             if worker.waits.get() {
                 worker.result.set(Some(result));
                 worker.sleep.wake();

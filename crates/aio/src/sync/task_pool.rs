@@ -1,10 +1,12 @@
 //! [`TaskPool`]: many coroutines, a bounded number at once.
 
 use std::cell::{Cell, RefCell};
+use std::panic::resume_unwind;
 use std::rc::Rc;
 
 use super::queue::CoQueue;
 use crate::co::Co;
+use crate::panics;
 
 /// Runs tasks in coroutines of one context, at most so many at once, and keeps the first error.
 /// For work that splits one request into many, such as a long copy.
@@ -38,6 +40,8 @@ struct Shared<E> {
     busy: Cell<usize>,
     ended: Cell<u64>,
     first_error: RefCell<Option<E>>,
+    /// What the first panic of a task said.
+    first_panic: RefCell<Option<String>>,
     /// Those who wait for a task to end.
     waiting: CoQueue,
 }
@@ -53,6 +57,7 @@ impl<E: 'static> TaskPool<E> {
             busy: Cell::new(0),
             ended: Cell::new(0),
             first_error: RefCell::new(None),
+            first_panic: RefCell::new(None),
             waiting: CoQueue::new(),
         };
         TaskPool { shared: Rc::new(shared), max_busy }
@@ -60,9 +65,8 @@ impl<E: 'static> TaskPool<E> {
 
     /// Waits for a slot, then runs `task` in it until it first suspends.
     ///
-    /// # Panics
-    /// If `task` panics before it first suspends; a later panic reaches whoever resumes it. Its
-    /// slot is free again in either case.
+    /// If `task` panics its slot is free again, the panic is the loop's
+    /// ([`PanicPolicy`](crate::PanicPolicy)), and [`wait_all`](Self::wait_all) panics too.
     pub fn start(
         &self,
         co: &Co<'_>,
@@ -73,8 +77,17 @@ impl<E: 'static> TaskPool<E> {
         let slot = Slot::take(&self.shared);
         co.context().spawn(name, move |co| {
             let slot = slot;
-            if let Err(error) = task(co) {
-                slot.0.first_error.borrow_mut().get_or_insert(error);
+            match co.catch_unwind(|| task(co)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    slot.0.first_error.borrow_mut().get_or_insert(error);
+                }
+                Err(panic) => {
+                    let message = panics::message(&*panic).to_owned();
+                    slot.0.first_panic.borrow_mut().get_or_insert(message);
+                    drop(slot);
+                    resume_unwind(panic);
+                }
             }
         });
     }
@@ -98,9 +111,15 @@ impl<E: 'static> TaskPool<E> {
     ///
     /// # Errors
     /// With the first error since the last time, as [`take_error`](Self::take_error).
+    ///
+    /// # Panics
+    /// If a task has panicked since the last time.
     pub fn wait_all(&self, co: &Co<'_>) -> Result<(), E> {
         while self.shared.busy.get() > 0 {
             self.shared.waiting.wait(co);
+        }
+        if let Some(message) = self.shared.first_panic.take() {
+            panic!("a task has panicked: {message}");
         }
         self.take_error().map_or(Ok(()), Err)
     }

@@ -6,6 +6,7 @@
 pub mod block_device;
 mod descriptor;
 pub mod faults;
+mod fork;
 mod lock;
 
 use std::io;
@@ -17,6 +18,7 @@ use libc::{c_int, c_void};
 use crate::io_vector::{IoVector, IoVectorMut};
 pub use descriptor::{clear_nonblocking, redirect};
 use faults::Call;
+pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 
 /// Ranges one system call takes; a longer vector is transferred in part.
@@ -236,17 +238,35 @@ pub(crate) fn coarse_clock_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// Blocks signals for the calling thread, so that a process's signals reach the threads that
-/// handle them. Those that a thread causes itself (SIGSEGV and its like) stay as they are.
-pub(crate) fn block_signals() {
-    // SAFETY: `set` is a plain value that sigfillset initialises; the old mask is not asked for.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut set);
-        for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL] {
-            libc::sigdelset(&mut set, own);
+/// While it lives the calling thread blocks signals, and threads that it starts inherit that: so the
+/// signals of a process reach the threads that handle them, and no thread of ours for a moment.
+/// Those that a thread causes itself (SIGSEGV and its like) stay as they are.
+pub(crate) struct SignalsBlocked {
+    before: libc::sigset_t,
+    thread: std::marker::PhantomData<*mut ()>,
+}
+
+impl SignalsBlocked {
+    pub(crate) fn here() -> SignalsBlocked {
+        // SAFETY: both sets are plain values; the one is initialised by sigfillset, the other by
+        // the kernel.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut set);
+            for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL] {
+                libc::sigdelset(&mut set, own);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &set, &mut before);
+            SignalsBlocked { before, thread: std::marker::PhantomData }
         }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: a mask that the kernel has given.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
     }
 }
 

@@ -135,12 +135,15 @@ impl Headcount {
         true
     }
 
-    /// Returns how many workers to start, and how many are too many.
+    /// Returns how many workers to start, and how many have to look whether they may leave.
     pub(crate) fn set_limits(&self, min: usize, max: usize) -> (usize, usize) {
         let mut limits = lock(&self.limits);
+        // One that stays only because of the minimum sleeps for long.
+        let free_to_go = limits.min.min(limits.threads).saturating_sub(min);
         (limits.min, limits.max) = (min, max);
         self.publish(&limits);
-        (min.saturating_sub(limits.threads), limits.threads.saturating_sub(max))
+        let surplus = limits.threads.saturating_sub(max).max(free_to_go);
+        (min.saturating_sub(limits.threads), surplus)
     }
 
     /// The minimum and the maximum.

@@ -16,6 +16,7 @@
 //!   from the list. That is the argument of `std::thread::scope`.
 //! * Forgetting the guard is impossible: it is a local that no caller sees.
 
+use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,6 +30,7 @@ use super::ThreadPool;
 use crate::co::{Co, Task};
 use crate::context::{AioContext, Inner};
 use crate::node::{Node, NodeKind};
+use crate::panics::{self, Culprit};
 use crate::shared::{HANDOVER_PAUSE, Shared};
 use crate::trace_event;
 
@@ -293,15 +295,25 @@ where
     job.link.set(None);
     let jobs = &ctx.inner().aio_jobs;
     jobs.set(jobs.get() - 1);
-    let result = match job.result.into_inner() {
-        Some(Ok(value)) => Ok(value),
-        Some(Err(panic)) => resume_unwind(panic),
-        None => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+    let (result, panic) = match job.result.into_inner() {
+        Some(Ok(value)) => (Ok(value), None),
+        Some(Err(panic)) => (Err(panicked(&*panic)), Some(panic)),
+        None => (Err(io::Error::from_raw_os_error(libc::ECANCELED)), None),
     };
+    let panics = &ctx.inner().panics;
     if let Some(callback) = job.callback.into_inner() {
-        callback(ctx, result);
+        panics.blaming(Culprit::Other("the callback of a job"), || callback(ctx, result));
+    }
+    if let Some(panic) = panic {
+        panics.blaming(Culprit::Other("a job"), || resume_unwind(panic));
     }
     true
+}
+
+/// What a callback is told when its job has panicked.
+#[cold]
+fn panicked(panic: &(dyn Any + Send)) -> io::Error {
+    io::Error::other(format!("the job panicked: {}", panics::message(panic)))
 }
 
 /// # Safety
@@ -339,8 +351,9 @@ impl AioJob {
 
 impl ThreadPool {
     /// Runs `function` on a worker thread and then `callback` in a bottom half of `ctx`, with what
-    /// it returned, or with ECANCELED (contract: C54, C62). A panic in `function` goes on in the
-    /// poll that completes it. A callback may poll `ctx`, and sees other completions then (C64).
+    /// it returned, or with ECANCELED (contract: C54, C62), or with an error without a number if
+    /// `function` panicked; such a panic is then the loop's ([`PanicPolicy`](crate::PanicPolicy)).
+    /// A callback may poll `ctx`, and sees other completions then (C64).
     pub fn submit_aio<F, T, C>(&self, ctx: &AioContext, function: F, callback: C) -> AioJob
     where
         F: FnOnce() -> T + Send + 'static,

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::atomic::Mutex;
 use crate::context::AioContext;
+use crate::sys::{self, OwnProcess};
 use headcount::Headcount;
 pub use job::AioJob;
 pub(crate) use job::JobHeader;
@@ -85,6 +86,7 @@ struct PoolState {
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
     idle_timeout: Duration,
+    process: OwnProcess,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -139,6 +141,7 @@ impl ThreadPool {
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
             idle_timeout,
+            process: OwnProcess::new(),
             handles: Mutex::new(Vec::new()),
         };
         let pool = ThreadPool { owner: Arc::new(Owner { state: Arc::new(state) }) };
@@ -169,6 +172,7 @@ impl ThreadPool {
             return Err(ThreadPoolLimitsError::MinAboveMax { min, max });
         }
         let state = &self.owner.state;
+        state.process.assert_here("thread pool", "coblk-worker");
         let (missing, surplus) = state.headcount.set_limits(min, max);
         for _ in 0..missing {
             let threads = state.headcount.threads();
@@ -219,6 +223,7 @@ impl ThreadPool {
 impl PoolState {
     /// Hands a job to the workers, and starts one if none is idle.
     fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>) {
+        self.process.assert_here("thread pool", "coblk-worker");
         // To unwind from here, out of a coroutine, would leave a job in the queue whose frame is
         // gone.
         let no_unwinding = AbortOnUnwind("submitting a job");
@@ -285,6 +290,7 @@ impl PoolState {
         }
         let state = Arc::clone(self);
         let thread = std::thread::Builder::new().name("coblk-worker".to_owned());
+        let _blocked = sys::SignalsBlocked::here();
         match thread.spawn(move || worker::run(&state)) {
             Ok(handle) => {
                 let mut handles = lock(&self.handles);
@@ -326,6 +332,10 @@ impl Drop for AbortOnUnwind {
 
 impl Drop for Owner {
     fn drop(&mut self) {
+        if !self.state.process.is_here() {
+            // A forked process has none of its parent's threads.
+            return;
+        }
         let handles = std::mem::take(&mut *lock(&self.state.handles));
         for _ in &handles {
             self.state.send(Message::Stop);

@@ -7,9 +7,8 @@ use crossbeam_utils::Backoff;
 use super::headcount::Leave;
 use super::job::JobHeader;
 use super::parking::{Parking, Sleeper, Wakeup};
-use super::{AbortOnUnwind, Message, PoolState};
+use super::{AbortOnUnwind, IDLE_TIMEOUT, Message, PoolState};
 use crate::shared::Shared;
-use crate::sys;
 use crate::trace_event;
 
 /// Takes jobs until the pool has one worker too many, or stops.
@@ -17,7 +16,6 @@ pub(super) fn run(state: &PoolState) {
     // Jobs catch their panics. What panics elsewhere, such as a subscriber for events, would take
     // a job with it, and somebody would wait for ever.
     let no_unwinding = AbortOnUnwind("a worker thread runs");
-    sys::block_signals();
     trace_event!("thread_pool_worker_start");
     let sleeper = Parking::sleeper();
     // The context that the last job went to, kept so that most jobs touch no reference count.
@@ -58,13 +56,14 @@ fn next(
     }
     // Nothing to do: do not keep a context's memory meanwhile.
     *home = None;
+    let mut patience = state.idle_timeout;
     state.parking.begin_search();
     loop {
         if let Some(message) = search(state) {
             state.parking.end_search(|| !state.receiver.is_empty());
             return Some(message);
         }
-        match state.parking.sleep(sleeper, state.idle_timeout, || state.receiver.try_recv().ok()) {
+        match state.parking.sleep(sleeper, patience, || state.receiver.try_recv().ok()) {
             Wakeup::Found(message) => {
                 if !state.receiver.is_empty() {
                     state.parking.notify();
@@ -73,7 +72,11 @@ fn next(
             }
             Wakeup::Woken => {}
             Wakeup::TimedOut if state.headcount.try_leave(Leave::Idle) => return None,
-            Wakeup::TimedOut => state.parking.begin_search(),
+            Wakeup::TimedOut => {
+                // It has to stay, so it does not ask again at once, however short the time is.
+                patience = patience.max(IDLE_TIMEOUT);
+                state.parking.begin_search();
+            }
         }
     }
 }

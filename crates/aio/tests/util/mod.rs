@@ -169,7 +169,7 @@ pub fn contend(threads: usize, per_thread: usize, work: impl Fn(&Co<'_>) + Clone
         .map(|_| {
             let (work, barrier) = (work.clone(), Arc::clone(&barrier));
             thread::spawn(move || {
-                let ctx = AioContext::new().unwrap();
+                let ctx = AioContext::for_test().unwrap();
                 let ended = Rc::new(Cell::new(0));
                 barrier.wait();
                 for _ in 0..per_thread {
@@ -201,7 +201,7 @@ impl Slot {
 
 /// A context with a pool of its own.
 pub fn context(min: usize, max: usize) -> AioContext {
-    AioContext::builder().thread_pool(ThreadPool::new(min, max).unwrap()).build().unwrap()
+    AioContext::test_builder().thread_pool(ThreadPool::new(min, max).unwrap()).build().unwrap()
 }
 
 /// A gate that jobs wait at.

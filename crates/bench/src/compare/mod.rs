@@ -95,7 +95,7 @@ fn measure(
 type OurBench = Box<dyn FnMut(u64) -> io::Result<Lap>>;
 
 fn ours(work: Work, image: &Path, options: &CompareArgs) -> io::Result<OurBench> {
-    let ctx = AioContext::builder().name("bench").poll_max(options.poll_max()).build()?;
+    let ctx = AioContext::test_builder().name("bench").poll_max(options.poll_max()).build()?;
     match work {
         Work::Null => requests(ctx, Null::new(NULL_BYTES), DEPTH),
         Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES)),

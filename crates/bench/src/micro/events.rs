@@ -27,7 +27,7 @@ pub fn contest(work: Work) -> io::Result<Contest<'static>> {
 
 /// Schedules `batch` bottom halves and polls once.
 fn bh_local(batch: u64) -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     let ran = Rc::new(Cell::new(0u64));
     let halves: Vec<BottomHalf> = (0..batch)
         .map(|_| {
@@ -50,7 +50,7 @@ fn bh_local(batch: u64) -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
 
 /// A timer that is due at once is armed; one poll fires it.
 fn timer() -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     let ran = Rc::new(Cell::new(0u64));
     let timer = {
         let ran = Rc::clone(&ran);
@@ -76,7 +76,7 @@ struct Ran(AtomicU64);
 /// Another thread schedules bottom halves in turn, each again when it has run. The loop sleeps
 /// whenever it may.
 fn bh_remote() -> io::Result<impl FnMut(u64) -> io::Result<Lap>> {
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     let ran: Arc<[Ran]> = (0..BATCH).map(|_| Ran::default()).collect();
     let halves: Vec<BottomHalf> = (0..BATCH as usize)
         .map(|index| {

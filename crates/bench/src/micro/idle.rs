@@ -18,7 +18,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 pub fn rows(time: Duration) -> io::Result<Vec<Row>> {
     let (tell, hear) = mpsc::channel();
     let thread = thread::spawn(move || {
-        let ctx = AioContext::new()?;
+        let ctx = AioContext::for_test()?;
         // A timer far away must not keep it awake either.
         let timer = ctx.timer(|_| ());
         timer.arm_after(Duration::from_secs(3600));

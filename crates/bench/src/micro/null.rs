@@ -17,7 +17,7 @@ const SIZE_BYTES: u64 = 1 << 30;
 /// One `aio_preadv` after the other, `depth` at a time.
 pub fn contest(work: Work, depth: usize) -> io::Result<Contest<'static>> {
     let deferred = matches!(work, Work::NullAioQd1 | Work::NullAioQd64);
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     let node = BlockNode::new("null", Null::new(SIZE_BYTES).deferred(deferred));
     let backend = BlockBackend::new(&ctx, "bench", node);
     let generator = Generator::new(backend, &Job::sequential_reads(depth, SIZE_BYTES))?;

@@ -18,7 +18,7 @@ use crate::works::Work;
 
 /// `pairs` pairs at once. An operation is one wake-up.
 pub fn contest(work: Work, pairs: u64) -> io::Result<Contest<'static>> {
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     Ok(Contest::new(work.name(), work.unit(), move |ops| ping_pong(&ctx, pairs, ops)))
 }
 
@@ -78,7 +78,7 @@ fn ping_pong(ctx: &AioContext, count: u64, ops: u64) -> io::Result<Lap> {
 }
 
 fn pong_side(pairs: &[Arc<Pair>], tell: &mpsc::Sender<AioHandle>) -> io::Result<()> {
-    let ctx = AioContext::builder().name("pong").build()?;
+    let ctx = AioContext::test_builder().name("pong").build()?;
     let playing = Rc::new(Cell::new(pairs.len()));
     for pair in pairs {
         let (pair, playing) = (Arc::clone(pair), Rc::clone(&playing));

@@ -11,7 +11,7 @@ use crate::works::Work;
 
 /// `depth` coroutines submit one job after the other each.
 pub fn contest(work: Work, depth: u64) -> io::Result<Contest<'static>> {
-    let ctx = AioContext::new()?;
+    let ctx = AioContext::for_test()?;
     Ok(Contest::new(work.name(), work.unit(), move |ops| round_trips(&ctx, depth, ops)))
 }
 

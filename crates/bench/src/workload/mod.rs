@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn makes_as_many_as_it_should() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let job = Job { latency: true, ..Job::sequential_reads(8, u64::MAX) };
         let generator = generator(&ctx, &job).unwrap();
         for count in [0, 1, 8, 1000] {
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_device_too_small_is_an_error() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let job = Job { block_bytes: 2 << 20, ..Job::sequential_reads(1, u64::MAX) };
         assert!(generator(&ctx, &job).is_err());
     }

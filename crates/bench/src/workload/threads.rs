@@ -70,7 +70,7 @@ fn one_context(
     ready: &Barrier,
 ) -> io::Result<(u64, Histogram<u64>)> {
     let set_up = || {
-        let ctx = AioContext::builder().name("bench").build()?;
+        let ctx = AioContext::test_builder().name("bench").build()?;
         let backend = BlockBackend::new(&ctx, "bench", Arc::clone(node));
         let generator = Generator::new(backend, job)?;
         generator.run(&ctx, Until::Count(warm_up))?;

@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn reads_all_it_should() {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("null", Null::new(1 << 20));
         let mut guest = Guest::new(&ctx, BlockBackend::new(&ctx, "bench", node), 64).unwrap();
         for ops in [1, 64, 1000] {

@@ -101,7 +101,7 @@ impl BlockDriver for Memory {
 
 /// A simulated context, whose clock moves by itself.
 pub fn simulated(seed: u64) -> AioContext {
-    AioContext::builder().simulated(SimulationOptions::new(seed)).build().expect("a context")
+    AioContext::test_builder().simulated(SimulationOptions::new(seed)).build().expect("a context")
 }
 
 /// The errno of a result that must be an error.

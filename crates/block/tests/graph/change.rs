@@ -19,7 +19,7 @@ fn reads(rules: &Rules) -> u64 {
 
 #[test]
 fn a_node_is_replaced_for_edges_and_backends() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let [old, new] = [Tagged::new(1), Tagged::with_length(2, 8192)];
     let [old_node, new_node] = [old.node("old"), new.node("new")];
     let (above, _) = filter("above", &old_node);
@@ -41,7 +41,7 @@ fn a_node_is_replaced_for_edges_and_backends() {
 
 #[test]
 fn a_filter_is_inserted_and_removed() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let below = disk.node("disk");
     let (old, old_rules) = filter("old", &below);
@@ -68,7 +68,7 @@ fn a_filter_is_inserted_and_removed() {
 
 #[test]
 fn a_cycle_is_refused_by_name() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1).node("disk");
     let (middle, _) = filter("middle", &disk);
     let (top, _) = filter("top", &middle);
@@ -102,7 +102,7 @@ fn a_cycle_is_refused_by_name() {
 
 #[test]
 fn a_change_inside_a_drained_section_of_others_leaves_them_their_peace() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let [old, new] = [Tagged::new(1), Tagged::new(2)];
     let [old_node, new_node] = [old.node("old"), new.node("new")];
     let (above, _) = filter("above", &old_node);

@@ -30,7 +30,7 @@ fn settle(ctx: &AioContext) {
 
 #[test]
 fn c76_a_drain_of_a_node_waits_for_what_came_in_above() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let below = disk.node("disk");
     let backend = BlockBackend::new(&ctx, "drive", filter("top", &filter("middle", &below)));
@@ -55,7 +55,7 @@ fn c76_a_drain_of_a_node_waits_for_what_came_in_above() {
 
 #[test]
 fn c77_a_drain_does_not_reach_what_is_below_or_beside() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, other) = (Tagged::new(1), Tagged::new(2));
     let (below, beside) = (disk.node("disk"), other.node("other"));
     let (left, right) = (filter("left", &below), filter("right", &below));
@@ -69,7 +69,7 @@ fn c77_a_drain_does_not_reach_what_is_below_or_beside() {
 
 #[test]
 fn c77_drains_along_several_paths_count_once() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (disk, hooks) = (Tagged::new(1), Tagged::new(9));
     let below = disk.node("disk");
     // Two ways down, and one more node on top whose hooks are seen.
@@ -90,7 +90,7 @@ fn c77_drains_along_several_paths_count_once() {
 
 #[test]
 fn c77_a_node_made_above_a_drained_one_is_born_quiet() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let below = disk.node("disk");
     let section = below.drain(&ctx);
@@ -104,7 +104,7 @@ fn c77_a_node_made_above_a_drained_one_is_born_quiet() {
 
 #[test]
 fn a_node_above_may_go_during_a_drain() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let below = disk.node("disk");
     let above = filter("above", &below);
@@ -119,7 +119,7 @@ fn a_node_above_may_go_during_a_drain() {
 fn a_drain_waits_for_a_shrink() {
     // What happened: a shrink drained its node and was not itself in flight, so that a drain which
     // began meanwhile was over before it.
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let node = disk.node("disk");
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));

@@ -45,7 +45,7 @@ fn a_node_stands_on_a_bounded_number_of_others() {
 
 #[test]
 fn an_edge_does_not_turn_to_what_would_make_a_node_too_high() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (low, high) = (chain("low", 100), chain("high", 157));
     // The nodes above it would stand one higher than they may; the first that does is named.
     too_high(low[0].replace(&ctx, &high[157]), "low100");
@@ -65,7 +65,7 @@ fn an_edge_does_not_turn_to_what_would_make_a_node_too_high() {
 /// The longer way down counts, and heights are found in one go where ways part and meet again.
 #[test]
 fn the_longest_way_counts() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mut level = [chain("a", 0).remove(0), chain("b", 0).remove(0)];
     let bottom = Arc::clone(&level[0]);
     for number in 0..100 {
@@ -89,7 +89,7 @@ fn refused_at<E: std::fmt::Display>(mut step: impl FnMut(usize) -> Result<(), E>
 
 #[test]
 fn insertions_stop_at_the_bound() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = BlockNode::new("disk", Null::new(1 << 20));
     let top = BlockNode::new("top", Raw::new(Arc::clone(&disk)));
     let refused = refused_at(|number| {
@@ -101,7 +101,7 @@ fn insertions_stop_at_the_bound() {
 
 #[test]
 fn replacements_stop_at_the_bound() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let mut top = chain("n", 1).pop().unwrap();
     let refused = refused_at(|number| {
         let next = chain(&format!("n{number}-"), 10);
@@ -114,7 +114,7 @@ fn replacements_stop_at_the_bound() {
 
 #[test]
 fn reopens_stop_at_the_bound() {
-    let (ctx, blockdevs) = (AioContext::new().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
     let options = |line: &str| NodeOptions::from_keyval(line).unwrap();
     let open = |line: &str| blockdevs.open(&ctx, options(line)).unwrap();
     open("null-co,node-name=n0");

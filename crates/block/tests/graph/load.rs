@@ -48,7 +48,7 @@ impl Load {
         let (load, node) = (Arc::clone(self), Arc::clone(node));
         let (ready, is_ready) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::new().expect("a context");
+            let ctx = AioContext::for_test().expect("a context");
             let ended = load.begin(&ctx, &node);
             drop(node);
             ready.send(()).expect("the test waits");
@@ -70,7 +70,7 @@ impl Load {
 
 #[test]
 fn nodes_are_replaced_under_load_from_three_contexts() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disks = [Tagged::new(0), Tagged::new(1), Tagged::new(2)];
     let nodes = disks.each_ref().map(|disk| disk.node("disk"));
     let filter = BlockNode::new("filter", BlkDebug::new(nodes[0].clone(), Rules::new(1)));
@@ -101,7 +101,7 @@ fn nodes_are_replaced_under_load_from_three_contexts() {
 
 #[test]
 fn a_filter_comes_and_goes_under_load_from_three_contexts() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(0);
     let node = disk.node("disk");
     let rules = Rules::new(1);
@@ -143,7 +143,7 @@ fn changes_of_several_threads_come_one_after_the_other() {
         .map(|index| {
             let nodes = Arc::clone(&nodes);
             std::thread::spawn(move || {
-                let ctx = AioContext::new().unwrap();
+                let ctx = AioContext::for_test().unwrap();
                 for turn in 0..50 {
                     let old = (index + turn) % 2;
                     nodes[old].replace(&ctx, &nodes[1 - old]).unwrap();
@@ -163,7 +163,7 @@ fn changes_of_several_threads_come_one_after_the_other() {
 fn seeded_changes_in_a_simulated_context() {
     for seed in 0..50 {
         let options = SimulationOptions::new(seed);
-        let ctx = AioContext::builder().simulated(options).build().unwrap();
+        let ctx = AioContext::test_builder().simulated(options).build().unwrap();
         let mut random = fastrand::Rng::with_seed(seed);
         let disks = [Tagged::new(0), Tagged::new(1), Tagged::new(2)];
         let nodes = disks.each_ref().map(|disk| disk.node("disk"));

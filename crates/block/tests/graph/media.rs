@@ -22,7 +22,7 @@ fn begin_read(ctx: &AioContext, backend: &BlockBackend, results: &Results) {
 
 #[test]
 fn c74_a_medium_that_goes_takes_its_requests_in_flight_and_no_others() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1);
     let node = disk.node("disk");
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
@@ -52,7 +52,7 @@ fn c74_a_medium_that_goes_takes_its_requests_in_flight_and_no_others() {
 
 #[test]
 fn requests_held_by_a_drain_find_the_new_medium() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = Tagged::new(1).node("disk");
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
     let stays = BlockBackend::new(&ctx, "stays", Arc::clone(&node));
@@ -107,7 +107,7 @@ fn c74_a_backend_writes_if_its_medium_can_be_written() {
             Ok(())
         }
     }
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let backend = BlockBackend::empty(&ctx, "drive");
     let write = || {
         let byte = coblk_aio::IoVector::from(&[0u8; 1][..]);

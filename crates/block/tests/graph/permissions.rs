@@ -23,7 +23,7 @@ fn said<T, E: ToString>(result: Result<T, E>) -> String {
 
 #[test]
 fn two_writers_must_both_agree() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let open = |name: &str, node: &Arc<BlockNode>, share_rw| {
         BackendOptions::new(name).share_rw(share_rw).open(&ctx, Arc::clone(node))
     };
@@ -47,7 +47,7 @@ fn two_writers_must_both_agree() {
 
 #[test]
 fn readers_share_and_do_not_mind_a_writer_that_they_shared_with() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = disk("disk");
     let reader = |name: &str| BackendOptions::new(name).read_only(true);
     let _a = reader("a").open(&ctx, node.clone()).unwrap();
@@ -67,7 +67,7 @@ fn readers_share_and_do_not_mind_a_writer_that_they_shared_with() {
 
 #[test]
 fn backends_of_one_device_do_not_exclude_each_other() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let thread = IoThread::new("io").unwrap();
     let node = disk("disk");
     let device = BackendOptions::new("device");
@@ -81,7 +81,7 @@ fn backends_of_one_device_do_not_exclude_each_other() {
 
 #[test]
 fn filters_pass_on_what_their_users_hold() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = disk("disk");
     let (left, right) = (filter("left", &filter("between", &node)), filter("right", &node));
     let a = BackendOptions::new("a").open(&ctx, left).unwrap();
@@ -96,7 +96,7 @@ fn filters_pass_on_what_their_users_hold() {
 
 #[test]
 fn a_change_of_the_graph_that_users_do_not_agree_to_changes_nothing() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let (old, new) = (disk("old"), Tagged::new(2).node("new"));
     let a = BackendOptions::new("a").open(&ctx, filter("above", &old)).unwrap();
     let b = BackendOptions::new("b").open(&ctx, new.clone()).unwrap();
@@ -125,7 +125,7 @@ fn a_change_of_the_graph_that_users_do_not_agree_to_changes_nothing() {
 
 #[test]
 fn who_came_to_what_is_read_only_writes_when_that_is_replaced() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(4096).unwrap();
     let cd = BlockNode::new("cd", File::options().read_only(true).open(image.path()).unwrap());
@@ -153,7 +153,7 @@ fn who_came_to_what_is_read_only_writes_when_that_is_replaced() {
 
 #[test]
 fn a_medium_is_put_in_if_its_users_agree() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = disk("disk");
     let holder = BackendOptions::new("holder").open(&ctx, node.clone()).unwrap();
     let drive = BackendOptions::new("drive").open_empty(&ctx);
@@ -169,7 +169,7 @@ fn a_medium_is_put_in_if_its_users_agree() {
 
 #[test]
 fn a_change_of_length_needs_a_permission_of_its_own() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let node = disk("disk");
     let writer = BackendOptions::new("w").open(&ctx, node.clone()).unwrap();
     writer.truncate(&ctx, 512).unwrap();
@@ -185,7 +185,7 @@ fn a_change_of_length_needs_a_permission_of_its_own() {
 
 #[test]
 fn an_image_is_locked_while_somebody_uses_it() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     // Two open files of one process exclude each other as those of two processes do.
@@ -215,7 +215,7 @@ fn an_image_is_locked_while_somebody_uses_it() {
 
 #[test]
 fn a_second_open_of_a_locked_image_takes_over() {
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     let open = |name| BlockNode::new(name, File::options().open(image.path()).unwrap());
@@ -251,6 +251,6 @@ fn a_thread_that_ends_gives_up_what_its_backends_held() {
     let remote = device.open_remote(thread.handle(), node.clone()).wait().unwrap().unwrap();
     drop(thread);
     assert!(remote.flush().wait().is_err());
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     BackendOptions::new("next").open(&ctx, node).unwrap();
 }

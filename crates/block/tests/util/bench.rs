@@ -21,7 +21,7 @@ impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::write(dir.path().join("a.img"), vec![7; IMAGE_BYTES as usize]).unwrap();
-        Bench { ctx: AioContext::new().unwrap(), blockdevs: Arc::default(), dir }
+        Bench { ctx: AioContext::for_test().unwrap(), blockdevs: Arc::default(), dir }
     }
 
     pub fn image(&self) -> String {

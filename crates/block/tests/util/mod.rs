@@ -25,7 +25,7 @@ impl Drop for Seed {
 
 /// A simulated context.
 pub fn simulated(seed: u64) -> AioContext {
-    AioContext::builder().simulated(SimulationOptions::new(seed)).build().unwrap()
+    AioContext::test_builder().simulated(SimulationOptions::new(seed)).build().unwrap()
 }
 
 /// The errno of a failed request.

@@ -136,8 +136,12 @@ impl Line {
     }
 
     fn write_to_stderr(&self) {
-        // SAFETY: the bytes are those of this line. There is nothing to do if it fails.
-        unsafe { libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.len) };
+        // SAFETY: the bytes are those of this line. There is nothing to do if it fails. A pipe that
+        // is read by nothing any more must not end the process in another way than the fault does.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+            libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.len);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Served {
         let (tell, told) = mpsc::channel();
         let (flag, counter) = (Arc::clone(&stop), Arc::clone(&emitted));
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let place = Rc::new(RefCell::new(None));
             let monitor = make(&ctx, table(&place, counter).into());
             tell.send((monitor.address().expect("an address").clone(), ctx.handle())).unwrap();

@@ -91,6 +91,10 @@ impl Shared {
 
     /// Serves a client in a coroutine of its own.
     fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: OwnedFd) {
+        if let Err(error) = ctx.ensure_stack() {
+            tracing::warn!(%error, "no coroutine for a client for metrics; it is disconnected");
+            return;
+        }
         let (shared, client) = (Rc::clone(self), Rc::new(Client::new(socket)));
         self.clients.borrow_mut().push(Rc::clone(&client));
         ctx.spawn("metrics_client", move |co| {

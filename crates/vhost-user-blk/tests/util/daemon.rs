@@ -17,7 +17,7 @@ const DAEMON: &str = "COBLK_VHOST_DAEMON";
 pub fn run_if_asked() {
     let Ok(directory) = std::env::var(DAEMON) else { return };
     let directory = Path::new(&directory);
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     let image = drivers::File::options().open(directory.join("disk")).unwrap();
     let node = BlockNode::new("disk", image);
     let socket = directory.join("vhost.sock");

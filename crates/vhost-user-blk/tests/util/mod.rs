@@ -68,7 +68,7 @@ impl Server {
                 .map(|index| IoThread::new(&format!("io{index}")).unwrap())
                 .collect();
             options.contexts = threads.iter().map(|thread| thread.handle().clone()).collect();
-            let ctx = AioContext::new().unwrap();
+            let ctx = AioContext::for_test().unwrap();
             let export = VhostUserBlk::listen(&ctx, at, &on, options).unwrap();
             sender.send(ctx.handle()).unwrap();
             ctx.run_until(|| {

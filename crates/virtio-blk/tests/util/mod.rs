@@ -198,7 +198,7 @@ impl RawGuest {
     }
 
     pub fn with(disk: TestDisk, config: VirtioBlkConfig) -> RawGuest {
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let (disk, backend) = backend(&ctx, disk);
         let device = VirtioBlk::new(backend, config).unwrap();
         let regions = [(0, SEAM as usize), (SEAM, (HOLE - SEAM) as usize), (ISLAND, 0x100000)];

@@ -42,7 +42,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| SCENE.with(|scene| scene.run(input)))
 
 impl Scene {
     fn new() -> Scene {
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let directory = tempfile::tempdir().expect("a directory");
         let listener = UnixListener::bind(directory.path().join("socket")).expect("a socket");
         let node = BlockNode::new("null", Null::new(1 << 20));

@@ -3,7 +3,7 @@ use crate::{AioContext, IoVectorMut, WaitMode};
 use std::os::unix::fs::FileExt;
 
 fn context() -> AioContext {
-    let ctx = AioContext::builder().wait_mode(WaitMode::Auto).build().unwrap();
+    let ctx = AioContext::test_builder().wait_mode(WaitMode::Auto).build().unwrap();
     assert!(ctx.has_ring(), "no io_uring on this system");
     ctx
 }
@@ -110,4 +110,17 @@ fn what_the_kernel_refuses_is_read_by_its_descriptor() {
     let second = RingFile::new(host_file(5));
     assert_eq!((read(&ctx, &second), slot(&ctx, &second)), (5, None));
     assert!(slot(&ctx, &first).is_some() && read(&ctx, &first) == 4);
+}
+
+#[test]
+fn a_file_keeps_nothing_of_a_context_that_has_ended() {
+    let file = RingFile::new(host_file(1));
+    for _ in 0..10 {
+        let ctx = context();
+        assert_eq!(read(&ctx, &file), 1);
+        let shared = Arc::downgrade(ctx.inner().shared());
+        drop(ctx);
+        assert_eq!(shared.strong_count(), 0, "nor its descriptor");
+    }
+    assert_eq!(lock(&file.homes).len(), 1);
 }

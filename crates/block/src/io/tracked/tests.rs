@@ -12,7 +12,7 @@ use super::{Overlap, TrackedRequests};
 fn c80_nobody_waits_for_ever_and_nobody_overlaps() {
     for seed in 0..200 {
         let mut random = numbers(seed);
-        let ctx = AioContext::new().unwrap();
+        let ctx = AioContext::for_test().unwrap();
         let requests = Arc::new(TrackedRequests::default());
         let inside = Rc::new(RefCell::new(Vec::<(u64, u64, Overlap)>::new()));
         let left = Rc::new(Cell::new(60));
@@ -45,7 +45,7 @@ fn c80_nobody_waits_for_ever_and_nobody_overlaps() {
 #[test]
 fn a_context_that_ends_takes_its_requests_along() {
     let requests = Arc::new(TrackedRequests::default());
-    let ctx = AioContext::new().unwrap();
+    let ctx = AioContext::for_test().unwrap();
     for _ in 0..5 {
         let requests = Arc::clone(&requests);
         ctx.spawn("request", move |co| {

@@ -31,7 +31,7 @@ impl Stage {
     fn new() -> Stage {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("nbd.sock");
-        let ctx = AioContext::new().expect("a context");
+        let ctx = AioContext::for_test().expect("a context");
         let node = BlockNode::new("disk0", Null::new(SIZE).read_zeroes(true));
         let backend = BlockBackend::new(&ctx, "drive", node);
         let address = NbdAddress::Unix(path.clone());

@@ -18,7 +18,7 @@ const USED: u64 = 0x800;
 const MEMORY_BYTES: u64 = 0x2000;
 
 thread_local! {
-    static CTX: AioContext = AioContext::new().expect("a context");
+    static CTX: AioContext = AioContext::for_test().expect("a context");
 }
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

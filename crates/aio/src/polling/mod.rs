@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::context::{AioContext, Inner};
+use crate::panics::{Culprit, call_reporting, drop_reporting};
 use crate::ring::Ring;
 
 /// How long an [`IoThread`](crate::IoThread)'s context polls at most (contract: C48).
@@ -59,6 +60,9 @@ pub trait BusyPoll {
     fn end(&self, _ctx: &AioContext) {}
 }
 
+/// Who is to blame when a hook panics.
+const ASKED: Culprit = Culprit::Other("a busy-poll hook");
+
 /// A [`BusyPoll`], and what the loop remembers of it.
 pub(crate) struct PollHook {
     poll: Box<dyn BusyPoll>,
@@ -74,6 +78,10 @@ pub(crate) struct PollHook {
     pending: Cell<bool>,
     /// Inside `ready`, which a nested poll must not enter again (contract: C47).
     running: Cell<bool>,
+    /// Has panicked when it was asked.
+    faulty: Cell<bool>,
+    /// Its handler is gone.
+    removed: Cell<bool>,
     /// Ended by a nested poll inside `ready`, which could not look once more.
     ended_in_ready: Cell<bool>,
 }
@@ -88,6 +96,8 @@ impl PollHook {
             last_ready: Cell::new(Instant::now()),
             pending: Cell::new(false),
             running: Cell::new(false),
+            faulty: Cell::new(false),
+            removed: Cell::new(false),
             ended_in_ready: Cell::new(false),
         })
     }
@@ -199,6 +209,7 @@ impl Polling {
 
     /// Ends looking at a handler that is removed.
     pub(crate) fn forget(&self, ctx: &AioContext, hook: &PollHook) {
+        hook.removed.set(true);
         hook.active.set(false);
         hook.pending.set(false);
         self.drop_inactive();
@@ -208,10 +219,11 @@ impl Polling {
     /// The context ends: tells all that nobody looks any more.
     pub(crate) fn close(&self, ctx: &AioContext) {
         self.begun.set(false);
-        self.for_each_hook(|hook| {
+        for hook in self.hooks.take() {
             hook.active.set(false);
-            hook.end(ctx);
-        });
+            call_reporting(ctx.name(), ASKED, || hook.end(ctx));
+            drop_reporting(ctx.name(), hook);
+        }
     }
 
     /// Takes off the list what is no longer looked at, unless a loop over it is under way, which
@@ -268,7 +280,7 @@ impl Polling {
         let limit = Duration::from_nanos(self.now_ns.get());
         let limit = timeout.map_or(limit, |timeout| timeout.min(limit));
         let start = Instant::now();
-        self.for_each_hook(|hook| hook.begin(inner.me()));
+        self.for_each_hook(inner, |hook| hook.begin(inner.me()));
         self.begun.set(!self.hooks.borrow().is_empty());
         loop {
             // The hooks first: other work must not keep them from being asked, for nobody else tells
@@ -292,14 +304,14 @@ impl Polling {
         if !self.begun.replace(false) {
             return false;
         }
-        self.for_each_hook(|hook| hook.end(inner.me()));
+        self.for_each_hook(inner, |hook| hook.end(inner.me()));
         self.any_busy(inner, Instant::now())
     }
 
     fn any_busy(&self, inner: &Inner, now: Instant) -> bool {
         let mut found = false;
         let mut idle = false;
-        self.for_each_hook(|hook| {
+        self.for_each_hook(inner, |hook| {
             if hook.running.get() {
                 return;
             }
@@ -322,7 +334,7 @@ impl Polling {
     #[cold]
     fn let_go_of_idle(&self, inner: &Inner, now: Instant) -> bool {
         let mut found = false;
-        self.for_each_hook(|hook| {
+        self.for_each_hook(inner, |hook| {
             if !hook.is_idle(inner.me(), now) {
                 return;
             }
@@ -342,8 +354,42 @@ impl Polling {
         found
     }
 
-    /// The list is not borrowed while a hook runs: it may change the list.
-    fn for_each_hook(&self, mut visit: impl FnMut(&PollHook)) {
+    /// Asks all hooks. One that panics is not asked any more.
+    fn for_each_hook(&self, inner: &Inner, mut ask: impl FnMut(&PollHook)) {
+        let panicked = self.visit_all(inner, |hook| {
+            let fault = OnDrop(|| {
+                hook.active.set(false);
+                hook.faulty.set(true);
+            });
+            ask(hook);
+            std::mem::forget(fault);
+        });
+        if panicked {
+            self.let_go_of_faulty(inner);
+        }
+    }
+
+    /// Its descriptor brings a hook back that has panicked. It may have been about to find
+    /// something, so its work is done once.
+    #[cold]
+    fn let_go_of_faulty(&self, inner: &Inner) {
+        let faulty: Vec<_> =
+            self.hooks.borrow().iter().filter(|hook| hook.faulty.take()).cloned().collect();
+        self.drop_inactive();
+        for hook in faulty {
+            let asked = Rc::clone(&hook);
+            inner.me().schedule(move |ctx| {
+                if !hook.removed.get() && !hook.running.get() {
+                    hook.run(ctx);
+                }
+            });
+            inner.shield(|| inner.panics.blaming(ASKED, || asked.end(inner.me())));
+        }
+    }
+
+    /// The list is not borrowed while a hook runs: it may change the list. Whether one has panicked;
+    /// then the others were visited all the same.
+    fn visit_all(&self, inner: &Inner, mut visit: impl FnMut(&PollHook)) -> bool {
         self.visits.set(self.visits.get() + 1);
         let _left = OnDrop(|| {
             self.visits.set(self.visits.get() - 1);
@@ -352,23 +398,30 @@ impl Polling {
             }
         });
         let mut index = 0;
-        loop {
-            let Some(hook) = self.hooks.borrow().get(index).cloned() else { return };
-            index += 1;
-            if hook.active.get() {
-                visit(&hook);
-            }
-        }
+        inner.shield(|| {
+            inner.panics.blaming(ASKED, || {
+                loop {
+                    let Some(hook) = self.hooks.borrow().get(index).cloned() else { return };
+                    index += 1;
+                    if hook.active.get() {
+                        visit(&hook);
+                    }
+                }
+            });
+        })
     }
 
     /// Calls the ready hooks of what the last look found.
     #[inline]
     pub(crate) fn dispatch(&self, ctx: &AioContext) -> bool {
+        if self.hooks.borrow().is_empty() {
+            return false;
+        }
         let mut progress = false;
-        self.for_each_hook(|hook| {
+        self.visit_all(ctx.inner(), |hook| {
             if hook.pending.replace(false) && !hook.running.get() {
-                hook.run(ctx);
                 progress = true;
+                hook.run(ctx);
             }
         });
         progress
@@ -384,7 +437,7 @@ impl Polling {
             // Even the longest polling would have been in vain.
             self.now_ns.set(now_ns.checked_div(self.shrink.get()).unwrap_or(0));
         } else {
-            let longer = if now_ns == 0 { POLL_START_NS } else { now_ns * self.grow.get() };
+            let longer = now_ns.saturating_mul(self.grow.get()).max(POLL_START_NS);
             self.now_ns.set(longer.min(max_ns));
         }
     }
@@ -400,108 +453,4 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn c46_polling_time_starts_at_4us_doubles_to_the_maximum_and_resets() {
-        let polling = Polling::new(Duration::from_nanos(20_000));
-        assert_eq!(polling.current_ns(), 0);
-        let mut seen = Vec::new();
-        for _ in 0..5 {
-            polling.adapt(Duration::from_nanos(19_999));
-            seen.push(polling.current_ns());
-        }
-        assert_eq!(seen, [4_000, 8_000, 16_000, 20_000, 20_000]);
-        polling.adapt(Duration::from_micros(1));
-        assert_eq!(polling.current_ns(), 20_000, "it paid");
-        polling.adapt(Duration::from_millis(1));
-        assert_eq!(polling.current_ns(), 0, "it did not pay");
-    }
-
-    #[test]
-    fn c46_polling_time_grows_and_shrinks_by_the_factors_given() {
-        let polling = Polling::new(Duration::ZERO);
-        polling.set(Duration::from_nanos(100_000), 3, 2);
-        polling.adapt(Duration::from_nanos(50_000));
-        polling.adapt(Duration::from_nanos(50_000));
-        assert_eq!(polling.current_ns(), 12_000);
-        polling.adapt(Duration::from_secs(1));
-        assert_eq!(polling.current_ns(), 6_000);
-    }
-
-    #[test]
-    fn the_kernel_is_asked_every_eighth_time_while_handlers_are_looked_at() {
-        let polling = Polling::new(Duration::from_millis(1));
-        assert!(!polling.may_skip_events(), "nobody looks");
-        polling.begun.set(true);
-        let skips: Vec<bool> = (0..16).map(|_| polling.may_skip_events()).collect();
-        assert_eq!(skips.iter().filter(|skips| !**skips).count(), 2);
-        polling.begun.set(false);
-        assert!(!polling.may_skip_events());
-    }
-
-    /// Is never busy; counts its beginnings less its ends, and pays or not.
-    struct Never(Rc<Cell<i32>>, Rc<Cell<bool>>);
-
-    impl BusyPoll for Never {
-        fn is_busy(&self, _: &AioContext) -> bool {
-            false
-        }
-
-        fn ready(&self, _: &AioContext) {
-            unreachable!("it is never busy");
-        }
-
-        fn pays(&self, _: &AioContext) -> bool {
-            self.1.get()
-        }
-
-        fn begin(&self, _: &AioContext) {
-            self.0.set(self.0.get() + 1);
-        }
-
-        fn end(&self, _: &AioContext) {
-            self.0.set(self.0.get() - 1);
-        }
-    }
-
-    #[test]
-    fn c46_a_handler_that_is_idle_for_7_s_is_let_go() {
-        let ctx = AioContext::builder().poll_max(Duration::from_millis(1)).build().unwrap();
-        let (inner, begun) = (ctx.inner(), Rc::new(Cell::new(0)));
-        let never = Never(Rc::clone(&begun), Rc::new(Cell::new(true)));
-        let (polling, hook) = (&inner.polling, PollHook::new(Box::new(never)));
-        for _ in 0..2 {
-            polling.activate(&ctx, &hook);
-            assert_eq!(polling.hooks.borrow().len(), 1);
-            hook.begin(&ctx);
-            let ready = hook.last_ready.get();
-            assert!(!polling.any_busy(inner, ready + HOOK_IDLE));
-            assert_eq!(
-                (polling.hooks.borrow().len(), begun.get()),
-                (1, 1),
-                "not idle for too long"
-            );
-            assert!(!polling.any_busy(inner, ready + HOOK_IDLE + Duration::from_millis(1)));
-            assert_eq!((polling.hooks.borrow().len(), begun.get()), (0, 0));
-        }
-    }
-
-    #[test]
-    fn the_kernel_is_asked_every_time_once_no_handler_pays() {
-        let ctx = AioContext::builder().poll_max(Duration::from_millis(1)).build().unwrap();
-        let (inner, begun, pays) = (ctx.inner(), Rc::new(Cell::new(0)), Rc::new(Cell::new(true)));
-        let polling = &inner.polling;
-        let hook = || PollHook::new(Box::new(Never(Rc::clone(&begun), Rc::clone(&pays))));
-        polling.activate(&ctx, &hook());
-        polling.now_ns.set(1);
-        polling.look_for(inner, None);
-        assert!(begun.get() == 1 && polling.may_skip_events(), "it looks");
-        pays.set(false);
-        polling.pass(inner, false);
-        assert_eq!((begun.get(), polling.may_skip_events()), (0, false));
-        polling.activate(&ctx, &hook());
-        assert!(polling.hooks.borrow().is_empty(), "it does not pay to look at it");
-    }
-}
+mod tests;

@@ -1,0 +1,19 @@
+//! Contexts for tests.
+
+use std::io;
+
+use super::{AioContext, AioContextBuilder};
+use crate::panics::PanicPolicy;
+
+/// For tests of crates that use contexts: a failed assertion in a callback or a coroutine has to fail
+/// its test, and not only to be reported. No part of the stable interface.
+#[doc(hidden)]
+impl AioContext {
+    pub fn for_test() -> io::Result<AioContext> {
+        Self::test_builder().build()
+    }
+
+    pub fn test_builder() -> AioContextBuilder {
+        Self::builder().on_panic(PanicPolicy::Stop)
+    }
+}
