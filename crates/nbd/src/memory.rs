@@ -216,7 +216,8 @@ mod tests {
         let (one, other) = (memory.share(), memory.share());
         let take = |share: &Share, len| memory.take(share, len).unwrap().unwrap();
         let (mut first, mut second) = (take(&one, 4096), take(&other, 4096));
-        (first.fill(1), second.fill(2));
+        first.fill(1);
+        second.fill(2);
         let (at_first, at_second) = (first.as_ptr(), second.as_ptr());
         drop((first, second));
         // As they were, whoever gave back last.
