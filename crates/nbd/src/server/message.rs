@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::memory::Buffer;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::request::Request;
+use crate::server::memory::Buffer;
 
 /// The longest header: that of an extended chunk that tells of a hole.
 const MAX_HEADER: usize = 44;

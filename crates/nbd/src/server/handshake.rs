@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use coblk_aio::{Co, trace_event};
 
-use crate::connection::{Connection, Session, broken};
-use crate::export::NbdExport;
-use crate::option::{self, GoOption, MetaOption, Refusal};
+use crate::protocol::option::{self, GoOption, MetaOption, Refusal};
+use crate::protocol::request::{Fields, Rules};
 use crate::protocol::*;
-use crate::receiver::{CAPACITY, Receiver};
-use crate::reply::{Message, Style};
-use crate::request::{Fields, Rules};
-use crate::starttls;
+use crate::server::connection::{Connection, Session, broken};
+use crate::server::export::NbdExport;
+use crate::server::message::{Message, Style};
+use crate::server::receiver::{CAPACITY, Receiver};
+use crate::server::starttls;
 
 /// Negotiates. `None` if the client wants nothing more.
 pub fn negotiate(

@@ -3,7 +3,7 @@
 use coblk_block::BlockBackend;
 
 use crate::protocol::*;
-use crate::reply::Style;
+use crate::server::message::Style;
 
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
 #[derive(Clone)]

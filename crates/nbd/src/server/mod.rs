@@ -1,5 +1,21 @@
 //! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
 
+mod connection;
+pub mod export;
+mod handshake;
+mod link;
+mod memory;
+mod message;
+mod outbox;
+mod pace;
+mod pieces;
+mod receiver;
+mod serve;
+mod sparse;
+mod starttls;
+mod status;
+mod turn;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
@@ -9,12 +25,12 @@ use std::time::Duration;
 use coblk_aio::{AioContext, Co, CoWaker, Timer};
 
 use crate::TlsCredentials;
-use crate::connection::Connection;
-use crate::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::listener::{self, Listener, NbdAddress, NbdListener};
-use crate::memory::Memory;
-use crate::pace::Verdict;
 use crate::protocol::MAX_STRING;
+use crate::server::connection::Connection;
+use crate::server::export::{NbdExport, NbdExportError, RemoveMode};
+use crate::server::memory::Memory;
+use crate::server::pace::Verdict;
 use crate::socket::Socket;
 
 /// How often clients are looked at that hold memory when others got none.

@@ -5,11 +5,11 @@
 
 use std::rc::Rc;
 
-use crate::connection::Connection;
-use crate::memory::Buffer;
 use crate::protocol::CMD_FLAG_DF;
-use crate::reply::{Message, Payload, Style};
-use crate::request::Request;
+use crate::protocol::request::Request;
+use crate::server::connection::Connection;
+use crate::server::memory::Buffer;
+use crate::server::message::{Message, Payload, Style};
 
 /// What is told apart: fewer zeroes are not worth a chunk.
 const GRAIN: usize = 32 << 10;

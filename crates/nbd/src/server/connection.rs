@@ -6,20 +6,20 @@ use std::rc::Rc;
 
 use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
 
-use crate::export::NbdExport;
-use crate::handshake;
-use crate::memory::{Buffer, PIECE, SMALL, Share};
-use crate::outbox::Outbox;
-use crate::pace::Pace;
+use crate::protocol::request::{self, Request, Rules};
 use crate::protocol::*;
-use crate::receiver::Receiver;
-use crate::reply::{Message, Style};
-use crate::request::{self, Request, Rules};
 use crate::server::Shared;
+use crate::server::export::NbdExport;
+use crate::server::handshake;
+use crate::server::memory::{Buffer, PIECE, SMALL, Share};
+use crate::server::message::{Message, Style};
+use crate::server::outbox::Outbox;
+use crate::server::pace::Pace;
+use crate::server::receiver::Receiver;
+use crate::server::turn::Turn;
+use crate::server::{pieces, serve};
 use crate::socket::Socket;
 use crate::transport::Transport;
-use crate::turn::Turn;
-use crate::{pieces, serve};
 
 /// What was agreed on with a client.
 #[derive(Clone)]

@@ -1,5 +1,8 @@
 //! Numbers of the NBD protocol, by the names of its specification. All integers go big-endian.
 
+pub mod option;
+pub mod request;
+
 /// First words of the server.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second word of the server, and first of each option.

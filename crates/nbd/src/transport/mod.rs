@@ -1,5 +1,12 @@
 //! [`Transport`]: the socket of a client, in the clear or with TLS on it.
 
+#[cfg(feature = "tls")]
+mod credentials;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,10 +14,15 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::socket::Socket;
 
+#[cfg(feature = "tls")]
+pub use credentials::{RefusedFile, TlsCredentials, TlsError};
+#[cfg(not(feature = "tls"))]
+pub use no_tls::TlsCredentials;
+
 pub struct Transport {
     socket: Socket,
     #[cfg(feature = "tls")]
-    session: std::cell::RefCell<Option<crate::tls::Session>>,
+    session: std::cell::RefCell<Option<crate::transport::tls::Session>>,
 }
 
 impl Transport {
@@ -91,7 +103,7 @@ impl Transport {
 #[cfg(feature = "tls")]
 impl Transport {
     /// What comes from now on is TLS.
-    pub fn begin(&self, session: crate::tls::Session) {
+    pub fn begin(&self, session: crate::transport::tls::Session) {
         *self.session.borrow_mut() = Some(session);
     }
 

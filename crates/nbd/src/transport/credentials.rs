@@ -14,7 +14,7 @@ use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVeri
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnection};
 
-use crate::tls::Session;
+use crate::transport::tls::Session;
 
 /// What may be encrypted ahead of the socket, in bytes.
 const MAX_UNSENT: usize = 256 << 10;

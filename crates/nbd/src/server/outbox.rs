@@ -5,9 +5,9 @@ use std::io::{self, IoSlice};
 
 use smallvec::SmallVec;
 
-use crate::reply::Message;
+use crate::server::message::Message;
+use crate::server::turn::MAX_BYTES;
 use crate::transport::Transport;
-use crate::turn::MAX_BYTES;
 
 /// Messages in one system call; each is two ranges at most.
 const BATCH: usize = 32;

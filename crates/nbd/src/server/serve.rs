@@ -6,13 +6,13 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 
-use crate::connection::{Connection, Session};
-use crate::export::NbdExport;
-use crate::memory::Buffer;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::reply::{Message, Style};
-use crate::request::Request;
-use crate::{sparse, status};
+use crate::server::connection::{Connection, Session};
+use crate::server::export::NbdExport;
+use crate::server::memory::Buffer;
+use crate::server::message::{Message, Style};
+use crate::server::{sparse, status};
 
 /// Starts a request that was checked; its reply follows. READ and CACHE have room for data in
 /// `buffer`, a write has its data there.

@@ -6,11 +6,11 @@ use std::rc::{Rc, Weak};
 
 use coblk_aio::{AioContext, BusyPoll, Co, CoWaker, FdInterest, Readiness};
 
-use crate::connection::Connection;
-use crate::outbox::Sent;
-use crate::pace::{Direction, Verdict};
-use crate::reply::Message;
-use crate::turn::MAX_BYTES;
+use crate::server::connection::Connection;
+use crate::server::message::Message;
+use crate::server::outbox::Sent;
+use crate::server::pace::{Direction, Verdict};
+use crate::server::turn::MAX_BYTES;
 
 /// With more clients than these none is polled: asking each takes longer than being told of one.
 const MAX_POLLED: usize = 8;

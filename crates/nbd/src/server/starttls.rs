@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 
 use coblk_aio::Co;
 
-use crate::connection::Connection;
+use crate::server::connection::Connection;
 
 pub fn is_possible(client: &Connection) -> bool {
     client.server.options.tls.is_some()

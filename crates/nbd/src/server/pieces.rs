@@ -9,12 +9,12 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::WriteFlags;
 
-use crate::connection::{Connection, Session, broken};
-use crate::memory::PIECE;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::receiver::Receiver;
-use crate::reply::{Message, Payload, Style};
-use crate::request::Request;
+use crate::server::connection::{Connection, Session, broken};
+use crate::server::memory::PIECE;
+use crate::server::message::{Message, Payload, Style};
+use crate::server::receiver::Receiver;
 
 /// Serves a request that was checked.
 ///

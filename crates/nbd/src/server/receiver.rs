@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::Co;
 
-use crate::connection::{Connection, broken};
+use crate::server::connection::{Connection, broken};
 
 /// What is read ahead of need: many headers, or small payloads with theirs.
 pub const CAPACITY: usize = 32 << 10;
