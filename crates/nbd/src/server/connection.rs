@@ -1,21 +1,23 @@
 //! [`Connection`]: a client, from its connection to its end.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::rc::Rc;
 
 use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
 
-use crate::protocol::request::{self, Request, Rules};
+use crate::protocol::reply::Style;
+use crate::protocol::request::{self, Request};
 use crate::protocol::*;
 use crate::server::Shared;
 use crate::server::export::NbdExport;
 use crate::server::handshake;
 use crate::server::memory::{Buffer, PIECE, SMALL, Share};
-use crate::server::message::{Message, Style};
+use crate::server::message::Message;
 use crate::server::outbox::Outbox;
 use crate::server::pace::Pace;
 use crate::server::receiver::Receiver;
+use crate::server::rules::Rules;
 use crate::server::turn::Turn;
 use crate::server::{pieces, serve};
 use crate::socket::Socket;
@@ -201,7 +203,7 @@ impl Connection {
         request: &Request,
     ) -> io::Result<Plan> {
         let payload = request.payload_len(session.style == Style::Extended);
-        let plan = match request.check(&session.rules) {
+        let plan = match session.rules.check(request) {
             Ok(()) => self.room_for(request).unwrap_or(Plan::Refuse(libc::ENOMEM)),
             Err(errno) => Plan::Refuse(errno),
         };
@@ -269,9 +271,4 @@ impl Drop for LeaveOnDrop<'_> {
         drop(sender);
         self.0.server.leave(self.0);
     }
-}
-
-/// The client broke the protocol.
-pub fn broken(what: &'static str) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, what)
 }

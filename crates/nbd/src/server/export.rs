@@ -2,8 +2,8 @@
 
 use coblk_block::BlockBackend;
 
+use crate::protocol::reply::Style;
 use crate::protocol::*;
-use crate::server::message::Style;
 
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
 #[derive(Clone)]

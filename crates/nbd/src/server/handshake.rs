@@ -5,13 +5,15 @@ use std::rc::Rc;
 
 use coblk_aio::{Co, trace_event};
 
+use crate::protocol::fields::Fields;
 use crate::protocol::option::{self, GoOption, MetaOption, Refusal};
-use crate::protocol::request::{Fields, Rules};
+use crate::protocol::reply::Style;
 use crate::protocol::*;
-use crate::server::connection::{Connection, Session, broken};
+use crate::server::connection::{Connection, Session};
 use crate::server::export::NbdExport;
-use crate::server::message::{Message, Style};
+use crate::server::message::Message;
 use crate::server::receiver::{CAPACITY, Receiver};
+use crate::server::rules::Rules;
 use crate::server::starttls;
 
 /// Negotiates. `None` if the client wants nothing more.

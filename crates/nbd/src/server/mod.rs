@@ -10,6 +10,7 @@ mod outbox;
 mod pace;
 mod pieces;
 mod receiver;
+mod rules;
 mod serve;
 mod sparse;
 mod starttls;

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::WriteFlags;
 
+use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::server::connection::{Connection, Session, broken};
+use crate::server::connection::{Connection, Session};
 use crate::server::memory::PIECE;
-use crate::server::message::{Message, Payload, Style};
+use crate::server::message::{Message, Payload};
 use crate::server::receiver::Receiver;
 
 /// Serves a request that was checked.

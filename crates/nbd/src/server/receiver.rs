@@ -4,7 +4,8 @@ use std::io;
 
 use coblk_aio::Co;
 
-use crate::server::connection::{Connection, broken};
+use crate::protocol::broken;
+use crate::server::connection::Connection;
 
 /// What is read ahead of need: many headers, or small payloads with theirs.
 pub const CAPACITY: usize = 32 << 10;

@@ -6,12 +6,13 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 
+use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::connection::{Connection, Session};
 use crate::server::export::NbdExport;
 use crate::server::memory::Buffer;
-use crate::server::message::{Message, Style};
+use crate::server::message::Message;
 use crate::server::{sparse, status};
 
 /// Starts a request that was checked; its reply follows. READ and CACHE have room for data in

@@ -6,10 +6,11 @@
 use std::rc::Rc;
 
 use crate::protocol::CMD_FLAG_DF;
+use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::server::connection::Connection;
 use crate::server::memory::Buffer;
-use crate::server::message::{Message, Payload, Style};
+use crate::server::message::{Message, Payload};
 
 /// What is told apart: fewer zeroes are not worth a chunk.
 const GRAIN: usize = 32 << 10;

@@ -6,11 +6,12 @@ use std::rc::Rc;
 use coblk_aio::Co;
 use coblk_block::{BlockBackend, BlockStatusKind};
 
+use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::connection::Connection;
 use crate::server::memory::{Buffer, SMALL};
-use crate::server::message::{Message, Style};
+use crate::server::message::Message;
 
 /// Parts of a range that one reply tells of; a client asks again for the rest.
 const MAX_EXTENTS: u32 = ((SMALL - 8) / 16) as u32;
