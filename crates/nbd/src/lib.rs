@@ -3,7 +3,7 @@
 //!
 //! `protocol` has the messages as bytes and does no I/O; `transport` is a socket, in the clear or with
 //! TLS; `server` is all the rest. A connection is one coroutine that negotiates
-//! (`server/handshake.rs`) and then reads requests (`server/connection.rs`), and one coroutine for each
+//! (`server/handshake.rs`) and then reads requests (`server/session.rs`), and one coroutine for each
 //! request (`server/serve.rs`). Replies go out in the order in which requests complete, several to a
 //! system call (`server/outbox.rs`).
 //!
@@ -18,8 +18,9 @@ mod socket;
 mod transport;
 
 pub use listener::{NbdAddress, NbdListener};
+pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError, RemoveMode};
-pub use server::{NbdOptions, NbdServer};
+pub use server::options::NbdOptions;
 pub use transport::TlsCredentials;
 #[cfg(feature = "tls")]
 pub use transport::{RefusedFile, TlsError};

@@ -1,22 +1,110 @@
-//! How a [`Connection`] waits for its socket, and sends.
+//! [`Link`]: the connection with a client, to wait at and to send by.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
-use coblk_aio::{AioContext, BusyPoll, Co, CoWaker, FdInterest, Readiness};
+use coblk_aio::{AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdInterest, Readiness};
 
-use crate::server::connection::Connection;
 use crate::server::message::Message;
-use crate::server::outbox::Sent;
-use crate::server::pace::{Direction, Verdict};
-use crate::server::turn::MAX_BYTES;
+use crate::server::outbox::{Outbox, Sent};
+use crate::server::pace::Direction;
+use crate::server::turn::{MAX_BYTES, Turn};
+use crate::socket::Socket;
+use crate::transport::Transport;
 
 /// With more clients than these none is polled: asking each takes longer than being told of one.
 const MAX_POLLED: usize = 8;
 
-/// Waiting, and what ends it. The connection's own coroutine waits, and nobody else.
-impl Connection {
+/// A connection. The client's own coroutine reads; everything else may send.
+pub struct Link {
+    own: Weak<Link>,
+    pub transport: Transport,
+    /// There may be something to read.
+    pub readable: Cell<bool>,
+    /// The client has closed its end.
+    closed: Cell<bool>,
+    /// How to resume the client's own coroutine, while that waits.
+    waker: Cell<Option<CoWaker>>,
+    outbox: RefCell<Outbox>,
+    /// The socket is full; its handler looks for room.
+    is_full: Cell<bool>,
+    /// Sends what has gathered in one iteration of the loop.
+    sender: RefCell<Option<BottomHalf>>,
+    /// Requests that are not answered yet.
+    pub in_flight: Cell<usize>,
+    /// No request is read any more.
+    ending: Cell<bool>,
+    /// Nothing can be sent any more.
+    failed: Cell<bool>,
+    pub turn: Turn,
+    /// Bytes received since the beginning.
+    received: Cell<u64>,
+    /// How many clients the server has.
+    clients: Rc<Cell<usize>>,
+}
+
+impl Link {
+    pub fn new(socket: Socket, clients: Rc<Cell<usize>>) -> Rc<Link> {
+        Rc::new_cyclic(|own| Link {
+            own: Weak::clone(own),
+            transport: Transport::new(socket),
+            readable: Cell::new(true),
+            closed: Cell::new(false),
+            waker: Cell::new(None),
+            outbox: RefCell::default(),
+            is_full: Cell::new(false),
+            sender: RefCell::new(None),
+            in_flight: Cell::new(0),
+            ending: Cell::new(false),
+            failed: Cell::new(false),
+            turn: Turn::default(),
+            received: Cell::new(0),
+            clients,
+        })
+    }
+
+    /// Lets the loop tell of the socket.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn open(&self, ctx: &AioContext) -> io::Result<()> {
+        let own = Weak::clone(&self.own);
+        *self.sender.borrow_mut() = Some(ctx.bottom_half("nbd_send", move |ctx| {
+            if let Some(own) = own.upgrade() {
+                own.flush(ctx);
+            }
+        }));
+        self.watch(ctx, FdInterest::Read)
+    }
+
+    /// Waits for what is in flight, and until all replies have gone; then disconnects.
+    pub fn finish(&self, co: &Co<'_>) {
+        self.ending.set(true);
+        loop {
+            let sent = self.flush(co.context());
+            let has_replies = !self.failed.get() && !self.has_sent_all();
+            if self.in_flight.get() == 0 && !has_replies {
+                break;
+            }
+            match sent {
+                true => self.give_way_if_over(co),
+                false => self.suspend(co),
+            }
+        }
+        self.fail();
+        co.context().unset_fd_handler(&self.transport);
+    }
+
+    /// Sends nothing more from the loop.
+    pub fn close(&self) {
+        let sender = self.sender.borrow_mut().take();
+        drop(sender);
+    }
+}
+
+/// Waiting, and what ends it. The client's own coroutine waits, and nobody else.
+impl Link {
     /// Sends what there is, and waits until `condition` holds.
     ///
     /// # Errors
@@ -36,12 +124,28 @@ impl Connection {
         }
     }
 
+    /// Lets others run if that was long ago: what a client sends may come as fast as it is served, and
+    /// then nothing else makes its coroutine wait. Called for every option, request and piece of data.
+    pub fn give_way(&self, co: &Co<'_>) {
+        self.turn.step();
+        self.give_way_if_over(co);
+    }
+
+    /// The same for bytes, which are not steps.
+    pub fn give_way_if_over(&self, co: &Co<'_>) {
+        if self.turn.is_over() {
+            self.turn.begin();
+            self.flush(co.context());
+            co.reschedule();
+        }
+    }
+
     /// Waits until all has been sent, so that a client that asks and never reads asks once.
     pub fn wait_sent(&self, co: &Co<'_>) -> io::Result<()> {
         self.wait_until(co, || self.has_sent_all())
     }
 
-    pub fn has_sent_all(&self) -> bool {
+    fn has_sent_all(&self) -> bool {
         self.outbox.borrow().is_empty() && !self.transport.has_unsent()
     }
 
@@ -83,13 +187,13 @@ impl Connection {
     }
 
     /// Resumes the coroutine, if it waits, to look again.
-    pub fn poke(&self) {
+    fn poke(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    pub fn suspend(&self, co: &Co<'_>) {
+    fn suspend(&self, co: &Co<'_>) {
         struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
         impl Drop for ForgetOnUnwind<'_> {
             fn drop(&mut self) {
@@ -101,8 +205,8 @@ impl Connection {
         co.suspend_for("an NBD client", |waker| self.waker.set(Some(waker)));
     }
 
-    pub fn watch(self: &Rc<Self>, ctx: &AioContext, interest: FdInterest) -> io::Result<()> {
-        let own: Weak<Connection> = Rc::downgrade(self);
+    fn watch(&self, ctx: &AioContext, interest: FdInterest) -> io::Result<()> {
+        let own = Weak::clone(&self.own);
         let poll = SocketPoll(Weak::clone(&own));
         let ready = move |ctx: &AioContext, readiness| {
             if let Some(own) = own.upgrade() {
@@ -112,7 +216,7 @@ impl Connection {
         ctx.set_polled_fd_handler(&self.transport, interest, ready, poll)
     }
 
-    fn ready(self: &Rc<Self>, ctx: &AioContext, readiness: Readiness) {
+    fn ready(&self, ctx: &AioContext, readiness: Readiness) {
         if readiness.closed {
             self.closed.set(true);
         }
@@ -127,9 +231,9 @@ impl Connection {
 }
 
 /// Sending, and the end of it.
-impl Connection {
+impl Link {
     /// Sends a reply: at once if it is the only one to come, else with the others of this iteration.
-    pub fn answer(self: &Rc<Self>, message: Message, ctx: &AioContext) {
+    pub fn answer(&self, message: Message, ctx: &AioContext) {
         self.post(message);
         if !self.is_waiting() {
             // Its own coroutine runs, and sends before it waits.
@@ -172,19 +276,19 @@ impl Connection {
         }
     }
 
-    /// Whether it makes use of the shared memory that it holds.
-    pub fn judge(&self, now_ns: i64) -> Verdict {
-        if self.share.held() == 0 {
-            return Verdict::Fine;
-        }
+    /// What was sent, and what the client is to take before more can be.
+    pub fn sending(&self) -> Direction {
         let outbox = self.outbox.borrow();
         let waiting = if self.is_full.get() { outbox.len() } else { 0 };
-        let send = Direction { moved: outbox.total(), waiting };
-        let receive = Direction { moved: self.received.get(), waiting: self.filling.get() };
-        self.pace.look(now_ns, [send, receive])
+        Direction { moved: outbox.total(), waiting }
     }
 
-    pub fn is_waiting(&self) -> bool {
+    /// Bytes received since the beginning.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    fn is_waiting(&self) -> bool {
         let waker = self.waker.take();
         let is_waiting = waker.is_some();
         self.waker.set(waker);
@@ -231,9 +335,7 @@ impl Connection {
     }
 
     fn rewatch(&self, ctx: &AioContext, interest: FdInterest) {
-        // Only a connection that is served has one to watch.
-        let own = self.server.find(self);
-        if own.is_none_or(|own| own.watch(ctx, interest).is_err()) {
+        if self.watch(ctx, interest).is_err() {
             self.fail();
         }
     }
@@ -250,7 +352,7 @@ impl Connection {
 
 /// How a loop that polls adaptively sees that a client has sent something, before it sleeps
 /// (contract: C46).
-struct SocketPoll(Weak<Connection>);
+struct SocketPoll(Weak<Link>);
 
 impl BusyPoll for SocketPoll {
     fn is_busy(&self, ctx: &AioContext) -> bool {
@@ -261,7 +363,7 @@ impl BusyPoll for SocketPoll {
     }
 
     fn pays(&self, _ctx: &AioContext) -> bool {
-        self.0.upgrade().is_some_and(|client| client.server.connections() <= MAX_POLLED)
+        self.0.upgrade().is_some_and(|client| client.clients.get() <= MAX_POLLED)
     }
 
     fn ready(&self, _ctx: &AioContext) {

@@ -1,7 +1,19 @@
-//! [`Rules`]: what is wrong with a request.
+//! [`Session`]: what was agreed on with a client; [`Rules`]: what is wrong with a request.
 
+use std::rc::Rc;
+
+use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
+use crate::server::export::NbdExport;
+
+/// What was agreed on with a client.
+#[derive(Clone)]
+pub struct Session {
+    pub export: Rc<NbdExport>,
+    pub style: Style,
+    pub rules: Rules,
+}
 
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]

@@ -9,17 +9,18 @@ use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::server::connection::{Connection, Session};
+use crate::server::client::Client;
 use crate::server::export::NbdExport;
 use crate::server::memory::Buffer;
 use crate::server::message::Message;
+use crate::server::rules::Session;
 use crate::server::{sparse, status};
 
 /// Starts a request that was checked; its reply follows. READ and CACHE have room for data in
 /// `buffer`, a write has its data there.
 pub fn start(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     session: &Session,
     request: Request,
     buffer: Option<Buffer>,
@@ -30,18 +31,18 @@ pub fn start(
     co.context().spawn("nbd_request", move |co| {
         let done = co.catch_unwind(|| execute(co, &client, &export, style, &request, buffer));
         let errno = match done {
-            Ok(Ok(message)) => return client.answer(message, co.context()),
+            Ok(Ok(message)) => return client.link.answer(message, co.context()),
             Ok(Err(error)) => error.raw_os_error().unwrap_or(libc::EIO),
             // The hook has reported it.
             Err(_) => libc::EIO,
         };
-        client.answer(Message::error(style, &request, errno), co.context());
+        client.link.answer(Message::error(style, &request, errno), co.context());
     });
 }
 
 fn execute(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     export: &NbdExport,
     style: Style,
     request: &Request,

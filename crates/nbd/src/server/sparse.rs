@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::protocol::CMD_FLAG_DF;
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
-use crate::server::connection::Connection;
+use crate::server::client::Client;
 use crate::server::memory::Buffer;
 use crate::server::message::{Message, Payload};
 
@@ -16,7 +16,7 @@ use crate::server::message::{Message, Payload};
 const GRAIN: usize = 32 << 10;
 
 /// Sends all but the last chunk of the reply, and returns that.
-pub fn reply(client: &Rc<Connection>, style: Style, request: &Request, data: Buffer) -> Message {
+pub fn reply(client: &Rc<Client>, style: Style, request: &Request, data: Buffer) -> Message {
     if style == Style::Simple || request.has(CMD_FLAG_DF) || data.is_empty() {
         return Message::data(style, request, data);
     }
@@ -40,7 +40,7 @@ pub fn reply(client: &Rc<Connection>, style: Style, request: &Request, data: Buf
         if last {
             return message;
         }
-        client.post(message);
+        client.link.post(message);
         at = end;
         (end, is_hole) = run(&data, at);
     }
