@@ -28,7 +28,7 @@ pub use transport::{RefusedFile, TlsError};
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]
 pub fn fuzz_parsers(bytes: &[u8]) {
-    // What nobody looks at is not compiled.
+    // A result that is not used is not computed.
     use std::hint::black_box;
     black_box(protocol::request::Request::parse_compact(bytes));
     black_box(protocol::request::Request::parse_extended(bytes));

@@ -13,7 +13,7 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    /// `backend` under `name`, which may be empty: the one that clients get who name none.
+    /// `backend` under `name`, which may be empty: the default, for clients that name none.
     pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
         let read_only = backend.is_read_only();
         NbdExport { name: name.into(), description: None, backend, read_only, write_through: false }

@@ -78,7 +78,7 @@ impl Link {
         self.watch(ctx, FdInterest::Read)
     }
 
-    /// Waits for what is in flight, and until all replies have gone; then disconnects.
+    /// Waits for the requests in flight, and until all replies have gone; then disconnects.
     pub fn finish(&self, co: &Co<'_>) {
         self.ending.set(true);
         loop {
@@ -103,7 +103,7 @@ impl Link {
     }
 }
 
-/// Waiting, and what ends it. The client's own coroutine waits, and nobody else.
+/// Waiting, and what ends it. Only the client's own coroutine waits.
 impl Link {
     /// Sends what there is, and waits until `condition` holds.
     ///
@@ -295,7 +295,7 @@ impl Link {
         is_waiting
     }
 
-    /// Sends what the socket takes, but for what is too much for a turn: that follows in the next.
+    /// Sends as much as the socket takes, but no more than is due in a turn: the rest follows in the next.
     /// Returns whether it took anything, or has failed.
     pub fn flush(&self, ctx: &AioContext) -> bool {
         let mut progress = false;

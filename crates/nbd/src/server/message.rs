@@ -1,4 +1,4 @@
-//! [`Message`]: what is sent to a client, with the memory that its payload lies in.
+//! [`Message`]: bytes for a client, with the memory that its payload lies in.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -101,7 +101,7 @@ impl Message {
         Self::chunk(style, request, &chunk, Payload::None)
     }
 
-    /// What is known of a range, as `status.rs` has written it.
+    /// The state of a range, as `status.rs` has written it.
     pub fn block_status(style: Style, request: &Request, extents: Buffer) -> Message {
         let kind = match style {
             Style::Extended => REPLY_TYPE_BLOCK_STATUS_EXT,

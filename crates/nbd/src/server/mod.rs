@@ -70,7 +70,7 @@ impl NbdServer {
     /// Listens at `address`. Clients find no exports before some are added.
     ///
     /// # Errors
-    /// If the system refuses the address, for instance because somebody else listens there.
+    /// If the system refuses the address, for instance because another socket listens there.
     ///
     /// # Panics
     /// If there is no memory for a coroutine's stack.
@@ -171,7 +171,7 @@ impl NbdServer {
     }
 
     /// Ends in order: accepts no more clients, reads no more requests, answers those in flight, and
-    /// disconnects. Who has not taken its replies after `limit` is disconnected all the same.
+    /// disconnects. A client that has not taken its replies after `limit` is disconnected all the same.
     /// Returns when no client, and no request of one, is left.
     pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
         self.stop_accepting();
@@ -294,7 +294,7 @@ impl Shared {
         }
     }
 
-    /// Somebody got no memory: sees to it that nobody sits on it for ever.
+    /// A client got no memory: from now on those that hold some are watched.
     pub fn memory_is_short(&self) {
         if !self.look.is_armed() {
             self.clients.borrow().iter().for_each(|client| client.pace.forget());

@@ -24,7 +24,7 @@ pub struct Outbox {
 }
 
 /// Messages that were sent. The caller drops them when nothing is borrowed: that frees memory, and
-/// whoever waited for it runs. Then it gives the list back.
+/// coroutines that wait for it run. Then it gives the list back.
 pub type Sent = Vec<Message>;
 
 impl Outbox {

@@ -37,7 +37,7 @@ pub fn serve(
         _ => write(co, client, receiver, session, request),
     };
     if done.is_err() {
-        // Nobody will answer it.
+        // No answer follows.
         client.link.in_flight.set(0);
     }
     done

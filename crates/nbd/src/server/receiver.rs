@@ -1,4 +1,4 @@
-//! [`Receiver`]: what a client has sent and nobody has looked at yet.
+//! [`Receiver`]: bytes of a client that were read ahead.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use coblk_aio::Co;
 use crate::protocol::broken;
 use crate::server::link::Link;
 
-/// What is read ahead of need: many headers, or small payloads with theirs.
+/// Bytes that are read ahead at most: many headers, or small payloads with theirs.
 pub const CAPACITY: usize = 32 << 10;
 
 pub struct Receiver {
@@ -40,7 +40,7 @@ impl Receiver {
         self.start == self.end
     }
 
-    /// Fills `target` with what comes next; what is not here yet is read to where it belongs.
+    /// Fills `target` with what comes next; the rest is read straight to its place.
     pub fn fill(&mut self, co: &Co<'_>, link: &Link, target: &mut [u8]) -> io::Result<()> {
         let mut done = target.len().min(self.end - self.start);
         target[..done].copy_from_slice(&self.buffer[self.start..self.start + done]);

@@ -1,4 +1,4 @@
-//! [`Session`]: what was agreed on with a client; [`Rules`]: what is wrong with a request.
+//! [`Session`]: the outcome of a negotiation; [`Rules`]: checks of a request.
 
 use std::rc::Rc;
 

@@ -12,7 +12,7 @@ use crate::server::client::Client;
 use crate::server::memory::Buffer;
 use crate::server::message::{Message, Payload};
 
-/// What is told apart: fewer zeroes are not worth a chunk.
+/// Granularity of holes in bytes: fewer zeroes are not worth a chunk.
 const GRAIN: usize = 32 << 10;
 
 /// Sends all but the last chunk of the reply, and returns that.

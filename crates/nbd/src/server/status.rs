@@ -1,4 +1,4 @@
-//! BLOCK_STATUS: what is known of a range, in the form in which it is sent.
+//! BLOCK_STATUS: the state of a range, in the form in which it is sent.
 
 use std::io;
 use std::rc::Rc;

@@ -78,7 +78,7 @@ impl Transport {
         false
     }
 
-    /// Who the client is, for messages: its address, or the process at a unix socket.
+    /// The name of the client in messages: its address, or the process at a unix socket.
     pub fn peer(&self) -> String {
         let peer = match &self.socket {
             Socket::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
@@ -94,7 +94,7 @@ impl Transport {
         self.socket.has_input()
     }
 
-    /// Ends both directions: whoever waits for it is told.
+    /// Ends both directions: the peer, and a waiting handler, are told.
     pub fn shutdown(&self) {
         self.socket.shutdown();
     }
