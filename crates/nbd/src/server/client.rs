@@ -51,3 +51,28 @@ impl Client {
         self.pace.look(now_ns, [self.link.sending(), receiving])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::socket::Socket;
+
+    const LONG_NS: i64 = 3_600_000_000_000;
+
+    #[test]
+    fn a_client_that_waits_for_its_own_requests_owes_nothing() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let link = Link::new(Socket::unix(socket).unwrap(), Rc::default());
+        let memory = Memory::new(|| ());
+        let client = Client::new(link, &memory, &Rc::default(), &Rc::default());
+        let held = memory.take(&client.share, 32 << 20).unwrap();
+        assert!(held.is_some() && client.share.held() > 0);
+        // Requests of its own are on their way, and it has nothing to say.
+        assert_eq!([client.judge(0), client.judge(LONG_NS)], [Verdict::Fine, Verdict::Fine]);
+        // The rest of a payload is waited for.
+        client.filling.set(32 << 20);
+        assert_eq!([client.judge(0), client.judge(LONG_NS)], [Verdict::Open, Verdict::TooSlow]);
+    }
+}
