@@ -1,4 +1,4 @@
-//! Files of TLS credentials for the NBD server: what of them is refused, and who is let in by them.
+//! Files of TLS credentials for the NBD server: which are refused, and which clients they let in.
 #![forbid(unsafe_code)]
 
 use std::fs;

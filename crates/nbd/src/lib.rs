@@ -1,61 +1,40 @@
 //! An NBD server on coblk's event loop: [`NbdServer`] serves [`NbdExport`]s to any number of clients
 //! over unix and TCP sockets.
 //!
-//! A connection is one coroutine that negotiates (`handshake.rs`) and then reads requests
-//! (`connection.rs`), and one coroutine for each request (`serve.rs`). Replies go out in the order in
-//! which requests complete, several to a system call (`outbox.rs`).
+//! `protocol` has the messages as bytes and does no I/O; `transport` is a socket, in the clear or with
+//! TLS; `server` is all the rest. A connection is one coroutine that negotiates
+//! (`server/handshake.rs`) and then reads requests (`server/session.rs`), and one coroutine for each
+//! request (`server/serve.rs`). Replies go out in the order in which requests complete, several to a
+//! system call (`server/outbox.rs`).
 //!
 //! What a client sends is checked against its declared length before it means anything; what it makes
-//! the server hold is bounded (`memory.rs`). Everything here stays on the thread of one context.
+//! the server hold is bounded (`server/memory.rs`). Everything here stays on the thread of one context.
 #![forbid(unsafe_code)]
 
-mod connection;
-#[cfg(feature = "tls")]
-mod credentials;
-mod export;
-mod handshake;
-mod link;
 mod listener;
-mod memory;
-#[cfg(not(feature = "tls"))]
-mod no_tls;
-mod option;
-mod outbox;
-mod pace;
-mod pieces;
 mod protocol;
-mod receiver;
-mod reply;
-mod request;
-mod serve;
 mod server;
 mod socket;
-mod sparse;
-mod starttls;
-mod status;
-#[cfg(feature = "tls")]
-mod tls;
 mod transport;
-mod turn;
 
-#[cfg(feature = "tls")]
-pub use credentials::{RefusedFile, TlsCredentials, TlsError};
-pub use export::{NbdExport, NbdExportError, RemoveMode};
 pub use listener::{NbdAddress, NbdListener};
-#[cfg(not(feature = "tls"))]
-pub use no_tls::TlsCredentials;
-pub use server::{NbdOptions, NbdServer};
+pub use server::NbdServer;
+pub use server::export::{NbdExport, NbdExportError, RemoveMode};
+pub use server::options::NbdOptions;
+pub use transport::TlsCredentials;
+#[cfg(feature = "tls")]
+pub use transport::{RefusedFile, TlsError};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]
 pub fn fuzz_parsers(bytes: &[u8]) {
-    // What nobody looks at is not compiled.
+    // A result that is not used is not computed.
     use std::hint::black_box;
-    black_box(request::Request::parse_compact(bytes));
-    black_box(request::Request::parse_extended(bytes));
-    let _ = black_box(option::GoOption::parse(bytes));
-    if let Ok(option) = option::MetaOption::parse(bytes) {
+    black_box(protocol::request::Request::parse_compact(bytes));
+    black_box(protocol::request::Request::parse_extended(bytes));
+    let _ = black_box(protocol::option::GoOption::parse(bytes));
+    if let Ok(option) = protocol::option::MetaOption::parse(bytes) {
         option.queries().for_each(|query| _ = black_box(query));
     }
-    let _ = black_box(option::name(bytes));
+    let _ = black_box(protocol::option::name(bytes));
 }

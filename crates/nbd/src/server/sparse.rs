@@ -5,17 +5,18 @@
 
 use std::rc::Rc;
 
-use crate::connection::Connection;
-use crate::memory::Buffer;
 use crate::protocol::CMD_FLAG_DF;
-use crate::reply::{Message, Payload, Style};
-use crate::request::Request;
+use crate::protocol::reply::Style;
+use crate::protocol::request::Request;
+use crate::server::client::Client;
+use crate::server::memory::Buffer;
+use crate::server::message::{Message, Payload};
 
-/// What is told apart: fewer zeroes are not worth a chunk.
+/// Granularity of holes in bytes: fewer zeroes are not worth a chunk.
 const GRAIN: usize = 32 << 10;
 
 /// Sends all but the last chunk of the reply, and returns that.
-pub fn reply(client: &Rc<Connection>, style: Style, request: &Request, data: Buffer) -> Message {
+pub fn reply(client: &Rc<Client>, style: Style, request: &Request, data: Buffer) -> Message {
     if style == Style::Simple || request.has(CMD_FLAG_DF) || data.is_empty() {
         return Message::data(style, request, data);
     }
@@ -39,7 +40,7 @@ pub fn reply(client: &Rc<Connection>, style: Style, request: &Request, data: Buf
         if last {
             return message;
         }
-        client.post(message);
+        client.link.post(message);
         at = end;
         (end, is_hole) = run(&data, at);
     }

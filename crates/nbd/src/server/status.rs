@@ -1,4 +1,4 @@
-//! BLOCK_STATUS: what is known of a range, in the form in which it is sent.
+//! BLOCK_STATUS: the state of a range, in the form in which it is sent.
 
 use std::io;
 use std::rc::Rc;
@@ -6,11 +6,12 @@ use std::rc::Rc;
 use coblk_aio::Co;
 use coblk_block::{BlockBackend, BlockStatusKind};
 
-use crate::connection::Connection;
-use crate::memory::{Buffer, SMALL};
+use crate::protocol::reply::Style;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::reply::{Message, Style};
-use crate::request::Request;
+use crate::server::client::Client;
+use crate::server::memory::{Buffer, SMALL};
+use crate::server::message::Message;
 
 /// Parts of a range that one reply tells of; a client asks again for the rest.
 const MAX_EXTENTS: u32 = ((SMALL - 8) / 16) as u32;
@@ -18,7 +19,7 @@ const MAX_EXTENTS: u32 = ((SMALL - 8) / 16) as u32;
 /// Tells of at least the beginning of the range; neighbours of one kind are joined.
 pub fn reply(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     backend: &BlockBackend,
     style: Style,
     request: &Request,
@@ -26,7 +27,7 @@ pub fn reply(
     let most = if request.has(CMD_FLAG_REQ_ONE) { 1 } else { MAX_EXTENTS };
     // One extent takes no more than the smallest buffer.
     let room = if most == 1 { 24 } else { SMALL };
-    let mut list = Extents::new(style, client.server.memory.uncounted(&client.share, room)?);
+    let mut list = Extents::new(style, client.memory.uncounted(&client.share, room)?);
     let (mut at, end) = (request.offset, request.offset + request.length);
     let mut run: Option<(u64, u64)> = None;
     while at < end {

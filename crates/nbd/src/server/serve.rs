@@ -6,19 +6,21 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 
-use crate::connection::{Connection, Session};
-use crate::export::NbdExport;
-use crate::memory::Buffer;
+use crate::protocol::reply::Style;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::reply::{Message, Style};
-use crate::request::Request;
-use crate::{sparse, status};
+use crate::server::client::Client;
+use crate::server::export::NbdExport;
+use crate::server::memory::Buffer;
+use crate::server::message::Message;
+use crate::server::rules::Session;
+use crate::server::{sparse, status};
 
 /// Starts a request that was checked; its reply follows. READ and CACHE have room for data in
 /// `buffer`, a write has its data there.
 pub fn start(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     session: &Session,
     request: Request,
     buffer: Option<Buffer>,
@@ -27,23 +29,23 @@ pub fn start(
     let export = Rc::clone(&session.export);
     let style = session.style;
     if co.context().ensure_stack().is_err() {
-        return client.answer(Message::error(style, &request, libc::ENOMEM), co.context());
+        return client.link.answer(Message::error(style, &request, libc::ENOMEM));
     }
     co.context().spawn("nbd_request", move |co| {
         let done = co.catch_unwind(|| execute(co, &client, &export, style, &request, buffer));
         let errno = match done {
-            Ok(Ok(message)) => return client.answer(message, co.context()),
+            Ok(Ok(message)) => return client.link.answer(message),
             Ok(Err(error)) => error.raw_os_error().unwrap_or(libc::EIO),
             // The hook has reported it.
             Err(_) => libc::EIO,
         };
-        client.answer(Message::error(style, &request, errno), co.context());
+        client.link.answer(Message::error(style, &request, errno));
     });
 }
 
 fn execute(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     export: &NbdExport,
     style: Style,
     request: &Request,

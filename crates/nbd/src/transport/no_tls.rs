@@ -1,4 +1,4 @@
-//! What stands for TLS where the feature `tls` is off: credentials that nobody has.
+//! The place of TLS where the feature `tls` is off: credentials of which there are none.
 
 /// Credentials for TLS. Without the feature `tls` there are none.
 #[derive(Clone, Debug)]

@@ -1,12 +1,13 @@
-//! [`Receiver`]: what a client has sent and nobody has looked at yet.
+//! [`Receiver`]: bytes of a client that were read ahead.
 
 use std::io;
 
 use coblk_aio::Co;
 
-use crate::connection::{Connection, broken};
+use crate::protocol::broken;
+use crate::server::link::Link;
 
-/// What is read ahead of need: many headers, or small payloads with theirs.
+/// Bytes that are read ahead at most: many headers, or small payloads with theirs.
 pub const CAPACITY: usize = 32 << 10;
 
 pub struct Receiver {
@@ -21,13 +22,13 @@ impl Receiver {
     }
 
     /// The next `len` bytes, at most [`CAPACITY`].
-    pub fn exact(&mut self, co: &Co<'_>, client: &Connection, len: usize) -> io::Result<&[u8]> {
+    pub fn exact(&mut self, co: &Co<'_>, link: &Link, len: usize) -> io::Result<&[u8]> {
         if self.start + len > CAPACITY || self.start == self.end {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         while self.end - self.start < len {
-            self.end += client.read(co, &mut self.buffer[self.end..])?;
+            self.end += link.read(co, &mut self.buffer[self.end..])?;
         }
         let from = self.start;
         self.start += len;
@@ -39,16 +40,16 @@ impl Receiver {
         self.start == self.end
     }
 
-    /// Fills `target` with what comes next; what is not here yet is read to where it belongs.
-    pub fn fill(&mut self, co: &Co<'_>, client: &Connection, target: &mut [u8]) -> io::Result<()> {
+    /// Fills `target` with what comes next; the rest is read straight to its place.
+    pub fn fill(&mut self, co: &Co<'_>, link: &Link, target: &mut [u8]) -> io::Result<()> {
         let mut done = target.len().min(self.end - self.start);
         target[..done].copy_from_slice(&self.buffer[self.start..self.start + done]);
         self.start += done;
         while done < target.len() {
-            let bytes = client.read(co, &mut target[done..])?;
+            let bytes = link.read(co, &mut target[done..])?;
             done += bytes;
-            client.turn.charge(bytes);
-            client.give_way_if_over(co);
+            link.turn.charge(bytes);
+            link.give_way_if_over(co);
         }
         Ok(())
     }
@@ -57,15 +58,15 @@ impl Receiver {
     ///
     /// # Errors
     /// Also if they are more than any request can have.
-    pub fn skip(&mut self, co: &Co<'_>, client: &Connection, len: u64) -> io::Result<()> {
+    pub fn skip(&mut self, co: &Co<'_>, link: &Link, len: u64) -> io::Result<()> {
         if len > u64::from(u32::MAX) {
             return Err(broken("a payload of more than 4 GiB"));
         }
         let mut left = len;
         while left > 0 {
-            client.give_way(co);
+            link.give_way(co);
             let piece = left.min(4096);
-            self.exact(co, client, piece as usize)?;
+            self.exact(co, link, piece as usize)?;
             left -= piece;
         }
         Ok(())

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::WriteFlags;
 
-use crate::connection::{Connection, Session, broken};
-use crate::memory::PIECE;
+use crate::protocol::reply::Style;
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::receiver::Receiver;
-use crate::reply::{Message, Payload, Style};
-use crate::request::Request;
+use crate::server::client::Client;
+use crate::server::memory::PIECE;
+use crate::server::message::{Message, Payload};
+use crate::server::receiver::Receiver;
+use crate::server::rules::Session;
 
 /// Serves a request that was checked.
 ///
@@ -22,21 +24,21 @@ use crate::request::Request;
 /// If the connection cannot go on.
 pub fn serve(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     receiver: &mut Receiver,
     session: &Session,
     request: &Request,
 ) -> io::Result<()> {
     // No other reply may come between the pieces of one.
-    client.wait_until(co, || client.in_flight.get() == 0)?;
-    client.in_flight.set(1);
+    client.link.wait_until(co, || client.link.in_flight.get() == 0)?;
+    client.link.in_flight.set(1);
     let done = match request.command {
         CMD_READ => read(co, client, session, request),
         _ => write(co, client, receiver, session, request),
     };
     if done.is_err() {
-        // Nobody will answer it.
-        client.in_flight.set(0);
+        // No answer follows.
+        client.link.in_flight.set(0);
     }
     done
 }
@@ -46,18 +48,13 @@ fn piece_len(request: &Request, offset: u64) -> usize {
     (request.offset + request.length - offset).min(PIECE as u64) as usize
 }
 
-fn read(
-    co: &Co<'_>,
-    client: &Rc<Connection>,
-    session: &Session,
-    request: &Request,
-) -> io::Result<()> {
+fn read(co: &Co<'_>, client: &Rc<Client>, session: &Session, request: &Request) -> io::Result<()> {
     let style = session.style;
     let in_chunks = style != Style::Simple && !request.has(CMD_FLAG_DF);
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end {
-        client.give_way(co);
-        let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
+        client.link.give_way(co);
+        let mut data = client.memory.uncounted(&client.share, piece_len(request, at))?;
         let next = at + data.len() as u64;
         let backend = &session.export.backend;
         let done = guarded(co, || backend.co_preadv(co, at, &mut IoVectorMut::from(&mut data[..])));
@@ -67,13 +64,13 @@ fn read(
             Ok(()) if at == request.offset => Message::beginning(style, request, data, last),
             Ok(()) => Message::continuation(data, last),
             Err(errno) if in_chunks || at == request.offset => {
-                client.post(Message::error(style, request, errno));
+                client.link.post(Message::error(style, request, errno));
                 return Ok(());
             }
             Err(_) => return Err(broken("a read failed when half of its data was sent")),
         };
-        client.post(message);
-        client.wait_sent(co)?;
+        client.link.post(message);
+        client.link.wait_sent(co)?;
         at = next;
     }
     Ok(())
@@ -81,7 +78,7 @@ fn read(
 
 fn write(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     receiver: &mut Receiver,
     session: &Session,
     request: &Request,
@@ -90,13 +87,13 @@ fn write(
     let backend = &session.export.backend;
     let plain = WriteFlags::empty();
     let (mut at, end) = (request.offset, request.offset + request.length);
-    let mut data = client.server.memory.uncounted(&client.share, piece_len(request, at))?;
+    let mut data = client.memory.uncounted(&client.share, piece_len(request, at))?;
     let mut done = Ok(());
     while at < end {
-        client.give_way(co);
+        client.link.give_way(co);
         data.truncate(piece_len(request, at));
         // All of it, also when a piece has failed: it would be taken for requests.
-        receiver.fill(co, client, &mut data)?;
+        receiver.fill(co, &client.link, &mut data)?;
         if done.is_ok() {
             done = guarded(co, || backend.co_pwritev(co, at, &IoVector::from(&data[..]), plain));
         }
@@ -106,7 +103,7 @@ fn write(
         // Once, and not with each piece: nothing is answered before.
         done = guarded(co, || backend.co_flush(co));
     }
-    client.post(match done {
+    client.link.post(match done {
         Ok(()) => Message::success(session.style, request),
         Err(errno) => Message::error(session.style, request, errno),
     });

@@ -5,9 +5,9 @@ use std::io::{self, IoSlice};
 
 use smallvec::SmallVec;
 
-use crate::reply::Message;
+use crate::server::message::Message;
+use crate::server::turn::MAX_BYTES;
 use crate::transport::Transport;
-use crate::turn::MAX_BYTES;
 
 /// Messages in one system call; each is two ranges at most.
 const BATCH: usize = 32;
@@ -24,7 +24,7 @@ pub struct Outbox {
 }
 
 /// Messages that were sent. The caller drops them when nothing is borrowed: that frees memory, and
-/// whoever waited for it runs. Then it gives the list back.
+/// coroutines that wait for it run. Then it gives the list back.
 pub type Sent = Vec<Message>;
 
 impl Outbox {

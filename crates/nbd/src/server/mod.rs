@@ -1,59 +1,44 @@
 //! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
 
+mod client;
+pub mod export;
+mod exports;
+mod handshake;
+mod link;
+mod memory;
+mod message;
+pub mod options;
+mod outbox;
+mod pace;
+mod pieces;
+mod receiver;
+mod rules;
+mod serve;
+mod session;
+mod sparse;
+mod starttls;
+mod status;
+mod turn;
+
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, CoWaker, Timer};
 
-use crate::TlsCredentials;
-use crate::connection::Connection;
-use crate::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::listener::{self, Listener, NbdAddress, NbdListener};
-use crate::memory::Memory;
-use crate::pace::Verdict;
-use crate::protocol::MAX_STRING;
+use crate::server::client::Client;
+use crate::server::export::{NbdExport, NbdExportError, RemoveMode};
+use crate::server::exports::Exports;
+use crate::server::link::Link;
+use crate::server::memory::Memory;
+use crate::server::options::NbdOptions;
+use crate::server::pace::Verdict;
 use crate::socket::Socket;
 
 /// How often clients are looked at that hold memory when others got none.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Limits of a server.
-#[derive(Clone, Debug)]
-pub struct NbdOptions {
-    /// Clients at once; others wait to be accepted. 0: any number.
-    pub max_connections: usize,
-    /// How long a client may take until it has chosen an export.
-    pub handshake_timeout: Duration,
-    /// Clients wait to be accepted until [`NbdServer::begin`]: for a daemon that has more to do
-    /// before it serves.
-    pub paused: bool,
-    /// How clients encrypt what they say; `None`, and always without the feature `tls`: they cannot.
-    pub tls: Option<TlsCredentials>,
-}
-
-impl NbdOptions {
-    /// The same with TLS: a client can do nothing before it has begun that, unless the credentials are
-    /// optional.
-    #[must_use]
-    pub fn tls(self, credentials: TlsCredentials) -> NbdOptions {
-        NbdOptions { tls: Some(credentials), ..self }
-    }
-}
-
-impl Default for NbdOptions {
-    /// 100 clients, 10 seconds, at once, no TLS.
-    fn default() -> NbdOptions {
-        NbdOptions {
-            max_connections: 100,
-            handshake_timeout: Duration::from_secs(10),
-            paused: false,
-            tls: None,
-        }
-    }
-}
 
 /// An NBD server on the loop of one context.
 ///
@@ -85,7 +70,7 @@ impl NbdServer {
     /// Listens at `address`. Clients find no exports before some are added.
     ///
     /// # Errors
-    /// If the system refuses the address, for instance because somebody else listens there.
+    /// If the system refuses the address, for instance because another socket listens there.
     ///
     /// # Panics
     /// If there is no memory for a coroutine's stack.
@@ -136,21 +121,7 @@ impl NbdServer {
     /// # Errors
     /// If the name is taken, name or description are longer than 4096 bytes, or there is no medium.
     pub fn add_export(&self, export: NbdExport) -> Result<(), NbdExportError> {
-        if export.name.len() > MAX_STRING {
-            return Err(NbdExportError::TooLong("name"));
-        }
-        if export.description.as_ref().is_some_and(|text| text.len() > MAX_STRING) {
-            return Err(NbdExportError::TooLong("description"));
-        }
-        if export.backend.length().is_err() {
-            return Err(NbdExportError::NoMedium(export.name));
-        }
-        let mut exports = self.shared.exports.borrow_mut();
-        if exports.contains_key(&export.name) {
-            return Err(NbdExportError::NameTaken(export.name));
-        }
-        exports.insert(export.name.clone(), Rc::new(export));
-        Ok(())
+        self.shared.exports.add(export)
     }
 
     /// Takes an export away (contract: C86). After a hard removal its backend is in use until the
@@ -160,19 +131,19 @@ impl NbdServer {
     /// If there is none, or clients use it and the mode is [`RemoveMode::Safe`].
     pub fn remove_export(&self, name: &str, mode: RemoveMode) -> Result<(), NbdExportError> {
         let not_found = || NbdExportError::NotFound(name.to_owned());
-        let export = self.shared.export(name).ok_or_else(not_found)?;
+        let export = self.shared.exports.get(name).ok_or_else(not_found)?;
         let users = self.shared.users(&export);
         if mode == RemoveMode::Safe && !users.is_empty() {
             return Err(NbdExportError::InUse { name: name.to_owned(), connections: users.len() });
         }
-        self.shared.exports.borrow_mut().remove(name);
-        users.iter().for_each(|client| client.fail());
+        self.shared.exports.remove(name);
+        users.iter().for_each(|client| client.link.fail());
         Ok(())
     }
 
     /// How many clients use an export; 0 if there is none of that name.
     pub fn export_users(&self, name: &str) -> usize {
-        self.shared.export(name).map_or(0, |export| self.shared.users(&export).len())
+        self.shared.exports.get(name).map_or(0, |export| self.shared.users(&export).len())
     }
 
     /// How many clients are connected.
@@ -196,15 +167,15 @@ impl NbdServer {
     /// answered.
     pub fn disconnect_all(&self) {
         self.stop_accepting();
-        self.shared.all().iter().for_each(|client| client.fail());
+        self.shared.all().iter().for_each(|client| client.link.fail());
     }
 
     /// Ends in order: accepts no more clients, reads no more requests, answers those in flight, and
-    /// disconnects. Who has not taken its replies after `limit` is disconnected all the same.
+    /// disconnects. A client that has not taken its replies after `limit` is disconnected all the same.
     /// Returns when no client, and no request of one, is left.
     pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
         self.stop_accepting();
-        self.shared.all().iter().for_each(|client| client.end());
+        self.shared.all().iter().for_each(|client| client.link.end());
         let deadline =
             co.context().now_ns() + i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
         while self.connections() > 0 || self.shared.accepting.get() {
@@ -224,10 +195,12 @@ impl Drop for NbdServer {
 
 /// What the server, its clients and the accepting coroutine have in common.
 pub struct Shared {
-    pub options: NbdOptions,
-    pub memory: Rc<Memory>,
-    exports: RefCell<BTreeMap<String, Rc<NbdExport>>>,
-    clients: RefCell<Vec<Rc<Connection>>>,
+    options: Rc<NbdOptions>,
+    memory: Rc<Memory>,
+    exports: Rc<Exports>,
+    clients: RefCell<Vec<Rc<Client>>>,
+    /// How many these are, for each of them.
+    count: Rc<Cell<usize>>,
     /// The accepting coroutine lives.
     accepting: Cell<bool>,
     pub stopping: Cell<bool>,
@@ -249,7 +222,7 @@ impl Shared {
             });
             let paused = Cell::new(options.paused);
             Shared {
-                options,
+                options: Rc::new(options),
                 paused,
                 memory: Memory::new({
                     let own = std::rc::Weak::clone(own);
@@ -259,8 +232,9 @@ impl Shared {
                         }
                     }
                 }),
-                exports: RefCell::default(),
+                exports: Rc::default(),
                 clients: RefCell::default(),
+                count: Rc::default(),
                 accepting: Cell::new(true),
                 stopping: Cell::new(false),
                 may_accept: Cell::new(true),
@@ -270,35 +244,29 @@ impl Shared {
         })
     }
 
-    pub fn export(&self, name: &str) -> Option<Rc<NbdExport>> {
-        self.exports.borrow().get(name).cloned()
-    }
-
-    /// The names of all exports, with their descriptions.
-    pub fn export_names(&self) -> Vec<(String, String)> {
-        let exports = self.exports.borrow();
-        let names = exports
-            .values()
-            .map(|export| (export.name.clone(), export.description.clone().unwrap_or_default()));
-        names.collect()
-    }
-
     /// Serves a client in a coroutine of its own.
     pub fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: Socket) {
         if let Err(error) = ctx.ensure_stack() {
             tracing::warn!(%error, "no coroutine for an NBD client; it is disconnected");
             return;
         }
-        let client = Connection::new(self, socket);
+        let link = Link::new(socket, Rc::clone(&self.count));
+        let client = Client::new(link, &self.memory, &self.exports, &self.options);
         self.clients.borrow_mut().push(Rc::clone(&client));
-        ctx.spawn("nbd_client", move |co| client.run(co));
+        self.count.set(self.connections());
+        let server = Rc::clone(self);
+        ctx.spawn("nbd_client", move |co| {
+            let _leave = LeaveOnDrop { server, client: Rc::clone(&client) };
+            session::run(co, &client);
+        });
     }
 
     /// A client is gone.
-    pub fn leave(&self, client: &Connection) {
+    fn leave(&self, client: &Rc<Client>) {
         let mut clients = self.clients.borrow_mut();
-        let place = clients.iter().position(|other| std::ptr::eq(&**other, client));
+        let place = clients.iter().position(|other| Rc::ptr_eq(other, client));
         let gone = place.map(|place| clients.swap_remove(place));
+        self.count.set(clients.len());
         drop(clients);
         drop(gone);
         self.poke_acceptor();
@@ -330,7 +298,7 @@ impl Shared {
         }
     }
 
-    /// Somebody got no memory: sees to it that nobody sits on it for ever.
+    /// A client got no memory: from now on those that hold some are watched.
     pub fn memory_is_short(&self) {
         if !self.look.is_armed() {
             self.clients.borrow().iter().for_each(|client| client.pace.forget());
@@ -346,7 +314,7 @@ impl Shared {
                 Verdict::Open => again = true,
                 Verdict::TooSlow => {
                     tracing::warn!("an NBD client that keeps memory from others is disconnected");
-                    client.fail();
+                    client.link.fail();
                 }
             }
         }
@@ -356,14 +324,27 @@ impl Shared {
     }
 
     /// All clients, to be called: they may leave meanwhile.
-    fn all(&self) -> Vec<Rc<Connection>> {
+    fn all(&self) -> Vec<Rc<Client>> {
         self.clients.borrow().clone()
     }
 
-    fn users(&self, export: &Rc<NbdExport>) -> Vec<Rc<Connection>> {
-        let uses = |client: &Rc<Connection>| {
+    fn users(&self, export: &Rc<NbdExport>) -> Vec<Rc<Client>> {
+        let uses = |client: &Rc<Client>| {
             client.export.borrow().as_ref().is_some_and(|used| Rc::ptr_eq(used, export))
         };
         self.clients.borrow().iter().filter(|client| uses(client)).cloned().collect()
+    }
+}
+
+/// Takes a client off the server's list, also when its context ends before it does.
+struct LeaveOnDrop {
+    server: Rc<Shared>,
+    client: Rc<Client>,
+}
+
+impl Drop for LeaveOnDrop {
+    fn drop(&mut self) {
+        self.client.link.close();
+        self.server.leave(&self.client);
     }
 }

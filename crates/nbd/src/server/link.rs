@@ -1,22 +1,113 @@
-//! How a [`Connection`] waits for its socket, and sends.
+//! [`Link`]: the connection with a client, to wait at and to send by.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
-use coblk_aio::{AioContext, BusyPoll, Co, CoWaker, FdInterest, Readiness};
+use coblk_aio::{AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness};
 
-use crate::connection::Connection;
-use crate::outbox::Sent;
-use crate::pace::{Direction, Verdict};
-use crate::reply::Message;
-use crate::turn::MAX_BYTES;
+use crate::server::message::Message;
+use crate::server::outbox::{Outbox, Sent};
+use crate::server::pace::Direction;
+use crate::server::turn::{MAX_BYTES, Turn};
+use crate::socket::Socket;
+use crate::transport::Transport;
 
 /// With more clients than these none is polled: asking each takes longer than being told of one.
 const MAX_POLLED: usize = 8;
 
-/// Waiting, and what ends it. The connection's own coroutine waits, and nobody else.
-impl Connection {
+/// A connection. The client's own coroutine reads; everything else may send.
+pub struct Link {
+    own: Weak<Link>,
+    pub transport: Rc<Transport>,
+    /// Watches the socket while the client is served.
+    watched: RefCell<Option<FdHandler<Rc<Transport>>>>,
+    /// There may be something to read.
+    pub readable: Cell<bool>,
+    /// The client has closed its end.
+    closed: Cell<bool>,
+    /// How to resume the client's own coroutine, while that waits.
+    waker: Cell<Option<CoWaker>>,
+    outbox: RefCell<Outbox>,
+    /// The socket is full; its handler looks for room.
+    is_full: Cell<bool>,
+    /// Sends what has gathered in one iteration of the loop.
+    sender: RefCell<Option<BottomHalf>>,
+    /// Requests that are not answered yet.
+    pub in_flight: Cell<usize>,
+    /// No request is read any more.
+    ending: Cell<bool>,
+    /// Nothing can be sent any more.
+    failed: Cell<bool>,
+    pub turn: Turn,
+    /// Bytes received since the beginning.
+    received: Cell<u64>,
+    /// How many clients the server has.
+    clients: Rc<Cell<usize>>,
+}
+
+impl Link {
+    pub fn new(socket: Socket, clients: Rc<Cell<usize>>) -> Rc<Link> {
+        Rc::new_cyclic(|own| Link {
+            own: Weak::clone(own),
+            transport: Rc::new(Transport::new(socket)),
+            watched: RefCell::default(),
+            readable: Cell::new(true),
+            closed: Cell::new(false),
+            waker: Cell::new(None),
+            outbox: RefCell::default(),
+            is_full: Cell::new(false),
+            sender: RefCell::new(None),
+            in_flight: Cell::new(0),
+            ending: Cell::new(false),
+            failed: Cell::new(false),
+            turn: Turn::default(),
+            received: Cell::new(0),
+            clients,
+        })
+    }
+
+    /// Lets the loop tell of the socket.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn open(&self, ctx: &AioContext) -> io::Result<()> {
+        let own = Weak::clone(&self.own);
+        *self.sender.borrow_mut() = Some(ctx.bottom_half("nbd_send", move |_| {
+            if let Some(own) = own.upgrade() {
+                own.flush();
+            }
+        }));
+        self.watch(ctx)
+    }
+
+    /// Waits for the requests in flight, and until all replies have gone; then disconnects.
+    pub fn finish(&self, co: &Co<'_>) {
+        self.ending.set(true);
+        loop {
+            let sent = self.flush();
+            let has_replies = !self.failed.get() && !self.has_sent_all();
+            if self.in_flight.get() == 0 && !has_replies {
+                break;
+            }
+            match sent {
+                true => self.give_way_if_over(co),
+                false => self.suspend(co),
+            }
+        }
+        self.fail();
+        drop(self.watched.take());
+    }
+
+    /// Sends nothing more from the loop.
+    pub fn close(&self) {
+        let sender = self.sender.borrow_mut().take();
+        drop(sender);
+    }
+}
+
+/// Waiting, and what ends it. Only the client's own coroutine waits.
+impl Link {
     /// Sends what there is, and waits until `condition` holds.
     ///
     /// # Errors
@@ -29,10 +120,26 @@ impl Connection {
             if condition() {
                 return Ok(());
             }
-            match self.flush(co.context()) {
+            match self.flush() {
                 true => self.give_way_if_over(co),
                 false => self.suspend(co),
             }
+        }
+    }
+
+    /// Lets others run if that was long ago: what a client sends may come as fast as it is served, and
+    /// then nothing else makes its coroutine wait. Called for every option, request and piece of data.
+    pub fn give_way(&self, co: &Co<'_>) {
+        self.turn.step();
+        self.give_way_if_over(co);
+    }
+
+    /// The same for bytes, which are not steps.
+    pub fn give_way_if_over(&self, co: &Co<'_>) {
+        if self.turn.is_over() {
+            self.turn.begin();
+            self.flush();
+            co.reschedule();
         }
     }
 
@@ -41,7 +148,7 @@ impl Connection {
         self.wait_until(co, || self.has_sent_all())
     }
 
-    pub fn has_sent_all(&self) -> bool {
+    fn has_sent_all(&self) -> bool {
         self.outbox.borrow().is_empty() && !self.transport.has_unsent()
     }
 
@@ -83,13 +190,13 @@ impl Connection {
     }
 
     /// Resumes the coroutine, if it waits, to look again.
-    pub fn poke(&self) {
+    fn poke(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    pub fn suspend(&self, co: &Co<'_>) {
+    fn suspend(&self, co: &Co<'_>) {
         struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
         impl Drop for ForgetOnUnwind<'_> {
             fn drop(&mut self) {
@@ -101,12 +208,12 @@ impl Connection {
         co.suspend_for("an NBD client", |waker| self.waker.set(Some(waker)));
     }
 
-    pub fn watch(self: &Rc<Self>, ctx: &AioContext) -> io::Result<()> {
-        let own: Weak<Connection> = Rc::downgrade(self);
+    fn watch(&self, ctx: &AioContext) -> io::Result<()> {
+        let own = Weak::clone(&self.own);
         let poll = SocketPoll(Weak::clone(&own));
-        let ready = move |ctx: &AioContext, readiness| {
+        let ready = move |_: &AioContext, readiness| {
             if let Some(own) = own.upgrade() {
-                own.ready(ctx, readiness);
+                own.ready(readiness);
             }
         };
         let transport = Rc::clone(&self.transport);
@@ -115,7 +222,7 @@ impl Connection {
         Ok(())
     }
 
-    fn ready(self: &Rc<Self>, ctx: &AioContext, readiness: Readiness) {
+    fn ready(&self, readiness: Readiness) {
         if readiness.closed {
             self.closed.set(true);
         }
@@ -123,23 +230,23 @@ impl Connection {
             self.readable.set(true);
         }
         if readiness.writable && self.is_full.get() {
-            self.flush(ctx);
+            self.flush();
         }
         self.poke();
     }
 }
 
 /// Sending, and the end of it.
-impl Connection {
+impl Link {
     /// Sends a reply: at once if it is the only one to come, else with the others of this iteration.
-    pub fn answer(self: &Rc<Self>, message: Message, ctx: &AioContext) {
+    pub fn answer(&self, message: Message) {
         self.post(message);
         if !self.is_waiting() {
             // Its own coroutine runs, and sends before it waits.
             return;
         }
         if self.in_flight.get() == 1 {
-            self.flush(ctx);
+            self.flush();
         } else {
             self.send_later();
         }
@@ -175,28 +282,28 @@ impl Connection {
         }
     }
 
-    /// Whether it makes use of the shared memory that it holds.
-    pub fn judge(&self, now_ns: i64) -> Verdict {
-        if self.share.held() == 0 {
-            return Verdict::Fine;
-        }
+    /// What was sent, and what the client is to take before more can be.
+    pub fn sending(&self) -> Direction {
         let outbox = self.outbox.borrow();
         let waiting = if self.is_full.get() { outbox.len() } else { 0 };
-        let send = Direction { moved: outbox.total(), waiting };
-        let receive = Direction { moved: self.received.get(), waiting: self.filling.get() };
-        self.pace.look(now_ns, [send, receive])
+        Direction { moved: outbox.total(), waiting }
     }
 
-    pub fn is_waiting(&self) -> bool {
+    /// Bytes received since the beginning.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    fn is_waiting(&self) -> bool {
         let waker = self.waker.take();
         let is_waiting = waker.is_some();
         self.waker.set(waker);
         is_waiting
     }
 
-    /// Sends what the socket takes, but for what is too much for a turn: that follows in the next.
+    /// Sends as much as the socket takes, but no more than is due in a turn: the rest follows in the next.
     /// Returns whether it took anything, or has failed.
-    pub fn flush(&self, ctx: &AioContext) -> bool {
+    pub fn flush(&self) -> bool {
         let mut progress = false;
         let enough = self.outbox.borrow().total() + MAX_BYTES as u64;
         loop {
@@ -254,7 +361,7 @@ impl Connection {
 
 /// How a loop that polls adaptively sees that a client has sent something, before it sleeps
 /// (contract: C46).
-struct SocketPoll(Weak<Connection>);
+struct SocketPoll(Weak<Link>);
 
 impl BusyPoll for SocketPoll {
     fn is_busy(&self, ctx: &AioContext) -> bool {
@@ -265,7 +372,7 @@ impl BusyPoll for SocketPoll {
     }
 
     fn pays(&self, _ctx: &AioContext) -> bool {
-        self.0.upgrade().is_some_and(|client| client.server.connections() <= MAX_POLLED)
+        self.0.upgrade().is_some_and(|client| client.clients.get() <= MAX_POLLED)
     }
 
     fn ready(&self, _ctx: &AioContext) {

@@ -1,23 +1,12 @@
-//! Messages to a client: replies in each of the protocol's three styles.
+//! [`Message`]: bytes for a client, with the memory that its payload lies in.
 
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::memory::Buffer;
+use crate::protocol::reply::{Chunk, Header, Style};
+use crate::protocol::request::Request;
 use crate::protocol::*;
-use crate::request::Request;
-
-/// The longest header: that of an extended chunk that tells of a hole.
-const MAX_HEADER: usize = 44;
-
-/// How a client wants its replies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Style {
-    #[default]
-    Simple,
-    Structured,
-    Extended,
-}
+use crate::server::memory::Buffer;
 
 /// What follows the header.
 pub enum Payload {
@@ -28,21 +17,9 @@ pub enum Payload {
     Part(Rc<Buffer>, Range<usize>),
 }
 
-/// A chunk of a structured reply.
-struct Chunk<'a> {
-    kind: u16,
-    /// No other follows.
-    last: bool,
-    /// What is short, and goes with the header.
-    body: &'a [u8],
-    /// Length of what follows the body, in bytes.
-    len: u64,
-}
-
 /// A header and what follows it.
 pub struct Message {
-    header: [u8; MAX_HEADER],
-    header_len: usize,
+    header: Header,
     payload: Payload,
     /// Whether it answers a request, which is then no longer in flight.
     pub answers: bool,
@@ -124,7 +101,7 @@ impl Message {
         Self::chunk(style, request, &chunk, Payload::None)
     }
 
-    /// What is known of a range, as `status.rs` has written it.
+    /// The state of a range, as `status.rs` has written it.
     pub fn block_status(style: Style, request: &Request, extents: Buffer) -> Message {
         let kind = match style {
             Style::Extended => REPLY_TYPE_BLOCK_STATUS_EXT,
@@ -135,23 +112,19 @@ impl Message {
     }
 
     pub fn parts(&self) -> [&[u8]; 2] {
-        [&self.header[..self.header_len], self.payload.bytes()]
+        [self.header.bytes(), self.payload.bytes()]
     }
 
     pub fn len(&self) -> usize {
-        self.header_len + self.payload.bytes().len()
+        self.header.bytes().len() + self.payload.bytes().len()
     }
 
     fn bare(payload: Payload) -> Message {
-        Message { header: [0; MAX_HEADER], header_len: 0, payload, answers: true }
+        Message { header: Header::empty(), payload, answers: true }
     }
 
     fn simple(request: &Request, code: u32, payload: Payload) -> Message {
-        let mut message = Self::bare(payload);
-        message.put(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-        message.put(&code.to_be_bytes());
-        message.put(&request.cookie.to_be_bytes());
-        message
+        Message { header: Header::simple(request, code), payload, answers: true }
     }
 
     fn nothing(style: Style, request: &Request) -> Message {
@@ -160,28 +133,7 @@ impl Message {
     }
 
     fn chunk(style: Style, request: &Request, chunk: &Chunk<'_>, payload: Payload) -> Message {
-        let len = chunk.body.len() as u64 + chunk.len;
-        let mut message = Message { answers: chunk.last, ..Self::bare(payload) };
-        let extended = style == Style::Extended;
-        let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
-        message.put(&magic.to_be_bytes());
-        message.put(&if chunk.last { REPLY_FLAG_DONE } else { 0 }.to_be_bytes());
-        message.put(&chunk.kind.to_be_bytes());
-        message.put(&request.cookie.to_be_bytes());
-        if extended {
-            message.put(&request.offset.to_be_bytes());
-            message.put(&len.to_be_bytes());
-        } else {
-            // Within 32 MiB and a header.
-            message.put(&(len as u32).to_be_bytes());
-        }
-        message.put(chunk.body);
-        message
-    }
-
-    fn put(&mut self, bytes: &[u8]) {
-        self.header[self.header_len..self.header_len + bytes.len()].copy_from_slice(bytes);
-        self.header_len += bytes.len();
+        Message { header: Header::chunk(style, request, chunk), payload, answers: chunk.last }
     }
 }
 

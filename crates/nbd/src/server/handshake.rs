@@ -5,27 +5,29 @@ use std::rc::Rc;
 
 use coblk_aio::{Co, trace_event};
 
-use crate::connection::{Connection, Session, broken};
-use crate::export::NbdExport;
-use crate::option::{self, GoOption, MetaOption, Refusal};
+use crate::protocol::fields::Fields;
+use crate::protocol::option::{self, GoOption, MetaOption, Refusal};
+use crate::protocol::reply::Style;
 use crate::protocol::*;
-use crate::receiver::{CAPACITY, Receiver};
-use crate::reply::{Message, Style};
-use crate::request::{Fields, Rules};
-use crate::starttls;
+use crate::server::client::Client;
+use crate::server::export::NbdExport;
+use crate::server::message::Message;
+use crate::server::receiver::{CAPACITY, Receiver};
+use crate::server::rules::{Rules, Session};
+use crate::server::starttls;
 
 /// Negotiates. `None` if the client wants nothing more.
 pub fn negotiate(
     co: &Co<'_>,
-    client: &Rc<Connection>,
+    client: &Rc<Client>,
     receiver: &mut Receiver,
 ) -> io::Result<Option<Session>> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend_from_slice(&NBDMAGIC.to_be_bytes());
     greeting.extend_from_slice(&IHAVEOPT.to_be_bytes());
     greeting.extend_from_slice(&(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
-    client.post(Message::raw(greeting));
-    let flags = Fields(receiver.exact(co, client, 4)?).u32().unwrap_or(0);
+    client.link.post(Message::raw(greeting));
+    let flags = Fields(receiver.exact(co, &client.link, 4)?).u32().unwrap_or(0);
     let known = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
     if flags & !known != 0 {
         return Err(broken("unknown flags of the client"));
@@ -38,26 +40,26 @@ pub fn negotiate(
         context_of: None,
     };
     loop {
-        client.give_way(co);
-        let mut header = Fields(receiver.exact(co, client, 16)?);
+        client.link.give_way(co);
+        let mut header = Fields(receiver.exact(co, &client.link, 16)?);
         let (magic, kind, len) = (header.u64(), header.u32(), header.u32());
         let (Some(IHAVEOPT), Some(kind), Some(len)) = (magic, kind, len) else {
             return Err(broken("not an option"));
         };
         trace_event!("nbd_negotiate_options_check_option", option = kind, length = len);
         let data = if len as usize <= CAPACITY {
-            Some(receiver.exact(co, client, len as usize)?)
+            Some(receiver.exact(co, &client.link, len as usize)?)
         } else if kind == OPT_EXPORT_NAME {
             return Err(broken("a name of more than 4096 bytes"));
         } else {
-            receiver.skip(co, client, u64::from(len))?;
+            receiver.skip(co, &client.link, u64::from(len))?;
             None
         };
         match negotiation.option(kind, data)? {
             Next::Go(session) => return Ok(Some(session)),
             Next::Stop => return Ok(None),
             Next::Secure => {
-                client.wait_sent(co)?;
+                client.link.wait_sent(co)?;
                 if !receiver.is_empty() {
                     return Err(broken("bytes in the clear behind STARTTLS"));
                 }
@@ -66,7 +68,7 @@ pub fn negotiate(
             }
             Next::Option => {}
         }
-        client.wait_sent(co)?;
+        client.link.wait_sent(co)?;
     }
 }
 
@@ -80,7 +82,7 @@ enum Next {
 }
 
 struct Negotiation<'a> {
-    client: &'a Rc<Connection>,
+    client: &'a Rc<Client>,
     /// The client understands replies to options.
     fixed: bool,
     no_zeroes: bool,
@@ -142,7 +144,7 @@ impl Negotiation<'_> {
     /// Only TLS is possible. A client may try on, unless it has no way to be told.
     fn refuse_in_the_clear(&self, kind: u32) -> io::Result<Next> {
         if kind == OPT_EXPORT_NAME {
-            let client = self.client.transport.peer();
+            let client = self.client.link.transport.peer();
             tracing::warn!(%client, "an NBD client is refused: it has chosen an export without TLS");
             return Err(broken("an export chosen without TLS"));
         }
@@ -155,7 +157,7 @@ impl Negotiation<'_> {
         if !data.is_empty() {
             return Err("STARTTLS has no data");
         }
-        if self.client.transport.is_secure() {
+        if self.client.link.transport.is_secure() {
             return Err("TLS has begun already");
         }
         let possible = starttls::is_possible(self.client);
@@ -179,14 +181,14 @@ impl Negotiation<'_> {
             return Err(broken("an export chosen the old way, with extended headers"));
         }
         let name = option::name(data).map_err(broken)?;
-        let export = self.client.server.export(name).ok_or_else(|| broken("no such export"))?;
+        let export = self.client.exports.get(name).ok_or_else(|| broken("no such export"))?;
         let session = self.session(export).map_err(broken)?;
         let mut bytes = session.rules.size.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&session.export.flags(self.style).to_be_bytes());
+        bytes.extend_from_slice(&flags(&session.export, self.style).to_be_bytes());
         if !self.no_zeroes {
             bytes.extend_from_slice(&[0; 124]);
         }
-        self.client.post(Message::raw(bytes));
+        self.client.link.post(Message::raw(bytes));
         Ok(self.choose(session))
     }
 
@@ -194,7 +196,7 @@ impl Negotiation<'_> {
         if !data.is_empty() {
             return Err("LIST has no data");
         }
-        for (name, description) in self.client.server.export_names() {
+        for (name, description) in self.client.exports.names() {
             let mut entry = (name.len() as u32).to_be_bytes().to_vec();
             entry.extend_from_slice(name.as_bytes());
             entry.extend_from_slice(description.as_bytes());
@@ -207,7 +209,7 @@ impl Negotiation<'_> {
     /// INFO and GO. Returns the session that would begin, if there is such an export.
     fn info(&mut self, kind: u32, data: &[u8]) -> Result<Option<Session>, Refusal> {
         let asked = GoOption::parse(data)?;
-        let Some(export) = self.client.server.export(asked.name) else {
+        let Some(export) = self.client.exports.get(asked.name) else {
             self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
             return Ok(None);
         };
@@ -225,7 +227,7 @@ impl Negotiation<'_> {
         let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_be_bytes()).collect();
         self.information(kind, INFO_BLOCK_SIZE, &sizes);
         let mut facts = session.rules.size.to_be_bytes().to_vec();
-        facts.extend_from_slice(&export.flags(self.style).to_be_bytes());
+        facts.extend_from_slice(&flags(export, self.style).to_be_bytes());
         self.information(kind, INFO_EXPORT, &facts);
         self.reply(kind, REP_ACK, &[]);
         Ok(Some(if kind == OPT_GO { self.choose(session) } else { session }))
@@ -257,7 +259,7 @@ impl Negotiation<'_> {
             return Err("structured replies were not negotiated");
         }
         let asked = MetaOption::parse(data)?;
-        if self.client.server.export(asked.name).is_none() {
+        if self.client.exports.get(asked.name).is_none() {
             self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
             return Ok(());
         }
@@ -307,7 +309,7 @@ impl Negotiation<'_> {
         // Data is a few strings at most.
         bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
         bytes.extend_from_slice(data);
-        self.client.post(Message::raw(bytes));
+        self.client.link.post(Message::raw(bytes));
     }
 }
 
@@ -316,4 +318,24 @@ impl Negotiation<'_> {
 fn block_sizes(export: &NbdExport, asked: bool) -> [u32; 3] {
     let block = export.backend.node().map_or(1, |node| node.limits().request_alignment);
     [if asked { block.min(65536) } else { 1 }, block.max(4096), MAX_PAYLOAD as u32]
+}
+
+/// What the protocol calls transmission flags.
+fn flags(export: &NbdExport, style: Style) -> u16 {
+    // Connections share one node, and a flush there covers the writes of all.
+    let mut flags = TRANSMISSION_HAS_FLAGS
+        | TRANSMISSION_SEND_FLUSH
+        | TRANSMISSION_SEND_FUA
+        | TRANSMISSION_SEND_CACHE
+        | TRANSMISSION_CAN_MULTI_CONN;
+    if export.read_only {
+        flags |= TRANSMISSION_READ_ONLY;
+    } else {
+        flags |=
+            TRANSMISSION_SEND_TRIM | TRANSMISSION_SEND_WRITE_ZEROES | TRANSMISSION_SEND_FAST_ZERO;
+    }
+    if style >= Style::Structured {
+        flags |= TRANSMISSION_SEND_DF;
+    }
+    flags
 }

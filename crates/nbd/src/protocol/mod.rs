@@ -1,5 +1,12 @@
 //! Numbers of the NBD protocol, by the names of its specification. All integers go big-endian.
 
+pub mod fields;
+pub mod option;
+pub mod reply;
+pub mod request;
+
+use std::io::{self, ErrorKind};
+
 /// First words of the server.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second word of the server, and first of each option.
@@ -92,6 +99,11 @@ pub const MAX_STRING: usize = 4096;
 pub const MAX_PAYLOAD: u64 = 32 << 20;
 /// Requests of one client in flight.
 pub const MAX_REQUESTS: usize = 16;
+
+/// The other side broke the protocol.
+pub fn broken(what: &'static str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
+}
 
 /// The error number of the protocol for one of the system, as QEMU's server has them, but for the
 /// last row: EINVAL tells a client that its request was wrong, and that is said only where it was. What

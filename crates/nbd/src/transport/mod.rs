@@ -1,5 +1,12 @@
 //! [`Transport`]: the socket of a client, in the clear or with TLS on it.
 
+#[cfg(feature = "tls")]
+mod credentials;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,10 +14,15 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::socket::Socket;
 
+#[cfg(feature = "tls")]
+pub use credentials::{RefusedFile, TlsCredentials, TlsError};
+#[cfg(not(feature = "tls"))]
+pub use no_tls::TlsCredentials;
+
 pub struct Transport {
     socket: Socket,
     #[cfg(feature = "tls")]
-    session: std::cell::RefCell<Option<crate::tls::Session>>,
+    session: std::cell::RefCell<Option<crate::transport::tls::Session>>,
 }
 
 impl Transport {
@@ -66,7 +78,7 @@ impl Transport {
         false
     }
 
-    /// Who the client is, for messages: its address, or the process at a unix socket.
+    /// The name of the client in messages: its address, or the process at a unix socket.
     pub fn peer(&self) -> String {
         let peer = match &self.socket {
             Socket::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
@@ -82,7 +94,7 @@ impl Transport {
         self.socket.has_input()
     }
 
-    /// Ends both directions: whoever waits for it is told.
+    /// Ends both directions: the peer, and a waiting handler, are told.
     pub fn shutdown(&self) {
         self.socket.shutdown();
     }
@@ -91,7 +103,7 @@ impl Transport {
 #[cfg(feature = "tls")]
 impl Transport {
     /// What comes from now on is TLS.
-    pub fn begin(&self, session: crate::tls::Session) {
+    pub fn begin(&self, session: crate::transport::tls::Session) {
         *self.session.borrow_mut() = Some(session);
     }
 

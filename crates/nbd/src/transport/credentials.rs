@@ -1,4 +1,4 @@
-//! [`TlsCredentials`]: who a server is, and whom it lets in, from PEM files.
+//! [`TlsCredentials`]: the identity of a server, and the clients that it lets in, from PEM files.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -14,12 +14,12 @@ use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVeri
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnection};
 
-use crate::tls::Session;
+use crate::transport::tls::Session;
 
 /// What may be encrypted ahead of the socket, in bytes.
 const MAX_UNSENT: usize = 256 << 10;
 
-/// Who a server is, and whom it lets in: x509 certificates in PEM files.
+/// The identity of a server, and the clients that it lets in: x509 certificates in PEM files.
 ///
 /// With these in [`NbdOptions::tls`](crate::NbdOptions::tls()) a client can do nothing before it has
 /// begun TLS, unless they are [`optional`](Self::optional).
@@ -123,7 +123,7 @@ pub enum TlsError {
     /// A file is not PEM, or has not in it what it should.
     #[error("Unable to import {}: {}", .0.display(), .1)]
     Malformed(PathBuf, String),
-    /// What is in a file is not accepted, or does not belong to the others.
+    /// The contents of a file are not accepted, or do not belong to those of the others.
     #[error(transparent)]
     Refused(RefusedFile),
 }
@@ -216,7 +216,7 @@ fn check_own(
     path: &Path,
 ) -> Result<(), TlsError> {
     let Some((certificate, intermediates)) = own.cert.split_first() else { return Ok(()) };
-    // Which cannot be read is let pass, see above.
+    // One that cannot be parsed is taken, as in `own_certificate`.
     let Ok(certificate) = ParsedCertificate::try_from(certificate) else { return Ok(()) };
     let checked = verify_server_cert_signed_by_trust_anchor(
         &certificate,

@@ -1,8 +1,8 @@
 //! [`Pace`]: whether a client makes use of the memory that it keeps from others.
 //!
-//! A client may be slow, and for as long as all get what they ask for nobody looks. Once one got
-//! nothing, those that hold memory and keep the server waiting are watched for [`PATIENCE_NS`], and
-//! must move a part of what waits for them in that time, each direction by itself.
+//! A client may be slow for as long as every client gets the memory that it asks for. Once one got
+//! none, those that hold memory and keep the server waiting are watched for [`PATIENCE_NS`]. In that
+//! time each must move a part of the bytes that wait for it, in each direction by itself.
 
 use std::cell::Cell;
 
@@ -16,7 +16,8 @@ const PART: u64 = 32;
 pub struct Direction {
     /// Bytes moved since the client has connected.
     pub moved: u64,
-    /// Length of what is held until the client has taken or sent it; 0 if it is not waited for.
+    /// Length of the messages that the client has not taken, or of the payload that it has not sent;
+    /// 0 if the server does not wait for it.
     pub waiting: u64,
 }
 

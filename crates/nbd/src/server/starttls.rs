@@ -4,16 +4,16 @@ use std::io::{self, ErrorKind};
 
 use coblk_aio::Co;
 
-use crate::connection::Connection;
+use crate::server::client::Client;
 
-pub fn is_possible(client: &Connection) -> bool {
-    client.server.options.tls.is_some()
+pub fn is_possible(client: &Client) -> bool {
+    client.options.tls.is_some()
 }
 
 /// The client can do nothing else before.
-pub fn is_missing(client: &Connection) -> bool {
-    let tls = &client.server.options.tls;
-    tls.as_ref().is_some_and(|tls| tls.are_required()) && !client.transport.is_secure()
+pub fn is_missing(client: &Client) -> bool {
+    let tls = &client.options.tls;
+    tls.as_ref().is_some_and(|tls| tls.are_required()) && !client.link.transport.is_secure()
 }
 
 /// Shakes hands. The limit of time is that of all the negotiation.
@@ -21,25 +21,25 @@ pub fn is_missing(client: &Connection) -> bool {
 /// # Errors
 /// If the client does not speak TLS, does not prove who it is, or is gone.
 #[cfg(feature = "tls")]
-pub fn begin(co: &Co<'_>, client: &Connection) -> io::Result<()> {
-    let Some(credentials) = &client.server.options.tls else {
+pub fn begin(co: &Co<'_>, client: &Client) -> io::Result<()> {
+    let Some(credentials) = &client.options.tls else {
         return Err(ErrorKind::Unsupported.into());
     };
-    client.transport.begin(credentials.session()?);
+    client.link.transport.begin(credentials.session()?);
     loop {
-        client.wait_readable(co)?;
-        match client.transport.shake_hands() {
-            Ok(true) => return client.wait_sent(co),
+        client.link.wait_readable(co)?;
+        match client.link.transport.shake_hands() {
+            Ok(true) => return client.link.wait_sent(co),
             Ok(false) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => client.readable.set(false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => client.link.readable.set(false),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
                 if error.kind() == ErrorKind::InvalidData {
-                    let peer = client.transport.peer();
+                    let peer = client.link.transport.peer();
                     tracing::warn!(client = peer, %error, "an NBD client is refused at the beginning of TLS");
                 }
                 // It is told why, if it listens.
-                let _ = client.transport.push();
+                let _ = client.link.transport.push();
                 return Err(error);
             }
         }
@@ -48,6 +48,6 @@ pub fn begin(co: &Co<'_>, client: &Connection) -> io::Result<()> {
 
 /// Not possible.
 #[cfg(not(feature = "tls"))]
-pub fn begin(_: &Co<'_>, _: &Connection) -> io::Result<()> {
+pub fn begin(_: &Co<'_>, _: &Client) -> io::Result<()> {
     Err(ErrorKind::Unsupported.into())
 }

@@ -1,7 +1,7 @@
 //! What options carry: every length inside is checked against the declared one, to the byte.
 
-use crate::protocol::MAX_STRING;
-use crate::request::Fields;
+use super::MAX_STRING;
+use super::fields::Fields;
 
 /// Why an option was refused, in words for the client.
 pub type Refusal = &'static str;

@@ -2,9 +2,6 @@
 
 use coblk_block::BlockBackend;
 
-use crate::protocol::*;
-use crate::reply::Style;
-
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
 #[derive(Clone)]
 pub struct NbdExport {
@@ -16,7 +13,7 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    /// `backend` under `name`, which may be empty: the one that clients get who name none.
+    /// `backend` under `name`, which may be empty: the default, for clients that name none.
     pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
         let read_only = backend.is_read_only();
         NbdExport { name: name.into(), description: None, backend, read_only, write_through: false }
@@ -40,27 +37,6 @@ impl NbdExport {
     #[must_use]
     pub fn write_through(self, write_through: bool) -> NbdExport {
         NbdExport { write_through, ..self }
-    }
-
-    /// What the protocol calls transmission flags.
-    pub(crate) fn flags(&self, style: Style) -> u16 {
-        // Connections share one node, and a flush there covers the writes of all.
-        let mut flags = TRANSMISSION_HAS_FLAGS
-            | TRANSMISSION_SEND_FLUSH
-            | TRANSMISSION_SEND_FUA
-            | TRANSMISSION_SEND_CACHE
-            | TRANSMISSION_CAN_MULTI_CONN;
-        if self.read_only {
-            flags |= TRANSMISSION_READ_ONLY;
-        } else {
-            flags |= TRANSMISSION_SEND_TRIM
-                | TRANSMISSION_SEND_WRITE_ZEROES
-                | TRANSMISSION_SEND_FAST_ZERO;
-        }
-        if style >= Style::Structured {
-            flags |= TRANSMISSION_SEND_DF;
-        }
-        flags
     }
 }
 

@@ -1,13 +1,13 @@
 //! [`Memory`]: where payloads lie, and how much of it clients may hold.
 //!
 //! A small buffer is always to be had: each client has few requests in flight, so that is bounded.
-//! Larger ones come out of an amount that all clients share. Nobody waits for a part of it: a client
+//! Larger ones come out of an amount that all clients share. No client waits for a part of it: one
 //! may hold half of what the others leave, and a payload that does not fit goes in pieces
 //! (`pieces.rs`). So however many clients never take their replies, there is something left for the
 //! next one, and a client that gets nothing more is slower but goes on.
 //!
 //! Buffers are used again. One that another client had is zeroed first: a driver may leave a buffer, or
-//! a part of it, as it was (`null` without `read-zeroes` does), and what is in it then goes to the
+//! a part of it, as it was (`null` without `read-zeroes` does), and its old contents then go to the
 //! client as data. Buffers that a client has had itself come first, so that this costs a client alone
 //! nothing.
 
@@ -28,7 +28,7 @@ const SHARED: usize = 128 << 20;
 const SHARE: usize = 2;
 /// Length of the pieces of a payload for which there is no room.
 pub const PIECE: usize = 256 << 10;
-/// How much is kept for later when nobody uses it.
+/// Bytes of unused buffers that are kept.
 const IDLE: usize = 32 << 20;
 /// Sizes are powers of two from 4 KiB to 32 MiB.
 const CLASSES: usize = 14;
@@ -216,10 +216,11 @@ mod tests {
         let (one, other) = (memory.share(), memory.share());
         let take = |share: &Share, len| memory.take(share, len).unwrap().unwrap();
         let (mut first, mut second) = (take(&one, 4096), take(&other, 4096));
-        (first.fill(1), second.fill(2));
+        first.fill(1);
+        second.fill(2);
         let (at_first, at_second) = (first.as_ptr(), second.as_ptr());
         drop((first, second));
-        // As they were, whoever gave back last.
+        // As they were, and not the one that was given back last.
         let (first, second) = (take(&one, 100), take(&other, 4096));
         assert_eq!((first.as_ptr(), second.as_ptr()), (at_first, at_second));
         assert!(*first == [1; 100] && *second == [2; 4096]);

@@ -1,0 +1,40 @@
+//! [`NbdOptions`]: the limits of a server.
+
+use std::time::Duration;
+
+use crate::transport::TlsCredentials;
+
+/// Limits of a server.
+#[derive(Clone, Debug)]
+pub struct NbdOptions {
+    /// Clients at once; others wait to be accepted. 0: any number.
+    pub max_connections: usize,
+    /// How long a client may take until it has chosen an export.
+    pub handshake_timeout: Duration,
+    /// Clients wait to be accepted until [`NbdServer::begin`](crate::NbdServer::begin): for a daemon
+    /// that has more to do before it serves.
+    pub paused: bool,
+    /// How clients encrypt what they say; `None`, and always without the feature `tls`: they cannot.
+    pub tls: Option<TlsCredentials>,
+}
+
+impl NbdOptions {
+    /// The same with TLS: a client can do nothing before it has begun that, unless the credentials are
+    /// optional.
+    #[must_use]
+    pub fn tls(self, credentials: TlsCredentials) -> NbdOptions {
+        NbdOptions { tls: Some(credentials), ..self }
+    }
+}
+
+impl Default for NbdOptions {
+    /// 100 clients, 10 seconds, at once, no TLS.
+    fn default() -> NbdOptions {
+        NbdOptions {
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            paused: false,
+            tls: None,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A client's conversation with the server, from its connection to its end: the body of its coroutine.
+
+use std::io;
+use std::rc::Rc;
+
+use coblk_aio::{Co, trace_event};
+
+use crate::protocol::reply::Style;
+use crate::protocol::request::{self, Request};
+use crate::protocol::*;
+use crate::server::client::Client;
+use crate::server::handshake;
+use crate::server::memory::{Buffer, PIECE, SMALL};
+use crate::server::message::Message;
+use crate::server::receiver::Receiver;
+use crate::server::rules::Session;
+use crate::server::{pieces, serve};
+
+/// What becomes of a request.
+enum Plan {
+    /// A coroutine of its own carries it out, in this memory.
+    Run(Option<Buffer>),
+    /// There is no room for all of its data.
+    InPieces,
+    /// It is answered with this errno.
+    Refuse(i32),
+}
+
+/// Serves a client to its end.
+pub fn run(co: &Co<'_>, client: &Rc<Client>) {
+    let result = client.link.open(co.context()).and_then(|()| converse(co, client));
+    match &result {
+        Ok(()) => tracing::debug!("an NBD client has disconnected"),
+        Err(error) => tracing::debug!(%error, "an NBD client is gone"),
+    }
+    client.link.finish(co);
+}
+
+fn converse(co: &Co<'_>, client: &Rc<Client>) -> io::Result<()> {
+    let mut receiver = Receiver::new();
+    let own = Rc::downgrade(&client.link);
+    let timer = co.context().timer(move |_| {
+        if let Some(own) = own.upgrade() {
+            tracing::debug!("an NBD client did not negotiate in time");
+            own.fail();
+        }
+    });
+    timer.arm_after(client.options.handshake_timeout);
+    let session = handshake::negotiate(co, client, &mut receiver)?;
+    timer.cancel();
+    match session {
+        Some(session) => transmit(co, client, &mut receiver, &session),
+        None => Ok(()),
+    }
+}
+
+/// Reads requests, and starts each, until the client says that it disconnects.
+fn transmit(
+    co: &Co<'_>,
+    client: &Rc<Client>,
+    receiver: &mut Receiver,
+    session: &Session,
+) -> io::Result<()> {
+    let extended = session.style == Style::Extended;
+    loop {
+        client.link.give_way(co);
+        client.link.wait_until(co, || client.link.in_flight.get() < MAX_REQUESTS)?;
+        let request = if extended {
+            Request::parse_extended(receiver.exact(co, &client.link, request::EXTENDED_LEN)?)
+        } else {
+            Request::parse_compact(receiver.exact(co, &client.link, request::COMPACT_LEN)?)
+        };
+        let request = request.ok_or_else(|| broken("not a request"))?;
+        trace_event!(
+            "nbd_receive_request",
+            command = request.command,
+            offset = request.offset,
+            length = request.length
+        );
+        if request.command == CMD_DISC {
+            return Ok(());
+        }
+        match prepare(co, client, receiver, session, &request)? {
+            Plan::Run(buffer) => {
+                client.link.in_flight.set(client.link.in_flight.get() + 1);
+                serve::start(co, client, session, request, buffer);
+            }
+            Plan::InPieces => pieces::serve(co, client, receiver, session, &request)?,
+            Plan::Refuse(errno) => {
+                client.link.in_flight.set(client.link.in_flight.get() + 1);
+                client.link.answer(Message::error(session.style, &request, errno));
+            }
+        }
+    }
+}
+
+/// Checks a request, makes room for its payload, and reads it if it comes from the client.
+///
+/// # Errors
+/// If the connection cannot go on.
+fn prepare(
+    co: &Co<'_>,
+    client: &Rc<Client>,
+    receiver: &mut Receiver,
+    session: &Session,
+    request: &Request,
+) -> io::Result<Plan> {
+    let payload = request.payload_len(session.style == Style::Extended);
+    let plan = match session.rules.check(request) {
+        Ok(()) => room_for(client, request).unwrap_or(Plan::Refuse(libc::ENOMEM)),
+        Err(errno) => Plan::Refuse(errno),
+    };
+    match plan {
+        Plan::Run(Some(mut buffer)) if payload > 0 => {
+            client.filling.set(if buffer.is_shared() { payload } else { 0 });
+            receiver.fill(co, &client.link, &mut buffer)?;
+            client.filling.set(0);
+            Ok(Plan::Run(Some(buffer)))
+        }
+        Plan::InPieces => Ok(Plan::InPieces),
+        plan => {
+            // Otherwise the payload would be taken for requests.
+            receiver.skip(co, &client.link, payload)?;
+            Ok(plan)
+        }
+    }
+}
+
+/// # Errors
+/// If the system has no memory.
+fn room_for(client: &Rc<Client>, request: &Request) -> io::Result<Plan> {
+    let memory = &client.memory;
+    // At most 32 MiB, as was checked.
+    let len = request.length as usize;
+    if matches!(request.command, CMD_READ | CMD_CACHE) {
+        // The data of a WRITE counts as it comes.
+        client.link.turn.charge(len);
+    }
+    Ok(match request.command {
+        CMD_READ | CMD_WRITE => match memory.take(&client.share, len)? {
+            None => Plan::InPieces,
+            buffer => Plan::Run(buffer),
+        },
+        CMD_CACHE => match memory.take(&client.share, len.min(PIECE))? {
+            None => Plan::Run(Some(memory.uncounted(&client.share, SMALL)?)),
+            buffer => Plan::Run(buffer),
+        },
+        _ => Plan::Run(None),
+    })
+}
