@@ -20,8 +20,9 @@ use coblk_aio::{AioContext, trace_event};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::interrupt::Interrupt;
+use crate::kind::BlkStatus;
 use crate::queue::DeviceQueue;
-use crate::request::{BlkStatus, CompletedRequest};
+use crate::request::CompletedRequest;
 
 /// Requests that are published together during a kick, after the first.
 const GROUP: usize = 4;

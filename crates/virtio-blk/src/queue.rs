@@ -12,8 +12,9 @@ use coblk_aio::{
 
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
+use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
-use crate::request::{BlkStatus, CompletedRequest, PendingRequest};
+use crate::request::{CompletedRequest, PendingRequest};
 use crate::shared::{Shared, Stopping};
 use crate::unanswered::PausedQueue;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
