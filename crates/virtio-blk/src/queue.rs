@@ -242,7 +242,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Nobody has the device any more: takes no more requests. Those in flight are answered when
+    /// The device was dropped: takes no more requests. Those in flight are answered when
     /// they end; those that the backend holds come back at once.
     pub(crate) fn abandon(&self) {
         if self.phase.get() == Phase::Running {

@@ -18,7 +18,7 @@ use crate::run::{BadAddress, Lists, Member, Run};
 pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, run: Box<Run>) {
     serve_run(co, queue, run);
     if queue.is_abandoned() {
-        // Nobody else will.
+        // The bottom half of a dropped device does not run.
         queue.raise_interrupt(co.context());
     }
 }
