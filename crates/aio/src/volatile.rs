@@ -2,8 +2,8 @@
 //! one place where such memory is touched by instructions of this process.
 //!
 //! A plain copy would race with the guest, and a compiler may take for granted that nothing races: it
-//! might read twice what is written once. A volatile access is made once, as it stands here. What the
-//! guest changes meanwhile is unspecified bytes, which are never interpreted in here.
+//! might read twice what is written once. A volatile access is made once, as it is written. Bytes
+//! that the guest changes meanwhile are unspecified, and never interpreted in here.
 //!
 //! The shared side is accessed in aligned words as far as possible, the other side as it lies.
 
@@ -42,7 +42,7 @@ impl Parts {
 /// Copies `len` bytes out of shared memory.
 ///
 /// # Safety
-/// `shared` is readable and `target` writable for `len` bytes, `target` is nobody else's, and they do
+/// `shared` is readable and `target` writable for `len` bytes, `target` is not shared, and they do
 /// not overlap.
 pub(crate) unsafe fn copy_from_shared(shared: *const u8, target: *mut u8, len: usize) {
     Parts::of(shared, len).all(
@@ -65,7 +65,7 @@ pub(crate) unsafe fn copy_from_shared(shared: *const u8, target: *mut u8, len: u
 /// Copies `len` bytes into shared memory.
 ///
 /// # Safety
-/// `source` is readable and `shared` writable for `len` bytes, nobody writes to `source`, and they do
+/// `source` is readable and `shared` writable for `len` bytes, `source` is not written to, and they do
 /// not overlap.
 pub(crate) unsafe fn copy_to_shared(source: *const u8, shared: *mut u8, len: usize) {
     Parts::of(shared, len).all(

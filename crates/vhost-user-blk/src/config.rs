@@ -39,7 +39,7 @@ impl ConfigRequest {
         Ok(ConfigRequest { offset, size, flags })
     }
 
-    /// Answers with a part of `space`. What is beyond the fields that we know reads as zeroes.
+    /// Answers with a part of `space`. Bytes past the fields that the device knows are zeroes.
     pub(crate) fn answer(
         &self,
         mut connection: &UnixStream,

@@ -55,7 +55,7 @@ impl InflightMemory {
         InflightLog::bytes(queue_size) as u64 * u64::from(num_queues)
     }
 
-    /// Forgets what is in flight in one queue that does not run.
+    /// Forgets the requests in flight of one queue that does not run.
     pub(crate) fn clear(&self, index: u16) -> Result<()> {
         if index >= self.num_queues {
             return Ok(());

@@ -65,7 +65,7 @@ fn peek_header(connection: &UnixStream) -> io::Result<Option<[u8; HEADER_BYTES]>
     let peek = RecvFlags::PEEK | RecvFlags::WAITALL;
     loop {
         match recv(connection, &mut bytes, peek) {
-            // In pieces, or no more: left to those who read the other messages.
+            // In pieces, or no more: left to the code that reads the other messages.
             Ok((_, len)) => return Ok((len == HEADER_BYTES).then_some(bytes)),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

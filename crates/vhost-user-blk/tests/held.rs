@@ -57,7 +57,7 @@ fn hold_three(server: &Server, guest: &mut Guest) {
     hold_two_more(server, guest);
 }
 
-/// The same, but what is answered came first.
+/// The same, but the answered one came first.
 fn hold_three_in_order(server: &Server, guest: &mut Guest) {
     assert_eq!(guest.one_in(1, WRITE, 9, 0xbb), 0);
     guest.submit(0, WRITE, BAD, 0xaa);
@@ -115,7 +115,7 @@ fn marks(log: &File) -> usize {
 fn stop(front: &Frontend) -> u16 {
     let before = Instant::now();
     let base = front.get_vring_base(0).unwrap() as u16;
-    assert!(before.elapsed() < Duration::from_secs(10), "it waits for nobody");
+    assert!(before.elapsed() < Duration::from_secs(10), "it does not wait for a resume");
     base
 }
 

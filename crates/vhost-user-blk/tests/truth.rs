@@ -154,7 +154,7 @@ fn an_export_that_is_dropped_answers_what_it_has_taken() {
     assert_eq!(answers.len() == 2, guest.status(1) != UNTOUCHED);
     while ctx.poll(false) {}
     guest.kick.write(1).unwrap();
-    assert!(!ctx.poll(false), "nobody looks at the queue any more");
+    assert!(!ctx.poll(false), "the queue is not looked at any more");
     drop(front);
 }
 

@@ -11,7 +11,7 @@ use vm_memory::{Address, GuestAddress, VolatileMemory, VolatileSlice};
 use crate::memory::GuestMap;
 
 /// Descriptors of one chain, at most, however large an indirect table is. A request of
-/// [`MAX_SEGMENTS`](crate::run::MAX_SEGMENTS) data segments fits.
+/// [`MAX_SEGMENTS`](crate::kind::MAX_SEGMENTS) data segments fits.
 const MAX_CHAIN: u32 = 1026;
 const DESCRIPTOR_BYTES: u32 = 16;
 /// Of a request's header, and of a range of a discard.

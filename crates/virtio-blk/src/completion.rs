@@ -20,8 +20,9 @@ use coblk_aio::{AioContext, trace_event};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::interrupt::Interrupt;
+use crate::kind::BlkStatus;
 use crate::queue::DeviceQueue;
-use crate::request::{BlkStatus, CompletedRequest};
+use crate::request::CompletedRequest;
 
 /// Requests that are published together during a kick, after the first.
 const GROUP: usize = 4;
@@ -68,7 +69,7 @@ impl DeviceQueue {
         self.publish_done();
         let mut ring = self.ring.borrow_mut();
         self.early_at.set(if ring.has_event_idx() { GROUP } else { usize::MAX });
-        // What is wrong is found out at the end of the kick.
+        // An error is found again at the end of the kick.
         if ring.needs_interrupt(&self.mem).unwrap_or(false)
             && let Interrupt::Notifier(notifier) = &**self.interrupt.borrow()
         {
@@ -77,7 +78,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Shows the driver what is done.
+    /// Shows the driver the requests that are done.
     pub(crate) fn publish_done(&self) {
         let mut done = self.done.borrow_mut();
         if done.is_empty() {

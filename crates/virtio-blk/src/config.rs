@@ -10,9 +10,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-/// Bytes in a sector, the unit of every offset and length at the virtio edge, whatever the block
-/// size is.
-pub const SECTOR_BYTES: u64 = 512;
+use crate::kind::{ID_BYTES, MAX_SEGMENTS, SECTOR_BYTES};
 
 /// Bytes of configuration space, up to and including the write-zeroes limits.
 pub const CONFIG_SPACE_BYTES: usize = 60;
@@ -168,7 +166,7 @@ impl VirtioBlkConfig {
         if !self.queue_size_max.is_power_of_two() {
             return Err(ConfigError::QueueSize(self.queue_size_max));
         }
-        if self.serial.len() > crate::request::ID_BYTES {
+        if self.serial.len() > ID_BYTES {
             return Err(ConfigError::Serial(self.serial.clone()));
         }
         let (logical, physical) = (self.logical_block_bytes, self.physical_block_bytes);
@@ -177,7 +175,7 @@ impl VirtioBlkConfig {
             return Err(ConfigError::BlockSize { logical, physical });
         }
         let limits = [
-            ("seg_max", self.seg_max, crate::run::MAX_SEGMENTS as u32),
+            ("seg_max", self.seg_max, MAX_SEGMENTS as u32),
             ("max_ranges", self.max_ranges, 256),
             ("size_max", self.size_max.unwrap_or(1), u32::MAX),
         ];

@@ -20,11 +20,12 @@ use std::rc::Rc;
 use coblk_aio::{AioContext, trace_event};
 
 use crate::chain::Chain;
-use crate::config::{SECTOR_BYTES, feature};
+use crate::config::feature;
+use crate::kind::{BlkStatus, Limits, RunKind, SECTOR_BYTES};
+use crate::parse::{Operation, ParsedRequest};
 use crate::queue::DeviceQueue;
 use crate::range::parse_ranges;
-use crate::request::{BlkStatus, Limits, Operation, ParsedRequest};
-use crate::run::{OpenRuns, Run, RunKind};
+use crate::run::{OpenRuns, Run};
 use crate::serve::serve;
 use crate::virtqueue::{RingSlices, VirtqueueError};
 

@@ -1,6 +1,6 @@
 //! [`ErrorLog`]: a disk that has gone must not fill the log with the requests that fail on it.
 
-use crate::run::RunKind;
+use crate::kind::RunKind;
 
 /// After an error was logged, for how long others like it are only counted.
 const QUIET_NS: i64 = 1_000_000_000;

@@ -12,8 +12,9 @@ use coblk_aio::{
 
 use crate::chain::Chain;
 use crate::interrupt::Interrupt;
+use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
-use crate::request::{BlkStatus, CompletedRequest, PendingRequest};
+use crate::request::{CompletedRequest, PendingRequest};
 use crate::shared::{Shared, Stopping};
 use crate::unanswered::PausedQueue;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
@@ -238,7 +239,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Nobody has the device any more: takes no more requests. Those in flight are answered when
+    /// The device was dropped: takes no more requests. Those in flight are answered when
     /// they end; those that the backend holds come back at once.
     pub(crate) fn abandon(&self) {
         if self.phase.get() == Phase::Running {

@@ -3,10 +3,8 @@
 use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 use crate::chain::{Chain, total_bytes};
-use crate::config::SECTOR_BYTES;
+use crate::kind::{BlkStatus, ByteRange, Limits, RunKind, SECTOR_BYTES};
 use crate::queue::DeviceQueue;
-use crate::request::{BlkStatus, Limits};
-use crate::run::{ByteRange, RunKind};
 
 /// `struct virtio_blk_discard_write_zeroes`: sector, sectors, flags.
 const RANGE_BYTES: u64 = 16;

@@ -7,51 +7,17 @@
 //! border that nothing crosses.
 
 use coblk_aio::{IoVector, IoVectorMut};
-use coblk_block::RequestKind;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::chain::Segment;
+use crate::kind::{ByteRange, MAX_SEGMENTS, RunKind};
 use crate::memory::GuestMap;
 use crate::request::PendingRequest;
 
-/// Data segments in one request to the block layer: what one system call takes.
-pub(crate) const MAX_SEGMENTS: usize = 1024;
 /// Bytes up to which requests are merged.
 const MAX_MERGED_BYTES: u64 = 1 << 20;
 /// Runs that grow at the same time.
 const OPEN_RUNS: usize = 4;
-
-/// What a run asks of the block layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum RunKind {
-    #[default]
-    Read,
-    Write,
-    Flush,
-    Discard,
-    WriteZeroes,
-}
-
-impl RunKind {
-    /// What accounting calls it.
-    pub(crate) fn request_kind(self) -> RequestKind {
-        match self {
-            RunKind::Read => RequestKind::Read,
-            RunKind::Write => RequestKind::Write,
-            RunKind::Flush => RequestKind::Flush,
-            RunKind::Discard => RequestKind::Discard,
-            RunKind::WriteZeroes => RequestKind::WriteZeroes,
-        }
-    }
-}
-
-/// A range of a discard or write-zeroes request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ByteRange {
-    pub(crate) offset_bytes: u64,
-    pub(crate) len_bytes: u64,
-    pub(crate) unmap: bool,
-}
 
 /// One guest request in a run.
 pub(crate) struct Member {

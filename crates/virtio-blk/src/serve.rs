@@ -9,16 +9,16 @@ use coblk_aio::{Co, trace_event};
 use coblk_block::{GivenBack, Merged, WriteFlags, ZeroFlags};
 
 use crate::chain::Segment;
+use crate::kind::{BlkStatus, ByteRange, RunKind};
 use crate::queue::DeviceQueue;
-use crate::request::BlkStatus;
-use crate::run::{BadAddress, ByteRange, Lists, Member, Run, RunKind};
+use crate::run::{BadAddress, Lists, Member, Run};
 
 /// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
 /// nothing else.
 pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, run: Box<Run>) {
     serve_run(co, queue, run);
     if queue.is_abandoned() {
-        // Nobody else will.
+        // The bottom half of a dropped device does not run.
         queue.raise_interrupt(co.context());
     }
 }

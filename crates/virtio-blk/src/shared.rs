@@ -6,10 +6,10 @@ use std::rc::Rc;
 use coblk_aio::{AioContext, Co, CoWaker};
 use coblk_block::{BlockBackend, GivingBack};
 
-use crate::config::{SECTOR_BYTES, VirtioBlkConfig, feature};
+use crate::config::{VirtioBlkConfig, feature};
 use crate::error_log::ErrorLog;
 use crate::interrupt::Interrupt;
-use crate::request::{ID_BYTES, Limits};
+use crate::kind::{ID_BYTES, Limits, SECTOR_BYTES};
 use crate::run::Run;
 
 /// Runs kept for reuse. More than ever run at once on a null device; those of a deep queue come

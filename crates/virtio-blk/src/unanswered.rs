@@ -16,7 +16,7 @@ use crate::inflight::InflightLog;
 use crate::memory::GuestMap;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
 
-/// What is known, when a queue starts, of requests that were taken from it earlier. By default:
+/// Knowledge, when a queue starts, of requests that were taken from it earlier. By default:
 /// nothing.
 #[derive(Default)]
 pub struct Earlier {
@@ -75,7 +75,7 @@ impl Virtqueue {
         Ok(heads)
     }
 
-    /// The driver resets: no head is served any more, by anybody.
+    /// The driver resets: no head is served any more.
     pub(crate) fn forget(&mut self) -> Result<(), VirtqueueError> {
         self.resubmit.clear();
         self.log.as_ref().map_or(Ok(()), |log| Ok(log.clear()?))

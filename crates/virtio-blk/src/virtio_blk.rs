@@ -205,7 +205,7 @@ impl VirtioBlk {
         self.continue_queue(ctx, index, mem, layout, interrupt, Earlier::default())
     }
 
-    /// [`start_queue`](Self::start_queue), with what is known of requests that were taken earlier.
+    /// [`start_queue`](Self::start_queue), with the knowledge of requests that were taken earlier.
     /// Those that were not answered are served first; `next_index` of the layout is ignored then, as
     /// log and used ring tell it, or the place where the queue was paused.
     ///
@@ -299,7 +299,7 @@ impl VirtioBlk {
         self.queue(index).ok()?.error_message()
     }
 
-    /// Stops a queue: takes nothing more from it, and waits for what is in flight. Guest memory is not
+    /// Stops a queue: takes nothing more from it, and waits for those in flight. Guest memory is not
     /// touched afterwards. Returns the index to start it again with; `None` if it did not run.
     ///
     /// What a stopped backend holds is not in flight, unless [`BlockBackend::report_errors`] makes it
@@ -313,7 +313,7 @@ impl VirtioBlk {
     }
 
     /// [Stops](Self::co_stop_queue) a queue that is to go on, in other memory perhaps: what a stopped
-    /// backend holds is neither answered nor forgotten, but part of what is returned. `None` if it did
+    /// backend holds is neither answered nor forgotten, but part of the result. `None` if it did
     /// not run.
     pub fn co_pause_queue(&self, co: &Co<'_>, index: u16) -> Option<PausedQueue> {
         let queue = self.queue(index).ok()?;
@@ -323,7 +323,7 @@ impl VirtioBlk {
     }
 
     /// [Stops](Self::co_stop_queue) a queue that its driver resets: what a stopped backend holds is
-    /// answered by nobody, and the log is empty afterwards.
+    /// not answered, and the log is empty afterwards.
     pub fn co_forget_queue(&self, co: &Co<'_>, index: u16) {
         if let Ok(queue) = self.queue(index) {
             queue.co_forget(co);

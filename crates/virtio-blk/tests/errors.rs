@@ -202,7 +202,7 @@ fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
     assert_eq!((writes.operations, writes.failed), (4, 0), "each is counted once");
 }
 
-/// What is held when the device goes: the next one is to find it.
+/// The next device is to find the requests that were held.
 #[test]
 fn a_device_that_goes_away_gives_back_what_is_held() {
     let ctx = AioContext::for_test().unwrap();

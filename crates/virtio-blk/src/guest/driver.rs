@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::descriptors::{DESCRIPTOR_BYTES, Descriptors, IndirectTables, OVERHEAD, Parts};
 use super::{Completion, GuestBuffer, GuestRam, GuestRequest, InterruptLine};
-use crate::request::BlkStatus;
+use crate::kind::BlkStatus;
 use crate::virtqueue::{VirtqueueLayout, is_event_passed};
 
 const SLOT_BYTES: usize = 64;

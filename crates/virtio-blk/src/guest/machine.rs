@@ -7,9 +7,9 @@ use coblk_aio::AioContext;
 use coblk_block::BlockBackend;
 
 use super::{GuestBuffer, GuestQueue, GuestRam, GuestRequest, QueueOptions};
-use crate::config::{SECTOR_BYTES, VirtioBlkConfig, feature};
+use crate::config::{VirtioBlkConfig, feature};
 use crate::interrupt::Interrupt;
-use crate::request::BlkStatus;
+use crate::kind::{BlkStatus, ID_BYTES, SECTOR_BYTES};
 use crate::virtio_blk::{VirtioBlk, VirtioBlkError};
 
 /// Bytes that [`Machine::read`] and [`Machine::write`] move at once.
@@ -157,9 +157,9 @@ impl Machine {
 
     /// The device's serial, without the padding.
     pub fn serial(&mut self, ctx: &AioContext) -> String {
-        let buffer = self.bounce.slice(0, crate::request::ID_BYTES as u32);
+        let buffer = self.bounce.slice(0, ID_BYTES as u32);
         self.call(ctx, GuestRequest::GetId { buffer });
-        let mut id = [0; crate::request::ID_BYTES];
+        let mut id = [0; ID_BYTES];
         self.ram.read(buffer, &mut id);
         let end = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
         String::from_utf8_lossy(&id[..end]).into_owned()

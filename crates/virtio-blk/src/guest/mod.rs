@@ -35,7 +35,7 @@ pub use interrupt_line::InterruptLine;
 pub use machine::{Machine, MachineBuilder, MachineError};
 pub use ram::{GuestBuffer, GuestRam};
 
-use crate::request::BlkStatus;
+use crate::kind::BlkStatus;
 
 /// A request to the device. Sectors are of 512 bytes.
 #[derive(Clone, Copy, Debug)]
