@@ -9,7 +9,7 @@ use loom::sync::Mutex;
 use loom::thread;
 
 use super::model;
-use crate::thread_pool::parking::{Parking, Wakeup};
+use crate::thread_pool::parking::{Parking, Sleeper, Wakeup};
 
 enum Message {
     Job,
@@ -40,19 +40,20 @@ impl Pool {
         !self.queue.lock().unwrap().is_empty()
     }
 
-    /// As `next` in `thread_pool/worker.rs`, without the idle time.
-    fn next(&self) -> Message {
+    /// As `next` in `thread_pool/worker.rs`, for a worker that has to stay. `patience` is zero if its
+    /// idle time has run out by its first sleep, and then for ever.
+    fn next(&self, me: &Arc<Sleeper>, patience: &mut Duration) -> Message {
         if let Some(message) = self.take() {
             return message;
         }
-        let me = Parking::sleeper();
         self.parking.begin_search();
         loop {
             if let Some(message) = self.take() {
                 self.parking.end_search(|| self.has_more());
                 return message;
             }
-            match self.parking.sleep(&me, Duration::MAX, || self.take()) {
+            let patience = std::mem::replace(patience, Duration::MAX);
+            match self.parking.sleep(me, patience, || self.take()) {
                 Wakeup::Found(message) => {
                     if self.has_more() {
                         self.parking.notify();
@@ -60,15 +61,19 @@ impl Pool {
                     return message;
                 }
                 Wakeup::Woken => {}
-                Wakeup::TimedOut => unreachable!("time does not pass in a model"),
+                Wakeup::TimedOut => {
+                    assert!(patience.is_zero(), "time does not pass in a model");
+                    self.parking.begin_search();
+                }
             }
         }
     }
 
     /// Runs jobs until it is stopped; returns how many.
-    fn work(&self) -> usize {
+    fn work(&self, mut patience: Duration) -> usize {
         let mut jobs = 0;
-        while let Message::Job = self.next() {
+        let me = Parking::sleeper();
+        while let Message::Job = self.next(&me, &mut patience) {
             jobs += 1;
         }
         if self.has_more() {
@@ -79,10 +84,14 @@ impl Pool {
 }
 
 fn run(workers: usize, jobs: usize, submitters: usize) {
+    run_with(workers, jobs, submitters, Duration::MAX);
+}
+
+fn run_with(workers: usize, jobs: usize, submitters: usize, patience: Duration) {
     let pool = Pool::new();
     let spawn_worker = |_| {
         let pool = Arc::clone(&pool);
-        thread::spawn(move || pool.work())
+        thread::spawn(move || pool.work(patience))
     };
     let workers: Vec<_> = (0..workers).map(spawn_worker).collect();
     let spawn_submitter = |_| {
@@ -95,6 +104,7 @@ fn run(workers: usize, jobs: usize, submitters: usize) {
     workers.iter().for_each(|_| pool.send(Message::Stop));
     let done: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
     assert_eq!(done, jobs * submitters);
+    assert_eq!(pool.parking.searching(), 0);
 }
 
 #[test]
@@ -110,4 +120,9 @@ fn two_workers_leave_no_message() {
 #[test]
 fn two_submitters_wake_one_worker() {
     model(2, || run(1, 1, 2));
+}
+
+#[test]
+fn a_wake_up_that_comes_late_is_not_one_from_a_later_sleep() {
+    model(3, || run_with(1, 2, 1, Duration::ZERO));
 }

@@ -38,6 +38,10 @@ const COMPLETION_ENTRIES: u32 = 4096;
 /// How long the loop sleeps while there is no room in the queue.
 const AGAIN: Duration = Duration::from_millis(1);
 
+/// The part of a request's `user_data` that is its address. Above it is a tag: a cancel that the
+/// kernel takes late, when its request has completed, must not find the next one in the same place.
+const ADDRESS_BITS: u64 = (1 << 48) - 1;
+
 /// `user_data` of the entry that watches mio's descriptor. Requests have addresses there.
 const EPOLL_READY: u64 = 0;
 /// `user_data` of what needs no answer.
@@ -79,6 +83,8 @@ pub(crate) struct Ring {
     watching: Cell<bool>,
     /// Requests queued or with the kernel.
     in_flight: Cell<usize>,
+    /// Counts requests, for their tags.
+    started: Cell<u16>,
     /// Requests that found the queue full.
     waiting: LocalList,
     /// In a test: so often there is no room.
@@ -102,6 +108,7 @@ impl Ring {
             epoll,
             watching: Cell::new(false),
             in_flight: Cell::new(0),
+            started: Cell::new(0),
             waiting: LocalList::new(),
             #[cfg(test)]
             jams: Cell::new(0),
@@ -136,6 +143,16 @@ impl Ring {
         self.enter()?;
         // SAFETY: passed on; the first attempt has kept nothing.
         Ok(unsafe { self.uring.borrow_mut().submission().push(entry) }.is_ok())
+    }
+
+    /// The `user_data` of a new request.
+    #[inline]
+    fn tagged(&self, op: *const RingOp) -> u64 {
+        let tag = self.started.get().wrapping_add(1);
+        self.started.set(tag);
+        let address = op.expose_provenance() as u64;
+        debug_assert_eq!(address & !ADDRESS_BITS, 0);
+        address | u64::from(tag) << 48
     }
 
     /// Queues those that wait, as far as there is room.
@@ -218,7 +235,8 @@ impl Ring {
                 address => {
                     self.in_flight.set(self.in_flight.get() - 1);
                     trace_event!("luring_process_completion", result = entry.result());
-                    let op = std::ptr::with_exposed_provenance_mut::<RingOp>(address as usize);
+                    let address = (address & ADDRESS_BITS) as usize;
+                    let op = std::ptr::with_exposed_provenance_mut::<RingOp>(address);
                     // SAFETY: the address was put there by `RingOp::submit`, whose frame stays
                     // until the request has been reaped and the node is off its list. Each
                     // completion comes once, so the node is on no list yet.

@@ -111,8 +111,8 @@ impl RingOp {
             done: Cell::new(false),
         };
         trace_event!("luring_co_submit");
-        let address = (&raw const op).expose_provenance() as u64;
-        let entry = entry.user_data(address);
+        let user_data = ring.tagged(&raw const op);
+        let entry = entry.user_data(user_data);
         // SAFETY: this call lasts until the completion is reaped: it returns after `done`, and
         // unwinds through the guard.
         if ring.waiting.is_empty() && unsafe { ring.push(&entry)? } {
@@ -122,7 +122,7 @@ impl RingOp {
             // SAFETY: as above; the guard takes it off this list, too.
             unsafe { ring.waiting.push(NonNull::from(&op.node)) };
         }
-        let guard = WaitOnUnwind { op: &op, ring, ctx: co.context() };
+        let guard = WaitOnUnwind { op: &op, user_data, ring, ctx: co.context() };
         while !op.done.get() {
             co.suspend("the ring");
         }
@@ -138,6 +138,7 @@ impl RingOp {
 /// Keeps a frame until the kernel is done with the request in it.
 struct WaitOnUnwind<'a> {
     op: &'a RingOp,
+    user_data: u64,
     ring: &'a Ring,
     ctx: &'a AioContext,
 }
@@ -160,8 +161,7 @@ impl WaitOnUnwind<'_> {
             self.ring.waiting.remove(node);
             return;
         }
-        let address = std::ptr::from_ref(self.op).expose_provenance() as u64;
-        let cancel = opcode::AsyncCancel::new(address).build().user_data(IGNORED);
+        let cancel = opcode::AsyncCancel::new(self.user_data).build().user_data(IGNORED);
         let queues = self.ctx.inner().bh();
         let mut cancelled = false;
         while self.op.result.get().is_none() {

@@ -96,3 +96,14 @@ fn a_cancel_that_finds_no_room_is_tried_again() {
     jam(&ctx, 3);
     drop(ctx);
 }
+
+#[test]
+fn a_cancel_that_comes_late_cancels_no_later_request_in_the_same_place() {
+    let ctx = context();
+    let ring = ctx.ring().unwrap();
+    let place = std::ptr::dangling::<super::RingOp>();
+    let [earlier, later] = [ring.tagged(place), ring.tagged(place)];
+    assert_ne!(earlier, later);
+    assert_eq!(earlier & super::ADDRESS_BITS, later & super::ADDRESS_BITS);
+    assert_eq!(earlier & super::ADDRESS_BITS, place.addr() as u64);
+}

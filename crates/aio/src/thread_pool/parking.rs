@@ -85,7 +85,6 @@ impl Parking {
                 return;
             }
             if let Some(sleeper) = self.take_last() {
-                sleeper.woken.store(true, Ordering::Release);
                 sleeper.thread.unpark();
                 return;
             }
@@ -99,9 +98,20 @@ impl Parking {
         }
     }
 
+    /// Workers that search, for models.
+    #[cfg(loom)]
+    pub(crate) fn searching(&self) -> usize {
+        self.searching.load(Ordering::SeqCst)
+    }
+
     fn take_last(&self) -> Option<Arc<Sleeper>> {
         let mut sleepers = lock(&self.sleepers);
         let sleeper = sleepers.pop();
+        // Under the lock: one that finds itself gone from the list has been woken. Later this could
+        // be taken for the end of its next sleep.
+        if let Some(sleeper) = &sleeper {
+            sleeper.woken.store(true, Ordering::Release);
+        }
         self.asleep.store(sleepers.len(), Ordering::SeqCst);
         sleeper
     }
