@@ -11,7 +11,8 @@ pub enum Interrupt {
     /// A function is called on the device's home thread. It may submit requests, and it may poll
     /// the context.
     Callback(Box<dyn Fn(&AioContext)>),
-    /// An eventfd is written, for a driver in another thread or process.
+    /// An eventfd is written, for a driver in another thread or process. It may be written while the
+    /// rest of a kick is being served.
     Notifier(EventNotifier),
 }
 
