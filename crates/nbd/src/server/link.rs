@@ -29,7 +29,8 @@ pub struct Link {
     /// How to resume the client's own coroutine, while that waits.
     waker: Cell<Option<CoWaker>>,
     outbox: RefCell<Outbox>,
-    /// The socket is full; its handler looks for room.
+    /// The socket is full; its handler looks for room. Only then: a unix socket tells of room after
+    /// each reply that the client takes, and that would wake the loop for nothing.
     is_full: Cell<bool>,
     /// Sends what has gathered in one iteration of the loop.
     sender: RefCell<Option<BottomHalf>>,
