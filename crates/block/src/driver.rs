@@ -224,14 +224,15 @@ pub trait BlockDriver: Any + Send + Sync {
     }
 
     /// What it holds of a node it stands on, and what it lets others hold of that, while the users
-    /// of its own node together hold `held` and share `shared`. Passed on by default.
+    /// of its own node together hold `held` and share `shared`. By default what the
+    /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        _child: &Child,
+        child: &Child,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        (held, shared)
+        child.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what

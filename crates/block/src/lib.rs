@@ -10,6 +10,7 @@ mod backend_options;
 mod block_backend;
 mod blockdevs;
 mod blocking;
+mod child_role;
 mod debug_event;
 mod driver;
 pub mod drivers;
@@ -34,6 +35,7 @@ pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
 pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
+pub use child_role::ChildRole;
 pub use debug_event::DebugEvent;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use error_policy::{

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::BlockStatus;
+use crate::child_role::ChildRole;
 use crate::debug_event::DebugEvent;
 use crate::driver::BlockDriver;
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -70,7 +71,11 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw { child: Child::new("file", child), offset: 0.into(), size: ALL.into() }
+        Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: 0.into(),
+            size: ALL.into(),
+        }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
@@ -81,7 +86,11 @@ impl Raw {
     pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
         check_part(&child, offset, size)?;
         let size = size.unwrap_or(ALL);
-        Ok(Raw { child: Child::new("file", child), offset: offset.into(), size: size.into() })
+        Ok(Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: offset.into(),
+            size: size.into(),
+        })
     }
 
     fn offset(&self) -> u64 {

@@ -62,7 +62,7 @@ pub(crate) enum Kind {
     /// A backend, at home in this context.
     Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
-    Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
+    Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
 
 struct User {

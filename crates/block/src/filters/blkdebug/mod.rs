@@ -11,6 +11,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
 use crate::accounting::RequestKind;
+use crate::child_role::ChildRole;
 use crate::debug_event::DebugEvent;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::filters::sleep;
@@ -53,7 +54,7 @@ impl BlkDebug {
         let limits = BlockLimits { native_fua: true, ..BlockLimits::default() };
         let nothing = Permissions::empty();
         BlkDebug {
-            child: Child::new("image", child),
+            child: Child::new("image", ChildRole::FILTER, child),
             rules,
             limits,
             take: nothing,

@@ -13,6 +13,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use self::format::RawEntry;
 use self::log::Data;
+use crate::child_role::ChildRole;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -60,7 +61,7 @@ impl BlkLogWrites {
         sector_size: u32,
     ) -> io::Result<BlkLogWrites> {
         Ok(BlkLogWrites {
-            child: Child::new("file", child),
+            child: Child::new("file", ChildRole::FILTER, child),
             log: WriteLog::create(co, log, sector_size)?,
         })
     }

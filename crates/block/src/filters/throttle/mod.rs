@@ -15,6 +15,7 @@ use self::bucket::Direction;
 use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
+use crate::child_role::ChildRole;
 use crate::driver::BlockDriver;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -70,7 +71,7 @@ impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
         let membership = ArcSwap::new(Membership::new(group));
-        Throttle { child: Child::new("file", child), membership }
+        Throttle { child: Child::new("file", ChildRole::FILTER, child), membership }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
