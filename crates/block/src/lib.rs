@@ -15,6 +15,7 @@ mod debug_event;
 mod driver;
 pub mod drivers;
 mod error_policy;
+mod filter;
 pub mod filters;
 mod flags;
 mod gate;
@@ -42,6 +43,7 @@ pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,
 };
+pub use filter::Filter;
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,

@@ -16,7 +16,7 @@ use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
 use crate::child_role::ChildRole;
-use crate::driver::BlockDriver;
+use crate::filter::Filter;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -99,25 +99,21 @@ impl ThrottleReopen<'_> {
     }
 }
 
-impl BlockDriver for Throttle {
-    fn format_name(&self) -> &'static str {
+impl Filter for Throttle {
+    fn name(&self) -> &'static str {
         "throttle"
     }
 
-    fn length(&self) -> u64 {
-        self.child.length()
+    fn child(&self) -> &Child {
+        &self.child
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(&self.child)
-    }
-
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         self.pass(co, Direction::Read, target.len() as u64);
         self.child.co_preadv(co, offset, target)
     }
 
-    fn co_pwritev(
+    fn write(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -128,22 +124,12 @@ impl BlockDriver for Throttle {
         self.child.co_pwritev(co, offset, source, flags)
     }
 
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        self.child.co_flush(co)
-    }
-
-    fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
+    fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         self.pass(co, Direction::Write, bytes);
         self.child.co_pwrite_zeroes(co, offset, bytes, flags)
     }
 
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.pass(co, Direction::Write, bytes);
         self.child.co_pdiscard(co, offset, bytes)
     }
