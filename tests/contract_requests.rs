@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::mpsc;
 
-use coblk::block::DrainedSection;
+use coblk::block::{ChildRole, DrainedSection};
 use coblk::drivers::{File, Null};
 use coblk::{
     AioContext, BlockBackend, BlockNode, Child, Co, IoVector, IoVectorMut, WriteFlags, ZeroFlags,
@@ -166,7 +166,7 @@ fn c74_a_write_to_what_is_read_only_is_eperm() {
 fn c74_a_driver_above_a_read_only_node_gets_eperm_too() {
     let ctx = AioContext::for_test().expect("a context");
     let probe = Probe::read_only(SIZE as usize);
-    let node = Child::new("file", BlockNode::new("below", probe.clone()));
+    let node = Child::new("file", ChildRole::FILTER, BlockNode::new("below", probe.clone()));
     let data = IoVector::from(&[1u8; 512][..]);
     let write = ctx.run(|co| node.co_pwritev(co, 0, &data, WriteFlags::empty()));
     assert_eq!(errno(write), libc::EPERM);

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use coblk::block::ChildRole;
 use coblk::{BlockDriver, BlockNode, Child, Co, IoVector, IoVectorMut, WriteFlags};
 
 /// A filter that acknowledges flushes and does not do them, while it lies.
@@ -15,7 +16,7 @@ pub struct Liar {
 impl Liar {
     /// On `node`; `lies` says when.
     pub fn new(node: Arc<BlockNode>, lies: Arc<AtomicBool>) -> Liar {
-        Liar { node: Child::new("file", node), lies }
+        Liar { node: Child::new("file", ChildRole::FILTER, node), lies }
     }
 }
 

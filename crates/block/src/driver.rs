@@ -103,8 +103,8 @@ impl BlockLimits {
 /// What a write has done, a flush that is called after the write has returned, in any thread,
 /// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
 ///
-/// A filter passes on what it does not do itself: it says to [which node](Self::filtered), and
-/// writes down only what it does otherwise.
+/// A driver that passes requests on to one node is a [`Filter`](crate::Filter), which writes down only
+/// what it does otherwise.
 ///
 /// Errors carry the OS errno.
 pub trait BlockDriver: Any + Send + Sync {
@@ -114,28 +114,27 @@ pub trait BlockDriver: Any + Send + Sync {
     /// Length in bytes, [`MAX_LENGTH`] at most.
     fn length(&self) -> u64;
 
-    /// The node that a filter passes requests on to: all those below that have a default.
+    /// The node that a [`Filter`](crate::Filter) passes requests on to.
     fn filtered(&self) -> Option<&Child> {
         None
     }
 
-    /// Whether writes are refused. As on the filtered node by default, or not.
+    /// Whether writes are refused.
     fn is_read_only(&self) -> bool {
-        self.filtered().is_some_and(Child::is_read_only)
+        false
     }
 
-    /// What it can take in one request. Asked when the node is made. By default anything; a
-    /// filter's child pads and cuts, and gets durable writes as they are.
+    /// What it can take in one request. Asked when the node is made. By default anything.
     fn limits(&self) -> BlockLimits {
-        BlockLimits { native_fua: self.filtered().is_some(), ..BlockLimits::default() }
+        BlockLimits::default()
     }
 
     /// Whether reads may succeed and leave `target`, or a part of it, as it was: for measurements,
-    /// where nothing looks at the bytes. As on the filtered node by default, or not. Where buffers
+    /// where nothing looks at the bytes. Where buffers
     /// leave the process they are filled first, see
     /// [`BlockBackend::leaves_reads_unwritten`](crate::BlockBackend::leaves_reads_unwritten).
     fn leaves_reads_unwritten(&self) -> bool {
-        self.filtered().is_some_and(|child| child.node().driver().leaves_reads_unwritten())
+        false
     }
 
     /// Fills all of `target` from `offset` on, unless it
@@ -160,52 +159,46 @@ pub trait BlockDriver: Any + Send + Sync {
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.
     fn co_pwrite_zeroes(
         &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
+        _co: &Co<'_>,
+        _offset: u64,
+        _bytes: u64,
+        _flags: ZeroFlags,
     ) -> io::Result<()> {
-        or_enotsup(self.filtered())?.co_pwrite_zeroes(co, offset, bytes, flags)
+        Err(not_supported())
     }
 
     /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
     /// with ENOTSUP, which the client does not see: discard is a hint.
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        or_enotsup(self.filtered())?.co_pdiscard(co, offset, bytes)
+    fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Err(not_supported())
     }
 
     /// What is known of the bytes from `offset` on, without reading them: how many of them, from 1 to
     /// `bytes`, are of one kind. By default all may be data. Offset and length need not be aligned.
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        match self.filtered() {
-            Some(child) => child.co_block_status(co, offset, bytes),
-            None => Ok(BlockStatus { kind: BlockStatusKind::Data, bytes }),
-        }
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+        Ok(BlockStatus { kind: BlockStatusKind::Data, bytes })
     }
 
     /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
     /// on. Called once at a time. May fail with ENOTSUP.
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        or_enotsup(self.filtered())?.co_truncate(co, length)
+    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+        Err(not_supported())
     }
 
     /// Looks how long the storage is now, if it may change by itself; returns the length in bytes
     /// that it reports from then on.
-    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        match self.filtered() {
-            Some(child) => child.co_refresh_length(co),
-            None => Ok(self.length()),
-        }
+    fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length())
     }
 
     /// How many bytes are taken where it stores things, if it can tell.
-    fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
-        self.filtered().map_or(Ok(None), |child| child.node().co_allocated_bytes(co))
+    fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
+        Ok(None)
     }
 
     /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
     fn children(&self) -> Vec<&Child> {
-        Vec::from_iter(self.filtered())
+        Vec::new()
     }
 
     /// Where its bytes are, if that can be said in a word, as a path can.
@@ -224,14 +217,15 @@ pub trait BlockDriver: Any + Send + Sync {
     }
 
     /// What it holds of a node it stands on, and what it lets others hold of that, while the users
-    /// of its own node together hold `held` and share `shared`. Passed on by default.
+    /// of its own node together hold `held` and share `shared`. By default what the
+    /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        _child: &Child,
+        child: &Child,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        (held, shared)
+        child.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
@@ -270,6 +264,6 @@ pub trait BlockDriver: Any + Send + Sync {
     fn drained_end(&self) {}
 }
 
-fn or_enotsup(filtered: Option<&Child>) -> io::Result<&Child> {
-    filtered.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP))
+fn not_supported() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOTSUP)
 }

@@ -10,10 +10,12 @@ mod backend_options;
 mod block_backend;
 mod blockdevs;
 mod blocking;
+mod child_role;
 mod debug_event;
 mod driver;
 pub mod drivers;
 mod error_policy;
+mod filter;
 pub mod filters;
 mod flags;
 mod gate;
@@ -35,12 +37,14 @@ pub use accounting::{Accounting, RequestKind, Statistics};
 pub use backend_options::BackendOptions;
 pub use block_backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
+pub use child_role::ChildRole;
 pub use debug_event::DebugEvent;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,
 };
+pub use filter::Filter;
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::WAIT_LIMIT;
 pub use graph::{

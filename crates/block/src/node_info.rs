@@ -57,8 +57,8 @@ pub enum DetectZeroes {
 /// A node that another one stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
-    /// What it is for the node above, such as `file`.
-    pub role: &'static str,
+    /// What the edge to it is called, such as `file`.
+    pub child: &'static str,
     /// Its name.
     pub node: String,
 }
@@ -68,7 +68,7 @@ impl BlockNode {
     pub fn describe(&self) -> NodeInfo {
         let children = self.children().into_iter();
         let children =
-            children.map(|(role, node)| ChildInfo { role, node: node.name().to_owned() });
+            children.map(|(child, node)| ChildInfo { child, node: node.name().to_owned() });
         NodeInfo {
             name: self.name().to_owned(),
             driver: self.driver().format_name(),

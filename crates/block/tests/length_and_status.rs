@@ -11,7 +11,7 @@ use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::BlockStatusKind::{Data, Hole, Zero};
 use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
-    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, WriteFlags, ZeroFlags,
+    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, ChildRole, WriteFlags, ZeroFlags,
 };
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::errno;
@@ -166,7 +166,7 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
     let limits = BlockLimits { request_alignment: 512, ..BlockLimits::default() };
     let disk = Disk::new(8192, limits);
     let node = BlockNode::new("disk", OnDisk(disk.clone()));
-    let node = Arc::new(Child::new("file", node));
+    let node = Arc::new(Child::new("file", ChildRole::FILTER, node));
     disk.judge(|op| if matches!(op, Op::Truncate(_)) { Verdict::Hold } else { Verdict::Go });
     // At the node nothing drains: as a driver above would do it.
     let below = node.clone();
@@ -244,7 +244,7 @@ fn a_grow_that_waits_in_a_drain_is_looked_at_again() {
     // In this order they go on.
     backend.aio_pwritev(&ctx, 12288, vec![7; 512], PLAIN, |_, result, _| result.unwrap());
     let second = start_truncate(&ctx, &backend, 8192);
-    let below = Rc::new(Child::new("file", Arc::clone(&node)));
+    let below = Rc::new(Child::new("file", ChildRole::FILTER, Arc::clone(&node)));
     ctx.spawn("another driver", move |co| below.co_truncate(co, 16384).unwrap());
     assert!(disk.release());
     while ctx.poll(false) {}

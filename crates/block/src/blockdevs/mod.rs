@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coblk_aio::{AioContext, Co};
 
+use crate::child_role::ChildRole;
 use crate::filters::throttle::ThrottleGroup;
 use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
@@ -207,7 +208,7 @@ impl Blockdevs {
         let names = self.names();
         let node = names.nodes.get(name).and_then(Entry::node);
         let node = node.ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))?;
-        let pin = Child::new("pin", Arc::clone(&node));
+        let pin = Child::new("pin", ChildRole::empty(), Arc::clone(&node));
         Ok((node, pin))
     }
 
@@ -270,7 +271,7 @@ impl Blockdevs {
         let root = options;
         let mut todo = vec![(options, 0)];
         while let Some((options, above)) = todo.pop() {
-            for (_, child) in options.driver.children() {
+            for (_, _, child) in options.driver.children() {
                 let below = match child {
                     NodeRef::Name(name) => {
                         self.node(name).map_or(0, |node| graph::lock().height(&node))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coblk_aio::Co;
 
 use super::Blockdevs;
+use crate::child_role::ChildRole;
 use crate::driver::BlockDriver;
 use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filters::blkdebug::{BlkDebug, Rules};
@@ -62,14 +63,16 @@ impl Inherited {
     }
 
     /// What a child has from the node.
-    pub(super) fn for_child(self, role: &str) -> Inherited {
+    pub(super) fn for_child(self, role: ChildRole) -> Inherited {
         // What reaches this node shall reach what it stands on.
         let child = Inherited { unmap: true, ..self };
-        match role {
-            // It is written to, whatever is done with the node itself.
-            "log" => Inherited { read_only: false, auto_read_only: false, ..child },
-            _ => child,
+        if role.is_own_storage() {
+            return Inherited { read_only: false, auto_read_only: false, ..child };
         }
+        if role.contains(ChildRole::COW) {
+            return Inherited { read_only: true, auto_read_only: false, ..child };
+        }
+        child
     }
 
     /// What the node itself is told.
@@ -172,14 +175,14 @@ impl Opening<'_, '_> {
         offset: u64,
         size: Option<u64>,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let raw = Raw::part(self.child("file", file)?, offset, size);
+        let raw = Raw::part(self.child(ChildRole::FILTER, file)?, offset, size);
         self.made(raw.map_err(|error| self.refused(error))?)
     }
 
     #[inline(never)]
     fn throttle(&self, file: &NodeRef, group: &str) -> Result<Arc<BlockNode>, BlockdevError> {
         let group = self.blockdevs.known_group(group)?;
-        self.made(Throttle::new(self.child("file", file)?, &group))
+        self.made(Throttle::new(self.child(ChildRole::FILTER, file)?, &group))
     }
 
     #[inline(never)]
@@ -199,7 +202,7 @@ impl Opening<'_, '_> {
         }
         let (take, unshare) = (constraints.take, constraints.unshare);
         let limits = constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
-        let filter = BlkDebug::new(self.child("image", image)?, rules);
+        let filter = BlkDebug::new(self.child(ChildRole::FILTER, image)?, rules);
         self.made(filter.constrained(limits, take, unshare))
     }
 
@@ -210,7 +213,8 @@ impl Opening<'_, '_> {
         log: &NodeRef,
         log_sector_size: Option<u32>,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let (file, log) = (self.child("file", file)?, self.child("log", log)?);
+        let (file, log) =
+            (self.child(ChildRole::FILTER, file)?, self.child(ChildRole::METADATA, log)?);
         check_log_sector(log_sector_size.map(u64::from))
             .map_err(|why| self.invalid("log-sector-size", why))?;
         let filter = match log_sector_size {
@@ -234,7 +238,7 @@ impl Opening<'_, '_> {
     }
 
     /// A child that is there, or is opened now.
-    fn child(&self, role: &str, child: &NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
+    fn child(&self, role: ChildRole, child: &NodeRef) -> Result<Arc<BlockNode>, BlockdevError> {
         let wanted = self.own.for_child(role);
         let child = match child {
             NodeRef::Name(name) => {

@@ -17,6 +17,7 @@ use coblk_aio::{AioContext, Co};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
+use crate::child_role::ChildRole;
 use crate::driver::BlockLimits;
 use crate::drivers::{File, FileReopen, Raw, RawReopen};
 use crate::filters::throttle::{Throttle, ThrottleReopen};
@@ -31,7 +32,7 @@ struct Step {
     options: Arc<NodeOptions>,
     own: Inherited,
     /// Its children afterwards.
-    children: Vec<(&'static str, Arc<BlockNode>)>,
+    children: Vec<(ChildRole, Arc<BlockNode>)>,
     /// Edges to those of them that are others than now.
     turns: Vec<(UserId, Arc<BlockNode>)>,
 }
@@ -119,18 +120,18 @@ impl Blockdevs {
             return Err(fixed("force-share"));
         }
         let (mut children, mut turns) = (Vec::new(), Vec::new());
-        for (role, wanted) in options.driver.children() {
-            let edge = node.driver().children().into_iter().find(|edge| edge.role() == role);
-            let edge = edge.ok_or_else(|| fixed(role))?;
+        for (name, role, wanted) in options.driver.children() {
+            let edge = node.driver().children().into_iter().find(|edge| edge.name() == name);
+            let edge = edge.ok_or_else(|| fixed(name))?;
             let (child, inherited) = (edge.node(), own.for_child(role));
             let (child_options, is_own) = self.entry(&child)?;
             let mut next = child.clone();
             match wanted {
-                NodeRef::Name(name) if name != child.name() => {
-                    // The log is where it was begun.
-                    next = self.known_node(name)?;
-                    if role == "log" {
-                        return Err(fixed(role));
+                NodeRef::Name(other) if other != child.name() => {
+                    // A log is where it was begun.
+                    next = self.known_node(other)?;
+                    if role.is_own_storage() {
+                        return Err(fixed(name));
                     }
                     turns.push((edge.id(), next.clone()));
                 }
@@ -140,7 +141,7 @@ impl Blockdevs {
                 NodeRef::Options(new) => {
                     let named = new.node_name.as_deref();
                     if !is_own || named.is_some_and(|name| name != child.name()) {
-                        return Err(fixed(role));
+                        return Err(fixed(name));
                     }
                     self.plan(steps, child, Arc::clone(new), inherited)?;
                 }
@@ -210,7 +211,7 @@ impl Blockdevs {
 fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     for step in steps {
         for (role, child) in &step.children {
-            step.own.for_child(role).check_writable(step.node.name(), child)?;
+            step.own.for_child(*role).check_writable(step.node.name(), child)?;
         }
     }
     let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::BlockStatus;
+use crate::child_role::ChildRole;
 use crate::debug_event::DebugEvent;
-use crate::driver::BlockDriver;
-use crate::flags::{WriteFlags, ZeroFlags};
+use crate::filter::Filter;
+use crate::flags::WriteFlags;
 use crate::graph::Child;
 use crate::node::BlockNode;
 
@@ -70,7 +70,11 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw { child: Child::new("file", child), offset: 0.into(), size: ALL.into() }
+        Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: 0.into(),
+            size: ALL.into(),
+        }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
@@ -81,7 +85,11 @@ impl Raw {
     pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
         check_part(&child, offset, size)?;
         let size = size.unwrap_or(ALL);
-        Ok(Raw { child: Child::new("file", child), offset: offset.into(), size: size.into() })
+        Ok(Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: offset.into(),
+            size: size.into(),
+        })
     }
 
     fn offset(&self) -> u64 {
@@ -144,8 +152,8 @@ fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), R
 
 /// A request ends within the length, and so its place in the node below is a number: `offset` and
 /// length together are no more than what that node has, or had.
-impl BlockDriver for Raw {
-    fn format_name(&self) -> &'static str {
+impl Filter for Raw {
+    fn name(&self) -> &'static str {
         "raw"
     }
 
@@ -153,18 +161,23 @@ impl BlockDriver for Raw {
         self.length_in(self.child.length())
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(&self.child)
+    fn child(&self) -> &Child {
+        &self.child
     }
 
     #[inline]
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn at(&self, offset: u64) -> u64 {
+        self.offset() + offset
+    }
+
+    #[inline]
+    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         self.child.debug_event(DebugEvent::READ_AIO);
-        self.child.co_preadv(co, self.offset() + offset, target)
+        self.child.co_preadv(co, self.at(offset), target)
     }
 
     #[inline]
-    fn co_pwritev(
+    fn write(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -172,29 +185,7 @@ impl BlockDriver for Raw {
         flags: WriteFlags,
     ) -> io::Result<()> {
         self.child.debug_event(DebugEvent::WRITE_AIO);
-        self.child.co_pwritev(co, self.offset() + offset, source, flags)
-    }
-
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        self.child.co_flush(co)
-    }
-
-    fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
-        self.child.co_pwrite_zeroes(co, self.offset() + offset, bytes, flags)
-    }
-
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.child.co_pdiscard(co, self.offset() + offset, bytes)
-    }
-
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child.co_block_status(co, self.offset() + offset, bytes)
+        self.child.co_pwritev(co, self.at(offset), source, flags)
     }
 
     /// That of the node below, if it is all of it.
@@ -204,7 +195,7 @@ impl BlockDriver for Raw {
     }
 
     /// ENOTSUP if the size is fixed.
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    fn truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         if self.size().is_some() {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
         }
@@ -212,7 +203,7 @@ impl BlockDriver for Raw {
         self.child.co_truncate(co, self.offset().checked_add(length).ok_or_else(too_long)?)
     }
 
-    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+    fn refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         Ok(self.length_in(self.child.co_refresh_length(co)?))
     }
 }

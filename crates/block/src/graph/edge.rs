@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Kind, Use, UserId, lock};
+use crate::child_role::ChildRole;
 use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -20,7 +21,8 @@ use crate::node::BlockNode;
 /// node above, and a node can be [replaced](BlockNode::co_replace) while requests run. Requests go
 /// down an edge as they do to the node itself, with the same errors. Any thread.
 pub struct Child {
-    role: &'static str,
+    name: &'static str,
+    role: ChildRole,
     edge: Arc<Edge>,
     id: UserId,
 }
@@ -46,18 +48,23 @@ impl Edge {
 }
 
 impl Child {
-    /// An edge to `node`, which has this role for the driver: the name of the option that says which
-    /// node it is, such as `file`.
-    pub fn new(role: &'static str, node: Arc<BlockNode>) -> Child {
+    /// An edge to `node`, which has this role for the driver. Its name is that of the option that says
+    /// which node it is, such as `file`.
+    pub fn new(name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
         let id = node.id();
         let edge = Arc::new(Edge { node: ArcSwap::new(node), owner: OnceLock::new() });
-        let kind = Kind::Edge { role, edge: Arc::downgrade(&edge), parent: None };
+        let kind = Kind::Edge { name, edge: Arc::downgrade(&edge), parent: None };
         let id = lock().add_user(id, kind, Use::NONE);
-        Child { role, edge, id }
+        Child { name, role, edge, id }
+    }
+
+    /// The name of the option that says which node is below, such as `file`.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// What the node below is for the driver.
-    pub fn role(&self) -> &'static str {
+    pub fn role(&self) -> ChildRole {
         self.role
     }
 

@@ -14,8 +14,8 @@ pub enum Parent {
     Node {
         /// Its name.
         name: String,
-        /// What the node below is for it, such as `file`.
-        role: &'static str,
+        /// What the edge is called there, such as `file`.
+        child: &'static str,
     },
     /// A backend: a device, an export, a job.
     Backend {
@@ -80,10 +80,10 @@ impl BackendInfo {
 
 /// The graph as it is at this moment. Any thread.
 impl BlockNode {
-    /// The nodes it stands on, each with its role, such as `file`.
+    /// The nodes it stands on, each by the name of its edge, such as `file`.
     pub fn children(&self) -> Vec<(&'static str, Arc<BlockNode>)> {
         let children = self.driver().children();
-        children.into_iter().map(|child| (child.role(), child.node())).collect()
+        children.into_iter().map(|child| (child.name(), child.node())).collect()
     }
 
     /// The backends on it, the oldest first.
@@ -103,9 +103,9 @@ impl BlockNode {
         };
         let parents = kinds.into_iter().filter_map(|kind| match kind {
             Kind::Backend { name, .. } => Some(Parent::Backend { name }),
-            Kind::Edge { role, parent, .. } => {
+            Kind::Edge { name: child, parent, .. } => {
                 let name = graph.node_name(parent?);
-                Some(Parent::Node { name, role })
+                Some(Parent::Node { name, child })
             }
         });
         parents.collect()

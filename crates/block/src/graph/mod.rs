@@ -27,7 +27,7 @@ mod listing;
 mod permit;
 mod turn;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -62,7 +62,7 @@ pub(crate) enum Kind {
     /// A backend, at home in this context.
     Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
-    Edge { role: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
+    Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
 }
 
 struct User {
@@ -318,14 +318,11 @@ impl Graph {
     /// `id`, and all nodes that lead to it by `next`, each once.
     fn closure(&self, id: NodeId, next: impl Fn(&Graph, NodeId) -> Vec<NodeId>) -> Vec<NodeId> {
         let mut found = vec![id];
+        let mut known = BTreeSet::from([id]);
         let mut seen = 0;
         while let Some(node) = found.get(seen).copied() {
             seen += 1;
-            for other in next(self, node) {
-                if !found.contains(&other) {
-                    found.push(other);
-                }
-            }
+            found.extend(next(self, node).into_iter().filter(|other| known.insert(*other)));
         }
         found
     }

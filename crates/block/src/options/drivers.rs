@@ -7,6 +7,7 @@ use super::blkdebug::{self, DebugConstraints, InjectError, SetState};
 use super::error::shorten;
 use super::reader::Reader;
 use super::{NodeOptions, NodeRef, OptionsError};
+use crate::child_role::ChildRole;
 use crate::drivers::{Engine, Locking};
 
 /// A driver, and what belongs to it alone.
@@ -94,14 +95,16 @@ impl DriverOptions {
     }
 
     /// The nodes it stands on, by the names of these options.
-    pub(crate) fn children(&self) -> Vec<(&'static str, &NodeRef)> {
+    pub(crate) fn children(&self) -> Vec<(&'static str, ChildRole, &NodeRef)> {
         match self {
             DriverOptions::File { .. } | DriverOptions::Null { .. } => Vec::new(),
             DriverOptions::Raw { file, .. } | DriverOptions::Throttle { file, .. } => {
-                vec![("file", file)]
+                vec![("file", ChildRole::FILTER, file)]
             }
-            DriverOptions::BlkDebug { image, .. } => vec![("image", image)],
-            DriverOptions::BlkLogWrites { file, log, .. } => vec![("file", file), ("log", log)],
+            DriverOptions::BlkDebug { image, .. } => vec![("image", ChildRole::FILTER, image)],
+            DriverOptions::BlkLogWrites { file, log, .. } => {
+                vec![("file", ChildRole::FILTER, file), ("log", ChildRole::METADATA, log)]
+            }
         }
     }
 

@@ -3,4 +3,5 @@
 mod blkdebug;
 mod blklogwrites;
 mod memory;
+mod own;
 mod throttle;

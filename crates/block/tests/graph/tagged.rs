@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
-use coblk_block::{BlockBackend, BlockDriver, BlockNode, Child, WriteFlags};
+use coblk_block::{BlockBackend, BlockDriver, BlockNode, Child, ChildRole, WriteFlags};
 
 /// A disk on which every byte reads as its tag. A handle: clones are the same disk.
 #[derive(Clone)]
@@ -135,7 +135,7 @@ pub struct Both(pub Child, pub Child);
 
 impl Both {
     pub fn node(name: &str, first: &Arc<BlockNode>, second: &Arc<BlockNode>) -> Arc<BlockNode> {
-        let child = |role, node| Child::new(role, Arc::clone(node));
+        let child = |name, node| Child::new(name, ChildRole::FILTER, Arc::clone(node));
         BlockNode::new(name, Both(child("first", first), child("second", second)))
     }
 }

@@ -108,7 +108,7 @@ fn of_node(node: &BlockNode) -> Value {
 /// What QAPI calls the parent is the node below.
 fn below(node: &BlockNode) -> Option<Value> {
     let children = node.children();
-    children.iter().find(|(role, _)| *role == "file").map(|(_, node)| of_node(node))
+    children.iter().find(|(name, _)| *name == "file").map(|(_, node)| of_node(node))
 }
 
 /// QAPI's `BlockDeviceStats`, of all together. Times are 0 unless latencies are wanted: nobody looks at

@@ -104,7 +104,7 @@ fn info(co: &Co<'_>, node: &BlockNode) -> Info {
         iops_rd: 0,
         iops_wr: 0,
         write_threshold: 0,
-        children: children.map(|it| Child { child: it.role, node_name: it.node }).collect(),
+        children: children.map(|it| Child { child: it.child, node_name: it.node }).collect(),
     }
 }
 
@@ -113,7 +113,7 @@ fn described(node: &NodeInfo) -> String {
     let mut options = Map::new();
     options.insert("driver".to_owned(), node.driver.into());
     for child in &node.children {
-        options.insert(child.role.to_owned(), child.node.clone().into());
+        options.insert(child.child.to_owned(), child.node.clone().into());
     }
     format!("json:{}", Value::Object(options))
 }

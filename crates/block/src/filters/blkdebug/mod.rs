@@ -11,8 +11,10 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
 use crate::accounting::RequestKind;
+use crate::child_role::ChildRole;
 use crate::debug_event::DebugEvent;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::BlockLimits;
+use crate::filter::Filter;
 use crate::filters::sleep;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
@@ -53,7 +55,7 @@ impl BlkDebug {
         let limits = BlockLimits { native_fua: true, ..BlockLimits::default() };
         let nothing = Permissions::empty();
         BlkDebug {
-            child: Child::new("image", child),
+            child: Child::new("image", ChildRole::FILTER, child),
             rules,
             limits,
             take: nothing,
@@ -124,17 +126,13 @@ fn range(offset: u64, bytes: u64) -> Range<u64> {
     offset..offset + bytes
 }
 
-impl BlockDriver for BlkDebug {
-    fn format_name(&self) -> &'static str {
+impl Filter for BlkDebug {
+    fn name(&self) -> &'static str {
         "blkdebug"
     }
 
-    fn length(&self) -> u64 {
-        self.child.length()
-    }
-
-    fn filtered(&self) -> Option<&Child> {
-        Some(&self.child)
+    fn child(&self) -> &Child {
+        &self.child
     }
 
     fn limits(&self) -> BlockLimits {
@@ -158,7 +156,7 @@ impl BlockDriver for BlkDebug {
         self.rules.reach(event);
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         let bytes = target.len() as u64;
         let verdict = self.judge(co, RequestKind::Read, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
@@ -169,7 +167,7 @@ impl BlockDriver for BlkDebug {
         })
     }
 
-    fn co_pwritev(
+    fn write(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -188,25 +186,19 @@ impl BlockDriver for BlkDebug {
         })
     }
 
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+    fn flush(&self, co: &Co<'_>) -> io::Result<()> {
         let verdict = self.judge(co, RequestKind::Flush, 0..0);
         verdict.carry_out(0, |_| self.child.co_flush(co))
     }
 
-    fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
+    fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         self.rules.reach(DebugEvent::PWRITEV_ZERO);
         let _done = Done(&self.rules);
         let verdict = self.judge(co, RequestKind::WriteZeroes, range(offset, bytes));
         verdict.carry_out(bytes, |part| self.child.co_pwrite_zeroes(co, offset, part, flags))
     }
 
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         let verdict = self.judge(co, RequestKind::Discard, range(offset, bytes));
         verdict.carry_out(bytes, |part| self.child.co_pdiscard(co, offset, part))
     }

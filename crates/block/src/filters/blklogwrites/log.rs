@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coblk_aio::{AioHandle, Co, CoWaker, IoVector};
 
 use super::format::{ENTRY_BYTES, EntryFlags, RawEntry, Superblock};
+use crate::child_role::ChildRole;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -117,8 +118,11 @@ impl WriteLog {
             broken: None,
             waiters: Vec::new(),
         };
-        let shared =
-            Shared { node: Child::new("log", node), sector_size, state: Mutex::new(state) };
+        let shared = Shared {
+            node: Child::new("log", ChildRole::METADATA, node),
+            sector_size,
+            state: Mutex::new(state),
+        };
         let log = WriteLog { shared: Arc::new(shared) };
         {
             let _own = log.shared.node.co_enter_own(co);

@@ -13,7 +13,9 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use self::format::RawEntry;
 use self::log::Data;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::child_role::ChildRole;
+use crate::driver::BlockLimits;
+use crate::filter::Filter;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -60,7 +62,7 @@ impl BlkLogWrites {
         sector_size: u32,
     ) -> io::Result<BlkLogWrites> {
         Ok(BlkLogWrites {
-            child: Child::new("file", child),
+            child: Child::new("file", ChildRole::FILTER, child),
             log: WriteLog::create(co, log, sector_size)?,
         })
     }
@@ -75,17 +77,13 @@ fn fua(durable: bool) -> EntryFlags {
     if durable { EntryFlags::FUA } else { EntryFlags::empty() }
 }
 
-impl BlockDriver for BlkLogWrites {
-    fn format_name(&self) -> &'static str {
+impl Filter for BlkLogWrites {
+    fn name(&self) -> &'static str {
         "blklogwrites"
     }
 
-    fn length(&self) -> u64 {
-        self.child.length()
-    }
-
-    fn filtered(&self) -> Option<&Child> {
-        Some(&self.child)
+    fn child(&self) -> &Child {
+        &self.child
     }
 
     fn children(&self) -> Vec<&Child> {
@@ -116,15 +114,15 @@ impl BlockDriver for BlkLogWrites {
     }
 
     /// The log has no entry for it.
-    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+    fn truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::ENOTSUP))
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         self.child.co_preadv_blocks(co, offset, target)
     }
 
-    fn co_pwritev(
+    fn write(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -136,7 +134,7 @@ impl BlockDriver for BlkLogWrites {
         self.log.append(co, range, fua(flags.contains(WriteFlags::FUA)), Data::Bytes(source))
     }
 
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+    fn flush(&self, co: &Co<'_>) -> io::Result<()> {
         // What completes from now on stands behind: this flush does not cover it.
         let place = self.log.take_place(0)?;
         let entries = place.number() + 1;
@@ -149,13 +147,7 @@ impl BlockDriver for BlkLogWrites {
         self.log.publish(co, entries)
     }
 
-    fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
+    fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         // The log may have to be written, whatever the node below can do.
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
@@ -165,7 +157,7 @@ impl BlockDriver for BlkLogWrites {
         self.log.append(co, (offset, bytes), flags, Data::Zeroes(bytes))
     }
 
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.child.co_pdiscard(co, offset, bytes)?;
         self.log.append(co, (offset, bytes), EntryFlags::DISCARD, Data::None)
     }

@@ -15,7 +15,8 @@ use self::bucket::Direction;
 use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
-use crate::driver::BlockDriver;
+use crate::child_role::ChildRole;
+use crate::filter::Filter;
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::node::BlockNode;
@@ -70,7 +71,7 @@ impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
         let membership = ArcSwap::new(Membership::new(group));
-        Throttle { child: Child::new("file", child), membership }
+        Throttle { child: Child::new("file", ChildRole::FILTER, child), membership }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
@@ -98,25 +99,21 @@ impl ThrottleReopen<'_> {
     }
 }
 
-impl BlockDriver for Throttle {
-    fn format_name(&self) -> &'static str {
+impl Filter for Throttle {
+    fn name(&self) -> &'static str {
         "throttle"
     }
 
-    fn length(&self) -> u64 {
-        self.child.length()
+    fn child(&self) -> &Child {
+        &self.child
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(&self.child)
-    }
-
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         self.pass(co, Direction::Read, target.len() as u64);
         self.child.co_preadv(co, offset, target)
     }
 
-    fn co_pwritev(
+    fn write(
         &self,
         co: &Co<'_>,
         offset: u64,
@@ -127,22 +124,12 @@ impl BlockDriver for Throttle {
         self.child.co_pwritev(co, offset, source, flags)
     }
 
-    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        self.child.co_flush(co)
-    }
-
-    fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
+    fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         self.pass(co, Direction::Write, bytes);
         self.child.co_pwrite_zeroes(co, offset, bytes, flags)
     }
 
-    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.pass(co, Direction::Write, bytes);
         self.child.co_pdiscard(co, offset, bytes)
     }
