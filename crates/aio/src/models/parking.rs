@@ -124,5 +124,5 @@ fn two_submitters_wake_one_worker() {
 
 #[test]
 fn a_wake_up_that_comes_late_is_not_one_from_a_later_sleep() {
-    model(3, || run_with(1, 2, 1, Duration::ZERO));
+    model(6, || run_with(1, 2, 1, Duration::ZERO));
 }
