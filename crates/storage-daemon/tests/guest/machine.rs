@@ -121,12 +121,13 @@ impl Machine {
         }
     }
 
-    /// The end of what its console shows.
+    /// What QEMU says, and the end of what the guest's console shows.
     fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.console.with_file_name("qemu.log")).unwrap_or_default();
         let console = fs::read(&self.console).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
         let lines: Vec<&str> = console.lines().collect();
-        format!("console:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+        format!("QEMU: {log}\nconsole:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
     }
 }
 
