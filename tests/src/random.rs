@@ -36,13 +36,15 @@ impl Random {
 }
 
 /// The seeds a test runs: `COBLK_SEED=n` asks for that one alone, `COBLK_SEEDS=n` for `0..n`, and
-/// without either it is `0..usual`.
+/// without either it is `0..usual`, or `COBLK_SEEDS_TIMES` as many.
 pub fn seeds(usual: u64) -> Range<u64> {
-    match (option("COBLK_SEED"), option("COBLK_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, Some(0)) => panic!("COBLK_SEEDS=0 would test nothing"),
-        (None, seeds) => 0..seeds.unwrap_or(usual),
+    if let Some(seed) = option("COBLK_SEED") {
+        return seed..seed + 1;
     }
+    let times = option("COBLK_SEEDS_TIMES").unwrap_or(1);
+    let count = option("COBLK_SEEDS").unwrap_or(usual * times);
+    assert_ne!(count, 0, "no seeds would test nothing");
+    0..count
 }
 
 /// The number that a variable of the environment holds, if it is set.
