@@ -144,6 +144,11 @@ fn boots_with_a_disk_of_two_queues() {
     disk_over_vhost_user(2, 256);
 }
 
+#[test]
+fn boots_with_a_disk_of_long_queues() {
+    disk_over_vhost_user(2, 512);
+}
+
 /// Started again, it goes on with what the guest had in flight. The guest only waits.
 #[test]
 fn boots_with_a_disk_whose_daemon_is_killed() {
