@@ -10,8 +10,8 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
 use super::turn::Turned;
-use super::{Graph, UserId, lock};
-use crate::gate::co_visit;
+use super::{DrainedSection, Graph, UserId, lock};
+use crate::gate::{WAIT_LIMIT, co_visit};
 use crate::medium;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
@@ -52,20 +52,60 @@ pub enum GraphError {
         /// Who writes, as `backend 'drive'`.
         user: String,
     },
+    /// Requests do not end: their disk does not answer, or they are long.
+    #[error("node '{0}' still has requests in flight after {limit} s", limit = WAIT_LIMIT.as_secs())]
+    RequestsInTheWay(String),
+    /// Another change does not end.
+    #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
+    ChangeInTheWay,
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
 }
 
 /// Changes come one after the other.
-pub(crate) fn lock_changes<'a>(co: &Co<'_>) -> CoMutexGuard<'a, ()> {
+///
+/// # Errors
+/// If those before have not ended within [`WAIT_LIMIT`].
+pub(crate) fn lock_changes(co: &Co<'_>) -> Result<CoMutexGuard<'static, ()>, GraphError> {
     static CHANGES: CoMutex<()> = CoMutex::new(());
-    CHANGES.lock(co)
+    if let Some(guard) = CHANGES.try_lock() {
+        return Ok(guard);
+    }
+    if has_no_limit(co) {
+        return Ok(CHANGES.lock(co));
+    }
+    // One that comes too late is dropped, and so given on.
+    co.timeout(WAIT_LIMIT, "wait for changes", |co| CHANGES.lock(co))
+        .map_err(|_| GraphError::ChangeInTheWay)
+}
+
+/// Drains a node that is to change.
+///
+/// # Errors
+/// If its requests have not ended within [`WAIT_LIMIT`].
+pub(crate) fn co_drain_for_change(
+    co: &Co<'_>,
+    node: &Arc<BlockNode>,
+) -> Result<DrainedSection, GraphError> {
+    let name = || node.name().to_owned();
+    if has_no_limit(co) {
+        return Ok(node.co_drain(co));
+    }
+    node.co_drain_within(co, WAIT_LIMIT).map_err(|_| GraphError::RequestsInTheWay(name()))
+}
+
+/// Simulated time is over as soon as nothing else is to be done, while other threads take real time.
+pub(crate) fn has_no_limit(co: &Co<'_>) -> bool {
+    co.context().simulation().is_some()
 }
 
 /// Changes of the graph. Each drains the nodes concerned first: requests in flight complete where
 /// they are, later ones go where the graph then leads. So none may be called from a request's own
 /// callback. All contexts that have backends concerned must be polling.
+///
+/// A change waits for requests, and for other changes, up to [`WAIT_LIMIT`] each; then it fails, and has
+/// changed nothing.
 impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
@@ -76,7 +116,7 @@ impl BlockNode {
         co: &Co<'_>,
         new: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
+        let _change = lock_changes(co)?;
         turn_users(co, self, new, Graph::all_users)
     }
 
@@ -102,7 +142,7 @@ impl BlockNode {
         co: &Co<'_>,
         above: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
+        let _change = lock_changes(co)?;
         turn_users(co, self, above, Graph::keep_way_down)
     }
 
@@ -124,7 +164,7 @@ impl BlockNode {
     /// # Errors
     /// If it does not stand on exactly one node.
     pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
+        let _change = lock_changes(co)?;
         let below = lock().only_child(self)?;
         turn_users(co, self, &below, Graph::all_users)
     }
@@ -150,7 +190,7 @@ fn turn_users(
     trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
     // Refused before anybody has to wait.
     choose(&mut lock(), old, new)?;
-    let _drained = (old.co_drain(co), new.co_drain(co));
+    let _drained = (co_drain_for_change(co, old)?, co_drain_for_change(co, new)?);
     // Edges may go only after the lock.
     let mut turned = Turned::default();
     let (moved, above) = {

@@ -37,7 +37,7 @@ use crate::gate::wake_all;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
 pub use change::GraphError;
-pub(crate) use change::{co_look_at_node, lock_changes};
+pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
