@@ -58,7 +58,7 @@ pub use plug::Plug;
 pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
 pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
-pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
+pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, PoolShare, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
 pub use unix_socket::bind_unix;
 

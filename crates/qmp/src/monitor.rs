@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coblk_aio::sync::CoSleep;
-use coblk_aio::{AioContext, Co, FdInterest, Timer};
+use coblk_aio::{AioContext, Co, FdInterest, PoolShare, Timer};
 use serde::Serialize;
 
 use crate::command::CommandTable;
@@ -285,8 +285,7 @@ impl Shared {
     /// Serves the client at an address, again and again, until the monitor stops.
     fn reconnect(&self, co: &Co<'_>, address: &SocketAddress, pause: Duration) {
         while !self.is_stopping.get() {
-            let pool = co.context().thread_pool();
-            match pool.submit_co(co, || connect(address)) {
+            match PoolShare::once(co, || connect(address)) {
                 Ok(stream) => self.serve(co, stream),
                 Err(error) => tracing::debug!(%error, "cannot connect to a QMP client"),
             }

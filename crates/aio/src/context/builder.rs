@@ -19,7 +19,7 @@ use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
-use crate::thread_pool::ThreadPool;
+use crate::thread_pool::{Shares, ThreadPool};
 use crate::timer::{Clock, TimerList};
 use crate::turn::TurnClock;
 
@@ -104,6 +104,7 @@ impl AioContextBuilder {
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
             turn: TurnClock::new(),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
+            shares: Shares::default(),
             aio_jobs: Cell::new(0),
         });
         let inner = NonNull::from(Box::leak(inner));

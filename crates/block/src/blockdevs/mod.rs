@@ -8,7 +8,7 @@ mod resize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, PoolShare};
 
 use crate::filters::throttle::ThrottleGroup;
 use crate::graph;
@@ -159,7 +159,7 @@ impl Blockdevs {
         let chain = co_flush_chain(co, node);
         // Outside the lock: its end may be the end of its children. On a worker: to close a file may
         // take as long as its disk likes.
-        co.context().thread_pool().submit_co(co, || drop(chain));
+        PoolShare::once(co, || drop(chain));
         drop(reserved);
         Ok(())
     }

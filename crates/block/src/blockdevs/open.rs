@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{Co, PoolShare};
 
 use super::Blockdevs;
 use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
@@ -120,9 +120,8 @@ impl Opening<'_, '_> {
     pub(super) fn co_open(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = match &options.driver {
             DriverOptions::File { filename, .. } => {
-                let pool = self.co.context().thread_pool();
                 let file = self.own.open_file(&options.driver, |options| {
-                    pool.submit_co(self.co, || options.open(filename))
+                    PoolShare::once(self.co, || options.open(filename))
                 });
                 let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
                 BlockNode::new(self.name, file?)

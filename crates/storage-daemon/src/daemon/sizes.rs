@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coblk::aio::PoolShare;
 use coblk::{BlockNode, Co};
 
 use super::Daemon;
@@ -54,7 +55,7 @@ impl Daemon {
             }
             // The last to hold it closes its file, which is not for the loop.
             if let Some(node) = Arc::into_inner(node) {
-                co.context().thread_pool().submit_co(co, || drop(node));
+                PoolShare::once(co, || drop(node));
             }
         });
         question

@@ -1,6 +1,7 @@
 //! Credentials for the NBD server. Without the feature `tls` there are none.
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 use coblk::nbd::NbdOptions;
 
 use super::objects::Object;
@@ -28,8 +29,7 @@ pub(super) fn load(
     let dir = options.dir.as_deref();
     let dir = dir.ok_or(DaemonError::Unsupported("Missing 'dir' property value"))?;
     let verify_peer = options.verify_peer.unwrap_or(true);
-    let pool = co.context().thread_pool();
-    let credentials = pool.submit_co(co, || TlsCredentials::from_dir(dir, verify_peer));
+    let credentials = PoolShare::once(co, || TlsCredentials::from_dir(dir, verify_peer));
     credentials.map_err(|error| DaemonError::Tls(Box::new(error)))
 }
 

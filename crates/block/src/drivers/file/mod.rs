@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
-use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -80,6 +80,8 @@ pub struct File {
     can_punch_hole: AtomicBool,
     /// Of devices.
     can_discard: AtomicBool,
+    /// What it may have of the worker pool: a disk that does not answer leaves threads for others.
+    share: PoolShare,
 }
 
 /// How an image is open.
@@ -159,7 +161,7 @@ impl File {
         if self.uses_ring(co) {
             return self.sync(&co, || co.ring_fdatasync(file));
         }
-        co.context().thread_pool().submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
+        self.share.submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
     }
 
     fn co_fallocate(
@@ -171,30 +173,31 @@ impl File {
         bytes: u64,
     ) -> io::Result<()> {
         let file = self.file.as_fd();
-        co_if_possible(co, possible, || sys::fallocate(file, what, offset, bytes))
+        self.co_if_possible(co, possible, || sys::fallocate(file, what, offset, bytes))
     }
-}
 
-/// A call that changes how a range is stored, on a worker: it may take long, and no engine does it
-/// without blocking. Made only as long as file system or device have not said that they cannot.
-fn co_if_possible(
-    co: &Co<'_>,
-    possible: &AtomicBool,
-    call: impl Fn() -> io::Result<()> + Send + Sync,
-) -> io::Result<()> {
-    let not_supported = || io::Error::from_raw_os_error(libc::ENOTSUP);
-    if !possible.load(Ordering::Relaxed) {
-        return Err(not_supported());
-    }
-    let result = co.context().thread_pool().submit_co(co, || retry(&OnWorker, &call));
-    result.map_err(|error| match error.raw_os_error() {
-        // What the various file systems and devices say.
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
-            possible.store(false, Ordering::Relaxed);
-            not_supported()
+    /// A call that changes how a range is stored, on a worker: it may take long, and no engine does it
+    /// without blocking. Made only as long as file system or device have not said that they cannot.
+    pub(super) fn co_if_possible(
+        &self,
+        co: &Co<'_>,
+        possible: &AtomicBool,
+        call: impl Fn() -> io::Result<()> + Send + Sync,
+    ) -> io::Result<()> {
+        let not_supported = || io::Error::from_raw_os_error(libc::ENOTSUP);
+        if !possible.load(Ordering::Relaxed) {
+            return Err(not_supported());
         }
-        _ => error,
-    })
+        let result = self.share.submit_co(co, || retry(&OnWorker, &call));
+        result.map_err(|error| match error.raw_os_error() {
+            // What the various file systems and devices say.
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
+                possible.store(false, Ordering::Relaxed);
+                not_supported()
+            }
+            _ => error,
+        })
+    }
 }
 
 impl BlockDriver for File {
@@ -226,7 +229,7 @@ impl BlockDriver for File {
             let file = self.ring_fd();
             return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }
-        co.context().thread_pool().submit_co(co, || {
+        self.share.submit_co(co, || {
             self.read_fully(target, offset, &OnWorker, |rest, at| sys::preadv(file, rest, at))
         })
     }
@@ -244,7 +247,7 @@ impl BlockDriver for File {
             return self
                 .write_fully(source, offset, &co, |rest, at| co.ring_pwritev(file, rest, at));
         }
-        co.context().thread_pool().submit_co(co, || {
+        self.share.submit_co(co, || {
             self.write_fully(source, offset, &OnWorker, |rest, at| sys::pwritev(file, rest, at))
         })
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
-use coblk_aio::sys;
+use coblk_aio::{PoolShare, sys};
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
@@ -157,6 +157,7 @@ impl FileOptions {
             can_zero_range: AtomicBool::new(true),
             can_punch_hole: AtomicBool::new(true),
             can_discard: AtomicBool::new(true),
+            share: PoolShare::new(),
         })
     }
 

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use coblk_aio::{Co, sys};
+use coblk_aio::{Co, PoolShare, sys};
 
 use super::{File, FileOpenError, FileOptions};
 use crate::driver::BlockLimits;
@@ -39,7 +39,7 @@ impl File {
         co: &Co<'_>,
         options: FileOptions,
     ) -> Result<FileReopen<'_>, FileOpenError> {
-        co.context().thread_pool().submit_co(co, || self.prepare_reopen(options))
+        PoolShare::once(co, || self.prepare_reopen(options))
     }
 
     fn prepare_reopen(&self, options: FileOptions) -> Result<FileReopen<'_>, FileOpenError> {
