@@ -127,6 +127,14 @@ impl BlockBackend {
         self.inner.slot.insert(node)
     }
 
+    pub(crate) fn co_insert(
+        &self,
+        co: &Co<'_>,
+        node: Arc<BlockNode>,
+    ) -> Result<(), PermissionError> {
+        self.inner.slot.co_insert(co, node)
+    }
+
     /// Its name, for messages.
     pub fn name(&self) -> &str {
         self.inner.slot.name()
@@ -210,7 +218,7 @@ impl BlockBackend {
             let node = self.node()?;
             let _drained = node.co_drain(co);
             if self.node().is_some_and(|now| Arc::ptr_eq(&now, &node)) {
-                return self.inner.slot.take();
+                return self.inner.slot.co_take(co);
             }
         }
     }

@@ -13,7 +13,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
@@ -81,7 +81,7 @@ impl Blockdevs {
         prepared.iter_mut().for_each(Prepared::swap);
         // Edges may go only after the lock.
         let mut turned = Turned::default();
-        if let Err(error) = turn(&steps, &mut turned) {
+        if let Err(error) = turn(co, &steps, &mut turned) {
             prepared.iter_mut().rev().for_each(Prepared::swap);
             return Err(error);
         }
@@ -233,7 +233,7 @@ fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevErr
 }
 
 /// Turns the edges, if all users agree to that and to what the nodes have become.
-fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
+fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     for step in steps {
         for (role, child) in &step.children {
             step.own.for_child(role).check_writable(step.node.name(), child)?;
@@ -241,7 +241,7 @@ fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     }
     let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();
     let nodes: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
-    Ok(graph::lock().turn(&turns, &nodes, false, turned)?)
+    Ok(PoolShare::once(co, || graph::lock_permits().turn(&turns, &nodes, false, turned))?)
 }
 
 /// A node that is ready to change to what it is to be, and back.

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
-use coblk_aio::{AioContext, AioHandle, Co, trace_event};
+use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{DrainedSection, Graph, UserId, lock};
+use super::{DrainedSection, Graph, UserId, lock, lock_permits};
 use crate::gate::{WAIT_LIMIT, co_visit};
 use crate::medium;
 use crate::node::BlockNode;
@@ -116,8 +116,7 @@ impl BlockNode {
         co: &Co<'_>,
         new: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co)?;
-        turn_users(co, self, new, Graph::all_users)
+        turn_users(co, self, || Ok(Arc::clone(new)), Graph::all_users)
     }
 
     /// [`co_replace`](Self::co_replace) from outside of coroutines. Polls `ctx` meanwhile.
@@ -142,8 +141,7 @@ impl BlockNode {
         co: &Co<'_>,
         above: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co)?;
-        turn_users(co, self, above, Graph::keep_way_down)
+        turn_users(co, self, || Ok(Arc::clone(above)), Graph::keep_way_down)
     }
 
     /// [`co_insert_above`](Self::co_insert_above) from outside of coroutines. Polls `ctx` meanwhile.
@@ -164,9 +162,7 @@ impl BlockNode {
     /// # Errors
     /// If it does not stand on exactly one node.
     pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
-        let _change = lock_changes(co)?;
-        let below = lock().only_child(self)?;
-        turn_users(co, self, &below, Graph::all_users)
+        turn_users(co, self, || lock().only_child(self), Graph::all_users)
     }
 
     /// [`co_remove`](Self::co_remove) from outside of coroutines. Polls `ctx` meanwhile.
@@ -181,26 +177,48 @@ impl BlockNode {
 /// Chooses the users of the first node that turn to the second.
 type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError>;
 
+/// Has the users of `old` turn to what `find` says.
+///
+/// The nodes are drained before other changes are waited for, as their disks may not answer, and others
+/// need not wait for that. Whoever turns an edge to a node that is drained has drained the node above as
+/// well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
+    co: &Co<'_>,
+    old: &Arc<BlockNode>,
+    find: impl Fn() -> Result<Arc<BlockNode>, GraphError>,
+    choose: Choose,
+) -> Result<(), GraphError> {
+    loop {
+        let new = find()?;
+        trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
+        // Refused before anybody has to wait.
+        choose(&mut lock(), old, &new)?;
+        let _drained = (co_drain_for_change(co, old)?, co_drain_for_change(co, &new)?);
+        let _change = lock_changes(co)?;
+        if Arc::ptr_eq(&find()?, &new) {
+            return turn_drained_users(co, old, &new, choose);
+        }
+    }
+}
+
+/// The nodes are drained, and there is no other change.
+fn turn_drained_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
     choose: Choose,
 ) -> Result<(), GraphError> {
-    trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
-    // Refused before anybody has to wait.
-    choose(&mut lock(), old, new)?;
-    let _drained = (co_drain_for_change(co, old)?, co_drain_for_change(co, new)?);
     // Edges may go only after the lock.
     let mut turned = Turned::default();
-    let (moved, above) = {
-        let mut graph = lock();
+    let (moved, above) = PoolShare::once(co, || {
+        let mut graph = lock_permits();
         let users = choose(&mut graph, old, new)?;
         let turns: Vec<_> = users.iter().map(|id| (*id, Arc::clone(new))).collect();
         graph.turn(&turns, &[], true, &mut turned)?;
         let above = graph.backends_above(new).into_iter();
-        above.partition::<Vec<_>, _>(|(id, _)| users.contains(id))
-    };
+        let backends = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
+        Ok::<_, GraphError>(backends)
+    })?;
     for (id, home) in moved {
         let new = Arc::clone(new);
         co_visit(co, &home, move || medium::turn(id, new));
