@@ -46,7 +46,7 @@ mod turn;
 mod unix_socket;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo};
+pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo, Wanted};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
 pub use fd_handler::{FdInterest, Readiness};

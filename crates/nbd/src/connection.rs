@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
 
-use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
+use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, Wanted, trace_event};
 
 use crate::export::NbdExport;
 use crate::handshake;
@@ -63,6 +63,8 @@ pub struct Connection {
     pub ending: Cell<bool>,
     /// Nothing can be sent any more.
     pub failed: Cell<bool>,
+    /// The client waits for what its requests do.
+    pub wanted: Wanted,
     /// Bytes of shared memory it holds.
     pub held: Cell<usize>,
     /// Requests, options and pieces read since its coroutine has last let others run.
@@ -86,6 +88,7 @@ impl Connection {
             in_flight: Cell::new(0),
             ending: Cell::new(false),
             failed: Cell::new(false),
+            wanted: Wanted::new(),
             held: Cell::new(0),
             turn: Cell::new(0),
             send_stuck_since_ns: Cell::new(None),
@@ -106,7 +109,11 @@ impl Connection {
         let result = self.watch(ctx, FdInterest::Read).and_then(|()| self.converse(co));
         match &result {
             Ok(()) => tracing::debug!("an NBD client has disconnected"),
-            Err(error) => tracing::debug!(%error, "an NBD client is gone"),
+            Err(error) => {
+                tracing::debug!(%error, "an NBD client is gone");
+                // Long requests end with their next piece.
+                self.wanted.give_up();
+            }
         }
         self.ending.set(true);
         self.finish(co);

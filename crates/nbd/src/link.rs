@@ -158,6 +158,7 @@ impl Connection {
     pub fn fail(&self) {
         if !self.failed.replace(true) {
             self.transport.shutdown();
+            self.wanted.give_up();
             let unsent = self.outbox.borrow_mut().clear();
             self.retire(unsent);
         }

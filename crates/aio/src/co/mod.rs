@@ -4,6 +4,7 @@ mod list;
 mod note;
 mod task;
 mod waker;
+mod wanted;
 
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -18,6 +19,7 @@ use note::Note;
 pub use note::NoteInfo;
 pub(crate) use task::{Task, TaskList};
 pub use waker::CoWaker;
+pub use wanted::Wanted;
 
 /// The right to suspend (design decision D2).
 ///
