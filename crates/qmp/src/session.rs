@@ -24,6 +24,8 @@ use crate::splitter::Splitter;
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
 /// ones are dropped.
 const MAX_WAITING_EVENTS: usize = 256 << 10;
+/// The event that says how many events were dropped; QEMU keeps all, in memory without bound.
+const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
 
 /// Commands of one monitor, whose clients have gone before they ended, and the next one.
 const MAX_RUNNING: usize = 64;
@@ -143,6 +145,7 @@ impl Session {
             let mut input = &buffer[..bytes];
             while let Some(text) = splitter.next(&mut input) {
                 let answer = self.answer(co, table, text);
+                self.tell_of_dropped();
                 self.post(&answer.ok_or(ErrorKind::BrokenPipe)?);
                 // One command is answered before the next one is looked at: who never reads has
                 // one answer waiting, and no more.
@@ -278,13 +281,19 @@ impl Session {
             outbox.dropped += 1;
             return;
         }
-        let dropped = std::mem::take(&mut outbox.dropped);
         drop(outbox);
-        if dropped > 0 {
-            tracing::warn!(dropped, "a QMP client did not read, and missed events");
-        }
+        self.tell_of_dropped();
         self.post(event);
         self.flush();
+    }
+
+    /// Tells how many events were dropped, in the place where they are missing.
+    fn tell_of_dropped(&self) {
+        let dropped = std::mem::take(&mut self.outbox.borrow_mut().dropped);
+        if dropped > 0 {
+            tracing::warn!(dropped, "a QMP client did not read, and missed events");
+            self.post(&Event::new(EVENTS_DROPPED).with("count", dropped));
+        }
     }
 
     /// Puts a message behind those that wait to be sent.
@@ -297,6 +306,19 @@ impl Session {
 
     /// Sends what the socket takes at once.
     fn flush(&self) {
+        self.send_some();
+        // Not only before the next event: there may be none for long.
+        let is_owed = {
+            let outbox = self.outbox.borrow();
+            outbox.waiting() == 0 && outbox.dropped > 0
+        };
+        if is_owed && !self.has_failed.get() {
+            self.tell_of_dropped();
+            self.send_some();
+        }
+    }
+
+    fn send_some(&self) {
         let mut outbox = self.outbox.borrow_mut();
         while outbox.waiting() > 0 && !self.has_failed.get() {
             match (&self.stream).write(&outbox.bytes[outbox.sent..]) {
