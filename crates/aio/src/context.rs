@@ -29,7 +29,7 @@ use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::Simulation;
 use crate::sys;
-use crate::thread_pool::ThreadPool;
+use crate::thread_pool::{Shares, ThreadPool};
 use crate::timer::{Timer, TimerList};
 use crate::trace_event;
 use crate::turn::TurnClock;
@@ -99,6 +99,7 @@ pub(crate) struct Inner {
     pub(crate) turn: TurnClock,
     pub(crate) panics: Panics,
     thread_pool: ThreadPool,
+    pub(crate) shares: Shares,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
 }

@@ -49,7 +49,7 @@ mod unix_socket;
 mod volatile;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo};
+pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo, Wanted};
 pub use context::{AioContext, AioContextBuilder};
 pub use event_notifier::EventNotifier;
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
@@ -62,7 +62,7 @@ pub use plug::Plug;
 pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
 pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
-pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
+pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, PoolShare, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
 pub use unix_socket::bind_unix;
 

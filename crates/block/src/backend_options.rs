@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, AioHandle, Spawned};
+use coblk_aio::{AioContext, AioHandle, Co, Spawned};
 
 use crate::block_backend::BlockBackend;
 use crate::graph::{self, Device, DeviceId, Use};
@@ -76,7 +76,8 @@ impl BackendOptions {
         BackendOptions { share_resize, ..self }
     }
 
-    /// A backend of `ctx` on `node`; writable if the node is, and unless read-only.
+    /// A backend of `ctx` on `node`; writable if the node is, and unless read-only. May block, for the locks
+    /// of an image; in a coroutine, use [`co_open`](Self::co_open).
     ///
     /// # Errors
     /// If other users of the node, or of those below, do not agree; or other processes.
@@ -87,6 +88,21 @@ impl BackendOptions {
     ) -> Result<BlockBackend, PermissionError> {
         let backend = self.open_empty(ctx);
         backend.insert(node)?;
+        Ok(backend)
+    }
+
+    /// [`open`](Self::open), from a coroutine of the context. A worker asks for the locks of an image, which
+    /// may take any time.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn co_open(
+        &self,
+        co: &Co<'_>,
+        node: Arc<BlockNode>,
+    ) -> Result<BlockBackend, PermissionError> {
+        let backend = self.open_empty(co.context());
+        backend.co_insert(co, node)?;
         Ok(backend)
     }
 
@@ -107,7 +123,7 @@ impl BackendOptions {
     ) -> Spawned<Result<RemoteBackend, PermissionError>> {
         let options = self.clone();
         home.spawn("open backend", move |co| {
-            options.open(co.context(), node).map(|backend| backend.remote())
+            options.co_open(co, node).map(|backend| backend.remote())
         })
     }
 

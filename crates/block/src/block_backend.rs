@@ -13,7 +13,7 @@ use crate::accounting::{Recorder, RequestKind};
 use crate::backend_options::Claim;
 use crate::error_policy::{Attempt, ErrorState};
 use crate::flags::{WriteFlags, ZeroFlags};
-use crate::graph::{self, Child, DrainedSection};
+use crate::graph::{self, Child, DrainedSection, GraphError};
 use crate::in_flight;
 use crate::io::{self as request_path, BlockStatus};
 use crate::medium::{Medium, Request, Slot};
@@ -42,6 +42,8 @@ pub enum MediumError {
 pub(crate) enum ResizeError {
     #[error(transparent)]
     Permission(#[from] PermissionError),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -123,6 +125,14 @@ impl BlockBackend {
 
     pub(crate) fn insert(&self, node: Arc<BlockNode>) -> Result<(), PermissionError> {
         self.inner.slot.insert(node)
+    }
+
+    pub(crate) fn co_insert(
+        &self,
+        co: &Co<'_>,
+        node: Arc<BlockNode>,
+    ) -> Result<(), PermissionError> {
+        self.inner.slot.co_insert(co, node)
     }
 
     /// Its name, for messages.
@@ -211,10 +221,15 @@ impl BlockBackend {
     /// be called from a request's own callback; those that wait, and later ones, fail with
     /// ENOMEDIUM (contract: C74) until there is another. Home thread.
     pub fn co_remove_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
-        // The node must not be replaced meanwhile.
-        let _change = graph::lock_changes(co);
-        let _drained = self.co_drain(co);
-        self.inner.slot.take()
+        // No change of the graph is waited for: a disk that does not answer may be in its way. The
+        // node may be replaced until it is drained, and then it is another one that has requests.
+        loop {
+            let node = self.node()?;
+            let _drained = node.co_drain(co);
+            if self.node().is_some_and(|now| Arc::ptr_eq(&now, &node)) {
+                return self.inner.slot.co_take(co);
+            }
+        }
     }
 
     /// [`co_remove_medium`](Self::co_remove_medium) from outside of coroutines. Polls `ctx`
@@ -323,13 +338,19 @@ impl BlockBackend {
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have; EPERM if
-    /// another user of the node, or another process, does not share the permission to resize.
+    /// another user of the node, or another process, does not share the permission to resize;
+    /// ETIMEDOUT if it is to become shorter, and requests have not ended within
+    /// [`WAIT_LIMIT`](crate::WAIT_LIMIT).
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         self.co_resize(co, length).map_err(|error| match error {
             ResizeError::Io(error) => error,
             ResizeError::Permission(error) => {
                 tracing::warn!(backend = self.name(), %error, "cannot change the length");
                 io::Error::from_raw_os_error(libc::EPERM)
+            }
+            ResizeError::Graph(error) => {
+                tracing::warn!(backend = self.name(), %error, "cannot change the length");
+                io::Error::from_raw_os_error(libc::ETIMEDOUT)
             }
         })
     }
@@ -350,13 +371,14 @@ impl BlockBackend {
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is
     /// drained is where the bytes are: other users of it, below filters of this one, write too.
-    fn co_shrink(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    fn co_shrink(&self, co: &Co<'_>, length: u64) -> Result<(), ResizeError> {
+        let node = self.node().map(storage_of);
+        let _drained = node.map(|node| graph::co_drain_for_change(co, &node)).transpose()?;
         // The node must not be replaced meanwhile.
-        let _change = graph::lock_changes(co);
-        let _drained = self.node().map(|node| storage_of(node).co_drain(co));
+        let _change = graph::lock_changes(co)?;
         let medium = self.writable_medium()?;
         let _request = Request::count_in(Rc::clone(&medium));
-        request_path::co_truncate(&medium.node, co, length)
+        Ok(request_path::co_truncate(&medium.node, co, length)?)
     }
 }
 

@@ -235,8 +235,8 @@ pub trait BlockDriver: Any + Send + Sync {
 
     /// What all users of the node together hold is about to become `held`, and what every one of
     /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
-    /// file, does it here, and on an error changes nothing. Blocks at most for a few system calls;
-    /// called once at a time.
+    /// file, does it here, and on an error changes nothing. Called once at a time, without the lock of the
+    /// graph: it may block for as long as a file system takes.
     fn set_permissions(
         &self,
         _held: Permissions,

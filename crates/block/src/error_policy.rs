@@ -264,7 +264,9 @@ impl BlockBackend {
         error: io::Error,
     ) -> Option<io::Result<()>> {
         let unsupported = error.kind() == io::ErrorKind::Unsupported;
-        if unsupported || self.is_invalid(kind, range) {
+        // Who does not wait for it is not to be asked either.
+        let given_up = error.raw_os_error() == Some(libc::ECANCELED) && !co.is_wanted();
+        if unsupported || given_up || self.is_invalid(kind, range) {
             return Some(Err(error));
         }
         let errno = error.raw_os_error().unwrap_or(libc::EIO);

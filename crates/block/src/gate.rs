@@ -101,7 +101,7 @@ impl Gate {
     #[inline]
     pub(crate) fn count_out(&self, in_flight: &InFlight) {
         if in_flight.add(-1) == 0 && self.is_closed() {
-            wake_drainers(self);
+            self.wake_drainers();
         }
     }
 
@@ -126,8 +126,15 @@ impl Gate {
     /// Counts a driver's own I/O out.
     pub(crate) fn leave_own(&self) {
         if self.own.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_closed() {
-            wake_drainers(self);
+            self.wake_drainers();
         }
+    }
+
+    /// Has those who wait for the gate to be idle look again.
+    #[cold]
+    pub(crate) fn wake_drainers(&self) {
+        let drainers = std::mem::take(&mut self.lock().drainers);
+        wake_all(drainers);
     }
 
     /// Waits until the gate has opened. It may be closed again by then, or the wrong one (contract:
@@ -160,14 +167,18 @@ impl Gate {
         std::mem::take(&mut state.held)
     }
 
-    /// Waits until nothing is in flight. The gate is closed.
-    pub(crate) fn wait_until_idle(&self, co: &Co<'_>) {
+    /// Waits until nothing is in flight, or the wait is over. The gate is closed. Returns whether
+    /// nothing is in flight. Who says that it is over calls [`wake_drainers`](Self::wake_drainers).
+    pub(crate) fn wait_until_idle(&self, co: &Co<'_>, is_over: impl Fn() -> bool) -> bool {
         self.let_all_contexts_see(co);
         loop {
             let mut state = self.lock();
             let own = self.own.load(Ordering::SeqCst);
             if own == 0 && state.members.iter().all(|member| member.in_flight.count() == 0) {
-                return;
+                return true;
+            }
+            if is_over() {
+                return false;
             }
             // The lock is held until the waker is stored: a request that ends meanwhile finds it.
             co.suspend_for("requests in flight", |waker| {
@@ -231,12 +242,6 @@ impl Drop for Seen {
             self.drainer.schedule(move |_| waker.wake());
         }
     }
-}
-
-#[cold]
-fn wake_drainers(gate: &Gate) {
-    let drainers = std::mem::take(&mut gate.lock().drainers);
-    wake_all(drainers);
 }
 
 /// Wakes all. A coroutine that runs at once may panic, which must not cost the others their wake;

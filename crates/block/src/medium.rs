@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use coblk_aio::{AioHandle, Co};
+use coblk_aio::{AioHandle, Co, PoolShare};
 
 use crate::accounting::Statistics;
 use crate::backend_options::Claim;
@@ -92,19 +92,38 @@ impl Slot {
         }
     }
 
-    /// Puts a node where there is none.
+    /// Puts a node where there is none. May wait for system calls.
     pub(crate) fn insert(self: &Rc<Self>, node: Arc<BlockNode>) -> Result<(), PermissionError> {
-        let backend = Kind::Backend {
+        let user = graph::add_backend(&node, self.kind(), self.wants(&node))?;
+        self.inserted(node, user);
+        Ok(())
+    }
+
+    /// [`insert`](Self::insert); a worker waits for system calls.
+    pub(crate) fn co_insert(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        node: Arc<BlockNode>,
+    ) -> Result<(), PermissionError> {
+        let (kind, wants) = (self.kind(), self.wants(&node));
+        let user = PoolShare::once(co, || graph::add_backend(&node, kind, wants))?;
+        self.inserted(node, user);
+        Ok(())
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Backend {
             name: self.name.clone(),
             home: self.home.clone(),
             claim: self.claim,
             statistics: self.statistics.clone(),
-        };
-        let user = graph::lock().add_backend(&node, backend, self.wants(&node))?;
+        }
+    }
+
+    fn inserted(self: &Rc<Self>, node: Arc<BlockNode>, user: UserId) {
         SLOTS.with_borrow_mut(|slots| slots.insert(user, Rc::downgrade(self)));
         self.set(node, user);
         self.look_at_length_soon(user);
-        Ok(())
     }
 
     fn wants(&self, node: &BlockNode) -> Use {
@@ -115,19 +134,25 @@ impl Slot {
         wants
     }
 
-    /// Holds the permission to change the length, for as long as the guard lives.
+    /// Holds the permission to change the length, for as long as the guard lives. May wait for system
+    /// calls.
     pub(crate) fn resize(self: &Rc<Self>) -> Result<Resize, PermissionError> {
-        self.count_resizing(1)?;
-        Ok(Resize { slot: Rc::clone(self) })
+        self.count_resizing(1);
+        // Given back if that fails.
+        let mut resize = Resize { slot: Rc::clone(self), is_held: false };
+        if let Some((user, wants)) = self.user_and_wants() {
+            graph::change_use(user, wants)?;
+        }
+        resize.is_held = true;
+        Ok(resize)
     }
 
-    fn count_resizing(&self, change: isize) -> Result<(), PermissionError> {
-        let before = self.resizing.get();
-        self.resizing.set(before.wrapping_add_signed(change));
-        let Some(medium) = self.medium() else { return Ok(()) };
-        let wants = self.wants(&medium.node);
-        let changed = graph::lock().change_use(medium.user, wants);
-        changed.inspect_err(|_| self.resizing.set(before))
+    fn count_resizing(&self, change: isize) {
+        self.resizing.set(self.resizing.get().wrapping_add_signed(change));
+    }
+
+    fn user_and_wants(&self) -> Option<(UserId, Use)> {
+        self.medium().map(|medium| (medium.user, self.wants(&medium.node)))
     }
 
     /// Gives back what was there.
@@ -143,14 +168,29 @@ impl Slot {
         self.medium.replace(Some(Rc::new(medium)))
     }
 
-    /// Takes the node out. Nothing is in flight.
+    /// Takes the node out. Nothing is in flight. May wait for system calls.
     pub(crate) fn take(&self) -> Option<Arc<BlockNode>> {
+        let (node, user) = self.take_out()?;
+        graph::remove_user(user);
+        Some(node)
+    }
+
+    /// [`take`](Self::take); a worker waits for system calls.
+    pub(crate) fn co_take(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
+        let (node, user) = self.take_out()?;
+        if !graph::forget_at_once(user) {
+            PoolShare::once(co, || graph::remove_user(user));
+        }
+        Some(node)
+    }
+
+    /// Takes the node out; the graph has the user still.
+    fn take_out(&self) -> Option<(Arc<BlockNode>, UserId)> {
         let medium = self.medium.take()?;
         // At the end of a thread the table may be gone before what other threads were offered.
         let _ = SLOTS.try_with(|slots| slots.borrow_mut().remove(&medium.user));
-        graph::lock().remove_user(medium.user);
         medium.node.gate.leave(&medium.in_flight);
-        Some(Arc::clone(&medium.node))
+        Some((Arc::clone(&medium.node), medium.user))
     }
 }
 
@@ -192,13 +232,18 @@ pub(crate) fn look_at_node(user: UserId) {
 /// The permission to change the length.
 pub(crate) struct Resize {
     slot: Rc<Slot>,
+    /// It was granted.
+    is_held: bool,
 }
 
 impl Drop for Resize {
     fn drop(&mut self) {
-        // Who wants less cannot be refused.
-        if let Err(error) = self.slot.count_resizing(-1) {
-            tracing::error!(backend = self.slot.name, %error, "a permission is kept");
+        self.slot.count_resizing(-1);
+        if let (true, Some((user, wants))) = (self.is_held, self.slot.user_and_wants()) {
+            // Who wants less cannot be refused.
+            if let Err(error) = graph::change_use(user, wants) {
+                tracing::error!(backend = self.slot.name, %error, "a permission is kept");
+            }
         }
     }
 }

@@ -2,9 +2,11 @@
 
 mod util;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, IoVector};
+use coblk_aio::{AioContext, IoVector, Wanted};
 use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
 use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
 use util::errno;
@@ -180,4 +182,38 @@ fn fast_zeroes_with_long_edges_are_not_fast() {
     assert_eq!(disk.take_ops(), [], "nothing has changed");
     zero(65536 - 4096, 65536 + 8192).unwrap();
     assert_eq!(disk.take_ops().len(), 3);
+}
+
+#[test]
+fn a_long_request_ends_with_its_piece_when_it_is_wanted_no_longer() {
+    let ctx = AioContext::for_test().unwrap();
+    // A driver with a way of its own for pieces of 4 KiB, and discards of the same.
+    let limits =
+        BlockLimits { max_pwrite_zeroes: 4096, max_pdiscard: 4096, ..BlockLimits::default() };
+    for kind in ["zeroes", "discard"] {
+        let disk = Disk::new(1 << 20, limits);
+        let backend =
+            BlockBackend::new(&ctx, "drive", BlockNode::new("disk", OnDisk(disk.clone())));
+        let wanted = Wanted::new();
+        let (gone, mut pieces) = (Rc::new(Cell::new(0)), 0);
+        disk.judge(move |_| {
+            pieces += 1;
+            if pieces == 3 { Verdict::Hold } else { Verdict::Go }
+        });
+        let (own, told) = (wanted.clone(), Rc::clone(&gone));
+        let request = backend.clone();
+        ctx.spawn("request", move |co| {
+            let result = co.while_wanted(&own, || match kind {
+                "zeroes" => request.co_pwrite_zeroes(co, 0, 1 << 20, ZeroFlags::empty()),
+                _ => request.co_pdiscard(co, 0, 1 << 20),
+            });
+            told.set(errno(result));
+        });
+        while ctx.poll(false) {}
+        assert_eq!((disk.held(), gone.get()), (1, 0), "{kind}");
+        wanted.give_up();
+        assert!(disk.release());
+        ctx.run_until(|| gone.get() != 0);
+        assert_eq!((gone.get(), disk.take_ops().len()), (libc::ECANCELED, 3), "{kind}");
+    }
 }

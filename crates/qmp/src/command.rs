@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use coblk_aio::Co;
-use coblk_aio::sync::CoMutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -16,9 +15,9 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 
 /// Commands by name.
 ///
-/// Several monitors may share one table. Its commands run one at a time, whichever session they came
-/// from, as in QEMU: a command may suspend, and finds things as it left them. What must get through
-/// although another command waits is an [urgent](Self::urgent_command) one.
+/// Several monitors may share one table. A session runs one command after the other; those of different
+/// sessions do not wait for each other, so that one that waits for a dead disk stops no other monitor.
+/// What a command finds when it has suspended may have been changed by another one.
 ///
 /// `query-commands` is there from the start. `qmp_capabilities` and `query-version` are the monitor's.
 ///
@@ -42,13 +41,7 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// });
 /// ```
 pub struct CommandTable {
-    commands: BTreeMap<&'static str, Command>,
-    turn: CoMutex<()>,
-}
-
-struct Command {
-    handler: Handler,
-    is_urgent: bool,
+    commands: BTreeMap<&'static str, Handler>,
 }
 
 impl Default for CommandTable {
@@ -60,12 +53,12 @@ impl Default for CommandTable {
 impl CommandTable {
     /// A table without commands of its own.
     pub fn new() -> CommandTable {
-        CommandTable { commands: BTreeMap::new(), turn: CoMutex::new(()) }
+        CommandTable { commands: BTreeMap::new() }
     }
 
     /// Adds a command. Its arguments become an `A`, see [`from_arguments`]; let it deny unknown fields.
-    /// What it returns becomes the answer; `()` an empty object. It runs in the coroutine of the
-    /// session, so it may suspend, and must not block.
+    /// What it returns becomes the answer; `()` an empty object. It runs in a coroutine, so it may
+    /// suspend, and must not block.
     ///
     /// A panic in it is answered with an error.
     ///
@@ -76,36 +69,14 @@ impl CommandTable {
         name: &'static str,
         handler: impl Fn(&Co<'_>, A) -> Result<R, QmpError> + 'static,
     ) {
-        self.add(name, false, handler);
-    }
-
-    /// Adds a command that does not wait for those of other sessions. It must expect that one of them
-    /// is half done.
-    ///
-    /// # Panics
-    /// If there is a command of this name.
-    pub fn urgent_command<A: DeserializeOwned, R: Serialize>(
-        &mut self,
-        name: &'static str,
-        handler: impl Fn(&Co<'_>, A) -> Result<R, QmpError> + 'static,
-    ) {
-        self.add(name, true, handler);
-    }
-
-    fn add<A: DeserializeOwned, R: Serialize>(
-        &mut self,
-        name: &'static str,
-        is_urgent: bool,
-        handler: impl Fn(&Co<'_>, A) -> Result<R, QmpError> + 'static,
-    ) {
-        let handler = Box::new(move |co: &Co<'_>, arguments| {
+        let handler: Handler = Box::new(move |co: &Co<'_>, arguments| {
             let result = handler(co, from_arguments(arguments)?)?;
             match serde_json::to_value(result).map_err(QmpError::generic)? {
                 Value::Null => Ok(json!({})),
                 value => Ok(value),
             }
         });
-        let previous = self.commands.insert(name, Command { handler, is_urgent });
+        let previous = self.commands.insert(name, handler);
         assert!(previous.is_none(), "two commands are called '{name}'");
     }
 
@@ -124,14 +95,12 @@ impl CommandTable {
             let names = self.names().into_iter().map(|name| json!({"name": name}));
             return Ok(names.collect());
         }
-        let Some(command) = self.commands.get(request.execute.as_str()) else {
+        let Some(handler) = self.commands.get(request.execute.as_str()) else {
             let name = shorten(&request.execute);
             let desc = format!("The command {name} has not been found");
             return Err(QmpError::new(ErrorClass::CommandNotFound, desc));
         };
-        let turn = (!command.is_urgent).then(|| self.turn.lock(co));
-        let result = co.catch_unwind(|| (command.handler)(co, request.arguments));
-        drop(turn);
+        let result = co.catch_unwind(|| handler(co, request.arguments));
         result.unwrap_or_else(|_| {
             // The panic's own message is in the log: the hook has written it.
             tracing::error!(command = %shorten(&request.execute), "a QMP command panicked");

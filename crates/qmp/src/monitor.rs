@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coblk_aio::sync::CoSleep;
-use coblk_aio::{AioContext, Co, FdInterest, Timer};
+use coblk_aio::{AioContext, Co, FdInterest, PoolShare, Timer};
 use serde::Serialize;
 
 use crate::command::CommandTable;
@@ -92,6 +92,8 @@ struct Shared {
     session: RefCell<Option<Rc<Session>>>,
     /// Its coroutine lives.
     is_running: Cell<bool>,
+    /// Commands that have not ended.
+    running: Rc<Cell<usize>>,
     is_stopping: Cell<bool>,
     is_paused: Cell<bool>,
     /// What its coroutine does while there is no client.
@@ -209,14 +211,14 @@ impl Monitor {
 
     /// Ends in order: accepts no more clients, and disconnects the one there is when it has the answer
     /// to the command that runs. If it has not taken that after `limit` it is disconnected all the
-    /// same. Returns when no command runs.
+    /// same. Returns when no command runs, of clients that have gone included.
     ///
     /// Not to be called by one of its own commands, which it would wait for.
     pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
         self.shared.stop(Session::end);
         let limit = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
         let deadline = co.context().now_ns() + limit;
-        while self.shared.is_running.get() {
+        while self.shared.is_running.get() || self.shared.running.get() > 0 {
             if co.context().now_ns() >= deadline {
                 self.shared.stop(Session::fail);
             }
@@ -247,6 +249,7 @@ impl Shared {
                 is_paused,
                 session: RefCell::default(),
                 is_running: Cell::new(true),
+                running: Rc::default(),
                 is_stopping: Cell::new(false),
                 idle: CoSleep::new(),
                 limits: Limits::default(),
@@ -281,8 +284,7 @@ impl Shared {
     /// Serves the client at an address, again and again, until the monitor stops.
     fn reconnect(&self, co: &Co<'_>, address: &SocketAddress, pause: Duration) {
         while !self.is_stopping.get() {
-            let pool = co.context().thread_pool();
-            match pool.submit_co(co, || connect(address)) {
+            match PoolShare::once(co, || connect(address)) {
                 Ok(stream) => self.serve(co, stream),
                 Err(error) => tracing::debug!(%error, "cannot connect to a QMP client"),
             }
@@ -297,7 +299,8 @@ impl Shared {
     }
 
     fn serve(&self, co: &Co<'_>, stream: Stream) {
-        let session = Session::new(stream, self.options.clone());
+        let running = Rc::clone(&self.running);
+        let session = Session::new(stream, self.options.clone(), running);
         *self.session.borrow_mut() = Some(Rc::clone(&session));
         // The monitor may have been stopped while it connected.
         if self.is_stopping.get() {

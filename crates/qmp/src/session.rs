@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{Co, FdInterest};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -23,6 +24,11 @@ use crate::splitter::Splitter;
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
 /// ones are dropped.
 const MAX_WAITING_EVENTS: usize = 256 << 10;
+/// The event that says how many events were dropped; QEMU keeps all, in memory without bound.
+const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
+
+/// Commands of one monitor, whose clients have gone before they ended, and the next one.
+const MAX_RUNNING: usize = 64;
 
 /// A client. Its coroutine reads, runs commands and answers; events may come at any time.
 pub struct Session {
@@ -37,6 +43,33 @@ pub struct Session {
     outbox: RefCell<Outbox>,
     /// There may be something to read, or room to write, or the session shall end.
     changed: CoQueue,
+    /// Commands of this monitor's sessions that have not ended, of sessions that have included.
+    running: Rc<Cell<usize>>,
+}
+
+/// A command that runs as long as this lives.
+struct RunningCommand(Rc<Session>);
+
+impl RunningCommand {
+    fn new(session: &Rc<Session>) -> RunningCommand {
+        session.running.set(session.running.get() + 1);
+        RunningCommand(Rc::clone(session))
+    }
+}
+
+impl Drop for RunningCommand {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.changed.wake_all();
+    }
+}
+
+/// Whether the other end of a socket is gone for reading as well: one that has only sent all it had
+/// still waits for answers. TCP does not tell before something is sent.
+fn has_hung_up(stream: &Stream) -> bool {
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    let asked = poll(&mut polled, Some(&Timespec::default()));
+    asked.is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 #[derive(Default)]
@@ -73,7 +106,8 @@ enum Capability {
 }
 
 impl Session {
-    pub fn new(stream: Stream, options: QmpOptions) -> Rc<Session> {
+    /// One that counts its commands in `running`.
+    pub fn new(stream: Stream, options: QmpOptions, running: Rc<Cell<usize>>) -> Rc<Session> {
         Rc::new(Session {
             stream,
             options,
@@ -82,11 +116,12 @@ impl Session {
             has_failed: Cell::new(false),
             outbox: RefCell::default(),
             changed: CoQueue::new(),
+            running,
         })
     }
 
     /// Serves the client to its end.
-    pub fn run(self: &Rc<Self>, co: &Co<'_>, table: &CommandTable) -> io::Result<()> {
+    pub fn run(self: &Rc<Self>, co: &Co<'_>, table: &Rc<CommandTable>) -> io::Result<()> {
         let own = Rc::downgrade(self);
         let _watched =
             co.context().fd_handler(&self.stream, FdInterest::ReadWrite, move |_, _| {
@@ -102,7 +137,7 @@ impl Session {
         result.and_then(|()| self.wait_sent(co))
     }
 
-    fn converse(&self, co: &Co<'_>, table: &CommandTable) -> io::Result<()> {
+    fn converse(self: &Rc<Self>, co: &Co<'_>, table: &Rc<CommandTable>) -> io::Result<()> {
         let mut splitter = Splitter::default();
         let mut buffer = [0; 4096];
         loop {
@@ -110,7 +145,8 @@ impl Session {
             let mut input = &buffer[..bytes];
             while let Some(text) = splitter.next(&mut input) {
                 let answer = self.answer(co, table, text);
-                self.post(&answer);
+                self.tell_of_dropped();
+                self.post(&answer.ok_or(ErrorKind::BrokenPipe)?);
                 // One command is answered before the next one is looked at: who never reads has
                 // one answer waiting, and no more.
                 self.wait_sent(co)?;
@@ -123,12 +159,13 @@ impl Session {
         }
     }
 
+    /// `None` if there is nobody any more who could be answered.
     fn answer(
-        &self,
+        self: &Rc<Self>,
         co: &Co<'_>,
-        table: &CommandTable,
+        table: &Rc<CommandTable>,
         text: Result<Vec<u8>, &'static str>,
-    ) -> Answer {
+    ) -> Option<Answer> {
         let value = text.map_err(QmpError::generic).and_then(|text| {
             json::parse(&text)
                 .map_err(|error| QmpError::generic(format!("JSON parse error, {error}")))
@@ -138,18 +175,54 @@ impl Session {
             Err(error) => (None, Err(error)),
         };
         let id = id.and_then(|id| to_raw_value(&id).ok());
-        match request.and_then(|request| self.execute(co, table, request)) {
+        let result = match request {
+            Ok(request) if self.is_for_table(&request) => self.run_command(co, table, request)?,
+            request => request.and_then(|request| self.execute(request)),
+        };
+        Some(match result {
             Ok(result) => Answer { result: Some(result), error: None, id },
             Err(error) => Answer { result: None, error: Some(error), id },
+        })
+    }
+
+    fn is_for_table(&self, request: &Request) -> bool {
+        self.is_open.get()
+            && !matches!(request.execute.as_str(), "qmp_capabilities" | "query-version")
+    }
+
+    /// Runs a command in a coroutine of its own, so that the session can end before it: a command may
+    /// wait for a disk that does not answer. `None` if the client goes; the command then goes on, and
+    /// its result is dropped.
+    fn run_command(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        table: &Rc<CommandTable>,
+        request: Request,
+    ) -> Option<Result<Value, QmpError>> {
+        if self.running.get() >= MAX_RUNNING {
+            let text = "too many commands of clients that have gone have not ended";
+            return Some(Err(QmpError::generic(text)));
+        }
+        let done = Rc::new(Cell::new(None));
+        let (told, table) = (Rc::clone(&done), Rc::clone(table));
+        let running = RunningCommand::new(self);
+        co.context().spawn("qmp_command", move |co| {
+            told.set(Some(table.run(co, request)));
+            drop(running);
+        });
+        loop {
+            if let Some(result) = done.take() {
+                return Some(result);
+            }
+            if self.has_failed.get() || has_hung_up(&self.stream) {
+                return None;
+            }
+            self.changed.wait(co);
         }
     }
 
-    fn execute(
-        &self,
-        co: &Co<'_>,
-        table: &CommandTable,
-        request: Request,
-    ) -> Result<Value, QmpError> {
+    /// What every session knows.
+    fn execute(&self, request: Request) -> Result<Value, QmpError> {
         let refuse = |desc| Err(QmpError::new(ErrorClass::CommandNotFound, desc));
         match (request.execute.as_str(), self.is_open.get()) {
             ("qmp_capabilities", is_open) => {
@@ -161,11 +234,10 @@ impl Session {
                 Ok(json!({}))
             }
             (_, false) => refuse("Expecting capabilities negotiation with 'qmp_capabilities'"),
-            ("query-version", true) => {
+            (_, true) => {
                 from_arguments::<()>(request.arguments)?;
                 serde_json::to_value(&self.options.version).map_err(QmpError::generic)
             }
-            _ => table.run(co, request),
         }
     }
 
@@ -209,13 +281,19 @@ impl Session {
             outbox.dropped += 1;
             return;
         }
-        let dropped = std::mem::take(&mut outbox.dropped);
         drop(outbox);
-        if dropped > 0 {
-            tracing::warn!(dropped, "a QMP client did not read, and missed events");
-        }
+        self.tell_of_dropped();
         self.post(event);
         self.flush();
+    }
+
+    /// Tells how many events were dropped, in the place where they are missing.
+    fn tell_of_dropped(&self) {
+        let dropped = std::mem::take(&mut self.outbox.borrow_mut().dropped);
+        if dropped > 0 {
+            tracing::warn!(dropped, "a QMP client did not read, and missed events");
+            self.post(&Event::new(EVENTS_DROPPED).with("count", dropped));
+        }
     }
 
     /// Puts a message behind those that wait to be sent.
@@ -228,6 +306,19 @@ impl Session {
 
     /// Sends what the socket takes at once.
     fn flush(&self) {
+        self.send_some();
+        // Not only before the next event: there may be none for long.
+        let is_owed = {
+            let outbox = self.outbox.borrow();
+            outbox.waiting() == 0 && outbox.dropped > 0
+        };
+        if is_owed && !self.has_failed.get() {
+            self.tell_of_dropped();
+            self.send_some();
+        }
+    }
+
+    fn send_some(&self) {
         let mut outbox = self.outbox.borrow_mut();
         while outbox.waiting() > 0 && !self.has_failed.get() {
             match (&self.stream).write(&outbox.bytes[outbox.sent..]) {

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 
 use coblk_qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
-use serde_json::{Value, json};
+use serde_json::json;
 use util::{Client, Served, connect};
 
 #[test]
@@ -315,27 +315,28 @@ fn a_shutdown_lets_the_command_that_runs_answer() {
 }
 
 #[test]
-fn commands_of_two_monitors_run_one_at_a_time_but_for_urgent_ones() {
+fn a_command_that_waits_does_not_hold_up_those_of_other_monitors() {
     use std::cell::Cell;
     use std::rc::Rc;
     let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (is_inside, releases) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+    let (inside, releases) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let mut table = CommandTable::new();
-    let (inside, released) = (Rc::clone(&is_inside), Rc::clone(&releases));
+    let (waiting, released) = (Rc::clone(&inside), Rc::clone(&releases));
     table.command("wait", move |co, ()| {
-        assert!(!inside.replace(true), "two commands at once");
+        waiting.set(waiting.get() + 1);
         let before = released.get();
         while released.get() == before {
             co.reschedule();
         }
-        inside.set(false);
+        waiting.set(waiting.get() - 1);
         Ok(())
     });
-    let (inside, released) = (is_inside, releases);
-    table.urgent_command("release", move |_, ()| {
-        released.set(released.get() + 1);
-        Ok(json!({"inside": inside.get()}))
+    let waiting = Rc::clone(&inside);
+    table.command("query-inside", move |_, ()| Ok(waiting.get()));
+    table.command("release", move |_, ()| {
+        releases.set(releases.get() + 1);
+        Ok(())
     });
     let table = Rc::new(table);
     let paths = ["a", "b", "c"].map(|name| dir.path().join(name));
@@ -343,6 +344,7 @@ fn commands_of_two_monitors_run_one_at_a_time_but_for_urgent_ones() {
         let address = SocketAddress::Unix(path);
         Monitor::listen(&ctx, &address, Rc::clone(&table), QmpOptions::default()).unwrap()
     });
+    let path = paths[0].clone();
     let clients = std::thread::spawn(move || {
         let [mut a, mut b, mut c] = paths.map(|path| {
             let mut client = Client::new(connect(&path));
@@ -352,13 +354,16 @@ fn commands_of_two_monitors_run_one_at_a_time_but_for_urgent_ones() {
         });
         a.send(br#"{"execute": "wait"}"#);
         b.send(br#"{"execute": "wait"}"#);
-        // Each release ends one; it takes two that found somebody inside.
-        let mut found = 0;
-        while found < 2 {
-            let answer: Value = c.ask(br#"{"execute": "release"}"#);
-            found += u32::from(answer["return"]["inside"] == json!(true));
-        }
-        assert_eq!([a.receive(), b.receive()], [json!({"return": {}}), json!({"return": {}})]);
+        while c.ask(br#"{"execute": "query-inside"}"#)["return"] != json!(2) {}
+        // A client that goes is waited for by nothing: the next one is served, though the command runs.
+        drop(a);
+        let mut a = Client::new(connect(&path));
+        a.receive();
+        a.ask(br#"{"execute": "qmp_capabilities"}"#);
+        assert_eq!(a.ask(br#"{"execute": "query-inside"}"#)["return"], json!(2));
+        c.ask(br#"{"execute": "release"}"#);
+        assert_eq!(b.receive(), json!({"return": {}}));
+        while c.ask(br#"{"execute": "query-inside"}"#)["return"] != json!(0) {}
     });
     ctx.run_until(|| clients.is_finished());
     clients.join().unwrap();

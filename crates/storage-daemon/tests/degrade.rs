@@ -318,17 +318,27 @@ fn hang(dir: &Path, node: &str) {
     let daemon = StorageDaemon::start(PROGRAM.as_ref(), dir, &[], &args);
     let mut honest = Session::open(&daemon.nbd_socket());
     let mut waits = Session::choose(&daemon.nbd_socket(), "hangs");
+    let choose = |_| Session::choose(&daemon.nbd_socket(), "hangs");
+    let mut crowd: Vec<Session> = (0..5).map(choose).collect();
     honest.check(1);
     waits.check(1);
     let in_flight = r#"coblk_export_in_flight{export="e1",type="nbd",node="hangs"}"#;
     let frozen = Frozen::freeze(&mounted);
     waits.send(1, 0, 4096, &[8; 4096]);
-    eventually("a request hangs", || daemon.metrics().number(in_flight) == 1.0);
+    // More than there are threads for all disks.
+    for client in &mut crowd {
+        (0..16).for_each(|block| client.send(1, MIB + block * 4096, 4096, &[9; 4096]));
+    }
+    eventually("requests hang", || daemon.metrics().number(in_flight) == 81.0);
     honest.check(2);
     many_check(&daemon);
-    assert_eq!(daemon.metrics().number(in_flight), 1.0);
+    assert_eq!(daemon.metrics().number(in_flight), 81.0);
     drop(frozen);
     assert_eq!(waits.answer(), Ok(()));
+    for client in &mut crowd {
+        (0..16).for_each(|_| assert_eq!(client.answer(), Ok(())));
+    }
+    drop(crowd);
     assert_eq!(waits.read(0, 4096), Ok(vec![8; 4096]));
     waits.check(3);
     honest.check(3);

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::random::{Random, seeds};
 use rustix::process::Signal;
+use serde_json::json;
+use util::qmp::Client;
 use util::{Place, SIZE, many_nodes, until_early, wait_until};
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::HUP, Signal::TERM];
@@ -239,4 +241,39 @@ fn a_reader_that_is_gone_does_not_end_it() {
         daemon.has_ended()
     });
     assert_eq!(daemon.wait().code(), Some(1));
+}
+
+/// It would take an hour and a half, in pieces.
+#[test]
+fn c85_a_long_request_ends_with_its_piece_when_its_client_or_the_daemon_goes() {
+    let place = Place::new();
+    let daemon = place.start(
+        "--blockdev null-co,node-name=slow,size=1G,latency-ns=20000000 \
+         --blockdev blkdebug,node-name=disk,image=slow,max-write-zero=4096 \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor chardev=c0 \
+         --export nbd,id=e0,node-name=disk,writable=on",
+    );
+    let long_request = || {
+        let mut client = choose(&place.socket());
+        client.write_all(&request(MAGIC, 0, 6, 0, 1 << 30)).unwrap();
+        client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();
+        client.read_exact(&mut [0; 16]).unwrap();
+        client
+    };
+    let mut qmp = Client::new(&place.path("qmp.sock"));
+    drop(long_request());
+    // Its client has gone, and so has it: nothing uses the export any more.
+    wait_until("the export is free", || {
+        qmp.ask("block-export-del", json!({"id": "e0"})).get("return").is_some()
+    });
+    qmp.event("BLOCK_EXPORT_DELETED");
+    let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "writable": true});
+    qmp.run("block-export-add", export.clone());
+    let _kept = long_request();
+    qmp.run("block-export-del", json!({"id": "e0", "mode": "hard"}));
+    qmp.event("BLOCK_EXPORT_DELETED");
+    qmp.run("block-export-add", export);
+    let _kept = long_request();
+    daemon.stop(Signal::TERM);
 }

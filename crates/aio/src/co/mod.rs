@@ -4,6 +4,7 @@ mod list;
 mod note;
 mod task;
 mod waker;
+mod wanted;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -19,6 +20,7 @@ use note::Note;
 pub use note::NoteInfo;
 pub(crate) use task::{Task, TaskList};
 pub use waker::CoWaker;
+pub use wanted::Wanted;
 
 /// The right to suspend (design decision D2).
 ///

@@ -17,7 +17,7 @@
 //! brings it about, and no second waker is made and the node not pushed before it: that, and not
 //! the good behaviour of whoever resumes coroutines, keeps a node from being on two lists.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::mem::offset_of;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
-use super::{CoroutineInfo, Note, NoteInfo};
+use super::{CoroutineInfo, Note, NoteInfo, Wanted};
 use crate::context::{AioContext, Inner};
 use crate::debugger::TaskLayout;
 use crate::node::{Node, NodeKind};
@@ -55,6 +55,8 @@ pub(crate) struct Task {
     suspended: Cell<bool>,
     waits_for: Cell<&'static str>,
     note: Cell<Note>,
+    /// For whom it works, while that may end.
+    pub(super) wanted: RefCell<Option<Wanted>>,
     spawned_ns: Cell<i64>,
     name: Cell<&'static str>,
     coroutine: UnsafeCell<Option<Coroutine>>,
@@ -444,6 +446,7 @@ impl Task {
             suspended: Cell::new(false),
             waits_for: Cell::new(""),
             note: Cell::new(Note::NONE),
+            wanted: RefCell::new(None),
             spawned_ns: Cell::new(0),
             name: Cell::new(""),
             coroutine: UnsafeCell::new(None),

@@ -20,7 +20,7 @@ use crate::ring::{Ring, WaitMode};
 use crate::shared::Shared;
 use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
-use crate::thread_pool::ThreadPool;
+use crate::thread_pool::{Shares, ThreadPool};
 use crate::timer::{Clock, TimerList};
 use crate::turn::TurnClock;
 
@@ -115,6 +115,7 @@ impl AioContextBuilder {
             turn: TurnClock::new(),
             panics: Panics::new(self.on_panic),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
+            shares: Shares::default(),
             aio_jobs: Cell::new(0),
         });
         let inner = NonNull::from(Box::leak(inner));

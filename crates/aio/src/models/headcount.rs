@@ -13,6 +13,8 @@ use crate::thread_pool::headcount::{Headcount, Leave};
 #[derive(PartialEq)]
 enum Message {
     Job,
+    /// One that is done when another one is.
+    HangingJob,
     Recheck,
 }
 
@@ -35,18 +37,26 @@ impl Pool {
         Arc::new(pool)
     }
 
-    /// As `PoolState::submit`.
     fn submit(self: &Arc<Pool>) {
-        let start = self.headcount.job_submitted();
-        self.queue.lock().unwrap().push_back(Message::Job);
+        self.submit_as(Message::Job, false);
+    }
+
+    /// As `PoolState::submit`.
+    fn submit_as(self: &Arc<Pool>, job: Message, is_first: bool) {
+        let start = self.headcount.job_submitted(is_first);
+        self.queue.lock().unwrap().push_back(job);
         if start {
-            self.start_worker();
+            self.start_worker_as(is_first);
         }
     }
 
-    /// As `PoolState::start_worker`.
     fn start_worker(self: &Arc<Pool>) {
-        if self.headcount.add_worker() {
+        self.start_worker_as(false);
+    }
+
+    /// As `PoolState::start_worker`.
+    fn start_worker_as(self: &Arc<Pool>, in_any_case: bool) {
+        if self.headcount.add_worker(in_any_case) {
             let pool = Arc::clone(self);
             let worker = thread::spawn(move || pool.work());
             self.workers.lock().unwrap().push(worker);
@@ -64,12 +74,15 @@ impl Pool {
 
     /// As `worker::run`, with an idle time that has run out whenever there is nothing to do.
     fn work(&self) {
-        self.headcount.worker_ready();
+        self.headcount.worker_started();
         loop {
             let message = self.queue.lock().unwrap().pop_front();
             match message {
                 Some(message) => {
-                    if message == Message::Job {
+                    while message == Message::HangingJob && self.done.load(Ordering::Relaxed) == 0 {
+                        thread::yield_now();
+                    }
+                    if message != Message::Recheck {
                         self.done.fetch_add(1, Ordering::Relaxed);
                     }
                     self.headcount.worker_ready();
@@ -95,6 +108,7 @@ impl Pool {
         }
         assert_eq!(self.done.load(Ordering::Relaxed), jobs, "a job was left behind");
         assert_eq!((self.headcount.threads(), self.headcount.idle()), (0, 0));
+        assert_eq!(self.headcount.jobs(), 0);
         assert!(self.queue.lock().unwrap().is_empty());
     }
 }
@@ -153,5 +167,30 @@ fn a_lower_maximum_ends_workers_and_loses_no_job() {
         pool.set_max(1);
         pool.submit();
         pool.check(1);
+    });
+}
+
+#[test]
+fn the_first_job_of_a_share_is_done_though_the_pool_is_full_of_one_that_hangs() {
+    model(3, || {
+        let pool = Pool::new(1);
+        pool.submit_as(Message::HangingJob, true);
+        pool.submit_as(Message::Job, true);
+        pool.check(2);
+    });
+}
+
+#[test]
+fn first_jobs_of_two_contexts_are_done_beside_one_that_hangs() {
+    model(1, || {
+        let pool = Pool::new(1);
+        pool.submit_as(Message::HangingJob, true);
+        let other = thread::spawn({
+            let pool = Arc::clone(&pool);
+            move || pool.submit_as(Message::Job, true)
+        });
+        pool.submit_as(Message::Job, true);
+        other.join().unwrap();
+        pool.check(3);
     });
 }

@@ -28,7 +28,7 @@
 //! `models/headcount.rs` runs this file in every order of up to two submitters and two workers.
 
 use super::lock;
-use crate::atomic::{AtomicBool, AtomicIsize, Mutex, Ordering};
+use crate::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
 
 /// What [`ThreadPool::set_limits`](super::ThreadPool::set_limits) sets, and the count it limits.
 #[derive(Clone, Copy)]
@@ -37,15 +37,28 @@ struct Limits {
     max: usize,
     /// Threads that run or are being started.
     threads: usize,
+    /// Threads above the maximum, which jobs have got that are the first of their share. They stay as
+    /// long as they have something to do.
+    extra: usize,
+}
+
+impl Limits {
+    fn most(&self) -> usize {
+        self.max.saturating_add(self.extra)
+    }
 }
 
 pub(crate) struct Headcount {
     /// See the head of this file. Negative: more jobs than workers.
     available: AtomicIsize,
+    /// Workers that have begun and not left. Less `available`, that is the number of jobs.
+    started: AtomicIsize,
+    /// The maximum, for those who have no lock. Changed under the lock only.
+    max: AtomicUsize,
     limits: Mutex<Limits>,
-    /// `threads >= max`, so that a submit under load takes no lock. Changed under the lock only.
+    /// `threads >= max + extra`, so that a submit under load takes no lock. Changed under the lock only.
     full: AtomicBool,
-    /// `threads > max`: a worker has to look at the limits before it takes the next job.
+    /// `threads > max + extra`: a worker has to look at the limits before it takes the next job.
     over_max: AtomicBool,
 }
 
@@ -62,16 +75,35 @@ impl Headcount {
     pub(crate) fn new() -> Headcount {
         Headcount {
             available: AtomicIsize::new(0),
-            limits: Mutex::new(Limits { min: 0, max: 1, threads: 0 }),
+            started: AtomicIsize::new(0),
+            max: AtomicUsize::new(1),
+            limits: Mutex::new(Limits { min: 0, max: 1, threads: 0, extra: 0 }),
             full: AtomicBool::new(false),
             over_max: AtomicBool::new(false),
         }
     }
 
-    /// A job is about to be sent. Whether a worker should be started for it, after it was sent.
+    /// A job is about to be sent. Whether a worker should be started for it, after it was sent: for one
+    /// that is the first of its share also if the pool is full, as those who are there may never be
+    /// done.
     #[inline]
-    pub(crate) fn job_submitted(&self) -> bool {
-        self.available.fetch_sub(1, Ordering::AcqRel) <= 0 && !self.full.load(Ordering::Relaxed)
+    pub(crate) fn job_submitted(&self, is_first: bool) -> bool {
+        let is_left_over = self.available.fetch_sub(1, Ordering::AcqRel) <= 0;
+        is_left_over && (is_first || !self.full.load(Ordering::Relaxed))
+    }
+
+    /// Jobs that are with workers or on their way to one, as of a moment.
+    #[inline]
+    pub(crate) fn jobs(&self) -> usize {
+        let (started, available) =
+            (self.started.load(Ordering::Relaxed), self.available.load(Ordering::Relaxed));
+        usize::try_from(started - available).unwrap_or(0)
+    }
+
+    /// The maximum.
+    #[inline]
+    pub(crate) fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
     }
 
     /// Some other message for one worker is about to be sent.
@@ -79,7 +111,13 @@ impl Headcount {
         self.available.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// A worker is ready for its first, or next, message.
+    /// A worker has started, and is ready for its first message.
+    pub(crate) fn worker_started(&self) {
+        self.started.fetch_add(1, Ordering::AcqRel);
+        self.worker_ready();
+    }
+
+    /// A worker is ready for its next message.
     #[inline]
     pub(crate) fn worker_ready(&self) {
         self.available.fetch_add(1, Ordering::AcqRel);
@@ -90,11 +128,14 @@ impl Headcount {
         usize::try_from(self.available.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Takes a new worker into the books, if the maximum allows. It is then to be started.
-    pub(crate) fn add_worker(&self) -> bool {
+    /// Takes a new worker into the books, if the maximum allows, or in any case. It is then to be
+    /// started.
+    pub(crate) fn add_worker(&self, in_any_case: bool) -> bool {
         let mut limits = lock(&self.limits);
-        let allowed = limits.threads < limits.max;
+        let allowed = limits.threads < limits.most() || in_any_case;
         if allowed {
+            // Those above a maximum that was lowered are on their way out.
+            limits.extra += usize::from(limits.threads >= limits.most());
             limits.threads += 1;
             self.publish(&limits);
         }
@@ -105,6 +146,7 @@ impl Headcount {
     pub(crate) fn worker_failed(&self) -> usize {
         let mut limits = lock(&self.limits);
         limits.threads -= 1;
+        limits.extra = limits.extra.min(limits.threads.saturating_sub(limits.max));
         self.publish(&limits);
         limits.threads
     }
@@ -118,7 +160,7 @@ impl Headcount {
     /// A worker that is ready wants to end. If this says yes, it has left the books.
     pub(crate) fn try_leave(&self, why: Leave) -> bool {
         let mut limits = lock(&self.limits);
-        let above_max = limits.threads > limits.max;
+        let above_max = limits.threads > limits.most();
         if !above_max && (why == Leave::AboveMax || limits.threads <= limits.min) {
             return false;
         }
@@ -132,6 +174,9 @@ impl Headcount {
             self.available.fetch_add(1, Ordering::AcqRel);
             return false;
         }
+        self.started.fetch_sub(1, Ordering::AcqRel);
+        limits.extra = limits.extra.min(limits.threads.saturating_sub(limits.max));
+        self.publish(&limits);
         true
     }
 
@@ -142,7 +187,7 @@ impl Headcount {
         let free_to_go = limits.min.min(limits.threads).saturating_sub(min);
         (limits.min, limits.max) = (min, max);
         self.publish(&limits);
-        let surplus = limits.threads.saturating_sub(max).max(free_to_go);
+        let surplus = limits.threads.saturating_sub(limits.most()).max(free_to_go);
         (min.saturating_sub(limits.threads), surplus)
     }
 
@@ -158,7 +203,8 @@ impl Headcount {
 
     /// Recomputes the flags that the hot path reads instead of the limits.
     fn publish(&self, limits: &Limits) {
-        self.full.store(limits.threads >= limits.max, Ordering::Relaxed);
-        self.over_max.store(limits.threads > limits.max, Ordering::Relaxed);
+        self.max.store(limits.max, Ordering::Relaxed);
+        self.full.store(limits.threads >= limits.most(), Ordering::Relaxed);
+        self.over_max.store(limits.threads > limits.most(), Ordering::Relaxed);
     }
 }

@@ -218,6 +218,16 @@ impl ThreadPool {
         F: FnOnce() -> R + Send,
         R: Send,
     {
+        self.submit_job(co, function, false)
+    }
+
+    /// [`submit_co`](Self::submit_co); the first job of a share gets a thread whatever the maximum.
+    #[inline]
+    pub(super) fn submit_job<F, R>(&self, co: &Co<'_>, function: F, is_first: bool) -> R
+    where
+        F: FnOnce() -> R + Send,
+        R: Send,
+    {
         let ctx = co.context();
         let job = CoJob {
             header: JobHeader::new(
@@ -232,7 +242,7 @@ impl ThreadPool {
         };
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
-        self.submit(ctx, header);
+        self.submit(ctx, header, is_first);
         let guard = WaitOnUnwind { job: &job, ctx };
         while !job.done.get() {
             co.suspend("a worker");
@@ -379,7 +389,7 @@ impl ThreadPool {
         let jobs = &ctx.inner().aio_jobs;
         jobs.set(jobs.get() + 1);
         trace_event!("thread_pool_submit_aio");
-        self.submit(ctx, job.cast::<JobHeader>());
+        self.submit(ctx, job.cast::<JobHeader>(), false);
         AioJob { state: link }
     }
 }

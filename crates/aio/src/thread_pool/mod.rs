@@ -8,6 +8,7 @@
 pub(crate) mod headcount;
 mod job;
 pub(crate) mod parking;
+mod share;
 mod worker;
 
 use std::collections::VecDeque;
@@ -27,6 +28,8 @@ use headcount::Headcount;
 pub use job::AioJob;
 pub(crate) use job::JobHeader;
 use parking::Parking;
+pub use share::PoolShare;
+pub(crate) use share::Shares;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
 pub const DEFAULT_MAX_THREADS: usize = 64;
@@ -176,7 +179,7 @@ impl ThreadPool {
         let (missing, surplus) = state.headcount.set_limits(min, max);
         for _ in 0..missing {
             let threads = state.headcount.threads();
-            state.start_worker();
+            state.start_worker(false);
             // Where one cannot be had, the next one cannot either.
             if state.headcount.threads() == threads {
                 break;
@@ -212,9 +215,21 @@ impl ThreadPool {
         self.owner.state.headcount.limits()
     }
 
-    fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>) {
+    /// Jobs that workers have, or are to have.
+    #[inline]
+    fn jobs(&self) -> usize {
+        self.owner.state.headcount.jobs()
+    }
+
+    #[inline]
+    fn max_threads(&self) -> usize {
+        self.owner.state.headcount.max()
+    }
+
+    /// `is_first` of its share: there is a thread for it, whatever the maximum.
+    fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>, is_first: bool) {
         match ctx.simulation() {
-            None => self.owner.state.submit(job),
+            None => self.owner.state.submit(job, is_first),
             Some(simulation) => simulation.submit(job),
         }
     }
@@ -222,14 +237,14 @@ impl ThreadPool {
 
 impl PoolState {
     /// Hands a job to the workers, and starts one if none is idle.
-    fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>) {
+    fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>, is_first: bool) {
         self.process.assert_here("thread pool", "coblk-worker");
         // To unwind from here, out of a coroutine, would leave a job in the queue whose frame is
         // gone.
         let no_unwinding = AbortOnUnwind("submitting a job");
-        let start = self.headcount.job_submitted();
+        let start = self.headcount.job_submitted(is_first);
         self.send(Message::Job(job));
-        if start && !self.start_worker() {
+        if start && !self.start_worker(is_first) {
             self.run_without_workers();
         }
         std::mem::forget(no_unwinding);
@@ -283,9 +298,9 @@ impl PoolState {
         }
     }
 
-    /// Starts a worker if the maximum allows. False if there is none at all.
-    fn start_worker(self: &Arc<PoolState>) -> bool {
-        if !self.headcount.add_worker() {
+    /// Starts a worker if the maximum allows, or in any case. False if there is none at all.
+    fn start_worker(self: &Arc<PoolState>, in_any_case: bool) -> bool {
+        if !self.headcount.add_worker(in_any_case) {
             return true;
         }
         let state = Arc::clone(self);

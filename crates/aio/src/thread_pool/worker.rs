@@ -20,7 +20,7 @@ pub(super) fn run(state: &PoolState) {
     let sleeper = Parking::sleeper();
     // The context that the last job went to, kept so that most jobs touch no reference count.
     let mut home = None;
-    state.headcount.worker_ready();
+    state.headcount.worker_started();
     while let Some(message) = next(state, &sleeper, &mut home) {
         state.refill_if_overflowing();
         // Ready again: before the job is home, so that whoever waited for it finds this worker and

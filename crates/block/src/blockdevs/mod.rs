@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, PoolShare};
 
 use crate::child_role::ChildRole;
 use crate::filters::throttle::ThrottleGroup;
@@ -173,7 +173,7 @@ impl Blockdevs {
     pub fn co_close(&self, co: &Co<'_>, name: &str) -> Result<(), BlockdevError> {
         // Its place is kept meanwhile, so that nobody finds it, nor takes its name. Other changes go on
         // while it is flushed: its disk may take long.
-        let change = graph::lock_changes(co);
+        let change = graph::lock_changes(co)?;
         let owned = self.names().take_unused(name)?;
         drop(change);
         let reserved = Reserved { blockdevs: self, name };
@@ -188,7 +188,7 @@ impl Blockdevs {
         }
         // Outside the lock: its end may be the end of its children. On a worker: to close a file may
         // take as long as its disk likes.
-        co.context().thread_pool().submit_co(co, || drop((chain, owned)));
+        PoolShare::once(co, || drop((chain, owned)));
         drop(reserved);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{Co, PoolShare};
 
 use super::Blockdevs;
 use crate::child_role::ChildRole;
@@ -160,10 +160,8 @@ impl Opening<'_, '_> {
         driver: &DriverOptions,
         filename: &Path,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let pool = self.co.context().thread_pool();
-        let file = self
-            .own
-            .open_file(driver, |options| pool.submit_co(self.co, || options.open(filename)));
+        let open = |options: FileOptions| PoolShare::once(self.co, || options.open(filename));
+        let file = self.own.open_file(driver, open);
         let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
         self.made(file?)
     }

@@ -13,7 +13,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, Co};
+use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
@@ -21,7 +21,8 @@ use crate::child_role::ChildRole;
 use crate::driver::BlockLimits;
 use crate::drivers::{File, FileReopen, Raw, RawReopen};
 use crate::filters::throttle::{Throttle, ThrottleReopen};
-use crate::graph::{self, Turned, UserId};
+use crate::gate::WAIT_LIMIT;
+use crate::graph::{self, GraphError, Turned, UserId};
 use crate::length;
 use crate::node::{BlockNode, NodeState};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
@@ -62,7 +63,11 @@ impl Blockdevs {
     /// # Errors
     /// As of [`reopen`](Self::reopen).
     pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
-        let _change = graph::lock_changes(co);
+        // A disk that does not answer is found out before others wait for this change.
+        for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
+            co_flush_in_time(co, node)?;
+        }
+        let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
             let node = self.named(&options)?;
@@ -70,13 +75,14 @@ impl Blockdevs {
         }
         let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
         let nodes = steps.iter().map(|step| &step.node).chain(new_children);
-        let _drained: Vec<_> = nodes.map(|node| node.co_drain(co)).collect();
+        let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
+        let _drained = drained.collect::<Result<Vec<_>, _>>()?;
         let prepared = steps.iter().map(|step| self.prepare(co, step));
         let mut prepared = prepared.collect::<Result<Vec<_>, _>>()?;
         prepared.iter_mut().for_each(Prepared::swap);
         // Edges may go only after the lock.
         let mut turned = Turned::default();
-        if let Err(error) = turn(&steps, &mut turned) {
+        if let Err(error) = turn(co, &steps, &mut turned) {
             prepared.iter_mut().rev().for_each(Prepared::swap);
             return Err(error);
         }
@@ -167,10 +173,7 @@ impl Blockdevs {
     fn prepare<'a>(&self, co: &Co<'_>, step: &'a Step) -> Result<Prepared<'a>, BlockdevError> {
         let (node, own) = (&*step.node, step.own);
         let name = || node.name().to_owned();
-        if !node.is_read_only() {
-            let _own = node.enter_own();
-            node.co_flush(co).map_err(|source| BlockdevError::Io { node: name(), source })?;
-        }
+        co_flush(co, node)?;
         let driver: &dyn Any = node.driver();
         let driver = if let Some(file) = driver.downcast_ref::<File>() {
             let reopen = own.open_file(&step.options.driver, |it| file.co_prepare_reopen(co, it));
@@ -207,8 +210,28 @@ impl Blockdevs {
     }
 }
 
+/// A node that may become read-only has nothing left to be flushed.
+fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
+    if node.is_read_only() {
+        return Ok(());
+    }
+    let failed = |source| BlockdevError::Io { node: node.name().to_owned(), source };
+    let _own = node.enter_own();
+    node.co_flush(co).map_err(failed)
+}
+
+/// [`co_flush`], no longer than a change waits.
+fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
+    if graph::has_no_limit(co) {
+        return co_flush(co, &node);
+    }
+    let name = node.name().to_owned();
+    let flushed = co.timeout(WAIT_LIMIT, "flush before reopen", move |co| co_flush(co, &node));
+    flushed.unwrap_or_else(|_| Err(GraphError::RequestsInTheWay(name).into()))
+}
+
 /// Turns the edges, if all users agree to that and to what the nodes have become.
-fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
+fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     for step in steps {
         for (role, child) in &step.children {
             step.own.for_child(*role).check_writable(step.node.name(), child)?;
@@ -216,7 +239,7 @@ fn turn(steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     }
     let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();
     let nodes: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
-    Ok(graph::lock().turn(&turns, &nodes, false, turned)?)
+    Ok(PoolShare::once(co, || graph::lock_permits().turn(&turns, &nodes, false, turned))?)
 }
 
 /// A node that is ready to change to what it is to be, and back.

@@ -34,6 +34,7 @@ impl Blockdevs {
         let backend = BlockBackend::new(co.context(), "block_resize", node);
         backend.co_resize(co, length).map_err(|error| match error {
             ResizeError::Permission(source) => BlockdevError::Permission(source),
+            ResizeError::Graph(source) => BlockdevError::Graph(source),
             ResizeError::Io(source) => BlockdevError::Io { node: name.to_owned(), source },
         })
     }

@@ -8,12 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
-use coblk_aio::{AioContext, AioHandle, Co, trace_event};
+use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{Graph, MAX_HEIGHT, UserId, lock};
+use super::{DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
 use crate::driver::MAX_LENGTH;
-use crate::gate::co_visit;
+use crate::gate::{WAIT_LIMIT, co_visit};
 use crate::medium;
 use crate::node::BlockNode;
 use crate::permissions::PermissionError;
@@ -79,6 +79,12 @@ pub enum GraphError {
         /// Who writes, as `backend 'drive'`.
         user: String,
     },
+    /// Requests do not end: their disk does not answer, or they are long.
+    #[error("node '{0}' still has requests in flight after {limit} s", limit = WAIT_LIMIT.as_secs())]
+    RequestsInTheWay(String),
+    /// Another change does not end.
+    #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
+    ChangeInTheWay,
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
@@ -91,14 +97,48 @@ impl GraphError {
 }
 
 /// Changes come one after the other.
-pub(crate) fn lock_changes<'a>(co: &Co<'_>) -> CoMutexGuard<'a, ()> {
+///
+/// # Errors
+/// If those before have not ended within [`WAIT_LIMIT`].
+pub(crate) fn lock_changes(co: &Co<'_>) -> Result<CoMutexGuard<'static, ()>, GraphError> {
     static CHANGES: CoMutex<()> = CoMutex::new(());
-    CHANGES.lock(co)
+    if let Some(guard) = CHANGES.try_lock() {
+        return Ok(guard);
+    }
+    if has_no_limit(co) {
+        return Ok(CHANGES.lock(co));
+    }
+    // One that comes too late is dropped, and so given on.
+    co.timeout(WAIT_LIMIT, "wait for changes", |co| CHANGES.lock(co))
+        .map_err(|_| GraphError::ChangeInTheWay)
+}
+
+/// Drains a node that is to change.
+///
+/// # Errors
+/// If its requests have not ended within [`WAIT_LIMIT`].
+pub(crate) fn co_drain_for_change(
+    co: &Co<'_>,
+    node: &Arc<BlockNode>,
+) -> Result<DrainedSection, GraphError> {
+    let name = || node.name().to_owned();
+    if has_no_limit(co) {
+        return Ok(node.co_drain(co));
+    }
+    node.co_drain_within(co, WAIT_LIMIT).map_err(|_| GraphError::RequestsInTheWay(name()))
+}
+
+/// Simulated time is over as soon as nothing else is to be done, while other threads take real time.
+pub(crate) fn has_no_limit(co: &Co<'_>) -> bool {
+    co.context().simulation().is_some()
 }
 
 /// Changes of the graph. Each drains the nodes concerned first: requests in flight complete where
 /// they are, later ones go where the graph then leads. So none may be called from a request's own
 /// callback. All contexts that have backends concerned must be polling.
+///
+/// A change waits for requests, and for other changes, up to [`WAIT_LIMIT`] each; then it fails, and has
+/// changed nothing.
 impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
@@ -110,8 +150,7 @@ impl BlockNode {
         co: &Co<'_>,
         new: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
-        turn_users(co, self, new, Graph::all_users)
+        turn_users(co, self, || Ok(Arc::clone(new)), Graph::all_users)
     }
 
     /// [`co_replace`](Self::co_replace) from outside of coroutines. Polls `ctx` meanwhile.
@@ -136,8 +175,7 @@ impl BlockNode {
         co: &Co<'_>,
         above: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
-        turn_users(co, self, above, Graph::keep_way_down)
+        turn_users(co, self, || Ok(Arc::clone(above)), Graph::keep_way_down)
     }
 
     /// [`co_insert_above`](Self::co_insert_above) from outside of coroutines. Polls `ctx` meanwhile.
@@ -158,9 +196,7 @@ impl BlockNode {
     /// # Errors
     /// If it does not stand on exactly one node.
     pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
-        let _change = lock_changes(co);
-        let below = lock().only_child(self)?;
-        turn_users(co, self, &below, Graph::all_users)
+        turn_users(co, self, || lock().only_child(self), Graph::all_users)
     }
 
     /// [`co_remove`](Self::co_remove) from outside of coroutines. Polls `ctx` meanwhile.
@@ -175,35 +211,74 @@ impl BlockNode {
 /// Chooses the users of the first node that turn to the second.
 type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError>;
 
+/// Has the users of `old` turn to what `find` says.
+///
+/// The nodes are drained before other changes are waited for, as their disks may not answer, and others
+/// need not wait for that. Whoever turns an edge to a node that is drained has drained the node above as
+/// well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
+    co: &Co<'_>,
+    old: &Arc<BlockNode>,
+    find: impl Fn() -> Result<Arc<BlockNode>, GraphError>,
+    choose: Choose,
+) -> Result<(), GraphError> {
+    loop {
+        let new = find()?;
+        trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
+        // Refused before anybody has to wait.
+        choose(&mut lock(), old, &new)?;
+        let _drained = (co_drain_for_change(co, old)?, co_drain_for_change(co, &new)?);
+        co_flush_for_users(co, old)?;
+        let _change = lock_changes(co)?;
+        if Arc::ptr_eq(&find()?, &new) {
+            return turn_drained_users(co, old, &new, choose);
+        }
+    }
+}
+
+/// What the users of a drained node have written and not flushed is owed to them, and their next flush
+/// goes to the node that they turn to.
+///
+/// # Errors
+/// If it fails, or has not ended within [`WAIT_LIMIT`].
+fn co_flush_for_users(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
+    if node.is_read_only() {
+        return Ok(());
+    }
+    let flush = |co: &Co<'_>, node: &BlockNode| {
+        let _own = node.enter_own();
+        node.co_flush(co)
+    };
+    let flushed = if has_no_limit(co) {
+        flush(co, node)
+    } else {
+        let own = Arc::clone(node);
+        co.timeout(WAIT_LIMIT, "flush before a change", move |co| flush(co, &own))
+            .map_err(|_| GraphError::RequestsInTheWay(node.name().to_owned()))?
+    };
+    flushed.map_err(|source| GraphError::Flush { node: node.name().to_owned(), source })
+}
+
+/// The nodes are drained, and there is no other change.
+fn turn_drained_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
     choose: Choose,
 ) -> Result<(), GraphError> {
-    trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
-    // Refused before anybody has to wait.
-    choose(&mut lock(), old, new)?;
-    let _drained = (old.co_drain(co), new.co_drain(co));
-    // What its users have written and not flushed is owed to them, and their next flush goes to the
-    // new node.
-    if !old.is_read_only() {
-        let failed = |source| GraphError::Flush { node: old.name().to_owned(), source };
-        let _own = old.enter_own();
-        old.co_flush(co).map_err(failed)?;
-    }
     // Edges may go only after the lock.
     let mut turned = Turned::default();
-    let (moved, above) = {
-        let mut graph = lock();
+    let (moved, above) = PoolShare::once(co, || {
+        let mut graph = lock_permits();
         let users = choose(&mut graph, old, new)?;
         let turns: Vec<_> = users.iter().map(|id| (*id, Arc::clone(new))).collect();
         graph.turn(&turns, &[], true, &mut turned)?;
         // Those above may have nothing to flush, but the new node may.
         graph.owe_flush_above(new);
         let above = graph.backends_above(new).into_iter();
-        above.partition::<Vec<_>, _>(|(id, _)| users.contains(id))
-    };
+        let backends = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
+        Ok::<_, GraphError>(backends)
+    })?;
     for (id, home) in moved {
         let new = Arc::clone(new);
         co_visit(co, &home, move || medium::turn(id, new));

@@ -1,7 +1,9 @@
 //! Drained sections: of a node, with all that stands on it, and of all nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use coblk_aio::sync::TimedOut;
 use coblk_aio::{AioContext, Co};
 
 use super::{Graph, lock};
@@ -23,20 +25,48 @@ impl BlockNode {
 
     /// [`drain`](Self::drain), from a coroutine (contract: C78).
     pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
-        let (section, above) = {
-            let mut graph = lock();
-            graph.entry(self.id()).drains += 1;
-            graph.settle(self.id());
-            let section = DrainedSection { node: Arc::clone(self) };
-            let above = graph.closure(self.id(), Graph::parents);
-            let above: Vec<_> = above.into_iter().filter_map(|id| graph.node(id)).collect();
-            (section, above)
-        };
+        let (section, above) = self.begin_drain();
         // What comes to stand above meanwhile is born quiet.
         for node in above {
-            node.gate.wait_until_idle(co);
+            node.gate.wait_until_idle(co, || false);
         }
         section
+    }
+
+    /// [`co_drain`](Self::co_drain), but no longer than `limit`: a disk may not answer, or a long
+    /// request be under way.
+    ///
+    /// # Errors
+    /// If requests are still in flight then. Requests go on as before.
+    pub fn co_drain_within(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        limit: Duration,
+    ) -> Result<DrainedSection, TimedOut> {
+        let (section, above) = self.begin_drain();
+        let ctx = co.context();
+        let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
+        let end_ns = ctx.now_ns().saturating_add(limit_ns);
+        for node in above {
+            let waits = Arc::clone(&node);
+            let timer = ctx.timer(move |_| waits.gate.wake_drainers());
+            timer.arm_at_ns(end_ns);
+            if !node.gate.wait_until_idle(co, || ctx.now_ns() >= end_ns) {
+                return Err(TimedOut);
+            }
+        }
+        Ok(section)
+    }
+
+    /// Closes the gates. The nodes whose requests in flight are to be waited for.
+    fn begin_drain(self: &Arc<Self>) -> (DrainedSection, Vec<Arc<BlockNode>>) {
+        let mut graph = lock();
+        graph.entry(self.id()).drains += 1;
+        graph.settle(self.id());
+        let section = DrainedSection { node: Arc::clone(self) };
+        let above = graph.closure(self.id(), Graph::parents);
+        let above: Vec<_> = above.into_iter().filter_map(|id| graph.node(id)).collect();
+        (section, above)
     }
 }
 
@@ -67,7 +97,11 @@ pub fn drain_all(ctx: &AioContext) -> DrainedAllSection {
         nodes.iter().for_each(|node| graph.settle(node.id()));
         DrainedAllSection { nodes }
     };
-    ctx.run(|co| all.nodes.iter().for_each(|node| node.gate.wait_until_idle(co)));
+    ctx.run(|co| {
+        for node in &all.nodes {
+            node.gate.wait_until_idle(co, || false);
+        }
+    });
     all
 }
 

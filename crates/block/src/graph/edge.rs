@@ -111,7 +111,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        lock().remove_user(self.id);
+        super::remove_user(self.id);
     }
 }
 

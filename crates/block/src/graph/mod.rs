@@ -17,7 +17,9 @@
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
-//! wakes, nor while a node goes. The lock of a gate may be taken under it, not the other way round.
+//! wakes, nor while a node goes, nor while a driver makes a system call. The lock of a gate may be taken
+//! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
+//! before it (`permit.rs`).
 
 mod change;
 mod drain;
@@ -37,15 +39,14 @@ use crate::accounting::Statistics;
 use crate::backend_options::Claim;
 use crate::gate::wake_all;
 use crate::node::BlockNode;
-use crate::permissions::PermissionError;
 pub use change::GraphError;
-pub(crate) use change::{co_look_at_node, lock_changes};
+pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
 use edge::Edge;
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
-pub(crate) use permit::{DeviceId, Use};
+pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
 pub(crate) use turn::Turned;
 
 /// Names a node, also after it has gone.
@@ -124,13 +125,39 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     kept: Vec::new(),
 });
 
+/// Held by whoever changes permissions, also while drivers are told.
+static PERMITS: Mutex<()> = Mutex::new(());
+
 /// The graph, locked.
 pub(crate) struct GraphGuard {
     graph: Option<MutexGuard<'static, Graph>>,
+    permits: Option<MutexGuard<'static, ()>>,
 }
 
+/// For everything but changes of permissions. Waits for no system call.
 pub(crate) fn lock() -> GraphGuard {
-    GraphGuard { graph: Some(GRAPH.lock().unwrap_or_else(PoisonError::into_inner)) }
+    GraphGuard { graph: Some(lock_graph()), permits: None }
+}
+
+/// To change permissions. Waits for the system calls of others who do: for workers, and for set-up code.
+pub(crate) fn lock_permits() -> GraphGuard {
+    let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
+    GraphGuard { permits: Some(permits), graph: Some(lock_graph()) }
+}
+
+fn lock_graph() -> MutexGuard<'static, Graph> {
+    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GraphGuard {
+    /// Makes calls that may take any time, without the lock of the graph, and with that of permissions.
+    fn unlocked<R>(&mut self, calls: impl FnOnce() -> R) -> R {
+        debug_assert!(self.permits.is_some(), "permissions change under their own lock");
+        self.graph = None;
+        let result = calls();
+        self.graph = Some(lock_graph());
+        result
+    }
 }
 
 impl Deref for GraphGuard {
@@ -149,9 +176,13 @@ impl DerefMut for GraphGuard {
 
 impl Drop for GraphGuard {
     fn drop(&mut self) {
-        let kept = std::mem::take(&mut self.kept);
-        let wakes = std::mem::take(&mut self.wakes);
+        // None after a panic of a driver that was told.
+        let Some(graph) = &mut self.graph else { return };
+        let kept = std::mem::take(&mut graph.kept);
+        let wakes = std::mem::take(&mut graph.wakes);
         self.graph = None;
+        // What goes now may give permissions back.
+        self.permits = None;
         drop(kept);
         wake_all(wakes);
     }
@@ -232,27 +263,6 @@ impl Graph {
         ids.into_iter().filter_map(|id| self.node(id)).collect()
     }
 
-    /// A backend begins to use `node`.
-    ///
-    /// # Errors
-    /// If what it wants does not fit what others hold and share.
-    pub(crate) fn add_backend(
-        &mut self,
-        node: &BlockNode,
-        backend: Kind,
-        wants: Use,
-    ) -> Result<UserId, PermissionError> {
-        let id = self.add_user(node.id(), backend, wants);
-        match self.permit(&[node.id()]) {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                self.users.remove(&id);
-                self.entry(node.id()).users.retain(|it| *it != id);
-                Err(error)
-            }
-        }
-    }
-
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
         let id = UserId(self.next_id());
         self.users.insert(id, User { kind, node, wants });
@@ -260,18 +270,23 @@ impl Graph {
         id
     }
 
-    pub(crate) fn remove_user(&mut self, id: UserId) {
-        let Some(user) = self.users.remove(&id) else { return };
-        if let Some(entry) = self.nodes.get_mut(&user.node) {
-            entry.users.retain(|it| *it != id);
-            self.permit_less(user.node);
-        }
+    /// Forgets a user. The node that it has used has one less then.
+    fn forget_user(&mut self, id: UserId) -> Option<NodeId> {
+        let user = self.users.remove(&id)?;
         if let Some(parent) = user.parent()
             && let Some(entry) = self.nodes.get_mut(&parent)
         {
             entry.children.retain(|it| *it != id);
             self.settle(parent);
         }
+        let entry = self.nodes.get_mut(&user.node)?;
+        entry.users.retain(|it| *it != id);
+        Some(user.node)
+    }
+
+    /// Whether a user holds nothing and keeps others from nothing.
+    fn wants_nothing(&self, id: UserId) -> bool {
+        self.users.get(&id).is_none_or(|user| user.wants == Use::NONE)
     }
 
     /// The next flush of a node, and of those above, reaches the driver.

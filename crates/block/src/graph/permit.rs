@@ -3,12 +3,29 @@
 //! A backend holds and shares what it was opened with; an edge what its driver passes on of what
 //! the users of the node above hold and share. So a change at one node is planned for all below,
 //! from the top down, and takes effect only if it fits everywhere, and every driver agrees.
+//!
+//! # Drivers are told without the lock of the graph
+//!
+//! A driver takes locks on its image, and the file system may take any time for that. So a change goes in
+//! three steps, under the lock of permissions throughout, which lets one change at a time through:
+//!
+//! ```text
+//! plan     under the lock of the graph: who wants what, and that they agree
+//! tell     without it: drivers take and give up their locks, in the order of `tell_drivers`
+//! enter    under it again: the plan is what is granted; or nothing, if a driver has refused
+//! ```
+//!
+//! What the plan was made of stays as it is meanwhile: whatever holds something, or keeps others from
+//! something, comes, goes and turns under the lock of permissions. What may come in between without it
+//! wants nothing: new nodes, new edges, and backends that ask nobody. Coroutines have a worker do it
+//! (`PoolShare::once`), so that no loop waits; only destructors, set-up code outside of coroutines, and
+//! changes of a length do it themselves.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Graph, GraphError, Kind, NodeId, User, UserId};
+use super::{Graph, GraphError, GraphGuard, Kind, NodeId, User, UserId, lock, lock_permits};
 use crate::node::BlockNode;
 use crate::permissions::{PermissionError, Permissions};
 
@@ -45,41 +62,6 @@ impl Graph {
     /// A device that backends belong to.
     pub(crate) fn new_device(&mut self) -> DeviceId {
         DeviceId(self.next_id())
-    }
-
-    /// Has `nodes`, and those below, go by what their users hold and share now.
-    ///
-    /// # Errors
-    /// If two users exclude each other, or a driver refuses. Nothing has changed then but what
-    /// the caller did to the users before.
-    pub(super) fn permit(&mut self, nodes: &[NodeId]) -> Result<(), PermissionError> {
-        let plan = self.plan(nodes)?;
-        let mut changes = Vec::new();
-        for (id, new) in &plan.nodes {
-            let old = self.nodes.get(id).map_or(Use::NONE, |entry| entry.granted);
-            if let Some(node) = self.node(*id).filter(|_| old != *new) {
-                changes.push(Change { node, old, new: *new });
-            }
-        }
-        tell_drivers(&changes)?;
-        for (id, granted) in plan.nodes {
-            if let Some(entry) = self.nodes.get_mut(&id) {
-                entry.granted = granted;
-            }
-        }
-        for (id, wanted) in plan.users {
-            if let Some(user) = self.users.get_mut(&id) {
-                user.wants = wanted;
-            }
-        }
-        Ok(())
-    }
-
-    /// [`permit`](Self::permit) after users went or want less, which nobody can refuse.
-    pub(super) fn permit_less(&mut self, node: NodeId) {
-        if let Err(error) = self.permit(&[node]) {
-            tracing::error!(%error, "permissions that are not needed any more are kept");
-        }
     }
 
     fn plan(&mut self, nodes: &[NodeId]) -> Result<Plan, PermissionError> {
@@ -175,32 +157,6 @@ impl Graph {
         }
     }
 
-    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends above
-    /// these nodes hold the permission to write if their node can be.
-    ///
-    /// # Errors
-    /// As of [`permit`](Self::permit); and if a backend that writes no longer can, unless it may
-    /// `become_readers`.
-    pub(super) fn permit_anew(
-        &mut self,
-        nodes: &[NodeId],
-        become_readers: bool,
-    ) -> Result<(), GraphError> {
-        let above: Vec<NodeId> =
-            nodes.iter().flat_map(|node| self.closure(*node, Graph::parents)).collect();
-        let mut before = Vec::new();
-        let result = self.want_anew(&above, become_readers, &mut before);
-        let result = result.and_then(|()| Ok(self.permit(&above)?));
-        if result.is_err() {
-            for (id, wants) in before.into_iter().rev() {
-                if let Some(user) = self.users.get_mut(&id) {
-                    user.wants = wants;
-                }
-            }
-        }
-        result
-    }
-
     /// Notes what backends wanted `before`.
     fn want_anew(
         &mut self,
@@ -228,20 +184,129 @@ impl Graph {
         }
         Ok(())
     }
+}
 
-    /// A backend wants something else than before.
+impl GraphGuard {
+    /// Has `nodes`, and those below, go by what their users hold and share now.
     ///
     /// # Errors
-    /// If that does not fit what others hold and share. It wants what it did before then.
-    pub(crate) fn change_use(&mut self, id: UserId, wants: Use) -> Result<(), PermissionError> {
-        let Some(user) = self.users.get_mut(&id) else { return Ok(()) };
-        let (node, old) = (user.node, std::mem::replace(&mut user.wants, wants));
-        self.permit(&[node]).inspect_err(|_| {
-            if let Some(user) = self.users.get_mut(&id) {
-                user.wants = old;
+    /// If two users exclude each other, or a driver refuses. Nothing has changed then but what
+    /// the caller did to the users before.
+    pub(super) fn permit(&mut self, nodes: &[NodeId]) -> Result<(), PermissionError> {
+        let plan = self.plan(nodes)?;
+        let mut changes = Vec::new();
+        for (id, new) in &plan.nodes {
+            let old = self.nodes.get(id).map_or(Use::NONE, |entry| entry.granted);
+            if let Some(node) = self.node(*id).filter(|_| old != *new) {
+                changes.push(Change { node, old, new: *new });
             }
-        })
+        }
+        if !changes.is_empty() {
+            let told = self.unlocked(|| tell_drivers(&changes));
+            // They may be the last to hold a node, which goes when no lock is held.
+            self.kept.extend(changes.into_iter().map(|change| change.node));
+            told?;
+        }
+        for (id, granted) in plan.nodes {
+            if let Some(entry) = self.nodes.get_mut(&id) {
+                entry.granted = granted;
+            }
+        }
+        for (id, wanted) in plan.users {
+            if let Some(user) = self.users.get_mut(&id) {
+                user.wants = wanted;
+            }
+        }
+        Ok(())
     }
+
+    /// [`permit`](Self::permit) after users went or want less, which nobody can refuse.
+    fn permit_less(&mut self, node: NodeId) {
+        if let Err(error) = self.permit(&[node]) {
+            tracing::error!(%error, "permissions that are not needed any more are kept");
+        }
+    }
+
+    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends above
+    /// these nodes hold the permission to write if their node can be.
+    ///
+    /// # Errors
+    /// As of [`permit`](Self::permit); and if a backend that writes no longer can, unless it may
+    /// `become_readers`.
+    pub(super) fn permit_anew(
+        &mut self,
+        nodes: &[NodeId],
+        become_readers: bool,
+    ) -> Result<(), GraphError> {
+        let above: Vec<NodeId> =
+            nodes.iter().flat_map(|node| self.closure(*node, Graph::parents)).collect();
+        let mut before = Vec::new();
+        let result = self.want_anew(&above, become_readers, &mut before);
+        let result = result.and_then(|()| Ok(self.permit(&above)?));
+        if result.is_err() {
+            for (id, wants) in before.into_iter().rev() {
+                if let Some(user) = self.users.get_mut(&id) {
+                    user.wants = wants;
+                }
+            }
+        }
+        result
+    }
+}
+
+/// A backend begins to use `node`. May wait for system calls, unless it `wants` nothing.
+///
+/// # Errors
+/// If what it wants does not fit what others hold and share.
+pub(crate) fn add_backend(
+    node: &BlockNode,
+    backend: Kind,
+    wants: Use,
+) -> Result<UserId, PermissionError> {
+    if wants == Use::NONE {
+        return Ok(lock().add_user(node.id(), backend, wants));
+    }
+    let mut graph = lock_permits();
+    let id = graph.add_user(node.id(), backend, wants);
+    graph.permit(&[node.id()]).map(|()| id).inspect_err(|_| {
+        graph.forget_user(id);
+    })
+}
+
+/// A user goes. May wait for system calls, unless it wants nothing.
+pub(crate) fn remove_user(id: UserId) {
+    if forget_at_once(id) {
+        return;
+    }
+    let mut graph = lock_permits();
+    if let Some(node) = graph.forget_user(id) {
+        graph.permit_less(node);
+    }
+}
+
+/// [`remove_user`], if that waits for nothing. Returns whether it is done.
+pub(crate) fn forget_at_once(id: UserId) -> bool {
+    let mut graph = lock();
+    let wants_nothing = graph.wants_nothing(id);
+    if wants_nothing {
+        graph.forget_user(id);
+    }
+    wants_nothing
+}
+
+/// A backend wants something else than before. May wait for system calls.
+///
+/// # Errors
+/// If that does not fit what others hold and share. It wants what it did before then.
+pub(crate) fn change_use(id: UserId, wants: Use) -> Result<(), PermissionError> {
+    let mut graph = lock_permits();
+    let Some(user) = graph.users.get_mut(&id) else { return Ok(()) };
+    let (node, old) = (user.node, std::mem::replace(&mut user.wants, wants));
+    graph.permit(&[node]).inspect_err(|_| {
+        if let Some(user) = graph.users.get_mut(&id) {
+            user.wants = old;
+        }
+    })
 }
 
 /// What the users of a node want together becomes something else.

@@ -16,6 +16,7 @@ pub(crate) struct Turned {
     edges: Vec<(Arc<Edge>, Arc<BlockNode>)>,
 }
 
+/// Under the lock of permissions.
 impl GraphGuard {
     /// Turns users to other nodes, if everybody agrees to that, and to what else has changed in the
     /// nodes `also`. A backend that writes and no longer can is an error unless it may
@@ -42,15 +43,15 @@ impl GraphGuard {
             self.turn_edges(users, turned);
             self.permit_anew(&nodes, become_readers)
         });
-        if let Err(error) = agreed {
+        if agreed.is_err() {
             self.turn_back(turned);
-            return Err(error);
         }
+        // Also then: a drain may have begun while drivers were told.
         for (id, _) in users {
             let parent = self.users.get(id).and_then(|user| user.parent());
             parent.into_iter().for_each(|parent| self.settle(parent));
         }
-        Ok(())
+        agreed
     }
 
     /// The edges among users that have moved. Who asks for a length goes down the edges without the

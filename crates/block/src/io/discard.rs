@@ -5,7 +5,7 @@ use std::io;
 use coblk_aio::{Co, trace_event};
 
 use super::tracked::Overlap;
-use super::{check_range, finish_write, track, whole_units};
+use super::{check_range, check_wanted, finish_write, track, whole_units};
 use crate::node::BlockNode;
 
 /// Gives the driver's whole units in a range back. What is left at its edges is too small to be
@@ -29,6 +29,7 @@ pub(crate) fn co_pdiscard(
     let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
     while at < range.end {
+        check_wanted(co)?;
         let bytes = most.min(range.end - at);
         match node.driver().co_pdiscard(co, at, bytes) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => break,

@@ -276,6 +276,11 @@ fn is_whole_blocks(limits: &LiveLimits, offset: u64, bytes: u64) -> bool {
     (offset | bytes) & (u64::from(limits.request_alignment()) - 1) == 0
 }
 
+/// Before each further piece of a request: whether anybody waits for it.
+fn check_wanted(co: &Co<'_>) -> io::Result<()> {
+    if co.is_wanted() { Ok(()) } else { Err(errno(libc::ECANCELED)) }
+}
+
 #[cold]
 fn errno(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)

@@ -16,7 +16,9 @@ use std::sync::OnceLock;
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
 use super::tracked::Overlap;
-use super::{check_range, co_flush, errno, finish_write, track, transfer, whole_units, write};
+use super::{
+    check_range, check_wanted, co_flush, errno, finish_write, track, transfer, whole_units, write,
+};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::node::BlockNode;
 
@@ -73,7 +75,7 @@ fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> i
         return Err(errno(libc::ENOTSUP));
     }
     for edge in edges {
-        write_zeroes(edge, |at, zeroes| write(node, co, at, zeroes, write_flags(flags)))?;
+        write_zeroes(co, edge, |at, zeroes| write(node, co, at, zeroes, write_flags(flags)))?;
     }
     Ok(())
 }
@@ -93,14 +95,19 @@ fn zero_units(
     while at < range.end {
         let bytes = most.min(range.end - at);
         match node.driver().co_pwrite_zeroes(co, at, bytes, flags) {
-            Ok(()) => at += bytes,
+            Ok(()) => {
+                at += bytes;
+                if at < range.end {
+                    check_wanted(co)?;
+                }
+            }
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOTSUP)
                     && !flags.contains(ZeroFlags::NO_FALLBACK) =>
             {
                 // It will not have found a way when the next piece comes.
                 let flags = write_flags(flags);
-                return write_zeroes(at..range.end, |at, zeroes| {
+                return write_zeroes(co, at..range.end, |at, zeroes| {
                     transfer::write(node, co, at, zeroes, flags)
                 });
             }
@@ -112,11 +119,13 @@ fn zero_units(
 
 /// Calls `write` with an offset and zeroes, until it has had all of `range`.
 fn write_zeroes(
+    co: &Co<'_>,
     range: Range<u64>,
     mut write: impl FnMut(u64, &IoVector<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut at = range.start;
     while at < range.end {
+        check_wanted(co)?;
         let bytes = MAX_WRITE_BYTES.min(range.end - at);
         write(at, &zeroes(bytes as usize)?)?;
         at += bytes;

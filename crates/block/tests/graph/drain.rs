@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::AioContext;
 use coblk_block::filters::blkdebug::{BlkDebug, Rules};
@@ -135,4 +136,48 @@ fn a_drain_waits_for_a_shrink() {
     ctx.schedule(move |_| release.hold(false));
     drop(node.drain(&ctx));
     assert!(shrunk.get(), "the drain was over before the shrink");
+}
+
+#[test]
+fn a_drain_with_a_limit_gives_up_and_requests_go_on() {
+    let ctx = AioContext::for_test().unwrap();
+    let disk = Tagged::new(1);
+    let below = disk.node("disk");
+    let backend = BlockBackend::new(&ctx, "drive", filter("top", &below));
+    disk.hold(true);
+    let before = begin_read(&ctx, &backend);
+    let limit = Duration::from_millis(5);
+    assert!(ctx.run(|co| below.co_drain_within(co, limit).is_err()));
+    // The gate is open again: this one comes as far as the disk.
+    let after = begin_read(&ctx, &backend);
+    settle(&ctx);
+    assert_eq!((before.get(), after.get(), disk.in_flight()), (None, None, 2));
+    disk.hold(false);
+    ctx.run_until(|| before.get().is_some() && after.get().is_some());
+    let drained = ctx.run(|co| below.co_drain_within(co, limit));
+    assert!(drained.is_ok(), "nothing is in flight");
+    assert_eq!(disk.hooks(), "()(");
+}
+
+#[test]
+fn a_change_of_a_node_whose_disk_does_not_answer_fails_and_the_medium_of_another_comes_out() {
+    let ctx = AioContext::for_test().unwrap();
+    let (dead, other) = (Tagged::new(1), Tagged::new(2));
+    let (dead_node, other_node) = (dead.node("dead"), other.node("other"));
+    let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&dead_node));
+    let second = BlockBackend::new(&ctx, "second", Arc::clone(&other_node));
+    dead.hold(true);
+    let hangs = begin_read(&ctx, &backend);
+    let replaced = Rc::new(RefCell::new(None));
+    let (told, new) = (Rc::clone(&replaced), Arc::clone(&other_node));
+    ctx.spawn("replace", move |co| *told.borrow_mut() = Some(dead_node.co_replace(co, &new)));
+    settle(&ctx);
+    assert!(replaced.borrow().is_none(), "it waits");
+    assert!(second.remove_medium(&ctx).is_some(), "and this does not wait for it");
+    ctx.run_until(|| replaced.borrow().is_some());
+    let error = replaced.take().unwrap().unwrap_err().to_string();
+    assert_eq!(error, "node 'dead' still has requests in flight after 10 s");
+    assert_eq!(backend.node().unwrap().name(), "dead");
+    dead.hold(false);
+    ctx.run_until(|| hangs.get().is_some());
 }

@@ -1,11 +1,17 @@
 //! Who may use a node together with whom.
 
-use std::sync::Arc;
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
-use coblk_aio::{AioContext, IoThread};
+use coblk_aio::{AioContext, Co, IoThread, IoVector, IoVectorMut};
 use coblk_block::drivers::{File, Null, Raw};
 use coblk_block::filters::blkdebug::{BlkDebug, Rules};
-use coblk_block::{BackendOptions, BlockBackend, BlockNode, PermissionError};
+use coblk_block::{
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, PermissionError, Permissions, WriteFlags,
+};
 
 use crate::tagged::{Tagged, read};
 
@@ -253,4 +259,72 @@ fn a_thread_that_ends_gives_up_what_its_backends_held() {
     assert!(remote.flush().wait().is_err());
     let ctx = AioContext::for_test().unwrap();
     BackendOptions::new("next").open(&ctx, node).unwrap();
+}
+
+/// A disk whose locks take until they are let through.
+struct SlowLocks {
+    asked: mpsc::Sender<()>,
+    answer: Mutex<mpsc::Receiver<()>>,
+}
+
+impl BlockDriver for SlowLocks {
+    fn format_name(&self) -> &'static str {
+        "slow-locks"
+    }
+    fn length(&self) -> u64 {
+        4096
+    }
+    fn co_preadv(&self, _: &Co<'_>, _: u64, _: &mut IoVectorMut<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_permissions(&self, _: Permissions, _: Permissions) -> Result<(), PermissionError> {
+        // Fails when the test has ended.
+        let _ = self.asked.send(());
+        let _ = self.answer.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_system_that_takes_its_time_for_locks_holds_up_nothing_else() {
+    let (asked, is_asked) = mpsc::channel();
+    let (answer, answers) = mpsc::channel();
+    let slow = BlockNode::new("slow", SlowLocks { asked, answer: Mutex::new(answers) });
+    let ctx = AioContext::for_test().unwrap();
+    let opened = Rc::new(RefCell::new(None));
+    let (told, node) = (Rc::clone(&opened), Arc::clone(&slow));
+    ctx.spawn("open", move |co| {
+        *told.borrow_mut() = Some(BackendOptions::new("drive").co_open(co, node).unwrap());
+    });
+    is_asked.recv().unwrap();
+    // Its locks are being asked for, in another thread. Meanwhile, in this one, whose loop goes on, and
+    // in yet another, which would hang for ever if it were under the lock of the graph:
+    let (done, is_done) = mpsc::channel();
+    let asked_about = Arc::clone(&slow);
+    std::thread::spawn(move || {
+        let ctx = AioContext::for_test().unwrap();
+        let node = Tagged::new(1).node("other");
+        let filter = BlockNode::new("filter", BlkDebug::new(Arc::clone(&node), Rules::new(1)));
+        let backend = BlockBackend::new(&ctx, "mine", filter);
+        assert_eq!(read(&ctx, &backend).unwrap(), 1);
+        drop(node.drain(&ctx));
+        assert_eq!((node.parents().len(), node.backends().len()), (1, 0));
+        assert_eq!((asked_about.parents().len(), asked_about.backends().len()), (1, 1));
+        drop(backend);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(60)).expect("the graph is locked");
+    while ctx.poll(false) {}
+    assert!(opened.borrow().is_none(), "its locks were not waited for");
+    answer.send(()).unwrap();
+    ctx.run_until(|| opened.borrow().is_some());
+    // To be given up.
+    answer.send(()).unwrap();
+    drop(opened.take());
 }

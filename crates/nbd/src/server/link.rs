@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
-use coblk_aio::{AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness};
+use coblk_aio::{
+    AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness, Wanted,
+};
 
 use crate::server::message::Message;
 use crate::server::outbox::{Outbox, Sent};
@@ -40,6 +42,8 @@ pub struct Link {
     ending: Cell<bool>,
     /// Nothing can be sent any more.
     failed: Cell<bool>,
+    /// The client waits for what its requests do.
+    pub wanted: Wanted,
     pub turn: Turn,
     /// Bytes received since the beginning.
     received: Cell<u64>,
@@ -62,6 +66,7 @@ impl Link {
             in_flight: Cell::new(0),
             ending: Cell::new(false),
             failed: Cell::new(false),
+            wanted: Wanted::new(),
             turn: Turn::default(),
             received: Cell::new(0),
             clients,
@@ -278,6 +283,7 @@ impl Link {
     pub fn fail(&self) {
         if !self.failed.replace(true) {
             self.transport.shutdown();
+            self.wanted.give_up();
             let unsent = self.outbox.borrow_mut().clear();
             self.retire(unsent);
         }

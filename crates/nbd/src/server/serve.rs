@@ -67,7 +67,7 @@ fn execute(
         }
         (CMD_FLUSH, _) => backend.co_flush(co)?,
         (CMD_TRIM, _) => {
-            backend.co_pdiscard(co, offset, length)?;
+            co.while_wanted(&client.link.wanted, || backend.co_pdiscard(co, offset, length))?;
             if fua {
                 backend.co_flush(co)?;
             }
@@ -77,9 +77,12 @@ fn execute(
             flags.set(ZeroFlags::FUA, fua);
             flags.set(ZeroFlags::MAY_UNMAP, !request.has(CMD_FLAG_NO_HOLE));
             flags.set(ZeroFlags::NO_FALLBACK, request.has(CMD_FLAG_FAST_ZERO));
-            backend.co_pwrite_zeroes(co, offset, length, flags)?;
+            let zero = || backend.co_pwrite_zeroes(co, offset, length, flags);
+            co.while_wanted(&client.link.wanted, zero)?;
         }
-        (CMD_CACHE, Some(mut piece)) => read_ahead(co, backend, request, &mut piece)?,
+        (CMD_CACHE, Some(mut piece)) => {
+            co.while_wanted(&client.link.wanted, || read_ahead(co, backend, request, &mut piece))?;
+        }
         (CMD_BLOCK_STATUS, _) => return status::reply(co, client, backend, style, request),
         _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
     }
@@ -94,7 +97,7 @@ fn read_ahead(
     piece: &mut [u8],
 ) -> io::Result<()> {
     let (mut at, end) = (request.offset, request.offset + request.length);
-    while at < end {
+    while at < end && co.is_wanted() {
         let bytes = (end - at).min(piece.len() as u64);
         backend.co_preadv(co, at, &mut IoVectorMut::from(&mut piece[..bytes as usize]))?;
         at += bytes;

@@ -31,7 +31,11 @@ pub fn run(co: &Co<'_>, client: &Rc<Client>) {
     let result = client.link.open(co.context()).and_then(|()| converse(co, client));
     match &result {
         Ok(()) => tracing::debug!("an NBD client has disconnected"),
-        Err(error) => tracing::debug!(%error, "an NBD client is gone"),
+        Err(error) => {
+            tracing::debug!(%error, "an NBD client is gone");
+            // Long requests end with their next piece.
+            client.link.wanted.give_up();
+        }
     }
     client.link.finish(co);
 }

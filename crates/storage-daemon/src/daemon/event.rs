@@ -1,7 +1,7 @@
 //! [`Event`]: what the daemon tells of by itself, under QMP's names; and how other threads tell.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk::block::{ErrorAction, RequestKind};
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
@@ -55,13 +55,15 @@ impl ShutdownCause {
     }
 }
 
-/// Events of other threads that wait for the main one; more are dropped. Errors come in storms.
-const MOST_WAITING: usize = 256;
+/// Events of other threads that wait for the main one. Errors come in storms: one that tells the same as
+/// one that waits already, but for its time, is left out. So there are no more than exports times
+/// kinds of requests, errors and actions, and what is told last is always told.
+type Waiting = Mutex<VecDeque<Event>>;
 
 /// Tells the daemon of events. Any thread.
 #[derive(Clone)]
 pub(crate) struct EventSender {
-    events: SyncSender<Event>,
+    waiting: Arc<Waiting>,
     deliver: Arc<RemoteBottomHalf>,
 }
 
@@ -71,17 +73,56 @@ impl EventSender {
         ctx: &AioContext,
         handle: impl Fn(&AioContext, &Event) + 'static,
     ) -> (EventSender, BottomHalf) {
-        let (events, waiting): (_, Receiver<Event>) = sync_channel(MOST_WAITING);
+        let waiting: Arc<Waiting> = Arc::default();
+        let events = Arc::clone(&waiting);
         let delivering = ctx.bottom_half("daemon events", move |ctx| {
-            waiting.try_iter().for_each(|event| handle(ctx, &event));
+            let next = || events.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            while let Some(event) = next() {
+                handle(ctx, &event);
+            }
         });
         let deliver = Arc::new(delivering.remote());
-        (EventSender { events, deliver }, delivering)
+        (EventSender { waiting, deliver }, delivering)
     }
 
     pub(crate) fn send(&self, event: Event) {
-        if self.events.try_send(event).is_ok() {
-            self.deliver.schedule();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.contains(&event) {
+            waiting.push_back(event);
         }
+        drop(waiting);
+        self.deliver.schedule();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    fn error(id: &str, errno: i32, action: ErrorAction) -> Event {
+        let (id, node_name) = (id.to_owned(), "disk".to_owned());
+        Event::BlockIoError(IoError { id, node_name, kind: RequestKind::Read, errno, action })
+    }
+
+    #[test]
+    fn a_storm_of_errors_hides_no_other_event() {
+        let ctx = AioContext::new().unwrap();
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let own = Rc::clone(&told);
+        let (sender, _delivering) =
+            EventSender::new(&ctx, move |_, event| own.borrow_mut().push(event.clone()));
+        let storm = error("e0", 5, ErrorAction::Report);
+        let stop = error("e1", 28, ErrorAction::Stop);
+        (0..10_000).for_each(|_| sender.send(storm.clone()));
+        sender.send(stop.clone());
+        (0..10_000).for_each(|_| sender.send(storm.clone()));
+        ctx.poll(false);
+        assert_eq!(told.take(), [storm.clone(), stop]);
+        sender.send(storm.clone());
+        ctx.poll(false);
+        assert_eq!(told.take(), [storm]);
     }
 }

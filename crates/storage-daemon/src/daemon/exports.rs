@@ -18,7 +18,7 @@ impl Daemon {
     /// # Errors
     /// If the name is taken, if there is no such node or thread, or if it cannot be exported so.
     pub fn export_add(&self, co: &Co<'_>, options: ExportOptions) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("block-export-add")?;
         if !is_identifier(&options.id) {
             return Err(DaemonError::ExportId);
         }
@@ -30,7 +30,13 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co.context(), node, &options)?;
+        let what = self.make_export(co, Arc::clone(&node), &options)?;
+        // While locks were asked for, another command may have been faster, or the daemon may end.
+        let still_fits = command.check().and_then(|()| self.check_still_fits(&node, &options));
+        if let Err(refused) = still_fits {
+            what.co_close(co);
+            return Err(refused);
+        }
         self.measure(what.device());
         if self.serving.get() {
             what.begin();
@@ -40,12 +46,31 @@ impl Daemon {
         Ok(())
     }
 
+    /// That what an export was made for is still there, and its name still free.
+    fn check_still_fits(
+        &self,
+        node: &Arc<BlockNode>,
+        options: &ExportOptions,
+    ) -> Result<(), DaemonError> {
+        if self.exports.borrow().contains_key(&options.id) {
+            return Err(DaemonError::DuplicateExport(options.id.clone()));
+        }
+        if matches!(options.kind, ExportKind::Nbd(_)) {
+            self.running_nbd_server()?;
+        }
+        match self.blockdevs.node(&options.node_name) {
+            Some(now) if Arc::ptr_eq(&now, node) => Ok(()),
+            _ => Err(DaemonError::NothingToExport(options.node_name.clone())),
+        }
+    }
+
     fn make_export(
         &self,
-        ctx: &AioContext,
+        co: &Co<'_>,
         node: Arc<BlockNode>,
         options: &ExportOptions,
     ) -> Result<Box<dyn ExportType>, DaemonError> {
+        let ctx = co.context();
         let contexts = self.iothreads(&options.iothreads)?;
         let reporter = self.reporter(options);
         match &options.kind {
@@ -54,7 +79,7 @@ impl Daemon {
                     return Err(DaemonError::NbdIothread);
                 }
                 let server = self.running_nbd_server()?;
-                let export = NbdBlockExport::new(ctx, &server, node, options, nbd, reporter)?;
+                let export = NbdBlockExport::new(co, &server, node, options, nbd, reporter)?;
                 if !contexts.is_empty() {
                     tracing::warn!(export = options.id, "is served by the main thread");
                 }

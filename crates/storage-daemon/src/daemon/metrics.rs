@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 use coblk::block::{Device, Statistics};
 
 use super::{Daemon, DaemonError};
@@ -25,8 +26,7 @@ impl Daemon {
         let command = self.begin_command("metrics")?;
         self.check_no_metrics()?;
         // To ask for the addresses of a host may take long.
-        let pool = co.context().thread_pool();
-        let listener = pool.submit_co(co, move || sockets::listen(&options.addr))?;
+        let listener = PoolShare::once(co, move || sockets::listen(&options.addr))?;
         command.check()?;
         self.check_no_metrics()?;
         let failed =

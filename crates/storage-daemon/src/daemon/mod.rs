@@ -11,6 +11,7 @@ mod monitors;
 mod nbd_server;
 mod objects;
 mod shutdown;
+mod sizes;
 mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -83,6 +84,7 @@ pub struct Daemon {
     /// Commands that are being carried out, by number, and the last number.
     commands_running: RefCell<Vec<(u64, &'static str)>>,
     last_command: Cell<u64>,
+    asked: RefCell<sizes::Asked>,
     /// Nodes and servers that are being closed at the end.
     ending: Cell<usize>,
     /// Events of other threads, and what delivers them.
@@ -110,6 +112,7 @@ impl Daemon {
             waiters: RefCell::default(),
             commands_running: RefCell::default(),
             last_command: Cell::new(0),
+            asked: RefCell::default(),
             ending: Cell::new(0),
             remote: OnceCell::new(),
         });

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 use coblk::qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
 
 use super::{Daemon, DaemonError};
@@ -99,8 +100,7 @@ impl Daemon {
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
         // To ask for the addresses of a host may take long.
-        let pool = co.context().thread_pool();
-        let listening = pool.submit_co(co, || sockets::open(&chardev.socket.address))?;
+        let listening = PoolShare::once(co, || sockets::open(&chardev.socket.address))?;
         let (ctx, table) = (co.context(), self.commands());
         let monitor = match listening {
             Listening::Path(path) => {
@@ -129,8 +129,7 @@ impl Daemon {
         chardev: &ChardevOptions,
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
-        let pool = co.context().thread_pool();
-        let address = pool.submit_co(co, || sockets::peer(&chardev.socket.address))?;
+        let address = PoolShare::once(co, || sockets::peer(&chardev.socket.address))?;
         let reconnect = chardev.socket.reconnect;
         let monitor = Monitor::connect(co.context(), &address, reconnect, self.commands(), options);
         monitor.map_err(|source| DaemonError::Io { what: "cannot connect a monitor", source })

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 use coblk::nbd::{NbdAddress, NbdListener, NbdOptions, NbdServer};
 
 use super::{Daemon, DaemonError};
@@ -46,8 +47,7 @@ impl Daemon {
         };
         let limits = self.with_tls(limits, options.tls_creds.as_deref())?;
         // To ask for the addresses of a host may take long.
-        let pool = co.context().thread_pool();
-        let listening = pool.submit_co(co, || sockets::open(&options.addr))?;
+        let listening = PoolShare::once(co, || sockets::open(&options.addr))?;
         self.check_no_nbd_server()?;
         command.check()?;
         let ctx = co.context();

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
+use coblk::aio::PoolShare;
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::options::BlockdevError;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
@@ -30,7 +31,7 @@ pub(super) enum Object {
 
 /// Ends an object. A thread is waited for: elsewhere, so that the loop goes on.
 fn co_drop(co: &Co<'_>, object: Object) {
-    co.context().thread_pool().submit_co(co, move || drop(object));
+    PoolShare::once(co, move || drop(object));
 }
 
 impl Daemon {

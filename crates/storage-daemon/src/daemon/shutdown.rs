@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 
 use super::{Daemon, Event, ShutdownCause};
 use crate::exports::Export;
@@ -103,7 +104,7 @@ impl Daemon {
         let told = Rc::clone(&ended);
         let waited = co.timeout(PATIENCE, "end objects", move |co| {
             // Threads are waited for: elsewhere, so that the loop goes on.
-            co.context().thread_pool().submit_co(co, move || drop(objects));
+            PoolShare::once(co, move || drop(objects));
             told.set(true);
         });
         if waited.is_err() && !ended.get() {

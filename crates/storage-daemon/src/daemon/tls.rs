@@ -1,6 +1,7 @@
 //! Credentials for the NBD server. Without the feature `tls` there are none.
 
 use coblk::Co;
+use coblk::aio::PoolShare;
 use coblk::nbd::NbdOptions;
 
 use super::objects::Object;
@@ -32,8 +33,7 @@ pub(super) fn load(
         true => TlsCredentials::from_dir,
         false => TlsCredentials::from_dir_unchecked,
     };
-    let pool = co.context().thread_pool();
-    let credentials = pool.submit_co(co, || read(dir, verify_peer));
+    let credentials = PoolShare::once(co, || read(dir, verify_peer));
     credentials.map_err(|error| DaemonError::Tls(Box::new(error)))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coblk::block::{Device, ErrorPolicies, IoStatus, ReportErrors};
 use coblk::nbd::{NbdExport, NbdServer, RemoveMode};
-use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Co};
+use coblk::{BackendOptions, BlockBackend, BlockNode, Co};
 
 use super::ExportType;
 use crate::daemon::{DaemonError, ErrorReporter};
@@ -24,7 +24,7 @@ pub(crate) struct NbdBlockExport {
 
 impl NbdBlockExport {
     pub(crate) fn new(
-        ctx: &AioContext,
+        co: &Co<'_>,
         server: &Rc<NbdServer>,
         node: Arc<BlockNode>,
         options: &ExportOptions,
@@ -33,7 +33,7 @@ impl NbdBlockExport {
     ) -> Result<NbdBlockExport, DaemonError> {
         // As QEMU's exports it lets others write.
         let backend = BackendOptions::new(&options.id).read_only(!options.writable).share_rw(true);
-        let (device, backend) = (backend.device(), backend.open(ctx, node)?);
+        let (device, backend) = (backend.device(), backend.co_open(co, node)?);
         backend.set_error_policies(ErrorPolicies {
             read: options.rerror.into(),
             write: options.werror.into(),

@@ -36,7 +36,7 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("query-block-exports", |daemon, _, ()| {
         Ok(daemon.exports().into_iter().map(info).collect::<Vec<_>>())
     });
-    commands.add_urgent("x-coblk-export-resume", |daemon, _, Id { id }| daemon.export_resume(&id));
+    commands.add("x-coblk-export-resume", |daemon, _, Id { id }| daemon.export_resume(&id));
 }
 
 fn info(export: ExportInfo) -> Info {

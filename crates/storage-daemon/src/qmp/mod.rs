@@ -41,7 +41,7 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands);
-    commands.add_urgent("quit", |daemon, _, ()| {
+    commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())
     });
@@ -79,18 +79,6 @@ impl Commands {
     ) {
         let daemon = self.daemon.clone();
         self.table.command(name, move |co, arguments| handler(&alive(&daemon)?, co, arguments));
-    }
-
-    /// One that gets through while another one waits.
-    fn add_urgent<A: DeserializeOwned, R: Serialize>(
-        &mut self,
-        name: &'static str,
-        handler: impl Fn(&Rc<Daemon>, &Co<'_>, A) -> Result<R, DaemonError> + 'static,
-    ) {
-        let daemon = self.daemon.clone();
-        self.table.urgent_command(name, move |co, arguments| {
-            handler(&alive(&daemon)?, co, arguments).map_err(QmpError::generic)
-        });
     }
 }
 

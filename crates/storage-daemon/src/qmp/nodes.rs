@@ -1,7 +1,7 @@
 //! `query-named-block-nodes`: what nodes there are.
 
+use coblk::BlockNode;
 use coblk::block::{DetectZeroes, NodeInfo};
-use coblk::{BlockNode, Co};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -49,6 +49,7 @@ struct Image {
     filename: String,
     format: &'static str,
     virtual_size: u64,
+    /// Unknown to some file systems, and while a disk does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     actual_size: Option<u64>,
 }
@@ -72,13 +73,13 @@ struct Child {
 pub(super) fn add(commands: &mut Commands) {
     commands.add("query-named-block-nodes", |daemon, co, _: Query| {
         let nodes = daemon.blockdevs().nodes();
-        Ok(nodes.iter().map(|node| info(co, node)).collect::<Vec<_>>())
+        let sizes = daemon.co_allocated_bytes(co, &nodes);
+        let infos = nodes.iter().zip(sizes).map(|(node, size)| info(node, size));
+        Ok(infos.collect::<Vec<_>>())
     });
 }
 
-fn info(co: &Co<'_>, node: &BlockNode) -> Info {
-    // Unknown to some file systems.
-    let actual_size = node.co_allocated_bytes(co).ok().flatten();
+fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
     let node = node.describe();
     let filename = node.filename.clone().unwrap_or_else(|| described(&node));
     let children = node.children.into_iter();

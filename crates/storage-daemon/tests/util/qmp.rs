@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde_json::{Value, json};
 
 use super::connect;
@@ -14,6 +16,8 @@ pub struct Client {
     lines: BufReader<UnixStream>,
     /// Told meanwhile.
     events: VecDeque<Value>,
+    /// The answer, if it came with them.
+    early: Option<Value>,
 }
 
 impl Client {
@@ -21,7 +25,7 @@ impl Client {
     pub fn new(socket: &Path) -> Client {
         let stream = connect(socket);
         let lines = BufReader::new(stream.try_clone().unwrap());
-        let mut client = Client { stream, lines, events: VecDeque::new() };
+        let mut client = Client { stream, lines, events: VecDeque::new(), early: None };
         assert!(client.receive().get("QMP").is_some());
         assert_eq!(client.ask("qmp_capabilities", json!({})), json!({"return": {}}));
         client
@@ -35,11 +39,35 @@ impl Client {
         serde_json::from_str(&line).unwrap()
     }
 
-    /// The answer to a command.
-    #[track_caller]
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+    /// Sends a command, and does not wait for its answer.
+    pub fn send(&mut self, command: &str, arguments: Value) {
         let request = json!({"execute": command, "arguments": arguments});
         self.stream.write_all(request.to_string().as_bytes()).unwrap();
+    }
+
+    /// Whether the answer to a command that was sent is there.
+    pub fn is_answered(&mut self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        while self.early.is_none() {
+            let peeked = recv(&self.stream, &mut [0u8; 1][..], flags).map(|_| ());
+            if self.lines.buffer().is_empty() && peeked == Err(Errno::AGAIN) {
+                return false;
+            }
+            let message = self.receive();
+            match message.get("event") {
+                Some(_) => self.events.push_back(message),
+                None => self.early = Some(message),
+            }
+        }
+        true
+    }
+
+    /// The answer to a command that was sent.
+    #[track_caller]
+    pub fn answer(&mut self) -> Value {
+        if let Some(answer) = self.early.take() {
+            return answer;
+        }
         loop {
             let message = self.receive();
             if message.get("event").is_none() {
@@ -47,6 +75,13 @@ impl Client {
             }
             self.events.push_back(message);
         }
+    }
+
+    /// The answer to a command.
+    #[track_caller]
+    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        self.send(command, arguments);
+        self.answer()
     }
 
     /// What a command returns that must succeed.

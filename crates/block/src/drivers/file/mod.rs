@@ -23,7 +23,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
-use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, sys, trace_event};
+use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -81,6 +81,8 @@ pub struct File {
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
     abilities: Abilities,
+    /// What it may have of the worker pool: a disk that does not answer leaves threads for others.
+    share: PoolShare,
 }
 
 impl File {
@@ -160,7 +162,7 @@ impl File {
         if self.uses_ring(co) {
             return self.sync(&co, || co.ring_fdatasync(file));
         }
-        co.context().thread_pool().submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
+        self.share.submit_co(co, || self.sync(&OnWorker, || sys::fdatasync(file)))
     }
 }
 
@@ -193,7 +195,7 @@ impl BlockDriver for File {
             let file = self.ring_fd();
             return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }
-        co.context().thread_pool().submit_co(co, || {
+        self.share.submit_co(co, || {
             self.read_fully(target, offset, &OnWorker, |rest, at| sys::preadv(file, rest, at))
         })
     }
@@ -211,7 +213,7 @@ impl BlockDriver for File {
             return self
                 .write_fully(source, offset, &co, |rest, at| co.ring_pwritev(file, rest, at));
         }
-        co.context().thread_pool().submit_co(co, || {
+        self.share.submit_co(co, || {
             self.write_fully(source, offset, &OnWorker, |rest, at| sys::pwritev(file, rest, at))
         })
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64};
 
-use coblk_aio::sys;
+use coblk_aio::{PoolShare, sys};
 
 use super::in_place::InPlace;
 use super::lock::{ImageLocks, Locking};
@@ -166,6 +166,7 @@ impl FileOptions {
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
             abilities: Abilities::new(),
+            share: PoolShare::new(),
         })
     }
 

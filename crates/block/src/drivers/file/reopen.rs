@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use coblk_aio::{Co, sys};
+use coblk_aio::{Co, PoolShare, sys};
 
 use super::mode::Mode;
 use super::{File, FileOpenError, FileOptions};
@@ -41,7 +41,7 @@ impl File {
         co: &Co<'_>,
         options: FileOptions,
     ) -> Result<FileReopen<'_>, FileOpenError> {
-        co.context().thread_pool().submit_co(co, || self.prepare_reopen(options))
+        PoolShare::once(co, || self.prepare_reopen(options))
     }
 
     fn prepare_reopen(&self, options: FileOptions) -> Result<FileReopen<'_>, FileOpenError> {

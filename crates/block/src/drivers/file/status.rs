@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
-use coblk_aio::{Co, sys};
+use coblk_aio::{Co, PoolShare, sys};
 
 use super::open::length_of;
 use super::transfer::{OnWorker, retry};
@@ -25,7 +25,7 @@ impl File {
         offset: u64,
         bytes: u64,
     ) -> io::Result<BlockStatus> {
-        Ok(co.context().thread_pool().submit_co(co, || self.status(offset, bytes)))
+        Ok(self.share.submit_co(co, || self.status(offset, bytes)))
     }
 
     fn status(&self, offset: u64, bytes: u64) -> BlockStatus {
@@ -61,7 +61,7 @@ impl File {
             let why = format!("{bytes} is not a multiple of {block}, the block of O_DIRECT there");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        co.context().thread_pool().submit_co(co, || {
+        self.share.submit_co(co, || {
             // What is cut off is not asked for any more, nor missed by a read that is on its way.
             self.length.fetch_min(bytes.next_multiple_of(SECTOR_BYTES), Ordering::AcqRel);
             self.end_of_file.fetch_min(bytes, Ordering::AcqRel);
@@ -73,13 +73,13 @@ impl File {
 
     /// What the file takes on its file system. A device takes none.
     pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
-        let metadata = co.context().thread_pool().submit_co(co, || self.file.metadata())?;
+        let metadata = PoolShare::once(co, || self.file.metadata())?;
         Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))
     }
 
     /// Asks for the length again; whoever owns the storage may have changed it.
     pub(super) fn co_refresh(&self, co: &Co<'_>) -> io::Result<u64> {
-        co.context().thread_pool().submit_co(co, || self.refresh_length())
+        self.share.submit_co(co, || self.refresh_length())
     }
 
     fn refresh_length(&self) -> io::Result<u64> {

@@ -51,12 +51,12 @@ impl File {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        co.context().thread_pool().submit_co(co, || self.zero(offset, bytes, flags))
+        self.share.submit_co(co, || self.zero(offset, bytes, flags))
     }
 
     /// Deallocates a range. A hole in a file is by the file system; a device is told itself.
     pub(super) fn co_discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        co.context().thread_pool().submit_co(co, || match self.device {
+        self.share.submit_co(co, || match self.device {
             true => self.abilities.discard.attempt(&self.path, || {
                 retry(&OnWorker, || sys::block_device::discard(self.file.as_fd(), offset, bytes))
             }),
