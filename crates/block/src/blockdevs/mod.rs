@@ -96,14 +96,9 @@ impl Names {
         }
     }
 
-    /// Puts a node back that was taken out, if it has got users meanwhile.
-    fn put_back_used(&mut self, name: &str, (node, options): &Owned) -> Result<(), BlockdevError> {
-        if !graph::lock().has_users(node) {
-            return Ok(());
-        }
-        let entry = Entry::Owned(Arc::clone(node), Arc::clone(options));
-        self.nodes.insert(name.to_owned(), entry);
-        Err(in_use(name))
+    /// Puts a node back that was taken out.
+    fn put_back(&mut self, name: &str, (node, options): Owned) {
+        self.nodes.insert(name.to_owned(), Entry::Owned(node, options));
     }
 }
 
@@ -171,26 +166,31 @@ impl Blockdevs {
     /// # Errors
     /// As of [`close`](Self::close).
     pub fn co_close(&self, co: &Co<'_>, name: &str) -> Result<(), BlockdevError> {
-        // Its place is kept meanwhile, so that nobody finds it, nor takes its name. Other changes go on
-        // while it is flushed: its disk may take long.
-        let change = graph::lock_changes(co)?;
+        // Its place is kept meanwhile: no command finds it, nor takes its name. Other changes go on
+        // while it is flushed, as its disk may take long.
         let owned = self.names().take_unused(name)?;
-        drop(change);
         let reserved = Reserved { blockdevs: self, name };
         let own = owned.0.enter_own();
         let chain = co_flush_chain(co, Arc::clone(&owned.0));
         drop(own);
-        // A command that had found it before may have begun to use it.
-        let put_back = self.names().put_back_used(name, &owned);
-        if put_back.is_err() {
-            std::mem::forget(reserved);
-            return put_back;
+        // A command that had found it before may have begun to use it, or turn an edge to it.
+        let unused = graph::lock_changes(co).map_err(BlockdevError::from).and_then(|change| {
+            if graph::lock().has_users(&owned.0) { Err(in_use(name)) } else { Ok(change) }
+        });
+        match unused {
+            Ok(_change) => {
+                // Outside the lock: its end may be the end of its children. On a worker: to close a
+                // file may take as long as its disk likes.
+                PoolShare::once(co, || drop((chain, owned)));
+                drop(reserved);
+                Ok(())
+            }
+            Err(error) => {
+                std::mem::forget(reserved);
+                self.names().put_back(name, owned);
+                Err(error)
+            }
         }
-        // Outside the lock: its end may be the end of its children. On a worker: to close a file may
-        // take as long as its disk likes.
-        PoolShare::once(co, || drop((chain, owned)));
-        drop(reserved);
-        Ok(())
     }
 
     /// The node called `name`.
