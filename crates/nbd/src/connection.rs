@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
 
+use coblk_aio::net::Stream;
 use coblk_aio::{BottomHalf, Co, CoWaker, FdInterest, trace_event};
 
 use crate::export::NbdExport;
@@ -15,7 +16,6 @@ use crate::receiver::Receiver;
 use crate::reply::{Message, Style};
 use crate::request::{self, Request, Rules};
 use crate::server::Shared;
-use crate::socket::Socket;
 use crate::transport::Transport;
 use crate::{pieces, serve};
 
@@ -72,7 +72,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(server: &Rc<Shared>, socket: Socket) -> Rc<Connection> {
+    pub fn new(server: &Rc<Shared>, socket: Stream) -> Rc<Connection> {
         Rc::new(Connection {
             server: Rc::clone(server),
             transport: Transport::new(socket),

@@ -13,7 +13,6 @@ mod connection;
 mod export;
 mod handshake;
 mod link;
-mod listener;
 mod memory;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
@@ -26,7 +25,6 @@ mod reply;
 mod request;
 mod serve;
 mod server;
-mod socket;
 mod sparse;
 mod starttls;
 mod status;
@@ -34,8 +32,8 @@ mod status;
 mod tls;
 mod transport;
 
+pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
 pub use export::{NbdExport, NbdExportError, RemoveMode};
-pub use listener::{NbdAddress, NbdListener};
 #[cfg(not(feature = "tls"))]
 pub use no_tls::TlsCredentials;
 pub use server::{NbdOptions, NbdServer};

@@ -1,20 +1,19 @@
 //! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, Co, CoWaker, Timer};
+use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, Stream};
+use coblk_aio::{AioContext, Co, Timer};
 
 use crate::TlsCredentials;
 use crate::connection::Connection;
 use crate::export::{NbdExport, NbdExportError, RemoveMode};
-use crate::listener::{self, Listener, NbdAddress, NbdListener};
 use crate::memory::Memory;
 use crate::protocol::MAX_STRING;
-use crate::socket::Socket;
 
 /// How long a client may keep memory and do nothing with it when others got none.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,37 +64,39 @@ impl Default for NbdOptions {
 /// ```
 /// use coblk_aio::AioContext;
 /// use coblk_block::{BackendOptions, BlockNode, drivers::Null};
-/// use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+/// use coblk_nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("nbd.sock");
 /// let ctx = AioContext::new()?;
 /// let disk = BlockNode::new("disk0", Null::new(1 << 30));
 /// let backend = BackendOptions::new("drive").open(&ctx, disk)?;
-/// let server = NbdServer::listen(&ctx, &NbdAddress::Unix(path), NbdOptions::default())?;
+/// let server = NbdServer::listen(&ctx, &SocketAddress::unix(path), NbdOptions::default())?;
 /// server.add_export(NbdExport::new("disk", backend).description("a disk of zeroes"))?;
 /// ctx.run(|co| server.co_shutdown(co, std::time::Duration::from_secs(1)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct NbdServer {
     shared: Rc<Shared>,
-    address: NbdAddress,
+    acceptor: Acceptor,
+    addresses: Vec<SocketAddress>,
 }
 
 impl NbdServer {
     /// Listens at `address`. Clients find no exports before some are added.
     ///
     /// # Errors
-    /// If the system refuses the address, for instance because somebody else listens there.
+    /// If the system refuses the address, for instance because a process listens there; the error
+    /// wraps a [`SocketError`](coblk_aio::net::SocketError).
     ///
     /// # Panics
     /// If there is no memory for a coroutine's stack.
     pub fn listen(
         ctx: &AioContext,
-        address: &NbdAddress,
+        address: &SocketAddress,
         options: NbdOptions,
     ) -> io::Result<NbdServer> {
-        Self::start(ctx, Listener::bind(address)?, options)
+        Self::from_listener(ctx, Listener::bind(address)?, options)
     }
 
     /// Serves on a socket that listens already, as one that systemd has passed.
@@ -107,29 +108,25 @@ impl NbdServer {
     /// If there is no memory for a coroutine's stack.
     pub fn from_listener(
         ctx: &AioContext,
-        listener: NbdListener,
+        listener: Listener,
         options: NbdOptions,
     ) -> io::Result<NbdServer> {
-        Self::start(ctx, Listener::from_open(listener)?, options)
-    }
-
-    fn start(ctx: &AioContext, listener: Listener, options: NbdOptions) -> io::Result<NbdServer> {
-        let address = listener.local_address()?;
+        let addresses = listener.addresses().to_vec();
+        let mut accept = AcceptOptions::new("an NBD client");
+        accept.max_clients = options.max_connections;
+        accept.paused = options.paused;
         let shared = Shared::new(ctx, options);
         let server = Rc::clone(&shared);
-        ctx.spawn("nbd_accept", move |co| {
-            if let Err(error) = listener::accept_clients(co, &server, &listener) {
-                tracing::error!(%error, "the NBD server cannot wait for clients");
-            }
-            drop(listener);
-            server.accepting.set(false);
-        });
-        Ok(NbdServer { shared, address })
+        let acceptor = Acceptor::start(ctx, listener, accept, move |co, stream, slot| {
+            server.adopt(co.context(), stream, slot);
+        })?;
+        Ok(NbdServer { shared, acceptor, addresses })
     }
 
-    /// Where it listens; with the port that the system chose.
-    pub fn address(&self) -> &NbdAddress {
-        &self.address
+    /// Where it listens, with the port that the system chose: several addresses if the host that it
+    /// was given has several.
+    pub fn addresses(&self) -> &[SocketAddress] {
+        &self.addresses
     }
 
     /// Offers an export to clients.
@@ -183,14 +180,12 @@ impl NbdServer {
 
     /// Accepts clients, if it was made [paused](NbdOptions::paused).
     pub fn begin(&self) {
-        self.shared.paused.set(false);
-        self.shared.poke_acceptor();
+        self.acceptor.begin();
     }
 
     /// Accepts no more clients.
     pub fn stop_accepting(&self) {
-        self.shared.stopping.set(true);
-        self.shared.poke_acceptor();
+        self.acceptor.stop();
     }
 
     /// Accepts no more clients, and disconnects all at once. Requests in flight go on, and are not
@@ -208,7 +203,7 @@ impl NbdServer {
         self.shared.all().iter().for_each(|client| client.end());
         let deadline =
             co.context().now_ns() + i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
-        while self.connections() > 0 || self.shared.accepting.get() {
+        while self.connections() > 0 || self.acceptor.is_running() {
             if co.context().now_ns() >= deadline {
                 self.disconnect_all();
             }
@@ -223,18 +218,12 @@ impl Drop for NbdServer {
     }
 }
 
-/// What the server, its clients and the accepting coroutine have in common.
+/// What the server and its clients have in common.
 pub struct Shared {
     pub options: NbdOptions,
     pub memory: Rc<Memory>,
     exports: RefCell<BTreeMap<String, Rc<NbdExport>>>,
     clients: RefCell<Vec<Rc<Connection>>>,
-    /// The accepting coroutine lives.
-    accepting: Cell<bool>,
-    pub stopping: Cell<bool>,
-    pub paused: Cell<bool>,
-    pub may_accept: Cell<bool>,
-    acceptor: Cell<Option<CoWaker>>,
     /// Armed while clients keep memory of which others got none.
     look: Timer,
 }
@@ -248,17 +237,11 @@ impl Shared {
                     own.look_after_memory(ctx);
                 }
             });
-            let paused = Cell::new(options.paused);
             Shared {
                 options,
-                paused,
                 memory: Memory::new(),
                 exports: RefCell::default(),
                 clients: RefCell::default(),
-                accepting: Cell::new(true),
-                stopping: Cell::new(false),
-                may_accept: Cell::new(true),
-                acceptor: Cell::new(None),
                 look,
             }
         })
@@ -277,11 +260,14 @@ impl Shared {
         names.collect()
     }
 
-    /// Serves a client in a coroutine of its own.
-    pub fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: Socket) {
-        let client = Connection::new(self, socket);
+    /// Serves a client in a coroutine of its own. Its place is free when that has ended.
+    fn adopt(self: &Rc<Self>, ctx: &AioContext, stream: Stream, slot: Slot) {
+        let client = Connection::new(self, stream);
         self.clients.borrow_mut().push(Rc::clone(&client));
-        ctx.spawn("nbd_client", move |co| client.run(co));
+        ctx.spawn("nbd_client", move |co| {
+            let _slot = slot;
+            client.run(co);
+        });
     }
 
     /// A client is gone.
@@ -291,7 +277,6 @@ impl Shared {
         let gone = place.map(|place| clients.swap_remove(place));
         drop(clients);
         drop(gone);
-        self.poke_acceptor();
     }
 
     /// The counted reference to a client that is being served.
@@ -302,28 +287,6 @@ impl Shared {
 
     pub fn connections(&self) -> usize {
         self.clients.borrow().len()
-    }
-
-    pub fn is_crowded(&self) -> bool {
-        let most = self.options.max_connections;
-        most > 0 && self.connections() >= most
-    }
-
-    pub fn wait_to_accept(&self, co: &Co<'_>) {
-        struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
-        impl Drop for ForgetOnUnwind<'_> {
-            fn drop(&mut self) {
-                drop(self.0.take());
-            }
-        }
-        let _forget = ForgetOnUnwind(&self.acceptor);
-        co.suspend_for("NBD clients", |waker| self.acceptor.set(Some(waker)));
-    }
-
-    pub fn poke_acceptor(&self) {
-        if let Some(waker) = self.acceptor.take() {
-            waker.wake();
-        }
     }
 
     /// Somebody got no memory: sees to it that nobody sits on it for ever.

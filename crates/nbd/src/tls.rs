@@ -5,13 +5,12 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coblk_aio::net::Stream;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
-
-use crate::socket::Socket;
 
 /// What may be encrypted ahead of the socket, in bytes.
 const MAX_UNSENT: usize = 256 << 10;
@@ -150,7 +149,7 @@ fn revocations(path: PathBuf) -> Result<Vec<CertificateRevocationListDer<'static
 pub struct Session(Box<ServerConnection>);
 
 impl Session {
-    pub fn read(&mut self, socket: &Socket, target: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&mut self, socket: &Stream, target: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.reader().read(target) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.receive(socket)?,
@@ -160,7 +159,7 @@ impl Session {
     }
 
     /// Encrypts what there is room for, and sends what the socket takes of it.
-    pub fn write(&mut self, socket: &Socket, source: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn write(&mut self, socket: &Stream, source: &[IoSlice<'_>]) -> io::Result<usize> {
         // Or there might be no room.
         self.push(socket)?;
         let taken = self.0.writer().write_vectored(source)?;
@@ -174,21 +173,21 @@ impl Session {
         self.0.wants_write()
     }
 
-    pub fn push(&mut self, socket: &Socket) -> io::Result<()> {
+    pub fn push(&mut self, socket: &Stream) -> io::Result<()> {
         while self.0.wants_write() {
             self.0.write_tls(&mut Plain(socket))?;
         }
         Ok(())
     }
 
-    pub fn shake_hands(&mut self, socket: &Socket) -> io::Result<bool> {
+    pub fn shake_hands(&mut self, socket: &Stream) -> io::Result<bool> {
         if self.0.is_handshaking() {
             self.receive(socket)?;
         }
         Ok(!self.0.is_handshaking())
     }
 
-    fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+    fn receive(&mut self, socket: &Stream) -> io::Result<()> {
         if self.0.read_tls(&mut Plain(socket))? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -202,7 +201,7 @@ impl Session {
 }
 
 /// The socket itself, as rustls wants it.
-struct Plain<'a>(&'a Socket);
+struct Plain<'a>(&'a Stream);
 
 impl Read for Plain<'_> {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {

@@ -3,16 +3,16 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::socket::Socket;
+use coblk_aio::net::Stream;
 
 pub struct Transport {
-    socket: Socket,
+    socket: Stream,
     #[cfg(feature = "tls")]
     session: std::cell::RefCell<Option<crate::tls::Session>>,
 }
 
 impl Transport {
-    pub fn new(socket: Socket) -> Transport {
+    pub fn new(socket: Stream) -> Transport {
         Transport {
             socket,
             #[cfg(feature = "tls")]

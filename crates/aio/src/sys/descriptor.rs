@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+
+use libc::c_int;
 
 use super::{check, check_zero};
 
@@ -24,9 +26,47 @@ pub fn redirect(target: &File, source: &File) -> io::Result<()> {
     }
 }
 
+/// Whether a descriptor has been there since the program was started: it stays open on exec, unlike all
+/// that the standard library and this crate open.
+pub fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: no memory is involved; the kernel checks the number.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// Closes an [inherited](is_inherited) socket that listens. Its number stands for `/dev/null` from now
+/// on, so it cannot become that of something else.
+///
+/// # Errors
+/// EBADF if it was not inherited, EINVAL if it is no such socket.
+pub fn release_inherited_listener(fd: RawFd) -> io::Result<()> {
+    if !is_inherited(fd) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    let mut listens: c_int = 0;
+    let mut bytes = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes an int, whose length it is given.
+    check_zero(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut listens).cast(),
+            &raw mut bytes,
+        )
+    })?;
+    if listens == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: no memory is involved. The number was inherited, so no owner in this program counts on
+    // what it stands for; and it stays open.
+    check(unsafe { libc::dup3(null.as_raw_fd(), fd, libc::O_CLOEXEC) } as isize).map(|_| ())
+}
+
 /// Has calls on an open file wait for what they are about, if it was opened not to.
 pub fn clear_nonblocking(file: &File) -> io::Result<()> {
-    let nonblocking: libc::c_int = 0;
+    let nonblocking: c_int = 0;
     // SAFETY: the kernel reads an int, and does this to any open file.
     check_zero(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &raw const nonblocking) })
 }

@@ -10,6 +10,7 @@ use crate::exports::{
     Export, ExportInfo, ExportType, NbdBlockExport, RemoveMode, VhostUserBlkExport,
 };
 use crate::options::{ExportKind, ExportOptions, is_identifier};
+use crate::sockets;
 
 impl Daemon {
     /// `block-export-add`: shows a node to others.
@@ -29,7 +30,7 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co.context(), Arc::clone(&node), &options)?;
+        let what = self.make_export(co, Arc::clone(&node), &options)?;
         self.measure(&node, &options.id);
         if self.serving.get() {
             what.begin();
@@ -41,10 +42,11 @@ impl Daemon {
 
     fn make_export(
         &self,
-        ctx: &AioContext,
+        co: &Co<'_>,
         node: Arc<BlockNode>,
         options: &ExportOptions,
     ) -> Result<Box<dyn ExportType>, DaemonError> {
+        let ctx = co.context();
         let contexts = self.iothreads(&options.iothreads)?;
         let reporter = self.reporter(options);
         match &options.kind {
@@ -59,9 +61,13 @@ impl Daemon {
                 }
                 Ok(Box::new(export))
             }
-            ExportKind::VhostUserBlk(vhost) => Ok(Box::new(VhostUserBlkExport::new(
-                ctx, &node, options, vhost, contexts, reporter,
-            )?)),
+            ExportKind::VhostUserBlk(vhost) => {
+                let listener = sockets::co_listen_unix(co, &vhost.addr)?;
+                self.check_running()?;
+                Ok(Box::new(VhostUserBlkExport::new(
+                    ctx, listener, &node, options, vhost, contexts, reporter,
+                )?))
+            }
         }
     }
 

@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
-use coblk::qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
+use coblk::qmp::{CommandTable, Monitor, QmpOptions};
 
 use super::{Daemon, DaemonError};
 use crate::options::{ChardevOptions, MonitorMode, MonitorOptions};
 use crate::qmp;
-use crate::sockets::{self, Listening, SocketError};
+use crate::sockets;
 
 /// How long clients may take to fetch their answers when the daemon ends.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -92,29 +92,15 @@ impl Daemon {
         chardev: &ChardevOptions,
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
-        // To ask for the addresses of a host may take long.
-        let pool = co.context().thread_pool();
-        let listening = pool.submit_co(co, || sockets::open(&chardev.socket.address))?;
-        let (ctx, table) = (co.context(), self.commands());
-        let monitor = match listening {
-            Listening::Path(path) => {
-                let address = SocketAddress::Unix(path.clone());
-                return Monitor::listen(ctx, &address, table, options).map_err(|source| {
-                    let path = path.display().to_string();
-                    SocketError::BindUnix { path, source }.into()
-                });
-            }
-            Listening::Unix(socket) => {
-                Monitor::from_listener(ctx, QmpListener::Unix(socket), table, options)
-            }
-            Listening::Tcp(socket) => {
-                Monitor::from_listener(ctx, QmpListener::Tcp(socket), table, options)
-            }
-        };
-        monitor.map_err(|source| DaemonError::Io {
+        let listener = sockets::co_listen(co, &chardev.socket.address)?;
+        self.check_running()?;
+        let monitor = Monitor::from_listener(co.context(), listener, self.commands(), options);
+        let monitor = monitor.map_err(|source| DaemonError::Io {
             what: "cannot use the socket of a monitor",
             source,
-        })
+        })?;
+        sockets::taken_over(&chardev.socket.address);
+        Ok(monitor)
     }
 
     fn connect(
@@ -123,8 +109,7 @@ impl Daemon {
         chardev: &ChardevOptions,
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
-        let pool = co.context().thread_pool();
-        let address = pool.submit_co(co, || sockets::peer(&chardev.socket.address))?;
+        let address = sockets::from_anywhere(&chardev.socket.address);
         let reconnect = chardev.socket.reconnect;
         let monitor = Monitor::connect(co.context(), &address, reconnect, self.commands(), options);
         monitor.map_err(|source| DaemonError::Io { what: "cannot connect a monitor", source })

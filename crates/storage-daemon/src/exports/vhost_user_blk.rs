@@ -4,15 +4,16 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use coblk::aio::net::Listener;
 use coblk::block::{ErrorAction, ErrorPolicies, IoStatus};
-use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
+use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkOptions};
 use coblk::virtio_blk::VirtioBlkConfig;
 use coblk::{AioContext, AioHandle, BlockNode, Co};
 
 use super::ExportType;
 use crate::daemon::{DaemonError, ErrorReporter};
 use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
-use crate::sockets::{self, Listening, SocketError};
+use crate::sockets;
 
 /// What QEMU's exports call themselves.
 const SERIAL: &str = "vhost_user_blk";
@@ -46,6 +47,7 @@ impl Status {
 impl VhostUserBlkExport {
     pub(crate) fn new(
         ctx: &AioContext,
+        listener: Listener,
         node: &Arc<BlockNode>,
         options: &ExportOptions,
         vhost: &VhostUserBlkExportOptions,
@@ -67,14 +69,9 @@ impl VhostUserBlkExport {
                 reporter.report(event);
             })),
         };
-        let device = match sockets::open_unix(&vhost.addr)? {
-            Listening::Path(path) => VhostUserBlk::listen(ctx, path, node, device_options),
-            Listening::Unix(listener) => {
-                VhostUserBlk::from_listener(ctx, listener, node, device_options)
-            }
-            Listening::Tcp(_) => return Err(SocketError::UnixOnly.into()),
-        };
-        let device = RefCell::new(Some(device.map_err(error)?));
+        let device = VhostUserBlk::from_listener(ctx, listener, node, device_options)?;
+        sockets::taken_over(&vhost.addr);
+        let device = RefCell::new(Some(device));
         Ok(VhostUserBlkExport { device, contexts, status })
     }
 }
@@ -108,15 +105,6 @@ fn config(
         }),
         ..VirtioBlkConfig::default()
     })
-}
-
-fn error(error: VhostUserBlkError) -> DaemonError {
-    match error {
-        VhostUserBlkError::Listen { path, source } => {
-            SocketError::BindUnix { path: path.display().to_string(), source }.into()
-        }
-        other => other.into(),
-    }
 }
 
 impl ExportType for VhostUserBlkExport {

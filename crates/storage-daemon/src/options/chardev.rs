@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::address::{InetAddress, SocketAddress, UnixAddress};
+use coblk::aio::net::SocketAddress;
+
+use super::address::{self, InetMembers};
 use super::refuse;
 
 /// A character device: a socket.
@@ -43,6 +45,11 @@ struct Flat {
     to: Option<u16>,
     ipv4: Option<bool>,
     ipv6: Option<bool>,
+    numeric: Option<bool>,
+    keep_alive: Option<bool>,
+    keep_alive_count: Option<u32>,
+    keep_alive_idle: Option<u32>,
+    keep_alive_interval: Option<u32>,
     fd: Option<String>,
     server: Option<bool>,
     wait: Option<bool>,
@@ -74,17 +81,21 @@ impl Flat {
         match (self.path, self.fd) {
             (Some(path), None) => {
                 refuse(&[("host", self.host.is_some()), ("port", self.port.is_some())])?;
-                let is_abstract = self.r#abstract.unwrap_or(false);
-                Ok(SocketAddress::Unix(UnixAddress { path, is_abstract }))
+                Ok(SocketAddress::Unix(address::unix(path, self.r#abstract, self.tight)))
             }
             (None, Some(fd)) if !is_inet => Ok(SocketAddress::Fd(fd)),
-            (None, None) if is_inet => Ok(SocketAddress::Inet(InetAddress {
+            (None, None) if is_inet => Ok(SocketAddress::Inet(address::inet(InetMembers {
                 host: self.host.unwrap_or_default(),
                 port: self.port.ok_or_else(|| E::missing_field("port"))?,
                 to: self.to,
                 ipv4: self.ipv4,
                 ipv6: self.ipv6,
-            })),
+                numeric: self.numeric,
+                keep_alive: self.keep_alive,
+                keep_alive_count: self.keep_alive_count,
+                keep_alive_idle: self.keep_alive_idle,
+                keep_alive_interval: self.keep_alive_interval,
+            }))),
             (None, None) => {
                 Err(E::custom("chardev: socket: one of 'path', 'host' and 'fd' is needed"))
             }
@@ -100,9 +111,6 @@ impl<'de> Deserialize<'de> for ChardevOptions {
             let backend = shorten(&flat.backend);
             let text = format!("'{backend}' is not a valid char driver name; there is socket");
             return Err(de::Error::custom(text));
-        }
-        if flat.tight == Some(false) {
-            return Err(de::Error::custom("Parameter 'tight' is not supported but as 'on'"));
         }
         let server = flat.server.unwrap_or(false);
         if server && flat.wait != Some(false) {
