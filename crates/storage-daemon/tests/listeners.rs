@@ -81,21 +81,23 @@ fn of_daemons_that_start_at_once_one_has_the_socket() {
 #[test]
 fn an_export_that_fails_leaves_no_socket() {
     let place = Place::new();
+    // A parent that lets no other user write.
+    let parent = "--blockdev blkdebug,node-name=b,image=disk,unshare-child-perms.0=write";
     let export = "--export vhost-user-blk,id=v,node-name=disk,addr.type=unix,addr.path=@/v";
-    let output = place.output(&format!("{NODE} {export},num-queues=60000"));
+    let output = place.output(&format!("{NODE} {parent} {export},writable=on"));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(names(&place), [""; 0]);
     // In a daemon that goes on.
     let monitor = "--chardev socket,id=c,path=@/q,server=on,wait=off --monitor chardev=c";
-    let daemon = place.start(&format!("{NODE} {monitor}"));
+    let daemon = place.start(&format!("{NODE} {parent} {monitor}"));
     let mut client = Client::new(&place.path("q"));
     let mut export = json!({
-        "type": "vhost-user-blk", "id": "v", "node-name": "disk", "num-queues": 60000,
+        "type": "vhost-user-blk", "id": "v", "node-name": "disk", "writable": true,
         "addr": {"type": "unix", "path": place.path("v")},
     });
     client.refused("block-export-add", export.clone());
     assert!(!place.path("v").exists());
-    export["num-queues"] = json!(1);
+    export["writable"] = json!(false);
     client.run("block-export-add", export);
     assert!(is_served(&place.path("v")));
     daemon.stop(Signal::TERM);
