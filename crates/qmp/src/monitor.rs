@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use coblk_aio::sync::CoSleep;
 use coblk_aio::{AioContext, Co, Timer};
 use serde::Serialize;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Pair};
 use crate::command::CommandTable;
 use crate::event::{Event, Limits};
 use crate::session::Session;
@@ -175,6 +176,30 @@ impl Monitor {
             }
         });
         Ok(Monitor { shared, acceptor: None, addresses: vec![address.clone()] })
+    }
+
+    /// Serves one client over two descriptors, as the standard input and output: pipes, terminals or
+    /// files. The end of the input is the monitor's.
+    ///
+    /// # Errors
+    /// If one of them is a socket, or cannot be used without blocking.
+    ///
+    /// # Panics
+    /// If there is no memory for a coroutine's stack.
+    pub fn over(
+        ctx: &AioContext,
+        input: OwnedFd,
+        output: OwnedFd,
+        table: Rc<CommandTable>,
+        options: QmpOptions,
+    ) -> io::Result<Monitor> {
+        let pair = Pair::new(input, output)?;
+        let shared = Shared::new(ctx, table, options);
+        shared.spawn(ctx, "qmp_monitor", move |own, co| {
+            own.wait_to_begin(co);
+            own.serve(co, Channel::Pair(pair));
+        });
+        Ok(Monitor { shared, acceptor: None, addresses: Vec::new() })
     }
 
     /// Where it listens, with the port that the system chose: several addresses if its host has

@@ -2,7 +2,7 @@
 
 use coblk::Co;
 pub use coblk::aio::net::SocketError;
-use coblk::aio::net::{Listener, SocketAddress, Stream};
+use coblk::aio::net::{Listener, SocketAddress};
 use coblk::aio::sys;
 
 use crate::socket_activation;
@@ -58,14 +58,6 @@ pub fn taken_over(address: &SocketAddress) {
     if let Some(Err(error)) = released {
         tracing::warn!(%error, fd = name, "an inherited socket stays open");
     }
-}
-
-/// Connects to an address, which may block.
-///
-/// # Errors
-/// If no process listens there, or it does not answer in time.
-pub fn connect(address: &SocketAddress) -> Result<Stream, SocketError> {
-    Stream::connect(&from_anywhere(address))
 }
 
 /// The same address when the daemon has left its directory, if the name of a socket can be that long.

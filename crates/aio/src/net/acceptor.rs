@@ -98,12 +98,20 @@ impl Acceptor {
             idle: Idle::default(),
             options,
         });
-        watch(ctx, &listener, &shared)?;
+        let weak = Rc::downgrade(&shared);
+        watch(ctx, &listener, move |index| {
+            if let Some(own) = weak.upgrade() {
+                own.ready[index].set(true);
+                own.idle.0.wake();
+            }
+        })?;
         let own = Rc::clone(&shared);
         ctx.spawn("accept", move |co| {
             let _ended = EndedOnDrop(&own);
-            let listener = Watched { ctx: co.context(), listener };
-            own.accept_clients(co, &listener.listener, on_client);
+            // The handlers go before the listener.
+            let listener = listener;
+            let _watched = Unwatch { ctx: co.context(), listener: &listener };
+            own.accept_clients(co, &listener, on_client);
         });
         Ok(Acceptor { shared })
     }
@@ -217,16 +225,34 @@ fn is_of_one_client(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| ERRORS.contains(&errno))
 }
 
+impl Listener {
+    /// Waits until a client can be accepted, for as long as `limit`; whether there is one. It is not
+    /// accepted.
+    ///
+    /// # Errors
+    /// If the loop cannot wait for the sockets.
+    pub fn co_wait_for_client(&self, co: &Co<'_>, limit: Duration) -> io::Result<bool> {
+        let (sleep, found) = (CoSleep::new(), Rc::new(Cell::new(false)));
+        let (waker, seen) = (sleep.clone(), Rc::clone(&found));
+        watch(co.context(), self, move |_| {
+            seen.set(true);
+            waker.wake();
+        })?;
+        let _watched = Unwatch { ctx: co.context(), listener: self };
+        sleep.sleep(co, limit);
+        Ok(found.get())
+    }
+}
+
 /// Has the loop look at the sockets of a listener: all of them or none.
-fn watch(ctx: &AioContext, listener: &Listener, shared: &Rc<Shared>) -> io::Result<()> {
+fn watch(
+    ctx: &AioContext,
+    listener: &Listener,
+    ready: impl Fn(usize) + Clone + 'static,
+) -> io::Result<()> {
     for (index, socket) in listener.sockets().enumerate() {
-        let own = Rc::downgrade(shared);
-        let ready = move |_: &AioContext, _| {
-            if let Some(own) = own.upgrade() {
-                own.ready[index].set(true);
-                own.idle.0.wake();
-            }
-        };
+        let ready = ready.clone();
+        let ready = move |_: &AioContext, _| ready(index);
         if let Err(error) = ctx.set_fd_handler(socket, FdInterest::Read, ready) {
             listener.sockets().take(index).for_each(|socket| ctx.unset_fd_handler(socket));
             return Err(error);
@@ -235,13 +261,13 @@ fn watch(ctx: &AioContext, listener: &Listener, shared: &Rc<Shared>) -> io::Resu
     Ok(())
 }
 
-/// A listener whose handlers are taken off before it is closed, also when the context ends.
-struct Watched<'a> {
+/// Takes the handlers of a listener off, also when the context ends.
+struct Unwatch<'a> {
     ctx: &'a AioContext,
-    listener: Listener,
+    listener: &'a Listener,
 }
 
-impl Drop for Watched<'_> {
+impl Drop for Unwatch<'_> {
     fn drop(&mut self) {
         self.listener.sockets().for_each(|socket| self.ctx.unset_fd_handler(socket));
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use libc::c_int;
 
@@ -62,6 +62,29 @@ pub fn release_inherited_listener(fd: RawFd) -> io::Result<()> {
     // SAFETY: no memory is involved. The number was inherited, so no owner in this program counts on
     // what it stands for; and it stays open.
     check(unsafe { libc::dup3(null.as_raw_fd(), fd, libc::O_CLOEXEC) } as isize).map(|_| ())
+}
+
+/// Writes to a pipe or a terminal, and has a reader that is gone be the error EPIPE and no signal. A
+/// socket has a flag for that, and its own calls.
+pub fn write_without_sigpipe(fd: BorrowedFd<'_>, source: &[u8]) -> io::Result<usize> {
+    // SAFETY: the sets are plain values that the calls initialise; `source` is readable. The signal is
+    // blocked for this thread, which alone a write sends it to, and taken back if this write has sent it.
+    unsafe {
+        let [mut pipe, mut pending, mut mask]: [libc::sigset_t; 3] = std::mem::zeroed();
+        libc::sigemptyset(&mut pipe);
+        libc::sigaddset(&mut pipe, libc::SIGPIPE);
+        libc::sigpending(&mut pending);
+        let is_older = libc::sigismember(&pending, libc::SIGPIPE) == 1;
+        libc::pthread_sigmask(libc::SIG_BLOCK, &pipe, &mut mask);
+        let written = check(libc::write(fd.as_raw_fd(), source.as_ptr().cast(), source.len()));
+        let has_sent = written.as_ref().is_err_and(|it| it.raw_os_error() == Some(libc::EPIPE));
+        if has_sent && !is_older {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::sigtimedwait(&pipe, std::ptr::null_mut(), &at_once);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut());
+        written
+    }
 }
 
 /// Has calls on an open file wait for what they are about, if it was opened not to.

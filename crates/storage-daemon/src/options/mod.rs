@@ -29,7 +29,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use address::AddressOptions;
-pub use chardev::{ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
+pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
+pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
 pub use coblk::aio::net::{InetAddress, SocketAddress, UnixAddress, VsockAddress};
 pub use error::OptionError;
 pub use export::{ExportKind, ExportOptions, NbdExportOptions, OnError, VhostUserBlkExportOptions};
