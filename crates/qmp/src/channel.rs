@@ -70,8 +70,8 @@ impl Channel {
             }
             Channel::Pair(Pair { input, output }) => {
                 let other = ready.clone();
-                watch(ctx, input, FdInterest::Read, move || ready())?;
-                watch(ctx, output, FdInterest::Write, move || other())
+                watch(ctx, input, FdInterest::Read, ready)?;
+                watch(ctx, output, FdInterest::Write, other)
                     .inspect_err(|_| ctx.unset_fd_handler(input))
             }
         }

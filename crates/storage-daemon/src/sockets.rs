@@ -25,7 +25,8 @@ pub fn co_listen(co: &Co<'_>, address: &SocketAddress) -> Result<Listener, Socke
 /// What cannot be bound, or is not there.
 pub fn listen(address: &SocketAddress) -> Result<Listener, SocketError> {
     let SocketAddress::Fd(name) = address else {
-        return Listener::bind(address);
+        // Tools that list sockets show the name that it was bound by.
+        return Listener::bind(&from_anywhere(address));
     };
     let number = number_of(name).ok_or_else(|| SocketError::NotAnFd(name.clone()))?;
     // What the daemon has opened itself is not to be had in this way.
