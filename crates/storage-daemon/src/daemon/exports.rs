@@ -6,11 +6,13 @@ use std::sync::Arc;
 use coblk::block::WAIT_LIMIT;
 use coblk::{AioContext, BlockNode, Co};
 
+use super::command::RunningCommand;
 use super::{Daemon, DaemonError, ErrorReporter, Event};
 use crate::exports::{
     Export, ExportInfo, ExportType, NbdBlockExport, RemoveMode, VhostUserBlkExport,
 };
 use crate::options::{ExportKind, ExportOptions, is_identifier};
+use crate::sockets;
 
 impl Daemon {
     /// `block-export-add`: shows a node to others.
@@ -18,7 +20,7 @@ impl Daemon {
     /// # Errors
     /// If the name is taken, if there is no such node or thread, or if it cannot be exported so.
     pub fn export_add(&self, co: &Co<'_>, options: ExportOptions) -> Result<(), DaemonError> {
-        self.check_running()?;
+        let command = self.begin_command("block-export-add")?;
         if !is_identifier(&options.id) {
             return Err(DaemonError::ExportId);
         }
@@ -30,7 +32,7 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co.context(), node, &options)?;
+        let what = self.make_export(co, &command, node, &options)?;
         self.measure(what.device());
         if self.serving.get() {
             what.begin();
@@ -42,10 +44,12 @@ impl Daemon {
 
     fn make_export(
         &self,
-        ctx: &AioContext,
+        co: &Co<'_>,
+        command: &RunningCommand<'_>,
         node: Arc<BlockNode>,
         options: &ExportOptions,
     ) -> Result<Box<dyn ExportType>, DaemonError> {
+        let ctx = co.context();
         let contexts = self.iothreads(&options.iothreads)?;
         let reporter = self.reporter(options);
         match &options.kind {
@@ -60,9 +64,13 @@ impl Daemon {
                 }
                 Ok(Box::new(export))
             }
-            ExportKind::VhostUserBlk(vhost) => Ok(Box::new(VhostUserBlkExport::new(
-                ctx, &node, options, vhost, contexts, reporter,
-            )?)),
+            ExportKind::VhostUserBlk(vhost) => {
+                let listener = sockets::co_listen_unix(co, &vhost.addr)?;
+                command.check()?;
+                Ok(Box::new(VhostUserBlkExport::new(
+                    ctx, listener, &node, options, vhost, contexts, reporter,
+                )?))
+            }
         }
     }
 
