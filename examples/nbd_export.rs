@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use coblk::aio::DEFAULT_POLL_MAX;
 use coblk::drivers::{File, Null};
-use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, BackendOptions, BlockNode, FdInterest};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => BlockNode::new("disk0", Null::new(1 << 30).read_zeroes(true)),
     };
     let backend = BackendOptions::new("drive").open(&ctx, node)?;
-    let server = NbdServer::listen(&ctx, &NbdAddress::Unix(socket.into()), NbdOptions::default())?;
+    let server = NbdServer::listen(&ctx, &SocketAddress::unix(socket), NbdOptions::default())?;
     server.add_export(NbdExport::new("", backend.clone()))?;
 
     // A signal writes to one end; the loop looks at the other.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk::nbd::{NbdAddress, NbdExport, NbdExportError, NbdOptions, NbdServer, RemoveMode};
+use coblk::nbd::{NbdExport, NbdExportError, NbdOptions, NbdServer, RemoveMode, SocketAddress};
 use coblk::{AioContext, BlockBackend, BlockNode};
 use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, option, request};
 use coblk_tests::probe::Probe;
@@ -224,7 +224,7 @@ fn a_context_may_end_before_its_server_and_clients() {
     let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
     let backend = BlockBackend::new(&ctx, "drive", node);
-    let address = NbdAddress::Unix(path.clone());
+    let address = SocketAddress::unix(path.clone());
     let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
     server.add_export(NbdExport::new("disk", backend)).unwrap();
     let mut client = poll_until_done(&ctx, move || choose(&path));
@@ -258,7 +258,7 @@ fn c86_an_export_in_use_is_removed_only_in_mode_hard() {
     let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk0", coblk::drivers::Null::new(SIZE));
     let backend = BlockBackend::new(&ctx, "drive", node);
-    let address = NbdAddress::Unix(path.clone());
+    let address = SocketAddress::unix(path.clone());
     let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
     server.add_export(NbdExport::new("disk", backend.clone())).unwrap();
     let again = server.add_export(NbdExport::new("disk", backend));

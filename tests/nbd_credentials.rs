@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use coblk::BlockNode;
 use coblk::drivers::Null;
-use coblk::nbd::{NbdAddress, NbdOptions, TlsCredentials, TlsError};
+use coblk::nbd::{NbdOptions, TlsCredentials, TlsError};
 use coblk_tests::certificates::{Authority, Details};
 use coblk_tests::events::Recording;
 use coblk_tests::nbd::{SIZE, Served};
@@ -32,8 +32,8 @@ fn served(dir: &Path) -> Served {
 
 /// Whether a client with certificates from `dir` is served.
 fn is_served(served: &Served, dir: &Path) -> bool {
-    let NbdAddress::Tcp(address) = served.address else { unreachable!("it is a TCP server") };
-    let (port, dir) = (address.port(), tools::text(dir));
+    let port = served.address.socket_addr().expect("a TCP server").port();
+    let dir = tools::text(dir);
     let uri = format!("nbds://localhost:{port}/disk?tls-certificates={dir}");
     tools::output("nbdinfo", ["--size", &uri]).status.success()
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coblk::nbd::{NbdAddress, NbdOptions, NbdServer};
+use coblk::nbd::{NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, BlockNode, drivers::Null};
 use coblk_tests::nbd::{MAGIC, SIZE, Served, choose, option, request};
 use coblk_tests::tools;
@@ -131,7 +131,7 @@ fn options_in_bulk_are_answered_over_several_turns_of_the_loop() {
     let dir = tempfile::tempdir_in(PARENT).unwrap();
     let path = dir.path().join("nbd.sock");
     let ctx = AioContext::for_test().unwrap();
-    let address = NbdAddress::Unix(path.clone());
+    let address = SocketAddress::unix(path.clone());
     let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
     let mut client = UnixStream::connect(path).unwrap();
     client.write_all(&[&[0, 0, 0, 3][..], &option(99, b"").repeat(OPTIONS)].concat()).unwrap();

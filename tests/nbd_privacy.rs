@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk::block::filters::blkdebug::{BlkDebug, Rule, Rules};
 use coblk::block::{ErrorPolicies, ErrorPolicy, RequestKind};
 use coblk::drivers::{File, Null};
-use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, BlockBackend, BlockNode};
 use coblk_tests::nbd::{SIZE, Served, Session, choose_structured, hogs, read_structured};
 
@@ -79,7 +79,7 @@ fn an_error_that_is_ignored_shows_nothing_of_other_clients() {
     let backend = BlockBackend::new(&ctx, "drive", node);
     let ignored = ErrorPolicy::Ignore;
     backend.set_error_policies(ErrorPolicies { read: ignored, ..ErrorPolicies::default() });
-    let address = NbdAddress::Unix(path.clone());
+    let address = SocketAddress::unix(path.clone());
     let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
     server.add_export(NbdExport::new("disk", backend)).unwrap();
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use coblk::BlockNode;
 use coblk::drivers::File;
-use coblk::nbd::{NbdAddress, NbdOptions, TlsCredentials, TlsError};
+use coblk::nbd::{NbdOptions, TlsCredentials, TlsError};
 use coblk_tests::certificates::Authority;
 use coblk_tests::nbd::{MAGIC, SIZE, Served, option, request};
 use coblk_tests::tools;
@@ -33,10 +33,7 @@ fn served(credentials: TlsCredentials) -> Served {
 }
 
 fn port(served: &Served) -> u16 {
-    match served.address {
-        NbdAddress::Tcp(address) => address.port(),
-        NbdAddress::Unix(_) => unreachable!("it is a TCP server"),
-    }
+    served.address.socket_addr().expect("a TCP server").port()
 }
 
 /// Where libnbd's clients find the export with certificates from `dir`.

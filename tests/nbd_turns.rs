@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coblk::block::RequestKind;
-use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{
     AioContext, BlockBackend, BlockDriver, BlockNode, Co, IoVector, IoVectorMut, WriteFlags,
     drivers::Null,
@@ -40,7 +40,7 @@ impl Alone {
         let path = dir.path().join("nbd.sock");
         let ctx = AioContext::for_test().unwrap();
         let backend = BlockBackend::new(&ctx, "drive", node);
-        let address = NbdAddress::Unix(path.clone());
+        let address = SocketAddress::unix(path.clone());
         let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
         server.add_export(NbdExport::new("disk", backend.clone())).unwrap();
         let chosen = std::thread::spawn(move || choose(&path));

@@ -116,7 +116,7 @@ impl Drop for Qemu {
 /// A monitor of ours without commands of its own, for as long as `code` runs.
 fn with_ours<R>(socket: &Path, code: impl FnOnce() -> R) -> R {
     let stop = Arc::new(AtomicBool::new(false));
-    let (flag, address) = (Arc::clone(&stop), SocketAddress::Unix(socket.to_owned()));
+    let (flag, address) = (Arc::clone(&stop), SocketAddress::unix(socket.to_owned()));
     let thread = std::thread::spawn(move || {
         let ctx = AioContext::for_test().unwrap();
         let table = CommandTable::new().into();

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk::drivers::File;
-use coblk::nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
 
 use crate::random::Random;
@@ -25,7 +25,7 @@ pub struct Served {
     /// Where its files are.
     pub dir: tempfile::TempDir,
     /// Where it listens.
-    pub address: NbdAddress,
+    pub address: SocketAddress,
     stop: Arc<AtomicBool>,
     handle: AioHandle,
     thread: Option<JoinHandle<()>>,
@@ -56,8 +56,8 @@ impl Served {
     ) -> Served {
         let dir = tempfile::tempdir_in(parent).unwrap();
         let node = node(dir.path());
-        let unix = || NbdAddress::Unix(dir.path().join("nbd.sock"));
-        let (address, stop) = (tcp.map_or_else(unix, NbdAddress::Tcp), Arc::default());
+        let unix = || SocketAddress::unix(dir.path().join("nbd.sock"));
+        let (address, stop) = (tcp.map_or_else(unix, SocketAddress::tcp), Arc::default());
         let (tell, told) = mpsc::channel();
         let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -67,7 +67,7 @@ impl Served {
             let export = NbdExport::new("disk", backend.clone()).description("a test image");
             server.add_export(export).unwrap();
             server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
-            tell.send((ctx.handle(), server.address().clone())).unwrap();
+            tell.send((ctx.handle(), server.addresses()[0].clone())).unwrap();
             ctx.run_until(|| stopped.load(Ordering::Acquire));
             ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
             assert_eq!(server.connections(), 0);
@@ -78,17 +78,14 @@ impl Served {
 
     /// Its unix socket.
     pub fn socket(&self) -> PathBuf {
-        match &self.address {
-            NbdAddress::Unix(path) => path.clone(),
-            NbdAddress::Tcp(address) => panic!("it listens at {address}"),
-        }
+        self.address.path().expect("a unix socket").to_owned()
     }
 
     /// Where clients find an export.
     pub fn uri(&self, name: &str) -> String {
-        match &self.address {
-            NbdAddress::Unix(path) => format!("nbd+unix:///{name}?socket={}", tools::text(path)),
-            NbdAddress::Tcp(address) => format!("nbd://{address}/{name}"),
+        match self.address.path() {
+            Some(path) => format!("nbd+unix:///{name}?socket={}", tools::text(path)),
+            None => format!("nbd://{}/{name}", self.address),
         }
     }
 

@@ -5,6 +5,7 @@
 //! * [`Co`] is the right to suspend, [`CoWaker`] the way back.
 //! * [`ThreadPool`] makes blocking calls on worker threads.
 //! * [`sync`] has locks that suspend a coroutine and not its thread.
+//! * [`net`] has sockets: addresses, listening, accepting, connecting.
 //! * [`IoVector`] and [`IoVectorMut`] are scatter-gather lists.
 //!
 //! Which thread may call what is in the types: what is not `Send` belongs to the home thread.
@@ -31,6 +32,7 @@ mod io_thread;
 mod io_vector;
 #[cfg(all(test, loom))]
 mod models;
+pub mod net;
 mod node;
 mod panics;
 mod plug;
@@ -45,7 +47,6 @@ mod thread_pool;
 mod timer;
 mod trace;
 mod turn;
-mod unix_socket;
 mod volatile;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
@@ -64,7 +65,6 @@ pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
 pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, PoolShare, ThreadPool, ThreadPoolLimitsError};
 pub use timer::Timer;
-pub use unix_socket::bind_unix;
 
 #[doc(hidden)]
 pub use tracing as __tracing;

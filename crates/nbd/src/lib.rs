@@ -11,13 +11,11 @@
 //! the server hold is bounded (`server/memory.rs`). Everything here stays on the thread of one context.
 #![forbid(unsafe_code)]
 
-mod listener;
 mod protocol;
 mod server;
-mod socket;
 mod transport;
 
-pub use listener::{NbdAddress, NbdListener};
+pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
 pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError, RemoveMode};
 pub use server::options::NbdOptions;

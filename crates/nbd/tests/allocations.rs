@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use coblk_aio::AioContext;
 use coblk_block::{BlockBackend, BlockNode, drivers::Null};
-use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk_nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 
 const BYTES: u32 = 4096;
 /// What one client may have in flight.
@@ -115,7 +115,7 @@ fn a_request_allocates_nothing() {
         let ctx = AioContext::for_test().unwrap();
         let null = Null::new(1 << 30).read_zeroes(true).deferred(mode.deferred);
         let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("null", null));
-        let address = NbdAddress::Unix(path.clone());
+        let address = SocketAddress::unix(path.clone());
         let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).unwrap();
         server.add_export(NbdExport::new("disk", backend)).unwrap();
         let mut client = UnixStream::connect(&path).unwrap();

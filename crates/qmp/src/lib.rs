@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod channel;
 mod command;
 mod error;
 mod event;
@@ -17,12 +18,12 @@ mod json;
 mod monitor;
 mod request;
 mod session;
-mod socket;
 mod splitter;
+
+pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
 
 pub use arguments::from_arguments;
 pub use command::CommandTable;
 pub use error::{ErrorClass, QmpError};
 pub use event::Event;
 pub use monitor::{Monitor, QmpOptions, QmpVersion, VersionTriple};
-pub use socket::{QmpListener, SocketAddress};

@@ -1,21 +1,21 @@
 //! [`Monitor`]: serves clients, one at a time, for as long as the daemon wants.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, ErrorKind};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use coblk_aio::net::{AcceptOptions, Acceptor, Listener, SocketAddress, Stream};
 use coblk_aio::sync::CoSleep;
-use coblk_aio::{AioContext, Co, FdInterest, PoolShare, Timer};
+use coblk_aio::{AioContext, Co, PoolShare, Timer};
 use serde::Serialize;
 
+use crate::channel::{Channel, Pair};
 use crate::command::CommandTable;
 use crate::event::{Event, Limits};
 use crate::session::Session;
-use crate::socket::{Listener, QmpListener, SocketAddress, Stream, connect};
 
-/// How long nobody is accepted after that has failed, for want of descriptors for one.
-const PAUSE: Duration = Duration::from_millis(200);
 /// A sleep that only a wake ends.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
@@ -76,27 +76,28 @@ impl Default for QmpVersion {
 ///     // Tell the daemon.
 ///     Ok::<(), QmpError>(())
 /// });
-/// let address = SocketAddress::Unix(path);
+/// let address = SocketAddress::unix(path);
 /// let monitor = Monitor::listen(&ctx, &address, table.into(), QmpOptions::default())?;
 /// ctx.run(|co| monitor.co_shutdown(co, std::time::Duration::from_secs(1)));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Monitor {
     shared: Rc<Shared>,
-    address: Option<SocketAddress>,
+    acceptor: Option<Acceptor>,
+    addresses: Vec<SocketAddress>,
 }
 
 struct Shared {
     table: Rc<CommandTable>,
     options: QmpOptions,
     session: RefCell<Option<Rc<Session>>>,
-    /// Its coroutine lives.
-    is_running: Cell<bool>,
+    /// Its coroutines that live: sessions, and what connects.
+    coroutines: Cell<usize>,
     /// Commands that have not ended.
     running: Rc<Cell<usize>>,
     is_stopping: Cell<bool>,
     is_paused: Cell<bool>,
-    /// What its coroutine does while there is no client.
+    /// What the coroutine that connects does while there is no client.
     idle: CoSleep,
     limits: Limits,
     /// Armed while events are kept back.
@@ -107,7 +108,8 @@ impl Monitor {
     /// Listens at an address.
     ///
     /// # Errors
-    /// If the system refuses the address, for instance because somebody else listens there.
+    /// If the system refuses the address, for instance because a process listens there; the error
+    /// wraps a [`SocketError`](coblk_aio::net::SocketError).
     ///
     /// # Panics
     /// If there is no memory for a coroutine's stack.
@@ -117,7 +119,7 @@ impl Monitor {
         table: Rc<CommandTable>,
         options: QmpOptions,
     ) -> io::Result<Monitor> {
-        Self::start(ctx, Listener::bind(address)?, table, options)
+        Self::from_listener(ctx, Listener::bind(address)?, table, options)
     }
 
     /// Serves on a socket that listens already, as one that systemd has passed.
@@ -129,30 +131,23 @@ impl Monitor {
     /// If there is no memory for a coroutine's stack.
     pub fn from_listener(
         ctx: &AioContext,
-        listener: QmpListener,
-        table: Rc<CommandTable>,
-        options: QmpOptions,
-    ) -> io::Result<Monitor> {
-        Self::start(ctx, Listener::from_open(listener)?, table, options)
-    }
-
-    fn start(
-        ctx: &AioContext,
         listener: Listener,
         table: Rc<CommandTable>,
         options: QmpOptions,
     ) -> io::Result<Monitor> {
-        let address = listener.local_address();
+        let addresses = listener.addresses().to_vec();
+        let mut accept = AcceptOptions::new("a QMP client");
+        accept.max_clients = 1;
+        accept.paused = options.paused;
         let shared = Shared::new(ctx, table, options);
         let own = Rc::clone(&shared);
-        let idle = shared.idle.clone();
-        let watched = ctx.fd_handler(listener, FdInterest::Read, move |_, _| idle.wake())?;
-        ctx.spawn("qmp_monitor", move |co| {
-            let _stopped = StoppedOnDrop(&own);
-            own.wait_to_begin(co);
-            own.accept(co, watched.descriptor());
-        });
-        Ok(Monitor { shared, address })
+        let acceptor = Acceptor::start(ctx, listener, accept, move |co, stream, slot| {
+            own.spawn(co.context(), "qmp_session", move |own, co| {
+                let _slot = slot;
+                own.serve(co, Channel::Socket(stream));
+            });
+        })?;
+        Ok(Monitor { shared, acceptor: Some(acceptor), addresses })
     }
 
     /// Connects to a client that listens. With `reconnect`, a connection that cannot be made or has
@@ -170,32 +165,56 @@ impl Monitor {
         table: Rc<CommandTable>,
         options: QmpOptions,
     ) -> io::Result<Monitor> {
-        let first = if reconnect.is_none() { Some(connect(address)?) } else { None };
+        let first = if reconnect.is_none() { Some(Stream::connect(address)?) } else { None };
         let shared = Shared::new(ctx, table, options);
-        let (own, target) = (Rc::clone(&shared), address.clone());
-        ctx.spawn("qmp_monitor", move |co| {
-            let _stopped = StoppedOnDrop(&own);
+        let target = address.clone();
+        shared.spawn(ctx, "qmp_monitor", move |own, co| {
             own.wait_to_begin(co);
             if let Some(stream) = first {
-                own.serve(co, stream);
+                own.serve(co, Channel::Socket(stream));
             }
             if let Some(pause) = reconnect {
                 own.reconnect(co, &target, pause);
             }
         });
-        Ok(Monitor { shared, address: Some(address.clone()) })
+        Ok(Monitor { shared, acceptor: None, addresses: vec![address.clone()] })
     }
 
-    /// Where it listens, with the port that the system chose, if that has a name; or where it
-    /// connects to.
-    pub fn address(&self) -> Option<&SocketAddress> {
-        self.address.as_ref()
+    /// Serves one client over two descriptors, as the standard input and output: pipes, terminals or
+    /// files. The end of the input is the monitor's.
+    ///
+    /// # Errors
+    /// If one of them is a socket, or cannot be used without blocking.
+    ///
+    /// # Panics
+    /// If there is no memory for a coroutine's stack.
+    pub fn over(
+        ctx: &AioContext,
+        input: OwnedFd,
+        output: OwnedFd,
+        table: Rc<CommandTable>,
+        options: QmpOptions,
+    ) -> io::Result<Monitor> {
+        let pair = Pair::new(input, output)?;
+        let shared = Shared::new(ctx, table, options);
+        shared.spawn(ctx, "qmp_monitor", move |own, co| {
+            own.wait_to_begin(co);
+            own.serve(co, Channel::Pair(pair));
+        });
+        Ok(Monitor { shared, acceptor: None, addresses: Vec::new() })
+    }
+
+    /// Where it listens, with the port that the system chose: several addresses if its host has
+    /// several; or where it connects to.
+    pub fn addresses(&self) -> &[SocketAddress] {
+        &self.addresses
     }
 
     /// Lets clients in, if it was [paused](QmpOptions::paused).
     pub fn begin(&self) {
         self.shared.is_paused.set(false);
         self.shared.idle.wake();
+        self.acceptor.iter().for_each(Acceptor::begin);
     }
 
     /// Whether there is a client.
@@ -215,10 +234,13 @@ impl Monitor {
     ///
     /// Not to be called by one of its own commands, which it would wait for.
     pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
+        self.acceptor.iter().for_each(Acceptor::stop);
         self.shared.stop(Session::end);
         let limit = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
         let deadline = co.context().now_ns() + limit;
-        while self.shared.is_running.get() || self.shared.running.get() > 0 {
+        let accepts = || self.acceptor.as_ref().is_some_and(Acceptor::is_running);
+        let lives = || self.shared.coroutines.get() > 0 || self.shared.running.get() > 0;
+        while accepts() || lives() {
             if co.context().now_ns() >= deadline {
                 self.shared.stop(Session::fail);
             }
@@ -248,7 +270,7 @@ impl Shared {
                 options,
                 is_paused,
                 session: RefCell::default(),
-                is_running: Cell::new(true),
+                coroutines: Cell::new(0),
                 running: Rc::default(),
                 is_stopping: Cell::new(false),
                 idle: CoSleep::new(),
@@ -258,34 +280,30 @@ impl Shared {
         })
     }
 
+    /// Runs code in a coroutine that the end of the monitor waits for.
+    fn spawn(
+        self: &Rc<Self>,
+        ctx: &AioContext,
+        name: &'static str,
+        code: impl FnOnce(&Rc<Shared>, &Co<'_>) + 'static,
+    ) {
+        self.coroutines.set(self.coroutines.get() + 1);
+        // Also dropped if the coroutine never runs.
+        let ended = EndedOnDrop(Rc::clone(self));
+        ctx.spawn(name, move |co| code(&ended.0, co));
+    }
+
     fn wait_to_begin(&self, co: &Co<'_>) {
         while self.is_paused.get() && !self.is_stopping.get() {
             self.rest(co, LONG);
         }
     }
 
-    /// Serves clients that come, until the monitor stops.
-    fn accept(&self, co: &Co<'_>, listener: &Listener) {
-        while !self.is_stopping.get() {
-            match listener.accept() {
-                Ok(stream) => self.serve(co, stream),
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => self.rest(co, LONG),
-                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                    _ => {
-                        tracing::warn!(%error, "cannot accept a QMP client");
-                        self.rest(co, PAUSE);
-                    }
-                },
-            }
-        }
-    }
-
     /// Serves the client at an address, again and again, until the monitor stops.
     fn reconnect(&self, co: &Co<'_>, address: &SocketAddress, pause: Duration) {
         while !self.is_stopping.get() {
-            match PoolShare::once(co, || connect(address)) {
-                Ok(stream) => self.serve(co, stream),
+            match PoolShare::once(co, || Stream::connect(address)) {
+                Ok(stream) => self.serve(co, Channel::Socket(stream)),
                 Err(error) => tracing::debug!(%error, "cannot connect to a QMP client"),
             }
             self.rest(co, pause);
@@ -298,10 +316,11 @@ impl Shared {
         }
     }
 
-    fn serve(&self, co: &Co<'_>, stream: Stream) {
+    fn serve(&self, co: &Co<'_>, channel: Channel) {
         let running = Rc::clone(&self.running);
-        let session = Session::new(stream, self.options.clone(), running);
+        let session = Session::new(channel, self.options.clone(), running);
         *self.session.borrow_mut() = Some(Rc::clone(&session));
+        let _forget = ForgetOnDrop(self);
         // The monitor may have been stopped while it connected.
         if self.is_stopping.get() {
             session.end();
@@ -310,8 +329,6 @@ impl Shared {
             Ok(()) => tracing::debug!("a QMP client has disconnected"),
             Err(error) => tracing::debug!(%error, "a QMP client is gone"),
         }
-        let session = self.session.take();
-        drop(session);
     }
 
     fn emit(&self, event: Event) {
@@ -349,13 +366,21 @@ impl Shared {
     }
 }
 
-/// Says that a monitor's coroutine has ended, also when its context ends before it does.
-struct StoppedOnDrop<'a>(&'a Rc<Shared>);
+/// Forgets a session that has ended, also when its context ends before it does.
+struct ForgetOnDrop<'a>(&'a Shared);
 
-impl Drop for StoppedOnDrop<'_> {
+impl Drop for ForgetOnDrop<'_> {
     fn drop(&mut self) {
         let session = self.0.session.take();
         drop(session);
-        self.0.is_running.set(false);
+    }
+}
+
+/// Says that a coroutine of a monitor has ended, also when its context ends before it does.
+struct EndedOnDrop(Rc<Shared>);
+
+impl Drop for EndedOnDrop {
+    fn drop(&mut self) {
+        self.0.coroutines.set(self.0.coroutines.get() - 1);
     }
 }

@@ -1,24 +1,23 @@
 //! [`Session`]: one client, from its greeting to its end.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
 
+use coblk_aio::Co;
 use coblk_aio::sync::CoQueue;
-use coblk_aio::{Co, FdInterest};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::arguments::from_arguments;
+use crate::channel::Channel;
 use crate::command::CommandTable;
 use crate::error::{ErrorClass, QmpError};
 use crate::event::Event;
 use crate::json;
 use crate::monitor::QmpOptions;
 use crate::request::{Request, take_apart};
-use crate::socket::Stream;
 use crate::splitter::Splitter;
 
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
@@ -32,7 +31,7 @@ const MAX_RUNNING: usize = 64;
 
 /// A client. Its coroutine reads, runs commands and answers; events may come at any time.
 pub struct Session {
-    stream: Stream,
+    channel: Channel,
     options: QmpOptions,
     /// Capabilities were negotiated: commands run, and events are told.
     is_open: Cell<bool>,
@@ -62,14 +61,6 @@ impl Drop for RunningCommand {
         self.0.running.set(self.0.running.get() - 1);
         self.0.changed.wake_all();
     }
-}
-
-/// Whether the other end of a socket is gone for reading as well: one that has only sent all it had
-/// still waits for answers. TCP does not tell before something is sent.
-fn has_hung_up(stream: &Stream) -> bool {
-    let mut polled = [PollFd::new(stream, PollFlags::empty())];
-    let asked = poll(&mut polled, Some(&Timespec::default()));
-    asked.is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 #[derive(Default)]
@@ -107,9 +98,9 @@ enum Capability {
 
 impl Session {
     /// One that counts its commands in `running`.
-    pub fn new(stream: Stream, options: QmpOptions, running: Rc<Cell<usize>>) -> Rc<Session> {
+    pub fn new(channel: Channel, options: QmpOptions, running: Rc<Cell<usize>>) -> Rc<Session> {
         Rc::new(Session {
-            stream,
+            channel,
             options,
             is_open: Cell::new(false),
             is_ending: Cell::new(false),
@@ -123,13 +114,12 @@ impl Session {
     /// Serves the client to its end.
     pub fn run(self: &Rc<Self>, co: &Co<'_>, table: &Rc<CommandTable>) -> io::Result<()> {
         let own = Rc::downgrade(self);
-        let _watched =
-            co.context().fd_handler(&self.stream, FdInterest::ReadWrite, move |_, _| {
-                if let Some(own) = own.upgrade() {
-                    own.flush();
-                    own.changed.wake_all();
-                }
-            })?;
+        let _watched = self.channel.watch(co.context(), move || {
+            if let Some(own) = own.upgrade() {
+                own.flush();
+                own.changed.wake_all();
+            }
+        })?;
         let greeting = json!({"QMP": {"version": self.options.version, "capabilities": []}});
         self.post(&greeting);
         let result = self.converse(co, table);
@@ -214,7 +204,7 @@ impl Session {
             if let Some(result) = done.take() {
                 return Some(result);
             }
-            if self.has_failed.get() || has_hung_up(&self.stream) {
+            if self.has_failed.get() || self.channel.has_hung_up() {
                 return None;
             }
             self.changed.wait(co);
@@ -261,7 +251,7 @@ impl Session {
             if self.has_failed.get() {
                 return Err(ErrorKind::BrokenPipe.into());
             }
-            match (&self.stream).read(target) {
+            match self.channel.read(target) {
                 Ok(0) => return Ok(None),
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.changed.wait(co),
@@ -321,7 +311,7 @@ impl Session {
     fn send_some(&self) {
         let mut outbox = self.outbox.borrow_mut();
         while outbox.waiting() > 0 && !self.has_failed.get() {
-            match (&self.stream).write(&outbox.bytes[outbox.sent..]) {
+            match self.channel.write(&outbox.bytes[outbox.sent..]) {
                 Ok(bytes) => outbox.take(bytes),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 
-use coblk_qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
+use coblk_qmp::{CommandTable, Listener, Monitor, QmpOptions, SocketAddress};
 use serde_json::json;
 use util::{Client, Served, connect};
 
@@ -227,7 +227,7 @@ fn an_id_does_not_make_pretty_answers_long() {
 fn tcp_does_as_well() {
     let any = "127.0.0.1:0".parse().unwrap();
     let served = Served::with(QmpOptions::default(), Some(any));
-    let SocketAddress::Tcp(address) = served.address else { panic!("{:?}", served.address) };
+    let address = served.address.socket_addr().expect("a TCP address");
     let mut client = TcpStream::connect(address).unwrap();
     client.write_all(br#"{"execute": "qmp_capabilities", "id": "tcp"}"#).unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -256,11 +256,11 @@ fn a_monitor_that_is_paused_lets_clients_wait() {
     let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qmp.sock");
-    let socket = QmpListener::Unix(UnixListener::bind(&path).unwrap());
+    let socket = Listener::from_fd(UnixListener::bind(&path).unwrap()).unwrap();
     let options = QmpOptions { paused: true, ..QmpOptions::default() };
     let monitor =
         Monitor::from_listener(&ctx, socket, CommandTable::new().into(), options).unwrap();
-    assert_eq!(monitor.address(), Some(&SocketAddress::Unix(path.clone())));
+    assert_eq!(monitor.addresses(), [SocketAddress::unix(&path)]);
     let stream = connect(&path);
     stream.set_nonblocking(true).unwrap();
     for _ in 0..10 {
@@ -281,7 +281,7 @@ fn an_address_that_cannot_be_used_is_an_error() {
     let ctx = coblk_aio::AioContext::for_test().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let listen = |name: &str| {
-        let address = SocketAddress::Unix(dir.path().join(name));
+        let address = SocketAddress::unix(dir.path().join(name));
         Monitor::listen(&ctx, &address, CommandTable::new().into(), QmpOptions::default())
     };
     std::fs::write(dir.path().join("file"), "precious").unwrap();
@@ -294,7 +294,7 @@ fn an_address_that_cannot_be_used_is_an_error() {
     // The socket of a program that is gone.
     drop(UnixListener::bind(dir.path().join("left.sock")).unwrap());
     listen("left.sock").unwrap();
-    let nobody = SocketAddress::Unix(dir.path().join("nobody"));
+    let nobody = SocketAddress::unix(dir.path().join("nobody"));
     let table = CommandTable::new().into();
     assert!(Monitor::connect(&ctx, &nobody, None, table, QmpOptions::default()).is_err());
 }
@@ -341,7 +341,7 @@ fn a_command_that_waits_does_not_hold_up_those_of_other_monitors() {
     let table = Rc::new(table);
     let paths = ["a", "b", "c"].map(|name| dir.path().join(name));
     let monitors = paths.clone().map(|path| {
-        let address = SocketAddress::Unix(path);
+        let address = SocketAddress::unix(path);
         Monitor::listen(&ctx, &address, Rc::clone(&table), QmpOptions::default()).unwrap()
     });
     let path = paths[0].clone();

@@ -39,12 +39,16 @@ pub fn parent() -> Option<u32> {
     env::var(PARENT).ok()?.parse().ok()
 }
 
+/// Whether this process is a daemon that its parent waits for.
+pub fn is_starting() -> bool {
+    let own_parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    own_parent.is_some() && own_parent == parent().and_then(|pid| i32::try_from(pid).ok())
+}
+
 /// Becomes a daemon, or starts one and waits until it serves.
 pub fn start() -> io::Result<Started> {
-    let own_parent =
-        rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
     // The variable alone could have come from anywhere.
-    if own_parent.is_some() && own_parent == parent() {
+    if is_starting() {
         rustix::process::setsid()?;
         // As QEMU's daemons: what they make is not for others.
         rustix::process::umask(Mode::WGRP | Mode::RWXO);

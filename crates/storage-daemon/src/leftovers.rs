@@ -1,14 +1,16 @@
 //! Names in the file system that go with the process, also when it ends at once: sockets and the pid
 //! file.
 //!
-//! Each is removed by its owner when the daemon ends in order. What is on this list is removed by
-//! [`remove_all`] when there is no time for that, if it is still the process's own: a successor may
-//! have put another file there.
+//! Each is removed by its owner when the daemon ends in order. [`remove_all`] removes them when there is
+//! no time for that, if they are still the process's own: a successor may have put another file there.
+//! Sockets are known to [`net`]; other files are on the list of this module.
 
 use std::fs::{remove_file, symlink_metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coblk::aio::net;
 
 static LEFTOVERS: Mutex<List> = Mutex::new(List { last: 0, entries: Vec::new() });
 
@@ -59,8 +61,9 @@ impl Drop for Leftover {
     }
 }
 
-/// Removes all that is on the list and still this process's own. Any thread.
+/// Removes sockets and what is on the list, if it is still this process's own. Any thread.
 pub fn remove_all() {
+    net::remove_bound_paths();
     for entry in std::mem::take(&mut lock().entries) {
         if file_at(&entry.path) == Some(entry.file) {
             let _ = remove_file(&entry.path);

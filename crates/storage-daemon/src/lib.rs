@@ -24,4 +24,5 @@ pub mod run;
 mod signals;
 mod socket_activation;
 pub mod sockets;
+mod terminal;
 mod trace_events;

@@ -392,7 +392,7 @@ fn monitors_that_cannot_be_are_refused() {
         (&MONITOR.replace("path=@", "path=@/none"), "Failed to bind socket to "),
         (
             "--chardev socket,id=c0,path=@/none,server=off --monitor c0",
-            "cannot connect a monitor: No such file or directory",
+            "cannot connect a monitor: Failed to connect to '",
         ),
         (
             "--chardev socket,id=c0,path=@/a,server=on,wait=off,reconnect=1 --monitor c0",

@@ -14,7 +14,7 @@ const TLS: [&str; 2] = ["with a server endpoint", "Unable to access credentials"
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 
 /// Each command line, and what its error must say.
-const REFUSED: [(&str, &str, &str); 64] = [
+const REFUSED: [(&str, &str, &str); 65] = [
     ("", "--frob", "--frob"),
     ("", "frob", "frob"),
     ("", "--blockdev", "--blockdev"),
@@ -83,7 +83,8 @@ const REFUSED: [(&str, &str, &str); 64] = [
     ("", "--nbd-server addr.type=unix,addr.path=@/none/s", "Failed to bind socket to"),
     ("", "--nbd-server addr.type=unix,addr.path=@/disk.img", "Failed to bind socket to"),
     ("", "--nbd-server addr.type=unix", "Parameter 'addr.path' is missing"),
-    ("", "--nbd-server addr.type=vsock,addr.cid=1,addr.port=1", "does not accept value 'vsock'"),
+    ("", "--nbd-server addr.type=vsock,addr.cid=x,addr.port=1", "Failed to parse cid 'x'"),
+    ("", "--nbd-server addr.type=quic,addr.port=1", "does not accept value 'quic'"),
     ("", "--nbd-server addr.type=unix,addr.path=@/s,addr.host=h", "'addr.host' is unexpected"),
     ("", "--nbd-server addr.type=unix,addr.path=@/s,frob=1", "Parameter 'frob' is unexpected"),
     (
@@ -125,7 +126,7 @@ const REFUSED: [(&str, &str, &str); 64] = [
     ("", "--object throttle-group,id=t,limits.frob=1", "Parameter 'limits.frob' is unexpected"),
     ("", "--object throttle-group,id=t,poll-grow=1", "Parameter 'poll-grow' is unexpected"),
     ("", "--object throttle-group,id=t,x-iops-total=1,x-iops-read=1", "iops-total and iops-read"),
-    ("", "--chardev stdio,id=c", "'stdio' is not a valid char driver name"),
+    ("", "--chardev pty,id=c", "char driver 'pty' is not supported"),
     ("", "--trace frob=1", "Invalid parameter 'frob'"),
 ];
 

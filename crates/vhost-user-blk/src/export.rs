@@ -1,19 +1,17 @@
 //! [`VhostUserBlk`]: the listening socket, one front end at a time, and the end.
 
 use std::cell::{Cell, RefCell};
-use std::io::ErrorKind;
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use coblk_aio::{
-    AioContext, BottomHalf, Co, CoWaker, FdHandler, FdInterest, RemoteBottomHalf, Timer, bind_unix,
-};
+use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, SocketError, Stream};
+use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, RemoteBottomHalf};
 use coblk_block::{BackendOptions, BlockNode, Device};
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
@@ -23,10 +21,6 @@ use crate::device::DeviceHandle;
 use crate::error::VhostUserBlkError;
 use crate::options::VhostUserBlkOptions;
 use crate::session::Offer;
-
-/// How long to wait before the next try after a front end could not be accepted, as when the
-/// process has no descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What to do about a front end when an export is removed (contract: C86).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,26 +41,21 @@ pub enum RemoveMode {
 /// SIGBUS, which a front end could cause by truncating its memory.
 pub struct VhostUserBlk {
     export: Rc<Export>,
+    acceptor: Acceptor,
 }
 
 struct Connection {
     socket: UnixStream,
     thread: JoinHandle<()>,
+    _slot: Slot,
 }
 
 struct Export {
     offer: Arc<Offer>,
-    listener: Rc<UnixListener>,
-    /// Accepts when there is a front end, until the export closes.
-    acceptor: RefCell<Option<FdHandler<Rc<UnixListener>>>>,
-    /// Removed at the end.
-    path: Option<PathBuf>,
     connection: RefCell<Option<Connection>>,
     closing: Cell<bool>,
-    paused: Cell<bool>,
     /// A control thread has ended.
     ended: BottomHalf,
-    again: Timer,
     waiters: RefCell<Vec<CoWaker>>,
 }
 
@@ -84,53 +73,38 @@ impl VhostUserBlk {
         options: VhostUserBlkOptions,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
         let path = path.as_ref();
-        let failed = |source| VhostUserBlkError::Listen { path: path.to_owned(), source };
-        // First what may fail and leaves nothing behind.
-        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
-        let listener = bind_unix(path).map_err(failed)?;
-        Self::start(ctx, listener, Some(path.to_owned()), paused, offer)
+        let listener = Listener::bind(&SocketAddress::unix(path));
+        let failed = |error| VhostUserBlkError::Listen { path: path.to_owned(), source: error };
+        Self::from_listener(ctx, listener.map_err(|it| failed(it.into()))?, node, options)
     }
 
     /// Exports `node` on a socket that listens already, as one that systemd has passed.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen).
+    /// As [`listen`](Self::listen); and if it is not a unix socket. The listener is closed then, and
+    /// its path is removed if it has bound one.
     pub fn from_listener(
         ctx: &AioContext,
-        listener: UnixListener,
+        listener: Listener,
         node: &Arc<BlockNode>,
         options: VhostUserBlkOptions,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        let (paused, offer) = (options.paused, offer(ctx, node, options)?);
-        Self::start(ctx, listener, None, paused, offer)
-    }
-
-    fn start(
-        ctx: &AioContext,
-        listener: UnixListener,
-        path: Option<PathBuf>,
-        paused: bool,
-        offer: Offer,
-    ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        let (paused, offer) = (Cell::new(paused), Arc::new(offer));
+        if !listener.is_unix() {
+            return Err(VhostUserBlkError::Wait(SocketError::UnixOnly.into()));
+        }
+        let mut accept = AcceptOptions::new("a vhost-user front end");
+        accept.max_clients = 1;
+        accept.paused = options.paused;
+        let offer = Arc::new(offer(ctx, node, options)?);
         let export = Rc::new_cyclic(|me: &Weak<Export>| {
-            let (on_end, on_time) = (Weak::clone(me), Weak::clone(me));
+            let on_end = Weak::clone(me);
             Export {
                 offer,
-                listener: Rc::new(listener),
-                acceptor: RefCell::default(),
-                path,
                 connection: RefCell::new(None),
                 closing: Cell::new(false),
-                paused,
                 ended: ctx.bottom_half("vhost-user-blk-end", move |_| {
                     if let Some(export) = on_end.upgrade() {
                         export.front_end_gone();
-                    }
-                }),
-                again: ctx.timer(move |_| {
-                    if let Some(export) = on_time.upgrade() {
-                        export.accept();
                     }
                 }),
                 waiters: RefCell::default(),
@@ -138,18 +112,13 @@ impl VhostUserBlk {
         });
         export.offer.watch_devices(None).map_err(VhostUserBlkError::Wait)?;
         let me = Rc::downgrade(&export);
-        export.listener.set_nonblocking(true).map_err(VhostUserBlkError::Wait)?;
-        let accept = move |_: &AioContext, _| {
+        let acceptor = Acceptor::start(ctx, listener, accept, move |_, stream, slot| {
             if let Some(export) = me.upgrade() {
-                export.accept();
+                export.start_session(stream, slot);
             }
-        };
-        let acceptor = ctx
-            .fd_handler(Rc::clone(&export.listener), FdInterest::Read, accept)
-            .map_err(VhostUserBlkError::Wait)?;
-        export.acceptor.replace(Some(acceptor));
-        export.again.arm_after(Duration::ZERO);
-        Ok(VhostUserBlk { export })
+        })
+        .map_err(VhostUserBlkError::Wait)?;
+        Ok(VhostUserBlk { export, acceptor })
     }
 
     /// Its name, for messages.
@@ -169,8 +138,7 @@ impl VhostUserBlk {
 
     /// Accepts front ends, if it was made [paused](VhostUserBlkOptions::paused).
     pub fn begin(&self) {
-        self.export.paused.set(false);
-        self.export.again.arm_after(Duration::ZERO);
+        self.acceptor.begin();
     }
 
     /// The cause of an error that stopped requests is gone: they are tried again; see
@@ -201,7 +169,12 @@ impl VhostUserBlk {
         if mode == RemoveMode::Safe && self.is_in_use() {
             return Err(VhostUserBlkError::InUse(self.name().to_owned()));
         }
+        self.acceptor.stop();
         self.export.close();
+        // The listener closes in a turn of the loop.
+        while self.acceptor.is_running() {
+            co.reschedule();
+        }
         while self.is_in_use() {
             co.suspend_for("the end of an export", |waker| {
                 self.export.waiters.borrow_mut().push(waker);
@@ -216,27 +189,15 @@ impl Drop for Export {
         if let Some(connection) = self.connection.get_mut() {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
-        self.remove_socket();
     }
 }
 
 impl Export {
-    fn accept(&self) {
-        let may_accept = !self.closing.get() && !self.paused.get();
-        while may_accept && self.connection.borrow().is_none() {
-            match self.listener.accept() {
-                Ok((socket, _)) => self.start_session(socket),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::warn!(export = self.offer.name, %error, "cannot accept a front end");
-                    return self.again.arm_after(ACCEPT_AGAIN);
-                }
-            }
+    fn start_session(&self, stream: Stream, slot: Slot) {
+        if self.closing.get() {
+            return;
         }
-    }
-
-    fn start_session(&self, socket: UnixStream) {
+        let socket = UnixStream::from(OwnedFd::from(stream));
         let (offer, ended) = (Arc::clone(&self.offer), self.ended.remote());
         let started =
             socket.set_nonblocking(false).and_then(|()| socket.try_clone()).and_then(|own| {
@@ -245,7 +206,7 @@ impl Export {
                     let _ended = Ended(ended);
                     serve(&offer, socket);
                 })?;
-                Ok(Connection { socket: own, thread })
+                Ok(Connection { socket: own, thread, _slot: slot })
             });
         match started {
             Ok(connection) => drop(self.connection.borrow_mut().replace(connection)),
@@ -263,23 +224,12 @@ impl Export {
         for waiter in self.waiters.take() {
             waiter.wake();
         }
-        self.accept();
     }
 
     fn close(&self) {
         self.closing.set(true);
-        self.again.cancel();
-        drop(self.acceptor.take());
         if let Some(connection) = &*self.connection.borrow() {
             let _ = connection.socket.shutdown(Shutdown::Both);
-        }
-        self.remove_socket();
-    }
-
-    fn remove_socket(&self) {
-        if let Some(path) = &self.path {
-            // It may be gone already.
-            let _ = std::fs::remove_file(path);
         }
     }
 }

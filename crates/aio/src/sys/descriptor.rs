@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use libc::c_int;
 
 use super::{check, check_zero};
 
@@ -24,9 +26,70 @@ pub fn redirect(target: &File, source: &File) -> io::Result<()> {
     }
 }
 
+/// Whether a descriptor has been there since the program was started: it stays open on exec, unlike all
+/// that the standard library and this crate open.
+pub fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: no memory is involved; the kernel checks the number.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// Closes an [inherited](is_inherited) socket that listens. Its number stands for `/dev/null` from now
+/// on, so it cannot become that of something else.
+///
+/// # Errors
+/// EBADF if it was not inherited, EINVAL if it is no such socket.
+pub fn release_inherited_listener(fd: RawFd) -> io::Result<()> {
+    if !is_inherited(fd) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    let mut listens: c_int = 0;
+    let mut bytes = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes an int, whose length it is given.
+    check_zero(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut listens).cast(),
+            &raw mut bytes,
+        )
+    })?;
+    if listens == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: no memory is involved. The number was inherited, so no owner in this program counts on
+    // what it stands for; and it stays open.
+    check(unsafe { libc::dup3(null.as_raw_fd(), fd, libc::O_CLOEXEC) } as isize).map(|_| ())
+}
+
+/// Writes to a pipe or a terminal, and has a reader that is gone be the error EPIPE and no signal. A
+/// socket has a flag for that, and its own calls.
+pub fn write_without_sigpipe(fd: BorrowedFd<'_>, source: &[u8]) -> io::Result<usize> {
+    // SAFETY: the sets are plain values that the calls initialise; `source` is readable. The signal is
+    // blocked for this thread, which alone a write sends it to, and taken back if this write has sent it.
+    unsafe {
+        let [mut pipe, mut pending, mut mask]: [libc::sigset_t; 3] = std::mem::zeroed();
+        libc::sigemptyset(&mut pipe);
+        libc::sigaddset(&mut pipe, libc::SIGPIPE);
+        libc::sigpending(&mut pending);
+        let is_older = libc::sigismember(&pending, libc::SIGPIPE) == 1;
+        libc::pthread_sigmask(libc::SIG_BLOCK, &pipe, &mut mask);
+        let written = check(libc::write(fd.as_raw_fd(), source.as_ptr().cast(), source.len()));
+        let has_sent = written.as_ref().is_err_and(|it| it.raw_os_error() == Some(libc::EPIPE));
+        if has_sent && !is_older {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::sigtimedwait(&pipe, std::ptr::null_mut(), &at_once);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut());
+        written
+    }
+}
+
 /// Has calls on an open file wait for what they are about, if it was opened not to.
 pub fn clear_nonblocking(file: &File) -> io::Result<()> {
-    let nonblocking: libc::c_int = 0;
+    let nonblocking: c_int = 0;
     // SAFETY: the kernel reads an int, and does this to any open file.
     check_zero(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONBIO, &raw const nonblocking) })
 }

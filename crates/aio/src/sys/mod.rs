@@ -16,7 +16,9 @@ use std::time::Duration;
 use libc::{c_int, c_void};
 
 use crate::io_vector::{IoVector, IoVectorMut};
-pub use descriptor::{clear_nonblocking, redirect};
+pub use descriptor::{
+    clear_nonblocking, is_inherited, redirect, release_inherited_listener, write_without_sigpipe,
+};
 use faults::Call;
 pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};

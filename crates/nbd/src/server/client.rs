@@ -56,15 +56,16 @@ impl Client {
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use coblk_aio::net::Stream;
+
     use super::*;
-    use crate::socket::Socket;
 
     const LONG_NS: i64 = 3_600_000_000_000;
 
     #[test]
     fn a_client_that_waits_for_its_own_requests_owes_nothing() {
         let (socket, _peer) = UnixStream::pair().unwrap();
-        let link = Link::new(Socket::unix(socket).unwrap(), Rc::default());
+        let link = Link::new(Stream::from_fd(socket).unwrap(), Rc::default());
         let memory = Memory::new(|| ());
         let client = Client::new(link, &memory, &Rc::default(), &Rc::default());
         let held = memory.take(&client.share, 32 << 20).unwrap();

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
+use coblk_aio::net::Stream;
 use coblk_aio::{
     AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness, Wanted,
 };
@@ -12,7 +13,6 @@ use crate::server::message::Message;
 use crate::server::outbox::{Outbox, Sent};
 use crate::server::pace::Direction;
 use crate::server::turn::{MAX_BYTES, Turn};
-use crate::socket::Socket;
 use crate::transport::Transport;
 
 /// With more clients than these none is polled: asking each takes longer than being told of one.
@@ -52,7 +52,7 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(socket: Socket, clients: Rc<Cell<usize>>) -> Rc<Link> {
+    pub fn new(socket: Stream, clients: Rc<Cell<usize>>) -> Rc<Link> {
         Rc::new_cyclic(|own| Link {
             own: Weak::clone(own),
             transport: Rc::new(Transport::new(socket)),

@@ -25,9 +25,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{AioContext, Co, CoWaker, Timer};
+use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, Stream};
+use coblk_aio::{AioContext, Co, Timer};
 
-use crate::listener::{self, Listener, NbdAddress, NbdListener};
 use crate::server::client::Client;
 use crate::server::export::{NbdExport, NbdExportError, RemoveMode};
 use crate::server::exports::Exports;
@@ -35,7 +35,6 @@ use crate::server::link::Link;
 use crate::server::memory::Memory;
 use crate::server::options::NbdOptions;
 use crate::server::pace::Verdict;
-use crate::socket::Socket;
 
 /// How often clients are looked at that hold memory when others got none.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,37 +48,39 @@ const LOOK: Duration = Duration::from_secs(1);
 /// ```
 /// use coblk_aio::AioContext;
 /// use coblk_block::{BackendOptions, BlockNode, drivers::Null};
-/// use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+/// use coblk_nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("nbd.sock");
 /// let ctx = AioContext::new()?;
 /// let disk = BlockNode::new("disk0", Null::new(1 << 30));
 /// let backend = BackendOptions::new("drive").open(&ctx, disk)?;
-/// let server = NbdServer::listen(&ctx, &NbdAddress::Unix(path), NbdOptions::default())?;
+/// let server = NbdServer::listen(&ctx, &SocketAddress::unix(path), NbdOptions::default())?;
 /// server.add_export(NbdExport::new("disk", backend).description("a disk of zeroes"))?;
 /// ctx.run(|co| server.co_shutdown(co, std::time::Duration::from_secs(1)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct NbdServer {
     shared: Rc<Shared>,
-    address: NbdAddress,
+    acceptor: Acceptor,
+    addresses: Vec<SocketAddress>,
 }
 
 impl NbdServer {
     /// Listens at `address`. Clients find no exports before some are added.
     ///
     /// # Errors
-    /// If the system refuses the address, for instance because another socket listens there.
+    /// If the system refuses the address, for instance because a process listens there; the error
+    /// wraps a [`SocketError`](coblk_aio::net::SocketError).
     ///
     /// # Panics
     /// If there is no memory for a coroutine's stack.
     pub fn listen(
         ctx: &AioContext,
-        address: &NbdAddress,
+        address: &SocketAddress,
         options: NbdOptions,
     ) -> io::Result<NbdServer> {
-        Self::start(ctx, Listener::bind(address)?, options)
+        Self::from_listener(ctx, Listener::bind(address)?, options)
     }
 
     /// Serves on a socket that listens already, as one that systemd has passed.
@@ -91,29 +92,25 @@ impl NbdServer {
     /// If there is no memory for a coroutine's stack.
     pub fn from_listener(
         ctx: &AioContext,
-        listener: NbdListener,
+        listener: Listener,
         options: NbdOptions,
     ) -> io::Result<NbdServer> {
-        Self::start(ctx, Listener::from_open(listener)?, options)
-    }
-
-    fn start(ctx: &AioContext, listener: Listener, options: NbdOptions) -> io::Result<NbdServer> {
-        let address = listener.local_address()?;
+        let addresses = listener.addresses().to_vec();
+        let mut accept = AcceptOptions::new("an NBD client");
+        accept.max_clients = options.max_connections;
+        accept.paused = options.paused;
         let shared = Shared::new(ctx, options);
         let server = Rc::clone(&shared);
-        ctx.spawn("nbd_accept", move |co| {
-            if let Err(error) = listener::accept_clients(co, &server, &listener) {
-                tracing::error!(%error, "the NBD server cannot wait for clients");
-            }
-            drop(listener);
-            server.accepting.set(false);
-        });
-        Ok(NbdServer { shared, address })
+        let acceptor = Acceptor::start(ctx, listener, accept, move |co, stream, slot| {
+            server.adopt(co.context(), stream, slot);
+        })?;
+        Ok(NbdServer { shared, acceptor, addresses })
     }
 
-    /// Where it listens; with the port that the system chose.
-    pub fn address(&self) -> &NbdAddress {
-        &self.address
+    /// Where it listens, with the port that the system chose: several addresses if the host that it
+    /// was given has several.
+    pub fn addresses(&self) -> &[SocketAddress] {
+        &self.addresses
     }
 
     /// Offers an export to clients.
@@ -153,14 +150,12 @@ impl NbdServer {
 
     /// Accepts clients, if it was made [paused](NbdOptions::paused).
     pub fn begin(&self) {
-        self.shared.paused.set(false);
-        self.shared.poke_acceptor();
+        self.acceptor.begin();
     }
 
     /// Accepts no more clients.
     pub fn stop_accepting(&self) {
-        self.shared.stopping.set(true);
-        self.shared.poke_acceptor();
+        self.acceptor.stop();
     }
 
     /// Accepts no more clients, and disconnects all at once. Requests in flight go on, and are not
@@ -178,7 +173,7 @@ impl NbdServer {
         self.shared.all().iter().for_each(|client| client.link.end());
         let deadline =
             co.context().now_ns() + i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
-        while self.connections() > 0 || self.shared.accepting.get() {
+        while self.connections() > 0 || self.acceptor.is_running() {
             if co.context().now_ns() >= deadline {
                 self.disconnect_all();
             }
@@ -193,7 +188,7 @@ impl Drop for NbdServer {
     }
 }
 
-/// What the server, its clients and the accepting coroutine have in common.
+/// What the server and its clients have in common.
 pub struct Shared {
     options: Rc<NbdOptions>,
     memory: Rc<Memory>,
@@ -201,12 +196,6 @@ pub struct Shared {
     clients: RefCell<Vec<Rc<Client>>>,
     /// How many these are, for each of them.
     count: Rc<Cell<usize>>,
-    /// The accepting coroutine lives.
-    accepting: Cell<bool>,
-    pub stopping: Cell<bool>,
-    pub paused: Cell<bool>,
-    pub may_accept: Cell<bool>,
-    acceptor: Cell<Option<CoWaker>>,
     /// Armed while clients keep memory of which others got none.
     look: Timer,
 }
@@ -220,10 +209,8 @@ impl Shared {
                     own.look_after_memory(ctx);
                 }
             });
-            let paused = Cell::new(options.paused);
             Shared {
                 options: Rc::new(options),
-                paused,
                 memory: Memory::new({
                     let own = std::rc::Weak::clone(own);
                     move || {
@@ -235,27 +222,21 @@ impl Shared {
                 exports: Rc::default(),
                 clients: RefCell::default(),
                 count: Rc::default(),
-                accepting: Cell::new(true),
-                stopping: Cell::new(false),
-                may_accept: Cell::new(true),
-                acceptor: Cell::new(None),
                 look,
             }
         })
     }
 
-    /// Serves a client in a coroutine of its own.
-    pub fn adopt(self: &Rc<Self>, ctx: &AioContext, socket: Socket) {
-        if let Err(error) = ctx.ensure_stack() {
-            tracing::warn!(%error, "no coroutine for an NBD client; it is disconnected");
-            return;
-        }
-        let link = Link::new(socket, Rc::clone(&self.count));
+    /// Serves a client in a coroutine of its own. Its place is free when that has ended.
+    fn adopt(self: &Rc<Self>, ctx: &AioContext, stream: Stream, slot: Slot) {
+        let link = Link::new(stream, Rc::clone(&self.count));
         let client = Client::new(link, &self.memory, &self.exports, &self.options);
         self.clients.borrow_mut().push(Rc::clone(&client));
         self.count.set(self.connections());
         let server = Rc::clone(self);
         ctx.spawn("nbd_client", move |co| {
+            // Given back when the client is off the list.
+            let _slot = slot;
             let _leave = LeaveOnDrop { server, client: Rc::clone(&client) };
             session::run(co, &client);
         });
@@ -269,33 +250,10 @@ impl Shared {
         self.count.set(clients.len());
         drop(clients);
         drop(gone);
-        self.poke_acceptor();
     }
 
     pub fn connections(&self) -> usize {
         self.clients.borrow().len()
-    }
-
-    pub fn is_crowded(&self) -> bool {
-        let most = self.options.max_connections;
-        most > 0 && self.connections() >= most
-    }
-
-    pub fn wait_to_accept(&self, co: &Co<'_>) {
-        struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
-        impl Drop for ForgetOnUnwind<'_> {
-            fn drop(&mut self) {
-                drop(self.0.take());
-            }
-        }
-        let _forget = ForgetOnUnwind(&self.acceptor);
-        co.suspend_for("NBD clients", |waker| self.acceptor.set(Some(waker)));
-    }
-
-    pub fn poke_acceptor(&self) {
-        if let Some(waker) = self.acceptor.take() {
-            waker.wake();
-        }
     }
 
     /// A client got no memory: from now on those that hold some are watched.

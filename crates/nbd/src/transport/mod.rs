@@ -10,9 +10,8 @@ mod tls;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use coblk_aio::net::{SocketAddress, Stream};
 use rustix::net::sockopt::socket_peercred;
-
-use crate::socket::Socket;
 
 #[cfg(feature = "tls")]
 pub use credentials::{RefusedFile, TlsCredentials, TlsError};
@@ -20,13 +19,13 @@ pub use credentials::{RefusedFile, TlsCredentials, TlsError};
 pub use no_tls::TlsCredentials;
 
 pub struct Transport {
-    socket: Socket,
+    socket: Stream,
     #[cfg(feature = "tls")]
     session: std::cell::RefCell<Option<crate::transport::tls::Session>>,
 }
 
 impl Transport {
-    pub fn new(socket: Socket) -> Transport {
+    pub fn new(socket: Stream) -> Transport {
         Transport {
             socket,
             #[cfg(feature = "tls")]
@@ -80,11 +79,11 @@ impl Transport {
 
     /// The name of the client in messages: its address, or the process at a unix socket.
     pub fn peer(&self) -> String {
-        let peer = match &self.socket {
-            Socket::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
-            Socket::Unix(stream) => socket_peercred(stream)
+        let peer = match self.socket.peer_address() {
+            Ok(SocketAddress::Unix(_)) => socket_peercred(&self.socket)
                 .map(|process| format!("process {}", process.pid))
                 .map_err(io::Error::from),
+            other => other.map(|address| address.to_string()),
         };
         peer.unwrap_or_else(|error| format!("unknown ({error})"))
     }

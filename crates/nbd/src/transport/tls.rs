@@ -2,9 +2,8 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 
+use coblk_aio::net::Stream;
 use rustls::ServerConnection;
-
-use crate::socket::Socket;
 
 /// TLS on the socket of one client. Never blocks.
 pub struct Session(Box<ServerConnection>);
@@ -14,7 +13,7 @@ impl Session {
         Session(Box::new(connection))
     }
 
-    pub fn read(&mut self, socket: &Socket, target: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&mut self, socket: &Stream, target: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.reader().read(target) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -29,7 +28,7 @@ impl Session {
     }
 
     /// Encrypts what there is room for, and sends what the socket takes of it.
-    pub fn write(&mut self, socket: &Socket, source: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn write(&mut self, socket: &Stream, source: &[IoSlice<'_>]) -> io::Result<usize> {
         // Or there might be no room.
         self.push(socket)?;
         let taken = self.0.writer().write_vectored(source)?;
@@ -43,7 +42,7 @@ impl Session {
         self.0.wants_write()
     }
 
-    pub fn push(&mut self, socket: &Socket) -> io::Result<()> {
+    pub fn push(&mut self, socket: &Stream) -> io::Result<()> {
         while self.0.wants_write() {
             self.0.write_tls(&mut Plain(socket))?;
         }
@@ -51,14 +50,14 @@ impl Session {
     }
 
     /// Takes a step of the handshake. If it fails, [`push`](Self::push) tells the client why.
-    pub fn shake_hands(&mut self, socket: &Socket) -> io::Result<bool> {
+    pub fn shake_hands(&mut self, socket: &Stream) -> io::Result<bool> {
         if self.0.is_handshaking() {
             self.receive(socket)?;
         }
         Ok(!self.0.is_handshaking())
     }
 
-    fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+    fn receive(&mut self, socket: &Stream) -> io::Result<()> {
         if self.0.read_tls(&mut Plain(socket))? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -68,7 +67,7 @@ impl Session {
 }
 
 /// The socket itself, as rustls wants it.
-struct Plain<'a>(&'a Socket);
+struct Plain<'a>(&'a Stream);
 
 impl Read for Plain<'_> {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {

@@ -90,8 +90,8 @@ impl Served {
     pub fn with(options: QmpOptions, tcp: Option<std::net::SocketAddr>) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let address = match tcp {
-            Some(tcp) => SocketAddress::Tcp(tcp),
-            None => SocketAddress::Unix(dir.path().join("qmp.sock")),
+            Some(tcp) => SocketAddress::tcp(tcp),
+            None => SocketAddress::unix(dir.path().join("qmp.sock")),
         };
         Served::run(dir, move |ctx, table| Monitor::listen(ctx, &address, table, options).unwrap())
     }
@@ -99,7 +99,7 @@ impl Served {
     /// One that connects to the socket "client.sock" in its directory, again and again.
     pub fn connecting() -> Served {
         let dir = tempfile::tempdir().unwrap();
-        let address = SocketAddress::Unix(dir.path().join("client.sock"));
+        let address = SocketAddress::unix(dir.path().join("client.sock"));
         let pause = Some(Duration::from_millis(1));
         Served::run(dir, move |ctx, table| {
             Monitor::connect(ctx, &address, pause, table, QmpOptions::default()).unwrap()
@@ -117,7 +117,7 @@ impl Served {
             let ctx = AioContext::for_test().unwrap();
             let place = Rc::new(RefCell::new(None));
             let monitor = make(&ctx, table(&place, counter).into());
-            tell.send((monitor.address().expect("an address").clone(), ctx.handle())).unwrap();
+            tell.send((monitor.addresses()[0].clone(), ctx.handle())).unwrap();
             *place.borrow_mut() = Some(monitor);
             ctx.run_until(|| flag.load(Ordering::Acquire));
             let monitor = place.take().expect("a monitor");
@@ -128,10 +128,7 @@ impl Served {
     }
 
     pub fn path(&self) -> PathBuf {
-        match &self.address {
-            SocketAddress::Unix(path) => path.clone(),
-            SocketAddress::Tcp(_) => panic!("not a unix socket"),
-        }
+        self.address.path().expect("a unix socket").to_owned()
     }
 
     /// A client that has read the greeting.

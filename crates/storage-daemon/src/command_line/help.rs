@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::Job;
-use crate::options::{IothreadOptions, ObjectOptions, ThrottleGroupOptions, TlsCredsX509Options};
+use crate::options::{
+    CHARDEV_BACKENDS, IothreadOptions, ObjectOptions, ThrottleGroupOptions, TlsCredsX509Options,
+};
 
 pub(super) const HELP: &str = "\
 Usage: coblk-storage-daemon [options]
@@ -41,6 +43,7 @@ of qemu-storage-daemon; they are done in the order in which they are given.
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
                [,max-connections=N][,handshake-max-seconds=N][,tls-creds=ID]
   --nbd-server addr.type=unix,addr.path=PATH[,...]
+  --nbd-server addr.type=vsock,addr.cid=CID,addr.port=PORT[,...]
   --nbd-server addr.type=fd,addr.str=FD[,...]
                      start an NBD server
 
@@ -53,9 +56,14 @@ of qemu-storage-daemon; they are done in the order in which they are given.
   --object help      list the types of objects
   --object TYPE,help list the properties of a type
 
-  --chardev socket,id=ID,path=PATH,server=on,wait=off
+  --chardev socket,id=ID,path=PATH,server=on[,wait=on|off]
+  --chardev socket,id=ID,host=HOST,port=PORT[,server=on][,wait=on|off][,...]
+                     the place of a monitor; with wait=on, the default, the
+                     daemon starts when a client has connected
+  --chardev stdio,id=ID[,signal=on|off]
+                     the same on the standard input and output
   --monitor [chardev=]ID[,mode=control][,pretty=on|off]
-                     a QMP monitor on a socket
+                     a QMP monitor
 
   --metrics unix:PATH | HOST:PORT
                      serve metrics for Prometheus: GET /metrics
@@ -70,6 +78,10 @@ Any of these texts may be JSON: --blockdev '{\"driver\": \"file\", ...}'
 pub(super) fn of(job: &Job) -> Option<String> {
     let text = job.text.strip_suffix("help").or_else(|| job.text.strip_suffix('?'))?;
     match (job.option, text) {
+        ("chardev", "") => Some(format!(
+            "Available chardev backend types: \n  {}\n",
+            CHARDEV_BACKENDS.join("\n  ")
+        )),
         ("object", "") => Some(types()),
         ("object", "iothread,") => Some(properties("iothread", &IothreadOptions::PROPERTIES)),
         ("object", "tls-creds-x509,") => {

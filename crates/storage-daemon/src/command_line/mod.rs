@@ -51,7 +51,7 @@ type Perform = fn(&str, &Rc<Daemon>, &Co<'_>) -> Result<(), DaemonError>;
 /// The options that make something.
 const JOBS: [(&str, Perform); 7] = [
     ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
-    ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
+    ("chardev", |text, daemon, co| daemon.chardev_add(co, from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
     ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
     ("monitor", |text, daemon, co| daemon.monitor_add(co, &from_argument(text, "chardev")?)),

@@ -139,6 +139,9 @@ pub enum DaemonError {
     /// There is a monitor on it.
     #[error("Device '{0}' is in use")]
     ChardevInUse(String),
+    /// The process has one standard input.
+    #[error("cannot use stdio by multiple character devices")]
+    StdioInUse,
     /// What is known, and not there.
     #[error("{0}")]
     Unsupported(&'static str),

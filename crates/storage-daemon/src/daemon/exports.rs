@@ -6,11 +6,13 @@ use std::sync::Arc;
 use coblk::block::WAIT_LIMIT;
 use coblk::{AioContext, BlockNode, Co};
 
+use super::command::RunningCommand;
 use super::{Daemon, DaemonError, ErrorReporter, Event};
 use crate::exports::{
     Export, ExportInfo, ExportType, NbdBlockExport, RemoveMode, VhostUserBlkExport,
 };
 use crate::options::{ExportKind, ExportOptions, is_identifier};
+use crate::sockets;
 
 impl Daemon {
     /// `block-export-add`: shows a node to others.
@@ -30,7 +32,7 @@ impl Daemon {
         if options.writable && node.is_read_only() {
             return Err(DaemonError::ReadOnlyNode);
         }
-        let what = self.make_export(co, Arc::clone(&node), &options)?;
+        let what = self.make_export(co, &command, Arc::clone(&node), &options)?;
         // While locks were asked for, another command may have been faster, or the daemon may end.
         let still_fits = command.check().and_then(|()| self.check_still_fits(&node, &options));
         if let Err(refused) = still_fits {
@@ -67,6 +69,7 @@ impl Daemon {
     fn make_export(
         &self,
         co: &Co<'_>,
+        command: &RunningCommand<'_>,
         node: Arc<BlockNode>,
         options: &ExportOptions,
     ) -> Result<Box<dyn ExportType>, DaemonError> {
@@ -85,9 +88,13 @@ impl Daemon {
                 }
                 Ok(Box::new(export))
             }
-            ExportKind::VhostUserBlk(vhost) => Ok(Box::new(VhostUserBlkExport::new(
-                ctx, &node, options, vhost, contexts, reporter,
-            )?)),
+            ExportKind::VhostUserBlk(vhost) => {
+                let listener = sockets::co_listen_unix(co, &vhost.addr)?;
+                command.check()?;
+                Ok(Box::new(VhostUserBlkExport::new(
+                    ctx, listener, &node, options, vhost, contexts, reporter,
+                )?))
+            }
         }
     }
 

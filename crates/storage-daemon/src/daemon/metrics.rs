@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use coblk::Co;
-use coblk::aio::PoolShare;
 use coblk::block::{Device, Statistics};
 
 use super::{Daemon, DaemonError};
@@ -25,14 +24,14 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let command = self.begin_command("metrics")?;
         self.check_no_metrics()?;
-        // To ask for the addresses of a host may take long.
-        let listener = PoolShare::once(co, move || sockets::listen(&options.addr))?;
+        let listener = sockets::co_listen(co, &options.addr)?;
         command.check()?;
         self.check_no_metrics()?;
         let failed =
             |source| DaemonError::Io { what: "cannot wait for clients for metrics", source };
         let server = MetricsServer::start(co.context(), Rc::downgrade(self), listener);
         *self.metrics.borrow_mut() = Some(server.map_err(failed)?);
+        sockets::taken_over(&options.addr);
         let uses = self.export_uses();
         uses.iter().flat_map(|(_, _, backends)| backends).for_each(measure_latencies);
         Ok(())

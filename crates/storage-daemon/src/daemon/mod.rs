@@ -34,7 +34,6 @@ use nbd_server::RunningNbdServer;
 use objects::Object;
 
 use crate::exports::Export;
-use crate::leftovers::Leftover;
 use crate::metrics::MetricsServer;
 use crate::options::OptionError;
 
@@ -70,7 +69,7 @@ pub struct Daemon {
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
-    monitors: RefCell<Vec<(Monitor, Option<Leftover>)>>,
+    monitors: RefCell<Vec<Monitor>>,
     /// What they can be told; made with the first one.
     commands: OnceCell<Rc<CommandTable>>,
     metrics: RefCell<Option<MetricsServer>>,
@@ -132,7 +131,7 @@ impl Daemon {
         self.serving.set(true);
         self.exports.borrow().values().for_each(|export| export.what.begin());
         self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
-        self.monitors.borrow().iter().for_each(|(monitor, _)| monitor.begin());
+        self.monitors.borrow().iter().for_each(Monitor::begin);
     }
 
     /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.

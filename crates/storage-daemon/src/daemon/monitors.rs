@@ -4,35 +4,90 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
-use coblk::aio::PoolShare;
-use coblk::qmp::{CommandTable, Monitor, QmpListener, QmpOptions, SocketAddress};
+use coblk::aio::net::Listener;
+use coblk::qmp::{CommandTable, Monitor, QmpOptions};
 
+use super::command::RunningCommand;
 use super::{Daemon, DaemonError};
-use crate::leftovers::Leftover;
-use crate::options::{ChardevOptions, MonitorMode, MonitorOptions};
-use crate::qmp;
-use crate::sockets::{self, Listening, SocketError};
+use crate::options::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
+use crate::terminal::{self, Terminal};
+use crate::{daemonize, qmp, sockets};
 
 /// How long clients may take to fetch their answers when the daemon ends.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a daemon that waits for a client looks whether it shall end.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A character device; taken once a monitor is on it.
 pub(super) struct Chardev {
     options: ChardevOptions,
     is_taken: bool,
+    /// It listens from the start. The monitor takes this.
+    listener: Option<Listener>,
+    /// Set back at the end.
+    _terminal: Option<Terminal>,
 }
 
 impl Daemon {
-    /// `chardev-add`: keeps a place for a monitor.
+    /// `chardev-add`: makes a place for a monitor. A server listens, and with `wait` this returns when
+    /// a client has connected, or the daemon shall end.
     ///
     /// # Errors
-    /// If the name is taken.
-    pub fn chardev_add(&self, options: ChardevOptions) -> Result<(), DaemonError> {
-        let mut chardevs = self.chardevs.borrow_mut();
-        if chardevs.contains_key(&options.id) {
-            return Err(DaemonError::DuplicateChardev(options.id));
+    /// If the name is taken, or the place cannot be had.
+    pub fn chardev_add(&self, co: &Co<'_>, options: ChardevOptions) -> Result<(), DaemonError> {
+        let command = self.begin_command("chardev-add")?;
+        self.check_chardev(&options)?;
+        let (mut listener, mut terminal) = (None, None);
+        match &options.backend {
+            ChardevBackend::Socket(socket) if socket.server => {
+                let bound = sockets::co_listen(co, &socket.address)?;
+                if socket.wait {
+                    self.co_wait_for_client(co, &bound)?;
+                }
+                listener = Some(bound);
+            }
+            ChardevBackend::Socket(_) => {}
+            ChardevBackend::Stdio { signal } => {
+                let set = Terminal::set(*signal);
+                let what = "cannot set the terminal";
+                terminal = Some(set.map_err(|source| DaemonError::Io { what, source })?);
+            }
         }
-        chardevs.insert(options.id.clone(), Chardev { options, is_taken: false });
+        command.check()?;
+        self.check_chardev(&options)?;
+        let id = options.id.clone();
+        let chardev = Chardev { options, is_taken: false, listener, _terminal: terminal };
+        self.chardevs.borrow_mut().insert(id, chardev);
+        Ok(())
+    }
+
+    fn check_chardev(&self, options: &ChardevOptions) -> Result<(), DaemonError> {
+        let chardevs = self.chardevs.borrow();
+        if chardevs.contains_key(&options.id) {
+            return Err(DaemonError::DuplicateChardev(options.id.clone()));
+        }
+        let is_stdio = |it: &ChardevOptions| matches!(it.backend, ChardevBackend::Stdio { .. });
+        if is_stdio(options) && daemonize::is_starting() {
+            return Err(DaemonError::Unsupported("cannot use stdio with --daemonize"));
+        }
+        if is_stdio(options) && chardevs.values().any(|chardev| is_stdio(&chardev.options)) {
+            return Err(DaemonError::StdioInUse);
+        }
+        Ok(())
+    }
+
+    /// Returns when a client waits to be accepted, or the daemon shall end.
+    fn co_wait_for_client(&self, co: &Co<'_>, listener: &Listener) -> Result<(), DaemonError> {
+        let address = &listener.addresses()[0];
+        tracing::warn!(%address, "waiting for a client to connect");
+        let what = "cannot wait for a client";
+        while self.quit_cause().is_none() {
+            let waited = listener.co_wait_for_client(co, LOOK);
+            if waited.map_err(|source| DaemonError::Io { what, source })? {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -58,22 +113,23 @@ impl Daemon {
             version: qmp::version(),
             paused: !self.serving.get(),
         };
-        let made = if chardev.socket.server {
-            self.listen(co, &chardev, options)
-        } else {
-            self.connect(co, &chardev, options)
+        let made = match &chardev.backend {
+            ChardevBackend::Socket(socket) if socket.server => {
+                self.listen(co, &command, &chardev.id, socket, options)
+            }
+            ChardevBackend::Socket(socket) => self.connect(co, socket, options),
+            ChardevBackend::Stdio { .. } => terminal::ends()
+                .and_then(|(input, output)| {
+                    Monitor::over(co.context(), input, output, self.commands(), options)
+                })
+                .map_err(|source| DaemonError::Io { what: "cannot use stdio", source }),
         };
-        let made = made.and_then(|monitor| command.check().map(|()| monitor));
         let monitor = made.inspect_err(|_| self.give_chardev_back(&chardev.id))?;
         // It may have begun meanwhile.
         if self.serving.get() {
             monitor.begin();
         }
-        let leftover = monitor.address().and_then(|address| match address {
-            SocketAddress::Unix(path) if chardev.socket.server => Some(Leftover::at(path)),
-            _ => None,
-        });
-        self.monitors.borrow_mut().push((monitor, leftover));
+        self.monitors.borrow_mut().push(monitor);
         Ok(())
     }
 
@@ -96,41 +152,35 @@ impl Daemon {
     fn listen(
         self: &Rc<Self>,
         co: &Co<'_>,
-        chardev: &ChardevOptions,
+        command: &RunningCommand<'_>,
+        id: &str,
+        socket: &SocketChardev,
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
-        // To ask for the addresses of a host may take long.
-        let listening = PoolShare::once(co, || sockets::open(&chardev.socket.address))?;
-        let (ctx, table) = (co.context(), self.commands());
-        let monitor = match listening {
-            Listening::Path(path) => {
-                let address = SocketAddress::Unix(path.clone());
-                return Monitor::listen(ctx, &address, table, options).map_err(|source| {
-                    let path = path.display().to_string();
-                    SocketError::BindUnix { path, source }.into()
-                });
-            }
-            Listening::Unix(socket) => {
-                Monitor::from_listener(ctx, QmpListener::Unix(socket), table, options)
-            }
-            Listening::Tcp(socket) => {
-                Monitor::from_listener(ctx, QmpListener::Tcp(socket), table, options)
-            }
+        let listener = self.chardevs.borrow_mut().get_mut(id).and_then(|it| it.listener.take());
+        let listener = match listener {
+            Some(listener) => listener,
+            // A monitor that failed has closed it.
+            None => sockets::co_listen(co, &socket.address)?,
         };
-        monitor.map_err(|source| DaemonError::Io {
+        command.check()?;
+        let monitor = Monitor::from_listener(co.context(), listener, self.commands(), options);
+        let monitor = monitor.map_err(|source| DaemonError::Io {
             what: "cannot use the socket of a monitor",
             source,
-        })
+        })?;
+        sockets::taken_over(&socket.address);
+        Ok(monitor)
     }
 
     fn connect(
         self: &Rc<Self>,
         co: &Co<'_>,
-        chardev: &ChardevOptions,
+        socket: &SocketChardev,
         options: QmpOptions,
     ) -> Result<Monitor, DaemonError> {
-        let address = PoolShare::once(co, || sockets::peer(&chardev.socket.address))?;
-        let reconnect = chardev.socket.reconnect;
+        let address = sockets::from_anywhere(&socket.address);
+        let reconnect = socket.reconnect;
         let monitor = Monitor::connect(co.context(), &address, reconnect, self.commands(), options);
         monitor.map_err(|source| DaemonError::Io { what: "cannot connect a monitor", source })
     }
@@ -142,7 +192,7 @@ impl Daemon {
             self.subscribe(move |_, event| {
                 if let Some(daemon) = daemon.upgrade() {
                     let monitors = daemon.monitors.borrow();
-                    monitors.iter().for_each(|(monitor, _)| monitor.emit(qmp::to_qmp(event)));
+                    monitors.iter().for_each(|monitor| monitor.emit(qmp::to_qmp(event)));
                 }
             });
             Rc::new(qmp::commands(self))
@@ -152,12 +202,12 @@ impl Daemon {
 
     /// Lets clients have the answers that they wait for, and disconnects them.
     pub(super) fn co_close_monitors(self: &Rc<Self>, co: &Co<'_>) {
-        for (monitor, leftover) in self.monitors.take() {
+        for monitor in self.monitors.take() {
             let daemon = Rc::clone(self);
             self.ending.set(self.ending.get() + 1);
             co.context().spawn("close monitor", move |co| {
                 monitor.co_shutdown(co, PATIENCE);
-                drop((monitor, leftover));
+                drop(monitor);
                 daemon.ending.set(daemon.ending.get() - 1);
                 daemon.wake_waiters();
             });
@@ -167,5 +217,7 @@ impl Daemon {
         while self.ending.get() > 0 && !waiting.is_over(co) {
             self.co_wait(co, "the end of monitors");
         }
+        let chardevs = self.chardevs.take();
+        drop(chardevs);
     }
 }

@@ -4,14 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
-use coblk::aio::PoolShare;
-use coblk::nbd::{NbdAddress, NbdListener, NbdOptions, NbdServer};
+use coblk::nbd::{NbdOptions, NbdServer};
 
 use super::{Daemon, DaemonError};
 use crate::exports::Export;
-use crate::leftovers::Leftover;
 use crate::options::NbdServerOptions;
-use crate::sockets::{self, Listening, SocketError};
+use crate::sockets;
 
 /// How long clients may take to fetch their replies when the server ends.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -20,7 +18,6 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct RunningNbdServer {
     pub(super) server: Rc<NbdServer>,
-    _leftover: Option<Leftover>,
 }
 
 impl Daemon {
@@ -46,30 +43,15 @@ impl Daemon {
             ..NbdOptions::default()
         };
         let limits = self.with_tls(limits, options.tls_creds.as_deref())?;
-        // To ask for the addresses of a host may take long.
-        let listening = PoolShare::once(co, || sockets::open(&options.addr))?;
-        self.check_no_nbd_server()?;
+        let listener = sockets::co_listen(co, &options.addr)?;
         command.check()?;
-        let ctx = co.context();
-        let mut leftover = None;
-        let server = match listening {
-            Listening::Path(path) => {
-                let server = NbdServer::listen(ctx, &NbdAddress::Unix(path.clone()), limits);
-                let name = path.display().to_string();
-                let failed = |source| SocketError::BindUnix { path: name, source };
-                let server = server.map_err(failed)?;
-                leftover = Some(Leftover::at(&path));
-                server
-            }
-            Listening::Unix(listener) => {
-                open(NbdServer::from_listener(ctx, NbdListener::Unix(listener), limits))?
-            }
-            Listening::Tcp(listener) => {
-                open(NbdServer::from_listener(ctx, NbdListener::Tcp(listener), limits))?
-            }
-        };
-        *self.nbd_server.borrow_mut() =
-            Some(RunningNbdServer { server: Rc::new(server), _leftover: leftover });
+        self.check_no_nbd_server()?;
+        let server = NbdServer::from_listener(co.context(), listener, limits);
+        let failed =
+            |source| DaemonError::Io { what: "cannot use the socket of the NBD server", source };
+        let server = server.map_err(failed)?;
+        sockets::taken_over(&options.addr);
+        *self.nbd_server.borrow_mut() = Some(RunningNbdServer { server: Rc::new(server) });
         Ok(())
     }
 
@@ -118,11 +100,4 @@ impl Daemon {
             Some(_) => Err(DaemonError::NbdServerRunning),
         }
     }
-}
-
-fn open(server: std::io::Result<NbdServer>) -> Result<NbdServer, DaemonError> {
-    server.map_err(|source| DaemonError::Io {
-        what: "cannot use the socket of the NBD server",
-        source,
-    })
 }

@@ -1,19 +1,19 @@
 //! `vhost-user-blk`: a node as a disk of a virtual machine in another process.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use coblk::aio::net::Listener;
 use coblk::block::{Device, ErrorAction, ErrorPolicies, IoStatus};
-use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkError, VhostUserBlkOptions};
+use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkOptions};
 use coblk::virtio_blk::VirtioBlkConfig;
 use coblk::{AioContext, AioHandle, BlockNode, Co};
 
 use super::ExportType;
 use crate::daemon::{DaemonError, ErrorReporter};
-use crate::leftovers::Leftover;
 use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
-use crate::sockets::{self, Listening, SocketError};
+use crate::sockets;
 
 /// What QEMU's exports call themselves.
 const SERIAL: &str = "vhost_user_blk";
@@ -27,7 +27,6 @@ pub(crate) struct VhostUserBlkExport {
     device: Device,
     contexts: Vec<AioHandle>,
     status: Arc<Status>,
-    leftover: Cell<Option<Leftover>>,
 }
 
 /// An [`IoStatus`] that the contexts of the queues set.
@@ -49,6 +48,7 @@ impl Status {
 impl VhostUserBlkExport {
     pub(crate) fn new(
         ctx: &AioContext,
+        listener: Listener,
         node: &Arc<BlockNode>,
         options: &ExportOptions,
         vhost: &VhostUserBlkExportOptions,
@@ -70,27 +70,10 @@ impl VhostUserBlkExport {
                 reporter.report(event);
             })),
         };
-        let mut path = None;
-        let disk = match sockets::open_unix(&vhost.addr)? {
-            Listening::Path(socket) => {
-                path = Some(socket.clone());
-                VhostUserBlk::listen(ctx, socket, node, device_options)
-            }
-            Listening::Unix(listener) => {
-                VhostUserBlk::from_listener(ctx, listener, node, device_options)
-            }
-            Listening::Tcp(_) => return Err(SocketError::UnixOnly.into()),
-        };
-        let disk = disk.map_err(error)?;
+        let disk = VhostUserBlk::from_listener(ctx, listener, node, device_options)?;
+        sockets::taken_over(&vhost.addr);
         let device = disk.device();
-        let leftover = Cell::new(path.as_deref().map(Leftover::at));
-        Ok(VhostUserBlkExport {
-            disk: RefCell::new(Some(disk)),
-            device,
-            contexts,
-            status,
-            leftover,
-        })
+        Ok(VhostUserBlkExport { disk: RefCell::new(Some(disk)), device, contexts, status })
     }
 }
 
@@ -125,15 +108,6 @@ fn config(
     })
 }
 
-fn error(error: VhostUserBlkError) -> DaemonError {
-    match error {
-        VhostUserBlkError::Listen { path, source } => {
-            SocketError::BindUnix { path: path.display().to_string(), source }.into()
-        }
-        other => other.into(),
-    }
-}
-
 impl ExportType for VhostUserBlkExport {
     fn kind(&self) -> &'static str {
         "vhost-user-blk"
@@ -156,7 +130,7 @@ impl ExportType for VhostUserBlkExport {
         if let Err(error) = device.co_remove(co, RemoveMode::Hard) {
             tracing::error!(export = device.name(), %error, "cannot remove an export");
         }
-        drop((device, self.leftover.take()));
+        drop(device);
         // The devices end on their contexts before what is asked of these now.
         co.reschedule();
         for context in &self.contexts {

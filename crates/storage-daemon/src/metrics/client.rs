@@ -1,13 +1,12 @@
 //! [`Client`]: one request, one answer, and the end.
 
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
 
 use coblk::Co;
 use coblk::FdInterest;
+use coblk::aio::net::Stream;
 use coblk::aio::sync::CoSleep;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::http::{self, Answer, MOST_HEAD_BYTES, Refusal};
 
@@ -18,20 +17,19 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A client that has connected.
 pub(super) struct Client {
-    socket: OwnedFd,
+    stream: Stream,
     /// Woken when there is something to do.
     ready: CoSleep,
 }
 
 impl Client {
-    pub(super) fn new(socket: OwnedFd) -> Client {
-        Client { socket, ready: CoSleep::new() }
+    pub(super) fn new(stream: Stream) -> Client {
+        Client { stream, ready: CoSleep::new() }
     }
 
     /// Ends it, whatever it does.
     pub(super) fn end(&self) {
-        // Fails if the client was faster.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.stream.shutdown();
         self.ready.wake();
     }
 
@@ -42,7 +40,7 @@ impl Client {
     pub(super) fn serve(&self, co: &Co<'_>, page: impl FnOnce() -> String) -> io::Result<()> {
         let ready = self.ready.clone();
         let wake = move |_: &_, _| ready.wake();
-        let _watched = co.context().fd_handler(&self.socket, FdInterest::ReadWrite, wake)?;
+        let _watched = co.context().fd_handler(&self.stream, FdInterest::ReadWrite, wake)?;
         self.exchange(co, page)
     }
 
@@ -53,7 +51,7 @@ impl Client {
         };
         self.send(co, &response)?;
         // What a client sends and nobody reads would cost it the answer at the end.
-        shutdown(&self.socket, Shutdown::Write)?;
+        self.stream.shutdown_write()?;
         let deadline_ns = deadline_ns(co, LINGER);
         let mut most = 64;
         while most > 0 && self.read(co, &mut [0; 4096], deadline_ns)? > 0 {
@@ -81,16 +79,13 @@ impl Client {
     }
 
     fn read(&self, co: &Co<'_>, target: &mut [u8], deadline_ns: i64) -> io::Result<usize> {
-        self.repeat(co, deadline_ns, || {
-            recv(&self.socket, &mut *target, RecvFlags::DONTWAIT).map(|(bytes, _)| bytes)
-        })
+        self.repeat(co, deadline_ns, || self.stream.read(target))
     }
 
     fn send(&self, co: &Co<'_>, mut rest: &[u8]) -> io::Result<()> {
         let deadline_ns = deadline_ns(co, PATIENCE);
         while !rest.is_empty() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = self.repeat(co, deadline_ns, || send(&self.socket, rest, flags))?;
+            let sent = self.repeat(co, deadline_ns, || self.stream.write(&[IoSlice::new(rest)]))?;
             rest = &rest[sent..];
         }
         Ok(())
@@ -101,13 +96,13 @@ impl Client {
         &self,
         co: &Co<'_>,
         deadline_ns: i64,
-        mut call: impl FnMut() -> rustix::io::Result<usize>,
+        mut call: impl FnMut() -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
             match call() {
-                Err(rustix::io::Errno::AGAIN) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                result => return Ok(result?),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                result => return result,
             }
             let left_ns = deadline_ns - co.context().now_ns();
             match u64::try_from(left_ns) {

@@ -1,45 +1,15 @@
-//! Where to listen: QAPI's `SocketAddress`.
+//! [`AddressOptions`]: QAPI's `SocketAddress`.
 
 use std::path::PathBuf;
 
+use coblk::aio::net::{InetAddress, KeepAlive, SocketAddress, UnixAddress, VsockAddress};
 use serde::{Deserialize, Deserializer, de};
 
 use super::refuse;
 
-/// An address of a socket.
+/// An address of a socket, as options have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SocketAddress {
-    /// `inet`: TCP.
-    Inet(InetAddress),
-    /// `unix`: a path.
-    Unix(UnixAddress),
-    /// `fd`: a socket that was inherited, by its number, or by the name that systemd gave it.
-    Fd(String),
-}
-
-/// A TCP address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InetAddress {
-    /// `host`: a name or an address; empty for all of this machine's.
-    pub host: String,
-    /// `port`: a number.
-    pub port: String,
-    /// `to`: ports up to this one are tried.
-    pub to: Option<u16>,
-    /// `ipv4`: whether addresses of IPv4 are used.
-    pub ipv4: Option<bool>,
-    /// `ipv6`: whether addresses of IPv6 are used.
-    pub ipv6: Option<bool>,
-}
-
-/// The address of a unix socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnixAddress {
-    /// `path`.
-    pub path: PathBuf,
-    /// `abstract`: in Linux's own name space, and not a file.
-    pub is_abstract: bool,
-}
+pub struct AddressOptions(pub SocketAddress);
 
 /// The members of all variants.
 #[derive(Deserialize)]
@@ -53,84 +23,124 @@ struct Flat {
     ipv4: Option<bool>,
     ipv6: Option<bool>,
     numeric: Option<bool>,
+    keep_alive: Option<bool>,
+    keep_alive_count: Option<u32>,
+    keep_alive_idle: Option<u32>,
+    keep_alive_interval: Option<u32>,
     path: Option<PathBuf>,
     r#abstract: Option<bool>,
     tight: Option<bool>,
+    cid: Option<String>,
     str: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
     Inet,
     Unix,
+    Vsock,
     Fd,
 }
 
 impl Flat {
-    fn refuse_inet<E: de::Error>(&self) -> Result<(), E> {
+    /// Refuses what belongs to other kinds.
+    fn check<E: de::Error>(&self) -> Result<(), E> {
+        let (inet, unix) = (self.kind == Kind::Inet, self.kind == Kind::Unix);
+        let vsock = self.kind == Kind::Vsock;
         refuse(&[
-            ("host", self.host.is_some()),
-            ("port", self.port.is_some()),
-            ("to", self.to.is_some()),
-            ("ipv4", self.ipv4.is_some()),
-            ("ipv6", self.ipv6.is_some()),
-            ("numeric", self.numeric.is_some()),
+            ("host", !inet && self.host.is_some()),
+            ("port", !inet && !vsock && self.port.is_some()),
+            ("to", !inet && self.to.is_some()),
+            ("ipv4", !inet && self.ipv4.is_some()),
+            ("ipv6", !inet && self.ipv6.is_some()),
+            ("numeric", !inet && self.numeric.is_some()),
+            ("keep-alive", !inet && self.keep_alive.is_some()),
+            ("keep-alive-count", !inet && self.keep_alive_count.is_some()),
+            ("keep-alive-idle", !inet && self.keep_alive_idle.is_some()),
+            ("keep-alive-interval", !inet && self.keep_alive_interval.is_some()),
+            ("path", !unix && self.path.is_some()),
+            ("abstract", !unix && self.r#abstract.is_some()),
+            ("tight", !unix && self.tight.is_some()),
+            ("cid", !vsock && self.cid.is_some()),
+            ("str", self.kind != Kind::Fd && self.str.is_some()),
         ])
-    }
-
-    fn refuse_unix<E: de::Error>(&self) -> Result<(), E> {
-        refuse(&[
-            ("path", self.path.is_some()),
-            ("abstract", self.r#abstract.is_some()),
-            ("tight", self.tight.is_some()),
-        ])
-    }
-
-    fn refuse_fd<E: de::Error>(&self) -> Result<(), E> {
-        refuse(&[("str", self.str.is_some())])
     }
 
     fn inet<E: de::Error>(self) -> Result<InetAddress, E> {
-        Ok(InetAddress {
-            host: self.host.ok_or_else(|| E::missing_field("host"))?,
-            port: self.port.ok_or_else(|| E::missing_field("port"))?,
+        Ok(inet(InetMembers {
+            host: needed("host", self.host)?,
+            port: needed("port", self.port)?,
             to: self.to,
             ipv4: self.ipv4,
             ipv6: self.ipv6,
-        })
-    }
-
-    fn unix<E: de::Error>(self) -> Result<UnixAddress, E> {
-        let is_abstract = self.r#abstract.unwrap_or(false);
-        if is_abstract && self.tight == Some(false) {
-            return Err(E::custom("Parameter 'tight' is not supported but as 'on'"));
-        }
-        let path = self.path.ok_or_else(|| E::missing_field("path"))?;
-        Ok(UnixAddress { path, is_abstract })
+            numeric: self.numeric,
+            keep_alive: self.keep_alive,
+            keep_alive_count: self.keep_alive_count,
+            keep_alive_idle: self.keep_alive_idle,
+            keep_alive_interval: self.keep_alive_interval,
+        }))
     }
 }
 
-impl<'de> Deserialize<'de> for SocketAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddress, D::Error> {
+fn needed<E: de::Error>(name: &'static str, text: Option<String>) -> Result<String, E> {
+    text.ok_or_else(|| E::missing_field(name))
+}
+
+/// The members of a TCP address, which a character device has beside its own.
+pub(super) struct InetMembers {
+    pub host: String,
+    pub port: String,
+    pub to: Option<u16>,
+    pub ipv4: Option<bool>,
+    pub ipv6: Option<bool>,
+    pub numeric: Option<bool>,
+    pub keep_alive: Option<bool>,
+    pub keep_alive_count: Option<u32>,
+    pub keep_alive_idle: Option<u32>,
+    pub keep_alive_interval: Option<u32>,
+}
+
+pub(super) fn inet(members: InetMembers) -> InetAddress {
+    let mut address = InetAddress::new(members.host, members.port);
+    address.numeric = members.numeric.unwrap_or(false);
+    (address.to, address.ipv4, address.ipv6) = (members.to, members.ipv4, members.ipv6);
+    let mut keep_alive = KeepAlive::default();
+    keep_alive.enabled = members.keep_alive;
+    keep_alive.count = members.keep_alive_count;
+    keep_alive.idle_seconds = members.keep_alive_idle;
+    keep_alive.interval_seconds = members.keep_alive_interval;
+    address.keep_alive = keep_alive;
+    address
+}
+
+/// The address of a unix socket, from members that options have by these names.
+pub(super) fn unix(
+    path: PathBuf,
+    is_abstract: Option<bool>,
+    is_tight: Option<bool>,
+) -> UnixAddress {
+    let mut address = UnixAddress::new(path);
+    address.is_abstract = is_abstract.unwrap_or(false);
+    address.is_tight = is_tight.unwrap_or(true);
+    address
+}
+
+impl<'de> Deserialize<'de> for AddressOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<AddressOptions, D::Error> {
         let flat = Flat::deserialize(deserializer)?;
-        match flat.kind {
-            Kind::Inet => {
-                flat.refuse_unix()?;
-                flat.refuse_fd()?;
-                flat.inet().map(SocketAddress::Inet)
-            }
+        flat.check()?;
+        Ok(AddressOptions(match flat.kind {
+            Kind::Inet => SocketAddress::Inet(flat.inet()?),
             Kind::Unix => {
-                flat.refuse_inet()?;
-                flat.refuse_fd()?;
-                flat.unix().map(SocketAddress::Unix)
+                let path = flat.path.ok_or_else(|| de::Error::missing_field("path"))?;
+                SocketAddress::Unix(unix(path, flat.r#abstract, flat.tight))
             }
-            Kind::Fd => {
-                flat.refuse_inet()?;
-                flat.refuse_unix()?;
-                let number = flat.str.ok_or_else(|| de::Error::missing_field("str"))?;
-                Ok(SocketAddress::Fd(number))
+            Kind::Vsock => {
+                let (cid, port) = (needed("cid", flat.cid)?, needed("port", flat.port)?);
+                SocketAddress::Vsock(VsockAddress::new(cid, port))
             }
-        }
+            Kind::Fd => SocketAddress::Fd(needed("str", flat.str)?),
+        }))
     }
 }

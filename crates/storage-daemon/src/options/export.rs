@@ -3,7 +3,9 @@
 use coblk::block::ErrorPolicy;
 use serde::{Deserialize, Deserializer, de};
 
-use super::address::SocketAddress;
+use coblk::aio::net::SocketAddress;
+
+use super::address::AddressOptions;
 use super::{Size, refuse};
 
 /// A node, for others to use.
@@ -117,7 +119,7 @@ struct Flat {
     description: Option<String>,
     bitmaps: Option<de::IgnoredAny>,
     allocation_depth: Option<bool>,
-    addr: Option<SocketAddress>,
+    addr: Option<AddressOptions>,
     logical_block_size: Option<Size>,
     num_queues: Option<u16>,
 }
@@ -155,7 +157,7 @@ impl Flat {
             ("allocation-depth", self.allocation_depth.is_some()),
         ])?;
         Ok(VhostUserBlkExportOptions {
-            addr: self.addr.take().ok_or_else(|| E::missing_field("addr"))?,
+            addr: self.addr.take().ok_or_else(|| E::missing_field("addr"))?.0,
             logical_block_size: self.logical_block_size.map(|size| size.0),
             num_queues: self.num_queues,
         })

@@ -1,6 +1,10 @@
 //! `--metrics`: where metrics are served.
 
-use super::{InetAddress, OptionError, SocketAddress, UnixAddress};
+use coblk::aio::net::{InetAddress, SocketAddress};
+use serde::Deserialize;
+
+use super::address::AddressOptions;
+use super::{OptionError, from_argument};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,33 +14,46 @@ pub struct MetricsOptions {
 }
 
 impl MetricsOptions {
-    /// Reads `unix:PATH`, or `HOST:PORT`, where a host that is an address of IPv6 stands in brackets.
+    /// Reads `unix:PATH`, or `HOST:PORT`, where a host that is an address of IPv6 is in brackets; or
+    /// an address as other servers have it, `addr.type=...` or JSON.
     ///
     /// # Errors
-    /// If it is neither.
+    /// If it is none of these.
     pub fn from_argument(text: &str) -> Result<MetricsOptions, OptionError> {
+        if text.starts_with("addr.") || text.starts_with('{') {
+            let Flat { addr } = from_argument(text, "addr")?;
+            return Ok(MetricsOptions { addr: addr.0 });
+        }
         let bad = || OptionError::Other("expected unix:PATH or HOST:PORT".to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
                 return Err(bad());
             }
-            let addr = UnixAddress { path: path.into(), is_abstract: false };
-            return Ok(MetricsOptions { addr: SocketAddress::Unix(addr) });
+            return Ok(MetricsOptions { addr: SocketAddress::unix(path) });
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        if port.parse::<u16>().is_err() || bracketed.is_none() && host.contains([':', '[', ']']) {
+        if !is_port(port) || bracketed.is_none() && host.contains([':', '[', ']']) {
             return Err(bad());
         }
-        let addr = InetAddress {
-            host: bracketed.unwrap_or(host).to_owned(),
-            port: port.to_owned(),
-            to: None,
-            ipv4: None,
-            ipv6: None,
-        };
+        let addr = InetAddress::new(bracketed.unwrap_or(host), port);
         Ok(MetricsOptions { addr: SocketAddress::Inet(addr) })
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Flat {
+    addr: AddressOptions,
+}
+
+/// A number of 16 bits, or the name of a service.
+fn is_port(text: &str) -> bool {
+    let is_name = |text: &str| {
+        text.starts_with(|it: char| it.is_ascii_alphabetic())
+            && text.chars().all(|it| it.is_ascii_alphanumeric() || it == '-')
+    };
+    text.parse::<u16>().is_ok() || is_name(text)
 }
 
 #[cfg(test)]
@@ -46,11 +63,15 @@ mod tests {
     #[test]
     fn addresses_are_paths_or_hosts_with_ports() {
         let read = |text| MetricsOptions::from_argument(text).map(|options| options.addr);
-        let path = UnixAddress { path: "/run/x y".into(), is_abstract: false };
-        assert_eq!(read("unix:/run/x y").unwrap(), SocketAddress::Unix(path));
-        for (text, host, port) in
-            [("localhost:9100", "localhost", "9100"), ("[::1]:0", "::1", "0"), (":80", "", "80")]
-        {
+        assert_eq!(read("unix:/run/x y").unwrap(), SocketAddress::unix("/run/x y"));
+        for (text, host, port) in [
+            ("localhost:9100", "localhost", "9100"),
+            ("[::1]:0", "::1", "0"),
+            (":80", "", "80"),
+            ("localhost:http-alt", "localhost", "http-alt"),
+            ("addr.type=inet,addr.host=::,addr.port=1", "::", "1"),
+            (r#"{"addr": {"type": "inet", "host": "a", "port": "2"}}"#, "a", "2"),
+        ] {
             match read(text).unwrap() {
                 SocketAddress::Inet(address) => {
                     assert_eq!((&*address.host, &*address.port), (host, port));

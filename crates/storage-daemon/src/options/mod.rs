@@ -28,8 +28,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use address::{InetAddress, SocketAddress, UnixAddress};
-pub use chardev::{ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
+pub use address::AddressOptions;
+pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
+pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
+pub use coblk::aio::net::{InetAddress, SocketAddress, UnixAddress, VsockAddress};
 pub use error::OptionError;
 pub use export::{ExportKind, ExportOptions, NbdExportOptions, OnError, VhostUserBlkExportOptions};
 pub use metrics::MetricsOptions;

@@ -1,8 +1,9 @@
 //! `--nbd-server`: QAPI's `NbdServerOptions`.
 
+use coblk::aio::net::SocketAddress;
 use serde::{Deserialize, Deserializer, de};
 
-use super::address::SocketAddress;
+use super::address::AddressOptions;
 
 /// Where the NBD server listens, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct NbdServerOptions {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Flat {
-    addr: SocketAddress,
+    addr: AddressOptions,
     max_connections: Option<u32>,
     handshake_max_seconds: Option<u32>,
     tls_creds: Option<String>,
@@ -38,6 +39,6 @@ impl<'de> Deserialize<'de> for NbdServerOptions {
                 "Parameter 'tls-authz' is not supported: whoever has a certificate is let in",
             ));
         }
-        Ok(NbdServerOptions { addr, max_connections, handshake_max_seconds, tls_creds })
+        Ok(NbdServerOptions { addr: addr.0, max_connections, handshake_max_seconds, tls_creds })
     }
 }

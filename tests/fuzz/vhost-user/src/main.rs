@@ -13,10 +13,11 @@ use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use coblk_aio::AioContext;
+use coblk_aio::net::{Listener, SocketAddress};
 use coblk_block::{BlockNode, drivers::Null};
 use coblk_vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
 use coblk_virtio_blk::VirtioBlkConfig;
@@ -44,7 +45,8 @@ impl Scene {
     fn new() -> Scene {
         let ctx = AioContext::for_test().expect("a context");
         let directory = tempfile::tempdir().expect("a directory");
-        let listener = UnixListener::bind(directory.path().join("socket")).expect("a socket");
+        let path = directory.path().join("socket");
+        let listener = Listener::bind(&SocketAddress::unix(path)).expect("a socket");
         let node = BlockNode::new("null", Null::new(1 << 20));
         let device = VirtioBlkConfig { num_queues: 2, ..Default::default() };
         let options = VhostUserBlkOptions { device, ..Default::default() };

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use coblk_aio::AioContext;
 use coblk_block::{BlockBackend, BlockNode, drivers::Null};
-use coblk_nbd::{NbdAddress, NbdExport, NbdOptions, NbdServer};
+use coblk_nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 
 /// Small, so that replies are.
 const SIZE: u64 = 1 << 20;
@@ -34,7 +34,7 @@ impl Stage {
         let ctx = AioContext::for_test().expect("a context");
         let node = BlockNode::new("disk0", Null::new(SIZE).read_zeroes(true));
         let backend = BlockBackend::new(&ctx, "drive", node);
-        let address = NbdAddress::Unix(path.clone());
+        let address = SocketAddress::unix(path.clone());
         let server = NbdServer::listen(&ctx, &address, NbdOptions::default()).expect("a server");
         server.add_export(NbdExport::new("d", backend)).expect("an export");
         Stage { _dir: dir, path, server, ctx }
