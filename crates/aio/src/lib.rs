@@ -19,6 +19,9 @@
 //! `handle`, `poll`, `shared`, `simulation` and the `models` for loom only push nodes to those lists and
 //! run what they take off.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
+
 mod atomic;
 mod bottom_half;
 mod co;

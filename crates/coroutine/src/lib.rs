@@ -52,6 +52,9 @@
 //!   to a block becomes a reference or a handle
 //! - `pool.rs`, `pool/`: ownership of idle blocks
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
+
 mod control;
 mod coroutine;
 mod current;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::AioContext;
-use coblk::aio::DEFAULT_POLL_MAX;
+use coblk::aio::{AioContextBuilder, DEFAULT_POLL_MAX};
 
 use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
@@ -83,8 +83,8 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 fn serve(line: &CommandLine) -> Result<(), StartError> {
     let no_loop = |source| StartError::System { what: "cannot make an event loop", source };
-    let ctx =
-        AioContext::builder().name("main").poll_max(DEFAULT_POLL_MAX).build().map_err(no_loop)?;
+    let builder = context_builder().map_err(no_loop)?.name("main").poll_max(DEFAULT_POLL_MAX);
+    let ctx = builder.build().map_err(no_loop)?;
     let daemon = Daemon::new(&ctx);
     let _signals = signals::watch(&ctx, &daemon)
         .map_err(|source| StartError::System { what: "cannot watch for signals", source })?;
@@ -139,6 +139,15 @@ fn run_within(ctx: &AioContext, limit: Duration, mut is_so: impl FnMut() -> bool
     let timer = ctx.timer(move |_| told.set(true));
     timer.arm_after(limit);
     ctx.run_until(|| is_so() || is_over.get());
+}
+
+/// Contexts wait as `COBLK_WAIT_MODE` says, to find out whether a failure has to do with io_uring.
+pub(crate) fn context_builder() -> std::io::Result<AioContextBuilder> {
+    let builder = AioContext::builder();
+    match std::env::var("COBLK_WAIT_MODE") {
+        Ok(mode) if !mode.is_empty() => Ok(builder.wait_mode(mode.parse()?)),
+        _ => Ok(builder),
+    }
 }
 
 /// Does what the command line says, in its order, and writes the pid file. Stops where it is when it

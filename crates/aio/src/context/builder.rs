@@ -30,7 +30,7 @@ pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
     poll_max: Duration,
-    wait_mode: Option<WaitMode>,
+    wait_mode: WaitMode,
     simulation: Option<SimulationOptions>,
     on_panic: PanicPolicy,
 }
@@ -55,11 +55,9 @@ impl AioContextBuilder {
         self
     }
 
-    /// Whether the loop may, or must, wait in an io_uring. Without this the environment variable
-    /// `COBLK_WAIT_MODE` decides (`auto`, `epoll` or `ring`), and without that it is
-    /// [`WaitMode::Auto`].
+    /// Whether the loop may, or must, wait in an io_uring; [`WaitMode::Auto`] without this.
     pub fn wait_mode(mut self, mode: WaitMode) -> Self {
-        self.wait_mode = Some(mode);
+        self.wait_mode = mode;
         self
     }
 
@@ -79,15 +77,12 @@ impl AioContextBuilder {
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left, if `COBLK_WAIT_MODE` is none of its values, or if
-    /// [`WaitMode::Ring`] is asked for where there is no io_uring.
+    /// If the process has no descriptors left, or if [`WaitMode::Ring`] is asked for where there is
+    /// no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
-        let wait_mode = match self.wait_mode {
-            Some(mode) => mode,
-            None => WaitMode::from_environment()?,
-        };
+        let wait_mode = self.wait_mode;
         let ring = OnceCell::new();
         if wait_mode == WaitMode::Ring {
             let _ = ring.set(Some(Ring::new(fds.epoll(), true)?));

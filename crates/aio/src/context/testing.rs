@@ -13,7 +13,12 @@ impl AioContext {
         Self::test_builder().build()
     }
 
+    /// Waits as `COBLK_WAIT_MODE` says, so that all tests can be run in each mode.
     pub fn test_builder() -> AioContextBuilder {
-        Self::builder().on_panic(PanicPolicy::Stop)
+        let builder = Self::builder().on_panic(PanicPolicy::Stop);
+        match std::env::var("COBLK_WAIT_MODE") {
+            Ok(mode) if !mode.is_empty() => builder.wait_mode(mode.parse().expect("a wait mode")),
+            _ => builder,
+        }
     }
 }

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::str::FromStr;
 use std::time::Duration;
 
 use io_uring::types::{SubmitArgs, Timespec};
@@ -60,16 +61,18 @@ pub enum WaitMode {
     Ring,
 }
 
-impl WaitMode {
-    /// What `COBLK_WAIT_MODE` says.
-    pub(crate) fn from_environment() -> io::Result<WaitMode> {
-        match std::env::var("COBLK_WAIT_MODE").as_deref() {
-            Err(_) | Ok("" | "auto") => Ok(WaitMode::Auto),
-            Ok("epoll") => Ok(WaitMode::Epoll),
-            Ok("ring") => Ok(WaitMode::Ring),
-            Ok(other) => Err(io::Error::new(
+impl FromStr for WaitMode {
+    type Err = io::Error;
+
+    /// `auto`, `epoll` or `ring`; anything else is an error of the kind `InvalidInput`.
+    fn from_str(name: &str) -> io::Result<WaitMode> {
+        match name {
+            "auto" => Ok(WaitMode::Auto),
+            "epoll" => Ok(WaitMode::Epoll),
+            "ring" => Ok(WaitMode::Ring),
+            other => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("COBLK_WAIT_MODE is '{other}'; it can be auto, epoll or ring"),
+                format!("the wait mode is '{other}'; it can be auto, epoll or ring"),
             )),
         }
     }

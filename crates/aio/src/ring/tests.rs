@@ -107,3 +107,11 @@ fn a_cancel_that_comes_late_cancels_no_later_request_in_the_same_place() {
     assert_eq!(earlier & super::ADDRESS_BITS, later & super::ADDRESS_BITS);
     assert_eq!(earlier & super::ADDRESS_BITS, place.addr() as u64);
 }
+
+#[test]
+fn a_wait_mode_is_known_by_its_name() {
+    let parsed = ["auto", "epoll", "ring"].map(|name| name.parse::<WaitMode>().unwrap());
+    assert_eq!(parsed, [WaitMode::Auto, WaitMode::Epoll, WaitMode::Ring]);
+    let error = "uring".parse::<WaitMode>().unwrap_err();
+    assert!(error.to_string().contains("'uring'"), "{error}");
+}

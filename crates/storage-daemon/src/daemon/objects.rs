@@ -6,13 +6,14 @@ use std::time::Duration;
 use coblk::aio::PoolShare;
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::options::BlockdevError;
-use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
+use coblk::{AioHandle, Co, IoThread, ThreadPool};
 
 use super::tls::{self, TlsCredentials};
 use super::{Daemon, DaemonError};
 use crate::options::{
     IothreadOptions, ObjectKind, ObjectOptions, OptionError, ThrottleGroupOptions, is_identifier,
 };
+use crate::run::context_builder;
 
 /// How long the loop of an iothread looks for work at most, unless told otherwise: QEMU's.
 const POLL_MAX_NS: i64 = 32_768;
@@ -173,7 +174,8 @@ fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread
     let pool = ThreadPool::new(clamp(min) as usize, clamp(max) as usize)
         .map_err(|_| invalid("bad thread-pool-min/thread-pool-max values"))?;
     let failed = |source| DaemonError::Iothread { id: id.to_owned(), source };
-    let thread = IoThread::with_builder(id, move || AioContext::builder().thread_pool(pool));
+    let builder = context_builder().map_err(failed)?.thread_pool(pool);
+    let thread = IoThread::with_builder(id, move || builder);
     let thread = thread.map_err(failed)?;
     let polling = thread.handle().spawn("poll parameters", move |co| {
         co.context().set_poll_params(Duration::from_nanos(poll_max), clamp(grow), clamp(shrink));
