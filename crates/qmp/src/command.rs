@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use coblk_aio::Co;
 use coblk_aio::sync::CoMutex;
+use coblk_qapi::shorten;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::from_arguments;
-use crate::error::{ErrorClass, QmpError, shorten};
+use crate::error::{ErrorClass, QmpError};
 use crate::request::Request;
 
 type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError>>;
@@ -27,7 +28,7 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Deserialize)]
-/// #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+/// #[serde(rename_all = "kebab-case")]
 /// struct Resize {
 ///     node_name: String,
 ///     size: u64,
@@ -63,9 +64,9 @@ impl CommandTable {
         CommandTable { commands: BTreeMap::new(), turn: CoMutex::new(()) }
     }
 
-    /// Adds a command. Its arguments become an `A`, see [`from_arguments`]; let it deny unknown fields.
-    /// What it returns becomes the answer; `()` an empty object. It runs in the coroutine of the
-    /// session, so it may suspend, and must not block.
+    /// Adds a command. Its arguments become an `A`, see [`from_arguments`]. What it
+    /// returns becomes the answer; `()` an empty object. It runs in the coroutine of the session, so it
+    /// may suspend, and must not block.
     ///
     /// A panic in it is answered with an error.
     ///

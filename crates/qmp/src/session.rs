@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, Co, FdInterest};
+use coblk_qapi::Splitter;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -18,7 +19,6 @@ use crate::json;
 use crate::monitor::QmpOptions;
 use crate::request::{Request, take_apart};
 use crate::socket::Stream;
-use crate::splitter::Splitter;
 
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
 /// ones are dropped.
@@ -129,10 +129,9 @@ impl Session {
         table: &CommandTable,
         text: Result<Vec<u8>, &'static str>,
     ) -> Answer {
-        let value = text.map_err(QmpError::generic).and_then(|text| {
-            json::parse(&text)
-                .map_err(|error| QmpError::generic(format!("JSON parse error, {error}")))
-        });
+        let value = text
+            .map_err(QmpError::generic)
+            .and_then(|text| coblk_qapi::json::parse_one(&text).map_err(QmpError::generic));
         let (id, request) = match value {
             Ok(value) => take_apart(value),
             Err(error) => (None, Err(error)),

@@ -27,7 +27,7 @@ fn a_session_begins_with_a_greeting_and_a_negotiation() {
     }
     for (bad, expected) in [
         (r#"{"enable": ["oob"]}"#, "Capability 'oob' is not available"),
-        (r#"{"enable": ["x"]}"#, "Parameter 'enable[0]' does not accept value 'x'"),
+        (r#"{"enable": ["x"]}"#, "Parameter 'enable[0]' does not accept value 'x'; there is oob"),
         (r#"{"x": 1}"#, "Parameter 'x' is unexpected"),
     ] {
         let request = format!(r#"{{"execute": "qmp_capabilities", "arguments": {bad}}}"#);
