@@ -1,5 +1,7 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
+use serde::{Deserialize, Serialize};
+
 use crate::drivers::Engine;
 use crate::node::BlockNode;
 
@@ -43,7 +45,8 @@ pub struct CacheMode {
 }
 
 /// What becomes of a write of nothing but zeroes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DetectZeroes {
     /// It is a write.
     #[default]

@@ -290,7 +290,7 @@ fn all_of_several_or_none() {
     bench.open("null-co,node-name=n0").unwrap();
     let direct = "file,node-name=f0,filename=$,cache.direct=on,discard=unmap";
     bench.refused_reopen(
-        &[direct, "null-co,node-name=n0,size=1k"],
+        &[direct, "null-co,node-name=n0,size=1024"],
         "node 'n0': cannot change the option 'size'",
     );
     bench.refused_reopen(&[direct, "null-co,node-name=n1"], "there is no node 'n1'");

@@ -56,9 +56,9 @@ pub use error::{Error, shorten};
 pub use keyval::parse as parse_keyval;
 pub use parts::{FromParts, Parts, parts};
 pub use splitter::{MAX_BYTES, Splitter};
-pub use text::to_argument;
+pub use text::{to_argument, write_variant};
 use tree::{Notation, Tree};
-pub use types::{OneOrMany, Size, StrOrNull};
+pub use types::{OneOrMany, Only, Size, StrOrNull, Unsupported};
 
 /// Reads the text of an option: JSON if it begins with a brace, else `name=value` separated by commas,
 /// where the first may be a value alone, that of `implied`.

@@ -1,6 +1,6 @@
 //! Options as a text that makes the same options again.
 
-use serde::Serialize;
+use serde::ser::{Error, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// Writes options as [`from_argument`](crate::from_argument) reads them: as `name=value`, with the
@@ -61,4 +61,37 @@ fn push(options: &mut Vec<String>, name: &str, value: &Value) -> Option<()> {
     };
     options.push(format!("{name}={value}"));
     Some(())
+}
+
+/// The `Serialize` of a type that is read in [`Parts`](crate::Parts): one object with the members of
+/// `common`, of the variant of an enum, and of `tag`, which says which variant it is.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn write_variant<S: Serializer>(
+    serializer: S,
+    tag: &'static str,
+    variant: &impl Serialize,
+    common: &impl Serialize,
+) -> Result<S::Ok, S::Error> {
+    let value = |part: Result<Value, serde_json::Error>| part.map_err(S::Error::custom);
+    let mut members = match value(serde_json::to_value(common))? {
+        Value::Object(members) => members,
+        other => return Err(S::Error::custom(format!("no members: {other}"))),
+    };
+    let word = match value(serde_json::to_value(variant))? {
+        Value::String(word) => word,
+        Value::Object(variant) => match variant.into_iter().next() {
+            Some((word, Value::Object(own))) => {
+                members.extend(own);
+                word
+            }
+            _ => return Err(S::Error::custom("no variant with members")),
+        },
+        other => return Err(S::Error::custom(format!("no variant: {other}"))),
+    };
+    members.insert(tag.to_owned(), word.into());
+    let mut written = Value::Object(members);
+    drop_nulls(&mut written);
+    written.serialize(serializer)
 }

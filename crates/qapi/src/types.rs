@@ -106,3 +106,27 @@ impl Serialize for OneOrMany {
         }
     }
 }
+
+/// A parameter that QEMU has and the program has not: every value is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {}
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Unsupported, D::Error> {
+        Err(de::Error::custom("not supported"))
+    }
+}
+
+/// A flag that can only be what it is by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Only<const FLAG: bool>;
+
+impl<'de, const FLAG: bool> Deserialize<'de> for Only<FLAG> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Only<FLAG>, D::Error> {
+        if bool::deserialize(deserializer)? != FLAG {
+            let word = if FLAG { "on" } else { "off" };
+            return Err(de::Error::custom(format!("not supported but as '{word}'")));
+        }
+        Ok(Only)
+    }
+}

@@ -12,7 +12,7 @@ use crate::filters::throttle::Throttle;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
-    BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError, check_log_sector,
+    BlockdevError, DriverOptions, NodeOptions, NodeRef, NullOptions, check_log_sector,
 };
 
 /// What a child has from its parent, unless it says otherwise.
@@ -43,9 +43,9 @@ impl Inherited {
 
     /// Whether these go together.
     pub(super) fn check(self, node: &str) -> Result<(), BlockdevError> {
-        let invalid = |option: &str, why: &str| {
-            let (node, option, why) = (node.to_owned(), option.to_owned(), why.to_owned());
-            Err(OptionsError::Invalid { node, option, why }.into())
+        let invalid = |option, why: &str| {
+            let (node, why) = (node.to_owned(), why.to_owned());
+            Err(BlockdevError::Invalid { node, option, why })
         };
         if self.detect_zeroes == DetectZeroes::Unmap && !self.unmap {
             return invalid("detect-zeroes", "'unmap' needs discard=unmap");
@@ -95,9 +95,11 @@ impl Inherited {
         open: impl Fn(FileOptions) -> Result<T, FileOpenError>,
     ) -> Result<T, FileOpenError> {
         let mut options = File::options().direct(self.cache_direct).no_flush(self.cache_no_flush);
-        if let DriverOptions::File { aio, locking, device, .. } = driver {
-            options = options.engine(*aio).locking(*locking);
-            options = if *device { options.on_device() } else { options };
+        if let DriverOptions::File(file) | DriverOptions::HostDevice(file) = driver {
+            options = options.engine(file.aio).locking(file.locking);
+        }
+        if let DriverOptions::HostDevice(_) = driver {
+            options = options.on_device();
         }
         match open(options.read_only(self.read_only)) {
             Err(error) if self.auto_read_only && is_refusal(&error) => {
@@ -119,7 +121,11 @@ pub(super) struct Opening<'a, 'co> {
 impl Opening<'_, '_> {
     pub(super) fn co_open(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = match &options.driver {
-            DriverOptions::File { filename, .. } => {
+            DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
+                let filename = &file.filename;
+                if filename.as_os_str().is_empty() {
+                    return Err(self.invalid("filename", "a file has a name".to_owned()));
+                }
                 let pool = self.co.context().thread_pool();
                 let file = self.own.open_file(&options.driver, |options| {
                     pool.submit_co(self.co, || options.open(filename))
@@ -127,35 +133,41 @@ impl Opening<'_, '_> {
                 let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
                 BlockNode::new(self.name, file?)
             }
-            DriverOptions::Raw { file, offset, size } => {
-                let raw = Raw::part(self.child("file", file)?, *offset, *size);
+            DriverOptions::Raw(raw) => {
+                let raw = Raw::part(self.child("file", &raw.file)?, raw.offset, raw.size);
                 BlockNode::new(self.name, raw.map_err(|error| self.refused(error))?)
             }
-            DriverOptions::Null { size, read_zeroes, latency_ns, deferred } => {
-                let null = Null::new(*size).read_zeroes(*read_zeroes).latency_ns(*latency_ns);
-                BlockNode::new(self.name, null.deferred(*deferred))
+            DriverOptions::NullCo(options) => BlockNode::new(self.name, null(options)),
+            DriverOptions::NullAio(options) => {
+                BlockNode::new(self.name, null(options).deferred(true))
             }
-            DriverOptions::Throttle { file, throttle_group } => {
-                let group = self.blockdevs.known_group(throttle_group)?;
-                BlockNode::new(self.name, Throttle::new(self.child("file", file)?, &group))
+            DriverOptions::Throttle(throttle) => {
+                let group = self.blockdevs.known_group(&throttle.throttle_group)?;
+                BlockNode::new(
+                    self.name,
+                    Throttle::new(self.child("file", &throttle.file)?, &group),
+                )
             }
-            DriverOptions::BlkDebug { image, inject_error, constraints } => {
+            DriverOptions::BlkDebug(debug) => {
                 let rules = Rules::new(0);
-                for inject in inject_error {
+                for inject in &debug.inject_error {
                     rules.add(inject.rule());
                 }
+                let constraints = &debug.constraints;
                 let (take, unshare) = (constraints.take, constraints.unshare);
                 let limits =
                     constraints.limits().map_err(|(option, why)| self.invalid(option, why))?;
-                let filter = BlkDebug::new(self.child("image", image)?, rules);
+                let filter = BlkDebug::new(self.child("image", &debug.image)?, rules);
                 BlockNode::new(self.name, filter.constrained(limits, take, unshare))
             }
-            DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
-                let (file, log) = (self.child("file", file)?, self.child("log", log)?);
+            DriverOptions::BlkLogWrites(options) => {
+                let log_sector_size = options.log_sector_size;
                 check_log_sector(log_sector_size.map(u64::from))
                     .map_err(|why| self.invalid("log-sector-size", why))?;
+                let file = self.child("file", &options.file)?;
+                let log = self.child("log", &options.log)?;
                 let filter = match log_sector_size {
-                    Some(size) => BlkLogWrites::with_sectors(self.co, file, log, *size),
+                    Some(size) => BlkLogWrites::with_sectors(self.co, file, log, size),
                     None => BlkLogWrites::create(self.co, file, log),
                 };
                 let failed = |source| BlockdevError::Io { node: self.node(), source };
@@ -170,8 +182,8 @@ impl Opening<'_, '_> {
         self.name.to_owned()
     }
 
-    fn invalid(&self, option: &str, why: String) -> BlockdevError {
-        OptionsError::Invalid { node: self.node(), option: option.to_owned(), why }.into()
+    fn invalid(&self, option: &'static str, why: String) -> BlockdevError {
+        BlockdevError::Invalid { node: self.node(), option, why }
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {
@@ -190,6 +202,11 @@ impl Opening<'_, '_> {
         wanted.check_writable(self.name, &child)?;
         Ok(child)
     }
+}
+
+fn null(options: &NullOptions) -> Null {
+    let null = Null::new(options.size).read_zeroes(options.read_zeroes);
+    null.latency_ns(options.latency_ns)
 }
 
 /// Whether an image may be opened, but not for writing.

@@ -9,10 +9,9 @@ use std::rc::Rc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use coblk::Co;
-use coblk::options::NodeOptions;
 
 use crate::daemon::{Daemon, DaemonError};
-use crate::options::{MetricsOptions, OptionError, from_argument};
+use crate::options::{MetricsOptions, from_argument};
 use crate::run::PROGRAM;
 use crate::trace_events;
 
@@ -50,7 +49,9 @@ type Perform = fn(&str, &Rc<Daemon>, &Co<'_>) -> Result<(), DaemonError>;
 
 /// The options that make something.
 const JOBS: [(&str, Perform); 7] = [
-    ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
+    ("blockdev", |text, daemon, co| {
+        daemon.blockdev_add(co, from_argument(text, "driver")?).map(drop)
+    }),
     ("chardev", |text, daemon, _| daemon.chardev_add(from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
     ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
@@ -84,14 +85,6 @@ impl fmt::Display for Job {
     }
 }
 
-fn node_options(text: &str) -> Result<NodeOptions, OptionError> {
-    let options = match text.starts_with('{') {
-        true => NodeOptions::from_json(text),
-        false => NodeOptions::from_keyval(text),
-    };
-    options.map_err(|error| OptionError::Other(error.to_string()))
-}
-
 /// Why a command line cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -112,11 +105,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, C
     if matches.get_flag("version") {
         return Ok(Request::Print(format!("{PROGRAM} version {}\n", env!("CARGO_PKG_VERSION"))));
     }
-    let trace: Vec<String> = texts(&matches, "trace").map(|(_, text)| text).collect();
+    let trace: Vec<String> = texts(&matches, "trace")?.into_iter().map(|(_, text)| text).collect();
     if trace.iter().any(|text| text == "help" || text == "?") {
         return Ok(Request::Print(trace_events::list()));
     }
-    let jobs = jobs(&matches);
+    let jobs = jobs(&matches)?;
     if let Some(text) = jobs.iter().find_map(help::of) {
         return Ok(Request::Print(text));
     }
@@ -129,7 +122,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, C
 }
 
 fn command() -> Command {
-    let text = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Append);
+    let text = |name: &'static str| {
+        let text = Arg::new(name).long(name).action(ArgAction::Append);
+        text.value_parser(clap::value_parser!(OsString))
+    };
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     let path = Arg::new("pidfile").long("pidfile").value_parser(clap::value_parser!(PathBuf));
     Command::new(PROGRAM)
@@ -147,19 +143,27 @@ fn command() -> Command {
 }
 
 /// The texts of an option, with their places on the command line.
-fn texts(matches: &ArgMatches, option: &str) -> impl Iterator<Item = (usize, String)> {
+///
+/// # Errors
+/// If one is not UTF-8: it could be neither JSON nor shown in QMP.
+fn texts(matches: &ArgMatches, option: &str) -> Result<Vec<(usize, String)>, CommandLineError> {
     let places = matches.indices_of(option).into_iter().flatten();
-    let texts = matches.get_many::<String>(option).into_iter().flatten().cloned();
-    places.zip(texts)
+    let texts = matches.get_many::<OsString>(option).into_iter().flatten();
+    let read = |(place, text): (usize, &OsString)| match text.to_str() {
+        Some(text) => Ok((place, text.to_owned())),
+        None => Err(CommandLineError(format!("--{option} {text:?}: names must be UTF-8"))),
+    };
+    places.zip(texts).map(read).collect()
 }
 
-fn jobs(matches: &ArgMatches) -> Vec<Job> {
-    let of_option = |(option, _): (&'static str, Perform)| {
-        texts(matches, option).map(move |(place, text)| (place, Job { option, text }))
-    };
-    let mut jobs: Vec<(usize, Job)> = JOBS.into_iter().flat_map(of_option).collect();
+fn jobs(matches: &ArgMatches) -> Result<Vec<Job>, CommandLineError> {
+    let mut jobs = Vec::new();
+    for (option, _) in JOBS {
+        let texts = texts(matches, option)?.into_iter();
+        jobs.extend(texts.map(|(place, text)| (place, Job { option, text })));
+    }
     jobs.sort_by_key(|(place, _)| *place);
-    jobs.into_iter().map(|(_, job)| job).collect()
+    Ok(jobs.into_iter().map(|(_, job)| job).collect())
 }
 
 #[cfg(test)]
@@ -200,6 +204,22 @@ mod tests {
         assert!(line.daemonize);
         assert_eq!(line.jobs, [Job::new("blockdev", "").unwrap()]);
         assert_eq!(line.trace, ["a*", "b"]);
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let options = ["--blockdev", "--trace", "--object=", "--export=", "--nbd-server"];
+        for option in options {
+            let text = match option.ends_with('=') {
+                true => vec![OsString::from_vec([option.as_bytes(), b"a=\xe9"].concat())],
+                false => vec![option.into(), OsString::from_vec(b"a=\xe9".to_vec())],
+            };
+            let arguments = [vec![OsString::from("coblk-storage-daemon")], text].concat();
+            let error = parse(arguments).unwrap_err().to_string();
+            let option = option.trim_end_matches('=');
+            assert_eq!(error, format!("{option} \"a=\\xE9\": names must be UTF-8"));
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ use crate::options::OptionError;
 /// let ctx = AioContext::new()?;
 /// let daemon = Daemon::new(&ctx);
 /// ctx.run(|co| {
-///     daemon.blockdev_add(co, NodeOptions::from_keyval("null-co,node-name=disk,size=1M")?)?;
+///     daemon.blockdev_add(co, NodeOptions::from_keyval("null-co,node-name=disk,size=1048576")?)?;
 ///     daemon.nbd_server_start(co, from_argument(&socket, "addr")?)?;
 ///     daemon.export_add(co, from_argument("nbd,id=e0,node-name=disk", "type")?)?;
 ///     daemon.begin();
@@ -186,7 +186,7 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         self.check_running()?;
         if options.iter().any(|options| options.node_name.is_none()) {
-            return Err(OptionError::Other("node-name not specified".to_owned()).into());
+            return Err(OptionError::other("node-name not specified").into());
         }
         Ok(self.blockdevs.co_reopen(co, options)?)
     }
@@ -204,7 +204,7 @@ impl Daemon {
         self.check_running()?;
         self.blockdevs.co_resize(co, node_name, length).map_err(|error| match error {
             BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
-                OptionError::Other("Image format driver does not support resize".to_owned()).into()
+                OptionError::other("Image format driver does not support resize").into()
             }
             other => other.into(),
         })

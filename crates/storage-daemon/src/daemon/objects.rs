@@ -138,7 +138,7 @@ impl Daemon {
 }
 
 fn invalid(text: &str) -> DaemonError {
-    OptionError::Other(text.to_owned()).into()
+    OptionError::other(text).into()
 }
 
 /// Starts a thread. Waits until its loop can run, which is short.

@@ -1,6 +1,6 @@
 //! `--chardev` and `--monitor`: where a monitor listens, and which.
 
-use coblk::options::shorten;
+use coblk::qapi::shorten;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};

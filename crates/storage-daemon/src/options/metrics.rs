@@ -15,7 +15,7 @@ impl MetricsOptions {
     /// # Errors
     /// If it is neither.
     pub fn from_argument(text: &str) -> Result<MetricsOptions, OptionError> {
-        let bad = || OptionError::Other("expected unix:PATH or HOST:PORT".to_owned());
+        let bad = || OptionError::other("expected unix:PATH or HOST:PORT");
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
                 return Err(bad());

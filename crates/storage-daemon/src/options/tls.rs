@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use coblk::qapi::Unsupported;
 use serde::Deserialize;
-use serde::de::{Error, MapAccess};
 
 /// Certificates and a key in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Fields")]
 pub struct TlsCredsX509Options {
     /// `dir`: has `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, and may have `ca-crl.pem`.
     pub dir: Option<PathBuf>,
@@ -30,25 +31,27 @@ pub enum TlsEndpoint {
 impl TlsCredsX509Options {
     /// Its properties.
     pub const PROPERTIES: [&'static str; 4] = ["dir", "endpoint", "sanity-check", "verify-peer"];
+}
 
-    /// Takes the value of a property, if it is one of these.
-    pub(super) fn take<'de, M: MapAccess<'de>>(
-        &mut self,
-        property: &str,
-        map: &mut M,
-    ) -> Result<bool, M::Error> {
-        match property {
-            "dir" => self.dir = Some(map.next_value()?),
-            "endpoint" => self.endpoint = map.next_value()?,
-            "verify-peer" => self.verify_peer = Some(map.next_value()?),
-            // Certificates are checked in any case.
-            "sanity-check" => _ = map.next_value::<bool>()?,
-            "passwordid" | "priority" => {
-                let text = format!("Parameter '{property}' is not supported");
-                return Err(M::Error::custom(text));
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
+/// With what is known, and ignored or not supported.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Fields {
+    dir: Option<PathBuf>,
+    #[serde(default)]
+    endpoint: TlsEndpoint,
+    verify_peer: Option<bool>,
+    /// Certificates are checked in any case.
+    #[serde(rename = "sanity-check")]
+    _sanity_check: Option<bool>,
+    #[serde(rename = "passwordid")]
+    _passwordid: Option<Unsupported>,
+    #[serde(rename = "priority")]
+    _priority: Option<Unsupported>,
+}
+
+impl From<Fields> for TlsCredsX509Options {
+    fn from(Fields { dir, endpoint, verify_peer, .. }: Fields) -> TlsCredsX509Options {
+        TlsCredsX509Options { dir, endpoint, verify_peer }
     }
 }

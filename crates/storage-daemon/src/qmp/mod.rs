@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
-use crate::options::from_value;
 
 pub(crate) use events::to_qmp;
 
@@ -27,7 +26,6 @@ type Arguments = Map<String, Value>;
 
 /// The name of something.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Id {
     id: String,
 }
@@ -100,5 +98,5 @@ fn alive(daemon: &Weak<Daemon>) -> Result<Rc<Daemon>, QmpError> {
 
 /// The daemon's own options, of arguments.
 fn options<T: DeserializeOwned>(arguments: Arguments) -> Result<T, DaemonError> {
-    Ok(from_value(Value::Object(arguments))?)
+    Ok(coblk::qapi::from_value(Value::Object(arguments))?)
 }

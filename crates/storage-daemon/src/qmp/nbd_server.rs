@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 use super::{Arguments, Commands, options};
 use crate::daemon::DaemonError;
 use crate::exports::RemoveMode;
-use crate::options::{ExportOptions, OptionError, from_value};
+use crate::options::{ExportOptions, OptionError};
 
 /// What `nbd-server-add` shows of a node.
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 struct Add {
     device: String,
     name: Option<String>,
@@ -22,7 +22,6 @@ struct Add {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Remove {
     name: String,
     #[serde(default)]
@@ -58,17 +57,16 @@ pub(super) fn add(commands: &mut Commands) {
 /// command line.
 fn flattened(address: Value) -> Result<Value, DaemonError> {
     let Value::Object(mut members) = address else { return Ok(address) };
-    let data =
-        members.remove("data").ok_or_else(|| OptionError::Missing("addr.data".to_owned()))?;
+    let data = members.remove("data").ok_or_else(|| OptionError::missing("addr.data"))?;
     let Value::Object(data) = data else {
         let text = "Invalid parameter type for 'addr.data', expected: object";
-        return Err(OptionError::Other(text.to_owned()).into());
+        return Err(OptionError::other(text).into());
     };
     if let Some(name) = members.keys().find(|name| *name != "type") {
-        return Err(OptionError::Unexpected(format!("addr.{name}")).into());
+        return Err(OptionError::unexpected(&format!("addr.{name}")).into());
     }
     if data.contains_key("type") {
-        return Err(OptionError::Unexpected("addr.data.type".to_owned()).into());
+        return Err(OptionError::unexpected("addr.data.type").into());
     }
     let flat: Map<String, Value> = members.into_iter().chain(data).collect();
     Ok(Value::Object(flat))
@@ -78,7 +76,7 @@ fn flattened(address: Value) -> Result<Value, DaemonError> {
 fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
     if add.bitmap.is_some() {
         let text = "Parameter 'bitmap' is not supported: nodes have no bitmaps";
-        return Err(OptionError::Other(text.to_owned()).into());
+        return Err(OptionError::other(text).into());
     }
     let name = add.name.unwrap_or_else(|| add.device.clone());
     let mut members = json!({
@@ -91,7 +89,7 @@ fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
     if let Some(description) = add.description {
         members["description"] = description.into();
     }
-    Ok(from_value(members)?)
+    Ok(coblk::qapi::from_value(members)?)
 }
 
 #[cfg(test)]

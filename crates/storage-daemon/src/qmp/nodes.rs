@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 use super::Commands;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Query {
     /// Whether to leave out what lies below. It always is: those below are in the list themselves.
     #[serde(rename = "flat")]

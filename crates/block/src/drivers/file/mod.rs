@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use coblk_aio::sys::{self, Fallocate};
 use coblk_aio::{Co, IoVector, IoVectorMut, RingFd, trace_event};
+use serde::{Deserialize, Serialize};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -42,7 +43,8 @@ use transfer::{OnWorker, Pause, retry};
 const SECTOR_BYTES: u64 = 512;
 
 /// What does an image's I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// Blocking system calls on worker threads; works everywhere.
     #[default]
