@@ -41,7 +41,7 @@ pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
     BackendInfo, Child, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
-pub use io::{BlockStatus, BlockStatusKind};
+pub use io::{BlockStatus, BlockStatusKind, ThresholdPassed};
 pub use merged::Merged;
 pub use node::BlockNode;
 pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};

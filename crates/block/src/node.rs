@@ -10,7 +10,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, NodeId};
-use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::io::{self as request_path, BlockStatus, PathState, ThresholdPassed};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::versions::Versions;
 
@@ -125,6 +125,24 @@ impl BlockNode {
     /// still go by what was set before.
     pub fn set_discard_enabled(&self, enabled: bool) {
         self.path.swap_discard_enabled(enabled);
+    }
+
+    /// Calls `passed`, once, when a write or a request for zeroes ends behind `threshold` bytes,
+    /// whether it succeeds or not; then there is no threshold. One that was set before is forgotten.
+    ///
+    /// It is called on the thread of the request, between its driver and its user, and may set the next
+    /// threshold. Any thread.
+    pub fn set_write_threshold(
+        &self,
+        threshold: u64,
+        passed: impl FnOnce(ThresholdPassed) + Send + 'static,
+    ) {
+        self.path.set_write_threshold(threshold, Some(Box::new(passed)));
+    }
+
+    /// Nobody is told any more. Any thread.
+    pub fn unset_write_threshold(&self) {
+        self.path.set_write_threshold(0, None);
     }
 
     /// How it was asked to treat caches.

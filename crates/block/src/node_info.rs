@@ -31,6 +31,8 @@ pub struct NodeInfo {
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
     pub highest_write: u64,
+    /// Where a write may end without telling anybody, in bytes, if there is such a threshold.
+    pub write_threshold: Option<u64>,
     /// The nodes it stands on.
     pub children: Vec<ChildInfo>,
 }
@@ -83,6 +85,7 @@ impl BlockNode {
             detect_zeroes: self.path.detect_zeroes(),
             length: self.length(),
             highest_write: self.path.highest_write(),
+            write_threshold: self.path.write_threshold(),
             children: children.collect(),
         }
     }
