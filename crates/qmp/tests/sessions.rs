@@ -15,7 +15,7 @@ fn a_session_begins_with_a_greeting_and_a_negotiation() {
     let served = Served::new();
     let mut client = Client::new(connect(&served.path()));
     let version = json!({
-        "qemu": {"major": 10, "minor": 0, "micro": 0},
+        "qemu": {"major": 10, "minor": 0, "micro": 2},
         "package": concat!("coblk ", env!("CARGO_PKG_VERSION")),
     });
     assert_eq!(client.receive(), json!({"QMP": {"version": version, "capabilities": []}}));

@@ -8,6 +8,7 @@ mod metrics;
 mod monitors;
 mod nbd_server;
 mod objects;
+mod properties;
 mod shutdown;
 mod tls;
 
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 
 use coblk::block::ErrorEvent;
 use coblk::options::{BlockdevError, NodeOptions};
+use coblk::qapi::shorten;
 use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
 
@@ -29,10 +31,11 @@ pub use event::{Event, IoError, ShutdownCause};
 use monitors::Chardev;
 use nbd_server::RunningNbdServer;
 use objects::Object;
+pub use properties::IothreadInfo;
 
 use crate::exports::Export;
 use crate::metrics::MetricsServer;
-use crate::options::OptionError;
+use crate::options::{ObjectKind, OptionError};
 
 /// A storage daemon on the thread of one context.
 ///
@@ -63,6 +66,8 @@ use crate::options::OptionError;
 pub struct Daemon {
     blockdevs: Blockdevs,
     objects: RefCell<BTreeMap<String, Object>>,
+    /// What they are now.
+    properties: RefCell<BTreeMap<String, ObjectKind>>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
@@ -89,6 +94,7 @@ impl Daemon {
         let daemon = Rc::new(Daemon {
             blockdevs: Blockdevs::new(),
             objects: RefCell::default(),
+            properties: RefCell::default(),
             exports: RefCell::default(),
             nbd_server: RefCell::default(),
             metrics: RefCell::default(),
@@ -208,6 +214,28 @@ impl Daemon {
             }
             other => other.into(),
         })
+    }
+
+    /// `block-set-write-threshold`: tells once, by [`Event::BlockWriteThreshold`], when a write ends
+    /// behind so many bytes of a node; 0 is never.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn set_write_threshold(&self, node_name: &str, threshold: u64) -> Result<(), DaemonError> {
+        let node = self.blockdevs.node(node_name);
+        let node = node.ok_or_else(|| {
+            OptionError::other(format!("Device '{}' not found", shorten(node_name)))
+        })?;
+        if threshold == 0 {
+            node.unset_write_threshold();
+            return Ok(());
+        }
+        let (events, _) = self.remote.get().expect("set when the daemon is made");
+        let (events, node_name) = (events.clone(), node_name.to_owned());
+        node.set_write_threshold(threshold, move |passed| {
+            events.send(Event::BlockWriteThreshold { node_name, passed });
+        });
+        Ok(())
     }
 
     /// Nothing new is begun while it ends.

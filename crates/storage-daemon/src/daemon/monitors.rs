@@ -136,8 +136,9 @@ impl Daemon {
             let daemon = Rc::downgrade(self);
             self.subscribe(move |_, event| {
                 if let Some(daemon) = daemon.upgrade() {
+                    let Some(event) = qmp::to_qmp(event) else { return };
                     let monitors = daemon.monitors.borrow();
-                    monitors.iter().for_each(|monitor| monitor.emit(qmp::to_qmp(event)));
+                    monitors.iter().for_each(|monitor| monitor.emit(event.clone()));
                 }
             });
             Rc::new(qmp::commands(self))

@@ -6,6 +6,9 @@ use std::fmt;
 use coblk::block::filters::throttle::{Rate, ThrottleLimits};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use super::OptionError;
 
 /// Numbers by their names.
 type Numbers = BTreeMap<String, i64>;
@@ -41,11 +44,41 @@ impl ThrottleGroupOptions {
         LIMITS.iter().copied()
     }
 
+    /// These, and in place of some of them those that `more` says.
+    #[must_use]
+    pub fn with(mut self, more: ThrottleGroupOptions) -> ThrottleGroupOptions {
+        self.given.extend(more.given);
+        self
+    }
+
+    /// The properties of the object: all limits, together and one by one.
+    pub(super) fn values(&self) -> Map<String, Value> {
+        let value = |name: &str| {
+            let default = i64::from(name.ends_with("-max-length"));
+            Value::from(self.given.get(name).copied().unwrap_or(default))
+        };
+        let limits = LIMITS.iter().map(|name| ((*name).to_owned(), value(name)));
+        let singly = LIMITS.iter().map(|name| (format!("x-{name}"), value(name)));
+        let together = ("limits".to_owned(), Value::Object(limits.collect()));
+        singly.chain([together]).collect()
+    }
+
+    /// As the block layer has them.
+    ///
+    /// # Errors
+    /// If one is negative.
+    pub fn checked_limits(&self) -> Result<ThrottleLimits, OptionError> {
+        self.limits().map_err(|name| {
+            let range = "bps/iops/max values must be within [0, 1000000000000000]";
+            OptionError::other(format!("{name}: {range}"))
+        })
+    }
+
     /// As the block layer has them.
     ///
     /// # Errors
     /// If one is negative: its name.
-    pub fn limits(&self) -> Result<ThrottleLimits, &str> {
+    fn limits(&self) -> Result<ThrottleLimits, &str> {
         if let Some((name, _)) = self.given.iter().find(|(_, number)| **number < 0) {
             return Err(name);
         }

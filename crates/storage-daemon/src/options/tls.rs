@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use coblk::qapi::Unsupported;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Certificates and a key in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "Fields")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "Fields", rename_all = "kebab-case")]
 pub struct TlsCredsX509Options {
     /// `dir`: has `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, and may have `ca-crl.pem`.
     pub dir: Option<PathBuf>,
@@ -18,7 +18,7 @@ pub struct TlsCredsX509Options {
 }
 
 /// Whose credentials they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsEndpoint {
     /// A client's; QEMU's default.

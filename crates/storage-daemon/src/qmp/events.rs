@@ -7,16 +7,21 @@ use coblk::qmp::Event as QmpEvent;
 
 use crate::daemon::{Event, IoError};
 
-/// An event for clients.
-pub(crate) fn to_qmp(event: &Event) -> QmpEvent {
+/// An event for clients, if it is one of QMP's.
+pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
     match event {
         Event::BlockExportDeleted { id } => {
-            QmpEvent::new("BLOCK_EXPORT_DELETED").with("id", id.clone())
+            Some(QmpEvent::new("BLOCK_EXPORT_DELETED").with("id", id.clone()))
         }
-        Event::BlockIoError(error) => io_error(error),
-        Event::Shutdown(cause) => {
-            QmpEvent::new("SHUTDOWN").with("guest", false).with("reason", cause.name())
-        }
+        Event::BlockIoError(error) => Some(io_error(error)),
+        Event::BlockWriteThreshold { node_name, passed } => Some(
+            QmpEvent::new("BLOCK_WRITE_THRESHOLD")
+                .with("node-name", node_name.clone())
+                .with("amount-exceeded", passed.exceeded)
+                .with("write-threshold", passed.threshold),
+        ),
+        // QEMU's daemon has none, and ends the connection.
+        Event::Shutdown(_) => None,
     }
 }
 

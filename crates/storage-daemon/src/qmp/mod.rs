@@ -8,6 +8,7 @@ mod exports;
 mod nbd_server;
 mod nodes;
 mod objects;
+mod qom;
 
 use std::rc::{Rc, Weak};
 
@@ -39,6 +40,7 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands);
+    qom::add(&mut commands);
     commands.add_urgent("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())

@@ -3,7 +3,7 @@
 use coblk::block::{DetectZeroes, NodeInfo};
 use coblk::{BlockNode, Co};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Commands;
 
@@ -14,8 +14,15 @@ struct Query {
     _flat: Option<bool>,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SetThreshold {
+    node_name: String,
+    write_threshold: u64,
+}
+
 /// QAPI's `BlockDeviceInfo`. What nodes here cannot have is there all the same, if QAPI wants it:
-/// encryption, backing files, limits of their own and thresholds.
+/// encryption, backing files and limits of their own.
 #[derive(Serialize)]
 struct Info {
     #[serde(rename = "node-name")]
@@ -73,6 +80,13 @@ pub(super) fn add(commands: &mut Commands) {
         let nodes = daemon.blockdevs().nodes();
         Ok(nodes.iter().map(|node| info(co, node)).collect::<Vec<_>>())
     });
+    commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
+        daemon.set_write_threshold(&set.node_name, set.write_threshold)
+    });
+    // Devices of a virtual machine, and jobs: there are none.
+    for name in ["query-block", "query-block-jobs", "query-jobs"] {
+        commands.add(name, |_, _, ()| Ok(json!([])));
+    }
 }
 
 fn info(co: &Co<'_>, node: &BlockNode) -> Info {
@@ -102,7 +116,7 @@ fn info(co: &Co<'_>, node: &BlockNode) -> Info {
         iops: 0,
         iops_rd: 0,
         iops_wr: 0,
-        write_threshold: 0,
+        write_threshold: node.write_threshold.unwrap_or(0),
         children: children.map(|it| Child { child: it.role, node_name: it.node }).collect(),
     }
 }
