@@ -34,7 +34,8 @@
 //! and the path.
 //!
 //! `json.rs` and `splitter.rs` read JSON as QEMU does, `keyval.rs` makes a tree of a command line,
-//! `tree.rs` and `object.rs` hand either to serde, `text.rs` writes.
+//! `tree.rs` and `object.rs` hand either to serde, `text.rs` writes, `schema/` tells what a
+//! type can be told.
 
 #![forbid(unsafe_code)]
 
@@ -44,6 +45,7 @@ mod keyval;
 mod number;
 mod object;
 mod parts;
+mod schema;
 mod splitter;
 mod text;
 mod tree;
@@ -55,6 +57,7 @@ use serde_json::Value;
 pub use error::{Error, shorten};
 pub use keyval::parse as parse_keyval;
 pub use parts::{FromParts, Parts, parts};
+pub use schema::{Member, Schema, Schemas, Shape};
 pub use splitter::{MAX_BYTES, Splitter};
 pub use text::{to_argument, write_variant};
 use tree::{Notation, Tree};

@@ -121,12 +121,32 @@ impl<'de> Deserialize<'de> for Unsupported {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Only<const FLAG: bool>;
 
+/// The names by which a deserializer knows an [`Only`].
+pub const ONLY_ON: &str = "coblk_qapi::Only<true>";
+pub const ONLY_OFF: &str = "coblk_qapi::Only<false>";
+
 impl<'de, const FLAG: bool> Deserialize<'de> for Only<FLAG> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Only<FLAG>, D::Error> {
-        if bool::deserialize(deserializer)? != FLAG {
-            let word = if FLAG { "on" } else { "off" };
-            return Err(de::Error::custom(format!("not supported but as '{word}'")));
+        struct Flag<const FLAG: bool>;
+        impl<'de, const FLAG: bool> Visitor<'de> for Flag<FLAG> {
+            type Value = Only<FLAG>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("boolean")
+            }
+
+            fn visit_newtype_struct<D: Deserializer<'de>>(
+                self,
+                it: D,
+            ) -> Result<Only<FLAG>, D::Error> {
+                if bool::deserialize(it)? != FLAG {
+                    let word = if FLAG { "on" } else { "off" };
+                    return Err(de::Error::custom(format!("not supported but as '{word}'")));
+                }
+                Ok(Only)
+            }
         }
-        Ok(Only)
+        let name = if FLAG { ONLY_ON } else { ONLY_OFF };
+        deserializer.deserialize_newtype_struct(name, Flag)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coblk_aio::Co;
 use coblk_aio::sync::CoMutex;
-use coblk_qapi::shorten;
+use coblk_qapi::{Error, Schema, Schemas, shorten};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::arguments::from_arguments;
 use crate::error::{ErrorClass, QmpError};
 use crate::request::Request;
+use crate::session::negotiation;
 
 type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError>>;
 
@@ -21,7 +22,8 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// from, as in QEMU: a command may suspend, and finds things as it left them. What must get through
 /// although another command waits is an [urgent](Self::urgent_command) one.
 ///
-/// `query-commands` is there from the start. `qmp_capabilities` and `query-version` are the monitor's.
+/// `query-commands` and `query-qmp-schema` are there from the start. `qmp_capabilities` and
+/// `query-version` are the monitor's.
 ///
 /// ```
 /// use coblk_qmp::{CommandTable, QmpError};
@@ -44,12 +46,18 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// ```
 pub struct CommandTable {
     commands: BTreeMap<&'static str, Command>,
+    events: BTreeMap<&'static str, Schema>,
+    alternates: BTreeMap<&'static str, Vec<Schema>>,
     turn: CoMutex<()>,
 }
 
 struct Command {
     handler: Handler,
     is_urgent: bool,
+    /// What its arguments are.
+    schema: fn() -> Result<Schema, Error>,
+    /// The same, if the type does not say it.
+    described: Option<Schema>,
 }
 
 impl Default for CommandTable {
@@ -61,7 +69,12 @@ impl Default for CommandTable {
 impl CommandTable {
     /// A table without commands of its own.
     pub fn new() -> CommandTable {
-        CommandTable { commands: BTreeMap::new(), turn: CoMutex::new(()) }
+        CommandTable {
+            commands: BTreeMap::new(),
+            events: BTreeMap::new(),
+            alternates: BTreeMap::new(),
+            turn: CoMutex::new(()),
+        }
     }
 
     /// Adds a command. Its arguments become an `A`, see [`from_arguments`]. What it
@@ -106,14 +119,57 @@ impl CommandTable {
                 value => Ok(value),
             }
         });
-        let previous = self.commands.insert(name, Command { handler, is_urgent });
+        let command = Command { handler, is_urgent, schema: Schema::of::<A>, described: None };
+        let previous = self.commands.insert(name, command);
         assert!(previous.is_none(), "two commands are called '{name}'");
+    }
+
+    /// Says what the arguments of a command are, if its type does not.
+    ///
+    /// # Panics
+    /// If there is no such command.
+    pub fn describe(&mut self, command: &str, arguments: Schema) {
+        let command = self.commands.get_mut(command).expect("a command of this table");
+        command.described = Some(arguments);
+    }
+
+    /// Says that there is an event, and what it tells: for `query-qmp-schema`.
+    pub fn event(&mut self, name: &'static str, data: Schema) {
+        self.events.insert(name, data);
+    }
+
+    /// Says what a type can be that is read by hand, by the name that it expects to be.
+    pub fn alternate(&mut self, name: &'static str, choices: Vec<Schema>) {
+        self.alternates.insert(name, choices);
+    }
+
+    /// `query-qmp-schema`: found by reading the types of all arguments.
+    fn schema(&self) -> Result<Value, QmpError> {
+        let mut schemas = Schemas::default();
+        for (name, choices) in &self.alternates {
+            schemas.alternate(name, choices.clone());
+        }
+        for (name, command) in &self.commands {
+            let arguments = match &command.described {
+                Some(arguments) => arguments.clone(),
+                None => (command.schema)().map_err(QmpError::generic)?,
+            };
+            schemas.command(name, &arguments);
+        }
+        for name in ["query-commands", "query-qmp-schema", "query-version"] {
+            schemas.command(name, &Schema::object(&[]));
+        }
+        schemas.command("qmp_capabilities", &negotiation().map_err(QmpError::generic)?);
+        for (name, data) in &self.events {
+            schemas.event(name, data);
+        }
+        Ok(schemas.finish().into())
     }
 
     /// The names of all commands, sorted; with those that every monitor has.
     pub fn names(&self) -> Vec<&'static str> {
         let mut names: Vec<&'static str> = self.commands.keys().copied().collect();
-        names.extend(["qmp_capabilities", "query-commands", "query-version"]);
+        names.extend(["qmp_capabilities", "query-commands", "query-qmp-schema", "query-version"]);
         names.sort_unstable();
         names
     }
@@ -124,6 +180,10 @@ impl CommandTable {
             from_arguments::<()>(request.arguments)?;
             let names = self.names().into_iter().map(|name| json!({"name": name}));
             return Ok(names.collect());
+        }
+        if request.execute == "query-qmp-schema" {
+            from_arguments::<()>(request.arguments)?;
+            return self.schema();
         }
         let Some(command) = self.commands.get(request.execute.as_str()) else {
             let name = shorten(&request.execute);

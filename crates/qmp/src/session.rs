@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, Co, FdInterest};
-use coblk_qapi::Splitter;
+use coblk_qapi::{Schema, Splitter};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -70,6 +70,11 @@ struct Negotiation {
 #[serde(rename_all = "kebab-case")]
 enum Capability {
     Oob,
+}
+
+/// What the arguments of `qmp_capabilities` are.
+pub fn negotiation() -> Result<Schema, coblk_qapi::Error> {
+    Schema::of::<Negotiation>()
 }
 
 impl Session {

@@ -102,6 +102,7 @@ fn commands_are_listed() {
             "panic",
             "qmp_capabilities",
             "query-commands",
+            "query-qmp-schema",
             "query-version",
             "refuse",
             "wait",

@@ -1,6 +1,7 @@
 //! Nodes: opened, closed, and given other options or another length.
 
 use coblk::options::NodeOptions;
+use coblk::qapi::Schema;
 use serde::Deserialize;
 
 use super::Commands;
@@ -43,6 +44,10 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("blockdev-reopen", |daemon, co, Reopen { options }| {
         daemon.blockdev_reopen(co, options)
     });
+    if let Ok(node) = Schema::of::<NodeOptions>() {
+        let schema = Schema::Array(Box::new(node));
+        commands.table.describe("blockdev-reopen", Schema::with("options", schema));
+    }
     commands.add("block_resize", |daemon, co, resize: Resize| {
         let node_name = resize.node_name.unwrap_or_default();
         if resize.device.is_some() || daemon.blockdevs().node(&node_name).is_none() {

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 
 use coblk::block::{ErrorAction, RequestKind};
+use coblk::qapi::Schema;
 use coblk::qmp::Event as QmpEvent;
 
 use crate::daemon::{Event, IoError};
@@ -23,6 +24,26 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
         // QEMU's daemon has none, and ends the connection.
         Event::Shutdown(_) => None,
     }
+}
+
+/// The events that there are, and what they tell.
+pub(super) fn schemas() -> [(&'static str, Schema); 3] {
+    let io_error = [
+        ("qom-path", "str"),
+        ("device", "str"),
+        ("node-name", "str"),
+        ("operation", "str"),
+        ("action", "str"),
+        ("reason", "str"),
+        ("nospace", "bool"),
+    ];
+    let threshold =
+        [("node-name", "str"), ("amount-exceeded", "uint64"), ("write-threshold", "uint64")];
+    [
+        ("BLOCK_EXPORT_DELETED", Schema::object(&[("id", "str")])),
+        ("BLOCK_IO_ERROR", Schema::object(&io_error)),
+        ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
+    ]
 }
 
 /// The device is the export. It has no place in a tree of objects, as those of QEMU have.

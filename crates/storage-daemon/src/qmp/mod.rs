@@ -13,6 +13,8 @@ mod qom;
 use std::rc::{Rc, Weak};
 
 use coblk::Co;
+use coblk::options::NodeOptions;
+use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, QmpError, QmpVersion};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -45,7 +47,17 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
         daemon.quit(ShutdownCause::Quit);
         Ok(())
     });
+    commands.table.alternate("BlockdevRef", node_ref());
+    for (name, data) in events::schemas() {
+        commands.table.event(name, data);
+    }
     commands.table
+}
+
+/// What a child of a node can be: the name of another one, or the options of one.
+fn node_ref() -> Vec<Schema> {
+    let options = Schema::of::<NodeOptions>();
+    [Schema::Builtin("str")].into_iter().chain(options).collect()
 }
 
 /// What clients are told that ask for the version: whose commands these are, and what program it is.

@@ -1,12 +1,13 @@
 //! The NBD server, and the older commands for its exports, which QEMU still has.
 
+use coblk::qapi::{Member, Schema, Unsupported};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, Commands, options};
 use crate::daemon::DaemonError;
 use crate::exports::RemoveMode;
-use crate::options::{ExportOptions, OptionError};
+use crate::options::{ExportOptions, NbdServerOptions, OptionError};
 
 /// What `nbd-server-add` shows of a node.
 #[derive(Deserialize)]
@@ -18,7 +19,8 @@ struct Add {
     #[serde(default)]
     writable: bool,
     /// Nodes have no bitmaps.
-    bitmap: Option<String>,
+    #[serde(rename = "bitmap")]
+    _bitmap: Option<Unsupported>,
 }
 
 #[derive(Deserialize)]
@@ -35,6 +37,9 @@ pub(super) fn add(commands: &mut Commands) {
         }
         daemon.nbd_server_start(co, options(arguments)?)
     });
+    if let Some(schema) = start_schema() {
+        commands.table.describe("nbd-server-start", schema);
+    }
     commands.add("nbd-server-stop", |daemon, co, ()| daemon.nbd_server_stop(co));
     commands.add("nbd-server-add", |daemon, co, mut add: Add| {
         let device = add.device.clone();
@@ -51,6 +56,18 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("nbd-server-remove", |daemon, co, Remove { name, mode }| {
         daemon.export_del(co, &name, mode)
     });
+}
+
+/// The options of `--nbd-server`, but for the address.
+fn start_schema() -> Option<Schema> {
+    let Ok(Schema::Object(mut options)) = Schema::of::<NbdServerOptions>() else { return None };
+    let addr = options.members.iter_mut().find(|member| member.name == "addr")?;
+    if let Schema::Object(addr) = &mut addr.schema {
+        addr.members.retain(|member| member.name == "type");
+        let schema = Schema::Builtin("any");
+        addr.members.push(Member { name: "data".to_owned(), schema, optional: false });
+    }
+    Some(Schema::Object(options))
 }
 
 /// An address of this command has what belongs to its type in a member `data`, unlike those of the
@@ -74,10 +91,6 @@ fn flattened(address: Value) -> Result<Value, DaemonError> {
 
 /// The export goes by the name that clients see.
 fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
-    if add.bitmap.is_some() {
-        let text = "Parameter 'bitmap' is not supported: nodes have no bitmaps";
-        return Err(OptionError::other(text).into());
-    }
     let name = add.name.unwrap_or_else(|| add.device.clone());
     let mut members = json!({
         "type": "nbd",
