@@ -324,7 +324,7 @@ fn what_cannot_change_is_named() {
     fixed("raw,node-name=d0,file.driver=file,file.node-name=f1,file.filename=$", "d0", "file");
     // It was made for another node, and is reopened by its own name.
     fixed("raw,node-name=d0,file.driver=null-co", "f0", "driver");
-    bench.refused_reopen(&["raw,file=f0"], "node '(unnamed)': option 'node-name' is missing");
+    bench.refused_reopen(&["raw,file=f0"], "Parameter 'node-name' is missing");
     let line = "file,node-name=f0,filename=$";
     bench.refused_reopen(&[line, line], "node 'f0' is to be reopened twice");
 }

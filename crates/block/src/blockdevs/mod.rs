@@ -1,6 +1,7 @@
 //! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
 //! `blockdev-del` do.
 
+mod listing;
 mod open;
 mod reopen;
 mod resize;

@@ -20,6 +20,7 @@ pub struct BlkDebugOptions {
     /// `image`: the node below.
     pub image: NodeRef,
     /// `inject-error`: which requests fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inject_error: Vec<InjectError>,
     /// What it asks of requests, and of others.
     #[serde(flatten)]
@@ -155,9 +156,11 @@ pub struct DebugConstraints {
     pub max_discard: u32,
     /// `take-child-perms`: held of the node below besides what its users need.
     #[serde(rename = "take-child-perms", with = "permissions")]
+    #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub take: Permissions,
     /// `unshare-child-perms`: not shared with others.
     #[serde(rename = "unshare-child-perms", with = "permissions")]
+    #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub unshare: Permissions,
 }
 

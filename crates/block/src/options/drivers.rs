@@ -186,6 +186,19 @@ impl DriverOptions {
         }
     }
 
+    /// Puts another node in the place of a child.
+    pub(crate) fn set_child(&mut self, role: &str, child: NodeRef) {
+        let place = match self {
+            DriverOptions::Raw(RawOptions { file, .. })
+            | DriverOptions::Throttle(ThrottleNodeOptions { file, .. }) => file,
+            DriverOptions::BlkDebug(options) => &mut options.image,
+            DriverOptions::BlkLogWrites(options) if role == "log" => &mut options.log,
+            DriverOptions::BlkLogWrites(options) => &mut options.file,
+            _ => return,
+        };
+        *place = child;
+    }
+
     /// The first option that differs and that a node keeps for its life.
     pub(crate) fn fixed_option_that_differs(&self, new: &DriverOptions) -> Option<&'static str> {
         use DriverOptions::{BlkDebug, BlkLogWrites, File, HostDevice, NullAio, NullCo};

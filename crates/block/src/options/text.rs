@@ -15,7 +15,7 @@ use crate::node_info::DetectZeroes;
 struct Common {
     node_name: Option<String>,
     discard: Option<Discard>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Cache::is_empty")]
     cache: Cache,
     /// A node that is there is active.
     #[serde(rename = "active", skip_serializing)]
@@ -38,6 +38,12 @@ enum Discard {
 struct Cache {
     direct: Option<bool>,
     no_flush: Option<bool>,
+}
+
+impl Cache {
+    fn is_empty(&self) -> bool {
+        self.direct.is_none() && self.no_flush.is_none()
+    }
 }
 
 impl FromParts for NodeOptions {

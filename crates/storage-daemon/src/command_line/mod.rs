@@ -31,6 +31,8 @@ pub struct CommandLine {
     pub jobs: Vec<Job>,
     /// `--daemonize`.
     pub daemonize: bool,
+    /// `--dump-config`.
+    pub dump_config: bool,
     /// `--pidfile`.
     pub pid_file: Option<PathBuf>,
     /// `--trace`, every one.
@@ -115,7 +117,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, C
     }
     Ok(Request::Run(CommandLine {
         jobs,
-        daemonize: matches.get_flag("daemonize"),
+        // What is printed is to be seen.
+        daemonize: matches.get_flag("daemonize") && !matches.get_flag("dump-config"),
+        dump_config: matches.get_flag("dump-config"),
         pid_file: matches.get_one::<PathBuf>("pidfile").cloned(),
         trace,
     }))
@@ -139,6 +143,7 @@ fn command() -> Command {
         .arg(flag("help").short('h'))
         .arg(flag("version").short('V'))
         .arg(flag("daemonize").overrides_with("daemonize"))
+        .arg(flag("dump-config").overrides_with("dump-config"))
         .arg(path.overrides_with("pidfile"))
 }
 
@@ -164,6 +169,17 @@ fn jobs(matches: &ArgMatches) -> Result<Vec<Job>, CommandLineError> {
     }
     jobs.sort_by_key(|(place, _)| *place);
     Ok(jobs.into_iter().map(|(_, job)| job).collect())
+}
+
+/// Options as lines of a shell.
+pub fn to_shell(options: &[(&'static str, String)]) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_=.,:/@%+".contains(it);
+    let quoted = |text: &str| match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    };
+    let lines = options.iter().map(|(name, text)| format!(" \\\n    --{name} {}", quoted(text)));
+    format!("{PROGRAM}{}\n", lines.collect::<String>())
 }
 
 #[cfg(test)]
@@ -204,6 +220,15 @@ mod tests {
         assert!(line.daemonize);
         assert_eq!(line.jobs, [Job::new("blockdev", "").unwrap()]);
         assert_eq!(line.trace, ["a*", "b"]);
+    }
+
+    #[test]
+    fn options_are_quoted_for_a_shell() {
+        let options =
+            [("blockdev", "null-co,node-name=a".to_owned()), ("object", "it's".to_owned())];
+        let expected = "coblk-storage-daemon \\\n    --blockdev null-co,node-name=a \\\n    \
+                        --object 'it'\\''s'\n";
+        assert_eq!(to_shell(&options), expected);
     }
 
     #[test]

@@ -26,12 +26,13 @@ impl Daemon {
         self.check_no_metrics()?;
         // To ask for the addresses of a host may take long.
         let pool = co.context().thread_pool();
-        let listener = pool.submit_co(co, move || sockets::listen(&options.addr))?;
+        let listener = pool.submit_co(co, || sockets::listen(&options.addr))?;
         self.check_no_metrics()?;
         let failed =
             |source| DaemonError::Io { what: "cannot wait for clients for metrics", source };
         let server = MetricsServer::start(co.context(), Rc::downgrade(self), listener);
         *self.metrics.borrow_mut() = Some(server.map_err(failed)?);
+        self.configured.borrow_mut().metrics = Some(options);
         let uses = self.export_uses();
         uses.iter().flat_map(|(_, _, backends)| backends).for_each(measure_latencies);
         Ok(())

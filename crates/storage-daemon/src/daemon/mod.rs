@@ -1,6 +1,7 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod configuration;
 mod error;
 mod event;
 mod exports;
@@ -25,6 +26,7 @@ use coblk::qapi::shorten;
 use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker};
 
+use configuration::Configured;
 pub use error::DaemonError;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
@@ -68,6 +70,7 @@ pub struct Daemon {
     objects: RefCell<BTreeMap<String, Object>>,
     /// What they are now.
     properties: RefCell<BTreeMap<String, ObjectKind>>,
+    configured: RefCell<Configured>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
@@ -95,6 +98,7 @@ impl Daemon {
             blockdevs: Blockdevs::new(),
             objects: RefCell::default(),
             properties: RefCell::default(),
+            configured: RefCell::default(),
             exports: RefCell::default(),
             nbd_server: RefCell::default(),
             metrics: RefCell::default(),

@@ -51,6 +51,7 @@ impl Daemon {
             ));
         }
         let chardev = self.take_chardev(&options.chardev)?;
+        let configured = options;
         let options = QmpOptions {
             pretty: options.pretty,
             version: qmp::version(),
@@ -67,7 +68,13 @@ impl Daemon {
             monitor.begin();
         }
         self.monitors.borrow_mut().push(monitor);
+        self.configured.borrow_mut().monitors.push(configured.clone());
         Ok(())
+    }
+
+    /// What all character devices are.
+    pub(super) fn chardevs(&self) -> Vec<ChardevOptions> {
+        self.chardevs.borrow().values().map(|chardev| chardev.options.clone()).collect()
     }
 
     fn give_chardev_back(&self, id: &str) {

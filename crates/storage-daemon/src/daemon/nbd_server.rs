@@ -62,6 +62,7 @@ impl Daemon {
             }
         };
         *self.nbd_server.borrow_mut() = Some(RunningNbdServer { server: Rc::new(server) });
+        self.configured.borrow_mut().nbd_server = Some(options);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use coblk::qapi::shorten;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::address::{InetAddress, SocketAddress, UnixAddress};
 use super::refuse;
@@ -121,7 +121,7 @@ impl<'de> Deserialize<'de> for ChardevOptions {
 }
 
 /// A monitor on a character device.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MonitorOptions {
     /// `chardev`: where.
@@ -137,7 +137,7 @@ pub struct MonitorOptions {
 }
 
 /// What a monitor speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MonitorMode {
     /// The QEMU Machine Protocol.

@@ -3,7 +3,7 @@
 use coblk::block::ErrorPolicy;
 use coblk::qapi::{FromParts, OneOrMany, Only, Parts, Size, Unsupported};
 use serde::de::MapAccess;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::SocketAddress;
 
@@ -31,7 +31,7 @@ pub struct ExportOptions {
 }
 
 /// A kind of export.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExportKind {
     /// `nbd`.
@@ -41,7 +41,7 @@ pub enum ExportKind {
 }
 
 /// What clients of the NBD server find.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "NbdFields")]
 pub struct NbdExportOptions {
     /// `name`; the node's by default.
@@ -51,7 +51,7 @@ pub struct NbdExportOptions {
 }
 
 /// A disk for a virtual machine in another process.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VhostUserBlkExportOptions {
     /// `addr`: where front ends connect; `unix` or `fd`.
@@ -98,7 +98,7 @@ struct Common {
     #[serde(default)]
     fixed_iothread: bool,
     #[serde(default)]
-    iothread: OneOrMany,
+    iothread: Option<OneOrMany>,
     node_name: String,
     #[serde(default)]
     writable: bool,
@@ -140,7 +140,7 @@ impl FromParts for ExportOptions {
             node_name: common.node_name,
             writable: common.writable,
             writethrough: common.writethrough,
-            iothreads: common.iothread.0,
+            iothreads: common.iothread.unwrap_or_default().0,
             fixed_iothread: common.fixed_iothread,
             rerror: common.rerror,
             werror: common.werror,
@@ -152,5 +152,23 @@ impl FromParts for ExportOptions {
 impl<'de> Deserialize<'de> for ExportOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ExportOptions, D::Error> {
         coblk::qapi::parts(deserializer)
+    }
+}
+
+impl Serialize for ExportOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let iothread = Some(OneOrMany(self.iothreads.clone()));
+        let common = Common {
+            id: self.id.clone(),
+            fixed_iothread: self.fixed_iothread,
+            iothread: iothread.filter(|threads| !threads.0.is_empty()),
+            node_name: self.node_name.clone(),
+            writable: self.writable,
+            writethrough: self.writethrough,
+            _allow_inactive: None,
+            rerror: self.rerror,
+            werror: self.werror,
+        };
+        coblk::qapi::write_variant(serializer, "type", &self.kind, &common)
     }
 }

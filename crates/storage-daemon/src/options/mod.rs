@@ -21,6 +21,7 @@ mod nbd_server;
 mod object;
 mod throttle;
 mod tls;
+mod written;
 
 pub use address::{InetAddress, SocketAddress, UnixAddress};
 pub use chardev::{ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};

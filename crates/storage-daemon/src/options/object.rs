@@ -2,7 +2,7 @@
 
 use coblk::qapi::{FromParts, Parts};
 use serde::de::MapAccess;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::throttle::ThrottleGroupOptions;
@@ -18,7 +18,7 @@ pub struct ObjectOptions {
 }
 
 /// A kind of object.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ObjectKind {
     /// `iothread`.
@@ -133,7 +133,7 @@ impl ObjectOptions {
 }
 
 /// What all objects have.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Common {
     id: String,
 }
@@ -148,5 +148,12 @@ impl FromParts for ObjectOptions {
 impl<'de> Deserialize<'de> for ObjectOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ObjectOptions, D::Error> {
         coblk::qapi::parts(deserializer)
+    }
+}
+
+impl Serialize for ObjectOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let common = Common { id: self.id.clone() };
+        coblk::qapi::write_variant(serializer, "qom-type", &self.kind, &common)
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use coblk::block::filters::throttle::{Rate, ThrottleLimits};
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::OptionError;
@@ -14,8 +14,9 @@ use super::OptionError;
 type Numbers = BTreeMap<String, i64>;
 
 /// Limits that nodes share, as they were given: by name, as `iops-total-max`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ThrottleGroupOptions {
+    #[serde(rename = "limits", skip_serializing_if = "Numbers::is_empty")]
     given: Numbers,
 }
 

@@ -18,7 +18,7 @@ use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, QmpError, QmpVersion};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
 
@@ -46,6 +46,11 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     commands.add_urgent("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())
+    });
+    commands.add("x-coblk-config", |daemon, _, ()| {
+        let options = daemon.configuration().into_iter();
+        let arguments = options.flat_map(|(name, text)| [format!("--{name}"), text]);
+        Ok(json!({"arguments": arguments.collect::<Vec<_>>()}))
     });
     commands.table.alternate("BlockdevRef", node_ref());
     for (name, data) in events::schemas() {
