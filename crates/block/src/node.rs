@@ -140,7 +140,7 @@ impl BlockNode {
         self.path.set_write_threshold(threshold, Some(Box::new(passed)));
     }
 
-    /// Nobody is told any more. Any thread.
+    /// Removes the threshold, and its listener. Any thread.
     pub fn unset_write_threshold(&self) {
         self.path.set_write_threshold(0, None);
     }

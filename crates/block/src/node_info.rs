@@ -31,7 +31,7 @@ pub struct NodeInfo {
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
     pub highest_write: u64,
-    /// Where a write may end without telling anybody, in bytes, if there is such a threshold.
+    /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
     pub write_threshold: Option<u64>,
     /// The nodes it stands on.
     pub children: Vec<ChildInfo>,

@@ -46,7 +46,7 @@ fn a_threshold_is_passed_once_by_what_is_written_behind_it() {
     backend.pwrite_zeroes(&ctx, 8192, 4096, ZeroFlags::empty()).unwrap();
     assert_eq!(passed.try_recv(), Ok(ThresholdPassed { threshold: 8192, exceeded: 4096 }));
 
-    // Whoever makes room for the disk is told of the write that found none.
+    // A failed write counts: it may have failed because there is no room.
     set(8192);
     rules.add(Rule::fail(libc::ENOSPC).on(RequestKind::Write).once());
     write(8192, 4096).unwrap_err();

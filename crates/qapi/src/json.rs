@@ -1,5 +1,5 @@
 //! Reading one JSON value as QEMU does: strings may be in apostrophes, and an object has no two members
-//! of one name, which could mean different things to who sends it and who reads it.
+//! of one name, of which a sender and a reader might take different ones.
 
 use std::fmt;
 

@@ -22,7 +22,7 @@ fn property(qmp: &mut Client, path: &str, property: &str) -> Value {
 #[test]
 fn a_request_that_a_throttle_group_holds_back_goes_by_new_limits() {
     let place = Place::new();
-    // So it would take longer than anybody waits.
+    // The second read would wait for 18 hours.
     let (daemon, mut qmp) = start(
         &place,
         "--object throttle-group,id=g,limits.bps-total=1 \

@@ -1,4 +1,4 @@
-//! The write threshold of a node: somebody is told once when a write ends behind it.
+//! The write threshold of a node: a listener is called once when a write ends behind it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

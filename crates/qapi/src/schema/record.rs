@@ -209,7 +209,7 @@ struct Members<'a> {
 const NOTHING: Schema = Schema::Builtin("any");
 
 impl Members<'_> {
-    /// Whoever has asked for a name and not for its value has the value by another name.
+    /// A visitor that asks for a name and not for its value has the value by another name.
     fn fail_if_twice(&mut self) {
         if let Some(name) = self.next.take() {
             let previous = self.shape.members.last().map(|member| self.full(&member.name));

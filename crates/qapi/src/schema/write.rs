@@ -46,7 +46,7 @@ impl Schemas {
         entities
     }
 
-    /// The name of a type, which is told with the first one who asks.
+    /// The name of a type, which is added when it is first used.
     fn name(&mut self, schema: &Schema) -> String {
         if let Some(name) = self.names.get(schema) {
             return name.clone();
