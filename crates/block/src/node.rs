@@ -127,10 +127,11 @@ impl BlockNode {
         self.path.swap_discard_enabled(enabled);
     }
 
-    /// Calls `passed`, once, when a write or a request for zeroes ends behind `threshold` bytes,
-    /// whether it succeeds or not; then there is no threshold. One that was set before is forgotten.
+    /// Calls `passed`, once, when a write, a request for zeroes or a discard that reaches the driver
+    /// ends behind `threshold` bytes, whether it succeeds or not; then there is no threshold. One that
+    /// was set before is forgotten.
     ///
-    /// It is called on the thread of the request, between its driver and its user, and may set the next
+    /// It is called on the thread of the request, before that is complete, and may set the next
     /// threshold. Any thread.
     pub fn set_write_threshold(
         &self,

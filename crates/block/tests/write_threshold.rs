@@ -1,4 +1,4 @@
-//! The write threshold of a node: told once, by writes and zeroes, failed or not, and by nothing else.
+//! The write threshold of a node: told once, by writes, zeroes and discards, failed or not, and by nothing else.
 
 use std::sync::mpsc::channel;
 
@@ -44,6 +44,15 @@ fn a_threshold_is_passed_once_by_what_is_written_behind_it() {
 
     set(8192);
     backend.pwrite_zeroes(&ctx, 8192, 4096, ZeroFlags::empty()).unwrap();
+    assert_eq!(passed.try_recv(), Ok(ThresholdPassed { threshold: 8192, exceeded: 4096 }));
+
+    // A discard counts if the driver is asked for it.
+    set(8192);
+    node.set_discard_enabled(false);
+    backend.pdiscard(&ctx, 8192, 4096).unwrap();
+    nobody_is_told();
+    node.set_discard_enabled(true);
+    backend.pdiscard(&ctx, 8192, 4096).unwrap();
     assert_eq!(passed.try_recv(), Ok(ThresholdPassed { threshold: 8192, exceeded: 4096 }));
 
     // A failed write counts: it may have failed because there is no room.

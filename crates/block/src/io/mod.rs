@@ -100,6 +100,12 @@ impl PathState {
         }
     }
 
+    /// A discard that the driver is asked for. As in QEMU it counts for the threshold, and not for the
+    /// highest write.
+    fn discards_up_to(&self, end: u64) {
+        self.threshold.wrote_up_to(end);
+    }
+
     pub(crate) fn write_threshold(&self) -> Option<u64> {
         self.threshold.end()
     }
