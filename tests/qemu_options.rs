@@ -9,7 +9,7 @@ use coblk_tests::images::sparse_image;
 use coblk_tests::{image_dir, tools};
 
 /// `$` stands for the directory of the images.
-const TAKEN: [&str; 27] = [
+const TAKEN: [&str; 35] = [
     "file,node-name=f,filename=$/a.img",
     "file,node-name=f,filename=$/a.img,aio=native,cache.direct=on",
     "file,node-name=f,filename=$/a.img,aio=io_uring,cache.direct=on,cache.no-flush=on",
@@ -42,9 +42,17 @@ const TAKEN: [&str; 27] = [
     "driver=file,node-name=f,filename=$/a.img,cache.direct=off",
     "{\"driver\":\"file\",\"node-name\":\"f\",\"filename\":\"$/a.img\",\"read-only\":true}",
     "{\"driver\":\"raw\",\"node-name\":\"r\",\"size\":512,\"file\":{\"driver\":\"null-co\"}}",
+    "null-co,node-name=f,size=0x400",
+    "null-co,node-name=f,size=010,latency-ns=+5",
+    "null-co,node-name=f,size= 10,read-zeroes=y",
+    "null-co,node-name=a,node-name=f,",
+    "null-co,node-name=f,active=on",
+    "raw,node-name=r,file.driver=null-co,file.node-name=n,size=0x10000",
+    "{'driver':'null-co','node-name':'f','size':65536}",
+    "{'driver':'raw','node-name':'r','file':{'driver':'null-co','cache':{'direct':true}}} ",
 ];
 
-const REFUSED: [&str; 20] = [
+const REFUSED: [&str; 39] = [
     "file,node-name=f,filename=$/a.img,aio=native",
     "file,node-name=f,filename=$/a.img,aio=posix",
     "file,node-name=f,filename=$/a.img,pr-manager=nobody",
@@ -65,6 +73,25 @@ const REFUSED: [&str; 20] = [
     "blkdebug,node-name=d,image.driver=null-co,opt-write-zero=65536,max-write-zero=1000",
     "blklogwrites,node-name=l,file.driver=null-co,log.driver=null-co,log-sector-size=100",
     "nosuchdriver,node-name=f",
+    "null-co,node-name=f,size=1G",
+    "null-co,node-name=f,size=10 ",
+    "null-co,node-name=f,size=",
+    "null-co,node-name=f,size=18446744073709551616",
+    "null-co,node-name=f,read-zeroes=ON",
+    "null-co,node-name=f,read-zeroes",
+    "null-co,node-name=f,cache=on",
+    "null-co,node-name=f,cache.0=on",
+    "null-co,,node-name=f",
+    "null-co,node-name=f,a..b=5",
+    "raw,node-name=r,file.driver=null-co,offset=1k",
+    "raw,node-name=r,file.0=f",
+    "{'driver':'null-co','node-name':'f','size':'5'}",
+    "{'driver':'null-co','node-name':'f','size':1.0}",
+    "{'driver':'null-co','node-name':'f','read-zeroes':'on'}",
+    "{'driver':'null-co','node-name':'f','node-name':'g'}",
+    "{'driver':'null-co','node-name':'f'}}",
+    "{'driver':'null-co','node-name':'f'",
+    "{'driver':'raw','node-name':'r','file':null}",
 ];
 
 /// Whether the daemon opens a node. It goes on to an export that it cannot make, and so ends.

@@ -51,7 +51,7 @@ pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
 pub use in_flight::{RequestInfo, requests_in_flight};
-pub use io::{BlockStatus, BlockStatusKind};
+pub use io::{BlockStatus, BlockStatusKind, ThresholdPassed};
 pub use merged::Merged;
 pub use node::BlockNode;
 pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};

@@ -11,7 +11,7 @@ use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::flags::{WriteFlags, ZeroFlags};
 use crate::gate::Gate;
 use crate::graph::{self, GraphError, NodeId};
-use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::io::{self as request_path, BlockStatus, PathState, ThresholdPassed};
 use crate::live_limits::LiveLimits;
 use crate::node_info::{CacheMode, DetectZeroes};
 
@@ -159,6 +159,25 @@ impl BlockNode {
     /// still go by what was set before.
     pub fn set_discard_enabled(&self, enabled: bool) {
         self.path.swap_discard_enabled(enabled);
+    }
+
+    /// Calls `passed`, once, when a write, a request for zeroes or a discard that reaches the driver
+    /// ends behind `threshold` bytes, whether it succeeds or not; then there is no threshold. One that
+    /// was set before is forgotten.
+    ///
+    /// It is called on the thread of the request, before that is complete, and may set the next
+    /// threshold. Any thread.
+    pub fn set_write_threshold(
+        &self,
+        threshold: u64,
+        passed: impl FnOnce(ThresholdPassed) + Send + 'static,
+    ) {
+        self.path.set_write_threshold(threshold, Some(Box::new(passed)));
+    }
+
+    /// Removes the threshold, and its listener. Any thread.
+    pub fn unset_write_threshold(&self) {
+        self.path.set_write_threshold(0, None);
     }
 
     /// How it was asked to treat caches.

@@ -1,5 +1,7 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
+use serde::{Deserialize, Serialize};
+
 use crate::drivers::Engine;
 use crate::node::BlockNode;
 
@@ -29,6 +31,8 @@ pub struct NodeInfo {
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
     pub highest_write: u64,
+    /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
+    pub write_threshold: Option<u64>,
     /// The nodes it stands on.
     pub children: Vec<ChildInfo>,
 }
@@ -43,7 +47,8 @@ pub struct CacheMode {
 }
 
 /// What becomes of a write of nothing but zeroes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DetectZeroes {
     /// It is a write.
     #[default]
@@ -80,6 +85,7 @@ impl BlockNode {
             detect_zeroes: self.path.detect_zeroes(),
             length: self.length(),
             highest_write: self.path.highest_write(),
+            write_threshold: self.path.write_threshold(),
             children: children.collect(),
         }
     }

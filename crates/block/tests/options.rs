@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
-use coblk_block::options::{DriverOptions, NodeOptions};
+use coblk_block::options::{BlkLogWritesOptions, DriverOptions, NodeOptions};
 use coblk_block::{BackendOptions, BlockBackend, WriteFlags};
 use util::PATIENCE;
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
@@ -69,7 +69,7 @@ fn what_cannot_be_opened_is_named_and_leaves_nothing() {
     bench.refused("driver=file,node-name=f,filename=$.not", "node 'f': cannot open image");
     bench.refused("driver=raw,file=nobody", "there is no node 'nobody'");
     bench.refused("driver=throttle,throttle-group=g,file.driver=null-co", "no throttle group 'g'");
-    let line = "driver=raw,node-name=r,file.driver=file,file.filename=$,offset=2M";
+    let line = "driver=raw,node-name=r,file.driver=file,file.filename=$,offset=2097152";
     bench.refused(line, "node 'r': offset 2097152 is beyond the end");
     bench.refused("driver=host_device,filename=$", "it is a regular file");
     // The first child is closed again when the second cannot be opened.
@@ -202,7 +202,8 @@ fn a_log_has_sectors_as_asked() {
     }
     // Typed options may say anything.
     let [file, log] = [(); 2].map(|()| NodeOptions::from_keyval("null-co").unwrap().into());
-    let driver = DriverOptions::BlkLogWrites { file, log, log_sector_size: Some(3) };
+    let driver =
+        DriverOptions::BlkLogWrites(BlkLogWritesOptions { file, log, log_sector_size: Some(3) });
     let error = bench.blockdevs.open(&bench.ctx, NodeOptions::new(driver)).err().unwrap();
     let expected = "option 'log-sector-size': 3 is not a power of two from 512 to 65536";
     assert!(error.to_string().ends_with(expected), "{error}");
@@ -270,7 +271,7 @@ fn a_stack_of_nodes_has_a_limit() {
     let bench = Bench::new();
     let open =
         |line: &str| bench.blockdevs.open(&bench.ctx, NodeOptions::from_keyval(line).unwrap());
-    open("driver=null-co,node-name=n0,size=1M").unwrap();
+    open("driver=null-co,node-name=n0,size=1048576").unwrap();
     let mut height = 0;
     let error = loop {
         match open(&format!("driver=raw,node-name=n{},file=n{height}", height + 1)) {

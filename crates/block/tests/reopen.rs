@@ -290,7 +290,7 @@ fn all_of_several_or_none() {
     bench.open("null-co,node-name=n0").unwrap();
     let direct = "file,node-name=f0,filename=$,cache.direct=on,discard=unmap";
     bench.refused_reopen(
-        &[direct, "null-co,node-name=n0,size=1k"],
+        &[direct, "null-co,node-name=n0,size=1024"],
         "node 'n0': cannot change the option 'size'",
     );
     bench.refused_reopen(&[direct, "null-co,node-name=n1"], "there is no node 'n1'");
@@ -324,7 +324,7 @@ fn what_cannot_change_is_named() {
     fixed("raw,node-name=d0,file.driver=file,file.node-name=f1,file.filename=$", "d0", "file");
     // It was made for another node, and is reopened by its own name.
     fixed("raw,node-name=d0,file.driver=null-co", "f0", "driver");
-    bench.refused_reopen(&["raw,file=f0"], "node '(unnamed)': option 'node-name' is missing");
+    bench.refused_reopen(&["raw,file=f0"], "Parameter 'node-name' is missing");
     let line = "file,node-name=f0,filename=$";
     bench.refused_reopen(&[line, line], "node 'f0' is to be reopened twice");
 }

@@ -39,6 +39,7 @@ pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
 pub use coblk_nbd as nbd;
+pub use coblk_qapi as qapi;
 pub use coblk_qmp as qmp;
 #[cfg(feature = "vhost-user-blk")]
 pub use coblk_vhost_user_blk as vhost_user_blk;

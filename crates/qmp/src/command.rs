@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use coblk_aio::Co;
+use coblk_qapi::{Error, Schema, Schemas, shorten};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::from_arguments;
-use crate::error::{ErrorClass, QmpError, shorten};
+use crate::error::{ErrorClass, QmpError};
 use crate::request::Request;
+use crate::session::{EVENTS_DROPPED, negotiation};
 
 type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError>>;
 
@@ -19,14 +21,15 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// sessions do not wait for each other, so that one that waits for a dead disk stops no other monitor.
 /// What a command finds when it has suspended may have been changed by another one.
 ///
-/// `query-commands` is there from the start. `qmp_capabilities` and `query-version` are the monitor's.
+/// `query-commands` and `query-qmp-schema` are there from the start. `qmp_capabilities` and
+/// `query-version` are the monitor's.
 ///
 /// ```
 /// use coblk_qmp::{CommandTable, QmpError};
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Deserialize)]
-/// #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+/// #[serde(rename_all = "kebab-case")]
 /// struct Resize {
 ///     node_name: String,
 ///     size: u64,
@@ -41,7 +44,17 @@ type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError
 /// });
 /// ```
 pub struct CommandTable {
-    commands: BTreeMap<&'static str, Handler>,
+    commands: BTreeMap<&'static str, Command>,
+    events: BTreeMap<&'static str, Schema>,
+    alternates: BTreeMap<&'static str, Vec<Schema>>,
+}
+
+struct Command {
+    handler: Handler,
+    /// What its arguments are.
+    schema: fn() -> Result<Schema, Error>,
+    /// The same, if the type does not say it.
+    described: Option<Schema>,
 }
 
 impl Default for CommandTable {
@@ -53,12 +66,12 @@ impl Default for CommandTable {
 impl CommandTable {
     /// A table without commands of its own.
     pub fn new() -> CommandTable {
-        CommandTable { commands: BTreeMap::new() }
+        let (commands, events, alternates) = Default::default();
+        CommandTable { commands, events, alternates }
     }
 
-    /// Adds a command. Its arguments become an `A`, see [`from_arguments`]; let it deny unknown fields.
-    /// What it returns becomes the answer; `()` an empty object. It runs in a coroutine, so it may
-    /// suspend, and must not block.
+    /// Adds a command. Its arguments become an `A`, see [`from_arguments`]. What it returns becomes the
+    /// answer; `()` an empty object. It runs in a coroutine, so it may suspend, and must not block.
     ///
     /// A panic in it is answered with an error.
     ///
@@ -76,14 +89,58 @@ impl CommandTable {
                 value => Ok(value),
             }
         });
-        let previous = self.commands.insert(name, handler);
+        let command = Command { handler, schema: Schema::of::<A>, described: None };
+        let previous = self.commands.insert(name, command);
         assert!(previous.is_none(), "two commands are called '{name}'");
+    }
+
+    /// Says what the arguments of a command are, if its type does not.
+    ///
+    /// # Panics
+    /// If there is no such command.
+    pub fn describe(&mut self, command: &str, arguments: Schema) {
+        let command = self.commands.get_mut(command).expect("a command of this table");
+        command.described = Some(arguments);
+    }
+
+    /// Says that there is an event, and what it tells: for `query-qmp-schema`.
+    pub fn event(&mut self, name: &'static str, data: Schema) {
+        self.events.insert(name, data);
+    }
+
+    /// Says what a type can be that is read by hand, by the name that it expects to be.
+    pub fn alternate(&mut self, name: &'static str, choices: Vec<Schema>) {
+        self.alternates.insert(name, choices);
+    }
+
+    /// `query-qmp-schema`: found by reading the types of all arguments.
+    fn schema(&self) -> Result<Value, QmpError> {
+        let mut schemas = Schemas::default();
+        for (name, choices) in &self.alternates {
+            schemas.alternate(name, choices.clone());
+        }
+        for (name, command) in &self.commands {
+            let arguments = match &command.described {
+                Some(arguments) => arguments.clone(),
+                None => (command.schema)().map_err(QmpError::generic)?,
+            };
+            schemas.command(name, &arguments);
+        }
+        for name in ["query-commands", "query-qmp-schema", "query-version"] {
+            schemas.command(name, &Schema::object(&[]));
+        }
+        schemas.command("qmp_capabilities", &negotiation().map_err(QmpError::generic)?);
+        schemas.event(EVENTS_DROPPED, &Schema::object(&[("count", "uint64")]));
+        for (name, data) in &self.events {
+            schemas.event(name, data);
+        }
+        Ok(schemas.finish().into())
     }
 
     /// The names of all commands, sorted; with those that every monitor has.
     pub fn names(&self) -> Vec<&'static str> {
         let mut names: Vec<&'static str> = self.commands.keys().copied().collect();
-        names.extend(["qmp_capabilities", "query-commands", "query-version"]);
+        names.extend(["qmp_capabilities", "query-commands", "query-qmp-schema", "query-version"]);
         names.sort_unstable();
         names
     }
@@ -95,12 +152,16 @@ impl CommandTable {
             let names = self.names().into_iter().map(|name| json!({"name": name}));
             return Ok(names.collect());
         }
-        let Some(handler) = self.commands.get(request.execute.as_str()) else {
+        if request.execute == "query-qmp-schema" {
+            from_arguments::<()>(request.arguments)?;
+            return self.schema();
+        }
+        let Some(command) = self.commands.get(request.execute.as_str()) else {
             let name = shorten(&request.execute);
             let desc = format!("The command {name} has not been found");
             return Err(QmpError::new(ErrorClass::CommandNotFound, desc));
         };
-        let result = co.catch_unwind(|| handler(co, request.arguments));
+        let result = co.catch_unwind(|| (command.handler)(co, request.arguments));
         result.unwrap_or_else(|_| {
             // The panic's own message is in the log: the hook has written it.
             tracing::error!(command = %shorten(&request.execute), "a QMP command panicked");

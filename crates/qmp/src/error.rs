@@ -50,12 +50,3 @@ impl From<io::Error> for QmpError {
         QmpError::generic(error)
     }
 }
-
-/// A text of the client for a message that shall not be as long as what it sent.
-pub(crate) fn shorten(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
-}

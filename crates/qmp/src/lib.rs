@@ -1,9 +1,9 @@
 //! The QEMU Machine Protocol on coblk's event loop: a [`Monitor`] takes commands from clients as QEMU's
 //! does, looks them up in a [`CommandTable`], and tells [`Event`]s.
 //!
-//! A client's bytes are cut into JSON values (`splitter.rs`), which become values (`json.rs`), then
-//! commands (`request.rs`), and their arguments Rust types (`arguments.rs`). A session (`session.rs`) is
-//! one coroutine: it runs one command after the other, and commands may suspend.
+//! A client's bytes are cut into JSON values ([`coblk_qapi::Splitter`]), which become commands
+//! (`request.rs`), and their arguments Rust types ([`coblk_qapi::from_value`]). A session (`session.rs`)
+//! is one coroutine: it runs one command after the other, and commands may suspend.
 //!
 //! What a client sends is bounded, and so is what waits for one that does not read: the session reads no
 //! further command before the last one's answer has gone, and events are dropped.
@@ -18,7 +18,6 @@ mod json;
 mod monitor;
 mod request;
 mod session;
-mod splitter;
 
 pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
 

@@ -1,8 +1,9 @@
 //! [`Request`]: what a client asks for.
 
+use coblk_qapi::shorten;
 use serde_json::{Map, Value};
 
-use crate::error::{QmpError, shorten};
+use crate::error::QmpError;
 
 /// A command, as a client sends it.
 #[derive(Debug, PartialEq)]

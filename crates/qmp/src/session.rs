@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use coblk_aio::Co;
 use coblk_aio::sync::CoQueue;
+use coblk_qapi::{Schema, Splitter};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -18,13 +19,12 @@ use crate::event::Event;
 use crate::json;
 use crate::monitor::QmpOptions;
 use crate::request::{Request, take_apart};
-use crate::splitter::Splitter;
 
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
 /// ones are dropped.
 const MAX_WAITING_EVENTS: usize = 256 << 10;
 /// The event that says how many events were dropped; QEMU keeps all, in memory without bound.
-const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
+pub const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
 
 /// Commands of one monitor, whose clients have gone before they ended, and the next one.
 const MAX_RUNNING: usize = 64;
@@ -96,6 +96,11 @@ enum Capability {
     Oob,
 }
 
+/// What the arguments of `qmp_capabilities` are.
+pub fn negotiation() -> Result<Schema, coblk_qapi::Error> {
+    Schema::of::<Negotiation>()
+}
+
 impl Session {
     /// One that counts its commands in `running`.
     pub fn new(channel: Channel, options: QmpOptions, running: Rc<Cell<usize>>) -> Rc<Session> {
@@ -156,10 +161,9 @@ impl Session {
         table: &Rc<CommandTable>,
         text: Result<Vec<u8>, &'static str>,
     ) -> Option<Answer> {
-        let value = text.map_err(QmpError::generic).and_then(|text| {
-            json::parse(&text)
-                .map_err(|error| QmpError::generic(format!("JSON parse error, {error}")))
-        });
+        let value = text
+            .map_err(QmpError::generic)
+            .and_then(|text| coblk_qapi::json::parse_one(&text).map_err(QmpError::generic));
         let (id, request) = match value {
             Ok(value) => take_apart(value),
             Err(error) => (None, Err(error)),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Mutex;
 
-use coblk::options::parse_keyval;
+use coblk::qapi::parse_keyval;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Metadata, Subscriber};

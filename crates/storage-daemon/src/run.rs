@@ -89,7 +89,12 @@ fn serve(line: &CommandLine) -> Result<(), StartError> {
     let _signals = signals::watch(&ctx, &daemon)
         .map_err(|source| StartError::System { what: "cannot watch for signals", source })?;
     let served = set_up(&ctx, &daemon, line).and_then(|pid_file| {
-        if daemon.quit_cause().is_none() {
+        if line.dump_config {
+            let text = command_line::to_shell(&daemon.configuration());
+            std::io::stdout()
+                .write_all(text.as_bytes())
+                .map_err(|source| StartError::System { what: "cannot print", source })?;
+        } else if daemon.quit_cause().is_none() {
             if line.daemonize {
                 daemonize::tell_parent()
                     .map_err(|source| StartError::System { what: "cannot daemonize", source })?;

@@ -14,7 +14,7 @@ use coblk::options::NodeOptions;
 use coblk::{AioContext, AioHandle, Co};
 use coblk_storage_daemon::daemon::{Daemon, DaemonError, Event, IoError, ShutdownCause};
 use coblk_storage_daemon::exports::RemoveMode;
-use coblk_storage_daemon::options::{OptionError, from_argument, from_value};
+use coblk_storage_daemon::options::from_argument;
 use coblk_tests::nbd::{MAGIC, choose, request};
 use serde_json::json;
 
@@ -45,7 +45,8 @@ impl Running {
             // Nobody may listen any more at the end.
             daemon.subscribe(move |_, event| drop(tell.send(event.clone())));
             let server = json!({"addr": {"type": "unix", "path": socket}});
-            ctx.run(|co| daemon.nbd_server_start(co, from_value(server).unwrap())).unwrap();
+            ctx.run(|co| daemon.nbd_server_start(co, coblk::qapi::from_value(server).unwrap()))
+                .unwrap();
             daemon.begin();
             started.send(ctx.handle()).unwrap();
             while daemon.quit_cause().is_none() {
@@ -213,7 +214,7 @@ fn the_nbd_server_stops_with_its_exports_and_starts_again() {
     let mut client = connect(&running.socket());
     let twice = json!({"addr": {"type": "unix", "path": running.dir.path().join("2")}});
     let start = move |daemon: &Rc<Daemon>, co: &Co<'_>| {
-        daemon.nbd_server_start(co, from_value(twice.clone()).unwrap())
+        daemon.nbd_server_start(co, coblk::qapi::from_value(twice.clone()).unwrap())
     };
     let refused = running.call(start.clone()).unwrap_err();
     assert_eq!(refused.to_string(), "NBD server already running");
@@ -259,23 +260,18 @@ fn objects_in_use_are_not_deleted() {
 #[test]
 fn json_has_types_and_command_lines_have_texts() {
     use coblk_storage_daemon::options::{ExportOptions, NbdServerOptions};
-    let wrong = json!({"type": "nbd", "id": "e", "node-name": "n", "writable": "on"});
-    let error = from_value::<ExportOptions>(wrong).unwrap_err();
-    let (parameter, expected) = ("writable".to_owned(), "boolean".to_owned());
-    assert_eq!(error, OptionError::Kind { parameter, expected });
-    let wrong = json!({"addr": {"type": "unix", "path": "p"}, "max-connections": -1});
-    let error = from_value::<NbdServerOptions>(wrong).unwrap_err();
-    assert_eq!(error.to_string(), "Parameter 'max-connections' expects uint32");
-    let wrong = json!({"addr": {"type": "unix", "path": null}});
-    let error = from_value::<NbdServerOptions>(wrong).unwrap_err();
-    assert_eq!(error.to_string(), "Parameter 'addr.path' expects string");
-    // Any deserializer will do.
+    let read =
+        |json: &str| from_argument::<NbdServerOptions>(json, "addr").unwrap_err().to_string();
+    let wrong = "{'type': 'nbd', 'id': 'e', 'node-name': 'n', 'writable': 'on'}";
+    let error = from_argument::<ExportOptions>(wrong, "type").unwrap_err().to_string();
+    assert_eq!(error, "Invalid parameter type for 'writable', expected: boolean");
+    let wrong = "{'addr': {'type': 'unix', 'path': 'p'}, 'max-connections': -1}";
+    assert_eq!(read(wrong), "Parameter 'max-connections' expects uint32_t");
+    let wrong = "{'addr': {'type': 'unix', 'path': null}}";
+    assert_eq!(read(wrong), "Invalid parameter type for 'addr.path', expected: string");
     let json = r#"{"type":"nbd","id":"e","node-name":"n","iothread":["a","b"],"werror":"stop"}"#;
-    let options: ExportOptions = serde_json::from_str(json).unwrap();
+    let options: ExportOptions = from_argument(json, "type").unwrap();
     assert_eq!(options.iothreads, ["a", "b"]);
-    assert_eq!(
-        options,
-        from_argument("nbd,id=e,node-name=n,iothread.0=a,iothread.1=b,werror=stop", "type")
-            .unwrap()
-    );
+    let line = "nbd,id=e,node-name=n,iothread.0=a,iothread.1=b,on-write-error=stop";
+    assert_eq!(options, from_argument(line, "type").unwrap());
 }

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use util::{Place, wait_until};
 
 /// Each command line, and the names of its exports.
-const LINES: [(&str, &[&str]); 4] = [
+const LINES: [(&str, &[&str]); 5] = [
     (
         "--blockdev driver=file,node-name=disk,filename=@/disk.img \
          --nbd-server addr.type=unix,addr.path=@/nbd.sock,max-connections=7 \
@@ -31,6 +31,14 @@ const LINES: [(&str, &[&str]); 4] = [
          --nbd-server {\"addr\":{\"type\":\"unix\",\"path\":\"@/nbd.sock\"}} \
          --export {\"type\":\"nbd\",\"id\":\"e0\",\"node-name\":\"n\",\"name\":\"\",\"writable\":true}",
         &[""],
+    ),
+    // Strings in apostrophes, numbers in other bases.
+    (
+        "--blockdev {'driver':'null-co','node-name':'n','size':65536,'read-zeroes':true} \
+         --blockdev null-co,node-name=m,size=0x10000,read-zeroes=y \
+         --nbd-server {'addr':{'type':'unix','path':'@/nbd.sock'}} \
+         --export {'type':'nbd','id':'e0','node-name':'n'} --export nbd,id=e1,node-name=m",
+        &["n", "m"],
     ),
     (
         "--object {\"qom-type\":\"throttle-group\",\"id\":\"g\",\"limits\":{\"bps-total\":1000000}} \

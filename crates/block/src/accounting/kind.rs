@@ -1,7 +1,10 @@
 //! [`RequestKind`]: what a request does.
 
+use serde::{Deserialize, Serialize};
+
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum RequestKind {
     /// Reads.

@@ -1,6 +1,7 @@
 //! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
 //! `blockdev-del` do.
 
+mod listing;
 mod open;
 mod reopen;
 mod resize;
@@ -10,13 +11,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coblk_aio::{AioContext, Co, PoolShare};
+use coblk_qapi::shorten;
 
 use crate::child_role::ChildRole;
 use crate::filters::throttle::ThrottleGroup;
 use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
 use crate::node::BlockNode;
-use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name, shorten};
+use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name};
 use open::{Inherited, Opening};
 
 /// Nodes by their names, and the throttle groups that options can name. Any thread.
@@ -30,7 +32,7 @@ use open::{Inherited, Opening};
 /// use coblk_block::options::NodeOptions;
 ///
 /// let (ctx, blockdevs) = (AioContext::new()?, Blockdevs::new());
-/// let options = NodeOptions::from_keyval("driver=null-co,node-name=disk,size=64M")?;
+/// let options = NodeOptions::from_keyval("driver=null-co,node-name=disk,size=67108864")?;
 /// let disk = blockdevs.open(&ctx, options)?;
 /// assert_eq!(disk.length(), 64 << 20);
 /// let raw = blockdevs.open(&ctx, NodeOptions::from_keyval("driver=raw,node-name=raw,file=disk")?)?;

@@ -1,7 +1,6 @@
 //! One node on its way from options.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::sync::Arc;
 
 use coblk_aio::{Co, PoolShare};
@@ -17,8 +16,8 @@ use crate::graph::Child;
 use crate::node::{BlockNode, NodeState};
 use crate::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
-    BlockdevError, DebugConstraints, DriverOptions, InjectError, NodeOptions, NodeRef,
-    OptionsError, SetState, check_log_sector,
+    BlkDebugOptions, BlkLogWritesOptions, BlockdevError, DriverOptions, FileNodeOptions,
+    NodeOptions, NodeRef, NullOptions, RawOptions, SetState, ThrottleNodeOptions, check_log_sector,
 };
 
 /// What a child has from its parent, unless it says otherwise.
@@ -49,9 +48,9 @@ impl Inherited {
 
     /// Whether these go together.
     pub(super) fn check(self, node: &str) -> Result<(), BlockdevError> {
-        let invalid = |option: &str, why: &str| {
-            let (node, option, why) = (node.to_owned(), option.to_owned(), why.to_owned());
-            Err(OptionsError::Invalid { node, option, why }.into())
+        let invalid = |option, why: &str| {
+            let (node, why) = (node.to_owned(), why.to_owned());
+            Err(BlockdevError::Invalid { node, option, why })
         };
         if self.detect_zeroes == DetectZeroes::Unmap && !self.unmap {
             return invalid("detect-zeroes", "'unmap' needs discard=unmap");
@@ -103,9 +102,11 @@ impl Inherited {
         open: impl Fn(FileOptions) -> Result<T, FileOpenError>,
     ) -> Result<T, FileOpenError> {
         let mut options = File::options().direct(self.cache_direct).no_flush(self.cache_no_flush);
-        if let DriverOptions::File { aio, locking, device, .. } = driver {
-            options = options.engine(*aio).locking(*locking);
-            options = if *device { options.on_device() } else { options };
+        if let DriverOptions::File(file) | DriverOptions::HostDevice(file) = driver {
+            options = options.engine(file.aio).locking(file.locking);
+        }
+        if let DriverOptions::HostDevice(_) = driver {
+            options = options.on_device();
         }
         match open(options.read_only(self.read_only)) {
             Err(error) if self.auto_read_only && is_refusal(&error) => {
@@ -131,19 +132,15 @@ impl Opening<'_, '_> {
     /// function.
     pub(super) fn co_open(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
         let node = match &options.driver {
-            DriverOptions::File { filename, .. } => self.file(&options.driver, filename),
-            DriverOptions::Raw { file, offset, size } => self.raw(file, *offset, *size),
-            DriverOptions::Null { size, read_zeroes, latency_ns, deferred } => {
-                let null = Null::new(*size).read_zeroes(*read_zeroes).latency_ns(*latency_ns);
-                self.made(null.deferred(*deferred))
+            DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
+                self.file(&options.driver, file)
             }
-            DriverOptions::Throttle { file, throttle_group } => self.throttle(file, throttle_group),
-            DriverOptions::BlkDebug { image, inject_error, set_state, constraints } => {
-                self.blkdebug(image, inject_error, set_state, constraints)
-            }
-            DriverOptions::BlkLogWrites { file, log, log_sector_size } => {
-                self.blklogwrites(file, log, *log_sector_size)
-            }
+            DriverOptions::Raw(raw) => self.raw(raw),
+            DriverOptions::NullCo(options) => self.made(null(options)),
+            DriverOptions::NullAio(options) => self.made(null(options).deferred(true)),
+            DriverOptions::Throttle(throttle) => self.throttle(throttle),
+            DriverOptions::BlkDebug(debug) => self.blkdebug(debug),
+            DriverOptions::BlkLogWrites(options) => self.blklogwrites(options),
         }?;
         node.swap_state(self.own.node_state());
         Ok(node)
@@ -158,8 +155,11 @@ impl Opening<'_, '_> {
     fn file(
         &self,
         driver: &DriverOptions,
-        filename: &Path,
+        FileNodeOptions { filename, .. }: &FileNodeOptions,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
+        if filename.as_os_str().is_empty() {
+            return Err(self.invalid("filename", "a file has a name".to_owned()));
+        }
         let open = |options: FileOptions| PoolShare::once(self.co, || options.open(filename));
         let file = self.own.open_file(driver, open);
         let file = file.map_err(|source| BlockdevError::File { node: self.node(), source });
@@ -167,30 +167,21 @@ impl Opening<'_, '_> {
     }
 
     #[inline(never)]
-    fn raw(
-        &self,
-        file: &NodeRef,
-        offset: u64,
-        size: Option<u64>,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let raw = Raw::part(self.child(ChildRole::FILTER, file)?, offset, size);
+    fn raw(&self, options: &RawOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let file = self.child(ChildRole::FILTER, &options.file)?;
+        let raw = Raw::part(file, options.offset, options.size);
         self.made(raw.map_err(|error| self.refused(error))?)
     }
 
     #[inline(never)]
-    fn throttle(&self, file: &NodeRef, group: &str) -> Result<Arc<BlockNode>, BlockdevError> {
-        let group = self.blockdevs.known_group(group)?;
-        self.made(Throttle::new(self.child(ChildRole::FILTER, file)?, &group))
+    fn throttle(&self, options: &ThrottleNodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let group = self.blockdevs.known_group(&options.throttle_group)?;
+        self.made(Throttle::new(self.child(ChildRole::FILTER, &options.file)?, &group))
     }
 
     #[inline(never)]
-    fn blkdebug(
-        &self,
-        image: &NodeRef,
-        inject_error: &[InjectError],
-        set_state: &[SetState],
-        constraints: &DebugConstraints,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
+    fn blkdebug(&self, options: &BlkDebugOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let BlkDebugOptions { image, inject_error, set_state, constraints } = options;
         let rules = Rules::new(0);
         for inject in inject_error {
             rules.add(inject.rule());
@@ -205,14 +196,10 @@ impl Opening<'_, '_> {
     }
 
     #[inline(never)]
-    fn blklogwrites(
-        &self,
-        file: &NodeRef,
-        log: &NodeRef,
-        log_sector_size: Option<u32>,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let (file, log) =
-            (self.child(ChildRole::FILTER, file)?, self.child(ChildRole::METADATA, log)?);
+    fn blklogwrites(&self, options: &BlkLogWritesOptions) -> Result<Arc<BlockNode>, BlockdevError> {
+        let file = self.child(ChildRole::FILTER, &options.file)?;
+        let log = self.child(ChildRole::METADATA, &options.log)?;
+        let log_sector_size = options.log_sector_size;
         check_log_sector(log_sector_size.map(u64::from))
             .map_err(|why| self.invalid("log-sector-size", why))?;
         let filter = match log_sector_size {
@@ -227,8 +214,8 @@ impl Opening<'_, '_> {
         self.name.to_owned()
     }
 
-    fn invalid(&self, option: &str, why: String) -> BlockdevError {
-        OptionsError::Invalid { node: self.node(), option: option.to_owned(), why }.into()
+    fn invalid(&self, option: &'static str, why: String) -> BlockdevError {
+        BlockdevError::Invalid { node: self.node(), option, why }
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> BlockdevError {
@@ -249,6 +236,11 @@ impl Opening<'_, '_> {
         wanted.check_writable(self.name, &child)?;
         Ok(child)
     }
+}
+
+fn null(options: &NullOptions) -> Null {
+    let null = Null::new(options.size).read_zeroes(options.read_zeroes);
+    null.latency_ns(options.latency_ns)
 }
 
 /// Whether an image may be opened, but not for writing.

@@ -97,10 +97,7 @@ impl Blockdevs {
     }
 
     fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
-        let missing = || OptionsError::Missing {
-            node: "(unnamed)".to_owned(),
-            option: "node-name".to_owned(),
-        };
+        let missing = || OptionsError::missing("node-name");
         self.known_node(options.node_name.as_deref().ok_or_else(missing)?)
     }
 
@@ -180,15 +177,18 @@ impl Blockdevs {
             let refused = |source| BlockdevError::File { node: name(), source };
             DriverReopen::File(reopen.map_err(refused)?)
         } else if let Some(raw) = driver.downcast_ref::<Raw>()
-            && let DriverOptions::Raw { offset, size, .. } = step.options.driver
+            && let DriverOptions::Raw(options) = &step.options.driver
             && let [(_, child)] = &step.children[..]
         {
             let refused = |source| BlockdevError::Driver { node: name(), source: Box::new(source) };
-            DriverReopen::Raw(raw.prepare_reopen(child, offset, size).map_err(refused)?)
+            DriverReopen::Raw(
+                raw.prepare_reopen(child, options.offset, options.size).map_err(refused)?,
+            )
         } else if let Some(throttle) = driver.downcast_ref::<Throttle>()
-            && let DriverOptions::Throttle { throttle_group, .. } = &step.options.driver
+            && let DriverOptions::Throttle(options) = &step.options.driver
         {
-            DriverReopen::Throttle(throttle.prepare_reopen(&self.known_group(throttle_group)?))
+            let group = self.known_group(&options.throttle_group)?;
+            DriverReopen::Throttle(throttle.prepare_reopen(&group))
         } else {
             DriverReopen::Same
         };

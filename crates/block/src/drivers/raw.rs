@@ -172,7 +172,7 @@ impl Filter for Raw {
 
     #[inline]
     fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.child.debug_event(DebugEvent::READ_AIO);
+        self.child.debug_event(DebugEvent::ReadAio);
         self.child.co_preadv(co, self.at(offset), target)
     }
 
@@ -184,7 +184,7 @@ impl Filter for Raw {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        self.child.debug_event(DebugEvent::WRITE_AIO);
+        self.child.debug_event(DebugEvent::WriteAio);
         self.child.co_pwritev(co, self.at(offset), source, flags)
     }
 

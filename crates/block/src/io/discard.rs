@@ -25,6 +25,7 @@ pub(crate) fn co_pdiscard(
     if range.is_empty() || !node.path.is_discard_enabled() {
         return Ok(());
     }
+    node.path.discards_up_to(range.end);
     let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
     let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;

@@ -90,8 +90,8 @@ fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
             if let Some(below) = node.driver().filtered() {
-                below.debug_event(DebugEvent::FLUSH_TO_OS);
-                below.debug_event(DebugEvent::FLUSH_TO_DISK);
+                below.debug_event(DebugEvent::FlushToOs);
+                below.debug_event(DebugEvent::FlushToDisk);
             }
             node.driver().co_flush(co)?;
             turn.succeeded();

@@ -22,6 +22,7 @@ mod discard;
 mod flush;
 mod padding;
 mod status;
+mod threshold;
 mod tracked;
 mod transfer;
 mod truncate;
@@ -38,12 +39,14 @@ use crate::live_limits::LiveLimits;
 use crate::node::BlockNode;
 use crate::node_info::DetectZeroes;
 use flush::FlushState;
+use threshold::WriteThreshold;
 use tracked::{Overlap, Tracked, TrackedRequests};
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
 pub(crate) use status::co_block_status;
 pub use status::{BlockStatus, BlockStatusKind};
+pub use threshold::ThresholdPassed;
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};
 pub(crate) use zeroes::co_pwrite_zeroes;
 
@@ -55,6 +58,7 @@ pub(crate) struct PathState {
     discard_disabled: AtomicBool,
     read_only: AtomicBool,
     highest_write: AtomicU64,
+    threshold: WriteThreshold,
     /// A [`DetectZeroes`].
     detect_zeroes: AtomicU8,
 }
@@ -86,13 +90,33 @@ impl PathState {
         self.highest_write.load(Ordering::Relaxed)
     }
 
-    /// A write that has succeeded ends here.
+    /// A write ends here; if it failed, a part may be written.
     #[inline]
-    fn wrote_up_to(&self, end: u64) {
+    fn wrote_up_to(&self, end: u64, succeeded: bool) {
+        self.threshold.wrote_up_to(end);
         // Most do not reach further, and pay a load for that.
-        if end > self.highest_write.load(Ordering::Relaxed) {
+        if succeeded && end > self.highest_write.load(Ordering::Relaxed) {
             self.highest_write.fetch_max(end, Ordering::Relaxed);
         }
+    }
+
+    /// A discard that the driver is asked for. As in QEMU it counts for the threshold, and not for the
+    /// highest write.
+    fn discards_up_to(&self, end: u64) {
+        self.threshold.wrote_up_to(end);
+    }
+
+    pub(crate) fn write_threshold(&self) -> Option<u64> {
+        self.threshold.end()
+    }
+
+    /// `None`: there is none.
+    pub(crate) fn set_write_threshold(
+        &self,
+        end: u64,
+        listener: Option<Box<dyn FnOnce(ThresholdPassed) + Send>>,
+    ) {
+        self.threshold.set(end, listener);
     }
 
     /// The next flush reaches the driver, whatever was written.
@@ -143,18 +167,14 @@ pub(crate) fn co_pwritev(
     if flags.is_empty() || node.live_limits().native_fua() && bytes > 0 {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
-        if result.is_ok() {
-            node.path.wrote_up_to(offset + bytes as u64);
-        }
+        node.path.wrote_up_to(offset + bytes as u64, result.is_ok());
         return result;
     }
     if bytes == 0 {
         return co_flush(node, co);
     }
     let result = write(node, co, offset, source, WriteFlags::empty());
-    if result.is_ok() {
-        node.path.wrote_up_to(offset + bytes as u64);
-    }
+    node.path.wrote_up_to(offset + bytes as u64, result.is_ok());
     node.path.flush.wrote();
     result?;
     co_flush(node, co)

@@ -87,25 +87,25 @@ fn read_edges(
     let read = |part: &mut [u8], at| transfer::read(node, co, at, &mut IoVectorMut::from(part));
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;
-        node.debug_event(DebugEvent::PWRITEV_RMW_HEAD);
-        node.debug_event(DebugEvent::PWRITEV_RMW_TAIL);
+        node.debug_event(DebugEvent::PwritevRmwHead);
+        node.debug_event(DebugEvent::PwritevRmwTail);
         read(&mut all, blocks.start)?;
-        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_HEAD);
-        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_TAIL);
+        node.debug_event(DebugEvent::PwritevRmwAfterHead);
+        node.debug_event(DebugEvent::PwritevRmwAfterTail);
         return Ok(all);
     }
     let mut edges =
         AlignedBuffer::new(block * (usize::from(first) + usize::from(last)), memory_alignment)?;
     if first {
-        node.debug_event(DebugEvent::PWRITEV_RMW_HEAD);
+        node.debug_event(DebugEvent::PwritevRmwHead);
         read(&mut edges[..block], blocks.start)?;
-        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_HEAD);
+        node.debug_event(DebugEvent::PwritevRmwAfterHead);
     }
     if last {
         let at = edges.len() - block;
-        node.debug_event(DebugEvent::PWRITEV_RMW_TAIL);
+        node.debug_event(DebugEvent::PwritevRmwTail);
         read(&mut edges[at..], blocks.end - block as u64)?;
-        node.debug_event(DebugEvent::PWRITEV_RMW_AFTER_TAIL);
+        node.debug_event(DebugEvent::PwritevRmwAfterTail);
     }
     Ok(edges)
 }

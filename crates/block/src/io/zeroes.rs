@@ -53,9 +53,7 @@ pub(crate) fn co_pwrite_zeroes(
         flags.remove(ZeroFlags::FUA);
     }
     let result = zero(node, co, offset..offset + bytes, flags);
-    if result.is_ok() {
-        node.path.wrote_up_to(offset + bytes);
-    }
+    node.path.wrote_up_to(offset + bytes, result.is_ok());
     finish_write(node, co, durable, result)
 }
 

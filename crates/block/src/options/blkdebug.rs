@@ -1,8 +1,10 @@
 //! What `blkdebug` does, as options: QEMU's `inject-error`, and constraints.
 
-use super::OptionsError;
-use super::error::shorten;
-use super::reader::Reader;
+use coblk_qapi::{FromParts, Parts, Unsupported};
+use serde::de::{Error, MapAccess};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::NodeRef;
 use crate::accounting::RequestKind;
 use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
@@ -12,8 +14,52 @@ use crate::permissions::Permissions;
 /// Requests of the default length of a rule's sector.
 const SECTOR_BYTES: u64 = 512;
 
+/// Options of `blkdebug`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlkDebugOptions {
+    /// `image`: the node below.
+    pub image: NodeRef,
+    /// `inject-error`: which requests fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inject_error: Vec<InjectError>,
+    /// `set-state`: what happens before, for rules that ask for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set_state: Vec<SetState>,
+    /// What it asks of requests, and of others.
+    #[serde(flatten)]
+    pub constraints: DebugConstraints,
+}
+
+/// What is not a constraint.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Fields {
+    image: NodeRef,
+    #[serde(default)]
+    inject_error: Vec<InjectError>,
+    #[serde(default)]
+    set_state: Vec<SetState>,
+    #[serde(rename = "config")]
+    _config: Option<Unsupported>,
+}
+
+impl FromParts for BlkDebugOptions {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<Self, M::Error> {
+        let Fields { image, inject_error, set_state, .. } = parts.take()?;
+        Ok(BlkDebugOptions { image, inject_error, set_state, constraints: parts.take()? })
+    }
+}
+
+impl<'de> Deserialize<'de> for BlkDebugOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        coblk_qapi::parts(deserializer)
+    }
+}
+
 /// Which requests fail, and with what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "Injection", into = "Injection")]
 pub struct InjectError {
     /// `event`: from when on; from the beginning by default, and if it is `none`.
     pub event: Option<DebugEvent>,
@@ -27,6 +73,79 @@ pub struct InjectError {
     pub sector: Option<u64>,
     /// `once`: only the first. Off by default.
     pub once: bool,
+}
+
+/// `inject-error`, as it is written.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Injection {
+    #[serde(default = "from_the_beginning")]
+    event: DebugEvent,
+    #[serde(default, deserialize_with = "state")]
+    state: Option<u64>,
+    iotype: Option<RequestKind>,
+    #[serde(default = "eio", deserialize_with = "errno")]
+    errno: i32,
+    sector: Option<u64>,
+    #[serde(default)]
+    once: bool,
+    /// What fails here fails at once anyway.
+    #[serde(rename = "immediately", skip_serializing)]
+    _immediately: Option<bool>,
+}
+
+fn from_the_beginning() -> DebugEvent {
+    DebugEvent::None
+}
+
+fn eio() -> i32 {
+    libc::EIO
+}
+
+/// What the kernel's own error numbers may be.
+fn errno<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    let errno = i32::deserialize(deserializer)?;
+    if !(1..4096).contains(&errno) {
+        return Err(D::Error::custom("expected a number from 1 to 4095"));
+    }
+    Ok(errno)
+}
+
+/// States are those of QEMU, where 0 is any.
+fn state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    new_state(deserializer).map(|state| Some(state).filter(|state| *state != 0))
+}
+
+fn new_state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let state = i64::deserialize(deserializer)?;
+    if !(0..=i64::from(i32::MAX)).contains(&state) {
+        return Err(D::Error::custom(format!("expected a number from 0 to {}", i32::MAX)));
+    }
+    Ok(state.unsigned_abs())
+}
+
+/// One that happens.
+fn event<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DebugEvent, D::Error> {
+    match DebugEvent::deserialize(deserializer)? {
+        DebugEvent::None => Err(D::Error::custom("'none' never happens")),
+        event => Ok(event),
+    }
+}
+
+impl From<Injection> for InjectError {
+    fn from(injection: Injection) -> InjectError {
+        let Injection { event, state, iotype, errno, sector, once, .. } = injection;
+        let event = Some(event).filter(|event| *event != DebugEvent::None);
+        InjectError { event, state, iotype, errno, sector, once }
+    }
+}
+
+impl From<InjectError> for Injection {
+    fn from(inject: InjectError) -> Injection {
+        let InjectError { event, state, iotype, errno, sector, once } = inject;
+        let event = event.unwrap_or(DebugEvent::None);
+        Injection { event, state, iotype, errno, sector, once, _immediately: None }
+    }
 }
 
 impl InjectError {
@@ -50,20 +169,24 @@ impl InjectError {
 }
 
 /// `set-state`: what changes the state of the rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SetState {
     /// `event`: when.
+    #[serde(deserialize_with = "event")]
     pub event: DebugEvent,
     /// `state`: only if it is this one then.
+    #[serde(default, deserialize_with = "state")]
     pub state: Option<u64>,
     /// `new_state`: what it is afterwards. At first it is 1.
+    #[serde(deserialize_with = "new_state")]
     pub new_state: u64,
 }
 
 /// What a node asks of requests, whatever the one below does, and of the other users of that.
 ///
 /// Sizes are in bytes; 0 is what there would be without.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub struct DebugConstraints {
     /// `align`: offsets and lengths of reads and writes are multiples of this power of two.
     pub align: u32,
@@ -78,8 +201,12 @@ pub struct DebugConstraints {
     /// `max-discard`: the longest.
     pub max_discard: u32,
     /// `take-child-perms`: held of the node below besides what its users need.
+    #[serde(rename = "take-child-perms", with = "permissions")]
+    #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub take: Permissions,
     /// `unshare-child-perms`: not shared with others.
+    #[serde(rename = "unshare-child-perms", with = "permissions")]
+    #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub unshare: Permissions,
 }
 
@@ -91,11 +218,15 @@ impl DebugConstraints {
     pub(crate) fn limits(&self) -> Result<BlockLimits, (&'static str, String)> {
         let align = self.align.max(1);
         let power = |option, value: u32| match value.max(1) {
+            // QEMU's limit.
+            value if value > i32::MAX as u32 => Err((option, format!("{value} is too much"))),
             value if value.is_power_of_two() => Ok(value.max(align)),
             _ => Err((option, format!("{value} is not a power of two"))),
         };
         let most = |option, value: u32, unit: u32, without: u64| match u64::from(value) {
             0 => Ok(without),
+            // QEMU's limit.
+            value if value > i32::MAX as u64 => Err((option, format!("{value} is too much"))),
             value if value.is_multiple_of(u64::from(unit)) => Ok(value),
             value => Err((option, format!("{value} is not a multiple of {unit}"))),
         };
@@ -122,100 +253,33 @@ impl DebugConstraints {
 /// The largest block; what is padded has to fit into memory.
 const MAX_ALIGN: u32 = 1 << 20;
 
-pub(super) fn take_constraints(reader: &mut Reader) -> Result<DebugConstraints, OptionsError> {
-    let perms = [
-        ("consistent-read", Permissions::CONSISTENT_READ),
-        ("write", Permissions::WRITE),
-        ("write-unchanged", Permissions::WRITE_UNCHANGED),
-        ("resize", Permissions::RESIZE),
+/// Permissions as a list of words.
+mod permissions {
+    use super::{Deserialize, Deserializer, Permissions, Serialize, Serializer};
+
+    #[derive(Clone, Copy, Deserialize, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Word {
+        ConsistentRead,
+        Write,
+        WriteUnchanged,
+        Resize,
+    }
+
+    const WORDS: [(Word, Permissions); 4] = [
+        (Word::ConsistentRead, Permissions::CONSISTENT_READ),
+        (Word::Write, Permissions::WRITE),
+        (Word::WriteUnchanged, Permissions::WRITE_UNCHANGED),
+        (Word::Resize, Permissions::RESIZE),
     ];
-    let mut size = |option| -> Result<u32, OptionsError> {
-        let size = reader.size(option)?.unwrap_or(0);
-        // QEMU's limit.
-        let fits = u32::try_from(size).ok().filter(|size| *size <= i32::MAX as u32);
-        fits.ok_or_else(|| reader.invalid(option, format!("{size} is too much")))
-    };
-    let constraints = DebugConstraints {
-        align: size("align")?,
-        max_transfer: size("max-transfer")?,
-        opt_write_zero: size("opt-write-zero")?,
-        max_write_zero: size("max-write-zero")?,
-        opt_discard: size("opt-discard")?,
-        max_discard: size("max-discard")?,
-        take: reader.words("take-child-perms", &perms)?.into_iter().collect(),
-        unshare: reader.words("unshare-child-perms", &perms)?.into_iter().collect(),
-    };
-    constraints.limits().map_err(|(option, why)| reader.invalid(option, why))?;
-    Ok(constraints)
-}
 
-pub(super) fn take_rules(reader: &mut Reader) -> Result<Vec<InjectError>, OptionsError> {
-    reader.groups("inject-error")?.into_iter().map(take_rule).collect()
-}
-
-fn take_rule(mut reader: Reader) -> Result<InjectError, OptionsError> {
-    let event = take_event(&mut reader)?.flatten();
-    let state = take_state(&mut reader, "state")?;
-    let kinds = [
-        ("read", RequestKind::Read),
-        ("write", RequestKind::Write),
-        ("write-zeroes", RequestKind::WriteZeroes),
-        ("discard", RequestKind::Discard),
-        ("flush", RequestKind::Flush),
-    ];
-    let errno = reader.number("errno")?.unwrap_or(libc::EIO as u64);
-    // What the kernel's own error numbers may be.
-    if !(1..4096).contains(&errno) {
-        return Err(reader.invalid("errno", "expected a number from 1 to 4095"));
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Permissions, D::Error> {
+        let words = Vec::<Word>::deserialize(from)?;
+        Ok(words.into_iter().map(|word| WORDS[word as usize].1).collect())
     }
-    // What fails here fails at once anyway.
-    reader.flag("immediately")?;
-    let rule = InjectError {
-        event,
-        state,
-        iotype: reader.word("iotype", &kinds)?,
-        errno: errno as i32,
-        sector: reader.number("sector")?,
-        once: reader.flag("once")?.unwrap_or(false),
-    };
-    reader.finish("inject-error")?;
-    Ok(rule)
-}
 
-/// An event; of `none`, none.
-fn take_event(reader: &mut Reader) -> Result<Option<Option<DebugEvent>>, OptionsError> {
-    let Some(name) = reader.text("event")? else { return Ok(None) };
-    match DebugEvent::named(&name) {
-        Some(event) => Ok(Some(Some(event))),
-        None if name == "none" => Ok(Some(None)),
-        None => Err(reader.invalid("event", format!("'{}' is no event", shorten(&name)))),
+    pub fn serialize<S: Serializer>(held: &Permissions, to: S) -> Result<S::Ok, S::Error> {
+        let words = WORDS.iter().filter(|(_, permission)| held.contains(*permission));
+        to.collect_seq(words.map(|(word, _)| word))
     }
-}
-
-/// States are those of QEMU, where 0 is any.
-fn take_state(reader: &mut Reader, option: &str) -> Result<Option<u64>, OptionsError> {
-    let state = reader.number(option)?;
-    if state.is_some_and(|state| i32::try_from(state).is_err()) {
-        return Err(reader.invalid(option, format!("expected a number from 0 to {}", i32::MAX)));
-    }
-    Ok(state.filter(|state| *state != 0))
-}
-
-pub(super) fn take_states(reader: &mut Reader) -> Result<Vec<SetState>, OptionsError> {
-    reader.groups("set-state")?.into_iter().map(take_set_state).collect()
-}
-
-fn take_set_state(mut reader: Reader) -> Result<SetState, OptionsError> {
-    let event = take_event(&mut reader)?;
-    let event = reader.required("event", event)?;
-    let event = event.ok_or_else(|| reader.invalid("event", "'none' never happens"))?;
-    let state = take_state(&mut reader, "state")?;
-    let new_state = reader.number("new_state")?;
-    let new_state = reader.required("new_state", new_state)?;
-    if i32::try_from(new_state).is_err() {
-        let why = format!("expected a number from 0 to {}", i32::MAX);
-        return Err(reader.invalid("new_state", why));
-    }
-    reader.finish("set-state")?;
-    Ok(SetState { event, state, new_state })
 }

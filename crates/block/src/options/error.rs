@@ -1,57 +1,12 @@
-//! What can be wrong with options, and with opening what they describe.
+//! What can be wrong with opening what options describe.
 
 use std::io;
 
-use serde_json::Value;
-
+use super::OptionsError;
 use crate::drivers::FileOpenError;
 use crate::filters::throttle::ThrottleError;
 use crate::graph::GraphError;
 use crate::permissions::PermissionError;
-
-/// Why a text is not the description of a node.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OptionsError {
-    /// It is not JSON, or not an object.
-    #[error("not a JSON object: {0}")]
-    Json(String),
-    /// It is not a list of `name=value`.
-    #[error("option '{option}': {why}")]
-    Keyval {
-        /// The one that is not.
-        option: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// There is no such option.
-    #[error("node '{node}': {what} has no option '{option}'")]
-    Unknown {
-        /// The node.
-        node: String,
-        /// The option.
-        option: String,
-        /// What it was given to.
-        what: String,
-    },
-    /// It is needed.
-    #[error("node '{node}': option '{option}' is missing")]
-    Missing {
-        /// The node.
-        node: String,
-        /// The option.
-        option: String,
-    },
-    /// It has a value that it cannot have.
-    #[error("node '{node}': option '{option}': {why}")]
-    Invalid {
-        /// The node.
-        node: String,
-        /// The option.
-        option: String,
-        /// What is wrong with it.
-        why: String,
-    },
-}
 
 /// Why a node cannot be opened, or closed. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +14,16 @@ pub enum BlockdevError {
     /// The options make no sense.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// An option has a value that it cannot have.
+    #[error("node '{node}': option '{option}': {why}")]
+    Invalid {
+        /// The node.
+        node: String,
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// What cannot be the name of a node.
     #[error("{0}")]
     Name(String),
@@ -142,18 +107,4 @@ pub enum BlockdevError {
         /// What the system said.
         source: io::Error,
     },
-}
-
-/// A value for messages.
-pub(super) fn describe(value: &Value) -> String {
-    shorten(&value.to_string())
-}
-
-/// A text for messages, which what was sent must not make long: its first 60 characters.
-pub fn shorten(text: &str) -> String {
-    const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}...", &text[..end]),
-    }
 }

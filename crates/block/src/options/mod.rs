@@ -13,31 +13,30 @@
 //!
 //! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
 //!
-//! `drivers.rs` has one row for each driver. `reader.rs` takes options out of a tree, `keyval.rs`
-//! makes the tree of a command line.
+//! `drivers.rs` has a struct for each driver, `text.rs` is how all are read and written.
 
 mod blkdebug;
 mod drivers;
 mod error;
-mod keyval;
-mod reader;
+mod text;
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use coblk_qapi::shorten;
+use serde_json::Value;
 
-pub use blkdebug::{DebugConstraints, InjectError, SetState};
-pub use drivers::DriverOptions;
+pub use blkdebug::{BlkDebugOptions, DebugConstraints, InjectError, SetState};
 pub(crate) use drivers::check_log_sector;
-pub use error::{BlockdevError, OptionsError, shorten};
-pub use keyval::parse as parse_keyval;
-pub use reader::parse_size;
-use reader::{Notation, Reader};
+pub use drivers::{
+    BlkLogWritesOptions, DriverOptions, FileNodeOptions, NullOptions, RawOptions,
+    ThrottleNodeOptions,
+};
+pub use error::BlockdevError;
 
 use crate::node_info::DetectZeroes;
 
-const DETECT_ZEROES: [(&str, DetectZeroes); 3] =
-    [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
+/// Why a text is not the description of a node.
+pub type OptionsError = coblk_qapi::Error;
 
 /// The longest name of a node, in bytes; QEMU's.
 const MAX_NAME_BYTES: usize = 31;
@@ -152,68 +151,26 @@ impl NodeOptions {
     /// Reads a JSON object, with QEMU's names and types.
     ///
     /// # Errors
-    /// What is wrong, in which option of which node.
+    /// Which parameter is wrong, in QEMU's words.
     pub fn from_json(text: &str) -> Result<NodeOptions, OptionsError> {
-        let value = serde_json::from_str(text).map_err(|it| OptionsError::Json(it.to_string()))?;
-        Self::from_value(value)
+        coblk_qapi::from_json(text)
     }
 
     /// Reads a JSON object that has been parsed.
     ///
     /// # Errors
-    /// What is wrong, in which option of which node.
+    /// Which parameter is wrong, in QEMU's words.
     pub fn from_value(value: Value) -> Result<NodeOptions, OptionsError> {
-        match value {
-            Value::Object(tree) => Self::from_tree(tree, Notation::Json),
-            other => Err(OptionsError::Json(error::describe(&other))),
-        }
+        coblk_qapi::from_value(value)
     }
 
     /// Reads what stands on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
     /// comma in a value is written twice; the first word may be the driver alone, `raw`.
     ///
     /// # Errors
-    /// What is wrong, in which option of which node.
+    /// Which parameter is wrong, in QEMU's words.
     pub fn from_keyval(text: &str) -> Result<NodeOptions, OptionsError> {
-        Self::from_tree(keyval::parse(text, "driver")?, Notation::Keyval)
-    }
-
-    fn from_tree(
-        tree: Map<String, Value>,
-        notation: Notation,
-    ) -> Result<NodeOptions, OptionsError> {
-        Self::take(Reader::new(tree, notation))
-    }
-
-    fn take(mut reader: Reader) -> Result<NodeOptions, OptionsError> {
-        let driver = reader.text("driver")?;
-        let driver = reader.required("driver", driver)?;
-        let node_name = reader.text("node-name")?;
-        if let Some(name) = &node_name {
-            check_name(name).map_err(|why| reader.invalid("node-name", why))?;
-        }
-        let mut cache = reader.group("cache")?;
-        let options = NodeOptions {
-            node_name,
-            read_only: reader.flag("read-only")?,
-            auto_read_only: reader.flag("auto-read-only")?,
-            discard: reader.word("discard", &[("ignore", false), ("unmap", true)])?,
-            detect_zeroes: reader.word("detect-zeroes", &DETECT_ZEROES)?,
-            force_share: reader.flag("force-share")?,
-            cache_direct: cache.flag("direct")?,
-            cache_no_flush: cache.flag("no-flush")?,
-            driver: drivers::take(&driver, &mut reader)?,
-        };
-        cache.finish("cache")?;
-        reader.finish(&format!("driver '{driver}'"))?;
-        Ok(options)
-    }
-
-    fn take_ref(child: Result<String, Reader>) -> Result<NodeRef, OptionsError> {
-        match child {
-            Ok(name) => Ok(NodeRef::Name(name)),
-            Err(reader) => Ok(NodeRef::Options(Arc::new(Self::take(reader)?))),
-        }
+        coblk_qapi::from_keyval(text, "driver")
     }
 }
 

@@ -68,6 +68,8 @@ of qemu-storage-daemon; they are done in the order in which they are given.
   --metrics unix:PATH | HOST:PORT
                      serve metrics for Prometheus: GET /metrics
 
+  --dump-config      do what the other options say, print the command line that
+                     makes the same, and exit
   --daemonize        go to the background when everything has started
   --pidfile PATH     write the process number to a file, which is locked
 

@@ -9,10 +9,9 @@ use std::rc::Rc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use coblk::Co;
-use coblk::options::NodeOptions;
 
 use crate::daemon::{Daemon, DaemonError};
-use crate::options::{MetricsOptions, OptionError, from_argument};
+use crate::options::{MetricsOptions, from_argument};
 use crate::run::PROGRAM;
 use crate::trace_events;
 
@@ -32,6 +31,8 @@ pub struct CommandLine {
     pub jobs: Vec<Job>,
     /// `--daemonize`.
     pub daemonize: bool,
+    /// `--dump-config`.
+    pub dump_config: bool,
     /// `--pidfile`.
     pub pid_file: Option<PathBuf>,
     /// `--trace`, every one.
@@ -50,7 +51,9 @@ type Perform = fn(&str, &Rc<Daemon>, &Co<'_>) -> Result<(), DaemonError>;
 
 /// The options that make something.
 const JOBS: [(&str, Perform); 7] = [
-    ("blockdev", |text, daemon, co| daemon.blockdev_add(co, node_options(text)?).map(drop)),
+    ("blockdev", |text, daemon, co| {
+        daemon.blockdev_add(co, from_argument(text, "driver")?).map(drop)
+    }),
     ("chardev", |text, daemon, co| daemon.chardev_add(co, from_argument(text, "backend")?)),
     ("export", |text, daemon, co| daemon.export_add(co, from_argument(text, "type")?)),
     ("metrics", |text, daemon, co| daemon.metrics_start(co, MetricsOptions::from_argument(text)?)),
@@ -84,14 +87,6 @@ impl fmt::Display for Job {
     }
 }
 
-fn node_options(text: &str) -> Result<NodeOptions, OptionError> {
-    let options = match text.starts_with('{') {
-        true => NodeOptions::from_json(text),
-        false => NodeOptions::from_keyval(text),
-    };
-    options.map_err(|error| OptionError::Other(error.to_string()))
-}
-
 /// Why a command line cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -112,24 +107,29 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, C
     if matches.get_flag("version") {
         return Ok(Request::Print(format!("{PROGRAM} version {}\n", env!("CARGO_PKG_VERSION"))));
     }
-    let trace: Vec<String> = texts(&matches, "trace").map(|(_, text)| text).collect();
+    let trace: Vec<String> = texts(&matches, "trace")?.into_iter().map(|(_, text)| text).collect();
     if trace.iter().any(|text| text == "help" || text == "?") {
         return Ok(Request::Print(trace_events::list()));
     }
-    let jobs = jobs(&matches);
+    let jobs = jobs(&matches)?;
     if let Some(text) = jobs.iter().find_map(help::of) {
         return Ok(Request::Print(text));
     }
     Ok(Request::Run(CommandLine {
         jobs,
-        daemonize: matches.get_flag("daemonize"),
+        // What is printed is to be seen.
+        daemonize: matches.get_flag("daemonize") && !matches.get_flag("dump-config"),
+        dump_config: matches.get_flag("dump-config"),
         pid_file: matches.get_one::<PathBuf>("pidfile").cloned(),
         trace,
     }))
 }
 
 fn command() -> Command {
-    let text = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Append);
+    let text = |name: &'static str| {
+        let text = Arg::new(name).long(name).action(ArgAction::Append);
+        text.value_parser(clap::value_parser!(OsString))
+    };
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     let path = Arg::new("pidfile").long("pidfile").value_parser(clap::value_parser!(PathBuf));
     Command::new(PROGRAM)
@@ -143,23 +143,43 @@ fn command() -> Command {
         .arg(flag("help").short('h'))
         .arg(flag("version").short('V'))
         .arg(flag("daemonize").overrides_with("daemonize"))
+        .arg(flag("dump-config").overrides_with("dump-config"))
         .arg(path.overrides_with("pidfile"))
 }
 
 /// The texts of an option, with their places on the command line.
-fn texts(matches: &ArgMatches, option: &str) -> impl Iterator<Item = (usize, String)> {
+///
+/// # Errors
+/// If one is not UTF-8: it could be neither JSON nor shown in QMP.
+fn texts(matches: &ArgMatches, option: &str) -> Result<Vec<(usize, String)>, CommandLineError> {
     let places = matches.indices_of(option).into_iter().flatten();
-    let texts = matches.get_many::<String>(option).into_iter().flatten().cloned();
-    places.zip(texts)
+    let texts = matches.get_many::<OsString>(option).into_iter().flatten();
+    let read = |(place, text): (usize, &OsString)| match text.to_str() {
+        Some(text) => Ok((place, text.to_owned())),
+        None => Err(CommandLineError(format!("--{option} {text:?}: names must be UTF-8"))),
+    };
+    places.zip(texts).map(read).collect()
 }
 
-fn jobs(matches: &ArgMatches) -> Vec<Job> {
-    let of_option = |(option, _): (&'static str, Perform)| {
-        texts(matches, option).map(move |(place, text)| (place, Job { option, text }))
-    };
-    let mut jobs: Vec<(usize, Job)> = JOBS.into_iter().flat_map(of_option).collect();
+fn jobs(matches: &ArgMatches) -> Result<Vec<Job>, CommandLineError> {
+    let mut jobs = Vec::new();
+    for (option, _) in JOBS {
+        let texts = texts(matches, option)?.into_iter();
+        jobs.extend(texts.map(|(place, text)| (place, Job { option, text })));
+    }
     jobs.sort_by_key(|(place, _)| *place);
-    jobs.into_iter().map(|(_, job)| job).collect()
+    Ok(jobs.into_iter().map(|(_, job)| job).collect())
+}
+
+/// Options as lines of a shell.
+pub fn to_shell(options: &[(&'static str, String)]) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_=.,:/@%+".contains(it);
+    let quoted = |text: &str| match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    };
+    let lines = options.iter().map(|(name, text)| format!(" \\\n    --{name} {}", quoted(text)));
+    format!("{PROGRAM}{}\n", lines.collect::<String>())
 }
 
 #[cfg(test)]
@@ -200,6 +220,31 @@ mod tests {
         assert!(line.daemonize);
         assert_eq!(line.jobs, [Job::new("blockdev", "").unwrap()]);
         assert_eq!(line.trace, ["a*", "b"]);
+    }
+
+    #[test]
+    fn options_are_quoted_for_a_shell() {
+        let options =
+            [("blockdev", "null-co,node-name=a".to_owned()), ("object", "it's".to_owned())];
+        let expected = "coblk-storage-daemon \\\n    --blockdev null-co,node-name=a \\\n    \
+                        --object 'it'\\''s'\n";
+        assert_eq!(to_shell(&options), expected);
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let options = ["--blockdev", "--trace", "--object=", "--export=", "--nbd-server"];
+        for option in options {
+            let text = match option.ends_with('=') {
+                true => vec![OsString::from_vec([option.as_bytes(), b"a=\xe9"].concat())],
+                false => vec![option.into(), OsString::from_vec(b"a=\xe9".to_vec())],
+            };
+            let arguments = [vec![OsString::from("coblk-storage-daemon")], text].concat();
+            let error = parse(arguments).unwrap_err().to_string();
+            let option = option.trim_end_matches('=');
+            assert_eq!(error, format!("{option} \"a=\\xE9\": names must be UTF-8"));
+        }
     }
 
     #[test]

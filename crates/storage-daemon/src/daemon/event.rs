@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coblk::block::{ErrorAction, RequestKind};
+use coblk::block::{ErrorAction, RequestKind, ThresholdPassed};
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
 /// Something that somebody may want to know.
@@ -17,7 +17,14 @@ pub enum Event {
     },
     /// `BLOCK_IO_ERROR`: a request of an export's client failed.
     BlockIoError(IoError),
-    /// `SHUTDOWN`: the daemon ends.
+    /// `BLOCK_WRITE_THRESHOLD`: a write ended behind the threshold of a node.
+    BlockWriteThreshold {
+        /// The node.
+        node_name: String,
+        /// The threshold, and how far behind it the write ends.
+        passed: ThresholdPassed,
+    },
+    /// `SHUTDOWN`: the daemon ends. No event of QMP: QEMU's daemon has none.
     Shutdown(ShutdownCause),
 }
 

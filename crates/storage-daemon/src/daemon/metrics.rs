@@ -32,6 +32,7 @@ impl Daemon {
         let server = MetricsServer::start(co.context(), Rc::downgrade(self), listener);
         *self.metrics.borrow_mut() = Some(server.map_err(failed)?);
         sockets::taken_over(&options.addr);
+        self.configured.borrow_mut().metrics = Some(options);
         let uses = self.export_uses();
         uses.iter().flat_map(|(_, _, backends)| backends).for_each(measure_latencies);
         Ok(())

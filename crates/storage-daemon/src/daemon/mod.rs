@@ -2,6 +2,7 @@
 //! command line calls these methods and nothing else, and so does a monitor.
 
 mod command;
+mod configuration;
 mod error;
 mod event;
 mod exports;
@@ -10,6 +11,7 @@ mod metrics;
 mod monitors;
 mod nbd_server;
 mod objects;
+mod properties;
 mod shutdown;
 mod sizes;
 mod tls;
@@ -23,19 +25,22 @@ use std::time::{Duration, SystemTime};
 
 use coblk::block::ErrorEvent;
 use coblk::options::{BlockdevError, NodeOptions};
+use coblk::qapi::shorten;
 use coblk::qmp::{CommandTable, Monitor};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
 
+use configuration::Configured;
 pub use error::DaemonError;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
 use monitors::Chardev;
 use nbd_server::RunningNbdServer;
 use objects::Object;
+pub use properties::IothreadInfo;
 
 use crate::exports::Export;
 use crate::metrics::MetricsServer;
-use crate::options::OptionError;
+use crate::options::{ObjectKind, OptionError};
 
 /// A storage daemon on the thread of one context.
 ///
@@ -53,7 +58,7 @@ use crate::options::OptionError;
 /// let ctx = AioContext::new()?;
 /// let daemon = Daemon::new(&ctx);
 /// ctx.run(|co| {
-///     daemon.blockdev_add(co, NodeOptions::from_keyval("null-co,node-name=disk,size=1M")?)?;
+///     daemon.blockdev_add(co, NodeOptions::from_keyval("null-co,node-name=disk,size=1048576")?)?;
 ///     daemon.nbd_server_start(co, from_argument(&socket, "addr")?)?;
 ///     daemon.export_add(co, from_argument("nbd,id=e0,node-name=disk", "type")?)?;
 ///     daemon.begin();
@@ -66,6 +71,9 @@ use crate::options::OptionError;
 pub struct Daemon {
     blockdevs: Blockdevs,
     objects: RefCell<BTreeMap<String, Object>>,
+    /// What they are now.
+    properties: RefCell<BTreeMap<String, ObjectKind>>,
+    configured: RefCell<Configured>,
     exports: RefCell<BTreeMap<String, Rc<Export>>>,
     nbd_server: RefCell<Option<RunningNbdServer>>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
@@ -98,6 +106,8 @@ impl Daemon {
         let daemon = Rc::new(Daemon {
             blockdevs: Blockdevs::new(),
             objects: RefCell::default(),
+            properties: RefCell::default(),
+            configured: RefCell::default(),
             exports: RefCell::default(),
             nbd_server: RefCell::default(),
             metrics: RefCell::default(),
@@ -205,7 +215,7 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let _command = self.begin_command("blockdev-reopen")?;
         if options.iter().any(|options| options.node_name.is_none()) {
-            return Err(OptionError::Other("node-name not specified".to_owned()).into());
+            return Err(OptionError::other("node-name not specified").into());
         }
         Ok(self.blockdevs.co_reopen(co, options)?)
     }
@@ -223,10 +233,32 @@ impl Daemon {
         let _command = self.begin_command("block_resize")?;
         self.blockdevs.co_resize(co, node_name, length).map_err(|error| match error {
             BlockdevError::Io { source, .. } if source.kind() == ErrorKind::Unsupported => {
-                OptionError::Other("Image format driver does not support resize".to_owned()).into()
+                OptionError::other("Image format driver does not support resize").into()
             }
             other => other.into(),
         })
+    }
+
+    /// `block-set-write-threshold`: tells once, by [`Event::BlockWriteThreshold`], when a write ends
+    /// behind so many bytes of a node; 0 is never.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn set_write_threshold(&self, node_name: &str, threshold: u64) -> Result<(), DaemonError> {
+        let node = self.blockdevs.node(node_name);
+        let node = node.ok_or_else(|| {
+            OptionError::other(format!("Device '{}' not found", shorten(node_name)))
+        })?;
+        if threshold == 0 {
+            node.unset_write_threshold();
+            return Ok(());
+        }
+        let (events, _) = self.remote.get().expect("set when the daemon is made");
+        let (events, node_name) = (events.clone(), node_name.to_owned());
+        node.set_write_threshold(threshold, move |passed| {
+            events.send(Event::BlockWriteThreshold { node_name, passed });
+        });
+        Ok(())
     }
 
     fn wake_waiters(&self) {

@@ -108,6 +108,7 @@ impl Daemon {
             ));
         }
         let chardev = self.take_chardev(&options.chardev)?;
+        let configured = options;
         let options = QmpOptions {
             pretty: options.pretty,
             version: qmp::version(),
@@ -130,7 +131,13 @@ impl Daemon {
             monitor.begin();
         }
         self.monitors.borrow_mut().push(monitor);
+        self.configured.borrow_mut().monitors.push(configured.clone());
         Ok(())
+    }
+
+    /// What all character devices are.
+    pub(super) fn chardevs(&self) -> Vec<ChardevOptions> {
+        self.chardevs.borrow().values().map(|chardev| chardev.options.clone()).collect()
     }
 
     fn give_chardev_back(&self, id: &str) {
@@ -191,8 +198,9 @@ impl Daemon {
             let daemon = Rc::downgrade(self);
             self.subscribe(move |_, event| {
                 if let Some(daemon) = daemon.upgrade() {
+                    let Some(event) = qmp::to_qmp(event) else { return };
                     let monitors = daemon.monitors.borrow();
-                    monitors.iter().for_each(|monitor| monitor.emit(qmp::to_qmp(event)));
+                    monitors.iter().for_each(|monitor| monitor.emit(event.clone()));
                 }
             });
             Rc::new(qmp::commands(self))

@@ -52,6 +52,7 @@ impl Daemon {
         let server = server.map_err(failed)?;
         sockets::taken_over(&options.addr);
         *self.nbd_server.borrow_mut() = Some(RunningNbdServer { server: Rc::new(server) });
+        self.configured.borrow_mut().nbd_server = Some(options);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use coblk::aio::PoolShare;
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::options::BlockdevError;
-use coblk::{AioHandle, Co, IoThread, ThreadPool};
+use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
 
 use super::tls::{self, TlsCredentials};
 use super::{Daemon, DaemonError};
@@ -14,9 +14,6 @@ use crate::options::{
     IothreadOptions, ObjectKind, ObjectOptions, OptionError, ThrottleGroupOptions, is_identifier,
 };
 use crate::run::context_builder;
-
-/// How long the loop of an iothread looks for work at most, unless told otherwise: QEMU's.
-const POLL_MAX_NS: i64 = 32_768;
 
 /// Threads that are started at once, and stay. More would leave none for others.
 const MOST_IDLE_THREADS: u64 = 4096;
@@ -52,18 +49,19 @@ impl Daemon {
         if self.objects.borrow().contains_key(&id) {
             return Err(DaemonError::DuplicateObject(id));
         }
-        let object = match kind {
-            ObjectKind::Iothread(options) => Object::Iothread(iothread(co, &id, &options)?),
+        let object = match &kind {
+            ObjectKind::Iothread(options) => Object::Iothread(iothread(co, &id, options)?),
             ObjectKind::ThrottleGroup(options) => {
-                Object::ThrottleGroup(self.throttle_group(&id, &options)?)
+                Object::ThrottleGroup(self.throttle_group(&id, options)?)
             }
-            ObjectKind::TlsCredsX509(options) => Object::TlsCreds(tls::load(co, &options)?),
+            ObjectKind::TlsCredsX509(options) => Object::TlsCreds(tls::load(co, options)?),
         };
         // While a thread was started another command may have been faster, or the daemon may end.
         let refused = match (command.check(), self.objects.borrow_mut().entry(id)) {
             (Err(ended), _) => ended,
             (Ok(()), Entry::Occupied(taken)) => DaemonError::DuplicateObject(taken.key().clone()),
             (Ok(()), Entry::Vacant(place)) => {
+                self.properties.borrow_mut().insert(place.key().clone(), kind);
                 place.insert(object);
                 return Ok(());
             }
@@ -95,6 +93,7 @@ impl Daemon {
             }
         }
         let object = objects.remove(id);
+        self.properties.borrow_mut().remove(id);
         drop(objects);
         object.into_iter().for_each(|object| co_drop(co, object));
         Ok(())
@@ -125,9 +124,7 @@ impl Daemon {
         id: &str,
         options: &ThrottleGroupOptions,
     ) -> Result<ThrottleGroup, DaemonError> {
-        let limits = options.limits().map_err(|name| {
-            invalid(&format!("{name}: bps/iops/max values must be within [0, 1000000000000000]"))
-        })?;
+        let limits = options.checked_limits()?;
         let group = ThrottleGroup::new(id, limits).map_err(|source| {
             DaemonError::Blockdev(BlockdevError::Throttle { group: id.to_owned(), source })
         })?;
@@ -148,39 +145,69 @@ impl Daemon {
 }
 
 fn invalid(text: &str) -> DaemonError {
-    OptionError::Other(text.to_owned()).into()
+    OptionError::other(text).into()
 }
+
+/// How an iothread looks for work, and how many workers it has.
+#[derive(Clone, Copy)]
+pub(super) struct Polling {
+    max: Duration,
+    grow: u32,
+    shrink: u32,
+    min_threads: usize,
+    max_threads: usize,
+}
+
+impl Polling {
+    pub(super) fn new(options: &IothreadOptions) -> Result<Polling, DaemonError> {
+        let options = options.with_defaults();
+        let number = |name: &str, value: Option<i64>| match value.unwrap_or_default() {
+            number @ 0.. => Ok(number.unsigned_abs()),
+            _ => Err(invalid(&format!("{name} value must be in range [0, {}]", i64::MAX))),
+        };
+        if number("aio-max-batch", options.aio_max_batch)? > 0 {
+            tracing::warn!("aio-max-batch has no effect");
+        }
+        let min = number("thread-pool-min", options.thread_pool_min)?;
+        if min > MOST_IDLE_THREADS {
+            return Err(invalid(&format!(
+                "thread-pool-min value must be in range [0, {MOST_IDLE_THREADS}]"
+            )));
+        }
+        Ok(Polling {
+            max: Duration::from_nanos(number("poll-max-ns", options.poll_max_ns)?),
+            grow: clamp(number("poll-grow", options.poll_grow)?),
+            shrink: clamp(number("poll-shrink", options.poll_shrink)?),
+            min_threads: clamp(min) as usize,
+            max_threads: clamp(number("thread-pool-max", options.thread_pool_max)?) as usize,
+        })
+    }
+
+    fn pool(self) -> Result<ThreadPool, DaemonError> {
+        ThreadPool::new(self.min_threads, self.max_threads).map_err(|_| invalid(BAD_POOL))
+    }
+
+    /// Changes a loop that runs, on its thread.
+    pub(super) fn apply(self, ctx: &AioContext) -> Result<(), DaemonError> {
+        let limits = ctx.thread_pool().set_limits(self.min_threads, self.max_threads);
+        limits.map_err(|_| invalid(BAD_POOL))?;
+        ctx.set_poll_params(self.max, self.grow, self.shrink);
+        Ok(())
+    }
+}
+
+const BAD_POOL: &str = "bad thread-pool-min/thread-pool-max values";
 
 /// Starts a thread. Waits until its loop can run, which is short.
 fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread, DaemonError> {
-    let number = |name: &str, value: Option<i64>, default: i64| match value.unwrap_or(default) {
-        number @ 0.. => Ok(number.unsigned_abs()),
-        _ => Err(invalid(&format!("{name} value must be in range [0, {}]", i64::MAX))),
-    };
-    let poll_max = number("poll-max-ns", options.poll_max_ns, POLL_MAX_NS)?;
-    let grow = number("poll-grow", options.poll_grow, 0)?;
-    let shrink = number("poll-shrink", options.poll_shrink, 0)?;
-    if number("aio-max-batch", options.aio_max_batch, 0)? > 0 {
-        tracing::warn!(iothread = id, "aio-max-batch has no effect");
-    }
-    let min = number("thread-pool-min", options.thread_pool_min, 0)?;
-    let most = coblk::aio::DEFAULT_MAX_THREADS as i64;
-    let max = number("thread-pool-max", options.thread_pool_max, most)?;
-    if min > MOST_IDLE_THREADS {
-        return Err(invalid(&format!(
-            "thread-pool-min value must be in range [0, {MOST_IDLE_THREADS}]"
-        )));
-    }
-    let pool = ThreadPool::new(clamp(min) as usize, clamp(max) as usize)
-        .map_err(|_| invalid("bad thread-pool-min/thread-pool-max values"))?;
+    let polling = Polling::new(options)?;
+    let pool = polling.pool()?;
     let failed = |source| DaemonError::Iothread { id: id.to_owned(), source };
     let builder = context_builder().map_err(failed)?.thread_pool(pool);
     let thread = IoThread::with_builder(id, move || builder);
     let thread = thread.map_err(failed)?;
-    let polling = thread.handle().spawn("poll parameters", move |co| {
-        co.context().set_poll_params(Duration::from_nanos(poll_max), clamp(grow), clamp(shrink));
-    });
-    co.block_on(polling).map_err(|error| failed(std::io::Error::other(error)))?;
+    let set = thread.handle().spawn("poll parameters", move |co| polling.apply(co.context()));
+    co.block_on(set).map_err(|error| failed(std::io::Error::other(error)))??;
     Ok(thread)
 }
 

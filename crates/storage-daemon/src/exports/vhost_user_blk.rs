@@ -82,16 +82,16 @@ fn config(
     options: &ExportOptions,
     vhost: &VhostUserBlkExportOptions,
 ) -> Result<VirtioBlkConfig, OptionError> {
-    let block_bytes = vhost.logical_block_size.unwrap_or(512);
+    let block_bytes = vhost.logical_block_size.map_or(512, |size| size.0);
     let is_size = block_bytes.is_power_of_two() && (512..=MOST_BLOCK_BYTES).contains(&block_bytes);
     if !is_size {
-        return Err(OptionError::Other(format!(
+        return Err(OptionError::other(format!(
             "parameter logical-block-size must be a power of 2 between 512 and {MOST_BLOCK_BYTES}"
         )));
     }
     let num_queues = vhost.num_queues.unwrap_or(1);
     if num_queues == 0 {
-        return Err(OptionError::Other("num-queues must be greater than 0".to_owned()));
+        return Err(OptionError::other("num-queues must be greater than 0"));
     }
     Ok(VirtioBlkConfig {
         name: options.id.clone(),

@@ -1,117 +1,97 @@
-//! [`AddressOptions`]: QAPI's `SocketAddress`.
+//! QAPI's `SocketAddress`, as options have it: `#[serde(with = "address")]` of a
+//! [`SocketAddress`].
 
 use std::path::PathBuf;
 
 use coblk::aio::net::{InetAddress, KeepAlive, SocketAddress, UnixAddress, VsockAddress};
-use serde::{Deserialize, Deserializer, de};
+use coblk::qapi::{FromParts, Parts};
+use serde::de::MapAccess;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Map;
 
-use super::refuse;
+/// An address by its `type`.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Inet(Inet),
+    Unix(Unix),
+    Vsock(Vsock),
+    Fd(Fd),
+}
 
-/// An address of a socket, as options have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddressOptions(pub SocketAddress);
+#[derive(Serialize)]
+struct Inet {
+    #[serde(flatten)]
+    place: Place,
+    #[serde(flatten)]
+    members: InetMembers,
+}
 
-/// The members of all variants.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Flat {
-    #[serde(rename = "type")]
-    kind: Kind,
-    host: Option<String>,
-    port: Option<String>,
-    to: Option<u16>,
+#[derive(Deserialize, Serialize)]
+struct Place {
+    host: String,
+    port: String,
+}
+
+/// What a TCP address has beside its host and its port; a character device has them beside its own.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct InetMembers {
+    numeric: Option<bool>,
+    pub(super) to: Option<u16>,
     ipv4: Option<bool>,
     ipv6: Option<bool>,
-    numeric: Option<bool>,
     keep_alive: Option<bool>,
     keep_alive_count: Option<u32>,
     keep_alive_idle: Option<u32>,
     keep_alive_interval: Option<u32>,
-    path: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Unix {
+    path: PathBuf,
     r#abstract: Option<bool>,
     tight: Option<bool>,
-    cid: Option<String>,
-    str: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Inet,
-    Unix,
-    Vsock,
-    Fd,
+#[derive(Deserialize, Serialize)]
+struct Vsock {
+    cid: String,
+    port: String,
 }
 
-impl Flat {
-    /// Refuses what belongs to other kinds.
-    fn check<E: de::Error>(&self) -> Result<(), E> {
-        let (inet, unix) = (self.kind == Kind::Inet, self.kind == Kind::Unix);
-        let vsock = self.kind == Kind::Vsock;
-        refuse(&[
-            ("host", !inet && self.host.is_some()),
-            ("port", !inet && !vsock && self.port.is_some()),
-            ("to", !inet && self.to.is_some()),
-            ("ipv4", !inet && self.ipv4.is_some()),
-            ("ipv6", !inet && self.ipv6.is_some()),
-            ("numeric", !inet && self.numeric.is_some()),
-            ("keep-alive", !inet && self.keep_alive.is_some()),
-            ("keep-alive-count", !inet && self.keep_alive_count.is_some()),
-            ("keep-alive-idle", !inet && self.keep_alive_idle.is_some()),
-            ("keep-alive-interval", !inet && self.keep_alive_interval.is_some()),
-            ("path", !unix && self.path.is_some()),
-            ("abstract", !unix && self.r#abstract.is_some()),
-            ("tight", !unix && self.tight.is_some()),
-            ("cid", !vsock && self.cid.is_some()),
-            ("str", self.kind != Kind::Fd && self.str.is_some()),
-        ])
+#[derive(Deserialize, Serialize)]
+struct Fd {
+    str: String,
+}
+
+impl InetMembers {
+    pub(super) fn address(self, host: String, port: String) -> InetAddress {
+        let mut address = InetAddress::new(host, port);
+        address.numeric = self.numeric.unwrap_or(false);
+        (address.to, address.ipv4, address.ipv6) = (self.to, self.ipv4, self.ipv6);
+        let mut keep_alive = KeepAlive::default();
+        keep_alive.enabled = self.keep_alive;
+        keep_alive.count = self.keep_alive_count;
+        keep_alive.idle_seconds = self.keep_alive_idle;
+        keep_alive.interval_seconds = self.keep_alive_interval;
+        address.keep_alive = keep_alive;
+        address
     }
 
-    fn inet<E: de::Error>(self) -> Result<InetAddress, E> {
-        Ok(inet(InetMembers {
-            host: needed("host", self.host)?,
-            port: needed("port", self.port)?,
-            to: self.to,
-            ipv4: self.ipv4,
-            ipv6: self.ipv6,
-            numeric: self.numeric,
-            keep_alive: self.keep_alive,
-            keep_alive_count: self.keep_alive_count,
-            keep_alive_idle: self.keep_alive_idle,
-            keep_alive_interval: self.keep_alive_interval,
-        }))
+    fn of(address: &InetAddress) -> InetMembers {
+        InetMembers {
+            numeric: address.numeric.then_some(true),
+            to: address.to,
+            ipv4: address.ipv4,
+            ipv6: address.ipv6,
+            keep_alive: address.keep_alive.enabled,
+            keep_alive_count: address.keep_alive.count,
+            keep_alive_idle: address.keep_alive.idle_seconds,
+            keep_alive_interval: address.keep_alive.interval_seconds,
+        }
     }
-}
-
-fn needed<E: de::Error>(name: &'static str, text: Option<String>) -> Result<String, E> {
-    text.ok_or_else(|| E::missing_field(name))
-}
-
-/// The members of a TCP address, which a character device has beside its own.
-pub(super) struct InetMembers {
-    pub host: String,
-    pub port: String,
-    pub to: Option<u16>,
-    pub ipv4: Option<bool>,
-    pub ipv6: Option<bool>,
-    pub numeric: Option<bool>,
-    pub keep_alive: Option<bool>,
-    pub keep_alive_count: Option<u32>,
-    pub keep_alive_idle: Option<u32>,
-    pub keep_alive_interval: Option<u32>,
-}
-
-pub(super) fn inet(members: InetMembers) -> InetAddress {
-    let mut address = InetAddress::new(members.host, members.port);
-    address.numeric = members.numeric.unwrap_or(false);
-    (address.to, address.ipv4, address.ipv6) = (members.to, members.ipv4, members.ipv6);
-    let mut keep_alive = KeepAlive::default();
-    keep_alive.enabled = members.keep_alive;
-    keep_alive.count = members.keep_alive_count;
-    keep_alive.idle_seconds = members.keep_alive_idle;
-    keep_alive.interval_seconds = members.keep_alive_interval;
-    address.keep_alive = keep_alive;
-    address
 }
 
 /// The address of a unix socket, from members that options have by these names.
@@ -126,21 +106,51 @@ pub(super) fn unix(
     address
 }
 
-impl<'de> Deserialize<'de> for AddressOptions {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<AddressOptions, D::Error> {
-        let flat = Flat::deserialize(deserializer)?;
-        flat.check()?;
-        Ok(AddressOptions(match flat.kind {
-            Kind::Inet => SocketAddress::Inet(flat.inet()?),
-            Kind::Unix => {
-                let path = flat.path.ok_or_else(|| de::Error::missing_field("path"))?;
-                SocketAddress::Unix(unix(path, flat.r#abstract, flat.tight))
-            }
-            Kind::Vsock => {
-                let (cid, port) = (needed("cid", flat.cid)?, needed("port", flat.port)?);
-                SocketAddress::Vsock(VsockAddress::new(cid, port))
-            }
-            Kind::Fd => SocketAddress::Fd(needed("str", flat.str)?),
-        }))
+impl FromParts for Inet {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<Inet, M::Error> {
+        Ok(Inet { place: parts.take()?, members: parts.take()? })
     }
+}
+
+impl<'de> Deserialize<'de> for Inet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Inet, D::Error> {
+        coblk::qapi::parts(deserializer)
+    }
+}
+
+impl FromParts for Kind {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<Kind, M::Error> {
+        parts.variant("type")
+    }
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddress, D::Error> {
+    Ok(match coblk::qapi::parts(from)? {
+        Kind::Inet(Inet { place: Place { host, port }, members }) => {
+            SocketAddress::Inet(members.address(host, port))
+        }
+        Kind::Unix(Unix { path, r#abstract, tight }) => {
+            SocketAddress::Unix(unix(path, r#abstract, tight))
+        }
+        Kind::Vsock(Vsock { cid, port }) => SocketAddress::Vsock(VsockAddress::new(cid, port)),
+        Kind::Fd(Fd { str }) => SocketAddress::Fd(str),
+    })
+}
+
+pub(super) fn serialize<S: Serializer>(address: &SocketAddress, to: S) -> Result<S::Ok, S::Error> {
+    let kind = match address.clone() {
+        SocketAddress::Inet(address) => {
+            let members = InetMembers::of(&address);
+            let place = Place { host: address.host, port: address.port };
+            Kind::Inet(Inet { place, members })
+        }
+        SocketAddress::Unix(UnixAddress { path, is_abstract, is_tight, .. }) => {
+            let (r#abstract, tight) = (is_abstract.then_some(true), (!is_tight).then_some(false));
+            Kind::Unix(Unix { path, r#abstract, tight })
+        }
+        SocketAddress::Vsock(VsockAddress { cid, port, .. }) => Kind::Vsock(Vsock { cid, port }),
+        SocketAddress::Fd(str) => Kind::Fd(Fd { str }),
+        other => return Err(S::Error::custom(format!("no option has the address {other}"))),
+    };
+    coblk::qapi::write_variant(to, "type", &kind, &Map::new())
 }

@@ -1,14 +1,16 @@
 //! `--chardev` and `--monitor`: where a monitor listens, and which.
 
-use coblk::options::shorten;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
-
 use coblk::aio::net::SocketAddress;
+use coblk::qapi::{FromParts, Only, Parts, shorten};
+use serde::de::MapAccess;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
 
-use super::address::{self, InetMembers};
-use super::refuse;
+use super::address::{self, InetMembers, unix};
 
 /// Backends that QEMU has, and that are not here.
 const ABSENT: [&str; 19] = [
@@ -53,40 +55,59 @@ pub struct SocketChardev {
     pub reconnect: Option<Duration>,
 }
 
-/// As QEMU's command line has it: flat.
+/// What all have. The backend is looked at by hand: QEMU has others.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Flat {
+struct Common {
     backend: String,
     id: Option<String>,
-    path: Option<std::path::PathBuf>,
+    #[serde(rename = "mux")]
+    _mux: Option<Only<false>>,
+}
+
+/// What a socket has beside the members of TCP addresses. The protocols around the bytes can only be
+/// off; there is no delay in any case.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Socket {
+    path: Option<PathBuf>,
     r#abstract: Option<bool>,
     tight: Option<bool>,
     host: Option<String>,
     port: Option<String>,
-    to: Option<u16>,
-    ipv4: Option<bool>,
-    ipv6: Option<bool>,
-    numeric: Option<bool>,
-    keep_alive: Option<bool>,
-    keep_alive_count: Option<u32>,
-    keep_alive_idle: Option<u32>,
-    keep_alive_interval: Option<u32>,
     fd: Option<String>,
     server: Option<bool>,
     wait: Option<bool>,
     nodelay: Option<bool>,
     delay: Option<bool>,
-    telnet: Option<bool>,
-    tn3270: Option<bool>,
-    websocket: Option<bool>,
-    mux: Option<bool>,
-    signal: Option<bool>,
+    #[serde(rename = "telnet")]
+    _telnet: Option<Only<false>>,
+    #[serde(rename = "tn3270")]
+    _tn3270: Option<Only<false>>,
+    #[serde(rename = "websocket")]
+    _websocket: Option<Only<false>>,
     reconnect: Option<u32>,
     reconnect_ms: Option<u32>,
 }
 
-impl Flat {
+#[derive(Deserialize)]
+struct Stdio {
+    signal: Option<bool>,
+}
+
+impl Socket {
+    fn socket<E: de::Error>(self, inet: InetMembers) -> Result<SocketChardev, E> {
+        if self.delay.is_some() && self.nodelay.is_some() {
+            return Err(E::custom("'delay' and 'nodelay' are mutually exclusive"));
+        }
+        let server = self.server.unwrap_or(false);
+        if !server && self.wait.is_some() {
+            let text = "'wait' option is incompatible with socket in client connect mode";
+            return Err(E::custom(text));
+        }
+        let (reconnect, wait) = (self.reconnect()?, server && self.wait.unwrap_or(true));
+        Ok(SocketChardev { address: self.address(inet)?, server, wait, reconnect })
+    }
+
     /// In seconds, or, as QEMU would rather have it, in milliseconds. 0 is never.
     fn reconnect<E: de::Error>(&self) -> Result<Option<Duration>, E> {
         let pause = match (self.reconnect, self.reconnect_ms) {
@@ -105,87 +126,21 @@ impl Flat {
         Ok(Some(pause).filter(|pause| !pause.is_zero()))
     }
 
-    fn socket<E: de::Error>(self) -> Result<SocketChardev, E> {
-        refuse(&[("signal", self.signal.is_some())])?;
-        self.refuse_on()?;
-        if self.delay.is_some() && self.nodelay.is_some() {
-            return Err(E::custom("'delay' and 'nodelay' are mutually exclusive"));
-        }
-        let server = self.server.unwrap_or(false);
-        if !server && self.wait.is_some() {
-            let text = "'wait' option is incompatible with socket in client connect mode";
-            return Err(E::custom(text));
-        }
-        let (reconnect, wait) = (self.reconnect()?, server && self.wait.unwrap_or(true));
-        Ok(SocketChardev { address: self.address()?, server, wait, reconnect })
-    }
-
-    fn stdio<E: de::Error>(self) -> Result<ChardevBackend, E> {
-        refuse(&[
-            ("path", self.path.is_some()),
-            ("abstract", self.r#abstract.is_some()),
-            ("tight", self.tight.is_some()),
-            ("host", self.host.is_some()),
-            ("port", self.port.is_some()),
-            ("to", self.to.is_some()),
-            ("ipv4", self.ipv4.is_some()),
-            ("ipv6", self.ipv6.is_some()),
-            ("numeric", self.numeric.is_some()),
-            ("keep-alive", self.keep_alive.is_some()),
-            ("keep-alive-count", self.keep_alive_count.is_some()),
-            ("keep-alive-idle", self.keep_alive_idle.is_some()),
-            ("keep-alive-interval", self.keep_alive_interval.is_some()),
-            ("fd", self.fd.is_some()),
-            ("server", self.server.is_some()),
-            ("wait", self.wait.is_some()),
-            ("nodelay", self.nodelay.is_some()),
-            ("delay", self.delay.is_some()),
-            ("telnet", self.telnet.is_some()),
-            ("tn3270", self.tn3270.is_some()),
-            ("websocket", self.websocket.is_some()),
-            ("reconnect", self.reconnect.is_some()),
-            ("reconnect-ms", self.reconnect_ms.is_some()),
-        ])?;
-        self.refuse_on()?;
-        Ok(ChardevBackend::Stdio { signal: self.signal.unwrap_or(true) })
-    }
-
-    /// Protocols around the bytes, which can only be off.
-    fn refuse_on<E: de::Error>(&self) -> Result<(), E> {
-        let members = [
-            ("telnet", self.telnet),
-            ("tn3270", self.tn3270),
-            ("websocket", self.websocket),
-            ("mux", self.mux),
-        ];
-        match members.iter().find(|(_, value)| *value == Some(true)) {
-            Some((name, _)) => {
-                Err(E::custom(format!("Parameter '{name}' is not supported but as 'off'")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn address<E: de::Error>(self) -> Result<SocketAddress, E> {
-        let is_inet = [self.port.is_some(), self.to.is_some(), self.host.is_some()].contains(&true);
+    fn address<E: de::Error>(self, inet: InetMembers) -> Result<SocketAddress, E> {
+        let is_inet = [self.port.is_some(), inet.to.is_some(), self.host.is_some()].contains(&true);
         match (self.path, self.fd) {
             (Some(path), None) => {
-                refuse(&[("host", self.host.is_some()), ("port", self.port.is_some())])?;
-                Ok(SocketAddress::Unix(address::unix(path, self.r#abstract, self.tight)))
+                let members = [("host", self.host.is_some()), ("port", self.port.is_some())];
+                match members.into_iter().find(|(_, is_there)| *is_there) {
+                    Some((name, _)) => Err(E::unknown_field(name, &[])),
+                    None => Ok(SocketAddress::Unix(unix(path, self.r#abstract, self.tight))),
+                }
             }
             (None, Some(fd)) if !is_inet => Ok(SocketAddress::Fd(fd)),
-            (None, None) if is_inet => Ok(SocketAddress::Inet(address::inet(InetMembers {
-                host: self.host.unwrap_or_default(),
-                port: self.port.ok_or_else(|| E::missing_field("port"))?,
-                to: self.to,
-                ipv4: self.ipv4,
-                ipv6: self.ipv6,
-                numeric: self.numeric,
-                keep_alive: self.keep_alive,
-                keep_alive_count: self.keep_alive_count,
-                keep_alive_idle: self.keep_alive_idle,
-                keep_alive_interval: self.keep_alive_interval,
-            }))),
+            (None, None) if is_inet => {
+                let port = self.port.ok_or_else(|| E::missing_field("port"))?;
+                Ok(SocketAddress::Inet(inet.address(self.host.unwrap_or_default(), port)))
+            }
             (None, None) => {
                 Err(E::custom("chardev: socket: one of 'path', 'host' and 'fd' is needed"))
             }
@@ -194,33 +149,80 @@ impl Flat {
     }
 }
 
-impl<'de> Deserialize<'de> for ChardevOptions {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ChardevOptions, D::Error> {
-        let flat = Flat::deserialize(deserializer)?;
-        let id = flat.id.clone();
-        let backend = match flat.backend.as_str() {
-            "socket" => ChardevBackend::Socket(flat.socket()?),
-            "stdio" => flat.stdio()?,
-            other => {
-                let there = BACKENDS.join(" and ");
-                let text = match ABSENT.contains(&other) {
-                    true => format!("char driver '{other}' is not supported; there is {there}"),
-                    false => {
-                        let other = shorten(other);
-                        format!("'{other}' is not a valid char driver name; there is {there}")
-                    }
-                };
-                return Err(de::Error::custom(text));
+impl FromParts for ChardevOptions {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<Self, M::Error> {
+        let Common { backend, id, .. } = parts.take()?;
+        let backend = match backend.as_str() {
+            "socket" => {
+                let socket: Socket = parts.take()?;
+                ChardevBackend::Socket(socket.socket(parts.take()?)?)
             }
+            "stdio" => {
+                let Stdio { signal } = parts.take()?;
+                ChardevBackend::Stdio { signal: signal.unwrap_or(true) }
+            }
+            other => return Err(no_backend(other)),
         };
         let id = id.ok_or_else(|| de::Error::custom("chardev: no id specified"))?;
         Ok(ChardevOptions { id, backend })
     }
 }
 
+fn no_backend<E: de::Error>(backend: &str) -> E {
+    let there = BACKENDS.join(" and ");
+    E::custom(match ABSENT.contains(&backend) {
+        true => format!("char driver '{backend}' is not supported; there is {there}"),
+        false => {
+            let backend = shorten(backend);
+            format!("'{backend}' is not a valid char driver name; there is {there}")
+        }
+    })
+}
+
+impl<'de> Deserialize<'de> for ChardevOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ChardevOptions, D::Error> {
+        coblk::qapi::parts(deserializer)
+    }
+}
+
+/// The members of an address have no group of their own.
+impl Serialize for ChardevOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = match &self.backend {
+            ChardevBackend::Socket(socket) => {
+                let address = address::serialize(&socket.address, serde_json::value::Serializer);
+                let mut address = address.map_err(S::Error::custom)?;
+                let mut members = address.as_object_mut().map(std::mem::take).unwrap_or_default();
+                members.remove("type");
+                if let Some(name) = members.remove("str") {
+                    members.insert("fd".to_owned(), name);
+                }
+                members.insert("server".to_owned(), socket.server.into());
+                if socket.server {
+                    members.insert("wait".to_owned(), socket.wait.into());
+                }
+                if let Some(pause) = socket.reconnect {
+                    members.insert("reconnect-ms".to_owned(), (pause.as_millis() as u64).into());
+                }
+                members.insert("backend".to_owned(), "socket".into());
+                members
+            }
+            ChardevBackend::Stdio { signal } => {
+                let members = [("backend", "stdio".into()), ("signal", (*signal).into())];
+                members
+                    .map(|(name, value): (_, Value)| (name.to_owned(), value))
+                    .into_iter()
+                    .collect()
+            }
+        };
+        members.insert("id".to_owned(), self.id.clone().into());
+        members.serialize(serializer)
+    }
+}
+
 /// A monitor on a character device.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct MonitorOptions {
     /// `chardev`: where.
     pub chardev: String,
@@ -235,7 +237,7 @@ pub struct MonitorOptions {
 }
 
 /// What a monitor speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MonitorMode {
     /// The QEMU Machine Protocol.

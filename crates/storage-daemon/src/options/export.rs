@@ -1,12 +1,12 @@
 //! `--export`: QAPI's `BlockExportOptions`.
 
-use coblk::block::ErrorPolicy;
-use serde::{Deserialize, Deserializer, de};
-
 use coblk::aio::net::SocketAddress;
+use coblk::block::ErrorPolicy;
+use coblk::qapi::{FromParts, OneOrMany, Only, Parts, Size, Unsupported};
+use serde::de::MapAccess;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::AddressOptions;
-use super::{Size, refuse};
+use super::address;
 
 /// A node, for others to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub struct ExportOptions {
 }
 
 /// A kind of export.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ExportKind {
     /// `nbd`.
     Nbd(NbdExportOptions),
@@ -41,7 +42,8 @@ pub enum ExportKind {
 }
 
 /// What clients of the NBD server find.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "NbdFields")]
 pub struct NbdExportOptions {
     /// `name`; the node's by default.
     pub name: Option<String>,
@@ -50,18 +52,20 @@ pub struct NbdExportOptions {
 }
 
 /// A disk for a virtual machine in another process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct VhostUserBlkExportOptions {
     /// `addr`: where front ends connect; `unix` or `fd`.
+    #[serde(with = "address")]
     pub addr: SocketAddress,
     /// `logical-block-size` in bytes; 512 by default.
-    pub logical_block_size: Option<u64>,
+    pub logical_block_size: Option<Size>,
     /// `num-queues`; 1 by default.
     pub num_queues: Option<u16>,
 }
 
 /// What happens when a request fails, in the words of QEMU's devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnError {
     /// The client is told. The default.
@@ -88,103 +92,85 @@ impl From<OnError> for ErrorPolicy {
     }
 }
 
-/// One thread, or a list of them.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "Parameter 'iothread' expects a name or a list of names")]
-enum Iothreads {
-    One(String),
-    Several(Vec<String>),
-}
-
-/// The members of all variants.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Flat {
-    #[serde(rename = "type")]
-    kind: Kind,
+/// What all exports have.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Common {
     id: String,
+    #[serde(default)]
+    fixed_iothread: bool,
+    #[serde(default)]
+    iothread: Option<OneOrMany>,
     node_name: String,
     #[serde(default)]
     writable: bool,
     #[serde(default)]
     writethrough: bool,
-    iothread: Option<Iothreads>,
-    #[serde(default)]
-    fixed_iothread: bool,
+    /// Nodes are active.
+    #[serde(rename = "allow-inactive", skip_serializing)]
+    _allow_inactive: Option<Only<false>>,
     #[serde(default, alias = "on-read-error")]
     rerror: OnError,
     #[serde(default, alias = "on-write-error")]
     werror: OnError,
+}
+
+/// `nbd`, with what is known and not supported.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct NbdFields {
     name: Option<String>,
     description: Option<String>,
-    bitmaps: Option<de::IgnoredAny>,
-    allocation_depth: Option<bool>,
-    addr: Option<AddressOptions>,
-    logical_block_size: Option<Size>,
-    num_queues: Option<u16>,
+    #[serde(rename = "bitmaps")]
+    _bitmaps: Option<Unsupported>,
+    /// Nodes have no backing files.
+    #[serde(rename = "allocation-depth")]
+    _allocation_depth: Option<Only<false>>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Nbd,
-    VhostUserBlk,
-}
-
-impl Flat {
-    fn nbd<E: de::Error>(&mut self) -> Result<NbdExportOptions, E> {
-        refuse(&[
-            ("addr", self.addr.is_some()),
-            ("logical-block-size", self.logical_block_size.is_some()),
-            ("num-queues", self.num_queues.is_some()),
-        ])?;
-        if self.bitmaps.is_some() {
-            return Err(E::custom("Parameter 'bitmaps' is not supported: nodes have no bitmaps"));
-        }
-        if self.allocation_depth == Some(true) {
-            return Err(E::custom(
-                "Parameter 'allocation-depth' is not supported: nodes have no backing files",
-            ));
-        }
-        Ok(NbdExportOptions { name: self.name.take(), description: self.description.take() })
+impl From<NbdFields> for NbdExportOptions {
+    fn from(NbdFields { name, description, .. }: NbdFields) -> NbdExportOptions {
+        NbdExportOptions { name, description }
     }
+}
 
-    fn vhost_user_blk<E: de::Error>(&mut self) -> Result<VhostUserBlkExportOptions, E> {
-        refuse(&[
-            ("name", self.name.is_some()),
-            ("description", self.description.is_some()),
-            ("bitmaps", self.bitmaps.is_some()),
-            ("allocation-depth", self.allocation_depth.is_some()),
-        ])?;
-        Ok(VhostUserBlkExportOptions {
-            addr: self.addr.take().ok_or_else(|| E::missing_field("addr"))?.0,
-            logical_block_size: self.logical_block_size.map(|size| size.0),
-            num_queues: self.num_queues,
+impl FromParts for ExportOptions {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<ExportOptions, M::Error> {
+        let (kind, common): (_, Common) = (parts.variant("type")?, parts.take()?);
+        Ok(ExportOptions {
+            id: common.id,
+            node_name: common.node_name,
+            writable: common.writable,
+            writethrough: common.writethrough,
+            iothreads: common.iothread.unwrap_or_default().0,
+            fixed_iothread: common.fixed_iothread,
+            rerror: common.rerror,
+            werror: common.werror,
+            kind,
         })
     }
 }
 
 impl<'de> Deserialize<'de> for ExportOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ExportOptions, D::Error> {
-        let mut flat = Flat::deserialize(deserializer)?;
-        let kind = match flat.kind {
-            Kind::Nbd => ExportKind::Nbd(flat.nbd()?),
-            Kind::VhostUserBlk => ExportKind::VhostUserBlk(flat.vhost_user_blk()?),
+        coblk::qapi::parts(deserializer)
+    }
+}
+
+impl Serialize for ExportOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let iothread = Some(OneOrMany(self.iothreads.clone()));
+        let common = Common {
+            id: self.id.clone(),
+            fixed_iothread: self.fixed_iothread,
+            iothread: iothread.filter(|threads| !threads.0.is_empty()),
+            node_name: self.node_name.clone(),
+            writable: self.writable,
+            writethrough: self.writethrough,
+            _allow_inactive: None,
+            rerror: self.rerror,
+            werror: self.werror,
         };
-        Ok(ExportOptions {
-            id: flat.id,
-            node_name: flat.node_name,
-            writable: flat.writable,
-            writethrough: flat.writethrough,
-            iothreads: match flat.iothread {
-                None => Vec::new(),
-                Some(Iothreads::One(name)) => vec![name],
-                Some(Iothreads::Several(names)) => names,
-            },
-            fixed_iothread: flat.fixed_iothread,
-            rerror: flat.rerror,
-            werror: flat.werror,
-            kind,
-        })
+        coblk::qapi::write_variant(serializer, "type", &self.kind, &common)
     }
 }

@@ -1,15 +1,15 @@
 //! `--metrics`: where metrics are served.
 
 use coblk::aio::net::{InetAddress, SocketAddress};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::address::AddressOptions;
-use super::{OptionError, from_argument};
+use super::{OptionError, address, from_argument};
 
 /// Where metrics are served.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MetricsOptions {
-    /// The address.
+    /// `addr`.
+    #[serde(with = "address")]
     pub addr: SocketAddress,
 }
 
@@ -21,10 +21,9 @@ impl MetricsOptions {
     /// If it is none of these.
     pub fn from_argument(text: &str) -> Result<MetricsOptions, OptionError> {
         if text.starts_with("addr.") || text.starts_with('{') {
-            let Flat { addr } = from_argument(text, "addr")?;
-            return Ok(MetricsOptions { addr: addr.0 });
+            return from_argument(text, "addr");
         }
-        let bad = || OptionError::Other("expected unix:PATH or HOST:PORT".to_owned());
+        let bad = || OptionError::other("expected unix:PATH or HOST:PORT");
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
                 return Err(bad());
@@ -39,12 +38,6 @@ impl MetricsOptions {
         let addr = InetAddress::new(bracketed.unwrap_or(host), port);
         Ok(MetricsOptions { addr: SocketAddress::Inet(addr) })
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Flat {
-    addr: AddressOptions,
 }
 
 /// A number of 16 bits, or the name of a service.

@@ -1,14 +1,17 @@
 //! `--nbd-server`: QAPI's `NbdServerOptions`.
 
 use coblk::aio::net::SocketAddress;
-use serde::{Deserialize, Deserializer, de};
+use coblk::qapi::Unsupported;
+use serde::{Deserialize, Serialize};
 
-use super::address::AddressOptions;
+use super::address;
 
 /// Where the NBD server listens, and its limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "Fields", rename_all = "kebab-case")]
 pub struct NbdServerOptions {
     /// `addr`.
+    #[serde(serialize_with = "address::serialize")]
     pub addr: SocketAddress,
     /// `max-connections`: clients at once, 0 for any number; 100 by default.
     pub max_connections: Option<u32>,
@@ -21,24 +24,21 @@ pub struct NbdServerOptions {
 
 /// With what is known and not supported.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Flat {
-    addr: AddressOptions,
+#[serde(rename_all = "kebab-case")]
+struct Fields {
+    #[serde(deserialize_with = "address::deserialize")]
+    addr: SocketAddress,
     max_connections: Option<u32>,
     handshake_max_seconds: Option<u32>,
     tls_creds: Option<String>,
-    tls_authz: Option<String>,
+    /// Any client with a certificate is let in.
+    #[serde(rename = "tls-authz")]
+    _tls_authz: Option<Unsupported>,
 }
 
-impl<'de> Deserialize<'de> for NbdServerOptions {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NbdServerOptions, D::Error> {
-        let Flat { addr, max_connections, handshake_max_seconds, tls_creds, tls_authz } =
-            Flat::deserialize(deserializer)?;
-        if tls_authz.is_some() {
-            return Err(de::Error::custom(
-                "Parameter 'tls-authz' is not supported: whoever has a certificate is let in",
-            ));
-        }
-        Ok(NbdServerOptions { addr: addr.0, max_connections, handshake_max_seconds, tls_creds })
+impl From<Fields> for NbdServerOptions {
+    fn from(fields: Fields) -> NbdServerOptions {
+        let Fields { addr, max_connections, handshake_max_seconds, tls_creds, .. } = fields;
+        NbdServerOptions { addr, max_connections, handshake_max_seconds, tls_creds }
     }
 }

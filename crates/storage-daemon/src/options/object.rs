@@ -1,12 +1,11 @@
 //! `--object`: QAPI's `ObjectOptions`.
 
-use std::fmt;
+use coblk::qapi::{FromParts, Parts};
+use serde::de::MapAccess;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use serde::de::{self, Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-
-use super::refuse;
-use super::throttle::{Numbers, ThrottleGroupOptions};
+use super::throttle::ThrottleGroupOptions;
 use super::tls::TlsCredsX509Options;
 
 /// Something that others refer to by its name.
@@ -19,18 +18,21 @@ pub struct ObjectOptions {
 }
 
 /// A kind of object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ObjectKind {
     /// `iothread`.
     Iothread(IothreadOptions),
     /// `throttle-group`.
     ThrottleGroup(ThrottleGroupOptions),
     /// `tls-creds-x509`.
+    #[serde(rename = "tls-creds-x509")]
     TlsCredsX509(TlsCredsX509Options),
 }
 
 /// A thread that serves exports.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct IothreadOptions {
     /// `poll-max-ns`: how long it looks for work before it sleeps; 32768 by default, 0 for not at
     /// all.
@@ -58,14 +60,69 @@ impl IothreadOptions {
         "thread-pool-min",
     ];
 
-    fn take(numbers: &mut Numbers) -> IothreadOptions {
+    /// With every property as it is by default if it is not given.
+    #[must_use]
+    pub fn with_defaults(&self) -> IothreadOptions {
         IothreadOptions {
-            poll_max_ns: numbers.remove("poll-max-ns"),
-            poll_grow: numbers.remove("poll-grow"),
-            poll_shrink: numbers.remove("poll-shrink"),
-            aio_max_batch: numbers.remove("aio-max-batch"),
-            thread_pool_min: numbers.remove("thread-pool-min"),
-            thread_pool_max: numbers.remove("thread-pool-max"),
+            poll_max_ns: self.poll_max_ns.or(Some(Self::POLL_MAX_NS)),
+            poll_grow: self.poll_grow.or(Some(0)),
+            poll_shrink: self.poll_shrink.or(Some(0)),
+            aio_max_batch: self.aio_max_batch.or(Some(0)),
+            thread_pool_min: self.thread_pool_min.or(Some(0)),
+            thread_pool_max: self.thread_pool_max.or(Some(Self::MAX_THREADS)),
+        }
+    }
+
+    /// How long its loop looks for work at most, unless told otherwise: QEMU's.
+    pub(crate) const POLL_MAX_NS: i64 = 32_768;
+    /// Workers at most, unless told otherwise: QEMU's.
+    const MAX_THREADS: i64 = coblk::aio::DEFAULT_MAX_THREADS as i64;
+}
+
+impl ObjectKind {
+    /// Its `qom-type`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ObjectKind::Iothread(_) => "iothread",
+            ObjectKind::ThrottleGroup(_) => "throttle-group",
+            ObjectKind::TlsCredsX509(_) => "tls-creds-x509",
+        }
+    }
+
+    /// Its properties, with the defaults of those that were not given.
+    pub fn values(&self) -> Map<String, Value> {
+        let values = match self {
+            ObjectKind::Iothread(options) => serde_json::to_value(options.with_defaults()),
+            ObjectKind::ThrottleGroup(options) => return options.values(),
+            ObjectKind::TlsCredsX509(options) => serde_json::to_value(options),
+        };
+        match values {
+            Ok(Value::Object(values)) => values,
+            // They are plain members.
+            _ => Map::new(),
+        }
+    }
+
+    /// The names of the properties of a type, and the types of these in QAPI; none if there is no such
+    /// type of objects.
+    pub fn properties(kind: &str) -> Vec<(String, &'static str)> {
+        match kind {
+            "iothread" => IothreadOptions::PROPERTIES.map(|name| (name.to_owned(), "int")).to_vec(),
+            "throttle-group" => {
+                let limits = ThrottleGroupOptions::names();
+                let limits = limits.map(|name| (format!("x-{name}"), "int"));
+                limits.chain([("limits".to_owned(), "ThrottleLimits")]).collect()
+            }
+            "tls-creds-x509" => {
+                let kind_of = |name: &str| match name {
+                    "dir" => "string",
+                    "endpoint" => "QCryptoTLSCredsEndpoint",
+                    _ => "bool",
+                };
+                let names = TlsCredsX509Options::PROPERTIES;
+                names.map(|name| (name.to_owned(), kind_of(name))).to_vec()
+            }
+            _ => Vec::new(),
         }
     }
 }
@@ -75,90 +132,28 @@ impl ObjectOptions {
     pub const TYPES: [&'static str; 3] = ["iothread", "throttle-group", "tls-creds-x509"];
 }
 
+/// What all objects have.
+#[derive(Deserialize, Serialize)]
+struct Common {
+    id: String,
+}
+
+impl FromParts for ObjectOptions {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<ObjectOptions, M::Error> {
+        let (kind, common): (_, Common) = (parts.variant("qom-type")?, parts.take()?);
+        Ok(ObjectOptions { id: common.id, kind })
+    }
+}
+
 impl<'de> Deserialize<'de> for ObjectOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ObjectOptions, D::Error> {
-        deserializer.deserialize_map(Properties::default())
+        coblk::qapi::parts(deserializer)
     }
 }
 
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Iothread,
-    ThrottleGroup,
-    #[serde(rename = "tls-creds-x509")]
-    TlsCredsX509,
-}
-
-/// What has been read of an object. Most properties are numbers.
-#[derive(Default)]
-struct Properties {
-    kind: Option<Kind>,
-    id: Option<String>,
-    limits: Option<ThrottleGroupOptions>,
-    /// With the name of the first one.
-    tls: Option<(String, TlsCredsX509Options)>,
-    numbers: Numbers,
-}
-
-impl<'de> Visitor<'de> for Properties {
-    type Value = ObjectOptions;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<ObjectOptions, M::Error> {
-        while let Some(name) = map.next_key::<String>()? {
-            match name.as_str() {
-                "qom-type" => self.kind = Some(map.next_value()?),
-                "id" => self.id = Some(map.next_value()?),
-                "limits" => self.limits = Some(map.next_value()?),
-                number if is_number(number) => _ = self.numbers.insert(name, map.next_value()?),
-                _ => {
-                    let (_, tls) =
-                        self.tls.get_or_insert_with(|| (name.clone(), Default::default()));
-                    if !tls.take(&name, &mut map)? {
-                        return Err(M::Error::unknown_field(&name, &[]));
-                    }
-                }
-            }
-        }
-        self.finish()
-    }
-}
-
-fn is_number(property: &str) -> bool {
-    let limit = property.strip_prefix("x-").is_some_and(ThrottleGroupOptions::is_limit);
-    limit || IothreadOptions::PROPERTIES.contains(&property)
-}
-
-impl Properties {
-    /// A member of credentials, and whether it is there.
-    fn tls_member(&self) -> (&str, bool) {
-        self.tls.as_ref().map_or(("", false), |(name, _)| (name, true))
-    }
-
-    fn finish<E: de::Error>(mut self) -> Result<ObjectOptions, E> {
-        let kind = match self.kind.ok_or_else(|| E::missing_field("qom-type"))? {
-            Kind::Iothread => {
-                refuse(&[("limits", self.limits.is_some()), self.tls_member()])?;
-                ObjectKind::Iothread(IothreadOptions::take(&mut self.numbers))
-            }
-            Kind::ThrottleGroup => {
-                refuse(&[self.tls_member()])?;
-                let mut group = self.limits.unwrap_or_default();
-                group.take_singly(&mut self.numbers);
-                ObjectKind::ThrottleGroup(group)
-            }
-            Kind::TlsCredsX509 => {
-                refuse(&[("limits", self.limits.is_some())])?;
-                ObjectKind::TlsCredsX509(self.tls.unwrap_or_default().1)
-            }
-        };
-        if let Some(name) = self.numbers.keys().next() {
-            return Err(E::unknown_field(name, &[]));
-        }
-        Ok(ObjectOptions { id: self.id.ok_or_else(|| E::missing_field("id"))?, kind })
+impl Serialize for ObjectOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let common = Common { id: self.id.clone() };
+        coblk::qapi::write_variant(serializer, "qom-type", &self.kind, &common)
     }
 }

@@ -4,54 +4,82 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use coblk::block::filters::throttle::{Rate, ThrottleLimits};
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use super::OptionError;
 
 /// Numbers by their names.
-pub(super) type Numbers = BTreeMap<String, i64>;
+type Numbers = BTreeMap<String, i64>;
 
 /// Limits that nodes share, as they were given: by name, as `iops-total-max`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ThrottleGroupOptions {
+    #[serde(rename = "limits", skip_serializing_if = "Numbers::is_empty")]
     given: Numbers,
 }
 
-/// What is limited.
-const RATES: [&str; 6] =
-    ["bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write"];
-/// What is said of each: in the long run, in a burst, and how long a burst is.
-const OF_A_RATE: [&str; 3] = ["", "-max", "-max-length"];
-const SIZE: &str = "iops-size";
+/// The names of the limits: of bytes and of requests, in the long run, in a burst, and how long a burst
+/// is. And the members of a group: all of them, and each by itself.
+macro_rules! limits {
+    ($($name:literal)*) => {
+        const LIMITS: &[&str] = &[$($name),*];
+        const MEMBERS: &[&str] = &["limits", $(concat!("x-", $name)),*];
+    };
+}
+
+limits! {
+    "bps-total" "bps-total-max" "bps-total-max-length"
+    "bps-read" "bps-read-max" "bps-read-max-length"
+    "bps-write" "bps-write-max" "bps-write-max-length"
+    "iops-total" "iops-total-max" "iops-total-max-length"
+    "iops-read" "iops-read-max" "iops-read-max-length"
+    "iops-write" "iops-write-max" "iops-write-max-length"
+    "iops-size"
+}
 
 impl ThrottleGroupOptions {
     /// The names of all limits.
-    pub fn names() -> impl Iterator<Item = String> {
-        let of_rates = RATES.iter().flat_map(|rate| OF_A_RATE.map(|part| format!("{rate}{part}")));
-        of_rates.chain([SIZE.to_owned()])
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        LIMITS.iter().copied()
     }
 
-    pub(super) fn is_limit(name: &str) -> bool {
-        let of_rate =
-            |rate: &str| name.strip_prefix(rate).is_some_and(|it| OF_A_RATE.contains(&it));
-        name == SIZE || RATES.into_iter().any(of_rate)
+    /// These, and in place of some of them those that `more` says.
+    #[must_use]
+    pub fn with(mut self, more: ThrottleGroupOptions) -> ThrottleGroupOptions {
+        self.given.extend(more.given);
+        self
     }
 
-    /// Takes limits that were given one by one, which count more.
-    pub(super) fn take_singly(&mut self, numbers: &mut Numbers) {
-        let singly: Vec<String> =
-            numbers.keys().filter(|name| name.starts_with("x-")).cloned().collect();
-        for name in singly {
-            if let Some(number) = numbers.remove(&name) {
-                self.given.insert(name["x-".len()..].to_owned(), number);
-            }
-        }
+    /// The properties of the object: all limits, together and one by one.
+    pub(super) fn values(&self) -> Map<String, Value> {
+        let value = |name: &str| {
+            let default = i64::from(name.ends_with("-max-length"));
+            Value::from(self.given.get(name).copied().unwrap_or(default))
+        };
+        let limits = LIMITS.iter().map(|name| ((*name).to_owned(), value(name)));
+        let singly = LIMITS.iter().map(|name| (format!("x-{name}"), value(name)));
+        let together = ("limits".to_owned(), Value::Object(limits.collect()));
+        singly.chain([together]).collect()
+    }
+
+    /// As the block layer has them.
+    ///
+    /// # Errors
+    /// If one is negative.
+    pub fn checked_limits(&self) -> Result<ThrottleLimits, OptionError> {
+        self.limits().map_err(|name| {
+            let range = "bps/iops/max values must be within [0, 1000000000000000]";
+            OptionError::other(format!("{name}: {range}"))
+        })
     }
 
     /// As the block layer has them.
     ///
     /// # Errors
     /// If one is negative: its name.
-    pub fn limits(&self) -> Result<ThrottleLimits, &str> {
+    fn limits(&self) -> Result<ThrottleLimits, &str> {
         if let Some((name, _)) = self.given.iter().find(|(_, number)| **number < 0) {
             return Err(name);
         }
@@ -68,15 +96,40 @@ impl ThrottleGroupOptions {
             iops_total: rate("iops-total"),
             iops_read: rate("iops-read"),
             iops_write: rate("iops-write"),
-            iops_size: number(SIZE).unwrap_or(0),
+            iops_size: number("iops-size").unwrap_or(0),
         })
+    }
+}
+
+/// QAPI's `ThrottleLimits`.
+struct Limits(Numbers);
+
+impl<'de> Deserialize<'de> for Limits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Limits;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Limits, M::Error> {
+                let mut given = Numbers::new();
+                while let Some((name, number)) = map.next_entry()? {
+                    given.insert(name, number);
+                }
+                Ok(Limits(given))
+            }
+        }
+        deserializer.deserialize_struct("ThrottleLimits", LIMITS, Members)
     }
 }
 
 impl<'de> Deserialize<'de> for ThrottleGroupOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Limits;
-        impl<'de> Visitor<'de> for Limits {
+        struct Group;
+        impl<'de> Visitor<'de> for Group {
             type Value = ThrottleGroupOptions;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,14 +139,15 @@ impl<'de> Deserialize<'de> for ThrottleGroupOptions {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut given = Numbers::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    if !ThrottleGroupOptions::is_limit(&name) {
-                        return Err(M::Error::unknown_field(&name, &[]));
+                    match name.strip_prefix("x-") {
+                        // `limits` comes first, and those that are given one by one count more.
+                        None => given = map.next_value::<Limits>()?.0,
+                        Some(limit) => _ = given.insert(limit.to_owned(), map.next_value()?),
                     }
-                    given.insert(name, map.next_value()?);
                 }
                 Ok(ThrottleGroupOptions { given })
             }
         }
-        deserializer.deserialize_map(Limits)
+        deserializer.deserialize_struct("ThrottleGroupProperties", MEMBERS, Group)
     }
 }

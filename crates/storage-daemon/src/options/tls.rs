@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde::de::{Error, MapAccess};
+use coblk::qapi::Unsupported;
+use serde::{Deserialize, Serialize};
 
 /// Certificates and a key in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "Fields", rename_all = "kebab-case")]
 pub struct TlsCredsX509Options {
     /// `dir`: has `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, and may have `ca-crl.pem`.
     pub dir: Option<PathBuf>,
@@ -19,7 +20,7 @@ pub struct TlsCredsX509Options {
 }
 
 /// Whose credentials they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsEndpoint {
     /// A client's; QEMU's default.
@@ -32,24 +33,26 @@ pub enum TlsEndpoint {
 impl TlsCredsX509Options {
     /// Its properties.
     pub const PROPERTIES: [&'static str; 4] = ["dir", "endpoint", "sanity-check", "verify-peer"];
+}
 
-    /// Takes the value of a property, if it is one of these.
-    pub(super) fn take<'de, M: MapAccess<'de>>(
-        &mut self,
-        property: &str,
-        map: &mut M,
-    ) -> Result<bool, M::Error> {
-        match property {
-            "dir" => self.dir = Some(map.next_value()?),
-            "endpoint" => self.endpoint = map.next_value()?,
-            "verify-peer" => self.verify_peer = Some(map.next_value()?),
-            "sanity-check" => self.sanity_check = Some(map.next_value()?),
-            "passwordid" | "priority" => {
-                let text = format!("Parameter '{property}' is not supported");
-                return Err(M::Error::custom(text));
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
+/// With what is known, and ignored or not supported.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Fields {
+    dir: Option<PathBuf>,
+    #[serde(default)]
+    endpoint: TlsEndpoint,
+    sanity_check: Option<bool>,
+    verify_peer: Option<bool>,
+    #[serde(rename = "passwordid")]
+    _passwordid: Option<Unsupported>,
+    #[serde(rename = "priority")]
+    _priority: Option<Unsupported>,
+}
+
+impl From<Fields> for TlsCredsX509Options {
+    fn from(fields: Fields) -> TlsCredsX509Options {
+        let Fields { dir, endpoint, sanity_check, verify_peer, .. } = fields;
+        TlsCredsX509Options { dir, endpoint, sanity_check, verify_peer }
     }
 }

@@ -13,14 +13,14 @@ use crate::daemon::Daemon;
 use crate::exports::ExportInfo;
 
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 struct Query {
     #[serde(default)]
     query_nodes: bool,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 struct HistogramSet {
     /// An export.
     id: String,

@@ -3,21 +3,47 @@
 use std::io::{self, ErrorKind};
 
 use coblk::block::{ErrorAction, RequestKind};
+use coblk::qapi::Schema;
 use coblk::qmp::Event as QmpEvent;
 
 use crate::daemon::{Event, IoError};
 
-/// An event for clients.
-pub(crate) fn to_qmp(event: &Event) -> QmpEvent {
+/// An event for clients, if it is one of QMP's.
+pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
     match event {
         Event::BlockExportDeleted { id } => {
-            QmpEvent::new("BLOCK_EXPORT_DELETED").with("id", id.clone())
+            Some(QmpEvent::new("BLOCK_EXPORT_DELETED").with("id", id.clone()))
         }
-        Event::BlockIoError(error) => io_error(error),
-        Event::Shutdown(cause) => {
-            QmpEvent::new("SHUTDOWN").with("guest", false).with("reason", cause.name())
-        }
+        Event::BlockIoError(error) => Some(io_error(error)),
+        Event::BlockWriteThreshold { node_name, passed } => Some(
+            QmpEvent::new("BLOCK_WRITE_THRESHOLD")
+                .with("node-name", node_name.clone())
+                .with("amount-exceeded", passed.exceeded)
+                .with("write-threshold", passed.threshold),
+        ),
+        // QEMU's daemon has none, and ends the connection.
+        Event::Shutdown(_) => None,
     }
+}
+
+/// The events that there are, and what they tell.
+pub(super) fn schemas() -> [(&'static str, Schema); 3] {
+    let io_error = [
+        ("qom-path", "str"),
+        ("device", "str"),
+        ("node-name", "str"),
+        ("operation", "str"),
+        ("action", "str"),
+        ("reason", "str"),
+        ("nospace", "bool"),
+    ];
+    let threshold =
+        [("node-name", "str"), ("amount-exceeded", "uint64"), ("write-threshold", "uint64")];
+    [
+        ("BLOCK_EXPORT_DELETED", Schema::object(&[("id", "str")])),
+        ("BLOCK_IO_ERROR", Schema::object(&io_error)),
+        ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
+    ]
 }
 
 /// The device is the export. It has no place in a tree of objects, as those of QEMU have.

@@ -3,11 +3,11 @@
 use coblk::block::IoStatus;
 use serde::{Deserialize, Serialize};
 
-use super::{Arguments, Commands, Id, options};
+use super::{Commands, Id};
 use crate::exports::{ExportInfo, RemoveMode};
+use crate::options::ExportOptions;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Delete {
     id: String,
     #[serde(default)]
@@ -27,8 +27,8 @@ struct Info {
 }
 
 pub(super) fn add(commands: &mut Commands) {
-    commands.add("block-export-add", |daemon, co, arguments: Arguments| {
-        daemon.export_add(co, options(arguments)?)
+    commands.add("block-export-add", |daemon, co, options: ExportOptions| {
+        daemon.export_add(co, options)
     });
     commands.add("block-export-del", |daemon, co, Delete { id, mode }| {
         daemon.export_del(co, &id, mode)

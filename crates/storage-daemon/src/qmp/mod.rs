@@ -8,17 +8,19 @@ mod exports;
 mod nbd_server;
 mod nodes;
 mod objects;
+mod qom;
 
 use std::rc::{Rc, Weak};
 
 use coblk::Co;
+use coblk::options::NodeOptions;
+use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, QmpError, QmpVersion};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
-use crate::options::from_value;
 
 pub(crate) use events::to_qmp;
 
@@ -27,7 +29,6 @@ type Arguments = Map<String, Value>;
 
 /// The name of something.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Id {
     id: String,
 }
@@ -41,11 +42,27 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands);
+    qom::add(&mut commands);
     commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())
     });
+    commands.add("x-coblk-config", |daemon, _, ()| {
+        let options = daemon.configuration().into_iter();
+        let arguments = options.flat_map(|(name, text)| [format!("--{name}"), text]);
+        Ok(json!({"arguments": arguments.collect::<Vec<_>>()}))
+    });
+    commands.table.alternate("BlockdevRef", node_ref());
+    for (name, data) in events::schemas() {
+        commands.table.event(name, data);
+    }
     commands.table
+}
+
+/// What a child of a node can be: the name of another one, or the options of one.
+fn node_ref() -> Vec<Schema> {
+    let options = Schema::of::<NodeOptions>();
+    [Schema::Builtin("str")].into_iter().chain(options).collect()
 }
 
 /// What clients are told that ask for the version: whose commands these are, and what program it is.
@@ -88,5 +105,5 @@ fn alive(daemon: &Weak<Daemon>) -> Result<Rc<Daemon>, QmpError> {
 
 /// The daemon's own options, of arguments.
 fn options<T: DeserializeOwned>(arguments: Arguments) -> Result<T, DaemonError> {
-    Ok(from_value(Value::Object(arguments))?)
+    Ok(coblk::qapi::from_value(Value::Object(arguments))?)
 }

@@ -1,16 +1,17 @@
 //! The NBD server, and the older commands for its exports, which QEMU still has.
 
+use coblk::qapi::{Member, Schema, Unsupported};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, Commands, options};
 use crate::daemon::DaemonError;
 use crate::exports::RemoveMode;
-use crate::options::{ExportOptions, OptionError, from_value};
+use crate::options::{ExportOptions, NbdServerOptions, OptionError};
 
 /// What `nbd-server-add` shows of a node.
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 struct Add {
     device: String,
     name: Option<String>,
@@ -18,11 +19,11 @@ struct Add {
     #[serde(default)]
     writable: bool,
     /// Nodes have no bitmaps.
-    bitmap: Option<String>,
+    #[serde(rename = "bitmap")]
+    _bitmap: Option<Unsupported>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Remove {
     name: String,
     #[serde(default)]
@@ -36,6 +37,9 @@ pub(super) fn add(commands: &mut Commands) {
         }
         daemon.nbd_server_start(co, options(arguments)?)
     });
+    if let Some(schema) = start_schema() {
+        commands.table.describe("nbd-server-start", schema);
+    }
     commands.add("nbd-server-stop", |daemon, co, ()| daemon.nbd_server_stop(co));
     commands.add("nbd-server-add", |daemon, co, mut add: Add| {
         let device = add.device.clone();
@@ -54,21 +58,32 @@ pub(super) fn add(commands: &mut Commands) {
     });
 }
 
+/// The options of `--nbd-server`, but for the address.
+fn start_schema() -> Option<Schema> {
+    let Ok(Schema::Object(mut options)) = Schema::of::<NbdServerOptions>() else { return None };
+    let addr = options.members.iter_mut().find(|member| member.name == "addr")?;
+    if let Schema::Object(addr) = &mut addr.schema {
+        addr.members.retain(|member| member.name == "type");
+        let schema = Schema::Builtin("any");
+        addr.members.push(Member { name: "data".to_owned(), schema, optional: false });
+    }
+    Some(Schema::Object(options))
+}
+
 /// An address of this command has what belongs to its type in a member `data`, unlike those of the
 /// command line.
 fn flattened(address: Value) -> Result<Value, DaemonError> {
     let Value::Object(mut members) = address else { return Ok(address) };
-    let data =
-        members.remove("data").ok_or_else(|| OptionError::Missing("addr.data".to_owned()))?;
+    let data = members.remove("data").ok_or_else(|| OptionError::missing("addr.data"))?;
     let Value::Object(data) = data else {
         let text = "Invalid parameter type for 'addr.data', expected: object";
-        return Err(OptionError::Other(text.to_owned()).into());
+        return Err(OptionError::other(text).into());
     };
     if let Some(name) = members.keys().find(|name| *name != "type") {
-        return Err(OptionError::Unexpected(format!("addr.{name}")).into());
+        return Err(OptionError::unexpected(&format!("addr.{name}")).into());
     }
     if data.contains_key("type") {
-        return Err(OptionError::Unexpected("addr.data.type".to_owned()).into());
+        return Err(OptionError::unexpected("addr.data.type").into());
     }
     let flat: Map<String, Value> = members.into_iter().chain(data).collect();
     Ok(Value::Object(flat))
@@ -76,10 +91,6 @@ fn flattened(address: Value) -> Result<Value, DaemonError> {
 
 /// The export goes by the name that clients see.
 fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
-    if add.bitmap.is_some() {
-        let text = "Parameter 'bitmap' is not supported: nodes have no bitmaps";
-        return Err(OptionError::Other(text.to_owned()).into());
-    }
     let name = add.name.unwrap_or_else(|| add.device.clone());
     let mut members = json!({
         "type": "nbd",
@@ -91,7 +102,7 @@ fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
     if let Some(description) = add.description {
         members["description"] = description.into();
     }
-    Ok(from_value(members)?)
+    Ok(coblk::qapi::from_value(members)?)
 }
 
 #[cfg(test)]

@@ -3,20 +3,26 @@
 use coblk::BlockNode;
 use coblk::block::{DetectZeroes, NodeInfo};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Commands;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Query {
     /// Whether to leave out what lies below. It always is: those below are in the list themselves.
     #[serde(rename = "flat")]
     _flat: Option<bool>,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SetThreshold {
+    node_name: String,
+    write_threshold: u64,
+}
+
 /// QAPI's `BlockDeviceInfo`. What nodes here cannot have is there all the same, if QAPI wants it:
-/// encryption, backing files, limits of their own and thresholds.
+/// encryption, backing files and limits of their own.
 #[derive(Serialize)]
 struct Info {
     #[serde(rename = "node-name")]
@@ -77,6 +83,13 @@ pub(super) fn add(commands: &mut Commands) {
         let infos = nodes.iter().zip(sizes).map(|(node, size)| info(node, size));
         Ok(infos.collect::<Vec<_>>())
     });
+    commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
+        daemon.set_write_threshold(&set.node_name, set.write_threshold)
+    });
+    // Devices of a virtual machine, and jobs: there are none.
+    for name in ["query-block", "query-block-jobs", "query-jobs"] {
+        commands.add(name, |_, _, ()| Ok(json!([])));
+    }
 }
 
 fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
@@ -104,7 +117,7 @@ fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
         iops: 0,
         iops_rd: 0,
         iops_wr: 0,
-        write_threshold: 0,
+        write_threshold: node.write_threshold.unwrap_or(0),
         children: children.map(|it| Child { child: it.child, node_name: it.node }).collect(),
     }
 }

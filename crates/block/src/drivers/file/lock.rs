@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::sys;
+use serde::{Deserialize, Serialize};
 
 use super::File;
 use crate::permissions::{PermissionError, Permissions};
@@ -24,7 +25,8 @@ const HELD_AT: u64 = 100;
 const NOT_SHARED_AT: u64 = 200;
 
 /// Whether an image is locked while it is in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Locking {
     /// It is, and cannot be used where the file system refuses locks.
     On,

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
+use serde::{Deserialize, Serialize};
 
 use crate::BlockStatus;
 use crate::driver::{BlockDriver, BlockLimits};
@@ -44,7 +45,8 @@ use zeroes::Abilities;
 const SECTOR_BYTES: u64 = 512;
 
 /// What does an image's I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// Blocking system calls on worker threads; works everywhere.
     #[default]

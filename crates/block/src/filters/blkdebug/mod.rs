@@ -92,7 +92,7 @@ struct Done<'a>(&'a Rules);
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        self.0.reach(DebugEvent::PWRITEV_DONE);
+        self.0.reach(DebugEvent::PwritevDone);
     }
 }
 
@@ -175,7 +175,7 @@ impl Filter for BlkDebug {
         flags: WriteFlags,
     ) -> io::Result<()> {
         let bytes = source.len() as u64;
-        self.rules.reach(DebugEvent::PWRITEV);
+        self.rules.reach(DebugEvent::Pwritev);
         let _done = Done(&self.rules);
         let verdict = self.judge(co, RequestKind::Write, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
@@ -192,7 +192,7 @@ impl Filter for BlkDebug {
     }
 
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
-        self.rules.reach(DebugEvent::PWRITEV_ZERO);
+        self.rules.reach(DebugEvent::PwritevZero);
         let _done = Done(&self.rules);
         let verdict = self.judge(co, RequestKind::WriteZeroes, range(offset, bytes));
         verdict.carry_out(bytes, |part| self.child.co_pwrite_zeroes(co, offset, part, flags))

@@ -99,7 +99,7 @@ impl Rule {
     /// Takes effect when this event happens, for all requests from then on, until an event that
     /// another rule waits for happens; that also ends rules that wait for none.
     pub fn when(mut self, event: DebugEvent) -> Rule {
-        self.event = Some(event);
+        self.event = Some(event).filter(|event| *event != DebugEvent::None);
         self
     }
 

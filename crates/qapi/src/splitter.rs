@@ -63,6 +63,11 @@ impl Splitter {
         None
     }
 
+    /// Nothing has begun.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.state == State::Plain
+    }
+
     fn restart(&mut self, state: State) -> Vec<u8> {
         (self.braces, self.brackets, self.state) = (0, 0, state);
         std::mem::take(&mut self.text)

@@ -1,0 +1,42 @@
+//! What the daemon is, as the command line that makes it again.
+
+use coblk::qapi::to_argument;
+
+use super::Daemon;
+use crate::options::{MetricsOptions, MonitorOptions, NbdServerOptions, ObjectOptions};
+
+/// What is not asked of nodes, exports and objects themselves.
+#[derive(Default)]
+pub(super) struct Configured {
+    pub(super) nbd_server: Option<NbdServerOptions>,
+    pub(super) monitors: Vec<MonitorOptions>,
+    pub(super) metrics: Option<MetricsOptions>,
+}
+
+impl Daemon {
+    /// Options of a command line, with their texts, in an order in which they can be done: objects,
+    /// nodes, exports and all else as they are now, however they have come to be. What belongs to the
+    /// process is not among them: `--daemonize`, `--pidfile` and `--trace`.
+    pub fn configuration(&self) -> Vec<(&'static str, String)> {
+        let mut options = Vec::new();
+        let objects = self.properties.borrow();
+        options.extend(objects.iter().map(|(id, kind)| {
+            let object = ObjectOptions { id: id.clone(), kind: kind.clone() };
+            ("object", to_argument(&object, "qom-type"))
+        }));
+        let nodes = self.blockdevs.options();
+        options.extend(nodes.iter().map(|node| ("blockdev", to_argument(node, "driver"))));
+        let configured = self.configured.borrow();
+        let server = configured.nbd_server.as_ref().filter(|_| self.nbd_server.borrow().is_some());
+        options.extend(server.map(|server| ("nbd-server", to_argument(server, "addr"))));
+        let exports = self.exports.borrow();
+        let exports = exports.values().filter(|export| !export.shutting_down.get());
+        options.extend(exports.map(|export| ("export", to_argument(&export.options, "type"))));
+        options.extend(self.chardevs().iter().map(|it| ("chardev", to_argument(it, "backend"))));
+        let monitors = configured.monitors.iter();
+        options.extend(monitors.map(|monitor| ("monitor", to_argument(monitor, "chardev"))));
+        let metrics = configured.metrics.iter();
+        options.extend(metrics.map(|metrics| ("metrics", to_argument(metrics, "addr"))));
+        options
+    }
+}
