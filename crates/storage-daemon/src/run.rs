@@ -14,14 +14,12 @@ use coblk::aio::DEFAULT_POLL_MAX;
 use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
 use crate::daemonize::{self, Started};
+use crate::logging::{self, PROGRAM};
 use crate::pid_file::{PidFile, PidFileError};
-use crate::{logging, signals};
+use crate::signals;
 
 /// For how long calls that hold nothing are waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The name before messages.
-pub const PROGRAM: &str = "coblk-storage-daemon";
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]

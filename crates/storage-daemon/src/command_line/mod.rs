@@ -12,8 +12,8 @@ use coblk::Co;
 use coblk::options::NodeOptions;
 
 use crate::daemon::{Daemon, DaemonError};
+use crate::logging::PROGRAM;
 use crate::options::{MetricsOptions, OptionError, from_argument};
-use crate::run::PROGRAM;
 use crate::trace_events;
 
 /// What is to be done.
