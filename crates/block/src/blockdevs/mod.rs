@@ -151,9 +151,9 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds
-    /// it. That the flush fails is logged, and keeps nobody from getting rid of the node. Polls `ctx`
-    /// meanwhile.
+    /// Flushes what was written through a node, and forgets it, which ends it with its last
+    /// reference. That the flush fails is logged, and keeps no caller from getting rid of the node.
+    /// Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
@@ -170,7 +170,7 @@ impl Blockdevs {
     /// # Errors
     /// As of [`close`](Self::close).
     pub fn co_close(&self, co: &Co<'_>, name: &str) -> Result<(), BlockdevError> {
-        // Its place is kept meanwhile, so that nobody finds it, nor takes its name. Other changes go on
+        // Its place is kept meanwhile: it cannot be found, nor its name be taken. Other changes go on
         // while it is flushed: its disk may take long.
         let change = graph::lock_changes(co);
         let owned = self.names().take_unused(name)?;
