@@ -31,7 +31,7 @@ pub enum StartError {
         /// The option, as it was given.
         argument: String,
         /// Why.
-        source: DaemonError,
+        source: Box<DaemonError>,
     },
     /// The pid file cannot be written.
     #[error("cannot create PID file: {0}")]
@@ -156,7 +156,10 @@ fn set_up(
             Some(Ok(())) => {}
             None | Some(Err(DaemonError::ShuttingDown)) => return Ok(None),
             Some(Err(source)) => {
-                return Err(StartError::Job { argument: job.to_string(), source });
+                return Err(StartError::Job {
+                    argument: job.to_string(),
+                    source: Box::new(source),
+                });
             }
         }
     }
