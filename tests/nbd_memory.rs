@@ -66,7 +66,7 @@ fn clients_that_never_read_cost_little_and_keep_nobody_waiting() {
         if gone == [true; 3] {
             return;
         }
-        // Without one that gets none, nobody is asked to hurry.
+        // Without one that gets none, no client is asked to hurry.
         write(&mut honest, 9, 32 << 20);
     }
     panic!(

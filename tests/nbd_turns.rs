@@ -82,7 +82,7 @@ fn requests_for_much_data_are_carried_out_over_several_turns_of_the_loop() {
 #[derive(Clone)]
 struct Feeding {
     bytes: Arc<[u8]>,
-    /// How many of them are sent, and by whom.
+    /// How many of them are sent, and the client to send the rest.
     sent: Arc<Mutex<(usize, Option<UnixStream>)>>,
 }
 

@@ -8,16 +8,16 @@ const RIDDLES: [&str; 9] =
 
 /// How many there may still be below a folder. A ratchet: it only goes down.
 const LEFT: [(&str, usize); 12] = [
-    ("crates/aio/", 94),
+    ("crates/aio/", 91),
     ("crates/bench/", 7),
-    ("crates/block/", 88),
+    ("crates/block/", 86),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 29),
-    ("crates/nbd/", 16),
-    ("crates/qmp/", 6),
-    ("crates/storage-daemon/", 41),
-    ("crates/vhost-user-blk/", 9),
-    ("crates/virtio-blk/", 8),
+    ("crates/nbd/", 0),
+    ("crates/qmp/", 3),
+    ("crates/storage-daemon/", 39),
+    ("crates/vhost-user-blk/", 7),
+    ("crates/virtio-blk/", 7),
     ("examples/", 7),
     ("tests/", 21),
 ];

@@ -95,8 +95,8 @@ fn lines_are_clean() {
 }
 
 /// Folders at the root of every Linux system, of which a file may name a place.
-const SYSTEM: [&str; 12] =
-    ["bin", "boot", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "tmp", "usr", "var"];
+const SYSTEM: [&str; 13] =
+    ["bin", "boot", "dev", "etc", "lib", "mnt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"];
 /// First parts of paths that exist nowhere, for examples and for tests of what is refused.
 const NOWHERE: [&str; 7] = ["disk.img", "folder", "none", "nonexistent", "nowhere", "srv", "x"];
 

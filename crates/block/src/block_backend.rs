@@ -179,7 +179,7 @@ impl BlockBackend {
 
     /// Whether a read may succeed and leave its buffer, or a part of it, as it was, as one of
     /// [`Null`](crate::drivers::Null) does. A buffer that is sent out of the process must have been
-    /// written, so whoever sends what it reads, and uses buffers again, fills them first if this is
+    /// written, so a caller that sends what it reads, and uses buffers again, fills them first if this is
     /// so. It may be another after a change of the graph, but not while a request is in flight. Home
     /// thread.
     pub fn leaves_reads_unwritten(&self) -> bool {

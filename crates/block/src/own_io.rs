@@ -35,7 +35,7 @@ impl Child {
     }
 
     /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
-    /// itself. Must not be called by whoever drains the node, who would wait for himself. Any
+    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself. Any
     /// thread.
     pub fn co_enter_own(&self, co: &Co<'_>) -> OwnIo {
         let node = self.owner();

@@ -17,6 +17,9 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::trace_events;
 
+/// The name before messages.
+pub const PROGRAM: &str = "coblk-storage-daemon";
+
 /// Why events cannot be traced.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {

@@ -14,14 +14,12 @@ use coblk::aio::{AioContextBuilder, DEFAULT_POLL_MAX};
 use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
 use crate::daemonize::{self, Started};
+use crate::logging::{self, PROGRAM};
 use crate::pid_file::{PidFile, PidFileError};
-use crate::{logging, signals};
+use crate::signals;
 
 /// For how long calls that hold nothing are waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The name before messages.
-pub const PROGRAM: &str = "coblk-storage-daemon";
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +31,7 @@ pub enum StartError {
         /// The option, as it was given.
         argument: String,
         /// Why.
-        source: DaemonError,
+        source: Box<DaemonError>,
     },
     /// The pid file cannot be written.
     #[error("cannot create PID file: {0}")]
@@ -172,7 +170,10 @@ fn set_up(
             Some(Ok(())) => {}
             None | Some(Err(DaemonError::ShuttingDown)) => return Ok(None),
             Some(Err(source)) => {
-                return Err(StartError::Job { argument: job.to_string(), source });
+                return Err(StartError::Job {
+                    argument: job.to_string(),
+                    source: Box::new(source),
+                });
             }
         }
     }

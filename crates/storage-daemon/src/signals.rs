@@ -19,7 +19,7 @@ use signal_hook::low_level::{exit, pipe, unregister};
 
 use crate::daemon::{Daemon, ShutdownCause};
 use crate::leftovers;
-use crate::run::PROGRAM;
+use crate::logging::PROGRAM;
 
 /// Signals that come so soon after the first are the same wish: a terminal and a service manager, or
 /// TERM and HUP of one manager, often both say so.

@@ -1,14 +1,14 @@
 //! Letting clients in: limits, pauses, errors, the end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
-use coblk_aio::AioContext;
 use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, Stream};
+use coblk_aio::{AioContext, Co};
 
-use super::{bind, is_served, names, place};
+use super::{bind, is_alone, is_served, names, place};
 
 /// Clients with their places.
 type Clients = Rc<RefCell<Vec<(Stream, Slot)>>>;
@@ -43,7 +43,7 @@ fn a_client_beyond_the_limit_waits_for_a_place() {
         let gone = clients.borrow_mut().swap_remove(0);
         drop(gone);
         let all = Rc::clone(&clients);
-        let seen = std::cell::Cell::new(0);
+        let seen = Cell::new(0);
         ctx.run_until(|| {
             seen.set(all.borrow().len());
             seen.get() == 2
@@ -119,18 +119,7 @@ fn clients_of_every_address_of_a_host_are_let_in() {
 /// In a process of its own, whose limit of descriptors it may lower.
 #[test]
 fn a_lack_of_descriptors_is_got_over() {
-    const CHILD: &str = "COBLK_TEST_FEW_DESCRIPTORS";
-    if std::env::var_os(CHILD).is_none() {
-        let own = std::env::current_exe().unwrap();
-        let name = "accept::a_lack_of_descriptors_is_got_over";
-        let ran = std::process::Command::new("sh")
-            .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\" --nocapture"])
-            .args([own.as_os_str(), name.as_ref()])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-        assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+    if !is_alone("accept::a_lack_of_descriptors_is_got_over", "ulimit -n 64") {
         return;
     }
     let (_dir, path) = place();
@@ -145,5 +134,37 @@ fn a_lack_of_descriptors_is_got_over() {
     settle(&ctx);
     assert_eq!(clients.borrow().len(), 0);
     drop(hoard);
+    ctx.run_until(|| clients.borrow().len() == 1);
+}
+
+/// In a process of its own, whose memory it may use up. A client is let in when there is a stack for
+/// the coroutine that will serve it.
+#[test]
+fn a_lack_of_stacks_is_got_over() {
+    if !is_alone("accept::a_lack_of_stacks_is_got_over", "ulimit -v 400000") {
+        return;
+    }
+    let (_dir, path) = place();
+    let ctx = AioContext::for_test().unwrap();
+    let (_acceptor, clients) = start(&ctx, bind(&path).unwrap(), AcceptOptions::new("a client"));
+    settle(&ctx);
+    let is_over = Rc::new(Cell::new(false));
+    let mut hoard = 0;
+    let wait = |is_over: &Rc<Cell<bool>>| {
+        let is_over = Rc::clone(is_over);
+        move |co: &Co<'_>| {
+            while !is_over.get() {
+                co.reschedule();
+            }
+        }
+    };
+    while ctx.try_spawn("hoard", wait(&is_over)).is_ok() {
+        hoard += 1;
+        assert!(hoard < 100_000, "there is no limit");
+    }
+    let _connected = UnixStream::connect(&path).unwrap();
+    settle(&ctx);
+    assert_eq!(clients.borrow().len(), 0);
+    is_over.set(true);
     ctx.run_until(|| clients.borrow().len() == 1);
 }

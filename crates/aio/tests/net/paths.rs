@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 use std::sync::Barrier;
 
-use super::{bind, is_served, names, place};
+use coblk_aio::net::remove_bound_paths;
+
+use super::{bind, is_alone, is_served, names, place};
 
 #[test]
 fn only_a_socket_without_a_listener_is_replaced() {
@@ -129,4 +131,28 @@ fn a_bad_path_leaves_nothing_behind() {
     assert!(bind(std::path::Path::new("")).is_err());
     assert!(bind(&dir.path().join("x".repeat(120))).is_err());
     assert_eq!(names(&dir), [""; 0]);
+}
+
+/// In a process of its own: it removes what every listener of the process has bound.
+#[test]
+fn a_process_that_ends_at_once_removes_its_own_sockets() {
+    if !is_alone("paths::a_process_that_ends_at_once_removes_its_own_sockets", ":") {
+        return;
+    }
+    let (dir, path) = place();
+    let [other, file, gone] = ["t", "f", "g"].map(|name| dir.path().join(name));
+    let own = [&path, &other, &file, &gone].map(|path| bind(path).unwrap());
+    fs::remove_file(&other).unwrap();
+    let _successor = UnixListener::bind(&other).unwrap();
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, "data").unwrap();
+    fs::remove_file(&gone).unwrap();
+    drop(bind(&gone).unwrap());
+    let _after_one_that_has_ended = UnixListener::bind(&gone).unwrap();
+    remove_bound_paths();
+    assert!(!path.exists(), "its listener goes on without it");
+    assert!(is_served(&other) && is_served(&gone));
+    assert_eq!(fs::read(&file).unwrap(), b"data");
+    drop(own);
+    assert!(is_served(&other) && is_served(&gone));
 }

@@ -149,9 +149,9 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds
-    /// it. That the flush fails is logged, and keeps nobody from getting rid of the node. Polls `ctx`
-    /// meanwhile.
+    /// Flushes what was written through a node, and forgets it, which ends it with its last
+    /// reference. That the flush fails is logged, and keeps no caller from getting rid of the node.
+    /// Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or

@@ -121,7 +121,7 @@ impl Arena {
         let mut state = self.lock();
         state.allocated -= 1;
         let page = page_bytes();
-        // SAFETY: nobody needs what is in the stack any more. Both calls stay inside of it.
+        // SAFETY: nothing runs on the stack or points to it, says the caller. Both calls stay inside of it.
         let guarded = unsafe {
             give_back(stack.bottom.add(page), stack.length_bytes - page);
             !state.guard.is_some_and(|kind| kind.remove_if_costly(stack.bottom))

@@ -11,8 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use coblk::Co;
 
 use crate::daemon::{Daemon, DaemonError};
+use crate::logging::PROGRAM;
 use crate::options::{MetricsOptions, from_argument};
-use crate::run::PROGRAM;
 use crate::trace_events;
 
 /// What is to be done.

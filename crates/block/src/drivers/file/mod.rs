@@ -135,8 +135,8 @@ impl File {
     }
 
     /// With O_DIRECT the last block is written as a whole. If the image ends within it, that makes the
-    /// image longer, which whoever writes has no permission for: as in QEMU. What is reported is whole
-    /// sectors, and nobody notices up to there.
+    /// image longer, which the writer has no permission for: as in QEMU. What is reported is whole
+    /// sectors, so up to there no reader notices.
     fn check_whole_blocks(&self, held: Permissions, block: u32) -> Result<(), PermissionError> {
         let writes = held.intersects(Permissions::WRITE | Permissions::WRITE_UNCHANGED);
         let length = self.length.load(Ordering::Acquire);

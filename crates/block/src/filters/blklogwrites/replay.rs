@@ -165,7 +165,7 @@ impl ReplayLog {
     }
 }
 
-/// Nobody waits at one gate while he is counted at another: each request by itself.
+/// No coroutine waits at one gate while it is counted at another: each request by itself.
 fn read(node: &BlockNode, co: &Co<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     let _own = node.co_enter_own(co);
     node.co_preadv(co, offset, &mut IoVectorMut::from(buffer))
