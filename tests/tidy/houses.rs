@@ -2,7 +2,7 @@
 
 /// The crates below `crates`, from the ground up. One depends on those of groups before its own.
 pub const CRATES: &[&[&str]] = &[
-    &["coroutine"],
+    &["coroutine", "qapi"],
     &["aio"],
     &["block", "qmp"],
     &["nbd", "virtio-blk"],
@@ -77,6 +77,7 @@ pub const HOUSES: &[House] = &[
             &["gate"],
             &["flags"],
             &["permissions"],
+            &["child_role"],
             &[
                 "accounting",
                 "backend_options",
@@ -84,6 +85,7 @@ pub const HOUSES: &[House] = &[
                 "driver",
                 "drivers",
                 "error_policy",
+                "filter",
                 "graph",
                 "in_flight",
                 "io",
@@ -105,16 +107,30 @@ pub const HOUSES: &[House] = &[
     ),
     ("nbd", &[&["protocol"], &["transport"], &["server"]]),
     (
+        "qapi",
+        &[
+            &["error"],
+            &["number"],
+            &["types"],
+            &["splitter"],
+            &["json"],
+            &["keyval"],
+            &["object", "tree"],
+            &["parts"],
+            &["schema"],
+            &["text"],
+        ],
+    ),
+    (
         "qmp",
         &[
             &["error"],
             &["arguments"],
             &["request"],
-            &["command"],
             &["event"],
+            &["command"],
             &["json"],
             &["channel"],
-            &["splitter"],
             &["monitor", "session"],
         ],
     ),
@@ -164,6 +180,7 @@ pub const HOUSES: &[House] = &[
             &["socket_activation"],
             &["sockets"],
             &["terminal"],
+            &["wait_mode"],
             &["daemon", "exports", "metrics", "qmp"],
             &["leftovers"],
             &["pid_file"],

@@ -90,7 +90,7 @@ fn module_of(path: &str) -> Option<&str> {
     let top = path.split('/').next().unwrap_or(path);
     let module = top.trim_end_matches(".rs");
     let tests = path.ends_with("/tests.rs") || path.contains("/tests/") || module == "models";
-    (!["lib", "main"].contains(&module) && !tests).then_some(module)
+    (!["lib", "main", "tests"].contains(&module) && !tests).then_some(module)
 }
 
 /// Code before the unit tests at the foot, which may use anything.

@@ -7,15 +7,16 @@ const RIDDLES: [&str; 9] =
     ["nobody", "somebody", "whoever", "whomever", "whom", "he", "him", "himself", "his"];
 
 /// How many there may still be below a folder. A ratchet: it only goes down.
-const LEFT: [(&str, usize); 12] = [
+const LEFT: [(&str, usize); 13] = [
     ("crates/aio/", 91),
     ("crates/bench/", 7),
     ("crates/block/", 86),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 29),
     ("crates/nbd/", 0),
+    ("crates/qapi/", 0),
     ("crates/qmp/", 3),
-    ("crates/storage-daemon/", 39),
+    ("crates/storage-daemon/", 38),
     ("crates/vhost-user-blk/", 7),
     ("crates/virtio-blk/", 7),
     ("examples/", 7),

@@ -97,8 +97,10 @@ fn lines_are_clean() {
 /// Folders at the root of every Linux system, of which a file may name a place.
 const SYSTEM: [&str; 13] =
     ["bin", "boot", "dev", "etc", "lib", "mnt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"];
-/// First parts of paths that exist nowhere, for examples and for tests of what is refused.
-const NOWHERE: [&str; 7] = ["disk.img", "folder", "none", "nonexistent", "nowhere", "srv", "x"];
+/// First parts of paths that exist nowhere, for examples and for tests of what is refused; `objects` is
+/// where QMP has them.
+const NOWHERE: [&str; 8] =
+    ["disk.img", "folder", "none", "nonexistent", "nowhere", "objects", "srv", "x"];
 
 #[test]
 fn no_file_knows_the_machine_it_was_written_on() {

@@ -43,7 +43,7 @@ impl ChildRole {
     /// * A backing file is read if the users read. Others may write to it if the users can take that.
     /// * Metadata is read in any case, and written where the node can be; others do neither change it
     ///   nor its length.
-    /// * Data is as the users have it, but a write may need more room, and nobody else changes the
+    /// * Data is as the users have it, but a write may need more room, and no other user changes the
     ///   length.
     pub fn default_permissions(
         self,

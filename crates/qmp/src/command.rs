@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::from_arguments;
 use crate::error::{ErrorClass, QmpError};
-use crate::request::Request;
-use crate::session::{EVENTS_DROPPED, negotiation};
+use crate::event::EVENTS_DROPPED;
+use crate::request::{Negotiation, Request};
 
 type Handler = Box<dyn Fn(&Co<'_>, Map<String, Value>) -> Result<Value, QmpError>>;
 
@@ -129,7 +129,8 @@ impl CommandTable {
         for name in ["query-commands", "query-qmp-schema", "query-version"] {
             schemas.command(name, &Schema::object(&[]));
         }
-        schemas.command("qmp_capabilities", &negotiation().map_err(QmpError::generic)?);
+        schemas
+            .command("qmp_capabilities", &Schema::of::<Negotiation>().map_err(QmpError::generic)?);
         schemas.event(EVENTS_DROPPED, &Schema::object(&[("count", "uint64")]));
         for (name, data) in &self.events {
             schemas.event(name, data);

@@ -12,6 +12,9 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 /// Kinds of limited events that are told apart at one time. Further ones are not limited.
 const MAX_KINDS: usize = 1024;
 
+/// The event that says how many events were dropped; QEMU keeps all, in memory without bound.
+pub const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
+
 /// An event, with the time at which it was made.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Event {

@@ -1,6 +1,7 @@
 //! [`Request`]: what a client asks for.
 
 use coblk_qapi::shorten;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::QmpError;
@@ -10,6 +11,20 @@ use crate::error::QmpError;
 pub struct Request {
     pub execute: String,
     pub arguments: Map<String, Value>,
+}
+
+/// The arguments of `qmp_capabilities`.
+#[derive(Deserialize)]
+pub struct Negotiation {
+    #[serde(default)]
+    pub enable: Vec<Capability>,
+}
+
+/// What a client may ask for, and no session has.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capability {
+    Oob,
 }
 
 /// Takes a request apart. The first of the two is what the client wants its answer, also if it is an

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use coblk_aio::Co;
 use coblk_aio::sync::CoQueue;
-use coblk_qapi::{Schema, Splitter};
-use serde::{Deserialize, Serialize};
+use coblk_qapi::Splitter;
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
@@ -15,16 +15,14 @@ use crate::arguments::from_arguments;
 use crate::channel::Channel;
 use crate::command::CommandTable;
 use crate::error::{ErrorClass, QmpError};
-use crate::event::Event;
+use crate::event::{EVENTS_DROPPED, Event};
 use crate::json;
 use crate::monitor::QmpOptions;
-use crate::request::{Request, take_apart};
+use crate::request::{Capability, Negotiation, Request, take_apart};
 
 /// Events wait for a client that does not read as long as no more than this waits, in bytes. Further
 /// ones are dropped.
 const MAX_WAITING_EVENTS: usize = 256 << 10;
-/// The event that says how many events were dropped; QEMU keeps all, in memory without bound.
-pub const EVENTS_DROPPED: &str = "X_COBLK_EVENTS_DROPPED";
 
 /// Commands of one monitor, whose clients have gone before they ended, and the next one.
 const MAX_RUNNING: usize = 64;
@@ -80,25 +78,6 @@ struct Answer {
     /// On one line, even if the answer is pretty: spread out it could be long beyond measure.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Box<RawValue>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Negotiation {
-    #[serde(default)]
-    enable: Vec<Capability>,
-}
-
-/// What a client may ask for, and no session has.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Capability {
-    Oob,
-}
-
-/// What the arguments of `qmp_capabilities` are.
-pub fn negotiation() -> Result<Schema, coblk_qapi::Error> {
-    Schema::of::<Negotiation>()
 }
 
 impl Session {

@@ -26,3 +26,4 @@ mod socket_activation;
 pub mod sockets;
 mod terminal;
 mod trace_events;
+mod wait_mode;

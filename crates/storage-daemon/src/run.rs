@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::AioContext;
-use coblk::aio::{AioContextBuilder, DEFAULT_POLL_MAX};
+use coblk::aio::DEFAULT_POLL_MAX;
 
 use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
@@ -17,6 +17,7 @@ use crate::daemonize::{self, Started};
 use crate::logging::{self, PROGRAM};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::signals;
+use crate::wait_mode::context_builder;
 
 /// For how long calls that hold nothing are waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -142,15 +143,6 @@ fn run_within(ctx: &AioContext, limit: Duration, mut is_so: impl FnMut() -> bool
     let timer = ctx.timer(move |_| told.set(true));
     timer.arm_after(limit);
     ctx.run_until(|| is_so() || is_over.get());
-}
-
-/// Contexts wait as `COBLK_WAIT_MODE` says, to find out whether a failure has to do with io_uring.
-pub(crate) fn context_builder() -> std::io::Result<AioContextBuilder> {
-    let builder = AioContext::builder();
-    match std::env::var("COBLK_WAIT_MODE") {
-        Ok(mode) if !mode.is_empty() => Ok(builder.wait_mode(mode.parse()?)),
-        _ => Ok(builder),
-    }
 }
 
 /// Does what the command line says, in its order, and writes the pid file. Stops where it is when it

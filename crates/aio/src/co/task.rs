@@ -55,7 +55,7 @@ pub(crate) struct Task {
     suspended: Cell<bool>,
     waits_for: Cell<&'static str>,
     note: Cell<Note>,
-    /// For whom it works, while that may end.
+    /// The requester that it works for, while that may end.
     pub(super) wanted: RefCell<Option<Wanted>>,
     spawned_ns: Cell<i64>,
     name: Cell<&'static str>,

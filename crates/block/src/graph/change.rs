@@ -214,8 +214,8 @@ type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, Grap
 /// Has the users of `old` turn to what `find` says.
 ///
 /// The nodes are drained before other changes are waited for, as their disks may not answer, and others
-/// need not wait for that. Whoever turns an edge to a node that is drained has drained the node above as
-/// well, so what was idle stays so; but what `find` says may be another node by then.
+/// need not wait for that. A change that turns an edge to a node that is drained has drained the node
+/// above as well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,

@@ -125,7 +125,7 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     kept: Vec::new(),
 });
 
-/// Held by whoever changes permissions, also while drivers are told.
+/// Held by a change of permissions, also while drivers are told.
 static PERMITS: Mutex<()> = Mutex::new(());
 
 /// The graph, locked.

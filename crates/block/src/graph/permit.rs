@@ -17,7 +17,7 @@
 //!
 //! What the plan was made of stays as it is meanwhile: whatever holds something, or keeps others from
 //! something, comes, goes and turns under the lock of permissions. What may come in between without it
-//! wants nothing: new nodes, new edges, and backends that ask nobody. Coroutines have a worker do it
+//! wants nothing: new nodes, new edges, and backends that ask for nothing. Coroutines have a worker do it
 //! (`PoolShare::once`), so that no loop waits; only destructors, set-up code outside of coroutines, and
 //! changes of a length do it themselves.
 

@@ -13,7 +13,7 @@ use super::{Daemon, DaemonError};
 use crate::options::{
     IothreadOptions, ObjectKind, ObjectOptions, OptionError, ThrottleGroupOptions, is_identifier,
 };
-use crate::run::context_builder;
+use crate::wait_mode::context_builder;
 
 /// Threads that are started at once, and stay. More would leave none for others.
 const MOST_IDLE_THREADS: u64 = 4096;
