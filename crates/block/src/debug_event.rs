@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DebugEvent {
-    /// Never raised. A rule of this event holds from the beginning.
-    None,
     /// A format writes its table of tables.
     L1Update,
     /// A format allocates a longer table of tables.
@@ -105,4 +103,6 @@ pub enum DebugEvent {
     CorWrite,
     /// A format makes room for clusters before it enters them.
     ClusterAllocSpace,
+    /// Never raised. A rule of this event holds from the beginning.
+    None,
 }

@@ -42,7 +42,7 @@ impl Steps {
 #[test]
 fn a_node_is_not_closed_while_another_is_opened_on_it() {
     let bench = Bench::new();
-    bench.open("null-co,node-name=disk,size=1M").unwrap();
+    bench.open("null-co,node-name=disk,size=1048576").unwrap();
     // The image is opened by a worker, and so something else may happen meanwhile.
     let line = format!(
         "blklogwrites,node-name=top,file=disk,log.driver=file,log.filename={}",
@@ -63,8 +63,8 @@ fn a_node_is_not_closed_while_another_is_opened_on_it() {
 #[test]
 fn a_node_can_be_closed_when_what_was_to_stand_on_it_was_refused() {
     let bench = Bench::new();
-    bench.open("null-co,node-name=disk,size=1M").unwrap();
-    bench.open("raw,node-name=top,file=disk,offset=2M").err().expect("refused");
+    bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    bench.open("raw,node-name=top,file=disk,offset=2097152").err().expect("refused");
     bench.blockdevs.close(&bench.ctx, "disk").unwrap();
 }
 

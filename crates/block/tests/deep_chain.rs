@@ -69,7 +69,7 @@ fn chain_of(bench: &Bench, driver: &str, option: &str) {
 fn the_highest_chain_needs_half_a_stack() {
     half_a_stack();
     let bench = Bench::new();
-    bench.open("null-co,node-name=log,size=1G").unwrap();
+    bench.open("null-co,node-name=log,size=1073741824").unwrap();
     let limits = coblk_block::filters::throttle::ThrottleLimits::default();
     let group = coblk_block::filters::throttle::ThrottleGroup::new("group", limits).unwrap();
     bench.blockdevs.add_throttle_group(&group).unwrap();
@@ -79,7 +79,7 @@ fn the_highest_chain_needs_half_a_stack() {
     // Every level pads, and makes requests of its own.
     chain_of(&bench, "blkdebug,align=4096,max-transfer=4096,opt-write-zero=8192", "image");
     // One described by the other, opened and dropped in one go: as deep as JSON goes.
-    let mut options = NodeOptions::from_keyval("null-co,size=1M,read-zeroes=on").unwrap();
+    let mut options = NodeOptions::from_keyval("null-co,size=1048576,read-zeroes=on").unwrap();
     for _ in 0..127 {
         options = NodeOptions::new(coblk_block::options::DriverOptions::raw(options));
     }

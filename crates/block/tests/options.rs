@@ -290,7 +290,7 @@ fn a_stack_of_nodes_has_a_limit() {
 #[test]
 fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
     let bench = Bench::new();
-    bench.open("null-co,node-name=n0,size=16M").unwrap();
+    bench.open("null-co,node-name=n0,size=16777216").unwrap();
     for level in 1..=256 {
         bench.open(&format!("raw,node-name=n{level},file=n{}", level - 1)).unwrap();
     }

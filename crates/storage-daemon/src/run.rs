@@ -87,6 +87,9 @@ fn serve(line: &CommandLine) -> Result<(), StartError> {
     let daemon = Daemon::new(&ctx);
     let _signals = signals::watch(&ctx, &daemon)
         .map_err(|source| StartError::System { what: "cannot watch for signals", source })?;
+    if line.dump_config {
+        daemon.wait_for_no_client();
+    }
     let served = set_up(&ctx, &daemon, line).and_then(|pid_file| {
         if line.dump_config {
             let text = command_line::to_shell(&daemon.configuration());

@@ -116,7 +116,10 @@ fn what_is_not_there_is_refused_by_name() {
         ("stdio", "no id specified".to_owned()),
         ("socket,id=c,path=@/q,signal=on", "Parameter 'signal' is unexpected".to_owned()),
         ("socket,id=c,path=@/q,wait=on", "'wait' option is incompatible".to_owned()),
-        ("socket,id=c,path=@/q,server=on,telnet=on", "'telnet' is not supported".to_owned()),
+        (
+            "socket,id=c,path=@/q,server=on,telnet=on",
+            "'telnet': not supported but as 'off'".to_owned(),
+        ),
         ("socket,id=c,path=@/q,delay=on,nodelay=on", "mutually exclusive".to_owned()),
         ("stdio,id=c --chardev stdio,id=d", "multiple character devices".to_owned()),
         ("stdio,id=c --daemonize", "cannot use stdio with --daemonize".to_owned()),

@@ -83,7 +83,7 @@ fn use_another_disk(qmp: &mut Client, place: &Place) {
 
 #[test]
 fn a_command_that_waits_for_a_dead_disk_fails_in_time_and_stops_no_other_monitor() {
-    let slow = "driver=null-co,node-name=dead,size=1M,latency-ns=3600000000000";
+    let slow = "driver=null-co,node-name=dead,size=1048576,latency-ns=3600000000000";
     let place = Place::new();
     let daemon = place.start(&format!(
         "{MONITORS} --blockdev {slow} --nbd-server addr.type=unix,addr.path=@/nbd.sock \

@@ -93,9 +93,18 @@ fn what_is_printed_prints_the_same_again() {
         assert!(output.status.success(), "{}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     };
-    let printed = print(place.command(&format!("--dump-config {LINE}")));
+    // A character device that waits for a client does not keep it from being printed.
+    let line = format!(
+        "{LINE} --chardev stdio,id=c1,signal=off \
+         --chardev socket,id=c2,host=127.0.0.1,port=0,server=on,keep-alive-idle=7,to=9 \
+         --chardev socket,id=c3,path=name,abstract=on,tight=off,reconnect-ms=900"
+    );
+    let printed = print(place.command(&format!("--dump-config {line}")));
     assert!(printed.starts_with("coblk-storage-daemon \\\n    --object "), "{printed}");
-    assert_eq!(printed.matches("--").count(), LINE.matches("--").count(), "{printed}");
+    assert_eq!(printed.matches("--").count(), line.matches("--").count(), "{printed}");
+    for part in ["signal=off", "wait=on", "keep-alive-idle=7", "tight=off", "reconnect-ms=900"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
     let program = env!("CARGO_BIN_EXE_coblk-storage-daemon");
     let again = printed.replacen("coblk-storage-daemon", "\"$0\" --dump-config", 1);
     let mut shell = Command::new("sh");

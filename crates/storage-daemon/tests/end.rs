@@ -248,7 +248,7 @@ fn a_reader_that_is_gone_does_not_end_it() {
 fn c85_a_long_request_ends_with_its_piece_when_its_client_or_the_daemon_goes() {
     let place = Place::new();
     let daemon = place.start(
-        "--blockdev null-co,node-name=slow,size=1G,latency-ns=20000000 \
+        "--blockdev null-co,node-name=slow,size=1073741824,latency-ns=20000000 \
          --blockdev blkdebug,node-name=disk,image=slow,max-write-zero=4096 \
          --nbd-server addr.type=unix,addr.path=@/nbd.sock \
          --chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor chardev=c0 \

@@ -131,7 +131,7 @@ const REFUSED: [(&str, &str, &str); 74] = [
         "--nbd-server addr.type=unix,addr.path=@/s,tls-creds=c",
         "is not TLS",
     ),
-    ("", "--nbd-server addr.type=unix,addr.path=@/s,tls-authz=c", "'tls-authz' is not supported"),
+    ("", "--nbd-server addr.type=unix,addr.path=@/s,tls-authz=c", "'tls-authz': not supported"),
     (
         "",
         "--nbd-server addr.type=inet,addr.host=127.0.0.1,addr.port=x",

@@ -7,14 +7,14 @@
 mod record;
 mod write;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 
 pub use write::Schemas;
 
 use crate::error::Error;
-use record::{Failed, Run};
+use record::{Chosen, Failed, Run};
 
 /// A type, as QAPI has them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,28 +70,88 @@ impl Schema {
         Schema::Object(Shape { members: vec![member], ..Shape::default() })
     }
 
-    /// The schema of a type of options. All variants are described of the type itself; of a member that
-    /// has some, its first one. Members that are not [supported](crate::Unsupported), and other names of
-    /// the same member, are not in it.
+    /// The schema of a type of options. Members that are not [supported](crate::Unsupported), and other
+    /// names of the same member, are not in it. A member that must be there, and takes nothing it is
+    /// given in a reading, is to be the last one: what follows it is told as if it may be left out.
     ///
     /// # Errors
     /// If the type has something that cannot be found by reading it: what went wrong.
     pub fn of<T: DeserializeOwned>() -> Result<Schema, Error> {
-        let mut run = Run::default();
-        let mut schema = settle::<T>(&mut run)?;
-        let Schema::Object(shape) = &mut schema else { return Ok(schema) };
-        let words: Vec<String> = shape.variants.iter().map(|(word, _)| word.clone()).collect();
-        mark_optional::<T>(&run, shape, 0);
-        for (place, word) in words.iter().enumerate().skip(1) {
-            let mut run = Run { variant: place, ..Run::default() };
-            let Schema::Object(mut other) = settle::<T>(&mut run)? else { continue };
-            mark_optional::<T>(&run, &mut other, place);
-            if let Some((_, variant)) = other.variants.into_iter().nth(place) {
-                shape.variants[place] = (word.clone(), variant);
+        read::<T>(Chosen::new())
+    }
+}
+
+/// Reads a type with these variants, and once more with each variant that an object has besides.
+fn read<T: DeserializeOwned>(chosen: Chosen) -> Result<Schema, Error> {
+    let mut run = Run { chosen, ..Run::default() };
+    let mut schema = settle::<T>(&mut run)?;
+    let is_optional = |path: &str| is_optional::<T>(&run, path);
+    visit(&mut schema, "", &run.chosen, &mut |shape, path| {
+        for member in members(shape, run.chosen.get(path)) {
+            member.optional = is_optional(&join(path, &member.name));
+        }
+    });
+    let mut open = BTreeMap::new();
+    visit(&mut schema, "", &run.chosen, &mut |shape, path| {
+        if shape.tag.is_some() && !run.chosen.contains_key(path) {
+            open.insert(path.to_owned(), shape.variants.len());
+        }
+    });
+    for (path, count) in &open {
+        // Another variant has others within.
+        let others = open.keys().filter(|other| !is_within(other, path));
+        let mut chosen = run.chosen.clone();
+        chosen.extend(others.map(|other| (other.clone(), 0)));
+        for place in 1..*count {
+            chosen.insert(path.clone(), place);
+            let mut found = None;
+            visit(&mut read::<T>(chosen.clone())?, "", &chosen, &mut |shape, at| {
+                if at == path {
+                    found = shape.variants.get(place).cloned();
+                }
+            });
+            visit(&mut schema, "", &run.chosen, &mut |shape, at| {
+                if let (true, Some(found)) = (at == path, &found) {
+                    shape.variants[place] = found.clone();
+                }
+            });
+        }
+    }
+    Ok(schema)
+}
+
+/// Calls `each` with an object and its path, and with those in it, of the variants that were read.
+fn visit(schema: &mut Schema, path: &str, chosen: &Chosen, each: &mut dyn FnMut(&mut Shape, &str)) {
+    match schema {
+        Schema::Array(item) => visit(item, path, chosen, each),
+        Schema::Object(shape) => {
+            each(shape, path);
+            for member in members(shape, chosen.get(path)) {
+                visit(&mut member.schema, &join(path, &member.name), chosen, each);
             }
         }
-        Ok(schema)
+        _ => {}
     }
+}
+
+/// Those of an object and of the variant that was read.
+fn members<'a>(
+    shape: &'a mut Shape,
+    variant: Option<&usize>,
+) -> impl Iterator<Item = &'a mut Member> {
+    let variant = shape.variants.get_mut(variant.copied().unwrap_or_default());
+    let own = variant.map(|(_, own)| own.members.iter_mut());
+    shape.members.iter_mut().chain(own.into_iter().flatten())
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// Whether an object is that of `path`, or in it.
+fn is_within(other: &str, path: &str) -> bool {
+    let rest = other.strip_prefix(path);
+    path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Reads a value, and again without a member that it cannot have, until it has all that it can. One that
@@ -116,32 +176,12 @@ fn settle<T: DeserializeOwned>(run: &mut Run) -> Result<Schema, Error> {
     }
 }
 
-/// A member may be left out if it is not missed then. `variant` is the one that was read.
-fn mark_optional<T: DeserializeOwned>(run: &Run, shape: &mut Shape, variant: usize) {
-    let is_optional = |path: &str| {
-        let mut left_out: BTreeSet<String> = run.left_out.clone();
-        left_out.insert(path.to_owned());
-        let without = Run { left_out, variant, ..Run::default() };
-        without.read::<T>().1.map_or_else(|error| error.parameter() != path, |_| true)
-    };
-    mark(&mut shape.members, "", &is_optional);
-    if let Some((_, own)) = shape.variants.get_mut(variant) {
-        mark(&mut own.members, "", &is_optional);
-    }
-}
-
-fn mark(members: &mut [Member], prefix: &str, is_optional: &impl Fn(&str) -> bool) {
-    for member in members {
-        let path = format!("{prefix}{}", member.name);
-        member.optional = is_optional(&path);
-        let inner = match &mut member.schema {
-            Schema::Array(item) => &mut **item,
-            other => other,
-        };
-        if let Schema::Object(shape) = inner {
-            mark(&mut shape.members, &format!("{path}."), is_optional);
-        }
-    }
+/// A member may be left out if it is not missed then.
+fn is_optional<T: DeserializeOwned>(run: &Run, path: &str) -> bool {
+    let mut left_out: BTreeSet<String> = run.left_out.clone();
+    left_out.insert(path.to_owned());
+    let without = Run { left_out, chosen: run.chosen.clone(), ..Run::default() };
+    without.read::<T>().1.map_or_else(|error| error.parameter() != path, |_| true)
 }
 
 #[cfg(test)]

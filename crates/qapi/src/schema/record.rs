@@ -15,13 +15,16 @@ use crate::types::{ONLY_OFF, ONLY_ON, SIZE};
 
 type Result<T> = std::result::Result<T, Error>;
 
+/// Variants by the paths of their objects.
+pub type Chosen = BTreeMap<String, usize>;
+
 /// One reading of a type.
 #[derive(Default)]
 pub struct Run {
     /// Members that it is not given, by their paths.
     pub left_out: BTreeSet<String>,
-    /// Which variant is read, of the object itself.
-    pub variant: usize,
+    /// Which variant is read, by the paths of objects that have some. Of others it is the first.
+    pub chosen: Chosen,
     /// Those of them that are known from a reading in which they went wrong: they check what they are
     /// given.
     pub known: BTreeMap<String, Schema>,
@@ -331,9 +334,10 @@ impl<'de> Deserializer<'de> for Part<'_> {
         self.shape.variants = all.iter().map(|word| (word.clone(), Shape::default())).collect();
         let schema = Schema::Enum(all);
         self.shape.members.push(Member { name: tag.to_owned(), schema, optional: false });
-        let chosen = self.shape.variants.get_mut(self.run.variant);
-        let (word, shape) = chosen.ok_or_else(|| Error::other("there is no such variant"))?;
-        visitor.visit_enum(Chosen { run: self.run, path: self.path, word, shape })
+        let place = self.run.chosen.get(self.path).copied().unwrap_or_default();
+        let variant = self.shape.variants.get_mut(place);
+        let (word, shape) = variant.ok_or_else(|| Error::other("there is no such variant"))?;
+        visitor.visit_enum(Variant { run: self.run, path: self.path, word, shape })
     }
 
     serde::forward_to_deserialize_any! {
@@ -343,14 +347,14 @@ impl<'de> Deserializer<'de> for Part<'_> {
 }
 
 /// The variant that is read.
-struct Chosen<'a> {
+struct Variant<'a> {
     run: &'a Run,
     path: &'a str,
     word: &'a str,
     shape: &'a mut Shape,
 }
 
-impl<'de, 'a> EnumAccess<'de> for Chosen<'a> {
+impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
     type Error = Error;
     type Variant = Part<'a>;
 

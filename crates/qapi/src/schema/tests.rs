@@ -61,8 +61,31 @@ enum Word {
 #[allow(dead_code, reason = "it is only described")]
 enum Kind {
     Nbd { name: Option<String> },
-    Vhost { num_queues: u16, addr: Checked, rules: Option<Vec<Cache>> },
+    Vhost { num_queues: u16, socket: Socket, addr: Checked, rules: Option<Vec<Cache>> },
     None,
+}
+
+/// A union in a variant of another one.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "it is only described")]
+enum SocketKind {
+    Fd { str: String },
+    Unix { path: String, tight: Option<bool> },
+}
+
+struct Socket;
+
+impl FromParts for Socket {
+    fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<Socket, M::Error> {
+        parts.variant("type").map(|_: SocketKind| Socket)
+    }
+}
+
+impl<'de> Deserialize<'de> for Socket {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Socket, D::Error> {
+        crate::parts(deserializer)
+    }
 }
 
 #[allow(dead_code, reason = "it is only described")]
@@ -112,6 +135,11 @@ fn shape_members(shape: &Shape) -> Value {
 #[test]
 fn a_type_is_described_by_reading_it() {
     let cache = json!({"direct": "bool", "size?": "size"});
+    let socket = json!({
+        "type": "fd|unix",
+        "=fd": {"str": "str"},
+        "=unix": {"path": "str", "tight?": "bool"},
+    });
     let expected = json!({
         "type": "nbd|vhost|none",
         "id": "str",
@@ -121,7 +149,7 @@ fn a_type_is_described_by_reading_it() {
         "inactive?": "bool",
         "active?": "bool",
         "=nbd": {"name?": "str"},
-        "=vhost": {"num-queues": "uint16", "addr": {"path?": "str", "host?": "str"}, "rules?": [cache]},
+        "=vhost": {"num-queues": "uint16", "addr": {"path?": "str", "host?": "str"}, "rules?": [cache], "socket": socket},
         "=none": {},
     });
     assert_eq!(short(&Schema::of::<Export>().unwrap()), expected);

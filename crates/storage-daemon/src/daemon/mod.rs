@@ -84,6 +84,7 @@ pub struct Daemon {
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
     serving: Cell<bool>,
+    waits_for_clients: Cell<bool>,
     quit: Cell<Option<ShutdownCause>>,
     start: SystemTime,
     /// They wait for an export, a node or a command to end.
@@ -116,6 +117,7 @@ impl Daemon {
             commands: OnceCell::new(),
             subscribers: RefCell::default(),
             serving: Cell::new(false),
+            waits_for_clients: Cell::new(true),
             quit: Cell::new(None),
             start: SystemTime::now(),
             waiters: RefCell::default(),
@@ -142,6 +144,11 @@ impl Daemon {
         self.exports.borrow().values().for_each(|export| export.what.begin());
         self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
         self.monitors.borrow().iter().for_each(Monitor::begin);
+    }
+
+    /// Character devices with `wait` do not wait from now on: clients shall not be served.
+    pub fn wait_for_no_client(&self) {
+        self.waits_for_clients.set(false);
     }
 
     /// Asks it to end, as soon as its owner gets to it. Only the first cause counts.

@@ -42,7 +42,7 @@ impl Daemon {
         match &options.backend {
             ChardevBackend::Socket(socket) if socket.server => {
                 let bound = sockets::co_listen(co, &socket.address)?;
-                if socket.wait {
+                if socket.wait && self.waits_for_clients.get() {
                     self.co_wait_for_client(co, &bound)?;
                 }
                 listener = Some(bound);

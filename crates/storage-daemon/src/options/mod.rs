@@ -38,3 +38,6 @@ pub(crate) fn is_identifier(name: &str) -> bool {
     let good = |it: char| it.is_ascii_alphanumeric() || "-._".contains(it);
     name.starts_with(|it: char| it.is_ascii_alphabetic()) && name.chars().all(good)
 }
+
+#[cfg(test)]
+mod tests;

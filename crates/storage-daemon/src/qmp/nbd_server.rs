@@ -63,9 +63,10 @@ fn start_schema() -> Option<Schema> {
     let Ok(Schema::Object(mut options)) = Schema::of::<NbdServerOptions>() else { return None };
     let addr = options.members.iter_mut().find(|member| member.name == "addr")?;
     if let Schema::Object(addr) = &mut addr.schema {
-        addr.members.retain(|member| member.name == "type");
-        let schema = Schema::Builtin("any");
-        addr.members.push(Member { name: "data".to_owned(), schema, optional: false });
+        for (_, variant) in &mut addr.variants {
+            let schema = Schema::Object(std::mem::take(variant));
+            variant.members = vec![Member { name: "data".to_owned(), schema, optional: false }];
+        }
     }
     Some(Schema::Object(options))
 }
