@@ -116,6 +116,7 @@ pub const HOUSES: &[House] = &[
             &["json"],
             &["keyval"],
             &["object", "tree"],
+            &["deferred"],
             &["parts"],
             &["schema"],
             &["text"],

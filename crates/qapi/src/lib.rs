@@ -39,6 +39,7 @@
 
 #![forbid(unsafe_code)]
 
+mod deferred;
 mod error;
 pub mod json;
 mod keyval;
@@ -54,6 +55,7 @@ mod types;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use deferred::Deferred;
 pub use error::{Error, shorten};
 pub use keyval::parse as parse_keyval;
 pub use parts::{FromParts, Parts, parts};
@@ -61,7 +63,7 @@ pub use schema::{Member, Schema, Schemas, Shape};
 pub use splitter::{MAX_BYTES, Splitter};
 pub use text::{to_argument, write_variant};
 use tree::{Notation, Tree};
-pub use types::{OneOrMany, Only, Size, StrOrNull, Unsupported};
+pub use types::{OneOrMany, Only, Size, StrOrNull, Unsupported, is_identifier};
 
 /// Reads the text of an option: JSON if it begins with a brace, else `name=value` separated by commas,
 /// where the first may be a value alone, that of `implied`.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::tree::{Notation, Result, Tree};
+use crate::types::{DEFERRED, TEXTS, VALUES};
 
 pub struct Object {
     left: Map<String, Value>,
@@ -104,6 +105,12 @@ impl<'de> Deserializer<'de> for Part<'_> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value> {
+        if name == DEFERRED {
+            let members = Value::Object(std::mem::take(&mut self.object.left));
+            let notation = if self.object.notation == Notation::Keyval { TEXTS } else { VALUES };
+            let pair = Map::from_iter([(notation.to_owned(), members)]);
+            return visitor.visit_map(Object::new(pair, Notation::Json, 0).members());
+        }
         visitor.visit_newtype_struct(Part { object: self.object, tag: Some(name) })
     }
 

@@ -8,6 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The name by which a deserializer knows a [`Size`].
 pub const SIZE: &str = "coblk_qapi::Size";
 
+/// The name by which a deserializer knows a [`Deferred`](crate::Deferred), and those of the notations in one
+/// of which it is handed its members.
+pub const DEFERRED: &str = "coblk_qapi::Deferred";
+pub const TEXTS: &str = "texts";
+pub const VALUES: &str = "values";
+
 /// A number of bytes. On a command line it may have a unit, as `4k`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -149,4 +155,10 @@ impl<'de, const FLAG: bool> Deserialize<'de> for Only<FLAG> {
         let name = if FLAG { ONLY_ON } else { ONLY_OFF };
         deserializer.deserialize_newtype_struct(name, Flag)
     }
+}
+
+/// Whether a user may give something this name: QEMU's rule for identifiers.
+pub fn is_identifier(name: &str) -> bool {
+    let good = |it: char| it.is_ascii_alphanumeric() || "-._".contains(it);
+    name.starts_with(|it: char| it.is_ascii_alphabetic()) && name.chars().all(good)
 }

@@ -11,7 +11,7 @@ use serde::de::{
 
 use super::{Member, Schema, Shape};
 use crate::error::Error;
-use crate::types::{ONLY_OFF, ONLY_ON, SIZE};
+use crate::types::{DEFERRED, ONLY_OFF, ONLY_ON, SIZE};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -314,6 +314,10 @@ impl<'de> Deserializer<'de> for Part<'_> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value> {
+        if name == DEFERRED {
+            // Those who read them tell what they are.
+            return visitor.visit_map(self.members(Some(&[])));
+        }
         visitor.visit_newtype_struct(Part { tag: Some(name), ..self })
     }
 
