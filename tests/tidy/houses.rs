@@ -5,7 +5,8 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["nbd", "virtio-blk"],
+    &["export", "virtio-blk"],
+    &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
     &["storage-daemon"],
@@ -105,7 +106,19 @@ pub const HOUSES: &[House] = &[
             &["blocking"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    (
+        "export",
+        &[
+            &["error"],
+            &["options"],
+            &["backend"],
+            &["export"],
+            &["export_type"],
+            &["registry"],
+            &["exports"],
+        ],
+    ),
     (
         "qapi",
         &[

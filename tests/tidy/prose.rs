@@ -7,12 +7,13 @@ const RIDDLES: [&str; 9] =
     ["nobody", "somebody", "whoever", "whomever", "whom", "he", "him", "himself", "his"];
 
 /// How many there may still be below a folder. A ratchet: it only goes down.
-const LEFT: [(&str, usize); 13] = [
+const LEFT: [(&str, usize); 14] = [
     ("crates/aio/", 91),
     ("crates/bench/", 7),
     ("crates/block/", 86),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 29),
+    ("crates/export/", 0),
     ("crates/nbd/", 0),
     ("crates/qapi/", 0),
     ("crates/qmp/", 3),

@@ -6,7 +6,9 @@
 //! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
 //! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
+//! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
+//! * [`qapi`]: options as QEMU writes them, into types that serde can make;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.
@@ -38,6 +40,7 @@
 pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
+pub use coblk_export as export;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;
 pub use coblk_qmp as qmp;

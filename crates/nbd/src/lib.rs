@@ -11,13 +11,16 @@
 //! the server hold is bounded (`server/memory.rs`). Everything here stays on the thread of one context.
 #![forbid(unsafe_code)]
 
+mod export_type;
 mod protocol;
 mod server;
 mod transport;
 
 pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
+pub use coblk_export::RemoveMode;
+pub use export_type::{NbdExportOptions, NbdExportType};
 pub use server::NbdServer;
-pub use server::export::{NbdExport, NbdExportError, RemoveMode};
+pub use server::export::{NbdExport, NbdExportError};
 pub use server::options::NbdOptions;
 pub use transport::TlsCredentials;
 #[cfg(feature = "tls")]

@@ -7,6 +7,7 @@ use coblk_virtio_blk::VirtioBlkError;
 
 /// Why an export cannot be made, or cannot be removed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VhostUserBlkError {
     /// The socket cannot be made.
     #[error("cannot listen on '{}': {source}", path.display())]

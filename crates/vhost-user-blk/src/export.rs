@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, SocketError, Stream};
 use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, RemoteBottomHalf};
 use coblk_block::{BackendOptions, BlockNode, Device};
+use coblk_export::RemoveMode;
 use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
 use crate::channel::Channel;
@@ -21,15 +22,6 @@ use crate::device::DeviceHandle;
 use crate::error::VhostUserBlkError;
 use crate::options::VhostUserBlkOptions;
 use crate::session::Offer;
-
-/// What to do about a front end when an export is removed (contract: C86).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveMode {
-    /// Remove the export only if it is not in use.
-    Safe,
-    /// Disconnect the front end.
-    Hard,
-}
 
 /// A block node, exported to one front end at a time over a unix socket. When one goes, the next may
 /// come; meanwhile it waits in the queue of the socket.

@@ -34,6 +34,7 @@ mod session;
 mod sigbus;
 mod vring;
 
+pub use coblk_export::RemoveMode;
 pub use error::VhostUserBlkError;
-pub use export::{RemoveMode, VhostUserBlk};
+pub use export::VhostUserBlk;
 pub use options::{ErrorListener, VhostUserBlkOptions};

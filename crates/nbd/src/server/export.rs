@@ -40,17 +40,9 @@ impl NbdExport {
     }
 }
 
-/// How to remove an export (contract: C86).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveMode {
-    /// Fail if clients are connected to it.
-    Safe,
-    /// Disconnect them. Their requests in flight go on, and are not answered.
-    Hard,
-}
-
 /// Why an export was not added or removed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NbdExportError {
     /// The name is taken.
     #[error("NBD server already has export named '{0}'")]
@@ -64,7 +56,7 @@ pub enum NbdExportError {
     /// There is no such export.
     #[error("export '{0}' is not found")]
     NotFound(String),
-    /// Clients use it, and the mode is [`RemoveMode::Safe`].
+    /// Clients use it, and the mode is [`RemoveMode::Safe`](crate::RemoveMode::Safe).
     #[error("export '{name}' still in use by {connections} connections")]
     InUse {
         /// The export.

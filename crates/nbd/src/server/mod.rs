@@ -27,9 +27,10 @@ use std::time::Duration;
 
 use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, Stream};
 use coblk_aio::{AioContext, Co, Timer};
+use coblk_export::RemoveMode;
 
 use crate::server::client::Client;
-use crate::server::export::{NbdExport, NbdExportError, RemoveMode};
+use crate::server::export::{NbdExport, NbdExportError};
 use crate::server::exports::Exports;
 use crate::server::link::Link;
 use crate::server::memory::Memory;
