@@ -17,7 +17,7 @@ const LEFT: [(&str, usize); 14] = [
     ("crates/nbd/", 0),
     ("crates/qapi/", 0),
     ("crates/qmp/", 3),
-    ("crates/storage-daemon/", 38),
+    ("crates/storage-daemon/", 32),
     ("crates/vhost-user-blk/", 7),
     ("crates/virtio-blk/", 7),
     ("examples/", 7),

@@ -4,15 +4,18 @@
 //! be part of other programs.
 //!
 //! * [`daemon`]: [`Daemon`](daemon::Daemon), what there is and what can be done to it;
-//! * [`exports`]: the types of exports, one file each;
+//! * [`builder`]: which types of exports and which commands a daemon has;
+//! * [`exports`]: the types of exports that are the daemon's own;
 //! * [`options`]: what can be said to it, as serde structs with QEMU's names;
 //! * [`command_line`]: options in the order given, each a call of a method of the daemon;
 //! * [`run`]: the life of the process: start, signals, pid file, end.
 #![forbid(unsafe_code)]
 
+pub mod builder;
 pub mod command_line;
 pub mod daemon;
 mod daemonize;
+mod error;
 pub mod exports;
 mod leftovers;
 mod logging;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use coblk::AioContext;
 use coblk::aio::DEFAULT_POLL_MAX;
 
+use crate::builder::DaemonBuilder;
 use crate::command_line::{self, CommandLine, Job, Request};
 use crate::daemon::{Daemon, DaemonError};
 use crate::daemonize::{self, Started};
@@ -49,6 +50,14 @@ pub enum StartError {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    main_with(Daemon::builder(), arguments)
+}
+
+/// The same, with a daemon that has more than that of this crate.
+pub fn main_with(
+    builder: DaemonBuilder,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> ExitCode {
     let line = match command_line::parse(arguments) {
         Ok(Request::Run(line)) => line,
         Ok(Request::Print(text)) => {
@@ -68,7 +77,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Err(error) = logging::start(&line.trace) {
         return failed(&error);
     }
-    match serve(&line) {
+    match serve(builder, &line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
@@ -80,11 +89,11 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn serve(line: &CommandLine) -> Result<(), StartError> {
+fn serve(builder: DaemonBuilder, line: &CommandLine) -> Result<(), StartError> {
     let no_loop = |source| StartError::System { what: "cannot make an event loop", source };
-    let builder = context_builder().map_err(no_loop)?.name("main").poll_max(DEFAULT_POLL_MAX);
-    let ctx = builder.build().map_err(no_loop)?;
-    let daemon = Daemon::new(&ctx);
+    let context = context_builder().map_err(no_loop)?.name("main").poll_max(DEFAULT_POLL_MAX);
+    let ctx = context.build().map_err(no_loop)?;
+    let daemon = builder.build(&ctx);
     let _signals = signals::watch(&ctx, &daemon)
         .map_err(|source| StartError::System { what: "cannot watch for signals", source })?;
     if line.dump_config {

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coblk::block::{ErrorAction, IoStatus, RequestKind};
+use coblk::export::ExportError;
 use coblk::options::NodeOptions;
 use coblk::{AioContext, AioHandle, Co};
 use coblk_storage_daemon::daemon::{Daemon, DaemonError, Event, IoError, ShutdownCause};
@@ -244,7 +245,7 @@ fn objects_in_use_are_not_deleted() {
     running.blockdev("throttle,node-name=disk,throttle-group=g0,file.driver=null-co");
     running.export("nbd,id=e0,node-name=disk,iothread=t0").unwrap();
     let fixed = running.export("nbd,id=e1,node-name=disk,iothread=t0,fixed-iothread=on");
-    assert!(matches!(fixed, Err(DaemonError::NbdIothread)));
+    assert!(matches!(fixed, Err(DaemonError::Export(ExportError::MainThreadOnly("nbd")))));
     for id in ["t0", "g0"] {
         let refused = object_del(id).unwrap_err().to_string();
         assert_eq!(refused, format!("object '{id}' is in use, can not be deleted"));

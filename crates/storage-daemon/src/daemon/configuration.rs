@@ -27,11 +27,11 @@ impl Daemon {
         let nodes = self.blockdevs.options();
         options.extend(nodes.iter().map(|node| ("blockdev", to_argument(node, "driver"))));
         let configured = self.configured.borrow();
-        let server = configured.nbd_server.as_ref().filter(|_| self.nbd_server.borrow().is_some());
+        let server = configured.nbd_server.as_ref().filter(|_| self.nbd.server().is_some());
         options.extend(server.map(|server| ("nbd-server", to_argument(server, "addr"))));
-        let exports = self.exports.borrow();
-        let exports = exports.values().filter(|export| !export.shutting_down.get());
-        options.extend(exports.map(|export| ("export", to_argument(&export.options, "type"))));
+        let exports = self.exports.all();
+        let exports = exports.iter().filter(|export| !export.is_shutting_down());
+        options.extend(exports.map(|export| ("export", to_argument(export.options(), "type"))));
         options.extend(self.chardevs().iter().map(|it| ("chardev", to_argument(it, "backend"))));
         let monitors = configured.monitors.iter();
         options.extend(monitors.map(|monitor| ("monitor", to_argument(monitor, "chardev"))));

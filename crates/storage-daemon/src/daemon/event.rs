@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk::block::{ErrorAction, RequestKind, ThresholdPassed};
+use coblk::export::ExportIoError;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
 /// Something that somebody may want to know.
@@ -41,6 +42,13 @@ pub struct IoError {
     pub errno: i32,
     /// What was done about it.
     pub action: ErrorAction,
+}
+
+impl From<ExportIoError> for IoError {
+    fn from(error: ExportIoError) -> IoError {
+        let ExportIoError { id, node_name, event, .. } = error;
+        IoError { id, node_name, kind: event.kind, errno: event.errno, action: event.action }
+    }
 }
 
 /// Why the daemon ends.

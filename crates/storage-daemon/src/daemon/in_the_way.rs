@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coblk::aio::sync::CoSleep;
 use coblk::block::{RequestInfo, requests_in_flight};
+use coblk::export::RunningExport;
 use coblk::{AioContext, AioHandle, Co};
 
 use super::Daemon;
@@ -49,7 +50,8 @@ impl Daemon {
 
 fn tell(co: &Co<'_>, daemon: &Weak<Daemon>) {
     let Some(daemon) = daemon.upgrade() else { return };
-    let exports: Vec<String> = daemon.exports.borrow().keys().cloned().collect();
+    let exports = daemon.exports.all();
+    let exports: Vec<&str> = exports.iter().map(RunningExport::id).collect();
     let commands = daemon.running_commands();
     let nodes: Vec<String> = daemon.blockdevs.busy_nodes();
     let contexts = daemon.iothread_handles();

@@ -1,14 +1,12 @@
 //! Metrics: who may ask for them, and what the daemon knows.
 
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use coblk::Co;
-use coblk::block::{Device, Statistics};
+use coblk::block::Device;
 
 use super::{Daemon, DaemonError};
-use crate::exports::ExportInfo;
-use crate::metrics::{MetricsServer, measure_latencies};
+use crate::metrics::{MetricsServer, Sample, co_ask_loops, encode, measure_latencies};
 use crate::options::MetricsOptions;
 use crate::sockets;
 
@@ -29,13 +27,24 @@ impl Daemon {
         self.check_no_metrics()?;
         let failed =
             |source| DaemonError::Io { what: "cannot wait for clients for metrics", source };
-        let server = MetricsServer::start(co.context(), Rc::downgrade(self), listener);
+        let daemon = Rc::downgrade(self);
+        let page = move |co: &Co<'_>| {
+            let daemon = daemon.upgrade();
+            daemon.map(|daemon| daemon.co_metrics_page(co)).unwrap_or_default()
+        };
+        let server = MetricsServer::start(co.context(), page, listener);
         *self.metrics.borrow_mut() = Some(server.map_err(failed)?);
         sockets::taken_over(&options.addr);
         self.configured.borrow_mut().metrics = Some(options);
-        let uses = self.export_uses();
-        uses.iter().flat_map(|(_, _, backends)| backends).for_each(measure_latencies);
+        self.exports.all().iter().for_each(|export| measure_latencies(export.device()));
         Ok(())
+    }
+
+    /// The numbers of this moment.
+    fn co_metrics_page(&self, co: &Co<'_>) -> String {
+        let loops = co_ask_loops(co, self.iothread_handles());
+        let (exports, nodes) = (self.exports.all(), self.blockdevs.nodes());
+        encode(Sample::take(self.start, loops, &exports, &nodes, self.nbd_connections()))
     }
 
     fn check_no_metrics(&self) -> Result<(), DaemonError> {
@@ -48,26 +57,7 @@ impl Daemon {
     /// Has a new export measure latencies, if anybody may ask for them.
     pub(super) fn measure(&self, device: Device) {
         if self.metrics.borrow().is_some() {
-            statistics_of(device).iter().for_each(measure_latencies);
+            measure_latencies(device);
         }
     }
-
-    /// When the daemon was made.
-    pub(crate) fn start(&self) -> SystemTime {
-        self.start
-    }
-
-    /// All exports: whether they have clients, and what their backends count.
-    pub(crate) fn export_uses(&self) -> Vec<(ExportInfo, bool, Vec<Statistics>)> {
-        let exports = self.exports.borrow();
-        let uses = exports.values().map(|export| {
-            (export.info(), export.what.is_in_use(), statistics_of(export.what.device()))
-        });
-        uses.collect()
-    }
-}
-
-/// What the backends of an export count, wherever changes of the graph have put them.
-fn statistics_of(device: Device) -> Vec<Statistics> {
-    device.backends().into_iter().map(|backend| backend.statistics).collect()
 }

@@ -3,7 +3,6 @@
 
 mod command;
 mod configuration;
-mod error;
 mod event;
 mod exports;
 mod in_the_way;
@@ -16,29 +15,28 @@ mod shutdown;
 mod sizes;
 mod tls;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coblk::block::ErrorEvent;
+use coblk::export::{ExportTypes, Exports};
+use coblk::nbd::NbdExportType;
 use coblk::options::{BlockdevError, NodeOptions};
 use coblk::qapi::shorten;
-use coblk::qmp::{CommandTable, Monitor};
+use coblk::qmp::{self, CommandTable, Monitor, QmpVersion};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
 
 use configuration::Configured;
-pub use error::DaemonError;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
 use monitors::Chardev;
-use nbd_server::RunningNbdServer;
 use objects::Object;
 pub use properties::IothreadInfo;
 
-use crate::exports::Export;
+pub use crate::error::DaemonError;
 use crate::metrics::MetricsServer;
 use crate::options::{ObjectKind, OptionError};
 
@@ -74,12 +72,15 @@ pub struct Daemon {
     /// What they are now.
     properties: RefCell<BTreeMap<String, ObjectKind>>,
     configured: RefCell<Configured>,
-    exports: RefCell<BTreeMap<String, Rc<Export>>>,
-    nbd_server: RefCell<Option<RunningNbdServer>>,
+    exports: Rc<Exports>,
+    /// With the server, at most one.
+    nbd: Rc<NbdExportType>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
     monitors: RefCell<Vec<Monitor>>,
-    /// What they can be told; made with the first one.
-    commands: OnceCell<Rc<CommandTable>>,
+    /// What they can be told. All have the same commands.
+    commands: Rc<CommandTable>,
+    /// What they call the program.
+    version: QmpVersion,
     metrics: RefCell<Option<MetricsServer>>,
     subscribers: RefCell<Vec<Subscriber>>,
     /// Clients are let in.
@@ -96,53 +97,76 @@ pub struct Daemon {
     /// Nodes and servers that are being closed at the end.
     ending: Cell<usize>,
     /// Events of other threads, and what delivers them.
-    remote: OnceCell<(EventSender, BottomHalf)>,
+    events: EventSender,
+    _delivering: BottomHalf,
 }
 
 type Subscriber = Rc<dyn Fn(&AioContext, &Event)>;
 
+/// What a daemon is made of that its [builder](crate::builder::DaemonBuilder) knows.
+pub(crate) struct Parts {
+    pub(crate) types: ExportTypes,
+    /// One of these types.
+    pub(crate) nbd: Rc<NbdExportType>,
+    pub(crate) commands: CommandTable,
+    pub(crate) version: QmpVersion,
+}
+
 impl Daemon {
-    /// One on `ctx`, which does not serve before [`begin`](Self::begin).
-    pub fn new(ctx: &AioContext) -> Rc<Daemon> {
-        let daemon = Rc::new(Daemon {
-            blockdevs: Blockdevs::new(),
-            objects: RefCell::default(),
-            properties: RefCell::default(),
-            configured: RefCell::default(),
-            exports: RefCell::default(),
-            nbd_server: RefCell::default(),
-            metrics: RefCell::default(),
-            chardevs: RefCell::default(),
-            monitors: RefCell::default(),
-            commands: OnceCell::new(),
-            subscribers: RefCell::default(),
-            serving: Cell::new(false),
-            waits_for_clients: Cell::new(true),
-            quit: Cell::new(None),
-            start: SystemTime::now(),
-            waiters: RefCell::default(),
-            commands_running: RefCell::default(),
-            last_command: Cell::new(0),
-            asked: RefCell::default(),
-            ending: Cell::new(0),
-            remote: OnceCell::new(),
-        });
-        let weak = Rc::downgrade(&daemon);
-        daemon.remote.get_or_init(|| {
-            EventSender::new(ctx, move |ctx, event| {
-                if let Some(daemon) = weak.upgrade() {
+    /// One on `ctx`, of the parts that `parts` makes; it may keep the reference.
+    pub(crate) fn with(ctx: &AioContext, parts: impl FnOnce(&Weak<Daemon>) -> Parts) -> Rc<Daemon> {
+        Rc::new_cyclic(|me: &Weak<Daemon>| {
+            let Parts { types, nbd, commands, version } = parts(me);
+            let own = Weak::clone(me);
+            let (events, delivering) = EventSender::new(ctx, move |ctx, event| {
+                if let Some(daemon) = own.upgrade() {
                     daemon.emit(ctx, event);
                 }
-            })
-        });
-        daemon
+            });
+            let (sender, own) = (events.clone(), Weak::clone(me));
+            let exports = Exports::new(
+                types,
+                move |error| sender.send(Event::BlockIoError(error.into())),
+                move |ctx, id| {
+                    if let Some(daemon) = own.upgrade() {
+                        daemon.emit(ctx, &Event::BlockExportDeleted { id: id.to_owned() });
+                        daemon.wake_waiters();
+                    }
+                },
+            );
+            Daemon {
+                blockdevs: Blockdevs::new(),
+                objects: RefCell::default(),
+                properties: RefCell::default(),
+                configured: RefCell::default(),
+                exports,
+                nbd,
+                metrics: RefCell::default(),
+                chardevs: RefCell::default(),
+                monitors: RefCell::default(),
+                commands: Rc::new(commands),
+                version,
+                subscribers: RefCell::default(),
+                serving: Cell::new(false),
+                waits_for_clients: Cell::new(true),
+                quit: Cell::new(None),
+                start: SystemTime::now(),
+                waiters: RefCell::default(),
+                commands_running: RefCell::default(),
+                last_command: Cell::new(0),
+                asked: RefCell::default(),
+                ending: Cell::new(0),
+                events,
+                _delivering: delivering,
+            }
+        })
     }
 
     /// Everything has been set up: lets clients in. Those who have connected before were waiting.
     pub fn begin(&self) {
         self.serving.set(true);
-        self.exports.borrow().values().for_each(|export| export.what.begin());
-        self.nbd_server.borrow().iter().for_each(|running| running.server.begin());
+        self.exports.begin();
+        self.nbd.server().iter().for_each(|server| server.begin());
         self.monitors.borrow().iter().for_each(Monitor::begin);
     }
 
@@ -155,6 +179,7 @@ impl Daemon {
     pub fn quit(&self, cause: ShutdownCause) {
         if self.quit.get().is_none() {
             self.quit.set(Some(cause));
+            self.exports.end();
         }
     }
 
@@ -173,6 +198,11 @@ impl Daemon {
         // They may subscribe others.
         let subscribers = self.subscribers.borrow().clone();
         subscribers.iter().for_each(|subscriber| subscriber(ctx, event));
+    }
+
+    /// Tells the clients of all monitors.
+    pub(crate) fn emit_qmp(&self, event: &qmp::Event) {
+        self.monitors.borrow().iter().for_each(|monitor| monitor.emit(event.clone()));
     }
 
     /// Its nodes, to be asked about.
@@ -260,8 +290,7 @@ impl Daemon {
             node.unset_write_threshold();
             return Ok(());
         }
-        let (events, _) = self.remote.get().expect("set when the daemon is made");
-        let (events, node_name) = (events.clone(), node_name.to_owned());
+        let (events, node_name) = (self.events.clone(), node_name.to_owned());
         node.set_write_threshold(threshold, move |passed| {
             events.send(Event::BlockWriteThreshold { node_name, passed });
         });
@@ -299,25 +328,5 @@ struct Limit {
 impl Limit {
     fn is_over(&self, co: &Co<'_>) -> bool {
         co.context().now_ns() >= self.end_ns
-    }
-}
-
-/// Tells the daemon about failed requests of one export. Any thread.
-#[derive(Clone)]
-pub(crate) struct ErrorReporter {
-    events: EventSender,
-    id: String,
-    node_name: String,
-}
-
-impl ErrorReporter {
-    pub(crate) fn report(&self, event: ErrorEvent) {
-        self.events.send(Event::BlockIoError(IoError {
-            id: self.id.clone(),
-            node_name: self.node_name.clone(),
-            kind: event.kind,
-            errno: event.errno,
-            action: event.action,
-        }));
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use coblk::Co;
 use coblk::aio::net::Listener;
-use coblk::qmp::{CommandTable, Monitor, QmpOptions};
+use coblk::qmp::{Monitor, QmpOptions};
 
 use super::command::RunningCommand;
 use super::{Daemon, DaemonError};
 use crate::options::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
 use crate::terminal::{self, Terminal};
-use crate::{daemonize, qmp, sockets};
+use crate::{daemonize, sockets};
 
 /// How long clients may take to fetch their answers when the daemon ends.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ impl Daemon {
         let configured = options;
         let options = QmpOptions {
             pretty: options.pretty,
-            version: qmp::version(),
+            version: self.version.clone(),
             paused: !self.serving.get(),
         };
         let made = match &chardev.backend {
@@ -121,7 +121,7 @@ impl Daemon {
             ChardevBackend::Socket(socket) => self.connect(co, socket, options),
             ChardevBackend::Stdio { .. } => terminal::ends()
                 .and_then(|(input, output)| {
-                    Monitor::over(co.context(), input, output, self.commands(), options)
+                    Monitor::over(co.context(), input, output, Rc::clone(&self.commands), options)
                 })
                 .map_err(|source| DaemonError::Io { what: "cannot use stdio", source }),
         };
@@ -171,7 +171,8 @@ impl Daemon {
             None => sockets::co_listen(co, &socket.address)?,
         };
         command.check()?;
-        let monitor = Monitor::from_listener(co.context(), listener, self.commands(), options);
+        let monitor =
+            Monitor::from_listener(co.context(), listener, Rc::clone(&self.commands), options);
         let monitor = monitor.map_err(|source| DaemonError::Io {
             what: "cannot use the socket of a monitor",
             source,
@@ -188,24 +189,9 @@ impl Daemon {
     ) -> Result<Monitor, DaemonError> {
         let address = sockets::from_anywhere(&socket.address);
         let reconnect = socket.reconnect;
-        let monitor = Monitor::connect(co.context(), &address, reconnect, self.commands(), options);
+        let monitor =
+            Monitor::connect(co.context(), &address, reconnect, Rc::clone(&self.commands), options);
         monitor.map_err(|source| DaemonError::Io { what: "cannot connect a monitor", source })
-    }
-
-    /// All monitors have the same commands, which therefore run one at a time.
-    fn commands(self: &Rc<Self>) -> Rc<CommandTable> {
-        let table = self.commands.get_or_init(|| {
-            let daemon = Rc::downgrade(self);
-            self.subscribe(move |_, event| {
-                if let Some(daemon) = daemon.upgrade() {
-                    let Some(event) = qmp::to_qmp(event) else { return };
-                    let monitors = daemon.monitors.borrow();
-                    monitors.iter().for_each(|monitor| monitor.emit(event.clone()));
-                }
-            });
-            Rc::new(qmp::commands(self))
-        });
-        Rc::clone(table)
     }
 
     /// Lets clients have the answers that they wait for, and disconnects them.

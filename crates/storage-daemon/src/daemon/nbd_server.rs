@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::Co;
-use coblk::nbd::{NbdOptions, NbdServer};
+use coblk::export::{ExportType, RunningExport};
+use coblk::nbd::{NbdExportType, NbdOptions, NbdServer};
 
 use super::{Daemon, DaemonError};
-use crate::exports::Export;
 use crate::options::NbdServerOptions;
 use crate::sockets;
 
@@ -16,8 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// For clients that may take any time: a year.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-pub(super) struct RunningNbdServer {
-    pub(super) server: Rc<NbdServer>,
+/// Whether it is an export of the server.
+pub(super) fn is_nbd(export: &RunningExport) -> bool {
+    export.kind() == NbdExportType::NAME
 }
 
 impl Daemon {
@@ -51,7 +52,7 @@ impl Daemon {
             |source| DaemonError::Io { what: "cannot use the socket of the NBD server", source };
         let server = server.map_err(failed)?;
         sockets::taken_over(&options.addr);
-        *self.nbd_server.borrow_mut() = Some(RunningNbdServer { server: Rc::new(server) });
+        self.nbd.set_server(Some(Rc::new(server)));
         self.configured.borrow_mut().nbd_server = Some(options);
         Ok(())
     }
@@ -64,39 +65,31 @@ impl Daemon {
     /// have ended.
     pub fn nbd_server_stop(self: &Rc<Self>, co: &Co<'_>) -> Result<(), DaemonError> {
         self.nbd_server_end(co)?;
-        self.co_wait_for_exports(co, Export::is_nbd)
+        self.co_wait_for_exports(co, is_nbd)
     }
 
     /// Stops the server, lets clients have their replies, and begins to close its exports.
     pub(super) fn nbd_server_end(self: &Rc<Self>, co: &Co<'_>) -> Result<(), DaemonError> {
-        let running = self.nbd_server.take().ok_or(DaemonError::NbdServerNotRunning)?;
-        running.server.stop_accepting();
-        let exports: Vec<Rc<Export>> =
-            self.exports.borrow().values().filter(|export| export.is_nbd()).cloned().collect();
+        let server = self.nbd.set_server(None).ok_or(DaemonError::NbdServerNotRunning)?;
+        server.stop_accepting();
+        let exports: Vec<RunningExport> = self.exports.all().into_iter().filter(is_nbd).collect();
         // Requests that an error has stopped would never be answered.
-        exports.iter().for_each(|export| export.what.report_errors());
-        let server = Rc::clone(&running.server);
+        exports.iter().for_each(RunningExport::report_errors);
         // Requests that do not end then keep nothing but their own export.
         let _ = co.timeout(PATIENCE + PATIENCE / 4, "stop NBD server", move |co| {
             server.co_shutdown(co, PATIENCE);
         });
-        exports.into_iter().for_each(|export| self.close_export(co.context(), export));
+        exports.iter().for_each(|export| self.exports.close(co.context(), export));
         Ok(())
     }
 
     /// How many clients the NBD server has; `None` if it does not run.
     pub fn nbd_connections(&self) -> Option<usize> {
-        self.nbd_server.borrow().as_ref().map(|running| running.server.connections())
-    }
-
-    pub(super) fn running_nbd_server(&self) -> Result<Rc<NbdServer>, DaemonError> {
-        let running = self.nbd_server.borrow();
-        let server = running.as_ref().map(|running| Rc::clone(&running.server));
-        server.ok_or(DaemonError::NbdServerNotRunning)
+        self.nbd.server().map(|server| server.connections())
     }
 
     fn check_no_nbd_server(&self) -> Result<(), DaemonError> {
-        match &*self.nbd_server.borrow() {
+        match self.nbd.server() {
             None => Ok(()),
             Some(_) => Err(DaemonError::NbdServerRunning),
         }

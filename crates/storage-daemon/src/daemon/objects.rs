@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use coblk::aio::PoolShare;
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
+use coblk::export::RunningExport;
 use coblk::options::BlockdevError;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
 
@@ -81,9 +82,10 @@ impl Daemon {
         match objects.get(id) {
             None => return Err(DaemonError::NoSuchObject(id.to_owned())),
             Some(Object::Iothread(_)) => {
-                let exports = self.exports.borrow();
-                if exports.values().any(|export| export.options.iothreads.iter().any(|it| it == id))
-                {
+                let uses = |export: &RunningExport| {
+                    export.options().iothreads.iter().any(|thread| thread == id)
+                };
+                if self.exports.all().iter().any(uses) {
                     return Err(in_use());
                 }
             }
@@ -109,14 +111,12 @@ impl Daemon {
         iothreads.collect()
     }
 
-    /// The contexts of the iothreads with these names.
-    pub(super) fn iothreads(&self, ids: &[String]) -> Result<Vec<AioHandle>, DaemonError> {
-        let objects = self.objects.borrow();
-        let handle = |id: &String| match objects.get(id) {
-            Some(Object::Iothread(thread)) => Ok(thread.handle().clone()),
-            _ => Err(DaemonError::NoSuchIothread(id.clone())),
-        };
-        ids.iter().map(handle).collect()
+    /// The context of the iothread with this name.
+    pub(super) fn iothread(&self, id: &str) -> Option<AioHandle> {
+        match self.objects.borrow().get(id) {
+            Some(Object::Iothread(thread)) => Some(thread.handle().clone()),
+            _ => None,
+        }
     }
 
     fn throttle_group(

@@ -79,8 +79,8 @@ impl Daemon {
         options: &IothreadOptions,
     ) -> Result<(), DaemonError> {
         let polling = Polling::new(options)?;
-        let handles = self.iothreads(&[id.to_owned()])?;
-        let Some(handle) = handles.first() else { return Ok(()) };
+        let no_thread = || DaemonError::NoSuchIothread(id.to_owned());
+        let handle = self.iothread(id).ok_or_else(no_thread)?;
         let set = handle.spawn("poll parameters", move |co| polling.apply(co.context()));
         co.block_on(set).map_err(|error| DaemonError::Iothread {
             id: id.to_owned(),

@@ -11,8 +11,8 @@ use std::time::Duration;
 use coblk::Co;
 use coblk::aio::PoolShare;
 
+use super::nbd_server::is_nbd;
 use super::{Daemon, Event, ShutdownCause};
-use crate::exports::Export;
 
 /// For how long calls are waited for that hold nothing that could be lost: commands, threads.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,9 +50,8 @@ impl Daemon {
             daemon.ending.set(daemon.ending.get() - 1);
             daemon.wake_waiters();
         });
-        let others: Vec<Rc<Export>> =
-            self.exports.borrow().values().filter(|export| !export.is_nbd()).cloned().collect();
-        others.into_iter().for_each(|export| self.close_export(co.context(), export));
+        let others = self.exports.all().into_iter().filter(|export| !is_nbd(export));
+        others.for_each(|export| self.exports.close(co.context(), &export));
     }
 
     /// Closes nodes as they become free, each by itself: from the top down, as those that others stand
@@ -62,7 +61,7 @@ impl Daemon {
             for node in self.blockdevs.nodes() {
                 self.begin_to_close_node(co, node.name().to_owned());
             }
-            if self.ending.get() == 0 && self.exports.borrow().is_empty() {
+            if self.ending.get() == 0 && self.exports.all().is_empty() {
                 break;
             }
             self.co_wait(co, "the end of exports and nodes");

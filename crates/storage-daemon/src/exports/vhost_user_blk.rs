@@ -4,14 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use coblk::aio::net::Listener;
-use coblk::block::{Device, ErrorAction, ErrorPolicies, IoStatus};
-use coblk::vhost_user_blk::{RemoveMode, VhostUserBlk, VhostUserBlkOptions};
+use coblk::block::{Device, ErrorAction, IoStatus};
+use coblk::export::{Export, ExportError, ExportType, Exporting, RemoveMode};
+use coblk::vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
 use coblk::virtio_blk::VirtioBlkConfig;
-use coblk::{AioContext, AioHandle, BlockNode, Co};
+use coblk::{AioHandle, Co};
 
-use super::ExportType;
-use crate::daemon::{DaemonError, ErrorReporter};
 use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
 use crate::sockets;
 
@@ -20,8 +18,12 @@ const SERIAL: &str = "vhost_user_blk";
 /// The largest block.
 const MOST_BLOCK_BYTES: u64 = 2 << 20;
 
+/// The type `vhost-user-blk` of exports. It is here for the address that it listens at: the daemon's options
+/// have it, and a socket may have come with the process.
+pub struct VhostUserBlkExportType;
+
 /// An export over vhost-user.
-pub(crate) struct VhostUserBlkExport {
+struct VhostUserBlkExport {
     /// Until it is closed.
     disk: RefCell<Option<VhostUserBlk>>,
     device: Device,
@@ -45,22 +47,24 @@ impl Status {
     }
 }
 
-impl VhostUserBlkExport {
-    pub(crate) fn new(
-        ctx: &AioContext,
-        listener: Listener,
-        node: &Arc<BlockNode>,
-        options: &ExportOptions,
-        vhost: &VhostUserBlkExportOptions,
-        contexts: Vec<AioHandle>,
-        reporter: ErrorReporter,
-    ) -> Result<VhostUserBlkExport, DaemonError> {
+impl ExportType for VhostUserBlkExportType {
+    const NAME: &'static str = "vhost-user-blk";
+    type Options = VhostUserBlkExportOptions;
+
+    fn co_make(
+        &self,
+        exporting: &Exporting<'_, '_>,
+        vhost: VhostUserBlkExportOptions,
+    ) -> Result<Box<dyn Export>, ExportError> {
+        let (co, options) = (exporting.co, exporting.options);
+        let device = config(options, &vhost)?;
+        let listener = sockets::co_listen_unix(co, &vhost.addr).map_err(ExportError::of_type)?;
         let status = Arc::new(Status::default());
-        let told = Arc::clone(&status);
+        let (told, reporter) = (Arc::clone(&status), exporting.reporter.clone());
         let device_options = VhostUserBlkOptions {
-            device: config(options, vhost)?,
+            device,
             read_only: !options.writable,
-            contexts: contexts.clone(),
+            contexts: exporting.contexts.to_vec(),
             paused: true,
             error_listener: Some(Arc::new(move |event| {
                 if event.action == ErrorAction::Stop {
@@ -70,10 +74,17 @@ impl VhostUserBlkExport {
                 reporter.report(event);
             })),
         };
-        let disk = VhostUserBlk::from_listener(ctx, listener, node, device_options)?;
+        let disk =
+            VhostUserBlk::from_listener(co.context(), listener, exporting.node, device_options)
+                .map_err(ExportError::of_type)?;
         sockets::taken_over(&vhost.addr);
-        let device = disk.device();
-        Ok(VhostUserBlkExport { disk: RefCell::new(Some(disk)), device, contexts, status })
+        let (device, contexts) = (disk.device(), exporting.contexts.to_vec());
+        Ok(Box::new(VhostUserBlkExport {
+            disk: RefCell::new(Some(disk)),
+            device,
+            contexts,
+            status,
+        }))
     }
 }
 
@@ -100,19 +111,12 @@ fn config(
         logical_block_bytes: block_bytes as u32,
         physical_block_bytes: block_bytes as u32,
         write_cache: !options.writethrough,
-        error_policies: Some(ErrorPolicies {
-            read: options.rerror.into(),
-            write: options.werror.into(),
-        }),
+        error_policies: Some(options.error_policies()),
         ..VirtioBlkConfig::default()
     })
 }
 
-impl ExportType for VhostUserBlkExport {
-    fn kind(&self) -> &'static str {
-        "vhost-user-blk"
-    }
-
+impl Export for VhostUserBlkExport {
     fn device(&self) -> Device {
         self.device
     }

@@ -15,6 +15,6 @@ mod sample;
 mod server;
 mod text;
 
-pub(crate) use sample::{Sample, measure_latencies};
+pub(crate) use sample::{Sample, co_ask_loops, measure_latencies};
 pub(crate) use server::MetricsServer;
 pub(crate) use text::encode;

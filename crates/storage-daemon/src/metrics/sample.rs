@@ -1,14 +1,13 @@
 //! [`Sample`]: the numbers of a moment.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coblk::aio::AioHandle;
 use coblk::block::accounting::{KindStatistics, LatencyHistogram};
-use coblk::block::{IoStatus, RequestKind, Statistics};
-use coblk::{AioContext, Co};
-
-use crate::daemon::Daemon;
-use crate::exports::ExportInfo;
+use coblk::block::{Device, IoStatus, RequestKind, Statistics};
+use coblk::export::{ExportInfo, RunningExport};
+use coblk::{AioContext, BlockNode, Co};
 
 /// Where bins of latencies meet, in nanoseconds: 10 us to 10 s.
 const BOUNDARIES_NS: [u64; 19] = {
@@ -42,7 +41,7 @@ pub(crate) struct Sample {
 
 /// A loop, and its workers.
 #[derive(Debug)]
-pub(super) struct LoopSample {
+pub(crate) struct LoopSample {
     pub(super) name: String,
     pub(super) threads: usize,
     pub(super) idle_threads: usize,
@@ -61,39 +60,56 @@ pub(super) struct ExportSample {
     pub(super) kinds: Vec<(RequestKind, KindStatistics, Option<LatencyHistogram>)>,
 }
 
-/// From now on latencies are counted.
-pub(crate) fn measure_latencies(statistics: &Statistics) {
-    for kind in RequestKind::ALL {
-        if statistics.latencies(kind).is_none() {
-            let set = statistics.set_latency_bins(kind, Some(&BOUNDARIES_NS));
-            set.expect("boundaries that ascend");
+/// From now on latencies of a device are counted.
+pub(crate) fn measure_latencies(device: Device) {
+    for statistics in statistics_of(device) {
+        for kind in RequestKind::ALL {
+            if statistics.latencies(kind).is_none() {
+                let set = statistics.set_latency_bins(kind, Some(&BOUNDARIES_NS));
+                set.expect("boundaries that ascend");
+            }
         }
     }
 }
 
+/// What the backends of an export count, wherever changes of the graph have put them.
+fn statistics_of(device: Device) -> Vec<Statistics> {
+    device.backends().into_iter().map(|backend| backend.statistics).collect()
+}
+
 impl Sample {
-    /// Reads them. Suspends, to ask the other loops; one that does not answer is left out.
-    pub(crate) fn take(daemon: &Daemon, co: &Co<'_>) -> Sample {
-        let mut loops = vec![LoopSample::take(co.context(), "main")];
-        for (name, handle) in daemon.iothread_handles() {
-            loops.extend(ask(co, name, handle));
-        }
-        let nodes = daemon.blockdevs().nodes();
+    /// Reads them.
+    pub(crate) fn take(
+        start: SystemTime,
+        loops: Vec<LoopSample>,
+        exports: &[RunningExport],
+        nodes: &[Arc<BlockNode>],
+        nbd_connections: Option<usize>,
+    ) -> Sample {
         let nodes = nodes.iter();
         Sample {
-            start: daemon.start(),
+            start,
             loops,
-            exports: daemon.export_uses().into_iter().map(ExportSample::take).collect(),
+            exports: exports.iter().map(ExportSample::take).collect(),
             nodes: nodes
                 .map(|node| (node.name().to_owned(), node.driver().format_name(), node.length()))
                 .collect(),
-            nbd_connections: daemon.nbd_connections(),
+            nbd_connections,
         }
     }
 
     pub(super) fn start_seconds(&self) -> f64 {
         self.start.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
+}
+
+/// Suspends, to ask the other loops; one that does not answer is left out.
+pub(crate) fn co_ask_loops(co: &Co<'_>, others: Vec<(String, AioHandle)>) -> Vec<LoopSample> {
+    let mut loops = vec![LoopSample::take(co.context(), "main")];
+    for (name, handle) in others {
+        loops.extend(ask(co, name, handle));
+    }
+    loops
 }
 
 fn ask(co: &Co<'_>, name: String, handle: AioHandle) -> Option<LoopSample> {
@@ -118,7 +134,8 @@ impl LoopSample {
 }
 
 impl ExportSample {
-    fn take((info, in_use, backends): (ExportInfo, bool, Vec<Statistics>)) -> ExportSample {
+    fn take(export: &RunningExport) -> ExportSample {
+        let backends = statistics_of(export.device());
         let sum = |number: fn(&Statistics) -> u64| backends.iter().map(number).sum();
         let of_kind = |kind| {
             let latencies = backends.iter().filter_map(|backend| backend.latencies(kind));
@@ -126,8 +143,8 @@ impl ExportSample {
             (kind, counted.fold(KindStatistics::default(), add), latencies.reduce(add_latencies))
         };
         ExportSample {
-            info,
-            in_use,
+            info: export.info(),
+            in_use: export.is_in_use(),
             in_flight: sum(Statistics::queue_depth),
             held: sum(Statistics::held_requests),
             kinds: RequestKind::ALL.into_iter().map(of_kind).collect(),

@@ -2,19 +2,20 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use coblk::aio::net::{AcceptOptions, Acceptor, Listener, Slot, Stream};
 use coblk::{AioContext, Co};
 
 use super::client::Client;
-use super::{Sample, encode};
-use crate::daemon::Daemon;
 
 /// Clients at once; others wait to be accepted.
 const MAX_CLIENTS: usize = 8;
 
-/// Serves the metrics of a daemon as long as it lives.
+/// Makes the page of a moment; may suspend.
+type Page = Box<dyn Fn(&Co<'_>) -> String>;
+
+/// Serves metrics as long as it lives.
 pub(crate) struct MetricsServer {
     shared: Rc<Shared>,
     /// Ends with this.
@@ -22,21 +23,21 @@ pub(crate) struct MetricsServer {
 }
 
 struct Shared {
-    daemon: Weak<Daemon>,
+    page: Page,
     clients: RefCell<Vec<Rc<Client>>>,
 }
 
 impl MetricsServer {
-    /// Serves on a socket that listens.
+    /// Serves on a socket that listens what `page` makes.
     ///
     /// # Errors
     /// If the loop cannot wait for it.
     pub(crate) fn start(
         ctx: &AioContext,
-        daemon: Weak<Daemon>,
+        page: impl Fn(&Co<'_>) -> String + 'static,
         listener: Listener,
     ) -> io::Result<MetricsServer> {
-        let shared = Rc::new(Shared { daemon, clients: RefCell::default() });
+        let shared = Rc::new(Shared { page: Box::new(page), clients: RefCell::default() });
         let own = Rc::clone(&shared);
         let mut options = AcceptOptions::new("a client for metrics");
         options.max_clients = MAX_CLIENTS;
@@ -61,7 +62,7 @@ impl Shared {
         self.clients.borrow_mut().push(Rc::clone(&client));
         ctx.spawn("metrics_client", move |co| {
             let _slot = slot;
-            if let Err(error) = client.serve(co, || shared.page(co)) {
+            if let Err(error) = client.serve(co, || (shared.page)(co)) {
                 tracing::debug!(%error, "a client for metrics is gone");
             }
             shared.leave(&client);
@@ -71,11 +72,5 @@ impl Shared {
     fn leave(&self, client: &Rc<Client>) {
         let mut clients = self.clients.borrow_mut();
         clients.retain(|other| !Rc::ptr_eq(other, client));
-    }
-
-    /// The numbers of this moment; none while the daemon ends.
-    fn page(&self, co: &Co<'_>) -> String {
-        let daemon = self.daemon.upgrade();
-        daemon.map(|daemon| encode(Sample::take(&daemon, co))).unwrap_or_default()
     }
 }

@@ -25,19 +25,16 @@ mod tls;
 pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
 pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
 pub use coblk::aio::net::{InetAddress, SocketAddress, UnixAddress, VsockAddress};
+pub use coblk::export::{ExportOptions, OnError};
+pub use coblk::nbd::NbdExportOptions;
+pub(crate) use coblk::qapi::is_identifier;
 pub use coblk::qapi::{Error as OptionError, Size, from_argument};
-pub use export::{ExportKind, ExportOptions, NbdExportOptions, OnError, VhostUserBlkExportOptions};
+pub use export::VhostUserBlkExportOptions;
 pub use metrics::MetricsOptions;
 pub use nbd_server::NbdServerOptions;
 pub use object::{IothreadOptions, ObjectKind, ObjectOptions};
 pub use throttle::ThrottleGroupOptions;
 pub use tls::{TlsCredsX509Options, TlsEndpoint};
-
-/// Whether a user may give something this name: QEMU's rule for identifiers.
-pub(crate) fn is_identifier(name: &str) -> bool {
-    let good = |it: char| it.is_ascii_alphanumeric() || "-._".contains(it);
-    name.starts_with(|it: char| it.is_ascii_alphabetic()) && name.chars().all(good)
-}
 
 #[cfg(test)]
 mod tests;

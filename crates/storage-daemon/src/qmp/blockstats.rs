@@ -4,13 +4,13 @@ use coblk::BlockNode;
 use coblk::block::accounting::{
     BlockStats, KindStatistics, LatencyBoundaries, LatencyHistogram, Statistics,
 };
+use coblk::export::ExportInfo;
 use coblk::qmp::{ErrorClass, QmpError};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Commands;
 use crate::daemon::Daemon;
-use crate::exports::ExportInfo;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]

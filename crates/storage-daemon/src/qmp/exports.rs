@@ -1,11 +1,10 @@
 //! Exports: made, removed, listed, and resumed.
 
 use coblk::block::IoStatus;
+use coblk::export::{ExportInfo, ExportOptions, ExportTypes, RemoveMode};
 use serde::{Deserialize, Serialize};
 
 use super::{Commands, Id};
-use crate::exports::{ExportInfo, RemoveMode};
-use crate::options::ExportOptions;
 
 #[derive(Deserialize)]
 struct Delete {
@@ -26,10 +25,13 @@ struct Info {
     io_status: &'static str,
 }
 
-pub(super) fn add(commands: &mut Commands) {
+pub(super) fn add(commands: &mut Commands, types: &ExportTypes) {
     commands.add("block-export-add", |daemon, co, options: ExportOptions| {
         daemon.export_add(co, options)
     });
+    if let Ok(schema) = types.schema() {
+        commands.table.describe("block-export-add", schema);
+    }
     commands.add("block-export-del", |daemon, co, Delete { id, mode }| {
         daemon.export_del(co, &id, mode)
     });

@@ -13,6 +13,7 @@ mod qom;
 use std::rc::{Rc, Weak};
 
 use coblk::Co;
+use coblk::export::ExportTypes;
 use coblk::options::NodeOptions;
 use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, QmpError, QmpVersion};
@@ -33,12 +34,12 @@ struct Id {
     id: String,
 }
 
-/// All commands of a daemon. They do not keep it.
-pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
-    let mut commands = Commands { table: CommandTable::new(), daemon: Rc::downgrade(daemon) };
+/// All commands of a daemon that can make exports of these types. They do not keep it.
+pub(crate) fn commands(daemon: &Weak<Daemon>, types: &ExportTypes) -> Commands {
+    let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands);
     blockstats::add(&mut commands);
-    exports::add(&mut commands);
+    exports::add(&mut commands, types);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands);
@@ -56,7 +57,7 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
     for (name, data) in events::schemas() {
         commands.table.event(name, data);
     }
-    commands.table
+    commands
 }
 
 /// What a child of a node can be: the name of another one, or the options of one.
@@ -72,8 +73,8 @@ pub(crate) fn version() -> QmpVersion {
 }
 
 /// A table in the making.
-struct Commands {
-    table: CommandTable,
+pub(crate) struct Commands {
+    pub(crate) table: CommandTable,
     daemon: Weak<Daemon>,
 }
 
@@ -89,7 +90,7 @@ impl Commands {
     }
 
     /// One whose errors have classes.
-    fn add_qmp<A: DeserializeOwned, R: Serialize>(
+    pub(crate) fn add_qmp<A: DeserializeOwned, R: Serialize>(
         &mut self,
         name: &'static str,
         handler: impl Fn(&Rc<Daemon>, &Co<'_>, A) -> Result<R, QmpError> + 'static,

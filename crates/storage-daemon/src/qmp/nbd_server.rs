@@ -1,13 +1,13 @@
 //! The NBD server, and the older commands for its exports, which QEMU still has.
 
+use coblk::export::{ExportError, ExportOptions, RemoveMode};
 use coblk::qapi::{Member, Schema, Unsupported};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, Commands, options};
 use crate::daemon::DaemonError;
-use crate::exports::RemoveMode;
-use crate::options::{ExportOptions, NbdServerOptions, OptionError};
+use crate::options::{NbdServerOptions, OptionError};
 
 /// What `nbd-server-add` shows of a node.
 #[derive(Deserialize)]
@@ -47,7 +47,7 @@ pub(super) fn add(commands: &mut Commands) {
         let node = daemon.blockdevs().node(&device);
         add.writable &= !node.is_some_and(|node| node.is_read_only());
         daemon.export_add(co, export_options(add)?).map_err(|error| match error {
-            DaemonError::NothingToExport(node_name) => {
+            DaemonError::Export(ExportError::NoSuchNode(node_name)) => {
                 DaemonError::NoSuchDevice { device, node_name }
             }
             other => other,

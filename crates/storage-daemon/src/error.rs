@@ -2,10 +2,8 @@
 
 use std::io;
 
-use coblk::block::PermissionError;
-use coblk::nbd::NbdExportError;
+use coblk::export::ExportError;
 use coblk::options::BlockdevError;
-use coblk::vhost_user_blk::VhostUserBlkError;
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -23,15 +21,15 @@ pub enum DaemonError {
     /// Every node that is opened by itself has a name.
     #[error("'node-name' must be specified for the root node")]
     NoNodeName,
+    /// An export cannot be added or removed.
+    #[error(transparent)]
+    Export(ExportError),
     /// The name of a node is taken.
     #[error("Duplicate nodes with node-name='{0}'")]
     DuplicateNode(String),
     /// There is no such node to be closed.
     #[error("Failed to find node with node-name='{0}'")]
     NoSuchNode(String),
-    /// There is no such node to be exported.
-    #[error("Cannot find device='' nor node-name='{0}'")]
-    NothingToExport(String),
     /// There is no such device or node.
     #[error("Cannot find device='{device}' nor node-name='{node_name}'")]
     NoSuchDevice {
@@ -46,21 +44,6 @@ pub enum DaemonError {
     /// A node has users.
     #[error("Node '{0}' is in use")]
     NodeInUse(String),
-    /// What cannot be the name of an export.
-    #[error("Invalid block export id")]
-    ExportId,
-    /// The name of an export is taken.
-    #[error("Block export id '{0}' is already in use")]
-    DuplicateExport(String),
-    /// There is no such export.
-    #[error("Export '{0}' is not found")]
-    NoSuchExport(String),
-    /// The export has clients (contract: C86).
-    #[error("export '{0}' still in use")]
-    ExportInUse(String),
-    /// The export is on its way out.
-    #[error("Export '{0}' is already shutting down")]
-    ExportShuttingDown(String),
     /// Requests of an export do not end. It goes when they have.
     #[error(
         "Export '{id}' still waits for requests on node '{node_name}'; \
@@ -72,15 +55,7 @@ pub enum DaemonError {
         /// Its node.
         node_name: String,
     },
-    /// The node can only be read.
-    #[error("Cannot export read-only node as writable")]
-    ReadOnlyNode,
-    /// An export cannot be on that thread.
-    #[error(
-        "exports of type nbd are served by the main thread, and cannot be fixed to an iothread"
-    )]
-    NbdIothread,
-    /// There is no server for the export.
+    /// There is no NBD server.
     #[error("NBD server not running")]
     NbdServerNotRunning,
     /// There is one.
@@ -89,15 +64,6 @@ pub enum DaemonError {
     /// Metrics are served already.
     #[error("metrics are served already")]
     MetricsServed,
-    /// The NBD server refuses the export.
-    #[error(transparent)]
-    NbdExport(#[from] NbdExportError),
-    /// An export over vhost-user cannot be made.
-    #[error(transparent)]
-    VhostUserBlk(#[from] VhostUserBlkError),
-    /// Others use the node, and do not agree.
-    #[error(transparent)]
-    Permission(#[from] PermissionError),
     /// A socket cannot be made or used.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -166,6 +132,17 @@ impl From<BlockdevError> for DaemonError {
             BlockdevError::InUse { what: "node", name } => DaemonError::NodeInUse(name),
             BlockdevError::InUse { name, .. } => DaemonError::ObjectInUse(name),
             other => DaemonError::Blockdev(other),
+        }
+    }
+}
+
+impl From<ExportError> for DaemonError {
+    fn from(error: ExportError) -> DaemonError {
+        match error {
+            ExportError::Ended => DaemonError::ShuttingDown,
+            ExportError::Options(error) => DaemonError::Options(error),
+            ExportError::NoSuchIothread(id) => DaemonError::NoSuchIothread(id),
+            other => DaemonError::Export(other),
         }
     }
 }
