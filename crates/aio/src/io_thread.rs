@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use crate::context::AioHandle;
 use crate::context::{AioContext, AioContextBuilder};
-use crate::handle::AioHandle;
 use crate::{panics, sys};
 
 /// A thread with an [`AioContext`] of its own, for devices that shall not share the main loop.

@@ -1,5 +1,5 @@
 //! Adaptive polling (contract: C45 to C48). The arithmetic of the polling time is tested at the
-//! foot of `polling.rs`.
+//! foot of `context/busy_poll`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,7 +1,11 @@
 //! Coroutines of a context: [`Co`], the right to suspend, and [`CoWaker`], the way back.
 
-mod list;
+mod block_on;
+mod blocking;
+mod info;
 mod note;
+mod pool_share;
+mod ring_io;
 mod task;
 mod waker;
 mod wanted;
@@ -15,10 +19,13 @@ use coblk_coroutine::Suspender;
 
 use crate::context::{AioContext, Inner};
 use crate::trace_event;
-pub use list::CoroutineInfo;
+pub use blocking::AioJob;
+pub use info::CoroutineInfo;
 use note::Note;
 pub use note::NoteInfo;
-pub(crate) use task::{Task, TaskList};
+pub use pool_share::PoolShare;
+pub(crate) use pool_share::Shares;
+pub(crate) use task::{Task, TaskLayout, TaskList};
 pub use waker::CoWaker;
 pub use wanted::Wanted;
 

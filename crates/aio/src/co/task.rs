@@ -28,10 +28,9 @@ use coblk_coroutine::{Coroutine, CoroutineState};
 
 use super::{CoroutineInfo, Note, NoteInfo, Wanted};
 use crate::context::{AioContext, Inner};
-use crate::debugger::TaskLayout;
-use crate::node::{Node, NodeKind};
+use crate::home::Home;
 use crate::panics;
-use crate::shared::Shared;
+use crate::run_list::{Node, NodeKind, Runner};
 use crate::trace_event;
 
 /// No waker exists and the node is on no list.
@@ -65,13 +64,29 @@ pub(crate) struct Task {
     next: Cell<*mut Task>,
 }
 
+/// Where a debugger finds what it shows of a task: offsets, in bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TaskLayout {
+    /// The next task, or null.
+    pub(crate) next: u32,
+    /// Address of its context.
+    pub(crate) inner: u32,
+    /// A `&'static str`.
+    pub(crate) name: u32,
+    /// A `&'static str`.
+    pub(crate) waits_for: u32,
+    /// Address of the coroutine's control block, or null.
+    pub(crate) coroutine: u32,
+}
+
 static TASK_KIND: NodeKind = NodeKind { run: run_task, discard: discard_task };
 
 /// The bottom half that resumes a coroutine which was woken from another thread (contract: C24).
 ///
 /// # Safety
 /// As `NodeKind::run`: the node is a `Task`'s.
-unsafe fn run_task(node: NonNull<Node>, _ctx: &AioContext) -> bool {
+unsafe fn run_task(node: NonNull<Node>, _: Runner<'_>) -> bool {
     let task = node.cast::<Task>();
     // SAFETY: scheduled, so alive, or ours to free.
     let state = unsafe { &task.as_ref().state };
@@ -203,7 +218,7 @@ impl Task {
 
     /// A waker is about to be made.
     #[inline]
-    pub(super) fn arm(&self) -> Arc<Shared> {
+    pub(super) fn arm(&self) -> Arc<Home> {
         self.assert_idle();
         self.lost.store(false, Ordering::Relaxed);
         self.state.store(ARMED, Ordering::Release);
@@ -233,7 +248,7 @@ impl Task {
     ///
     /// # Safety
     /// `task` is the one the waker was armed for, and this is the waker's only use.
-    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, wake: Wake) {
+    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Home>, wake: Wake) {
         // SAFETY: armed: alive until this swap tells otherwise.
         let this = unsafe { task.as_ref() };
         if wake == Wake::Lost {

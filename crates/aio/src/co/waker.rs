@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::task::{Task, Wake};
-use crate::shared::Shared;
+use crate::home::Home;
 
 /// Wakes a coroutine that suspended with [`Co::suspend_with`](super::Co::suspend_with).
 ///
@@ -23,7 +23,7 @@ use crate::shared::Shared;
 #[must_use = "a coroutine whose waker is dropped panics"]
 pub struct CoWaker {
     task: NonNull<Task>,
-    home: Arc<Shared>,
+    home: Arc<Home>,
 }
 
 // SAFETY: all that other threads do with the task is `Task::wake`, which goes through its atomic

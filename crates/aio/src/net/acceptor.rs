@@ -11,7 +11,7 @@ use super::listener::{Listener, ListeningSocket};
 use super::stream::Stream;
 use crate::co::Co;
 use crate::context::AioContext;
-use crate::fd_handler::{FdHandler, FdInterest};
+use crate::context::{FdHandler, FdInterest};
 use crate::sync::CoSleep;
 
 /// How long no client is accepted after that has failed, as when the process has no descriptors left.
@@ -46,17 +46,17 @@ impl AcceptOptions {
 /// An error of the system, such as too few descriptors or no memory for the stack of a client's
 /// coroutine, is logged, and accepting goes on after 200 ms.
 pub struct Acceptor {
-    shared: Rc<Shared>,
+    shared: Rc<Home>,
 }
 
 /// The place of one client. Dropping it gives the place to the next.
 #[derive(Debug)]
 pub struct Slot {
-    shared: Rc<Shared>,
+    shared: Rc<Home>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Home {
     options: AcceptOptions,
     clients: Cell<usize>,
     paused: Cell<bool>,
@@ -94,7 +94,7 @@ impl Acceptor {
         on_client: impl FnMut(&Co<'_>, Stream, Slot) + 'static,
     ) -> io::Result<Acceptor> {
         let (sockets, keep_alive) = listener.into_sockets();
-        let shared = Rc::new(Shared {
+        let shared = Rc::new(Home {
             clients: Cell::new(0),
             paused: Cell::new(options.paused),
             stopping: Cell::new(false),
@@ -157,7 +157,7 @@ impl Drop for Slot {
     }
 }
 
-impl Shared {
+impl Home {
     fn accept_clients(
         self: &Rc<Self>,
         co: &Co<'_>,
@@ -275,7 +275,7 @@ fn watch<F: AsFd>(
 }
 
 /// Says that the coroutine has ended, also when its context ends before it does.
-struct EndedOnDrop<'a>(&'a Rc<Shared>);
+struct EndedOnDrop<'a>(&'a Rc<Home>);
 
 impl Drop for EndedOnDrop<'_> {
     fn drop(&mut self) {

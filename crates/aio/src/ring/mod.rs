@@ -7,10 +7,10 @@
 //! A request that finds the queue full, and the kernel unwilling to take from it, waits in a list of
 //! the ring, in its frame as well. It moves up when there is room; none that comes later overtakes it.
 //!
-//! A request ([`op`]) lives in the frame of the coroutine that waits for it, like a worker's job.
+//! A [`Request`] lives in the frame of the coroutine that waits for it, like a worker's job.
 
-mod files;
-mod op;
+mod request;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +25,11 @@ use std::time::Duration;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::node::LocalList;
+use crate::run_list::LocalList;
 use crate::trace_event;
-use files::Slots;
-pub use files::{RingFd, RingFile};
-use op::RingOp;
+pub(crate) use request::Request;
+use slots::Slots;
+pub use slots::{RingFd, RingFile};
 
 /// Requests queued before they have to be submitted. More may be in flight.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -150,7 +150,7 @@ impl Ring {
 
     /// The `user_data` of a new request.
     #[inline]
-    fn tagged(&self, op: *const RingOp) -> u64 {
+    pub(crate) fn tagged(&self, op: *const Request) -> u64 {
         let tag = self.started.get().wrapping_add(1);
         self.started.set(tag);
         let address = op.expose_provenance() as u64;
@@ -162,7 +162,7 @@ impl Ring {
     fn move_up(&self) {
         while let Some(node) = self.waiting.first() {
             // SAFETY: only requests are on this list, and they stay in their frames while they are.
-            if !unsafe { RingOp::try_start(node.cast(), self) } {
+            if !unsafe { Request::try_start(node.cast(), self) } {
                 return;
             }
             self.waiting.pop();
@@ -239,11 +239,11 @@ impl Ring {
                     self.in_flight.set(self.in_flight.get() - 1);
                     trace_event!("luring_process_completion", result = entry.result());
                     let address = (address & ADDRESS_BITS) as usize;
-                    let op = std::ptr::with_exposed_provenance_mut::<RingOp>(address);
-                    // SAFETY: the address was put there by `RingOp::submit`, whose frame stays
+                    let op = std::ptr::with_exposed_provenance_mut::<Request>(address);
+                    // SAFETY: the address was put there by a request that is queued, whose frame stays
                     // until the request has been reaped and the node is off its list. Each
                     // completion comes once, so the node is on no list yet.
-                    unsafe { RingOp::complete(NonNull::new_unchecked(op), entry.result(), list) };
+                    unsafe { Request::complete(NonNull::new_unchecked(op), entry.result(), list) };
                 }
             }
         }
@@ -281,6 +281,6 @@ fn build() -> io::Result<IoUring> {
 }
 
 /// A descriptor, as the ring takes it.
-fn fd(fd: BorrowedFd<'_>) -> types::Fd {
+pub(crate) fn fd(fd: BorrowedFd<'_>) -> types::Fd {
     types::Fd(fd.as_raw_fd())
 }

@@ -32,11 +32,11 @@ use crate::panics;
 ///
 /// Dropping the pool changes nothing for tasks that run.
 pub struct TaskPool<E> {
-    shared: Rc<Shared<E>>,
+    shared: Rc<Home<E>>,
     max_busy: usize,
 }
 
-struct Shared<E> {
+struct Home<E> {
     busy: Cell<usize>,
     ended: Cell<u64>,
     first_error: RefCell<Option<E>>,
@@ -53,7 +53,7 @@ impl<E: 'static> TaskPool<E> {
     /// If that is 0.
     pub fn new(max_busy: usize) -> TaskPool<E> {
         assert!(max_busy > 0, "a task pool for no tasks");
-        let shared = Shared {
+        let shared = Home {
             busy: Cell::new(0),
             ended: Cell::new(0),
             first_error: RefCell::new(None),
@@ -141,10 +141,10 @@ impl<E: 'static> TaskPool<E> {
 }
 
 /// A task's place. Free again when the task is gone, however it went.
-struct Slot<E>(Rc<Shared<E>>);
+struct Slot<E>(Rc<Home<E>>);
 
 impl<E> Slot<E> {
-    fn take(shared: &Rc<Shared<E>>) -> Slot<E> {
+    fn take(shared: &Rc<Home<E>>) -> Slot<E> {
         shared.busy.set(shared.busy.get() + 1);
         Slot(Rc::clone(shared))
     }

@@ -28,7 +28,7 @@
 //! `models/headcount.rs` runs this file in every order of up to two submitters and two workers.
 
 use super::lock;
-use crate::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
+use crate::loom::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
 
 /// What [`ThreadPool::set_limits`](super::ThreadPool::set_limits) sets, and the count it limits.
 #[derive(Clone, Copy)]

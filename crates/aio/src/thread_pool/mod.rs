@@ -8,7 +8,6 @@
 pub(crate) mod headcount;
 mod job;
 pub(crate) mod parking;
-mod share;
 mod worker;
 
 use std::collections::VecDeque;
@@ -21,15 +20,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::atomic::Mutex;
-use crate::context::AioContext;
+use crate::loom::Mutex;
 use crate::sys::{self, OwnProcess};
 use headcount::Headcount;
-pub use job::AioJob;
 pub(crate) use job::JobHeader;
 use parking::Parking;
-pub use share::PoolShare;
-pub(crate) use share::Shares;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
 pub const DEFAULT_MAX_THREADS: usize = 64;
@@ -217,21 +212,19 @@ impl ThreadPool {
 
     /// Jobs that workers have, or are to have.
     #[inline]
-    fn jobs(&self) -> usize {
+    pub(crate) fn jobs(&self) -> usize {
         self.owner.state.headcount.jobs()
     }
 
     #[inline]
-    fn max_threads(&self) -> usize {
+    pub(crate) fn max_threads(&self) -> usize {
         self.owner.state.headcount.max()
     }
 
     /// `is_first` of its share: there is a thread for it, whatever the maximum.
-    fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>, is_first: bool) {
-        match ctx.simulation() {
-            None => self.owner.state.submit(job, is_first),
-            Some(simulation) => simulation.submit(job),
-        }
+    #[inline]
+    pub(crate) fn submit(&self, job: NonNull<JobHeader>, is_first: bool) {
+        self.owner.state.submit(job, is_first);
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lock;
-use crate::atomic::{
+use crate::loom::{
     AtomicBool, AtomicUsize, Mutex, Ordering, Thread, current_thread, model_fence, park_timeout,
 };
 

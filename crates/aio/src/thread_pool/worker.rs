@@ -8,7 +8,7 @@ use super::headcount::Leave;
 use super::job::JobHeader;
 use super::parking::{Parking, Sleeper, Wakeup};
 use super::{AbortOnUnwind, IDLE_TIMEOUT, Message, PoolState};
-use crate::shared::Shared;
+use crate::home::Home;
 use crate::trace_event;
 
 /// Takes jobs until the pool has one worker too many, or stops.
@@ -49,7 +49,7 @@ pub(super) fn run(state: &PoolState) {
 fn next(
     state: &PoolState,
     sleeper: &Arc<Sleeper>,
-    home: &mut Option<Arc<Shared>>,
+    home: &mut Option<Arc<Home>>,
 ) -> Option<Message> {
     if let Ok(message) = state.receiver.try_recv() {
         return Some(message);
