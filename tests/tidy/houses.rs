@@ -33,7 +33,7 @@ pub const HOUSES: &[House] = &[
             &["ring"],
             &["thread_pool"],
             &["simulation"],
-            &["spawned"],
+            &["join"],
             &["co", "context", "sync"],
             &["net"],
             &["io_thread"],

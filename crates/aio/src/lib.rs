@@ -27,6 +27,7 @@ mod event_notifier;
 mod home;
 mod io_thread;
 mod io_vector;
+mod join;
 mod loom;
 #[cfg(all(test, loom))]
 mod models;
@@ -35,7 +36,6 @@ mod panics;
 mod ring;
 mod run_list;
 mod simulation;
-mod spawned;
 pub mod sync;
 pub mod sys;
 mod thread_pool;
@@ -44,15 +44,15 @@ mod trace;
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
     AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, DEFAULT_POLL_MAX, EventHandler,
-    FdHandler, FdInterest, Plug, Readiness, RemoteBottomHalf, Timer,
+    FdHandler, FdInterest, Plug, Readiness, RemoteBottomHalf, Timer, Wait,
 };
 pub use event_notifier::EventNotifier;
 pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
+pub use join::{JoinError, JoinHandle};
 pub use panics::PanicPolicy;
 pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
-pub use spawned::{SpawnError, Spawned};
 pub use thread_pool::{DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 
 #[doc(hidden)]

@@ -363,7 +363,7 @@ fn work_that_a_dead_context_discards_is_all_discarded() {
     });
     let spawned = spawned.join().unwrap();
     drop(ctx);
-    assert_eq!(spawned.wait(), Err(coblk_aio::SpawnError::ContextGone));
+    assert_eq!(spawned.wait(), Err(coblk_aio::JoinError::ContextGone));
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn an_iothread_outlives_a_panicking_callback() {
     let thread = IoThread::new("io").unwrap();
     thread.handle().schedule(|_| panic!("callback fails"));
     let failed = thread.handle().spawn("fails", |_| panic!("coroutine fails"));
-    assert_eq!(failed.wait(), Err::<(), _>(coblk_aio::SpawnError::Panicked));
+    assert_eq!(failed.wait(), Err::<(), _>(coblk_aio::JoinError::Panicked));
     assert_eq!(thread.handle().spawn("lives", |_| 5).wait(), Ok(5));
     assert!(!thread.is_finished());
     thread.join().unwrap();

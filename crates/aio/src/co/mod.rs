@@ -68,6 +68,11 @@ impl<'a> Co<'a> {
         self.task().name()
     }
 
+    /// Its number, unique in the process: that of [`CoroutineInfo::id`].
+    pub fn id(&self) -> u64 {
+        self.suspender.coroutine().id()
+    }
+
     /// Whether it has ever suspended, that is, whether the code that spawned it has gone on.
     #[inline]
     pub fn has_suspended(&self) -> bool {

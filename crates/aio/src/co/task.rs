@@ -426,6 +426,21 @@ impl TaskList {
         unsafe { task.as_ref().coroutine() }
     }
 
+    /// The live coroutine with that id. For rare occasions: looks at all.
+    pub(crate) fn find(&self, id: u64) -> Option<Coroutine> {
+        let mut next = self.live.get();
+        while let Some(task) = NonNull::new(next) {
+            // SAFETY: live tasks are alive, and this is the home thread.
+            let (coroutine, following) =
+                unsafe { (task.as_ref().coroutine(), task.as_ref().next.get()) };
+            if let Some(found) = coroutine.filter(|it| it.id() == id) {
+                return Some(found);
+            }
+            next = following;
+        }
+        None
+    }
+
     /// Whether a coroutine of this context is running, or waiting for one that it resumed.
     pub(crate) fn any_entered(&self) -> bool {
         let mut next = self.live.get();

@@ -262,6 +262,11 @@ impl FdHandlers {
         mio::Waker::new(&self.registry, WAKER_TOKEN)
     }
 
+    /// Watches a descriptor that wakes the loop as the waker does, and has no handler.
+    pub(crate) fn watch_as_waker(&self, fd: RawFd) -> io::Result<()> {
+        self.registry.register(&mut SourceFd(&fd), WAKER_TOKEN, Interest::READABLE)
+    }
+
     /// mio's descriptor, to be waited for by other means.
     pub(crate) fn epoll(&self) -> RawFd {
         self.poll.borrow().as_raw_fd()

@@ -6,6 +6,7 @@
 //! * `shield`: what becomes of a panic;
 //! * `clock`: what time it is;
 //! * `bottom_half`, `timer`, `fd_handler`, `busy_poll`, `plug`: what a poll runs;
+//! * `foreign_wait`: the context in another loop;
 //! * `handle`: the context as other threads see it;
 //! * `debug_map`: where a debugger finds it.
 //!
@@ -17,6 +18,7 @@ mod busy_poll;
 mod clock;
 mod debug_map;
 mod fd_handler;
+mod foreign_wait;
 mod handle;
 mod plug;
 mod poll;
@@ -55,6 +57,7 @@ pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use builder::AioContextBuilder;
 pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX};
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
+pub use foreign_wait::Wait;
 pub use handle::AioHandle;
 pub use plug::Plug;
 pub use timer::Timer;

@@ -122,7 +122,7 @@ impl Inner {
 
     /// Completed requests become bottom halves.
     #[inline]
-    fn reap(&self, ring: &Ring) {
+    pub(super) fn reap(&self, ring: &Ring) {
         // Whether descriptors are ready is found out by asking epoll itself, in every phase that
         // does not sleep.
         ring.reap(&self.queues.pending);
@@ -237,7 +237,7 @@ impl Inner {
     }
 
     /// How long the loop may sleep: `None` for ever.
-    fn sleep_timeout(&self) -> Option<Duration> {
+    pub(super) fn sleep_timeout(&self) -> Option<Duration> {
         if self.has_work() {
             return Some(Duration::ZERO);
         }

@@ -14,9 +14,9 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -26,7 +26,7 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::run_list::LocalList;
-use crate::trace_event;
+use crate::{sys, trace_event};
 pub(crate) use request::Request;
 use slots::Slots;
 pub use slots::{RingFd, RingFile};
@@ -95,6 +95,8 @@ pub(crate) struct Ring {
     jams: Cell<u32>,
     always: bool,
     slots: Slots,
+    /// Where completions are signalled, once another loop waits for them.
+    signal: OnceCell<OwnedFd>,
 }
 
 impl Ring {
@@ -117,6 +119,7 @@ impl Ring {
             jams: Cell::new(0),
             always,
             slots: Slots::default(),
+            signal: OnceCell::new(),
         });
         Ring::keep_in_mind(&ring);
         Ok(ring)
@@ -156,6 +159,22 @@ impl Ring {
         let address = op.expose_provenance() as u64;
         debug_assert_eq!(address & !ADDRESS_BITS, 0);
         address | u64::from(tag) << 48
+    }
+
+    /// From here on completions are signalled on an eventfd, for a loop that waits for descriptors. The
+    /// eventfd, the first time this is called.
+    pub(crate) fn signal_completions(&self) -> io::Result<Option<BorrowedFd<'_>>> {
+        if self.signal.get().is_some() {
+            return Ok(None);
+        }
+        let signal = sys::eventfd()?;
+        self.uring.borrow().submitter().register_eventfd(signal.as_raw_fd())?;
+        Ok(Some(self.signal.get_or_init(|| signal).as_fd()))
+    }
+
+    /// When a request that waits for room in the queue tries again, if one does.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        (!self.waiting.is_empty()).then_some(AGAIN)
     }
 
     /// Queues those that wait, as far as there is room.

@@ -273,6 +273,12 @@ impl Polling {
         }
     }
 
+    /// The loop is not going to look for some time: ends what a look has begun. Whether there is work
+    /// now.
+    pub(crate) fn end(&self, inner: &Inner) -> bool {
+        self.end_look(inner)
+    }
+
     fn look_for(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
         if self.now_ns.get() == 0 {
             return false;
