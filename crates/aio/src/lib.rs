@@ -18,6 +18,8 @@
 //! memory that guests share) and `sys` (system calls). Each of these begins with the argument why it is sound.
 //! `home`, `simulation` and the `models` for loom only push nodes to those lists and run what they take off.
 
+#![warn(missing_debug_implementations)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
 
@@ -44,7 +46,7 @@ mod trace;
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
     AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, DEFAULT_POLL_MAX, EventHandler,
-    FdHandler, FdInterest, Plug, Readiness, RemoteBottomHalf, Timer, Wait,
+    FdHandler, FdInterest, PollParams, Readiness, RemoteBottomHalf, Timer, Wait,
 };
 pub use event_notifier::EventNotifier;
 pub use io_thread::IoThread;

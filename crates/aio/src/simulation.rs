@@ -11,6 +11,7 @@
 //! What comes from outside is not simulated: other threads, and descriptors.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::Duration;
@@ -172,5 +173,14 @@ impl Simulation {
             digest = (digest ^ word).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(29);
         }
         self.digest.set(digest);
+    }
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulation")
+            .field("seed", &self.seed())
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
     }
 }

@@ -79,7 +79,7 @@ fn a_future_may_be_woken_by_another_coroutine() {
     let opener = gate.clone();
     let answer = ctx.run(|co| {
         co.context().spawn("opener", move |co| {
-            co.reschedule();
+            co.yield_now();
             opener.open();
         });
         co.block_on(gate)

@@ -26,7 +26,7 @@ fn a_coroutine_of_this_thread_has_a_result() {
     assert!(at_once.is_finished());
     assert_eq!(at_once.wait(), Ok(1));
     let later = ctx.spawn_join("later", |co| {
-        co.reschedule();
+        co.yield_now();
         2
     });
     assert!(!later.is_finished());
@@ -58,7 +58,7 @@ fn an_aborted_coroutine_is_unwound_in_the_next_poll() {
 #[test]
 fn a_coroutine_that_is_about_to_go_on_can_be_aborted() {
     let ctx = AioContext::for_test().unwrap();
-    let next = ctx.spawn_join("next", |co| co.reschedule());
+    let next = ctx.spawn_join("next", |co| co.yield_now());
     // Its turn comes after the abort, which was on no list before.
     let other = ctx.spawn_join("other", |_| ());
     other.abort();

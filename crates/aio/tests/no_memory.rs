@@ -23,7 +23,7 @@ fn a_coroutine_without_a_stack_is_an_error_of_its_request() {
         let end = Rc::clone(end);
         move |co: &Co<'_>| {
             while !end.get() {
-                co.reschedule();
+                co.yield_now();
             }
         }
     };

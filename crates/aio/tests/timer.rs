@@ -204,7 +204,7 @@ fn a_timer_may_be_dropped_or_cancelled_from_another_ones_callback() {
         let victims = Rc::clone(&victims);
         move |_| {
             victims.borrow()[0].cancel();
-            victims.borrow_mut().remove(1);
+            drop(victims.borrow_mut().remove(1));
         }
     });
     killer.arm_at_ns(0);

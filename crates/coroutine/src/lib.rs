@@ -51,6 +51,8 @@
 //!   runs; in the other files only where a pointer to a block becomes a reference or a handle
 //! - `pool/`: ownership of idle blocks
 
+#![warn(missing_debug_implementations)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
 

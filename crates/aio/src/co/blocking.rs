@@ -14,6 +14,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -330,5 +331,12 @@ impl ThreadPool {
         trace_event!("thread_pool_submit_aio");
         submit(ctx, self, job.cast::<JobHeader>(), false);
         AioJob { state: link }
+    }
+}
+
+impl fmt::Debug for AioJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No link: it has completed.
+        f.debug_struct("AioJob").field("is_done", &self.state.get().is_none()).finish()
     }
 }

@@ -12,6 +12,7 @@ use crate::context::AioContext;
 
 /// One coroutine, as it was when it was asked for.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CoroutineInfo {
     /// Unique in the process.
     pub id: u64,

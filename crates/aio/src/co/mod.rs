@@ -11,6 +11,7 @@ mod waker;
 mod wanted;
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::ptr::NonNull;
@@ -112,7 +113,7 @@ impl<'a> Co<'a> {
     /// Goes to the end of the loop's next bottom-half phase, so that everything else that is ready
     /// runs first.
     #[inline(always)]
-    pub fn reschedule(&self) {
+    pub fn yield_now(&self) {
         self.task().assert_idle();
         let out = WakerOut(self);
         Task::schedule_local(self.release.task.get());
@@ -192,5 +193,11 @@ impl Drop for Release {
         // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
         // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
         unsafe { self.inner.as_ref().tasks().release(self.task.get()) };
+    }
+}
+
+impl fmt::Debug for Co<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Co").field("name", &self.name()).finish_non_exhaustive()
     }
 }

@@ -180,7 +180,7 @@ impl Shares {
                 lane.waiting.set(lane.waiting.get() - 1);
                 self.waiting.set(self.waiting.get() - 1);
                 lane.jobs.set(lane.jobs.get() + 1);
-                lane.queue.next();
+                lane.queue.wake_one();
             }
         }
         if let (true, Some(timer)) = (self.waiting.get() > 0, self.look_again.get()) {

@@ -263,8 +263,8 @@ enum Place {
 
 /// The ring's lengths have 32 bits; what is longer is transferred in part.
 fn short_len(len: usize) -> u32 {
-    const MOST: usize = 1 << 30;
-    len.min(MOST) as u32
+    const MAX_BYTES: usize = 1 << 30;
+    len.min(MAX_BYTES) as u32
 }
 
 fn range_count(count: usize) -> u32 {

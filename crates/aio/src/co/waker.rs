@@ -1,5 +1,6 @@
 //! [`CoWaker`]: resumes one suspension of one coroutine, from any thread.
 
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -70,5 +71,11 @@ impl Drop for CoWaker {
     fn drop(&mut self) {
         // SAFETY: `wake` does not run this, so it is our only use of the task.
         unsafe { Task::wake(self.task, &self.home, Wake::Lost) };
+    }
+}
+
+impl fmt::Debug for CoWaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoWaker").field("context", &self.home.name).finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@
 //! several times before a poll it runs once (C30).
 
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -174,6 +175,7 @@ impl BhQueues {
 /// Dropping it deletes it: if it is scheduled it will not run (contract: C33), also when dropped
 /// from its own callback (C34). The callback may be entered again while it runs, by a poll nested
 /// in it.
+#[must_use = "dropping it deletes it"]
 pub struct BottomHalf {
     bh: Arc<Bh>,
     key: usize,
@@ -286,4 +288,16 @@ pub(crate) fn one_shot<F: FnOnce(&AioContext) + 'static>(callback: F) -> NonNull
         ctx.inner().panics.blaming(culprit, || callback(ctx));
         true
     })
+}
+
+impl fmt::Debug for BottomHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BottomHalf").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RemoteBottomHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteBottomHalf").field("name", &self.bh.name).finish_non_exhaustive()
+    }
 }

@@ -13,7 +13,6 @@ use super::busy_poll::Polling;
 use super::clock::Clock;
 use super::debug_map;
 use super::fd_handler::FdHandlers;
-use super::plug::PlugState;
 use super::timer::TimerList;
 use super::turn::TurnClock;
 use super::{AioContext, ContextLink, Inner};
@@ -26,7 +25,8 @@ use crate::sys;
 use crate::thread_pool::ThreadPool;
 
 /// How a context is made; see [`AioContext::builder`].
-#[derive(Default)]
+#[derive(Debug, Default)]
+#[must_use = "it makes no context before it is built"]
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
@@ -69,7 +69,7 @@ impl AioContextBuilder {
     }
 
     /// What becomes of a panic of what the loop runs: callbacks of bottom halves, timers,
-    /// descriptors and jobs, busy-poll hooks, deferred calls, coroutines.
+    /// descriptors and jobs, busy-poll hooks, coroutines.
     pub fn on_panic(mut self, policy: PanicPolicy) -> Self {
         self.on_panic = policy;
         self
@@ -105,7 +105,6 @@ impl AioContextBuilder {
             ring,
             wait_mode,
             simulation,
-            plug: PlugState::default(),
             tasks: TaskList::new(),
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
             turn: TurnClock::new(),

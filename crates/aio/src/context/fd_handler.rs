@@ -35,6 +35,7 @@ const EVENTS_PER_WAIT: usize = 256;
 
 /// What a descriptor is ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Readiness {
     /// There is something to read, or the other end closed, or an error waits.
     pub readable: bool,

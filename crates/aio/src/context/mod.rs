@@ -5,7 +5,7 @@
 //! * `poll`: what happens in one [`poll`](AioContext::poll), and `turn`: its time;
 //! * `shield`: what becomes of a panic;
 //! * `clock`: what time it is;
-//! * `bottom_half`, `timer`, `fd_handler`, `busy_poll`, `plug`: what a poll runs;
+//! * `bottom_half`, `timer`, `fd_handler`, `busy_poll`: what a poll runs;
 //! * `foreign_wait`: the context in another loop;
 //! * `handle`: the context as other threads see it;
 //! * `debug_map`: where a debugger finds it.
@@ -20,7 +20,6 @@ mod debug_map;
 mod fd_handler;
 mod foreign_wait;
 mod handle;
-mod plug;
 mod poll;
 mod shield;
 mod testing;
@@ -28,6 +27,7 @@ mod timer;
 mod turn;
 
 use std::cell::{Cell, OnceCell};
+use std::fmt;
 use std::io;
 use std::mem::{ManuallyDrop, offset_of};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -49,17 +49,15 @@ use crate::trace_event;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
 use fd_handler::FdHandlers;
-use plug::PlugState;
 use timer::TimerList;
 use turn::TurnClock;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use builder::AioContextBuilder;
-pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX};
+pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX, PollParams};
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
 pub use foreign_wait::Wait;
 pub use handle::AioHandle;
-pub use plug::Plug;
 pub use timer::Timer;
 
 /// An event loop and everything that is bound to its thread.
@@ -119,7 +117,6 @@ pub(crate) struct Inner {
     ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,
     pub(crate) simulation: Option<Rc<Simulation>>,
-    pub(crate) plug: PlugState,
     tasks: TaskList,
     coarse_ns: Cell<i64>,
     pub(crate) turn: TurnClock,
@@ -294,11 +291,9 @@ impl AioContext {
         Timer::new(&self.inner().timers, Rc::new(callback))
     }
 
-    /// How long the loop may look for work before it sleeps: up to `max`, growing by the factor
-    /// `grow` (0: 2) and, when looking does not pay, divided by `shrink` (0: begin again). A `max`
-    /// of zero, the default, turns it off (contract: C46, C48).
-    pub fn set_poll_params(&self, max: Duration, grow: u32, shrink: u32) {
-        self.inner().polling.set(max, grow, shrink);
+    /// How long the loop may look for work before it sleeps (contract: C46, C48).
+    pub fn set_poll_params(&self, params: PollParams) {
+        self.inner().polling.set(params);
     }
 
     /// How long it may look for work at most.
@@ -489,5 +484,11 @@ impl AioContext {
                 return false;
             }
         }
+    }
+}
+
+impl fmt::Debug for AioContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AioContext").field("name", &self.name()).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::Inner;
-use crate::panics::{Culprit, PanicPolicy, Payload, report};
+use crate::panics::{PanicPolicy, Payload, report};
 
 impl Inner {
     /// Calls `work`, and again after each panic, to do what is left. Whether there was a panic.
@@ -23,23 +23,6 @@ impl Inner {
         match self.panics.policy {
             PanicPolicy::Report => report(&self.shared.name, culprit, &*payload),
             PanicPolicy::Stop => resume_unwind(payload),
-        }
-    }
-
-    /// Calls all of these, whatever panics; a panic that stops the loop goes on afterwards, unless
-    /// the thread is panicking already.
-    pub(crate) fn call_all(&self, culprit: Culprit, calls: impl IntoIterator<Item: FnOnce()>) {
-        let mut first = None;
-        for call in calls {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
-                match self.panics.policy {
-                    PanicPolicy::Report => report(&self.shared.name, culprit, &*payload),
-                    PanicPolicy::Stop => first = first.or(Some(payload)),
-                }
-            }
-        }
-        if let Some(payload) = first.filter(|_| !std::thread::panicking()) {
-            resume_unwind(payload);
         }
     }
 }

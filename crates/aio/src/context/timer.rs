@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -200,6 +201,7 @@ impl TimerList {
 ///
 /// The callback runs in the last phase of a poll. It may arm the timer again. It may be entered
 /// again while it runs, by a poll nested in it.
+#[must_use = "dropping it disarms it"]
 pub struct Timer {
     entry: Rc<Entry>,
     list: Rc<TimerList>,
@@ -258,5 +260,11 @@ impl Drop for Timer {
         // Taken first and dropped after the borrow: its destructors may come back here.
         let callback = self.entry.callback.borrow_mut().take();
         drop(callback);
+    }
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer").field("is_armed", &self.is_armed()).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! Buffers that a request can own.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -91,6 +92,15 @@ impl IoBuffer for AlignedBuffer {
     }
     fn io_vector_mut(&mut self) -> IoVectorMut<'_> {
         IoVectorMut::from(&mut self[..])
+    }
+}
+
+impl fmt::Debug for AlignedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuffer")
+            .field("len", &self.len)
+            .field("alignment", &self.layout.align())
+            .finish()
     }
 }
 

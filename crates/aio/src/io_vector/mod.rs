@@ -9,6 +9,8 @@
 mod buffer;
 mod volatile;
 
+use std::fmt;
+use std::io::IoSlice;
 use std::marker::PhantomData;
 
 use libc::{c_void, iovec};
@@ -112,6 +114,14 @@ impl Ranges {
     }
 }
 
+/// Where the ranges are, and not what is in them.
+impl fmt::Debug for Ranges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = self.list.iter().map(|range| (range.iov_base, range.iov_len));
+        f.debug_list().entries(ranges).finish()
+    }
+}
+
 macro_rules! common_methods {
     () => {
         /// Ranges kept inside the value; more of them are a list on the heap.
@@ -185,7 +195,7 @@ macro_rules! common_methods {
 /// vector.push(&body);
 /// assert_eq!(vector.len(), 516);
 /// ```
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct IoVector<'a> {
     ranges: Ranges,
     memory: PhantomData<&'a [u8]>,
@@ -238,6 +248,38 @@ impl<'a> IoVector<'a> {
     }
 }
 
+/// The bytes of all slices, one after the other.
+impl<'a> From<&'a [IoSlice<'a>]> for IoVector<'a> {
+    fn from(slices: &'a [IoSlice<'a>]) -> Self {
+        slices.iter().map(|slice| &**slice).collect()
+    }
+}
+
+/// ```
+/// # use coblk_aio::IoVector;
+/// let vector: IoVector = [&b"he"[..], b"llo"].into_iter().collect();
+/// assert_eq!((vector.len(), vector.as_iovecs().len()), (5, 2));
+/// ```
+impl<'a> FromIterator<&'a [u8]> for IoVector<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a [u8]>>(slices: I) -> Self {
+        let mut vector = Self::new();
+        slices.into_iter().for_each(|slice| vector.push(slice));
+        vector
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for IoVector<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        Self::from(bytes.as_slice())
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for IoVector<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        Self::from(bytes.as_slice())
+    }
+}
+
 impl<'a> From<&'a [u8]> for IoVector<'a> {
     fn from(slice: &'a [u8]) -> Self {
         let mut vector = Self::new();
@@ -249,7 +291,7 @@ impl<'a> From<&'a [u8]> for IoVector<'a> {
 /// Memory that a read puts its data into.
 ///
 /// Not `Clone`: like `&mut [u8]` there is one at a time for one place in memory.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct IoVectorMut<'a> {
     ranges: Ranges,
     memory: PhantomData<&'a mut [u8]>,
@@ -318,6 +360,26 @@ impl<'a> IoVectorMut<'a> {
     }
 }
 
+impl<'a, const N: usize> From<&'a mut [u8; N]> for IoVectorMut<'a> {
+    fn from(bytes: &'a mut [u8; N]) -> Self {
+        Self::from(bytes.as_mut_slice())
+    }
+}
+
+impl<'a> From<&'a mut Vec<u8>> for IoVectorMut<'a> {
+    fn from(bytes: &'a mut Vec<u8>) -> Self {
+        Self::from(bytes.as_mut_slice())
+    }
+}
+
+impl<'a> FromIterator<&'a mut [u8]> for IoVectorMut<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a mut [u8]>>(slices: I) -> Self {
+        let mut vector = Self::new();
+        slices.into_iter().for_each(|slice| vector.push(slice));
+        vector
+    }
+}
+
 impl<'a> From<&'a mut [u8]> for IoVectorMut<'a> {
     fn from(slice: &'a mut [u8]) -> Self {
         let mut vector = Self::new();
@@ -359,6 +421,26 @@ mod tests {
             vector.push(&data);
             assert!(vector.is_zero());
         }
+    }
+
+    #[test]
+    fn vectors_are_made_of_what_there_is() {
+        let (mut array, mut list) = (*b"abc", vec![b'd'; 2]);
+        let bytes = |vector: &IoVector<'_>| {
+            let mut out = vec![0; vector.len()];
+            vector.copy_to(0, &mut out);
+            out
+        };
+        assert_eq!(bytes(&IoVector::from(&array)), b"abc");
+        assert_eq!(bytes(&IoVector::from(&list)), b"dd");
+        let slices = [IoSlice::new(&array), IoSlice::new(&list)];
+        assert_eq!(bytes(&IoVector::from(&slices[..])), b"abcdd");
+        IoVectorMut::from(&mut array).fill_from(1, b'x');
+        IoVectorMut::from(&mut list).fill_from(0, b'y');
+        assert_eq!((&array, &list[..]), (b"axx", &b"yy"[..]));
+        let mut both: IoVectorMut<'_> = [&mut array[..], &mut list[..]].into_iter().collect();
+        both.fill_from(2, b'z');
+        assert_eq!((&array, &list[..]), (b"axz", &b"zz"[..]));
     }
 
     #[test]

@@ -45,18 +45,20 @@ impl AcceptOptions {
 ///
 /// An error of the system, such as too few descriptors or no memory for the stack of a client's
 /// coroutine, is logged, and accepting goes on after 200 ms.
+#[derive(Debug)]
+#[must_use = "dropping it closes the listener"]
 pub struct Acceptor {
-    shared: Rc<Home>,
+    shared: Rc<Shared>,
 }
 
 /// The place of one client. Dropping it gives the place to the next.
 #[derive(Debug)]
 pub struct Slot {
-    shared: Rc<Home>,
+    shared: Rc<Shared>,
 }
 
 #[derive(Debug)]
-struct Home {
+struct Shared {
     options: AcceptOptions,
     clients: Cell<usize>,
     paused: Cell<bool>,
@@ -94,7 +96,7 @@ impl Acceptor {
         on_client: impl FnMut(&Co<'_>, Stream, Slot) + 'static,
     ) -> io::Result<Acceptor> {
         let (sockets, keep_alive) = listener.into_sockets();
-        let shared = Rc::new(Home {
+        let shared = Rc::new(Shared {
             clients: Cell::new(0),
             paused: Cell::new(options.paused),
             stopping: Cell::new(false),
@@ -157,7 +159,7 @@ impl Drop for Slot {
     }
 }
 
-impl Home {
+impl Shared {
     fn accept_clients(
         self: &Rc<Self>,
         co: &Co<'_>,
@@ -188,7 +190,7 @@ impl Home {
             turn += 1;
             if turn >= MAX_TURN {
                 turn = 0;
-                co.reschedule();
+                co.yield_now();
             }
         }
     }
@@ -275,7 +277,7 @@ fn watch<F: AsFd>(
 }
 
 /// Says that the coroutine has ended, also when its context ends before it does.
-struct EndedOnDrop<'a>(&'a Rc<Home>);
+struct EndedOnDrop<'a>(&'a Rc<Shared>);
 
 impl Drop for EndedOnDrop<'_> {
     fn drop(&mut self) {

@@ -50,6 +50,7 @@ const IGNORED: u64 = 1;
 
 /// How a context waits; see [`AioContextBuilder::wait_mode`](crate::AioContextBuilder::wait_mode).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WaitMode {
     /// In the ring while it has requests in flight, in epoll otherwise. Without io_uring, always
     /// in epoll.

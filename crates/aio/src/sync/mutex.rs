@@ -164,9 +164,9 @@ unsafe impl<T: ?Sized + Send> Send for CoMutexGuard<'_, T> {}
 unsafe impl<T: ?Sized + Sync> Sync for CoMutexGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoMutexGuard<'a, T> {
-    /// What it guards.
-    pub fn mutex(&self) -> &'a CoMutex<T> {
-        self.mutex
+    /// The mutex that `this` has locked. Not a method, which would hide one of the data's.
+    pub fn mutex(this: &Self) -> &'a CoMutex<T> {
+        this.mutex
     }
 }
 

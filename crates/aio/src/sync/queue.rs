@@ -1,5 +1,6 @@
 //! [`CoQueue`]: coroutines that wait to be told.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use super::mutex::CoMutexGuard;
@@ -70,7 +71,7 @@ impl CoQueue {
     }
 
     /// Wakes the first waiter. False if there is none.
-    pub fn next(&self) -> bool {
+    pub fn wake_one(&self) -> bool {
         let next = lock(&self.waiters).pop();
         next.map(CoWaker::wake).is_some()
     }
@@ -92,7 +93,7 @@ impl CoQueue {
         guard: CoMutexGuard<'a, T>,
         place: Place,
     ) -> CoMutexGuard<'a, T> {
-        let mutex = guard.mutex();
+        let mutex = CoMutexGuard::mutex(&guard);
         self.wait_at(co, place, || drop(guard));
         mutex.lock(co)
     }
@@ -103,8 +104,14 @@ impl CoQueue {
             // The wake that it can no longer use may be the only one for a condition that another
             // waiter could use as well.
             if how == Unwound::Served {
-                self.next();
+                self.wake_one();
             }
         });
+    }
+}
+
+impl fmt::Debug for CoQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoQueue").field("is_empty", &self.is_empty()).finish()
     }
 }

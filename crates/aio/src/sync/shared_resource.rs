@@ -126,3 +126,18 @@ impl Drop for ResourceShare<'_> {
         self.resource.give_back(self.amount);
     }
 }
+
+impl fmt::Debug for SharedResource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedResource")
+            .field("available", &self.available())
+            .field("total", &self.total)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ResourceShare<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResourceShare").field("amount", &self.amount).finish()
+    }
+}

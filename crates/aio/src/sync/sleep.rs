@@ -11,12 +11,12 @@ use super::waiters::lock;
 use crate::co::{Co, CoWaker};
 
 /// A sleep that any thread can cut short (contract: C71). A handle: clones are the same sleep.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CoSleep {
     sleeper: Arc<Mutex<Sleeper>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Sleeper {
     waker: Option<CoWaker>,
     /// Which sleep it is.

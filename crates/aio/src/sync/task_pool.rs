@@ -1,6 +1,7 @@
 //! [`TaskPool`]: many coroutines, a bounded number at once.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
@@ -32,11 +33,11 @@ use crate::panics;
 ///
 /// Dropping the pool changes nothing for tasks that run.
 pub struct TaskPool<E> {
-    shared: Rc<Home<E>>,
+    shared: Rc<Shared<E>>,
     max_busy: usize,
 }
 
-struct Home<E> {
+struct Shared<E> {
     busy: Cell<usize>,
     ended: Cell<u64>,
     first_error: RefCell<Option<E>>,
@@ -53,7 +54,7 @@ impl<E: 'static> TaskPool<E> {
     /// If that is 0.
     pub fn new(max_busy: usize) -> TaskPool<E> {
         assert!(max_busy > 0, "a task pool for no tasks");
-        let shared = Home {
+        let shared = Shared {
             busy: Cell::new(0),
             ended: Cell::new(0),
             first_error: RefCell::new(None),
@@ -141,10 +142,10 @@ impl<E: 'static> TaskPool<E> {
 }
 
 /// A task's place. Free again when the task is gone, however it went.
-struct Slot<E>(Rc<Home<E>>);
+struct Slot<E>(Rc<Shared<E>>);
 
 impl<E> Slot<E> {
-    fn take(shared: &Rc<Home<E>>) -> Slot<E> {
+    fn take(shared: &Rc<Shared<E>>) -> Slot<E> {
         shared.busy.set(shared.busy.get() + 1);
         Slot(Rc::clone(shared))
     }
@@ -156,5 +157,14 @@ impl<E> Drop for Slot<E> {
         self.0.ended.set(self.0.ended.get() + 1);
         // All of them: they wait for different things, and each looks for itself.
         self.0.waiting.wake_all();
+    }
+}
+
+impl<E> fmt::Debug for TaskPool<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskPool")
+            .field("busy", &self.shared.busy.get())
+            .field("max_busy", &self.max_busy)
+            .finish_non_exhaustive()
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod parking;
 mod worker;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::DerefMut;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +36,7 @@ const CHANNEL_CAPACITY: usize = 4096;
 
 /// Limits that make no sense (contract: C60).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ThreadPoolLimitsError {
     /// The minimum is above the maximum.
     MinAboveMax {
@@ -355,5 +357,14 @@ impl Drop for Owner {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+impl fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadPool")
+            .field("limits", &self.limits())
+            .field("threads", &self.threads())
+            .finish()
     }
 }

@@ -295,5 +295,5 @@ impl Control {
 }
 
 // A block, a trampoline's frame and a small frame of the user's have to fit one page.
-#[cfg(not(feature = "ucontext"))]
+#[cfg(not(coblk_ucontext))]
 const _: () = assert!(size_of::<Control>() <= 512);

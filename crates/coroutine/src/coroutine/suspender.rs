@@ -1,5 +1,6 @@
 //! The right to suspend.
 
+use std::fmt;
 use std::ptr;
 
 use super::control::{Control, Unwinding};
@@ -63,4 +64,10 @@ impl Suspender {
 #[inline(never)]
 fn not_running(control: &Control) -> ! {
     panic!("coroutine '{}' is not the one running: it would be yielding to no one", control.name())
+}
+
+impl fmt::Debug for Suspender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suspender").field("coroutine", &self.0.name()).finish()
+    }
 }

@@ -26,6 +26,7 @@ const BATCH: u32 = 128;
 
 /// What the pools hold, and what there is besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PoolStats {
     /// Coroutines with a stack, in use or idle, in the whole process.
     pub allocated: usize,

@@ -29,14 +29,14 @@
 //! keep, and lets a panic be thrown and caught on the context's stack. It needs no unwinding of its
 //! own: to unwind a context's frames this crate resumes it, and has the suspended function throw.
 
-#[cfg(not(feature = "ucontext"))]
+#[cfg(not(coblk_ucontext))]
 mod corosensei;
-#[cfg(feature = "ucontext")]
+#[cfg(coblk_ucontext)]
 mod ucontext;
 
-#[cfg(not(feature = "ucontext"))]
+#[cfg(not(coblk_ucontext))]
 pub(crate) use corosensei::Context;
-#[cfg(feature = "ucontext")]
+#[cfg(coblk_ucontext)]
 pub(crate) use ucontext::Context;
 
 /// What a context runs. It must neither return nor unwind.

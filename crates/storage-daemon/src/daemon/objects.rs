@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use coblk::aio::PoolShare;
+use coblk::aio::{PollParams, PoolShare};
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::options::BlockdevError;
 use coblk::{AioHandle, Co, IoThread, ThreadPool};
@@ -178,7 +178,8 @@ fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread
     let thread = IoThread::with_builder(id, move || builder);
     let thread = thread.map_err(failed)?;
     let polling = thread.handle().spawn("poll parameters", move |co| {
-        co.context().set_poll_params(Duration::from_nanos(poll_max), clamp(grow), clamp(shrink));
+        let params = PollParams::new(Duration::from_nanos(poll_max));
+        co.context().set_poll_params(params.grow(clamp(grow)).shrink(clamp(shrink)));
     });
     co.block_on(polling).map_err(|error| failed(std::io::Error::other(error)))?;
     Ok(thread)

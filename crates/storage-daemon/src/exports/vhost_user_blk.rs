@@ -132,7 +132,7 @@ impl ExportType for VhostUserBlkExport {
         }
         drop(device);
         // The devices end on their contexts before what is asked of these now.
-        co.reschedule();
+        co.yield_now();
         for context in &self.contexts {
             // Fails if the context is gone, and its device with it.
             let _ = co.block_on(context.spawn("export closed", |_| ()));

@@ -26,6 +26,49 @@ const ASK_EVERY: u32 = 8;
 /// A handler that was not ready for so long is not polled any more (contract: C46).
 const HOOK_IDLE: Duration = Duration::from_secs(7);
 
+/// How long a loop may look for work before it sleeps; see
+/// [`AioContext::set_poll_params`]. The default is not to look.
+///
+/// ```
+/// use coblk_aio::{AioContext, PollParams};
+/// use std::time::Duration;
+///
+/// let ctx = AioContext::new()?;
+/// ctx.set_poll_params(PollParams::new(Duration::from_micros(50)).grow(3).shrink(2));
+/// assert_eq!(ctx.poll_max(), Duration::from_micros(50));
+/// ctx.set_poll_params(PollParams::default());
+/// assert_eq!(ctx.poll_max(), Duration::ZERO);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "they have no effect before they are set"]
+pub struct PollParams {
+    /// How long it may look at most. Zero turns it off.
+    pub max: Duration,
+    /// By what factor the time grows while looking pays; 0 is 2.
+    pub grow: u32,
+    /// What the time is divided by when looking does not pay; 0: it begins again from nothing.
+    pub shrink: u32,
+}
+
+impl PollParams {
+    /// Up to `max`, growing by 2, and from nothing again when looking does not pay.
+    pub fn new(max: Duration) -> PollParams {
+        PollParams { max, ..PollParams::default() }
+    }
+
+    /// By what factor the time grows; 0 is 2.
+    pub fn grow(self, grow: u32) -> PollParams {
+        PollParams { grow, ..self }
+    }
+
+    /// What the time is divided by; 0: it begins again from nothing.
+    pub fn shrink(self, shrink: u32) -> PollParams {
+        PollParams { shrink, ..self }
+    }
+}
+
 /// The busy-poll half of a descriptor handler: how a loop that polls adaptively sees, without a
 /// system call, that there is something to do. All of it is called on the home thread.
 ///
@@ -164,14 +207,14 @@ impl Polling {
             begun: Cell::new(false),
             unasked: Cell::new(0),
         };
-        polling.set(max, 0, 0);
+        polling.set(PollParams::new(max));
         polling
     }
 
-    pub(crate) fn set(&self, max: Duration, grow: u32, shrink: u32) {
-        self.max_ns.set(u64::try_from(max.as_nanos()).unwrap_or(u64::MAX));
-        self.grow.set(if grow == 0 { POLL_GROW } else { u64::from(grow) });
-        self.shrink.set(u64::from(shrink));
+    pub(crate) fn set(&self, params: PollParams) {
+        self.max_ns.set(u64::try_from(params.max.as_nanos()).unwrap_or(u64::MAX));
+        self.grow.set(if params.grow == 0 { POLL_GROW } else { u64::from(params.grow) });
+        self.shrink.set(u64::from(params.shrink));
         self.now_ns.set(0);
     }
 

@@ -21,7 +21,7 @@ fn c46_polling_time_starts_at_4us_doubles_to_the_maximum_and_resets() {
 #[test]
 fn c46_polling_time_grows_and_shrinks_by_the_factors_given() {
     let polling = Polling::new(Duration::ZERO);
-    polling.set(Duration::from_nanos(100_000), 3, 2);
+    polling.set(PollParams::new(Duration::from_nanos(100_000)).grow(3).shrink(2));
     polling.adapt(Duration::from_nanos(50_000));
     polling.adapt(Duration::from_nanos(50_000));
     assert_eq!(polling.current_ns(), 12_000);
