@@ -36,9 +36,9 @@ use crate::trace_event;
 
 /// The home thread has announced that it is about to sleep, or sleeps.
 const SLEEPING: u8 = 1;
-/// Somebody asked the loop not to block, or to wake up.
+/// The loop was asked not to block, or to wake up.
 const NOTIFIED: u8 = 2;
-/// Somebody has put something on the list, and wakes the loop for that.
+/// A thread has put a node on the list, and wakes the loop for that.
 const WOKEN: u8 = 4;
 
 /// What ends the sleep of a loop: an eventfd, except in models.
@@ -56,7 +56,7 @@ impl Kick for mio::Waker {
 pub(crate) struct Home<K = mio::Waker> {
     remote: RemoteList,
     state: AtomicU8,
-    /// Set once, by the home thread, when nobody will serve the list any more.
+    /// Set once, by the home thread, when the list will not be served any more.
     closed: AtomicU8,
     waker: K,
     home_thread: ThreadToken,
@@ -108,7 +108,7 @@ impl<K: Kick> Home<K> {
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();
-        // The compare-exchange fails if somebody else wakes the loop, or if it is awake: it will
+        // The compare-exchange fails if another thread wakes the loop, or if it is awake: it will
         // look at the list before it sleeps again.
         if self.state.load(Ordering::SeqCst) == SLEEPING {
             let (success, failure) = (Ordering::SeqCst, Ordering::Relaxed);
@@ -117,8 +117,8 @@ impl<K: Kick> Home<K> {
                 self.kick();
             }
         }
-        // The context may have ended between the caller's look and our push; then nobody else
-        // will take the node. Whoever swaps the list out owns what was on it, so two threads that
+        // The context may have ended between the caller's look and our push; then nothing else
+        // will take the node. The thread that swaps the list out owns what was on it, so two threads that
         // both come here do not meet.
         if self.closed.load(Ordering::SeqCst) != 0 {
             self.discard_all();

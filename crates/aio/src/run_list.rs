@@ -11,7 +11,7 @@
 //!   a push looks at it (no ABA).
 //!
 //! The rule that makes both sound: **from the moment a node is scheduled until its `run` or
-//! `discard` is called, whoever scheduled it keeps it alive and in place, and does not schedule it
+//! `discard` is called, its scheduler keeps it alive and in place, and does not schedule it
 //! again.** Each embedding type says how it keeps the rule.
 
 use std::cell::Cell;
@@ -241,7 +241,7 @@ impl RemoteList {
             match self.newest.compare_exchange_weak(
                 newest,
                 node.as_ptr(),
-                // Release: all that was written before the push is seen by whoever takes the node.
+                // Release: all that was written before the push is seen by the thread that takes the node.
                 // SeqCst on top: see `is_empty`.
                 Ordering::SeqCst,
                 Ordering::Relaxed,

@@ -21,7 +21,7 @@ use crate::sys::faults::{self, Faults};
 use crate::thread_pool::JobHeader;
 use crate::trace_event;
 
-/// Seed and habits of a simulated context;
+/// Seed and parameters of a simulated context;
 /// [`AioContextBuilder::simulated`](crate::AioContextBuilder::simulated) takes it.
 #[derive(Clone, Copy, Debug)]
 pub struct SimulationOptions {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use coblk_aio::{AioContext, IoThread, JoinError};
 
-/// A future that is ready once somebody says so.
+/// A future that is ready once it is opened.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<(bool, Option<Waker>)>>);
 

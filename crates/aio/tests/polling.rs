@@ -111,7 +111,7 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
         assert_eq!((begun.get(), on_ready.get()), (1, ready), "it goes on looking");
     };
     look(1);
-    // A loop that has other work does not look for any, but must not forget what nobody will tell.
+    // A loop that has other work does not look for any, but must not forget what no event will tell.
     busy.set(true);
     ctx.schedule(|_| ());
     ctx.poll(true);

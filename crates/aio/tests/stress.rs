@@ -159,7 +159,7 @@ fn a_hundred_coroutines_of_five_contexts_wake_each_other_at_random() {
             })
         })
         .collect();
-    // The last one has nobody left to wake it but this thread.
+    // Only this thread is left to wake the last one.
     drop(to_main);
     at_main.into_iter().for_each(CoWaker::wake);
     let rounds: usize = spawned.into_iter().map(|one| one.wait().unwrap()).sum();

@@ -108,7 +108,7 @@ fn c23_waking_oneself_fails_loudly() {
     let ctx = AioContext::for_test().unwrap();
     let message = panic_message(|| ctx.spawn("narcissus", |co| co.suspend_with(CoWaker::wake)));
     assert_eq!(message, "coroutine 'narcissus' tried to wake itself");
-    // And harms nobody: the coroutine may even go on.
+    // And does no harm: the coroutine may even go on.
     let log = Log::new();
     ctx.spawn("narcissus", {
         let log = log.clone();
@@ -155,7 +155,7 @@ fn c28_random_wakes_over_five_contexts_lose_no_coroutine() {
     const CONTEXTS: usize = 5;
     const ROUNDS: usize = 2_000;
     let _watchdog = watchdog();
-    // Each coroutine leaves its waker in a random slot, and wakes whom it finds there.
+    // Each coroutine leaves its waker in a random slot, and wakes the one that it finds there.
     let slots: Arc<Vec<Mutex<Option<CoWaker>>>> =
         Arc::new((0..CONTEXTS).map(|_| Mutex::default()).collect());
     let woken = Arc::new(AtomicUsize::new(0));

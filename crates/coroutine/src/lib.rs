@@ -2,7 +2,7 @@
 //!
 //! A [`Coroutine`] runs a closure on a stack of its own. [`Coroutine::resume`] runs it until it
 //! suspends or terminates; [`Suspender::suspend`], called by the closure itself however deep in its
-//! calls, goes back to whoever resumed it. Code that may suspend takes the [`Suspender`] as a
+//! calls, goes back to the resumer. Code that may suspend takes the [`Suspender`] as a
 //! parameter, so which code may is visible in its signature.
 //!
 //! ```

@@ -28,7 +28,7 @@ impl Wake for CoroutineWake {
     fn wake_by_ref(self: &Arc<Self>) {
         let before = std::mem::replace(&mut *lock(&self.0), Waiting::Woken);
         if let Waiting::Suspended(waker) = before {
-            // Who wakes a future may do that under a lock of his own, which the future then wants.
+            // The waker may be used under a lock that the future then wants.
             waker.wake_later();
         }
     }

@@ -45,7 +45,7 @@ fn submit(ctx: &AioContext, pool: &ThreadPool, job: NonNull<JobHeader>, is_first
 #[repr(C)]
 struct CoJob<F, R> {
     header: JobHeader,
-    /// Whom to resume.
+    /// The task to resume.
     task: NonNull<Task>,
     /// Home thread only: the completion has run.
     done: Cell<bool>,
@@ -114,7 +114,7 @@ impl<F, R> Drop for WaitOnUnwind<'_, F, R> {
         }
         if self.wait() {
             // SAFETY: the function has run, so the result is there, and the job has been given
-            // back. Nobody else will read it: this frame is being unwound.
+            // back. Nothing else will read it: this frame is being unwound.
             unsafe { (*self.job.result.get()).assume_init_drop() };
         }
     }
@@ -239,7 +239,7 @@ where
     trace_event!("thread_pool_completion_bh");
     // SAFETY: as `NodeKind::run`: on a context's list, so that runs it.
     let ctx = unsafe { runner.get::<AioContext>() };
-    // SAFETY: leaked in `submit_aio`, and home now: nobody else refers to it but the link, which
+    // SAFETY: leaked in `submit_aio`, and home now: nothing refers to it but the link, which
     // is emptied here.
     let job = unsafe { Box::from_raw(node.cast::<CallbackJob<F, T, C>>().as_ptr()) };
     job.link.set(None);

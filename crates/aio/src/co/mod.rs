@@ -85,7 +85,7 @@ impl<'a> Co<'a> {
     /// The wake may come before this coroutine has suspended, from another thread; it is not lost.
     ///
     /// # Panics
-    /// If the waker was dropped without being used: nobody could ever wake this coroutine, and a
+    /// If the waker was dropped without being used: nothing could ever wake this coroutine, and a
     /// request that hangs in silence is worse than one that fails. Also if `register` uses the
     /// waker itself (contract: C23), or suspends with another waker.
     pub fn suspend_with(&self, register: impl FnOnce(CoWaker)) {
@@ -135,7 +135,7 @@ impl<'a> Co<'a> {
     }
 
     /// Suspends until the wake that was arranged for has been served; not at all if that has
-    /// happened already. Resumed for any other reason, it suspends again: somebody may have got
+    /// happened already. Resumed for any other reason, it suspends again: other code may have got
     /// hold of the coroutine's handle, and its node is not free before it is woken.
     #[inline(always)]
     fn suspend_until_woken(&self, what: &'static str) {
@@ -144,7 +144,7 @@ impl<'a> Co<'a> {
         }
     }
 
-    /// Suspends. Whoever calls this checks that what it waits for has happened.
+    /// Suspends. The caller checks that what it waits for has happened.
     #[inline(always)]
     pub(crate) fn suspend(&self, what: &'static str) {
         self.task().set_suspended(what);
@@ -191,7 +191,7 @@ impl Drop for Release {
     fn drop(&mut self) {
         trace_event!("coroutine_terminate");
         // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
-        // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
+        // this closure, which is dropped once; the resumer of a coroutine holds a handle on it.
         unsafe { self.inner.as_ref().tasks().release(self.task.get()) };
     }
 }

@@ -1,7 +1,7 @@
 //! What a coroutine notes of its work, for those who ask what hangs.
 //!
 //! A note is a few plain stores in the coroutine's task, on its own thread: cheap enough for every
-//! request, and read only when somebody lists coroutines.
+//! request, and read only when coroutines are listed.
 
 use std::time::Duration;
 

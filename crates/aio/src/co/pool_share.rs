@@ -15,7 +15,7 @@
 //! several contexts use one pool they may exceed its maximum by a job each, as they look at the same
 //! moment.
 //!
-//! # Nothing waits for ever
+//! # Nothing waits forever
 //!
 //! A share without jobs is always let in. One that waits has jobs in the pool, and looks again when any
 //! job of a share of its context ends, and every [`LOOK_AGAIN`], as other contexts may have freed threads.

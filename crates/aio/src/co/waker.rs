@@ -20,7 +20,7 @@ use crate::home::Home;
 /// }
 /// ```
 ///
-/// Dropping it unused is loud: the coroutine resumes with a panic, for nobody could wake it.
+/// Dropping it unused makes the coroutine panic, for nothing else could wake it.
 #[must_use = "a coroutine whose waker is dropped panics"]
 pub struct CoWaker {
     task: NonNull<Task>,

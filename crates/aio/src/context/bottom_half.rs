@@ -18,7 +18,7 @@ use crate::home::Home;
 use crate::panics::{Culprit, drop_reporting};
 use crate::run_list::{self, LocalList, Node, NodeKind, Runner};
 
-/// The node is on a list, local or remote; nobody may push it again.
+/// The node is on a list, local or remote; it may not be pushed again.
 const LINKED: u8 = 1;
 /// When its turn comes, call the callback. Cancelling clears it and leaves the node linked.
 const WANTED: u8 = 2;
@@ -140,7 +140,7 @@ impl BhQueues {
     #[inline]
     pub(crate) unsafe fn schedule(&self, node: NonNull<Node>) {
         if self.closed.get() {
-            // SAFETY: passed on; nobody else will take it.
+            // SAFETY: passed on; nothing else will take it.
             unsafe { Node::discard(node) };
         } else {
             // SAFETY: passed on.

@@ -114,7 +114,7 @@ impl AioContextBuilder {
             aio_jobs: Cell::new(0),
         });
         let inner = NonNull::from(Box::leak(inner));
-        // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
+        // SAFETY: just leaked, and the address is known nowhere else. Nothing reads `me` before.
         unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
         let ctx = AioContext { inner };
         ctx.inner().link.inner.set(Some(inner));

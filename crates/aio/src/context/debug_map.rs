@@ -49,7 +49,7 @@ struct ContextLayout {
     first_task: u32,
 }
 
-// SAFETY: the section is nobody else's, so its kind is that of this static, which is written to. What
+// SAFETY: the section has no other user, so its kind is that of this static, which is written to. What
 // other copies of this crate put there lies beside it.
 #[unsafe(link_section = ".coblk_map")]
 #[used]

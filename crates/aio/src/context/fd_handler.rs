@@ -41,8 +41,8 @@ pub struct Readiness {
     pub readable: bool,
     /// There is room to write, or the other end closed, or an error waits.
     pub writable: bool,
-    /// The other end closed, or an error waits: no other change may be reported, so what is read
-    /// next must not be waited for.
+    /// The other end closed, or an error waits. No further event may follow: read to the end
+    /// now.
     pub closed: bool,
 }
 
@@ -330,7 +330,7 @@ impl FdHandlers {
         }
     }
 
-    /// Waits for events, or for the waker, and queues what is ready. `None` waits for ever. Returns
+    /// Waits for events, or for the waker, and queues what is ready. `None` waits forever. Returns
     /// whether it was ended by the waker and by nothing else.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = self.poll.borrow_mut();

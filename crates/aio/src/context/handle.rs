@@ -27,7 +27,7 @@ impl AioHandle {
     /// Runs `callback` on the home thread, in the next poll, and wakes that thread if it sleeps.
     /// If the context is gone, drops `callback`.
     pub fn schedule(&self, callback: impl FnOnce(&AioContext) + Send + 'static) {
-        // SAFETY: `one_shot` gives a node that nobody else has; the list owns it from here on. If
+        // SAFETY: `one_shot` gives a new node; the list owns it from here on. If
         // it is discarded on another thread, `callback` is `Send`.
         unsafe { self.shared.schedule(bottom_half::one_shot(callback)) };
     }

@@ -105,7 +105,7 @@ pub struct AioContext {
 /// coroutines point to it.
 pub(crate) struct Inner {
     /// A second handle on ourselves, so that callbacks and coroutines can be given an
-    /// `&AioContext` that stays valid when the owner moves his.
+    /// `&AioContext` that stays valid when the owner moves its own.
     pub(crate) me: ManuallyDrop<AioContext>,
     link: Rc<ContextLink>,
     pub(crate) shared: Arc<Home>,
@@ -150,7 +150,7 @@ impl ContextLink {
         let Some(inner) = self.inner.get() else { return };
         self.users.set(self.users.get() + 1);
         let _leave = Leave(&self.users);
-        // SAFETY: the pointer is taken out before the context is freed, and while somebody is in
+        // SAFETY: the pointer is taken out before the context is freed, and while a call is in
         // here, as counted, the context is not freed but leaked.
         code(unsafe { inner.as_ref() }.me());
     }
@@ -282,7 +282,7 @@ impl AioContext {
 
     /// Runs a closure once, in the next poll (contract: C35).
     pub fn schedule(&self, callback: impl FnOnce(&AioContext) + 'static) {
-        // SAFETY: `one_shot` gives a node that nobody else has; the list owns it from here on.
+        // SAFETY: `one_shot` gives a new node; the list owns it from here on.
         unsafe { self.inner().queues.schedule(bottom_half::one_shot(callback)) };
     }
 

@@ -236,7 +236,7 @@ impl Inner {
             || self.polling.has_pending()
     }
 
-    /// How long the loop may sleep: `None` for ever.
+    /// How long the loop may sleep: `None` forever.
     pub(super) fn sleep_timeout(&self) -> Option<Duration> {
         if self.has_work() {
             return Some(Duration::ZERO);

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::AioContext;
 
-/// Nobody has asked in this turn.
+/// The time was not asked for in this turn.
 const UNASKED: i64 = i64::MIN;
 /// No turn is going on: code runs that may take any time before it asks again.
 const OUTSIDE: i64 = i64::MIN + 1;

@@ -257,7 +257,7 @@ impl<'a> From<&'a [IoSlice<'a>]> for IoVector<'a> {
 
 /// ```
 /// # use coblk_aio::IoVector;
-/// let vector: IoVector = [&b"he"[..], b"llo"].into_iter().collect();
+/// let vector: IoVector = [&b"hel"[..], b"lo"].into_iter().collect();
 /// assert_eq!((vector.len(), vector.as_iovecs().len()), (5, 2));
 /// ```
 impl<'a> FromIterator<&'a [u8]> for IoVector<'a> {

@@ -15,7 +15,7 @@ mod parking;
 mod remote_list;
 
 /// Runs a model in every order with at most that many switches away from a thread that could go
-/// on. More find nothing new in models this small, and take for ever.
+/// on. More find nothing new in models this small, and take forever.
 fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

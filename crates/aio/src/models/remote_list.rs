@@ -13,7 +13,7 @@ use super::model;
 use crate::home::{Home, Kick};
 use crate::run_list::{LocalList, Node, NodeKind, Runner};
 
-/// An eventfd and the wait for it. A write that nobody waits for ends the next wait.
+/// An eventfd and the wait for it. A write without a waiter ends the next wait.
 #[derive(Default)]
 struct Eventfd {
     written: Mutex<bool>,

@@ -122,7 +122,7 @@ impl Ring {
             slots: Slots::default(),
             signal: OnceCell::new(),
         });
-        Ring::keep_in_mind(&ring);
+        Ring::register_on_thread(&ring);
         Ok(ring)
     }
 
@@ -273,7 +273,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.give_all_back();
+        self.unregister_all();
     }
 }
 

@@ -51,7 +51,7 @@ impl CoQueue {
     }
 
     /// Waits at the end of the queue; releases the lock meanwhile and takes it again afterwards.
-    /// Nobody who takes the lock in between can miss this waiter.
+    /// An owner of the lock in between cannot miss this waiter.
     pub fn wait_locked<'a, T: ?Sized>(
         &self,
         co: &Co<'_>,
@@ -82,7 +82,7 @@ impl CoQueue {
         all.wake();
     }
 
-    /// Whether nobody waits, at this moment.
+    /// Whether no coroutine waits, at this moment.
     pub fn is_empty(&self) -> bool {
         lock(&self.waiters).is_empty()
     }

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use super::waiters::{Place, Served, Unwound, WaitList, Waiters, lock};
 use crate::co::Co;
 
-/// A lock for many readers or one writer. Fair in both directions: whoever comes waits if anybody
+/// A lock for many readers or one writer. Fair in both directions: a coroutine waits if another
 /// waits already, so neither kind can starve the other (contract: C70).
 pub struct CoRwLock<T: ?Sized> {
     raw: RawRwLock,
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl State {
-    /// Gives access if nobody stands in the way.
+    /// Gives access if it is free.
     fn take(&mut self, access: Access) -> bool {
         match access {
             Access::Read if !self.writer => self.readers += 1,

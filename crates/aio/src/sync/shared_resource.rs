@@ -45,11 +45,11 @@ impl SharedResource {
 
     /// Takes a share; waits until that much is left.
     ///
-    /// Nobody waits for a share that he does not need: a smaller one may be had at once although a
+    /// A share is not held back for a larger one: a smaller one may be had at once although a
     /// larger one is waited for.
     ///
     /// # Errors
-    /// If `amount` is more than the total: it would wait for ever (contract: C72).
+    /// If `amount` is more than the total: it would wait forever (contract: C72).
     pub fn take(&self, co: &Co<'_>, amount: u64) -> Result<ResourceShare<'_>, SharedResourceError> {
         if amount > self.total {
             return Err(SharedResourceError { asked: amount, total: self.total });

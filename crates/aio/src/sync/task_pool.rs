@@ -125,7 +125,7 @@ impl<E: 'static> TaskPool<E> {
         self.take_error().map_or(Ok(()), Err)
     }
 
-    /// Whether a task has failed, and nobody has taken the error.
+    /// Whether a task has failed, and its error has not been taken.
     pub fn has_failed(&self) -> bool {
         self.shared.first_error.borrow().is_some()
     }

@@ -32,10 +32,10 @@ impl JobHeader {
 
     /// Runs a job and sends it home. `cache` keeps the last home, because after the hand-over
     /// neither the job nor its context need exist, but the notification still has to be given.
-    /// `done` is called in between: what it does, whoever waits for the job sees.
+    /// `done` is called in between: its effects are seen by the coroutine that waits for the job.
     ///
     /// # Safety
-    /// The caller took the job from the channel: it is alive, and nobody else runs it.
+    /// The caller took the job from the channel: it is alive, and no other worker runs it.
     pub(super) unsafe fn run(
         job: NonNull<JobHeader>,
         cache: &mut Option<Arc<Home>>,

@@ -195,8 +195,7 @@ impl ThreadPool {
         self.owner.state.headcount.threads()
     }
 
-    /// Threads that wait for work. A job that was submitted and not yet begun has its thread
-    /// already, so it counts one off.
+    /// Threads that wait for work. A queued job is counted against an idle thread.
     pub fn idle_threads(&self) -> usize {
         self.owner.state.headcount.idle()
     }

@@ -100,7 +100,7 @@ impl Control {
             stack,
             slot: UnsafeCell::new(MaybeUninit::uninit()),
         };
-        // SAFETY: there is room for a block, which nobody else uses.
+        // SAFETY: there is room for a block, which nothing else uses.
         unsafe { place.write(control) };
         Ok(place)
     }
@@ -111,7 +111,7 @@ impl Control {
     /// # Safety
     /// As [`Control::free`].
     pub(crate) unsafe fn reset(control: NonNull<Control>) {
-        // SAFETY: by the caller nobody uses the block; the context neither runs nor will run again,
+        // SAFETY: by the caller nothing uses the block; the context neither runs nor will run again,
         // and its frames have nothing left to drop. The new one is made as in `allocate`.
         unsafe {
             let context = &raw mut (*control.as_ptr()).context;
@@ -138,11 +138,11 @@ impl Control {
     /// Gives back a block and its stack.
     ///
     /// # Safety
-    /// `control` came from [`Control::allocate`], nobody points to it any more, and its coroutine
+    /// `control` came from [`Control::allocate`], no pointer to it is left, and its coroutine
     /// has terminated, so that no frame is on its stack but those of `entry`, which have
     /// nothing to drop.
     pub(crate) unsafe fn free(control: NonNull<Control>) {
-        // SAFETY: by the caller nobody uses the block any more, nor the stack once it is moved out.
+        // SAFETY: by the caller the block is no longer used, nor the stack once it is moved out.
         unsafe {
             let Control { stack, .. } = control.read();
             stack::free(stack);

@@ -134,7 +134,7 @@ impl Coroutine {
         F: FnOnce(&Suspender) + 'a,
     {
         let (control, id) = pool::acquire()?;
-        // SAFETY: the caller's promise is passed on. The block is valid, and nobody else has it.
+        // SAFETY: the caller's promise is passed on. The block is valid, and has no other handle.
         unsafe { control.as_ref().prepare(name, id, entry) };
         Ok(Coroutine { control })
     }
@@ -147,7 +147,7 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// If it is scheduled to be resumed by somebody else, and says by whom (contract: C8); if it
+    /// If it is scheduled to be resumed elsewhere, naming the scheduler (contract: C8); if it
     /// runs already or waits for one that it resumed (contract: C9); if it has terminated.
     ///
     /// A panic of the coroutine goes on in its resumer, after those that it woke have run. So does
@@ -160,7 +160,7 @@ impl Coroutine {
         // SAFETY: it is created or suspended, as just checked.
         unsafe { run::switch_to(control) };
         if control.has_left_work() {
-            run::settle_loudly(control);
+            run::settle_and_propagate(control);
         }
         control.state()
     }
@@ -208,7 +208,7 @@ impl Coroutine {
     /// Has it resumed as soon as the coroutine that runs now suspends or terminates.
     /// contract: C13, C14
     ///
-    /// `by` is who schedules it, for the message when somebody else tries to as well.
+    /// `by` names the scheduler, for the message when another one tries to as well.
     ///
     /// # Panics
     ///
@@ -240,7 +240,7 @@ impl Coroutine {
         }
     }
 
-    /// Marks it as scheduled in a list of the caller's, so that whoever else resumes it fails and
+    /// Marks it as scheduled in a list of the caller's, so that any other resume of it fails and
     /// is told `by`.
     ///
     /// It may be marked while it runs, for it may suspend next.
@@ -279,14 +279,14 @@ impl Coroutine {
     /// go on; if it does not, the next suspend unwinds again.
     ///
     /// A destructor may suspend while its coroutine is unwound, say to wait for a job that uses its
-    /// memory. The coroutine is then left [`Suspended`](CoroutineState::Suspended), and whoever it
+    /// memory. The coroutine is then left [`Suspended`](CoroutineState::Suspended), and what it
     /// waits for resumes it as ever. It is also left so if it catches what unwinds it again and
     /// again. When the last handle to such a coroutine goes away its stack is abandoned: never used
     /// again, and never freed.
     ///
     /// # Panics
     ///
-    /// If it runs, or waits for one that it resumed; if it is scheduled, for whoever scheduled it
+    /// If it runs, or waits for one that it resumed; if it is scheduled, for its scheduler
     /// would resume what has ended (see [`take_back_wake`](Self::take_back_wake)). A panic of a
     /// destructor goes on in the caller.
     ///
@@ -324,7 +324,7 @@ impl Coroutine {
     /// One more handle to a coroutine.
     ///
     /// # Safety
-    /// Somebody else holds a handle to it.
+    /// There is another handle to it.
     #[inline]
     pub(crate) unsafe fn clone_raw(control: *const Control) -> Coroutine {
         // SAFETY: by the caller it is valid, so it is not null either.
@@ -392,7 +392,7 @@ impl Coroutine {
     #[inline(never)]
     fn give_up_unended(&self) -> Option<Payload> {
         let control = self.control();
-        // Nobody else has a handle, so nobody has it in a list either.
+        // There is no other handle, so it is in no list either.
         control.set_scheduled_by(None);
         let payload = self.end();
         if control.references() > 1 {

@@ -46,7 +46,7 @@ pub(crate) fn settle(first: &Control, on_panic: OnPanic<'_>) {
         // Without its mark it was unwound in the meantime, and its wake taken back.
         if control.scheduled_by().is_some() {
             control.set_scheduled_by(None);
-            // SAFETY: it waited when it was queued, and while it has its mark nobody else can
+            // SAFETY: it waited when it was queued, and while it has its mark no other code can
             // resume it, unwind it or take back the mark.
             unsafe { switch_to(control) };
             if control.has_left_work() {
@@ -71,7 +71,7 @@ pub(crate) fn settle_first(control: &Control) -> Option<Payload> {
 
 /// As [`settle`]; lets the first panic go on.
 #[inline(never)]
-pub(crate) fn settle_loudly(control: &Control) {
+pub(crate) fn settle_and_propagate(control: &Control) {
     if let Some(payload) = settle_first(control) {
         resume_unwind(payload);
     }

@@ -20,7 +20,7 @@ use super::{current, entry};
 pub struct Suspender(Control);
 
 impl Suspender {
-    /// Goes back to whoever resumed this coroutine, and returns when it is resumed again.
+    /// Goes back to the resumer of this coroutine, and returns when it is resumed again.
     ///
     /// # Panics
     ///
@@ -48,7 +48,7 @@ impl Suspender {
     /// A handle to this coroutine.
     #[inline]
     pub fn coroutine(&self) -> Coroutine {
-        // SAFETY: a coroutine whose suspender is at hand has frames, so somebody keeps it alive.
+        // SAFETY: a coroutine whose suspender is at hand has frames, so a handle keeps it alive.
         unsafe { Coroutine::clone_raw(&self.0) }
     }
 

@@ -132,7 +132,7 @@ pub(crate) fn acquire() -> io::Result<(NonNull<Control>, u64)> {
 /// Takes back a block.
 ///
 /// # Safety
-/// Its coroutine has terminated, and nobody points to it any more.
+/// Its coroutine has terminated, and no pointer to it is left.
 #[inline]
 pub(crate) unsafe fn release(control: NonNull<Control>) {
     LOCAL.with(|local| {

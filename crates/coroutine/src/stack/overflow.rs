@@ -104,7 +104,7 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
     let Some(previous) = PREVIOUS.get() else { return restore_default(signal) };
     match previous.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => restore_default(signal),
-        // SAFETY: whoever installed it said by this flag which of the two kinds it is.
+        // SAFETY: its installer said by this flag which of the two kinds it is.
         handler => unsafe {
             if previous.sa_flags & libc::SA_SIGINFO != 0 {
                 std::mem::transmute::<usize, InfoHandler>(handler)(signal, info, context);

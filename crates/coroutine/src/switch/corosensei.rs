@@ -70,7 +70,7 @@ impl Drop for Context {
     }
 }
 
-/// A stack that somebody else owns.
+/// A stack that the control block owns.
 struct Borrowed(StackRange);
 
 // SAFETY: the range ends in a guard page and is larger than the minimum: the `stack` module sees to

@@ -18,7 +18,7 @@
 //!
 //! The caller of these functions answers for:
 //!
-//! - `new`: the stack is mapped, writable, aligned to 16 bytes at its base, and used by nobody else
+//! - `new`: the stack is mapped, writable, aligned to 16 bytes at its base, and used by nothing else
 //!   for as long as the context is resumed; `arg` is what `entry` asks for; `entry` neither returns nor unwinds.
 //! - `resume`: the context is not running, nor waiting for one that it resumed. It is called on the
 //!   thread that the context's frames belong to. A context whose frames hold nothing that belongs

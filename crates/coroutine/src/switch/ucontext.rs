@@ -62,7 +62,7 @@ impl Context {
             // SAFETY: it has not been started, and is in its place now.
             unsafe { self.make(start) };
         }
-        // SAFETY: `own` was filled in when the context was made or suspended last. Nobody else uses
+        // SAFETY: `own` was filled in when the context was made or suspended last. Nothing else uses
         // `resumer`, for the context has no other resumer now.
         let result = unsafe { libc::swapcontext(self.resumer.get().cast(), self.own.get().cast()) };
         debug_assert_eq!(result, 0);
@@ -73,7 +73,7 @@ impl Context {
     /// # Safety
     /// The terms of the module above: this context runs now.
     pub(crate) unsafe fn suspend(&self) {
-        // SAFETY: it runs, so its resumer has filled in `resumer`, and nobody uses `own`.
+        // SAFETY: it runs, so its resumer has filled in `resumer`, and nothing uses `own`.
         let result = unsafe { libc::swapcontext(self.own.get().cast(), self.resumer.get().cast()) };
         debug_assert_eq!(result, 0);
     }

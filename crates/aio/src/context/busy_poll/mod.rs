@@ -6,6 +6,8 @@
 //!
 //! How long it looks adapts to how long it had to wait: up to a maximum, so an idle loop sleeps.
 
+mod params;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 use super::{AioContext, Inner};
 use crate::panics::{Culprit, call_reporting, drop_reporting};
 use crate::ring::Ring;
+
+pub use params::PollParams;
 
 /// How long an [`IoThread`](crate::IoThread)'s context polls at most (contract: C48).
 pub const DEFAULT_POLL_MAX: Duration = Duration::from_nanos(32_768);
@@ -25,49 +29,6 @@ const POLL_GROW: u64 = 2;
 const ASK_EVERY: u32 = 8;
 /// A handler that was not ready for so long is not polled any more (contract: C46).
 const HOOK_IDLE: Duration = Duration::from_secs(7);
-
-/// How long a loop may look for work before it sleeps; see
-/// [`AioContext::set_poll_params`]. The default is not to look.
-///
-/// ```
-/// use coblk_aio::{AioContext, PollParams};
-/// use std::time::Duration;
-///
-/// let ctx = AioContext::new()?;
-/// ctx.set_poll_params(PollParams::new(Duration::from_micros(50)).grow(3).shrink(2));
-/// assert_eq!(ctx.poll_max(), Duration::from_micros(50));
-/// ctx.set_poll_params(PollParams::default());
-/// assert_eq!(ctx.poll_max(), Duration::ZERO);
-/// # Ok::<(), std::io::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-#[must_use = "they have no effect before they are set"]
-pub struct PollParams {
-    /// How long it may look at most. Zero turns it off.
-    pub max: Duration,
-    /// By what factor the time grows while looking pays; 0 is 2.
-    pub grow: u32,
-    /// What the time is divided by when looking does not pay; 0: it begins again from nothing.
-    pub shrink: u32,
-}
-
-impl PollParams {
-    /// Up to `max`, growing by 2, and from nothing again when looking does not pay.
-    pub fn new(max: Duration) -> PollParams {
-        PollParams { max, ..PollParams::default() }
-    }
-
-    /// By what factor the time grows; 0 is 2.
-    pub fn grow(self, grow: u32) -> PollParams {
-        PollParams { grow, ..self }
-    }
-
-    /// What the time is divided by; 0: it begins again from nothing.
-    pub fn shrink(self, shrink: u32) -> PollParams {
-        PollParams { shrink, ..self }
-    }
-}
 
 /// The busy-poll half of a descriptor handler: how a loop that polls adaptively sees, without a
 /// system call, that there is something to do. All of it is called on the home thread.
@@ -188,7 +149,7 @@ pub(crate) struct Polling {
     visits: Cell<usize>,
     /// The list holds hooks that are no longer active.
     stale: Cell<bool>,
-    /// Hooks may be between their `begin` and `end`: nobody else tells the loop of their work.
+    /// Hooks may be between their `begin` and `end`: nothing else tells the loop of their work.
     begun: Cell<bool>,
     /// Turns since the kernel was last asked for events.
     unasked: Cell<u32>,
@@ -259,7 +220,7 @@ impl Polling {
         hook.end(ctx);
     }
 
-    /// The context ends: tells all that nobody looks any more.
+    /// The context ends: tells all that the loop looks no more.
     pub(crate) fn close(&self, ctx: &AioContext) {
         self.begun.set(false);
         for hook in self.hooks.take() {
@@ -307,8 +268,8 @@ impl Polling {
         skips
     }
 
-    /// In place of a look where the loop will not wait: it has other work, or, if it `ends`, has
-    /// been told not to wait, and may next be waited for by other means.
+    /// Called instead of [`look`](Self::look) when the poll will not block. `ends`: the poll is a
+    /// non-blocking one, so the next wait may be elsewhere, and the other sides must notify again.
     #[inline]
     pub(crate) fn pass(&self, inner: &Inner, ends: bool) {
         if self.begun.get() {
@@ -332,7 +293,7 @@ impl Polling {
         self.for_each_hook(inner, |hook| hook.begin(inner.me()));
         self.begun.set(!self.hooks.borrow().is_empty());
         loop {
-            // The hooks first: other work must not keep them from being asked, for nobody else tells
+            // The hooks first: other work must not keep them from being asked, for nothing else tells
             // of theirs.
             let busy = self.any_busy(inner, start);
             if busy
@@ -397,7 +358,7 @@ impl Polling {
             }
         });
         if self.drop_inactive() {
-            // Nobody looks any more: only the kernel tells of work.
+            // The loop looks no more: only the kernel tells of work.
             self.begun.set(false);
         }
         found

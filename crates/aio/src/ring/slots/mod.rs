@@ -30,7 +30,7 @@ use crate::run_list;
 /// have descriptors.
 const SLOTS: [u32; 2] = [1024, 64];
 
-/// The ticket in a slot that nobody has.
+/// The ticket in an empty slot.
 const NOBODY: u64 = 0;
 
 /// The numbers in use.
@@ -89,10 +89,10 @@ impl Drop for RingFile {
         // In a forked process a ring is the parent's as well.
         for home in homes.filter(|home| home.is_own_process()) {
             if home.is_home_thread() {
-                give_back_here(number, ticket);
+                unregister_here(number, ticket);
             } else {
                 let node = run_list::boxed(move |_| {
-                    give_back_here(number, ticket);
+                    unregister_here(number, ticket);
                     true
                 });
                 // SAFETY: a new node, which the list owns from here on; its closure is `Send`.
@@ -104,14 +104,14 @@ impl Drop for RingFile {
 }
 
 /// Gives a file back, on whichever ring of this thread has it.
-fn give_back_here(number: usize, ticket: u64) {
+fn unregister_here(number: usize, ticket: u64) {
     // At the end of a thread the list may be gone before the file.
     let _ = RINGS.try_with(|rings| {
         rings
             .borrow()
             .iter()
             .filter_map(rc::Weak::upgrade)
-            .for_each(|it| it.give_back(number, ticket));
+            .for_each(|it| it.unregister(number, ticket));
     });
 }
 
@@ -137,7 +137,7 @@ impl<'a> From<&'a RingFile> for RingFd<'a> {
 }
 
 impl<'a> RingFd<'a> {
-    /// The descriptor, for who makes the request without a ring.
+    /// The descriptor, for callers without a ring.
     pub(crate) fn plain(self) -> BorrowedFd<'a> {
         match self {
             RingFd::Plain(fd) => fd,
@@ -166,7 +166,7 @@ impl Slots {
 
 impl Ring {
     /// From here on files that go are given back.
-    pub(super) fn keep_in_mind(ring: &Rc<Ring>) {
+    pub(super) fn register_on_thread(ring: &Rc<Ring>) {
         RINGS.with_borrow_mut(|rings| {
             rings.retain(|it| it.strong_count() > 0);
             rings.push(Rc::downgrade(ring));
@@ -177,11 +177,11 @@ impl Ring {
     /// descriptor does.
     #[inline]
     pub(crate) fn slot(&self, file: &RingFile, home: &Arc<Home>) -> Option<u32> {
-        self.slots.slot(file).or_else(|| self.take_in(file, home))
+        self.slots.slot(file).or_else(|| self.register(file, home))
     }
 
     #[cold]
-    fn take_in(&self, file: &RingFile, home: &Arc<Home>) -> Option<u32> {
+    fn register(&self, file: &RingFile, home: &Arc<Home>) -> Option<u32> {
         if self.slots.refused.get() {
             return None;
         }
@@ -219,7 +219,7 @@ impl Ring {
     }
 
     /// The file is going. Without effect if it is not here.
-    fn give_back(&self, number: usize, ticket: u64) {
+    fn unregister(&self, number: usize, ticket: u64) {
         let Some(place) = self.slots.tickets.get().and_then(|tickets| tickets.get(number)) else {
             return;
         };
@@ -235,7 +235,7 @@ impl Ring {
     }
 
     /// Gives all files back. The kernel would, but in its own time.
-    pub(super) fn give_all_back(&self) {
+    pub(super) fn unregister_all(&self) {
         if self.slots.tickets.get().is_some_and(|tickets| !tickets.is_empty())
             && let Err(error) = self.uring.borrow().submitter().unregister_files()
         {

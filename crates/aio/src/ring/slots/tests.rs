@@ -78,7 +78,7 @@ fn a_late_return_leaves_the_next_file_alone() {
     };
     update(old.as_raw_fd());
     assert_eq!((read(&ctx, &file), ticket_at(&ctx, file.number)), (2, file.ticket));
-    ring.give_back(file.number, GONE);
+    ring.unregister(file.number, GONE);
     assert_eq!((read(&ctx, &file), ticket_at(&ctx, file.number)), (2, file.ticket));
 }
 
