@@ -36,7 +36,7 @@ fn main() -> std::io::Result<()> {
     ctx.spawn("waiter", move |co| {
         while open.get() {
             own.set(own.get() + 1);
-            co.reschedule();
+            co.yield_now();
         }
     });
 

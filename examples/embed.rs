@@ -24,17 +24,24 @@
 
 use std::cell::Cell;
 use std::error::Error;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
 
 use coblk::drivers::File;
-use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Co, FdInterest};
+use coblk::{AioContext, BackendOptions, BlockBackend, BlockNode, Co};
 use coblk::{IoVector, IoVectorMut, WriteFlags};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
 
 /// Longest datagram, in bytes.
 const MAX_BYTES: usize = 64 * 1024;
+
+/// What the daemon's loop waits for.
+const CONTEXT: Token = Token(0);
+const COMMANDS: Token = Token(1);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -59,31 +66,51 @@ fn run(image: &str, socket_path: &str) -> Result<(), Box<dyn Error>> {
 
     let socket = Rc::new(UnixDatagram::bind(socket_path)?);
     socket.set_nonblocking(true)?;
-    let (own, daemon) = (Rc::clone(&socket), (backend.clone(), Rc::clone(&quit)));
-    let _commands = ctx.fd_handler(socket, FdInterest::Read, move |ctx, _| {
-        let mut datagram = vec![0; MAX_BYTES];
-        // Readiness is reported once, so take all there is.
-        while let Ok((bytes, client)) = own.recv_from(&mut datagram) {
-            let command = String::from_utf8_lossy(&datagram[..bytes]).trim_end().to_owned();
-            let (socket, (backend, quit)) = (Rc::clone(&own), daemon.clone());
-            ctx.spawn("command", move |co| {
-                let reply = match execute(co, &backend, &quit, &command) {
-                    Ok(answer) => format!("ok {answer}"),
-                    Err(why) => format!("error: {why}"),
-                };
-                // A client that has no name, or does not read, gets no reply.
-                let _ = client.as_pathname().map(|path| socket.send_to(reply.as_bytes(), path));
-            });
-        }
-    })?;
 
-    // The daemon's own loop: the context is a guest in it, and polls for at most a second.
+    // The daemon's own loop, here mio's. The context is a guest in it, as one more descriptor.
+    let mut poll = Poll::new()?;
+    let (context_fd, socket_fd) = (ctx.as_fd().as_raw_fd(), socket.as_raw_fd());
+    poll.registry().register(&mut SourceFd(&context_fd), CONTEXT, Interest::READABLE)?;
+    poll.registry().register(&mut SourceFd(&socket_fd), COMMANDS, Interest::READABLE)?;
+    let mut events = Events::with_capacity(16);
     println!("serving {image} on {socket_path}");
     while !quit.get() || backend.in_flight() > 0 {
-        ctx.poll_timeout(Duration::from_secs(1));
+        // From here on what workers complete makes the context's descriptor readable.
+        let wait = ctx.prepare_wait();
+        match poll.poll(&mut events, wait.timeout()) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => drop(wait),
+        }
+        if events.iter().any(|event| event.token() == COMMANDS) {
+            take_commands(&ctx, &socket, &backend, &quit);
+        }
+        ctx.poll(false);
     }
     backend.flush(&ctx)?;
     Ok(std::fs::remove_file(socket_path)?)
+}
+
+/// Spawns a coroutine for each command that has come.
+fn take_commands(
+    ctx: &AioContext,
+    socket: &Rc<UnixDatagram>,
+    backend: &BlockBackend,
+    quit: &Rc<Cell<bool>>,
+) {
+    let mut datagram = vec![0; MAX_BYTES];
+    // Readiness is reported once, so take all there is.
+    while let Ok((bytes, client)) = socket.recv_from(&mut datagram) {
+        let command = String::from_utf8_lossy(&datagram[..bytes]).trim_end().to_owned();
+        let (socket, backend, quit) = (Rc::clone(socket), backend.clone(), Rc::clone(quit));
+        ctx.spawn("command", move |co| {
+            let reply = match execute(co, &backend, &quit, &command) {
+                Ok(answer) => format!("ok {answer}"),
+                Err(why) => format!("error: {why}"),
+            };
+            // A client that has no name, or does not read, gets no reply.
+            let _ = client.as_pathname().map(|path| socket.send_to(reply.as_bytes(), path));
+        });
+    }
 }
 
 /// The block layer in straight-line code; while workers do the I/O, the coroutine is suspended.

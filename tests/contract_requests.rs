@@ -335,7 +335,7 @@ fn hammer(
             while !stopping.get() {
                 read(&backend, co, 0, 512).expect("a read within the device");
                 done.set(done.get() + 1);
-                co.reschedule();
+                co.yield_now();
             }
         });
     }

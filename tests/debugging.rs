@@ -49,7 +49,7 @@ fn reads_header(co: &Co<'_>, wait_for_cue: mpsc::Receiver<()>) -> usize {
 }
 
 #[inline(never)]
-fn reads_command(co: &Co<'_>, command: coblk::Spawned<usize>) -> usize {
+fn reads_command(co: &Co<'_>, command: coblk::JoinHandle<usize>) -> usize {
     std::hint::black_box(co.block_on(command).expect("a command")) + 1
 }
 

@@ -10,7 +10,7 @@ is told that the frame below the thread's innermost one is where the coroutine s
 long as the command takes. So it works on a core file as well.
 
 Contexts are found through a map in a section of the program, `.coblk_map`; what is in it is in
-crates/aio/src/debugger.rs. It holds offsets, so neither type information nor symbols are needed; but
+crates/aio/src/context/debug_map.rs. It holds offsets, so neither type information nor symbols are needed; but
 without symbols functions have no names.
 """
 
@@ -27,7 +27,7 @@ SUSPENDED, ENTERED, MISSING = "suspended", "entered", "missing"
 COROSENSEI, UCONTEXT = 1, 2
 
 # Where the functions are that run a coroutine's closure.
-START = re.compile(r"coroutine[^/]*/src/entry\.rs$")
+START = re.compile(r"coroutine[^/]*/src/coroutine/entry\.rs$")
 
 # More than any sound program has; a list that is longer was read while it changed, or is damaged.
 MOST = 10_000_000

@@ -46,7 +46,7 @@ impl BlockDriver for Liar {
         if !self.lies.load(Ordering::Acquire) {
             return self.node.co_flush(co);
         }
-        co.reschedule();
+        co.yield_now();
         Ok(())
     }
 }

@@ -8,11 +8,11 @@ const RIDDLES: [&str; 9] =
 
 /// How many there may still be below a folder. A ratchet: it only goes down.
 const LEFT: [(&str, usize); 14] = [
-    ("crates/aio/", 91),
+    ("crates/aio/", 0),
     ("crates/bench/", 7),
     ("crates/block/", 86),
     ("crates/coblk/", 0),
-    ("crates/coroutine/", 29),
+    ("crates/coroutine/", 0),
     ("crates/export/", 0),
     ("crates/nbd/", 0),
     ("crates/qapi/", 0),

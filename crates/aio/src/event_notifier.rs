@@ -15,7 +15,7 @@ pub struct EventNotifier {
 }
 
 impl EventNotifier {
-    /// A notifier that nobody has kicked yet.
+    /// A notifier without a kick.
     ///
     /// # Errors
     /// If the process or the system has no descriptors left.

@@ -1,13 +1,14 @@
 //! [`IoThread`]: a thread that runs a context.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use crate::context::AioHandle;
 use crate::context::{AioContext, AioContextBuilder};
-use crate::handle::AioHandle;
 use crate::{panics, sys};
 
 /// A thread with an [`AioContext`] of its own, for devices that shall not share the main loop.
@@ -28,7 +29,6 @@ use crate::{panics, sys};
 /// A panic of what the loop runs is reported, and the loop goes on
 /// ([`PanicPolicy`](crate::PanicPolicy)). The thread blocks signals, so that those of the process
 /// reach the threads that handle them.
-#[must_use = "dropping it ends the thread"]
 pub struct IoThread {
     handle: AioHandle,
     stop: Arc<AtomicBool>,
@@ -112,5 +112,11 @@ impl Drop for IoThread {
             let (context, message) = (self.handle.name(), panics::message(&*panic));
             tracing::error!(context, message, "a panic has ended the context's thread");
         }
+    }
+}
+
+impl fmt::Debug for IoThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoThread").field("name", &self.handle.name()).finish_non_exhaustive()
     }
 }

@@ -12,62 +12,50 @@
 //!
 //! # Unsafe code
 //!
-//! is fenced in `node` (intrusive lists), `bottom_half`, `co` (tasks and wakers), `context` (its
-//! own address), `debugger` (the section it lies in), `thread_pool` (job hand-off),
-//! `ring` (requests the kernel looks at), `sync` (data behind locks), `io_vector`, `volatile` (memory that
-//! guests share) and `sys` (system calls). Each of these begins with the argument why it is sound.
-//! `handle`, `poll`, `shared`, `simulation` and the `models` for loom only push nodes to those lists and
-//! run what they take off.
+//! is fenced in `run_list` (intrusive lists), `co` (tasks, wakers, and what lies in a coroutine's frame: jobs
+//! and requests), `context` (its own address, bottom halves, the section that debuggers read), `thread_pool`
+//! (job hand-off), `ring` (requests the kernel looks at), `sync` (data behind locks), `io_vector` (ranges, and
+//! memory that guests share) and `sys` (system calls). Each of these begins with the argument why it is sound.
+//! `home`, `simulation` and the `models` for loom only push nodes to those lists and run what they take off.
+
+#![warn(missing_debug_implementations)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
 
-mod atomic;
-mod bottom_half;
 mod co;
 mod context;
-mod debugger;
 mod event_notifier;
-mod fd_handler;
-mod future;
-mod handle;
+mod home;
 mod io_thread;
 mod io_vector;
+mod join;
+mod loom;
 #[cfg(all(test, loom))]
 mod models;
 pub mod net;
-mod node;
 mod panics;
-mod plug;
-mod poll;
-mod polling;
 mod ring;
-mod shared;
+mod run_list;
 mod simulation;
 pub mod sync;
 pub mod sys;
 mod thread_pool;
-mod timer;
 mod trace;
-mod turn;
-mod volatile;
 
-pub use bottom_half::{BottomHalf, RemoteBottomHalf};
-pub use co::{Co, CoWaker, CoroutineInfo, NoteInfo, Wanted};
-pub use context::{AioContext, AioContextBuilder};
+pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
+pub use context::{
+    AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, DEFAULT_POLL_MAX, EventHandler,
+    FdHandler, FdInterest, PollParams, Readiness, RemoteBottomHalf, Timer, Wait,
+};
 pub use event_notifier::EventNotifier;
-pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
-pub use future::{SpawnError, Spawned};
-pub use handle::AioHandle;
 pub use io_thread::IoThread;
 pub use io_vector::{AlignedBuffer, IoBuffer, IoVector, IoVectorMut};
+pub use join::{JoinError, JoinHandle};
 pub use panics::PanicPolicy;
-pub use plug::Plug;
-pub use polling::{BusyPoll, DEFAULT_POLL_MAX};
 pub use ring::{RingFd, RingFile, WaitMode};
 pub use simulation::{Simulation, SimulationOptions};
-pub use thread_pool::{AioJob, DEFAULT_MAX_THREADS, PoolShare, ThreadPool, ThreadPoolLimitsError};
-pub use timer::Timer;
+pub use thread_pool::{DEFAULT_MAX_THREADS, ThreadPool, ThreadPoolLimitsError};
 
 #[doc(hidden)]
 pub use tracing as __tracing;

@@ -12,8 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use coblk_coroutine::Coroutine;
 
-use crate::context::Inner;
-
 /// What a panic carries.
 pub(crate) type Payload = Box<dyn Any + Send>;
 
@@ -77,44 +75,11 @@ impl Panics {
         std::mem::forget(blame);
         result
     }
-}
 
-impl Inner {
-    /// Calls `work`, and again after each panic, to do what is left. Whether there was a panic.
-    #[inline]
-    pub(crate) fn shield(&self, mut work: impl FnMut()) -> bool {
-        let mut panicked = false;
-        while let Err(payload) = catch_unwind(AssertUnwindSafe(&mut work)) {
-            panicked = true;
-            self.panicked(payload);
-        }
-        panicked
-    }
-
+    /// What the panic that was caught last came from.
     #[cold]
-    fn panicked(&self, payload: Payload) {
-        let culprit = self.panics.culprit.take().unwrap_or(Culprit::Other("the loop"));
-        match self.panics.policy {
-            PanicPolicy::Report => report(&self.shared.name, culprit, &*payload),
-            PanicPolicy::Stop => resume_unwind(payload),
-        }
-    }
-
-    /// Calls all of these, whatever panics; a panic that stops the loop goes on afterwards, unless
-    /// the thread is panicking already.
-    pub(crate) fn call_all(&self, culprit: Culprit, calls: impl IntoIterator<Item: FnOnce()>) {
-        let mut first = None;
-        for call in calls {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
-                match self.panics.policy {
-                    PanicPolicy::Report => report(&self.shared.name, culprit, &*payload),
-                    PanicPolicy::Stop => first = first.or(Some(payload)),
-                }
-            }
-        }
-        if let Some(payload) = first.filter(|_| !std::thread::panicking()) {
-            resume_unwind(payload);
-        }
+    pub(crate) fn take_culprit(&self) -> Culprit {
+        self.culprit.take().unwrap_or(Culprit::Other("the loop"))
     }
 }
 

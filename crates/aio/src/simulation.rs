@@ -11,15 +11,17 @@
 //! What comes from outside is not simulated: other threads, and descriptors.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::time::Duration;
 
-use crate::context::Inner;
+use crate::run_list::LocalList;
 use crate::sys::faults::{self, Faults};
 use crate::thread_pool::JobHeader;
 use crate::trace_event;
 
-/// Seed and habits of a simulated context;
+/// Seed and parameters of a simulated context;
 /// [`AioContextBuilder::simulated`](crate::AioContextBuilder::simulated) takes it.
 #[derive(Clone, Copy, Debug)]
 pub struct SimulationOptions {
@@ -61,7 +63,7 @@ struct Waiting {
 pub struct Simulation {
     options: SimulationOptions,
     random: RefCell<fastrand::Rng>,
-    now_ns: Cell<i64>,
+    now_ns: Rc<Cell<i64>>,
     waiting: RefCell<Vec<Waiting>>,
     jobs: Cell<u64>,
     digest: Cell<u64>,
@@ -72,7 +74,7 @@ impl Simulation {
         Simulation {
             options,
             random: RefCell::new(fastrand::Rng::with_seed(options.seed)),
-            now_ns: Cell::new(0),
+            now_ns: Rc::default(),
             waiting: RefCell::new(Vec::new()),
             jobs: Cell::new(0),
             digest: Cell::new(options.seed),
@@ -98,8 +100,9 @@ impl Simulation {
         self.random.borrow_mut().u64(..bound)
     }
 
-    pub(crate) fn now_ns(&self) -> i64 {
-        self.now_ns.get()
+    /// The clock that it moves.
+    pub(crate) fn clock(&self) -> Rc<Cell<i64>> {
+        Rc::clone(&self.now_ns)
     }
 
     /// Takes a job in a worker's, or the ring's, place.
@@ -118,30 +121,28 @@ impl Simulation {
         if random.u16(..1000) < self.options.slow_per_mille { delay_ns * 100 } else { delay_ns }
     }
 
-    /// The wait phase of a poll: moves the clock if the loop would sleep, and runs what is due.
-    pub(crate) fn wait(&self, inner: &Inner, limit: Option<Duration>) {
-        let may_sleep = limit != Some(Duration::ZERO) && !inner.has_work();
-        if may_sleep && let Some(next_ns) = self.wake_up_ns(inner, limit) {
-            self.now_ns.set(self.now_ns.get().max(next_ns));
-        }
-        while let Some(job) = self.take_due() {
-            self.note(2, job.number);
-            trace_event!("simulated_job", number = job.number);
-            let _faults = faults::inject(self.options.faults, self.random.borrow_mut().fork());
-            // SAFETY: it was submitted to us and not to a worker, so it is ours to run, once.
-            unsafe { JobHeader::run_at_home(job.job, inner) };
-        }
-    }
-
-    /// When a sleep would end: at the next event, or when the limit is up.
-    fn wake_up_ns(&self, inner: &Inner, limit: Option<Duration>) -> Option<i64> {
+    /// In place of a sleep for at most `limit`: moves the clock to what comes next, a job or the
+    /// timer that is due at `timer_ns`, or to where the limit is up.
+    pub(crate) fn sleep(&self, limit: Option<Duration>, timer_ns: Option<i64>) {
         let limit_ns = limit.map(|limit| {
             let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
             self.now_ns.get().saturating_add(limit_ns)
         });
         let job_ns = self.waiting.borrow().iter().map(|waiting| waiting.due_ns).min();
-        let timer_ns = inner.timers.next_deadline_ns();
-        job_ns.into_iter().chain(timer_ns).chain(limit_ns).min()
+        if let Some(next_ns) = job_ns.into_iter().chain(timer_ns).chain(limit_ns).min() {
+            self.now_ns.set(self.now_ns.get().max(next_ns));
+        }
+    }
+
+    /// Runs the jobs that are due, and puts each on `home`.
+    pub(crate) fn run_due(&self, home: &LocalList) {
+        while let Some(job) = self.take_due() {
+            self.note(2, job.number);
+            trace_event!("simulated_job", number = job.number);
+            let _faults = faults::inject(self.options.faults, self.random.borrow_mut().fork());
+            // SAFETY: it was submitted to us and not to a worker, so it is ours to run, once.
+            unsafe { JobHeader::run_at_home(job.job, home) };
+        }
     }
 
     /// One of the jobs that are due, drawn at random.
@@ -172,5 +173,14 @@ impl Simulation {
             digest = (digest ^ word).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(29);
         }
         self.digest.set(digest);
+    }
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulation")
+            .field("seed", &self.seed())
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
     }
 }

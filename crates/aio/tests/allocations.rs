@@ -102,11 +102,11 @@ fn wakes(ctx: &AioContext) {
     let stopped = Rc::clone(&stop);
     ctx.spawn("reschedules", move |co| {
         while !stopped.get() {
-            co.reschedule();
+            co.yield_now();
         }
     });
     let count = allocations(|| assert!(ctx.poll(false)));
-    assert_eq!(count, 0, "reschedule");
+    assert_eq!(count, 0, "yield_now");
     stop.set(true);
     ctx.poll(false);
 
@@ -126,7 +126,7 @@ fn wakes(ctx: &AioContext) {
         ctx.spawn("contends", move |co| {
             while *mutex.lock(co) {
                 let _guard = mutex.lock(co);
-                co.reschedule();
+                co.yield_now();
             }
         });
     }

@@ -290,7 +290,7 @@ fn c38_an_idle_bottom_half_lets_a_blocking_poll_wait_10_ms() {
     let (bh, runs) = counting(&ctx);
     bh.schedule_idle();
     let begin = Instant::now();
-    assert!(!ctx.poll(true), "does not wait for ever");
+    assert!(!ctx.poll(true), "does not wait forever");
     assert!(begin.elapsed() >= Duration::from_millis(10), "but waits");
     assert_eq!(runs.get(), 1);
 }

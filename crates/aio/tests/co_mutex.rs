@@ -29,7 +29,7 @@ fn c66_a_mutex_is_handed_over_in_order_when_the_unlocker_suspends() {
         drop(guard);
         assert!(own.is_locked() && own.try_lock().is_none(), "it belongs to the next already");
         said.add("unlocked");
-        co.reschedule();
+        co.yield_now();
         said.add("owner ends");
     });
     for name in ["a", "b", "c"] {
@@ -41,7 +41,7 @@ fn c66_a_mutex_is_handed_over_in_order_when_the_unlocker_suspends() {
         });
     }
     assert!(log.take().is_empty());
-    assert!(held.next());
+    assert!(held.wake_one());
     assert_eq!(log.take(), ["unlocked", "a 1", "b 2", "c 3"]);
     settle(&ctx);
     assert_eq!(log.take(), ["owner ends"]);
@@ -59,7 +59,7 @@ fn c66_nobody_overtakes_a_waiter() {
             for _ in 0..3 {
                 let guard = own.lock(co);
                 said.add(name);
-                co.reschedule();
+                co.yield_now();
                 drop(guard);
                 // Comes back at once, and has to queue all the same.
             }
@@ -94,7 +94,7 @@ fn exact_counter(threads: usize) {
             let value = *guard;
             // Held across suspensions, and not only for an instant.
             if round % 8 == 0 {
-                co.reschedule();
+                co.yield_now();
             }
             *guard = value + 1;
         }
@@ -178,7 +178,7 @@ fn contexts_may_end_while_others_contend() {
                         ctx.spawn("contends", move |co| {
                             loop {
                                 *mutex.lock(co) += 1;
-                                co.reschedule();
+                                co.yield_now();
                             }
                         });
                     }
@@ -209,9 +209,9 @@ fn c69_waiting_releases_the_lock_and_takes_it_again() {
     });
     let (mutex, queue) = &*shared;
     assert!(!mutex.is_locked() && !queue.is_empty());
-    assert!(queue.next(), "woken for nothing it waits again");
+    assert!(queue.wake_one(), "woken for nothing it waits again");
     *mutex.try_lock().unwrap() = 5;
-    assert!(queue.next());
+    assert!(queue.wake_one());
     assert_eq!(log.take(), ["sees 0", "sees 5"]);
     assert!(queue.is_empty() && !mutex.is_locked());
 }
@@ -219,7 +219,7 @@ fn c69_waiting_releases_the_lock_and_takes_it_again() {
 #[test]
 fn c69_next_on_an_empty_queue_says_so() {
     let queue = CoQueue::new();
-    assert!(!queue.next() && queue.is_empty());
+    assert!(!queue.wake_one() && queue.is_empty());
     queue.wake_all();
 }
 
@@ -240,10 +240,10 @@ fn c69_waiters_are_woken_in_order_and_can_requeue_to_the_front() {
         });
     }
     for expected in ["a", "a again", "b", "c"] {
-        assert!(shared.1.next());
+        assert!(shared.1.wake_one());
         assert_eq!(log.take(), [expected]);
     }
-    assert!(!shared.1.next());
+    assert!(!shared.1.wake_one());
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn a_wake_that_an_unwound_waiter_cannot_use_goes_on_to_the_next() {
         own.wait(co);
         seen.set(true);
     });
-    assert!(queue.next());
+    assert!(queue.wake_one());
     go_on.send(()).unwrap();
     thread.join().unwrap();
     settle(&ctx);

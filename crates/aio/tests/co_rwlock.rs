@@ -37,8 +37,8 @@ fn scripted(
             held = match (step, held) {
                 ('r', _) => Held::Read(lock.read(co)),
                 ('w', _) => Held::Write(lock.write(co)),
-                ('u', Held::Read(guard)) => Held::Write(guard.upgrade(co)),
-                ('d', Held::Write(guard)) => Held::Read(guard.downgrade()),
+                ('u', Held::Read(guard)) => Held::Write(CoRwLockReadGuard::upgrade(guard, co)),
+                ('d', Held::Write(guard)) => Held::Read(CoRwLockWriteGuard::downgrade(guard)),
                 (_, held) => {
                     drop(held);
                     Held::Nothing
@@ -73,11 +73,11 @@ fn c70_a_reader_waits_if_anyone_queues_before_it() {
     let c = scripted(&ctx, &log, "c", &lock, "r-");
     assert_eq!(log.take(), ["ar"]);
     assert!(lock.try_read().is_none(), "also this one would have to queue");
-    assert!(a.next());
+    assert!(a.wake_one());
     assert_eq!(log.take(), ["a-", "bw"]);
-    assert!(b.next());
+    assert!(b.wake_one());
     assert_eq!(log.take(), ["b-", "cr"]);
-    assert!(c.next());
+    assert!(c.wake_one());
     assert!(lock.try_write().is_some());
 }
 
@@ -88,11 +88,11 @@ fn c70_upgrade_waits_its_turn_behind_a_waiting_writer() {
     let a = scripted(&ctx, &log, "a", &lock, "ru-");
     let b = scripted(&ctx, &log, "b", &lock, "w-");
     assert_eq!(log.take(), ["ar"]);
-    assert!(a.next());
+    assert!(a.wake_one());
     assert_eq!(log.take(), ["bw"], "the writer that waited comes first");
-    assert!(b.next());
+    assert!(b.wake_one());
     assert_eq!(log.take(), ["b-", "au"]);
-    assert!(a.next());
+    assert!(a.wake_one());
     assert!(lock.try_write().is_some());
 }
 
@@ -101,15 +101,15 @@ fn c70_upgrade_of_the_only_reader_does_not_wait() {
     let ctx = AioContext::for_test().unwrap();
     let (log, lock) = (Log::new(), Rc::new(CoRwLock::new(0)));
     let a = scripted(&ctx, &log, "a", &lock, "ru-");
-    assert!(a.next());
+    assert!(a.wake_one());
     assert_eq!(log.take(), ["ar", "au"]);
     assert!(lock.try_read().is_none());
-    assert!(a.next());
+    assert!(a.wake_one());
     // With another reader it waits for that one.
     let (a, b) = (scripted(&ctx, &log, "a", &lock, "ru-"), scripted(&ctx, &log, "b", &lock, "r-"));
-    assert!(a.next());
+    assert!(a.wake_one());
     assert_eq!(log.take(), ["a-", "ar", "br"]);
-    assert!(b.next());
+    assert!(b.wake_one());
     assert_eq!(log.take(), ["b-", "au"]);
 }
 
@@ -122,14 +122,14 @@ fn c70_downgrade_never_waits_and_wakes_readers() {
     let c = scripted(&ctx, &log, "c", &lock, "w-");
     let d = scripted(&ctx, &log, "d", &lock, "r-");
     assert_eq!(log.take(), ["aw"]);
-    assert!(a.next());
+    assert!(a.wake_one());
     // "d" came after a writer, and still waits.
     assert_eq!(log.take(), ["ad", "br"]);
-    assert!(a.next() && b.next());
+    assert!(a.wake_one() && b.wake_one());
     assert_eq!(log.take(), ["a-", "b-", "cw"]);
-    assert!(c.next());
+    assert!(c.wake_one());
     assert_eq!(log.take(), ["c-", "dr"]);
-    assert!(d.next());
+    assert!(d.wake_one());
 }
 
 #[test]
@@ -142,13 +142,13 @@ fn c70_contended_from_5_threads_writers_are_alone_and_readers_see_whole_writes()
                 0 => {
                     let mut guard = shared.write(co);
                     guard.0 += 1;
-                    co.reschedule();
+                    co.yield_now();
                     guard.1 += 1;
                 }
                 1 => {
                     let guard = shared.read(co);
                     assert_eq!(guard.0, guard.1);
-                    let mut guard = guard.upgrade(co);
+                    let mut guard = CoRwLockReadGuard::upgrade(guard, co);
                     guard.0 += 1;
                     guard.1 += 1;
                 }
@@ -156,9 +156,9 @@ fn c70_contended_from_5_threads_writers_are_alone_and_readers_see_whole_writes()
                     let mut guard = shared.write(co);
                     guard.0 += 1;
                     guard.1 += 1;
-                    let guard = guard.downgrade();
+                    let guard = CoRwLockWriteGuard::downgrade(guard);
                     let before = *guard;
-                    co.reschedule();
+                    co.yield_now();
                     assert_eq!(*guard, before, "no writer comes in between");
                 }
                 _ => {
@@ -207,8 +207,8 @@ fn contexts_may_end_while_others_read_write_and_upgrade() {
                         ctx.spawn("contends", move |co| {
                             loop {
                                 let guard = lock.read(co);
-                                co.reschedule();
-                                *guard.upgrade(co) += 1;
+                                co.yield_now();
+                                *CoRwLockReadGuard::upgrade(guard, co) += 1;
                             }
                         });
                     }

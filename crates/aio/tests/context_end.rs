@@ -125,14 +125,14 @@ fn run_borrows_and_carries_results_and_panics() {
     let ctx = AioContext::for_test().unwrap();
     let mut local = 0;
     let text = ctx.run(|co| {
-        co.reschedule();
+        co.yield_now();
         local += 1;
         "done".to_owned()
     });
     assert_eq!((local, text.as_str()), (1, "done"));
     let message = panic_message(|| {
         ctx.run(|co| {
-            co.reschedule();
+            co.yield_now();
             panic!("inside run");
         })
     });

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use coblk_aio::{AioContext, IoThread, SpawnError};
+use coblk_aio::{AioContext, IoThread, JoinError};
 
-/// A future that is ready once somebody says so.
+/// A future that is ready once it is opened.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<(bool, Option<Waker>)>>);
 
@@ -79,7 +79,7 @@ fn a_future_may_be_woken_by_another_coroutine() {
     let opener = gate.clone();
     let answer = ctx.run(|co| {
         co.context().spawn("opener", move |co| {
-            co.reschedule();
+            co.yield_now();
             opener.open();
         });
         co.block_on(gate)
@@ -102,12 +102,12 @@ fn a_spawned_coroutine_is_a_future() {
 fn a_panic_and_the_end_of_the_context_reach_who_waits() {
     let thread = IoThread::new("io").unwrap();
     let panicked = thread.handle().spawn("bad", |_| panic!("on purpose"));
-    assert_eq!(panicked.wait(), Err::<(), _>(SpawnError::Panicked));
+    assert_eq!(panicked.wait(), Err::<(), _>(JoinError::Panicked));
     let hanging = thread.handle().spawn("never", |co| co.suspend_with(std::mem::forget));
     let after = thread.handle().clone();
     drop(thread);
-    assert_eq!(hanging.wait(), Err(SpawnError::ContextGone));
-    assert_eq!(after.spawn("late", |_| ()).wait(), Err(SpawnError::ContextGone));
+    assert_eq!(hanging.wait(), Err(JoinError::ContextGone));
+    assert_eq!(after.spawn("late", |_| ()).wait(), Err(JoinError::ContextGone));
     assert!(after.is_closed());
 }
 

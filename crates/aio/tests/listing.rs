@@ -11,7 +11,7 @@ fn live_coroutines_are_listed_with_what_they_wait_for() {
     ctx.spawn("nosy", |co| {
         let own = co.context().coroutines().remove(0);
         assert_eq!((own.name, own.state), ("nosy", CoroutineState::Entered));
-        co.reschedule();
+        co.yield_now();
     });
     let listed = ctx.coroutines();
     let short: Vec<_> = listed.iter().map(|it| (it.name, it.state, it.waits_for)).collect();

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coblk_aio::{AioContext, Co, SpawnError};
+use coblk_aio::{AioContext, Co, JoinError};
 
 /// Allows this process so many KiB of address space more than it has.
 fn limit_growth(kib: u64) {
@@ -23,7 +23,7 @@ fn a_coroutine_without_a_stack_is_an_error_of_its_request() {
         let end = Rc::clone(end);
         move |co: &Co<'_>| {
             while !end.get() {
-                co.reschedule();
+                co.yield_now();
             }
         }
     };
@@ -42,7 +42,7 @@ fn a_coroutine_without_a_stack_is_an_error_of_its_request() {
     assert_eq!(ctx.ensure_stack().unwrap_err().raw_os_error(), Some(libc::ENOMEM));
     let from_afar = ctx.handle().spawn("from afar", |_| ());
     ctx.poll(false);
-    assert_eq!(from_afar.wait(), Err(SpawnError::NoMemory));
+    assert_eq!(from_afar.wait(), Err(JoinError::NoMemory));
     assert_eq!(ctx.coroutines().len(), spawned, "nothing is left of those that were refused");
     end.set(true);
     ctx.run_until(|| ctx.coroutines().is_empty());

@@ -31,7 +31,7 @@ fn without_threads_jobs_run_on_the_loop_and_complete_from_bottom_halves() {
     let home = thread::current().id();
     let completed = Rc::new(Cell::new(0));
     // Something has used a coroutine's stack and some heap before.
-    ctx.run(|co| co.reschedule());
+    ctx.run(|co| co.yield_now());
 
     // Not enough for the stack of a thread.
     let before = limit_address_space(address_space() + (512 << 10));

@@ -197,34 +197,13 @@ fn a_busy_poll_hook_that_panics_is_let_go_and_its_work_done_once() {
 }
 
 #[test]
-fn c73_deferred_calls_behind_one_that_panics_run() {
-    fn add(ctx: &AioContext, log: &(Log, &'static str)) {
-        let _ = ctx;
-        log.0.add(log.1);
-        assert_eq!(log.1, "second", "fails");
-    }
-    let log = Log::new();
-    let calls = ["first", "second"].map(|name| Rc::new((log.clone(), name)));
-    let defer = |ctx: &AioContext| {
-        let plug = ctx.plug();
-        calls.iter().for_each(|call| ctx.defer_call(add, call));
-        drop(plug);
-    };
-    defer(&reporting());
-    assert_eq!(log.take(), ["first", "second"]);
-    let stops = AioContext::for_test().unwrap();
-    assert!(panic_message(|| defer(&stops)).contains("fails"));
-    assert_eq!(log.take(), ["first", "second"]);
-}
-
-#[test]
 fn a_task_pool_says_that_a_task_has_panicked() {
     let ctx = reporting();
     let message = panic_message(|| {
         ctx.run(|co| {
             let pool = TaskPool::<()>::new(2);
             pool.start(co, "fails", |co| {
-                co.reschedule();
+                co.yield_now();
                 panic!("task fails");
             });
             pool.start(co, "does not", |_| Ok(()));
@@ -278,7 +257,7 @@ fn a_coroutine_that_catches_its_unwinding_may_suspend_again() {
             let result = catch_unwind(AssertUnwindSafe(|| match way {
                 // A waker of this suspension stays out, here and on a list.
                 0 | 2 => own.wait(co),
-                1 => co.reschedule(),
+                1 => co.yield_now(),
                 _ => co.sleep(Duration::from_secs(1000)),
             }));
             // It is unwound each time, and not told off for suspending.
@@ -363,7 +342,7 @@ fn work_that_a_dead_context_discards_is_all_discarded() {
     });
     let spawned = spawned.join().unwrap();
     drop(ctx);
-    assert_eq!(spawned.wait(), Err(coblk_aio::SpawnError::ContextGone));
+    assert_eq!(spawned.wait(), Err(coblk_aio::JoinError::ContextGone));
 }
 
 #[test]
@@ -372,7 +351,7 @@ fn an_iothread_outlives_a_panicking_callback() {
     let thread = IoThread::new("io").unwrap();
     thread.handle().schedule(|_| panic!("callback fails"));
     let failed = thread.handle().spawn("fails", |_| panic!("coroutine fails"));
-    assert_eq!(failed.wait(), Err::<(), _>(coblk_aio::SpawnError::Panicked));
+    assert_eq!(failed.wait(), Err::<(), _>(coblk_aio::JoinError::Panicked));
     assert_eq!(thread.handle().spawn("lives", |_| 5).wait(), Ok(5));
     assert!(!thread.is_finished());
     thread.join().unwrap();

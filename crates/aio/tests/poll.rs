@@ -320,7 +320,7 @@ fn a_poll_takes_any_limit() {
 fn a_loop_that_has_nothing_to_do_gives_back_the_memory_of_idle_stacks() {
     let _watchdog = watchdog();
     let ctx = AioContext::for_test().unwrap();
-    ctx.run(|co| co.reschedule());
+    ctx.run(|co| co.yield_now());
     assert!(coblk_coroutine::has_idle_memory());
     ctx.poll_timeout(Duration::from_secs(2));
     assert!(!coblk_coroutine::has_idle_memory());

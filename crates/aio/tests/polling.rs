@@ -1,5 +1,5 @@
 //! Adaptive polling (contract: C45 to C48). The arithmetic of the polling time is tested at the
-//! foot of `polling.rs`.
+//! foot of `context/busy_poll`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use coblk_aio::{
     AioContext, BusyPoll, DEFAULT_POLL_MAX, EventNotifier, FdHandler, FdInterest, IoThread,
+    PollParams,
 };
 
 /// A context that looks for work for a long time once it has waited a little.
 fn polling_context() -> AioContext {
     let ctx = AioContext::test_builder().poll_max(Duration::from_secs(1)).build().unwrap();
-    ctx.set_poll_params(Duration::from_secs(1), 1_000_000, 1);
+    ctx.set_poll_params(PollParams::new(Duration::from_secs(1)).grow(1_000_000).shrink(1));
     for _ in 0..2 {
         ctx.poll_timeout(Duration::from_millis(1));
     }
@@ -110,7 +111,7 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
         assert_eq!((begun.get(), on_ready.get()), (1, ready), "it goes on looking");
     };
     look(1);
-    // A loop that has other work does not look for any, but must not forget what nobody will tell.
+    // A loop that has other work does not look for any, but must not forget what no event will tell.
     busy.set(true);
     ctx.schedule(|_| ());
     ctx.poll(true);
@@ -121,7 +122,7 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
     assert_eq!((begun.get(), on_ready.get()), (0, 3));
     look(4);
     // Nor does it sleep on a promise when it stops looking at all.
-    ctx.set_poll_params(Duration::ZERO, 0, 0);
+    ctx.set_poll_params(PollParams::default());
     ctx.poll_timeout(Duration::from_micros(1));
     assert_eq!(begun.get(), 0);
     assert_eq!((on_fd.get(), on_ready.get()), (1, 4));

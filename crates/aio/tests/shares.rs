@@ -56,7 +56,7 @@ fn c72_contended_from_5_threads_it_is_never_overdrawn() {
         for round in 0..200u64 {
             let share = shared.take(co, round % 7 + 1).unwrap();
             if round % 3 == 0 {
-                co.reschedule();
+                co.yield_now();
             }
             assert!(shared.available() <= 7 - share.amount());
         }
@@ -98,7 +98,7 @@ fn a_task_pool_runs_up_to_its_maximum_at_once() {
             let own = Rc::downgrade(&pool);
             pool.start(co, "task", move |co| {
                 highest.set(highest.get().max(own.upgrade().unwrap().busy()));
-                (0..index % 4).for_each(|_| co.reschedule());
+                (0..index % 4).for_each(|_| co.yield_now());
                 count.set(count.get() + 1);
                 Ok(())
             });
@@ -119,7 +119,7 @@ fn a_task_pool_keeps_the_first_error() {
         let pool = TaskPool::new(8);
         for index in 0..6 {
             pool.start(co, "task", move |co| {
-                (0..6 - index).for_each(|_| co.reschedule());
+                (0..6 - index).for_each(|_| co.yield_now());
                 if index % 2 == 0 { Err(index) } else { Ok(()) }
             });
         }
@@ -140,7 +140,7 @@ fn a_task_that_panics_frees_its_slot() {
     let own = Rc::clone(&pool);
     ctx.spawn("starts", move |co| {
         own.start(co, "fails", |co| {
-            co.reschedule();
+            co.yield_now();
             panic!("a task fails");
         });
         own.start(co, "works", |_| Ok(()));

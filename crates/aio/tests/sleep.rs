@@ -83,7 +83,7 @@ fn c71_a_timeout_of_0_runs_in_line() {
     ctx.run(|co| {
         let own = coblk_coroutine::current().unwrap().id();
         let other = co.timeout(Duration::ZERO, "c71", |co| {
-            co.reschedule();
+            co.yield_now();
             (coblk_coroutine::current().unwrap().id(), co.name())
         });
         assert_eq!(other, Ok((own, "run")));
@@ -96,7 +96,7 @@ fn c71_what_ends_in_time_gives_its_result() {
     ctx.run(|co| {
         assert_eq!(co.timeout(LONG, "at once", |_| 1), Ok(1));
         let later = co.timeout(LONG, "later", |co| {
-            co.reschedule();
+            co.yield_now();
             String::from("later")
         });
         assert_eq!(later.unwrap(), "later");
@@ -124,7 +124,7 @@ fn c71_a_timeout_does_not_cancel_what_it_timed() {
     assert_eq!(outcome, Err(TimedOut));
     assert_eq!(std::io::Error::from(TimedOut).raw_os_error(), Some(libc::ETIMEDOUT));
     assert!(log.take().is_empty());
-    assert!(go_on.next());
+    assert!(go_on.wake_one());
     assert_eq!(log.take(), ["ended all the same", "result dropped"]);
 }
 
@@ -135,7 +135,7 @@ fn c71_a_panic_goes_to_whoever_waits() {
     let message = panic_message(|| {
         ctx.run(|co| {
             co.timeout(LONG, "fails", |co| {
-                co.reschedule();
+                co.yield_now();
                 panic!("in time");
             })
         })
@@ -150,7 +150,7 @@ fn c71_a_panic_goes_to_whoever_waits() {
         })
     })
     .unwrap_err();
-    assert_eq!(panic_message(|| go_on.next()), "too late");
+    assert_eq!(panic_message(|| go_on.wake_one()), "too late");
 }
 
 #[test]

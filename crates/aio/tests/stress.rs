@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoThread, Spawned};
+use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoThread, JoinHandle};
 use util::{Random, watchdog};
 
 const WAKES: usize = 25_000;
@@ -78,7 +78,7 @@ fn two_coroutines_of_two_contexts_wake_each_other_25000_times() {
     let slots: Arc<[Mutex<Option<CoWaker>>; 2]> = Arc::default();
     // Puts its own waker first, and wakes the other one before it suspends, so a wake often comes
     // before the suspension it is for.
-    let spawn = |handle: &AioHandle, own: usize| -> Spawned<usize> {
+    let spawn = |handle: &AioHandle, own: usize| -> JoinHandle<usize> {
         let slots = Arc::clone(&slots);
         handle.spawn("player", move |co: &Co<'_>| {
             for _ in 0..WAKES {
@@ -159,7 +159,7 @@ fn a_hundred_coroutines_of_five_contexts_wake_each_other_at_random() {
             })
         })
         .collect();
-    // The last one has nobody left to wake it but this thread.
+    // Only this thread is left to wake the last one.
     drop(to_main);
     at_main.into_iter().for_each(CoWaker::wake);
     let rounds: usize = spawned.into_iter().map(|one| one.wait().unwrap()).sum();

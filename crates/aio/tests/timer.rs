@@ -55,7 +55,7 @@ fn c50_it_is_removed_before_its_callback_which_may_arm_it_again() {
     timer.arm_at_ns(-1);
     *slot.borrow_mut() = Some(timer);
     for _ in 0..3 {
-        // Armed for now by its own callback it fires once a poll, not for ever in one.
+        // Armed for now by its own callback it fires once a poll, not forever in one.
         assert!(ctx.poll(true));
         assert_eq!(log.take(), ["armed false", "armed true"]);
     }
@@ -204,7 +204,7 @@ fn a_timer_may_be_dropped_or_cancelled_from_another_ones_callback() {
         let victims = Rc::clone(&victims);
         move |_| {
             victims.borrow()[0].cancel();
-            victims.borrow_mut().remove(1);
+            drop(victims.borrow_mut().remove(1));
         }
     });
     killer.arm_at_ns(0);

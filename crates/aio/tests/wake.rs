@@ -108,13 +108,13 @@ fn c23_waking_oneself_fails_loudly() {
     let ctx = AioContext::for_test().unwrap();
     let message = panic_message(|| ctx.spawn("narcissus", |co| co.suspend_with(CoWaker::wake)));
     assert_eq!(message, "coroutine 'narcissus' tried to wake itself");
-    // And harms nobody: the coroutine may even go on.
+    // And does no harm: the coroutine may even go on.
     let log = Log::new();
     ctx.spawn("narcissus", {
         let log = log.clone();
         move |co| {
             assert!(catch_unwind(AssertUnwindSafe(|| co.suspend_with(CoWaker::wake))).is_err());
-            co.reschedule();
+            co.yield_now();
             log.add("went on");
         }
     });
@@ -155,7 +155,7 @@ fn c28_random_wakes_over_five_contexts_lose_no_coroutine() {
     const CONTEXTS: usize = 5;
     const ROUNDS: usize = 2_000;
     let _watchdog = watchdog();
-    // Each coroutine leaves its waker in a random slot, and wakes whom it finds there.
+    // Each coroutine leaves its waker in a random slot, and wakes the one that it finds there.
     let slots: Arc<Vec<Mutex<Option<CoWaker>>>> =
         Arc::new((0..CONTEXTS).map(|_| Mutex::default()).collect());
     let woken = Arc::new(AtomicUsize::new(0));
@@ -212,7 +212,7 @@ fn a_wake_served_by_a_poll_inside_register_is_not_lost() {
             assert!(co.context().poll(true));
         });
         said.add("woken");
-        co.reschedule();
+        co.yield_now();
         said.add("goes on");
     });
     while ctx.poll(false) {}
@@ -262,7 +262,7 @@ fn reschedule_lets_everything_else_that_is_ready_run_first() {
         ctx.spawn(name, move |co| {
             for _ in 0..2 {
                 log.add(co.name());
-                co.reschedule();
+                co.yield_now();
             }
         });
     }
@@ -285,14 +285,14 @@ fn a_waker_that_survives_a_failed_register_is_reported() {
                 panic!("register fails");
             });
         });
-        attempt(&|| co.reschedule());
+        attempt(&|| co.yield_now());
         attempt(&|| co.suspend_with(drop));
         let waker = own.take();
         thread::spawn(move || waker.wake()).join().unwrap();
         // The wake finds it waiting for something else, and must not end that either.
         assert_eq!(co.context().thread_pool().submit_co(co, || 5), 5);
         while co.context().poll(false) {}
-        co.reschedule();
+        co.yield_now();
         said.add("usable again");
     });
     ctx.run_until(|| stray.0.take().is_none() && Rc::strong_count(&stray.0) == 1);
@@ -316,7 +316,7 @@ fn suspending_inside_register_is_refused() {
     });
     assert!(message.contains("nested"), "{message}");
     let message = panic_message(|| {
-        ctx.spawn("nested", |co| co.suspend_with(|_outer| co.reschedule()));
+        ctx.spawn("nested", |co| co.suspend_with(|_outer| co.yield_now()));
         while ctx.poll(false) {}
     });
     assert!(message.contains("nested"), "{message}");
@@ -349,7 +349,7 @@ fn being_resumed_by_hand_does_not_end_a_wait() {
         *handle.borrow_mut() = coblk_coroutine::current();
         own.wait(co);
         said.add("woken");
-        co.reschedule();
+        co.yield_now();
         said.add("rescheduled");
         assert_eq!(co.context().thread_pool().submit_co(co, || 7), 7);
         said.add("job done");
@@ -383,7 +383,7 @@ fn a_coroutine_spawned_from_another_thread_runs_at_home() {
     thread::spawn(move || {
         assert!(!handle.is_home_thread());
         handle.spawn("remote", move |co| {
-            co.reschedule();
+            co.yield_now();
             done.send(thread::current().id()).unwrap();
         });
     })

@@ -162,7 +162,7 @@ fn fail_on_panic(co: &Co<'_>, request: impl FnOnce() -> io::Result<()>) -> io::R
 #[inline]
 fn complete(co: &Co<'_>, callback: impl FnOnce(&AioContext)) {
     if !co.has_suspended() {
-        co.reschedule();
+        co.yield_now();
     }
     trace_event!("blk_aio_complete", coroutine = co.name());
     callback(co.context());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, AioHandle, Co, Spawned};
+use coblk_aio::{AioContext, AioHandle, Co, JoinHandle};
 
 use crate::block_backend::BlockBackend;
 use crate::graph::{self, Device, DeviceId, Use};
@@ -120,7 +120,7 @@ impl BackendOptions {
         &self,
         home: &AioHandle,
         node: Arc<BlockNode>,
-    ) -> Spawned<Result<RemoteBackend, PermissionError>> {
+    ) -> JoinHandle<Result<RemoteBackend, PermissionError>> {
         let options = self.clone();
         home.spawn("open backend", move |co| {
             options.co_open(co, node).map(|backend| backend.remote())

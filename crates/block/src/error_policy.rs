@@ -277,7 +277,7 @@ impl BlockBackend {
             ErrorAction::Ignore => Some(Ok(())),
             // Whoever was told has resumed it.
             ErrorAction::Stop if !self.errors().is_stopped() => {
-                co.reschedule();
+                co.yield_now();
                 None
             }
             ErrorAction::Stop => match self.hold(co, request) {

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coblk_aio::{AioHandle, Co, IoBuffer, Spawned};
+use coblk_aio::{AioHandle, Co, IoBuffer, JoinHandle};
 
 use crate::block_backend::BlockBackend;
 use crate::flags::{WriteFlags, ZeroFlags};
@@ -16,7 +16,7 @@ thread_local! {
     static OFFERED: RefCell<HashMap<u64, BlockBackend>> = RefCell::new(HashMap::new());
 }
 
-/// Sends requests to a [`BlockBackend`] from any thread. Each returns a [`Spawned`]: a future for
+/// Sends requests to a [`BlockBackend`] from any thread. Each returns a [`JoinHandle`]: a future for
 /// an async program, or something to `wait` for. A buffer goes with the request and comes back
 /// with its result.
 ///
@@ -70,7 +70,7 @@ impl RemoteBackend {
         home: &AioHandle,
         name: impl Into<String> + Send + 'static,
         node: Arc<crate::BlockNode>,
-    ) -> Spawned<RemoteBackend> {
+    ) -> JoinHandle<RemoteBackend> {
         home.spawn("open backend", move |co| BlockBackend::new(co.context(), name, node).remote())
     }
 
@@ -79,7 +79,7 @@ impl RemoteBackend {
         &self,
         offset: u64,
         mut buffer: B,
-    ) -> Spawned<(io::Result<()>, B)> {
+    ) -> JoinHandle<(io::Result<()>, B)> {
         self.request("remote read", move |backend, co| {
             let result = backend
                 .and_then(|backend| backend.co_preadv(co, offset, &mut buffer.io_vector_mut()));
@@ -93,7 +93,7 @@ impl RemoteBackend {
         offset: u64,
         buffer: B,
         flags: WriteFlags,
-    ) -> Spawned<(io::Result<()>, B)> {
+    ) -> JoinHandle<(io::Result<()>, B)> {
         self.request("remote write", move |backend, co| {
             let result = backend
                 .and_then(|backend| backend.co_pwritev(co, offset, &buffer.io_vector(), flags));
@@ -102,7 +102,7 @@ impl RemoteBackend {
     }
 
     /// Makes all writes durable that completed before.
-    pub fn flush(&self) -> Spawned<io::Result<()>> {
+    pub fn flush(&self) -> JoinHandle<io::Result<()>> {
         self.request("remote flush", |backend, co| backend?.co_flush(co))
     }
 
@@ -112,19 +112,19 @@ impl RemoteBackend {
         offset: u64,
         bytes: u64,
         flags: ZeroFlags,
-    ) -> Spawned<io::Result<()>> {
+    ) -> JoinHandle<io::Result<()>> {
         self.request("remote write zeroes", move |backend, co| {
             backend?.co_pwrite_zeroes(co, offset, bytes, flags)
         })
     }
 
     /// Gives `bytes` bytes from `offset` on back to the storage.
-    pub fn pdiscard(&self, offset: u64, bytes: u64) -> Spawned<io::Result<()>> {
+    pub fn pdiscard(&self, offset: u64, bytes: u64) -> JoinHandle<io::Result<()>> {
         self.request("remote discard", move |backend, co| backend?.co_pdiscard(co, offset, bytes))
     }
 
     /// Tries held requests again; see [`BlockBackend::resume`].
-    pub fn resume(&self) -> Spawned<io::Result<()>> {
+    pub fn resume(&self) -> JoinHandle<io::Result<()>> {
         self.request("remote resume", |backend, _| {
             backend?.resume();
             Ok(())
@@ -135,7 +135,7 @@ impl RemoteBackend {
         &self,
         name: &'static str,
         request: impl FnOnce(io::Result<BlockBackend>, &Co<'_>) -> R + Send + 'static,
-    ) -> Spawned<R> {
+    ) -> JoinHandle<R> {
         // The offer goes along, so that it is not withdrawn before the request has found it.
         let offer = Arc::clone(&self.offer);
         self.offer.home.spawn(name, move |co| {

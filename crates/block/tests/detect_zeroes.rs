@@ -53,7 +53,7 @@ fn a_write_of_nothing_is_no_zeroes_and_flushes() {
     for (name, detect) in [("f0", "off"), ("f1", "on"), ("f2", "unmap,discard=unmap")] {
         let line = format!("file,node-name={name},filename=$,detect-zeroes={detect}");
         let backend = BlockBackend::new(&faulty, name, bench.open(&line).unwrap());
-        let nothing = |flags| backend.pwritev(&faulty, 0, &IoVector::from(&[][..]), flags);
+        let nothing = |flags| backend.pwritev(&faulty, 0, &IoVector::new(), flags);
         assert_eq!(errno(nothing(WriteFlags::FUA)), libc::EIO, "{detect}");
     }
 }

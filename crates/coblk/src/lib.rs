@@ -50,8 +50,8 @@ pub use coblk_virtio_blk as virtio_blk;
 
 pub use coblk_aio::{
     AioContext, AioHandle, AlignedBuffer, BottomHalf, Co, CoWaker, EventNotifier, FdInterest,
-    IoBuffer, IoThread, IoVector, IoVectorMut, Readiness, RemoteBottomHalf, Spawned, ThreadPool,
-    Timer,
+    IoBuffer, IoThread, IoVector, IoVectorMut, JoinError, JoinHandle, Readiness, RemoteBottomHalf,
+    ThreadPool, Timer, Wait,
 };
 pub use coblk_block::{
     BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child,

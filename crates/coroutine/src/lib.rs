@@ -2,7 +2,7 @@
 //!
 //! A [`Coroutine`] runs a closure on a stack of its own. [`Coroutine::resume`] runs it until it
 //! suspends or terminates; [`Suspender::suspend`], called by the closure itself however deep in its
-//! calls, goes back to whoever resumed it. Code that may suspend takes the [`Suspender`] as a
+//! calls, goes back to the resumer. Code that may suspend takes the [`Suspender`] as a
 //! parameter, so which code may is visible in its signature.
 //!
 //! ```
@@ -47,34 +47,28 @@
 //!
 //! - `switch/`: the jump from stack to stack
 //! - `stack/`: memory, guard pages, the signal handler
-//! - `control.rs`, `entry.rs`: the block that handles point to, and the closure it runs
-//! - `coroutine.rs`, `run.rs`, `suspender.rs`, `current.rs`, `wake_queue.rs`: only where a pointer
-//!   to a block becomes a reference or a handle
-//! - `pool.rs`, `pool/`: ownership of idle blocks
+//! - `coroutine/`: in `control.rs` and `entry.rs` the block that handles point to, and the closure it
+//!   runs; in the other files only where a pointer to a block becomes a reference or a handle
+//! - `pool/`: ownership of idle blocks
+
+#![warn(missing_debug_implementations)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("coblk is for Linux: it needs epoll, eventfd and madvise as they are there");
 
-mod control;
 mod coroutine;
-mod current;
-mod entry;
-mod layout;
 mod pool;
-mod run;
 mod stack;
-mod suspender;
 mod switch;
-mod wake_queue;
 
-pub use coroutine::{Coroutine, CoroutineState};
-pub use current::{current, in_coroutine, outside, serve_woken};
-pub use entry::is_forced_unwind;
 #[doc(hidden)]
-pub use layout::ControlLayout;
+pub use coroutine::ControlLayout;
+pub use coroutine::{
+    Coroutine, CoroutineState, Suspender, current, in_coroutine, is_forced_unwind, outside,
+    serve_woken,
+};
 pub use pool::{
     PoolStats, ensure_stack, has_idle_memory, pool_stats, release_idle_memory, set_pool_limit,
     trim_pool,
 };
 pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};
-pub use suspender::Suspender;

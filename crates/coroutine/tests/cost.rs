@@ -110,7 +110,7 @@ fn a_million_suspended_coroutines() {
         status_kib("VmPTE"),
         start.elapsed()
     );
-    if cfg!(not(feature = "ucontext")) {
+    if cfg!(not(coblk_ucontext)) {
         assert!(each <= 4.3, "{each} KiB each");
     }
     if pool_stats().guard == Some(GuardKind::Marker) {

@@ -128,7 +128,7 @@ impl Session {
                     return Ok(());
                 }
                 // Who never stops asking does not keep others from the loop.
-                co.reschedule();
+                co.yield_now();
             }
         }
     }

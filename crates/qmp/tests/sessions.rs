@@ -328,7 +328,7 @@ fn a_command_that_waits_does_not_hold_up_those_of_other_monitors() {
         waiting.set(waiting.get() + 1);
         let before = released.get();
         while released.get() == before {
-            co.reschedule();
+            co.yield_now();
         }
         waiting.set(waiting.get() - 1);
         Ok(())

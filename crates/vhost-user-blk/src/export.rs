@@ -165,7 +165,7 @@ impl VhostUserBlk {
         self.export.close();
         // The listener closes in a turn of the loop.
         while self.acceptor.is_running() {
-            co.reschedule();
+            co.yield_now();
         }
         while self.is_in_use() {
             co.suspend_for("the end of an export", |waker| {

@@ -4,13 +4,13 @@ mod util;
 
 use std::time::Duration;
 
-use coblk_aio::EventNotifier;
+use coblk_aio::{EventNotifier, PollParams};
 use util::RawGuest;
 
 /// A device that has been kicked once, on a loop that looks for work for as long as this may take.
 fn polled_device() -> (RawGuest, EventNotifier) {
     let mut guest = RawGuest::new();
-    guest.ctx.set_poll_params(Duration::from_secs(60), 1_000_000, 1);
+    guest.ctx.set_poll_params(PollParams::new(Duration::from_secs(60)).grow(1_000_000).shrink(1));
     let kick = EventNotifier::new().unwrap();
     guest.device.watch_notifier(&guest.ctx, 0, &kick).unwrap();
     guest.honest_request_works();
@@ -33,7 +33,7 @@ fn c46_a_ring_is_looked_at_without_a_kick() {
     }
     // A loop that may sleep asks for kicks again, and sees what came just before that.
     guest.offer_honest_request();
-    guest.ctx.set_poll_params(Duration::ZERO, 0, 0);
+    guest.ctx.set_poll_params(PollParams::default());
     assert!(guest.ctx.poll(true));
     guest.honest_request_was_answered();
     assert!(guest.wants_kick());
@@ -57,7 +57,7 @@ fn c46_a_ring_that_is_no_longer_watched_wants_kicks_again() {
     guest.device.watch_notifier(&guest.ctx, 0, &other).unwrap();
     assert!(guest.ctx.poll_timeout(Duration::from_secs(60)));
     guest.honest_request_was_answered();
-    guest.ctx.set_poll_params(Duration::ZERO, 0, 0);
+    guest.ctx.set_poll_params(PollParams::default());
     guest.ctx.poll_timeout(Duration::from_millis(1));
     assert!(guest.wants_kick());
     guest.offer_honest_request();

@@ -1,12 +1,17 @@
 //! Coroutines of a context: [`Co`], the right to suspend, and [`CoWaker`], the way back.
 
-mod list;
+mod block_on;
+mod blocking;
+mod info;
 mod note;
+mod pool_share;
+mod ring_io;
 mod task;
 mod waker;
 mod wanted;
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::ptr::NonNull;
@@ -15,10 +20,13 @@ use coblk_coroutine::Suspender;
 
 use crate::context::{AioContext, Inner};
 use crate::trace_event;
-pub use list::CoroutineInfo;
+pub use blocking::AioJob;
+pub use info::CoroutineInfo;
 use note::Note;
 pub use note::NoteInfo;
-pub(crate) use task::{Task, TaskList};
+pub use pool_share::PoolShare;
+pub(crate) use pool_share::Shares;
+pub(crate) use task::{Task, TaskLayout, TaskList};
 pub use waker::CoWaker;
 pub use wanted::Wanted;
 
@@ -61,6 +69,11 @@ impl<'a> Co<'a> {
         self.task().name()
     }
 
+    /// Its number, unique in the process: that of [`CoroutineInfo::id`].
+    pub fn id(&self) -> u64 {
+        self.suspender.coroutine().id()
+    }
+
     /// Whether it has ever suspended, that is, whether the code that spawned it has gone on.
     #[inline]
     pub fn has_suspended(&self) -> bool {
@@ -72,7 +85,7 @@ impl<'a> Co<'a> {
     /// The wake may come before this coroutine has suspended, from another thread; it is not lost.
     ///
     /// # Panics
-    /// If the waker was dropped without being used: nobody could ever wake this coroutine, and a
+    /// If the waker was dropped without being used: nothing could ever wake this coroutine, and a
     /// request that hangs in silence is worse than one that fails. Also if `register` uses the
     /// waker itself (contract: C23), or suspends with another waker.
     pub fn suspend_with(&self, register: impl FnOnce(CoWaker)) {
@@ -100,7 +113,7 @@ impl<'a> Co<'a> {
     /// Goes to the end of the loop's next bottom-half phase, so that everything else that is ready
     /// runs first.
     #[inline(always)]
-    pub fn reschedule(&self) {
+    pub fn yield_now(&self) {
         self.task().assert_idle();
         let out = WakerOut(self);
         Task::schedule_local(self.release.task.get());
@@ -122,7 +135,7 @@ impl<'a> Co<'a> {
     }
 
     /// Suspends until the wake that was arranged for has been served; not at all if that has
-    /// happened already. Resumed for any other reason, it suspends again: somebody may have got
+    /// happened already. Resumed for any other reason, it suspends again: other code may have got
     /// hold of the coroutine's handle, and its node is not free before it is woken.
     #[inline(always)]
     fn suspend_until_woken(&self, what: &'static str) {
@@ -131,7 +144,7 @@ impl<'a> Co<'a> {
         }
     }
 
-    /// Suspends. Whoever calls this checks that what it waits for has happened.
+    /// Suspends. The caller checks that what it waits for has happened.
     #[inline(always)]
     pub(crate) fn suspend(&self, what: &'static str) {
         self.task().set_suspended(what);
@@ -178,7 +191,13 @@ impl Drop for Release {
     fn drop(&mut self) {
         trace_event!("coroutine_terminate");
         // SAFETY: a context outlives its coroutines and their closures. The task was acquired for
-        // this closure, which is dropped once; whoever resumes a coroutine holds a handle on it.
+        // this closure, which is dropped once; the resumer of a coroutine holds a handle on it.
         unsafe { self.inner.as_ref().tasks().release(self.task.get()) };
+    }
+}
+
+impl fmt::Debug for Co<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Co").field("name", &self.name()).finish_non_exhaustive()
     }
 }

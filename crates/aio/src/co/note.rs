@@ -1,7 +1,7 @@
 //! What a coroutine notes of its work, for those who ask what hangs.
 //!
 //! A note is a few plain stores in the coroutine's task, on its own thread: cheap enough for every
-//! request, and read only when somebody lists coroutines.
+//! request, and read only when coroutines are listed.
 
 use std::time::Duration;
 
@@ -69,9 +69,9 @@ mod tests {
         let ctx = AioContext::for_test().unwrap();
         ctx.spawn("request", |co| {
             co.note(7, 4096, 512);
-            co.reschedule();
+            co.yield_now();
             co.clear_note();
-            co.reschedule();
+            co.yield_now();
         });
         let note = |ctx: &AioContext| ctx.coroutines()[0].note;
         let first = note(&ctx).expect("a note");
@@ -82,10 +82,10 @@ mod tests {
         // The next one has the same task, and not the same note.
         ctx.spawn("request", |co| {
             co.note(8, 0, 0);
-            co.reschedule();
+            co.yield_now();
         });
         ctx.poll(false);
-        ctx.spawn("another", |co| co.reschedule());
+        ctx.spawn("another", |co| co.yield_now());
         assert_eq!(note(&ctx), None);
         ctx.poll(false);
     }

@@ -1,7 +1,7 @@
 //! What a context knows of one of its coroutines, and the list of all of them.
 //!
 //! A task outlives its coroutine's stack only in one case: the coroutine is unwound (its context
-//! ends) while somebody still holds a [`CoWaker`](super::CoWaker) for it. Then the task, a small
+//! ends) while a [`CoWaker`](super::CoWaker) for it is still held. Then the task, a small
 //! heap block, belongs to that waker. Who owns it is decided by one atomic swap of `state`:
 //!
 //! ```text
@@ -15,7 +15,7 @@
 //!
 //! `IDLE` is what a suspended coroutine waits for: its wake has been served. Nothing but the wake
 //! brings it about, and no second waker is made and the node not pushed before it: that, and not
-//! the good behaviour of whoever resumes coroutines, keeps a node from being on two lists.
+//! the good behaviour of resumers, keeps a node from being on two lists.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::mem::offset_of;
@@ -28,10 +28,9 @@ use coblk_coroutine::{Coroutine, CoroutineState};
 
 use super::{CoroutineInfo, Note, NoteInfo, Wanted};
 use crate::context::{AioContext, Inner};
-use crate::debugger::TaskLayout;
-use crate::node::{Node, NodeKind};
+use crate::home::Home;
 use crate::panics;
-use crate::shared::Shared;
+use crate::run_list::{Node, NodeKind, Runner};
 use crate::trace_event;
 
 /// No waker exists and the node is on no list.
@@ -65,13 +64,29 @@ pub(crate) struct Task {
     next: Cell<*mut Task>,
 }
 
+/// Where a debugger finds what it shows of a task: offsets, in bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TaskLayout {
+    /// The next task, or null.
+    pub(crate) next: u32,
+    /// Address of its context.
+    pub(crate) inner: u32,
+    /// A `&'static str`.
+    pub(crate) name: u32,
+    /// A `&'static str`.
+    pub(crate) waits_for: u32,
+    /// Address of the coroutine's control block, or null.
+    pub(crate) coroutine: u32,
+}
+
 static TASK_KIND: NodeKind = NodeKind { run: run_task, discard: discard_task };
 
 /// The bottom half that resumes a coroutine which was woken from another thread (contract: C24).
 ///
 /// # Safety
 /// As `NodeKind::run`: the node is a `Task`'s.
-unsafe fn run_task(node: NonNull<Node>, _ctx: &AioContext) -> bool {
+unsafe fn run_task(node: NonNull<Node>, _: Runner<'_>) -> bool {
     let task = node.cast::<Task>();
     // SAFETY: scheduled, so alive, or ours to free.
     let state = unsafe { &task.as_ref().state };
@@ -105,7 +120,7 @@ impl Task {
     };
 
     pub(crate) fn context(&self) -> &AioContext {
-        // SAFETY: whoever asks runs in this task's coroutine, and a context outlives its
+        // SAFETY: the caller runs in this task's coroutine, and a context outlives its
         // coroutines: its `Drop` unwinds them first.
         unsafe { self.inner.as_ref() }.me()
     }
@@ -203,7 +218,7 @@ impl Task {
 
     /// A waker is about to be made.
     #[inline]
-    pub(super) fn arm(&self) -> Arc<Shared> {
+    pub(super) fn arm(&self) -> Arc<Home> {
         self.assert_idle();
         self.lost.store(false, Ordering::Relaxed);
         self.state.store(ARMED, Ordering::Release);
@@ -218,7 +233,7 @@ impl Task {
     }
 
     /// Has the loop resume the coroutine in its next bottom-half phase. Home thread, and only by
-    /// whoever has the sole right to wake it: its waker, or the running coroutine itself.
+    /// the owner of the sole right to wake it: its waker, or the running coroutine itself.
     pub(super) fn schedule_local(task: NonNull<Task>) {
         // SAFETY: the task is live and so is its context. The sole right to wake it means that the
         // node is on no list; it stays in place until the coroutine is resumed from there, or,
@@ -233,7 +248,7 @@ impl Task {
     ///
     /// # Safety
     /// `task` is the one the waker was armed for, and this is the waker's only use.
-    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Shared>, wake: Wake) {
+    pub(super) unsafe fn wake(task: NonNull<Task>, home: &Arc<Home>, wake: Wake) {
         // SAFETY: armed: alive until this swap tells otherwise.
         let this = unsafe { task.as_ref() };
         if wake == Wake::Lost {
@@ -246,7 +261,7 @@ impl Task {
             // SAFETY: not abandoned, and we are the thread that could abandon it.
             unsafe { Task::wake_at_home(task, wake) };
         } else {
-            // SAFETY: the node stays: the task is freed only by whoever takes it from the list,
+            // SAFETY: the node stays: the task is freed only by the thread that takes it from the list,
             // or when it has been resumed from there. The swap above makes this the only push.
             unsafe { home.schedule(task.cast::<Node>()) };
         }
@@ -344,14 +359,14 @@ impl TaskList {
     /// `task` comes from `acquire` and was not released.
     #[inline]
     pub(crate) unsafe fn adopt(task: NonNull<Task>, coroutine: Coroutine) {
-        // SAFETY: live, home thread (a `Coroutine` is not `Send`), and nobody else looks at it.
+        // SAFETY: live, home thread (a `Coroutine` is not `Send`), and nothing else looks at it.
         unsafe { *task.as_ref().coroutine.get() = Some(coroutine) };
     }
 
     /// The coroutine has ended, or was never started.
     ///
     /// # Safety
-    /// `task` comes from this list's `acquire`; called once; whoever resumed the coroutine holds
+    /// `task` comes from this list's `acquire`; called once; the resumer of the coroutine holds
     /// a handle of its own.
     #[inline]
     pub(crate) unsafe fn release(&self, task: NonNull<Task>) {
@@ -377,7 +392,7 @@ impl TaskList {
         }
     }
 
-    /// Gives a live coroutine another task, because somebody still has a waker of the old one: the
+    /// Gives a live coroutine another task, because a waker of the old one is still held: the
     /// suspension that it was for has been unwound. The old task is then the waker's, or the list's.
     ///
     /// # Safety
@@ -411,6 +426,21 @@ impl TaskList {
         unsafe { task.as_ref().coroutine() }
     }
 
+    /// The live coroutine with that id. For rare occasions: looks at all.
+    pub(crate) fn find(&self, id: u64) -> Option<Coroutine> {
+        let mut next = self.live.get();
+        while let Some(task) = NonNull::new(next) {
+            // SAFETY: live tasks are alive, and this is the home thread.
+            let (coroutine, following) =
+                unsafe { (task.as_ref().coroutine(), task.as_ref().next.get()) };
+            if let Some(found) = coroutine.filter(|it| it.id() == id) {
+                return Some(found);
+            }
+            next = following;
+        }
+        None
+    }
+
     /// Whether a coroutine of this context is running, or waiting for one that it resumed.
     pub(crate) fn any_entered(&self) -> bool {
         let mut next = self.live.get();
@@ -430,7 +460,7 @@ impl TaskList {
 impl Drop for TaskList {
     fn drop(&mut self) {
         while let Some(task) = NonNull::new(self.free.get()) {
-            // SAFETY: tasks on the free list are alive, ours, and referred to by nobody.
+            // SAFETY: tasks on the free list are alive, ours, and not referred to.
             let boxed = unsafe { Box::from_raw(task.as_ptr()) };
             self.free.set(boxed.next.get());
         }

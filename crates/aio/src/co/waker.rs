@@ -1,11 +1,12 @@
 //! [`CoWaker`]: resumes one suspension of one coroutine, from any thread.
 
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::task::{Task, Wake};
-use crate::shared::Shared;
+use crate::home::Home;
 
 /// Wakes a coroutine that suspended with [`Co::suspend_with`](super::Co::suspend_with).
 ///
@@ -19,11 +20,11 @@ use crate::shared::Shared;
 /// }
 /// ```
 ///
-/// Dropping it unused is loud: the coroutine resumes with a panic, for nobody could wake it.
+/// Dropping it unused makes the coroutine panic, for nothing else could wake it.
 #[must_use = "a coroutine whose waker is dropped panics"]
 pub struct CoWaker {
     task: NonNull<Task>,
-    home: Arc<Shared>,
+    home: Arc<Home>,
 }
 
 // SAFETY: all that other threads do with the task is `Task::wake`, which goes through its atomic
@@ -70,5 +71,11 @@ impl Drop for CoWaker {
     fn drop(&mut self) {
         // SAFETY: `wake` does not run this, so it is our only use of the task.
         unsafe { Task::wake(self.task, &self.home, Wake::Lost) };
+    }
+}
+
+impl fmt::Debug for CoWaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoWaker").field("context", &self.home.name).finish_non_exhaustive()
     }
 }

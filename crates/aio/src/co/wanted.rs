@@ -30,7 +30,7 @@ impl Wanted {
     }
 }
 
-/// Puts back the requester that the coroutine worked for before.
+/// Restores the requester that the coroutine worked for before.
 struct Restore<'a> {
     co: &'a Co<'a>,
     before: Option<Wanted>,
@@ -50,7 +50,7 @@ impl Co<'_> {
         work()
     }
 
-    /// Whether what this coroutine does is still wanted; it is, unless it was said which requester it is for.
+    /// Whether what this coroutine does is still wanted. True if no requester was given.
     pub fn is_wanted(&self) -> bool {
         self.task().wanted.borrow().as_ref().is_none_or(|wanted| wanted.0.get())
     }

@@ -8,24 +8,25 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::bottom_half::BhQueues;
+use super::busy_poll::Polling;
+use super::clock::Clock;
+use super::debug_map;
+use super::fd_handler::FdHandlers;
+use super::timer::TimerList;
+use super::turn::TurnClock;
 use super::{AioContext, ContextLink, Inner};
-use crate::bottom_half::BhQueues;
-use crate::co::TaskList;
-use crate::debugger;
-use crate::fd_handler::FdHandlers;
+use crate::co::{Shares, TaskList};
+use crate::home::Home;
 use crate::panics::{PanicPolicy, Panics};
-use crate::plug::PlugState;
-use crate::polling::Polling;
 use crate::ring::{Ring, WaitMode};
-use crate::shared::Shared;
 use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
-use crate::thread_pool::{Shares, ThreadPool};
-use crate::timer::{Clock, TimerList};
-use crate::turn::TurnClock;
+use crate::thread_pool::ThreadPool;
 
 /// How a context is made; see [`AioContext::builder`].
-#[derive(Default)]
+#[derive(Debug, Default)]
+#[must_use = "it makes no context before it is built"]
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
@@ -68,7 +69,7 @@ impl AioContextBuilder {
     }
 
     /// What becomes of a panic of what the loop runs: callbacks of bottom halves, timers,
-    /// descriptors and jobs, busy-poll hooks, deferred calls, coroutines.
+    /// descriptors and jobs, busy-poll hooks, coroutines.
     pub fn on_panic(mut self, policy: PanicPolicy) -> Self {
         self.on_panic = policy;
         self
@@ -90,13 +91,13 @@ impl AioContextBuilder {
         let simulation = self.simulation.map(|options| Rc::new(Simulation::new(options)));
         let clock = match &simulation {
             None => Clock::Real(Instant::now()),
-            Some(simulation) => Clock::Simulated(Rc::clone(simulation)),
+            Some(simulation) => Clock::Manual(simulation.clock()),
         };
         let name = self.name.unwrap_or_else(|| "main".to_owned());
         let inner = Box::new(Inner {
             me: ManuallyDrop::new(AioContext { inner: NonNull::dangling() }),
             link: ContextLink::new(),
-            shared: Arc::new(Shared::new(name, waker)),
+            shared: Arc::new(Home::new(name, waker)),
             queues: Rc::new(BhQueues::new()),
             timers: Rc::new(TimerList::new(clock)),
             fds,
@@ -104,7 +105,6 @@ impl AioContextBuilder {
             ring,
             wait_mode,
             simulation,
-            plug: PlugState::default(),
             tasks: TaskList::new(),
             coarse_ns: Cell::new(sys::coarse_clock_ns()),
             turn: TurnClock::new(),
@@ -114,11 +114,11 @@ impl AioContextBuilder {
             aio_jobs: Cell::new(0),
         });
         let inner = NonNull::from(Box::leak(inner));
-        // SAFETY: just leaked, and nobody else knows the address. Nothing reads `me` before.
+        // SAFETY: just leaked, and the address is known nowhere else. Nothing reads `me` before.
         unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
         let ctx = AioContext { inner };
         ctx.inner().link.inner.set(Some(inner));
-        debugger::register(inner.addr().get(), ctx.name());
+        debug_map::register(inner.addr().get(), ctx.name());
         Ok(ctx)
     }
 }

@@ -97,7 +97,7 @@ impl Pool {
         }
     }
 
-    /// All workers end when there is nothing to do; then every job was done, and the books say so.
+    /// All workers end when there is nothing to do; then every job was done, and is counted as done.
     fn check(&self, jobs: usize) {
         loop {
             let worker = self.workers.lock().unwrap().pop();

@@ -1,4 +1,4 @@
-//! Workers that sleep, and whoever wakes them: no message may be left with everybody asleep. If one
+//! Workers that sleep, and threads that wake them: no message may be left with all workers asleep. If one
 //! is, all threads wait, which loom reports.
 
 use std::collections::VecDeque;
@@ -41,7 +41,7 @@ impl Pool {
     }
 
     /// As `next` in `thread_pool/worker.rs`, for a worker that has to stay. `patience` is zero if its
-    /// idle time has run out by its first sleep, and then for ever.
+    /// idle time has run out by its first sleep, and then forever.
     fn next(&self, me: &Arc<Sleeper>, patience: &mut Duration) -> Message {
         if let Some(message) = self.take() {
             return message;

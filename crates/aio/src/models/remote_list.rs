@@ -10,11 +10,10 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
 use super::model;
-use crate::context::AioContext;
-use crate::node::{LocalList, Node, NodeKind};
-use crate::shared::{Kick, Shared};
+use crate::home::{Home, Kick};
+use crate::run_list::{LocalList, Node, NodeKind, Runner};
 
-/// An eventfd and the wait for it. A write that nobody waits for ends the next wait.
+/// An eventfd and the wait for it. A write without a waiter ends the next wait.
 #[derive(Default)]
 struct Eventfd {
     written: Mutex<bool>,
@@ -52,7 +51,7 @@ struct Job {
 
 static KIND: NodeKind = NodeKind { run, discard };
 
-unsafe fn run(_: NonNull<Node>, _: &AioContext) -> bool {
+unsafe fn run(_: NonNull<Node>, _: Runner<'_>) -> bool {
     unreachable!("a model has no context")
 }
 
@@ -73,7 +72,7 @@ impl Job {
     }
 
     /// What a worker does: writes the result, and schedules the node.
-    fn complete(self: &Arc<Job>, shared: &Arc<Home>, result: usize) {
+    fn complete(self: &Arc<Job>, shared: &Arc<ModelHome>, result: usize) {
         // SAFETY: the job is this thread's until it is scheduled.
         self.result.with_mut(|place| unsafe { *place = result });
         let node = NonNull::from(&**self).cast::<Node>();
@@ -87,15 +86,15 @@ impl Job {
     }
 }
 
-type Home = Shared<Arc<Eventfd>>;
+type ModelHome = Home<Arc<Eventfd>>;
 
-fn home() -> (Arc<Home>, Arc<Eventfd>) {
+fn home() -> (Arc<ModelHome>, Arc<Eventfd>) {
     let eventfd = Arc::new(Eventfd::default());
-    (Arc::new(Shared::new("model".to_owned(), Arc::clone(&eventfd))), eventfd)
+    (Arc::new(Home::new("model".to_owned(), Arc::clone(&eventfd))), eventfd)
 }
 
 /// A blocking poll: the steps of `AioContext::poll`, with `served` for the bottom-half phase.
-fn poll(shared: &Home, eventfd: &Eventfd, mut served: impl FnMut(&Job)) {
+fn poll(shared: &ModelHome, eventfd: &Eventfd, mut served: impl FnMut(&Job)) {
     while !shared.has_remote() {
         if !shared.prepare_sleep() {
             shared.accept_notifications();

@@ -11,7 +11,7 @@ use super::listener::{Listener, ListeningSocket};
 use super::stream::Stream;
 use crate::co::Co;
 use crate::context::AioContext;
-use crate::fd_handler::{FdHandler, FdInterest};
+use crate::context::{FdHandler, FdInterest};
 use crate::sync::CoSleep;
 
 /// How long no client is accepted after that has failed, as when the process has no descriptors left.
@@ -45,6 +45,8 @@ impl AcceptOptions {
 ///
 /// An error of the system, such as too few descriptors or no memory for the stack of a client's
 /// coroutine, is logged, and accepting goes on after 200 ms.
+#[derive(Debug)]
+#[must_use = "dropping it closes the listener"]
 pub struct Acceptor {
     shared: Rc<Shared>,
 }
@@ -188,7 +190,7 @@ impl Shared {
             turn += 1;
             if turn >= MAX_TURN {
                 turn = 0;
-                co.reschedule();
+                co.yield_now();
             }
         }
     }

@@ -1,4 +1,4 @@
-//! How a TCP peer that has vanished is noticed, so that it does not keep its place for ever.
+//! How a TCP peer that has vanished is noticed, so that it does not keep its place forever.
 
 use std::io;
 use std::time::Duration;

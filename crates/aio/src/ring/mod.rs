@@ -7,16 +7,16 @@
 //! A request that finds the queue full, and the kernel unwilling to take from it, waits in a list of
 //! the ring, in its frame as well. It moves up when there is room; none that comes later overtakes it.
 //!
-//! A request ([`op`]) lives in the frame of the coroutine that waits for it, like a worker's job.
+//! A [`Request`] lives in the frame of the coroutine that waits for it, like a worker's job.
 
-mod files;
-mod op;
+mod request;
+mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -25,11 +25,11 @@ use std::time::Duration;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::node::LocalList;
-use crate::trace_event;
-use files::Slots;
-pub use files::{RingFd, RingFile};
-use op::RingOp;
+use crate::run_list::LocalList;
+use crate::{sys, trace_event};
+pub(crate) use request::Request;
+use slots::Slots;
+pub use slots::{RingFd, RingFile};
 
 /// Requests queued before they have to be submitted. More may be in flight.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -50,6 +50,7 @@ const IGNORED: u64 = 1;
 
 /// How a context waits; see [`AioContextBuilder::wait_mode`](crate::AioContextBuilder::wait_mode).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WaitMode {
     /// In the ring while it has requests in flight, in epoll otherwise. Without io_uring, always
     /// in epoll.
@@ -95,6 +96,8 @@ pub(crate) struct Ring {
     jams: Cell<u32>,
     always: bool,
     slots: Slots,
+    /// Where completions are signalled, once another loop waits for them.
+    signal: OnceCell<OwnedFd>,
 }
 
 impl Ring {
@@ -117,8 +120,9 @@ impl Ring {
             jams: Cell::new(0),
             always,
             slots: Slots::default(),
+            signal: OnceCell::new(),
         });
-        Ring::keep_in_mind(&ring);
+        Ring::register_on_thread(&ring);
         Ok(ring)
     }
 
@@ -150,7 +154,7 @@ impl Ring {
 
     /// The `user_data` of a new request.
     #[inline]
-    fn tagged(&self, op: *const RingOp) -> u64 {
+    pub(crate) fn tagged(&self, op: *const Request) -> u64 {
         let tag = self.started.get().wrapping_add(1);
         self.started.set(tag);
         let address = op.expose_provenance() as u64;
@@ -158,11 +162,27 @@ impl Ring {
         address | u64::from(tag) << 48
     }
 
+    /// From here on completions are signalled on an eventfd, for a loop that waits for descriptors. The
+    /// eventfd, the first time this is called.
+    pub(crate) fn signal_completions(&self) -> io::Result<Option<BorrowedFd<'_>>> {
+        if self.signal.get().is_some() {
+            return Ok(None);
+        }
+        let signal = sys::eventfd()?;
+        self.uring.borrow().submitter().register_eventfd(signal.as_raw_fd())?;
+        Ok(Some(self.signal.get_or_init(|| signal).as_fd()))
+    }
+
+    /// When a request that waits for room in the queue tries again, if one does.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        (!self.waiting.is_empty()).then_some(AGAIN)
+    }
+
     /// Queues those that wait, as far as there is room.
     fn move_up(&self) {
         while let Some(node) = self.waiting.first() {
             // SAFETY: only requests are on this list, and they stay in their frames while they are.
-            if !unsafe { RingOp::try_start(node.cast(), self) } {
+            if !unsafe { Request::try_start(node.cast(), self) } {
                 return;
             }
             self.waiting.pop();
@@ -239,11 +259,11 @@ impl Ring {
                     self.in_flight.set(self.in_flight.get() - 1);
                     trace_event!("luring_process_completion", result = entry.result());
                     let address = (address & ADDRESS_BITS) as usize;
-                    let op = std::ptr::with_exposed_provenance_mut::<RingOp>(address);
-                    // SAFETY: the address was put there by `RingOp::submit`, whose frame stays
+                    let op = std::ptr::with_exposed_provenance_mut::<Request>(address);
+                    // SAFETY: the address was put there by a request that is queued, whose frame stays
                     // until the request has been reaped and the node is off its list. Each
                     // completion comes once, so the node is on no list yet.
-                    unsafe { RingOp::complete(NonNull::new_unchecked(op), entry.result(), list) };
+                    unsafe { Request::complete(NonNull::new_unchecked(op), entry.result(), list) };
                 }
             }
         }
@@ -253,7 +273,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.give_all_back();
+        self.unregister_all();
     }
 }
 
@@ -281,6 +301,6 @@ fn build() -> io::Result<IoUring> {
 }
 
 /// A descriptor, as the ring takes it.
-fn fd(fd: BorrowedFd<'_>) -> types::Fd {
+pub(crate) fn fd(fd: BorrowedFd<'_>) -> types::Fd {
     types::Fd(fd.as_raw_fd())
 }

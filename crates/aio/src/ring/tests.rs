@@ -101,7 +101,7 @@ fn a_cancel_that_finds_no_room_is_tried_again() {
 fn a_cancel_that_comes_late_cancels_no_later_request_in_the_same_place() {
     let ctx = context();
     let ring = ctx.ring().unwrap();
-    let place = std::ptr::dangling::<super::RingOp>();
+    let place = std::ptr::dangling::<super::Request>();
     let [earlier, later] = [ring.tagged(place), ring.tagged(place)];
     assert_ne!(earlier, later);
     assert_eq!(earlier & super::ADDRESS_BITS, later & super::ADDRESS_BITS);

@@ -7,7 +7,7 @@
 //!   coroutines at once.
 //!
 //! Except for the task pool, which belongs to one context, coroutines of any contexts may contend.
-//! All of them are fair, and none of them loses what it hands over when the coroutine that is to
+//! All but [`SharedResource`] are FIFO, and none of them loses what it hands over when the coroutine that is to
 //! have it is unwound instead: it goes on to the next one.
 //!
 //! Inside each is a list of waiters (`waiters.rs`) under a lock of the standard library, which is

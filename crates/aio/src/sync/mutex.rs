@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::waiters::{Place, Unwound, WaitList, Waiters, lock};
 use crate::co::Co;
 
-/// Nobody holds it.
+/// Free.
 const FREE: u8 = 0;
-/// Somebody holds it, and nobody waits.
+/// Locked, without waiters.
 const HELD: u8 = 1;
-/// Somebody holds it, or it is on its way to a waiter; unlocking has to look at the list.
+/// Locked, or on its way to a waiter; unlocking has to look at the list.
 const CONTENDED: u8 = 2;
 
-/// A lock that a coroutine may hold while it suspends. Fair: who unlocks hands over to who has
-/// waited longest (contract: C66); nobody can overtake. On one thread the next owner runs once
+/// A lock that a coroutine may hold while it suspends. Fair: the unlocker hands the lock to the coroutine that
+/// has waited longest (contract: C66). On one thread the next owner runs once
 /// the unlocking coroutine suspends or ends.
 ///
 /// Only the guard unlocks, and it does so once (contract: C67):
@@ -112,7 +112,7 @@ impl<T> CoMutex<T> {
 }
 
 impl<T: ?Sized> CoMutex<T> {
-    /// Waits for the lock. Suspends only if somebody else holds it.
+    /// Waits for the lock. Suspends only if it is locked.
     #[inline]
     pub fn lock(&self, co: &Co<'_>) -> CoMutexGuard<'_, T> {
         if !self.raw.try_lock() {
@@ -121,13 +121,13 @@ impl<T: ?Sized> CoMutex<T> {
         CoMutexGuard { mutex: self, not_auto: PhantomData }
     }
 
-    /// The lock, if nobody holds it. Needs no coroutine.
+    /// The lock, if it is free. Needs no coroutine.
     #[inline]
     pub fn try_lock(&self) -> Option<CoMutexGuard<'_, T>> {
         self.raw.try_lock().then(|| CoMutexGuard { mutex: self, not_auto: PhantomData })
     }
 
-    /// Whether somebody holds it, at this moment.
+    /// Whether it is locked, at this moment.
     pub fn is_locked(&self) -> bool {
         self.raw.state.load(Ordering::Relaxed) != FREE
     }
@@ -164,9 +164,9 @@ unsafe impl<T: ?Sized + Send> Send for CoMutexGuard<'_, T> {}
 unsafe impl<T: ?Sized + Sync> Sync for CoMutexGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoMutexGuard<'a, T> {
-    /// What it guards.
-    pub fn mutex(&self) -> &'a CoMutex<T> {
-        self.mutex
+    /// The mutex that `this` has locked. Not a method, which would hide one of the data's.
+    pub fn mutex(this: &Self) -> &'a CoMutex<T> {
+        this.mutex
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`CoQueue`]: coroutines that wait to be told.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use super::mutex::CoMutexGuard;
@@ -50,7 +51,7 @@ impl CoQueue {
     }
 
     /// Waits at the end of the queue; releases the lock meanwhile and takes it again afterwards.
-    /// Nobody who takes the lock in between can miss this waiter.
+    /// An owner of the lock in between cannot miss this waiter.
     pub fn wait_locked<'a, T: ?Sized>(
         &self,
         co: &Co<'_>,
@@ -70,7 +71,7 @@ impl CoQueue {
     }
 
     /// Wakes the first waiter. False if there is none.
-    pub fn next(&self) -> bool {
+    pub fn wake_one(&self) -> bool {
         let next = lock(&self.waiters).pop();
         next.map(CoWaker::wake).is_some()
     }
@@ -81,7 +82,7 @@ impl CoQueue {
         all.wake();
     }
 
-    /// Whether nobody waits, at this moment.
+    /// Whether no coroutine waits, at this moment.
     pub fn is_empty(&self) -> bool {
         lock(&self.waiters).is_empty()
     }
@@ -92,7 +93,7 @@ impl CoQueue {
         guard: CoMutexGuard<'a, T>,
         place: Place,
     ) -> CoMutexGuard<'a, T> {
-        let mutex = guard.mutex();
+        let mutex = CoMutexGuard::mutex(&guard);
         self.wait_at(co, place, || drop(guard));
         mutex.lock(co)
     }
@@ -103,8 +104,14 @@ impl CoQueue {
             // The wake that it can no longer use may be the only one for a condition that another
             // waiter could use as well.
             if how == Unwound::Served {
-                self.next();
+                self.wake_one();
             }
         });
+    }
+}
+
+impl fmt::Debug for CoQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoQueue").field("is_empty", &self.is_empty()).finish()
     }
 }

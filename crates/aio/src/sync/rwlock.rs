@@ -1,6 +1,7 @@
 //! [`CoRwLock`]: many readers or one writer.
 
 use std::cell::UnsafeCell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
@@ -9,7 +10,7 @@ use std::sync::Mutex;
 use super::waiters::{Place, Served, Unwound, WaitList, Waiters, lock};
 use crate::co::Co;
 
-/// A lock for many readers or one writer. Fair in both directions: whoever comes waits if anybody
+/// A lock for many readers or one writer. Fair in both directions: a coroutine waits if another
 /// waits already, so neither kind can starve the other (contract: C70).
 pub struct CoRwLock<T: ?Sized> {
     raw: RawRwLock,
@@ -39,7 +40,7 @@ struct State {
 }
 
 impl State {
-    /// Gives access if nobody stands in the way.
+    /// Gives access if it is free.
     fn take(&mut self, access: Access) -> bool {
         match access {
             Access::Read if !self.writer => self.readers += 1,
@@ -207,9 +208,9 @@ unsafe impl<T: ?Sized + Sync> Sync for CoRwLockWriteGuard<'_, T> {}
 impl<'a, T: ?Sized> CoRwLockReadGuard<'a, T> {
     /// Stops reading and waits to write, behind all who wait already: another writer may have
     /// changed the data in between (contract: C70).
-    pub fn upgrade(self, co: &Co<'_>) -> CoRwLockWriteGuard<'a, T> {
+    pub fn upgrade(this: Self, co: &Co<'_>) -> CoRwLockWriteGuard<'a, T> {
         // Not dropped: `upgrade` gives its share up, also if it is unwound.
-        let lock = ManuallyDrop::new(self).lock;
+        let lock = ManuallyDrop::new(this).lock;
         lock.raw.upgrade(co);
         CoRwLockWriteGuard { lock, not_auto: PhantomData }
     }
@@ -218,8 +219,8 @@ impl<'a, T: ?Sized> CoRwLockReadGuard<'a, T> {
 impl<'a, T: ?Sized> CoRwLockWriteGuard<'a, T> {
     /// Goes on as a reader. Never waits, and no writer can come in between; readers who wait, and
     /// came before any writer who waits, read too from now on (contract: C70).
-    pub fn downgrade(self) -> CoRwLockReadGuard<'a, T> {
-        let lock = ManuallyDrop::new(self).lock;
+    pub fn downgrade(this: Self) -> CoRwLockReadGuard<'a, T> {
+        let lock = ManuallyDrop::new(this).lock;
         lock.raw.downgrade();
         CoRwLockReadGuard { lock, not_auto: PhantomData }
     }
@@ -260,5 +261,24 @@ impl<T: ?Sized> Drop for CoRwLockReadGuard<'_, T> {
 impl<T: ?Sized> Drop for CoRwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
         self.lock.raw.release(Access::Write);
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for CoRwLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the data: it may be locked.
+        f.debug_struct("CoRwLock").finish_non_exhaustive()
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for CoRwLockReadGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for CoRwLockWriteGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }

@@ -45,11 +45,11 @@ impl SharedResource {
 
     /// Takes a share; waits until that much is left.
     ///
-    /// Nobody waits for a share that he does not need: a smaller one may be had at once although a
+    /// A share is not held back for a larger one: a smaller one may be had at once although a
     /// larger one is waited for.
     ///
     /// # Errors
-    /// If `amount` is more than the total: it would wait for ever (contract: C72).
+    /// If `amount` is more than the total: it would wait forever (contract: C72).
     pub fn take(&self, co: &Co<'_>, amount: u64) -> Result<ResourceShare<'_>, SharedResourceError> {
         if amount > self.total {
             return Err(SharedResourceError { asked: amount, total: self.total });
@@ -124,5 +124,20 @@ impl ResourceShare<'_> {
 impl Drop for ResourceShare<'_> {
     fn drop(&mut self) {
         self.resource.give_back(self.amount);
+    }
+}
+
+impl fmt::Debug for SharedResource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedResource")
+            .field("available", &self.available())
+            .field("total", &self.total)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ResourceShare<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResourceShare").field("amount", &self.amount).finish()
     }
 }

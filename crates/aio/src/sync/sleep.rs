@@ -11,12 +11,12 @@ use super::waiters::lock;
 use crate::co::{Co, CoWaker};
 
 /// A sleep that any thread can cut short (contract: C71). A handle: clones are the same sleep.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CoSleep {
     sleeper: Arc<Mutex<Sleeper>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Sleeper {
     waker: Option<CoWaker>,
     /// Which sleep it is.
@@ -26,7 +26,7 @@ struct Sleeper {
 }
 
 impl CoSleep {
-    /// A sleep that nobody sleeps yet.
+    /// A sleep that has not begun.
     pub fn new() -> CoSleep {
         CoSleep::default()
     }
@@ -68,7 +68,7 @@ impl CoSleep {
         waker.into_iter().for_each(CoWaker::wake);
     }
 
-    /// Ends the sleep. Without effect if nobody sleeps. Any thread.
+    /// Ends the sleep. Without effect if no coroutine sleeps. Any thread.
     pub fn wake(&self) {
         // In two steps: the lock is released before the coroutine runs.
         let sleeper = lock(&self.sleeper).waker.take();
@@ -76,7 +76,7 @@ impl CoSleep {
     }
 }
 
-/// Takes back a waker that is of no use any more, so that somebody else can sleep here.
+/// Takes back a waker that is of no use any more, so that another coroutine can sleep here.
 struct ForgetOnUnwind<'a> {
     sleep: &'a CoSleep,
     number: u64,
@@ -126,7 +126,7 @@ impl Co<'_> {
     /// `limit`. A limit of 0 means none: `entry` then runs in line (contract: C71).
     ///
     /// When the time is up, `entry` is not cancelled: it goes on, and its result is dropped. So
-    /// it must not borrow. A panic of `entry` goes on here, or, when nobody waits here any more,
+    /// it must not borrow. A panic of `entry` goes on here, or, when no caller waits here any more,
     /// in the poll that runs it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! [`TaskPool`]: many coroutines, a bounded number at once.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
@@ -124,7 +125,7 @@ impl<E: 'static> TaskPool<E> {
         self.take_error().map_or(Ok(()), Err)
     }
 
-    /// Whether a task has failed, and nobody has taken the error.
+    /// Whether a task has failed, and its error has not been taken.
     pub fn has_failed(&self) -> bool {
         self.shared.first_error.borrow().is_some()
     }
@@ -156,5 +157,14 @@ impl<E> Drop for Slot<E> {
         self.0.ended.set(self.0.ended.get() + 1);
         // All of them: they wait for different things, and each looks for itself.
         self.0.waiting.wake_all();
+    }
+}
+
+impl<E> fmt::Debug for TaskPool<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskPool")
+            .field("busy", &self.shared.busy.get())
+            .field("max_busy", &self.max_busy)
+            .finish_non_exhaustive()
     }
 }

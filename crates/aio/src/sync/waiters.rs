@@ -111,7 +111,7 @@ impl<T> Waiters<T> {
 pub(super) enum Unwound {
     /// On the list; it has been taken off.
     Waiting,
-    /// Off the list: somebody has given it what it waited for, and it must go on to somebody else.
+    /// Off the list: it was given what it waited for, and that must go on to the next waiter.
     Served,
 }
 
@@ -122,7 +122,7 @@ pub(super) struct WaitList<'a, S, T> {
 }
 
 impl<S, T> WaitList<'_, S, T> {
-    /// Suspends until whoever takes the coroutine off the list wakes it. `state` is `mutex`,
+    /// Suspends until the taker of the coroutine off the list wakes it. `state` is `mutex`,
     /// locked, under which the caller has decided to wait. `queued` runs when that lock is
     /// released and the coroutine is about to suspend. If it is unwound meanwhile, `unwound` is
     /// called, without the lock.

@@ -8,10 +8,10 @@ use libc::c_int;
 
 use super::{check, check_zero};
 
-/// Makes `target` a descriptor of the open file that `source` is one of. What it was one of before is
-/// closed, if nobody else has it open. Both stay open, and with their owners.
+/// Atomically makes `target` refer to `source`'s open file description (`dup3`). The one it referred to
+/// before is closed, if no other descriptor refers to it. Both stay open, and with their owners.
 ///
-/// Whoever uses `target` meanwhile gets one or the other.
+/// Concurrent users of `target` get one or the other.
 pub fn redirect(target: &File, source: &File) -> io::Result<()> {
     let (target, source) = (target.as_raw_fd(), source.as_raw_fd());
     loop {

@@ -9,7 +9,7 @@ use libc::{c_int, c_short};
 
 use super::{check_zero, offset};
 
-/// Takes a shared lock on a byte, which may be beyond the end of the file. EAGAIN if somebody else
+/// Takes a shared lock on a byte, which may be beyond the end of the file. EAGAIN if another open file description
 /// holds it exclusively.
 pub fn lock_byte(fd: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
     call(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(|_| ())

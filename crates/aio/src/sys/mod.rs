@@ -108,12 +108,12 @@ fn pwritev_all(fd: BorrowedFd<'_>, source: &IoVector<'_>, offset_bytes: u64) -> 
 /// Another descriptor for what has the number `fd`, such as a socket that this process was started
 /// with. It is closed on exec. EBADF if there is nothing of that number.
 pub fn duplicate_fd(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved; the kernel checks the number, whoever owns it keeps it.
+    // SAFETY: no memory is involved; the kernel checks the number, its owner keeps it.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made it, so nobody else owns it.
+    // SAFETY: the kernel has just made it, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
@@ -277,7 +277,7 @@ pub(crate) fn eventfd() -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: no memory is involved.
     let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
     check_zero(c_int::from(fd < 0))?;
-    // SAFETY: just created, and owned by nobody else.
+    // SAFETY: just created, and owned by nothing else.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
 

@@ -28,7 +28,7 @@
 //! `models/headcount.rs` runs this file in every order of up to two submitters and two workers.
 
 use super::lock;
-use crate::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
+use crate::loom::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
 
 /// What [`ThreadPool::set_limits`](super::ThreadPool::set_limits) sets, and the count it limits.
 #[derive(Clone, Copy)]
@@ -128,7 +128,7 @@ impl Headcount {
         usize::try_from(self.available.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Takes a new worker into the books, if the maximum allows, or in any case. It is then to be
+    /// Registers a new worker, if the maximum allows, or in any case. It is then to be
     /// started.
     pub(crate) fn add_worker(&self, in_any_case: bool) -> bool {
         let mut limits = lock(&self.limits);
@@ -142,7 +142,7 @@ impl Headcount {
         allowed
     }
 
-    /// A worker that was taken into the books could not be started. Returns how many remain.
+    /// A worker that was registered could not be started. Returns how many remain.
     pub(crate) fn worker_failed(&self) -> usize {
         let mut limits = lock(&self.limits);
         limits.threads -= 1;
@@ -157,7 +157,7 @@ impl Headcount {
         self.over_max.load(Ordering::Relaxed)
     }
 
-    /// A worker that is ready wants to end. If this says yes, it has left the books.
+    /// A worker that is ready wants to end. If this says yes, it is deregistered.
     pub(crate) fn try_leave(&self, why: Leave) -> bool {
         let mut limits = lock(&self.limits);
         let above_max = limits.threads > limits.most();

@@ -8,10 +8,10 @@
 pub(crate) mod headcount;
 mod job;
 pub(crate) mod parking;
-mod share;
 mod worker;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::DerefMut;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,15 +21,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::atomic::Mutex;
-use crate::context::AioContext;
+use crate::loom::Mutex;
 use crate::sys::{self, OwnProcess};
 use headcount::Headcount;
-pub use job::AioJob;
 pub(crate) use job::JobHeader;
 use parking::Parking;
-pub use share::PoolShare;
-pub(crate) use share::Shares;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
 pub const DEFAULT_MAX_THREADS: usize = 64;
@@ -40,6 +36,7 @@ const CHANNEL_CAPACITY: usize = 4096;
 
 /// Limits that make no sense (contract: C60).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ThreadPoolLimitsError {
     /// The minimum is above the maximum.
     MinAboveMax {
@@ -198,8 +195,7 @@ impl ThreadPool {
         self.owner.state.headcount.threads()
     }
 
-    /// Threads that wait for work. A job that was submitted and not yet begun has its thread
-    /// already, so it counts one off.
+    /// Threads that wait for work. A queued job is counted against an idle thread.
     pub fn idle_threads(&self) -> usize {
         self.owner.state.headcount.idle()
     }
@@ -217,21 +213,19 @@ impl ThreadPool {
 
     /// Jobs that workers have, or are to have.
     #[inline]
-    fn jobs(&self) -> usize {
+    pub(crate) fn jobs(&self) -> usize {
         self.owner.state.headcount.jobs()
     }
 
     #[inline]
-    fn max_threads(&self) -> usize {
+    pub(crate) fn max_threads(&self) -> usize {
         self.owner.state.headcount.max()
     }
 
     /// `is_first` of its share: there is a thread for it, whatever the maximum.
-    fn submit(&self, ctx: &AioContext, job: NonNull<JobHeader>, is_first: bool) {
-        match ctx.simulation() {
-            None => self.owner.state.submit(job, is_first),
-            Some(simulation) => simulation.submit(job),
-        }
+    #[inline]
+    pub(crate) fn submit(&self, job: NonNull<JobHeader>, is_first: bool) {
+        self.owner.state.submit(job, is_first);
     }
 }
 
@@ -362,5 +356,14 @@ impl Drop for Owner {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+impl fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadPool")
+            .field("limits", &self.limits())
+            .field("threads", &self.threads())
+            .finish()
     }
 }

@@ -1,8 +1,8 @@
 //! Where workers sleep, and who wakes them: as few wake-ups as the work allows (decision D8).
 //!
-//! Waking a sleeping thread costs far more than a short job. So a submitter wakes nobody while some
+//! Waking a sleeping thread costs far more than a short job. So a submitter wakes no worker while some
 //! worker is *searching*, that is, awake and about to look into the queue. A searcher that finds a
-//! message, and leaves others behind, wakes the next one: under load jobs are taken by whoever is
+//! message, and leaves others behind, wakes the next one: under load jobs are taken by the workers that are
 //! awake, and if jobs block, the workers they need are woken one by the other. The worker that
 //! fell asleep last is woken first, so that those which are not needed stay asleep, and end.
 //!
@@ -16,16 +16,16 @@
 //!   no: wake a sleeper                  look into the queue again    (e)
 //! ```
 //!
-//! All are sequentially consistent. If (b) is after (d), the submitter sees nobody searching, and
+//! All are sequentially consistent. If (b) is after (d), the submitter sees no worker searching, and
 //! finds the worker among the sleepers. If it is before, then (a) is before (e), and the worker
 //! finds the message. A worker that runs a job looks into the queue after it, so while no worker
-//! sleeps nobody needs waking.
+//! sleeps no worker needs waking.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lock;
-use crate::atomic::{
+use crate::loom::{
     AtomicBool, AtomicUsize, Mutex, Ordering, Thread, current_thread, model_fence, park_timeout,
 };
 
@@ -48,9 +48,9 @@ pub(crate) struct Sleeper {
 pub(crate) enum Wakeup<M> {
     /// It did not sleep: there was a message after all. It does not search any more.
     Found(M),
-    /// Somebody woke it. It searches.
+    /// It was woken. It searches.
     Woken,
-    /// The time was up. It does not search, and nobody will wake it.
+    /// The time was up. It does not search, and no thread will wake it.
     TimedOut,
 }
 
@@ -88,7 +88,7 @@ impl Parking {
                 sleeper.thread.unpark();
                 return;
             }
-            // Nobody to wake. Another submitter may have relied on our count in the meantime, and
+            // No worker to wake. Another submitter may have relied on our count in the meantime, and
             // a worker may have fallen asleep: look again.
             self.searching.fetch_sub(1, Ordering::SeqCst);
             model_fence();
@@ -163,7 +163,7 @@ impl Parking {
         Wakeup::Woken
     }
 
-    /// Takes a worker from the sleepers; false if somebody has, who wakes it.
+    /// Takes a worker from the sleepers; false if another thread has, which wakes it.
     fn leave(&self, me: &Arc<Sleeper>) -> bool {
         let mut sleepers = lock(&self.sleepers);
         let place = sleepers.iter().position(|sleeper| Arc::ptr_eq(sleeper, me));

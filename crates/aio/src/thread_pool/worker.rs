@@ -8,13 +8,13 @@ use super::headcount::Leave;
 use super::job::JobHeader;
 use super::parking::{Parking, Sleeper, Wakeup};
 use super::{AbortOnUnwind, IDLE_TIMEOUT, Message, PoolState};
-use crate::shared::Shared;
+use crate::home::Home;
 use crate::trace_event;
 
 /// Takes jobs until the pool has one worker too many, or stops.
 pub(super) fn run(state: &PoolState) {
     // Jobs catch their panics. What panics elsewhere, such as a subscriber for events, would take
-    // a job with it, and somebody would wait for ever.
+    // a job with it, and its submitter would wait forever.
     let no_unwinding = AbortOnUnwind("a worker thread runs");
     trace_event!("thread_pool_worker_start");
     let sleeper = Parking::sleeper();
@@ -23,7 +23,7 @@ pub(super) fn run(state: &PoolState) {
     state.headcount.worker_started();
     while let Some(message) = next(state, &sleeper, &mut home) {
         state.refill_if_overflowing();
-        // Ready again: before the job is home, so that whoever waited for it finds this worker and
+        // Ready again: before the job is home, so that its submitter finds this worker and
         // starts no other for what comes next; and before the check for a surplus, which takes it
         // back.
         let ready = || state.headcount.worker_ready();
@@ -37,7 +37,7 @@ pub(super) fn run(state: &PoolState) {
             break;
         }
     }
-    // Whoever submitted may have counted on this worker to look into the queue once more.
+    // A submitter may have counted on this worker to look into the queue once more.
     if !state.receiver.is_empty() {
         state.parking.notify();
     }
@@ -45,11 +45,11 @@ pub(super) fn run(state: &PoolState) {
     std::mem::forget(no_unwinding);
 }
 
-/// The next message, or `None` when this worker shall end. It has left the books then.
+/// The next message, or `None` when this worker shall end. It is deregistered then.
 fn next(
     state: &PoolState,
     sleeper: &Arc<Sleeper>,
-    home: &mut Option<Arc<Shared>>,
+    home: &mut Option<Arc<Home>>,
 ) -> Option<Message> {
     if let Ok(message) = state.receiver.try_recv() {
         return Some(message);
@@ -81,7 +81,7 @@ fn next(
     }
 }
 
-/// Looks for a while: work often comes right after work, and then nobody has to be woken.
+/// Looks for a while: work often comes right after work, and then no worker has to be woken.
 fn search(state: &PoolState) -> Option<Message> {
     let patience = Backoff::new();
     loop {

@@ -45,7 +45,7 @@ impl Null {
         if !self.latency.is_zero() {
             co.sleep(self.latency);
         } else if self.deferred {
-            co.reschedule();
+            co.yield_now();
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Load {
                     let allowed = before | load.allowed.load(Ordering::SeqCst);
                     assert!(allowed & 1 << tag != 0, "a read of node {tag}, allowed: {allowed:b}");
                     load.reads.fetch_add(1, Ordering::SeqCst);
-                    co.reschedule();
+                    co.yield_now();
                 }
                 ended.set(ended.get() + 1);
             });

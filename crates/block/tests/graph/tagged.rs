@@ -89,9 +89,9 @@ impl Tagged {
             shared.violations.fetch_add(1, Ordering::SeqCst);
         }
         shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        co.reschedule();
+        co.yield_now();
         while shared.held.load(Ordering::SeqCst) {
-            co.reschedule();
+            co.yield_now();
         }
         shared.in_flight.fetch_sub(1, Ordering::SeqCst);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::BATCH;
-use crate::control::Control;
+use crate::coroutine::control::Control;
 use crate::stack::{self, GuardKind};
 
 /// Says how many idle coroutines the pool of the process may hold; 8192 unless told otherwise.

@@ -51,7 +51,7 @@ struct State {
     allocated: usize,
 }
 
-/// Memory of a stack that nobody uses.
+/// Memory of an unused stack.
 struct Place {
     bottom: NonNull<u8>,
     /// Whether its lowest page faults.
@@ -121,7 +121,7 @@ impl Arena {
         let mut state = self.lock();
         state.allocated -= 1;
         let page = page_bytes();
-        // SAFETY: nothing runs on the stack or points to it, says the caller. Both calls stay inside of it.
+        // SAFETY: the contents of the stack are no longer needed. Both calls stay inside of it.
         let guarded = unsafe {
             give_back(stack.bottom.add(page), stack.length_bytes - page);
             !state.guard.is_some_and(|kind| kind.remove_if_costly(stack.bottom))
@@ -151,7 +151,7 @@ impl State {
         }
         let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the chunk has that many bytes left, which nobody uses.
+        // SAFETY: the chunk has that many bytes left, which are unused.
         if unsafe { libc::mprotect(self.fresh.cast(), length_bytes, access) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -166,7 +166,7 @@ impl State {
     fn guard(&mut self, page: NonNull<u8>, length_bytes: usize) -> io::Result<()> {
         let kind = self.guard.or(self.config.and_then(|config| config.guard));
         let install = || {
-            // SAFETY: the page belongs to a place that nobody uses.
+            // SAFETY: the page belongs to an unused place.
             unsafe {
                 match kind {
                     Some(kind) => kind.install(page).map(|()| kind),
@@ -180,7 +180,7 @@ impl State {
                 return Err(error);
             }
             self.locked = true;
-            // SAFETY: nobody uses the place.
+            // SAFETY: the place is unused.
             unsafe { give_back(page, length_bytes) };
             install()
         });

@@ -29,7 +29,7 @@ static ARENA: Arena = Arena::new();
 
 /// The memory of one coroutine: the lowest page is the guard page, the rest can be used.
 ///
-/// A plain value: whoever ends up with it passes it to [`free`].
+/// A plain value: its last owner passes it to [`free`].
 #[derive(Debug)]
 pub(crate) struct Stack {
     bottom: NonNull<u8>,

@@ -14,15 +14,30 @@ use std::ptr;
 use std::sync::{Once, OnceLock};
 
 use super::page_bytes;
-use crate::control::Control;
-use crate::current;
 
-/// Prepares this thread for reporting an overflow, and the process with the first one.
+/// The coroutine on whose stack a thread runs, as the handler reports it.
+pub(crate) struct Running {
+    pub(crate) name: &'static str,
+    /// The address of the guard page.
+    pub(crate) guard: usize,
+    /// The stack without its guard page.
+    pub(crate) size_bytes: usize,
+}
+
+/// Tells which coroutine's stack the calling thread is on. Called in a signal handler.
+pub(crate) type FindRunning = fn() -> Option<Running>;
+
+/// Prepares this thread for reporting an overflow, and the process with the first one. `find` is the
+/// same in each call.
 ///
 /// A failure to do so is not an error: an overflow is then still caught by the guard page.
-pub(crate) fn watch() {
+pub(crate) fn watch(find: FindRunning) {
     static INSTALL: Once = Once::new();
-    INSTALL.call_once(install_handler);
+    INSTALL.call_once(|| {
+        // Known before the handler is.
+        let _ = FIND.set(find);
+        install_handler();
+    });
     // Fails while the thread is ending.
     let _ = ALTERNATE_STACK.try_with(|_| ());
 }
@@ -30,6 +45,9 @@ pub(crate) fn watch() {
 thread_local! {
     static ALTERNATE_STACK: Option<AlternateStack> = AlternateStack::install();
 }
+
+/// What [`watch`] was given.
+static FIND: OnceLock<FindRunning> = OnceLock::new();
 
 /// What SIGSEGV did before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
@@ -51,8 +69,7 @@ fn install_handler() {
     }
 }
 
-/// Uses what may be used in a signal handler: plain memory, `write`, `sigaction`. The thread-local
-/// that it reads was touched by this thread before, if a coroutine runs on it.
+/// Uses what may be used in a signal handler: plain memory, `write`, `sigaction`.
 unsafe extern "C" fn on_fault(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -60,10 +77,9 @@ unsafe extern "C" fn on_fault(
 ) {
     // SAFETY: the kernel passes a valid `info`, and for this signal it holds an address.
     let address = unsafe { (*info).si_addr() }.addr();
-    // SAFETY: the coroutine that runs is kept alive by its resumer.
-    match unsafe { current::on_its_stack().as_ref() } {
-        Some(control) if is_in_guard_page(control, address) => {
-            report(control);
+    match FIND.get().and_then(|find| find()) {
+        Some(running) if (running.guard..running.guard + page_bytes()).contains(&address) => {
+            report(&running);
             restore_default(signal);
         }
         // SAFETY: what the kernel passed is passed on.
@@ -71,17 +87,12 @@ unsafe extern "C" fn on_fault(
     }
 }
 
-fn is_in_guard_page(control: &Control, address: usize) -> bool {
-    let guard = control.stack().limit().get();
-    (guard..guard + page_bytes()).contains(&address)
-}
-
-fn report(control: &Control) {
+fn report(running: &Running) {
     let mut line = Line::new();
     line.push(b"coroutine '");
-    line.push(control.name().as_bytes());
+    line.push(running.name.as_bytes());
     line.push(b"' overflowed its stack of ");
-    line.push_number(control.stack().size_bytes() / 1024);
+    line.push_number(running.size_bytes / 1024);
     line.push(b" KiB\n");
     line.write_to_stderr();
 }
@@ -93,7 +104,7 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
     let Some(previous) = PREVIOUS.get() else { return restore_default(signal) };
     match previous.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => restore_default(signal),
-        // SAFETY: whoever installed it said by this flag which of the two kinds it is.
+        // SAFETY: its installer said by this flag which of the two kinds it is.
         handler => unsafe {
             if previous.sa_flags & libc::SA_SIGINFO != 0 {
                 std::mem::transmute::<usize, InfoHandler>(handler)(signal, info, context);

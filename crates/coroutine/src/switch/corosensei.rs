@@ -8,18 +8,17 @@ use corosensei::stack::{Stack, StackPointer};
 use corosensei::{Coroutine, Yielder};
 
 use super::Entry;
-use crate::control::Control;
 use crate::stack::StackRange;
 
 /// A stack that runs one function. See the module above for the contract.
 pub(crate) struct Context {
-    coroutine: UnsafeCell<Coroutine<(), (), (), Borrowed>>,
+    coroutine: UnsafeCell<Coroutine<*const Context, (), (), Borrowed>>,
     /// Lives at the base of the stack; known once the context has run for the first time.
-    yielder: Cell<*const Yielder<(), ()>>,
+    yielder: Cell<*const Yielder<*const Context, ()>>,
 }
 
 impl Context {
-    /// For a debugger: see `layout.rs`.
+    /// For a debugger: see `coroutine/debug_layout.rs`.
     pub(crate) const BACKEND: u32 = 1;
     pub(crate) const SAVED_OFFSET: usize = offset_of!(Context, coroutine);
 
@@ -27,12 +26,12 @@ impl Context {
     ///
     /// # Safety
     /// The terms of the module above.
-    pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const Control) -> Context {
-        let run = move |yielder: &Yielder<(), ()>, ()| {
-            // SAFETY: by the caller, `arg` is valid whenever this runs, and is what `entry` asks
-            // for.
+    pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const ()) -> Context {
+        let run = move |yielder: &Yielder<*const Context, ()>, own: *const Context| {
+            // SAFETY: `own` is the context that is being resumed. By the caller `arg` is what `entry`
+            // asks for.
             unsafe {
-                (*arg).context().yielder.set(yielder);
+                (*own).yielder.set(yielder);
                 entry(arg)
             }
         };
@@ -49,7 +48,7 @@ impl Context {
     pub(crate) unsafe fn resume(&self) {
         // SAFETY: the context is not running, so no other resume holds this reference; while it
         // runs it touches `yielder` and its stack, not this field.
-        unsafe { (*self.coroutine.get()).resume(()) };
+        unsafe { (*self.coroutine.get()).resume(self) };
     }
 
     /// Goes back to the resumer.
@@ -59,7 +58,7 @@ impl Context {
     #[inline]
     pub(crate) unsafe fn suspend(&self) {
         // SAFETY: it runs, so its first resume has set the pointer, to a place on its own stack.
-        unsafe { (*self.yielder.get()).suspend(()) }
+        unsafe { (*self.yielder.get()).suspend(()) };
     }
 }
 
@@ -71,7 +70,7 @@ impl Drop for Context {
     }
 }
 
-/// A stack that somebody else owns.
+/// A stack that the control block owns.
 struct Borrowed(StackRange);
 
 // SAFETY: the range ends in a guard page and is larger than the minimum: the `stack` module sees to

@@ -18,7 +18,6 @@ use std::mem::{MaybeUninit, offset_of};
 use std::ptr;
 
 use super::Entry;
-use crate::control::Control;
 use crate::stack::StackRange;
 
 /// A stack that runs one function. See the module above for the contract.
@@ -34,11 +33,11 @@ pub(crate) struct Context {
 struct Start {
     stack: StackRange,
     entry: Entry,
-    arg: *const Control,
+    arg: *const (),
 }
 
 impl Context {
-    /// For a debugger: see `layout.rs`.
+    /// For a debugger: see `coroutine/debug_layout.rs`.
     pub(crate) const BACKEND: u32 = 2;
     pub(crate) const SAVED_OFFSET: usize = offset_of!(Context, own);
 
@@ -46,7 +45,7 @@ impl Context {
     ///
     /// # Safety
     /// The terms of the module above.
-    pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const Control) -> Context {
+    pub(crate) unsafe fn new(stack: StackRange, entry: Entry, arg: *const ()) -> Context {
         Context {
             own: UnsafeCell::new(MaybeUninit::uninit()),
             resumer: UnsafeCell::new(MaybeUninit::uninit()),
@@ -63,7 +62,7 @@ impl Context {
             // SAFETY: it has not been started, and is in its place now.
             unsafe { self.make(start) };
         }
-        // SAFETY: `own` was filled in when the context was made or suspended last. Nobody else uses
+        // SAFETY: `own` was filled in when the context was made or suspended last. Nothing else uses
         // `resumer`, for the context has no other resumer now.
         let result = unsafe { libc::swapcontext(self.resumer.get().cast(), self.own.get().cast()) };
         debug_assert_eq!(result, 0);
@@ -74,7 +73,7 @@ impl Context {
     /// # Safety
     /// The terms of the module above: this context runs now.
     pub(crate) unsafe fn suspend(&self) {
-        // SAFETY: it runs, so its resumer has filled in `resumer`, and nobody uses `own`.
+        // SAFETY: it runs, so its resumer has filled in `resumer`, and nothing uses `own`.
         let result = unsafe { libc::swapcontext(self.own.get().cast(), self.resumer.get().cast()) };
         debug_assert_eq!(result, 0);
     }
@@ -104,7 +103,7 @@ impl Context {
 /// The first function on the stack. Its arguments are ints, for that is all that `makecontext`
 /// passes.
 unsafe extern "C" fn run(entry_low: u32, entry_high: u32, arg_low: u32, arg_high: u32) -> ! {
-    let arg = ptr::with_exposed_provenance::<Control>(whole(arg_low, arg_high));
+    let arg = ptr::with_exposed_provenance::<()>(whole(arg_low, arg_high));
     // SAFETY: these are the halves that `make` made of an `Entry` and of what it asks for.
     unsafe {
         let entry = std::mem::transmute::<usize, Entry>(whole(entry_low, entry_high));

@@ -145,7 +145,7 @@ impl Link {
         if self.turn.is_over() {
             self.turn.begin();
             self.flush();
-            co.reschedule();
+            co.yield_now();
         }
     }
 

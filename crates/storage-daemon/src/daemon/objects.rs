@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use coblk::aio::PoolShare;
+use coblk::aio::{PollParams, PoolShare};
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk::export::RunningExport;
 use coblk::options::BlockdevError;
@@ -191,7 +191,7 @@ impl Polling {
     pub(super) fn apply(self, ctx: &AioContext) -> Result<(), DaemonError> {
         let limits = ctx.thread_pool().set_limits(self.min_threads, self.max_threads);
         limits.map_err(|_| invalid(BAD_POOL))?;
-        ctx.set_poll_params(self.max, self.grow, self.shrink);
+        ctx.set_poll_params(PollParams::new(self.max).grow(self.grow).shrink(self.shrink));
         Ok(())
     }
 }

@@ -136,7 +136,7 @@ impl Export for VhostUserBlkExport {
         }
         drop(device);
         // The devices end on their contexts before what is asked of these now.
-        co.reschedule();
+        co.yield_now();
         for context in &self.contexts {
             // Fails if the context is gone, and its device with it.
             let _ = co.block_on(context.spawn("export closed", |_| ()));

@@ -72,10 +72,10 @@ impl TestDisk {
         }
         self.running.fetch_add(1, Ordering::Relaxed);
         if self.deferred {
-            co.reschedule();
+            co.yield_now();
         }
         while self.held.load(Ordering::Relaxed) {
-            co.reschedule();
+            co.yield_now();
         }
         self.running.fetch_sub(1, Ordering::Relaxed);
         let range = offset..offset + bytes as u64;

@@ -16,7 +16,7 @@ pub(super) trait Pause {
 /// In a coroutine: the loop takes its completions, and others get their turn.
 impl Pause for &Co<'_> {
     fn pause(&self) {
-        self.reschedule();
+        self.yield_now();
     }
 }
 

@@ -30,7 +30,7 @@ fn c80_nobody_waits_for_ever_and_nobody_overlaps() {
                     assert!(!exclusive || apart, "seed {seed}: {own:?} {other:?}");
                 }
                 inside.borrow_mut().push(own);
-                (0..turns).for_each(|_| co.reschedule());
+                (0..turns).for_each(|_| co.yield_now());
                 let index = inside.borrow().iter().position(|other| *other == own).unwrap();
                 inside.borrow_mut().swap_remove(index);
                 drop(tracked);
@@ -50,7 +50,7 @@ fn a_context_that_ends_takes_its_requests_along() {
         let requests = Arc::clone(&requests);
         ctx.spawn("request", move |co| {
             let _tracked = requests.begin(co, 0..10, Overlap::Excluded);
-            co.reschedule();
+            co.yield_now();
             unreachable!("never polled");
         });
     }
