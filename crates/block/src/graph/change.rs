@@ -4,14 +4,13 @@
 //! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
 //! change passes through the loop of each context that has one.
 
-use std::io;
 use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, trace_event};
 
 use super::turn::Turned;
-use super::{Graph, MAX_HEIGHT, UserId, lock};
+use super::{Child, Graph, MAX_HEIGHT, UserId, lock};
 use crate::driver::MAX_LENGTH;
 use crate::gate::co_visit;
 use crate::medium;
@@ -37,15 +36,6 @@ pub enum GraphError {
         node: String,
         /// How many nodes may be below one.
         max: usize,
-    },
-    /// What was written to a node cannot be made durable. A flush goes elsewhere afterwards, and
-    /// would say that it is.
-    #[error("node '{node}' cannot be replaced: its flush failed: {source}")]
-    Flush {
-        /// The node.
-        node: String,
-        /// What the flush failed with.
-        source: io::Error,
     },
     /// No request could reach its end.
     #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
@@ -103,8 +93,8 @@ impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
     /// # Errors
-    /// If a node would stand on itself, the users of both exclude each other, or what was written to
-    /// this node cannot be made durable.
+    /// If a node would stand on itself, or the users of both exclude each other. If what was written
+    /// to this node cannot be made durable, the next flush of `new` says so.
     pub fn co_replace(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -186,11 +176,11 @@ fn turn_users(
     choose(&mut lock(), old, new)?;
     let _drained = (old.co_drain(co), new.co_drain(co));
     // What its users have written and not flushed is owed to them, and their next flush goes to the
-    // new node.
-    if !old.is_read_only() {
-        let failed = |source| GraphError::Flush { node: old.name().to_owned(), source };
+    // new node. Where filters lead from one to the other it gets there all the same.
+    let mut lost = None;
+    if !old.is_read_only() && !passes_on_to(old, new) && !passes_on_to(new, old) {
         let _own = old.enter_own();
-        old.co_flush(co).map_err(failed)?;
+        lost = old.co_flush(co).err();
     }
     // Edges may go only after the lock.
     let mut turned = Turned::default();
@@ -201,6 +191,11 @@ fn turn_users(
         graph.turn(&turns, &[], true, &mut turned)?;
         // Those above may have nothing to flush, but the new node may.
         graph.owe_flush_above(new);
+        // A node that cannot be flushed can be replaced, but not without its users being told.
+        if let Some(error) = lost {
+            tracing::error!(node = old.name(), %error, "flush of a node that is replaced failed");
+            new.path.fail_next_flush(&error);
+        }
         let above = graph.backends_above(new).into_iter();
         above.partition::<Vec<_>, _>(|(id, _)| users.contains(id))
     };
@@ -210,6 +205,18 @@ fn turn_users(
     }
     co_look_at_node(co, above);
     Ok(())
+}
+
+/// Whether filters pass requests on from one node to the other.
+fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
+    let mut node = Arc::clone(above);
+    while !Arc::ptr_eq(&node, below) {
+        match node.driver().filtered().map(Child::node) {
+            Some(next) => node = next,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// Has backends find out anew what their nodes are like.

@@ -21,7 +21,7 @@
 //! and its clients are ours now.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
@@ -34,6 +34,8 @@ pub(super) struct FlushState {
     /// Something may be written and not flushed.
     dirty: AtomicBool,
     turns: Mutex<Turns>,
+    /// What the next flush fails with, if not 0: an errno of a node that was here before.
+    next_errno: AtomicI32,
 }
 
 /// Whose turn it is. The lock is not held while the driver flushes.
@@ -50,7 +52,11 @@ struct Turns {
 
 impl Default for FlushState {
     fn default() -> FlushState {
-        FlushState { dirty: AtomicBool::new(true), turns: Mutex::default() }
+        FlushState {
+            dirty: AtomicBool::new(true),
+            turns: Mutex::default(),
+            next_errno: AtomicI32::new(0),
+        }
     }
 }
 
@@ -64,6 +70,7 @@ enum Turn<'a> {
 
 pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
     trace_event!("bdrv_co_flush", node = node.name());
+    node.path.flush.take_next_errno()?;
     match node.path.flush.wait_for_turn(co) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
@@ -84,6 +91,20 @@ impl FlushState {
     pub(super) fn wrote(&self) {
         if !self.dirty.load(Ordering::SeqCst) {
             self.dirty.store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn fail_next(&self, errno: i32) {
+        self.next_errno.store(errno, Ordering::SeqCst);
+    }
+
+    fn take_next_errno(&self) -> io::Result<()> {
+        match self.next_errno.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => match self.next_errno.swap(0, Ordering::SeqCst) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
         }
     }
 
