@@ -3,7 +3,7 @@
 use coblk_aio::{AioContext, Co};
 
 use super::Blockdevs;
-use crate::block_backend::{BlockBackend, ResizeError};
+use crate::backend::{BlockBackend, ResizeError};
 use crate::options::BlockdevError;
 
 impl Blockdevs {

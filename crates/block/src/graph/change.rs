@@ -12,11 +12,11 @@ use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
 use super::{Child, DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
+use crate::backend::root;
 use crate::driver::MAX_LENGTH;
-use crate::gate::{WAIT_LIMIT, co_visit};
-use crate::medium;
-use crate::node::BlockNode;
-use crate::permissions::PermissionError;
+use crate::driver::permissions::PermissionError;
+use crate::graph::gate::{WAIT_LIMIT, co_visit};
+use crate::graph::node::BlockNode;
 
 /// Why the graph cannot be changed in this way. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +279,7 @@ fn turn_drained_users(
     })?;
     for (id, home) in moved {
         let new = Arc::clone(new);
-        co_visit(co, &home, move || medium::turn(id, new));
+        co_visit(co, &home, move || root::turn(id, new));
     }
     co_look_at_node(co, above);
     Ok(())
@@ -300,7 +300,7 @@ fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
 /// Has backends find out anew what their nodes are like.
 pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, AioHandle)>) {
     for (id, home) in backends {
-        co_visit(co, &home, move || medium::look_at_node(id));
+        co_visit(co, &home, move || root::look_at_node(id));
     }
 }
 

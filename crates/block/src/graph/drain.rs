@@ -7,7 +7,7 @@ use coblk_aio::sync::TimedOut;
 use coblk_aio::{AioContext, Co};
 
 use super::{Graph, lock};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 impl BlockNode {
     /// Drains: new requests wait, from every context, also those to the nodes above, and those in

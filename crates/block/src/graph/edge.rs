@@ -7,12 +7,12 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Kind, Use, UserId, lock};
-use crate::child_role::ChildRole;
-use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
-use crate::flags::{WriteFlags, ZeroFlags};
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::role::ChildRole;
+use crate::graph::node::BlockNode;
 use crate::io::{self as request_path, BlockStatus};
-use crate::node::BlockNode;
 
 /// An edge of the block graph: from the driver that holds it to the node it stands on.
 ///

@@ -6,7 +6,7 @@ use coblk_aio::{Co, trace_event};
 
 use super::tracked::Overlap;
 use super::{check_range, check_wanted, finish_write, track, whole_units};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// Gives the driver's whole units in a range back. What is left at its edges is too small to be
 /// given back, and stays. So does everything where discard is disabled or not supported: a hint

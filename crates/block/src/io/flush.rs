@@ -29,8 +29,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
 
-use crate::debug_event::DebugEvent;
-use crate::node::BlockNode;
+use crate::driver::debug_event::DebugEvent;
+use crate::graph::node::BlockNode;
 
 /// The flushes of one node. Any thread.
 pub(super) struct FlushState {

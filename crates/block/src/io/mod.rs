@@ -3,7 +3,7 @@
 //! ```text
 //! mod.rs       is the range inside the device? are offset and length whole blocks?
 //!   |   \
-//!   |    tracked.rs    where blocks are larger than a byte: wait for overlapping requests
+//!   |    tracked/      where blocks are larger than a byte: wait for overlapping requests
 //!   |      |
 //!   |    padding.rs    make whole blocks of it: read, modify, write
 //!   |   /
@@ -20,6 +20,7 @@
 
 mod discard;
 mod flush;
+pub(crate) mod live_limits;
 mod padding;
 mod status;
 mod tracked;
@@ -33,10 +34,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
-use crate::flags::{WriteFlags, ZeroFlags};
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
-use crate::node_info::DetectZeroes;
+use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::graph::node::BlockNode;
+use crate::graph::node_info::DetectZeroes;
+use crate::io::live_limits::LiveLimits;
 use flush::FlushState;
 use tracked::{Overlap, Tracked, TrackedRequests};
 

@@ -15,10 +15,10 @@ use std::ops::Range;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
 use super::{errno, transfer};
-use crate::debug_event::DebugEvent;
-use crate::flags::WriteFlags;
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::flags::WriteFlags;
+use crate::graph::node::BlockNode;
+use crate::io::live_limits::LiveLimits;
 
 /// The whole blocks that a range touches. EIO if they have no end.
 pub(super) fn whole_blocks(limits: &LiveLimits, range: &Range<u64>) -> io::Result<Range<u64>> {

@@ -5,7 +5,7 @@ use std::io;
 use coblk_aio::{Co, trace_event};
 
 use super::{check_range, errno};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// What the bytes of a range are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

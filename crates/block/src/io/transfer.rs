@@ -7,9 +7,9 @@ use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 use libc::iovec;
 
 use crate::driver::BlockLimits;
-use crate::flags::WriteFlags;
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
+use crate::driver::flags::WriteFlags;
+use crate::graph::node::BlockNode;
+use crate::io::live_limits::LiveLimits;
 
 /// Longest buffer that data is copied through.
 const BOUNCE_BYTES: usize = 1 << 20;

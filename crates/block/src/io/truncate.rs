@@ -6,9 +6,9 @@ use coblk_aio::{Co, trace_event};
 
 use super::tracked::Overlap;
 use super::{errno, finish_write};
+use crate::backend::length_watch;
 use crate::driver::MAX_LENGTH;
-use crate::length;
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// Sets the length, also to less than it is: nothing may be in flight beyond the new end.
 pub(crate) fn co_truncate(node: &BlockNode, co: &Co<'_>, length: u64) -> io::Result<()> {
@@ -36,7 +36,7 @@ fn set_length(node: &BlockNode, co: &Co<'_>, length: u64, may_shrink: bool) -> i
         return Ok(false);
     }
     let result = finish_write(node, co, false, node.driver().co_truncate(co, length));
-    length::tell(node);
+    length_watch::tell(node);
     result.map(|()| true)
 }
 
@@ -44,6 +44,6 @@ fn set_length(node: &BlockNode, co: &Co<'_>, length: u64, may_shrink: bool) -> i
 pub(crate) fn co_refresh_length(node: &BlockNode, co: &Co<'_>) -> io::Result<u64> {
     let _tracked = node.path.tracked.begin(co, u64::MAX - 1..u64::MAX, Overlap::Excluded);
     let result = node.driver().co_refresh_length(co);
-    length::tell(node);
+    length_watch::tell(node);
     result
 }

@@ -19,8 +19,8 @@ use super::tracked::Overlap;
 use super::{
     check_range, check_wanted, co_flush, errno, finish_write, track, transfer, whole_units, write,
 };
-use crate::flags::{WriteFlags, ZeroFlags};
-use crate::node::BlockNode;
+use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::graph::node::BlockNode;
 
 /// Most zeroes in one write (contract: C81).
 const MAX_WRITE_BYTES: u64 = 16 << 20;

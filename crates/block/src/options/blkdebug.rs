@@ -4,10 +4,10 @@ use super::OptionsError;
 use super::error::shorten;
 use super::reader::Reader;
 use crate::accounting::RequestKind;
-use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
-use crate::filters::blkdebug::Rule;
-use crate::permissions::Permissions;
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::permissions::Permissions;
+use crate::filter::blkdebug::Rule;
 
 /// Requests of the default length of a rule's sector.
 const SECTOR_BYTES: u64 = 512;

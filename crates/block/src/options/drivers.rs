@@ -7,7 +7,7 @@ use super::blkdebug::{self, DebugConstraints, InjectError, SetState};
 use super::error::shorten;
 use super::reader::Reader;
 use super::{NodeOptions, NodeRef, OptionsError};
-use crate::child_role::ChildRole;
+use crate::driver::role::ChildRole;
 use crate::drivers::{Engine, Locking};
 
 /// A driver, and what belongs to it alone.

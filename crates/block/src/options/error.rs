@@ -4,10 +4,10 @@ use std::io;
 
 use serde_json::Value;
 
+use crate::driver::permissions::PermissionError;
 use crate::drivers::FileOpenError;
-use crate::filters::throttle::ThrottleError;
+use crate::filter::throttle::ThrottleError;
 use crate::graph::GraphError;
-use crate::permissions::PermissionError;
 
 /// Why a text is not the description of a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

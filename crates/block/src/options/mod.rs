@@ -34,7 +34,7 @@ pub use keyval::parse as parse_keyval;
 pub use reader::parse_size;
 use reader::{Notation, Reader};
 
-use crate::node_info::DetectZeroes;
+use crate::graph::node_info::DetectZeroes;
 
 const DETECT_ZEROES: [(&str, DetectZeroes); 3] =
     [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
