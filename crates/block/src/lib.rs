@@ -51,7 +51,7 @@ pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::debug_event::DebugEvent;
-pub use driver::flags::{WriteFlags, ZeroFlags};
+pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};

@@ -178,7 +178,8 @@ fn a_durable_write_is_flushed_once_however_many_pieces_it_has() {
 
 #[test]
 fn a_driver_with_durable_writes_of_its_own_gets_each_piece_as_one() {
-    let limits = BlockLimits { max_transfer: 2048, native_fua: true, ..BlockLimits::default() };
+    let limits =
+        BlockLimits { max_transfer: 2048, write_flags: WriteFlags::FUA, ..BlockLimits::default() };
     let (ctx, disk, backend) = set_up(limits);
     write(&ctx, &backend, WriteFlags::FUA);
     let fua = WriteFlags::FUA;
@@ -190,7 +191,8 @@ fn a_driver_with_durable_writes_of_its_own_gets_each_piece_as_one() {
 #[test]
 fn a_durable_request_for_nothing_is_a_flush() {
     for (request_alignment, native_fua) in [(1, false), (1, true), (512, false), (512, true)] {
-        let limits = BlockLimits { request_alignment, native_fua, ..BlockLimits::default() };
+        let write_flags = if native_fua { WriteFlags::FUA } else { WriteFlags::empty() };
+        let limits = BlockLimits { request_alignment, write_flags, ..BlockLimits::default() };
         let (ctx, disk, backend) = set_up(limits);
         let nothing = IoVector::new();
         let durable = ZeroFlags::FUA;

@@ -11,7 +11,8 @@ use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::BlockStatusKind::{Data, Hole, Zero};
 use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
-    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, ChildRole, WriteFlags, ZeroFlags,
+    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, ChildRole, Truncate, WriteFlags,
+    ZeroFlags,
 };
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::errno;
@@ -170,7 +171,7 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
     disk.judge(|op| if matches!(op, Op::Truncate(_)) { Verdict::Hold } else { Verdict::Go });
     // At the node nothing drains: as a driver above would do it.
     let below = node.clone();
-    ctx.spawn("truncate", move |co| below.co_truncate(co, 4096).unwrap());
+    ctx.spawn("truncate", move |co| below.co_truncate(co, 4096, Truncate::default()).unwrap());
     let results = Rc::new(Cell::new((0, 0)));
     for (offset, slot) in [(4096, true), (100, false)] {
         let (below, results) = (node.clone(), Rc::clone(&results));
@@ -245,7 +246,9 @@ fn a_grow_that_waits_in_a_drain_is_looked_at_again() {
     backend.aio_pwritev(&ctx, 12288, vec![7; 512], PLAIN, |_, result, _| result.unwrap());
     let second = start_truncate(&ctx, &backend, 8192);
     let below = Rc::new(Child::new("file", ChildRole::FILTER, Arc::clone(&node)));
-    ctx.spawn("another driver", move |co| below.co_truncate(co, 16384).unwrap());
+    ctx.spawn("another driver", move |co| {
+        below.co_truncate(co, 16384, Truncate::default()).unwrap()
+    });
     assert!(disk.release());
     while ctx.poll(false) {}
     assert_eq!((node.length(), second.get()), (16384, false));

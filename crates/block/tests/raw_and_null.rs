@@ -10,8 +10,8 @@ use std::time::Duration;
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::drivers::{File, Null, Raw, RawError};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, BlockStatus, BlockStatusKind, WriteFlags,
-    ZeroFlags,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, BlockStatus, BlockStatusKind, ReadFlags,
+    WriteFlags, ZeroFlags,
 };
 use util::disk::{Disk, OnDisk, Op};
 use util::model::{self, Model};
@@ -69,6 +69,7 @@ fn memory_is_passed_on_without_a_copy() {
             _co: &coblk_aio::Co<'_>,
             _offset: u64,
             target: &mut IoVectorMut<'_>,
+            _flags: ReadFlags,
         ) -> std::io::Result<()> {
             self.0.lock().unwrap().extend(target.as_iovecs().iter().map(|it| it.iov_base as usize));
             Ok(())

@@ -8,7 +8,7 @@ use coblk_aio::{AioContext, Co, IoBuffer, trace_event};
 
 use crate::backend::BlockBackend;
 use crate::backend::root::Request;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 
 /// The callback door. A callback runs on the home thread, inside the request's coroutine, never
 /// before its submitting call has returned, also when the request fails at once; a drain waits for
@@ -34,7 +34,13 @@ impl BlockBackend {
         self.submit(ctx, "blk_aio_preadv", move |backend, co, entered| {
             let Transfer { mut buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
-                backend.preadv_entered(co, entered, offset, &mut buffer.io_vector_mut())
+                backend.preadv_entered(
+                    co,
+                    entered,
+                    offset,
+                    &mut buffer.io_vector_mut(),
+                    ReadFlags::empty(),
+                )
             });
             complete(co, move |ctx| callback(ctx, result, buffer));
         });

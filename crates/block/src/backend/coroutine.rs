@@ -10,7 +10,7 @@ use crate::accounting::RequestKind;
 use crate::backend::error_policy::Attempt;
 use crate::backend::root::{Medium, Request};
 use crate::backend::{BlockBackend, ResizeError, in_flight};
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child};
 use crate::io::{self as request_path, BlockStatus};
@@ -29,8 +29,20 @@ impl BlockBackend {
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
+        self.co_preadv_with(co, offset, target, ReadFlags::empty())
+    }
+
+    /// [`co_preadv`](Self::co_preadv), with flags. ENOTSUP if the node cannot do what they ask for.
+    #[inline]
+    pub fn co_preadv_with(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
         let mut request = self.begin_request(co);
-        self.preadv_entered(co, &mut request, offset, target)
+        self.preadv_entered(co, &mut request, offset, target, flags)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -89,11 +101,19 @@ impl BlockBackend {
     /// node, or another process, does not share the permission to resize; ETIMEDOUT if it is to become
     /// shorter, and requests have not ended within [`WAIT_LIMIT`](crate::WAIT_LIMIT).
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.co_resize(co, length).map_err(|error| match error {
+        self.co_truncate_with(co, length, Truncate::default())
+    }
+
+    /// [`co_truncate`](Self::co_truncate), in another way. ENOTSUP, and a warning in the log, if the
+    /// driver cannot do it in that way.
+    pub fn co_truncate_with(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.co_resize(co, length, how).map_err(|error| match error {
             // A driver that says why in words.
             ResizeError::Io(error) if error.raw_os_error().is_none() => {
                 tracing::warn!(backend = self.name(), %error, "cannot change the length");
-                io::Error::from_raw_os_error(libc::EINVAL)
+                let unsupported = error.kind() == io::ErrorKind::Unsupported;
+                let errno = if unsupported { libc::ENOTSUP } else { libc::EINVAL };
+                io::Error::from_raw_os_error(errno)
             }
             ResizeError::Io(error) => error,
             ResizeError::Permission(error) => {
@@ -108,29 +128,34 @@ impl BlockBackend {
     }
 
     /// [`co_truncate`](Self::co_truncate), that says who does not agree.
-    pub(crate) fn co_resize(&self, co: &Co<'_>, length: u64) -> Result<(), ResizeError> {
+    pub(crate) fn co_resize(
+        &self,
+        co: &Co<'_>,
+        length: u64,
+        how: Truncate,
+    ) -> Result<(), ResizeError> {
         trace_event!("blk_co_truncate", length);
         let medium = self.writable_medium()?;
         let _resize = self.inner.slot.resize()?;
         if length >= medium.node.length() {
             let _request = self.begin_request(co);
-            if request_path::co_grow(&self.writable_medium()?.node, co, length)? {
+            if request_path::co_grow(&self.writable_medium()?.node, co, length, how)? {
                 return Ok(());
             }
         }
-        Ok(self.co_shrink(co, length)?)
+        Ok(self.co_shrink(co, length, how)?)
     }
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is
     /// drained is where the bytes are: other users of it, below filters of this one, write too.
-    fn co_shrink(&self, co: &Co<'_>, length: u64) -> Result<(), ResizeError> {
+    fn co_shrink(&self, co: &Co<'_>, length: u64, how: Truncate) -> Result<(), ResizeError> {
         let node = self.node().map(storage_of);
         let _drained = node.map(|node| graph::co_drain_for_change(co, &node)).transpose()?;
         // The node must not be replaced meanwhile.
         let _change = graph::lock_changes(co)?;
         let medium = self.writable_medium()?;
         let _request = Request::count_in(Rc::clone(&medium));
-        Ok(request_path::co_truncate(&medium.node, co, length)?)
+        Ok(request_path::co_truncate(&medium.node, co, length, how)?)
     }
 }
 
@@ -144,10 +169,11 @@ impl BlockBackend {
         request: &mut Option<Request>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_preadv", offset, bytes = target.len());
         let range = (offset, target.len() as u64);
-        self.carry_out(co, request, RequestKind::Read, range, Read { co, offset, target })
+        self.carry_out(co, request, RequestKind::Read, range, Read { co, offset, target, flags })
     }
 
     #[inline]
@@ -244,12 +270,13 @@ struct Read<'a, 'b, 'co> {
     co: &'a Co<'co>,
     offset: u64,
     target: &'a mut IoVectorMut<'b>,
+    flags: ReadFlags,
 }
 
 impl Attempt for Read<'_, '_, '_> {
     #[inline]
     fn try_on(&mut self, medium: &Medium) -> io::Result<()> {
-        request_path::co_preadv(&medium.node, self.co, self.offset, self.target)
+        request_path::co_preadv(&medium.node, self.co, self.offset, self.target, self.flags)
     }
 
     /// What was in the buffer before is none of the reader's business: it may be another client's.

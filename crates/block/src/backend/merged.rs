@@ -9,7 +9,7 @@ use crate::backend::BlockBackend;
 use crate::backend::error_policy::try_once;
 use crate::backend::in_flight;
 use crate::backend::root::Medium;
-use crate::driver::flags::WriteFlags;
+use crate::driver::flags::{ReadFlags, WriteFlags};
 use crate::io as request_path;
 
 /// What became of a merged request.
@@ -40,7 +40,7 @@ impl BlockBackend {
         let bytes = target.len() as u64;
         trace_event!("blk_co_preadv", offset, bytes);
         self.perform_merged(co, RequestKind::Read, (offset, bytes), |medium| {
-            request_path::co_preadv(&medium.node, co, offset, target)
+            request_path::co_preadv(&medium.node, co, offset, target, ReadFlags::empty())
         })
     }
 

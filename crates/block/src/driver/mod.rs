@@ -11,7 +11,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::Child;
 use crate::graph::node_info::CacheMode;
@@ -49,10 +49,13 @@ pub struct BlockLimits {
     /// Offsets and lengths of discards are multiples of this many bytes, and of
     /// `request_alignment`.
     pub pdiscard_alignment: u32,
-    /// The driver makes a single write durable for less than a flush costs, and gets
-    /// [`WriteFlags::FUA`] and [`ZeroFlags::FUA`]. Without this it never sees them: a flush follows
-    /// the write, and requests that come together share it.
-    pub native_fua: bool,
+    /// The flags of reads that the driver takes; it never sees others. The layer does what they ask
+    /// for, drops them where they change nothing, or refuses the request with ENOTSUP.
+    pub read_flags: ReadFlags,
+    /// Those of writes. With [`WriteFlags::FUA`] the driver makes a single write durable for less than
+    /// a flush costs, and gets [`ZeroFlags::FUA`], too. Without it a flush follows the write, and
+    /// requests that come together share it.
+    pub write_flags: WriteFlags,
 }
 
 impl Default for BlockLimits {
@@ -68,12 +71,23 @@ impl Default for BlockLimits {
             pwrite_zeroes_alignment: 1,
             max_pdiscard: u64::MAX,
             pdiscard_alignment: 1,
-            native_fua: false,
+            read_flags: ReadFlags::empty(),
+            write_flags: WriteFlags::empty(),
         }
     }
 }
 
 impl BlockLimits {
+    /// Those of a driver that passes requests on: anything is taken, for the node below pads and cuts,
+    /// and refuses flags.
+    pub fn passing_on() -> BlockLimits {
+        BlockLimits {
+            read_flags: ReadFlags::all(),
+            write_flags: WriteFlags::all(),
+            ..BlockLimits::default()
+        }
+    }
+
     /// # Panics
     /// If they contradict themselves: that is a bug of the driver.
     pub(crate) fn check(&self, driver: &str) {
@@ -143,11 +157,16 @@ pub trait BlockDriver: Any + Send + Sync {
     }
 
     /// Fills all of `target` from `offset` on, unless it
-    /// [leaves reads unwritten](Self::leaves_reads_unwritten).
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()>;
+    /// [leaves reads unwritten](Self::leaves_reads_unwritten). It gets the flags that its limits ask for.
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()>;
 
-    /// Writes all of `source` at `offset`. With [`WriteFlags::FUA`], which it gets only if its
-    /// limits ask for it, the data is durable on success.
+    /// Writes all of `source` at `offset`. It gets the flags that its limits ask for.
     fn co_pwritev(
         &self,
         co: &Co<'_>,
@@ -186,8 +205,8 @@ pub trait BlockDriver: Any + Send + Sync {
 
     /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
     /// on. Called once at a time. May fail with ENOTSUP, or with an error of words if it cannot be of
-    /// this length; others see EINVAL.
-    fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+    /// this length or not in this way; others see ENOTSUP if its kind is `Unsupported`, else EINVAL.
+    fn co_truncate(&self, _co: &Co<'_>, _length: u64, _how: Truncate) -> io::Result<()> {
         Err(not_supported())
     }
 

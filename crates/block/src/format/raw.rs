@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::WriteFlags;
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags};
 use crate::driver::role::ChildRole;
 use crate::graph::Child;
 use crate::graph::filter::Filter;
@@ -171,9 +171,15 @@ impl Filter for Raw {
     }
 
     #[inline]
-    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
         self.child.debug_event(DebugEvent::READ_AIO);
-        self.child.co_preadv(co, self.at(offset), target)
+        self.child.co_preadv(co, self.at(offset), target, flags)
     }
 
     #[inline]
@@ -195,12 +201,12 @@ impl Filter for Raw {
     }
 
     /// ENOTSUP if the size is fixed.
-    fn truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    fn truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
         if self.size().is_some() {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
         }
         let too_long = || io::Error::from_raw_os_error(libc::EFBIG);
-        self.child.co_truncate(co, self.offset().checked_add(length).ok_or_else(too_long)?)
+        self.child.co_truncate(co, self.offset().checked_add(length).ok_or_else(too_long)?, how)
     }
 
     fn refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {

@@ -9,7 +9,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use super::{Kind, Use, UserId, lock};
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 use crate::io::{self as request_path, BlockStatus};
@@ -124,8 +124,9 @@ impl Child {
         co: &Co<'_>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
-        self.edge.node.load().co_preadv(co, offset, target)
+        self.edge.node.load().co_preadv(co, offset, target, flags)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -147,13 +148,14 @@ impl Child {
         co: &Co<'_>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
         let there = self.bytes_there(offset, target.len());
         if there == target.len() {
-            return self.co_preadv(co, offset, target);
+            return self.co_preadv(co, offset, target, flags);
         }
         target.fill_from(there, 0);
-        self.co_preadv(co, offset, &mut target.slice(0, there))
+        self.co_preadv(co, offset, &mut target.slice(0, there), flags)
     }
 
     /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding, and not
@@ -205,8 +207,8 @@ impl Child {
     }
 
     /// Changes the length to `length` bytes.
-    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.edge.node.load().co_truncate(co, length)
+    pub fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.edge.node.load().co_truncate(co, length, how)
     }
 
     /// Looks how long the storage is now, and returns it in bytes.

@@ -6,7 +6,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
@@ -64,16 +64,22 @@ pub trait Filter: Any + Send + Sync {
         self.child().is_read_only()
     }
 
-    /// See [`BlockDriver::limits`]. By default anything is taken, for the node below pads and cuts, and
-    /// durable writes are passed on as they are.
+    /// See [`BlockDriver::limits`]. By default those of
+    /// [one that passes requests on](BlockLimits::passing_on).
     fn limits(&self) -> BlockLimits {
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
+        BlockLimits::passing_on()
     }
 
     /// See [`BlockDriver::co_preadv`].
     #[inline]
-    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.child().co_preadv(co, self.at(offset), target)
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.child().co_preadv(co, self.at(offset), target, flags)
     }
 
     /// See [`BlockDriver::co_pwritev`].
@@ -109,8 +115,8 @@ pub trait Filter: Any + Send + Sync {
     }
 
     /// See [`BlockDriver::co_truncate`].
-    fn truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.child().co_truncate(co, length)
+    fn truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.child().co_truncate(co, length, how)
     }
 
     /// See [`BlockDriver::co_refresh_length`].
@@ -179,8 +185,14 @@ impl<F: Filter> BlockDriver for F {
     }
 
     #[inline]
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.read(co, offset, target)
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.read(co, offset, target, flags)
     }
 
     #[inline]
@@ -216,8 +228,8 @@ impl<F: Filter> BlockDriver for F {
         self.status(co, offset, bytes)
     }
 
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.truncate(co, length)
+    fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.truncate(co, length, how)
     }
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {

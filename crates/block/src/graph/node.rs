@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
 use crate::graph::node_info::{CacheMode, DetectZeroes};
@@ -189,8 +189,9 @@ impl BlockNode {
         co: &Co<'_>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
-        request_path::co_preadv(self, co, offset, target)
+        request_path::co_preadv(self, co, offset, target, flags)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -249,8 +250,8 @@ impl BlockNode {
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
-    pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        request_path::co_truncate(self, co, length)
+    pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        request_path::co_truncate(self, co, length, how)
     }
 
     /// How many bytes are taken where it stores things; `None` if nobody can tell.

@@ -1,8 +1,9 @@
 //! [`LiveLimits`]: a node's limits, which every request reads and a reopen changes.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::driver::BlockLimits;
+use crate::driver::flags::{ReadFlags, WriteFlags};
 
 /// [`BlockLimits`], each field by itself. They change in drained sections only, so a request finds
 /// all of them as they belong together, and reads each with a plain load: the gate, through which
@@ -17,7 +18,10 @@ pub(crate) struct LiveLimits {
     pwrite_zeroes_alignment: AtomicU32,
     max_pdiscard: AtomicU64,
     pdiscard_alignment: AtomicU32,
-    native_fua: AtomicBool,
+    /// [`ReadFlags`].
+    read_flags: AtomicU32,
+    /// [`WriteFlags`].
+    write_flags: AtomicU32,
 }
 
 impl LiveLimits {
@@ -31,7 +35,8 @@ impl LiveLimits {
             pwrite_zeroes_alignment: limits.pwrite_zeroes_alignment.into(),
             max_pdiscard: limits.max_pdiscard.into(),
             pdiscard_alignment: limits.pdiscard_alignment.into(),
-            native_fua: limits.native_fua.into(),
+            read_flags: limits.read_flags.bits().into(),
+            write_flags: limits.write_flags.bits().into(),
         }
     }
 
@@ -46,7 +51,8 @@ impl LiveLimits {
             pwrite_zeroes_alignment: self.pwrite_zeroes_alignment.load(Ordering::Relaxed),
             max_pdiscard: self.max_pdiscard.load(Ordering::Relaxed),
             pdiscard_alignment: self.pdiscard_alignment.load(Ordering::Relaxed),
-            native_fua: self.native_fua(),
+            read_flags: self.read_flags(),
+            write_flags: self.write_flags(),
         }
     }
 
@@ -61,7 +67,8 @@ impl LiveLimits {
         self.pwrite_zeroes_alignment.store(new.pwrite_zeroes_alignment, Ordering::Relaxed);
         self.max_pdiscard.store(new.max_pdiscard, Ordering::Relaxed);
         self.pdiscard_alignment.store(new.pdiscard_alignment, Ordering::Relaxed);
-        self.native_fua.store(new.native_fua, Ordering::Relaxed);
+        self.read_flags.store(new.read_flags.bits(), Ordering::Relaxed);
+        self.write_flags.store(new.write_flags.bits(), Ordering::Relaxed);
         old
     }
 
@@ -87,7 +94,16 @@ impl LiveLimits {
 
     #[inline]
     pub(crate) fn native_fua(&self) -> bool {
-        self.native_fua.load(Ordering::Relaxed)
+        self.write_flags().contains(WriteFlags::FUA)
+    }
+
+    pub(crate) fn read_flags(&self) -> ReadFlags {
+        ReadFlags::from_bits_retain(self.read_flags.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn write_flags(&self) -> WriteFlags {
+        WriteFlags::from_bits_retain(self.write_flags.load(Ordering::Relaxed))
     }
 }
 
@@ -107,7 +123,8 @@ mod tests {
             pwrite_zeroes_alignment: 64,
             max_pdiscard: 128,
             pdiscard_alignment: 256,
-            native_fua: true,
+            read_flags: ReadFlags::PREFETCH,
+            write_flags: WriteFlags::COMPRESSED,
         };
         let live = LiveLimits::new(first);
         assert_eq!((live.get(), live.swap(second)), (first, first));

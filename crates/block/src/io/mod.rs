@@ -19,6 +19,7 @@
 //! reads and writes take no lock, allocate nothing, and write no memory that they share.
 
 mod discard;
+mod flags;
 mod flush;
 pub(crate) mod live_limits;
 mod padding;
@@ -34,7 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::graph::node::BlockNode;
 use crate::graph::node_info::DetectZeroes;
 use crate::io::live_limits::LiveLimits;
@@ -118,14 +119,16 @@ pub(crate) fn co_preadv(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
+    let flags = if flags.is_empty() { flags } else { flags::of_read(node, flags)? };
     if is_whole_blocks(node.live_limits(), offset, bytes as u64) {
-        transfer::read(node, co, offset, target)
+        transfer::read(node, co, offset, target, flags)
     } else {
-        padding::read(node, co, offset, target)
+        padding::read(node, co, offset, target, flags)
     }
 }
 
@@ -145,8 +148,10 @@ pub(crate) fn co_pwritev(
     {
         return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
     }
+    let durable = flags.contains(WriteFlags::FUA);
+    let flags = if flags.is_empty() { flags } else { flags::of_write(node, flags)? };
     // A durable write of nothing is there for its flush.
-    if flags.is_empty() || node.live_limits().native_fua() && bytes > 0 {
+    if !durable || flags.contains(WriteFlags::FUA) && bytes > 0 {
         let result = write(node, co, offset, source, flags);
         node.path.flush.wrote();
         if result.is_ok() {
@@ -157,7 +162,7 @@ pub(crate) fn co_pwritev(
     if bytes == 0 {
         return co_flush(node, co);
     }
-    let result = write(node, co, offset, source, WriteFlags::empty());
+    let result = write(node, co, offset, source, flags);
     if result.is_ok() {
         node.path.wrote_up_to(offset + bytes as u64);
     }
@@ -170,7 +175,7 @@ pub(crate) fn co_pwritev(
 #[cold]
 fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Option<ZeroFlags> {
     // One of nothing may be there for its flush.
-    if source.is_empty() || !source.is_zero() {
+    if source.is_empty() || flags.contains(WriteFlags::SERIALISING) || !source.is_zero() {
         return None;
     }
     let mut zeroes = ZeroFlags::empty();

@@ -16,7 +16,7 @@ use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
 use super::{errno, transfer};
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::WriteFlags;
+use crate::driver::flags::{ReadFlags, WriteFlags};
 use crate::graph::node::BlockNode;
 use crate::io::live_limits::LiveLimits;
 
@@ -34,6 +34,7 @@ pub(super) fn read(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
     if bytes == 0 {
@@ -50,7 +51,7 @@ pub(super) fn read(
     let mut vector = IoVectorMut::from(&mut spare_head[..head]);
     vector.extend(target.slice(0, bytes));
     vector.push(spare_tail);
-    transfer::read(node, co, blocks.start, &mut vector)
+    transfer::read(node, co, blocks.start, &mut vector, flags)
 }
 
 /// Reads the blocks at the edges, and writes all of `blocks` with `source` in the middle. Nobody
@@ -84,7 +85,9 @@ fn read_edges(
     let limits = node.live_limits();
     let block = limits.request_alignment() as usize;
     let memory_alignment = limits.memory_alignment() as usize;
-    let read = |part: &mut [u8], at| transfer::read(node, co, at, &mut IoVectorMut::from(part));
+    let read = |part: &mut [u8], at| {
+        transfer::read(node, co, at, &mut IoVectorMut::from(part), ReadFlags::empty())
+    };
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;
         node.debug_event(DebugEvent::PWRITEV_RMW_HEAD);

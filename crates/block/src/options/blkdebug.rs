@@ -113,7 +113,6 @@ impl DebugConstraints {
             max_pwrite_zeroes: most("max-write-zero", self.max_write_zero, zeroes, u64::MAX)?,
             pdiscard_alignment: discards,
             max_pdiscard: most("max-discard", self.max_discard, discards, u64::MAX)?,
-            native_fua: true,
             ..without
         })
     }

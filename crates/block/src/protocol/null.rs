@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::io::{BlockStatus, BlockStatusKind};
 
@@ -62,14 +62,20 @@ impl BlockDriver for Null {
 
     fn limits(&self) -> BlockLimits {
         // Nothing is stored, so nothing can be lost.
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
+        BlockLimits { write_flags: WriteFlags::FUA, ..BlockLimits::default() }
     }
 
     fn leaves_reads_unwritten(&self) -> bool {
         !self.read_zeroes
     }
 
-    fn co_preadv(&self, co: &Co<'_>, _offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         if self.read_zeroes {
             target.fill_from(0, 0);
         }

@@ -13,7 +13,7 @@ pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 use crate::accounting::RequestKind;
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
 use crate::filter::sleep;
@@ -52,7 +52,7 @@ pub struct BlkDebug {
 impl BlkDebug {
     /// A filter on `child`.
     pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
-        let limits = BlockLimits { native_fua: true, ..BlockLimits::default() };
+        let limits = BlockLimits::passing_on();
         let nothing = Permissions::empty();
         BlkDebug {
             child: Child::new("image", ChildRole::FILTER, child),
@@ -156,14 +156,20 @@ impl Filter for BlkDebug {
         self.rules.reach(event);
     }
 
-    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
         let bytes = target.len() as u64;
         let verdict = self.judge(co, RequestKind::Read, range(offset, bytes));
         verdict.carry_out(bytes, |part| {
             if part == bytes {
-                return self.child.co_preadv_blocks(co, offset, target);
+                return self.child.co_preadv_blocks(co, offset, target, flags);
             }
-            self.child.co_preadv_blocks(co, offset, &mut target.slice(0, part as usize))
+            self.child.co_preadv_blocks(co, offset, &mut target.slice(0, part as usize), flags)
         })
     }
 

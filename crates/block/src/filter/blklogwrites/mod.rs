@@ -14,7 +14,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use self::format::RawEntry;
 use self::log::Data;
 use crate::driver::BlockLimits;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
 use crate::graph::Child;
@@ -106,20 +106,22 @@ impl Filter for BlkLogWrites {
 
     fn limits(&self) -> BlockLimits {
         // The log counts in sectors; the rest is the child's business.
-        BlockLimits {
-            request_alignment: self.log.sector_size(),
-            native_fua: true,
-            ..BlockLimits::default()
-        }
+        BlockLimits { request_alignment: self.log.sector_size(), ..BlockLimits::passing_on() }
     }
 
     /// The log has no entry for it.
-    fn truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
+    fn truncate(&self, _co: &Co<'_>, _length: u64, _how: Truncate) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::ENOTSUP))
     }
 
-    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.child.co_preadv_blocks(co, offset, target)
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.child.co_preadv_blocks(co, offset, target, flags)
     }
 
     fn write(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::format::{ENTRY_BYTES, EntryFlags, RawEntry, SUPERBLOCK_BYTES, Superblock, invalid};
-use crate::driver::flags::WriteFlags;
+use crate::driver::flags::{ReadFlags, WriteFlags};
 use crate::graph::node::BlockNode;
 
 /// Data is copied through a buffer of this many bytes.
@@ -168,7 +168,7 @@ impl ReplayLog {
 /// Nobody waits at one gate while he is counted at another: each request by itself.
 fn read(node: &BlockNode, co: &Co<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     let _own = node.co_enter_own(co);
-    node.co_preadv(co, offset, &mut IoVectorMut::from(buffer))
+    node.co_preadv(co, offset, &mut IoVectorMut::from(buffer), ReadFlags::empty())
 }
 
 fn mark_in(raw: &RawEntry, sector: &[u8]) -> String {

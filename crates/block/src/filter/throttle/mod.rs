@@ -15,7 +15,7 @@ use self::bucket::Direction;
 use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::role::ChildRole;
 use crate::graph::Child;
 use crate::graph::filter::Filter;
@@ -108,9 +108,15 @@ impl Filter for Throttle {
         &self.child
     }
 
-    fn read(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
         self.pass(co, Direction::Read, target.len() as u64);
-        self.child.co_preadv(co, offset, target)
+        self.child.co_preadv(co, offset, target, flags)
     }
 
     fn write(

@@ -7,6 +7,7 @@
 mod ability;
 mod alignment;
 mod in_place;
+mod length;
 mod lock;
 mod mode;
 mod open;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
 
 use crate::BlockStatus;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::node_info::CacheMode;
@@ -183,7 +184,13 @@ impl BlockDriver for File {
         self.mode.limits().get()
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         trace_event!("file_co_preadv", offset, bytes = target.len());
         let file = self.file.as_fd();
         // A simulated run must not depend on what the page cache holds.
@@ -244,8 +251,8 @@ impl BlockDriver for File {
         self.co_status(co, offset, bytes)
     }
 
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.co_set_length(co, length)
+    fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.co_set_length(co, length, how)
     }
 
     fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {

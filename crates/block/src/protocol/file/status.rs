@@ -44,33 +44,6 @@ impl File {
         BlockStatus { kind, bytes: end.map_or(bytes, |end| bytes.min(end - offset)) }
     }
 
-    /// Cuts the file, or makes it longer by a hole. A device has the length it has: that is looked
-    /// at, as it may have grown.
-    pub(super) fn co_set_length(&self, co: &Co<'_>, bytes: u64) -> io::Result<()> {
-        if self.device {
-            return match self.co_refresh(co)? {
-                there if bytes <= there => Ok(()),
-                there => Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("Cannot grow device files: the device has {there} bytes"),
-                )),
-            };
-        }
-        let block = self.mode.limits().request_alignment();
-        if !bytes.is_multiple_of(block.into()) {
-            let why = format!("{bytes} is not a multiple of {block}, the block of O_DIRECT there");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        }
-        self.share.submit_co(co, || {
-            // What is cut off is not asked for any more, nor missed by a read that is on its way.
-            self.length.fetch_min(bytes.next_multiple_of(SECTOR_BYTES), Ordering::AcqRel);
-            self.end_of_file.fetch_min(bytes, Ordering::AcqRel);
-            let result = retry(&OnWorker, || sys::ftruncate(self.file.as_fd(), bytes));
-            let refreshed = self.refresh_length();
-            result.and(refreshed.map(|_| ()))
-        })
-    }
-
     /// What the file takes on its file system. A device takes none.
     pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         let metadata = PoolShare::once(co, || self.file.metadata())?;
@@ -82,7 +55,7 @@ impl File {
         self.share.submit_co(co, || self.refresh_length())
     }
 
-    fn refresh_length(&self) -> io::Result<u64> {
+    pub(super) fn refresh_length(&self) -> io::Result<u64> {
         let bytes = length_of(&self.file)?;
         if bytes > MAX_LENGTH {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));

@@ -94,7 +94,7 @@ impl File {
         }
     }
 
-    fn fallocate(&self, what: Fallocate, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(super) fn fallocate(&self, what: Fallocate, offset: u64, bytes: u64) -> io::Result<()> {
         let ability = match what {
             Fallocate::PunchHole => &self.abilities.punch_hole,
             Fallocate::ZeroRange => &self.abilities.zero_range,
