@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coblk::block::BlockStatusKind;
 use coblk::{IoVector, WriteFlags, ZeroFlags};
 use coblk_tests::errno;
 
@@ -109,7 +108,7 @@ fn status(stage: &Stage<'_>) {
             stage.step(format!("status at {at}"));
             let status = stage.backend.co_block_status(co, at, LENGTH - at).expect("a status");
             assert!((1..=LENGTH - at).contains(&status.bytes), "{status:?}");
-            if status.kind != BlockStatusKind::Data {
+            if status.zero {
                 let mut read = vec![0xee; status.bytes as usize];
                 let mut target = coblk::IoVectorMut::from(&mut read[..]);
                 stage.backend.co_preadv(co, at, &mut target).expect("a read");

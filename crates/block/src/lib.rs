@@ -51,10 +51,12 @@ pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::debug_event::DebugEvent;
+pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
+pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
 pub use graph::node::BlockNode;
@@ -63,4 +65,3 @@ pub use graph::own_io::OwnIo;
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
-pub use io::{BlockStatus, BlockStatusKind};

@@ -5,8 +5,8 @@ use std::io;
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 
 use crate::backend::BlockBackend;
+use crate::driver::extent::Extent;
 use crate::driver::flags::{WriteFlags, ZeroFlags};
-use crate::io::BlockStatus;
 
 /// The blocking door. Each call polls `ctx`, the backend's own, until the request has completed;
 /// callbacks of other work run meanwhile.
@@ -58,12 +58,7 @@ impl BlockBackend {
 
     /// What is known of the bytes from `offset` on; see
     /// [`co_block_status`](Self::co_block_status).
-    pub fn block_status(
-        &self,
-        ctx: &AioContext,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<BlockStatus> {
+    pub fn block_status(&self, ctx: &AioContext, offset: u64, bytes: u64) -> io::Result<Extent> {
         ctx.run(|co| self.co_block_status(co, offset, bytes))
     }
 

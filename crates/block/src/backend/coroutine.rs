@@ -10,10 +10,12 @@ use crate::accounting::RequestKind;
 use crate::backend::error_policy::Attempt;
 use crate::backend::root::{Medium, Request};
 use crate::backend::{BlockBackend, ResizeError, in_flight};
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::graph::chain::{self, Base, ChainExtent};
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child};
-use crate::io::{self as request_path, BlockStatus};
+use crate::io as request_path;
 
 /// The coroutine door. All of it runs on the backend's home thread.
 ///
@@ -83,11 +85,48 @@ impl BlockBackend {
     }
 
     /// What is known of the bytes from `offset` on, without reading them: how many of them, at
-    /// least one, are of one kind. Asking about no bytes gives none.
-    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    /// least one, are of one kind. Asking about no bytes gives none. Backing files are asked, too.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.co_ask_chain(co, Base::NONE, offset, bytes).map(|found| found.extent)
+    }
+
+    /// [`co_block_status`](Self::co_block_status) of the node and its backing files down to `base`, which
+    /// is not asked, and in which layer it is so.
+    pub fn co_status_above(
+        &self,
+        co: &Co<'_>,
+        base: Option<&BlockNode>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<ChainExtent> {
+        let base = base.map_or(Base::NONE, |base| Base::new(base, false));
+        self.co_ask_chain(co, base, offset, bytes)
+    }
+
+    /// Whether the node, or a backing file above `base`, has the bytes from `offset` on; `base` counts,
+    /// too, if `include_base`. Also says of how many bytes that is true.
+    pub fn co_is_allocated_above(
+        &self,
+        co: &Co<'_>,
+        base: &BlockNode,
+        include_base: bool,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<(bool, u64)> {
+        let found = self.co_ask_chain(co, Base::new(base, include_base), offset, bytes)?;
+        Ok((found.extent.allocated, found.extent.bytes))
+    }
+
+    fn co_ask_chain(
+        &self,
+        co: &Co<'_>,
+        base: Base<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<ChainExtent> {
         let _request = self.begin_request(co);
         trace_event!("blk_co_block_status", offset, bytes);
-        request_path::co_block_status(&self.medium()?.node, co, offset, bytes)
+        chain::co_status_above(&self.medium()?.node, co, base, offset, bytes)
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes.

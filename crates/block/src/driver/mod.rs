@@ -1,6 +1,7 @@
 //! The seam between the block layer and what stands below a node: [`BlockDriver`].
 
 pub(crate) mod debug_event;
+pub(crate) mod extent;
 pub(crate) mod flags;
 pub(crate) mod permissions;
 pub(crate) mod role;
@@ -11,11 +12,11 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::Child;
 use crate::graph::node_info::CacheMode;
-use crate::io::{BlockStatus, BlockStatusKind};
 use crate::protocol::Engine;
 
 /// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
@@ -138,6 +139,11 @@ pub trait BlockDriver: Any + Send + Sync {
         None
     }
 
+    /// Where in [that node](Self::filtered) an offset of this one is, both in bytes.
+    fn at_filtered(&self, offset: u64) -> u64 {
+        offset
+    }
+
     /// Whether writes are refused.
     fn is_read_only(&self) -> bool {
         false
@@ -197,10 +203,11 @@ pub trait BlockDriver: Any + Send + Sync {
         Err(not_supported())
     }
 
-    /// What is known of the bytes from `offset` on, without reading them: how many of them, from 1 to
-    /// `bytes`, are of one kind. By default all may be data. Offset and length need not be aligned.
-    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        Ok(BlockStatus { kind: BlockStatusKind::Data, bytes })
+    /// What this layer knows of the bytes from `offset` on, without reading them: how many of them, from
+    /// 1 to `bytes`, are of one kind. By default all may be data. Offset and length need not be
+    /// aligned.
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<Extent> {
+        Ok(Extent::data(bytes))
     }
 
     /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then

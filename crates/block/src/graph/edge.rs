@@ -9,10 +9,11 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use super::{Kind, Use, UserId, lock};
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
-use crate::io::{self as request_path, BlockStatus};
+use crate::io as request_path;
 
 /// An edge of the block graph: from the driver that holds it to the node it stands on.
 ///
@@ -201,8 +202,8 @@ impl Child {
         self.edge.node.load().co_pdiscard(co, offset, bytes)
     }
 
-    /// What is known of the bytes from `offset` on.
-    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    /// What the node below knows of the bytes from `offset` on, whatever backing files have.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         self.edge.node.load().co_block_status(co, offset, bytes)
     }
 

@@ -6,11 +6,11 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
-use crate::io::BlockStatus;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
 /// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
@@ -109,9 +109,14 @@ pub trait Filter: Any + Send + Sync {
         self.child().co_pdiscard(co, self.at(offset), bytes)
     }
 
-    /// See [`BlockDriver::co_block_status`].
-    fn status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        self.child().co_block_status(co, self.at(offset), bytes)
+    /// See [`BlockDriver::co_block_status`]. By default what the child knows of the place.
+    fn status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        let (child, at) = (self.child(), self.at(offset));
+        let extent = child.co_block_status(co, at, bytes)?;
+        Ok(match extent.stored {
+            Some(_) => extent.stored_at(Some(child.name()), at),
+            None => extent,
+        })
     }
 
     /// See [`BlockDriver::co_truncate`].
@@ -172,6 +177,10 @@ impl<F: Filter> BlockDriver for F {
         Some(self.child())
     }
 
+    fn at_filtered(&self, offset: u64) -> u64 {
+        self.at(offset)
+    }
+
     fn is_read_only(&self) -> bool {
         Filter::is_read_only(self)
     }
@@ -224,7 +233,7 @@ impl<F: Filter> BlockDriver for F {
         self.discard(co, offset, bytes)
     }
 
-    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         self.status(co, offset, bytes)
     }
 

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::live_limits::LiveLimits;
-use crate::io::{self as request_path, BlockStatus, PathState};
+use crate::io::{self as request_path, PathState};
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
@@ -240,7 +241,7 @@ impl BlockNode {
         co: &Co<'_>,
         offset: u64,
         bytes: u64,
-    ) -> io::Result<BlockStatus> {
+    ) -> io::Result<Extent> {
         request_path::co_block_status(self, co, offset, bytes)
     }
 

@@ -45,7 +45,6 @@ use tracked::{Overlap, Tracked, TrackedRequests};
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
 pub(crate) use status::co_block_status;
-pub use status::{BlockStatus, BlockStatusKind};
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};
 pub(crate) use zeroes::co_pwrite_zeroes;
 
@@ -274,7 +273,7 @@ fn whole_units(range: &Range<u64>, unit: u32) -> Range<u64> {
 
 /// Past the end is EIO (contract: C74). An offset is unsigned, so a negative one is past any end.
 #[inline]
-fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
     match offset.checked_add(bytes) {
         Some(end) if end <= node.length() => Ok(()),
         _ => Err(errno(libc::EIO)),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits};
-use crate::io::{BlockStatus, BlockStatusKind};
 
 /// A driver that does nothing, successfully.
 #[derive(Clone, Debug)]
@@ -114,8 +114,7 @@ impl BlockDriver for Null {
         Some(format!("{}://", self.format_name()))
     }
 
-    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        let kind = if self.read_zeroes { BlockStatusKind::Zero } else { BlockStatusKind::Data };
-        Ok(BlockStatus { kind, bytes })
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<Extent> {
+        Ok(if self.read_zeroes { Extent::hole(bytes) } else { Extent::data(bytes) })
     }
 }

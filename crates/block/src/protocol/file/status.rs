@@ -11,7 +11,7 @@ use super::open::length_of;
 use super::transfer::{OnWorker, retry};
 use super::{File, SECTOR_BYTES};
 use crate::driver::MAX_LENGTH;
-use crate::{BlockStatus, BlockStatusKind};
+use crate::driver::extent::Extent;
 
 /// What `stat` counts in, whatever the file system does.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -19,29 +19,25 @@ const STAT_BLOCK_BYTES: u64 = 512;
 impl File {
     /// What the file system knows of a range. It may have to look it up on the disk, so a worker
     /// asks.
-    pub(super) fn co_status(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<BlockStatus> {
+    pub(super) fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         Ok(self.share.submit_co(co, || self.status(offset, bytes)))
     }
 
-    fn status(&self, offset: u64, bytes: u64) -> BlockStatus {
+    fn status(&self, offset: u64, bytes: u64) -> Extent {
         let file = self.file.as_fd();
-        let (kind, end) = match retry(&OnWorker, || sys::seek_data(file, offset)) {
-            // Nothing but a hole to the end of the file, and beyond that there are zeroes.
-            Ok(None) => (BlockStatusKind::Hole, None),
-            Ok(Some(data)) if data > offset => (BlockStatusKind::Hole, Some(data)),
-            Ok(Some(_)) => match retry(&OnWorker, || sys::seek_hole(file, offset)) {
-                Ok(hole) => (BlockStatusKind::Data, hole.filter(|hole| *hole > offset)),
-                Err(_) => (BlockStatusKind::Data, None),
-            },
-            // A file system that does not tell: all of it may be data.
-            Err(_) => (BlockStatusKind::Data, None),
-        };
-        BlockStatus { kind, bytes: end.map_or(bytes, |end| bytes.min(end - offset)) }
+        let (kind, end): (fn(u64) -> Extent, _) =
+            match retry(&OnWorker, || sys::seek_data(file, offset)) {
+                // Nothing but a hole to the end of the file, and beyond that there are zeroes.
+                Ok(None) => (Extent::hole, None),
+                Ok(Some(data)) if data > offset => (Extent::hole, Some(data)),
+                Ok(Some(_)) => match retry(&OnWorker, || sys::seek_hole(file, offset)) {
+                    Ok(hole) => (Extent::data, hole.filter(|hole| *hole > offset)),
+                    Err(_) => (Extent::data, None),
+                },
+                // A file system that does not tell: all of it may be data.
+                Err(_) => (Extent::data, None),
+            };
+        kind(end.map_or(bytes, |end| bytes.min(end - offset))).stored_at(None, offset)
     }
 
     /// What the file takes on its file system. A device takes none.
@@ -50,7 +46,7 @@ impl File {
         Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))
     }
 
-    /// Asks for the length again; whoever owns the storage may have changed it.
+    /// Asks for the length again; another process may have changed it.
     pub(super) fn co_refresh(&self, co: &Co<'_>) -> io::Result<u64> {
         self.share.submit_co(co, || self.refresh_length())
     }
