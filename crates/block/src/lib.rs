@@ -56,6 +56,7 @@ pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlag
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
+pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
@@ -65,3 +66,4 @@ pub use graph::own_io::OwnIo;
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
+pub use io::after_write::{AfterWrite, WriteKind};

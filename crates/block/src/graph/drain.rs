@@ -76,6 +76,15 @@ pub struct DrainedSection {
     node: Arc<BlockNode>,
 }
 
+impl DrainedSection {
+    /// # Panics
+    /// If it does not hold for `node`.
+    pub(crate) fn demand(&self, node: &BlockNode) {
+        let above = lock().closure(self.node.id(), Graph::parents);
+        assert!(above.contains(&node.id()), "node '{}' is not in the drained section", node.name());
+    }
+}
+
 impl Drop for DrainedSection {
     fn drop(&mut self) {
         let mut graph = lock();

@@ -21,6 +21,7 @@
 //! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
 //! before it (`permit.rs`).
 
+pub(crate) mod after_write;
 pub(crate) mod chain;
 mod change;
 mod drain;

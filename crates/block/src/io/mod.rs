@@ -18,11 +18,13 @@
 //! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise: its
 //! reads and writes take no lock, allocate nothing, and write no memory that they share.
 
+pub(crate) mod after_write;
 mod discard;
 mod flags;
 mod flush;
 pub(crate) mod live_limits;
 mod padding;
+mod state;
 mod status;
 mod tracked;
 mod transfer;
@@ -31,86 +33,23 @@ mod zeroes;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::graph::node::BlockNode;
 use crate::graph::node_info::DetectZeroes;
+use crate::io::after_write::WriteKind;
 use crate::io::live_limits::LiveLimits;
-use flush::FlushState;
-use tracked::{Overlap, Tracked, TrackedRequests};
+use state::Features;
+use tracked::{Overlap, Tracked};
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
+pub(crate) use state::PathState;
 pub(crate) use status::co_block_status;
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};
 pub(crate) use zeroes::co_pwrite_zeroes;
-
-/// What the request path keeps of a node. Any thread.
-#[derive(Default)]
-pub(crate) struct PathState {
-    tracked: TrackedRequests,
-    flush: FlushState,
-    discard_disabled: AtomicBool,
-    read_only: AtomicBool,
-    highest_write: AtomicU64,
-    /// A [`DetectZeroes`].
-    detect_zeroes: AtomicU8,
-}
-
-impl PathState {
-    pub(crate) fn is_discard_enabled(&self) -> bool {
-        !self.discard_disabled.load(Ordering::Relaxed)
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_discard_enabled(&self, enabled: bool) -> bool {
-        !self.discard_disabled.swap(!enabled, Ordering::Relaxed)
-    }
-
-    pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn detect_zeroes(&self) -> DetectZeroes {
-        detect_zeroes_of(self.detect_zeroes.load(Ordering::Relaxed))
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_detect_zeroes(&self, detect: DetectZeroes) -> DetectZeroes {
-        detect_zeroes_of(self.detect_zeroes.swap(detect as u8, Ordering::Relaxed))
-    }
-
-    pub(crate) fn highest_write(&self) -> u64 {
-        self.highest_write.load(Ordering::Relaxed)
-    }
-
-    /// A write that has succeeded ends here.
-    #[inline]
-    fn wrote_up_to(&self, end: u64) {
-        // Most do not reach further, and pay a load for that.
-        if end > self.highest_write.load(Ordering::Relaxed) {
-            self.highest_write.fetch_max(end, Ordering::Relaxed);
-        }
-    }
-
-    /// The next flush reaches the driver, whatever was written.
-    pub(crate) fn owe_flush(&self) {
-        self.flush.wrote();
-    }
-
-    /// The next flush fails with this: it would speak for writes that are lost.
-    pub(crate) fn fail_next_flush(&self, error: &io::Error) {
-        self.flush.fail_next(error.raw_os_error().unwrap_or(libc::EIO));
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
-        self.read_only.swap(read_only, Ordering::Relaxed)
-    }
-}
 
 #[inline]
 pub(crate) fn co_preadv(
@@ -142,32 +81,39 @@ pub(crate) fn co_pwritev(
     let bytes = source.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
-    if node.path.detect_zeroes.load(Ordering::Relaxed) != DetectZeroes::Off as u8
-        && let Some(flags) = as_zeroes(node, source, flags)
-    {
-        return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
-    }
-    let durable = flags.contains(WriteFlags::FUA);
-    let flags = if flags.is_empty() { flags } else { flags::of_write(node, flags)? };
-    // A durable write of nothing is there for its flush.
-    if !durable || flags.contains(WriteFlags::FUA) && bytes > 0 {
-        let result = write(node, co, offset, source, flags);
-        node.path.flush.wrote();
-        if result.is_ok() {
-            node.path.wrote_up_to(offset + bytes as u64);
-        }
-        return result;
-    }
-    if bytes == 0 {
-        return co_flush(node, co);
+    let special = node.path.features().intersects(Features::OF_WRITES);
+    if special || !flags.is_empty() {
+        return write_special(node, co, offset, source, flags);
     }
     let result = write(node, co, offset, source, flags);
-    if result.is_ok() {
-        node.path.wrote_up_to(offset + bytes as u64);
+    node.path.wrote_plainly(offset + bytes as u64, result.is_ok());
+    result
+}
+
+/// A write that asks for something, or to a node with something special.
+#[inline(never)]
+fn write_special(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let bytes = source.len() as u64;
+    if node.path.features().contains(Features::DETECT_ZEROES)
+        && let Some(flags) = as_zeroes(node, source, flags)
+    {
+        return co_pwrite_zeroes(node, co, offset, bytes, flags);
     }
-    node.path.flush.wrote();
-    result?;
-    co_flush(node, co)
+    let durable = flags.contains(WriteFlags::FUA);
+    let flags = flags::of_write(node, flags)?;
+    if bytes == 0 {
+        // A durable write of nothing is there for its flush.
+        return if durable { co_flush(node, co) } else { Ok(()) };
+    }
+    let result = write(node, co, offset, source, flags);
+    node.path.wrote(offset..offset + bytes, WriteKind::Write, result.is_ok());
+    finish_write(node, co, durable, result)
 }
 
 /// The flags of a request for zeroes, if a write is one and may be made so.
@@ -183,12 +129,7 @@ fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Opti
     Some(zeroes)
 }
 
-fn detect_zeroes_of(stored: u8) -> DetectZeroes {
-    let all = [DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap];
-    all.into_iter().find(|it| *it as u8 == stored).unwrap_or_default()
-}
-
-/// A write, wherever it comes from; who calls says [`FlushState::wrote`] afterwards.
+/// A write, wherever it comes from; the caller says [`PathState::wrote`] afterwards.
 #[inline]
 fn write(
     node: &BlockNode,
@@ -204,9 +145,9 @@ fn write(
     }
 }
 
-/// After a change to what is stored: it has to be flushed, now if it is to be `durable` and the
-/// driver has not seen to that. One flush at the end covers all pieces of a request, and is shared
-/// with other requests that need one.
+/// After a change to what is stored, which has been [noted](PathState::wrote): it has to be flushed now
+/// if it is to be `durable` and the driver has not seen to that. One flush at the end covers all
+/// pieces of a request, and is shared with other requests that need one.
 #[inline(never)]
 fn finish_write(
     node: &BlockNode,
@@ -214,8 +155,6 @@ fn finish_write(
     durable: bool,
     result: io::Result<()>,
 ) -> io::Result<()> {
-    // Also when it failed: a part may have been written.
-    node.path.flush.wrote();
     result?;
     if durable && !node.live_limits().native_fua() { co_flush(node, co) } else { Ok(()) }
 }

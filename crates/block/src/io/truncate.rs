@@ -4,14 +4,15 @@ use std::io;
 
 use coblk_aio::{Co, trace_event};
 
+use super::errno;
 use super::flags::backing;
 use super::tracked::Overlap;
-use super::{errno, finish_write};
 use crate::backend::length_watch;
 use crate::driver::MAX_LENGTH;
 use crate::driver::flags::Truncate;
 use crate::graph::Child;
 use crate::graph::node::BlockNode;
+use crate::io::after_write::WriteKind;
 
 /// Sets the length, also to less than it is: nothing may be in flight beyond the new end.
 pub(crate) fn co_truncate(
@@ -57,7 +58,9 @@ fn set_length(
     // What a backing file has beyond the end was never a part of this device.
     let shines_through = |child: &Child| child.length() > node.length();
     how.zero |= length > node.length() && backing(node.driver()).is_some_and(shines_through);
-    let result = finish_write(node, co, false, node.driver().co_truncate(co, length, how));
+    let old = node.length();
+    let result = node.driver().co_truncate(co, length, how);
+    node.path.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());
     length_watch::tell(node);
     result.map(|()| true)
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::driver::flags::{WriteFlags, ZeroFlags};
 use crate::graph::node::BlockNode;
+use crate::io::after_write::WriteKind;
 
 /// Most zeroes in one write (contract: C81).
 const MAX_WRITE_BYTES: u64 = 16 << 20;
@@ -53,9 +54,7 @@ pub(crate) fn co_pwrite_zeroes(
         flags.remove(ZeroFlags::FUA);
     }
     let result = zero(node, co, offset..offset + bytes, flags);
-    if result.is_ok() {
-        node.path.wrote_up_to(offset + bytes);
-    }
+    node.path.wrote(offset..offset + bytes, WriteKind::Zeroes, result.is_ok());
     finish_write(node, co, durable, result)
 }
 

@@ -1,0 +1,140 @@
+//! [`PathState`]: what the request path keeps of a node.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::after_write::{AfterWrite, Hooks, WriteKind};
+use super::flush::FlushState;
+use super::tracked::TrackedRequests;
+use crate::graph::node_info::DetectZeroes;
+
+bitflags::bitflags! {
+    /// What is special about a node. A request loads all of it at once.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Features: u32 {
+        const READ_ONLY = 1;
+        const DISCARD_DISABLED = 2;
+        /// Writes of zeroes are made zeroes.
+        const DETECT_ZEROES = 4;
+        /// And the range may be deallocated.
+        const DETECT_UNMAP = 8;
+        /// There are [`Hooks`].
+        const AFTER_WRITE = 16;
+
+        /// What a plain write has to do with.
+        const OF_WRITES = Self::DETECT_ZEROES.bits() | Self::AFTER_WRITE.bits();
+    }
+}
+
+/// What the request path keeps of a node. Any thread.
+#[derive(Default)]
+pub(crate) struct PathState {
+    pub(super) tracked: TrackedRequests,
+    pub(super) flush: FlushState,
+    /// [`Features`]. Those that a request must not miss change while nothing is in flight.
+    features: AtomicU32,
+    highest_write: AtomicU64,
+    hooks: Hooks,
+}
+
+impl PathState {
+    #[inline]
+    pub(super) fn features(&self) -> Features {
+        Features::from_bits_retain(self.features.load(Ordering::Relaxed))
+    }
+
+    /// Returns how it was.
+    fn swap(&self, feature: Features, on: bool) -> bool {
+        let before = match on {
+            true => self.features.fetch_or(feature.bits(), Ordering::Relaxed),
+            false => self.features.fetch_and(!feature.bits(), Ordering::Relaxed),
+        };
+        Features::from_bits_retain(before).contains(feature)
+    }
+
+    pub(crate) fn is_discard_enabled(&self) -> bool {
+        !self.features().contains(Features::DISCARD_DISABLED)
+    }
+
+    /// Returns how it was.
+    pub(crate) fn swap_discard_enabled(&self, enabled: bool) -> bool {
+        !self.swap(Features::DISCARD_DISABLED, !enabled)
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.features().contains(Features::READ_ONLY)
+    }
+
+    /// Returns how it was.
+    pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
+        self.swap(Features::READ_ONLY, read_only)
+    }
+
+    pub(crate) fn detect_zeroes(&self) -> DetectZeroes {
+        let features = self.features();
+        match features.contains(Features::DETECT_ZEROES) {
+            true if features.contains(Features::DETECT_UNMAP) => DetectZeroes::Unmap,
+            true => DetectZeroes::On,
+            false => DetectZeroes::Off,
+        }
+    }
+
+    /// Returns how it was.
+    pub(crate) fn swap_detect_zeroes(&self, detect: DetectZeroes) -> DetectZeroes {
+        let before = self.detect_zeroes();
+        self.swap(Features::DETECT_UNMAP, detect == DetectZeroes::Unmap);
+        self.swap(Features::DETECT_ZEROES, detect != DetectZeroes::Off);
+        before
+    }
+
+    pub(crate) fn highest_write(&self) -> u64 {
+        self.highest_write.load(Ordering::Relaxed)
+    }
+
+    /// After every change: the driver's call for it has returned. It may have failed and have changed a
+    /// part, so in any case it has to be flushed, and users of changes are told.
+    pub(super) fn wrote(&self, range: Range<u64>, kind: WriteKind, succeeded: bool) {
+        let stores = matches!(kind, WriteKind::Write | WriteKind::Zeroes);
+        self.wrote_plainly(range.end, succeeded && stores);
+        if self.features().contains(Features::AFTER_WRITE) {
+            self.hooks.wrote(&range, kind, succeeded);
+        }
+    }
+
+    /// [`wrote`](Self::wrote), where no user is to be told, of bytes up to `end` if any are `stored`.
+    #[inline]
+    pub(super) fn wrote_plainly(&self, end: u64, stored: bool) {
+        self.flush.wrote();
+        // Most do not reach further, and pay a load for that.
+        if stored && end > self.highest_write.load(Ordering::Relaxed) {
+            self.highest_write.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// While nothing is in flight.
+    pub(crate) fn add_after_write(&self, hook: &Arc<dyn AfterWrite>) {
+        self.hooks.change(|list| list.push(Arc::clone(hook)), |any| self.set_told(any));
+    }
+
+    /// Requests in flight may still tell it.
+    pub(crate) fn remove_after_write(&self, hook: &Arc<dyn AfterWrite>) {
+        let remove = |list: &mut Vec<_>| list.retain(|it| !Arc::ptr_eq(it, hook));
+        self.hooks.change(remove, |any| self.set_told(any));
+    }
+
+    fn set_told(&self, any: bool) {
+        self.swap(Features::AFTER_WRITE, any);
+    }
+
+    /// The next flush reaches the driver, whatever was written.
+    pub(crate) fn owe_flush(&self) {
+        self.flush.wrote();
+    }
+
+    /// The next flush fails with this: it would speak for writes that are lost.
+    pub(crate) fn fail_next_flush(&self, error: &io::Error) {
+        self.flush.fail_next(error.raw_os_error().unwrap_or(libc::EIO));
+    }
+}
