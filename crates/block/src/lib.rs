@@ -63,7 +63,9 @@ pub use graph::gate::WAIT_LIMIT;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
 pub use graph::own_io::OwnIo;
+pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
 pub use io::after_write::{AfterWrite, WriteKind};
+pub use io::tracked::Access;

@@ -34,6 +34,7 @@ pub(crate) mod node;
 pub(crate) mod node_info;
 pub(crate) mod own_io;
 mod permit;
+pub(crate) mod range_lock;
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::{Co, trace_event};
 
-use super::tracked::Overlap;
+use super::tracked::Access;
 use super::{check_range, check_wanted, track, whole_units};
 use crate::graph::node::BlockNode;
 use crate::io::after_write::WriteKind;
@@ -26,7 +26,7 @@ pub(crate) fn co_pdiscard(
     if range.is_empty() || !node.path.is_discard_enabled() {
         return Ok(());
     }
-    let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
+    let _tracked = track(node, co, range.clone(), Access::Write, range.end)?;
     let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
     let result = loop {

@@ -15,7 +15,8 @@
 //! Flushes are in `flush.rs`, zeroes in `zeroes.rs`, discards in `discard.rs`, block status in
 //! `status.rs`, changes of length in `truncate.rs`.
 //!
-//! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise: its
+//! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise, unless a
+//! user of range locks asks for that: its
 //! reads and writes take no lock, allocate nothing, and write no memory that they share.
 
 pub(crate) mod after_write;
@@ -26,7 +27,7 @@ pub(crate) mod live_limits;
 mod padding;
 mod state;
 mod status;
-mod tracked;
+pub(crate) mod tracked;
 mod transfer;
 mod truncate;
 mod zeroes;
@@ -42,7 +43,7 @@ use crate::graph::node_info::DetectZeroes;
 use crate::io::after_write::WriteKind;
 use crate::io::live_limits::LiveLimits;
 use state::Features;
-use tracked::{Overlap, Tracked};
+use tracked::{Access, Tracked};
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
@@ -62,7 +63,41 @@ pub(crate) fn co_preadv(
     let bytes = target.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
-    let flags = if flags.is_empty() { flags } else { flags::of_read(node, flags)? };
+    if node.path.is_tracking() || !flags.is_empty() {
+        return read_special(node, co, offset, target, flags);
+    }
+    read(node, co, offset, target, flags)
+}
+
+/// A read that asks for something, or of a node whose ranges are locked.
+#[inline(never)]
+fn read_special(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let alone = flags.contains(ReadFlags::SERIALISING);
+    let flags = flags::of_read(node, flags)?;
+    if !node.path.is_tracking() || target.is_empty() {
+        return read(node, co, offset, target, flags);
+    }
+    let access = if alone { Access::ExcludeAll } else { Access::Read };
+    let range = offset..offset + target.len() as u64;
+    let _tracked = track(node, co, range.clone(), access, range.end)?;
+    read(node, co, offset, target, flags)
+}
+
+#[inline]
+fn read(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let bytes = target.len();
     if is_whole_blocks(node.live_limits(), offset, bytes as u64) {
         transfer::read(node, co, offset, target, flags)
     } else {
@@ -85,7 +120,10 @@ pub(crate) fn co_pwritev(
     if special || !flags.is_empty() {
         return write_special(node, co, offset, source, flags);
     }
-    let result = write(node, co, offset, source, flags);
+    let result = match node.live_limits().request_alignment() {
+        1 => transfer::write(node, co, offset, source, flags),
+        _ => write_tracked(node, co, offset, source, flags, Access::Write, |_| {}),
+    };
     node.path.wrote_plainly(offset + bytes as u64, result.is_ok());
     result
 }
@@ -106,13 +144,15 @@ fn write_special(
         return co_pwrite_zeroes(node, co, offset, bytes, flags);
     }
     let durable = flags.contains(WriteFlags::FUA);
+    let alone = flags.contains(WriteFlags::SERIALISING);
     let flags = flags::of_write(node, flags)?;
     if bytes == 0 {
         // A durable write of nothing is there for its flush.
         return if durable { co_flush(node, co) } else { Ok(()) };
     }
-    let result = write(node, co, offset, source, flags);
-    node.path.wrote(offset..offset + bytes, WriteKind::Write, result.is_ok());
+    let wrote = |succeeded| node.path.wrote(offset..offset + bytes, WriteKind::Write, succeeded);
+    let access = if alone { Access::ExcludeAll } else { Access::Write };
+    let result = write_tracked(node, co, offset, source, flags, access, wrote);
     finish_write(node, co, durable, result)
 }
 
@@ -129,22 +169,6 @@ fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Opti
     Some(zeroes)
 }
 
-/// A write, wherever it comes from; the caller says [`PathState::wrote`] afterwards.
-#[inline]
-fn write(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    source: &IoVector<'_>,
-    flags: WriteFlags,
-) -> io::Result<()> {
-    if node.live_limits().request_alignment() == 1 {
-        transfer::write(node, co, offset, source, flags)
-    } else {
-        write_tracked(node, co, offset, source, flags)
-    }
-}
-
 /// After a change to what is stored, which has been [noted](PathState::wrote): it has to be flushed now
 /// if it is to be `durable` and the driver has not seen to that. One flush at the end covers all
 /// pieces of a request, and is shared with other requests that need one.
@@ -159,8 +183,9 @@ fn finish_write(
     if durable && !node.live_limits().native_fua() { co_flush(node, co) } else { Ok(()) }
 }
 
-/// A write to a node with blocks. It waits for those that pad their way through the same blocks,
-/// and if it is one of them, for all others there (contract: C80).
+/// A write with a lock on its range, where there are locks. It waits for writes that pad their way
+/// through the same blocks, and if it is one of them, for all others there (contract: C80). `wrote` is
+/// called before the lock is given back.
 #[inline(never)]
 fn write_tracked(
     node: &BlockNode,
@@ -168,6 +193,8 @@ fn write_tracked(
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
+    access: Access,
+    wrote: impl FnOnce(bool),
 ) -> io::Result<()> {
     let bytes = source.len() as u64;
     let range = offset..offset + bytes;
@@ -175,28 +202,33 @@ fn write_tracked(
         return Ok(());
     }
     if is_whole_blocks(node.live_limits(), offset, bytes) {
-        let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
-        return transfer::write(node, co, offset, source, flags);
+        let _tracked = track(node, co, range.clone(), access, range.end)?;
+        let result = transfer::write(node, co, offset, source, flags);
+        wrote(result.is_ok());
+        return result;
     }
     let blocks = padding::whole_blocks(node.live_limits(), &range)?;
-    let _tracked = track(node, co, blocks.clone(), Overlap::Excluded, range.end)?;
-    padding::write(node, co, &blocks, offset, source, flags)
+    let access = if access == Access::Write { Access::ExcludeWrites } else { access };
+    let _tracked = track(node, co, blocks.clone(), access, range.end)?;
+    let result = padding::write(node, co, &blocks, offset, source, flags);
+    wrote(result.is_ok());
+    result
 }
 
 /// Waits until nothing that must not overlap `blocks` is in the way, and keeps what must not
-/// overlap out for as long as the guard lives. There is none where nothing is ever padded. Waiting
+/// overlap out for as long as the guard lives. There is none where ranges are not locked. Waiting
 /// takes time in which the device may have been cut short of the request's `end`: EIO if so.
 fn track<'a>(
     node: &'a BlockNode,
     co: &Co<'_>,
     blocks: Range<u64>,
-    overlap: Overlap,
+    access: Access,
     end: u64,
 ) -> io::Result<Option<Tracked<'a>>> {
-    if node.live_limits().request_alignment() == 1 {
+    if node.live_limits().request_alignment() == 1 && !node.path.is_tracking() {
         return Ok(None);
     }
-    let tracked = node.path.tracked.begin(co, blocks, overlap);
+    let tracked = node.path.tracked.begin(co, blocks, access);
     if end <= node.length() { Ok(Some(tracked)) } else { Err(errno(libc::EIO)) }
 }
 

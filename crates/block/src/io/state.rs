@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::after_write::{AfterWrite, Hooks, WriteKind};
 use super::flush::FlushState;
@@ -22,21 +22,26 @@ bitflags::bitflags! {
         const DETECT_UNMAP = 8;
         /// There are [`Hooks`].
         const AFTER_WRITE = 16;
+        /// Each request locks its range.
+        const TRACKING = 32;
 
         /// What a plain write has to do with.
-        const OF_WRITES = Self::DETECT_ZEROES.bits() | Self::AFTER_WRITE.bits();
+        const OF_WRITES = Self::DETECT_ZEROES.bits() | Self::AFTER_WRITE.bits()
+            | Self::TRACKING.bits();
     }
 }
 
 /// What the request path keeps of a node. Any thread.
 #[derive(Default)]
 pub(crate) struct PathState {
-    pub(super) tracked: TrackedRequests,
+    pub(crate) tracked: TrackedRequests,
     pub(super) flush: FlushState,
     /// [`Features`]. Those that a request must not miss change while nothing is in flight.
     features: AtomicU32,
     highest_write: AtomicU64,
     hooks: Hooks,
+    /// How many users want ranges locked.
+    trackings: Mutex<usize>,
 }
 
 impl PathState {
@@ -111,6 +116,18 @@ impl PathState {
         if stored && end > self.highest_write.load(Ordering::Relaxed) {
             self.highest_write.fetch_max(end, Ordering::Relaxed);
         }
+    }
+
+    /// One user more, or less, of range locks. The first comes while nothing is in flight.
+    pub(crate) fn want_tracking(&self, wanted: bool) {
+        let mut trackings = self.trackings.lock().unwrap_or_else(PoisonError::into_inner);
+        *trackings = if wanted { *trackings + 1 } else { *trackings - 1 };
+        self.swap(Features::TRACKING, *trackings > 0);
+    }
+
+    #[inline]
+    pub(crate) fn is_tracking(&self) -> bool {
+        self.features().contains(Features::TRACKING)
     }
 
     /// While nothing is in flight.

@@ -6,7 +6,7 @@ use coblk_aio::{Co, trace_event};
 
 use super::errno;
 use super::flags::backing;
-use super::tracked::Overlap;
+use super::tracked::Access;
 use crate::backend::length_watch;
 use crate::driver::MAX_LENGTH;
 use crate::driver::flags::Truncate;
@@ -50,7 +50,7 @@ fn set_length(
     }
     let end = length.min(node.length());
     let block = u64::from(node.limits().request_alignment);
-    let _tracked = node.path.tracked.begin(co, end - end % block..u64::MAX, Overlap::Excluded);
+    let _tracked = node.path.tracked.begin(co, end - end % block..u64::MAX, Access::ExcludeWrites);
     // It may have been another's turn before.
     if !may_shrink && length < node.length() {
         return Ok(false);
@@ -67,7 +67,7 @@ fn set_length(
 
 /// Has the driver look how long its storage is. Changes of length wait.
 pub(crate) fn co_refresh_length(node: &BlockNode, co: &Co<'_>) -> io::Result<u64> {
-    let _tracked = node.path.tracked.begin(co, u64::MAX - 1..u64::MAX, Overlap::Excluded);
+    let _tracked = node.path.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
     let result = node.driver().co_refresh_length(co);
     length_watch::tell(node);
     result
