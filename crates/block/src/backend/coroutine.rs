@@ -60,6 +60,16 @@ impl BlockBackend {
         self.pwritev_entered(co, &mut request, offset, source, flags)
     }
 
+    /// [`co_preadv`](Self::co_preadv) to one slice.
+    pub fn co_read(&self, co: &Co<'_>, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        self.co_preadv(co, offset, &mut IoVectorMut::from(target))
+    }
+
+    /// [`co_pwritev`](Self::co_pwritev) of one slice, without flags.
+    pub fn co_write(&self, co: &Co<'_>, offset: u64, source: &[u8]) -> io::Result<()> {
+        self.co_pwritev(co, offset, &IoVector::from(source), WriteFlags::empty())
+    }
+
     /// Makes all writes durable that completed before.
     pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         let mut request = self.begin_request(co);
@@ -182,7 +192,7 @@ impl BlockBackend {
                 return Ok(());
             }
         }
-        Ok(self.co_shrink(co, length, how)?)
+        self.co_shrink(co, length, how)
     }
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is

@@ -30,6 +30,7 @@ pub(crate) mod filter;
 pub(crate) mod gate;
 mod height;
 mod listing;
+mod metadata;
 pub(crate) mod node;
 pub(crate) mod node_info;
 pub(crate) mod own_io;
