@@ -144,7 +144,7 @@ impl Export for DumpExport {
         self.acceptor.stop();
         // The listener closes in a turn of the loop.
         while self.acceptor.is_running() {
-            co.reschedule();
+            co.yield_now();
         }
         self.shared.backend.report_errors();
         for client in self.shared.clients.borrow().iter() {

@@ -137,9 +137,9 @@ fn a_read_takes_six_steps() {
     assert_layers(
         &events,
         &[
-            ("blk_co_preadv", "coblk_block::block_backend"),
+            ("blk_co_preadv", "coblk_block::backend::coroutine"),
             ("bdrv_co_preadv", "coblk_block::io"),
-            ("file_co_preadv", "coblk_block::drivers::file"),
+            ("file_co_preadv", "coblk_block::protocol::file"),
             ("thread_pool_submit_co", "coblk_aio::thread_pool::job"),
         ],
     );

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coblk::block::RequestKind;
+use coblk::block::{ReadFlags, RequestKind};
 use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{
     AioContext, BlockBackend, BlockDriver, BlockNode, Co, IoVector, IoVectorMut, WriteFlags,
@@ -108,7 +108,13 @@ impl BlockDriver for Feeding {
         SIZE
     }
 
-    fn co_preadv(&self, _: &Co<'_>, _: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         target.fill_from(0, 0);
         Ok(())
     }

@@ -201,7 +201,8 @@ fn an_error_ends_a_request_that_was_cut() {
 
 #[test]
 fn every_part_of_a_durable_write_is_durable() {
-    let limits = BlockLimits { max_transfer: 512, native_fua: true, ..BlockLimits::default() };
+    let limits =
+        BlockLimits { max_transfer: 512, write_flags: WriteFlags::FUA, ..BlockLimits::default() };
     let scene = scene(limits);
     let data = vec![1; 1024];
     let source = IoVector::from(&data[..]);
@@ -213,7 +214,8 @@ fn every_part_of_a_durable_write_is_durable() {
 
 #[test]
 fn c81_write_zeroes_falls_back_to_writing_from_a_buffer() {
-    let limits = BlockLimits { max_transfer: 1 << 19, native_fua: true, ..limits(512, 4096) };
+    let limits =
+        BlockLimits { max_transfer: 1 << 19, write_flags: WriteFlags::FUA, ..limits(512, 4096) };
     let scene = scene(limits);
     scene.probe.memory().fill(0xff);
     let zeroed = |flags| scene.backend.pwrite_zeroes(&scene.ctx, 512, 3 << 19, flags);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk::block::ChildRole;
+use coblk::block::{ChildRole, ReadFlags};
 use coblk::{BlockDriver, BlockNode, Child, Co, IoVector, IoVectorMut, WriteFlags};
 
 /// A filter that acknowledges flushes and does not do them, while it lies.
@@ -30,8 +30,14 @@ impl BlockDriver for Liar {
     fn children(&self) -> Vec<&Child> {
         vec![&self.node]
     }
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.node.co_preadv(co, offset, target)
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.node.co_preadv(co, offset, target, flags)
     }
     fn co_pwritev(
         &self,

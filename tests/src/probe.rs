@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coblk::block::ReadFlags;
 use coblk::{BlockDriver, BlockLimits, Co, CoWaker, IoVector, IoVectorMut, WriteFlags, ZeroFlags};
 
 /// What a driver was asked.
@@ -191,7 +192,13 @@ impl BlockDriver for Probe {
         self.shared.limits
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         let lengths = ranges(&self.shared.limits, target.as_iovecs());
         self.request(co, Call::Read(offset, lengths))?;
         target.copy_from(0, &self.memory()[offset as usize..]);

@@ -1,60 +1,72 @@
 //! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`] and [`filters`].
 //!
-//! A request goes from a backend (`block_backend.rs`) through the request path (`io/`) to a
-//! driver (`drivers/`), all in one coroutine, on one thread.
+//! A request goes from a backend (`backend/`) through the request path of its node (`io/`) to a driver,
+//! all in one coroutine, on one thread.
+//!
+//! ```text
+//! driver/     the seam: BlockDriver, limits, flags, roles, permissions
+//! io/         the request path of a node: cut, pad, serialise, flush
+//! graph/      nodes and edges, gates and drains, permissions
+//! backend/    BlockBackend: what a device or a client submits requests to
+//! accounting/ counters and latencies
+//! protocol/   drivers of where bytes are: file, null
+//! format/     drivers of what bytes mean: raw
+//! filter/     drivers that pass requests on: blkdebug, blklogwrites, throttle
+//! options/    what nodes are described by
+//! blockdevs/  nodes by their names: open, close, reopen, resize
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod accounting;
-mod aio;
-mod backend_options;
-mod block_backend;
+mod backend;
 mod blockdevs;
-mod blocking;
-mod child_role;
-mod debug_event;
 mod driver;
-pub mod drivers;
-mod error_policy;
 mod filter;
-pub mod filters;
-mod flags;
-mod gate;
+mod format;
 mod graph;
-mod in_flight;
 mod io;
-mod length;
-mod live_limits;
-mod medium;
-mod merged;
-mod node;
-mod node_info;
 pub mod options;
-mod own_io;
-mod permissions;
-mod remote;
+mod protocol;
+
+/// Block drivers: where bytes are, and what bytes mean.
+pub mod drivers {
+    pub use crate::format::{Raw, RawError};
+    pub use crate::protocol::{Engine, File, FileOpenError, FileOptions, Locking, Null};
+}
+
+/// Filters: drivers that pass requests on to one node, and do something on the way.
+pub mod filters {
+    pub use crate::filter::{blkdebug, blklogwrites, throttle};
+}
 
 pub use accounting::{Accounting, RequestKind, Statistics};
-pub use backend_options::BackendOptions;
-pub use block_backend::{BlockBackend, MediumError};
-pub use blockdevs::Blockdevs;
-pub use child_role::ChildRole;
-pub use debug_event::DebugEvent;
-pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
-pub use error_policy::{
+pub use backend::error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,
 };
-pub use filter::Filter;
-pub use flags::{WriteFlags, ZeroFlags};
-pub use gate::WAIT_LIMIT;
+pub use backend::in_flight::{RequestInfo, requests_in_flight};
+pub use backend::merged::Merged;
+pub use backend::options::BackendOptions;
+pub use backend::remote::RemoteBackend;
+pub use backend::{BlockBackend, MediumError};
+pub use blockdevs::Blockdevs;
+pub use driver::debug_event::DebugEvent;
+pub use driver::extent::{Extent, Stored};
+pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
+pub use driver::permissions::{PermissionError, Permissions};
+pub use driver::role::ChildRole;
+pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
+pub use graph::after_write::AfterWriteHook;
+pub use graph::chain::ChainExtent;
+pub use graph::filter::Filter;
+pub use graph::gate::WAIT_LIMIT;
+pub use graph::node::BlockNode;
+pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
+pub use graph::own_io::OwnIo;
+pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
 };
-pub use in_flight::{RequestInfo, requests_in_flight};
-pub use io::{BlockStatus, BlockStatusKind, ThresholdPassed};
-pub use merged::Merged;
-pub use node::BlockNode;
-pub use node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
-pub use own_io::OwnIo;
-pub use permissions::{PermissionError, Permissions};
-pub use remote::RemoteBackend;
+pub use io::ThresholdPassed;
+pub use io::after_write::{AfterWrite, WriteKind};
+pub use io::tracked::Access;

@@ -7,28 +7,39 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use Kind::{Data, Hole};
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
-use coblk_block::BlockStatusKind::{Data, Hole, Zero};
 use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
-    BlockBackend, BlockLimits, BlockNode, BlockStatusKind, Child, ChildRole, WriteFlags, ZeroFlags,
+    BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Extent, Truncate, WriteFlags, ZeroFlags,
 };
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Hole,
+}
+
+fn kind(extent: &Extent) -> Kind {
+    assert_eq!(extent.data, !extent.zero);
+    if extent.data { Data } else { Hole }
+}
+
 /// All of a device, neighbours of one kind joined.
-fn map(ctx: &AioContext, backend: &BlockBackend) -> Vec<(BlockStatusKind, u64)> {
-    let (mut map, mut at) = (Vec::<(BlockStatusKind, u64)>::new(), 0);
+fn map(ctx: &AioContext, backend: &BlockBackend) -> Vec<(Kind, u64)> {
+    let (mut map, mut at) = (Vec::<(Kind, u64)>::new(), 0);
     let length = backend.length().unwrap();
     while at < length {
         let status = backend.block_status(ctx, at, length - at).unwrap();
         assert!((1..=length - at).contains(&status.bytes));
         at += status.bytes;
         match map.last_mut() {
-            Some((kind, bytes)) if *kind == status.kind => *bytes += status.bytes,
-            _ => map.push((status.kind, status.bytes)),
+            Some((last, bytes)) if *last == kind(&status) => *bytes += status.bytes,
+            _ => map.push((kind(&status), status.bytes)),
         }
     }
     map
@@ -54,7 +65,7 @@ fn a_file_tells_its_holes_and_what_is_behind_its_end() {
         backend.pwritev(&ctx, MIB, &IoVector::from(&data[..]), PLAIN).unwrap();
         assert_eq!(map(&ctx, &backend), [(Hole, MIB), (Data, MIB), (Hole, 2 * MIB)]);
         let status = backend.block_status(&ctx, MIB + 1, 100).unwrap();
-        assert_eq!((status.kind, status.bytes), (Data, 100));
+        assert_eq!((kind(&status), status.bytes), (Data, 100));
         backend.pwrite_zeroes(&ctx, MIB, MIB / 2, ZeroFlags::MAY_UNMAP).unwrap();
         assert_eq!(map(&ctx, &backend)[0], (Hole, MIB + MIB / 2));
         // An end within a sector.
@@ -80,7 +91,7 @@ fn status_of_what_is_not_there_and_of_nothing() {
 #[test]
 fn null_is_zero_if_it_reads_as_zero() {
     let ctx = AioContext::for_test().unwrap();
-    for (read_zeroes, kind) in [(true, Zero), (false, Data)] {
+    for (read_zeroes, kind) in [(true, Hole), (false, Data)] {
         let node = BlockNode::new("null", Null::new(4096).read_zeroes(read_zeroes));
         let backend = BlockBackend::new(&ctx, "drive", node);
         assert_eq!(map(&ctx, &backend), [(kind, 4096)]);
@@ -170,7 +181,7 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
     disk.judge(|op| if matches!(op, Op::Truncate(_)) { Verdict::Hold } else { Verdict::Go });
     // At the node nothing drains: as a driver above would do it.
     let below = node.clone();
-    ctx.spawn("truncate", move |co| below.co_truncate(co, 4096).unwrap());
+    ctx.spawn("truncate", move |co| below.co_truncate(co, 4096, Truncate::default()).unwrap());
     let results = Rc::new(Cell::new((0, 0)));
     for (offset, slot) in [(4096, true), (100, false)] {
         let (below, results) = (node.clone(), Rc::clone(&results));
@@ -245,7 +256,9 @@ fn a_grow_that_waits_in_a_drain_is_looked_at_again() {
     backend.aio_pwritev(&ctx, 12288, vec![7; 512], PLAIN, |_, result, _| result.unwrap());
     let second = start_truncate(&ctx, &backend, 8192);
     let below = Rc::new(Child::new("file", ChildRole::FILTER, Arc::clone(&node)));
-    ctx.spawn("another driver", move |co| below.co_truncate(co, 16384).unwrap());
+    ctx.spawn("another driver", move |co| {
+        below.co_truncate(co, 16384, Truncate::default()).unwrap()
+    });
     assert!(disk.release());
     while ctx.poll(false) {}
     assert_eq!((node.length(), second.get()), (16384, false));

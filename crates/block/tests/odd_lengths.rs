@@ -4,7 +4,7 @@ mod util;
 
 use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::blklogwrites::ReplayLog;
-use coblk_block::{BlockBackend, BlockStatusKind, WriteFlags, ZeroFlags};
+use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 use util::bench::Bench;
 
 /// Not whole blocks of 4096 bytes.
@@ -100,13 +100,13 @@ fn extents_are_whole_blocks() {
         let status = backend.block_status(&bench.ctx, at, length - at).unwrap();
         let end = at + status.bytes;
         assert!(end.is_multiple_of(32768) || end == length, "{at} {status:?}");
-        extents.push((status.kind == BlockStatusKind::Data, at / 32768));
+        extents.push((status.data, at / 32768));
         at = end;
     }
     assert_eq!(extents, [(false, 0), (true, 2), (false, 3), (true, 4), (false, 5)]);
     // From within a block, and up to one.
     let status = backend.block_status(&bench.ctx, 70_000, 10).unwrap();
-    assert_eq!((status.kind, status.bytes), (BlockStatusKind::Data, 10));
+    assert_eq!((status.data, status.bytes), (true, 10));
     let status = backend.block_status(&bench.ctx, 90_000, 90_000).unwrap();
-    assert_eq!((status.kind, status.bytes), (BlockStatusKind::Data, 98304 - 90_000));
+    assert_eq!((status.data, status.bytes), (true, 98304 - 90_000));
 }

@@ -10,8 +10,7 @@ use std::time::Duration;
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::drivers::{File, Null, Raw, RawError};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, BlockStatus, BlockStatusKind, WriteFlags,
-    ZeroFlags,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, Extent, ReadFlags, WriteFlags, ZeroFlags,
 };
 use util::disk::{Disk, OnDisk, Op};
 use util::model::{self, Model};
@@ -69,6 +68,7 @@ fn memory_is_passed_on_without_a_copy() {
             _co: &coblk_aio::Co<'_>,
             _offset: u64,
             target: &mut IoVectorMut<'_>,
+            _flags: ReadFlags,
         ) -> std::io::Result<()> {
             self.0.lock().unwrap().extend(target.as_iovecs().iter().map(|it| it.iov_base as usize));
             Ok(())
@@ -190,9 +190,9 @@ fn block_status_is_that_of_the_place_below() {
     let raw = Raw::part(file, 61440, None).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("raw", raw));
     let status = |offset, bytes| backend.block_status(&ctx, offset, bytes).unwrap();
-    let data = BlockStatus { kind: BlockStatusKind::Data, bytes: 4096 };
+    let data = Extent::data(4096).stored_at(Some("file"), 61440);
     assert_eq!(status(0, 8192), data);
-    let hole = BlockStatus { kind: BlockStatusKind::Hole, bytes: 4096 };
+    let hole = Extent::hole(4096).stored_at(Some("file"), 65536);
     assert_eq!(status(4096, 4096), hole);
 }
 
@@ -245,12 +245,12 @@ fn null_that_reads_zeroes_says_so() {
         zeroes.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
         assert_eq!(data, [0; 512]);
         let status = zeroes.block_status(&ctx, 0, 4096).unwrap();
-        assert_eq!(status, BlockStatus { kind: BlockStatusKind::Zero, bytes: 4096 });
+        assert_eq!(status, Extent::hole(4096));
         let plain = BlockBackend::new(&ctx, "plain", BlockNode::new("plain", null));
         data.fill(0xEE);
         plain.preadv(&ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
         assert_eq!(data, [0xEE; 512]);
         let status = plain.block_status(&ctx, 0, 4096).unwrap();
-        assert_eq!(status.kind, BlockStatusKind::Data);
+        assert_eq!(status, Extent::data(4096));
     }
 }

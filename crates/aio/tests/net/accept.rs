@@ -154,7 +154,7 @@ fn a_lack_of_stacks_is_got_over() {
         let is_over = Rc::clone(is_over);
         move |co: &Co<'_>| {
             while !is_over.get() {
-                co.reschedule();
+                co.yield_now();
             }
         }
     };

@@ -8,11 +8,10 @@
 //! Time is [`AioContext::turn_ns`](coblk_aio::AioContext::turn_ns), unless told otherwise
 //! ([`Accounting`]).
 
-mod door;
 mod histogram;
-mod kind;
+pub(crate) mod kind;
 mod percentiles;
-mod recorder;
+pub(crate) mod recorder;
 mod settings;
 mod snapshot;
 mod statistics;

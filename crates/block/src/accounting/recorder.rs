@@ -30,7 +30,7 @@ impl Drop for Held<'_> {
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Success,
     Failure,
     Invalid,
@@ -52,15 +52,15 @@ impl Recorder {
         Statistics { shared: Arc::clone(&self.shared) }
     }
 
-    pub(super) fn mode(&self) -> Accounting {
+    pub(crate) fn mode(&self) -> Accounting {
         self.shared.mode()
     }
 
-    pub(super) fn counters(&self, kind: RequestKind) -> &Counters {
+    pub(crate) fn counters(&self, kind: RequestKind) -> &Counters {
         &self.shared.kinds[kind.index()]
     }
 
-    pub(super) fn reset_max_in_flight(&self) {
+    pub(crate) fn reset_max_in_flight(&self) {
         self.shared.max_in_flight.set(self.shared.in_flight.get());
     }
 
@@ -72,7 +72,7 @@ impl Recorder {
 
     /// A request begins. It ends with [`Recorded::end`]; dropped before that, it has failed.
     #[inline]
-    pub(super) fn begin<'a>(&'a self, co: &Co<'_>, kind: RequestKind, bytes: u64) -> Recorded<'a> {
+    pub(crate) fn begin<'a>(&'a self, co: &Co<'_>, kind: RequestKind, bytes: u64) -> Recorded<'a> {
         let mode = self.shared.mode();
         let begin_ns = match mode {
             Accounting::Off | Accounting::Counts => 0,
@@ -104,7 +104,7 @@ impl Recorder {
 }
 
 /// A request that is being counted.
-pub(super) struct Recorded<'a> {
+pub(crate) struct Recorded<'a> {
     recorder: &'a Recorder,
     mode: Accounting,
     kind: RequestKind,
@@ -115,7 +115,7 @@ pub(super) struct Recorded<'a> {
 
 impl Recorded<'_> {
     #[inline(always)]
-    pub(super) fn end(mut self, co: &Co<'_>, outcome: Outcome) {
+    pub(crate) fn end(mut self, co: &Co<'_>, outcome: Outcome) {
         self.ended = true;
         if self.mode == Accounting::Off {
             return;

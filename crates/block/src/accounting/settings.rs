@@ -56,7 +56,7 @@ impl Statistics {
         self.add_interval_from(length, self.now_ns());
     }
 
-    pub(super) fn add_interval_from(&self, length: Duration, now_ns: i64) {
+    pub(crate) fn add_interval_from(&self, length: Duration, now_ns: i64) {
         let length_ns = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
         let averages = std::array::from_fn(|_| TimedAverage::new(length_ns, now_ns));
         let interval = (length, Arc::new(averages));

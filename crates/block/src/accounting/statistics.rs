@@ -15,7 +15,7 @@ use super::timed_average::{Average, TimedAverage};
 /// Any thread.
 #[derive(Clone)]
 pub struct Statistics {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What was counted of one kind.
@@ -37,52 +37,52 @@ pub struct KindStatistics {
 
 /// A number that one thread changes: no read-modify-write is needed.
 #[derive(Default)]
-pub(super) struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     #[inline]
-    pub(super) fn add(&self, change: u64) {
+    pub(crate) fn add(&self, change: u64) {
         self.set(self.get().wrapping_add(change));
     }
 
     #[inline]
-    pub(super) fn subtract(&self, change: u64) {
+    pub(crate) fn subtract(&self, change: u64) {
         self.set(self.get().wrapping_sub(change));
     }
 
     #[inline]
-    pub(super) fn set(&self, value: u64) {
+    pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
     #[inline]
-    pub(super) fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 #[derive(Default)]
-pub(super) struct Counters {
-    pub(super) operations: Counter,
-    pub(super) bytes: Counter,
-    pub(super) total_time_ns: Counter,
-    pub(super) failed: Counter,
-    pub(super) invalid: Counter,
-    pub(super) merged: Counter,
+pub(crate) struct Counters {
+    pub(crate) operations: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) total_time_ns: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) invalid: Counter,
+    pub(crate) merged: Counter,
 }
 
 /// What the home thread writes and any thread reads.
-pub(super) struct Shared {
-    pub(super) in_flight: Counter,
-    pub(super) max_in_flight: Counter,
-    pub(super) held: Counter,
-    pub(super) kinds: [Counters; RequestKind::COUNT],
+pub(crate) struct Shared {
+    pub(crate) in_flight: Counter,
+    pub(crate) max_in_flight: Counter,
+    pub(crate) held: Counter,
+    pub(crate) kinds: [Counters; RequestKind::COUNT],
     /// When a request last ended, on the context's clock.
-    pub(super) last_ns: AtomicI64,
+    pub(crate) last_ns: AtomicI64,
     clock: Clock,
     settings: Mutex<Settings>,
     /// How often these were changed. The following says of them what a request looks at.
-    pub(super) changes: AtomicU64,
+    pub(crate) changes: AtomicU64,
     mode: AtomicU8,
     has_extras: AtomicBool,
     account_failed: AtomicBool,
@@ -91,13 +91,13 @@ pub(super) struct Shared {
 
 /// What was asked for. Anybody writes, under a lock.
 #[derive(Clone, Default)]
-pub(super) struct Settings {
-    pub(super) accounting: Accounting,
-    pub(super) extras: Extras,
+pub(crate) struct Settings {
+    pub(crate) accounting: Accounting,
+    pub(crate) extras: Extras,
 }
 
 /// The context's clock, for other threads.
-pub(super) enum Clock {
+pub(crate) enum Clock {
     /// An instant, and what the context's clock said then.
     Real(Instant, i64),
     /// It stands still between requests, as seen from elsewhere.
@@ -106,21 +106,21 @@ pub(super) enum Clock {
 
 /// What is counted only if somebody asked for it.
 #[derive(Clone, Default)]
-pub(super) struct Extras {
+pub(crate) struct Extras {
     pub(super) intervals: Vec<(Duration, Arc<[TimedAverage; RequestKind::COUNT]>)>,
     pub(super) bins: [Option<Arc<Bins>>; RequestKind::COUNT],
     pub(super) percentiles: [Option<Arc<Percentiles>>; RequestKind::COUNT],
 }
 
 impl Extras {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let has_bins = self.bins.iter().any(Option::is_some);
         self.intervals.is_empty() && !has_bins && self.percentiles.iter().all(Option::is_none)
     }
 }
 
 impl Shared {
-    pub(super) fn new(clock: Clock, now_ns: i64) -> Shared {
+    pub(crate) fn new(clock: Clock, now_ns: i64) -> Shared {
         Shared {
             in_flight: Counter::default(),
             max_in_flight: Counter::default(),
@@ -139,7 +139,7 @@ impl Shared {
 
     /// One more request is on its way.
     #[inline]
-    pub(super) fn enter(&self) {
+    pub(crate) fn enter(&self) {
         let in_flight = self.in_flight.get().wrapping_add(1);
         self.in_flight.set(in_flight);
         if in_flight > self.max_in_flight.get() {
@@ -147,12 +147,12 @@ impl Shared {
         }
     }
 
-    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+    pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has requests that begin from now on go by other settings.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Settings)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Settings)) {
         let mut settings = self.settings();
         change(&mut settings);
         let has_extras = !settings.extras.is_empty();
@@ -167,31 +167,31 @@ impl Shared {
     }
 
     #[inline]
-    pub(super) fn mode(&self) -> Accounting {
+    pub(crate) fn mode(&self) -> Accounting {
         let mode = self.mode.load(Ordering::Relaxed);
         [Accounting::Off, Accounting::Counts, Accounting::Turns, Accounting::Exact]
             [usize::from(mode) & 3]
     }
 
     #[inline]
-    pub(super) fn has_extras(&self) -> bool {
+    pub(crate) fn has_extras(&self) -> bool {
         self.has_extras.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_account(&self, failed: bool, invalid: bool) {
+    pub(crate) fn set_account(&self, failed: bool, invalid: bool) {
         self.account_failed.store(failed, Ordering::Relaxed);
         self.account_invalid.store(invalid, Ordering::Relaxed);
     }
 
     /// Whether requests that failed are in latencies and idle time, and those that could not be in
     /// the latter.
-    pub(super) fn account(&self) -> (bool, bool) {
+    pub(crate) fn account(&self) -> (bool, bool) {
         let [failed, invalid] = [&self.account_failed, &self.account_invalid];
         (failed.load(Ordering::Relaxed), invalid.load(Ordering::Relaxed))
     }
 
     #[cold]
-    pub(super) fn counts_time_of(&self, outcome: Outcome) -> bool {
+    pub(crate) fn counts_time_of(&self, outcome: Outcome) -> bool {
         let (failed, invalid) = self.account();
         match outcome {
             Outcome::Failure => failed,
@@ -287,7 +287,7 @@ impl Statistics {
         percentiles.map(|percentiles| percentiles.read())
     }
 
-    pub(super) fn now_ns(&self) -> i64 {
+    pub(crate) fn now_ns(&self) -> i64 {
         match self.shared.clock {
             Clock::Real(instant, then_ns) => {
                 let since_ns = i64::try_from(instant.elapsed().as_nanos()).unwrap_or(i64::MAX);

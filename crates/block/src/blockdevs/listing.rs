@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Blockdevs, Entry};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 use crate::options::{NodeOptions, NodeRef};
 
 impl Blockdevs {

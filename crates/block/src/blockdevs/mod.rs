@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::{AioContext, Co, PoolShare};
 use coblk_qapi::shorten;
 
-use crate::child_role::ChildRole;
-use crate::filters::throttle::ThrottleGroup;
+use crate::driver::role::ChildRole;
+use crate::filter::throttle::ThrottleGroup;
+use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
-use crate::node::BlockNode;
 use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name};
 use open::{Inherited, Opening};
 

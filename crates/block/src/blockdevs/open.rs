@@ -6,15 +6,15 @@ use std::sync::Arc;
 use coblk_aio::{Co, PoolShare};
 
 use super::Blockdevs;
-use crate::child_role::ChildRole;
 use crate::driver::BlockDriver;
+use crate::driver::role::ChildRole;
 use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
-use crate::filters::blkdebug::{BlkDebug, Rules};
-use crate::filters::blklogwrites::BlkLogWrites;
-use crate::filters::throttle::Throttle;
+use crate::filter::blkdebug::{BlkDebug, Rules};
+use crate::filter::blklogwrites::BlkLogWrites;
+use crate::filter::throttle::Throttle;
 use crate::graph::Child;
-use crate::node::{BlockNode, NodeState};
-use crate::node_info::{CacheMode, DetectZeroes};
+use crate::graph::node::{BlockNode, NodeState};
+use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
     BlkDebugOptions, BlkLogWritesOptions, BlockdevError, DriverOptions, FileNodeOptions,
     NodeOptions, NodeRef, NullOptions, RawOptions, SetState, ThrottleNodeOptions, check_log_sector,

@@ -17,15 +17,17 @@ use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
-use crate::child_role::ChildRole;
+use crate::backend::length_watch;
 use crate::driver::BlockLimits;
-use crate::drivers::{File, FileReopen, Raw, RawReopen};
-use crate::filters::throttle::{Throttle, ThrottleReopen};
-use crate::gate::WAIT_LIMIT;
+use crate::driver::role::ChildRole;
+use crate::drivers::{File, Raw};
+use crate::filter::throttle::{Throttle, ThrottleReopen};
+use crate::format::RawReopen;
+use crate::graph::gate::WAIT_LIMIT;
+use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, GraphError, Turned, UserId};
-use crate::length;
-use crate::node::{BlockNode, NodeState};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
+use crate::protocol::FileReopen;
 
 /// One node and what it is to be.
 struct Step {
@@ -88,7 +90,7 @@ impl Blockdevs {
         }
         for step in &steps {
             graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
-            length::tell(&step.node);
+            length_watch::tell(&step.node);
             // Flushes may have done nothing up to now.
             graph::lock().owe_flush_above(&step.node);
             self.note(step);

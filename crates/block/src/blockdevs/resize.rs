@@ -3,7 +3,8 @@
 use coblk_aio::{AioContext, Co};
 
 use super::Blockdevs;
-use crate::block_backend::{BlockBackend, ResizeError};
+use crate::backend::{BlockBackend, ResizeError};
+use crate::driver::flags::Truncate;
 use crate::options::BlockdevError;
 
 impl Blockdevs {
@@ -32,7 +33,7 @@ impl Blockdevs {
         }
         // A user of the node like any other, for the time it takes.
         let backend = BlockBackend::new(co.context(), "block_resize", node);
-        backend.co_resize(co, length).map_err(|error| match error {
+        backend.co_resize(co, length, Truncate::default()).map_err(|error| match error {
             ResizeError::Permission(source) => BlockdevError::Permission(source),
             ResizeError::Graph(source) => BlockdevError::Graph(source),
             ResizeError::Io(source) => BlockdevError::Io { node: name.to_owned(), source },

@@ -7,7 +7,7 @@ use coblk_aio::sync::TimedOut;
 use coblk_aio::{AioContext, Co};
 
 use super::{Graph, lock};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 impl BlockNode {
     /// Drains: new requests wait, from every context, also those to the nodes above, and those in
@@ -74,6 +74,15 @@ impl BlockNode {
 #[must_use = "requests go on when the section is dropped"]
 pub struct DrainedSection {
     node: Arc<BlockNode>,
+}
+
+impl DrainedSection {
+    /// # Panics
+    /// If it does not hold for `node`.
+    pub(crate) fn demand(&self, node: &BlockNode) {
+        let above = lock().closure(self.node.id(), Graph::parents);
+        assert!(above.contains(&node.id()), "node '{}' is not in the drained section", node.name());
+    }
 }
 
 impl Drop for DrainedSection {

@@ -7,12 +7,13 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Kind, Use, UserId, lock};
-use crate::child_role::ChildRole;
-use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
-use crate::flags::{WriteFlags, ZeroFlags};
-use crate::io::{self as request_path, BlockStatus};
-use crate::node::BlockNode;
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::role::ChildRole;
+use crate::graph::node::BlockNode;
+use crate::io as request_path;
 
 /// An edge of the block graph: from the driver that holds it to the node it stands on.
 ///
@@ -124,8 +125,9 @@ impl Child {
         co: &Co<'_>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
-        self.edge.node.load().co_preadv(co, offset, target)
+        self.edge.node.load().co_preadv(co, offset, target, flags)
     }
 
     /// Writes `source` at `offset` bytes.
@@ -147,13 +149,14 @@ impl Child {
         co: &Co<'_>,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
     ) -> io::Result<()> {
         let there = self.bytes_there(offset, target.len());
         if there == target.len() {
-            return self.co_preadv(co, offset, target);
+            return self.co_preadv(co, offset, target, flags);
         }
         target.fill_from(there, 0);
-        self.co_preadv(co, offset, &mut target.slice(0, there))
+        self.co_preadv(co, offset, &mut target.slice(0, there), flags)
     }
 
     /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding, and not
@@ -199,14 +202,14 @@ impl Child {
         self.edge.node.load().co_pdiscard(co, offset, bytes)
     }
 
-    /// What is known of the bytes from `offset` on.
-    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
+    /// What the node below knows of the bytes from `offset` on, whatever backing files have.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         self.edge.node.load().co_block_status(co, offset, bytes)
     }
 
     /// Changes the length to `length` bytes.
-    pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
-        self.edge.node.load().co_truncate(co, length)
+    pub fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.edge.node.load().co_truncate(co, length, how)
     }
 
     /// Looks how long the storage is now, and returns it in bytes.

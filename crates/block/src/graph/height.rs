@@ -6,7 +6,7 @@
 //! goes down a chain ever goes deeper, on any stack.
 
 use super::{Graph, NodeId};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// Most nodes below one, one upon the other.
 pub(crate) const MAX_HEIGHT: usize = 256;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{DeviceId, Graph, Kind, UserId, lock};
 use crate::accounting::Statistics;
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// A user of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]

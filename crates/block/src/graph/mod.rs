@@ -21,12 +21,21 @@
 //! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
 //! before it (`permit.rs`).
 
+pub(crate) mod after_write;
+pub(crate) mod chain;
 mod change;
 mod drain;
 mod edge;
+pub(crate) mod filter;
+pub(crate) mod gate;
 mod height;
 mod listing;
+mod metadata;
+pub(crate) mod node;
+pub(crate) mod node_info;
+pub(crate) mod own_io;
 mod permit;
+pub(crate) mod range_lock;
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,9 +45,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::{AioHandle, CoWaker};
 
 use crate::accounting::Statistics;
-use crate::backend_options::Claim;
-use crate::gate::wake_all;
-use crate::node::BlockNode;
+use crate::backend::options::Claim;
+use crate::graph::gate::wake_all;
+use crate::graph::node::BlockNode;
 pub use change::GraphError;
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};

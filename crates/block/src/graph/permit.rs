@@ -26,8 +26,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, User, UserId, lock, lock_permits};
-use crate::node::BlockNode;
-use crate::permissions::{PermissionError, Permissions};
+use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::node::BlockNode;
 
 /// What a user holds, and what it does not mind if others hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

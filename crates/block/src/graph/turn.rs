@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::edge::Edge;
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, UserId};
-use crate::node::BlockNode;
+use crate::graph::node::BlockNode;
 
 /// What was turned, to be kept until the lock is free: edges may go only then.
 #[derive(Default)]

@@ -4,9 +4,10 @@ use std::io;
 
 use coblk_aio::{Co, trace_event};
 
-use super::tracked::Overlap;
-use super::{check_range, check_wanted, finish_write, track, whole_units};
-use crate::node::BlockNode;
+use super::tracked::Access;
+use super::{check_range, check_wanted, track, whole_units};
+use crate::graph::node::BlockNode;
+use crate::io::after_write::WriteKind;
 
 /// Gives the driver's whole units in a range back. What is left at its edges is too small to be
 /// given back, and stays. So does everything where discard is disabled or not supported: a hint
@@ -25,18 +26,25 @@ pub(crate) fn co_pdiscard(
     if range.is_empty() || !node.path.is_discard_enabled() {
         return Ok(());
     }
-    node.path.discards_up_to(range.end);
-    let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
+    node.path.reaches(range.end);
+    let _tracked = track(node, co, range.clone(), Access::Write, range.end)?;
     let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
-    while at < range.end {
-        check_wanted(co)?;
-        let bytes = most.min(range.end - at);
-        match node.driver().co_pdiscard(co, at, bytes) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => break,
-            result => finish_write(node, co, false, result)?,
+    let result = loop {
+        if at == range.end {
+            break Ok(());
         }
-        at += bytes;
+        let bytes = most.min(range.end - at);
+        match check_wanted(co).and_then(|()| node.driver().co_pdiscard(co, at, bytes)) {
+            Ok(()) => at += bytes,
+            // Nothing was changed by this piece.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let end = if result.is_ok() { at } else { range.end };
+    if end > range.start {
+        node.path.wrote(range.start..end, WriteKind::Discard, result.is_ok());
     }
-    Ok(())
+    result
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! mod.rs       is the range inside the device? are offset and length whole blocks?
 //!   |   \
-//!   |    tracked.rs    where blocks are larger than a byte: wait for overlapping requests
+//!   |    tracked/      where blocks are larger than a byte: wait for overlapping requests
 //!   |      |
 //!   |    padding.rs    make whole blocks of it: read, modify, write
 //!   |   /
@@ -15,120 +15,44 @@
 //! Flushes are in `flush.rs`, zeroes in `zeroes.rs`, discards in `discard.rs`, block status in
 //! `status.rs`, changes of length in `truncate.rs`.
 //!
-//! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise: its
+//! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise, unless a
+//! user of range locks asks for that: its
 //! reads and writes take no lock, allocate nothing, and write no memory that they share.
 
+pub(crate) mod after_write;
 mod discard;
+mod flags;
 mod flush;
+pub(crate) mod live_limits;
 mod padding;
+mod state;
 mod status;
 mod threshold;
-mod tracked;
+pub(crate) mod tracked;
 mod transfer;
 mod truncate;
 mod zeroes;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, trace_event};
 
-use crate::flags::{WriteFlags, ZeroFlags};
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
-use crate::node_info::DetectZeroes;
-use flush::FlushState;
-use threshold::WriteThreshold;
-use tracked::{Overlap, Tracked, TrackedRequests};
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
+use crate::graph::node::BlockNode;
+use crate::graph::node_info::DetectZeroes;
+use crate::io::after_write::WriteKind;
+use crate::io::live_limits::LiveLimits;
+use state::Features;
+use tracked::{Access, Tracked};
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
+pub(crate) use state::PathState;
 pub(crate) use status::co_block_status;
-pub use status::{BlockStatus, BlockStatusKind};
 pub use threshold::ThresholdPassed;
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};
 pub(crate) use zeroes::co_pwrite_zeroes;
-
-/// What the request path keeps of a node. Any thread.
-#[derive(Default)]
-pub(crate) struct PathState {
-    tracked: TrackedRequests,
-    flush: FlushState,
-    discard_disabled: AtomicBool,
-    read_only: AtomicBool,
-    highest_write: AtomicU64,
-    threshold: WriteThreshold,
-    /// A [`DetectZeroes`].
-    detect_zeroes: AtomicU8,
-}
-
-impl PathState {
-    pub(crate) fn is_discard_enabled(&self) -> bool {
-        !self.discard_disabled.load(Ordering::Relaxed)
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_discard_enabled(&self, enabled: bool) -> bool {
-        !self.discard_disabled.swap(!enabled, Ordering::Relaxed)
-    }
-
-    pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn detect_zeroes(&self) -> DetectZeroes {
-        detect_zeroes_of(self.detect_zeroes.load(Ordering::Relaxed))
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_detect_zeroes(&self, detect: DetectZeroes) -> DetectZeroes {
-        detect_zeroes_of(self.detect_zeroes.swap(detect as u8, Ordering::Relaxed))
-    }
-
-    pub(crate) fn highest_write(&self) -> u64 {
-        self.highest_write.load(Ordering::Relaxed)
-    }
-
-    /// A write ends here; if it failed, a part may be written.
-    #[inline]
-    fn wrote_up_to(&self, end: u64, succeeded: bool) {
-        self.threshold.wrote_up_to(end);
-        // Most do not reach further, and pay a load for that.
-        if succeeded && end > self.highest_write.load(Ordering::Relaxed) {
-            self.highest_write.fetch_max(end, Ordering::Relaxed);
-        }
-    }
-
-    /// A discard that the driver is asked for. As in QEMU it counts for the threshold, and not for the
-    /// highest write.
-    fn discards_up_to(&self, end: u64) {
-        self.threshold.wrote_up_to(end);
-    }
-
-    pub(crate) fn write_threshold(&self) -> Option<u64> {
-        self.threshold.end()
-    }
-
-    /// `None`: there is none.
-    pub(crate) fn set_write_threshold(
-        &self,
-        end: u64,
-        listener: Option<Box<dyn FnOnce(ThresholdPassed) + Send>>,
-    ) {
-        self.threshold.set(end, listener);
-    }
-
-    /// The next flush reaches the driver, whatever was written.
-    pub(crate) fn owe_flush(&self) {
-        self.flush.wrote();
-    }
-
-    /// Returns how it was.
-    pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
-        self.read_only.swap(read_only, Ordering::Relaxed)
-    }
-}
 
 #[inline]
 pub(crate) fn co_preadv(
@@ -136,14 +60,50 @@ pub(crate) fn co_preadv(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_preadv", node = node.name(), offset, bytes);
+    if node.path.is_tracking() || !flags.is_empty() {
+        return read_special(node, co, offset, target, flags);
+    }
+    read(node, co, offset, target, flags)
+}
+
+/// A read that asks for something, or of a node whose ranges are locked.
+#[inline(never)]
+fn read_special(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let alone = flags.contains(ReadFlags::SERIALISING);
+    let flags = flags::of_read(node, flags)?;
+    if !node.path.is_tracking() || target.is_empty() {
+        return read(node, co, offset, target, flags);
+    }
+    let access = if alone { Access::ExcludeAll } else { Access::Read };
+    let range = offset..offset + target.len() as u64;
+    let _tracked = track(node, co, range.clone(), access, range.end)?;
+    read(node, co, offset, target, flags)
+}
+
+#[inline]
+fn read(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let bytes = target.len();
     if is_whole_blocks(node.live_limits(), offset, bytes as u64) {
-        transfer::read(node, co, offset, target)
+        transfer::read(node, co, offset, target, flags)
     } else {
-        padding::read(node, co, offset, target)
+        padding::read(node, co, offset, target, flags)
     }
 }
 
@@ -158,33 +118,51 @@ pub(crate) fn co_pwritev(
     let bytes = source.len();
     check_range(node, offset, bytes as u64)?;
     trace_event!("bdrv_co_pwritev", node = node.name(), offset, bytes);
-    if node.path.detect_zeroes.load(Ordering::Relaxed) != DetectZeroes::Off as u8
+    let special = node.path.features().intersects(Features::OF_WRITES);
+    if special || !flags.is_empty() {
+        return write_special(node, co, offset, source, flags);
+    }
+    let result = match node.live_limits().request_alignment() {
+        1 => transfer::write(node, co, offset, source, flags),
+        _ => write_tracked(node, co, offset, source, flags, Access::Write, |_| {}),
+    };
+    node.path.wrote_plainly(offset + bytes as u64, result.is_ok());
+    result
+}
+
+/// A write that asks for something, or to a node with something special.
+#[inline(never)]
+fn write_special(
+    node: &BlockNode,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    let bytes = source.len() as u64;
+    if node.path.features().contains(Features::DETECT_ZEROES)
         && let Some(flags) = as_zeroes(node, source, flags)
     {
-        return co_pwrite_zeroes(node, co, offset, bytes as u64, flags);
+        return co_pwrite_zeroes(node, co, offset, bytes, flags);
     }
-    // A durable write of nothing is there for its flush.
-    if flags.is_empty() || node.live_limits().native_fua() && bytes > 0 {
-        let result = write(node, co, offset, source, flags);
-        node.path.flush.wrote();
-        node.path.wrote_up_to(offset + bytes as u64, result.is_ok());
-        return result;
-    }
+    let durable = flags.contains(WriteFlags::FUA);
+    let alone = flags.contains(WriteFlags::SERIALISING);
+    let flags = flags::of_write(node, flags)?;
     if bytes == 0 {
-        return co_flush(node, co);
+        // A durable write of nothing is there for its flush.
+        return if durable { co_flush(node, co) } else { Ok(()) };
     }
-    let result = write(node, co, offset, source, WriteFlags::empty());
-    node.path.wrote_up_to(offset + bytes as u64, result.is_ok());
-    node.path.flush.wrote();
-    result?;
-    co_flush(node, co)
+    let wrote = |succeeded| node.path.wrote(offset..offset + bytes, WriteKind::Write, succeeded);
+    let access = if alone { Access::ExcludeAll } else { Access::Write };
+    let result = write_tracked(node, co, offset, source, flags, access, wrote);
+    finish_write(node, co, durable, result)
 }
 
 /// The flags of a request for zeroes, if a write is one and may be made so.
 #[cold]
 fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Option<ZeroFlags> {
     // One of nothing may be there for its flush.
-    if source.is_empty() || !source.is_zero() {
+    if source.is_empty() || flags.contains(WriteFlags::SERIALISING) || !source.is_zero() {
         return None;
     }
     let mut zeroes = ZeroFlags::empty();
@@ -193,30 +171,9 @@ fn as_zeroes(node: &BlockNode, source: &IoVector<'_>, flags: WriteFlags) -> Opti
     Some(zeroes)
 }
 
-fn detect_zeroes_of(stored: u8) -> DetectZeroes {
-    let all = [DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap];
-    all.into_iter().find(|it| *it as u8 == stored).unwrap_or_default()
-}
-
-/// A write, wherever it comes from; who calls says [`FlushState::wrote`] afterwards.
-#[inline]
-fn write(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    source: &IoVector<'_>,
-    flags: WriteFlags,
-) -> io::Result<()> {
-    if node.live_limits().request_alignment() == 1 {
-        transfer::write(node, co, offset, source, flags)
-    } else {
-        write_tracked(node, co, offset, source, flags)
-    }
-}
-
-/// After a change to what is stored: it has to be flushed, now if it is to be `durable` and the
-/// driver has not seen to that. One flush at the end covers all pieces of a request, and is shared
-/// with other requests that need one.
+/// After a change to what is stored, which has been [noted](PathState::wrote): it has to be flushed now
+/// if it is to be `durable` and the driver has not seen to that. One flush at the end covers all
+/// pieces of a request, and is shared with other requests that need one.
 #[inline(never)]
 fn finish_write(
     node: &BlockNode,
@@ -224,14 +181,13 @@ fn finish_write(
     durable: bool,
     result: io::Result<()>,
 ) -> io::Result<()> {
-    // Also when it failed: a part may have been written.
-    node.path.flush.wrote();
     result?;
     if durable && !node.live_limits().native_fua() { co_flush(node, co) } else { Ok(()) }
 }
 
-/// A write to a node with blocks. It waits for those that pad their way through the same blocks,
-/// and if it is one of them, for all others there (contract: C80).
+/// A write with a lock on its range, where there are locks. It waits for writes that pad their way
+/// through the same blocks, and if it is one of them, for all others there (contract: C80). `wrote` is
+/// called before the lock is given back.
 #[inline(never)]
 fn write_tracked(
     node: &BlockNode,
@@ -239,6 +195,8 @@ fn write_tracked(
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
+    access: Access,
+    wrote: impl FnOnce(bool),
 ) -> io::Result<()> {
     let bytes = source.len() as u64;
     let range = offset..offset + bytes;
@@ -246,28 +204,33 @@ fn write_tracked(
         return Ok(());
     }
     if is_whole_blocks(node.live_limits(), offset, bytes) {
-        let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
-        return transfer::write(node, co, offset, source, flags);
+        let _tracked = track(node, co, range.clone(), access, range.end)?;
+        let result = transfer::write(node, co, offset, source, flags);
+        wrote(result.is_ok());
+        return result;
     }
     let blocks = padding::whole_blocks(node.live_limits(), &range)?;
-    let _tracked = track(node, co, blocks.clone(), Overlap::Excluded, range.end)?;
-    padding::write(node, co, &blocks, offset, source, flags)
+    let access = if access == Access::Write { Access::ExcludeWrites } else { access };
+    let _tracked = track(node, co, blocks.clone(), access, range.end)?;
+    let result = padding::write(node, co, &blocks, offset, source, flags);
+    wrote(result.is_ok());
+    result
 }
 
 /// Waits until nothing that must not overlap `blocks` is in the way, and keeps what must not
-/// overlap out for as long as the guard lives. There is none where nothing is ever padded. Waiting
+/// overlap out for as long as the guard lives. There is none where ranges are not locked. Waiting
 /// takes time in which the device may have been cut short of the request's `end`: EIO if so.
 fn track<'a>(
     node: &'a BlockNode,
     co: &Co<'_>,
     blocks: Range<u64>,
-    overlap: Overlap,
+    access: Access,
     end: u64,
 ) -> io::Result<Option<Tracked<'a>>> {
-    if node.live_limits().request_alignment() == 1 {
+    if node.live_limits().request_alignment() == 1 && !node.path.is_tracking() {
         return Ok(None);
     }
-    let tracked = node.path.tracked.begin(co, blocks, overlap);
+    let tracked = node.path.tracked.begin(co, blocks, access);
     if end <= node.length() { Ok(Some(tracked)) } else { Err(errno(libc::EIO)) }
 }
 
@@ -283,7 +246,7 @@ fn whole_units(range: &Range<u64>, unit: u32) -> Range<u64> {
 
 /// Past the end is EIO (contract: C74). An offset is unsigned, so a negative one is past any end.
 #[inline]
-fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn check_range(node: &BlockNode, offset: u64, bytes: u64) -> io::Result<()> {
     match offset.checked_add(bytes) {
         Some(end) if end <= node.length() => Ok(()),
         _ => Err(errno(libc::EIO)),

@@ -15,10 +15,10 @@ use std::ops::Range;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
 use super::{errno, transfer};
-use crate::debug_event::DebugEvent;
-use crate::flags::WriteFlags;
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::flags::{ReadFlags, WriteFlags};
+use crate::graph::node::BlockNode;
+use crate::io::live_limits::LiveLimits;
 
 /// The whole blocks that a range touches. EIO if they have no end.
 pub(super) fn whole_blocks(limits: &LiveLimits, range: &Range<u64>) -> io::Result<Range<u64>> {
@@ -34,6 +34,7 @@ pub(super) fn read(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
     if bytes == 0 {
@@ -50,7 +51,7 @@ pub(super) fn read(
     let mut vector = IoVectorMut::from(&mut spare_head[..head]);
     vector.extend(target.slice(0, bytes));
     vector.push(spare_tail);
-    transfer::read(node, co, blocks.start, &mut vector)
+    transfer::read(node, co, blocks.start, &mut vector, flags)
 }
 
 /// Reads the blocks at the edges, and writes all of `blocks` with `source` in the middle. Nobody
@@ -84,7 +85,9 @@ fn read_edges(
     let limits = node.live_limits();
     let block = limits.request_alignment() as usize;
     let memory_alignment = limits.memory_alignment() as usize;
-    let read = |part: &mut [u8], at| transfer::read(node, co, at, &mut IoVectorMut::from(part));
+    let read = |part: &mut [u8], at| {
+        transfer::read(node, co, at, &mut IoVectorMut::from(part), ReadFlags::empty())
+    };
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;
         node.debug_event(DebugEvent::PwritevRmwHead);

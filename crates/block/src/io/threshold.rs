@@ -12,7 +12,7 @@ pub struct ThresholdPassed {
     pub exceeded: u64,
 }
 
-type Listener = Box<dyn FnOnce(ThresholdPassed) + Send>;
+pub(super) type Listener = Box<dyn FnOnce(ThresholdPassed) + Send>;
 
 /// Any thread. There is a listener if, and only if, `end` is not [`NONE`].
 pub(super) struct WriteThreshold {

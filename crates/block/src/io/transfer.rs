@@ -7,9 +7,9 @@ use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 use libc::iovec;
 
 use crate::driver::BlockLimits;
-use crate::flags::WriteFlags;
-use crate::live_limits::LiveLimits;
-use crate::node::BlockNode;
+use crate::driver::flags::{ReadFlags, WriteFlags};
+use crate::graph::node::BlockNode;
+use crate::io::live_limits::LiveLimits;
 
 /// Longest buffer that data is copied through.
 const BOUNCE_BYTES: usize = 1 << 20;
@@ -21,15 +21,16 @@ pub(super) fn read(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
     if fits(node.live_limits(), target.as_iovecs(), bytes) {
-        return read_piece(node, co, offset, target);
+        return read_piece(node, co, offset, target, flags);
     }
     let mut done = 0;
     while done < bytes {
         let len = piece_len(&node.limits(), target.slice(done, bytes - done).as_iovecs());
-        read_piece(node, co, offset + done as u64, &mut target.slice(done, len))?;
+        read_piece(node, co, offset + done as u64, &mut target.slice(done, len), flags)?;
         done += len;
     }
     Ok(())
@@ -83,11 +84,12 @@ fn read_piece(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     if takes_in_place(node.live_limits(), target.as_iovecs()) {
-        return node.driver().co_preadv(co, offset, target);
+        return node.driver().co_preadv(co, offset, target, flags);
     }
-    read_by_copy(node, co, offset, target)
+    read_by_copy(node, co, offset, target, flags)
 }
 
 #[inline(always)]
@@ -123,13 +125,15 @@ fn read_by_copy(
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
 ) -> io::Result<()> {
     let mut bounce = bounce(&node.limits(), target.len())?;
     let mut done = 0;
     while done < target.len() {
         let len = (target.len() - done).min(bounce.len());
         let part = &mut bounce[..len];
-        node.driver().co_preadv(co, offset + done as u64, &mut IoVectorMut::from(&mut *part))?;
+        let mut through = IoVectorMut::from(&mut *part);
+        node.driver().co_preadv(co, offset + done as u64, &mut through, flags)?;
         target.copy_from(done, part);
         done += len;
     }

@@ -15,12 +15,14 @@ use std::sync::OnceLock;
 
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
-use super::tracked::Overlap;
+use super::tracked::Access;
 use super::{
-    check_range, check_wanted, co_flush, errno, finish_write, track, transfer, whole_units, write,
+    check_range, check_wanted, co_flush, errno, finish_write, track, transfer, whole_units,
+    write_tracked,
 };
-use crate::flags::{WriteFlags, ZeroFlags};
-use crate::node::BlockNode;
+use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::graph::node::BlockNode;
+use crate::io::after_write::WriteKind;
 
 /// Most zeroes in one write (contract: C81).
 const MAX_WRITE_BYTES: u64 = 16 << 20;
@@ -53,7 +55,7 @@ pub(crate) fn co_pwrite_zeroes(
         flags.remove(ZeroFlags::FUA);
     }
     let result = zero(node, co, offset..offset + bytes, flags);
-    node.path.wrote_up_to(offset + bytes, result.is_ok());
+    node.path.wrote(offset..offset + bytes, WriteKind::Zeroes, result.is_ok());
     finish_write(node, co, durable, result)
 }
 
@@ -73,7 +75,9 @@ fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> i
         return Err(errno(libc::ENOTSUP));
     }
     for edge in edges {
-        write_zeroes(co, edge, |at, zeroes| write(node, co, at, zeroes, write_flags(flags)))?;
+        write_zeroes(co, edge, |at, zeroes| {
+            write_tracked(node, co, at, zeroes, write_flags(flags), Access::Write, |_| {})
+        })?;
     }
     Ok(())
 }
@@ -87,7 +91,7 @@ fn zero_units(
     unit: u32,
     flags: ZeroFlags,
 ) -> io::Result<()> {
-    let _tracked = track(node, co, range.clone(), Overlap::Allowed, range.end)?;
+    let _tracked = track(node, co, range.clone(), Access::Write, range.end)?;
     let most = (node.limits().max_pwrite_zeroes / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
     while at < range.end {

@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::NodeRef;
 use crate::accounting::RequestKind;
-use crate::debug_event::DebugEvent;
 use crate::driver::BlockLimits;
-use crate::filters::blkdebug::Rule;
-use crate::permissions::Permissions;
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::permissions::Permissions;
+use crate::filter::blkdebug::Rule;
 
 /// Requests of the default length of a rule's sector.
 const SECTOR_BYTES: u64 = 512;
@@ -244,7 +244,6 @@ impl DebugConstraints {
             max_pwrite_zeroes: most("max-write-zero", self.max_write_zero, zeroes, u64::MAX)?,
             pdiscard_alignment: discards,
             max_pdiscard: most("max-discard", self.max_discard, discards, u64::MAX)?,
-            native_fua: true,
             ..without
         })
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NodeRef;
 use super::blkdebug::BlkDebugOptions;
-use crate::child_role::ChildRole;
+use crate::driver::role::ChildRole;
 use crate::drivers::{Engine, Locking};
 
 /// A driver, and what belongs to it alone.

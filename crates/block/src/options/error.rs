@@ -3,10 +3,10 @@
 use std::io;
 
 use super::OptionsError;
+use crate::driver::permissions::PermissionError;
 use crate::drivers::FileOpenError;
-use crate::filters::throttle::ThrottleError;
+use crate::filter::throttle::ThrottleError;
 use crate::graph::GraphError;
-use crate::permissions::PermissionError;
 
 /// Why a node cannot be opened, or closed. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]

@@ -33,7 +33,7 @@ pub use drivers::{
 };
 pub use error::BlockdevError;
 
-use crate::node_info::DetectZeroes;
+use crate::graph::node_info::DetectZeroes;
 
 /// Why a text is not the description of a node.
 pub type OptionsError = coblk_qapi::Error;

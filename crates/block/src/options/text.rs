@@ -7,7 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{NodeOptions, NodeRef};
-use crate::node_info::DetectZeroes;
+use crate::graph::node_info::DetectZeroes;
 
 /// What all nodes have.
 #[derive(Deserialize, Serialize)]

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut, SimulationOptions};
-use coblk_block::{BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::{BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, ZeroFlags};
 
 /// A disk in memory. A handle: clones are the same disk.
 #[derive(Clone)]
@@ -61,7 +61,13 @@ impl BlockDriver for Memory {
     fn limits(&self) -> BlockLimits {
         BlockLimits { request_alignment: self.shared.request_alignment, ..BlockLimits::default() }
     }
-    fn co_preadv(&self, _: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         self.note("read", offset, target.len() as u64);
         target.copy_from(0, &self.bytes()[offset as usize..]);
         Ok(())

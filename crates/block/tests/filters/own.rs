@@ -56,7 +56,7 @@ fn what_a_filter_does_not_change_is_passed_on() {
     let node = BlockNode::new("filter", Moved(filtered(&disk), 4096));
     assert_eq!((node.length(), node.driver().format_name()), (61440, "moved"));
     assert_eq!((node.children().len(), node.children()[0].1.name()), (1, "disk"));
-    assert!(node.limits().native_fua && !node.is_read_only());
+    assert!(node.limits() == coblk_block::BlockLimits::passing_on() && !node.is_read_only());
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
     let mut data = [7; 512];
     backend.pwritev(&ctx, 0, &IoVector::from(&data[..]), WriteFlags::empty()).expect("a write");

@@ -91,8 +91,9 @@ fn c74_a_backend_writes_if_its_medium_can_be_written() {
             co: &coblk_aio::Co<'_>,
             offset: u64,
             target: &mut coblk_aio::IoVectorMut<'_>,
+            flags: coblk_block::ReadFlags,
         ) -> std::io::Result<()> {
-            self.0.co_preadv(co, offset, target)
+            self.0.co_preadv(co, offset, target, flags)
         }
         fn co_pwritev(
             &self,

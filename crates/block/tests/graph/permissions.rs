@@ -10,7 +10,8 @@ use coblk_aio::{AioContext, Co, IoThread, IoVector, IoVectorMut};
 use coblk_block::drivers::{File, Null, Raw};
 use coblk_block::filters::blkdebug::{BlkDebug, Rules};
 use coblk_block::{
-    BackendOptions, BlockBackend, BlockDriver, BlockNode, PermissionError, Permissions, WriteFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, PermissionError, Permissions, ReadFlags,
+    WriteFlags,
 };
 
 use crate::tagged::{Tagged, read};
@@ -274,7 +275,13 @@ impl BlockDriver for SlowLocks {
     fn length(&self) -> u64 {
         4096
     }
-    fn co_preadv(&self, _: &Co<'_>, _: u64, _: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         Ok(())
     }
     fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {

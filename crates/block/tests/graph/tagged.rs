@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
-use coblk_block::{BlockBackend, BlockDriver, BlockNode, Child, ChildRole, WriteFlags};
+use coblk_block::{
+    BlockBackend, BlockDriver, BlockNode, Child, ChildRole, ReadFlags, Truncate, WriteFlags,
+};
 
 /// A disk on which every byte reads as its tag. A handle: clones are the same disk.
 #[derive(Clone)]
@@ -104,7 +106,13 @@ impl BlockDriver for Tagged {
     fn length(&self) -> u64 {
         self.shared.length
     }
-    fn co_preadv(&self, co: &Co<'_>, _: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         self.serve(co);
         target.fill_from(0, self.shared.tag);
         Ok(())
@@ -118,7 +126,7 @@ impl BlockDriver for Tagged {
         self.take_time(co);
         Ok(())
     }
-    fn co_truncate(&self, co: &Co<'_>, _: u64) -> io::Result<()> {
+    fn co_truncate(&self, co: &Co<'_>, _: u64, _: Truncate) -> io::Result<()> {
         self.serve(co);
         Ok(())
     }
@@ -150,8 +158,14 @@ impl BlockDriver for Both {
     fn children(&self) -> Vec<&Child> {
         vec![&self.0, &self.1]
     }
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
-        self.0.co_preadv(co, offset, target)
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.0.co_preadv(co, offset, target, flags)
     }
     fn co_pwritev(
         &self,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{Co, CoWaker, IoVector, IoVectorMut};
-use coblk_block::{BlockDriver, BlockLimits, WriteFlags, ZeroFlags};
+use coblk_block::{BlockDriver, BlockLimits, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 
 /// What the disk was asked, in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +151,13 @@ impl BlockDriver for OnDisk {
         self.0.limits
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         let bytes = target.len();
         self.0.check(offset, target.as_iovecs(), bytes);
         self.0.serve(co, Op::Read(offset, bytes as u64), |data| {
@@ -199,7 +205,7 @@ impl BlockDriver for OnDisk {
         })
     }
 
-    fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
+    fn co_truncate(&self, co: &Co<'_>, length: u64, _: Truncate) -> io::Result<()> {
         self.0.serve(co, Op::Truncate(length), |data| data.resize(length as usize, 0))?;
         self.0.length.store(length, Ordering::SeqCst);
         Ok(())

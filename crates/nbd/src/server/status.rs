@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use coblk_aio::Co;
-use coblk_block::{BlockBackend, BlockStatusKind};
+use coblk_block::BlockBackend;
 
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
@@ -32,11 +32,8 @@ pub fn reply(
     let mut run: Option<(u64, u64)> = None;
     while at < end {
         let status = backend.co_block_status(co, at, end - at)?;
-        let state = match status.kind {
-            BlockStatusKind::Data => 0,
-            BlockStatusKind::Zero => STATE_ZERO,
-            BlockStatusKind::Hole => STATE_ZERO | STATE_HOLE,
-        };
+        let hole = if status.data { 0 } else { STATE_HOLE };
+        let state = hole | if status.zero { STATE_ZERO } else { 0 };
         at += status.bytes;
         run = match run {
             Some((bytes, last)) if last == state => Some((bytes + status.bytes, state)),

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
-use coblk_block::{BlockBackend, BlockDriver, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::{
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, ZeroFlags,
+};
 use coblk_virtio_blk::guest::GuestRam;
 use coblk_virtio_blk::{Interrupt, VirtioBlk, VirtioBlkConfig, VirtqueueLayout};
 use vm_memory::{Bytes, GuestAddress};
@@ -105,10 +107,16 @@ impl BlockDriver for SharedDisk {
     }
     fn limits(&self) -> BlockLimits {
         // To see what the device asks for, and not a flush in its place.
-        BlockLimits { native_fua: true, ..BlockLimits::default() }
+        BlockLimits { write_flags: WriteFlags::FUA, ..BlockLimits::default() }
     }
 
-    fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
         let (bytes, ranges) = (target.len(), target.as_iovecs().len());
         self.0.enter(co, offset, bytes, Seen::Read { offset, bytes, ranges })?;
         target.copy_from(0, &self.0.data.lock().unwrap()[offset as usize..]);

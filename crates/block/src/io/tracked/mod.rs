@@ -2,21 +2,22 @@
 //!
 //! A write that is not whole blocks reads the blocks it touches, changes them and writes them back.
 //! Another write to the same blocks in between would be undone. So it asks for its blocks to be
-//! [`Overlap::Excluded`]. Two ordinary writes may overlap: which of them wins is the client's
-//! business.
+//! [`Access::ExcludeWrites`]. Two ordinary writes may overlap: which of them wins is the client's
+//! business. The writer of padded blocks puts back the bytes around its own range as they were, so a
+//! reader finds there what it would have found anyway.
 //!
-//! Reads are not tracked. The writer of padded blocks puts back the bytes around its own range as
-//! they were, so a reader finds there what it would have found anyway.
+//! Where blocks are single bytes there is nothing to pad, and reads exclude no write: neither is
+//! tracked, unless a user of [range locks](crate::BlockNode::track) asks for that.
 //!
-//! # Why nobody waits in a circle
+//! # Why waiting ends
 //!
-//! Range and kind of a request are known when it comes, and never change. Under the lock it takes
-//! its place in the order of arrival and counts those before it that it conflicts with. It waits
-//! for these alone. So everyone waits only for earlier ones, and the earliest for nobody. That also
-//! makes it first come, first served.
+//! Range and kind of a request are known when it comes, and never change; it has one lock on a node.
+//! Under the mutex it takes its place in the order of arrival and counts the earlier requests that it
+//! conflicts with. It waits for these alone. So each request waits for earlier ones only, and the
+//! earliest for none. That also makes it first come, first served.
 //!
 //! A request that ends, or that is unwound while it waits, gives one count back to each later one
-//! that it conflicted with; who comes to zero is woken.
+//! that it conflicted with; a request whose count comes to zero is woken.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,18 +25,36 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use coblk_aio::{Co, CoWaker, trace_event};
 use slab::Slab;
 
-/// Whether other tracked requests may touch the same blocks at the same time.
+/// What a request does to a range, and which others may do something there at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Overlap {
-    /// They may, unless they do not allow it themselves.
-    Allowed,
-    /// None may.
-    Excluded,
+pub enum Access {
+    /// It reads, and keeps no other out.
+    Read,
+    /// It writes, and keeps no other out.
+    Write,
+    /// It does anything. Others may read, and do nothing else.
+    ExcludeWrites,
+    /// It does anything, and all others are kept out.
+    ExcludeAll,
+}
+
+impl Access {
+    fn excludes(self, other: Access) -> bool {
+        match self {
+            Access::Read | Access::Write => false,
+            Access::ExcludeWrites => other != Access::Read,
+            Access::ExcludeAll => true,
+        }
+    }
+
+    fn is_excluding(self) -> bool {
+        matches!(self, Access::ExcludeWrites | Access::ExcludeAll)
+    }
 }
 
 /// The tracked requests of one node. Any thread; the lock is held for a few comparisons.
 #[derive(Default)]
-pub(super) struct TrackedRequests {
+pub(crate) struct TrackedRequests {
     state: Mutex<State>,
 }
 
@@ -44,15 +63,15 @@ struct State {
     requests: Slab<Request>,
     /// Place in the order of arrival of the next request.
     next: u64,
-    /// How many exclude overlaps. While none does, nobody looks at the others.
+    /// How many exclude others. While none does, a request looks at none.
     excluding: usize,
-    /// How many wait. While none does, nobody who ends looks at the others.
+    /// How many wait. While none does, a request that ends looks at none.
     waiting: usize,
 }
 
 struct Request {
     range: Range<u64>,
-    overlap: Overlap,
+    access: Access,
     arrival: u64,
     /// Earlier ones that it still waits for.
     conflicts: usize,
@@ -62,7 +81,7 @@ struct Request {
 
 impl Request {
     fn conflicts_with(&self, other: &Request) -> bool {
-        (self.overlap == Overlap::Excluded || other.overlap == Overlap::Excluded)
+        (self.access.excludes(other.access) || other.access.excludes(self.access))
             && self.range.start < other.range.end
             && other.range.start < self.range.end
     }
@@ -74,14 +93,14 @@ impl TrackedRequests {
     }
 
     /// Waits for every earlier request that conflicts; later ones wait until the guard is dropped.
-    pub(super) fn begin(&self, co: &Co<'_>, range: Range<u64>, overlap: Overlap) -> Tracked<'_> {
+    pub(crate) fn begin(&self, co: &Co<'_>, range: Range<u64>, access: Access) -> Tracked<'_> {
         let mut state = self.lock();
-        let (key, conflicts) = state.add(range, overlap);
+        let (key, conflicts) = state.add(range, access);
         // From here on the request is given up if this coroutine is unwound.
         let tracked = Tracked { requests: self, key };
         if conflicts > 0 {
             trace_event!("tracked_request_wait", conflicts);
-            // The lock is held until the waker is stored: whoever ends meanwhile finds it.
+            // The lock is held until the waker is stored: a request that ends meanwhile finds it.
             co.suspend_for("an overlapping request", |waker| {
                 state.requests[key].waker = Some(waker);
                 state.waiting += 1;
@@ -100,11 +119,11 @@ impl TrackedRequests {
 
 impl State {
     /// Adds a request; returns its key, and how many it has to wait for.
-    fn add(&mut self, range: Range<u64>, overlap: Overlap) -> (usize, usize) {
+    fn add(&mut self, range: Range<u64>, access: Access) -> (usize, usize) {
         let arrival = self.next;
         self.next += 1;
-        let mut request = Request { range, overlap, arrival, conflicts: 0, waker: None };
-        self.excluding += usize::from(overlap == Overlap::Excluded);
+        let mut request = Request { range, access, arrival, conflicts: 0, waker: None };
+        self.excluding += usize::from(access.is_excluding());
         if self.excluding > 0 {
             request.conflicts =
                 self.requests.iter().filter(|(_, earlier)| request.conflicts_with(earlier)).count();
@@ -113,10 +132,10 @@ impl State {
         (self.requests.insert(request), conflicts)
     }
 
-    /// Removes a request; returns whom to wake when the lock is released.
+    /// Removes a request; returns the wakers to call when the lock is released.
     fn remove(&mut self, key: usize) -> Vec<CoWaker> {
         let mut gone = self.requests.remove(key);
-        self.excluding -= usize::from(gone.overlap == Overlap::Excluded);
+        self.excluding -= usize::from(gone.access.is_excluding());
         let mut free = Vec::new();
         if gone.waker.take().is_some() {
             // Unwound while it waited. Its waker leads nowhere any more.
@@ -139,7 +158,7 @@ impl State {
 }
 
 /// A tracked request; it ends when this is dropped.
-pub(super) struct Tracked<'a> {
+pub(crate) struct Tracked<'a> {
     requests: &'a TrackedRequests,
     key: usize,
 }

@@ -1,0 +1,135 @@
+//! Accounting as a backend offers it.
+
+use std::io;
+use std::time::Duration;
+
+use coblk_aio::{AioContext, Co};
+
+use crate::accounting::recorder::Outcome;
+use crate::accounting::{Accounting, BinsError, RequestKind, Statistics};
+use crate::backend::BlockBackend;
+use crate::backend::error_policy::GivenBack;
+use crate::backend::merged::Merged;
+
+/// Accounting. All of it on the backend's home thread; what [`statistics`](Self::statistics)
+/// returns can go to others, and be told there what to count.
+///
+/// ```
+/// # use coblk_aio::{AioContext, IoVector};
+/// # use coblk_block::{BlockBackend, BlockNode, RequestKind, WriteFlags, drivers::Null};
+/// # let ctx = AioContext::new()?;
+/// # let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk0", Null::new(1 << 30)));
+/// let statistics = backend.statistics();
+/// backend.pwritev(&ctx, 0, &IoVector::from(&[0u8; 512][..]), WriteFlags::empty())?;
+/// let writes = statistics.of(RequestKind::Write);
+/// assert_eq!((writes.operations, writes.bytes, writes.failed), (1, 512, 0));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+impl BlockBackend {
+    /// What was counted, for any thread.
+    pub fn statistics(&self) -> Statistics {
+        self.recorder().statistics()
+    }
+
+    /// How much it counts.
+    pub fn accounting(&self) -> Accounting {
+        self.statistics().accounting()
+    }
+
+    /// Changes how much it counts; see [`Statistics::set_accounting`].
+    pub fn set_accounting(&self, accounting: Accounting) {
+        self.statistics().set_accounting(accounting);
+    }
+
+    /// From now on also averages over the last `length`; see [`Statistics::averages`].
+    pub fn add_interval(&self, ctx: &AioContext, length: Duration) {
+        self.statistics().add_interval_from(length, ctx.now_ns());
+    }
+
+    /// Counts how many requests of a kind took how long; see [`Statistics::set_latency_bins`].
+    ///
+    /// # Errors
+    /// If the boundaries do not ascend from above 0.
+    pub fn set_latency_bins(
+        &self,
+        kind: RequestKind,
+        boundaries_ns: Option<&[u64]>,
+    ) -> Result<(), BinsError> {
+        self.statistics().set_latency_bins(kind, boundaries_ns)
+    }
+
+    /// Keeps percentiles of how long requests of a kind took; see [`Statistics::set_percentiles`].
+    pub fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
+        self.statistics().set_percentiles(kind, enabled);
+    }
+
+    /// From now on [`Statistics::max_queue_depth`] is that of now and later.
+    pub fn reset_max_queue_depth(&self) {
+        self.recorder().reset_max_in_flight();
+    }
+
+    /// A device says that it merged so many requests into others, which it then sent here; those
+    /// that were [split](Merged::Split) again are none.
+    pub fn count_merged(&self, kind: RequestKind, requests: u64) {
+        if self.recorder().mode() != Accounting::Off {
+            self.recorder().counters(kind).merged.add(requests);
+        }
+    }
+
+    /// A device says that it refused a request which could not be, and so did not send it here.
+    pub fn count_invalid(&self, kind: RequestKind) {
+        if self.recorder().mode() != Accounting::Off {
+            self.recorder().counters(kind).invalid.add(1);
+        }
+    }
+
+    /// Runs a request and counts it (contract: C87).
+    #[inline]
+    pub(crate) fn account(
+        &self,
+        co: &Co<'_>,
+        kind: RequestKind,
+        range: (u64, u64),
+        request: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let recorded = self.recorder().begin(co, kind, range.1);
+        let result = request();
+        let outcome = match &result {
+            Ok(()) => Outcome::Success,
+            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
+            Err(_) if self.is_invalid(kind, range) => Outcome::Invalid,
+            Err(_) => Outcome::Failure,
+        };
+        recorded.end(co, outcome);
+        result
+    }
+
+    /// Runs a merged request and counts it, unless it is split.
+    #[inline]
+    pub(crate) fn account_merged(
+        &self,
+        co: &Co<'_>,
+        kind: RequestKind,
+        bytes: u64,
+        request: impl FnOnce() -> io::Result<Merged>,
+    ) -> io::Result<Merged> {
+        let recorded = self.recorder().begin(co, kind, bytes);
+        let result = request();
+        let outcome = match &result {
+            Ok(Merged::Done) => Outcome::Success,
+            Ok(Merged::Split) => Outcome::Uncounted,
+            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
+            Err(_) => Outcome::Failure,
+        };
+        recorded.end(co, outcome);
+        result
+    }
+
+    /// Whether a request that failed could not be in the first place (contract: C74).
+    #[cold]
+    pub(crate) fn is_invalid(&self, kind: RequestKind, (offset, bytes): (u64, u64)) -> bool {
+        let writes = !matches!(kind, RequestKind::Read | RequestKind::Flush);
+        let fits = |length| offset.checked_add(bytes).is_some_and(|end| end <= length);
+        writes && self.is_read_only() || !self.length().is_ok_and(fits)
+    }
+}

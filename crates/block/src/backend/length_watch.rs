@@ -1,0 +1,67 @@
+//! Who is told when the length of a backend's node changes.
+//!
+//! A change may come from anywhere: from this backend, another one, another context, a node below, a
+//! node put in the place of another. So whoever may have changed a length has every backend above
+//! look ([`tell`]), each on its own thread, and a backend tells its listener what is news.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use coblk_aio::AioContext;
+
+use crate::backend::BlockBackend;
+use crate::backend::root::{Slot, look_at};
+use crate::graph::node::BlockNode;
+use crate::graph::{self, UserId};
+
+type Listener = Rc<dyn Fn(&AioContext, u64)>;
+
+/// The listener of a backend. Home thread only; no borrow is held across a call of it.
+#[derive(Default)]
+pub(crate) struct LengthWatch {
+    listener: RefCell<Option<Listener>>,
+    /// What it knows.
+    told: Cell<Option<u64>>,
+}
+
+impl BlockBackend {
+    /// Who is told from now on when the length becomes another, by whatever means and whoever did it:
+    /// the new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
+    /// backend's context, soon after the change; of changes that come together perhaps only for the
+    /// last. An export tells its client. Home thread.
+    pub fn set_length_listener(&self, listener: impl Fn(&AioContext, u64) + 'static) {
+        let watch = &self.slot().length;
+        watch.told.set(self.length().ok());
+        watch.listener.replace(Some(Rc::new(listener)));
+    }
+}
+
+impl Slot {
+    /// The medium is another one.
+    pub(crate) fn look_at_length_soon(&self, user: UserId) {
+        if self.length.listener.borrow().is_some() {
+            self.home().schedule(move |ctx| look_at(user, |slot| slot.look_at_length(ctx)));
+        }
+    }
+
+    /// Tells the listener if there is news.
+    pub(crate) fn look_at_length(&self, ctx: &AioContext) {
+        let Some(length) = self.medium().map(|medium| medium.node.length()) else { return };
+        if self.length.told.replace(Some(length)) == Some(length) {
+            return;
+        }
+        let listener = self.length.listener.borrow().clone();
+        if let Some(listener) = listener {
+            listener(ctx, length);
+        }
+    }
+}
+
+/// The length of a node may have changed: the backends on it, and on the nodes above, look.
+#[cold]
+pub(crate) fn tell(node: &BlockNode) {
+    let backends = graph::lock().backends_above(node);
+    for (user, home) in backends {
+        home.schedule(move |ctx| look_at(user, |slot| slot.look_at_length(ctx)));
+    }
+}

@@ -1,0 +1,169 @@
+//! [`BackendOptions`]: how a device uses its node, and lets others use it.
+
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, AioHandle, Co, JoinHandle};
+
+use crate::backend::BlockBackend;
+use crate::backend::remote::RemoteBackend;
+use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::node::BlockNode;
+use crate::graph::{self, Device, DeviceId, Use};
+
+/// How a device uses its node. Opens a [`BlockBackend`] for it, or one on each of the contexts that
+/// the device has queues on: those that are opened with the same options, or clones of them, belong
+/// to one device, and do not exclude each other. Any thread.
+///
+/// Such a backend holds permissions on its node: to read, and to write unless it is read-only. It
+/// lets others read, and write only if asked to [share](Self::share_rw). Where an image is locked,
+/// that holds for other processes too.
+///
+/// ```
+/// # use coblk_aio::AioContext;
+/// # use coblk_block::{BackendOptions, BlockNode, drivers::Null};
+/// # let ctx = AioContext::new()?;
+/// let disk = BlockNode::new("disk", Null::new(1 << 30));
+/// let first = BackendOptions::new("first").open(&ctx, disk.clone())?;
+/// let refused = BackendOptions::new("second").open(&ctx, disk.clone()).err().unwrap();
+/// assert_eq!(
+///     refused.to_string(),
+///     "backend 'second' needs write permission on node 'disk', which backend 'first' does not share"
+/// );
+/// drop(first);
+/// let second = BackendOptions::new("second").open(&ctx, disk)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BackendOptions {
+    name: String,
+    read_only: bool,
+    share_rw: bool,
+    share_resize: bool,
+    device: DeviceId,
+}
+
+impl BackendOptions {
+    /// A device called `name`, for messages. It writes, and does not let others write.
+    pub fn new(name: impl Into<String>) -> BackendOptions {
+        let device = graph::lock().new_device();
+        BackendOptions {
+            name: name.into(),
+            read_only: false,
+            share_rw: false,
+            share_resize: false,
+            device,
+        }
+    }
+
+    /// The device that these options are of.
+    pub fn device(&self) -> Device {
+        Device(self.device)
+    }
+
+    /// Refuse writes, whatever the node allows.
+    pub fn read_only(self, read_only: bool) -> BackendOptions {
+        BackendOptions { read_only, ..self }
+    }
+
+    /// Let others write and resize. Two writers must both agree to that.
+    pub fn share_rw(self, share_rw: bool) -> BackendOptions {
+        BackendOptions { share_rw, ..self }
+    }
+
+    /// Let others change the length. For a device that tells its guest
+    /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
+    pub fn share_resize(self, share_resize: bool) -> BackendOptions {
+        BackendOptions { share_resize, ..self }
+    }
+
+    /// A backend of `ctx` on `node`; writable if the node is, and unless read-only. May block, for the locks
+    /// of an image; in a coroutine, use [`co_open`](Self::co_open).
+    ///
+    /// # Errors
+    /// If other users of the node, or of those below, do not agree; or other processes.
+    pub fn open(
+        &self,
+        ctx: &AioContext,
+        node: Arc<BlockNode>,
+    ) -> Result<BlockBackend, PermissionError> {
+        let backend = self.open_empty(ctx);
+        backend.insert(node)?;
+        Ok(backend)
+    }
+
+    /// [`open`](Self::open), from a coroutine of the context. A worker asks for the locks of an image, which
+    /// may take any time.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn co_open(
+        &self,
+        co: &Co<'_>,
+        node: Arc<BlockNode>,
+    ) -> Result<BlockBackend, PermissionError> {
+        let backend = self.open_empty(co.context());
+        backend.co_insert(co, node)?;
+        Ok(backend)
+    }
+
+    /// A backend of `ctx` without a medium. What is [put in](BlockBackend::insert_medium) later is
+    /// used as these options say.
+    pub fn open_empty(&self, ctx: &AioContext) -> BlockBackend {
+        BlockBackend::with_claim(ctx, self.name.clone(), self.claim())
+    }
+
+    /// A backend in another context, for any thread.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn open_remote(
+        &self,
+        home: &AioHandle,
+        node: Arc<BlockNode>,
+    ) -> JoinHandle<Result<RemoteBackend, PermissionError>> {
+        let options = self.clone();
+        home.spawn("open backend", move |co| {
+            options.co_open(co, node).map(|backend| backend.remote())
+        })
+    }
+
+    fn claim(&self) -> Claim {
+        let mut shared = Permissions::all();
+        shared.set(Permissions::WRITE, self.share_rw);
+        shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);
+        Claim {
+            device: self.device,
+            read_only: self.read_only,
+            read: Permissions::CONSISTENT_READ,
+            write: Permissions::WRITE,
+            shared,
+        }
+    }
+}
+
+/// What a backend holds and shares, whatever its medium is.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) device: DeviceId,
+    /// It writes to nothing.
+    pub(crate) read_only: bool,
+    read: Permissions,
+    write: Permissions,
+    shared: Permissions,
+}
+
+impl Claim {
+    /// One that asks nobody.
+    pub(crate) fn none(read_only: bool) -> Claim {
+        let device = graph::lock().new_device();
+        let (read, write, shared) =
+            (Permissions::empty(), Permissions::empty(), Permissions::all());
+        Claim { device, read_only, read, write, shared }
+    }
+
+    /// On a medium that can be written or not.
+    pub(crate) fn on(self, writable: bool) -> Use {
+        let write = if writable && !self.read_only { self.write } else { Permissions::empty() };
+        Use { held: self.read | write, shared: self.shared }
+    }
+}

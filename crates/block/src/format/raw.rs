@@ -1,0 +1,215 @@
+//! `raw`: the bytes of another node as they are, all of them or a part.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags};
+use crate::driver::role::ChildRole;
+use crate::graph::Child;
+use crate::graph::filter::Filter;
+use crate::graph::node::BlockNode;
+
+/// Fixed sizes are whole sectors.
+const SECTOR_BYTES: u64 = 512;
+
+/// A driver that passes requests on, from `offset` on, without a copy.
+///
+/// Neither the offset nor, without a size of its own, the length need be multiples of anything: the
+/// node below pads.
+pub struct Raw {
+    child: Child,
+    /// These change while nothing is in flight.
+    offset: AtomicU64,
+    /// If the length is fixed; else [`ALL`].
+    size: AtomicU64,
+}
+
+/// No size of one's own. A size is whole sectors, so this is none.
+const ALL: u64 = u64::MAX;
+
+/// Why a node has no such part. All figures are bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RawError {
+    /// A size is not whole sectors.
+    #[error("size {size} is not a multiple of 512")]
+    Unaligned {
+        /// What was asked for.
+        size: u64,
+    },
+    /// The offset is beyond the end of the node below.
+    #[error("offset {offset} is beyond the end of node '{node}', which has {length} bytes")]
+    OffsetBeyondEnd {
+        /// What was asked for.
+        offset: u64,
+        /// The node below.
+        node: String,
+        /// Its length.
+        length: u64,
+    },
+    /// The part ends beyond the end of the node below.
+    #[error(
+        "offset {offset} and size {size} reach beyond the end of node '{node}', \
+         which has {length} bytes"
+    )]
+    SizeBeyondEnd {
+        /// What was asked for.
+        offset: u64,
+        /// What was asked for.
+        size: u64,
+        /// The node below.
+        node: String,
+        /// Its length.
+        length: u64,
+    },
+}
+
+impl Raw {
+    /// All of `child`.
+    pub fn new(child: Arc<BlockNode>) -> Raw {
+        Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: 0.into(),
+            size: ALL.into(),
+        }
+    }
+
+    /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
+    /// becomes shorter, never more than `size`.
+    ///
+    /// # Errors
+    /// If the part is not within `child`, or `size` is not a multiple of 512.
+    pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
+        check_part(&child, offset, size)?;
+        let size = size.unwrap_or(ALL);
+        Ok(Raw {
+            child: Child::new("file", ChildRole::FILTER, child),
+            offset: offset.into(),
+            size: size.into(),
+        })
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.size.load(Ordering::Relaxed)).filter(|size| *size != ALL)
+    }
+
+    fn length_in(&self, child: u64) -> u64 {
+        let there = child.saturating_sub(self.offset());
+        self.size().map_or(there, |size| size.min(there))
+    }
+
+    /// Gets ready to be another part, perhaps of another child.
+    ///
+    /// # Errors
+    /// If there is no such part.
+    pub(crate) fn prepare_reopen(
+        &self,
+        child: &BlockNode,
+        offset: u64,
+        size: Option<u64>,
+    ) -> Result<RawReopen<'_>, RawError> {
+        check_part(child, offset, size)?;
+        Ok(RawReopen { raw: self, offset, size: size.unwrap_or(ALL) })
+    }
+}
+
+/// Another part, to change to, and back.
+pub(crate) struct RawReopen<'a> {
+    raw: &'a Raw,
+    offset: u64,
+    size: u64,
+}
+
+impl RawReopen<'_> {
+    pub(crate) fn swap(&mut self) {
+        self.offset = self.raw.offset.swap(self.offset, Ordering::Relaxed);
+        self.size = self.raw.size.swap(self.size, Ordering::Relaxed);
+    }
+}
+
+fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), RawError> {
+    let (node, length) = (|| child.name().to_owned(), child.length());
+    if offset > length {
+        return Err(RawError::OffsetBeyondEnd { offset, node: node(), length });
+    }
+    if let Some(size) = size {
+        if !size.is_multiple_of(SECTOR_BYTES) {
+            return Err(RawError::Unaligned { size });
+        }
+        if size > length - offset {
+            return Err(RawError::SizeBeyondEnd { offset, size, node: node(), length });
+        }
+    }
+    Ok(())
+}
+
+/// A request ends within the length, and so its place in the node below is a number: `offset` and
+/// length together are no more than what that node has, or had.
+impl Filter for Raw {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn length(&self) -> u64 {
+        self.length_in(self.child.length())
+    }
+
+    fn child(&self) -> &Child {
+        &self.child
+    }
+
+    #[inline]
+    fn at(&self, offset: u64) -> u64 {
+        self.offset() + offset
+    }
+
+    #[inline]
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.child.debug_event(DebugEvent::ReadAio);
+        self.child.co_preadv(co, self.at(offset), target, flags)
+    }
+
+    #[inline]
+    fn write(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.child.debug_event(DebugEvent::WriteAio);
+        self.child.co_pwritev(co, self.at(offset), source, flags)
+    }
+
+    /// That of the node below, if it is all of it.
+    fn filename(&self) -> Option<String> {
+        let whole = self.offset() == 0 && self.size().is_none();
+        if whole { self.child.node().driver().filename() } else { None }
+    }
+
+    /// ENOTSUP if the size is fixed.
+    fn truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        if self.size().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
+        let too_long = || io::Error::from_raw_os_error(libc::EFBIG);
+        self.child.co_truncate(co, self.offset().checked_add(length).ok_or_else(too_long)?, how)
+    }
+
+    fn refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length_in(self.child.co_refresh_length(co)?))
+    }
+}

@@ -1,0 +1,284 @@
+//! [`Filter`]: a driver that passes requests on to one node, and changes something on the way.
+
+use std::any::Any;
+use std::io;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use crate::driver::debug_event::DebugEvent;
+use crate::driver::extent::Extent;
+use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::permissions::Permissions;
+use crate::driver::{BlockDriver, BlockLimits};
+use crate::graph::Child;
+
+/// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
+/// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
+/// questions. Everything else is as [`BlockDriver`] has it, which a filter is.
+///
+/// ```
+/// # use std::io;
+/// # use coblk_aio::{Co, IoVector};
+/// use coblk_block::{Child, Filter, WriteFlags};
+///
+/// /// Refuses writes to the first 512 bytes.
+/// struct KeepsBootSector(Child);
+///
+/// impl Filter for KeepsBootSector {
+///     fn name(&self) -> &'static str {
+///         "keeps-boot-sector"
+///     }
+///     fn child(&self) -> &Child {
+///         &self.0
+///     }
+///     fn write(&self, co: &Co<'_>, offset: u64, source: &IoVector<'_>, flags: WriteFlags)
+///         -> io::Result<()>
+///     {
+///         if offset < 512 {
+///             return Err(io::ErrorKind::PermissionDenied.into());
+///         }
+///         self.0.co_pwritev(co, offset, source, flags)
+///     }
+/// }
+/// ```
+pub trait Filter: Any + Send + Sync {
+    /// The driver's name.
+    fn name(&self) -> &'static str;
+
+    /// The node that requests are passed on to.
+    fn child(&self) -> &Child;
+
+    /// Where in the node below an offset of this one is, both in bytes.
+    #[inline]
+    fn at(&self, offset: u64) -> u64 {
+        offset
+    }
+
+    /// See [`BlockDriver::length`].
+    fn length(&self) -> u64 {
+        self.child().length()
+    }
+
+    /// See [`BlockDriver::is_read_only`].
+    fn is_read_only(&self) -> bool {
+        self.child().is_read_only()
+    }
+
+    /// See [`BlockDriver::limits`]. By default those of
+    /// [one that passes requests on](BlockLimits::passing_on).
+    fn limits(&self) -> BlockLimits {
+        BlockLimits::passing_on()
+    }
+
+    /// See [`BlockDriver::co_preadv`].
+    #[inline]
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.child().co_preadv(co, self.at(offset), target, flags)
+    }
+
+    /// See [`BlockDriver::co_pwritev`].
+    #[inline]
+    fn write(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.child().co_pwritev(co, self.at(offset), source, flags)
+    }
+
+    /// See [`BlockDriver::co_flush`].
+    fn flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.child().co_flush(co)
+    }
+
+    /// See [`BlockDriver::co_pwrite_zeroes`].
+    fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
+        self.child().co_pwrite_zeroes(co, self.at(offset), bytes, flags)
+    }
+
+    /// See [`BlockDriver::co_pdiscard`].
+    fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.child().co_pdiscard(co, self.at(offset), bytes)
+    }
+
+    /// See [`BlockDriver::co_block_status`]. By default what the child knows of the place.
+    fn status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        let (child, at) = (self.child(), self.at(offset));
+        let extent = child.co_block_status(co, at, bytes)?;
+        Ok(match extent.stored {
+            Some(_) => extent.stored_at(Some(child.name()), at),
+            None => extent,
+        })
+    }
+
+    /// See [`BlockDriver::co_truncate`].
+    fn truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.child().co_truncate(co, length, how)
+    }
+
+    /// See [`BlockDriver::co_refresh_length`].
+    fn refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.child().co_refresh_length(co)
+    }
+
+    /// See [`BlockDriver::children`].
+    fn children(&self) -> Vec<&Child> {
+        vec![self.child()]
+    }
+
+    /// See [`BlockDriver::filename`].
+    fn filename(&self) -> Option<String> {
+        None
+    }
+
+    /// See [`BlockDriver::child_permissions`].
+    fn child_permissions(
+        &self,
+        child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        child.role().default_permissions((held, shared), !self.is_read_only())
+    }
+
+    /// See [`BlockDriver::debug_event`].
+    fn debug_event(&self, _event: DebugEvent) {}
+
+    /// See [`BlockDriver::wants_debug_events`].
+    fn wants_debug_events(&self) -> bool {
+        false
+    }
+
+    /// See [`BlockDriver::drained_begin`].
+    fn drained_begin(&self) {}
+
+    /// See [`BlockDriver::drained_end`].
+    fn drained_end(&self) {}
+}
+
+impl<F: Filter> BlockDriver for F {
+    fn format_name(&self) -> &'static str {
+        self.name()
+    }
+
+    fn length(&self) -> u64 {
+        Filter::length(self)
+    }
+
+    fn filtered(&self) -> Option<&Child> {
+        Some(self.child())
+    }
+
+    fn at_filtered(&self, offset: u64) -> u64 {
+        self.at(offset)
+    }
+
+    fn is_read_only(&self) -> bool {
+        Filter::is_read_only(self)
+    }
+
+    fn limits(&self) -> BlockLimits {
+        Filter::limits(self)
+    }
+
+    fn leaves_reads_unwritten(&self) -> bool {
+        self.child().node().driver().leaves_reads_unwritten()
+    }
+
+    #[inline]
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.read(co, offset, target, flags)
+    }
+
+    #[inline]
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.write(co, offset, source, flags)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.flush(co)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.zero(co, offset, bytes, flags)
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.discard(co, offset, bytes)
+    }
+
+    fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.status(co, offset, bytes)
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.truncate(co, length, how)
+    }
+
+    fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.refresh_length(co)
+    }
+
+    fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        self.child().node().co_allocated_bytes(co)
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        Filter::children(self)
+    }
+
+    fn filename(&self) -> Option<String> {
+        Filter::filename(self)
+    }
+
+    fn child_permissions(
+        &self,
+        child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        Filter::child_permissions(self, child, held, shared)
+    }
+
+    fn debug_event(&self, event: DebugEvent) {
+        Filter::debug_event(self, event);
+    }
+
+    fn wants_debug_events(&self) -> bool {
+        Filter::wants_debug_events(self)
+    }
+
+    fn drained_begin(&self) {
+        Filter::drained_begin(self);
+    }
+
+    fn drained_end(&self) {
+        Filter::drained_end(self);
+    }
+}

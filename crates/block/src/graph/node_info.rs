@@ -1,0 +1,92 @@
+//! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::graph::node::BlockNode;
+use crate::protocol::Engine;
+
+/// What a node is at a moment. What the file system has to be asked for is not in it: see
+/// [`BlockNode::co_allocated_bytes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// The driver's name, such as `file`.
+    pub driver: &'static str,
+    /// Where its bytes are, if that can be said in a word: a path, or `null-co://`. It goes with
+    /// [`Raw`](crate::drivers::Raw) on all of a node.
+    pub filename: Option<String>,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// How it was asked to treat caches; those of a node's children are their own.
+    pub cache: CacheMode,
+    /// What does the I/O, if it is an image.
+    pub engine: Option<Engine>,
+    /// Whether discards reach the driver.
+    pub discard: bool,
+    /// What becomes of a write of nothing but zeroes.
+    pub detect_zeroes: DetectZeroes,
+    /// Length in bytes.
+    pub length: u64,
+    /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
+    pub highest_write: u64,
+    /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
+    pub write_threshold: Option<u64>,
+    /// The nodes it stands on.
+    pub children: Vec<ChildInfo>,
+}
+
+/// How a node treats caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheMode {
+    /// `cache.direct`: no page cache.
+    pub direct: bool,
+    /// `cache.no-flush`: flushes do nothing.
+    pub no_flush: bool,
+}
+
+/// What becomes of a write of nothing but zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DetectZeroes {
+    /// It is a write.
+    #[default]
+    Off,
+    /// Zeroes are made by other means than writing, if there are any.
+    On,
+    /// The same, and the range may be deallocated.
+    Unmap,
+}
+
+/// A node that another one stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildInfo {
+    /// What the edge to it is called, such as `file`.
+    pub child: &'static str,
+    /// Its name.
+    pub node: String,
+}
+
+impl BlockNode {
+    /// What it is now. Any thread; makes no system call.
+    pub fn describe(&self) -> NodeInfo {
+        let children = self.children().into_iter();
+        let children =
+            children.map(|(child, node)| ChildInfo { child, node: node.name().to_owned() });
+        NodeInfo {
+            name: self.name().to_owned(),
+            driver: self.driver().format_name(),
+            filename: self.driver().filename(),
+            read_only: self.is_read_only(),
+            cache: self.cache_mode(),
+            engine: self.driver().engine(),
+            discard: self.is_discard_enabled(),
+            detect_zeroes: self.path.detect_zeroes(),
+            length: self.length(),
+            highest_write: self.path.highest_write(),
+            write_threshold: self.path.write_threshold(),
+            children: children.collect(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A driver's own I/O: what no request from above has brought.
+//!
+//! A request is counted at the gate of the node that its backend is on, and all that its driver does
+//! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
+//! written back) nobody has counted, so it counts itself, at the gate of the driver's node, which a
+//! drain of any node below closes as well.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use coblk_aio::Co;
+
+use crate::graph::Child;
+use crate::graph::node::BlockNode;
+
+/// A driver's own I/O on its way. A drain of its node, or of one below, waits until it is dropped.
+#[must_use = "a drain waits only while it lives"]
+pub struct OwnIo<N: Deref<Target = BlockNode> = Arc<BlockNode>> {
+    node: N,
+}
+
+impl<N: Deref<Target = BlockNode>> Drop for OwnIo<N> {
+    fn drop(&mut self) {
+        self.node.gate.leave_own();
+    }
+}
+
+impl Child {
+    /// Counts the driver's own I/O in, and never waits, not even where its node is quiet: for what a
+    /// request that is already counted, and that a drain waits for, cannot end without. Any thread.
+    pub fn enter_own(&self) -> OwnIo {
+        let node = self.owner();
+        node.gate.enter_own();
+        OwnIo { node }
+    }
+
+    /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
+    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself. Any
+    /// thread.
+    pub fn co_enter_own(&self, co: &Co<'_>) -> OwnIo {
+        let node = self.owner();
+        node.gate.co_enter_own(co);
+        OwnIo { node }
+    }
+}
+
+impl BlockNode {
+    /// [`Child::enter_own`], for changes of the graph, which have this node drained perhaps, and not
+    /// those below.
+    pub(crate) fn enter_own(&self) -> OwnIo<&BlockNode> {
+        self.gate.enter_own();
+        OwnIo { node: self }
+    }
+
+    /// [`Child::co_enter_own`], for what is not in a driver.
+    pub(crate) fn co_enter_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
+        self.gate.co_enter_own(co);
+        OwnIo { node: self }
+    }
+}

@@ -1,0 +1,64 @@
+//! Where an image holds data, and how long it is.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+
+use coblk_aio::{Co, PoolShare, sys};
+
+use super::open::length_of;
+use super::transfer::{OnWorker, retry};
+use super::{File, SECTOR_BYTES};
+use crate::driver::MAX_LENGTH;
+use crate::driver::extent::Extent;
+
+/// What `stat` counts in, whatever the file system does.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+impl File {
+    /// What the file system knows of a range. It may have to look it up on the disk, so a worker
+    /// asks.
+    pub(super) fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        Ok(self.share.submit_co(co, || self.status(offset, bytes)))
+    }
+
+    fn status(&self, offset: u64, bytes: u64) -> Extent {
+        let file = self.file.as_fd();
+        let (kind, end): (fn(u64) -> Extent, _) =
+            match retry(&OnWorker, || sys::seek_data(file, offset)) {
+                // Nothing but a hole to the end of the file, and beyond that there are zeroes.
+                Ok(None) => (Extent::hole, None),
+                Ok(Some(data)) if data > offset => (Extent::hole, Some(data)),
+                Ok(Some(_)) => match retry(&OnWorker, || sys::seek_hole(file, offset)) {
+                    Ok(hole) => (Extent::data, hole.filter(|hole| *hole > offset)),
+                    Err(_) => (Extent::data, None),
+                },
+                // A file system that does not tell: all of it may be data.
+                Err(_) => (Extent::data, None),
+            };
+        kind(end.map_or(bytes, |end| bytes.min(end - offset))).stored_at(None, offset)
+    }
+
+    /// What the file takes on its file system. A device takes none.
+    pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
+        let metadata = PoolShare::once(co, || self.file.metadata())?;
+        Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))
+    }
+
+    /// Asks for the length again; another process may have changed it.
+    pub(super) fn co_refresh(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.share.submit_co(co, || self.refresh_length())
+    }
+
+    pub(super) fn refresh_length(&self) -> io::Result<u64> {
+        let bytes = length_of(&self.file)?;
+        if bytes > MAX_LENGTH {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        self.end_of_file.store(bytes, Ordering::Release);
+        let length = bytes.next_multiple_of(SECTOR_BYTES);
+        self.length.store(length, Ordering::Release);
+        Ok(length)
+    }
+}

@@ -1,0 +1,120 @@
+//! `null-co` and `null-aio`: a device that stores nothing, to measure everything above it.
+
+use std::io;
+use std::time::Duration;
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+
+use crate::driver::extent::Extent;
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
+use crate::driver::{BlockDriver, BlockLimits};
+
+/// A driver that does nothing, successfully.
+#[derive(Clone, Debug)]
+pub struct Null {
+    size_bytes: u64,
+    read_zeroes: bool,
+    deferred: bool,
+    latency: Duration,
+}
+
+impl Null {
+    /// A device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
+    /// buffer as it is, for measurements within the process; an export fills its buffers first.
+    pub fn new(size_bytes: u64) -> Null {
+        Null { size_bytes, read_zeroes: false, deferred: false, latency: Duration::ZERO }
+    }
+
+    /// Whether reads fill the buffer with zeroes.
+    pub fn read_zeroes(self, read_zeroes: bool) -> Null {
+        Null { read_zeroes, ..self }
+    }
+
+    /// Whether requests suspend, and complete from a bottom half (`null-aio`).
+    pub fn deferred(self, deferred: bool) -> Null {
+        Null { deferred, ..self }
+    }
+
+    /// How long a request takes, at least, in nanoseconds; a timer of the context makes it wait.
+    pub fn latency_ns(self, latency_ns: u64) -> Null {
+        Null { latency: Duration::from_nanos(latency_ns), ..self }
+    }
+
+    #[inline]
+    fn finish(&self, co: &Co<'_>) -> io::Result<()> {
+        if !self.latency.is_zero() {
+            co.sleep(self.latency);
+        } else if self.deferred {
+            co.yield_now();
+        }
+        Ok(())
+    }
+}
+
+impl BlockDriver for Null {
+    fn format_name(&self) -> &'static str {
+        if self.deferred { "null-aio" } else { "null-co" }
+    }
+
+    fn length(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // Nothing is stored, so nothing can be lost.
+        BlockLimits { write_flags: WriteFlags::FUA, ..BlockLimits::default() }
+    }
+
+    fn leaves_reads_unwritten(&self) -> bool {
+        !self.read_zeroes
+    }
+
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _flags: ReadFlags,
+    ) -> io::Result<()> {
+        if self.read_zeroes {
+            target.fill_from(0, 0);
+        }
+        self.finish(co)
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        _source: &IoVector<'_>,
+        _flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.finish(co)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.finish(co)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        _offset: u64,
+        _bytes: u64,
+        _flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.finish(co)
+    }
+
+    fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
+        Ok(Some(0))
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(format!("{}://", self.format_name()))
+    }
+
+    fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<Extent> {
+        Ok(if self.read_zeroes { Extent::hole(bytes) } else { Extent::data(bytes) })
+    }
+}

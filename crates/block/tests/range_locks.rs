@@ -1,0 +1,188 @@
+//! Locks on ranges of a node, against requests and each other.
+
+mod util;
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::{AioContext, Co, CoWaker, IoVector, IoVectorMut};
+use coblk_block::{
+    Access, BlockBackend, BlockLimits, BlockNode, ReadFlags, Tracking, WriteFlags, ZeroFlags,
+};
+use util::disk::{Disk, OnDisk, Op, Verdict};
+use util::errno;
+
+const LENGTH: u64 = 1 << 16;
+
+struct Scene {
+    ctx: AioContext,
+    disk: Arc<Disk>,
+    backend: Rc<BlockBackend>,
+    tracking: Option<Rc<Tracking>>,
+    done: Rc<RefCell<Vec<&'static str>>>,
+    holder: Rc<RefCell<Option<CoWaker>>>,
+}
+
+impl Scene {
+    fn new(request_alignment: u32) -> Scene {
+        let ctx = AioContext::for_test().unwrap();
+        let disk = Disk::new(LENGTH, BlockLimits { request_alignment, ..BlockLimits::default() });
+        let node = BlockNode::new("disk", OnDisk(Arc::clone(&disk)));
+        let backend = Rc::new(BlockBackend::new(&ctx, "drive", Arc::clone(&node)));
+        let tracking = Some(Rc::new(node.track(&node.drain(&ctx))));
+        Scene { ctx, disk, backend, tracking, done: Rc::default(), holder: Rc::default() }
+    }
+
+    /// Starts a request, and polls until all wait or are done.
+    fn start(
+        &self,
+        name: &'static str,
+        request: impl FnOnce(&BlockBackend, &Co<'_>) -> io::Result<()> + 'static,
+    ) {
+        let (backend, done) = (Rc::clone(&self.backend), Rc::clone(&self.done));
+        self.ctx.spawn(name, move |co| {
+            request(&backend, co).unwrap();
+            done.borrow_mut().push(name);
+        });
+        self.settle();
+    }
+
+    fn read(&self, name: &'static str, offset: u64, flags: ReadFlags) {
+        self.start(name, move |backend, co| {
+            let mut target = [0; 512];
+            backend.co_preadv_with(co, offset, &mut IoVectorMut::from(&mut target[..]), flags)
+        });
+    }
+
+    fn write(&self, name: &'static str, offset: u64, flags: WriteFlags) {
+        self.start(name, move |backend, co| {
+            backend.co_pwritev(co, offset, &IoVector::from(&[1; 512][..]), flags)
+        });
+    }
+
+    /// One request of each kind, at `offset`.
+    fn start_all(&self, offset: u64) {
+        self.read("read", offset, ReadFlags::empty());
+        self.write("write", offset, WriteFlags::empty());
+        self.start("zeroes", move |backend, co| {
+            backend.co_pwrite_zeroes(co, offset, 512, ZeroFlags::empty())
+        });
+        self.start("discard", move |backend, co| backend.co_pdiscard(co, offset, 512));
+    }
+
+    /// Locks 4096..8192 until [`let_go`](Self::let_go).
+    fn hold(&self, access: Access) {
+        let tracking = Rc::clone(self.tracking.as_ref().unwrap());
+        let (done, holder) = (Rc::clone(&self.done), Rc::clone(&self.holder));
+        self.ctx.spawn("lock", move |co| {
+            let _lock = tracking.co_lock_range(co, 4096..8192, access);
+            done.borrow_mut().push("locked");
+            co.suspend_with(|waker| *holder.borrow_mut() = Some(waker));
+        });
+        self.settle();
+    }
+
+    fn let_go(&self) {
+        self.holder.borrow_mut().take().expect("a lock").wake();
+        self.settle();
+    }
+
+    fn settle(&self) {
+        while self.ctx.poll(false) {}
+    }
+
+    fn done(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.done.borrow_mut())
+    }
+}
+
+#[test]
+fn a_lock_keeps_out_what_its_kind_says() {
+    const ALL: [&str; 4] = ["read", "write", "zeroes", "discard"];
+    for (access, pass) in
+        [(Access::Read, 4), (Access::Write, 4), (Access::ExcludeWrites, 1), (Access::ExcludeAll, 0)]
+    {
+        // Of bytes, and of blocks that requests are padded to.
+        for (alignment, inside) in [(1, 4096 - 511), (1, 8191), (1024, 4096), (1024, 7168)] {
+            let scene = Scene::new(alignment);
+            scene.hold(access);
+            assert_eq!(scene.done(), ["locked"]);
+            scene.start_all(0);
+            scene.start_all(8192);
+            assert_eq!(scene.done(), [ALL, ALL].concat(), "{access:?}: elsewhere");
+            scene.start_all(inside);
+            // Of the later ones each is by itself: they keep no other out.
+            let mut passed = scene.done();
+            if alignment > 1 {
+                // No whole block: nothing to discard.
+                passed.retain(|name| *name != "discard");
+                // A write that is padded excludes other writes by itself.
+                let pass = if access == Access::Write { 1 } else { pass };
+                assert_eq!(passed, &ALL[..3.min(pass)], "{access:?} at {inside}");
+            } else {
+                assert_eq!(passed, &ALL[..pass], "{access:?} at {inside}");
+            }
+            scene.let_go();
+            passed.extend(scene.done().into_iter().filter(|it| alignment == 1 || *it != "discard"));
+            passed.sort_unstable();
+            let mut all = ALL[..if alignment == 1 { 4 } else { 3 }].to_vec();
+            all.sort_unstable();
+            assert_eq!(passed, all);
+        }
+    }
+}
+
+#[test]
+fn a_lock_waits_for_earlier_requests_and_later_ones_for_it() {
+    let scene = Scene::new(1);
+    scene.disk.judge(|op| match op {
+        Op::Read(4096, _) => Verdict::Hold,
+        _ => Verdict::Go,
+    });
+    scene.read("first", 4096, ReadFlags::empty());
+    scene.hold(Access::ExcludeAll);
+    scene.write("later", 5000, WriteFlags::empty());
+    assert!(scene.done().is_empty() && scene.holder.borrow().is_none());
+    assert!(scene.disk.release());
+    scene.settle();
+    assert_eq!(scene.done(), ["first", "locked"]);
+    scene.let_go();
+    assert_eq!(scene.done(), ["later"]);
+}
+
+#[test]
+fn a_serialising_request_is_alone_in_its_range() {
+    let scene = Scene::new(1);
+    scene.disk.judge(|_| Verdict::Hold);
+    scene.read("read", 0, ReadFlags::SERIALISING);
+    scene.read("after", 511, ReadFlags::empty());
+    scene.write("write", 2000, WriteFlags::SERIALISING);
+    scene.write("over it", 1600, WriteFlags::empty());
+    assert_eq!(scene.disk.held(), 2);
+    while scene.disk.release() {
+        scene.settle();
+    }
+    assert_eq!(scene.done(), ["read", "write", "after", "over it"]);
+}
+
+#[test]
+fn without_tracking_requests_cannot_serialise_and_lock_nothing() {
+    let mut scene = Scene::new(1);
+    scene.hold(Access::ExcludeAll);
+    let node = scene.backend.node().unwrap();
+    let second = node.track(&node.drain(&scene.ctx));
+    drop(scene.tracking.take());
+    scene.write("held", 4096, WriteFlags::empty());
+    assert_eq!(scene.done(), ["locked"]);
+    // The lock's coroutine has one more.
+    scene.let_go();
+    assert_eq!(scene.done(), ["held"]);
+    drop(second);
+    let mut target = [0; 512];
+    let mut target = IoVectorMut::from(&mut target[..]);
+    let alone = ReadFlags::SERIALISING;
+    let read = scene.ctx.run(|co| scene.backend.co_preadv_with(co, 0, &mut target, alone));
+    assert_eq!(errno(read), libc::ENOTSUP);
+}
