@@ -73,9 +73,9 @@ impl BlockBackend {
     /// What is known of the bytes from `offset` on, without reading them: how many of them, at
     /// least one, are of one kind. Asking about no bytes gives none.
     pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<BlockStatus> {
-        let _request = self.begin_request(co);
+        let request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
         trace_event!("blk_co_block_status", offset, bytes);
-        request_path::co_block_status(&self.medium()?.node, co, offset, bytes)
+        request_path::co_block_status(&request.medium().node, co, offset, bytes)
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes.
@@ -113,7 +113,7 @@ impl BlockBackend {
         let medium = self.writable_medium()?;
         let _resize = self.inner.slot.resize()?;
         if length >= medium.node.length() {
-            let _request = self.begin_request(co);
+            let _request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
             if request_path::co_grow(&self.writable_medium()?.node, co, length)? {
                 return Ok(());
             }
@@ -129,6 +129,9 @@ impl BlockBackend {
         // The node must not be replaced meanwhile.
         let _change = graph::lock_changes(co)?;
         let medium = self.writable_medium()?;
+        if let Some(error) = medium.node.gate.refusal() {
+            return Err(error.into());
+        }
         let _request = Request::count_in(Rc::clone(&medium));
         Ok(request_path::co_truncate(&medium.node, co, length)?)
     }

@@ -74,12 +74,12 @@ impl Entry {
         match self {
             Entry::Reserved => None,
             Entry::Owned(node, _) => Some(Arc::clone(node)),
-            Entry::Child(node, _) => node.upgrade(),
+            Entry::Child(node, _) => node.upgrade().filter(|node| !node.life.is_closed()),
         }
     }
 
     fn is_free(&self) -> bool {
-        matches!(self, Entry::Child(node, _) if node.strong_count() == 0)
+        matches!(self, Entry::Child(..)) && self.node().is_none()
     }
 }
 
@@ -142,18 +142,19 @@ impl Blockdevs {
         if let Some(entry) = self.names().nodes.get_mut(node.name())
             && let Entry::Child(_, options) = entry
         {
+            node.life.set_belongs_to_users(false);
             *entry = Entry::Owned(Arc::clone(&node), Arc::clone(options));
         }
         Ok(node)
     }
 
-    /// Flushes what was written through a node, and forgets it, which ends it as soon as nobody holds
-    /// it. That the flush fails is logged, and keeps nobody from getting rid of the node. Polls `ctx`
-    /// meanwhile.
+    /// Flushes what was written through a node, [closes](BlockNode::co_close) it, and forgets it; the
+    /// node ends as soon as nothing holds it. A flush that fails is logged, and does not keep the node.
+    /// Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
-    /// a node that stands on it.
+    /// If there is none of that name that was opened by itself; if the node has users, which are backends
+    /// and nodes above; or if its driver cannot be closed. The node stays open then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_close`](Self::co_close).
@@ -173,12 +174,10 @@ impl Blockdevs {
         let own = owned.0.enter_own();
         let chain = co_flush_chain(co, Arc::clone(&owned.0));
         drop(own);
-        // A command that had found it before may have begun to use it, or turn an edge to it.
-        let unused = graph::lock_changes(co).map_err(BlockdevError::from).and_then(|change| {
-            if graph::lock().has_users(&owned.0) { Err(in_use(name)) } else { Ok(change) }
-        });
-        match unused {
-            Ok(_change) => {
+        // A command that had found it before may have begun to use it, or turn an edge to it. From here
+        // on no other can.
+        match owned.0.co_close(co) {
+            Ok(()) => {
                 // Outside the lock: its end may be the end of its children. On a worker: to close a
                 // file may take as long as its disk likes.
                 PoolShare::once(co, || drop((chain, owned)));
@@ -188,7 +187,10 @@ impl Blockdevs {
             Err(error) => {
                 std::mem::forget(reserved);
                 self.names().put_back(name, owned);
-                Err(error)
+                Err(match error {
+                    GraphError::InUse(_) => in_use(name),
+                    error => error.into(),
+                })
             }
         }
     }
@@ -302,8 +304,10 @@ impl Blockdevs {
         let own = Inherited::of(options, inherited);
         own.check(&name)?;
         let pins = RefCell::default();
-        let opening = Opening { blockdevs: self, co, name: &name, own, pins };
-        let node = opening.co_open(options)?;
+        let opened = RefCell::default();
+        let opening = Opening { blockdevs: self, co, name: &name, own, pins, opened };
+        let node = opening.co_open(options).inspect_err(|_| opening.close_children())?;
+        node.life.set_belongs_to_users(true);
         self.names()
             .nodes
             .insert(name.clone(), Entry::Child(Arc::downgrade(&node), Arc::clone(options)));
@@ -364,3 +368,6 @@ impl Drop for Reserved<'_> {
         self.blockdevs.names().nodes.remove(self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,25 @@ pub trait BlockDriver: Any + Send + Sync {
     /// (contract: C79).
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()>;
 
+    /// Writes what the driver keeps in memory to its children, and makes nothing durable. Every flush calls
+    /// it first, and so does the default of [`co_close`](Self::co_close).
+    fn co_write_back(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The node is about to be dropped, which cannot suspend. It has no users any more, and no
+    /// request is in flight. The driver ends its own work, and writes to its children what must be there.
+    /// After an error the node stays open, with all that it had, and is closed again later.
+    fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_write_back(co)
+    }
+
+    /// Whether something is lost if the node is dropped now without [`co_close`](Self::co_close).
+    /// Such a drop is an error in the log.
+    fn needs_close(&self) -> bool {
+        false
+    }
+
     /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.
     fn co_pwrite_zeroes(

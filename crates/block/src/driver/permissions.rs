@@ -53,6 +53,12 @@ pub enum PermissionError {
         /// Who does not share it.
         other: String,
     },
+    /// The node takes no users any more.
+    #[error("node '{node}' is closed")]
+    Closed {
+        /// The node.
+        node: String,
+    },
     /// Another process uses the image, and does not agree.
     #[error(
         "failed to get {mode}\"{permission}\" lock on image '{}': is another process using it?",

@@ -16,6 +16,7 @@ use crate::backend::root;
 use crate::driver::MAX_LENGTH;
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::{WAIT_LIMIT, co_visit};
+use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
 /// Why the graph cannot be changed in this way. Nothing has changed then.
@@ -76,6 +77,20 @@ pub enum GraphError {
     /// Another change does not end.
     #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
     ChangeInTheWay,
+    /// It is to be closed.
+    #[error("node '{0}' is in use")]
+    InUse(String),
+    /// It takes no users.
+    #[error("node '{0}' is closed")]
+    Closed(String),
+    /// What a driver had to write before its end was not written. The node is open.
+    #[error("node '{node}' cannot be closed: {source}")]
+    Close {
+        /// The node.
+        node: String,
+        /// Why.
+        source: io::Error,
+    },
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
@@ -215,6 +230,7 @@ fn turn_users(
 ) -> Result<(), GraphError> {
     loop {
         let new = find()?;
+        lock().check_open(new.id())?;
         trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
         // Refused before anybody has to wait.
         choose(&mut lock(), old, &new)?;
@@ -222,9 +238,12 @@ fn turn_users(
         let lost = co_flush_for_users(co, old, &new);
         let _change = lock_changes(co)?;
         if Arc::ptr_eq(&find()?, &new) {
-            return turn_drained_users(co, old, &new, choose, lost);
+            break turn_drained_users(co, old, &new, choose, lost)?;
         }
     }
+    // Its last I/O waits for drains.
+    co_close_if_unused(co, old);
+    Ok(())
 }
 
 /// What the users of a drained node have written and not flushed is owed to them, and their next flush

@@ -93,6 +93,21 @@ pub trait Filter: Any + Send + Sync {
         self.child().co_flush(co)
     }
 
+    /// See [`BlockDriver::co_write_back`].
+    fn write_back(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// See [`BlockDriver::co_close`].
+    fn close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    /// See [`BlockDriver::needs_close`].
+    fn needs_close(&self) -> bool {
+        false
+    }
+
     /// See [`BlockDriver::co_pwrite_zeroes`].
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         self.child().co_pwrite_zeroes(co, self.at(offset), bytes, flags)
@@ -196,6 +211,18 @@ impl<F: Filter> BlockDriver for F {
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         self.flush(co)
+    }
+
+    fn co_write_back(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.close(co)
+    }
+
+    fn needs_close(&self) -> bool {
+        Filter::needs_close(self)
     }
 
     fn co_pwrite_zeroes(

@@ -13,6 +13,7 @@
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
 //! turn.rs    users that turn to another node, or back
+//! life.rs    the end of nodes
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -27,6 +28,7 @@ mod edge;
 pub(crate) mod filter;
 pub(crate) mod gate;
 mod height;
+pub(crate) mod life;
 mod listing;
 pub(crate) mod node;
 pub(crate) mod node_info;
@@ -228,6 +230,7 @@ impl Graph {
         if height > MAX_HEIGHT {
             return Err(GraphError::too_high(node.name()));
         }
+        below.iter().try_for_each(|id| self.check_open(*id))?;
         for child in &children {
             if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
                 self.users.get_mut(child)

@@ -10,6 +10,7 @@ use crate::driver::debug_event::DebugEvent;
 use crate::driver::flags::{WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
+use crate::graph::life::{self, Life};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::live_limits::LiveLimits;
@@ -24,6 +25,7 @@ pub struct BlockNode {
     limits: LiveLimits,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
+    pub(crate) life: Life,
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
     force_share: AtomicBool,
@@ -83,6 +85,7 @@ impl BlockNode {
             limits,
             gate: Gate::default(),
             path: PathState::default(),
+            life: Life::default(),
             cache_mode,
             force_share: AtomicBool::new(false),
             wants_debug_events,
@@ -174,6 +177,7 @@ impl BlockNode {
 
 impl Drop for BlockNode {
     fn drop(&mut self) {
+        life::check_end(self);
         graph::lock().remove_node(self.id);
     }
 }

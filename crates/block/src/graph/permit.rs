@@ -267,6 +267,9 @@ pub(crate) fn add_backend(
         return Ok(lock().add_user(node.id(), backend, wants));
     }
     let mut graph = lock_permits();
+    if node.life.is_closed() {
+        return Err(PermissionError::Closed { node: node.name().to_owned() });
+    }
     let id = graph.add_user(node.id(), backend, wants);
     graph.permit(&[node.id()]).map(|()| id).inspect_err(|_| {
         graph.forget_user(id);

@@ -16,6 +16,13 @@ pub(crate) struct Turned {
     edges: Vec<(Arc<Edge>, Arc<BlockNode>)>,
 }
 
+impl Turned {
+    /// Where the edges led before.
+    pub(crate) fn old_nodes(self) -> Vec<Arc<BlockNode>> {
+        self.edges.into_iter().map(|(_, node)| node).collect()
+    }
+}
+
 /// Under the lock of permissions.
 impl GraphGuard {
     /// Turns users to other nodes, if everybody agrees to that, and to what else has changed in the
@@ -38,7 +45,8 @@ impl GraphGuard {
             nodes.extend([user.node, new.id()]);
             self.move_user(*id, new.id());
         }
-        let agreed = self.refuse_cycles(users).and_then(|()| {
+        let agreed = users.iter().try_for_each(|(_, new)| self.check_open(new.id()));
+        let agreed = agreed.and_then(|()| self.refuse_cycles(users)).and_then(|()| {
             self.refuse_too_high(users)?;
             self.turn_edges(users, turned);
             self.permit_anew(&nodes, become_readers)

@@ -98,6 +98,9 @@ fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
         Turn::Own(turn) => {
             if let Some(below) = node.driver().filtered() {
                 below.debug_event(DebugEvent::FLUSH_TO_OS);
+            }
+            node.driver().co_write_back(co)?;
+            if let Some(below) = node.driver().filtered() {
                 below.debug_event(DebugEvent::FLUSH_TO_DISK);
             }
             node.driver().co_flush(co)?;

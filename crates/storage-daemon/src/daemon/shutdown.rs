@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use coblk::Co;
 use coblk::aio::PoolShare;
+use coblk::block::GraphError;
+use coblk::block::options::BlockdevError;
 
 use super::{Daemon, Event, ShutdownCause};
 use crate::exports::Export;
@@ -77,8 +79,13 @@ impl Daemon {
             let closed = daemon.blockdevs.co_close(co, &name);
             daemon.ending.set(daemon.ending.get() - 1);
             // Only then somebody can have waited, and there may be others to be closed now.
-            if closed.is_ok() {
-                daemon.wake_waiters();
+            match closed {
+                Ok(()) => daemon.wake_waiters(),
+                Err(BlockdevError::Graph(error @ GraphError::Close { .. })) => {
+                    tracing::error!(%error, "a node is not closed at the end");
+                }
+                // Its turn comes.
+                Err(_) => {}
             }
         });
     }
