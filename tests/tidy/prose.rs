@@ -10,7 +10,7 @@ const RIDDLES: [&str; 9] =
 const LEFT: [(&str, usize); 12] = [
     ("crates/aio/", 94),
     ("crates/bench/", 7),
-    ("crates/block/", 88),
+    ("crates/block/", 75),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 29),
     ("crates/nbd/", 16),

@@ -39,6 +39,7 @@ pub struct BackendOptions {
     read_only: bool,
     share_rw: bool,
     share_resize: bool,
+    allow_inactive: bool,
     device: DeviceId,
 }
 
@@ -51,6 +52,7 @@ impl BackendOptions {
             read_only: false,
             share_rw: false,
             share_resize: false,
+            allow_inactive: false,
             device,
         }
     }
@@ -74,6 +76,12 @@ impl BackendOptions {
     /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
     pub fn share_resize(self, share_resize: bool) -> BackendOptions {
         BackendOptions { share_resize, ..self }
+    }
+
+    /// Let the node be [inactive](BlockNode::co_set_active) though the device writes: its requests fail
+    /// then. May be opened on an inactive node.
+    pub fn allow_inactive(self, allow_inactive: bool) -> BackendOptions {
+        BackendOptions { allow_inactive, ..self }
     }
 
     /// A backend of `ctx` on `node`; writable if the node is, and unless read-only. May block, for the locks
@@ -134,6 +142,7 @@ impl BackendOptions {
         Claim {
             device: self.device,
             read_only: self.read_only,
+            allow_inactive: self.allow_inactive,
             read: Permissions::CONSISTENT_READ,
             write: Permissions::WRITE,
             shared,
@@ -147,18 +156,20 @@ pub(crate) struct Claim {
     pub(crate) device: DeviceId,
     /// It writes to nothing.
     pub(crate) read_only: bool,
+    /// It does not keep its node active.
+    pub(crate) allow_inactive: bool,
     read: Permissions,
     write: Permissions,
     shared: Permissions,
 }
 
 impl Claim {
-    /// One that asks nobody.
+    /// One that asks for nothing.
     pub(crate) fn none(read_only: bool) -> Claim {
         let device = graph::lock().new_device();
         let (read, write, shared) =
             (Permissions::empty(), Permissions::empty(), Permissions::all());
-        Claim { device, read_only, read, write, shared }
+        Claim { device, read_only, allow_inactive: false, read, write, shared }
     }
 
     /// On a medium that can be written or not.

@@ -1,6 +1,7 @@
 //! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
 //! `blockdev-del` do.
 
+mod active;
 mod open;
 mod reopen;
 mod resize;
@@ -58,7 +59,7 @@ enum Entry {
     Reserved,
     /// Opened by itself, as these options say.
     Owned(Arc<BlockNode>, Arc<NodeOptions>),
-    /// Opened as a child, and there as long as somebody needs it.
+    /// Opened as a child, and there as long as it has users.
     Child(Weak<BlockNode>, Arc<NodeOptions>),
 }
 
@@ -84,7 +85,7 @@ impl Entry {
 }
 
 impl Names {
-    /// Takes out a node that nobody uses, and leaves its place taken.
+    /// Takes out a node that has no users, and leaves its place taken.
     fn take_unused(&mut self, name: &str) -> Result<Owned, BlockdevError> {
         match self.nodes.get_mut(name) {
             Some(Entry::Owned(node, _)) if graph::lock().has_users(node) => Err(in_use(name)),
@@ -315,7 +316,7 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Takes a name, the one that is `wanted` or one that nobody can want.
+    /// Takes a name, the one that is `wanted` or one that no option can have.
     fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
         // Typed options may say anything.
         if let Some(why) = wanted.and_then(|name| check_name(name).err()) {

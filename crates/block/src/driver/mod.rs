@@ -173,6 +173,18 @@ pub trait BlockDriver: Any + Send + Sync {
         self.co_write_back(co)
     }
 
+    /// Another process is about to use the storage. What was written is durable. The driver writes what
+    /// it keeps, and does no I/O from then on, until [`co_activate`](Self::co_activate).
+    fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_write_back(co)
+    }
+
+    /// The storage is this process's again, and another may have changed it: the driver reads anew what
+    /// it keeps. Called after the nodes below are active.
+    fn co_activate(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Whether something is lost if the node is dropped now without [`co_close`](Self::co_close).
     /// Such a drop is an error in the log.
     fn needs_close(&self) -> bool {

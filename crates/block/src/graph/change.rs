@@ -1,6 +1,6 @@
 //! Changes of the graph while requests run: replace a node, insert one, remove it again.
 //!
-//! Both nodes are drained meanwhile, so that nobody is inside an edge when it turns. An edge turns
+//! Both nodes are drained meanwhile, so that no request is inside an edge when it turns. An edge turns
 //! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
 //! change passes through the loop of each context that has one.
 
@@ -88,6 +88,32 @@ pub enum GraphError {
     Close {
         /// The node.
         node: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// An active node stands on it.
+    #[error("node '{node}' cannot be inactive: node '{parent}', which stands on it, is active")]
+    ActiveParent {
+        /// The node.
+        node: String,
+        /// What stands on it.
+        parent: String,
+    },
+    /// A user writes to it.
+    #[error("node '{node}' cannot be inactive: {user} writes to it")]
+    ActiveUser {
+        /// The node.
+        node: String,
+        /// Which user, as `backend 'drive'`.
+        user: String,
+    },
+    /// The storage of a node cannot be handed over, or taken back.
+    #[error("node '{node}' cannot be made {}: {source}", if *active { "active" } else { "inactive" })]
+    Activity {
+        /// The node.
+        node: String,
+        /// What it was to be.
+        active: bool,
         /// Why.
         source: io::Error,
     },
@@ -220,7 +246,7 @@ type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, Grap
 /// Has the users of `old` turn to what `find` says.
 ///
 /// The nodes are drained before other changes are waited for, as their disks may not answer, and others
-/// need not wait for that. Whoever turns an edge to a node that is drained has drained the node above as
+/// need not wait for that. A change that turns an edge to a drained node has drained the node above as
 /// well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
     co: &Co<'_>,

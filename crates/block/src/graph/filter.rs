@@ -103,6 +103,16 @@ pub trait Filter: Any + Send + Sync {
         self.write_back(co)
     }
 
+    /// See [`BlockDriver::co_inactivate`].
+    fn inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    /// See [`BlockDriver::co_activate`].
+    fn activate(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// See [`BlockDriver::needs_close`].
     fn needs_close(&self) -> bool {
         false
@@ -219,6 +229,14 @@ impl<F: Filter> BlockDriver for F {
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
         self.close(co)
+    }
+
+    fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.inactivate(co)
+    }
+
+    fn co_activate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.activate(co)
     }
 
     fn needs_close(&self) -> bool {

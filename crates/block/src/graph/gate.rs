@@ -96,7 +96,7 @@ impl Gate {
         wake_all(held);
     }
 
-    /// Counts a request in. The gate is open, or whoever closed it does this himself.
+    /// Counts a request in. The gate is open, or the drain that closed it makes this request.
     #[inline]
     pub(crate) fn count_in(&self, in_flight: &InFlight) {
         in_flight.add(1);

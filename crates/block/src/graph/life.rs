@@ -10,7 +10,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use coblk_aio::{Co, trace_event};
 
@@ -21,10 +21,38 @@ use crate::graph::node::BlockNode;
 #[derive(Default)]
 pub(crate) struct Life {
     closed: AtomicBool,
+    /// An [`Activity`].
+    activity: AtomicU8,
     belongs_to_users: AtomicBool,
 }
 
+/// Whose the storage of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// This process's.
+    Active,
+    /// This process's again, but the driver does not know it well yet.
+    Waking,
+    /// Another's.
+    Inactive,
+}
+
 impl Life {
+    pub(crate) fn activity(&self) -> Activity {
+        let stored = self.activity.load(Ordering::SeqCst);
+        let all = [Activity::Active, Activity::Waking];
+        all.into_iter().find(|it| *it as u8 == stored).unwrap_or(Activity::Inactive)
+    }
+
+    /// Requests pass.
+    pub(crate) fn is_active(&self) -> bool {
+        self.activity() == Activity::Active
+    }
+
+    pub(super) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::SeqCst);
+    }
+
     /// It is closed, or is being closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
@@ -87,6 +115,10 @@ fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
     }
     trace_event!("bdrv_close", node = node.name());
     let _own = node.co_enter_own(co);
+    // What an inactive node kept was written before, and its storage is another's.
+    if !node.life.is_active() {
+        return Ok(());
+    }
     node.driver().co_close(co).map_err(|source| {
         lock().reopen(node);
         GraphError::Close { node: node.name().to_owned(), source }
@@ -114,8 +146,12 @@ impl Graph {
     }
 
     /// Has requests fail, or not, as the node's life says.
-    fn shut(&mut self, node: &BlockNode) {
-        let errno = if node.life.is_closed() { libc::ESHUTDOWN } else { 0 };
+    pub(super) fn shut(&mut self, node: &BlockNode) {
+        let errno = match node.life.is_active() {
+            _ if node.life.is_closed() => libc::ESHUTDOWN,
+            true => 0,
+            false => libc::EPERM,
+        };
         self.wakes.extend(node.gate.shut(errno));
     }
 
@@ -156,7 +192,7 @@ impl Graph {
 
 /// The end of an open node is an error only if something is lost by it.
 pub(super) fn check_end(node: &BlockNode) {
-    if !node.life.is_closed() && node.driver().needs_close() {
+    if !node.life.is_closed() && node.life.is_active() && node.driver().needs_close() {
         tracing::error!(node = node.name(), "a node was dropped before it was closed");
     }
 }

@@ -1,4 +1,4 @@
-//! Who stands on whom, for those who look at the graph: monitors, messages, tests.
+//! Which node stands on which, for those that look at the graph: monitors, messages, tests.
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
 //! turn.rs    users that turn to another node, or back
+//! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
 //! listing.rs what stands on what, for those who look at it
 //! ```
@@ -22,6 +23,7 @@
 //! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
 //! before it (`permit.rs`).
 
+mod activity;
 mod change;
 mod drain;
 mod edge;
@@ -44,8 +46,10 @@ use coblk_aio::{AioHandle, CoWaker};
 
 use crate::accounting::Statistics;
 use crate::backend::options::Claim;
+use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
+pub(crate) use activity::co_set_active;
 pub use change::GraphError;
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
@@ -132,7 +136,7 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     kept: Vec::new(),
 });
 
-/// Held by whoever changes permissions, also while drivers are told.
+/// Held by changes of permissions, also while drivers are told.
 static PERMITS: Mutex<()> = Mutex::new(());
 
 /// The graph, locked.
@@ -231,6 +235,13 @@ impl Graph {
             return Err(GraphError::too_high(node.name()));
         }
         below.iter().try_for_each(|id| self.check_open(*id))?;
+        for id in &below {
+            // A node is born active.
+            if let Some(child) = self.node(*id).filter(|child| !child.life.is_active()) {
+                let (node, user) = (child.name().to_owned(), format!("node '{}'", node.name()));
+                return Err(PermissionError::Inactive { node, user }.into());
+            }
+        }
         for child in &children {
             if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
                 self.users.get_mut(child)
@@ -365,7 +376,7 @@ impl Graph {
                 continue;
             }
             entry.quiet = quiet;
-            // A node that is going has nobody left who could send it requests.
+            // A node that is going has no users left that could send it requests.
             if let Some(node) = self.node(id) {
                 if quiet {
                     node.gate.close();

@@ -39,7 +39,7 @@ pub(crate) struct NodeState {
     pub(crate) read_only: bool,
     pub(crate) discard: bool,
     pub(crate) detect_zeroes: DetectZeroes,
-    /// Nobody is kept from anything.
+    /// No user is kept from anything.
     pub(crate) force_share: bool,
     pub(crate) cache_mode: CacheMode,
 }
@@ -257,7 +257,7 @@ impl BlockNode {
         request_path::co_truncate(self, co, length)
     }
 
-    /// How many bytes are taken where it stores things; `None` if nobody can tell.
+    /// How many bytes are taken where it stores things; `None` if the driver cannot tell.
     ///
     /// # Errors
     /// What the system says.
@@ -272,6 +272,9 @@ impl BlockNode {
     /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         let _own = self.co_enter_own(co);
-        request_path::co_refresh_length(self, co)
+        match self.gate.refusal() {
+            Some(error) => Err(error),
+            None => request_path::co_refresh_length(self, co),
+        }
     }
 }

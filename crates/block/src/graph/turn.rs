@@ -30,7 +30,7 @@ impl GraphGuard {
     /// `become_readers`.
     ///
     /// # Errors
-    /// If somebody does not agree. Nobody has turned then.
+    /// If a user does not agree. No user has turned then.
     pub(crate) fn turn(
         &mut self,
         users: &[(UserId, Arc<BlockNode>)],
@@ -45,7 +45,10 @@ impl GraphGuard {
             nodes.extend([user.node, new.id()]);
             self.move_user(*id, new.id());
         }
-        let agreed = users.iter().try_for_each(|(_, new)| self.check_open(new.id()));
+        let agreed = users.iter().try_for_each(|(id, new)| {
+            self.check_open(new.id())?;
+            Ok(self.check_activity(*id, new.id())?)
+        });
         let agreed = agreed.and_then(|()| self.refuse_cycles(users)).and_then(|()| {
             self.refuse_too_high(users)?;
             self.turn_edges(users, turned);
@@ -87,7 +90,7 @@ impl GraphGuard {
         let above = self.parents_of(users.iter().map(|(id, _)| *id));
         self.measure(above);
         for (edge, node) in turned.edges.iter().rev() {
-            // Those it leads away from are held by whoever asked for this.
+            // Those it leads away from are held by the caller.
             let new = edge.swap(Arc::clone(node));
             self.kept.push(new);
         }
@@ -105,7 +108,7 @@ impl Graph {
         self.entry(node).users.push(id);
     }
 
-    /// That nobody who has moved stands on himself now. Only all of them together can tell: each
+    /// That no node stands on itself by an edge that has moved. Only all of them together can tell: each
     /// alone may be right.
     fn refuse_cycles(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
         for (user, new) in users {
@@ -118,7 +121,7 @@ impl Graph {
         Ok(())
     }
 
-    /// That nobody stands on too many nodes now.
+    /// That no node stands on too many others now.
     fn refuse_too_high(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
         let above = self.parents_of(users.iter().map(|(id, _)| *id));
         match self.measure(above) {

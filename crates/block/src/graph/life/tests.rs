@@ -89,12 +89,21 @@ impl BlockDriver for Keeper {
         }
         let kept = self.kept.swap(0, Ordering::SeqCst);
         self.log.note(self.name, &format!("writes {kept}"));
+        if kept == 0 {
+            return Ok(());
+        }
         self.below.co_pwritev(co, 0, &IoVector::from(&[kept][..]), WriteFlags::empty())
     }
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         self.log.note(self.name, "flushes");
         self.below.co_flush(co)
+    }
+
+    fn co_activate(&self, _: &Co<'_>) -> io::Result<()> {
+        let errno = self.errno.swap(0, Ordering::SeqCst);
+        self.log.note(self.name, if errno == 0 { "reads anew" } else { "is stale" });
+        if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
     }
 
     fn needs_close(&self) -> bool {
