@@ -40,6 +40,7 @@ pub mod filters {
 }
 
 pub use accounting::{Accounting, RequestKind, Statistics};
+pub use backend::entered::Entered;
 pub use backend::error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,

@@ -7,6 +7,7 @@ pub(crate) mod accounting;
 pub(crate) mod blocking;
 pub(crate) mod callback;
 mod coroutine;
+pub(crate) mod entered;
 pub(crate) mod error_policy;
 pub(crate) mod in_flight;
 pub(crate) mod length_watch;

@@ -96,6 +96,15 @@ impl Slot {
         }
     }
 
+    /// Counts a request in, if the node is not drained.
+    pub(crate) fn try_enter(&self) -> io::Result<Option<Request>> {
+        match self.medium() {
+            Some(medium) if !medium.node.gate.is_closed() => Ok(Some(Request::count_in(medium))),
+            Some(medium) if medium.node.gate.refusal().is_none() => Ok(None),
+            _ => Err(self.refusal()),
+        }
+    }
+
     /// Why a request was not counted in.
     #[cold]
     pub(crate) fn refusal(&self) -> io::Error {
