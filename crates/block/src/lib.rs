@@ -62,6 +62,7 @@ pub use graph::node::BlockNode;
 pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
+    Operation, Parent, drain_all,
 };
 pub use io::{BlockStatus, BlockStatusKind};

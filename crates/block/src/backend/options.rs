@@ -40,6 +40,8 @@ pub struct BackendOptions {
     share_rw: bool,
     share_resize: bool,
     allow_inactive: bool,
+    /// What it holds and shares, if that does not follow from the rest.
+    permissions: Option<Use>,
     device: DeviceId,
 }
 
@@ -53,6 +55,7 @@ impl BackendOptions {
             share_rw: false,
             share_resize: false,
             allow_inactive: false,
+            permissions: None,
             device,
         }
     }
@@ -76,6 +79,14 @@ impl BackendOptions {
     /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
     pub fn share_resize(self, share_resize: bool) -> BackendOptions {
         BackendOptions { share_resize, ..self }
+    }
+
+    /// Hold and share these permissions, whatever else is said here of reading, writing and sharing. What
+    /// changes a node is held where the node can be written. Without
+    /// [`WRITE`](Permissions::WRITE) and [`WRITE_UNCHANGED`](Permissions::WRITE_UNCHANGED) the backend
+    /// refuses writes.
+    pub fn permissions(self, held: Permissions, shared: Permissions) -> BackendOptions {
+        BackendOptions { permissions: Some(Use { held, shared }), ..self }
     }
 
     /// Let the node be [inactive](BlockNode::co_set_active) though the device writes: its requests fail
@@ -136,6 +147,18 @@ impl BackendOptions {
     }
 
     fn claim(&self) -> Claim {
+        let writes = Permissions::WRITE | Permissions::WRITE_UNCHANGED;
+        if let Some(Use { held, shared }) = self.permissions {
+            let write = held & (writes | Permissions::RESIZE);
+            return Claim {
+                device: self.device,
+                read_only: !held.intersects(writes),
+                allow_inactive: self.allow_inactive,
+                read: held - write,
+                write,
+                shared,
+            };
+        }
         let mut shared = Permissions::all();
         shared.set(Permissions::WRITE, self.share_rw);
         shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);

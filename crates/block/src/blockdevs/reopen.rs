@@ -26,7 +26,7 @@ use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Turned, UserId};
+use crate::graph::{self, GraphError, Operation, Turned, UserId};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
 
@@ -131,6 +131,7 @@ impl Blockdevs {
             let node = node.name().to_owned();
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
+        graph::lock().check_operation(&node, Operation::Reopen)?;
         let (now, _) = self.entry(&node)?;
         if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
             return Err(fixed(option));

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, PoolShare};
 
-use super::{Graph, GraphError, GraphGuard, Kind, NodeId, UserId, lock, lock_permits};
+use super::{Graph, GraphError, GraphGuard, Kind, NodeId, Operation, UserId, lock, lock_permits};
 use super::{co_drain_for_change, co_look_at_node, lock_changes};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::life::Activity;
@@ -165,6 +165,9 @@ impl Graph {
     /// That nothing keeps these nodes active.
     fn check_inactive(&mut self, nodes: &[NodeId]) -> Result<(), GraphError> {
         for id in nodes {
+            if let Some(node) = self.node(*id) {
+                self.check_operation(&node, Operation::Inactivate)?;
+            }
             if let Some(parent) = self.active_parent(*id, nodes) {
                 let (node, parent) = (self.node_name(*id), self.node_name(parent));
                 return Err(GraphError::ActiveParent { node, parent });
@@ -180,8 +183,12 @@ impl Graph {
 
     fn keeps_active(&self, user: UserId) -> bool {
         let Some(user) = self.users.get(&user) else { return false };
-        matches!(&user.kind, Kind::Backend { claim, .. } if !claim.allow_inactive)
-            && user.wants.held.intersects(CHANGES)
+        let is_concerned = match &user.kind {
+            Kind::Backend { claim, .. } => !claim.allow_inactive,
+            Kind::User { .. } => true,
+            Kind::Edge { .. } => false,
+        };
+        is_concerned && user.wants.held.intersects(CHANGES)
     }
 
     fn set_activity(&mut self, nodes: &[Arc<BlockNode>], activity: Activity) {

@@ -11,7 +11,7 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{Child, DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
+use super::{Child, DrainedSection, Graph, MAX_HEIGHT, Operation, UserId, lock, lock_permits};
 use crate::backend::root;
 use crate::driver::MAX_LENGTH;
 use crate::driver::permissions::PermissionError;
@@ -116,6 +116,18 @@ pub enum GraphError {
         active: bool,
         /// Why.
         source: io::Error,
+    },
+    /// A user of the node keeps it from being changed.
+    #[error("node '{node}' cannot be {operation}: {user} blocks it: {reason}")]
+    Blocked {
+        /// The node.
+        node: String,
+        /// What was to be done.
+        operation: Operation,
+        /// Which user, as `job 'backup'`.
+        user: String,
+        /// Its reason.
+        reason: String,
     },
     /// Users of both nodes exclude each other.
     #[error(transparent)]
@@ -352,7 +364,10 @@ pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, AioHandle)>) {
 impl Graph {
     /// All users of `old`. None of them may stand below `new`: see `turn`.
     fn all_users(&mut self, old: &BlockNode, _: &BlockNode) -> Result<Vec<UserId>, GraphError> {
-        Ok(self.entry(old.id()).users.clone())
+        self.check_operation(old, Operation::Replace)?;
+        let mut users = self.entry(old.id()).users.clone();
+        users.retain(|user| !self.stays(*user));
+        Ok(users)
     }
 
     /// The users of `old` that are not on the way down from `new`.
@@ -366,7 +381,7 @@ impl Graph {
             let (above, below) = (new.name().to_owned(), old.name().to_owned());
             return Err(GraphError::NotAbove { above, below });
         }
-        let mut users = self.entry(old.id()).users.clone();
+        let mut users = self.all_users(old, new)?;
         users.retain(|user| self.parent_among(*user, &below).is_none());
         Ok(users)
     }

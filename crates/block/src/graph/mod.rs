@@ -12,6 +12,7 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
@@ -37,6 +38,7 @@ pub(crate) mod node_info;
 pub(crate) mod own_io;
 mod permit;
 mod turn;
+mod user;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -59,6 +61,8 @@ pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
 pub(crate) use turn::Turned;
+use user::Blocked;
+pub use user::{NodeUse, NodeUser, Operation};
 
 /// Names a node, also after it has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +79,8 @@ pub(crate) enum Kind {
     Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
     Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
+    /// Something else, with what it has blocked.
+    User { user: Arc<dyn NodeUser>, blocked: Blocked },
 }
 
 struct User {
@@ -89,7 +95,7 @@ impl User {
     fn device(&self) -> Option<DeviceId> {
         match self.kind {
             Kind::Backend { claim, .. } => Some(claim.device),
-            Kind::Edge { .. } => None,
+            Kind::Edge { .. } | Kind::User { .. } => None,
         }
     }
 
@@ -97,7 +103,7 @@ impl User {
     fn parent(&self) -> Option<NodeId> {
         match self.kind {
             Kind::Edge { parent, .. } => parent,
-            Kind::Backend { .. } => None,
+            Kind::Backend { .. } | Kind::User { .. } => None,
         }
     }
 }
@@ -284,6 +290,12 @@ impl Graph {
 
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
         let id = UserId(self.next_id());
+        // It finds the node as drains have left it.
+        if let Kind::User { user, .. } = &kind
+            && self.entry(node).quiet
+        {
+            user.drained_begin();
+        }
         self.users.insert(id, User { kind, node, wants });
         self.entry(node).users.push(id);
         id
@@ -328,7 +340,7 @@ impl Graph {
         let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
         let backend = |id: &UserId| match &self.users.get(id)?.kind {
             Kind::Backend { home, .. } => Some((*id, home.clone())),
-            Kind::Edge { .. } => None,
+            Kind::Edge { .. } | Kind::User { .. } => None,
         };
         users.filter_map(backend).collect()
     }
@@ -376,14 +388,17 @@ impl Graph {
                 continue;
             }
             entry.quiet = quiet;
+            let users = self.node_users(id);
             // A node that is going has no users left that could send it requests.
             if let Some(node) = self.node(id) {
                 if quiet {
                     node.gate.close();
                     node.driver().drained_begin();
+                    users.iter().for_each(|user| user.drained_begin());
                 } else {
                     // Still closed: a request that goes on must find the driver running.
                     node.driver().drained_end();
+                    users.iter().for_each(|user| user.drained_end());
                     self.wakes.extend(node.gate.open());
                 }
             }

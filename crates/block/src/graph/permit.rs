@@ -115,7 +115,7 @@ impl Graph {
     fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let parent = match &user.kind {
-            Kind::Backend { .. } => return user.wants,
+            Kind::Backend { .. } | Kind::User { .. } => return user.wants,
             Kind::Edge { parent: None, .. } => return Use::NONE,
             Kind::Edge { parent: Some(parent), .. } => *parent,
         };
@@ -162,6 +162,7 @@ impl Graph {
     pub(super) fn user_name(&mut self, id: UserId) -> String {
         match self.users.get(&id).map(|user| user.kind.clone()) {
             Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
+            Some(Kind::User { user, .. }) => user.name(),
             Some(Kind::Edge { parent: Some(parent), .. }) => {
                 format!("node '{}'", self.node_name(parent))
             }
@@ -266,7 +267,7 @@ impl GraphGuard {
     }
 }
 
-/// A backend begins to use `node`. May wait for system calls, unless it `wants` nothing.
+/// A backend, or another user that is no edge, begins to use `node`. May wait for system calls, unless it `wants` nothing.
 ///
 /// # Errors
 /// If what it wants does not fit what others hold and share.
@@ -275,12 +276,18 @@ pub(crate) fn add_backend(
     backend: Kind,
     wants: Use,
 ) -> Result<UserId, PermissionError> {
+    let closed = || PermissionError::Closed { node: node.name().to_owned() };
     if wants == Use::NONE {
-        return Ok(lock().add_user(node.id(), backend, wants));
+        let mut graph = lock();
+        // Requests of a backend are refused.
+        if node.life.is_closed() && matches!(backend, Kind::User { .. }) {
+            return Err(closed());
+        }
+        return Ok(graph.add_user(node.id(), backend, wants));
     }
     let mut graph = lock_permits();
     if node.life.is_closed() {
-        return Err(PermissionError::Closed { node: node.name().to_owned() });
+        return Err(closed());
     }
     let id = graph.add_user(node.id(), backend, wants);
     let permitted = graph.check_needs_active(id);
