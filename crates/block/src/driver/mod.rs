@@ -292,6 +292,10 @@ pub trait BlockDriver: Any + Send + Sync {
         false
     }
 
+    /// What waits for something outside of this process, such as a reconnect, ends now with an error. A request
+    /// that makes progress goes on. Must neither block nor touch the graph.
+    fn cancel_in_flight(&self) {}
+
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither
     /// block nor touch the graph, which is locked.
     fn drained_begin(&self) {}

@@ -171,6 +171,9 @@ pub trait Filter: Any + Send + Sync {
         false
     }
 
+    /// See [`BlockDriver::cancel_in_flight`].
+    fn cancel_in_flight(&self) {}
+
     /// See [`BlockDriver::drained_begin`].
     fn drained_begin(&self) {}
 
@@ -296,6 +299,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn wants_debug_events(&self) -> bool {
         Filter::wants_debug_events(self)
+    }
+
+    fn cancel_in_flight(&self) {
+        Filter::cancel_in_flight(self);
     }
 
     fn drained_begin(&self) {

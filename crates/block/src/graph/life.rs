@@ -171,7 +171,7 @@ impl Graph {
     }
 
     /// The nodes below one, parents first.
-    fn nodes_below(&mut self, node: &BlockNode) -> Vec<Arc<BlockNode>> {
+    pub(super) fn nodes_below(&mut self, node: &BlockNode) -> Vec<Arc<BlockNode>> {
         let mut below = self.closure(node.id(), Graph::children);
         below.retain(|id| *id != node.id());
         below.sort_by_key(|id| Reverse(self.nodes.get(id).map_or(0, |entry| entry.height)));

@@ -169,6 +169,15 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends what waits in this node, and in those below, for something outside of this process, such as
+    /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
+    /// no client, the end of a program. Any thread.
+    pub fn cancel_in_flight(self: &Arc<Self>) {
+        self.driver.cancel_in_flight();
+        let below = graph::lock().nodes_below(self);
+        below.iter().for_each(|node| node.driver.cancel_in_flight());
+    }
+
     /// Whether discards reach the driver.
     pub fn is_discard_enabled(&self) -> bool {
         self.path.is_discard_enabled()

@@ -267,7 +267,8 @@ impl GraphGuard {
     }
 }
 
-/// A backend, or another user that is no edge, begins to use `node`. May wait for system calls, unless it `wants` nothing.
+/// A backend, or another user that is no edge, begins to use `node`. May wait for system calls, unless
+/// it `wants` nothing.
 ///
 /// # Errors
 /// If what it wants does not fit what others hold and share.

@@ -35,6 +35,8 @@ impl Daemon {
         self.lift_limits();
         drop(self.metrics.take());
         self.close_exports(co);
+        // What waits for a server to come back would wait for ever.
+        self.blockdevs.nodes().iter().for_each(|node| node.cancel_in_flight());
         self.co_close_nodes(co);
         self.co_wait_for_commands(co);
         drop(told);

@@ -106,6 +106,10 @@ impl BlockDriver for Keeper {
         if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
     }
 
+    fn cancel_in_flight(&self) {
+        self.log.note(self.name, "gives up");
+    }
+
     fn needs_close(&self) -> bool {
         self.kept.load(Ordering::SeqCst) != 0
     }
@@ -243,6 +247,57 @@ fn a_close_waits_for_a_drain_below_and_a_drain_for_it() {
     while ctx.poll(false) {}
     log.expect(&["node writes 0"]);
     drop(low.drain(&ctx));
+}
+
+#[test]
+fn what_waits_is_given_up_down_the_chain_each_node_once() {
+    let log = Log::default();
+    let low = Keeper::node("low", &log, null());
+    let [left, right] = ["left", "right"].map(|name| Keeper::node(name, &log, Arc::clone(&low)));
+    let [file, image] = ["file", "backing"].map(|name| {
+        let node = if name == "file" { &left } else { &right };
+        Child::new(name, ChildRole::IMAGE, Arc::clone(node))
+    });
+    let top = BlockNode::new("top", Both(file, image));
+    top.cancel_in_flight();
+    log.expect(&["left gives up", "right gives up", "low gives up"]);
+    right.cancel_in_flight();
+    log.expect(&["right gives up", "low gives up"]);
+}
+
+/// A driver on two nodes.
+struct Both(Child, Child);
+
+impl BlockDriver for Both {
+    fn format_name(&self) -> &'static str {
+        "both"
+    }
+
+    fn length(&self) -> u64 {
+        self.0.length()
+    }
+
+    fn co_preadv(&self, co: &Co<'_>, at: u64, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.0.co_preadv(co, at, target)
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        at: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        self.1.co_pwritev(co, at, source, flags)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.0.co_flush(co)
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.0, &self.1]
+    }
 }
 
 /// Counts the errors that are logged, by the field `node`.
