@@ -10,7 +10,8 @@ use coblk::block::{PermissionError, Permissions};
 use coblk::drivers::{Engine, File, Locking};
 use coblk::options::NodeOptions;
 use coblk::{
-    AioContext, BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVectorMut,
+    AioContext, BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, IoVector,
+    IoVectorMut, WriteFlags,
 };
 use coblk_tests::holder::{Holder, locked_bytes};
 use coblk_tests::images::sparse_image;
@@ -298,6 +299,47 @@ fn a_backend_locks_the_image_for_as_long_as_it_uses_it() {
     assert!(error.to_string().contains("is another process using it?"), "{error}");
     theirs.kill();
     BackendOptions::new("drive").open(&ctx, node).unwrap();
+}
+
+#[test]
+fn an_image_is_handed_to_another_process_and_taken_back() {
+    let (_dir, image) = image();
+    let path = tools::text(&image);
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let line = format!(
+        "raw,node-name=disk,file.driver=file,file.node-name=image,file.locking=on,\
+         file.filename={path}"
+    );
+    let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
+    let device = BackendOptions::new("drive").allow_inactive(true);
+    let backend = device.open(&ctx, node).unwrap();
+    let write = |byte: u8| {
+        let source = [byte; 512];
+        backend.pwritev(&ctx, 0, &IoVector::from(&source[..]), WriteFlags::empty())
+    };
+    write(1).unwrap();
+    assert_eq!(locked_bytes(&image), DISK_LOCKS);
+    assert_refused(&try_qemu_io(&["-f", "raw"], path), r#""write""#);
+    blockdevs.set_active(&ctx, None, false).unwrap();
+    assert_eq!(locked_bytes(&image), NOBODY);
+    assert_eq!(write(2).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    let mut theirs = qemu_io(&["-f", "raw"], path);
+    let commands = ["-c", "read -P 1 0 512", "-c", "write -P 3 0 512", "-c", "truncate 2M"];
+    let output = tools::finish("qemu-io", theirs.args(commands));
+    assert_let_in(&output);
+    // As long as another process has it, it is not to be had.
+    let holder = Holder::start(&mut qemu_io(&["-f", "raw"], path), &image, 101);
+    let error = blockdevs.set_active(&ctx, Some(&["disk"]), true).unwrap_err();
+    assert!(error.to_string().contains("is another process using it?"), "{error}");
+    assert!(!blockdevs.node("disk").unwrap().is_active());
+    assert!(!blockdevs.node("image").unwrap().is_active());
+    holder.kill();
+    blockdevs.set_active(&ctx, Some(&["disk"]), true).unwrap();
+    assert_eq!(locked_bytes(&image), DISK_LOCKS);
+    let mut sector = [0; 512];
+    backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut sector[..])).unwrap();
+    assert_eq!((sector, backend.length().unwrap()), ([3; 512], 2 << 20));
+    write(4).unwrap();
 }
 
 #[test]

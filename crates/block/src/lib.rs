@@ -40,6 +40,7 @@ pub mod filters {
 }
 
 pub use accounting::{Accounting, RequestKind, Statistics};
+pub use backend::entered::Entered;
 pub use backend::error_policy::{
     ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy, GivenBack, GivingBack, IoStatus,
     ReportErrors,
@@ -65,7 +66,8 @@ pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, Parent, drain_all,
+    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
+    Operation, Parent, drain_all,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

@@ -8,6 +8,7 @@ pub(crate) const NAMES: &[&str] = &[
     "aio_dispatch_fd",
     "aio_notify",
     "aio_sleep",
+    "bdrv_close",
     "bdrv_co_block_status",
     "bdrv_co_flush",
     "bdrv_co_pdiscard",

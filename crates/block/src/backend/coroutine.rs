@@ -134,9 +134,9 @@ impl BlockBackend {
         offset: u64,
         bytes: u64,
     ) -> io::Result<ChainExtent> {
-        let _request = self.begin_request(co);
+        let request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
         trace_event!("blk_co_block_status", offset, bytes);
-        chain::co_status_above(&self.medium()?.node, co, base, offset, bytes)
+        chain::co_status_above(&request.medium().node, co, base, offset, bytes)
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes.
@@ -187,7 +187,7 @@ impl BlockBackend {
         let medium = self.writable_medium()?;
         let _resize = self.inner.slot.resize()?;
         if length >= medium.node.length() {
-            let _request = self.begin_request(co);
+            let _request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
             if request_path::co_grow(&self.writable_medium()?.node, co, length, how)? {
                 return Ok(());
             }
@@ -203,6 +203,9 @@ impl BlockBackend {
         // The node must not be replaced meanwhile.
         let _change = graph::lock_changes(co)?;
         let medium = self.writable_medium()?;
+        if let Some(error) = medium.node.gate.refusal() {
+            return Err(error.into());
+        }
         let _request = Request::count_in(Rc::clone(&medium));
         Ok(request_path::co_truncate(&medium.node, co, length, how)?)
     }

@@ -224,7 +224,7 @@ impl BlockBackend {
         self.wait_until_running(co, request)?;
         // One place that tries, so that it is compiled into its caller.
         loop {
-            let error = match try_once(request, &mut attempt) {
+            let error = match try_once(self, request, &mut attempt) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -351,10 +351,14 @@ impl<A: FnMut(&Medium) -> io::Result<()>> Attempt for A {
 
 /// One attempt, on the medium that the request is counted in on (contract: C74).
 #[inline]
-pub(crate) fn try_once(request: &Option<Request>, attempt: &mut impl Attempt) -> io::Result<()> {
+pub(crate) fn try_once(
+    backend: &BlockBackend,
+    request: &Option<Request>,
+    attempt: &mut impl Attempt,
+) -> io::Result<()> {
     match request {
         Some(request) => attempt.try_on(request.medium()),
-        None => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
+        None => Err(backend.slot().refusal()),
     }
 }
 

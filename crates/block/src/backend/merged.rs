@@ -72,7 +72,7 @@ impl BlockBackend {
         in_flight::noted(co, &mut request, kind, range, |request| {
             self.account_merged(co, kind, range.1, || {
                 self.wait_until_running(co, request)?;
-                let tried = try_once(request, &mut attempt);
+                let tried = try_once(self, request, &mut attempt);
                 Ok(tried.map_or(Merged::Split, |()| Merged::Done))
             })
         })

@@ -7,6 +7,7 @@ pub(crate) mod accounting;
 pub(crate) mod blocking;
 pub(crate) mod callback;
 mod coroutine;
+pub(crate) mod entered;
 pub(crate) mod error_policy;
 pub(crate) mod in_flight;
 pub(crate) mod length_watch;
@@ -26,6 +27,7 @@ use crate::backend::error_policy::ErrorState;
 use crate::backend::options::Claim;
 use crate::backend::root::{Medium, Request, Slot};
 use crate::driver::permissions::PermissionError;
+use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
 
@@ -232,13 +234,14 @@ impl BlockBackend {
     pub fn co_remove_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
         // No change of the graph is waited for: a disk that does not answer may be in its way. The
         // node may be replaced until it is drained, and then it is another one that has requests.
-        loop {
+        let taken = loop {
             let node = self.node()?;
             let _drained = node.co_drain(co);
             if self.node().is_some_and(|now| Arc::ptr_eq(&now, &node)) {
-                return self.inner.slot.co_take(co);
+                break self.inner.slot.co_take(co);
             }
-        }
+        };
+        taken.inspect(|node| co_close_if_unused(co, node))
     }
 
     /// [`co_remove_medium`](Self::co_remove_medium) from outside of coroutines. Polls `ctx`

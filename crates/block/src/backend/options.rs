@@ -39,6 +39,9 @@ pub struct BackendOptions {
     read_only: bool,
     share_rw: bool,
     share_resize: bool,
+    allow_inactive: bool,
+    /// What it holds and shares, if that does not follow from the rest.
+    permissions: Option<Use>,
     device: DeviceId,
 }
 
@@ -51,6 +54,8 @@ impl BackendOptions {
             read_only: false,
             share_rw: false,
             share_resize: false,
+            allow_inactive: false,
+            permissions: None,
             device,
         }
     }
@@ -74,6 +79,20 @@ impl BackendOptions {
     /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
     pub fn share_resize(self, share_resize: bool) -> BackendOptions {
         BackendOptions { share_resize, ..self }
+    }
+
+    /// Hold and share these permissions, whatever else is said here of reading, writing and sharing. What
+    /// changes a node is held where the node can be written. Without
+    /// [`WRITE`](Permissions::WRITE) and [`WRITE_UNCHANGED`](Permissions::WRITE_UNCHANGED) the backend
+    /// refuses writes.
+    pub fn permissions(self, held: Permissions, shared: Permissions) -> BackendOptions {
+        BackendOptions { permissions: Some(Use { held, shared }), ..self }
+    }
+
+    /// Let the node be [inactive](BlockNode::co_set_active) though the device writes: its requests fail
+    /// then. May be opened on an inactive node.
+    pub fn allow_inactive(self, allow_inactive: bool) -> BackendOptions {
+        BackendOptions { allow_inactive, ..self }
     }
 
     /// A backend of `ctx` on `node`; writable if the node is, and unless read-only. May block, for the locks
@@ -128,12 +147,25 @@ impl BackendOptions {
     }
 
     fn claim(&self) -> Claim {
+        let writes = Permissions::WRITE | Permissions::WRITE_UNCHANGED;
+        if let Some(Use { held, shared }) = self.permissions {
+            let write = held & (writes | Permissions::RESIZE);
+            return Claim {
+                device: self.device,
+                read_only: !held.intersects(writes),
+                allow_inactive: self.allow_inactive,
+                read: held - write,
+                write,
+                shared,
+            };
+        }
         let mut shared = Permissions::all();
         shared.set(Permissions::WRITE, self.share_rw);
         shared.set(Permissions::RESIZE, self.share_rw || self.share_resize);
         Claim {
             device: self.device,
             read_only: self.read_only,
+            allow_inactive: self.allow_inactive,
             read: Permissions::CONSISTENT_READ,
             write: Permissions::WRITE,
             shared,
@@ -147,18 +179,20 @@ pub(crate) struct Claim {
     pub(crate) device: DeviceId,
     /// It writes to nothing.
     pub(crate) read_only: bool,
+    /// It does not keep its node active.
+    pub(crate) allow_inactive: bool,
     read: Permissions,
     write: Permissions,
     shared: Permissions,
 }
 
 impl Claim {
-    /// One that asks nobody.
+    /// One that asks for nothing.
     pub(crate) fn none(read_only: bool) -> Claim {
         let device = graph::lock().new_device();
         let (read, write, shared) =
             (Permissions::empty(), Permissions::empty(), Permissions::all());
-        Claim { device, read_only, read, write, shared }
+        Claim { device, read_only, allow_inactive: false, read, write, shared }
     }
 
     /// On a medium that can be written or not.

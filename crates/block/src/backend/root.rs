@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -78,7 +79,7 @@ impl Slot {
     }
 
     /// Counts a request in, for as long as the guard lives; waits while the node is drained.
-    /// `None` without a medium.
+    /// `None` without a medium, and if the node is shut: [`refusal`](Self::refusal).
     // Always inlined: it is small but for a loop that seldom turns.
     #[inline(always)]
     pub(crate) fn enter(&self, co: &Co<'_>) -> Option<Request> {
@@ -87,9 +88,28 @@ impl Slot {
             if !medium.node.gate.is_closed() {
                 return Some(Request::count_in(medium));
             }
+            if medium.node.gate.refusal().is_some() {
+                return None;
+            }
             // There may be another medium afterwards.
             medium.node.gate.wait_until_open(co);
         }
+    }
+
+    /// Counts a request in, if the node is not drained.
+    pub(crate) fn try_enter(&self) -> io::Result<Option<Request>> {
+        match self.medium() {
+            Some(medium) if !medium.node.gate.is_closed() => Ok(Some(Request::count_in(medium))),
+            Some(medium) if medium.node.gate.refusal().is_none() => Ok(None),
+            _ => Err(self.refusal()),
+        }
+    }
+
+    /// Why a request was not counted in.
+    #[cold]
+    pub(crate) fn refusal(&self) -> io::Error {
+        let shut = self.medium().and_then(|medium| medium.node.gate.refusal());
+        shut.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOMEDIUM))
     }
 
     /// Puts a node where there is none. May wait for system calls.

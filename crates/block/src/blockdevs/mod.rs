@@ -1,6 +1,7 @@
 //! [`Blockdevs`]: nodes by their names, opened from options and closed again, as `blockdev-add` and
 //! `blockdev-del` do.
 
+mod active;
 mod listing;
 mod open;
 mod reopen;
@@ -60,7 +61,7 @@ enum Entry {
     Reserved,
     /// Opened by itself, as these options say.
     Owned(Arc<BlockNode>, Arc<NodeOptions>),
-    /// Opened as a child, and there as long as somebody needs it.
+    /// Opened as a child, and there as long as it has users.
     Child(Weak<BlockNode>, Arc<NodeOptions>),
 }
 
@@ -76,17 +77,17 @@ impl Entry {
         match self {
             Entry::Reserved => None,
             Entry::Owned(node, _) => Some(Arc::clone(node)),
-            Entry::Child(node, _) => node.upgrade(),
+            Entry::Child(node, _) => node.upgrade().filter(|node| !node.life.is_closed()),
         }
     }
 
     fn is_free(&self) -> bool {
-        matches!(self, Entry::Child(node, _) if node.strong_count() == 0)
+        matches!(self, Entry::Child(..)) && self.node().is_none()
     }
 }
 
 impl Names {
-    /// Takes out a node that nobody uses, and leaves its place taken.
+    /// Takes out a node that has no users, and leaves its place taken.
     fn take_unused(&mut self, name: &str) -> Result<Owned, BlockdevError> {
         match self.nodes.get_mut(name) {
             Some(Entry::Owned(node, _)) if graph::lock().has_users(node) => Err(in_use(name)),
@@ -144,18 +145,19 @@ impl Blockdevs {
         if let Some(entry) = self.names().nodes.get_mut(node.name())
             && let Entry::Child(_, options) = entry
         {
+            node.life.set_belongs_to_users(false);
             *entry = Entry::Owned(Arc::clone(&node), Arc::clone(options));
         }
         Ok(node)
     }
 
-    /// Flushes what was written through a node, and forgets it, which ends it with its last
-    /// reference. That the flush fails is logged, and keeps no caller from getting rid of the node.
+    /// Flushes what was written through a node, [closes](BlockNode::co_close) it, and forgets it; the
+    /// node ends as soon as nothing holds it. A flush that fails is logged, and does not keep the node.
     /// Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// If there is none of that name that was opened by itself, or if somebody uses it: a backend, or
-    /// a node that stands on it.
+    /// If there is none of that name that was opened by itself; if the node has users, which are backends
+    /// and nodes above; or if its driver cannot be closed. The node stays open then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_close`](Self::co_close).
@@ -175,12 +177,10 @@ impl Blockdevs {
         let own = owned.0.enter_own();
         let chain = co_flush_chain(co, Arc::clone(&owned.0));
         drop(own);
-        // A command that had found it before may have begun to use it, or turn an edge to it.
-        let unused = graph::lock_changes(co).map_err(BlockdevError::from).and_then(|change| {
-            if graph::lock().has_users(&owned.0) { Err(in_use(name)) } else { Ok(change) }
-        });
-        match unused {
-            Ok(_change) => {
+        // A command that had found it before may have begun to use it, or turn an edge to it. From here
+        // on no other can.
+        match owned.0.co_close(co) {
+            Ok(()) => {
                 // Outside the lock: its end may be the end of its children. On a worker: to close a
                 // file may take as long as its disk likes.
                 PoolShare::once(co, || drop((chain, owned)));
@@ -190,7 +190,10 @@ impl Blockdevs {
             Err(error) => {
                 std::mem::forget(reserved);
                 self.names().put_back(name, owned);
-                Err(error)
+                Err(match error {
+                    GraphError::InUse(_) => in_use(name),
+                    error => error.into(),
+                })
             }
         }
     }
@@ -304,8 +307,10 @@ impl Blockdevs {
         let own = Inherited::of(options, inherited);
         own.check(&name)?;
         let pins = RefCell::default();
-        let opening = Opening { blockdevs: self, co, name: &name, own, pins };
-        let node = opening.co_open(options)?;
+        let opened = RefCell::default();
+        let opening = Opening { blockdevs: self, co, name: &name, own, pins, opened };
+        let node = opening.co_open(options).inspect_err(|_| opening.close_children())?;
+        node.life.set_belongs_to_users(true);
         self.names()
             .nodes
             .insert(name.clone(), Entry::Child(Arc::downgrade(&node), Arc::clone(options)));
@@ -313,7 +318,7 @@ impl Blockdevs {
         Ok(node)
     }
 
-    /// Takes a name, the one that is `wanted` or one that nobody can want.
+    /// Takes a name, the one that is `wanted` or one that no option can have.
     fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
         // Typed options may say anything.
         if let Some(why) = wanted.and_then(|name| check_name(name).err()) {
@@ -366,3 +371,6 @@ impl Drop for Reserved<'_> {
         self.blockdevs.names().nodes.remove(self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;

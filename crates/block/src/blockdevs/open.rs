@@ -13,6 +13,7 @@ use crate::filter::blkdebug::{BlkDebug, Rules};
 use crate::filter::blklogwrites::BlkLogWrites;
 use crate::filter::throttle::Throttle;
 use crate::graph::Child;
+use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
@@ -125,6 +126,8 @@ pub(super) struct Opening<'a, 'co> {
     pub(super) own: Inherited,
     /// On the nodes it will stand on, which are there: opening takes time.
     pub(super) pins: RefCell<Vec<Child>>,
+    /// The nodes that were opened for it.
+    pub(super) opened: RefCell<Vec<Arc<BlockNode>>>,
 }
 
 impl Opening<'_, '_> {
@@ -210,6 +213,13 @@ impl Opening<'_, '_> {
         self.made(filter.map_err(failed)?)
     }
 
+    /// It is not opened: nor is what was opened for it.
+    pub(super) fn close_children(&self) {
+        for child in self.opened.take() {
+            co_close_if_unused(self.co, &child);
+        }
+    }
+
     fn node(&self) -> String {
         self.name.to_owned()
     }
@@ -231,7 +241,11 @@ impl Opening<'_, '_> {
                 self.pins.borrow_mut().push(pin);
                 node
             }
-            NodeRef::Options(options) => self.blockdevs.co_open_node(self.co, options, wanted)?,
+            NodeRef::Options(options) => {
+                let node = self.blockdevs.co_open_node(self.co, options, wanted)?;
+                self.opened.borrow_mut().push(Arc::clone(&node));
+                node
+            }
         };
         wanted.check_writable(self.name, &child)?;
         Ok(child)

@@ -24,8 +24,9 @@ use crate::drivers::{File, Raw};
 use crate::filter::throttle::{Throttle, ThrottleReopen};
 use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
+use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Turned, UserId};
+use crate::graph::{self, GraphError, Operation, Turned, UserId};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
 
@@ -69,6 +70,18 @@ impl Blockdevs {
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
             co_flush_in_time(co, node)?;
         }
+        let fallen = self.co_reopen_all(co, options)?;
+        // Their last I/O waits for drains.
+        fallen.iter().for_each(|node| co_close_if_unused(co, node));
+        Ok(())
+    }
+
+    /// Returns the nodes that edges have led to.
+    fn co_reopen_all(
+        &self,
+        co: &Co<'_>,
+        options: Vec<NodeOptions>,
+    ) -> Result<Vec<Arc<BlockNode>>, BlockdevError> {
         let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
@@ -95,7 +108,7 @@ impl Blockdevs {
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
         }
-        Ok(())
+        Ok(turned.old_nodes())
     }
 
     fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
@@ -115,6 +128,7 @@ impl Blockdevs {
             let node = node.name().to_owned();
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
+        graph::lock().check_operation(&node, Operation::Reopen)?;
         let (now, _) = self.entry(&node)?;
         if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
             return Err(fixed(option));

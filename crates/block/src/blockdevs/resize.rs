@@ -5,6 +5,7 @@ use coblk_aio::{AioContext, Co};
 use super::Blockdevs;
 use crate::backend::{BlockBackend, ResizeError};
 use crate::driver::flags::Truncate;
+use crate::graph::{self, Operation};
 use crate::options::BlockdevError;
 
 impl Blockdevs {
@@ -28,6 +29,7 @@ impl Blockdevs {
     /// As of [`resize`](Self::resize).
     pub fn co_resize(&self, co: &Co<'_>, name: &str, length: u64) -> Result<(), BlockdevError> {
         let node = self.known_node(name)?;
+        graph::lock().check_operation(&node, Operation::Resize)?;
         if node.is_read_only() {
             return Err(BlockdevError::ReadOnly(node.name().to_owned()));
         }

@@ -185,6 +185,37 @@ pub trait BlockDriver: Any + Send + Sync {
     /// (contract: C79).
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()>;
 
+    /// Writes what the driver keeps in memory to its children, and makes nothing durable. Every flush calls
+    /// it first, and so does the default of [`co_close`](Self::co_close).
+    fn co_write_back(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The node is about to be dropped, which cannot suspend. It has no users any more, and no
+    /// request is in flight. The driver ends its own work, and writes to its children what must be there.
+    /// After an error the node stays open, with all that it had, and is closed again later.
+    fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_write_back(co)
+    }
+
+    /// Another process is about to use the storage. What was written is durable. The driver writes what
+    /// it keeps, and does no I/O from then on, until [`co_activate`](Self::co_activate).
+    fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_write_back(co)
+    }
+
+    /// The storage is this process's again, and another may have changed it: the driver reads anew what
+    /// it keeps. Called after the nodes below are active.
+    fn co_activate(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether something is lost if the node is dropped now without [`co_close`](Self::co_close).
+    /// Such a drop is an error in the log.
+    fn needs_close(&self) -> bool {
+        false
+    }
+
     /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.
     fn co_pwrite_zeroes(
@@ -286,6 +317,10 @@ pub trait BlockDriver: Any + Send + Sync {
     fn wants_debug_events(&self) -> bool {
         false
     }
+
+    /// What waits for something outside of this process, such as a reconnect, ends now with an error. A request
+    /// that makes progress goes on. Must neither block nor touch the graph.
+    fn cancel_in_flight(&self) {}
 
     /// The first of nested drains begins: start no work of your own (contract: C77). Must neither
     /// block nor touch the graph, which is locked.

@@ -53,6 +53,20 @@ pub enum PermissionError {
         /// Who does not share it.
         other: String,
     },
+    /// The node takes no users any more.
+    #[error("node '{node}' is closed")]
+    Closed {
+        /// The node.
+        node: String,
+    },
+    /// The storage is another process's for the time being.
+    #[error("{user} needs node '{node}' to be active, and it is inactive")]
+    Inactive {
+        /// The node.
+        node: String,
+        /// Which user, as `backend 'drive'`.
+        user: String,
+    },
     /// Another process uses the image, and does not agree.
     #[error(
         "failed to get {mode}\"{permission}\" lock on image '{}': is another process using it?",

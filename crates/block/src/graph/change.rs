@@ -1,6 +1,6 @@
 //! Changes of the graph while requests run: replace a node, insert one, remove it again.
 //!
-//! Both nodes are drained meanwhile, so that nobody is inside an edge when it turns. An edge turns
+//! Both nodes are drained meanwhile, so that no request is inside an edge when it turns. An edge turns
 //! at once, under the lock of the graph. A backend belongs to its context, so it turns there: the
 //! change passes through the loop of each context that has one.
 
@@ -11,11 +11,12 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{Child, DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
+use super::{Child, DrainedSection, Graph, MAX_HEIGHT, Operation, UserId, lock, lock_permits};
 use crate::backend::root;
 use crate::driver::MAX_LENGTH;
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::{WAIT_LIMIT, co_visit};
+use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
 /// Why the graph cannot be changed in this way. Nothing has changed then.
@@ -76,6 +77,58 @@ pub enum GraphError {
     /// Another change does not end.
     #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
     ChangeInTheWay,
+    /// It is to be closed.
+    #[error("node '{0}' is in use")]
+    InUse(String),
+    /// It takes no users.
+    #[error("node '{0}' is closed")]
+    Closed(String),
+    /// What a driver had to write before its end was not written. The node is open.
+    #[error("node '{node}' cannot be closed: {source}")]
+    Close {
+        /// The node.
+        node: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// An active node stands on it.
+    #[error("node '{node}' cannot be inactive: node '{parent}', which stands on it, is active")]
+    ActiveParent {
+        /// The node.
+        node: String,
+        /// What stands on it.
+        parent: String,
+    },
+    /// A user writes to it.
+    #[error("node '{node}' cannot be inactive: {user} writes to it")]
+    ActiveUser {
+        /// The node.
+        node: String,
+        /// Which user, as `backend 'drive'`.
+        user: String,
+    },
+    /// The storage of a node cannot be handed over, or taken back.
+    #[error("node '{node}' cannot be made {}: {source}", if *active { "active" } else { "inactive" })]
+    Activity {
+        /// The node.
+        node: String,
+        /// What it was to be.
+        active: bool,
+        /// Why.
+        source: io::Error,
+    },
+    /// A user of the node keeps it from being changed.
+    #[error("node '{node}' cannot be {operation}: {user} blocks it: {reason}")]
+    Blocked {
+        /// The node.
+        node: String,
+        /// What was to be done.
+        operation: Operation,
+        /// Which user, as `job 'backup'`.
+        user: String,
+        /// Its reason.
+        reason: String,
+    },
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),
@@ -205,8 +258,8 @@ type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, Grap
 /// Has the users of `old` turn to what `find` says.
 ///
 /// The nodes are drained before other changes are waited for, as their disks may not answer, and others
-/// need not wait for that. A change that turns an edge to a node that is drained has drained the node
-/// above as well, so what was idle stays so; but what `find` says may be another node by then.
+/// need not wait for that. A change that turns an edge to a drained node has drained the node above as
+/// well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
@@ -215,6 +268,7 @@ fn turn_users(
 ) -> Result<(), GraphError> {
     loop {
         let new = find()?;
+        lock().check_open(new.id())?;
         trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
         // Refused before anybody has to wait.
         choose(&mut lock(), old, &new)?;
@@ -222,9 +276,12 @@ fn turn_users(
         let lost = co_flush_for_users(co, old, &new);
         let _change = lock_changes(co)?;
         if Arc::ptr_eq(&find()?, &new) {
-            return turn_drained_users(co, old, &new, choose, lost);
+            break turn_drained_users(co, old, &new, choose, lost)?;
         }
     }
+    // Its last I/O waits for drains.
+    co_close_if_unused(co, old);
+    Ok(())
 }
 
 /// What the users of a drained node have written and not flushed is owed to them, and their next flush
@@ -307,7 +364,10 @@ pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, AioHandle)>) {
 impl Graph {
     /// All users of `old`. None of them may stand below `new`: see `turn`.
     fn all_users(&mut self, old: &BlockNode, _: &BlockNode) -> Result<Vec<UserId>, GraphError> {
-        Ok(self.entry(old.id()).users.clone())
+        self.check_operation(old, Operation::Replace)?;
+        let mut users = self.entry(old.id()).users.clone();
+        users.retain(|user| !self.stays(*user));
+        Ok(users)
     }
 
     /// The users of `old` that are not on the way down from `new`.
@@ -321,7 +381,7 @@ impl Graph {
             let (above, below) = (new.name().to_owned(), old.name().to_owned());
             return Err(GraphError::NotAbove { above, below });
         }
-        let mut users = self.entry(old.id()).users.clone();
+        let mut users = self.all_users(old, new)?;
         users.retain(|user| self.parent_among(*user, &below).is_none());
         Ok(users)
     }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use coblk_aio::sync::TimedOut;
 use coblk_aio::{AioContext, Co};
 
-use super::{Graph, lock};
+use super::{Graph, NodeUser, lock};
 use crate::graph::node::BlockNode;
+
+type Users = Vec<Arc<dyn NodeUser>>;
 
 impl BlockNode {
     /// Drains: new requests wait, from every context, also those to the nodes above, and those in
@@ -25,11 +27,12 @@ impl BlockNode {
 
     /// [`drain`](Self::drain), from a coroutine (contract: C78).
     pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
-        let (section, above) = self.begin_drain();
+        let (section, above, users) = self.begin_drain();
         // What comes to stand above meanwhile is born quiet.
         for node in above {
             node.gate.wait_until_idle(co, || false);
         }
+        users.iter().for_each(|user| user.co_rest(co));
         section
     }
 
@@ -43,7 +46,7 @@ impl BlockNode {
         co: &Co<'_>,
         limit: Duration,
     ) -> Result<DrainedSection, TimedOut> {
-        let (section, above) = self.begin_drain();
+        let (section, above, users) = self.begin_drain();
         let ctx = co.context();
         let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
         let end_ns = ctx.now_ns().saturating_add(limit_ns);
@@ -55,18 +58,24 @@ impl BlockNode {
                 return Err(TimedOut);
             }
         }
+        for user in users {
+            let left_ns = end_ns.saturating_sub(ctx.now_ns()).max(0);
+            let left = Duration::from_nanos(left_ns.unsigned_abs());
+            co.timeout(left, "users of a drained node", move |co| user.co_rest(co))?;
+        }
         Ok(section)
     }
 
-    /// Closes the gates. The nodes whose requests in flight are to be waited for.
-    fn begin_drain(self: &Arc<Self>) -> (DrainedSection, Vec<Arc<BlockNode>>) {
+    /// Closes the gates. The nodes whose requests in flight are to be waited for, and their other users.
+    fn begin_drain(self: &Arc<Self>) -> (DrainedSection, Vec<Arc<BlockNode>>, Users) {
         let mut graph = lock();
         graph.entry(self.id()).drains += 1;
         graph.settle(self.id());
         let section = DrainedSection { node: Arc::clone(self) };
         let above = graph.closure(self.id(), Graph::parents);
+        let users = above.iter().flat_map(|id| graph.node_users(*id)).collect();
         let above: Vec<_> = above.into_iter().filter_map(|id| graph.node(id)).collect();
-        (section, above)
+        (section, above, users)
     }
 }
 
@@ -99,17 +108,19 @@ impl Drop for DrainedSection {
 /// # Panics
 /// If called inside a coroutine.
 pub fn drain_all(ctx: &AioContext) -> DrainedAllSection {
-    let all = {
+    let (all, users) = {
         let mut graph = lock();
         graph.drains_of_all += 1;
         let nodes = graph.all_nodes();
         nodes.iter().for_each(|node| graph.settle(node.id()));
-        DrainedAllSection { nodes }
+        let users: Users = nodes.iter().flat_map(|node| graph.node_users(node.id())).collect();
+        (DrainedAllSection { nodes }, users)
     };
     ctx.run(|co| {
         for node in &all.nodes {
             node.gate.wait_until_idle(co, || false);
         }
+        users.iter().for_each(|user| user.co_rest(co));
     });
     all
 }

@@ -99,6 +99,31 @@ pub trait Filter: Any + Send + Sync {
         self.child().co_flush(co)
     }
 
+    /// See [`BlockDriver::co_write_back`].
+    fn write_back(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// See [`BlockDriver::co_close`].
+    fn close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    /// See [`BlockDriver::co_inactivate`].
+    fn inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    /// See [`BlockDriver::co_activate`].
+    fn activate(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// See [`BlockDriver::needs_close`].
+    fn needs_close(&self) -> bool {
+        false
+    }
+
     /// See [`BlockDriver::co_pwrite_zeroes`].
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
         self.child().co_pwrite_zeroes(co, self.at(offset), bytes, flags)
@@ -156,6 +181,9 @@ pub trait Filter: Any + Send + Sync {
     fn wants_debug_events(&self) -> bool {
         false
     }
+
+    /// See [`BlockDriver::cancel_in_flight`].
+    fn cancel_in_flight(&self) {}
 
     /// See [`BlockDriver::drained_begin`].
     fn drained_begin(&self) {}
@@ -219,6 +247,26 @@ impl<F: Filter> BlockDriver for F {
         self.flush(co)
     }
 
+    fn co_write_back(&self, co: &Co<'_>) -> io::Result<()> {
+        self.write_back(co)
+    }
+
+    fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.close(co)
+    }
+
+    fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.inactivate(co)
+    }
+
+    fn co_activate(&self, co: &Co<'_>) -> io::Result<()> {
+        self.activate(co)
+    }
+
+    fn needs_close(&self) -> bool {
+        Filter::needs_close(self)
+    }
+
     fn co_pwrite_zeroes(
         &self,
         co: &Co<'_>,
@@ -272,6 +320,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn wants_debug_events(&self) -> bool {
         Filter::wants_debug_events(self)
+    }
+
+    fn cancel_in_flight(&self) {
+        Filter::cancel_in_flight(self);
     }
 
     fn drained_begin(&self) {

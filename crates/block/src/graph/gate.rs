@@ -9,8 +9,9 @@
 //! When a gate is closed and opened is for the graph to say (`graph/mod.rs`).
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct Member {
 
 #[derive(Default)]
 struct State {
+    /// A drain holds.
+    quiet: bool,
     members: Vec<Member>,
     /// Requests that came during a drain, oldest first.
     held: VecDeque<CoWaker>,
@@ -57,8 +60,10 @@ struct State {
 /// The door of one node.
 #[derive(Default)]
 pub(crate) struct Gate {
-    /// Changed under the lock, read without it.
+    /// Requests do not pass: a drain holds, or the node is shut. Changed under the lock, read without it.
     closed: AtomicBool,
+    /// The errno of requests to a node that is shut, or 0. Changed under the lock.
+    shut: AtomicI32,
     /// A driver's own I/O, on any thread.
     own: AtomicUsize,
     state: Mutex<State>,
@@ -91,7 +96,7 @@ impl Gate {
         wake_all(held);
     }
 
-    /// Counts a request in. The gate is open, or whoever closed it does this himself.
+    /// Counts a request in. The gate is open, or the drain that closed it makes this request.
     #[inline]
     pub(crate) fn count_in(&self, in_flight: &InFlight) {
         in_flight.add(1);
@@ -115,7 +120,7 @@ impl Gate {
     pub(crate) fn co_enter_own(&self, co: &Co<'_>) {
         loop {
             self.enter_own();
-            if !self.is_closed() {
+            if !self.is_closed() || !self.lock().quiet {
                 return;
             }
             self.leave_own();
@@ -145,7 +150,7 @@ impl Gate {
         co.suspend_for("the end of a drain", |waker| {
             let mut state = self.lock();
             // Looked at again under the lock that opening takes.
-            if self.is_closed() {
+            if state.quiet {
                 state.held.push_back(waker);
             } else {
                 drop(state);
@@ -156,15 +161,35 @@ impl Gate {
 
     /// From here on requests wait.
     pub(crate) fn close(&self) {
-        let _state = self.lock();
+        let mut state = self.lock();
+        state.quiet = true;
         self.closed.store(true, Ordering::SeqCst);
     }
 
     /// Requests may come in again. Those that wait are for the caller to wake.
     pub(crate) fn open(&self) -> VecDeque<CoWaker> {
         let mut state = self.lock();
-        self.closed.store(false, Ordering::SeqCst);
+        state.quiet = false;
+        self.closed.store(self.shut.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
         std::mem::take(&mut state.held)
+    }
+
+    /// From here on requests fail with an errno; 0 ends that. A driver's own I/O is the driver's
+    /// affair. Requests that wait are for the caller to wake.
+    pub(crate) fn shut(&self, errno: i32) -> VecDeque<CoWaker> {
+        let mut state = self.lock();
+        self.shut.store(errno, Ordering::SeqCst);
+        self.closed.store(state.quiet || errno != 0, Ordering::SeqCst);
+        std::mem::take(&mut state.held)
+    }
+
+    /// Why requests to a node that is shut fail.
+    #[cold]
+    pub(crate) fn refusal(&self) -> Option<io::Error> {
+        match self.shut.load(Ordering::SeqCst) {
+            0 => None,
+            errno => Some(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Waits until nothing is in flight, or the wait is over. The gate is closed. Returns whether

@@ -1,4 +1,4 @@
-//! Who stands on whom, for those who look at the graph: monitors, messages, tests.
+//! Which node stands on which, for those that look at the graph: monitors, messages, tests.
 
 use std::sync::Arc;
 
@@ -19,6 +19,11 @@ pub enum Parent {
     },
     /// A backend: a device, an export, a job.
     Backend {
+        /// Its name.
+        name: String,
+    },
+    /// A [`NodeUser`](crate::NodeUser).
+    User {
         /// Its name.
         name: String,
     },
@@ -73,7 +78,7 @@ impl BackendInfo {
             Kind::Backend { name, statistics, .. } => {
                 Some(BackendInfo { name: name.clone(), statistics: statistics.clone() })
             }
-            Kind::Edge { .. } => None,
+            Kind::Edge { .. } | Kind::User { .. } => None,
         }
     }
 }
@@ -103,6 +108,7 @@ impl BlockNode {
         };
         let parents = kinds.into_iter().filter_map(|kind| match kind {
             Kind::Backend { name, .. } => Some(Parent::Backend { name }),
+            Kind::User { user, .. } => Some(Parent::User { name: user.name() }),
             Kind::Edge { name: child, parent, .. } => {
                 let name = graph.node_name(parent?);
                 Some(Parent::Node { name, child })

@@ -12,7 +12,10 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
+//! activity.rs nodes whose storage is another process's
+//! life.rs    the end of nodes
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -21,6 +24,7 @@
 //! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
 //! before it (`permit.rs`).
 
+mod activity;
 pub(crate) mod after_write;
 pub(crate) mod chain;
 mod change;
@@ -29,6 +33,7 @@ mod edge;
 pub(crate) mod filter;
 pub(crate) mod gate;
 mod height;
+pub(crate) mod life;
 mod listing;
 mod metadata;
 pub(crate) mod node;
@@ -37,6 +42,7 @@ pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
 mod turn;
+mod user;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -46,8 +52,10 @@ use coblk_aio::{AioHandle, CoWaker};
 
 use crate::accounting::Statistics;
 use crate::backend::options::Claim;
+use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
+pub(crate) use activity::co_set_active;
 pub use change::GraphError;
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
@@ -57,6 +65,8 @@ pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
 pub(crate) use turn::Turned;
+use user::Blocked;
+pub use user::{NodeUse, NodeUser, Operation};
 
 /// Names a node, also after it has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +83,8 @@ pub(crate) enum Kind {
     Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
     Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
+    /// Something else, with what it has blocked.
+    User { user: Arc<dyn NodeUser>, blocked: Blocked },
 }
 
 struct User {
@@ -87,7 +99,7 @@ impl User {
     fn device(&self) -> Option<DeviceId> {
         match self.kind {
             Kind::Backend { claim, .. } => Some(claim.device),
-            Kind::Edge { .. } => None,
+            Kind::Edge { .. } | Kind::User { .. } => None,
         }
     }
 
@@ -95,7 +107,7 @@ impl User {
     fn parent(&self) -> Option<NodeId> {
         match self.kind {
             Kind::Edge { parent, .. } => parent,
-            Kind::Backend { .. } => None,
+            Kind::Backend { .. } | Kind::User { .. } => None,
         }
     }
 }
@@ -134,7 +146,7 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     kept: Vec::new(),
 });
 
-/// Held by a change of permissions, also while drivers are told.
+/// Held by changes of permissions, also while drivers are told.
 static PERMITS: Mutex<()> = Mutex::new(());
 
 /// The graph, locked.
@@ -232,6 +244,14 @@ impl Graph {
         if height > MAX_HEIGHT {
             return Err(GraphError::too_high(node.name()));
         }
+        below.iter().try_for_each(|id| self.check_open(*id))?;
+        for id in &below {
+            // A node is born active.
+            if let Some(child) = self.node(*id).filter(|child| !child.life.is_active()) {
+                let (node, user) = (child.name().to_owned(), format!("node '{}'", node.name()));
+                return Err(PermissionError::Inactive { node, user }.into());
+            }
+        }
         for child in &children {
             if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
                 self.users.get_mut(child)
@@ -274,6 +294,12 @@ impl Graph {
 
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
         let id = UserId(self.next_id());
+        // It finds the node as drains have left it.
+        if let Kind::User { user, .. } = &kind
+            && self.entry(node).quiet
+        {
+            user.drained_begin();
+        }
         self.users.insert(id, User { kind, node, wants });
         self.entry(node).users.push(id);
         id
@@ -318,7 +344,7 @@ impl Graph {
         let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
         let backend = |id: &UserId| match &self.users.get(id)?.kind {
             Kind::Backend { home, .. } => Some((*id, home.clone())),
-            Kind::Edge { .. } => None,
+            Kind::Edge { .. } | Kind::User { .. } => None,
         };
         users.filter_map(backend).collect()
     }
@@ -366,14 +392,17 @@ impl Graph {
                 continue;
             }
             entry.quiet = quiet;
-            // A node that is going has nobody left who could send it requests.
+            let users = self.node_users(id);
+            // A node that is going has no users left that could send it requests.
             if let Some(node) = self.node(id) {
                 if quiet {
                     node.gate.close();
                     node.driver().drained_begin();
+                    users.iter().for_each(|user| user.drained_begin());
                 } else {
                     // Still closed: a request that goes on must find the driver running.
                     node.driver().drained_end();
+                    users.iter().for_each(|user| user.drained_end());
                     self.wakes.extend(node.gate.open());
                 }
             }

@@ -11,6 +11,7 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
+use crate::graph::life::{self, Life};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::live_limits::LiveLimits;
@@ -25,6 +26,7 @@ pub struct BlockNode {
     limits: LiveLimits,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
+    pub(crate) life: Life,
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
     force_share: AtomicBool,
@@ -38,7 +40,7 @@ pub(crate) struct NodeState {
     pub(crate) read_only: bool,
     pub(crate) discard: bool,
     pub(crate) detect_zeroes: DetectZeroes,
-    /// Nobody is kept from anything.
+    /// No user is kept from anything.
     pub(crate) force_share: bool,
     pub(crate) cache_mode: CacheMode,
 }
@@ -84,6 +86,7 @@ impl BlockNode {
             limits,
             gate: Gate::default(),
             path: PathState::default(),
+            life: Life::default(),
             cache_mode,
             force_share: AtomicBool::new(false),
             wants_debug_events,
@@ -186,6 +189,15 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends what waits in this node, and in those below, for something outside of this process, such as
+    /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
+    /// no client, the end of a program. Any thread.
+    pub fn cancel_in_flight(self: &Arc<Self>) {
+        self.driver.cancel_in_flight();
+        let below = graph::lock().nodes_below(self);
+        below.iter().for_each(|node| node.driver.cancel_in_flight());
+    }
+
     /// Whether discards reach the driver.
     pub fn is_discard_enabled(&self) -> bool {
         self.path.is_discard_enabled()
@@ -194,6 +206,7 @@ impl BlockNode {
 
 impl Drop for BlockNode {
     fn drop(&mut self) {
+        life::check_end(self);
         graph::lock().remove_node(self.id);
     }
 }
@@ -274,7 +287,7 @@ impl BlockNode {
         request_path::co_truncate(self, co, length, how)
     }
 
-    /// How many bytes are taken where it stores things; `None` if nobody can tell.
+    /// How many bytes are taken where it stores things; `None` if the driver cannot tell.
     ///
     /// # Errors
     /// What the system says.
@@ -289,6 +302,9 @@ impl BlockNode {
     /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         let _own = self.co_enter_own(co);
-        request_path::co_refresh_length(self, co)
+        match self.gate.refusal() {
+            Some(error) => Err(error),
+            None => request_path::co_refresh_length(self, co),
+        }
     }
 }

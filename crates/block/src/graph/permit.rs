@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, User, UserId, lock, lock_permits};
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
 
 /// What a user holds, and what it does not mind if others hold.
@@ -84,6 +85,9 @@ impl Graph {
 
     /// What the users of a node want, and that they agree.
     fn plan_node(&mut self, node: NodeId, plan: &mut Plan) -> Result<Use, PermissionError> {
+        if self.is_inactive(node) {
+            return Ok(Use::NONE);
+        }
         let ids = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
         let mut together = Use::NONE;
         let force_share = self.node(node).is_some_and(|node| node.is_force_share());
@@ -102,14 +106,22 @@ impl Graph {
         Ok(together)
     }
 
+    /// Whether its users hold nothing, whatever they want.
+    fn is_inactive(&mut self, id: NodeId) -> bool {
+        self.node(id).is_some_and(|node| node.life.activity() == Activity::Inactive)
+    }
+
     /// What a user wants, if all goes by `plan`.
     fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let parent = match &user.kind {
-            Kind::Backend { .. } => return user.wants,
+            Kind::Backend { .. } | Kind::User { .. } => return user.wants,
             Kind::Edge { parent: None, .. } => return Use::NONE,
             Kind::Edge { parent: Some(parent), .. } => *parent,
         };
+        if self.is_inactive(parent) {
+            return Use::NONE;
+        }
         let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
         let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
         let above = planned.unwrap_or(granted);
@@ -147,9 +159,10 @@ impl Graph {
     }
 
     /// A user as messages call it.
-    fn user_name(&mut self, id: UserId) -> String {
+    pub(super) fn user_name(&mut self, id: UserId) -> String {
         match self.users.get(&id).map(|user| user.kind.clone()) {
             Some(Kind::Backend { name, .. }) => format!("backend '{name}'"),
+            Some(Kind::User { user, .. }) => user.name(),
             Some(Kind::Edge { parent: Some(parent), .. }) => {
                 format!("node '{}'", self.node_name(parent))
             }
@@ -220,7 +233,7 @@ impl GraphGuard {
         Ok(())
     }
 
-    /// [`permit`](Self::permit) after users went or want less, which nobody can refuse.
+    /// [`permit`](Self::permit) after users went or want less, which no user can refuse.
     fn permit_less(&mut self, node: NodeId) {
         if let Err(error) = self.permit(&[node]) {
             tracing::error!(%error, "permissions that are not needed any more are kept");
@@ -254,7 +267,8 @@ impl GraphGuard {
     }
 }
 
-/// A backend begins to use `node`. May wait for system calls, unless it `wants` nothing.
+/// A backend, or another user that is no edge, begins to use `node`. May wait for system calls, unless
+/// it `wants` nothing.
 ///
 /// # Errors
 /// If what it wants does not fit what others hold and share.
@@ -263,12 +277,22 @@ pub(crate) fn add_backend(
     backend: Kind,
     wants: Use,
 ) -> Result<UserId, PermissionError> {
+    let closed = || PermissionError::Closed { node: node.name().to_owned() };
     if wants == Use::NONE {
-        return Ok(lock().add_user(node.id(), backend, wants));
+        let mut graph = lock();
+        // Requests of a backend are refused.
+        if node.life.is_closed() && matches!(backend, Kind::User { .. }) {
+            return Err(closed());
+        }
+        return Ok(graph.add_user(node.id(), backend, wants));
     }
     let mut graph = lock_permits();
+    if node.life.is_closed() {
+        return Err(closed());
+    }
     let id = graph.add_user(node.id(), backend, wants);
-    graph.permit(&[node.id()]).map(|()| id).inspect_err(|_| {
+    let permitted = graph.check_needs_active(id);
+    permitted.and_then(|()| graph.permit(&[node.id()])).map(|()| id).inspect_err(|_| {
         graph.forget_user(id);
     })
 }
@@ -302,7 +326,8 @@ pub(crate) fn change_use(id: UserId, wants: Use) -> Result<(), PermissionError> 
     let mut graph = lock_permits();
     let Some(user) = graph.users.get_mut(&id) else { return Ok(()) };
     let (node, old) = (user.node, std::mem::replace(&mut user.wants, wants));
-    graph.permit(&[node]).inspect_err(|_| {
+    let permitted = graph.check_needs_active(id);
+    permitted.and_then(|()| graph.permit(&[node])).inspect_err(|_| {
         if let Some(user) = graph.users.get_mut(&id) {
             user.wants = old;
         }

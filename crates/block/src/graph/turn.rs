@@ -16,6 +16,13 @@ pub(crate) struct Turned {
     edges: Vec<(Arc<Edge>, Arc<BlockNode>)>,
 }
 
+impl Turned {
+    /// Where the edges led before.
+    pub(crate) fn old_nodes(self) -> Vec<Arc<BlockNode>> {
+        self.edges.into_iter().map(|(_, node)| node).collect()
+    }
+}
+
 /// Under the lock of permissions.
 impl GraphGuard {
     /// Turns users to other nodes, if everybody agrees to that, and to what else has changed in the
@@ -23,7 +30,7 @@ impl GraphGuard {
     /// `become_readers`.
     ///
     /// # Errors
-    /// If somebody does not agree. Nobody has turned then.
+    /// If a user does not agree. No user has turned then.
     pub(crate) fn turn(
         &mut self,
         users: &[(UserId, Arc<BlockNode>)],
@@ -38,7 +45,11 @@ impl GraphGuard {
             nodes.extend([user.node, new.id()]);
             self.move_user(*id, new.id());
         }
-        let agreed = self.refuse_cycles(users).and_then(|()| {
+        let agreed = users.iter().try_for_each(|(id, new)| {
+            self.check_open(new.id())?;
+            Ok(self.check_activity(*id, new.id())?)
+        });
+        let agreed = agreed.and_then(|()| self.refuse_cycles(users)).and_then(|()| {
             self.refuse_too_high(users)?;
             self.turn_edges(users, turned);
             self.permit_anew(&nodes, become_readers)
@@ -79,7 +90,7 @@ impl GraphGuard {
         let above = self.parents_of(users.iter().map(|(id, _)| *id));
         self.measure(above);
         for (edge, node) in turned.edges.iter().rev() {
-            // Those it leads away from are held by whoever asked for this.
+            // Those it leads away from are held by the caller.
             let new = edge.swap(Arc::clone(node));
             self.kept.push(new);
         }
@@ -97,7 +108,7 @@ impl Graph {
         self.entry(node).users.push(id);
     }
 
-    /// That nobody who has moved stands on himself now. Only all of them together can tell: each
+    /// That no node stands on itself by an edge that has moved. Only all of them together can tell: each
     /// alone may be right.
     fn refuse_cycles(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
         for (user, new) in users {
@@ -110,7 +121,7 @@ impl Graph {
         Ok(())
     }
 
-    /// That nobody stands on too many nodes now.
+    /// That no node stands on too many others now.
     fn refuse_too_high(&mut self, users: &[(UserId, Arc<BlockNode>)]) -> Result<(), GraphError> {
         let above = self.parents_of(users.iter().map(|(id, _)| *id));
         match self.measure(above) {

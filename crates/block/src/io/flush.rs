@@ -98,6 +98,9 @@ fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
         Turn::Own(turn) => {
             if let Some(below) = node.driver().filtered() {
                 below.debug_event(DebugEvent::FlushToOs);
+            }
+            node.driver().co_write_back(co)?;
+            if let Some(below) = node.driver().filtered() {
                 below.debug_event(DebugEvent::FlushToDisk);
             }
             node.driver().co_flush(co)?;

@@ -7,3 +7,4 @@ mod load;
 mod media;
 mod permissions;
 mod tagged;
+mod users;

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use coblk::Co;
 use coblk::aio::PoolShare;
+use coblk::block::GraphError;
+use coblk::block::options::BlockdevError;
 
 use super::nbd_server::is_nbd;
 use super::{Daemon, Event, ShutdownCause};
@@ -33,6 +35,8 @@ impl Daemon {
         self.lift_limits();
         drop(self.metrics.take());
         self.close_exports(co);
+        // What waits for a server to come back would wait for ever.
+        self.blockdevs.nodes().iter().for_each(|node| node.cancel_in_flight());
         self.co_close_nodes(co);
         self.co_wait_for_commands(co);
         drop(told);
@@ -76,8 +80,13 @@ impl Daemon {
             let closed = daemon.blockdevs.co_close(co, &name);
             daemon.ending.set(daemon.ending.get() - 1);
             // Only then somebody can have waited, and there may be others to be closed now.
-            if closed.is_ok() {
-                daemon.wake_waiters();
+            match closed {
+                Ok(()) => daemon.wake_waiters(),
+                Err(BlockdevError::Graph(error @ GraphError::Close { .. })) => {
+                    tracing::error!(%error, "a node is not closed at the end");
+                }
+                // Its turn comes.
+                Err(_) => {}
             }
         });
     }

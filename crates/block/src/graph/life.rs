@@ -1,0 +1,201 @@
+//! The end of a node: its driver is closed before the node is dropped, as a drop cannot suspend.
+//!
+//! A node belongs to those that hold it, or to its users: what was opened as the child of another node is
+//! held by its edges alone. A step that takes the last user of such a node closes it, after the step's own
+//! drains have ended. Parents come first. A closed node takes no users: an edge or a backend that is
+//! made at the same moment is refused, and requests fail with ESHUTDOWN.
+//!
+//! The driver's last writes are counted at its own gate, as [own I/O](super::own_io): so a drain of a node
+//! below waits for them, and they wait for one that has begun.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use coblk_aio::{Co, trace_event};
+
+use super::{Graph, GraphError, NodeId, lock};
+use crate::graph::node::BlockNode;
+
+/// Where a node is in its life. Changed under the lock of the graph.
+#[derive(Default)]
+pub(crate) struct Life {
+    closed: AtomicBool,
+    /// An [`Activity`].
+    activity: AtomicU8,
+    belongs_to_users: AtomicBool,
+}
+
+/// Whose the storage of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// This process's.
+    Active,
+    /// This process's again, but the driver does not know it well yet.
+    Waking,
+    /// Another's.
+    Inactive,
+}
+
+impl Life {
+    pub(crate) fn activity(&self) -> Activity {
+        let stored = self.activity.load(Ordering::SeqCst);
+        let all = [Activity::Active, Activity::Waking];
+        all.into_iter().find(|it| *it as u8 == stored).unwrap_or(Activity::Inactive)
+    }
+
+    /// Requests pass.
+    pub(crate) fn is_active(&self) -> bool {
+        self.activity() == Activity::Active
+    }
+
+    pub(super) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::SeqCst);
+    }
+
+    /// It is closed, or is being closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is closed as soon as it has no users.
+    pub(crate) fn set_belongs_to_users(&self, belongs: bool) {
+        self.belongs_to_users.store(belongs, Ordering::SeqCst);
+    }
+}
+
+impl BlockNode {
+    /// Closes a node that has no users, before it is dropped: its driver writes what it keeps. Nodes below
+    /// that were opened for it alone are closed as well; if one of these fails, that is logged. Closing a
+    /// closed node does nothing. Waits while the node is drained, and a drain waits for it.
+    ///
+    /// [`Blockdevs`](crate::Blockdevs) closes the nodes that it has opened. Nodes that are made in code
+    /// are closed by their owner, if their driver
+    /// [has something to close](crate::BlockDriver::needs_close).
+    ///
+    /// # Errors
+    /// If the node has users, or the driver fails. The node is open then, with all that it had.
+    pub fn co_close(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
+        co_close_one(co, self)?;
+        co_close_unused_below(co, self);
+        Ok(())
+    }
+}
+
+/// Closes a node that belongs to its users and has none, with the nodes below that were opened for it.
+/// A failure is logged. For the steps that take users from nodes, after their drains.
+pub(crate) fn co_close_if_unused(co: &Co<'_>, node: &Arc<BlockNode>) {
+    if lock().is_unused(node) && log(node, co_close_one(co, node)) {
+        co_close_unused_below(co, node);
+    }
+}
+
+/// The node is closed. Closes those below that have no users but closed nodes.
+fn co_close_unused_below(co: &Co<'_>, node: &Arc<BlockNode>) {
+    let below = lock().nodes_below(node);
+    for node in below {
+        if lock().is_unused(&node) {
+            log(&node, co_close_one(co, &node));
+        }
+    }
+}
+
+fn log(node: &BlockNode, closed: Result<(), GraphError>) -> bool {
+    match &closed {
+        // Another user has come. That one closes the node.
+        Ok(()) | Err(GraphError::InUse(_)) => {}
+        Err(error) => tracing::error!(node = node.name(), %error, "a node cannot be closed"),
+    }
+    closed.is_ok()
+}
+
+fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
+    if !lock().begin_close(node)? {
+        return Ok(());
+    }
+    trace_event!("bdrv_close", node = node.name());
+    let _own = node.co_enter_own(co);
+    // What an inactive node kept was written before, and its storage is another's.
+    if !node.life.is_active() {
+        return Ok(());
+    }
+    node.driver().co_close(co).map_err(|source| {
+        lock().reopen(node);
+        GraphError::Close { node: node.name().to_owned(), source }
+    })
+}
+
+impl Graph {
+    /// Closes a node for users. Returns whether it was open.
+    fn begin_close(&mut self, node: &BlockNode) -> Result<bool, GraphError> {
+        if node.life.is_closed() {
+            return Ok(false);
+        }
+        if self.has_open_users(node.id()) {
+            return Err(GraphError::InUse(node.name().to_owned()));
+        }
+        node.life.closed.store(true, Ordering::SeqCst);
+        self.shut(node);
+        Ok(true)
+    }
+
+    /// The close has failed.
+    fn reopen(&mut self, node: &BlockNode) {
+        node.life.closed.store(false, Ordering::SeqCst);
+        self.shut(node);
+    }
+
+    /// Has requests fail, or not, as the node's life says.
+    pub(super) fn shut(&mut self, node: &BlockNode) {
+        let errno = match node.life.is_active() {
+            _ if node.life.is_closed() => libc::ESHUTDOWN,
+            true => 0,
+            false => libc::EPERM,
+        };
+        self.wakes.extend(node.gate.shut(errno));
+    }
+
+    fn is_unused(&mut self, node: &BlockNode) -> bool {
+        let belongs = node.life.belongs_to_users.load(Ordering::SeqCst);
+        belongs && !self.has_open_users(node.id())
+    }
+
+    /// Whether a node has users besides the edges of closed nodes.
+    fn has_open_users(&mut self, node: NodeId) -> bool {
+        let users = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
+        users.into_iter().any(|user| {
+            let parent = self.users.get(&user).and_then(super::User::parent);
+            let parent = parent.and_then(|parent| self.node(parent));
+            parent.is_none_or(|parent| !parent.life.is_closed())
+        })
+    }
+
+    /// The nodes below one, parents first.
+    pub(super) fn nodes_below(&mut self, node: &BlockNode) -> Vec<Arc<BlockNode>> {
+        let mut below = self.closure(node.id(), Graph::children);
+        below.retain(|id| *id != node.id());
+        below.sort_by_key(|id| Reverse(self.nodes.get(id).map_or(0, |entry| entry.height)));
+        below.into_iter().filter_map(|id| self.node(id)).collect()
+    }
+
+    /// That a node takes users.
+    ///
+    /// # Errors
+    /// If it is closed.
+    pub(super) fn check_open(&mut self, id: NodeId) -> Result<(), GraphError> {
+        match self.node(id) {
+            Some(node) if node.life.is_closed() => Err(GraphError::Closed(node.name().to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The end of an open node is an error only if something is lost by it.
+pub(super) fn check_end(node: &BlockNode) {
+    if !node.life.is_closed() && node.life.is_active() && node.driver().needs_close() {
+        tracing::error!(node = node.name(), "a node was dropped before it was closed");
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
