@@ -17,7 +17,7 @@ use crate::context::AioContext;
 use crate::io_vector::{IoVector, IoVectorMut};
 use crate::ring::{Request, Ring, RingFd, fd};
 use crate::run_list::{Node, NodeKind, Runner};
-use crate::sys::{self, Fallocate, IOV_MAX};
+use crate::sys::{self, IOV_MAX};
 use crate::trace_event;
 
 /// A request that a coroutine waits for. All of it belongs to the home thread.
@@ -230,26 +230,6 @@ impl Co<'_> {
         }
         let entry =
             opcode::Fsync::new(fd(file)).flags(io_uring::types::FsyncFlags::DATASYNC).build();
-        // SAFETY: the entry points to nothing.
-        unsafe { RingOp::submit(self, self.ring()?, entry) }.map(|_| ())
-    }
-
-    /// Changes how a range of a file is stored.
-    pub fn ring_fallocate(
-        &self,
-        file: BorrowedFd<'_>,
-        what: Fallocate,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> io::Result<()> {
-        if let Some(result) = self.simulated(|| sys::fallocate(file, what, offset_bytes, len_bytes))
-        {
-            return result;
-        }
-        let entry = opcode::Fallocate::new(fd(file), len_bytes)
-            .offset(offset_bytes)
-            .mode(what.mode())
-            .build();
         // SAFETY: the entry points to nothing.
         unsafe { RingOp::submit(self, self.ring()?, entry) }.map(|_| ())
     }

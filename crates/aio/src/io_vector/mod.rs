@@ -320,11 +320,6 @@ impl<'a> IoVectorMut<'a> {
         IoVectorMut { ranges: self.ranges.slice(offset, len), memory: PhantomData }
     }
 
-    /// The same memory, as something to write from.
-    pub fn as_source(&self) -> IoVector<'_> {
-        IoVector { ranges: self.ranges.clone(), memory: PhantomData }
-    }
-
     /// As [`IoVector::recycle`].
     pub fn recycle<'b>(self) -> IoVectorMut<'b> {
         IoVectorMut { ranges: self.ranges.cleared(), memory: PhantomData }
