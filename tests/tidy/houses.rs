@@ -109,6 +109,7 @@ pub const HOUSES: &[House] = &[
     (
         "qapi",
         &[
+            &["path"],
             &["error"],
             &["number"],
             &["types"],

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
+use crate::options::OptionError;
 
 pub(crate) use events::to_qmp;
 
@@ -48,9 +49,14 @@ pub(crate) fn commands(daemon: &Rc<Daemon>) -> CommandTable {
         Ok(())
     });
     commands.add("x-coblk-config", |daemon, _, ()| {
-        let options = daemon.configuration().into_iter();
-        let arguments = options.flat_map(|(name, text)| [format!("--{name}"), text]);
-        Ok(json!({"arguments": arguments.collect::<Vec<_>>()}))
+        let mut arguments = Vec::new();
+        for (name, text) in daemon.configuration() {
+            let text = text.into_string().map_err(|text| {
+                OptionError::other(format!("--{name} {}: JSON is UTF-8", text.display()))
+            })?;
+            arguments.extend([format!("--{name}"), text]);
+        }
+        Ok(json!({ "arguments": arguments }))
     });
     commands.table.alternate("BlockdevRef", node_ref());
     for (name, data) in events::schemas() {
