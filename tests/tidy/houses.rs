@@ -22,6 +22,7 @@ pub const HOUSES: &[House] = &[
     (
         "qapi",
         &[
+            &["path"],
             &["error"],
             &["number"],
             &["types"],

@@ -4,6 +4,8 @@ use std::fmt::{self, Display};
 
 use serde::de::{Expected, Unexpected};
 
+use crate::path;
+
 /// What is wrong with options, and with which parameter: by its full name, as `file.cache.direct`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -143,9 +145,15 @@ impl serde::de::Error for Error {
     }
 }
 
-/// A text for messages, which what was sent must not make long: its first 60 characters.
+/// A text for messages, which what was sent must not make long: its first 60 characters. What is not
+/// UTF-8 is replaced.
 pub fn shorten(text: &str) -> String {
     const MAX_CHARS: usize = 60;
+    if path::has_bytes(text) {
+        return shorten(
+            &String::from_utf8_lossy(&path::unescape(text)).replace(path::is_byte, "\u{FFFD}"),
+        );
+    }
     match text.char_indices().nth(MAX_CHARS) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}...", &text[..end]),

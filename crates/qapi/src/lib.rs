@@ -46,18 +46,21 @@ mod keyval;
 mod number;
 mod object;
 mod parts;
+pub mod path;
 mod schema;
 mod splitter;
 mod text;
 mod tree;
 mod types;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use deferred::Deferred;
 pub use error::{Error, shorten};
-pub use keyval::parse as parse_keyval;
 pub use parts::{FromParts, Parts, parts};
 pub use schema::{Member, Schema, Schemas, Shape};
 pub use splitter::{MAX_BYTES, Splitter};
@@ -66,15 +69,23 @@ use tree::{Notation, Tree};
 pub use types::{OneOrMany, Only, Size, StrOrNull, Unsupported, is_identifier};
 
 /// Reads the text of an option: JSON if it begins with a brace, else `name=value` separated by commas,
-/// where the first may be a value alone, that of `implied`.
+/// where the first may be a value alone, that of `implied`. Only a [path](path) that is not in JSON may
+/// be other than UTF-8.
 ///
 /// # Errors
 /// Which parameter is wrong, in QEMU's words.
-pub fn from_argument<T: DeserializeOwned>(text: &str, implied: &str) -> Result<T, Error> {
-    match text.starts_with('{') {
-        true => from_json(text),
-        false => from_keyval(text, implied),
+pub fn from_argument<T: DeserializeOwned>(
+    text: impl AsRef<OsStr>,
+    implied: &str,
+) -> Result<T, Error> {
+    let text = text.as_ref();
+    if !text.as_bytes().starts_with(b"{") {
+        return from_keyval(text, implied);
     }
+    let json = text.to_str();
+    from_json(
+        json.ok_or_else(|| Error::other("JSON parse error, invalid UTF-8 sequence in string"))?,
+    )
 }
 
 /// Reads `name=value` separated by commas. The first may be a value alone, that of `implied`. In a value
@@ -82,8 +93,12 @@ pub fn from_argument<T: DeserializeOwned>(text: &str, implied: &str) -> Result<T
 ///
 /// # Errors
 /// Which parameter is wrong, in QEMU's words.
-pub fn from_keyval<T: DeserializeOwned>(text: &str, implied: &str) -> Result<T, Error> {
-    let tree = Value::Object(keyval::parse(text, implied)?);
+pub fn from_keyval<T: DeserializeOwned>(
+    text: impl AsRef<OsStr>,
+    implied: &str,
+) -> Result<T, Error> {
+    let text = path::escape(text.as_ref().as_bytes());
+    let tree = Value::Object(keyval::parse(&text, implied)?);
     T::deserialize(Tree::new(tree, Notation::Keyval))
 }
 

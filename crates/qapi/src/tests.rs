@@ -1,12 +1,18 @@
 //! One type with everything in it, read from texts that QEMU's daemon was given too: its words, for
 //! options of these types.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 
-use crate::{FromParts, OneOrMany, Parts, Size, StrOrNull, from_argument, parts, to_argument};
+use crate::{
+    Error, FromParts, OneOrMany, Parts, Size, StrOrNull, from_argument, parts, to_argument,
+};
 
 #[derive(Debug, PartialEq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -206,7 +212,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        ".{0,8}".prop_map(Value::from),
+        ".{0,8}".prop_filter("text", |text| !crate::path::has_bytes(text)).prop_map(Value::from),
         Just(json!([])),
     ];
     leaf.prop_recursive(4, 32, 4, |inner| {
@@ -236,16 +242,65 @@ fn says(text: &Value, value: &Value) -> bool {
     }
 }
 
+#[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+struct Paths {
+    #[serde(with = "crate::path")]
+    filename: PathBuf,
+    #[serde(default, with = "crate::path::option")]
+    dir: Option<PathBuf>,
+    id: Option<String>,
+}
+
+fn paths(line: &[u8]) -> Result<Paths, Error> {
+    from_argument(OsStr::from_bytes(line), "filename")
+}
+
+#[test]
+fn paths_have_any_bytes_and_nothing_else_has() {
+    let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+    let both = paths(b"a\xe9.img,dir=\xf4\x8f\xbf\x80,id=\xc3\xa9").unwrap();
+    assert_eq!((both.filename, both.dir), (path(b"a\xe9.img"), Some(path(b"\xf4\x8f\xbf\x80"))));
+    assert_eq!(both.id.as_deref(), Some("é"));
+    let json = paths("{'filename': '\u{10FFE9}', 'dir': 'é'}".as_bytes()).unwrap();
+    assert_eq!(
+        (json.filename, json.dir),
+        (path("\u{10FFE9}".as_bytes()), Some(path("é".as_bytes())))
+    );
+    for (line, expected) in [
+        (&b"a,id=x\xe9"[..], "Parameter 'id' expects UTF-8"),
+        (b"a,id=\xf4\x8f\xbf\x80", "Parameter 'id' expects UTF-8"),
+        (b"a,\xe9=1", "Invalid parameter '\u{FFFD}'"),
+        (b"a,dir.\xe9=1", "Invalid parameter 'dir.\u{FFFD}'"),
+        (b"{'filename': '\xe9'}", "JSON parse error, invalid UTF-8 sequence in string"),
+        (b"{'filename': 'a\\u0000b'}", "Parameter 'filename': a path has no zeroes"),
+        (b"{'filename': 1}", "Invalid parameter type for 'filename', expected: string"),
+        (b"dir=a", "Parameter 'filename' is missing"),
+    ] {
+        assert_eq!(paths(line).unwrap_err().to_string(), expected, "{}", line.escape_ascii());
+    }
+    let word = from_argument::<Node>(OsStr::from_bytes(b"driver=\xe9"), "driver").unwrap_err();
+    assert_eq!(word.parameter(), "driver");
+}
+
 proptest! {
+    #[test]
+    fn paths_are_written_and_read_again(bytes in vec(1u8.., 0..20), dir in vec(0xF0u8.., 0..9)) {
+        let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let (filename, dir) = (path(&bytes), Some(path(&dir)));
+        let paths = Paths { filename, dir, id: Some("é".to_owned()) };
+        let text = to_argument(&paths, "filename");
+        prop_assert_eq!(from_argument::<Paths>(&text, "filename"), Ok(paths));
+    }
+
     #[test]
     fn what_is_written_is_read_again(
         members in btree_map("[a-z][a-z0-9_-]{0,5}", any_value(), 0..5),
     ) {
         let value = Value::Object(members.into_iter().collect());
-        let text = to_argument(&value, "a");
+        let text = to_argument(&value, "a").into_string().unwrap();
         let tree = match text.starts_with('{') {
             true => crate::json::parse(&text).unwrap(),
-            false => Value::Object(crate::parse_keyval(&text, "a").unwrap()),
+            false => Value::Object(crate::keyval::parse(&text, "a").unwrap()),
         };
         prop_assert!(says(&tree, &value), "{text}: {tree} is not {value}");
     }

@@ -1,19 +1,26 @@
 //! Options as a text that makes the same options again.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
 use serde::ser::{Error, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::path;
+
 /// Writes options as [`from_argument`](crate::from_argument) reads them: as `name=value`, with the
 /// value of `implied` alone at the beginning; or as JSON if they have a value that cannot be written
-/// so, such as an empty list. A member that is null is left out.
+/// so, such as an empty list. A member that is null is left out. It is UTF-8 unless there is a
+/// [path](path) that is not.
 ///
 /// # Panics
 /// If they are no struct or map, or one of their maps has names that are no texts.
-pub fn to_argument(options: &impl Serialize, implied: &str) -> String {
+pub fn to_argument(options: &impl Serialize, implied: &str) -> OsString {
     let mut value = serde_json::to_value(options).expect("options have names that are texts");
     drop_nulls(&mut value);
     let members = value.as_object().expect("options have members");
-    keyval(members, implied).unwrap_or_else(|| value.to_string())
+    let text = keyval(members, implied).unwrap_or_else(|| value.to_string());
+    OsString::from_vec(path::unescape(&text))
 }
 
 fn drop_nulls(value: &mut Value) {

@@ -10,6 +10,7 @@ use serde_json::{Number, Value};
 use crate::error::Error;
 use crate::number;
 use crate::object::Object;
+use crate::path::{self, PATH};
 use crate::types::SIZE;
 
 /// The deepest tree: nodes in nodes, and their groups of members.
@@ -101,7 +102,17 @@ impl Tree {
 
     fn string(self) -> Result<String> {
         match self.value {
+            Value::String(text) if path::has_bytes(&text) => Err(Error::expects("UTF-8")),
             Value::String(text) => Ok(text),
+            _ => Err(Error::wrong_type("string")),
+        }
+    }
+
+    /// The bytes of a path. Those of JSON are what it says.
+    fn path(self) -> Result<Vec<u8>> {
+        match self.value {
+            Value::String(text) if self.notation == Notation::Keyval => Ok(path::unescape(&text)),
+            Value::String(text) => Ok(text.into_bytes()),
             _ => Err(Error::wrong_type("string")),
         }
     }
@@ -157,7 +168,7 @@ impl<'de> Deserializer<'de> for Tree {
                 (_, Some(number)) => visitor.visit_i64(number),
                 _ => visitor.visit_f64(number.as_f64().unwrap_or(f64::NAN)),
             },
-            Value::String(text) => visitor.visit_string(text),
+            Value::String(_) => visitor.visit_string(self.string()?),
             Value::Bool(flag) => visitor.visit_bool(flag),
             Value::Null => visitor.visit_unit(),
         }
@@ -225,6 +236,7 @@ impl<'de> Deserializer<'de> for Tree {
                     self.size()?.into_deserializer();
                 visitor.visit_newtype_struct(size)
             }
+            PATH => visitor.visit_bytes(&self.path()?),
             _ => visitor.visit_newtype_struct(self),
         }
     }

@@ -1,11 +1,14 @@
 //! Messages go to the standard error: warnings and errors, what `RUST_LOG` asks for, and the events
 //! that `--trace` asks for.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
-use coblk::qapi::parse_keyval;
+use coblk::qapi::{from_keyval, path};
+use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Metadata, Subscriber};
@@ -24,18 +27,18 @@ pub const PROGRAM: &str = "coblk-storage-daemon";
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The text is not understood.
-    #[error("--trace {text}: {why}")]
+    #[error("--trace {}: {why}", text.display())]
     Text {
         /// What was given.
-        text: String,
+        text: OsString,
         /// What is wrong with it.
-        why: String,
+        why: coblk::qapi::Error,
     },
     /// A file cannot be read or written.
-    #[error("--trace: cannot open '{path}': {source}")]
+    #[error("--trace: cannot open '{}': {source}", path.display())]
     File {
         /// Which.
-        path: String,
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -45,7 +48,7 @@ pub enum TraceError {
 }
 
 /// Begins to write messages, and the events that these texts of `--trace` ask for.
-pub fn start(texts: &[String]) -> Result<(), TraceError> {
+pub fn start(texts: &[OsString]) -> Result<(), TraceError> {
     let mut traced = Traced::default();
     texts.iter().try_for_each(|text| traced.add(text))?;
     let unknown: Vec<String> = traced.unknown().map(str::to_owned).collect();
@@ -83,25 +86,36 @@ struct Traced {
     file: Option<File>,
 }
 
+/// What a text of `--trace` says.
+#[derive(Deserialize)]
+struct TraceOptions {
+    /// A pattern.
+    enable: Option<String>,
+    /// A file of patterns.
+    #[serde(default, deserialize_with = "path::option::deserialize")]
+    events: Option<PathBuf>,
+    /// Where events go.
+    #[serde(default, deserialize_with = "path::option::deserialize")]
+    file: Option<PathBuf>,
+}
+
 impl Traced {
     /// Takes over what a text of `--trace` says.
-    fn add(&mut self, text: &str) -> Result<(), TraceError> {
-        let wrong = |why: String| TraceError::Text { text: text.to_owned(), why };
-        let options = parse_keyval(text, "enable").map_err(|error| wrong(error.to_string()))?;
-        for (name, value) in options {
-            let value = value.as_str().ok_or_else(|| wrong(format!("'{name}' is a group")))?;
-            let failed = |source| TraceError::File { path: value.to_owned(), source };
-            match name.as_str() {
-                "enable" => self.add_pattern(value),
-                "events" => {
-                    let patterns = std::fs::read_to_string(value).map_err(failed)?;
-                    let lines = patterns.lines().map(str::trim);
-                    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-                    lines.for_each(|line| self.add_pattern(line));
-                }
-                "file" => self.file = Some(File::create(value).map_err(failed)?),
-                _ => return Err(wrong(format!("Invalid parameter '{name}'"))),
-            }
+    fn add(&mut self, text: &OsStr) -> Result<(), TraceError> {
+        let options = from_keyval(text, "enable");
+        let TraceOptions { enable, events, file } =
+            options.map_err(|why| TraceError::Text { text: text.to_owned(), why })?;
+        enable.iter().for_each(|pattern| self.add_pattern(pattern));
+        if let Some(path) = events {
+            let patterns = std::fs::read_to_string(&path);
+            let patterns = patterns.map_err(|source| TraceError::File { path, source })?;
+            let lines = patterns.lines().map(str::trim);
+            let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+            lines.for_each(|line| self.add_pattern(line));
+        }
+        if let Some(path) = file {
+            let file = File::create(&path);
+            self.file = Some(file.map_err(|source| TraceError::File { path, source })?);
         }
         Ok(())
     }
@@ -150,11 +164,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("foo=1", "Invalid parameter 'foo'"),
+            ("foo=1", "Parameter 'foo' is unexpected"),
             ("events=/nonexistent/events", "/nonexistent/events"),
             ("a,b", "'b'"),
         ] {
-            let error = Traced::default().add(text).unwrap_err().to_string();
+            let error = Traced::default().add(text.as_ref()).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
     }
@@ -163,7 +177,7 @@ mod tests {
     fn names_that_are_unknown_are_found() {
         let mut traced = Traced::default();
         for text in ["blk_co_preadv", "frob", "frob*"] {
-            traced.add(text).unwrap();
+            traced.add(text.as_ref()).unwrap();
         }
         assert_eq!(traced.unknown().collect::<Vec<_>>(), ["frob"]);
     }

@@ -103,7 +103,7 @@ fn serve(builder: DaemonBuilder, line: &CommandLine) -> Result<(), StartError> {
         if line.dump_config {
             let text = command_line::to_shell(&daemon.configuration());
             std::io::stdout()
-                .write_all(text.as_bytes())
+                .write_all(&text)
                 .map_err(|source| StartError::System { what: "cannot print", source })?;
         } else if daemon.quit_cause().is_none() {
             if line.daemonize {

@@ -81,13 +81,13 @@ impl Running {
     }
 
     fn blockdev(&self, line: &'static str) {
-        self.call(|daemon, co| {
+        self.call(move |daemon, co| {
             daemon.blockdev_add(co, NodeOptions::from_keyval(line).unwrap()).map(drop).unwrap();
         });
     }
 
     fn export(&self, line: &'static str) -> Result<(), DaemonError> {
-        self.call(|daemon, co| daemon.export_add(co, from_argument(line, "type")?))
+        self.call(move |daemon, co| daemon.export_add(co, from_argument(line, "type")?))
     }
 
     fn export_del(&self, mode: RemoveMode) -> Result<(), DaemonError> {

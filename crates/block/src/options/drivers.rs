@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use coblk_qapi::{Only, Unsupported};
+use coblk_qapi::{Only, Unsupported, path};
 use serde::{Deserialize, Serialize};
 
 use super::NodeRef;
@@ -41,6 +41,7 @@ pub enum DriverOptions {
 #[serde(from = "FileFields")]
 pub struct FileNodeOptions {
     /// `filename`.
+    #[serde(serialize_with = "path::serialize")]
     pub filename: PathBuf,
     /// `aio`: `threads`, the default, `io_uring`, or `native`, which io_uring serves.
     pub aio: Engine,
@@ -52,6 +53,7 @@ pub struct FileNodeOptions {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct FileFields {
+    #[serde(deserialize_with = "path::deserialize")]
     filename: PathBuf,
     #[serde(default)]
     aio: Engine,

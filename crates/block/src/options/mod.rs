@@ -20,6 +20,7 @@ mod drivers;
 mod error;
 mod text;
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use coblk_qapi::shorten;
@@ -165,11 +166,12 @@ impl NodeOptions {
     }
 
     /// Reads what stands on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
-    /// comma in a value is written twice; the first word may be the driver alone, `raw`.
+    /// comma in a value is written twice; the first word may be the driver alone, `raw`. A file name may
+    /// have any bytes.
     ///
     /// # Errors
     /// Which parameter is wrong, in QEMU's words.
-    pub fn from_keyval(text: &str) -> Result<NodeOptions, OptionsError> {
+    pub fn from_keyval(text: impl AsRef<OsStr>) -> Result<NodeOptions, OptionsError> {
         coblk_qapi::from_keyval(text, "driver")
     }
 }

@@ -174,7 +174,7 @@ fn what_is_written_is_read_again() {
          inject-error.1.event=none,inject-error.1.sector=8,inject-error.1.once=on",
     ] {
         let options = NodeOptions::from_keyval(line).unwrap();
-        let written = coblk_qapi::to_argument(&options, "driver");
+        let written = coblk_qapi::to_argument(&options, "driver").into_string().unwrap();
         assert!(!written.starts_with('{'), "{written} is for people, too");
         let read: NodeOptions = coblk_qapi::from_argument(&written, "driver").unwrap();
         assert_eq!(read, options, "{written}");

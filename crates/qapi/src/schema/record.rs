@@ -11,6 +11,7 @@ use serde::de::{
 
 use super::{Member, Schema, Shape};
 use crate::error::Error;
+use crate::path::PATH;
 use crate::types::{DEFERRED, ONLY_OFF, ONLY_ON, SIZE};
 
 type Result<T> = std::result::Result<T, Error>;
@@ -136,6 +137,10 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
                 *self.out = Schema::Builtin("size");
                 let one: U64Deserializer<Error> = 1u64.into_deserializer();
                 visitor.visit_newtype_struct(one)
+            }
+            PATH => {
+                *self.out = Schema::Builtin("str");
+                visitor.visit_str("x")
             }
             ONLY_ON | ONLY_OFF => {
                 *self.out = Schema::Builtin("bool");

@@ -149,7 +149,12 @@ fn a_type_is_described_by_reading_it() {
         "inactive?": "bool",
         "active?": "bool",
         "=nbd": {"name?": "str"},
-        "=vhost": {"num-queues": "uint16", "addr": {"path?": "str", "host?": "str"}, "rules?": [cache], "socket": socket},
+        "=vhost": {
+            "num-queues": "uint16",
+            "socket": socket,
+            "addr": {"path?": "str", "host?": "str"},
+            "rules?": [cache],
+        },
         "=none": {},
     });
     assert_eq!(short(&Schema::of::<Export>().unwrap()), expected);

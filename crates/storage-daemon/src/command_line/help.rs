@@ -78,7 +78,8 @@ Any of these texts may be JSON: --blockdev '{\"driver\": \"file\", ...}'
 
 /// The answer to an option that asks for help.
 pub(super) fn of(job: &Job) -> Option<String> {
-    let text = job.text.strip_suffix("help").or_else(|| job.text.strip_suffix('?'))?;
+    let text = job.text.to_str()?;
+    let text = text.strip_suffix("help").or_else(|| text.strip_suffix('?'))?;
     match (job.option, text) {
         ("chardev", "") => Some(format!(
             "Available chardev backend types: \n  {}\n",

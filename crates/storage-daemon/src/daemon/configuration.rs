@@ -1,5 +1,7 @@
 //! What the daemon is, as the command line that makes it again.
 
+use std::ffi::OsString;
+
 use coblk::qapi::to_argument;
 
 use super::Daemon;
@@ -17,7 +19,7 @@ impl Daemon {
     /// Options of a command line, with their texts, in an order in which they can be done: objects,
     /// nodes, exports and all else as they are now, however they have come to be. What belongs to the
     /// process is not among them: `--daemonize`, `--pidfile` and `--trace`.
-    pub fn configuration(&self) -> Vec<(&'static str, String)> {
+    pub fn configuration(&self) -> Vec<(&'static str, OsString)> {
         let mut options = Vec::new();
         let objects = self.properties.borrow();
         options.extend(objects.iter().map(|(id, kind)| {

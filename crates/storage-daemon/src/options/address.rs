@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use coblk::aio::net::{InetAddress, KeepAlive, SocketAddress, UnixAddress, VsockAddress};
-use coblk::qapi::{FromParts, Parts};
+use coblk::qapi::{FromParts, Parts, path};
 use serde::de::MapAccess;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -50,6 +50,7 @@ pub(super) struct InetMembers {
 
 #[derive(Deserialize, Serialize)]
 struct Unix {
+    #[serde(with = "path")]
     path: PathBuf,
     r#abstract: Option<bool>,
     tight: Option<bool>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use coblk::aio::net::SocketAddress;
-use coblk::qapi::{FromParts, Only, Parts, shorten};
+use coblk::qapi::{FromParts, Only, Parts, path, shorten};
 use serde::de::MapAccess;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -69,6 +69,7 @@ struct Common {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Socket {
+    #[serde(default, deserialize_with = "path::option::deserialize")]
     path: Option<PathBuf>,
     r#abstract: Option<bool>,
     tight: Option<bool>,

@@ -1,5 +1,8 @@
 //! `--metrics`: where metrics are served.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use coblk::aio::net::{InetAddress, SocketAddress};
 use serde::{Deserialize, Serialize};
 
@@ -19,17 +22,20 @@ impl MetricsOptions {
     ///
     /// # Errors
     /// If it is none of these.
-    pub fn from_argument(text: &str) -> Result<MetricsOptions, OptionError> {
-        if text.starts_with("addr.") || text.starts_with('{') {
+    pub fn from_argument(text: impl AsRef<OsStr>) -> Result<MetricsOptions, OptionError> {
+        let text = text.as_ref();
+        let bytes = text.as_bytes();
+        if bytes.starts_with(b"addr.") || bytes.starts_with(b"{") {
             return from_argument(text, "addr");
         }
         let bad = || OptionError::other("expected unix:PATH or HOST:PORT");
-        if let Some(path) = text.strip_prefix("unix:") {
+        if let Some(path) = bytes.strip_prefix(b"unix:") {
             if path.is_empty() {
                 return Err(bad());
             }
-            return Ok(MetricsOptions { addr: SocketAddress::unix(path) });
+            return Ok(MetricsOptions { addr: SocketAddress::unix(OsStr::from_bytes(path)) });
         }
+        let text = text.to_str().ok_or_else(bad)?;
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         if !is_port(port) || bracketed.is_none() && host.contains([':', '[', ']']) {

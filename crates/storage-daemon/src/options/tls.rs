@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use coblk::qapi::Unsupported;
+use coblk::qapi::{Unsupported, path};
 use serde::{Deserialize, Serialize};
 
 /// Certificates and a key in a directory.
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(from = "Fields", rename_all = "kebab-case")]
 pub struct TlsCredsX509Options {
     /// `dir`: has `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, and may have `ca-crl.pem`.
+    #[serde(serialize_with = "path::option::serialize")]
     pub dir: Option<PathBuf>,
     /// `endpoint`.
     pub endpoint: TlsEndpoint,
@@ -39,6 +40,7 @@ impl TlsCredsX509Options {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Fields {
+    #[serde(default, deserialize_with = "path::option::deserialize")]
     dir: Option<PathBuf>,
     #[serde(default)]
     endpoint: TlsEndpoint,

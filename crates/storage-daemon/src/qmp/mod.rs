@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
+use crate::options::OptionError;
 
 pub(crate) use events::to_qmp;
 
@@ -49,9 +50,14 @@ pub(crate) fn commands(daemon: &Weak<Daemon>, types: &ExportTypes) -> Commands {
         Ok(())
     });
     commands.add("x-coblk-config", |daemon, _, ()| {
-        let options = daemon.configuration().into_iter();
-        let arguments = options.flat_map(|(name, text)| [format!("--{name}"), text]);
-        Ok(json!({"arguments": arguments.collect::<Vec<_>>()}))
+        let mut arguments = Vec::new();
+        for (name, text) in daemon.configuration() {
+            let text = text.into_string().map_err(|text| {
+                OptionError::other(format!("--{name} {}: JSON is UTF-8", text.display()))
+            })?;
+            arguments.extend([format!("--{name}"), text]);
+        }
+        Ok(json!({ "arguments": arguments }))
     });
     commands.table.alternate("BlockdevRef", node_ref());
     for (name, data) in events::schemas() {
