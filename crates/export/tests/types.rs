@@ -226,7 +226,7 @@ fn options_are_written_as_they_were_given() {
     let text = "toy,chunk=4k,id=e0,node-name=disk,werror=stop,writable=on";
     let options: ExportOptions = from_argument(text, "type").unwrap();
     let written = coblk_qapi::to_argument(&options, "type");
-    assert_eq!(from_argument::<ExportOptions>(&written, "type").unwrap(), options, "{written}");
+    assert_eq!(from_argument::<ExportOptions>(&written, "type").unwrap(), options, "{written:?}");
     let json = "{'type': 'toy', 'id': 'e0', 'node-name': 'disk', 'iothread': ['a', 'b']}";
     let options: ExportOptions = from_json(json).unwrap();
     assert_eq!(options.iothreads, ["a", "b"]);
