@@ -70,6 +70,7 @@ fn requests_of_any_offset_and_length_reach_the_device() {
             assert!(read(&ctx, &backend, 701, 4097) == expected[701..4798], "read within");
             backend.truncate(&ctx, MIB).expect("less than there is means nothing");
             assert_eq!(backend.length().unwrap(), 2 * MIB);
+            assert_eq!(errno(backend.truncate(&ctx, 4 * MIB)), libc::EINVAL);
             drop((backend, device));
             assert!(fs::read(&image).unwrap() == expected, "what is stored");
         }

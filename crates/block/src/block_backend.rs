@@ -337,12 +337,17 @@ impl BlockBackend {
     /// not be called from a request's own callback then, as [`BlockNode::drain`].
     ///
     /// # Errors
-    /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have; EPERM if
-    /// another user of the node, or another process, does not share the permission to resize;
-    /// ETIMEDOUT if it is to become shorter, and requests have not ended within
-    /// [`WAIT_LIMIT`](crate::WAIT_LIMIT).
+    /// ENOTSUP if the driver cannot; EINVAL if it cannot be of this length, as a device has its own;
+    /// EFBIG if `length` is beyond [`MAX_LENGTH`](crate::MAX_LENGTH); EPERM if another user of the
+    /// node, or another process, does not share the permission to resize; ETIMEDOUT if it is to become
+    /// shorter, and requests have not ended within [`WAIT_LIMIT`](crate::WAIT_LIMIT).
     pub fn co_truncate(&self, co: &Co<'_>, length: u64) -> io::Result<()> {
         self.co_resize(co, length).map_err(|error| match error {
+            // A driver that says why in words.
+            ResizeError::Io(error) if error.raw_os_error().is_none() => {
+                tracing::warn!(backend = self.name(), %error, "cannot change the length");
+                io::Error::from_raw_os_error(libc::EINVAL)
+            }
             ResizeError::Io(error) => error,
             ResizeError::Permission(error) => {
                 tracing::warn!(backend = self.name(), %error, "cannot change the length");

@@ -180,7 +180,8 @@ pub trait BlockDriver: Any + Send + Sync {
     }
 
     /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
-    /// on. Called once at a time. May fail with ENOTSUP.
+    /// on. Called once at a time. May fail with ENOTSUP, or with an error of words if it cannot be of
+    /// this length; others see EINVAL.
     fn co_truncate(&self, _co: &Co<'_>, _length: u64) -> io::Result<()> {
         Err(not_supported())
     }

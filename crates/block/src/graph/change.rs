@@ -11,7 +11,7 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
+use super::{Child, DrainedSection, Graph, MAX_HEIGHT, UserId, lock, lock_permits};
 use crate::driver::MAX_LENGTH;
 use crate::gate::{WAIT_LIMIT, co_visit};
 use crate::medium;
@@ -37,15 +37,6 @@ pub enum GraphError {
         node: String,
         /// How many nodes may be below one.
         max: usize,
-    },
-    /// What was written to a node cannot be made durable. A flush goes elsewhere afterwards, and
-    /// would say that it is.
-    #[error("node '{node}' cannot be replaced: its flush failed: {source}")]
-    Flush {
-        /// The node.
-        node: String,
-        /// What the flush failed with.
-        source: io::Error,
     },
     /// No request could reach its end.
     #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
@@ -143,8 +134,8 @@ impl BlockNode {
     /// All users of this node, edges and backends of any context, turn to `new`.
     ///
     /// # Errors
-    /// If a node would stand on itself, the users of both exclude each other, or what was written to
-    /// this node cannot be made durable.
+    /// If a node would stand on itself, or the users of both exclude each other. If what was written
+    /// to this node cannot be made durable, the next flush of `new` says so.
     pub fn co_replace(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -228,43 +219,45 @@ fn turn_users(
         // Refused before anybody has to wait.
         choose(&mut lock(), old, &new)?;
         let _drained = (co_drain_for_change(co, old)?, co_drain_for_change(co, &new)?);
-        co_flush_for_users(co, old)?;
+        let lost = co_flush_for_users(co, old, &new);
         let _change = lock_changes(co)?;
         if Arc::ptr_eq(&find()?, &new) {
-            return turn_drained_users(co, old, &new, choose);
+            return turn_drained_users(co, old, &new, choose, lost);
         }
     }
 }
 
 /// What the users of a drained node have written and not flushed is owed to them, and their next flush
-/// goes to the node that they turn to.
-///
-/// # Errors
-/// If it fails, or has not ended within [`WAIT_LIMIT`].
-fn co_flush_for_users(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
-    if node.is_read_only() {
-        return Ok(());
+/// goes to the new node: so it is flushed now. Where filters lead from one to the other that flush gets
+/// there all the same. Returns why it failed, or ETIMEDOUT after [`WAIT_LIMIT`].
+fn co_flush_for_users(
+    co: &Co<'_>,
+    old: &Arc<BlockNode>,
+    new: &Arc<BlockNode>,
+) -> Option<io::Error> {
+    if old.is_read_only() || passes_on_to(old, new) || passes_on_to(new, old) {
+        return None;
     }
     let flush = |co: &Co<'_>, node: &BlockNode| {
         let _own = node.enter_own();
         node.co_flush(co)
     };
-    let flushed = if has_no_limit(co) {
-        flush(co, node)
-    } else {
-        let own = Arc::clone(node);
-        co.timeout(WAIT_LIMIT, "flush before a change", move |co| flush(co, &own))
-            .map_err(|_| GraphError::RequestsInTheWay(node.name().to_owned()))?
-    };
-    flushed.map_err(|source| GraphError::Flush { node: node.name().to_owned(), source })
+    if has_no_limit(co) {
+        return flush(co, old).err();
+    }
+    let own = Arc::clone(old);
+    co.timeout(WAIT_LIMIT, "flush before a change", move |co| flush(co, &own))
+        .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
+        .err()
 }
 
-/// The nodes are drained, and there is no other change.
+/// The nodes are drained, and there is no other change. `lost` is why the old one could not be flushed.
 fn turn_drained_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
     choose: Choose,
+    lost: Option<io::Error>,
 ) -> Result<(), GraphError> {
     // Edges may go only after the lock.
     let mut turned = Turned::default();
@@ -275,6 +268,11 @@ fn turn_drained_users(
         graph.turn(&turns, &[], true, &mut turned)?;
         // Those above may have nothing to flush, but the new node may.
         graph.owe_flush_above(new);
+        // A node that cannot be flushed can be replaced, but not without its users being told.
+        if let Some(error) = lost {
+            tracing::error!(node = old.name(), %error, "flush of a node that is replaced failed");
+            new.path.fail_next_flush(&error);
+        }
         let above = graph.backends_above(new).into_iter();
         let backends = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
         Ok::<_, GraphError>(backends)
@@ -285,6 +283,18 @@ fn turn_drained_users(
     }
     co_look_at_node(co, above);
     Ok(())
+}
+
+/// Whether filters pass requests on from one node to the other.
+fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
+    let mut node = Arc::clone(above);
+    while !Arc::ptr_eq(&node, below) {
+        match node.driver().filtered().map(Child::node) {
+            Some(next) => node = next,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// Has backends find out anew what their nodes are like.

@@ -24,7 +24,7 @@
 //! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
@@ -38,6 +38,8 @@ pub(super) struct FlushState {
     /// alone, or by `fetch_max`; down to `CLEAN` in the turn of a flush.
     dirty: AtomicU8,
     turns: Mutex<Turns>,
+    /// What the next flush fails with, if not 0: an errno of a node that was here before.
+    next_errno: AtomicI32,
 }
 
 /// Nothing is.
@@ -61,7 +63,11 @@ struct Turns {
 
 impl Default for FlushState {
     fn default() -> FlushState {
-        FlushState { dirty: AtomicU8::new(BORN), turns: Mutex::default() }
+        FlushState {
+            dirty: AtomicU8::new(BORN),
+            turns: Mutex::default(),
+            next_errno: AtomicI32::new(0),
+        }
     }
 }
 
@@ -86,6 +92,7 @@ pub(crate) fn co_flush_own(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
 
 /// A flush, if what is owed is at least `owed`.
 fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
+    node.path.flush.take_next_errno()?;
     match node.path.flush.wait_for_turn(co, owed) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
@@ -106,6 +113,20 @@ impl FlushState {
     pub(super) fn wrote(&self) {
         if self.dirty.load(Ordering::SeqCst) != WRITTEN {
             self.dirty.store(WRITTEN, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn fail_next(&self, errno: i32) {
+        self.next_errno.store(errno, Ordering::SeqCst);
+    }
+
+    fn take_next_errno(&self) -> io::Result<()> {
+        match self.next_errno.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => match self.next_errno.swap(0, Ordering::SeqCst) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
         }
     }
 

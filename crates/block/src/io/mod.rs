@@ -124,6 +124,11 @@ impl PathState {
         self.flush.wrote();
     }
 
+    /// The next flush fails with this: it would speak for writes that are lost.
+    pub(crate) fn fail_next_flush(&self, error: &io::Error) {
+        self.flush.fail_next(error.raw_os_error().unwrap_or(libc::EIO));
+    }
+
     /// Returns how it was.
     pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
         self.read_only.swap(read_only, Ordering::Relaxed)

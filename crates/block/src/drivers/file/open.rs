@@ -39,7 +39,7 @@ pub enum FileOpenError {
     },
     /// Its writers could not go on.
     #[error("cannot reopen image: {0}")]
-    Permission(#[from] PermissionError),
+    Permission(Box<PermissionError>),
     /// Its locks cannot be had once more.
     #[error("cannot reopen image '{}': locks: {source}", path.display())]
     Lock {

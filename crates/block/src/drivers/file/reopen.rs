@@ -55,7 +55,8 @@ impl File {
             return Err(FileOpenError::Replaced { path: path() });
         }
         let held = Permissions::from_bits_truncate(self.held.load(Ordering::Relaxed));
-        self.check_whole_blocks(held, mode.limits.request_alignment)?;
+        self.check_whole_blocks(held, mode.limits.request_alignment)
+            .map_err(|error| FileOpenError::Permission(Box::new(error)))?;
         self.ring_files.prepare(&mode, &other);
         let same = (self.mode.read_only(), self.mode.direct()) == (mode.read_only, mode.direct);
         let others = if same {
