@@ -371,7 +371,7 @@ impl BlockBackend {
                 return Ok(());
             }
         }
-        Ok(self.co_shrink(co, length)?)
+        self.co_shrink(co, length)
     }
 
     /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is
