@@ -140,7 +140,7 @@ fn a_read_takes_six_steps() {
             ("blk_co_preadv", "coblk_block::backend::coroutine"),
             ("bdrv_co_preadv", "coblk_block::io"),
             ("file_co_preadv", "coblk_block::protocol::file"),
-            ("thread_pool_submit_co", "coblk_aio::thread_pool::job"),
+            ("thread_pool_submit_co", "coblk_aio::co::blocking"),
         ],
     );
 }

@@ -24,7 +24,7 @@ impl Bench {
     /// Each line describes a node; `$` stands for the image.
     fn reopen(&self, lines: &[&str]) -> Result<(), BlockdevError> {
         let options = |line: &&str| {
-            NodeOptions::from_keyval(&line.replace('$', &self.image())).expect("options")
+            NodeOptions::from_keyval(line.replace('$', &self.image())).expect("options")
         };
         self.blockdevs.reopen(&self.ctx, lines.iter().map(options).collect())
     }

@@ -109,7 +109,7 @@ impl<'de> Deserializer<'de> for Part<'_> {
             let members = Value::Object(std::mem::take(&mut self.object.left));
             let notation = if self.object.notation == Notation::Keyval { TEXTS } else { VALUES };
             let pair = Map::from_iter([(notation.to_owned(), members)]);
-            return visitor.visit_map(Object::new(pair, Notation::Json, 0).members());
+            return visitor.visit_map(Object::new(pair, Notation::Kept, 0).members());
         }
         visitor.visit_newtype_struct(Part { object: self.object, tag: Some(name) })
     }

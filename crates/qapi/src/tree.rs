@@ -23,6 +23,8 @@ pub enum Notation {
     Json,
     /// All values are texts.
     Keyval,
+    /// Values that are kept, to be read later: as they are.
+    Kept,
 }
 
 /// A value, and all below it.
@@ -102,7 +104,9 @@ impl Tree {
 
     fn string(self) -> Result<String> {
         match self.value {
-            Value::String(text) if path::has_bytes(&text) => Err(Error::expects("UTF-8")),
+            Value::String(text) if self.notation != Notation::Kept && path::has_bytes(&text) => {
+                Err(Error::expects("UTF-8"))
+            }
             Value::String(text) => Ok(text),
             _ => Err(Error::wrong_type("string")),
         }
@@ -301,7 +305,7 @@ impl<'de> SeqAccess<'de> for Items {
     ) -> Result<Option<S::Value>> {
         let Some(value) = self.left.next() else { return Ok(None) };
         let place = match self.notation {
-            Notation::Json => format!("[{}]", self.taken),
+            Notation::Json | Notation::Kept => format!("[{}]", self.taken),
             Notation::Keyval => self.taken.to_string(),
         };
         self.taken += 1;

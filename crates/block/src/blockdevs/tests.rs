@@ -26,7 +26,7 @@ impl Bench {
 
     /// Takes in a node as if it had been opened, by itself or as a child.
     fn adopt(&self, node: &Arc<BlockNode>, as_child: bool) {
-        let options = Arc::new(NodeOptions::from_keyval("driver=null-co,size=1M").unwrap());
+        let options = Arc::new(NodeOptions::from_keyval("driver=null-co,size=1048576").unwrap());
         let entry = match as_child {
             true => Entry::Child(Arc::downgrade(node), options),
             false => Entry::Owned(Arc::clone(node), options),
@@ -39,7 +39,7 @@ impl Bench {
 #[test]
 fn a_deleted_node_is_closed_with_those_that_were_opened_for_it() {
     let bench = bench();
-    let disk = bench.open("driver=null-co,node-name=disk,size=1M");
+    let disk = bench.open("driver=null-co,node-name=disk,size=1048576");
     let [low, high] = {
         let low = Keeper::node("low", &bench.log, disk);
         let high = Keeper::node("high", &bench.log, Arc::clone(&low));
@@ -83,10 +83,10 @@ fn a_node_that_cannot_be_closed_is_not_deleted() {
 #[test]
 fn a_child_that_a_reopen_leaves_behind_is_closed() {
     let bench = bench();
-    bench.open("driver=null-co,node-name=other,size=1M");
+    bench.open("driver=null-co,node-name=other,size=1048576");
     let raw = bench.open(
         "driver=raw,node-name=raw,file.driver=raw,file.node-name=own,file.file.driver=null-co,\
-         file.file.node-name=lowest,file.file.size=1M",
+         file.file.node-name=lowest,file.file.size=1048576",
     );
     let own = bench.blockdevs.node("own").unwrap();
     let lowest = bench.blockdevs.node("lowest").unwrap();
@@ -99,10 +99,10 @@ fn a_child_that_a_reopen_leaves_behind_is_closed() {
 #[test]
 fn children_of_what_cannot_be_opened_are_closed() {
     let bench = bench();
-    let options = "driver=raw,node-name=raw,offset=2M,file.driver=null-co,file.size=1M,\
+    let options = "driver=raw,node-name=raw,offset=2097152,file.driver=null-co,file.size=1048576,\
                    file.node-name=disk";
     let options = NodeOptions::from_keyval(options).unwrap();
     assert!(bench.blockdevs.open(&bench.ctx, options).is_err());
     assert!(bench.blockdevs.node("disk").is_none());
-    bench.open("driver=null-co,node-name=disk,size=1M");
+    bench.open("driver=null-co,node-name=disk,size=1048576");
 }

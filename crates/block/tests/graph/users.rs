@@ -184,7 +184,7 @@ fn a_user_blocks_operations_for_a_reason_and_stays_at_its_node() {
     let ctx = AioContext::for_test().unwrap();
     let blockdevs = Blockdevs::new();
     let options = |text: &str| NodeOptions::from_keyval(text).unwrap();
-    blockdevs.open(&ctx, options("null-co,node-name=low,size=1M")).unwrap();
+    blockdevs.open(&ctx, options("null-co,node-name=low,size=1048576")).unwrap();
     let top = blockdevs.open(&ctx, options("raw,node-name=top,file=low")).unwrap();
     let other = BlockNode::new("other", Null::new(1 << 20));
     let job = Arc::new(Job::default());

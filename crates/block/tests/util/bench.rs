@@ -30,7 +30,7 @@ impl Bench {
 
     /// Opens what a command line describes; `$` stands for the image.
     pub fn open(&self, line: &str) -> Result<Arc<BlockNode>, BlockdevError> {
-        let options = NodeOptions::from_keyval(&line.replace('$', &self.image())).unwrap();
+        let options = NodeOptions::from_keyval(line.replace('$', &self.image())).unwrap();
         self.blockdevs.open(&self.ctx, options)
     }
 

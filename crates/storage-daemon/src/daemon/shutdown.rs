@@ -108,6 +108,7 @@ impl Daemon {
 
     fn co_end_objects(&self, co: &Co<'_>) {
         let objects = self.objects.take();
+        self.properties.take();
         let ended = Rc::new(Cell::new(false));
         let told = Rc::clone(&ended);
         let waited = co.timeout(PATIENCE, "end objects", move |co| {
