@@ -69,7 +69,7 @@ use tree::{Notation, Tree};
 pub use types::{OneOrMany, Only, Size, StrOrNull, Unsupported, is_identifier};
 
 /// Reads the text of an option: JSON if it begins with a brace, else `name=value` separated by commas,
-/// where the first may be a value alone, that of `implied`. Only a [path](path) that is not in JSON may
+/// where the first may be a value alone, that of `implied`. Only a [path] that is not in JSON may
 /// be other than UTF-8.
 ///
 /// # Errors

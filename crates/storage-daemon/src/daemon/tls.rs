@@ -1,6 +1,7 @@
 //! Credentials for the NBD server. Without the feature `tls` there are none.
 
 use coblk::Co;
+#[cfg(feature = "tls")]
 use coblk::aio::PoolShare;
 use coblk::nbd::NbdOptions;
 
