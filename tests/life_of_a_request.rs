@@ -6,7 +6,6 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::mpsc;
 use std::thread::ThreadId;
 
 use coblk::drivers::File;
@@ -21,38 +20,28 @@ use coblk_tests::images::{qemu_img_create, qemu_io};
 const HOUSEKEEPING: [&str; 5] =
     ["aio_sleep", "aio_notify", "aio_poll", "thread_pool_worker_start", "thread_pool_worker_end"];
 
-/// A context with one worker, which does nothing until it is told.
-struct Scene {
+/// A context with a worker that starts with the first job, and waits then until it is told.
+struct Scene<'a> {
+    recording: &'a Recording,
     ctx: AioContext,
     backend: BlockBackend,
-    cue: mpsc::Sender<()>,
-    worker_waits: Rc<Cell<bool>>,
 }
 
-impl Scene {
-    fn new(image: &Path) -> Scene {
-        let pool = ThreadPool::new(1, 1).expect("limits that make sense");
+impl Scene<'_> {
+    fn new<'a>(recording: &'a Recording, image: &Path) -> Scene<'a> {
+        let pool = ThreadPool::new(0, 1).expect("limits that make sense");
         let ctx = AioContext::test_builder().thread_pool(pool).build().expect("a context");
         // Without reads in place, which need no worker.
         let file = File::options().in_place_reads(false).open(image).expect("an image");
         let node = BlockNode::new("disk0", file);
         let backend = BlockBackend::new(&ctx, "drive0", node);
-        let (cue, wait_for_cue) = mpsc::channel::<()>();
-        let worker_waits = Rc::new(Cell::new(true));
-        let done = Rc::clone(&worker_waits);
-        ctx.thread_pool().submit_aio(
-            &ctx,
-            move || wait_for_cue.recv().expect("a cue"),
-            move |_, result| {
-                result.expect("not cancelled");
-                done.set(false);
-            },
-        );
-        Scene { ctx, backend, cue, worker_waits }
+        recording.take();
+        recording.hold("thread_pool_worker_start");
+        Scene { recording, ctx, backend }
     }
 
     /// Submits with `submit`, goes on with other work, lets the worker go, and polls to the end.
-    fn play(&self, submit: impl FnOnce(&Scene, Box<dyn FnOnce()>)) {
+    fn play(&self, submit: impl FnOnce(&Self, Box<dyn FnOnce()>)) {
         let finished = Rc::new(Cell::new(false));
         let at_the_end = Rc::clone(&finished);
         submit(
@@ -69,8 +58,8 @@ impl Scene {
         self.ctx.poll(false);
         assert!(!finished.get(), "completed, though its worker was never let go");
         tracing::info!(name: "cue", target: "test", "the worker may go on");
-        self.cue.send(()).expect("the worker waits");
-        self.ctx.run_until(|| finished.get() && !self.worker_waits.get());
+        self.recording.release();
+        self.ctx.run_until(|| finished.get());
     }
 }
 
@@ -93,8 +82,7 @@ fn a_read_takes_six_steps() {
     let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
     qemu_io(&image, &["write -P 0xa5 64k 4k"]);
 
-    let scene = Scene::new(&image);
-    recording.take();
+    let scene = Scene::new(&recording, &image);
     scene.play(|scene, finished| {
         scene.backend.aio_preadv(&scene.ctx, 65536, vec![0u8; 4096], |_, result, buffer| {
             result.expect("a read within the image");
@@ -120,8 +108,6 @@ fn a_read_takes_six_steps() {
             "home: submitted",
             "home: other_work",
             "home: cue",
-            // (the worker's earlier job, which held it back)
-            "worker: thread_pool_complete",
             // 4  the worker finishes the job
             "worker: thread_pool_complete",
             // 5  the bottom half, on the home thread, resumes the coroutine
@@ -151,8 +137,7 @@ fn a_write_takes_the_same_steps() {
     let dir = image_dir!();
     let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
 
-    let scene = Scene::new(&image);
-    recording.take();
+    let scene = Scene::new(&recording, &image);
     scene.play(|scene, finished| {
         let data = vec![0x5a; 8192];
         let flags = WriteFlags::empty();
@@ -177,7 +162,6 @@ fn a_write_takes_the_same_steps() {
             "home: other_work",
             "home: cue",
             "worker: thread_pool_complete",
-            "worker: thread_pool_complete",
             "home: thread_pool_completion_bh",
             "home: aio_coroutine_enter",
             "home: blk_aio_complete",
@@ -196,7 +180,7 @@ fn a_guests_read_takes_them_between_two_rings() {
     let image = qemu_img_create(dir.path(), "disk.img", 1 << 20);
     qemu_io(&image, &["write -P 0xa5 64k 4k"]);
 
-    let scene = Scene::new(&image);
+    let scene = Scene::new(&recording, &image);
     let mut machine = Machine::new(&scene.ctx, scene.backend.clone()).expect("a machine");
     let buffer = machine.ram.alloc(4096, 512).expect("guest memory");
     recording.take();
@@ -227,7 +211,6 @@ fn a_guests_read_takes_them_between_two_rings() {
             "home: coroutine_yield",
             "home: other_work",
             "home: cue",
-            "worker: thread_pool_complete",
             // 4
             "worker: thread_pool_complete",
             // 5
@@ -249,13 +232,10 @@ fn a_guests_read_takes_them_between_two_rings() {
     assert_eq!(data, [0xa5; 4096], "not what qemu-io wrote");
 }
 
-/// Compares with the picture. The completion of the job that held the worker back is left out: it
-/// comes home between the worker's two jobs, or together with the second.
+/// Compares with the picture.
 #[track_caller]
 fn assert_story(events: &[Event], expected: &[&str]) {
-    let mut story = picture(std::thread::current().id(), events);
-    let earlier = story.iter().position(|line| line == "home: thread_pool_completion_bh");
-    story.remove(earlier.expect("a completion of the worker's earlier job"));
+    let story = picture(std::thread::current().id(), events);
     assert_eq!(story, expected, "the life of the request");
 }
 

@@ -1,7 +1,7 @@
 //! `tracing` events, with the thread that each came from.
 
 use std::fmt::Debug;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::ThreadId;
 
 use tracing::field::{Field, Visit};
@@ -40,6 +40,21 @@ impl Visit for Event {
 /// `None` while nobody records.
 static EVENTS: Mutex<Option<Vec<Event>>> = Mutex::new(None);
 
+/// The event whose thread has to wait.
+static HELD: Mutex<Option<&str>> = Mutex::new(None);
+static RELEASED: Condvar = Condvar::new();
+
+fn held() -> MutexGuard<'static, Option<&'static str>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait_if_held(name: &str) {
+    let mut held = held();
+    while *held == Some(name) {
+        held = RELEASED.wait(held).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
 fn events() -> MutexGuard<'static, Option<Vec<Event>>> {
     EVENTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -64,6 +79,18 @@ impl Recording {
         Recording { _turn: turn }
     }
 
+    /// From now on a thread that emits an event of this name waits there for its
+    /// [`release`](Self::release).
+    pub fn hold(&self, name: &'static str) {
+        *held() = Some(name);
+    }
+
+    /// Lets the threads go on that were [held](Self::hold).
+    pub fn release(&self) {
+        *held() = None;
+        RELEASED.notify_all();
+    }
+
     /// What was recorded since the last call, in order.
     pub fn take(&self) -> Vec<Event> {
         events().replace(Vec::new()).unwrap_or_default()
@@ -72,6 +99,7 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
+        self.release();
         *events() = None;
     }
 }
@@ -97,6 +125,7 @@ impl tracing::Subscriber for Recorder {
         if let Some(events) = events().as_mut() {
             events.push(recorded);
         }
+        wait_if_held(metadata.name());
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
