@@ -133,7 +133,7 @@ impl Shares {
     #[inline]
     fn enter<'a>(&self, co: &'a Co<'_>, number: usize) -> Turn<'a> {
         let ctx = co.context();
-        let lane = self.lanes.borrow().get(number).cloned();
+        let lane = self.lane(number);
         let lane = lane.unwrap_or_else(|| self.make_lane(number));
         if lane.waiting.get() > 0 || !lane.may_have_one(ctx.thread_pool()) {
             self.wait(co, &lane);
@@ -142,6 +142,11 @@ impl Shares {
         }
         let is_first = lane.jobs.get() == 1;
         Turn { ctx, lane, is_first }
+    }
+
+    #[inline]
+    fn lane(&self, number: usize) -> Option<Rc<Lane>> {
+        self.lanes.borrow().get(number).cloned()
     }
 
     #[cold]
@@ -172,8 +177,11 @@ impl Shares {
     /// Lets in those who may have a thread now, each lane's first one first.
     #[cold]
     fn let_in(&self, ctx: &AioContext) {
-        let lanes: Vec<Rc<Lane>> = self.lanes.borrow().clone();
-        for lane in lanes.iter().filter(|lane| lane.waiting.get() > 0) {
+        let mut number = 0;
+        // By number, as a coroutine that goes on may make lanes; a copy of all would be an allocation
+        // with each job that ends.
+        while let Some(lane) = self.lane(number) {
+            number += 1;
             while lane.waiting.get() > 0 && lane.may_have_one(ctx.thread_pool()) {
                 // Counted here, as it runs only later. One that is unwound instead lets the next one have
                 // its place.
