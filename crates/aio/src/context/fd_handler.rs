@@ -335,16 +335,21 @@ impl FdHandlers {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = self.poll.borrow_mut();
         let mut events = self.events.borrow_mut();
-        if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
-            // mio rounds up to milliseconds; ppoll on its descriptor does not.
-            if !sys::wait_readable(poll.as_raw_fd(), timeout)? {
+        let mut timeout = timeout;
+        if let Some(precise) = timeout.filter(|timeout| timeout.subsec_nanos() % 1_000_000 != 0) {
+            // mio rounds up to milliseconds; ppoll on its descriptor does not, and is one more call.
+            if !sys::wait_readable(poll.as_raw_fd(), precise)? {
                 return Ok(false);
             }
+            timeout = Some(Duration::ZERO);
         }
-        let timeout = timeout.map(|_| Duration::ZERO);
         while let Err(error) = poll.poll(&mut events, timeout) {
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
+            }
+            // How much of the time is left is for the loop to say.
+            if timeout.is_some_and(|timeout| !timeout.is_zero()) {
+                return Ok(false);
             }
         }
         let handlers = self.handlers.borrow();
