@@ -1,4 +1,4 @@
-//! What a coroutine notes of its work, for those who ask what hangs.
+//! What a coroutine notes of its work, for a listing of what hangs.
 //!
 //! A note is a few plain stores in the coroutine's task, on its own thread: cheap enough for every
 //! request, and read only when coroutines are listed.

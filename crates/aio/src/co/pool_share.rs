@@ -174,7 +174,7 @@ impl Shares {
         lane.queue.wait(co);
     }
 
-    /// Lets in those who may have a thread now, each lane's first one first.
+    /// Lets in coroutines that may have a thread now, each lane's first one first.
     #[cold]
     fn let_in(&self, ctx: &AioContext) {
         let mut number = 0;

@@ -53,7 +53,7 @@ pub(crate) struct Headcount {
     available: AtomicIsize,
     /// Workers that have begun and not left. Less `available`, that is the number of jobs.
     started: AtomicIsize,
-    /// The maximum, for those who have no lock. Changed under the lock only.
+    /// The maximum, read without the lock. Changed under the lock only.
     max: AtomicUsize,
     limits: Mutex<Limits>,
     /// `threads >= max + extra`, so that a submit under load takes no lock. Changed under the lock only.
@@ -84,7 +84,7 @@ impl Headcount {
     }
 
     /// A job is about to be sent. Whether a worker should be started for it, after it was sent: for one
-    /// that is the first of its share also if the pool is full, as those who are there may never be
+    /// that is the first of its share also if the pool is full, as the workers there may never be
     /// done.
     #[inline]
     pub(crate) fn job_submitted(&self, is_first: bool) -> bool {

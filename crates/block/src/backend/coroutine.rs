@@ -176,7 +176,7 @@ impl BlockBackend {
         })
     }
 
-    /// [`co_truncate`](Self::co_truncate), that says who does not agree.
+    /// [`co_truncate`](Self::co_truncate), that names the user that does not agree.
     pub(crate) fn co_resize(
         &self,
         co: &Co<'_>,

@@ -64,7 +64,7 @@ pub trait BusyPoll {
     fn end(&self, _ctx: &AioContext) {}
 }
 
-/// Who is to blame when a hook panics.
+/// What is named when a hook panics.
 const ASKED: Culprit = Culprit::Other("a busy-poll hook");
 
 /// A [`BusyPoll`], and what the loop remembers of it.
