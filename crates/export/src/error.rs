@@ -1,6 +1,6 @@
 //! [`ExportError`]: why an export is not added or removed, in QEMU's words.
 
-use coblk_block::PermissionError;
+use coblk_block::{GraphError, PermissionError};
 
 /// Why an export is not added or removed. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,9 @@ pub enum ExportError {
     /// Other users of the node do not agree.
     #[error(transparent)]
     Permission(#[from] PermissionError),
+    /// The node is inactive, and cannot be made active.
+    #[error(transparent)]
+    Activate(#[from] GraphError),
     /// Anything else that keeps a type from making an export.
     #[error(transparent)]
     Type(Box<dyn std::error::Error + Send + Sync>),

@@ -66,14 +66,19 @@ pub struct Exporting<'a, 'co> {
 }
 
 impl Exporting<'_, '_> {
+    /// How the backends of the export use its node. As QEMU's exports they let others write.
+    pub fn backend_options(&self) -> BackendOptions {
+        let ExportOptions { id, writable, allow_inactive, .. } = self.options;
+        BackendOptions::new(id).read_only(!writable).share_rw(true).allow_inactive(*allow_inactive)
+    }
+
     /// A backend in the context of the exports, with the policies that the options want, whose errors are
-    /// reported. As QEMU's exports it lets others write. Suspends.
+    /// reported. Suspends.
     ///
     /// # Errors
     /// If other users of the node do not agree.
     pub fn co_open_backend(&self) -> Result<ExportBackend, ExportError> {
-        let options =
-            BackendOptions::new(&self.options.id).read_only(!self.options.writable).share_rw(true);
+        let options = self.backend_options();
         let device = options.device();
         let backend = options.co_open(self.co, Arc::clone(self.node))?;
         backend.set_error_policies(self.options.error_policies());

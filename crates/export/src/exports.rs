@@ -95,18 +95,30 @@ impl Exports {
             node_name: options.node_name.clone(),
             tell: Arc::clone(&self.on_error),
         };
-        let (options_of_all, contexts) = (&options, contexts.as_slice());
-        let export =
-            make(&Exporting { co, options: options_of_all, node: &node, contexts, reporter })?;
-        let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
-        let still_fits = self.check_new(&options.id).and_then(|()| {
-            let is_there = nodes.node(&options.node_name).is_some_and(is_same);
-            if is_there { Ok(()) } else { Err(no_node()) }
-        });
-        if let Err(refused) = still_fits {
-            export.co_close(co);
-            return Err(refused);
+        // As QEMU does: an export keeps its node active, or may find it as it is.
+        let wakes = !options.allow_inactive && !node.is_active();
+        if wakes {
+            node.co_set_active(co, true)?;
         }
+        let (options_of_all, contexts) = (&options, contexts.as_slice());
+        let making = Exporting { co, options: options_of_all, node: &node, contexts, reporter };
+        let made = make(&making).and_then(|export| {
+            let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
+            let is_there = || nodes.node(&options.node_name).is_some_and(is_same);
+            let still_fits = self.check_new(&options.id);
+            match still_fits.and_then(|()| is_there().then_some(()).ok_or_else(no_node)) {
+                Ok(()) => Ok(export),
+                Err(refused) => {
+                    export.co_close(co);
+                    Err(refused)
+                }
+            }
+        });
+        let export = made.inspect_err(|_| {
+            if wakes && let Err(error) = node.co_set_active(co, false) {
+                tracing::warn!(%error, "a node that was to be exported stays active");
+            }
+        })?;
         let id = options.id.clone();
         let running = Inner { options, kind, export, shutting_down: Cell::new(false) };
         let running = RunningExport(Rc::new(running));
@@ -215,6 +227,11 @@ impl RunningExport {
     /// Its device in the block graph.
     pub fn device(&self) -> Device {
         self.0.export.device()
+    }
+
+    /// The node that it shows at this moment; `None` once it is closed.
+    pub fn node(&self) -> Option<Arc<BlockNode>> {
+        self.0.export.node()
     }
 
     /// How it is at this moment.

@@ -242,7 +242,10 @@ fn offer(
 ) -> Result<Offer, VhostUserBlkError> {
     let VhostUserBlkOptions { device: config, read_only, contexts, error_listener, .. } = options;
     // One device, with a backend on each context. As QEMU's exports it lets others write.
-    let backend = BackendOptions::new(&config.name).read_only(read_only).share_rw(true);
+    let backend = BackendOptions::new(&config.name)
+        .read_only(read_only)
+        .share_rw(true)
+        .allow_inactive(options.allow_inactive);
     let start = |home| {
         let (node, config, backend) = (Arc::clone(node), config.clone(), backend.clone());
         let listener = error_listener.clone();

@@ -14,6 +14,9 @@ pub struct VhostUserBlkOptions {
     pub device: VirtioBlkConfig,
     /// Whether to refuse writes even if the node allows them.
     pub read_only: bool,
+    /// Whether the node may be inactive, and become so: requests fail meanwhile; see
+    /// [`BackendOptions::allow_inactive`](coblk_block::BackendOptions::allow_inactive).
+    pub allow_inactive: bool,
     /// Contexts that serve the queues: queue `i` is served by the one at `i` modulo their number.
     /// If empty, the context of the listener serves all of them.
     pub contexts: Vec<AioHandle>,

@@ -68,6 +68,7 @@ impl Blockdevs {
     pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
         // A disk that does not answer is found out before others wait for this change.
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
+            check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
         let fallen = self.co_reopen_all(co, options)?;
@@ -129,6 +130,10 @@ impl Blockdevs {
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
         graph::lock().check_operation(&node, Operation::Reopen)?;
+        check_active(&node)?;
+        if options.active == Some(false) {
+            return Err(fixed("active"));
+        }
         let (now, _) = self.entry(&node)?;
         if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
             return Err(fixed(option));
@@ -226,6 +231,14 @@ impl Blockdevs {
     }
 }
 
+/// That the storage of a node is this process's.
+fn check_active(node: &BlockNode) -> Result<(), BlockdevError> {
+    match node.is_active() {
+        true => Ok(()),
+        false => Err(BlockdevError::Inactive(node.name().to_owned())),
+    }
+}
+
 /// A node that may become read-only has nothing left to be flushed.
 fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
     if node.is_read_only() {
@@ -237,7 +250,7 @@ fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
 }
 
 /// [`co_flush`], no longer than a change waits.
-fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
+pub(super) fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
     if graph::has_no_limit(co) {
         return co_flush(co, &node);
     }

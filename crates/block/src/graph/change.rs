@@ -91,12 +91,12 @@ pub enum GraphError {
         /// Why.
         source: io::Error,
     },
-    /// An active node stands on it.
-    #[error("node '{node}' cannot be inactive: node '{parent}', which stands on it, is active")]
+    /// A node above it is active.
+    #[error("node '{node}' cannot be inactive: node '{parent}' above it is active")]
     ActiveParent {
         /// The node.
         node: String,
-        /// What stands on it.
+        /// The node above.
         parent: String,
     },
     /// A user writes to it.

@@ -245,8 +245,7 @@ impl Graph {
             return Err(GraphError::too_high(node.name()));
         }
         below.iter().try_for_each(|id| self.check_open(*id))?;
-        for id in &below {
-            // A node is born active.
+        for id in below.iter().filter(|_| node.life.is_active()) {
             if let Some(child) = self.node(*id).filter(|child| !child.life.is_active()) {
                 let (node, user) = (child.name().to_owned(), format!("node '{}'", node.name()));
                 return Err(PermissionError::Inactive { node, user }.into());
@@ -272,6 +271,9 @@ impl Graph {
         };
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
+        if !node.life.is_active() {
+            self.shut(node);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
-use crate::graph::life::{self, Life};
+use crate::graph::life::{self, Activity, Life};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::live_limits::LiveLimits;
@@ -69,7 +69,30 @@ impl BlockNode {
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
     ) -> Result<Arc<BlockNode>, GraphError> {
-        let (name, length) = (name.into(), driver.length());
+        Self::make(name.into(), driver, Activity::Active)
+    }
+
+    /// [`try_new`](Self::try_new), and the node is [inactive](Self::co_set_active) from the start: its
+    /// storage is another process's. The nodes below may be inactive.
+    ///
+    /// # Errors
+    /// As of [`try_new`](Self::try_new).
+    ///
+    /// # Panics
+    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    pub fn try_new_inactive(
+        name: impl Into<String>,
+        driver: impl BlockDriver + 'static,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        Self::make(name.into(), driver, Activity::Inactive)
+    }
+
+    fn make(
+        name: String,
+        driver: impl BlockDriver + 'static,
+        activity: Activity,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        let length = driver.length();
         if length > MAX_LENGTH {
             return Err(GraphError::TooLong { node: name, length });
         }
@@ -86,7 +109,7 @@ impl BlockNode {
             limits,
             gate: Gate::default(),
             path: PathState::default(),
-            life: Life::default(),
+            life: Life::new(activity),
             cache_mode,
             force_share: AtomicBool::new(false),
             wants_debug_events,

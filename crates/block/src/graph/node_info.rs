@@ -27,6 +27,8 @@ pub struct NodeInfo {
     pub discard: bool,
     /// What becomes of a write of nothing but zeroes.
     pub detect_zeroes: DetectZeroes,
+    /// Whether its storage is this process's, see [`BlockNode::co_set_active`].
+    pub active: bool,
     /// Length in bytes.
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
@@ -83,6 +85,7 @@ impl BlockNode {
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
             detect_zeroes: self.path.detect_zeroes(),
+            active: self.is_active(),
             length: self.length(),
             highest_write: self.path.highest_write(),
             write_threshold: self.path.write_threshold(),

@@ -33,7 +33,12 @@ impl Daemon {
         options.extend(server.map(|server| ("nbd-server", to_argument(server, "addr"))));
         let exports = self.exports.all();
         let exports = exports.iter().filter(|export| !export.is_shutting_down());
-        options.extend(exports.map(|export| ("export", to_argument(export.options(), "type"))));
+        options.extend(exports.map(|export| {
+            let mut options = export.options().clone();
+            // Made anew, it would make its node active.
+            options.allow_inactive |= export.node().is_some_and(|node| !node.is_active());
+            ("export", to_argument(&options, "type"))
+        }));
         options.extend(self.chardevs().iter().map(|it| ("chardev", to_argument(it, "backend"))));
         let monitors = configured.monitors.iter();
         options.extend(monitors.map(|monitor| ("monitor", to_argument(monitor, "chardev"))));

@@ -257,6 +257,22 @@ impl Daemon {
         Ok(self.blockdevs.co_reopen(co, options)?)
     }
 
+    /// `blockdev-set-active`: makes a node active or inactive, or all nodes, as
+    /// [`BlockNode::co_set_active`] does.
+    ///
+    /// # Errors
+    /// If there is no such node, and as of that. Nothing has changed then.
+    pub fn blockdev_set_active(
+        &self,
+        co: &Co<'_>,
+        node_name: Option<&str>,
+        active: bool,
+    ) -> Result<(), DaemonError> {
+        let _command = self.begin_command("blockdev-set-active")?;
+        let names = node_name.as_ref().map(std::slice::from_ref);
+        Ok(self.blockdevs.co_set_active(co, names, active)?)
+    }
+
     /// `block_resize`: changes the length of a node to `length` bytes.
     ///
     /// # Errors

@@ -64,6 +64,7 @@ impl ExportType for VhostUserBlkExportType {
         let device_options = VhostUserBlkOptions {
             device,
             read_only: !options.writable,
+            allow_inactive: options.allow_inactive,
             contexts: exporting.contexts.to_vec(),
             paused: true,
             error_listener: Some(Arc::new(move |event| {

@@ -108,7 +108,7 @@ fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
             DetectZeroes::On => "on",
             DetectZeroes::Unmap => "unmap",
         },
-        active: true,
+        active: node.active,
         encrypted: false,
         backing_file_depth: 0,
         bps: 0,

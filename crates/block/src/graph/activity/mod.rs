@@ -112,6 +112,7 @@ fn log_failure(node: &BlockNode, result: Result<(), GraphError>) {
 fn co_take_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     let _own = node.enter_own();
     node.driver().co_activate(co)?;
+    node.path.taken_over();
     request_path::co_refresh_length(node, co).map(|_| ())
 }
 

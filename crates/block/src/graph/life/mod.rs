@@ -18,7 +18,6 @@ use super::{Graph, GraphError, NodeId, lock};
 use crate::graph::node::BlockNode;
 
 /// Where a node is in its life. Changed under the lock of the graph.
-#[derive(Default)]
 pub(crate) struct Life {
     closed: AtomicBool,
     /// An [`Activity`].
@@ -38,6 +37,11 @@ pub(crate) enum Activity {
 }
 
 impl Life {
+    pub(super) fn new(activity: Activity) -> Life {
+        let (closed, belongs_to_users) = Default::default();
+        Life { closed, activity: AtomicU8::new(activity as u8), belongs_to_users }
+    }
+
     pub(crate) fn activity(&self) -> Activity {
         let stored = self.activity.load(Ordering::SeqCst);
         let all = [Activity::Active, Activity::Waking];
