@@ -141,6 +141,7 @@ pub const HOUSES: &[House] = &[
             &["terminal"],
             &["wait_mode"],
             &["error"],
+            &["objects"],
             &["metrics"],
             &["daemon"],
             &["exports"],

@@ -24,6 +24,12 @@ pub enum ExportError {
     /// There is no such thread.
     #[error("iothread \"{0}\" not found")]
     NoSuchIothread(String),
+    /// There is no such object.
+    #[error("object '{0}' not found")]
+    NoSuchObject(String),
+    /// The object is something else.
+    #[error("object '{0}' is of another type")]
+    OtherObject(String),
     /// Exports of this type are served by the main thread alone.
     #[error(
         "exports of type {0} are served by the main thread, and cannot be fixed to an iothread"

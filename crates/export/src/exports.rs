@@ -12,7 +12,7 @@ use coblk_qapi::{is_identifier, shorten};
 
 use crate::error::ExportError;
 use crate::export::{Export, ExportInfo, RemoveMode};
-use crate::export_type::{ErrorReporter, ExportIoError, Exporting, Tell};
+use crate::export_type::{ErrorReporter, ExportIoError, Exporting, FindObjects, Tell};
 use crate::options::ExportOptions;
 use crate::registry::ExportTypes;
 
@@ -66,7 +66,7 @@ impl Exports {
         &self.types
     }
 
-    /// Shows a node to others. `iothread` finds the contexts that options name. Suspends.
+    /// Shows a node to others. `objects` finds what options name. Suspends.
     ///
     /// # Errors
     /// If the options are wrong, the name is taken, there is no such type, node or thread, or the node
@@ -76,7 +76,7 @@ impl Exports {
         &self,
         co: &Co<'_>,
         nodes: &Blockdevs,
-        iothread: impl Fn(&str) -> Option<AioHandle>,
+        objects: &impl FindObjects,
         options: ExportOptions,
     ) -> Result<RunningExport, ExportError> {
         let (kind, make) = self.types.read(&options)?;
@@ -86,8 +86,9 @@ impl Exports {
         if options.writable && node.is_read_only() {
             return Err(ExportError::ReadOnlyNode);
         }
-        let context =
-            |id: &String| iothread(id).ok_or_else(|| ExportError::NoSuchIothread(shorten(id)));
+        let context = |id: &String| {
+            objects.iothread(id).ok_or_else(|| ExportError::NoSuchIothread(shorten(id)))
+        };
         let contexts: Vec<AioHandle> =
             options.iothreads.iter().map(context).collect::<Result<_, _>>()?;
         let reporter = ErrorReporter {
@@ -100,8 +101,8 @@ impl Exports {
         if wakes {
             node.co_set_active(co, true)?;
         }
-        let (options_of_all, contexts) = (&options, contexts.as_slice());
-        let making = Exporting { co, options: options_of_all, node: &node, contexts, reporter };
+        let (common, contexts) = (&options, contexts.as_slice());
+        let making = Exporting { co, options: common, node: &node, contexts, reporter, objects };
         let made = make(&making).and_then(|export| {
             let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
             let is_there = || nodes.node(&options.node_name).is_some_and(is_same);

@@ -4,7 +4,8 @@
 //! be part of other programs.
 //!
 //! * [`daemon`]: [`Daemon`](daemon::Daemon), what there is and what can be done to it;
-//! * [`builder`]: which types of exports and which commands a daemon has;
+//! * [`builder`]: which types of exports and objects and which commands a daemon has;
+//! * [`objects`]: the types of objects;
 //! * [`exports`]: the types of exports that are the daemon's own;
 //! * [`options`]: what can be said to it, as serde structs with QEMU's names;
 //! * [`command_line`]: options in the order given, each a call of a method of the daemon;
@@ -20,6 +21,7 @@ pub mod exports;
 mod leftovers;
 mod logging;
 mod metrics;
+pub mod objects;
 pub mod options;
 mod pid_file;
 mod qmp;

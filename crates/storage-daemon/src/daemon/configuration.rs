@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use coblk::qapi::to_argument;
 
 use super::Daemon;
-use crate::options::{MetricsOptions, MonitorOptions, NbdServerOptions, ObjectOptions};
+use crate::options::{MetricsOptions, MonitorOptions, NbdServerOptions};
 
 /// What is not asked of nodes, exports and objects themselves.
 #[derive(Default)]
@@ -21,11 +21,8 @@ impl Daemon {
     /// process is not among them: `--daemonize`, `--pidfile` and `--trace`.
     pub fn configuration(&self) -> Vec<(&'static str, OsString)> {
         let mut options = Vec::new();
-        let objects = self.properties.borrow();
-        options.extend(objects.iter().map(|(id, kind)| {
-            let object = ObjectOptions { id: id.clone(), kind: kind.clone() };
-            ("object", to_argument(&object, "qom-type"))
-        }));
+        let objects = self.objects.options();
+        options.extend(objects.iter().map(|object| ("object", to_argument(object, "qom-type"))));
         let nodes = self.blockdevs.options();
         options.extend(nodes.iter().map(|node| ("blockdev", to_argument(node, "driver"))));
         let configured = self.configured.borrow();

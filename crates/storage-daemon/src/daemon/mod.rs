@@ -10,7 +10,6 @@ mod metrics;
 mod monitors;
 mod nbd_server;
 mod objects;
-mod properties;
 mod shutdown;
 mod sizes;
 mod tls;
@@ -33,12 +32,11 @@ use configuration::Configured;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
 use monitors::Chardev;
-use objects::Object;
-pub use properties::IothreadInfo;
 
 pub use crate::error::DaemonError;
 use crate::metrics::MetricsServer;
-use crate::options::{ObjectKind, OptionError};
+use crate::objects::{ObjectTypes, Objects};
+use crate::options::OptionError;
 
 /// A storage daemon on the thread of one context.
 ///
@@ -68,9 +66,7 @@ use crate::options::{ObjectKind, OptionError};
 /// ```
 pub struct Daemon {
     blockdevs: Blockdevs,
-    objects: RefCell<BTreeMap<String, Object>>,
-    /// What they are now.
-    properties: RefCell<BTreeMap<String, ObjectKind>>,
+    objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
     /// With the server, at most one.
@@ -106,6 +102,7 @@ type Subscriber = Rc<dyn Fn(&AioContext, &Event)>;
 /// What a daemon is made of that its [builder](crate::builder::DaemonBuilder) knows.
 pub(crate) struct Parts {
     pub(crate) types: ExportTypes,
+    pub(crate) objects: ObjectTypes,
     /// One of these types.
     pub(crate) nbd: Rc<NbdExportType>,
     pub(crate) commands: CommandTable,
@@ -116,7 +113,7 @@ impl Daemon {
     /// One on `ctx`, of the parts that `parts` makes; it may keep the reference.
     pub(crate) fn with(ctx: &AioContext, parts: impl FnOnce(&Weak<Daemon>) -> Parts) -> Rc<Daemon> {
         Rc::new_cyclic(|me: &Weak<Daemon>| {
-            let Parts { types, nbd, commands, version } = parts(me);
+            let Parts { types, objects, nbd, commands, version } = parts(me);
             let own = Weak::clone(me);
             let (events, delivering) = EventSender::new(ctx, move |ctx, event| {
                 if let Some(daemon) = own.upgrade() {
@@ -136,8 +133,7 @@ impl Daemon {
             );
             Daemon {
                 blockdevs: Blockdevs::new(),
-                objects: RefCell::default(),
-                properties: RefCell::default(),
+                objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,
                 nbd,

@@ -15,6 +15,7 @@ use coblk::block::options::BlockdevError;
 
 use super::nbd_server::is_nbd;
 use super::{Daemon, Event, ShutdownCause};
+use crate::objects::throttle_group;
 
 /// For how long calls are waited for that hold nothing that could be lost: commands, threads.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ impl Daemon {
         }
         let told = self.tell_what_is_in_the_way(co.context());
         // Nobody is to wait for its turn at the end.
-        self.lift_limits();
+        throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
         self.close_exports(co);
         // What waits for a server to come back would wait for ever.
@@ -108,7 +109,6 @@ impl Daemon {
 
     fn co_end_objects(&self, co: &Co<'_>) {
         let objects = self.objects.take();
-        self.properties.take();
         let ended = Rc::new(Cell::new(false));
         let told = Rc::clone(&ended);
         let waited = co.timeout(PATIENCE, "end objects", move |co| {

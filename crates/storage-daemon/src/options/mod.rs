@@ -19,8 +19,6 @@ mod export;
 mod metrics;
 mod nbd_server;
 mod object;
-mod throttle;
-mod tls;
 
 pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
 pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
@@ -32,9 +30,8 @@ pub use coblk::qapi::{Error as OptionError, Size, from_argument};
 pub use export::VhostUserBlkExportOptions;
 pub use metrics::MetricsOptions;
 pub use nbd_server::NbdServerOptions;
-pub use object::{IothreadOptions, ObjectKind, ObjectOptions};
-pub use throttle::ThrottleGroupOptions;
-pub use tls::{TlsCredsX509Options, TlsEndpoint};
+pub use object::ObjectOptions;
+pub(crate) use object::{Common as ObjectCommon, TAG as OBJECT_TAG};
 
 #[cfg(test)]
 mod tests;
