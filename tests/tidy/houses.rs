@@ -129,6 +129,7 @@ pub const HOUSES: &[House] = &[
             &["control"],
             &["options"],
             &["export"],
+            &["export_type"],
         ],
     ),
     (
@@ -144,7 +145,6 @@ pub const HOUSES: &[House] = &[
             &["objects"],
             &["metrics"],
             &["daemon"],
-            &["exports"],
             &["qmp"],
             &["builder"],
             &["trace_events"],

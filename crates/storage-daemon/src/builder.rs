@@ -5,14 +5,15 @@ use std::rc::Rc;
 use coblk::export::{ExportType, ExportTypes};
 use coblk::nbd::NbdExportType;
 use coblk::qmp::QmpError;
+use coblk::vhost_user_blk::VhostUserBlkExportType;
 use coblk::{AioContext, Co};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::daemon::{Daemon, Parts};
-use crate::exports::VhostUserBlkExportType;
 use crate::objects::{ObjectType, ObjectTypes};
 use crate::qmp::{self, Commands};
+use crate::sockets::DaemonSockets;
 
 /// A daemon in the making: with the types of exports and objects and the commands of this crate, and with
 /// those that are added.
@@ -58,7 +59,7 @@ impl Daemon {
     pub fn builder() -> DaemonBuilder {
         let (mut types, nbd) = (ExportTypes::new(), Rc::<NbdExportType>::default());
         types.add(Rc::clone(&nbd));
-        types.add(VhostUserBlkExportType);
+        types.add(VhostUserBlkExportType::new(DaemonSockets));
         DaemonBuilder { types, objects: ObjectTypes::default(), nbd, commands: Vec::new() }
     }
 }

@@ -6,7 +6,6 @@
 //! * [`daemon`]: [`Daemon`](daemon::Daemon), what there is and what can be done to it;
 //! * [`builder`]: which types of exports and objects and which commands a daemon has;
 //! * [`objects`]: the types of objects;
-//! * [`exports`]: the types of exports that are the daemon's own;
 //! * [`options`]: what can be said to it, as serde structs with QEMU's names;
 //! * [`command_line`]: options in the order given, each a call of a method of the daemon;
 //! * [`run`]: the life of the process: start, signals, pid file, end.
@@ -17,7 +16,6 @@ pub mod command_line;
 pub mod daemon;
 mod daemonize;
 mod error;
-pub mod exports;
 mod leftovers;
 mod logging;
 mod metrics;

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use coblk::block::{ErrorAction, IoStatus, RequestKind};
 use coblk::export::ExportError;
+use coblk::export::RemoveMode;
 use coblk::options::NodeOptions;
 use coblk::{AioContext, AioHandle, Co};
 use coblk_storage_daemon::daemon::{Daemon, DaemonError, Event, IoError, ShutdownCause};
-use coblk_storage_daemon::exports::RemoveMode;
 use coblk_storage_daemon::options::from_argument;
 use coblk_tests::nbd::{MAGIC, choose, request};
 use serde_json::json;

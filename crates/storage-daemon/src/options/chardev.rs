@@ -3,14 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coblk::aio::net::SocketAddress;
+use coblk::aio::net::{InetMembers, SocketAddress, UnixAddress};
 use coblk::qapi::{FromParts, Only, Parts, path, shorten};
 use serde::de::MapAccess;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
-
-use super::address::{self, InetMembers, unix};
 
 /// Backends that QEMU has, and that are not here.
 const ABSENT: [&str; 19] = [
@@ -128,13 +126,18 @@ impl Socket {
     }
 
     fn address<E: de::Error>(self, inet: InetMembers) -> Result<SocketAddress, E> {
-        let is_inet = [self.port.is_some(), inet.to.is_some(), self.host.is_some()].contains(&true);
+        let is_inet = [self.port.is_some(), inet.has_range(), self.host.is_some()].contains(&true);
         match (self.path, self.fd) {
             (Some(path), None) => {
                 let members = [("host", self.host.is_some()), ("port", self.port.is_some())];
                 match members.into_iter().find(|(_, is_there)| *is_there) {
                     Some((name, _)) => Err(E::unknown_field(name, &[])),
-                    None => Ok(SocketAddress::Unix(unix(path, self.r#abstract, self.tight))),
+                    None => {
+                        let mut address = UnixAddress::new(path);
+                        address.is_abstract = self.r#abstract.unwrap_or(false);
+                        address.is_tight = self.tight.unwrap_or(true);
+                        Ok(SocketAddress::Unix(address))
+                    }
                 }
             }
             (None, Some(fd)) if !is_inet => Ok(SocketAddress::Fd(fd)),
@@ -191,7 +194,7 @@ impl Serialize for ChardevOptions {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut members = match &self.backend {
             ChardevBackend::Socket(socket) => {
-                let address = address::serialize(&socket.address, serde_json::value::Serializer);
+                let address = serde_json::to_value(&socket.address);
                 let mut address = address.map_err(S::Error::custom)?;
                 let mut members = address.as_object_mut().map(std::mem::take).unwrap_or_default();
                 members.remove("type");

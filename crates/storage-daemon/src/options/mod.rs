@@ -13,9 +13,7 @@
 //! # Ok::<(), coblk_storage_daemon::options::OptionError>(())
 //! ```
 
-mod address;
 mod chardev;
-mod export;
 mod metrics;
 mod nbd_server;
 mod object;
@@ -27,7 +25,7 @@ pub use coblk::export::{ExportOptions, OnError};
 pub use coblk::nbd::NbdExportOptions;
 pub(crate) use coblk::qapi::is_identifier;
 pub use coblk::qapi::{Error as OptionError, Size, from_argument};
-pub use export::VhostUserBlkExportOptions;
+pub use coblk::vhost_user_blk::VhostUserBlkExportOptions;
 pub use metrics::MetricsOptions;
 pub use nbd_server::NbdServerOptions;
 pub use object::ObjectOptions;
