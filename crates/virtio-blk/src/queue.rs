@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use coblk_aio::{
-    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest,
+    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest, Wanted,
 };
 
 use crate::chain::Chain;
@@ -59,6 +59,8 @@ pub(crate) struct DeviceQueue {
     /// Heads that were taken, and that the backend has given back. What becomes of them is decided
     /// when the queue has ended.
     put_back: RefCell<Vec<u16>>,
+    /// The driver waits for what its requests do.
+    pub(crate) wanted: Wanted,
     /// The device was dropped with requests in flight.
     abandoned: Cell<bool>,
     /// Until they have ended the backend holds nothing.
@@ -104,6 +106,7 @@ impl DeviceQueue {
                 is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
                 put_back: RefCell::default(),
+                wanted: Wanted::new(),
                 abandoned: Cell::new(false),
                 giving_back: Cell::new(None),
             }
@@ -221,6 +224,14 @@ impl DeviceQueue {
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
         self.ring.borrow().next_avail
+    }
+
+    /// [`co_stop`](Self::co_stop) when the driver has gone. A request that goes on in pieces comes back behind the
+    /// piece at hand, as those do that the backend holds.
+    pub(crate) fn co_give_up(&self, co: &Co<'_>) -> u16 {
+        // Before anything else runs: what comes back finds a queue that stops.
+        self.wanted.give_up();
+        self.co_stop(co)
     }
 
     /// Ends the queue, to go on with it.

@@ -312,6 +312,16 @@ impl VirtioBlk {
         Some(next_index)
     }
 
+    /// [Stops](Self::co_stop_queue) a queue whose driver has gone. A discard or a write of zeroes that goes on in
+    /// pieces ends behind the piece at hand, and becomes what of held requests is said there: in the log it
+    /// stays unanswered, and is done all over by the device that comes next.
+    pub fn co_give_up_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
+        let queue = self.queue(index).ok()?;
+        let next_index = queue.co_give_up(co);
+        self.remove(index, &queue);
+        Some(next_index)
+    }
+
     /// [Stops](Self::co_stop_queue) a queue that is to go on, in other memory perhaps: what a stopped
     /// backend holds is neither answered nor forgotten, but part of the result. `None` if it did
     /// not run.
