@@ -144,7 +144,7 @@ impl Exports {
         }
     }
 
-    /// Lets clients in, also of exports to come. Those who have connected before were waiting.
+    /// Lets clients in, also of exports to come. Clients that have connected before were waiting.
     pub fn begin(&self) {
         if !self.serving.replace(true) {
             self.all().iter().for_each(|running| running.0.export.begin());

@@ -58,7 +58,7 @@ impl Default for QmpVersion {
     }
 }
 
-/// Serves one client after the other on the loop of one context. Those who come while there is one
+/// Serves one client after the other on the loop of one context. Others that come while there is one
 /// wait, as with QEMU.
 ///
 /// It stays on the context's thread. Dropping it disconnects the client;

@@ -73,7 +73,7 @@ pub enum DaemonError {
     /// There is no such object.
     #[error("object '{0}' not found")]
     NoSuchObject(String),
-    /// Somebody refers to the object.
+    /// Others refer to the object.
     #[error("object '{0}' is in use, can not be deleted")]
     ObjectInUse(String),
     /// There is no such thread.

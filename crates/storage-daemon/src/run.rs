@@ -84,7 +84,7 @@ pub fn main_with(
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nobody may be there to read it.
+    // The reader may have gone.
     let _ = writeln!(std::io::stderr(), "{PROGRAM}: {error}");
     ExitCode::FAILURE
 }

@@ -57,7 +57,7 @@ fn many_check(daemon: &StorageDaemon) {
 
 #[test]
 fn without_threads_the_loop_does_the_work() {
-    // The limit counts the threads of a user, and does not bind root: somebody else, who has no
+    // The limit counts the threads of a user, and does not bind root: another user, with no
     // other.
     let user = "61735";
     let dir = tempfile::tempdir().unwrap();

@@ -43,7 +43,7 @@ impl Running {
         let thread = std::thread::spawn(move || {
             let ctx = AioContext::for_test().unwrap();
             let daemon = Daemon::new(&ctx);
-            // Nobody may listen any more at the end.
+            // The test may have stopped listening at the end.
             daemon.subscribe(move |_, event| drop(tell.send(event.clone())));
             let server = json!({"addr": {"type": "unix", "path": socket}});
             ctx.run(|co| daemon.nbd_server_start(co, coblk::qapi::from_value(server).unwrap()))
@@ -189,7 +189,7 @@ fn an_export_stops_at_an_error_and_goes_on_when_it_is_resumed() {
     assert!(running.call(|daemon, _| daemon.export_resume("e1")).is_err());
 }
 
-/// Nobody is left to resume it: what was held fails, and the export goes.
+/// It will not be resumed any more: what was held fails, and the export goes.
 #[test]
 fn an_export_that_has_stopped_can_be_removed() {
     let running = Running::new();

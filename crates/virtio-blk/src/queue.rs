@@ -148,7 +148,7 @@ impl DeviceQueue {
         notifier: &EventNotifier,
     ) -> std::io::Result<()> {
         self.unwatch();
-        // A descriptor of our own, so that the caller may close his.
+        // A descriptor of our own, so that the caller may close its own.
         let own = Rc::new(notifier.try_clone()?);
         let kicked = Rc::clone(&own);
         let me = Rc::downgrade(self);
@@ -174,12 +174,12 @@ impl DeviceQueue {
         if self.is_running() {
             self.is_polled.set(true);
             let ring = self.ring.borrow();
-            // A ring that cannot be accessed is found out by whoever looks at it next.
+            // A ring that cannot be accessed is found out when it is looked at next.
             let _ = ring.map(&self.mem).and_then(|rings| ring.disable_notification(&rings));
         }
     }
 
-    /// Nobody looks at the ring any more unless the driver kicks.
+    /// The ring is not looked at any more unless the driver kicks.
     fn end_polling(&self) {
         if self.is_polled.replace(false) && self.is_running() {
             let ring = self.ring.borrow();
@@ -320,7 +320,7 @@ impl DeviceQueue {
         self.is_running()
     }
 
-    /// Takes requests back, for whoever serves the queue next.
+    /// Takes requests back, for the device that serves the queue next.
     #[cold]
     pub(crate) fn put_back(&self, requests: impl Iterator<Item = PendingRequest>) {
         let mut put_back = self.put_back.borrow_mut();

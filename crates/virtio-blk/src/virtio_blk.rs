@@ -342,7 +342,7 @@ impl VirtioBlk {
     }
 
     fn remove(&self, index: u16, queue: &Rc<DeviceQueue>) {
-        // Unless somebody else was as quick as we.
+        // Unless another stop was as quick.
         if let Some(slot) = self.queues.borrow_mut().get_mut(usize::from(index))
             && slot.as_ref().is_some_and(|it| Rc::ptr_eq(it, queue))
         {
@@ -351,8 +351,8 @@ impl VirtioBlk {
     }
 
     /// Stops all queues and forgets what was negotiated, as a driver's reset does. Afterwards the
-    /// device does not touch guest memory any more. Requests that a stopped backend holds, of
-    /// whoever, end with an error.
+    /// device does not touch guest memory any more. Requests that a stopped backend holds, of all
+    /// its users, end with an error.
     pub fn co_reset(&self, co: &Co<'_>) {
         let _reporting = self.shared.backend.report_errors();
         for index in 0..self.shared.config.num_queues {

@@ -1,4 +1,4 @@
-//! The device's view of one split virtqueue: which heads are available, which are used, and who
+//! The device's view of one split virtqueue: which heads are available, which are used, and which side
 //! wants to be told about it.
 //!
 //! ```text

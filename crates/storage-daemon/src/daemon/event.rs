@@ -7,7 +7,7 @@ use coblk::block::{ErrorAction, RequestKind, ThresholdPassed};
 use coblk::export::ExportIoError;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
-/// Something that somebody may want to know.
+/// Something that a subscriber may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

@@ -158,7 +158,7 @@ impl Daemon {
         })
     }
 
-    /// Everything has been set up: lets clients in. Those who have connected before were waiting.
+    /// Everything has been set up: lets clients in. Clients that have connected before were waiting.
     pub fn begin(&self) {
         self.serving.set(true);
         self.exports.begin();
@@ -184,7 +184,7 @@ impl Daemon {
         self.quit.get()
     }
 
-    /// Has every event told to somebody, on the daemon's thread, outside of coroutines or inside.
+    /// Has every event told to a subscriber, on the daemon's thread, outside of coroutines or inside.
     pub fn subscribe(&self, subscriber: impl Fn(&AioContext, &Event) + 'static) {
         self.subscribers.borrow_mut().push(Rc::new(subscriber));
     }

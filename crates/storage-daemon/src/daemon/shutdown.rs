@@ -32,7 +32,7 @@ impl Daemon {
             self.emit(co.context(), &Event::Shutdown(cause));
         }
         let told = self.tell_what_is_in_the_way(co.context());
-        // Nobody is to wait for its turn at the end.
+        // No request is to wait for its turn at the end.
         throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
         self.close_exports(co);
@@ -73,14 +73,14 @@ impl Daemon {
         }
     }
 
-    /// Without effect as long as somebody uses the node.
+    /// Without effect as long as the node has users.
     fn begin_to_close_node(self: &Rc<Self>, co: &Co<'_>, name: String) {
         let daemon = Rc::clone(self);
         co.context().spawn("close node", move |co| {
             daemon.ending.set(daemon.ending.get() + 1);
             let closed = daemon.blockdevs.co_close(co, &name);
             daemon.ending.set(daemon.ending.get() - 1);
-            // Only then somebody can have waited, and there may be others to be closed now.
+            // The end may wait for that, and for others that can be closed now.
             match closed {
                 Ok(()) => daemon.wake_waiters(),
                 Err(BlockdevError::Graph(error @ GraphError::Close { .. })) => {

@@ -5,9 +5,9 @@
 //!
 //! * [`iothread`]: threads that exports are served by;
 //! * [`throttle_group`]: limits for nodes;
-//! * [`tls_creds_x509`]: who the NBD server is, and whom it lets in.
+//! * [`tls_creds_x509`]: who the NBD server is, and which clients it lets in.
 //!
-//! Whoever needs an object finds it by its id and its Rust type: [`Objects::find`], for an export
+//! An object is found by its id and its Rust type: [`Objects::find`], for an export
 //! [`Exporting::object`](coblk::export::Exporting::object).
 
 pub mod iothread;

@@ -40,7 +40,7 @@ pub trait ObjectType: 'static {
     /// Must not suspend.
     ///
     /// # Errors
-    /// If it is in use, in a way that does not show by who holds it.
+    /// If it is in use, in a way that does not show by a handle on it.
     fn release(
         &self,
         _place: &ObjectPlace<'_, '_>,

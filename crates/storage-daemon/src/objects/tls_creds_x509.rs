@@ -1,5 +1,5 @@
-//! `tls-creds-x509`: who the NBD server is, and whom it lets in. Without the feature `tls` it can be read,
-//! and not made.
+//! `tls-creds-x509`: who the NBD server is, and which clients it lets in. Without the feature `tls` its
+//! options can be read, and no object is made of them.
 
 use std::path::PathBuf;
 

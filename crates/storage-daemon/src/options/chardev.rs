@@ -49,7 +49,7 @@ pub struct SocketChardev {
     /// `wait`: the daemon goes on only when a client has connected; for a server, and its default.
     pub wait: bool,
     /// `reconnect-ms`: after what time a connection that cannot be made or has ended is tried again;
-    /// for who connects. Never by default.
+    /// for a device that connects. Never by default.
     pub reconnect: Option<Duration>,
 }
 

@@ -43,7 +43,7 @@ struct Info {
     iops_rd: u64,
     iops_wr: u64,
     write_threshold: u64,
-    /// Ours: the nodes it stands on.
+    /// Ours: the nodes below it.
     #[serde(rename = "x-coblk-children")]
     children: Vec<Child>,
 }

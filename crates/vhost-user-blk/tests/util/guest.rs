@@ -48,7 +48,7 @@ pub fn negotiate(socket: &Path, without: u64) -> Frontend {
     negotiate_on(UnixStream::connect(socket).unwrap(), without)
 }
 
-/// [`negotiate`], on a connection that somebody else may write to as well.
+/// [`negotiate`], on a connection that the test may write to as well.
 pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
     let mut front = Frontend::from_stream(stream, 1);
     front.set_owner().unwrap();
