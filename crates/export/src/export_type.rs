@@ -1,6 +1,7 @@
 //! [`ExportType`]: a type of exports, and what it is given to make one.
 
 use std::any::Any;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -165,5 +166,11 @@ impl ErrorReporter {
     pub fn report(&self, event: ErrorEvent) {
         let (id, node_name) = (self.id.clone(), self.node_name.clone());
         (self.tell)(ExportIoError { id, node_name, event });
+    }
+}
+
+impl fmt::Debug for ErrorReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ErrorReporter").field("id", &self.id).finish_non_exhaustive()
     }
 }

@@ -275,3 +275,9 @@ impl fmt::Debug for RunningExport {
         self.info().fmt(f)
     }
 }
+
+impl fmt::Debug for Exports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all()).finish()
+    }
+}

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// # Ok::<(), coblk_qapi::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExportOptions {
     /// `type`: the name of an [`ExportType`](crate::ExportType).
     pub kind: String,
@@ -54,6 +55,7 @@ impl ExportOptions {
 /// What happens when a request fails, in the words of QEMU's devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum OnError {
     /// The client is told. The default.
     #[default]

@@ -1,6 +1,7 @@
 //! [`ExportTypes`]: the types of exports that there are, and what each makes of its options.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::rc::Rc;
 
 use coblk_qapi::{Deferred, Error, Schema, shorten};
@@ -34,6 +35,12 @@ impl<T: ExportType> AnyType for T {
 /// Types of exports, by name.
 #[derive(Default)]
 pub struct ExportTypes(BTreeMap<&'static str, Rc<dyn AnyType>>);
+
+impl fmt::Debug for ExportTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl ExportTypes {
     /// None.

@@ -1,5 +1,6 @@
 //! [`DaemonBuilder`]: what a daemon is made of, and what a program adds to it.
 
+use std::fmt;
 use std::rc::Rc;
 
 use coblk::export::{ExportType, ExportTypes};
@@ -123,5 +124,15 @@ impl DaemonBuilder {
             }
         });
         daemon
+    }
+}
+
+impl fmt::Debug for DaemonBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DaemonBuilder")
+            .field("exports", &self.types)
+            .field("objects", &self.objects)
+            .field("commands", &self.commands.len())
+            .finish_non_exhaustive()
     }
 }

@@ -24,6 +24,7 @@ pub struct PidFile {
 
 /// Why there is no pid file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PidFileError {
     /// It cannot be created.
     #[error("Could not create '{path}': {source}")]

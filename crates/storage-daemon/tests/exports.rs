@@ -173,14 +173,12 @@ fn an_export_stops_at_an_error_and_goes_on_when_it_is_resumed() {
     running.export("nbd,id=e0,node-name=disk,writable=on,werror=enospc").unwrap();
     let mut client = connect(&running.socket());
     write(&mut client);
-    let error = IoError {
-        id: "e0".to_owned(),
-        node_name: "disk".to_owned(),
-        kind: RequestKind::Write,
-        errno: 28,
-        action: ErrorAction::Stop,
+    let Event::BlockIoError(IoError { id, node_name, kind, errno, action, .. }) = running.event()
+    else {
+        panic!("another event");
     };
-    assert_eq!(running.event(), Event::BlockIoError(error));
+    assert_eq!((id.as_str(), node_name.as_str(), errno), ("e0", "disk", 28));
+    assert_eq!((kind, action), (RequestKind::Write, ErrorAction::Stop));
     let status = || running.call(|daemon, _| daemon.exports()[0].io_status);
     assert_eq!(status(), IoStatus::NoSpace);
     running.call(|daemon, _| daemon.export_resume("e0")).unwrap();

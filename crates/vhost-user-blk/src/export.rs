@@ -1,6 +1,7 @@
 //! [`VhostUserBlk`]: the listening socket, one front end at a time, and the end.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -173,6 +174,15 @@ impl VhostUserBlk {
             });
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for VhostUserBlk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostUserBlk")
+            .field("name", &self.name())
+            .field("is_in_use", &self.is_in_use())
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@
 //! requests begins in `device.rs`.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
 
 /// Why a device or a queue cannot be set up.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VirtioBlkError {
     /// The configuration is wrong.
     #[error(transparent)]
@@ -376,5 +378,11 @@ impl VirtioBlk {
         let queues = self.queues.borrow();
         let queue = queues.get(usize::from(index)).and_then(Option::as_ref);
         queue.cloned().ok_or(VirtioBlkError::NotRunning(index))
+    }
+}
+
+impl fmt::Debug for VirtioBlk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioBlk").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }

@@ -19,6 +19,7 @@ use crate::trace_events;
 
 /// What is to be done.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Request {
     /// Run the daemon.
     Run(CommandLine),
@@ -28,6 +29,7 @@ pub enum Request {
 
 /// How the daemon is to run.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct CommandLine {
     /// What to do before it serves, in this order.
     pub jobs: Vec<Job>,
@@ -43,6 +45,7 @@ pub struct CommandLine {
 
 /// An option that makes something, with its text. It is read when its turn comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Job {
     option: &'static str,
     text: OsString,

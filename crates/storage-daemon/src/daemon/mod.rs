@@ -16,6 +16,7 @@ mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::ErrorKind;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -340,5 +341,14 @@ struct Limit {
 impl Limit {
     fn is_over(&self, co: &Co<'_>) -> bool {
         co.context().now_ns() >= self.end_ns
+    }
+}
+
+impl fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Daemon")
+            .field("exports", &self.exports)
+            .field("objects", &self.objects)
+            .finish_non_exhaustive()
     }
 }

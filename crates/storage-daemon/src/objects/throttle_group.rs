@@ -26,6 +26,7 @@ type Numbers = BTreeMap<String, i64>;
 
 /// Limits that nodes share, as they were given: by name, as `iops-total-max`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ThrottleGroupOptions {
     #[serde(rename = "limits", skip_serializing_if = "Numbers::is_empty")]
     given: Numbers,

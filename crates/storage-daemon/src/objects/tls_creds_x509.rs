@@ -26,6 +26,7 @@ pub enum TlsCredentials {}
 /// Certificates and a key in a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Fields", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct TlsCredsX509Options {
     /// `dir`: has `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, and may have `ca-crl.pem`.
     #[serde(serialize_with = "path::option::serialize")]
@@ -41,6 +42,7 @@ pub struct TlsCredsX509Options {
 /// Whose credentials they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum TlsEndpoint {
     /// A client's; QEMU's default.
     #[default]

@@ -20,6 +20,7 @@ pub(crate) const BACKENDS: [&str; 2] = ["socket", "stdio"];
 
 /// A character device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChardevOptions {
     /// `id`.
     pub id: String,
@@ -29,6 +30,7 @@ pub struct ChardevOptions {
 
 /// What a character device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ChardevBackend {
     /// `socket`.
     Socket(SocketChardev),
@@ -41,6 +43,7 @@ pub enum ChardevBackend {
 
 /// A socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SocketChardev {
     /// `path`, or `host` and `port`, or `fd`.
     pub address: SocketAddress,
@@ -227,6 +230,7 @@ impl Serialize for ChardevOptions {
 /// A monitor on a character device.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct MonitorOptions {
     /// `chardev`: where.
     pub chardev: String,
@@ -243,6 +247,7 @@ pub struct MonitorOptions {
 /// What a monitor speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MonitorMode {
     /// The QEMU Machine Protocol.
     #[default]

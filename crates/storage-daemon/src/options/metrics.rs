@@ -10,6 +10,7 @@ use super::{OptionError, from_argument};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
 pub struct MetricsOptions {
     /// `addr`.
     pub addr: SocketAddress,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Where the NBD server listens, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Fields", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct NbdServerOptions {
     /// `addr`.
     pub addr: SocketAddress,

@@ -17,6 +17,7 @@ use serde_json::json;
 /// # Ok::<(), coblk_storage_daemon::options::OptionError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ObjectOptions {
     /// `qom-type`: the name of an [`ObjectType`](crate::objects::ObjectType).
     pub kind: String,

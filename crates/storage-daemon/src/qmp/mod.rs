@@ -80,7 +80,9 @@ fn node_ref() -> Vec<Schema> {
 /// What clients are told that ask for the version: whose commands these are, and what program it is.
 pub(crate) fn version() -> QmpVersion {
     let package = concat!("coblk-storage-daemon ", env!("CARGO_PKG_VERSION")).to_owned();
-    QmpVersion { package, ..QmpVersion::default() }
+    let mut version = QmpVersion::default();
+    version.package = package;
+    version
 }
 
 /// A table in the making.
