@@ -3,13 +3,13 @@
 
 mod util;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, EventNotifier, WaitMode};
 use util::{Log, Recorder, panic_message, watchdog};
@@ -317,11 +317,65 @@ fn a_poll_takes_any_limit() {
 }
 
 #[test]
-fn a_loop_that_has_nothing_to_do_gives_back_the_memory_of_idle_stacks() {
+fn a_loop_gives_back_the_memory_of_stacks_that_were_not_needed_for_a_while() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        ctx.run(|co| co.yield_now());
+        assert!(coblk_coroutine::has_idle_memory());
+        let handle = ctx.handle();
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_release_idle_memory" {
+                handle.notify();
+            }
+        });
+        // It sleeps without a limit, so nothing but its own patience ends that.
+        recorder.record(|| ctx.poll(true));
+        assert_eq!(recorder.containing("aio_sleep timeout_ns").len(), 0, "{mode:?}");
+        assert_eq!(recorder.containing("aio_release_idle_memory").len(), 1, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_limited_sleep_is_ended_when_stacks_were_not_needed_for_a_while() {
     let _watchdog = watchdog();
     let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| co.yield_now());
-    assert!(coblk_coroutine::has_idle_memory());
-    ctx.poll_timeout(Duration::from_secs(2));
-    assert!(!coblk_coroutine::has_idle_memory());
+    let recorder = Recorder::new();
+    recorder.record(|| ctx.poll_timeout(Duration::from_hours(1)));
+    assert_eq!(recorder.containing("aio_release_idle_memory").len(), 0);
+    recorder.record(|| ctx.poll_timeout(Duration::from_millis(1)));
+    assert_eq!(recorder.containing("aio_release_idle_memory").len(), 1);
+}
+
+#[test]
+fn a_loop_that_needs_its_stacks_sleeps_without_a_limit() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        let (sleeps, slept) = channel();
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_sleep" {
+                sleeps.send(()).unwrap();
+            }
+        });
+        let slept = Rc::new(RefCell::new(Some(slept)));
+        let start = Instant::now();
+        recorder.record(|| {
+            for _ in 0..100 {
+                ctx.run(|co| {
+                    let told = slept.take().unwrap();
+                    let told = co.context().thread_pool().submit_co(co, || {
+                        told.recv().unwrap();
+                        told
+                    });
+                    slept.replace(Some(told));
+                });
+            }
+        });
+        assert!(recorder.containing("aio_sleep").len() >= 100);
+        assert_eq!(recorder.containing("aio_sleep timeout_ns").len(), 0, "{mode:?}");
+        let armings = recorder.containing("aio_arm_idle_timer").len() as u64;
+        assert!((1..=1 + start.elapsed().as_secs()).contains(&armings), "{mode:?}: {armings}");
+    }
 }

@@ -68,7 +68,7 @@ pub use coroutine::{
     serve_woken,
 };
 pub use pool::{
-    PoolStats, ensure_stack, has_idle_memory, pool_stats, release_idle_memory, set_pool_limit,
-    trim_pool,
+    PoolStats, creation_mark, ensure_stack, has_idle_memory, pool_stats, release_idle_memory,
+    set_pool_limit, trim_pool,
 };
 pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};

@@ -121,6 +121,7 @@ impl Inner {
             limit = ring.retry_after();
         }
         let busy = self.polling.end(self);
+        self.patience.before_sleep(self.coarse_ns());
         if !self.shared.prepare_sleep() || busy {
             return Ok(Some(Duration::ZERO));
         }

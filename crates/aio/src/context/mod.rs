@@ -6,6 +6,7 @@
 //! * `shield`: what becomes of a panic;
 //! * `clock`: what time it is;
 //! * `bottom_half`, `timer`, `fd_handler`, `busy_poll`: what a poll runs;
+//! * `patience`: when it gives back the memory of idle stacks;
 //! * `foreign_wait`: the context in another loop;
 //! * `handle`: the context as other threads see it;
 //! * `debug_map`: where a debugger finds it.
@@ -20,6 +21,7 @@ mod debug_map;
 mod fd_handler;
 mod foreign_wait;
 mod handle;
+mod patience;
 mod poll;
 mod shield;
 mod testing;
@@ -49,6 +51,7 @@ use crate::trace_event;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
 use fd_handler::FdHandlers;
+use patience::Patience;
 use timer::TimerList;
 use turn::TurnClock;
 
@@ -113,6 +116,7 @@ pub(crate) struct Inner {
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
+    pub(crate) patience: Patience,
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
     ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,

@@ -8,14 +8,10 @@ use super::{AioContext, Inner};
 use crate::panics;
 use crate::ring::Ring;
 use crate::run_list::{Node, Runner};
-use crate::sys;
 use crate::trace_event;
 
 /// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
 const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
-
-/// After how long without anything to do a loop gives back the memory of stacks that are idle.
-const STACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
 /// calculation with it take is not a time that anything comes back from.
@@ -157,44 +153,27 @@ impl Inner {
     /// `limited`: the caller has set a limit, and not only timers have.
     fn sleep(&self, mut timeout: Option<Duration>, limited: bool) -> io::Result<()> {
         loop {
+            self.patience.before_sleep(self.coarse_ns());
             if !self.shared.prepare_sleep() {
                 return self.collect_events();
             }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            let first = Some(STACK_PATIENCE).filter(|first| {
-                timeout.is_none_or(|timeout| timeout > *first) && coblk_coroutine::has_idle_memory()
-            });
             let kicked = match self.made_ring() {
-                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, first.or(timeout))?,
-                _ => self.fds.wait(first.or(timeout))?,
+                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
+                _ => self.fds.wait(timeout)?,
             };
             let notified = self.shared.accept_notifications();
-            if first.is_some() && !kicked && !notified && !self.has_work() && self.is_idle() {
-                // Coroutines that come next need the tops of their stacks, and these stay.
-                coblk_coroutine::release_idle_memory();
-                self.refresh_coarse_clock();
-                timeout = match timeout {
-                    Some(timeout) if limited => Some(timeout - STACK_PATIENCE),
-                    _ => self.sleep_timeout(),
-                };
-                continue;
-            }
-            // Woken for something that has been served already: see `home.rs`. With a limit of
-            // its own the caller counts on coming back, and loops anyway.
+            // Woken by the timer of idle stacks, or for something that has been served already: see
+            // `home.rs`. With a limit of its own the caller counts on coming back, and loops anyway.
             if !kicked || notified || limited || self.has_work() {
                 return Ok(());
             }
+            self.refresh_coarse_clock();
             timeout = self.sleep_timeout();
             if timeout == Some(Duration::ZERO) {
                 return Ok(());
             }
         }
-    }
-
-    /// Whether the turn that sleeps has lasted for long.
-    fn is_idle(&self) -> bool {
-        let turn_ns = sys::coarse_clock_ns() - self.coarse_ns();
-        u128::try_from(turn_ns).is_ok_and(|turn_ns| turn_ns >= STACK_PATIENCE.as_nanos())
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).
