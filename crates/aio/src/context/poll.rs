@@ -1,7 +1,6 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
 use std::io;
-use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use super::{AioContext, Inner};
@@ -56,13 +55,8 @@ impl AioContext {
     /// that callbacks wake, as outside of any coroutine, at once.
     #[cold]
     fn poll_in_coroutine(&self, limit: Option<Duration>) -> bool {
-        let (policy, mut first) = (self.inner().panics.policy, None);
-        coblk_coroutine::serve_woken(|name, payload| {
-            panics::keep_or_report(name, payload, policy, &mut first);
-        });
-        if let Some(payload) = first {
-            resume_unwind(payload);
-        }
+        let policy = self.inner().panics.policy;
+        coblk_coroutine::serve_woken(|name, payload| panics::keep_or_report(name, payload, policy));
         coblk_coroutine::outside(|| self.poll_outside(limit))
     }
 
