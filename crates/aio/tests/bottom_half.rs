@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, BottomHalf, RemoteBottomHalf};
 use util::{Log, OnDrop, Recorder, panic_message, watchdog};
@@ -44,7 +43,6 @@ fn c30_scheduled_twice_before_a_poll_it_runs_once() {
     bh.schedule();
     bh.schedule();
     bh.remote().schedule();
-    bh.schedule_idle();
     while ctx.poll(false) {}
     assert_eq!(runs.get(), 1);
     bh.schedule();
@@ -261,41 +259,6 @@ fn c37_bottom_halves_of_one_thread_run_in_order() {
 }
 
 #[test]
-fn c38_an_idle_bottom_half_is_no_progress() {
-    let ctx = AioContext::for_test().unwrap();
-    let (bh, runs) = counting(&ctx);
-    bh.schedule_idle();
-    assert!(!ctx.poll(false));
-    assert_eq!(runs.get(), 1);
-    bh.schedule_idle();
-    bh.schedule();
-    assert!(ctx.poll(false), "scheduled for real, it is progress");
-    bh.schedule_idle();
-    bh.remote().schedule();
-    assert!(ctx.poll(true), "also when another thread does it");
-    bh.schedule();
-    bh.schedule_idle();
-    assert!(ctx.poll(true), "in either order");
-    assert_eq!(runs.get(), 4);
-    bh.schedule_idle();
-    bh.cancel();
-    assert!(!ctx.poll(false));
-    assert_eq!(runs.get(), 4);
-}
-
-#[test]
-fn c38_an_idle_bottom_half_lets_a_blocking_poll_wait_10_ms() {
-    let _watchdog = watchdog();
-    let ctx = AioContext::for_test().unwrap();
-    let (bh, runs) = counting(&ctx);
-    bh.schedule_idle();
-    let begin = Instant::now();
-    assert!(!ctx.poll(true), "does not wait forever");
-    assert!(begin.elapsed() >= Duration::from_millis(10), "but waits");
-    assert_eq!(runs.get(), 1);
-}
-
-#[test]
 fn c39_a_context_that_ends_with_a_live_bottom_half_says_which() {
     let recorder = Recorder::new();
     let bh = recorder.record(|| {
@@ -308,7 +271,6 @@ fn c39_a_context_that_ends_with_a_live_bottom_half_says_which() {
     assert_eq!(said.len(), 1);
     assert!(said[0].contains("doomed") && said[0].contains("forgotten"), "{}", said[0]);
     bh.schedule();
-    bh.schedule_idle();
     bh.remote().schedule();
     bh.cancel();
 }

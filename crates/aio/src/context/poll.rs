@@ -9,9 +9,6 @@ use crate::ring::Ring;
 use crate::run_list::{Node, Runner};
 use crate::trace_event;
 
-/// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
-const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
-
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
 /// calculation with it take is not a time that anything comes back from.
 const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -19,8 +16,7 @@ const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
     /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran; idle bottom halves do not count (contract: C40, C41). A blocking poll also returns, and
-    /// without progress, when it was notified, and may when a signal came.
+    /// ran (contract: C40, C41). A blocking poll also returns, and without progress, when it was notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
@@ -214,18 +210,13 @@ impl Inner {
         if self.has_work() {
             return Some(Duration::ZERO);
         }
-        let timeout = self.timers.timeout();
-        if self.queues.idle.is_empty() {
-            return timeout;
-        }
-        Some(timeout.map_or(IDLE_BH_TIMEOUT, |timeout| timeout.min(IDLE_BH_TIMEOUT)))
+        self.timers.timeout()
     }
 
     fn run_bottom_halves(&self) -> bool {
         let running = &self.queues.running;
         running.append(&self.queues.pending);
         self.shared.take_remote(running);
-        running.append(&self.queues.idle);
         if running.is_empty() {
             return false;
         }

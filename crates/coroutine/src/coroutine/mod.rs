@@ -241,37 +241,6 @@ impl Coroutine {
         }
     }
 
-    /// Marks it as scheduled in a list of the caller's, so that any other resume of it fails and
-    /// is told `by`.
-    ///
-    /// It may be marked while it runs, for it may suspend next.
-    ///
-    /// # Panics
-    ///
-    /// If it is already scheduled. contract: C8
-    #[inline]
-    #[track_caller]
-    pub fn set_scheduled(&self, by: &'static str) {
-        if self.control().scheduled_by().is_some() {
-            not_resumable(self);
-        }
-        self.control().set_scheduled_by(Some(by));
-    }
-
-    /// Takes back the mark of [`Coroutine::set_scheduled`], so that it can be resumed.
-    ///
-    /// # Panics
-    ///
-    /// If it waits to run because of [`Coroutine::queue_wake`]: that cannot be taken back.
-    #[inline]
-    #[track_caller]
-    pub fn clear_scheduled(&self) {
-        if self.control().is_queued() && self.control().scheduled_by().is_some() {
-            not_resumable(self);
-        }
-        self.control().set_scheduled_by(None);
-    }
-
     /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the
     /// closure of one that was never resumed. Does nothing to one that has terminated.
     ///
