@@ -89,7 +89,7 @@ fn each_context_registers_it_and_gives_it_back() {
     let image = image(dir.path(), 2);
     let node = node(&image);
     let threads = ["one", "two"].map(|name| {
-        let with_ring = || AioContext::test_builder().wait_mode(WaitMode::Auto);
+        let with_ring = AioContext::test_builder().wait_mode(WaitMode::Auto);
         IoThread::with_builder(name, with_ring).expect("a thread")
     });
     for thread in &threads {

@@ -343,7 +343,7 @@ fn an_iothread_outlives_a_panicking_callback() {
 #[test]
 fn an_iothread_that_stops_says_with_what() {
     let _watchdog = watchdog();
-    let builder = || AioContext::builder().on_panic(PanicPolicy::Stop);
+    let builder = AioContext::builder().on_panic(PanicPolicy::Stop);
     let thread = IoThread::with_builder("io", builder).unwrap();
     thread.handle().schedule(|_| panic!("callback fails"));
     util::until(|| thread.is_finished());

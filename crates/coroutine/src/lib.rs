@@ -40,6 +40,9 @@
 //! dropped while it is suspended is unwound, so its destructors run ([`Coroutine::unwind`]). Both
 //! need `panic = "unwind"`.
 //!
+//! So a coroutine must not be suspended below a frame that cannot be unwound, such as one of C that
+//! has called back.
+//!
 //! While a destructor is suspended that runs because of a panic, [`std::thread::panicking`] is true
 //! for whatever else runs on that thread.
 //!

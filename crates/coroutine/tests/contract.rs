@@ -290,8 +290,7 @@ fn recurse(depth: u64) -> u64 {
 
 /// Guards stacks in the way that kernels before 6.13 leave.
 fn use_fallback_guard(size_bytes: usize) {
-    let guard = Some(GuardKind::Mapping);
-    configure_stacks(StackConfig { size_bytes, guard }).unwrap();
+    configure_stacks(StackConfig::new(size_bytes).guard(GuardKind::Mapping)).unwrap();
 }
 
 #[test]

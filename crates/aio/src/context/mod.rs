@@ -410,7 +410,8 @@ impl AioContext {
         }
     }
 
-    /// Polls until `done` says so; it is asked before each poll.
+    /// Polls until `done` says so; it is asked before each poll. Another thread that makes it so has to
+    /// [`notify`](AioHandle::notify) the loop besides, or it may sleep on.
     pub fn run_until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
             self.poll(true);

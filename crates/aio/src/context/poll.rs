@@ -16,7 +16,8 @@ const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 impl AioContext {
     /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
     /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran (contract: C40, C41). A blocking poll also returns, and without progress, when it was notified, and may when a signal came.
+    /// ran (contract: C40, C41). A blocking poll also returns, and without progress, when it was
+    /// notified, and may when a signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
