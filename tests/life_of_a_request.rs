@@ -61,7 +61,7 @@ impl Scene<'_> {
         // The loop is free while the request is under way.
         self.ctx
             .schedule(|_| tracing::info!(name: "other_work", target: "test", "a bottom half ran"));
-        self.ctx.poll(false);
+        self.ctx.try_poll();
         assert!(!finished.get(), "completed, though its worker was never let go");
         tracing::info!(name: "cue", target: "test", "the worker may go on");
         self.recording.release();

@@ -178,7 +178,7 @@ fn images_come_and_go_while_requests_run() {
         while !drives.borrow().is_empty() {
             let index = (round * 5) % drives.borrow().len();
             drop(drives.borrow_mut().swap_remove(index));
-            ctx.poll(false);
+            ctx.try_poll();
         }
     }
     assert!(images.iter().all(|image| rings_with(image) == 0));

@@ -36,7 +36,7 @@ impl Outer {
             _ => {}
         }
         drop(wait);
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }
 
@@ -125,7 +125,7 @@ fn what_came_before_the_wait_is_not_waited_for() {
     assert_eq!(ctx.prepare_wait().timeout(), None, "accepted by the drop");
     ctx.schedule(|_| ());
     assert_eq!(ctx.prepare_wait().timeout(), Some(Duration::ZERO));
-    ctx.poll(false);
+    ctx.try_poll();
     let handle = ctx.handle();
     std::thread::spawn(move || handle.schedule(|_| ())).join().unwrap();
     assert_eq!(ctx.prepare_wait().timeout(), Some(Duration::ZERO));

@@ -94,17 +94,17 @@ mod tests {
         let note = |ctx: &AioContext| ctx.coroutines()[0].note;
         let first = note(&ctx).expect("a note");
         assert_eq!((first.tag, first.offset, first.bytes), (7, 4096, 512));
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(note(&ctx), None);
-        ctx.poll(false);
+        ctx.try_poll();
         // The next one has the same task, and not the same note.
         ctx.spawn("request", |co| {
             co.note(8, 0, 0);
             co.yield_now();
         });
-        ctx.poll(false);
+        ctx.try_poll();
         ctx.spawn("another", |co| co.yield_now());
         assert_eq!(note(&ctx), None);
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }

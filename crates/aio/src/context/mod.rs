@@ -406,7 +406,7 @@ impl AioContext {
                 drop(coroutine);
                 return result.unwrap_or_else(|panic| resume_unwind(panic));
             }
-            self.poll(true);
+            self.poll();
         }
     }
 
@@ -414,7 +414,7 @@ impl AioContext {
     /// [`notify`](AioHandle::notify) the loop besides, or it may sleep on.
     pub fn run_until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
-            self.poll(true);
+            self.poll();
         }
     }
 }
@@ -478,7 +478,7 @@ impl AioContext {
             while self.inner().aio_jobs.get() > 0 {
                 let culprit = Culprit::Other("a callback, at the end of the context");
                 call_reporting(self.name(), culprit, || {
-                    self.poll(true);
+                    self.poll();
                 });
             }
             let Some(coroutine) = self.inner().tasks.first_live() else { return true };

@@ -14,10 +14,10 @@ use crate::trace_event;
 const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl AioContext {
-    /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
-    /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran (contract: C40, C41). A blocking poll also returns, and without progress, when it was
-    /// notified, and may when a signal came.
+    /// Runs one iteration of the loop: waits until something is ready, then runs bottom halves,
+    /// descriptor handlers and timers, in this order. Returns whether any of them ran (contract:
+    /// C40, C41). It also returns, and without progress, when it was notified, and may when a
+    /// signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
@@ -27,12 +27,23 @@ impl AioContext {
     /// # Panics
     /// With [`PanicPolicy::Stop`](crate::PanicPolicy::Stop), with what a callback or a coroutine
     /// panics with. What was scheduled behind it is not lost: the next poll runs it.
-    pub fn poll(&self, blocking: bool) -> bool {
-        self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
+    pub fn poll(&self) -> bool {
+        self.poll_at_most(None)
     }
 
-    /// A blocking [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come
-    /// back. That the time is up counts as no progress.
+    /// A [`poll`](Self::poll) that does not wait: runs what is ready.
+    ///
+    /// # Panics
+    /// As [`poll`](Self::poll).
+    pub fn try_poll(&self) -> bool {
+        self.poll_at_most(Some(Duration::ZERO))
+    }
+
+    /// A [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come back. That
+    /// the time is up counts as no progress.
+    ///
+    /// # Panics
+    /// As [`poll`](Self::poll).
     pub fn poll_timeout(&self, timeout: Duration) -> bool {
         self.poll_at_most(Some(timeout))
     }
