@@ -1,8 +1,9 @@
 //! Who is told when the length of a backend's node changes.
 //!
 //! A change may come from anywhere: from this backend, another one, another context, a node below, a
-//! node put in the place of another. So whoever may have changed a length has every backend above
-//! look ([`tell`]), each on its own thread, and a backend tells its listener what is news.
+//! node put in the place of another. So a change of length has every backend above look
+//! ([`BlockNode::tell_length`](crate::BlockNode)), each on its own thread, and a backend tells its
+//! listener of a length that is new.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,8 +12,7 @@ use coblk_aio::AioContext;
 
 use crate::backend::BlockBackend;
 use crate::backend::root::{Slot, look_at};
-use crate::graph::node::BlockNode;
-use crate::graph::{self, UserId};
+use crate::graph::UserId;
 
 type Listener = Rc<dyn Fn(&AioContext, u64)>;
 
@@ -54,14 +54,5 @@ impl Slot {
         if let Some(listener) = listener {
             listener(ctx, length);
         }
-    }
-}
-
-/// The length of a node may have changed: the backends on it, and on the nodes above, look.
-#[cold]
-pub(crate) fn tell(node: &BlockNode) {
-    let backends = graph::lock().backends_above(node);
-    for (user, home) in backends {
-        home.schedule(move |ctx| look_at(user, |slot| slot.look_at_length(ctx)));
     }
 }

@@ -40,7 +40,7 @@ impl BlockBackend {
         let bytes = target.len() as u64;
         trace_event!("blk_co_preadv", offset, bytes);
         self.perform_merged(co, RequestKind::Read, (offset, bytes), |medium| {
-            request_path::co_preadv(&medium.node, co, offset, target, ReadFlags::empty())
+            request_path::co_preadv(&medium.node.path, co, offset, target, ReadFlags::empty())
         })
     }
 

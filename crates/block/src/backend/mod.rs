@@ -24,12 +24,13 @@ use coblk_aio::{AioContext, AioHandle, Co};
 
 use crate::accounting::Recorder;
 use crate::backend::error_policy::ErrorState;
-use crate::backend::options::Claim;
 use crate::backend::root::{Medium, Request, Slot};
 use crate::driver::permissions::PermissionError;
+use crate::graph::backends::Claim;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
+use crate::io::RequestPath;
 
 /// Why a medium cannot be put in.
 #[derive(Debug, thiserror::Error)]
@@ -272,10 +273,10 @@ impl BlockBackend {
     }
 
     #[inline]
-    pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
+    pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a RequestPath> {
         if medium.read_only.get() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(&medium.node)
+        Ok(&medium.node.path)
     }
 }

@@ -1,8 +1,10 @@
 //! The seam between the block layer and what stands below a node: [`BlockDriver`].
 
 pub(crate) mod debug_event;
+pub(crate) mod edge;
 pub(crate) mod extent;
 pub(crate) mod flags;
+pub(crate) mod mode;
 pub(crate) mod permissions;
 pub(crate) mod role;
 
@@ -12,12 +14,11 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
-use crate::graph::Child;
-use crate::graph::node_info::CacheMode;
-use crate::protocol::Engine;
 
 /// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
 /// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
@@ -134,12 +135,12 @@ pub trait BlockDriver: Any + Send + Sync {
     /// Length in bytes, [`MAX_LENGTH`] at most.
     fn length(&self) -> u64;
 
-    /// The node that a [`Filter`](crate::Filter) passes requests on to.
-    fn filtered(&self) -> Option<&Child> {
+    /// The edge on which a [`Filter`](crate::Filter) passes requests on.
+    fn filtered(&self) -> Option<EdgeId> {
         None
     }
 
-    /// Where in [that node](Self::filtered) an offset of this one is, both in bytes.
+    /// Where in the node of [that edge](Self::filtered) an offset of this one is, both in bytes.
     fn at_filtered(&self, offset: u64) -> u64 {
         offset
     }
@@ -259,8 +260,8 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(None)
     }
 
-    /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
-    fn children(&self) -> Vec<&Child> {
+    /// Its edges: [every child](crate::Child::id) that it holds, always the same ones.
+    fn children(&self) -> Vec<EdgeId> {
         Vec::new()
     }
 
@@ -284,11 +285,11 @@ pub trait BlockDriver: Any + Send + Sync {
     /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        child: &Child,
+        child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        child.role.default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
@@ -312,6 +313,10 @@ pub trait BlockDriver: Any + Send + Sync {
     /// disturb requests, which say by [`wants_debug_events`](Self::wants_debug_events) that they are
     /// to be told.
     fn debug_event(&self, _event: DebugEvent) {}
+
+    /// The request path has reached a step, of which a [`Filter`](crate::Filter) tells the node that it
+    /// passes requests on to.
+    fn debug_event_below(&self, _event: DebugEvent) {}
 
     /// Whether it is told of steps of requests. Asked once.
     fn wants_debug_events(&self) -> bool {

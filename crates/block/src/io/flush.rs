@@ -29,8 +29,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
 
+use super::RequestPath;
 use crate::driver::debug_event::DebugEvent;
-use crate::graph::node::BlockNode;
 
 /// The flushes of one node. Any thread.
 pub(super) struct FlushState {
@@ -79,31 +79,27 @@ enum Turn<'a> {
     Own(OwnTurn<'a>),
 }
 
-pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
-    trace_event!("bdrv_co_flush", node = node.name());
-    flush(node, co, BORN)
+pub(crate) fn co_flush(path: &RequestPath, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = path.name());
+    flush(path, co, BORN)
 }
 
 /// [`co_flush`] before a node is closed: only if something was written through it.
-pub(crate) fn co_flush_own(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
-    trace_event!("bdrv_co_flush", node = node.name());
-    flush(node, co, WRITTEN)
+pub(crate) fn co_flush_own(path: &RequestPath, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = path.name());
+    flush(path, co, WRITTEN)
 }
 
 /// A flush, if what is owed is at least `owed`.
-fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
-    node.path.flush.take_next_errno()?;
-    match node.path.flush.wait_for_turn(co, owed) {
+fn flush(path: &RequestPath, co: &Co<'_>, owed: u8) -> io::Result<()> {
+    path.state.flush.take_next_errno()?;
+    match path.state.flush.wait_for_turn(co, owed) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
-            if let Some(below) = node.driver().filtered() {
-                below.debug_event(DebugEvent::FlushToOs);
-            }
-            node.driver().co_write_back(co)?;
-            if let Some(below) = node.driver().filtered() {
-                below.debug_event(DebugEvent::FlushToDisk);
-            }
-            node.driver().co_flush(co)?;
+            path.driver().debug_event_below(DebugEvent::FlushToOs);
+            path.driver().co_write_back(co)?;
+            path.driver().debug_event_below(DebugEvent::FlushToDisk);
+            path.driver().co_flush(co)?;
             turn.succeeded();
             Ok(())
         }

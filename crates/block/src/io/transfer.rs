@@ -6,9 +6,9 @@ use std::io;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 use libc::iovec;
 
+use super::RequestPath;
 use crate::driver::BlockLimits;
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::graph::node::BlockNode;
 use crate::io::live_limits::LiveLimits;
 
 /// Longest buffer that data is copied through.
@@ -17,20 +17,20 @@ const BOUNCE_BYTES: usize = 1 << 20;
 /// Reads whole blocks.
 #[inline]
 pub(super) fn read(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
     let bytes = target.len();
-    if fits(node.live_limits(), target.as_iovecs(), bytes) {
-        return read_piece(node, co, offset, target, flags);
+    if fits(&path.limits, target.as_iovecs(), bytes) {
+        return read_piece(path, co, offset, target, flags);
     }
     let mut done = 0;
     while done < bytes {
-        let len = piece_len(&node.limits(), target.slice(done, bytes - done).as_iovecs());
-        read_piece(node, co, offset + done as u64, &mut target.slice(done, len), flags)?;
+        let len = piece_len(&path.limits.get(), target.slice(done, bytes - done).as_iovecs());
+        read_piece(path, co, offset + done as u64, &mut target.slice(done, len), flags)?;
         done += len;
     }
     Ok(())
@@ -39,20 +39,20 @@ pub(super) fn read(
 /// Writes whole blocks. When it fails some of them may be written.
 #[inline]
 pub(super) fn write(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
     let bytes = source.len();
-    if fits(node.live_limits(), source.as_iovecs(), bytes) {
-        return write_piece(node, co, offset, source, flags);
+    if fits(&path.limits, source.as_iovecs(), bytes) {
+        return write_piece(path, co, offset, source, flags);
     }
     let mut done = 0;
     while done < bytes {
-        let len = piece_len(&node.limits(), source.slice(done, bytes - done).as_iovecs());
-        write_piece(node, co, offset + done as u64, &source.slice(done, len), flags)?;
+        let len = piece_len(&path.limits.get(), source.slice(done, bytes - done).as_iovecs());
+        write_piece(path, co, offset + done as u64, &source.slice(done, len), flags)?;
         done += len;
     }
     Ok(())
@@ -80,30 +80,30 @@ fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
 
 #[inline(always)]
 fn read_piece(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    if takes_in_place(node.live_limits(), target.as_iovecs()) {
-        return node.driver().co_preadv(co, offset, target, flags);
+    if takes_in_place(&path.limits, target.as_iovecs()) {
+        return path.driver().co_preadv(co, offset, target, flags);
     }
-    read_by_copy(node, co, offset, target, flags)
+    read_by_copy(path, co, offset, target, flags)
 }
 
 #[inline(always)]
 fn write_piece(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    if takes_in_place(node.live_limits(), source.as_iovecs()) {
-        return node.driver().co_pwritev(co, offset, source, flags);
+    if takes_in_place(&path.limits, source.as_iovecs()) {
+        return path.driver().co_pwritev(co, offset, source, flags);
     }
-    write_by_copy(node, co, offset, source, flags)
+    write_by_copy(path, co, offset, source, flags)
 }
 
 /// Whether the driver can use this memory as it is.
@@ -121,19 +121,19 @@ fn takes_in_place(limits: &LiveLimits, ranges: &[iovec]) -> bool {
 
 #[inline(never)]
 fn read_by_copy(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    let mut bounce = bounce(&node.limits(), target.len())?;
+    let mut bounce = bounce(&path.limits.get(), target.len())?;
     let mut done = 0;
     while done < target.len() {
         let len = (target.len() - done).min(bounce.len());
         let part = &mut bounce[..len];
         let mut through = IoVectorMut::from(&mut *part);
-        node.driver().co_preadv(co, offset + done as u64, &mut through, flags)?;
+        path.driver().co_preadv(co, offset + done as u64, &mut through, flags)?;
         target.copy_from(done, part);
         done += len;
     }
@@ -142,19 +142,19 @@ fn read_by_copy(
 
 #[inline(never)]
 fn write_by_copy(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    let mut bounce = bounce(&node.limits(), source.len())?;
+    let mut bounce = bounce(&path.limits.get(), source.len())?;
     let mut done = 0;
     while done < source.len() {
         let len = (source.len() - done).min(bounce.len());
         let part = &mut bounce[..len];
         source.copy_to(done, part);
-        node.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
+        path.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
         done += len;
     }
     Ok(())

@@ -1,0 +1,56 @@
+//! [`RequestPath`]: what a request needs to know of its node.
+
+use super::live_limits::LiveLimits;
+use super::state::PathState;
+use crate::driver::BlockDriver;
+use crate::driver::debug_event::DebugEvent;
+
+/// A driver with what its requests need: a name for messages, limits, and what is kept from one request
+/// to the next. Any thread.
+pub(crate) struct RequestPath {
+    name: String,
+    driver: Box<dyn BlockDriver>,
+    wants_debug_events: bool,
+    pub(crate) limits: LiveLimits,
+    pub(crate) state: PathState,
+}
+
+impl RequestPath {
+    /// # Panics
+    /// If the driver's limits contradict themselves.
+    pub(crate) fn new(name: String, driver: Box<dyn BlockDriver>) -> RequestPath {
+        let limits = driver.limits();
+        limits.check(driver.format_name());
+        RequestPath {
+            name,
+            wants_debug_events: driver.wants_debug_events(),
+            driver,
+            limits: LiveLimits::new(limits),
+            state: PathState::default(),
+        }
+    }
+
+    /// The name of the node.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[inline]
+    pub(crate) fn driver(&self) -> &dyn BlockDriver {
+        &*self.driver
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub(crate) fn length(&self) -> u64 {
+        self.driver.length()
+    }
+
+    /// A step of a request has been reached.
+    #[inline]
+    pub(crate) fn debug_event(&self, event: DebugEvent) {
+        if self.wants_debug_events {
+            self.driver.debug_event(event);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Reads.
+
+use std::io;
+
+use coblk_aio::{Co, IoVectorMut, trace_event};
+
+use super::held::{Held, lock};
+use super::tracked::Access;
+use super::{RequestPath, check_range, flags, padding};
+use crate::driver::flags::ReadFlags;
+
+#[inline]
+pub(crate) fn co_preadv(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let bytes = target.len();
+    check_range(path, offset, bytes as u64)?;
+    trace_event!("bdrv_co_preadv", node = path.name(), offset, bytes);
+    if path.state.is_tracking() || !flags.is_empty() {
+        return read_special(path, co, None, offset, target, flags);
+    }
+    padding::read(path, co, offset, target, flags)
+}
+
+/// [`co_preadv`] by a caller that has locked the range.
+pub(crate) fn co_preadv_held(
+    path: &RequestPath,
+    co: &Co<'_>,
+    held: &Held,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let bytes = target.len();
+    check_range(path, offset, bytes as u64)?;
+    trace_event!("bdrv_co_preadv", node = path.name(), offset, bytes);
+    read_special(path, co, Some(held), offset, target, flags)
+}
+
+/// A read that asks for something, or of a node whose ranges are locked.
+#[inline(never)]
+fn read_special(
+    path: &RequestPath,
+    co: &Co<'_>,
+    held: Option<&Held>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let alone = flags.contains(ReadFlags::SERIALISING);
+    let flags = flags::of_read(path, flags)?;
+    if !path.state.is_tracking() || target.is_empty() {
+        return padding::read(path, co, offset, target, flags);
+    }
+    let access = if alone { Access::ExcludeAll } else { Access::Read };
+    let range = offset..offset + target.len() as u64;
+    let _lock = lock(path, co, held, range.clone(), access, range.end)?;
+    padding::read(path, co, offset, target, flags)
+}
