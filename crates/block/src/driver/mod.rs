@@ -4,6 +4,7 @@ pub(crate) mod debug_event;
 pub(crate) mod edge;
 pub(crate) mod extent;
 pub(crate) mod flags;
+pub(crate) mod map;
 pub(crate) mod mode;
 pub(crate) mod permissions;
 pub(crate) mod role;
@@ -17,6 +18,7 @@ use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::map::ReadMap;
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 
@@ -172,6 +174,13 @@ pub trait BlockDriver: Any + Send + Sync {
         target: &mut IoVectorMut<'_>,
         flags: ReadFlags,
     ) -> io::Result<()>;
+
+    /// Itself, if it only finds where bytes are, and has the layer [read](crate::co_read_mapped) them: then
+    /// a chain of such drivers is read by a loop. It is asked by its map instead of
+    /// [`co_preadv`](Self::co_preadv) then, and both read the same.
+    fn read_map(&self) -> Option<&dyn ReadMap> {
+        None
+    }
 
     /// Writes all of `source` at `offset`. It gets the flags that its limits ask for.
     fn co_pwritev(

@@ -36,6 +36,7 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
+    #[inline]
     pub(crate) fn info(&self) -> &EdgeInfo {
         &self.info
     }
@@ -48,6 +49,18 @@ impl Edge {
     /// The node that it leads to, at this moment.
     pub(crate) fn node(&self) -> Arc<BlockNode> {
         self.node.load_full()
+    }
+
+    /// [`Child::co_preadv_blocks`].
+    #[inline]
+    pub(super) fn co_preadv_blocks(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        request_path::co_preadv_blocks(&self.node.load().path, co, offset, target, flags)
     }
 
     /// Turns the edge to `node`; gives back what it led to.
@@ -79,6 +92,11 @@ impl Child {
         let kind = Kind::Edge { name, edge: Arc::downgrade(&edge), parent: None };
         graph.add_user_as(id, to, kind, Use::NONE);
         Child { edge }
+    }
+
+    #[inline]
+    pub(super) fn edge(&self) -> &Edge {
+        &self.edge
     }
 
     /// Names the edge, for its driver to [list](crate::BlockDriver::children).
@@ -177,12 +195,7 @@ impl Child {
         target: &mut IoVectorMut<'_>,
         flags: ReadFlags,
     ) -> io::Result<()> {
-        let there = self.bytes_there(offset, target.len());
-        if there == target.len() {
-            return self.co_preadv(co, offset, target, flags);
-        }
-        target.fill_from(there, 0);
-        self.co_preadv(co, offset, &mut target.slice(0, there), flags)
+        self.edge.co_preadv_blocks(co, offset, target, flags)
     }
 
     /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding, and not
@@ -194,17 +207,11 @@ impl Child {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        let there = self.bytes_there(offset, source.len());
+        let there = request_path::bytes_there(&self.edge.node.load().path, offset, source.len());
         if there == source.len() {
             return self.co_pwritev(co, offset, source, flags);
         }
         self.co_pwritev(co, offset, &source.slice(0, there), flags)
-    }
-
-    /// How many of so many bytes from `offset` on are before the end.
-    fn bytes_there(&self, offset: u64, bytes: usize) -> usize {
-        let there = self.length().saturating_sub(offset);
-        usize::try_from(there).map_or(bytes, |there| there.min(bytes))
     }
 
     /// Makes all writes durable that completed before.

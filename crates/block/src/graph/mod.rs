@@ -17,6 +17,7 @@
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
+//! mapped.rs  reads of formats that only say where bytes are
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -37,6 +38,7 @@ pub(crate) mod gate;
 mod height;
 pub(crate) mod life;
 mod listing;
+pub(crate) mod mapped;
 mod metadata;
 pub(crate) mod node;
 pub(crate) mod node_info;

@@ -48,7 +48,7 @@ use coblk_aio::Co;
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
 pub(crate) use path::RequestPath;
-pub(crate) use read::{co_preadv, co_preadv_held};
+pub(crate) use read::{co_preadv, co_preadv_blocks, co_preadv_held};
 pub(crate) use status::co_block_status;
 pub use threshold::ThresholdPassed;
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};
@@ -72,6 +72,12 @@ pub(crate) fn check_range(path: &RequestPath, offset: u64, bytes: u64) -> io::Re
         Some(end) if end <= path.length() => Ok(()),
         _ => Err(errno(libc::EIO)),
     }
+}
+
+/// How many of so many bytes from `offset` on are before the end.
+pub(crate) fn bytes_there(path: &RequestPath, offset: u64, bytes: usize) -> usize {
+    let there = path.length().saturating_sub(offset);
+    usize::try_from(there).map_or(bytes, |there| there.min(bytes))
 }
 
 /// Before each further piece of a request: whether anybody waits for it.

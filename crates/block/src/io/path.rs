@@ -46,6 +46,14 @@ impl RequestPath {
         self.driver.length()
     }
 
+    /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing
+    /// locks ranges, and nothing is told of steps.
+    pub(crate) fn reads_are_plain(&self) -> bool {
+        let limits = &self.limits;
+        let takes_all = limits.request_alignment() | limits.memory_alignment() == 1;
+        takes_all && !self.state.is_tracking() && !self.wants_debug_events
+    }
+
     /// A step of a request has been reached.
     #[inline]
     pub(crate) fn debug_event(&self, event: DebugEvent) {

@@ -6,7 +6,7 @@ use coblk_aio::{Co, IoVectorMut, trace_event};
 
 use super::held::{Held, lock};
 use super::tracked::Access;
-use super::{RequestPath, check_range, flags, padding};
+use super::{RequestPath, bytes_there, check_range, flags, padding};
 use crate::driver::flags::ReadFlags;
 
 #[inline]
@@ -17,9 +17,50 @@ pub(crate) fn co_preadv(
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    let bytes = target.len();
-    check_range(path, offset, bytes as u64)?;
-    trace_event!("bdrv_co_preadv", node = path.name(), offset, bytes);
+    check_range(path, offset, target.len() as u64)?;
+    read_checked(path, co, offset, target, flags)
+}
+
+/// [`co_preadv`]; behind the end there are zeroes.
+#[inline]
+pub(crate) fn co_preadv_blocks(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    if check_range(path, offset, target.len() as u64).is_ok() {
+        return read_checked(path, co, offset, target, flags);
+    }
+    read_to_end(path, co, offset, target, flags)
+}
+
+#[inline(never)]
+fn read_to_end(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    let there = bytes_there(path, offset, target.len());
+    target.fill_from(there, 0);
+    if there == 0 {
+        return Ok(());
+    }
+    co_preadv(path, co, offset, &mut target.slice(0, there), flags)
+}
+
+#[inline]
+fn read_checked(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    trace_event!("bdrv_co_preadv", node = path.name(), offset, bytes = target.len());
     if path.state.is_tracking() || !flags.is_empty() {
         return read_special(path, co, None, offset, target, flags);
     }
