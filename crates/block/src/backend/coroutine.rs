@@ -238,9 +238,15 @@ impl BlockBackend {
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), |medium| {
-            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
-        })
+        self.carry_out(
+            co,
+            request,
+            RequestKind::Write,
+            (offset, source.len() as u64),
+            |medium: &Medium| {
+                request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
+            },
+        )
     }
 
     pub(crate) fn flush_entered(
@@ -249,7 +255,7 @@ impl BlockBackend {
         request: &mut Option<Request>,
     ) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        self.perform(co, request, RequestKind::Flush, (0, 0), |medium| {
+        self.carry_out(co, request, RequestKind::Flush, (0, 0), |medium: &Medium| {
             request_path::co_flush(&medium.node.path, co)
         })
     }
@@ -263,7 +269,7 @@ impl BlockBackend {
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium| {
+        self.carry_out(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium: &Medium| {
             request_path::co_pwrite_zeroes(self.writable(medium)?, co, None, offset, bytes, flags)
         })
     }
@@ -276,21 +282,9 @@ impl BlockBackend {
         bytes: u64,
     ) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        self.perform(co, request, RequestKind::Discard, (offset, bytes), |medium| {
+        self.carry_out(co, request, RequestKind::Discard, (offset, bytes), |medium: &Medium| {
             request_path::co_pdiscard(self.writable(medium)?, co, None, offset, bytes)
         })
-    }
-
-    #[inline]
-    fn perform(
-        &self,
-        co: &Co<'_>,
-        request: &mut Option<Request>,
-        kind: RequestKind,
-        range: (u64, u64),
-        attempt: impl FnMut(&Medium) -> io::Result<()>,
-    ) -> io::Result<()> {
-        self.carry_out(co, request, kind, range, attempt)
     }
 
     #[inline]

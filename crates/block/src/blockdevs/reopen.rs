@@ -282,7 +282,7 @@ impl Prepared<'_> {
             DriverReopen::Throttle(throttle) => throttle.swap(),
             DriverReopen::Same => {}
         }
-        self.limits = self.node.path.limits.swap(self.limits);
+        self.limits = self.node.path.swap_limits(self.limits);
         self.state = self.node.swap_state(self.state);
     }
 }

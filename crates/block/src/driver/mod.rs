@@ -92,6 +92,11 @@ impl BlockLimits {
         }
     }
 
+    /// Whether requests, or their memory, must be aligned.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.request_alignment | self.memory_alignment != 1
+    }
+
     /// # Panics
     /// If they contradict themselves: that is a bug of the driver.
     pub(crate) fn check(&self, driver: &str) {

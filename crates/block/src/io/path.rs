@@ -1,9 +1,9 @@
 //! [`RequestPath`]: what a request needs to know of its node.
 
 use super::live_limits::LiveLimits;
-use super::state::PathState;
-use crate::driver::BlockDriver;
+use super::state::{Features, PathState};
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::{BlockDriver, BlockLimits};
 
 /// A driver with what its requests need: a name for messages, limits, and what is kept from one request
 /// to the next. Any thread.
@@ -21,13 +21,21 @@ impl RequestPath {
     pub(crate) fn new(name: String, driver: Box<dyn BlockDriver>) -> RequestPath {
         let limits = driver.limits();
         limits.check(driver.format_name());
+        let state = PathState::default();
+        state.set_aligned(limits.is_aligned());
         RequestPath {
             name,
             wants_debug_events: driver.wants_debug_events(),
             driver,
             limits: LiveLimits::new(limits),
-            state: PathState::default(),
+            state,
         }
+    }
+
+    /// Returns how they were. In a drained section.
+    pub(crate) fn swap_limits(&self, new: BlockLimits) -> BlockLimits {
+        self.state.set_aligned(new.is_aligned());
+        self.limits.swap(new)
     }
 
     /// The name of the node.
@@ -49,9 +57,7 @@ impl RequestPath {
     /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing
     /// locks ranges, and nothing is told of steps.
     pub(crate) fn reads_are_plain(&self) -> bool {
-        let limits = &self.limits;
-        let takes_all = limits.request_alignment() | limits.memory_alignment() == 1;
-        takes_all && !self.state.is_tracking() && !self.wants_debug_events
+        !self.state.features().intersects(Features::OF_READS) && !self.wants_debug_events
     }
 
     /// A step of a request has been reached.

@@ -5,8 +5,9 @@ use std::io;
 use coblk_aio::{Co, IoVectorMut, trace_event};
 
 use super::held::{Held, lock};
+use super::state::Features;
 use super::tracked::Access;
-use super::{RequestPath, bytes_there, check_range, flags, padding};
+use super::{RequestPath, bytes_there, check_range, flags, padding, transfer};
 use crate::driver::flags::ReadFlags;
 
 #[inline]
@@ -61,10 +62,10 @@ fn read_checked(
     flags: ReadFlags,
 ) -> io::Result<()> {
     trace_event!("bdrv_co_preadv", node = path.name(), offset, bytes = target.len());
-    if path.state.is_tracking() || !flags.is_empty() {
+    if path.state.features().intersects(Features::OF_READS) || !flags.is_empty() {
         return read_special(path, co, None, offset, target, flags);
     }
-    padding::read(path, co, offset, target, flags)
+    transfer::read_plain(path, co, offset, target)
 }
 
 /// [`co_preadv`] by a caller that has locked the range.
@@ -82,7 +83,7 @@ pub(crate) fn co_preadv_held(
     read_special(path, co, Some(held), offset, target, flags)
 }
 
-/// A read that asks for something, or of a node whose ranges are locked.
+/// A read that asks for something, or of a node with something special.
 #[inline(never)]
 fn read_special(
     path: &RequestPath,
@@ -93,7 +94,7 @@ fn read_special(
     flags: ReadFlags,
 ) -> io::Result<()> {
     let alone = flags.contains(ReadFlags::SERIALISING);
-    let flags = flags::of_read(path, flags)?;
+    let flags = if flags.is_empty() { flags } else { flags::of_read(path, flags)? };
     if !path.state.is_tracking() || target.is_empty() {
         return padding::read(path, co, offset, target, flags);
     }

@@ -29,10 +29,14 @@ bitflags::bitflags! {
         const THRESHOLD = 64;
         /// A child has what the driver's own storage does not have.
         const BACKING = 128;
+        /// The driver takes not any offset, length and memory.
+        const ALIGNED = 256;
 
-        /// What a plain write has to do with.
+        /// A read with one of these is not plain.
+        const OF_READS = Self::TRACKING.bits() | Self::ALIGNED.bits();
+        /// A write with one of these is not plain.
         const OF_WRITES = Self::DETECT_ZEROES.bits() | Self::AFTER_WRITE.bits()
-            | Self::TRACKING.bits() | Self::THRESHOLD.bits();
+            | Self::TRACKING.bits() | Self::THRESHOLD.bits() | Self::ALIGNED.bits();
     }
 }
 
@@ -81,6 +85,11 @@ impl PathState {
     /// Returns how it was.
     pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
         self.swap(Features::READ_ONLY, read_only)
+    }
+
+    /// While nothing is in flight.
+    pub(super) fn set_aligned(&self, aligned: bool) {
+        self.swap(Features::ALIGNED, aligned);
     }
 
     pub(super) fn has_backing(&self) -> bool {

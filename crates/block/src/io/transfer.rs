@@ -14,8 +14,41 @@ use crate::io::live_limits::LiveLimits;
 /// Longest buffer that data is copied through.
 const BOUNCE_BYTES: usize = 1 << 20;
 
-/// Reads whole blocks.
+/// Reads for a driver that takes any offset, length and memory.
 #[inline]
+pub(super) fn read_plain(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    if is_one_piece(&path.limits, target.as_iovecs(), target.len()) {
+        return path.driver().co_preadv(co, offset, target, ReadFlags::empty());
+    }
+    read(path, co, offset, target, ReadFlags::empty())
+}
+
+/// Writes for such a driver.
+#[inline]
+pub(super) fn write_plain(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+) -> io::Result<()> {
+    if is_one_piece(&path.limits, source.as_iovecs(), source.len()) {
+        return path.driver().co_pwritev(co, offset, source, WriteFlags::empty());
+    }
+    write(path, co, offset, source, WriteFlags::empty())
+}
+
+#[inline]
+fn is_one_piece(limits: &LiveLimits, ranges: &[iovec], bytes: usize) -> bool {
+    bytes as u64 <= limits.max_transfer() && ranges.len() <= limits.max_iov()
+}
+
+/// Reads whole blocks.
+#[inline(never)]
 pub(super) fn read(
     path: &RequestPath,
     co: &Co<'_>,
@@ -23,11 +56,10 @@ pub(super) fn read(
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    let bytes = target.len();
-    if fits(&path.limits, target.as_iovecs(), bytes) {
+    let (bytes, mut done) = (target.len(), 0);
+    if is_one_piece(&path.limits, target.as_iovecs(), bytes) {
         return read_piece(path, co, offset, target, flags);
     }
-    let mut done = 0;
     while done < bytes {
         let len = piece_len(&path.limits.get(), target.slice(done, bytes - done).as_iovecs());
         read_piece(path, co, offset + done as u64, &mut target.slice(done, len), flags)?;
@@ -36,8 +68,21 @@ pub(super) fn read(
     Ok(())
 }
 
+fn read_piece(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    match takes_in_place(&path.limits, target.as_iovecs()) {
+        true => path.driver().co_preadv(co, offset, target, flags),
+        false => read_by_copy(path, co, offset, target, flags),
+    }
+}
+
 /// Writes whole blocks. When it fails some of them may be written.
-#[inline]
+#[inline(never)]
 pub(super) fn write(
     path: &RequestPath,
     co: &Co<'_>,
@@ -45,11 +90,10 @@ pub(super) fn write(
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    let bytes = source.len();
-    if fits(&path.limits, source.as_iovecs(), bytes) {
+    let (bytes, mut done) = (source.len(), 0);
+    if is_one_piece(&path.limits, source.as_iovecs(), bytes) {
         return write_piece(path, co, offset, source, flags);
     }
-    let mut done = 0;
     while done < bytes {
         let len = piece_len(&path.limits.get(), source.slice(done, bytes - done).as_iovecs());
         write_piece(path, co, offset + done as u64, &source.slice(done, len), flags)?;
@@ -58,9 +102,17 @@ pub(super) fn write(
     Ok(())
 }
 
-#[inline]
-fn fits(limits: &LiveLimits, ranges: &[iovec], bytes: usize) -> bool {
-    ranges.len() <= limits.max_iov() && bytes as u64 <= limits.max_transfer()
+fn write_piece(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    match takes_in_place(&path.limits, source.as_iovecs()) {
+        true => path.driver().co_pwritev(co, offset, source, flags),
+        false => write_by_copy(path, co, offset, source, flags),
+    }
 }
 
 /// How much of a vector, from its beginning, the driver takes at once. Whole blocks, never none.
@@ -76,34 +128,6 @@ fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
     // Ranges so small that the driver's share of them makes no block: one block, by copy.
     let total: usize = ranges.iter().map(|range| range.iov_len).sum();
     total.min(alignment)
-}
-
-#[inline(always)]
-fn read_piece(
-    path: &RequestPath,
-    co: &Co<'_>,
-    offset: u64,
-    target: &mut IoVectorMut<'_>,
-    flags: ReadFlags,
-) -> io::Result<()> {
-    if takes_in_place(&path.limits, target.as_iovecs()) {
-        return path.driver().co_preadv(co, offset, target, flags);
-    }
-    read_by_copy(path, co, offset, target, flags)
-}
-
-#[inline(always)]
-fn write_piece(
-    path: &RequestPath,
-    co: &Co<'_>,
-    offset: u64,
-    source: &IoVector<'_>,
-    flags: WriteFlags,
-) -> io::Result<()> {
-    if takes_in_place(&path.limits, source.as_iovecs()) {
-        return path.driver().co_pwritev(co, offset, source, flags);
-    }
-    write_by_copy(path, co, offset, source, flags)
 }
 
 /// Whether the driver can use this memory as it is.

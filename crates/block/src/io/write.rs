@@ -27,10 +27,7 @@ pub(crate) fn co_pwritev(
     if special || !flags.is_empty() {
         return write_special(path, co, None, offset, source, flags);
     }
-    if path.limits.request_alignment() != 1 {
-        return write_locked(path, co, None, offset, source, flags, Access::Write);
-    }
-    let result = transfer::write(path, co, offset, source, flags);
+    let result = transfer::write_plain(path, co, offset, source);
     path.state.wrote_plainly(offset + bytes as u64, result.is_ok());
     result
 }
@@ -68,7 +65,7 @@ fn write_special(
     }
     let durable = flags.contains(WriteFlags::FUA);
     let alone = flags.contains(WriteFlags::SERIALISING);
-    let flags = flags::of_write(path, flags)?;
+    let flags = if flags.is_empty() { flags } else { flags::of_write(path, flags)? };
     if bytes == 0 {
         // A durable write of nothing is there for its flush.
         return if durable { co_flush(path, co) } else { Ok(()) };
