@@ -1,4 +1,4 @@
-//! Who is told when the length of a backend's node changes.
+//! Listeners for changes of the length of a backend's node.
 //!
 //! A change may come from anywhere: from this backend, another one, another context, a node below, a
 //! node put in the place of another. So a change of length has every backend above look
@@ -25,8 +25,8 @@ pub(crate) struct LengthWatch {
 }
 
 impl BlockBackend {
-    /// Who is told from now on when the length becomes another, by whatever means and whoever did it:
-    /// the new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
+    /// Calls `listener` from now on when the length becomes another, by whatever user and means, with the
+    /// new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
     /// backend's context, soon after the change; of changes that come together perhaps only for the
     /// last. An export tells its client. Home thread.
     pub fn set_length_listener(&self, listener: impl Fn(&AioContext, u64) + 'static) {

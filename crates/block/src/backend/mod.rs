@@ -1,7 +1,7 @@
 //! [`BlockBackend`]: the device-facing top of the block graph.
 //!
-//! Requests come in by three doors: from a coroutine (here), with a callback (`aio.rs`), blocking
-//! (`blocking.rs`). The latter two lead to the first.
+//! Requests come from coroutines (`coroutine.rs`), with callbacks (`callback.rs`), blocking
+//! (`blocking.rs`) and from other threads (`remote.rs`). The latter three lead to the first.
 
 pub(crate) mod accounting;
 pub(crate) mod blocking;
@@ -93,9 +93,9 @@ struct Inner {
 }
 
 impl BlockBackend {
-    /// A backend of `ctx` on `node`; writable if the node is. It asks nobody for permission, neither
-    /// other users of the node nor other processes, and minds nobody: for tests, and for set-up
-    /// code that knows what it does. A device is opened by
+    /// A backend of `ctx` on `node`; writable if the node is. It takes no permissions and shares all, with
+    /// other users of the node and with other processes: for tests, and for set-up code that knows that
+    /// no other user is there. A device is opened by
     /// [`BackendOptions`](crate::BackendOptions).
     pub fn new(ctx: &AioContext, name: impl Into<String>, node: Arc<BlockNode>) -> BlockBackend {
         Self::unasked(ctx, name, Some(node), false)

@@ -140,7 +140,7 @@ impl Blockdevs {
         }
         let (mut children, mut turns) = (Vec::new(), Vec::new());
         for (name, role, wanted) in options.driver.children() {
-            let edge = node.edges().iter().find(|edge| edge.info().name == name);
+            let edge = node.edges().iter().find(|edge| edge.info().name() == name);
             let edge = edge.ok_or_else(|| fixed(name))?;
             let (child, inherited) = (edge.node(), own.for_child(role));
             let (child_options, is_own) = self.entry(&child)?;

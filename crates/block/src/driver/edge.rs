@@ -9,10 +9,29 @@ pub struct EdgeId(pub(crate) u64);
 /// What an edge is, whatever node it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeInfo {
+    id: EdgeId,
+    name: &'static str,
+    role: ChildRole,
+}
+
+impl EdgeInfo {
+    pub(crate) fn new(id: EdgeId, name: &'static str, role: ChildRole) -> EdgeInfo {
+        EdgeInfo { id, name, role }
+    }
+
     /// The edge.
-    pub id: EdgeId,
+    #[inline]
+    pub fn id(&self) -> EdgeId {
+        self.id
+    }
+
     /// The name of the option that says which node it leads to, such as `file`.
-    pub name: &'static str,
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What that node is for the driver.
-    pub role: ChildRole,
+    pub fn role(&self) -> ChildRole {
+        self.role
+    }
 }

@@ -1,4 +1,4 @@
-//! The seam between the block layer and what stands below a node: [`BlockDriver`].
+//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports nothing else of the crate.
 
 pub(crate) mod debug_event;
 pub(crate) mod edge;
@@ -30,8 +30,8 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 /// What a driver can take in one request. The request path makes every request fit.
 ///
 /// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
-/// stands on another node and passes requests on asks for no alignment: that node pads them, and
-/// knows where its last block ends.
+/// passes requests on to another node asks for no alignment: that node pads them, and knows where its last
+/// block ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
     /// Offsets and lengths of reads and writes, also those of the ranges in a vector, are multiples
@@ -128,8 +128,8 @@ impl BlockLimits {
 /// padded the request to [`limits`](Self::limits). If the length is not whole blocks, a request may
 /// reach to the end of the last block: what is read there is zero, and a write there puts zeroes.
 ///
-/// What a write has done, a flush that is called after the write has returned, in any thread,
-/// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
+/// A flush that is called after a write has returned, in any thread, makes that write durable. A driver
+/// that writes with system calls, or keeps its state behind a lock, fulfils that.
 ///
 /// A driver that passes requests on to one node is a [`Filter`](crate::Filter), which writes down only
 /// what it does otherwise.
@@ -243,8 +243,8 @@ pub trait BlockDriver: Any + Send + Sync {
         Err(not_supported())
     }
 
-    /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
-    /// with ENOTSUP, which the client does not see: discard is a hint.
+    /// Deallocates a range; its bytes are unspecified afterwards. May fail with ENOTSUP, which the client
+    /// does not see: discard is a hint.
     fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(not_supported())
     }
@@ -289,13 +289,13 @@ pub trait BlockDriver: Any + Send + Sync {
         CacheMode::default()
     }
 
-    /// What does its I/O, if it has a choice.
+    /// The I/O engine (threads, io_uring), if selectable.
     fn engine(&self) -> Option<Engine> {
         None
     }
 
-    /// What it holds of a node it stands on, and what it lets others hold of that, while the users
-    /// of its own node together hold `held` and share `shared`. By default what the
+    /// The permissions that it holds on a child, and those that it shares there, while the users of its own
+    /// node together hold `held` and share `shared`. By default what the
     /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
@@ -303,12 +303,12 @@ pub trait BlockDriver: Any + Send + Sync {
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role.default_permissions((held, shared), !self.is_read_only())
+        child.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
     /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
-    /// own here, and looks at those of others then: so nobody can come in between.
+    /// own here, and looks at those of others then: so no other can come in between.
     fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
     /// What all users of the node together hold is about to become `held`, and what every one of

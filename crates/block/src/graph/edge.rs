@@ -1,4 +1,4 @@
-//! [`Child`]: how a driver holds the node it stands on.
+//! [`Child`]: how a driver holds a child.
 
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,9 +16,9 @@ use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
 
-/// An edge of the block graph: from the driver that holds it to the node it stands on.
+/// An edge of the block graph: from the driver that holds it to a child.
 ///
-/// A driver that stands on nodes holds them by these, and lists them in
+/// A driver holds its children by these, and lists them in
 /// [`BlockDriver::children`](crate::BlockDriver::children): so a drain of a node below reaches the
 /// node above, and a node can be [replaced](BlockNode::co_replace) while requests run. Requests go
 /// down an edge as they do to the node itself, with the same errors. Any thread.
@@ -43,7 +43,7 @@ impl Edge {
 
     /// Its id among the users of the node that it leads to.
     pub(crate) fn user(&self) -> UserId {
-        self.info.id.into()
+        self.info.id().into()
     }
 
     /// The node that it leads to, at this moment.
@@ -87,7 +87,7 @@ impl Child {
     pub fn new(name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
         let mut graph = lock();
         let (to, id) = (node.id(), graph.new_user_id());
-        let info = EdgeInfo { id: EdgeId(id.number()), name, role };
+        let info = EdgeInfo::new(EdgeId(id.number()), name, role);
         let edge = Arc::new(Edge { info, node: ArcSwap::new(node), owner: OnceLock::new() });
         let kind = Kind::Edge { name, edge: Arc::downgrade(&edge), parent: None };
         graph.add_user_as(id, to, kind, Use::NONE);
@@ -102,17 +102,17 @@ impl Child {
     /// Names the edge, for its driver to [list](crate::BlockDriver::children).
     #[inline]
     pub fn id(&self) -> EdgeId {
-        self.edge.info.id
+        self.edge.info.id()
     }
 
     /// The name of the option that says which node is below, such as `file`.
     pub fn name(&self) -> &'static str {
-        self.edge.info.name
+        self.edge.info.name()
     }
 
     /// What the node below is for the driver.
     pub fn role(&self) -> ChildRole {
-        self.edge.info.role
+        self.edge.info.role()
     }
 
     /// The node below, at this moment.

@@ -172,7 +172,7 @@ pub trait Filter: Any + Send + Sync {
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role.default_permissions((held, shared), !self.is_read_only())
+        child.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// See [`BlockDriver::debug_event`].

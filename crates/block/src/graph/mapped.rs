@@ -124,7 +124,7 @@ impl<'a> Layer<'a> {
     fn co_read(self, co: &Co<'_>, place: Place, target: &mut IoVectorMut<'_>) -> io::Result<()> {
         match place {
             Place::Stored { child, offset } => {
-                let edge = self.edges.find(|edge| edge.info().id == child).ok_or_else(broken)?;
+                let edge = self.edges.find(|edge| edge.info().id() == child).ok_or_else(broken)?;
                 edge.co_preadv_blocks(co, offset, target, ReadFlags::empty())
             }
             Place::Zero | Place::Backing => {
@@ -135,7 +135,7 @@ impl<'a> Layer<'a> {
     }
 
     fn backing(self) -> Option<Arc<BlockNode>> {
-        self.edges.find(|edge| edge.info().role.contains(ChildRole::COW)).map(Edge::node)
+        self.edges.find(|edge| edge.info().role().contains(ChildRole::COW)).map(Edge::node)
     }
 
     /// Finds the first bytes of a range in the layer and its backing files, and gives their number and their
@@ -249,7 +249,7 @@ fn has_stack(co: &Co<'_>) -> bool {
 fn owner(children: &[&Child]) -> Option<Arc<BlockNode>> {
     let child = children.first()?;
     let owner = child.owner();
-    let is_own = owner.edges().iter().any(|edge| edge.info().id == child.id());
+    let is_own = owner.edges().iter().any(|edge| edge.info().id() == child.id());
     (is_own && owner.driver().read_map().is_some()).then_some(owner)
 }
 

@@ -74,7 +74,7 @@ impl BlockNode {
         let path = RequestPath::new(name, Box::new(driver));
         let mut graph = graph::lock();
         let edges = graph.edges(&path.driver().children());
-        let is_backing = |edge: &Arc<Edge>| edge.info().role.contains(ChildRole::COW);
+        let is_backing = |edge: &Arc<Edge>| edge.info().role().contains(ChildRole::COW);
         path.state.set_backing(edges.iter().any(is_backing));
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
@@ -211,8 +211,8 @@ impl BlockNode {
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes. Changes of length come one
-    /// after the other. Who makes a device shorter sees to it that no other writes beyond the new
-    /// end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
+    /// after the other. A caller that makes a device shorter sees to it that no request writes beyond
+    /// the new end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
@@ -244,7 +244,7 @@ impl BlockNode {
 
     /// The node that has what the driver's own storage does not have.
     pub(crate) fn backing(&self) -> Option<Arc<BlockNode>> {
-        let is_backing = |edge: &&Arc<Edge>| edge.info().role.contains(ChildRole::COW);
+        let is_backing = |edge: &&Arc<Edge>| edge.info().role().contains(ChildRole::COW);
         self.edges.iter().find(is_backing).map(|edge| edge.node())
     }
 
@@ -256,7 +256,7 @@ impl BlockNode {
     /// The node that its driver, if that is a filter, passes requests on to.
     pub(crate) fn filtered(&self) -> Option<Arc<BlockNode>> {
         let id = self.driver().filtered()?;
-        self.edges.iter().find(|edge| edge.info().id == id).map(|edge| edge.node())
+        self.edges.iter().find(|edge| edge.info().id() == id).map(|edge| edge.node())
     }
 
     /// How many bytes are taken where it stores things; `None` if the driver cannot tell. A drain waits for

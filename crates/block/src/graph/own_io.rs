@@ -2,7 +2,7 @@
 //!
 //! A request is counted at the gate of the node that its backend is on, and all that its driver does
 //! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
-//! written back) nobody has counted, so it counts itself, at the gate of the driver's node, which a
+//! written back) is part of no request, so it counts itself, at the gate of the driver's node, which a
 //! drain of any node below closes as well.
 
 use std::io;

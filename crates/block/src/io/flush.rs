@@ -8,9 +8,9 @@
 //! driver, and sets it again if that fails. Say a write W completes, and then a flush F is asked:
 //!
 //! * F finds `dirty`: it flushes, or waits for one that begins after it was asked.
-//! * F finds it clear: somebody cleared it after W had set it or had seen it set, and that was
-//!   before he called the driver. If his flush is done, it was good, and covers W. If it still
-//!   runs, F waits for how it ends.
+//! * F finds it clear: another flush cleared it after W had set it or had seen it set, and before it
+//!   called the driver. If that flush is done, it was good, and covers W. If it still runs, F waits for
+//!   its result.
 //!
 //! That W only looks when the flag is already set keeps the flag's cache line shared among the
 //! contexts that write. It needs that W's effects are in place before W looks: they are, as W's
@@ -162,7 +162,7 @@ impl FlushState {
 }
 
 /// The right to call the driver. Dropped without [`succeeded`](Self::succeeded), the flush is still
-/// owed: whoever waits tries by himself.
+/// owed: each flush that waits calls the driver itself.
 struct OwnTurn<'a> {
     state: &'a FlushState,
     /// What it was taken for.

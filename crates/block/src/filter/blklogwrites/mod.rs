@@ -97,7 +97,7 @@ impl Filter for BlkLogWrites {
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        if held.is_empty() || child.id != self.log.child().id() {
+        if held.is_empty() || child.id() != self.log.child().id() {
             return (held, shared);
         }
         // Nobody else writes the log while it is one.
