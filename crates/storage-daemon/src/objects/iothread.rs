@@ -78,7 +78,7 @@ impl ObjectType for IothreadType {
         let pool = polling.pool()?;
         let failed = failed(place.id);
         let builder = context_builder().map_err(&failed)?.thread_pool(pool);
-        let thread = IoThread::with_builder(place.id, move || builder).map_err(failed)?;
+        let thread = IoThread::with_builder(place.id, builder).map_err(failed)?;
         let set = polling.co_set(place, &thread);
         if let Err(error) = set {
             PoolShare::once(place.co, move || drop(thread));
