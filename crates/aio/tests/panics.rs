@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::sync::CoMutex;
+use coblk_aio::sync::{CoMutex, TaskPool};
 use coblk_aio::{AioContext, BusyPoll, EventNotifier, FdInterest, IoThread, PanicPolicy};
 use util::{Log, OnDrop, Recorder, Slot, context, panic_message, settle, watchdog};
 
@@ -194,6 +194,23 @@ fn a_busy_poll_hook_that_panics_is_let_go_and_its_work_done_once() {
         assert_eq!((ready.get(), begun.get()), (1, 0));
     });
     assert_eq!(reports(&recorder, "a busy-poll hook"), 1);
+}
+
+#[test]
+fn a_task_pool_says_that_a_task_has_panicked() {
+    let ctx = reporting();
+    let message = panic_message(|| {
+        ctx.run(|co| {
+            let pool = TaskPool::<()>::new(2);
+            pool.start(co, "fails", |co| {
+                co.yield_now();
+                panic!("task fails");
+            });
+            pool.start(co, "does not", |_| Ok(()));
+            pool.wait_all(co)
+        })
+    });
+    assert_eq!(message, "a task has panicked: task fails");
 }
 
 #[test]

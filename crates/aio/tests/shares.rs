@@ -1,15 +1,19 @@
-//! Contract line 72: shares of an amount.
+//! Contract line 72: shares of an amount; and pools of tasks.
 
 mod util;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use coblk_aio::AioContext;
-use coblk_aio::sync::SharedResource;
-use util::{Log, contend, watchdog};
+use coblk_aio::sync::{SharedResource, TaskPool};
+use util::{Log, contend, panic_message, settle, watchdog};
+
+const LONG: Duration = Duration::from_secs(100_000);
 
 #[test]
 fn c72_asking_more_than_the_total_is_an_error() {
@@ -80,4 +84,88 @@ fn a_share_given_to_a_coroutine_that_is_unwound_comes_back() {
     go_on.send(()).unwrap();
     thread.join().unwrap();
     assert_eq!(resource.available(), 2);
+}
+
+#[test]
+fn a_task_pool_runs_up_to_its_maximum_at_once() {
+    let ctx = AioContext::for_test().unwrap();
+    let (most, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (highest, count) = (Rc::clone(&most), Rc::clone(&ended));
+    ctx.run(move |co| {
+        let pool = Rc::new(TaskPool::<()>::new(3));
+        for index in 0..20 {
+            let (highest, count) = (Rc::clone(&highest), Rc::clone(&count));
+            let own = Rc::downgrade(&pool);
+            pool.start(co, "task", move |co| {
+                highest.set(highest.get().max(own.upgrade().unwrap().busy()));
+                (0..index % 4).for_each(|_| co.yield_now());
+                count.set(count.get() + 1);
+                Ok(())
+            });
+            assert!(pool.busy() <= 3);
+        }
+        pool.wait_slot(co);
+        assert!(pool.busy() < 3);
+        pool.wait_all(co).unwrap();
+        assert_eq!(pool.busy(), 0);
+    });
+    assert_eq!((most.get(), ended.get()), (3, 20));
+}
+
+#[test]
+fn a_task_pool_keeps_the_first_error() {
+    let ctx = AioContext::for_test().unwrap();
+    ctx.run(|co| {
+        let pool = TaskPool::new(8);
+        for index in 0..6 {
+            pool.start(co, "task", move |co| {
+                (0..6 - index).for_each(|_| co.yield_now());
+                if index % 2 == 0 { Err(index) } else { Ok(()) }
+            });
+        }
+        pool.wait_one(co);
+        assert!(!pool.has_failed() && pool.busy() == 5, "number 5 ends first, and well");
+        pool.wait_one(co);
+        assert!(pool.has_failed());
+        assert_eq!(pool.wait_all(co), Err(4), "number 4 failed first");
+        assert_eq!(pool.wait_all(co), Ok(()), "told once");
+        pool.wait_one(co);
+    });
+}
+
+#[test]
+fn a_task_that_panics_frees_its_slot() {
+    let ctx = AioContext::for_test().unwrap();
+    let pool = Rc::new(TaskPool::<()>::new(1));
+    let own = Rc::clone(&pool);
+    ctx.spawn("starts", move |co| {
+        own.start(co, "fails", |co| {
+            co.yield_now();
+            panic!("a task fails");
+        });
+        own.start(co, "works", |_| Ok(()));
+    });
+    assert_eq!(panic_message(|| settle(&ctx)), "a task fails");
+    settle(&ctx);
+    assert_eq!(pool.busy(), 0);
+}
+
+#[test]
+fn a_context_may_end_with_tasks_and_those_who_wait_for_them() {
+    let ctx = AioContext::for_test().unwrap();
+    let frames = Rc::new(());
+    let own = Rc::clone(&frames);
+    ctx.spawn("waits", move |co| {
+        let pool = TaskPool::<()>::new(2);
+        for _ in 0..5 {
+            let frame = Rc::clone(&own);
+            pool.start(co, "task", move |co| {
+                let _frame = frame;
+                co.sleep(LONG);
+                Ok(())
+            });
+        }
+    });
+    drop(ctx);
+    assert_eq!(Rc::strong_count(&frames), 1);
 }
