@@ -66,8 +66,9 @@ pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
-    Operation, Parent, drain_all,
+    BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
+    DrainedSection, EdgeInfo, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent,
+    drain_all,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

@@ -26,7 +26,7 @@ use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Operation, Turned, UserId};
+use crate::graph::{self, GraphError, Operation, Turn, Turned};
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
 
@@ -38,7 +38,7 @@ struct Step {
     /// Its children afterwards.
     children: Vec<(ChildRole, Arc<BlockNode>)>,
     /// Edges to those of them that are others than now.
-    turns: Vec<(UserId, Arc<BlockNode>)>,
+    turns: Vec<Turn>,
 }
 
 impl Blockdevs {
@@ -88,7 +88,8 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
         }
-        let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
+        let new_children =
+            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
         let nodes = steps.iter().map(|step| &step.node).chain(new_children);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
@@ -152,7 +153,7 @@ impl Blockdevs {
                     if role.is_own_storage() {
                         return Err(fixed(name));
                     }
-                    turns.push((edge.id(), next.clone()));
+                    turns.push((edge.id(), Some(next.clone())));
                 }
                 // What it has from its parent may be something else now.
                 NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,

@@ -15,8 +15,9 @@ use crate::driver::debug_event::DebugEvent;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
-use crate::graph::Child;
+use crate::graph::node::BlockNode;
 use crate::graph::node_info::CacheMode;
+use crate::graph::{Child, ChildList, ChildSlot, EdgeInfo};
 use crate::protocol::Engine;
 
 /// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
@@ -121,7 +122,8 @@ impl BlockLimits {
 /// reach to the end of the last block: what is read there is zero, and a write there puts zeroes.
 ///
 /// What a write has done, a flush that is called after the write has returned, in any thread,
-/// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
+/// makes durable. A driver that writes with system calls, or keeps its
+/// state behind a lock, has that.
 ///
 /// A driver that passes requests on to one node is a [`Filter`](crate::Filter), which writes down only
 /// what it does otherwise.
@@ -228,7 +230,7 @@ pub trait BlockDriver: Any + Send + Sync {
         Err(not_supported())
     }
 
-    /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
+    /// Deallocates a range; what it reads as afterwards is unspecified. May fail
     /// with ENOTSUP, which the client does not see: discard is a hint.
     fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(not_supported())
@@ -259,9 +261,27 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(None)
     }
 
-    /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
+    /// The edges that always lead to a child, always the same ones.
     fn children(&self) -> Vec<&Child> {
         Vec::new()
+    }
+
+    /// The edges that may be empty, always the same ones. With the roles of these and of
+    /// [`children`](Self::children), one at most is a backing file.
+    fn slots(&self) -> Vec<&ChildSlot> {
+        Vec::new()
+    }
+
+    /// The children that come and go. `None` if it takes no others than it was made with.
+    fn child_list(&self) -> Option<&ChildList> {
+        None
+    }
+
+    /// Whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child that is to be
+    /// removed from the [list](Self::child_list). An error says why not. Asked before the node is
+    /// drained, and again while it is. Must neither block nor touch the graph.
+    fn check_child(&self, _edge: &EdgeInfo, _new: Option<&BlockNode>) -> Result<(), String> {
+        Ok(())
     }
 
     /// Where its bytes are, if that can be said in a word, as a path can.
@@ -279,21 +299,21 @@ pub trait BlockDriver: Any + Send + Sync {
         None
     }
 
-    /// What it holds of a node it stands on, and what it lets others hold of that, while the users
+    /// What it holds of a child, and what it lets others hold of that, while the users
     /// of its own node together hold `held` and share `shared`. By default what the
     /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
     /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
-    /// own here, and looks at those of others then: so nobody can come in between.
+    /// own here, and looks at those of others then: so no other user can come in between.
     fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
     /// What all users of the node together hold is about to become `held`, and what every one of

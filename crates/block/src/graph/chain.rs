@@ -1,4 +1,4 @@
-//! Questions to a node and the backing files below it: which layer has a range, and what is known of
+//! Questions to a node and its backing files: which layer has a range, and what is known of
 //! it there.
 //!
 //! A layer is a node with the filters above it. The walk follows roles: a filter's
@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use coblk_aio::Co;
 
-use super::Child;
+use super::{Child, EdgeInfo};
+use crate::driver::BlockDriver;
 use crate::driver::extent::Extent;
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
@@ -56,7 +57,7 @@ impl<'a> Base<'a> {
 }
 
 /// Asks the layers of `top` down to `base`, until one decides on the first bytes of the range. The
-/// caller is part of a request that is counted above.
+/// caller is part of a request that is counted at a gate.
 pub(crate) fn co_status_above(
     top: &BlockNode,
     co: &Co<'_>,
@@ -95,11 +96,11 @@ pub(crate) fn co_status_above(
     Ok(ChainExtent { extent, depth })
 }
 
-/// What comes below a layer.
+/// What follows a layer.
 enum Below {
     /// The next layer, and where in it an offset is.
     Layer(Arc<BlockNode>, u64),
-    /// The walk ends above the next layer.
+    /// The walk ends before the next layer.
     Base,
     /// That was the last one.
     Nothing,
@@ -116,10 +117,10 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
         }
         let driver = node.driver();
         let (child, is_filter) = match driver.filtered() {
-            Some(child) => (Some(child), true),
-            None => (backing(driver.children()), false),
+            Some(child) => (Some(child.node()), true),
+            None => (backing(driver), false),
         };
-        let Some(child) = child.map(Child::node) else { return Below::Nothing };
+        let Some(child) = child else { return Below::Nothing };
         if !is_filter {
             return if base.is_before(&child) { Below::Base } else { Below::Layer(child, at) };
         }
@@ -128,43 +129,13 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
     }
 }
 
-fn backing(children: Vec<&Child>) -> Option<&Child> {
-    children.into_iter().find(|child| child.role().contains(ChildRole::COW))
-}
-
-/// Questions of a driver, as part of its requests.
-impl Child {
-    /// What is known of the bytes from `offset` on in the node below and its backing files, down to
-    /// `base`, which is not asked; of all of them without one.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_status_above(
-        &self,
-        co: &Co<'_>,
-        base: Option<&BlockNode>,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<ChainExtent> {
-        let base = base.map_or(Base::NONE, |base| Base::new(base, false));
-        co_status_above(&self.node(), co, base, offset, bytes)
+/// The child that has what the driver's own storage does not have.
+pub(crate) fn backing(driver: &dyn BlockDriver) -> Option<Arc<BlockNode>> {
+    let is_backing = |info: &EdgeInfo| info.role().contains(ChildRole::COW);
+    let slot = driver.slots().into_iter().find(|slot| is_backing(slot.info()));
+    if slot.is_some() {
+        return slot?.node();
     }
-
-    /// Whether the node below, or one of its backing files above `base`, has the bytes from `offset` on;
-    /// `base` counts, too, if `include_base`. Also says of how many bytes that is true.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_is_allocated_above(
-        &self,
-        co: &Co<'_>,
-        base: &BlockNode,
-        include_base: bool,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<(bool, u64)> {
-        let base = Base::new(base, include_base);
-        let found = co_status_above(&self.node(), co, base, offset, bytes)?;
-        Ok((found.extent.allocated, found.extent.bytes))
-    }
+    let child = driver.children().into_iter().find(|child| is_backing(child.info()));
+    child.map(Child::node)
 }

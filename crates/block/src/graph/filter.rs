@@ -10,10 +10,10 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
-use crate::graph::Child;
+use crate::graph::{Child, ChildSlot, EdgeInfo};
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
-/// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
+/// what is not written down goes to the child, [moved](Self::at) if need be, and so do
 /// questions. Everything else is as [`BlockDriver`] has it, which a filter is.
 ///
 /// ```
@@ -48,7 +48,7 @@ pub trait Filter: Any + Send + Sync {
     /// The node that requests are passed on to.
     fn child(&self) -> &Child;
 
-    /// Where in the node below an offset of this one is, both in bytes.
+    /// Where in the child an offset of this node is, both in bytes.
     #[inline]
     fn at(&self, offset: u64) -> u64 {
         offset
@@ -159,6 +159,11 @@ pub trait Filter: Any + Send + Sync {
         vec![self.child()]
     }
 
+    /// See [`BlockDriver::slots`].
+    fn slots(&self) -> Vec<&ChildSlot> {
+        Vec::new()
+    }
+
     /// See [`BlockDriver::filename`].
     fn filename(&self) -> Option<String> {
         None
@@ -167,11 +172,11 @@ pub trait Filter: Any + Send + Sync {
     /// See [`BlockDriver::child_permissions`].
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// See [`BlockDriver::debug_event`].
@@ -301,17 +306,21 @@ impl<F: Filter> BlockDriver for F {
         Filter::children(self)
     }
 
+    fn slots(&self) -> Vec<&ChildSlot> {
+        Filter::slots(self)
+    }
+
     fn filename(&self) -> Option<String> {
         Filter::filename(self)
     }
 
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        Filter::child_permissions(self, child, held, shared)
+        Filter::child_permissions(self, edge, held, shared)
     }
 
     fn debug_event(&self, event: DebugEvent) {

@@ -46,8 +46,8 @@ pub(crate) struct NodeState {
 }
 
 impl BlockNode {
-    /// A node called `name`, for messages and commands, with this driver. One that is made above a
-    /// node that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
+    /// A node called `name`, for messages and commands, with this driver. One that is made with a
+    /// child that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
     /// (contract: C77).
     ///
     /// # Panics
@@ -57,10 +57,10 @@ impl BlockNode {
         Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// [`new`](Self::new), where the nodes below are a user's choice.
+    /// [`new`](Self::new), where the children are a user's choice.
     ///
     /// # Errors
-    /// If it would stand on more than 256 nodes, one upon the other, or is longer than
+    /// If it would have more than 256 levels of children, or is longer than
     /// [`MAX_LENGTH`].
     ///
     /// # Panics
@@ -106,7 +106,7 @@ impl BlockNode {
         &self.name
     }
 
-    /// The driver below.
+    /// Its driver.
     #[inline]
     pub fn driver(&self) -> &dyn BlockDriver {
         &*self.driver
@@ -125,10 +125,17 @@ impl BlockNode {
         self.limits.get()
     }
 
-    /// The limits, for those who read one of them, or change them.
+    /// The limits, to read one of them, or to change them.
     #[inline]
     pub(crate) fn live_limits(&self) -> &LiveLimits {
         &self.limits
+    }
+
+    /// The children may have become others, and the limits with them. While nothing is in flight.
+    pub(crate) fn look_at_limits(&self) {
+        let limits = self.driver.limits();
+        limits.check(self.driver.format_name());
+        self.limits.swap(limits);
     }
 
     /// Length in bytes.
@@ -141,7 +148,7 @@ impl BlockNode {
         self.path.is_read_only() || self.driver.is_read_only()
     }
 
-    /// Whether its users let everybody do anything, whatever they say.
+    /// Whether its users share all permissions, whatever they were opened with.
     pub(crate) fn is_force_share(&self) -> bool {
         self.force_share.load(Ordering::Relaxed)
     }
@@ -189,7 +196,7 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends what waits in this node, and in those below, for something outside of this process, such as
+    /// Ends what waits in this node, and in those that it leads to, for something outside of this process, such as
     /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
     /// no client, the end of a program. Any thread.
     pub fn cancel_in_flight(self: &Arc<Self>) {
@@ -211,9 +218,9 @@ impl Drop for BlockNode {
     }
 }
 
-/// The door for drivers that stand on other nodes: formats and filters, by their [`Child`](crate::Child). A
-/// request comes in here as part of one that a [`BlockBackend`](crate::BlockBackend) has counted in
-/// above, or that its driver has counted itself ([`OwnIo`](crate::OwnIo)), so it does not wait at the
+/// Requests of parents: of the drivers of formats and filters, by their [`Child`](crate::Child). A
+/// request comes in here as part of one that a [`BlockBackend`](crate::BlockBackend) has counted in at
+/// another node, or that its driver has counted itself ([`OwnIo`](crate::OwnIo)), so it does not wait at the
 /// gate. Errors are those of the backend's requests.
 impl BlockNode {
     /// Fills `target` from `offset` bytes on.
@@ -262,7 +269,7 @@ impl BlockNode {
         request_path::co_pdiscard(self, co, offset, bytes)
     }
 
-    /// A backend has asked this of the node at the top; those below may differ (contract: C74).
+    /// A backend has asked this of its own node; the nodes that it leads to may differ (contract: C74).
     fn check_writable(&self) -> io::Result<()> {
         if self.is_read_only() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
     }
@@ -278,8 +285,8 @@ impl BlockNode {
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes. Changes of length come one
-    /// after the other. Whoever makes a device shorter sees to it that nobody writes beyond the new
-    /// end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
+    /// after the other. The caller that makes a device shorter sees to it that no request writes
+    /// beyond the new end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.

@@ -27,7 +27,7 @@ impl BlockNode {
     /// then, and when the last [`Tracking`] is dropped, requests pay nothing for that. Any thread.
     ///
     /// # Panics
-    /// If the section is not of this node or one below.
+    /// If the section is neither of this node nor of one that it leads to.
     pub fn track(self: &Arc<Self>, drained: &DrainedSection) -> Tracking {
         drained.demand(self);
         self.path.want_tracking(true);
@@ -40,7 +40,7 @@ impl Tracking {
     /// `access` conflicts with; later ones wait until the lock is dropped. First come, first served.
     ///
     /// A coroutine has one lock on a node: it must neither take a second one, nor send requests to
-    /// this node while it has one, for they would wait for itself. Requests to the nodes below are
+    /// this node while it has one, for they would wait for itself. Requests to its children are
     /// free. A drain waits for requests that wait for the lock.
     pub fn co_lock_range(&self, co: &Co<'_>, range: Range<u64>, access: Access) -> RangeLock<'_> {
         RangeLock { _tracked: self.node.path.tracked.begin(co, range, access) }

@@ -4,10 +4,8 @@
 use std::io;
 
 use super::errno;
-use crate::driver::BlockDriver;
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::driver::role::ChildRole;
-use crate::graph::Child;
+use crate::graph::chain::backing;
 use crate::graph::node::BlockNode;
 
 /// The flags of a read that the driver gets.
@@ -32,9 +30,4 @@ pub(super) fn of_write(node: &BlockNode, flags: WriteFlags) -> io::Result<WriteF
         return Err(errno(libc::ENOTSUP));
     }
     Ok(taken)
-}
-
-/// The child that has what the driver's own storage does not have.
-pub(super) fn backing(driver: &dyn BlockDriver) -> Option<&Child> {
-    driver.children().into_iter().find(|child| child.role().contains(ChildRole::COW))
 }

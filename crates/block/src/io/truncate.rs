@@ -1,16 +1,16 @@
 //! Changes of a device's length.
 
 use std::io;
+use std::sync::Arc;
 
 use coblk_aio::{Co, trace_event};
 
 use super::errno;
-use super::flags::backing;
 use super::tracked::Access;
 use crate::backend::length_watch;
 use crate::driver::MAX_LENGTH;
 use crate::driver::flags::Truncate;
-use crate::graph::Child;
+use crate::graph::chain::backing;
 use crate::graph::node::BlockNode;
 use crate::io::after_write::WriteKind;
 
@@ -56,8 +56,9 @@ fn set_length(
         return Ok(false);
     }
     // What a backing file has beyond the end was never a part of this device.
-    let shines_through = |child: &Child| child.length() > node.length();
-    how.zero |= length > node.length() && backing(node.driver()).is_some_and(shines_through);
+    let shines_through = |child: &Arc<BlockNode>| child.length() > node.length();
+    how.zero |=
+        length > node.length() && backing(node.driver()).as_ref().is_some_and(shines_through);
     let old = node.length();
     let result = node.driver().co_truncate(co, length, how);
     node.path.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());

@@ -17,9 +17,9 @@ use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
 use crate::filter::sleep;
-use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
+use crate::graph::{Child, EdgeInfo};
 
 /// A filter that disturbs requests by [`Rules`].
 ///
@@ -141,7 +141,7 @@ impl Filter for BlkDebug {
 
     fn child_permissions(
         &self,
-        _child: &Child,
+        _edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {

@@ -17,9 +17,9 @@ use crate::driver::BlockLimits;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
-use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
+use crate::graph::{Child, EdgeInfo};
 
 pub use self::format::EntryFlags;
 pub use self::log::WriteLog;
@@ -92,11 +92,11 @@ impl Filter for BlkLogWrites {
 
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        if held.is_empty() || !std::ptr::eq(child, self.log.child()) {
+        if held.is_empty() || edge != self.log.child().info() {
             return (held, shared);
         }
         // Nobody else writes the log while it is one.

@@ -1,0 +1,70 @@
+//! [`ChildSlot`]: an edge that may be empty.
+
+use std::sync::Arc;
+
+use super::{Edge, EdgeInfo, Held, Loaded};
+use crate::driver::role::ChildRole;
+use crate::graph::UserId;
+use crate::graph::node::BlockNode;
+
+/// A place for a child that a driver may have or not, such as a backing file. The driver asks it on each
+/// request. It is [attached](BlockNode::co_attach), [detached](BlockNode::co_detach) and
+/// [changed](BlockNode::co_set_child) while the driver's node is drained. Any thread.
+pub struct ChildSlot {
+    held: Held,
+}
+
+impl ChildSlot {
+    /// A slot for a child with this role; `None` leaves it empty. Its name is that of the option that
+    /// says which node is there, such as `backing`.
+    pub fn new(name: &'static str, role: ChildRole, node: Option<Arc<BlockNode>>) -> ChildSlot {
+        let id = node.as_ref().map(|node| node.id());
+        let info = EdgeInfo { name, index: None, role };
+        ChildSlot { held: Held::new(info, Edge::new(node, true), id, None) }
+    }
+
+    /// Name and role.
+    pub fn info(&self) -> &EdgeInfo {
+        &self.held.info
+    }
+
+    pub(crate) fn id(&self) -> UserId {
+        self.held.id
+    }
+
+    /// The child, or `None` if the slot is empty. During a request the answer stays the same. One load, as
+    /// of a request through a [`Child`](super::Child); requests through what is returned pay no other.
+    #[inline]
+    pub fn get(&self) -> Option<ChildRef<'_>> {
+        let node = self.held.edge.node.load();
+        node.is_some().then(|| ChildRef { slot: self, node: Loaded(node) })
+    }
+
+    /// The node, at this moment, or `None` if the slot is empty.
+    pub fn node(&self) -> Option<Arc<BlockNode>> {
+        self.held.edge.node.load_full()
+    }
+}
+
+/// The child in a [`ChildSlot`]. To be held for a request at most.
+pub struct ChildRef<'a> {
+    slot: &'a ChildSlot,
+    node: Loaded,
+}
+
+impl ChildRef<'_> {
+    /// Name and role of the slot.
+    pub fn info(&self) -> &EdgeInfo {
+        &self.slot.held.info
+    }
+
+    /// The node.
+    pub fn node(&self) -> Arc<BlockNode> {
+        Arc::clone(self.node.arc())
+    }
+
+    #[inline]
+    pub(super) fn load(&self) -> &BlockNode {
+        &self.node
+    }
+}
