@@ -73,7 +73,8 @@ impl Graph {
             others.0.extend((it.node == Some(id)).then_some(*user));
             others.1.extend((it.parent() == Some(id)).then_some(*user));
         }
-        (users.sort_unstable(), edges.sort_unstable());
+        users.sort_unstable();
+        edges.sort_unstable();
         faults
             .demand(users == others.0, || format!("users of '{name}': {users:?}, not {others:?}"));
         faults
