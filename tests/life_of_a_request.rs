@@ -124,7 +124,7 @@ fn a_read_takes_six_steps() {
         &events,
         &[
             ("blk_co_preadv", "coblk_block::backend::coroutine"),
-            ("bdrv_co_preadv", "coblk_block::io"),
+            ("bdrv_co_preadv", "coblk_block::io::read"),
             ("file_co_preadv", "coblk_block::protocol::file"),
             ("thread_pool_submit_co", "coblk_aio::co::blocking"),
         ],

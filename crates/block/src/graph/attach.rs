@@ -19,9 +19,10 @@ use coblk_aio::{Co, PoolShare};
 use super::change::co_flush_in_time;
 use super::turn::Turned;
 use super::{
-    Child, EdgeInfo, GraphError, Kind, UserId, co_drain_for_change, co_look_at_node, lock,
-    lock_changes, lock_permits,
+    Child, GraphError, Kind, UserId, co_drain_for_change, co_look_at_node, lock, lock_changes,
+    lock_permits,
 };
+use crate::driver::edge::{EdgeId, EdgeInfo, NewChild};
 use crate::graph::Graph;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
@@ -98,15 +99,16 @@ impl BlockNode {
         co: &Co<'_>,
         child: &Arc<BlockNode>,
     ) -> Result<String, GraphError> {
-        let driver = self.driver();
         let no_list = || GraphError::NoChildList { node: self.name().to_owned() };
-        let list = driver.child_list().ok_or_else(no_list)?;
-        ask_driver(self, &list.next_info(), Some(child))?;
+        let list = self.list().ok_or_else(no_list)?;
+        let id = EdgeId(lock().new_user_id().number());
+        ask_driver(self, &list.next_info(id), Some(child))?;
         let _drained = co_drain_for_change(co, self)?;
         let _change = lock_changes(co)?;
-        ask_driver(self, &list.next_info(), Some(child))?;
-        let edge = list.push(self, child);
-        co_turn(co, self, edge.id(), Some(child)).inspect_err(|_| _ = list.take(&edge))?;
+        let info = list.next_info(id);
+        ask_driver(self, &info, Some(child))?;
+        let edge = list.push(info, self, child);
+        co_turn(co, self, id.into(), Some(child)).inspect_err(|_| _ = list.take(&edge))?;
         Ok(edge.info().to_string())
     }
 
@@ -125,9 +127,9 @@ impl BlockNode {
             // It may have been removed by another change, and its name may be given again.
             let child = self.listed(edge)?;
             ask_driver(self, child.info(), None)?;
-            let list = self.driver().child_list();
-            let taken = list.and_then(|list| list.take(&child));
-            if let Err(error) = co_turn(co, self, child.id(), None) {
+            let list = self.list();
+            let taken = list.as_ref().and_then(|list| list.take(&child));
+            if let Err(error) = co_turn(co, self, child.id().into(), None) {
                 taken.into_iter().zip(list).for_each(|(child, list)| list.put_back(child));
                 return Err(error);
             }
@@ -139,7 +141,7 @@ impl BlockNode {
 
     /// The child of the list at this edge.
     fn listed(&self, edge: &str) -> Result<Arc<Child>, GraphError> {
-        let list = self.driver().child_list().map(|list| list.load());
+        let list = self.list().map(|list| list.load());
         let child = list.and_then(|list| list.iter().find(|it| it.info().label() == edge).cloned());
         child.ok_or_else(|| no_edge(self, edge))
     }
@@ -185,7 +187,7 @@ fn co_change(
             && new.is_some()
         {
             tracing::error!(node = old.name(), %error, "flush of a child that is replaced failed");
-            node.path.fail_next_flush(error);
+            node.path.state.fail_next_flush(error);
         } else if let Some(old) = &found.child {
             log_lost(old, lost);
         }
@@ -214,7 +216,12 @@ fn ask_driver(
     edge: &EdgeInfo,
     new: Option<&Arc<BlockNode>>,
 ) -> Result<(), GraphError> {
-    node.driver().check_child(edge, new.map(|new| &**new)).map_err(|reason| {
+    let new = new.map(|new| NewChild {
+        node: new.name(),
+        length: new.length(),
+        read_only: new.is_read_only(),
+    });
+    node.driver().check_child(edge, new).map_err(|reason| {
         let (node, edge) = (node.name().to_owned(), edge.label());
         GraphError::ChildRefused { node, edge, reason }
     })

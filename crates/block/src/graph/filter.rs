@@ -6,11 +6,12 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
-use crate::graph::{Child, ChildSlot, EdgeInfo};
+use crate::graph::Child;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
 /// what is not written down goes to the child, [moved](Self::at) if need be, and so do
@@ -155,13 +156,8 @@ pub trait Filter: Any + Send + Sync {
     }
 
     /// See [`BlockDriver::children`].
-    fn children(&self) -> Vec<&Child> {
-        vec![self.child()]
-    }
-
-    /// See [`BlockDriver::slots`].
-    fn slots(&self) -> Vec<&ChildSlot> {
-        Vec::new()
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child().id()]
     }
 
     /// See [`BlockDriver::filename`].
@@ -206,8 +202,8 @@ impl<F: Filter> BlockDriver for F {
         Filter::length(self)
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(self.child())
+    fn filtered(&self) -> Option<EdgeId> {
+        Some(self.child().id())
     }
 
     fn at_filtered(&self, offset: u64) -> u64 {
@@ -302,12 +298,8 @@ impl<F: Filter> BlockDriver for F {
         self.child().node().co_allocated_bytes(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
+    fn children(&self) -> Vec<EdgeId> {
         Filter::children(self)
-    }
-
-    fn slots(&self) -> Vec<&ChildSlot> {
-        Filter::slots(self)
     }
 
     fn filename(&self) -> Option<String> {
@@ -325,6 +317,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn debug_event(&self, event: DebugEvent) {
         Filter::debug_event(self, event);
+    }
+
+    fn debug_event_below(&self, event: DebugEvent) {
+        self.child().debug_event(event);
     }
 
     fn wants_debug_events(&self) -> bool {

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! mod.rs     users, nodes, and what is quiet
+//! backends.rs backends as the graph knows them
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
@@ -19,6 +20,7 @@
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
+//! mapped.rs  reads of formats that only say where bytes are
 //! listing.rs children and parents of nodes, as monitors show them
 //! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
@@ -31,6 +33,7 @@
 mod activity;
 pub(crate) mod after_write;
 mod attach;
+pub(crate) mod backends;
 pub(crate) mod chain;
 mod change;
 mod check;
@@ -43,6 +46,7 @@ pub(crate) mod gate;
 mod height;
 pub(crate) mod life;
 mod listing;
+pub(crate) mod mapped;
 pub(crate) mod node;
 pub(crate) mod node_info;
 pub(crate) mod own_io;
@@ -55,19 +59,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use coblk_aio::{AioHandle, CoWaker};
+use coblk_aio::CoWaker;
 
 use crate::accounting::Statistics;
-use crate::backend::options::Claim;
-use crate::driver::BlockDriver;
+use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
 pub(crate) use activity::co_set_active;
+use backends::{BackendHome, Claim};
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
-use edge::Edge;
-pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeInfo};
+pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeRef};
+use edge::{Edge, List};
 pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
@@ -89,7 +93,7 @@ pub(crate) struct UserId(u64);
 #[derive(Clone)]
 pub(crate) enum Kind {
     /// A backend, at home in this context.
-    Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
+    Backend { name: String, home: BackendHome, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one. A job may have frozen it, for a reason.
     Edge { info: EdgeInfo, edge: Weak<Edge>, parent: Option<NodeId>, frozen: Option<Arc<str>> },
     /// Something else, with what it has blocked.
@@ -145,6 +149,8 @@ struct Entry {
 pub(crate) struct Graph {
     nodes: BTreeMap<NodeId, Entry>,
     users: BTreeMap<UserId, User>,
+    /// Lists of children.
+    lists: BTreeMap<ListId, Weak<List>>,
     last_id: u64,
     drains_of_all: usize,
     /// Requests that may go on, as soon as the lock is free.
@@ -156,6 +162,7 @@ pub(crate) struct Graph {
 static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     nodes: BTreeMap::new(),
     users: BTreeMap::new(),
+    lists: BTreeMap::new(),
     last_id: 0,
     drains_of_all: 0,
     wakes: VecDeque::new(),
@@ -226,16 +233,6 @@ impl Drop for GraphGuard {
     }
 }
 
-/// All edges of a driver.
-fn edges_of(driver: &dyn BlockDriver) -> Vec<UserId> {
-    let mut edges: Vec<UserId> = driver.children().into_iter().map(Child::id).collect();
-    edges.extend(driver.slots().into_iter().map(ChildSlot::id));
-    if let Some(list) = driver.child_list() {
-        edges.extend(list.load().iter().map(|child| child.id()));
-    }
-    edges
-}
-
 impl UserId {
     #[inline]
     pub(crate) fn number(self) -> u64 {
@@ -264,7 +261,8 @@ impl Graph {
     /// # Errors
     /// If it would be too high. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
-        let children = edges_of(node.driver());
+        let edges = node.all_edges();
+        let children: Vec<UserId> = edges.iter().map(|edge| edge.user()).collect();
         let below = children.iter().filter_map(|edge| self.users.get(edge)?.node);
         let below: Vec<NodeId> = below.collect();
         let height = self.height_above(&below);
@@ -280,14 +278,11 @@ impl Graph {
             }
         }
         for child in &children {
-            if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
-                self.users.get_mut(child)
-            {
+            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
                 *parent = Some(node.id());
-                // Not the last one: the driver has it.
-                edge.upgrade().iter().for_each(|edge| edge.set_owner(node));
             }
         }
+        edges.iter().for_each(|edge| edge.set_owner(node));
         let entry = Entry {
             node: Arc::downgrade(node),
             drains: 0,
@@ -319,8 +314,22 @@ impl Graph {
         ids.into_iter().filter_map(|id| self.node(id)).collect()
     }
 
+    /// The edges that a driver lists.
+    pub(crate) fn edges(&self, ids: &[EdgeId]) -> Vec<Arc<Edge>> {
+        let edge = |id: &EdgeId| match &self.users.get(&UserId::from(*id))?.kind {
+            Kind::Edge { edge, .. } => edge.upgrade(),
+            Kind::Backend { .. } | Kind::User { .. } => None,
+        };
+        ids.iter().filter_map(edge).collect()
+    }
+
+    /// An id for a user that is about to be made.
+    fn new_user_id(&mut self) -> UserId {
+        UserId(self.next_id())
+    }
+
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
-        let id = UserId(self.next_id());
+        let id = self.new_user_id();
         // It finds the node as drains have left it.
         if let Kind::User { user, .. } = &kind
             && self.entry(node).quiet
@@ -333,17 +342,21 @@ impl Graph {
     }
 
     /// Takes in an edge, of its parent's driver if it has a parent yet. It wants nothing.
-    fn add_edge(&mut self, node: Option<NodeId>, kind: Kind) -> UserId {
-        let id = UserId(self.next_id());
-        let user = User { kind, node, wants: Use::NONE };
-        if let Some(entry) = user.parent().and_then(|parent| self.nodes.get_mut(&parent)) {
+    fn add_edge(&mut self, edge: &Arc<Edge>, node: Option<NodeId>, parent: Option<NodeId>) {
+        let (id, info) = (edge.user(), *edge.info());
+        let kind = Kind::Edge { info, edge: Arc::downgrade(edge), parent, frozen: None };
+        if let Some(entry) = parent.and_then(|parent| self.nodes.get_mut(&parent)) {
             entry.children.push(id);
         }
-        self.users.insert(id, user);
+        self.users.insert(id, User { kind, node, wants: Use::NONE });
         if let Some(node) = node {
             self.entry(node).users.push(id);
         }
-        id
+    }
+
+    /// The list of a driver.
+    pub(crate) fn list(&self, id: ListId) -> Weak<List> {
+        self.lists.get(&id).cloned().unwrap_or_default()
     }
 
     /// Forgets a user. The node that it has used has one less then.
@@ -370,7 +383,7 @@ impl Graph {
     pub(crate) fn owe_flush_above(&mut self, node: &BlockNode) {
         for id in self.closure(node.id(), Graph::parents) {
             if let Some(node) = self.node(id) {
-                node.path.owe_flush();
+                node.path.state.owe_flush();
             }
         }
     }
@@ -381,7 +394,7 @@ impl Graph {
     }
 
     /// The backends on a node, on its parents and theirs.
-    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, AioHandle)> {
+    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, BackendHome)> {
         let nodes = self.closure(node.id(), Graph::parents);
         let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
         let backend = |id: &UserId| match &self.users.get(id)?.kind {

@@ -5,6 +5,7 @@
 //! written back) is counted nowhere, so the driver counts it itself, at the gate of its node, which a
 //! drain of a child closes as well.
 
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -12,11 +13,24 @@ use coblk_aio::Co;
 
 use crate::graph::Child;
 use crate::graph::node::BlockNode;
+use crate::io::RequestPath;
 
 /// A driver's own I/O on its way. A drain of its node, or of a child, waits until it is dropped.
 #[must_use = "a drain waits only while it lives"]
 pub struct OwnIo<N: Deref<Target = BlockNode> = Arc<BlockNode>> {
     node: N,
+}
+
+impl<N: Deref<Target = BlockNode>> OwnIo<N> {
+    /// The request path of the node.
+    pub(crate) fn path(&self) -> &RequestPath {
+        &self.node.path
+    }
+
+    /// [`path`](Self::path), for changes.
+    pub(crate) fn writable(&self) -> io::Result<&RequestPath> {
+        self.node.writable()
+    }
 }
 
 impl<N: Deref<Target = BlockNode>> Drop for OwnIo<N> {

@@ -3,18 +3,16 @@
 
 use std::io;
 
-use super::errno;
+use super::{RequestPath, errno};
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::graph::chain::backing;
-use crate::graph::node::BlockNode;
 
 /// The flags of a read that the driver gets.
 #[cold]
-pub(super) fn of_read(node: &BlockNode, flags: ReadFlags) -> io::Result<ReadFlags> {
-    let flags = if node.path.is_tracking() { flags - ReadFlags::SERIALISING } else { flags };
-    let taken = flags & node.live_limits().read_flags();
+pub(super) fn of_read(path: &RequestPath, flags: ReadFlags) -> io::Result<ReadFlags> {
+    let flags = if path.state.is_tracking() { flags - ReadFlags::SERIALISING } else { flags };
+    let taken = flags & path.limits.read_flags();
     let left = flags - taken;
-    let cannot_copy = left.contains(ReadFlags::COPY_ON_READ) && backing(node.driver()).is_some();
+    let cannot_copy = left.contains(ReadFlags::COPY_ON_READ) && path.state.has_backing();
     if cannot_copy || left.contains(ReadFlags::SERIALISING) {
         return Err(errno(libc::ENOTSUP));
     }
@@ -23,9 +21,9 @@ pub(super) fn of_read(node: &BlockNode, flags: ReadFlags) -> io::Result<ReadFlag
 
 /// The flags of a write that the driver gets. Durability is seen to by the caller.
 #[cold]
-pub(super) fn of_write(node: &BlockNode, flags: WriteFlags) -> io::Result<WriteFlags> {
-    let flags = if node.path.is_tracking() { flags - WriteFlags::SERIALISING } else { flags };
-    let taken = flags & node.live_limits().write_flags();
+pub(super) fn of_write(path: &RequestPath, flags: WriteFlags) -> io::Result<WriteFlags> {
+    let flags = if path.state.is_tracking() { flags - WriteFlags::SERIALISING } else { flags };
+    let taken = flags & path.limits.write_flags();
     if (flags - taken).intersects(WriteFlags::COMPRESSED | WriteFlags::SERIALISING) {
         return Err(errno(libc::ENOTSUP));
     }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, BlockNode, Child, ChildList, ChildRole, ChildSlot, EdgeInfo, ReadFlags, WriteFlags,
+    BlockDriver, BlockNode, Child, ChildList, ChildRole, ChildSlot, EdgeId, EdgeInfo, ListId,
+    NewChild, ReadFlags, WriteFlags,
 };
 
 /// Reads as its backing file, or as 99 where it has none or behind that one's end.
@@ -40,11 +41,8 @@ impl BlockDriver for Overlay {
     fn length(&self) -> u64 {
         self.file.length()
     }
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.file]
-    }
-    fn slots(&self) -> Vec<&ChildSlot> {
-        vec![&self.backing]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.file.id(), self.backing.id()]
     }
     fn co_preadv(
         &self,
@@ -88,6 +86,12 @@ pub struct Copies {
     asked: Arc<Mutex<Vec<String>>>,
 }
 
+/// How many children the driver of a node sees in its list.
+pub fn listed(node: &Arc<BlockNode>) -> usize {
+    let driver: &dyn std::any::Any = node.driver();
+    driver.downcast_ref::<Copies>().map_or(0, |copies| copies.children.load().len())
+}
+
 impl Copies {
     /// It keeps so many children at least.
     pub fn node(name: &str, fewest: usize, nodes: &[&Arc<BlockNode>]) -> Arc<BlockNode> {
@@ -120,11 +124,11 @@ impl BlockDriver for Copies {
     fn length(&self) -> u64 {
         self.children.load().first().map_or(0, |child| child.length())
     }
-    fn child_list(&self) -> Option<&ChildList> {
-        Some(&self.children)
+    fn child_list(&self) -> Option<ListId> {
+        Some(self.children.id())
     }
-    fn check_child(&self, edge: &EdgeInfo, new: Option<&BlockNode>) -> Result<(), String> {
-        let new = new.map_or("none", BlockNode::name);
+    fn check_child(&self, edge: &EdgeInfo, new: Option<NewChild<'_>>) -> Result<(), String> {
+        let new = new.map_or("none", |new| new.node);
         self.asked.lock().unwrap().push(format!("{edge}: {new}"));
         let left = self.children.load().iter().filter(|it| it.info() != edge).count();
         match new {

@@ -13,13 +13,14 @@ pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 use crate::accounting::RequestKind;
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::EdgeInfo;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
 use crate::filter::sleep;
+use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
-use crate::graph::{Child, EdgeInfo};
 
 /// A filter that disturbs requests by [`Rules`].
 ///

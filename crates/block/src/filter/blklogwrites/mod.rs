@@ -14,12 +14,13 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use self::format::RawEntry;
 use self::log::Data;
 use crate::driver::BlockLimits;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
+use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
-use crate::graph::{Child, EdgeInfo};
 
 pub use self::format::EntryFlags;
 pub use self::log::WriteLog;
@@ -86,8 +87,8 @@ impl Filter for BlkLogWrites {
         &self.child
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.child, self.log.child()]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child.id(), self.log.child().id()]
     }
 
     fn child_permissions(
@@ -96,7 +97,7 @@ impl Filter for BlkLogWrites {
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        if held.is_empty() || edge != self.log.child().info() {
+        if held.is_empty() || edge.id() != self.log.child().id() {
             return (held, shared);
         }
         // Nobody else writes the log while it is one.

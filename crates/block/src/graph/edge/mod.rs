@@ -2,7 +2,7 @@
 //!
 //! An edge has a name and a role, and leads to a node. [`Child`] always does; a [`ChildSlot`] may be
 //! empty; a [`ChildList`] gets and loses children. A driver lists them in
-//! [`BlockDriver::children`](crate::BlockDriver::children), [`slots`](crate::BlockDriver::slots) and
+//! [`BlockDriver::children`](crate::BlockDriver::children) and
 //! [`child_list`](crate::BlockDriver::child_list), so that a drain of a child reaches the parent, and
 //! so that an edge can turn to another node while the parent is drained.
 //!
@@ -13,61 +13,26 @@ mod list;
 mod requests;
 mod slot;
 
-use std::borrow::Cow;
-use std::fmt;
+use std::io;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::{ArcSwapOption, Guard};
+use coblk_aio::{Co, IoVectorMut};
 
-use super::{Kind, NodeId, UserId, lock};
+use super::{NodeId, UserId, lock};
+use crate::driver::edge::{EdgeId, EdgeInfo};
+use crate::driver::flags::ReadFlags;
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
+use crate::io as request_path;
+pub(in crate::graph) use list::List;
 pub use list::{ChildList, Children};
 pub use slot::{ChildRef, ChildSlot};
 
-/// What an edge is called, and what its child is for the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EdgeInfo {
-    name: &'static str,
-    index: Option<u32>,
-    role: ChildRole,
-}
-
-impl EdgeInfo {
-    /// The name of the option that says which node the child is, such as `file`. The children of a list
-    /// share one.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// The number in a list.
-    pub fn index(&self) -> Option<u32> {
-        self.index
-    }
-
-    /// What the child is for the driver.
-    pub fn role(&self) -> ChildRole {
-        self.role
-    }
-
-    /// The name by which commands and messages know the edge: `file`, or `children.0` in a list.
-    pub fn label(&self) -> Cow<'static, str> {
-        match self.index {
-            None => self.name.into(),
-            Some(index) => format!("{}.{index}", self.name).into(),
-        }
-    }
-}
-
-impl fmt::Display for EdgeInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.label())
-    }
-}
-
-/// The end of an edge that a driver holds. It changes only while the parent is drained.
+/// An edge as its driver, and the node of that driver, have it. It changes only while that node is drained.
 pub(crate) struct Edge {
+    info: EdgeInfo,
     node: ArcSwapOption<BlockNode>,
     is_slot: bool,
     /// The node whose driver holds it, as soon as there is one.
@@ -75,9 +40,14 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    fn new(node: Option<Arc<BlockNode>>, is_slot: bool) -> Arc<Edge> {
-        let owner = OnceLock::new();
-        Arc::new(Edge { node: ArcSwapOption::new(node), is_slot, owner })
+    #[inline]
+    pub(crate) fn info(&self) -> &EdgeInfo {
+        &self.info
+    }
+
+    /// Its id among users.
+    pub(crate) fn user(&self) -> UserId {
+        self.info.id().into()
     }
 
     /// Whether it may be empty.
@@ -85,8 +55,28 @@ impl Edge {
         self.is_slot
     }
 
+    /// The node that it leads to, at this moment.
+    pub(crate) fn node(&self) -> Option<Arc<BlockNode>> {
+        self.node.load_full()
+    }
+
     pub(super) fn leads_to(&self) -> Option<NodeId> {
         self.node.load().as_ref().map(|node| node.id())
+    }
+
+    /// [`Child::co_preadv_blocks`].
+    #[inline]
+    pub(super) fn co_preadv_blocks(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        match &*self.node.load() {
+            Some(node) => request_path::co_preadv_blocks(&node.path, co, offset, target, flags),
+            None => Err(io::Error::from_raw_os_error(libc::EIO)),
+        }
     }
 
     /// Turns the edge to `node`; returns where it led. Only a slot becomes empty: other edges that are
@@ -103,27 +93,65 @@ impl Edge {
         // It has one owner for its life.
         let _ = self.owner.set(Arc::downgrade(owner));
     }
+
+    /// The node whose driver holds it; while that driver is being made, the child.
+    pub(super) fn owner(&self) -> Option<Arc<BlockNode>> {
+        self.owner.get().and_then(Weak::upgrade).or_else(|| self.node())
+    }
 }
 
+impl From<EdgeId> for UserId {
+    fn from(edge: EdgeId) -> UserId {
+        UserId(edge.0)
+    }
+}
+
+/// An edge of a driver: a [`Child`], or a [`ChildSlot`] that may be empty.
+#[derive(Clone, Copy)]
+pub struct EdgeRef<'a>(pub(in crate::graph) &'a Edge);
+
 /// An edge that is in the graph until this is dropped.
-struct Held {
-    info: EdgeInfo,
-    edge: Arc<Edge>,
-    id: UserId,
+struct Held(Arc<Edge>);
+
+/// Of a new edge.
+struct Parts {
+    name: &'static str,
+    index: Option<u32>,
+    role: ChildRole,
+    is_slot: bool,
+    /// The node that it leads to.
+    node: Option<Arc<BlockNode>>,
 }
 
 impl Held {
-    /// An edge that uses `node`, and is that of a node's driver if `parent` says so.
-    fn new(info: EdgeInfo, edge: Arc<Edge>, node: Option<NodeId>, parent: Option<NodeId>) -> Held {
-        let kind = Kind::Edge { info, edge: Arc::downgrade(&edge), parent, frozen: None };
-        let id = lock().add_edge(node, kind);
-        Held { info, edge, id }
+    fn new(parts: Parts) -> Held {
+        let mut graph = lock();
+        let id = EdgeId(graph.new_user_id().number());
+        let node = parts.node.as_ref().map(|node| node.id());
+        let info = EdgeInfo::new(id, parts.name, parts.index, parts.role);
+        let edge = Arc::new(Edge {
+            info,
+            node: ArcSwapOption::new(parts.node),
+            is_slot: parts.is_slot,
+            owner: OnceLock::new(),
+        });
+        graph.add_edge(&edge, node, None);
+        Held(edge)
+    }
+
+    /// An edge to `child` of the driver of `owner`; the graph does not know where it leads yet.
+    fn pending(info: EdgeInfo, owner: &Arc<BlockNode>, child: &Arc<BlockNode>) -> Held {
+        let node = ArcSwapOption::new(Some(Arc::clone(child)));
+        let edge = Arc::new(Edge { info, node, is_slot: false, owner: OnceLock::new() });
+        edge.set_owner(owner);
+        lock().add_edge(&edge, None, Some(owner.id()));
+        Held(edge)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        super::remove_user(self.id);
+        super::remove_user(self.0.user());
     }
 }
 
@@ -137,27 +165,39 @@ impl Child {
     /// An edge to `node`, which has this role for the driver. Its name is that of the option that says
     /// which node it is, such as `file`.
     pub fn new(name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
-        let (id, info) = (node.id(), EdgeInfo { name, index: None, role });
-        Child { held: Held::new(info, Edge::new(Some(node), false), Some(id), None) }
+        let node = Some(node);
+        Child { held: Held::new(Parts { name, index: None, role, is_slot: false, node }) }
+    }
+
+    /// Names the edge, for its driver to [list](crate::BlockDriver::children).
+    #[inline]
+    pub fn id(&self) -> EdgeId {
+        self.held.0.info.id()
     }
 
     /// The name of the option that says which node it is, such as `file`.
     pub fn name(&self) -> &'static str {
-        self.held.info.name
+        self.held.0.info.name()
     }
 
     /// What the node is for the driver.
     pub fn role(&self) -> ChildRole {
-        self.held.info.role
+        self.held.0.info.role()
     }
 
     /// Name and role.
     pub fn info(&self) -> &EdgeInfo {
-        &self.held.info
+        &self.held.0.info
     }
 
-    pub(crate) fn id(&self) -> UserId {
-        self.held.id
+    /// The edge, for [`co_read_mapped`](crate::co_read_mapped).
+    #[inline]
+    pub fn edge(&self) -> EdgeRef<'_> {
+        EdgeRef(&self.held.0)
+    }
+
+    pub(crate) fn shared_edge(&self) -> Arc<Edge> {
+        Arc::clone(&self.held.0)
     }
 
     /// The node, at this moment.
@@ -167,13 +207,12 @@ impl Child {
 
     /// The node whose driver holds this edge; while that driver is being made, the child.
     pub(crate) fn owner(&self) -> Arc<BlockNode> {
-        let owner = self.held.edge.owner.get().and_then(Weak::upgrade);
-        owner.unwrap_or_else(|| self.node())
+        self.held.0.owner().unwrap_or_else(|| self.node())
     }
 
     #[inline]
     fn load(&self) -> Loaded {
-        Loaded(self.held.edge.node.load())
+        Loaded(self.held.0.node.load())
     }
 }
 

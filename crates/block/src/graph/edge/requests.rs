@@ -13,12 +13,6 @@ use crate::graph::chain::{Base, ChainExtent, co_status_above};
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
 
-/// How many of so many bytes from `offset` on are before the end of a node.
-fn bytes_there(node: &BlockNode, offset: u64, bytes: usize) -> usize {
-    let there = node.length().saturating_sub(offset);
-    usize::try_from(there).map_or(bytes, |there| there.min(bytes))
-}
-
 /// The methods of what leads to a node: `load` says which.
 macro_rules! requests {
     ($edge:ty) => {
@@ -58,7 +52,7 @@ macro_rules! requests {
                 target: &mut IoVectorMut<'_>,
                 flags: ReadFlags,
             ) -> io::Result<()> {
-                self.load().co_preadv(co, offset, target, flags)
+                request_path::co_preadv(&self.load().path, co, offset, target, flags)
             }
 
             /// Writes `source` at `offset` bytes.
@@ -70,7 +64,7 @@ macro_rules! requests {
                 source: &IoVector<'_>,
                 flags: WriteFlags,
             ) -> io::Result<()> {
-                self.load().co_pwritev(co, offset, source, flags)
+                request_path::co_pwritev(self.load().writable()?, co, offset, source, flags)
             }
 
             /// [`co_preadv`](Self::co_preadv), for a driver that asks for larger blocks than the child
@@ -82,13 +76,7 @@ macro_rules! requests {
                 target: &mut IoVectorMut<'_>,
                 flags: ReadFlags,
             ) -> io::Result<()> {
-                let node = self.load();
-                let there = bytes_there(&node, offset, target.len());
-                if there == target.len() {
-                    return node.co_preadv(co, offset, target, flags);
-                }
-                target.fill_from(there, 0);
-                node.co_preadv(co, offset, &mut target.slice(0, there), flags)
+                request_path::co_preadv_blocks(&self.load().path, co, offset, target, flags)
             }
 
             /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding,
@@ -101,16 +89,17 @@ macro_rules! requests {
                 flags: WriteFlags,
             ) -> io::Result<()> {
                 let node = self.load();
-                let there = bytes_there(&node, offset, source.len());
+                let there = request_path::bytes_there(&node.path, offset, source.len());
                 if there == source.len() {
-                    return node.co_pwritev(co, offset, source, flags);
+                    return request_path::co_pwritev(node.writable()?, co, offset, source, flags);
                 }
-                node.co_pwritev(co, offset, &source.slice(0, there), flags)
+                let source = source.slice(0, there);
+                request_path::co_pwritev(node.writable()?, co, offset, &source, flags)
             }
 
             /// Makes all writes durable that completed before.
             pub fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-                self.load().co_flush(co)
+                request_path::co_flush(&self.load().path, co)
             }
 
             /// Makes `bytes` bytes from `offset` on read as zeroes.
@@ -121,12 +110,13 @@ macro_rules! requests {
                 bytes: u64,
                 flags: ZeroFlags,
             ) -> io::Result<()> {
-                self.load().co_pwrite_zeroes(co, offset, bytes, flags)
+                let node = self.load();
+                request_path::co_pwrite_zeroes(node.writable()?, co, None, offset, bytes, flags)
             }
 
             /// Deallocates `bytes` bytes from `offset` on.
             pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-                self.load().co_pdiscard(co, offset, bytes)
+                request_path::co_pdiscard(self.load().writable()?, co, None, offset, bytes)
             }
 
             /// What the child knows of the bytes from `offset` on, whatever backing files have.
@@ -136,7 +126,7 @@ macro_rules! requests {
                 offset: u64,
                 bytes: u64,
             ) -> io::Result<Extent> {
-                self.load().co_block_status(co, offset, bytes)
+                request_path::co_block_status(&self.load().path, co, offset, bytes)
             }
 
             /// Changes the length to `length` bytes.
@@ -146,7 +136,7 @@ macro_rules! requests {
 
             /// Looks how long the storage is now, and returns it in bytes.
             pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-                request_path::co_refresh_length(&self.load(), co)
+                self.load().co_look_at_length(co)
             }
         }
 

@@ -8,8 +8,8 @@ use tracing::field::{Field, Visit};
 use crate::drivers::{Null, Raw};
 use crate::graph::life::co_close_if_unused;
 use crate::{
-    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildList, ChildRole, GraphError,
-    ReadFlags, WriteFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildList, ChildRole, EdgeId,
+    GraphError, ListId, ReadFlags, WriteFlags,
 };
 
 /// What drivers were asked, in order.
@@ -121,8 +121,8 @@ impl BlockDriver for Keeper {
         self.kept.load(Ordering::SeqCst) != 0
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.below]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.below.id()]
     }
 }
 
@@ -292,8 +292,8 @@ impl BlockDriver for Listing {
         0
     }
 
-    fn child_list(&self) -> Option<&ChildList> {
-        Some(&self.0)
+    fn child_list(&self) -> Option<ListId> {
+        Some(self.0.id())
     }
 
     fn co_preadv(
@@ -383,8 +383,8 @@ impl BlockDriver for Both {
         self.0.co_flush(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.0, &self.1]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.0.id(), self.1.id()]
     }
 }
 
