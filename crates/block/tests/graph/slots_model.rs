@@ -338,7 +338,7 @@ fn random_changes_leave_the_graph_as_the_model_has_it() {
         for _ in 0..60 {
             scene.step();
             scene.check();
-            (0..scene.random.usize(0..4)).for_each(|_| _ = scene.ctx.poll(false));
+            (0..scene.random.usize(0..4)).for_each(|_| _ = scene.ctx.try_poll());
         }
         scene.stop.set(true);
         scene.drains.clear();

@@ -247,7 +247,7 @@ fn a_node_is_closed_after_its_last_backend_was_dropped() {
     own.life.set_belongs_to_users(true);
     keep(&ctx, &own, 4);
     keep(&ctx, &owned, 5);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     log.expect(&["own writes 4"]);
     assert!(own.life.is_closed() && !owned.life.is_closed());
     // One that has a user again by then is not.
@@ -255,7 +255,7 @@ fn a_node_is_closed_after_its_last_backend_was_dropped() {
     again.life.set_belongs_to_users(true);
     keep(&ctx, &again, 6);
     let _backend = BlockBackend::new(&ctx, "next", Arc::clone(&again));
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(!again.life.is_closed());
     ctx.run(|co| owned.co_close(co)).unwrap();
     log.expect(&["owned writes 5"]);
