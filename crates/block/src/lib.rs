@@ -70,8 +70,8 @@ pub use graph::node_info::{ChildInfo, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
-    Operation, Parent, drain_all,
+    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, EdgeRef, GraphError, NodeUse,
+    NodeUser, Operation, Parent, drain_all,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

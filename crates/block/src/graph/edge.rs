@@ -68,12 +68,21 @@ impl Edge {
         self.node.swap(node)
     }
 
+    /// The node whose driver holds it, if there is one.
+    pub(super) fn owner(&self) -> Option<Arc<BlockNode>> {
+        self.owner.get().and_then(Weak::upgrade)
+    }
+
     /// The driver that holds it is this node's.
     pub(super) fn set_owner(&self, owner: &Arc<BlockNode>) {
         // It has one owner for its life.
         let _ = self.owner.set(Arc::downgrade(owner));
     }
 }
+
+/// An edge of a driver, as long as the driver holds it.
+#[derive(Clone, Copy)]
+pub struct EdgeRef<'a>(pub(super) &'a Edge);
 
 impl From<EdgeId> for UserId {
     fn from(edge: EdgeId) -> UserId {
@@ -94,9 +103,10 @@ impl Child {
         Child { edge }
     }
 
+    /// The edge, for [`co_read_mapped`](crate::co_read_mapped).
     #[inline]
-    pub(super) fn edge(&self) -> &Edge {
-        &self.edge
+    pub fn edge(&self) -> EdgeRef<'_> {
+        EdgeRef(&self.edge)
     }
 
     /// Names the edge, for its driver to [list](crate::BlockDriver::children).
@@ -122,8 +132,7 @@ impl Child {
 
     /// The node whose driver holds this edge; while that driver is being made, the node below.
     pub(crate) fn owner(&self) -> Arc<BlockNode> {
-        let owner = self.edge.owner.get().and_then(Weak::upgrade);
-        owner.unwrap_or_else(|| self.node())
+        self.edge.owner().unwrap_or_else(|| self.node())
     }
 
     /// The driver has reached a step of a request, and the node below may be one that disturbs it
