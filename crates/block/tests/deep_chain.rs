@@ -18,7 +18,7 @@ use util::mapped::{Cluster, Mapped, Pass};
 fn half_a_stack() {
     let whole = StackConfig::default().size_bytes;
     let size_bytes = if cfg!(debug_assertions) { whole } else { whole / 2 };
-    configure_stacks(StackConfig { size_bytes, ..StackConfig::default() }).unwrap();
+    configure_stacks(StackConfig::new(size_bytes)).unwrap();
 }
 
 /// Every request there is, from unaligned memory, at odd offsets; and every question.

@@ -95,7 +95,7 @@ impl Scene {
     }
 
     fn settle(&self) {
-        while self.ctx.poll(false) {}
+        while self.ctx.try_poll() {}
     }
 
     fn done(&self) -> Vec<&'static str> {

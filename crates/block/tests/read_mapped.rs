@@ -133,7 +133,7 @@ impl Scene {
     }
 
     fn settle(&self) {
-        while self.ctx.poll(false) {}
+        while self.ctx.try_poll() {}
     }
 
     fn inside(&self) -> usize {

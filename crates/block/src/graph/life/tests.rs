@@ -248,10 +248,10 @@ fn a_close_waits_for_a_drain_below_and_a_drain_for_it() {
     let section = low.drain(&ctx);
     let closed = Arc::clone(&node);
     ctx.spawn("close", move |co| closed.co_close(co).unwrap());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     log.expect(&[]);
     drop(section);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     log.expect(&["node writes 0"]);
     drop(low.drain(&ctx));
 }
