@@ -94,9 +94,9 @@ impl Edge {
         let _ = self.owner.set(Arc::downgrade(owner));
     }
 
-    /// The node whose driver holds it; while that driver is being made, the child.
+    /// The node whose driver holds it, if there is one.
     pub(super) fn owner(&self) -> Option<Arc<BlockNode>> {
-        self.owner.get().and_then(Weak::upgrade).or_else(|| self.node())
+        self.owner.get().and_then(Weak::upgrade)
     }
 }
 
