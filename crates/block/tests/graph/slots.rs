@@ -83,6 +83,27 @@ fn a_backing_file_behind_its_end_is_not_read() {
     assert_eq!((bytes[511], bytes[512]), (1, 99));
 }
 
+/// The request path asks whether there is a backing file: a copy of what that has cannot be left out.
+#[test]
+fn the_request_path_knows_of_a_backing_file_from_when_it_is_attached() {
+    let ctx = AioContext::for_test().unwrap();
+    let [file, disk] = [Tagged::new(0).node("file"), Tagged::new(1).node("disk")];
+    let overlay = Overlay::node("overlay", &file, None);
+    let backend = BlockBackend::new(&ctx, "drive", overlay.clone());
+    let read = || {
+        let mut byte = [0];
+        let mut target = IoVectorMut::from(&mut byte[..]);
+        let read =
+            |co: &Co<'_>| backend.co_preadv_with(co, 0, &mut target, ReadFlags::COPY_ON_READ);
+        ctx.run(read).map_err(|error| error.raw_os_error())
+    };
+    assert_eq!(read(), Ok(()));
+    attach(&ctx, &overlay, "backing", &disk).unwrap();
+    assert_eq!(read(), Err(Some(libc::ENOTSUP)));
+    detach(&ctx, &overlay, "backing").unwrap();
+    assert_eq!(read(), Ok(()));
+}
+
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let ctx = AioContext::for_test().unwrap();
