@@ -127,7 +127,7 @@ fn what_is_refused_says_which_node_and_why() {
         (
             "blockdev-set-active",
             set("f"),
-            "node 'f' cannot be inactive: node 'r' above it is active",
+            "node 'f' cannot be inactive: its parent, node 'r', is active",
         ),
         ("blockdev-set-active", set("r"), "node 'r' cannot be inactive: backend 'e0' writes to it"),
         (

@@ -118,6 +118,6 @@ impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
         let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
-        edge.map(|edge| edge.node().name().to_owned())
+        Some(edge?.node()?.name().to_owned())
     }
 }

@@ -25,7 +25,7 @@ use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Operation, Turned, UserId};
+use crate::graph::{self, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
@@ -38,7 +38,7 @@ struct Step {
     /// Its children afterwards.
     children: Vec<(ChildRole, Arc<BlockNode>)>,
     /// Edges to those of them that are others than now.
-    turns: Vec<(UserId, Arc<BlockNode>)>,
+    turns: Vec<Turn>,
 }
 
 impl Blockdevs {
@@ -89,7 +89,8 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
         }
-        let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
+        let new_children =
+            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
         let nodes = steps.iter().map(|step| &step.node).chain(new_children);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
@@ -147,7 +148,8 @@ impl Blockdevs {
         for (name, role, wanted) in options.driver.children() {
             let edge = node.edges().iter().find(|edge| edge.info().name() == name);
             let edge = edge.ok_or_else(|| fixed(name))?;
-            let (child, inherited) = (edge.node(), own.for_child(role));
+            let child = edge.node().ok_or_else(|| fixed(name))?;
+            let inherited = own.for_child(role);
             let (child_options, is_own) = self.entry(&child)?;
             let mut next = child.clone();
             match wanted {
@@ -157,7 +159,7 @@ impl Blockdevs {
                     if role.is_own_storage() {
                         return Err(fixed(name));
                     }
-                    turns.push((edge.user(), next.clone()));
+                    turns.push((edge.user(), Some(next.clone())));
                 }
                 // What it has from its parent may be something else now.
                 NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,

@@ -1,5 +1,7 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
+use std::borrow::Cow;
+
 use crate::driver::mode::{CacheMode, DetectZeroes, Engine};
 use crate::graph::node::BlockNode;
 
@@ -33,15 +35,15 @@ pub struct NodeInfo {
     pub highest_write: u64,
     /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
     pub write_threshold: Option<u64>,
-    /// The nodes it stands on.
+    /// Its children.
     pub children: Vec<ChildInfo>,
 }
 
-/// A node that another one stands on.
+/// A child of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
     /// What the edge to it is called, such as `file`.
-    pub child: &'static str,
+    pub child: Cow<'static, str>,
     /// Its name.
     pub node: String,
 }

@@ -1,5 +1,7 @@
 //! `query-named-block-nodes`: what nodes there are.
 
+use std::borrow::Cow;
+
 use coblk::BlockNode;
 use coblk::block::{DetectZeroes, NodeInfo};
 use serde::{Deserialize, Serialize};
@@ -72,7 +74,7 @@ struct Cache {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Child {
-    child: &'static str,
+    child: Cow<'static, str>,
     node_name: String,
 }
 
@@ -127,7 +129,7 @@ fn described(node: &NodeInfo) -> String {
     let mut options = Map::new();
     options.insert("driver".to_owned(), node.driver.into());
     for child in &node.children {
-        options.insert(child.child.to_owned(), child.node.clone().into());
+        options.insert(child.child.to_string(), child.node.clone().into());
     }
     format!("json:{}", Value::Object(options))
 }

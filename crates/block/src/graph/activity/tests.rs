@@ -84,7 +84,7 @@ fn what_needs_an_active_node_keeps_it_active_and_is_not_added_to_another() {
     let ctx = AioContext::for_test().unwrap();
     let low = null();
     let top = raw("top", &low);
-    refused(&ctx, &low, false, "node 'null' cannot be inactive: node 'top' above it is active");
+    refused(&ctx, &low, false, "node 'null' cannot be inactive: its parent, node 'top', is active");
     let writer = BackendOptions::new("writer");
     let backend = writer.open(&ctx, Arc::clone(&top)).unwrap();
     refused(&ctx, &top, false, "node 'top' cannot be inactive: backend 'writer' writes to it");
