@@ -9,13 +9,14 @@ pub(crate) mod role;
 use std::any::Any;
 use std::io;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::Child;
+use crate::graph::background::Background;
 use crate::graph::node_info::CacheMode;
 use crate::protocol::Engine;
 
@@ -215,6 +216,17 @@ pub trait BlockDriver: Any + Send + Sync {
     fn needs_close(&self) -> bool {
         false
     }
+
+    /// What it needs for work of its own, if it does any: timers, reconnects, coroutines that no request
+    /// has begun. Always the same.
+    fn background(&self) -> Option<&Background> {
+        None
+    }
+
+    /// Its [background work](Self::background) is to run in `home` from now on; until this returns
+    /// [`Background::home`] is where it ran before. The node is drained, and changes of others wait. A
+    /// context is reached by [`Co::call_at`](coblk_aio::Co::call_at); the one before may have ended.
+    fn co_set_home(&self, _co: &Co<'_>, _home: AioHandle) {}
 
     /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::io;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::extent::Extent;
@@ -11,6 +11,7 @@ use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
+use crate::graph::background::Background;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
 /// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
@@ -123,6 +124,14 @@ pub trait Filter: Any + Send + Sync {
     fn needs_close(&self) -> bool {
         false
     }
+
+    /// See [`BlockDriver::background`].
+    fn background(&self) -> Option<&Background> {
+        None
+    }
+
+    /// See [`BlockDriver::co_set_home`].
+    fn set_home(&self, _co: &Co<'_>, _home: AioHandle) {}
 
     /// See [`BlockDriver::co_pwrite_zeroes`].
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
@@ -265,6 +274,14 @@ impl<F: Filter> BlockDriver for F {
 
     fn needs_close(&self) -> bool {
         Filter::needs_close(self)
+    }
+
+    fn background(&self) -> Option<&Background> {
+        Filter::background(self)
+    }
+
+    fn co_set_home(&self, co: &Co<'_>, home: AioHandle) {
+        self.set_home(co, home);
     }
 
     fn co_pwrite_zeroes(

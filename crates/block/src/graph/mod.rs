@@ -16,6 +16,7 @@
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
+//! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -26,6 +27,7 @@
 
 mod activity;
 pub(crate) mod after_write;
+pub(crate) mod background;
 pub(crate) mod chain;
 mod change;
 mod drain;
@@ -33,6 +35,7 @@ mod edge;
 pub(crate) mod filter;
 pub(crate) mod gate;
 mod height;
+pub(crate) mod homes;
 pub(crate) mod life;
 mod listing;
 mod metadata;
@@ -270,6 +273,9 @@ impl Graph {
             users: Vec::new(),
             children,
         };
+        if let Some(background) = node.driver().background() {
+            background.set_node(node);
+        }
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
         Ok(())

@@ -301,7 +301,7 @@ impl BlockNode {
     /// # Errors
     /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        let _own = self.co_enter_own(co);
+        let _own = self.co_begin_own(co);
         match self.gate.refusal() {
             Some(error) => Err(error),
             None => request_path::co_refresh_length(self, co),

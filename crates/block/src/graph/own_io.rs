@@ -3,7 +3,8 @@
 //! A request is counted at the gate of the node that its backend is on, and all that its driver does
 //! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
 //! written back) nobody has counted, so it counts itself, at the gate of the driver's node, which a
-//! drain of any node below closes as well.
+//! drain of any node below closes as well. A driver with no node below has its
+//! [`Background`](crate::Background) for that.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -17,6 +18,13 @@ use crate::graph::node::BlockNode;
 #[must_use = "a drain waits only while it lives"]
 pub struct OwnIo<N: Deref<Target = BlockNode> = Arc<BlockNode>> {
     node: N,
+}
+
+impl OwnIo {
+    /// It has been counted.
+    pub(super) fn entered(node: Arc<BlockNode>) -> OwnIo {
+        OwnIo { node }
+    }
 }
 
 impl<N: Deref<Target = BlockNode>> Drop for OwnIo<N> {
@@ -37,9 +45,9 @@ impl Child {
     /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
     /// itself. Must not be called by a coroutine that drains the node, which would wait for itself. Any
     /// thread.
-    pub fn co_enter_own(&self, co: &Co<'_>) -> OwnIo {
+    pub fn co_begin_own(&self, co: &Co<'_>) -> OwnIo {
         let node = self.owner();
-        node.gate.co_enter_own(co);
+        node.gate.co_begin_own(co);
         OwnIo { node }
     }
 }
@@ -52,9 +60,9 @@ impl BlockNode {
         OwnIo { node: self }
     }
 
-    /// [`Child::co_enter_own`], for what is not in a driver.
-    pub(crate) fn co_enter_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
-        self.gate.co_enter_own(co);
+    /// [`Child::co_begin_own`], for what is not in a driver.
+    pub(crate) fn co_begin_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
+        self.gate.co_begin_own(co);
         OwnIo { node: self }
     }
 }

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod disk;
 pub mod model;
+pub mod ticker;
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use coblk::aio::{PollParams, PoolShare};
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
+use coblk::block::is_home;
 use coblk::export::RunningExport;
 use coblk::options::BlockdevError;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
@@ -81,11 +82,12 @@ impl Daemon {
         let mut objects = self.objects.borrow_mut();
         match objects.get(id) {
             None => return Err(DaemonError::NoSuchObject(id.to_owned())),
-            Some(Object::Iothread(_)) => {
+            Some(Object::Iothread(thread)) => {
                 let uses = |export: &RunningExport| {
                     export.options().iothreads.iter().any(|thread| thread == id)
                 };
-                if self.exports.all().iter().any(uses) {
+                // A driver may have its own work there, whoever else does.
+                if self.exports.all().iter().any(uses) || is_home(thread.handle()) {
                     return Err(in_use());
                 }
             }

@@ -114,7 +114,7 @@ impl ReplayLog {
     /// Those of reading the log and of writing the image.
     pub fn co_apply(&self, co: &Co<'_>, entry: &LogEntry, image: &BlockNode) -> io::Result<()> {
         if entry.flags.contains(EntryFlags::DISCARD) {
-            let _own = image.co_enter_own(co);
+            let _own = image.co_begin_own(co);
             return image.co_pdiscard(co, entry.offset, entry.bytes);
         }
         let bytes = self.bytes_in(entry, image);
@@ -123,12 +123,12 @@ impl ReplayLog {
             let mut buffer = vec![0; (bytes - done).min(COPY_BYTES) as usize];
             read(&self.node, co, entry.data_offset + done, &mut buffer)?;
             let source = IoVector::from(&buffer[..]);
-            let _own = image.co_enter_own(co);
+            let _own = image.co_begin_own(co);
             image.co_pwritev(co, entry.offset + done, &source, WriteFlags::empty())?;
             done += buffer.len() as u64;
         }
         if entry.flags.intersects(EntryFlags::FLUSH | EntryFlags::FUA) {
-            let _own = image.co_enter_own(co);
+            let _own = image.co_begin_own(co);
             image.co_flush(co)?;
         }
         Ok(())
@@ -167,7 +167,7 @@ impl ReplayLog {
 
 /// No coroutine waits at one gate while it is counted at another: each request by itself.
 fn read(node: &BlockNode, co: &Co<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let _own = node.co_enter_own(co);
+    let _own = node.co_begin_own(co);
     node.co_preadv(co, offset, &mut IoVectorMut::from(buffer), ReadFlags::empty())
 }
 
