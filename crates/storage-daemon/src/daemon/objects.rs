@@ -86,7 +86,7 @@ impl Daemon {
                 let uses = |export: &RunningExport| {
                     export.options().iothreads.iter().any(|thread| thread == id)
                 };
-                // A driver may have its own work there, whoever else does.
+                // A driver may have work of its own there.
                 if self.exports.all().iter().any(uses) || is_home(thread.handle()) {
                     return Err(in_use());
                 }
