@@ -11,6 +11,7 @@ use coblk_aio::AioContext;
 
 use crate::backend::BlockBackend;
 use crate::backend::root::{Slot, look_at};
+use crate::graph::known_length::lengths_may_have_changed;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, UserId};
 
@@ -60,6 +61,7 @@ impl Slot {
 /// The length of a node may have changed: the backends on it, and on the nodes above, look.
 #[cold]
 pub(crate) fn tell(node: &BlockNode) {
+    lengths_may_have_changed();
     let backends = graph::lock().backends_above(node);
     for (user, home) in backends {
         home.schedule(move |ctx| look_at(user, |slot| slot.look_at_length(ctx)));

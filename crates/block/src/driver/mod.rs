@@ -132,7 +132,9 @@ pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
 
-    /// Length in bytes, [`MAX_LENGTH`] at most.
+    /// Length in bytes, [`MAX_LENGTH`] at most. It becomes another only in a call that says so, such as
+    /// [`co_truncate`](Self::co_truncate), while the node is drained, or with that of a child: the layer
+    /// remembers it meanwhile.
     fn length(&self) -> u64;
 
     /// The node that a [`Filter`](crate::Filter) passes requests on to.

@@ -15,6 +15,7 @@
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
+//! known_length.rs lengths that nodes remember
 //! life.rs    the end of nodes
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs what stands on what, for those who look at it
@@ -36,6 +37,7 @@ pub(crate) mod filter;
 pub(crate) mod gate;
 mod height;
 pub(crate) mod homes;
+pub(crate) mod known_length;
 pub(crate) mod life;
 mod listing;
 mod metadata;
@@ -57,6 +59,7 @@ use crate::accounting::Statistics;
 use crate::backend::options::Claim;
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
+use crate::graph::known_length::lengths_may_have_changed;
 use crate::graph::node::BlockNode;
 pub(crate) use activity::co_set_active;
 pub use change::GraphError;
@@ -156,17 +159,18 @@ static PERMITS: Mutex<()> = Mutex::new(());
 pub(crate) struct GraphGuard {
     graph: Option<MutexGuard<'static, Graph>>,
     permits: Option<MutexGuard<'static, ()>>,
+    is_changed: bool,
 }
 
 /// For everything but changes of permissions. Waits for no system call.
 pub(crate) fn lock() -> GraphGuard {
-    GraphGuard { graph: Some(lock_graph()), permits: None }
+    GraphGuard { graph: Some(lock_graph()), permits: None, is_changed: false }
 }
 
 /// To change permissions. Waits for the system calls of others who do: for workers, and for set-up code.
 pub(crate) fn lock_permits() -> GraphGuard {
     let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
-    GraphGuard { permits: Some(permits), graph: Some(lock_graph()) }
+    GraphGuard { permits: Some(permits), graph: Some(lock_graph()), is_changed: false }
 }
 
 fn lock_graph() -> MutexGuard<'static, Graph> {
@@ -194,6 +198,9 @@ impl Deref for GraphGuard {
 
 impl DerefMut for GraphGuard {
     fn deref_mut(&mut self) -> &mut Graph {
+        // Edges may turn, and what has changed in a drained section is seen when that ends.
+        lengths_may_have_changed();
+        self.is_changed = true;
         self.graph.as_mut().expect("locked until dropped")
     }
 }
@@ -204,6 +211,9 @@ impl Drop for GraphGuard {
         let Some(graph) = &mut self.graph else { return };
         let kept = std::mem::take(&mut graph.kept);
         let wakes = std::mem::take(&mut graph.wakes);
+        if self.is_changed {
+            lengths_may_have_changed();
+        }
         self.graph = None;
         // What goes now may give permissions back.
         self.permits = None;

@@ -11,6 +11,7 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
+use crate::graph::known_length::KnownLength;
 use crate::graph::life::{self, Life};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::graph::{self, GraphError, NodeId};
@@ -24,6 +25,7 @@ pub struct BlockNode {
     name: String,
     driver: Box<dyn BlockDriver>,
     limits: LiveLimits,
+    length: KnownLength,
     pub(crate) gate: Gate,
     pub(crate) path: PathState,
     pub(crate) life: Life,
@@ -84,6 +86,7 @@ impl BlockNode {
             name,
             driver: Box::new(driver),
             limits,
+            length: KnownLength::default(),
             gate: Gate::default(),
             path: PathState::default(),
             life: Life::default(),
@@ -132,8 +135,9 @@ impl BlockNode {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn length(&self) -> u64 {
-        self.driver.length()
+        self.length.get(|| self.driver.length())
     }
 
     /// Whether writes are refused.
