@@ -60,7 +60,12 @@ pub const HOUSES: &[House] = &[
     (
         "block",
         &[
-            &["accounting", "backend", "driver", "graph", "io", "protocol"],
+            &["accounting"],
+            &["driver"],
+            &["io"],
+            &["protocol"],
+            &["graph"],
+            &["backend"],
             &["filter"],
             &["options"],
             &["format"],

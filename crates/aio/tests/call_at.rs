@@ -195,7 +195,7 @@ fn two_contexts_that_call_each_other_end_together() {
                     });
                 }
                 while running.load(Ordering::SeqCst) < 6 {
-                    ctx.poll(false);
+                    ctx.try_poll();
                 }
                 both.wait();
             })

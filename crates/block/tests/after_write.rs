@@ -157,7 +157,7 @@ fn a_removal_waits_for_the_calls_of_other_contexts() {
         hook.co_remove(co).unwrap();
         done.store(true, Ordering::SeqCst);
     });
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(!removed.load(Ordering::SeqCst), "a call is under way");
     go_on.send(()).unwrap();
     ctx.run_until(|| removed.load(Ordering::SeqCst));
@@ -184,7 +184,7 @@ fn an_addition_waits_until_contexts_have_gone_through_their_loops() {
         drop(own.co_add_after_write(co, Arc::new(Notes::default())).unwrap());
         done.store(true, Ordering::SeqCst);
     });
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(!added.load(Ordering::SeqCst), "a context is busy");
     go_on.send(()).unwrap();
     ctx.run_until(|| added.load(Ordering::SeqCst));

@@ -47,7 +47,7 @@ impl Device {
             reads
         });
         while !opened.load(Ordering::SeqCst) {
-            ctx.poll(false);
+            ctx.try_poll();
         }
         Device { stop, reads }
     }
@@ -65,7 +65,7 @@ fn settles(ctx: &AioContext, ticks: &Ticks, home: &AioHandle) {
     assert!(is_home(home));
     let before = ticks.count(home.name());
     while ticks.count(home.name()) < before + 3 {
-        ctx.poll(false);
+        ctx.try_poll();
     }
     ticks.check();
 }
@@ -180,10 +180,10 @@ fn own_io_of_a_request_never_waits() {
         let _section = own.co_drain(co);
         done.set(true);
     });
-    while main.poll(false) {}
+    while main.try_poll() {}
     let second = ticks.background.enter_own();
     drop(first);
-    while main.poll(false) {}
+    while main.try_poll() {}
     assert!(!drained.get());
     drop(second);
     main.run_until(|| drained.get());
@@ -218,7 +218,7 @@ fn begin_pass(ctx: &AioContext, node: &Arc<BlockNode>) -> Rc<Cell<Option<Option<
         let error = node.co_pass_contexts(co).err();
         done.set(Some(error.map(|error| error.raw_os_error().unwrap_or(0))));
     });
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     passed
 }
 
@@ -244,7 +244,7 @@ fn all_contexts_that_use_a_node_are_passed() {
         }
     });
     own.set(true);
-    while main.poll(false) {}
+    while main.try_poll() {}
     for (node, thread) in [(&node, &backend), (&above, &backend), (&ticker, &home)] {
         let busy = Busy::begin(thread);
         let passed = begin_pass(&main, node);

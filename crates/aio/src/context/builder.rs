@@ -15,6 +15,7 @@ use super::debug_map;
 use super::fd_handler::FdHandlers;
 use super::here;
 use super::number::ContextNumber;
+use super::patience::Patience;
 use super::timer::TimerList;
 use super::turn::TurnClock;
 use super::{AioContext, ContextLink, Inner};
@@ -86,6 +87,7 @@ impl AioContextBuilder {
         let number = ContextNumber::take()?;
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let patience = Patience::new(&fds)?;
         let wait_mode = self.wait_mode;
         let ring = OnceCell::new();
         if wait_mode == WaitMode::Ring {
@@ -105,6 +107,7 @@ impl AioContextBuilder {
             timers: Rc::new(TimerList::new(clock)),
             fds,
             polling: Polling::new(self.poll_max),
+            patience,
             ring,
             wait_mode,
             simulation,

@@ -114,8 +114,7 @@ impl Listing {
 impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
-        let edges = self.node.driver().children().into_iter();
-        let mut edges = edges.filter(|edge| edge.name() == name);
-        edges.next().map(|edge| edge.node().name().to_owned())
+        let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
+        edge.map(|edge| edge.node().name().to_owned())
     }
 }

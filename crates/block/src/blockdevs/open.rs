@@ -7,6 +7,7 @@ use coblk_aio::{Co, PoolShare};
 
 use super::Blockdevs;
 use crate::driver::BlockDriver;
+use crate::driver::mode::{CacheMode, DetectZeroes};
 use crate::driver::role::ChildRole;
 use crate::drivers::{File, FileOpenError, FileOptions, Null, Raw};
 use crate::filter::blkdebug::{BlkDebug, Rules};
@@ -15,7 +16,6 @@ use crate::filter::throttle::Throttle;
 use crate::graph::Child;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::options::{
     BlkDebugOptions, BlkLogWritesOptions, BlockdevError, DriverOptions, FileNodeOptions,
     NodeOptions, NodeRef, NullOptions, RawOptions, SetState, ThrottleNodeOptions, check_log_sector,

@@ -17,7 +17,6 @@ use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::open::Inherited;
 use super::{Blockdevs, Entry};
-use crate::backend::length_watch;
 use crate::driver::BlockLimits;
 use crate::driver::role::ChildRole;
 use crate::drivers::{File, Raw};
@@ -27,6 +26,7 @@ use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, GraphError, Operation, Turned, UserId};
+use crate::io as request_path;
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
 
@@ -103,7 +103,7 @@ impl Blockdevs {
         }
         for step in &steps {
             graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
-            length_watch::tell(&step.node);
+            step.node.tell_length();
             // Flushes may have done nothing up to now.
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
@@ -140,7 +140,7 @@ impl Blockdevs {
         }
         let (mut children, mut turns) = (Vec::new(), Vec::new());
         for (name, role, wanted) in options.driver.children() {
-            let edge = node.driver().children().into_iter().find(|edge| edge.name() == name);
+            let edge = node.edges().iter().find(|edge| edge.info().name() == name);
             let edge = edge.ok_or_else(|| fixed(name))?;
             let (child, inherited) = (edge.node(), own.for_child(role));
             let (child_options, is_own) = self.entry(&child)?;
@@ -152,7 +152,7 @@ impl Blockdevs {
                     if role.is_own_storage() {
                         return Err(fixed(name));
                     }
-                    turns.push((edge.id(), next.clone()));
+                    turns.push((edge.user(), next.clone()));
                 }
                 // What it has from its parent may be something else now.
                 NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,
@@ -233,7 +233,7 @@ fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
     }
     let failed = |source| BlockdevError::Io { node: node.name().to_owned(), source };
     let _own = node.enter_own();
-    node.co_flush(co).map_err(failed)
+    request_path::co_flush(&node.path, co).map_err(failed)
 }
 
 /// [`co_flush`], no longer than a change waits.
@@ -282,7 +282,7 @@ impl Prepared<'_> {
             DriverReopen::Throttle(throttle) => throttle.swap(),
             DriverReopen::Same => {}
         }
-        self.limits = self.node.live_limits().swap(self.limits);
+        self.limits = self.node.path.swap_limits(self.limits);
         self.state = self.node.swap_state(self.state);
     }
 }

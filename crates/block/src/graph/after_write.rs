@@ -35,7 +35,7 @@ impl BlockNode {
         co: &Co<'_>,
         hook: Arc<dyn AfterWrite>,
     ) -> io::Result<AfterWriteHook> {
-        let listed = self.path.add_after_write(hook);
+        let listed = self.path.state.add_after_write(hook);
         let hook = AfterWriteHook { node: Arc::clone(self), listed };
         self.co_pass_contexts(co)?;
         Ok(hook)
@@ -61,7 +61,7 @@ impl AfterWriteHook {
 
 impl Drop for AfterWriteHook {
     fn drop(&mut self) {
-        self.node.path.remove_after_write(&self.listed);
+        self.node.path.state.remove_after_write(&self.listed);
     }
 }
 

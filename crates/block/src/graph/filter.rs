@@ -5,13 +5,14 @@ use std::io;
 
 use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
+use crate::driver::background::Background;
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
-use crate::graph::background::Background;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
 /// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
@@ -164,8 +165,8 @@ pub trait Filter: Any + Send + Sync {
     }
 
     /// See [`BlockDriver::children`].
-    fn children(&self) -> Vec<&Child> {
-        vec![self.child()]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child().id()]
     }
 
     /// See [`BlockDriver::filename`].
@@ -176,7 +177,7 @@ pub trait Filter: Any + Send + Sync {
     /// See [`BlockDriver::child_permissions`].
     fn child_permissions(
         &self,
-        child: &Child,
+        child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
@@ -210,8 +211,8 @@ impl<F: Filter> BlockDriver for F {
         Filter::length(self)
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(self.child())
+    fn filtered(&self) -> Option<EdgeId> {
+        Some(self.child().id())
     }
 
     fn at_filtered(&self, offset: u64) -> u64 {
@@ -314,7 +315,7 @@ impl<F: Filter> BlockDriver for F {
         self.child().node().co_allocated_bytes(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
+    fn children(&self) -> Vec<EdgeId> {
         Filter::children(self)
     }
 
@@ -324,7 +325,7 @@ impl<F: Filter> BlockDriver for F {
 
     fn child_permissions(
         &self,
-        child: &Child,
+        child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
@@ -333,6 +334,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn debug_event(&self, event: DebugEvent) {
         Filter::debug_event(self, event);
+    }
+
+    fn debug_event_below(&self, event: DebugEvent) {
+        self.child().debug_event(event);
     }
 
     fn wants_debug_events(&self) -> bool {

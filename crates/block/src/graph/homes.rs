@@ -71,9 +71,9 @@ impl Graph {
             return None;
         }
         let backends = self.backends_above(node);
-        let oldest = backends.into_iter().filter(|(_, home)| !home.is_closed());
+        let oldest = backends.into_iter().filter(|(_, home)| !home.context.is_closed());
         let oldest = oldest.min_by_key(|(id, _)| *id);
-        background.home_to_be(oldest.map(|(_, home)| home))
+        background.home_to_be(oldest.map(|(_, home)| home.context))
     }
 
     /// A node and those below it, as far as their background work has to move.
@@ -86,7 +86,7 @@ impl Graph {
     /// The contexts that may have requests at a node, each once.
     fn contexts_above(&mut self, node: &BlockNode) -> Vec<AioHandle> {
         let mut contexts: Vec<AioHandle> = Vec::new();
-        let backends = self.backends_above(node).into_iter().map(|(_, home)| home);
+        let backends = self.backends_above(node).into_iter().map(|(_, home)| home.context);
         let ids = self.closure(node.id(), Graph::parents);
         let nodes: Vec<_> = ids.into_iter().filter_map(|id| self.node(id)).collect();
         let homes = nodes.iter().filter_map(|node| Some(node.driver().background()?.home()));

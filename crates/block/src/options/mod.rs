@@ -34,7 +34,7 @@ pub use drivers::{
 };
 pub use error::BlockdevError;
 
-use crate::graph::node_info::DetectZeroes;
+use crate::driver::mode::DetectZeroes;
 
 /// Why a text is not the description of a node.
 pub type OptionsError = coblk_qapi::Error;

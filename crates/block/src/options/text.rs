@@ -7,7 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{NodeOptions, NodeRef};
-use crate::graph::node_info::DetectZeroes;
+use crate::driver::mode::DetectZeroes;
 
 /// What all nodes have.
 #[derive(Deserialize, Serialize)]
