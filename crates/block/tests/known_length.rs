@@ -47,6 +47,10 @@ impl BlockDriver for Counts {
         self.length.store(length, Ordering::SeqCst);
         Ok(())
     }
+    /// Its storage grows by itself.
+    fn co_refresh_length(&self, _: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length.fetch_add(512, Ordering::SeqCst) + 512)
+    }
 }
 
 fn disk(length: u64) -> (Arc<BlockNode>, Arc<AtomicUsize>) {
@@ -87,10 +91,13 @@ fn a_chain_is_as_long_as_what_is_at_its_end() {
         below.truncate(&ctx, length).unwrap();
         assert_eq!((first.length(), top.length()), (length, length));
     }
+    ctx.run(|co| first.co_refresh_length(co)).unwrap();
+    let length = (1 << 21) + 512;
+    assert_eq!((first.length(), top.length()), (length, length));
     // An edge turns, far below.
     let (second, _) = disk(4096);
     first.replace(&ctx, &second).unwrap();
-    assert_eq!((first.length(), top.length()), (1 << 21, 4096));
+    assert_eq!((first.length(), top.length()), (length, 4096));
     let drive = BackendOptions::new("drive").open(&ctx, Arc::clone(&top)).unwrap();
     let end = drive.preadv(&ctx, 4096, &mut IoVectorMut::from(&mut [0; 512][..]));
     assert_eq!(util::errno(end), libc::EIO);
