@@ -82,6 +82,10 @@ pub enum Work {
     NullAioQd1,
     /// As `NullQd64`, for a driver that suspends.
     NullAioQd64,
+    /// As `NullQd64`, below eight `raw` nodes, one upon the other.
+    ChainQd64,
+    /// As `NullAioQd64`, below eight `raw` nodes.
+    ChainAioQd64,
     /// A context with nothing to do.
     IdleWakeUps,
     /// The same: CPU time.
@@ -92,7 +96,7 @@ pub enum Work {
 
 impl Work {
     /// All works of `micro`, in the order of its table.
-    pub const ALL: [Work; 21] = [
+    pub const ALL: [Work; 23] = [
         Work::ResumeSuspend,
         Work::CreateRunEnd,
         Work::Nesting,
@@ -111,6 +115,8 @@ impl Work {
         Work::NullQd64,
         Work::NullAioQd1,
         Work::NullAioQd64,
+        Work::ChainQd64,
+        Work::ChainAioQd64,
         Work::IdleWakeUps,
         Work::IdleCpu,
         Work::TwoContexts,
@@ -137,6 +143,8 @@ impl Work {
             Work::NullQd64 => "null QD64",
             Work::NullAioQd1 => "null-aio QD1",
             Work::NullAioQd64 => "null-aio QD64",
+            Work::ChainQd64 => "null below 8 raw QD64",
+            Work::ChainAioQd64 => "null-aio below 8 raw QD64",
             Work::IdleWakeUps => "idle: wake-ups",
             Work::IdleCpu => "idle: cpu",
             Work::TwoContexts => "two contexts",

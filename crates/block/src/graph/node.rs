@@ -152,8 +152,9 @@ impl BlockNode {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn length(&self) -> u64 {
-        self.driver().length()
+        self.path.length()
     }
 
     /// Whether writes are refused.
@@ -328,7 +329,7 @@ impl BlockNode {
     /// # Errors
     /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        let _own = self.co_enter_own(co);
+        let _own = self.co_begin_own(co);
         match self.gate.refusal() {
             Some(error) => Err(error),
             None => self.co_look_at_length(co),

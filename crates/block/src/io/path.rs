@@ -1,5 +1,6 @@
 //! [`RequestPath`]: what a request needs to know of its node.
 
+use super::known_length::KnownLength;
 use super::live_limits::LiveLimits;
 use super::state::{Features, PathState};
 use crate::driver::debug_event::DebugEvent;
@@ -12,6 +13,7 @@ pub(crate) struct RequestPath {
     driver: Box<dyn BlockDriver>,
     wants_debug_events: bool,
     pub(crate) limits: LiveLimits,
+    length: KnownLength,
     pub(crate) state: PathState,
 }
 
@@ -28,6 +30,7 @@ impl RequestPath {
             wants_debug_events: driver.wants_debug_events(),
             driver,
             limits: LiveLimits::new(limits),
+            length: KnownLength::default(),
             state,
         }
     }
@@ -51,7 +54,7 @@ impl RequestPath {
     /// Length in bytes.
     #[inline]
     pub(crate) fn length(&self) -> u64 {
-        self.driver.length()
+        self.length.get(|| self.driver.length())
     }
 
     /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing

@@ -125,7 +125,7 @@ impl WriteLog {
         };
         let log = WriteLog { shared: Arc::new(shared) };
         {
-            let _own = log.shared.node.co_enter_own(co);
+            let _own = log.shared.node.co_begin_own(co);
             log.write_superblock(co, 0)?;
         }
         Ok(log)
@@ -159,14 +159,14 @@ impl WriteLog {
         if mark.len() + ENTRY_BYTES > self.sector_size() as usize {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let _own = self.shared.node.co_enter_own(co);
+        let _own = self.shared.node.co_begin_own(co);
         self.take_place(0)?.write_mark(co, mark)
     }
 
     /// Makes all entries durable that were written before, and counts them in the superblock. Each
     /// flush does it too.
     pub fn co_publish(&self, co: &Co<'_>) -> io::Result<()> {
-        let _own = self.shared.node.co_enter_own(co);
+        let _own = self.shared.node.co_begin_own(co);
         let entries = self.entries();
         self.publish(co, entries)
     }
