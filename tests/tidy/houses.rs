@@ -60,9 +60,11 @@ pub const HOUSES: &[House] = &[
     (
         "block",
         &[
-            &["accounting", "backend", "driver", "graph", "io", "protocol"],
-            &["filter"],
+            &["accounting", "backend", "driver", "graph", "io"],
             &["options"],
+            &["registry"],
+            &["filter"],
+            &["protocol"],
             &["format"],
             &["blockdevs"],
         ],

@@ -5,6 +5,7 @@ mod util;
 use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_block::drivers::RawOptions;
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockNode, WriteFlags, ZeroFlags};
 use coblk_coroutine::{StackConfig, configure_stacks};
@@ -72,7 +73,7 @@ fn the_highest_chain_needs_half_a_stack() {
     bench.open("null-co,node-name=log,size=1073741824").unwrap();
     let limits = coblk_block::filters::throttle::ThrottleLimits::default();
     let group = coblk_block::filters::throttle::ThrottleGroup::new("group", limits).unwrap();
-    bench.blockdevs.add_throttle_group(&group).unwrap();
+    bench.blockdevs.add_object("group", Arc::new(group)).unwrap();
     chain_of(&bench, "raw", "file");
     chain_of(&bench, "throttle,throttle-group=group", "file");
     chain_of(&bench, "blkdebug", "image");
@@ -81,7 +82,7 @@ fn the_highest_chain_needs_half_a_stack() {
     // One described by the other, opened and dropped in one go: as deep as JSON goes.
     let mut options = NodeOptions::from_keyval("null-co,size=1048576,read-zeroes=on").unwrap();
     for _ in 0..127 {
-        options = NodeOptions::new(coblk_block::options::DriverOptions::raw(options));
+        options = NodeOptions::new(RawOptions::new(options));
     }
     bench.ctx.run(|co| {
         let top = bench.blockdevs.co_open(co, options.clone()).unwrap();

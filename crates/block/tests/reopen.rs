@@ -11,8 +11,10 @@ use coblk_aio::sys::faults::Faults;
 use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::{Engine, File};
 use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
-use coblk_block::options::{BlockdevError, NodeOptions};
-use coblk_block::{BackendOptions, BlockBackend, BlockNode, CacheMode, RemoteBackend, WriteFlags};
+use coblk_block::options::NodeOptions;
+use coblk_block::{
+    BackendOptions, BlockBackend, BlockNode, BlockdevError, CacheMode, RemoteBackend, WriteFlags,
+};
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 use util::errno;
 
@@ -268,7 +270,7 @@ fn a_throttle_node_goes_to_another_group() {
     let bench = Bench::new();
     for name in ["g0", "g1"] {
         let group = ThrottleGroup::new(name, ThrottleLimits::default()).unwrap();
-        bench.blockdevs.add_throttle_group(&group).unwrap();
+        bench.blockdevs.add_object(group.name(), Arc::new(group.clone())).unwrap();
     }
     let line = "throttle,node-name=t0,throttle-group=g0,file.driver=null-co,file.node-name=n0";
     let node = bench.open(line).unwrap();
@@ -279,8 +281,8 @@ fn a_throttle_node_goes_to_another_group() {
     );
     bench.reopen(&["throttle,node-name=t0,throttle-group=g1,file=n0"]).unwrap();
     write(&bench.ctx, &backend, 1).unwrap();
-    bench.blockdevs.remove_throttle_group("g0").unwrap();
-    assert!(bench.blockdevs.remove_throttle_group("g1").is_err());
+    bench.blockdevs.remove_object::<ThrottleGroup>("g0").unwrap();
+    assert!(bench.blockdevs.remove_object::<ThrottleGroup>("g1").is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use coblk_qapi::{Deferred, Error, Member, Schema, Shape, shorten};
+use coblk_qapi::{Deferred, Error, Member, Schema, Shape};
 
 use crate::error::ExportError;
 use crate::export::Export;
@@ -74,10 +74,7 @@ impl ExportTypes {
     /// Reads the options of a type, and finds its name.
     pub(crate) fn read(&self, options: &ExportOptions) -> Result<(&'static str, Make), Error> {
         let Some((name, kind)) = self.0.get_key_value(options.kind.as_str()) else {
-            let (kind, names) = (shorten(&options.kind), self.names().join(", "));
-            return Err(Error::other(format!(
-                "Parameter '{TAG}' does not accept value '{kind}'; there is {names}"
-            )));
+            return Err(Error::not_accepted(TAG, &options.kind, &self.names()));
         };
         Ok((name, Rc::clone(kind).read(&options.others)?))
     }

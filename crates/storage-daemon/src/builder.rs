@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use coblk::block::{Driver, Drivers};
 use coblk::export::{ExportType, ExportTypes};
 use coblk::nbd::NbdExportType;
 use coblk::qmp::QmpError;
@@ -33,9 +34,9 @@ use crate::qmp::{self, Commands};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A type of exports of a program's own is `examples/own_export.rs`. Drivers of nodes are to be added here
-/// too, once the block layer has a registry of them.
+/// A type of exports of a program's own is `examples/own_export.rs`, drivers are `examples/own_driver.rs`.
 pub struct DaemonBuilder {
+    drivers: Drivers,
     types: ExportTypes,
     nbd: Rc<NbdExportType>,
     commands: Vec<AddCommand>,
@@ -56,11 +57,21 @@ impl Daemon {
         let (mut types, nbd) = (ExportTypes::new(), Rc::<NbdExportType>::default());
         types.add(Rc::clone(&nbd));
         types.add(VhostUserBlkExportType);
-        DaemonBuilder { types, nbd, commands: Vec::new() }
+        DaemonBuilder { drivers: coblk::drivers(), types, nbd, commands: Vec::new() }
     }
 }
 
 impl DaemonBuilder {
+    /// Adds a driver of nodes: for `--blockdev`, `blockdev-add` and its schema, `blockdev-reopen`.
+    ///
+    /// # Panics
+    /// If there is one of its names.
+    #[must_use]
+    pub fn driver<D: Driver>(mut self) -> DaemonBuilder {
+        self.drivers.add::<D>();
+        self
+    }
+
     /// Adds a type of exports: for `--export`, `block-export-add` and its schema.
     ///
     /// # Panics
@@ -91,11 +102,12 @@ impl DaemonBuilder {
     /// # Panics
     /// If two commands have one name.
     pub fn build(self, ctx: &AioContext) -> Rc<Daemon> {
-        let DaemonBuilder { types, nbd, commands: added } = self;
+        let DaemonBuilder { drivers, types, nbd, commands: added } = self;
         let daemon = Daemon::with(ctx, |daemon| {
-            let mut commands = qmp::commands(daemon, &types);
+            let mut commands = qmp::commands(daemon, &drivers, &types);
             added.into_iter().for_each(|add| add(&mut commands));
-            Parts { types, nbd, commands: commands.table, version: qmp::version() }
+            let version = qmp::version();
+            Parts { drivers, types, nbd, commands: commands.table, version }
         });
         let weak = Rc::downgrade(&daemon);
         daemon.subscribe(move |_, event| {

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Blockdevs, Entry};
+use super::Blockdevs;
 use crate::graph::node::BlockNode;
 use crate::options::{NodeOptions, NodeRef};
+use crate::registry::Entry;
 
 impl Blockdevs {
     /// The options of all nodes as they are now: opened one after the other they make the same nodes. A
@@ -38,9 +39,10 @@ impl Listing {
         let mut known = BTreeMap::new();
         for (name, entry) in &blockdevs.names().nodes {
             let (options, is_owned) = match entry {
-                Entry::Owned(_, options) => (options, true),
+                Entry::Owned(_, Some(options)) => (options, true),
                 Entry::Child(_, options) => (options, false),
-                Entry::Reserved => continue,
+                // What was made in code is not for options to make again.
+                Entry::Owned(_, None) | Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
             known.insert(name.clone(), Known { node, options: Arc::clone(options), is_owned });
@@ -59,10 +61,10 @@ impl Listing {
 
     fn place_children(&mut self, is_place: impl Fn(&NodeRef) -> bool) {
         for (name, known) in &self.known {
-            for (edge, _, child) in known.options.driver.children() {
-                let Some(below) = known.child(edge) else { continue };
+            for (edge, child) in known.options.driver.children() {
+                let Some(below) = known.child(&edge) else { continue };
                 let is_child = self.known.get(&below).is_some_and(|known| !known.is_owned);
-                if is_child && is_place(child) {
+                if is_child && is_place(&child) {
                     self.described_in.entry(below).or_insert_with(|| name.clone());
                 }
             }
@@ -82,9 +84,13 @@ impl Listing {
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
         let mut options = NodeOptions::clone(&known.options);
-        let edges = options.driver.children();
-        let below: Vec<(&str, Option<String>)> =
-            edges.iter().map(|(edge, _, _)| (*edge, known.child(edge))).collect();
+        let edges = options.driver.children().into_iter();
+        let below: Vec<(String, Option<String>)> = edges
+            .map(|(edge, _)| {
+                let below = known.child(&edge);
+                (edge, below)
+            })
+            .collect();
         for (edge, below) in below {
             let Some(below) = below else { continue };
             let child = match self.described_in.get(&below).is_some_and(|parent| parent == name) {
@@ -95,7 +101,7 @@ impl Listing {
                 }
             };
             if let Some(child) = child {
-                options.driver.set_child(edge, child);
+                options.driver.set_child(&edge, &child);
             }
         }
         Some(options)

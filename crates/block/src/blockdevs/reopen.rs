@@ -10,33 +10,29 @@
 //!           if they do not: swap once more, and everything is as it was
 //! ```
 
-use std::any::Any;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, PoolShare};
 
-use super::open::Inherited;
-use super::{Blockdevs, Entry};
+use super::Blockdevs;
 use crate::backend::length_watch;
-use crate::driver::BlockLimits;
 use crate::driver::role::ChildRole;
-use crate::drivers::{File, Raw};
-use crate::filter::throttle::{Throttle, ThrottleReopen};
-use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Operation, Turned, UserId};
-use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
-use crate::protocol::FileReopen;
+use crate::graph::{self, Child, GraphError, Operation, Turned, UserId};
+use crate::options::{NodeOptions, NodeRef, OptionsError};
+use crate::registry::{BlockdevError, Entry, Inherited, Reopen, Reopening};
 
 /// One node and what it is to be.
 struct Step {
     node: Arc<BlockNode>,
     options: Arc<NodeOptions>,
     own: Inherited,
-    /// Its children afterwards.
-    children: Vec<(ChildRole, Arc<BlockNode>)>,
+    /// Its children afterwards, by the names of their edges.
+    children: Vec<(&'static str, Arc<BlockNode>)>,
+    /// What they are for the driver.
+    roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
     turns: Vec<(UserId, Arc<BlockNode>)>,
 }
@@ -45,11 +41,10 @@ impl Blockdevs {
     /// Gives nodes that are in use other options, all or none of them. Each is found by its
     /// `node-name`. Options that are not mentioned go back to their defaults.
     ///
-    /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`,
-    /// `detect-zeroes` of all nodes; `aio` of
-    /// images; `offset` and `size` of `raw`; `throttle-group`. A child that is described is reopened
-    /// as well, if it was made for its node; one that is named stays, or another node takes its
-    /// place. Polls `ctx` meanwhile.
+    /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`, `detect-zeroes` of all nodes,
+    /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
+    /// well, if it was made for its node; one that is named stays, or another node takes its place. Polls
+    /// `ctx` meanwhile.
     ///
     /// # Errors
     /// What cannot be changed, or who does not agree. Nothing has changed then.
@@ -66,6 +61,8 @@ impl Blockdevs {
     /// # Errors
     /// As of [`reopen`](Self::reopen).
     pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
+        let options = options.into_iter().map(|options| self.drivers().resolve(options));
+        let options = options.collect::<Result<Vec<_>, _>>()?;
         // A disk that does not answer is found out before others wait for this change.
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
             co_flush_in_time(co, node)?;
@@ -129,99 +126,126 @@ impl Blockdevs {
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
         graph::lock().check_operation(&node, Operation::Reopen)?;
-        let (now, _) = self.entry(&node)?;
-        if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
-            return Err(fixed(option));
+        let missing = || BlockdevError::NoOptions(node.name().to_owned());
+        let (now, _) = self.entry(&node).ok_or_else(missing)?;
+        let changeable = self.drivers().factory(options.driver.name())?.changeable();
+        if let Some(option) = now.driver.other_that_differs(&options.driver, changeable) {
+            return Err(fixed(&option));
         }
         let own = Inherited::of(&options, inherited);
         own.check(node.name())?;
         if own.force_share != node.is_force_share() {
             return Err(fixed("force-share"));
         }
-        let (mut children, mut turns) = (Vec::new(), Vec::new());
-        for (name, role, wanted) in options.driver.children() {
-            let edge = node.driver().children().into_iter().find(|edge| edge.name() == name);
-            let edge = edge.ok_or_else(|| fixed(name))?;
-            let (child, inherited) = (edge.node(), own.for_child(role));
-            let (child_options, is_own) = self.entry(&child)?;
-            let mut next = child.clone();
-            match wanted {
-                NodeRef::Name(other) if other != child.name() => {
-                    // A log is where it was begun.
-                    next = self.known_node(other)?;
-                    if role.is_own_storage() {
-                        return Err(fixed(name));
-                    }
-                    turns.push((edge.id(), next.clone()));
-                }
-                // What it has from its parent may be something else now.
-                NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,
-                NodeRef::Name(_) => {}
-                NodeRef::Options(new) => {
-                    let named = new.node_name.as_deref();
-                    if !is_own || named.is_some_and(|name| name != child.name()) {
-                        return Err(fixed(name));
-                    }
-                    self.plan(steps, child, Arc::clone(new), inherited)?;
-                }
-            }
-            children.push((role, next));
+        let wanted = options.driver.children();
+        let edges = node.driver().children();
+        let gone = now.driver.children().into_iter().map(|(name, _)| name);
+        let mut there = gone.chain(wanted.iter().map(|(name, _)| name.clone()));
+        let unknown = |name: &String| {
+            !(edges.iter().any(|edge| edge.name() == name)
+                && wanted.iter().any(|(wanted, _)| wanted == name))
+        };
+        if let Some(name) = there.find(unknown) {
+            return Err(fixed(&name));
+        }
+        let mut step = Step {
+            node: node.clone(),
+            options,
+            own,
+            children: vec![],
+            roles: vec![],
+            turns: vec![],
+        };
+        for edge in edges {
+            let wanted = wanted.iter().find(|(name, _)| name == edge.name());
+            self.plan_child(steps, &mut step, edge, wanted.map(|(_, child)| child))?;
         }
         if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
             return Err(BlockdevError::Twice(node.name().to_owned()));
         }
-        steps.push(Step { node, options, own, children, turns });
+        steps.push(step);
         Ok(())
     }
 
-    /// The options of a node as it is, and whether it was made for another one.
-    fn entry(&self, node: &BlockNode) -> Result<(Arc<NodeOptions>, bool), BlockdevError> {
-        match self.names().nodes.get(node.name()) {
-            Some(Entry::Owned(_, options)) => Ok((Arc::clone(options), false)),
-            Some(Entry::Child(_, options)) => Ok((Arc::clone(options), true)),
-            Some(Entry::Reserved) | None => Err(BlockdevError::NoSuchNode(node.name().to_owned())),
+    /// Adds what becomes of a child to the step of its parent, and the child's own step before that.
+    fn plan_child(
+        &self,
+        steps: &mut Vec<Step>,
+        parent: &mut Step,
+        edge: &Child,
+        wanted: Option<&NodeRef>,
+    ) -> Result<(), BlockdevError> {
+        let fixed = || {
+            let (node, option) = (parent.node.name().to_owned(), edge.name().to_owned());
+            BlockdevError::Fixed { node, option }
+        };
+        let (child, role) = (edge.node(), edge.role());
+        let inherited = parent.own.for_child(role);
+        let own = self.entry(&child).filter(|(_, is_own)| *is_own).map(|(options, _)| options);
+        let mut next = child.clone();
+        match wanted {
+            Some(NodeRef::Name(other)) if other != child.name() => {
+                // A log is where it was begun.
+                next = self.known_node(other)?;
+                if role.is_own_storage() {
+                    return Err(fixed());
+                }
+                parent.turns.push((edge.id(), next.clone()));
+            }
+            Some(NodeRef::Options(new)) => {
+                let named = new.node_name.as_deref();
+                if own.is_none() || named.is_some_and(|name| name != child.name()) {
+                    return Err(fixed());
+                }
+                self.plan(steps, child, Arc::clone(new), inherited)?;
+            }
+            // What it has from its parent may be something else now.
+            Some(NodeRef::Name(_)) | None => {
+                if let Some(options) = own {
+                    self.plan(steps, child, options, inherited)?;
+                }
+            }
+        }
+        parent.children.push((edge.name(), next));
+        parent.roles.push(role);
+        Ok(())
+    }
+
+    /// The options of a node as it is, and whether it was made for another one. Nodes that were made in
+    /// code have none.
+    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, bool)> {
+        let names = self.names();
+        let entry = names.nodes.get(node.name())?;
+        if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {
+            return None;
+        }
+        match entry {
+            Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), false)),
+            Entry::Child(_, options) => Some((Arc::clone(options), true)),
+            Entry::Reserved => None,
         }
     }
 
     fn prepare<'a>(&self, co: &Co<'_>, step: &'a Step) -> Result<Prepared<'a>, BlockdevError> {
         let (node, own) = (&*step.node, step.own);
-        let name = || node.name().to_owned();
         co_flush(co, node)?;
-        let driver: &dyn Any = node.driver();
-        let driver = if let Some(file) = driver.downcast_ref::<File>() {
-            let reopen = own.open_file(&step.options.driver, |it| file.co_prepare_reopen(co, it));
-            let refused = |source| BlockdevError::File { node: name(), source };
-            DriverReopen::File(reopen.map_err(refused)?)
-        } else if let Some(raw) = driver.downcast_ref::<Raw>()
-            && let DriverOptions::Raw(options) = &step.options.driver
-            && let [(_, child)] = &step.children[..]
-        {
-            let refused = |source| BlockdevError::Driver { node: name(), source: Box::new(source) };
-            DriverReopen::Raw(
-                raw.prepare_reopen(child, options.offset, options.size).map_err(refused)?,
-            )
-        } else if let Some(throttle) = driver.downcast_ref::<Throttle>()
-            && let DriverOptions::Throttle(options) = &step.options.driver
-        {
-            let group = self.known_group(&options.throttle_group)?;
-            DriverReopen::Throttle(throttle.prepare_reopen(&group))
-        } else {
-            DriverReopen::Same
-        };
-        let limits = match &driver {
-            DriverReopen::File(file) => file.limits(),
-            _ => node.limits(),
-        };
-        Ok(Prepared { node, driver, limits, state: own.node_state() })
+        let config = &step.options.driver;
+        let factory = self.drivers().factory(config.name())?;
+        let cx = Reopening::new(&self.registry, co, node.name(), own, &step.children);
+        let missing = || BlockdevError::NoOptions(node.name().to_owned());
+        let options = config.typed().ok_or_else(missing)?;
+        let driver = factory.co_prepare_reopen(node.driver(), &cx, options);
+        let driver = driver.map_err(|error| BlockdevError::of_node(node.name(), error))?;
+        Ok(Prepared { node, driver, state: own.node_state() })
     }
 
     /// What the node is now, for the next time.
     fn note(&self, step: &Step) {
         match self.names().nodes.get_mut(step.node.name()) {
-            Some(Entry::Owned(_, options) | Entry::Child(_, options)) => {
+            Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options)) => {
                 *options = Arc::clone(&step.options);
             }
-            Some(Entry::Reserved) | None => {}
+            Some(Entry::Owned(_, None) | Entry::Reserved) | None => {}
         }
     }
 }
@@ -249,7 +273,7 @@ fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevErr
 /// Turns the edges, if all users agree to that and to what the nodes have become.
 fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     for step in steps {
-        for (role, child) in &step.children {
+        for (role, (_, child)) in step.roles.iter().zip(&step.children) {
             step.own.for_child(*role).check_writable(step.node.name(), child)?;
         }
     }
@@ -261,28 +285,14 @@ fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), Blockdev
 /// A node that is ready to change to what it is to be, and back.
 struct Prepared<'a> {
     node: &'a BlockNode,
-    driver: DriverReopen<'a>,
-    limits: BlockLimits,
+    driver: Box<dyn Reopen + 'a>,
     state: NodeState,
-}
-
-enum DriverReopen<'a> {
-    File(FileReopen<'a>),
-    Raw(RawReopen<'a>),
-    Throttle(ThrottleReopen<'a>),
-    /// It is told nothing.
-    Same,
 }
 
 impl Prepared<'_> {
     fn swap(&mut self) {
-        match &mut self.driver {
-            DriverReopen::File(file) => file.swap(),
-            DriverReopen::Raw(raw) => raw.swap(),
-            DriverReopen::Throttle(throttle) => throttle.swap(),
-            DriverReopen::Same => {}
-        }
-        self.limits = self.node.live_limits().swap(self.limits);
+        self.driver.swap();
+        self.node.live_limits().swap(self.node.driver().limits());
         self.state = self.node.swap_state(self.state);
     }
 }

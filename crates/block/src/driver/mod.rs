@@ -1,6 +1,7 @@
 //! The seam between the block layer and what stands below a node: [`BlockDriver`].
 
 pub(crate) mod debug_event;
+pub(crate) mod engine;
 pub(crate) mod extent;
 pub(crate) mod flags;
 pub(crate) mod permissions;
@@ -12,12 +13,12 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::engine::Engine;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::Child;
 use crate::graph::node_info::CacheMode;
-use crate::protocol::Engine;
 
 /// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
 /// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
@@ -89,9 +90,8 @@ impl BlockLimits {
         }
     }
 
-    /// # Panics
-    /// If they contradict themselves: that is a bug of the driver.
-    pub(crate) fn check(&self, driver: &str) {
+    /// Whether they do not contradict themselves.
+    pub(crate) fn are_possible(&self) -> bool {
         let block = self.request_alignment;
         let longest = [
             (block, self.max_transfer),
@@ -101,10 +101,13 @@ impl BlockLimits {
         let fit = longest.iter().all(|(unit, most)| {
             unit.is_power_of_two() && block.is_power_of_two() && *most >= u64::from(*unit)
         });
-        assert!(
-            fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0,
-            "driver '{driver}' has impossible limits: {self:?}"
-        );
+        fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0
+    }
+
+    /// # Panics
+    /// If they contradict themselves: that is a bug of the driver.
+    pub(crate) fn check(&self, driver: &str) {
+        assert!(self.are_possible(), "driver '{driver}' has impossible limits: {self:?}");
     }
 }
 

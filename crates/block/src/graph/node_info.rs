@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::driver::engine::Engine;
 use crate::graph::node::BlockNode;
-use crate::protocol::Engine;
 
 /// What a node is at a moment. What the file system has to be asked for is not in it: see
 /// [`BlockNode::co_allocated_bytes`].

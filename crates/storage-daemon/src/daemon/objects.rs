@@ -1,12 +1,13 @@
 //! Objects: iothreads and throttle groups, by their names.
 
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coblk::aio::{PollParams, PoolShare};
 use coblk::block::filters::throttle::{ThrottleGroup, ThrottleLimits};
+use coblk::block::{BlockdevError, NamedObject};
 use coblk::export::RunningExport;
-use coblk::options::BlockdevError;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
 
 use super::tls::{self, TlsCredentials};
@@ -91,7 +92,7 @@ impl Daemon {
             }
             Some(Object::TlsCreds(_)) => {}
             Some(Object::ThrottleGroup(_)) => {
-                self.blockdevs.remove_throttle_group(id).map_err(|_| in_use())?;
+                self.blockdevs.remove_object::<ThrottleGroup>(id).map_err(|_| in_use())?;
             }
         }
         let object = objects.remove(id);
@@ -126,9 +127,13 @@ impl Daemon {
     ) -> Result<ThrottleGroup, DaemonError> {
         let limits = options.checked_limits()?;
         let group = ThrottleGroup::new(id, limits).map_err(|source| {
-            DaemonError::Blockdev(BlockdevError::Throttle { group: id.to_owned(), source })
+            DaemonError::Blockdev(BlockdevError::Object {
+                kind: ThrottleGroup::KIND,
+                id: id.to_owned(),
+                source: source.into(),
+            })
         })?;
-        self.blockdevs.add_throttle_group(&group)?;
+        self.blockdevs.add_object(id, Arc::new(group.clone()))?;
         Ok(group)
     }
 
