@@ -1,4 +1,4 @@
-//! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`] and [`filters`].
+//! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`](mod@drivers) and [`filters`].
 //!
 //! A request goes from a backend (`backend/`) through the request path of its node (`io/`) to a driver,
 //! all in one coroutine, on one thread.

@@ -79,9 +79,9 @@ fn the_highest_chain_needs_half_a_stack() {
     chain_of(&bench, "blkdebug", "image");
     // Every level pads, and makes requests of its own.
     chain_of(&bench, "blkdebug,align=4096,max-transfer=4096,opt-write-zero=8192", "image");
-    // One described by the other, opened and dropped in one go: as deep as JSON goes.
+    // One described by the other, opened and dropped in one go.
     let mut options = NodeOptions::from_keyval("null-co,size=1048576,read-zeroes=on").unwrap();
-    for _ in 0..127 {
+    for _ in 0..256 {
         options = NodeOptions::new(RawOptions::new(options));
     }
     bench.ctx.run(|co| {

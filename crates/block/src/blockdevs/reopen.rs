@@ -234,7 +234,7 @@ impl Blockdevs {
         let cx = Reopening::new(&self.registry, co, node.name(), own, &step.children);
         let missing = || BlockdevError::NoOptions(node.name().to_owned());
         let options = config.typed().ok_or_else(missing)?;
-        let driver = factory.co_prepare_reopen(node.driver(), &cx, options);
+        let driver = factory.co_prepare_reopen(node.driver(), &cx, &**options);
         let driver = driver.map_err(|error| BlockdevError::of_node(node.name(), error))?;
         Ok(Prepared { node, driver, state: own.node_state() })
     }

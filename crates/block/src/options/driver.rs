@@ -109,9 +109,9 @@ impl DriverConfig {
     }
 
     /// Its options, if they have been read.
-    pub(crate) fn typed(&self) -> Option<&dyn AnyOptions> {
+    pub(crate) fn typed(&self) -> Option<&Arc<dyn AnyOptions>> {
         match &self.own {
-            OwnOptions::Typed(options) => Some(&**options),
+            OwnOptions::Typed(options) => Some(options),
             OwnOptions::Written(_) => None,
         }
     }

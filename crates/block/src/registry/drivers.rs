@@ -42,9 +42,17 @@ pub(crate) trait Factory: Send + Sync {
 struct Typed<D>(PhantomData<fn() -> D>);
 
 impl<D: Driver> Typed<D> {
+    #[inline(never)]
     fn options(options: &dyn AnyOptions) -> Result<&D::Options, OpenError> {
         let own = options.as_any().downcast_ref();
         own.ok_or_else(|| OpenError::broken("was given the options of another driver"))
+    }
+
+    /// Not on the stack while chains are opened.
+    #[inline(never)]
+    fn make(opening: &Opening<'_, '_>, driver: D) -> Result<Arc<BlockNode>, OpenError> {
+        opening.check(&driver, D::NAMES)?;
+        Ok(BlockNode::try_new(opening.node_name(), driver)?)
     }
 }
 
@@ -65,16 +73,12 @@ impl<D: Driver> Factory for Typed<D> {
         D::CHANGEABLE
     }
 
-    // Descriptions nest, and each level is on the stack.
-    #[inline(never)]
     fn co_open(
         &self,
         opening: &Opening<'_, '_>,
         options: &dyn AnyOptions,
     ) -> Result<Arc<BlockNode>, OpenError> {
-        let driver = D::co_open(opening, Self::options(options)?)?;
-        opening.check(&driver, D::NAMES)?;
-        Ok(BlockNode::try_new(opening.node_name(), driver)?)
+        Self::make(opening, D::co_open(opening, Self::options(options)?)?)
     }
 
     fn co_prepare_reopen<'a>(

@@ -180,6 +180,18 @@ impl From<BlockdevError> for OpenError {
     }
 }
 
+impl From<Box<BlockdevError>> for OpenError {
+    fn from(error: Box<BlockdevError>) -> OpenError {
+        OpenError::Other(error)
+    }
+}
+
+impl From<Box<BlockdevError>> for BlockdevError {
+    fn from(error: Box<BlockdevError>) -> BlockdevError {
+        *error
+    }
+}
+
 impl From<GraphError> for OpenError {
     fn from(error: GraphError) -> OpenError {
         BlockdevError::from(error).into()

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::Co;
 use coblk_qapi::shorten;
 
+use super::drivers::Factory;
 use super::opening::Opening;
-use super::{BlockdevError, Drivers, Inherited, NamedObject};
+use super::{BlockdevError, Drivers, Inherited, NamedObject, OpenError};
 use crate::driver::role::ChildRole;
 use crate::graph::Child;
 use crate::graph::node::BlockNode;
-use crate::options::{NodeOptions, check_name};
+use crate::options::{AnyOptions, NodeOptions, check_name};
 
 /// Drivers, and the nodes and objects that there are.
 pub(crate) struct Registry {
@@ -90,50 +91,42 @@ impl Registry {
     }
 
     /// Opens a node and enters it as a child. `depth` nodes that are being opened are above it.
+    ///
+    /// Chains nest, and each level is on the stack: what is not needed below stays in its own function,
+    /// or on the heap.
     pub(crate) fn co_open_node(
         &self,
         co: &Co<'_>,
         options: &Arc<NodeOptions>,
         inherited: Inherited,
         depth: usize,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let options = self.read(options)?;
+    ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
+        let level = self.begin_open(options, inherited)?;
+        let opening = Opening::new(self, co, &level, depth);
+        let made = level.factory.co_open(&opening, &*level.own_options);
+        opening.close_unused_children();
+        level.end_open(made)
+    }
+
+    #[inline(never)]
+    fn begin_open(
+        &self,
+        options: &Arc<NodeOptions>,
+        inherited: Inherited,
+    ) -> Result<Box<Level<'_>>, BlockdevError> {
+        // Options that an image names have not been read with those of its node.
+        let options = match options.driver.typed() {
+            Some(_) => Arc::clone(options),
+            None => Arc::new(self.drivers.resolve(NodeOptions::clone(options))?),
+        };
+        let own_options = options.driver.typed().cloned();
+        let factory = self.drivers.factory(options.driver.name())?;
         let reserved = self.reserve(options.node_name.as_deref())?;
         let own = Inherited::of(&options, inherited);
         own.check(&reserved.name)?;
-        let node = self.co_make(co, &reserved.name, &options, (own, depth))?;
-        node.swap_state(own.node_state());
-        node.life.set_belongs_to_users(true);
-        reserved.enter(Entry::Child(Arc::downgrade(&node), options));
-        Ok(node)
-    }
-
-    /// Descriptions nest, and each level is on the stack: what one needs stays in its own function.
-    #[inline(never)]
-    fn co_make(
-        &self,
-        co: &Co<'_>,
-        name: &str,
-        options: &NodeOptions,
-        level: (Inherited, usize),
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let factory = self.drivers.factory(options.driver.name())?;
-        let opening = Opening::new(self, co, name, options, level);
-        let made = options.driver.typed().map(|own| factory.co_open(&opening, own));
-        opening.close_unused_children();
-        match made {
-            Some(made) => made.map_err(|error| BlockdevError::of_node(name, error)),
-            None => Err(BlockdevError::NoOptions(name.to_owned())),
-        }
-    }
-
-    /// Options that an image names have not been read with those of its node.
-    #[inline(never)]
-    fn read(&self, options: &Arc<NodeOptions>) -> Result<Arc<NodeOptions>, BlockdevError> {
-        match options.driver.typed() {
-            Some(_) => Ok(Arc::clone(options)),
-            None => Ok(Arc::new(self.drivers.resolve(NodeOptions::clone(options))?)),
-        }
+        let missing = || BlockdevError::NoOptions(reserved.name.clone());
+        let own_options = own_options.ok_or_else(missing)?;
+        Ok(Box::new(Level { options, own_options, factory, reserved, own }))
     }
 
     /// An edge to the node called `node`, which cannot be closed while the edge lives.
@@ -183,6 +176,31 @@ impl Registry {
         drop(names);
         drop(removed);
         Ok(())
+    }
+}
+
+/// A node on its way.
+pub(super) struct Level<'a> {
+    pub(super) options: Arc<NodeOptions>,
+    own_options: Arc<dyn AnyOptions>,
+    factory: &'a dyn Factory,
+    pub(super) reserved: Reserved<'a>,
+    pub(super) own: Inherited,
+}
+
+impl Level<'_> {
+    #[inline(never)]
+    #[expect(clippy::boxed_local, reason = "the caller's frame is one of many")]
+    fn end_open(
+        self: Box<Self>,
+        made: Result<Arc<BlockNode>, OpenError>,
+    ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
+        let Level { options, reserved, own, .. } = *self;
+        let node = made.map_err(|error| BlockdevError::of_node(&reserved.name, error))?;
+        node.swap_state(own.node_state());
+        node.life.set_belongs_to_users(true);
+        reserved.enter(Entry::Child(Arc::downgrade(&node), options));
+        Ok(node)
     }
 }
 

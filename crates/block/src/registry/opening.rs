@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
+use super::names::Level;
 use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
 use crate::driver::BlockDriver;
 use crate::driver::role::ChildRole;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, GraphError, MAX_HEIGHT, UserId};
-use crate::options::{NodeOptions, NodeRef};
+use crate::options::NodeRef;
 
 /// What a driver is given to open a node.
 pub struct Opening<'a, 'co> {
@@ -32,13 +33,19 @@ impl<'a, 'co> Opening<'a, 'co> {
     pub(super) fn new(
         registry: &'a Registry,
         co: &'a Co<'co>,
-        name: &'a str,
-        options: &'a NodeOptions,
-        (own, depth): (Inherited, usize),
+        level: &'a Level<'a>,
+        depth: usize,
     ) -> Opening<'a, 'co> {
-        let (driver, edges, opened) =
-            (options.driver.name(), RefCell::default(), RefCell::default());
-        Opening { registry, co, name, driver, own, depth, edges, opened }
+        Opening {
+            registry,
+            co,
+            name: &level.reserved.name,
+            driver: level.options.driver.name(),
+            own: level.own,
+            depth,
+            edges: RefCell::default(),
+            opened: RefCell::default(),
+        }
     }
 
     /// The coroutine that opens it.
@@ -86,25 +93,54 @@ impl<'a, 'co> Opening<'a, 'co> {
         role: ChildRole,
         node: &NodeRef,
     ) -> Result<Child, OpenError> {
+        // Chains nest, and each level is on the stack: what is not needed below stays in its own function.
+        let wanted = self.own.for_child(role);
+        self.begin_child(name, node)?;
+        match node {
+            NodeRef::Name(node) => self.end_child(self.named_child(name, role, node)?, wanted),
+            NodeRef::Options(options) => {
+                let node = self.registry.co_open_node(self.co, options, wanted, self.depth + 1)?;
+                self.end_child(self.new_child(name, role, node), wanted)
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn begin_child(&self, name: &str, node: &NodeRef) -> Result<(), OpenError> {
         if self.edges.borrow().iter().any(|(_, known)| *known == name) {
             return Err(OpenError::broken(format!("asks twice for its child '{name}'")));
         }
-        let wanted = self.own.for_child(role);
-        let child = match node {
-            NodeRef::Name(node) => self.registry.child(name, role, node)?,
-            NodeRef::Options(options) => {
-                let (co, level) = (self.co, self.depth + 1);
-                let node = self.registry.co_open_node(co, options, wanted, level)?;
-                self.opened.borrow_mut().push(Arc::clone(&node));
-                Child::new(name, role, node)
-            }
-        };
+        // A chain of images that name each other may have no end.
+        if self.depth >= MAX_HEIGHT && matches!(node, NodeRef::Options(_)) {
+            return Err(GraphError::too_high(self.name).into());
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn named_child(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        node: &str,
+    ) -> Result<Child, OpenError> {
+        Ok(self.registry.child(name, role, node)?)
+    }
+
+    #[inline(never)]
+    fn new_child(&self, name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
+        self.opened.borrow_mut().push(Arc::clone(&node));
+        Child::new(name, role, node)
+    }
+
+    #[inline(never)]
+    fn end_child(&self, child: Child, wanted: Inherited) -> Result<Child, OpenError> {
         let node = child.node();
         if self.depth + 1 + graph::lock().height(&node) > MAX_HEIGHT {
             return Err(GraphError::too_high(self.name).into());
         }
         wanted.check_writable(self.name, &node)?;
-        self.edges.borrow_mut().push((child.id(), name));
+        self.edges.borrow_mut().push((child.id(), child.name()));
         Ok(child)
     }
 

@@ -1,0 +1,383 @@
+//! Drivers that are not of this crate: what they are given, what they are held to, and what is left of
+//! them.
+
+mod util;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_block::drivers::{Null, Raw, RawOptions};
+use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
+use coblk_block::{
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
+    Drivers, NamedObject, OpenError, Opening, ReadFlags, WriteFlags,
+};
+use serde::{Deserialize, Serialize};
+use util::bench::Bench;
+
+/// How often drivers have opened a node.
+#[derive(Default)]
+struct Opened(AtomicUsize);
+
+impl NamedObject for Opened {
+    const KIND: &'static str = "counter";
+
+    fn is_in_use(&self) -> bool {
+        false
+    }
+}
+
+/// What a driver of these tests does while it is opened, in the order of its options.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Script {
+    file: Option<NodeRef>,
+    /// A node that is named by what was read, and not by options.
+    header: Option<String>,
+    /// What it does with a child that it has opened.
+    #[serde(default)]
+    child: Fate,
+    #[serde(default)]
+    lie: Lie,
+    #[serde(default)]
+    fails: bool,
+    /// A counter, and whether it is of another kind.
+    counter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Fate {
+    #[default]
+    Kept,
+    Forgotten,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Lie {
+    #[default]
+    None,
+    Name,
+    Limits,
+    /// A child that was made by hand.
+    Child,
+    /// The same name for two children.
+    Twice,
+    Length,
+}
+
+impl DriverOptions for Script {
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        if let Some(file) = &mut self.file {
+            visit("file", file);
+        }
+    }
+}
+
+impl Script {
+    #[inline(never)]
+    fn count(&self, opening: &Opening<'_, '_>) -> Result<(), OpenError> {
+        if let Some(counter) = &self.counter {
+            opening.object::<Opened>(counter)?.0.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn finish(
+        &self,
+        opening: &Opening<'_, '_>,
+        mut children: Vec<Child>,
+    ) -> Result<Scripted, OpenError> {
+        match self.lie {
+            Lie::Child => {
+                let node = BlockNode::new("unknown", Null::new(1 << 20));
+                children.push(Child::new("other", ChildRole::FILTER, node));
+            }
+            Lie::Twice => {
+                let again = self.read_header("null-co")?;
+                children.push(opening.co_child("file", ChildRole::FILTER, &again)?);
+            }
+            _ => {}
+        }
+        if self.fails {
+            return Err(OpenError::option("fails", "it does"));
+        }
+        if self.child == Fate::Forgotten {
+            children.clear();
+        }
+        Ok(Scripted { children, lie: self.lie })
+    }
+
+    /// What it names: without a driver, one of this kind again.
+    #[inline(never)]
+    fn read_header(&self, header: &str) -> Result<NodeRef, OpenError> {
+        let node = match header {
+            "" => Ok(NodeOptions::new(DriverConfig::new("scripted", self.clone()))),
+            line => NodeOptions::from_keyval(line),
+        };
+        node.map(NodeRef::from).map_err(OpenError::of_driver)
+    }
+}
+
+struct Scripted {
+    children: Vec<Child>,
+    lie: Lie,
+}
+
+impl Driver for Scripted {
+    const NAMES: &'static [&'static str] = &["scripted"];
+    const CHANGEABLE: &'static [&'static str] = &["child"];
+    type Options = Script;
+
+    fn co_open(opening: &Opening<'_, '_>, script: &Script) -> Result<Scripted, OpenError> {
+        // Chains nest: what a level does not need while others are opened is in functions of its own.
+        script.count(opening)?;
+        let mut children = Vec::new();
+        if let Some(file) = &script.file {
+            children.push(opening.co_child("file", ChildRole::FILTER, file)?);
+        }
+        if let Some(header) = &script.header {
+            let node = script.read_header(header)?;
+            children.push(opening.co_child("header", ChildRole::DATA, &node)?);
+        }
+        script.finish(opening, children)
+    }
+}
+
+impl BlockDriver for Scripted {
+    fn format_name(&self) -> &'static str {
+        if self.lie == Lie::Name { "raw" } else { "scripted" }
+    }
+
+    fn length(&self) -> u64 {
+        if self.lie == Lie::Length { u64::MAX } else { 1 << 20 }
+    }
+
+    fn limits(&self) -> BlockLimits {
+        let request_alignment = if self.lie == Lie::Limits { 3 } else { 1 };
+        BlockLimits { request_alignment, ..BlockLimits::default() }
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        target.fill_from(0, 5);
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        self.children.iter().collect()
+    }
+}
+
+/// With that driver beside those of the crate.
+fn bench() -> Bench {
+    let mut drivers = coblk_block::drivers();
+    drivers.add::<Scripted>();
+    Bench { blockdevs: Arc::new(Blockdevs::new(drivers)), ..Bench::new() }
+}
+
+fn counter(bench: &Bench) -> Arc<Opened> {
+    let counter = Arc::<Opened>::default();
+    bench.blockdevs.add_object("c", Arc::clone(&counter)).unwrap();
+    counter
+}
+
+#[test]
+fn a_driver_of_another_crate_has_its_place_among_the_others() {
+    let bench = bench();
+    bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    let line =
+        "raw,node-name=top,offset=512,file.driver=scripted,file.node-name=own,file.file=disk";
+    let node = bench.open(line).unwrap();
+    let backend = BlockBackend::new(&bench.ctx, "drive", node);
+    let mut byte = [0];
+    backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut byte[..])).unwrap();
+    assert_eq!(byte, [5]);
+    let listed = bench.blockdevs.options();
+    let scripted = listed.iter().find(|it| it.node_name.as_deref() == Some("top")).unwrap();
+    let written = coblk_qapi::to_argument(scripted, "driver").into_string().unwrap();
+    assert!(written.contains("file.driver=scripted,file.fails=off,file.file=disk"), "{written}");
+    drop(backend);
+    bench.blockdevs.close(&bench.ctx, "top").unwrap();
+    assert_eq!(bench.names(), ["disk"]);
+}
+
+#[test]
+fn drivers_are_refused_by_name_with_those_there_are() {
+    let mut drivers = Drivers::new();
+    drivers.add::<Raw>();
+    drivers.add::<Scripted>();
+    let blockdevs = Blockdevs::new(drivers);
+    let bench = Bench { blockdevs: Arc::new(blockdevs), ..Bench::new() };
+    let expected = "Parameter 'driver' does not accept value 'file'; there is raw, scripted";
+    bench.refused("file,filename=$", expected);
+    let expected = "Parameter 'file.file.driver' does not accept value 'null-co'; there is raw, s";
+    bench.refused("raw,file.driver=scripted,file.file.driver=null-co", expected);
+    // Typed options are not taken for those of another driver.
+    let wrong = NodeOptions::new(DriverConfig::new("scripted", RawOptions::new("disk")));
+    let error = bench.blockdevs.open(&bench.ctx, wrong).err().unwrap().to_string();
+    assert_eq!(error, "Parameter 'driver': the options are those of another driver");
+}
+
+#[test]
+#[should_panic(expected = "two drivers are called 'raw'")]
+fn a_driver_cannot_be_replaced() {
+    let mut drivers = coblk_block::drivers();
+    drivers.add::<Raw>();
+}
+
+#[test]
+fn mistakes_anywhere_come_before_the_first_node_is_opened() {
+    let bench = bench();
+    let counter = counter(&bench);
+    for (line, expected) in [
+        ("raw,file.driver=scripted,file.counter=c,file.file.driver=rom", "value 'rom'"),
+        ("scripted,counter=c,file.driver=raw,file.size=1", "Parameter 'file.file' is missing"),
+        (
+            "blklogwrites,file.driver=scripted,file.counter=c,log.driver=null-co,log.x=1",
+            "Parameter 'log.x' is unexpected",
+        ),
+    ] {
+        bench.refused(line, expected);
+    }
+    assert_eq!(counter.0.load(Ordering::SeqCst), 0);
+    bench.refused("scripted,counter=nothing", "there is no counter 'nothing'");
+    let error = bench.blockdevs.add_object("c", Arc::<Opened>::default()).unwrap_err();
+    assert_eq!(error.to_string(), "there is a counter 'c' already");
+    bench.open("scripted,counter=c").unwrap();
+    assert_eq!(counter.0.load(Ordering::SeqCst), 1);
+    bench.blockdevs.remove_object::<Opened>("c").unwrap();
+    assert!(bench.blockdevs.object::<Opened>("c").is_none());
+}
+
+#[test]
+fn what_was_opened_for_a_node_that_is_not_is_closed() {
+    let bench = bench();
+    bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    let image = "file.driver=file,file.node-name=image,file.filename=$";
+    bench
+        .refused(&format!("scripted,node-name=s,fails=on,{image}"), "node 's': option 'fails': it");
+    bench.refused("scripted,file.driver=scripted,file.fails=on,header=file,,filename=$", "it does");
+    bench.refused(&format!("scripted,{image},header=nothing"), "does not accept value 'nothing'");
+    bench.refused("scripted,fails=on,file=disk", "it does");
+    // A child that a driver opened, and does not have, is closed as well; one that was there is free.
+    bench.open(&format!("scripted,node-name=s,child=forgotten,{image}")).unwrap();
+    assert_eq!(bench.names(), ["disk", "s"]);
+    assert_eq!(util::bench::open_descriptors(&bench.image()), 0);
+    bench.open("scripted,node-name=t,child=forgotten,file=disk").unwrap();
+    bench.blockdevs.close(&bench.ctx, "disk").unwrap();
+}
+
+#[test]
+fn drivers_that_are_not_what_they_say_are_refused() {
+    let bench = bench();
+    let image = "file.driver=file,file.node-name=image,file.filename=$";
+    for (lie, expected) in [
+        ("name", "node 's': its driver calls itself 'raw'"),
+        ("limits", "node 's': its driver has impossible limits"),
+        ("child", "node 's': its driver has a child 'other' that it was not given"),
+        ("twice", "node 's': its driver asks twice for its child 'file'"),
+        ("length", "node 's' would have 18446744073709551615 bytes"),
+    ] {
+        bench.refused(&format!("scripted,node-name=s,lie={lie},{image}"), expected);
+    }
+}
+
+#[test]
+fn a_child_that_no_option_names_is_opened_listed_and_closed() {
+    let bench = bench();
+    let node = bench.open("scripted,node-name=s,header=file,,node-name=data,,filename=$").unwrap();
+    assert_eq!(bench.names(), ["data", "s"]);
+    let children = node.children().into_iter();
+    let names: Vec<_> = children.map(|(name, node)| (name, node.name().to_owned())).collect();
+    assert_eq!(names, [("header", "data".to_owned())]);
+    // It stays where it is, with what its parent is told now.
+    let reopen = NodeOptions::from_keyval(
+        "scripted,node-name=s,read-only=on,header=file,,node-name=data,,filename=$"
+            .replace('$', &bench.image()),
+    );
+    bench.blockdevs.reopen(&bench.ctx, vec![reopen.unwrap()]).unwrap();
+    assert!(bench.blockdevs.node("data").unwrap().is_read_only());
+    drop(node);
+    bench.blockdevs.close(&bench.ctx, "s").unwrap();
+    assert!(bench.names().is_empty());
+    assert_eq!(util::bench::open_descriptors(&bench.image()), 0);
+}
+
+#[test]
+fn images_that_name_each_other_for_ever_are_too_high() {
+    let bench = bench();
+    let counter = counter(&bench);
+    bench.refused("scripted,counter=c,header=", "would stand on more than 256 nodes");
+    assert_eq!(counter.0.load(Ordering::SeqCst), 257);
+}
+
+#[test]
+fn a_reopen_changes_what_the_driver_says_and_names_what_it_does_not() {
+    let bench = bench();
+    for name in ["disk", "other"] {
+        bench.open(&format!("null-co,node-name={name},size=1048576")).unwrap();
+    }
+    let node = bench.open("scripted,node-name=s,file=disk").unwrap();
+    let reopen = |line: &str| {
+        let options = NodeOptions::from_keyval(line).unwrap();
+        bench.blockdevs.reopen(&bench.ctx, vec![options]).map_err(|error| error.to_string())
+    };
+    let fixed = |option: &str| Err(format!("node 's': cannot change the option '{option}'"));
+    assert_eq!(reopen("scripted,node-name=s,file=disk,fails=on"), fixed("fails"));
+    assert_eq!(reopen("scripted,node-name=s,file=disk,counter=c"), fixed("counter"));
+    assert_eq!(reopen("scripted,node-name=s"), fixed("file"));
+    assert_eq!(reopen("raw,node-name=s,file=disk"), fixed("driver"));
+    assert_eq!(reopen("scripted,node-name=s,file=disk,child=forgotten"), Ok(()));
+    assert_eq!(reopen("scripted,node-name=s,file=other,child=forgotten"), Ok(()));
+    assert_eq!(node.children()[0].1.name(), "other");
+    // And a child of a node that was opened without one cannot come.
+    bench.open("scripted,node-name=u").unwrap();
+    let error = reopen("scripted,node-name=u,file=disk").unwrap_err();
+    assert_eq!(error, "node 'u': cannot change the option 'file'");
+}
+
+#[test]
+fn a_node_that_was_made_in_code_is_adopted() {
+    let bench = bench();
+    let node = BlockNode::new("made", Null::new(1 << 20));
+    bench.blockdevs.adopt(Arc::clone(&node)).unwrap();
+    let adopt = |name: &str| bench.blockdevs.adopt(BlockNode::new(name, Null::new(1 << 20)));
+    assert_eq!(adopt("made").unwrap_err().to_string(), "there is a node 'made' already");
+    assert!(adopt("#made").unwrap_err().to_string().starts_with("'#made' is not a name"));
+    assert_eq!(bench.names(), ["made"]);
+    bench.open("raw,node-name=top,file=made").unwrap();
+    let in_use = bench.blockdevs.close(&bench.ctx, "made").unwrap_err();
+    assert_eq!(in_use.to_string(), "node 'made' is in use");
+    // A node above it can be reopened, and it cannot.
+    let reopen = |line: &str| {
+        let options = NodeOptions::from_keyval(line).unwrap();
+        bench.blockdevs.reopen(&bench.ctx, vec![options]).map_err(|error| error.to_string())
+    };
+    assert_eq!(reopen("raw,node-name=top,file=made,offset=512"), Ok(()));
+    let refused = reopen("null-co,node-name=made,size=1048576").unwrap_err();
+    assert_eq!(refused, "node 'made' was not made from options");
+    assert_eq!(bench.blockdevs.options().len(), 1);
+    bench.blockdevs.close(&bench.ctx, "top").unwrap();
+    bench.blockdevs.close(&bench.ctx, "made").unwrap();
+    assert!(bench.names().is_empty());
+    let closed = bench.blockdevs.adopt(node).unwrap_err();
+    assert!(closed.to_string().contains("closed"), "{closed}");
+}
