@@ -5,14 +5,14 @@ mod util;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::drivers::{Null, Raw, RawOptions};
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
 use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
-    Drivers, NamedObject, OpenError, Opening, ReadFlags, WriteFlags,
+    Drivers, NamedObject, OpenError, Opening, ReadFlags, Reopen, Reopening, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
@@ -43,6 +43,8 @@ struct Script {
     lie: Lie,
     #[serde(default)]
     fails: bool,
+    /// Which it asks for after a reopen.
+    alignment: Option<u32>,
     /// A counter, and whether it is of another kind.
     counter: Option<String>,
 }
@@ -109,7 +111,7 @@ impl Script {
         if self.child == Fate::Forgotten {
             children.clear();
         }
-        Ok(Scripted { children, lie: self.lie })
+        Ok(Scripted { children, lie: self.lie, alignment: 1.into() })
     }
 
     /// What it names: without a driver, one of this kind again.
@@ -126,11 +128,20 @@ impl Script {
 struct Scripted {
     children: Vec<Child>,
     lie: Lie,
+    alignment: AtomicU32,
+}
+
+struct OtherAlignment<'a>(&'a Scripted, u32);
+
+impl Reopen for OtherAlignment<'_> {
+    fn swap(&mut self) {
+        self.1 = self.0.alignment.swap(self.1, Ordering::SeqCst);
+    }
 }
 
 impl Driver for Scripted {
     const NAMES: &'static [&'static str] = &["scripted"];
-    const CHANGEABLE: &'static [&'static str] = &["child"];
+    const CHANGEABLE: &'static [&'static str] = &["child", "alignment"];
     type Options = Script;
 
     fn co_open(opening: &Opening<'_, '_>, script: &Script) -> Result<Scripted, OpenError> {
@@ -146,6 +157,14 @@ impl Driver for Scripted {
         }
         script.finish(opening, children)
     }
+
+    fn co_prepare_reopen<'a>(
+        &'a self,
+        _: &Reopening<'_, '_>,
+        script: &Script,
+    ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
+        Ok(Box::new(OtherAlignment(self, script.alignment.unwrap_or(1))))
+    }
 }
 
 impl BlockDriver for Scripted {
@@ -158,7 +177,10 @@ impl BlockDriver for Scripted {
     }
 
     fn limits(&self) -> BlockLimits {
-        let request_alignment = if self.lie == Lie::Limits { 3 } else { 1 };
+        let request_alignment = match self.lie {
+            Lie::Limits => 3,
+            _ => self.alignment.load(Ordering::SeqCst),
+        };
         BlockLimits { request_alignment, ..BlockLimits::default() }
     }
 
@@ -308,6 +330,12 @@ fn a_child_that_no_option_names_is_opened_listed_and_closed() {
     let children = node.children().into_iter();
     let names: Vec<_> = children.map(|(name, node)| (name, node.name().to_owned())).collect();
     assert_eq!(names, [("header", "data".to_owned())]);
+    // Its parent opens it again, so it is not in a list of its own, however it is used.
+    bench.open("raw,node-name=a,file=data,read-only=on").unwrap();
+    let listed: Vec<_> =
+        bench.blockdevs.options().into_iter().map(|it| it.node_name.unwrap()).collect();
+    assert_eq!(listed, ["s", "a"]);
+    bench.blockdevs.close(&bench.ctx, "a").unwrap();
     // It stays where it is, with what its parent is told now.
     let reopen = NodeOptions::from_keyval(
         "scripted,node-name=s,read-only=on,header=file,,node-name=data,,filename=$"
@@ -348,6 +376,13 @@ fn a_reopen_changes_what_the_driver_says_and_names_what_it_does_not() {
     assert_eq!(reopen("scripted,node-name=s,file=disk,child=forgotten"), Ok(()));
     assert_eq!(reopen("scripted,node-name=s,file=other,child=forgotten"), Ok(()));
     assert_eq!(node.children()[0].1.name(), "other");
+    // Limits are asked for again; impossible ones are refused, and all is as it was.
+    assert_eq!(reopen("scripted,node-name=s,file=other,alignment=512"), Ok(()));
+    assert_eq!(node.limits().request_alignment, 512);
+    let error = reopen("scripted,node-name=s,file=disk,alignment=3").unwrap_err();
+    assert!(error.starts_with("node 's': its driver has impossible limits"), "{error}");
+    assert_eq!(node.limits().request_alignment, 512);
+    assert_eq!((node.driver().limits(), node.children()[0].1.name()), (node.limits(), "other"));
     // And a child of a node that was opened without one cannot come.
     bench.open("scripted,node-name=u").unwrap();
     let error = reopen("scripted,node-name=u,file=disk").unwrap_err();

@@ -49,8 +49,10 @@ impl Listing {
         }
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
-        // One that its parent refers to by its name, since a reopen, has no other place than that.
-        listing.place_children(|child| matches!(child, NodeRef::Options(_)));
+        listing.place_children(|child| matches!(child, Some(NodeRef::Options(_))));
+        // One that an image names is opened with its parent. One that its parent refers to by its name,
+        // since a reopen, has no other place than that.
+        listing.place_children(|child| child.is_none());
         listing.place_children(|_| true);
         listing
     }
@@ -59,12 +61,14 @@ impl Listing {
         self.known.iter().filter(|(_, known)| known.is_owned).map(|(name, _)| name.as_str())
     }
 
-    fn place_children(&mut self, is_place: impl Fn(&NodeRef) -> bool) {
+    fn place_children(&mut self, is_place: impl Fn(Option<&NodeRef>) -> bool) {
         for (name, known) in &self.known {
-            for (edge, child) in known.options.driver.children() {
-                let Some(below) = known.child(&edge) else { continue };
+            let options = known.options.driver.children();
+            for edge in known.node.driver().children() {
+                let option = options.iter().find(|(name, _)| name == edge.name());
+                let below = edge.node().name().to_owned();
                 let is_child = self.known.get(&below).is_some_and(|known| !known.is_owned);
-                if is_child && is_place(&child) {
+                if is_child && is_place(option.map(|(_, child)| child)) {
                     self.described_in.entry(below).or_insert_with(|| name.clone());
                 }
             }

@@ -22,7 +22,7 @@ use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, Child, GraphError, Operation, Turned, UserId};
 use crate::options::{NodeOptions, NodeRef, OptionsError};
-use crate::registry::{BlockdevError, Entry, Inherited, Reopen, Reopening};
+use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
 /// One node and what it is to be.
 struct Step {
@@ -94,7 +94,8 @@ impl Blockdevs {
         prepared.iter_mut().for_each(Prepared::swap);
         // Edges may go only after the lock.
         let mut turned = Turned::default();
-        if let Err(error) = turn(co, &steps, &mut turned) {
+        let checked = prepared.iter().try_for_each(Prepared::check);
+        if let Err(error) = checked.and_then(|()| turn(co, &steps, &mut turned)) {
             prepared.iter_mut().rev().for_each(Prepared::swap);
             return Err(error);
         }
@@ -292,7 +293,16 @@ struct Prepared<'a> {
 impl Prepared<'_> {
     fn swap(&mut self) {
         self.driver.swap();
-        self.node.live_limits().swap(self.node.driver().limits());
+        let limits = self.node.driver().limits();
+        if limits.are_possible() {
+            self.node.live_limits().swap(limits);
+        }
         self.state = self.node.swap_state(self.state);
+    }
+
+    /// That the driver has become what a driver can be.
+    fn check(&self) -> Result<(), BlockdevError> {
+        let checked = OpenError::check_limits(self.node.driver());
+        checked.map_err(|error| BlockdevError::of_node(self.node.name(), error))
     }
 }

@@ -45,6 +45,7 @@ const MAX_NAME_BYTES: usize = 31;
 /// A child that is described here, and not named, inherits what it does not say of `read_only`,
 /// `auto_read_only`, `force_share`, `cache_direct` and `cache_no_flush`; discards reach it.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct NodeOptions {
     /// `node-name`: unique among nodes opened together; one is made up if there is none.
     pub node_name: Option<String>,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::driver::BlockDriver;
 use crate::driver::permissions::PermissionError;
 use crate::graph::GraphError;
 use crate::options::OptionsError;
@@ -167,6 +168,15 @@ impl OpenError {
     /// A reason of the driver's own.
     pub fn of_driver(error: impl Into<DriverError>) -> OpenError {
         OpenError::Driver(error.into())
+    }
+
+    /// That requests can be made to fit a driver.
+    pub(crate) fn check_limits(driver: &dyn BlockDriver) -> Result<(), OpenError> {
+        let limits = driver.limits();
+        match limits.are_possible() {
+            true => Ok(()),
+            false => Err(OpenError::broken(format!("has impossible limits: {limits:?}"))),
+        }
     }
 
     pub(super) fn broken(what: impl Into<String>) -> OpenError {

@@ -158,9 +158,7 @@ impl<'a, 'co> Opening<'a, 'co> {
         if !names.contains(&name) {
             return Err(OpenError::broken(format!("calls itself '{name}'")));
         }
-        if !driver.limits().are_possible() {
-            return Err(OpenError::broken(format!("has impossible limits: {:?}", driver.limits())));
-        }
+        OpenError::check_limits(driver)?;
         let (given, mut seen) = (self.edges.borrow(), BTreeSet::new());
         for child in driver.children() {
             if !given.iter().any(|(id, _)| *id == child.id()) || !seen.insert(child.name()) {
