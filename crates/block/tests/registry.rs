@@ -17,11 +17,22 @@ use coblk_block::{
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
 
-/// How often drivers have opened a node.
+/// How often drivers have opened a node, and closed one.
 #[derive(Default)]
-struct Opened(AtomicUsize);
+struct Counter {
+    opened: AtomicUsize,
+    closed: AtomicUsize,
+}
 
-impl NamedObject for Opened {
+impl Counter {
+    #[track_caller]
+    fn expect(&self, opened: usize, closed: usize) {
+        let counted = [&self.opened, &self.closed].map(|it| it.load(Ordering::SeqCst));
+        assert_eq!(counted, [opened, closed]);
+    }
+}
+
+impl NamedObject for Counter {
     const KIND: &'static str = "counter";
 
     fn is_in_use(&self) -> bool {
@@ -83,7 +94,7 @@ impl Script {
     #[inline(never)]
     fn count(&self, opening: &Opening<'_, '_>) -> Result<(), OpenError> {
         if let Some(counter) = &self.counter {
-            opening.object::<Opened>(counter)?.0.fetch_add(1, Ordering::SeqCst);
+            opening.object::<Counter>(counter)?.opened.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -111,7 +122,8 @@ impl Script {
         if self.child == Fate::Forgotten {
             children.clear();
         }
-        Ok(Scripted { children, lie: self.lie, alignment: 1.into() })
+        let counter = self.counter.as_deref().map(|id| opening.object(id)).transpose()?;
+        Ok(Scripted { children, lie: self.lie, alignment: 1.into(), counter })
     }
 
     /// What it names: without a driver, one of this kind again.
@@ -129,6 +141,7 @@ struct Scripted {
     children: Vec<Child>,
     lie: Lie,
     alignment: AtomicU32,
+    counter: Option<Arc<Counter>>,
 }
 
 struct OtherAlignment<'a>(&'a Scripted, u32);
@@ -203,6 +216,13 @@ impl BlockDriver for Scripted {
         Ok(())
     }
 
+    fn co_close(&self, _: &Co<'_>) -> io::Result<()> {
+        if let Some(counter) = &self.counter {
+            counter.closed.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     fn children(&self) -> Vec<&Child> {
         self.children.iter().collect()
     }
@@ -215,8 +235,8 @@ fn bench() -> Bench {
     Bench { blockdevs: Arc::new(Blockdevs::new(drivers)), ..Bench::new() }
 }
 
-fn counter(bench: &Bench) -> Arc<Opened> {
-    let counter = Arc::<Opened>::default();
+fn counter(bench: &Bench) -> Arc<Counter> {
+    let counter = Arc::<Counter>::default();
     bench.blockdevs.add_object("c", Arc::clone(&counter)).unwrap();
     counter
 }
@@ -279,14 +299,14 @@ fn mistakes_anywhere_come_before_the_first_node_is_opened() {
     ] {
         bench.refused(line, expected);
     }
-    assert_eq!(counter.0.load(Ordering::SeqCst), 0);
+    counter.expect(0, 0);
     bench.refused("scripted,counter=nothing", "there is no counter 'nothing'");
-    let error = bench.blockdevs.add_object("c", Arc::<Opened>::default()).unwrap_err();
+    let error = bench.blockdevs.add_object("c", Arc::<Counter>::default()).unwrap_err();
     assert_eq!(error.to_string(), "there is a counter 'c' already");
     bench.open("scripted,counter=c").unwrap();
-    assert_eq!(counter.0.load(Ordering::SeqCst), 1);
-    bench.blockdevs.remove_object::<Opened>("c").unwrap();
-    assert!(bench.blockdevs.object::<Opened>("c").is_none());
+    counter.expect(1, 0);
+    bench.blockdevs.remove_object::<Counter>("c").unwrap();
+    assert!(bench.blockdevs.object::<Counter>("c").is_none());
 }
 
 #[test]
@@ -299,9 +319,18 @@ fn what_was_opened_for_a_node_that_is_not_is_closed() {
     bench.refused("scripted,file.driver=scripted,file.fails=on,header=file,,filename=$", "it does");
     bench.refused(&format!("scripted,{image},header=nothing"), "does not accept value 'nothing'");
     bench.refused("scripted,fails=on,file=disk", "it does");
+    let counter = counter(&bench);
+    let child = "file.driver=scripted,file.counter=c";
+    bench.refused(&format!("scripted,fails=on,{child}"), "it does");
+    counter.expect(1, 1);
+    bench.refused(&format!("scripted,lie=name,{child}"), "calls itself 'raw'");
+    bench.refused(&format!("scripted,lie=child,{child}"), "a child 'other' that it was not given");
+    counter.expect(3, 3);
+    bench.open(&format!("scripted,node-name=r,child=forgotten,{child}")).unwrap();
+    counter.expect(4, 4);
     // A child that a driver opened, and does not have, is closed as well; one that was there is free.
     bench.open(&format!("scripted,node-name=s,child=forgotten,{image}")).unwrap();
-    assert_eq!(bench.names(), ["disk", "s"]);
+    assert_eq!(bench.names(), ["disk", "r", "s"]);
     assert_eq!(util::bench::open_descriptors(&bench.image()), 0);
     bench.open("scripted,node-name=t,child=forgotten,file=disk").unwrap();
     bench.blockdevs.close(&bench.ctx, "disk").unwrap();
@@ -310,6 +339,7 @@ fn what_was_opened_for_a_node_that_is_not_is_closed() {
 #[test]
 fn drivers_that_are_not_what_they_say_are_refused() {
     let bench = bench();
+    let counter = counter(&bench);
     let image = "file.driver=file,file.node-name=image,file.filename=$";
     for (lie, expected) in [
         ("name", "node 's': its driver calls itself 'raw'"),
@@ -318,8 +348,10 @@ fn drivers_that_are_not_what_they_say_are_refused() {
         ("twice", "node 's': its driver asks twice for its child 'file'"),
         ("length", "node 's' would have 18446744073709551615 bytes"),
     ] {
-        bench.refused(&format!("scripted,node-name=s,lie={lie},{image}"), expected);
+        bench.refused(&format!("scripted,node-name=s,counter=c,lie={lie},{image}"), expected);
     }
+    // Those that were open are closed; one of them has not come as far.
+    counter.expect(5, 4);
 }
 
 #[test]
@@ -354,7 +386,7 @@ fn images_that_name_each_other_for_ever_are_too_high() {
     let bench = bench();
     let counter = counter(&bench);
     bench.refused("scripted,counter=c,header=", "would stand on more than 256 nodes");
-    assert_eq!(counter.0.load(Ordering::SeqCst), 257);
+    counter.expect(257, 0);
 }
 
 #[test]
@@ -383,10 +415,12 @@ fn a_reopen_changes_what_the_driver_says_and_names_what_it_does_not() {
     assert!(error.starts_with("node 's': its driver has impossible limits"), "{error}");
     assert_eq!(node.limits().request_alignment, 512);
     assert_eq!((node.driver().limits(), node.children()[0].1.name()), (node.limits(), "other"));
-    // And a child of a node that was opened without one cannot come.
-    bench.open("scripted,node-name=u").unwrap();
-    let error = reopen("scripted,node-name=u,file=disk").unwrap_err();
-    assert_eq!(error, "node 'u': cannot change the option 'file'");
+    // A child that the driver does not have cannot be replaced; one of a node that was opened without one cannot come.
+    for line in ["scripted,node-name=u", "scripted,node-name=v,child=forgotten,file=disk"] {
+        bench.open(line).unwrap();
+        let error = reopen(&format!("{},file=other", line.trim_end_matches(",file=disk")));
+        assert!(error.unwrap_err().ends_with("cannot change the option 'file'"), "{line}");
+    }
 }
 
 #[test]

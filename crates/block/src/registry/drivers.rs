@@ -51,7 +51,13 @@ impl<D: Driver> Typed<D> {
     /// Not on the stack while chains are opened.
     #[inline(never)]
     fn make(opening: &Opening<'_, '_>, driver: D) -> Result<Arc<BlockNode>, OpenError> {
-        opening.check(&driver, D::NAMES)?;
+        if let Err(refused) = opening.check(&driver, D::NAMES) {
+            // It was opened, whatever is wrong with it.
+            if let Err(error) = driver.co_close(opening.co()) {
+                tracing::error!(node = opening.node_name(), %error, "a driver cannot be closed");
+            }
+            return Err(refused);
+        }
         Ok(BlockNode::try_new(opening.node_name(), driver)?)
     }
 }

@@ -8,8 +8,8 @@ use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
 use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
-use crate::driver::BlockDriver;
 use crate::driver::role::ChildRole;
+use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, GraphError, MAX_HEIGHT, UserId};
@@ -157,6 +157,10 @@ impl<'a, 'co> Opening<'a, 'co> {
         let name = driver.format_name();
         if !names.contains(&name) {
             return Err(OpenError::broken(format!("calls itself '{name}'")));
+        }
+        let (node, length) = (self.name.to_owned(), driver.length());
+        if length > MAX_LENGTH {
+            return Err(GraphError::TooLong { node, length }.into());
         }
         OpenError::check_limits(driver)?;
         let (given, mut seen) = (self.edges.borrow(), BTreeSet::new());
