@@ -86,19 +86,9 @@ impl Driver for Ram {
         _: &Reopening<'_, '_>,
         options: &RamOptions,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
-        Ok(Box::new(OtherLatency { ram: self, latency_us: options.latency_us }))
-    }
-}
-
-/// A latency to change to, and, once changed, to change back to.
-struct OtherLatency<'a> {
-    ram: &'a Ram,
-    latency_us: u64,
-}
-
-impl Reopen for OtherLatency<'_> {
-    fn swap(&mut self) {
-        self.latency_us = self.ram.latency_us.swap(self.latency_us, Ordering::Relaxed);
+        // Called once, and once more if a user of the node does not agree.
+        let mut other = options.latency_us;
+        Ok(Box::new(move || other = self.latency_us.swap(other, Ordering::Relaxed)))
     }
 }
 

@@ -44,15 +44,8 @@ impl Driver for Protect {
         _: &Reopening<'_, '_>,
         options: &ProtectOptions,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
-        Ok(Box::new(OtherBytes(self, options.bytes.0)))
-    }
-}
-
-struct OtherBytes<'a>(&'a Protect, u64);
-
-impl Reopen for OtherBytes<'_> {
-    fn swap(&mut self) {
-        self.1 = self.0.bytes.swap(self.1, Ordering::Relaxed);
+        let mut other = options.bytes.0;
+        Ok(Box::new(move || other = self.bytes.swap(other, Ordering::Relaxed)))
     }
 }
 

@@ -144,14 +144,6 @@ struct Scripted {
     counter: Option<Arc<Counter>>,
 }
 
-struct OtherAlignment<'a>(&'a Scripted, u32);
-
-impl Reopen for OtherAlignment<'_> {
-    fn swap(&mut self) {
-        self.1 = self.0.alignment.swap(self.1, Ordering::SeqCst);
-    }
-}
-
 impl Driver for Scripted {
     const NAMES: &'static [&'static str] = &["scripted"];
     const CHANGEABLE: &'static [&'static str] = &["child", "alignment"];
@@ -176,7 +168,8 @@ impl Driver for Scripted {
         _: &Reopening<'_, '_>,
         script: &Script,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
-        Ok(Box::new(OtherAlignment(self, script.alignment.unwrap_or(1))))
+        let mut other = script.alignment.unwrap_or(1);
+        Ok(Box::new(move || other = self.alignment.swap(other, Ordering::SeqCst)))
     }
 }
 

@@ -171,21 +171,11 @@ impl Driver for Raw {
         let child = reopening.child("file").unwrap_or(&now);
         let (offset, size) = (options.offset, options.size);
         check_part(child, offset, size).map_err(OpenError::of_driver)?;
-        Ok(Box::new(RawReopen { raw: self, offset, size: size.unwrap_or(ALL) }))
-    }
-}
-
-/// Another part, to change to, and back.
-struct RawReopen<'a> {
-    raw: &'a Raw,
-    offset: u64,
-    size: u64,
-}
-
-impl Reopen for RawReopen<'_> {
-    fn swap(&mut self) {
-        self.offset = self.raw.offset.swap(self.offset, Ordering::Relaxed);
-        self.size = self.raw.size.swap(self.size, Ordering::Relaxed);
+        let mut part = (offset, size.unwrap_or(ALL));
+        Ok(Box::new(move || {
+            part.0 = self.offset.swap(part.0, Ordering::Relaxed);
+            part.1 = self.size.swap(part.1, Ordering::Relaxed);
+        }))
     }
 }
 

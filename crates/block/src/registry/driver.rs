@@ -43,18 +43,27 @@ pub trait Driver: BlockDriver + Sized {
         _reopening: &Reopening<'_, '_>,
         _options: &Self::Options,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
-        Ok(Box::new(()))
+        Ok(Box::new(|| {}))
     }
 }
 
-/// A driver that is ready to change to what it is to be, and back.
+/// A driver that is ready to change to what it is to be, and back. A closure is one:
+///
+/// ```
+/// # use std::sync::atomic::{AtomicU64, Ordering};
+/// # use coblk_block::Reopen;
+/// # fn prepare(latency_us: &AtomicU64, mut new: u64) -> Box<dyn Reopen + '_> {
+/// Box::new(move || new = latency_us.swap(new, Ordering::Relaxed))
+/// # }
+/// ```
 pub trait Reopen {
     /// Changes, without I/O; called once more, changes back, as other users of the nodes are asked after
     /// the first call. Nothing is in flight. The driver's limits are asked for afterwards.
     fn swap(&mut self);
 }
 
-/// Nothing changes.
-impl Reopen for () {
-    fn swap(&mut self) {}
+impl<F: FnMut()> Reopen for F {
+    fn swap(&mut self) {
+        self();
+    }
 }

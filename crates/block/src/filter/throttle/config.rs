@@ -59,21 +59,9 @@ impl Driver for Throttle {
         options: &ThrottleNodeOptions,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
         let group = reopening.object::<ThrottleGroup>(&options.throttle_group)?;
-        let membership = Membership::new(&group);
+        let mut membership = Membership::new(&group);
         // The node is drained until it is a member.
         membership.set_released(true);
-        Ok(Box::new(ThrottleReopen { throttle: self, membership }))
-    }
-}
-
-/// Another group, to change to, and back.
-struct ThrottleReopen<'a> {
-    throttle: &'a Throttle,
-    membership: Arc<Membership>,
-}
-
-impl Reopen for ThrottleReopen<'_> {
-    fn swap(&mut self) {
-        self.membership = self.throttle.membership.swap(Arc::clone(&self.membership));
+        Ok(Box::new(move || membership = self.membership.swap(Arc::clone(&membership))))
     }
 }
