@@ -4,15 +4,15 @@
 mod util;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::drivers::{Null, Raw, RawOptions};
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
 use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
-    Drivers, NamedObject, OpenError, Opening, ReadFlags, Reopen, Reopening, WriteFlags,
+    Drivers, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
@@ -22,6 +22,8 @@ use util::bench::Bench;
 struct Counter {
     opened: AtomicUsize,
     closed: AtomicUsize,
+    /// What each was told.
+    told: Mutex<Vec<String>>,
 }
 
 impl Counter {
@@ -94,7 +96,15 @@ impl Script {
     #[inline(never)]
     fn count(&self, opening: &Opening<'_, '_>) -> Result<(), OpenError> {
         if let Some(counter) = &self.counter {
-            opening.object::<Counter>(counter)?.opened.fetch_add(1, Ordering::SeqCst);
+            let counter = opening.object::<Counter>(counter)?;
+            counter.opened.fetch_add(1, Ordering::SeqCst);
+            let NodeMode { read_only, cache, .. } = opening.mode();
+            let (name, driver, depth) =
+                (opening.node_name(), opening.driver_name(), opening.depth());
+            let told = format!("{name}: {driver} at {depth}, {read_only}, {}", cache.direct);
+            counter.told.lock().unwrap().push(told);
+            let home = opening.home();
+            home.schedule(move |_| counter.told.lock().unwrap().push("at home".to_owned()));
         }
         Ok(())
     }
@@ -145,7 +155,7 @@ struct Scripted {
 }
 
 impl Driver for Scripted {
-    const NAMES: &'static [&'static str] = &["scripted"];
+    const NAMES: &'static [&'static str] = &["scripted", "other-name"];
     const CHANGEABLE: &'static [&'static str] = &["child", "alignment"];
     type Options = Script;
 
@@ -255,15 +265,36 @@ fn a_driver_of_another_crate_has_its_place_among_the_others() {
 }
 
 #[test]
+fn a_driver_is_told_what_is_wanted_of_its_node() {
+    let bench = bench();
+    let counter = counter(&bench);
+    bench
+        .open(
+            "raw,node-name=top,read-only=on,file.driver=other-name,file.counter=c,file.node-name=a,\
+             file.cache.direct=on,file.file.driver=scripted,file.file.counter=c,\
+             file.file.node-name=b,file.file.read-only=off",
+        )
+        .unwrap();
+    while bench.ctx.poll(false) {}
+    // Background work runs when it may, in the context that opened the node.
+    let mut told = counter.told.lock().unwrap().clone();
+    told.sort();
+    let expected = ["a: other-name at 1, true, true", "at home", "at home"];
+    assert_eq!(told, [&expected[..], &["b: scripted at 2, false, true"]].concat());
+}
+
+#[test]
 fn drivers_are_refused_by_name_with_those_there_are() {
     let mut drivers = Drivers::new();
     drivers.add::<Raw>();
     drivers.add::<Scripted>();
     let blockdevs = Blockdevs::new(drivers);
     let bench = Bench { blockdevs: Arc::new(blockdevs), ..Bench::new() };
-    let expected = "Parameter 'driver' does not accept value 'file'; there is raw, scripted";
+    let expected =
+        "Parameter 'driver' does not accept value 'file'; there is other-name, raw, scripted";
     bench.refused("file,filename=$", expected);
-    let expected = "Parameter 'file.file.driver' does not accept value 'null-co'; there is raw, s";
+    let expected =
+        "Parameter 'file.file.driver' does not accept value 'null-co'; there is other-name, raw";
     bench.refused("raw,file.driver=scripted,file.file.driver=null-co", expected);
     // Typed options are not taken for those of another driver.
     let wrong = NodeOptions::new(DriverConfig::new("scripted", RawOptions::new("disk")));

@@ -45,7 +45,11 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commands.add("blockdev-reopen", |daemon, co, Reopen { options }| {
         daemon.blockdev_reopen(co, options)
     });
-    if let Ok(node) = drivers.schema() {
+    let schema = drivers.schema();
+    if let Err(error) = &schema {
+        tracing::error!(%error, "the schema lacks the options of drivers");
+    }
+    if let Ok(node) = schema {
         commands.table.describe("blockdev-add", node.clone());
         let list = Schema::Array(Box::new(node.clone()));
         commands.table.describe("blockdev-reopen", Schema::with("options", list));
