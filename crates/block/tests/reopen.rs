@@ -242,6 +242,24 @@ fn another_part_of_another_node() {
 }
 
 #[test]
+fn a_child_is_told_by_the_node_that_it_was_opened_for_and_by_no_other() {
+    let bench = Bench::new();
+    bench.open("raw,node-name=top,file.driver=file,file.node-name=image,file.filename=$").unwrap();
+    bench.open("raw,node-name=reader,file=image,read-only=on").unwrap();
+    let image = bench.blockdevs.node("image").unwrap();
+    bench.reopen(&["raw,node-name=reader,file=image,read-only=on,cache.no-flush=on"]).unwrap();
+    let told = || (image.is_read_only(), image.describe().cache.no_flush);
+    assert_eq!(told(), (false, false));
+    bench.reopen(&["raw,node-name=top,file=image,cache.no-flush=on"]).unwrap();
+    assert_eq!(told(), (false, true));
+    // Nor may it be described by another.
+    bench.refused_reopen(
+        &["raw,node-name=reader,read-only=on,file.driver=file,file.filename=$"],
+        "node 'reader': cannot change the option 'file'",
+    );
+}
+
+#[test]
 fn nodes_that_turn_together_make_no_cycle() {
     let bench = Bench::new();
     bench.open("file,node-name=f0,filename=$").unwrap();

@@ -22,7 +22,8 @@ impl Blockdevs {
 struct Known {
     node: Arc<BlockNode>,
     options: Arc<NodeOptions>,
-    is_owned: bool,
+    /// The node that it was opened for. `None` if it was opened by itself.
+    parent: Option<String>,
 }
 
 struct Listing {
@@ -38,37 +39,34 @@ impl Listing {
     fn new(blockdevs: &Blockdevs) -> Listing {
         let mut known = BTreeMap::new();
         for (name, entry) in &blockdevs.names().nodes {
-            let (options, is_owned) = match entry {
-                Entry::Owned(_, Some(options)) => (options, true),
-                Entry::Child(_, options) => (options, false),
+            let (options, parent) = match entry {
+                Entry::Owned(_, Some(options)) => (options, None),
+                Entry::Child(_, options, parent) => (options, Some(parent.clone())),
                 // What was made in code is not for options to make again.
                 Entry::Owned(_, None) | Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
-            known.insert(name.clone(), Known { node, options: Arc::clone(options), is_owned });
+            known.insert(name.clone(), Known { node, options: Arc::clone(options), parent });
         }
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
-        listing.place_children(|child| matches!(child, Some(NodeRef::Options(_))));
-        // One that an image names is opened with its parent. One that its parent refers to by its name,
-        // since a reopen, has no other place than that.
-        listing.place_children(|child| child.is_none());
-        listing.place_children(|_| true);
+        listing.place_children(|parent, child| child.parent.as_deref() == Some(parent));
+        // One that was opened for a node that has another child by now has no other place than the
+        // options of those that refer to it.
+        listing.place_children(|_, _| true);
         listing
     }
 
     fn owned(&self) -> impl Iterator<Item = &str> {
-        self.known.iter().filter(|(_, known)| known.is_owned).map(|(name, _)| name.as_str())
+        self.known.iter().filter(|(_, known)| known.parent.is_none()).map(|(name, _)| name.as_str())
     }
 
-    fn place_children(&mut self, is_place: impl Fn(Option<&NodeRef>) -> bool) {
+    fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
-            let options = known.options.driver.children();
             for edge in known.node.driver().children() {
-                let option = options.iter().find(|(name, _)| name == edge.name());
                 let below = edge.node().name().to_owned();
-                let is_child = self.known.get(&below).is_some_and(|known| !known.is_owned);
-                if is_child && is_place(option.map(|(_, child)| child)) {
+                let child = self.known.get(&below).filter(|child| child.parent.is_some());
+                if child.is_some_and(|child| is_place(name, child)) {
                     self.described_in.entry(below).or_insert_with(|| name.clone());
                 }
             }

@@ -109,9 +109,9 @@ impl Blockdevs {
         // Before a file is open or locked.
         let options = Arc::new(self.drivers().resolve(options)?);
         self.check_height(&options)?;
-        let node = self.registry.co_open_node(co, &options, Inherited::default(), 0)?;
+        let node = self.registry.co_open_node(co, &options, (Inherited::default(), ""), 0)?;
         if let Some(entry) = self.names().nodes.get_mut(node.name())
-            && let Entry::Child(_, options) = entry
+            && let Entry::Child(_, options, _) = entry
         {
             node.life.set_belongs_to_users(false);
             *entry = Entry::Owned(Arc::clone(&node), Some(Arc::clone(options)));

@@ -182,7 +182,8 @@ impl Blockdevs {
         };
         let (child, role) = (edge.node(), edge.role());
         let inherited = parent.own.for_child(role);
-        let own = self.entry(&child).filter(|(_, is_own)| *is_own).map(|(options, _)| options);
+        let own = self.entry(&child).filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
+        let own = own.map(|(options, _)| options);
         let mut next = child.clone();
         match wanted {
             Some(NodeRef::Name(other)) if other != child.name() => {
@@ -212,17 +213,17 @@ impl Blockdevs {
         Ok(())
     }
 
-    /// The options of a node as it is, and whether it was made for another one. Nodes that were made in
-    /// code have none.
-    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, bool)> {
+    /// The options of a node as it is, and the name of the node that it was opened for, if it was. Nodes
+    /// that were made in code have none.
+    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, Option<String>)> {
         let names = self.names();
         let entry = names.nodes.get(node.name())?;
         if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {
             return None;
         }
         match entry {
-            Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), false)),
-            Entry::Child(_, options) => Some((Arc::clone(options), true)),
+            Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), None)),
+            Entry::Child(_, options, parent) => Some((Arc::clone(options), Some(parent.clone()))),
             Entry::Reserved => None,
         }
     }
@@ -243,7 +244,7 @@ impl Blockdevs {
     /// What the node is now, for the next time.
     fn note(&self, step: &Step) {
         match self.names().nodes.get_mut(step.node.name()) {
-            Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options)) => {
+            Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {
                 *options = Arc::clone(&step.options);
             }
             Some(Entry::Owned(_, None) | Entry::Reserved) | None => {}

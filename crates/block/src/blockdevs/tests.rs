@@ -29,7 +29,7 @@ impl Bench {
     fn adopt(&self, node: &Arc<BlockNode>, as_child: bool) {
         let options = Arc::new(NodeOptions::from_keyval("driver=null-co,size=1048576").unwrap());
         let entry = match as_child {
-            true => Entry::Child(Arc::downgrade(node), options),
+            true => Entry::Child(Arc::downgrade(node), options, "high".to_owned()),
             false => Entry::Owned(Arc::clone(node), Some(options)),
         };
         node.life.set_belongs_to_users(as_child);

@@ -41,8 +41,9 @@ pub(crate) enum Entry {
     Reserved,
     /// Opened by itself, as these options say; without, made in code.
     Owned(Arc<BlockNode>, Option<Arc<NodeOptions>>),
-    /// Opened as a child, and there as long as it has users.
-    Child(Weak<BlockNode>, Arc<NodeOptions>),
+    /// Opened for another node, whose name is there, and there as long as it has users. That node alone
+    /// tells it anything.
+    Child(Weak<BlockNode>, Arc<NodeOptions>, String),
 }
 
 impl Entry {
@@ -50,7 +51,7 @@ impl Entry {
         match self {
             Entry::Reserved => None,
             Entry::Owned(node, _) => Some(Arc::clone(node)),
-            Entry::Child(node, _) => node.upgrade().filter(|node| !node.life.is_closed()),
+            Entry::Child(node, ..) => node.upgrade().filter(|node| !node.life.is_closed()),
         }
     }
 
@@ -90,7 +91,8 @@ impl Registry {
         Ok(Reserved { registry: self, name })
     }
 
-    /// Opens a node and enters it as a child. `depth` nodes that are being opened are above it.
+    /// Opens a node for `parent`, if that is a name, and enters it. `depth` nodes that are being opened are
+    /// above it.
     ///
     /// Chains nest, and each level is on the stack: what is not needed below stays in its own function,
     /// or on the heap.
@@ -98,14 +100,14 @@ impl Registry {
         &self,
         co: &Co<'_>,
         options: &Arc<NodeOptions>,
-        inherited: Inherited,
+        (inherited, parent): (Inherited, &str),
         depth: usize,
     ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
         let level = self.begin_open(options, inherited)?;
         let opening = Opening::new(self, co, &level, depth);
         let made = level.factory.co_open(&opening, &*level.own_options);
         opening.close_unused_children();
-        level.end_open(made)
+        level.end_open(made, parent)
     }
 
     #[inline(never)]
@@ -194,12 +196,13 @@ impl Level<'_> {
     fn end_open(
         self: Box<Self>,
         made: Result<Arc<BlockNode>, OpenError>,
+        parent: &str,
     ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
         let Level { options, reserved, own, .. } = *self;
         let node = made.map_err(|error| BlockdevError::of_node(&reserved.name, error))?;
         node.swap_state(own.node_state());
         node.life.set_belongs_to_users(true);
-        reserved.enter(Entry::Child(Arc::downgrade(&node), options));
+        reserved.enter(Entry::Child(Arc::downgrade(&node), options, parent.to_owned()));
         Ok(node)
     }
 }

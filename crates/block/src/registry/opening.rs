@@ -99,7 +99,12 @@ impl<'a, 'co> Opening<'a, 'co> {
         match node {
             NodeRef::Name(node) => self.end_child(self.named_child(name, role, node)?, wanted),
             NodeRef::Options(options) => {
-                let node = self.registry.co_open_node(self.co, options, wanted, self.depth + 1)?;
+                let node = self.registry.co_open_node(
+                    self.co,
+                    options,
+                    (wanted, self.name),
+                    self.depth + 1,
+                )?;
                 self.end_child(self.new_child(name, role, node), wanted)
             }
         }
