@@ -4,7 +4,8 @@
 //! and what most programs use is here at the root.
 //!
 //! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
-//! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`](mod@drivers);
+//! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`](mod@drivers),
+//!   that are made in code, or opened by options ([`Blockdevs`]) with the [drivers](drivers()) of this build;
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
