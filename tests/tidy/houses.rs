@@ -60,7 +60,11 @@ pub const HOUSES: &[House] = &[
     (
         "block",
         &[
-            &["accounting", "backend", "driver", "graph", "io"],
+            &["accounting"],
+            &["driver"],
+            &["io"],
+            &["graph"],
+            &["backend"],
             &["options"],
             &["registry"],
             &["filter"],

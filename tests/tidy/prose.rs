@@ -10,7 +10,7 @@ const RIDDLES: [&str; 9] =
 const LEFT: [(&str, usize); 14] = [
     ("crates/aio/", 0),
     ("crates/bench/", 7),
-    ("crates/block/", 56),
+    ("crates/block/", 33),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 0),
     ("crates/export/", 0),

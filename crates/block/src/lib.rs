@@ -32,7 +32,7 @@ mod registry;
 
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
-    pub use crate::driver::engine::Engine;
+    pub use crate::driver::mode::Engine;
     pub use crate::format::{Raw, RawError, RawOptions};
     pub use crate::protocol::{
         File, FileNodeOptions, FileOpenError, FileOptions, Locking, Null, NullOptions,
@@ -57,8 +57,11 @@ pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::debug_event::DebugEvent;
+pub use driver::edge::{EdgeId, EdgeInfo};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
+pub use driver::map::{Piece, Place, ReadMap};
+pub use driver::mode::{CacheMode, DetectZeroes};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
@@ -66,8 +69,9 @@ pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
+pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
-pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
+pub use graph::node_info::{ChildInfo, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{

@@ -12,7 +12,8 @@ use coblk_block::drivers::{Null, Raw, RawOptions};
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
 use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
-    Drivers, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening, WriteFlags,
+    Drivers, EdgeId, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening,
+    WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
@@ -226,8 +227,8 @@ impl BlockDriver for Scripted {
         Ok(())
     }
 
-    fn children(&self) -> Vec<&Child> {
-        self.children.iter().collect()
+    fn children(&self) -> Vec<EdgeId> {
+        self.children.iter().map(Child::id).collect()
     }
 }
 
@@ -275,7 +276,7 @@ fn a_driver_is_told_what_is_wanted_of_its_node() {
              file.file.node-name=b,file.file.read-only=off",
         )
         .unwrap();
-    while bench.ctx.poll(false) {}
+    while bench.ctx.try_poll() {}
     // Background work runs when it may, in the context that opened the node.
     let mut told = counter.told.lock().unwrap().clone();
     told.sort();

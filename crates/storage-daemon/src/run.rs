@@ -166,7 +166,7 @@ fn set_up(
 ) -> Result<Option<PidFile>, StartError> {
     for job in &line.jobs {
         // A signal may have come meanwhile.
-        ctx.poll(false);
+        ctx.try_poll();
         if daemon.quit_cause().is_some() {
             return Ok(None);
         }

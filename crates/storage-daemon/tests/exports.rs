@@ -54,7 +54,7 @@ impl Running {
                 let task: Option<Task> = to_do.try_recv().ok();
                 match task {
                     Some(task) => ctx.run(|co| task(&daemon, co)),
-                    None => drop(ctx.poll(true)),
+                    None => drop(ctx.poll()),
                 }
             }
             ctx.run(|co| daemon.co_shutdown(co));

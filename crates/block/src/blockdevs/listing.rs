@@ -63,7 +63,7 @@ impl Listing {
 
     fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
-            for edge in known.node.driver().children() {
+            for edge in known.node.edges() {
                 let below = edge.node().name().to_owned();
                 let child = self.known.get(&below).filter(|child| child.parent.is_some());
                 if child.is_some_and(|child| is_place(name, child)) {
@@ -122,8 +122,7 @@ impl Listing {
 impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
-        let edges = self.node.driver().children().into_iter();
-        let mut edges = edges.filter(|edge| edge.name() == name);
-        edges.next().map(|edge| edge.node().name().to_owned())
+        let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
+        edge.map(|edge| edge.node().name().to_owned())
     }
 }

@@ -262,7 +262,7 @@ fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
     let mut next = 0;
     while let Some(node) = chain.get(next).cloned() {
         next += 1;
-        if let Err(error) = request_path::co_flush_own(&node, co) {
+        if let Err(error) = request_path::co_flush_own(&node.path, co) {
             tracing::error!(node = node.name(), %error, "flush of a node that is closed failed");
         }
         for (_, child) in node.children() {

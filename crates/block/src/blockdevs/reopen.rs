@@ -15,12 +15,12 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::Blockdevs;
-use crate::backend::length_watch;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, Child, GraphError, Operation, Turned, UserId};
+use crate::graph::{self, Edge, GraphError, Operation, Turned, UserId};
+use crate::io as request_path;
 use crate::options::{NodeOptions, NodeRef, OptionsError};
 use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
@@ -101,7 +101,7 @@ impl Blockdevs {
         }
         for step in &steps {
             graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
-            length_watch::tell(&step.node);
+            step.node.tell_length();
             // Flushes may have done nothing up to now.
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
@@ -139,11 +139,11 @@ impl Blockdevs {
             return Err(fixed("force-share"));
         }
         let wanted = options.driver.children();
-        let edges = node.driver().children();
+        let edges = node.edges();
         let gone = now.driver.children().into_iter().map(|(name, _)| name);
         let mut there = gone.chain(wanted.iter().map(|(name, _)| name.clone()));
         let unknown = |name: &String| {
-            !(edges.iter().any(|edge| edge.name() == name)
+            !(edges.iter().any(|edge| edge.info().name() == name)
                 && wanted.iter().any(|(wanted, _)| wanted == name))
         };
         if let Some(name) = there.find(unknown) {
@@ -158,7 +158,7 @@ impl Blockdevs {
             turns: vec![],
         };
         for edge in edges {
-            let wanted = wanted.iter().find(|(name, _)| name == edge.name());
+            let wanted = wanted.iter().find(|(name, _)| name == edge.info().name());
             self.plan_child(steps, &mut step, edge, wanted.map(|(_, child)| child))?;
         }
         if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
@@ -173,14 +173,14 @@ impl Blockdevs {
         &self,
         steps: &mut Vec<Step>,
         parent: &mut Step,
-        edge: &Child,
+        edge: &Edge,
         wanted: Option<&NodeRef>,
     ) -> Result<(), BlockdevError> {
         let fixed = || {
-            let (node, option) = (parent.node.name().to_owned(), edge.name().to_owned());
-            BlockdevError::Fixed { node, option }
+            let option = edge.info().name().to_owned();
+            BlockdevError::Fixed { node: parent.node.name().to_owned(), option }
         };
-        let (child, role) = (edge.node(), edge.role());
+        let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
         let own = self.entry(&child).filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
         let own = own.map(|(options, _)| options);
@@ -192,7 +192,7 @@ impl Blockdevs {
                 if role.is_own_storage() {
                     return Err(fixed());
                 }
-                parent.turns.push((edge.id(), next.clone()));
+                parent.turns.push((edge.user(), next.clone()));
             }
             Some(NodeRef::Options(new)) => {
                 let named = new.node_name.as_deref();
@@ -208,7 +208,7 @@ impl Blockdevs {
                 }
             }
         }
-        parent.children.push((edge.name(), next));
+        parent.children.push((edge.info().name(), next));
         parent.roles.push(role);
         Ok(())
     }
@@ -259,7 +259,7 @@ fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
     }
     let failed = |source| BlockdevError::Io { node: node.name().to_owned(), source };
     let _own = node.enter_own();
-    node.co_flush(co).map_err(failed)
+    request_path::co_flush(&node.path, co).map_err(failed)
 }
 
 /// [`co_flush`], no longer than a change waits.
@@ -296,7 +296,7 @@ impl Prepared<'_> {
         self.driver.swap();
         let limits = self.node.driver().limits();
         if limits.are_possible() {
-            self.node.live_limits().swap(limits);
+            self.node.path.swap_limits(limits);
         }
         self.state = self.node.swap_state(self.state);
     }

@@ -11,7 +11,6 @@ use coblk_aio::Co;
 
 use super::Child;
 use crate::driver::extent::Extent;
-use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 use crate::io::{check_range, co_block_status};
 
@@ -50,7 +49,7 @@ impl<'a> Base<'a> {
         if self.node.is_none() || self.included {
             return false;
         }
-        let below = node.driver().filtered().map(Child::node);
+        let below = node.filtered();
         self.is(node) || below.is_some_and(|below| self.is_before(&below))
     }
 }
@@ -65,11 +64,11 @@ pub(crate) fn co_status_above(
     bytes: u64,
 ) -> io::Result<ChainExtent> {
     if base.is_before(top) {
-        check_range(top, offset, bytes)?;
+        check_range(&top.path, offset, bytes)?;
         let end = offset + bytes == top.length();
         return Ok(ChainExtent { extent: Extent { end, ..Extent::unallocated(bytes) }, depth: 0 });
     }
-    let mut extent = co_block_status(top, co, offset, bytes)?;
+    let mut extent = co_block_status(&top.path, co, offset, bytes)?;
     let mut depth = 1;
     let mut next = below(top, base, offset);
     while !extent.allocated && extent.bytes > 0 {
@@ -87,7 +86,7 @@ pub(crate) fn co_status_above(
         // Behind the end of a backing file there are zeroes, as if it had them.
         extent = match there {
             0 => Extent::hole(bytes),
-            _ => co_block_status(&node, co, at, bytes.min(there))?,
+            _ => co_block_status(&node.path, co, at, bytes.min(there))?,
         };
         extent.end = end && extent.bytes == bytes;
         next = below(&node, base, at);
@@ -114,22 +113,17 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
             // It is there because it is included.
             return Below::Base;
         }
-        let driver = node.driver();
-        let (child, is_filter) = match driver.filtered() {
+        let (child, is_filter) = match node.filtered() {
             Some(child) => (Some(child), true),
-            None => (backing(driver.children()), false),
+            None => (node.backing(), false),
         };
-        let Some(child) = child.map(Child::node) else { return Below::Nothing };
+        let Some(child) = child else { return Below::Nothing };
         if !is_filter {
             return if base.is_before(&child) { Below::Base } else { Below::Layer(child, at) };
         }
-        at = driver.at_filtered(at);
+        at = node.driver().at_filtered(at);
         held = Some(child);
     }
-}
-
-fn backing(children: Vec<&Child>) -> Option<&Child> {
-    children.into_iter().find(|child| child.role().contains(ChildRole::COW))
 }
 
 /// Questions of a driver, as part of its requests.

@@ -8,16 +8,17 @@ use std::io;
 use std::sync::Arc;
 
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
-use coblk_aio::{AioContext, AioHandle, Co, PoolShare, trace_event};
+use coblk_aio::{AioContext, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{Child, DrainedSection, Graph, MAX_HEIGHT, Operation, UserId, lock, lock_permits};
-use crate::backend::root;
+use super::{DrainedSection, Graph, MAX_HEIGHT, Operation, UserId, lock, lock_permits};
 use crate::driver::MAX_LENGTH;
 use crate::driver::permissions::PermissionError;
+use crate::graph::backends::BackendHome;
 use crate::graph::gate::{WAIT_LIMIT, co_visit};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
+use crate::io as request_path;
 
 /// Why the graph cannot be changed in this way. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -297,7 +298,7 @@ fn co_flush_for_users(
     }
     let flush = |co: &Co<'_>, node: &BlockNode| {
         let _own = node.enter_own();
-        node.co_flush(co)
+        request_path::co_flush(&node.path, co)
     };
     if has_no_limit(co) {
         return flush(co, old).err();
@@ -328,7 +329,7 @@ fn turn_drained_users(
         // A node that cannot be flushed can be replaced, but not without its users being told.
         if let Some(error) = lost {
             tracing::error!(node = old.name(), %error, "flush of a node that is replaced failed");
-            new.path.fail_next_flush(&error);
+            new.path.state.fail_next_flush(&error);
         }
         let above = graph.backends_above(new).into_iter();
         let backends = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
@@ -336,7 +337,7 @@ fn turn_drained_users(
     })?;
     for (id, home) in moved {
         let new = Arc::clone(new);
-        co_visit(co, &home, move || root::turn(id, new));
+        co_visit(co, &home.context, move || (home.turn)(id, new));
     }
     co_look_at_node(co, above);
     Ok(())
@@ -346,7 +347,7 @@ fn turn_drained_users(
 fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
     let mut node = Arc::clone(above);
     while !Arc::ptr_eq(&node, below) {
-        match node.driver().filtered().map(Child::node) {
+        match node.filtered() {
             Some(next) => node = next,
             None => return false,
         }
@@ -355,9 +356,9 @@ fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
 }
 
 /// Has backends find out anew what their nodes are like.
-pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, AioHandle)>) {
+pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, BackendHome)>) {
     for (id, home) in backends {
-        co_visit(co, &home, move || root::look_at_node(id));
+        co_visit(co, &home.context, move || (home.look_at_node)(id));
     }
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
@@ -155,8 +156,8 @@ pub trait Filter: Any + Send + Sync {
     }
 
     /// See [`BlockDriver::children`].
-    fn children(&self) -> Vec<&Child> {
-        vec![self.child()]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child().id()]
     }
 
     /// See [`BlockDriver::filename`].
@@ -167,7 +168,7 @@ pub trait Filter: Any + Send + Sync {
     /// See [`BlockDriver::child_permissions`].
     fn child_permissions(
         &self,
-        child: &Child,
+        child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
@@ -201,8 +202,8 @@ impl<F: Filter> BlockDriver for F {
         Filter::length(self)
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(self.child())
+    fn filtered(&self) -> Option<EdgeId> {
+        Some(self.child().id())
     }
 
     fn at_filtered(&self, offset: u64) -> u64 {
@@ -297,7 +298,7 @@ impl<F: Filter> BlockDriver for F {
         self.child().node().co_allocated_bytes(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
+    fn children(&self) -> Vec<EdgeId> {
         Filter::children(self)
     }
 
@@ -307,7 +308,7 @@ impl<F: Filter> BlockDriver for F {
 
     fn child_permissions(
         &self,
-        child: &Child,
+        child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
@@ -316,6 +317,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn debug_event(&self, event: DebugEvent) {
         Filter::debug_event(self, event);
+    }
+
+    fn debug_event_below(&self, event: DebugEvent) {
+        self.child().debug_event(event);
     }
 
     fn wants_debug_events(&self) -> bool {

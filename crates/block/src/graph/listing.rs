@@ -87,8 +87,7 @@ impl BackendInfo {
 impl BlockNode {
     /// The nodes it stands on, each by the name of its edge, such as `file`.
     pub fn children(&self) -> Vec<(&'static str, Arc<BlockNode>)> {
-        let children = self.driver().children();
-        children.into_iter().map(|child| (child.name(), child.node())).collect()
+        self.edges().iter().map(|edge| (edge.info().name(), edge.node())).collect()
     }
 
     /// The backends on it, the oldest first.

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! mod.rs     users, nodes, and what is quiet
+//! backends.rs backends as the graph knows them
 //! edge.rs    `Child`: how a driver holds the node below
 //! height.rs  how high nodes stand
 //! drain.rs   drained sections, of a node and of all
@@ -16,6 +17,7 @@
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
+//! mapped.rs  reads of formats that only say where bytes are
 //! listing.rs what stands on what, for those who look at it
 //! ```
 //!
@@ -26,6 +28,7 @@
 
 mod activity;
 pub(crate) mod after_write;
+pub(crate) mod backends;
 pub(crate) mod chain;
 mod change;
 mod drain;
@@ -35,6 +38,7 @@ pub(crate) mod gate;
 mod height;
 pub(crate) mod life;
 mod listing;
+pub(crate) mod mapped;
 mod metadata;
 pub(crate) mod node;
 pub(crate) mod node_info;
@@ -48,19 +52,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use coblk_aio::{AioHandle, CoWaker};
+use coblk_aio::CoWaker;
 
 use crate::accounting::Statistics;
-use crate::backend::options::Claim;
+use crate::driver::edge::EdgeId;
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
 pub(crate) use activity::co_set_active;
+use backends::{BackendHome, Claim};
 pub use change::GraphError;
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub use edge::Child;
-use edge::Edge;
+pub(crate) use edge::Edge;
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
@@ -80,7 +85,7 @@ pub(crate) struct UserId(u64);
 #[derive(Clone)]
 pub(crate) enum Kind {
     /// A backend, at home in this context.
-    Backend { name: String, home: AioHandle, claim: Claim, statistics: Statistics },
+    Backend { name: String, home: BackendHome, claim: Claim, statistics: Statistics },
     /// An edge, from this node as soon as its driver has one.
     Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
     /// Something else, with what it has blocked.
@@ -237,7 +242,7 @@ impl Graph {
     /// # Errors
     /// If it would be too high. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
-        let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
+        let children: Vec<UserId> = node.edges().iter().map(|edge| edge.user()).collect();
         let below = children.iter().filter_map(|edge| self.users.get(edge));
         let below: Vec<NodeId> = below.map(|edge| edge.node).collect();
         let height = self.height_above(&below);
@@ -253,14 +258,11 @@ impl Graph {
             }
         }
         for child in &children {
-            if let Some(User { kind: Kind::Edge { parent, edge, .. }, .. }) =
-                self.users.get_mut(child)
-            {
+            if let Some(User { kind: Kind::Edge { parent, .. }, .. }) = self.users.get_mut(child) {
                 *parent = Some(node.id());
-                // Not the last one: the driver has it.
-                edge.upgrade().iter().for_each(|edge| edge.set_owner(node));
             }
         }
+        node.edges().iter().for_each(|edge| edge.set_owner(node));
         let entry = Entry {
             node: Arc::downgrade(node),
             drains: 0,
@@ -292,8 +294,27 @@ impl Graph {
         ids.into_iter().filter_map(|id| self.node(id)).collect()
     }
 
+    /// The edges that a driver lists.
+    pub(crate) fn edges(&self, ids: &[EdgeId]) -> Vec<Arc<Edge>> {
+        let edge = |id: &EdgeId| match &self.users.get(&UserId::from(*id))?.kind {
+            Kind::Edge { edge, .. } => edge.upgrade(),
+            Kind::Backend { .. } | Kind::User { .. } => None,
+        };
+        ids.iter().filter_map(edge).collect()
+    }
+
+    /// An id for a user that is about to be made.
+    fn new_user_id(&mut self) -> UserId {
+        UserId(self.next_id())
+    }
+
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
-        let id = UserId(self.next_id());
+        let id = self.new_user_id();
+        self.add_user_as(id, node, kind, wants);
+        id
+    }
+
+    fn add_user_as(&mut self, id: UserId, node: NodeId, kind: Kind, wants: Use) {
         // It finds the node as drains have left it.
         if let Kind::User { user, .. } = &kind
             && self.entry(node).quiet
@@ -302,7 +323,6 @@ impl Graph {
         }
         self.users.insert(id, User { kind, node, wants });
         self.entry(node).users.push(id);
-        id
     }
 
     /// Forgets a user. The node that it has used has one less then.
@@ -328,7 +348,7 @@ impl Graph {
     pub(crate) fn owe_flush_above(&mut self, node: &BlockNode) {
         for id in self.closure(node.id(), Graph::parents) {
             if let Some(node) = self.node(id) {
-                node.path.owe_flush();
+                node.path.state.owe_flush();
             }
         }
     }
@@ -339,7 +359,7 @@ impl Graph {
     }
 
     /// The backends on a node, and on those above it.
-    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, AioHandle)> {
+    pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, BackendHome)> {
         let nodes = self.closure(node.id(), Graph::parents);
         let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
         let backend = |id: &UserId| match &self.users.get(id)?.kind {

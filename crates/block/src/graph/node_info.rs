@@ -1,8 +1,6 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
-use serde::{Deserialize, Serialize};
-
-use crate::driver::engine::Engine;
+use crate::driver::mode::{CacheMode, DetectZeroes, Engine};
 use crate::graph::node::BlockNode;
 
 /// What a node is at a moment. What the file system has to be asked for is not in it: see
@@ -37,28 +35,6 @@ pub struct NodeInfo {
     pub children: Vec<ChildInfo>,
 }
 
-/// How a node treats caches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheMode {
-    /// `cache.direct`: no page cache.
-    pub direct: bool,
-    /// `cache.no-flush`: flushes do nothing.
-    pub no_flush: bool,
-}
-
-/// What becomes of a write of nothing but zeroes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DetectZeroes {
-    /// It is a write.
-    #[default]
-    Off,
-    /// Zeroes are made by other means than writing, if there are any.
-    On,
-    /// The same, and the range may be deallocated.
-    Unmap,
-}
-
 /// A node that another one stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
@@ -82,10 +58,10 @@ impl BlockNode {
             cache: self.cache_mode(),
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
-            detect_zeroes: self.path.detect_zeroes(),
+            detect_zeroes: self.path.state.detect_zeroes(),
             length: self.length(),
-            highest_write: self.path.highest_write(),
-            write_threshold: self.path.write_threshold(),
+            highest_write: self.path.state.highest_write(),
+            write_threshold: self.path.state.write_threshold(),
             children: children.collect(),
         }
     }

@@ -127,10 +127,10 @@ impl Graph {
         let above = planned.unwrap_or(granted);
         // A node that is going wants nothing of those below.
         let Some(parent) = self.node(parent) else { return Use::NONE };
-        let children = parent.driver().children();
-        let child = children.into_iter().find(|child| child.id() == id);
-        child.map_or(Use::NONE, |child| {
-            let (held, shared) = parent.driver().child_permissions(child, above.held, above.shared);
+        let edge = parent.edges().iter().find(|edge| edge.user() == id);
+        edge.map_or(Use::NONE, |edge| {
+            let above = (above.held, above.shared);
+            let (held, shared) = parent.driver().child_permissions(edge.info(), above.0, above.1);
             Use { held, shared }
         })
     }

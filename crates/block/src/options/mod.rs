@@ -32,7 +32,7 @@ pub(crate) use driver::{AnyOptions, OwnOptions};
 pub use driver::{DriverConfig, DriverOptions};
 pub(crate) use text::{TAG, common_schema};
 
-use crate::graph::node_info::DetectZeroes;
+use crate::driver::mode::DetectZeroes;
 
 /// Why a text is not the description of a node.
 pub type OptionsError = coblk_qapi::Error;

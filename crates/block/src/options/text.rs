@@ -8,7 +8,7 @@ use serde::ser::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{DriverConfig, NodeOptions, NodeRef, OptionsError};
-use crate::graph::node_info::DetectZeroes;
+use crate::driver::mode::DetectZeroes;
 
 /// The member that names the driver.
 pub(crate) const TAG: &str = "driver";

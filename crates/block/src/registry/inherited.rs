@@ -1,9 +1,9 @@
 //! [`Inherited`]: what a node is told by its options, and, of what these do not say, by its parent's.
 
 use super::BlockdevError;
+use crate::driver::mode::{CacheMode, DetectZeroes};
 use crate::driver::role::ChildRole;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::node_info::{CacheMode, DetectZeroes};
 use crate::options::NodeOptions;
 
 /// What is wanted of a node whatever its driver, as far as drivers have to do with it.

@@ -8,11 +8,12 @@ use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
 use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
+use crate::driver::edge::EdgeId;
 use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child, GraphError, MAX_HEIGHT, UserId};
+use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
 use crate::options::NodeRef;
 
 /// What a driver is given to open a node.
@@ -24,7 +25,7 @@ pub struct Opening<'a, 'co> {
     own: Inherited,
     depth: usize,
     /// The edges that the driver was given, with their names.
-    edges: RefCell<Vec<(UserId, &'static str)>>,
+    edges: RefCell<Vec<(EdgeId, &'static str)>>,
     /// The nodes that were opened for it.
     opened: RefCell<Vec<Arc<BlockNode>>>,
 }
@@ -170,9 +171,12 @@ impl<'a, 'co> Opening<'a, 'co> {
         OpenError::check_limits(driver)?;
         let (given, mut seen) = (self.edges.borrow(), BTreeSet::new());
         for child in driver.children() {
-            if !given.iter().any(|(id, _)| *id == child.id()) || !seen.insert(child.name()) {
-                let what = format!("has a child '{}' that it was not given", child.name());
-                return Err(OpenError::broken(what));
+            if !given.iter().any(|(id, _)| *id == child) || !seen.insert(child) {
+                let edges = graph::lock().edges(&[child]);
+                let name = edges.first().map_or("", |edge| edge.info().name());
+                return Err(OpenError::broken(format!(
+                    "has a child '{name}' that it was not given"
+                )));
             }
         }
         Ok(())

@@ -62,7 +62,7 @@ impl Load {
     fn go_on(&self, ctx: &AioContext, reads: u64) {
         let target = self.reads.load(Ordering::SeqCst) + reads;
         while self.reads.load(Ordering::SeqCst) < target {
-            ctx.poll(false);
+            ctx.try_poll();
             std::thread::yield_now();
         }
     }

@@ -327,7 +327,7 @@ fn a_file_system_that_takes_its_time_for_locks_holds_up_nothing_else() {
         done.send(()).unwrap();
     });
     is_done.recv_timeout(Duration::from_secs(60)).expect("the graph is locked");
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(opened.borrow().is_none(), "its locks were not waited for");
     answer.send(()).unwrap();
     ctx.run_until(|| opened.borrow().is_some());

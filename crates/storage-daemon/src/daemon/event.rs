@@ -134,10 +134,10 @@ mod tests {
         (0..10_000).for_each(|_| sender.send(storm.clone()));
         sender.send(stop.clone());
         (0..10_000).for_each(|_| sender.send(storm.clone()));
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(told.take(), [storm.clone(), stop]);
         sender.send(storm.clone());
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(told.take(), [storm]);
     }
 }

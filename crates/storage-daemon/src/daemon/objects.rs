@@ -209,7 +209,7 @@ fn iothread(co: &Co<'_>, id: &str, options: &IothreadOptions) -> Result<IoThread
     let pool = polling.pool()?;
     let failed = |source| DaemonError::Iothread { id: id.to_owned(), source };
     let builder = context_builder().map_err(failed)?.thread_pool(pool);
-    let thread = IoThread::with_builder(id, move || builder);
+    let thread = IoThread::with_builder(id, builder);
     let thread = thread.map_err(failed)?;
     let set = thread.handle().spawn("poll parameters", move |co| polling.apply(co.context()));
     co.block_on(set).map_err(|error| failed(std::io::Error::other(error)))??;

@@ -273,7 +273,7 @@ impl GuestQueue {
     /// If the queue is full.
     pub fn call(&mut self, ctx: &AioContext, request: GuestRequest<'_>) -> Completion {
         self.call_with(request, |_| {
-            ctx.poll(true);
+            ctx.poll();
         })
     }
 

@@ -81,7 +81,7 @@ impl Scene {
                 break;
             }
             // Commands to the device need the loop.
-            while self.ctx.poll(false) {}
+            while self.ctx.try_poll() {}
         }
         self.settle(&socket);
         self.leave(socket);

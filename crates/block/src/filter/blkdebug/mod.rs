@@ -15,6 +15,7 @@ pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 use crate::accounting::RequestKind;
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::EdgeInfo;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
@@ -132,7 +133,7 @@ impl Filter for BlkDebug {
 
     fn child_permissions(
         &self,
-        _child: &Child,
+        _child: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {

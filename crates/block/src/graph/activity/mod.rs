@@ -23,6 +23,7 @@ use coblk_aio::{Co, PoolShare};
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, Operation, UserId, lock, lock_permits};
 use super::{co_drain_for_change, co_look_at_node, lock_changes};
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::backends::BackendHome;
 use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
@@ -67,7 +68,7 @@ fn failed(node: &BlockNode, active: bool, source: io::Error) -> GraphError {
 fn co_hand_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     let _own = node.enter_own();
     if !node.is_read_only() {
-        request_path::co_flush(node, co)?;
+        request_path::co_flush(&node.path, co)?;
     }
     node.driver().co_inactivate(co)
 }
@@ -112,7 +113,7 @@ fn log_failure(node: &BlockNode, result: Result<(), GraphError>) {
 fn co_take_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     let _own = node.enter_own();
     node.driver().co_activate(co)?;
-    request_path::co_refresh_length(node, co).map(|_| ())
+    node.co_look_at_length(co).map(|_| ())
 }
 
 impl Graph {
@@ -199,7 +200,7 @@ impl Graph {
     }
 
     /// Requests pass from here on. The backends above.
-    fn activated(&mut self, nodes: &[Arc<BlockNode>]) -> Vec<(UserId, coblk_aio::AioHandle)> {
+    fn activated(&mut self, nodes: &[Arc<BlockNode>]) -> Vec<(UserId, BackendHome)> {
         self.set_activity(nodes, Activity::Active);
         let mut backends: Vec<_> =
             nodes.iter().flat_map(|node| self.backends_above(node)).collect();

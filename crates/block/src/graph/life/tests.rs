@@ -8,8 +8,8 @@ use tracing::field::{Field, Visit};
 use crate::drivers::{Null, Raw};
 use crate::graph::life::co_close_if_unused;
 use crate::{
-    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildRole, GraphError, ReadFlags,
-    WriteFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildRole, EdgeId, GraphError,
+    ReadFlags, WriteFlags,
 };
 
 /// What drivers were asked, in order.
@@ -121,8 +121,8 @@ impl BlockDriver for Keeper {
         self.kept.load(Ordering::SeqCst) != 0
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.below]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.below.id()]
     }
 }
 
@@ -248,10 +248,10 @@ fn a_close_waits_for_a_drain_below_and_a_drain_for_it() {
     let section = low.drain(&ctx);
     let closed = Arc::clone(&node);
     ctx.spawn("close", move |co| closed.co_close(co).unwrap());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     log.expect(&[]);
     drop(section);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     log.expect(&["node writes 0"]);
     drop(low.drain(&ctx));
 }
@@ -308,8 +308,8 @@ impl BlockDriver for Both {
         self.0.co_flush(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.0, &self.1]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.0.id(), self.1.id()]
     }
 }
 

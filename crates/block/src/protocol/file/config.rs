@@ -7,7 +7,7 @@ use coblk_qapi::{Unsupported, path};
 use serde::{Deserialize, Serialize};
 
 use super::{File, FileOpenError, FileOptions, Locking};
-use crate::driver::engine::Engine;
+use crate::driver::mode::Engine;
 use crate::options::{DriverConfig, DriverOptions};
 use crate::registry::{Driver, NodeMode, OpenError, Opening, Reopen, Reopening};
 

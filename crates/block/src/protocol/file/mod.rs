@@ -27,12 +27,11 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
 
-use crate::driver::engine::Engine;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, BlockLimits};
-use crate::graph::node_info::CacheMode;
 pub use config::FileNodeOptions;
 use in_place::InPlace;
 use lock::ImageLocks;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::driver::BlockLimits;
-use crate::driver::engine::Engine;
+use crate::driver::mode::Engine;
 use crate::io::live_limits::LiveLimits;
 
 /// How an image is open.

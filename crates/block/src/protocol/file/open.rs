@@ -15,7 +15,7 @@ use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
 use super::zeroes::Abilities;
 use super::{File, SECTOR_BYTES, alignment};
-use crate::driver::engine::Engine;
+use crate::driver::mode::Engine;
 use crate::driver::permissions::PermissionError;
 use crate::driver::{BlockLimits, MAX_LENGTH};
 
