@@ -363,6 +363,10 @@ fn a_loop_that_needs_its_stacks_sleeps_without_a_limit() {
             }
         });
         let slept = Rc::new(RefCell::new(Some(slept)));
+        // An idle stack, besides the one that is used each time.
+        ctx.spawn("leaves its stack", |co| co.yield_now());
+        ctx.run(|co| co.yield_now());
+        assert!(coblk_coroutine::has_idle_memory());
         let start = Instant::now();
         recorder.record(|| {
             for _ in 0..100 {
@@ -379,6 +383,6 @@ fn a_loop_that_needs_its_stacks_sleeps_without_a_limit() {
         assert!(recorder.containing("aio_sleep").len() >= 100);
         assert_eq!(recorder.containing("aio_sleep timeout_ns").len(), 0, "{mode:?}");
         let armings = recorder.containing("aio_arm_idle_timer").len() as u64;
-        assert!((1..=1 + start.elapsed().as_secs()).contains(&armings), "{mode:?}: {armings}");
+        assert!((1..=2 + start.elapsed().as_secs()).contains(&armings), "{mode:?}: {armings}");
     }
 }
