@@ -135,6 +135,7 @@ pub const HOUSES: &[House] = &[
             &["control"],
             &["options"],
             &["export"],
+            &["export_type"],
         ],
     ),
     (
@@ -147,9 +148,9 @@ pub const HOUSES: &[House] = &[
             &["terminal"],
             &["wait_mode"],
             &["error"],
+            &["objects"],
             &["metrics"],
             &["daemon"],
-            &["exports"],
             &["qmp"],
             &["builder"],
             &["trace_events"],

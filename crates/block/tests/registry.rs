@@ -385,8 +385,9 @@ fn a_child_that_no_option_names_is_opened_listed_and_closed() {
     let node = bench.open("scripted,node-name=s,header=file,,node-name=data,,filename=$").unwrap();
     assert_eq!(bench.names(), ["data", "s"]);
     let children = node.children().into_iter();
-    let names: Vec<_> = children.map(|(name, node)| (name, node.name().to_owned())).collect();
-    assert_eq!(names, [("header", "data".to_owned())]);
+    let names: Vec<_> =
+        children.map(|(name, node)| (name.to_string(), node.name().to_owned())).collect();
+    assert_eq!(names, [("header".to_owned(), "data".to_owned())]);
     // Its parent opens it again, so it is not in a list of its own, however it is used.
     bench.open("raw,node-name=a,file=data,read-only=on").unwrap();
     let listed: Vec<_> =
@@ -410,7 +411,7 @@ fn a_child_that_no_option_names_is_opened_listed_and_closed() {
 fn images_that_name_each_other_for_ever_are_too_high() {
     let bench = bench();
     let counter = counter(&bench);
-    bench.refused("scripted,counter=c,header=", "would stand on more than 256 nodes");
+    bench.refused("scripted,counter=c,header=", "would have more than 256 levels of children");
     counter.expect(257, 0);
 }
 

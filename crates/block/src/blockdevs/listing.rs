@@ -21,7 +21,8 @@ impl Blockdevs {
 
 struct Known {
     node: Arc<BlockNode>,
-    options: Arc<NodeOptions>,
+    /// With what has changed since it was opened, but for children.
+    options: NodeOptions,
     /// The node that it was opened for. `None` if it was opened by itself.
     parent: Option<String>,
 }
@@ -46,7 +47,9 @@ impl Listing {
                 Entry::Owned(_, None) | Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
-            known.insert(name.clone(), Known { node, options: Arc::clone(options), parent });
+            let mut options = NodeOptions::clone(options);
+            options.active = (!node.is_active()).then_some(false);
+            known.insert(name.clone(), Known { node, options, parent });
         }
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
@@ -64,7 +67,7 @@ impl Listing {
     fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
             for edge in known.node.edges() {
-                let below = edge.node().name().to_owned();
+                let Some(below) = edge.node().map(|node| node.name().to_owned()) else { continue };
                 let child = self.known.get(&below).filter(|child| child.parent.is_some());
                 if child.is_some_and(|child| is_place(name, child)) {
                     self.described_in.entry(below).or_insert_with(|| name.clone());
@@ -85,7 +88,7 @@ impl Listing {
     /// Recurses as deep as options may be nested.
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
-        let mut options = NodeOptions::clone(&known.options);
+        let mut options = known.options.clone();
         let edges = options.driver.children().into_iter();
         let below: Vec<(String, Option<String>)> = edges
             .map(|(edge, _)| {
@@ -123,6 +126,6 @@ impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
         let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
-        edge.map(|edge| edge.node().name().to_owned())
+        Some(edge?.node()?.name().to_owned())
     }
 }

@@ -19,7 +19,7 @@ use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, Edge, GraphError, Operation, Turned, UserId};
+use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::options::{NodeOptions, NodeRef, OptionsError};
 use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
@@ -34,7 +34,7 @@ struct Step {
     /// What they are for the driver.
     roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
-    turns: Vec<(UserId, Arc<BlockNode>)>,
+    turns: Vec<Turn>,
 }
 
 impl Blockdevs {
@@ -65,6 +65,7 @@ impl Blockdevs {
         let options = options.collect::<Result<Vec<_>, _>>()?;
         // A disk that does not answer is found out before others wait for this change.
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
+            check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
         let fallen = self.co_reopen_all(co, options)?;
@@ -85,7 +86,8 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
         }
-        let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
+        let new_children =
+            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
         let nodes = steps.iter().map(|step| &step.node).chain(new_children);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
@@ -127,6 +129,10 @@ impl Blockdevs {
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
         graph::lock().check_operation(&node, Operation::Reopen)?;
+        check_active(&node)?;
+        if options.active == Some(false) {
+            return Err(fixed("active"));
+        }
         let missing = || BlockdevError::NoOptions(node.name().to_owned());
         let (now, _) = self.entry(&node).ok_or_else(missing)?;
         let changeable = self.drivers().factory(options.driver.name())?.changeable();
@@ -182,32 +188,31 @@ impl Blockdevs {
         };
         let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
-        let own = self.entry(&child).filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
-        let own = own.map(|(options, _)| options);
+        let own = child.as_ref().and_then(|child| self.entry(child));
+        let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
+        let own = child.clone().zip(own.map(|(options, _)| options));
         let mut next = child.clone();
-        match wanted {
-            Some(NodeRef::Name(other)) if other != child.name() => {
+        match (wanted, own) {
+            (Some(NodeRef::Name(other)), _) if child.is_none_or(|child| child.name() != other) => {
                 // A log is where it was begun.
-                next = self.known_node(other)?;
+                let other = self.known_node(other)?;
                 if role.is_own_storage() {
                     return Err(fixed());
                 }
-                parent.turns.push((edge.user(), next.clone()));
+                parent.turns.push((edge.user(), Some(other.clone())));
+                next = Some(other);
             }
-            Some(NodeRef::Options(new)) => {
-                let named = new.node_name.as_deref();
-                if own.is_none() || named.is_some_and(|name| name != child.name()) {
-                    return Err(fixed());
-                }
+            (Some(NodeRef::Options(new)), Some((child, _)))
+                if new.node_name.as_deref().is_none_or(|name| name == child.name()) =>
+            {
                 self.plan(steps, child, Arc::clone(new), inherited)?;
             }
+            (Some(NodeRef::Options(_)), _) => return Err(fixed()),
             // What it has from its parent may be something else now.
-            Some(NodeRef::Name(_)) | None => {
-                if let Some(options) = own {
-                    self.plan(steps, child, options, inherited)?;
-                }
-            }
+            (_, Some((child, options))) => self.plan(steps, child, options, inherited)?,
+            (_, None) => {}
         }
+        let Some(next) = next else { return Ok(()) };
         parent.children.push((edge.info().name(), next));
         parent.roles.push(role);
         Ok(())
@@ -252,6 +257,14 @@ impl Blockdevs {
     }
 }
 
+/// That the storage of a node is this process's.
+fn check_active(node: &BlockNode) -> Result<(), BlockdevError> {
+    match node.is_active() {
+        true => Ok(()),
+        false => Err(BlockdevError::Inactive(node.name().to_owned())),
+    }
+}
+
 /// A node that may become read-only has nothing left to be flushed.
 fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
     if node.is_read_only() {
@@ -263,7 +276,7 @@ fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
 }
 
 /// [`co_flush`], no longer than a change waits.
-fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
+pub(super) fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
     if graph::has_no_limit(co) {
         return co_flush(co, &node);
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use coblk_qapi::{Deferred, Error, Member, Schema, Shape};
+use coblk_qapi::{Deferred, Error, Schema};
 
 use super::{Driver, OpenError, Opening, Reopen, Reopening};
 use crate::driver::BlockDriver;
@@ -58,7 +58,10 @@ impl<D: Driver> Typed<D> {
             }
             return Err(refused);
         }
-        Ok(BlockNode::try_new(opening.node_name(), driver)?)
+        Ok(match opening.is_active() {
+            true => BlockNode::try_new(opening.node_name(), driver),
+            false => BlockNode::try_new_inactive(opening.node_name(), driver),
+        }?)
     }
 }
 
@@ -196,21 +199,8 @@ impl Drivers {
     /// # Errors
     /// If the schema of a driver's options cannot be found by reading them: what went wrong.
     pub fn schema(&self) -> Result<Schema, Error> {
-        let mut shape = shape(options::common_schema()?);
-        let words = self.names().into_iter().map(str::to_owned).collect();
-        let tag = Member { name: TAG.to_owned(), schema: Schema::Enum(words), optional: false };
-        shape.members.push(tag);
-        shape.tag = Some(TAG);
-        for (name, driver) in &self.0 {
-            shape.variants.push(((*name).to_owned(), self::shape(driver.schema()?)));
-        }
-        Ok(Schema::Object(shape))
-    }
-}
-
-fn shape(schema: Schema) -> Shape {
-    match schema {
-        Schema::Object(shape) => shape,
-        _ => Shape::default(),
+        let variants = self.0.iter().map(|(name, it)| Ok(((*name).to_owned(), it.schema()?)));
+        let variants = variants.collect::<Result<Vec<_>, Error>>()?;
+        Ok(options::common_schema()?.with_variants(TAG, variants))
     }
 }

@@ -76,6 +76,9 @@ pub enum BlockdevError {
         /// The option.
         option: String,
     },
+    /// Its storage belongs to another process for the time being.
+    #[error("node '{0}' is inactive")]
+    Inactive(String),
     /// It was made in code, and not by options.
     #[error("node '{0}' was not made from options")]
     NoOptions(String),

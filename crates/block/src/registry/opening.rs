@@ -23,6 +23,7 @@ pub struct Opening<'a, 'co> {
     name: &'a str,
     driver: &'a str,
     own: Inherited,
+    is_active: bool,
     depth: usize,
     /// The edges that the driver was given, with their names.
     edges: RefCell<Vec<(EdgeId, &'static str)>>,
@@ -43,6 +44,7 @@ impl<'a, 'co> Opening<'a, 'co> {
             name: &level.reserved.name,
             driver: level.options.driver.name(),
             own: level.own,
+            is_active: level.options.active.unwrap_or(true),
             depth,
             edges: RefCell::default(),
             opened: RefCell::default(),
@@ -72,6 +74,12 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// What is wanted of the node whatever its driver.
     pub fn mode(&self) -> NodeMode {
         self.own.mode()
+    }
+
+    /// Whether the storage is this process's from the start. Otherwise the driver does no I/O before
+    /// [`co_activate`](BlockDriver::co_activate).
+    pub fn is_active(&self) -> bool {
+        self.is_active
     }
 
     /// How many nodes that are being opened are above this one.

@@ -25,6 +25,14 @@ struct Resize {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SetActive {
+    /// All nodes without.
+    node_name: Option<String>,
+    active: bool,
+}
+
+#[derive(Deserialize)]
 struct Reopen {
     options: Vec<NodeOptions>,
 }
@@ -56,6 +64,9 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
         // What a child can be: the name of another node, or the options of one.
         commands.table.alternate("BlockdevRef", vec![Schema::Builtin("str"), node]);
     }
+    commands.add("blockdev-set-active", |daemon, co, SetActive { node_name, active }| {
+        daemon.blockdev_set_active(co, node_name.as_deref(), active)
+    });
     commands.add("block_resize", |daemon, co, resize: Resize| {
         let node_name = resize.node_name.unwrap_or_default();
         if resize.device.is_some() || daemon.blockdevs().node(&node_name).is_none() {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
+use crate::objects::ObjectTypes;
 use crate::options::OptionError;
 
 pub(crate) use events::to_qmp;
@@ -34,16 +35,21 @@ struct Id {
     id: String,
 }
 
-/// All commands of a daemon that has these drivers, and can make exports of these types. They do not keep
-/// it.
-pub(crate) fn commands(daemon: &Weak<Daemon>, drivers: &Drivers, types: &ExportTypes) -> Commands {
+/// All commands of a daemon that has these drivers, and can make exports and objects of these types. They
+/// do not keep it.
+pub(crate) fn commands(
+    daemon: &Weak<Daemon>,
+    drivers: &Drivers,
+    types: &ExportTypes,
+    objects: &ObjectTypes,
+) -> Commands {
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
     exports::add(&mut commands, types);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
-    objects::add(&mut commands);
+    objects::add(&mut commands, objects);
     qom::add(&mut commands);
     commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
@@ -68,7 +74,9 @@ pub(crate) fn commands(daemon: &Weak<Daemon>, drivers: &Drivers, types: &ExportT
 /// What clients are told that ask for the version: whose commands these are, and what program it is.
 pub(crate) fn version() -> QmpVersion {
     let package = concat!("coblk-storage-daemon ", env!("CARGO_PKG_VERSION")).to_owned();
-    QmpVersion { package, ..QmpVersion::default() }
+    let mut version = QmpVersion::default();
+    version.package = package;
+    version
 }
 
 /// A table in the making.
