@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use coblk_aio::{AioContext, Co, IoVector};
-use coblk_block::options::{BlockdevError, NodeOptions};
-use coblk_block::{BackendOptions, Blockdevs, WriteFlags};
+use coblk_block::options::NodeOptions;
+use coblk_block::{BackendOptions, BlockdevError, Blockdevs, WriteFlags};
 use util::bench::Bench;
 
 fn options(line: &str) -> NodeOptions {
@@ -70,7 +70,8 @@ fn a_node_can_be_closed_when_what_was_to_stand_on_it_was_refused() {
 
 /// A node with a write to flush, which takes a while.
 fn closing() -> (AioContext, Rc<Blockdevs>, Steps) {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Rc::new(Blockdevs::new()));
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Rc::new(Blockdevs::new(coblk_block::drivers())));
     let steps = Steps::default();
     let disk = options("null-aio,node-name=disk,latency-ns=20000000");
     let disk = blockdevs.open(&ctx, disk).unwrap();

@@ -55,7 +55,8 @@ fn zeroes_at_the_end_of_a_file_that_is_not_whole_sectors() {
 
 #[test]
 fn no_node_is_longer_than_can_be_asked_for() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let image = image(4096);
     let name = image.path().to_str().unwrap();
     let open = |line: &str| blockdevs.open(&ctx, NodeOptions::from_keyval(line).unwrap());

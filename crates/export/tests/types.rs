@@ -149,8 +149,14 @@ impl Place {
             move |_, id| told.borrow_mut().push(id.to_owned()),
         );
         let ctx = AioContext::for_test().unwrap();
-        let place =
-            Place { ctx, nodes: Rc::new(Blockdevs::new()), exports, shared, deleted, failed };
+        let place = Place {
+            ctx,
+            nodes: Rc::new(Blockdevs::new(coblk_block::drivers())),
+            exports,
+            shared,
+            deleted,
+            failed,
+        };
         place.open(
             "blkdebug,node-name=disk,image.driver=null-co,inject-error.0.iotype=write,\
              inject-error.0.errno=28,inject-error.0.once=on",

@@ -115,7 +115,8 @@ fn replacements_stop_at_the_bound() {
 
 #[test]
 fn reopens_stop_at_the_bound() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let options = |line: &str| NodeOptions::from_keyval(line).unwrap();
     let open = |line: &str| blockdevs.open(&ctx, options(line)).unwrap();
     open("null-co,node-name=n0");
