@@ -311,7 +311,7 @@ impl BlockBackend {
 /// The node that filters pass requests on to in the end.
 fn storage_of(node: Arc<BlockNode>) -> Arc<BlockNode> {
     let mut node = node;
-    while let Some(below) = node.driver().filtered().map(Child::node) {
+    while let Some(below) = node.filtered().map(Child::node) {
         node = below;
     }
     node

@@ -89,9 +89,8 @@ impl BlockLimits {
         }
     }
 
-    /// # Panics
-    /// If they contradict themselves: that is a bug of the driver.
-    pub(crate) fn check(&self, driver: &str) {
+    /// Whether they do not contradict themselves.
+    pub(crate) fn are_possible(&self) -> bool {
         let block = self.request_alignment;
         let longest = [
             (block, self.max_transfer),
@@ -101,10 +100,7 @@ impl BlockLimits {
         let fit = longest.iter().all(|(unit, most)| {
             unit.is_power_of_two() && block.is_power_of_two() && *most >= u64::from(*unit)
         });
-        assert!(
-            fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0,
-            "driver '{driver}' has impossible limits: {self:?}"
-        );
+        fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0
     }
 }
 

@@ -50,7 +50,7 @@ impl<'a> Base<'a> {
         if self.node.is_none() || self.included {
             return false;
         }
-        let below = node.driver().filtered().map(Child::node);
+        let below = node.filtered().map(Child::node);
         self.is(node) || below.is_some_and(|below| self.is_before(&below))
     }
 }
@@ -115,9 +115,9 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
             return Below::Base;
         }
         let driver = node.driver();
-        let (child, is_filter) = match driver.filtered() {
+        let (child, is_filter) = match node.filtered() {
             Some(child) => (Some(child), true),
-            None => (backing(driver.children()), false),
+            None => (backing(node), false),
         };
         let Some(child) = child.map(Child::node) else { return Below::Nothing };
         if !is_filter {
@@ -128,8 +128,9 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
     }
 }
 
-fn backing(children: Vec<&Child>) -> Option<&Child> {
-    children.into_iter().find(|child| child.role().contains(ChildRole::COW))
+fn backing(node: &BlockNode) -> Option<&Child> {
+    let mut children = node.driver().children().into_iter();
+    children.find(|child| child.is_of(node) && child.role().contains(ChildRole::COW))
 }
 
 /// Questions of a driver, as part of its requests.

@@ -47,6 +47,17 @@ pub enum GraphError {
         /// Its length in bytes.
         length: u64,
     },
+    /// A driver contradicts itself.
+    #[error("node '{node}': its driver has impossible limits: {limits}")]
+    Limits {
+        /// The node.
+        node: String,
+        /// What it says.
+        limits: String,
+    },
+    /// A driver lists an edge that is not this node's alone.
+    #[error("node '{0}': its driver lists a child twice, or one of another node")]
+    NotItsChild(String),
     /// What is to be inserted does not lead on.
     #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]
     NotAbove {
@@ -346,7 +357,7 @@ fn turn_drained_users(
 fn passes_on_to(above: &Arc<BlockNode>, below: &Arc<BlockNode>) -> bool {
     let mut node = Arc::clone(above);
     while !Arc::ptr_eq(&node, below) {
-        match node.driver().filtered().map(Child::node) {
+        match node.filtered().map(Child::node) {
             Some(next) => node = next,
             None => return false,
         }

@@ -78,6 +78,11 @@ impl Child {
         self.edge.node.load_full()
     }
 
+    /// Whether the graph has it as an edge of this node. What a driver lists later may be another's.
+    pub(crate) fn is_of(&self, node: &BlockNode) -> bool {
+        self.edge.owner.get().is_some_and(|owner| std::ptr::eq(owner.as_ptr(), node))
+    }
+
     /// The node whose driver holds this edge; while that driver is being made, the node below.
     pub(crate) fn owner(&self) -> Arc<BlockNode> {
         let owner = self.edge.owner.get().and_then(Weak::upgrade);

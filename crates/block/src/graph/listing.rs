@@ -87,8 +87,8 @@ impl BackendInfo {
 impl BlockNode {
     /// The nodes it stands on, each by the name of its edge, such as `file`.
     pub fn children(&self) -> Vec<(&'static str, Arc<BlockNode>)> {
-        let children = self.driver().children();
-        children.into_iter().map(|child| (child.name(), child.node())).collect()
+        let children = self.driver().children().into_iter().filter(|child| child.is_of(self));
+        children.map(|child| (child.name(), child.node())).collect()
     }
 
     /// The backends on it, the oldest first.

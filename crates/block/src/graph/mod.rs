@@ -235,9 +235,10 @@ impl Graph {
     /// if one of the nodes below is (contract: C77).
     ///
     /// # Errors
-    /// If it would be too high. It is not in the graph then.
+    /// If it would be too high, or its edges are not its own. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
         let children: Vec<UserId> = node.driver().children().iter().map(|it| it.id()).collect();
+        self.check_edges(node, &children)?;
         let below = children.iter().filter_map(|edge| self.users.get(edge));
         let below: Vec<NodeId> = below.map(|edge| edge.node).collect();
         let height = self.height_above(&below);
@@ -273,6 +274,17 @@ impl Graph {
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
         Ok(())
+    }
+
+    /// That these edges are free to be this node's, each once: an edge that two nodes had would be
+    /// looked at for one of them only, when it turns.
+    fn check_edges(&self, node: &BlockNode, edges: &[UserId]) -> Result<(), GraphError> {
+        let mut known = BTreeSet::new();
+        let is_free = |id| self.users.get(id).is_some_and(|user| user.parent().is_none());
+        match edges.iter().all(|id| is_free(id) && known.insert(*id)) {
+            true => Ok(()),
+            false => Err(GraphError::NotItsChild(node.name().to_owned())),
+        }
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) {

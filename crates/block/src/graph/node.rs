@@ -13,7 +13,7 @@ use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 use crate::graph::gate::Gate;
 use crate::graph::life::{self, Life};
 use crate::graph::node_info::{CacheMode, DetectZeroes};
-use crate::graph::{self, GraphError, NodeId};
+use crate::graph::{self, Child, GraphError, NodeId};
 use crate::io::live_limits::LiveLimits;
 use crate::io::{self as request_path, PathState, ThresholdPassed};
 
@@ -51,8 +51,7 @@ impl BlockNode {
     /// (contract: C77).
     ///
     /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`]; or where
-    /// [`try_new`](Self::try_new) has an error.
+    /// Where [`try_new`](Self::try_new) has an error.
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -61,10 +60,8 @@ impl BlockNode {
     ///
     /// # Errors
     /// If it would stand on more than 256 nodes, one upon the other, or is longer than
-    /// [`MAX_LENGTH`].
-    ///
-    /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    /// [`MAX_LENGTH`]; and if its driver is wrong: its limits contradict themselves, see
+    /// [`BlockLimits`], or it lists an edge twice, or another node's.
     pub fn try_new(
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
@@ -74,7 +71,9 @@ impl BlockNode {
             return Err(GraphError::TooLong { node: name, length });
         }
         let limits = driver.limits();
-        limits.check(driver.format_name());
+        if !limits.are_possible() {
+            return Err(GraphError::Limits { node: name, limits: format!("{limits:?}") });
+        }
         let limits = LiveLimits::new(limits);
         let wants_debug_events = driver.wants_debug_events();
         let cache_mode = Mutex::new(driver.cache_mode());
@@ -112,6 +111,12 @@ impl BlockNode {
         &*self.driver
     }
 
+    /// The edge that its filter passes requests on by. Only an edge that the graph knows: the ways
+    /// down these have an end, whatever a driver says.
+    pub(crate) fn filtered(&self) -> Option<&Child> {
+        self.driver.filtered().filter(|child| child.is_of(self))
+    }
+
     /// A step of a request has been reached.
     #[inline]
     pub(crate) fn debug_event(&self, event: DebugEvent) {
@@ -131,9 +136,10 @@ impl BlockNode {
         &self.limits
     }
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most.
     pub fn length(&self) -> u64 {
-        self.driver.length()
+        // What a request adds up stays a number, whatever the driver says later.
+        self.driver.length().min(MAX_LENGTH)
     }
 
     /// Whether writes are refused.

@@ -70,5 +70,8 @@ pub(crate) fn co_refresh_length(node: &BlockNode, co: &Co<'_>) -> io::Result<u64
     let _tracked = node.path.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
     let result = node.driver().co_refresh_length(co);
     length_watch::tell(node);
-    result
+    match result? {
+        length if length > MAX_LENGTH => Err(errno(libc::EFBIG)),
+        length => Ok(length),
+    }
 }
