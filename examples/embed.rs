@@ -84,7 +84,7 @@ fn run(image: &str, socket_path: &str) -> Result<(), Box<dyn Error>> {
         if events.iter().any(|event| event.token() == COMMANDS) {
             take_commands(&ctx, &socket, &backend, &quit);
         }
-        ctx.poll(false);
+        ctx.try_poll();
     }
     backend.flush(&ctx)?;
     Ok(std::fs::remove_file(socket_path)?)

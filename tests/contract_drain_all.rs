@@ -46,7 +46,7 @@ fn c77_a_drain_of_all_holds_for_every_node() {
     let all = drain_all(&ctx);
     assert!(before.get(), "drained with a request in flight");
     let during = backends.each_ref().map(|backend| begin_read(&ctx, backend));
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(during.iter().all(|ended| !ended.get()), "a request came through a drain");
     drop(all);
     ctx.run_until(|| during.iter().all(|ended| ended.get()));
@@ -66,7 +66,7 @@ fn c77_a_node_made_during_a_drain_of_all_is_born_quiet() {
     assert_eq!(probe.take_calls(), [Call::DrainedBegin]);
     let backend = BlockBackend::new(&ctx, "drive", born);
     let ended = begin_read(&ctx, &backend);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(!ended.get(), "a request came through a drain");
     assert_eq!(probe.take_calls(), []);
     drop(all);
@@ -97,7 +97,7 @@ fn two_drains_of_all(first_ends_first: bool) {
         drop(second);
         first
     };
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     for (node, probe) in &nodes {
         assert_eq!(probe.take_calls(), [], "{} during the second drain", node.name());
     }
@@ -148,7 +148,7 @@ fn c77_a_drain_of_all_and_one_of_a_node_nest() {
     let section = backend.drain(&ctx);
     drop(all);
     let ended = begin_read(&ctx, &backend);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(!ended.get(), "a request came through a drain");
     assert_eq!(probe.take_calls(), [Call::DrainedBegin]);
     drop(section);

@@ -183,7 +183,7 @@ fn c75_what_fails_at_once_completes_from_a_bottom_half() {
     submit_all(&ctx, &backend, SIZE, &results);
     assert_eq!(*results.borrow(), [], "completed inside submit");
     assert_eq!(backend.in_flight(), 5);
-    assert!(ctx.poll(false), "completions are progress");
+    assert!(ctx.try_poll(), "completions are progress");
     let eio = Some(libc::EIO);
     let expected =
         [("read", eio), ("write", eio), ("write zeroes", eio), ("discard", eio), ("flush", None)];
@@ -199,7 +199,7 @@ fn c75_what_succeeds_at_once_completes_from_a_bottom_half_too() {
     let results = Results::default();
     submit_all(&ctx, &backend, 0, &results);
     assert_eq!(*results.borrow(), [], "completed inside submit");
-    ctx.poll(false);
+    ctx.try_poll();
     assert!(results.borrow().iter().all(|(_, errno)| errno.is_none()));
     assert_eq!(results.borrow().len(), 5);
 }
@@ -241,9 +241,9 @@ fn c76_requests_wait_for_the_outermost_end_and_go_on_in_order() {
         let offset = number as u64 * 512;
         backend.aio_preadv(&ctx, offset, vec![0; 512], |_, result, _| done(result));
     }
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     drop(inner);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(probe.take_calls(), [], "a request came through a drain");
     assert_eq!((results.borrow().len(), backend.in_flight()), (0, 0));
 
@@ -270,7 +270,7 @@ fn c76_a_drain_waits_for_what_is_in_flight_and_holds_what_comes() {
     ctx.spawn("drain", move |co| *drained.borrow_mut() = drainer.co_drain(co));
     let done = note(&results, "during");
     backend.aio_preadv(&ctx, 512, vec![0; 512], |_, result, _| done(result));
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(section.borrow().is_none(), "drained with a request in flight");
     assert_eq!(probe.held(), 1);
 
@@ -299,7 +299,7 @@ fn c76_a_callback_that_panics_takes_no_other_request_along() {
     }
     let end = std::panic::AssertUnwindSafe(|| drop(section));
     std::panic::catch_unwind(end).expect_err("the callback's panic goes on");
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(*results.borrow(), [("first", None), ("third", None), ("fourth", None)]);
     assert_eq!(backend.in_flight(), 0);
 }
@@ -341,11 +341,11 @@ fn hammer(
     }
     ready.send(ctx.handle()).expect("the test waits");
     while stop.try_recv().is_err() {
-        ctx.poll(true);
+        ctx.poll();
     }
     stopping.set(true);
     while !ctx.coroutines().is_empty() {
-        ctx.poll(true);
+        ctx.poll();
     }
     done.get()
 }
@@ -373,7 +373,7 @@ fn c77_a_drain_holds_for_requests_from_another_thread() {
         drop(outer);
         // They go on.
         while probe.count_calls() < before + 10 {
-            ctx.poll(false);
+            ctx.try_poll();
             std::thread::yield_now();
         }
     }
@@ -398,7 +398,7 @@ fn c77_drains_of_two_threads_nest() {
             let results = Results::default();
             let done = note(&results, "second");
             backend.aio_preadv(&ctx, 0, vec![0; 512], |_, result, _| done(result));
-            assert!(!ctx.poll(false) || results.borrow().is_empty());
+            assert!(!ctx.try_poll() || results.borrow().is_empty());
             drop(section);
             ctx.run_until(|| !results.borrow().is_empty());
         }

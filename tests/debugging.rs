@@ -61,13 +61,13 @@ fn conducts(co: &Co<'_>) -> usize {
 /// What gdb looks at. Ends well only if nothing was disturbed.
 fn play() {
     // gdb writes no core of memory that is guarded by markers, unlike the kernel.
-    let guard = Some(GuardKind::Mapping);
-    configure_stacks(StackConfig { size_bytes: 256 << 10, guard }).expect("no stacks yet");
+    let stacks = StackConfig::new(256 << 10).guard(GuardKind::Mapping);
+    configure_stacks(stacks).expect("no stacks yet");
     let build = |name: &str| -> AioContextBuilder {
         AioContext::test_builder().name(name).thread_pool(ThreadPool::new(1, 1).expect("a pool"))
     };
     let ctx = build("main loop").build().expect("a context");
-    let io_thread = IoThread::with_builder("iothread0", AioContext::builder).expect("a thread");
+    let io_thread = IoThread::with_builder("iothread0", AioContext::builder()).expect("a thread");
 
     let total = Rc::new(Cell::new(0));
     let add = |what: &Rc<Cell<usize>>, bytes| what.set(what.get() + bytes);

@@ -112,10 +112,8 @@ fn c82_transfers_that_fall_short_go_on() {
     for engine in [Engine::Threads, Engine::IoUring] {
         for seed in 0..40 {
             let image = sparse_image(dir.path(), "disk.img", MIB + 100);
-            let options = SimulationOptions {
-                max_delay: Duration::from_micros(5),
-                ..SimulationOptions::new(seed).faults(faults)
-            };
+            let max_delay = Duration::from_micros(5);
+            let options = SimulationOptions::new(seed).faults(faults).max_delay(max_delay);
             let ctx = AioContext::test_builder().simulated(options).build().expect("a context");
             let file = File::options().engine(engine).open(&image).expect("an image");
             let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));

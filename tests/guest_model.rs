@@ -79,7 +79,7 @@ impl Model {
             }
             self.guest.machine.queues[0].kick();
             if self.flights.iter().any(Option::is_some) {
-                self.guest.ctx.poll(true);
+                self.guest.ctx.poll();
             }
             while let Some(completion) = self.guest.machine.queues[0].reap() {
                 self.complete(completion.token as usize, completion.status);

@@ -45,7 +45,7 @@ impl Alone {
         server.add_export(NbdExport::new("disk", backend.clone())).unwrap();
         let chosen = std::thread::spawn(move || choose(&path));
         while !chosen.is_finished() {
-            ctx.poll(false);
+            ctx.try_poll();
         }
         let client = chosen.join().unwrap();
         Alone { ctx, _server: server, backend, client, _dir: dir }
@@ -59,7 +59,7 @@ impl Alone {
         while moved() - first < total {
             assert!(begin.elapsed() < Duration::from_secs(60), "{} bytes moved", moved() - first);
             let before = moved();
-            self.ctx.poll(false);
+            self.ctx.try_poll();
             most = most.max(moved() - before);
         }
         most
@@ -167,7 +167,7 @@ fn a_fast_reader_lets_others_have_their_turn() {
     let mut most = 0;
     while !reader.is_finished() {
         let before = taken.load(Ordering::Relaxed);
-        alone.ctx.poll(false);
+        alone.ctx.try_poll();
         most = most.max(taken.load(Ordering::Relaxed) - before);
     }
     reader.join().unwrap();

@@ -89,7 +89,7 @@ fn each_context_registers_it_and_gives_it_back() {
     let image = image(dir.path(), 2);
     let node = node(&image);
     let threads = ["one", "two"].map(|name| {
-        let with_ring = || AioContext::test_builder().wait_mode(WaitMode::Auto);
+        let with_ring = AioContext::test_builder().wait_mode(WaitMode::Auto);
         IoThread::with_builder(name, with_ring).expect("a thread")
     });
     for thread in &threads {
@@ -178,7 +178,7 @@ fn images_come_and_go_while_requests_run() {
         while !drives.borrow().is_empty() {
             let index = (round * 5) % drives.borrow().len();
             drop(drives.borrow_mut().swap_remove(index));
-            ctx.poll(false);
+            ctx.try_poll();
         }
     }
     assert!(images.iter().all(|image| rings_with(image) == 0));

@@ -113,7 +113,7 @@ impl<'a> Guest<'a> {
                 break;
             }
             self.machine.queues[0].kick();
-            self.ctx.poll(true);
+            self.ctx.poll();
             while let Some(completion) = self.machine.queues[0].reap() {
                 self.finish(completion, results);
             }

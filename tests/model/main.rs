@@ -47,10 +47,8 @@ fn context() -> AioContext {
 
 /// A simulated context whose system calls go wrong like this.
 fn simulated(seed: u64, faults: Faults) -> AioContext {
-    let options = SimulationOptions {
-        max_delay: Duration::from_micros(50),
-        ..SimulationOptions::new(seed).faults(faults)
-    };
+    let max_delay = Duration::from_micros(50);
+    let options = SimulationOptions::new(seed).faults(faults).max_delay(max_delay);
     AioContext::test_builder().simulated(options).build().expect("a context")
 }
 

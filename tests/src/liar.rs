@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk::block::{ChildRole, ReadFlags};
+use coblk::block::{ChildRole, EdgeId, ReadFlags};
 use coblk::{BlockDriver, BlockNode, Child, Co, IoVector, IoVectorMut, WriteFlags};
 
 /// A filter that acknowledges flushes and does not do them, while it lies.
@@ -27,8 +27,8 @@ impl BlockDriver for Liar {
     fn length(&self) -> u64 {
         self.node.length()
     }
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.node]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.node.id()]
     }
     fn co_preadv(
         &self,

@@ -60,7 +60,12 @@ pub const HOUSES: &[House] = &[
     (
         "block",
         &[
-            &["accounting", "backend", "driver", "graph", "io", "protocol"],
+            &["accounting"],
+            &["driver"],
+            &["io"],
+            &["protocol"],
+            &["graph"],
+            &["backend"],
             &["filter"],
             &["options"],
             &["format"],
@@ -129,6 +134,7 @@ pub const HOUSES: &[House] = &[
             &["control"],
             &["options"],
             &["export"],
+            &["export_type"],
         ],
     ),
     (
@@ -141,9 +147,9 @@ pub const HOUSES: &[House] = &[
             &["terminal"],
             &["wait_mode"],
             &["error"],
+            &["objects"],
             &["metrics"],
             &["daemon"],
-            &["exports"],
             &["qmp"],
             &["builder"],
             &["trace_events"],

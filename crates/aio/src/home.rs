@@ -93,6 +93,15 @@ impl<K: Kick> Home<K> {
     #[inline]
     #[track_caller]
     pub(crate) fn assert_own_process(&self) {
+        if !self.is_own_process() {
+            self.used_after_fork();
+        }
+    }
+
+    /// Apart, so that nothing is read for it before it is needed.
+    #[cold]
+    #[track_caller]
+    fn used_after_fork(&self) {
         self.process.assert_here("context", &self.name);
     }
 

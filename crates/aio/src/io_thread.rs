@@ -29,6 +29,7 @@ use crate::{panics, sys};
 /// A panic of what the loop runs is reported, and the loop goes on
 /// ([`PanicPolicy`](crate::PanicPolicy)). The thread blocks signals, so that those of the process
 /// reach the threads that handle them.
+#[must_use = "dropping it ends the thread"]
 pub struct IoThread {
     handle: AioHandle,
     stop: Arc<AtomicBool>,
@@ -43,21 +44,18 @@ impl IoThread {
     /// If the process has no threads or no descriptors left.
     pub fn new(name: &str) -> io::Result<IoThread> {
         let builder = AioContext::builder().poll_max(crate::DEFAULT_POLL_MAX);
-        Self::with_builder(name, move || builder)
+        Self::with_builder(name, builder)
     }
 
     /// [`new`](Self::new), with a context of your own making; the name is set for you.
     ///
     /// # Errors
     /// As [`new`](Self::new), and what the builder reports.
-    pub fn with_builder(
-        name: &str,
-        builder: impl FnOnce() -> AioContextBuilder + Send + 'static,
-    ) -> io::Result<IoThread> {
+    pub fn with_builder(name: &str, builder: AioContextBuilder) -> io::Result<IoThread> {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = mpsc::sync_channel(1);
         let (thread_name, stop_in_thread) = (name.to_owned(), Arc::clone(&stop));
-        let run = move || match builder().name(thread_name).build() {
+        let run = move || match builder.name(thread_name).build() {
             Ok(ctx) => {
                 let _ = sender.send(Ok(ctx.handle()));
                 ctx.run_until(|| stop_in_thread.load(Ordering::Acquire));

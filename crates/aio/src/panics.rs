@@ -8,7 +8,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::os::fd::RawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use coblk_coroutine::Coroutine;
 
@@ -87,27 +87,24 @@ impl Panics {
 /// coroutine that was woken may have ended it.
 #[inline(always)]
 pub(crate) fn resume(coroutine: &Coroutine, policy: PanicPolicy) {
-    let mut first = None;
-    coroutine.resume_catching(|name, payload| keep_or_report(name, payload, policy, &mut first));
-    if let Some(payload) = first {
-        resume_unwind(payload);
-    }
+    coroutine.resume_catching(|name, payload| keep_or_report(name, payload, policy));
 }
 
-/// A coroutine has panicked. If that stops the loop it has to wait for those that were woken.
+/// A coroutine has panicked. Returns the panic if it stops the loop, once those that were woken have
+/// run.
 #[cold]
 pub(crate) fn keep_or_report(
     name: &'static str,
     payload: Payload,
     policy: PanicPolicy,
-    first: &mut Option<Payload>,
-) {
+) -> Option<Payload> {
     match policy {
         PanicPolicy::Report => {
             let thread = std::thread::current();
             report(thread.name().unwrap_or(""), Culprit::Coroutine(name), &*payload);
+            None
         }
-        PanicPolicy::Stop => *first = first.take().or(Some(payload)),
+        PanicPolicy::Stop => Some(payload),
     }
 }
 

@@ -24,6 +24,8 @@ use crate::trace_event;
 /// Seed and parameters of a simulated context;
 /// [`AioContextBuilder::simulated`](crate::AioContextBuilder::simulated) takes it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+#[must_use = "they have no effect before a context is built with them"]
 pub struct SimulationOptions {
     /// One seed, one run.
     pub seed: u64,
@@ -44,6 +46,16 @@ impl SimulationOptions {
             slow_per_mille: 20,
             faults: Faults::default(),
         }
+    }
+
+    /// Longest time that a job usually takes, on the simulated clock.
+    pub fn max_delay(self, max_delay: Duration) -> SimulationOptions {
+        SimulationOptions { max_delay, ..self }
+    }
+
+    /// Of 1000 jobs, how many take a hundred times as long.
+    pub fn slow_per_mille(self, slow_per_mille: u16) -> SimulationOptions {
+        SimulationOptions { slow_per_mille, ..self }
     }
 
     /// How often system calls go wrong.

@@ -77,14 +77,14 @@ fn callbacks(ctx: &AioContext) {
     let bh = ctx.bottom_half("bh", |_| ());
     let count = allocations(|| {
         bh.schedule();
-        assert!(ctx.poll(false));
+        assert!(ctx.try_poll());
     });
     assert_eq!(count, 0, "bottom half");
 
     let remote = bh.remote();
     let count = allocations(|| {
         remote.schedule();
-        assert!(ctx.poll(false));
+        assert!(ctx.try_poll());
     });
     assert_eq!(count, 0, "bottom half through the remote list");
 
@@ -92,7 +92,7 @@ fn callbacks(ctx: &AioContext) {
     let count = allocations(|| {
         timer.arm_after(Duration::from_secs(1));
         timer.anticipate_at_ns(0);
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
     });
     assert_eq!(count, 0, "timer");
 }
@@ -105,10 +105,10 @@ fn wakes(ctx: &AioContext) {
             co.yield_now();
         }
     });
-    let count = allocations(|| assert!(ctx.poll(false)));
+    let count = allocations(|| assert!(ctx.try_poll()));
     assert_eq!(count, 0, "yield_now");
     stop.set(true);
-    ctx.poll(false);
+    ctx.try_poll();
 
     let slot: Rc<Cell<Option<CoWaker>>> = Rc::default();
     let own = Rc::clone(&slot);
@@ -130,16 +130,16 @@ fn wakes(ctx: &AioContext) {
             }
         });
     }
-    let count = allocations(|| assert!(ctx.poll(false)));
+    let count = allocations(|| assert!(ctx.try_poll()));
     assert_eq!(count, 0, "contended mutex");
     ctx.run(|co| *mutex.lock(co) = false);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 
     let (to_thread, wakers): (SyncSender<CoWaker>, _) = sync_channel(1);
     let thread = thread::spawn(move || wakers.into_iter().for_each(CoWaker::wake));
     let count = allocations(|| {
         to_thread.send(slot.take().unwrap()).unwrap();
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
     });
     assert!(count <= 2, "wake from another thread: {count}"); // what the channel itself needs
     drop(to_thread);

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, BottomHalf, RemoteBottomHalf};
 use util::{Log, OnDrop, Recorder, panic_message, watchdog};
@@ -44,11 +43,10 @@ fn c30_scheduled_twice_before_a_poll_it_runs_once() {
     bh.schedule();
     bh.schedule();
     bh.remote().schedule();
-    bh.schedule_idle();
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(runs.get(), 1);
     bh.schedule();
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(runs.get(), 2);
 }
 
@@ -71,10 +69,10 @@ fn c31_scheduled_from_its_own_callback_it_runs_in_the_next_poll() {
     *slot.borrow_mut() = Some(bh);
     slot.borrow().as_ref().unwrap().schedule();
     for expected in 1..=3 {
-        assert!(ctx.poll(false));
+        assert!(ctx.try_poll());
         assert_eq!(runs.get(), expected);
     }
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     slot.take();
 }
 
@@ -84,10 +82,10 @@ fn c32_cancelled_it_does_not_run_and_poll_reports_no_progress() {
     let (bh, runs) = counting(&ctx);
     bh.schedule();
     bh.cancel();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     bh.remote().schedule();
     bh.cancel();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     assert_eq!(runs.get(), 0);
 }
 
@@ -98,8 +96,8 @@ fn c32_cancelled_and_scheduled_again_it_runs_once() {
     bh.schedule();
     bh.cancel();
     bh.schedule();
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false));
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll());
     assert_eq!(runs.get(), 1);
 }
 
@@ -115,9 +113,9 @@ fn c33_deleted_while_scheduled_it_never_runs() {
             bh.schedule()
         }
         drop(bh);
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
         remote.schedule();
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
         assert_eq!((runs.get(), Rc::strong_count(&runs)), (0, 1), "the closure is dropped too");
     }
 }
@@ -137,8 +135,8 @@ fn c34_deleting_from_its_own_callback_is_safe() {
     });
     bh.schedule();
     *slot.borrow_mut() = Some(bh);
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false), "deleted after it scheduled itself");
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll(), "deleted after it scheduled itself");
     assert_eq!(log.take(), ["closure still there"]);
 }
 
@@ -160,9 +158,9 @@ fn c34_deleting_many_from_one_callback_is_safe() {
         bh.schedule();
         all.borrow_mut().push(bh);
     }
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["0"]);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -180,9 +178,9 @@ fn c35_a_one_shot_frees_itself() {
             log.add("ran");
         }
     });
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["ran", "freed"]);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -212,7 +210,7 @@ fn c36_a_nested_poll_runs_what_is_left_of_the_outer_slice_first() {
         move |ctx| {
             log.add("outer begins");
             late.schedule();
-            assert!(ctx.poll(false));
+            assert!(ctx.try_poll());
             log.add("outer ends");
         }
     });
@@ -220,9 +218,9 @@ fn c36_a_nested_poll_runs_what_is_left_of_the_outer_slice_first() {
     outer.schedule();
     second.schedule();
     third.schedule();
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["outer begins", "second", "third", "late", "outer ends"]);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -233,11 +231,11 @@ fn c36_nested_polls_may_be_deep() {
         let log = log.clone();
         ctx.schedule(move |ctx| {
             log.add(format!("{depth}"));
-            ctx.poll(false);
+            ctx.try_poll();
             log.add(format!("{depth}"));
         });
     }
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     let expected: Vec<_> = (0..20).chain((0..20).rev()).map(|it| it.to_string()).collect();
     assert_eq!(log.take(), expected);
 }
@@ -249,50 +247,15 @@ fn c37_bottom_halves_of_one_thread_run_in_order() {
     let bhs: Vec<_> = ["a", "b", "c", "d"].map(|name| logging(&ctx, &log, name)).into();
     for order in [[0, 1, 2, 3], [3, 1, 0, 2]] {
         order.iter().for_each(|index: &usize| bhs[*index].schedule());
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(log.take(), order.map(|index| bhs[index].name()));
     }
     let remotes: Vec<RemoteBottomHalf> = bhs.iter().map(BottomHalf::remote).collect();
     thread::spawn(move || [2, 0, 3, 1].map(|index: usize| remotes[index].schedule()))
         .join()
         .unwrap();
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(log.take(), ["c", "a", "d", "b"]);
-}
-
-#[test]
-fn c38_an_idle_bottom_half_is_no_progress() {
-    let ctx = AioContext::for_test().unwrap();
-    let (bh, runs) = counting(&ctx);
-    bh.schedule_idle();
-    assert!(!ctx.poll(false));
-    assert_eq!(runs.get(), 1);
-    bh.schedule_idle();
-    bh.schedule();
-    assert!(ctx.poll(false), "scheduled for real, it is progress");
-    bh.schedule_idle();
-    bh.remote().schedule();
-    assert!(ctx.poll(true), "also when another thread does it");
-    bh.schedule();
-    bh.schedule_idle();
-    assert!(ctx.poll(true), "in either order");
-    assert_eq!(runs.get(), 4);
-    bh.schedule_idle();
-    bh.cancel();
-    assert!(!ctx.poll(false));
-    assert_eq!(runs.get(), 4);
-}
-
-#[test]
-fn c38_an_idle_bottom_half_lets_a_blocking_poll_wait_10_ms() {
-    let _watchdog = watchdog();
-    let ctx = AioContext::for_test().unwrap();
-    let (bh, runs) = counting(&ctx);
-    bh.schedule_idle();
-    let begin = Instant::now();
-    assert!(!ctx.poll(true), "does not wait forever");
-    assert!(begin.elapsed() >= Duration::from_millis(10), "but waits");
-    assert_eq!(runs.get(), 1);
 }
 
 #[test]
@@ -308,7 +271,6 @@ fn c39_a_context_that_ends_with_a_live_bottom_half_says_which() {
     assert_eq!(said.len(), 1);
     assert!(said[0].contains("doomed") && said[0].contains("forgotten"), "{}", said[0]);
     bh.schedule();
-    bh.schedule_idle();
     bh.remote().schedule();
     bh.cancel();
 }
@@ -321,12 +283,12 @@ fn a_panic_leaves_the_rest_scheduled() {
     let (good, late) = (logging(&ctx, &log, "good"), logging(&ctx, &log, "late"));
     bad.schedule();
     good.schedule();
-    assert_eq!(panic_message(|| ctx.poll(false)), "a bad callback");
+    assert_eq!(panic_message(|| ctx.try_poll()), "a bad callback");
     late.schedule();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["good", "late"]);
     bad.schedule();
-    assert_eq!(panic_message(|| ctx.poll(false)), "a bad callback", "still usable");
+    assert_eq!(panic_message(|| ctx.try_poll()), "a bad callback", "still usable");
 }
 
 #[test]
@@ -347,7 +309,7 @@ fn a_closure_may_own_other_bottom_halves_and_itself_be_dropped_by_them() {
     });
     drop(outer);
     assert_eq!(log.take(), ["dropped"]);
-    assert!(!ctx.poll(false), "all of them are deleted");
+    assert!(!ctx.try_poll(), "all of them are deleted");
 }
 
 #[test]
@@ -420,7 +382,7 @@ fn a_context_may_end_while_other_threads_schedule() {
                 }
             }
         });
-        ctx.poll(true);
+        ctx.poll();
         drop(bh);
         drop(ctx);
         closed.store(true, Ordering::Release);

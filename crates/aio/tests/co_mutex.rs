@@ -142,7 +142,7 @@ fn a_mutex_handed_to_a_coroutine_that_is_unwound_goes_on_to_the_next() {
         said.add("locked");
     });
     drop(guard);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     go_on.send(()).unwrap();
     thread.join().unwrap();
     settle(&ctx);

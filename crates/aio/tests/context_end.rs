@@ -97,7 +97,7 @@ fn wakers_used_or_dropped_on_other_threads_while_the_context_ends() {
         }
         if round % 2 == 0 {
             // A dropped waker may make this panic; that is no business of this test.
-            let _ = catch_unwind(AssertUnwindSafe(|| ctx.poll(false)));
+            let _ = catch_unwind(AssertUnwindSafe(|| ctx.try_poll()));
         }
         drop(ctx);
         assert_eq!(Rc::strong_count(&frames), 1, "every coroutine has ended");
@@ -172,5 +172,5 @@ fn run_that_is_left_by_somebody_elses_panic_leaves_nothing_behind() {
     let message = panic_message(|| ctx.run(|co| late.wait(co)));
     assert_eq!(message, "a callback fails");
     late.take().wake();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }

@@ -33,7 +33,7 @@ fn c44_removing_a_handler_twice_does_nothing() {
     let again =
         ctx.fd_handler(&a, FdInterest::Read, move |_, _| count.set(count.get() + 1)).unwrap();
     b.write_all(b"x").unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(seen.get(), 1);
     drop(ctx);
     drop(again);
@@ -59,9 +59,9 @@ fn c44_a_handler_may_remove_itself() {
     });
     slot.replace(Some(handler.unwrap()));
     b.write_all(b"x").unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     b.write_all(b"y").unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     assert_eq!(log.take(), ["ran", "freed"]);
 }
 
@@ -78,15 +78,15 @@ fn c44_a_handler_may_remove_others_also_under_a_nested_poll() {
                 log.add(format!("{index}"));
                 all.upgrade().unwrap().take();
                 if nested {
-                    assert!(!ctx.poll(false), "all are removed");
+                    assert!(!ctx.try_poll(), "all are removed");
                 }
             });
             handlers.borrow_mut().push(handler.unwrap());
             notifier.set().unwrap();
         }
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take().len(), 1, "the first removed all others");
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
     }
 }
 
@@ -107,7 +107,7 @@ fn c44_a_handler_may_be_replaced_from_inside_itself() {
     slot.replace(Some(handler.unwrap()));
     for expected in ["old", "new", "new"] {
         notifier.set().unwrap();
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take(), [expected]);
     }
     slot.take();
@@ -122,7 +122,7 @@ fn a_handler_keeps_the_descriptor_that_it_was_given() {
     let seen = log.clone();
     let handler = ctx.fd_handler(a, FdInterest::Read, move |_, _| seen.add("ready")).unwrap();
     b.write_all(b"x").unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["ready"]);
     assert_eq!(handler.descriptor().as_raw_fd(), number);
     drop(handler);
@@ -140,7 +140,7 @@ fn a_registration_that_fails_leaves_the_former_one() {
     let refused = ctx.fd_handler(&a, FdInterest::Read, |_, _| unreachable!("was refused"));
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
     b.write_all(b"x").unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["former"]);
 }
 
@@ -161,7 +161,7 @@ fn events_of_an_earlier_registration_do_not_reach_a_later_one() {
     let seen = log.clone();
     let _later = ctx.fd_handler(&later, FdInterest::Read, move |_, _| seen.add("later")).unwrap();
     earlier_peer.write_all(b"x").unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     assert!(log.take().is_empty());
     drop(copy);
 }
@@ -195,9 +195,9 @@ fn the_interest_of_a_handler_changes() {
     let handler = ctx
         .fd_handler(&a, FdInterest::Read, move |_, ready| seen.add(format!("{}", ready.writable)))
         .unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     handler.set_interest(FdInterest::ReadWrite).unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["true"]);
 }
 
@@ -250,16 +250,16 @@ fn readable_and_writable_are_told_apart() {
         }
     };
     let writable = ctx.fd_handler(&a, FdInterest::Write, told()).unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["read false write true"]);
     drop(writable);
     let _readable = ctx.fd_handler(&a, FdInterest::Read, told()).unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     b.write_all(b"x").unwrap();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["read true write false"]);
     drop(b);
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert!(log.take()[0].starts_with("read true"), "the end of the stream is something to read");
 }
 
@@ -321,12 +321,12 @@ fn kicks_of_a_notifier_are_merged() {
     for expected in 1..=3 {
         let other = notifier.try_clone().unwrap();
         thread::spawn(move || (0..10).for_each(|_| other.set().unwrap())).join().unwrap();
-        assert!(ctx.poll(true));
-        assert!(!ctx.poll(false));
+        assert!(ctx.poll());
+        assert!(!ctx.try_poll());
         assert_eq!(runs.get(), expected);
     }
     drop(handler);
     notifier.set().unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     assert!(notifier.test_and_clear().unwrap() && !notifier.test_and_clear().unwrap());
 }

@@ -13,7 +13,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 mod util;
-use util::watchdog;
+use util::{Recorder, watchdog};
 
 /// The other loop: mio's.
 struct Outer {
@@ -36,7 +36,7 @@ impl Outer {
             _ => {}
         }
         drop(wait);
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }
 
@@ -53,6 +53,25 @@ fn wait_with_poll(ctx: &AioContext, timeout: Option<Duration>) -> bool {
     let result = unsafe { libc::poll(&mut entry, 1, timeout_ms) };
     assert!(result >= 0, "{}", io::Error::last_os_error());
     result == 1
+}
+
+#[test]
+fn the_outer_loop_is_woken_to_give_back_the_memory_of_idle_stacks() {
+    let _alive = watchdog();
+    let ctx = AioContext::for_test().unwrap();
+    ctx.run(|co| co.yield_now());
+    let mut outer = Outer::new(&ctx);
+    let handle = ctx.handle();
+    let recorder = Recorder::with_hook(move |name| {
+        if name == "aio_release_idle_memory" {
+            handle.notify();
+        }
+    });
+    recorder.record(|| {
+        while recorder.containing("aio_release_idle_memory").is_empty() {
+            outer.turn(&ctx);
+        }
+    });
 }
 
 #[test]
@@ -106,7 +125,7 @@ fn what_came_before_the_wait_is_not_waited_for() {
     assert_eq!(ctx.prepare_wait().timeout(), None, "accepted by the drop");
     ctx.schedule(|_| ());
     assert_eq!(ctx.prepare_wait().timeout(), Some(Duration::ZERO));
-    ctx.poll(false);
+    ctx.try_poll();
     let handle = ctx.handle();
     std::thread::spawn(move || handle.schedule(|_| ())).join().unwrap();
     assert_eq!(ctx.prepare_wait().timeout(), Some(Duration::ZERO));

@@ -40,7 +40,7 @@ fn a_forked_process_is_told_that_a_context_is_its_parents() {
     assert!(succeeds_in_fork(|| {
         let ours = ctx.as_ref().unwrap();
         let expected = format!("context 'ours' {says}");
-        assert_eq!(panic_message(|| ours.poll(false)), expected);
+        assert_eq!(panic_message(|| ours.try_poll()), expected);
         assert_eq!(panic_message(|| ours.spawn("child's", |_| ())), expected);
         assert_eq!(panic_message(|| ours.handle().notify()), expected);
         assert_eq!(panic_message(|| ours.handle().schedule(|_| ())), expected);

@@ -45,12 +45,12 @@ fn an_aborted_coroutine_is_unwound_in_the_next_poll() {
     });
     hanging.abort();
     assert!(!hanging.is_finished() && !dropped.get());
-    ctx.poll(false);
+    ctx.try_poll();
     assert!(hanging.is_finished() && dropped.get());
     assert_eq!(ctx.coroutines().len(), 0);
     // Without effect, as its waker.
     hanging.abort();
-    ctx.poll(false);
+    ctx.try_poll();
     waker.take().expect("a waker").wake();
     assert_eq!(hanging.wait(), Err(JoinError::Aborted));
 }
@@ -63,8 +63,8 @@ fn a_coroutine_that_is_about_to_go_on_can_be_aborted() {
     let other = ctx.spawn_join("other", |_| ());
     other.abort();
     next.abort();
-    ctx.poll(false);
-    ctx.poll(false);
+    ctx.try_poll();
+    ctx.try_poll();
     assert_eq!(other.wait(), Ok(()), "it had ended");
     assert!(next.is_finished());
 }
@@ -75,7 +75,7 @@ fn a_coroutine_that_has_not_begun_never_does() {
     let handle = ctx.handle();
     let spawned = handle.spawn("never", |_| unreachable!("it was aborted"));
     spawned.abort();
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(spawned.wait(), Err::<(), _>(JoinError::Aborted));
 }
 

@@ -25,6 +25,6 @@ fn live_coroutines_are_listed_with_what_they_wait_for() {
     assert_ne!(listed[0].id, listed[1].id);
     let line = listed[1].to_string();
     assert!(line.contains("'flusher' in 'disk loop', Suspended, waits for a flush, "), "{line}");
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(ctx.coroutines().len(), 1);
 }

@@ -41,7 +41,7 @@ fn a_coroutine_without_a_stack_is_an_error_of_its_request() {
     assert!(spawned > 5, "{spawned}");
     assert_eq!(ctx.ensure_stack().unwrap_err().raw_os_error(), Some(libc::ENOMEM));
     let from_afar = ctx.handle().spawn("from afar", |_| ());
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(from_afar.wait(), Err(JoinError::NoMemory));
     assert_eq!(ctx.coroutines().len(), spawned, "nothing is left of those that were refused");
     end.set(true);

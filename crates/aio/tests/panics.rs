@@ -52,9 +52,9 @@ fn the_loop_goes_on_behind_whatever_panics() {
             ctx.event_handler(&notifiers[1], move |_| behind()).unwrap(),
         ];
         notifiers.iter().for_each(|notifier| notifier.set().unwrap());
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take(), ["bottom half", "closure", "handler", "timer"]);
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
     });
     for (culprit, message) in [
         ("bottom half 'bad half'", "one"),
@@ -132,12 +132,12 @@ fn a_loop_that_stops_has_lost_nothing() {
         panic!("coroutine fails");
     });
     for name in ["first", "second"] {
-        assert_eq!(panic_message(|| ctx.poll(false)), format!("{name} fails"));
+        assert_eq!(panic_message(|| ctx.try_poll()), format!("{name} fails"));
     }
     let waker = slot.take();
     ctx.schedule(move |_| waker.wake());
-    assert_eq!(panic_message(|| ctx.poll(false)), "coroutine fails");
-    assert!(!ctx.poll(false));
+    assert_eq!(panic_message(|| ctx.try_poll()), "coroutine fails");
+    assert!(!ctx.try_poll());
     assert_eq!(log.take(), ["first", "second", "coroutine"]);
 }
 
@@ -222,7 +222,7 @@ fn the_time_of_a_turn_does_not_stand_still_after_a_panic() {
         seen.set(ctx.turn_ns());
         panic!("after it has asked");
     });
-    panic_message(|| ctx.poll(false));
+    panic_message(|| ctx.try_poll());
     while ctx.now_ns() == first_ns.get() {}
     assert!(ctx.turn_ns() > first_ns.get());
 }
@@ -243,7 +243,7 @@ fn a_guard_that_a_panic_drops_does_not_run_the_next_owner_inside_of_it() {
         panic!("of the owner");
     }));
     assert!(caught.is_err() && !ran.get());
-    assert!(ctx.poll(false) && ran.get());
+    assert!(ctx.try_poll() && ran.get());
     assert!(!mutex.is_locked());
 }
 
@@ -360,7 +360,7 @@ fn an_iothread_outlives_a_panicking_callback() {
 #[test]
 fn an_iothread_that_stops_says_with_what() {
     let _watchdog = watchdog();
-    let builder = || AioContext::builder().on_panic(PanicPolicy::Stop);
+    let builder = AioContext::builder().on_panic(PanicPolicy::Stop);
     let thread = IoThread::with_builder("io", builder).unwrap();
     thread.handle().schedule(|_| panic!("callback fails"));
     util::until(|| thread.is_finished());

@@ -3,13 +3,13 @@
 
 mod util;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, EventNotifier, WaitMode};
 use util::{Log, Recorder, panic_message, watchdog};
@@ -26,7 +26,7 @@ fn c40_bottom_halves_then_descriptor_handlers_then_timers() {
     timer.arm_at_ns(-1);
     notifier.set().unwrap();
     bh.schedule();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["bottom half", "handler", "timer"]);
 }
 
@@ -37,9 +37,9 @@ fn c40_notifications_are_accepted_before_the_bottom_halves() {
     let handle = ctx.handle();
     let bh = ctx.bottom_half("c40", move |_| handle.notify());
     bh.schedule();
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     // The notification came after they were accepted, so it is still there.
-    assert!(!ctx.poll(true));
+    assert!(!ctx.poll());
 }
 
 #[test]
@@ -62,30 +62,30 @@ fn c40_what_was_deleted_is_not_called_in_the_same_poll() {
             timer.cancel();
         }
     });
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false));
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll());
     assert!(log.take().is_empty());
 }
 
 #[test]
 fn c41_progress_is_a_bottom_half_a_handler_or_a_timer() {
     let ctx = AioContext::for_test().unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     ctx.schedule(|_| ());
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false));
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll());
     let notifier = EventNotifier::new().unwrap();
     let _handler = ctx.event_handler(&notifier, |_| ()).unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
     notifier.set().unwrap();
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false));
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll());
     let timer = ctx.timer(|_| ());
     timer.arm_at_ns(0);
-    assert!(ctx.poll(false));
-    assert!(!ctx.poll(false));
+    assert!(ctx.try_poll());
+    assert!(!ctx.try_poll());
     ctx.handle().notify();
-    assert!(!ctx.poll(true), "a notification is none");
+    assert!(!ctx.poll(), "a notification is none");
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn c43_a_notify_before_it_blocks_makes_it_not_block() {
     let ctx = AioContext::for_test().unwrap();
     let handle = ctx.handle();
     thread::spawn(move || handle.notify()).join().unwrap();
-    assert!(!ctx.poll(true));
+    assert!(!ctx.poll());
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn c43_an_awake_loop_is_not_notified_through_the_kernel() {
     .join()
     .unwrap();
     assert!(recorder.containing("aio_notify").is_empty());
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn c43_of_many_who_notify_a_sleeper_one_writes() {
             }
         }
     });
-    recorder.record(|| ctx.poll(true));
+    recorder.record(|| ctx.poll());
     assert_eq!(sleeps.load(Ordering::Relaxed), 1, "the loop did announce its sleep");
     assert_eq!(notifies.containing("aio_notify").len(), 1);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -180,7 +180,7 @@ fn c43_a_sleeping_loop_is_woken_by_work_from_another_thread() {
             let _ = about_to_sleep.send(());
         }
     });
-    recorder.record(|| assert!(ctx.poll(true)));
+    recorder.record(|| assert!(ctx.poll()));
     thread.join().unwrap();
 }
 
@@ -191,7 +191,7 @@ fn an_idle_loop_does_not_wake_up() {
     let timer = ctx.timer(|_| ());
     timer.arm_after(Duration::from_millis(30));
     // One sleep, which the timer ends: no poll in between.
-    recorder.record(|| assert!(ctx.poll(true)));
+    recorder.record(|| assert!(ctx.poll()));
     assert!(recorder.containing("aio_sleep").len() <= 1);
 }
 
@@ -208,12 +208,15 @@ fn nested_polls_in_bottom_halves_handlers_and_timers() {
             depth.set(depth.get() + 1);
             log.add(format!("{name} at depth {}", depth.get()));
             // Finds the other's event, which the outer poll has already collected.
-            assert_eq!(ctx.poll(depth.get() == 1), depth.get() == 1);
+            assert_eq!(
+                if depth.get() == 1 { ctx.poll() } else { ctx.try_poll() },
+                depth.get() == 1
+            );
             depth.set(depth.get() - 1);
         });
         handler.unwrap()
     });
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     let said = log.take();
     assert_eq!(said.len(), 2);
     assert!(said[0].ends_with("depth 1") && said[1].ends_with("depth 2"), "{said:?}");
@@ -224,14 +227,14 @@ fn nested_polls_in_bottom_halves_handlers_and_timers() {
                 let log = log.clone();
                 ctx.timer(move |ctx| {
                     log.add(format!("timer {index} begins"));
-                    ctx.poll(false);
+                    ctx.try_poll();
                     log.add(format!("timer {index} ends"));
                 })
             })
             .collect(),
     );
     timers.iter().for_each(|timer| timer.arm_at_ns(0));
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     let expected = [
         "timer 0 begins",
         "timer 1 begins",
@@ -265,12 +268,12 @@ fn a_panic_in_a_handler_or_timer_leaves_the_rest() {
         })
     });
     timers.iter().for_each(|timer| timer.arm_at_ns(0));
-    assert!(panic_message(|| ctx.poll(false)).contains("handler fails"));
-    assert!(panic_message(|| ctx.poll(false)).contains("handler fails"));
-    assert!(panic_message(|| ctx.poll(false)).contains("timer fails"));
-    assert!(panic_message(|| ctx.poll(false)).contains("timer fails"));
+    assert!(panic_message(|| ctx.try_poll()).contains("handler fails"));
+    assert!(panic_message(|| ctx.try_poll()).contains("handler fails"));
+    assert!(panic_message(|| ctx.try_poll()).contains("timer fails"));
+    assert!(panic_message(|| ctx.try_poll()).contains("timer fails"));
     assert_eq!(log.take(), ["one", "two"]);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -284,7 +287,7 @@ fn contexts_come_and_go_in_large_numbers() {
         let slot = Rc::clone(&waker);
         ctx.spawn("waits", move |co| co.suspend_with(|waker| slot.set(Some(waker))));
         ctx.schedule(|_| ());
-        ctx.poll(false);
+        ctx.try_poll();
         drop(ctx);
     }
     // Tests that run beside this one open a few.
@@ -317,11 +320,69 @@ fn a_poll_takes_any_limit() {
 }
 
 #[test]
-fn a_loop_that_has_nothing_to_do_gives_back_the_memory_of_idle_stacks() {
+fn a_loop_gives_back_the_memory_of_stacks_that_were_not_needed_for_a_while() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        ctx.run(|co| co.yield_now());
+        assert!(coblk_coroutine::has_idle_memory());
+        let handle = ctx.handle();
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_release_idle_memory" {
+                handle.notify();
+            }
+        });
+        // It sleeps without a limit, so nothing but its own patience ends that.
+        recorder.record(|| ctx.poll());
+        assert_eq!(recorder.containing("aio_sleep timeout_ns").len(), 0, "{mode:?}");
+        assert_eq!(recorder.containing("aio_release_idle_memory").len(), 1, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_limited_sleep_is_ended_when_stacks_were_not_needed_for_a_while() {
     let _watchdog = watchdog();
     let ctx = AioContext::for_test().unwrap();
     ctx.run(|co| co.yield_now());
-    assert!(coblk_coroutine::has_idle_memory());
-    ctx.poll_timeout(Duration::from_secs(2));
-    assert!(!coblk_coroutine::has_idle_memory());
+    let recorder = Recorder::new();
+    recorder.record(|| ctx.poll_timeout(Duration::from_hours(1)));
+    assert_eq!(recorder.containing("aio_release_idle_memory").len(), 0);
+    recorder.record(|| ctx.poll_timeout(Duration::from_millis(1)));
+    assert_eq!(recorder.containing("aio_release_idle_memory").len(), 1);
+}
+
+#[test]
+fn a_loop_that_needs_its_stacks_sleeps_without_a_limit() {
+    let _watchdog = watchdog();
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        let ctx = AioContext::test_builder().wait_mode(mode).build().unwrap();
+        let (sleeps, slept) = channel();
+        let recorder = Recorder::with_hook(move |name| {
+            if name == "aio_sleep" {
+                sleeps.send(()).unwrap();
+            }
+        });
+        let slept = Rc::new(RefCell::new(Some(slept)));
+        // An idle stack, besides the one that is used each time.
+        ctx.spawn("leaves its stack", |co| co.yield_now());
+        ctx.run(|co| co.yield_now());
+        assert!(coblk_coroutine::has_idle_memory());
+        let start = Instant::now();
+        recorder.record(|| {
+            for _ in 0..100 {
+                ctx.run(|co| {
+                    let told = slept.take().unwrap();
+                    let told = co.context().thread_pool().submit_co(co, || {
+                        told.recv().unwrap();
+                        told
+                    });
+                    slept.replace(Some(told));
+                });
+            }
+        });
+        assert!(recorder.containing("aio_sleep").len() >= 100);
+        assert_eq!(recorder.containing("aio_sleep timeout_ns").len(), 0, "{mode:?}");
+        let armings = recorder.containing("aio_arm_idle_timer").len() as u64;
+        assert!((1..=2 + start.elapsed().as_secs()).contains(&armings), "{mode:?}: {armings}");
+    }
 }

@@ -107,18 +107,18 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
     ctx.run_until(|| on_fd.get() == 1);
     let look = |ready: u32| {
         busy.set(true);
-        ctx.poll(true);
+        ctx.poll();
         assert_eq!((begun.get(), on_ready.get()), (1, ready), "it goes on looking");
     };
     look(1);
     // A loop that has other work does not look for any, but must not forget what no event will tell.
     busy.set(true);
     ctx.schedule(|_| ());
-    ctx.poll(true);
+    ctx.poll();
     assert_eq!((begun.get(), on_ready.get()), (1, 2));
     // A poll that may not wait may be followed by anything. What came before the end is seen.
     busy.set(true);
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!((begun.get(), on_ready.get()), (0, 3));
     look(4);
     // Nor does it sleep on a promise when it stops looking at all.
@@ -156,7 +156,7 @@ fn c47_the_ready_hook_is_not_entered_by_a_nested_poll() {
     ctx.run_until(|| started.get() && deepest.get() > 0);
     assert_eq!((depth.get(), deepest.get()), (0, 1));
     drop(watched);
-    ctx.poll(false);
+    ctx.try_poll();
 }
 
 /// Runs a closure when it is told that the loop no longer looks; has nothing to do but at first, so
@@ -171,7 +171,7 @@ impl<F: Fn(&AioContext)> BusyPoll for AtEnd<F> {
     fn ready(&self, ctx: &AioContext) {
         self.0.set(false);
         // A nested poll that may not wait ends the look.
-        ctx.poll(false);
+        ctx.try_poll();
     }
 
     fn end(&self, ctx: &AioContext) {
@@ -194,7 +194,7 @@ fn look_with(
     let own = notifier.try_clone().unwrap();
     let watched = ctx.polled_fd_handler(own, FdInterest::Read, callback, hooks).unwrap();
     notifier.set().unwrap();
-    while !ctx.poll(false) {}
+    while !ctx.try_poll() {}
     watched
 }
 
@@ -227,9 +227,9 @@ fn c47_what_comes_while_a_nested_poll_ends_the_look_is_seen() {
         more.set(count.replace(count.get() + 1) == 0);
     });
     busy.set(true);
-    ctx.poll(true);
+    ctx.poll();
     assert_eq!((ends.get(), busy.get()), (1, true), "the nested poll ended the look");
-    ctx.poll(true);
+    ctx.poll();
     assert!(!busy.get(), "what came then was found, and not slept over");
 }
 
@@ -282,7 +282,7 @@ fn c46_every_handler_is_told_though_one_removes_itself() {
     own.replace(Some(first));
     let (_second, [_, _, on_ready]) = watch(&ctx, &other, &other_busy, &begun);
     other.set().unwrap();
-    while !ctx.poll(false) {}
+    while !ctx.try_poll() {}
     other_busy.set(true);
     ctx.run_until(|| on_ready.get() == 1);
     assert_eq!(begun.get(), 1, "the loop looks");

@@ -49,7 +49,7 @@ fn context(max: usize) -> AioContext {
 /// Polls until workers have come so far.
 fn until(ctx: &AioContext, is_so: impl Fn() -> bool) {
     while !is_so() {
-        ctx.poll(false);
+        ctx.try_poll();
         std::thread::yield_now();
     }
 }

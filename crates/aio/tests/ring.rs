@@ -124,7 +124,7 @@ fn a_context_may_end_while_requests_are_with_the_kernel() {
                 unreachable!("nothing is ever written");
             });
         }
-        ctx.poll(false);
+        ctx.try_poll();
         drop(ctx);
     }
 }

@@ -38,7 +38,7 @@ fn c54_a_completion_runs_from_a_bottom_half_at_home() {
     );
     until(|| ran.load(Ordering::Acquire));
     assert!(log.take().is_empty(), "never before a poll");
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["7"]);
 }
 
@@ -314,7 +314,7 @@ fn c62_c63_cancel_races_with_a_worker() {
             },
         );
         cancelled += usize::from(job.cancel());
-        ctx.poll(false);
+        ctx.try_poll();
     }
     let sum = |(done, cancelled): (usize, usize)| done + cancelled;
     ctx.run_until(|| sum(outcomes.get()) == 5_000);
@@ -347,7 +347,7 @@ fn c64_a_completion_may_poll_nested_and_sees_others() {
             },
         );
     }
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     let said = log.take();
     assert_eq!(said.len(), 4);
     assert!(said[0].starts_with("begin") && said[1].starts_with("begin"), "{said:?}");

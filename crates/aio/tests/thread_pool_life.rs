@@ -43,7 +43,7 @@ fn panics_of_jobs_go_on_in_the_coroutine() {
     assert_eq!(ctx.run(|co| pool.submit_co(co, || 1)), 1);
     assert_eq!(pool.threads(), 1);
     pool.submit_aio(&ctx, || panic!("callback job fails"), |_, _: std::io::Result<()>| ());
-    assert_eq!(panic_message(|| ctx.poll(true)), "callback job fails");
+    assert_eq!(panic_message(|| ctx.poll()), "callback job fails");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_context_that_ends_takes_back_jobs_whose_completion_has_arrived() {
             });
         }
         ctx.schedule(|_| panic!("leaves completions on the list"));
-        let _ = panic_message(|| ctx.poll(false));
+        let _ = panic_message(|| ctx.try_poll());
     }
 }
 
@@ -180,7 +180,7 @@ fn a_pool_may_be_dropped_by_one_of_its_jobs() {
         drop(pool);
         gate.open();
         was_dropped.recv().unwrap();
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
     }
 }
 

@@ -32,7 +32,7 @@ fn c50_a_timer_fires_when_it_is_due_and_not_before() {
     });
     let deadline_ns = ctx.now_ns() + 5_000_000;
     timer.arm_at_ns(deadline_ns);
-    assert!(!ctx.poll(false) || ctx.now_ns() >= deadline_ns);
+    assert!(!ctx.try_poll() || ctx.now_ns() >= deadline_ns);
     ctx.run_until(|| fired_ns.get() != 0);
     assert!(fired_ns.get() >= deadline_ns);
 }
@@ -56,11 +56,11 @@ fn c50_it_is_removed_before_its_callback_which_may_arm_it_again() {
     *slot.borrow_mut() = Some(timer);
     for _ in 0..3 {
         // Armed for now by its own callback it fires once a poll, not forever in one.
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take(), ["armed false", "armed true"]);
     }
     slot.take();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn c51_equal_deadlines_fire_in_the_order_of_arming() {
         timers[index].arm_at_ns(deadline_ns);
     }
     timers[0].arm_at_ns(deadline_ns); // goes to the end
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["c", "d", "b", "a"]);
 }
 
@@ -85,7 +85,7 @@ fn c51_different_deadlines_fire_in_their_order() {
     for (index, deadline_ns) in [(2, 30), (0, 10), (1, 20)] {
         timers[index].arm_at_ns(deadline_ns);
     }
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["1", "2", "3"]);
 }
 
@@ -96,7 +96,7 @@ fn c51_a_negative_deadline_means_now() {
     let (first, second) = (logging(&ctx, &log, "first"), logging(&ctx, &log, "second"));
     first.arm_at_ns(-1);
     second.arm_at_ns(i64::MIN);
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["first", "second"], "now is now, for both");
 }
 
@@ -108,7 +108,7 @@ fn c51_a_new_earliest_timer_shortens_the_wait() {
     let (far, near) = (logging(&ctx, &log, "far"), logging(&ctx, &log, "near"));
     far.arm_after(Duration::from_secs(100_000));
     near.arm_after(Duration::from_millis(1));
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["near"]);
 }
 
@@ -122,7 +122,7 @@ fn c52_anticipate_only_moves_a_timer_earlier() {
     assert!(timer.is_armed(), "arms one that is not armed");
     timer.anticipate_at_ns(0);
     timer.anticipate_at_ns(far_ns);
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["fired"]);
     assert!(!timer.is_armed());
 }
@@ -135,9 +135,9 @@ fn c53_a_timer_slept_past_fires_on_a_non_blocking_poll() {
     let deadline_ns = ctx.now_ns() + 1_000_000;
     timer.arm_at_ns(deadline_ns);
     sleep_past(&ctx, deadline_ns);
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["fired"]);
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn c53_armed_again_it_ends_a_blocking_poll() {
     let timer = logging(&ctx, &log, "fired");
     for _ in 0..3 {
         timer.arm_after(Duration::from_millis(1));
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take(), ["fired"]);
     }
 }
@@ -191,7 +191,7 @@ fn a_timer_may_be_dropped_from_its_own_callback() {
     });
     timer.arm_at_ns(0);
     *slot.borrow_mut() = Some(timer);
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["ran", "freed"]);
 }
 
@@ -213,10 +213,10 @@ fn a_timer_may_be_dropped_or_cancelled_from_another_ones_callback() {
         timer.arm_at_ns(0);
         victims.borrow_mut().push(timer);
     }
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert!(log.take().is_empty());
     victims.borrow()[0].arm_at_ns(0);
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["cancelled"], "can be armed again");
     victims.take();
 }
@@ -260,11 +260,11 @@ fn many_timers_armed_and_cancelled_at_random_fire_as_a_model_says() {
         let mut order: Vec<_> = (0..timers.len()).filter(|index| model[*index].is_some()).collect();
         order.sort_by_key(|index| model[*index]);
         let now_ns = ctx.now_ns();
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
         for index in &order {
             timers[*index].anticipate_at_ns(now_ns);
         }
-        assert!(ctx.poll(false));
+        assert!(ctx.try_poll());
         assert_eq!(fired.take(), order);
         assert!(timers.iter().all(|timer| !timer.is_armed()));
     }

@@ -80,7 +80,7 @@ fn c22_same_context_outside_a_coroutine_it_is_entered_at_once() {
         own.take().wake();
         said.add("callback goes on");
     });
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(log.take(), ["woken", "callback goes on"]);
 }
 
@@ -118,7 +118,7 @@ fn c23_waking_oneself_fails_loudly() {
             log.add("went on");
         }
     });
-    assert!(ctx.poll(false));
+    assert!(ctx.try_poll());
     assert_eq!(log.take(), ["went on"]);
 }
 
@@ -131,7 +131,7 @@ fn c24_from_another_thread_it_runs_from_a_bottom_half_in_order() {
     let wakers: Vec<_> = [2, 0, 3, 1].iter().map(|index: &usize| slots[*index].take()).collect();
     thread::spawn(move || wakers.into_iter().for_each(CoWaker::wake)).join().unwrap();
     assert!(log.take().is_empty(), "not before a poll");
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["c", "a", "d", "b"]);
 }
 
@@ -143,9 +143,9 @@ fn c26_a_worker_threads_wake_is_served_by_one_blocking_poll() {
     for _ in 0..100 {
         let waker = waiting(&ctx, &log, "woken", 1).take();
         let thread = thread::spawn(move || waker.wake());
-        assert!(ctx.poll(true));
+        assert!(ctx.poll());
         assert_eq!(log.take(), ["woken"]);
-        assert!(!ctx.poll(false));
+        assert!(!ctx.try_poll());
         thread.join().unwrap();
     }
 }
@@ -209,13 +209,13 @@ fn a_wake_served_by_a_poll_inside_register_is_not_lost() {
     ctx.spawn("polls in register", move |co| {
         co.suspend_with(|waker| {
             thread::spawn(move || waker.wake()).join().unwrap();
-            assert!(co.context().poll(true));
+            assert!(co.context().poll());
         });
         said.add("woken");
         co.yield_now();
         said.add("goes on");
     });
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(log.take(), ["woken", "goes on"]);
 }
 
@@ -228,7 +228,7 @@ fn a_coroutine_that_is_entered_may_be_woken_by_one_that_it_spawned() {
         co.suspend_with(|waker| co.context().spawn("child", move |_| waker.wake()));
         said.add("parent woken");
     });
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(log.take(), ["parent woken"]);
 }
 
@@ -240,17 +240,17 @@ fn a_dropped_waker_is_loud() {
     ctx.spawn("orphan", move |co| own.wait(co));
     drop(slot.take());
     let expected = "coroutine 'orphan': its waker was dropped, nobody can wake it any more";
-    assert_eq!(panic_message(|| ctx.poll(false)), expected);
+    assert_eq!(panic_message(|| ctx.try_poll()), expected);
 
     let own = slot.clone();
     ctx.spawn("orphan", move |co| own.wait(co));
     let waker = slot.take();
     thread::spawn(move || drop(waker)).join().unwrap();
-    assert_eq!(panic_message(|| ctx.poll(true)), expected);
+    assert_eq!(panic_message(|| ctx.poll()), expected);
 
     let message = panic_message(|| ctx.spawn("orphan", |co| co.suspend_with(drop)));
     assert_eq!(message, expected, "at once, if nobody can wake it any more");
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn reschedule_lets_everything_else_that_is_ready_run_first() {
             }
         });
     }
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(log.take(), ["a", "b", "a", "b"]);
 }
 
@@ -291,7 +291,7 @@ fn a_waker_that_survives_a_failed_register_is_reported() {
         thread::spawn(move || waker.wake()).join().unwrap();
         // The wake finds it waiting for something else, and must not end that either.
         assert_eq!(co.context().thread_pool().submit_co(co, || 5), 5);
-        while co.context().poll(false) {}
+        while co.context().try_poll() {}
         co.yield_now();
         said.add("usable again");
     });
@@ -312,15 +312,15 @@ fn suspending_inside_register_is_refused() {
     let own = inner.clone();
     let message = panic_message(|| {
         ctx.spawn("nested", move |co| co.suspend_with(|_outer| own.wait(co)));
-        while ctx.poll(false) {}
+        while ctx.try_poll() {}
     });
     assert!(message.contains("nested"), "{message}");
     let message = panic_message(|| {
         ctx.spawn("nested", |co| co.suspend_with(|_outer| co.yield_now()));
-        while ctx.poll(false) {}
+        while ctx.try_poll() {}
     });
     assert!(message.contains("nested"), "{message}");
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -362,15 +362,15 @@ fn being_resumed_by_hand_does_not_end_a_wait() {
     thread::spawn(move || waker.wake()).join().unwrap();
     coroutine.resume();
     assert!(log.take().is_empty());
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["woken"]);
     coroutine.resume();
     assert!(log.take().is_empty());
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["rescheduled"]);
     coroutine.resume();
     assert!(log.take().is_empty());
-    assert!(ctx.poll(true));
+    assert!(ctx.poll());
     assert_eq!(log.take(), ["job done"]);
 }
 
@@ -406,7 +406,7 @@ fn two_contexts_on_one_thread_wake_each_others_coroutines() {
     slot.take().wake();
     let own = slot.clone();
     b.schedule(move |_| own.take().wake());
-    b.poll(false);
+    b.try_poll();
     assert_eq!(log.take(), ["of a", "of a"]);
 }
 

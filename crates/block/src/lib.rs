@@ -52,8 +52,11 @@ pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::debug_event::DebugEvent;
+pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
+pub use driver::map::{Piece, Place, ReadMap};
+pub use driver::mode::{CacheMode, DetectZeroes};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
@@ -61,13 +64,15 @@ pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
+pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
-pub use graph::node_info::{CacheMode, ChildInfo, DetectZeroes, NodeInfo};
+pub use graph::node_info::{ChildInfo, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
-    Operation, Parent, drain_all,
+    BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
+    DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent,
+    drain_all,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::drivers::Raw;
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockNode, Child, ChildRole, Extent, ReadFlags, WriteFlags,
+    BlockBackend, BlockDriver, BlockNode, Child, ChildRole, EdgeId, Extent, ReadFlags, WriteFlags,
 };
 use util::errno;
 
@@ -39,8 +39,8 @@ impl BlockDriver for Layer {
     fn length(&self) -> u64 {
         self.length
     }
-    fn children(&self) -> Vec<&Child> {
-        self.backing.iter().collect()
+    fn children(&self) -> Vec<EdgeId> {
+        self.backing.iter().map(Child::id).collect()
     }
     fn co_preadv(
         &self,

@@ -4,18 +4,21 @@ mod util;
 
 use std::sync::Arc;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
+use coblk_block::drivers::Null;
 use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::{BackendOptions, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
 use coblk_coroutine::{StackConfig, configure_stacks};
 use util::bench::Bench;
+use util::disk::{Disk, OnDisk};
+use util::mapped::{Cluster, Mapped, Pass};
 
 /// Half of what there is without configuration; frames are twice as large where nothing is
 /// optimised.
 fn half_a_stack() {
     let whole = StackConfig::default().size_bytes;
     let size_bytes = if cfg!(debug_assertions) { whole } else { whole / 2 };
-    configure_stacks(StackConfig { size_bytes, ..StackConfig::default() }).unwrap();
+    configure_stacks(StackConfig::new(size_bytes)).unwrap();
 }
 
 /// Every request there is, from unaligned memory, at odd offsets; and every question.
@@ -65,6 +68,38 @@ fn chain_of(bench: &Bench, driver: &str, option: &str) {
     });
 }
 
+/// A loop reads a chain of formats; where filters lie between them each is a call.
+fn mapped_chains(ctx: &AioContext) {
+    for filters_every in [usize::MAX, 5, 1] {
+        let mut top = BlockNode::new("base", OnDisk(Disk::new(1 << 16, BlockLimits::default())));
+        let mut height = 0;
+        for level in 1.. {
+            // The first cluster is the base's; of the others each layer has one, so there are pieces.
+            let mut table = vec![Cluster::Backing; 64];
+            table[1 + level % 63] = Cluster::File(0);
+            let file = BlockNode::new("file", Null::new(1 << 16).read_zeroes(true));
+            let layer = Mapped::new(1024, table, &file, Some(&top));
+            top = BlockNode::new("layer", layer);
+            height += 1;
+            if level % filters_every == 0 {
+                top = Pass::node("filter", &top);
+                height += 1;
+            }
+            if height >= 255 {
+                break;
+            }
+        }
+        let node = Arc::clone(&top);
+        ctx.run(|co| {
+            let backend = BackendOptions::new("drive").open(co.context(), node).unwrap();
+            let mut target = vec![1; 1 << 16];
+            backend.co_preadv(co, 0, &mut IoVectorMut::from(&mut target)).unwrap();
+            assert!(target.iter().all(|byte| *byte == 0));
+            assert!(backend.co_block_status(co, 0, 1 << 16).is_ok());
+        });
+    }
+}
+
 #[test]
 fn the_highest_chain_needs_half_a_stack() {
     half_a_stack();
@@ -78,6 +113,7 @@ fn the_highest_chain_needs_half_a_stack() {
     chain_of(&bench, "blkdebug", "image");
     // Every level pads, and makes requests of its own.
     chain_of(&bench, "blkdebug,align=4096,max-transfer=4096,opt-write-zero=8192", "image");
+    mapped_chains(&bench.ctx);
     // One described by the other, opened and dropped in one go: as deep as JSON goes.
     let mut options = NodeOptions::from_keyval("null-co,size=1048576,read-zeroes=on").unwrap();
     for _ in 0..127 {

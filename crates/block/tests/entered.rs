@@ -12,7 +12,7 @@ fn backend(ctx: &AioContext, name: &str) -> BlockBackend {
 }
 
 fn settle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 fn drain(ctx: &AioContext, backend: &BlockBackend) -> Rc<Cell<bool>> {

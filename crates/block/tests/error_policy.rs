@@ -94,7 +94,7 @@ impl Scene {
     /// Lets go on what can.
     fn settle(&self) {
         drop(self.backend.drain(&self.ctx));
-        while self.ctx.poll(false) {}
+        while self.ctx.try_poll() {}
     }
 }
 
@@ -303,7 +303,7 @@ fn a_drain_does_not_wait_for_held_requests_and_holds_them_when_they_are_resumed(
     assert_eq!((scene.backend.held_requests(), scene.backend.in_flight()), (1, 0));
     scene.rules.clear();
     scene.backend.resume();
-    while scene.ctx.poll(false) {}
+    while scene.ctx.try_poll() {}
     assert!(answers.borrow().is_empty() && scene.disk.take_ops().is_empty());
     drop(drained);
     scene.settle();
@@ -322,7 +322,7 @@ fn held_requests_can_be_made_to_end() {
     // Also while it is drained: they go nowhere near the node.
     let drained = scene.backend.drain(&scene.ctx);
     let reporting = scene.backend.report_errors();
-    while scene.ctx.poll(false) {}
+    while scene.ctx.try_poll() {}
     assert_eq!(answers.take(), [(0, Some(libc::ENOSPC)), (1, Some(libc::ECANCELED))]);
     drop(drained);
     scene.start_write(&answers, 2);
@@ -360,7 +360,7 @@ fn held_requests_are_given_back_uncounted() {
     scene.settle();
     assert_eq!(scene.backend.held_requests(), 2);
     let giving_back = scene.backend.give_back_held();
-    while scene.ctx.poll(false) {}
+    while scene.ctx.try_poll() {}
     assert_eq!(given_back.get(), 2);
     // Nor is a new one held meanwhile.
     start(2);

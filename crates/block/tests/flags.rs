@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::drivers::{File, Null, Raw};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildRole, Preallocation, ReadFlags,
-    Truncate, WriteFlags,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildRole, EdgeId, Preallocation,
+    ReadFlags, Truncate, WriteFlags,
 };
 use util::errno;
 
@@ -47,8 +47,8 @@ impl BlockDriver for Recorder {
     fn limits(&self) -> BlockLimits {
         self.limits
     }
-    fn children(&self) -> Vec<&Child> {
-        self.backing.iter().collect()
+    fn children(&self) -> Vec<EdgeId> {
+        self.backing.iter().map(Child::id).collect()
     }
     fn co_preadv(
         &self,

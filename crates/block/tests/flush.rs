@@ -42,7 +42,7 @@ fn flush_later(ctx: &AioContext, backend: &BlockBackend, answers: &Rc<RefCell<Ve
 }
 
 fn poll_until_idle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 #[test]

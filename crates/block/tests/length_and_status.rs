@@ -162,7 +162,7 @@ fn a_device_is_cut_when_the_writes_in_flight_are_done() {
         backend.aio_pwritev(&ctx, 4096, vec![8; 512], PLAIN, move |_, result, _| {
             seen.set((seen.get().0, errno(result)));
         });
-        while ctx.poll(false) {}
+        while ctx.try_poll() {}
         assert_eq!((disk.take_ops(), cut.get()), (vec![Op::Write(4096, 512, PLAIN)], false));
         assert!(disk.release());
         ctx.run_until(|| cut.get() && answers.get().1 != 0);
@@ -196,10 +196,10 @@ fn a_tracked_write_that_waited_for_a_cut_finds_its_range_gone() {
             results.set((beyond, before));
         });
     }
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(results.get(), (0, 1), "one waits, the other has no reason to");
     assert!(disk.release());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(results.get(), (libc::EIO, 1));
 }
 
@@ -236,12 +236,12 @@ fn a_grow_that_has_become_a_shrink_waits_for_the_writes_in_flight() {
     // A write that the shrink has to wait for.
     backend.aio_pwritev(&ctx, 0, vec![7; 512], PLAIN, |_, result, _| result.unwrap());
     assert!(disk.release());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert!(first.get() && !second.get());
     assert_eq!(disk.take_ops(), [Op::Write(0, 512, PLAIN)], "a shrink while a write is in flight");
     while !second.get() {
         disk.release();
-        ctx.poll(false);
+        ctx.try_poll();
     }
     assert_eq!(backend.length().unwrap(), 8192);
 }
@@ -260,11 +260,11 @@ fn a_grow_that_waits_in_a_drain_is_looked_at_again() {
         below.co_truncate(co, 16384, Truncate::default()).unwrap()
     });
     assert!(disk.release());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!((node.length(), second.get()), (16384, false));
     disk.take_ops();
     drop(section);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(
         disk.take_ops(),
         [Op::Write(12288, 512, PLAIN)],
@@ -272,7 +272,7 @@ fn a_grow_that_waits_in_a_drain_is_looked_at_again() {
     );
     while !second.get() {
         disk.release();
-        ctx.poll(false);
+        ctx.try_poll();
     }
     assert_eq!(node.length(), 8192);
 }
@@ -285,11 +285,11 @@ fn a_shrink_through_a_filter_waits_for_others_below_it() {
     let above = BlockBackend::new(&ctx, "above", raw);
     backend.aio_pwritev(&ctx, 4096, vec![7; 512], PLAIN, |_, result, _| result.unwrap());
     let done = start_truncate(&ctx, &above, 4096);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(disk.take_ops(), [Op::Write(4096, 512, PLAIN)]);
     while !done.get() {
         disk.release();
-        ctx.poll(false);
+        ctx.try_poll();
     }
     assert_eq!(disk.take_ops(), [Op::Truncate(4096)]);
 }

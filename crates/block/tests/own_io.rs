@@ -50,7 +50,7 @@ impl Scene {
     }
 
     fn settle(&self) {
-        while self.ctx.poll(false) {}
+        while self.ctx.try_poll() {}
     }
 
     /// `own` is on its way: a drain of `node` waits for it. And it waits for a drain.

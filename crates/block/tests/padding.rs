@@ -46,7 +46,7 @@ fn write_later(
 }
 
 fn poll_until_idle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 #[test]

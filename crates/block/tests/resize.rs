@@ -22,7 +22,7 @@ fn listen(backend: &BlockBackend) -> Rc<RefCell<Vec<u64>>> {
 }
 
 fn settle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 #[test]

@@ -119,10 +119,10 @@ fn zeroes_wait_for_a_write_that_pads_its_way_through_them() {
     backend.aio_pwritev(&ctx, 10, vec![7; 10], PLAIN, |_, result, _| result.unwrap());
     backend.aio_pwrite_zeroes(&ctx, 0, 4096, ANY, |_, result| result.unwrap());
     backend.aio_pdiscard(&ctx, 0, 512, |_, result| result.unwrap());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     assert_eq!(disk.take_ops(), [Op::Read(0, 512)]);
     assert!(disk.release());
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     let rest = [Op::Write(0, 512, PLAIN), Op::Zeroes(0, 4096, ANY), Op::Discard(0, 512)];
     assert_eq!(disk.take_ops(), rest);
 }
@@ -209,7 +209,7 @@ fn a_long_request_ends_with_its_piece_when_it_is_wanted_no_longer() {
             });
             told.set(errno(result));
         });
-        while ctx.poll(false) {}
+        while ctx.try_poll() {}
         assert_eq!((disk.held(), gone.get()), (1, 0), "{kind}");
         wanted.give_up();
         assert!(disk.release());

@@ -40,6 +40,9 @@
 //! dropped while it is suspended is unwound, so its destructors run ([`Coroutine::unwind`]). Both
 //! need `panic = "unwind"`.
 //!
+//! So a coroutine must not be suspended below a frame that cannot be unwound, such as one of C that
+//! has called back.
+//!
 //! While a destructor is suspended that runs because of a panic, [`std::thread::panicking`] is true
 //! for whatever else runs on that thread.
 //!
@@ -68,7 +71,7 @@ pub use coroutine::{
     serve_woken,
 };
 pub use pool::{
-    PoolStats, ensure_stack, has_idle_memory, pool_stats, release_idle_memory, set_pool_limit,
-    trim_pool,
+    PoolStats, creation_mark, ensure_stack, has_idle_memory, pool_stats, release_idle_memory,
+    set_pool_limit, trim_pool,
 };
 pub use stack::{GuardKind, StackConfig, StackConfigError, configure_stacks};

@@ -140,24 +140,6 @@ fn c07_a_terminated_coroutine_is_never_touched_again() {
 }
 
 #[test]
-fn c08_resuming_a_scheduled_coroutine_names_who_scheduled_it() {
-    let coroutine = Coroutine::new("c08", |_| ());
-    coroutine.set_scheduled("the main loop");
-    let expected = "coroutine 'c08' was already scheduled in the main loop";
-    assert_eq!(panic_message(|| coroutine.resume()), expected);
-    assert_eq!(panic_message(|| coroutine.set_scheduled("somebody")), expected);
-
-    let waker = Coroutine::new("waker", {
-        let coroutine = coroutine.clone();
-        move |_| coroutine.queue_wake("a lock")
-    });
-    assert_eq!(panic_message(|| waker.resume()), expected);
-
-    coroutine.clear_scheduled();
-    assert_eq!(coroutine.resume(), CoroutineState::Terminated);
-}
-
-#[test]
 fn c08_a_queued_coroutine_names_who_queued_it() {
     let target = Coroutine::new("target", |_| ());
     let waker = Coroutine::new("waker", {
@@ -308,8 +290,7 @@ fn recurse(depth: u64) -> u64 {
 
 /// Guards stacks in the way that kernels before 6.13 leave.
 fn use_fallback_guard(size_bytes: usize) {
-    let guard = Some(GuardKind::Mapping);
-    configure_stacks(StackConfig { size_bytes, guard }).unwrap();
+    configure_stacks(StackConfig::new(size_bytes).guard(GuardKind::Mapping)).unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What an event loop above this crate needs: to run inside a coroutine, and to go on after panics.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use coblk_coroutine::*;
@@ -34,18 +35,30 @@ fn a_loop_inside_a_coroutine_is_outside_of_it() {
 }
 
 #[test]
-fn every_panic_is_told_of_and_none_goes_on() {
-    let host = Coroutine::new("host", |_| {
-        for name in ["first", "second"] {
-            Coroutine::new(name, move |_| panic!("of {name}")).queue_wake("test");
+fn every_panic_is_told_of_and_none_goes_on_but_the_first_that_is_to() {
+    for going_on in [None, Some(0), Some(1), Some(2)] {
+        let host = Coroutine::new("host", |_| {
+            for name in ["first", "second"] {
+                Coroutine::new(name, move |_| panic!("of {name}")).queue_wake("test");
+            }
+            panic!("of host");
+        });
+        let mut told = Vec::new();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            host.resume_catching(|name, payload| {
+                told.push((name, payload.downcast_ref::<String>().cloned()));
+                going_on.is_some_and(|from| told.len() > from).then_some(payload)
+            })
+        }));
+        let expected = [("host", None), ("first", Some("of first")), ("second", Some("of second"))];
+        assert_eq!(told, expected.map(|(name, message)| (name, message.map(str::to_owned))));
+        match (going_on, result) {
+            (None, result) => assert_eq!(result.unwrap(), CoroutineState::Terminated),
+            (Some(0), Err(payload)) => assert!(payload.is::<&str>()),
+            (Some(from), Err(payload)) => {
+                assert_eq!(payload.downcast_ref::<String>(), told[from].1.as_ref());
+            }
+            (Some(_), Ok(_)) => panic!("no panic went on"),
         }
-        panic!("of host");
-    });
-    let mut told = Vec::new();
-    let state = host.resume_catching(|name, payload| {
-        told.push((name, payload.downcast_ref::<String>().cloned()));
-    });
-    assert_eq!(state, CoroutineState::Terminated);
-    let expected = [("host", None), ("first", Some("of first")), ("second", Some("of second"))];
-    assert_eq!(told, expected.map(|(name, message)| (name, message.map(str::to_owned))));
+    }
 }

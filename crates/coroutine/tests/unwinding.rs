@@ -157,7 +157,7 @@ fn destructors_may_wake_others() {
 }
 
 #[test]
-fn a_scheduled_coroutine_cannot_be_unwound_nor_a_queued_one_unscheduled() {
+fn a_queued_coroutine_cannot_be_unwound() {
     let target = Coroutine::new("target", |_| ());
     let waker = Coroutine::new("waker", {
         let target = target.clone();
@@ -165,23 +165,10 @@ fn a_scheduled_coroutine_cannot_be_unwound_nor_a_queued_one_unscheduled() {
             target.queue_wake("waker");
             let expected = "coroutine 'target' was already scheduled in waker";
             assert_eq!(panic_message(|| target.unwind()), expected);
-            assert_eq!(panic_message(|| target.clear_scheduled()), expected);
         }
     });
     assert_eq!(waker.resume(), CoroutineState::Terminated);
     assert_eq!(target.state(), CoroutineState::Terminated);
-}
-
-#[test]
-fn a_scheduled_coroutine_is_unwound_when_the_last_handle_goes_away() {
-    let dropped = Dropped::default();
-    let token = dropped.token();
-    let coroutine = Coroutine::new("c", move |_| drop(token));
-    coroutine.set_scheduled("a list");
-    drop(coroutine);
-    assert_eq!(dropped.times(), 1);
-    // The mark does not stick to what its stack is used for next.
-    assert_eq!(Coroutine::new("next", |_| ()).resume(), CoroutineState::Terminated);
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn exchange(ctx: &AioContext, client: &mut UnixStream, mut bytes: &[u8], replies
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
-        ctx.poll(false);
+        ctx.try_poll();
         match client.read(&mut replies[taken..]) {
             Ok(0) => assert_eq!(taken, replies.len(), "the server has hung up"),
             Ok(more) => taken += more,

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 /// All of them. A test compares this list with the source.
 pub(crate) const NAMES: &[&str] = &[
+    "aio_arm_idle_timer",
     "aio_coroutine_enter",
     "aio_dispatch_fd",
     "aio_notify",
+    "aio_release_idle_memory",
     "aio_sleep",
     "bdrv_close",
     "bdrv_co_block_status",

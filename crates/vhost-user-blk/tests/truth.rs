@@ -116,7 +116,7 @@ fn an_export_that_fails_leaves_no_socket_behind() {
     let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
     let device = VirtioBlkConfig { num_queues: 0, ..Default::default() };
-    let options = VhostUserBlkOptions { device, ..Default::default() };
+    let options = VhostUserBlkOptions::new(device);
     assert!(VhostUserBlk::listen(&ctx, &socket, &node, options).is_err());
     assert!(!socket.exists());
 }
@@ -152,9 +152,9 @@ fn an_export_that_is_dropped_answers_what_it_has_taken() {
     let answers = guest.reap();
     assert!(answers.starts_with(&[(0, 0)]), "{answers:?}");
     assert_eq!(answers.len() == 2, guest.status(1) != UNTOUCHED);
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     guest.kick.write(1).unwrap();
-    assert!(!ctx.poll(false), "the queue is not looked at any more");
+    assert!(!ctx.try_poll(), "the queue is not looked at any more");
     drop(front);
 }
 

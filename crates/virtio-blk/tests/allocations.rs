@@ -55,7 +55,7 @@ fn run(ctx: &AioContext, machine: &mut Machine, buffers: &[GuestBuffer], mix: Mi
         queue.kick();
         let mut done = 0;
         while done <= flush {
-            ctx.poll(true);
+            ctx.poll();
             while let Some(completion) = queue.reap() {
                 assert_eq!(completion.status, BlkStatus::Ok);
                 done += 1;

@@ -22,7 +22,7 @@ fn a_device_that_goes_away_lets_its_requests_finish() {
     let buffer = machine.ram.alloc(512, 512).unwrap();
     machine.queues[0].write(0, buffer, 1).unwrap();
     machine.queues[0].kick();
-    ctx.poll(true);
+    ctx.poll();
     assert_eq!(disk.running.load(Ordering::Relaxed), 1);
     drop(machine.device);
     settle(&ctx);
@@ -42,7 +42,7 @@ fn a_device_that_goes_away_takes_nothing_more() {
     let queue = &mut machine.queues[0];
     queue.write(0, buffer, 1).unwrap();
     queue.kick();
-    ctx.poll(true);
+    ctx.poll();
     assert_eq!(disk.running.load(Ordering::Relaxed), 1);
     drop(machine.device);
     // One in flight keeps the queue alive, which is asked in every way there is.
@@ -56,7 +56,7 @@ fn a_device_that_goes_away_takes_nothing_more() {
     assert_eq!(disk.take_seen().len(), 1);
     assert!(interrupt.test_and_clear().unwrap(), "the driver is told of the last one");
     kick.set().unwrap();
-    assert!(!ctx.poll(false), "its descriptor is watched no more");
+    assert!(!ctx.try_poll(), "its descriptor is watched no more");
     assert_eq!(Arc::strong_count(machine.ram.memory()), 2, "the guest's own");
 }
 
@@ -71,7 +71,7 @@ fn an_idle_device_that_goes_away_watches_no_descriptor() {
     drop(machine.device);
     settle(&ctx);
     kick.set().unwrap();
-    assert!(!ctx.poll(false));
+    assert!(!ctx.try_poll());
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn requests_of_a_context_that_ends_are_answered_with_an_error() {
         queue.read(100 * token, buffer, token).unwrap();
     }
     queue.kick();
-    ctx.poll(true);
+    ctx.poll();
     drop(ctx);
     let statuses: Vec<_> = std::iter::from_fn(|| queue.reap()).map(|it| it.status).collect();
     assert_eq!(statuses, [BlkStatus::IoErr; 4]);

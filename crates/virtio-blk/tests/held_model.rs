@@ -167,7 +167,7 @@ impl Model {
                 (0..count).for_each(|_| self.submit());
                 self.queue.kick();
             }
-            Step::Poll => drop(self.ctx.poll(false)),
+            Step::Poll => drop(self.ctx.try_poll()),
             Step::Settle => settle(&self.ctx),
             Step::Break(ahead) => {
                 let offset = sector_of(self.next_token + u64::from(ahead)) * 512;

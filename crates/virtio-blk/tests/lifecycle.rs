@@ -82,7 +82,7 @@ fn a_queue_of_1024_entries_is_served_when_it_is_full() {
             }
             assert!(submitted >= 1024 / 3);
             queue.kick();
-            ctx.poll(true);
+            ctx.poll();
             assert_eq!(disk.running.load(Ordering::Relaxed) as u64, submitted);
             settle(&ctx);
             assert_eq!(std::iter::from_fn(|| queue.reap()).count() as u64, submitted);
@@ -318,7 +318,7 @@ fn kicks_and_interrupts_through_eventfds() {
     }
     machine.device.reset(&ctx);
     kick.set().unwrap();
-    assert!(!ctx.poll(false), "nobody listens any more");
+    assert!(!ctx.try_poll(), "nobody listens any more");
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn a_reset_waits_for_requests_in_flight() {
         queue.read(100 * token, buffer, token).unwrap();
     }
     queue.kick();
-    ctx.poll(true);
+    ctx.poll();
     assert_eq!(machine.device.in_flight(), 8);
     queue.read(0, buffer, 8).unwrap();
     queue.kick();
@@ -354,7 +354,7 @@ fn a_stopped_queue_goes_on_where_it_stopped() {
     for round in 0..400u64 {
         queue.read(round, buffer, round).unwrap();
         queue.kick();
-        ctx.poll(true);
+        ctx.poll();
         let next_index = ctx.run(|co| machine.device.co_stop_queue(co, 0)).unwrap();
         assert_eq!(u64::from(next_index), round + 1);
         assert_eq!(queue.reap().map(|it| it.token), Some(round));

@@ -27,20 +27,20 @@ fn c46_a_ring_is_looked_at_without_a_kick() {
     let (mut guest, kick) = polled_device();
     for _ in 0..10 {
         guest.offer_honest_request();
-        assert!(guest.ctx.poll(true), "seen, though nobody kicked");
+        assert!(guest.ctx.poll(), "seen, though nobody kicked");
         guest.honest_request_was_answered();
         assert!(!guest.wants_kick());
     }
     // A loop that may sleep asks for kicks again, and sees what came just before that.
     guest.offer_honest_request();
     guest.ctx.set_poll_params(PollParams::default());
-    assert!(guest.ctx.poll(true));
+    assert!(guest.ctx.poll());
     guest.honest_request_was_answered();
     assert!(guest.wants_kick());
     guest.offer_honest_request();
     assert!(!guest.ctx.poll_timeout(Duration::from_millis(1)), "now it takes a kick");
     kick.set().unwrap();
-    assert!(guest.ctx.poll(true));
+    assert!(guest.ctx.poll());
     guest.honest_request_was_answered();
 }
 
@@ -48,7 +48,7 @@ fn c46_a_ring_is_looked_at_without_a_kick() {
 fn c46_a_ring_that_is_no_longer_watched_wants_kicks_again() {
     let (mut guest, _kick) = polled_device();
     guest.offer_honest_request();
-    assert!(guest.ctx.poll(true));
+    assert!(guest.ctx.poll());
     guest.honest_request_was_answered();
     assert!(!guest.wants_kick());
     // Another one takes its place. What was offered without a kick meanwhile is not forgotten.
@@ -62,6 +62,6 @@ fn c46_a_ring_that_is_no_longer_watched_wants_kicks_again() {
     assert!(guest.wants_kick());
     guest.offer_honest_request();
     other.set().unwrap();
-    assert!(guest.ctx.poll(true));
+    assert!(guest.ctx.poll());
     guest.honest_request_was_answered();
 }

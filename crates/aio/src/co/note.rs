@@ -3,22 +3,49 @@
 //! A note is a few plain stores in the coroutine's task, on its own thread: cheap enough for every
 //! request, and read only when coroutines are listed.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::Co;
 
 /// A note as it is kept. What the numbers mean is for the layer above to say.
-#[derive(Clone, Copy)]
-pub(crate) struct Note {
-    /// 0: nothing is noted.
-    pub(super) tag: u64,
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
-    pub(super) since_ns: i64,
+pub(super) struct Note {
+    /// 0: nothing is noted, and the rest is old.
+    tag: Cell<u64>,
+    offset: Cell<u64>,
+    bytes: Cell<u64>,
+    since_ns: Cell<i64>,
 }
 
 impl Note {
-    pub(super) const NONE: Note = Note { tag: 0, offset: 0, bytes: 0, since_ns: 0 };
+    pub(super) const fn new() -> Note {
+        let [tag, offset, bytes] = [const { Cell::new(0) }; 3];
+        Note { tag, offset, bytes, since_ns: Cell::new(0) }
+    }
+
+    #[inline]
+    pub(super) fn set(&self, tag: u64, offset: u64, bytes: u64, since_ns: i64) {
+        self.tag.set(tag);
+        self.offset.set(offset);
+        self.bytes.set(bytes);
+        self.since_ns.set(since_ns);
+    }
+
+    #[inline]
+    pub(super) fn clear(&self) {
+        self.tag.set(0);
+    }
+
+    pub(super) fn info(&self, now_ns: i64) -> Option<NoteInfo> {
+        let age_ns = now_ns.saturating_sub(self.since_ns.get());
+        let info = NoteInfo {
+            tag: self.tag.get(),
+            offset: self.offset.get(),
+            bytes: self.bytes.get(),
+            age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+        };
+        (info.tag != 0).then_some(info)
+    }
 }
 
 /// A note, as a listing tells it.
@@ -33,15 +60,6 @@ pub struct NoteInfo {
     pub bytes: u64,
     /// For how long, by a clock that ticks every few milliseconds.
     pub age: Duration,
-}
-
-impl NoteInfo {
-    pub(super) fn of(note: Note, now_ns: i64) -> Option<NoteInfo> {
-        let age_ns = now_ns.saturating_sub(note.since_ns);
-        let age = Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0));
-        let Note { tag, offset, bytes, .. } = note;
-        (tag != 0).then_some(NoteInfo { tag, offset, bytes, age })
-    }
 }
 
 impl Co<'_> {
@@ -76,17 +94,17 @@ mod tests {
         let note = |ctx: &AioContext| ctx.coroutines()[0].note;
         let first = note(&ctx).expect("a note");
         assert_eq!((first.tag, first.offset, first.bytes), (7, 4096, 512));
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(note(&ctx), None);
-        ctx.poll(false);
+        ctx.try_poll();
         // The next one has the same task, and not the same note.
         ctx.spawn("request", |co| {
             co.note(8, 0, 0);
             co.yield_now();
         });
-        ctx.poll(false);
+        ctx.try_poll();
         ctx.spawn("another", |co| co.yield_now());
         assert_eq!(note(&ctx), None);
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
-use super::{CoroutineInfo, Note, NoteInfo, Wanted};
+use super::{CoroutineInfo, Note, Wanted};
 use crate::context::{AioContext, Inner};
 use crate::home::Home;
 use crate::panics;
@@ -53,7 +53,7 @@ pub(crate) struct Task {
     // The rest belongs to the home thread.
     suspended: Cell<bool>,
     waits_for: Cell<&'static str>,
-    note: Cell<Note>,
+    note: Note,
     /// The requester that it works for, while that may end.
     pub(super) wanted: RefCell<Option<Wanted>>,
     spawned_ns: Cell<i64>,
@@ -149,12 +149,12 @@ impl Task {
     pub(crate) fn set_note(&self, tag: u64, offset: u64, bytes: u64) {
         // SAFETY: called by the running coroutine, so its context is there.
         let since_ns = unsafe { self.inner.as_ref() }.coarse_ns();
-        self.note.set(Note { tag, offset, bytes, since_ns });
+        self.note.set(tag, offset, bytes, since_ns);
     }
 
     #[inline]
     pub(crate) fn clear_note(&self) {
-        self.note.set(Note::NONE);
+        self.note.clear();
     }
 
     pub(super) fn info(&self, context: &str, now_ns: i64) -> CoroutineInfo {
@@ -168,7 +168,7 @@ impl Task {
             state: coroutine.map_or(CoroutineState::Created, |coroutine| coroutine.state()),
             waits_for: self.waits_for.get(),
             age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
-            note: NoteInfo::of(self.note.get(), now_ns),
+            note: self.note.info(now_ns),
         }
     }
 
@@ -475,7 +475,7 @@ impl Task {
             lost: AtomicBool::new(false),
             suspended: Cell::new(false),
             waits_for: Cell::new(""),
-            note: Cell::new(Note::NONE),
+            note: Note::new(),
             wanted: RefCell::new(None),
             spawned_ns: Cell::new(0),
             name: Cell::new(""),

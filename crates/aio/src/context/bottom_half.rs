@@ -22,8 +22,6 @@ use crate::run_list::{self, LocalList, Node, NodeKind, Runner};
 const LINKED: u8 = 1;
 /// When its turn comes, call the callback. Cancelling clears it and leaves the node linked.
 const WANTED: u8 = 2;
-/// It is scheduled as idle work: no progress, and no reason not to sleep.
-const IDLE: u8 = 4;
 
 type Callback = Rc<dyn Fn(&AioContext)>;
 
@@ -63,12 +61,8 @@ impl Bh {
 
     /// Marks it wanted. Returns the node to push if it was on no list; the node then holds a
     /// reference count, so it stays alive and in place until it is run or discarded.
-    fn want(self: &Arc<Bh>, idle: u8) -> Option<NonNull<Node>> {
-        let before = self.flags.fetch_or(LINKED | WANTED | idle, Ordering::AcqRel);
-        if idle != 0 && before & (WANTED | IDLE) == WANTED {
-            // It is wanted as real work already, and stays so.
-            self.flags.fetch_and(!IDLE, Ordering::AcqRel);
-        }
+    fn want(self: &Arc<Bh>) -> Option<NonNull<Node>> {
+        let before = self.flags.fetch_or(LINKED | WANTED, Ordering::AcqRel);
         (before & LINKED == 0).then(|| Bh::node_of(Arc::into_raw(Arc::clone(self))))
     }
 
@@ -91,15 +85,11 @@ unsafe fn run_bh(node: NonNull<Node>, runner: Runner<'_>) -> bool {
         return false;
     }
     // SAFETY: `run` is called on the home thread.
-    match unsafe { bh.callback() } {
-        Some(callback) => {
-            // SAFETY: as `NodeKind::run`: on a context's list, so that runs it.
-            let ctx = unsafe { runner.get::<AioContext>() };
-            ctx.inner().panics.blaming(Culprit::BottomHalf(bh.name), || callback(ctx));
-        }
-        None => return false,
-    }
-    flags & IDLE == 0
+    let Some(callback) = (unsafe { bh.callback() }) else { return false };
+    // SAFETY: as `NodeKind::run`: on a context's list, so that runs it.
+    let ctx = unsafe { runner.get::<AioContext>() };
+    ctx.inner().panics.blaming(Culprit::BottomHalf(bh.name), || callback(ctx));
+    true
 }
 
 /// # Safety
@@ -116,8 +106,6 @@ pub(crate) struct BhQueues {
     /// What this phase runs. A nested poll appends to it and runs all of it, so what was left of
     /// the outer phase goes first (contract: C36).
     pub(crate) running: LocalList,
-    /// Idle bottom halves for the next phase.
-    pub(crate) idle: LocalList,
     live: RefCell<Slab<Arc<Bh>>>,
     closed: Cell<bool>,
 }
@@ -127,7 +115,6 @@ impl BhQueues {
         BhQueues {
             pending: LocalList::new(),
             running: LocalList::new(),
-            idle: LocalList::new(),
             live: RefCell::new(Slab::new()),
             closed: Cell::new(false),
         }
@@ -164,7 +151,7 @@ impl BhQueues {
                 drop_reporting(context, unsafe { bh.take_callback() });
             }
         }
-        for list in [&self.running, &self.pending, &self.idle] {
+        for list in [&self.running, &self.pending] {
             list.discard_all(context);
         }
     }
@@ -203,27 +190,9 @@ impl BottomHalf {
     /// Runs the callback in the next poll. Without effect if it is scheduled already, or if the
     /// context is gone.
     pub fn schedule(&self) {
-        if let Some(node) = self.bh.want(0) {
+        if let Some(node) = self.bh.want() {
             // SAFETY: `want` keeps the node alive and gives it out only when it is on no list.
             unsafe { self.queues.schedule(node) };
-        } else if self.bh.flags.fetch_and(!IDLE, Ordering::AcqRel) & IDLE != 0
-            && self.queues.idle.remove(Bh::node_of(Arc::as_ptr(&self.bh)))
-        {
-            // Was scheduled as idle work; now it is wanted soon.
-            // SAFETY: it was on the idle list, so the rule holds for it, and now it is on none.
-            unsafe { self.queues.schedule(Bh::node_of(Arc::as_ptr(&self.bh))) };
-        }
-    }
-
-    /// Runs the callback in the next poll, but neither counts as progress nor keeps a blocking
-    /// poll from waiting up to 10 ms (contract: C38).
-    pub fn schedule_idle(&self) {
-        if self.queues.closed.get() {
-            return;
-        }
-        if let Some(node) = self.bh.want(IDLE) {
-            // SAFETY: `want` keeps the node alive and gives it out only when it is on no list.
-            unsafe { self.queues.idle.push(node) };
         }
     }
 
@@ -266,14 +235,9 @@ impl RemoteBottomHalf {
     /// Runs the callback in the home thread's next poll, and wakes that thread if it sleeps.
     /// Without effect if it is scheduled already, deleted, or if the context is gone.
     pub fn schedule(&self) {
-        match self.bh.want(0) {
+        if let Some(node) = self.bh.want() {
             // SAFETY: `want` keeps the node alive and gives it out only when it is on no list.
-            Some(node) => unsafe { self.shared.schedule(node) },
-            None => {
-                if self.bh.flags.fetch_and(!IDLE, Ordering::AcqRel) & IDLE != 0 {
-                    self.shared.notify();
-                }
-            }
+            unsafe { self.shared.schedule(node) };
         }
     }
 }

@@ -13,6 +13,7 @@ use super::busy_poll::Polling;
 use super::clock::Clock;
 use super::debug_map;
 use super::fd_handler::FdHandlers;
+use super::patience::Patience;
 use super::timer::TimerList;
 use super::turn::TurnClock;
 use super::{AioContext, ContextLink, Inner};
@@ -83,6 +84,7 @@ impl AioContextBuilder {
     pub fn build(self) -> io::Result<AioContext> {
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
+        let patience = Patience::new(&fds)?;
         let wait_mode = self.wait_mode;
         let ring = OnceCell::new();
         if wait_mode == WaitMode::Ring {
@@ -102,6 +104,7 @@ impl AioContextBuilder {
             timers: Rc::new(TimerList::new(clock)),
             fds,
             polling: Polling::new(self.poll_max),
+            patience,
             ring,
             wait_mode,
             simulation,

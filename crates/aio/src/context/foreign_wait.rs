@@ -58,7 +58,7 @@ impl AioContext {
     ///
     /// A turn of such a loop is
     ///
-    /// 1. [`poll(false)`](Self::poll), as long as that makes progress, or once;
+    /// 1. [`try_poll`](Self::try_poll), as long as that makes progress, or once;
     /// 2. `prepare_wait`;
     /// 3. a wait until the context's descriptor is readable, for [`Wait::timeout`] at most, and for
     ///    whatever else the loop waits for;
@@ -84,7 +84,7 @@ impl AioContext {
     ///     let wait = ctx.prepare_wait();
     ///     poll.poll(&mut events, wait.timeout())?;
     ///     drop(wait);
-    ///     ctx.poll(false);
+    ///     ctx.try_poll();
     /// }
     /// assert_eq!(answer.wait(), Ok(42));
     /// # Ok::<(), std::io::Error>(())
@@ -121,6 +121,7 @@ impl Inner {
             limit = ring.retry_after();
         }
         let busy = self.polling.end(self);
+        self.patience.before_sleep(self.coarse_ns());
         if !self.shared.prepare_sleep() || busy {
             return Ok(Some(Duration::ZERO));
         }

@@ -6,6 +6,7 @@
 //! * `shield`: what becomes of a panic;
 //! * `clock`: what time it is;
 //! * `bottom_half`, `timer`, `fd_handler`, `busy_poll`: what a poll runs;
+//! * `patience`: when it gives back the memory of idle stacks;
 //! * `foreign_wait`: the context in another loop;
 //! * `handle`: the context as other threads see it;
 //! * `debug_map`: where a debugger finds it.
@@ -20,6 +21,7 @@ mod debug_map;
 mod fd_handler;
 mod foreign_wait;
 mod handle;
+mod patience;
 mod poll;
 mod shield;
 mod testing;
@@ -49,6 +51,7 @@ use crate::trace_event;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
 use fd_handler::FdHandlers;
+use patience::Patience;
 use timer::TimerList;
 use turn::TurnClock;
 
@@ -113,6 +116,7 @@ pub(crate) struct Inner {
     pub(crate) timers: Rc<TimerList>,
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
+    pub(crate) patience: Patience,
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
     ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,
@@ -356,7 +360,8 @@ impl AioContext {
     ///
     /// # Safety
     /// What `entry` borrows outlives the coroutine's run.
-    #[inline]
+    // Always inlined, so that a large closure is copied once less.
+    #[inline(always)]
     unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
         self.inner().shared.assert_own_process();
         let task = self.inner().tasks.acquire(self.inner, name);
@@ -401,14 +406,15 @@ impl AioContext {
                 drop(coroutine);
                 return result.unwrap_or_else(|panic| resume_unwind(panic));
             }
-            self.poll(true);
+            self.poll();
         }
     }
 
-    /// Polls until `done` says so; it is asked before each poll.
+    /// Polls until `done` says so; it is asked before each poll. Another thread that makes it so has to
+    /// [`notify`](AioHandle::notify) the loop besides, or it may sleep on.
     pub fn run_until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
-            self.poll(true);
+            self.poll();
         }
     }
 }
@@ -472,7 +478,7 @@ impl AioContext {
             while self.inner().aio_jobs.get() > 0 {
                 let culprit = Culprit::Other("a callback, at the end of the context");
                 call_reporting(self.name(), culprit, || {
-                    self.poll(true);
+                    self.poll();
                 });
             }
             let Some(coroutine) = self.inner().tasks.first_live() else { return true };

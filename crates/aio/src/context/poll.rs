@@ -1,31 +1,23 @@
 //! One poll of the loop, phase by phase (contract: C40, C41).
 
 use std::io;
-use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use super::{AioContext, Inner};
 use crate::panics;
 use crate::ring::Ring;
 use crate::run_list::{Node, Runner};
-use crate::sys;
 use crate::trace_event;
-
-/// How long a blocking poll waits at most while idle bottom halves are scheduled (contract: C38).
-const IDLE_BH_TIMEOUT: Duration = Duration::from_millis(10);
-
-/// After how long without anything to do a loop gives back the memory of stacks that are idle.
-const STACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
 /// calculation with it take is not a time that anything comes back from.
 const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl AioContext {
-    /// Runs one iteration of the loop: waits (if `blocking`, and if nothing is ready), then runs
-    /// bottom halves, descriptor handlers and timers, in this order. Returns whether any of them
-    /// ran; idle bottom halves do not count (contract: C40, C41). A blocking poll also returns, and
-    /// without progress, when it was notified, and may when a signal came.
+    /// Runs one iteration of the loop: waits until something is ready, then runs bottom halves,
+    /// descriptor handlers and timers, in this order. Returns whether any of them ran (contract:
+    /// C40, C41). It also returns, and without progress, when it was notified, and may when a
+    /// signal came.
     ///
     /// May be called from inside a callback, and from inside a coroutine: a nested poll first runs
     /// what the outer one has left (contract: C36). A coroutine that polls is not suspended, so it
@@ -35,12 +27,23 @@ impl AioContext {
     /// # Panics
     /// With [`PanicPolicy::Stop`](crate::PanicPolicy::Stop), with what a callback or a coroutine
     /// panics with. What was scheduled behind it is not lost: the next poll runs it.
-    pub fn poll(&self, blocking: bool) -> bool {
-        self.poll_at_most(if blocking { None } else { Some(Duration::ZERO) })
+    pub fn poll(&self) -> bool {
+        self.poll_at_most(None)
     }
 
-    /// A blocking [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come
-    /// back. That the time is up counts as no progress.
+    /// A [`poll`](Self::poll) that does not wait: runs what is ready.
+    ///
+    /// # Panics
+    /// As [`poll`](Self::poll).
+    pub fn try_poll(&self) -> bool {
+        self.poll_at_most(Some(Duration::ZERO))
+    }
+
+    /// A [`poll`](Self::poll) that waits for `timeout` at most; for loops that must come back. That
+    /// the time is up counts as no progress.
+    ///
+    /// # Panics
+    /// As [`poll`](Self::poll).
     pub fn poll_timeout(&self, timeout: Duration) -> bool {
         self.poll_at_most(Some(timeout))
     }
@@ -60,13 +63,8 @@ impl AioContext {
     /// that callbacks wake, as outside of any coroutine, at once.
     #[cold]
     fn poll_in_coroutine(&self, limit: Option<Duration>) -> bool {
-        let (policy, mut first) = (self.inner().panics.policy, None);
-        coblk_coroutine::serve_woken(|name, payload| {
-            panics::keep_or_report(name, payload, policy, &mut first);
-        });
-        if let Some(payload) = first {
-            resume_unwind(payload);
-        }
+        let policy = self.inner().panics.policy;
+        coblk_coroutine::serve_woken(|name, payload| panics::keep_or_report(name, payload, policy));
         coblk_coroutine::outside(|| self.poll_outside(limit))
     }
 
@@ -157,44 +155,27 @@ impl Inner {
     /// `limited`: the caller has set a limit, and not only timers have.
     fn sleep(&self, mut timeout: Option<Duration>, limited: bool) -> io::Result<()> {
         loop {
+            self.patience.before_sleep(self.coarse_ns());
             if !self.shared.prepare_sleep() {
                 return self.collect_events();
             }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            let first = Some(STACK_PATIENCE).filter(|first| {
-                timeout.is_none_or(|timeout| timeout > *first) && coblk_coroutine::has_idle_memory()
-            });
             let kicked = match self.made_ring() {
-                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, first.or(timeout))?,
-                _ => self.fds.wait(first.or(timeout))?,
+                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
+                _ => self.fds.wait(timeout)?,
             };
             let notified = self.shared.accept_notifications();
-            if first.is_some() && !kicked && !notified && !self.has_work() && self.is_idle() {
-                // Coroutines that come next need the tops of their stacks, and these stay.
-                coblk_coroutine::release_idle_memory();
-                self.refresh_coarse_clock();
-                timeout = match timeout {
-                    Some(timeout) if limited => Some(timeout - STACK_PATIENCE),
-                    _ => self.sleep_timeout(),
-                };
-                continue;
-            }
-            // Woken for something that has been served already: see `home.rs`. With a limit of
-            // its own the caller counts on coming back, and loops anyway.
+            // Woken by the timer of idle stacks, or for something that has been served already: see
+            // `home.rs`. With a limit of its own the caller counts on coming back, and loops anyway.
             if !kicked || notified || limited || self.has_work() {
                 return Ok(());
             }
+            self.refresh_coarse_clock();
             timeout = self.sleep_timeout();
             if timeout == Some(Duration::ZERO) {
                 return Ok(());
             }
         }
-    }
-
-    /// Whether the turn that sleeps has lasted for long.
-    fn is_idle(&self) -> bool {
-        let turn_ns = sys::coarse_clock_ns() - self.coarse_ns();
-        u128::try_from(turn_ns).is_ok_and(|turn_ns| turn_ns >= STACK_PATIENCE.as_nanos())
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).
@@ -241,18 +222,13 @@ impl Inner {
         if self.has_work() {
             return Some(Duration::ZERO);
         }
-        let timeout = self.timers.timeout();
-        if self.queues.idle.is_empty() {
-            return timeout;
-        }
-        Some(timeout.map_or(IDLE_BH_TIMEOUT, |timeout| timeout.min(IDLE_BH_TIMEOUT)))
+        self.timers.timeout()
     }
 
     fn run_bottom_halves(&self) -> bool {
         let running = &self.queues.running;
         running.append(&self.queues.pending);
         self.shared.take_remote(running);
-        running.append(&self.queues.idle);
         if running.is_empty() {
             return false;
         }

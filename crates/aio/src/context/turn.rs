@@ -77,7 +77,7 @@ mod tests {
                 seen.set(first_ns);
             });
         }
-        ctx.poll(false);
+        ctx.try_poll();
         // Outside of a turn it is the present.
         let outside_ns = ctx.turn_ns();
         assert!(outside_ns >= seen.get() + 3_000_000);

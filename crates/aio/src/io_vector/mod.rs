@@ -167,22 +167,6 @@ macro_rules! common_methods {
         pub fn is_zero(&self) -> bool {
             self.ranges.is_zero()
         }
-
-        /// Drops up to `bytes` from the front and returns how many were dropped: all, if the
-        /// vector held fewer (contract: C90).
-        pub fn discard_front(&mut self, bytes: usize) -> usize {
-            let dropped = bytes.min(self.len());
-            self.ranges = self.ranges.slice(dropped, self.len() - dropped);
-            dropped
-        }
-
-        /// Drops up to `bytes` from the end and returns how many were dropped: all, if the vector
-        /// held fewer (contract: C90).
-        pub fn discard_back(&mut self, bytes: usize) -> usize {
-            let dropped = bytes.min(self.len());
-            self.ranges = self.ranges.slice(0, self.len() - dropped);
-            dropped
-        }
     };
 }
 
@@ -448,14 +432,5 @@ mod tests {
         let mut out = [0u8; 2];
         part.copy_to(0, &mut out);
         assert_eq!(&out, b"de");
-    }
-
-    #[test]
-    fn c90_discarding_more_than_there_is_empties_it() {
-        let data = [0u8; 10];
-        let mut vector = IoVector::from(&data[..]);
-        assert_eq!(vector.discard_front(4), 4);
-        assert_eq!(vector.discard_back(100), 6);
-        assert!(vector.is_empty() && vector.as_iovecs().is_empty());
     }
 }

@@ -53,6 +53,7 @@ pub struct Acceptor {
 
 /// The place of one client. Dropping it gives the place to the next.
 #[derive(Debug)]
+#[must_use = "dropping it gives the place to the next client"]
 pub struct Slot {
     shared: Rc<Shared>,
 }

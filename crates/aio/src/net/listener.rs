@@ -23,6 +23,7 @@ pub const BACKLOG: i32 = 128;
 /// Sockets that listen at one address: several if a host has several addresses. They do not block.
 /// Dropping it closes them, and removes the path of a unix socket that it has bound.
 #[derive(Debug)]
+#[must_use = "dropping it closes its sockets"]
 pub struct Listener {
     sockets: Vec<ListeningSocket>,
     addresses: Vec<SocketAddress>,

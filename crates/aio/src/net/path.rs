@@ -33,6 +33,7 @@ struct BoundFile {
 /// A socket that a listener has bound at a path. Dropping it removes the path, if that socket is still
 /// there. To be dropped before the socket is closed.
 #[derive(Debug)]
+#[must_use = "dropping it removes the path"]
 pub struct BoundPath(BoundFile);
 
 /// Listens at `path`. A socket at which no process listens is replaced; whatever else is there stays.

@@ -21,6 +21,7 @@ struct State {
 
 /// More was asked for than there will ever be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SharedResourceError {
     /// The share asked for.
     pub asked: u64,

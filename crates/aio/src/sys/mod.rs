@@ -8,6 +8,7 @@ mod descriptor;
 pub mod faults;
 mod fork;
 mod lock;
+mod timerfd;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -22,6 +23,7 @@ pub use descriptor::{
 use faults::Call;
 pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
+pub(crate) use timerfd::TimerFd;
 
 /// Ranges one system call takes; a longer vector is transferred in part.
 pub const IOV_MAX: usize = 1024;

@@ -113,6 +113,8 @@ impl Headcount {
 
     /// A worker has started, and is ready for its first message.
     pub(crate) fn worker_started(&self) {
+        // Together, for those who look at both.
+        let _limits = lock(&self.limits);
         self.started.fetch_add(1, Ordering::AcqRel);
         self.worker_ready();
     }
@@ -128,11 +130,11 @@ impl Headcount {
         usize::try_from(self.available.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Registers a new worker, if the maximum allows, or in any case. It is then to be
-    /// started.
-    pub(crate) fn add_worker(&self, in_any_case: bool) -> bool {
+    /// Registers a new worker if the maximum allows it, or if it is for the first job of a share and
+    /// all others are busy. It is then to be started.
+    pub(crate) fn add_worker(&self, is_first: bool) -> bool {
         let mut limits = lock(&self.limits);
-        let allowed = limits.threads < limits.most() || in_any_case;
+        let allowed = limits.threads < limits.most() || (is_first && self.all_are_busy(&limits));
         if allowed {
             // Those above a maximum that was lowered are on their way out.
             limits.extra += usize::from(limits.threads >= limits.most());
@@ -140,6 +142,13 @@ impl Headcount {
             self.publish(&limits);
         }
         allowed
+    }
+
+    /// Whether jobs remain when each worker that has not begun yet has taken one.
+    fn all_are_busy(&self, limits: &Limits) -> bool {
+        let started = usize::try_from(self.started.load(Ordering::Acquire)).unwrap_or(0);
+        let coming = isize::try_from(limits.threads.saturating_sub(started)).unwrap_or(isize::MAX);
+        self.available.load(Ordering::Acquire).saturating_add(coming) < 0
     }
 
     /// A worker that was registered could not be started. Returns how many remain.
@@ -206,5 +215,26 @@ impl Headcount {
         self.max.store(limits.max, Ordering::Relaxed);
         self.full.store(limits.threads >= limits.most(), Ordering::Relaxed);
         self.over_max.store(limits.threads > limits.most(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_has_not_begun_yet_is_enough_for_the_first_job_of_a_share() {
+        let headcount = Headcount::new();
+        assert_eq!(headcount.set_limits(1, 1).0, 1);
+        assert!(headcount.add_worker(false));
+        assert!(headcount.job_submitted(true));
+        assert!(!headcount.add_worker(true), "it takes the job as soon as it has begun");
+        headcount.worker_started();
+        // Nor is there one to spare: the next share's first job has nothing to wait for but that job.
+        assert!(headcount.job_submitted(true));
+        assert!(headcount.add_worker(true));
+        assert!(headcount.job_submitted(true));
+        assert!(headcount.add_worker(true), "the one that comes has a job already");
+        assert_eq!(headcount.threads(), 3);
     }
 }

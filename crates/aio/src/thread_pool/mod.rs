@@ -292,9 +292,9 @@ impl PoolState {
         }
     }
 
-    /// Starts a worker if the maximum allows, or in any case. False if there is none at all.
-    fn start_worker(self: &Arc<PoolState>, in_any_case: bool) -> bool {
-        if !self.headcount.add_worker(in_any_case) {
+    /// Starts a worker if [`Headcount::add_worker`] says so. False if there is none at all.
+    fn start_worker(self: &Arc<PoolState>, is_first: bool) -> bool {
+        if !self.headcount.add_worker(is_first) {
             return true;
         }
         let state = Arc::clone(self);

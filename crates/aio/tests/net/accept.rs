@@ -25,7 +25,7 @@ fn start(ctx: &AioContext, listener: Listener, options: AcceptOptions) -> (Accep
 /// Lets the loop do all that it can do at once.
 fn settle(ctx: &AioContext) {
     for _ in 0..20 {
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }
 

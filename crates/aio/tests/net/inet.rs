@@ -83,8 +83,8 @@ fn ports_may_be_names_of_services() {
 
 #[test]
 fn numeric_addresses_are_not_looked_up() {
-    Listener::bind(&at("localhost", "0", |_| ())).unwrap();
-    Listener::bind(&at("127.0.0.1", "0", |address| address.numeric = true)).unwrap();
+    drop(Listener::bind(&at("localhost", "0", |_| ())).unwrap());
+    drop(Listener::bind(&at("127.0.0.1", "0", |address| address.numeric = true)).unwrap());
     for (host, port) in [("localhost", "0"), ("127.0.0.1", "nbd")] {
         let error = Listener::bind(&at(host, port, |it| it.numeric = true)).unwrap_err();
         assert!(matches!(error, SocketError::Resolve { .. }), "{error}");

@@ -158,7 +158,7 @@ impl Random {
 
 /// Polls until nothing is left to do.
 pub fn settle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 /// Runs `work` in `per_thread` coroutines on each of `threads` contexts of their own.

@@ -23,7 +23,7 @@ pub fn rows(time: Duration) -> io::Result<Vec<Row>> {
         let timer = ctx.timer(|_| ());
         timer.arm_after(Duration::from_secs(3600));
         tell.send((sys::thread_id(), ctx.handle())).map_err(io::Error::other)?;
-        ctx.poll(true);
+        ctx.poll();
         io::Result::Ok(())
     });
     let Ok((thread_id, handle)) = hear.recv() else {

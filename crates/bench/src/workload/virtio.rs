@@ -48,7 +48,7 @@ impl Guest {
         }
         self.machine.queues[0].kick();
         while self.machine.queues[0].in_flight() > 0 {
-            ctx.poll(true);
+            ctx.poll();
             while let Some(completion) = self.machine.queues[0].reap() {
                 if completion.status != BlkStatus::Ok {
                     failed = Some(completion.status);

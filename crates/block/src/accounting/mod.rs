@@ -1,5 +1,5 @@
-//! What a [`BlockBackend`] counts: requests, bytes, failures, time, by kind; how many are on their way;
-//! averages over the last while; histograms and percentiles.
+//! What a [`BlockBackend`](crate::BlockBackend) counts: requests, bytes, failures, time, by kind; how many
+//! are on their way; averages over the last while; histograms and percentiles.
 //!
 //! The home thread is the only writer of the numbers, so that a request pays with plain loads and stores;
 //! [`Statistics`] can be read from any thread, each number by itself: two of them may be a request
@@ -25,9 +25,6 @@ pub use settings::LatencyBoundaries;
 pub use snapshot::{BlockStats, TimedStats};
 pub use statistics::{KindStatistics, Statistics};
 pub use timed_average::Average;
-
-#[cfg(doc)]
-use crate::BlockBackend;
 
 /// How much a backend counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! [`LatencyPercentiles`]: how long most requests took, and the slowest.
 //!
 //! hdrhistogram says where bins meet and finds the percentiles. The counting in between is that of
-//! [`Bins`], without a lock: whoever reads must not make the home thread wait.
+//! [`Bins`], without a lock: readers must not make the home thread wait.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};

@@ -14,8 +14,8 @@ use super::statistics::{Clock, Counters, Extras, Shared, Statistics};
 /// Counts the requests of a backend. Home thread only.
 pub(crate) struct Recorder {
     shared: Arc<Shared>,
-    /// Those in `shared` as they were at a change, without a lock. Nobody holds a borrow across a
-    /// call.
+    /// Those in `shared` as they were at a change, without a lock. No borrow is held across
+    /// a call.
     extras: RefCell<(u64, Extras)>,
 }
 

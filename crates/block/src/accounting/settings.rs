@@ -66,7 +66,7 @@ impl Statistics {
     /// From now on, and anew, counts how many requests of a kind took how long, in bins that meet at
     /// these nanoseconds, from zero; `None` ends that. See [`latencies`](Self::latencies).
     ///
-    /// Needs a clock: while somebody wants latencies, [`Accounting::Counts`] is as dear as
+    /// Needs a clock: with latencies, [`Accounting::Counts`] is as dear as
     /// [`Accounting::Exact`], two looks at the clock a request. Then a search among the boundaries.
     ///
     /// # Errors

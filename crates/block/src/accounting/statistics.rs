@@ -104,7 +104,7 @@ pub(crate) enum Clock {
     Simulated,
 }
 
-/// What is counted only if somebody asked for it.
+/// Counters that exist only on demand.
 #[derive(Clone, Default)]
 pub(crate) struct Extras {
     pub(super) intervals: Vec<(Duration, Arc<[TimedAverage; RequestKind::COUNT]>)>,
@@ -157,7 +157,7 @@ impl Shared {
         change(&mut settings);
         let has_extras = !settings.extras.is_empty();
         let mode = match settings.accounting {
-            // Whoever wants latencies wants a clock.
+            // Latencies need a clock.
             Accounting::Counts if has_extras => Accounting::Exact,
             accounting => accounting,
         };

@@ -77,12 +77,8 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_flush", backend = self.name());
-        if let Err(error) = ctx.ensure_stack() {
-            return ctx.schedule(move |ctx| callback(ctx, Err(error)));
-        }
-        self.submit(ctx, "blk_aio_flush", move |backend, co, entered| {
-            let result = fail_on_panic(co, || backend.flush_entered(co, entered));
-            complete(co, move |ctx| callback(ctx, result));
+        self.submit_plain(ctx, "blk_aio_flush", callback, move |backend, co, entered| {
+            backend.flush_entered(co, entered)
         });
     }
 
@@ -96,14 +92,8 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pwrite_zeroes", backend = self.name(), offset, bytes);
-        if let Err(error) = ctx.ensure_stack() {
-            return ctx.schedule(move |ctx| callback(ctx, Err(error)));
-        }
-        self.submit(ctx, "blk_aio_pwrite_zeroes", move |backend, co, entered| {
-            let result = fail_on_panic(co, || {
-                backend.pwrite_zeroes_entered(co, entered, offset, bytes, flags)
-            });
-            complete(co, move |ctx| callback(ctx, result));
+        self.submit_plain(ctx, "blk_aio_pwrite_zeroes", callback, move |backend, co, entered| {
+            backend.pwrite_zeroes_entered(co, entered, offset, bytes, flags)
         });
     }
 
@@ -116,11 +106,24 @@ impl BlockBackend {
         callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
     ) {
         trace_event!("blk_aio_pdiscard", backend = self.name(), offset, bytes);
+        self.submit_plain(ctx, "blk_aio_pdiscard", callback, move |backend, co, entered| {
+            backend.pdiscard_entered(co, entered, offset, bytes)
+        });
+    }
+
+    /// Submits a request without a buffer.
+    fn submit_plain(
+        &self,
+        ctx: &AioContext,
+        name: &'static str,
+        callback: impl FnOnce(&AioContext, io::Result<()>) + 'static,
+        request: impl Fn(&BlockBackend, &Co<'_>, &mut Option<Request>) -> io::Result<()> + 'static,
+    ) {
         if let Err(error) = ctx.ensure_stack() {
             return ctx.schedule(move |ctx| callback(ctx, Err(error)));
         }
-        self.submit(ctx, "blk_aio_pdiscard", move |backend, co, entered| {
-            let result = fail_on_panic(co, || backend.pdiscard_entered(co, entered, offset, bytes));
+        self.submit(ctx, name, move |backend, co, entered| {
+            let result = fail_on_panic(co, || request(backend, co, entered));
             complete(co, move |ctx| callback(ctx, result));
         });
     }

@@ -12,9 +12,9 @@ use crate::backend::root::{Medium, Request};
 use crate::backend::{BlockBackend, ResizeError, in_flight};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::graph;
 use crate::graph::chain::{self, Base, ChainExtent};
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child};
 use crate::io as request_path;
 
 /// The coroutine door. All of it runs on the backend's home thread.
@@ -188,7 +188,7 @@ impl BlockBackend {
         let _resize = self.inner.slot.resize()?;
         if length >= medium.node.length() {
             let _request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
-            if request_path::co_grow(&self.writable_medium()?.node, co, length, how)? {
+            if self.writable_medium()?.node.co_grow(co, length, how)? {
                 return Ok(());
             }
         }
@@ -207,7 +207,7 @@ impl BlockBackend {
             return Err(error.into());
         }
         let _request = Request::count_in(Rc::clone(&medium));
-        Ok(request_path::co_truncate(&medium.node, co, length, how)?)
+        Ok(medium.node.co_truncate(co, length, how)?)
     }
 }
 
@@ -238,9 +238,15 @@ impl BlockBackend {
         flags: WriteFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwritev", offset, bytes = source.len());
-        self.perform(co, request, RequestKind::Write, (offset, source.len() as u64), |medium| {
-            request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
-        })
+        self.carry_out(
+            co,
+            request,
+            RequestKind::Write,
+            (offset, source.len() as u64),
+            |medium: &Medium| {
+                request_path::co_pwritev(self.writable(medium)?, co, offset, source, flags)
+            },
+        )
     }
 
     pub(crate) fn flush_entered(
@@ -249,8 +255,8 @@ impl BlockBackend {
         request: &mut Option<Request>,
     ) -> io::Result<()> {
         trace_event!("blk_co_flush");
-        self.perform(co, request, RequestKind::Flush, (0, 0), |medium| {
-            request_path::co_flush(&medium.node, co)
+        self.carry_out(co, request, RequestKind::Flush, (0, 0), |medium: &Medium| {
+            request_path::co_flush(&medium.node.path, co)
         })
     }
 
@@ -263,8 +269,8 @@ impl BlockBackend {
         flags: ZeroFlags,
     ) -> io::Result<()> {
         trace_event!("blk_co_pwrite_zeroes", offset, bytes);
-        self.perform(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium| {
-            request_path::co_pwrite_zeroes(self.writable(medium)?, co, offset, bytes, flags)
+        self.carry_out(co, request, RequestKind::WriteZeroes, (offset, bytes), |medium: &Medium| {
+            request_path::co_pwrite_zeroes(self.writable(medium)?, co, None, offset, bytes, flags)
         })
     }
 
@@ -276,21 +282,9 @@ impl BlockBackend {
         bytes: u64,
     ) -> io::Result<()> {
         trace_event!("blk_co_pdiscard", offset, bytes);
-        self.perform(co, request, RequestKind::Discard, (offset, bytes), |medium| {
-            request_path::co_pdiscard(self.writable(medium)?, co, offset, bytes)
+        self.carry_out(co, request, RequestKind::Discard, (offset, bytes), |medium: &Medium| {
+            request_path::co_pdiscard(self.writable(medium)?, co, None, offset, bytes)
         })
-    }
-
-    #[inline]
-    fn perform(
-        &self,
-        co: &Co<'_>,
-        request: &mut Option<Request>,
-        kind: RequestKind,
-        range: (u64, u64),
-        attempt: impl FnMut(&Medium) -> io::Result<()>,
-    ) -> io::Result<()> {
-        self.carry_out(co, request, kind, range, attempt)
     }
 
     #[inline]
@@ -311,7 +305,7 @@ impl BlockBackend {
 /// The node that filters pass requests on to in the end.
 fn storage_of(node: Arc<BlockNode>) -> Arc<BlockNode> {
     let mut node = node;
-    while let Some(below) = node.filtered().map(Child::node) {
+    while let Some(below) = node.filtered() {
         node = below;
     }
     node
@@ -328,7 +322,7 @@ struct Read<'a, 'b, 'co> {
 impl Attempt for Read<'_, '_, '_> {
     #[inline]
     fn try_on(&mut self, medium: &Medium) -> io::Result<()> {
-        request_path::co_preadv(&medium.node, self.co, self.offset, self.target, self.flags)
+        request_path::co_preadv(&medium.node.path, self.co, self.offset, self.target, self.flags)
     }
 
     /// What was in the buffer before is none of the reader's business: it may be another client's.

@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(listed[0].kind, RequestKind::Flush);
         let line = listed[0].to_string();
         assert!(line.starts_with("node 'disk', backend 'drive': flush, 0."), "{line}");
-        ctx.poll(false);
+        ctx.try_poll();
         assert_eq!(requests_in_flight(&ctx), []);
         let zeroes = backend.clone();
         ctx.spawn("request", move |co| {
@@ -125,6 +125,6 @@ mod tests {
         });
         let line = requests_in_flight(&ctx)[0].to_string();
         assert!(line.contains("write-zeroes of 512 bytes at offset 4096, 0."), "{line}");
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }

@@ -1,8 +1,9 @@
-//! Who is told when the length of a backend's node changes.
+//! Listeners for changes of the length of a backend's node.
 //!
 //! A change may come from anywhere: from this backend, another one, another context, a node below, a
-//! node put in the place of another. So whoever may have changed a length has every backend above
-//! look ([`tell`]), each on its own thread, and a backend tells its listener what is news.
+//! node put in the place of another. So a change of length has every backend above look
+//! ([`BlockNode::tell_length`](crate::BlockNode)), each on its own thread, and a backend tells its
+//! listener of a length that is new.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,8 +12,7 @@ use coblk_aio::AioContext;
 
 use crate::backend::BlockBackend;
 use crate::backend::root::{Slot, look_at};
-use crate::graph::node::BlockNode;
-use crate::graph::{self, UserId};
+use crate::graph::UserId;
 
 type Listener = Rc<dyn Fn(&AioContext, u64)>;
 
@@ -25,8 +25,8 @@ pub(crate) struct LengthWatch {
 }
 
 impl BlockBackend {
-    /// Who is told from now on when the length becomes another, by whatever means and whoever did it:
-    /// the new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
+    /// Calls `listener` from now on when the length becomes another, by whatever user and means, with the
+    /// new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
     /// backend's context, soon after the change; of changes that come together perhaps only for the
     /// last. An export tells its client. Home thread.
     pub fn set_length_listener(&self, listener: impl Fn(&AioContext, u64) + 'static) {
@@ -54,14 +54,5 @@ impl Slot {
         if let Some(listener) = listener {
             listener(ctx, length);
         }
-    }
-}
-
-/// The length of a node may have changed: the backends on it, and on the nodes above, look.
-#[cold]
-pub(crate) fn tell(node: &BlockNode) {
-    let backends = graph::lock().backends_above(node);
-    for (user, home) in backends {
-        home.schedule(move |ctx| look_at(user, |slot| slot.look_at_length(ctx)));
     }
 }

@@ -18,8 +18,8 @@ use crate::io as request_path;
 pub enum Merged {
     /// It succeeded.
     Done,
-    /// It failed, perhaps because of one part only. Nobody was told and nothing was counted: each
-    /// part is to be sent by itself, and fails, or not, by itself.
+    /// It failed, perhaps because of one part only. No listener was told and nothing was counted: the
+    /// device sends each part by itself, which fails, or not, by itself.
     Split,
 }
 
@@ -40,7 +40,7 @@ impl BlockBackend {
         let bytes = target.len() as u64;
         trace_event!("blk_co_preadv", offset, bytes);
         self.perform_merged(co, RequestKind::Read, (offset, bytes), |medium| {
-            request_path::co_preadv(&medium.node, co, offset, target, ReadFlags::empty())
+            request_path::co_preadv(&medium.node.path, co, offset, target, ReadFlags::empty())
         })
     }
 

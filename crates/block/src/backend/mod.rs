@@ -1,7 +1,7 @@
 //! [`BlockBackend`]: the device-facing top of the block graph.
 //!
-//! Requests come in by three doors: from a coroutine (here), with a callback (`aio.rs`), blocking
-//! (`blocking.rs`). The latter two lead to the first.
+//! Requests come from coroutines (`coroutine.rs`), with callbacks (`callback.rs`), blocking
+//! (`blocking.rs`) and from other threads (`remote.rs`). The latter three lead to the first.
 
 pub(crate) mod accounting;
 pub(crate) mod blocking;
@@ -24,12 +24,13 @@ use coblk_aio::{AioContext, AioHandle, Co};
 
 use crate::accounting::Recorder;
 use crate::backend::error_policy::ErrorState;
-use crate::backend::options::Claim;
 use crate::backend::root::{Medium, Request, Slot};
 use crate::driver::permissions::PermissionError;
+use crate::graph::backends::Claim;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
+use crate::io::RequestPath;
 
 /// Why a medium cannot be put in.
 #[derive(Debug, thiserror::Error)]
@@ -92,9 +93,9 @@ struct Inner {
 }
 
 impl BlockBackend {
-    /// A backend of `ctx` on `node`; writable if the node is. It asks nobody for permission, neither
-    /// other users of the node nor other processes, and minds nobody: for tests, and for set-up
-    /// code that knows what it does. A device is opened by
+    /// A backend of `ctx` on `node`; writable if the node is. It takes no permissions and shares all, with
+    /// other users of the node and with other processes: for tests, and for set-up code that knows that
+    /// no other user is there. A device is opened by
     /// [`BackendOptions`](crate::BackendOptions).
     pub fn new(ctx: &AioContext, name: impl Into<String>, node: Arc<BlockNode>) -> BlockBackend {
         Self::unasked(ctx, name, Some(node), false)
@@ -272,10 +273,10 @@ impl BlockBackend {
     }
 
     #[inline]
-    pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a BlockNode> {
+    pub(crate) fn writable<'a>(&self, medium: &'a Medium) -> io::Result<&'a RequestPath> {
         if medium.read_only.get() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(&medium.node)
+        Ok(&medium.node.path)
     }
 }

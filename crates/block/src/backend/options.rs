@@ -7,6 +7,7 @@ use coblk_aio::{AioContext, AioHandle, Co, JoinHandle};
 use crate::backend::BlockBackend;
 use crate::backend::remote::RemoteBackend;
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::backends::Claim;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Device, DeviceId, Use};
 
@@ -170,34 +171,5 @@ impl BackendOptions {
             write: Permissions::WRITE,
             shared,
         }
-    }
-}
-
-/// What a backend holds and shares, whatever its medium is.
-#[derive(Clone, Copy)]
-pub(crate) struct Claim {
-    pub(crate) device: DeviceId,
-    /// It writes to nothing.
-    pub(crate) read_only: bool,
-    /// It does not keep its node active.
-    pub(crate) allow_inactive: bool,
-    read: Permissions,
-    write: Permissions,
-    shared: Permissions,
-}
-
-impl Claim {
-    /// One that asks for nothing.
-    pub(crate) fn none(read_only: bool) -> Claim {
-        let device = graph::lock().new_device();
-        let (read, write, shared) =
-            (Permissions::empty(), Permissions::empty(), Permissions::all());
-        Claim { device, read_only, allow_inactive: false, read, write, shared }
-    }
-
-    /// On a medium that can be written or not.
-    pub(crate) fn on(self, writable: bool) -> Use {
-        let write = if writable && !self.read_only { self.write } else { Permissions::empty() };
-        Use { held: self.read | write, shared: self.shared }
     }
 }

@@ -63,8 +63,8 @@ impl BlockBackend {
 }
 
 impl RemoteBackend {
-    /// Makes a backend called `name` on `node` in another context; as [`BlockBackend::new`], it asks
-    /// nobody for permission. For a device there is
+    /// Makes a backend called `name` on `node` in another context; as [`BlockBackend::new`], it takes
+    /// no permissions and shares all. For a device there is
     /// [`BackendOptions::open_remote`](crate::BackendOptions::open_remote).
     pub fn open(
         home: &AioHandle,

@@ -10,9 +10,10 @@ use coblk_aio::{AioHandle, Co, PoolShare};
 
 use crate::accounting::Statistics;
 use crate::backend::length_watch::LengthWatch;
-use crate::backend::options::Claim;
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::graph::backends::{BackendHome, Claim};
 use crate::graph::gate::InFlight;
+use crate::graph::life;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Kind, Use, UserId};
 
@@ -134,7 +135,12 @@ impl Slot {
     fn kind(&self) -> Kind {
         Kind::Backend {
             name: self.name.clone(),
-            home: self.home.clone(),
+            home: BackendHome {
+                context: self.home.clone(),
+                turn,
+                look_at_node,
+                look_at_length: |ctx, user| look_at(user, |slot| slot.look_at_length(ctx)),
+            },
             claim: self.claim,
             statistics: self.statistics.clone(),
         }
@@ -216,7 +222,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.take();
+        if let Some(node) = self.take() {
+            life::close_soon(&self.home, node);
+        }
     }
 }
 
@@ -229,7 +237,7 @@ pub(crate) fn look_at(user: UserId, look: impl FnOnce(&Rc<Slot>)) {
 
 /// Turns a backend of this thread to another node, if it is still there; the graph has it there
 /// already. Nothing is in flight.
-pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
+fn turn(user: UserId, node: Arc<BlockNode>) {
     look_at(user, |slot| {
         if let Some(old) = slot.set(node, user) {
             old.node.gate.leave(&old.in_flight);
@@ -239,7 +247,7 @@ pub(crate) fn turn(user: UserId, node: Arc<BlockNode>) {
 }
 
 /// Has a backend of this thread find out anew what its node is like, if it is still there.
-pub(crate) fn look_at_node(user: UserId) {
+fn look_at_node(user: UserId) {
     look_at(user, |slot| {
         if let Some(medium) = slot.medium() {
             medium.read_only.set(slot.claim.read_only || medium.node.is_read_only());

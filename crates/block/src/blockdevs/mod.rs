@@ -308,7 +308,8 @@ impl Blockdevs {
         own.check(&name)?;
         let pins = RefCell::default();
         let opened = RefCell::default();
-        let opening = Opening { blockdevs: self, co, name: &name, own, pins, opened };
+        let active = options.active.unwrap_or(true);
+        let opening = Opening { blockdevs: self, co, name: &name, own, active, pins, opened };
         let node = opening.co_open(options).inspect_err(|_| opening.close_children())?;
         node.life.set_belongs_to_users(true);
         self.names()
@@ -348,7 +349,7 @@ fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
     let mut next = 0;
     while let Some(node) = chain.get(next).cloned() {
         next += 1;
-        if let Err(error) = request_path::co_flush_own(&node, co) {
+        if let Err(error) = request_path::co_flush_own(&node.path, co) {
             tracing::error!(node = node.name(), %error, "flush of a node that is closed failed");
         }
         for (_, child) in node.children() {

@@ -1,8 +1,11 @@
-//! The seam between the block layer and what stands below a node: [`BlockDriver`].
+//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports nothing else of the crate.
 
 pub(crate) mod debug_event;
+pub(crate) mod edge;
 pub(crate) mod extent;
 pub(crate) mod flags;
+pub(crate) mod map;
+pub(crate) mod mode;
 pub(crate) mod permissions;
 pub(crate) mod role;
 
@@ -12,12 +15,12 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::map::ReadMap;
+use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
-use crate::graph::Child;
-use crate::graph::node_info::CacheMode;
-use crate::protocol::Engine;
 
 /// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
 /// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
@@ -27,8 +30,8 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 /// What a driver can take in one request. The request path makes every request fit.
 ///
 /// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
-/// stands on another node and passes requests on asks for no alignment: that node pads them, and
-/// knows where its last block ends.
+/// passes requests on to another node asks for no alignment: that node pads them, and knows where its last
+/// block ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
     /// Offsets and lengths of reads and writes, also those of the ranges in a vector, are multiples
@@ -89,6 +92,11 @@ impl BlockLimits {
         }
     }
 
+    /// Whether requests, or their memory, must be aligned.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.request_alignment | self.memory_alignment != 1
+    }
+
     /// Whether they do not contradict themselves.
     pub(crate) fn are_possible(&self) -> bool {
         let block = self.request_alignment;
@@ -116,8 +124,8 @@ impl BlockLimits {
 /// padded the request to [`limits`](Self::limits). If the length is not whole blocks, a request may
 /// reach to the end of the last block: what is read there is zero, and a write there puts zeroes.
 ///
-/// What a write has done, a flush that is called after the write has returned, in any thread,
-/// makes durable. Whoever writes with system calls, or keeps its state behind a lock, has that.
+/// A flush that is called after a write has returned, in any thread, makes that write durable. A driver
+/// that writes with system calls, or keeps its state behind a lock, fulfils that.
 ///
 /// A driver that passes requests on to one node is a [`Filter`](crate::Filter), which writes down only
 /// what it does otherwise.
@@ -130,12 +138,12 @@ pub trait BlockDriver: Any + Send + Sync {
     /// Length in bytes, [`MAX_LENGTH`] at most.
     fn length(&self) -> u64;
 
-    /// The node that a [`Filter`](crate::Filter) passes requests on to.
-    fn filtered(&self) -> Option<&Child> {
+    /// The edge on which a [`Filter`](crate::Filter) passes requests on.
+    fn filtered(&self) -> Option<EdgeId> {
         None
     }
 
-    /// Where in [that node](Self::filtered) an offset of this one is, both in bytes.
+    /// Where in the node of [that edge](Self::filtered) an offset of this one is, both in bytes.
     fn at_filtered(&self, offset: u64) -> u64 {
         offset
     }
@@ -167,6 +175,13 @@ pub trait BlockDriver: Any + Send + Sync {
         target: &mut IoVectorMut<'_>,
         flags: ReadFlags,
     ) -> io::Result<()>;
+
+    /// Itself, if it only finds where bytes are, and has the layer [read](crate::co_read_mapped) them: then
+    /// a chain of such drivers is read by a loop. It is asked by its map instead of
+    /// [`co_preadv`](Self::co_preadv) then, and both read the same.
+    fn read_map(&self) -> Option<&dyn ReadMap> {
+        None
+    }
 
     /// Writes all of `source` at `offset`. It gets the flags that its limits ask for.
     fn co_pwritev(
@@ -224,8 +239,8 @@ pub trait BlockDriver: Any + Send + Sync {
         Err(not_supported())
     }
 
-    /// Gives a range back to whoever stores it; what it reads as afterwards is unspecified. May fail
-    /// with ENOTSUP, which the client does not see: discard is a hint.
+    /// Deallocates a range; its bytes are unspecified afterwards. May fail with ENOTSUP, which the client
+    /// does not see: discard is a hint.
     fn co_pdiscard(&self, _co: &Co<'_>, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(not_supported())
     }
@@ -255,9 +270,23 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(None)
     }
 
-    /// The nodes it stands on: every [`Child`] that it holds, always the same ones.
-    fn children(&self) -> Vec<&Child> {
+    /// Its edges: every [`Child`](crate::Child::id) and [`ChildSlot`](crate::ChildSlot::id) that it holds,
+    /// always the same ones.
+    fn children(&self) -> Vec<EdgeId> {
         Vec::new()
+    }
+
+    /// Its [list](crate::ChildList::id) of children that come and go. `None` if it takes no others than it
+    /// was made with.
+    fn child_list(&self) -> Option<ListId> {
+        None
+    }
+
+    /// Whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child that is to be
+    /// removed from the [list](Self::child_list). An error says why not. Asked before the node is
+    /// drained, and again while it is. Must neither block nor touch the graph.
+    fn check_child(&self, _edge: &EdgeInfo, _new: Option<NewChild<'_>>) -> Result<(), String> {
+        Ok(())
     }
 
     /// Where its bytes are, if that can be said in a word, as a path can.
@@ -270,26 +299,26 @@ pub trait BlockDriver: Any + Send + Sync {
         CacheMode::default()
     }
 
-    /// What does its I/O, if it has a choice.
+    /// The I/O engine (threads, io_uring), if selectable.
     fn engine(&self) -> Option<Engine> {
         None
     }
 
-    /// What it holds of a node it stands on, and what it lets others hold of that, while the users
-    /// of its own node together hold `held` and share `shared`. By default what the
+    /// The permissions that it holds on a child, and those that it shares there, while the users of its own
+    /// node together hold `held` and share `shared`. By default what the
     /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
     /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
-    /// own here, and looks at those of others then: so nobody can come in between.
+    /// own here, and looks at those of others then: so no other user can come in between.
     fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
     /// What all users of the node together hold is about to become `held`, and what every one of
@@ -308,6 +337,10 @@ pub trait BlockDriver: Any + Send + Sync {
     /// disturb requests, which say by [`wants_debug_events`](Self::wants_debug_events) that they are
     /// to be told.
     fn debug_event(&self, _event: DebugEvent) {}
+
+    /// The request path has reached a step, of which a [`Filter`](crate::Filter) tells the node that it
+    /// passes requests on to.
+    fn debug_event_below(&self, _event: DebugEvent) {}
 
     /// Whether it is told of steps of requests. Asked once.
     fn wants_debug_events(&self) -> bool {

@@ -25,13 +25,13 @@ impl BlockNode {
         hook: Arc<dyn AfterWrite>,
     ) -> AfterWriteHook {
         drained.demand(self);
-        self.path.add_after_write(&hook);
+        self.path.state.add_after_write(&hook);
         AfterWriteHook { node: Arc::clone(self), hook }
     }
 }
 
 impl Drop for AfterWriteHook {
     fn drop(&mut self) {
-        self.node.path.remove_after_write(&self.hook);
+        self.node.path.state.remove_after_write(&self.hook);
     }
 }

@@ -1,4 +1,4 @@
-//! Questions to a node and the backing files below it: which layer has a range, and what is known of
+//! Questions to a node and its backing files: which layer has a range, and what is known of
 //! it there.
 //!
 //! A layer is a node with the filters above it. The walk follows roles: a filter's
@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use coblk_aio::Co;
 
-use super::Child;
 use crate::driver::extent::Extent;
-use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 use crate::io::{check_range, co_block_status};
 
@@ -50,13 +48,13 @@ impl<'a> Base<'a> {
         if self.node.is_none() || self.included {
             return false;
         }
-        let below = node.filtered().map(Child::node);
+        let below = node.filtered();
         self.is(node) || below.is_some_and(|below| self.is_before(&below))
     }
 }
 
 /// Asks the layers of `top` down to `base`, until one decides on the first bytes of the range. The
-/// caller is part of a request that is counted above.
+/// caller is part of a request that is counted at a gate.
 pub(crate) fn co_status_above(
     top: &BlockNode,
     co: &Co<'_>,
@@ -65,11 +63,11 @@ pub(crate) fn co_status_above(
     bytes: u64,
 ) -> io::Result<ChainExtent> {
     if base.is_before(top) {
-        check_range(top, offset, bytes)?;
+        check_range(&top.path, offset, bytes)?;
         let end = offset + bytes == top.length();
         return Ok(ChainExtent { extent: Extent { end, ..Extent::unallocated(bytes) }, depth: 0 });
     }
-    let mut extent = co_block_status(top, co, offset, bytes)?;
+    let mut extent = co_block_status(&top.path, co, offset, bytes)?;
     let mut depth = 1;
     let mut next = below(top, base, offset);
     while !extent.allocated && extent.bytes > 0 {
@@ -87,7 +85,7 @@ pub(crate) fn co_status_above(
         // Behind the end of a backing file there are zeroes, as if it had them.
         extent = match there {
             0 => Extent::hole(bytes),
-            _ => co_block_status(&node, co, at, bytes.min(there))?,
+            _ => co_block_status(&node.path, co, at, bytes.min(there))?,
         };
         extent.end = end && extent.bytes == bytes;
         next = below(&node, base, at);
@@ -95,11 +93,11 @@ pub(crate) fn co_status_above(
     Ok(ChainExtent { extent, depth })
 }
 
-/// What comes below a layer.
+/// What follows a layer.
 enum Below {
     /// The next layer, and where in it an offset is.
     Layer(Arc<BlockNode>, u64),
-    /// The walk ends above the next layer.
+    /// The walk ends before the next layer.
     Base,
     /// That was the last one.
     Nothing,
@@ -114,58 +112,15 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
             // It is there because it is included.
             return Below::Base;
         }
-        let driver = node.driver();
         let (child, is_filter) = match node.filtered() {
             Some(child) => (Some(child), true),
-            None => (backing(node), false),
+            None => (node.backing(), false),
         };
-        let Some(child) = child.map(Child::node) else { return Below::Nothing };
+        let Some(child) = child else { return Below::Nothing };
         if !is_filter {
             return if base.is_before(&child) { Below::Base } else { Below::Layer(child, at) };
         }
-        at = driver.at_filtered(at);
+        at = node.driver().at_filtered(at);
         held = Some(child);
-    }
-}
-
-fn backing(node: &BlockNode) -> Option<&Child> {
-    let mut children = node.driver().children().into_iter();
-    children.find(|child| child.is_of(node) && child.role().contains(ChildRole::COW))
-}
-
-/// Questions of a driver, as part of its requests.
-impl Child {
-    /// What is known of the bytes from `offset` on in the node below and its backing files, down to
-    /// `base`, which is not asked; of all of them without one.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_status_above(
-        &self,
-        co: &Co<'_>,
-        base: Option<&BlockNode>,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<ChainExtent> {
-        let base = base.map_or(Base::NONE, |base| Base::new(base, false));
-        co_status_above(&self.node(), co, base, offset, bytes)
-    }
-
-    /// Whether the node below, or one of its backing files above `base`, has the bytes from `offset` on;
-    /// `base` counts, too, if `include_base`. Also says of how many bytes that is true.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_is_allocated_above(
-        &self,
-        co: &Co<'_>,
-        base: &BlockNode,
-        include_base: bool,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<(bool, u64)> {
-        let base = Base::new(base, include_base);
-        let found = co_status_above(&self.node(), co, base, offset, bytes)?;
-        Ok((found.extent.allocated, found.extent.bytes))
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
@@ -13,7 +14,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
-/// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
+/// what is not written down goes to the child, [moved](Self::at) if need be, and so do
 /// questions. Everything else is as [`BlockDriver`] has it, which a filter is.
 ///
 /// ```
@@ -48,7 +49,7 @@ pub trait Filter: Any + Send + Sync {
     /// The node that requests are passed on to.
     fn child(&self) -> &Child;
 
-    /// Where in the node below an offset of this one is, both in bytes.
+    /// Where in the child an offset of this node is, both in bytes.
     #[inline]
     fn at(&self, offset: u64) -> u64 {
         offset
@@ -155,8 +156,8 @@ pub trait Filter: Any + Send + Sync {
     }
 
     /// See [`BlockDriver::children`].
-    fn children(&self) -> Vec<&Child> {
-        vec![self.child()]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child().id()]
     }
 
     /// See [`BlockDriver::filename`].
@@ -167,11 +168,11 @@ pub trait Filter: Any + Send + Sync {
     /// See [`BlockDriver::child_permissions`].
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// See [`BlockDriver::debug_event`].
@@ -201,8 +202,8 @@ impl<F: Filter> BlockDriver for F {
         Filter::length(self)
     }
 
-    fn filtered(&self) -> Option<&Child> {
-        Some(self.child())
+    fn filtered(&self) -> Option<EdgeId> {
+        Some(self.child().id())
     }
 
     fn at_filtered(&self, offset: u64) -> u64 {
@@ -297,7 +298,7 @@ impl<F: Filter> BlockDriver for F {
         self.child().node().co_allocated_bytes(co)
     }
 
-    fn children(&self) -> Vec<&Child> {
+    fn children(&self) -> Vec<EdgeId> {
         Filter::children(self)
     }
 
@@ -307,15 +308,19 @@ impl<F: Filter> BlockDriver for F {
 
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        Filter::child_permissions(self, child, held, shared)
+        Filter::child_permissions(self, edge, held, shared)
     }
 
     fn debug_event(&self, event: DebugEvent) {
         Filter::debug_event(self, event);
+    }
+
+    fn debug_event_below(&self, event: DebugEvent) {
+        self.child().debug_event(event);
     }
 
     fn wants_debug_events(&self) -> bool {

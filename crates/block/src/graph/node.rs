@@ -2,35 +2,34 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::Co;
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::extent::Extent;
-use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::flags::Truncate;
+use crate::driver::mode::{CacheMode, DetectZeroes};
+use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
+use crate::graph::edge::{Edge, List};
 use crate::graph::gate::Gate;
-use crate::graph::life::{self, Life};
-use crate::graph::node_info::{CacheMode, DetectZeroes};
-use crate::graph::{self, Child, GraphError, NodeId};
-use crate::io::live_limits::LiveLimits;
-use crate::io::{self as request_path, PathState, ThresholdPassed};
+use crate::graph::life::{self, Activity, Life};
+use crate::graph::{self, GraphError, NodeId};
+use crate::io::{self as request_path, RequestPath, ThresholdPassed};
 
 /// A node of the block graph: a driver that requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
 pub struct BlockNode {
     id: NodeId,
-    name: String,
-    driver: Box<dyn BlockDriver>,
-    limits: LiveLimits,
+    pub(crate) path: RequestPath,
+    edges: Vec<Arc<Edge>>,
+    /// Children that come and go.
+    list: Weak<List>,
     pub(crate) gate: Gate,
-    pub(crate) path: PathState,
     pub(crate) life: Life,
     /// How it was asked to treat caches.
     cache_mode: Mutex<CacheMode>,
     force_share: AtomicBool,
-    wants_debug_events: bool,
 }
 
 /// What a node is told by options, whatever its driver.
@@ -46,8 +45,8 @@ pub(crate) struct NodeState {
 }
 
 impl BlockNode {
-    /// A node called `name`, for messages and commands, with this driver. One that is made above a
-    /// node that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
+    /// A node called `name`, for messages and commands, with this driver. One that is made with a
+    /// child that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
     /// (contract: C77).
     ///
     /// # Panics
@@ -56,17 +55,37 @@ impl BlockNode {
         Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// [`new`](Self::new), where the nodes below are a user's choice.
+    /// [`new`](Self::new), where the children are a user's choice.
     ///
     /// # Errors
-    /// If it would stand on more than 256 nodes, one upon the other, or is longer than
+    /// If it would have more than 256 levels of children, or is longer than
     /// [`MAX_LENGTH`]; and if its driver is wrong: its limits contradict themselves, see
     /// [`BlockLimits`], or it lists an edge twice, or another node's.
     pub fn try_new(
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
     ) -> Result<Arc<BlockNode>, GraphError> {
-        let (name, length) = (name.into(), driver.length());
+        Self::make(name.into(), driver, Activity::Active)
+    }
+
+    /// [`try_new`](Self::try_new), and the node is [inactive](Self::co_set_active) from the start: its
+    /// storage is another process's. The nodes below may be inactive.
+    ///
+    /// # Errors
+    /// As of [`try_new`](Self::try_new).
+    pub fn try_new_inactive(
+        name: impl Into<String>,
+        driver: impl BlockDriver + 'static,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        Self::make(name.into(), driver, Activity::Inactive)
+    }
+
+    fn make(
+        name: String,
+        driver: impl BlockDriver + 'static,
+        activity: Activity,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        let length = driver.length();
         if length > MAX_LENGTH {
             return Err(GraphError::TooLong { node: name, length });
         }
@@ -74,21 +93,21 @@ impl BlockNode {
         if !limits.are_possible() {
             return Err(GraphError::Limits { node: name, limits: format!("{limits:?}") });
         }
-        let limits = LiveLimits::new(limits);
-        let wants_debug_events = driver.wants_debug_events();
         let cache_mode = Mutex::new(driver.cache_mode());
+        let path = RequestPath::new(name, Box::new(driver), limits);
         let mut graph = graph::lock();
+        let edges = graph.edges(&path.driver().children());
+        let list = path.driver().child_list().map_or_else(Weak::new, |list| graph.list(list));
+        path.state.set_backing(backing(&edges).is_some());
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
-            name,
-            driver: Box::new(driver),
-            limits,
+            path,
+            edges,
+            list,
             gate: Gate::default(),
-            path: PathState::default(),
-            life: Life::default(),
+            life: Life::new(activity),
             cache_mode,
             force_share: AtomicBool::new(false),
-            wants_debug_events,
         });
         let added = graph.add_node(&node);
         // Its end would take the lock.
@@ -102,52 +121,48 @@ impl BlockNode {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.name
+        self.path.name()
     }
 
-    /// The driver below.
+    /// Its driver.
     #[inline]
     pub fn driver(&self) -> &dyn BlockDriver {
-        &*self.driver
-    }
-
-    /// The edge that its filter passes requests on by. Only an edge that the graph knows: the ways
-    /// down these have an end, whatever a driver says.
-    pub(crate) fn filtered(&self) -> Option<&Child> {
-        self.driver.filtered().filter(|child| child.is_of(self))
+        self.path.driver()
     }
 
     /// A step of a request has been reached.
     #[inline]
     pub(crate) fn debug_event(&self, event: DebugEvent) {
-        if self.wants_debug_events {
-            self.driver.debug_event(event);
-        }
+        self.path.debug_event(event);
     }
 
     /// What the driver takes in one request. May change when the node is reopened.
     pub fn limits(&self) -> BlockLimits {
-        self.limits.get()
+        self.path.limits.get()
     }
 
-    /// The limits, for those who read one of them, or change them.
-    #[inline]
-    pub(crate) fn live_limits(&self) -> &LiveLimits {
-        &self.limits
+    /// The children may have become others, and the limits with them. While nothing is in flight.
+    pub(crate) fn look_at_limits(&self) {
+        let limits = self.driver().limits();
+        if limits.are_possible() {
+            self.path.swap_limits(limits);
+        } else {
+            tracing::error!(node = self.name(), ?limits, "the driver has impossible limits");
+        }
+        self.path.state.set_backing(self.backing().is_some());
     }
 
     /// Length in bytes, [`MAX_LENGTH`] at most.
     pub fn length(&self) -> u64 {
-        // What a request adds up stays a number, whatever the driver says later.
-        self.driver.length().min(MAX_LENGTH)
+        self.path.length()
     }
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.path.is_read_only() || self.driver.is_read_only()
+        self.path.state.is_read_only() || self.driver().is_read_only()
     }
 
-    /// Whether its users let everybody do anything, whatever they say.
+    /// Whether its users share all permissions, whatever they were opened with.
     pub(crate) fn is_force_share(&self) -> bool {
         self.force_share.load(Ordering::Relaxed)
     }
@@ -156,9 +171,9 @@ impl BlockNode {
     pub(crate) fn swap_state(&self, state: NodeState) -> NodeState {
         let mut cache_mode = self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner);
         NodeState {
-            read_only: self.path.swap_read_only(state.read_only),
-            discard: self.path.swap_discard_enabled(state.discard),
-            detect_zeroes: self.path.swap_detect_zeroes(state.detect_zeroes),
+            read_only: self.path.state.swap_read_only(state.read_only),
+            discard: self.path.state.swap_discard_enabled(state.discard),
+            detect_zeroes: self.path.state.swap_detect_zeroes(state.detect_zeroes),
             force_share: self.force_share.swap(state.force_share, Ordering::Relaxed),
             cache_mode: std::mem::replace(&mut cache_mode, state.cache_mode),
         }
@@ -168,7 +183,7 @@ impl BlockNode {
     /// nothing, and zeroes keep their place (contract: C81). Any thread; requests in flight may
     /// still go by what was set before.
     pub fn set_discard_enabled(&self, enabled: bool) {
-        self.path.swap_discard_enabled(enabled);
+        self.path.state.swap_discard_enabled(enabled);
     }
 
     /// Calls `passed`, once, when a write, a request for zeroes or a discard that reaches the driver
@@ -182,12 +197,12 @@ impl BlockNode {
         threshold: u64,
         passed: impl FnOnce(ThresholdPassed) + Send + 'static,
     ) {
-        self.path.set_write_threshold(threshold, Some(Box::new(passed)));
+        self.path.state.set_write_threshold(threshold, Some(Box::new(passed)));
     }
 
     /// Removes the threshold, and its listener. Any thread.
     pub fn unset_write_threshold(&self) {
-        self.path.set_write_threshold(0, None);
+        self.path.state.set_write_threshold(0, None);
     }
 
     /// How it was asked to treat caches.
@@ -195,18 +210,18 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends what waits in this node, and in those below, for something outside of this process, such as
+    /// Ends what waits in this node, and in those that it leads to, for something outside of this process, such as
     /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
     /// no client, the end of a program. Any thread.
     pub fn cancel_in_flight(self: &Arc<Self>) {
-        self.driver.cancel_in_flight();
+        self.driver().cancel_in_flight();
         let below = graph::lock().nodes_below(self);
-        below.iter().for_each(|node| node.driver.cancel_in_flight());
+        below.iter().for_each(|node| node.driver().cancel_in_flight());
     }
 
     /// Whether discards reach the driver.
     pub fn is_discard_enabled(&self) -> bool {
-        self.path.is_discard_enabled()
+        self.path.state.is_discard_enabled()
     }
 }
 
@@ -217,88 +232,95 @@ impl Drop for BlockNode {
     }
 }
 
-/// The door for drivers that stand on other nodes: formats and filters, by their [`Child`](crate::Child). A
-/// request comes in here as part of one that a [`BlockBackend`](crate::BlockBackend) has counted in
-/// above, or that its driver has counted itself ([`OwnIo`](crate::OwnIo)), so it does not wait at the
-/// gate. Errors are those of the backend's requests.
+/// The node of the edge that is a backing file.
+fn backing(edges: &[Arc<Edge>]) -> Option<Arc<BlockNode>> {
+    let is_backing = |edge: &&Arc<Edge>| edge.info().role().contains(ChildRole::COW);
+    edges.iter().find(is_backing)?.node()
+}
+
+/// What requests go through. They come in by the [children](crate::Child) of drivers above, or by backends, which
+/// have counted them.
 impl BlockNode {
-    /// Fills `target` from `offset` bytes on.
-    pub(crate) fn co_preadv(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        target: &mut IoVectorMut<'_>,
-        flags: ReadFlags,
-    ) -> io::Result<()> {
-        request_path::co_preadv(self, co, offset, target, flags)
-    }
-
-    /// Writes `source` at `offset` bytes.
-    pub(crate) fn co_pwritev(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        source: &IoVector<'_>,
-        flags: WriteFlags,
-    ) -> io::Result<()> {
-        self.check_writable()?;
-        request_path::co_pwritev(self, co, offset, source, flags)
-    }
-
-    /// Makes all writes durable that completed before.
-    pub(crate) fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        request_path::co_flush(self, co)
-    }
-
-    /// Makes `bytes` bytes from `offset` on read as zeroes.
-    pub(crate) fn co_pwrite_zeroes(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-        flags: ZeroFlags,
-    ) -> io::Result<()> {
-        self.check_writable()?;
-        request_path::co_pwrite_zeroes(self, co, offset, bytes, flags)
-    }
-
-    /// Gives `bytes` bytes from `offset` on back to the storage.
-    pub(crate) fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.check_writable()?;
-        request_path::co_pdiscard(self, co, offset, bytes)
-    }
-
-    /// A backend has asked this of the node at the top; those below may differ (contract: C74).
-    fn check_writable(&self) -> io::Result<()> {
-        if self.is_read_only() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
-    }
-
-    /// What is known of the bytes from `offset` on: how many of them, at least one, are of one kind.
-    pub(crate) fn co_block_status(
-        &self,
-        co: &Co<'_>,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<Extent> {
-        request_path::co_block_status(self, co, offset, bytes)
+    /// The request path, for changes. A backend has asked this of the node at the top; those below may
+    /// differ (contract: C74).
+    #[inline]
+    pub(crate) fn writable(&self) -> io::Result<&RequestPath> {
+        if self.is_read_only() {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        Ok(&self.path)
     }
 
     /// Changes the length to `length` bytes; what is new reads as zeroes. Changes of length come one
-    /// after the other. Whoever makes a device shorter sees to it that nobody writes beyond the new
-    /// end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
+    /// after the other. A caller that makes a device shorter sees to it that no request writes beyond
+    /// the new end meanwhile, as [`BlockBackend::co_truncate`](crate::BlockBackend::co_truncate) does.
     ///
     /// # Errors
     /// ENOTSUP if the driver cannot; EFBIG if `length` is beyond what a file can have.
     pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
-        request_path::co_truncate(self, co, length, how)
+        let result =
+            request_path::co_truncate(&self.path, co, length, how, &|| self.backing_length());
+        self.tell_length();
+        result
     }
 
-    /// How many bytes are taken where it stores things; `None` if the driver cannot tell.
+    /// [`co_truncate`](Self::co_truncate), unless the length is more already: false then.
+    pub(crate) fn co_grow(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<bool> {
+        let result = request_path::co_grow(&self.path, co, length, how, &|| self.backing_length());
+        self.tell_length();
+        result
+    }
+
+    /// Has the driver look how long the storage is, as part of a request that is counted.
+    pub(crate) fn co_look_at_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        let result = request_path::co_refresh_length(&self.path, co);
+        self.tell_length();
+        result
+    }
+
+    /// Length of the [backing](Self::backing) node, in bytes.
+    fn backing_length(&self) -> u64 {
+        self.backing().map_or(0, |node| node.length())
+    }
+
+    /// The node that has what the driver's own storage does not have.
+    pub(crate) fn backing(&self) -> Option<Arc<BlockNode>> {
+        backing(&self.edges)
+    }
+
+    /// Its edges to other nodes.
+    pub(crate) fn edges(&self) -> &[Arc<Edge>] {
+        &self.edges
+    }
+
+    /// All edges of its driver, those of the list included.
+    pub(crate) fn all_edges(&self) -> Vec<Arc<Edge>> {
+        let mut edges = self.edges.clone();
+        if let Some(list) = self.list() {
+            edges.extend(list.load().iter().map(|child| child.shared_edge()));
+        }
+        edges
+    }
+
+    /// The children of its driver that come and go.
+    pub(crate) fn list(&self) -> Option<Arc<List>> {
+        self.list.upgrade()
+    }
+
+    /// The node that its driver, if that is a filter, passes requests on to.
+    pub(crate) fn filtered(&self) -> Option<Arc<BlockNode>> {
+        let id = self.driver().filtered()?;
+        self.edges.iter().find(|edge| edge.info().id() == id)?.node()
+    }
+
+    /// How many bytes are taken where it stores things; `None` if the driver cannot tell. A drain waits for
+    /// it.
     ///
     /// # Errors
     /// What the system says.
     pub fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
-        self.driver.co_allocated_bytes(co)
+        let _own = self.enter_own();
+        self.driver().co_allocated_bytes(co)
     }
 
     /// Looks how long the storage is now, and returns it in bytes. Waits while the node is drained,
@@ -310,7 +332,7 @@ impl BlockNode {
         let _own = self.co_enter_own(co);
         match self.gate.refusal() {
             Some(error) => Err(error),
-            None => request_path::co_refresh_length(self, co),
+            None => self.co_look_at_length(co),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
+use crate::driver::mode::{CacheMode, DetectZeroes, Engine};
 use crate::graph::node::BlockNode;
-use crate::protocol::Engine;
 
 /// What a node is at a moment. What the file system has to be asked for is not in it: see
 /// [`BlockNode::co_allocated_bytes`].
@@ -27,43 +27,23 @@ pub struct NodeInfo {
     pub discard: bool,
     /// What becomes of a write of nothing but zeroes.
     pub detect_zeroes: DetectZeroes,
+    /// Whether its storage is this process's, see [`BlockNode::co_set_active`].
+    pub active: bool,
     /// Length in bytes.
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
     pub highest_write: u64,
     /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
     pub write_threshold: Option<u64>,
-    /// The nodes it stands on.
+    /// Its children.
     pub children: Vec<ChildInfo>,
 }
 
-/// How a node treats caches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheMode {
-    /// `cache.direct`: no page cache.
-    pub direct: bool,
-    /// `cache.no-flush`: flushes do nothing.
-    pub no_flush: bool,
-}
-
-/// What becomes of a write of nothing but zeroes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DetectZeroes {
-    /// It is a write.
-    #[default]
-    Off,
-    /// Zeroes are made by other means than writing, if there are any.
-    On,
-    /// The same, and the range may be deallocated.
-    Unmap,
-}
-
-/// A node that another one stands on.
+/// A child of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
     /// What the edge to it is called, such as `file`.
-    pub child: &'static str,
+    pub child: Cow<'static, str>,
     /// Its name.
     pub node: String,
 }
@@ -82,10 +62,11 @@ impl BlockNode {
             cache: self.cache_mode(),
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
-            detect_zeroes: self.path.detect_zeroes(),
+            detect_zeroes: self.path.state.detect_zeroes(),
+            active: self.is_active(),
             length: self.length(),
-            highest_write: self.path.highest_write(),
-            write_threshold: self.path.write_threshold(),
+            highest_write: self.path.state.highest_write(),
+            write_threshold: self.path.state.write_threshold(),
             children: children.collect(),
         }
     }

@@ -4,30 +4,31 @@ use std::io;
 
 use coblk_aio::{Co, trace_event};
 
+use super::after_write::WriteKind;
+use super::held::{Held, lock};
 use super::tracked::Access;
-use super::{check_range, check_wanted, track, whole_units};
-use crate::graph::node::BlockNode;
-use crate::io::after_write::WriteKind;
+use super::{RequestPath, check_range, check_wanted, whole_units};
 
-/// Gives the driver's whole units in a range back. What is left at its edges is too small to be
-/// given back, and stays. So does everything where discard is disabled or not supported: a hint
-/// that is not taken is no error (contract: C81).
+/// Deallocates the driver's whole units in a range. What is left at its edges is too small for that, and
+/// stays. So does everything where discard is disabled or not supported: a hint that is not taken is no
+/// error (contract: C81). The caller may have locked the range.
 pub(crate) fn co_pdiscard(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
+    held: Option<&Held>,
     offset: u64,
     bytes: u64,
 ) -> io::Result<()> {
-    check_range(node, offset, bytes)?;
-    trace_event!("bdrv_co_pdiscard", node = node.name(), offset, bytes);
-    let limits = node.limits();
+    check_range(path, offset, bytes)?;
+    trace_event!("bdrv_co_pdiscard", node = path.name(), offset, bytes);
+    let limits = path.limits.get();
     let unit = limits.request_alignment.max(limits.pdiscard_alignment);
     let range = whole_units(&(offset..offset + bytes), unit);
-    if range.is_empty() || !node.path.is_discard_enabled() {
+    if range.is_empty() || !path.state.is_discard_enabled() {
         return Ok(());
     }
-    node.path.reaches(range.end);
-    let _tracked = track(node, co, range.clone(), Access::Write, range.end)?;
+    path.state.reaches(range.end);
+    let _lock = lock(path, co, held, range.clone(), Access::Write, range.end)?;
     let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
     let result = loop {
@@ -35,7 +36,7 @@ pub(crate) fn co_pdiscard(
             break Ok(());
         }
         let bytes = most.min(range.end - at);
-        match check_wanted(co).and_then(|()| node.driver().co_pdiscard(co, at, bytes)) {
+        match check_wanted(co).and_then(|()| path.driver().co_pdiscard(co, at, bytes)) {
             Ok(()) => at += bytes,
             // Nothing was changed by this piece.
             Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => break Ok(()),
@@ -44,7 +45,7 @@ pub(crate) fn co_pdiscard(
     };
     let end = if result.is_ok() { at } else { range.end };
     if end > range.start {
-        node.path.wrote(range.start..end, WriteKind::Discard, result.is_ok());
+        path.state.wrote(range.start..end, WriteKind::Discard, result.is_ok());
     }
     result
 }

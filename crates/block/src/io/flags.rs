@@ -3,20 +3,16 @@
 
 use std::io;
 
-use super::errno;
-use crate::driver::BlockDriver;
+use super::{RequestPath, errno};
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::driver::role::ChildRole;
-use crate::graph::Child;
-use crate::graph::node::BlockNode;
 
 /// The flags of a read that the driver gets.
 #[cold]
-pub(super) fn of_read(node: &BlockNode, flags: ReadFlags) -> io::Result<ReadFlags> {
-    let flags = if node.path.is_tracking() { flags - ReadFlags::SERIALISING } else { flags };
-    let taken = flags & node.live_limits().read_flags();
+pub(super) fn of_read(path: &RequestPath, flags: ReadFlags) -> io::Result<ReadFlags> {
+    let flags = if path.state.is_tracking() { flags - ReadFlags::SERIALISING } else { flags };
+    let taken = flags & path.limits.read_flags();
     let left = flags - taken;
-    let cannot_copy = left.contains(ReadFlags::COPY_ON_READ) && backing(node.driver()).is_some();
+    let cannot_copy = left.contains(ReadFlags::COPY_ON_READ) && path.state.has_backing();
     if cannot_copy || left.contains(ReadFlags::SERIALISING) {
         return Err(errno(libc::ENOTSUP));
     }
@@ -25,16 +21,11 @@ pub(super) fn of_read(node: &BlockNode, flags: ReadFlags) -> io::Result<ReadFlag
 
 /// The flags of a write that the driver gets. Durability is seen to by the caller.
 #[cold]
-pub(super) fn of_write(node: &BlockNode, flags: WriteFlags) -> io::Result<WriteFlags> {
-    let flags = if node.path.is_tracking() { flags - WriteFlags::SERIALISING } else { flags };
-    let taken = flags & node.live_limits().write_flags();
+pub(super) fn of_write(path: &RequestPath, flags: WriteFlags) -> io::Result<WriteFlags> {
+    let flags = if path.state.is_tracking() { flags - WriteFlags::SERIALISING } else { flags };
+    let taken = flags & path.limits.write_flags();
     if (flags - taken).intersects(WriteFlags::COMPRESSED | WriteFlags::SERIALISING) {
         return Err(errno(libc::ENOTSUP));
     }
     Ok(taken)
-}
-
-/// The child that has what the driver's own storage does not have.
-pub(super) fn backing(driver: &dyn BlockDriver) -> Option<&Child> {
-    driver.children().into_iter().find(|child| child.role().contains(ChildRole::COW))
 }

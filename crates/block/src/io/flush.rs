@@ -8,9 +8,9 @@
 //! driver, and sets it again if that fails. Say a write W completes, and then a flush F is asked:
 //!
 //! * F finds `dirty`: it flushes, or waits for one that begins after it was asked.
-//! * F finds it clear: somebody cleared it after W had set it or had seen it set, and that was
-//!   before he called the driver. If his flush is done, it was good, and covers W. If it still
-//!   runs, F waits for how it ends.
+//! * F finds it clear: another flush cleared it after W had set it or had seen it set, and before it
+//!   called the driver. If that flush is done, it was good, and covers W. If it still runs, F waits for
+//!   its result.
 //!
 //! That W only looks when the flag is already set keeps the flag's cache line shared among the
 //! contexts that write. It needs that W's effects are in place before W looks: they are, as W's
@@ -21,7 +21,8 @@
 //! before this one may have been killed, and its clients are ours now. A flush that a client asks for
 //! covers that. Closing does not ([`co_flush_own`]): no client of this node was ever promised that
 //! data, the page cache keeps it whatever happens to this process, and a disk that does not answer
-//! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule.
+//! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule. A node that
+//! another process has had meanwhile is as if it had been born when it came back.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
@@ -29,8 +30,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{Co, CoWaker, trace_event};
 
+use super::RequestPath;
 use crate::driver::debug_event::DebugEvent;
-use crate::graph::node::BlockNode;
 
 /// The flushes of one node. Any thread.
 pub(super) struct FlushState {
@@ -79,31 +80,27 @@ enum Turn<'a> {
     Own(OwnTurn<'a>),
 }
 
-pub(crate) fn co_flush(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
-    trace_event!("bdrv_co_flush", node = node.name());
-    flush(node, co, BORN)
+pub(crate) fn co_flush(path: &RequestPath, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = path.name());
+    flush(path, co, BORN)
 }
 
 /// [`co_flush`] before a node is closed: only if something was written through it.
-pub(crate) fn co_flush_own(node: &BlockNode, co: &Co<'_>) -> io::Result<()> {
-    trace_event!("bdrv_co_flush", node = node.name());
-    flush(node, co, WRITTEN)
+pub(crate) fn co_flush_own(path: &RequestPath, co: &Co<'_>) -> io::Result<()> {
+    trace_event!("bdrv_co_flush", node = path.name());
+    flush(path, co, WRITTEN)
 }
 
 /// A flush, if what is owed is at least `owed`.
-fn flush(node: &BlockNode, co: &Co<'_>, owed: u8) -> io::Result<()> {
-    node.path.flush.take_next_errno()?;
-    match node.path.flush.wait_for_turn(co, owed) {
+fn flush(path: &RequestPath, co: &Co<'_>, owed: u8) -> io::Result<()> {
+    path.state.flush.take_next_errno()?;
+    match path.state.flush.wait_for_turn(co, owed) {
         Turn::Nothing => Ok(()),
         Turn::Own(turn) => {
-            if let Some(below) = node.driver().filtered() {
-                below.debug_event(DebugEvent::FlushToOs);
-            }
-            node.driver().co_write_back(co)?;
-            if let Some(below) = node.driver().filtered() {
-                below.debug_event(DebugEvent::FlushToDisk);
-            }
-            node.driver().co_flush(co)?;
+            path.driver().debug_event_below(DebugEvent::FlushToOs);
+            path.driver().co_write_back(co)?;
+            path.driver().debug_event_below(DebugEvent::FlushToDisk);
+            path.driver().co_flush(co)?;
             turn.succeeded();
             Ok(())
         }
@@ -117,6 +114,11 @@ impl FlushState {
         if self.dirty.load(Ordering::SeqCst) != WRITTEN {
             self.dirty.store(WRITTEN, Ordering::SeqCst);
         }
+    }
+
+    /// The node is as it was born: another process has had its storage since.
+    pub(super) fn taken_over(&self) {
+        self.dirty.fetch_max(BORN, Ordering::SeqCst);
     }
 
     pub(super) fn fail_next(&self, errno: i32) {
@@ -166,7 +168,7 @@ impl FlushState {
 }
 
 /// The right to call the driver. Dropped without [`succeeded`](Self::succeeded), the flush is still
-/// owed: whoever waits tries by himself.
+/// owed: each flush that waits calls the driver itself.
 struct OwnTurn<'a> {
     state: &'a FlushState,
     /// What it was taken for.

@@ -14,10 +14,9 @@ use std::ops::Range;
 
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 
-use super::{errno, transfer};
+use super::{RequestPath, errno, transfer};
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::graph::node::BlockNode;
 use crate::io::live_limits::LiveLimits;
 
 /// The whole blocks that a range touches. EIO if they have no end.
@@ -27,10 +26,32 @@ pub(super) fn whole_blocks(limits: &LiveLimits, range: &Range<u64>) -> io::Resul
     Ok(range.start - range.start % block..end)
 }
 
-/// Reads whole blocks; what lies around the caller's range goes to a spare buffer.
-#[inline(never)]
+/// Reads whole blocks.
+#[inline]
 pub(super) fn read(
-    node: &BlockNode,
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    if is_whole_blocks(&path.limits, offset, target.len() as u64) {
+        transfer::read(path, co, offset, target, flags)
+    } else {
+        read_padded(path, co, offset, target, flags)
+    }
+}
+
+#[inline]
+fn is_whole_blocks(limits: &LiveLimits, offset: u64, bytes: u64) -> bool {
+    // A power of two: the mask is cheaper than a remainder.
+    (offset | bytes) & (u64::from(limits.request_alignment()) - 1) == 0
+}
+
+/// What lies around the caller's range goes to a spare buffer.
+#[inline(never)]
+fn read_padded(
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
@@ -40,7 +61,7 @@ pub(super) fn read(
     if bytes == 0 {
         return Ok(());
     }
-    let limits = node.live_limits();
+    let limits = &path.limits;
     let range = offset..offset + bytes as u64;
     let blocks = whole_blocks(limits, &range)?;
     let (head, tail) = ((range.start - blocks.start) as usize, (blocks.end - range.end) as usize);
@@ -51,13 +72,14 @@ pub(super) fn read(
     let mut vector = IoVectorMut::from(&mut spare_head[..head]);
     vector.extend(target.slice(0, bytes));
     vector.push(spare_tail);
-    transfer::read(node, co, blocks.start, &mut vector, flags)
+    transfer::read(path, co, blocks.start, &mut vector, flags)
 }
 
-/// Reads the blocks at the edges, and writes all of `blocks` with `source` in the middle. Nobody
-/// else may write to them meanwhile. A read that fails fails the write, and nothing is written.
+/// Writes all of `blocks`, with `source` in the middle; what is left of those at the edges is read first.
+/// Such blocks are locked, so that no other request writes to them meanwhile. A read that fails fails the
+/// write, and nothing is written.
 pub(super) fn write(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     blocks: &Range<u64>,
     offset: u64,
@@ -66,49 +88,52 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let head = (offset - blocks.start) as usize;
     let tail = (blocks.end - offset) as usize - source.len();
-    let edges = read_edges(node, co, blocks, head > 0, tail > 0)?;
+    if head == 0 && tail == 0 {
+        return transfer::write(path, co, offset, source, flags);
+    }
+    let edges = read_edges(path, co, blocks, head > 0, tail > 0)?;
     let mut vector = IoVector::from(&edges[..head]);
     vector.extend(source);
     vector.push(&edges[edges.len() - tail..]);
-    transfer::write(node, co, blocks.start, &vector, flags)
+    transfer::write(path, co, blocks.start, &vector, flags)
 }
 
 /// The first block, if `first`, and the last, if `last`, one after the other. They are read at once
 /// where they lie together; if they are one block, it is there once.
 fn read_edges(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     blocks: &Range<u64>,
     first: bool,
     last: bool,
 ) -> io::Result<AlignedBuffer> {
-    let limits = node.live_limits();
+    let limits = &path.limits;
     let block = limits.request_alignment() as usize;
     let memory_alignment = limits.memory_alignment() as usize;
     let read = |part: &mut [u8], at| {
-        transfer::read(node, co, at, &mut IoVectorMut::from(part), ReadFlags::empty())
+        transfer::read(path, co, at, &mut IoVectorMut::from(part), ReadFlags::empty())
     };
     if first && last && blocks.end - blocks.start <= 2 * block as u64 {
         let mut all = AlignedBuffer::new((blocks.end - blocks.start) as usize, memory_alignment)?;
-        node.debug_event(DebugEvent::PwritevRmwHead);
-        node.debug_event(DebugEvent::PwritevRmwTail);
+        path.debug_event(DebugEvent::PwritevRmwHead);
+        path.debug_event(DebugEvent::PwritevRmwTail);
         read(&mut all, blocks.start)?;
-        node.debug_event(DebugEvent::PwritevRmwAfterHead);
-        node.debug_event(DebugEvent::PwritevRmwAfterTail);
+        path.debug_event(DebugEvent::PwritevRmwAfterHead);
+        path.debug_event(DebugEvent::PwritevRmwAfterTail);
         return Ok(all);
     }
     let mut edges =
         AlignedBuffer::new(block * (usize::from(first) + usize::from(last)), memory_alignment)?;
     if first {
-        node.debug_event(DebugEvent::PwritevRmwHead);
+        path.debug_event(DebugEvent::PwritevRmwHead);
         read(&mut edges[..block], blocks.start)?;
-        node.debug_event(DebugEvent::PwritevRmwAfterHead);
+        path.debug_event(DebugEvent::PwritevRmwAfterHead);
     }
     if last {
         let at = edges.len() - block;
-        node.debug_event(DebugEvent::PwritevRmwTail);
+        path.debug_event(DebugEvent::PwritevRmwTail);
         read(&mut edges[at..], blocks.end - block as u64)?;
-        node.debug_event(DebugEvent::PwritevRmwAfterTail);
+        path.debug_event(DebugEvent::PwritevRmwAfterTail);
     }
     Ok(edges)
 }

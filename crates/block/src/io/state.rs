@@ -9,7 +9,7 @@ use super::after_write::{AfterWrite, Hooks, WriteKind};
 use super::flush::FlushState;
 use super::threshold::{Listener, WriteThreshold};
 use super::tracked::TrackedRequests;
-use crate::graph::node_info::DetectZeroes;
+use crate::driver::mode::DetectZeroes;
 
 bitflags::bitflags! {
     /// What is special about a node. A request loads all of it at once.
@@ -27,10 +27,16 @@ bitflags::bitflags! {
         const TRACKING = 32;
         /// There is a [`WriteThreshold`].
         const THRESHOLD = 64;
+        /// A child has what the driver's own storage does not have.
+        const BACKING = 128;
+        /// The driver takes not any offset, length and memory.
+        const ALIGNED = 256;
 
-        /// What a plain write has to do with.
+        /// A read with one of these is not plain.
+        const OF_READS = Self::TRACKING.bits() | Self::ALIGNED.bits();
+        /// A write with one of these is not plain.
         const OF_WRITES = Self::DETECT_ZEROES.bits() | Self::AFTER_WRITE.bits()
-            | Self::TRACKING.bits() | Self::THRESHOLD.bits();
+            | Self::TRACKING.bits() | Self::THRESHOLD.bits() | Self::ALIGNED.bits();
     }
 }
 
@@ -79,6 +85,20 @@ impl PathState {
     /// Returns how it was.
     pub(crate) fn swap_read_only(&self, read_only: bool) -> bool {
         self.swap(Features::READ_ONLY, read_only)
+    }
+
+    /// While nothing is in flight.
+    pub(super) fn set_aligned(&self, aligned: bool) {
+        self.swap(Features::ALIGNED, aligned);
+    }
+
+    pub(super) fn has_backing(&self) -> bool {
+        self.features().contains(Features::BACKING)
+    }
+
+    /// Whether a child has what the driver's own storage does not have. While nothing is in flight.
+    pub(crate) fn set_backing(&self, there: bool) {
+        self.swap(Features::BACKING, there);
     }
 
     pub(crate) fn detect_zeroes(&self) -> DetectZeroes {
@@ -179,6 +199,11 @@ impl PathState {
     /// The next flush reaches the driver, whatever was written.
     pub(crate) fn owe_flush(&self) {
         self.flush.wrote();
+    }
+
+    /// Another process has had the storage.
+    pub(crate) fn taken_over(&self) {
+        self.flush.taken_over();
     }
 
     /// The next flush fails with this: it would speak for writes that are lost.

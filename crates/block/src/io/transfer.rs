@@ -6,61 +6,113 @@ use std::io;
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
 use libc::iovec;
 
+use super::RequestPath;
 use crate::driver::BlockLimits;
 use crate::driver::flags::{ReadFlags, WriteFlags};
-use crate::graph::node::BlockNode;
 use crate::io::live_limits::LiveLimits;
 
 /// Longest buffer that data is copied through.
 const BOUNCE_BYTES: usize = 1 << 20;
 
-/// Reads whole blocks.
+/// Reads for a driver that takes any offset, length and memory.
 #[inline]
+pub(super) fn read_plain(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+) -> io::Result<()> {
+    if is_one_piece(&path.limits, target.as_iovecs(), target.len()) {
+        return path.driver().co_preadv(co, offset, target, ReadFlags::empty());
+    }
+    read(path, co, offset, target, ReadFlags::empty())
+}
+
+/// Writes for such a driver.
+#[inline]
+pub(super) fn write_plain(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+) -> io::Result<()> {
+    if is_one_piece(&path.limits, source.as_iovecs(), source.len()) {
+        return path.driver().co_pwritev(co, offset, source, WriteFlags::empty());
+    }
+    write(path, co, offset, source, WriteFlags::empty())
+}
+
+#[inline]
+fn is_one_piece(limits: &LiveLimits, ranges: &[iovec], bytes: usize) -> bool {
+    bytes as u64 <= limits.max_transfer() && ranges.len() <= limits.max_iov()
+}
+
+/// Reads whole blocks.
+#[inline(never)]
 pub(super) fn read(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    let bytes = target.len();
-    if fits(node.live_limits(), target.as_iovecs(), bytes) {
-        return read_piece(node, co, offset, target, flags);
+    let (bytes, mut done) = (target.len(), 0);
+    if is_one_piece(&path.limits, target.as_iovecs(), bytes) {
+        return read_piece(path, co, offset, target, flags);
     }
-    let mut done = 0;
     while done < bytes {
-        let len = piece_len(&node.limits(), target.slice(done, bytes - done).as_iovecs());
-        read_piece(node, co, offset + done as u64, &mut target.slice(done, len), flags)?;
+        let len = piece_len(&path.limits.get(), target.slice(done, bytes - done).as_iovecs());
+        read_piece(path, co, offset + done as u64, &mut target.slice(done, len), flags)?;
         done += len;
     }
     Ok(())
 }
 
+fn read_piece(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    target: &mut IoVectorMut<'_>,
+    flags: ReadFlags,
+) -> io::Result<()> {
+    match takes_in_place(&path.limits, target.as_iovecs()) {
+        true => path.driver().co_preadv(co, offset, target, flags),
+        false => read_by_copy(path, co, offset, target, flags),
+    }
+}
+
 /// Writes whole blocks. When it fails some of them may be written.
-#[inline]
+#[inline(never)]
 pub(super) fn write(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    let bytes = source.len();
-    if fits(node.live_limits(), source.as_iovecs(), bytes) {
-        return write_piece(node, co, offset, source, flags);
+    let (bytes, mut done) = (source.len(), 0);
+    if is_one_piece(&path.limits, source.as_iovecs(), bytes) {
+        return write_piece(path, co, offset, source, flags);
     }
-    let mut done = 0;
     while done < bytes {
-        let len = piece_len(&node.limits(), source.slice(done, bytes - done).as_iovecs());
-        write_piece(node, co, offset + done as u64, &source.slice(done, len), flags)?;
+        let len = piece_len(&path.limits.get(), source.slice(done, bytes - done).as_iovecs());
+        write_piece(path, co, offset + done as u64, &source.slice(done, len), flags)?;
         done += len;
     }
     Ok(())
 }
 
-#[inline]
-fn fits(limits: &LiveLimits, ranges: &[iovec], bytes: usize) -> bool {
-    ranges.len() <= limits.max_iov() && bytes as u64 <= limits.max_transfer()
+fn write_piece(
+    path: &RequestPath,
+    co: &Co<'_>,
+    offset: u64,
+    source: &IoVector<'_>,
+    flags: WriteFlags,
+) -> io::Result<()> {
+    match takes_in_place(&path.limits, source.as_iovecs()) {
+        true => path.driver().co_pwritev(co, offset, source, flags),
+        false => write_by_copy(path, co, offset, source, flags),
+    }
 }
 
 /// How much of a vector, from its beginning, the driver takes at once. Whole blocks, never none.
@@ -78,34 +130,6 @@ fn piece_len(limits: &BlockLimits, ranges: &[iovec]) -> usize {
     total.min(alignment)
 }
 
-#[inline(always)]
-fn read_piece(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    target: &mut IoVectorMut<'_>,
-    flags: ReadFlags,
-) -> io::Result<()> {
-    if takes_in_place(node.live_limits(), target.as_iovecs()) {
-        return node.driver().co_preadv(co, offset, target, flags);
-    }
-    read_by_copy(node, co, offset, target, flags)
-}
-
-#[inline(always)]
-fn write_piece(
-    node: &BlockNode,
-    co: &Co<'_>,
-    offset: u64,
-    source: &IoVector<'_>,
-    flags: WriteFlags,
-) -> io::Result<()> {
-    if takes_in_place(node.live_limits(), source.as_iovecs()) {
-        return node.driver().co_pwritev(co, offset, source, flags);
-    }
-    write_by_copy(node, co, offset, source, flags)
-}
-
 /// Whether the driver can use this memory as it is.
 #[inline]
 fn takes_in_place(limits: &LiveLimits, ranges: &[iovec]) -> bool {
@@ -121,19 +145,19 @@ fn takes_in_place(limits: &LiveLimits, ranges: &[iovec]) -> bool {
 
 #[inline(never)]
 fn read_by_copy(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     target: &mut IoVectorMut<'_>,
     flags: ReadFlags,
 ) -> io::Result<()> {
-    let mut bounce = bounce(&node.limits(), target.len())?;
+    let mut bounce = bounce(&path.limits.get(), target.len())?;
     let mut done = 0;
     while done < target.len() {
         let len = (target.len() - done).min(bounce.len());
         let part = &mut bounce[..len];
         let mut through = IoVectorMut::from(&mut *part);
-        node.driver().co_preadv(co, offset + done as u64, &mut through, flags)?;
+        path.driver().co_preadv(co, offset + done as u64, &mut through, flags)?;
         target.copy_from(done, part);
         done += len;
     }
@@ -142,19 +166,19 @@ fn read_by_copy(
 
 #[inline(never)]
 fn write_by_copy(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     offset: u64,
     source: &IoVector<'_>,
     flags: WriteFlags,
 ) -> io::Result<()> {
-    let mut bounce = bounce(&node.limits(), source.len())?;
+    let mut bounce = bounce(&path.limits.get(), source.len())?;
     let mut done = 0;
     while done < source.len() {
         let len = (source.len() - done).min(bounce.len());
         let part = &mut bounce[..len];
         source.copy_to(done, part);
-        node.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
+        path.driver().co_pwritev(co, offset + done as u64, &IoVector::from(&*part), flags)?;
         done += len;
     }
     Ok(())

@@ -4,73 +4,69 @@ use std::io;
 
 use coblk_aio::{Co, trace_event};
 
-use super::errno;
-use super::flags::backing;
+use super::after_write::WriteKind;
 use super::tracked::Access;
-use crate::backend::length_watch;
+use super::{RequestPath, errno};
 use crate::driver::MAX_LENGTH;
 use crate::driver::flags::Truncate;
-use crate::graph::Child;
-use crate::graph::node::BlockNode;
-use crate::io::after_write::WriteKind;
 
-/// Sets the length, also to less than it is: nothing may be in flight beyond the new end.
+/// Sets the length, also to less than it is: nothing may be in flight beyond the new end. `backing` says
+/// how long the backing file is, in bytes.
 pub(crate) fn co_truncate(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     length: u64,
     how: Truncate,
+    backing: &dyn Fn() -> u64,
 ) -> io::Result<()> {
-    set_length(node, co, length, how, true).map(|_| ())
+    set_length(path, co, length, how, backing, true).map(|_| ())
 }
 
 /// Sets the length, unless that is less than it is. False then: another change of length, or a
 /// drain, for which this has waited, has made it longer meanwhile, and nothing is done.
 pub(crate) fn co_grow(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     length: u64,
     how: Truncate,
+    backing: &dyn Fn() -> u64,
 ) -> io::Result<bool> {
-    set_length(node, co, length, how, false)
+    set_length(path, co, length, how, backing, false)
 }
 
 /// Others that change the length wait; so do tracked writes beyond the shorter of the old and the new
 /// end, and find out about that end when it is their turn.
 fn set_length(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     length: u64,
     mut how: Truncate,
+    backing: &dyn Fn() -> u64,
     may_shrink: bool,
 ) -> io::Result<bool> {
-    trace_event!("bdrv_co_truncate", node = node.name(), length);
+    trace_event!("bdrv_co_truncate", node = path.name(), length);
     if length > MAX_LENGTH {
         return Err(errno(libc::EFBIG));
     }
-    let end = length.min(node.length());
-    let block = u64::from(node.limits().request_alignment);
-    let _tracked = node.path.tracked.begin(co, end - end % block..u64::MAX, Access::ExcludeWrites);
+    let end = length.min(path.length());
+    let block = u64::from(path.limits.get().request_alignment);
+    let _tracked = path.state.tracked.begin(co, end - end % block..u64::MAX, Access::ExcludeWrites);
     // It may have been another's turn before.
-    if !may_shrink && length < node.length() {
+    if !may_shrink && length < path.length() {
         return Ok(false);
     }
     // What a backing file has beyond the end was never a part of this device.
-    let shines_through = |child: &Child| child.length() > node.length();
-    how.zero |= length > node.length() && backing(node.driver()).is_some_and(shines_through);
-    let old = node.length();
-    let result = node.driver().co_truncate(co, length, how);
-    node.path.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());
-    length_watch::tell(node);
+    how.zero |= length > path.length() && path.state.has_backing() && backing() > path.length();
+    let old = path.length();
+    let result = path.driver().co_truncate(co, length, how);
+    path.state.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());
     result.map(|()| true)
 }
 
 /// Has the driver look how long its storage is. Changes of length wait.
-pub(crate) fn co_refresh_length(node: &BlockNode, co: &Co<'_>) -> io::Result<u64> {
-    let _tracked = node.path.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
-    let result = node.driver().co_refresh_length(co);
-    length_watch::tell(node);
-    match result? {
+pub(crate) fn co_refresh_length(path: &RequestPath, co: &Co<'_>) -> io::Result<u64> {
+    let _tracked = path.state.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
+    match path.driver().co_refresh_length(co)? {
         length if length > MAX_LENGTH => Err(errno(libc::EFBIG)),
         length => Ok(length),
     }

@@ -15,14 +15,14 @@ use std::sync::OnceLock;
 
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
+use super::after_write::WriteKind;
+use super::held::{Held, lock};
 use super::tracked::Access;
+use super::write::finish_write;
 use super::{
-    check_range, check_wanted, co_flush, errno, finish_write, track, transfer, whole_units,
-    write_tracked,
+    RequestPath, check_range, check_wanted, co_flush, errno, padding, transfer, whole_units,
 };
 use crate::driver::flags::{WriteFlags, ZeroFlags};
-use crate::graph::node::BlockNode;
-use crate::io::after_write::WriteKind;
 
 /// Most zeroes in one write (contract: C81).
 const MAX_WRITE_BYTES: u64 = 16 << 20;
@@ -34,33 +34,51 @@ const ZEROES_BYTES: usize = 1 << 20;
 /// What any driver may ask of memory that it uses in place.
 const ZEROES_ALIGNMENT: usize = 4096;
 
+/// The caller may have locked the range.
 pub(crate) fn co_pwrite_zeroes(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
+    held: Option<&Held>,
     offset: u64,
     bytes: u64,
     mut flags: ZeroFlags,
 ) -> io::Result<()> {
-    check_range(node, offset, bytes)?;
-    trace_event!("bdrv_co_pwrite_zeroes", node = node.name(), offset, bytes);
+    check_range(path, offset, bytes)?;
+    trace_event!("bdrv_co_pwrite_zeroes", node = path.name(), offset, bytes);
     if bytes == 0 {
         // Durable ones of nothing are there for their flush.
-        return if flags.contains(ZeroFlags::FUA) { co_flush(node, co) } else { Ok(()) };
+        return if flags.contains(ZeroFlags::FUA) { co_flush(path, co) } else { Ok(()) };
     }
-    if !node.path.is_discard_enabled() {
+    if !path.state.is_discard_enabled() {
         flags.remove(ZeroFlags::MAY_UNMAP);
     }
     let durable = flags.contains(ZeroFlags::FUA);
-    if !node.live_limits().native_fua() {
+    if !path.limits.native_fua() {
         flags.remove(ZeroFlags::FUA);
     }
-    let result = zero(node, co, offset..offset + bytes, flags);
-    node.path.wrote(offset..offset + bytes, WriteKind::Zeroes, result.is_ok());
-    finish_write(node, co, durable, result)
+    let result = zero_locked(path, co, held, offset..offset + bytes, flags);
+    finish_write(path, co, durable, result)
 }
 
-fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> io::Result<()> {
-    let limits = node.limits();
+/// Zeroes with one lock on all of their range, where there are locks, until users of changes have been
+/// told. If they are not whole blocks, they keep all other changes out (contract: C80).
+fn zero_locked(
+    path: &RequestPath,
+    co: &Co<'_>,
+    held: Option<&Held>,
+    range: Range<u64>,
+    flags: ZeroFlags,
+) -> io::Result<()> {
+    let blocks = padding::whole_blocks(&path.limits, &range)?;
+    let access = if blocks == range { Access::Write } else { Access::ExcludeWrites };
+    let _lock = lock(path, co, held, blocks, access, range.end)?;
+    let result = zero(path, co, range.clone(), flags);
+    path.state.wrote(range, WriteKind::Zeroes, result.is_ok());
+    result
+}
+
+fn zero(path: &RequestPath, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> io::Result<()> {
+    let limits = path.limits.get();
     let unit = limits.request_alignment.max(limits.pwrite_zeroes_alignment);
     let middle = whole_units(&range, unit);
     let edges = [range.start..middle.start, middle.end..range.end];
@@ -70,13 +88,15 @@ fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> i
     }
     // The middle first: it decides whether there is a fast way.
     if !middle.is_empty() {
-        zero_units(node, co, middle.clone(), unit, flags)?;
+        zero_units(path, co, middle.clone(), unit, flags)?;
     } else if flags.contains(ZeroFlags::NO_FALLBACK) {
         return Err(errno(libc::ENOTSUP));
     }
     for edge in edges {
         write_zeroes(co, edge, |at, zeroes| {
-            write_tracked(node, co, at, zeroes, write_flags(flags), Access::Write, |_| {})
+            let range = at..at + zeroes.len() as u64;
+            let blocks = padding::whole_blocks(&path.limits, &range)?;
+            padding::write(path, co, &blocks, at, zeroes, write_flags(flags))
         })?;
     }
     Ok(())
@@ -85,18 +105,17 @@ fn zero(node: &BlockNode, co: &Co<'_>, range: Range<u64>, flags: ZeroFlags) -> i
 /// Whole units: by the driver, as much at a time as it takes; by writing, if it has no way of its
 /// own and the caller does not forbid that.
 fn zero_units(
-    node: &BlockNode,
+    path: &RequestPath,
     co: &Co<'_>,
     range: Range<u64>,
     unit: u32,
     flags: ZeroFlags,
 ) -> io::Result<()> {
-    let _tracked = track(node, co, range.clone(), Access::Write, range.end)?;
-    let most = (node.limits().max_pwrite_zeroes / u64::from(unit)).max(1) * u64::from(unit);
+    let most = (path.limits.get().max_pwrite_zeroes / u64::from(unit)).max(1) * u64::from(unit);
     let mut at = range.start;
     while at < range.end {
         let bytes = most.min(range.end - at);
-        match node.driver().co_pwrite_zeroes(co, at, bytes, flags) {
+        match path.driver().co_pwrite_zeroes(co, at, bytes, flags) {
             Ok(()) => {
                 at += bytes;
                 if at < range.end {
@@ -110,7 +129,7 @@ fn zero_units(
                 // It will not have found a way when the next piece comes.
                 let flags = write_flags(flags);
                 return write_zeroes(co, at..range.end, |at, zeroes| {
-                    transfer::write(node, co, at, zeroes, flags)
+                    transfer::write(path, co, at, zeroes, flags)
                 });
             }
             Err(error) => return Err(error),

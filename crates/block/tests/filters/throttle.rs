@@ -127,7 +127,7 @@ fn a_drain_lets_waiting_requests_through() {
     ctx.run_until(|| log.borrow().len() == 6);
     assert_eq!(ctx.now_ns(), 4900 * MS);
     submit_writes(&ctx, &a, 1, &log);
-    ctx.poll(false);
+    ctx.try_poll();
     drop(section);
     ctx.run_until(|| log.borrow().len() == 8);
     assert_eq!(names(&log), "aaaaabba", "what was held by the drain waits again, behind");

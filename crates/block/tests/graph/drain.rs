@@ -25,7 +25,7 @@ fn begin_read(ctx: &AioContext, backend: &BlockBackend) -> Rc<Cell<Option<u8>>> 
 
 fn settle(ctx: &AioContext) {
     for _ in 0..20 {
-        ctx.poll(false);
+        ctx.try_poll();
     }
 }
 

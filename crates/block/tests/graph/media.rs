@@ -37,7 +37,7 @@ fn c74_a_medium_that_goes_takes_its_requests_in_flight_and_no_others() {
     ctx.run_until(|| disk.hooks() == "(");
     begin_read(&ctx, &backend, &results);
     for _ in 0..20 {
-        ctx.poll(false);
+        ctx.try_poll();
     }
     assert!(results.borrow().is_empty() && backend.node().is_some());
     disk.hold(false);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockNode, Child, ChildRole, ReadFlags, Truncate, WriteFlags,
+    BlockBackend, BlockDriver, BlockNode, Child, ChildRole, EdgeId, ReadFlags, Truncate, WriteFlags,
 };
 
 /// A disk on which every byte reads as its tag. A handle: clones are the same disk.
@@ -155,8 +155,8 @@ impl BlockDriver for Both {
     fn length(&self) -> u64 {
         self.0.length()
     }
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.0, &self.1]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.0.id(), self.1.id()]
     }
     fn co_preadv(
         &self,

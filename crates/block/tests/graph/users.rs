@@ -75,7 +75,7 @@ fn begin(job: &Arc<Job>, node: &Arc<BlockNode>) -> NodeUse {
 }
 
 fn settle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 #[test]

@@ -96,6 +96,11 @@ impl Disk {
         self.durable.lock().unwrap().clone()
     }
 
+    /// Its bytes from now on; what is left of the last block stays.
+    pub fn set(&self, data: &[u8]) {
+        self.data.lock().unwrap()[..data.len()].copy_from_slice(data);
+    }
+
     pub fn fill(&self, byte: u8) {
         self.data.lock().unwrap().fill(byte);
     }

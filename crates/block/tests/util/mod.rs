@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod disk;
+pub mod mapped;
 pub mod model;
 
 use std::time::Duration;

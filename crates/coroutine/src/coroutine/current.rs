@@ -55,14 +55,20 @@ pub fn outside<R>(code: impl FnOnce() -> R) -> R {
 }
 
 /// Runs the coroutines that the one which runs now has woken ([`Coroutine::queue_wake`]), and those
-/// that they wake, without waiting until it suspends. `on_panic` is told of each panic among them,
-/// with the name of the coroutine, and must not panic itself. Does nothing outside a coroutine.
-pub fn serve_woken(mut on_panic: impl FnMut(&'static str, Box<dyn Any + Send>)) {
+/// that they wake, without waiting until it suspends. `on_panic` is as that of
+/// [`Coroutine::resume_catching`]. Does nothing outside a coroutine.
+///
+/// # Panics
+///
+/// With the first panic that `on_panic` has returned, after all have run.
+pub fn serve_woken(
+    on_panic: impl FnMut(&'static str, Box<dyn Any + Send>) -> Option<Box<dyn Any + Send>>,
+) {
     // SAFETY: the coroutine that runs is kept alive by its resumer.
     if let Some(control) = unsafe { get().as_ref() }
         && control.has_left_work()
     {
-        run::settle(control, &mut on_panic);
+        run::settle_catching(control, on_panic);
     }
 }
 

@@ -106,7 +106,7 @@ impl Coroutine {
     /// # Panics
     ///
     /// As [`Coroutine::new`].
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub unsafe fn new_unchecked<'a, F>(name: &'static str, entry: F) -> Coroutine
     where
@@ -128,7 +128,7 @@ impl Coroutine {
     /// # Safety
     ///
     /// As [`Coroutine::new_unchecked`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn try_new_unchecked<'a, F>(name: &'static str, entry: F) -> io::Result<Coroutine>
     where
         F: FnOnce(&Suspender) + 'a,
@@ -165,24 +165,25 @@ impl Coroutine {
         control.state()
     }
 
-    /// As [`resume`](Self::resume), but no panic goes on here: `on_panic` is told of each, with the
-    /// name of the coroutine, and must not panic itself.
+    /// As [`resume`](Self::resume), but `on_panic` is given each panic, with the name of the
+    /// coroutine, and returns what is to go on. It must not panic itself.
     ///
     /// # Panics
     ///
-    /// If it cannot be resumed, as [`resume`](Self::resume).
+    /// If it cannot be resumed, as [`resume`](Self::resume). With the first panic that `on_panic`
+    /// has returned, after all have run.
     #[inline]
     #[track_caller]
     pub fn resume_catching(
         &self,
-        mut on_panic: impl FnMut(&'static str, Box<dyn Any + Send>),
+        on_panic: impl FnMut(&'static str, Box<dyn Any + Send>) -> Option<Box<dyn Any + Send>>,
     ) -> CoroutineState {
         self.check_resumable();
         let control = self.control();
         // SAFETY: it is created or suspended, as just checked.
         unsafe { run::switch_to(control) };
         if control.has_left_work() {
-            run::settle(control, &mut on_panic);
+            run::settle_catching(control, on_panic);
         }
         control.state()
     }
@@ -238,37 +239,6 @@ impl Coroutine {
         if self.control().is_queued() {
             self.control().set_scheduled_by(None);
         }
-    }
-
-    /// Marks it as scheduled in a list of the caller's, so that any other resume of it fails and
-    /// is told `by`.
-    ///
-    /// It may be marked while it runs, for it may suspend next.
-    ///
-    /// # Panics
-    ///
-    /// If it is already scheduled. contract: C8
-    #[inline]
-    #[track_caller]
-    pub fn set_scheduled(&self, by: &'static str) {
-        if self.control().scheduled_by().is_some() {
-            not_resumable(self);
-        }
-        self.control().set_scheduled_by(Some(by));
-    }
-
-    /// Takes back the mark of [`Coroutine::set_scheduled`], so that it can be resumed.
-    ///
-    /// # Panics
-    ///
-    /// If it waits to run because of [`Coroutine::queue_wake`]: that cannot be taken back.
-    #[inline]
-    #[track_caller]
-    pub fn clear_scheduled(&self) {
-        if self.control().is_queued() && self.control().scheduled_by().is_some() {
-            not_resumable(self);
-        }
-        self.control().set_scheduled_by(None);
     }
 
     /// Ends it where it is: the destructors on its stack run, and it is terminated. Drops the
@@ -417,8 +387,21 @@ impl Clone for Coroutine {
 }
 
 impl Drop for Coroutine {
-    #[inline]
+    // Always inlined, for most handles are not the last one.
+    #[inline(always)]
     fn drop(&mut self) {
+        let control = self.control();
+        if control.references() > 1 {
+            control.set_references(control.references() - 1);
+        } else {
+            self.drop_last();
+        }
+    }
+}
+
+impl Coroutine {
+    #[inline(never)]
+    fn drop_last(&self) {
         // While the thread is already panicking, another panic from a destructor would abort.
         if let Some(payload) = self.give_up()
             && !thread::panicking()

@@ -69,6 +69,24 @@ pub(crate) fn settle_first(control: &Control) -> Option<Payload> {
     first
 }
 
+/// As [`settle`]; `on_panic` returns which panics go on, and the first of them does.
+// Out of line: a request that wakes no other and does not panic pays nothing for the closure.
+#[cold]
+#[inline(never)]
+pub(crate) fn settle_catching(
+    control: &Control,
+    mut on_panic: impl FnMut(&'static str, Payload) -> Option<Payload>,
+) {
+    let mut first = None;
+    settle(control, &mut |name, payload| {
+        let going_on = on_panic(name, payload);
+        first = first.take().or(going_on);
+    });
+    if let Some(payload) = first {
+        resume_unwind(payload);
+    }
+}
+
 /// As [`settle`]; lets the first panic go on.
 #[inline(never)]
 pub(crate) fn settle_and_propagate(control: &Control) {

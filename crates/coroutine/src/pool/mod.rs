@@ -93,6 +93,13 @@ pub fn has_idle_memory() -> bool {
     }) || shared::has_untrimmed()
 }
 
+/// A number that grows with each coroutine this thread creates, to find out whether there was one
+/// since the last look.
+#[inline]
+pub fn creation_mark() -> u64 {
+    LOCAL.with(|local| local.next_id.get())
+}
+
 /// Gives the memory of idle stacks back to the system, but for the topmost 32 KiB of each, which
 /// ordinary use needs again. The stacks stay in the pools.
 ///

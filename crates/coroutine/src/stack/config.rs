@@ -5,7 +5,16 @@ use std::fmt;
 use super::{ARENA, GuardKind, page_bytes};
 
 /// How large stacks are, and how they are guarded.
+///
+/// ```
+/// use coblk_coroutine::{StackConfig, configure_stacks};
+///
+/// configure_stacks(StackConfig::new(256 << 10))?;
+/// # Ok::<(), coblk_coroutine::StackConfigError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "stacks are configured by `configure_stacks`"]
 pub struct StackConfig {
     /// How much of one can be used; rounded up to an even number of pages. 1 MiB unless told
     /// otherwise. The guard page comes on top of it.
@@ -22,6 +31,16 @@ impl StackConfig {
     pub const MIN_SIZE_BYTES: usize = 32 << 10;
     /// The largest size that is accepted.
     pub const MAX_SIZE_BYTES: usize = 1 << 30;
+
+    /// Stacks of which so much can be used, guarded in the cheapest way.
+    pub fn new(size_bytes: usize) -> StackConfig {
+        StackConfig { size_bytes, ..StackConfig::default() }
+    }
+
+    /// How the page below a stack is made to fault.
+    pub fn guard(self, guard: GuardKind) -> StackConfig {
+        StackConfig { guard: Some(guard), ..self }
+    }
 }
 
 impl Default for StackConfig {

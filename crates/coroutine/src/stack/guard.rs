@@ -7,6 +7,7 @@ use super::page_bytes;
 
 /// How the guard page below each stack is made to fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GuardKind {
     /// A marker in the page table, by `madvise(MADV_GUARD_INSTALL)`. Needs Linux 6.13. Costs no
     /// mapping, so the number of stacks is bounded by memory only.

@@ -164,7 +164,7 @@ pub fn backend(ctx: &AioContext, disk: TestDisk) -> (Arc<TestDisk>, BlockBackend
 
 /// Polls until nothing happens any more.
 pub fn settle(ctx: &AioContext) {
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
 }
 
 pub const NEXT: u16 = 1;

@@ -90,7 +90,7 @@ fn a_file_that_goes_elsewhere_is_given_back_by_the_loop() {
     let (number, ticket) = (file.number, file.ticket);
     std::thread::spawn(move || drop(file)).join().unwrap();
     assert_eq!(ticket_at(&ctx, number), ticket);
-    ctx.poll(false);
+    ctx.try_poll();
     assert_eq!(ticket_at(&ctx, number), NOBODY);
 }
 

@@ -31,7 +31,7 @@ use works::{Device, Work};
 
 /// From here on a client's share of its CPU says that it is what is measured.
 const BOTTLENECK: f64 = 0.95;
-/// Until then a server has noticed that nobody asks it any more.
+/// Until then a server has noticed that no requests come any more.
 const SETTLED: Duration = Duration::from_millis(2);
 
 /// Arguments of `compare nbd` and `compare vhost-user`.

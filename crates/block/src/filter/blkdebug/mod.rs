@@ -13,6 +13,7 @@ pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 use crate::accounting::RequestKind;
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
+use crate::driver::edge::EdgeInfo;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
@@ -141,7 +142,7 @@ impl Filter for BlkDebug {
 
     fn child_permissions(
         &self,
-        _child: &Child,
+        _edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {

@@ -14,6 +14,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use self::format::RawEntry;
 use self::log::Data;
 use crate::driver::BlockLimits;
+use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
@@ -86,17 +87,17 @@ impl Filter for BlkLogWrites {
         &self.child
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.child, self.log.child()]
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.child.id(), self.log.child().id()]
     }
 
     fn child_permissions(
         &self,
-        child: &Child,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        if held.is_empty() || !std::ptr::eq(child, self.log.child()) {
+        if held.is_empty() || edge.id() != self.log.child().id() {
             return (held, shared);
         }
         // Nobody else writes the log while it is one.

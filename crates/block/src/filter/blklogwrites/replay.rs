@@ -8,6 +8,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use super::format::{ENTRY_BYTES, EntryFlags, RawEntry, SUPERBLOCK_BYTES, Superblock, invalid};
 use crate::driver::flags::{ReadFlags, WriteFlags};
 use crate::graph::node::BlockNode;
+use crate::io as request_path;
 
 /// Data is copied through a buffer of this many bytes.
 const COPY_BYTES: u64 = 1 << 20;
@@ -114,8 +115,8 @@ impl ReplayLog {
     /// Those of reading the log and of writing the image.
     pub fn co_apply(&self, co: &Co<'_>, entry: &LogEntry, image: &BlockNode) -> io::Result<()> {
         if entry.flags.contains(EntryFlags::DISCARD) {
-            let _own = image.co_enter_own(co);
-            return image.co_pdiscard(co, entry.offset, entry.bytes);
+            let own = image.co_enter_own(co);
+            return request_path::co_pdiscard(own.writable()?, co, None, entry.offset, entry.bytes);
         }
         let bytes = self.bytes_in(entry, image);
         let mut done = 0;
@@ -123,13 +124,13 @@ impl ReplayLog {
             let mut buffer = vec![0; (bytes - done).min(COPY_BYTES) as usize];
             read(&self.node, co, entry.data_offset + done, &mut buffer)?;
             let source = IoVector::from(&buffer[..]);
-            let _own = image.co_enter_own(co);
-            image.co_pwritev(co, entry.offset + done, &source, WriteFlags::empty())?;
+            let (own, at) = (image.co_enter_own(co), entry.offset + done);
+            request_path::co_pwritev(own.writable()?, co, at, &source, WriteFlags::empty())?;
             done += buffer.len() as u64;
         }
         if entry.flags.intersects(EntryFlags::FLUSH | EntryFlags::FUA) {
-            let _own = image.co_enter_own(co);
-            image.co_flush(co)?;
+            let own = image.co_enter_own(co);
+            request_path::co_flush(own.path(), co)?;
         }
         Ok(())
     }
@@ -167,8 +168,9 @@ impl ReplayLog {
 
 /// No coroutine waits at one gate while it is counted at another: each request by itself.
 fn read(node: &BlockNode, co: &Co<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let _own = node.co_enter_own(co);
-    node.co_preadv(co, offset, &mut IoVectorMut::from(buffer), ReadFlags::empty())
+    let own = node.co_enter_own(co);
+    let target = &mut IoVectorMut::from(buffer);
+    request_path::co_preadv(own.path(), co, offset, target, ReadFlags::empty())
 }
 
 fn mark_in(raw: &RawEntry, sector: &[u8]) -> String {

@@ -25,8 +25,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use coblk_aio::{Co, CoWaker, trace_event};
 use slab::Slab;
 
-/// What a request does to a range, and which others may do something there at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request does to a range, and which others may do something there at the same time; the later
+/// ones here allow what the earlier ones do, and keep more out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// It reads, and keeps no other out.
     Read,

@@ -25,13 +25,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
-use serde::{Deserialize, Serialize};
 
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::mode::CacheMode;
+pub use crate::driver::mode::Engine;
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, BlockLimits};
-use crate::graph::node_info::CacheMode;
 use in_place::InPlace;
 use lock::ImageLocks;
 pub use lock::Locking;
@@ -44,19 +44,6 @@ use zeroes::Abilities;
 
 /// Images are a whole number of these, in what they report.
 const SECTOR_BYTES: u64 = 512;
-
-/// What does an image's I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// Blocking system calls on worker threads; works everywhere.
-    #[default]
-    Threads,
-    /// The context's io_uring; falls back to threads, with a warning, where there is none.
-    IoUring,
-    /// What QEMU calls `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
-    Native,
-}
 
 /// An image in a host file, or on a block device.
 ///

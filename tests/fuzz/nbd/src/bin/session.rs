@@ -56,7 +56,7 @@ impl Stage {
                     let _ = client.shutdown(Shutdown::Write);
                 }
             }
-            self.ctx.poll(false);
+            self.ctx.try_poll();
             match client.read(&mut said) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(more) if more > 0 => {}

@@ -51,7 +51,7 @@ fn run(ctx: &AioContext, flags: u8, count: u16, contents: &[u8]) {
     };
     let started = device.start_queue(ctx, 0, &memory, layout, Interrupt::None);
     assert_eq!(started.is_ok(), count <= SIZE, "{started:?}");
-    while ctx.poll(false) {}
+    while ctx.try_poll() {}
     // Each was answered, or the queue is broken.
     assert_eq!(device.in_flight(), 0);
     device.reset(ctx);
