@@ -299,6 +299,11 @@ fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
     let why = "node 'top' would have more than 256 levels of children";
     bench.refused("raw,node-name=top,file=n256", why);
     bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$,log=n256", why);
+    // Opened first, this one would be what is wrong.
+    bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$.not,log=n256", why);
+    // A log is begun when it is opened.
+    bench.refused("blklogwrites,node-name=top,file=n256,log.driver=file,log.filename=$", why);
+    assert!(fs::read(bench.image()).unwrap().iter().all(|byte| *byte == 7), "it was written to");
     // What is described counts as what is there.
     let deep = "blklogwrites,node-name=b,file.driver=file,file.filename=$,log.driver=raw,";
     let line = format!("{deep}log.node-name=mid,log.file=n255");

@@ -167,7 +167,9 @@ fn caches_and_engines_change_while_requests_run_on_two_contexts() {
             let mut data = [0; 8 * 701];
             backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
             assert!(data.chunks(701).all(|it| it[..700] == [round as u8; 700] && it[700] == 7));
-            let file = bench.blockdevs.node("f0").unwrap().describe();
+            let file = bench.blockdevs.node("f0").unwrap();
+            assert_eq!(file.limits().request_alignment > 1, direct, "round {round}");
+            let file = file.describe();
             assert_eq!(file.cache, CacheMode { direct, no_flush: false });
             assert_eq!(file.engine == Some(Engine::IoUring), uring);
             let flags = writable_flags_of(&bench.image());

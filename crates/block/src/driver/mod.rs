@@ -112,12 +112,6 @@ impl BlockLimits {
         });
         fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0
     }
-
-    /// # Panics
-    /// If they contradict themselves: that is a bug of the driver.
-    pub(crate) fn check(&self, driver: &str) {
-        assert!(self.are_possible(), "driver '{driver}' has impossible limits: {self:?}");
-    }
 }
 
 /// A block driver: reads and writes bytes at offsets.

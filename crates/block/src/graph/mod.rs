@@ -271,10 +271,11 @@ impl Graph {
     /// if one of its children is (contract: C77).
     ///
     /// # Errors
-    /// If it would be too high. It is not in the graph then.
+    /// If it would be too high, or its edges are not its own. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
         let edges = node.all_edges();
         let children: Vec<UserId> = edges.iter().map(|edge| edge.user()).collect();
+        self.check_edges(node, &children)?;
         let below = children.iter().filter_map(|edge| self.users.get(edge)?.node);
         let below: Vec<NodeId> = below.collect();
         let height = self.height_above(&below);
@@ -313,6 +314,17 @@ impl Graph {
             self.shut(node);
         }
         Ok(())
+    }
+
+    /// That these edges are free to be this node's, each once: an edge that two nodes had would be
+    /// looked at for one of them only, when it turns.
+    fn check_edges(&self, node: &BlockNode, edges: &[UserId]) -> Result<(), GraphError> {
+        let mut known = BTreeSet::new();
+        let is_free = |id| self.users.get(id).is_some_and(|user| user.parent().is_none());
+        match edges.iter().all(|id| is_free(id) && known.insert(*id)) {
+            true => Ok(()),
+            false => Err(GraphError::NotItsChild(node.name().to_owned())),
+        }
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) {

@@ -4,7 +4,7 @@ use super::known_length::KnownLength;
 use super::live_limits::LiveLimits;
 use super::state::{Features, PathState};
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 
 /// A driver with what its requests need: a name for messages, limits, and what is kept from one request
 /// to the next. Any thread.
@@ -18,11 +18,12 @@ pub(crate) struct RequestPath {
 }
 
 impl RequestPath {
-    /// # Panics
-    /// If the driver's limits contradict themselves.
-    pub(crate) fn new(name: String, driver: Box<dyn BlockDriver>) -> RequestPath {
-        let limits = driver.limits();
-        limits.check(driver.format_name());
+    /// `limits` are the driver's.
+    pub(crate) fn new(
+        name: String,
+        driver: Box<dyn BlockDriver>,
+        limits: BlockLimits,
+    ) -> RequestPath {
         let state = PathState::default();
         state.set_aligned(limits.is_aligned());
         RequestPath {
@@ -51,10 +52,11 @@ impl RequestPath {
         &*self.driver
     }
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most: what a request adds up stays a number, whatever the driver
+    /// says later.
     #[inline]
     pub(crate) fn length(&self) -> u64 {
-        self.length.get(|| self.driver.length())
+        self.length.get(|| self.driver.length().min(MAX_LENGTH))
     }
 
     /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing

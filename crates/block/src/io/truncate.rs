@@ -70,5 +70,8 @@ pub(crate) fn co_refresh_length(path: &RequestPath, co: &Co<'_>) -> io::Result<u
     let _tracked = path.state.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
     let result = path.driver().co_refresh_length(co);
     lengths_may_have_changed();
-    result
+    match result? {
+        length if length > MAX_LENGTH => Err(errno(libc::EFBIG)),
+        length => Ok(length),
+    }
 }

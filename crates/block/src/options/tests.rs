@@ -201,4 +201,12 @@ fn nesting_has_an_end() {
     assert!(nested(40).unwrap_err().to_string().contains("levels deep"));
     // Deeper than the parser goes.
     assert!(nested(10_000).unwrap_err().to_string().contains("nesting depth limit"));
+    let nested = |levels: usize| {
+        NodeOptions::from_keyval(format!("raw,{}file=disk", "file.".repeat(levels)))
+    };
+    for levels in [10_000, 1_000_000] {
+        let refused = nested(levels).unwrap_err().to_string();
+        let is_named = refused.starts_with("Invalid parameter 'file.file.");
+        assert!(is_named && refused.len() < 1000, "{refused}");
+    }
 }
