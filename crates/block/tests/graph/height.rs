@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use coblk_aio::AioContext;
 use coblk_block::drivers::{Null, Raw};
-use coblk_block::options::{BlockdevError, NodeOptions};
-use coblk_block::{BlockNode, Blockdevs, GraphError};
+use coblk_block::options::NodeOptions;
+use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError};
 
 use crate::tagged::Both;
 
