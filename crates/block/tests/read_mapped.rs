@@ -4,12 +4,16 @@ mod util;
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use coblk_aio::{AioContext, IoVectorMut};
-use coblk_block::{BlockBackend, BlockLimits, BlockNode, Child, ChildRole};
+use coblk_aio::{AioContext, Co, IoVectorMut};
+use coblk_block::{
+    BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Filter, Piece, ReadFlags, ReadMap,
+    co_read_mapped,
+};
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::mapped::{Cluster, Mapped, Pass};
 use util::{Seed, errno};
@@ -250,6 +254,57 @@ fn a_map_that_leads_nowhere_is_an_error() {
     let broken = Unlisted { layer, listed };
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("layer", broken));
     assert_eq!(errno(read(&backend, &ctx, 0, 512)), libc::EIO);
+}
+
+/// Nor does a map hide that nothing was read: a request that failed would show what was there before.
+#[test]
+fn an_error_that_a_map_keeps_to_itself_is_one() {
+    let ctx = AioContext::for_test().unwrap();
+    let (below, data) = disk(3, 4 * 512, 1);
+    let file = BlockNode::new("file", OnDisk(Arc::clone(&below)));
+    let table = vec![Cluster::File(1024), Cluster::File(0)];
+    let layer = BlockNode::new("layer", Silent(Mapped::new(512, table, &file, None)));
+    let backend = BlockBackend::new(&ctx, "drive", layer);
+    assert_eq!(read(&backend, &ctx, 0, 512).unwrap(), data[1024..][..512]);
+    for bytes in [512, 1024] {
+        below.judge(|_| Verdict::Fail(libc::ENXIO));
+        assert_eq!(errno(read(&backend, &ctx, 0, bytes)), libc::EIO, "{bytes} bytes");
+    }
+}
+
+struct Silent(Mapped);
+
+impl ReadMap for Silent {
+    fn co_map(
+        &self,
+        co: &Co<'_>,
+        range: Range<u64>,
+        read: &mut dyn FnMut(Piece) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let _ = self.0.co_map(co, range, read);
+        Ok(())
+    }
+}
+
+impl Filter for Silent {
+    fn name(&self) -> &'static str {
+        "silent"
+    }
+    fn child(&self) -> &Child {
+        &self.0.file
+    }
+    fn length(&self) -> u64 {
+        self.0.length
+    }
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        co_read_mapped(co, self, &[self.0.file.edge()], offset, target)
+    }
 }
 
 struct Unlisted {

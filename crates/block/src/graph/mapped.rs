@@ -58,8 +58,10 @@ pub fn co_read_mapped<M: ReadMap>(
         if piece.bytes < bytes || piece.place == Place::Backing {
             return Ok(());
         }
-        is_done = true;
-        Layer { map, edges: Edges::Of(edges) }.co_read(co, piece.place, target)
+        let read = Layer { map, edges: Edges::Of(edges) }.co_read(co, piece.place, target);
+        // A map that keeps an error to itself has read nothing.
+        is_done = read.is_ok();
+        read
     })?;
     if is_done {
         return Ok(());
@@ -161,12 +163,14 @@ impl<'a> Layer<'a> {
             let mut found = None;
             layer.map.co_map(co, offset..offset + bytes, &mut |piece| {
                 let there = piece.bytes.min(bytes);
-                found = Some((there, piece.place)).filter(|_| there > 0);
-                match piece.place {
+                let taken = match piece.place {
                     _ if there == 0 => Err(broken()),
                     Place::Backing => Ok(()),
                     place => take(there, Source::Place(layer, place)),
-                }
+                };
+                // A map that keeps an error to itself has found nothing.
+                found = taken.is_ok().then_some((there, piece.place));
+                taken
             })?;
             let (there, place) = found.ok_or_else(broken)?;
             bytes = there;
