@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::NodeRef;
+use super::{NodeRef, TAG};
 
 /// The options of a driver: a struct of its own; derive `Deserialize` and `Serialize`, see
 /// [`coblk_qapi`].
@@ -153,9 +153,13 @@ impl DriverConfig {
     /// The first option that differs and is not among these names. Children are none.
     pub(crate) fn other_that_differs(&self, new: &DriverConfig, names: &[&str]) -> Option<String> {
         if self.name != new.name {
-            return Some("driver".to_owned());
+            return Some(TAG.to_owned());
         }
-        let [now, new] = [self, new].map(DriverConfig::members_without_children);
+        let members = [self, new].map(DriverConfig::members_without_children);
+        let [Ok(now), Ok(new)] = members else {
+            // What cannot be written cannot be told apart by its members.
+            return (self != new).then(|| TAG.to_owned());
+        };
         let all = now.keys().chain(new.keys());
         let mut other = all.filter(|name| !names.contains(&name.as_str()));
         let value =
@@ -163,10 +167,10 @@ impl DriverConfig {
         other.find(|name| value(&now, name) != value(&new, name)).cloned()
     }
 
-    fn members_without_children(&self) -> Map<String, Value> {
+    fn members_without_children(&self) -> Result<Map<String, Value>, serde_json::Error> {
         let mut config = self.clone();
         config.visit_children(&mut |_, child| *child = NodeRef::Name(String::new()));
-        config.members().unwrap_or_default()
+        config.members()
     }
 
     /// Its options as they are written.

@@ -210,3 +210,21 @@ fn nesting_has_an_end() {
         assert!(is_named && refused.len() < 1000, "{refused}");
     }
 }
+
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+struct Unwritable(u8);
+
+impl serde::Serialize for Unwritable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("it has no form"))
+    }
+}
+
+impl DriverOptions for Unwritable {}
+
+#[test]
+fn options_that_cannot_be_written_are_told_apart() {
+    let [one, same, other] = [1, 1, 2].map(|it| DriverConfig::new("unwritable", Unwritable(it)));
+    assert_eq!(one.other_that_differs(&same, &[]), None);
+    assert_eq!(one.other_that_differs(&other, &[]).as_deref(), Some("driver"));
+}
