@@ -12,8 +12,8 @@ use coblk_block::drivers::{Null, Raw, RawOptions};
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
 use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
-    Drivers, EdgeId, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening,
-    WriteFlags,
+    Drivers, EdgeId, EdgeInfo, NamedObject, NewChild, NodeMode, OpenError, Opening, ReadFlags,
+    Reopen, Reopening, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
@@ -198,7 +198,15 @@ impl BlockDriver for Scripted {
             Lie::Limits => 3,
             _ => self.alignment.load(Ordering::SeqCst),
         };
-        BlockLimits { request_alignment, ..BlockLimits::default() }
+        let below = self.children.first().map_or(1, |child| child.limits().request_alignment);
+        BlockLimits { request_alignment, pdiscard_alignment: below, ..BlockLimits::default() }
+    }
+
+    fn check_child(&self, _: &EdgeInfo, new: Option<NewChild<'_>>) -> Result<(), String> {
+        match new {
+            Some(new) if new.node == "unwanted" => Err("it does not want that".to_owned()),
+            _ => Ok(()),
+        }
     }
 
     fn co_preadv(
@@ -447,6 +455,34 @@ fn a_reopen_changes_what_the_driver_says_and_names_what_it_does_not() {
         let error = reopen(&format!("{},file=other", line.trim_end_matches(",file=disk")));
         assert!(error.unwrap_err().ends_with("cannot change the option 'file'"), "{line}");
     }
+}
+
+#[test]
+fn a_reopen_asks_the_driver_before_an_edge_turns_and_for_its_limits_after() {
+    let bench = bench();
+    for line in [
+        "null-co,node-name=disk,size=1048576",
+        "null-co,node-name=unwanted,size=1048576",
+        "blkdebug,node-name=coarse,align=4096,image=disk",
+    ] {
+        bench.open(line).unwrap();
+    }
+    let node = bench.open("scripted,node-name=s,file=disk").unwrap();
+    let reopen = |line: &str| {
+        let options = NodeOptions::from_keyval(line).unwrap();
+        bench.blockdevs.reopen(&bench.ctx, vec![options]).map_err(|error| error.to_string())
+    };
+    let state = || {
+        let limits = node.limits();
+        let child = node.children()[0].1.name().to_owned();
+        (child, limits.request_alignment, limits.pdiscard_alignment)
+    };
+    let before = state();
+    let refused = reopen("scripted,node-name=s,file=unwanted,alignment=512").unwrap_err();
+    assert!(refused.ends_with("it does not want that"), "{refused}");
+    assert_eq!(state(), before);
+    assert_eq!(reopen("scripted,node-name=s,file=coarse,alignment=512"), Ok(()));
+    assert_eq!(state(), ("coarse".to_owned(), 512, 4096));
 }
 
 #[test]

@@ -262,6 +262,20 @@ fn a_child_is_told_by_the_node_that_it_was_opened_for_and_by_no_other() {
 }
 
 #[test]
+fn names_are_for_life() {
+    let bench = Bench::new();
+    bench.open("raw,node-name=d0,file.driver=file,file.node-name=f0,file.filename=$").unwrap();
+    bench.open("raw,node-name=d1,file.driver=null-co,file.size=1048576").unwrap();
+    let made_up = bench.blockdevs.node("d1").unwrap().children()[0].1.name().to_owned();
+    assert!(made_up.starts_with('#'), "{made_up}");
+    let before = bench.blockdevs.options();
+    // Left out where a child is described, and used where no option can have given it.
+    bench.reopen(&["raw,node-name=d0,file.driver=file,file.filename=$"]).unwrap();
+    bench.reopen(&[&format!("null-co,node-name={made_up},size=1048576")]).unwrap();
+    assert_eq!(bench.blockdevs.options(), before);
+}
+
+#[test]
 fn nodes_that_turn_together_make_no_cycle() {
     let bench = Bench::new();
     bench.open("file,node-name=f0,filename=$").unwrap();

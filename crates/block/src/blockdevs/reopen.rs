@@ -102,6 +102,9 @@ impl Blockdevs {
             return Err(error);
         }
         for step in &steps {
+            if !step.turns.is_empty() {
+                step.node.look_at_limits();
+            }
             graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
             step.node.tell_length();
             // Flushes may have done nothing up to now.
@@ -121,7 +124,7 @@ impl Blockdevs {
         &self,
         steps: &mut Vec<Step>,
         node: Arc<BlockNode>,
-        options: Arc<NodeOptions>,
+        mut options: Arc<NodeOptions>,
         inherited: Inherited,
     ) -> Result<(), BlockdevError> {
         let fixed = |option: &str| {
@@ -135,6 +138,9 @@ impl Blockdevs {
         }
         let missing = || BlockdevError::NoOptions(node.name().to_owned());
         let (now, _) = self.entry(&node).ok_or_else(missing)?;
+        // A name is for life, also if the description of a child leaves it out; one that was made up is
+        // none of its options.
+        Arc::make_mut(&mut options).node_name.clone_from(&now.node_name);
         let changeable = self.drivers().factory(options.driver.name())?.changeable();
         if let Some(option) = now.driver.other_that_differs(&options.driver, changeable) {
             return Err(fixed(&option));
@@ -290,6 +296,10 @@ fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), Blockdev
     for step in steps {
         for (role, (_, child)) in step.roles.iter().zip(&step.children) {
             step.own.for_child(*role).check_writable(step.node.name(), child)?;
+        }
+        for (user, new) in &step.turns {
+            let edge = step.node.edges().iter().find(|edge| edge.user() == *user);
+            edge.map_or(Ok(()), |edge| graph::ask_driver(&step.node, edge.info(), new.as_ref()))?;
         }
     }
     let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();

@@ -299,7 +299,8 @@ pub trait BlockDriver: Any + Send + Sync {
 
     /// Whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child that is to be
     /// removed from the [list](Self::child_list). An error says why not. Asked before the node is
-    /// drained, and again while it is. Must neither block nor touch the graph.
+    /// drained, and again while it is; by a reopen only then, when the drivers have become what they are
+    /// to be. Must neither block nor touch the graph.
     fn check_child(&self, _edge: &EdgeInfo, _new: Option<NewChild<'_>>) -> Result<(), String> {
         Ok(())
     }

@@ -211,7 +211,8 @@ fn log_lost(child: &BlockNode, flushed: io::Result<()>) {
     }
 }
 
-fn ask_driver(
+/// That a driver lets an edge lead to another node, or nowhere.
+pub(crate) fn ask_driver(
     node: &BlockNode,
     edge: &EdgeInfo,
     new: Option<&Arc<BlockNode>>,
