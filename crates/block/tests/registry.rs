@@ -486,6 +486,17 @@ fn a_reopen_asks_the_driver_before_an_edge_turns_and_for_its_limits_after() {
 }
 
 #[test]
+fn an_active_node_is_not_opened_on_an_inactive_one() {
+    let bench = bench();
+    bench.open("null-co,node-name=disk,size=1048576,active=off").unwrap();
+    // Refused before the driver does more than to ask for its child.
+    let line = "scripted,node-name=s,fails=on,file=disk";
+    bench.refused(line, "node 's' needs node 'disk' to be active, and it is inactive");
+    bench.refused(&format!("{line},active=off"), "it does");
+    bench.open("scripted,node-name=s,active=off,file=disk").unwrap();
+}
+
+#[test]
 fn a_node_that_was_made_in_code_is_adopted() {
     let bench = bench();
     let node = BlockNode::new("made", Null::new(1 << 20));

@@ -109,14 +109,7 @@ impl Blockdevs {
         // Before a file is open or locked.
         let options = Arc::new(self.drivers().resolve(options)?);
         self.check_height(&options)?;
-        let node = self.registry.co_open_node(co, &options, (Inherited::default(), ""), 0)?;
-        if let Some(entry) = self.names().nodes.get_mut(node.name())
-            && let Entry::Child(_, options, _) = entry
-        {
-            node.life.set_belongs_to_users(false);
-            *entry = Entry::Owned(Arc::clone(&node), Some(Arc::clone(options)));
-        }
-        Ok(node)
+        Ok(self.registry.co_open_node(co, &options, (Inherited::default(), None), 0)?)
     }
 
     /// Names a node that was made in code: it is listed, is a child where options name it, and is

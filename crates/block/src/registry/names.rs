@@ -91,8 +91,8 @@ impl Registry {
         Ok(Reserved { registry: self, name })
     }
 
-    /// Opens a node for `parent`, if that is a name, and enters it. `depth` nodes that are being opened are
-    /// above it.
+    /// Opens a node, by itself or for `parent`, and enters it. `depth` nodes that are being opened are above
+    /// it.
     ///
     /// Chains nest, and each level is on the stack: what is not needed below stays in its own function,
     /// or on the heap.
@@ -100,7 +100,7 @@ impl Registry {
         &self,
         co: &Co<'_>,
         options: &Arc<NodeOptions>,
-        (inherited, parent): (Inherited, &str),
+        (inherited, parent): (Inherited, Option<&str>),
         depth: usize,
     ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
         let level = self.begin_open(options, inherited)?;
@@ -196,13 +196,16 @@ impl Level<'_> {
     fn end_open(
         self: Box<Self>,
         made: Result<Arc<BlockNode>, OpenError>,
-        parent: &str,
+        parent: Option<&str>,
     ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
         let Level { options, reserved, own, .. } = *self;
         let node = made.map_err(|error| BlockdevError::of_node(&reserved.name, error))?;
         node.swap_state(own.node_state());
-        node.life.set_belongs_to_users(true);
-        reserved.enter(Entry::Child(Arc::downgrade(&node), options, parent.to_owned()));
+        node.life.set_belongs_to_users(parent.is_some());
+        reserved.enter(match parent {
+            Some(parent) => Entry::Child(Arc::downgrade(&node), options, parent.to_owned()),
+            None => Entry::Owned(Arc::clone(&node), Some(options)),
+        });
         Ok(node)
     }
 }

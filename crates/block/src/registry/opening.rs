@@ -7,8 +7,9 @@ use std::sync::Arc;
 use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
-use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
+use super::{BlockdevError, Inherited, NamedObject, NodeMode, OpenError, Registry};
 use crate::driver::edge::EdgeId;
+use crate::driver::permissions::PermissionError;
 use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
@@ -94,8 +95,9 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// Suspends.
     ///
     /// # Errors
-    /// If there is no such node, it cannot be opened, or is read-only where this one is to be written; if
-    /// the chain would be too high; if the driver has a child of this name.
+    /// If there is no such node, it cannot be opened, is read-only where this one is to be written, or
+    /// inactive where this one is not; if the chain would be too high; if the driver has a child of this
+    /// name.
     pub fn co_child(
         &self,
         name: &'static str,
@@ -111,7 +113,7 @@ impl<'a, 'co> Opening<'a, 'co> {
                 let node = self.registry.co_open_node(
                     self.co,
                     options,
-                    (wanted, self.name),
+                    (wanted, Some(self.name)),
                     self.depth + 1,
                 )?;
                 self.end_child(self.new_child(name, role, node), wanted)
@@ -154,6 +156,10 @@ impl<'a, 'co> Opening<'a, 'co> {
             return Err(GraphError::too_high(self.name).into());
         }
         wanted.check_writable(self.name, &node)?;
+        if self.is_active && !node.is_active() {
+            let (node, user) = (node.name().to_owned(), format!("node '{}'", self.name));
+            return Err(BlockdevError::from(PermissionError::Inactive { node, user }).into());
+        }
         self.edges.borrow_mut().push((child.id(), child.name()));
         Ok(child)
     }
