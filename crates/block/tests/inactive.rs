@@ -35,7 +35,7 @@ fn an_option_makes_a_node_inactive_and_not_those_that_are_opened_for_it() {
     let states = named(&[("a", false), ("b", false), ("d", false), ("e", true)]);
     assert_eq!(activity(&bench), states);
     bench.blockdevs.set_active(&bench.ctx, Some(&["b"]), true).unwrap();
-    bench.blockdevs.set_active(&bench.ctx, Some(&["d"]), false).unwrap();
+    bench.blockdevs.set_active(&bench.ctx, Some(&["d", "d"]), false).unwrap();
     let states = named(&[("a", true), ("b", true), ("d", false), ("e", false)]);
     assert_eq!(activity(&bench), states);
     refused(

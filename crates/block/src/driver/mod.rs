@@ -157,7 +157,8 @@ pub trait BlockDriver: Any + Send + Sync {
         false
     }
 
-    /// What it can take in one request. Asked when the node is made. By default anything.
+    /// What it can take in one request. Asked when the node is made, after a reopen, and after an edge has
+    /// turned to another child. By default anything.
     fn limits(&self) -> BlockLimits {
         BlockLimits::default()
     }

@@ -40,6 +40,7 @@ impl fmt::Display for Permissions {
 
 /// Why permissions were refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PermissionError {
     /// Another user of the node does not agree.
     #[error("{user} needs {permission} permission on node '{node}', which {other} does not share")]

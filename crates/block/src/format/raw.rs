@@ -36,6 +36,7 @@ const ALL: u64 = u64::MAX;
 
 /// Why a node has no such part. All figures are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RawError {
     /// A size is not whole sectors.
     #[error("size {size} is not a multiple of 512")]

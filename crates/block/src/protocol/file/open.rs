@@ -21,6 +21,7 @@ use crate::driver::{BlockLimits, MAX_LENGTH};
 
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FileOpenError {
     /// The system refused.
     #[error("cannot open image '{}'{mode}: {source}", path.display())]
