@@ -10,7 +10,7 @@ use coblk_block::drivers::FileNodeOptions;
 use coblk_block::filters::blklogwrites::BlkLogWritesOptions;
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
 use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, BlockBackend, WriteFlags};
+use coblk_block::{BackendOptions, BlockBackend, ReadFlags, WriteFlags};
 use util::PATIENCE;
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 
@@ -165,6 +165,9 @@ fn blkdebug_asks_for_blocks_and_permissions() {
     let node = bench.open(line).unwrap();
     let limits = node.limits();
     assert_eq!((limits.request_alignment, limits.max_transfer), (4096, 8192));
+    // It passes the flags of requests on, as it does without such options.
+    let flags = (ReadFlags::all(), WriteFlags::all());
+    assert_eq!((limits.read_flags, limits.write_flags), flags);
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));
     let data = [1; 3 * 8192];
     backend.pwritev(&bench.ctx, 100, &IoVector::from(&data[..]), WriteFlags::empty()).unwrap();

@@ -268,7 +268,8 @@ impl DebugConstraints {
             value if value.is_multiple_of(u64::from(unit)) => Ok(value),
             value => Err((option, format!("{value} is not a multiple of {unit}"))),
         };
-        let without = BlockLimits::default();
+        // It passes flags on, whatever else it asks for.
+        let without = BlockLimits::passing_on();
         let request_alignment = power("align", self.align)?;
         let zeroes = power("opt-write-zero", self.opt_write_zero)?;
         let discards = power("opt-discard", self.opt_discard)?;
