@@ -46,6 +46,24 @@ fn an_option_makes_a_node_inactive_and_not_those_that_are_opened_for_it() {
     assert!(activity(&bench).iter().all(|(_, active)| !active));
 }
 
+/// The log may be another process's as well, which has entries in it.
+#[test]
+fn a_log_is_not_begun_while_it_may_be_another_process_s() {
+    let bench = Bench::new();
+    let log = bench.dir.path().join("log");
+    std::fs::write(&log, [7; 4096]).unwrap();
+    let line = format!(
+        "blklogwrites,node-name=l,file.driver=null-co,log.driver=file,log.filename={}",
+        log.display()
+    );
+    bench.refused(
+        &format!("{line},active=off"),
+        "node 'l': option 'active': a log is begun when its node is opened",
+    );
+    assert_eq!(std::fs::read(&log).unwrap(), [7; 4096]);
+    bench.open(&line).unwrap();
+}
+
 #[test]
 fn what_opens_nodes_again_says_which_are_inactive() {
     let (bench, again) = (Bench::new(), Bench::new());

@@ -102,9 +102,6 @@ impl Blockdevs {
             return Err(error);
         }
         for step in &steps {
-            if !step.turns.is_empty() {
-                step.node.look_at_limits();
-            }
             graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
             step.node.tell_length();
             // Flushes may have done nothing up to now.
@@ -308,7 +305,11 @@ fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), Blockdev
     }
     let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();
     let nodes: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
-    Ok(PoolShare::once(co, || graph::lock_permits().turn(&turns, &nodes, false, turned))?)
+    PoolShare::once(co, || graph::lock_permits().turn(&turns, &nodes, false, turned))?;
+    // Limits may be those of children.
+    let parents = steps.iter().filter(|step| !step.turns.is_empty());
+    parents.for_each(|step| step.node.look_at_limits());
+    Ok(())
 }
 
 /// A node that is ready to change to what it is to be, and back.

@@ -67,6 +67,10 @@ impl Driver for BlkLogWrites {
     ) -> Result<BlkLogWrites, OpenError> {
         check_log_sector(options.log_sector_size.map(u64::from))
             .map_err(|why| OpenError::option("log-sector-size", why))?;
+        if !opening.is_active() {
+            // The log may be another process's, which would lose what it has logged.
+            return Err(OpenError::option("active", "a log is begun when its node is opened"));
+        }
         let file = opening.co_child("file", ChildRole::FILTER, &options.file)?;
         let log = opening.co_child("log", ChildRole::METADATA, &options.log)?;
         Ok(BlkLogWrites::on(opening.co(), file, log, options.log_sector_size)?)
