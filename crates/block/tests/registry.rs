@@ -259,6 +259,10 @@ fn a_reopen_asks_the_driver_before_an_edge_turns_and_for_its_limits_after() {
     assert_eq!(state(), before);
     assert_eq!(reopen("scripted,node-name=s,file=coarse,alignment=512"), Ok(()));
     assert_eq!(state(), ("coarse".to_owned(), 512, 4096));
+    // So it is where a node is replaced for all that use it.
+    let [coarse, disk] = ["coarse", "disk"].map(|name| bench.blockdevs.node(name).unwrap());
+    coarse.replace(&bench.ctx, &disk).unwrap();
+    assert_eq!(state(), ("disk".to_owned(), 512, 1));
 }
 
 #[test]

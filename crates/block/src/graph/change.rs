@@ -205,7 +205,7 @@ fn turn_drained_users(
 ) -> Result<(), GraphError> {
     // Edges may go only after the lock.
     let mut turned = Turned::default();
-    let (moved, above) = PoolShare::once(co, || {
+    let (moved, above, parents) = PoolShare::once(co, || {
         let mut graph = lock_permits();
         let users = choose(&mut graph, old, new)?;
         let turns: Vec<_> = users.iter().map(|id| (*id, Some(Arc::clone(new)))).collect();
@@ -218,9 +218,13 @@ fn turn_drained_users(
             new.path.state.fail_next_flush(&error);
         }
         let above = graph.backends_above(new).into_iter();
-        let backends = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
-        Ok::<_, GraphError>(backends)
+        let (moved, above) = above.partition::<Vec<_>, _>(|(id, _)| users.contains(id));
+        let parents: Vec<_> = graph.parents_of(users.into_iter());
+        let parents: Vec<_> = parents.into_iter().filter_map(|id| graph.node(id)).collect();
+        Ok::<_, GraphError>((moved, above, parents))
     })?;
+    // Limits may be those of children.
+    parents.iter().for_each(|node| node.look_at_limits());
     for (id, home) in moved {
         let new = Arc::clone(new);
         co_visit(co, &home.context, move || (home.turn)(id, new));

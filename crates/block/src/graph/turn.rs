@@ -169,7 +169,7 @@ impl Graph {
     }
 
     /// The nodes whose edges these users are.
-    fn parents_of(&self, users: impl Iterator<Item = UserId>) -> Vec<NodeId> {
+    pub(super) fn parents_of(&self, users: impl Iterator<Item = UserId>) -> Vec<NodeId> {
         users.filter_map(|id| self.users.get(&id)?.parent()).collect()
     }
 
