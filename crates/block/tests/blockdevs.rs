@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, IoVector};
 use coblk_block::drivers::Null;
+use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockNode, BlockdevError, Blockdevs, WriteFlags};
 use util::bench::Bench;
@@ -59,6 +60,23 @@ fn a_node_is_not_closed_while_another_is_opened_on_it() {
     assert_eq!(blockdevs.node("top").unwrap().children()[0].1.name(), "disk");
     blockdevs.close(&bench.ctx, "top").unwrap();
     blockdevs.close(&bench.ctx, "disk").unwrap();
+}
+
+#[test]
+fn a_group_is_in_use_while_its_first_node_is_opened() {
+    let bench = Bench::new();
+    let group = Arc::new(ThrottleGroup::new("g", ThrottleLimits::default()).unwrap());
+    bench.blockdevs.add_object("g", group).unwrap();
+    let line = format!("throttle,node-name=t,throttle-group=g,file.filename={}", bench.image());
+    let line = format!("{line},file.driver=file");
+    let (steps, blockdevs) = (Steps::default(), Rc::new(bench.blockdevs));
+    let opening = Rc::clone(&blockdevs);
+    steps.start(&bench.ctx, "open", move |co| opening.co_open(co, options(&line)).map(drop));
+    let refused = blockdevs.remove_object::<ThrottleGroup>("g").unwrap_err().to_string();
+    assert_eq!(refused, "throttle group 'g' is in use");
+    assert_eq!(steps.wait(&bench.ctx, 1), ["open: done"]);
+    blockdevs.close(&bench.ctx, "t").unwrap();
+    blockdevs.remove_object::<ThrottleGroup>("g").unwrap();
 }
 
 /// What is opened in vain lets go of what it was to stand on.

@@ -48,9 +48,10 @@ impl Driver for Throttle {
         opening: &Opening<'_, '_>,
         options: &ThrottleNodeOptions,
     ) -> Result<Throttle, OpenError> {
-        let group = opening.object::<ThrottleGroup>(&options.throttle_group)?;
+        // It is a member before the child is opened, which takes time: the group is in use meanwhile.
+        let membership = Membership::new(&*opening.object(&options.throttle_group)?);
         let file = opening.co_child("file", ChildRole::FILTER, &options.file)?;
-        Ok(Throttle::on(file, &group))
+        Ok(Throttle::on(file, membership))
     }
 
     fn co_prepare_reopen<'a>(
