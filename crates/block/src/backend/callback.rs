@@ -97,7 +97,7 @@ impl BlockBackend {
         });
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint.
     pub fn aio_pdiscard(
         &self,
         ctx: &AioContext,

@@ -38,8 +38,8 @@ struct Step {
 }
 
 impl Blockdevs {
-    /// Gives nodes that are in use other options, all or none of them. Each is found by its
-    /// `node-name`. Options that are not mentioned go back to their defaults.
+    /// Gives nodes in use other options, all or none of them. Each is found by its `node-name`.
+    /// Options that are not mentioned go back to their defaults.
     ///
     /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`, `detect-zeroes` of all nodes,
     /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
@@ -47,7 +47,7 @@ impl Blockdevs {
     /// `ctx` meanwhile.
     ///
     /// # Errors
-    /// What cannot be changed, or who does not agree. Nothing has changed then.
+    /// Which option cannot change, or which user does not agree. Nothing has changed then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_reopen`](Self::co_reopen).

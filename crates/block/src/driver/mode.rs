@@ -11,7 +11,7 @@ pub struct CacheMode {
     pub no_flush: bool,
 }
 
-/// What becomes of a write of nothing but zeroes.
+/// How a write of only zeroes is carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DetectZeroes {
@@ -24,7 +24,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// What does an image's I/O.
+/// The engine that does an image's I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {

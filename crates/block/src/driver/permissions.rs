@@ -1,20 +1,19 @@
-//! What the users of a node may do to it, and what they let others do: [`Permissions`].
+//! [`Permissions`]: what users of a node may do to it, and share with others.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 bitflags::bitflags! {
-    /// What may be done to a node. Each user of a node holds some of these, and shares some, which
-    /// means that it does not mind if others hold them. The bits are those that QEMU locks image
-    /// files by.
+    /// Permissions on a node. Each user of a node holds some, and shares some, which means that
+    /// others may hold them too. The bits are those that QEMU locks image files by.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Permissions: u8 {
-        /// Read, and find what a disk would have.
+        /// Read, and find a consistent state, as a disk would have.
         const CONSISTENT_READ = 1;
-        /// Change what is read.
+        /// Change the bytes that are read.
         const WRITE = 2;
-        /// Write what is there already.
+        /// Write bytes without changing what is read.
         const WRITE_UNCHANGED = 4;
         /// Change the length.
         const RESIZE = 8;
@@ -59,7 +58,7 @@ pub enum PermissionError {
         /// The node.
         node: String,
     },
-    /// The storage is another process's for the time being.
+    /// The node is inactive: its storage is another process's for the time being.
     #[error("{user} needs node '{node}' to be active, and it is inactive")]
     Inactive {
         /// The node.

@@ -21,7 +21,7 @@ pub(crate) struct BackendHome {
 }
 
 impl BlockNode {
-    /// The length may have changed: the backends on it, and on the nodes above, look. Any thread.
+    /// The length may have changed: the backends on the node and on its ancestors look. Any thread.
     #[cold]
     pub(crate) fn tell_length(&self) {
         let backends = lock().backends_above(self);

@@ -1,12 +1,12 @@
-//! The block graph: nodes, their children and users, and which nodes are quiet.
+//! The block graph: nodes, their children and users, and which nodes are quiesced.
 //!
-//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiet*,
-//! its gate closed, while it, or a node that it leads to, is drained: so no request comes down to a
-//! drained node. Which nodes are quiet follows from the graph and from the drains that are open, and is
-//! settled again whenever one of these changes.
+//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is
+//! *quiesced* (`quiet` in fields), its gate closed, while it, or a node that it leads to, is
+//! drained: so no request comes down to a drained node. Which nodes are quiesced follows from the
+//! graph and from the drains that are open, and is settled again whenever one of these changes.
 //!
 //! ```text
-//! mod.rs     users, nodes, and what is quiet
+//! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
@@ -18,8 +18,8 @@
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
-//! activity.rs nodes whose storage is another process's
-//! life.rs    the end of nodes
+//! activity/  nodes whose storage is another process's
+//! life/      the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs children and parents of nodes, as monitors show them
@@ -267,8 +267,8 @@ impl Graph {
         NodeId(self.next_id())
     }
 
-    /// Takes in a node that was just made, under edges that were made before it. It is born quiet
-    /// if one of its children is (contract: C77).
+    /// Takes in a node that was just made, under edges that were made before it. It starts
+    /// quiesced if one of its children is (contract: C77).
     ///
     /// # Errors
     /// If it would be too high, or its edges are not its own. It is not in the graph then.

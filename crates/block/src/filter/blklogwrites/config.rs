@@ -14,7 +14,7 @@ use crate::registry::{Driver, OpenError, Opening};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(from = "BlkLogWritesFields", rename_all = "kebab-case")]
 pub struct BlkLogWritesOptions {
-    /// `file`: the node below.
+    /// `file`: the child.
     pub file: NodeRef,
     /// `log`: where the log goes; what it holds is lost.
     pub log: NodeRef,

@@ -213,7 +213,7 @@ impl WriteLog {
             }
             let whole = state.writing.first().copied().unwrap_or(state.entries);
             if state.publishing || whole < entries {
-                // The lock is held until the waker is stored: who changes something finds it.
+                // The lock is held until the waker is stored: a change of the state finds it.
                 co.suspend_for("the log of writes", |waker| {
                     state.waiters.push((co.context().handle(), waker));
                     drop(state);

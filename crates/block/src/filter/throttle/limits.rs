@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// Nobody has a disk this fast: the largest rate, and the largest burst, that is taken.
+/// The largest rate, and the largest burst, that is taken: no disk is that fast.
 const MOST: u64 = 1_000_000_000_000_000;
 
 /// How much may pass in a second, in bytes or operations.
@@ -71,7 +71,7 @@ pub enum ThrottleError {
         /// The other one.
         part: &'static str,
     },
-    /// Bursts above nothing.
+    /// Bursts without an average.
     #[error("{0}-max needs {0}")]
     MaxWithoutAvg(&'static str),
     /// Bursts slower than the average.

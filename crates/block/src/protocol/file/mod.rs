@@ -47,7 +47,7 @@ const SECTOR_BYTES: u64 = 512;
 
 /// An image in a host file, or on a block device.
 ///
-/// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
+/// A length that is not a multiple of 512 is reported rounded up; bytes read there are zero, and
 /// a write there makes the file longer, but never longer than is reported: users without the
 /// permission to resize cannot write an image with O_DIRECT that ends within a block.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ pub struct File {
     held: AtomicU8,
     /// What we report: whole sectors.
     length: AtomicU64,
-    /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
+    /// Length of the file as far as is known. If it turns out shorter, another process truncated it.
     end_of_file: AtomicU64,
     /// The errno that an fdatasync of the page cache failed with, or 0. What it dropped is lost, so
     /// no later one may succeed (contract: C83).
@@ -76,14 +76,14 @@ pub struct File {
 }
 
 impl File {
-    /// To open an image: `File::options().direct(true).open(path)`.
+    /// Options to open an image: `File::options().direct(true).open(path)`.
     pub fn options() -> FileOptions {
         FileOptions::default()
     }
 
-    /// To open a block device (driver `host_device`):
-    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device:
-    /// a change of length looks whether the device has grown, and fails if it is not as long.
+    /// Options to open a block device (driver `host_device`):
+    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device: a
+    /// change of length looks whether the device has grown, and fails if it is not as long.
     pub fn device_options() -> FileOptions {
         File::options().on_device()
     }
