@@ -41,7 +41,7 @@ fn join(from: &str, target: &str) -> String {
 }
 
 /// Lines of prose, with their numbers: fenced code is left out.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fenced = false;
     text.lines().enumerate().filter_map(move |(number, line)| {
         if line.trim_start().starts_with("```") {
@@ -72,7 +72,7 @@ fn links(text: &str) -> Vec<(usize, String)> {
 }
 
 /// A line without what stands between backticks.
-fn without_code(line: &str) -> String {
+pub fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
 
