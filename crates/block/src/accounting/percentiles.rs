@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use super::histogram::Bins;
 
-/// What takes longer is told apart by the maximum only.
+/// Longer latencies are told apart by the maximum only.
 const LONGEST_NS: u64 = 100_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 2;
 

@@ -1,4 +1,4 @@
-//! What is to be counted, changed while requests run, from any thread.
+//! Settings of what is counted, changed while requests run, from any thread.
 
 use std::sync::Arc;
 use std::time::Duration;

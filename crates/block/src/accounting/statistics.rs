@@ -71,7 +71,7 @@ pub(crate) struct Counters {
     pub(crate) merged: Counter,
 }
 
-/// What the home thread writes and any thread reads.
+/// Counters that the home thread writes and any thread reads.
 pub(crate) struct Shared {
     pub(crate) in_flight: Counter,
     pub(crate) max_in_flight: Counter,
@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     account_invalid: AtomicBool,
 }
 
-/// What was asked for. Anybody writes, under a lock.
+/// Settings. Any thread writes them, under a lock.
 #[derive(Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) accounting: Accounting,

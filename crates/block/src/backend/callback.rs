@@ -147,7 +147,7 @@ impl BlockBackend {
     }
 }
 
-/// What a transfer takes along to its coroutine.
+/// The state that a transfer takes along to its coroutine.
 ///
 /// It is moved there and back in pieces of 16 bytes. Laid out like this no field that is moved on
 /// lies across two of them, which would make the processor wait until both have been written.

@@ -327,7 +327,7 @@ impl Attempt for Read<'_, '_, '_> {
         request_path::co_preadv(&medium.node.path, self.co, self.offset, self.target, self.flags)
     }
 
-    /// What was in the buffer before is none of the reader's business: it may be another client's.
+    /// Clears the buffer: bytes that it held before may be another client's.
     #[cold]
     fn ignored(&mut self) {
         self.target.fill_from(0, 0);

@@ -254,7 +254,7 @@ impl BlockBackend {
         })
     }
 
-    /// What the request ends with after an error; `None` if it is to be tried again.
+    /// The result that the request ends with after an error; `None` if it is to be tried again.
     #[cold]
     fn after_error(
         &self,

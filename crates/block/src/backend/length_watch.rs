@@ -21,7 +21,7 @@ type Listener = Rc<dyn Fn(&AioContext, u64)>;
 #[derive(Default)]
 pub(crate) struct LengthWatch {
     listener: RefCell<Option<Listener>>,
-    /// What it knows.
+    /// The length that the listener was told last.
     told: Cell<Option<u64>>,
 }
 

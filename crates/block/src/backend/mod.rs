@@ -42,7 +42,7 @@ pub enum MediumError {
     Present {
         /// The backend.
         backend: String,
-        /// What is in.
+        /// The node that is its medium.
         node: String,
     },
     /// Other users of the node do not agree.

@@ -41,7 +41,7 @@ pub struct BackendOptions {
     share_rw: bool,
     share_resize: bool,
     allow_inactive: bool,
-    /// What it holds and shares, if that does not follow from the rest.
+    /// The permissions that it holds and shares, if they do not follow from the rest.
     permissions: Option<Use>,
     device: DeviceId,
 }

@@ -31,7 +31,7 @@ struct Step {
     own: Inherited,
     /// Its children afterwards, by the names of their edges.
     children: Vec<(&'static str, Arc<BlockNode>)>,
-    /// What they are for the driver.
+    /// Their roles for the driver.
     roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
     turns: Vec<Turn>,
@@ -250,7 +250,7 @@ impl Blockdevs {
         Ok(Prepared { node, driver, state: own.node_state() })
     }
 
-    /// What the node is now, for the next time.
+    /// Notes the node's options for the next reopen.
     fn note(&self, step: &Step) {
         match self.names().nodes.get_mut(step.node.name()) {
             Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {

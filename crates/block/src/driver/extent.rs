@@ -59,7 +59,7 @@ impl Extent {
         Extent { stored: Some(Stored { child, offset }), ..self }
     }
 
-    /// What is left of it behind its first `skipped` bytes, at most `bytes`.
+    /// The part behind its first `skipped` bytes, at most `bytes` long.
     pub(crate) fn part(self, skipped: u64, bytes: u64) -> Extent {
         let moved = |it: Stored| Stored { offset: it.offset.saturating_add(skipped), ..it };
         let end = self.end && self.bytes <= skipped.saturating_add(bytes);

@@ -45,7 +45,7 @@ pub trait ReadMap {
     /// layer looks at a range first and reads its pieces then, each after another call.
     ///
     /// # Errors
-    /// Those of finding the place, and of `read`. The request fails with them.
+    /// Errors of finding the place, and of `read`. The request fails with them.
     fn co_map(
         &self,
         co: &Co<'_>,

@@ -33,6 +33,6 @@ pub enum Engine {
     Threads,
     /// The context's io_uring; falls back to threads, with a warning, where there is none.
     IoUring,
-    /// What QEMU calls `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
+    /// QEMU's `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
     Native,
 }

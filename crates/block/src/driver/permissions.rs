@@ -47,7 +47,7 @@ pub enum PermissionError {
         node: String,
         /// Who needs it, as `backend 'drive'`.
         user: String,
-        /// What is not shared.
+        /// The permission that is not shared.
         permission: Permissions,
         /// Who does not share it.
         other: String,
@@ -74,7 +74,7 @@ pub enum PermissionError {
     Locked {
         /// The image.
         path: PathBuf,
-        /// What was wanted of it.
+        /// The permissions that were wanted.
         permission: Permissions,
         /// `shared ` if it was to be kept from others, else empty.
         mode: &'static str,
@@ -90,7 +90,7 @@ pub enum PermissionError {
         path: PathBuf,
         /// Its length in bytes.
         length: u64,
-        /// What requests are multiples of, in bytes.
+        /// The alignment of requests, in bytes.
         block: u32,
     },
     /// The locks of the image could not be asked for.
@@ -98,7 +98,7 @@ pub enum PermissionError {
     Lock {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }

@@ -21,7 +21,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What changes bytes or the length.
+/// Permissions to change bytes or the length.
 const CHANGES: Permissions = Permissions::WRITE.union(Permissions::RESIZE);
 
 impl ChildRole {

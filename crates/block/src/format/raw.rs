@@ -40,13 +40,13 @@ pub enum RawError {
     /// A size is not whole sectors.
     #[error("size {size} is not a multiple of 512")]
     Unaligned {
-        /// What was asked for.
+        /// The size that was asked for.
         size: u64,
     },
     /// The offset is beyond the end of the child.
     #[error("offset {offset} is beyond the end of node '{node}', which has {length} bytes")]
     OffsetBeyondEnd {
-        /// What was asked for.
+        /// The offset that was asked for.
         offset: u64,
         /// The child.
         node: String,
@@ -59,9 +59,9 @@ pub enum RawError {
          which has {length} bytes"
     )]
     SizeBeyondEnd {
-        /// What was asked for.
+        /// The offset that was asked for.
         offset: u64,
-        /// What was asked for.
+        /// The size that was asked for.
         size: u64,
         /// The child.
         node: String,
@@ -134,7 +134,7 @@ pub struct RawOptions {
 }
 
 impl RawOptions {
-    /// Those of all of a node.
+    /// Options for all of a node.
     pub fn new(file: impl Into<NodeRef>) -> RawOptions {
         RawOptions { file: file.into(), offset: 0, size: None }
     }
@@ -223,7 +223,7 @@ impl Filter for Raw {
         self.child.co_pwritev(co, self.at(offset), source, flags)
     }
 
-    /// That of the child, if it is all of it.
+    /// The name of the child's bytes, if it is all of the child.
     fn filename(&self) -> Option<String> {
         let whole = self.offset() == 0 && self.size().is_none();
         if whole { self.child.node().driver().filename() } else { None }

@@ -27,7 +27,7 @@ use crate::graph::Graph;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
-/// What a change of an edge finds.
+/// The edge of a change, and its nodes.
 struct Found {
     id: UserId,
     info: EdgeInfo,
@@ -35,7 +35,7 @@ struct Found {
     child: Option<Arc<BlockNode>>,
 }
 
-/// What an edge must be before a change.
+/// The state that an edge must have before a change.
 #[derive(Clone, Copy)]
 enum Before {
     Empty,

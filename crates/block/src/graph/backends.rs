@@ -32,7 +32,7 @@ impl BlockNode {
     }
 }
 
-/// What a backend holds and shares, whatever its medium is.
+/// The permissions that a backend holds and shares, whatever its medium is.
 #[derive(Clone, Copy)]
 pub(crate) struct Claim {
     pub(crate) device: DeviceId,

@@ -93,7 +93,7 @@ pub(crate) fn co_status_above(
     Ok(ChainExtent { extent, depth })
 }
 
-/// What follows a layer.
+/// The step that follows a layer.
 enum Below {
     /// The next layer, and where in it an offset is.
     Layer(Arc<BlockNode>, u64),

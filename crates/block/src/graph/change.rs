@@ -166,7 +166,8 @@ fn turn_users(
     Ok(())
 }
 
-/// What the users of a drained node have written and not flushed is owed to them, and their next flush
+/// Writes of the users of a drained node that are not flushed are owed to them, and their next
+/// flush
 /// goes to the new node: so it is flushed now. Where filters lead from one to the other that flush gets
 /// there all the same. Returns why it failed, or ETIMEDOUT after [`WAIT_LIMIT`].
 fn co_flush_for_users(

@@ -1,4 +1,4 @@
-//! What the graph keeps of its nodes, found again from nothing and compared.
+//! Checks of the graph: its records of nodes, found again from nothing and compared.
 //!
 //! Heights, closed gates and granted permissions follow from the edges, the drains and the users. They
 //! are kept up to date step by step; the check does not trust a step.
@@ -122,7 +122,8 @@ impl Graph {
         });
     }
 
-    /// What the users of a node want together, as their parents have it, which are `granted` already.
+    /// The permissions that the users of a node want together, as their parents have `granted`
+    /// them.
     fn check_granted(
         &mut self,
         id: NodeId,

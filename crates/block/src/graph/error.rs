@@ -41,7 +41,7 @@ pub enum GraphError {
     Limits {
         /// The node.
         node: String,
-        /// What the driver says.
+        /// The driver's limits.
         limits: String,
     },
     /// A driver lists an edge that is not this node's alone.
@@ -112,7 +112,7 @@ pub enum GraphError {
     Activity {
         /// The node.
         node: String,
-        /// What it was to be.
+        /// Whether it was to become active.
         active: bool,
         /// Why.
         source: io::Error,
@@ -122,7 +122,7 @@ pub enum GraphError {
     Blocked {
         /// The node.
         node: String,
-        /// What was to be done.
+        /// The operation.
         operation: Operation,
         /// Which user, as `job 'backup'`.
         user: String,
@@ -146,7 +146,7 @@ pub enum GraphError {
     NotInChain {
         /// Where the chain begins.
         top: String,
-        /// What it does not lead to.
+        /// The node that was to be the base.
         base: String,
     },
     /// The driver has no edge of this name.
@@ -196,7 +196,7 @@ pub enum GraphError {
         node: String,
         /// The edge.
         edge: Cow<'static, str>,
-        /// What the driver says.
+        /// The driver's reason.
         reason: String,
     },
     /// Users of both nodes exclude each other.

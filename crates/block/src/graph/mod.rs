@@ -144,7 +144,7 @@ struct Entry {
     quiesced: bool,
     /// Levels of children, on the longest way down.
     height: usize,
-    /// What its users want together, as its driver was told.
+    /// The permissions that its users want together, as its driver was told.
     granted: Use,
     users: Vec<UserId>,
     /// The edges of its driver.

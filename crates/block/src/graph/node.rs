@@ -32,7 +32,7 @@ pub struct BlockNode {
     force_share: AtomicBool,
 }
 
-/// What a node is told by options, whatever its driver.
+/// The modes of a node by its options, whatever its driver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NodeState {
     /// Refuse writes, whatever the driver allows.

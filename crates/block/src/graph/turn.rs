@@ -12,7 +12,7 @@ use crate::graph::node::BlockNode;
 /// A user, and the node that it is to turn to; `None` for an edge that is to lead nowhere.
 pub(crate) type Turn = (UserId, Option<Arc<BlockNode>>);
 
-/// What was turned, to be kept until the lock is free: edges may go only then.
+/// Edges that were turned, to be kept until the lock is free: they may be dropped only then.
 #[derive(Default)]
 pub(crate) struct Turned {
     users: Vec<(UserId, Option<NodeId>)>,

@@ -47,7 +47,7 @@ pub enum Operation {
 }
 
 impl fmt::Display for Operation {
-    /// What the operation makes of the node, as `replaced`.
+    /// The participle of the operation, as in `cannot be replaced`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Operation::Replace => "replaced",
@@ -58,7 +58,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What a [`NodeUser`] has blocked, each with the reason.
+/// The operations that a [`NodeUser`] has blocked, each with the reason.
 pub(crate) type Blocked = Vec<(Operation, String)>;
 
 /// A use of a node by a [`NodeUser`], with permissions; it ends when this is dropped. It stays at its node

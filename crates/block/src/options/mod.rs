@@ -16,7 +16,8 @@
 //!
 //! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
 //!
-//! What all nodes have is read here (`text.rs`). The other members are kept as they were written
+//! Options that all nodes have are read here (`text.rs`). The other members are kept as they were
+//! written
 //! (`driver.rs`), until a set of drivers reads them: only that knows their types.
 
 mod driver;

@@ -24,7 +24,7 @@ pub enum BlockdevError {
         node: String,
         /// The option.
         option: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
     },
     /// A text cannot be the name of a node.
@@ -55,7 +55,7 @@ pub enum BlockdevError {
     /// A node or an object that is to be removed has users.
     #[error("{what} '{name}' is in use")]
     InUse {
-        /// What it is.
+        /// The kind of the thing: `node`, or that of an object.
         what: &'static str,
         /// Its name.
         name: String,
@@ -117,7 +117,7 @@ pub enum BlockdevError {
     Io {
         /// The node.
         node: String,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -145,7 +145,7 @@ pub enum OpenError {
     Option {
         /// The option.
         option: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
     },
     /// The system refuses.

@@ -19,7 +19,7 @@ pub struct NodeMode {
     pub cache: CacheMode,
 }
 
-/// What a child has from its parent, unless it says otherwise.
+/// The modes that a child has from its parent, unless its own options say otherwise.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Inherited {
     pub(crate) read_only: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
-    /// What holds for a node itself.
+    /// The modes that hold for a node itself.
     pub(crate) fn of(options: &NodeOptions, inherited: Inherited) -> Inherited {
         Inherited {
             read_only: options.read_only.unwrap_or(inherited.read_only),
@@ -60,7 +60,7 @@ impl Inherited {
         Ok(())
     }
 
-    /// What a child has from the node.
+    /// The modes that a child has from the node.
     pub(crate) fn for_child(self, role: ChildRole) -> Inherited {
         // Discards that reach this node reach its children.
         let child = Inherited { unmap: true, ..self };
@@ -73,7 +73,7 @@ impl Inherited {
         child
     }
 
-    /// What the node itself is told.
+    /// The modes of the node itself.
     pub(crate) fn node_state(self) -> NodeState {
         let cache_mode = CacheMode { direct: self.cache_direct, no_flush: self.cache_no_flush };
         NodeState {
@@ -94,7 +94,7 @@ impl Inherited {
         Ok(())
     }
 
-    /// What the driver is told.
+    /// The modes that the driver is told.
     pub(super) fn mode(self) -> NodeMode {
         let NodeState { read_only, cache_mode: cache, .. } = self.node_state();
         NodeMode { read_only, auto_read_only: self.auto_read_only, cache }

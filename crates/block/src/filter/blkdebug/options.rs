@@ -1,4 +1,4 @@
-//! What `blkdebug` does, as options: QEMU's `inject-error`, and constraints.
+//! Options of `blkdebug`: QEMU's `inject-error`, and constraints.
 
 use coblk_qapi::{FromParts, Parts, Unsupported};
 use serde::de::{Error, MapAccess};
@@ -33,7 +33,7 @@ pub struct BlkDebugOptions {
     pub constraints: DebugConstraints,
 }
 
-/// What is not a constraint.
+/// Members that are no constraints.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Fields {
@@ -140,7 +140,7 @@ fn eio() -> i32 {
     libc::EIO
 }
 
-/// What the kernel's own error numbers may be.
+/// Reads an errno: one of the kernel's own numbers.
 fn errno<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let errno = i32::deserialize(deserializer)?;
     if !(1..4096).contains(&errno) {

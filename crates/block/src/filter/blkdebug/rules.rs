@@ -43,7 +43,7 @@ pub struct Rule {
     strike: Strike,
 }
 
-/// What happens to one request.
+/// The effect of a rule on one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Strike {
     pub(super) delay: Option<Duration>,

@@ -43,7 +43,7 @@ struct State {
     waiters: Vec<(AioHandle, CoWaker)>,
 }
 
-/// What follows an entry.
+/// The data that follows an entry.
 #[derive(Clone, Copy)]
 pub(super) enum Data<'a> {
     Bytes(&'a IoVector<'a>),
@@ -130,7 +130,7 @@ impl WriteLog {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What sectors in the log are, in bytes.
+    /// Bytes of a sector of the log.
     pub fn sector_size(&self) -> u32 {
         self.shared.sector_size
     }

@@ -12,7 +12,7 @@ use super::limits::{Rate, ThrottleLimits};
 /// Levels count these parts of a unit.
 const PARTS: u128 = 1_000_000_000;
 
-/// What counts towards which limits.
+/// The direction of a request, which decides the limits that it counts towards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,

@@ -1,4 +1,4 @@
-//! What options say of a throttled node, and how it is opened by them.
+//! Options of a throttled node, and how it is opened by them.
 
 use std::sync::Arc;
 

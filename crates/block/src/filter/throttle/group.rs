@@ -83,7 +83,7 @@ fn wake_later(wakes: impl IntoIterator<Item = (AioHandle, CoWaker)>) {
     }
 }
 
-/// What a waiting request does next.
+/// The next step of a waiting request.
 enum Turn {
     Pass,
     /// Sleeps: the leader for this long, others until they are woken.

@@ -1,4 +1,4 @@
-//! What options say of an image, and how it is opened by them.
+//! Options of an image, and how it is opened by them.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! `file` and `host_device`: an image in a host file or on a block device, buffered or O_DIRECT.
 //!
-//! What does the I/O is an [`Engine`]: blocking calls on worker threads, or the context's
+//! The I/O is done by an [`Engine`]: blocking calls on worker threads, or the context's
 //! io_uring. What a transfer means, that is short reads and writes, retries and the end of file,
 //! is in `transfer.rs`, once for both.
 
@@ -55,7 +55,7 @@ pub struct File {
     file: HostFile,
     ring_files: RingFiles,
     path: PathBuf,
-    /// What a reopen can change.
+    /// The modes that a reopen can change.
     mode: LiveMode,
     in_place: InPlace,
     /// A block device: `host_device`.
@@ -63,7 +63,7 @@ pub struct File {
     locks: ImageLocks,
     /// [`Permissions`] that the users of the node hold.
     held: AtomicU8,
-    /// What we report: whole sectors.
+    /// The length that is reported: whole sectors.
     length: AtomicU64,
     /// Length of the file as far as is known. If it turns out shorter, another process truncated it.
     end_of_file: AtomicU64,
@@ -71,7 +71,7 @@ pub struct File {
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
     abilities: Abilities,
-    /// What it may have of the worker pool: a disk that does not answer leaves threads for others.
+    /// Its part of the worker pool: a disk that does not answer leaves threads for others.
     share: PoolShare,
 }
 
@@ -138,7 +138,7 @@ impl File {
         self.mode.engine() == Engine::IoUring && co.context().has_ring()
     }
 
-    /// What rings read from.
+    /// The descriptor, or the registered file, that rings read from.
     #[inline]
     fn ring_fd(&self) -> RingFd<'_> {
         match self.ring_files.get(self.mode.direct()) {

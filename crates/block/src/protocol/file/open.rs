@@ -27,9 +27,9 @@ pub enum FileOpenError {
     Open {
         /// The image.
         path: PathBuf,
-        /// What it was to be opened for.
+        /// The access that was asked for.
         mode: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// A reopen has found another file at the path of the image.
@@ -46,7 +46,7 @@ pub enum FileOpenError {
     Lock {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The image is longer than requests can address.
@@ -68,9 +68,9 @@ pub enum FileOpenError {
     NotAnImage {
         /// The path given.
         path: PathBuf,
-        /// What it is.
+        /// The kind of the file.
         what: &'static str,
-        /// What it should be, and the driver for what it is, if there is one.
+        /// The kind that the driver opens, and the driver for this kind, if there is one.
         expected: &'static str,
     },
 }
