@@ -52,11 +52,9 @@ fn serve(image: &str, socket: &str, queues: u16) -> Result<(), Box<dyn Error>> {
     let threads: Vec<IoThread> = (0..count)
         .map(|index| IoThread::new(&format!("iothread{index}")))
         .collect::<Result<_, _>>()?;
-    let options = VhostUserBlkOptions {
-        device: VirtioBlkConfig { num_queues: queues, ..Default::default() },
-        contexts: threads.iter().map(|thread| thread.handle().clone()).collect(),
-        ..Default::default()
-    };
+    let disk = VirtioBlkConfig { num_queues: queues, ..Default::default() };
+    let mut options = VhostUserBlkOptions::new(disk);
+    options.contexts = threads.iter().map(|thread| thread.handle().clone()).collect();
     let export = VhostUserBlk::listen(&ctx, socket, &node, options)?;
     println!("listening on {socket}");
 

@@ -134,6 +134,7 @@ pub const HOUSES: &[House] = &[
             &["control"],
             &["options"],
             &["export"],
+            &["export_type"],
         ],
     ),
     (
@@ -146,9 +147,9 @@ pub const HOUSES: &[House] = &[
             &["terminal"],
             &["wait_mode"],
             &["error"],
+            &["objects"],
             &["metrics"],
             &["daemon"],
-            &["exports"],
             &["qmp"],
             &["builder"],
             &["trace_events"],

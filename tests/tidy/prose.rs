@@ -9,17 +9,17 @@ const RIDDLES: [&str; 9] =
 /// How many there may still be below a folder. A ratchet: it only goes down.
 const LEFT: [(&str, usize); 14] = [
     ("crates/aio/", 0),
-    ("crates/bench/", 7),
-    ("crates/block/", 33),
+    ("crates/bench/", 0),
+    ("crates/block/", 29),
     ("crates/coblk/", 0),
     ("crates/coroutine/", 0),
     ("crates/export/", 0),
     ("crates/nbd/", 0),
     ("crates/qapi/", 0),
-    ("crates/qmp/", 3),
-    ("crates/storage-daemon/", 32),
-    ("crates/vhost-user-blk/", 7),
-    ("crates/virtio-blk/", 7),
+    ("crates/qmp/", 0),
+    ("crates/storage-daemon/", 0),
+    ("crates/vhost-user-blk/", 0),
+    ("crates/virtio-blk/", 0),
     ("examples/", 7),
     ("tests/", 21),
 ];

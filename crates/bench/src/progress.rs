@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar that shows the work at hand; invisible when nobody watches.
+/// A bar that shows the work at hand; invisible where the output is no terminal.
 pub struct Progress {
     bar: ProgressBar,
 }

@@ -52,7 +52,7 @@ pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
 pub use driver::debug_event::DebugEvent;
-pub use driver::edge::{EdgeId, EdgeInfo};
+pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::map::{Piece, Place, ReadMap};
@@ -70,8 +70,9 @@ pub use graph::node_info::{ChildInfo, NodeInfo};
 pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
-    BackendInfo, Child, Device, DrainedAllSection, DrainedSection, GraphError, NodeUse, NodeUser,
-    Operation, Parent, drain_all,
+    BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
+    DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent,
+    drain_all,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

@@ -11,7 +11,7 @@ use coblk_block::{BlockBackend, BlockNode, CacheMode, ChildInfo, Parent};
 use util::bench::{Bench, IMAGE_BYTES};
 
 fn child(child: &'static str, node: &str) -> ChildInfo {
-    ChildInfo { child, node: node.to_owned() }
+    ChildInfo { child: child.into(), node: node.to_owned() }
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn parents_are_listed_while_they_are_there() {
     assert!(disk.parents().is_empty());
     let above = BlockNode::new("above", BlkDebug::new(Arc::clone(&disk), Rules::new(0)));
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&disk));
-    let node = Parent::Node { name: "above".to_owned(), child: "image" };
+    let node = Parent::Node { name: "above".to_owned(), child: "image".into() };
     assert_eq!(disk.parents(), [node, Parent::Backend { name: "drive".to_owned() }]);
     drop((above, backend));
     assert!(disk.parents().is_empty());

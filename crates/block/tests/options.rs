@@ -280,7 +280,7 @@ fn a_stack_of_nodes_has_a_limit() {
         }
         assert!(height < 1000);
     };
-    assert!(error.to_string().contains("more than 256 nodes"), "{error}");
+    assert!(error.to_string().contains("more than 256 levels of children"), "{error}");
     assert_eq!(height, 256);
     // Nothing is left of the one that was refused.
     bench.blockdevs.close(&bench.ctx, "n256").unwrap();
@@ -294,12 +294,12 @@ fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
     for level in 1..=256 {
         bench.open(&format!("raw,node-name=n{level},file=n{}", level - 1)).unwrap();
     }
-    let why = "node 'top' would stand on more than 256 nodes, one upon the other";
+    let why = "node 'top' would have more than 256 levels of children";
     bench.refused("raw,node-name=top,file=n256", why);
     bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$,log=n256", why);
     // What is described counts as what is there.
     let deep = "blklogwrites,node-name=b,file.driver=file,file.filename=$,log.driver=raw,";
     let line = format!("{deep}log.node-name=mid,log.file=n255");
-    bench.refused(&line, "node 'b' would stand on more than 256 nodes");
+    bench.refused(&line, "node 'b' would have more than 256 levels of children");
     bench.open(&format!("{deep}log.node-name=mid,log.file=n254")).unwrap();
 }

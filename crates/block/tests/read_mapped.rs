@@ -274,7 +274,7 @@ impl coblk_block::BlockDriver for Unlisted {
         target: &mut IoVectorMut<'_>,
         _: coblk_block::ReadFlags,
     ) -> io::Result<()> {
-        coblk_block::co_read_mapped(co, &self.layer, &[&self.listed], offset, target)
+        coblk_block::co_read_mapped(co, &self.layer, &[self.listed.edge()], offset, target)
     }
     fn co_pwritev(
         &self,

@@ -1,6 +1,7 @@
 //! [`ExportBackend`]: the backend of an export that one context serves.
 
 use std::cell::RefCell;
+use std::fmt;
 
 use coblk_aio::Co;
 use coblk_block::{BlockBackend, Device, IoStatus, ReportErrors};
@@ -50,5 +51,11 @@ impl ExportBackend {
     pub fn co_close(&self, co: &Co<'_>) {
         self.report_errors();
         self.backend.co_remove_medium(co);
+    }
+}
+
+impl fmt::Debug for ExportBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExportBackend").field("device", &self.device).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 //! [`ExportError`]: why an export is not added or removed, in QEMU's words.
 
-use coblk_block::PermissionError;
+use coblk_block::{GraphError, PermissionError};
 
 /// Why an export is not added or removed. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,12 @@ pub enum ExportError {
     /// There is no such thread.
     #[error("iothread \"{0}\" not found")]
     NoSuchIothread(String),
+    /// There is no such object.
+    #[error("object '{0}' not found")]
+    NoSuchObject(String),
+    /// The object is something else.
+    #[error("object '{0}' is of another type")]
+    OtherObject(String),
     /// Exports of this type are served by the main thread alone.
     #[error(
         "exports of type {0} are served by the main thread, and cannot be fixed to an iothread"
@@ -32,6 +38,9 @@ pub enum ExportError {
     /// Other users of the node do not agree.
     #[error(transparent)]
     Permission(#[from] PermissionError),
+    /// The node is inactive, and cannot be made active.
+    #[error(transparent)]
+    Activate(#[from] GraphError),
     /// Anything else that keeps a type from making an export.
     #[error(transparent)]
     Type(Box<dyn std::error::Error + Send + Sync>),

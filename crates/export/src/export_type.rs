@@ -1,10 +1,13 @@
 //! [`ExportType`]: a type of exports, and what it is given to make one.
 
+use std::any::Any;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 use coblk_block::{BackendOptions, BlockNode, ErrorEvent};
+use coblk_qapi::shorten;
 use serde::de::DeserializeOwned;
 
 use crate::backend::ExportBackend;
@@ -50,6 +53,26 @@ impl<T: ExportType> ExportType for Rc<T> {
     }
 }
 
+/// An object that options name, whatever it is.
+pub type SharedObject = Arc<dyn Any + Send + Sync>;
+
+/// Finds what the options of an export refer to by an id. A closure finds iothreads alone.
+pub trait FindObjects {
+    /// The context of an iothread.
+    fn iothread(&self, id: &str) -> Option<AioHandle>;
+
+    /// An object of any type.
+    fn object(&self, _id: &str) -> Option<SharedObject> {
+        None
+    }
+}
+
+impl<F: Fn(&str) -> Option<AioHandle>> FindObjects for F {
+    fn iothread(&self, id: &str) -> Option<AioHandle> {
+        self(id)
+    }
+}
+
 /// An export in the making: what is known of it whatever its type.
 #[non_exhaustive]
 pub struct Exporting<'a, 'co> {
@@ -63,17 +86,33 @@ pub struct Exporting<'a, 'co> {
     pub contexts: &'a [AioHandle],
     /// To be told of requests that fail.
     pub reporter: ErrorReporter,
+    pub(crate) objects: &'a dyn FindObjects,
 }
 
 impl Exporting<'_, '_> {
+    /// The object of an id that an option of the type names.
+    ///
+    /// # Errors
+    /// If there is none, or it is something else.
+    pub fn object<T: Send + Sync + 'static>(&self, id: &str) -> Result<Arc<T>, ExportError> {
+        let object = self.objects.object(id);
+        let object = object.ok_or_else(|| ExportError::NoSuchObject(shorten(id)))?;
+        object.downcast().map_err(|_| ExportError::OtherObject(shorten(id)))
+    }
+
+    /// How the backends of the export use its node. As QEMU's exports they let others write.
+    pub fn backend_options(&self) -> BackendOptions {
+        let ExportOptions { id, writable, allow_inactive, .. } = self.options;
+        BackendOptions::new(id).read_only(!writable).share_rw(true).allow_inactive(*allow_inactive)
+    }
+
     /// A backend in the context of the exports, with the policies that the options want, whose errors are
-    /// reported. As QEMU's exports it lets others write. Suspends.
+    /// reported. Suspends.
     ///
     /// # Errors
     /// If other users of the node do not agree.
     pub fn co_open_backend(&self) -> Result<ExportBackend, ExportError> {
-        let options =
-            BackendOptions::new(&self.options.id).read_only(!self.options.writable).share_rw(true);
+        let options = self.backend_options();
         let device = options.device();
         let backend = options.co_open(self.co, Arc::clone(self.node))?;
         backend.set_error_policies(self.options.error_policies());
@@ -127,5 +166,11 @@ impl ErrorReporter {
     pub fn report(&self, event: ErrorEvent) {
         let (id, node_name) = (self.id.clone(), self.node_name.clone());
         (self.tell)(ExportIoError { id, node_name, event });
+    }
+}
+
+impl fmt::Debug for ErrorReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ErrorReporter").field("id", &self.id).finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ use coblk_qapi::{is_identifier, shorten};
 
 use crate::error::ExportError;
 use crate::export::{Export, ExportInfo, RemoveMode};
-use crate::export_type::{ErrorReporter, ExportIoError, Exporting, Tell};
+use crate::export_type::{ErrorReporter, ExportIoError, Exporting, FindObjects, Tell};
 use crate::options::ExportOptions;
 use crate::registry::ExportTypes;
 
@@ -66,7 +66,7 @@ impl Exports {
         &self.types
     }
 
-    /// Shows a node to others. `iothread` finds the contexts that options name. Suspends.
+    /// Shows a node to others. `objects` finds what options name. Suspends.
     ///
     /// # Errors
     /// If the options are wrong, the name is taken, there is no such type, node or thread, or the node
@@ -76,7 +76,7 @@ impl Exports {
         &self,
         co: &Co<'_>,
         nodes: &Blockdevs,
-        iothread: impl Fn(&str) -> Option<AioHandle>,
+        objects: &impl FindObjects,
         options: ExportOptions,
     ) -> Result<RunningExport, ExportError> {
         let (kind, make) = self.types.read(&options)?;
@@ -86,8 +86,9 @@ impl Exports {
         if options.writable && node.is_read_only() {
             return Err(ExportError::ReadOnlyNode);
         }
-        let context =
-            |id: &String| iothread(id).ok_or_else(|| ExportError::NoSuchIothread(shorten(id)));
+        let context = |id: &String| {
+            objects.iothread(id).ok_or_else(|| ExportError::NoSuchIothread(shorten(id)))
+        };
         let contexts: Vec<AioHandle> =
             options.iothreads.iter().map(context).collect::<Result<_, _>>()?;
         let reporter = ErrorReporter {
@@ -95,18 +96,30 @@ impl Exports {
             node_name: options.node_name.clone(),
             tell: Arc::clone(&self.on_error),
         };
-        let (options_of_all, contexts) = (&options, contexts.as_slice());
-        let export =
-            make(&Exporting { co, options: options_of_all, node: &node, contexts, reporter })?;
-        let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
-        let still_fits = self.check_new(&options.id).and_then(|()| {
-            let is_there = nodes.node(&options.node_name).is_some_and(is_same);
-            if is_there { Ok(()) } else { Err(no_node()) }
-        });
-        if let Err(refused) = still_fits {
-            export.co_close(co);
-            return Err(refused);
+        // As QEMU does: an export keeps its node active, or may find it as it is.
+        let wakes = !options.allow_inactive && !node.is_active();
+        if wakes {
+            node.co_set_active(co, true)?;
         }
+        let (common, contexts) = (&options, contexts.as_slice());
+        let making = Exporting { co, options: common, node: &node, contexts, reporter, objects };
+        let made = make(&making).and_then(|export| {
+            let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
+            let is_there = || nodes.node(&options.node_name).is_some_and(is_same);
+            let still_fits = self.check_new(&options.id);
+            match still_fits.and_then(|()| is_there().then_some(()).ok_or_else(no_node)) {
+                Ok(()) => Ok(export),
+                Err(refused) => {
+                    export.co_close(co);
+                    Err(refused)
+                }
+            }
+        });
+        let export = made.inspect_err(|_| {
+            if wakes && let Err(error) = node.co_set_active(co, false) {
+                tracing::warn!(%error, "a node that was to be exported stays active");
+            }
+        })?;
         let id = options.id.clone();
         let running = Inner { options, kind, export, shutting_down: Cell::new(false) };
         let running = RunningExport(Rc::new(running));
@@ -131,7 +144,7 @@ impl Exports {
         }
     }
 
-    /// Lets clients in, also of exports to come. Those who have connected before were waiting.
+    /// Lets clients in, also of exports to come. Clients that have connected before were waiting.
     pub fn begin(&self) {
         if !self.serving.replace(true) {
             self.all().iter().for_each(|running| running.0.export.begin());
@@ -217,6 +230,11 @@ impl RunningExport {
         self.0.export.device()
     }
 
+    /// The node that it shows at this moment; `None` once it is closed.
+    pub fn node(&self) -> Option<Arc<BlockNode>> {
+        self.0.export.node()
+    }
+
     /// How it is at this moment.
     pub fn info(&self) -> ExportInfo {
         let Inner { options, kind, export, shutting_down } = &*self.0;
@@ -255,5 +273,11 @@ impl RunningExport {
 impl fmt::Debug for RunningExport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.info().fmt(f)
+    }
+}
+
+impl fmt::Debug for Exports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all()).finish()
     }
 }

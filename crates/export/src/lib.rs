@@ -32,7 +32,9 @@ mod registry;
 pub use backend::ExportBackend;
 pub use error::ExportError;
 pub use export::{Export, ExportInfo, RemoveMode};
-pub use export_type::{ErrorReporter, ExportIoError, ExportType, Exporting};
+pub use export_type::{
+    ErrorReporter, ExportIoError, ExportType, Exporting, FindObjects, SharedObject,
+};
 pub use exports::{Exports, RunningExport};
 pub use options::{ExportOptions, OnError};
 pub use registry::ExportTypes;

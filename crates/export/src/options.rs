@@ -1,7 +1,7 @@
 //! [`ExportOptions`]: QAPI's `BlockExportOptions`, as far as they are those of all types.
 
 use coblk_block::{ErrorPolicies, ErrorPolicy};
-use coblk_qapi::{Deferred, FromParts, OneOrMany, Only, Parts};
+use coblk_qapi::{Deferred, FromParts, OneOrMany, Parts};
 use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// # Ok::<(), coblk_qapi::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExportOptions {
     /// `type`: the name of an [`ExportType`](crate::ExportType).
     pub kind: String,
@@ -33,6 +34,9 @@ pub struct ExportOptions {
     pub iothreads: Vec<String>,
     /// `fixed-iothread`: it is an error if `iothread` cannot serve it. Off by default.
     pub fixed_iothread: bool,
+    /// `allow-inactive`: the node may be inactive, and become so: requests fail meanwhile. Off by default: an
+    /// inactive node is made active for the export.
+    pub allow_inactive: bool,
     /// `rerror`: what happens when a read fails; not among QEMU's.
     pub rerror: OnError,
     /// `werror`: what happens when anything else fails; not among QEMU's.
@@ -51,6 +55,7 @@ impl ExportOptions {
 /// What happens when a request fails, in the words of QEMU's devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum OnError {
     /// The client is told. The default.
     #[default]
@@ -90,9 +95,8 @@ pub(crate) struct Common {
     writable: bool,
     #[serde(default)]
     writethrough: bool,
-    /// Nodes are active.
-    #[serde(rename = "allow-inactive", skip_serializing)]
-    _allow_inactive: Option<Only<false>>,
+    #[serde(default)]
+    allow_inactive: bool,
     #[serde(default, alias = "on-read-error")]
     rerror: OnError,
     #[serde(default, alias = "on-write-error")]
@@ -119,6 +123,7 @@ impl FromParts for ExportOptions {
             writethrough: common.writethrough,
             iothreads: common.iothread.unwrap_or_default().0,
             fixed_iothread: common.fixed_iothread,
+            allow_inactive: common.allow_inactive,
             rerror: common.rerror,
             werror: common.werror,
             others: parts.take()?,
@@ -142,7 +147,7 @@ impl Serialize for ExportOptions {
             node_name: self.node_name.clone(),
             writable: self.writable,
             writethrough: self.writethrough,
-            _allow_inactive: None,
+            allow_inactive: self.allow_inactive,
             rerror: self.rerror,
             werror: self.werror,
         };

@@ -1,9 +1,10 @@
 //! [`ExportTypes`]: the types of exports that there are, and what each makes of its options.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::rc::Rc;
 
-use coblk_qapi::{Deferred, Error, Member, Schema, Shape, shorten};
+use coblk_qapi::{Deferred, Error, Schema, shorten};
 
 use crate::error::ExportError;
 use crate::export::Export;
@@ -35,6 +36,12 @@ impl<T: ExportType> AnyType for T {
 #[derive(Default)]
 pub struct ExportTypes(BTreeMap<&'static str, Rc<dyn AnyType>>);
 
+impl fmt::Debug for ExportTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
 impl ExportTypes {
     /// None.
     pub fn new() -> ExportTypes {
@@ -60,15 +67,9 @@ impl ExportTypes {
     /// # Errors
     /// If the schema of a type's options cannot be found by reading them: what went wrong.
     pub fn schema(&self) -> Result<Schema, Error> {
-        let mut shape = shape(Schema::of::<Common>()?);
-        let words = self.names().into_iter().map(str::to_owned).collect();
-        let tag = Member { name: TAG.to_owned(), schema: Schema::Enum(words), optional: false };
-        shape.members.push(tag);
-        shape.tag = Some(TAG);
-        for (name, kind) in &self.0 {
-            shape.variants.push(((*name).to_owned(), self::shape(kind.schema()?)));
-        }
-        Ok(Schema::Object(shape))
+        let variants = self.0.iter().map(|(name, kind)| Ok(((*name).to_owned(), kind.schema()?)));
+        let variants = variants.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Schema::of::<Common>()?.with_variants(TAG, variants))
     }
 
     /// Reads the options of a type, and finds its name.
@@ -80,12 +81,5 @@ impl ExportTypes {
             )));
         };
         Ok((name, Rc::clone(kind).read(&options.others)?))
-    }
-}
-
-fn shape(schema: Schema) -> Shape {
-    match schema {
-        Schema::Object(shape) => shape,
-        _ => Shape::default(),
     }
 }

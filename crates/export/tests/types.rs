@@ -2,14 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
-use coblk_aio::{AioContext, Co, CoWaker, IoVector};
+use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoVector};
 use coblk_block::options::NodeOptions;
 use coblk_block::{Blockdevs, Device, ErrorAction, IoStatus, WriteFlags};
 use coblk_export::{
     Export, ExportBackend, ExportError, ExportIoError, ExportOptions, ExportType, ExportTypes,
-    Exporting, Exports, RemoveMode,
+    Exporting, Exports, FindObjects, RemoveMode, SharedObject,
 };
 use coblk_qapi::{Schema, Size, from_argument, from_json};
 
@@ -22,6 +23,7 @@ struct Shared {
     /// The last one's.
     backend: RefCell<Option<Rc<ExportBackend>>>,
     options: RefCell<Option<ToyOptions>>,
+    banner: RefCell<Option<Arc<String>>>,
     /// Who makes an export, or closes one, waits here if this is set.
     is_slow: Cell<bool>,
     waiting: RefCell<Option<CoWaker>>,
@@ -48,6 +50,21 @@ struct ToyOptions {
     #[serde(default)]
     is_loud: bool,
     chunk: Option<Size>,
+    /// An object that is a text.
+    banner: Option<String>,
+}
+
+/// One iothread, `main`, and one object, `text`.
+struct Found(AioHandle);
+
+impl FindObjects for Found {
+    fn iothread(&self, id: &str) -> Option<AioHandle> {
+        (id == "main").then(|| self.0.clone())
+    }
+
+    fn object(&self, id: &str) -> Option<SharedObject> {
+        (id == "text").then(|| Arc::new("hello".to_owned()) as SharedObject)
+    }
 }
 
 impl ExportType for Toy {
@@ -60,6 +77,11 @@ impl ExportType for Toy {
         options: ToyOptions,
     ) -> Result<Box<dyn Export>, ExportError> {
         exporting.refuse_iothreads(Self::NAME)?;
+        if let Some(id) = &options.banner {
+            let banner = exporting.object::<String>(id)?;
+            assert!(exporting.object::<u32>(id).is_err());
+            self.0.banner.replace(Some(banner));
+        }
         self.0.options.replace(Some(options));
         let backend = Rc::new(exporting.co_open_backend()?);
         self.0.backend.replace(Some(Rc::clone(&backend)));
@@ -142,8 +164,8 @@ impl Place {
 
     fn add(&self, options: &str) -> Result<(), ExportError> {
         let options: ExportOptions = from_argument(options, "type")?;
-        let iothread = |id: &str| (id == "main").then(|| self.ctx.handle());
-        let add = |co: &Co<'_>| self.exports.co_add(co, &self.nodes, iothread, options);
+        let found = Found(self.ctx.handle());
+        let add = |co: &Co<'_>| self.exports.co_add(co, &self.nodes, &found, options);
         self.ctx.run(add).map(drop)
     }
 
@@ -159,7 +181,7 @@ impl Place {
         let own = Rc::clone(&result);
         self.ctx.spawn("add", move |co| {
             let options = from_argument("toy,id=e0,node-name=disk", "type").unwrap();
-            let added = exports.co_add(co, &nodes, |_| None, options);
+            let added = exports.co_add(co, &nodes, &|_: &str| None, options);
             own.replace(Some(added.map(drop)));
         });
         self.ctx.run_until(|| self.shared.waiting.borrow().is_some());
@@ -193,9 +215,9 @@ fn a_type_reads_its_own_options_in_either_notation() {
         place.until_deleted();
     };
     place.add("toy,id=e0,node-name=disk,is-loud=on,chunk=4k").unwrap();
-    read(ToyOptions { is_loud: true, chunk: Some(Size(4096)) });
+    read(ToyOptions { is_loud: true, chunk: Some(Size(4096)), banner: None });
     place.add("{'type': 'toy', 'id': 'e0', 'node-name': 'disk', 'chunk': 512}").unwrap();
-    read(ToyOptions { is_loud: false, chunk: Some(Size(512)) });
+    read(ToyOptions { is_loud: false, chunk: Some(Size(512)), banner: None });
     let text = "{'type': 'toy', 'id': 'e0', 'node-name': 'disk', 'is-loud': 'on'}";
     assert!(place.refused(text).contains("'is-loud'"));
     for (wrong, text) in [
@@ -270,6 +292,30 @@ fn c86_an_export_is_listed_until_its_last_request_is_done() {
 }
 
 #[test]
+fn options_of_a_type_name_objects() {
+    let place = Place::new();
+    let missing = "object 'other' not found";
+    assert_eq!(place.refused("toy,id=e0,node-name=disk,banner=other"), missing);
+    place.add("toy,id=e0,node-name=disk,banner=text").unwrap();
+    assert_eq!(*place.shared.banner.take().unwrap(), "hello");
+    place.remove(RemoveMode::Safe).unwrap();
+    place.until_deleted();
+}
+
+#[test]
+fn an_inactive_node_is_made_active_for_an_export_that_can_be_made() {
+    let place = Place::new();
+    place.open("null-co,node-name=i,active=off");
+    let node = place.nodes.node("i").unwrap();
+    place.refused("toy,id=e0,node-name=i,banner=other");
+    assert!(!node.is_active(), "an export that is refused leaves it active");
+    place.add("toy,id=e0,node-name=i,writable=on,allow-inactive=on").unwrap();
+    assert!(!node.is_active());
+    place.add("toy,id=e1,node-name=i").unwrap();
+    assert!(node.is_active());
+}
+
+#[test]
 fn what_does_not_fit_any_more_once_it_is_made_is_closed() {
     let place = Place::new();
     let result = place.begin_to_add();
@@ -339,7 +385,7 @@ fn the_schema_has_what_every_type_takes() {
     assert!(find("writable").optional && !find("node-name").optional && !find("type").optional);
     let [(word, own)] = shape.variants.as_slice() else { panic!("{shape:?}") };
     let names: Vec<&str> = own.members.iter().map(|member| member.name.as_str()).collect();
-    assert_eq!((word.as_str(), names), ("toy", vec!["is-loud", "chunk"]));
+    assert_eq!((word.as_str(), names), ("toy", vec!["is-loud", "chunk", "banner"]));
 }
 
 #[test]

@@ -52,6 +52,7 @@ impl NbdExportType {
 /// What clients find: QAPI's `BlockExportOptionsNbd`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Fields")]
+#[non_exhaustive]
 pub struct NbdExportOptions {
     /// `name`; the node's by default.
     pub name: Option<String>,

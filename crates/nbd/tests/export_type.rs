@@ -50,7 +50,7 @@ impl Place {
         let result = Rc::new(RefCell::new(None));
         let own = Rc::clone(&result);
         self.ctx.spawn("add", move |co| {
-            let added = exports.co_add(co, &nodes, |_| None, options);
+            let added = exports.co_add(co, &nodes, &|_: &str| None, options);
             own.replace(Some(added.map(drop).map_err(|error| error.to_string())));
         });
         assert!(result.borrow().is_none(), "the worker has not answered");

@@ -1,6 +1,7 @@
 //! [`CommandTable`]: the commands that a daemon offers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use coblk_aio::Co;
 use coblk_qapi::{Error, Schema, Schemas, shorten};
@@ -168,5 +169,11 @@ impl CommandTable {
             tracing::error!(command = %shorten(&request.execute), "a QMP command panicked");
             Err(QmpError::generic("the command failed in a way that it should not"))
         })
+    }
+}
+
+impl fmt::Debug for CommandTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.commands.keys()).finish()
     }
 }

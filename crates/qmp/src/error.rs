@@ -8,6 +8,7 @@ use serde::Serialize;
 /// What kind of error it is. Most are [`GenericError`](Self::GenericError); the others are those that
 /// clients of QEMU tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub enum ErrorClass {
     /// Anything else.
     GenericError,

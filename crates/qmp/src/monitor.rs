@@ -1,6 +1,7 @@
 //! [`Monitor`]: serves clients, one at a time, for as long as the daemon wants.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -21,6 +22,7 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 
 /// How a monitor speaks.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct QmpOptions {
     /// Answers are spread over lines, for people.
     pub pretty: bool,
@@ -32,6 +34,7 @@ pub struct QmpOptions {
 
 /// A version, with QEMU's members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct QmpVersion {
     /// The version of QEMU whose commands these are.
     pub qemu: VersionTriple,
@@ -58,7 +61,7 @@ impl Default for QmpVersion {
     }
 }
 
-/// Serves one client after the other on the loop of one context. Those who come while there is one
+/// Serves one client after the other on the loop of one context. Others that come while there is one
 /// wait, as with QEMU.
 ///
 /// It stays on the context's thread. Dropping it disconnects the client;
@@ -382,5 +385,11 @@ struct EndedOnDrop(Rc<Shared>);
 impl Drop for EndedOnDrop {
     fn drop(&mut self) {
         self.0.coroutines.set(self.0.coroutines.get() - 1);
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }

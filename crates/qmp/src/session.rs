@@ -121,8 +121,8 @@ impl Session {
                 let answer = self.answer(co, table, text);
                 self.tell_of_dropped();
                 self.post(&answer.ok_or(ErrorKind::BrokenPipe)?);
-                // One command is answered before the next one is looked at: who never reads has
-                // one answer waiting, and no more.
+                // One command is answered before the next one is looked at: a client that never reads
+                // has one answer waiting, and no more.
                 self.wait_sent(co)?;
                 if self.is_ending.get() {
                     return Ok(());
@@ -133,7 +133,7 @@ impl Session {
         }
     }
 
-    /// `None` if there is nobody any more who could be answered.
+    /// `None` if the client has gone.
     fn answer(
         self: &Rc<Self>,
         co: &Co<'_>,
@@ -298,7 +298,7 @@ impl Session {
                 Ok(bytes) => outbox.take(bytes),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Nobody is woken: the end is reported for reading as well, and whoever tells an
+                // Nothing is woken: the end is reported for reading as well, and what tells an
                 // event may be in the middle of something.
                 Err(_) => self.has_failed.set(true),
             }

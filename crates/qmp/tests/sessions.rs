@@ -195,7 +195,9 @@ fn clients_take_turns() {
 
 #[test]
 fn answers_may_be_pretty() {
-    let served = Served::with(QmpOptions { pretty: true, ..QmpOptions::default() }, None);
+    let mut options = QmpOptions::default();
+    options.pretty = true;
+    let served = Served::with(options, None);
     let mut client = Client::new(connect(&served.path()));
     client
         .send(br#"{"execute": "qmp_capabilities"}{"execute": "echo", "arguments": {"text": "a"}}"#);
@@ -209,7 +211,9 @@ fn answers_may_be_pretty() {
 
 #[test]
 fn an_id_does_not_make_pretty_answers_long() {
-    let served = Served::with(QmpOptions { pretty: true, ..QmpOptions::default() }, None);
+    let mut options = QmpOptions::default();
+    options.pretty = true;
+    let served = Served::with(options, None);
     let mut client = Client::new(connect(&served.path()));
     let id = format!("{}{}1{}", "[".repeat(100), "1,".repeat(100_000), "]".repeat(100));
     client.send(format!(r#"{{"execute": "x", "id": {id}}}"#).as_bytes());
@@ -258,7 +262,8 @@ fn a_monitor_that_is_paused_lets_clients_wait() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qmp.sock");
     let socket = Listener::from_fd(UnixListener::bind(&path).unwrap()).unwrap();
-    let options = QmpOptions { paused: true, ..QmpOptions::default() };
+    let mut options = QmpOptions::default();
+    options.paused = true;
     let monitor =
         Monitor::from_listener(&ctx, socket, CommandTable::new().into(), options).unwrap();
     assert_eq!(monitor.addresses(), [SocketAddress::unix(&path)]);

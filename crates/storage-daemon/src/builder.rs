@@ -1,20 +1,23 @@
 //! [`DaemonBuilder`]: what a daemon is made of, and what a program adds to it.
 
+use std::fmt;
 use std::rc::Rc;
 
 use coblk::export::{ExportType, ExportTypes};
 use coblk::nbd::NbdExportType;
 use coblk::qmp::QmpError;
+use coblk::vhost_user_blk::VhostUserBlkExportType;
 use coblk::{AioContext, Co};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::daemon::{Daemon, Parts};
-use crate::exports::VhostUserBlkExportType;
+use crate::objects::{ObjectType, ObjectTypes};
 use crate::qmp::{self, Commands};
+use crate::sockets::DaemonSockets;
 
-/// A daemon in the making: with the types of exports and the commands of this crate, and with those that
-/// are added.
+/// A daemon in the making: with the types of exports and objects and the commands of this crate, and with
+/// those that are added.
 ///
 /// ```
 /// use coblk::AioContext;
@@ -33,10 +36,12 @@ use crate::qmp::{self, Commands};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A type of exports of a program's own is `examples/own_export.rs`. Drivers of nodes are to be added here
-/// too, once the block layer has a registry of them.
+/// A type of exports of a program's own is `examples/own_export.rs`, one of objects
+/// `examples/own_object.rs`. Drivers of nodes are to be added here too, once the block layer has a registry
+/// of them.
 pub struct DaemonBuilder {
     types: ExportTypes,
+    objects: ObjectTypes,
     nbd: Rc<NbdExportType>,
     commands: Vec<AddCommand>,
 }
@@ -55,8 +60,8 @@ impl Daemon {
     pub fn builder() -> DaemonBuilder {
         let (mut types, nbd) = (ExportTypes::new(), Rc::<NbdExportType>::default());
         types.add(Rc::clone(&nbd));
-        types.add(VhostUserBlkExportType);
-        DaemonBuilder { types, nbd, commands: Vec::new() }
+        types.add(VhostUserBlkExportType::new(DaemonSockets));
+        DaemonBuilder { types, objects: ObjectTypes::default(), nbd, commands: Vec::new() }
     }
 }
 
@@ -69,6 +74,21 @@ impl DaemonBuilder {
     pub fn export_type(mut self, new: impl ExportType) -> DaemonBuilder {
         self.types.add(new);
         self
+    }
+
+    /// Adds a type of objects: for `--object`, `object-add` and its schema, and the commands `qom-...`.
+    ///
+    /// # Panics
+    /// If there is one of this name.
+    #[must_use]
+    pub fn object_type(mut self, new: impl ObjectType) -> DaemonBuilder {
+        self.objects.add(new);
+        self
+    }
+
+    /// The types of objects that it will have.
+    pub(crate) fn object_types(&self) -> &ObjectTypes {
+        &self.objects
     }
 
     /// Adds a command to all monitors. Its arguments become an `A`, and what it returns the answer, see
@@ -91,11 +111,11 @@ impl DaemonBuilder {
     /// # Panics
     /// If two commands have one name.
     pub fn build(self, ctx: &AioContext) -> Rc<Daemon> {
-        let DaemonBuilder { types, nbd, commands: added } = self;
+        let DaemonBuilder { types, objects, nbd, commands: added } = self;
         let daemon = Daemon::with(ctx, |daemon| {
-            let mut commands = qmp::commands(daemon, &types);
+            let mut commands = qmp::commands(daemon, &types, &objects);
             added.into_iter().for_each(|add| add(&mut commands));
-            Parts { types, nbd, commands: commands.table, version: qmp::version() }
+            Parts { types, objects, nbd, commands: commands.table, version: qmp::version() }
         });
         let weak = Rc::downgrade(&daemon);
         daemon.subscribe(move |_, event| {
@@ -104,5 +124,15 @@ impl DaemonBuilder {
             }
         });
         daemon
+    }
+}
+
+impl fmt::Debug for DaemonBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DaemonBuilder")
+            .field("exports", &self.types)
+            .field("objects", &self.objects)
+            .field("commands", &self.commands.len())
+            .finish_non_exhaustive()
     }
 }

@@ -26,7 +26,7 @@ const READY: &[u8] = b"R";
 
 /// Which process this is.
 pub enum Started {
-    /// Nobody asked for a daemon.
+    /// The process stays as it is.
     Foreground,
     /// The daemon.
     Background,
@@ -82,7 +82,7 @@ pub fn tell_parent() -> io::Result<()> {
     env::set_current_dir(Path::new("/"))?;
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     let mut stdout = io::stdout();
-    // A parent that is gone was killed: nobody waits any more.
+    // A parent that is gone was killed, and waits no more.
     let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;

@@ -73,7 +73,7 @@ pub enum DaemonError {
     /// There is no such object.
     #[error("object '{0}' not found")]
     NoSuchObject(String),
-    /// Somebody refers to the object.
+    /// Others refer to the object.
     #[error("object '{0}' is in use, can not be deleted")]
     ObjectInUse(String),
     /// There is no such thread.
@@ -85,9 +85,12 @@ pub enum DaemonError {
     /// The object is something else.
     #[error("Object with id '{0}' is not TLS credentials")]
     NotTlsCredentials(String),
-    /// Credentials are of no use.
+    /// Anything else that keeps a type from making an object, or from changing it.
     #[error(transparent)]
-    Tls(Box<dyn std::error::Error + Send + Sync>),
+    Object(Box<dyn std::error::Error + Send + Sync>),
+    /// A property that stays as it was when its object was made.
+    #[error("Property '{0}' cannot be set after initialization")]
+    FixedProperty(String),
     /// A thread cannot be started.
     #[error("iothread '{id}' cannot be started: {source}")]
     Iothread {
@@ -122,6 +125,13 @@ pub enum DaemonError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl DaemonError {
+    /// An error of an object type's own, or a text.
+    pub fn of_object(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DaemonError {
+        DaemonError::Object(error.into())
+    }
 }
 
 impl From<BlockdevError> for DaemonError {

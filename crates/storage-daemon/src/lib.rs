@@ -4,8 +4,8 @@
 //! be part of other programs.
 //!
 //! * [`daemon`]: [`Daemon`](daemon::Daemon), what there is and what can be done to it;
-//! * [`builder`]: which types of exports and which commands a daemon has;
-//! * [`exports`]: the types of exports that are the daemon's own;
+//! * [`builder`]: which types of exports and objects and which commands a daemon has;
+//! * [`objects`]: the types of objects;
 //! * [`options`]: what can be said to it, as serde structs with QEMU's names;
 //! * [`command_line`]: options in the order given, each a call of a method of the daemon;
 //! * [`run`]: the life of the process: start, signals, pid file, end.
@@ -16,10 +16,10 @@ pub mod command_line;
 pub mod daemon;
 mod daemonize;
 mod error;
-pub mod exports;
 mod leftovers;
 mod logging;
 mod metrics;
+pub mod objects;
 pub mod options;
 mod pid_file;
 mod qmp;

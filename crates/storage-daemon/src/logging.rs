@@ -25,6 +25,7 @@ pub const PROGRAM: &str = "coblk-storage-daemon";
 
 /// Why events cannot be traced.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TraceError {
     /// The text is not understood.
     #[error("--trace {}: {why}", text.display())]

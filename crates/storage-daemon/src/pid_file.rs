@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 use crate::leftovers::Leftover;
 
 /// No pid file is longer; what is must be something else, which is not to be overwritten.
-const MOST_BYTES: u64 = 64;
+const MAX_BYTES: u64 = 64;
 
 /// A file with the number of this process in it, locked as long as the process lives, and removed
 /// when this is dropped.
@@ -24,6 +24,7 @@ pub struct PidFile {
 
 /// Why there is no pid file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PidFileError {
     /// It cannot be created.
     #[error("Could not create '{path}': {source}")]
@@ -66,7 +67,7 @@ impl PidFile {
             }
             fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|_| PidFileError::Locked(name()))?;
-            // Whoever had it may have removed it before the lock was taken.
+            // The daemon before may have removed it before the lock was taken.
             if !is_at(&file, path) {
                 continue;
             }
@@ -99,9 +100,9 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// Whether it is new, or holds a number and nothing else.
 fn is_pid_file(file: &mut File) -> bool {
     let mut text = String::new();
-    let read = Read::by_ref(file).take(MOST_BYTES + 1).read_to_string(&mut text);
+    let read = Read::by_ref(file).take(MAX_BYTES + 1).read_to_string(&mut text);
     let is_number = text.trim().bytes().all(|it| it.is_ascii_digit());
-    read.is_ok_and(|bytes| bytes as u64 <= MOST_BYTES) && is_number
+    read.is_ok_and(|bytes| bytes as u64 <= MAX_BYTES) && is_number
 }
 
 fn rewrite(file: &mut File) -> io::Result<()> {
@@ -111,7 +112,7 @@ fn rewrite(file: &mut File) -> io::Result<()> {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // If somebody has put another one there, it stays.
+        // If there is another one by now, it stays.
         if is_at(&self.file, &self.path) {
             let _ = std::fs::remove_file(&self.path);
         }

@@ -58,7 +58,7 @@ pub fn main_with(
     builder: DaemonBuilder,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> ExitCode {
-    let line = match command_line::parse(arguments) {
+    let line = match command_line::parse(arguments, builder.object_types()) {
         Ok(Request::Run(line)) => line,
         Ok(Request::Print(text)) => {
             return match std::io::stdout().write_all(text.as_bytes()) {
@@ -84,7 +84,7 @@ pub fn main_with(
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nobody may be there to read it.
+    // The reader may have gone.
     let _ = writeln!(std::io::stderr(), "{PROGRAM}: {error}");
     ExitCode::FAILURE
 }

@@ -24,7 +24,7 @@ use crate::logging::PROGRAM;
 /// Signals that come so soon after the first are the same wish: a terminal and a service manager, or
 /// TERM and HUP of one manager, often both say so.
 const ONE_WISH: Duration = Duration::from_millis(100);
-/// How long the last words may take: nobody may read what the daemon says.
+/// How long the last words may take: the reader of what the daemon says may have stopped.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The exit status of a daemon that ended at once.
 const ENDED_AT_ONCE: i32 = 1;

@@ -9,7 +9,7 @@ use crate::daemonize;
 /// Number of the first.
 const FIRST: RawFd = 3;
 /// More are not believed.
-const MOST: usize = 1024;
+const MAX_SOCKETS: usize = 1024;
 
 /// The number of the socket called `name`.
 pub fn number_of(name: &str) -> Option<RawFd> {
@@ -23,7 +23,7 @@ pub fn number_of(name: &str) -> Option<RawFd> {
 }
 
 fn find(name: &str, count: usize, names: &str) -> Option<RawFd> {
-    let place = names.split(':').take(count.min(MOST)).position(|it| it == name)?;
+    let place = names.split(':').take(count.min(MAX_SOCKETS)).position(|it| it == name)?;
     Some(FIRST + RawFd::try_from(place).ok()?)
 }
 

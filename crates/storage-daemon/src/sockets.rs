@@ -5,6 +5,7 @@ use coblk::aio::PoolShare;
 pub use coblk::aio::net::SocketError;
 use coblk::aio::net::{Listener, SocketAddress};
 use coblk::aio::sys;
+use coblk::vhost_user_blk::Sockets;
 
 use crate::socket_activation;
 
@@ -38,17 +39,17 @@ pub fn listen(address: &SocketAddress) -> Result<Listener, SocketError> {
     Listener::bind(&SocketAddress::Fd(number.to_string())).map_err(named)
 }
 
-/// [`co_listen`], for servers that talk over unix sockets only.
-///
-/// # Errors
-/// What cannot be bound, or that the address is of another kind.
-pub fn co_listen_unix(co: &Co<'_>, address: &SocketAddress) -> Result<Listener, SocketError> {
-    match address {
-        SocketAddress::Unix(_) | SocketAddress::Fd(_) => {
-            let listener = co_listen(co, address)?;
-            if listener.is_unix() { Ok(listener) } else { Err(SocketError::UnixOnly) }
-        }
-        _ => Err(SocketError::UnixOnly),
+/// Where the sockets of exports come from: those too that the daemon was started with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DaemonSockets;
+
+impl Sockets for DaemonSockets {
+    fn co_listen(&self, co: &Co<'_>, address: &SocketAddress) -> Result<Listener, SocketError> {
+        co_listen(co, address)
+    }
+
+    fn taken_over(&self, address: &SocketAddress) {
+        taken_over(address);
     }
 }
 

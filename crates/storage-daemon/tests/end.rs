@@ -231,7 +231,7 @@ fn a_reader_that_is_gone_does_not_end_it() {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
     let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
     assert_ne!(ignored & 1 << (Signal::PIPE.as_raw() - 1), 0, "SIGPIPE would end it");
-    // It says why it waits, to nobody.
+    // It says why it waits, and no reader is there.
     let mut client = choose(&place.socket());
     client.write_all(&request(MAGIC, 0, 0, 4096, 512)).unwrap();
     client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use coblk::block::{ErrorAction, IoStatus, RequestKind};
 use coblk::export::ExportError;
+use coblk::export::RemoveMode;
 use coblk::options::NodeOptions;
 use coblk::{AioContext, AioHandle, Co};
 use coblk_storage_daemon::daemon::{Daemon, DaemonError, Event, IoError, ShutdownCause};
-use coblk_storage_daemon::exports::RemoveMode;
 use coblk_storage_daemon::options::from_argument;
 use coblk_tests::nbd::{MAGIC, choose, request};
 use serde_json::json;
@@ -43,7 +43,7 @@ impl Running {
         let thread = std::thread::spawn(move || {
             let ctx = AioContext::for_test().unwrap();
             let daemon = Daemon::new(&ctx);
-            // Nobody may listen any more at the end.
+            // The test may have stopped listening at the end.
             daemon.subscribe(move |_, event| drop(tell.send(event.clone())));
             let server = json!({"addr": {"type": "unix", "path": socket}});
             ctx.run(|co| daemon.nbd_server_start(co, coblk::qapi::from_value(server).unwrap()))
@@ -173,14 +173,12 @@ fn an_export_stops_at_an_error_and_goes_on_when_it_is_resumed() {
     running.export("nbd,id=e0,node-name=disk,writable=on,werror=enospc").unwrap();
     let mut client = connect(&running.socket());
     write(&mut client);
-    let error = IoError {
-        id: "e0".to_owned(),
-        node_name: "disk".to_owned(),
-        kind: RequestKind::Write,
-        errno: 28,
-        action: ErrorAction::Stop,
+    let Event::BlockIoError(IoError { id, node_name, kind, errno, action, .. }) = running.event()
+    else {
+        panic!("another event");
     };
-    assert_eq!(running.event(), Event::BlockIoError(error));
+    assert_eq!((id.as_str(), node_name.as_str(), errno), ("e0", "disk", 28));
+    assert_eq!((kind, action), (RequestKind::Write, ErrorAction::Stop));
     let status = || running.call(|daemon, _| daemon.exports()[0].io_status);
     assert_eq!(status(), IoStatus::NoSpace);
     running.call(|daemon, _| daemon.export_resume("e0")).unwrap();
@@ -189,7 +187,7 @@ fn an_export_stops_at_an_error_and_goes_on_when_it_is_resumed() {
     assert!(running.call(|daemon, _| daemon.export_resume("e1")).is_err());
 }
 
-/// Nobody is left to resume it: what was held fails, and the export goes.
+/// It will not be resumed any more: what was held fails, and the export goes.
 #[test]
 fn an_export_that_has_stopped_can_be_removed() {
     let running = Running::new();

@@ -111,14 +111,19 @@ fn clients_of_an_inherited_socket_are_refused_when_its_server_has_stopped() {
     let monitor = "--chardev socket,id=c,path=@/q,server=on,wait=off --monitor chardev=c";
     let server = "--nbd-server addr.type=fd,addr.str=0";
     let mut command = place.command(&format!("{NODE} {server} {monitor} --pidfile @/pid"));
-    // As its standard input, and so in no other process.
+    // As its standard input, and so in no other process; but that another test may be about to start.
     command.stdin(std::os::fd::OwnedFd::from(listener));
     let daemon = place.start_command(command);
     assert!(is_served(&place.socket()));
     let mut client = Client::new(&place.path("q"));
     client.run("nbd-server-stop", json!({}));
-    let refused = UnixStream::connect(place.socket()).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    util::wait_until("clients are refused", || match UnixStream::connect(place.socket()) {
+        Ok(_) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            true
+        }
+    });
     let again = json!({"addr": {"type": "fd", "data": {"str": "0"}}});
     let text = client.refused("nbd-server-start", again);
     assert_eq!(text, "File descriptor '0' is not a socket");

@@ -1,5 +1,5 @@
-//! Metrics are what Prometheus's own parser takes, they are true, and whoever asks in another way
-//! harms nobody.
+//! Prometheus's own parser takes the metrics, they are true, and a client that asks in another way does no
+//! harm.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
@@ -184,7 +184,7 @@ fn clients_that_dawdle_harm_nobody() {
     // One that waits for its turn behind all of those gets it when they are gone.
     drop(idle);
     daemon.metrics();
-    // It ends although somebody is being served.
+    // It ends although a client is being served.
     let _idle = UnixStream::connect(&socket).unwrap();
     daemon.stop();
     assert!(!socket.exists());

@@ -95,7 +95,11 @@ fn an_export_type_of_an_embedder_is_added_listed_and_removed() {
     assert_eq!(client.run("query-block-exports", json!({})), info);
     let config = client.run("x-coblk-config", json!({})).to_string();
     let path = format!("path={}", socket.display());
-    assert!(config.contains("dump,fixed-iothread=off,id=e0") && config.contains(&path), "{config}");
+    assert!(
+        config.contains("dump,allow-inactive=off,fixed-iothread=off,id=e0")
+            && config.contains(&path),
+        "{config}"
+    );
     let mut bytes = Vec::new();
     util::connect(&socket).read_to_end(&mut bytes).unwrap();
     assert!(bytes == contents());

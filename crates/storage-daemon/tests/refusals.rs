@@ -48,7 +48,11 @@ const REFUSED: [(&str, &str, &str); 74] = [
         "--export nbd,id=e,node-name=disk,allocation-depth=on",
         "'allocation-depth': not supported but as 'off'",
     ),
-    (DISK, "--export nbd,id=e,node-name=disk,allow-inactive=on", "'allow-inactive': not supported"),
+    (
+        DISK,
+        "--export nbd,id=e,node-name=disk,allow-inactive=maybe",
+        "Parameter 'allow-inactive' expects 'on' or 'off'",
+    ),
     (DISK, "--export {'type':'nbd','id':'e','id':'f','node-name':'disk'}", "duplicate key"),
     (
         DISK,
@@ -64,8 +68,8 @@ const REFUSED: [(&str, &str, &str); 74] = [
     ("", "--blockdev null-co,node-name=n,size=1G", "Parameter 'size' expects integer"),
     (
         "",
-        "--blockdev null-co,node-name=n,active=off",
-        "Parameter 'active': not supported but as 'on'",
+        "--blockdev raw,node-name=n,file.driver=null-co,file.active=off",
+        "node 'n' needs node '#block1' to be active, and it is inactive",
     ),
     (
         "",

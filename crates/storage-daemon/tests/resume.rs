@@ -1,5 +1,5 @@
 //! A daemon as part of another program: the request of a client finds no room, is held, and goes on
-//! when somebody has made room and says so.
+//! when there is room, and the export is resumed.
 #![forbid(unsafe_code)]
 
 use std::cell::OnceCell;
@@ -32,7 +32,7 @@ fn run(dir: &Path, running: &mpsc::Sender<AioHandle>, told: mpsc::Sender<Event>)
     let daemon = Daemon::new(&ctx);
     DAEMON.with(|own| assert!(own.set(Rc::clone(&daemon)).is_ok()));
     daemon.subscribe(move |_, event| {
-        // Nobody listens at the end.
+        // The test does not listen at the end.
         let _ = told.send(event.clone());
     });
     let place = dir.display();

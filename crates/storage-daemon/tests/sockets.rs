@@ -27,7 +27,7 @@ fn a_socket_that_was_inherited_is_served_under_its_number() {
     let place = Place::new();
     let listener = UnixListener::bind(place.socket()).unwrap();
     let fd = inherited(&listener);
-    // Somebody is early.
+    // A client is early.
     let mut early = UnixStream::connect(place.socket()).unwrap();
     let server = format!("--nbd-server addr.type=fd,addr.str={fd}");
     let daemon = place.start(&format!("{DISK} {server} {EXPORT}"));

@@ -94,7 +94,7 @@ fn c84_a_pid_file_that_was_left_behind_is_taken_over_and_nothing_else_is() {
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(std::fs::metadata(place.image()).unwrap().len(), util::SIZE);
 
-    // A FIFO that nobody writes to, and a socket.
+    // A FIFO without a writer, and a socket.
     let fifo = place.path("fifo");
     assert!(tools::command("mkfifo").arg(&fifo).status().unwrap().success());
     let _listener = std::os::unix::net::UnixListener::bind(place.path("listener")).unwrap();

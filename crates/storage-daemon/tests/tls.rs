@@ -3,7 +3,13 @@
 
 mod util;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
 use coblk_tests::certificates::{Authority, Details};
+use coblk_tests::nbd::option;
+use coblk_tests::storage_daemon::{StorageDaemon, eventually};
 use coblk_tests::tools;
 use rustix::process::Signal;
 use util::Place;
@@ -57,4 +63,61 @@ fn an_expired_certificate_is_taken_without_sanity_checks() {
         !output.status.success() && said.contains("server-cert.pem: certificate expired"),
         "{said}"
     );
+}
+
+/// A network full of clients without certificates writes a line a second, which says how many they were.
+#[test]
+fn clients_that_are_refused_do_not_fill_the_log() {
+    const CLIENTS: usize = 300;
+    const EXPORT_NAME: u32 = 1;
+    const STARTTLS: u32 = 5;
+    let place = Place::new();
+    let authority = Authority::new(place.path("").as_path());
+    let object =
+        format!("tls-creds-x509,id=t0,endpoint=server,dir={}", tools::text(&authority.server("s")));
+    let server = "addr.type=unix,addr.path=DIR/nbd.sock,tls-creds=t0,max-connections=0";
+    let arguments = ["--object", &object, "--nbd-server", server];
+    let daemon = StorageDaemon::start(
+        env!("CARGO_BIN_EXE_coblk-storage-daemon").as_ref(),
+        place.path("").as_path(),
+        &[],
+        &arguments,
+    );
+    let begin = Instant::now();
+    let refuse = |tries_tls: bool| {
+        let mut client = UnixStream::connect(daemon.nbd_socket()).unwrap();
+        client.read_exact(&mut [0; 18]).unwrap();
+        client.write_all(&[0, 0, 0, 3]).unwrap();
+        if tries_tls {
+            client.write_all(&option(STARTTLS, b"")).unwrap();
+            client.read_exact(&mut [0; 20]).unwrap();
+            client.write_all(b"no TLS at all").unwrap();
+        } else {
+            client.write_all(&option(EXPORT_NAME, b"disk")).unwrap();
+        }
+        // Until it is disconnected.
+        let _ = client.read_to_end(&mut Vec::new());
+    };
+    (0..CLIENTS).for_each(|number| refuse(number % 2 == 0));
+    let lines = || {
+        let log = daemon.log();
+        let lines = log.lines().filter(|line| line.contains("an NBD client is refused"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let logged = lines().len();
+    let most = begin.elapsed().as_secs() as usize + 1;
+    assert!(
+        (1..=most).contains(&logged),
+        "{logged} lines about {CLIENTS} clients: {}",
+        daemon.log()
+    );
+    // One more is not refused within the same second for ever.
+    eventually("the next line", || {
+        refuse(false);
+        lines().len() > logged
+    });
+    let last = lines().pop().unwrap();
+    let unlogged = last.split("unlogged=").nth(1).and_then(|it| it.split(' ').next());
+    assert!(unlogged.unwrap().parse::<usize>().unwrap() > 0, "{last}");
+    daemon.stop();
 }

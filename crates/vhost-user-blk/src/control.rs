@@ -37,7 +37,7 @@ pub(crate) fn serve(offer: &Arc<Offer>, socket: UnixStream) {
     messages.session().end();
 }
 
-/// The messages of a connection, and who answers them.
+/// The messages of a connection, and the session that answers them.
 struct Messages {
     socket: UnixStream,
     handler: BackendReqHandler<Mutex<Session>>,

@@ -47,7 +47,7 @@ impl Drop for Sender {
     }
 }
 
-/// The coroutine's end. What is left when it goes is dropped, so that nobody waits for it.
+/// The coroutine's end. What is left when it goes is dropped, so that no thread waits for it.
 struct Receiver(SharedQueue);
 
 impl Drop for Receiver {

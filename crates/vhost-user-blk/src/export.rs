@@ -1,6 +1,7 @@
 //! [`VhostUserBlk`]: the listening socket, one front end at a time, and the end.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -176,6 +177,15 @@ impl VhostUserBlk {
     }
 }
 
+impl fmt::Debug for VhostUserBlk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostUserBlk")
+            .field("name", &self.name())
+            .field("is_in_use", &self.is_in_use())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Export {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.get_mut() {
@@ -242,7 +252,10 @@ fn offer(
 ) -> Result<Offer, VhostUserBlkError> {
     let VhostUserBlkOptions { device: config, read_only, contexts, error_listener, .. } = options;
     // One device, with a backend on each context. As QEMU's exports it lets others write.
-    let backend = BackendOptions::new(&config.name).read_only(read_only).share_rw(true);
+    let backend = BackendOptions::new(&config.name)
+        .read_only(read_only)
+        .share_rw(true)
+        .allow_inactive(options.allow_inactive);
     let start = |home| {
         let (node, config, backend) = (Arc::clone(node), config.clone(), backend.clone());
         let listener = error_listener.clone();

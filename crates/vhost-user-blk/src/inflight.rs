@@ -13,8 +13,8 @@ use vm_memory::{FileOffset, MmapRegion};
 use crate::memory::check_length;
 use crate::sigbus::Guard;
 
-/// Logs of all queues, one after the other. The front end keeps the file, and gives it to whoever
-/// serves it after us.
+/// Logs of all queues, one after the other. The front end keeps the file, and gives it to the daemon that
+/// serves it next.
 pub(crate) struct InflightMemory {
     _guard: Guard,
     region: Arc<MmapRegion>,

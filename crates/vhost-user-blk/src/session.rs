@@ -137,7 +137,8 @@ impl Session {
         }
         // What the next front end, or the next daemon, cannot find in the rings or in the log is
         // answered.
-        let stopped = self.stop_all();
+        let stopped = self.vrings.iter_mut().map(|vring| vring.give_up(&self.shown));
+        let stopped = stopped.fold(Ok(()), Result::and);
         // The log is the next one's.
         self.shown.inflight = None;
         if let Err(error) = stopped.and(self.reset()) {
@@ -150,11 +151,6 @@ impl Session {
         }
         self.offer.channel.replace(None);
         self.shown = Shown::default();
-    }
-
-    fn stop_all(&mut self) -> Result<()> {
-        let stopped = self.vrings.iter_mut().map(|vring| vring.stop(&self.shown));
-        stopped.fold(Ok(()), Result::and)
     }
 
     /// The driver starts all over, and forgets what it has asked for.

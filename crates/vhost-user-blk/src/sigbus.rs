@@ -1,5 +1,5 @@
-//! What a front end shows us may be taken away: a file that is truncated leaves pages that nobody
-//! may touch, and touching one raises SIGBUS. A [`Guard`] on a mapping turns that into the end of
+//! What a front end shows us may be taken away: a file that is truncated leaves pages
+//! without memory, and touching one raises SIGBUS. A [`Guard`] on a mapping turns that into the end of
 //! the connection: the mapping is replaced by memory of our own, zeroes, and the socket is shut down.
 //!
 //! This is the only unsafe code of the crate; `docs/unsafe.md` has its invariant. The handler does

@@ -143,6 +143,16 @@ impl Vring {
         Ok(())
     }
 
+    /// [`stop`](Self::stop), when the front end has gone and has left a log: requests that go on in pieces
+    /// stay in it, and are done all over for the next front end.
+    pub(crate) fn give_up(&mut self, shown: &Shown) -> Result<()> {
+        if shown.inflight.is_none() {
+            return self.stop(shown);
+        }
+        let next = self.end(|co, device, index| device.co_give_up_queue(co, index))?;
+        next.map_or(Ok(()), |next| next.map(drop).ok_or(Error::BackendInternalError))
+    }
+
     /// [`stop`](Self::stop), to go on from there; `None` if it did not run.
     pub(crate) fn pause(&mut self) -> Result<Option<PausedQueue>> {
         let paused = self.end(|co, device, index| device.co_pause_queue(co, index))?;

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, VolatileMemory};
 
 fn with_queues(num_queues: u16) -> VhostUserBlkOptions {
     let device = VirtioBlkConfig { num_queues, ..Default::default() };
-    VhostUserBlkOptions { device, ..Default::default() }
+    VhostUserBlkOptions::new(device)
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn resize(server: &Server, length: u64) {
 #[test]
 fn a_front_end_is_told_of_a_new_length() {
     let device = VirtioBlkConfig { num_queues: 2, ..Default::default() };
-    let options = VhostUserBlkOptions { device, ..Default::default() };
+    let options = VhostUserBlkOptions::new(device);
     let server = Server::start(options, 2);
     for answer_wanted in [true, false] {
         resize(&server, DISK_BYTES);
@@ -140,7 +140,7 @@ fn a_queue_without_kicks_is_polled_and_one_without_calls_is_silent() {
     drop((front, stream));
 }
 
-/// In a process of its own, whose descriptors nobody else opens.
+/// In a process of its own, whose descriptors no other test opens.
 #[test]
 fn descriptors_of_a_front_end_are_closed_when_it_is_gone() {
     let directory = util::directory();

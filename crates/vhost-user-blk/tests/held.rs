@@ -1,4 +1,4 @@
-//! Requests that an export holds because of an error hold up nobody who stops a queue or changes the
+//! Requests that an export holds because of an error hold up no front end that stops a queue or changes the
 //! memory. Each is answered once: when the export goes on, or with an error if nothing else could tell
 //! the next one to serve it. The available ring, which is the driver's, is not written.
 
@@ -25,7 +25,7 @@ const BAD: u64 = 5;
 fn start() -> (Server, Rules) {
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
     let device = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
-    let options = VhostUserBlkOptions { device, ..Default::default() };
+    let options = VhostUserBlkOptions::new(device);
     let (rules, bad) = (Rules::new(1), BAD * BLOCK as u64);
     let rule = Rule::fail(libc::ENOSPC).within(bad..bad + 1).after(Duration::from_millis(30));
     rules.add(rule);
@@ -198,7 +198,7 @@ fn held_requests_leave_memory_that_is_taken_away() {
     let (front, mut guest) = attach(&server);
     hold_three(&server, &mut guest);
     let ring = guest.available_ring();
-    // While the queue runs, the memory is shown again, and waits for nobody.
+    // While the queue runs, the memory is shown again, and waits for no request.
     front.set_mem_table(&[guest.region()]).unwrap();
     // Taken together, two neighbours are one request.
     wait_until_held(&server, 2);

@@ -116,7 +116,7 @@ fn an_export_that_fails_leaves_no_socket_behind() {
     let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
     let device = VirtioBlkConfig { num_queues: 0, ..Default::default() };
-    let options = VhostUserBlkOptions { device, ..Default::default() };
+    let options = VhostUserBlkOptions::new(device);
     assert!(VhostUserBlk::listen(&ctx, &socket, &node, options).is_err());
     assert!(!socket.exists());
 }

@@ -19,6 +19,7 @@ const WORDS_BYTES: u32 = 16;
 
 /// Why a chain cannot be followed to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ChainError {
     /// An index, the head's or a `next`, beyond the table.
     #[error("descriptor index {index} in a table of {entries}")]

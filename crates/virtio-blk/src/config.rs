@@ -126,6 +126,7 @@ impl Default for VirtioBlkConfig {
 
 /// What is wrong with a [`VirtioBlkConfig`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// No queue.
     #[error("num_queues is 0")]

@@ -32,6 +32,7 @@ const ALIGNMENT: usize = 64;
 
 /// Why a log cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum InflightError {
     /// The memory is too small, or not aligned.
     #[error("the log is not where it should be: {0}")]

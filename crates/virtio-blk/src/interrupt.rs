@@ -1,5 +1,7 @@
 //! How the device tells its driver something: [`Interrupt`].
 
+use std::fmt;
+
 use coblk_aio::{AioContext, EventNotifier};
 
 /// What happens when the device interrupts its driver.
@@ -40,5 +42,15 @@ impl Interrupt {
 impl From<EventNotifier> for Interrupt {
     fn from(notifier: EventNotifier) -> Interrupt {
         Interrupt::Notifier(notifier)
+    }
+}
+
+impl fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Interrupt::None => "None",
+            Interrupt::Callback(_) => "Callback",
+            Interrupt::Notifier(_) => "Notifier",
+        })
     }
 }

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use coblk_aio::{
-    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest,
+    AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest, Wanted,
 };
 
 use crate::chain::Chain;
@@ -59,6 +59,8 @@ pub(crate) struct DeviceQueue {
     /// Heads that were taken, and that the backend has given back. What becomes of them is decided
     /// when the queue has ended.
     put_back: RefCell<Vec<u16>>,
+    /// The driver waits for what its requests do.
+    pub(crate) wanted: Wanted,
     /// The device was dropped with requests in flight.
     abandoned: Cell<bool>,
     /// Until they have ended the backend holds nothing.
@@ -104,6 +106,7 @@ impl DeviceQueue {
                 is_polled: Cell::new(false),
                 waiters: RefCell::new(Vec::new()),
                 put_back: RefCell::default(),
+                wanted: Wanted::new(),
                 abandoned: Cell::new(false),
                 giving_back: Cell::new(None),
             }
@@ -145,7 +148,7 @@ impl DeviceQueue {
         notifier: &EventNotifier,
     ) -> std::io::Result<()> {
         self.unwatch();
-        // A descriptor of our own, so that the caller may close his.
+        // A descriptor of our own, so that the caller may close its own.
         let own = Rc::new(notifier.try_clone()?);
         let kicked = Rc::clone(&own);
         let me = Rc::downgrade(self);
@@ -171,12 +174,12 @@ impl DeviceQueue {
         if self.is_running() {
             self.is_polled.set(true);
             let ring = self.ring.borrow();
-            // A ring that cannot be accessed is found out by whoever looks at it next.
+            // A ring that cannot be accessed is found out when it is looked at next.
             let _ = ring.map(&self.mem).and_then(|rings| ring.disable_notification(&rings));
         }
     }
 
-    /// Nobody looks at the ring any more unless the driver kicks.
+    /// The ring is not looked at any more unless the driver kicks.
     fn end_polling(&self) {
         if self.is_polled.replace(false) && self.is_running() {
             let ring = self.ring.borrow();
@@ -221,6 +224,14 @@ impl DeviceQueue {
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
         self.ring.borrow().next_avail
+    }
+
+    /// [`co_stop`](Self::co_stop) when the driver has gone. A request that goes on in pieces comes back behind the
+    /// piece at hand, as those do that the backend holds.
+    pub(crate) fn co_give_up(&self, co: &Co<'_>) -> u16 {
+        // Before anything else runs: what comes back finds a queue that stops.
+        self.wanted.give_up();
+        self.co_stop(co)
     }
 
     /// Ends the queue, to go on with it.
@@ -309,7 +320,7 @@ impl DeviceQueue {
         self.is_running()
     }
 
-    /// Takes requests back, for whoever serves the queue next.
+    /// Takes requests back, for the device that serves the queue next.
     #[cold]
     pub(crate) fn put_back(&self, requests: impl Iterator<Item = PendingRequest>) {
         let mut put_back = self.put_back.borrow_mut();

@@ -56,7 +56,8 @@ enum Failure {
     /// A data segment is not in guest memory.
     Address,
     Io(io::Error),
-    /// Nothing was done: a queue of the device stops, and the backend holds nothing meanwhile.
+    /// It is to be done all over: a queue of the device stops, and the backend holds nothing meanwhile; or
+    /// the driver has gone in the middle of it.
     GivenBack,
 }
 
@@ -188,13 +189,21 @@ fn clear(
     range: &ByteRange,
 ) -> Result<(), Failure> {
     let backend = &queue.shared.backend;
-    if kind == RunKind::Discard {
-        return Ok(backend.co_pdiscard(co, range.offset_bytes, range.len_bytes)?);
-    }
-    let mut flags = ZeroFlags::empty();
-    flags.set(ZeroFlags::MAY_UNMAP, range.unmap);
-    flags.set(ZeroFlags::FUA, queue.shared.is_writethrough());
-    Ok(backend.co_pwrite_zeroes(co, range.offset_bytes, range.len_bytes, flags)?)
+    let (offset, bytes) = (range.offset_bytes, range.len_bytes);
+    co.while_wanted(&queue.wanted, || {
+        let cleared = if kind == RunKind::Discard {
+            backend.co_pdiscard(co, offset, bytes)
+        } else {
+            let mut flags = ZeroFlags::empty();
+            flags.set(ZeroFlags::MAY_UNMAP, range.unmap);
+            flags.set(ZeroFlags::FUA, queue.shared.is_writethrough());
+            backend.co_pwrite_zeroes(co, offset, bytes, flags)
+        };
+        cleared.map_err(|error| match error.raw_os_error() {
+            Some(libc::ECANCELED) if !co.is_wanted() => Failure::GivenBack,
+            _ => error.into(),
+        })
+    })
 }
 
 /// The merged request failed. Who is to blame? Each guest request gets its own try, so that only

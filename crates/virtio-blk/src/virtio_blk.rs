@@ -2,6 +2,7 @@
 //! requests begins in `device.rs`.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
 
 /// Why a device or a queue cannot be set up.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VirtioBlkError {
     /// The configuration is wrong.
     #[error(transparent)]
@@ -312,6 +314,16 @@ impl VirtioBlk {
         Some(next_index)
     }
 
+    /// [Stops](Self::co_stop_queue) a queue whose driver has gone. A discard or a write of zeroes that goes on in
+    /// pieces ends behind the piece at hand, and becomes what of held requests is said there: in the log it
+    /// stays unanswered, and is done all over by the device that comes next.
+    pub fn co_give_up_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
+        let queue = self.queue(index).ok()?;
+        let next_index = queue.co_give_up(co);
+        self.remove(index, &queue);
+        Some(next_index)
+    }
+
     /// [Stops](Self::co_stop_queue) a queue that is to go on, in other memory perhaps: what a stopped
     /// backend holds is neither answered nor forgotten, but part of the result. `None` if it did
     /// not run.
@@ -332,7 +344,7 @@ impl VirtioBlk {
     }
 
     fn remove(&self, index: u16, queue: &Rc<DeviceQueue>) {
-        // Unless somebody else was as quick as we.
+        // Unless another stop was as quick.
         if let Some(slot) = self.queues.borrow_mut().get_mut(usize::from(index))
             && slot.as_ref().is_some_and(|it| Rc::ptr_eq(it, queue))
         {
@@ -341,8 +353,8 @@ impl VirtioBlk {
     }
 
     /// Stops all queues and forgets what was negotiated, as a driver's reset does. Afterwards the
-    /// device does not touch guest memory any more. Requests that a stopped backend holds, of
-    /// whoever, end with an error.
+    /// device does not touch guest memory any more. Requests that a stopped backend holds, of all
+    /// its users, end with an error.
     pub fn co_reset(&self, co: &Co<'_>) {
         let _reporting = self.shared.backend.report_errors();
         for index in 0..self.shared.config.num_queues {
@@ -366,5 +378,11 @@ impl VirtioBlk {
         let queues = self.queues.borrow();
         let queue = queues.get(usize::from(index)).and_then(Option::as_ref);
         queue.cloned().ok_or(VirtioBlkError::NotRunning(index))
+    }
+}
+
+impl fmt::Debug for VirtioBlk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioBlk").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! The device's view of one split virtqueue: which heads are available, which are used, and who
+//! The device's view of one split virtqueue: which heads are available, which are used, and which side
 //! wants to be told about it.
 //!
 //! ```text
@@ -51,6 +51,7 @@ pub struct VirtqueueLayout {
 /// Why a queue cannot go on: the driver broke a rule that leaves no request to answer. The device
 /// needs a reset.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VirtqueueError {
     /// The queue cannot be used as laid out.
     #[error("invalid queue layout: {0}")]

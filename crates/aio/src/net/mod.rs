@@ -34,6 +34,8 @@ mod address;
 mod error;
 mod keep_alive;
 mod listener;
+#[cfg(feature = "qapi")]
+mod options;
 mod path;
 mod resolve;
 mod stream;
@@ -42,5 +44,7 @@ pub use acceptor::{AcceptOptions, Acceptor, Slot};
 pub use address::{InetAddress, KeepAlive, SocketAddress, UnixAddress, VsockAddress};
 pub use error::SocketError;
 pub use listener::Listener;
+#[cfg(feature = "qapi")]
+pub use options::InetMembers;
 pub use path::remove_bound_paths;
 pub use stream::Stream;

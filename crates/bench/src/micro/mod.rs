@@ -1,4 +1,4 @@
-//! `micro`: what each part of the machinery costs, beside whoever does the same.
+//! `micro`: what each part of the machinery costs, beside other libraries that do the same.
 
 mod coroutine;
 mod events;

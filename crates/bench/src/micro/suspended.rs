@@ -1,6 +1,6 @@
 //! Very many suspended coroutines: time, memory and mappings of each.
 //!
-//! Done in a child, so that its memory is its own: nobody has warmed it up, and when the kernel
+//! Done in a child, so that its memory is its own: nothing has warmed it up, and when the kernel
 //! kills it for want of memory only a row is lost.
 
 use std::io;

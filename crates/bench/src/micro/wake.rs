@@ -1,7 +1,7 @@
 //! A coroutine wakes one that belongs to another context.
 //!
 //! A pair of coroutines, one on each context, plays ping-pong over a slot that holds the waker of
-//! the one that waits: who comes takes it out, puts its own in, and wakes the other. So each
+//! the one that waits: the other takes it out, puts its own in, and wakes the first. So each
 //! wake-up goes to the other thread.
 
 use std::cell::Cell;

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Places {
     all: Vec<usize>,
-    /// How many of them are the client's, from the end; with 0, all are everybody's.
+    /// How many of them are the client's, from the end; with 0, client and server share all.
     clients: usize,
 }
 

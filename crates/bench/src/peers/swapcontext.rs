@@ -77,7 +77,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: made from a box in `Pair::new`, and freed once. Nobody runs on its stack.
+        // SAFETY: made from a box in `Pair::new`, and freed once. Its stack does not run.
         drop(unsafe { Box::from_raw(self.0) });
     }
 }
@@ -86,7 +86,7 @@ impl Pair {
     /// Makes the coroutine begin at `entry`; when that returns the main flow goes on.
     ///
     /// # Safety
-    /// `pair` is valid and no coroutine is suspended on its stack that anybody will resume.
+    /// `pair` is valid and no coroutine is suspended on its stack that will be resumed.
     unsafe fn prepare(pair: *mut Pair, entry: extern "C" fn(u32, u32)) {
         // SAFETY: valid by contract. makecontext wants a function without parameters and passes it
         // the ints that follow, which on every Linux ABI arrive as the two that `entry` takes.

@@ -116,7 +116,7 @@ impl Ring {
         } else {
             opcode::ReadFixed::new(file, buffer, len, slot as u16).offset(offset).build()
         };
-        // SAFETY: the buffer is registered in this slot, and nobody touches it before the
+        // SAFETY: the buffer is registered in this slot, and nothing touches it before the
         // completion; see the head of the module. There is a free entry: no more requests are in
         // flight than the ring has entries.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(slot as u64)) };

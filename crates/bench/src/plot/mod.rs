@@ -6,7 +6,7 @@ pub mod results;
 
 use std::fmt::Write;
 
-/// Colours that are told apart, also by those who do not see all of them.
+/// Colours that are told apart, also by readers who do not see all of them.
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999"];
 
@@ -80,7 +80,7 @@ impl Svg {
 pub enum Stroke {
     /// What counts.
     Solid,
-    /// The same of somebody else.
+    /// The same of another program.
     Dashed,
     /// What comes with it.
     Dotted,

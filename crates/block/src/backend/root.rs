@@ -13,6 +13,7 @@ use crate::backend::length_watch::LengthWatch;
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::backends::{BackendHome, Claim};
 use crate::graph::gate::InFlight;
+use crate::graph::life;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Kind, Use, UserId};
 
@@ -221,7 +222,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.take();
+        if let Some(node) = self.take() {
+            life::close_soon(&self.home, node);
+        }
     }
 }
 

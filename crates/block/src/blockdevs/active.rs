@@ -3,6 +3,7 @@
 use coblk_aio::{AioContext, Co};
 
 use super::Blockdevs;
+use super::reopen::co_flush_in_time;
 use crate::graph;
 use crate::options::BlockdevError;
 
@@ -43,6 +44,12 @@ impl Blockdevs {
                 nodes.collect::<Result<_, _>>()?
             }
         };
+        if !active {
+            // A disk that does not answer is found out before others wait for this change.
+            for node in nodes.iter().filter(|node| node.is_active()) {
+                co_flush_in_time(co, node.clone())?;
+            }
+        }
         Ok(graph::co_set_active(co, &nodes, active)?)
     }
 }

@@ -20,7 +20,8 @@ impl Blockdevs {
 
 struct Known {
     node: Arc<BlockNode>,
-    options: Arc<NodeOptions>,
+    /// With what has changed since it was opened, but for children.
+    options: NodeOptions,
     is_owned: bool,
 }
 
@@ -43,7 +44,9 @@ impl Listing {
                 Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
-            known.insert(name.clone(), Known { node, options: Arc::clone(options), is_owned });
+            let mut options = NodeOptions::clone(options);
+            options.active = (!node.is_active()).then_some(false);
+            known.insert(name.clone(), Known { node, options, is_owned });
         }
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
@@ -81,7 +84,7 @@ impl Listing {
     /// Recurses as deep as options may be nested.
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
-        let mut options = NodeOptions::clone(&known.options);
+        let mut options = known.options.clone();
         let edges = options.driver.children();
         let below: Vec<(&str, Option<String>)> =
             edges.iter().map(|(edge, _, _)| (*edge, known.child(edge))).collect();
@@ -115,6 +118,6 @@ impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
         let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
-        edge.map(|edge| edge.node().name().to_owned())
+        Some(edge?.node()?.name().to_owned())
     }
 }

@@ -308,7 +308,8 @@ impl Blockdevs {
         own.check(&name)?;
         let pins = RefCell::default();
         let opened = RefCell::default();
-        let opening = Opening { blockdevs: self, co, name: &name, own, pins, opened };
+        let active = options.active.unwrap_or(true);
+        let opening = Opening { blockdevs: self, co, name: &name, own, active, pins, opened };
         let node = opening.co_open(options).inspect_err(|_| opening.close_children())?;
         node.life.set_belongs_to_users(true);
         self.names()

@@ -124,6 +124,8 @@ pub(super) struct Opening<'a, 'co> {
     pub(super) co: &'a Co<'co>,
     pub(super) name: &'a str,
     pub(super) own: Inherited,
+    /// It is inactive from the start otherwise.
+    pub(super) active: bool,
     /// On the nodes it will stand on, which are there: opening takes time.
     pub(super) pins: RefCell<Vec<Child>>,
     /// The nodes that were opened for it.
@@ -151,7 +153,10 @@ impl Opening<'_, '_> {
 
     #[inline(never)]
     fn made(&self, driver: impl BlockDriver) -> Result<Arc<BlockNode>, BlockdevError> {
-        Ok(BlockNode::try_new(self.name, driver)?)
+        Ok(match self.active {
+            true => BlockNode::try_new(self.name, driver),
+            false => BlockNode::try_new_inactive(self.name, driver),
+        }?)
     }
 
     #[inline(never)]

@@ -25,7 +25,7 @@ use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Operation, Turned, UserId};
+use crate::graph::{self, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
 use crate::protocol::FileReopen;
@@ -38,7 +38,7 @@ struct Step {
     /// Its children afterwards.
     children: Vec<(ChildRole, Arc<BlockNode>)>,
     /// Edges to those of them that are others than now.
-    turns: Vec<(UserId, Arc<BlockNode>)>,
+    turns: Vec<Turn>,
 }
 
 impl Blockdevs {
@@ -68,6 +68,7 @@ impl Blockdevs {
     pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
         // A disk that does not answer is found out before others wait for this change.
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
+            check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
         let fallen = self.co_reopen_all(co, options)?;
@@ -88,7 +89,8 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
         }
-        let new_children = steps.iter().flat_map(|step| &step.turns).map(|(_, node)| node);
+        let new_children =
+            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
         let nodes = steps.iter().map(|step| &step.node).chain(new_children);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
@@ -129,6 +131,10 @@ impl Blockdevs {
             BlockdevError::Fixed { node, option: option.to_owned() }
         };
         graph::lock().check_operation(&node, Operation::Reopen)?;
+        check_active(&node)?;
+        if options.active == Some(false) {
+            return Err(fixed("active"));
+        }
         let (now, _) = self.entry(&node)?;
         if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
             return Err(fixed(option));
@@ -142,7 +148,8 @@ impl Blockdevs {
         for (name, role, wanted) in options.driver.children() {
             let edge = node.edges().iter().find(|edge| edge.info().name() == name);
             let edge = edge.ok_or_else(|| fixed(name))?;
-            let (child, inherited) = (edge.node(), own.for_child(role));
+            let child = edge.node().ok_or_else(|| fixed(name))?;
+            let inherited = own.for_child(role);
             let (child_options, is_own) = self.entry(&child)?;
             let mut next = child.clone();
             match wanted {
@@ -152,7 +159,7 @@ impl Blockdevs {
                     if role.is_own_storage() {
                         return Err(fixed(name));
                     }
-                    turns.push((edge.user(), next.clone()));
+                    turns.push((edge.user(), Some(next.clone())));
                 }
                 // What it has from its parent may be something else now.
                 NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,
@@ -226,6 +233,14 @@ impl Blockdevs {
     }
 }
 
+/// That the storage of a node is this process's.
+fn check_active(node: &BlockNode) -> Result<(), BlockdevError> {
+    match node.is_active() {
+        true => Ok(()),
+        false => Err(BlockdevError::Inactive(node.name().to_owned())),
+    }
+}
+
 /// A node that may become read-only has nothing left to be flushed.
 fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
     if node.is_read_only() {
@@ -237,7 +252,7 @@ fn co_flush(co: &Co<'_>, node: &BlockNode) -> Result<(), BlockdevError> {
 }
 
 /// [`co_flush`], no longer than a change waits.
-fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
+pub(super) fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
     if graph::has_no_limit(co) {
         return co_flush(co, &node);
     }

@@ -15,7 +15,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::edge::{EdgeId, EdgeInfo};
+use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::map::ReadMap;
@@ -274,9 +274,23 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(None)
     }
 
-    /// Its edges: [every child](crate::Child::id) that it holds, always the same ones.
+    /// Its edges: every [`Child`](crate::Child::id) and [`ChildSlot`](crate::ChildSlot::id) that it holds,
+    /// always the same ones.
     fn children(&self) -> Vec<EdgeId> {
         Vec::new()
+    }
+
+    /// Its [list](crate::ChildList::id) of children that come and go. `None` if it takes no others than it
+    /// was made with.
+    fn child_list(&self) -> Option<ListId> {
+        None
+    }
+
+    /// Whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child that is to be
+    /// removed from the [list](Self::child_list). An error says why not. Asked before the node is
+    /// drained, and again while it is. Must neither block nor touch the graph.
+    fn check_child(&self, _edge: &EdgeInfo, _new: Option<NewChild<'_>>) -> Result<(), String> {
+        Ok(())
     }
 
     /// Where its bytes are, if that can be said in a word, as a path can.
@@ -299,16 +313,16 @@ pub trait BlockDriver: Any + Send + Sync {
     /// [role](crate::ChildRole::default_permissions) of the child says.
     fn child_permissions(
         &self,
-        child: &EdgeInfo,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
     /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
-    /// own here, and looks at those of others then: so no other can come in between.
+    /// own here, and looks at those of others then: so no other user can come in between.
     fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
     /// What all users of the node together hold is about to become `held`, and what every one of

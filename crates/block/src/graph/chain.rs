@@ -1,4 +1,4 @@
-//! Questions to a node and the backing files below it: which layer has a range, and what is known of
+//! Questions to a node and its backing files: which layer has a range, and what is known of
 //! it there.
 //!
 //! A layer is a node with the filters above it. The walk follows roles: a filter's
@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use coblk_aio::Co;
 
-use super::Child;
 use crate::driver::extent::Extent;
 use crate::graph::node::BlockNode;
 use crate::io::{check_range, co_block_status};
@@ -55,7 +54,7 @@ impl<'a> Base<'a> {
 }
 
 /// Asks the layers of `top` down to `base`, until one decides on the first bytes of the range. The
-/// caller is part of a request that is counted above.
+/// caller is part of a request that is counted at a gate.
 pub(crate) fn co_status_above(
     top: &BlockNode,
     co: &Co<'_>,
@@ -94,11 +93,11 @@ pub(crate) fn co_status_above(
     Ok(ChainExtent { extent, depth })
 }
 
-/// What comes below a layer.
+/// What follows a layer.
 enum Below {
     /// The next layer, and where in it an offset is.
     Layer(Arc<BlockNode>, u64),
-    /// The walk ends above the next layer.
+    /// The walk ends before the next layer.
     Base,
     /// That was the last one.
     Nothing,
@@ -123,42 +122,5 @@ fn below(node: &BlockNode, base: Base<'_>, offset: u64) -> Below {
         }
         at = node.driver().at_filtered(at);
         held = Some(child);
-    }
-}
-
-/// Questions of a driver, as part of its requests.
-impl Child {
-    /// What is known of the bytes from `offset` on in the node below and its backing files, down to
-    /// `base`, which is not asked; of all of them without one.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_status_above(
-        &self,
-        co: &Co<'_>,
-        base: Option<&BlockNode>,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<ChainExtent> {
-        let base = base.map_or(Base::NONE, |base| Base::new(base, false));
-        co_status_above(&self.node(), co, base, offset, bytes)
-    }
-
-    /// Whether the node below, or one of its backing files above `base`, has the bytes from `offset` on;
-    /// `base` counts, too, if `include_base`. Also says of how many bytes that is true.
-    ///
-    /// # Errors
-    /// Those of requests.
-    pub fn co_is_allocated_above(
-        &self,
-        co: &Co<'_>,
-        base: &BlockNode,
-        include_base: bool,
-        offset: u64,
-        bytes: u64,
-    ) -> io::Result<(bool, u64)> {
-        let base = Base::new(base, include_base);
-        let found = co_status_above(&self.node(), co, base, offset, bytes)?;
-        Ok((found.extent.allocated, found.extent.bytes))
     }
 }

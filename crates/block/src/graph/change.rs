@@ -11,135 +11,12 @@ use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, Co, PoolShare, trace_event};
 
 use super::turn::Turned;
-use super::{DrainedSection, Graph, MAX_HEIGHT, Operation, UserId, lock, lock_permits};
-use crate::driver::MAX_LENGTH;
-use crate::driver::permissions::PermissionError;
+use super::{DrainedSection, Graph, GraphError, Operation, UserId, lock, lock_permits};
 use crate::graph::backends::BackendHome;
 use crate::graph::gate::{WAIT_LIMIT, co_visit};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
-
-/// Why the graph cannot be changed in this way. Nothing has changed then.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GraphError {
-    /// A node would stand on itself.
-    #[error("node '{above}' cannot stand on node '{below}', which stands on it")]
-    Cycle {
-        /// The node whose edge would turn.
-        above: String,
-        /// Where it would lead.
-        below: String,
-    },
-    /// Requests go down a chain of nodes by calls, so it has a bound.
-    #[error("node '{node}' would stand on more than {max} nodes, one upon the other")]
-    TooHigh {
-        /// The node.
-        node: String,
-        /// How many nodes may be below one.
-        max: usize,
-    },
-    /// No request could reach its end.
-    #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
-    TooLong {
-        /// The node.
-        node: String,
-        /// Its length in bytes.
-        length: u64,
-    },
-    /// What is to be inserted does not lead on.
-    #[error("node '{above}' cannot be inserted above node '{below}': it does not stand on it")]
-    NotAbove {
-        /// The node to be inserted.
-        above: String,
-        /// Where.
-        below: String,
-    },
-    /// There is not one node that could take its place.
-    #[error("node '{node}' cannot be removed: it stands on {children} nodes, not on one")]
-    NoOnlyChild {
-        /// The node to be removed.
-        node: String,
-        /// How many.
-        children: usize,
-    },
-    /// What is written to would become read-only.
-    #[error("node '{node}' cannot become read-only: {user} writes to it")]
-    Writer {
-        /// The node.
-        node: String,
-        /// Who writes, as `backend 'drive'`.
-        user: String,
-    },
-    /// Requests do not end: their disk does not answer, or they are long.
-    #[error("node '{0}' still has requests in flight after {limit} s", limit = WAIT_LIMIT.as_secs())]
-    RequestsInTheWay(String),
-    /// Another change does not end.
-    #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
-    ChangeInTheWay,
-    /// It is to be closed.
-    #[error("node '{0}' is in use")]
-    InUse(String),
-    /// It takes no users.
-    #[error("node '{0}' is closed")]
-    Closed(String),
-    /// What a driver had to write before its end was not written. The node is open.
-    #[error("node '{node}' cannot be closed: {source}")]
-    Close {
-        /// The node.
-        node: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// An active node stands on it.
-    #[error("node '{node}' cannot be inactive: node '{parent}', which stands on it, is active")]
-    ActiveParent {
-        /// The node.
-        node: String,
-        /// What stands on it.
-        parent: String,
-    },
-    /// A user writes to it.
-    #[error("node '{node}' cannot be inactive: {user} writes to it")]
-    ActiveUser {
-        /// The node.
-        node: String,
-        /// Which user, as `backend 'drive'`.
-        user: String,
-    },
-    /// The storage of a node cannot be handed over, or taken back.
-    #[error("node '{node}' cannot be made {}: {source}", if *active { "active" } else { "inactive" })]
-    Activity {
-        /// The node.
-        node: String,
-        /// What it was to be.
-        active: bool,
-        /// Why.
-        source: io::Error,
-    },
-    /// A user of the node keeps it from being changed.
-    #[error("node '{node}' cannot be {operation}: {user} blocks it: {reason}")]
-    Blocked {
-        /// The node.
-        node: String,
-        /// What was to be done.
-        operation: Operation,
-        /// Which user, as `job 'backup'`.
-        user: String,
-        /// Its reason.
-        reason: String,
-    },
-    /// Users of both nodes exclude each other.
-    #[error(transparent)]
-    Permission(#[from] PermissionError),
-}
-
-impl GraphError {
-    pub(crate) fn too_high(node: &str) -> GraphError {
-        GraphError::TooHigh { node: node.to_owned(), max: MAX_HEIGHT }
-    }
-}
 
 /// Changes come one after the other.
 ///
@@ -185,17 +62,18 @@ pub(crate) fn has_no_limit(co: &Co<'_>) -> bool {
 /// A change waits for requests, and for other changes, up to [`WAIT_LIMIT`] each; then it fails, and has
 /// changed nothing.
 impl BlockNode {
-    /// All users of this node, edges and backends of any context, turn to `new`.
+    /// All users of this node, edges and backends of any context, turn to `new`, but for the edges on the
+    /// way from `new` down to this node: so no node becomes its own child.
     ///
     /// # Errors
-    /// If a node would stand on itself, or the users of both exclude each other. If what was written
-    /// to this node cannot be made durable, the next flush of `new` says so.
+    /// If an edge is frozen, a chain would be too long, or the users of both nodes exclude each other. If
+    /// what was written to this node cannot be made durable, the next flush of `new` says so.
     pub fn co_replace(
         self: &Arc<Self>,
         co: &Co<'_>,
         new: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        turn_users(co, self, || Ok(Arc::clone(new)), Graph::all_users)
+        turn_users(co, self, || Ok(Arc::clone(new)), Graph::keep_way_down)
     }
 
     /// [`co_replace`](Self::co_replace) from outside of coroutines. Polls `ctx` meanwhile.
@@ -210,17 +88,16 @@ impl BlockNode {
         ctx.run(|co| self.co_replace(co, new))
     }
 
-    /// All users of this node turn to `above`, which stands on it, directly or not; only the way
-    /// from there to this node stays.
+    /// [`co_replace`](Self::co_replace) by `above`, which has this node as its child, directly or not.
     ///
     /// # Errors
-    /// If `above` does not stand on this node.
+    /// If `above` does not lead to this node; else as of [`co_replace`](Self::co_replace).
     pub fn co_insert_above(
         self: &Arc<Self>,
         co: &Co<'_>,
         above: &Arc<BlockNode>,
     ) -> Result<(), GraphError> {
-        turn_users(co, self, || Ok(Arc::clone(above)), Graph::keep_way_down)
+        turn_users(co, self, || Ok(Arc::clone(above)), Graph::above_only)
     }
 
     /// [`co_insert_above`](Self::co_insert_above) from outside of coroutines. Polls `ctx` meanwhile.
@@ -235,13 +112,12 @@ impl BlockNode {
         ctx.run(|co| self.co_insert_above(co, above))
     }
 
-    /// All users of this node turn to the one it stands on: undoes
-    /// [`co_insert_above`](Self::co_insert_above).
+    /// All users of this node turn to its child: undoes [`co_insert_above`](Self::co_insert_above).
     ///
     /// # Errors
-    /// If it does not stand on exactly one node.
+    /// If it does not have exactly one child; else as of [`co_replace`](Self::co_replace).
     pub fn co_remove(self: &Arc<Self>, co: &Co<'_>) -> Result<(), GraphError> {
-        turn_users(co, self, || lock().only_child(self), Graph::all_users)
+        turn_users(co, self, || lock().only_child(self), Graph::keep_way_down)
     }
 
     /// [`co_remove`](Self::co_remove) from outside of coroutines. Polls `ctx` meanwhile.
@@ -259,7 +135,7 @@ type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, Grap
 /// Has the users of `old` turn to what `find` says.
 ///
 /// The nodes are drained before other changes are waited for, as their disks may not answer, and others
-/// need not wait for that. A change that turns an edge to a drained node has drained the node above as
+/// need not wait for that. A change that turns an edge to a drained node has drained the parent as
 /// well, so what was idle stays so; but what `find` says may be another node by then.
 fn turn_users(
     co: &Co<'_>,
@@ -293,20 +169,27 @@ fn co_flush_for_users(
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
 ) -> Option<io::Error> {
-    if old.is_read_only() || passes_on_to(old, new) || passes_on_to(new, old) {
+    if passes_on_to(old, new) || passes_on_to(new, old) {
         return None;
+    }
+    co_flush_in_time(co, old).err()
+}
+
+/// Flushes a node whose users are about to go, for no longer than [`WAIT_LIMIT`]: ETIMEDOUT then.
+pub(super) fn co_flush_in_time(co: &Co<'_>, node: &Arc<BlockNode>) -> io::Result<()> {
+    if node.is_read_only() {
+        return Ok(());
     }
     let flush = |co: &Co<'_>, node: &BlockNode| {
         let _own = node.enter_own();
         request_path::co_flush(&node.path, co)
     };
     if has_no_limit(co) {
-        return flush(co, old).err();
+        return flush(co, node);
     }
-    let own = Arc::clone(old);
+    let own = Arc::clone(node);
     co.timeout(WAIT_LIMIT, "flush before a change", move |co| flush(co, &own))
         .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
-        .err()
 }
 
 /// The nodes are drained, and there is no other change. `lost` is why the old one could not be flushed.
@@ -322,9 +205,9 @@ fn turn_drained_users(
     let (moved, above) = PoolShare::once(co, || {
         let mut graph = lock_permits();
         let users = choose(&mut graph, old, new)?;
-        let turns: Vec<_> = users.iter().map(|id| (*id, Arc::clone(new))).collect();
+        let turns: Vec<_> = users.iter().map(|id| (*id, Some(Arc::clone(new)))).collect();
         graph.turn(&turns, &[], true, &mut turned)?;
-        // Those above may have nothing to flush, but the new node may.
+        // The parents may have nothing to flush, but the new node may.
         graph.owe_flush_above(new);
         // A node that cannot be flushed can be replaced, but not without its users being told.
         if let Some(error) = lost {
@@ -363,28 +246,28 @@ pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, BackendHome)>)
 }
 
 impl Graph {
-    /// All users of `old`. None of them may stand below `new`: see `turn`.
-    fn all_users(&mut self, old: &BlockNode, _: &BlockNode) -> Result<Vec<UserId>, GraphError> {
-        self.check_operation(old, Operation::Replace)?;
-        let mut users = self.entry(old.id()).users.clone();
-        users.retain(|user| !self.stays(*user));
-        Ok(users)
-    }
-
-    /// The users of `old` that are not on the way down from `new`.
+    /// The users of `old` that turn to `new`: all but those on the way from there down to `old`.
     fn keep_way_down(
         &mut self,
         old: &BlockNode,
         new: &BlockNode,
     ) -> Result<Vec<UserId>, GraphError> {
+        self.check_operation(old, Operation::Replace)?;
+        let below = self.closure(new.id(), Graph::children);
+        let mut users = self.entry(old.id()).users.clone();
+        users.retain(|user| !self.stays(*user) && self.parent_among(*user, &below).is_none());
+        users.iter().try_for_each(|user| self.check_frozen(*user, Some(new)))?;
+        Ok(users)
+    }
+
+    /// [`keep_way_down`](Self::keep_way_down), if there is such a way.
+    fn above_only(&mut self, old: &BlockNode, new: &BlockNode) -> Result<Vec<UserId>, GraphError> {
         let below = self.closure(new.id(), Graph::children);
         if old.id() == new.id() || !below.contains(&old.id()) {
             let (above, below) = (new.name().to_owned(), old.name().to_owned());
             return Err(GraphError::NotAbove { above, below });
         }
-        let mut users = self.all_users(old, new)?;
-        users.retain(|user| self.parent_among(*user, &below).is_none());
-        Ok(users)
+        self.keep_way_down(old, new)
     }
 
     fn only_child(&mut self, node: &BlockNode) -> Result<Arc<BlockNode>, GraphError> {

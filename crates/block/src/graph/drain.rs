@@ -1,4 +1,4 @@
-//! Drained sections: of a node, with all that stands on it, and of all nodes.
+//! Drained sections: of a node, with its parents and theirs, and of all nodes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::graph::node::BlockNode;
 type Users = Vec<Arc<dyn NodeUser>>;
 
 impl BlockNode {
-    /// Drains: new requests wait, from every context, also those to the nodes above, and those in
+    /// Drains: new requests wait, from every context, also those to its parents, and those in
     /// flight complete; returns when they have. Holds until the section is dropped. Sections nest
     /// (contract: C77). A drain does not flush (C78).
     ///
@@ -28,7 +28,7 @@ impl BlockNode {
     /// [`drain`](Self::drain), from a coroutine (contract: C78).
     pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
         let (section, above, users) = self.begin_drain();
-        // What comes to stand above meanwhile is born quiet.
+        // A node that becomes a parent meanwhile is born quiet, or was drained by the change.
         for node in above {
             node.gate.wait_until_idle(co, || false);
         }
@@ -79,7 +79,7 @@ impl BlockNode {
     }
 }
 
-/// While it lives, no request enters its node, nor any node above.
+/// While it lives, no request enters its node, nor a node that leads to it.
 #[must_use = "requests go on when the section is dropped"]
 pub struct DrainedSection {
     node: Arc<BlockNode>,

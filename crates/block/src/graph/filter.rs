@@ -14,7 +14,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
 
 /// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
-/// whatever is not written down goes to the node below, [moved](Self::at) if need be, and so do
+/// what is not written down goes to the child, [moved](Self::at) if need be, and so do
 /// questions. Everything else is as [`BlockDriver`] has it, which a filter is.
 ///
 /// ```
@@ -49,7 +49,7 @@ pub trait Filter: Any + Send + Sync {
     /// The node that requests are passed on to.
     fn child(&self) -> &Child;
 
-    /// Where in the node below an offset of this one is, both in bytes.
+    /// Where in the child an offset of this node is, both in bytes.
     #[inline]
     fn at(&self, offset: u64) -> u64 {
         offset
@@ -168,11 +168,11 @@ pub trait Filter: Any + Send + Sync {
     /// See [`BlockDriver::child_permissions`].
     fn child_permissions(
         &self,
-        child: &EdgeInfo,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        child.role().default_permissions((held, shared), !self.is_read_only())
+        edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
     /// See [`BlockDriver::debug_event`].
@@ -308,11 +308,11 @@ impl<F: Filter> BlockDriver for F {
 
     fn child_permissions(
         &self,
-        child: &EdgeInfo,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        Filter::child_permissions(self, child, held, shared)
+        Filter::child_permissions(self, edge, held, shared)
     }
 
     fn debug_event(&self, event: DebugEvent) {

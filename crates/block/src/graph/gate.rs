@@ -135,7 +135,7 @@ impl Gate {
         }
     }
 
-    /// Has those who wait for the gate to be idle look again.
+    /// Has the drains that wait for the gate to be idle look again.
     #[cold]
     pub(crate) fn wake_drainers(&self) {
         let drainers = std::mem::take(&mut self.lock().drainers);
@@ -193,7 +193,8 @@ impl Gate {
     }
 
     /// Waits until nothing is in flight, or the wait is over. The gate is closed. Returns whether
-    /// nothing is in flight. Who says that it is over calls [`wake_drainers`](Self::wake_drainers).
+    /// nothing is in flight. The
+    /// caller has [`wake_drainers`](Self::wake_drainers) called when it is over.
     pub(crate) fn wait_until_idle(&self, co: &Co<'_>, is_over: impl Fn() -> bool) -> bool {
         self.let_all_contexts_see(co);
         loop {
@@ -211,6 +212,18 @@ impl Gate {
                 drop(state);
             });
         }
+    }
+
+    /// Whether a drain holds.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.lock().quiet
+    }
+
+    /// Whether the gate is closed for a drain and no request of a backend is in flight. To be relied on
+    /// after the drain has waited.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.quiet && state.members.iter().all(|member| member.in_flight.count() == 0)
     }
 
     fn let_all_contexts_see(&self, co: &Co<'_>) {

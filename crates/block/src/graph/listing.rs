@@ -1,5 +1,6 @@
-//! Which node stands on which, for those that look at the graph: monitors, messages, tests.
+//! Children and parents of nodes, for monitors, messages and tests.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::{DeviceId, Graph, Kind, UserId, lock};
@@ -10,12 +11,12 @@ use crate::graph::node::BlockNode;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Parent {
-    /// A node that stands on it.
+    /// A node whose driver has it as a child.
     Node {
         /// Its name.
         name: String,
         /// What the edge is called there, such as `file`.
-        child: &'static str,
+        child: Cow<'static, str>,
     },
     /// A backend: a device, an export, a job.
     Backend {
@@ -44,7 +45,7 @@ impl Graph {
     pub(crate) fn backend_and_node(&mut self, id: UserId) -> Option<(String, String)> {
         let user = self.users.get(&id)?;
         let Kind::Backend { name, .. } = &user.kind else { return None };
-        let (name, node) = (name.clone(), user.node);
+        let (name, node) = (name.clone(), user.node?);
         Some((name, self.node_name(node)))
     }
 }
@@ -60,7 +61,7 @@ impl Device {
     pub fn node(self) -> Option<Arc<BlockNode>> {
         let mut graph = lock();
         let mut users = graph.users.values();
-        let node = users.find(|user| user.device() == Some(self.0)).map(|user| user.node)?;
+        let node = users.find(|user| user.device() == Some(self.0))?.node?;
         graph.node(node)
     }
 
@@ -85,9 +86,17 @@ impl BackendInfo {
 
 /// The graph as it is at this moment. Any thread.
 impl BlockNode {
-    /// The nodes it stands on, each by the name of its edge, such as `file`.
-    pub fn children(&self) -> Vec<(&'static str, Arc<BlockNode>)> {
-        self.edges().iter().map(|edge| (edge.info().name(), edge.node())).collect()
+    /// Its children, each by the name of its edge, such as `file`, or `children.0`. An empty slot has
+    /// none.
+    pub fn children(&self) -> Vec<(Cow<'static, str>, Arc<BlockNode>)> {
+        let mut graph = lock();
+        let edges = graph.entry(self.id()).children.clone();
+        let child = |edge| {
+            let user = graph.users.get(&edge)?;
+            let (label, node) = (user.edge_info()?.label(), user.node?);
+            Some((label, graph.node(node)?))
+        };
+        edges.into_iter().filter_map(child).collect()
     }
 
     /// The backends on it, the oldest first.
@@ -98,7 +107,7 @@ impl BlockNode {
         users.into_iter().filter_map(backend).collect()
     }
 
-    /// Its users: nodes that stand on it, and backends, the oldest first.
+    /// Its users: parents, backends and others, the oldest first.
     pub fn parents(&self) -> Vec<Parent> {
         let mut graph = lock();
         let kinds: Vec<Kind> = {
@@ -108,9 +117,9 @@ impl BlockNode {
         let parents = kinds.into_iter().filter_map(|kind| match kind {
             Kind::Backend { name, .. } => Some(Parent::Backend { name }),
             Kind::User { user, .. } => Some(Parent::User { name: user.name() }),
-            Kind::Edge { name: child, parent, .. } => {
+            Kind::Edge { info, parent, .. } => {
                 let name = graph.node_name(parent?);
-                Some(Parent::Node { name, child })
+                Some(Parent::Node { name, child: info.label() })
             }
         });
         parents.collect()

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use coblk_aio::sync::TaskPool;
 use coblk_aio::{AlignedBuffer, Co, IoVectorMut};
 
-use super::Child;
-use super::edge::Edge;
+use super::edge::{Edge, EdgeRef};
 use crate::driver::flags::ReadFlags;
 use crate::driver::map::{Place, ReadMap};
 use crate::driver::role::ChildRole;
@@ -35,19 +34,18 @@ const MAX_COPY_BYTES: usize = 128 << 10;
 const BUFFER_ALIGNMENT: usize = 4096;
 
 /// Fills `target` from `offset` bytes on with what `map` finds, as a part of the `co_preadv` of the driver
-/// that `map` is of. `children` are all of the driver's children; one with the role
-/// [`COW`](ChildRole::COW) is the backing file.
+/// that `map` is of. `edges` are all of the driver's edges; the one with the role
+/// [`COW`](ChildRole::COW) leads to the backing file.
 ///
 /// Reads of the children have no flags: those of the request are the driver's business.
 ///
 /// # Errors
-/// Those of `map` and of reading; EIO if `map` names an edge that is not among the children, or finds
-/// nothing.
+/// Those of `map` and of reading; EIO if `map` names an edge that is not among these, or finds nothing.
 #[inline]
 pub fn co_read_mapped<M: ReadMap>(
     co: &Co<'_>,
     map: &M,
-    children: &[&Child],
+    edges: &[EdgeRef<'_>],
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
@@ -61,12 +59,12 @@ pub fn co_read_mapped<M: ReadMap>(
             return Ok(());
         }
         is_done = true;
-        Layer { map, edges: Edges::Of(children) }.co_read(co, piece.place, target)
+        Layer { map, edges: Edges::Of(edges) }.co_read(co, piece.place, target)
     })?;
     if is_done {
         return Ok(());
     }
-    co_read_pieces(co, Layer { map, edges: Edges::Of(children) }, children, offset, target)
+    co_read_pieces(co, Layer { map, edges: Edges::Of(edges) }, edges, offset, target)
 }
 
 /// A node that is read by its map.
@@ -79,7 +77,7 @@ struct Layer<'a> {
 /// The edges of a layer: those that its driver has given, or those of its node.
 #[derive(Clone, Copy)]
 enum Edges<'a> {
-    Of(&'a [&'a Child]),
+    Of(&'a [EdgeRef<'a>]),
     Node(&'a BlockNode),
 }
 
@@ -87,7 +85,7 @@ impl<'a> Edges<'a> {
     #[inline]
     fn find(self, is_it: impl Fn(&Edge) -> bool) -> Option<&'a Edge> {
         match self {
-            Edges::Of(children) => children.iter().map(|it| it.edge()).find(|it| is_it(it)),
+            Edges::Of(edges) => edges.iter().map(|it| it.0).find(|it| is_it(it)),
             Edges::Node(node) => node.edges().iter().map(|it| &**it).find(|it| is_it(it)),
         }
     }
@@ -135,7 +133,7 @@ impl<'a> Layer<'a> {
     }
 
     fn backing(self) -> Option<Arc<BlockNode>> {
-        self.edges.find(|edge| edge.info().role().contains(ChildRole::COW)).map(Edge::node)
+        self.edges.find(|edge| edge.info().role().contains(ChildRole::COW))?.node()
     }
 
     /// Finds the first bytes of a range in the layer and its backing files, and gives their number and their
@@ -199,11 +197,11 @@ type Copied = (usize, AlignedBuffer);
 fn co_read_pieces(
     co: &Co<'_>,
     layer: Layer<'_>,
-    children: &[&Child],
+    edges: &[EdgeRef<'_>],
     offset: u64,
     target: &mut IoVectorMut<'_>,
 ) -> io::Result<()> {
-    let owner = LazyCell::new(|| owner(children));
+    let owner = LazyCell::new(|| owner(edges));
     let (pool, copies) = (TaskPool::new(MAX_READS - 1), Rc::default());
     let read_all = |target: &mut IoVectorMut<'_>| {
         let mut done = 0;
@@ -245,12 +243,10 @@ fn has_stack(co: &Co<'_>) -> bool {
     co.context().ensure_stack().is_ok()
 }
 
-/// The node whose driver has these children, if it is made already and shows its map.
-fn owner(children: &[&Child]) -> Option<Arc<BlockNode>> {
-    let child = children.first()?;
-    let owner = child.owner();
-    let is_own = owner.edges().iter().any(|edge| edge.info().id() == child.id());
-    (is_own && owner.driver().read_map().is_some()).then_some(owner)
+/// The node whose driver has these edges, if it is made already and shows its map.
+fn owner(edges: &[EdgeRef<'_>]) -> Option<Arc<BlockNode>> {
+    let owner = edges.first()?.0.owner()?;
+    owner.driver().read_map().is_some().then_some(owner)
 }
 
 /// Reads a piece of a request to a buffer. It is found again, and may be several by now. The node is

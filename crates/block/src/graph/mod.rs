@@ -1,24 +1,28 @@
-//! The block graph: which node stands on which, who uses it, and which are quiet.
+//! The block graph: nodes, their children and users, and which nodes are quiet.
 //!
-//! A node's *users* are the backends on it and the edges from the nodes above. A node is *quiet*,
-//! its gate closed, while it, or any node below it, is drained: so nothing comes down to a drained
-//! node from anywhere. What is quiet follows from the graph and from the drains that are open, and
-//! is settled again whenever one of these changes.
+//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiet*,
+//! its gate closed, while it, or a node that it leads to, is drained: so no request comes down to a
+//! drained node. Which nodes are quiet follows from the graph and from the drains that are open, and is
+//! settled again whenever one of these changes.
 //!
 //! ```text
 //! mod.rs     users, nodes, and what is quiet
 //! backends.rs backends as the graph knows them
-//! edge.rs    `Child`: how a driver holds the node below
-//! height.rs  how high nodes stand
+//! edge/      how a driver holds its children: always, in a slot, in a list
+//! attach.rs  changes of one edge
+//! freeze.rs  chains that do not change while a job works on them
+//! height.rs  the lengths of chains
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
-//! listing.rs what stands on what, for those who look at it
+//! listing.rs children and parents of nodes, as monitors show them
+//! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
@@ -28,18 +32,21 @@
 
 mod activity;
 pub(crate) mod after_write;
+mod attach;
 pub(crate) mod backends;
 pub(crate) mod chain;
 mod change;
+mod check;
 mod drain;
 mod edge;
+mod error;
 pub(crate) mod filter;
+mod freeze;
 pub(crate) mod gate;
 mod height;
 pub(crate) mod life;
 mod listing;
 pub(crate) mod mapped;
-mod metadata;
 pub(crate) mod node;
 pub(crate) mod node_info;
 pub(crate) mod own_io;
@@ -55,21 +62,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use coblk_aio::CoWaker;
 
 use crate::accounting::Statistics;
-use crate::driver::edge::EdgeId;
+use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
 pub(crate) use activity::co_set_active;
 use backends::{BackendHome, Claim};
-pub use change::GraphError;
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
-pub use edge::Child;
-use edge::Edge;
+pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeRef};
+use edge::{Edge, List};
+pub use error::GraphError;
+pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
 pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
-pub(crate) use turn::Turned;
+pub(crate) use turn::{Turn, Turned};
 use user::Blocked;
 pub use user::{NodeUse, NodeUser, Operation};
 
@@ -81,22 +89,22 @@ pub(crate) struct NodeId(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UserId(u64);
 
-/// Who uses a node.
+/// A user of a node.
 #[derive(Clone)]
 pub(crate) enum Kind {
     /// A backend, at home in this context.
     Backend { name: String, home: BackendHome, claim: Claim, statistics: Statistics },
-    /// An edge, from this node as soon as its driver has one.
-    Edge { name: &'static str, edge: Weak<Edge>, parent: Option<NodeId> },
+    /// An edge, from this node as soon as its driver has one. A job may have frozen it, for a reason.
+    Edge { info: EdgeInfo, edge: Weak<Edge>, parent: Option<NodeId>, frozen: Option<Arc<str>> },
     /// Something else, with what it has blocked.
     User { user: Arc<dyn NodeUser>, blocked: Blocked },
 }
 
 struct User {
     kind: Kind,
-    /// What it uses.
-    node: NodeId,
-    /// How. What an edge wants follows from the users of the node above.
+    /// The node that it uses; an empty slot uses none.
+    node: Option<NodeId>,
+    /// How. What an edge wants follows from the users of its parent.
     wants: Use,
 }
 
@@ -108,7 +116,14 @@ impl User {
         }
     }
 
-    /// The node above, if this is an edge from one.
+    fn edge_info(&self) -> Option<EdgeInfo> {
+        match self.kind {
+            Kind::Edge { info, .. } => Some(info),
+            Kind::Backend { .. } | Kind::User { .. } => None,
+        }
+    }
+
+    /// The parent, if this is the edge of one.
     fn parent(&self) -> Option<NodeId> {
         match self.kind {
             Kind::Edge { parent, .. } => parent,
@@ -122,18 +137,20 @@ struct Entry {
     /// Sections that drain this node itself.
     drains: usize,
     quiet: bool,
-    /// Nodes below it, on the longest way down.
+    /// Levels of children, on the longest way down.
     height: usize,
     /// What its users want together, as its driver was told.
     granted: Use,
     users: Vec<UserId>,
-    /// Its edges to the nodes below.
+    /// The edges of its driver.
     children: Vec<UserId>,
 }
 
 pub(crate) struct Graph {
     nodes: BTreeMap<NodeId, Entry>,
     users: BTreeMap<UserId, User>,
+    /// Lists of children.
+    lists: BTreeMap<ListId, Weak<List>>,
     last_id: u64,
     drains_of_all: usize,
     /// Requests that may go on, as soon as the lock is free.
@@ -145,6 +162,7 @@ pub(crate) struct Graph {
 static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     nodes: BTreeMap::new(),
     users: BTreeMap::new(),
+    lists: BTreeMap::new(),
     last_id: 0,
     drains_of_all: 0,
     wakes: VecDeque::new(),
@@ -165,7 +183,8 @@ pub(crate) fn lock() -> GraphGuard {
     GraphGuard { graph: Some(lock_graph()), permits: None }
 }
 
-/// To change permissions. Waits for the system calls of others who do: for workers, and for set-up code.
+/// To change permissions. Waits for the system calls of other changes of permissions: for workers, and for
+/// set-up code.
 pub(crate) fn lock_permits() -> GraphGuard {
     let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
     GraphGuard { permits: Some(permits), graph: Some(lock_graph()) }
@@ -237,21 +256,21 @@ impl Graph {
     }
 
     /// Takes in a node that was just made, under edges that were made before it. It is born quiet
-    /// if one of the nodes below is (contract: C77).
+    /// if one of its children is (contract: C77).
     ///
     /// # Errors
     /// If it would be too high. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
-        let children: Vec<UserId> = node.edges().iter().map(|edge| edge.user()).collect();
-        let below = children.iter().filter_map(|edge| self.users.get(edge));
-        let below: Vec<NodeId> = below.map(|edge| edge.node).collect();
+        let edges = node.all_edges();
+        let children: Vec<UserId> = edges.iter().map(|edge| edge.user()).collect();
+        let below = children.iter().filter_map(|edge| self.users.get(edge)?.node);
+        let below: Vec<NodeId> = below.collect();
         let height = self.height_above(&below);
         if height > MAX_HEIGHT {
             return Err(GraphError::too_high(node.name()));
         }
         below.iter().try_for_each(|id| self.check_open(*id))?;
-        for id in &below {
-            // A node is born active.
+        for id in below.iter().filter(|_| node.life.is_active()) {
             if let Some(child) = self.node(*id).filter(|child| !child.life.is_active()) {
                 let (node, user) = (child.name().to_owned(), format!("node '{}'", node.name()));
                 return Err(PermissionError::Inactive { node, user }.into());
@@ -262,7 +281,7 @@ impl Graph {
                 *parent = Some(node.id());
             }
         }
-        node.edges().iter().for_each(|edge| edge.set_owner(node));
+        edges.iter().for_each(|edge| edge.set_owner(node));
         let entry = Entry {
             node: Arc::downgrade(node),
             drains: 0,
@@ -274,6 +293,9 @@ impl Graph {
         };
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
+        if !node.life.is_active() {
+            self.shut(node);
+        }
         Ok(())
     }
 
@@ -310,19 +332,33 @@ impl Graph {
 
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
         let id = self.new_user_id();
-        self.add_user_as(id, node, kind, wants);
-        id
-    }
-
-    fn add_user_as(&mut self, id: UserId, node: NodeId, kind: Kind, wants: Use) {
         // It finds the node as drains have left it.
         if let Kind::User { user, .. } = &kind
             && self.entry(node).quiet
         {
             user.drained_begin();
         }
-        self.users.insert(id, User { kind, node, wants });
+        self.users.insert(id, User { kind, node: Some(node), wants });
         self.entry(node).users.push(id);
+        id
+    }
+
+    /// Takes in an edge, of its parent's driver if it has a parent yet. It wants nothing.
+    fn add_edge(&mut self, edge: &Arc<Edge>, node: Option<NodeId>, parent: Option<NodeId>) {
+        let (id, info) = (edge.user(), *edge.info());
+        let kind = Kind::Edge { info, edge: Arc::downgrade(edge), parent, frozen: None };
+        if let Some(entry) = parent.and_then(|parent| self.nodes.get_mut(&parent)) {
+            entry.children.push(id);
+        }
+        self.users.insert(id, User { kind, node, wants: Use::NONE });
+        if let Some(node) = node {
+            self.entry(node).users.push(id);
+        }
+    }
+
+    /// The list of a driver.
+    pub(crate) fn list(&self, id: ListId) -> Weak<List> {
+        self.lists.get(&id).cloned().unwrap_or_default()
     }
 
     /// Forgets a user. The node that it has used has one less then.
@@ -334,9 +370,10 @@ impl Graph {
             entry.children.retain(|it| *it != id);
             self.settle(parent);
         }
-        let entry = self.nodes.get_mut(&user.node)?;
+        let node = user.node?;
+        let entry = self.nodes.get_mut(&node)?;
         entry.users.retain(|it| *it != id);
-        Some(user.node)
+        Some(node)
     }
 
     /// Whether a user holds nothing and keeps others from nothing.
@@ -344,7 +381,7 @@ impl Graph {
         self.users.get(&id).is_none_or(|user| user.wants == Use::NONE)
     }
 
-    /// The next flush of a node, and of those above, reaches the driver.
+    /// The next flush of a node, and of its parents and theirs, reaches the driver.
     pub(crate) fn owe_flush_above(&mut self, node: &BlockNode) {
         for id in self.closure(node.id(), Graph::parents) {
             if let Some(node) = self.node(id) {
@@ -358,7 +395,7 @@ impl Graph {
         self.nodes.get(&node.id()).is_some_and(|entry| !entry.users.is_empty())
     }
 
-    /// The backends on a node, and on those above it.
+    /// The backends on a node, on its parents and theirs.
     pub(crate) fn backends_above(&self, node: &BlockNode) -> Vec<(UserId, BackendHome)> {
         let nodes = self.closure(node.id(), Graph::parents);
         let users = nodes.iter().filter_map(|id| self.nodes.get(id)).flat_map(|it| &it.users);
@@ -370,16 +407,16 @@ impl Graph {
     }
 
     fn entry(&mut self, id: NodeId) -> &mut Entry {
-        self.nodes.get_mut(&id).expect("whoever has a node has it in the graph")
+        self.nodes.get_mut(&id).expect("a node that is held is in the graph")
     }
 
-    /// The nodes on which `id` stands.
+    /// The children of a node.
     fn children(&self, id: NodeId) -> Vec<NodeId> {
         let edges = self.nodes.get(&id).map_or(&[][..], |entry| &entry.children);
-        edges.iter().filter_map(|edge| self.users.get(edge)).map(|user| user.node).collect()
+        edges.iter().filter_map(|edge| self.users.get(edge)?.node).collect()
     }
 
-    /// The nodes that stand on `id`.
+    /// The parents of a node.
     fn parents(&self, id: NodeId) -> Vec<NodeId> {
         let users = self.nodes.get(&id).map_or(&[][..], |entry| &entry.users);
         users.iter().filter_map(|user| self.users.get(user)?.parent()).collect()
@@ -397,8 +434,8 @@ impl Graph {
         found
     }
 
-    /// Opens or closes the gate of a node, and of those above, as the drains and the graph have it
-    /// now. Runs the hooks of drivers whose gate changes.
+    /// Opens or closes the gate of a node, of its parents and theirs, as the drains and the graph have
+    /// it now. Runs the hooks of drivers whose gate changes.
     fn settle(&mut self, id: NodeId) {
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use coblk_aio::Co;
 
@@ -11,9 +11,9 @@ use crate::driver::flags::Truncate;
 use crate::driver::mode::{CacheMode, DetectZeroes};
 use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
-use crate::graph::edge::Edge;
+use crate::graph::edge::{Edge, List};
 use crate::graph::gate::Gate;
-use crate::graph::life::{self, Life};
+use crate::graph::life::{self, Activity, Life};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::{self as request_path, RequestPath, ThresholdPassed};
 
@@ -23,6 +23,8 @@ pub struct BlockNode {
     id: NodeId,
     pub(crate) path: RequestPath,
     edges: Vec<Arc<Edge>>,
+    /// Children that come and go.
+    list: Weak<List>,
     pub(crate) gate: Gate,
     pub(crate) life: Life,
     /// How it was asked to treat caches.
@@ -43,8 +45,8 @@ pub(crate) struct NodeState {
 }
 
 impl BlockNode {
-    /// A node called `name`, for messages and commands, with this driver. One that is made above a
-    /// node that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
+    /// A node called `name`, for messages and commands, with this driver. One that is made with a
+    /// child that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
     /// (contract: C77).
     ///
     /// # Panics
@@ -54,10 +56,10 @@ impl BlockNode {
         Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// [`new`](Self::new), where the nodes below are a user's choice.
+    /// [`new`](Self::new), where the children are a user's choice.
     ///
     /// # Errors
-    /// If it would stand on more than 256 nodes, one upon the other, or is longer than
+    /// If it would have more than 256 levels of children, or is longer than
     /// [`MAX_LENGTH`].
     ///
     /// # Panics
@@ -66,7 +68,30 @@ impl BlockNode {
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
     ) -> Result<Arc<BlockNode>, GraphError> {
-        let (name, length) = (name.into(), driver.length());
+        Self::make(name.into(), driver, Activity::Active)
+    }
+
+    /// [`try_new`](Self::try_new), and the node is [inactive](Self::co_set_active) from the start: its
+    /// storage is another process's. The nodes below may be inactive.
+    ///
+    /// # Errors
+    /// As of [`try_new`](Self::try_new).
+    ///
+    /// # Panics
+    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    pub fn try_new_inactive(
+        name: impl Into<String>,
+        driver: impl BlockDriver + 'static,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        Self::make(name.into(), driver, Activity::Inactive)
+    }
+
+    fn make(
+        name: String,
+        driver: impl BlockDriver + 'static,
+        activity: Activity,
+    ) -> Result<Arc<BlockNode>, GraphError> {
+        let length = driver.length();
         if length > MAX_LENGTH {
             return Err(GraphError::TooLong { node: name, length });
         }
@@ -74,14 +99,15 @@ impl BlockNode {
         let path = RequestPath::new(name, Box::new(driver));
         let mut graph = graph::lock();
         let edges = graph.edges(&path.driver().children());
-        let is_backing = |edge: &Arc<Edge>| edge.info().role().contains(ChildRole::COW);
-        path.state.set_backing(edges.iter().any(is_backing));
+        let list = path.driver().child_list().map_or_else(Weak::new, |list| graph.list(list));
+        path.state.set_backing(backing(&edges).is_some());
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
             path,
             edges,
+            list,
             gate: Gate::default(),
-            life: Life::default(),
+            life: Life::new(activity),
             cache_mode,
             force_share: AtomicBool::new(false),
         });
@@ -100,7 +126,7 @@ impl BlockNode {
         self.path.name()
     }
 
-    /// The driver below.
+    /// Its driver.
     #[inline]
     pub fn driver(&self) -> &dyn BlockDriver {
         self.path.driver()
@@ -117,6 +143,14 @@ impl BlockNode {
         self.path.limits.get()
     }
 
+    /// The children may have become others, and the limits with them. While nothing is in flight.
+    pub(crate) fn look_at_limits(&self) {
+        let limits = self.driver().limits();
+        limits.check(self.driver().format_name());
+        self.path.limits.swap(limits);
+        self.path.state.set_backing(self.backing().is_some());
+    }
+
     /// Length in bytes.
     pub fn length(&self) -> u64 {
         self.driver().length()
@@ -127,7 +161,7 @@ impl BlockNode {
         self.path.state.is_read_only() || self.driver().is_read_only()
     }
 
-    /// Whether its users let everybody do anything, whatever they say.
+    /// Whether its users share all permissions, whatever they were opened with.
     pub(crate) fn is_force_share(&self) -> bool {
         self.force_share.load(Ordering::Relaxed)
     }
@@ -175,7 +209,7 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends what waits in this node, and in those below, for something outside of this process, such as
+    /// Ends what waits in this node, and in those that it leads to, for something outside of this process, such as
     /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
     /// no client, the end of a program. Any thread.
     pub fn cancel_in_flight(self: &Arc<Self>) {
@@ -195,6 +229,12 @@ impl Drop for BlockNode {
         life::check_end(self);
         graph::lock().remove_node(self.id);
     }
+}
+
+/// The node of the edge that is a backing file.
+fn backing(edges: &[Arc<Edge>]) -> Option<Arc<BlockNode>> {
+    let is_backing = |edge: &&Arc<Edge>| edge.info().role().contains(ChildRole::COW);
+    edges.iter().find(is_backing)?.node()
 }
 
 /// What requests go through. They come in by the [children](crate::Child) of drivers above, or by backends, which
@@ -244,8 +284,7 @@ impl BlockNode {
 
     /// The node that has what the driver's own storage does not have.
     pub(crate) fn backing(&self) -> Option<Arc<BlockNode>> {
-        let is_backing = |edge: &&Arc<Edge>| edge.info().role().contains(ChildRole::COW);
-        self.edges.iter().find(is_backing).map(|edge| edge.node())
+        backing(&self.edges)
     }
 
     /// Its edges to other nodes.
@@ -253,10 +292,24 @@ impl BlockNode {
         &self.edges
     }
 
+    /// All edges of its driver, those of the list included.
+    pub(crate) fn all_edges(&self) -> Vec<Arc<Edge>> {
+        let mut edges = self.edges.clone();
+        if let Some(list) = self.list() {
+            edges.extend(list.load().iter().map(|child| child.shared_edge()));
+        }
+        edges
+    }
+
+    /// The children of its driver that come and go.
+    pub(crate) fn list(&self) -> Option<Arc<List>> {
+        self.list.upgrade()
+    }
+
     /// The node that its driver, if that is a filter, passes requests on to.
     pub(crate) fn filtered(&self) -> Option<Arc<BlockNode>> {
         let id = self.driver().filtered()?;
-        self.edges.iter().find(|edge| edge.info().id() == id).map(|edge| edge.node())
+        self.edges.iter().find(|edge| edge.info().id() == id)?.node()
     }
 
     /// How many bytes are taken where it stores things; `None` if the driver cannot tell. A drain waits for

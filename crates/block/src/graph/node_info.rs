@@ -1,5 +1,7 @@
 //! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
 
+use std::borrow::Cow;
+
 use crate::driver::mode::{CacheMode, DetectZeroes, Engine};
 use crate::graph::node::BlockNode;
 
@@ -25,21 +27,23 @@ pub struct NodeInfo {
     pub discard: bool,
     /// What becomes of a write of nothing but zeroes.
     pub detect_zeroes: DetectZeroes,
+    /// Whether its storage is this process's, see [`BlockNode::co_set_active`].
+    pub active: bool,
     /// Length in bytes.
     pub length: u64,
     /// Where the highest write since it was opened ends, in bytes: `wr_highest_offset`.
     pub highest_write: u64,
     /// The write threshold in bytes, if there is one: a write that ends behind it is told of.
     pub write_threshold: Option<u64>,
-    /// The nodes it stands on.
+    /// Its children.
     pub children: Vec<ChildInfo>,
 }
 
-/// A node that another one stands on.
+/// A child of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
     /// What the edge to it is called, such as `file`.
-    pub child: &'static str,
+    pub child: Cow<'static, str>,
     /// Its name.
     pub node: String,
 }
@@ -59,6 +63,7 @@ impl BlockNode {
             engine: self.driver().engine(),
             discard: self.is_discard_enabled(),
             detect_zeroes: self.path.state.detect_zeroes(),
+            active: self.is_active(),
             length: self.length(),
             highest_write: self.path.state.highest_write(),
             write_threshold: self.path.state.write_threshold(),

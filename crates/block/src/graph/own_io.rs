@@ -1,9 +1,9 @@
-//! A driver's own I/O: what no request from above has brought.
+//! A driver's own I/O: what is no part of a request.
 //!
 //! A request is counted at the gate of the node that its backend is on, and all that its driver does
 //! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
-//! written back) is part of no request, so it counts itself, at the gate of the driver's node, which a
-//! drain of any node below closes as well.
+//! written back) is counted nowhere, so the driver counts it itself, at the gate of its node, which a
+//! drain of a child closes as well.
 
 use std::io;
 use std::ops::Deref;
@@ -15,7 +15,7 @@ use crate::graph::Child;
 use crate::graph::node::BlockNode;
 use crate::io::RequestPath;
 
-/// A driver's own I/O on its way. A drain of its node, or of one below, waits until it is dropped.
+/// A driver's own I/O on its way. A drain of its node, or of a child, waits until it is dropped.
 #[must_use = "a drain waits only while it lives"]
 pub struct OwnIo<N: Deref<Target = BlockNode> = Arc<BlockNode>> {
     node: N,

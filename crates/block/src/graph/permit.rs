@@ -1,7 +1,7 @@
 //! Permissions: what each user of a node holds and shares must fit what the others do.
 //!
 //! A backend holds and shares what it was opened with; an edge what its driver passes on of what
-//! the users of the node above hold and share. So a change at one node is planned for all below,
+//! the users of the parent hold and share. So a change at one node is planned for all that it leads to,
 //! from the top down, and takes effect only if it fits everywhere, and every driver agrees.
 //!
 //! # Drivers are told without the lock of the graph
@@ -10,7 +10,7 @@
 //! three steps, under the lock of permissions throughout, which lets one change at a time through:
 //!
 //! ```text
-//! plan     under the lock of the graph: who wants what, and that they agree
+//! plan     under the lock of the graph: what each user wants, and that they agree
 //! tell     without it: drivers take and give up their locks, in the order of `tell_drivers`
 //! enter    under it again: the plan is what is granted; or nothing, if a driver has refused
 //! ```
@@ -30,7 +30,7 @@ use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
 
-/// What a user holds, and what it does not mind if others hold.
+/// The permissions that a user holds, and those that it lets other users hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Use {
     pub(crate) held: Permissions,
@@ -73,7 +73,7 @@ impl Graph {
         }
         todo.sort_unstable();
         todo.dedup();
-        // A node is higher than those below it: the highest first, and all is known from above.
+        // A parent is higher than its children: the highest first, so that parents are planned already.
         todo.sort_by_key(|node| Reverse(self.nodes.get(node).map_or(0, |entry| entry.height)));
         let mut plan = Plan::default();
         for node in todo {
@@ -114,10 +114,10 @@ impl Graph {
     /// What a user wants, if all goes by `plan`.
     fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
-        let parent = match &user.kind {
+        let (parent, info) = match &user.kind {
             Kind::Backend { .. } | Kind::User { .. } => return user.wants,
             Kind::Edge { parent: None, .. } => return Use::NONE,
-            Kind::Edge { parent: Some(parent), .. } => *parent,
+            Kind::Edge { parent: Some(parent), info, .. } => (*parent, *info),
         };
         if self.is_inactive(parent) {
             return Use::NONE;
@@ -125,14 +125,10 @@ impl Graph {
         let planned = plan.nodes.iter().find(|(node, _)| *node == parent).map(|(_, it)| *it);
         let granted = self.nodes.get(&parent).map_or(Use::NONE, |entry| entry.granted);
         let above = planned.unwrap_or(granted);
-        // A node that is going wants nothing of those below.
+        // A node that is going wants nothing of its children.
         let Some(parent) = self.node(parent) else { return Use::NONE };
-        let edge = parent.edges().iter().find(|edge| edge.user() == id);
-        edge.map_or(Use::NONE, |edge| {
-            let above = (above.held, above.shared);
-            let (held, shared) = parent.driver().child_permissions(edge.info(), above.0, above.1);
-            Use { held, shared }
-        })
+        let (held, shared) = parent.driver().child_permissions(&info, above.held, above.shared);
+        Use { held, shared }
     }
 
     fn check(
@@ -200,7 +196,7 @@ impl Graph {
 }
 
 impl GraphGuard {
-    /// Has `nodes`, and those below, go by what their users hold and share now.
+    /// Has `nodes`, and those that they lead to, go by what their users hold and share now.
     ///
     /// # Errors
     /// If two users exclude each other, or a driver refuses. Nothing has changed then but what
@@ -240,8 +236,8 @@ impl GraphGuard {
         }
     }
 
-    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends above
-    /// these nodes hold the permission to write if their node can be.
+    /// [`permit`](Self::permit) after it may have changed which nodes can be written: backends
+    /// that lead to these nodes hold the permission to write if their node can be.
     ///
     /// # Errors
     /// As of [`permit`](Self::permit); and if a backend that writes no longer can, unless it may
@@ -327,7 +323,7 @@ pub(crate) fn change_use(id: UserId, wants: Use) -> Result<(), PermissionError> 
     let Some(user) = graph.users.get_mut(&id) else { return Ok(()) };
     let (node, old) = (user.node, std::mem::replace(&mut user.wants, wants));
     let permitted = graph.check_needs_active(id);
-    permitted.and_then(|()| graph.permit(&[node])).inspect_err(|_| {
+    permitted.and_then(|()| graph.permit(node.as_slice())).inspect_err(|_| {
         if let Some(user) = graph.users.get_mut(&id) {
             user.wants = old;
         }
@@ -351,8 +347,8 @@ impl Change {
     }
 }
 
-/// Tells the drivers, all or none. Those that want less come first, for two nodes may stand for the
-/// same image, and one of them may take over from the other.
+/// Tells the drivers, all or none. Those that want less come first, for two nodes may be of the same
+/// image, and one of them may take over from the other.
 fn tell_drivers(changes: &[Change]) -> Result<(), PermissionError> {
     let is_less = |it: &&Change| it.old.and(it.new) == it.old;
     let (less, more): (Vec<_>, Vec<_>) = changes.iter().partition(is_less);

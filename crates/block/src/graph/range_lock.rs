@@ -34,7 +34,7 @@ impl BlockNode {
     /// then, and when the last [`Tracking`] is dropped, requests pay nothing for that. Any thread.
     ///
     /// # Panics
-    /// If the section is not of this node or one below.
+    /// If the section is neither of this node nor of one that it leads to.
     pub fn track(self: &Arc<Self>, drained: &DrainedSection) -> Tracking {
         drained.demand(self);
         self.path.state.want_tracking(true);
@@ -47,8 +47,8 @@ impl Tracking {
     /// `access` conflicts with; later ones wait until the lock is dropped. First come, first served.
     ///
     /// A coroutine has one lock on a node: it must not take a second one, and what it does to the node
-    /// meanwhile it does [through the lock](RangeLock), or it would wait for itself. Requests to the nodes
-    /// below are free. A drain waits for requests that wait for the lock.
+    /// meanwhile it does [through the lock](RangeLock), or it would wait for itself. Requests to its
+    /// children are free. A drain waits for requests that wait for the lock.
     pub fn co_lock_range(&self, co: &Co<'_>, range: Range<u64>, access: Access) -> RangeLock<'_> {
         let tracked = self.node.path.state.tracked.begin(co, range.clone(), access);
         RangeLock { node: &self.node, held: Held { range, access }, _tracked: tracked }

@@ -1,4 +1,4 @@
-//! [`NodeUser`]: a user of a node that is neither a node above it nor a backend, such as a job.
+//! [`NodeUser`]: a user of a node that is neither a parent nor a backend, such as a job.
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl NodeUse {
     /// coroutine, use [`co_new`](Self::co_new).
     ///
     /// # Errors
-    /// If other users of the node, or of those below, do not agree, or other processes; if the node is
+    /// If other users of the node, or of those that it leads to, do not agree, or other processes; if the node is
     /// closed, or is inactive and would be changed.
     pub fn new(
         user: Arc<dyn NodeUser>,

@@ -21,7 +21,8 @@
 //! before this one may have been killed, and its clients are ours now. A flush that a client asks for
 //! covers that. Closing does not ([`co_flush_own`]): no client of this node was ever promised that
 //! data, the page cache keeps it whatever happens to this process, and a disk that does not answer
-//! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule.
+//! must not hold up the end of a daemon that has never written to it. QEMU goes by the same rule. A node that
+//! another process has had meanwhile is as if it had been born when it came back.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
@@ -113,6 +114,11 @@ impl FlushState {
         if self.dirty.load(Ordering::SeqCst) != WRITTEN {
             self.dirty.store(WRITTEN, Ordering::SeqCst);
         }
+    }
+
+    /// The node is as it was born: another process has had its storage since.
+    pub(super) fn taken_over(&self) {
+        self.dirty.fetch_max(BORN, Ordering::SeqCst);
     }
 
     pub(super) fn fail_next(&self, errno: i32) {

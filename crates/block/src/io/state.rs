@@ -201,6 +201,11 @@ impl PathState {
         self.flush.wrote();
     }
 
+    /// Another process has had the storage.
+    pub(crate) fn taken_over(&self) {
+        self.flush.taken_over();
+    }
+
     /// The next flush fails with this: it would speak for writes that are lost.
     pub(crate) fn fail_next_flush(&self, error: &io::Error) {
         self.flush.fail_next(error.raw_os_error().unwrap_or(libc::EIO));

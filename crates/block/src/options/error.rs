@@ -63,6 +63,9 @@ pub enum BlockdevError {
         /// The option.
         option: String,
     },
+    /// Its storage belongs to another process for the time being.
+    #[error("node '{0}' is inactive")]
+    Inactive(String),
     /// It is to be reopened in two ways.
     #[error("node '{0}' is to be reopened twice")]
     Twice(String),

@@ -68,6 +68,9 @@ pub struct NodeOptions {
     /// `cache.no-flush`: flushes do nothing, so a crash of the host may lose everything. Off by
     /// default.
     pub cache_no_flush: Option<bool>,
+    /// `active`: whether the storage is this process's from the start, see
+    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active). On by default; not inherited.
+    pub active: Option<bool>,
     /// `driver`, and what belongs to it.
     pub driver: DriverOptions,
 }
@@ -105,6 +108,7 @@ impl NodeOptions {
             force_share: None,
             cache_direct: None,
             cache_no_flush: None,
+            active: None,
             driver: driver.into(),
         }
     }
@@ -147,6 +151,11 @@ impl NodeOptions {
     /// `cache.no-flush`.
     pub fn cache_no_flush(self, no_flush: bool) -> NodeOptions {
         NodeOptions { cache_no_flush: Some(no_flush), ..self }
+    }
+
+    /// `active`.
+    pub fn active(self, active: bool) -> NodeOptions {
+        NodeOptions { active: Some(active), ..self }
     }
 
     /// Reads a JSON object, with QEMU's names and types.

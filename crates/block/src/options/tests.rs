@@ -99,10 +99,7 @@ const BAD: [(&str, &str); 25] = [
     (r#"{"driver": "file", "filename": "a", "cache": 1}"#, "'cache', expected: object"),
     (r#"{"driver": "file", "filename": "a", "cache": {"x": 1}}"#, "'cache.x' is unexpected"),
     (r#"{"driver": "file", "filename": "a", "detect-zeroes": true}"#, "expected: string"),
-    (
-        r#"{"driver": "file", "filename": "a", "active": false}"#,
-        "'active': not supported but as 'on'",
-    ),
+    (r#"{"driver": "file", "filename": "a", "active": "on"}"#, "'active', expected: boolean"),
     (r#"{"driver": "null-co", "size": -1}"#, "Value '-1' is out of range for parameter 'size'"),
     (r#"{"driver": "null-co", "size": "1"}"#, "'size', expected: integer"),
     (r#"{"driver": "raw", "node-name": "d0"}"#, "Parameter 'file' is missing"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use coblk_qapi::{FromParts, Only, Parts};
+use coblk_qapi::{FromParts, Parts};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -17,9 +17,7 @@ struct Common {
     discard: Option<Discard>,
     #[serde(default, skip_serializing_if = "Cache::is_empty")]
     cache: Cache,
-    /// A node that is there is active.
-    #[serde(rename = "active", skip_serializing)]
-    _active: Option<Only<true>>,
+    active: Option<bool>,
     read_only: Option<bool>,
     auto_read_only: Option<bool>,
     force_share: Option<bool>,
@@ -59,6 +57,7 @@ impl FromParts for NodeOptions {
             force_share: common.force_share,
             cache_direct: common.cache.direct,
             cache_no_flush: common.cache.no_flush,
+            active: common.active,
             driver,
         })
     }
@@ -77,7 +76,7 @@ impl Serialize for NodeOptions {
             node_name: self.node_name.clone(),
             discard: self.discard.map(discard),
             cache: Cache { direct: self.cache_direct, no_flush: self.cache_no_flush },
-            _active: None,
+            active: self.active,
             read_only: self.read_only,
             auto_read_only: self.auto_read_only,
             force_share: self.force_share,

@@ -37,6 +37,7 @@ fn a_node_is_replaced_for_edges_and_backends() {
     drop(section);
     new_node.replace(&ctx, &old_node).unwrap();
     assert_eq!(read(&ctx, &filtered).unwrap(), 1);
+    assert_eq!((old_node.graph_faults(), new_node.graph_faults()), (vec![], vec![]));
 }
 
 #[test]
@@ -64,39 +65,53 @@ fn a_filter_is_inserted_and_removed() {
     below.insert_above(&ctx, &inserted).unwrap();
     assert_eq!(read(&ctx, &backends[1]).unwrap(), 1);
     assert_eq!(reads(&rules), 3);
+    assert_eq!(inserted.graph_faults(), [""; 0]);
 }
 
 #[test]
-fn a_cycle_is_refused_by_name() {
+fn a_replace_leaves_the_way_down_to_the_old_node_alone() {
+    let ctx = AioContext::for_test().unwrap();
+    let [disk, other] = [Tagged::new(1).node("disk"), Tagged::new(2).node("other")];
+    let (middle, _) = filter("middle", &disk);
+    let both = Both::node("both", &other, &middle);
+    let (beside, rules) = filter("beside", &disk);
+    let backends = [&disk, &beside].map(|node| BlockBackend::new(&ctx, "drive", node.clone()));
+    disk.replace(&ctx, &both).unwrap();
+    // What was on the disk is above the new node, but for the edge that leads from there to the disk.
+    for backend in &backends {
+        assert_eq!(read(&ctx, backend).unwrap(), 2);
+    }
+    assert_eq!(reads(&rules), 1);
+    assert!(Arc::ptr_eq(&backends[0].node().unwrap(), &both));
+    assert!(Arc::ptr_eq(&beside.children()[0].1, &both));
+    assert!(Arc::ptr_eq(&middle.children()[0].1, &disk));
+    assert_eq!(disk.graph_faults(), [""; 0]);
+    // A node that replaces itself stays where it is.
+    both.replace(&ctx, &both).unwrap();
+    assert_eq!(read(&ctx, &backends[1]).unwrap(), 2);
+}
+
+#[test]
+fn what_cannot_be_inserted_or_removed_is_refused_by_name() {
     let ctx = AioContext::for_test().unwrap();
     let disk = Tagged::new(1).node("disk");
     let (middle, _) = filter("middle", &disk);
     let (top, _) = filter("top", &middle);
     let backend = BlockBackend::new(&ctx, "drive", top.clone());
     let refused = |result: Result<(), coblk_block::GraphError>| result.unwrap_err().to_string();
-    assert_eq!(
-        refused(disk.replace(&ctx, &top)),
-        "node 'middle' cannot stand on node 'top', which stands on it"
-    );
-    assert_eq!(
-        refused(disk.replace(&ctx, &middle)),
-        "node 'middle' cannot stand on node 'middle', which stands on it"
-    );
     let other = Tagged::new(2).node("other");
     assert_eq!(
         refused(disk.insert_above(&ctx, &other)),
-        "node 'other' cannot be inserted above node 'disk': it does not stand on it"
+        "node 'other' cannot be inserted above node 'disk': it does not lead to it"
     );
     assert!(disk.insert_above(&ctx, &disk).is_err());
     assert_eq!(
         refused(disk.remove(&ctx)),
-        "node 'disk' cannot be removed: it stands on 0 nodes, not on one"
+        "node 'disk' cannot be removed: it has 0 children, not one"
     );
     assert!(Both::node("both", &disk, &other).remove(&ctx).is_err());
     // Nothing has changed, and all is awake.
     assert!(Arc::ptr_eq(&backend.node().unwrap(), &top));
-    assert_eq!(read(&ctx, &backend).unwrap(), 1);
-    disk.replace(&ctx, &disk).unwrap();
     assert_eq!(read(&ctx, &backend).unwrap(), 1);
 }
 

@@ -47,7 +47,7 @@ fn a_node_stands_on_a_bounded_number_of_others() {
 fn an_edge_does_not_turn_to_what_would_make_a_node_too_high() {
     let ctx = AioContext::for_test().unwrap();
     let (low, high) = (chain("low", 100), chain("high", 157));
-    // The nodes above it would stand one higher than they may; the first that does is named.
+    // Its parents would be one higher than they may; the first is named.
     too_high(low[0].replace(&ctx, &high[157]), "low100");
     assert_eq!((height(&low[100]), height(&high[157])), (100, 157), "nothing has changed");
     low[0].replace(&ctx, &high[156]).unwrap();
@@ -60,6 +60,7 @@ fn an_edge_does_not_turn_to_what_would_make_a_node_too_high() {
     assert_eq!(height(&low[100]), MAX - 1);
     high[3].insert_above(&ctx, &one_more).unwrap();
     assert_eq!(height(&low[100]), MAX);
+    assert_eq!(low[100].graph_faults(), [""; 0]);
 }
 
 /// The longer way down counts, and heights are found in one go where ways part and meet again.
@@ -83,7 +84,7 @@ fn the_longest_way_counts() {
 fn refused_at<E: std::fmt::Display>(mut step: impl FnMut(usize) -> Result<(), E>) -> usize {
     let refused = (1..10_000).find_map(|number| Some((number, step(number).err()?)));
     let (number, error) = refused.expect("a bound");
-    assert!(error.to_string().contains("would stand on more than 256 nodes"), "{error}");
+    assert!(error.to_string().contains("more than 256 levels of children"), "{error}");
     number
 }
 

@@ -191,6 +191,7 @@ fn seeded_changes_in_a_simulated_context() {
                 let _ = target.remove(&ctx);
             }
             load.allowed.store(1 << next, Ordering::SeqCst);
+            assert_eq!(nodes[next].graph_faults(), [""; 0], "seed {seed}");
             now = next;
         }
         load.stop.store(true, Ordering::SeqCst);

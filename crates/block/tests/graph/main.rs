@@ -2,9 +2,14 @@
 
 mod change;
 mod drain;
+mod freeze;
 mod height;
 mod load;
 mod media;
+mod movable;
 mod permissions;
+mod slots;
+mod slots_load;
+mod slots_model;
 mod tagged;
 mod users;

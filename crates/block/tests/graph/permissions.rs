@@ -1,4 +1,4 @@
-//! Who may use a node together with whom.
+//! Which users may share a node.
 
 use std::cell::RefCell;
 use std::io;
@@ -67,7 +67,7 @@ fn readers_share_and_do_not_mind_a_writer_that_they_shared_with() {
     drop((_a, b));
     let _b = reader("b").share_rw(true).open(&ctx, node.clone()).unwrap();
     let _w = writer.open(&ctx, node.clone()).unwrap();
-    // Who asks nobody is not asked either.
+    // A backend that asks for no permissions is not asked for any either.
     let unasked = BlockBackend::new(&ctx, "tool", node);
     assert_eq!(read(&ctx, &unasked).unwrap(), 1);
 }
@@ -232,7 +232,7 @@ fn a_second_open_of_a_locked_image_takes_over() {
     first.replace(&ctx, &second).unwrap();
     assert!(Arc::ptr_eq(&drive.node().unwrap(), &second));
     assert!(BackendOptions::new("c").open(&ctx, first.clone()).is_err(), "it is still locked");
-    // Somebody else is in the way: whoever gave up its locks has them back.
+    // Another node is in the way: the one that gave up its locks has them back.
     drop(drive);
     let drive = BackendOptions::new("drive").share_rw(true).open(&ctx, second.clone()).unwrap();
     let reader = BackendOptions::new("reader").read_only(true).share_rw(true);

@@ -127,9 +127,10 @@ impl BlockDriver for Mapped {
         target: &mut IoVectorMut<'_>,
         _: ReadFlags,
     ) -> io::Result<()> {
+        let file = self.file.edge();
         match &self.backing {
-            Some(backing) => co_read_mapped(co, self, &[&self.file, backing], offset, target),
-            None => co_read_mapped(co, self, &[&self.file], offset, target),
+            Some(backing) => co_read_mapped(co, self, &[file, backing.edge()], offset, target),
+            None => co_read_mapped(co, self, &[file], offset, target),
         }
     }
     fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {

@@ -9,6 +9,7 @@ use crate::server::link::Link;
 use crate::server::memory::{Memory, Share};
 use crate::server::options::NbdOptions;
 use crate::server::pace::{Direction, Pace, Verdict};
+use crate::server::refusals::Refusals;
 
 pub struct Client {
     pub link: Rc<Link>,
@@ -16,6 +17,7 @@ pub struct Client {
     pub share: Share,
     pub exports: Rc<Exports>,
     pub options: Rc<NbdOptions>,
+    pub refusals: Rc<Refusals>,
     /// Set once it has chosen one.
     pub export: RefCell<Option<Rc<NbdExport>>>,
     pub pace: Pace,
@@ -29,6 +31,7 @@ impl Client {
         memory: &Rc<Memory>,
         exports: &Rc<Exports>,
         options: &Rc<NbdOptions>,
+        refusals: &Rc<Refusals>,
     ) -> Rc<Client> {
         Rc::new(Client {
             link,
@@ -36,10 +39,19 @@ impl Client {
             share: memory.share(),
             exports: Rc::clone(exports),
             options: Rc::clone(options),
+            refusals: Rc::clone(refusals),
             export: RefCell::default(),
             pace: Pace::default(),
             filling: Cell::new(0),
         })
+    }
+
+    /// It is refused, which is for the operator to know; others like it are logged at most once a second.
+    pub fn log_refusal(&self, now_ns: i64, why: &dyn std::fmt::Display) {
+        if let Some(unlogged) = self.refusals.admit(now_ns) {
+            let client = self.link.transport.peer();
+            tracing::warn!(%client, unlogged, "an NBD client is refused: {why}");
+        }
     }
 
     /// Whether it makes use of the shared memory that it holds.
@@ -67,7 +79,7 @@ mod tests {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let link = Link::new(Stream::from_fd(socket).unwrap(), Rc::default());
         let memory = Memory::new(|| ());
-        let client = Client::new(link, &memory, &Rc::default(), &Rc::default());
+        let client = Client::new(link, &memory, &Rc::default(), &Rc::default(), &Rc::default());
         let held = memory.take(&client.share, 32 << 20).unwrap();
         assert!(held.is_some() && client.share.held() > 0);
         // Requests of its own are on their way, and it has nothing to say.

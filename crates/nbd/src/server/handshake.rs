@@ -55,7 +55,7 @@ pub fn negotiate(
             receiver.skip(co, &client.link, u64::from(len))?;
             None
         };
-        match negotiation.option(kind, data)? {
+        match negotiation.option(co, kind, data)? {
             Next::Go(session) => return Ok(Some(session)),
             Next::Stop => return Ok(None),
             Next::Secure => {
@@ -96,12 +96,12 @@ impl Negotiation<'_> {
     ///
     /// # Errors
     /// If the connection cannot go on.
-    fn option(&mut self, kind: u32, data: Option<&[u8]>) -> io::Result<Next> {
+    fn option(&mut self, co: &Co<'_>, kind: u32, data: Option<&[u8]>) -> io::Result<Next> {
         if !self.fixed && kind != OPT_EXPORT_NAME {
             return Err(broken("an option that only fixed newstyle has"));
         }
         if starttls::is_missing(self.client) && kind != OPT_STARTTLS {
-            return self.refuse_in_the_clear(kind);
+            return self.refuse_in_the_clear(co, kind);
         }
         let data = match (data, kind) {
             (Some(data), _) => data,
@@ -142,10 +142,9 @@ impl Negotiation<'_> {
     }
 
     /// Only TLS is possible. A client may try on, unless it has no way to be told.
-    fn refuse_in_the_clear(&self, kind: u32) -> io::Result<Next> {
+    fn refuse_in_the_clear(&self, co: &Co<'_>, kind: u32) -> io::Result<Next> {
         if kind == OPT_EXPORT_NAME {
-            let client = self.client.link.transport.peer();
-            tracing::warn!(%client, "an NBD client is refused: it has chosen an export without TLS");
+            self.client.log_refusal(co.context().now_ns(), &"it has chosen an export without TLS");
             return Err(broken("an export chosen without TLS"));
         }
         self.reply(kind, REP_ERR_TLS_REQD, b"the option is not permitted before TLS");

@@ -12,6 +12,7 @@ mod outbox;
 mod pace;
 mod pieces;
 mod receiver;
+mod refusals;
 mod rules;
 mod serve;
 mod session;
@@ -36,6 +37,7 @@ use crate::server::link::Link;
 use crate::server::memory::Memory;
 use crate::server::options::NbdOptions;
 use crate::server::pace::Verdict;
+use crate::server::refusals::Refusals;
 
 /// How often clients are looked at that hold memory when others got none.
 const LOOK: Duration = Duration::from_secs(1);
@@ -194,6 +196,7 @@ pub struct Shared {
     options: Rc<NbdOptions>,
     memory: Rc<Memory>,
     exports: Rc<Exports>,
+    refusals: Rc<Refusals>,
     clients: RefCell<Vec<Rc<Client>>>,
     /// How many these are, for each of them.
     count: Rc<Cell<usize>>,
@@ -221,6 +224,7 @@ impl Shared {
                     }
                 }),
                 exports: Rc::default(),
+                refusals: Rc::default(),
                 clients: RefCell::default(),
                 count: Rc::default(),
                 look,
@@ -231,7 +235,7 @@ impl Shared {
     /// Serves a client in a coroutine of its own. Its place is free when that has ended.
     fn adopt(self: &Rc<Self>, ctx: &AioContext, stream: Stream, slot: Slot) {
         let link = Link::new(stream, Rc::clone(&self.count));
-        let client = Client::new(link, &self.memory, &self.exports, &self.options);
+        let client = Client::new(link, &self.memory, &self.exports, &self.options, &self.refusals);
         self.clients.borrow_mut().push(Rc::clone(&client));
         self.count.set(self.connections());
         let server = Rc::clone(self);

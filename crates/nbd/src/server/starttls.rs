@@ -35,8 +35,8 @@ pub fn begin(co: &Co<'_>, client: &Client) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
                 if error.kind() == ErrorKind::InvalidData {
-                    let peer = client.link.transport.peer();
-                    tracing::warn!(client = peer, %error, "an NBD client is refused at the beginning of TLS");
+                    let why = format_args!("at the beginning of TLS: {error}");
+                    client.log_refusal(co.context().now_ns(), &why);
                 }
                 // It is told why, if it listens.
                 let _ = client.link.transport.push();

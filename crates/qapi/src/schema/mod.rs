@@ -70,6 +70,28 @@ impl Schema {
         Schema::Object(Shape { members: vec![member], ..Shape::default() })
     }
 
+    /// An object that has, beside its members, those of one of several types: `tag` is a member that names it,
+    /// for types that only a registry knows; see [`Deferred`](crate::Deferred).
+    #[must_use]
+    pub fn with_variants(
+        self,
+        tag: &'static str,
+        variants: impl IntoIterator<Item = (String, Schema)>,
+    ) -> Schema {
+        let shape = |schema| match schema {
+            Schema::Object(shape) => shape,
+            _ => Shape::default(),
+        };
+        let mut common = shape(self);
+        let variants = variants.into_iter().map(|(word, schema)| (word, shape(schema)));
+        common.variants = variants.collect();
+        let words = common.variants.iter().map(|(word, _)| word.clone()).collect();
+        let schema = Schema::Enum(words);
+        common.members.push(Member { name: tag.to_owned(), schema, optional: false });
+        common.tag = Some(tag);
+        Schema::Object(common)
+    }
+
     /// The schema of a type of options. Members that are not [supported](crate::Unsupported), and other
     /// names of the same member, are not in it. A member that must be there, and takes nothing it is
     /// given in a reading, is to be the last one: what follows it is told as if it may be left out.

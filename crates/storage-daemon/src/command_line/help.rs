@@ -1,11 +1,10 @@
 //! What `--help` and `help` in place of a text print.
 
-use std::fmt::Write;
+use coblk::qapi::Schema;
 
 use super::Job;
-use crate::options::{
-    CHARDEV_BACKENDS, IothreadOptions, ObjectOptions, ThrottleGroupOptions, TlsCredsX509Options,
-};
+use crate::objects::ObjectTypes;
+use crate::options::CHARDEV_BACKENDS;
 
 pub(super) const HELP: &str = "\
 Usage: coblk-storage-daemon [options]
@@ -77,7 +76,7 @@ Any of these texts may be JSON: --blockdev '{\"driver\": \"file\", ...}'
 ";
 
 /// The answer to an option that asks for help.
-pub(super) fn of(job: &Job) -> Option<String> {
+pub(super) fn of(job: &Job, types: &ObjectTypes) -> Option<String> {
     let text = job.text.to_str()?;
     let text = text.strip_suffix("help").or_else(|| text.strip_suffix('?'))?;
     match (job.option, text) {
@@ -85,46 +84,37 @@ pub(super) fn of(job: &Job) -> Option<String> {
             "Available chardev backend types: \n  {}\n",
             CHARDEV_BACKENDS.join("\n  ")
         )),
-        ("object", "") => Some(types()),
-        ("object", "iothread,") => Some(properties("iothread", &IothreadOptions::PROPERTIES)),
-        ("object", "tls-creds-x509,") => {
-            Some(properties("tls-creds-x509", &TlsCredsX509Options::PROPERTIES))
+        ("object", "") => {
+            let names = types.names().into_iter().map(|name| format!("  {name}\n"));
+            Some(format!("List of user creatable objects:\n{}", names.collect::<String>()))
         }
-        ("object", "throttle-group,") => {
-            let names: Vec<String> = ThrottleGroupOptions::names()
-                .flat_map(|name| [format!("limits.{name}"), format!("x-{name}")])
-                .collect();
-            Some(properties("throttle-group", &names))
-        }
+        ("object", text) => properties(text.strip_suffix(',')?, types),
         _ => None,
     }
 }
 
-fn types() -> String {
-    let mut text = "List of user creatable objects:\n".to_owned();
-    for name in ObjectOptions::TYPES {
-        // A string takes everything.
-        let _ = writeln!(text, "  {name}");
-    }
-    text
+/// The properties of a type of objects, and what each takes. `None` if there is no such type.
+fn properties(kind: &str, types: &ObjectTypes) -> Option<String> {
+    let schema = types.schema_of(kind)?.ok()?;
+    let mut lines = Vec::new();
+    collect("", &schema, &mut lines);
+    lines.sort_unstable();
+    Some(format!("{kind} options:\n{}", lines.concat()))
 }
 
-fn properties(kind: &str, names: &[impl AsRef<str> + Ord]) -> String {
-    let mut names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    names.sort_unstable();
-    let mut text = format!("{kind} options:\n");
-    for name in names {
-        let _ = writeln!(text, "  {name}=<{}>", kind_of(name));
-    }
-    text
-}
-
-/// What a property takes.
-fn kind_of(property: &str) -> &'static str {
-    match property {
-        "dir" => "str",
-        "endpoint" => "client|server",
-        "sanity-check" | "verify-peer" => "bool",
-        _ => "int",
-    }
+fn collect(name: &str, schema: &Schema, lines: &mut Vec<String>) {
+    let takes = match schema {
+        Schema::Object(shape) => {
+            for member in &shape.members {
+                let dot = if name.is_empty() { "" } else { "." };
+                collect(&format!("{name}{dot}{}", member.name), &member.schema, lines);
+            }
+            return;
+        }
+        Schema::Builtin(kind @ ("str" | "bool")) => *kind,
+        Schema::Enum(words) => &words.join("|"),
+        Schema::Builtin(_) => "int",
+        _ => "any",
+    };
+    lines.push(format!("  {name}=<{takes}>\n"));
 }

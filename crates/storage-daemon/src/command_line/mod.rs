@@ -13,11 +13,13 @@ use coblk::Co;
 
 use crate::daemon::{Daemon, DaemonError};
 use crate::logging::PROGRAM;
+use crate::objects::ObjectTypes;
 use crate::options::{MetricsOptions, from_argument};
 use crate::trace_events;
 
 /// What is to be done.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Request {
     /// Run the daemon.
     Run(CommandLine),
@@ -27,6 +29,7 @@ pub enum Request {
 
 /// How the daemon is to run.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct CommandLine {
     /// What to do before it serves, in this order.
     pub jobs: Vec<Job>,
@@ -42,6 +45,7 @@ pub struct CommandLine {
 
 /// An option that makes something, with its text. It is read when its turn comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Job {
     option: &'static str,
     text: OsString,
@@ -93,11 +97,15 @@ impl fmt::Display for Job {
 #[error("{0}")]
 pub struct CommandLineError(String);
 
-/// Reads a command line, whose first argument is the program's name.
+/// Reads a command line, whose first argument is the program's name, for a daemon with these types of
+/// objects.
 ///
 /// # Errors
 /// If there is an option that is unknown, or lacks its text.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, CommandLineError> {
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    types: &ObjectTypes,
+) -> Result<Request, CommandLineError> {
     let matches = command().try_get_matches_from(arguments).map_err(|error| {
         let text = error.to_string();
         CommandLineError(text.trim_start_matches("error: ").trim_end().to_owned())
@@ -114,7 +122,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, C
         return Ok(Request::Print(trace_events::list()));
     }
     let jobs = jobs(&matches);
-    if let Some(text) = jobs.iter().find_map(help::of) {
+    if let Some(text) = jobs.iter().find_map(|job| help::of(job, types)) {
         return Ok(Request::Print(text));
     }
     Ok(Request::Run(CommandLine {
@@ -185,9 +193,13 @@ pub fn to_shell(options: &[(&'static str, OsString)]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn types() -> ObjectTypes {
+        ObjectTypes::default()
+    }
+
     fn run(arguments: &[&str]) -> CommandLine {
         let arguments = [&["coblk-storage-daemon"], arguments].concat();
-        match parse(arguments.into_iter().map(OsString::from)).unwrap() {
+        match parse(arguments.into_iter().map(OsString::from), &types()).unwrap() {
             Request::Run(line) => line,
             Request::Print(text) => panic!("{text}"),
         }
@@ -236,7 +248,8 @@ mod tests {
             [(&["--frob"][..], "--frob"), (&["frob"], "frob"), (&["--export"], "--export")]
         {
             let arguments = [&["coblk-storage-daemon"], arguments].concat();
-            let error = parse(arguments.into_iter().map(OsString::from)).unwrap_err().to_string();
+            let error = parse(arguments.into_iter().map(OsString::from), &types());
+            let error = error.unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
     }

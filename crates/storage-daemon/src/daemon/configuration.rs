@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use coblk::qapi::to_argument;
 
 use super::Daemon;
-use crate::options::{MetricsOptions, MonitorOptions, NbdServerOptions, ObjectOptions};
+use crate::options::{MetricsOptions, MonitorOptions, NbdServerOptions};
 
 /// What is not asked of nodes, exports and objects themselves.
 #[derive(Default)]
@@ -21,11 +21,8 @@ impl Daemon {
     /// process is not among them: `--daemonize`, `--pidfile` and `--trace`.
     pub fn configuration(&self) -> Vec<(&'static str, OsString)> {
         let mut options = Vec::new();
-        let objects = self.properties.borrow();
-        options.extend(objects.iter().map(|(id, kind)| {
-            let object = ObjectOptions { id: id.clone(), kind: kind.clone() };
-            ("object", to_argument(&object, "qom-type"))
-        }));
+        let objects = self.objects.options();
+        options.extend(objects.iter().map(|object| ("object", to_argument(object, "qom-type"))));
         let nodes = self.blockdevs.options();
         options.extend(nodes.iter().map(|node| ("blockdev", to_argument(node, "driver"))));
         let configured = self.configured.borrow();
@@ -33,7 +30,12 @@ impl Daemon {
         options.extend(server.map(|server| ("nbd-server", to_argument(server, "addr"))));
         let exports = self.exports.all();
         let exports = exports.iter().filter(|export| !export.is_shutting_down());
-        options.extend(exports.map(|export| ("export", to_argument(export.options(), "type"))));
+        options.extend(exports.map(|export| {
+            let mut options = export.options().clone();
+            // Made anew, it would make its node active.
+            options.allow_inactive |= export.node().is_some_and(|node| !node.is_active());
+            ("export", to_argument(&options, "type"))
+        }));
         options.extend(self.chardevs().iter().map(|it| ("chardev", to_argument(it, "backend"))));
         let monitors = configured.monitors.iter();
         options.extend(monitors.map(|monitor| ("monitor", to_argument(monitor, "chardev"))));

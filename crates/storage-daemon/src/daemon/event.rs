@@ -7,7 +7,7 @@ use coblk::block::{ErrorAction, RequestKind, ThresholdPassed};
 use coblk::export::ExportIoError;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
-/// Something that somebody may want to know.
+/// Something that a subscriber may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -31,6 +31,7 @@ pub enum Event {
 
 /// A request that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IoError {
     /// The export.
     pub id: String,
@@ -53,6 +54,7 @@ impl From<ExportIoError> for IoError {
 
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ShutdownCause {
     /// `host-signal`.
     Signal,

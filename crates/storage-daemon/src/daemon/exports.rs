@@ -16,8 +16,7 @@ impl Daemon {
     /// cannot be exported so.
     pub fn export_add(&self, co: &Co<'_>, options: ExportOptions) -> Result<(), DaemonError> {
         let _command = self.begin_command("block-export-add")?;
-        let iothread = |id: &str| self.iothread(id);
-        let export = self.exports.co_add(co, &self.blockdevs, iothread, options)?;
+        let export = self.exports.co_add(co, &self.blockdevs, self, options)?;
         self.measure(export.device());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Metrics: who may ask for them, and what the daemon knows.
+//! Metrics: their server, and what the daemon knows.
 
 use std::rc::Rc;
 
@@ -54,7 +54,7 @@ impl Daemon {
         }
     }
 
-    /// Has a new export measure latencies, if anybody may ask for them.
+    /// Has a new export measure latencies, if there is a server of metrics.
     pub(super) fn measure(&self, device: Device) {
         if self.metrics.borrow().is_some() {
             measure_latencies(device);

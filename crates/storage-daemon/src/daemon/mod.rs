@@ -10,13 +10,13 @@ mod metrics;
 mod monitors;
 mod nbd_server;
 mod objects;
-mod properties;
 mod shutdown;
 mod sizes;
 mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::ErrorKind;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -33,12 +33,11 @@ use configuration::Configured;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
 use monitors::Chardev;
-use objects::Object;
-pub use properties::IothreadInfo;
 
 pub use crate::error::DaemonError;
 use crate::metrics::MetricsServer;
-use crate::options::{ObjectKind, OptionError};
+use crate::objects::{ObjectTypes, Objects};
+use crate::options::OptionError;
 
 /// A storage daemon on the thread of one context.
 ///
@@ -68,9 +67,7 @@ use crate::options::{ObjectKind, OptionError};
 /// ```
 pub struct Daemon {
     blockdevs: Blockdevs,
-    objects: RefCell<BTreeMap<String, Object>>,
-    /// What they are now.
-    properties: RefCell<BTreeMap<String, ObjectKind>>,
+    objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
     /// With the server, at most one.
@@ -106,6 +103,7 @@ type Subscriber = Rc<dyn Fn(&AioContext, &Event)>;
 /// What a daemon is made of that its [builder](crate::builder::DaemonBuilder) knows.
 pub(crate) struct Parts {
     pub(crate) types: ExportTypes,
+    pub(crate) objects: ObjectTypes,
     /// One of these types.
     pub(crate) nbd: Rc<NbdExportType>,
     pub(crate) commands: CommandTable,
@@ -116,7 +114,7 @@ impl Daemon {
     /// One on `ctx`, of the parts that `parts` makes; it may keep the reference.
     pub(crate) fn with(ctx: &AioContext, parts: impl FnOnce(&Weak<Daemon>) -> Parts) -> Rc<Daemon> {
         Rc::new_cyclic(|me: &Weak<Daemon>| {
-            let Parts { types, nbd, commands, version } = parts(me);
+            let Parts { types, objects, nbd, commands, version } = parts(me);
             let own = Weak::clone(me);
             let (events, delivering) = EventSender::new(ctx, move |ctx, event| {
                 if let Some(daemon) = own.upgrade() {
@@ -136,8 +134,7 @@ impl Daemon {
             );
             Daemon {
                 blockdevs: Blockdevs::new(),
-                objects: RefCell::default(),
-                properties: RefCell::default(),
+                objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,
                 nbd,
@@ -162,7 +159,7 @@ impl Daemon {
         })
     }
 
-    /// Everything has been set up: lets clients in. Those who have connected before were waiting.
+    /// Everything has been set up: lets clients in. Clients that have connected before were waiting.
     pub fn begin(&self) {
         self.serving.set(true);
         self.exports.begin();
@@ -188,7 +185,7 @@ impl Daemon {
         self.quit.get()
     }
 
-    /// Has every event told to somebody, on the daemon's thread, outside of coroutines or inside.
+    /// Has every event told to a subscriber, on the daemon's thread, outside of coroutines or inside.
     pub fn subscribe(&self, subscriber: impl Fn(&AioContext, &Event) + 'static) {
         self.subscribers.borrow_mut().push(Rc::new(subscriber));
     }
@@ -255,6 +252,22 @@ impl Daemon {
             return Err(OptionError::other("node-name not specified").into());
         }
         Ok(self.blockdevs.co_reopen(co, options)?)
+    }
+
+    /// `blockdev-set-active`: makes a node active or inactive, or all nodes, as
+    /// [`BlockNode::co_set_active`] does.
+    ///
+    /// # Errors
+    /// If there is no such node, and as of that. Nothing has changed then.
+    pub fn blockdev_set_active(
+        &self,
+        co: &Co<'_>,
+        node_name: Option<&str>,
+        active: bool,
+    ) -> Result<(), DaemonError> {
+        let _command = self.begin_command("blockdev-set-active")?;
+        let names = node_name.as_ref().map(std::slice::from_ref);
+        Ok(self.blockdevs.co_set_active(co, names, active)?)
     }
 
     /// `block_resize`: changes the length of a node to `length` bytes.
@@ -328,5 +341,14 @@ struct Limit {
 impl Limit {
     fn is_over(&self, co: &Co<'_>) -> bool {
         co.context().now_ns() >= self.end_ns
+    }
+}
+
+impl fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Daemon")
+            .field("exports", &self.exports)
+            .field("objects", &self.objects)
+            .finish_non_exhaustive()
     }
 }

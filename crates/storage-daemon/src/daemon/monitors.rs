@@ -109,11 +109,10 @@ impl Daemon {
         }
         let chardev = self.take_chardev(&options.chardev)?;
         let configured = options;
-        let options = QmpOptions {
-            pretty: options.pretty,
-            version: self.version.clone(),
-            paused: !self.serving.get(),
-        };
+        let mut options = QmpOptions::default();
+        options.pretty = configured.pretty;
+        options.version = self.version.clone();
+        options.paused = !self.serving.get();
         let made = match &chardev.backend {
             ChardevBackend::Socket(socket) if socket.server => {
                 self.listen(co, &command, &chardev.id, socket, options)

@@ -15,6 +15,7 @@ use coblk::block::options::BlockdevError;
 
 use super::nbd_server::is_nbd;
 use super::{Daemon, Event, ShutdownCause};
+use crate::objects::throttle_group;
 
 /// For how long calls are waited for that hold nothing that could be lost: commands, threads.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,8 +32,8 @@ impl Daemon {
             self.emit(co.context(), &Event::Shutdown(cause));
         }
         let told = self.tell_what_is_in_the_way(co.context());
-        // Nobody is to wait for its turn at the end.
-        self.lift_limits();
+        // No request is to wait for its turn at the end.
+        throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
         self.close_exports(co);
         // What waits for a server to come back would wait for ever.
@@ -72,14 +73,14 @@ impl Daemon {
         }
     }
 
-    /// Without effect as long as somebody uses the node.
+    /// Without effect as long as the node has users.
     fn begin_to_close_node(self: &Rc<Self>, co: &Co<'_>, name: String) {
         let daemon = Rc::clone(self);
         co.context().spawn("close node", move |co| {
             daemon.ending.set(daemon.ending.get() + 1);
             let closed = daemon.blockdevs.co_close(co, &name);
             daemon.ending.set(daemon.ending.get() - 1);
-            // Only then somebody can have waited, and there may be others to be closed now.
+            // The end may wait for that, and for others that can be closed now.
             match closed {
                 Ok(()) => daemon.wake_waiters(),
                 Err(BlockdevError::Graph(error @ GraphError::Close { .. })) => {
@@ -108,7 +109,6 @@ impl Daemon {
 
     fn co_end_objects(&self, co: &Co<'_>) {
         let objects = self.objects.take();
-        self.properties.take();
         let ended = Rc::new(Cell::new(false));
         let told = Rc::clone(&ended);
         let waited = co.timeout(PATIENCE, "end objects", move |co| {

@@ -8,7 +8,7 @@ use coblk::FdInterest;
 use coblk::aio::net::Stream;
 use coblk::aio::sync::CoSleep;
 
-use super::http::{self, Answer, MOST_HEAD_BYTES, Refusal};
+use super::http::{self, Answer, MAX_HEAD_BYTES, Refusal};
 
 /// For the request, and again for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ impl Client {
             Answer::Refusal(refusal) => refusal.response(),
         };
         self.send(co, &response)?;
-        // What a client sends and nobody reads would cost it the answer at the end.
+        // What a client sends and the server does not read would cost it the answer at the end.
         self.stream.shutdown_write()?;
         let deadline_ns = deadline_ns(co, LINGER);
         let mut most = 64;
@@ -62,7 +62,7 @@ impl Client {
 
     fn receive(&self, co: &Co<'_>) -> io::Result<Answer> {
         let deadline_ns = deadline_ns(co, PATIENCE);
-        let (mut received, mut end) = ([0; MOST_HEAD_BYTES], 0);
+        let (mut received, mut end) = ([0; MAX_HEAD_BYTES], 0);
         loop {
             match self.read(co, &mut received[end..], deadline_ns) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),

@@ -1,9 +1,9 @@
-//! As much of HTTP/1.1 as somebody needs who fetches one page.
+//! As much of HTTP/1.1 as a client needs that fetches one page.
 
 /// Longest head of a request, in bytes.
-pub(super) const MOST_HEAD_BYTES: usize = 8 << 10;
+pub(super) const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Most headers of a request.
-const MOST_HEADERS: usize = 64;
+const MAX_HEADERS: usize = 64;
 /// The page.
 const PATH: &str = "/metrics";
 /// What the page is.
@@ -51,12 +51,12 @@ impl Refusal {
 
 /// What the bytes of a client ask for; `None` if they are the beginning of a request.
 pub(super) fn parse(received: &[u8]) -> Option<Answer> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let refuse = |refusal| Some(Answer::Refusal(refusal));
     match request.parse(received) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) if received.len() < MOST_HEAD_BYTES => return None,
+        Ok(httparse::Status::Partial) if received.len() < MAX_HEAD_BYTES => return None,
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             return refuse(Refusal::HeadTooLarge);
         }
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn what_is_no_request_for_the_page_is_refused() {
-        let headers = "a: b\r\n".repeat(MOST_HEADERS + 1);
-        let long = format!("GET /metrics HTTP/1.1\r\na: {}", "b".repeat(MOST_HEAD_BYTES));
+        let headers = "a: b\r\n".repeat(MAX_HEADERS + 1);
+        let long = format!("GET /metrics HTTP/1.1\r\na: {}", "b".repeat(MAX_HEAD_BYTES));
         for (request, expected) in [
             ("GET / HTTP/1.1\r\n\r\n", Refusal::NotFound),
             ("GET /metricsx HTTP/1.0\r\n\r\n", Refusal::NotFound),

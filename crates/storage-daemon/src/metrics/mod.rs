@@ -1,13 +1,13 @@
 //! Metrics for Prometheus, over HTTP: `GET /metrics` on a socket of its own.
 //!
-//! * `server.rs`: who listens, and for how many at once;
+//! * `server.rs`: listens, and bounds how many clients there are at once;
 //! * `client.rs`: one client, from its request to the end of the answer;
 //! * `http.rs`: what a request says, and what an answer looks like;
 //! * `sample.rs`: the numbers of a moment, read where they are counted anyway;
 //! * `text.rs`: these in the format of OpenMetrics.
 //!
-//! Nothing is counted for this that is not counted without it, but latencies: an export has them from
-//! the moment on when there is somebody who may ask for them.
+//! Nothing is counted for this that is not counted without it, but latencies: exports have them once there
+//! is a server of metrics.
 
 mod client;
 mod http;

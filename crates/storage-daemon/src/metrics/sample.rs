@@ -167,7 +167,7 @@ fn add(one: KindStatistics, other: KindStatistics) -> KindStatistics {
     }
 }
 
-/// Bins that meet elsewhere, which somebody has set for one backend alone, are left out.
+/// Bins that meet elsewhere, which were set for one backend alone, are left out.
 fn add_latencies(mut one: LatencyHistogram, other: LatencyHistogram) -> LatencyHistogram {
     if one.boundaries_ns == other.boundaries_ns {
         one.bins.iter_mut().zip(other.bins).for_each(|(bin, more)| *bin += more);

@@ -3,14 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coblk::aio::net::SocketAddress;
+use coblk::aio::net::{InetMembers, SocketAddress, UnixAddress};
 use coblk::qapi::{FromParts, Only, Parts, path, shorten};
 use serde::de::MapAccess;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
-
-use super::address::{self, InetMembers, unix};
 
 /// Backends that QEMU has, and that are not here.
 const ABSENT: [&str; 19] = [
@@ -22,6 +20,7 @@ pub(crate) const BACKENDS: [&str; 2] = ["socket", "stdio"];
 
 /// A character device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChardevOptions {
     /// `id`.
     pub id: String,
@@ -31,6 +30,7 @@ pub struct ChardevOptions {
 
 /// What a character device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ChardevBackend {
     /// `socket`.
     Socket(SocketChardev),
@@ -43,6 +43,7 @@ pub enum ChardevBackend {
 
 /// A socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SocketChardev {
     /// `path`, or `host` and `port`, or `fd`.
     pub address: SocketAddress,
@@ -51,7 +52,7 @@ pub struct SocketChardev {
     /// `wait`: the daemon goes on only when a client has connected; for a server, and its default.
     pub wait: bool,
     /// `reconnect-ms`: after what time a connection that cannot be made or has ended is tried again;
-    /// for who connects. Never by default.
+    /// for a device that connects. Never by default.
     pub reconnect: Option<Duration>,
 }
 
@@ -128,13 +129,18 @@ impl Socket {
     }
 
     fn address<E: de::Error>(self, inet: InetMembers) -> Result<SocketAddress, E> {
-        let is_inet = [self.port.is_some(), inet.to.is_some(), self.host.is_some()].contains(&true);
+        let is_inet = [self.port.is_some(), inet.has_range(), self.host.is_some()].contains(&true);
         match (self.path, self.fd) {
             (Some(path), None) => {
                 let members = [("host", self.host.is_some()), ("port", self.port.is_some())];
                 match members.into_iter().find(|(_, is_there)| *is_there) {
                     Some((name, _)) => Err(E::unknown_field(name, &[])),
-                    None => Ok(SocketAddress::Unix(unix(path, self.r#abstract, self.tight))),
+                    None => {
+                        let mut address = UnixAddress::new(path);
+                        address.is_abstract = self.r#abstract.unwrap_or(false);
+                        address.is_tight = self.tight.unwrap_or(true);
+                        Ok(SocketAddress::Unix(address))
+                    }
                 }
             }
             (None, Some(fd)) if !is_inet => Ok(SocketAddress::Fd(fd)),
@@ -191,7 +197,7 @@ impl Serialize for ChardevOptions {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut members = match &self.backend {
             ChardevBackend::Socket(socket) => {
-                let address = address::serialize(&socket.address, serde_json::value::Serializer);
+                let address = serde_json::to_value(&socket.address);
                 let mut address = address.map_err(S::Error::custom)?;
                 let mut members = address.as_object_mut().map(std::mem::take).unwrap_or_default();
                 members.remove("type");
@@ -224,6 +230,7 @@ impl Serialize for ChardevOptions {
 /// A monitor on a character device.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct MonitorOptions {
     /// `chardev`: where.
     pub chardev: String,
@@ -240,6 +247,7 @@ pub struct MonitorOptions {
 /// What a monitor speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MonitorMode {
     /// The QEMU Machine Protocol.
     #[default]

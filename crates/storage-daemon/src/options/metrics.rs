@@ -6,13 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use coblk::aio::net::{InetAddress, SocketAddress};
 use serde::{Deserialize, Serialize};
 
-use super::{OptionError, address, from_argument};
+use super::{OptionError, from_argument};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
 pub struct MetricsOptions {
     /// `addr`.
-    #[serde(with = "address")]
     pub addr: SocketAddress,
 }
 

@@ -13,14 +13,10 @@
 //! # Ok::<(), coblk_storage_daemon::options::OptionError>(())
 //! ```
 
-mod address;
 mod chardev;
-mod export;
 mod metrics;
 mod nbd_server;
 mod object;
-mod throttle;
-mod tls;
 
 pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
 pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
@@ -29,12 +25,11 @@ pub use coblk::export::{ExportOptions, OnError};
 pub use coblk::nbd::NbdExportOptions;
 pub(crate) use coblk::qapi::is_identifier;
 pub use coblk::qapi::{Error as OptionError, Size, from_argument};
-pub use export::VhostUserBlkExportOptions;
+pub use coblk::vhost_user_blk::VhostUserBlkExportOptions;
 pub use metrics::MetricsOptions;
 pub use nbd_server::NbdServerOptions;
-pub use object::{IothreadOptions, ObjectKind, ObjectOptions};
-pub use throttle::ThrottleGroupOptions;
-pub use tls::{TlsCredsX509Options, TlsEndpoint};
+pub use object::ObjectOptions;
+pub(crate) use object::{Common as ObjectCommon, TAG as OBJECT_TAG};
 
 #[cfg(test)]
 mod tests;

@@ -4,14 +4,12 @@ use coblk::aio::net::SocketAddress;
 use coblk::qapi::Unsupported;
 use serde::{Deserialize, Serialize};
 
-use super::address;
-
 /// Where the NBD server listens, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Fields", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct NbdServerOptions {
     /// `addr`.
-    #[serde(serialize_with = "address::serialize")]
     pub addr: SocketAddress,
     /// `max-connections`: clients at once, 0 for any number; 100 by default.
     pub max_connections: Option<u32>,
@@ -26,7 +24,6 @@ pub struct NbdServerOptions {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Fields {
-    #[serde(deserialize_with = "address::deserialize")]
     addr: SocketAddress,
     max_connections: Option<u32>,
     handshake_max_seconds: Option<u32>,

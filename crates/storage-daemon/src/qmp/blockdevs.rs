@@ -24,6 +24,14 @@ struct Resize {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SetActive {
+    /// All nodes without.
+    node_name: Option<String>,
+    active: bool,
+}
+
+#[derive(Deserialize)]
 struct Reopen {
     options: Vec<NodeOptions>,
 }
@@ -48,6 +56,9 @@ pub(super) fn add(commands: &mut Commands) {
         let schema = Schema::Array(Box::new(node));
         commands.table.describe("blockdev-reopen", Schema::with("options", schema));
     }
+    commands.add("blockdev-set-active", |daemon, co, SetActive { node_name, active }| {
+        daemon.blockdev_set_active(co, node_name.as_deref(), active)
+    });
     commands.add("block_resize", |daemon, co, resize: Resize| {
         let node_name = resize.node_name.unwrap_or_default();
         if resize.device.is_some() || daemon.blockdevs().node(&node_name).is_none() {

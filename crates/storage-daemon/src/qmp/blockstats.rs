@@ -34,7 +34,7 @@ struct HistogramSet {
 }
 
 /// Where bins meet, at most: they are looked through for every request.
-const MOST_BOUNDARIES: usize = 1000;
+const MAX_BOUNDARIES: usize = 1000;
 
 pub(super) fn add(commands: &mut Commands) {
     commands.add("query-blockstats", |daemon, _, query: Query| {
@@ -62,8 +62,8 @@ fn set_histogram(daemon: &Daemon, set: HistogramSet) -> Result<(), QmpError> {
         return Err(QmpError::new(ErrorClass::DeviceNotFound, text));
     };
     let lists = [&all, &read, &write, &flush];
-    if lists.into_iter().flatten().any(|list| list.len() > MOST_BOUNDARIES) {
-        return Err(QmpError::generic(format!("More than {MOST_BOUNDARIES} boundaries")));
+    if lists.into_iter().flatten().any(|list| list.len() > MAX_BOUNDARIES) {
+        return Err(QmpError::generic(format!("More than {MAX_BOUNDARIES} boundaries")));
     }
     if lists.into_iter().flatten().any(Vec::is_empty) {
         return Err(QmpError::generic("A list of boundaries is empty"));
@@ -111,8 +111,8 @@ fn below(node: &BlockNode) -> Option<Value> {
     children.iter().find(|(name, _)| *name == "file").map(|(_, node)| of_node(node))
 }
 
-/// QAPI's `BlockDeviceStats`, of all together. Times are 0 unless latencies are wanted: nobody looks at
-/// the clock then.
+/// QAPI's `BlockDeviceStats`, of all together. Times are 0 unless latencies are wanted: requests
+/// do not look at the clock then.
 fn stats(all: &[Statistics], highest_write: u64) -> Value {
     let all: Vec<BlockStats> = all.iter().map(Statistics::snapshot).collect();
     let mut members = Map::new();

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::daemon::{Daemon, DaemonError, ShutdownCause};
+use crate::objects::ObjectTypes;
 use crate::options::OptionError;
 
 pub(crate) use events::to_qmp;
@@ -35,15 +36,19 @@ struct Id {
     id: String,
 }
 
-/// All commands of a daemon that can make exports of these types. They do not keep it.
-pub(crate) fn commands(daemon: &Weak<Daemon>, types: &ExportTypes) -> Commands {
+/// All commands of a daemon that can make exports and objects of these types. They do not keep it.
+pub(crate) fn commands(
+    daemon: &Weak<Daemon>,
+    types: &ExportTypes,
+    objects: &ObjectTypes,
+) -> Commands {
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands);
     blockstats::add(&mut commands);
     exports::add(&mut commands, types);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
-    objects::add(&mut commands);
+    objects::add(&mut commands, objects);
     qom::add(&mut commands);
     commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
@@ -75,7 +80,9 @@ fn node_ref() -> Vec<Schema> {
 /// What clients are told that ask for the version: whose commands these are, and what program it is.
 pub(crate) fn version() -> QmpVersion {
     let package = concat!("coblk-storage-daemon ", env!("CARGO_PKG_VERSION")).to_owned();
-    QmpVersion { package, ..QmpVersion::default() }
+    let mut version = QmpVersion::default();
+    version.package = package;
+    version
 }
 
 /// A table in the making.

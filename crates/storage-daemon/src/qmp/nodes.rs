@@ -1,5 +1,7 @@
 //! `query-named-block-nodes`: what nodes there are.
 
+use std::borrow::Cow;
+
 use coblk::BlockNode;
 use coblk::block::{DetectZeroes, NodeInfo};
 use serde::{Deserialize, Serialize};
@@ -43,7 +45,7 @@ struct Info {
     iops_rd: u64,
     iops_wr: u64,
     write_threshold: u64,
-    /// Ours: the nodes it stands on.
+    /// Ours: the nodes below it.
     #[serde(rename = "x-coblk-children")]
     children: Vec<Child>,
 }
@@ -72,7 +74,7 @@ struct Cache {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Child {
-    child: &'static str,
+    child: Cow<'static, str>,
     node_name: String,
 }
 
@@ -108,7 +110,7 @@ fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
             DetectZeroes::On => "on",
             DetectZeroes::Unmap => "unmap",
         },
-        active: true,
+        active: node.active,
         encrypted: false,
         backing_file_depth: 0,
         bps: 0,
@@ -127,7 +129,7 @@ fn described(node: &NodeInfo) -> String {
     let mut options = Map::new();
     options.insert("driver".to_owned(), node.driver.into());
     for child in &node.children {
-        options.insert(child.child.to_owned(), child.node.clone().into());
+        options.insert(child.child.to_string(), child.node.clone().into());
     }
     format!("json:{}", Value::Object(options))
 }

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Commands;
-use crate::daemon::{Daemon, IothreadInfo};
-use crate::options::{ObjectKind, ObjectOptions};
+use crate::daemon::Daemon;
+use crate::objects::iothread::IothreadInfo;
+use crate::objects::{ObjectInfo, Property as ObjectProperty};
 
 #[derive(Deserialize)]
 struct List {
@@ -72,9 +73,11 @@ pub(super) fn add(commands: &mut Commands) {
             Place::Root => container(vec![child("objects", "container")]),
             Place::Objects => {
                 let objects = daemon.objects().into_iter();
-                container(objects.map(|(id, kind)| child(&id, kind)).collect())
+                container(objects.map(|ObjectInfo { id, kind, .. }| child(&id, kind)).collect())
             }
-            Place::Object { kind, .. } => properties(kind),
+            Place::Object { kind, .. } => {
+                properties(daemon.object_types().properties(kind).unwrap_or_default())
+            }
         })
     });
     commands.add_qmp("qom-get", |daemon, _, Get { path, property }| {
@@ -102,20 +105,20 @@ pub(super) fn add(commands: &mut Commands) {
         }
         daemon.object_set(co, &id, &property, value).map_err(QmpError::generic)
     });
-    commands.add("qom-list-types", |_, _, list: ListTypes| {
+    commands.add("qom-list-types", |daemon, _, list: ListTypes| {
         let implements = list.implements.as_deref();
-        let types = ObjectOptions::TYPES.into_iter().filter(|name| {
+        let types = daemon.object_types().names().into_iter().filter(|name| {
             let is_any = |kind| ["object", "user-creatable"].contains(&kind);
             implements.is_none_or(|kind| is_any(kind) || kind == *name)
         });
         Ok(types.map(|name| json!({"name": name, "parent": "object"})).collect::<Vec<_>>())
     });
-    commands.add_qmp("qom-list-properties", |_, _, ListProperties { typename }| {
-        if !ObjectOptions::TYPES.contains(&typename.as_str()) {
+    commands.add_qmp("qom-list-properties", |daemon, _, ListProperties { typename }| {
+        let found = daemon.object_types().properties(&typename);
+        found.map(properties).ok_or_else(|| {
             let text = format!("Class '{}' not found", shorten(&typename));
-            return Err(QmpError::new(ErrorClass::DeviceNotFound, text));
-        }
-        Ok(properties(&typename))
+            QmpError::new(ErrorClass::DeviceNotFound, text)
+        })
     });
     commands.add("query-iothreads", |daemon, co, ()| {
         let infos = daemon.iothread_infos(co)?.into_iter();
@@ -156,13 +159,13 @@ fn container(children: Vec<Property>) -> Vec<Property> {
     [own].into_iter().chain(children).collect()
 }
 
-fn properties(kind: &str) -> Vec<Property> {
-    let own = ObjectKind::properties(kind).into_iter();
-    container(own.map(|(name, kind)| Property { name, r#type: kind.to_owned() }).collect())
+fn properties(own: Vec<ObjectProperty>) -> Vec<Property> {
+    let own = own.into_iter();
+    container(own.map(|it| Property { name: it.name, r#type: it.kind }).collect())
 }
 
 fn iothread(info: IothreadInfo) -> Iothread {
-    let IothreadInfo { id, thread_id, properties } = info;
+    let IothreadInfo { id, thread_id, properties, .. } = info;
     let properties = properties.with_defaults();
     let number = Option::unwrap_or_default;
     Iothread {

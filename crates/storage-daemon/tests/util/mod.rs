@@ -183,7 +183,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Connects as soon as somebody listens.
+/// Connects as soon as a server listens.
 pub fn connect(socket: &Path) -> UnixStream {
     let mut stream = None;
     wait_until("somebody listens", || {

@@ -30,6 +30,7 @@ pub const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
 
 pub const READ: u32 = 0;
 pub const WRITE: u32 = 1;
+pub const WRITE_ZEROES: u32 = 13;
 /// The device has written no status.
 pub const UNTOUCHED: u8 = 0xee;
 
@@ -47,7 +48,7 @@ pub fn negotiate(socket: &Path, without: u64) -> Frontend {
     negotiate_on(UnixStream::connect(socket).unwrap(), without)
 }
 
-/// [`negotiate`], on a connection that somebody else may write to as well.
+/// [`negotiate`], on a connection that the test may write to as well.
 pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
     let mut front = Frontend::from_stream(stream, 1);
     front.set_owner().unwrap();
@@ -149,16 +150,25 @@ impl Guest {
 
     /// Makes a request available, of one block full of `value`; no kick.
     pub fn submit(&mut self, slot: usize, kind: u32, block: u64, value: u8) {
+        self.submit_with(slot, kind, block * (BLOCK as u64 / 512), &[value; BLOCK]);
+    }
+
+    /// Makes a request for zeroes available, from the first sector on; no kick.
+    pub fn submit_zeroes(&mut self, slot: usize, sectors: u32) {
+        let range = [0u64.to_le_bytes(), u64::from(sectors).to_le_bytes()].concat();
+        self.submit_with(slot, WRITE_ZEROES, 0, &range);
+    }
+
+    fn submit_with(&mut self, slot: usize, kind: u32, sector: u64, data: &[u8]) {
         let head = slot * 3;
-        self.store(DATA + slot * BLOCK, &[value; BLOCK]);
+        self.store(DATA + slot * BLOCK, data);
         self.store(STATUSES + slot, &[UNTOUCHED]);
-        let sector = block * (BLOCK as u64 / 512);
         let header = [u64::from(kind), sector].map(u64::to_le_bytes).concat();
         self.store(HEADERS + slot * 16, &header);
         let writable = if kind == READ { 2 } else { 0 };
         let parts = [
             (HEADERS + slot * 16, 16u32, 1u16),
-            (DATA + slot * BLOCK, BLOCK as u32, 1 | writable),
+            (DATA + slot * BLOCK, data.len() as u32, 1 | writable),
             (STATUSES + slot, 1, 2),
         ];
         for (at, (addr, len, flags)) in parts.into_iter().enumerate() {

@@ -77,7 +77,7 @@ pub struct GuestQueue {
     next_used: u16,
     /// The used index as last read.
     seen_used: u16,
-    /// Reaped while somebody waited for another one.
+    /// Reaped while another one was waited for.
     set_aside: VecDeque<Completion>,
     kick: Option<RemoteBottomHalf>,
     interrupt: Arc<InterruptLine>,

@@ -17,6 +17,7 @@ const BOUNCE_BYTES: u32 = 256 << 10;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MachineError {
     /// There is not enough guest memory, or it cannot be mapped.
     #[error("guest memory: {0}")]

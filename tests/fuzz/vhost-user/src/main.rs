@@ -49,7 +49,7 @@ impl Scene {
         let listener = Listener::bind(&SocketAddress::unix(path)).expect("a socket");
         let node = BlockNode::new("null", Null::new(1 << 20));
         let device = VirtioBlkConfig { num_queues: 2, ..Default::default() };
-        let options = VhostUserBlkOptions { device, ..Default::default() };
+        let options = VhostUserBlkOptions::new(device);
         let export = VhostUserBlk::from_listener(&ctx, listener, &node, options).expect("an export");
         Scene { ctx, export, directory }
     }

@@ -37,7 +37,7 @@ const KEPT_UP: f64 = 0.99;
 /// How long a lap at a fixed rate takes.
 const AT_RATE: Duration = Duration::from_secs(1);
 const AT_RATE_QUICK: Duration = Duration::from_millis(20);
-/// Until then a server has noticed that nobody asks it any more.
+/// Until then a server has noticed that no requests come any more.
 const SETTLED: Duration = Duration::from_millis(2);
 
 /// Arguments of `compare nbd` and `compare vhost-user`.

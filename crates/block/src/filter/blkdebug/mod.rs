@@ -142,7 +142,7 @@ impl Filter for BlkDebug {
 
     fn child_permissions(
         &self,
-        _child: &EdgeInfo,
+        _edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {

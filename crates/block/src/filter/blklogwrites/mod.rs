@@ -93,11 +93,11 @@ impl Filter for BlkLogWrites {
 
     fn child_permissions(
         &self,
-        child: &EdgeInfo,
+        edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        if held.is_empty() || child.id() != self.log.child().id() {
+        if held.is_empty() || edge.id() != self.log.child().id() {
             return (held, shared);
         }
         // Nobody else writes the log while it is one.

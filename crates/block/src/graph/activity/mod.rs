@@ -1,7 +1,7 @@
 //! Nodes that are inactive: their storage is another process's for the time being.
 //!
 //! An inactive node holds no permissions, so its image is locked for nothing, and its driver does no I/O.
-//! Requests fail with EPERM. Nodes below an active node are active. Going inactive goes from the top
+//! Requests fail with EPERM. The children of an active node are active. Going inactive goes from the top
 //! down, becoming active from the bottom up:
 //!
 //! ```text
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The rules are those of QEMU's `blockdev-set-active`: an active parent forbids it, and so does a backend
-//! that writes, unless [it allows that](crate::BackendOptions::allow_inactive). Nodes below follow if no other
-//! active node stands on them.
+//! that writes, unless [it allows that](crate::BackendOptions::allow_inactive). Children follow if they have no other
+//! active parent.
 
 use std::cmp::Reverse;
 use std::io;
@@ -32,8 +32,8 @@ use crate::io as request_path;
 const CHANGES: Permissions =
     Permissions::WRITE.union(Permissions::WRITE_UNCHANGED).union(Permissions::RESIZE);
 
-/// Makes nodes active, with all below them; or inactive, with those below that no other active node
-/// stands on. All or none.
+/// Makes nodes active, with all that they lead to; or inactive, with those of them that have no other
+/// active parent. All or none.
 ///
 /// # Errors
 /// If users are in the way; if what was written cannot be made durable, or the storage cannot be read
@@ -113,6 +113,7 @@ fn log_failure(node: &BlockNode, result: Result<(), GraphError>) {
 fn co_take_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     let _own = node.enter_own();
     node.driver().co_activate(co)?;
+    node.path.state.taken_over();
     node.co_look_at_length(co).map(|_| ())
 }
 
@@ -144,7 +145,7 @@ impl Graph {
         Ok(planned.into_iter().filter_map(|id| self.node(id)).collect())
     }
 
-    /// The inactive nodes among these and below, children first.
+    /// The inactive nodes among these and those that they lead to, children first.
     fn plan_active(&mut self, roots: &[Arc<BlockNode>]) -> Vec<Arc<BlockNode>> {
         let mut below: Vec<NodeId> = Vec::new();
         for root in roots {
@@ -157,7 +158,7 @@ impl Graph {
         below.into_iter().filter_map(|id| self.node(id)).collect()
     }
 
-    /// An active node that stands on one, other than `others`.
+    /// An active parent of a node, other than `others`.
     fn active_parent(&mut self, id: NodeId, others: &[NodeId]) -> Option<NodeId> {
         let parents = self.parents(id);
         parents.into_iter().find(|parent| !others.contains(parent) && self.is_active(*parent))
@@ -199,7 +200,7 @@ impl Graph {
         }
     }
 
-    /// Requests pass from here on. The backends above.
+    /// Requests pass from here on. Returns the backends that lead to the nodes.
     fn activated(&mut self, nodes: &[Arc<BlockNode>]) -> Vec<(UserId, BackendHome)> {
         self.set_activity(nodes, Activity::Active);
         let mut backends: Vec<_> =
@@ -214,7 +215,7 @@ impl Graph {
     /// # Errors
     /// If the node is inactive, and an active node or a backend that writes is to use it.
     pub(super) fn check_needs_active(&mut self, id: UserId) -> Result<(), PermissionError> {
-        match self.users.get(&id).map(|user| user.node) {
+        match self.users.get(&id).and_then(|user| user.node) {
             Some(node) => self.check_activity(id, node),
             None => Ok(()),
         }
@@ -279,12 +280,12 @@ impl BlockNode {
     /// Hands the storage of a node over to another process, or takes it back.
     ///
     /// An inactive node holds no permissions, its image is not locked, and its requests fail with EPERM.
-    /// The nodes below become inactive as well, but for those that other active nodes stand on. Before,
-    /// what was written is flushed. When the node becomes active, with the nodes below, it reads its
+    /// Its children become inactive as well, but for those with other active parents. Before,
+    /// what was written is flushed. When the node becomes active, with its children, it reads its
     /// length anew. Nothing changes where nothing is to be changed.
     ///
     /// # Errors
-    /// Inactive: if an active node stands on it, or a backend writes to it that does not
+    /// Inactive: if it has an active parent, or a backend writes to it that does not
     /// [allow that](crate::BackendOptions::allow_inactive); if a flush fails; if requests do not end.
     /// Active: if another process holds the image, or its length cannot be read. Nothing has changed then.
     pub fn co_set_active(self: &Arc<Self>, co: &Co<'_>, active: bool) -> Result<(), GraphError> {

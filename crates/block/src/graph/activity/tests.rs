@@ -84,7 +84,7 @@ fn what_needs_an_active_node_keeps_it_active_and_is_not_added_to_another() {
     let ctx = AioContext::for_test().unwrap();
     let low = null();
     let top = raw("top", &low);
-    refused(&ctx, &low, false, "node 'null' cannot be inactive: node 'top', which stands on it");
+    refused(&ctx, &low, false, "node 'null' cannot be inactive: its parent, node 'top', is active");
     let writer = BackendOptions::new("writer");
     let backend = writer.open(&ctx, Arc::clone(&top)).unwrap();
     refused(&ctx, &top, false, "node 'top' cannot be inactive: backend 'writer' writes to it");
@@ -207,5 +207,46 @@ fn nothing_is_written_at_the_end_of_an_inactive_node() {
     set(&ctx, &node, false);
     log.expect(&["node writes 0", "node flushes", "node writes 0"]);
     ctx.run(|co| node.co_close(co)).unwrap();
+    log.expect(&[]);
+}
+
+#[test]
+fn a_node_may_be_born_inactive() {
+    let ctx = AioContext::for_test().unwrap();
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let file = || File::options().open(image.path()).unwrap();
+    let owner = BlockNode::new("owner", file());
+    let owns = BackendOptions::new("owns").allow_inactive(true).open(&ctx, owner.clone()).unwrap();
+    let low = BlockNode::try_new_inactive("low", file()).unwrap();
+    let top = BlockNode::try_new_inactive("top", Raw::new(low.clone())).unwrap();
+    assert!(!low.is_active() && !top.is_active());
+    let device = BackendOptions::new("device").allow_inactive(true);
+    let mine = device.open(&ctx, top.clone()).unwrap();
+    errno_of_all_requests(&ctx, &mine, libc::EPERM);
+    refused(&ctx, &top, true, "lock on image");
+    owns.truncate(&ctx, 3 << 20).unwrap();
+    set(&ctx, &owner, false);
+    set(&ctx, &top, true);
+    assert_eq!(mine.length().unwrap(), 3 << 20, "the length is an old one");
+    mine.pwritev(&ctx, 0, &IoVector::from(&[1][..]), WriteFlags::empty()).unwrap();
+    refused(&ctx, &owner, true, "lock on image");
+}
+
+/// The other process may have been killed, and its clients ask for the flush here.
+#[test]
+fn the_first_flush_after_a_node_comes_back_reaches_the_driver() {
+    let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
+    let node = Keeper::node("node", &log, null());
+    let backend = BackendOptions::new("device").allow_inactive(true).open(&ctx, node.clone());
+    let backend = backend.unwrap();
+    backend.flush(&ctx).unwrap();
+    log.expect(&["node writes 0", "node flushes"]);
+    set(&ctx, &node, false);
+    set(&ctx, &node, true);
+    log.expect(&["node writes 0", "node reads anew"]);
+    backend.flush(&ctx).unwrap();
+    log.expect(&["node writes 0", "node flushes"]);
+    backend.flush(&ctx).unwrap();
     log.expect(&[]);
 }

@@ -6,19 +6,18 @@
 //! made at the same moment is refused, and requests fail with ESHUTDOWN.
 //!
 //! The driver's last writes are counted at its own gate, as [own I/O](super::own_io): so a drain of a node
-//! below waits for them, and they wait for one that has begun.
+//! it leads to waits for them, and they wait for one that has begun.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use coblk_aio::{Co, trace_event};
+use coblk_aio::{AioHandle, Co, trace_event};
 
 use super::{Graph, GraphError, NodeId, lock};
 use crate::graph::node::BlockNode;
 
 /// Where a node is in its life. Changed under the lock of the graph.
-#[derive(Default)]
 pub(crate) struct Life {
     closed: AtomicBool,
     /// An [`Activity`].
@@ -38,6 +37,11 @@ pub(crate) enum Activity {
 }
 
 impl Life {
+    pub(super) fn new(activity: Activity) -> Life {
+        let (closed, belongs_to_users) = Default::default();
+        Life { closed, activity: AtomicU8::new(activity as u8), belongs_to_users }
+    }
+
     pub(crate) fn activity(&self) -> Activity {
         let stored = self.activity.load(Ordering::SeqCst);
         let all = [Activity::Active, Activity::Waking];
@@ -65,7 +69,7 @@ impl Life {
 }
 
 impl BlockNode {
-    /// Closes a node that has no users, before it is dropped: its driver writes what it keeps. Nodes below
+    /// Closes a node that has no users, before it is dropped: its driver writes what it keeps. Children
     /// that were opened for it alone are closed as well; if one of these fails, that is logged. Closing a
     /// closed node does nothing. Waits while the node is drained, and a drain waits for it.
     ///
@@ -82,7 +86,7 @@ impl BlockNode {
     }
 }
 
-/// Closes a node that belongs to its users and has none, with the nodes below that were opened for it.
+/// Closes a node that belongs to its users and has none, with the children that were opened for it.
 /// A failure is logged. For the steps that take users from nodes, after their drains.
 pub(crate) fn co_close_if_unused(co: &Co<'_>, node: &Arc<BlockNode>) {
     if lock().is_unused(node) && log(node, co_close_one(co, node)) {
@@ -90,7 +94,16 @@ pub(crate) fn co_close_if_unused(co: &Co<'_>, node: &Arc<BlockNode>) {
     }
 }
 
-/// The node is closed. Closes those below that have no users but closed nodes.
+/// [`co_close_if_unused`], in a coroutine of its own, for drops, which cannot suspend. A context that ends
+/// before drops the node unclosed.
+pub(crate) fn close_soon(home: &AioHandle, node: Arc<BlockNode>) {
+    if lock().is_unused(&node) {
+        let close = move |co: &Co<'_>| co_close_if_unused(co, &node);
+        home.schedule(move |ctx| ctx.spawn("close an unused node", close));
+    }
+}
+
+/// The node is closed. Closes those that it leads to that have no users but closed nodes.
 fn co_close_unused_below(co: &Co<'_>, node: &Arc<BlockNode>) {
     let below = lock().nodes_below(node);
     for node in below {
@@ -170,7 +183,7 @@ impl Graph {
         })
     }
 
-    /// The nodes below one, parents first.
+    /// The nodes that one leads to, parents first.
     pub(super) fn nodes_below(&mut self, node: &BlockNode) -> Vec<Arc<BlockNode>> {
         let mut below = self.closure(node.id(), Graph::children);
         below.retain(|id| *id != node.id());

@@ -8,8 +8,8 @@ use tracing::field::{Field, Visit};
 use crate::drivers::{Null, Raw};
 use crate::graph::life::co_close_if_unused;
 use crate::{
-    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildRole, EdgeId, GraphError,
-    ReadFlags, WriteFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, Child, ChildList, ChildRole, EdgeId,
+    GraphError, ListId, ReadFlags, WriteFlags,
 };
 
 /// What drivers were asked, in order.
@@ -238,6 +238,81 @@ fn a_node_that_falls_out_of_a_chain_is_closed_when_the_drains_are_over() {
     device.remove_medium(&ctx).unwrap();
     log.expect(&["last writes 0"]);
     assert!(last.life.is_closed());
+}
+
+#[test]
+fn a_node_is_closed_after_its_last_backend_was_dropped() {
+    let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
+    let [own, owned] = ["own", "owned"].map(|name| Keeper::node(name, &log, null()));
+    own.life.set_belongs_to_users(true);
+    keep(&ctx, &own, 4);
+    keep(&ctx, &owned, 5);
+    while ctx.try_poll() {}
+    log.expect(&["own writes 4"]);
+    assert!(own.life.is_closed() && !owned.life.is_closed());
+    // One that has a user again by then is not.
+    let again = Keeper::node("again", &log, null());
+    again.life.set_belongs_to_users(true);
+    keep(&ctx, &again, 6);
+    let _backend = BlockBackend::new(&ctx, "next", Arc::clone(&again));
+    while ctx.try_poll() {}
+    assert!(!again.life.is_closed());
+    ctx.run(|co| owned.co_close(co)).unwrap();
+    log.expect(&["owned writes 5"]);
+}
+
+#[test]
+fn a_child_that_is_removed_from_a_list_is_closed() {
+    let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
+    let [kept, fallen] = ["kept", "fallen"].map(|name| Keeper::node(name, &log, null()));
+    fallen.life.set_belongs_to_users(true);
+    let children = vec![Arc::clone(&kept), Arc::clone(&fallen)];
+    let list = BlockNode::new("list", Listing(ChildList::new("c", ChildRole::DATA, children)));
+    ctx.run(|co| list.co_remove_child(co, "c.0")).unwrap();
+    ctx.run(|co| list.co_remove_child(co, "c.1")).unwrap();
+    log.expect(&[
+        "kept writes 0",
+        "kept flushes",
+        "fallen writes 0",
+        "fallen flushes",
+        "fallen writes 0",
+    ]);
+    assert!(fallen.life.is_closed() && !kept.life.is_closed());
+}
+
+/// A driver with a list that it does not use.
+struct Listing(ChildList);
+
+impl BlockDriver for Listing {
+    fn format_name(&self) -> &'static str {
+        "listing"
+    }
+
+    fn length(&self) -> u64 {
+        0
+    }
+
+    fn child_list(&self) -> Option<ListId> {
+        Some(self.0.id())
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

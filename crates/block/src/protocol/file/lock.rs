@@ -256,6 +256,11 @@ impl Locks {
 }
 
 /// Whether a file system says that it has no locks, and not that something went wrong with them.
+///
+/// EINVAL is POSIX's error for a file that does not support locks, and Linux's for a kernel without locks of
+/// open files. It hides no other process: a lock that is held is EAGAIN or EACCES. Nor does it hide a mistake
+/// of ours: the bytes are constants, and the rest of the request is zeroes. A file that was locked once is not
+/// asked about this any more.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

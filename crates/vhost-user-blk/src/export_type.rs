@@ -1,26 +1,80 @@
-//! `vhost-user-blk`: a node as a disk of a virtual machine in another process.
+//! [`VhostUserBlkExportType`]: nodes as disks of virtual machines in other processes, for [`coblk_export`].
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use coblk::block::{Device, ErrorAction, IoStatus};
-use coblk::export::{Export, ExportError, ExportType, Exporting, RemoveMode};
-use coblk::vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
-use coblk::virtio_blk::VirtioBlkConfig;
-use coblk::{AioHandle, Co};
+use coblk_aio::net::{Listener, SocketAddress, SocketError};
+use coblk_aio::{AioHandle, Co, PoolShare};
+use coblk_block::{Device, ErrorAction, IoStatus};
+use coblk_export::{Export, ExportError, ExportOptions, ExportType, Exporting, RemoveMode};
+use coblk_qapi::{Error, Size};
+use coblk_virtio_blk::VirtioBlkConfig;
+use serde::{Deserialize, Serialize};
 
-use crate::options::{ExportOptions, OptionError, VhostUserBlkExportOptions};
-use crate::sockets;
+use crate::export::VhostUserBlk;
+use crate::options::VhostUserBlkOptions;
 
 /// What QEMU's exports call themselves.
 const SERIAL: &str = "vhost_user_blk";
 /// The largest block.
-const MOST_BLOCK_BYTES: u64 = 2 << 20;
+const MAX_BLOCK_BYTES: u64 = 2 << 20;
 
-/// The type `vhost-user-blk` of exports. It is here for the address that it listens at: the daemon's options
-/// have it, and a socket may have come with the process.
-pub struct VhostUserBlkExportType;
+/// The type `vhost-user-blk` of exports, on sockets that `S` makes: a program may have some that it was
+/// started with.
+///
+/// ```
+/// use coblk_export::ExportTypes;
+/// use coblk_vhost_user_blk::{Bind, VhostUserBlkExportType};
+///
+/// let mut types = ExportTypes::new();
+/// types.add(VhostUserBlkExportType::new(Bind));
+/// assert_eq!(types.names(), ["vhost-user-blk"]);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VhostUserBlkExportType<S = Bind>(S);
+
+/// Where the sockets of exports come from.
+pub trait Sockets: 'static {
+    /// Listens at the address of an export, which is a unix socket or a descriptor. May suspend.
+    ///
+    /// # Errors
+    /// What cannot be bound, or is not there.
+    fn co_listen(&self, co: &Co<'_>, address: &SocketAddress) -> Result<Listener, SocketError>;
+
+    /// The export has begun at that address, and will not be refused any more.
+    fn taken_over(&self, _address: &SocketAddress) {}
+}
+
+/// Sockets that are bound at their addresses, by a worker thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bind;
+
+impl Sockets for Bind {
+    fn co_listen(&self, co: &Co<'_>, address: &SocketAddress) -> Result<Listener, SocketError> {
+        PoolShare::once(co, || Listener::bind(address))
+    }
+}
+
+impl<S: Sockets> VhostUserBlkExportType<S> {
+    /// One whose sockets these are.
+    pub fn new(sockets: S) -> VhostUserBlkExportType<S> {
+        VhostUserBlkExportType(sockets)
+    }
+}
+
+/// A disk for a virtual machine in another process: QAPI's `BlockExportOptionsVhostUserBlk`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct VhostUserBlkExportOptions {
+    /// `addr`: where front ends connect; `unix` or `fd`.
+    pub addr: SocketAddress,
+    /// `logical-block-size` in bytes; 512 by default.
+    pub logical_block_size: Option<Size>,
+    /// `num-queues`; 1 by default.
+    pub num_queues: Option<u16>,
+}
 
 /// An export over vhost-user.
 struct VhostUserBlkExport {
@@ -47,7 +101,7 @@ impl Status {
     }
 }
 
-impl ExportType for VhostUserBlkExportType {
+impl<S: Sockets> ExportType for VhostUserBlkExportType<S> {
     const NAME: &'static str = "vhost-user-blk";
     type Options = VhostUserBlkExportOptions;
 
@@ -58,12 +112,18 @@ impl ExportType for VhostUserBlkExportType {
     ) -> Result<Box<dyn Export>, ExportError> {
         let (co, options) = (exporting.co, exporting.options);
         let device = config(options, &vhost)?;
-        let listener = sockets::co_listen_unix(co, &vhost.addr).map_err(ExportError::of_type)?;
+        let is_local = matches!(vhost.addr, SocketAddress::Unix(_) | SocketAddress::Fd(_));
+        let listener = match is_local {
+            true => self.0.co_listen(co, &vhost.addr),
+            false => Err(SocketError::UnixOnly),
+        };
+        let listener = listener.map_err(ExportError::of_type)?;
         let status = Arc::new(Status::default());
         let (told, reporter) = (Arc::clone(&status), exporting.reporter.clone());
         let device_options = VhostUserBlkOptions {
             device,
             read_only: !options.writable,
+            allow_inactive: options.allow_inactive,
             contexts: exporting.contexts.to_vec(),
             paused: true,
             error_listener: Some(Arc::new(move |event| {
@@ -77,7 +137,7 @@ impl ExportType for VhostUserBlkExportType {
         let disk =
             VhostUserBlk::from_listener(co.context(), listener, exporting.node, device_options)
                 .map_err(ExportError::of_type)?;
-        sockets::taken_over(&vhost.addr);
+        self.0.taken_over(&vhost.addr);
         let (device, contexts) = (disk.device(), exporting.contexts.to_vec());
         Ok(Box::new(VhostUserBlkExport {
             disk: RefCell::new(Some(disk)),
@@ -92,17 +152,17 @@ impl ExportType for VhostUserBlkExportType {
 fn config(
     options: &ExportOptions,
     vhost: &VhostUserBlkExportOptions,
-) -> Result<VirtioBlkConfig, OptionError> {
+) -> Result<VirtioBlkConfig, Error> {
     let block_bytes = vhost.logical_block_size.map_or(512, |size| size.0);
-    let is_size = block_bytes.is_power_of_two() && (512..=MOST_BLOCK_BYTES).contains(&block_bytes);
+    let is_size = block_bytes.is_power_of_two() && (512..=MAX_BLOCK_BYTES).contains(&block_bytes);
     if !is_size {
-        return Err(OptionError::other(format!(
-            "parameter logical-block-size must be a power of 2 between 512 and {MOST_BLOCK_BYTES}"
+        return Err(Error::other(format!(
+            "parameter logical-block-size must be a power of 2 between 512 and {MAX_BLOCK_BYTES}"
         )));
     }
     let num_queues = vhost.num_queues.unwrap_or(1);
     if num_queues == 0 {
-        return Err(OptionError::other("num-queues must be greater than 0"));
+        return Err(Error::other("num-queues must be greater than 0"));
     }
     Ok(VirtioBlkConfig {
         name: options.id.clone(),

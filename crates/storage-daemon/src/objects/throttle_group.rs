@@ -1,20 +1,32 @@
-//! The limits of a throttle group: QAPI's `ThrottleLimits`, and the same one by one, as `x-iops-total`.
+//! `throttle-group`: limits that nodes share.
+//!
+//! They are QAPI's `ThrottleLimits`, and the same one by one, as `x-iops-total`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use coblk::block::filters::throttle::{Rate, ThrottleLimits};
+use coblk::block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
+use coblk::options::BlockdevError;
+use coblk::qapi::from_value;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::OptionError;
+use super::object_type::{ObjectPlace, ObjectType, Property};
+use super::running::Objects;
+use crate::error::DaemonError;
+use crate::options::OptionError;
+
+/// The type `throttle-group`. Its object is a [`ThrottleGroup`], which nodes find by its id.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThrottleGroupType;
 
 /// Numbers by their names.
 type Numbers = BTreeMap<String, i64>;
 
 /// Limits that nodes share, as they were given: by name, as `iops-total-max`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ThrottleGroupOptions {
     #[serde(rename = "limits", skip_serializing_if = "Numbers::is_empty")]
     given: Numbers,
@@ -40,11 +52,6 @@ limits! {
 }
 
 impl ThrottleGroupOptions {
-    /// The names of all limits.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        LIMITS.iter().copied()
-    }
-
     /// These, and in place of some of them those that `more` says.
     #[must_use]
     pub fn with(mut self, more: ThrottleGroupOptions) -> ThrottleGroupOptions {
@@ -53,7 +60,7 @@ impl ThrottleGroupOptions {
     }
 
     /// The properties of the object: all limits, together and one by one.
-    pub(super) fn values(&self) -> Map<String, Value> {
+    fn values(&self) -> Map<String, Value> {
         let value = |name: &str| {
             let default = i64::from(name.ends_with("-max-length"));
             Value::from(self.given.get(name).copied().unwrap_or(default))
@@ -98,6 +105,64 @@ impl ThrottleGroupOptions {
             iops_write: rate("iops-write"),
             iops_size: number("iops-size").unwrap_or(0),
         })
+    }
+}
+
+impl ObjectType for ThrottleGroupType {
+    const NAME: &'static str = "throttle-group";
+    type Options = ThrottleGroupOptions;
+    type Object = ThrottleGroup;
+
+    fn co_make(
+        &self,
+        place: &ObjectPlace<'_, '_>,
+        options: &ThrottleGroupOptions,
+    ) -> Result<ThrottleGroup, DaemonError> {
+        let limits = options.checked_limits()?;
+        let group = ThrottleGroup::new(place.id, limits).map_err(|source| {
+            DaemonError::Blockdev(BlockdevError::Throttle { group: place.id.to_owned(), source })
+        })?;
+        place.blockdevs.add_throttle_group(&group)?;
+        Ok(group)
+    }
+
+    fn release(&self, place: &ObjectPlace<'_, '_>, _: &ThrottleGroup) -> Result<(), DaemonError> {
+        Ok(place.blockdevs.remove_throttle_group(place.id)?)
+    }
+
+    /// Requests that wait go by the new limits.
+    fn co_set(
+        &self,
+        _: &ObjectPlace<'_, '_>,
+        group: &ThrottleGroup,
+        options: &ThrottleGroupOptions,
+        property: &str,
+        value: Value,
+    ) -> Result<ThrottleGroupOptions, DaemonError> {
+        if property != "limits" {
+            return Err(DaemonError::FixedProperty(property.to_owned()));
+        }
+        let options = options.clone().with(from_value(json!({ "limits": value }))?);
+        group.set_limits(options.checked_limits()?).map_err(OptionError::other)?;
+        Ok(options)
+    }
+
+    fn values(&self, options: &ThrottleGroupOptions) -> Map<String, Value> {
+        options.values()
+    }
+
+    fn properties(&self) -> Vec<Property> {
+        let singly = LIMITS.iter().map(|name| Property::new(format!("x-{name}"), "int"));
+        singly.chain([Property::new("limits", "ThrottleLimits")]).collect()
+    }
+}
+
+/// Lets everything pass that throttle groups hold back.
+pub(crate) fn lift_limits(objects: &Objects) {
+    for (id, group) in objects.all::<ThrottleGroup>() {
+        if let Err(error) = group.set_limits(ThrottleLimits::default()) {
+            tracing::error!(group = id, %error, "limits cannot be lifted");
+        }
     }
 }
 

@@ -1,0 +1,200 @@
+//! [`GraphError`]: why the graph cannot be changed.
+
+use std::borrow::Cow;
+use std::io;
+
+use super::{MAX_HEIGHT, Operation};
+use crate::driver::MAX_LENGTH;
+use crate::driver::permissions::PermissionError;
+use crate::graph::gate::WAIT_LIMIT;
+
+/// Why the graph cannot be changed in this way. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GraphError {
+    /// A node would be its own child, directly or not.
+    #[error("making node '{below}' a child of node '{above}' would create a cycle")]
+    Cycle {
+        /// The node whose edge would turn.
+        above: String,
+        /// Where it would lead.
+        below: String,
+    },
+    /// Requests recurse through a chain of nodes, so its length is bounded.
+    #[error("node '{node}' would have more than {max} levels of children")]
+    TooHigh {
+        /// The node.
+        node: String,
+        /// The most levels there may be.
+        max: usize,
+    },
+    /// No request could reach its end.
+    #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
+    TooLong {
+        /// The node.
+        node: String,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// The node that is to be inserted does not lead to the other.
+    #[error("node '{above}' cannot be inserted above node '{below}': it does not lead to it")]
+    NotAbove {
+        /// The node to be inserted.
+        above: String,
+        /// Where.
+        below: String,
+    },
+    /// It does not have exactly one child, which could take its place.
+    #[error("node '{node}' cannot be removed: it has {children} children, not one")]
+    NoOnlyChild {
+        /// The node to be removed.
+        node: String,
+        /// How many.
+        children: usize,
+    },
+    /// A node that a user writes to would become read-only.
+    #[error("node '{node}' cannot become read-only: {user} writes to it")]
+    Writer {
+        /// The node.
+        node: String,
+        /// The user that writes, as `backend 'drive'`.
+        user: String,
+    },
+    /// Requests do not end: their disk does not answer, or they are long.
+    #[error("node '{0}' still has requests in flight after {limit} s", limit = WAIT_LIMIT.as_secs())]
+    RequestsInTheWay(String),
+    /// Another change does not end.
+    #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
+    ChangeInTheWay,
+    /// It is to be closed.
+    #[error("node '{0}' is in use")]
+    InUse(String),
+    /// It takes no users.
+    #[error("node '{0}' is closed")]
+    Closed(String),
+    /// The driver failed to write what it kept. The node stays open.
+    #[error("node '{node}' cannot be closed: {source}")]
+    Close {
+        /// The node.
+        node: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It has an active parent.
+    #[error("node '{node}' cannot be inactive: its parent, node '{parent}', is active")]
+    ActiveParent {
+        /// The node.
+        node: String,
+        /// The parent.
+        parent: String,
+    },
+    /// A user writes to it.
+    #[error("node '{node}' cannot be inactive: {user} writes to it")]
+    ActiveUser {
+        /// The node.
+        node: String,
+        /// Which user, as `backend 'drive'`.
+        user: String,
+    },
+    /// The storage of a node cannot be handed over, or taken back.
+    #[error("node '{node}' cannot be made {}: {source}", if *active { "active" } else { "inactive" })]
+    Activity {
+        /// The node.
+        node: String,
+        /// What it was to be.
+        active: bool,
+        /// Why.
+        source: io::Error,
+    },
+    /// A user of the node keeps it from being changed.
+    #[error("node '{node}' cannot be {operation}: {user} blocks it: {reason}")]
+    Blocked {
+        /// The node.
+        node: String,
+        /// What was to be done.
+        operation: Operation,
+        /// Which user, as `job 'backup'`.
+        user: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A job relies on an edge as it is.
+    #[error("cannot change '{edge}' link from '{parent}' to '{child}': {reason}")]
+    Frozen {
+        /// The edge, as `backing`.
+        edge: Cow<'static, str>,
+        /// The node whose edge it is.
+        parent: String,
+        /// Where it leads.
+        child: String,
+        /// Why it is frozen, as `job 'commit0' needs it`.
+        reason: String,
+    },
+    /// A chain does not lead to the node that was to be its base.
+    #[error("node '{base}' is not in the chain of node '{top}'")]
+    NotInChain {
+        /// Where the chain begins.
+        top: String,
+        /// What it does not lead to.
+        base: String,
+    },
+    /// The driver has no such edge.
+    #[error("node '{node}' does not have child '{edge}'")]
+    NoEdge {
+        /// The node.
+        node: String,
+        /// The name of the edge that was asked for.
+        edge: String,
+    },
+    /// There is a child already.
+    #[error("node '{node}' already has node '{child}' as child '{edge}'")]
+    SlotTaken {
+        /// The node.
+        node: String,
+        /// The edge.
+        edge: Cow<'static, str>,
+        /// The child.
+        child: String,
+    },
+    /// There is no child that could be taken.
+    #[error("node '{node}' has no node as child '{edge}'")]
+    SlotEmpty {
+        /// The node.
+        node: String,
+        /// The edge.
+        edge: Cow<'static, str>,
+    },
+    /// The driver does not work without this child.
+    #[error("child '{edge}' of node '{node}' cannot be detached")]
+    NoSlot {
+        /// The node.
+        node: String,
+        /// The edge.
+        edge: Cow<'static, str>,
+    },
+    /// Its driver has a fixed number of children.
+    #[error("node '{node}' does not support adding a child")]
+    NoChildList {
+        /// The node.
+        node: String,
+    },
+    /// The driver does not agree.
+    #[error("child '{edge}' of node '{node}' cannot change: {reason}")]
+    ChildRefused {
+        /// The node.
+        node: String,
+        /// The edge.
+        edge: Cow<'static, str>,
+        /// What the driver says.
+        reason: String,
+    },
+    /// Users of both nodes exclude each other.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+}
+
+impl GraphError {
+    pub(crate) fn too_high(node: &str) -> GraphError {
+        GraphError::TooHigh { node: node.to_owned(), max: MAX_HEIGHT }
+    }
+}
