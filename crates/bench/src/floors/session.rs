@@ -347,6 +347,9 @@ impl VhostUserBackendReqHandlerMut for Session {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn session() -> Session {
@@ -392,6 +395,27 @@ mod tests {
         assert!(session.set_vring_addr(0, flags(), 0x9000, 0, 0x9000, 0).is_err());
         session.set_vring_addr(1, flags(), 0x9000, 0xa000, 0x9800, 0).unwrap();
         assert!(session.set_vring_addr(2, flags(), 0x9000, 0xa000, 0x9800, 0).is_err());
+    }
+
+    #[test]
+    fn a_queue_that_is_broken_ends_the_connection() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let store = Arc::new(Store::open(None).unwrap());
+        let mut session = Session::new(ours, Wait::Blocking, store, 1);
+        let (layout, file) = region(8192);
+        // Of the available ring, the index: more than the queue has entries.
+        file.write_all_at(&9u16.to_le_bytes(), 4096 + 2).unwrap();
+        session.set_features(F_VERSION_1 | F_PROTOCOL).unwrap();
+        session.add_region(layout, file).unwrap();
+        session.set_vring_num(0, 8).unwrap();
+        let flags = VhostUserVringAddrFlags::empty();
+        session.set_vring_addr(0, flags, 0x9000, 0x9800, 0xa000, 0).unwrap();
+        let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        session.set_vring_kick(0, Some(File::from(kick))).unwrap();
+        session.set_vring_enable(0, true).unwrap();
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+        let error = session.stop().unwrap_err().to_string();
+        assert!(error.contains("9 requests in a queue of 8"), "{error}");
     }
 
     #[test]
