@@ -333,6 +333,7 @@ mod tests {
             let (file, mut stream, server) = server(Wait::Spinning);
             go(&stream);
             stream.write_all(&bytes).unwrap();
+            drop(stream);
             let error = server.join().unwrap().unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
             assert_eq!(std::fs::read(file.path()).unwrap(), pattern());
