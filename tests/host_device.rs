@@ -154,7 +154,7 @@ fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
     let image = sparse_image(dir.path(), "device.img", 2 * MIB);
     let device = LoopDevice::new(&image, 512);
     let ctx = AioContext::for_test().unwrap();
-    let blockdevs = Blockdevs::new();
+    let blockdevs = Blockdevs::new(coblk::drivers());
     let line = format!("host_device,node-name=disk,filename={}", device.path().display());
     let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
     let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
@@ -167,7 +167,8 @@ fn a_resize_takes_over_the_length_of_a_device_that_has_grown() {
     let refused = blockdevs.resize(&ctx, "disk", 8 * MIB).unwrap_err().to_string();
     assert!(refused.contains("Cannot grow device files"), "{refused}");
     blockdevs.resize(&ctx, "disk", 4 * MIB).unwrap();
-    ctx.run_until(|| told.get() == 4 * MIB);
+    while ctx.try_poll() {}
+    assert_eq!(told.get(), 4 * MIB);
     blockdevs.resize(&ctx, "disk", MIB).expect("less than there is means nothing");
     assert_eq!(node.length(), 4 * MIB);
     let source = IoVector::from(&[7; 512][..]);
@@ -240,7 +241,7 @@ fn an_image_that_is_not_whole_blocks_of_o_direct_is_not_written() {
     let dir = image_dir!();
     let mounted = Mounted::new(dir.path());
     let image = sparse_image(&mounted.at, "disk.img", MIB + 512);
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new(coblk::drivers()));
     let options = |direct: &str, read_only: &str| {
         let line = format!(
             "file,node-name=disk,filename={},cache.direct={direct},read-only={read_only}",

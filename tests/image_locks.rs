@@ -284,7 +284,7 @@ fn a_crash_of_ours_gives_the_image_free() {
 fn a_backend_locks_the_image_for_as_long_as_it_uses_it() {
     let (_dir, image) = image();
     let path = tools::text(&image);
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new(coblk::drivers()));
     let line = format!("raw,file.driver=file,file.locking=on,file.filename={path}");
     let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&line).unwrap()).unwrap();
     assert_eq!(locked_bytes(&image), NOBODY);
@@ -305,7 +305,7 @@ fn a_backend_locks_the_image_for_as_long_as_it_uses_it() {
 fn an_image_is_handed_to_another_process_and_taken_back() {
     let (_dir, image) = image();
     let path = tools::text(&image);
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new(coblk::drivers()));
     let line = format!(
         "raw,node-name=disk,file.driver=file,file.node-name=image,file.locking=on,\
          file.filename={path}"

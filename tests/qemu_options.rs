@@ -121,7 +121,8 @@ fn we_take(line: &str) -> Result<(), String> {
         false => NodeOptions::from_keyval(line),
     };
     let options = options.map_err(|error| error.to_string())?;
-    let (ctx, blockdevs) = (AioContext::for_test().expect("a context"), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().expect("a context"), Blockdevs::new(coblk::drivers()));
     blockdevs.open(&ctx, options).map(drop).map_err(|error| error.to_string())
 }
 

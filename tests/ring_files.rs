@@ -121,7 +121,7 @@ fn an_image_that_is_open_in_another_way_is_registered_anew() {
     let image = dir.path().canonicalize().expect("its path").join("disk.img");
     let data: Vec<u8> = (0..200_000_u32).map(|at| (at / 7) as u8).collect();
     fs::write(&image, &data[..199_680]).expect("an image");
-    let (ctx, blockdevs) = (context(), Blockdevs::new());
+    let (ctx, blockdevs) = (context(), Blockdevs::new(coblk::drivers()));
     let options = |more: &str| {
         let line = format!("file,node-name=d0,filename={},{more}", image.display());
         NodeOptions::from_keyval(&line).expect("options")

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use crate::context::AioHandle;
-use crate::context::{AioContext, AioContextBuilder};
+use crate::context::{AioContext, AioContextBuilder, AioHandle, wait_until};
 use crate::{panics, sys};
 
 /// A thread with an [`AioContext`] of its own, for devices that shall not share the main loop.
@@ -100,7 +99,12 @@ impl IoThread {
             return None;
         }
         self.handle.notify();
-        (thread.thread().id() != std::thread::current().id()).then(|| thread.join())
+        if thread.thread().id() == std::thread::current().id() {
+            return None;
+        }
+        // Its coroutines may have called to a context of this thread.
+        wait_until(|| thread.is_finished());
+        Some(thread.join())
     }
 }
 

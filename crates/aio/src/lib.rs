@@ -46,7 +46,8 @@ mod trace;
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
     AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, DEFAULT_POLL_MAX, EventHandler,
-    FdHandler, FdInterest, PollParams, Readiness, RemoteBottomHalf, Timer, Wait,
+    FdHandler, FdInterest, MAX_CONTEXTS, PerContext, PollParams, Readiness, RemoteBottomHalf,
+    Timer, Wait,
 };
 pub use event_notifier::EventNotifier;
 pub use io_thread::IoThread;

@@ -198,11 +198,21 @@ impl LocalList {
 
     /// Takes `node` out if it is here. Walks the list: for the rare cancellation only.
     pub(crate) fn remove(&self, node: NonNull<Node>) -> bool {
+        self.take_where(|head| head == node).is_some()
+    }
+
+    /// Takes the first node of a kind out. Walks the list: for the rare cancellation only.
+    pub(crate) fn take_kind(&self, kind: &'static NodeKind) -> Option<NonNull<Node>> {
+        // SAFETY: what is on the list is alive.
+        self.take_where(|head| ptr::eq(unsafe { head.as_ref() }.kind, kind))
+    }
+
+    fn take_where(&self, is_wanted: impl Fn(NonNull<Node>) -> bool) -> Option<NonNull<Node>> {
         let keep = LocalList::new();
-        let mut found = false;
+        let mut found = None;
         while let Some(head) = self.pop() {
-            if head == node {
-                found = true;
+            if found.is_none() && is_wanted(head) {
+                found = Some(head);
             } else {
                 // SAFETY: it was on this list, so the rule holds for it; it only changes lists.
                 unsafe { keep.push(head) };

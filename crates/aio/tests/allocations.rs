@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use coblk_aio::sync::CoMutex;
-use coblk_aio::{AioContext, CoWaker, ThreadPool};
+use coblk_aio::{AioContext, CoWaker, IoThread, ThreadPool};
 
 struct Counting;
 
@@ -64,6 +64,7 @@ fn hot_paths_allocate_nothing_in_steady_state() {
     callbacks(&ctx);
     wakes(&ctx);
     jobs(&ctx);
+    calls(&ctx);
 }
 
 fn callbacks(ctx: &AioContext) {
@@ -162,4 +163,24 @@ fn jobs(ctx: &AioContext) {
     // well happen here.
     let count = ALLOCATIONS.load(Ordering::Relaxed) - before;
     assert!(count <= 8, "1000 times submit_co: {count} allocations");
+}
+
+fn calls(ctx: &AioContext) {
+    let thread = IoThread::new("there").unwrap();
+    let (called, home) = (Rc::new(Cell::new(0)), thread.handle().clone());
+    let count = Rc::clone(&called);
+    ctx.spawn("calls", move |co| {
+        for _ in 0..2000 {
+            let value = co.call_at(&home, "call", |there| {
+                there.yield_now();
+                1
+            });
+            count.set(count.get() + value.unwrap());
+        }
+    });
+    ctx.run_until(|| called.get() >= 1000);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    ctx.run_until(|| called.get() == 2000);
+    let count = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert_eq!(count, 0, "1000 times call_at, by both threads");
 }

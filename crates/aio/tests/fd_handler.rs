@@ -131,6 +131,7 @@ fn a_handler_keeps_the_descriptor_that_it_was_given() {
 
 #[test]
 fn a_registration_that_fails_leaves_the_former_one() {
+    let _watchdog = watchdog();
     let ctx = AioContext::for_test().unwrap();
     let log = Log::new();
     let (a, mut b) = pair();

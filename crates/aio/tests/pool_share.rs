@@ -1,12 +1,15 @@
 //! Shares of the worker pool: calls that hang leave threads for others.
 #![forbid(unsafe_code)]
 
+mod util;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use coblk_aio::{AioContext, PoolShare, ThreadPool};
+use util::watchdog;
 
 /// What calls hang on until it is opened.
 #[derive(Default)]
@@ -66,6 +69,7 @@ fn hang(ctx: &AioContext, share: &Rc<PoolShare>, dam: &Arc<Dam>, calls: usize) -
 
 #[test]
 fn a_share_whose_calls_hang_leaves_threads_for_others() {
+    let _watchdog = watchdog();
     let ctx = context(8);
     let (dead, dam) = (Rc::new(PoolShare::new()), Arc::new(Dam::default()));
     let done = hang(&ctx, &dead, &dam, 100);
@@ -105,6 +109,7 @@ fn calls_of_one_share_begin_in_their_order() {
 
 #[test]
 fn a_share_that_waits_for_threads_of_another_context_gets_them() {
+    let _watchdog = watchdog();
     let pool = ThreadPool::new(0, 2).unwrap();
     let ctx = AioContext::builder().thread_pool(pool.clone()).build().unwrap();
     let (dam, own_dam) = (Arc::new(Dam::default()), Arc::new(Dam::default()));

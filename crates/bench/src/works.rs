@@ -84,6 +84,10 @@ pub enum Work {
     NullAioQd1,
     /// As `NullQd64`, for a driver that suspends.
     NullAioQd64,
+    /// As `NullQd64`, below eight `raw` nodes, one upon the other.
+    ChainQd64,
+    /// As `NullAioQd64`, below eight `raw` nodes.
+    ChainAioQd64,
     /// A context with nothing to do.
     IdleWakeUps,
     /// The same: CPU time.
@@ -94,7 +98,7 @@ pub enum Work {
 
 impl Work {
     /// All works of `micro`, in the order of its table.
-    pub const ALL: [Work; 22] = [
+    pub const ALL: [Work; 24] = [
         Work::ResumeSuspend,
         Work::CreateRunEnd,
         Work::Nesting,
@@ -114,6 +118,8 @@ impl Work {
         Work::NullQd64,
         Work::NullAioQd1,
         Work::NullAioQd64,
+        Work::ChainQd64,
+        Work::ChainAioQd64,
         Work::IdleWakeUps,
         Work::IdleCpu,
         Work::TwoContexts,
@@ -141,6 +147,8 @@ impl Work {
             Work::NullQd64 => "null QD64",
             Work::NullAioQd1 => "null-aio QD1",
             Work::NullAioQd64 => "null-aio QD64",
+            Work::ChainQd64 => "null below 8 raw QD64",
+            Work::ChainAioQd64 => "null-aio below 8 raw QD64",
             Work::IdleWakeUps => "idle: wake-ups",
             Work::IdleCpu => "idle: cpu",
             Work::TwoContexts => "two contexts",

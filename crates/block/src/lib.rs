@@ -1,4 +1,4 @@
-//! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`] and [`filters`].
+//! The block layer: [`BlockBackend`], [`BlockNode`], [`drivers`](mod@drivers) and [`filters`].
 //!
 //! A request goes from a backend (`backend/`) through the request path of its node (`io/`) to a driver,
 //! all in one coroutine, on one thread.
@@ -13,6 +13,7 @@
 //! format/     drivers of what bytes mean: raw
 //! filter/     drivers that pass requests on: blkdebug, blklogwrites, throttle
 //! options/    what nodes are described by
+//! registry/   drivers by their names, and how they open nodes
 //! blockdevs/  nodes by their names: open, close, reopen, resize
 //! ```
 #![forbid(unsafe_code)]
@@ -27,11 +28,15 @@ mod graph;
 mod io;
 pub mod options;
 mod protocol;
+mod registry;
 
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
-    pub use crate::format::{Raw, RawError};
-    pub use crate::protocol::{Engine, File, FileOpenError, FileOptions, Locking, Null};
+    pub use crate::driver::mode::Engine;
+    pub use crate::format::{Raw, RawError, RawOptions};
+    pub use crate::protocol::{
+        File, FileNodeOptions, FileOpenError, FileOptions, Locking, Null, NullOptions,
+    };
 }
 
 /// Filters: drivers that pass requests on to one node, and do something on the way.
@@ -51,6 +56,7 @@ pub use backend::options::BackendOptions;
 pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
+pub use driver::background::Background;
 pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
@@ -64,6 +70,7 @@ pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
+pub use graph::homes::is_home;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};
@@ -77,3 +84,18 @@ pub use graph::{
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
 pub use io::tracked::Access;
+pub use registry::{
+    BlockdevError, Driver, Drivers, NamedObject, NodeMode, OpenError, Opening, Reopen, Reopening,
+};
+
+/// The drivers of this crate, for options to name.
+pub fn drivers() -> Drivers {
+    let mut drivers = Drivers::new();
+    drivers.add::<drivers::File>();
+    drivers.add::<drivers::Null>();
+    drivers.add::<drivers::Raw>();
+    drivers.add::<filters::blkdebug::BlkDebug>();
+    drivers.add::<filters::blklogwrites::BlkLogWrites>();
+    drivers.add::<filters::throttle::Throttle>();
+    drivers
+}

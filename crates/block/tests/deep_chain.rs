@@ -5,7 +5,7 @@ mod util;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
-use coblk_block::drivers::Null;
+use coblk_block::drivers::{Null, RawOptions};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
 use coblk_coroutine::{StackConfig, configure_stacks};
@@ -107,17 +107,17 @@ fn the_highest_chain_needs_half_a_stack() {
     bench.open("null-co,node-name=log,size=1073741824").unwrap();
     let limits = coblk_block::filters::throttle::ThrottleLimits::default();
     let group = coblk_block::filters::throttle::ThrottleGroup::new("group", limits).unwrap();
-    bench.blockdevs.add_throttle_group(&group).unwrap();
+    bench.blockdevs.add_object("group", Arc::new(group)).unwrap();
     chain_of(&bench, "raw", "file");
     chain_of(&bench, "throttle,throttle-group=group", "file");
     chain_of(&bench, "blkdebug", "image");
     // Every level pads, and makes requests of its own.
     chain_of(&bench, "blkdebug,align=4096,max-transfer=4096,opt-write-zero=8192", "image");
     mapped_chains(&bench.ctx);
-    // One described by the other, opened and dropped in one go: as deep as JSON goes.
+    // One described by the other, opened and dropped in one go.
     let mut options = NodeOptions::from_keyval("null-co,size=1048576,read-zeroes=on").unwrap();
-    for _ in 0..127 {
-        options = NodeOptions::new(coblk_block::options::DriverOptions::raw(options));
+    for _ in 0..256 {
+        options = NodeOptions::new(RawOptions::new(options));
     }
     bench.ctx.run(|co| {
         let top = bench.blockdevs.co_open(co, options.clone()).unwrap();

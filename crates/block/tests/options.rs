@@ -6,8 +6,10 @@ use std::fs;
 use std::sync::Arc;
 
 use coblk_aio::{IoVector, IoVectorMut};
+use coblk_block::drivers::FileNodeOptions;
+use coblk_block::filters::blklogwrites::BlkLogWritesOptions;
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
-use coblk_block::options::{BlkLogWritesOptions, DriverOptions, NodeOptions};
+use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockBackend, WriteFlags};
 use util::PATIENCE;
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
@@ -56,7 +58,7 @@ fn names_are_unique_while_their_nodes_live() {
     bench.open("driver=null-co,node-name=c").unwrap();
     let error = bench
         .blockdevs
-        .open(&bench.ctx, NodeOptions::new(DriverOptions::file("a")).named("#block1"));
+        .open(&bench.ctx, NodeOptions::new(FileNodeOptions::new("a")).named("#block1"));
     assert!(error.err().unwrap().to_string().contains("'#block1' is not a name"));
     let unnamed = bench.open("driver=null-aio").unwrap();
     assert!(unnamed.name().starts_with("#block"), "{}", unnamed.name());
@@ -102,7 +104,7 @@ fn read_only_is_inherited_and_not_to_be_undone_above() {
 fn auto_read_only_opens_what_may_not_be_written() {
     // Nobody may write to this one, root included.
     let (bench, path) = (Bench::new(), "/sys/kernel/notes");
-    let options = NodeOptions::new(DriverOptions::file(path)).named("notes");
+    let options = NodeOptions::new(FileNodeOptions::new(path)).named("notes");
     let error = bench.blockdevs.open(&bench.ctx, options.clone()).err().unwrap().to_string();
     assert!(error.contains("for writing"), "{error}");
     let node = bench.blockdevs.open(&bench.ctx, options.auto_read_only(true)).unwrap();
@@ -125,15 +127,16 @@ fn throttle_groups_are_named() {
     let bench = Bench::new();
     let limits = ThrottleLimits { iops_total: Rate::new(1000), ..ThrottleLimits::default() };
     let group = ThrottleGroup::new("g", limits).unwrap();
-    bench.blockdevs.add_throttle_group(&group).unwrap();
-    let error = bench.blockdevs.add_throttle_group(&group).unwrap_err().to_string();
+    let group = Arc::new(group);
+    bench.blockdevs.add_object("g", Arc::clone(&group)).unwrap();
+    let error = bench.blockdevs.add_object("g", group).unwrap_err().to_string();
     assert_eq!(error, "there is a throttle group 'g' already");
     bench.open("driver=throttle,node-name=t,throttle-group=g,file.driver=null-co").unwrap();
-    let error = bench.blockdevs.remove_throttle_group("g").unwrap_err().to_string();
+    let error = bench.blockdevs.remove_object::<ThrottleGroup>("g").unwrap_err().to_string();
     assert_eq!(error, "throttle group 'g' is in use");
     bench.blockdevs.close(&bench.ctx, "t").unwrap();
-    bench.blockdevs.remove_throttle_group("g").unwrap();
-    assert!(bench.blockdevs.throttle_group("g").is_none());
+    bench.blockdevs.remove_object::<ThrottleGroup>("g").unwrap();
+    assert!(bench.blockdevs.object::<ThrottleGroup>("g").is_none());
 }
 
 #[test]
@@ -202,9 +205,8 @@ fn a_log_has_sectors_as_asked() {
     }
     // Typed options may say anything.
     let [file, log] = [(); 2].map(|()| NodeOptions::from_keyval("null-co").unwrap().into());
-    let driver =
-        DriverOptions::BlkLogWrites(BlkLogWritesOptions { file, log, log_sector_size: Some(3) });
-    let error = bench.blockdevs.open(&bench.ctx, NodeOptions::new(driver)).err().unwrap();
+    let options = NodeOptions::new(BlkLogWritesOptions { file, log, log_sector_size: Some(3) });
+    let error = bench.blockdevs.open(&bench.ctx, options).err().unwrap();
     let expected = "option 'log-sector-size': 3 is not a power of two from 512 to 65536";
     assert!(error.to_string().ends_with(expected), "{error}");
 }
@@ -297,6 +299,11 @@ fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
     let why = "node 'top' would have more than 256 levels of children";
     bench.refused("raw,node-name=top,file=n256", why);
     bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$,log=n256", why);
+    // Opened first, this one would be what is wrong.
+    bench.refused("blklogwrites,node-name=top,file.driver=file,file.filename=$.not,log=n256", why);
+    // A log is begun when it is opened.
+    bench.refused("blklogwrites,node-name=top,file=n256,log.driver=file,log.filename=$", why);
+    assert!(fs::read(bench.image()).unwrap().iter().all(|byte| *byte == 7), "it was written to");
     // What is described counts as what is there.
     let deep = "blklogwrites,node-name=b,file.driver=file,file.filename=$,log.driver=raw,";
     let line = format!("{deep}log.node-name=mid,log.file=n255");

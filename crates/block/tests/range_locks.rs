@@ -281,7 +281,8 @@ fn a_lock_after_zeroes_finds_them_complete_and_told() {
     let scene = Scene::with_limits(limits);
     let node = scene.backend.node().unwrap();
     let told = Arc::new(Told(std::sync::Mutex::default()));
-    let _hook = node.add_after_write(&node.drain(&scene.ctx), Arc::clone(&told) as _);
+    let hook = Arc::clone(&told) as _;
+    let _hook = scene.ctx.run(|co| node.co_add_after_write(co, hook)).unwrap();
     scene.disk.fill(1);
     scene.disk.judge(|_| Verdict::Hold);
     // The driver zeroes 4096..8192; what is around that is written.

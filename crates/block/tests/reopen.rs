@@ -11,8 +11,10 @@ use coblk_aio::sys::faults::Faults;
 use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::{Engine, File};
 use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
-use coblk_block::options::{BlockdevError, NodeOptions};
-use coblk_block::{BackendOptions, BlockBackend, BlockNode, CacheMode, RemoteBackend, WriteFlags};
+use coblk_block::options::NodeOptions;
+use coblk_block::{
+    BackendOptions, BlockBackend, BlockNode, BlockdevError, CacheMode, RemoteBackend, WriteFlags,
+};
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 use util::errno;
 
@@ -165,7 +167,9 @@ fn caches_and_engines_change_while_requests_run_on_two_contexts() {
             let mut data = [0; 8 * 701];
             backend.preadv(&bench.ctx, 0, &mut IoVectorMut::from(&mut data[..])).unwrap();
             assert!(data.chunks(701).all(|it| it[..700] == [round as u8; 700] && it[700] == 7));
-            let file = bench.blockdevs.node("f0").unwrap().describe();
+            let file = bench.blockdevs.node("f0").unwrap();
+            assert_eq!(file.limits().request_alignment > 1, direct, "round {round}");
+            let file = file.describe();
             assert_eq!(file.cache, CacheMode { direct, no_flush: false });
             assert_eq!(file.engine == Some(Engine::IoUring), uring);
             let flags = writable_flags_of(&bench.image());
@@ -240,6 +244,24 @@ fn another_part_of_another_node() {
 }
 
 #[test]
+fn a_child_is_told_by_the_node_that_it_was_opened_for_and_by_no_other() {
+    let bench = Bench::new();
+    bench.open("raw,node-name=top,file.driver=file,file.node-name=image,file.filename=$").unwrap();
+    bench.open("raw,node-name=reader,file=image,read-only=on").unwrap();
+    let image = bench.blockdevs.node("image").unwrap();
+    bench.reopen(&["raw,node-name=reader,file=image,read-only=on,cache.no-flush=on"]).unwrap();
+    let told = || (image.is_read_only(), image.describe().cache.no_flush);
+    assert_eq!(told(), (false, false));
+    bench.reopen(&["raw,node-name=top,file=image,cache.no-flush=on"]).unwrap();
+    assert_eq!(told(), (false, true));
+    // Nor may it be described by another.
+    bench.refused_reopen(
+        &["raw,node-name=reader,read-only=on,file.driver=file,file.filename=$"],
+        "node 'reader': cannot change the option 'file'",
+    );
+}
+
+#[test]
 fn nodes_that_turn_together_make_no_cycle() {
     let bench = Bench::new();
     bench.open("file,node-name=f0,filename=$").unwrap();
@@ -268,7 +290,7 @@ fn a_throttle_node_goes_to_another_group() {
     let bench = Bench::new();
     for name in ["g0", "g1"] {
         let group = ThrottleGroup::new(name, ThrottleLimits::default()).unwrap();
-        bench.blockdevs.add_throttle_group(&group).unwrap();
+        bench.blockdevs.add_object(group.name(), Arc::new(group.clone())).unwrap();
     }
     let line = "throttle,node-name=t0,throttle-group=g0,file.driver=null-co,file.node-name=n0";
     let node = bench.open(line).unwrap();
@@ -279,8 +301,8 @@ fn a_throttle_node_goes_to_another_group() {
     );
     bench.reopen(&["throttle,node-name=t0,throttle-group=g1,file=n0"]).unwrap();
     write(&bench.ctx, &backend, 1).unwrap();
-    bench.blockdevs.remove_throttle_group("g0").unwrap();
-    assert!(bench.blockdevs.remove_throttle_group("g1").is_err());
+    bench.blockdevs.remove_object::<ThrottleGroup>("g0").unwrap();
+    assert!(bench.blockdevs.remove_object::<ThrottleGroup>("g1").is_err());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut};
 use coblk_block::drivers::Null;
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, WriteFlags};
 use util::bench::{Bench, IMAGE_BYTES};
-use util::errno;
+use util::{PATIENCE, errno};
 
 /// The lengths that a backend's listener is told.
 fn listen(backend: &BlockBackend) -> Rc<RefCell<Vec<u64>>> {
@@ -106,13 +106,13 @@ fn backends_on_every_context_and_node_above_are_told_once() {
     let below = BlockBackend::new(&bench.ctx, "below", file.clone());
     let told = listen(&below);
     bench.blockdevs.resize(&bench.ctx, "f0", 8192).unwrap();
-    assert_eq!(lengths.recv().unwrap(), 8192);
+    assert_eq!(lengths.recv_timeout(PATIENCE).unwrap(), 8192);
     settle(&bench.ctx);
     assert_eq!(*told.borrow(), [8192]);
     // Somebody else has changed the file.
     fs::write(bench.image(), vec![1; 4096]).unwrap();
     bench.ctx.run(|co| file.co_refresh_length(co)).unwrap();
-    assert_eq!(lengths.recv().unwrap(), 4096);
+    assert_eq!(lengths.recv_timeout(PATIENCE).unwrap(), 4096);
     bench.ctx.run(|co| file.co_refresh_length(co)).unwrap();
     settle(&bench.ctx);
     assert_eq!(*told.borrow(), [8192, 4096], "no news");

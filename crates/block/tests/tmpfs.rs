@@ -55,7 +55,8 @@ fn zeroes_at_the_end_of_a_file_that_is_not_whole_sectors() {
 
 #[test]
 fn no_node_is_longer_than_can_be_asked_for() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let image = image(4096);
     let name = image.path().to_str().unwrap();
     let open = |line: &str| blockdevs.open(&ctx, NodeOptions::from_keyval(line).unwrap());
@@ -84,6 +85,7 @@ fn no_node_is_longer_than_can_be_asked_for() {
     for length in [MAX_LENGTH + 1, i64::MAX as u64, u64::MAX] {
         assert_eq!(errno(backend.truncate(&ctx, length)), libc::EFBIG);
         assert!(blockdevs.resize(&ctx, "n", length).is_err());
+        assert_eq!(image.as_file().metadata().unwrap().len(), MAX_LENGTH, "it was made longer");
     }
     set_length(i64::MAX as u64);
     assert_eq!(errno(ctx.run(|co| node.co_refresh_length(co))), libc::EFBIG);

@@ -4,7 +4,8 @@
 //! and what most programs use is here at the root.
 //!
 //! * [`aio`]: the event loop, [`AioContext`], with coroutines, bottom halves, timers and workers;
-//! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`];
+//! * [`block`]: the block layer, [`BlockBackend`] on [`BlockNode`]s on [`drivers`](mod@drivers),
+//!   that are made in code, or opened by options ([`Blockdevs`]) with the [drivers](drivers()) of this build;
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
@@ -54,8 +55,8 @@ pub use coblk_aio::{
     ThreadPool, Timer, Wait,
 };
 pub use coblk_block::{
-    BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child,
-    RemoteBackend, WriteFlags, ZeroFlags, drain_all, drivers, options,
+    BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, Driver,
+    Drivers, RemoteBackend, WriteFlags, ZeroFlags, drain_all, drivers, options,
 };
 
 /// Compiles the examples in README.md.

@@ -45,7 +45,8 @@ pub enum RemoveMode {
     /// Fail if there are any. The default.
     #[default]
     Safe,
-    /// Disconnect them. Their requests in flight go on, and are not answered.
+    /// Disconnect them. Their requests in flight go on, and are not answered; those that wait for a reconnect
+    /// below end.
     Hard,
 }
 

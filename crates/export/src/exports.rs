@@ -170,7 +170,9 @@ impl Exports {
         running.ok_or_else(|| ExportError::NotFound(shorten(id)))
     }
 
-    /// Begins to remove an export (contract: C86). It is listed until its last request is done.
+    /// Begins to remove an export (contract: C86). It is listed until its last request is done. With
+    /// [`RemoveMode::Hard`] requests to its node that wait for something outside of the process, such as
+    /// a reconnect, fail, also those of others ([`BlockNode::cancel_in_flight`]).
     ///
     /// # Errors
     /// If there is none, if it has clients and the mode is [`RemoveMode::Safe`], or if it is on its way
@@ -189,6 +191,12 @@ impl Exports {
             return Err(ExportError::InUse(shorten(id)));
         }
         self.close(ctx, &running);
+        if mode == RemoveMode::Hard
+            && let Some(node) = running.0.export.node()
+        {
+            // The end of the export would wait for what waits for a server to come back.
+            node.cancel_in_flight();
+        }
         Ok(())
     }
 

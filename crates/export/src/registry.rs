@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
-use coblk_qapi::{Deferred, Error, Schema, shorten};
+use coblk_qapi::{Deferred, Error, Schema};
 
 use crate::error::ExportError;
 use crate::export::Export;
@@ -75,10 +75,7 @@ impl ExportTypes {
     /// Reads the options of a type, and finds its name.
     pub(crate) fn read(&self, options: &ExportOptions) -> Result<(&'static str, Make), Error> {
         let Some((name, kind)) = self.0.get_key_value(options.kind.as_str()) else {
-            let (kind, names) = (shorten(&options.kind), self.names().join(", "));
-            return Err(Error::other(format!(
-                "Parameter '{TAG}' does not accept value '{kind}'; there is {names}"
-            )));
+            return Err(Error::not_accepted(TAG, &options.kind, &self.names()));
         };
         Ok((name, Rc::clone(kind).read(&options.others)?))
     }

@@ -1,13 +1,18 @@
 //! A type of exports of the test's own: how its options are read, and the life of its exports.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 
-use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoVector};
+use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoVector, IoVectorMut};
+use coblk_block::drivers::Raw;
 use coblk_block::options::NodeOptions;
-use coblk_block::{Blockdevs, Device, ErrorAction, IoStatus, WriteFlags};
+use coblk_block::{
+    BlockBackend, BlockDriver, BlockNode, Blockdevs, Device, ErrorAction, IoStatus, ReadFlags,
+    WriteFlags,
+};
 use coblk_export::{
     Export, ExportBackend, ExportError, ExportIoError, ExportOptions, ExportType, ExportTypes,
     Exporting, Exports, FindObjects, RemoveMode, SharedObject,
@@ -144,8 +149,14 @@ impl Place {
             move |_, id| told.borrow_mut().push(id.to_owned()),
         );
         let ctx = AioContext::for_test().unwrap();
-        let place =
-            Place { ctx, nodes: Rc::new(Blockdevs::new()), exports, shared, deleted, failed };
+        let place = Place {
+            ctx,
+            nodes: Rc::new(Blockdevs::new(coblk_block::drivers())),
+            exports,
+            shared,
+            deleted,
+            failed,
+        };
         place.open(
             "blkdebug,node-name=disk,image.driver=null-co,inject-error.0.iotype=write,\
              inject-error.0.errno=28,inject-error.0.once=on",
@@ -372,6 +383,80 @@ fn errors_are_told_and_those_that_are_held_end_with_the_export() {
     place.remove(RemoveMode::Safe).unwrap();
     place.until_deleted();
     assert_eq!(written.get(), Some(Err(Some(5))));
+    place.close_node();
+}
+
+const ENOTCONN: i32 = 107;
+
+/// A disk whose server is away. Requests wait for it until they are given up.
+#[derive(Default)]
+struct Away(Arc<Mutex<Vec<CoWaker>>>);
+
+impl BlockDriver for Away {
+    fn format_name(&self) -> &'static str {
+        "away"
+    }
+    fn length(&self) -> u64 {
+        1 << 20
+    }
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        co.suspend_for("a reconnect", |waker| self.0.lock().unwrap().push(waker));
+        Err(io::Error::from_raw_os_error(ENOTCONN))
+    }
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn cancel_in_flight(&self) {
+        let waiting = std::mem::take(&mut *self.0.lock().unwrap());
+        waiting.into_iter().for_each(CoWaker::wake);
+    }
+}
+
+#[test]
+fn a_hard_removal_gives_up_what_waits_for_a_reconnect() {
+    let place = Place::new();
+    let away = Away::default();
+    let waiting = Arc::clone(&away.0);
+    place.add("toy,id=e0,node-name=disk").unwrap();
+    // Below the node that the export is on.
+    let disk = place.nodes.node("disk").unwrap();
+    let away = BlockNode::new("away", away);
+    let raw = BlockNode::new("raw", Raw::new(Arc::clone(&away)));
+    place.ctx.run(|co| disk.co_replace(co, &raw)).unwrap();
+    let read = Rc::new(Cell::new(None));
+    let start = |backend: BlockBackend| {
+        let own = Rc::clone(&read);
+        place.ctx.spawn("read", move |co| {
+            let result = backend.co_preadv(co, 0, &mut IoVectorMut::from(&mut [0; 512][..]));
+            own.set(Some(result.map_err(|error| error.raw_os_error())));
+        });
+    };
+    // A safe removal leaves the requests of others alone.
+    let other = BlockBackend::new(&place.ctx, "other", away);
+    start(other.clone());
+    place.remove(RemoveMode::Safe).unwrap();
+    place.until_deleted();
+    assert_eq!((read.get(), waiting.lock().unwrap().len()), (None, 1));
+
+    place.add("toy,id=e0,node-name=disk").unwrap();
+    place.ctx.run(|co| disk.co_replace(co, &raw)).unwrap();
+    start(place.shared.backend.borrow().as_ref().unwrap().backend().clone());
+    place.ctx.run_until(|| waiting.lock().unwrap().len() == 2);
+    place.shared.clients.set(1);
+    place.remove(RemoveMode::Hard).unwrap();
+    place.until_deleted();
+    assert_eq!(read.get(), Some(Err(Some(ENOTCONN))));
+    drop(other);
+    drop(disk);
     place.close_node();
 }
 

@@ -25,7 +25,8 @@ impl Place {
         let mut types = ExportTypes::new();
         types.add(Rc::clone(&nbd));
         let exports = Exports::new(types, |_| (), |_, _| ());
-        let (ctx, nodes) = (AioContext::for_test().unwrap(), Rc::new(Blockdevs::new()));
+        let (ctx, nodes) =
+            (AioContext::for_test().unwrap(), Rc::new(Blockdevs::new(coblk_block::drivers())));
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let image = dir.path().join("disk.img");
         std::fs::write(&image, [7; 4096]).unwrap();

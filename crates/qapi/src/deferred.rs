@@ -70,8 +70,16 @@ impl Deferred {
     /// # Errors
     /// Which parameter is wrong, in QEMU's words.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        self.clone().take()
+    }
+
+    /// [`read`](Self::read), of members that are not needed any more: nothing is copied.
+    ///
+    /// # Errors
+    /// As of [`read`](Self::read).
+    pub fn take<T: DeserializeOwned>(self) -> Result<T, Error> {
         let notation = if self.is_keyval { Notation::Keyval } else { Notation::Json };
-        T::deserialize(Tree::new(Value::Object(self.members.clone()), notation))
+        T::deserialize(Tree::new(Value::Object(self.members), notation))
     }
 }
 

@@ -20,7 +20,8 @@ enum Problem {
     /// It is not one of the words that there are.
     Word {
         value: String,
-        words: &'static [&'static str],
+        /// Joined, for people.
+        words: String,
     },
     /// A value of another type.
     Type(String),
@@ -59,6 +60,12 @@ impl Error {
         Error::new(Problem::Invalid(why.to_string())).within(parameter)
     }
 
+    /// The value of the parameter is none of these words, where a registry knows them.
+    pub fn not_accepted(parameter: &str, value: &str, words: &[&str]) -> Error {
+        let (value, words) = (shorten(value), words.join(", "));
+        Error::new(Problem::Word { value, words }).within(parameter)
+    }
+
     /// A value is not of this type, in QEMU's names of types.
     pub(crate) fn wrong_type(expected: impl Display) -> Error {
         Error::new(Problem::Type(expected.to_string()))
@@ -94,9 +101,9 @@ impl Display for Error {
             Problem::Unexpected => write!(f, "Parameter '{path}' is unexpected"),
             Problem::Word { value, words } => {
                 write!(f, "Parameter '{path}' does not accept value '{value}'")?;
-                match words {
-                    [] => Ok(()),
-                    words => write!(f, "; there is {}", words.join(", ")),
+                match words.as_str() {
+                    "" => Ok(()),
+                    words => write!(f, "; there is {words}"),
                 }
             }
             Problem::Type(expected) => {
@@ -133,7 +140,7 @@ impl serde::de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, words: &'static [&'static str]) -> Error {
-        Error::new(Problem::Word { value: shorten(variant), words })
+        Error::new(Problem::Word { value: shorten(variant), words: words.join(", ") })
     }
 
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Error {

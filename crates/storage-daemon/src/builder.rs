@@ -3,6 +3,7 @@
 use std::fmt;
 use std::rc::Rc;
 
+use coblk::block::{Driver, Drivers};
 use coblk::export::{ExportType, ExportTypes};
 use coblk::nbd::NbdExportType;
 use coblk::qmp::QmpError;
@@ -37,9 +38,9 @@ use crate::sockets::DaemonSockets;
 /// ```
 ///
 /// A type of exports of a program's own is `examples/own_export.rs`, one of objects
-/// `examples/own_object.rs`. Drivers of nodes are to be added here too, once the block layer has a registry
-/// of them.
+/// `examples/own_object.rs`, drivers are `examples/own_driver.rs`.
 pub struct DaemonBuilder {
+    drivers: Drivers,
     types: ExportTypes,
     objects: ObjectTypes,
     nbd: Rc<NbdExportType>,
@@ -61,11 +62,22 @@ impl Daemon {
         let (mut types, nbd) = (ExportTypes::new(), Rc::<NbdExportType>::default());
         types.add(Rc::clone(&nbd));
         types.add(VhostUserBlkExportType::new(DaemonSockets));
-        DaemonBuilder { types, objects: ObjectTypes::default(), nbd, commands: Vec::new() }
+        let (drivers, objects) = (coblk::drivers(), ObjectTypes::default());
+        DaemonBuilder { drivers, types, objects, nbd, commands: Vec::new() }
     }
 }
 
 impl DaemonBuilder {
+    /// Adds a driver of nodes: for `--blockdev`, `blockdev-add` and its schema, `blockdev-reopen`.
+    ///
+    /// # Panics
+    /// If there is one of its names.
+    #[must_use]
+    pub fn driver<D: Driver>(mut self) -> DaemonBuilder {
+        self.drivers.add::<D>();
+        self
+    }
+
     /// Adds a type of exports: for `--export`, `block-export-add` and its schema.
     ///
     /// # Panics
@@ -111,11 +123,12 @@ impl DaemonBuilder {
     /// # Panics
     /// If two commands have one name.
     pub fn build(self, ctx: &AioContext) -> Rc<Daemon> {
-        let DaemonBuilder { types, objects, nbd, commands: added } = self;
+        let DaemonBuilder { drivers, types, objects, nbd, commands: added } = self;
         let daemon = Daemon::with(ctx, |daemon| {
-            let mut commands = qmp::commands(daemon, &types, &objects);
+            let mut commands = qmp::commands(daemon, &drivers, &types, &objects);
             added.into_iter().for_each(|add| add(&mut commands));
-            Parts { types, objects, nbd, commands: commands.table, version: qmp::version() }
+            let (commands, version) = (commands.table, qmp::version());
+            Parts { drivers, types, objects, nbd, commands, version }
         });
         let weak = Rc::downgrade(&daemon);
         daemon.subscribe(move |_, event| {

@@ -2,8 +2,8 @@
 
 use std::io;
 
+use coblk::block::BlockdevError;
 use coblk::export::ExportError;
-use coblk::options::BlockdevError;
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;

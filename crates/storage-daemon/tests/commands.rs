@@ -168,6 +168,8 @@ fn a_query_leaves_out_what_a_dead_disk_does_not_tell() {
         let daemon = place.start(&format!(
             "{MONITORS} --blockdev {node} --blockdev file,node-name=other,filename=@/disk.img"
         ));
+        // Let go on before the daemon is waited for.
+        let dead = dead;
         let mut qmp = Client::new(&place.path("a.sock"));
         let mut sizes = || sizes_of(&mut qmp);
         assert_eq!(sizes(), [true, true]);

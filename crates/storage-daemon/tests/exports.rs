@@ -9,7 +9,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coblk::block::{ErrorAction, IoStatus, RequestKind};
+use coblk::block::drivers::Null;
+use coblk::block::{
+    Background, BlockNode, Child, ChildRole, ErrorAction, Filter, IoStatus, RequestKind,
+};
 use coblk::export::ExportError;
 use coblk::export::RemoveMode;
 use coblk::options::NodeOptions;
@@ -254,6 +257,37 @@ fn objects_in_use_are_not_deleted() {
     running.call(|daemon, co| daemon.blockdev_del(co, "disk")).unwrap();
     object_del("g0").unwrap();
     assert_eq!(object_del("g0").unwrap_err().to_string(), "object 'g0' not found");
+}
+
+/// A driver with work of its own, and none to do.
+struct AtHome(Child, Background);
+
+impl Filter for AtHome {
+    fn name(&self) -> &'static str {
+        "at-home"
+    }
+    fn child(&self) -> &Child {
+        &self.0
+    }
+    fn background(&self) -> Option<&Background> {
+        Some(&self.1)
+    }
+}
+
+#[test]
+fn an_iothread_with_work_of_a_driver_is_in_use() {
+    let running = Running::new();
+    running.call(|daemon, co| {
+        daemon.object_add(co, from_argument("iothread,id=t0", "qom-type").unwrap()).unwrap();
+        let home = daemon.iothread_handles().remove(0).1;
+        let below = BlockNode::new("below", Null::new(512));
+        let child = Child::new("file", ChildRole::FILTER, below);
+        let node = BlockNode::new("node", AtHome(child, Background::fixed(home)));
+        let refused = daemon.object_del(co, "t0").unwrap_err();
+        assert_eq!(refused.to_string(), "object 't0' is in use, can not be deleted");
+        drop(node);
+        daemon.object_del(co, "t0").unwrap();
+    });
 }
 
 #[test]

@@ -21,7 +21,7 @@ const REFUSED: [(&str, &str, &str); 74] = [
     (
         "",
         "--blockdev driver=qcow2,node-name=n,file=disk",
-        "does not accept value 'qcow2'; there is file, ",
+        "does not accept value 'qcow2'; there is blkdebug, ",
     ),
     ("", "--blockdev file,node-name=n,filename=@/none", "none"),
     ("", "--blockdev file,node-name=n,filename=@/disk.img,frob=1", "'frob'"),

@@ -2,6 +2,7 @@
 
 mod block_on;
 mod blocking;
+mod call;
 mod info;
 mod note;
 mod pool_share;
@@ -21,6 +22,7 @@ use coblk_coroutine::Suspender;
 use crate::context::{AioContext, Inner};
 use crate::trace_event;
 pub use blocking::AioJob;
+pub(crate) use call::serve_cancels;
 pub use info::CoroutineInfo;
 use note::Note;
 pub use note::NoteInfo;

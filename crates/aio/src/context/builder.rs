@@ -13,6 +13,8 @@ use super::busy_poll::Polling;
 use super::clock::Clock;
 use super::debug_map;
 use super::fd_handler::FdHandlers;
+use super::here;
+use super::number::ContextNumber;
 use super::patience::Patience;
 use super::timer::TimerList;
 use super::turn::TurnClock;
@@ -79,9 +81,10 @@ impl AioContextBuilder {
     /// Makes the context, with the calling thread as its home.
     ///
     /// # Errors
-    /// If the process has no descriptors left, or if [`WaitMode::Ring`] is asked for where there is
-    /// no io_uring.
+    /// If the process has no descriptors left, or [`MAX_CONTEXTS`](crate::MAX_CONTEXTS) contexts; or if
+    /// [`WaitMode::Ring`] is asked for where there is no io_uring.
     pub fn build(self) -> io::Result<AioContext> {
+        let number = ContextNumber::take()?;
         let fds = FdHandlers::new()?;
         let waker = fds.new_waker()?;
         let patience = Patience::new(&fds)?;
@@ -115,12 +118,14 @@ impl AioContextBuilder {
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             shares: Shares::default(),
             aio_jobs: Cell::new(0),
+            number,
         });
         let inner = NonNull::from(Box::leak(inner));
         // SAFETY: just leaked, and the address is known nowhere else. Nothing reads `me` before.
         unsafe { (*inner.as_ptr()).me = ManuallyDrop::new(AioContext { inner }) };
         let ctx = AioContext { inner };
         ctx.inner().link.inner.set(Some(inner));
+        here::register(&ctx.inner().link);
         debug_map::register(inner.addr().get(), ctx.name());
         Ok(ctx)
     }

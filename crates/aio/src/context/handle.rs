@@ -59,6 +59,10 @@ impl AioHandle {
         self.shared.is_closed()
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Home> {
+        &self.shared
+    }
+
     pub(crate) fn is_own_process(&self) -> bool {
         self.shared.is_own_process()
     }
@@ -68,6 +72,15 @@ impl AioHandle {
         &self.shared.name
     }
 }
+
+/// Two handles are equal if they are of one context.
+impl PartialEq for AioHandle {
+    fn eq(&self, other: &AioHandle) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Eq for AioHandle {}
 
 impl fmt::Debug for AioHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +141,7 @@ impl AioContext {
     }
 
     /// Ends the coroutine with that id, unless it runs or has ended.
-    fn abort(&self, id: u64) {
+    pub(crate) fn abort(&self, id: u64) {
         let Some(coroutine) = self.inner().tasks().find(id) else { return };
         if coroutine.state() == CoroutineState::Suspended {
             coroutine.take_back_wake();

@@ -9,6 +9,8 @@
 //! * `patience`: when it gives back the memory of idle stacks;
 //! * `foreign_wait`: the context in another loop;
 //! * `handle`: the context as other threads see it;
+//! * `link`: the way from a registration to the context, and `here`: the contexts of one thread;
+//! * `number`: which of the process's contexts it is, and `per_context`: values for each;
 //! * `debug_map`: where a debugger finds it.
 //!
 //! They are one knot: each part stores callbacks that are given the context, and the context has each part.
@@ -21,7 +23,11 @@ mod debug_map;
 mod fd_handler;
 mod foreign_wait;
 mod handle;
+mod here;
+mod link;
+mod number;
 mod patience;
+mod per_context;
 mod poll;
 mod shield;
 mod testing;
@@ -51,6 +57,8 @@ use crate::trace_event;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
 use fd_handler::FdHandlers;
+pub(crate) use link::ContextLink;
+use number::ContextNumber;
 use patience::Patience;
 use timer::TimerList;
 use turn::TurnClock;
@@ -61,6 +69,9 @@ pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX, PollParams};
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
 pub use foreign_wait::Wait;
 pub use handle::AioHandle;
+pub(crate) use here::wait_until;
+pub use number::MAX_CONTEXTS;
+pub use per_context::PerContext;
 pub use timer::Timer;
 
 /// An event loop and everything that is bound to its thread.
@@ -129,35 +140,8 @@ pub(crate) struct Inner {
     pub(crate) shares: Shares,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
-}
-
-/// The way from a registration to its context, for as long as there is one. Home thread only.
-pub(crate) struct ContextLink {
-    inner: Cell<Option<NonNull<Inner>>>,
-    /// Calls of [`with`](Self::with) that have not returned.
-    users: Cell<usize>,
-}
-
-impl ContextLink {
-    fn new() -> Rc<ContextLink> {
-        Rc::new(ContextLink { inner: Cell::new(None), users: Cell::new(0) })
-    }
-
-    /// Calls `code` with the context, if it is still there.
-    pub(crate) fn with(&self, code: impl FnOnce(&AioContext)) {
-        struct Leave<'a>(&'a Cell<usize>);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                self.0.set(self.0.get() - 1);
-            }
-        }
-        let Some(inner) = self.inner.get() else { return };
-        self.users.set(self.users.get() + 1);
-        let _leave = Leave(&self.users);
-        // SAFETY: the pointer is taken out before the context is freed, and while a call is in
-        // here, as counted, the context is not freed but leaked.
-        code(unsafe { inner.as_ref() }.me());
-    }
+    /// Given back last.
+    number: ContextNumber,
 }
 
 impl Inner {
@@ -231,6 +215,13 @@ impl AioContext {
     /// The name it was built with.
     pub fn name(&self) -> &str {
         &self.inner().shared.name
+    }
+
+    /// Its number, below [`MAX_CONTEXTS`]: the lowest that was free when it was made. It is given again
+    /// when the context has ended; see [`PerContext`].
+    #[inline]
+    pub fn number(&self) -> usize {
+        self.inner().number.get()
     }
 
     /// The way in for other threads.
@@ -362,7 +353,11 @@ impl AioContext {
     /// What `entry` borrows outlives the coroutine's run.
     // Always inlined, so that a large closure is copied once less.
     #[inline(always)]
-    unsafe fn create<'a>(&self, name: &'static str, entry: impl FnOnce(&Co<'_>) + 'a) -> Coroutine {
+    pub(crate) unsafe fn create<'a>(
+        &self,
+        name: &'static str,
+        entry: impl FnOnce(&Co<'_>) + 'a,
+    ) -> Coroutine {
         self.inner().shared.assert_own_process();
         let task = self.inner().tasks.acquire(self.inner, name);
         // SAFETY: just acquired, and moved into the closure.
@@ -463,6 +458,7 @@ impl Drop for AioContext {
         self.inner().queues.close(name);
         self.inner().shared.close();
         self.inner().link.inner.set(None);
+        here::unregister(&self.inner().link);
         debug_map::unregister(self.inner.addr().get());
         // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
         // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.

@@ -90,6 +90,7 @@ fn contest(work: Work) -> io::Result<Contest<'static>> {
         Work::WorkerQd64 => worker::contest(work, 64),
         Work::NullQd1 | Work::NullAioQd1 => null::contest(work, 1),
         Work::NullQd64 | Work::NullAioQd64 => null::contest(work, 64),
+        Work::ChainQd64 | Work::ChainAioQd64 => null::chain(work, 64),
         _ => Err(io::Error::other(format!("'{}' is not measured in laps", work.name()))),
     }
 }

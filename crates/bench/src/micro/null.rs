@@ -1,8 +1,9 @@
 //! Requests that do nothing, through the whole stack: what the framework itself costs.
 
 use std::io;
+use std::sync::Arc;
 
-use coblk::drivers::Null;
+use coblk::drivers::{Null, Raw};
 use coblk::{AioContext, BlockBackend, BlockNode};
 
 use crate::measure::{Contest, Plan};
@@ -14,27 +15,42 @@ use crate::works::Work;
 
 const SIZE_BYTES: u64 = 1 << 30;
 
+/// How many nodes are above the null node of a chain.
+const CHAIN: usize = 8;
+
 /// One `aio_preadv` after the other, `depth` at a time.
 pub fn contest(work: Work, depth: usize) -> io::Result<Contest<'static>> {
     let deferred = matches!(work, Work::NullAioQd1 | Work::NullAioQd64);
+    let contest = reads(work, null_node(deferred), depth)?;
+    let driver = if deferred { "null-aio" } else { "null-co" };
+    let name = format!("qemu {driver}");
+    Ok(if qemu_img::is_installed() {
+        let mut peer = QemuImg::null(driver, depth);
+        contest.peer(name, move |ops| peer.run(ops))
+    } else {
+        contest.missing(name, qemu_img::PACKAGE)
+    })
+}
+
+/// [`contest`], below nodes that pass requests on: what the levels of a chain cost.
+pub fn chain(work: Work, depth: usize) -> io::Result<Contest<'static>> {
+    let above = |node, _| BlockNode::new("raw", Raw::new(node));
+    reads(work, (0..CHAIN).fold(null_node(work == Work::ChainAioQd64), above), depth)
+}
+
+fn null_node(deferred: bool) -> Arc<BlockNode> {
+    BlockNode::new("null", Null::new(SIZE_BYTES).deferred(deferred))
+}
+
+fn reads(work: Work, node: Arc<BlockNode>, depth: usize) -> io::Result<Contest<'static>> {
     let ctx = AioContext::for_test()?;
-    let node = BlockNode::new("null", Null::new(SIZE_BYTES).deferred(deferred));
     let backend = BlockBackend::new(&ctx, "bench", node);
     let generator = Generator::new(backend, &Job::sequential_reads(depth, SIZE_BYTES))?;
-    let mut contest = Contest::new(work.name(), work.unit(), move |ops| {
+    Ok(Contest::new(work.name(), work.unit(), move |ops| {
         let mut result = Ok(0);
         let lap = crate::measure::lap(ops, || result = generator.run(&ctx, Until::Count(ops)));
         result.map(|_| lap)
-    });
-    let driver = if deferred { "null-aio" } else { "null-co" };
-    let name = format!("qemu {driver}");
-    if qemu_img::is_installed() {
-        let mut peer = QemuImg::null(driver, depth);
-        contest = contest.peer(name, move |ops| peer.run(ops));
-    } else {
-        contest = contest.missing(name, qemu_img::PACKAGE);
-    }
-    Ok(contest)
+    }))
 }
 
 /// The throughput of two contexts on two threads as a multiple of that of one.

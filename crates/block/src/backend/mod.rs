@@ -27,6 +27,7 @@ use crate::backend::error_policy::ErrorState;
 use crate::backend::root::{Medium, Request, Slot};
 use crate::driver::permissions::PermissionError;
 use crate::graph::backends::Claim;
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
@@ -242,7 +243,10 @@ impl BlockBackend {
                 break self.inner.slot.co_take(co);
             }
         };
-        taken.inspect(|node| co_close_if_unused(co, node))
+        taken.inspect(|node| {
+            co_close_if_unused(co, node);
+            co_settle_homes(co, node);
+        })
     }
 
     /// [`co_remove_medium`](Self::co_remove_medium) from outside of coroutines. Polls `ctx`

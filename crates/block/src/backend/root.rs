@@ -13,6 +13,7 @@ use crate::backend::length_watch::LengthWatch;
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::backends::{BackendHome, Claim};
 use crate::graph::gate::InFlight;
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Kind, Use, UserId};
@@ -128,7 +129,8 @@ impl Slot {
     ) -> Result<(), PermissionError> {
         let (kind, wants) = (self.kind(), self.wants(&node));
         let user = PoolShare::once(co, || graph::add_backend(&node, kind, wants))?;
-        self.inserted(node, user);
+        self.inserted(Arc::clone(&node), user);
+        co_settle_homes(co, &node);
         Ok(())
     }
 

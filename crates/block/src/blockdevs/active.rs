@@ -5,7 +5,7 @@ use coblk_aio::{AioContext, Co};
 use super::Blockdevs;
 use super::reopen::co_flush_in_time;
 use crate::graph;
-use crate::options::BlockdevError;
+use crate::registry::BlockdevError;
 
 impl Blockdevs {
     /// Makes the nodes of these names active or inactive, or all nodes, as

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Blockdevs, Entry};
+use super::Blockdevs;
 use crate::graph::node::BlockNode;
 use crate::options::{NodeOptions, NodeRef};
+use crate::registry::Entry;
 
 impl Blockdevs {
     /// The options of all nodes as they are now: opened one after the other they make the same nodes. A
@@ -22,7 +23,8 @@ struct Known {
     node: Arc<BlockNode>,
     /// With what has changed since it was opened, but for children.
     options: NodeOptions,
-    is_owned: bool,
+    /// The node that it was opened for. `None` if it was opened by itself.
+    parent: Option<String>,
 }
 
 struct Listing {
@@ -38,34 +40,36 @@ impl Listing {
     fn new(blockdevs: &Blockdevs) -> Listing {
         let mut known = BTreeMap::new();
         for (name, entry) in &blockdevs.names().nodes {
-            let (options, is_owned) = match entry {
-                Entry::Owned(_, options) => (options, true),
-                Entry::Child(_, options) => (options, false),
-                Entry::Reserved => continue,
+            let (options, parent) = match entry {
+                Entry::Owned(_, Some(options)) => (options, None),
+                Entry::Child(_, options, parent) => (options, Some(parent.clone())),
+                // What was made in code is not for options to make again.
+                Entry::Owned(_, None) | Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
             let mut options = NodeOptions::clone(options);
             options.active = (!node.is_active()).then_some(false);
-            known.insert(name.clone(), Known { node, options, is_owned });
+            known.insert(name.clone(), Known { node, options, parent });
         }
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
-        // One that its parent refers to by its name, since a reopen, has no other place than that.
-        listing.place_children(|child| matches!(child, NodeRef::Options(_)));
-        listing.place_children(|_| true);
+        listing.place_children(|parent, child| child.parent.as_deref() == Some(parent));
+        // One that was opened for a node that has another child by now has no other place than the
+        // options of those that refer to it.
+        listing.place_children(|_, _| true);
         listing
     }
 
     fn owned(&self) -> impl Iterator<Item = &str> {
-        self.known.iter().filter(|(_, known)| known.is_owned).map(|(name, _)| name.as_str())
+        self.known.iter().filter(|(_, known)| known.parent.is_none()).map(|(name, _)| name.as_str())
     }
 
-    fn place_children(&mut self, is_place: impl Fn(&NodeRef) -> bool) {
+    fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
-            for (edge, _, child) in known.options.driver.children() {
-                let Some(below) = known.child(edge) else { continue };
-                let is_child = self.known.get(&below).is_some_and(|known| !known.is_owned);
-                if is_child && is_place(child) {
+            for edge in known.node.edges() {
+                let Some(below) = edge.node().map(|node| node.name().to_owned()) else { continue };
+                let child = self.known.get(&below).filter(|child| child.parent.is_some());
+                if child.is_some_and(|child| is_place(name, child)) {
                     self.described_in.entry(below).or_insert_with(|| name.clone());
                 }
             }
@@ -85,9 +89,13 @@ impl Listing {
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
         let mut options = known.options.clone();
-        let edges = options.driver.children();
-        let below: Vec<(&str, Option<String>)> =
-            edges.iter().map(|(edge, _, _)| (*edge, known.child(edge))).collect();
+        let edges = options.driver.children().into_iter();
+        let below: Vec<(String, Option<String>)> = edges
+            .map(|(edge, _)| {
+                let below = known.child(&edge);
+                (edge, below)
+            })
+            .collect();
         for (edge, below) in below {
             let Some(below) = below else { continue };
             let child = match self.described_in.get(&below).is_some_and(|parent| parent == name) {
@@ -98,7 +106,7 @@ impl Listing {
                 }
             };
             if let Some(child) = child {
-                options.driver.set_child(edge, child);
+                options.driver.set_child(&edge, &child);
             }
         }
         Some(options)

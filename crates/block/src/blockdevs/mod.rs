@@ -3,26 +3,24 @@
 
 mod active;
 mod listing;
-mod open;
 mod reopen;
 mod resize;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard};
 
 use coblk_aio::{AioContext, Co, PoolShare};
 use coblk_qapi::shorten;
 
-use crate::driver::role::ChildRole;
-use crate::filter::throttle::ThrottleGroup;
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
+use crate::graph::{self, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
-use crate::options::{BlockdevError, NodeOptions, NodeRef, check_name};
-use open::{Inherited, Opening};
+use crate::options::{NodeOptions, NodeRef};
+use crate::registry::{
+    BlockdevError, Drivers, Entry, Inherited, NamedObject, Names, Registry, Reserved,
+};
 
-/// Nodes by their names, and the throttle groups that options can name. Any thread.
+/// Nodes by their names, the drivers that can open them, and the objects that options can name. Any
+/// thread.
 ///
 /// It owns the nodes that [`open`](Self::open) has returned, until they are
 /// [closed](Self::close). What was opened as the child of one lives as long as that needs it.
@@ -32,7 +30,7 @@ use open::{Inherited, Opening};
 /// use coblk_block::Blockdevs;
 /// use coblk_block::options::NodeOptions;
 ///
-/// let (ctx, blockdevs) = (AioContext::new()?, Blockdevs::new());
+/// let (ctx, blockdevs) = (AioContext::new()?, Blockdevs::new(coblk_block::drivers()));
 /// let options = NodeOptions::from_keyval("driver=null-co,node-name=disk,size=67108864")?;
 /// let disk = blockdevs.open(&ctx, options)?;
 /// assert_eq!(disk.length(), 64 << 20);
@@ -43,47 +41,15 @@ use open::{Inherited, Opening};
 /// blockdevs.close(&ctx, "disk")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Default)]
 pub struct Blockdevs {
-    names: Mutex<Names>,
-}
-
-#[derive(Default)]
-struct Names {
-    nodes: BTreeMap<String, Entry>,
-    groups: BTreeMap<String, ThrottleGroup>,
-    /// The last number of a name that was made up.
-    last: u64,
-}
-
-enum Entry {
-    /// It is being opened or closed.
-    Reserved,
-    /// Opened by itself, as these options say.
-    Owned(Arc<BlockNode>, Arc<NodeOptions>),
-    /// Opened as a child, and there as long as it has users.
-    Child(Weak<BlockNode>, Arc<NodeOptions>),
+    registry: Registry,
 }
 
 /// A node that was opened by itself, and how.
-type Owned = (Arc<BlockNode>, Arc<NodeOptions>);
+type Owned = (Arc<BlockNode>, Option<Arc<NodeOptions>>);
 
 fn in_use(name: &str) -> BlockdevError {
     BlockdevError::InUse { what: "node", name: name.to_owned() }
-}
-
-impl Entry {
-    fn node(&self) -> Option<Arc<BlockNode>> {
-        match self {
-            Entry::Reserved => None,
-            Entry::Owned(node, _) => Some(Arc::clone(node)),
-            Entry::Child(node, _) => node.upgrade().filter(|node| !node.life.is_closed()),
-        }
-    }
-
-    fn is_free(&self) -> bool {
-        matches!(self, Entry::Child(..)) && self.node().is_none()
-    }
 }
 
 impl Names {
@@ -98,21 +64,22 @@ impl Names {
             _ => Err(BlockdevError::NoSuchNode(shorten(name))),
         }
     }
-
-    /// Puts a node back that was taken out.
-    fn put_back(&mut self, name: &str, (node, options): Owned) {
-        self.nodes.insert(name.to_owned(), Entry::Owned(node, options));
-    }
 }
 
 impl Blockdevs {
-    /// One without nodes.
-    pub fn new() -> Blockdevs {
-        Blockdevs::default()
+    /// One without nodes, that these drivers can open. [`drivers`](crate::drivers()) are those of this
+    /// crate.
+    pub fn new(drivers: Drivers) -> Blockdevs {
+        Blockdevs { registry: Registry::new(drivers) }
+    }
+
+    /// The drivers.
+    pub fn drivers(&self) -> &Drivers {
+        &self.registry.drivers
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.names()
     }
 
     /// Opens a node, and those that its options describe as its children. Polls `ctx` meanwhile.
@@ -140,15 +107,31 @@ impl Blockdevs {
         options: NodeOptions,
     ) -> Result<Arc<BlockNode>, BlockdevError> {
         // Before a file is open or locked.
+        let options = Arc::new(self.drivers().resolve(options)?);
         self.check_height(&options)?;
-        let node = self.co_open_node(co, &Arc::new(options), Inherited::default())?;
+        let node = self.registry.co_open_node(co, &options, (Inherited::default(), ""), 0)?;
         if let Some(entry) = self.names().nodes.get_mut(node.name())
-            && let Entry::Child(_, options) = entry
+            && let Entry::Child(_, options, _) = entry
         {
             node.life.set_belongs_to_users(false);
-            *entry = Entry::Owned(Arc::clone(&node), Arc::clone(options));
+            *entry = Entry::Owned(Arc::clone(&node), Some(Arc::clone(options)));
         }
         Ok(node)
+    }
+
+    /// Names a node that was made in code: it is listed, is a child where options name it, and is
+    /// [closed](Self::close) by its name. It cannot be reopened, and is not among
+    /// [`options`](Self::options).
+    ///
+    /// # Errors
+    /// If its name is none that options can have, or is taken, or the node is closed.
+    pub fn adopt(&self, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
+        let reserved = self.registry.reserve(Some(node.name()))?;
+        if node.life.is_closed() {
+            return Err(GraphError::Closed(node.name().to_owned()).into());
+        }
+        reserved.enter(Entry::Owned(node, None));
+        Ok(())
     }
 
     /// Flushes what was written through a node, [closes](BlockNode::co_close) it, and forgets it; the
@@ -173,7 +156,7 @@ impl Blockdevs {
         // Its place is kept meanwhile: no command finds it, nor takes its name. Other changes go on
         // while it is flushed, as its disk may take long.
         let owned = self.names().take_unused(name)?;
-        let reserved = Reserved { blockdevs: self, name };
+        let reserved = Reserved { registry: &self.registry, name: name.to_owned() };
         let own = owned.0.enter_own();
         let chain = co_flush_chain(co, Arc::clone(&owned.0));
         drop(own);
@@ -188,8 +171,7 @@ impl Blockdevs {
                 Ok(())
             }
             Err(error) => {
-                std::mem::forget(reserved);
-                self.names().put_back(name, owned);
+                reserved.enter(Entry::Owned(owned.0, owned.1));
                 Err(match error {
                     GraphError::InUse(_) => in_use(name),
                     error => error.into(),
@@ -205,20 +187,6 @@ impl Blockdevs {
 
     fn known_node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
         self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))
-    }
-
-    /// A node that something is about to stand on: it cannot be closed while the edge lives.
-    fn pinned_node(&self, name: &str) -> Result<(Arc<BlockNode>, Child), BlockdevError> {
-        // Under the lock that closing takes to look for users.
-        let names = self.names();
-        let node = names.nodes.get(name).and_then(Entry::node);
-        let node = node.ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))?;
-        let pin = Child::new("pin", ChildRole::empty(), Arc::clone(&node));
-        Ok((node, pin))
-    }
-
-    fn known_group(&self, name: &str) -> Result<ThrottleGroup, BlockdevError> {
-        self.throttle_group(name).ok_or_else(|| BlockdevError::NoSuchGroup(shorten(name)))
     }
 
     /// All nodes, by name.
@@ -238,48 +206,39 @@ impl Blockdevs {
         busy.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Makes a group known by its name.
+    /// Makes an object known, for options to name.
     ///
     /// # Errors
-    /// If the name is taken.
-    pub fn add_throttle_group(&self, group: &ThrottleGroup) -> Result<(), BlockdevError> {
-        let mut names = self.names();
-        if names.groups.contains_key(group.name()) {
-            return Err(BlockdevError::DuplicateGroup(group.name().to_owned()));
-        }
-        names.groups.insert(group.name().to_owned(), group.clone());
-        Ok(())
+    /// If its id is taken.
+    pub fn add_object<T: NamedObject>(
+        &self,
+        id: &str,
+        object: Arc<T>,
+    ) -> Result<(), BlockdevError> {
+        self.registry.add_object(id, object)
     }
 
-    /// The group called `name`.
-    pub fn throttle_group(&self, name: &str) -> Option<ThrottleGroup> {
-        self.names().groups.get(name).cloned()
+    /// The object of this type with this id.
+    pub fn object<T: NamedObject>(&self, id: &str) -> Option<Arc<T>> {
+        self.registry.object(id)
     }
 
-    /// Forgets a group. Nodes that are in it stay so.
+    /// Forgets an object. Nodes that have it keep it.
     ///
     /// # Errors
-    /// If there is none, or a node is in it.
-    pub fn remove_throttle_group(&self, name: &str) -> Result<(), BlockdevError> {
-        let mut names = self.names();
-        let group = names.groups.get(name);
-        let group = group.ok_or_else(|| BlockdevError::NoSuchGroup(name.to_owned()))?;
-        if group.has_members() {
-            return Err(BlockdevError::InUse { what: "throttle group", name: name.to_owned() });
-        }
-        names.groups.remove(name);
-        Ok(())
+    /// If there is none, or it is in use.
+    pub fn remove_object<T: NamedObject>(&self, id: &str) -> Result<(), BlockdevError> {
+        self.registry.remove_object::<T>(id)
     }
 
     /// That what is to be opened does not stand too high. Names that lead nowhere are refused later.
-    fn check_height(&self, options: &NodeOptions) -> Result<(), BlockdevError> {
-        let root = options;
-        let mut todo = vec![(options, 0)];
+    fn check_height(&self, root: &Arc<NodeOptions>) -> Result<(), BlockdevError> {
+        let mut todo = vec![(Arc::clone(root), 0)];
         while let Some((options, above)) = todo.pop() {
-            for (_, _, child) in options.driver.children() {
+            for (_, child) in options.driver.children() {
                 let below = match child {
                     NodeRef::Name(name) => {
-                        self.node(name).map_or(0, |node| graph::lock().height(&node))
+                        self.node(&name).map_or(0, |node| graph::lock().height(&node))
                     }
                     NodeRef::Options(options) => {
                         todo.push((options, above + 1));
@@ -293,52 +252,6 @@ impl Blockdevs {
             }
         }
         Ok(())
-    }
-
-    /// Opens a node and enters it as a child.
-    fn co_open_node(
-        &self,
-        co: &Co<'_>,
-        options: &Arc<NodeOptions>,
-        inherited: Inherited,
-    ) -> Result<Arc<BlockNode>, BlockdevError> {
-        let name = self.reserve(options.node_name.as_deref())?;
-        let reserved = Reserved { blockdevs: self, name: &name };
-        let own = Inherited::of(options, inherited);
-        own.check(&name)?;
-        let pins = RefCell::default();
-        let opened = RefCell::default();
-        let active = options.active.unwrap_or(true);
-        let opening = Opening { blockdevs: self, co, name: &name, own, active, pins, opened };
-        let node = opening.co_open(options).inspect_err(|_| opening.close_children())?;
-        node.life.set_belongs_to_users(true);
-        self.names()
-            .nodes
-            .insert(name.clone(), Entry::Child(Arc::downgrade(&node), Arc::clone(options)));
-        std::mem::forget(reserved);
-        Ok(node)
-    }
-
-    /// Takes a name, the one that is `wanted` or one that no option can have.
-    fn reserve(&self, wanted: Option<&str>) -> Result<String, BlockdevError> {
-        // Typed options may say anything.
-        if let Some(why) = wanted.and_then(|name| check_name(name).err()) {
-            return Err(BlockdevError::Name(why));
-        }
-        let mut names = self.names();
-        names.nodes.retain(|_, entry| !entry.is_free());
-        let name = match wanted {
-            Some(name) if names.nodes.contains_key(name) => {
-                return Err(BlockdevError::DuplicateNode(name.to_owned()));
-            }
-            Some(name) => name.to_owned(),
-            None => {
-                names.last += 1;
-                format!("#block{}", names.last)
-            }
-        };
-        names.nodes.insert(name.clone(), Entry::Reserved);
-        Ok(name)
     }
 }
 
@@ -359,18 +272,6 @@ fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
         }
     }
     chain
-}
-
-/// A name whose node is being closed, or opened; given back at the end, unless that succeeds.
-struct Reserved<'a> {
-    blockdevs: &'a Blockdevs,
-    name: &'a str,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.blockdevs.names().nodes.remove(self.name);
-    }
 }
 
 #[cfg(test)]

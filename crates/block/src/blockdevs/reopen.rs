@@ -10,33 +10,29 @@
 //!           if they do not: swap once more, and everything is as it was
 //! ```
 
-use std::any::Any;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, PoolShare};
 
-use super::open::Inherited;
-use super::{Blockdevs, Entry};
-use crate::driver::BlockLimits;
+use super::Blockdevs;
 use crate::driver::role::ChildRole;
-use crate::drivers::{File, Raw};
-use crate::filter::throttle::{Throttle, ThrottleReopen};
-use crate::format::RawReopen;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, GraphError, Operation, Turn, Turned};
+use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
-use crate::options::{BlockdevError, DriverOptions, NodeOptions, NodeRef, OptionsError};
-use crate::protocol::FileReopen;
+use crate::options::{NodeOptions, NodeRef, OptionsError};
+use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
 /// One node and what it is to be.
 struct Step {
     node: Arc<BlockNode>,
     options: Arc<NodeOptions>,
     own: Inherited,
-    /// Its children afterwards.
-    children: Vec<(ChildRole, Arc<BlockNode>)>,
+    /// Its children afterwards, by the names of their edges.
+    children: Vec<(&'static str, Arc<BlockNode>)>,
+    /// What they are for the driver.
+    roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
     turns: Vec<Turn>,
 }
@@ -45,11 +41,10 @@ impl Blockdevs {
     /// Gives nodes that are in use other options, all or none of them. Each is found by its
     /// `node-name`. Options that are not mentioned go back to their defaults.
     ///
-    /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`,
-    /// `detect-zeroes` of all nodes; `aio` of
-    /// images; `offset` and `size` of `raw`; `throttle-group`. A child that is described is reopened
-    /// as well, if it was made for its node; one that is named stays, or another node takes its
-    /// place. Polls `ctx` meanwhile.
+    /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`, `detect-zeroes` of all nodes,
+    /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
+    /// well, if it was made for its node; one that is named stays, or another node takes its place. Polls
+    /// `ctx` meanwhile.
     ///
     /// # Errors
     /// What cannot be changed, or who does not agree. Nothing has changed then.
@@ -66,6 +61,8 @@ impl Blockdevs {
     /// # Errors
     /// As of [`reopen`](Self::reopen).
     pub fn co_reopen(&self, co: &Co<'_>, options: Vec<NodeOptions>) -> Result<(), BlockdevError> {
+        let options = options.into_iter().map(|options| self.drivers().resolve(options));
+        let options = options.collect::<Result<Vec<_>, _>>()?;
         // A disk that does not answer is found out before others wait for this change.
         for node in options.iter().filter_map(|it| self.node(it.node_name.as_deref()?)) {
             check_active(&node)?;
@@ -99,7 +96,8 @@ impl Blockdevs {
         prepared.iter_mut().for_each(Prepared::swap);
         // Edges may go only after the lock.
         let mut turned = Turned::default();
-        if let Err(error) = turn(co, &steps, &mut turned) {
+        let checked = prepared.iter().try_for_each(Prepared::check);
+        if let Err(error) = checked.and_then(|()| turn(co, &steps, &mut turned)) {
             prepared.iter_mut().rev().for_each(Prepared::swap);
             return Err(error);
         }
@@ -135,100 +133,130 @@ impl Blockdevs {
         if options.active == Some(false) {
             return Err(fixed("active"));
         }
-        let (now, _) = self.entry(&node)?;
-        if let Some(option) = now.driver.fixed_option_that_differs(&options.driver) {
-            return Err(fixed(option));
+        let missing = || BlockdevError::NoOptions(node.name().to_owned());
+        let (now, _) = self.entry(&node).ok_or_else(missing)?;
+        let changeable = self.drivers().factory(options.driver.name())?.changeable();
+        if let Some(option) = now.driver.other_that_differs(&options.driver, changeable) {
+            return Err(fixed(&option));
         }
         let own = Inherited::of(&options, inherited);
         own.check(node.name())?;
         if own.force_share != node.is_force_share() {
             return Err(fixed("force-share"));
         }
-        let (mut children, mut turns) = (Vec::new(), Vec::new());
-        for (name, role, wanted) in options.driver.children() {
-            let edge = node.edges().iter().find(|edge| edge.info().name() == name);
-            let edge = edge.ok_or_else(|| fixed(name))?;
-            let child = edge.node().ok_or_else(|| fixed(name))?;
-            let inherited = own.for_child(role);
-            let (child_options, is_own) = self.entry(&child)?;
-            let mut next = child.clone();
-            match wanted {
-                NodeRef::Name(other) if other != child.name() => {
-                    // A log is where it was begun.
-                    next = self.known_node(other)?;
-                    if role.is_own_storage() {
-                        return Err(fixed(name));
-                    }
-                    turns.push((edge.user(), Some(next.clone())));
-                }
-                // What it has from its parent may be something else now.
-                NodeRef::Name(_) if is_own => self.plan(steps, child, child_options, inherited)?,
-                NodeRef::Name(_) => {}
-                NodeRef::Options(new) => {
-                    let named = new.node_name.as_deref();
-                    if !is_own || named.is_some_and(|name| name != child.name()) {
-                        return Err(fixed(name));
-                    }
-                    self.plan(steps, child, Arc::clone(new), inherited)?;
-                }
-            }
-            children.push((role, next));
+        let wanted = options.driver.children();
+        let edges = node.edges();
+        let gone = now.driver.children().into_iter().map(|(name, _)| name);
+        let mut there = gone.chain(wanted.iter().map(|(name, _)| name.clone()));
+        let unknown = |name: &String| {
+            !(edges.iter().any(|edge| edge.info().name() == name)
+                && wanted.iter().any(|(wanted, _)| wanted == name))
+        };
+        if let Some(name) = there.find(unknown) {
+            return Err(fixed(&name));
+        }
+        let mut step = Step {
+            node: node.clone(),
+            options,
+            own,
+            children: vec![],
+            roles: vec![],
+            turns: vec![],
+        };
+        for edge in edges {
+            let wanted = wanted.iter().find(|(name, _)| name == edge.info().name());
+            self.plan_child(steps, &mut step, edge, wanted.map(|(_, child)| child))?;
         }
         if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
             return Err(BlockdevError::Twice(node.name().to_owned()));
         }
-        steps.push(Step { node, options, own, children, turns });
+        steps.push(step);
         Ok(())
     }
 
-    /// The options of a node as it is, and whether it was made for another one.
-    fn entry(&self, node: &BlockNode) -> Result<(Arc<NodeOptions>, bool), BlockdevError> {
-        match self.names().nodes.get(node.name()) {
-            Some(Entry::Owned(_, options)) => Ok((Arc::clone(options), false)),
-            Some(Entry::Child(_, options)) => Ok((Arc::clone(options), true)),
-            Some(Entry::Reserved) | None => Err(BlockdevError::NoSuchNode(node.name().to_owned())),
+    /// Adds what becomes of a child to the step of its parent, and the child's own step before that.
+    fn plan_child(
+        &self,
+        steps: &mut Vec<Step>,
+        parent: &mut Step,
+        edge: &Edge,
+        wanted: Option<&NodeRef>,
+    ) -> Result<(), BlockdevError> {
+        let fixed = || {
+            let option = edge.info().name().to_owned();
+            BlockdevError::Fixed { node: parent.node.name().to_owned(), option }
+        };
+        let (child, role) = (edge.node(), edge.info().role());
+        let inherited = parent.own.for_child(role);
+        // Whether a slot takes a child is asked where it is attached.
+        if child.is_none() && wanted.is_some() {
+            return Err(fixed());
+        }
+        let own = child.as_ref().and_then(|child| self.entry(child));
+        let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
+        let own = child.clone().zip(own.map(|(options, _)| options));
+        let mut next = child.clone();
+        match (wanted, own) {
+            (Some(NodeRef::Name(other)), _) if child.is_some_and(|child| child.name() != other) => {
+                // A log is where it was begun.
+                let other = self.known_node(other)?;
+                if role.is_own_storage() {
+                    return Err(fixed());
+                }
+                parent.turns.push((edge.user(), Some(other.clone())));
+                next = Some(other);
+            }
+            (Some(NodeRef::Options(new)), Some((child, _)))
+                if new.node_name.as_deref().is_none_or(|name| name == child.name()) =>
+            {
+                self.plan(steps, child, Arc::clone(new), inherited)?;
+            }
+            (Some(NodeRef::Options(_)), _) => return Err(fixed()),
+            // What it has from its parent may be something else now.
+            (_, Some((child, options))) => self.plan(steps, child, options, inherited)?,
+            (_, None) => {}
+        }
+        let Some(next) = next else { return Ok(()) };
+        parent.children.push((edge.info().name(), next));
+        parent.roles.push(role);
+        Ok(())
+    }
+
+    /// The options of a node as it is, and the name of the node that it was opened for, if it was. Nodes
+    /// that were made in code have none.
+    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, Option<String>)> {
+        let names = self.names();
+        let entry = names.nodes.get(node.name())?;
+        if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {
+            return None;
+        }
+        match entry {
+            Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), None)),
+            Entry::Child(_, options, parent) => Some((Arc::clone(options), Some(parent.clone()))),
+            Entry::Reserved => None,
         }
     }
 
     fn prepare<'a>(&self, co: &Co<'_>, step: &'a Step) -> Result<Prepared<'a>, BlockdevError> {
         let (node, own) = (&*step.node, step.own);
-        let name = || node.name().to_owned();
         co_flush(co, node)?;
-        let driver: &dyn Any = node.driver();
-        let driver = if let Some(file) = driver.downcast_ref::<File>() {
-            let reopen = own.open_file(&step.options.driver, |it| file.co_prepare_reopen(co, it));
-            let refused = |source| BlockdevError::File { node: name(), source };
-            DriverReopen::File(reopen.map_err(refused)?)
-        } else if let Some(raw) = driver.downcast_ref::<Raw>()
-            && let DriverOptions::Raw(options) = &step.options.driver
-            && let [(_, child)] = &step.children[..]
-        {
-            let refused = |source| BlockdevError::Driver { node: name(), source: Box::new(source) };
-            DriverReopen::Raw(
-                raw.prepare_reopen(child, options.offset, options.size).map_err(refused)?,
-            )
-        } else if let Some(throttle) = driver.downcast_ref::<Throttle>()
-            && let DriverOptions::Throttle(options) = &step.options.driver
-        {
-            let group = self.known_group(&options.throttle_group)?;
-            DriverReopen::Throttle(throttle.prepare_reopen(&group))
-        } else {
-            DriverReopen::Same
-        };
-        let limits = match &driver {
-            DriverReopen::File(file) => file.limits(),
-            _ => node.limits(),
-        };
-        Ok(Prepared { node, driver, limits, state: own.node_state() })
+        let config = &step.options.driver;
+        let factory = self.drivers().factory(config.name())?;
+        let cx = Reopening::new(&self.registry, co, node.name(), own, &step.children);
+        let missing = || BlockdevError::NoOptions(node.name().to_owned());
+        let options = config.typed().ok_or_else(missing)?;
+        let driver = factory.co_prepare_reopen(node.driver(), &cx, &**options);
+        let driver = driver.map_err(|error| BlockdevError::of_node(node.name(), error))?;
+        Ok(Prepared { node, driver, state: own.node_state() })
     }
 
     /// What the node is now, for the next time.
     fn note(&self, step: &Step) {
         match self.names().nodes.get_mut(step.node.name()) {
-            Some(Entry::Owned(_, options) | Entry::Child(_, options)) => {
+            Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {
                 *options = Arc::clone(&step.options);
             }
-            Some(Entry::Reserved) | None => {}
+            Some(Entry::Owned(_, None) | Entry::Reserved) | None => {}
         }
     }
 }
@@ -264,7 +292,7 @@ pub(super) fn co_flush_in_time(co: &Co<'_>, node: Arc<BlockNode>) -> Result<(), 
 /// Turns the edges, if all users agree to that and to what the nodes have become.
 fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), BlockdevError> {
     for step in steps {
-        for (role, child) in &step.children {
+        for (role, (_, child)) in step.roles.iter().zip(&step.children) {
             step.own.for_child(*role).check_writable(step.node.name(), child)?;
         }
     }
@@ -276,28 +304,23 @@ fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), Blockdev
 /// A node that is ready to change to what it is to be, and back.
 struct Prepared<'a> {
     node: &'a BlockNode,
-    driver: DriverReopen<'a>,
-    limits: BlockLimits,
+    driver: Box<dyn Reopen + 'a>,
     state: NodeState,
-}
-
-enum DriverReopen<'a> {
-    File(FileReopen<'a>),
-    Raw(RawReopen<'a>),
-    Throttle(ThrottleReopen<'a>),
-    /// It is told nothing.
-    Same,
 }
 
 impl Prepared<'_> {
     fn swap(&mut self) {
-        match &mut self.driver {
-            DriverReopen::File(file) => file.swap(),
-            DriverReopen::Raw(raw) => raw.swap(),
-            DriverReopen::Throttle(throttle) => throttle.swap(),
-            DriverReopen::Same => {}
+        self.driver.swap();
+        let limits = self.node.driver().limits();
+        if limits.are_possible() {
+            self.node.path.swap_limits(limits);
         }
-        self.limits = self.node.path.swap_limits(self.limits);
         self.state = self.node.swap_state(self.state);
+    }
+
+    /// That the driver has become what a driver can be.
+    fn check(&self) -> Result<(), BlockdevError> {
+        let checked = OpenError::check_limits(self.node.driver());
+        checked.map_err(|error| BlockdevError::of_node(self.node.name(), error))
     }
 }

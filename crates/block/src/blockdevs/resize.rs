@@ -6,7 +6,7 @@ use super::Blockdevs;
 use crate::backend::{BlockBackend, ResizeError};
 use crate::driver::flags::Truncate;
 use crate::graph::{self, Operation};
-use crate::options::BlockdevError;
+use crate::registry::BlockdevError;
 
 impl Blockdevs {
     /// Changes the length of the node called `name` to `length` bytes, while requests run; what is

@@ -3,10 +3,11 @@ use std::sync::atomic::Ordering;
 
 use coblk_aio::AioContext;
 
-use super::{Blockdevs, Entry};
+use super::Blockdevs;
 use crate::graph::life::tests::{Keeper, Log, keep};
 use crate::graph::node::BlockNode;
 use crate::options::NodeOptions;
+use crate::registry::Entry;
 
 struct Bench {
     ctx: AioContext,
@@ -15,7 +16,7 @@ struct Bench {
 }
 
 fn bench() -> Bench {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new(crate::drivers()));
     Bench { ctx, log: Log::default(), blockdevs }
 }
 
@@ -28,8 +29,8 @@ impl Bench {
     fn adopt(&self, node: &Arc<BlockNode>, as_child: bool) {
         let options = Arc::new(NodeOptions::from_keyval("driver=null-co,size=1048576").unwrap());
         let entry = match as_child {
-            true => Entry::Child(Arc::downgrade(node), options),
-            false => Entry::Owned(Arc::clone(node), options),
+            true => Entry::Child(Arc::downgrade(node), options, "high".to_owned()),
+            false => Entry::Owned(Arc::clone(node), Some(options)),
         };
         node.life.set_belongs_to_users(as_child);
         self.blockdevs.names().nodes.insert(node.name().to_owned(), entry);

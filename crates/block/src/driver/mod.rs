@@ -1,5 +1,6 @@
 //! The seam between the block layer and its drivers: [`BlockDriver`]. Imports nothing else of the crate.
 
+pub(crate) mod background;
 pub(crate) mod debug_event;
 pub(crate) mod edge;
 pub(crate) mod extent;
@@ -12,8 +13,9 @@ pub(crate) mod role;
 use std::any::Any;
 use std::io;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
+use crate::driver::background::Background;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 use crate::driver::extent::Extent;
@@ -97,9 +99,8 @@ impl BlockLimits {
         self.request_alignment | self.memory_alignment != 1
     }
 
-    /// # Panics
-    /// If they contradict themselves: that is a bug of the driver.
-    pub(crate) fn check(&self, driver: &str) {
+    /// Whether they do not contradict themselves.
+    pub(crate) fn are_possible(&self) -> bool {
         let block = self.request_alignment;
         let longest = [
             (block, self.max_transfer),
@@ -109,10 +110,7 @@ impl BlockLimits {
         let fit = longest.iter().all(|(unit, most)| {
             unit.is_power_of_two() && block.is_power_of_two() && *most >= u64::from(*unit)
         });
-        assert!(
-            fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0,
-            "driver '{driver}' has impossible limits: {self:?}"
-        );
+        fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0
     }
 }
 
@@ -139,7 +137,9 @@ pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
 
-    /// Length in bytes, [`MAX_LENGTH`] at most.
+    /// Length in bytes, [`MAX_LENGTH`] at most. It becomes another only in a call that says so, such as
+    /// [`co_truncate`](Self::co_truncate), while the node is drained, or with that of a child: the layer
+    /// remembers it meanwhile.
     fn length(&self) -> u64;
 
     /// The edge on which a [`Filter`](crate::Filter) passes requests on.
@@ -230,6 +230,17 @@ pub trait BlockDriver: Any + Send + Sync {
     fn needs_close(&self) -> bool {
         false
     }
+
+    /// What it needs for work of its own, if it does any: timers, reconnects, coroutines that no request
+    /// has begun. Always the same.
+    fn background(&self) -> Option<&Background> {
+        None
+    }
+
+    /// Its [background work](Self::background) is to run in `home` from now on; until this returns
+    /// [`Background::home`] is where it ran before. The node is drained, and changes of others wait. A
+    /// context is reached by [`Co::call_at`](coblk_aio::Co::call_at); the one before may have ended.
+    fn co_set_home(&self, _co: &Co<'_>, _home: AioHandle) {}
 
     /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
     /// has changed nothing. [`ZeroFlags::NO_FALLBACK`] is for drivers that pass the request on.

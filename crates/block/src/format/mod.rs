@@ -2,5 +2,4 @@
 
 mod raw;
 
-pub(crate) use raw::RawReopen;
-pub use raw::{Raw, RawError};
+pub use raw::{Raw, RawError, RawOptions};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
+use serde::{Deserialize, Serialize};
 
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags};
@@ -12,6 +13,8 @@ use crate::driver::role::ChildRole;
 use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
+use crate::options::{DriverConfig, DriverOptions, NodeRef};
+use crate::registry::{Driver, OpenError, Opening, Reopen, Reopening};
 
 /// Fixed sizes are whole sectors.
 const SECTOR_BYTES: u64 = 512;
@@ -70,11 +73,8 @@ pub enum RawError {
 impl Raw {
     /// All of `child`.
     pub fn new(child: Arc<BlockNode>) -> Raw {
-        Raw {
-            child: Child::new("file", ChildRole::FILTER, child),
-            offset: 0.into(),
-            size: ALL.into(),
-        }
+        let child = Child::new("file", ChildRole::FILTER, child);
+        Raw { child, offset: 0.into(), size: ALL.into() }
     }
 
     /// The part of `child` from `offset` bytes on: `size` bytes, or all there are. Fewer if `child`
@@ -83,13 +83,12 @@ impl Raw {
     /// # Errors
     /// If the part is not within `child`, or `size` is not a multiple of 512.
     pub fn part(child: Arc<BlockNode>, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
-        check_part(&child, offset, size)?;
-        let size = size.unwrap_or(ALL);
-        Ok(Raw {
-            child: Child::new("file", ChildRole::FILTER, child),
-            offset: offset.into(),
-            size: size.into(),
-        })
+        Raw::on(Child::new("file", ChildRole::FILTER, child), offset, size)
+    }
+
+    fn on(child: Child, offset: u64, size: Option<u64>) -> Result<Raw, RawError> {
+        check_part(&child.node(), offset, size)?;
+        Ok(Raw { child, offset: offset.into(), size: size.unwrap_or(ALL).into() })
     }
 
     fn offset(&self) -> u64 {
@@ -103,34 +102,6 @@ impl Raw {
     fn length_in(&self, child: u64) -> u64 {
         let there = child.saturating_sub(self.offset());
         self.size().map_or(there, |size| size.min(there))
-    }
-
-    /// Gets ready to be another part, perhaps of another child.
-    ///
-    /// # Errors
-    /// If there is no such part.
-    pub(crate) fn prepare_reopen(
-        &self,
-        child: &BlockNode,
-        offset: u64,
-        size: Option<u64>,
-    ) -> Result<RawReopen<'_>, RawError> {
-        check_part(child, offset, size)?;
-        Ok(RawReopen { raw: self, offset, size: size.unwrap_or(ALL) })
-    }
-}
-
-/// Another part, to change to, and back.
-pub(crate) struct RawReopen<'a> {
-    raw: &'a Raw,
-    offset: u64,
-    size: u64,
-}
-
-impl RawReopen<'_> {
-    pub(crate) fn swap(&mut self) {
-        self.offset = self.raw.offset.swap(self.offset, Ordering::Relaxed);
-        self.size = self.raw.size.swap(self.size, Ordering::Relaxed);
     }
 }
 
@@ -148,6 +119,64 @@ fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), R
         }
     }
     Ok(())
+}
+
+/// Options of `raw`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct RawOptions {
+    /// `file`: the node below.
+    pub file: NodeRef,
+    /// `offset` in bytes of what is used of it; 0 by default.
+    #[serde(default)]
+    pub offset: u64,
+    /// `size` in bytes of what is used of it; up to the end by default.
+    pub size: Option<u64>,
+}
+
+impl RawOptions {
+    /// Those of all of a node.
+    pub fn new(file: impl Into<NodeRef>) -> RawOptions {
+        RawOptions { file: file.into(), offset: 0, size: None }
+    }
+}
+
+impl DriverOptions for RawOptions {
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        visit("file", &mut self.file);
+    }
+}
+
+impl From<RawOptions> for DriverConfig {
+    fn from(options: RawOptions) -> DriverConfig {
+        DriverConfig::new("raw", options)
+    }
+}
+
+impl Driver for Raw {
+    const NAMES: &'static [&'static str] = &["raw"];
+    const CHANGEABLE: &'static [&'static str] = &["offset", "size"];
+    type Options = RawOptions;
+
+    fn co_open(opening: &Opening<'_, '_>, options: &RawOptions) -> Result<Raw, OpenError> {
+        let file = opening.co_child("file", ChildRole::FILTER, &options.file)?;
+        Raw::on(file, options.offset, options.size).map_err(OpenError::of_driver)
+    }
+
+    fn co_prepare_reopen<'a>(
+        &'a self,
+        reopening: &Reopening<'_, '_>,
+        options: &RawOptions,
+    ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
+        let now = self.child.node();
+        let child = reopening.child("file").unwrap_or(&now);
+        let (offset, size) = (options.offset, options.size);
+        check_part(child, offset, size).map_err(OpenError::of_driver)?;
+        let mut part = (offset, size.unwrap_or(ALL));
+        Ok(Box::new(move || {
+            part.0 = self.offset.swap(part.0, Ordering::Relaxed);
+            part.1 = self.size.swap(part.1, Ordering::Relaxed);
+        }))
+    }
 }
 
 /// A request ends within the length, and so its place in the node below is a number: `offset` and

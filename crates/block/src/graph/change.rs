@@ -14,6 +14,7 @@ use super::turn::Turned;
 use super::{DrainedSection, Graph, GraphError, Operation, UserId, lock, lock_permits};
 use crate::graph::backends::BackendHome;
 use crate::graph::gate::{WAIT_LIMIT, co_visit};
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
@@ -143,7 +144,7 @@ fn turn_users(
     find: impl Fn() -> Result<Arc<BlockNode>, GraphError>,
     choose: Choose,
 ) -> Result<(), GraphError> {
-    loop {
+    let new = loop {
         let new = find()?;
         lock().check_open(new.id())?;
         trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
@@ -153,11 +154,13 @@ fn turn_users(
         let lost = co_flush_for_users(co, old, &new);
         let _change = lock_changes(co)?;
         if Arc::ptr_eq(&find()?, &new) {
-            break turn_drained_users(co, old, &new, choose, lost)?;
+            turn_drained_users(co, old, &new, choose, lost)?;
+            break new;
         }
-    }
+    };
     // Its last I/O waits for drains.
     co_close_if_unused(co, old);
+    [old, &new].into_iter().for_each(|node| co_settle_homes(co, node));
     Ok(())
 }
 

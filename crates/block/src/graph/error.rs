@@ -36,6 +36,17 @@ pub enum GraphError {
         /// Its length in bytes.
         length: u64,
     },
+    /// A driver contradicts itself.
+    #[error("node '{node}': its driver has impossible limits: {limits}")]
+    Limits {
+        /// The node.
+        node: String,
+        /// What the driver says.
+        limits: String,
+    },
+    /// A driver lists an edge that is not this node's alone.
+    #[error("node '{0}': its driver lists a child twice, or one of another node")]
+    NotItsChild(String),
     /// The node that is to be inserted does not lead to the other.
     #[error("node '{above}' cannot be inserted above node '{below}': it does not lead to it")]
     NotAbove {

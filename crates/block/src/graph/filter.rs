@@ -3,8 +3,9 @@
 use std::any::Any;
 use std::io;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
+use crate::driver::background::Background;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
@@ -124,6 +125,14 @@ pub trait Filter: Any + Send + Sync {
     fn needs_close(&self) -> bool {
         false
     }
+
+    /// See [`BlockDriver::background`].
+    fn background(&self) -> Option<&Background> {
+        None
+    }
+
+    /// See [`BlockDriver::co_set_home`].
+    fn set_home(&self, _co: &Co<'_>, _home: AioHandle) {}
 
     /// See [`BlockDriver::co_pwrite_zeroes`].
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
@@ -266,6 +275,14 @@ impl<F: Filter> BlockDriver for F {
 
     fn needs_close(&self) -> bool {
         Filter::needs_close(self)
+    }
+
+    fn background(&self) -> Option<&Background> {
+        Filter::background(self)
+    }
+
+    fn co_set_home(&self, co: &Co<'_>, home: AioHandle) {
+        self.set_home(co, home);
     }
 
     fn co_pwrite_zeroes(

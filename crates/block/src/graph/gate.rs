@@ -117,7 +117,7 @@ impl Gate {
 
     /// [`enter_own`](Self::enter_own) at an open gate. Counted first and looked at then, while a
     /// drain closes first and counts then: one of the two sees the other.
-    pub(crate) fn co_enter_own(&self, co: &Co<'_>) {
+    pub(crate) fn co_begin_own(&self, co: &Co<'_>) {
         loop {
             self.enter_own();
             if !self.is_closed() || !self.lock().quiet {
@@ -234,9 +234,7 @@ impl Gate {
             .filter(|member| !member.home.is_home_thread())
             .map(|member| member.home.clone())
             .collect();
-        for home in others {
-            co_visit(co, &home, || ());
-        }
+        co_visit_all(co, &others);
     }
 }
 
@@ -255,6 +253,24 @@ pub(crate) fn co_visit(co: &Co<'_>, home: &AioHandle, visit: impl FnOnce() + Sen
             visit();
             seen.tell();
         });
+    });
+}
+
+/// Has each of these contexts go through its loop once, all at the same time, and waits for that. Those of
+/// this thread need not, and those that have ended cannot.
+pub(crate) fn co_visit_all(co: &Co<'_>, homes: &[AioHandle]) {
+    let is_other = |home: &&AioHandle| !home.is_home_thread() && !home.is_closed();
+    let others: Vec<&AioHandle> = homes.iter().filter(is_other).collect();
+    if others.is_empty() {
+        return;
+    }
+    co.suspend_for("other contexts", |waker| {
+        // The last of them to drop it wakes.
+        let seen = Arc::new(Seen { waker: Some(waker), drainer: co.context().handle() });
+        for home in others {
+            let seen = Arc::clone(&seen);
+            home.schedule(move |_| drop(seen));
+        }
     });
 }
 

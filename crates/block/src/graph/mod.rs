@@ -21,6 +21,7 @@
 //! activity.rs nodes whose storage is another process's
 //! life.rs    the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
+//! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs children and parents of nodes, as monitors show them
 //! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
@@ -34,6 +35,7 @@ mod activity;
 pub(crate) mod after_write;
 mod attach;
 pub(crate) mod backends;
+mod background;
 pub(crate) mod chain;
 mod change;
 mod check;
@@ -44,6 +46,7 @@ pub(crate) mod filter;
 mod freeze;
 pub(crate) mod gate;
 mod height;
+pub(crate) mod homes;
 pub(crate) mod life;
 mod listing;
 pub(crate) mod mapped;
@@ -66,12 +69,14 @@ use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
+use crate::io::known_length::lengths_may_have_changed;
 pub(crate) use activity::co_set_active;
 use backends::{BackendHome, Claim};
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
+pub(crate) use edge::Edge;
+use edge::List;
 pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeRef};
-use edge::{Edge, List};
 pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
@@ -176,18 +181,19 @@ static PERMITS: Mutex<()> = Mutex::new(());
 pub(crate) struct GraphGuard {
     graph: Option<MutexGuard<'static, Graph>>,
     permits: Option<MutexGuard<'static, ()>>,
+    is_changed: bool,
 }
 
 /// For everything but changes of permissions. Waits for no system call.
 pub(crate) fn lock() -> GraphGuard {
-    GraphGuard { graph: Some(lock_graph()), permits: None }
+    GraphGuard { graph: Some(lock_graph()), permits: None, is_changed: false }
 }
 
 /// To change permissions. Waits for the system calls of other changes of permissions: for workers, and for
 /// set-up code.
 pub(crate) fn lock_permits() -> GraphGuard {
     let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
-    GraphGuard { permits: Some(permits), graph: Some(lock_graph()) }
+    GraphGuard { permits: Some(permits), graph: Some(lock_graph()), is_changed: false }
 }
 
 fn lock_graph() -> MutexGuard<'static, Graph> {
@@ -215,6 +221,9 @@ impl Deref for GraphGuard {
 
 impl DerefMut for GraphGuard {
     fn deref_mut(&mut self) -> &mut Graph {
+        // Edges may turn, and what has changed in a drained section is seen when that ends.
+        lengths_may_have_changed();
+        self.is_changed = true;
         self.graph.as_mut().expect("locked until dropped")
     }
 }
@@ -225,6 +234,9 @@ impl Drop for GraphGuard {
         let Some(graph) = &mut self.graph else { return };
         let kept = std::mem::take(&mut graph.kept);
         let wakes = std::mem::take(&mut graph.wakes);
+        if self.is_changed {
+            lengths_may_have_changed();
+        }
         self.graph = None;
         // What goes now may give permissions back.
         self.permits = None;
@@ -259,10 +271,11 @@ impl Graph {
     /// if one of its children is (contract: C77).
     ///
     /// # Errors
-    /// If it would be too high. It is not in the graph then.
+    /// If it would be too high, or its edges are not its own. It is not in the graph then.
     pub(crate) fn add_node(&mut self, node: &Arc<BlockNode>) -> Result<(), GraphError> {
         let edges = node.all_edges();
         let children: Vec<UserId> = edges.iter().map(|edge| edge.user()).collect();
+        self.check_edges(node, &children)?;
         let below = children.iter().filter_map(|edge| self.users.get(edge)?.node);
         let below: Vec<NodeId> = below.collect();
         let height = self.height_above(&below);
@@ -291,12 +304,27 @@ impl Graph {
             users: Vec::new(),
             children,
         };
+        if let Some(background) = node.driver().background() {
+            let weak = Arc::downgrade(node);
+            background.set_node(weak);
+        }
         self.nodes.insert(node.id(), entry);
         self.settle(node.id());
         if !node.life.is_active() {
             self.shut(node);
         }
         Ok(())
+    }
+
+    /// That these edges are free to be this node's, each once: an edge that two nodes had would be
+    /// looked at for one of them only, when it turns.
+    fn check_edges(&self, node: &BlockNode, edges: &[UserId]) -> Result<(), GraphError> {
+        let mut known = BTreeSet::new();
+        let is_free = |id| self.users.get(id).is_some_and(|user| user.parent().is_none());
+        match edges.iter().all(|id| is_free(id) && known.insert(*id)) {
+            true => Ok(()),
+            false => Err(GraphError::NotItsChild(node.name().to_owned())),
+        }
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) {

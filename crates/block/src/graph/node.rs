@@ -50,8 +50,7 @@ impl BlockNode {
     /// (contract: C77).
     ///
     /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`]; or where
-    /// [`try_new`](Self::try_new) has an error.
+    /// Where [`try_new`](Self::try_new) has an error.
     pub fn new(name: impl Into<String>, driver: impl BlockDriver + 'static) -> Arc<BlockNode> {
         Self::try_new(name, driver).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -60,10 +59,8 @@ impl BlockNode {
     ///
     /// # Errors
     /// If it would have more than 256 levels of children, or is longer than
-    /// [`MAX_LENGTH`].
-    ///
-    /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`].
+    /// [`MAX_LENGTH`]; and if its driver is wrong: its limits contradict themselves, see
+    /// [`BlockLimits`], or it lists an edge twice, or another node's.
     pub fn try_new(
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
@@ -76,9 +73,6 @@ impl BlockNode {
     ///
     /// # Errors
     /// As of [`try_new`](Self::try_new).
-    ///
-    /// # Panics
-    /// If the driver's limits contradict themselves, see [`BlockLimits`].
     pub fn try_new_inactive(
         name: impl Into<String>,
         driver: impl BlockDriver + 'static,
@@ -95,8 +89,12 @@ impl BlockNode {
         if length > MAX_LENGTH {
             return Err(GraphError::TooLong { node: name, length });
         }
+        let limits = driver.limits();
+        if !limits.are_possible() {
+            return Err(GraphError::Limits { node: name, limits: format!("{limits:?}") });
+        }
         let cache_mode = Mutex::new(driver.cache_mode());
-        let path = RequestPath::new(name, Box::new(driver));
+        let path = RequestPath::new(name, Box::new(driver), limits);
         let mut graph = graph::lock();
         let edges = graph.edges(&path.driver().children());
         let list = path.driver().child_list().map_or_else(Weak::new, |list| graph.list(list));
@@ -146,14 +144,18 @@ impl BlockNode {
     /// The children may have become others, and the limits with them. While nothing is in flight.
     pub(crate) fn look_at_limits(&self) {
         let limits = self.driver().limits();
-        limits.check(self.driver().format_name());
-        self.path.limits.swap(limits);
+        if limits.are_possible() {
+            self.path.swap_limits(limits);
+        } else {
+            tracing::error!(node = self.name(), ?limits, "the driver has impossible limits");
+        }
         self.path.state.set_backing(self.backing().is_some());
     }
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most.
+    #[inline]
     pub fn length(&self) -> u64 {
-        self.driver().length()
+        self.path.length()
     }
 
     /// Whether writes are refused.
@@ -328,7 +330,7 @@ impl BlockNode {
     /// # Errors
     /// What the system says.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
-        let _own = self.co_enter_own(co);
+        let _own = self.co_begin_own(co);
         match self.gate.refusal() {
             Some(error) => Err(error),
             None => self.co_look_at_length(co),

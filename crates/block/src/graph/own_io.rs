@@ -3,7 +3,8 @@
 //! A request is counted at the gate of the node that its backend is on, and all that its driver does
 //! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
 //! written back) is counted nowhere, so the driver counts it itself, at the gate of its node, which a
-//! drain of a child closes as well.
+//! drain of a child closes as well. A driver without children has its
+//! [`Background`](crate::Background) for that.
 
 use std::io;
 use std::ops::Deref;
@@ -22,6 +23,11 @@ pub struct OwnIo<N: Deref<Target = BlockNode> = Arc<BlockNode>> {
 }
 
 impl<N: Deref<Target = BlockNode>> OwnIo<N> {
+    /// It has been counted.
+    pub(super) fn entered(node: N) -> OwnIo<N> {
+        OwnIo { node }
+    }
+
     /// The request path of the node.
     pub(crate) fn path(&self) -> &RequestPath {
         &self.node.path
@@ -51,9 +57,9 @@ impl Child {
     /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
     /// itself. Must not be called by a coroutine that drains the node, which would wait for itself. Any
     /// thread.
-    pub fn co_enter_own(&self, co: &Co<'_>) -> OwnIo {
+    pub fn co_begin_own(&self, co: &Co<'_>) -> OwnIo {
         let node = self.owner();
-        node.gate.co_enter_own(co);
+        node.gate.co_begin_own(co);
         OwnIo { node }
     }
 }
@@ -66,9 +72,9 @@ impl BlockNode {
         OwnIo { node: self }
     }
 
-    /// [`Child::co_enter_own`], for what is not in a driver.
-    pub(crate) fn co_enter_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
-        self.gate.co_enter_own(co);
+    /// [`Child::co_begin_own`], for what is not in a driver.
+    pub(crate) fn co_begin_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
+        self.gate.co_begin_own(co);
         OwnIo { node: self }
     }
 }

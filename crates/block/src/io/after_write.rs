@@ -1,9 +1,26 @@
 //! What is told of every change to a node's bytes: [`AfterWrite`].
+//!
+//! Hooks come and go while requests run. What holds:
+//!
+//! 1. A change that begins after a hook was added is told to it once, when its driver has returned.
+//! 2. A change that began before is told at most once.
+//! 3. After a hook was removed none of its calls is under way, and none comes.
+//!
+//! A change looks at the node's features when it begins, and once more, with the list of hooks, when its
+//! driver has returned; it tells that list, and each hook is in a list at most once. A hook is put into the
+//! list before the feature is switched on, and then each context that may have requests is passed, so
+//! changes that begin there later see both (1). A change that saw the feature off tells no hook, or, if
+//! another hook had it switched on, those in the list at its end (2).
+//!
+//! Lists do not change: there is a new one for each change of hooks. The old one goes when the last call
+//! that reads it has returned, and with the last list that has a hook goes the hook's entry ([`Resting`]).
+//! That is what a removal waits for (3), whatever context the call is in.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use coblk_aio::{Co, CoWaker};
 
 /// How bytes were changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +43,68 @@ pub trait AfterWrite: Send + Sync {
     fn wrote(&self, range: Range<u64>, kind: WriteKind, succeeded: bool);
 }
 
-type List = Vec<Arc<dyn AfterWrite>>;
+/// A hook in lists. The last list that has it drops it.
+struct Entry {
+    hook: Arc<dyn AfterWrite>,
+    rest: Rest,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut state = self.rest.lock();
+        state.rests = true;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Resting {
+    /// No list has the hook any more, and no call.
+    rests: bool,
+    waker: Option<CoWaker>,
+}
+
+/// The end of a hook's calls.
+#[derive(Clone, Default)]
+pub(crate) struct Rest(Arc<Mutex<Resting>>);
+
+impl Rest {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Resting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the hook, which has been removed, rests. One coroutine at a time.
+    pub(crate) fn co_wait(&self, co: &Co<'_>) {
+        while !self.lock().rests {
+            co.suspend_for("calls of a hook", |waker| {
+                // The lock is held until the waker is stored: an entry that goes meanwhile finds it.
+                let mut state = self.lock();
+                if state.rests {
+                    drop(state);
+                    co.context().schedule(move |_| waker.wake());
+                } else {
+                    state.waker = Some(waker);
+                }
+            });
+        }
+    }
+}
+
+/// A hook that has been added: the identity of its entry.
+pub(crate) struct Listed(Rest);
+
+impl Listed {
+    /// The end of its calls, once it has been removed.
+    pub(crate) fn rest(&self) -> Rest {
+        self.0.clone()
+    }
+}
+
+type List = Vec<Arc<Entry>>;
 
 /// The users of one node. Any thread.
 #[derive(Default)]
@@ -37,14 +115,35 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    /// Makes a change, one at a time, and then says whether there are any.
-    pub(super) fn change(&self, change: impl FnOnce(&mut List), then: impl FnOnce(bool)) {
-        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Adds a hook, and then calls `switch_on`.
+    pub(super) fn add(&self, hook: Arc<dyn AfterWrite>, switch_on: impl FnOnce()) -> Listed {
+        let rest = Rest::default();
+        let entry = Arc::new(Entry { hook, rest: rest.clone() });
+        self.change(|list| list.push(entry), |_| switch_on());
+        Listed(rest)
+    }
+
+    /// Removes a hook, and then calls `switch_off` if it was the last one.
+    pub(super) fn remove(&self, listed: &Listed, switch_off: impl FnOnce()) {
+        let stays = |entry: &Arc<Entry>| !Arc::ptr_eq(&entry.rest.0, &listed.0.0);
+        let switch = |any: bool| {
+            if !any {
+                switch_off()
+            }
+        };
+        self.change(|list| list.retain(stays), switch);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut List), then: impl FnOnce(bool)) {
+        let one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut list = List::clone(&self.list.load());
         change(&mut list);
         let any = !list.is_empty();
-        self.list.store(Arc::new(list));
+        let old = self.list.swap(Arc::new(list));
         then(any);
+        drop(one);
+        // What goes with it may wake, and run, the coroutine that has removed it.
+        drop(old);
     }
 
     #[cold]
@@ -52,8 +151,8 @@ impl Hooks {
         if range.is_empty() {
             return;
         }
-        for hook in self.list.load().iter() {
-            hook.wrote(range.clone(), kind, succeeded);
+        for entry in self.list.load().iter() {
+            entry.hook.wrote(range.clone(), kind, succeeded);
         }
     }
 }

@@ -27,6 +27,7 @@ mod discard;
 mod flags;
 mod flush;
 pub(crate) mod held;
+pub(crate) mod known_length;
 pub(crate) mod live_limits;
 mod padding;
 mod path;
@@ -93,13 +94,17 @@ fn errno(errno: i32) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::MAX_LENGTH;
+    use crate::driver::{BlockLimits, MAX_LENGTH};
     use crate::protocol::Null;
 
     #[test]
     fn a_range_must_end_within_the_length() {
         for length in [0, 1, 512, MAX_LENGTH] {
-            let path = RequestPath::new("node".to_owned(), Box::new(Null::new(length)));
+            let path = RequestPath::new(
+                "node".to_owned(),
+                Box::new(Null::new(length)),
+                BlockLimits::default(),
+            );
             let check = |offset, bytes| check_range(&path, offset, bytes).is_ok();
             assert!(check(0, length) && check(length, 0) && check(length / 2, length - length / 2));
             assert!(!check(0, length + 1) && !check(length + 1, 0) && !check(length, 1));

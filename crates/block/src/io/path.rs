@@ -1,9 +1,10 @@
 //! [`RequestPath`]: what a request needs to know of its node.
 
+use super::known_length::KnownLength;
 use super::live_limits::LiveLimits;
 use super::state::{Features, PathState};
 use crate::driver::debug_event::DebugEvent;
-use crate::driver::{BlockDriver, BlockLimits};
+use crate::driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 
 /// A driver with what its requests need: a name for messages, limits, and what is kept from one request
 /// to the next. Any thread.
@@ -12,15 +13,17 @@ pub(crate) struct RequestPath {
     driver: Box<dyn BlockDriver>,
     wants_debug_events: bool,
     pub(crate) limits: LiveLimits,
+    length: KnownLength,
     pub(crate) state: PathState,
 }
 
 impl RequestPath {
-    /// # Panics
-    /// If the driver's limits contradict themselves.
-    pub(crate) fn new(name: String, driver: Box<dyn BlockDriver>) -> RequestPath {
-        let limits = driver.limits();
-        limits.check(driver.format_name());
+    /// `limits` are the driver's.
+    pub(crate) fn new(
+        name: String,
+        driver: Box<dyn BlockDriver>,
+        limits: BlockLimits,
+    ) -> RequestPath {
         let state = PathState::default();
         state.set_aligned(limits.is_aligned());
         RequestPath {
@@ -28,6 +31,7 @@ impl RequestPath {
             wants_debug_events: driver.wants_debug_events(),
             driver,
             limits: LiveLimits::new(limits),
+            length: KnownLength::default(),
             state,
         }
     }
@@ -48,10 +52,11 @@ impl RequestPath {
         &*self.driver
     }
 
-    /// Length in bytes.
+    /// Length in bytes, [`MAX_LENGTH`] at most: what a request adds up stays a number, whatever the driver
+    /// says later.
     #[inline]
     pub(crate) fn length(&self) -> u64 {
-        self.driver.length()
+        self.length.get(|| self.driver.length().min(MAX_LENGTH))
     }
 
     /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing

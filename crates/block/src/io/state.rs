@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::after_write::{AfterWrite, Hooks, WriteKind};
+use super::after_write::{AfterWrite, Hooks, Listed, WriteKind};
 use super::flush::FlushState;
 use super::threshold::{Listener, WriteThreshold};
 use super::tracked::TrackedRequests;
@@ -181,15 +181,14 @@ impl PathState {
         self.features().contains(Features::TRACKING)
     }
 
-    /// While nothing is in flight.
-    pub(crate) fn add_after_write(&self, hook: &Arc<dyn AfterWrite>) {
-        self.hooks.change(|list| list.push(Arc::clone(hook)), |any| self.set_told(any));
+    /// See `after_write.rs`.
+    pub(crate) fn add_after_write(&self, hook: Arc<dyn AfterWrite>) -> Listed {
+        self.hooks.add(hook, || self.set_told(true))
     }
 
-    /// Requests in flight may still tell it.
-    pub(crate) fn remove_after_write(&self, hook: &Arc<dyn AfterWrite>) {
-        let remove = |list: &mut Vec<_>| list.retain(|it| !Arc::ptr_eq(it, hook));
-        self.hooks.change(remove, |any| self.set_told(any));
+    /// Calls under way go on.
+    pub(crate) fn remove_after_write(&self, listed: &Listed) {
+        self.hooks.remove(listed, || self.set_told(false));
     }
 
     fn set_told(&self, any: bool) {

@@ -7,17 +7,19 @@
 //!     {"driver": "file", "filename": "a.img", "aio": "io_uring", "cache": {"direct": true}}}"#;
 //! let line = "driver=raw,node-name=d0,file.driver=file,file.filename=a.img,file.aio=io_uring,\
 //!             file.cache.direct=on";
-//! assert_eq!(NodeOptions::from_json(json)?, NodeOptions::from_keyval(line)?);
+//! let drivers = coblk_block::drivers();
+//! let same = [NodeOptions::from_json(json)?, NodeOptions::from_keyval(line)?];
+//! let [json, line] = same.map(|options| drivers.resolve(options));
+//! assert_eq!(json?, line?);
 //! # Ok::<(), coblk_block::options::OptionsError>(())
 //! ```
 //!
 //! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
 //!
-//! `drivers.rs` has a struct for each driver, `text.rs` is how all are read and written.
+//! What all nodes have is read here (`text.rs`). The other members are kept as they were written
+//! (`driver.rs`), until a set of drivers reads them: only that knows their types.
 
-mod blkdebug;
-mod drivers;
-mod error;
+mod driver;
 mod text;
 
 use std::ffi::OsStr;
@@ -26,13 +28,9 @@ use std::sync::Arc;
 use coblk_qapi::shorten;
 use serde_json::Value;
 
-pub use blkdebug::{BlkDebugOptions, DebugConstraints, InjectError, SetState};
-pub(crate) use drivers::check_log_sector;
-pub use drivers::{
-    BlkLogWritesOptions, DriverOptions, FileNodeOptions, NullOptions, RawOptions,
-    ThrottleNodeOptions,
-};
-pub use error::BlockdevError;
+pub(crate) use driver::{AnyOptions, OwnOptions};
+pub use driver::{DriverConfig, DriverOptions};
+pub(crate) use text::{TAG, common_schema};
 
 use crate::driver::mode::DetectZeroes;
 
@@ -46,7 +44,8 @@ const MAX_NAME_BYTES: usize = 31;
 ///
 /// A child that is described here, and not named, inherits what it does not say of `read_only`,
 /// `auto_read_only`, `force_share`, `cache_direct` and `cache_no_flush`; discards reach it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct NodeOptions {
     /// `node-name`: unique among nodes opened together; one is made up if there is none.
     pub node_name: Option<String>,
@@ -72,11 +71,11 @@ pub struct NodeOptions {
     /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active). On by default; not inherited.
     pub active: Option<bool>,
     /// `driver`, and what belongs to it.
-    pub driver: DriverOptions,
+    pub driver: DriverConfig,
 }
 
 /// A child of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum NodeRef {
     /// A node that is there.
     Name(String),
@@ -98,7 +97,7 @@ impl From<&str> for NodeRef {
 
 impl NodeOptions {
     /// A node of `driver` with every option as it is by default.
-    pub fn new(driver: impl Into<DriverOptions>) -> NodeOptions {
+    pub fn new(driver: impl Into<DriverConfig>) -> NodeOptions {
         NodeOptions {
             node_name: None,
             read_only: None,
@@ -158,7 +157,8 @@ impl NodeOptions {
         NodeOptions { active: Some(active), ..self }
     }
 
-    /// Reads a JSON object, with QEMU's names and types.
+    /// Reads a JSON object, with QEMU's names and types; those that belong to the driver are read later,
+    /// by [`Drivers::resolve`](crate::Drivers::resolve).
     ///
     /// # Errors
     /// Which parameter is wrong, in QEMU's words.

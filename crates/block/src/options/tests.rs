@@ -2,11 +2,21 @@ use super::*;
 use crate::DebugEvent;
 use crate::DetectZeroes;
 use crate::accounting::RequestKind;
-use crate::drivers::{Engine, Locking};
+use crate::drivers::{Engine, FileNodeOptions, Locking, RawOptions};
+use crate::filters::blkdebug::{BlkDebugOptions, DebugConstraints, InjectError, SetState};
+use crate::filters::throttle::ThrottleNodeOptions;
+
+fn json(text: &str) -> Result<NodeOptions, OptionsError> {
+    crate::drivers().resolve(NodeOptions::from_json(text)?)
+}
+
+fn keyval(text: &str) -> Result<NodeOptions, OptionsError> {
+    crate::drivers().resolve(NodeOptions::from_keyval(text)?)
+}
 
 #[test]
 fn typed_json_and_command_line_say_the_same() {
-    let json = r#"{"driver": "throttle", "node-name": "t0", "throttle-group": "g", "file":
+    let text = r#"{"driver": "throttle", "node-name": "t0", "throttle-group": "g", "file":
         {"driver": "raw", "offset": 1048576, "discard": "unmap", "read-only": true, "file":
         {"driver": "file", "filename": "a,b.img", "aio": "io_uring", "auto-read-only": true,
          "locking": "off", "cache": {"direct": true, "no-flush": false}, "detect-zeroes": "off"}}}"#;
@@ -15,37 +25,37 @@ fn typed_json_and_command_line_say_the_same() {
         file.read-only=on,file.file.driver=file,file.file.filename=a,,b.img,file.file.aio=io_uring,\
         file.file.auto-read-only=on,file.file.cache.direct=on,file.file.cache.no-flush=off,\
         file.file.detect-zeroes=off";
-    let image = NodeOptions::new(DriverOptions::File(FileNodeOptions {
+    let image = NodeOptions::new(FileNodeOptions {
         filename: "a,b.img".into(),
         aio: Engine::IoUring,
         locking: Locking::Off,
-    }))
+    })
     .auto_read_only(true)
     .cache_direct(true)
     .cache_no_flush(false)
     .detect_zeroes(DetectZeroes::Off);
-    let raw = DriverOptions::Raw(RawOptions { file: image.into(), offset: 1 << 20, size: None });
+    let raw = RawOptions { offset: 1 << 20, ..RawOptions::new(image) };
     let raw = NodeOptions::new(raw);
     let raw = raw.discard(true).read_only(true);
     let throttle = ThrottleNodeOptions { file: raw.into(), throttle_group: "g".into() };
-    let typed = NodeOptions::new(DriverOptions::Throttle(throttle)).named("t0");
-    assert_eq!(NodeOptions::from_json(json).unwrap(), typed);
-    assert_eq!(NodeOptions::from_keyval(line).unwrap(), typed);
+    let typed = NodeOptions::new(throttle).named("t0");
+    assert_eq!(json(text).unwrap(), typed);
+    assert_eq!(keyval(line).unwrap(), typed);
 }
 
 #[test]
 fn a_child_may_be_the_name_of_a_node() {
-    let options = NodeOptions::from_keyval("driver=raw,file=disk").unwrap();
-    assert_eq!(options, NodeOptions::new(DriverOptions::raw("disk")));
+    let options = keyval("driver=raw,file=disk").unwrap();
+    assert_eq!(options, NodeOptions::new(RawOptions::new("disk")));
     assert_eq!(
-        NodeOptions::from_keyval("driver=file,filename=a").unwrap(),
-        NodeOptions::new(DriverOptions::file("a"))
+        keyval("driver=file,filename=a").unwrap(),
+        NodeOptions::new(FileNodeOptions::new("a"))
     );
 }
 
 #[test]
 fn rules_of_blkdebug() {
-    let json = r#"{"driver": "blkdebug", "image": "disk", "inject-error": [
+    let text = r#"{"driver": "blkdebug", "image": "disk", "inject-error": [
         {"event": "none", "iotype": "write", "errno": 28, "sector": 8, "once": true}, {"event": "none"},
         {"event": "l2_load", "state": 3}],
         "set-state": [{"event": "pwritev_done", "state": 2, "new_state": 3},
@@ -69,13 +79,13 @@ fn rules_of_blkdebug() {
         SetState { event: DebugEvent::PwritevDone, state: Some(2), new_state: 3 },
         SetState { event: DebugEvent::ReadAio, state: None, new_state: 2 },
     ];
-    let driver = DriverOptions::BlkDebug(BlkDebugOptions {
+    let driver = BlkDebugOptions {
         image: "disk".into(),
         inject_error: expected,
         set_state,
         constraints: DebugConstraints::default(),
-    });
-    assert_eq!(NodeOptions::from_json(json).unwrap(), NodeOptions::new(driver));
+    };
+    assert_eq!(json(text).unwrap(), NodeOptions::new(driver));
 }
 
 /// Each text, and what its error must say.
@@ -85,7 +95,7 @@ const BAD: [(&str, &str); 25] = [
     (r#"{"driver": "file""#, "JSON parse error, premature EOI"),
     ("{}", "Parameter 'driver' is missing"),
     (r#"{"driver": 7}"#, "Invalid parameter type for 'driver', expected: string"),
-    (r#"{"driver": "qcow3"}"#, "'driver' does not accept value 'qcow3'; there is file, "),
+    (r#"{"driver": "qcow3"}"#, "'driver' does not accept value 'qcow3'; there is blkdebug, "),
     (r#"{"driver": "file"}"#, "Parameter 'filename' is missing"),
     (
         r#"{"driver": "file", "filename": "a", "aio": "posix"}"#,
@@ -122,10 +132,10 @@ const BAD: [(&str, &str); 25] = [
 #[test]
 fn what_is_wrong_is_named() {
     for (text, expected) in BAD {
-        let error = NodeOptions::from_json(text).expect_err(text).to_string();
+        let error = json(text).expect_err(text).to_string();
         assert!(error.contains(expected), "{text}: {error}");
     }
-    let error = NodeOptions::from_keyval("driver=file,filename=a,read-only=maybe").unwrap_err();
+    let error = keyval("driver=file,filename=a,read-only=maybe").unwrap_err();
     assert_eq!(error.to_string(), "Parameter 'read-only' expects 'on' or 'off'");
 }
 
@@ -139,7 +149,7 @@ fn what_was_sent_does_not_make_messages_long() {
         format!(r#"{{"driver": "file", "node-name": "{long}"}}"#),
         format!(r#"{{"driver": "raw", "file": {{"node-name": "{long}", "driver": 1}}}}"#),
     ] {
-        let error = NodeOptions::from_json(&text).unwrap_err().to_string();
+        let error = json(&text).unwrap_err().to_string();
         assert!(error.len() < 500, "{}", error.len());
     }
 }
@@ -148,7 +158,7 @@ fn what_was_sent_does_not_make_messages_long() {
 #[test]
 fn integers_have_no_suffixes() {
     for line in ["null-co,size=1k", "null-co,latency-ns=1k", "raw,file=a,offset=1k"] {
-        let error = NodeOptions::from_keyval(line).unwrap_err().to_string();
+        let error = keyval(line).unwrap_err().to_string();
         assert!(error.ends_with("expects integer"), "{line}: {error}");
     }
 }
@@ -170,12 +180,14 @@ fn what_is_written_is_read_again() {
          inject-error.0.event=none,inject-error.0.iotype=write-zeroes,inject-error.0.errno=28,\
          inject-error.1.event=none,inject-error.1.sector=8,inject-error.1.once=on",
     ] {
-        let options = NodeOptions::from_keyval(line).unwrap();
+        let options = keyval(line).unwrap();
         let written = coblk_qapi::to_argument(&options, "driver").into_string().unwrap();
         assert!(!written.starts_with('{'), "{written} is for people, too");
         let read: NodeOptions = coblk_qapi::from_argument(&written, "driver").unwrap();
+        let read = crate::drivers().resolve(read).unwrap();
         assert_eq!(read, options, "{written}");
-        assert_eq!(NodeOptions::from_value(serde_json::to_value(&options).unwrap()), Ok(read));
+        let value = NodeOptions::from_value(serde_json::to_value(&options).unwrap()).unwrap();
+        assert_eq!(crate::drivers().resolve(value), Ok(read));
     }
 }
 
@@ -183,10 +195,18 @@ fn what_is_written_is_read_again() {
 fn nesting_has_an_end() {
     let nested = |levels: usize| {
         let begin = r#"{"driver": "raw", "file": "#.repeat(levels);
-        NodeOptions::from_json(&format!("{begin}\"disk\"{}", "}".repeat(levels)))
+        json(&format!("{begin}\"disk\"{}", "}".repeat(levels)))
     };
     assert!(nested(30).is_ok());
     assert!(nested(40).unwrap_err().to_string().contains("levels deep"));
     // Deeper than the parser goes.
     assert!(nested(10_000).unwrap_err().to_string().contains("nesting depth limit"));
+    let nested = |levels: usize| {
+        NodeOptions::from_keyval(format!("raw,{}file=disk", "file.".repeat(levels)))
+    };
+    for levels in [10_000, 1_000_000] {
+        let refused = nested(levels).unwrap_err().to_string();
+        let is_named = refused.starts_with("Invalid parameter 'file.file.");
+        assert!(is_named && refused.len() < 1000, "{refused}");
+    }
 }

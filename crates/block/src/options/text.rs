@@ -2,12 +2,21 @@
 
 use std::fmt;
 
-use coblk_qapi::{FromParts, Parts};
+use coblk_qapi::{FromParts, Parts, Schema};
 use serde::de::{MapAccess, Visitor};
+use serde::ser::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{NodeOptions, NodeRef};
+use super::{DriverConfig, NodeOptions, NodeRef, OptionsError};
 use crate::driver::mode::DetectZeroes;
+
+/// The member that names the driver.
+pub(crate) const TAG: &str = "driver";
+
+#[derive(Deserialize)]
+struct Driver {
+    driver: String,
+}
 
 /// What all nodes have.
 #[derive(Deserialize, Serialize)]
@@ -44,9 +53,14 @@ impl Cache {
     }
 }
 
+/// The schema of what all nodes have.
+pub(crate) fn common_schema() -> Result<Schema, OptionsError> {
+    Schema::of::<Common>()
+}
+
 impl FromParts for NodeOptions {
     fn from_parts<'de, M: MapAccess<'de>>(parts: &mut Parts<M>) -> Result<NodeOptions, M::Error> {
-        let driver = parts.variant("driver")?;
+        let Driver { driver } = parts.take()?;
         let common: Common = parts.take()?;
         Ok(NodeOptions {
             node_name: common.node_name,
@@ -58,7 +72,7 @@ impl FromParts for NodeOptions {
             cache_direct: common.cache.direct,
             cache_no_flush: common.cache.no_flush,
             active: common.active,
-            driver,
+            driver: DriverConfig::written(driver, parts.take()?),
         })
     }
 }
@@ -82,7 +96,9 @@ impl Serialize for NodeOptions {
             force_share: self.force_share,
             detect_zeroes: self.detect_zeroes,
         };
-        coblk_qapi::write_variant(serializer, "driver", &self.driver, &common)
+        let own = self.driver.members().map_err(S::Error::custom)?;
+        let driver = serde_json::json!({ self.driver.name(): own });
+        coblk_qapi::write_variant(serializer, TAG, &driver, &common)
     }
 }
 

@@ -3,6 +3,5 @@
 mod file;
 mod null;
 
-pub(crate) use file::FileReopen;
-pub use file::{Engine, File, FileOpenError, FileOptions, Locking};
-pub use null::Null;
+pub use file::{File, FileNodeOptions, FileOpenError, FileOptions, Locking};
+pub use null::{Null, NullOptions};

@@ -4,10 +4,13 @@ use std::io;
 use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
+use serde::{Deserialize, Serialize};
 
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::{BlockDriver, BlockLimits};
+use crate::options::{DriverConfig, DriverOptions};
+use crate::registry::{Driver, OpenError, Opening};
 
 /// A driver that does nothing, successfully.
 #[derive(Clone, Debug)]
@@ -116,5 +119,43 @@ impl BlockDriver for Null {
 
     fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<Extent> {
         Ok(if self.read_zeroes { Extent::hole(bytes) } else { Extent::data(bytes) })
+    }
+}
+
+/// Options of `null-co` and `null-aio`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct NullOptions {
+    /// `size` in bytes; 1 GiB by default.
+    pub size: u64,
+    /// `read-zeroes`: reads fill the buffer. Off by default.
+    pub read_zeroes: bool,
+    /// `latency-ns`: how long a request takes, in nanoseconds. 0 by default.
+    pub latency_ns: u64,
+}
+
+impl Default for NullOptions {
+    fn default() -> NullOptions {
+        NullOptions { size: 1 << 30, read_zeroes: false, latency_ns: 0 }
+    }
+}
+
+impl DriverOptions for NullOptions {}
+
+/// `null-co`.
+impl From<NullOptions> for DriverConfig {
+    fn from(options: NullOptions) -> DriverConfig {
+        DriverConfig::new("null-co", options)
+    }
+}
+
+impl Driver for Null {
+    const NAMES: &'static [&'static str] = &["null-co", "null-aio"];
+    type Options = NullOptions;
+
+    fn co_open(opening: &Opening<'_, '_>, options: &NullOptions) -> Result<Null, OpenError> {
+        let null = Null::new(options.size).read_zeroes(options.read_zeroes);
+        let null = null.latency_ns(options.latency_ns);
+        Ok(null.deferred(opening.driver_name() == "null-aio"))
     }
 }

@@ -197,7 +197,8 @@ fn the_first_rule_that_strikes_decides_and_rules_can_go() {
 /// A disk behind `blkdebug` with these options, and perhaps `raw` above; and what becomes of requests
 /// to its beginning, a letter each: read, write, zeroes, flush. `.` for what succeeds, else `!`.
 fn fares(above: bool, options: &str, requests: &str) -> String {
-    let (ctx, blockdevs) = (AioContext::for_test().expect("a context"), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().expect("a context"), Blockdevs::new(coblk_block::drivers()));
     let debug = format!(
         r#"{{"driver": "blkdebug", "node-name": "debug", "image": {{"driver": "null-co"}}, {options}}}"#
     );

@@ -174,8 +174,12 @@ fn a_change_of_a_node_whose_disk_does_not_answer_fails_and_the_medium_of_another
     settle(&ctx);
     assert!(replaced.borrow().is_none(), "it waits");
     assert!(second.remove_medium(&ctx).is_some(), "and this does not wait for it");
-    ctx.run_until(|| replaced.borrow().is_some());
-    let error = replaced.take().unwrap().unwrap_err().to_string();
+    let is_late = Rc::new(Cell::new(false));
+    let late = Rc::clone(&is_late);
+    let patience = ctx.timer(move |_| late.set(true));
+    patience.arm_after(Duration::from_secs(60));
+    ctx.run_until(|| replaced.borrow().is_some() || is_late.get());
+    let error = replaced.take().expect("an end of its waiting").unwrap_err().to_string();
     assert_eq!(error, "node 'dead' still has requests in flight after 10 s");
     assert_eq!(backend.node().unwrap().name(), "dead");
     dead.hold(false);

@@ -136,7 +136,8 @@ fn the_holder_of_a_chain_changes_it_and_no_other_can_come_before() {
 
 #[test]
 fn a_reopen_does_not_turn_a_frozen_edge() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let options = |line: &str| NodeOptions::from_keyval(line).unwrap();
     let open = |line: &str| blockdevs.open(&ctx, options(line)).unwrap();
     open("null-co,node-name=disk,size=4096");

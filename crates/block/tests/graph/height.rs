@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coblk_aio::AioContext;
 use coblk_block::drivers::{Null, Raw};
 use coblk_block::options::NodeOptions;
-use coblk_block::{BlockNode, Blockdevs, GraphError};
+use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError};
 
 use crate::tagged::Both;
 
@@ -80,11 +80,22 @@ fn the_longest_way_counts() {
     too_high(BlockNode::try_new("top", Raw::new(Arc::clone(&level[1]))), "top");
 }
 
-/// Asks for a chain of ten thousand, and finds the step that was refused.
-fn refused_at<E: std::fmt::Display>(mut step: impl FnMut(usize) -> Result<(), E>) -> usize {
-    let refused = (1..10_000).find_map(|number| Some((number, step(number).err()?)));
+/// Asks for a chain of ten thousand nodes by steps that say how many are below the highest, and finds
+/// the step that was refused, because of `node`. What is too high ends the test at once.
+fn refused_at<E: std::fmt::Display>(
+    node: &str,
+    mut step: impl FnMut(usize) -> Result<usize, E>,
+) -> usize {
+    let refused = (1..=10_000).find_map(|number| match step(number) {
+        Ok(height) => {
+            assert!(height <= MAX, "{height} nodes, one upon the other");
+            None
+        }
+        Err(error) => Some((number, error.to_string())),
+    });
     let (number, error) = refused.expect("a bound");
-    assert!(error.to_string().contains("more than 256 levels of children"), "{error}");
+    let expected = format!("node '{node}' would have more than {MAX} levels of children");
+    assert!(error.contains(&expected), "{error}");
     number
 }
 
@@ -93,9 +104,9 @@ fn insertions_stop_at_the_bound() {
     let ctx = AioContext::for_test().unwrap();
     let disk = BlockNode::new("disk", Null::new(1 << 20));
     let top = BlockNode::new("top", Raw::new(Arc::clone(&disk)));
-    let refused = refused_at(|number| {
+    let refused = refused_at("top", |number| {
         let above = BlockNode::new(format!("n{number}"), Raw::new(Arc::clone(&disk)));
-        disk.insert_above(&ctx, &above)
+        disk.insert_above(&ctx, &above).map(|()| height(&top))
     });
     assert_eq!((refused, height(&top)), (MAX, MAX));
 }
@@ -104,28 +115,30 @@ fn insertions_stop_at_the_bound() {
 fn replacements_stop_at_the_bound() {
     let ctx = AioContext::for_test().unwrap();
     let mut top = chain("n", 1).pop().unwrap();
-    let refused = refused_at(|number| {
+    let refused = refused_at("n26-6", |number| {
         let next = chain(&format!("n{number}-"), 10);
         next[0].replace(&ctx, &top)?;
         top = Arc::clone(&next[10]);
-        Ok::<(), GraphError>(())
+        Ok::<usize, GraphError>(height(&top))
     });
     assert_eq!((refused, height(&top)), (26, 251));
 }
 
 #[test]
 fn reopens_stop_at_the_bound() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let options = |line: &str| NodeOptions::from_keyval(line).unwrap();
     let open = |line: &str| blockdevs.open(&ctx, options(line)).unwrap();
     open("null-co,node-name=n0");
-    let refused = refused_at(|number| {
+    let refused = refused_at("n257", |number| {
         // Five that stand on the disk, and then on those that are there.
         let (low, top) = (5 * number - 4, 5 * number);
         open(&format!("raw,node-name=n{low},file=n0"));
         (low..top).for_each(|n| _ = open(&format!("raw,node-name=n{},file=n{n}", n + 1)));
         let line = format!("raw,node-name=n{low},file=n{}", low - 1);
-        blockdevs.reopen(&ctx, vec![options(&line)])
+        blockdevs.reopen(&ctx, vec![options(&line)])?;
+        Ok::<usize, BlockdevError>(height(&blockdevs.node(&format!("n{top}")).unwrap()))
     });
     assert_eq!((refused, height(&blockdevs.node("n255").unwrap())), (52, 255));
 }

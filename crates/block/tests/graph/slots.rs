@@ -288,7 +288,8 @@ fn a_list_stays_as_it_was_if_users_do_not_agree() {
 /// What was opened for a slot is closed by the step that takes it out.
 #[test]
 fn a_child_without_other_users_is_closed() {
-    let (ctx, blockdevs) = (AioContext::for_test().unwrap(), Blockdevs::new());
+    let (ctx, blockdevs) =
+        (AioContext::for_test().unwrap(), Blockdevs::new(coblk_block::drivers()));
     let open = |line: &str| blockdevs.open(&ctx, NodeOptions::from_keyval(line).unwrap()).unwrap();
     let raw = open("raw,node-name=raw,file.driver=null-co,file.node-name=fallen,file.size=4096");
     let other = open("null-co,node-name=other,size=4096");

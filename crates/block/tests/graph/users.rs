@@ -182,7 +182,7 @@ fn a_backend_has_the_permissions_that_it_is_opened_with() {
 #[test]
 fn a_user_blocks_operations_for_a_reason_and_stays_at_its_node() {
     let ctx = AioContext::for_test().unwrap();
-    let blockdevs = Blockdevs::new();
+    let blockdevs = Blockdevs::new(coblk_block::drivers());
     let options = |text: &str| NodeOptions::from_keyval(text).unwrap();
     blockdevs.open(&ctx, options("null-co,node-name=low,size=1048576")).unwrap();
     let top = blockdevs.open(&ctx, options("raw,node-name=top,file=low")).unwrap();

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coblk_aio::AioContext;
-use coblk_block::options::{BlockdevError, NodeOptions};
-use coblk_block::{BlockNode, Blockdevs};
+use coblk_block::options::NodeOptions;
+use coblk_block::{BlockNode, BlockdevError, Blockdevs};
 
 pub const IMAGE_BYTES: u64 = 1 << 20;
 
@@ -21,7 +21,11 @@ impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::write(dir.path().join("a.img"), vec![7; IMAGE_BYTES as usize]).unwrap();
-        Bench { ctx: AioContext::for_test().unwrap(), blockdevs: Arc::default(), dir }
+        Bench {
+            ctx: AioContext::for_test().unwrap(),
+            blockdevs: Arc::new(Blockdevs::new(coblk_block::drivers())),
+            dir,
+        }
     }
 
     pub fn image(&self) -> String {

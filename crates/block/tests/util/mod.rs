@@ -5,6 +5,7 @@ pub mod bench;
 pub mod disk;
 pub mod mapped;
 pub mod model;
+pub mod ticker;
 
 use std::time::Duration;
 

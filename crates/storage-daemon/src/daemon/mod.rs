@@ -22,9 +22,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
 use coblk::nbd::NbdExportType;
-use coblk::options::{BlockdevError, NodeOptions};
+use coblk::options::NodeOptions;
 use coblk::qapi::shorten;
 use coblk::qmp::{self, CommandTable, Monitor, QmpVersion};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
@@ -102,6 +103,7 @@ type Subscriber = Rc<dyn Fn(&AioContext, &Event)>;
 
 /// What a daemon is made of that its [builder](crate::builder::DaemonBuilder) knows.
 pub(crate) struct Parts {
+    pub(crate) drivers: Drivers,
     pub(crate) types: ExportTypes,
     pub(crate) objects: ObjectTypes,
     /// One of these types.
@@ -114,7 +116,7 @@ impl Daemon {
     /// One on `ctx`, of the parts that `parts` makes; it may keep the reference.
     pub(crate) fn with(ctx: &AioContext, parts: impl FnOnce(&Weak<Daemon>) -> Parts) -> Rc<Daemon> {
         Rc::new_cyclic(|me: &Weak<Daemon>| {
-            let Parts { types, objects, nbd, commands, version } = parts(me);
+            let Parts { drivers, types, objects, nbd, commands, version } = parts(me);
             let own = Weak::clone(me);
             let (events, delivering) = EventSender::new(ctx, move |ctx, event| {
                 if let Some(daemon) = own.upgrade() {
@@ -133,7 +135,7 @@ impl Daemon {
                 },
             );
             Daemon {
-                blockdevs: Blockdevs::new(),
+                blockdevs: Blockdevs::new(drivers),
                 objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,
@@ -217,6 +219,7 @@ impl Daemon {
         options: NodeOptions,
     ) -> Result<Arc<BlockNode>, DaemonError> {
         let command = self.begin_command("blockdev-add")?;
+        let options = self.blockdevs.drivers().resolve(options).map_err(BlockdevError::from)?;
         if options.node_name.is_none() {
             return Err(DaemonError::NoNodeName);
         }
@@ -248,6 +251,11 @@ impl Daemon {
         options: Vec<NodeOptions>,
     ) -> Result<(), DaemonError> {
         let _command = self.begin_command("blockdev-reopen")?;
+        let options = options.into_iter().enumerate().map(|(place, options)| {
+            let resolved = self.blockdevs.drivers().resolve(options);
+            resolved.map_err(|error| error.within(&format!("options[{place}]")))
+        });
+        let options = options.collect::<Result<Vec<_>, _>>().map_err(BlockdevError::from)?;
         if options.iter().any(|options| options.node_name.is_none()) {
             return Err(OptionError::other("node-name not specified").into());
         }

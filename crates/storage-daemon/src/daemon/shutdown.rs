@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use coblk::Co;
 use coblk::aio::PoolShare;
-use coblk::block::GraphError;
-use coblk::block::options::BlockdevError;
+use coblk::block::{BlockdevError, GraphError};
 
 use super::nbd_server::is_nbd;
 use super::{Daemon, Event, ShutdownCause};

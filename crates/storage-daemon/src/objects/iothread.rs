@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coblk::aio::{PollParams, PoolShare};
+use coblk::block::is_home;
 use coblk::export::RunningExport;
 use coblk::qapi::from_value;
 use coblk::{AioContext, AioHandle, Co, IoThread, ThreadPool};
@@ -87,11 +88,12 @@ impl ObjectType for IothreadType {
         Ok(thread)
     }
 
-    fn release(&self, place: &ObjectPlace<'_, '_>, _: &IoThread) -> Result<(), DaemonError> {
+    fn release(&self, place: &ObjectPlace<'_, '_>, thread: &IoThread) -> Result<(), DaemonError> {
         let uses = |export: &RunningExport| {
             export.options().iothreads.iter().any(|thread| thread == place.id)
         };
-        match place.exports.all().iter().any(uses) {
+        // A driver may have work of its own there.
+        match place.exports.all().iter().any(uses) || is_home(thread.handle()) {
             true => Err(DaemonError::ObjectInUse(place.id.to_owned())),
             false => Ok(()),
         }

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use coblk::block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
-use coblk::options::BlockdevError;
+use coblk::block::{BlockdevError, NamedObject};
 use coblk::qapi::from_value;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -120,14 +121,15 @@ impl ObjectType for ThrottleGroupType {
     ) -> Result<ThrottleGroup, DaemonError> {
         let limits = options.checked_limits()?;
         let group = ThrottleGroup::new(place.id, limits).map_err(|source| {
-            DaemonError::Blockdev(BlockdevError::Throttle { group: place.id.to_owned(), source })
+            let (kind, id, source) = (ThrottleGroup::KIND, place.id.to_owned(), source.into());
+            DaemonError::Blockdev(BlockdevError::Object { kind, id, source })
         })?;
-        place.blockdevs.add_throttle_group(&group)?;
+        place.blockdevs.add_object(place.id, Arc::new(group.clone()))?;
         Ok(group)
     }
 
     fn release(&self, place: &ObjectPlace<'_, '_>, _: &ThrottleGroup) -> Result<(), DaemonError> {
-        Ok(place.blockdevs.remove_throttle_group(place.id)?)
+        Ok(place.blockdevs.remove_object::<ThrottleGroup>(place.id)?)
     }
 
     /// Requests that wait go by the new limits.

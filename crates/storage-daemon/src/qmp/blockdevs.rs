@@ -1,5 +1,6 @@
 //! Nodes: opened, closed, and given other options or another length.
 
+use coblk::block::Drivers;
 use coblk::options::NodeOptions;
 use coblk::qapi::Schema;
 use serde::Deserialize;
@@ -36,7 +37,7 @@ struct Reopen {
     options: Vec<NodeOptions>,
 }
 
-pub(super) fn add(commands: &mut Commands) {
+pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commands.add("blockdev-add", |daemon, co, options: NodeOptions| {
         daemon.blockdev_add(co, options).map(drop)
     });
@@ -52,9 +53,16 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("blockdev-reopen", |daemon, co, Reopen { options }| {
         daemon.blockdev_reopen(co, options)
     });
-    if let Ok(node) = Schema::of::<NodeOptions>() {
-        let schema = Schema::Array(Box::new(node));
-        commands.table.describe("blockdev-reopen", Schema::with("options", schema));
+    let schema = drivers.schema();
+    if let Err(error) = &schema {
+        tracing::error!(%error, "the schema lacks the options of drivers");
+    }
+    if let Ok(node) = schema {
+        commands.table.describe("blockdev-add", node.clone());
+        let list = Schema::Array(Box::new(node.clone()));
+        commands.table.describe("blockdev-reopen", Schema::with("options", list));
+        // What a child can be: the name of another node, or the options of one.
+        commands.table.alternate("BlockdevRef", vec![Schema::Builtin("str"), node]);
     }
     commands.add("blockdev-set-active", |daemon, co, SetActive { node_name, active }| {
         daemon.blockdev_set_active(co, node_name.as_deref(), active)

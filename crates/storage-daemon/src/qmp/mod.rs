@@ -13,9 +13,8 @@ mod qom;
 use std::rc::{Rc, Weak};
 
 use coblk::Co;
+use coblk::block::Drivers;
 use coblk::export::ExportTypes;
-use coblk::options::NodeOptions;
-use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, QmpError, QmpVersion};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -36,14 +35,16 @@ struct Id {
     id: String,
 }
 
-/// All commands of a daemon that can make exports and objects of these types. They do not keep it.
+/// All commands of a daemon that has these drivers, and can make exports and objects of these types. They
+/// do not keep it.
 pub(crate) fn commands(
     daemon: &Weak<Daemon>,
+    drivers: &Drivers,
     types: &ExportTypes,
     objects: &ObjectTypes,
 ) -> Commands {
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
-    blockdevs::add(&mut commands);
+    blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
     exports::add(&mut commands, types);
     nbd_server::add(&mut commands);
@@ -64,17 +65,10 @@ pub(crate) fn commands(
         }
         Ok(json!({ "arguments": arguments }))
     });
-    commands.table.alternate("BlockdevRef", node_ref());
     for (name, data) in events::schemas() {
         commands.table.event(name, data);
     }
     commands
-}
-
-/// What a child of a node can be: the name of another one, or the options of one.
-fn node_ref() -> Vec<Schema> {
-    let options = Schema::of::<NodeOptions>();
-    [Schema::Builtin("str")].into_iter().chain(options).collect()
 }
 
 /// What clients are told that ask for the version: whose commands these are, and what program it is.

@@ -1,5 +1,6 @@
 //! `blkdebug`: makes requests fail, wait, or end half-way, by rules. For tests.
 
+mod options;
 mod rules;
 
 use std::io;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
+pub use options::{BlkDebugOptions, DebugConstraints, InjectError, SetState};
 pub use rules::{KindCounts, Rule, RuleCounts, RuleId, Rules};
 
 use crate::accounting::RequestKind;
@@ -45,34 +47,23 @@ use crate::graph::node::BlockNode;
 pub struct BlkDebug {
     child: Child,
     rules: Rules,
+    /// Whatever `child` does.
     limits: BlockLimits,
+    /// Held of `child` besides what its users need.
     take: Permissions,
+    /// Not shared with others.
     unshare: Permissions,
 }
 
 impl BlkDebug {
     /// A filter on `child`.
     pub fn new(child: Arc<BlockNode>, rules: Rules) -> BlkDebug {
-        let limits = BlockLimits::passing_on();
-        let nothing = Permissions::empty();
-        BlkDebug {
-            child: Child::new("image", ChildRole::FILTER, child),
-            rules,
-            limits,
-            take: nothing,
-            unshare: nothing,
-        }
+        BlkDebug::on(Child::new("image", ChildRole::FILTER, child), rules)
     }
 
-    /// It asks this of requests, whatever `child` does. `take` is held of `child` besides what its
-    /// users need, and `unshare` is not shared with others.
-    pub(crate) fn constrained(
-        self,
-        limits: BlockLimits,
-        take: Permissions,
-        unshare: Permissions,
-    ) -> BlkDebug {
-        BlkDebug { limits, take, unshare, ..self }
+    fn on(child: Child, rules: Rules) -> BlkDebug {
+        let (limits, nothing) = (BlockLimits::passing_on(), Permissions::empty());
+        BlkDebug { child, rules, limits, take: nothing, unshare: nothing }
     }
 
     /// Waits as long as the rules say, and then tells how the request goes on.

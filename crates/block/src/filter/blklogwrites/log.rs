@@ -13,9 +13,7 @@ use coblk_aio::{AioHandle, Co, CoWaker, IoVector};
 
 use super::format::{ENTRY_BYTES, EntryFlags, RawEntry, Superblock};
 use crate::driver::flags::{WriteFlags, ZeroFlags};
-use crate::driver::role::ChildRole;
 use crate::graph::Child;
-use crate::graph::node::BlockNode;
 
 /// A log that is being written. A handle: clones are the same log. Any thread.
 #[derive(Clone)]
@@ -104,11 +102,7 @@ fn errno(error: &io::Error) -> i32 {
 
 impl WriteLog {
     /// Begins an empty log on `node`.
-    pub(super) fn create(
-        co: &Co<'_>,
-        node: Arc<BlockNode>,
-        sector_size: u32,
-    ) -> io::Result<WriteLog> {
+    pub(super) fn create(co: &Co<'_>, node: Child, sector_size: u32) -> io::Result<WriteLog> {
         let state = State {
             entries: 0,
             next_sector: 1,
@@ -118,14 +112,10 @@ impl WriteLog {
             broken: None,
             waiters: Vec::new(),
         };
-        let shared = Shared {
-            node: Child::new("log", ChildRole::METADATA, node),
-            sector_size,
-            state: Mutex::new(state),
-        };
+        let shared = Shared { node, sector_size, state: Mutex::new(state) };
         let log = WriteLog { shared: Arc::new(shared) };
         {
-            let _own = log.shared.node.co_enter_own(co);
+            let _own = log.shared.node.co_begin_own(co);
             log.write_superblock(co, 0)?;
         }
         Ok(log)
@@ -159,14 +149,14 @@ impl WriteLog {
         if mark.len() + ENTRY_BYTES > self.sector_size() as usize {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let _own = self.shared.node.co_enter_own(co);
+        let _own = self.shared.node.co_begin_own(co);
         self.take_place(0)?.write_mark(co, mark)
     }
 
     /// Makes all entries durable that were written before, and counts them in the superblock. Each
     /// flush does it too.
     pub fn co_publish(&self, co: &Co<'_>) -> io::Result<()> {
-        let _own = self.shared.node.co_enter_own(co);
+        let _own = self.shared.node.co_begin_own(co);
         let entries = self.entries();
         self.publish(co, entries)
     }

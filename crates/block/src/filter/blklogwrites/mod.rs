@@ -2,6 +2,7 @@
 //! so that its state at any moment can be built again: after each flush, by [`ReplayLog`] or by the
 //! tools that others have.
 
+mod config;
 mod format;
 mod log;
 mod replay;
@@ -22,6 +23,7 @@ use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
 
+pub use self::config::BlkLogWritesOptions;
 pub use self::format::EntryFlags;
 pub use self::log::WriteLog;
 pub use self::replay::{LogEntry, ReplayLog};
@@ -50,22 +52,21 @@ impl BlkLogWrites {
         child: Arc<BlockNode>,
         log: Arc<BlockNode>,
     ) -> io::Result<BlkLogWrites> {
-        let blocks = [&child, &log].map(|node| node.limits().request_alignment);
-        Self::with_sectors(co, child, log, blocks.into_iter().fold(512, u32::max))
+        let child = Child::new("file", ChildRole::FILTER, child);
+        Self::on(co, child, Child::new("log", ChildRole::METADATA, log), None)
     }
 
-    /// [`create`](Self::create), with sectors of so many bytes in the log: a power of two from 512 to
-    /// 65536.
-    pub(crate) fn with_sectors(
+    /// With sectors of so many bytes in the log: a power of two from 512 to 65536.
+    fn on(
         co: &Co<'_>,
-        child: Arc<BlockNode>,
-        log: Arc<BlockNode>,
-        sector_size: u32,
+        child: Child,
+        log: Child,
+        sector_size: Option<u32>,
     ) -> io::Result<BlkLogWrites> {
-        Ok(BlkLogWrites {
-            child: Child::new("file", ChildRole::FILTER, child),
-            log: WriteLog::create(co, log, sector_size)?,
-        })
+        let blocks = [&child, &log].map(|edge| edge.limits().request_alignment);
+        let coarser = blocks.into_iter().fold(512, u32::max);
+        let log = WriteLog::create(co, log, sector_size.unwrap_or(coarser))?;
+        Ok(BlkLogWrites { child, log })
     }
 
     /// The log, to put marks into.

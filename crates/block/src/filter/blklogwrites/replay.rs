@@ -115,7 +115,7 @@ impl ReplayLog {
     /// Those of reading the log and of writing the image.
     pub fn co_apply(&self, co: &Co<'_>, entry: &LogEntry, image: &BlockNode) -> io::Result<()> {
         if entry.flags.contains(EntryFlags::DISCARD) {
-            let own = image.co_enter_own(co);
+            let own = image.co_begin_own(co);
             return request_path::co_pdiscard(own.writable()?, co, None, entry.offset, entry.bytes);
         }
         let bytes = self.bytes_in(entry, image);
@@ -124,12 +124,12 @@ impl ReplayLog {
             let mut buffer = vec![0; (bytes - done).min(COPY_BYTES) as usize];
             read(&self.node, co, entry.data_offset + done, &mut buffer)?;
             let source = IoVector::from(&buffer[..]);
-            let (own, at) = (image.co_enter_own(co), entry.offset + done);
+            let (own, at) = (image.co_begin_own(co), entry.offset + done);
             request_path::co_pwritev(own.writable()?, co, at, &source, WriteFlags::empty())?;
             done += buffer.len() as u64;
         }
         if entry.flags.intersects(EntryFlags::FLUSH | EntryFlags::FUA) {
-            let own = image.co_enter_own(co);
+            let own = image.co_begin_own(co);
             request_path::co_flush(own.path(), co)?;
         }
         Ok(())
@@ -168,7 +168,7 @@ impl ReplayLog {
 
 /// No coroutine waits at one gate while it is counted at another: each request by itself.
 fn read(node: &BlockNode, co: &Co<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let own = node.co_enter_own(co);
+    let own = node.co_begin_own(co);
     let target = &mut IoVectorMut::from(buffer);
     request_path::co_preadv(own.path(), co, offset, target, ReadFlags::empty())
 }

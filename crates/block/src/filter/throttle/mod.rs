@@ -2,6 +2,7 @@
 //! group.
 
 mod bucket;
+mod config;
 mod group;
 mod limits;
 
@@ -12,6 +13,7 @@ use arc_swap::ArcSwap;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use self::bucket::Direction;
+pub use self::config::ThrottleNodeOptions;
 use self::group::MemberId;
 pub use self::group::ThrottleGroup;
 pub use self::limits::{Rate, ThrottleError, ThrottleLimits};
@@ -70,32 +72,16 @@ impl Drop for Membership {
 impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
-        let membership = ArcSwap::new(Membership::new(group));
-        Throttle { child: Child::new("file", ChildRole::FILTER, child), membership }
+        Throttle::on(Child::new("file", ChildRole::FILTER, child), group)
+    }
+
+    fn on(child: Child, group: &ThrottleGroup) -> Throttle {
+        Throttle { child, membership: ArcSwap::new(Membership::new(group)) }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
         let membership = self.membership.load();
         membership.group.pass(co, membership.member, direction, bytes);
-    }
-
-    /// Gets ready to be in another group. The node is drained until that is done.
-    pub(crate) fn prepare_reopen(&self, group: &ThrottleGroup) -> ThrottleReopen<'_> {
-        let membership = Membership::new(group);
-        membership.set_released(true);
-        ThrottleReopen { throttle: self, membership }
-    }
-}
-
-/// Another group, to change to, and back.
-pub(crate) struct ThrottleReopen<'a> {
-    throttle: &'a Throttle,
-    membership: Arc<Membership>,
-}
-
-impl ThrottleReopen<'_> {
-    pub(crate) fn swap(&mut self) {
-        self.membership = self.throttle.membership.swap(Arc::clone(&self.membership));
     }
 }
 

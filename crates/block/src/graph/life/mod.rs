@@ -127,7 +127,7 @@ fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
         return Ok(());
     }
     trace_event!("bdrv_close", node = node.name());
-    let _own = node.co_enter_own(co);
+    let _own = node.co_begin_own(co);
     // What an inactive node kept was written before, and its storage is another's.
     if !node.life.is_active() {
         return Ok(());

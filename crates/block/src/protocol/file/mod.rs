@@ -6,6 +6,7 @@
 
 mod ability;
 mod alignment;
+mod config;
 mod in_place;
 mod length;
 mod lock;
@@ -28,16 +29,15 @@ use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare, RingFd, sys, trace_event};
 
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
-use crate::driver::mode::CacheMode;
-pub use crate::driver::mode::Engine;
+use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, BlockLimits};
+pub use config::FileNodeOptions;
 use in_place::InPlace;
 use lock::ImageLocks;
 pub use lock::Locking;
 use mode::LiveMode;
 pub use open::{FileOpenError, FileOptions};
-pub(crate) use reopen::FileReopen;
 use ring_files::RingFiles;
 use transfer::{OnWorker, Pause, retry};
 use zeroes::Abilities;

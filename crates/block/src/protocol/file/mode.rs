@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::Engine;
 use crate::driver::BlockLimits;
+use crate::driver::mode::Engine;
 use crate::io::live_limits::LiveLimits;
 
 /// How an image is open.

@@ -14,7 +14,8 @@ use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
 use super::zeroes::Abilities;
-use super::{Engine, File, SECTOR_BYTES, alignment};
+use super::{File, SECTOR_BYTES, alignment};
+use crate::driver::mode::Engine;
 use crate::driver::permissions::PermissionError;
 use crate::driver::{BlockLimits, MAX_LENGTH};
 

@@ -11,15 +11,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use coblk_aio::{Co, PoolShare, sys};
+use coblk_aio::sys;
 
 use super::mode::Mode;
 use super::{File, FileOpenError, FileOptions};
-use crate::driver::BlockLimits;
 use crate::driver::permissions::Permissions;
+use crate::registry::Reopen;
 
 /// An image that is ready to change to another way of being open, and back.
-pub(crate) struct FileReopen<'a> {
+pub(super) struct FileReopen<'a> {
     file: &'a File,
     /// Open files that are not used now; none if the same one serves.
     others: Option<Others>,
@@ -35,16 +35,11 @@ struct Others {
 }
 
 impl File {
-    /// Gets ready, and changes nothing yet.
-    pub(crate) fn co_prepare_reopen(
+    /// Gets ready, and changes nothing yet. Blocks.
+    pub(super) fn prepare_reopen(
         &self,
-        co: &Co<'_>,
         options: FileOptions,
     ) -> Result<FileReopen<'_>, FileOpenError> {
-        PoolShare::once(co, || self.prepare_reopen(options))
-    }
-
-    fn prepare_reopen(&self, options: FileOptions) -> Result<FileReopen<'_>, FileOpenError> {
         let path = || self.path.clone();
         // The same image, also if it was renamed, or we have left the directory it was found from.
         let known = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
@@ -72,14 +67,8 @@ impl File {
     }
 }
 
-impl FileReopen<'_> {
-    /// What is to hold for requests afterwards.
-    pub(crate) fn limits(&self) -> BlockLimits {
-        self.mode.limits
-    }
-
-    /// Changes to the other way; called once more, back.
-    pub(crate) fn swap(&mut self) {
+impl Reopen for FileReopen<'_> {
+    fn swap(&mut self) {
         self.mode = self.file.mode.swap(self.mode);
         let Some(Others { other, spare }) = &self.others else { return };
         let moved = self.file.move_locks(other, || {

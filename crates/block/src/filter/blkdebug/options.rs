@@ -4,18 +4,20 @@ use coblk_qapi::{FromParts, Parts, Unsupported};
 use serde::de::{Error, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::NodeRef;
+use super::{BlkDebug, Rule, Rules};
 use crate::accounting::RequestKind;
 use crate::driver::BlockLimits;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::permissions::Permissions;
-use crate::filter::blkdebug::Rule;
+use crate::driver::role::ChildRole;
+use crate::options::{DriverConfig, DriverOptions, NodeRef};
+use crate::registry::{Driver, OpenError, Opening};
 
 /// Requests of the default length of a rule's sector.
 const SECTOR_BYTES: u64 = 512;
 
 /// Options of `blkdebug`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlkDebugOptions {
     /// `image`: the node below.
@@ -54,6 +56,42 @@ impl FromParts for BlkDebugOptions {
 impl<'de> Deserialize<'de> for BlkDebugOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         coblk_qapi::parts(deserializer)
+    }
+}
+
+impl DriverOptions for BlkDebugOptions {
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        visit("image", &mut self.image);
+    }
+}
+
+impl From<BlkDebugOptions> for DriverConfig {
+    fn from(options: BlkDebugOptions) -> DriverConfig {
+        DriverConfig::new("blkdebug", options)
+    }
+}
+
+impl Driver for BlkDebug {
+    const NAMES: &'static [&'static str] = &["blkdebug"];
+    type Options = BlkDebugOptions;
+
+    fn co_open(
+        opening: &Opening<'_, '_>,
+        options: &BlkDebugOptions,
+    ) -> Result<BlkDebug, OpenError> {
+        let BlkDebugOptions { image, inject_error, set_state, constraints } = options;
+        let rules = Rules::new(0);
+        for inject in inject_error {
+            rules.add(inject.rule());
+        }
+        for SetState { event, state, new_state } in set_state {
+            rules.set_state_when(*event, *state, *new_state);
+        }
+        let (take, unshare) = (constraints.take, constraints.unshare);
+        let limits = constraints.limits();
+        let limits = limits.map_err(|(option, why)| OpenError::option(option, why))?;
+        let image = opening.co_child("image", ChildRole::FILTER, image)?;
+        Ok(BlkDebug { limits, take, unshare, ..BlkDebug::on(image, rules) })
     }
 }
 
@@ -149,7 +187,7 @@ impl From<InjectError> for Injection {
 }
 
 impl InjectError {
-    pub(crate) fn rule(&self) -> Rule {
+    fn rule(&self) -> Rule {
         let mut rule = Rule::fail(self.errno);
         if let Some(event) = self.event {
             rule = rule.when(event);
@@ -215,7 +253,7 @@ impl DebugConstraints {
     ///
     /// # Errors
     /// Which option makes no sense, and why.
-    pub(crate) fn limits(&self) -> Result<BlockLimits, (&'static str, String)> {
+    fn limits(&self) -> Result<BlockLimits, (&'static str, String)> {
         let align = self.align.max(1);
         let power = |option, value: u32| match value.max(1) {
             // QEMU's limit.

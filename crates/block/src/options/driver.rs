@@ -1,0 +1,193 @@
+//! [`DriverConfig`]: which driver a node has, and that driver's own options.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use coblk_qapi::Deferred;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::NodeRef;
+
+/// The options of a driver: a struct of its own; derive `Deserialize` and `Serialize`, see
+/// [`coblk_qapi`].
+///
+/// A member that is a node is a [`NodeRef`], and is visited.
+///
+/// ```
+/// use coblk_block::options::{DriverOptions, NodeRef};
+///
+/// #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+/// struct MirrorOptions {
+///     file: NodeRef,
+///     backing: Option<NodeRef>,
+/// }
+///
+/// impl DriverOptions for MirrorOptions {
+///     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+///         visit("file", &mut self.file);
+///         if let Some(backing) = &mut self.backing {
+///             visit("backing", backing);
+///         }
+///     }
+/// }
+/// ```
+pub trait DriverOptions:
+    DeserializeOwned + Serialize + Clone + PartialEq + Debug + Send + Sync + 'static
+{
+    /// Calls `visit` with each child that there is, by the name of its option, which is the name of the
+    /// node's edge to it, too.
+    fn visit_children(&mut self, _visit: &mut dyn FnMut(&str, &mut NodeRef)) {}
+}
+
+/// Options of any driver.
+pub(crate) trait AnyOptions: Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn is_equal(&self, other: &dyn AnyOptions) -> bool;
+    fn duplicate(&self) -> Arc<dyn AnyOptions>;
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef));
+    /// As they are written.
+    fn members(&self) -> Result<Map<String, Value>, serde_json::Error>;
+}
+
+impl<T: DriverOptions> AnyOptions for T {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn is_equal(&self, other: &dyn AnyOptions) -> bool {
+        other.as_any().downcast_ref::<T>() == Some(self)
+    }
+
+    fn duplicate(&self) -> Arc<dyn AnyOptions> {
+        Arc::new(self.clone())
+    }
+
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        DriverOptions::visit_children(self, visit);
+    }
+
+    fn members(&self) -> Result<Map<String, Value>, serde_json::Error> {
+        match serde_json::to_value(self)? {
+            Value::Object(members) => Ok(members),
+            _ => Ok(Map::new()),
+        }
+    }
+}
+
+/// A driver by its name, with its own options: as they were written, until
+/// [`Drivers::resolve`](crate::Drivers::resolve) reads them, or as the driver's type.
+///
+/// Options that were written are equal if they were written in the same way.
+#[derive(Clone, Debug)]
+pub struct DriverConfig {
+    name: String,
+    pub(crate) own: OwnOptions,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum OwnOptions {
+    Written(Deferred),
+    Typed(Arc<dyn AnyOptions>),
+}
+
+impl DriverConfig {
+    /// The driver called `name`, with these options.
+    pub fn new(name: impl Into<String>, options: impl DriverOptions) -> DriverConfig {
+        DriverConfig { name: name.into(), own: OwnOptions::Typed(Arc::new(options)) }
+    }
+
+    pub(super) fn written(name: String, options: Deferred) -> DriverConfig {
+        DriverConfig { name, own: OwnOptions::Written(options) }
+    }
+
+    /// The name of the driver.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its options, if they have been read.
+    pub(crate) fn typed(&self) -> Option<&Arc<dyn AnyOptions>> {
+        match &self.own {
+            OwnOptions::Typed(options) => Some(options),
+            OwnOptions::Written(_) => None,
+        }
+    }
+
+    /// Its options, if they have been read and are of this type.
+    pub fn options<T: DriverOptions>(&self) -> Option<&T> {
+        self.typed()?.as_any().downcast_ref()
+    }
+
+    /// Calls `visit` with each child. Options that have not been read have none.
+    pub(crate) fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        let OwnOptions::Typed(options) = &mut self.own else { return };
+        if Arc::get_mut(options).is_none() {
+            *options = options.duplicate();
+        }
+        if let Some(options) = Arc::get_mut(options) {
+            options.visit_children(visit);
+        }
+    }
+
+    /// The children, by the names of their options.
+    pub(crate) fn children(&self) -> Vec<(String, NodeRef)> {
+        let mut children = Vec::new();
+        self.clone().visit_children(&mut |name, child| {
+            children.push((name.to_owned(), child.clone()));
+        });
+        children
+    }
+
+    /// Puts another node in the place of a child.
+    pub(crate) fn set_child(&mut self, name: &str, new: &NodeRef) {
+        self.visit_children(&mut |child_name, child| {
+            if child_name == name {
+                child.clone_from(new);
+            }
+        });
+    }
+
+    /// The first option that differs and is not among these names. Children are none.
+    pub(crate) fn other_that_differs(&self, new: &DriverConfig, names: &[&str]) -> Option<String> {
+        if self.name != new.name {
+            return Some("driver".to_owned());
+        }
+        let [now, new] = [self, new].map(DriverConfig::members_without_children);
+        let all = now.keys().chain(new.keys());
+        let mut other = all.filter(|name| !names.contains(&name.as_str()));
+        let value =
+            |of: &Map<String, Value>, name: &str| of.get(name).filter(|it| !it.is_null()).cloned();
+        other.find(|name| value(&now, name) != value(&new, name)).cloned()
+    }
+
+    fn members_without_children(&self) -> Map<String, Value> {
+        let mut config = self.clone();
+        config.visit_children(&mut |_, child| *child = NodeRef::Name(String::new()));
+        config.members().unwrap_or_default()
+    }
+
+    /// Its options as they are written.
+    pub(super) fn members(&self) -> Result<Map<String, Value>, serde_json::Error> {
+        match &self.own {
+            OwnOptions::Typed(options) => options.members(),
+            OwnOptions::Written(options) => match serde_json::to_value(options)? {
+                Value::Object(members) => Ok(members),
+                _ => Ok(Map::new()),
+            },
+        }
+    }
+}
+
+impl PartialEq for DriverConfig {
+    fn eq(&self, other: &DriverConfig) -> bool {
+        let same = match (&self.own, &other.own) {
+            (OwnOptions::Written(own), OwnOptions::Written(other)) => own == other,
+            (OwnOptions::Typed(own), OwnOptions::Typed(other)) => own.is_equal(&**other),
+            _ => false,
+        };
+        same && self.name == other.name
+    }
+}

@@ -1,0 +1,206 @@
+//! [`Drivers`]: the drivers that options can name, and what each makes of its options.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use coblk_qapi::{Deferred, Error, Schema};
+
+use super::{Driver, OpenError, Opening, Reopen, Reopening};
+use crate::driver::BlockDriver;
+use crate::graph::node::BlockNode;
+use crate::graph::{GraphError, MAX_HEIGHT};
+use crate::options::{self, AnyOptions, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG};
+
+/// A driver, whatever its type and that of its options.
+pub(crate) trait Factory: Send + Sync {
+    fn read(&self, options: Deferred) -> Result<Arc<dyn AnyOptions>, Error>;
+
+    fn takes(&self, options: &dyn AnyOptions) -> bool;
+
+    fn schema(&self) -> Result<Schema, Error>;
+
+    fn changeable(&self) -> &'static [&'static str];
+
+    fn co_open(
+        &self,
+        opening: &Opening<'_, '_>,
+        options: &dyn AnyOptions,
+    ) -> Result<Arc<BlockNode>, OpenError>;
+
+    fn co_prepare_reopen<'a>(
+        &self,
+        driver: &'a dyn BlockDriver,
+        reopening: &Reopening<'_, '_>,
+        options: &dyn AnyOptions,
+    ) -> Result<Box<dyn Reopen + 'a>, OpenError>;
+}
+
+/// The factory of one driver: the only place that knows its types.
+struct Typed<D>(PhantomData<fn() -> D>);
+
+impl<D: Driver> Typed<D> {
+    #[inline(never)]
+    fn options(options: &dyn AnyOptions) -> Result<&D::Options, OpenError> {
+        let own = options.as_any().downcast_ref();
+        own.ok_or_else(|| OpenError::broken("was given the options of another driver"))
+    }
+
+    /// Not on the stack while chains are opened.
+    #[inline(never)]
+    fn make(opening: &Opening<'_, '_>, driver: D) -> Result<Arc<BlockNode>, OpenError> {
+        if let Err(refused) = opening.check(&driver, D::NAMES) {
+            // It was opened, whatever is wrong with it.
+            if let Err(error) = driver.co_close(opening.co()) {
+                tracing::error!(node = opening.node_name(), %error, "a driver cannot be closed");
+            }
+            return Err(refused);
+        }
+        Ok(match opening.is_active() {
+            true => BlockNode::try_new(opening.node_name(), driver),
+            false => BlockNode::try_new_inactive(opening.node_name(), driver),
+        }?)
+    }
+}
+
+impl<D: Driver> Factory for Typed<D> {
+    fn read(&self, options: Deferred) -> Result<Arc<dyn AnyOptions>, Error> {
+        Ok(Arc::new(options.take::<D::Options>()?))
+    }
+
+    fn takes(&self, options: &dyn AnyOptions) -> bool {
+        options.as_any().is::<D::Options>()
+    }
+
+    fn schema(&self) -> Result<Schema, Error> {
+        Schema::of::<D::Options>()
+    }
+
+    fn changeable(&self) -> &'static [&'static str] {
+        D::CHANGEABLE
+    }
+
+    fn co_open(
+        &self,
+        opening: &Opening<'_, '_>,
+        options: &dyn AnyOptions,
+    ) -> Result<Arc<BlockNode>, OpenError> {
+        Self::make(opening, D::co_open(opening, Self::options(options)?)?)
+    }
+
+    fn co_prepare_reopen<'a>(
+        &self,
+        driver: &'a dyn BlockDriver,
+        reopening: &Reopening<'_, '_>,
+        options: &dyn AnyOptions,
+    ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
+        let driver = (driver as &dyn Any).downcast_ref::<D>();
+        let driver = driver.ok_or_else(|| OpenError::broken("is not the node's driver"))?;
+        driver.co_prepare_reopen(reopening, Self::options(options)?)
+    }
+}
+
+/// Drivers by their names: what a program can open.
+///
+/// [`drivers`](crate::drivers()) makes the set of this crate; a program adds its own.
+///
+/// ```
+/// use coblk_block::{Drivers, drivers, drivers::Null};
+///
+/// let mut few = Drivers::new();
+/// few.add::<Null>();
+/// assert_eq!(few.names(), ["null-aio", "null-co"]);
+/// assert!(drivers().names().contains(&"host_device"));
+/// ```
+#[derive(Clone, Default)]
+pub struct Drivers(BTreeMap<&'static str, Arc<dyn Factory>>);
+
+impl fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Drivers {
+    /// None.
+    pub fn new() -> Drivers {
+        Drivers::default()
+    }
+
+    /// Adds one.
+    ///
+    /// # Panics
+    /// If there is one of its names already.
+    pub fn add<D: Driver>(&mut self) {
+        let factory: Arc<dyn Factory> = Arc::new(Typed::<D>(PhantomData));
+        for name in D::NAMES {
+            let previous = self.0.insert(name, Arc::clone(&factory));
+            assert!(previous.is_none(), "two drivers are called '{name}'");
+        }
+    }
+
+    /// The names of all, sorted.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.0.keys().copied().collect()
+    }
+
+    pub(crate) fn factory(&self, name: &str) -> Result<&dyn Factory, OptionsError> {
+        let factory = self.0.get(name).map(|factory| &**factory);
+        factory.ok_or_else(|| Error::not_accepted(TAG, name, &self.names()))
+    }
+
+    /// Reads what belongs to drivers, of a node and of all that it describes. What has been read before is
+    /// checked. Nothing is opened.
+    ///
+    /// # Errors
+    /// If there is no such driver, and which parameter is wrong; in QEMU's words. If descriptions nest
+    /// deeper than nodes may.
+    pub fn resolve(&self, mut options: NodeOptions) -> Result<NodeOptions, OptionsError> {
+        self.read(&mut options, 0)?;
+        Ok(options)
+    }
+
+    fn read(&self, options: &mut NodeOptions, depth: usize) -> Result<(), OptionsError> {
+        if depth > MAX_HEIGHT {
+            let node = options.node_name.as_deref().unwrap_or("(unnamed)");
+            return Err(Error::other(GraphError::too_high(node)));
+        }
+        self.read_own(options)?;
+        let mut result = Ok(());
+        options.driver.visit_children(&mut |name, child| {
+            if let (NodeRef::Options(child), Ok(())) = (child, &result) {
+                let child = Arc::make_mut(child);
+                result = self.read(child, depth + 1).map_err(|error| error.within(name));
+            }
+        });
+        result
+    }
+
+    /// Without its children.
+    fn read_own(&self, options: &mut NodeOptions) -> Result<(), OptionsError> {
+        let factory = self.factory(options.driver.name())?;
+        match &mut options.driver.own {
+            OwnOptions::Typed(own) if factory.takes(&**own) => Ok(()),
+            OwnOptions::Typed(_) => {
+                Err(Error::invalid(TAG, "the options are those of another driver"))
+            }
+            OwnOptions::Written(own) => {
+                let own = factory.read(std::mem::take(own))?;
+                options.driver.own = OwnOptions::Typed(own);
+                Ok(())
+            }
+        }
+    }
+
+    /// The options of a node of any of them: those of `blockdev-add`.
+    ///
+    /// # Errors
+    /// If the schema of a driver's options cannot be found by reading them: what went wrong.
+    pub fn schema(&self) -> Result<Schema, Error> {
+        let variants = self.0.iter().map(|(name, it)| Ok(((*name).to_owned(), it.schema()?)));
+        let variants = variants.collect::<Result<Vec<_>, Error>>()?;
+        Ok(options::common_schema()?.with_variants(TAG, variants))
+    }
+}

@@ -1,0 +1,212 @@
+//! What can be wrong with opening what options describe: for a driver, and for those who ask for a node.
+
+use std::io;
+
+use crate::driver::BlockDriver;
+use crate::driver::permissions::PermissionError;
+use crate::graph::GraphError;
+use crate::options::OptionsError;
+
+/// Any error of a driver's.
+type DriverError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a node cannot be opened, or closed. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlockdevError {
+    /// The options make no sense.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// An option has a value that it cannot have.
+    #[error("node '{node}': option '{option}': {why}")]
+    Invalid {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What cannot be the name of a node.
+    #[error("{0}")]
+    Name(String),
+    /// A name that is taken.
+    #[error("there is a node '{0}' already")]
+    DuplicateNode(String),
+    /// There is no such node.
+    #[error("there is no node '{0}'")]
+    NoSuchNode(String),
+    /// There is no such object.
+    #[error("there is no {kind} '{id}'")]
+    NoSuchObject {
+        /// Of what kind.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// An id that is taken.
+    #[error("there is a {kind} '{id}' already")]
+    DuplicateObject {
+        /// Of what kind is the one that has it.
+        kind: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// It has users.
+    #[error("{what} '{name}' is in use")]
+    InUse {
+        /// What it is.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A node would be written to whose child cannot be.
+    #[error("node '{node}': its child '{child}' is read-only, so it must be read-only too")]
+    ReadOnlyChild {
+        /// The node.
+        node: String,
+        /// What it stands on.
+        child: String,
+    },
+    /// An option that stays as it was when the node was opened.
+    #[error("node '{node}': cannot change the option '{option}'")]
+    Fixed {
+        /// The node.
+        node: String,
+        /// The option.
+        option: String,
+    },
+    /// Its storage belongs to another process for the time being.
+    #[error("node '{0}' is inactive")]
+    Inactive(String),
+    /// It was made in code, and not by options.
+    #[error("node '{0}' was not made from options")]
+    NoOptions(String),
+    /// It is to be reopened in two ways.
+    #[error("node '{0}' is to be reopened twice")]
+    Twice(String),
+    /// The users of the nodes concerned stand in the way.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// Nothing can be changed in it.
+    #[error("node '{0}' is read-only")]
+    ReadOnly(String),
+    /// Users of the node do not agree.
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    /// The driver refuses.
+    #[error("node '{node}': {source}")]
+    Driver {
+        /// The node.
+        node: String,
+        /// Why.
+        source: DriverError,
+    },
+    /// An object that makes no sense.
+    #[error("{kind} '{id}': {source}")]
+    Object {
+        /// Of what kind.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// Why.
+        source: DriverError,
+    },
+    /// An operation on a child failed.
+    #[error("node '{node}': {source}")]
+    Io {
+        /// The node.
+        node: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BlockdevError {
+    /// The error of a driver, with the name of its node.
+    pub(crate) fn of_node(node: &str, error: OpenError) -> BlockdevError {
+        let node = node.to_owned();
+        match error {
+            OpenError::Option { option, why } => BlockdevError::Invalid { node, option, why },
+            OpenError::Io(source) => BlockdevError::Io { node, source },
+            OpenError::Driver(source) => BlockdevError::Driver { node, source },
+            OpenError::Other(error) => *error,
+            broken @ OpenError::Broken(_) => BlockdevError::Driver { node, source: broken.into() },
+        }
+    }
+}
+
+/// Why a driver cannot open a node, or change it. The node's name is added to it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// An option has a value that it cannot have.
+    #[error("option '{option}': {why}")]
+    Option {
+        /// The option.
+        option: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The system refuses.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Any other reason of the driver's own.
+    #[error(transparent)]
+    Driver(DriverError),
+    /// A child cannot be opened, or there is no such object. It tells which.
+    #[error(transparent)]
+    Other(Box<BlockdevError>),
+    /// The driver has a bug.
+    #[error("its driver {0}")]
+    Broken(String),
+}
+
+impl OpenError {
+    /// An option has a value that it cannot have.
+    pub fn option(option: impl Into<String>, why: impl std::fmt::Display) -> OpenError {
+        OpenError::Option { option: option.into(), why: why.to_string() }
+    }
+
+    /// A reason of the driver's own.
+    pub fn of_driver(error: impl Into<DriverError>) -> OpenError {
+        OpenError::Driver(error.into())
+    }
+
+    /// That requests can be made to fit a driver.
+    pub(crate) fn check_limits(driver: &dyn BlockDriver) -> Result<(), OpenError> {
+        let limits = driver.limits();
+        match limits.are_possible() {
+            true => Ok(()),
+            false => Err(OpenError::broken(format!("has impossible limits: {limits:?}"))),
+        }
+    }
+
+    pub(super) fn broken(what: impl Into<String>) -> OpenError {
+        OpenError::Broken(what.into())
+    }
+}
+
+impl From<BlockdevError> for OpenError {
+    fn from(error: BlockdevError) -> OpenError {
+        OpenError::Other(Box::new(error))
+    }
+}
+
+impl From<Box<BlockdevError>> for OpenError {
+    fn from(error: Box<BlockdevError>) -> OpenError {
+        OpenError::Other(error)
+    }
+}
+
+impl From<Box<BlockdevError>> for BlockdevError {
+    fn from(error: Box<BlockdevError>) -> BlockdevError {
+        *error
+    }
+}
+
+impl From<GraphError> for OpenError {
+    fn from(error: GraphError) -> OpenError {
+        BlockdevError::from(error).into()
+    }
+}

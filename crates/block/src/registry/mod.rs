@@ -1,0 +1,29 @@
+//! Drivers by their names, and how they open nodes: the seam for those who write a driver.
+//!
+//! ```text
+//! driver.rs     Driver, Reopen: all that a driver says of itself, in one place
+//! drivers.rs    Drivers: a set of them, a value; reads their options
+//! opening.rs    Opening: what a driver is given to open a node
+//! reopening.rs  Reopening: what it is given to change one
+//! names.rs      Registry: the nodes that there are, by name, and objects that options name
+//! inherited.rs  what a node is told by its options, and by its parent's
+//! ```
+
+mod driver;
+mod drivers;
+mod error;
+mod inherited;
+mod names;
+mod object;
+mod opening;
+mod reopening;
+
+pub use driver::{Driver, Reopen};
+pub use drivers::Drivers;
+pub use error::{BlockdevError, OpenError};
+pub(crate) use inherited::Inherited;
+pub use inherited::NodeMode;
+pub(crate) use names::{Entry, Names, Registry, Reserved};
+pub use object::NamedObject;
+pub use opening::Opening;
+pub use reopening::Reopening;

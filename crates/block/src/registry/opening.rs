@@ -1,0 +1,226 @@
+//! [`Opening`]: one node on its way from options.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use coblk_aio::{AioHandle, Co};
+
+use super::names::Level;
+use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
+use crate::driver::edge::EdgeId;
+use crate::driver::role::ChildRole;
+use crate::driver::{BlockDriver, MAX_LENGTH};
+use crate::graph::life::co_close_if_unused;
+use crate::graph::node::BlockNode;
+use crate::graph::{self, Child, ChildSlot, GraphError, MAX_HEIGHT};
+use crate::options::NodeRef;
+
+/// What a driver is given to open a node.
+pub struct Opening<'a, 'co> {
+    registry: &'a Registry,
+    co: &'a Co<'co>,
+    name: &'a str,
+    driver: &'a str,
+    own: Inherited,
+    is_active: bool,
+    depth: usize,
+    /// The edges that the driver was given, with their names.
+    edges: RefCell<Vec<(EdgeId, &'static str)>>,
+    /// The nodes that were opened for it.
+    opened: RefCell<Vec<Arc<BlockNode>>>,
+}
+
+impl<'a, 'co> Opening<'a, 'co> {
+    pub(super) fn new(
+        registry: &'a Registry,
+        co: &'a Co<'co>,
+        level: &'a Level<'a>,
+        depth: usize,
+    ) -> Opening<'a, 'co> {
+        Opening {
+            registry,
+            co,
+            name: &level.reserved.name,
+            driver: level.options.driver.name(),
+            own: level.own,
+            is_active: level.options.active.unwrap_or(true),
+            depth,
+            edges: RefCell::default(),
+            opened: RefCell::default(),
+        }
+    }
+
+    /// The coroutine that opens it.
+    pub fn co(&self) -> &'a Co<'co> {
+        self.co
+    }
+
+    /// The way into the context of the driver's background work: that in which the node is opened.
+    pub fn home(&self) -> AioHandle {
+        self.co.context().handle()
+    }
+
+    /// The name of the node.
+    pub fn node_name(&self) -> &'a str {
+        self.name
+    }
+
+    /// The name by which the options call the driver: one of [`Driver::NAMES`](super::Driver::NAMES).
+    pub fn driver_name(&self) -> &'a str {
+        self.driver
+    }
+
+    /// What is wanted of the node whatever its driver.
+    pub fn mode(&self) -> NodeMode {
+        self.own.mode()
+    }
+
+    /// Whether the storage is this process's from the start. Otherwise the driver does no I/O before
+    /// [`co_activate`](BlockDriver::co_activate).
+    pub fn is_active(&self) -> bool {
+        self.is_active
+    }
+
+    /// How many nodes that are being opened are above this one.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Opens a child, or finds the one that is there, and makes the driver's edge to it. `name` is that of
+    /// the option that says which node it is; reopens and lists go by it. A node whose options are not
+    /// among the driver's own, as an image may name one, is opened in the same way.
+    ///
+    /// Suspends.
+    ///
+    /// # Errors
+    /// If there is no such node, it cannot be opened, or is read-only where this one is to be written; if
+    /// the chain would be too high; if the driver has a child of this name.
+    pub fn co_child(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        node: &NodeRef,
+    ) -> Result<Child, OpenError> {
+        // Chains nest, and each level is on the stack: what is not needed below stays in its own function.
+        let wanted = self.own.for_child(role);
+        self.begin_child(name, node)?;
+        match node {
+            NodeRef::Name(node) => self.end_child(self.named_child(name, role, node)?, wanted),
+            NodeRef::Options(options) => {
+                let node = self.registry.co_open_node(
+                    self.co,
+                    options,
+                    (wanted, self.name),
+                    self.depth + 1,
+                )?;
+                self.end_child(self.new_child(name, role, node), wanted)
+            }
+        }
+    }
+
+    /// [`co_child`](Self::co_child), for an edge that may be empty. `None` leaves it so.
+    ///
+    /// # Errors
+    /// As of [`co_child`](Self::co_child).
+    pub fn co_slot(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        node: Option<&NodeRef>,
+    ) -> Result<ChildSlot, OpenError> {
+        // The child stays until the slot has it.
+        let child = match node {
+            Some(node) => Some(self.co_child(name, role, node)?),
+            None => self.check_asked_once(name).map(|()| None)?,
+        };
+        let slot = ChildSlot::new(name, role, child.as_ref().map(Child::node));
+        let mut edges = self.edges.borrow_mut();
+        edges.retain(|(_, known)| *known != name);
+        edges.push((slot.id(), name));
+        Ok(slot)
+    }
+
+    fn check_asked_once(&self, name: &str) -> Result<(), OpenError> {
+        match self.edges.borrow().iter().any(|(_, known)| *known == name) {
+            true => Err(OpenError::broken(format!("asks twice for its child '{name}'"))),
+            false => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn begin_child(&self, name: &str, node: &NodeRef) -> Result<(), OpenError> {
+        self.check_asked_once(name)?;
+        // A chain of images that name each other may have no end.
+        if self.depth >= MAX_HEIGHT && matches!(node, NodeRef::Options(_)) {
+            return Err(GraphError::too_high(self.name).into());
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn named_child(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        node: &str,
+    ) -> Result<Child, OpenError> {
+        Ok(self.registry.child(name, role, node)?)
+    }
+
+    #[inline(never)]
+    fn new_child(&self, name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
+        self.opened.borrow_mut().push(Arc::clone(&node));
+        Child::new(name, role, node)
+    }
+
+    #[inline(never)]
+    fn end_child(&self, child: Child, wanted: Inherited) -> Result<Child, OpenError> {
+        let node = child.node();
+        if self.depth + 1 + graph::lock().height(&node) > MAX_HEIGHT {
+            return Err(GraphError::too_high(self.name).into());
+        }
+        wanted.check_writable(self.name, &node)?;
+        self.edges.borrow_mut().push((child.id(), child.name()));
+        Ok(child)
+    }
+
+    /// The object with this id.
+    ///
+    /// # Errors
+    /// If there is none of this type.
+    pub fn object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, OpenError> {
+        Ok(self.registry.known_object(id)?)
+    }
+
+    /// That a driver is what it was to be.
+    pub(super) fn check(&self, driver: &dyn BlockDriver, names: &[&str]) -> Result<(), OpenError> {
+        let name = driver.format_name();
+        if !names.contains(&name) {
+            return Err(OpenError::broken(format!("calls itself '{name}'")));
+        }
+        let (node, length) = (self.name.to_owned(), driver.length());
+        if length > MAX_LENGTH {
+            return Err(GraphError::TooLong { node, length }.into());
+        }
+        OpenError::check_limits(driver)?;
+        let (given, mut seen) = (self.edges.borrow(), BTreeSet::new());
+        for child in driver.children() {
+            if !given.iter().any(|(id, _)| *id == child) || !seen.insert(child) {
+                let edges = graph::lock().edges(&[child]);
+                let name = edges.first().map_or("", |edge| edge.info().name());
+                return Err(OpenError::broken(format!(
+                    "has a child '{name}' that it was not given"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes what was opened for it, and it does not have.
+    pub(super) fn close_unused_children(&self) {
+        for child in self.opened.take() {
+            co_close_if_unused(self.co, &child);
+        }
+    }
+}

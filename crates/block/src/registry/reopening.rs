@@ -1,0 +1,57 @@
+//! [`Reopening`]: a node on its way to other options.
+
+use std::sync::Arc;
+
+use coblk_aio::Co;
+
+use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
+use crate::graph::node::BlockNode;
+
+/// What a driver is given to get ready for other options.
+pub struct Reopening<'a, 'co> {
+    registry: &'a Registry,
+    co: &'a Co<'co>,
+    name: &'a str,
+    own: Inherited,
+    children: &'a [(&'static str, Arc<BlockNode>)],
+}
+
+impl<'a, 'co> Reopening<'a, 'co> {
+    pub(crate) fn new(
+        registry: &'a Registry,
+        co: &'a Co<'co>,
+        name: &'a str,
+        own: Inherited,
+        children: &'a [(&'static str, Arc<BlockNode>)],
+    ) -> Reopening<'a, 'co> {
+        Reopening { registry, co, name, own, children }
+    }
+
+    /// The coroutine that changes it.
+    pub fn co(&self) -> &'a Co<'co> {
+        self.co
+    }
+
+    /// The name of the node.
+    pub fn node_name(&self) -> &'a str {
+        self.name
+    }
+
+    /// What is wanted of the node whatever its driver.
+    pub fn mode(&self) -> NodeMode {
+        self.own.mode()
+    }
+
+    /// The node that the edge of this name will lead to.
+    pub fn child(&self, name: &str) -> Option<&'a Arc<BlockNode>> {
+        self.children.iter().find(|(edge, _)| *edge == name).map(|(_, node)| node)
+    }
+
+    /// The object with this id.
+    ///
+    /// # Errors
+    /// If there is none of this type.
+    pub fn object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, OpenError> {
+        Ok(self.registry.known_object(id)?)
+    }
+}

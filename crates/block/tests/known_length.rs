@@ -1,0 +1,131 @@
+//! Nodes remember how long they are, until that may be another.
+
+mod util;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use coblk_aio::{AioContext, Co, IoThread, IoVector, IoVectorMut};
+use coblk_block::drivers::Raw;
+use coblk_block::{
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, ReadFlags, Truncate, WriteFlags,
+};
+
+/// Counts how often it is asked for its length.
+struct Counts {
+    length: AtomicU64,
+    asked: Arc<AtomicUsize>,
+}
+
+impl BlockDriver for Counts {
+    fn format_name(&self) -> &'static str {
+        "counts"
+    }
+    fn length(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.length.load(Ordering::SeqCst)
+    }
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        target.fill_from(0, 0);
+        Ok(())
+    }
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_truncate(&self, co: &Co<'_>, length: u64, _: Truncate) -> io::Result<()> {
+        co.yield_now();
+        self.length.store(length, Ordering::SeqCst);
+        Ok(())
+    }
+    /// Its storage grows by itself.
+    fn co_refresh_length(&self, _: &Co<'_>) -> io::Result<u64> {
+        Ok(self.length.fetch_add(512, Ordering::SeqCst) + 512)
+    }
+}
+
+fn disk(length: u64) -> (Arc<BlockNode>, Arc<AtomicUsize>) {
+    let asked = Arc::<AtomicUsize>::default();
+    let driver = Counts { length: length.into(), asked: Arc::clone(&asked) };
+    (BlockNode::new("disk", driver), asked)
+}
+
+/// The disk below three others.
+fn chain(disk: &Arc<BlockNode>) -> Arc<BlockNode> {
+    (0..3).fold(Arc::clone(disk), |below, _| BlockNode::new("above", Raw::new(below)))
+}
+
+/// Other tests of this file change the graph, too, and the next request after that asks anew.
+#[test]
+fn requests_do_not_ask_down_the_chain() {
+    const READS: usize = 10_000;
+    let ctx = AioContext::for_test().unwrap();
+    let (disk, asked) = disk(1 << 20);
+    let backend = BlockBackend::new(&ctx, "drive", chain(&disk));
+    let before = asked.load(Ordering::SeqCst);
+    for _ in 0..READS {
+        backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut [0; 512][..])).unwrap();
+    }
+    let asked = asked.load(Ordering::SeqCst) - before;
+    // Each of the four levels asks once a request otherwise.
+    assert!(asked < READS, "{asked} questions for {READS} reads");
+}
+
+#[test]
+fn a_chain_is_as_long_as_what_is_at_its_end() {
+    let ctx = AioContext::for_test().unwrap();
+    let (first, _) = disk(1 << 20);
+    let top = chain(&first);
+    let below = BlockBackend::new(&ctx, "below", Arc::clone(&first));
+    assert_eq!(top.length(), 1 << 20);
+    for length in [1 << 16, 1 << 21] {
+        below.truncate(&ctx, length).unwrap();
+        assert_eq!((first.length(), top.length()), (length, length));
+    }
+    ctx.run(|co| first.co_refresh_length(co)).unwrap();
+    let length = (1 << 21) + 512;
+    assert_eq!((first.length(), top.length()), (length, length));
+    // An edge turns, far below.
+    let (second, _) = disk(4096);
+    first.replace(&ctx, &second).unwrap();
+    assert_eq!((first.length(), top.length()), (length, 4096));
+    let drive = BackendOptions::new("drive").open(&ctx, Arc::clone(&top)).unwrap();
+    let end = drive.preadv(&ctx, 4096, &mut IoVectorMut::from(&mut [0; 512][..]));
+    assert_eq!(util::errno(end), libc::EIO);
+    drive.truncate(&ctx, 8192).unwrap();
+    drive.preadv(&ctx, 4096, &mut IoVectorMut::from(&mut [0; 512][..])).unwrap();
+}
+
+/// Another thread never sees a chain shorter than it was known to be.
+#[test]
+fn no_thread_sees_a_length_of_before() {
+    const STEP: u64 = 512;
+    let thread = IoThread::new("grows").unwrap();
+    let (disk, _) = disk(STEP);
+    let top = chain(&disk);
+    let (known, done) = (Arc::new(AtomicU64::new(STEP)), Arc::new(AtomicBool::new(false)));
+    let (told, ended) = (Arc::clone(&known), Arc::clone(&done));
+    let grows = thread.handle().spawn("grow", move |co| {
+        let backend = BlockBackend::new(co.context(), "below", disk);
+        for length in (1..2000).map(|step| step * STEP) {
+            backend.co_truncate(co, length).unwrap();
+            told.store(length, Ordering::SeqCst);
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+    while !done.load(Ordering::SeqCst) {
+        let known = known.load(Ordering::SeqCst);
+        let length = top.length();
+        assert!(length >= known, "{length} bytes, and there were {known}");
+    }
+    grows.wait().unwrap();
+}
