@@ -37,8 +37,8 @@ impl ChildRole {
     }
 
     /// The permissions that a driver holds and shares on such a child, while the users of its own
-    /// node hold and share these; `writes` says whether it writes metadata at all. A node that is
-    /// not in use holds nothing on its children and shares all.
+    /// node hold and share these; `writes` says whether it writes metadata at all. Where nothing is
+    /// held they are returned as they are: a node that is not in use keeps others from nothing.
     ///
     /// * A filter holds and shares what its users do.
     /// * A backing file is read if the users read. Others may write to it if the users share that.
