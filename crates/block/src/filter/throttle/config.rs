@@ -49,8 +49,10 @@ impl Driver for Throttle {
         options: &ThrottleNodeOptions,
     ) -> Result<Throttle, OpenError> {
         let group = opening.object::<ThrottleGroup>(&options.throttle_group)?;
+        // A member before the child is opened, which may take long: a group without members can be removed.
+        let membership = Membership::new(&group);
         let file = opening.co_child("file", ChildRole::FILTER, &options.file)?;
-        Ok(Throttle::on(file, &group))
+        Ok(Throttle::on(file, membership))
     }
 
     fn co_prepare_reopen<'a>(

@@ -72,11 +72,11 @@ impl Drop for Membership {
 impl Throttle {
     /// A filter on `child`, in `group`.
     pub fn new(child: Arc<BlockNode>, group: &ThrottleGroup) -> Throttle {
-        Throttle::on(Child::new("file", ChildRole::FILTER, child), group)
+        Throttle::on(Child::new("file", ChildRole::FILTER, child), Membership::new(group))
     }
 
-    fn on(child: Child, group: &ThrottleGroup) -> Throttle {
-        Throttle { child, membership: ArcSwap::new(Membership::new(group)) }
+    fn on(child: Child, membership: Arc<Membership>) -> Throttle {
+        Throttle { child, membership: ArcSwap::new(membership) }
     }
 
     fn pass(&self, co: &Co<'_>, direction: Direction, bytes: u64) {
