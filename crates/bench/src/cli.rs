@@ -165,7 +165,7 @@ mod tests {
         assert!(cli.quick && cli.json);
         let Command::Micro(arguments) = cli.command else { panic!("not micro") };
         let options = micro_options(&arguments, &Plan::new(true, None)).unwrap();
-        assert_eq!(options.works.len(), 4);
+        assert_eq!(options.works.len(), 6);
         assert!(Cli::try_parse_from(["coblk-bench", "--rounds", "0", "micro"]).is_err());
     }
 }
