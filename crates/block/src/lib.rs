@@ -78,7 +78,7 @@ pub use graph::own_io::OwnIo;
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
-    DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent,
+    DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent, Woken,
     drain_all,
 };
 pub use io::ThresholdPassed;

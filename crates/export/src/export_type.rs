@@ -89,6 +89,12 @@ pub struct Exporting<'a, 'co> {
     pub(crate) objects: &'a dyn FindObjects,
 }
 
+impl fmt::Debug for Exporting<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporting").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
 impl Exporting<'_, '_> {
     /// The object of an id that an option of the type names.
     ///

@@ -91,6 +91,8 @@ impl Exports {
         };
         let contexts: Vec<AioHandle> =
             options.iothreads.iter().map(context).collect::<Result<_, _>>()?;
+        // An object that is held is not deleted; once the export is listed, it is known by its options.
+        let _held: Vec<_> = options.iothreads.iter().map(|id| objects.object(id)).collect();
         let reporter = ErrorReporter {
             id: options.id.clone(),
             node_name: options.node_name.clone(),
@@ -98,9 +100,7 @@ impl Exports {
         };
         // As QEMU does: an export keeps its node active, or may find it as it is.
         let wakes = !options.allow_inactive && !node.is_active();
-        if wakes {
-            node.co_set_active(co, true)?;
-        }
+        let woken = wakes.then(|| node.co_wake(co)).transpose()?;
         let (common, contexts) = (&options, contexts.as_slice());
         let making = Exporting { co, options: common, node: &node, contexts, reporter, objects };
         let made = make(&making).and_then(|export| {
@@ -116,7 +116,7 @@ impl Exports {
             }
         });
         let export = made.inspect_err(|_| {
-            if wakes && let Err(error) = node.co_set_active(co, false) {
+            if let Some(Err(error)) = woken.map(|woken| woken.co_undo(co)) {
                 tracing::warn!(%error, "a node that was to be exported stays active");
             }
         })?;

@@ -327,6 +327,23 @@ fn an_inactive_node_is_made_active_for_an_export_that_can_be_made() {
 }
 
 #[test]
+fn an_export_that_is_refused_makes_no_more_inactive_than_it_has_made_active() {
+    let place = Place::new();
+    place.open("null-co,node-name=low");
+    place.open("raw,node-name=top,file=low,active=off");
+    let is_active = |name| place.nodes.node(name).unwrap().is_active();
+    place.refused("toy,id=e0,node-name=top,banner=other");
+    assert!(is_active("low") && !is_active("top"));
+    // Another export has come meanwhile.
+    place.ctx.run(|co| place.nodes.node("disk").unwrap().co_set_active(co, false)).unwrap();
+    let result = place.begin_to_add();
+    place.shared.is_slow.set(false);
+    place.add("toy,id=e0,node-name=disk").unwrap();
+    place.go_on(&result).unwrap_err();
+    assert!(is_active("disk"), "clients of the other are refused");
+}
+
+#[test]
 fn what_does_not_fit_any_more_once_it_is_made_is_closed() {
     let place = Place::new();
     let result = place.begin_to_add();

@@ -28,7 +28,7 @@ use crate::server::export::NbdExport;
 /// // Exports can be added once there is a server: `nbd.set_server(Some(server))`.
 /// assert!(nbd.server().is_none());
 /// ```
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct NbdExportType {
     server: RefCell<Option<Rc<NbdServer>>>,
 }

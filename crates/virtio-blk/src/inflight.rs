@@ -13,6 +13,7 @@
 //! point, a successor can tell from the used index whether the last batch was answered.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -61,6 +62,15 @@ pub struct InflightLog {
     counter: Cell<u64>,
     /// Answered, and not yet shown to the driver.
     batch: RefCell<Vec<u16>>,
+}
+
+impl fmt::Debug for InflightLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InflightLog")
+            .field("offset_bytes", &self.offset_bytes)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl InflightLog {

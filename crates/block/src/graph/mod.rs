@@ -70,6 +70,7 @@ use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
 use crate::io::known_length::lengths_may_have_changed;
+pub use activity::Woken;
 pub(crate) use activity::co_set_active;
 pub(crate) use attach::ask_driver;
 use backends::{BackendHome, Claim};

@@ -8,6 +8,7 @@ pub trait NamedObject: Send + Sync + 'static {
     /// Its kind in messages: `throttle group`.
     const KIND: &'static str;
 
-    /// Whether it is used, and so cannot be removed.
+    /// Whether it is used, and so cannot be removed. A driver that finds an object begins to use it before it
+    /// opens its children, as an object may be removed meanwhile.
     fn is_in_use(&self) -> bool;
 }

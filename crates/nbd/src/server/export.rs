@@ -1,5 +1,7 @@
 //! [`NbdExport`]: what clients find under a name.
 
+use std::fmt;
+
 use coblk_block::BlockBackend;
 
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
@@ -10,6 +12,16 @@ pub struct NbdExport {
     pub(crate) backend: BlockBackend,
     pub(crate) read_only: bool,
     pub(crate) write_through: bool,
+}
+
+impl fmt::Debug for NbdExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NbdExport")
+            .field("name", &self.name)
+            .field("read_only", &self.read_only)
+            .field("write_through", &self.write_through)
+            .finish_non_exhaustive()
+    }
 }
 
 impl NbdExport {

@@ -22,6 +22,7 @@ mod status;
 mod turn;
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -67,6 +68,15 @@ pub struct NbdServer {
     shared: Rc<Shared>,
     acceptor: Acceptor,
     addresses: Vec<SocketAddress>,
+}
+
+impl fmt::Debug for NbdServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NbdServer")
+            .field("addresses", &self.addresses)
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
 }
 
 impl NbdServer {

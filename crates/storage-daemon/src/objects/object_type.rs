@@ -1,5 +1,6 @@
 //! [`ObjectType`]: a type of objects, and what it is given to make one.
 
+use std::fmt;
 use std::rc::Rc;
 
 use coblk::export::Exports;
@@ -119,6 +120,12 @@ pub struct ObjectPlace<'a, 'co> {
     pub blockdevs: &'a Blockdevs,
     /// The exports that there are.
     pub exports: &'a Exports,
+}
+
+impl fmt::Debug for ObjectPlace<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectPlace").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// For a type that its owner keeps a handle to.

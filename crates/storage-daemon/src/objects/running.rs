@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk::aio::PoolShare;
+use coblk::aio::sync::CoMutex;
 use coblk::export::SharedObject;
 use coblk::qapi::Deferred;
 use serde_json::{Map, Value};
@@ -63,11 +64,13 @@ pub(super) struct Running<T: ObjectType> {
     of: Rc<T>,
     object: Arc<T::Object>,
     options: RefCell<T::Options>,
+    /// One change at a time, as each begins with what the one before has left.
+    changing: CoMutex<()>,
 }
 
 impl<T: ObjectType> Running<T> {
     pub(super) fn new(of: Rc<T>, object: Arc<T::Object>, options: T::Options) -> Running<T> {
-        Running { of, object, options: RefCell::new(options) }
+        Running { of, object, options: RefCell::new(options), changing: CoMutex::new(()) }
     }
 }
 
@@ -102,6 +105,7 @@ impl<T: ObjectType> AnyObject for Running<T> {
         property: &str,
         value: Value,
     ) -> Result<(), DaemonError> {
+        let _change = self.changing.lock(place.co);
         let options = self.options.borrow().clone();
         let options = self.of.co_set(place, &self.object, &options, property, value)?;
         self.options.replace(options);

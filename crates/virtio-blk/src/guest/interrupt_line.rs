@@ -13,7 +13,7 @@ const RAISED: u8 = 2;
 
 /// An interrupt line that one thread at a time waits on. Raising it costs a system call only if
 /// that thread sleeps.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct InterruptLine {
     state: AtomicU8,
     waiter: Mutex<Option<Thread>>,

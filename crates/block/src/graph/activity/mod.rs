@@ -44,11 +44,15 @@ pub(crate) fn co_set_active(
     active: bool,
 ) -> Result<(), GraphError> {
     let _change = lock_changes(co)?;
-    if active { co_activate(co, nodes) } else { co_inactivate(co, nodes) }
+    if active {
+        return co_activate(co, nodes).map(drop);
+    }
+    let nodes = lock().plan_inactive(nodes)?;
+    co_inactivate(co, &nodes)
 }
 
+/// Makes these nodes inactive, parents first.
 fn co_inactivate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
-    let nodes = lock().plan_inactive(nodes)?;
     let drained = nodes.iter().map(|node| co_drain_for_change(co, node));
     let _drained = drained.collect::<Result<Vec<_>, _>>()?;
     for (index, node) in nodes.iter().enumerate() {
@@ -57,8 +61,8 @@ fn co_inactivate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError
             return Err(failed(node, false, source));
         }
     }
-    let given = PoolShare::once(co, || lock_permits().inactivate(&nodes));
-    given.inspect_err(|_| co_take_back(co, &nodes))
+    let given = PoolShare::once(co, || lock_permits().inactivate(nodes));
+    given.inspect_err(|_| co_take_back(co, nodes))
 }
 
 fn failed(node: &BlockNode, active: bool, source: io::Error) -> GraphError {
@@ -83,7 +87,8 @@ fn co_take_back(co: &Co<'_>, nodes: &[Arc<BlockNode>]) {
     }
 }
 
-fn co_activate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
+/// Returns the nodes that were inactive, children first.
+fn co_activate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<Vec<Arc<BlockNode>>, GraphError> {
     let nodes = lock().plan_active(nodes);
     PoolShare::once(co, || lock_permits().wake(&nodes))?;
     for (index, node) in nodes.iter().enumerate() {
@@ -101,7 +106,7 @@ fn co_activate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> 
     }
     let backends = lock().activated(&nodes);
     co_look_at_node(co, backends);
-    Ok(())
+    Ok(nodes)
 }
 
 fn log_failure(node: &BlockNode, result: Result<(), GraphError>) {
@@ -115,6 +120,40 @@ fn co_take_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     node.driver().co_activate(co)?;
     node.path.state.taken_over();
     node.co_look_at_length(co).map(|_| ())
+}
+
+/// Nodes that have become active for a user to come. Dropped, they stay so.
+#[must_use = "only this can make the same nodes inactive again"]
+pub struct Woken {
+    /// Children first.
+    nodes: Vec<Arc<BlockNode>>,
+    /// Those that needed them active, and found them inactive.
+    waited: Vec<UserId>,
+}
+
+impl Woken {
+    /// The user does not come: makes the nodes inactive again, and no others. Nodes stay active if another user
+    /// that needs them has come meanwhile.
+    ///
+    /// # Errors
+    /// As of [`BlockNode::co_set_active`].
+    pub fn co_undo(mut self, co: &Co<'_>) -> Result<(), GraphError> {
+        let _change = lock_changes(co)?;
+        self.nodes.reverse();
+        self.nodes.retain(|node| node.is_active());
+        let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id()).collect();
+        let mut graph = lock();
+        graph.check_inactive(&ids)?;
+        let is_needed = graph.waiting(&ids).iter().any(|user| !self.waited.contains(user));
+        drop(graph);
+        if is_needed { Ok(()) } else { co_inactivate(co, &self.nodes) }
+    }
+}
+
+impl std::fmt::Debug for Woken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.nodes.iter().map(|node| node.name())).finish()
+    }
 }
 
 impl Graph {
@@ -191,6 +230,17 @@ impl Graph {
             Kind::Edge { .. } => false,
         };
         is_concerned && user.wants.held.intersects(CHANGES)
+    }
+
+    /// The backends of these nodes whose requests are to pass, reads as well.
+    fn waiting(&self, nodes: &[NodeId]) -> Vec<UserId> {
+        let users = nodes.iter().filter_map(|id| self.nodes.get(id));
+        let users = users.flat_map(|entry| entry.users.iter().copied());
+        let waits = |id: &UserId| match self.users.get(id).map(|user| &user.kind) {
+            Some(Kind::Backend { claim, .. }) => !claim.allow_inactive,
+            _ => false,
+        };
+        users.filter(waits).collect()
     }
 
     fn set_activity(&mut self, nodes: &[Arc<BlockNode>], activity: Activity) {
@@ -290,6 +340,19 @@ impl BlockNode {
     /// Active: if another process holds the image, or its length cannot be read. Nothing has changed then.
     pub fn co_set_active(self: &Arc<Self>, co: &Co<'_>, active: bool) -> Result<(), GraphError> {
         co_set_active(co, std::slice::from_ref(self), active)
+    }
+
+    /// [Makes](Self::co_set_active) a node active, with its children, in a way that can be undone if that was for
+    /// nothing.
+    ///
+    /// # Errors
+    /// As of [`co_set_active`](Self::co_set_active).
+    pub fn co_wake(self: &Arc<Self>, co: &Co<'_>) -> Result<Woken, GraphError> {
+        let _change = lock_changes(co)?;
+        let nodes = co_activate(co, std::slice::from_ref(self))?;
+        let ids: Vec<NodeId> = nodes.iter().map(|node| node.id()).collect();
+        let waited = lock().waiting(&ids);
+        Ok(Woken { nodes, waited })
     }
 }
 
