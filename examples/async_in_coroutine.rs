@@ -17,7 +17,7 @@ use coblk::{AioContext, Co};
 
 fn main() -> std::io::Result<()> {
     let ctx = AioContext::new()?;
-    // Room for two orders, so whoever is faster has to wait.
+    // Room for two orders, so the faster side has to wait.
     let (orders, counter) = async_channel::bounded(2);
     let kitchen_open = Rc::new(Cell::new(true));
 
@@ -43,7 +43,7 @@ fn main() -> std::io::Result<()> {
     for coroutine in ctx.coroutines() {
         println!("{:20}'{}' waits for {}", "", coroutine.name, coroutine.waits_for);
     }
-    // Somebody else orders from a thread of his own, where a call may simply block.
+    // A caller orders from another thread, where a call may simply block.
     let caller = thread::spawn(move || {
         for dish in ["pizza", "salad"] {
             by_telephone.send_blocking(dish).expect("the kitchen is open");
@@ -63,7 +63,7 @@ fn order(co: &Co<'_>, orders: &Sender<&'static str>, dishes: &[&'static str]) {
     }
 }
 
-/// Ends when nobody is left who could order.
+/// Ends when all senders of orders are gone.
 fn cook(co: &Co<'_>, counter: &Receiver<&'static str>) {
     while let Ok(dish) = co.block_on(counter.recv()) {
         println!("{:20}kitchen serves {dish}", "");

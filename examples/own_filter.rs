@@ -1,4 +1,4 @@
-//! A filter: it refuses to change the beginning of the node below. Part of `own_driver.rs`.
+//! A filter: it refuses to change the beginning of its child. Part of `own_driver.rs`.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use coblk::qapi::Size;
 use coblk::{Co, IoVector};
 use serde::{Deserialize, Serialize};
 
-/// The filter. What it does not say is as the node below has it.
+/// The filter. Hooks that it does not implement go to the child.
 pub struct Protect {
     child: Child,
     bytes: AtomicU64,

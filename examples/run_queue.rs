@@ -4,8 +4,8 @@
 //! cargo run --release --example run_queue [COROUTINES [TURNS]]
 //! ```
 //!
-//! Whoever wants to give way puts itself at the end of the queue and suspends; the scheduler is a
-//! loop that resumes whoever is first. First three coroutines that say what they do, then many
+//! A coroutine that gives way puts itself at the end of the queue and suspends; the scheduler is a
+//! loop that resumes the first of the queue. First three coroutines that say what they do, then many
 //! (1000, with 1000 turns each, if not told otherwise) that only count.
 
 use std::cell::{Cell, RefCell};

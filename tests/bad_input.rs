@@ -61,7 +61,7 @@ fn an_image_that_is_no_image() {
     for (path, what) in cases {
         let expected =
             format!("cannot open image '{}': it is {what}, not a regular file", path.display());
-        // A FIFO nobody writes to must not make the open wait, either.
+        // A FIFO without a writer must not make the open wait, either.
         for options in [File::options(), File::options().read_only(true)] {
             assert_eq!(message(path, options), expected);
         }

@@ -1,4 +1,4 @@
-//! A guest on an image whose file system is full: the device stops, somebody makes room, the guest
+//! A guest on an image whose file system is full: the device stops, the host makes room, the guest
 //! never learns of it.
 
 use std::fs;

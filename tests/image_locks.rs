@@ -118,10 +118,10 @@ fn qemu_may_not_write_what_a_disk_of_ours_holds() {
     assert_refused(&tools::output("qemu-img", bench), r#""write""#);
     assert_refused(&try_server(&nbd_server(dir.path(), &image)), r#""write""#);
     assert_refused(&try_server(&storage_daemon(dir.path(), &image)), r#""write""#);
-    // One that only reads, but wants nobody to write meanwhile.
+    // A reader that does not share writing.
     let alone = without_sharing(&image, r#""write""#);
     assert_refused(&try_qemu_io(&["-r"], &alone), r#"shared "write""#);
-    // Those who do not mind are let in.
+    // Readers that share it are let in.
     assert_let_in(&try_qemu_io(&["-r", "-f", "raw"], path));
     assert_let_in(&try_qemu_io(&["-r", "-U", "-f", "raw"], path));
     drop(file);
@@ -223,7 +223,7 @@ fn of_two_who_come_at_the_same_time_one_at_most_is_let_in() {
             let mine = usize::from(as_disk(&file).is_ok());
             inside.fetch_add(mine, Ordering::SeqCst);
             start.wait();
-            // Both have tried, and nobody has given up what he has.
+            // Both have tried, and neither has given up what it has.
             let together = inside.load(Ordering::SeqCst);
             start.wait();
             assert!(together <= 1, "both were let in");

@@ -61,7 +61,7 @@ impl Fuse {
 
 impl Drop for Fuse {
     fn drop(&mut self) {
-        // It ends when nobody has it mounted.
+        // It ends when it is not mounted any more.
         drop(self.mount.take());
         let ended = self.child.wait();
         assert!(ended.is_ok_and(|status| status.success()) || std::thread::panicking());

@@ -222,7 +222,7 @@ fn useless_credentials_say_what_is_wrong() {
         assert!(matches!(error, TlsError::Unreadable(..)), "{error}");
         assert!(error.to_string().contains(file), "{error}");
     }
-    // The key of somebody else.
+    // The key of another certificate.
     let other = authority.server("other");
     std::fs::copy(good.join("server-key.pem"), other.join("server-key.pem")).unwrap();
     assert!(matches!(fails(&other), TlsError::Refused(_)));

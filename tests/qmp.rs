@@ -147,7 +147,7 @@ fn connect(socket: &Path) -> UnixStream {
     }
 }
 
-/// What matters of a message: what it is, its class if it is an error, and whom it answers.
+/// The kind of a message, its class if it is an error, and the id of the command that it answers.
 fn kind(message: &Value) -> String {
     let id = message.get("id").map(|id| format!(" to {id}")).unwrap_or_default();
     let members: Vec<&String> = message.as_object().unwrap().keys().collect();

@@ -71,7 +71,7 @@ impl Verifier {
     }
 
     /// Fills `data` with what is about to be written to a block. Until the write has completed,
-    /// nobody may read or write that block.
+    /// no other request may read or write that block.
     pub fn stamp_next(&mut self, block: usize, data: &mut [u8]) {
         self.generations[block] = self.generations[block].wrapping_add(1).max(1);
         fill(data, &self.stamp_of(block));

@@ -31,7 +31,7 @@ use crate::write_log::WriteLog;
 const IMAGE_BYTES: u64 = 8 << 20;
 const LOG_BYTES: u64 = 256 << 20;
 const CHANGES: usize = 30;
-/// Flushes to look at, if nobody asks for more.
+/// Flushes to look at, unless the environment asks for more.
 const POINTS: u64 = 25;
 const TARGET: &str = env!("CARGO_TARGET_TMPDIR");
 

@@ -23,7 +23,7 @@ use coblk_tests::sectors::verify;
 use round::{IMAGE_BYTES, Log, Point, Remains, WAYS};
 use write_log::WriteLog;
 
-/// Rounds in each way, if nobody asks for more.
+/// Rounds in each way, unless the environment asks for more.
 const ROUNDS: u64 = 5;
 /// Images for each moment in which a random choice of what was not durable survives besides.
 const CHOICES: usize = 1;

@@ -13,7 +13,7 @@ use coblk_tests::sectors::SECTOR_BYTES;
 pub const SECTORS: usize = 1024;
 /// Bytes of the image.
 pub const IMAGE_BYTES: usize = SECTORS * SECTOR_BYTES;
-/// Far more than is written while lines fit into a pipe that nobody reads.
+/// Far more than is written while lines fit into a pipe that is not read.
 const LOG_BYTES: u64 = 64 << 20;
 
 /// How the writer writes.

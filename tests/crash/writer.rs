@@ -31,7 +31,7 @@ use coblk_tests::sectors::{self, SECTOR_BYTES};
 /// Coroutines, each of which writes sectors of its own.
 const WRITERS: u64 = 8;
 /// Most sectors in one write.
-const MOST_SECTORS: u64 = 24;
+const MAX_SECTORS: u64 = 24;
 /// One in how many writes is durable by itself.
 const DURABLE: u64 = 12;
 /// Before the flusher looks again whether there is something to flush.
@@ -113,7 +113,7 @@ impl State {
         let mut random = Random::new(self.seed ^ writer << 32);
         for version in 1.. {
             let first = random.below(own);
-            let count = 1 + random.below(MOST_SECTORS.min(own - first));
+            let count = 1 + random.below(MAX_SECTORS.min(own - first));
             let first = writer * own + first;
             let mut data = vec![0; count as usize * SECTOR_BYTES];
             sectors::fill(&mut data, self.seed, first, version);

@@ -53,7 +53,7 @@ impl Model {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody uses the range in a way that does not go with this.
+    /// Waits until no other lock of the range conflicts with this one, and takes it.
     pub fn lock(&self, co: &Co<'_>, range: &Range<usize>, change: bool) -> u64 {
         loop {
             let mut state = self.state();

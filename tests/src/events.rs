@@ -37,7 +37,7 @@ impl Visit for Event {
     }
 }
 
-/// `None` while nobody records.
+/// `None` while no test records.
 static EVENTS: Mutex<Option<Vec<Event>>> = Mutex::new(None);
 
 /// The event whose thread has to wait.

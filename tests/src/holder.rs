@@ -14,8 +14,8 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Starts `command` and waits until somebody other than this process holds the lock on `byte`
-    /// of `image`, which nobody holds before. Its standard input stays open.
+    /// Starts `command` and waits until another process than this one holds the lock on `byte` of
+    /// `image`, which no process holds before. Its standard input stays open.
     #[track_caller]
     pub fn start(command: &mut Command, image: &Path, byte: u64) -> Holder {
         assert!(!is_locked(image, byte), "byte {byte} is locked before anybody was started");

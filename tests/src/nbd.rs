@@ -89,7 +89,7 @@ impl Served {
         }
     }
 
-    /// A connection, greeted by nobody yet.
+    /// A connection on which the greeting has not been read yet.
     pub fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

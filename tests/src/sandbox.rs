@@ -31,8 +31,8 @@ pub fn on_read_only_file_system(test: &str, prepare: &str, code: impl FnOnce(&Pa
     in_mount_name_space(test, &mount, code);
 }
 
-/// Runs `code` with a directory for files, where it may mount what it likes: nobody else sees it, and
-/// it goes with the inner run. Needs root.
+/// Runs `code` with a directory for files, where it may mount what it likes: no other process sees
+/// it, and it goes with the inner run. Needs root.
 pub fn with_own_mounts(test: &str, parent: &Path, code: impl FnOnce(&Path)) {
     if let Some(dir) = inside() {
         return code(&dir);

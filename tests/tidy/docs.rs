@@ -26,6 +26,17 @@ fn links_resolve() {
     demand("links that lead nowhere", &faults);
 }
 
+/// Merges of branches put entries back that have been merged into others.
+#[test]
+fn changes_are_listed_once() {
+    let text = read("CHANGELOG.md");
+    let newest = text.split("\n## ").nth(1).expect("a version");
+    let heads = || newest.lines().filter(|line| line.starts_with("- ") || line.starts_with("### "));
+    let again = |head: &str| heads().filter(|other| *other == head).count() > 1;
+    let faults: Vec<String> = heads().filter(|head| again(head)).map(str::to_owned).collect();
+    demand("CHANGELOG.md says it twice", &faults);
+}
+
 /// `target` as seen from the file at `from`, both from the root.
 fn join(from: &str, target: &str) -> String {
     let mut parts: Vec<&str> = from.split('/').collect();
@@ -41,7 +52,7 @@ fn join(from: &str, target: &str) -> String {
 }
 
 /// Lines of prose, with their numbers: fenced code is left out.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fenced = false;
     text.lines().enumerate().filter_map(move |(number, line)| {
         if line.trim_start().starts_with("```") {
@@ -72,7 +83,7 @@ fn links(text: &str) -> Vec<(usize, String)> {
 }
 
 /// A line without what stands between backticks.
-fn without_code(line: &str) -> String {
+pub fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
 

@@ -5,11 +5,11 @@ use crate::tree::{demand, files_ending, text_files};
 
 /// Lines of a source file.
 const MAX_FILE_LINES: usize = 500;
-/// Files that are longer, and how long they may be until somebody splits them.
+/// Files that are longer, and how long they may be until they are split.
 const LONGER_FILES: [(&str, usize); 0] = [];
 /// Lines of a function.
 const MAX_FUNCTION_LINES: usize = 70;
-/// Functions that are longer, and how long they may be until somebody splits them.
+/// Functions that are longer, and how long they may be until they are split.
 const LONGER_FUNCTIONS: [(&str, usize); 1] = [("hot_paths_allocate_nothing_in_steady_state", 81)];
 /// Columns of a line of code or prose; licence texts and tables are as wide as they are.
 const MAX_COLUMNS: usize = 120;

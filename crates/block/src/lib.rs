@@ -39,7 +39,7 @@ pub mod drivers {
     };
 }
 
-/// Filters: drivers that pass requests on to one node, and do something on the way.
+/// Filters: drivers that pass requests on to one child, and do something on the way.
 pub mod filters {
     pub use crate::filter::{blkdebug, blklogwrites, throttle};
 }

@@ -101,7 +101,7 @@ fn c82_a_short_read_at_the_end_is_filled_with_zeroes() {
             expected.resize(data.len(), 0);
             assert_eq!(data, expected);
         }
-        // Somebody has cut the image behind our back: that is no end, that is a loss.
+        // Another process has cut the image: that is no end of the device, it is a loss.
         image.as_file().set_len(4200).unwrap();
         let mut data = vec![0; 1024];
         let result = backend.preadv(&ctx, 4096, &mut IoVectorMut::from(&mut data[..]));

@@ -1,5 +1,5 @@
-//! Flushes: when the driver is asked, who waits for whom, and what is owed; and writes that are to
-//! be durable at once.
+//! Flushes: when the driver is asked, which flush waits for which, and what is owed; and writes that
+//! are to be durable at once.
 
 mod util;
 

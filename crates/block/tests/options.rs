@@ -102,7 +102,7 @@ fn read_only_is_inherited_and_not_to_be_undone_above() {
 
 #[test]
 fn auto_read_only_opens_what_may_not_be_written() {
-    // Nobody may write to this one, root included.
+    // No user may write to this file, root included.
     let (bench, path) = (Bench::new(), "/sys/kernel/notes");
     let options = NodeOptions::new(FileNodeOptions::new(path)).named("notes");
     let error = bench.blockdevs.open(&bench.ctx, options.clone()).err().unwrap().to_string();
@@ -171,7 +171,7 @@ fn blkdebug_asks_for_blocks_and_permissions() {
     let image = fs::read(bench.image()).unwrap();
     assert_eq!((image[99], &image[100..100 + data.len()]), (7, &data[..]));
     assert_eq!(image[100 + data.len()], 7);
-    // Whoever uses the node, or nobody at all.
+    // An image is locked by the users of its node, and not without users.
     let file = bench.blockdevs.node("f0").unwrap();
     let device = BackendOptions::new("device").share_rw(true);
     let first = device.open(&bench.ctx, Arc::clone(&node)).unwrap();

@@ -225,7 +225,7 @@ fn another_part_of_another_node() {
     write(&bench.ctx, &backend, 2).unwrap();
     assert_eq!(backend.length().unwrap(), 96);
     assert_eq!(fs::read(other).unwrap()[4002..4009], [9, 2, 2, 2, 2, 2, 9]);
-    // Nobody stands on it any more.
+    // It has no parents any more.
     bench.blockdevs.close(&bench.ctx, "f0").unwrap();
     assert_eq!(open_descriptors(&bench.image()), 0);
     let nobody = "raw,node-name=d0,file=nobody";

@@ -109,7 +109,7 @@ fn backends_on_every_context_and_node_above_are_told_once() {
     assert_eq!(lengths.recv_timeout(PATIENCE).unwrap(), 8192);
     settle(&bench.ctx);
     assert_eq!(*told.borrow(), [8192]);
-    // Somebody else has changed the file.
+    // Another process has changed the file.
     fs::write(bench.image(), vec![1; 4096]).unwrap();
     bench.ctx.run(|co| file.co_refresh_length(co)).unwrap();
     assert_eq!(lengths.recv_timeout(PATIENCE).unwrap(), 4096);

@@ -92,7 +92,7 @@ fn an_ignored_remote_read_is_zeroes() {
     assert_eq!(buffer, [0; 512]);
 }
 
-/// Whoever sends what it reads to others has to know that null writes nothing to its buffer.
+/// A server that sends what it has read has to know that null writes nothing to its buffer.
 #[test]
 fn a_backend_knows_that_reads_may_leave_its_buffer() {
     let ctx = AioContext::for_test().unwrap();

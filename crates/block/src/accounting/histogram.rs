@@ -7,20 +7,21 @@ use thiserror::Error;
 
 use super::kind::RequestKind;
 
-/// How many requests took how long.
+/// A histogram of latencies: how many requests took how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatencyHistogram {
-    /// Where bins meet, in nanoseconds, ascending.
+    /// Boundaries between bins in nanoseconds, ascending.
     pub boundaries_ns: Vec<u64>,
-    /// Requests below the first boundary, from each boundary up to the next, and from the last on.
+    /// Requests a bin: below the first boundary, from each boundary up to the next, and from the
+    /// last on.
     pub bins: Vec<u64>,
 }
 
-/// Bins that make no sense.
+/// Boundaries that are refused: they do not ascend, or the first is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("boundaries of {} latency bins must ascend from above 0", kind.name())]
 pub struct BinsError {
-    /// Of which kind.
+    /// The kind of requests that they were for.
     pub kind: RequestKind,
 }
 

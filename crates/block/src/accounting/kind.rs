@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a request does.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -13,7 +13,7 @@ pub enum RequestKind {
     Write,
     /// Makes writes durable.
     Flush,
-    /// Gives a range back.
+    /// Deallocates a range.
     Discard,
     /// Makes a range read as zeroes.
     WriteZeroes,
@@ -23,7 +23,7 @@ impl RequestKind {
     /// How many there are.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
-    /// All of them.
+    /// All kinds.
     pub const ALL: [RequestKind; 5] = [
         RequestKind::Read,
         RequestKind::Write,
@@ -43,7 +43,7 @@ impl RequestKind {
         }
     }
 
-    /// What the counters of `query-blockstats` in QEMU's monitor begin with, as in `rd_operations`.
+    /// The prefix of its counters in QEMU's `query-blockstats`, such as `rd` in `rd_operations`.
     /// Zeroes are counted among the writes there.
     pub fn qmp_name(self) -> &'static str {
         match self {

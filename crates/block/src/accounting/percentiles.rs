@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use super::histogram::Bins;
 
-/// What takes longer is told apart by the maximum only.
+/// Longer latencies are told apart by the maximum only.
 const LONGEST_NS: u64 = 100_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 2;
 
@@ -20,17 +20,17 @@ const SIGNIFICANT_DIGITS: u8 = 2;
 /// Percentiles have two significant digits, are rounded up, and end at 100 s; the maximum is exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LatencyPercentiles {
-    /// Requests.
+    /// How many requests were counted.
     pub count: u64,
-    /// Of 50 in 100.
+    /// The median: 50 % of the requests took no longer.
     pub p50_ns: u64,
-    /// Of 90 in 100.
+    /// 90 % of the requests took no longer.
     pub p90_ns: u64,
-    /// Of 99 in 100.
+    /// 99 % of the requests took no longer.
     pub p99_ns: u64,
-    /// Of 999 in 1000.
+    /// 99.9 % of the requests took no longer.
     pub p999_ns: u64,
-    /// Of the slowest.
+    /// The slowest request.
     pub max_ns: u64,
 }
 

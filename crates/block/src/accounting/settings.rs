@@ -1,4 +1,4 @@
-//! What is to be counted, changed while requests run, from any thread.
+//! Settings of what is counted, changed while requests run, from any thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub struct LatencyBoundaries {
 
 /// Settings. They hold for requests that begin from now on.
 impl Statistics {
-    /// How much is counted, as it was set.
+    /// The setting of how much is counted.
     pub fn accounting(&self) -> Accounting {
         self.shared.settings().accounting
     }
@@ -50,8 +50,8 @@ impl Statistics {
         self.shared.change(|settings| settings.accounting = accounting);
     }
 
-    /// From now on also averages over the last `length`; see [`averages`](Self::averages). Needs a
-    /// clock, as bins do.
+    /// Adds averages over the last `length`; see [`averages`](Self::averages). They need a clock,
+    /// as bins do.
     pub fn add_interval(&self, length: Duration) {
         self.add_interval_from(length, self.now_ns());
     }
@@ -63,14 +63,14 @@ impl Statistics {
         self.shared.change(|settings| settings.extras.intervals.push(interval));
     }
 
-    /// From now on, and anew, counts how many requests of a kind took how long, in bins that meet at
-    /// these nanoseconds, from zero; `None` ends that. See [`latencies`](Self::latencies).
+    /// Counts, from zero, how many requests of a kind took how long, in bins with these boundaries
+    /// in nanoseconds; `None` ends that. See [`latencies`](Self::latencies).
     ///
     /// Needs a clock: with latencies, [`Accounting::Counts`] is as dear as
     /// [`Accounting::Exact`], two looks at the clock a request. Then a search among the boundaries.
     ///
     /// # Errors
-    /// If the boundaries do not ascend from above 0.
+    /// If the boundaries do not ascend, or the first is 0.
     pub fn set_latency_bins(
         &self,
         kind: RequestKind,
@@ -81,12 +81,12 @@ impl Statistics {
         Ok(())
     }
 
-    /// [`set_latency_bins`](Self::set_latency_bins) of several kinds, as
-    /// `block-latency-histogram-set` does: a kind without boundaries stays as it is, but if none has
-    /// any, all bins go.
+    /// Sets the bins of several kinds, as `block-latency-histogram-set` does: a kind without
+    /// boundaries stays as it is, but if none has any, all bins go. See
+    /// [`set_latency_bins`](Self::set_latency_bins).
     ///
     /// # Errors
-    /// If boundaries do not ascend from above 0. Nothing has changed then.
+    /// If boundaries do not ascend, or the first is 0. Nothing has changed then.
     pub fn set_latency_boundaries(&self, boundaries: &LatencyBoundaries) -> Result<(), BinsError> {
         let LatencyBoundaries { all, read, write, flush } = boundaries;
         let kinds = [
@@ -113,16 +113,16 @@ impl Statistics {
         Ok(())
     }
 
-    /// From now on, and anew, keeps percentiles of how long requests of a kind took, or ends that.
-    /// Costs 31 KiB a kind, and a clock as bins do. See [`percentiles`](Self::percentiles).
+    /// Keeps, from zero, percentiles of the latencies of a kind of requests, or ends that. Costs 31
+    /// KiB a kind, and a clock as bins do. See [`percentiles`](Self::percentiles).
     pub fn set_percentiles(&self, kind: RequestKind, enabled: bool) {
         let percentiles = enabled.then(|| Arc::new(Percentiles::new()));
         self.shared.change(|settings| settings.extras.percentiles[kind.index()] = percentiles);
     }
 
-    /// Whether requests that failed are in latencies and end an idle time, and whether those that
-    /// could not be end one: QEMU's `stats-account-failed` and `stats-account-invalid`. Both are on
-    /// at first.
+    /// Sets whether failed requests are in latencies and end an idle time, and whether invalid
+    /// requests end one: QEMU's `stats-account-failed` and `stats-account-invalid`. Both are on at
+    /// first.
     pub fn set_account(&self, failed: bool, invalid: bool) {
         self.shared.set_account(failed, invalid);
     }

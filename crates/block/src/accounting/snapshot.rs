@@ -7,7 +7,7 @@ use super::kind::RequestKind;
 use super::statistics::{KindStatistics, Statistics};
 use super::timed_average::Average;
 
-/// What a backend has counted up to a moment. Zeroes are among the writes, as in QEMU. Without a
+/// The counters of a backend at one moment. Zeroes are among the writes, as in QEMU. Without a
 /// clock ([`Accounting`](super::Accounting)) times are 0.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ pub struct BlockStats {
     pub flush_latencies: Option<LatencyHistogram>,
 }
 
-/// Averages over the last while.
+/// Averages over one interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TimedStats {
@@ -57,8 +57,8 @@ pub struct TimedStats {
 const WRITES: [RequestKind; 2] = [RequestKind::Write, RequestKind::WriteZeroes];
 
 impl Statistics {
-    /// The numbers of this moment; requests go on meanwhile, so two of them may be a request apart.
-    /// Any thread.
+    /// Takes the counters of this moment. Requests go on meanwhile, so two of them may be a request
+    /// apart. Any thread.
     pub fn snapshot(&self) -> BlockStats {
         let (account_failed, account_invalid) = self.shared.account();
         let writes = WRITES.map(|kind| self.of(kind));

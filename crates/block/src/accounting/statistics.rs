@@ -11,14 +11,14 @@ use super::percentiles::{LatencyPercentiles, Percentiles};
 use super::recorder::Outcome;
 use super::timed_average::{Average, TimedAverage};
 
-/// What a backend has counted, and what it is to count. A handle: clones show the same numbers.
-/// Any thread.
+/// The counters of a backend, and the settings of what is counted. A handle: clones show the same
+/// numbers. Any thread.
 #[derive(Clone)]
 pub struct Statistics {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What was counted of one kind.
+/// The counters of one kind of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KindStatistics {
     /// Requests that succeeded.
@@ -29,7 +29,7 @@ pub struct KindStatistics {
     pub total_time_ns: u64,
     /// Requests that failed on their way.
     pub failed: u64,
-    /// Requests that could not be: past the end, a write to what is read-only, no medium.
+    /// Invalid requests: past the end, a write to a read-only node, no medium.
     pub invalid: u64,
     /// Requests that were merged into others before they came here.
     pub merged: u64,
@@ -71,7 +71,7 @@ pub(crate) struct Counters {
     pub(crate) merged: Counter,
 }
 
-/// What the home thread writes and any thread reads.
+/// Counters that the home thread writes and any thread reads.
 pub(crate) struct Shared {
     pub(crate) in_flight: Counter,
     pub(crate) max_in_flight: Counter,
@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     account_invalid: AtomicBool,
 }
 
-/// What was asked for. Anybody writes, under a lock.
+/// Settings. Any thread writes them, under a lock.
 #[derive(Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) accounting: Accounting,
@@ -202,7 +202,7 @@ impl Shared {
 }
 
 impl Statistics {
-    /// What was counted of one kind.
+    /// The counters of one kind of requests.
     pub fn of(&self, kind: RequestKind) -> KindStatistics {
         let counters = &self.shared.kinds[kind.index()];
         KindStatistics {
@@ -215,26 +215,27 @@ impl Statistics {
         }
     }
 
-    /// Requests that are on their way now.
+    /// How many requests have begun and not ended, held ones included.
     pub fn queue_depth(&self) -> u64 {
         self.shared.in_flight.get()
     }
 
-    /// Requests that wait because an error has stopped the backend
-    /// ([`BlockBackend::resume`](crate::BlockBackend::resume)). They are on their way, too.
+    /// How many requests wait because an error has stopped the backend
+    /// ([`BlockBackend::resume`](crate::BlockBackend::resume)). [`queue_depth`](Self::queue_depth)
+    /// includes them.
     pub fn held_requests(&self) -> u64 {
         self.shared.held.get()
     }
 
-    /// The most requests that were on their way at once, since the last
+    /// The highest [`queue_depth`](Self::queue_depth) since the last
     /// [reset](crate::BlockBackend::reset_max_queue_depth).
     pub fn max_queue_depth(&self) -> u64 {
         self.shared.max_in_flight.get()
     }
 
-    /// How many requests of a kind were on their way on average, over each interval that was
-    /// [added](crate::BlockBackend::add_interval): the time of all that ended in it, by the time that
-    /// has passed. Above the true number for a while after long requests have ended.
+    /// The average queue depth of a kind, over each interval that was
+    /// [added](crate::BlockBackend::add_interval): the time of all requests that ended in it,
+    /// divided by the time that has passed. Too high for a while after long requests have ended.
     pub fn average_queue_depths(&self, kind: RequestKind) -> Vec<(Duration, f64)> {
         self.average_queue_depths_at(kind, self.now_ns())
     }
@@ -244,8 +245,8 @@ impl Statistics {
         self.read_intervals(kind, |average| average.concurrency(now_ns))
     }
 
-    /// For how long no request has ended; since the backend was made, if none has. In a simulated
-    /// context time stands still between requests.
+    /// The time since the last request ended; since the backend was made, if none has. In a
+    /// simulated context time stands still between requests.
     pub fn idle_time(&self) -> Duration {
         let idle_ns = self.now_ns().saturating_sub(self.shared.last_ns.load(Ordering::Relaxed));
         Duration::from_nanos(u64::try_from(idle_ns).unwrap_or(0))

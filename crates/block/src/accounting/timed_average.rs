@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// Of the values in the last while; 0 if there were none.
+/// Minimum, mean and maximum of the values in an interval; 0 if there were none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Average {
     /// The smallest.

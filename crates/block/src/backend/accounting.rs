@@ -26,22 +26,22 @@ use crate::backend::merged::Merged;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 impl BlockBackend {
-    /// What was counted, for any thread.
+    /// The counters, for any thread.
     pub fn statistics(&self) -> Statistics {
         self.recorder().statistics()
     }
 
-    /// How much it counts.
+    /// The setting of how much the backend counts.
     pub fn accounting(&self) -> Accounting {
         self.statistics().accounting()
     }
 
-    /// Changes how much it counts; see [`Statistics::set_accounting`].
+    /// Changes how much the backend counts; see [`Statistics::set_accounting`].
     pub fn set_accounting(&self, accounting: Accounting) {
         self.statistics().set_accounting(accounting);
     }
 
-    /// From now on also averages over the last `length`; see [`Statistics::averages`].
+    /// Adds averages over the last `length`; see [`Statistics::averages`].
     pub fn add_interval(&self, ctx: &AioContext, length: Duration) {
         self.statistics().add_interval_from(length, ctx.now_ns());
     }
@@ -49,7 +49,7 @@ impl BlockBackend {
     /// Counts how many requests of a kind took how long; see [`Statistics::set_latency_bins`].
     ///
     /// # Errors
-    /// If the boundaries do not ascend from above 0.
+    /// If the boundaries do not ascend, or the first is 0.
     pub fn set_latency_bins(
         &self,
         kind: RequestKind,
@@ -63,20 +63,20 @@ impl BlockBackend {
         self.statistics().set_percentiles(kind, enabled);
     }
 
-    /// From now on [`Statistics::max_queue_depth`] is that of now and later.
+    /// Resets [`Statistics::max_queue_depth`] to the depth of now.
     pub fn reset_max_queue_depth(&self) {
         self.recorder().reset_max_in_flight();
     }
 
-    /// A device says that it merged so many requests into others, which it then sent here; those
-    /// that were [split](Merged::Split) again are none.
+    /// Counts requests that a device has merged into others before it sent these here. Those that
+    /// were [split](Merged::Split) again do not count.
     pub fn count_merged(&self, kind: RequestKind, requests: u64) {
         if self.recorder().mode() != Accounting::Off {
             self.recorder().counters(kind).merged.add(requests);
         }
     }
 
-    /// A device says that it refused a request which could not be, and so did not send it here.
+    /// Counts a request that a device refused as invalid, and did not send here.
     pub fn count_invalid(&self, kind: RequestKind) {
         if self.recorder().mode() != Accounting::Off {
             self.recorder().counters(kind).invalid.add(1);

@@ -51,13 +51,12 @@ impl BlockBackend {
         ctx.run(|co| self.co_pwrite_zeroes(co, offset, bytes, flags))
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint.
     pub fn pdiscard(&self, ctx: &AioContext, offset: u64, bytes: u64) -> io::Result<()> {
         ctx.run(|co| self.co_pdiscard(co, offset, bytes))
     }
 
-    /// What is known of the bytes from `offset` on; see
-    /// [`co_block_status`](Self::co_block_status).
+    /// Describes the bytes from `offset` on; see [`co_block_status`](Self::co_block_status).
     pub fn block_status(&self, ctx: &AioContext, offset: u64, bytes: u64) -> io::Result<Extent> {
         ctx.run(|co| self.co_block_status(co, offset, bytes))
     }

@@ -97,7 +97,7 @@ impl BlockBackend {
         });
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint.
     pub fn aio_pdiscard(
         &self,
         ctx: &AioContext,
@@ -147,7 +147,7 @@ impl BlockBackend {
     }
 }
 
-/// What a transfer takes along to its coroutine.
+/// The state that a transfer takes along to its coroutine.
 ///
 /// It is moved there and back in pieces of 16 bytes. Laid out like this no field that is moved on
 /// lies across two of them, which would make the processor wait until both have been written.

@@ -34,7 +34,8 @@ impl BlockBackend {
         self.co_preadv_with(co, offset, target, ReadFlags::empty())
     }
 
-    /// [`co_preadv`](Self::co_preadv), with flags. ENOTSUP if the node cannot do what they ask for.
+    /// [`co_preadv`](Self::co_preadv), with flags. ENOTSUP if the node cannot do what the flags ask
+    /// for.
     #[inline]
     pub fn co_preadv_with(
         &self,
@@ -88,20 +89,21 @@ impl BlockBackend {
         self.pwrite_zeroes_entered(co, &mut request, offset, bytes, flags)
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint: the bytes are unspecified afterwards.
     pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         let mut request = self.begin_request(co);
         self.pdiscard_entered(co, &mut request, offset, bytes)
     }
 
-    /// What is known of the bytes from `offset` on, without reading them: how many of them, at
-    /// least one, are of one kind. Asking about no bytes gives none. Backing files are asked, too.
+    /// Describes the bytes from `offset` on, without reading them: how many of them, at least one,
+    /// are of one kind. Asking about no bytes gives none. Backing files are asked, too.
     pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         self.co_ask_chain(co, Base::NONE, offset, bytes).map(|found| found.extent)
     }
 
-    /// [`co_block_status`](Self::co_block_status) of the node and its backing files down to `base`, which
-    /// is not asked, and in which layer it is so.
+    /// Describes the bytes from `offset` on as the node and its backing files down to `base` have
+    /// them, and tells which layer decides. `base` itself is not asked. See
+    /// [`co_block_status`](Self::co_block_status).
     pub fn co_status_above(
         &self,
         co: &Co<'_>,
@@ -113,8 +115,8 @@ impl BlockBackend {
         self.co_ask_chain(co, base, offset, bytes)
     }
 
-    /// Whether the node, or a backing file above `base`, has the bytes from `offset` on; `base` counts,
-    /// too, if `include_base`. Also says of how many bytes that is true.
+    /// Whether the node, or a backing file between it and `base`, has the bytes from `offset` on;
+    /// `base` counts, too, if `include_base`. Also tells of how many bytes that is true.
     pub fn co_is_allocated_above(
         &self,
         co: &Co<'_>,
@@ -139,7 +141,7 @@ impl BlockBackend {
         chain::co_status_above(&request.medium().node, co, base, offset, bytes)
     }
 
-    /// Changes the length to `length` bytes; what is new reads as zeroes.
+    /// Changes the length to `length` bytes; new bytes read as zeroes.
     ///
     /// Making a device shorter drains it first, so that nothing is written beyond its new end: must
     /// not be called from a request's own callback then, as [`BlockNode::drain`].
@@ -153,8 +155,8 @@ impl BlockBackend {
         self.co_truncate_with(co, length, Truncate::default())
     }
 
-    /// [`co_truncate`](Self::co_truncate), in another way. ENOTSUP, and a warning in the log, if the
-    /// driver cannot do it in that way.
+    /// [`co_truncate`](Self::co_truncate), in the way that `how` says. ENOTSUP, and a warning in
+    /// the log, if the driver cannot do it in that way.
     pub fn co_truncate_with(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
         self.co_resize(co, length, how).map_err(|error| match error {
             // A driver that says why in words.
@@ -195,8 +197,8 @@ impl BlockBackend {
         self.co_shrink(co, length, how)
     }
 
-    /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. What is
-    /// drained is where the bytes are: other users of it, below filters of this one, write too.
+    /// In a drained section, in which it counts itself in: a drain that begins meanwhile waits. The node
+    /// that stores the bytes is drained, as it may have other users, which write too.
     fn co_shrink(&self, co: &Co<'_>, length: u64, how: Truncate) -> Result<(), ResizeError> {
         let node = self.node().map(storage_of);
         let _drained = node.map(|node| graph::co_drain_for_change(co, &node)).transpose()?;
@@ -325,7 +327,7 @@ impl Attempt for Read<'_, '_, '_> {
         request_path::co_preadv(&medium.node.path, self.co, self.offset, self.target, self.flags)
     }
 
-    /// What was in the buffer before is none of the reader's business: it may be another client's.
+    /// Clears the buffer: bytes that it held before may be another client's.
     #[cold]
     fn ignored(&mut self) {
         self.target.fill_from(0, 0);

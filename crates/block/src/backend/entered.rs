@@ -1,8 +1,9 @@
 //! [`Entered`]: one count at the gate for several operations.
 //!
-//! A request counts itself, and waits at a closed gate first. What makes several requests while it holds
-//! something that others wait for, as a copy holds a range, must not wait there: the drain waits for the
-//! others, the others for the range, and the copy for the drain. So it enters once, before it takes anything.
+//! A request counts itself, and waits at a closed gate first. A user that makes several requests
+//! while it holds something that others wait for, as a copy holds a range, must not wait there: the
+//! drain waits for the others, the others for the range, and the copy for the drain. So it enters
+//! once, before it takes anything.
 
 use std::io;
 
@@ -17,8 +18,8 @@ use crate::graph::chain::{self, Base};
 /// A count at the gate of a backend's node: a drain waits until it is dropped, and operations through it
 /// do not wait for drains. Home thread of the backend.
 ///
-/// Where the backend stops on errors, an operation that is held gives the count up, and takes it again
-/// when it goes on, after drains. What must not wait is done with a backend that reports errors.
+/// If the backend stops on errors, an operation that is held gives the count up, and takes it again
+/// when it goes on, after drains. A user that must not wait has a backend that reports errors.
 #[must_use = "a drain waits for as long as it lives"]
 pub struct Entered {
     backend: BlockBackend,
@@ -27,7 +28,7 @@ pub struct Entered {
 }
 
 impl BlockBackend {
-    /// Counts in, after drains have ended.
+    /// Counts in at the gate, after drains have ended.
     ///
     /// # Errors
     /// ENOMEDIUM without a medium; EPERM if the node is inactive.
@@ -36,7 +37,7 @@ impl BlockBackend {
         Ok(Entered { backend: self.clone(), request: Some(request) })
     }
 
-    /// [`co_enter`](Self::co_enter), that does not wait: `None` while the node is drained.
+    /// [`co_enter`](Self::co_enter) without waiting: `None` while the node is drained.
     ///
     /// # Errors
     /// As of [`co_enter`](Self::co_enter).
@@ -45,8 +46,8 @@ impl BlockBackend {
         Ok(request.map(|request| Entered { backend: self.clone(), request: Some(request) }))
     }
 
-    /// Counts in at two backends, or at none if one of their nodes is drained: for what reads here and
-    /// writes there. Both are of the same context.
+    /// Counts in at two backends of one context, or at none if a node of theirs is drained: for a
+    /// copy, which reads from one and writes to the other.
     ///
     /// # Errors
     /// As of [`co_enter`](Self::co_enter), for either.
@@ -119,12 +120,12 @@ impl Entered {
         self.backend.pwrite_zeroes_entered(co, &mut self.request, offset, bytes, flags)
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint.
     pub fn co_pdiscard(&mut self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.backend.pdiscard_entered(co, &mut self.request, offset, bytes)
     }
 
-    /// What is known of the bytes from `offset` on; see [`BlockBackend::co_block_status`].
+    /// Describes the bytes from `offset` on; see [`BlockBackend::co_block_status`].
     pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         let request = self.request.as_ref().ok_or_else(|| self.backend.slot().refusal())?;
         let node = &request.medium().node;

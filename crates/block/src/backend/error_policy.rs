@@ -1,4 +1,4 @@
-//! What a backend does when a request fails: tell, ignore, or stop until the cause is gone.
+//! Error policies: a failed request is reported, ignored, or held while its backend is stopped.
 //!
 //! ```text
 //!   a request fails --> invalid, or not supported ----------------------> told, whatever the policy
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A held request is not in flight: it has left the gate, so a drain does not wait for it, and a
-//! change below it (more room, another length) takes effect when it is tried again. It comes back
+//! change of the node (more room, another length) takes effect when it is tried again. It comes back
 //! through the gate. If its context ends, it is unwound like any other.
 //!
 //! A request that succeeds pays for this with one load.
@@ -27,14 +27,14 @@ use crate::backend::BlockBackend;
 use crate::backend::root::{Medium, Request};
 use crate::graph::gate::wake_all;
 
-/// What happens when a request fails.
+/// What a backend does when a request fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorPolicy {
-    /// It fails. The default, because a backend that stops needs somebody who resumes it.
+    /// The request fails. The default, because a stopped backend needs a program that resumes it.
     #[default]
     Report,
-    /// It succeeds, and its data are lost: a read fills its buffer with zeroes, a flush makes
-    /// nothing durable. For those who would rather have that than an error.
+    /// The request succeeds, and its data are lost: a read fills its buffer with zeroes, a flush makes
+    /// nothing durable.
     Ignore,
     /// The backend stops, and the request is held.
     Stop,
@@ -51,19 +51,19 @@ pub struct ErrorPolicies {
     pub write: ErrorPolicy,
 }
 
-/// How a backend is.
+/// Whether a backend runs, and if not, which kind of error stopped it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoStatus {
-    /// It runs.
+    /// The backend runs.
     #[default]
     Ok,
-    /// It stopped because of an error.
+    /// An error stopped the backend.
     Failed,
-    /// It stopped because there was no space left.
+    /// The backend stopped because there was no space left.
     NoSpace,
 }
 
-/// What was done about an error.
+/// The action that was taken after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorAction {
     /// The request fails.
@@ -74,14 +74,14 @@ pub enum ErrorAction {
     Stop,
 }
 
-/// A request failed.
+/// A failed request, as a listener is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorEvent {
-    /// What it was to do.
+    /// The kind of the request.
     pub kind: RequestKind,
-    /// Why it failed: an errno.
+    /// The errno that it failed with.
     pub errno: i32,
-    /// What was done about it.
+    /// The action that was taken.
     pub action: ErrorAction,
 }
 
@@ -136,26 +136,27 @@ impl ErrorState {
 
 /// Error policies. All of it on the backend's home thread.
 ///
-/// A request that could not be (past the end, a write to what is read-only, no medium; contract:
-/// C74), or that the driver does not support, fails in any case, and nobody is told: that is the
-/// caller's mistake and would not go away.
+/// A request that is invalid (past the end, a write to a read-only node, no medium; contract: C74),
+/// or that the driver does not support, fails in any case, and the listener is not told: it is the
+/// caller's mistake, and would fail again.
 ///
 /// While a backend is stopped, new requests are held too. Asking for block status and changing the
-/// length are not held, and fail without asking the policies: they are for those who look after the
-/// backend. Accounting counts a request once, when it ends; the time it was held is part of it.
+/// length are not held, and fail without asking the policies: they come from the program that manages
+/// the backend. Accounting counts a request once, when it ends; the time it was held is part of it.
 impl BlockBackend {
-    /// What happens from now on when a request fails. A stopped backend stays stopped.
+    /// Sets the policies for requests that fail from now on. A stopped backend stays stopped.
     pub fn set_error_policies(&self, policies: ErrorPolicies) {
         self.errors().policies.set(policies);
     }
 
-    /// What happens when a request fails.
+    /// The policies of the backend.
     pub fn error_policies(&self) -> ErrorPolicies {
         self.errors().policies.get()
     }
 
-    /// Who is told of errors, of all but those that no policy applies to. It runs in the coroutine
-    /// of the failed request, after the backend has stopped, if it does, and may resume it.
+    /// Sets the listener that is told of errors, of all but those that no policy applies to. It runs
+    /// in the coroutine of the failed request, after the backend has stopped, if it does, and may
+    /// resume it.
     pub fn set_error_listener(
         &self,
         listener: impl Fn(&AioContext, &BlockBackend, ErrorEvent) + 'static,
@@ -163,26 +164,26 @@ impl BlockBackend {
         self.errors().listener.replace(Some(Rc::new(listener)));
     }
 
-    /// Whether it runs, and if not, which error stopped it.
+    /// Whether the backend runs, and if not, which kind of error stopped it.
     pub fn io_status(&self) -> IoStatus {
         self.errors().status.get()
     }
 
-    /// Requests that wait for [`resume`](Self::resume).
+    /// How many requests wait for [`resume`](Self::resume).
     pub fn held_requests(&self) -> usize {
         self.errors().held.borrow().len()
     }
 
-    /// The cause is gone: all held requests are tried again, in their order. If one fails again, the
-    /// backend stops again. Without effect on a backend that runs.
+    /// Resumes a stopped backend: all held requests are tried again, in their order. If one fails
+    /// again, the backend stops again. Without effect on a backend that runs.
     pub fn resume(&self) {
         self.errors().status.set(IoStatus::Ok);
         self.errors().wake_held();
     }
 
     /// Ends all held requests: those that failed with their error, those that were never tried with
-    /// ECANCELED. Until the guard is dropped no request is held: one that fails is reported. What a
-    /// device does while it is reset, so that it need not wait for somebody to resume.
+    /// ECANCELED. Until the guard is dropped no request is held: one that fails is reported. A
+    /// device does that while it is reset, so that the reset need not wait for a resume.
     ///
     /// A stopped backend is still stopped afterwards.
     #[must_use = "requests are held again when it is dropped"]
@@ -198,8 +199,8 @@ impl BlockBackend {
 
     /// Ends all held requests, and those that would be held until the guard is dropped, with
     /// [`GivenBack`]: they are not counted, and their sender keeps them and sends them again some time.
-    /// What a device does before it lets go of its guest's memory, so that it need not wait for
-    /// somebody to resume.
+    /// A device does that before it lets go of its guest's memory, so that it need not wait for a
+    /// resume.
     ///
     /// A stopped backend is still stopped afterwards.
     #[must_use = "requests are held again when it is dropped"]
@@ -253,7 +254,7 @@ impl BlockBackend {
         })
     }
 
-    /// What the request ends with after an error; `None` if it is to be tried again.
+    /// The result that the request ends with after an error; `None` if it is to be tried again.
     #[cold]
     fn after_error(
         &self,
@@ -275,7 +276,7 @@ impl BlockBackend {
         match action {
             ErrorAction::Report => Some(Err(error)),
             ErrorAction::Ignore => Some(Ok(())),
-            // Whoever was told has resumed it.
+            // The listener has resumed it.
             ErrorAction::Stop if !self.errors().is_stopped() => {
                 co.yield_now();
                 None
@@ -368,20 +369,20 @@ enum Ended {
     GivenBack,
 }
 
-/// A held request was given back, as [`BlockBackend::give_back_held`] does: whatever it was to do is
-/// not done. Inside an [`io::Error`]; see [`is_in`](Self::is_in).
+/// The error of a held request that was given back, as [`BlockBackend::give_back_held`] does:
+/// nothing of the request has been done. It is inside an [`io::Error`]; see [`is_in`](Self::is_in).
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the backend has stopped, and gives the request back")]
 pub struct GivenBack;
 
 impl GivenBack {
-    /// Whether that is why a request ended.
+    /// Whether a request ended because it was given back.
     pub fn is_in(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|source| source.is::<GivenBack>())
     }
 }
 
-/// Requests are given back instead of held for as long as this lives; see
+/// A guard: requests are given back instead of held for as long as it lives; see
 /// [`BlockBackend::give_back_held`].
 pub struct GivingBack {
     backend: BlockBackend,
@@ -394,7 +395,7 @@ impl Drop for GivingBack {
     }
 }
 
-/// Errors of a backend are reported for as long as this lives; see
+/// A guard: errors of a backend are reported for as long as it lives; see
 /// [`BlockBackend::report_errors`].
 pub struct ReportErrors {
     backend: BlockBackend,

@@ -1,4 +1,4 @@
-//! Which requests are in flight, one by one, for those who ask what is in the way.
+//! Lists of the requests in flight, for messages that say what is in the way.
 //!
 //! Each request notes itself in its coroutine ([`Co::note`]), which is a few plain stores; only a
 //! listing looks up whose it is.
@@ -16,19 +16,19 @@ use crate::graph::{self, UserId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestInfo {
-    /// The backend it came to.
+    /// The name of the backend that it came to.
     pub backend: String,
-    /// The node that this was on when the listing was made.
+    /// The node that the backend was on when the listing was made.
     pub node: String,
-    /// What it is to do.
+    /// Its kind.
     pub kind: RequestKind,
-    /// Where, in bytes.
+    /// Its offset in bytes.
     pub offset: u64,
-    /// How much, in bytes.
+    /// Its length in bytes.
     pub bytes: u64,
-    /// For how long, by a clock that ticks every few milliseconds.
+    /// How long it has been in flight, by a clock that ticks every few milliseconds.
     pub age: Duration,
-    /// What its coroutine waits for.
+    /// The name of what its coroutine waits for.
     pub waits_for: &'static str,
 }
 

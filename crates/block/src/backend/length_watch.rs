@@ -1,7 +1,8 @@
 //! Listeners for changes of the length of a backend's node.
 //!
-//! A change may come from anywhere: from this backend, another one, another context, a node below, a
-//! node put in the place of another. So a change of length has every backend above look
+//! A change may come from anywhere: from this backend, another one, another context, a descendant
+//! of the node, a node put in the place of another. So after a change of length every backend on
+//! the node and on its ancestors looks at its own length
 //! ([`BlockNode::tell_length`](crate::BlockNode)), each on its own thread, and a backend tells its
 //! listener of a length that is new.
 
@@ -20,15 +21,15 @@ type Listener = Rc<dyn Fn(&AioContext, u64)>;
 #[derive(Default)]
 pub(crate) struct LengthWatch {
     listener: RefCell<Option<Listener>>,
-    /// What it knows.
+    /// The length that the listener was told last.
     told: Cell<Option<u64>>,
 }
 
 impl BlockBackend {
-    /// Calls `listener` from now on when the length becomes another, by whatever user and means, with the
-    /// new length in bytes, as [`length`](Self::length) has it. Called from a bottom half of the
-    /// backend's context, soon after the change; of changes that come together perhaps only for the
-    /// last. An export tells its client. Home thread.
+    /// Sets the listener for changes of the length, by whatever user and means. It is given the new
+    /// length in bytes, as [`length`](Self::length) has it, in a bottom half of the backend's
+    /// context, soon after the change; of changes that come together perhaps only the last. An
+    /// export tells its client by it. Home thread.
     pub fn set_length_listener(&self, listener: impl Fn(&AioContext, u64) + 'static) {
         let watch = &self.slot().length;
         watch.told.set(self.length().ok());

@@ -12,7 +12,7 @@ use crate::backend::root::Medium;
 use crate::driver::flags::{ReadFlags, WriteFlags};
 use crate::io as request_path;
 
-/// What became of a merged request.
+/// The outcome of a merged request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a request that was split is not done"]
 pub enum Merged {

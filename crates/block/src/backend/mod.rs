@@ -33,19 +33,19 @@ use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
 use crate::io::RequestPath;
 
-/// Why a medium cannot be put in.
+/// Why a medium cannot be inserted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MediumError {
-    /// There is one.
+    /// The backend has a medium.
     #[error("backend '{backend}' has a medium, node '{node}'")]
     Present {
         /// The backend.
         backend: String,
-        /// What is in.
+        /// The node that is its medium.
         node: String,
     },
-    /// Others do not agree.
+    /// Other users of the node do not agree.
     #[error(transparent)]
     Permission(#[from] PermissionError),
 }
@@ -61,7 +61,8 @@ pub(crate) enum ResizeError {
     Io(#[from] io::Error),
 }
 
-/// What a device, an export or a daemon sends its requests to.
+/// The device-facing top of the block graph: a device, an export or a daemon sends its requests to
+/// it.
 ///
 /// It belongs to one context and stays on its thread; a handle: clones are the same backend. A
 /// device with queues on several contexts has a backend on each, on the same
@@ -94,7 +95,8 @@ struct Inner {
 }
 
 impl BlockBackend {
-    /// A backend of `ctx` on `node`; writable if the node is. It takes no permissions and shares all, with
+    /// Makes a backend of `ctx` on `node`; writable if the node is. It takes no permissions and
+    /// shares all, with
     /// other users of the node and with other processes: for tests, and for set-up code that knows that
     /// no other user is there. A device is opened by
     /// [`BackendOptions`](crate::BackendOptions).
@@ -168,7 +170,7 @@ impl BlockBackend {
         &self.inner.errors
     }
 
-    /// The node below, if there is a medium.
+    /// The node that is its medium, if there is one.
     pub fn node(&self) -> Option<Arc<BlockNode>> {
         self.inner.slot.medium().map(|medium| Arc::clone(&medium.node))
     }
@@ -199,12 +201,12 @@ impl BlockBackend {
         self.inner.slot.medium().is_some_and(|medium| medium.unwritten_reads.get())
     }
 
-    /// Requests of this backend in flight, callbacks that have not returned included.
+    /// How many requests of this backend are in flight, callbacks that have not returned included.
     pub fn in_flight(&self) -> usize {
         self.inner.slot.in_flight()
     }
 
-    /// Drains the node below; see [`BlockNode::drain`]. `None` without a medium: nothing can be in
+    /// Drains the node; see [`BlockNode::drain`]. `None` without a medium: nothing can be in
     /// flight.
     ///
     /// # Panics
@@ -218,10 +220,10 @@ impl BlockBackend {
         self.node().map(|node| node.co_drain(co))
     }
 
-    /// Puts a medium in. Home thread.
+    /// Inserts a medium. Home thread.
     ///
     /// # Errors
-    /// If there is one, or other users of the node do not agree.
+    /// If there is one already, or other users of the node do not agree.
     pub fn insert_medium(&self, node: Arc<BlockNode>) -> Result<(), MediumError> {
         if let Some(medium) = self.node() {
             let (backend, node) = (self.name().to_owned(), medium.name().to_owned());
@@ -230,9 +232,9 @@ impl BlockBackend {
         Ok(self.insert(node)?)
     }
 
-    /// Takes the medium out, and gives it back. Requests in flight complete first, so this must not
-    /// be called from a request's own callback; those that wait, and later ones, fail with
-    /// ENOMEDIUM (contract: C74) until there is another. Home thread.
+    /// Takes the medium out, and returns it. Requests in flight complete first, so this must not be
+    /// called from a request's own callback; waiting requests, and later ones, fail with ENOMEDIUM
+    /// (contract: C74) until there is another. Home thread.
     pub fn co_remove_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
         // No change of the graph is waited for: a disk that does not answer may be in its way. The
         // node may be replaced until it is drained, and then it is another one that has requests.

@@ -41,13 +41,14 @@ pub struct BackendOptions {
     share_rw: bool,
     share_resize: bool,
     allow_inactive: bool,
-    /// What it holds and shares, if that does not follow from the rest.
+    /// The permissions that it holds and shares, if they do not follow from the rest.
     permissions: Option<Use>,
     device: DeviceId,
 }
 
 impl BackendOptions {
-    /// A device called `name`, for messages. It writes, and does not let others write.
+    /// Makes the options of a device called `name`, for messages. It writes, and does not let
+    /// others write.
     pub fn new(name: impl Into<String>) -> BackendOptions {
         let device = graph::lock().new_device();
         BackendOptions {
@@ -66,41 +67,41 @@ impl BackendOptions {
         Device(self.device)
     }
 
-    /// Refuse writes, whatever the node allows.
+    /// Refuses writes, whatever the node allows.
     pub fn read_only(self, read_only: bool) -> BackendOptions {
         BackendOptions { read_only, ..self }
     }
 
-    /// Let others write and resize. Two writers must both agree to that.
+    /// Shares writing and resizing with others. Two writers must both agree to that.
     pub fn share_rw(self, share_rw: bool) -> BackendOptions {
         BackendOptions { share_rw, ..self }
     }
 
-    /// Let others change the length. For a device that tells its guest
+    /// Shares resizing: others may change the length. For a device that tells its guest
     /// ([`BlockBackend::set_length_listener`]), or asks for the length when it needs it.
     pub fn share_resize(self, share_resize: bool) -> BackendOptions {
         BackendOptions { share_resize, ..self }
     }
 
-    /// Hold and share these permissions, whatever else is said here of reading, writing and sharing. What
-    /// changes a node is held where the node can be written. Without
-    /// [`WRITE`](Permissions::WRITE) and [`WRITE_UNCHANGED`](Permissions::WRITE_UNCHANGED) the backend
-    /// refuses writes.
+    /// Holds and shares these permissions, instead of those that follow from reading, writing and
+    /// sharing. Permissions to change a node are held where the node can be written. Without
+    /// [`WRITE`](Permissions::WRITE) and [`WRITE_UNCHANGED`](Permissions::WRITE_UNCHANGED) the
+    /// backend refuses writes.
     pub fn permissions(self, held: Permissions, shared: Permissions) -> BackendOptions {
         BackendOptions { permissions: Some(Use { held, shared }), ..self }
     }
 
-    /// Let the node be [inactive](BlockNode::co_set_active) though the device writes: its requests fail
-    /// then. May be opened on an inactive node.
+    /// Allows the node to be [inactive](BlockNode::co_set_active) though the device writes: its
+    /// requests fail then. May be opened on an inactive node.
     pub fn allow_inactive(self, allow_inactive: bool) -> BackendOptions {
         BackendOptions { allow_inactive, ..self }
     }
 
-    /// A backend of `ctx` on `node`; writable if the node is, and unless read-only. May block, for the locks
-    /// of an image; in a coroutine, use [`co_open`](Self::co_open).
+    /// Opens a backend of `ctx` on `node`; writable if the node is, and unless read-only. May
+    /// block, for the locks of an image; in a coroutine, use [`co_open`](Self::co_open).
     ///
     /// # Errors
-    /// If other users of the node, or of those below, do not agree; or other processes.
+    /// If other users of the node, or of its descendants, do not agree; or other processes.
     pub fn open(
         &self,
         ctx: &AioContext,
@@ -126,13 +127,13 @@ impl BackendOptions {
         Ok(backend)
     }
 
-    /// A backend of `ctx` without a medium. What is [put in](BlockBackend::insert_medium) later is
-    /// used as these options say.
+    /// Makes a backend of `ctx` without a medium. A medium that is
+    /// [inserted](BlockBackend::insert_medium) later is used as these options say.
     pub fn open_empty(&self, ctx: &AioContext) -> BlockBackend {
         BlockBackend::with_claim(ctx, self.name.clone(), self.claim())
     }
 
-    /// A backend in another context, for any thread.
+    /// Opens a backend in another context, from any thread.
     ///
     /// # Errors
     /// As of [`open`](Self::open).

@@ -53,7 +53,7 @@ impl Drop for Offer {
 }
 
 impl BlockBackend {
-    /// A handle on this backend for other threads.
+    /// Makes a handle to this backend for other threads.
     pub fn remote(&self) -> RemoteBackend {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let key = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +118,7 @@ impl RemoteBackend {
         })
     }
 
-    /// Gives `bytes` bytes from `offset` on back to the storage.
+    /// Deallocates `bytes` bytes from `offset` on; a hint.
     pub fn pdiscard(&self, offset: u64, bytes: u64) -> JoinHandle<io::Result<()>> {
         self.request("remote discard", move |backend, co| backend?.co_pdiscard(co, offset, bytes))
     }

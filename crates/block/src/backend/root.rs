@@ -284,7 +284,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Counts in. The gate is open, or it is we who have closed it.
+    /// Counts in. The gate is open, or the caller has closed it.
     #[inline]
     pub(crate) fn count_in(medium: Rc<Medium>) -> Request {
         medium.node.gate.count_in(&medium.in_flight);

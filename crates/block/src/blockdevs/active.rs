@@ -8,12 +8,13 @@ use crate::graph;
 use crate::registry::BlockdevError;
 
 impl Blockdevs {
-    /// Makes the nodes of these names active or inactive, or all nodes, as
-    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active) does: all or none of them. Polls `ctx`
-    /// meanwhile.
+    /// Makes the named nodes, or all nodes, active or inactive, as
+    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active) does: all or none of them.
+    /// Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// If there is no node of a name, and as of that.
+    /// If there is no node of a name; else as of
+    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active).
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_set_active`](Self::co_set_active).

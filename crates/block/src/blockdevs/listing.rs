@@ -1,4 +1,4 @@
-//! [`Blockdevs::options`]: what would open the nodes again as they are.
+//! [`Blockdevs::options`]: options that would open the nodes again as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use crate::options::{NodeOptions, NodeRef};
 use crate::registry::Entry;
 
 impl Blockdevs {
-    /// The options of all nodes as they are now: opened one after the other they make the same nodes. A
-    /// node that was opened for another one is described in that one's options.
+    /// Returns the options of all nodes as they are now: opened one after the other they make the
+    /// same nodes. A node that was opened for another node is described in that node's options.
     pub fn options(&self) -> Vec<NodeOptions> {
         let mut listing = Listing::new(self);
         let owned: Vec<String> = listing.owned().map(str::to_owned).collect();

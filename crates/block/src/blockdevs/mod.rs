@@ -22,8 +22,8 @@ use crate::registry::{
 /// Nodes by their names, the drivers that can open them, and the objects that options can name. Any
 /// thread.
 ///
-/// It owns the nodes that [`open`](Self::open) has returned, until they are
-/// [closed](Self::close). What was opened as the child of one lives as long as that needs it.
+/// It owns the nodes that [`open`](Self::open) has returned, until they are [closed](Self::close).
+/// A child that was opened for a node lives as long as that node needs it.
 ///
 /// ```
 /// use coblk_aio::AioContext;
@@ -67,8 +67,8 @@ impl Names {
 }
 
 impl Blockdevs {
-    /// One without nodes, that these drivers can open. [`drivers`](crate::drivers()) are those of this
-    /// crate.
+    /// Makes a set without nodes, whose nodes these drivers open. [`drivers`](crate::drivers()) are
+    /// those of this crate.
     pub fn new(drivers: Drivers) -> Blockdevs {
         Blockdevs { registry: Registry::new(drivers) }
     }
@@ -82,10 +82,10 @@ impl Blockdevs {
         self.registry.names()
     }
 
-    /// Opens a node, and those that its options describe as its children. Polls `ctx` meanwhile.
+    /// Opens a node, and the children that its options describe. Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// What cannot be done, in which node. Nothing stays open then.
+    /// Which node cannot be opened, and why. Nothing stays open then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_open`](Self::co_open).
@@ -100,7 +100,7 @@ impl Blockdevs {
     /// [`open`](Self::open), from a coroutine. System calls that may block are made by workers.
     ///
     /// # Errors
-    /// What cannot be done, in which node. Nothing stays open then.
+    /// Which node cannot be opened, and why. Nothing stays open then.
     pub fn co_open(
         &self,
         co: &Co<'_>,
@@ -124,7 +124,7 @@ impl Blockdevs {
     /// [`options`](Self::options).
     ///
     /// # Errors
-    /// If its name is none that options can have, or is taken, or the node is closed.
+    /// If its name is not one that options can have, or is taken, or the node is closed.
     pub fn adopt(&self, node: Arc<BlockNode>) -> Result<(), BlockdevError> {
         let reserved = self.registry.reserve(Some(node.name()))?;
         if node.life.is_closed() {
@@ -139,8 +139,8 @@ impl Blockdevs {
     /// Polls `ctx` meanwhile.
     ///
     /// # Errors
-    /// If there is none of that name that was opened by itself; if the node has users, which are backends
-    /// and nodes above; or if its driver cannot be closed. The node stays open then.
+    /// If no node of that name was opened by itself; if the node has users, which are backends and
+    /// parents; or if its driver cannot be closed. The node stays open then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_close`](Self::co_close).
@@ -194,7 +194,7 @@ impl Blockdevs {
         self.names().nodes.values().filter_map(Entry::node).collect()
     }
 
-    /// The names of nodes that are being opened, closed, or used by others, by name.
+    /// The names of nodes that are being opened or closed, or have users, sorted.
     pub fn busy_nodes(&self) -> Vec<String> {
         let names = self.names();
         let is_busy = |entry: &Entry| match entry {
@@ -223,15 +223,15 @@ impl Blockdevs {
         self.registry.object(id)
     }
 
-    /// Forgets an object. Nodes that have it keep it.
+    /// Forgets an object. Nodes that use it keep it.
     ///
     /// # Errors
-    /// If there is none, or it is in use.
+    /// If there is no such object, or it is in use.
     pub fn remove_object<T: NamedObject>(&self, id: &str) -> Result<(), BlockdevError> {
         self.registry.remove_object::<T>(id)
     }
 
-    /// That what is to be opened does not stand too high. Names that lead nowhere are refused later.
+    /// Checks that the chain would not be too high. Names that lead nowhere are refused later.
     fn check_height(&self, root: &Arc<NodeOptions>) -> Result<(), BlockdevError> {
         let mut todo = vec![(Arc::clone(root), 0)];
         while let Some((options, above)) = todo.pop() {
@@ -255,8 +255,8 @@ impl Blockdevs {
     }
 }
 
-/// Flushes what was written through a node, and through those below it, of which some may go with
-/// it. Returns all of them.
+/// Flushes what was written through a node and its descendants, of which some may end with it.
+/// Returns all of them.
 fn co_flush_chain(co: &Co<'_>, node: Arc<BlockNode>) -> Vec<Arc<BlockNode>> {
     let mut chain = vec![node];
     let mut next = 0;

@@ -31,15 +31,15 @@ struct Step {
     own: Inherited,
     /// Its children afterwards, by the names of their edges.
     children: Vec<(&'static str, Arc<BlockNode>)>,
-    /// What they are for the driver.
+    /// Their roles for the driver.
     roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
     turns: Vec<Turn>,
 }
 
 impl Blockdevs {
-    /// Gives nodes that are in use other options, all or none of them. Each is found by its
-    /// `node-name`. Options that are not mentioned go back to their defaults.
+    /// Gives nodes in use other options, all or none of them. Each is found by its `node-name`.
+    /// Options that are not mentioned go back to their defaults.
     ///
     /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`, `detect-zeroes` of all nodes,
     /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
@@ -47,7 +47,7 @@ impl Blockdevs {
     /// `ctx` meanwhile.
     ///
     /// # Errors
-    /// What cannot be changed, or who does not agree. Nothing has changed then.
+    /// Which option cannot change, or which user does not agree. Nothing has changed then.
     ///
     /// # Panics
     /// If called inside a coroutine; there, use [`co_reopen`](Self::co_reopen).
@@ -250,7 +250,7 @@ impl Blockdevs {
         Ok(Prepared { node, driver, state: own.node_state() })
     }
 
-    /// What the node is now, for the next time.
+    /// Notes the node's options for the next reopen.
     fn note(&self, step: &Step) {
         match self.names().nodes.get_mut(step.node.name()) {
             Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {

@@ -9,9 +9,9 @@ use crate::graph::{self, Operation};
 use crate::registry::BlockdevError;
 
 impl Blockdevs {
-    /// Changes the length of the node called `name` to `length` bytes, while requests run; what is
-    /// new reads as zeroes. Backends are told ([`BlockBackend::set_length_listener`]). Making it
-    /// shorter drains it. Polls `ctx` meanwhile.
+    /// Changes the length of the node called `name` to `length` bytes, while requests run; new
+    /// bytes read as zeroes. Backends are told ([`BlockBackend::set_length_listener`]). A shrink
+    /// drains the node. Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// If there is no such node, it is read-only, or its driver cannot; or another user of it, or

@@ -1,4 +1,4 @@
-//! [`Background`]: what a driver needs for work that no request has brought.
+//! [`Background`]: the home and the gate of work that a driver does by itself.
 
 use std::any::Any;
 use std::fmt;
@@ -10,13 +10,14 @@ type Node = dyn Any + Send + Sync;
 
 /// The home of a driver's background work, and its place at the gate of the driver's node. Any thread.
 ///
-/// A driver with timers, reconnects or coroutines of its own holds one of these and gives it out by
-/// [`BlockDriver::background`](crate::BlockDriver::background). What begins by itself counts itself in
-/// ([`co_begin_own`](Self::co_begin_own)), and runs in the context that is its [home](Self::home).
+/// A driver with timers, reconnects or coroutines of its own holds one of these and returns it from
+/// [`BlockDriver::background`](crate::BlockDriver::background). Work that begins by itself counts
+/// itself in ([`co_begin_own`](Self::co_begin_own)), and runs in the context that is its
+/// [home](Self::home).
 ///
-/// That is the context with which it was made, until a backend comes to the node, or to one above: the
-/// background work goes to the context of the oldest that there is, and back when the last has gone. A
-/// context with background work cannot be removed ([`is_home`](crate::is_home)).
+/// The home is the context with which it was made, until a backend comes to the node or to an
+/// ancestor: the background work moves to the context of the oldest such backend, and back when the
+/// last has gone. A context with background work cannot be removed ([`is_home`](crate::is_home)).
 pub struct Background {
     node: OnceLock<Weak<Node>>,
     /// Where it is while there are no backends.
@@ -26,18 +27,18 @@ pub struct Background {
 }
 
 impl Background {
-    /// At home in `home` until the first backend comes.
+    /// Makes one whose home is `home` until the first backend comes.
     pub fn new(home: AioHandle) -> Background {
         let (node, first) = (OnceLock::new(), home.clone());
         Background { node, first, home: Mutex::new(home), is_fixed: false }
     }
 
-    /// At home in `home` for good: an option names it.
+    /// Makes one whose home is always `home`, as an option names it.
     pub fn fixed(home: AioHandle) -> Background {
         Background { is_fixed: true, ..Background::new(home) }
     }
 
-    /// Where background work runs now.
+    /// The context in which background work runs now.
     pub fn home(&self) -> AioHandle {
         self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

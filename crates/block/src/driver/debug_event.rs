@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// A step of a request, by the name that QEMU has for it. A node raises those of reads, writes and
-/// flushes, and a driver those that it goes through above a node
-/// ([`Child::debug_event`](crate::Child::debug_event)). Those of formats happen where there is such a
-/// format.
+/// flushes, and its parent's driver raises those of its own steps
+/// ([`Child::debug_event`](crate::Child::debug_event)). Those of formats happen where there is such
+/// a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DebugEvent {
@@ -27,13 +27,13 @@ pub enum DebugEvent {
     L2AllocCowRead,
     /// A format writes a new table of clusters.
     L2AllocWrite,
-    /// A driver above reads.
+    /// The parent reads.
     ReadAio,
     /// A format reads from its backing file.
     ReadBackingAio,
     /// A format reads a compressed cluster.
     ReadCompressed,
-    /// A driver above writes.
+    /// The parent writes.
     WriteAio,
     /// A format writes a compressed cluster.
     WriteCompressed,
@@ -73,11 +73,11 @@ pub enum DebugEvent {
     ClusterAlloc,
     /// A format allocates a part of a cluster.
     ClusterAllocBytes,
-    /// A format gives clusters back.
+    /// A format frees clusters.
     ClusterFree,
-    /// A node above is flushed.
+    /// The parent is flushed.
     FlushToOs,
-    /// A node above is flushed, and has written what it kept.
+    /// The parent is flushed, and has written what it kept.
     FlushToDisk,
     /// The first block of a write that is not whole blocks is about to be read.
     PwritevRmwHead,
@@ -99,7 +99,7 @@ pub enum DebugEvent {
     L1ShrinkWriteTable,
     /// A format gives back the tables behind the new end.
     L1ShrinkFreeL2Clusters,
-    /// What was read from below is about to be kept.
+    /// Data that was read from a backing file is about to be written (copy on read).
     CorWrite,
     /// A format makes room for clusters before it enters them.
     ClusterAllocSpace,

@@ -1,4 +1,4 @@
-//! Edges as a driver tells of them.
+//! Edges, as a driver names and describes them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +13,7 @@ pub struct EdgeId(pub(crate) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ListId(pub(crate) u64);
 
-/// What an edge is, whatever node it leads to.
+/// Name, number and role of an edge, whatever node it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeInfo {
     id: EdgeId,
@@ -49,7 +49,7 @@ impl EdgeInfo {
         self.index
     }
 
-    /// What that node is for the driver.
+    /// The role of the child for the driver.
     pub fn role(&self) -> ChildRole {
         self.role
     }

@@ -1,12 +1,12 @@
-//! [`Extent`]: what a driver knows of a range without reading it.
+//! [`Extent`]: the state of a range, as far as a driver knows it without reading.
 
-/// What is known of the first bytes of a range. A hint: it may be old when it arrives, so no request
-/// goes by it to where the bytes are stored.
+/// The state of the first bytes of a range. A hint: it may be old when it arrives, so no request
+/// relies on it to find where bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// How many bytes; there may be more of the same kind behind them.
+    /// Length in bytes; more of the same kind may follow.
     pub bytes: u64,
-    /// Something is stored for them.
+    /// Data is stored for them.
     pub data: bool,
     /// They read as zeroes.
     pub zero: bool,
@@ -30,7 +30,7 @@ pub struct Stored {
 }
 
 impl Extent {
-    /// Anything, as far as is known without reading, and of this layer.
+    /// An extent of this layer whose bytes may be anything, as far as is known without reading.
     pub fn data(bytes: u64) -> Extent {
         Extent {
             bytes,
@@ -43,22 +43,23 @@ impl Extent {
         }
     }
 
-    /// Zeroes of this layer, for which nothing is stored.
+    /// An extent of zeroes of this layer, for which nothing is stored.
     pub fn hole(bytes: u64) -> Extent {
         Extent { data: false, zero: true, ..Extent::data(bytes) }
     }
 
-    /// Not of this layer: a backing file decides, or they are zeroes if there is none.
+    /// An extent that is not of this layer: a backing file decides, or they are zeroes if there is
+    /// none.
     pub fn unallocated(bytes: u64) -> Extent {
         Extent { data: false, allocated: false, ..Extent::data(bytes) }
     }
 
-    /// The same, stored at `offset` bytes of a child, or of the driver's own storage.
+    /// The same extent, stored at `offset` bytes of a child, or of the driver's own storage.
     pub fn stored_at(self, child: Option<&'static str>, offset: u64) -> Extent {
         Extent { stored: Some(Stored { child, offset }), ..self }
     }
 
-    /// What is left of it behind its first `skipped` bytes, at most `bytes`.
+    /// The part behind its first `skipped` bytes, at most `bytes` long.
     pub(crate) fn part(self, skipped: u64, bytes: u64) -> Extent {
         let moved = |it: Stored| Stored { offset: it.offset.saturating_add(skipped), ..it };
         let end = self.end && self.bytes <= skipped.saturating_add(bytes);

@@ -1,14 +1,14 @@
-//! What a request may ask for besides its range.
+//! Flags of requests, and ways to change a length.
 
 bitflags::bitflags! {
     /// Flags of a read.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct ReadFlags: u32 {
-        /// What comes from a backing file is written to the node itself. Without a backing file there
-        /// is nothing to copy, and the flag is dropped.
+        /// Bytes that come from a backing file are written to the node itself. Without a backing
+        /// file there is nothing to copy, and the flag is dropped.
         const COPY_ON_READ = 1;
-        /// The caller wants the effects of the read and not the data: what is in the buffer
-        /// afterwards is unspecified. A driver that does not take it reads as usual.
+        /// The caller wants the effects of the read and not the data: the buffer is unspecified
+        /// afterwards. A driver that does not take the flag reads as usual.
         const PREFETCH = 2;
         /// No other request to the same bytes runs at the same time.
         const SERIALISING = 4;
@@ -19,8 +19,8 @@ bitflags::bitflags! {
     pub struct WriteFlags: u32 {
         /// Force unit access: the data is durable when the write succeeds.
         const FUA = 1;
-        /// What is read there does not change by it: data moves within a chain. A driver that does not
-        /// take it writes as usual.
+        /// The bytes that are read there do not change by it: data moves within a chain. A driver
+        /// that does not take the flag writes as usual.
         const UNCHANGED = 2;
         /// The data is stored compressed: ENOTSUP where no driver does that.
         const COMPRESSED = 4;
@@ -40,20 +40,20 @@ bitflags::bitflags! {
     }
 }
 
-/// How a length is changed. By default the device may come to be longer than asked, and what is new
-/// takes no space.
+/// How a length is changed. By default the device may become longer than asked for, and new bytes
+/// take no space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truncate {
-    /// The length must become the one asked for. Without it a device that cannot change its length, and
-    /// is longer, succeeds.
+    /// The length must become the one asked for. Without this, a device that is longer and cannot
+    /// change its length succeeds.
     pub exact: bool,
-    /// What is done to have space for what is new.
+    /// How space for new bytes is allocated.
     pub preallocation: Preallocation,
-    /// What is new reads as zeroes even if a backing file has data there.
+    /// New bytes read as zeroes even if a backing file has data there.
     pub zero: bool,
 }
 
-/// What is done ahead of writes to have space for them.
+/// How space is allocated ahead of writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocation {
     /// Nothing.

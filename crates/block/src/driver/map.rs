@@ -7,12 +7,12 @@ use coblk_aio::Co;
 
 use crate::driver::edge::EdgeId;
 
-/// Where the first bytes of a range are.
+/// The place of the first bytes of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// How many bytes lie there in one piece, at least one. May be more than were asked for.
+    /// How many bytes lie there in one piece: at least one, perhaps more than were asked for.
     pub bytes: u64,
-    /// Where.
+    /// Their place.
     pub place: Place,
 }
 
@@ -33,9 +33,9 @@ pub enum Place {
 }
 
 /// A driver that finds the place of bytes, and leaves their reading to the layer
-/// ([`co_read_mapped`](crate::co_read_mapped)). It shows itself by
-/// [`BlockDriver::read_map`](crate::BlockDriver::read_map), so that a chain of such drivers is read by a
-/// loop.
+/// ([`co_read_mapped`](crate::co_read_mapped)).
+/// [`BlockDriver::read_map`](crate::BlockDriver::read_map) returns it, so that a chain of such
+/// drivers is read by a loop.
 pub trait ReadMap {
     /// Finds the place of the first bytes of a range, calls `read` with it, once, and returns its result.
     /// Until `read` returns the driver lets no other bytes come to that place. It holds no lock meanwhile
@@ -45,7 +45,7 @@ pub trait ReadMap {
     /// layer looks at a range first and reads its pieces then, each after another call.
     ///
     /// # Errors
-    /// Those of finding the place, and of `read`. The request fails with them.
+    /// Errors of finding the place, and of `read`. The request fails with them.
     fn co_map(
         &self,
         co: &Co<'_>,

@@ -24,16 +24,15 @@ use crate::driver::map::ReadMap;
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 
-/// Longest node in bytes: what is not above it fits, with any offset and any block that a request is
-/// padded to, into a signed number of 64 bits, which is what system calls and clients have. QEMU's
-/// limit.
+/// Longest node in bytes, as in QEMU. Any offset up to it, with any block that a request is padded
+/// to, fits into a signed number of 64 bits, as system calls and clients have.
 pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 
-/// What a driver can take in one request. The request path makes every request fit.
+/// The limits of one request to a driver. The request path makes every request fit.
 ///
 /// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
-/// passes requests on to another node asks for no alignment: that node pads them, and knows where its last
-/// block ends.
+/// passes requests on to a child asks for no alignment: the child pads them, and knows where its
+/// last block ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLimits {
     /// Offsets and lengths of reads and writes, also those of the ranges in a vector, are multiples
@@ -58,9 +57,9 @@ pub struct BlockLimits {
     /// The flags of reads that the driver takes; it never sees others. The layer does what they ask
     /// for, drops them where they change nothing, or refuses the request with ENOTSUP.
     pub read_flags: ReadFlags,
-    /// Those of writes. With [`WriteFlags::FUA`] the driver makes a single write durable for less than
-    /// a flush costs, and gets [`ZeroFlags::FUA`], too. Without it a flush follows the write, and
-    /// requests that come together share it.
+    /// The flags of writes that the driver takes. With [`WriteFlags::FUA`] the driver makes a
+    /// single write durable for less than a flush costs, and gets [`ZeroFlags::FUA`], too. Without
+    /// it a flush follows the write, and requests that come together share it.
     pub write_flags: WriteFlags,
 }
 
@@ -84,8 +83,8 @@ impl Default for BlockLimits {
 }
 
 impl BlockLimits {
-    /// Those of a driver that passes requests on: anything is taken, for the node below pads and cuts,
-    /// and refuses flags.
+    /// Limits of a driver that passes requests on: anything is taken, as the child pads, cuts, and
+    /// refuses flags.
     pub fn passing_on() -> BlockLimits {
         BlockLimits {
             read_flags: ReadFlags::all(),
@@ -121,16 +120,16 @@ impl BlockLimits {
 /// shared state behind atomics or locks (design decision D9). They may suspend. They must not hold
 /// a lock guard, a `RefCell` borrow or a thread-local borrow across a call that takes `co`.
 ///
-/// The request path above has checked range and permissions: `offset + length` is within
+/// The request path has checked range and permissions: `offset + length` is within
 /// [`length`](Self::length), and nothing is written to a node that is read-only. It has cut and
 /// padded the request to [`limits`](Self::limits). If the length is not whole blocks, a request may
-/// reach to the end of the last block: what is read there is zero, and a write there puts zeroes.
+/// reach to the end of the last block: bytes read there are zero, and a write there puts zeroes.
 ///
 /// A flush that is called after a write has returned, in any thread, makes that write durable. A driver
 /// that writes with system calls, or keeps its state behind a lock, fulfils that.
 ///
-/// A driver that passes requests on to one node is a [`Filter`](crate::Filter), which writes down only
-/// what it does otherwise.
+/// A driver that passes requests on to one child is a [`Filter`](crate::Filter), which implements
+/// only the hooks that it changes.
 ///
 /// Errors carry the OS errno.
 pub trait BlockDriver: Any + Send + Sync {
@@ -147,7 +146,8 @@ pub trait BlockDriver: Any + Send + Sync {
         None
     }
 
-    /// Where in the node of [that edge](Self::filtered) an offset of this one is, both in bytes.
+    /// Maps an offset of this node to one of the child at [that edge](Self::filtered), both in
+    /// bytes.
     fn at_filtered(&self, offset: u64) -> u64 {
         offset
     }
@@ -157,7 +157,7 @@ pub trait BlockDriver: Any + Send + Sync {
         false
     }
 
-    /// What it can take in one request. Asked when the node is made. By default anything.
+    /// The limits of one request. Asked when the node is made. By default there are none.
     fn limits(&self) -> BlockLimits {
         BlockLimits::default()
     }
@@ -180,9 +180,9 @@ pub trait BlockDriver: Any + Send + Sync {
         flags: ReadFlags,
     ) -> io::Result<()>;
 
-    /// Itself, if it only finds where bytes are, and has the layer [read](crate::co_read_mapped) them: then
-    /// a chain of such drivers is read by a loop. It is asked by its map instead of
-    /// [`co_preadv`](Self::co_preadv) then, and both read the same.
+    /// The driver as a [`ReadMap`], if it only finds where bytes are, and has the layer
+    /// [read](crate::co_read_mapped) them: a chain of such drivers is read by a loop. It is asked
+    /// by its map instead of [`co_preadv`](Self::co_preadv) then, and both read the same.
     fn read_map(&self) -> Option<&dyn ReadMap> {
         None
     }
@@ -206,21 +206,22 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(())
     }
 
-    /// The node is about to be dropped, which cannot suspend. It has no users any more, and no
-    /// request is in flight. The driver ends its own work, and writes to its children what must be there.
-    /// After an error the node stays open, with all that it had, and is closed again later.
+    /// Closes the driver before its node is dropped, as a drop cannot suspend. The node has no
+    /// users any more, and no request is in flight. The driver ends its own work, and writes to its
+    /// children what must be there. After an error the node stays open, with all that it had, and
+    /// is closed again later.
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
         self.co_write_back(co)
     }
 
-    /// Another process is about to use the storage. What was written is durable. The driver writes what
-    /// it keeps, and does no I/O from then on, until [`co_activate`](Self::co_activate).
+    /// Hands the storage over to another process. What was written is durable. The driver writes
+    /// what it keeps, and does no I/O from then on, until [`co_activate`](Self::co_activate).
     fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
         self.co_write_back(co)
     }
 
-    /// The storage is this process's again, and another may have changed it: the driver reads anew what
-    /// it keeps. Called after the nodes below are active.
+    /// Takes the storage back, which another process may have changed: the driver reads anew what
+    /// it keeps. Called after the children are active.
     fn co_activate(&self, _co: &Co<'_>) -> io::Result<()> {
         Ok(())
     }
@@ -231,15 +232,16 @@ pub trait BlockDriver: Any + Send + Sync {
         false
     }
 
-    /// What it needs for work of its own, if it does any: timers, reconnects, coroutines that no request
-    /// has begun. Always the same.
+    /// The driver's [`Background`], if it does work of its own: timers, reconnects, coroutines that
+    /// no request has begun. Always the same.
     fn background(&self) -> Option<&Background> {
         None
     }
 
-    /// Its [background work](Self::background) is to run in `home` from now on; until this returns
-    /// [`Background::home`] is where it ran before. The node is drained, and changes of others wait. A
-    /// context is reached by [`Co::call_at`](coblk_aio::Co::call_at); the one before may have ended.
+    /// Moves the [background work](Self::background) to `home`; until this returns
+    /// [`Background::home`] is the former one. The node is drained, and other changes wait. A
+    /// context is reached by [`Co::call_at`](coblk_aio::Co::call_at); the former one may have
+    /// ended.
     fn co_set_home(&self, _co: &Co<'_>, _home: AioHandle) {}
 
     /// Makes a range read as zeroes by other means than writing them, or fails with ENOTSUP and
@@ -260,56 +262,57 @@ pub trait BlockDriver: Any + Send + Sync {
         Err(not_supported())
     }
 
-    /// What this layer knows of the bytes from `offset` on, without reading them: how many of them, from
-    /// 1 to `bytes`, are of one kind. By default all may be data. Offset and length need not be
-    /// aligned.
+    /// Describes the bytes from `offset` on as this layer has them, without reading them: how many
+    /// of them, from 1 to `bytes`, are of one kind. By default all may be data. Offset and length
+    /// need not be aligned.
     fn co_block_status(&self, _co: &Co<'_>, _offset: u64, bytes: u64) -> io::Result<Extent> {
         Ok(Extent::data(bytes))
     }
 
-    /// Cuts the device, or makes it longer by zeroes, to `length` bytes, and reports that from then
-    /// on. Called once at a time. May fail with ENOTSUP, or with an error of words if it cannot be of
-    /// this length or not in this way; others see ENOTSUP if its kind is `Unsupported`, else EINVAL.
+    /// Changes the length to `length` bytes: cuts the device, or makes it longer by zeroes, and
+    /// reports that from then on. Called once at a time. May fail with ENOTSUP, or with an error
+    /// that has a text if it cannot be of this length or not in this way; others see ENOTSUP if its
+    /// kind is `Unsupported`, else EINVAL.
     fn co_truncate(&self, _co: &Co<'_>, _length: u64, _how: Truncate) -> io::Result<()> {
         Err(not_supported())
     }
 
-    /// Looks how long the storage is now, if it may change by itself; returns the length in bytes
+    /// Looks up the length of the storage, if it may change by itself; returns the length in bytes
     /// that it reports from then on.
     fn co_refresh_length(&self, _co: &Co<'_>) -> io::Result<u64> {
         Ok(self.length())
     }
 
-    /// How many bytes are taken where it stores things, if it can tell.
+    /// How many bytes are allocated in its storage, if it can tell.
     fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
         Ok(None)
     }
 
-    /// Its edges: every [`Child`](crate::Child::id) and [`ChildSlot`](crate::ChildSlot::id) that it holds,
-    /// always the same ones.
+    /// The driver's edges: every [`Child`](crate::Child::id) and
+    /// [`ChildSlot`](crate::ChildSlot::id) that it holds, always the same ones.
     fn children(&self) -> Vec<EdgeId> {
         Vec::new()
     }
 
-    /// Its [list](crate::ChildList::id) of children that come and go. `None` if it takes no others than it
-    /// was made with.
+    /// The driver's [list](crate::ChildList::id) of children that come and go. `None` if it takes
+    /// no others than it was made with.
     fn child_list(&self) -> Option<ListId> {
         None
     }
 
-    /// Whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child that is to be
-    /// removed from the [list](Self::child_list). An error says why not. Asked before the node is
-    /// drained, and again while it is. Must neither block nor touch the graph.
+    /// Checks whether an edge may lead to `new`; to nothing, if that is `None`: a slot, or a child
+    /// that is to be removed from the [list](Self::child_list). An error says why not. Asked before
+    /// the node is drained, and again while it is. Must neither block nor touch the graph.
     fn check_child(&self, _edge: &EdgeInfo, _new: Option<NewChild<'_>>) -> Result<(), String> {
         Ok(())
     }
 
-    /// Where its bytes are, if that can be said in a word, as a path can.
+    /// The path or URL of its bytes, if one word can name them.
     fn filename(&self) -> Option<String> {
         None
     }
 
-    /// How it treats caches, if it has to do with any.
+    /// How the driver treats caches, if it uses any.
     fn cache_mode(&self) -> CacheMode {
         CacheMode::default()
     }
@@ -319,9 +322,9 @@ pub trait BlockDriver: Any + Send + Sync {
         None
     }
 
-    /// The permissions that it holds on a child, and those that it shares there, while the users of its own
-    /// node together hold `held` and share `shared`. By default what the
-    /// [role](crate::ChildRole::default_permissions) of the child says.
+    /// The permissions that the driver holds on a child, and those that it shares there, while the
+    /// users of its own node together hold `held` and share `shared`. By default those of the
+    /// child's [role](crate::ChildRole::default_permissions).
     fn child_permissions(
         &self,
         edge: &EdgeInfo,
@@ -331,15 +334,16 @@ pub trait BlockDriver: Any + Send + Sync {
         edge.role().default_permissions((held, shared), !self.is_read_only())
     }
 
-    /// [`set_permissions`](Self::set_permissions) will be called, but first other nodes give up what
-    /// they have, perhaps of the same storage. A driver that agrees with others by locks takes its
-    /// own here, and looks at those of others then: so no other user can come in between.
+    /// Takes permissions in advance: [`set_permissions`](Self::set_permissions) will be called, but
+    /// first other nodes give up theirs, perhaps of the same storage. A driver that agrees with
+    /// other processes by locks takes its own here, and looks at those of others then: so no other
+    /// user can come in between.
     fn reserve_permissions(&self, _held: Permissions, _shared: Permissions) {}
 
-    /// What all users of the node together hold is about to become `held`, and what every one of
-    /// them shares `shared`. A driver that has to agree with others on that, as on the locks of a
-    /// file, does it here, and on an error changes nothing. Called once at a time, without the lock of the
-    /// graph: it may block for as long as a file system takes.
+    /// Tells the driver which permissions all users of the node together are about to hold, and
+    /// which all of them share. A driver that has to agree with other processes on that, as by the
+    /// locks of a file, does it here, and on an error changes nothing. Called once at a time,
+    /// without the lock of the graph: it may block for as long as a file system takes.
     fn set_permissions(
         &self,
         _held: Permissions,
@@ -348,30 +352,29 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(())
     }
 
-    /// A step of a request has been reached, in this node or in a driver above. For drivers that
-    /// disturb requests, which say by [`wants_debug_events`](Self::wants_debug_events) that they are
-    /// to be told.
+    /// Tells the driver that a step of a request has been reached, in this node or in a parent. For
+    /// drivers that disturb requests, for which [`wants_debug_events`](Self::wants_debug_events) is
+    /// true.
     fn debug_event(&self, _event: DebugEvent) {}
 
-    /// The request path has reached a step, of which a [`Filter`](crate::Filter) tells the node that it
-    /// passes requests on to.
+    /// Passes a step of the request path on to the child of a [`Filter`](crate::Filter).
     fn debug_event_below(&self, _event: DebugEvent) {}
 
-    /// Whether it is told of steps of requests. Asked once.
+    /// Whether the driver is told of steps of requests. Asked once.
     fn wants_debug_events(&self) -> bool {
         false
     }
 
-    /// What waits for something outside of this process, such as a reconnect, ends now with an error. A request
-    /// that makes progress goes on. Must neither block nor touch the graph.
+    /// Ends with an error what waits for something outside of this process, such as a reconnect. A
+    /// request that makes progress goes on. Must neither block nor touch the graph.
     fn cancel_in_flight(&self) {}
 
-    /// The first of nested drains begins: start no work of your own (contract: C77). Must neither
-    /// block nor touch the graph, which is locked.
+    /// The node becomes quiesced, by the first of nested drains: the driver starts no work of its
+    /// own (contract: C77). Must neither block nor touch the graph, which is locked.
     fn drained_begin(&self) {}
 
-    /// The last of nested drains ends (contract: C77). Must neither block nor touch the
-    /// graph, which is locked.
+    /// The last of nested drains has ended (contract: C77). Must neither block nor touch the graph,
+    /// which is locked.
     fn drained_end(&self) {}
 }
 

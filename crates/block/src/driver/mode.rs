@@ -11,7 +11,7 @@ pub struct CacheMode {
     pub no_flush: bool,
 }
 
-/// What becomes of a write of nothing but zeroes.
+/// How a write of only zeroes is carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DetectZeroes {
@@ -24,7 +24,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// What does an image's I/O.
+/// The engine that does an image's I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
@@ -33,6 +33,6 @@ pub enum Engine {
     Threads,
     /// The context's io_uring; falls back to threads, with a warning, where there is none.
     IoUring,
-    /// What QEMU calls `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
+    /// QEMU's `native`, Linux AIO: it asks for O_DIRECT, and io_uring does the work.
     Native,
 }

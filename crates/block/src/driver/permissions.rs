@@ -1,20 +1,19 @@
-//! What the users of a node may do to it, and what they let others do: [`Permissions`].
+//! [`Permissions`]: what users of a node may do to it, and share with others.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 bitflags::bitflags! {
-    /// What may be done to a node. Each user of a node holds some of these, and shares some, which
-    /// means that it does not mind if others hold them. The bits are those that QEMU locks image
-    /// files by.
+    /// Permissions on a node. Each user of a node holds some, and shares some, which means that
+    /// others may hold them too. The bits are those that QEMU locks image files by.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Permissions: u8 {
-        /// Read, and find what a disk would have.
+        /// Read, and find a consistent state, as a disk would have.
         const CONSISTENT_READ = 1;
-        /// Change what is read.
+        /// Change the bytes that are read.
         const WRITE = 2;
-        /// Write what is there already.
+        /// Write bytes without changing what is read.
         const WRITE_UNCHANGED = 4;
         /// Change the length.
         const RESIZE = 8;
@@ -48,7 +47,7 @@ pub enum PermissionError {
         node: String,
         /// Who needs it, as `backend 'drive'`.
         user: String,
-        /// What is not shared.
+        /// The permission that is not shared.
         permission: Permissions,
         /// Who does not share it.
         other: String,
@@ -59,7 +58,7 @@ pub enum PermissionError {
         /// The node.
         node: String,
     },
-    /// The storage is another process's for the time being.
+    /// The node is inactive: its storage is another process's for the time being.
     #[error("{user} needs node '{node}' to be active, and it is inactive")]
     Inactive {
         /// The node.
@@ -75,7 +74,7 @@ pub enum PermissionError {
     Locked {
         /// The image.
         path: PathBuf,
-        /// What was wanted of it.
+        /// The permissions that were wanted.
         permission: Permissions,
         /// `shared ` if it was to be kept from others, else empty.
         mode: &'static str,
@@ -91,7 +90,7 @@ pub enum PermissionError {
         path: PathBuf,
         /// Its length in bytes.
         length: u64,
-        /// What requests are multiples of, in bytes.
+        /// The alignment of requests, in bytes.
         block: u32,
     },
     /// The locks of the image could not be asked for.
@@ -99,7 +98,7 @@ pub enum PermissionError {
     Lock {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }

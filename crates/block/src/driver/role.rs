@@ -1,50 +1,51 @@
-//! [`ChildRole`]: what a node is for the driver above it.
+//! [`ChildRole`]: the role of a child for its parent.
 
 use crate::driver::permissions::Permissions;
 
 bitflags::bitflags! {
-    /// What a node is for the driver that stands on it, as in QEMU. It decides which permissions the
-    /// driver has there by default, and which options the node inherits.
+    /// The role of a child for the driver of its parent, as in QEMU. It decides which permissions
+    /// the driver has on the child by default, and which options the child inherits.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ChildRole: u8 {
-        /// It has bytes that the driver's users see, at places that the driver chooses.
+        /// The child has bytes that the driver's users see, at places that the driver chooses.
         const DATA = 1;
-        /// It has what the driver keeps for itself.
+        /// The child has what the driver keeps for itself.
         const METADATA = 2;
-        /// It has the driver's bytes at the same places; the driver passes requests on.
+        /// The child has the driver's bytes at the same places; the driver passes requests on.
         const FILTERED = 4;
-        /// It has what the driver's own storage does not have yet: copy on write, a backing file.
+        /// The child has what the driver's own storage does not have yet: copy on write, a backing
+        /// file.
         const COW = 8;
-        /// It is the one that the driver's node is known by, such as its `file`.
+        /// The child is the one that the driver's node is known by, such as its `file`.
         const PRIMARY = 16;
     }
 }
 
-/// What changes bytes or the length.
+/// Permissions to change bytes or the length.
 const CHANGES: Permissions = Permissions::WRITE.union(Permissions::RESIZE);
 
 impl ChildRole {
     /// A format's image: data and metadata in one.
     pub const IMAGE: ChildRole = ChildRole::DATA.union(ChildRole::METADATA).union(Self::PRIMARY);
-    /// What a filter passes requests on to.
+    /// The child of a filter, which passes requests on to it.
     pub const FILTER: ChildRole = ChildRole::FILTERED.union(ChildRole::PRIMARY);
 
-    /// Whether it is the driver's own storage, which is written whatever is done with the node above:
-    /// a log.
+    /// Whether it is the driver's own storage, which is written whatever is done with the
+    /// driver's node: a log.
     pub(crate) fn is_own_storage(self) -> bool {
         self.contains(ChildRole::METADATA) && !self.contains(ChildRole::PRIMARY)
     }
 
-    /// What a driver holds of such a node, and what it lets others hold, while the users of its own
-    /// node hold and share these, and it `writes` metadata at all. Not at all where nothing is held:
-    /// a node that is not in use does not keep others from anything.
+    /// The permissions that a driver holds and shares on such a child, while the users of its own
+    /// node hold and share these; `writes` says whether it writes metadata at all. Where nothing is
+    /// held they are returned as they are: a node that is not in use keeps others from nothing.
     ///
     /// * A filter holds and shares what its users do.
-    /// * A backing file is read if the users read. Others may write to it if the users can take that.
-    /// * Metadata is read in any case, and written where the node can be; others do neither change it
-    ///   nor its length.
-    /// * Data is as the users have it, but a write may need more room, and no other user changes the
-    ///   length.
+    /// * A backing file is read if the users read. Others may write to it if the users share that.
+    /// * Metadata is read in any case, and written where the node can be; others may change neither
+    ///   it nor its length.
+    /// * Data is as the users have it, but a write may need more room, and no other user changes
+    ///   the length.
     pub fn default_permissions(
         self,
         (held, shared): (Permissions, Permissions),

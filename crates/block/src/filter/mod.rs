@@ -1,10 +1,10 @@
-//! Filters: drivers that stand on one node, pass requests on to it, and do something on the way.
+//! Filters: drivers that pass requests on to one child, and do something on the way.
 //!
 //! * [`blkdebug`] fails, delays and cuts requests short, by rules;
-//! * [`blklogwrites`] logs what changes the node below, to build its state at any moment again.
+//! * [`blklogwrites`] logs changes of the child, to build its state at any moment again;
 //! * [`throttle`] limits bytes and operations a second, for groups of nodes.
 //!
-//! A filter has the length and the limits of the node below.
+//! A filter has the length and the limits of its child.
 
 pub mod blkdebug;
 pub mod blklogwrites;

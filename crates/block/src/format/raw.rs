@@ -22,7 +22,7 @@ const SECTOR_BYTES: u64 = 512;
 /// A driver that passes requests on, from `offset` on, without a copy.
 ///
 /// Neither the offset nor, without a size of its own, the length need be multiples of anything: the
-/// node below pads.
+/// child pads.
 pub struct Raw {
     child: Child,
     /// These change while nothing is in flight.
@@ -40,30 +40,30 @@ pub enum RawError {
     /// A size is not whole sectors.
     #[error("size {size} is not a multiple of 512")]
     Unaligned {
-        /// What was asked for.
+        /// The size that was asked for.
         size: u64,
     },
-    /// The offset is beyond the end of the node below.
+    /// The offset is beyond the end of the child.
     #[error("offset {offset} is beyond the end of node '{node}', which has {length} bytes")]
     OffsetBeyondEnd {
-        /// What was asked for.
+        /// The offset that was asked for.
         offset: u64,
-        /// The node below.
+        /// The child.
         node: String,
         /// Its length.
         length: u64,
     },
-    /// The part ends beyond the end of the node below.
+    /// The part ends beyond the end of the child.
     #[error(
         "offset {offset} and size {size} reach beyond the end of node '{node}', \
          which has {length} bytes"
     )]
     SizeBeyondEnd {
-        /// What was asked for.
+        /// The offset that was asked for.
         offset: u64,
-        /// What was asked for.
+        /// The size that was asked for.
         size: u64,
-        /// The node below.
+        /// The child.
         node: String,
         /// Its length.
         length: u64,
@@ -124,17 +124,17 @@ fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), R
 /// Options of `raw`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct RawOptions {
-    /// `file`: the node below.
+    /// `file`: the child.
     pub file: NodeRef,
-    /// `offset` in bytes of what is used of it; 0 by default.
+    /// `offset` of the part that is used, in bytes; 0 by default.
     #[serde(default)]
     pub offset: u64,
-    /// `size` in bytes of what is used of it; up to the end by default.
+    /// `size` of the part that is used, in bytes; up to the end by default.
     pub size: Option<u64>,
 }
 
 impl RawOptions {
-    /// Those of all of a node.
+    /// Options for all of a node.
     pub fn new(file: impl Into<NodeRef>) -> RawOptions {
         RawOptions { file: file.into(), offset: 0, size: None }
     }
@@ -179,8 +179,8 @@ impl Driver for Raw {
     }
 }
 
-/// A request ends within the length, and so its place in the node below is a number: `offset` and
-/// length together are no more than what that node has, or had.
+/// A request ends within the length, and so its place in the child does not overflow: `offset` and
+/// length together are no more than the length that the child has, or had.
 impl Filter for Raw {
     fn name(&self) -> &'static str {
         "raw"
@@ -223,7 +223,7 @@ impl Filter for Raw {
         self.child.co_pwritev(co, self.at(offset), source, flags)
     }
 
-    /// That of the node below, if it is all of it.
+    /// The name of the child's bytes, if it is all of the child.
     fn filename(&self) -> Option<String> {
         let whole = self.offset() == 0 && self.size().is_none();
         if whole { self.child.node().driver().filename() } else { None }

@@ -1,4 +1,4 @@
-//! Users of a node's changes come and go while requests run.
+//! [`AfterWriteHook`]: users of a node's changes, which come and go while requests run.
 
 use std::fmt;
 use std::io;
@@ -11,8 +11,8 @@ use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::node::BlockNode;
 use crate::io::after_write::{AfterWrite, Listed};
 
-/// A user of a node's changes is told until [`co_remove`](Self::co_remove) or until this is dropped; after
-/// a drop, requests in flight may still tell it.
+/// A user of a node's changes. It is told of them until [`co_remove`](Self::co_remove), or until
+/// this is dropped; after a drop, requests in flight may still tell it.
 #[must_use = "it is told of changes while this lives"]
 pub struct AfterWriteHook {
     node: Arc<BlockNode>,

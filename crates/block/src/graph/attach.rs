@@ -27,7 +27,7 @@ use crate::graph::Graph;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
-/// What a change of an edge finds.
+/// The edge of a change, and its nodes.
 struct Found {
     id: UserId,
     info: EdgeInfo,
@@ -35,7 +35,7 @@ struct Found {
     child: Option<Arc<BlockNode>>,
 }
 
-/// What an edge must be before a change.
+/// The state that an edge must have before a change.
 #[derive(Clone, Copy)]
 enum Before {
     Empty,
@@ -54,7 +54,7 @@ impl BlockNode {
     /// # Errors
     /// If there is no such slot or it has a child; if the driver, or a user of either node, does not
     /// agree; if a node would be its own child, or the chain too long; if the child is closed, or inactive
-    /// below an active node.
+    /// while this node is active.
     pub fn co_attach(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -74,9 +74,9 @@ impl BlockNode {
         co_change(co, self, slot, Before::Full, None, &[]).map(|_| ())
     }
 
-    /// Has an edge of this node's driver lead to `child`, wherever it leads now; `None` empties a slot. If
-    /// what was written to another child before cannot be made durable, the next flush of this node says
-    /// so.
+    /// Makes an edge of this node's driver lead to `child`, wherever it leads now; `None` empties a
+    /// slot. If what was written to another child before cannot be made durable, the next flush of
+    /// this node says so.
     ///
     /// # Errors
     /// As of [`co_attach`](Self::co_attach) and [`co_detach`](Self::co_detach).

@@ -21,7 +21,7 @@ pub(crate) struct BackendHome {
 }
 
 impl BlockNode {
-    /// The length may have changed: the backends on it, and on the nodes above, look. Any thread.
+    /// The length may have changed: the backends on the node and on its ancestors look. Any thread.
     #[cold]
     pub(crate) fn tell_length(&self) {
         let backends = lock().backends_above(self);
@@ -32,7 +32,7 @@ impl BlockNode {
     }
 }
 
-/// What a backend holds and shares, whatever its medium is.
+/// The permissions that a backend holds and shares, whatever its medium is.
 #[derive(Clone, Copy)]
 pub(crate) struct Claim {
     pub(crate) device: DeviceId,

@@ -9,18 +9,18 @@ use crate::driver::background::Background;
 use crate::graph::node::BlockNode;
 
 impl Background {
-    /// Counts the driver's own I/O in, and never waits, not even where its node is quiet: for what a
-    /// request that is already counted, and that a drain waits for, cannot end without. `None` while no
-    /// node has the driver: nothing can be drained then.
+    /// Counts the driver's own I/O in without waiting, even while its node is quiesced: for I/O
+    /// without which a request that is already counted, and that a drain waits for, cannot end.
+    /// `None` while no node has the driver: nothing can be drained then.
     pub fn enter_own(&self) -> Option<OwnIo> {
         let node = node_of(self)?;
         node.gate.enter_own();
         Some(OwnIo::entered(node))
     }
 
-    /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
-    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself, nor
-    /// by one that a drain waits for. `None` while no node has the driver.
+    /// Counts the driver's own I/O in, once its node is not quiesced: for work that begins by
+    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself,
+    /// nor by one that a drain waits for. `None` while no node has the driver.
     pub fn co_begin_own(&self, co: &Co<'_>) -> Option<OwnIo> {
         let node = node_of(self)?;
         node.gate.co_begin_own(co);

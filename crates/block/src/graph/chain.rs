@@ -1,8 +1,8 @@
-//! Questions to a node and its backing files: which layer has a range, and what is known of
-//! it there.
+//! Questions to a node and its backing files: which layer has a range, and in which state.
 //!
-//! A layer is a node with the filters above it. The walk follows roles: a filter's
-//! [`FILTERED`](crate::ChildRole::FILTERED) child, and a format's [`COW`](crate::ChildRole::COW) child.
+//! A layer is a node with the filters that lead to it. The walk follows roles: a filter's
+//! [`FILTERED`](crate::ChildRole::FILTERED) child, and a format's [`COW`](crate::ChildRole::COW)
+//! child.
 
 use std::io;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::driver::extent::Extent;
 use crate::graph::node::BlockNode;
 use crate::io::{check_range, co_block_status};
 
-/// What is known of a range in a chain of nodes.
+/// The state of a range in a chain of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainExtent {
-    /// What is known of it in the layer that decides. If none does, it is not allocated, and reads as
-    /// zeroes where the whole chain was asked.
+    /// Its state in the layer that decides. If none does, it is not allocated, and reads as zeroes
+    /// where the whole chain was asked.
     pub extent: Extent,
     /// How deep that layer is, counted from 1; if none decides, how many were asked.
     pub depth: usize,
@@ -93,7 +93,7 @@ pub(crate) fn co_status_above(
     Ok(ChainExtent { extent, depth })
 }
 
-/// What follows a layer.
+/// The step that follows a layer.
 enum Below {
     /// The next layer, and where in it an offset is.
     Layer(Arc<BlockNode>, u64),

@@ -63,8 +63,8 @@ pub(crate) fn has_no_limit(co: &Co<'_>) -> bool {
 /// A change waits for requests, and for other changes, up to [`WAIT_LIMIT`] each; then it fails, and has
 /// changed nothing.
 impl BlockNode {
-    /// All users of this node, edges and backends of any context, turn to `new`, but for the edges on the
-    /// way from `new` down to this node: so no node becomes its own child.
+    /// Turns all users of this node, edges and backends of any context, to `new`, but for the edges
+    /// on the way from `new` down to this node: so no node becomes its own child.
     ///
     /// # Errors
     /// If an edge is frozen, a chain would be too long, or the users of both nodes exclude each other. If
@@ -89,7 +89,8 @@ impl BlockNode {
         ctx.run(|co| self.co_replace(co, new))
     }
 
-    /// [`co_replace`](Self::co_replace) by `above`, which has this node as its child, directly or not.
+    /// Inserts `above`, which has this node as its child, directly or not: users turn to it as by
+    /// [`co_replace`](Self::co_replace).
     ///
     /// # Errors
     /// If `above` does not lead to this node; else as of [`co_replace`](Self::co_replace).
@@ -113,7 +114,8 @@ impl BlockNode {
         ctx.run(|co| self.co_insert_above(co, above))
     }
 
-    /// All users of this node turn to its child: undoes [`co_insert_above`](Self::co_insert_above).
+    /// Turns all users of this node to its child: undoes
+    /// [`co_insert_above`](Self::co_insert_above).
     ///
     /// # Errors
     /// If it does not have exactly one child; else as of [`co_replace`](Self::co_replace).
@@ -164,7 +166,8 @@ fn turn_users(
     Ok(())
 }
 
-/// What the users of a drained node have written and not flushed is owed to them, and their next flush
+/// Writes of the users of a drained node that are not flushed are owed to them, and their next
+/// flush
 /// goes to the new node: so it is flushed now. Where filters lead from one to the other that flush gets
 /// there all the same. Returns why it failed, or ETIMEDOUT after [`WAIT_LIMIT`].
 fn co_flush_for_users(

@@ -1,4 +1,4 @@
-//! What the graph keeps of its nodes, found again from nothing and compared.
+//! Checks of the graph: its records of nodes, found again from nothing and compared.
 //!
 //! Heights, closed gates and granted permissions follow from the edges, the drains and the users. They
 //! are kept up to date step by step; the check does not trust a step.
@@ -56,7 +56,7 @@ impl Graph {
             let name = self.node_name(id);
             let (height, kept) = (heights[&id], self.entry(id).height);
             faults.demand(height == kept, || format!("height of '{name}': {kept}, not {height}"));
-            self.check_quiet(id, &name, &mut faults);
+            self.check_quiesced(id, &name, &mut faults);
             let together = self.check_granted(id, &name, &granted, &mut faults);
             granted.insert(id, together);
         }
@@ -112,17 +112,18 @@ impl Graph {
         Some(height)
     }
 
-    fn check_quiet(&mut self, id: NodeId, name: &str, faults: &mut Faults) {
+    fn check_quiesced(&mut self, id: NodeId, name: &str, faults: &mut Faults) {
         let below = self.closure(id, Graph::children);
         let drained = below.iter().any(|id| self.nodes.get(id).is_some_and(|it| it.drains > 0));
-        let quiet = self.drains_of_all > 0 || drained;
-        let kept = (self.entry(id).quiet, self.node(id).map(|node| node.gate.is_quiet()));
-        faults.demand(kept == (quiet, Some(quiet)), || {
-            format!("'{name}' is quiet: {kept:?}, not {quiet}")
+        let quiesced = self.drains_of_all > 0 || drained;
+        let kept = (self.entry(id).quiesced, self.node(id).map(|node| node.gate.is_quiesced()));
+        faults.demand(kept == (quiesced, Some(quiesced)), || {
+            format!("'{name}' is quiesced: {kept:?}, not {quiesced}")
         });
     }
 
-    /// What the users of a node want together, as their parents have it, which are `granted` already.
+    /// The permissions that the users of a node want together, as their parents have `granted`
+    /// them.
     fn check_granted(
         &mut self,
         id: NodeId,

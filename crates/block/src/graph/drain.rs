@@ -12,9 +12,9 @@ use crate::graph::node::BlockNode;
 type Users = Vec<Arc<dyn NodeUser>>;
 
 impl BlockNode {
-    /// Drains: new requests wait, from every context, also those to its parents, and those in
-    /// flight complete; returns when they have. Holds until the section is dropped. Sections nest
-    /// (contract: C77). A drain does not flush (C78).
+    /// Drains the node: new requests wait, from every context, also those to its parents; returns
+    /// when the requests in flight have completed. The node is quiesced until the section is
+    /// dropped. Sections nest (contract: C77). A drain does not flush (C78).
     ///
     /// Polls `ctx` meanwhile, so callbacks run. Must not be called from a request's own callback:
     /// it would wait for itself.
@@ -28,7 +28,7 @@ impl BlockNode {
     /// [`drain`](Self::drain), from a coroutine (contract: C78).
     pub fn co_drain(self: &Arc<Self>, co: &Co<'_>) -> DrainedSection {
         let (section, above, users) = self.begin_drain();
-        // A node that becomes a parent meanwhile is born quiet, or was drained by the change.
+        // A node that becomes a parent meanwhile starts quiesced, or was drained by the change.
         for node in above {
             node.gate.wait_until_idle(co, || false);
         }
@@ -79,7 +79,7 @@ impl BlockNode {
     }
 }
 
-/// While it lives, no request enters its node, nor a node that leads to it.
+/// A drained section: while it lives, no request enters its node, nor a node that leads to it.
 #[must_use = "requests go on when the section is dropped"]
 pub struct DrainedSection {
     node: Arc<BlockNode>,
@@ -125,7 +125,7 @@ pub fn drain_all(ctx: &AioContext) -> DrainedAllSection {
     all
 }
 
-/// While it lives, no request enters any node.
+/// A drained section of all nodes: while it lives, no request enters any node.
 #[must_use = "requests go on when the section is dropped"]
 pub struct DrainedAllSection {
     /// Kept, so that their drivers see the end.

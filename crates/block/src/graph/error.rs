@@ -28,7 +28,7 @@ pub enum GraphError {
         /// The most levels there may be.
         max: usize,
     },
-    /// No request could reach its end.
+    /// A node would be longer than requests can address.
     #[error("node '{node}' would have {length} bytes, more than {MAX_LENGTH}")]
     TooLong {
         /// The node.
@@ -36,12 +36,12 @@ pub enum GraphError {
         /// Its length in bytes.
         length: u64,
     },
-    /// A driver contradicts itself.
+    /// The limits of a driver contradict themselves.
     #[error("node '{node}': its driver has impossible limits: {limits}")]
     Limits {
         /// The node.
         node: String,
-        /// What the driver says.
+        /// The driver's limits.
         limits: String,
     },
     /// A driver lists an edge that is not this node's alone.
@@ -71,16 +71,16 @@ pub enum GraphError {
         /// The user that writes, as `backend 'drive'`.
         user: String,
     },
-    /// Requests do not end: their disk does not answer, or they are long.
+    /// Requests in flight do not end: their disk does not answer, or they are long.
     #[error("node '{0}' still has requests in flight after {limit} s", limit = WAIT_LIMIT.as_secs())]
     RequestsInTheWay(String),
-    /// Another change does not end.
+    /// Another change of the graph does not end.
     #[error("another change of nodes has not ended after {} s", WAIT_LIMIT.as_secs())]
     ChangeInTheWay,
-    /// It is to be closed.
+    /// A node that is to be closed has users.
     #[error("node '{0}' is in use")]
     InUse(String),
-    /// It takes no users.
+    /// The node is closed, and takes no users.
     #[error("node '{0}' is closed")]
     Closed(String),
     /// The driver failed to write what it kept. The node stays open.
@@ -91,7 +91,7 @@ pub enum GraphError {
         /// Why.
         source: io::Error,
     },
-    /// It has an active parent.
+    /// A node that is to become inactive has an active parent.
     #[error("node '{node}' cannot be inactive: its parent, node '{parent}', is active")]
     ActiveParent {
         /// The node.
@@ -99,7 +99,7 @@ pub enum GraphError {
         /// The parent.
         parent: String,
     },
-    /// A user writes to it.
+    /// A user writes to a node that is to become inactive.
     #[error("node '{node}' cannot be inactive: {user} writes to it")]
     ActiveUser {
         /// The node.
@@ -112,17 +112,17 @@ pub enum GraphError {
     Activity {
         /// The node.
         node: String,
-        /// What it was to be.
+        /// Whether it was to become active.
         active: bool,
         /// Why.
         source: io::Error,
     },
-    /// A user of the node keeps it from being changed.
+    /// A user of the node blocks the operation.
     #[error("node '{node}' cannot be {operation}: {user} blocks it: {reason}")]
     Blocked {
         /// The node.
         node: String,
-        /// What was to be done.
+        /// The operation.
         operation: Operation,
         /// Which user, as `job 'backup'`.
         user: String,
@@ -146,10 +146,10 @@ pub enum GraphError {
     NotInChain {
         /// Where the chain begins.
         top: String,
-        /// What it does not lead to.
+        /// The node that was to be the base.
         base: String,
     },
-    /// The driver has no such edge.
+    /// The driver has no edge of this name.
     #[error("node '{node}' does not have child '{edge}'")]
     NoEdge {
         /// The node.
@@ -157,7 +157,7 @@ pub enum GraphError {
         /// The name of the edge that was asked for.
         edge: String,
     },
-    /// There is a child already.
+    /// The slot has a child already.
     #[error("node '{node}' already has node '{child}' as child '{edge}'")]
     SlotTaken {
         /// The node.
@@ -167,7 +167,7 @@ pub enum GraphError {
         /// The child.
         child: String,
     },
-    /// There is no child that could be taken.
+    /// The slot has no child.
     #[error("node '{node}' has no node as child '{edge}'")]
     SlotEmpty {
         /// The node.
@@ -175,7 +175,7 @@ pub enum GraphError {
         /// The edge.
         edge: Cow<'static, str>,
     },
-    /// The driver does not work without this child.
+    /// The edge is no slot: the driver does not work without this child.
     #[error("child '{edge}' of node '{node}' cannot be detached")]
     NoSlot {
         /// The node.
@@ -183,20 +183,20 @@ pub enum GraphError {
         /// The edge.
         edge: Cow<'static, str>,
     },
-    /// Its driver has a fixed number of children.
+    /// The driver has a fixed number of children.
     #[error("node '{node}' does not support adding a child")]
     NoChildList {
         /// The node.
         node: String,
     },
-    /// The driver does not agree.
+    /// The driver refuses the child.
     #[error("child '{edge}' of node '{node}' cannot change: {reason}")]
     ChildRefused {
         /// The node.
         node: String,
         /// The edge.
         edge: Cow<'static, str>,
-        /// What the driver says.
+        /// The driver's reason.
         reason: String,
     },
     /// Users of both nodes exclude each other.

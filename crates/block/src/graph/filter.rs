@@ -14,9 +14,9 @@ use crate::driver::permissions::Permissions;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
 
-/// A driver that passes requests on to one node. It is the hook that it changes, and nothing else:
-/// what is not written down goes to the child, [moved](Self::at) if need be, and so do
-/// questions. Everything else is as [`BlockDriver`] has it, which a filter is.
+/// A driver that passes requests on to one child. An implementation has the hooks that it changes,
+/// and nothing else: all other requests and questions go to the child, [moved](Self::at) if need
+/// be. Everything else is as for a [`BlockDriver`], which a filter is.
 ///
 /// ```
 /// # use std::io;
@@ -47,10 +47,10 @@ pub trait Filter: Any + Send + Sync {
     /// The driver's name.
     fn name(&self) -> &'static str;
 
-    /// The node that requests are passed on to.
+    /// The child that requests are passed on to.
     fn child(&self) -> &Child;
 
-    /// Where in the child an offset of this node is, both in bytes.
+    /// Maps an offset of this node to one of the child, both in bytes.
     #[inline]
     fn at(&self, offset: u64) -> u64 {
         offset
@@ -144,7 +144,7 @@ pub trait Filter: Any + Send + Sync {
         self.child().co_pdiscard(co, self.at(offset), bytes)
     }
 
-    /// See [`BlockDriver::co_block_status`]. By default what the child knows of the place.
+    /// See [`BlockDriver::co_block_status`]. By default the child is asked.
     fn status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         let (child, at) = (self.child(), self.at(offset));
         let extent = child.co_block_status(co, at, bytes)?;

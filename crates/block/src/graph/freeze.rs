@@ -1,8 +1,9 @@
 //! Frozen chains: edges that do not change while a job relies on them.
 //!
-//! A job that works on a chain of nodes, from one down to a base, freezes the edges in between. From then
-//! on each change that would turn one of them is refused and names it: replace, insert, remove,
-//! attach, detach, reopen. Edges from other parents, and those below the base, stay free.
+//! A job that works on a chain of nodes, from one down to a base, freezes the edges in between.
+//! From then on each change that would turn one of them is refused and names it: replace, insert,
+//! remove, attach, detach, reopen. Edges from other parents, and the edges of the base itself, stay
+//! free.
 //!
 //! Freezing is a change itself, so it waits for changes that are under way: an edge that has turned, and
 //! may still turn back because a user refuses, is not frozen in between.
@@ -15,7 +16,7 @@ use super::{Graph, GraphError, Kind, NodeId, UserId, lock, lock_changes};
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 
-/// While it lives, the edges of a chain do not change. Any thread.
+/// A frozen chain: while it lives, its edges do not change. Any thread.
 #[must_use = "the chain is frozen only while it lives"]
 pub struct FrozenChain {
     edges: Vec<UserId>,

@@ -49,7 +49,7 @@ struct Member {
 #[derive(Default)]
 struct State {
     /// A drain holds.
-    quiet: bool,
+    quiesced: bool,
     members: Vec<Member>,
     /// Requests that came during a drain, oldest first.
     held: VecDeque<CoWaker>,
@@ -120,7 +120,7 @@ impl Gate {
     pub(crate) fn co_begin_own(&self, co: &Co<'_>) {
         loop {
             self.enter_own();
-            if !self.is_closed() || !self.lock().quiet {
+            if !self.is_closed() || !self.lock().quiesced {
                 return;
             }
             self.leave_own();
@@ -150,7 +150,7 @@ impl Gate {
         co.suspend_for("the end of a drain", |waker| {
             let mut state = self.lock();
             // Looked at again under the lock that opening takes.
-            if state.quiet {
+            if state.quiesced {
                 state.held.push_back(waker);
             } else {
                 drop(state);
@@ -162,14 +162,14 @@ impl Gate {
     /// From here on requests wait.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
-        state.quiet = true;
+        state.quiesced = true;
         self.closed.store(true, Ordering::SeqCst);
     }
 
     /// Requests may come in again. Those that wait are for the caller to wake.
     pub(crate) fn open(&self) -> VecDeque<CoWaker> {
         let mut state = self.lock();
-        state.quiet = false;
+        state.quiesced = false;
         self.closed.store(self.shut.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
         std::mem::take(&mut state.held)
     }
@@ -179,7 +179,7 @@ impl Gate {
     pub(crate) fn shut(&self, errno: i32) -> VecDeque<CoWaker> {
         let mut state = self.lock();
         self.shut.store(errno, Ordering::SeqCst);
-        self.closed.store(state.quiet || errno != 0, Ordering::SeqCst);
+        self.closed.store(state.quiesced || errno != 0, Ordering::SeqCst);
         std::mem::take(&mut state.held)
     }
 
@@ -215,15 +215,15 @@ impl Gate {
     }
 
     /// Whether a drain holds.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.lock().quiet
+    pub(crate) fn is_quiesced(&self) -> bool {
+        self.lock().quiesced
     }
 
     /// Whether the gate is closed for a drain and no request of a backend is in flight. To be relied on
     /// after the drain has waited.
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.quiet && state.members.iter().all(|member| member.in_flight.count() == 0)
+        state.quiesced && state.members.iter().all(|member| member.in_flight.count() == 0)
     }
 
     fn let_all_contexts_see(&self, co: &Co<'_>) {

@@ -1,8 +1,8 @@
-//! Where the background work of drivers is at home, and the contexts that use a node.
+//! Homes of drivers' background work, and the contexts that use a node.
 //!
-//! A home follows from the graph: it is that of the oldest backend on the node or above. So it is settled
-//! after each step that brings a backend or takes one, in a coroutine; those outside of coroutines cannot
-//! drain, and leave homes as they are until the next step.
+//! A home follows from the graph: it is that of the oldest backend on the node or on an ancestor.
+//! So it is settled after each step that brings a backend or takes one, in a coroutine; steps
+//! outside of coroutines cannot drain, and leave homes as they are until the next step.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ pub fn is_home(context: &AioHandle) -> bool {
     homes.any(|home| home == *context)
 }
 
-/// Moves the background work of a node's driver, and of those below, to where it has to be. What cannot
-/// be moved, as requests do not end, stays; that is logged.
+/// Moves the background work of a node's driver, and of its descendants', to where it has to be.
+/// Work that cannot be moved, as requests do not end, stays; that is logged.
 pub(crate) fn co_settle_homes(co: &Co<'_>, node: &Arc<BlockNode>) {
     let moves = lock().homes_below(node);
     for node in moves {
@@ -43,10 +43,11 @@ fn co_move_home(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
 }
 
 impl BlockNode {
-    /// Returns when every context that may have requests at this node has gone through its loop once: those
-    /// of backends, here and above, those of background work of the drivers there, and the caller's. So
-    /// what a context read before, plainly and without suspending, is used no more, and what was stored
-    /// before is seen by all requests that begin from now on. Requests in flight are not waited for.
+    /// Returns when every context that may have requests at this node has gone through its loop
+    /// once: those of backends on it and on its ancestors, those of background work of the drivers
+    /// there, and the caller's. So what a context read before, plainly and without suspending, is
+    /// used no more, and what was stored before is seen by all requests that begin from now on.
+    /// Requests in flight are not waited for.
     ///
     /// # Errors
     /// ETIMEDOUT after [`WAIT_LIMIT`]: a context does not poll. One that has ended counts as passed.
@@ -76,7 +77,7 @@ impl Graph {
         background.home_to_be(oldest.map(|(_, home)| home.context))
     }
 
-    /// A node and those below it, as far as their background work has to move.
+    /// A node and its descendants, as far as their background work has to move.
     fn homes_below(&mut self, node: &BlockNode) -> Vec<Arc<BlockNode>> {
         let ids: Vec<NodeId> = self.closure(node.id(), Graph::children);
         let nodes: Vec<_> = ids.into_iter().filter_map(|id| self.node(id)).collect();

@@ -15,7 +15,7 @@ pub enum Parent {
     Node {
         /// Its name.
         name: String,
-        /// What the edge is called there, such as `file`.
+        /// The name of the edge there, such as `file`.
         child: Cow<'static, str>,
     },
     /// A backend: a device, an export, a job.
@@ -36,7 +36,7 @@ pub enum Parent {
 pub struct BackendInfo {
     /// Its name.
     pub name: String,
-    /// What it has counted, and counts from now on.
+    /// Its counters, and the settings of what is counted.
     pub statistics: Statistics,
 }
 

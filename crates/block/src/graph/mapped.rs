@@ -30,7 +30,7 @@ const MAX_READS: usize = 8;
 /// Longest piece that is read by a coroutine of its own: it goes through a buffer. In bytes.
 const MAX_COPY_BYTES: usize = 128 << 10;
 
-/// What a driver may ask of memory that it uses in place, in bytes.
+/// The largest alignment that a driver may ask of memory that it uses in place, in bytes.
 const BUFFER_ALIGNMENT: usize = 4096;
 
 /// Fills `target` from `offset` bytes on with what `map` finds, as a part of the `co_preadv` of the driver
@@ -40,7 +40,8 @@ const BUFFER_ALIGNMENT: usize = 4096;
 /// Reads of the children have no flags: those of the request are the driver's business.
 ///
 /// # Errors
-/// Those of `map` and of reading; EIO if `map` names an edge that is not among these, or finds nothing.
+/// Those of `map` and of reading; EIO if `map` names an edge that is not in `edges`, or finds
+/// nothing.
 #[inline]
 pub fn co_read_mapped<M: ReadMap>(
     co: &Co<'_>,

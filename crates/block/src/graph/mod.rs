@@ -1,12 +1,12 @@
-//! The block graph: nodes, their children and users, and which nodes are quiet.
+//! The block graph: nodes, their children and users, and which nodes are quiesced.
 //!
-//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiet*,
-//! its gate closed, while it, or a node that it leads to, is drained: so no request comes down to a
-//! drained node. Which nodes are quiet follows from the graph and from the drains that are open, and is
-//! settled again whenever one of these changes.
+//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiesced*, its
+//! gate closed, while it, or a node that it leads to, is drained: so no request comes down to a drained node.
+//! Which nodes are quiesced follows from the graph and from the drains that are open, and is settled again
+//! whenever one of these changes.
 //!
 //! ```text
-//! mod.rs     users, nodes, and what is quiet
+//! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
@@ -18,8 +18,8 @@
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
-//! activity.rs nodes whose storage is another process's
-//! life.rs    the end of nodes
+//! activity/  nodes whose storage is another process's
+//! life/      the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs children and parents of nodes, as monitors show them
@@ -142,10 +142,10 @@ struct Entry {
     node: Weak<BlockNode>,
     /// Sections that drain this node itself.
     drains: usize,
-    quiet: bool,
+    quiesced: bool,
     /// Levels of children, on the longest way down.
     height: usize,
-    /// What its users want together, as its driver was told.
+    /// The permissions that its users want together, as its driver was told.
     granted: Use,
     users: Vec<UserId>,
     /// The edges of its driver.
@@ -268,8 +268,8 @@ impl Graph {
         NodeId(self.next_id())
     }
 
-    /// Takes in a node that was just made, under edges that were made before it. It is born quiet
-    /// if one of its children is (contract: C77).
+    /// Takes in a node that was just made, under edges that were made before it. It starts
+    /// quiesced if one of its children is (contract: C77).
     ///
     /// # Errors
     /// If it would be too high, or its edges are not its own. It is not in the graph then.
@@ -299,7 +299,7 @@ impl Graph {
         let entry = Entry {
             node: Arc::downgrade(node),
             drains: 0,
-            quiet: false,
+            quiesced: false,
             height,
             granted: Use::NONE,
             users: Vec::new(),
@@ -363,7 +363,7 @@ impl Graph {
         let id = self.new_user_id();
         // It finds the node as drains have left it.
         if let Kind::User { user, .. } = &kind
-            && self.entry(node).quiet
+            && self.entry(node).quiesced
         {
             user.drained_begin();
         }
@@ -469,19 +469,19 @@ impl Graph {
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {
             let below = self.children(id);
-            let is_quiet = |child: &NodeId| self.nodes.get(child).is_some_and(|it| it.quiet);
-            let below_quiet = below.iter().any(is_quiet);
+            let is_quiesced = |child: &NodeId| self.nodes.get(child).is_some_and(|it| it.quiesced);
+            let below_quiesced = below.iter().any(is_quiesced);
             let of_all = self.drains_of_all > 0;
             let Some(entry) = self.nodes.get_mut(&id) else { continue };
-            let quiet = of_all || below_quiet || entry.drains > 0;
-            if quiet == entry.quiet {
+            let quiesced = of_all || below_quiesced || entry.drains > 0;
+            if quiesced == entry.quiesced {
                 continue;
             }
-            entry.quiet = quiet;
+            entry.quiesced = quiesced;
             let users = self.node_users(id);
             // A node that is going has no users left that could send it requests.
             if let Some(node) = self.node(id) {
-                if quiet {
+                if quiesced {
                     node.gate.close();
                     node.driver().drained_begin();
                     users.iter().for_each(|user| user.drained_begin());

@@ -17,7 +17,7 @@ use crate::graph::life::{self, Activity, Life};
 use crate::graph::{self, GraphError, NodeId};
 use crate::io::{self as request_path, RequestPath, ThresholdPassed};
 
-/// A node of the block graph: a driver that requests reach through
+/// A node of the block graph: a driver with a name, which requests reach through
 /// [`BlockBackend`](crate::BlockBackend)s. Any thread; several contexts may use one at once.
 pub struct BlockNode {
     id: NodeId,
@@ -32,7 +32,7 @@ pub struct BlockNode {
     force_share: AtomicBool,
 }
 
-/// What a node is told by options, whatever its driver.
+/// The modes of a node by its options, whatever its driver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NodeState {
     /// Refuse writes, whatever the driver allows.
@@ -45,9 +45,9 @@ pub(crate) struct NodeState {
 }
 
 impl BlockNode {
-    /// A node called `name`, for messages and commands, with this driver. One that is made with a
-    /// child that is drained, or while [`drain_all`](crate::drain_all) holds, is born quiet
-    /// (contract: C77).
+    /// Makes a node called `name`, for messages and commands, with this driver. A node that is made
+    /// with a child that is drained, or while [`drain_all`](crate::drain_all) holds, starts
+    /// quiesced (contract: C77).
     ///
     /// # Panics
     /// Where [`try_new`](Self::try_new) has an error.
@@ -68,8 +68,8 @@ impl BlockNode {
         Self::make(name.into(), driver, Activity::Active)
     }
 
-    /// [`try_new`](Self::try_new), and the node is [inactive](Self::co_set_active) from the start: its
-    /// storage is another process's. The nodes below may be inactive.
+    /// [`try_new`](Self::try_new), and the node is [inactive](Self::co_set_active) from the start:
+    /// its storage is another process's. Its children may be inactive.
     ///
     /// # Errors
     /// As of [`try_new`](Self::try_new).
@@ -136,7 +136,7 @@ impl BlockNode {
         self.path.debug_event(event);
     }
 
-    /// What the driver takes in one request. May change when the node is reopened.
+    /// The limits of one request. They may change when the node is reopened.
     pub fn limits(&self) -> BlockLimits {
         self.path.limits.get()
     }
@@ -211,9 +211,9 @@ impl BlockNode {
         *self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends what waits in this node, and in those that it leads to, for something outside of this process, such as
-    /// a reconnect: the requests fail. Others go on. For those that give up: a removal that waits for
-    /// no client, the end of a program. Any thread.
+    /// Ends with an error what waits in this node and its descendants for something outside of this
+    /// process, such as a reconnect. Other requests go on. For a caller that gives up: a removal
+    /// that waits for no client, the end of a program. Any thread.
     pub fn cancel_in_flight(self: &Arc<Self>) {
         self.driver().cancel_in_flight();
         let below = graph::lock().nodes_below(self);
@@ -239,11 +239,11 @@ fn backing(edges: &[Arc<Edge>]) -> Option<Arc<BlockNode>> {
     edges.iter().find(is_backing)?.node()
 }
 
-/// What requests go through. They come in by the [children](crate::Child) of drivers above, or by backends, which
-/// have counted them.
+/// Requests. They come by the [children](crate::Child) of parents' drivers, or by backends, which have
+/// counted them.
 impl BlockNode {
-    /// The request path, for changes. A backend has asked this of the node at the top; those below may
-    /// differ (contract: C74).
+    /// The request path, for changes. A backend has checked its own node; descendants may be read-only
+    /// all the same (contract: C74).
     #[inline]
     pub(crate) fn writable(&self) -> io::Result<&RequestPath> {
         if self.is_read_only() {
@@ -314,21 +314,21 @@ impl BlockNode {
         self.edges.iter().find(|edge| edge.info().id() == id)?.node()
     }
 
-    /// How many bytes are taken where it stores things; `None` if the driver cannot tell. A drain waits for
-    /// it.
+    /// How many bytes are allocated in its storage; `None` if the driver cannot tell. A drain waits
+    /// for it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         let _own = self.enter_own();
         self.driver().co_allocated_bytes(co)
     }
 
-    /// Looks how long the storage is now, and returns it in bytes. Waits while the node is drained,
-    /// and a drain waits for it.
+    /// Looks up the length of the storage, and returns it in bytes. Waits while the node is
+    /// drained, and a drain waits for it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
         let _own = self.co_begin_own(co);
         match self.gate.refusal() {

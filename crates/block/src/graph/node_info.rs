@@ -1,11 +1,11 @@
-//! [`NodeInfo`]: what there is to tell of a node, as a monitor does.
+//! [`NodeInfo`]: the state of a node, as a monitor shows it.
 
 use std::borrow::Cow;
 
 use crate::driver::mode::{CacheMode, DetectZeroes, Engine};
 use crate::graph::node::BlockNode;
 
-/// What a node is at a moment. What the file system has to be asked for is not in it: see
+/// The state of a node at a moment. What takes a question to the file system is not in it: see
 /// [`BlockNode::co_allocated_bytes`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -14,18 +14,18 @@ pub struct NodeInfo {
     pub name: String,
     /// The driver's name, such as `file`.
     pub driver: &'static str,
-    /// Where its bytes are, if that can be said in a word: a path, or `null-co://`. It goes with
-    /// [`Raw`](crate::drivers::Raw) on all of a node.
+    /// The path or URL of its bytes, such as `null-co://`, if one word can name them. That of the
+    /// child for [`Raw`](crate::drivers::Raw) on all of a node.
     pub filename: Option<String>,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// How it was asked to treat caches; those of a node's children are their own.
+    /// How it treats caches; its children have modes of their own.
     pub cache: CacheMode,
-    /// What does the I/O, if it is an image.
+    /// The engine of its I/O, if it is an image.
     pub engine: Option<Engine>,
     /// Whether discards reach the driver.
     pub discard: bool,
-    /// What becomes of a write of nothing but zeroes.
+    /// How a write of only zeroes is carried out.
     pub detect_zeroes: DetectZeroes,
     /// Whether its storage is this process's, see [`BlockNode::co_set_active`].
     pub active: bool,
@@ -42,14 +42,14 @@ pub struct NodeInfo {
 /// A child of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildInfo {
-    /// What the edge to it is called, such as `file`.
+    /// The name of the edge to it, such as `file`.
     pub child: Cow<'static, str>,
-    /// Its name.
+    /// The name of the child.
     pub node: String,
 }
 
 impl BlockNode {
-    /// What it is now. Any thread; makes no system call.
+    /// Describes the node as it is now. Any thread; makes no system call.
     pub fn describe(&self) -> NodeInfo {
         let children = self.children().into_iter();
         let children =

@@ -1,4 +1,4 @@
-//! A driver's own I/O: what is no part of a request.
+//! A driver's own I/O, which is no part of a request.
 //!
 //! A request is counted at the gate of the node that its backend is on, and all that its driver does
 //! for it is done before it ends. What a driver does by itself (a mark in a log, a table that is
@@ -46,17 +46,18 @@ impl<N: Deref<Target = BlockNode>> Drop for OwnIo<N> {
 }
 
 impl Child {
-    /// Counts the driver's own I/O in, and never waits, not even where its node is quiet: for what a
-    /// request that is already counted, and that a drain waits for, cannot end without. Any thread.
+    /// Counts the driver's own I/O in without waiting, even while its node is quiesced: for I/O
+    /// without which a request that is already counted, and that a drain waits for, cannot end. Any
+    /// thread.
     pub fn enter_own(&self) -> OwnIo {
         let node = self.owner();
         node.gate.enter_own();
         OwnIo { node }
     }
 
-    /// Counts the driver's own I/O in, after its node has stopped being quiet: for what begins by
-    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself. Any
-    /// thread.
+    /// Counts the driver's own I/O in, once its node is not quiesced: for work that begins by
+    /// itself. Must not be called by a coroutine that drains the node, which would wait for itself.
+    /// Any thread.
     pub fn co_begin_own(&self, co: &Co<'_>) -> OwnIo {
         let node = self.owner();
         node.gate.co_begin_own(co);
@@ -65,14 +66,14 @@ impl Child {
 }
 
 impl BlockNode {
-    /// [`Child::enter_own`], for changes of the graph, which have this node drained perhaps, and not
-    /// those below.
+    /// [`Child::enter_own`], for changes of the graph, which have drained this node perhaps, and
+    /// not its descendants.
     pub(crate) fn enter_own(&self) -> OwnIo<&BlockNode> {
         self.gate.enter_own();
         OwnIo { node: self }
     }
 
-    /// [`Child::co_begin_own`], for what is not in a driver.
+    /// [`Child::co_begin_own`], for users that are not drivers.
     pub(crate) fn co_begin_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
         self.gate.co_begin_own(co);
         OwnIo { node: self }

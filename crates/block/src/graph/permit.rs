@@ -41,7 +41,7 @@ impl Use {
     /// Nothing is asked.
     pub(crate) const NONE: Use = Use { held: Permissions::empty(), shared: Permissions::all() };
 
-    /// What two users are together.
+    /// The permissions of two users together.
     fn and(self, other: Use) -> Use {
         Use { held: self.held | other.held, shared: self.shared & other.shared }
     }
@@ -51,7 +51,7 @@ impl Use {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceId(pub(super) u64);
 
-/// What is to be, of the users and nodes that are looked at.
+/// The permissions to be, of the users and nodes that were looked at.
 #[derive(Default)]
 struct Plan {
     users: BTreeMap<UserId, Use>,
@@ -83,7 +83,7 @@ impl Graph {
         Ok(plan)
     }
 
-    /// What the users of a node want, and that they agree.
+    /// Plans the permissions that the users of a node want, and checks that they agree.
     fn plan_node(&mut self, node: NodeId, plan: &mut Plan) -> Result<Use, PermissionError> {
         if self.is_inactive(node) {
             return Ok(Use::NONE);
@@ -111,7 +111,7 @@ impl Graph {
         self.node(id).is_some_and(|node| node.life.activity() == Activity::Inactive)
     }
 
-    /// What a user wants, if all goes by `plan`.
+    /// The permissions that a user wants, if all goes by `plan`.
     fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let (parent, info) = match &user.kind {
@@ -330,7 +330,7 @@ pub(crate) fn change_use(id: UserId, wants: Use) -> Result<(), PermissionError> 
     })
 }
 
-/// What the users of a node want together becomes something else.
+/// A change of the permissions that the users of a node want together.
 struct Change {
     node: Arc<BlockNode>,
     old: Use,

@@ -12,7 +12,7 @@ use crate::graph::node::BlockNode;
 /// A user, and the node that it is to turn to; `None` for an edge that is to lead nowhere.
 pub(crate) type Turn = (UserId, Option<Arc<BlockNode>>);
 
-/// What was turned, to be kept until the lock is free: edges may go only then.
+/// Edges that were turned, to be kept until the lock is free: they may be dropped only then.
 #[derive(Default)]
 pub(crate) struct Turned {
     users: Vec<(UserId, Option<NodeId>)>,
@@ -68,11 +68,11 @@ impl GraphGuard {
     }
 
     /// The edges among users that have moved. A question such as for a length goes down the edges
-    /// without the lock, and must not find a cycle in between either: so the lowest turn first. Below
-    /// one that turns everything is as it will be then.
+    /// without the lock, and must not find a cycle in between either: so descendants turn first:
+    /// everything that an edge leads to is in its final place when the edge turns.
     fn turn_edges(&mut self, users: &[Turn], turned: &mut Turned) {
         let mut users: Vec<_> = users.iter().collect();
-        // One that is below another has less below it.
+        // A descendant has fewer descendants.
         users.sort_by_cached_key(|(_, new)| {
             new.as_ref().map_or(0, |new| self.closure(new.id(), Graph::children).len())
         });

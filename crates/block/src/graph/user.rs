@@ -11,13 +11,15 @@ use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
-/// What uses a node by itself. It is told of drains, and drains of any context wait until it rests.
+/// A user of a node that is neither a parent nor a backend, such as a job. It is told of drains,
+/// and drains of any context wait until it rests.
 pub trait NodeUser: Send + Sync {
-    /// What messages call it, such as `job 'backup'`. Must not touch the graph, which is locked.
+    /// Its name in messages, such as `job 'backup'`. Must not touch the graph, which is locked.
     fn name(&self) -> String;
 
-    /// A drain of the node begins, in any thread: start nothing that drains wait for. Must neither block nor
-    /// touch the graph, which is locked. Called when the use begins, if the node is drained then.
+    /// A drain of the node begins, in any thread: the user starts nothing that drains wait for.
+    /// Must neither block nor touch the graph, which is locked. Called when the use begins, if the
+    /// node is drained then.
     fn drained_begin(&self) {}
 
     /// The last of nested drains ends. As [`drained_begin`](Self::drained_begin); not called if the use
@@ -30,7 +32,7 @@ pub trait NodeUser: Send + Sync {
     fn co_rest(&self, _co: &Co<'_>) {}
 }
 
-/// What is done to a node and may be blocked by its users.
+/// An operation on a node, which users of the node may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
@@ -45,7 +47,7 @@ pub enum Operation {
 }
 
 impl fmt::Display for Operation {
-    /// What the operation makes of the node, as `replaced`.
+    /// The participle of the operation, as in `cannot be replaced`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Operation::Replace => "replaced",
@@ -56,7 +58,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What a [`NodeUser`] has blocked, each with the reason.
+/// The operations that a [`NodeUser`] has blocked, each with the reason.
 pub(crate) type Blocked = Vec<(Operation, String)>;
 
 /// A use of a node by a [`NodeUser`], with permissions; it ends when this is dropped. It stays at its node
@@ -127,8 +129,8 @@ impl NodeUse {
         co_close_if_unused(co, &self.node);
     }
 
-    /// Refuses an operation on the node, for a reason that is told to those that ask for it, such as
-    /// `it is being copied`.
+    /// Blocks an operation on the node, for a reason that its caller is told, such as `it is being
+    /// copied`.
     pub fn block(&self, operation: Operation, reason: impl Into<String>) {
         let reason = reason.into();
         lock().with_blocked(self.id, |blocked| {
@@ -137,7 +139,7 @@ impl NodeUse {
         });
     }
 
-    /// Refuses an operation no more.
+    /// Ends the block of an operation.
     pub fn unblock(&self, operation: Operation) {
         lock().with_blocked(self.id, |blocked| blocked.retain(|(known, _)| *known != operation));
     }

@@ -1,4 +1,4 @@
-//! What is told of every change to a node's bytes: [`AfterWrite`].
+//! [`AfterWrite`]: a user that is told of every change of a node's bytes.
 //!
 //! Hooks come and go while requests run. What holds:
 //!
@@ -29,9 +29,9 @@ pub enum WriteKind {
     Write,
     /// By zeroes.
     Zeroes,
-    /// By a discard: what is there now is unspecified.
+    /// By a discard: the bytes are unspecified now.
     Discard,
-    /// By another length; the range is what was cut off, or what is new.
+    /// By another length; the range is the one that was cut off, or that is new.
     Truncate,
 }
 

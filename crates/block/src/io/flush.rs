@@ -39,7 +39,7 @@ pub(super) struct FlushState {
     /// alone, or by `fetch_max`; down to `CLEAN` in the turn of a flush.
     dirty: AtomicU8,
     turns: Mutex<Turns>,
-    /// What the next flush fails with, if not 0: an errno of a node that was here before.
+    /// The error of the next flush, if not 0: an errno of a node that was here before.
     next_errno: AtomicI32,
 }
 

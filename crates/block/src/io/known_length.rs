@@ -19,7 +19,7 @@ pub(crate) fn lengths_may_have_changed() {
 /// The length of a node, as its driver said last. Any thread.
 #[derive(Default)]
 pub(crate) struct KnownLength {
-    /// What [`CHANGES`] was before the driver was asked.
+    /// The value of [`CHANGES`] before the driver was asked.
     as_of: AtomicU64,
     bytes: AtomicU64,
     /// Held while the driver is asked, so that the last answer stored is the newest.
@@ -27,7 +27,7 @@ pub(crate) struct KnownLength {
 }
 
 impl KnownLength {
-    /// What was remembered, or what `ask` says.
+    /// The length that was remembered, or else the one that `ask` returns.
     #[inline]
     pub(crate) fn get(&self, ask: impl FnOnce() -> u64) -> u64 {
         // Bytes are stored before the number: what is read behind it is of that time, or newer.

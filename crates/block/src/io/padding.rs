@@ -48,7 +48,7 @@ fn is_whole_blocks(limits: &LiveLimits, offset: u64, bytes: u64) -> bool {
     (offset | bytes) & (u64::from(limits.request_alignment()) - 1) == 0
 }
 
-/// What lies around the caller's range goes to a spare buffer.
+/// Reads whole blocks; bytes around the caller's range go to a spare buffer.
 #[inline(never)]
 fn read_padded(
     path: &RequestPath,

@@ -12,7 +12,7 @@ use super::tracked::TrackedRequests;
 use crate::driver::mode::DetectZeroes;
 
 bitflags::bitflags! {
-    /// What is special about a node. A request loads all of it at once.
+    /// The features that make a node special. A request loads all of them at once.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(super) struct Features: u32 {
         const READ_ONLY = 1;
@@ -40,7 +40,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What the request path keeps of a node. Any thread.
+/// The state of a node that the request path keeps. Any thread.
 #[derive(Default)]
 pub(crate) struct PathState {
     pub(crate) tracked: TrackedRequests,

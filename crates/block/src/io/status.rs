@@ -1,4 +1,4 @@
-//! What is known of a range without reading it.
+//! Block status: the state of a range, without reading it.
 
 use std::io;
 

@@ -31,7 +31,7 @@ const MAX_WRITE_BYTES: u64 = 16 << 20;
 const MAX_EDGE_BYTES: u64 = 4096;
 /// Zeroes that exist; a longer write has them several times.
 const ZEROES_BYTES: usize = 1 << 20;
-/// What any driver may ask of memory that it uses in place.
+/// The largest alignment that any driver may ask of memory that it uses in place.
 const ZEROES_ALIGNMENT: usize = 4096;
 
 /// The caller may have locked the range.

@@ -1,4 +1,4 @@
-//! What a node is to be, in QEMU's words: typed ([`NodeOptions`]), as JSON, or as on a command line.
+//! Options of nodes in QEMU's words: typed ([`NodeOptions`]), as JSON, or as on a command line.
 //!
 //! ```
 //! use coblk_block::options::NodeOptions;
@@ -16,7 +16,8 @@
 //!
 //! [`Blockdevs::open`](crate::Blockdevs::open) makes nodes of them.
 //!
-//! What all nodes have is read here (`text.rs`). The other members are kept as they were written
+//! Options that all nodes have are read here (`text.rs`). The other members are kept as they were
+//! written
 //! (`driver.rs`), until a set of drivers reads them: only that knows their types.
 
 mod driver;
@@ -40,10 +41,11 @@ pub type OptionsError = coblk_qapi::Error;
 /// The longest name of a node, in bytes; QEMU's.
 const MAX_NAME_BYTES: usize = 31;
 
-/// What a node is to be.
+/// The options of a node.
 ///
-/// A child that is described here, and not named, inherits what it does not say of `read_only`,
-/// `auto_read_only`, `force_share`, `cache_direct` and `cache_no_flush`; discards reach it.
+/// A child that is described in them, and not named, inherits `read_only`, `auto_read_only`,
+/// `force_share`, `cache_direct` and `cache_no_flush` where its own options do not say; discards
+/// reach it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct NodeOptions {
@@ -57,9 +59,9 @@ pub struct NodeOptions {
     /// `discard`: whether discards reach the driver (`unmap`), or do nothing (`ignore`, the
     /// default).
     pub discard: Option<bool>,
-    /// `detect-zeroes`: what becomes of a write of nothing but zeroes. It stays one by default.
+    /// `detect-zeroes`: how a write of only zeroes is carried out. As a write by default.
     pub detect_zeroes: Option<DetectZeroes>,
-    /// `force-share`: others may do with the image what they like; only with `read-only`. Off by
+    /// `force-share`: other processes may use the image in any way; only with `read-only`. Off by
     /// default.
     pub force_share: Option<bool>,
     /// `cache.direct`: no page cache. Off by default.
@@ -77,9 +79,9 @@ pub struct NodeOptions {
 /// A child of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeRef {
-    /// A node that is there.
+    /// A node that exists, by its name.
     Name(String),
-    /// One that is made for it.
+    /// A node that is made for the parent.
     Options(Arc<NodeOptions>),
 }
 
@@ -174,9 +176,9 @@ impl NodeOptions {
         coblk_qapi::from_value(value)
     }
 
-    /// Reads what stands on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
-    /// comma in a value is written twice; the first word may be the driver alone, `raw`. A file name may
-    /// have any bytes.
+    /// Reads options as on a command line: `driver=raw,file.driver=file,file.filename=a.img`. A
+    /// comma in a value is written twice; the first word may be the driver alone, `raw`. A file
+    /// name may have any bytes.
     ///
     /// # Errors
     /// Which parameter is wrong, in QEMU's words.

@@ -18,7 +18,7 @@ struct Driver {
     driver: String,
 }
 
-/// What all nodes have.
+/// The options that all nodes have.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Common {

@@ -1,4 +1,4 @@
-//! `null-co` and `null-aio`: a device that stores nothing, to measure everything above it.
+//! `null-co` and `null-aio`: a device that stores nothing, to measure all other layers.
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 use crate::options::{DriverConfig, DriverOptions};
 use crate::registry::{Driver, OpenError, Opening};
 
-/// A driver that does nothing, successfully.
+/// A driver whose requests do nothing and succeed.
 #[derive(Clone, Debug)]
 pub struct Null {
     size_bytes: u64,
@@ -22,23 +22,24 @@ pub struct Null {
 }
 
 impl Null {
-    /// A device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
+    /// Makes a device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
     /// buffer as it is, for measurements within the process; an export fills its buffers first.
     pub fn new(size_bytes: u64) -> Null {
         Null { size_bytes, read_zeroes: false, deferred: false, latency: Duration::ZERO }
     }
 
-    /// Whether reads fill the buffer with zeroes.
+    /// Sets whether reads fill the buffer with zeroes.
     pub fn read_zeroes(self, read_zeroes: bool) -> Null {
         Null { read_zeroes, ..self }
     }
 
-    /// Whether requests suspend, and complete from a bottom half (`null-aio`).
+    /// Sets whether requests suspend, and complete from a bottom half (`null-aio`).
     pub fn deferred(self, deferred: bool) -> Null {
         Null { deferred, ..self }
     }
 
-    /// How long a request takes, at least, in nanoseconds; a timer of the context makes it wait.
+    /// Sets how long a request takes, at least, in nanoseconds; a timer of the context makes it
+    /// wait.
     pub fn latency_ns(self, latency_ns: u64) -> Null {
         Null { latency: Duration::from_nanos(latency_ns), ..self }
     }

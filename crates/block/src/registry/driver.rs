@@ -1,4 +1,4 @@
-//! [`Driver`]: all that a driver says of itself.
+//! [`Driver`]: a driver's names, options, opening and reopen, in one place.
 
 use super::{OpenError, Opening, Reopening};
 use crate::driver::BlockDriver;
@@ -47,7 +47,7 @@ pub trait Driver: BlockDriver + Sized {
     }
 }
 
-/// A driver that is ready to change to what it is to be, and back. A closure is one:
+/// A driver that is ready to change to its new options, and back. A closure is one:
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicU64, Ordering};

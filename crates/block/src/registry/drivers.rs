@@ -102,7 +102,7 @@ impl<D: Driver> Factory for Typed<D> {
     }
 }
 
-/// Drivers by their names: what a program can open.
+/// A set of drivers by their names, which a program can open.
 ///
 /// [`drivers`](crate::drivers()) makes the set of this crate; a program adds its own.
 ///
@@ -124,15 +124,15 @@ impl fmt::Debug for Drivers {
 }
 
 impl Drivers {
-    /// None.
+    /// Makes an empty set.
     pub fn new() -> Drivers {
         Drivers::default()
     }
 
-    /// Adds one.
+    /// Adds a driver.
     ///
     /// # Panics
-    /// If there is one of its names already.
+    /// If a driver has one of its names already.
     pub fn add<D: Driver>(&mut self) {
         let factory: Arc<dyn Factory> = Arc::new(Typed::<D>(PhantomData));
         for name in D::NAMES {
@@ -141,7 +141,7 @@ impl Drivers {
         }
     }
 
-    /// The names of all, sorted.
+    /// The names of all drivers, sorted.
     pub fn names(&self) -> Vec<&'static str> {
         self.0.keys().copied().collect()
     }
@@ -151,8 +151,8 @@ impl Drivers {
         factory.ok_or_else(|| Error::not_accepted(TAG, name, &self.names()))
     }
 
-    /// Reads what belongs to drivers, of a node and of all that it describes. What has been read before is
-    /// checked. Nothing is opened.
+    /// Reads the options that belong to drivers, of a node and of all that it describes. Options
+    /// that have been read before are checked. Nothing is opened.
     ///
     /// # Errors
     /// If there is no such driver, and which parameter is wrong; in QEMU's words. If descriptions nest
@@ -194,7 +194,7 @@ impl Drivers {
         }
     }
 
-    /// The options of a node of any of them: those of `blockdev-add`.
+    /// The schema of `blockdev-add`: options of a node of any of these drivers.
     ///
     /// # Errors
     /// If the schema of a driver's options cannot be found by reading them: what went wrong.

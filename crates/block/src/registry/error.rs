@@ -1,4 +1,4 @@
-//! What can be wrong with opening what options describe: for a driver, and for those who ask for a node.
+//! Errors of opening nodes: those of a driver, and those for callers that ask for a node.
 
 use std::io;
 
@@ -24,16 +24,16 @@ pub enum BlockdevError {
         node: String,
         /// The option.
         option: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
     },
-    /// What cannot be the name of a node.
+    /// A text cannot be the name of a node.
     #[error("{0}")]
     Name(String),
-    /// A name that is taken.
+    /// A node of this name exists.
     #[error("there is a node '{0}' already")]
     DuplicateNode(String),
-    /// There is no such node.
+    /// There is no node of this name.
     #[error("there is no node '{0}'")]
     NoSuchNode(String),
     /// There is no such object.
@@ -44,7 +44,7 @@ pub enum BlockdevError {
         /// Its id.
         id: String,
     },
-    /// An id that is taken.
+    /// An object with this id exists.
     #[error("there is a {kind} '{id}' already")]
     DuplicateObject {
         /// Of what kind is the one that has it.
@@ -52,23 +52,23 @@ pub enum BlockdevError {
         /// The id.
         id: String,
     },
-    /// It has users.
+    /// A node or an object that is to be removed has users.
     #[error("{what} '{name}' is in use")]
     InUse {
-        /// What it is.
+        /// The kind of the thing: `node`, or that of an object.
         what: &'static str,
         /// Its name.
         name: String,
     },
-    /// A node would be written to whose child cannot be.
+    /// A node that may be written has a child that may not.
     #[error("node '{node}': its child '{child}' is read-only, so it must be read-only too")]
     ReadOnlyChild {
         /// The node.
         node: String,
-        /// What it stands on.
+        /// The child.
         child: String,
     },
-    /// An option that stays as it was when the node was opened.
+    /// An option cannot change after the node was opened.
     #[error("node '{node}': cannot change the option '{option}'")]
     Fixed {
         /// The node.
@@ -76,19 +76,19 @@ pub enum BlockdevError {
         /// The option.
         option: String,
     },
-    /// Its storage belongs to another process for the time being.
+    /// The node is inactive: its storage belongs to another process for the time being.
     #[error("node '{0}' is inactive")]
     Inactive(String),
-    /// It was made in code, and not by options.
+    /// The node was made in code, and has no options.
     #[error("node '{0}' was not made from options")]
     NoOptions(String),
-    /// It is to be reopened in two ways.
+    /// A node is named twice in one reopen.
     #[error("node '{0}' is to be reopened twice")]
     Twice(String),
-    /// The users of the nodes concerned stand in the way.
+    /// The graph cannot be changed in this way.
     #[error(transparent)]
     Graph(#[from] GraphError),
-    /// Nothing can be changed in it.
+    /// The node is read-only.
     #[error("node '{0}' is read-only")]
     ReadOnly(String),
     /// Users of the node do not agree.
@@ -102,7 +102,7 @@ pub enum BlockdevError {
         /// Why.
         source: DriverError,
     },
-    /// An object that makes no sense.
+    /// An object cannot be made.
     #[error("{kind} '{id}': {source}")]
     Object {
         /// Of what kind.
@@ -117,7 +117,7 @@ pub enum BlockdevError {
     Io {
         /// The node.
         node: String,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -145,7 +145,7 @@ pub enum OpenError {
     Option {
         /// The option.
         option: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
     },
     /// The system refuses.

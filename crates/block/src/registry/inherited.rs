@@ -1,4 +1,4 @@
-//! [`Inherited`]: what a node is told by its options, and, of what these do not say, by its parent's.
+//! [`Inherited`]: options that a node has from its own options, or else from its parent's.
 
 use super::BlockdevError;
 use crate::driver::mode::{CacheMode, DetectZeroes};
@@ -6,20 +6,20 @@ use crate::driver::role::ChildRole;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::options::NodeOptions;
 
-/// What is wanted of a node whatever its driver, as far as drivers have to do with it.
+/// The modes of a node that concern its driver, whatever driver that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeMode {
-    /// Nothing is written. The layer refuses writes by itself; a driver opens for reading what others
-    /// may write.
+    /// Nothing is written. The layer refuses writes by itself; a driver opens its storage for
+    /// reading, as other users may write it.
     pub read_only: bool,
-    /// What may not be written is opened for reading.
+    /// Storage that may not be written is opened for reading.
     pub auto_read_only: bool,
     /// How caches are treated.
     pub cache: CacheMode,
 }
 
-/// What a child has from its parent, unless it says otherwise.
+/// The modes that a child has from its parent, unless its own options say otherwise.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Inherited {
     pub(crate) read_only: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
-    /// What holds for a node itself.
+    /// The modes that hold for a node itself.
     pub(crate) fn of(options: &NodeOptions, inherited: Inherited) -> Inherited {
         Inherited {
             read_only: options.read_only.unwrap_or(inherited.read_only),
@@ -60,9 +60,9 @@ impl Inherited {
         Ok(())
     }
 
-    /// What a child has from the node.
+    /// The modes that a child has from the node.
     pub(crate) fn for_child(self, role: ChildRole) -> Inherited {
-        // What reaches this node shall reach what it stands on.
+        // Discards that reach this node reach its children.
         let child = Inherited { unmap: true, ..self };
         if role.is_own_storage() {
             return Inherited { read_only: false, auto_read_only: false, ..child };
@@ -73,7 +73,7 @@ impl Inherited {
         child
     }
 
-    /// What the node itself is told.
+    /// The modes of the node itself.
     pub(crate) fn node_state(self) -> NodeState {
         let cache_mode = CacheMode { direct: self.cache_direct, no_flush: self.cache_no_flush };
         NodeState {
@@ -85,7 +85,7 @@ impl Inherited {
         }
     }
 
-    /// A node that is to be written stands on nodes that can be.
+    /// Checks that a node that is to be written has a child that can be.
     pub(crate) fn check_writable(self, node: &str, child: &BlockNode) -> Result<(), BlockdevError> {
         if child.is_read_only() && !self.read_only && !self.auto_read_only {
             let (node, child) = (node.to_owned(), child.name().to_owned());
@@ -94,7 +94,7 @@ impl Inherited {
         Ok(())
     }
 
-    /// What the driver is told.
+    /// The modes that the driver is told.
     pub(super) fn mode(self) -> NodeMode {
         let NodeState { read_only, cache_mode: cache, .. } = self.node_state();
         NodeMode { read_only, auto_read_only: self.auto_read_only, cache }

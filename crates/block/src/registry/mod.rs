@@ -1,4 +1,4 @@
-//! Drivers by their names, and how they open nodes: the seam for those who write a driver.
+//! Drivers by their names, and how they open nodes: the seam for authors of drivers.
 //!
 //! ```text
 //! driver.rs     Driver, Reopen: all that a driver says of itself, in one place

@@ -91,10 +91,10 @@ impl Registry {
         Ok(Reserved { registry: self, name })
     }
 
-    /// Opens a node for `parent`, if that is a name, and enters it. `depth` nodes that are being opened are
-    /// above it.
+    /// Opens a node for `parent`, if that is a name, and enters it. It has `depth`
+    /// ancestors that are being opened.
     ///
-    /// Chains nest, and each level is on the stack: what is not needed below stays in its own function,
+    /// Chains nest, and each level is on the stack: what children do not need stays in its own function,
     /// or on the heap.
     pub(crate) fn co_open_node(
         &self,

@@ -1,4 +1,4 @@
-//! [`Opening`]: one node on its way from options.
+//! [`Opening`]: a node that is being opened from options.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, ChildSlot, GraphError, MAX_HEIGHT};
 use crate::options::NodeRef;
 
-/// What a driver is given to open a node.
+/// A node that is being opened, as its driver sees it.
 pub struct Opening<'a, 'co> {
     registry: &'a Registry,
     co: &'a Co<'co>,
@@ -51,12 +51,12 @@ impl<'a, 'co> Opening<'a, 'co> {
         }
     }
 
-    /// The coroutine that opens it.
+    /// The coroutine in which the node is opened.
     pub fn co(&self) -> &'a Co<'co> {
         self.co
     }
 
-    /// The way into the context of the driver's background work: that in which the node is opened.
+    /// The home of the driver's background work: the context in which the node is opened.
     pub fn home(&self) -> AioHandle {
         self.co.context().handle()
     }
@@ -71,7 +71,7 @@ impl<'a, 'co> Opening<'a, 'co> {
         self.driver
     }
 
-    /// What is wanted of the node whatever its driver.
+    /// The modes of the node.
     pub fn mode(&self) -> NodeMode {
         self.own.mode()
     }
@@ -82,14 +82,14 @@ impl<'a, 'co> Opening<'a, 'co> {
         self.is_active
     }
 
-    /// How many nodes that are being opened are above this one.
+    /// How many ancestors of this node are being opened.
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Opens a child, or finds the one that is there, and makes the driver's edge to it. `name` is that of
-    /// the option that says which node it is; reopens and lists go by it. A node whose options are not
-    /// among the driver's own, as an image may name one, is opened in the same way.
+    /// Opens a child, or finds the one that is there, and makes the driver's edge to it. `name` is
+    /// that of the option that says which node it is; reopens and lists go by it. A node that an
+    /// image names, and no option, is opened in the same way.
     ///
     /// Suspends.
     ///
@@ -102,7 +102,7 @@ impl<'a, 'co> Opening<'a, 'co> {
         role: ChildRole,
         node: &NodeRef,
     ) -> Result<Child, OpenError> {
-        // Chains nest, and each level is on the stack: what is not needed below stays in its own function.
+        // Chains nest, and each level is on the stack: what children do not need stays in its own function.
         let wanted = self.own.for_child(role);
         self.begin_child(name, node)?;
         match node {

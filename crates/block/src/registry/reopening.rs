@@ -1,4 +1,4 @@
-//! [`Reopening`]: a node on its way to other options.
+//! [`Reopening`]: a node that is about to get other options.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use coblk_aio::Co;
 use super::{Inherited, NamedObject, NodeMode, OpenError, Registry};
 use crate::graph::node::BlockNode;
 
-/// What a driver is given to get ready for other options.
+/// A node that is about to get other options, as its driver sees it.
 pub struct Reopening<'a, 'co> {
     registry: &'a Registry,
     co: &'a Co<'co>,
@@ -27,7 +27,7 @@ impl<'a, 'co> Reopening<'a, 'co> {
         Reopening { registry, co, name, own, children }
     }
 
-    /// The coroutine that changes it.
+    /// The coroutine in which the node is reopened.
     pub fn co(&self) -> &'a Co<'co> {
         self.co
     }
@@ -37,7 +37,7 @@ impl<'a, 'co> Reopening<'a, 'co> {
         self.name
     }
 
-    /// What is wanted of the node whatever its driver.
+    /// The modes that the node will have.
     pub fn mode(&self) -> NodeMode {
         self.own.mode()
     }

@@ -2,7 +2,7 @@
 //!
 //! The device is cut into stripes of odd lengths, and each stripe has one author, a coroutine that
 //! writes and reads nothing but its own stripes, one request after the other. So each author knows
-//! what every byte of his is, however the requests of all authors mix. But stripes share blocks:
+//! what each of its bytes is, however the requests of all authors mix. But stripes share blocks:
 //! what an author finds changed was changed by a neighbour's padding.
 
 use std::cell::Cell;
@@ -74,7 +74,7 @@ struct Author {
     backend: BlockBackend,
     model: Model,
     stripes: Vec<Range<u64>>,
-    /// By offset; only what is in his stripes counts.
+    /// By offset; only bytes in the author's stripes count.
     known: Vec<Option<u8>>,
 }
 

@@ -1,4 +1,4 @@
-//! What `blkdebug` does, as options: QEMU's `inject-error`, and constraints.
+//! Options of `blkdebug`: QEMU's `inject-error`, and constraints.
 
 use coblk_qapi::{FromParts, Parts, Unsupported};
 use serde::de::{Error, MapAccess};
@@ -20,7 +20,7 @@ const SECTOR_BYTES: u64 = 512;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlkDebugOptions {
-    /// `image`: the node below.
+    /// `image`: the child.
     pub image: NodeRef,
     /// `inject-error`: which requests fail.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -28,12 +28,12 @@ pub struct BlkDebugOptions {
     /// `set-state`: what happens before, for rules that ask for it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub set_state: Vec<SetState>,
-    /// What it asks of requests, and of others.
+    /// Constraints on requests, and on other users of the child.
     #[serde(flatten)]
     pub constraints: DebugConstraints,
 }
 
-/// What is not a constraint.
+/// Members that are no constraints.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Fields {
@@ -140,7 +140,7 @@ fn eio() -> i32 {
     libc::EIO
 }
 
-/// What the kernel's own error numbers may be.
+/// Reads an errno: one of the kernel's own numbers.
 fn errno<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let errno = i32::deserialize(deserializer)?;
     if !(1..4096).contains(&errno) {
@@ -220,9 +220,9 @@ pub struct SetState {
     pub new_state: u64,
 }
 
-/// What a node asks of requests, whatever the one below does, and of the other users of that.
+/// Constraints of a node on requests, whatever its child does, and on other users of the child.
 ///
-/// Sizes are in bytes; 0 is what there would be without.
+/// Sizes are in bytes; 0 leaves the child's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct DebugConstraints {
@@ -238,18 +238,18 @@ pub struct DebugConstraints {
     pub opt_discard: u32,
     /// `max-discard`: the longest.
     pub max_discard: u32,
-    /// `take-child-perms`: held of the node below besides what its users need.
+    /// `take-child-perms`: held on the child besides what its users need.
     #[serde(rename = "take-child-perms", with = "permissions")]
     #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub take: Permissions,
-    /// `unshare-child-perms`: not shared with others.
+    /// `unshare-child-perms`: not shared with other users of the child.
     #[serde(rename = "unshare-child-perms", with = "permissions")]
     #[serde(skip_serializing_if = "Permissions::is_empty")]
     pub unshare: Permissions,
 }
 
 impl DebugConstraints {
-    /// What it takes in one request.
+    /// The limits of one request.
     ///
     /// # Errors
     /// Which option makes no sense, and why.

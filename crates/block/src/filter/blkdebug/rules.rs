@@ -43,7 +43,7 @@ pub struct Rule {
     strike: Strike,
 }
 
-/// What happens to one request.
+/// The effect of a rule on one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Strike {
     pub(super) delay: Option<Duration>,
@@ -67,7 +67,7 @@ impl Rule {
         }
     }
 
-    /// Fails with `errno`, without asking the node below.
+    /// Fails with `errno`, without asking the child.
     pub fn fail(errno: i32) -> Rule {
         Rule::new(Strike { errno: Some(errno), ..Strike::default() })
     }
@@ -77,8 +77,8 @@ impl Rule {
         Rule::new(Strike { delay: Some(delay), ..Strike::default() })
     }
 
-    /// Transfers the first `bytes` bytes, in whole blocks of the node below, and fails with EIO
-    /// after that: below the request path there is no partial success. A flush just fails.
+    /// Transfers the first `bytes` bytes, in whole blocks of the child, and fails with EIO
+    /// afterwards: the request path knows no partial success. A flush just fails.
     pub fn short(bytes: u64) -> Rule {
         let strike = Strike { errno: Some(libc::EIO), short_bytes: Some(bytes), delay: None };
         Rule::new(strike)
@@ -155,7 +155,7 @@ impl Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleId(u64);
 
-/// How a rule has fared.
+/// How often a rule has matched and struck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCounts {
     /// Requests that matched.
@@ -164,7 +164,7 @@ pub struct RuleCounts {
     pub struck: u64,
 }
 
-/// What came through, by kind.
+/// How many requests of a kind came through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KindCounts {
     /// Requests.
@@ -270,12 +270,12 @@ impl Rules {
         state.transitions.clear();
     }
 
-    /// How a rule has fared; `None` if it was removed.
+    /// How often a rule has matched and struck; `None` if it was removed.
     pub fn rule_counts(&self, id: RuleId) -> Option<RuleCounts> {
         self.lock().rules.iter().find(|added| added.id == id).map(|added| added.counts)
     }
 
-    /// What came through of one kind.
+    /// How many requests of one kind came through.
     pub fn kind_counts(&self, kind: RequestKind) -> KindCounts {
         self.lock().kinds[kind.index()]
     }

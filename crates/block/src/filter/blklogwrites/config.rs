@@ -1,4 +1,4 @@
-//! What options say of a log of writes, and how it is opened by them.
+//! Options of a log of writes, and how it is opened by them.
 
 use std::ops::RangeInclusive;
 
@@ -14,7 +14,7 @@ use crate::registry::{Driver, OpenError, Opening};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(from = "BlkLogWritesFields", rename_all = "kebab-case")]
 pub struct BlkLogWritesOptions {
-    /// `file`: the node below.
+    /// `file`: the child.
     pub file: NodeRef,
     /// `log`: where the log goes; what it holds is lost.
     pub log: NodeRef,
@@ -73,7 +73,7 @@ impl Driver for BlkLogWrites {
     }
 }
 
-/// What a sector of a log may be.
+/// The sizes that a sector of a log may have, in bytes.
 const LOG_SECTOR_BYTES: RangeInclusive<u64> = 512..=65536;
 
 /// Whether sectors of a log may have so many bytes.

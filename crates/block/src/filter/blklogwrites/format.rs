@@ -18,10 +18,10 @@ pub(super) const ENTRY_BYTES: usize = 32;
 pub(super) const SUPERBLOCK_BYTES: usize = 28;
 
 bitflags::bitflags! {
-    /// What an entry is.
+    /// The kind of an entry.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct EntryFlags: u64 {
-        /// What was acknowledged before is durable.
+        /// Writes that were acknowledged before are durable.
         const FLUSH = 1;
         /// The data of this entry is durable.
         const FUA = 2;

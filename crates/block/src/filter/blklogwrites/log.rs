@@ -43,7 +43,7 @@ struct State {
     waiters: Vec<(AioHandle, CoWaker)>,
 }
 
-/// What follows an entry.
+/// The data that follows an entry.
 #[derive(Clone, Copy)]
 pub(super) enum Data<'a> {
     Bytes(&'a IoVector<'a>),
@@ -130,7 +130,7 @@ impl WriteLog {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What sectors in the log are, in bytes.
+    /// Bytes of a sector of the log.
     pub fn sector_size(&self) -> u32 {
         self.shared.sector_size
     }
@@ -213,7 +213,7 @@ impl WriteLog {
             }
             let whole = state.writing.first().copied().unwrap_or(state.entries);
             if state.publishing || whole < entries {
-                // The lock is held until the waker is stored: who changes something finds it.
+                // The lock is held until the waker is stored: a change of the state finds it.
                 co.suspend_for("the log of writes", |waker| {
                     state.waiters.push((co.context().handle(), waker));
                     drop(state);

@@ -30,7 +30,7 @@ pub use self::replay::{LogEntry, ReplayLog};
 
 /// A filter that passes requests on, and logs those that change something.
 ///
-/// The order of the log tells what a flush covers: a write stands before a flush exactly if it was
+/// The order of the log tells what a flush covers: a write comes before a flush exactly if it was
 /// complete when the flush began. A write is acknowledged when it is in the log; a flush when the
 /// log is durable up to it and its superblock counts it. A flush that fails leaves a mark.
 ///
@@ -101,7 +101,7 @@ impl Filter for BlkLogWrites {
         if held.is_empty() || edge.id() != self.log.child().id() {
             return (held, shared);
         }
-        // Nobody else writes the log while it is one.
+        // No other user writes the log while it is one.
         let written = Permissions::WRITE | Permissions::RESIZE;
         (Permissions::WRITE, Permissions::all() - written)
     }
@@ -139,7 +139,7 @@ impl Filter for BlkLogWrites {
     }
 
     fn flush(&self, co: &Co<'_>) -> io::Result<()> {
-        // What completes from now on stands behind: this flush does not cover it.
+        // Writes that complete from now on come behind: this flush does not cover them.
         let place = self.log.take_place(0)?;
         let entries = place.number() + 1;
         if let Err(error) = self.child.co_flush(co) {
@@ -152,7 +152,7 @@ impl Filter for BlkLogWrites {
     }
 
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
-        // The log may have to be written, whatever the node below can do.
+        // The log may have to be written, whatever the child can do.
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
         }

@@ -45,7 +45,7 @@ pub struct ReplayLog {
 pub struct LogEntry {
     /// From 0.
     pub number: u64,
-    /// What it is.
+    /// Its kind.
     pub flags: EntryFlags,
     /// Where it changes the image, in bytes.
     pub offset: u64,

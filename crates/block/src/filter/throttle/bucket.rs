@@ -1,9 +1,8 @@
 //! Leaky buckets, on an explicit clock.
 //!
 //! What passes is poured into a bucket that leaks at the average rate. While the bucket is fuller
-//! than its size, nothing more may pass: who comes waits until the excess has leaked away. So the
+//! than its size, nothing more may pass: a request waits until the excess has leaked away. So the
 //! size is what may pass in a burst. A second, small bucket that leaks at the burst rate keeps a
-//! long burst from being spent all at once.
 //!
 //! Levels are integers, in billionths of a byte or operation: what leaks in `n` nanoseconds is
 //! `n * rate`, exactly.
@@ -13,7 +12,7 @@ use super::limits::{Rate, ThrottleLimits};
 /// Levels count these parts of a unit.
 const PARTS: u128 = 1_000_000_000;
 
-/// What counts towards which limits.
+/// The direction of a request, which decides the limits that it counts towards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,

@@ -1,4 +1,4 @@
-//! What options say of a throttled node, and how it is opened by them.
+//! Options of a throttled node, and how it is opened by them.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::registry::{Driver, NamedObject, OpenError, Opening, Reopen, Reopening
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ThrottleNodeOptions {
-    /// `file`: the node below.
+    /// `file`: the child.
     pub file: NodeRef,
     /// `throttle-group`: the limits, by the name they were made known by.
     pub throttle_group: String,

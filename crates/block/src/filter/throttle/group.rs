@@ -1,11 +1,11 @@
-//! [`ThrottleGroup`]: the limits that nodes share, and who passes next.
+//! [`ThrottleGroup`]: the limits that nodes share, and which request passes next.
 //!
 //! For each direction, one of the waiting requests is the leader: it alone looks at the buckets,
 //! and sleeps, on a timer of its own context, until it may pass. When it passes it makes another
 //! one the leader: the oldest of the next member that has one. All others sleep without a timer.
 //!
 //! While requests of a direction wait, there is a leader among them. A waker is taken out of the
-//! queue, under the lock, by whoever will wake it.
+//! queue, under the lock, by the thread that will wake it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,7 +66,7 @@ struct Ticket {
 struct Waiter {
     number: u64,
     home: AioHandle,
-    /// There while it sleeps and nobody has set out to wake it.
+    /// There while it sleeps and no thread has taken it to wake it.
     waker: Option<CoWaker>,
 }
 
@@ -83,7 +83,7 @@ fn wake_later(wakes: impl IntoIterator<Item = (AioHandle, CoWaker)>) {
     }
 }
 
-/// What a waiting request does next.
+/// The next step of a waiting request.
 enum Turn {
     Pass,
     /// Sleeps: the leader for this long, others until they are woken.
@@ -91,7 +91,7 @@ enum Turn {
 }
 
 impl ThrottleGroup {
-    /// A group called `name`, for messages and commands.
+    /// Makes a group called `name`, for messages and commands.
     ///
     /// # Errors
     /// If the limits make no sense, see [`ThrottleLimits::check`].
@@ -117,12 +117,12 @@ impl ThrottleGroup {
         &self.shared.name
     }
 
-    /// What it allows.
+    /// Its limits.
     pub fn limits(&self) -> ThrottleLimits {
         self.lock().limits
     }
 
-    /// Changes what it allows; what has passed before is forgotten.
+    /// Changes the limits; what has passed before is forgotten.
     ///
     /// # Errors
     /// If the limits make no sense. Those in force stay.
@@ -139,7 +139,7 @@ impl ThrottleGroup {
         Ok(())
     }
 
-    /// Requests that wait, of all members.
+    /// How many requests are throttled now, of all members.
     pub fn waiting(&self) -> usize {
         self.lock().members.iter().flat_map(|member| &member.queues).map(VecDeque::len).sum()
     }
@@ -209,7 +209,7 @@ impl ThrottleGroup {
             let mut state = self.lock();
             let Turn::Sleep(delay) = state.turn(ticket, now_ns) else { return };
             let _timer = delay.map(|delay| self.wake_after(co, ticket, delay));
-            // The lock is held until the waker is stored: who changes the leader meanwhile finds
+            // The lock is held until the waker is stored: a change of the leader meanwhile finds
             // it.
             co.suspend_for("a throttle group", |waker| {
                 if let Some(waiter) = state.waiter(ticket) {
@@ -256,7 +256,7 @@ impl State {
         self.member(member).is_none_or(|member| member.released)
     }
 
-    /// Nobody is overtaken.
+    /// Whether a request passes without waiting. It overtakes none that waits.
     fn passes_at_once(&mut self, member: MemberId, direction: Direction, now_ns: i64) -> bool {
         let first = self.leaders[direction as usize].is_none();
         first && self.buckets.wait_ns(direction, now_ns) == 0 || self.is_released(member)

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-/// Nobody has a disk this fast: the largest rate, and the largest burst, that is taken.
-const MOST: u64 = 1_000_000_000_000_000;
+/// The largest rate, and the largest burst, that is taken: no disk is that fast.
+const MAX_RATE: u64 = 1_000_000_000_000_000;
 
 /// How much may pass in a second, in bytes or operations.
 ///
@@ -39,7 +39,8 @@ impl Rate {
     }
 }
 
-/// What a throttle group allows all its members together. A limit in total excludes one for reads
+/// The limits of a throttle group, for all its members together. A limit in total excludes one for
+/// reads
 /// or writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThrottleLimits {
@@ -71,14 +72,14 @@ pub enum ThrottleError {
         /// The other one.
         part: &'static str,
     },
-    /// Bursts above nothing.
+    /// Bursts without an average.
     #[error("{0}-max needs {0}")]
     MaxWithoutAvg(&'static str),
     /// Bursts slower than the average.
     #[error("{0}-max must not be below {0}")]
     MaxBelowAvg(&'static str),
     /// More than can be counted.
-    #[error("{0} and {0}-max must not be above {MOST}")]
+    #[error("{0} and {0}-max must not be above {MAX_RATE}")]
     TooLarge(&'static str),
     /// Bursts without length.
     #[error("{0}-max-length must be at least 1")]
@@ -87,7 +88,7 @@ pub enum ThrottleError {
     #[error("{0}-max-length needs {0}-max")]
     BurstLengthWithoutMax(&'static str),
     /// A longer burst than can be counted.
-    #[error("{0}-max times {0}-max-length must not be above {MOST}")]
+    #[error("{0}-max times {0}-max-length must not be above {MAX_RATE}")]
     BurstTooLong(&'static str),
     /// Operations are counted by size, but not limited.
     #[error("iops-size needs a limit on operations")]
@@ -110,7 +111,7 @@ impl ThrottleLimits {
     /// Whether they make sense (contract: C89).
     ///
     /// # Errors
-    /// What does not, and the option it is in.
+    /// The limits that make no sense, and the option that they are in.
     pub fn check(&self) -> Result<(), ThrottleError> {
         let rates = self.rates();
         for (name, rate) in rates {
@@ -133,7 +134,7 @@ impl ThrottleLimits {
 
 fn check_rate(name: &'static str, rate: Rate) -> Result<(), ThrottleError> {
     let Rate { avg, max, burst_length_s } = rate;
-    if avg > MOST || max > MOST {
+    if avg > MAX_RATE || max > MAX_RATE {
         return Err(ThrottleError::TooLarge(name));
     }
     if burst_length_s == 0 {
@@ -142,7 +143,7 @@ fn check_rate(name: &'static str, rate: Rate) -> Result<(), ThrottleError> {
     if burst_length_s > 1 && max == 0 {
         return Err(ThrottleError::BurstLengthWithoutMax(name));
     }
-    if max.checked_mul(burst_length_s).is_none_or(|burst| burst > MOST) {
+    if max.checked_mul(burst_length_s).is_none_or(|burst| burst > MAX_RATE) {
         return Err(ThrottleError::BurstTooLong(name));
     }
     if max > 0 && avg == 0 {
@@ -193,12 +194,12 @@ mod tests {
     fn c89_the_length_of_a_burst_is_bounded() {
         let burst = |max, length| check(|it| it.iops_total = Rate::new(10).burst(max, length));
         assert_eq!(burst(200, 2), Ok(()));
-        assert_eq!(burst(MOST, 1), Ok(()));
-        assert_eq!(burst(MOST / 2, 3), Err(ThrottleError::BurstTooLong("iops-total")));
+        assert_eq!(burst(MAX_RATE, 1), Ok(()));
+        assert_eq!(burst(MAX_RATE / 2, 3), Err(ThrottleError::BurstTooLong("iops-total")));
         assert_eq!(burst(1 << 40, u64::MAX), Err(ThrottleError::BurstTooLong("iops-total")));
         assert_eq!(burst(200, 0), Err(ThrottleError::NoBurstLength("iops-total")));
         assert_eq!(burst(0, 2), Err(ThrottleError::BurstLengthWithoutMax("iops-total")));
-        let too_large = check(|it| it.bps_total = Rate::new(MOST + 1));
+        let too_large = check(|it| it.bps_total = Rate::new(MAX_RATE + 1));
         assert_eq!(too_large, Err(ThrottleError::TooLarge("bps-total")));
     }
 

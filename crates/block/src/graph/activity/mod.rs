@@ -28,7 +28,7 @@ use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
 
-/// What changes a node, and so keeps it active.
+/// Permissions to change a node, which keep it active.
 const CHANGES: Permissions =
     Permissions::WRITE.union(Permissions::WRITE_UNCHANGED).union(Permissions::RESIZE);
 

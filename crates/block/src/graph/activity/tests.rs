@@ -124,7 +124,7 @@ fn users_that_exclude_each_other_do_not_wake_a_node() {
 }
 
 #[test]
-fn nodes_below_follow_unless_another_active_node_stands_on_them() {
+fn children_follow_unless_they_have_another_active_parent() {
     let ctx = AioContext::for_test().unwrap();
     let low = null();
     let [left, right] = ["left", "right"].map(|name| raw(name, &low));
@@ -132,7 +132,7 @@ fn nodes_below_follow_unless_another_active_node_stands_on_them() {
     assert!(!left.is_active() && low.is_active());
     set(&ctx, &right, false);
     assert!(!right.is_active() && !low.is_active());
-    // One above another may be inactive, not the other way round.
+    // A parent of an active node may be inactive, a child of one may not.
     set(&ctx, &low, true);
     assert!(low.is_active() && !left.is_active() && !right.is_active());
     set(&ctx, &low, false);

@@ -42,7 +42,7 @@ impl ChildList {
         ChildList { list }
     }
 
-    /// Names the list, for its driver to [tell](crate::BlockDriver::child_list).
+    /// The id of the list, for its driver to [return](crate::BlockDriver::child_list).
     pub fn id(&self) -> ListId {
         self.list.id
     }

@@ -169,18 +169,18 @@ impl Child {
         Child { held: Held::new(Parts { name, index: None, role, is_slot: false, node }) }
     }
 
-    /// Names the edge, for its driver to [list](crate::BlockDriver::children).
+    /// The id of the edge, for its driver to [list](crate::BlockDriver::children).
     #[inline]
     pub fn id(&self) -> EdgeId {
         self.held.0.info.id()
     }
 
-    /// The name of the option that says which node it is, such as `file`.
+    /// The name of the option that says which node the child is, such as `file`.
     pub fn name(&self) -> &'static str {
         self.held.0.info.name()
     }
 
-    /// What the node is for the driver.
+    /// The role of the child for the driver.
     pub fn role(&self) -> ChildRole {
         self.held.0.info.role()
     }

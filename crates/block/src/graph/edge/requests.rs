@@ -18,8 +18,8 @@ macro_rules! requests {
     ($edge:ty) => {
         /// Questions and requests, as of [`BlockNode`].
         impl $edge {
-            /// The driver has reached a step of a request, and the child may be one that disturbs it
-            /// (`blkdebug`).
+            /// Tells the child that the driver has reached a step of a request; the child may be
+            /// one that disturbs it (`blkdebug`).
             #[inline]
             pub fn debug_event(&self, event: DebugEvent) {
                 self.load().debug_event(event);
@@ -37,7 +37,7 @@ macro_rules! requests {
                 self.load().is_read_only()
             }
 
-            /// What the child takes in one request.
+            /// The limits of one request to the child.
             #[inline]
             pub fn limits(&self) -> BlockLimits {
                 self.load().limits()
@@ -79,8 +79,8 @@ macro_rules! requests {
                 request_path::co_preadv_blocks(&self.load().path, co, offset, target, flags)
             }
 
-            /// [`co_pwritev`](Self::co_pwritev), for such a driver: what is beyond the end is padding,
-            /// and not written.
+            /// [`co_pwritev`](Self::co_pwritev), for such a driver: bytes beyond the end are
+            /// padding, and not written.
             pub fn co_pwritev_blocks(
                 &self,
                 co: &Co<'_>,
@@ -119,7 +119,8 @@ macro_rules! requests {
                 request_path::co_pdiscard(self.load().writable()?, co, None, offset, bytes)
             }
 
-            /// What the child knows of the bytes from `offset` on, whatever backing files have.
+            /// Describes the bytes from `offset` on as the child has them, whatever backing files
+            /// have.
             pub fn co_block_status(
                 &self,
                 co: &Co<'_>,
@@ -134,7 +135,7 @@ macro_rules! requests {
                 self.load().co_truncate(co, length, how)
             }
 
-            /// Looks how long the storage is now, and returns it in bytes.
+            /// Looks up the length of the storage, and returns it in bytes.
             pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
                 self.load().co_look_at_length(co)
             }
@@ -142,8 +143,8 @@ macro_rules! requests {
 
         /// Questions to a chain, as part of a driver's requests.
         impl $edge {
-            /// What is known of the bytes from `offset` on in the child and its backing files, down to
-            /// `base`, which is not asked; of all of them without one.
+            /// Describes the bytes from `offset` on as the child and its backing files have them,
+            /// down to `base`, which is not asked; all of them without one.
             pub fn co_status_above(
                 &self,
                 co: &Co<'_>,
@@ -155,8 +156,9 @@ macro_rules! requests {
                 co_status_above(&self.load(), co, base, offset, bytes)
             }
 
-            /// Whether the child, or one of its backing files above `base`, has the bytes from `offset`
-            /// on; `base` counts, too, if `include_base`. Also says of how many bytes that is true.
+            /// Whether the child, or a backing file between it and `base`, has the bytes from
+            /// `offset` on; `base` counts, too, if `include_base`. Also tells of how many bytes
+            /// that is true.
             pub fn co_is_allocated_above(
                 &self,
                 co: &Co<'_>,

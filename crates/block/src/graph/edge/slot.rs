@@ -26,7 +26,7 @@ impl ChildSlot {
         &self.held.0.info
     }
 
-    /// Names the edge, for its driver to [list](crate::BlockDriver::children).
+    /// The id of the edge, for its driver to [list](crate::BlockDriver::children).
     #[inline]
     pub fn id(&self) -> EdgeId {
         self.held.0.info.id()
@@ -38,8 +38,9 @@ impl ChildSlot {
         EdgeRef(&self.held.0)
     }
 
-    /// The child, or `None` if the slot is empty. During a request the answer stays the same. One load, as
-    /// of a request through a [`Child`](super::Child); requests through what is returned pay no other.
+    /// The child, or `None` if the slot is empty. During a request the answer stays the same. Costs
+    /// one load, as a request through a [`Child`](super::Child) does; requests through the returned
+    /// reference cost no other.
     #[inline]
     pub fn get(&self) -> Option<ChildRef<'_>> {
         let node = self.held.0.node.load();

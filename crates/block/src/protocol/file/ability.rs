@@ -1,4 +1,4 @@
-//! What a file system or a device has said that it cannot do.
+//! Abilities that a file system or a device has said to lack.
 //!
 //! It is asked for what may be missing with the first request that wants it. That it cannot is
 //! remembered, and said once in the log, so that not every request pays for a call in vain. It is

@@ -1,4 +1,4 @@
-//! What O_DIRECT on a file asks of memory and of requests.
+//! Alignments that O_DIRECT on a file asks of memory and of requests.
 
 use std::fs::File as HostFile;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use coblk_aio::{AlignedBuffer, IoVectorMut, sys};
 
-/// What every file and device takes.
+/// An alignment that every file and device takes.
 const SAFE: u32 = 4096;
 
 /// Alignment of memory and of requests in bytes: what the kernel tells, else what it is found to

@@ -1,4 +1,4 @@
-//! What options say of an image, and how it is opened by them.
+//! Options of an image, and how it is opened by them.
 
 use std::path::PathBuf;
 
@@ -54,7 +54,7 @@ impl From<FileFields> for FileNodeOptions {
 }
 
 impl FileNodeOptions {
-    /// Those of the image at a path, with every option as it is by default.
+    /// Options of the image at a path, with every option as it is by default.
     pub fn new(filename: impl Into<PathBuf>) -> FileNodeOptions {
         let (aio, locking) = (Engine::default(), Locking::default());
         FileNodeOptions { filename: filename.into(), aio, locking }

@@ -30,7 +30,7 @@ impl InPlace {
         InPlace { misses: AtomicU32::new(0), pass: AtomicU32::new(0) }
     }
 
-    /// Reads all of `target` from the page cache, or says that somebody else has to.
+    /// Reads all of `target` from the page cache, or says that a worker or the ring has to.
     #[inline]
     pub(super) fn read(
         &self,

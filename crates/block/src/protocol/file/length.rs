@@ -14,7 +14,7 @@ use crate::driver::flags::{Preallocation, Truncate, WriteFlags};
 
 /// How much is written at a time to have space.
 const ZEROES_BYTES: u64 = 1 << 20;
-/// What any O_DIRECT may ask of memory.
+/// The largest alignment that any O_DIRECT may ask of memory.
 const ZEROES_ALIGNMENT: usize = 4096;
 
 impl File {

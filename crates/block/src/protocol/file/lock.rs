@@ -1,14 +1,14 @@
-//! Locks on an image, by which processes agree on who may do what. They are those of QEMU, so that
-//! its programs and ours respect each other.
+//! Locks on an image, by which processes agree on who may do what. The bytes are those of QEMU, so
+//! that its programs and ours respect each other.
 //!
 //! ```text
-//! byte 100 + i   somebody holds permission i
-//! byte 200 + i   somebody does not share permission i with others
+//! byte 100 + i   a process holds permission i
+//! byte 200 + i   a process does not share permission i with others
 //! ```
 //!
-//! All are shared locks: any number of processes may hold each. Who wants something takes its own
-//! locks first, and looks then whether others hold the contrary byte, so that of two who come at
-//! the same time at least one sees the other.
+//! All are shared locks: any number of processes may hold each. A process takes its own locks first,
+//! and looks then whether others hold the contrary byte, so that of two processes that come at the
+//! same time at least one sees the other.
 
 use std::fs::File as HostFile;
 use std::io;
@@ -28,11 +28,11 @@ const NOT_SHARED_AT: u64 = 200;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Locking {
-    /// It is, and cannot be used where the file system refuses locks.
+    /// The image is locked, and cannot be used where the file system refuses locks.
     On,
-    /// It is not. Nothing keeps others from changing it.
+    /// The image is not locked. Nothing keeps others from changing it.
     Off,
-    /// It is; where the file system refuses locks there is a warning instead.
+    /// The image is locked; where the file system refuses locks there is a warning instead.
     #[default]
     Auto,
 }
@@ -41,7 +41,7 @@ pub enum Locking {
 #[derive(Debug)]
 pub(super) struct ImageLocks {
     locking: Locking,
-    /// Held for a few system calls, by whoever changes permissions.
+    /// Held for a few system calls, by a change of permissions.
     now: Mutex<Locks>,
 }
 
@@ -59,7 +59,7 @@ struct Locks {
 
 /// Why locks were not had.
 enum Obstacle {
-    /// Somebody else holds the contrary lock.
+    /// Another process holds the contrary lock.
     Conflict {
         permission: Permissions,
         mode: &'static str,
@@ -78,7 +78,7 @@ impl ImageLocks {
 }
 
 impl File {
-    /// Locks the image for what is `held`, and against what is not `shared`. Without effect if that
+    /// Locks the image for the permissions `held`, and against those not `shared`. Without effect if that
     /// is refused.
     pub(super) fn lock_image(
         &self,
@@ -210,7 +210,7 @@ impl Locks {
         Ok(())
     }
 
-    /// What is locked: the permission, its byte, that of who does not agree, and words for messages.
+    /// The locked bytes: the permission, its byte, the contrary byte, and words for messages.
     fn each(self) -> impl Iterator<Item = (Permissions, u64, u64, &'static str)> {
         let index = |one: Permissions| u64::from(one.bits().trailing_zeros());
         let held = self.held.iter().map(move |one| {
@@ -226,7 +226,7 @@ impl Locks {
     fn acquire(self, fd: BorrowedFd<'_>) -> Result<(), Obstacle> {
         for (permission, byte, _, mode) in self.each() {
             sys::lock_byte(fd, byte).map_err(|error| match error.raw_os_error() {
-                // Somebody who locks images in another way has the byte for himself.
+                // A program that locks images in another way has the byte exclusively.
                 Some(libc::EAGAIN | libc::EACCES) => Obstacle::Conflict { permission, mode },
                 _ => Obstacle::System(error),
             })?;

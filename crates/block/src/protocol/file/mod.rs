@@ -1,6 +1,6 @@
 //! `file` and `host_device`: an image in a host file or on a block device, buffered or O_DIRECT.
 //!
-//! What does the I/O is an [`Engine`]: blocking calls on worker threads, or the context's
+//! The I/O is done by an [`Engine`]: blocking calls on worker threads, or the context's
 //! io_uring. What a transfer means, that is short reads and writes, retries and the end of file,
 //! is in `transfer.rs`, once for both.
 
@@ -47,7 +47,7 @@ const SECTOR_BYTES: u64 = 512;
 
 /// An image in a host file, or on a block device.
 ///
-/// A length that is not a multiple of 512 is reported rounded up; what is read there is zero, and
+/// A length that is not a multiple of 512 is reported rounded up; bytes read there are zero, and
 /// a write there makes the file longer, but never longer than is reported: users without the
 /// permission to resize cannot write an image with O_DIRECT that ends within a block.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct File {
     file: HostFile,
     ring_files: RingFiles,
     path: PathBuf,
-    /// What a reopen can change.
+    /// The modes that a reopen can change.
     mode: LiveMode,
     in_place: InPlace,
     /// A block device: `host_device`.
@@ -63,27 +63,27 @@ pub struct File {
     locks: ImageLocks,
     /// [`Permissions`] that the users of the node hold.
     held: AtomicU8,
-    /// What we report: whole sectors.
+    /// The length that is reported: whole sectors.
     length: AtomicU64,
-    /// How long the file is as far as we know. If it turns out shorter, somebody truncated it.
+    /// Length of the file as far as is known. If it turns out shorter, another process truncated it.
     end_of_file: AtomicU64,
     /// The errno that an fdatasync of the page cache failed with, or 0. What it dropped is lost, so
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
     abilities: Abilities,
-    /// What it may have of the worker pool: a disk that does not answer leaves threads for others.
+    /// Its part of the worker pool: a disk that does not answer leaves threads for others.
     share: PoolShare,
 }
 
 impl File {
-    /// To open an image: `File::options().direct(true).open(path)`.
+    /// Options to open an image: `File::options().direct(true).open(path)`.
     pub fn options() -> FileOptions {
         FileOptions::default()
     }
 
-    /// To open a block device (driver `host_device`):
-    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device:
-    /// a change of length looks whether the device has grown, and fails if it is not as long.
+    /// Options to open a block device (driver `host_device`):
+    /// `File::device_options().direct(true).open("/dev/sdx")`. Its length is that of the device: a
+    /// change of length looks whether the device has grown, and fails if it is not as long.
     pub fn device_options() -> FileOptions {
         File::options().on_device()
     }
@@ -138,7 +138,7 @@ impl File {
         self.mode.engine() == Engine::IoUring && co.context().has_ring()
     }
 
-    /// What rings read from.
+    /// The descriptor, or the registered file, that rings read from.
     #[inline]
     fn ring_fd(&self) -> RingFd<'_> {
         match self.ring_files.get(self.mode.direct()) {

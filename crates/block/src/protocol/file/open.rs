@@ -27,29 +27,29 @@ pub enum FileOpenError {
     Open {
         /// The image.
         path: PathBuf,
-        /// What it was to be opened for.
+        /// The access that was asked for.
         mode: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// An image is to be open in another way, but something else is at its path.
+    /// A reopen has found another file at the path of the image.
     #[error("cannot reopen image '{}': another file is there by now", path.display())]
     Replaced {
         /// The image.
         path: PathBuf,
     },
-    /// Its writers could not go on.
+    /// A user that writes could not go on after the reopen.
     #[error("cannot reopen image: {0}")]
     Permission(Box<PermissionError>),
-    /// Its locks cannot be had once more.
+    /// The locks of the image cannot be taken once more.
     #[error("cannot reopen image '{}': locks: {source}", path.display())]
     Lock {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// No request could reach its end.
+    /// The image is longer than requests can address.
     #[error("cannot open image '{}': it has {length} bytes, more than {MAX_LENGTH}", path.display())]
     TooLong {
         /// The image.
@@ -57,20 +57,20 @@ pub enum FileOpenError {
         /// Its length in bytes.
         length: u64,
     },
-    /// Linux AIO waits where there is a page cache.
+    /// `aio=native` without O_DIRECT.
     #[error("cannot open image '{}': aio=native needs cache.direct=on", path.display())]
     NativeNotDirect {
         /// The image.
         path: PathBuf,
     },
-    /// It is nothing that this driver opens.
+    /// The file is not of a kind that this driver opens.
     #[error("cannot open image '{}': it is {what}, not {expected}", path.display())]
     NotAnImage {
         /// The path given.
         path: PathBuf,
-        /// What it is.
+        /// The kind of the file.
         what: &'static str,
-        /// What it should be, and the driver for what it is, if there is one.
+        /// The kind that the driver opens, and the driver for this kind, if there is one.
         expected: &'static str,
     },
 }
@@ -102,40 +102,41 @@ impl Default for FileOptions {
 }
 
 impl FileOptions {
-    /// Open a block device (driver `host_device`) instead of a regular file (`file`).
+    /// Opens a block device (driver `host_device`) instead of a regular file (`file`).
     pub fn on_device(self) -> FileOptions {
         FileOptions { device: true, ..self }
     }
 
-    /// Open for reading only.
+    /// Opens for reading only.
     pub fn read_only(self, read_only: bool) -> FileOptions {
         FileOptions { read_only, ..self }
     }
 
-    /// Bypass the page cache (O_DIRECT).
+    /// Bypasses the page cache (O_DIRECT).
     pub fn direct(self, direct: bool) -> FileOptions {
         FileOptions { direct, ..self }
     }
 
-    /// What does the I/O.
+    /// Chooses the engine of the I/O.
     pub fn engine(self, engine: Engine) -> FileOptions {
         FileOptions { engine, ..self }
     }
 
-    /// Whether small reads are first tried from the page cache, on the loop's own thread; on by
-    /// default. Without it every request goes to the engine. O_DIRECT has no page cache.
+    /// Sets whether small reads are first tried from the page cache, on the loop's own thread; on
+    /// by default. Without it every request goes to the engine. O_DIRECT has no page cache.
     pub fn in_place_reads(self, in_place_reads: bool) -> FileOptions {
         FileOptions { in_place_reads, ..self }
     }
 
-    /// Whether other processes are kept from using the image in a way that does not agree with
-    /// ours; see [`Locking`].
+    /// Sets whether other processes are kept from using the image in a way that does not agree with
+    /// this one; see [`Locking`].
     pub fn locking(self, locking: Locking) -> FileOptions {
         FileOptions { locking, ..self }
     }
 
-    /// Whether flushes do nothing. Nothing is durable then: if the host crashes, all that the image
-    /// was ever written may be lost, or half there. For images that are not needed after a crash.
+    /// Sets whether flushes do nothing. Nothing is durable then: if the host crashes, all that the
+    /// image was ever written may be lost, or half there. For images that are not needed after a
+    /// crash.
     pub fn no_flush(self, no_flush: bool) -> FileOptions {
         FileOptions { no_flush, ..self }
     }

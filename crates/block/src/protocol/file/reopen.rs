@@ -2,7 +2,7 @@
 //!
 //! The image is opened once more, in the new way, and then the two open files change places behind
 //! the descriptor, which stays the same number. Locks belong to the open file, and go along: both
-//! have them while they change places, so that nobody comes in between. Nothing is in flight.
+//! have them while they change places, so that no other process comes in between. Nothing is in flight.
 
 use std::fs::File as HostFile;
 use std::io;

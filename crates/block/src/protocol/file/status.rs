@@ -13,7 +13,7 @@ use super::{File, SECTOR_BYTES};
 use crate::driver::MAX_LENGTH;
 use crate::driver::extent::Extent;
 
-/// What `stat` counts in, whatever the file system does.
+/// The unit of `stat`, whatever the file system does.
 const STAT_BLOCK_BYTES: u64 = 512;
 
 impl File {
@@ -40,7 +40,7 @@ impl File {
         kind(end.map_or(bytes, |end| bytes.min(end - offset))).stored_at(None, offset)
     }
 
-    /// What the file takes on its file system. A device takes none.
+    /// The bytes that the file takes on its file system. A device takes none.
     pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         let metadata = PoolShare::once(co, || self.file.metadata())?;
         Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))

@@ -8,7 +8,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::File;
 
-/// What to do before the next attempt when the system says EAGAIN.
+/// The pause before the next attempt when the system says EAGAIN.
 pub(super) trait Pause {
     fn pause(&self);
 }

@@ -21,7 +21,7 @@ use super::ability::{Ability, not_supported};
 use super::transfer::{OnWorker, retry};
 use crate::driver::flags::ZeroFlags;
 
-/// What may be missing.
+/// Abilities that a file system may lack.
 #[derive(Debug)]
 pub(super) struct Abilities {
     zero_range: Ability,
