@@ -102,7 +102,9 @@ impl Blockdevs {
             return Err(error);
         }
         for step in &steps {
-            graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
+            // In a statement of its own: the lock must be free while contexts are waited for.
+            let backends = graph::lock().backends_above(&step.node);
+            graph::co_look_at_node(co, backends);
             step.node.tell_length();
             // Flushes may have done nothing up to now.
             graph::lock().owe_flush_above(&step.node);
