@@ -17,6 +17,7 @@ use coblk_aio::{AioContext, Co, PoolShare};
 use super::Blockdevs;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
@@ -68,18 +69,19 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let fallen = self.co_reopen_all(co, options)?;
+        let (nodes, fallen) = self.co_reopen_all(co, options)?;
         // Their last I/O waits for drains.
         fallen.iter().for_each(|node| co_close_if_unused(co, node));
+        nodes.iter().chain(&fallen).for_each(|node| co_settle_homes(co, node));
         Ok(())
     }
 
-    /// Returns the nodes that edges have led to.
+    /// Returns the nodes whose edges have turned, and those that they have led to.
     fn co_reopen_all(
         &self,
         co: &Co<'_>,
         options: Vec<NodeOptions>,
-    ) -> Result<Vec<Arc<BlockNode>>, BlockdevError> {
+    ) -> Result<(Vec<Arc<BlockNode>>, Vec<Arc<BlockNode>>), BlockdevError> {
         let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
@@ -110,7 +112,8 @@ impl Blockdevs {
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
         }
-        Ok(turned.old_nodes())
+        let parents = steps.iter().filter(|step| !step.turns.is_empty());
+        Ok((parents.map(|step| Arc::clone(&step.node)).collect(), turned.old_nodes()))
     }
 
     fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
