@@ -22,6 +22,7 @@ use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
+use crate::io::known::answers_may_have_changed;
 use crate::options::{NodeOptions, NodeRef, OptionsError};
 use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
@@ -312,6 +313,7 @@ struct Prepared<'a> {
 impl Prepared<'_> {
     fn swap(&mut self) {
         self.driver.swap();
+        answers_may_have_changed();
         let limits = self.node.driver().limits();
         if limits.are_possible() {
             self.node.path.swap_limits(limits);
