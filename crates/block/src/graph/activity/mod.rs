@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, PoolShare};
 
+use super::change::co_flush_in_time;
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, Operation, UserId, lock, lock_permits};
 use super::{co_drain_for_change, co_look_at_node, lock_changes};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::backends::BackendHome;
 use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
-use crate::io as request_path;
 
 /// What changes a node, and so keeps it active.
 const CHANGES: Permissions =
@@ -43,33 +43,50 @@ pub(crate) fn co_set_active(
     nodes: &[Arc<BlockNode>],
     active: bool,
 ) -> Result<(), GraphError> {
+    if !active {
+        return co_inactivate(co, nodes);
+    }
     let _change = lock_changes(co)?;
-    if active { co_activate(co, nodes) } else { co_inactivate(co, nodes) }
+    co_activate(co, nodes)
 }
 
-fn co_inactivate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
-    let nodes = lock().plan_inactive(nodes)?;
-    let drained = nodes.iter().map(|node| co_drain_for_change(co, node));
-    let _drained = drained.collect::<Result<Vec<_>, _>>()?;
+/// As `change.rs`: drained before other changes are waited for, and planned anew behind them.
+fn co_inactivate(co: &Co<'_>, roots: &[Arc<BlockNode>]) -> Result<(), GraphError> {
+    loop {
+        let nodes = lock().plan_inactive(roots)?;
+        let drained = nodes.iter().map(|node| co_drain_for_change(co, node));
+        let _drained = drained.collect::<Result<Vec<_>, _>>()?;
+        // A disk that does not answer is found out before others wait for this change.
+        let flush = |node| co_flush_in_time(co, node).map_err(|error| failed(node, false, error));
+        nodes.iter().try_for_each(flush)?;
+        let _change = lock_changes(co)?;
+        let planned = lock().plan_inactive(roots)?;
+        if planned.iter().map(|node| node.id()).eq(nodes.iter().map(|node| node.id())) {
+            return co_give_up(co, &nodes);
+        }
+    }
+}
+
+/// Hands drained nodes over, parents first.
+fn co_give_up(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
     for (index, node) in nodes.iter().enumerate() {
         if let Err(source) = co_hand_over(co, node) {
             co_take_back(co, &nodes[..index]);
             return Err(failed(node, false, source));
         }
     }
-    let given = PoolShare::once(co, || lock_permits().inactivate(&nodes));
-    given.inspect_err(|_| co_take_back(co, &nodes))
+    let given = PoolShare::once(co, || lock_permits().inactivate(nodes));
+    given.inspect_err(|_| co_take_back(co, nodes))
 }
 
 fn failed(node: &BlockNode, active: bool, source: io::Error) -> GraphError {
     GraphError::Activity { node: node.name().to_owned(), active, source }
 }
 
-fn co_hand_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
+fn co_hand_over(co: &Co<'_>, node: &Arc<BlockNode>) -> io::Result<()> {
+    // What its parents have written as they were handed over.
+    co_flush_in_time(co, node)?;
     let _own = node.enter_own();
-    if !node.is_read_only() {
-        request_path::co_flush(&node.path, co)?;
-    }
     node.driver().co_inactivate(co)
 }
 
