@@ -70,19 +70,19 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let (nodes, fallen) = self.co_reopen_all(co, options)?;
+        let turned = self.co_reopen_all(co, options)?;
         // Their last I/O waits for drains.
-        fallen.iter().for_each(|node| co_close_if_unused(co, node));
-        nodes.iter().chain(&fallen).for_each(|node| co_settle_homes(co, node));
+        turned.iter().for_each(|node| co_close_if_unused(co, node));
+        turned.iter().for_each(|node| co_settle_homes(co, node));
         Ok(())
     }
 
-    /// Returns the nodes whose edges have turned, and those that they have led to.
+    /// Returns the nodes whose edges have turned, and those to which these have led.
     fn co_reopen_all(
         &self,
         co: &Co<'_>,
         options: Vec<NodeOptions>,
-    ) -> Result<(Vec<Arc<BlockNode>>, Vec<Arc<BlockNode>>), BlockdevError> {
+    ) -> Result<Vec<Arc<BlockNode>>, BlockdevError> {
         let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
@@ -114,7 +114,8 @@ impl Blockdevs {
             self.note(step);
         }
         let parents = steps.iter().filter(|step| !step.turns.is_empty());
-        Ok((parents.map(|step| Arc::clone(&step.node)).collect(), turned.old_nodes()))
+        let parents = parents.map(|step| Arc::clone(&step.node));
+        Ok(parents.chain(turned.old_nodes()).collect())
     }
 
     fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
