@@ -7,10 +7,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::args::{CompareArgs, wanted};
 use crate::compare::{self, served, served::ServedArgs};
+use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
 use crate::measure::Plan;
 use crate::micro;
 use crate::peers::programs::Protocol;
+use crate::peers::stranger;
+use crate::plot::results::{self, PlotArgs};
 use crate::report::{Format, Report};
 use crate::works::Work;
 
@@ -47,8 +50,15 @@ enum Command {
     /// Our engines beside `qemu-img bench` and bare loops, on one image; or our servers beside
     /// others'.
     Compare(CompareCommand),
+    /// A bare server: the floor that `compare nbd` and `compare vhost-user` measure ours beside.
+    Serve(ServeArgs),
+    /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
+    Plot(PlotArgs),
     /// Name all works of `micro`, `compare`, `compare nbd` and `compare vhost-user`, one a line.
     List,
+    /// Keep one CPU busy.
+    #[command(hide = true)]
+    Spin { cpu: usize },
     /// One work and nothing else, for a tool that watches this process.
     #[command(hide = true)]
     Child { work: String, ops: u64 },
@@ -117,7 +127,10 @@ pub fn run() -> io::Result<()> {
                 served::run(Protocol::VhostUser, &arguments, &plan, &mut report)?;
             }
         },
+        Command::Serve(arguments) => return floors::serve(&arguments),
+        Command::Plot(arguments) => return results::run(&arguments),
         Command::List => list(),
+        Command::Spin { cpu } => return stranger::spin(cpu),
         Command::Child { work, ops } => return child(&work, ops),
     }
     report.finish()
@@ -165,7 +178,7 @@ mod tests {
         assert!(cli.quick && cli.json);
         let Command::Micro(arguments) = cli.command else { panic!("not micro") };
         let options = micro_options(&arguments, &Plan::new(true, None)).unwrap();
-        assert_eq!(options.works.len(), 4);
+        assert_eq!(options.works.len(), 6);
         assert!(Cli::try_parse_from(["coblk-bench", "--rounds", "0", "micro"]).is_err());
     }
 }

@@ -251,7 +251,8 @@ mod tests {
     fn a_row_has_what_fio_prints() {
         let mut latency = crate::workload::new_histogram();
         latency.record(1000).unwrap();
-        let lap = Lap { ops: 10, wall_ns: 1e6, cpu_ns: Some(5e5), allocs: Some(0.0) };
+        let lap =
+            Lap { ops: 10, wall_ns: 1e6, cpu_ns: Some(5e5), allocs: Some(0.0), latency: None };
         let json = row("x".into(), &lap, &latency).to_json();
         assert_eq!((&json["ours"], &json["unit"]), (&10_000.0.into(), &"IOPS".into()));
         assert_eq!(json["p99_ns"], 1000);

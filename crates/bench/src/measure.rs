@@ -7,8 +7,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::peers::stranger::Stranger;
 use crate::report::{Peer, Row};
-use crate::stats::{median, median_of_some};
+use crate::stats::{Percentiles, median, median_of_some};
 use crate::works::Unit;
 use crate::{alloc, sys};
 
@@ -45,18 +46,21 @@ pub struct Lap {
     pub cpu_ns: Option<f64>,
     /// Allocations of all threads, if known.
     pub allocs: Option<f64>,
+    /// How long operations took, if known.
+    pub latency: Option<Percentiles>,
 }
 
 impl Lap {
     fn value(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Iops => self.ops as f64 / self.wall_ns * 1e9,
+            Unit::CpuUsPerS => self.cpu_ns.unwrap_or(f64::NAN) / self.wall_ns * 1e6,
             _ => self.wall_ns / self.ops as f64,
         }
     }
 
     fn per_op(&self, total: Option<f64>) -> Option<f64> {
-        total.map(|total| total / self.ops as f64)
+        total.filter(|_| self.ops > 0).map(|total| total / self.ops as f64)
     }
 }
 
@@ -69,6 +73,7 @@ pub fn lap(ops: u64, work: impl FnOnce()) -> Lap {
         wall_ns: start.elapsed().as_nanos() as f64,
         cpu_ns: Some((sys::process_cpu_ns() - cpu_ns) as f64),
         allocs: Some((alloc::allocations() - allocs) as f64),
+        latency: None,
     }
 }
 
@@ -92,13 +97,13 @@ impl Rival<'_> {
             Unit::NsPerOp.ratio(ours.per_op(ours.cpu_ns)?, peer.per_op(peer.cpu_ns)?)
         };
         Peer {
-            name: self.name.clone(),
-            value: median(&theirs).unwrap_or(f64::NAN),
             ratio: median_of_some(rounds().map(ratio)),
             cpu_ns_per_op: median_of_some(laps.iter().map(|lap| lap.per_op(lap.cpu_ns))),
             // CPU time is a figure of its own where there is a goal for it.
             cpu_ratio: self.goal.and_then(|_| median_of_some(rounds().map(cpu_ratio))),
             goal: self.goal,
+            latency: Percentiles::medians(laps.iter().map(|lap| lap.latency)),
+            ..Peer::new(self.name.clone(), median(&theirs).unwrap_or(f64::NAN))
         }
     }
 }
@@ -111,6 +116,7 @@ pub struct Contest<'a> {
     peers: Vec<Rival<'a>>,
     missing: Vec<(String, &'static str)>,
     fixed_ops: Option<u64>,
+    stranger: Option<Stranger>,
 }
 
 impl<'a> Contest<'a> {
@@ -127,6 +133,7 @@ impl<'a> Contest<'a> {
             peers: Vec::new(),
             missing: Vec::new(),
             fixed_ops: None,
+            stranger: None,
         }
     }
 
@@ -160,6 +167,12 @@ impl<'a> Contest<'a> {
     /// Every contestant does this many operations a lap, instead of as many as fill the time.
     pub fn ops(mut self, ops: u64) -> Contest<'a> {
         self.fixed_ops = Some(ops);
+        self
+    }
+
+    /// All laps are measured while a stranger has a CPU.
+    pub fn beside(mut self, stranger: Stranger) -> Contest<'a> {
+        self.stranger = Some(stranger);
         self
     }
 
@@ -197,11 +210,13 @@ impl<'a> Contest<'a> {
         row.ours = median(&values);
         row.allocs_per_op = median_of_some(ours.iter().map(|lap| lap.per_op(lap.allocs)));
         row.cpu_ns_per_op = median_of_some(ours.iter().map(|lap| lap.per_op(lap.cpu_ns)));
+        row.latency = Percentiles::medians(ours.iter().map(|lap| lap.latency));
         row.notes = notes;
         row.missing = self.missing;
         for (index, _, laps) in peers {
             row.peers.push(self.peers[index].figures(unit, &ours, &laps));
         }
+        drop(self.stranger);
         Ok(row)
     }
 
@@ -236,7 +251,7 @@ mod tests {
     fn fake(ns_per_op: f64) -> impl FnMut(u64) -> io::Result<Lap> {
         move |ops| {
             let wall_ns = ns_per_op * ops as f64;
-            Ok(Lap { ops, wall_ns, cpu_ns: Some(wall_ns), allocs: Some(0.0) })
+            Ok(Lap { ops, wall_ns, cpu_ns: Some(wall_ns), allocs: Some(0.0), latency: None })
         }
     }
 
@@ -266,7 +281,7 @@ mod tests {
     fn a_goal_is_one_for_cpu_time_too() {
         let busy = |ops: u64| {
             let wall_ns = 1500.0 * ops as f64;
-            Ok(Lap { ops, wall_ns, cpu_ns: Some(3.0 * wall_ns), allocs: None })
+            Ok(Lap { ops, wall_ns, cpu_ns: Some(3.0 * wall_ns), allocs: None, latency: None })
         };
         let contest = Contest::new("work", Unit::Iops, fake(1000.0)).peer("plain", busy);
         let contest = contest.peer_to_beat("rival", 2.0, busy).ops(100);

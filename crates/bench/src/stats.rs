@@ -1,5 +1,7 @@
 //! The few statistics that a median of rounds needs.
 
+use hdrhistogram::Histogram;
+
 /// The middle of the values, the mean of the two in the middle if their number is even. `None` of
 /// none.
 pub fn median(values: &[f64]) -> Option<f64> {
@@ -16,6 +18,42 @@ pub fn median(values: &[f64]) -> Option<f64> {
 /// [`median`] of what is there; `None` if nothing is.
 pub fn median_of_some(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     median(&values.flatten().collect::<Vec<_>>())
+}
+
+/// How long requests took: half of them, all but 1 in 100, and all but 1 in 1000, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Percentiles {
+    pub p50_ns: f64,
+    pub p99_ns: f64,
+    pub p999_ns: f64,
+}
+
+impl Percentiles {
+    /// Those of a histogram; none of an empty one.
+    pub fn of(latencies: &Histogram<u64>) -> Option<Percentiles> {
+        let at = |quantile| latencies.value_at_quantile(quantile) as f64;
+        let all = Percentiles { p50_ns: at(0.5), p99_ns: at(0.99), p999_ns: at(0.999) };
+        (!latencies.is_empty()).then_some(all)
+    }
+
+    /// The median of each, of those that are there.
+    pub fn medians(
+        rounds: impl Iterator<Item = Option<Percentiles>> + Clone,
+    ) -> Option<Percentiles> {
+        let of = |part: fn(Percentiles) -> f64| {
+            median_of_some(rounds.clone().map(|round| round.map(part)))
+        };
+        Some(Percentiles {
+            p50_ns: of(|it| it.p50_ns)?,
+            p99_ns: of(|it| it.p99_ns)?,
+            p999_ns: of(|it| it.p999_ns)?,
+        })
+    }
+
+    /// Each with the name it has in JSON.
+    pub fn named(self) -> [(&'static str, f64); 3] {
+        [("p50_ns", self.p50_ns), ("p99_ns", self.p99_ns), ("p999_ns", self.p999_ns)]
+    }
 }
 
 /// Cut to three significant digits after the point or so, for people and for short JSON.
@@ -41,6 +79,23 @@ mod tests {
         assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), Some(2.5));
         assert_eq!(median_of_some([None, Some(1.0), None].into_iter()), Some(1.0));
+    }
+
+    #[test]
+    fn percentiles_of_known_values() {
+        let mut latencies = crate::workload::new_histogram();
+        assert_eq!(Percentiles::of(&latencies), None);
+        // 1 to 2000, each once; the histogram keeps three digits, all of these.
+        (1..=2000).for_each(|ns| latencies.record(ns).unwrap());
+        let all = Percentiles { p50_ns: 1000.0, p99_ns: 1980.0, p999_ns: 1998.0 };
+        assert_eq!(Percentiles::of(&latencies), Some(all));
+        let times = |factor: f64| {
+            let [p50_ns, p99_ns, p999_ns] = all.named().map(|(_, ns)| ns * factor);
+            Some(Percentiles { p50_ns, p99_ns, p999_ns })
+        };
+        let rounds = [times(3.0), None, times(1.0), times(9.0)];
+        assert_eq!(Percentiles::medians(rounds.into_iter()), times(3.0));
+        assert_eq!(Percentiles::medians([None].into_iter()), None);
     }
 
     #[test]

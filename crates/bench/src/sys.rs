@@ -2,11 +2,15 @@
 //! CPUs it is to run them.
 #![allow(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
+
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 /// CPU time of all threads of this process so far, in nanoseconds.
 pub fn process_cpu_ns() -> u64 {
@@ -100,6 +104,47 @@ pub fn children_cpu() -> Duration {
 pub fn thread_id() -> i32 {
     // SAFETY: touches no memory.
     unsafe { libc::gettid() }
+}
+
+/// Reads from a file into memory that others may see and change.
+///
+/// # Errors
+/// As the kernel says; if the file is too short.
+pub fn pread_shared<B: BitmapSlice>(
+    file: &File,
+    into: &VolatileSlice<'_, B>,
+    offset: u64,
+) -> io::Result<()> {
+    let guard = into.ptr_guard_mut();
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the slice is mapped and writable while the guard lives. The kernel writes, as a device
+    // would; no reference to these bytes exists.
+    let got = unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), offset) };
+    whole(got, guard.len())
+}
+
+/// Writes to a file from memory that others may see and change.
+///
+/// # Errors
+/// As the kernel says; if it does not take all.
+pub fn pwrite_shared<B: BitmapSlice>(
+    file: &File,
+    from: &VolatileSlice<'_, B>,
+    offset: u64,
+) -> io::Result<()> {
+    let guard = from.ptr_guard();
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the slice is mapped while the guard lives, and the kernel reads each byte once.
+    let got = unsafe { libc::pwrite(file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), offset) };
+    whole(got, guard.len())
+}
+
+fn whole(got: isize, wanted: usize) -> io::Result<()> {
+    match usize::try_from(got) {
+        Ok(got) if got == wanted => Ok(()),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Memory mappings of this process.

@@ -72,6 +72,8 @@ pub enum Work {
     WakeQd64,
     /// An empty job goes to a worker thread and back, one at a time.
     WorkerQd1,
+    /// The same as `WorkerQd1`, while a stranger has one CPU.
+    WorkerTaken,
     /// The same, 64 at a time.
     WorkerQd64,
     /// A read from the null driver through the whole stack, one at a time.
@@ -96,7 +98,7 @@ pub enum Work {
 
 impl Work {
     /// All works of `micro`, in the order of its table.
-    pub const ALL: [Work; 23] = [
+    pub const ALL: [Work; 24] = [
         Work::ResumeSuspend,
         Work::CreateRunEnd,
         Work::Nesting,
@@ -110,6 +112,7 @@ impl Work {
         Work::WakeQd1,
         Work::WakeQd64,
         Work::WorkerQd1,
+        Work::WorkerTaken,
         Work::WorkerQd64,
         Work::NullQd1,
         Work::NullQd64,
@@ -138,6 +141,7 @@ impl Work {
             Work::WakeQd1 => "wake across contexts QD1",
             Work::WakeQd64 => "wake across contexts QD64",
             Work::WorkerQd1 => "worker QD1",
+            Work::WorkerTaken => "worker QD1, one CPU taken",
             Work::WorkerQd64 => "worker QD64",
             Work::NullQd1 => "null QD1",
             Work::NullQd64 => "null QD64",
@@ -165,7 +169,7 @@ impl Work {
 
     /// Whether system calls are counted for it, in a child of its own.
     pub fn counts_syscalls(self) -> bool {
-        self.unit() == Unit::NsPerOp && self != Work::SuspendedTime
+        self.unit() == Unit::NsPerOp && !matches!(self, Work::SuspendedTime | Work::WorkerTaken)
     }
 
     /// The work of that name.

@@ -4,10 +4,12 @@ mod util;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, IoVector};
+use coblk_block::drivers::Null;
 use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, BlockdevError, Blockdevs, WriteFlags};
+use coblk_block::{BackendOptions, BlockNode, BlockdevError, Blockdevs, WriteFlags};
 use util::bench::Bench;
 
 fn options(line: &str) -> NodeOptions {
@@ -104,4 +106,32 @@ fn a_node_that_gets_a_user_while_it_is_closed_stays() {
     drop(backend);
     blockdevs.close(&ctx, "disk").unwrap();
     assert!(blockdevs.node("disk").is_none());
+}
+
+#[test]
+fn a_node_that_was_made_in_code_is_adopted() {
+    let bench = Bench::new();
+    let node = BlockNode::new("made", Null::new(1 << 20));
+    bench.blockdevs.adopt(Arc::clone(&node)).unwrap();
+    let adopt = |name: &str| bench.blockdevs.adopt(BlockNode::new(name, Null::new(1 << 20)));
+    assert_eq!(adopt("made").unwrap_err().to_string(), "there is a node 'made' already");
+    assert!(adopt("#made").unwrap_err().to_string().starts_with("'#made' is not a name"));
+    assert_eq!(bench.names(), ["made"]);
+    bench.open("raw,node-name=top,file=made").unwrap();
+    let in_use = bench.blockdevs.close(&bench.ctx, "made").unwrap_err();
+    assert_eq!(in_use.to_string(), "node 'made' is in use");
+    // A node above it can be reopened, and it cannot.
+    let reopen = |line: &str| {
+        let options = NodeOptions::from_keyval(line).unwrap();
+        bench.blockdevs.reopen(&bench.ctx, vec![options]).map_err(|error| error.to_string())
+    };
+    assert_eq!(reopen("raw,node-name=top,file=made,offset=512"), Ok(()));
+    let refused = reopen("null-co,node-name=made,size=1048576").unwrap_err();
+    assert_eq!(refused, "node 'made' was not made from options");
+    assert_eq!(bench.blockdevs.options().len(), 1);
+    bench.blockdevs.close(&bench.ctx, "top").unwrap();
+    bench.blockdevs.close(&bench.ctx, "made").unwrap();
+    assert!(bench.names().is_empty());
+    let closed = bench.blockdevs.adopt(node).unwrap_err();
+    assert!(closed.to_string().contains("closed"), "{closed}");
 }

@@ -11,9 +11,9 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::drivers::{Null, Raw, RawOptions};
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, Driver,
-    Drivers, EdgeId, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening,
-    WriteFlags,
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, ChildSlot,
+    Driver, Drivers, EdgeId, NamedObject, NodeMode, OpenError, Opening, ReadFlags, Reopen,
+    Reopening, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 use util::bench::Bench;
@@ -57,6 +57,10 @@ struct Script {
     lie: Lie,
     #[serde(default)]
     fails: bool,
+    /// A slot, which may be empty.
+    #[serde(default)]
+    slot: bool,
+    backing: Option<NodeRef>,
     /// Which it asks for after a reopen.
     alignment: Option<u32>,
     /// A counter, and whether it is of another kind.
@@ -89,6 +93,9 @@ impl DriverOptions for Script {
     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
         if let Some(file) = &mut self.file {
             visit("file", file);
+        }
+        if let Some(backing) = &mut self.backing {
+            visit("backing", backing);
         }
     }
 }
@@ -133,8 +140,10 @@ impl Script {
         if self.child == Fate::Forgotten {
             children.clear();
         }
+        let slot = || opening.co_slot("backing", ChildRole::COW, self.backing.as_ref());
+        let slot = self.slot.then(slot).transpose()?;
         let counter = self.counter.as_deref().map(|id| opening.object(id)).transpose()?;
-        Ok(Scripted { children, lie: self.lie, alignment: 1.into(), counter })
+        Ok(Scripted { children, slot, lie: self.lie, alignment: 1.into(), counter })
     }
 
     /// What it names: without a driver, one of this kind again.
@@ -150,6 +159,7 @@ impl Script {
 
 struct Scripted {
     children: Vec<Child>,
+    slot: Option<ChildSlot>,
     lie: Lie,
     alignment: AtomicU32,
     counter: Option<Arc<Counter>>,
@@ -228,7 +238,7 @@ impl BlockDriver for Scripted {
     }
 
     fn children(&self) -> Vec<EdgeId> {
-        self.children.iter().map(Child::id).collect()
+        self.children.iter().map(Child::id).chain(self.slot.iter().map(ChildSlot::id)).collect()
     }
 }
 
@@ -408,6 +418,23 @@ fn a_child_that_no_option_names_is_opened_listed_and_closed() {
 }
 
 #[test]
+fn a_slot_is_opened_with_a_child_or_without() {
+    let bench = bench();
+    let empty = bench.open("scripted,node-name=e,slot=on").unwrap();
+    assert!(empty.children().is_empty());
+    let line = "scripted,node-name=s,slot=on,backing.driver=file,backing.filename=$";
+    let backing = bench.open(line).unwrap().children().remove(0).1;
+    assert!(backing.is_read_only(), "as the role wants it");
+    bench.blockdevs.close(&bench.ctx, "s").unwrap();
+    assert_eq!(bench.names(), ["e"]);
+    // It is filled by an attach, which asks the driver, and not by a reopen.
+    bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    let reopen = NodeOptions::from_keyval("scripted,node-name=e,slot=on,backing=disk").unwrap();
+    let error = bench.blockdevs.reopen(&bench.ctx, vec![reopen]).unwrap_err().to_string();
+    assert_eq!(error, "node 'e': cannot change the option 'backing'");
+}
+
+#[test]
 fn images_that_name_each_other_for_ever_are_too_high() {
     let bench = bench();
     let counter = counter(&bench);
@@ -447,32 +474,4 @@ fn a_reopen_changes_what_the_driver_says_and_names_what_it_does_not() {
         let error = reopen(&format!("{},file=other", line.trim_end_matches(",file=disk")));
         assert!(error.unwrap_err().ends_with("cannot change the option 'file'"), "{line}");
     }
-}
-
-#[test]
-fn a_node_that_was_made_in_code_is_adopted() {
-    let bench = bench();
-    let node = BlockNode::new("made", Null::new(1 << 20));
-    bench.blockdevs.adopt(Arc::clone(&node)).unwrap();
-    let adopt = |name: &str| bench.blockdevs.adopt(BlockNode::new(name, Null::new(1 << 20)));
-    assert_eq!(adopt("made").unwrap_err().to_string(), "there is a node 'made' already");
-    assert!(adopt("#made").unwrap_err().to_string().starts_with("'#made' is not a name"));
-    assert_eq!(bench.names(), ["made"]);
-    bench.open("raw,node-name=top,file=made").unwrap();
-    let in_use = bench.blockdevs.close(&bench.ctx, "made").unwrap_err();
-    assert_eq!(in_use.to_string(), "node 'made' is in use");
-    // A node above it can be reopened, and it cannot.
-    let reopen = |line: &str| {
-        let options = NodeOptions::from_keyval(line).unwrap();
-        bench.blockdevs.reopen(&bench.ctx, vec![options]).map_err(|error| error.to_string())
-    };
-    assert_eq!(reopen("raw,node-name=top,file=made,offset=512"), Ok(()));
-    let refused = reopen("null-co,node-name=made,size=1048576").unwrap_err();
-    assert_eq!(refused, "node 'made' was not made from options");
-    assert_eq!(bench.blockdevs.options().len(), 1);
-    bench.blockdevs.close(&bench.ctx, "top").unwrap();
-    bench.blockdevs.close(&bench.ctx, "made").unwrap();
-    assert!(bench.names().is_empty());
-    let closed = bench.blockdevs.adopt(node).unwrap_err();
-    assert!(closed.to_string().contains("closed"), "{closed}");
 }

@@ -34,6 +34,7 @@ pub(crate) const NAMES: &[&str] = &[
     "blk_co_truncate",
     "blk_wait_while_drained",
     "block_io_error",
+    "co_call_at",
     "coroutine_terminate",
     "coroutine_yield",
     "file_co_flush",

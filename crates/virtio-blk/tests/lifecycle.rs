@@ -383,6 +383,7 @@ fn what_is_available_before_the_start_is_served() {
 fn a_change_of_capacity_is_told() {
     let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk::new(100));
+    let node = backend.node().unwrap();
     let machine = Machine::new(&ctx, backend).unwrap();
     let told = Rc::new(Cell::new(0));
     let counter = Rc::clone(&told);
@@ -392,6 +393,8 @@ fn a_change_of_capacity_is_told() {
     machine.device.update_capacity(&ctx).unwrap();
     assert_eq!((told.get(), machine.device.capacity_sectors()), (0, 100));
     disk.data.lock().unwrap().resize(200 * 512 + 511, 0);
+    ctx.run(|co| node.co_refresh_length(co)).unwrap();
+    settle(&ctx);
     machine.device.update_capacity(&ctx).unwrap();
     assert_eq!((told.get(), machine.device.capacity_sectors()), (1, 200));
     assert_eq!(machine.device.config_space()[..8], 200u64.to_le_bytes());

@@ -13,7 +13,7 @@ use crate::peers::qemu_img::{self, QemuImg};
 use crate::plot::Stroke;
 use crate::plot::curve::Curve;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{At, Report};
 use crate::workload::{Job, Pattern, ReadWrite, Until, threads};
 
 const DEPTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
@@ -50,14 +50,16 @@ pub fn measure(
                 ..Job::sequential_reads(depth, u64::MAX)
             };
             let outcome = threads::run(&node, &job, 1, Until::Count(ops), depth as u64)?;
-            mean.push(depth, outcome.latency.mean());
-            p99.push(depth, outcome.latency.value_at_quantile(0.99) as f64);
+            mean.push(depth as u64, outcome.latency.mean());
+            p99.push(depth as u64, outcome.latency.value_at_quantile(0.99) as f64);
             let work = format!("latency O_DIRECT {name} randread QD{depth}");
-            report.add(jobs::row(work, &outcome.lap, &outcome.latency))?;
+            let mut row = jobs::row(work, &outcome.lap, &outcome.latency);
+            row.at = Some(At::Depth(depth));
+            report.add(row)?;
             if qemu_img::is_installed() {
                 // It does not say its latencies; depth over rate is their mean (Little's law).
                 let lap = QemuImg::file(path, name, "none", depth, false).run(ops)?;
-                qemu.push(depth, lap.wall_ns / lap.ops as f64 * depth as f64);
+                qemu.push(depth as u64, lap.wall_ns / lap.ops as f64 * depth as f64);
             }
             progress.step();
         }

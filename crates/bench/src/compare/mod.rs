@@ -14,14 +14,17 @@ use coblk::drivers::{File, Null};
 use coblk::{AioContext, BlockBackend, BlockDriver, BlockNode};
 
 use crate::engine::Engine;
+use crate::floors::hand_over::{HandOver, Way};
+use crate::floors::loopback::Loopback;
 use crate::image::Image;
 use crate::measure::{Contest, Lap, Plan, lap};
-use crate::peers::bare;
+use crate::peers::bare::{self, Call};
+use crate::peers::coroutines;
 use crate::peers::qemu_img::{self, QemuImg};
 use crate::peers::uring::Ring;
-use crate::plot;
+use crate::plot::{self, curve::Axes};
 use crate::progress::Progress;
-use crate::report::{Report, Row};
+use crate::report::{self, At, Report, Row};
 use crate::workload::virtio::Guest;
 use crate::workload::{Generator, Job, Until};
 use crate::works::Unit;
@@ -60,7 +63,8 @@ pub fn run(options: &CompareArgs, plan: &Plan, report: &mut Report) -> io::Resul
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
         let curves = latency::measure(&image, options, plan, report)?;
         let title = "Latency of O_DIRECT 4 KiB reads over queue depth";
-        plot::curve::write(&directory.join("latency.svg"), title, &curves)?;
+        let axes = Axes { title, across: "requests in flight", value: report::time };
+        plot::curve::write(&directory.join("latency.svg"), &axes, &curves)?;
     }
     Ok(())
 }
@@ -86,6 +90,7 @@ fn measure(
     let contest = Contest::new(work.name(), Unit::NsPerOp, ours).ops(ops.max(1));
     let contest = add_peers(contest, work, image.path())?;
     let mut row = contest.run(plan, || progress.tick())?;
+    row.at = Some(At::Depth(work.depth()));
     if options.poll_max > 0 {
         row.more.push(("poll_max_us", f64::from(options.poll_max)));
     }
@@ -162,12 +167,43 @@ fn guest_requests(ctx: AioContext, driver: impl BlockDriver + 'static) -> io::Re
 
 fn add_peers<'a>(contest: Contest<'a>, work: Work, image: &Path) -> io::Result<Contest<'a>> {
     match work {
-        Work::Null | Work::VirtioNull => {
-            Ok(add_qemu(contest, "null-co", QemuImg::null("null-co", DEPTH)))
+        Work::Null => {
+            let contest = add_qemu(contest, "null-co", QemuImg::null("null-co", DEPTH));
+            Ok(contest.peer("bare coroutine", coroutines::corosensei_create_run_end()))
         }
-        Work::VirtioCached(engine) => add_file_peers(contest, image, Access::Cached, engine, DEPTH),
-        Work::File(access, engine, depth) => add_file_peers(contest, image, access, engine, depth),
+        Work::VirtioNull => {
+            let contest = add_qemu(contest, "null-co", QemuImg::null("null-co", DEPTH));
+            add_virtqueue(contest, None)
+        }
+        Work::VirtioCached(engine) => {
+            let contest = add_file_peers(contest, image, Access::Cached, engine, DEPTH)?;
+            add_virtqueue(contest, Some(image))
+        }
+        Work::File(access, engine, depth) => {
+            let contest = add_file_peers(contest, image, access, engine, depth)?;
+            if engine == Engine::Threads && depth == 1 && access != Access::Cached {
+                return add_hand_over(contest, image, access);
+            }
+            Ok(contest)
+        }
     }
+}
+
+fn add_virtqueue<'a>(contest: Contest<'a>, image: Option<&Path>) -> io::Result<Contest<'a>> {
+    let mut loopback = Loopback::new(image, DEPTH)?;
+    Ok(contest.peer("bare virtqueue loop", move |ops| loopback.run(ops)))
+}
+
+/// A worker's floor: another thread makes the system call.
+fn add_hand_over<'a>(
+    contest: Contest<'a>,
+    image: &Path,
+    access: Access,
+) -> io::Result<Contest<'a>> {
+    let call = if access.writes() { Call::Pwrite } else { Call::Pread };
+    let requests = bare::requests(image, BLOCK_BYTES, 1, access.is_direct(), call)?;
+    let mut hand_over = HandOver::new(Way::Aware, requests)?;
+    Ok(contest.peer(Way::Aware.name(), move |ops| hand_over.run(ops)))
 }
 
 fn add_file_peers<'a>(
@@ -181,10 +217,18 @@ fn add_file_peers<'a>(
     let path = image.to_str().ok_or_else(|| io::Error::other("the image's path is not UTF-8"))?;
     let cache = if direct { "none" } else { "writeback" };
     let qemu = QemuImg::file(path, engine.name(), cache, depth, write);
-    let contest = add_qemu(contest, engine.name(), qemu);
+    let mut contest = add_qemu(contest, engine.name(), qemu);
     // A loop of calls has one request in flight, whatever we have.
-    let name = if write { "bare pwrite loop" } else { "bare pread loop" };
-    let contest = contest.peer(name, bare::sequential(image, BLOCK_BYTES, depth, direct, write)?);
+    let calls: &[Call] = match (write, direct) {
+        (true, _) => &[Call::Pwrite],
+        (false, false) => &[Call::Pread, Call::Preadv2, Call::Preadv2Nowait],
+        // Without the page cache every read waits.
+        (false, true) => &[Call::Pread, Call::Preadv2],
+    };
+    for call in calls {
+        let bench = bare::sequential(image, BLOCK_BYTES, depth, direct, *call)?;
+        contest = contest.peer(call.name(), bench);
+    }
     match Ring::new(image, BLOCK_BYTES, depth, direct, write) {
         Ok(mut ring) => Ok(contest.peer("bare io_uring", move |ops| ring.run(ops))),
         Err(error) => Ok(contest

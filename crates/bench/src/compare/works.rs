@@ -59,6 +59,14 @@ impl Work {
         works
     }
 
+    /// Requests in flight.
+    pub fn depth(self) -> usize {
+        match self {
+            Work::File(_, _, depth) => depth,
+            _ => DEPTH,
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> String {
         match self {

@@ -6,13 +6,27 @@ use std::rc::Rc;
 
 use coblk::AioContext;
 
+use crate::floors::hand_over::{HandOver, Way};
 use crate::measure::{Contest, Lap, lap};
+use crate::peers::stranger::Stranger;
+use crate::sys;
 use crate::works::Work;
 
-/// `depth` coroutines submit one job after the other each.
+/// `depth` coroutines submit one job after the other each. With one, a bare hand-over is the floor.
 pub fn contest(work: Work, depth: u64) -> io::Result<Contest<'static>> {
     let ctx = AioContext::for_test()?;
-    Ok(Contest::new(work.name(), work.unit(), move |ops| round_trips(&ctx, depth, ops)))
+    let ours = move |ops| round_trips(&ctx, depth, ops);
+    let mut contest = Contest::new(work.name(), work.unit(), ours);
+    if depth == 1 {
+        for way in Way::ALL {
+            let mut hand_over = HandOver::new(way, |_| Ok(()))?;
+            contest = contest.peer(way.name(), move |ops| hand_over.run(ops));
+        }
+    }
+    match work {
+        Work::WorkerTaken => Ok(contest.beside(Stranger::take(sys::cpus()?[0])?)),
+        _ => Ok(contest),
+    }
 }
 
 fn round_trips(ctx: &AioContext, depth: u64, ops: u64) -> io::Result<Lap> {

@@ -6,5 +6,6 @@ pub mod coroutines;
 pub mod programs;
 pub mod qemu_img;
 pub mod server;
+pub mod stranger;
 pub mod swapcontext;
 pub mod uring;

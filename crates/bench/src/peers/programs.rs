@@ -6,11 +6,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
 use crate::engine::Engine;
+use crate::floors::Wait;
 
 /// Length of the null device.
-const NULL_BYTES: u64 = 1 << 30;
+pub const NULL_BYTES: u64 = 1 << 30;
 /// What an export is called, where it has a name.
 const EXPORT: &str = "disk";
 
@@ -41,6 +43,16 @@ impl Protocol {
     }
 }
 
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Protocol, String> {
+        let all = [Protocol::Nbd, Protocol::VhostUser];
+        let found = all.into_iter().find(|protocol| protocol.name() == word);
+        found.ok_or_else(|| format!("'{word}' is neither nbd nor vhost-user"))
+    }
+}
+
 /// What a server is to serve, and where.
 #[derive(Clone, Copy, Debug)]
 pub struct Service<'a> {
@@ -67,6 +79,8 @@ pub enum Program {
     QemuStorageDaemon,
     /// nbdkit.
     Nbdkit,
+    /// The floor: this program, as `serve`.
+    Bare(Protocol, Wait),
 }
 
 impl Program {
@@ -102,6 +116,10 @@ impl Program {
                 ("qemu-storage-daemon", "qemu-system-common or qemu-utils")
             }
             Program::Nbdkit => ("nbdkit", "nbdkit"),
+            Program::Bare(Protocol::Nbd, Wait::Spinning) => ("bare nbd, spinning", ""),
+            Program::Bare(Protocol::Nbd, Wait::Blocking) => ("bare nbd, blocking", ""),
+            Program::Bare(Protocol::VhostUser, Wait::Spinning) => ("bare virtqueue, spinning", ""),
+            Program::Bare(Protocol::VhostUser, Wait::Blocking) => ("bare virtqueue, blocking", ""),
         }
     }
 
@@ -113,12 +131,18 @@ impl Program {
         }
     }
 
+    /// Whether it keeps a CPU busy while it has no work.
+    pub fn spins(&self) -> bool {
+        matches!(self, Program::Bare(_, Wait::Spinning))
+    }
+
     /// Whether it is installed.
     pub fn is_installed(&self) -> bool {
-        if let Program::Daemon(path) | Program::Example(path) = self {
-            return path.exists();
-        }
-        let mut command = Command::new(self.path());
+        let mut command = match self {
+            Program::Daemon(path) | Program::Example(path) => return path.exists(),
+            Program::Bare(..) => return true,
+            Program::QemuStorageDaemon | Program::Nbdkit => Command::new(self.path()),
+        };
         let answer = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         answer.is_ok()
     }
@@ -128,6 +152,8 @@ impl Program {
             Program::Daemon(path) | Program::Example(path) => path,
             Program::QemuStorageDaemon => Path::new("qemu-storage-daemon"),
             Program::Nbdkit => Path::new("nbdkit"),
+            // As long as it runs, the kernel knows it by this name too.
+            Program::Bare(..) => Path::new("/proc/self/exe"),
         }
     }
 
@@ -141,6 +167,7 @@ impl Program {
             Program::Daemon(_) | Program::QemuStorageDaemon => command.args(qemu_words(service)?),
             Program::Example(_) => command.args(example_words(service)?),
             Program::Nbdkit => command.args(nbdkit_words(service)?),
+            Program::Bare(_, wait) => command.args(bare_words(service, *wait)?),
         };
         Ok(command)
     }
@@ -197,6 +224,18 @@ fn nbdkit_words(service: &Service<'_>) -> io::Result<Vec<String>> {
         Some(image) => words.extend(["file".to_owned(), format!("file={}", utf8(image)?)]),
     }
     Ok(words)
+}
+
+fn bare_words(service: &Service<'_>, wait: Wait) -> io::Result<Vec<String>> {
+    let protocol = service.protocol.name();
+    let mut words =
+        vec!["serve", protocol, "--wait", wait.name(), "--socket", utf8(service.socket)?];
+    if let Some(image) = service.image {
+        words.extend(["--filename", utf8(image)?]);
+    }
+    let queues = service.queues.to_string();
+    words.extend(["--queues", &queues]);
+    Ok(words.into_iter().map(str::to_owned).collect())
 }
 
 /// A path as a value among others: a comma stands doubled.

@@ -69,6 +69,7 @@ impl QemuImg {
             wall_ns: seconds * 1e9,
             cpu_ns: Some(cpu.saturating_sub(base).as_nanos() as f64),
             allocs: None,
+            latency: None,
         })
     }
 

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::sys;
 
 /// How long a server may take until it answers.
@@ -44,7 +46,8 @@ impl Places {
         Places { all, clients }
     }
 
-    fn servers(&self) -> &[usize] {
+    /// Where servers run.
+    pub fn servers(&self) -> &[usize] {
         &self.all[..self.all.len() - self.clients]
     }
 
@@ -123,6 +126,26 @@ impl Server {
         }
     }
 
+    /// It gets no time from now on, so that it takes none of others': one that spins would.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn pause(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// It goes on.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn go_on(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
     /// CPU time of all its threads so far, in nanoseconds.
     ///
     /// # Errors
@@ -184,6 +207,8 @@ mod tests {
         let server = Server::start(command, &Places::new(1).unwrap()).unwrap();
         let id = server.child.id();
         assert!(server.cpu_ns().is_ok());
+        // It ends too if it is not running.
+        server.pause().unwrap();
         drop(server);
         assert!(sys::cpu_ns_of(id).is_err());
         let none = Server::start(Command::new("/nowhere/server"), &Places::new(1).unwrap());

@@ -110,12 +110,10 @@ mod tests {
         row.peers = peers
             .iter()
             .map(|(name, ratio, cpu_ratio)| Peer {
-                name: (*name).to_owned(),
-                value: 1.0,
                 ratio: *ratio,
-                cpu_ns_per_op: None,
                 cpu_ratio: *cpu_ratio,
                 goal: cpu_ratio.map(|_| 1.5),
+                ..Peer::new(*name, 1.0)
             })
             .collect();
         row

@@ -2,6 +2,7 @@
 
 pub mod bars;
 pub mod curve;
+pub mod results;
 
 use std::fmt::Write;
 
@@ -90,6 +91,16 @@ fn width_of(words: &str) -> f64 {
     7.0 * words.chars().count() as f64
 }
 
+/// A number in few letters: `10 k` for 10,000.
+fn short(value: f64) -> String {
+    let (value, unit) = match value {
+        1e6.. => (value / 1e6, " M"),
+        1e3.. => (value / 1e3, " k"),
+        _ => (value, ""),
+    };
+    format!("{}{unit}", (value * 100.0).round() / 100.0)
+}
+
 /// A logarithmic axis: values to places.
 #[derive(Clone, Copy, Debug)]
 struct LogAxis {
@@ -154,6 +165,12 @@ mod tests {
         assert_eq!(long.ticks(), [10.0, 100.0, 1e3, 1e4, 1e5]);
         assert!(LogAxis::over(std::iter::empty(), 0.0, 1.0).high > 1.0);
         assert_eq!(LogAxis::over([1.0].into_iter(), 0.0, 1.0).ticks(), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let all = [0.0, 0.5, 32.0, 1500.0, 100_000.0, 2e6].map(short);
+        assert_eq!(all, ["0", "0.5", "32", "1.5 k", "100 k", "2 M"]);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! door.
 
 pub mod nbd;
+mod pace;
 pub mod pattern;
+mod stopwatch;
 pub mod threads;
 pub mod vhost_user;
 pub mod virtio;

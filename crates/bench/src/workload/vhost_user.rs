@@ -13,13 +13,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport};
 use vm_memory::{FileOffset, MmapRegion};
 
-use super::Job;
+use super::pace::Pace;
 use super::pattern::{Kind, Offsets};
+use super::stopwatch::Stopwatch;
+use super::{Job, new_histogram};
 
 /// Entries of a queue; a request takes three.
 const QUEUE_SIZE: u16 = 128;
@@ -62,6 +65,7 @@ impl VhostUserClient {
                 block_bytes: job.block_bytes,
                 free: (0..job.depth).collect(),
                 depth: job.depth,
+                watch: Stopwatch::new(job.depth),
             })
         };
         let queues = rings.into_iter().enumerate().map(queue).collect::<io::Result<Vec<_>>>()?;
@@ -88,6 +92,32 @@ impl VhostUserClient {
             ended.collect::<Vec<_>>().into_iter().collect::<io::Result<Vec<()>>>()
         })?;
         Ok(each * self.queues.len() as u64)
+    }
+
+    /// Makes `per_s` requests a second on the first queue for `time`, whether those before are done
+    /// or not, and looks for completions all the time: what it measures has no wake-up of this
+    /// client in it. How many it has made: fewer, if no place was free.
+    ///
+    /// # Errors
+    /// As [`run`](VhostUserClient::run).
+    pub fn run_at_rate(&mut self, per_s: u64, time: Duration) -> io::Result<u64> {
+        if per_s == 0 {
+            thread::sleep(time);
+            return Ok(0);
+        }
+        self.queues[0].paced(per_s, time)
+    }
+
+    /// How long the requests since the last call took, in nanoseconds.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub fn take_latencies(&mut self) -> io::Result<Histogram<u64>> {
+        let mut all = new_histogram();
+        for queue in &mut self.queues {
+            all.add(queue.watch.take()).map_err(io::Error::other)?;
+        }
+        Ok(all)
     }
 }
 
@@ -119,16 +149,19 @@ struct Queue {
     /// Places whose buffers no request uses.
     free: Vec<usize>,
     depth: usize,
+    watch: Stopwatch,
 }
 
 impl Queue {
     fn run(&mut self, ops: u64) -> io::Result<()> {
         let mut left = ops;
+        self.watch.look();
         loop {
             while left > 0
                 && let Some(place) = self.free.pop()
             {
                 left -= 1;
+                self.watch.begin(place);
                 self.submit(place)?;
             }
             if self.ring.avail_notif_needed() {
@@ -142,6 +175,37 @@ impl Queue {
                 self.wait()?;
             }
         }
+    }
+
+    fn paced(&mut self, per_s: u64, time: Duration) -> io::Result<u64> {
+        let mut heard_ns = self.watch.look();
+        let mut pace = Pace::new(heard_ns, per_s, time);
+        loop {
+            let now_ns = self.watch.look();
+            while let Some(due_ns) = pace.due(now_ns).filter(|_| !pace.is_over(now_ns))
+                && let Some(place) = self.free.pop()
+            {
+                self.watch.begin_due(place, due_ns);
+                pace.advance();
+                self.submit(place)?;
+            }
+            if self.ring.avail_notif_needed() {
+                self.kick.notify()?;
+            }
+            let is_idle = self.free.len() == self.depth;
+            if is_idle && pace.is_over(now_ns) {
+                break;
+            }
+            if self.reap()? > 0 || is_idle {
+                heard_ns = now_ns;
+            } else if Duration::from_nanos(now_ns - heard_ns) > PATIENCE {
+                return Err(too_late());
+            }
+        }
+        let made = pace.made();
+        // They have waited at least so long.
+        pace.missed().for_each(|due_ns| self.watch.record_since(due_ns));
+        Ok(made)
     }
 
     fn submit(&mut self, place: usize) -> io::Result<()> {
@@ -160,10 +224,12 @@ impl Queue {
     /// Takes what is done; how many there were.
     fn reap(&mut self) -> io::Result<usize> {
         let before = self.free.len();
+        self.watch.look();
         for completion in self.ring.completions() {
             if completion.ret != 0 {
                 return Err(io::Error::from_raw_os_error(-completion.ret));
             }
+            self.watch.end(completion.context);
             self.free.push(completion.context);
         }
         Ok(self.free.len() - before)
@@ -174,8 +240,12 @@ impl Queue {
         let mut fds = [PollFd::new(&*self.call, PollFlags::IN)];
         let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
         if poll(&mut fds, Some(&patience))? == 0 {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no request completes"));
+            return Err(too_late());
         }
         self.call.read().map(|_| ())
     }
+}
+
+fn too_late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no request completes")
 }

@@ -195,12 +195,16 @@ impl Blockdevs {
         };
         let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
+        // Whether a slot takes a child is asked where it is attached.
+        if child.is_none() && wanted.is_some() {
+            return Err(fixed());
+        }
         let own = child.as_ref().and_then(|child| self.entry(child));
         let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
         let own = child.clone().zip(own.map(|(options, _)| options));
         let mut next = child.clone();
         match (wanted, own) {
-            (Some(NodeRef::Name(other)), _) if child.is_none_or(|child| child.name() != other) => {
+            (Some(NodeRef::Name(other)), _) if child.is_some_and(|child| child.name() != other) => {
                 // A log is where it was begun.
                 let other = self.known_node(other)?;
                 if role.is_own_storage() {

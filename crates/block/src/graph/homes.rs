@@ -1,8 +1,8 @@
 //! Where the background work of drivers is at home, and the contexts that use a node.
 //!
 //! A home follows from the graph: it is that of the oldest backend on the node or above. So it is settled
-//! after each step that brings a backend or takes one, and after an edge has turned, in a coroutine; those outside of coroutines cannot
-//! drain, and leave homes as they are until the next step.
+//! after each step that brings a backend or takes one, and after an edge has turned, in a coroutine; those
+//! outside of coroutines cannot drain, and leave homes as they are until the next step.
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child, GraphError, MAX_HEIGHT};
+use crate::graph::{self, Child, ChildSlot, GraphError, MAX_HEIGHT};
 use crate::options::NodeRef;
 
 /// What a driver is given to open a node.
@@ -119,11 +119,38 @@ impl<'a, 'co> Opening<'a, 'co> {
         }
     }
 
+    /// [`co_child`](Self::co_child), for an edge that may be empty. `None` leaves it so.
+    ///
+    /// # Errors
+    /// As of [`co_child`](Self::co_child).
+    pub fn co_slot(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        node: Option<&NodeRef>,
+    ) -> Result<ChildSlot, OpenError> {
+        // The child stays until the slot has it.
+        let child = match node {
+            Some(node) => Some(self.co_child(name, role, node)?),
+            None => self.check_asked_once(name).map(|()| None)?,
+        };
+        let slot = ChildSlot::new(name, role, child.as_ref().map(Child::node));
+        let mut edges = self.edges.borrow_mut();
+        edges.retain(|(_, known)| *known != name);
+        edges.push((slot.id(), name));
+        Ok(slot)
+    }
+
+    fn check_asked_once(&self, name: &str) -> Result<(), OpenError> {
+        match self.edges.borrow().iter().any(|(_, known)| *known == name) {
+            true => Err(OpenError::broken(format!("asks twice for its child '{name}'"))),
+            false => Ok(()),
+        }
+    }
+
     #[inline(never)]
     fn begin_child(&self, name: &str, node: &NodeRef) -> Result<(), OpenError> {
-        if self.edges.borrow().iter().any(|(_, known)| *known == name) {
-            return Err(OpenError::broken(format!("asks twice for its child '{name}'")));
-        }
+        self.check_asked_once(name)?;
         // A chain of images that name each other may have no end.
         if self.depth >= MAX_HEIGHT && matches!(node, NodeRef::Options(_)) {
             return Err(GraphError::too_high(self.name).into());

@@ -61,12 +61,27 @@ impl Ticks {
             if self.background.home() != here {
                 return;
             }
-            self.inside.fetch_add(1, Ordering::SeqCst);
+            let _inside = Inside::new(&self.inside);
             co.yield_now();
             self.demand(self.background.home() == here, "goes on in another context's time");
             *self.counts.lock().unwrap().entry(here.name().to_owned()).or_default() += 1;
-            self.inside.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+}
+
+/// A tick under way, until it ends, or its context does.
+struct Inside<'a>(&'a AtomicUsize);
+
+impl<'a> Inside<'a> {
+    fn new(ticks: &'a AtomicUsize) -> Inside<'a> {
+        ticks.fetch_add(1, Ordering::SeqCst);
+        Inside(ticks)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

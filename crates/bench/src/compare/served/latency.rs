@@ -3,7 +3,7 @@
 use std::io;
 
 use super::works::{Device, Work};
-use super::{ServedArgs, Stage};
+use super::{ServedArgs, Stage, rate_lap};
 use crate::image::Image;
 use crate::measure::Plan;
 use crate::peers::programs::{Program, Protocol};
@@ -30,20 +30,20 @@ pub fn measure(
     let mut curves = vec![Curve::new("coblk".to_owned(), 0, Stroke::Solid)];
     let progress = Progress::new(DEPTHS.len());
     for depth in DEPTHS {
-        let kind = ReadWrite::RandRead;
-        let work = Work { protocol, device, kind, block_bytes: 4096, depth, queues: 1 };
+        let work = Work { depth, ..Work::plain(protocol, device, ReadWrite::RandRead) };
         progress.now(&format!("latency {}", work.name()));
-        let mut row = Stage { work: &work, image, arguments }.measure(ours, &plan, &progress)?;
+        let stage = Stage { work: &work, image, arguments, rate_lap: rate_lap(&plan) };
+        let mut row = stage.measure(ours, &plan, &progress)?;
         // Depth over rate is the mean latency (Little's law).
         let mean_ns = |rate: f64| depth as f64 / rate * 1e9;
-        curves[0].push(depth, mean_ns(row.ours.unwrap_or(f64::NAN)));
+        curves[0].push(depth as u64, mean_ns(row.ours.unwrap_or(f64::NAN)));
         for peer in &row.peers {
             let index = curves.iter().position(|curve| curve.name() == peer.name);
             let index = index.unwrap_or_else(|| {
                 curves.push(Curve::new(peer.name.clone(), curves.len(), Stroke::Dashed));
                 curves.len() - 1
             });
-            curves[index].push(depth, mean_ns(peer.value));
+            curves[index].push(depth as u64, mean_ns(peer.value));
         }
         row.work = format!("latency {}", row.work);
         row.more.extend(row.ours.map(|rate| ("mean_ns", mean_ns(rate))));

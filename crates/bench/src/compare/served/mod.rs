@@ -21,16 +21,22 @@ use crate::image::Image;
 use crate::measure::{Contest, Lap, Plan, lap};
 use crate::peers::programs::{Program, Protocol, Service};
 use crate::peers::server::{Places, Server};
-use crate::plot;
+use crate::peers::stranger::Stranger;
+use crate::plot::{self, curve::Axes};
 use crate::progress::Progress;
-use crate::report::{Report, Row};
+use crate::report::{self, Report, Row};
+use crate::stats::Percentiles;
 use crate::workload::nbd::NbdClient;
 use crate::workload::vhost_user::VhostUserClient;
-use crate::works::Unit;
 use works::{Device, Work};
 
 /// From here on a client's share of its CPU says that it is what is measured.
 const BOTTLENECK: f64 = 0.95;
+/// Below this share of the requests that were due, a server did not keep up.
+const KEPT_UP: f64 = 0.99;
+/// How long a lap at a fixed rate takes.
+const AT_RATE: Duration = Duration::from_secs(1);
+const AT_RATE_QUICK: Duration = Duration::from_millis(20);
 /// Until then a server has noticed that no requests come any more.
 const SETTLED: Duration = Duration::from_millis(2);
 
@@ -69,7 +75,7 @@ pub fn run(
     for work in &works {
         progress.now(&work.name());
         let image = image.as_ref().filter(|_| work.device == Device::Cached);
-        let stage = Stage { work, image, arguments };
+        let stage = Stage { work, image, arguments, rate_lap: rate_lap(plan) };
         report.add(stage.measure(&ours, plan, &progress)?)?;
         progress.step();
     }
@@ -79,9 +85,14 @@ pub fn run(
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
         let curves = latency::measure(protocol, image.as_ref(), arguments, &ours, plan, report)?;
         let title = format!("Mean latency of {} 4 KiB reads over queue depth", protocol.name());
-        plot::curve::write(&directory.join("latency.svg"), &title, &curves)?;
+        let axes = Axes { title: &title, across: "requests in flight", value: report::time };
+        plot::curve::write(&directory.join("latency.svg"), &axes, &curves)?;
     }
     Ok(())
+}
+
+fn rate_lap(plan: &Plan) -> Duration {
+    if plan.quick { AT_RATE_QUICK } else { AT_RATE }
 }
 
 /// What the servers of one row have in common.
@@ -89,6 +100,8 @@ struct Stage<'a> {
     work: &'a Work,
     image: Option<&'a Image>,
     arguments: &'a ServedArgs,
+    /// How long a lap at a fixed rate takes.
+    rate_lap: Duration,
 }
 
 impl Stage<'_> {
@@ -100,10 +113,12 @@ impl Stage<'_> {
         let named = |error: io::Error| {
             io::Error::new(error.kind(), format!("our server for {}: {error}", self.work.name()))
         };
-        let mut bench = self.bench(ours, &directory.path().join("ours.sock")).map_err(named)?;
-        let client_share = Rc::clone(&bench.client_share);
-        let mut contest = Contest::new(self.work.name(), Unit::Iops, move |ops| bench.run(ops));
-        if let Some(count) = self.arguments.common.count {
+        let bench = self.bench(ours, &directory.path().join("ours.sock")).map_err(named)?;
+        let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
+        let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
+        if let Some(per_s) = self.work.per_s {
+            contest = contest.ops((per_s as f64 * self.rate_lap.as_secs_f64()) as u64);
+        } else if let Some(count) = self.arguments.common.count {
             contest = contest.ops(count);
         }
         let mut notes = Vec::new();
@@ -114,18 +129,33 @@ impl Stage<'_> {
                 continue;
             }
             match self.bench(program, &directory.path().join(format!("{index}.sock"))) {
-                Ok(mut bench) => {
-                    contest = contest.peer_to_beat(name, *goal, move |ops| bench.run(ops));
+                Ok(bench) => {
+                    seen.push((name, Rc::clone(&bench.seen)));
+                    contest = match goal {
+                        Some(goal) => contest.peer_to_beat(name, *goal, bench.laps()),
+                        None => contest.peer(name, bench.laps()),
+                    };
                 }
                 Err(error) => notes.push(format!("{name}: {error}")),
             }
         }
+        if self.work.taken {
+            contest = contest.beside(Stranger::take(self.places()?.servers()[0])?);
+        }
         let mut row = contest.run(plan, || progress.tick())?;
-        if client_share.get() >= BOTTLENECK {
+        row.at = Some(self.work.at());
+        let is_busy = self.work.per_s.is_none() && seen[0].1.client_share.get() >= BOTTLENECK;
+        if is_busy {
             row.notes.push("the client has no time left: our server may be faster".to_owned());
         }
+        let behind = seen.iter().filter(|(_, seen)| seen.is_behind.get());
+        row.notes.extend(behind.map(|(name, _)| format!("{name} does not keep up")));
         row.notes.extend(notes);
         Ok(row)
+    }
+
+    fn places(&self) -> io::Result<Places> {
+        if self.arguments.any_cpu { Places::any() } else { Places::new(self.work.queues) }
     }
 
     /// Starts a server, and connects to it.
@@ -138,25 +168,60 @@ impl Stage<'_> {
             queues: work.queues,
             socket,
         };
-        let places =
-            if self.arguments.any_cpu { Places::any()? } else { Places::new(work.queues)? };
+        let places = self.places()?;
         let mut server = Server::start(program.command(&service)?, &places)?;
         let connect = |socket: &Path| match work.protocol {
-            Protocol::Nbd => {
-                NbdClient::connect(socket, program.export(), &work.job()).map(Client::Nbd)
-            }
+            Protocol::Nbd => NbdClient::connect(socket, program.export(), &work.job())
+                .map(|client| Client::Nbd(Box::new(client))),
             Protocol::VhostUser => {
                 VhostUserClient::connect(socket, work.queues, &work.job()).map(Client::VhostUser)
             }
         };
         let client = server.connect(socket, connect)?;
-        Ok(Bench { client, server, places, client_share: Rc::default() })
+        if program.spins() {
+            server.pause()?;
+        }
+        let rate = work.per_s.map(|per_s| (per_s, self.rate_lap));
+        Ok(Bench { client, server, places, spins: program.spins(), rate, seen: Rc::default() })
     }
 }
 
 enum Client {
-    Nbd(NbdClient),
+    Nbd(Box<NbdClient>),
     VhostUser(VhostUserClient),
+}
+
+impl Client {
+    fn run(&mut self, ops: u64) -> io::Result<u64> {
+        match self {
+            Client::Nbd(client) => client.run(ops).map(|()| ops),
+            Client::VhostUser(client) => client.run(ops),
+        }
+    }
+
+    fn run_at_rate(&mut self, per_s: u64, time: Duration) -> io::Result<u64> {
+        match self {
+            Client::Nbd(client) => client.run_at_rate(per_s, time),
+            Client::VhostUser(client) => client.run_at_rate(per_s, time),
+        }
+    }
+
+    fn take_latencies(&mut self) -> io::Result<Option<Percentiles>> {
+        let latencies = match self {
+            Client::Nbd(client) => client.take_latencies(),
+            Client::VhostUser(client) => client.take_latencies()?,
+        };
+        Ok(Percentiles::of(&latencies))
+    }
+}
+
+/// What was seen of the laps besides their figures.
+#[derive(Default)]
+struct Seen {
+    /// How much of the last lap the client had its CPU busy.
+    client_share: Cell<f64>,
+    /// Whether too few requests were made in one.
+    is_behind: Cell<bool>,
 }
 
 /// A server and its client.
@@ -165,26 +230,48 @@ struct Bench {
     client: Client,
     server: Server,
     places: Places,
-    /// How much of the last lap the client had its CPU busy.
-    client_share: Rc<Cell<f64>>,
+    /// The server takes time from others while it waits.
+    spins: bool,
+    /// Of an open loop: requests a second, and for how long.
+    rate: Option<(u64, Duration)>,
+    seen: Rc<Seen>,
 }
 
 impl Bench {
+    fn laps(mut self) -> impl FnMut(u64) -> io::Result<Lap> {
+        move |ops| {
+            if self.spins {
+                self.server.go_on()?;
+            }
+            let lap = self.run(ops);
+            if self.spins {
+                self.server.pause()?;
+            }
+            lap
+        }
+    }
+
     fn run(&mut self, ops: u64) -> io::Result<Lap> {
         self.places.be_client()?;
         let before = self.server.cpu_ns()?;
         let mut done = Ok(ops);
         let client = lap(ops, || {
-            done = match &mut self.client {
-                Client::Nbd(client) => client.run(ops).map(|()| ops),
-                Client::VhostUser(client) => client.run(ops),
+            done = match self.rate {
+                None => self.client.run(ops),
+                Some((per_s, time)) => self.client.run_at_rate(per_s, time),
             };
         });
-        // The kernel counts the time of a thread when it goes to sleep.
-        std::thread::sleep(SETTLED);
+        if !self.spins {
+            // The kernel counts the time of a thread when it goes to sleep.
+            std::thread::sleep(SETTLED);
+        }
         let server_ns = self.server.cpu_ns()?.saturating_sub(before);
         self.places.leave()?;
-        self.client_share.set(client.cpu_ns.unwrap_or(0.0) / client.wall_ns);
-        Ok(Lap { ops: done?, cpu_ns: Some(server_ns as f64), allocs: None, ..client })
+        self.seen.client_share.set(client.cpu_ns.unwrap_or(0.0) / client.wall_ns);
+        let (done, latency) = (done?, self.client.take_latencies()?);
+        if self.rate.is_some() && (done as f64) < KEPT_UP * ops as f64 {
+            self.seen.is_behind.set(true);
+        }
+        Ok(Lap { ops: done, cpu_ns: Some(server_ns as f64), allocs: None, latency, ..client })
     }
 }

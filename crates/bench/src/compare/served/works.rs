@@ -1,8 +1,11 @@
 //! The rows of `compare nbd` and `compare vhost-user`.
 
 use crate::fio;
+use crate::floors::Wait;
 use crate::peers::programs::{Program, Protocol};
+use crate::report::At;
 use crate::workload::{Job, Pattern, ReadWrite};
+use crate::works::Unit;
 
 /// Length of small requests.
 const SMALL_BYTES: usize = 4096;
@@ -12,6 +15,9 @@ const LARGE_BYTES: usize = 1 << 20;
 const LARGE_DEPTH: usize = 4;
 /// How many small requests are in flight.
 const DEPTHS: [usize; 2] = [1, 32];
+/// Requests a second of an open loop, and how many may be in flight.
+const RATES: [u64; 4] = [0, 1000, 10_000, 100_000];
+const RATE_DEPTH: usize = 32;
 
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +43,10 @@ pub struct Work {
     pub depth: usize,
     /// Queues, each with a thread of the client.
     pub queues: usize,
+    /// Requests a second of an open loop; without, each is made when another is done.
+    pub per_s: Option<u64>,
+    /// A stranger has one of the servers' CPUs.
+    pub taken: bool,
 }
 
 impl Work {
@@ -48,19 +58,28 @@ impl Work {
             for kind in [ReadWrite::RandRead, ReadWrite::RandWrite] {
                 for queues in queues.iter().copied() {
                     works.extend(DEPTHS.map(|depth| {
-                        let block_bytes = SMALL_BYTES;
-                        Work { protocol, device, kind, block_bytes, depth, queues }
+                        let work = Work::plain(protocol, device, kind);
+                        Work { depth, queues, ..work }
                     }));
                 }
             }
             if protocol == Protocol::Nbd {
                 works.extend([ReadWrite::Read, ReadWrite::Write].map(|kind| {
                     let (block_bytes, depth) = (LARGE_BYTES, LARGE_DEPTH);
-                    Work { protocol, device, kind, block_bytes, depth, queues: 1 }
+                    Work { block_bytes, depth, ..Work::plain(protocol, device, kind) }
                 }));
             }
         }
+        let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
+        works.push(Work { taken: true, ..plain });
+        works.extend(RATES.map(|rate| Work { per_s: Some(rate), depth: RATE_DEPTH, ..plain }));
         works
+    }
+
+    /// Small requests, one at a time.
+    pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
+        let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s: None, taken: false }
     }
 
     /// Its name.
@@ -72,7 +91,22 @@ impl Work {
         let (protocol, kind, depth) = (self.protocol.name(), self.kind.name(), self.depth);
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
-        format!("{protocol} {device} {kind} {size} QD{depth}{queues}")
+        let taken = if self.taken { ", one CPU taken" } else { "" };
+        match self.per_s {
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}"),
+            Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
+            Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
+        }
+    }
+
+    /// What is measured: throughput, or CPU time at a given one.
+    pub fn unit(&self) -> Unit {
+        if self.per_s.is_some() { Unit::CpuUsPerS } else { Unit::Iops }
+    }
+
+    /// Where it lies among works that differ in that alone.
+    pub fn at(&self) -> At {
+        self.per_s.map_or(At::Depth(self.depth), At::Rate)
     }
 
     /// What a client does.
@@ -87,12 +121,17 @@ impl Work {
         }
     }
 
-    /// The others, and how many times ours should be as good.
-    pub fn peers(&self) -> &'static [(Program, f64)] {
-        match self.protocol {
+    /// The others, and how many times ours should be as good; then the floors.
+    pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
+        let others: &[(Program, f64)] = match self.protocol {
             Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
             Protocol::VhostUser => &[(Program::QemuStorageDaemon, 2.0)],
-        }
+        };
+        // Goals are for what a server does when it has its CPU, and all there is to do.
+        let has_goal = self.per_s.is_none() && !self.taken;
+        let others = others.iter().map(|(peer, goal)| (peer.clone(), has_goal.then_some(*goal)));
+        let floors = Wait::ALL.map(|wait| (Program::Bare(self.protocol, wait), None));
+        others.chain(floors).collect()
     }
 }
 
@@ -111,10 +150,13 @@ mod tests {
             "nbd page cache write 1m QD4",
             "vhost-user null randwrite 4k QD32",
             "vhost-user page cache randread 4k QD1 x2",
+            "nbd null randread 4k QD1, one CPU taken",
+            "vhost-user null randread 4k at 0/s",
+            "nbd null randread 4k at 100k/s",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 12 + 16);
+        assert_eq!(names.len(), 12 + 16 + 2 * 5);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());

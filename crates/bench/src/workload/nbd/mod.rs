@@ -11,8 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use super::Job;
+use super::pace::Pace;
 use super::pattern::{Kind, Offsets};
+use super::stopwatch::Stopwatch;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
@@ -67,6 +71,7 @@ impl NbdClient {
     /// If the server fails one, says what it must not, or says nothing for ten seconds.
     pub fn run(&mut self, ops: u64) -> io::Result<()> {
         let (mut left, mut input) = (ops, vec![0; INPUT_BYTES]);
+        self.flight.watch.look();
         while left > 0 || !self.flight.is_empty() {
             while left > 0
                 && let Some(cookie) = self.flight.begin()
@@ -80,19 +85,76 @@ impl NbdClient {
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            self.flight.watch.look();
             self.replies.take(&input[..got], &mut self.flight)?;
         }
         Ok(())
     }
 
+    /// Makes `per_s` requests a second for `time`, whether those before are done or not, and looks
+    /// for replies all the time: what it measures has no wake-up of this client in it. How many
+    /// it has made: fewer, if no place was free.
+    ///
+    /// # Errors
+    /// As [`run`](NbdClient::run).
+    pub fn run_at_rate(&mut self, per_s: u64, time: Duration) -> io::Result<u64> {
+        if per_s == 0 {
+            std::thread::sleep(time);
+            return Ok(0);
+        }
+        self.socket.set_nonblocking(true)?;
+        let made = self.paced(per_s, time);
+        self.socket.set_nonblocking(false)?;
+        made
+    }
+
+    fn paced(&mut self, per_s: u64, time: Duration) -> io::Result<u64> {
+        let mut input = vec![0; INPUT_BYTES];
+        let mut heard_ns = self.flight.watch.look();
+        let mut pace = Pace::new(heard_ns, per_s, time);
+        loop {
+            let now_ns = self.flight.watch.look();
+            while let Some(due_ns) = pace.due(now_ns).filter(|_| !pace.is_over(now_ns))
+                && let Some(cookie) = self.flight.begin()
+            {
+                self.flight.watch.begin_due(place_of(cookie), due_ns);
+                pace.advance();
+                let data = self.encode(cookie);
+                self.output.extend_from_slice(&self.block[..data]);
+            }
+            match ready(self.socket.write(&self.output))? {
+                None | Some(0) => {}
+                Some(sent) => drop(self.output.drain(..sent)),
+            }
+            match ready(self.socket.read(&mut input))? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(got) => {
+                    heard_ns = self.flight.watch.look();
+                    self.replies.take(&input[..got], &mut self.flight)?;
+                }
+                None if self.flight.is_empty() && pace.is_over(now_ns) => break,
+                None if self.flight.is_empty() => heard_ns = now_ns,
+                None if Duration::from_nanos(now_ns - heard_ns) > PATIENCE => {
+                    return Err(name_timeout(io::ErrorKind::WouldBlock.into()));
+                }
+                None => std::hint::spin_loop(),
+            }
+        }
+        let made = pace.made();
+        // They have waited at least so long.
+        pace.missed().for_each(|due_ns| self.flight.watch.record_since(due_ns));
+        Ok(made)
+    }
+
+    /// How long the requests since the last call took, in nanoseconds.
+    pub fn take_latencies(&mut self) -> Histogram<u64> {
+        self.flight.watch.take()
+    }
+
     /// Puts a request into the output, or with much data onto the wire.
     fn send(&mut self, cookie: u64) -> io::Result<()> {
-        let (kind, offset) = self.offsets.next();
-        let (command, data) = match kind {
-            Kind::Read => (READ, &self.block[..0]),
-            Kind::Write => (WRITE, &self.block[..]),
-        };
-        self.output.extend(request(command, cookie, offset, self.block.len() as u32));
+        let data_bytes = self.encode(cookie);
+        let data = &self.block[..data_bytes];
         if data.len() <= SMALL_BYTES {
             self.output.extend_from_slice(data);
         } else {
@@ -100,8 +162,19 @@ impl NbdClient {
             self.output.clear();
             self.socket.write_all(data)?;
         }
-        self.replies.data_bytes = self.block.len() - data.len();
         Ok(())
+    }
+
+    /// Puts the next request into the output, without its data, of which it says the length.
+    fn encode(&mut self, cookie: u64) -> usize {
+        let (kind, offset) = self.offsets.next();
+        let (command, data_bytes) = match kind {
+            Kind::Read => (READ, 0),
+            Kind::Write => (WRITE, self.block.len()),
+        };
+        self.output.extend(request(command, cookie, offset, self.block.len() as u32));
+        self.replies.data_bytes = self.block.len() - data_bytes;
+        data_bytes
     }
 }
 
@@ -113,6 +186,20 @@ fn request(command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_BYT
     bytes[16..24].copy_from_slice(&offset.to_be_bytes());
     bytes[24..].copy_from_slice(&len.to_be_bytes());
     bytes
+}
+
+/// What a socket that does not wait says; `None` if it would have to.
+fn ready(done: io::Result<usize>) -> io::Result<Option<usize>> {
+    match done {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The place of a request, which its cookie ends with.
+fn place_of(cookie: u64) -> usize {
+    (cookie & 0xffff) as usize
 }
 
 fn name_timeout(error: io::Error) -> io::Error {
@@ -132,11 +219,13 @@ struct Flight {
     places: Vec<u64>,
     free: Vec<usize>,
     next: u64,
+    watch: Stopwatch,
 }
 
 impl Flight {
     fn new(depth: usize) -> Flight {
-        Flight { places: vec![0; depth], free: (0..depth).collect(), next: 0 }
+        let (places, free) = (vec![0; depth], (0..depth).collect());
+        Flight { places, free, next: 0, watch: Stopwatch::new(depth) }
     }
 
     fn is_empty(&self) -> bool {
@@ -147,16 +236,18 @@ impl Flight {
     fn begin(&mut self) -> Option<u64> {
         let place = self.free.pop()?;
         self.next += 1;
+        self.watch.begin(place);
         self.places[place] = self.next << 16 | place as u64;
         Some(self.places[place])
     }
 
     fn end(&mut self, cookie: u64) -> io::Result<()> {
-        let place = (cookie & 0xffff) as usize;
+        let place = place_of(cookie);
         match self.places.get_mut(place) {
             Some(it) if *it == cookie && cookie != 0 => *it = 0,
             _ => return Err(broken(format!("cookie {cookie:#x}, which nothing in flight has"))),
         }
+        self.watch.end(place);
         self.free.push(place);
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! Rows, as a table for people or as one JSON object a line for programs.
 
+mod latencies;
+
 use std::io::{self, Write};
 
 use serde_json::{Map, Number, Value, json};
 
-use crate::stats::rounded;
+use crate::stats::{Percentiles, rounded};
 use crate::works::Unit;
 
 /// A peer's figures for a work.
@@ -22,14 +24,31 @@ pub struct Peer {
     pub cpu_ratio: Option<f64>,
     /// What both ratios are meant to be at least.
     pub goal: Option<f64>,
+    /// How long its requests took.
+    pub latency: Option<Percentiles>,
 }
 
 impl Peer {
+    /// A peer of which only its figure is known.
+    pub fn new(name: impl Into<String>, value: f64) -> Peer {
+        let (ratio, cpu_ns_per_op, cpu_ratio, goal, latency) = (None, None, None, None, None);
+        Peer { name: name.into(), value, ratio, cpu_ns_per_op, cpu_ratio, goal, latency }
+    }
+
     /// Whether the goal is met, if there is one.
     pub fn is_met(&self) -> Option<bool> {
         let goal = self.goal?;
         Some([self.ratio, self.cpu_ratio].iter().all(|ratio| ratio.is_some_and(|it| it >= goal)))
     }
+}
+
+/// Where a row lies on the axis of a plot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// Requests in flight.
+    Depth(usize),
+    /// Requests a second that the client makes.
+    Rate(u64),
 }
 
 /// What is known about one work. A field that is not known is left out.
@@ -51,6 +70,10 @@ pub struct Row {
     pub syscalls_per_op: Option<f64>,
     /// CPU time of all our threads.
     pub cpu_ns_per_op: Option<f64>,
+    /// How long requests took.
+    pub latency: Option<Percentiles>,
+    /// Its place among rows that differ in that alone.
+    pub at: Option<At>,
     /// Further figures of this row, by name with unit.
     pub more: Vec<(&'static str, f64)>,
     /// What a reader should know.
@@ -69,6 +92,8 @@ impl Row {
             allocs_per_op: None,
             syscalls_per_op: None,
             cpu_ns_per_op: None,
+            latency: None,
+            at: None,
             more: Vec::new(),
             notes: Vec::new(),
         }
@@ -86,12 +111,18 @@ impl Row {
             let known = self.peers.iter().filter_map(|peer| Some((peer, value(peer)?)));
             known.map(|(peer, value)| (peer.name.clone(), json!(rounded(value)))).collect()
         };
+        let latency = |index: usize| {
+            by_peer(&|peer| peer.latency.map(|latency| latency.named()[index].1)) //
+        };
         for (field, map) in [
             ("peers", by_peer(&|peer| Some(peer.value))),
             ("ratio", by_peer(&|peer| peer.ratio)),
             ("peers_cpu_ns_per_op", by_peer(&|peer| peer.cpu_ns_per_op)),
             ("cpu_ratio", by_peer(&|peer| peer.cpu_ratio)),
             ("goal", by_peer(&|peer| peer.goal)),
+            ("peers_p50_ns", latency(0)),
+            ("peers_p99_ns", latency(1)),
+            ("peers_p999_ns", latency(2)),
         ] {
             if !map.is_empty() {
                 object.insert(field.into(), Value::Object(map));
@@ -106,7 +137,13 @@ impl Row {
                 object.insert(field.into(), count(value));
             }
         }
-        for (field, value) in &self.more {
+        match self.at {
+            Some(At::Depth(depth)) => object.insert("depth".into(), json!(depth)),
+            Some(At::Rate(per_s)) => object.insert("rate_per_s".into(), json!(per_s)),
+            None => None,
+        };
+        let latency = self.latency.map(Percentiles::named);
+        for (field, value) in latency.iter().flatten().chain(&self.more) {
             object.insert((*field).into(), count(*value));
         }
         if !self.missing.is_empty() {
@@ -253,6 +290,7 @@ pub fn markdown(rows: &[Row]) -> String {
             text.push_str(&format!("| {} |\n", rule.collect::<Vec<_>>().join(" | ")));
         }
     }
+    text.push_str(&latencies::markdown(rows));
     text.push_str(&footnotes(rows).replace("\n  ", "\n- "));
     text
 }
@@ -278,6 +316,7 @@ pub fn table(rows: &[Row]) -> String {
         text.push_str(cells.trim_end());
         text.push('\n');
     }
+    text.push_str(&latencies::table(rows));
     text.push_str(&footnotes(rows));
     text
 }
@@ -372,12 +411,9 @@ mod tests {
         let mut row = Row::new("null QD64", Unit::NsPerOp);
         row.ours = Some(91.0);
         row.peers.push(Peer {
-            name: "qemu null-co".into(),
-            value: 1150.0,
             ratio: Some(12.637),
             cpu_ns_per_op: Some(1149.0),
-            cpu_ratio: None,
-            goal: None,
+            ..Peer::new("qemu null-co", 1150.0)
         });
         row.allocs_per_op = Some(0.0);
         row.syscalls_per_op = Some(0.000_001);
