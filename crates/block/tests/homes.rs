@@ -3,14 +3,20 @@
 mod util;
 
 use std::cell::Cell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use coblk_aio::{AioContext, AioHandle, Co, IoThread, IoVectorMut, JoinHandle};
+use coblk_aio::{AioContext, AioHandle, Co, IoThread, IoVector, IoVectorMut, JoinHandle};
 use coblk_block::drivers::{Null, Raw};
-use coblk_block::{BackendOptions, Background, BlockBackend, BlockNode, is_home};
+use coblk_block::options::NodeOptions;
+use coblk_block::{
+    BackendOptions, Background, BlockBackend, BlockDriver, BlockNode, ChildList, ChildRole,
+    ChildSlot, EdgeId, ListId, ReadFlags, WriteFlags, is_home,
+};
+use util::bench::Bench;
 use util::ticker::{TICK, Ticker, Ticks};
 
 fn ticking(background: Background) -> (Arc<BlockNode>, Arc<Ticks>) {
@@ -117,6 +123,96 @@ fn background_work_of_a_node_that_is_put_below_a_backend_moves() {
     main.run(|co| new.co_replace(co, &node)).unwrap();
     settles(&main, &ticks, &main.handle());
     device.close(&main);
+}
+
+/// By any step that puts a node below another, or takes it from there.
+#[test]
+fn background_work_of_a_child_that_comes_and_goes_moves() {
+    let main = AioContext::for_test().unwrap();
+    let thread = IoThread::new("first").unwrap();
+    let overlay = BlockNode::new("overlay", Zeroes::new());
+    let device = Device::open(&main, &thread, &overlay);
+    let (child, ticks) = ticking(Background::new(main.handle()));
+    main.run(|co| overlay.co_attach(co, "backing", &child)).unwrap();
+    settles(&main, &ticks, thread.handle());
+    main.run(|co| overlay.co_detach(co, "backing")).unwrap();
+    settles(&main, &ticks, &main.handle());
+    let added = main.run(|co| overlay.co_add_child(co, &child)).unwrap();
+    settles(&main, &ticks, thread.handle());
+    main.run(|co| overlay.co_remove_child(co, &added)).unwrap();
+    settles(&main, &ticks, &main.handle());
+    device.close(&main);
+}
+
+#[test]
+fn background_work_of_a_child_moves_with_a_reopen() {
+    let bench = Bench::new();
+    let main = &bench.ctx;
+    let thread = IoThread::new("first").unwrap();
+    let (child, ticks) = ticking(Background::new(main.handle()));
+    bench.blockdevs.adopt(child).unwrap();
+    let null = BlockNode::new("null", Null::new(1 << 20).read_zeroes(true));
+    bench.blockdevs.adopt(null).unwrap();
+    let top = bench.open("raw,node-name=top,file=null").unwrap();
+    let device = Device::open(main, &thread, &top);
+    for (file, home) in [("ticker", thread.handle()), ("null", &main.handle())] {
+        let options = format!("raw,node-name=top,file={file}");
+        bench.blockdevs.reopen(main, vec![NodeOptions::from_keyval(options).unwrap()]).unwrap();
+        settles(main, &ticks, home);
+    }
+    device.close(main);
+}
+
+/// A driver with all kinds of children that come and go. Its bytes are zeroes.
+struct Zeroes {
+    backing: ChildSlot,
+    list: ChildList,
+}
+
+impl Zeroes {
+    fn new() -> Zeroes {
+        Zeroes {
+            backing: ChildSlot::new("backing", ChildRole::COW, None),
+            list: ChildList::new("children", ChildRole::DATA, Vec::new()),
+        }
+    }
+}
+
+impl BlockDriver for Zeroes {
+    fn format_name(&self) -> &'static str {
+        "zeroes"
+    }
+
+    fn length(&self) -> u64 {
+        1 << 20
+    }
+
+    fn children(&self) -> Vec<EdgeId> {
+        vec![self.backing.id()]
+    }
+
+    fn child_list(&self) -> Option<ListId> {
+        Some(self.list.id())
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        target.fill_from(0, 0);
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A home that has ended is left, and no context waits for it.

@@ -1,4 +1,4 @@
-//! Nodes remember how long they are, until that may be another.
+//! Nodes remember how long they are, and whether they are read-only, until that may be another.
 
 mod util;
 
@@ -12,7 +12,7 @@ use coblk_block::{
     BackendOptions, BlockBackend, BlockDriver, BlockNode, ReadFlags, Truncate, WriteFlags,
 };
 
-/// Counts how often it is asked for its length.
+/// Counts how often it is asked for its length, and whether it is read-only.
 struct Counts {
     length: AtomicU64,
     asked: Arc<AtomicUsize>,
@@ -25,6 +25,10 @@ impl BlockDriver for Counts {
     fn length(&self) -> u64 {
         self.asked.fetch_add(1, Ordering::SeqCst);
         self.length.load(Ordering::SeqCst)
+    }
+    fn is_read_only(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        false
     }
     fn co_preadv(
         &self,
@@ -67,17 +71,22 @@ fn chain(disk: &Arc<BlockNode>) -> Arc<BlockNode> {
 /// Other tests of this file change the graph, too, and the next request after that asks anew.
 #[test]
 fn requests_do_not_ask_down_the_chain() {
-    const READS: usize = 10_000;
+    const ROUNDS: usize = 10_000;
     let ctx = AioContext::for_test().unwrap();
     let (disk, asked) = disk(1 << 20);
     let backend = BlockBackend::new(&ctx, "drive", chain(&disk));
     let before = asked.load(Ordering::SeqCst);
-    for _ in 0..READS {
+    for _ in 0..ROUNDS {
         backend.preadv(&ctx, 0, &mut IoVectorMut::from(&mut [0; 512][..])).unwrap();
     }
-    let asked = asked.load(Ordering::SeqCst) - before;
-    // Each of the four levels asks once a request otherwise.
-    assert!(asked < READS, "{asked} questions for {READS} reads");
+    let reads = asked.load(Ordering::SeqCst);
+    for _ in 0..ROUNDS {
+        backend.pwritev(&ctx, 0, &IoVector::from(&[1; 512][..]), WriteFlags::empty()).unwrap();
+    }
+    let writes = asked.load(Ordering::SeqCst);
+    // Each of the four levels asks once a request otherwise, of writes both.
+    assert!(reads - before < ROUNDS, "{} questions for {ROUNDS} reads", reads - before);
+    assert!(writes - reads < ROUNDS, "{} questions for {ROUNDS} writes", writes - reads);
 }
 
 #[test]

@@ -4,16 +4,17 @@ mod util;
 
 use std::fs;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use coblk_aio::sys::faults::Faults;
-use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut, SimulationOptions};
+use coblk_aio::{AioContext, AioHandle, Co, IoThread, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::{Engine, File};
 use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk_block::options::NodeOptions;
 use coblk_block::{
-    BackendOptions, BlockBackend, BlockNode, BlockdevError, CacheMode, RemoteBackend, WriteFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, BlockdevError, CacheMode, ReadFlags,
+    RemoteBackend, WriteFlags,
 };
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 use util::errno;
@@ -112,6 +113,64 @@ fn what_a_device_writes_to_does_not_become_read_only() {
     assert_eq!(errno(write(&bench.ctx, &device, 1)), libc::EPERM);
     bench.reopen(&["raw,node-name=d0,file=f0"]).unwrap();
     write(&bench.ctx, &device, 1).unwrap();
+}
+
+/// A disk that, when a backend looks what it is like, finds out whether the graph can be asked.
+struct Asking {
+    is_free: Arc<Mutex<Vec<bool>>>,
+    home: AioHandle,
+}
+
+impl BlockDriver for Asking {
+    fn format_name(&self) -> &'static str {
+        "asking"
+    }
+
+    fn length(&self) -> u64 {
+        IMAGE_BYTES
+    }
+
+    fn leaves_reads_unwritten(&self) -> bool {
+        let (tell, told) = mpsc::channel();
+        let home = self.home.clone();
+        std::thread::spawn(move || tell.send(coblk_block::is_home(&home)));
+        self.is_free.lock().unwrap().push(told.recv_timeout(util::PATIENCE).is_ok());
+        false
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        target.fill_from(0, 0);
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A context takes its time, and others go on.
+#[test]
+fn the_graph_is_free_while_backends_look_what_their_nodes_have_become() {
+    let bench = Bench::new();
+    let is_free = Arc::new(Mutex::new(Vec::new()));
+    let asking = Asking { is_free: Arc::clone(&is_free), home: bench.ctx.handle() };
+    bench.blockdevs.adopt(BlockNode::new("asking", asking)).unwrap();
+    let node = bench.open("raw,node-name=d0,file=asking").unwrap();
+    let thread = IoThread::new("io").unwrap();
+    let _remote = RemoteBackend::open(thread.handle(), "remote", node).wait().unwrap();
+    is_free.lock().unwrap().clear();
+    bench.reopen(&["raw,node-name=d0,file=asking,read-only=on"]).unwrap();
+    assert_eq!(*is_free.lock().unwrap(), [true]);
 }
 
 /// Ends a thread also if the test fails meanwhile.

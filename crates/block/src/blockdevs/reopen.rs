@@ -17,10 +17,12 @@ use coblk_aio::{AioContext, Co, PoolShare};
 use super::Blockdevs;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
 use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
 use crate::io as request_path;
+use crate::io::known::answers_may_have_changed;
 use crate::options::{NodeOptions, NodeRef, OptionsError};
 use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
@@ -68,13 +70,14 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let fallen = self.co_reopen_all(co, options)?;
+        let turned = self.co_reopen_all(co, options)?;
         // Their last I/O waits for drains.
-        fallen.iter().for_each(|node| co_close_if_unused(co, node));
+        turned.iter().for_each(|node| co_close_if_unused(co, node));
+        turned.iter().for_each(|node| co_settle_homes(co, node));
         Ok(())
     }
 
-    /// Returns the nodes that edges have led to.
+    /// Returns the nodes whose edges have turned, and those to which these have led.
     fn co_reopen_all(
         &self,
         co: &Co<'_>,
@@ -102,13 +105,17 @@ impl Blockdevs {
             return Err(error);
         }
         for step in &steps {
-            graph::co_look_at_node(co, graph::lock().backends_above(&step.node));
+            // In a statement of its own: the lock must be free while contexts are waited for.
+            let backends = graph::lock().backends_above(&step.node);
+            graph::co_look_at_node(co, backends);
             step.node.tell_length();
             // Flushes may have done nothing up to now.
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
         }
-        Ok(turned.old_nodes())
+        let parents = steps.iter().filter(|step| !step.turns.is_empty());
+        let parents = parents.map(|step| Arc::clone(&step.node));
+        Ok(parents.chain(turned.old_nodes()).collect())
     }
 
     fn named(&self, options: &NodeOptions) -> Result<Arc<BlockNode>, BlockdevError> {
@@ -322,6 +329,7 @@ struct Prepared<'a> {
 impl Prepared<'_> {
     fn swap(&mut self) {
         self.driver.swap();
+        answers_may_have_changed();
         let limits = self.node.driver().limits();
         if limits.are_possible() {
             self.node.path.swap_limits(limits);

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::driver::edge::{EdgeId, EdgeInfo, NewChild};
 use crate::graph::Graph;
+use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 
@@ -103,13 +104,17 @@ impl BlockNode {
         let list = self.list().ok_or_else(no_list)?;
         let id = EdgeId(lock().new_user_id().number());
         ask_driver(self, &list.next_info(id), Some(child))?;
-        let _drained = co_drain_for_change(co, self)?;
-        let _change = lock_changes(co)?;
-        let info = list.next_info(id);
-        ask_driver(self, &info, Some(child))?;
-        let edge = list.push(info, self, child);
-        co_turn(co, self, id.into(), Some(child)).inspect_err(|_| _ = list.take(&edge))?;
-        Ok(edge.info().to_string())
+        let edge = {
+            let _drained = co_drain_for_change(co, self)?;
+            let _change = lock_changes(co)?;
+            let info = list.next_info(id);
+            ask_driver(self, &info, Some(child))?;
+            let edge = list.push(info, self, child);
+            co_turn(co, self, id.into(), Some(child)).inspect_err(|_| _ = list.take(&edge))?;
+            edge.info().to_string()
+        };
+        co_settle_homes(co, child);
+        Ok(edge)
     }
 
     /// Removes a child from the list, by the name of its edge. What was written to it is flushed; if that
@@ -135,7 +140,7 @@ impl BlockNode {
             }
             child.node()
         };
-        co_close_if_unused(co, &child);
+        co_fell(co, &child);
         Ok(())
     }
 
@@ -195,9 +200,16 @@ fn co_change(
     };
     // Its last I/O waits for drains.
     if let Some(old) = old {
-        co_close_if_unused(co, &old);
+        co_fell(co, &old);
     }
+    co_settle_homes(co, node);
     Ok(id)
+}
+
+/// A node that an edge led to, after all drained sections.
+fn co_fell(co: &Co<'_>, child: &Arc<BlockNode>) {
+    co_close_if_unused(co, child);
+    co_settle_homes(co, child);
 }
 
 fn is_same(one: Option<&Arc<BlockNode>>, other: Option<&Arc<BlockNode>>) -> bool {

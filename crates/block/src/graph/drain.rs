@@ -59,8 +59,9 @@ impl BlockNode {
             }
         }
         for user in users {
-            let left_ns = end_ns.saturating_sub(ctx.now_ns()).max(0);
-            let left = Duration::from_nanos(left_ns.unsigned_abs());
+            let left_ns = end_ns.saturating_sub(ctx.now_ns());
+            // None at all would be no limit.
+            let left = Duration::from_nanos(left_ns.max(1).unsigned_abs());
             co.timeout(left, "users of a drained node", move |co| user.co_rest(co))?;
         }
         Ok(section)

@@ -1,7 +1,8 @@
 //! Homes of drivers' background work, and the contexts that use a node.
 //!
 //! A home follows from the graph: it is that of the oldest backend on the node or on an ancestor.
-//! So it is settled after each step that brings a backend or takes one, in a coroutine; steps
+//! So it is settled after each step that brings a backend or takes one, and after an edge has turned, in a
+//! coroutine; steps
 //! outside of coroutines cannot drain, and leave homes as they are until the next step.
 
 use std::sync::Arc;

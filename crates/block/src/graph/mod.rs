@@ -69,7 +69,7 @@ use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
-use crate::io::known_length::lengths_may_have_changed;
+use crate::io::known::answers_may_have_changed;
 pub use activity::Woken;
 pub(crate) use activity::co_set_active;
 pub(crate) use attach::ask_driver;
@@ -224,7 +224,7 @@ impl Deref for GraphGuard {
 impl DerefMut for GraphGuard {
     fn deref_mut(&mut self) -> &mut Graph {
         // Edges may turn, and what has changed in a drained section is seen when that ends.
-        lengths_may_have_changed();
+        answers_may_have_changed();
         self.is_changed = true;
         self.graph.as_mut().expect("locked until dropped")
     }
@@ -237,7 +237,7 @@ impl Drop for GraphGuard {
         let kept = std::mem::take(&mut graph.kept);
         let wakes = std::mem::take(&mut graph.wakes);
         if self.is_changed {
-            lengths_may_have_changed();
+            answers_may_have_changed();
         }
         self.graph = None;
         // What goes now may give permissions back.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use coblk_aio::Co;
 
-use crate::driver::debug_event::DebugEvent;
 use crate::driver::flags::Truncate;
 use crate::driver::mode::{CacheMode, DetectZeroes};
 use crate::driver::role::ChildRole;
@@ -130,12 +129,6 @@ impl BlockNode {
         self.path.driver()
     }
 
-    /// A step of a request has been reached.
-    #[inline]
-    pub(crate) fn debug_event(&self, event: DebugEvent) {
-        self.path.debug_event(event);
-    }
-
     /// The limits of one request. They may change when the node is reopened.
     pub fn limits(&self) -> BlockLimits {
         self.path.limits.get()
@@ -159,8 +152,9 @@ impl BlockNode {
     }
 
     /// Whether writes are refused.
+    #[inline]
     pub fn is_read_only(&self) -> bool {
-        self.path.state.is_read_only() || self.driver().is_read_only()
+        self.path.is_read_only()
     }
 
     /// Whether its users share all permissions, whatever they were opened with.

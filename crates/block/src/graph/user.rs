@@ -28,7 +28,8 @@ pub trait NodeUser: Send + Sync {
 
     /// Returns when nothing of it is under way at the node; a drain waits for that, after
     /// [`drained_begin`](Self::drained_begin). Any thread; several drains may wait at once. A drain with a
-    /// limit unwinds this call when it is over.
+    /// limit that is over does not wait for this call any more, which then goes on by itself. A user that
+    /// waits for a change of the graph rests: the change may be the one that drains.
     fn co_rest(&self, _co: &Co<'_>) {}
 }
 

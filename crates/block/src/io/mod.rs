@@ -27,7 +27,7 @@ mod discard;
 mod flags;
 mod flush;
 pub(crate) mod held;
-pub(crate) mod known_length;
+pub(crate) mod known;
 pub(crate) mod live_limits;
 mod padding;
 mod path;

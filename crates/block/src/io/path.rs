@@ -1,6 +1,6 @@
 //! [`RequestPath`]: what a request needs to know of its node.
 
-use super::known_length::KnownLength;
+use super::known::Known;
 use super::live_limits::LiveLimits;
 use super::state::{Features, PathState};
 use crate::driver::debug_event::DebugEvent;
@@ -13,7 +13,8 @@ pub(crate) struct RequestPath {
     driver: Box<dyn BlockDriver>,
     wants_debug_events: bool,
     pub(crate) limits: LiveLimits,
-    length: KnownLength,
+    length: Known,
+    read_only: Known,
     pub(crate) state: PathState,
 }
 
@@ -31,7 +32,8 @@ impl RequestPath {
             wants_debug_events: driver.wants_debug_events(),
             driver,
             limits: LiveLimits::new(limits),
-            length: KnownLength::default(),
+            length: Known::default(),
+            read_only: Known::default(),
             state,
         }
     }
@@ -59,10 +61,21 @@ impl RequestPath {
         self.length.get(|| self.driver.length().min(MAX_LENGTH))
     }
 
+    /// Whether writes are refused.
+    #[inline]
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.state.is_read_only() || self.read_only.get(|| self.driver.is_read_only().into()) != 0
+    }
+
     /// Whether a read is nothing but what the driver does: it takes any offset, length and memory, nothing
     /// locks ranges, and nothing is told of steps.
     pub(crate) fn reads_are_plain(&self) -> bool {
         !self.state.features().intersects(Features::OF_READS) && !self.wants_debug_events
+    }
+
+    /// Whether the driver is told of steps of requests.
+    pub(crate) fn wants_debug_events(&self) -> bool {
+        self.wants_debug_events
     }
 
     /// A step of a request has been reached.

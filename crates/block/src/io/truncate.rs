@@ -5,7 +5,7 @@ use std::io;
 use coblk_aio::{Co, trace_event};
 
 use super::after_write::WriteKind;
-use super::known_length::lengths_may_have_changed;
+use super::known::answers_may_have_changed;
 use super::tracked::Access;
 use super::{RequestPath, errno};
 use crate::driver::MAX_LENGTH;
@@ -60,7 +60,7 @@ fn set_length(
     how.zero |= length > path.length() && path.state.has_backing() && backing() > path.length();
     let old = path.length();
     let result = path.driver().co_truncate(co, length, how);
-    lengths_may_have_changed();
+    answers_may_have_changed();
     path.state.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());
     result.map(|()| true)
 }
@@ -69,7 +69,7 @@ fn set_length(
 pub(crate) fn co_refresh_length(path: &RequestPath, co: &Co<'_>) -> io::Result<u64> {
     let _tracked = path.state.tracked.begin(co, u64::MAX - 1..u64::MAX, Access::ExcludeWrites);
     let result = path.driver().co_refresh_length(co);
-    lengths_may_have_changed();
+    answers_may_have_changed();
     match result? {
         length if length > MAX_LENGTH => Err(errno(libc::EFBIG)),
         length => Ok(length),

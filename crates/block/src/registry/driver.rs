@@ -34,7 +34,8 @@ pub trait Driver: BlockDriver + Sized {
     fn co_open(opening: &Opening<'_, '_>, options: &Self::Options) -> Result<Self, OpenError>;
 
     /// Gets ready to be what other options say, and changes nothing yet. The node is drained, and was
-    /// flushed. By default nothing of the driver's own changes.
+    /// flushed; other changes wait, so this must not wait for the end of a drain
+    /// ([`Child::co_begin_own`](crate::Child::co_begin_own)). By default nothing of the driver's own changes.
     ///
     /// # Errors
     /// If it cannot become that.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use coblk_aio::AioContext;
-use coblk_block::filters::blkdebug::{BlkDebug, Rules};
-use coblk_block::{BlockBackend, BlockNode};
+use coblk_block::drivers::Raw;
+use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
+use coblk_block::{BlockBackend, BlockNode, DebugEvent};
 
 use crate::tagged::{Both, Tagged, read};
 
@@ -137,4 +138,19 @@ fn a_change_inside_a_drained_section_of_others_leaves_them_their_peace() {
     assert!(!done.get());
     drop(section);
     ctx.run_until(|| done.get());
+}
+
+/// An edge knows whether its child is told of steps, also when that is another.
+#[test]
+fn steps_are_told_to_what_an_edge_leads_to_now() {
+    let ctx = AioContext::for_test().unwrap();
+    let below = Tagged::new(1).node("disk");
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("top", Raw::new(below.clone())));
+    let (debug, rules) = filter("debug", &below);
+    rules.add(Rule::fail(libc::EIO).when(DebugEvent::ReadAio));
+    assert_eq!(read(&ctx, &backend).unwrap(), 1);
+    below.insert_above(&ctx, &debug).unwrap();
+    read(&ctx, &backend).unwrap_err();
+    debug.remove(&ctx).unwrap();
+    assert_eq!(read(&ctx, &backend).unwrap(), 1);
 }

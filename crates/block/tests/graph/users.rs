@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, Co, CoWaker, IoThread, IoVector};
 use coblk_block::drivers::{Null, Raw};
@@ -120,6 +120,28 @@ fn a_drain_from_another_context_waits_and_one_with_a_limit_gives_up() {
     drained.wait().unwrap();
     assert!(!job.is_quiet());
     assert!(ctx.run(|co| low.co_drain_within(co, Duration::from_secs(60)).is_ok()));
+}
+
+#[test]
+fn a_drain_whose_time_is_over_waits_for_no_user() {
+    let ctx = AioContext::for_test().unwrap();
+    let (low, top) = nodes();
+    let job = Job::at_work();
+    let _use = begin(&job, &top);
+    let is_over = Rc::new(Cell::new(None));
+    let seen = Rc::clone(&is_over);
+    ctx.spawn("drain", move |co| {
+        seen.set(Some(low.co_drain_within(co, Duration::ZERO).is_err()));
+    });
+    let begun = Instant::now();
+    while is_over.get().is_none() && begun.elapsed() < Duration::from_secs(60) {
+        ctx.try_poll();
+    }
+    assert_eq!(is_over.get(), Some(true));
+    assert!(!job.is_quiet());
+    // What the drain began goes on, and must end before the context does.
+    job.rest();
+    settle(&ctx);
 }
 
 #[test]

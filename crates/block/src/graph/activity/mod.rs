@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, PoolShare};
 
+use super::change::co_flush_in_time;
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, Operation, UserId, lock, lock_permits};
 use super::{co_drain_for_change, co_look_at_node, lock_changes};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::backends::BackendHome;
 use crate::graph::life::Activity;
 use crate::graph::node::BlockNode;
-use crate::io as request_path;
 
 /// Permissions to change a node, which keep it active.
 const CHANGES: Permissions =
@@ -43,18 +43,39 @@ pub(crate) fn co_set_active(
     nodes: &[Arc<BlockNode>],
     active: bool,
 ) -> Result<(), GraphError> {
-    let _change = lock_changes(co)?;
-    if active {
-        return co_activate(co, nodes).map(drop);
+    if !active {
+        return co_inactivate(co, || lock().plan_inactive(nodes));
     }
-    let nodes = lock().plan_inactive(nodes)?;
-    co_inactivate(co, &nodes)
+    let _change = lock_changes(co)?;
+    co_activate(co, nodes).map(drop)
 }
 
-/// Makes these nodes inactive, parents first.
-fn co_inactivate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
-    let drained = nodes.iter().map(|node| co_drain_for_change(co, node));
-    let _drained = drained.collect::<Result<Vec<_>, _>>()?;
+/// Makes the nodes inactive that `plan` names, which is asked again when there is no other change: as in
+/// `change.rs`, they are drained before other changes are waited for.
+fn co_inactivate(
+    co: &Co<'_>,
+    plan: impl Fn() -> Result<Vec<Arc<BlockNode>>, GraphError>,
+) -> Result<(), GraphError> {
+    loop {
+        let nodes = plan()?;
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let drained = nodes.iter().map(|node| co_drain_for_change(co, node));
+        let _drained = drained.collect::<Result<Vec<_>, _>>()?;
+        // A disk that does not answer is found out before others wait for this change.
+        let flush = |node| co_flush_in_time(co, node).map_err(|error| failed(node, false, error));
+        nodes.iter().try_for_each(flush)?;
+        let _change = lock_changes(co)?;
+        let planned = plan()?;
+        if planned.iter().map(|node| node.id()).eq(nodes.iter().map(|node| node.id())) {
+            return co_give_up(co, &nodes);
+        }
+    }
+}
+
+/// Hands drained nodes over, parents first.
+fn co_give_up(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<(), GraphError> {
     for (index, node) in nodes.iter().enumerate() {
         if let Err(source) = co_hand_over(co, node) {
             co_take_back(co, &nodes[..index]);
@@ -69,11 +90,10 @@ fn failed(node: &BlockNode, active: bool, source: io::Error) -> GraphError {
     GraphError::Activity { node: node.name().to_owned(), active, source }
 }
 
-fn co_hand_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
+fn co_hand_over(co: &Co<'_>, node: &Arc<BlockNode>) -> io::Result<()> {
+    // What its parents have written as they were handed over.
+    co_flush_in_time(co, node)?;
     let _own = node.enter_own();
-    if !node.is_read_only() {
-        request_path::co_flush(&node.path, co)?;
-    }
     node.driver().co_inactivate(co)
 }
 
@@ -137,16 +157,16 @@ impl Woken {
     ///
     /// # Errors
     /// As of [`BlockNode::co_set_active`].
-    pub fn co_undo(mut self, co: &Co<'_>) -> Result<(), GraphError> {
-        let _change = lock_changes(co)?;
-        self.nodes.reverse();
-        self.nodes.retain(|node| node.is_active());
-        let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id()).collect();
-        let mut graph = lock();
-        graph.check_inactive(&ids)?;
-        let is_needed = graph.waiting(&ids).iter().any(|user| !self.waited.contains(user));
-        drop(graph);
-        if is_needed { Ok(()) } else { co_inactivate(co, &self.nodes) }
+    pub fn co_undo(self, co: &Co<'_>) -> Result<(), GraphError> {
+        co_inactivate(co, || {
+            let active = self.nodes.iter().rev().filter(|node| node.is_active());
+            let nodes: Vec<Arc<BlockNode>> = active.cloned().collect();
+            let ids: Vec<NodeId> = nodes.iter().map(|node| node.id()).collect();
+            let mut graph = lock();
+            graph.check_inactive(&ids)?;
+            let is_needed = graph.waiting(&ids).iter().any(|user| !self.waited.contains(user));
+            Ok(if is_needed { Vec::new() } else { nodes })
+        })
     }
 }
 

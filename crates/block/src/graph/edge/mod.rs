@@ -15,12 +15,14 @@ mod slot;
 
 use std::io;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::{ArcSwapOption, Guard};
 use coblk_aio::{Co, IoVectorMut};
 
 use super::{NodeId, UserId, lock};
+use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::flags::ReadFlags;
 use crate::driver::role::ChildRole;
@@ -35,11 +37,23 @@ pub(crate) struct Edge {
     info: EdgeInfo,
     node: ArcSwapOption<BlockNode>,
     is_slot: bool,
+    /// The child is told of steps of requests. To load the child for each step would cost more.
+    wants_debug_events: AtomicBool,
     /// The node whose driver holds it, as soon as there is one.
     owner: OnceLock<Weak<BlockNode>>,
 }
 
 impl Edge {
+    fn new(info: EdgeInfo, node: Option<Arc<BlockNode>>, is_slot: bool) -> Edge {
+        Edge {
+            info,
+            is_slot,
+            wants_debug_events: wants_debug_events(node.as_ref()).into(),
+            node: ArcSwapOption::new(node),
+            owner: OnceLock::new(),
+        }
+    }
+
     #[inline]
     pub(crate) fn info(&self) -> &EdgeInfo {
         &self.info
@@ -64,6 +78,16 @@ impl Edge {
         self.node.load().as_ref().map(|node| node.id())
     }
 
+    /// [`Child::debug_event`].
+    #[inline]
+    fn debug_event(&self, event: DebugEvent) {
+        if self.wants_debug_events.load(Ordering::Relaxed)
+            && let Some(node) = &*self.node.load()
+        {
+            node.path.debug_event(event);
+        }
+    }
+
     /// [`Child::co_preadv_blocks`].
     #[inline]
     pub(super) fn co_preadv_blocks(
@@ -84,7 +108,10 @@ impl Edge {
     pub(super) fn swap(&self, node: Option<Arc<BlockNode>>) -> Option<Arc<BlockNode>> {
         match node {
             None if !self.is_slot => self.node.load_full(),
-            node => self.node.swap(node),
+            node => {
+                self.wants_debug_events.store(wants_debug_events(node.as_ref()), Ordering::Relaxed);
+                self.node.swap(node)
+            }
         }
     }
 
@@ -98,6 +125,10 @@ impl Edge {
     pub(super) fn owner(&self) -> Option<Arc<BlockNode>> {
         self.owner.get().and_then(Weak::upgrade)
     }
+}
+
+fn wants_debug_events(node: Option<&Arc<BlockNode>>) -> bool {
+    node.is_some_and(|node| node.path.wants_debug_events())
 }
 
 impl From<EdgeId> for UserId {
@@ -129,20 +160,14 @@ impl Held {
         let id = EdgeId(graph.new_user_id().number());
         let node = parts.node.as_ref().map(|node| node.id());
         let info = EdgeInfo::new(id, parts.name, parts.index, parts.role);
-        let edge = Arc::new(Edge {
-            info,
-            node: ArcSwapOption::new(parts.node),
-            is_slot: parts.is_slot,
-            owner: OnceLock::new(),
-        });
+        let edge = Arc::new(Edge::new(info, parts.node, parts.is_slot));
         graph.add_edge(&edge, node, None);
         Held(edge)
     }
 
     /// An edge to `child` of the driver of `owner`; the graph does not know where it leads yet.
     fn pending(info: EdgeInfo, owner: &Arc<BlockNode>, child: &Arc<BlockNode>) -> Held {
-        let node = ArcSwapOption::new(Some(Arc::clone(child)));
-        let edge = Arc::new(Edge { info, node, is_slot: false, owner: OnceLock::new() });
+        let edge = Arc::new(Edge::new(info, Some(Arc::clone(child)), false));
         edge.set_owner(owner);
         lock().add_edge(&edge, None, Some(owner.id()));
         Held(edge)
@@ -194,6 +219,13 @@ impl Child {
     #[inline]
     pub fn edge(&self) -> EdgeRef<'_> {
         EdgeRef(&self.held.0)
+    }
+
+    /// The driver has reached a step of a request, and the child may be one that disturbs it
+    /// (`blkdebug`).
+    #[inline]
+    pub fn debug_event(&self, event: DebugEvent) {
+        self.held.0.debug_event(event);
     }
 
     pub(crate) fn shared_edge(&self) -> Arc<Edge> {

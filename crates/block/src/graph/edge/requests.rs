@@ -6,7 +6,6 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::{Child, ChildRef};
 use crate::driver::BlockLimits;
-use crate::driver::debug_event::DebugEvent;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::graph::chain::{Base, ChainExtent, co_status_above};
@@ -18,13 +17,6 @@ macro_rules! requests {
     ($edge:ty) => {
         /// Questions and requests, as of [`BlockNode`].
         impl $edge {
-            /// Tells the child that the driver has reached a step of a request; the child may be
-            /// one that disturbs it (`blkdebug`).
-            #[inline]
-            pub fn debug_event(&self, event: DebugEvent) {
-                self.load().debug_event(event);
-            }
-
             /// Length of the child in bytes.
             #[inline]
             pub fn length(&self) -> u64 {

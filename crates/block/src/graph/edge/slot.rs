@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{EdgeRef, Held, Loaded, Parts};
+use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
@@ -63,6 +64,12 @@ impl ChildRef<'_> {
     /// Name and role of the slot.
     pub fn info(&self) -> &EdgeInfo {
         &self.slot.held.0.info
+    }
+
+    /// [`Child::debug_event`](super::Child::debug_event).
+    #[inline]
+    pub fn debug_event(&self, event: DebugEvent) {
+        self.node.path.debug_event(event);
     }
 
     /// The node.

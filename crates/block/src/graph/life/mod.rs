@@ -20,6 +20,8 @@ use crate::graph::node::BlockNode;
 /// Where a node is in its life. Changed under the lock of the graph.
 pub(crate) struct Life {
     closed: AtomicBool,
+    /// Its driver has closed it, and does nothing to its children any more.
+    has_ended: AtomicBool,
     /// An [`Activity`].
     activity: AtomicU8,
     belongs_to_users: AtomicBool,
@@ -38,8 +40,8 @@ pub(crate) enum Activity {
 
 impl Life {
     pub(super) fn new(activity: Activity) -> Life {
-        let (closed, belongs_to_users) = Default::default();
-        Life { closed, activity: AtomicU8::new(activity as u8), belongs_to_users }
+        let (closed, has_ended, belongs_to_users) = Default::default();
+        Life { closed, has_ended, activity: AtomicU8::new(activity as u8), belongs_to_users }
     }
 
     pub(crate) fn activity(&self) -> Activity {
@@ -129,13 +131,14 @@ fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
     trace_event!("bdrv_close", node = node.name());
     let _own = node.co_begin_own(co);
     // What an inactive node kept was written before, and its storage is another's.
-    if !node.life.is_active() {
-        return Ok(());
+    if node.life.is_active() {
+        node.driver().co_close(co).map_err(|source| {
+            lock().reopen(node);
+            GraphError::Close { node: node.name().to_owned(), source }
+        })?;
     }
-    node.driver().co_close(co).map_err(|source| {
-        lock().reopen(node);
-        GraphError::Close { node: node.name().to_owned(), source }
-    })
+    node.life.has_ended.store(true, Ordering::SeqCst);
+    Ok(())
 }
 
 impl Graph {
@@ -173,13 +176,14 @@ impl Graph {
         belongs && !self.has_open_users(node.id())
     }
 
-    /// Whether a node has users besides the edges of closed nodes.
+    /// Whether a node has users besides the edges of closed nodes. One that is being closed is a user: its
+    /// driver's last writes come, and it may stay open if they fail.
     fn has_open_users(&mut self, node: NodeId) -> bool {
         let users = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
         users.into_iter().any(|user| {
             let parent = self.users.get(&user).and_then(super::User::parent);
             let parent = parent.and_then(|parent| self.node(parent));
-            parent.is_none_or(|parent| !parent.life.is_closed())
+            parent.is_none_or(|parent| !parent.life.has_ended.load(Ordering::SeqCst))
         })
     }
 

@@ -331,6 +331,38 @@ fn a_close_waits_for_a_drain_below_and_a_drain_for_it() {
     drop(low.drain(&ctx));
 }
 
+/// Of a driver that writes to its child when it is closed.
+#[test]
+fn a_child_is_not_closed_before_its_parent_has_been() {
+    let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
+    let low = null();
+    let child = Keeper::node("child", &log, Arc::clone(&low));
+    child.life.set_belongs_to_users(true);
+    let (parent, errno) = Keeper::failing("parent", &log, Arc::clone(&child));
+    keep(&ctx, &parent, 6);
+    for fails in [true, false] {
+        errno.store(if fails { libc::EIO } else { 0 }, Ordering::SeqCst);
+        let section = low.drain(&ctx);
+        let closed = Arc::clone(&parent);
+        ctx.spawn("close", move |co| assert_eq!(closed.co_close(co).is_err(), fails));
+        while ctx.try_poll() {}
+        assert!(parent.life.is_closed(), "the last writes wait for the drain");
+        // A backend on the child comes and goes meanwhile.
+        drop(BlockBackend::new(&ctx, "passing", Arc::clone(&child)));
+        let own = Arc::clone(&child);
+        ctx.spawn("close child", move |co| {
+            let in_use = own.co_close(co).unwrap_err();
+            assert!(matches!(in_use, GraphError::InUse(_)), "{in_use}");
+        });
+        while ctx.try_poll() {}
+        assert!(!child.life.is_closed(), "closed below a driver that writes still");
+        drop(section);
+        while ctx.try_poll() {}
+        assert_eq!([&parent, &child].map(|it| it.life.is_closed()), [!fails; 2]);
+    }
+    log.expect(&["parent fails", "parent writes 6", "child writes 6"]);
+}
+
 #[test]
 fn what_waits_is_given_up_down_the_chain_each_node_once() {
     let log = Log::default();
