@@ -176,7 +176,12 @@ impl Client {
         let mut client = Client { stream, lines };
         assert!(client.receive().get("QMP").is_some());
         client.stream.write_all(br#"{"execute": "qmp_capabilities"}"#).unwrap();
-        assert_eq!(client.receive(), json!({"return": {}}));
+        let mut answer = client.receive();
+        // A second greeting, of QEMU.
+        while answer.get("QMP").is_some() {
+            answer = client.receive();
+        }
+        assert_eq!(answer, json!({"return": {}}));
         client
     }
 
