@@ -65,6 +65,7 @@ pub use driver::map::{Piece, Place, ReadMap};
 pub use driver::mode::{CacheMode, DetectZeroes};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
+pub use driver::snapshot::SnapshotReads;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;

@@ -9,6 +9,7 @@ pub(crate) mod map;
 pub(crate) mod mode;
 pub(crate) mod permissions;
 pub(crate) mod role;
+pub(crate) mod snapshot;
 
 use std::any::Any;
 use std::io;
@@ -23,6 +24,7 @@ use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::map::ReadMap;
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::driver::snapshot::SnapshotReads;
 
 /// Longest node in bytes, as in QEMU. Any offset up to it, with any block that a request is padded
 /// to, fits into a signed number of 64 bits, as system calls and clients have.
@@ -185,6 +187,11 @@ pub trait BlockDriver: Any + Send + Sync {
     /// [read](crate::co_read_mapped) them: a chain of such drivers is read by a loop. It is asked
     /// by its map instead of [`co_preadv`](Self::co_preadv) then, and both read the same.
     fn read_map(&self) -> Option<&dyn ReadMap> {
+        None
+    }
+
+    /// The driver as [`SnapshotReads`], if it keeps the bytes of an instant beside those of now.
+    fn snapshot(&self) -> Option<&dyn SnapshotReads> {
         None
     }
 

@@ -11,6 +11,7 @@ use crate::driver::edge::{EdgeId, EdgeInfo};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
+use crate::driver::snapshot::SnapshotReads;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
 
@@ -82,6 +83,11 @@ pub trait Filter: Any + Send + Sync {
         flags: ReadFlags,
     ) -> io::Result<()> {
         self.child().co_preadv(co, self.at(offset), target, flags)
+    }
+
+    /// See [`BlockDriver::snapshot`]. The child's is not passed on: requests of this node may be moved.
+    fn snapshot(&self) -> Option<&dyn SnapshotReads> {
+        None
     }
 
     /// See [`BlockDriver::co_pwritev`].
@@ -240,6 +246,10 @@ impl<F: Filter> BlockDriver for F {
         flags: ReadFlags,
     ) -> io::Result<()> {
         self.read(co, offset, target, flags)
+    }
+
+    fn snapshot(&self) -> Option<&dyn SnapshotReads> {
+        Filter::snapshot(self)
     }
 
     #[inline]

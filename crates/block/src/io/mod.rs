@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Each function takes the [`RequestPath`] of the node, which is all that a request needs to know of it.
-//! Flushes are in `flush.rs`, block status in `status.rs`, changes of length in `truncate.rs`.
+//! Flushes are in `flush.rs`, block status in `status.rs`, reads of an instant in `snapshot.rs`, changes of
+//! length in `truncate.rs`.
 //!
 //! A node whose driver takes any offset and length has nothing to pad, so nothing to serialise, unless a
 //! user of range locks asks for that: its reads and writes take no lock, allocate nothing, and write no
@@ -32,6 +33,7 @@ pub(crate) mod live_limits;
 mod padding;
 mod path;
 mod read;
+mod snapshot;
 mod state;
 mod status;
 mod threshold;
@@ -50,6 +52,7 @@ pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
 pub(crate) use path::RequestPath;
 pub(crate) use read::{co_preadv, co_preadv_blocks, co_preadv_held};
+pub(crate) use snapshot::{co_snapshot_block_status, co_snapshot_pdiscard, co_snapshot_preadv};
 pub(crate) use status::co_block_status;
 pub use threshold::ThresholdPassed;
 pub(crate) use truncate::{co_grow, co_refresh_length, co_truncate};

@@ -165,6 +165,42 @@ macro_rules! requests {
             }
         }
 
+        /// Requests to the bytes of an instant, of a child whose driver keeps them
+        /// ([`SnapshotReads`](crate::SnapshotReads)). They are part of a driver's request, as all others
+        /// are. Without such a driver they fail with ENOTSUP, past the end of the child with EIO.
+        impl $edge {
+            /// Fills `target` with the bytes of the instant, from `offset` bytes on.
+            pub fn co_snapshot_preadv(
+                &self,
+                co: &Co<'_>,
+                offset: u64,
+                target: &mut IoVectorMut<'_>,
+                flags: ReadFlags,
+            ) -> io::Result<()> {
+                request_path::co_snapshot_preadv(&self.load().path, co, offset, target, flags)
+            }
+
+            /// Describes the bytes of the instant from `offset` bytes on.
+            pub fn co_snapshot_block_status(
+                &self,
+                co: &Co<'_>,
+                offset: u64,
+                bytes: u64,
+            ) -> io::Result<Extent> {
+                request_path::co_snapshot_block_status(&self.load().path, co, offset, bytes)
+            }
+
+            /// Gives up the bytes of the instant in a range of `bytes` bytes from `offset` on.
+            pub fn co_snapshot_pdiscard(
+                &self,
+                co: &Co<'_>,
+                offset: u64,
+                bytes: u64,
+            ) -> io::Result<()> {
+                request_path::co_snapshot_pdiscard(&self.load().path, co, offset, bytes)
+            }
+        }
+
         /// Metadata of a driver, in plain slices. As part of a request that is counted at the gate, or of
         /// [own I/O](crate::OwnIo); a driver's lock that is held meanwhile is one that coroutines wait
         /// for ([`CoMutex`](coblk_aio::sync::CoMutex)).
