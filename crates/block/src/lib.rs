@@ -35,7 +35,8 @@ pub mod drivers {
     pub use crate::driver::mode::Engine;
     pub use crate::format::{Raw, RawError, RawOptions};
     pub use crate::protocol::{
-        File, FileNodeOptions, FileOpenError, FileOptions, Locking, Null, NullOptions,
+        File, FileCreateOptions, FileNodeOptions, FileOpenError, FileOptions, Locking, Null,
+        NullOptions,
     };
 }
 
@@ -86,7 +87,8 @@ pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
 pub use io::tracked::Access;
 pub use registry::{
-    BlockdevError, Driver, Drivers, NamedObject, NodeMode, OpenError, Opening, Reopen, Reopening,
+    BlockdevError, CreateError, Creates, Driver, Drivers, NamedObject, NodeMode, OpenError,
+    Opening, Reopen, Reopening,
 };
 
 /// The drivers of this crate, for options to name.
@@ -98,5 +100,6 @@ pub fn drivers() -> Drivers {
     drivers.add::<filters::blkdebug::BlkDebug>();
     drivers.add::<filters::blklogwrites::BlkLogWrites>();
     drivers.add::<filters::throttle::Throttle>();
+    drivers.add_creates::<drivers::File>();
     drivers
 }

@@ -161,6 +161,19 @@ pub fn fallocate(
     })
 }
 
+/// Asks the file system (btrfs) to write a file in place, without copies or checksums. The file must be
+/// empty. ENOTTY or EOPNOTSUPP where the file system has no such choice.
+pub fn disable_copy_on_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // FS_NOCOW_FL of the kernel.
+    const NO_COPY_ON_WRITE: c_int = 0x0080_0000;
+    let mut flags: c_int = 0;
+    // SAFETY: FS_IOC_GETFLAGS writes an int, whatever its number says of the size.
+    check_zero(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) })?;
+    flags |= NO_COPY_ON_WRITE;
+    // SAFETY: FS_IOC_SETFLAGS reads an int.
+    check_zero(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags) })
+}
+
 /// What O_DIRECT on this file asks for: alignment of memory and of offsets in bytes. `None` if the
 /// kernel or the file system does not tell (before Linux 6.1), or does not do O_DIRECT.
 pub fn direct_io_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {

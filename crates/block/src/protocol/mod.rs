@@ -3,5 +3,5 @@
 mod file;
 mod null;
 
-pub use file::{File, FileNodeOptions, FileOpenError, FileOptions, Locking};
+pub use file::{File, FileCreateOptions, FileNodeOptions, FileOpenError, FileOptions, Locking};
 pub use null::{Null, NullOptions};

@@ -6,9 +6,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use coblk_aio::Co;
 use coblk_qapi::{Deferred, Error, Schema};
+use serde_json::{Map, Value};
 
-use super::{Driver, OpenError, Opening, Reopen, Reopening};
+use super::creates::{Creator, creator};
+use super::{CreateError, Creates, Driver, OpenError, Opening, Reopen, Reopening};
 use crate::driver::BlockDriver;
 use crate::graph::node::BlockNode;
 use crate::graph::{GraphError, MAX_HEIGHT};
@@ -115,11 +118,15 @@ impl<D: Driver> Factory for Typed<D> {
 /// assert!(drivers().names().contains(&"host_device"));
 /// ```
 #[derive(Clone, Default)]
-pub struct Drivers(BTreeMap<&'static str, Arc<dyn Factory>>);
+pub struct Drivers {
+    factories: BTreeMap<&'static str, Arc<dyn Factory>>,
+    /// Those that make images.
+    creators: BTreeMap<&'static str, Arc<dyn Creator>>,
+}
 
 impl fmt::Debug for Drivers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.factories.keys()).finish()
     }
 }
 
@@ -136,18 +143,50 @@ impl Drivers {
     pub fn add<D: Driver>(&mut self) {
         let factory: Arc<dyn Factory> = Arc::new(Typed::<D>(PhantomData));
         for name in D::NAMES {
-            let previous = self.0.insert(name, Arc::clone(&factory));
+            let previous = self.factories.insert(name, Arc::clone(&factory));
             assert!(previous.is_none(), "two drivers are called '{name}'");
         }
     }
 
     /// The names of all drivers, sorted.
     pub fn names(&self) -> Vec<&'static str> {
-        self.0.keys().copied().collect()
+        self.factories.keys().copied().collect()
+    }
+
+    /// Adds a driver that makes images.
+    ///
+    /// # Panics
+    /// If another one has its name already.
+    pub fn add_creates<C: Creates>(&mut self) {
+        let previous = self.creators.insert(C::NAME, Arc::new(creator::<C>()));
+        assert!(previous.is_none(), "two drivers create '{}'", C::NAME);
+    }
+
+    /// Creates an image, as `blockdev-create` does: the member `driver` of `options` says which driver
+    /// makes it, the others are that driver's.
+    ///
+    /// # Errors
+    /// If no driver of this name creates images, and which parameter is wrong, in QEMU's words: nothing
+    /// was touched then. If the driver fails.
+    pub fn co_create(
+        &self,
+        co: &Co<'_>,
+        mut options: Map<String, Value>,
+    ) -> Result<(), CreateError> {
+        let name = match options.remove(TAG) {
+            None => return Err(Error::missing(TAG).into()),
+            Some(Value::String(name)) => name,
+            Some(_) => return Err(Error::invalid(TAG, "it is no string").into()),
+        };
+        let creator = self.creators.get(&*name).ok_or_else(|| {
+            let names: Vec<_> = self.creators.keys().copied().collect();
+            Error::not_accepted(TAG, &name, &names)
+        })?;
+        creator.co_create(co, Deferred::new(options))
     }
 
     pub(crate) fn factory(&self, name: &str) -> Result<&dyn Factory, OptionsError> {
-        let factory = self.0.get(name).map(|factory| &**factory);
+        let factory = self.factories.get(name).map(|factory| &**factory);
         factory.ok_or_else(|| Error::not_accepted(TAG, name, &self.names()))
     }
 
@@ -199,7 +238,8 @@ impl Drivers {
     /// # Errors
     /// If the schema of a driver's options cannot be found by reading them: what went wrong.
     pub fn schema(&self) -> Result<Schema, Error> {
-        let variants = self.0.iter().map(|(name, it)| Ok(((*name).to_owned(), it.schema()?)));
+        let variants =
+            self.factories.iter().map(|(name, it)| Ok(((*name).to_owned(), it.schema()?)));
         let variants = variants.collect::<Result<Vec<_>, Error>>()?;
         Ok(options::common_schema()?.with_variants(TAG, variants))
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! driver.rs     Driver, Reopen: all that a driver says of itself, in one place
+//! creates.rs    Creates: a driver that makes images
 //! drivers.rs    Drivers: a set of them, a value; reads their options
 //! opening.rs    Opening: what a driver is given to open a node
 //! reopening.rs  Reopening: what it is given to change one
@@ -9,6 +10,7 @@
 //! inherited.rs  what a node is told by its options, and by its parent's
 //! ```
 
+mod creates;
 mod driver;
 mod drivers;
 mod error;
@@ -18,6 +20,7 @@ mod object;
 mod opening;
 mod reopening;
 
+pub use creates::{CreateError, Creates};
 pub use driver::{Driver, Reopen};
 pub use drivers::Drivers;
 pub use error::{BlockdevError, OpenError};

@@ -53,7 +53,7 @@ impl File {
         Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
-    fn truncate(&self, bytes: u64) -> io::Result<()> {
+    pub(super) fn truncate(&self, bytes: u64) -> io::Result<()> {
         // What is cut off is not asked for any more, nor missed by a read that is on its way.
         self.length.fetch_min(bytes.next_multiple_of(SECTOR_BYTES), Ordering::AcqRel);
         self.end_of_file.fetch_min(bytes, Ordering::AcqRel);

@@ -7,6 +7,7 @@
 mod ability;
 mod alignment;
 mod config;
+mod create;
 mod in_place;
 mod length;
 mod lock;
@@ -33,6 +34,7 @@ use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, BlockLimits};
 pub use config::FileNodeOptions;
+pub use create::FileCreateOptions;
 use in_place::InPlace;
 use lock::ImageLocks;
 pub use lock::Locking;
