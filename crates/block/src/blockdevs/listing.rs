@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Blockdevs;
 use crate::graph::node::BlockNode;
-use crate::options::{NodeOptions, NodeRef};
+use crate::options::{NodeOptions, NodeRef, NodeRefOrNull};
 use crate::registry::Entry;
 
 impl Blockdevs {
@@ -16,6 +16,15 @@ impl Blockdevs {
         let owned: Vec<String> = listing.owned().map(str::to_owned).collect();
         owned.iter().for_each(|name| listing.add(name));
         listing.found
+    }
+}
+
+/// Says which child each slot of a node has, or that it has none, also where options leave it to the
+/// driver: its choice may have been changed.
+pub(super) fn describe_slots(node: &BlockNode, options: &mut NodeOptions) {
+    for edge in node.edges() {
+        let child = edge.node().map(|child| NodeRef::from(child.name()));
+        options.driver.set_slot(edge.info().name(), &NodeRefOrNull(child));
     }
 }
 
@@ -89,6 +98,7 @@ impl Listing {
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
         let mut options = known.options.clone();
+        describe_slots(&known.node, &mut options);
         let edges = options.driver.children().into_iter();
         let below: Vec<(String, Option<String>)> = edges
             .map(|(edge, _)| {
