@@ -202,12 +202,17 @@ impl Blockdevs {
         if child.is_none() && wanted.is_some() {
             return Err(fixed());
         }
-        let own = child.as_ref().and_then(|child| self.entry(child));
+        // A job's filter in between stays there.
+        let named = child.clone().map(|child| self.names().below_hidden(child));
+        let own = named.as_ref().and_then(|child| self.entry(child));
         let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
-        let own = child.clone().zip(own.map(|(options, _)| options));
+        let own = named.clone().zip(own.map(|(options, _)| options));
         let mut next = child.clone();
         match (wanted, own) {
-            (Some(NodeRef::Name(other)), _) if child.is_some_and(|child| child.name() != other) => {
+            (Some(NodeRef::Name(other)), _) if named.is_some_and(|named| named.name() != other) => {
+                if let Some(hidden) = child.and_then(|child| self.hidden(&child)) {
+                    return Err(hidden);
+                }
                 // A log is where it was begun.
                 let other = self.known_node(other)?;
                 if role.is_own_storage() {
@@ -243,7 +248,7 @@ impl Blockdevs {
         match entry {
             Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), None)),
             Entry::Child(_, options, parent) => Some((Arc::clone(options), Some(parent.clone()))),
-            Entry::Reserved => None,
+            Entry::Hidden(..) | Entry::Reserved => None,
         }
     }
 
@@ -266,7 +271,7 @@ impl Blockdevs {
             Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {
                 *options = Arc::clone(&step.options);
             }
-            Some(Entry::Owned(_, None) | Entry::Reserved) | None => {}
+            Some(Entry::Owned(_, None) | Entry::Hidden(..) | Entry::Reserved) | None => {}
         }
     }
 }
