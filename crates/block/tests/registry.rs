@@ -184,11 +184,18 @@ fn a_slot_is_opened_with_a_child_or_without() {
     assert!(backing.is_read_only(), "as the role wants it");
     bench.blockdevs.close(&bench.ctx, "s").unwrap();
     assert_eq!(bench.names(), ["e"]);
-    // It is filled by an attach, which asks the driver, and not by a reopen.
     bench.open("null-co,node-name=disk,size=1048576").unwrap();
-    let reopen = NodeOptions::from_keyval("scripted,node-name=e,slot=on,backing=disk").unwrap();
-    let error = bench.blockdevs.reopen(&bench.ctx, vec![reopen]).unwrap_err().to_string();
-    assert_eq!(error, "node 'e': cannot change the option 'backing'");
+    let refused = |open: &str, reopen: &str, words: &str| {
+        bench.open(open).unwrap();
+        let reopen = NodeOptions::from_keyval(reopen).unwrap();
+        let error = bench.blockdevs.reopen(&bench.ctx, vec![reopen]).unwrap_err().to_string();
+        assert_eq!(error, words);
+    };
+    // A slot that the driver has not asked for cannot be filled, and an edge that is none not emptied.
+    let words = "node 'n': cannot change the option 'backing'";
+    refused("scripted,node-name=n", "scripted,node-name=n,backing=disk", words);
+    let words = "child 'backing' of node 'm' cannot be detached";
+    refused("scripted,node-name=m,backing=disk", "scripted,node-name=m,backing=", words);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Blockdevs;
 use crate::graph::Edge;
-use crate::options::{NodeOptions, NodeRef};
+use crate::graph::node::BlockNode;
+use crate::options::{NodeOptions, NodeRef, NodeRefOrNull};
 use crate::registry::Entry;
 
 impl Blockdevs {
@@ -15,6 +16,15 @@ impl Blockdevs {
         let owned: Vec<String> = listing.owned().map(str::to_owned).collect();
         owned.iter().for_each(|name| listing.add(name));
         listing.found
+    }
+}
+
+/// Says which child each slot of a node has, or that it has none, also where options leave it to the
+/// driver: its choice may have been changed.
+pub(super) fn describe_slots(node: &BlockNode, options: &mut NodeOptions) {
+    for edge in node.edges() {
+        let child = edge.node().map(|child| NodeRef::from(child.name()));
+        options.driver.set_slot(edge.info().name(), &NodeRefOrNull(child));
     }
 }
 
@@ -49,6 +59,7 @@ impl Listing {
             };
             let Some(node) = entry.node() else { continue };
             let mut options = NodeOptions::clone(options);
+            describe_slots(&node, &mut options);
             options.active = (!node.is_active()).then_some(false);
             let child = |edge: &Edge| {
                 let below = names.below_hidden(edge.node()?).name().to_owned();

@@ -15,15 +15,16 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::Blockdevs;
+use super::listing::describe_slots;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, Edge, GraphError, Operation, Turn, Turned};
+use crate::graph::{self, Edge, GraphError, Left, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::io::known::answers_may_have_changed;
-use crate::options::{NodeOptions, NodeRef, OptionsError};
+use crate::options::{DriverConfig, NodeOptions, NodeRef, NodeRefOrNull, OptionsError};
 use crate::registry::{BlockdevError, Entry, Inherited, OpenError, Reopen, Reopening};
 
 /// One node and what it is to be.
@@ -45,8 +46,9 @@ impl Blockdevs {
     ///
     /// What can change: `read-only`, `auto-read-only`, `cache`, `discard`, `detect-zeroes` of all nodes,
     /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
-    /// well, if it was made for its node; one that is named stays, or another node takes its place. Polls
-    /// `ctx` meanwhile.
+    /// well, if it was made for its node; one that is named stays, or another node takes its place. A
+    /// [slot](crate::options::NodeRefOrNull) takes the node that is named, and null empties it; one that
+    /// has a child must be mentioned. Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// Which option cannot change, or which user does not agree. Nothing has changed then.
@@ -87,7 +89,7 @@ impl Blockdevs {
         let mut steps = Vec::new();
         for options in options {
             let node = self.named(&options)?;
-            self.plan(&mut steps, node, Arc::new(options), Inherited::default())?;
+            self.plan(&mut steps, node, Some(Arc::new(options)), Inherited::default())?;
         }
         let new_children =
             steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
@@ -96,6 +98,7 @@ impl Blockdevs {
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
         let prepared = steps.iter().map(|step| self.prepare(co, step));
         let mut prepared = prepared.collect::<Result<Vec<_>, _>>()?;
+        let left = co_flush_left(co, &steps);
         prepared.iter_mut().for_each(Prepared::swap);
         // Edges may go only after the lock.
         let mut turned = Turned::default();
@@ -113,6 +116,9 @@ impl Blockdevs {
             graph::lock().owe_flush_above(&step.node);
             self.note(step);
         }
+        for (left, parent, is_replaced) in left {
+            left.tell(parent, is_replaced);
+        }
         let parents = steps.iter().filter(|step| !step.turns.is_empty());
         let parents = parents.map(|step| Arc::clone(&step.node));
         Ok(parents.chain(turned.old_nodes()).collect())
@@ -123,12 +129,13 @@ impl Blockdevs {
         self.known_node(options.node_name.as_deref().ok_or_else(missing)?)
     }
 
-    /// Adds the step of a node, after those of its children.
+    /// Adds the step of a node, after those of its children. Without options it keeps those that it has,
+    /// and its children.
     fn plan(
         &self,
         steps: &mut Vec<Step>,
         node: Arc<BlockNode>,
-        mut options: Arc<NodeOptions>,
+        given: Option<Arc<NodeOptions>>,
         inherited: Inherited,
     ) -> Result<(), BlockdevError> {
         let fixed = |option: &str| {
@@ -137,11 +144,17 @@ impl Blockdevs {
         };
         graph::lock().check_operation(&node, Operation::Reopen)?;
         check_active(&node)?;
-        if options.active == Some(false) {
+        if given.as_ref().is_some_and(|options| options.active == Some(false)) {
             return Err(fixed("active"));
         }
         let missing = || BlockdevError::NoOptions(node.name().to_owned());
         let (now, _) = self.entry(&node).ok_or_else(missing)?;
+        let is_given = given.is_some();
+        let mut options = given.unwrap_or_else(|| {
+            let mut options = NodeOptions::clone(&now);
+            describe_slots(&node, &mut options);
+            Arc::new(options)
+        });
         // A name is for life, also if the description of a child leaves it out; one that was made up is
         // none of its options.
         Arc::make_mut(&mut options).node_name.clone_from(&now.node_name);
@@ -154,15 +167,8 @@ impl Blockdevs {
         if own.force_share != node.is_force_share() {
             return Err(fixed("force-share"));
         }
-        let wanted = options.driver.children();
         let edges = node.edges();
-        let gone = now.driver.children().into_iter().map(|(name, _)| name);
-        let mut there = gone.chain(wanted.iter().map(|(name, _)| name.clone()));
-        let unknown = |name: &String| {
-            !(edges.iter().any(|edge| edge.info().name() == name)
-                && wanted.iter().any(|(wanted, _)| wanted == name))
-        };
-        if let Some(name) = there.find(unknown) {
+        if let Some(name) = child_without_edge(edges, &now.driver, &options.driver) {
             return Err(fixed(&name));
         }
         let mut step = Step {
@@ -174,8 +180,9 @@ impl Blockdevs {
             turns: vec![],
         };
         for edge in edges {
-            let wanted = wanted.iter().find(|(name, _)| name == edge.info().name());
-            self.plan_child(steps, &mut step, edge, wanted.map(|(_, child)| child))?;
+            let driver = is_given.then_some(&step.options.driver);
+            let wanted = driver.map_or(Ok(None), |driver| wanted(&node, edge, driver))?;
+            self.plan_child(steps, &mut step, edge, wanted)?;
         }
         if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
             return Err(BlockdevError::Twice(node.name().to_owned()));
@@ -184,13 +191,14 @@ impl Blockdevs {
         Ok(())
     }
 
-    /// Adds what becomes of a child to the step of its parent, and the child's own step before that.
+    /// Adds what becomes of an edge to the step of its parent, and the child's own step before that.
+    /// The edge stays as it is if no option tells of it.
     fn plan_child(
         &self,
         steps: &mut Vec<Step>,
         parent: &mut Step,
         edge: &Edge,
-        wanted: Option<&NodeRef>,
+        wanted: Option<NodeRefOrNull>,
     ) -> Result<(), BlockdevError> {
         let fixed = || {
             let option = edge.info().name().to_owned();
@@ -198,37 +206,42 @@ impl Blockdevs {
         };
         let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
-        // Whether a slot takes a child is asked where it is attached.
-        if child.is_none() && wanted.is_some() {
-            return Err(fixed());
-        }
         // A job's filter in between stays there.
         let named = child.clone().map(|child| self.names().below_hidden(child));
+        let hidden = child.as_ref().and_then(|child| self.hidden(child));
         let own = named.as_ref().and_then(|child| self.entry(child));
         let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
-        let own = named.clone().zip(own.map(|(options, _)| options));
+        let own = named.clone().filter(|_| own.is_some());
         let mut next = child.clone();
         match (wanted, own) {
-            (Some(NodeRef::Name(other)), _) if named.is_some_and(|named| named.name() != other) => {
-                if let Some(hidden) = child.and_then(|child| self.hidden(&child)) {
-                    return Err(hidden);
+            (Some(NodeRefOrNull(None)), _) => {
+                hidden.map_or(Ok(()), Err)?;
+                next = None;
+                if child.is_some() {
+                    check_slot(&parent.node, edge)?;
+                    parent.turns.push((edge.user(), None));
                 }
+            }
+            (Some(NodeRefOrNull(Some(NodeRef::Name(other)))), _)
+                if named.is_none_or(|named| named.name() != other) =>
+            {
+                hidden.map_or(Ok(()), Err)?;
                 // A log is where it was begun.
-                let other = self.known_node(other)?;
+                let other = self.known_node(&other)?;
                 if role.is_own_storage() {
                     return Err(fixed());
                 }
                 parent.turns.push((edge.user(), Some(other.clone())));
                 next = Some(other);
             }
-            (Some(NodeRef::Options(new)), Some((child, _)))
+            (Some(NodeRefOrNull(Some(NodeRef::Options(new)))), Some(child))
                 if new.node_name.as_deref().is_none_or(|name| name == child.name()) =>
             {
-                self.plan(steps, child, Arc::clone(new), inherited)?;
+                self.plan(steps, child, Some(new), inherited)?;
             }
-            (Some(NodeRef::Options(_)), _) => return Err(fixed()),
+            (Some(NodeRefOrNull(Some(NodeRef::Options(_)))), _) => return Err(fixed()),
             // What it has from its parent may be something else now.
-            (_, Some((child, options))) => self.plan(steps, child, options, inherited)?,
+            (_, Some(child)) => self.plan(steps, child, None, inherited)?,
             (_, None) => {}
         }
         let Some(next) = next else { return Ok(()) };
@@ -274,6 +287,68 @@ impl Blockdevs {
             Some(Entry::Owned(_, None) | Entry::Hidden(..) | Entry::Reserved) | None => {}
         }
     }
+}
+
+/// A child that options describe, now or then, for which the driver has no edge, or that is gone then
+/// without being in a slot.
+fn child_without_edge(
+    edges: &[Arc<Edge>],
+    now: &DriverConfig,
+    then: &DriverConfig,
+) -> Option<String> {
+    let wanted = then.children();
+    let names = wanted.iter().map(|(name, _)| name.clone());
+    let names: Vec<_> = names.chain(then.slots().into_iter().map(|(name, _)| name)).collect();
+    let known =
+        |name: &String| edges.iter().any(|edge| edge.info().name() == name) && names.contains(name);
+    let all = now.children().into_iter().chain(wanted).map(|(name, _)| name);
+    all.into_iter().find(|name| !known(name))
+}
+
+/// What options say of an edge, if they tell of it.
+fn wanted(
+    node: &BlockNode,
+    edge: &Edge,
+    options: &DriverConfig,
+) -> Result<Option<NodeRefOrNull>, BlockdevError> {
+    let name = edge.info().name();
+    let slot = options.slots().into_iter().find(|(slot, _)| slot == name);
+    match slot {
+        Some((option, None)) if edge.node().is_some() => {
+            Err(BlockdevError::SlotMissing { node: node.name().to_owned(), option })
+        }
+        Some((_, slot)) => Ok(slot),
+        None => {
+            let child = options.children().into_iter().find(|(child, _)| child == name);
+            Ok(child.map(|(_, child)| child.into()))
+        }
+    }
+}
+
+/// That an edge may lead nowhere.
+fn check_slot(node: &BlockNode, edge: &Edge) -> Result<(), GraphError> {
+    match edge.is_slot() {
+        true => Ok(()),
+        false => {
+            let (node, edge) = (node.name().to_owned(), edge.info().label());
+            Err(GraphError::NoSlot { node, edge })
+        }
+    }
+}
+
+/// Flushes the children that edges are to turn away from. Each has its parent, and whether another child
+/// takes its place.
+fn co_flush_left<'a>(co: &Co<'_>, steps: &'a [Step]) -> Vec<(Left, &'a BlockNode, bool)> {
+    let mut left = Vec::new();
+    for step in steps {
+        for (user, new) in &step.turns {
+            let edge = step.node.edges().iter().find(|edge| edge.user() == *user);
+            let child = edge.and_then(|edge| edge.node());
+            let flushed = child.map(|child| Left::co_flush(co, child));
+            left.extend(flushed.map(|flushed| (flushed, &*step.node, new.is_some())));
+        }
+    }
+    left
 }
 
 /// That the storage of a node is this process's.

@@ -180,7 +180,7 @@ fn co_change(
         let first = ask()?;
         lock().check_thawed(first.id, new, thawed)?;
         let _drained = co_drain_for_change(co, node)?;
-        let lost = first.child.as_ref().map_or(Ok(()), |child| co_flush_in_time(co, child));
+        let left = first.child.clone().map(|child| Left::co_flush(co, child));
         let _change = lock_changes(co)?;
         let found = ask()?;
         // Another child would have to be flushed first.
@@ -188,13 +188,8 @@ fn co_change(
             continue;
         }
         co_turn_thawed(co, node, found.id, new, thawed)?;
-        if let (Some(old), Err(error)) = (&found.child, &lost)
-            && new.is_some()
-        {
-            tracing::error!(node = old.name(), %error, "flush of a child that is replaced failed");
-            node.path.state.fail_next_flush(error);
-        } else if let Some(old) = &found.child {
-            log_lost(old, lost);
+        if let Some(left) = left {
+            left.tell(node, new.is_some());
         }
         break (found.id, found.child);
     };
@@ -214,6 +209,33 @@ fn co_fell(co: &Co<'_>, child: &Arc<BlockNode>) {
 
 fn is_same(one: Option<&Arc<BlockNode>>, other: Option<&Arc<BlockNode>>) -> bool {
     one.map(|node| node.id()) == other.map(|node| node.id())
+}
+
+/// A child that an edge of a drained node is about to turn away from, flushed: a driver need not flush
+/// each of its children.
+pub(crate) struct Left {
+    child: Arc<BlockNode>,
+    flushed: io::Result<()>,
+}
+
+impl Left {
+    pub(crate) fn co_flush(co: &Co<'_>, child: Arc<BlockNode>) -> Left {
+        let flushed = co_flush_in_time(co, &child);
+        Left { child, flushed }
+    }
+
+    /// Tells, after the edge of `node` has turned, if the flush has failed. If another child is there in
+    /// its place, the next flush of `node` fails.
+    pub(crate) fn tell(self, node: &BlockNode, is_replaced: bool) {
+        match self.flushed {
+            Err(error) if is_replaced => {
+                let child = self.child.name();
+                tracing::error!(node = child, %error, "flush of a child that is replaced failed");
+                node.path.state.fail_next_flush(&error);
+            }
+            flushed => log_lost(&self.child, flushed),
+        }
+    }
 }
 
 /// Its driver goes on without the child.

@@ -72,7 +72,7 @@ use crate::graph::node::BlockNode;
 use crate::io::known::answers_may_have_changed;
 pub use activity::Woken;
 pub(crate) use activity::co_set_active;
-pub(crate) use attach::ask_driver;
+pub(crate) use attach::{Left, ask_driver};
 use backends::{BackendHome, Claim};
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};

@@ -9,28 +9,30 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{NodeRef, TAG};
+use super::{NodeRef, NodeRefOrNull, TAG};
 
 /// The options of a driver: a struct of its own; derive `Deserialize` and `Serialize`, see
 /// [`coblk_qapi`].
 ///
-/// A member that is a node is a [`NodeRef`], and is visited.
+/// A member that is a node is a [`NodeRef`], and one of a [slot](crate::ChildSlot) an `Option` of a
+/// [`NodeRefOrNull`]; both are visited.
 ///
 /// ```
-/// use coblk_block::options::{DriverOptions, NodeRef};
+/// use coblk_block::options::{DriverOptions, NodeRef, NodeRefOrNull};
 ///
 /// #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 /// struct MirrorOptions {
 ///     file: NodeRef,
-///     backing: Option<NodeRef>,
+///     backing: Option<NodeRefOrNull>,
 /// }
 ///
 /// impl DriverOptions for MirrorOptions {
 ///     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
 ///         visit("file", &mut self.file);
-///         if let Some(backing) = &mut self.backing {
-///             visit("backing", backing);
-///         }
+///     }
+///
+///     fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
+///         visit("backing", &mut self.backing);
 ///     }
 /// }
 /// ```
@@ -40,6 +42,10 @@ pub trait DriverOptions:
     /// Calls `visit` with each child that there is, by the name of its option, which is the name of the
     /// node's edge to it, too.
     fn visit_children(&mut self, _visit: &mut dyn FnMut(&str, &mut NodeRef)) {}
+
+    /// Calls `visit` with each option that says which child a slot has, also where it is left out. Its
+    /// name is that of the slot. A reopen fills and empties these slots.
+    fn visit_slots(&mut self, _visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {}
 }
 
 /// Options of any driver.
@@ -47,7 +53,9 @@ pub(crate) trait AnyOptions: Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn is_equal(&self, other: &dyn AnyOptions) -> bool;
     fn duplicate(&self) -> Arc<dyn AnyOptions>;
+    /// With the children that slots have.
     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef));
+    fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>));
     /// As they are written.
     fn members(&self) -> Result<Map<String, Value>, serde_json::Error>;
 }
@@ -67,6 +75,15 @@ impl<T: DriverOptions> AnyOptions for T {
 
     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
         DriverOptions::visit_children(self, visit);
+        DriverOptions::visit_slots(self, &mut |name, slot| {
+            if let Some(NodeRefOrNull(Some(child))) = slot {
+                visit(name, child);
+            }
+        });
+    }
+
+    fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
+        DriverOptions::visit_slots(self, visit);
     }
 
     fn members(&self) -> Result<Map<String, Value>, serde_json::Error> {
@@ -123,12 +140,23 @@ impl DriverConfig {
 
     /// Calls `visit` with each child. Options that have not been read have none.
     pub(crate) fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
-        let OwnOptions::Typed(options) = &mut self.own else { return };
+        if let Some(options) = self.typed_mut() {
+            options.visit_children(visit);
+        }
+    }
+
+    /// Its options, not shared with others.
+    fn typed_mut(&mut self) -> Option<&mut (dyn AnyOptions + 'static)> {
+        let OwnOptions::Typed(options) = &mut self.own else { return None };
         if Arc::get_mut(options).is_none() {
             *options = options.duplicate();
         }
-        if let Some(options) = Arc::get_mut(options) {
-            options.visit_children(visit);
+        Arc::get_mut(options)
+    }
+
+    fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
+        if let Some(options) = self.typed_mut() {
+            options.visit_slots(visit);
         }
     }
 
@@ -139,6 +167,22 @@ impl DriverConfig {
             children.push((name.to_owned(), child.clone()));
         });
         children
+    }
+
+    /// What the options say of each slot, by the names of the slots; `None` if it is left out.
+    pub(crate) fn slots(&self) -> Vec<(String, Option<NodeRefOrNull>)> {
+        let mut slots = Vec::new();
+        self.clone().visit_slots(&mut |name, slot| slots.push((name.to_owned(), slot.clone())));
+        slots
+    }
+
+    /// Says which child a slot has.
+    pub(crate) fn set_slot(&mut self, name: &str, new: &NodeRefOrNull) {
+        self.visit_slots(&mut |slot_name, slot| {
+            if slot_name == name {
+                *slot = Some(new.clone());
+            }
+        });
     }
 
     /// Puts another node in the place of a child.
@@ -169,6 +213,7 @@ impl DriverConfig {
 
     fn members_without_children(&self) -> Result<Map<String, Value>, serde_json::Error> {
         let mut config = self.clone();
+        config.visit_slots(&mut |_, slot| *slot = None);
         config.visit_children(&mut |_, child| *child = NodeRef::Name(String::new()));
         config.members()
     }

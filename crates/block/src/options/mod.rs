@@ -85,6 +85,26 @@ pub enum NodeRef {
     Options(Arc<NodeOptions>),
 }
 
+/// What an option says of a [slot](crate::ChildSlot), such as `backing`: a child, or explicitly none. It
+/// is an `Option` in a driver's options, as an option that is left out leaves the choice to the driver.
+///
+/// None is `null` in JSON, and an empty text on a command line (`backing=`) and in JSON, too.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeRefOrNull(pub Option<NodeRef>);
+
+impl NodeRefOrNull {
+    /// The child, or `None` if there is to be none.
+    pub fn node(&self) -> Option<&NodeRef> {
+        self.0.as_ref()
+    }
+}
+
+impl From<NodeRef> for NodeRefOrNull {
+    fn from(child: NodeRef) -> NodeRefOrNull {
+        NodeRefOrNull(Some(child))
+    }
+}
+
 impl From<NodeOptions> for NodeRef {
     fn from(options: NodeOptions) -> NodeRef {
         NodeRef::Options(Arc::new(options))

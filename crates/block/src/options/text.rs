@@ -7,7 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{DriverConfig, NodeOptions, NodeRef, OptionsError};
+use super::{DriverConfig, NodeOptions, NodeRef, NodeRefOrNull, OptionsError};
 use crate::driver::mode::DetectZeroes;
 
 /// The member that names the driver.
@@ -121,6 +121,43 @@ impl<'de> Deserialize<'de> for NodeRef {
             }
         }
         deserializer.deserialize_any(NameOrOptions)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeRefOrNull {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NodeRefOrNull, D::Error> {
+        struct NodeOrNull;
+        impl<'de> Visitor<'de> for NodeOrNull {
+            type Value = NodeRefOrNull;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("BlockdevRefOrNull")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<NodeRefOrNull, E> {
+                Ok(NodeRefOrNull((!name.is_empty()).then(|| NodeRef::from(name))))
+            }
+
+            fn visit_unit<E>(self) -> Result<NodeRefOrNull, E> {
+                Ok(NodeRefOrNull(None))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<NodeRefOrNull, M::Error> {
+                let options = NodeOptions::from_parts(&mut Parts::new(members))?;
+                Ok(NodeRef::from(options).into())
+            }
+        }
+        deserializer.deserialize_any(NodeOrNull)
+    }
+}
+
+impl Serialize for NodeRefOrNull {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(child) => child.serialize(serializer),
+            // A member that is null counts as left out.
+            None => serializer.serialize_str(""),
+        }
     }
 }
 

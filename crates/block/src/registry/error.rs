@@ -84,6 +84,14 @@ pub enum BlockdevError {
         /// The option.
         option: String,
     },
+    /// A slot has a child, and the options of a reopen do not say what is to become of it.
+    #[error("node '{node}': option '{option}' is missing: a reopen names the child, or has null")]
+    SlotMissing {
+        /// The node.
+        node: String,
+        /// The option, which has the name of the slot.
+        option: String,
+    },
     /// The node is inactive: its storage belongs to another process for the time being.
     #[error("node '{0}' is inactive")]
     Inactive(String),

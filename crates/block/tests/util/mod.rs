@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod disk;
+pub mod layer;
 pub mod mapped;
 pub mod model;
 pub mod scripted;

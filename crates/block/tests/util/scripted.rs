@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::drivers::Null;
-use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef};
+use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef, NodeRefOrNull};
 use coblk_block::{
     BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, ChildSlot, Driver, EdgeId,
     EdgeInfo, NamedObject, NewChild, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening,
@@ -55,10 +55,10 @@ pub struct Script {
     lie: Lie,
     #[serde(default)]
     fails: bool,
-    /// A slot, which may be empty.
+    /// Whether `backing` is a slot, which may be empty.
     #[serde(default)]
     slot: bool,
-    backing: Option<NodeRef>,
+    backing: Option<NodeRefOrNull>,
     /// Which it asks for after a reopen.
     alignment: Option<u32>,
     /// A counter, and whether it is of another kind.
@@ -92,9 +92,10 @@ impl DriverOptions for Script {
         if let Some(file) = &mut self.file {
             visit("file", file);
         }
-        if let Some(backing) = &mut self.backing {
-            visit("backing", backing);
-        }
+    }
+
+    fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
+        visit("backing", &mut self.backing);
     }
 }
 
@@ -138,7 +139,11 @@ impl Script {
         if self.child == Fate::Forgotten {
             children.clear();
         }
-        let slot = || opening.co_slot("backing", ChildRole::COW, self.backing.as_ref());
+        let backing = self.backing.as_ref().and_then(NodeRefOrNull::node);
+        if let (Some(backing), false) = (backing, self.slot) {
+            children.push(opening.co_child("backing", ChildRole::DATA, backing)?);
+        }
+        let slot = || opening.co_slot("backing", ChildRole::COW, backing);
         let slot = self.slot.then(slot).transpose()?;
         let counter = self.counter.as_deref().map(|id| opening.object(id)).transpose()?;
         Ok(Scripted { children, slot, lie: self.lie, alignment: 1.into(), counter })

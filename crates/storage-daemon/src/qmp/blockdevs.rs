@@ -62,7 +62,10 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
         let list = Schema::Array(Box::new(node.clone()));
         commands.table.describe("blockdev-reopen", Schema::with("options", list));
         // What a child can be: the name of another node, or the options of one.
-        commands.table.alternate("BlockdevRef", vec![Schema::Builtin("str"), node]);
+        let choices = vec![Schema::Builtin("str"), node];
+        commands.table.alternate("BlockdevRef", choices.clone());
+        let null = std::iter::once(Schema::Builtin("null"));
+        commands.table.alternate("BlockdevRefOrNull", choices.into_iter().chain(null).collect());
     }
     commands.add("blockdev-set-active", |daemon, co, SetActive { node_name, active }| {
         daemon.blockdev_set_active(co, node_name.as_deref(), active)

@@ -65,7 +65,7 @@ impl Edge {
     }
 
     /// Whether it may be empty.
-    pub(super) fn is_slot(&self) -> bool {
+    pub(crate) fn is_slot(&self) -> bool {
         self.is_slot
     }
 
