@@ -57,6 +57,7 @@ pub use backend::options::BackendOptions;
 pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
 pub use blockdevs::Blockdevs;
+pub use blockdevs::hidden::HiddenNode;
 pub use driver::background::Background;
 pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};

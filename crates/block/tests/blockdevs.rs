@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, IoVector};
-use coblk_block::drivers::Null;
+use coblk_block::drivers::{Null, Raw};
 use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockNode, BlockdevError, Blockdevs, WriteFlags};
@@ -152,4 +152,66 @@ fn a_node_that_was_made_in_code_is_adopted() {
     assert!(bench.names().is_empty());
     let closed = bench.blockdevs.adopt(node).unwrap_err();
     assert!(closed.to_string().contains("closed"), "{closed}");
+}
+
+#[test]
+fn a_node_of_a_job_is_listed_and_left_alone() {
+    let bench = Bench::new();
+    let disk = bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    let filter = BlockNode::new("filter", Raw::new(disk));
+    let hidden = bench.blockdevs.adopt_hidden(Arc::clone(&filter), "job 'copy'").unwrap();
+    assert_eq!(bench.names(), ["disk", "filter"]);
+    assert!(bench.blockdevs.node("filter").is_none());
+    let refused = "node 'filter' is in use by job 'copy'";
+    let close = || bench.blockdevs.close(&bench.ctx, "filter").unwrap_err().to_string();
+    assert_eq!(close(), refused);
+    let reopen = options("raw,node-name=filter,file=disk");
+    let reopen = bench.blockdevs.reopen(&bench.ctx, vec![reopen]).unwrap_err();
+    assert_eq!(reopen.to_string(), refused);
+    let child = bench.open("raw,node-name=top,file=filter").err().unwrap();
+    assert!(child.to_string().ends_with(refused), "{child}");
+    let taken = bench.open("null-co,node-name=filter").err().unwrap();
+    assert_eq!(taken.to_string(), "there is a node 'filter' already");
+    // It is not for options to make again.
+    assert_eq!(bench.blockdevs.options().len(), 1);
+    drop(filter);
+    drop(hidden);
+    assert_eq!(close(), "there is no node 'filter'");
+    bench.blockdevs.close(&bench.ctx, "disk").unwrap();
+}
+
+#[test]
+fn a_node_of_a_job_is_closed_at_its_end() {
+    let bench = Bench::new();
+    let filter = BlockNode::new("filter", Null::new(1 << 20));
+    let hidden = bench.blockdevs.adopt_hidden(Arc::clone(&filter), "job 'copy'").unwrap();
+    bench.ctx.run(|co| hidden.co_end(co));
+    assert!(bench.names().is_empty());
+    assert!(bench.blockdevs.adopt(filter).unwrap_err().to_string().contains("closed"));
+}
+
+#[test]
+fn options_mean_the_child_below_the_node_of_a_job() {
+    let bench = Bench::new();
+    let disk = bench.open("null-co,node-name=disk,size=1048576").unwrap();
+    bench.open("null-co,node-name=other,size=1048576").unwrap();
+    let top = bench.open("raw,node-name=top,file=disk").unwrap();
+    let before = bench.blockdevs.options();
+    let filter = BlockNode::new("filter", Raw::new(Arc::clone(&disk)));
+    let hidden = bench.blockdevs.adopt_hidden(Arc::clone(&filter), "job 'copy'").unwrap();
+    bench.ctx.run(|co| disk.co_replace(co, &filter)).unwrap();
+    assert_eq!(top.children()[0].1.name(), "filter");
+    assert_eq!(bench.blockdevs.options(), before);
+    let reopen = |line: &str| {
+        let reopened = bench.blockdevs.reopen(&bench.ctx, vec![options(line)]);
+        reopened.map_err(|error| error.to_string())
+    };
+    assert_eq!(reopen("raw,node-name=top,file=disk,read-only=on"), Ok(()));
+    assert_eq!(top.children()[0].1.name(), "filter");
+    let refused = reopen("raw,node-name=top,file=other").unwrap_err();
+    assert_eq!(refused, "node 'filter' is in use by job 'copy'");
+    bench.ctx.run(|co| filter.co_replace(co, &disk)).unwrap();
+    assert_eq!(top.children()[0].1.name(), "disk");
+    bench.ctx.run(|co| hidden.co_end(co));
+    assert_eq!(reopen("raw,node-name=top,file=other"), Ok(()));
 }

@@ -20,7 +20,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, AioHandle, Co};
+use coblk_aio::{AioContext, AioHandle, Co, PoolShare};
 
 use crate::accounting::Recorder;
 use crate::backend::error_policy::ErrorState;
@@ -28,7 +28,7 @@ use crate::backend::root::{Medium, Request, Slot};
 use crate::driver::permissions::PermissionError;
 use crate::graph::backends::Claim;
 use crate::graph::homes::co_settle_homes;
-use crate::graph::life::co_close_if_unused;
+use crate::graph::life::{co_close_if_unused, co_close_unused};
 use crate::graph::node::BlockNode;
 use crate::graph::{DrainedSection, GraphError};
 use crate::io::RequestPath;
@@ -236,19 +236,39 @@ impl BlockBackend {
     /// called from a request's own callback; waiting requests, and later ones, fail with ENOMEDIUM
     /// (contract: C74) until there is another. Home thread.
     pub fn co_remove_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
-        // No change of the graph is waited for: a disk that does not answer may be in its way. The
-        // node may be replaced until it is drained, and then it is another one that has requests.
-        let taken = loop {
-            let node = self.node()?;
-            let _drained = node.co_drain(co);
-            if self.node().is_some_and(|now| Arc::ptr_eq(&now, &node)) {
-                break self.inner.slot.co_take(co);
-            }
-        };
-        taken.inspect(|node| {
+        self.co_take_medium(co).inspect(|node| {
             co_close_if_unused(co, node);
             co_settle_homes(co, node);
         })
+    }
+
+    /// Ends the backend; its clones are left without a medium. Requests in flight complete, a worker gives
+    /// back the locks of images before this returns, and the node is closed if it belongs to its users and
+    /// has no other. A drop makes the system calls for the locks on the home thread, and closes the node
+    /// later. Not to be called from a request's own callback. Home thread.
+    ///
+    /// # Errors
+    /// If the node cannot be closed. The backend has ended all the same, and the node is open.
+    pub fn co_close(self, co: &Co<'_>) -> Result<(), GraphError> {
+        let Some(node) = self.co_take_medium(co) else { return Ok(()) };
+        let closed = co_close_unused(co, &node);
+        co_settle_homes(co, &node);
+        // It may be the last to hold the node, whose files are closed then.
+        PoolShare::once(co, || drop(node));
+        closed
+    }
+
+    /// Takes the medium out when nothing is in flight.
+    fn co_take_medium(&self, co: &Co<'_>) -> Option<Arc<BlockNode>> {
+        // No change of the graph is waited for: a disk that does not answer may be in its way. The
+        // node may be replaced until it is drained, and then it is another one that has requests.
+        loop {
+            let node = self.node()?;
+            let _drained = node.co_drain(co);
+            if self.node().is_some_and(|now| Arc::ptr_eq(&now, &node)) {
+                return self.inner.slot.co_take(co);
+            }
+        }
     }
 
     /// [`co_remove_medium`](Self::co_remove_medium) from outside of coroutines. Polls `ctx`

@@ -1,9 +1,9 @@
 //! [`Blockdevs::options`]: options that would open the nodes again as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::Blockdevs;
+use crate::graph::Edge;
 use crate::graph::node::BlockNode;
 use crate::options::{NodeOptions, NodeRef, NodeRefOrNull};
 use crate::registry::Entry;
@@ -29,7 +29,8 @@ pub(super) fn describe_slots(node: &BlockNode, options: &mut NodeOptions) {
 }
 
 struct Known {
-    node: Arc<BlockNode>,
+    /// The names of its children, by those of the edges. Nodes of jobs in between are left out.
+    children: Vec<(String, String)>,
     /// With what has changed since it was opened, but for children.
     options: NodeOptions,
     /// The node that it was opened for. `None` if it was opened by itself.
@@ -48,18 +49,26 @@ struct Listing {
 impl Listing {
     fn new(blockdevs: &Blockdevs) -> Listing {
         let mut known = BTreeMap::new();
-        for (name, entry) in &blockdevs.names().nodes {
+        let names = blockdevs.names();
+        for (name, entry) in &names.nodes {
             let (options, parent) = match entry {
                 Entry::Owned(_, Some(options)) => (options, None),
                 Entry::Child(_, options, parent) => (options, Some(parent.clone())),
                 // What was made in code is not for options to make again.
-                Entry::Owned(_, None) | Entry::Reserved => continue,
+                Entry::Owned(_, None) | Entry::Hidden(..) | Entry::Reserved => continue,
             };
             let Some(node) = entry.node() else { continue };
             let mut options = NodeOptions::clone(options);
+            describe_slots(&node, &mut options);
             options.active = (!node.is_active()).then_some(false);
-            known.insert(name.clone(), Known { node, options, parent });
+            let child = |edge: &Edge| {
+                let below = names.below_hidden(edge.node()?).name().to_owned();
+                Some((edge.info().name().to_owned(), below))
+            };
+            let children = node.edges().iter().filter_map(|edge| child(edge)).collect();
+            known.insert(name.clone(), Known { children, options, parent });
         }
+        drop(names);
         let (described_in, begun, found) = Default::default();
         let mut listing = Listing { known, described_in, begun, found };
         listing.place_children(|parent, child| child.parent.as_deref() == Some(parent));
@@ -75,11 +84,10 @@ impl Listing {
 
     fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
-            for edge in known.node.edges() {
-                let Some(below) = edge.node().map(|node| node.name().to_owned()) else { continue };
-                let child = self.known.get(&below).filter(|child| child.parent.is_some());
+            for (_, below) in &known.children {
+                let child = self.known.get(below).filter(|child| child.parent.is_some());
                 if child.is_some_and(|child| is_place(name, child)) {
-                    self.described_in.entry(below).or_insert_with(|| name.clone());
+                    self.described_in.entry(below.clone()).or_insert_with(|| name.clone());
                 }
             }
         }
@@ -98,7 +106,6 @@ impl Listing {
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
         let known = self.known.get(name)?;
         let mut options = known.options.clone();
-        describe_slots(&known.node, &mut options);
         let edges = options.driver.children().into_iter();
         let below: Vec<(String, Option<String>)> = edges
             .map(|(edge, _)| {
@@ -135,7 +142,7 @@ impl Listing {
 impl Known {
     /// The name of the child that this edge leads to.
     fn child(&self, name: &str) -> Option<String> {
-        let edge = self.node.edges().iter().find(|edge| edge.info().name() == name);
-        Some(edge?.node()?.name().to_owned())
+        let child = self.children.iter().find(|(edge, _)| edge == name);
+        child.map(|(_, below)| below.clone())
     }
 }

@@ -2,6 +2,7 @@
 //! `blockdev-del` do.
 
 mod active;
+pub(crate) mod hidden;
 mod listing;
 mod reopen;
 mod resize;
@@ -61,6 +62,7 @@ impl Names {
                 Entry::Owned(node, options) => Ok((node, options)),
                 _ => Err(BlockdevError::NoSuchNode(shorten(name))),
             },
+            Some(Entry::Hidden(_, owner)) => Err(BlockdevError::hidden(name, owner)),
             _ => Err(BlockdevError::NoSuchNode(shorten(name))),
         }
     }
@@ -173,16 +175,16 @@ impl Blockdevs {
         }
     }
 
-    /// The node called `name`.
+    /// The node called `name`, unless it [belongs to a job](Self::adopt_hidden).
     pub fn node(&self, name: &str) -> Option<Arc<BlockNode>> {
-        self.names().nodes.get(name)?.node()
+        self.known_node(name).ok()
     }
 
     fn known_node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
-        self.node(name).ok_or_else(|| BlockdevError::NoSuchNode(shorten(name)))
+        self.names().find(name)
     }
 
-    /// All nodes, by name.
+    /// All nodes, by name, with those that [belong to jobs](Self::adopt_hidden).
     pub fn nodes(&self) -> Vec<Arc<BlockNode>> {
         self.names().nodes.values().filter_map(Entry::node).collect()
     }
@@ -192,7 +194,7 @@ impl Blockdevs {
         let names = self.names();
         let is_busy = |entry: &Entry| match entry {
             Entry::Reserved => true,
-            Entry::Owned(node, _) => graph::lock().has_users(node),
+            Entry::Owned(node, _) | Entry::Hidden(node, _) => graph::lock().has_users(node),
             Entry::Child(..) => false,
         };
         let busy = names.nodes.iter().filter(|(_, entry)| is_busy(entry));

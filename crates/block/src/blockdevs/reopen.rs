@@ -206,12 +206,16 @@ impl Blockdevs {
         };
         let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
-        let own = child.as_ref().and_then(|child| self.entry(child));
+        // A job's filter in between stays there.
+        let named = child.clone().map(|child| self.names().below_hidden(child));
+        let hidden = child.as_ref().and_then(|child| self.hidden(child));
+        let own = named.as_ref().and_then(|child| self.entry(child));
         let own = own.filter(|(_, of)| of.as_deref() == Some(parent.node.name()));
-        let own = child.clone().filter(|_| own.is_some());
+        let own = named.clone().filter(|_| own.is_some());
         let mut next = child.clone();
         match (wanted, own) {
             (Some(NodeRefOrNull(None)), _) => {
+                hidden.map_or(Ok(()), Err)?;
                 next = None;
                 if child.is_some() {
                     check_slot(&parent.node, edge)?;
@@ -219,8 +223,9 @@ impl Blockdevs {
                 }
             }
             (Some(NodeRefOrNull(Some(NodeRef::Name(other)))), _)
-                if child.is_none_or(|child| child.name() != other) =>
+                if named.is_none_or(|named| named.name() != other) =>
             {
+                hidden.map_or(Ok(()), Err)?;
                 // A log is where it was begun.
                 let other = self.known_node(&other)?;
                 if role.is_own_storage() {
@@ -256,7 +261,7 @@ impl Blockdevs {
         match entry {
             Entry::Owned(_, options) => Some((Arc::clone(options.as_ref()?), None)),
             Entry::Child(_, options, parent) => Some((Arc::clone(options), Some(parent.clone()))),
-            Entry::Reserved => None,
+            Entry::Hidden(..) | Entry::Reserved => None,
         }
     }
 
@@ -279,7 +284,7 @@ impl Blockdevs {
             Some(Entry::Owned(_, Some(options)) | Entry::Child(_, options, _)) => {
                 *options = Arc::clone(&step.options);
             }
-            Some(Entry::Owned(_, None) | Entry::Reserved) | None => {}
+            Some(Entry::Owned(_, None) | Entry::Hidden(..) | Entry::Reserved) | None => {}
         }
     }
 }

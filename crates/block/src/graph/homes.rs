@@ -50,6 +50,10 @@ impl BlockNode {
     /// used no more, and what was stored before is seen by all requests that begin from now on.
     /// Requests in flight are not waited for.
     ///
+    /// Not passed are contexts that reach the node in another way alone: by a
+    /// [`RangeLock`](crate::RangeLock), or a function that [`Co::call_at`] runs there and that is neither the home
+    /// of a backend nor of background work. Their users arrange for the same themselves.
+    ///
     /// # Errors
     /// ETIMEDOUT after [`WAIT_LIMIT`]: a context does not poll. One that has ended counts as passed.
     pub fn co_pass_contexts(self: &Arc<Self>, co: &Co<'_>) -> std::io::Result<()> {

@@ -60,6 +60,14 @@ pub enum BlockdevError {
         /// Its name.
         name: String,
     },
+    /// A node belongs to a job, and commands leave it alone.
+    #[error("node '{node}' is in use by {owner}")]
+    Hidden {
+        /// The node.
+        node: String,
+        /// The job, as `job 'backup'`.
+        owner: String,
+    },
     /// A node that may be written has a child that may not.
     #[error("node '{node}': its child '{child}' is read-only, so it must be read-only too")]
     ReadOnlyChild {
@@ -131,6 +139,10 @@ pub enum BlockdevError {
 }
 
 impl BlockdevError {
+    pub(crate) fn hidden(node: &str, owner: &str) -> BlockdevError {
+        BlockdevError::Hidden { node: node.to_owned(), owner: owner.to_owned() }
+    }
+
     /// The error of a driver, with the name of its node.
     pub(crate) fn of_node(node: &str, error: OpenError) -> BlockdevError {
         let node = node.to_owned();

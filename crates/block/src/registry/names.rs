@@ -19,7 +19,7 @@ use crate::options::{AnyOptions, NodeOptions, check_name};
 /// Drivers, and the nodes and objects that there are.
 pub(crate) struct Registry {
     pub(crate) drivers: Drivers,
-    names: Mutex<Names>,
+    names: Arc<Mutex<Names>>,
 }
 
 #[derive(Default)]
@@ -44,6 +44,8 @@ pub(crate) enum Entry {
     /// Opened for another node, whose name is there, and there as long as it has users. That node alone
     /// tells it anything.
     Child(Weak<BlockNode>, Arc<NodeOptions>, String),
+    /// Belongs to a job, whose name for messages this is. It is listed; no command finds it by its name.
+    Hidden(Arc<BlockNode>, String),
 }
 
 impl Entry {
@@ -51,6 +53,7 @@ impl Entry {
         match self {
             Entry::Reserved => None,
             Entry::Owned(node, _) => Some(Arc::clone(node)),
+            Entry::Hidden(node, _) => Some(Arc::clone(node)).filter(|node| !node.life.is_closed()),
             Entry::Child(node, ..) => node.upgrade().filter(|node| !node.life.is_closed()),
         }
     }
@@ -60,13 +63,51 @@ impl Entry {
     }
 }
 
+impl Names {
+    /// The node that commands and options mean by a name.
+    ///
+    /// # Errors
+    /// If there is none, or it belongs to a job.
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        let entry = self.nodes.get(name);
+        if let Some(Entry::Hidden(_, owner)) = entry {
+            return Err(BlockdevError::hidden(name, owner));
+        }
+        let missing = || BlockdevError::NoSuchNode(shorten(name));
+        entry.and_then(Entry::node).ok_or_else(missing)
+    }
+
+    /// The owner of a node that belongs to a job.
+    pub(crate) fn owner(&self, node: &BlockNode) -> Option<&str> {
+        match self.nodes.get(node.name())? {
+            Entry::Hidden(known, owner) if std::ptr::eq(&**known, node) => Some(owner),
+            _ => None,
+        }
+    }
+
+    /// The node that the options of a parent mean: jobs may have put filters above it.
+    pub(crate) fn below_hidden(&self, mut node: Arc<BlockNode>) -> Arc<BlockNode> {
+        while self.owner(&node).is_some()
+            && let Some(below) = node.filtered()
+        {
+            node = below;
+        }
+        node
+    }
+}
+
 impl Registry {
     pub(crate) fn new(drivers: Drivers) -> Registry {
-        Registry { drivers, names: Mutex::default() }
+        Registry { drivers, names: Arc::default() }
     }
 
     pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For what may live longer than the registry.
+    pub(crate) fn weak_names(&self) -> Weak<Mutex<Names>> {
+        Arc::downgrade(&self.names)
     }
 
     /// Takes a name, the one that is `wanted` or one that no option can have.
@@ -140,9 +181,7 @@ impl Registry {
     ) -> Result<Child, BlockdevError> {
         // Under the lock that closing takes to look for users.
         let names = self.names();
-        let found = names.nodes.get(node).and_then(Entry::node);
-        let found = found.ok_or_else(|| BlockdevError::NoSuchNode(shorten(node)))?;
-        Ok(Child::new(name, role, found))
+        Ok(Child::new(name, role, names.find(node)?))
     }
 
     pub(crate) fn add_object<T: NamedObject>(

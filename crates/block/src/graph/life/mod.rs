@@ -96,6 +96,20 @@ pub(crate) fn co_close_if_unused(co: &Co<'_>, node: &Arc<BlockNode>) {
     }
 }
 
+/// [`co_close_if_unused`], for callers that are told of a failure.
+///
+/// # Errors
+/// If the driver fails. The node stays open then.
+pub(crate) fn co_close_unused(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
+    // In a statement of its own: the lock must be free while the driver is waited for.
+    let is_unused = lock().is_unused(node);
+    match is_unused.then(|| node.co_close(co)) {
+        // It has got a user meanwhile.
+        None | Some(Err(GraphError::InUse(_))) => Ok(()),
+        Some(closed) => closed,
+    }
+}
+
 /// [`co_close_if_unused`], in a coroutine of its own, for drops, which cannot suspend. A context that ends
 /// before drops the node unclosed.
 pub(crate) fn close_soon(home: &AioHandle, node: Arc<BlockNode>) {

@@ -262,6 +262,29 @@ fn a_node_is_closed_after_its_last_backend_was_dropped() {
 }
 
 #[test]
+fn a_backend_that_is_closed_closes_the_node_that_it_was_the_last_to_use() {
+    let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
+    let (node, errno) = Keeper::failing("node", &log, null());
+    node.life.set_belongs_to_users(true);
+    let open = |share| {
+        let options = BackendOptions::new("drive").share_rw(share);
+        options.open(&ctx, Arc::clone(&node)).unwrap()
+    };
+    let (first, last) = (open(true), open(true));
+    ctx.run(|co| first.co_close(co)).unwrap();
+    errno.store(libc::EIO, Ordering::SeqCst);
+    let error = ctx.run(|co| last.co_close(co)).unwrap_err().to_string();
+    assert!(error.starts_with("node 'node' cannot be closed: "), "{error}");
+    log.expect(&["node fails"]);
+    assert!(!node.life.is_closed());
+    // What it held was given back all the same.
+    let again = open(false);
+    ctx.run(|co| again.co_close(co)).unwrap();
+    log.expect(&["node writes 0"]);
+    assert!(node.life.is_closed());
+}
+
+#[test]
 fn a_child_that_is_removed_from_a_list_is_closed() {
     let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
     let [kept, fallen] = ["kept", "fallen"].map(|name| Keeper::node(name, &log, null()));
