@@ -63,6 +63,9 @@ pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
+pub use driver::image::{
+    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+};
 pub use driver::map::{Piece, Place, ReadMap};
 pub use driver::mode::{CacheMode, DetectZeroes};
 pub use driver::permissions::{PermissionError, Permissions};
@@ -74,6 +77,7 @@ pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
 pub use graph::homes::is_home;
+pub use graph::image::Image;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};

@@ -5,6 +5,7 @@ pub(crate) mod debug_event;
 pub(crate) mod edge;
 pub(crate) mod extent;
 pub(crate) mod flags;
+pub(crate) mod image;
 pub(crate) mod map;
 pub(crate) mod mode;
 pub(crate) mod permissions;
@@ -21,6 +22,7 @@ use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use crate::driver::image::ImageFormat;
 use crate::driver::map::ReadMap;
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
@@ -192,6 +194,12 @@ pub trait BlockDriver: Any + Send + Sync {
 
     /// The driver as [`SnapshotReads`], if it keeps the bytes of an instant beside those of now.
     fn snapshot(&self) -> Option<&dyn SnapshotReads> {
+        None
+    }
+
+    /// The driver as [`ImageFormat`], if it has operations on a whole image. A
+    /// [`Filter`](crate::Filter) has none, and does not pass on its child's.
+    fn image(&self) -> Option<&dyn ImageFormat> {
         None
     }
 

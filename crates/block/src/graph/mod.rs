@@ -47,6 +47,7 @@ mod freeze;
 pub(crate) mod gate;
 mod height;
 pub(crate) mod homes;
+pub(crate) mod image;
 pub(crate) mod life;
 mod listing;
 pub(crate) mod mapped;

@@ -33,6 +33,9 @@ pub enum WriteKind {
     Discard,
     /// By another length; the range is the one that was cut off, or that is new.
     Truncate,
+    /// By a snapshot inside of the image that was [applied](crate::Image::co_apply_snapshot): the range is
+    /// all of the node.
+    Apply,
 }
 
 /// A user of changes, such as a dirty bitmap.

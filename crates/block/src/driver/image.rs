@@ -1,0 +1,197 @@
+//! [`ImageFormat`]: operations on a whole image, of a driver that is a format.
+
+use std::io;
+
+use coblk_aio::Co;
+use serde_json::Value;
+
+use super::not_supported;
+
+/// A format's operations on its image as a whole: rare ones, which are kept out of
+/// [`BlockDriver`](crate::BlockDriver) so that drivers of protocols and filters do not see them.
+///
+/// They are called by [`BlockNode::co_image`](crate::BlockNode::co_image). The layer guarantees that the
+/// node is open and active, that a drain waits for the call, and that what changes the image is not called
+/// on a read-only node. It does *not* drain the node: requests run meanwhile, and so may another of these
+/// calls. The format excludes by its own locks what must not happen at the same time.
+///
+/// Methods are called as those of [`BlockDriver`](crate::BlockDriver) are: in coroutines, in several
+/// contexts at once. A change that has returned is durable: no flush has to follow. After an error the image
+/// is as before, or in a state that a check repairs without loss. By default all fail with ENOTSUP. Errors
+/// carry the OS errno; those for a user may have a text instead.
+pub trait ImageFormat: Send + Sync {
+    /// Describes the image as the format has it in memory. Makes no system call; any thread.
+    fn info(&self) -> io::Result<ImageInfo> {
+        Err(not_supported())
+    }
+
+    /// Compares the image's tables with each other, and mends what `repair` names. Findings are no error:
+    /// they are in the report. With a repair the report is that of a second check, after the repair, beside
+    /// the counts of what was fixed. An error means that the check has not come to its end.
+    fn co_check(&self, _co: &Co<'_>, _repair: Repair) -> io::Result<CheckReport> {
+        Err(not_supported())
+    }
+
+    /// Writes another backing file into the header; `None` means that there is none. The bytes of the image
+    /// are not adapted to it, and no edge turns. A name or format that does not fit is EINVAL.
+    fn co_change_backing(&self, _co: &Co<'_>, _backing: Option<&BackingName>) -> io::Result<()> {
+        Err(not_supported())
+    }
+
+    /// The image's snapshots, in the order of its table.
+    fn co_snapshots(&self, _co: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
+        Err(not_supported())
+    }
+
+    /// Keeps the bytes of one instant of this call under `name`, and returns the id that the format gives
+    /// them. Names may repeat; ids do not.
+    fn co_create_snapshot(&self, _co: &Co<'_>, _name: &str) -> io::Result<String> {
+        Err(not_supported())
+    }
+
+    /// Deletes the snapshot of an id. Without such a snapshot: ENOENT.
+    fn co_delete_snapshot(&self, _co: &Co<'_>, _id: &str) -> io::Result<()> {
+        Err(not_supported())
+    }
+
+    /// Replaces the bytes of the node by those of the snapshot of an id, which stays. Without such a
+    /// snapshot: ENOENT. The node must be as long as the snapshot, else EINVAL: the caller truncates it
+    /// first, as the layer keeps the length for requests.
+    fn co_apply_snapshot(&self, _co: &Co<'_>, _id: &str) -> io::Result<()> {
+        Err(not_supported())
+    }
+}
+
+/// An image as its format describes it. Made by [`ImageInfo::new`]; fields that a format does not know stay
+/// as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// Length of the disk that the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// Size of a cluster in bytes, if the format has clusters.
+    pub cluster_size: Option<u64>,
+    /// Whether its data is encrypted.
+    pub encrypted: bool,
+    /// Whether it was not closed after the last change: a check may find leaks.
+    pub dirty: bool,
+    /// Whether it is marked as corrupt: it is not to be written before a repair.
+    pub corrupt: bool,
+    /// The backing file that the header names.
+    pub backing: Option<BackingName>,
+    /// What only this format has.
+    pub specific: Option<SpecificInfo>,
+}
+
+impl ImageInfo {
+    /// An image of `virtual_size` bytes, without anything else.
+    pub fn new(virtual_size: u64) -> ImageInfo {
+        ImageInfo {
+            virtual_size,
+            cluster_size: None,
+            encrypted: false,
+            dirty: false,
+            corrupt: false,
+            backing: None,
+            specific: None,
+        }
+    }
+}
+
+/// What only one format has, as `format-specific` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpecificInfo {
+    /// The name of the type of `data`, such as `qcow2`.
+    pub kind: &'static str,
+    /// The fields: a JSON object.
+    pub data: Value,
+}
+
+impl SpecificInfo {
+    /// The fields `data` of the type `kind`.
+    pub fn new(kind: &'static str, data: Value) -> SpecificInfo {
+        SpecificInfo { kind, data }
+    }
+}
+
+/// A backing file as a header names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackingName {
+    /// The path or URL, as it is in the header: relative paths are those of the image's directory.
+    pub name: String,
+    /// The name of its format, if the header has one.
+    pub format: Option<String>,
+}
+
+impl BackingName {
+    /// The file `name`, of the format `format`.
+    pub fn new(name: impl Into<String>, format: Option<String>) -> BackingName {
+        BackingName { name: name.into(), format }
+    }
+}
+
+/// Which findings a check mends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// None: the image is not written.
+    #[default]
+    None,
+    /// Leaks: space that is counted as used, and is not.
+    Leaks,
+    /// Leaks and corruptions.
+    All,
+}
+
+/// The outcome of a check, in clusters unless a field says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// Places that could not be checked, as reads failed.
+    pub check_errors: u64,
+    /// Corruptions that are there now.
+    pub corruptions: u64,
+    /// Leaks that are there now.
+    pub leaks: u64,
+    /// Corruptions that the repair has mended.
+    pub corruptions_fixed: u64,
+    /// Leaks that the repair has mended.
+    pub leaks_fixed: u64,
+    /// All clusters of the disk that the guest sees.
+    pub total_clusters: u64,
+    /// Those with storage of their own.
+    pub allocated_clusters: u64,
+    /// Those that are not stored behind their predecessors.
+    pub fragmented_clusters: u64,
+    /// Those that are compressed.
+    pub compressed_clusters: u64,
+    /// Where the last cluster in use ends in the image, in bytes, if the format knows.
+    pub image_end_offset: Option<u64>,
+}
+
+/// A snapshot inside of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageSnapshot {
+    /// Its id, which no other snapshot of the image has.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Length of the disk at that instant, in bytes.
+    pub length: u64,
+    /// Size of the state of the machine that is kept with it, in bytes.
+    pub vm_state_size: u64,
+    /// When it was made: seconds and nanoseconds since 1970, UTC.
+    pub date: (u64, u32),
+    /// How long the guest had run by then, in nanoseconds.
+    pub vm_clock: u64,
+}
+
+impl ImageSnapshot {
+    /// A snapshot of a disk of `length` bytes, without a machine's state and times.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, length: u64) -> ImageSnapshot {
+        let (id, name) = (id.into(), name.into());
+        ImageSnapshot { id, name, length, vm_state_size: 0, date: (0, 0), vm_clock: 0 }
+    }
+}

@@ -1,0 +1,91 @@
+//! [`Image`]: the way to a format's operations on its whole image.
+
+use std::io;
+
+use coblk_aio::Co;
+
+use crate::driver::image::{
+    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair,
+};
+use crate::graph::node::BlockNode;
+use crate::graph::own_io::OwnIo;
+use crate::io as request_path;
+
+/// A format's operations on its image, for as long as this lives: a drain of the node, or of a child, waits
+/// until it is dropped. The methods are those of [`ImageFormat`], and are called in coroutines; the ones
+/// that change the image fail with EPERM on a read-only node.
+///
+/// It neither keeps the node open nor holds permissions. The caller does, as a user of the node
+/// ([`BlockBackend`](crate::BlockBackend) or [`NodeUser`](crate::NodeUser)), with the permission to write
+/// where it changes the image.
+#[must_use = "a drain waits only while it lives"]
+pub struct Image<'a> {
+    format: &'a dyn ImageFormat,
+    own: OwnIo<&'a BlockNode>,
+}
+
+impl BlockNode {
+    /// The operations of its format on the whole image. Waits while the node is drained, so a
+    /// coroutine that drains the node must not call it. Filters have none: the caller asks the node of the
+    /// format itself.
+    ///
+    /// # Errors
+    /// ENOTSUP if the driver is no [format](crate::BlockDriver::image); that of requests if the node is
+    /// closed or [inactive](Self::co_set_active).
+    pub fn co_image(&self, co: &Co<'_>) -> io::Result<Image<'_>> {
+        let own = self.co_begin_own(co);
+        if let Some(error) = self.gate.refusal() {
+            return Err(error);
+        }
+        let format = self.driver().image();
+        let format = format.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP))?;
+        Ok(Image { format, own })
+    }
+}
+
+impl Image<'_> {
+    /// The format, where the node may be written.
+    fn writable(&self) -> io::Result<&dyn ImageFormat> {
+        self.own.writable()?;
+        Ok(self.format)
+    }
+
+    /// See [`ImageFormat::info`].
+    pub fn info(&self) -> io::Result<ImageInfo> {
+        self.format.info()
+    }
+
+    /// See [`ImageFormat::co_check`]. A repair changes the image.
+    pub fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
+        match repair {
+            Repair::None => self.format.co_check(co, repair),
+            Repair::Leaks | Repair::All => self.writable()?.co_check(co, repair),
+        }
+    }
+
+    /// See [`ImageFormat::co_change_backing`]. Changes the image.
+    pub fn co_change_backing(&self, co: &Co<'_>, backing: Option<&BackingName>) -> io::Result<()> {
+        self.writable()?.co_change_backing(co, backing)
+    }
+
+    /// See [`ImageFormat::co_snapshots`].
+    pub fn co_snapshots(&self, co: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
+        self.format.co_snapshots(co)
+    }
+
+    /// See [`ImageFormat::co_create_snapshot`]. Changes the image.
+    pub fn co_create_snapshot(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
+        self.writable()?.co_create_snapshot(co, name)
+    }
+
+    /// See [`ImageFormat::co_delete_snapshot`]. Changes the image.
+    pub fn co_delete_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        self.writable()?.co_delete_snapshot(co, id)
+    }
+
+    /// See [`ImageFormat::co_apply_snapshot`]. Changes the image, and tells the [users of
+    /// changes](crate::AfterWrite). Where requests are [tracked](crate::Tracking), they wait meanwhile.
+    pub fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        request_path::co_apply_snapshot(self.own.path(), co, self.writable()?, id)
+    }
+}
