@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use coblk::block::options::DriverOptions;
 use coblk::block::{
-    BlockDriver, BlockLimits, Driver, Extent, OpenError, Opening, ReadFlags, Reopen, Reopening,
-    WriteFlags, ZeroFlags,
+    BlockDriver, BlockLimits, Driver, DriverEvent, EventSink, Extent, OpenError, Opening,
+    ReadFlags, Reopen, Reopening, WriteFlags, ZeroFlags,
 };
 use coblk::qapi::Size;
 use coblk::{Co, IoVector, IoVectorMut};
@@ -53,6 +53,10 @@ struct Ram {
     chunks: Mutex<BTreeMap<u64, Vec<u8>>>,
     /// Requests read it, and a reopen changes it, while nothing is in flight.
     latency_us: AtomicU64,
+    /// How many chunks it may store.
+    max_chunks: u64,
+    /// Where it tells that it has no memory left.
+    events: EventSink,
 }
 
 /// What options say of it, beside those of all nodes.
@@ -64,6 +68,8 @@ struct RamOptions {
     /// How long a request takes, in microseconds.
     #[serde(default)]
     latency_us: u64,
+    /// How many bytes of memory it may take; as many as it is long if left out.
+    memory: Option<Size>,
 }
 
 impl DriverOptions for RamOptions {}
@@ -73,12 +79,18 @@ impl Driver for Ram {
     const CHANGEABLE: &'static [&'static str] = &["latency-us"];
     type Options = RamOptions;
 
-    fn co_open(_: &Opening<'_, '_>, options: &RamOptions) -> Result<Ram, OpenError> {
-        let RamOptions { size: Size(size_bytes), latency_us } = *options;
+    fn co_open(opening: &Opening<'_, '_>, options: &RamOptions) -> Result<Ram, OpenError> {
+        let RamOptions { size: Size(size_bytes), latency_us, memory } = *options;
         if size_bytes > MAX_BYTES {
             return Err(OpenError::option("size", format!("more than {MAX_BYTES} bytes")));
         }
-        Ok(Ram { size_bytes, chunks: Mutex::default(), latency_us: latency_us.into() })
+        Ok(Ram {
+            size_bytes,
+            chunks: Mutex::default(),
+            latency_us: latency_us.into(),
+            max_chunks: memory.map_or(u64::MAX, |Size(bytes)| bytes / CHUNK_BYTES),
+            events: opening.events(),
+        })
     }
 
     fn co_prepare_reopen<'a>(
@@ -165,6 +177,12 @@ impl BlockDriver for Ram {
     ) -> io::Result<()> {
         let mut chunks = self.co_chunks(co);
         for (number, within, at) in pieces(offset, source.len() as u64) {
+            if chunks.len() as u64 >= self.max_chunks && !chunks.contains_key(&number) {
+                drop(chunks);
+                let offset = number * CHUNK_BYTES;
+                self.events.tell(DriverEvent::new("X_RAM_FULL").with("offset", offset));
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
             let chunk = chunks.entry(number).or_insert_with(|| vec![0; CHUNK_BYTES as usize]);
             source.copy_to(at, &mut chunk[within]);
         }

@@ -92,8 +92,8 @@ pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
 pub use io::tracked::Access;
 pub use registry::{
-    BlockdevError, CreateError, Creates, Driver, Drivers, NamedObject, NodeMode, OpenError,
-    Opening, Reopen, Reopening,
+    BlockdevError, CreateError, Creates, Driver, DriverEvent, Drivers, EventSink, NamedObject,
+    NodeMode, OpenError, Opening, Reopen, Reopening,
 };
 
 /// The drivers of this crate, for options to name.

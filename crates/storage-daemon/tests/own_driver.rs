@@ -129,6 +129,20 @@ fn drivers_of_an_embedder_are_opened_read_written_reopened_and_deleted() {
 }
 
 #[test]
+fn an_event_of_a_driver_of_an_embedder_reaches_monitors() {
+    let place = Place::new();
+    let line = LINE.replace("size=16M", "size=16M,memory=128k");
+    let (daemon, mut client) = start(&place, &line);
+    assert!(qemu_io(&place, "write 2M 128k").contains("wrote 131072/131072"));
+    let full = tools::output("qemu-io", ["-f", "raw", "-c", "write 4M 64k", &place.uri("disk")]);
+    assert!(String::from_utf8_lossy(&full.stdout).contains("No space left"), "{full:?}");
+    let told = json!({"node-name": "disk", "offset": 4 << 20});
+    assert_eq!(client.event("X_RAM_FULL"), told);
+    assert!(qemu_io(&place, "write 2M 128k").contains("wrote 131072/131072"));
+    end(daemon, client);
+}
+
+#[test]
 fn options_of_the_drivers_of_an_embedder_are_refused_in_qemus_words() {
     let place = Place::new();
     let (daemon, mut client) = start(&place, LINE);

@@ -17,7 +17,7 @@ use crate::graph::{self, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
 use crate::options::{NodeOptions, NodeRef};
 use crate::registry::{
-    BlockdevError, Drivers, Entry, Inherited, NamedObject, Names, Registry, Reserved,
+    BlockdevError, DriverEvent, Drivers, Entry, Inherited, NamedObject, Names, Registry, Reserved,
 };
 
 /// Nodes by their names, the drivers that can open them, and the objects that options can name. Any
@@ -78,6 +78,13 @@ impl Blockdevs {
     /// The drivers.
     pub fn drivers(&self) -> &Drivers {
         &self.registry.drivers
+    }
+
+    /// Has `listener` called with each [`DriverEvent`] that a driver tells of a node of this set, in place
+    /// of the listener before. It is called by any thread, also while requests wait for that thread: it
+    /// must not block. Without a listener, events are lost.
+    pub fn set_event_listener(&self, listener: impl Fn(DriverEvent) + Send + Sync + 'static) {
+        self.registry.events.set(listener);
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {

@@ -7,6 +7,7 @@
 //! opening.rs    Opening: what a driver is given to open a node
 //! reopening.rs  Reopening: what it is given to change one
 //! names.rs      Registry: the nodes that there are, by name, and objects that options name
+//! event.rs      DriverEvent, EventSink: what a driver tells of its node later
 //! inherited.rs  what a node is told by its options, and by its parent's
 //! ```
 
@@ -14,6 +15,7 @@ mod creates;
 mod driver;
 mod drivers;
 mod error;
+mod event;
 mod inherited;
 mod names;
 mod object;
@@ -24,6 +26,7 @@ pub use creates::{CreateError, Creates};
 pub use driver::{Driver, Reopen};
 pub use drivers::Drivers;
 pub use error::{BlockdevError, OpenError};
+pub use event::{DriverEvent, EventSink};
 pub(crate) use inherited::Inherited;
 pub use inherited::NodeMode;
 pub(crate) use names::{Entry, Names, Registry, Reserved};

@@ -9,6 +9,7 @@ use coblk_aio::Co;
 use coblk_qapi::shorten;
 
 use super::drivers::Factory;
+use super::event::EventListener;
 use super::opening::Opening;
 use super::{BlockdevError, Drivers, Inherited, NamedObject, OpenError};
 use crate::driver::role::ChildRole;
@@ -20,6 +21,8 @@ use crate::options::{AnyOptions, NodeOptions, check_name};
 pub(crate) struct Registry {
     pub(crate) drivers: Drivers,
     names: Arc<Mutex<Names>>,
+    /// What drivers tell of their nodes goes there.
+    pub(crate) events: EventListener,
 }
 
 #[derive(Default)]
@@ -98,7 +101,7 @@ impl Names {
 
 impl Registry {
     pub(crate) fn new(drivers: Drivers) -> Registry {
-        Registry { drivers, names: Arc::default() }
+        Registry { drivers, names: Arc::default(), events: EventListener::default() }
     }
 
     pub(crate) fn names(&self) -> MutexGuard<'_, Names> {

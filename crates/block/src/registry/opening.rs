@@ -7,7 +7,7 @@ use std::sync::Arc;
 use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
-use super::{BlockdevError, Inherited, NamedObject, NodeMode, OpenError, Registry};
+use super::{BlockdevError, EventSink, Inherited, NamedObject, NodeMode, OpenError, Registry};
 use crate::driver::edge::EdgeId;
 use crate::driver::permissions::PermissionError;
 use crate::driver::role::ChildRole;
@@ -197,6 +197,11 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// If there is none of this type.
     pub fn object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, OpenError> {
         Ok(self.registry.known_object(id)?)
+    }
+
+    /// Where the driver tells what happens to the node, at any time and from any thread.
+    pub fn events(&self) -> EventSink {
+        self.registry.events.sink(self.name)
     }
 
     /// That a driver is what it was to be.

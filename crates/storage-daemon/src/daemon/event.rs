@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coblk::block::{ErrorAction, RequestKind, ThresholdPassed};
+use coblk::block::{DriverEvent, ErrorAction, RequestKind, ThresholdPassed};
 use coblk::export::ExportIoError;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
@@ -25,6 +25,8 @@ pub enum Event {
         /// The threshold, and how far behind it the write ends.
         passed: ThresholdPassed,
     },
+    /// What the driver of a node tells of it, by a name of its own.
+    Driver(DriverEvent),
     /// `SHUTDOWN`: the daemon ends. No event of QMP: QEMU's daemon has none.
     Shutdown(ShutdownCause),
 }
@@ -74,7 +76,8 @@ impl ShutdownCause {
 
 /// Events of other threads that wait for the main one. Errors come in storms: one that tells the same as
 /// one that waits already, but for its time, is left out. So there are no more than exports times
-/// kinds of requests, errors and actions, and what is told last is always told.
+/// kinds of requests, errors and actions, and what is told last is always told. An event of a driver
+/// takes the place of those like it, whatever they tell.
 type Waiting = Mutex<VecDeque<Event>>;
 
 /// Tells the daemon of events. Any thread.
@@ -104,6 +107,9 @@ impl EventSender {
 
     pub(crate) fn send(&self, event: Event) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Event::Driver(new) = &event {
+            waiting.retain(|it| !matches!(it, Event::Driver(old) if old.is_like(new)));
+        }
         if !waiting.contains(&event) {
             waiting.push_back(event);
         }
@@ -141,5 +147,21 @@ mod tests {
         sender.send(storm.clone());
         ctx.try_poll();
         assert_eq!(told.take(), [storm]);
+    }
+
+    #[test]
+    fn of_a_storm_of_a_driver_the_last_event_of_each_kind_waits() {
+        let ctx = AioContext::new().unwrap();
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let own = Rc::clone(&told);
+        let (sender, _delivering) =
+            EventSender::new(&ctx, move |_, event| own.borrow_mut().push(event.clone()));
+        let event = |kind, offset: u64| {
+            Event::Driver(DriverEvent::new("BROKEN").with("offset", offset).kind(kind))
+        };
+        sender.send(event("fatal", 1));
+        (0..10_000).for_each(|offset| sender.send(event("", offset)));
+        ctx.try_poll();
+        assert_eq!(told.take(), [event("fatal", 1), event("", 9_999)]);
     }
 }

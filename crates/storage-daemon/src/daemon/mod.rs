@@ -134,8 +134,10 @@ impl Daemon {
                     }
                 },
             );
+            let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());
+            blockdevs.set_event_listener(move |event| sender.send(Event::Driver(event)));
             Daemon {
-                blockdevs: Blockdevs::new(drivers),
+                blockdevs,
                 objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,

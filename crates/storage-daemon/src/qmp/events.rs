@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use coblk::block::{ErrorAction, RequestKind};
+use coblk::block::{DriverEvent, ErrorAction, RequestKind};
 use coblk::qapi::Schema;
 use coblk::qmp::Event as QmpEvent;
 
@@ -21,6 +21,7 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
                 .with("amount-exceeded", passed.exceeded)
                 .with("write-threshold", passed.threshold),
         ),
+        Event::Driver(event) => Some(of_a_driver(event)),
         // QEMU's daemon has none, and ends the connection.
         Event::Shutdown(_) => None,
     }
@@ -44,6 +45,16 @@ pub(super) fn schemas() -> [(&'static str, Schema); 3] {
         ("BLOCK_IO_ERROR", Schema::object(&io_error)),
         ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
     ]
+}
+
+/// They come in storms, as errors do.
+fn of_a_driver(event: &DriverEvent) -> QmpEvent {
+    let DriverEvent { node_name, name, kind, data, .. } = event;
+    let mut told = QmpEvent::new(name);
+    for (member, value) in data {
+        told = told.with(member, value.clone());
+    }
+    told.with("node-name", node_name.clone()).limited(&format!("{node_name} {kind}"))
 }
 
 /// The device is the export. It has no place in a tree of objects, as those of QEMU have.
