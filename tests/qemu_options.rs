@@ -107,14 +107,6 @@ fn qemu_takes(line: &str) -> Result<(), String> {
     if said.contains("--export") { Ok(()) } else { Err(said) }
 }
 
-fn qemu_major() -> u32 {
-    let said = tools::run("qemu-storage-daemon", ["--version"]);
-    let version =
-        said.split_whitespace().find(|word| word.starts_with(|it: char| it.is_ascii_digit()));
-    let major = version.and_then(|version| version.split('.').next()?.parse().ok());
-    major.unwrap_or_else(|| panic!("no version in {said:?}"))
-}
-
 fn we_take(line: &str) -> Result<(), String> {
     let options = match line.starts_with('{') {
         true => NodeOptions::from_json(line),
@@ -141,7 +133,7 @@ fn both_take_the_same_options() {
         sparse_image(dir.path(), name, 1 << 20);
     }
     check(&TAKEN, dir.path(), true);
-    if qemu_major() >= 10 {
+    if tools::qemu_major() >= 10 {
         check(&TAKEN_LATELY, dir.path(), true);
     }
     check(&REFUSED, dir.path(), false);

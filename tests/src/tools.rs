@@ -82,6 +82,19 @@ pub fn expect_success(program: &str, output: &Output) -> String {
     said
 }
 
+/// The major version of the qemu-storage-daemon that is there: 7 on a bare Debian 12, which knows no inactive
+/// nodes, or 10 from its backports.
+///
+/// # Panics
+/// If there is none.
+pub fn qemu_major() -> u32 {
+    let said = run("qemu-storage-daemon", ["--version"]);
+    let version =
+        said.split_whitespace().find(|word| word.starts_with(|it: char| it.is_ascii_digit()));
+    let major = version.and_then(|version| version.split('.').next()?.parse().ok());
+    major.unwrap_or_else(|| panic!("no version in {said:?}"))
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")

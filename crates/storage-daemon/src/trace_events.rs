@@ -19,6 +19,7 @@ pub(crate) const NAMES: &[&str] = &[
     "bdrv_co_pwritev",
     "bdrv_co_truncate",
     "bdrv_replace_node",
+    "bdrv_snapshot_goto",
     "blk_aio_complete",
     "blk_aio_flush",
     "blk_aio_pdiscard",

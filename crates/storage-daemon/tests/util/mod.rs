@@ -19,6 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Length of images.
 pub const SIZE: u64 = 16 << 20;
 
+/// A peer older than 10 refuses inactive nodes by the option's name, so there is nothing to compare with.
+pub fn expect_no_inactive_nodes() {
+    let output = tools::output(
+        "timeout",
+        ["10", "qemu-storage-daemon", "--blockdev", "null-co,node-name=f,active=off"],
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Parameter 'active' is unexpected"), "{said}");
+}
+
 /// A directory with an image, for one daemon.
 pub struct Place {
     dir: tempfile::TempDir,
