@@ -383,7 +383,8 @@ mod tests {
         let arena = arena(None);
         let stacks: Vec<_> = (0..3000).map(|_| arena.allocate().unwrap()).collect();
         if arena.guard_kind() == Some(GuardKind::Marker) {
-            assert!(mappings_within(&stacks) <= 1);
+            // Two chunks, and between them perhaps the mappings of other threads.
+            assert!(mappings_within(&stacks) < 30);
         }
         // SAFETY: nothing runs on them.
         stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
