@@ -29,7 +29,7 @@ struct Shared {
     backend: RefCell<Option<Rc<ExportBackend>>>,
     options: RefCell<Option<ToyOptions>>,
     banner: RefCell<Option<Arc<String>>>,
-    /// Who makes an export, or closes one, waits here if this is set.
+    /// The coroutine that makes an export, or closes one, waits here if this is set.
     is_slow: Cell<bool>,
     waiting: RefCell<Option<CoWaker>>,
 }

@@ -5,7 +5,7 @@
 //!
 //! * [`iothread`]: threads that exports are served by;
 //! * [`throttle_group`]: limits for nodes;
-//! * [`tls_creds_x509`]: who the NBD server is, and which clients it lets in.
+//! * [`tls_creds_x509`]: identity of the NBD server, and the clients it lets in.
 //!
 //! An object is found by its id and its Rust type: [`Objects::find`], for an export
 //! [`Exporting::object`](coblk::export::Exporting::object).

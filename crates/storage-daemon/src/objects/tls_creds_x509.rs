@@ -1,4 +1,4 @@
-//! `tls-creds-x509`: who the NBD server is, and which clients it lets in. Without the feature `tls` its
+//! `tls-creds-x509`: identity of the NBD server, and the clients it lets in. Without the feature `tls` its
 //! options can be read, and no object is made of them.
 
 use std::path::PathBuf;
