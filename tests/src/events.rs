@@ -74,6 +74,8 @@ impl Recording {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         INSTALL.call_once(|| {
             tracing::subscriber::set_global_default(Recorder).expect("the only subscriber");
+            // An event of another thread may have found no subscriber just before, and remembers that.
+            tracing::callsite::rebuild_interest_cache();
         });
         *events() = Some(Vec::new());
         Recording { _turn: turn }

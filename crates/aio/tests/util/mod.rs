@@ -6,13 +6,13 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, CoWaker, ThreadPool};
 use tracing::field::{Field, Visit};
-use tracing::span;
+use tracing::{Dispatch, span};
 
 /// What happened, in order.
 #[derive(Clone, Default)]
@@ -99,6 +99,7 @@ impl Recorder {
 
     /// Runs `action` with this thread's events recorded.
     pub fn record<R>(&self, action: impl FnOnce() -> R) -> R {
+        ask_every_subscriber();
         tracing::subscriber::with_default(self.clone(), action)
     }
 
@@ -107,6 +108,14 @@ impl Recorder {
         let events = self.events.lock().unwrap();
         events.iter().filter(|event| event.contains(what)).cloned().collect()
     }
+}
+
+/// Makes `tracing` ask every subscriber whether it wants an event, when the event comes for the first
+/// time; the answer is kept. A process with one subscriber asks only the thread of the event, and a
+/// thread without a recorder would silence the event for a test that records on another thread.
+fn ask_every_subscriber() {
+    static TWO: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    TWO.get_or_init(|| [(); 2].map(|()| Dispatch::new(Recorder::default())));
 }
 
 struct Text(String);

@@ -480,6 +480,9 @@ impl tracing::Subscriber for Errors {
 fn only_a_drop_that_loses_something_is_an_error_in_the_log() {
     let (ctx, log) = (AioContext::for_test().unwrap(), Log::default());
     let errors = Arc::new(Mutex::new(Vec::new()));
+    // With two subscribers, `tracing` asks both whether they want an event. With one it asks the thread
+    // that the event comes from first, which may be another test's.
+    let _second = tracing::Dispatch::new(Errors(Arc::default()));
     tracing::subscriber::with_default(Errors(Arc::clone(&errors)), || {
         let [clean, closed, unclosed] =
             ["clean", "closed", "unclosed"].map(|name| Keeper::node(name, &log, null()));
