@@ -1,6 +1,7 @@
 //! [`Drivers`]: the drivers that options can name, and what each makes of its options.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,7 +15,7 @@ use super::creates::{Creator, creator};
 use super::{CreateError, Creates, Driver, OpenError, Opening, Reopen, Reopening};
 use crate::driver::BlockDriver;
 use crate::graph::node::BlockNode;
-use crate::graph::{GraphError, MAX_HEIGHT};
+use crate::graph::{GraphError, MAX_CHILDREN, MAX_HEIGHT};
 use crate::options::{self, AnyOptions, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG};
 
 /// A driver, whatever its type and that of its options.
@@ -102,6 +103,15 @@ impl<D: Driver> Factory for Typed<D> {
         let driver = (driver as &dyn Any).downcast_ref::<D>();
         let driver = driver.ok_or_else(|| OpenError::broken("is not the node's driver"))?;
         driver.co_prepare_reopen(reopening, Self::options(options)?)
+    }
+}
+
+/// The name of an option, such as `children.0`, as messages have it where the child was written so.
+fn in_notation<'a>(option: &'a str, child: &OwnOptions) -> Cow<'a, str> {
+    let is_json = matches!(child, OwnOptions::Written(own) if !own.is_keyval());
+    match option.split_once('.').filter(|_| is_json) {
+        Some((list, place)) => format!("{list}[{place}]").into(),
+        None => option.into(),
     }
 }
 
@@ -207,11 +217,17 @@ impl Drivers {
             return Err(Error::other(GraphError::too_high(node)));
         }
         self.read_own(options)?;
+        if let Some((name, list)) = options.driver.list()
+            && list.len() > MAX_CHILDREN
+        {
+            return Err(Error::invalid(&name, format!("more than {MAX_CHILDREN} children")));
+        }
         let mut result = Ok(());
         options.driver.visit_children(&mut |name, child| {
             if let (NodeRef::Options(child), Ok(())) = (child, &result) {
                 let child = Arc::make_mut(child);
-                result = self.read(child, depth + 1).map_err(|error| error.within(name));
+                let name = in_notation(name, &child.driver.own);
+                result = self.read(child, depth + 1).map_err(|error| error.within(&name));
             }
         });
         result
