@@ -126,6 +126,7 @@ impl BlockDriver for Null {
 /// Options of `null-co` and `null-aio`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct NullOptions {
     /// `size` in bytes; 1 GiB by default.
     pub size: u64,
@@ -138,6 +139,26 @@ pub struct NullOptions {
 impl Default for NullOptions {
     fn default() -> NullOptions {
         NullOptions { size: 1 << 30, read_zeroes: false, latency_ns: 0 }
+    }
+}
+
+impl NullOptions {
+    /// The same with so many bytes.
+    #[must_use]
+    pub fn size(self, size: u64) -> NullOptions {
+        NullOptions { size, ..self }
+    }
+
+    /// The same, and reads fill the buffer if `read_zeroes`.
+    #[must_use]
+    pub fn read_zeroes(self, read_zeroes: bool) -> NullOptions {
+        NullOptions { read_zeroes, ..self }
+    }
+
+    /// The same with requests that take so many nanoseconds.
+    #[must_use]
+    pub fn latency_ns(self, latency_ns: u64) -> NullOptions {
+        NullOptions { latency_ns, ..self }
     }
 }
 

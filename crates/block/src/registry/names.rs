@@ -227,7 +227,7 @@ impl Registry {
 pub(super) struct Level<'a> {
     pub(super) options: Arc<NodeOptions>,
     own_options: Arc<dyn AnyOptions>,
-    factory: &'a dyn Factory,
+    pub(super) factory: &'a dyn Factory,
     pub(super) reserved: Reserved<'a>,
     pub(super) own: Inherited,
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
-use super::{BlockdevError, EventSink, Inherited, NamedObject, NodeMode, OpenError, Registry};
+use super::{
+    BlockdevError, EventSink, EventType, Inherited, NamedObject, NodeMode, OpenError, Registry,
+};
 use crate::driver::edge::{EdgeId, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::driver::role::ChildRole;
@@ -24,6 +26,7 @@ pub struct Opening<'a, 'co> {
     name: &'a str,
     driver: &'a str,
     own: Inherited,
+    declared: &'static [EventType],
     is_active: bool,
     depth: usize,
     /// The edges that the driver was given, with their names.
@@ -47,6 +50,7 @@ impl<'a, 'co> Opening<'a, 'co> {
             name: &level.reserved.name,
             driver: level.options.driver.name(),
             own: level.own,
+            declared: level.factory.events(),
             is_active: level.options.active.unwrap_or(true),
             depth,
             edges: RefCell::default(),
@@ -256,7 +260,7 @@ impl<'a, 'co> Opening<'a, 'co> {
 
     /// Where the driver tells what happens to the node, at any time and from any thread.
     pub fn events(&self) -> EventSink {
-        self.registry.events.sink(self.name)
+        self.registry.events.sink(self.name, self.declared)
     }
 
     /// That a driver is what it was to be.
