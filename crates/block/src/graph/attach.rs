@@ -22,7 +22,7 @@ use super::{
     Child, GraphError, Kind, List, MAX_CHILDREN, UserId, co_drain_for_change, co_look_at_node,
     lock, lock_changes, lock_permits,
 };
-use crate::driver::edge::{EdgeInfo, NewChild};
+use crate::driver::edge::{EdgeId, EdgeInfo, NewChild};
 use crate::graph::Graph;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
@@ -323,6 +323,16 @@ fn no_edge(node: &BlockNode, edge: &str) -> GraphError {
 }
 
 impl Graph {
+    /// Whether there is an edge by this id.
+    pub(crate) fn has_edge(&self, id: EdgeId) -> bool {
+        self.users.contains_key(&id.into())
+    }
+
+    /// An id for an edge that is about to be made.
+    pub(crate) fn new_edge_id(&mut self) -> EdgeId {
+        EdgeId(self.next_id())
+    }
+
     /// An edge that is to lead to `new`.
     fn find_edge(
         &mut self,

@@ -356,19 +356,9 @@ impl Graph {
         ids.iter().filter_map(edge).collect()
     }
 
-    /// Whether there is an edge by this id.
-    pub(crate) fn has_edge(&self, id: EdgeId) -> bool {
-        self.users.contains_key(&id.into())
-    }
-
     /// An id for a user that is about to be made.
     fn new_user_id(&mut self) -> UserId {
         UserId(self.next_id())
-    }
-
-    /// An id for an edge that is about to be made.
-    pub(crate) fn new_edge_id(&mut self) -> EdgeId {
-        EdgeId(self.next_id())
     }
 
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {
