@@ -20,7 +20,8 @@ pub(super) struct Configured {
 impl Daemon {
     /// Options of a command line, with their texts, in an order in which they can be done: objects,
     /// nodes, exports and all else as they are now, however they have come to be. Credentials that are
-    /// deleted, while the NBD server uses them, are among them. What belongs to the process is not: `--daemonize`, `--pidfile` and `--trace`.
+    /// deleted, while the NBD server uses them, are among them. What belongs to the process is
+    /// not: `--daemonize`, `--pidfile` and `--trace`.
     pub fn configuration(&self) -> Vec<(&'static str, OsString)> {
         let mut options = Vec::new();
         let configured = self.configured.borrow();
