@@ -194,6 +194,12 @@ impl Control {
         self.state.get()
     }
 
+    /// Whether it has terminated, and no scheduler means to resume it all the same.
+    #[inline]
+    pub(crate) fn is_done(&self) -> bool {
+        self.state.get() == CoroutineState::Terminated && self.scheduled_by.get().is_none()
+    }
+
     #[inline]
     pub(crate) fn set_state(&self, state: CoroutineState) {
         self.state.set(state);
