@@ -5,7 +5,7 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "virtio-blk"],
+    &["export", "qcow2", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
@@ -73,6 +73,7 @@ pub const HOUSES: &[House] = &[
             &["blockdevs"],
         ],
     ),
+    ("qcow2", &[&["layout"], &["fuzz"]]),
     (
         "export",
         &[
