@@ -73,7 +73,22 @@ pub const HOUSES: &[House] = &[
             &["blockdevs"],
         ],
     ),
-    ("qcow2", &[&["layout"], &["fuzz"]]),
+    (
+        "qcow2",
+        &[
+            &["layout"],
+            &["fuzz"],
+            &["cache", "name", "source"],
+            &["tables"],
+            &["options"],
+            &["image"],
+            &["map"],
+            &["read"],
+            &["info"],
+            &["open"],
+            &["driver"],
+        ],
+    ),
     (
         "export",
         &[
