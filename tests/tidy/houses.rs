@@ -84,6 +84,7 @@ pub const HOUSES: &[House] = &[
             &["image"],
             &["map"],
             &["read"],
+            &["check"],
             &["info"],
             &["open"],
             &["driver"],

@@ -3,9 +3,12 @@
 use std::io;
 
 use coblk_aio::Co;
-use coblk_block::{BackingName, ImageFormat, ImageInfo, ImageSnapshot, SpecificInfo};
+use coblk_block::{
+    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+};
 use serde_json::{Map, Value, json};
 
+use crate::check;
 use crate::image::Image;
 use crate::layout::{Autoclear, BitmapFlags, Compatible, Crypt, Header, Incompatible};
 
@@ -20,6 +23,13 @@ impl ImageFormat for Image {
         info.backing = backing_name(header);
         info.specific = Some(SpecificInfo::new("qcow2", Value::Object(self.specific())));
         Ok(info)
+    }
+
+    fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
+        match repair {
+            Repair::None => Ok(check::co_check_source(co, &self.file)?.report),
+            Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
+        }
     }
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {

@@ -1,4 +1,4 @@
-//! The qcow2 image format: a driver of the block layer, open for reads.
+//! The qcow2 image format: a driver of the block layer, open for reads, and a checker.
 //!
 //! ```text
 //! layout/   the pure core: the format as bytes, without I/O
@@ -7,6 +7,7 @@
 //! name      names of files as a header has them
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
+//! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
 //! driver    Qcow2, the driver
 //! ```
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod check;
 mod driver;
 mod fuzz;
 mod image;

@@ -150,11 +150,23 @@ fn q204_images_with_random_damage_neither_panic_nor_hang() {
                 bytes[at] = if random.bool() { random.u8(..) } else { 0 };
             }
             fs::write(&damaged, &bytes).unwrap();
+            let file = json!({"driver": "file", "read-only": true, "filename": damaged});
+            let file = coblk_block::options::NodeOptions::from_value(file).unwrap();
+            let file = stand.blockdevs.open(&stand.ctx, file).unwrap();
+            let backend = coblk_block::BackendOptions::new("check").read_only(true);
+            let backend = backend.open(&stand.ctx, file.clone()).unwrap();
+            // An image that is not opened may be checked.
+            let _ = stand.ctx.run(|co| coblk_qcow2::check::co_check(co, &backend));
+            drop(backend);
+            stand.blockdevs.close(&stand.ctx, file.name()).unwrap();
             let no_files = json!({"x-named-files": "refuse"});
             let Ok(node) = stand.try_open(&damaged, no_files) else { continue };
             let opened = util::Opened::new(&stand, node);
             let bytes = opened.node.length().min(512 << 10);
             let _ = opened.read(0, bytes as usize);
+            let _ = stand.ctx.run(|co| {
+                opened.node.co_image(co).unwrap().co_check(co, coblk_block::Repair::None)
+            });
         }
         stand.end();
     }
