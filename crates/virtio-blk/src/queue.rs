@@ -11,10 +11,10 @@ use coblk_aio::{
 };
 
 use crate::chain::Chain;
-use crate::completion::Pace;
 use crate::interrupt::Interrupt;
 use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
+use crate::pace::Pace;
 use crate::request::PendingRequest;
 use crate::shared::{Shared, Stopping};
 use crate::unanswered::PausedQueue;
