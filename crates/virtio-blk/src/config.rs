@@ -129,7 +129,9 @@ impl Default for VirtioBlkConfig {
 /// Methods that set one field each.
 macro_rules! setters {
     ($($field:ident: $kind:ty,)*) => {$(
-        #[doc = concat!("The same with another [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+        #[doc = concat!(
+            "The same with another [`", stringify!($field), "`](Self#structfield.", stringify!($field), ")."
+        )]
         #[must_use]
         pub fn $field(self, $field: $kind) -> VirtioBlkConfig {
             VirtioBlkConfig { $field, ..self }
