@@ -122,6 +122,7 @@ pub const HOUSES: &[House] = &[
             &["memory"],
             &["chain"],
             &["interrupt"],
+            &["pace"],
             &["kind"],
             &["inflight"],
             &["unanswered", "virtqueue"],
