@@ -27,14 +27,14 @@ use crate::context::{AioContext, Inner};
 use crate::home::HANDOVER_PAUSE;
 use crate::panics::{self, Culprit};
 use crate::run_list::{Node, NodeKind, Runner};
-use crate::thread_pool::{JobHeader, ThreadPool};
+use crate::thread_pool::{JobHeader, ThreadPool, owed};
 use crate::trace_event;
 
 /// Gives a job to a worker, or to the simulated world in a worker's place.
 #[inline]
 fn submit(ctx: &AioContext, pool: &ThreadPool, job: NonNull<JobHeader>, is_first: bool) {
     match ctx.simulation() {
-        None => pool.submit(job, is_first),
+        None => pool.submit(job, is_first, ctx.inner().turn.goes_on()),
         Some(simulation) => simulation.submit(job),
     }
 }
@@ -133,6 +133,7 @@ impl<F, R> WaitOnUnwind<'_, F, R> {
             return !simulation.withdraw(node.cast::<JobHeader>())
                 && (inner.queues.pending.remove(node) || running.remove(node));
         }
+        owed::pay();
         // The worker may be anywhere between taking the job and scheduling the node. Nothing else
         // is lost: what else comes in is kept for the next bottom-half phase.
         loop {

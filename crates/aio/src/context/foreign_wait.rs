@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{AioContext, Inner};
+use crate::thread_pool::owed;
 
 /// What another loop waits for in the place of a context: until [`AsFd`] of the context is readable, and
 /// for [`timeout`](Self::timeout) at most. See [`AioContext::prepare_wait`].
@@ -97,6 +98,7 @@ impl AioContext {
         assert!(!coblk_coroutine::in_coroutine(), "prepare_wait called inside a coroutine");
         let inner = self.inner();
         inner.shared.assert_own_process();
+        owed::pay();
         let timeout = inner.prepare_foreign_wait().unwrap_or_else(|error| {
             tracing::error!(context = self.name(), %error, "preparing a wait failed");
             Some(Duration::ZERO)

@@ -52,7 +52,7 @@ use crate::panics::{self, Culprit, Panics, call_reporting};
 use crate::ring::{Ring, WaitMode};
 use crate::simulation::Simulation;
 use crate::sys;
-use crate::thread_pool::ThreadPool;
+use crate::thread_pool::{ThreadPool, owed};
 use crate::trace_event;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
@@ -459,6 +459,7 @@ impl Drop for AioContext {
         self.inner().shared.close();
         self.inner().link.inner.set(None);
         here::unregister(&self.inner().link);
+        owed::forget();
         debug_map::unregister(self.inner.addr().get());
         // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
         // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.

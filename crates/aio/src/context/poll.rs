@@ -7,6 +7,7 @@ use super::{AioContext, Inner};
 use crate::panics;
 use crate::ring::Ring;
 use crate::run_list::{Node, Runner};
+use crate::thread_pool::owed;
 use crate::trace_event;
 
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
@@ -72,6 +73,8 @@ impl AioContext {
     fn poll_outside(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
         inner.shared.assert_own_process();
+        // What a turn around this one has submitted, or one of another context of this thread.
+        owed::pay();
         inner.wait(limit);
         let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();

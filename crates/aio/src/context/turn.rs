@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::AioContext;
+use crate::thread_pool::owed;
 
 /// The time was not asked for in this turn.
 const UNASKED: i64 = i64::MIN;
@@ -18,10 +19,17 @@ impl TurnClock {
     }
 
     /// A turn goes on until what this returns is dropped, also by a panic.
+    /// Its end pays for the wake-ups of workers that are owed then.
     #[inline]
     pub(crate) fn begin(&self) -> Turn<'_> {
         self.0.set(UNASKED);
         Turn(self)
+    }
+
+    /// Whether a turn goes on. One in which a nested poll has ended goes on, and is not known to.
+    #[inline]
+    pub(crate) fn goes_on(&self) -> bool {
+        self.0.get() != OUTSIDE
     }
 }
 
@@ -33,6 +41,7 @@ impl Drop for Turn<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.0.set(OUTSIDE);
+        owed::pay();
     }
 }
 

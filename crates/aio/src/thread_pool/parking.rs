@@ -11,15 +11,18 @@
 //! ```text
 //! submitter                             worker that finds nothing
 //! ---------                             -------------------------
-//! queue the message          (a)        join the sleepers            (c)
+//! queue messages             (a)        join the sleepers            (c)
 //! is anyone searching?       (b)        searching -= 1               (d)
-//!   no: wake a sleeper                  look into the queue again    (e)
+//!   no: any messages left?              look into the queue again    (e)
+//!     yes: wake a sleeper
 //! ```
 //!
 //! All are sequentially consistent. If (b) is after (d), the submitter sees no worker searching, and
 //! finds the worker among the sleepers. If it is before, then (a) is before (e), and the worker
 //! finds the message. A worker that runs a job looks into the queue after it, so while no worker
-//! sleeps no worker needs waking.
+//! sleeps no worker needs waking. If no messages are left, workers have taken all that were queued in (a).
+//!
+//! Between (a) and (b) a submitter may do other things; until then it owes the wake-up ([`owed`](super::owed)).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,11 +71,15 @@ impl Parking {
         Arc::new(Sleeper { thread: current_thread(), woken: AtomicBool::new(false) })
     }
 
-    /// After a message was queued: sees to it that some worker looks.
+    /// After messages were queued, by this thread or before what this thread has seen: sees to it that some
+    /// worker looks. `has_messages` says whether any are left.
     #[inline]
-    pub(crate) fn notify(&self) {
+    pub(crate) fn notify(&self, has_messages: impl Fn() -> bool) {
         model_fence();
-        if self.searching.load(Ordering::SeqCst) == 0 && self.asleep.load(Ordering::SeqCst) > 0 {
+        if self.searching.load(Ordering::SeqCst) == 0
+            && self.asleep.load(Ordering::SeqCst) > 0
+            && has_messages()
+        {
             self.wake_one();
         }
     }
@@ -121,12 +128,10 @@ impl Parking {
         self.searching.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The calling worker has found a message. `more` says whether it leaves others behind.
-    pub(crate) fn end_search(&self, more: impl Fn() -> bool) {
+    /// The calling worker has found a message. `has_messages` says whether it leaves others behind.
+    pub(crate) fn end_search(&self, has_messages: impl Fn() -> bool) {
         self.searching.fetch_sub(1, Ordering::SeqCst);
-        if more() {
-            self.notify();
-        }
+        self.notify(has_messages);
     }
 
     /// Sleeps until it is woken, or for `timeout`. The calling worker searches; `look` looks into

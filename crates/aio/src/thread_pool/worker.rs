@@ -38,9 +38,7 @@ pub(super) fn run(state: &PoolState) {
         }
     }
     // A submitter may have counted on this worker to look into the queue once more.
-    if !state.receiver.is_empty() {
-        state.parking.notify();
-    }
+    state.wake_worker();
     trace_event!("thread_pool_worker_end");
     std::mem::forget(no_unwinding);
 }
@@ -60,14 +58,12 @@ fn next(
     state.parking.begin_search();
     loop {
         if let Some(message) = search(state) {
-            state.parking.end_search(|| !state.receiver.is_empty());
+            state.parking.end_search(|| state.has_messages());
             return Some(message);
         }
         match state.parking.sleep(sleeper, patience, || state.receiver.try_recv().ok()) {
             Wakeup::Found(message) => {
-                if !state.receiver.is_empty() {
-                    state.parking.notify();
-                }
+                state.wake_worker();
                 return Some(message);
             }
             Wakeup::Woken => {}
