@@ -42,6 +42,8 @@ pub mod sync;
 pub mod sys;
 mod thread_pool;
 mod trace;
+#[allow(dead_code, unused_imports)]
+mod waiting;
 
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
