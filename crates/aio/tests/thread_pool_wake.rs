@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 
 use coblk_aio::{AioContext, AioHandle, IoThread, ThreadPool};
-use util::{Slot, context, panic_message, until, watchdog};
+use util::{Slot, context, panic_message, until, until_the_worker_sleeps, watchdog};
 
 /// A flag, and a job that raises it and then wakes that loop, if any.
 fn flag(loop_to_wake: Option<AioHandle>) -> (Arc<AtomicBool>, impl FnOnce() + Send + use<>) {
@@ -28,7 +28,7 @@ fn flag(loop_to_wake: Option<AioHandle>) -> (Arc<AtomicBool>, impl FnOnce() + Se
 /// Runs `in_turn` in a turn of a context whose pool has one worker, and returns when it has returned.
 fn in_turn(in_turn: impl FnOnce(&AioContext) + 'static) {
     let ctx = context(1, 1);
-    until(|| ctx.thread_pool().idle_threads() == 1);
+    until_the_worker_sleeps(&ctx);
     let ran = Rc::new(Cell::new(false));
     let done = Rc::clone(&ran);
     ctx.schedule(move |ctx| {
@@ -42,7 +42,7 @@ fn in_turn(in_turn: impl FnOnce(&AioContext) + 'static) {
 fn a_job_that_is_submitted_outside_of_a_turn_needs_no_poll() {
     let _watchdog = watchdog();
     let ctx = context(1, 1);
-    until(|| ctx.thread_pool().idle_threads() == 1);
+    until_the_worker_sleeps(&ctx);
     let (ran, job) = flag(None);
     ctx.thread_pool().submit_aio(&ctx, job, |_, _| ());
     until(|| ran.load(Ordering::Acquire));
@@ -171,7 +171,7 @@ fn the_end_of_another_thread_wakes_the_worker_first() {
 fn a_coroutine_that_is_unwound_in_the_turn_of_its_job_gets_it_back() {
     let _watchdog = watchdog();
     let ctx = context(1, 1);
-    until(|| ctx.thread_pool().idle_threads() == 1);
+    until_the_worker_sleeps(&ctx);
     let (slot, (ran, job)) = (Slot::default(), flag(None));
     let waits = slot.clone();
     let coroutine = ctx.spawn_join("has a job", move |co| {
@@ -190,7 +190,7 @@ fn a_coroutine_that_is_unwound_in_the_turn_of_its_job_gets_it_back() {
 fn a_turn_that_ends_with_a_panic_wakes_the_worker() {
     let _watchdog = watchdog();
     let ctx = context(1, 1);
-    until(|| ctx.thread_pool().idle_threads() == 1);
+    until_the_worker_sleeps(&ctx);
     let (ran, job) = flag(None);
     ctx.schedule(move |ctx| {
         ctx.thread_pool().submit_aio(ctx, job, |_, _| ());

@@ -31,6 +31,8 @@ use super::lock;
 use crate::loom::{
     AtomicBool, AtomicUsize, Mutex, Ordering, Thread, current_thread, model_fence, park_timeout,
 };
+use crate::sys::clock_ns;
+use crate::waiting::WakeStamp;
 
 /// The sleepers of one pool.
 pub(crate) struct Parking {
@@ -45,6 +47,8 @@ pub(crate) struct Parking {
 pub(crate) struct Sleeper {
     thread: Thread,
     woken: AtomicBool,
+    /// When it was woken, and from where.
+    stamp: WakeStamp,
 }
 
 /// How a worker's sleep ended.
@@ -68,7 +72,11 @@ impl Parking {
 
     /// A place for the calling thread.
     pub(crate) fn sleeper() -> Arc<Sleeper> {
-        Arc::new(Sleeper { thread: current_thread(), woken: AtomicBool::new(false) })
+        Arc::new(Sleeper {
+            thread: current_thread(),
+            woken: AtomicBool::new(false),
+            stamp: WakeStamp::new(),
+        })
     }
 
     /// After messages were queued, by this thread or before what this thread has seen: sees to it that some
@@ -92,6 +100,7 @@ impl Parking {
                 return;
             }
             if let Some(sleeper) = self.take_last() {
+                sleeper.stamp.set();
                 sleeper.thread.unpark();
                 return;
             }
@@ -123,9 +132,9 @@ impl Parking {
         sleeper
     }
 
-    /// The calling worker begins to search.
-    pub(crate) fn begin_search(&self) {
-        self.searching.fetch_add(1, Ordering::SeqCst);
+    /// The calling worker begins to search. Whether it is the only one that does.
+    pub(crate) fn begin_search(&self) -> bool {
+        self.searching.fetch_add(1, Ordering::SeqCst) == 0
     }
 
     /// The calling worker has found a message. `has_messages` says whether it leaves others behind.
@@ -157,7 +166,7 @@ impl Parking {
             }
             return Wakeup::Found(message);
         }
-        let start = Instant::now();
+        let (start, since_ns) = (Instant::now(), clock_ns());
         while !me.woken.load(Ordering::Acquire) {
             let left = timeout.saturating_sub(start.elapsed());
             if left.is_zero() {
@@ -165,6 +174,7 @@ impl Parking {
             }
             park_timeout(left);
         }
+        me.stamp.take(since_ns);
         Wakeup::Woken
     }
 
