@@ -9,7 +9,7 @@ use super::parking::{Parking, Sleeper, Wakeup};
 use super::{AbortOnUnwind, IDLE_TIMEOUT, Message, PoolState};
 use crate::home::Home;
 use crate::trace_event;
-use crate::waiting::{Presence, WaitRule, WakeCost, spin};
+use crate::waiting::{Presence, WaitRule, WakeCost, may_spin, spin};
 
 /// Takes jobs until the pool has one worker too many, or stops.
 pub(super) fn run(state: &PoolState) {
@@ -66,8 +66,9 @@ impl Worker<'_> {
         }
         let start = Instant::now();
         // While one looks, another one's looking would be in vain.
-        let looks = state.parking.begin_search();
-        let limit_ns = if looks { self.limit_ns() } else { 0 };
+        let is_alone = state.parking.begin_search();
+        let limit_ns =
+            if is_alone && self.may_look() { self.rule.limit_ns(WakeCost::here()) } else { 0 };
         if let Some(message) = self.look(start, Duration::from_nanos(limit_ns)) {
             state.parking.end_search(|| state.has_messages());
             self.rule.found(nanos_since(start), WakeCost::here());
@@ -80,10 +81,10 @@ impl Worker<'_> {
         Some(message)
     }
 
-    /// How long to look for the next message.
-    fn limit_ns(&self) -> u64 {
-        // Without a job it serves no loop, so none may be about to submit.
-        if self.home.is_none() { 0 } else { self.rule.limit_ns(WakeCost::here()) }
+    /// Whether it may look for its next message: for one of the loop that it has worked for last, which is
+    /// on another CPU.
+    fn may_look(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| may_spin(Some(&home.place)))
     }
 
     /// Looks for a while: work often comes right after work, and then no worker has to be woken.

@@ -26,5 +26,5 @@ mod wake_cost;
 pub(crate) use place::Place;
 pub(crate) use presence::Presence;
 pub(crate) use rule::WaitRule;
-pub(crate) use spin::spin;
+pub(crate) use spin::{may_spin, spin, spin_while};
 pub(crate) use wake_cost::{WakeCost, WakeStamp};

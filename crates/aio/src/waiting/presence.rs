@@ -40,6 +40,16 @@ impl Crowd {
         self.awake.load(Ordering::Relaxed) <= self.cpus.load(Ordering::Relaxed)
     }
 
+    #[inline]
+    pub(super) fn wakes(&self) {
+        self.awake.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn sleeps(&self) {
+        self.awake.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// The calling thread's CPUs are among those there are.
     fn join(&self) {
         // Where the kernel does not tell, there is no spinning beside another thread.
@@ -72,7 +82,7 @@ impl Presence {
     #[inline]
     pub(crate) fn sleeps(&self) {
         if self.counted.replace(false) {
-            HERE.awake.fetch_sub(1, Ordering::Relaxed);
+            HERE.sleeps();
         }
     }
 
@@ -80,7 +90,7 @@ impl Presence {
     #[inline]
     pub(crate) fn wakes(&self) {
         if !self.counted.replace(true) {
-            HERE.awake.fetch_add(1, Ordering::Relaxed);
+            HERE.wakes();
         }
     }
 }

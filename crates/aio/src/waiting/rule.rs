@@ -66,13 +66,13 @@ impl WaitRule {
             self.rest.set(self.rest.get() - 1);
             return 0;
         }
-        let limit_ns = Self::longest_ns(cost);
-        if self.mean_ns.get() <= limit_ns { limit_ns } else { 0 }
+        self.peek_ns(cost)
     }
 
-    /// The mean of the recent waits in nanoseconds, with the thread's own wake-ups taken off.
-    pub(crate) fn mean_ns(&self) -> u64 {
-        self.mean_ns.get()
+    /// What [`limit_ns`](Self::limit_ns) would say if there were no rest.
+    pub(crate) fn peek_ns(&self, cost: &WakeCost) -> u64 {
+        let longest_ns = Self::longest_ns(cost);
+        if self.mean_ns.get() <= longest_ns { longest_ns } else { 0 }
     }
 
     /// How long a thread may look at most, in nanoseconds. The other side may have slept, too, until our

@@ -9,15 +9,19 @@ use super::presence::{Crowd, HERE};
 const LOOKS: u32 = 4;
 
 /// Whether the calling thread may spin: each thread that is awake can have a CPU, and the other side, if it is
-/// known, is not on this one.
+/// known, is not on this one. `other` is where the thread is that is waited for, if it is one of ours.
 #[inline]
-fn may_spin(crowd: &Crowd, other: Option<&Place>) -> bool {
+pub(crate) fn may_spin(other: Option<&Place>) -> bool {
+    may_spin_in(&HERE, other)
+}
+
+#[inline]
+fn may_spin_in(crowd: &Crowd, other: Option<&Place>) -> bool {
     crowd.has_room() && !other.is_some_and(Place::is_here)
 }
 
 /// Calls `look` until it finds something, for `limit` after `start` at most. `None`: time is up, or the CPU is
-/// needed. Not at all if `limit` is zero or the CPU is needed at once. `other` is where the
-/// thread is that is waited for, if it is one of ours.
+/// needed. Not at all if `limit` is zero, or if the calling thread [may not](may_spin).
 #[inline]
 pub(crate) fn spin<T>(
     start: Instant,
@@ -25,20 +29,18 @@ pub(crate) fn spin<T>(
     other: Option<&Place>,
     look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    if limit.is_zero() {
-        return None;
-    }
-    spin_in(&HERE, start, limit, other, look)
+    spin_while(start, limit, || may_spin(other), look)
 }
 
-fn spin_in<T>(
-    crowd: &Crowd,
+/// [`spin`] as long as `goes_on` says so.
+#[inline]
+pub(crate) fn spin_while<T>(
     start: Instant,
     limit: Duration,
-    other: Option<&Place>,
+    goes_on: impl Fn() -> bool,
     mut look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    while may_spin(crowd, other) {
+    while !limit.is_zero() && goes_on() {
         for _ in 0..LOOKS {
             if let Some(found) = look() {
                 return Some(found);
@@ -58,42 +60,53 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
+    /// Spins in a process with that many threads and CPUs.
+    fn spin_in(
+        crowd: &Crowd,
+        other: Option<&Place>,
+        look: impl FnMut() -> Option<u32>,
+    ) -> Option<u32> {
+        spin_while(Instant::now(), LONG, || may_spin_in(crowd, other), look)
+    }
+
     #[test]
     fn it_does_not_spin_on_the_cpu_that_the_other_side_needs() {
         let crowd = Crowd::of(1, 2);
         let here = Place::new();
-        // The thread may be moved at any moment: then it looks, and publishes where it is now.
         let mut looks = 0;
         for _ in 0..1000 {
             here.publish();
-            spin_in(&crowd, Instant::now(), LONG, Some(&here), || {
+            // If it has been moved in between, it looks, until it is where the other one is.
+            let found = spin_in(&crowd, Some(&here), || {
                 looks += 1;
                 here.publish();
-                None::<()>
+                None
             });
+            assert_eq!(found, None);
         }
         assert!(looks < 1000, "{looks} looks");
         let elsewhere = Place::on(u32::MAX - 1);
-        let found = spin_in(&crowd, Instant::now(), LONG, Some(&elsewhere), || Some(1));
-        assert_eq!(found, Some(1));
+        assert_eq!(spin_in(&crowd, Some(&elsewhere), || Some(1)), Some(1));
     }
 
     #[test]
     fn it_gives_up_when_a_thread_wakes_that_needs_the_cpu() {
-        let full = Crowd::of(3, 2);
-        let at_once =
-            spin_in(&full, Instant::now(), LONG, None, || -> Option<()> { panic!("a look") });
-        assert_eq!(at_once, None);
+        let free = Crowd::of(2, 2);
+        let found = spin_in(&free, None, || {
+            free.wakes();
+            None
+        });
+        assert_eq!(found, None);
+        assert_eq!(spin_in(&free, None, || panic!("a look")), None);
     }
 
     #[test]
     fn it_looks_until_the_time_is_up() {
-        let crowd = Crowd::of(1, 1);
         let (start, limit) = (Instant::now(), Duration::from_micros(50));
-        assert_eq!(spin_in(&crowd, start, limit, None, || None::<()>), None);
+        assert_eq!(spin_while(start, limit, || true, || None::<()>), None);
         assert!(start.elapsed() >= limit);
-        let never =
-            spin(Instant::now(), Duration::ZERO, None, || -> Option<()> { panic!("a look") });
-        assert_eq!(never, None);
+        let none =
+            spin_while(start, Duration::ZERO, || true, || -> Option<()> { panic!("a look") });
+        assert_eq!(none, None);
     }
 }
