@@ -115,21 +115,22 @@ impl<K: Kick> Home<K> {
         self.process.assert_here("context", &self.name);
     }
 
-    /// Schedules a node from any thread; wakes the loop only if it sleeps.
+    /// Schedules a node from any thread; wakes the loop only if it sleeps. Whether it slept, as of a moment.
     ///
     /// Takes an `Arc`, because the node's owner, and with it the last handle to this context, may
     /// be gone as soon as the node is on the list.
     ///
     /// # Safety
     /// The rule of `run_list.rs`.
-    pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) {
+    pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) -> bool {
         self.assert_own_process();
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();
         // The compare-exchange fails if another thread wakes the loop, or if it is awake: it will
         // look at the list before it sleeps again.
-        if self.state.load(Ordering::SeqCst) == SLEEPING {
+        let state = self.state.load(Ordering::SeqCst);
+        if state == SLEEPING {
             let (success, failure) = (Ordering::SeqCst, Ordering::Relaxed);
             let woken = SLEEPING | WOKEN;
             if self.state.compare_exchange(SLEEPING, woken, success, failure).is_ok() {
@@ -142,6 +143,7 @@ impl<K: Kick> Home<K> {
         if self.closed.load(Ordering::SeqCst) != 0 {
             self.discard_all();
         }
+        state & SLEEPING != 0
     }
 
     /// Makes the loop return from, or not enter, its wait.

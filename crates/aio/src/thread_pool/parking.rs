@@ -12,20 +12,24 @@
 //! submitter                             worker that finds nothing
 //! ---------                             -------------------------
 //! queue messages             (a)        join the sleepers            (c)
-//! is anyone searching?       (b)        searching -= 1               (d)
-//!   no: any messages left?              look into the queue again    (e)
-//!     yes: wake a sleeper
+//! does any worker sleep?     (b)        searching -= 1               (d)
+//!   yes: is any searching?              look into the queue again    (e)
+//!     no: any messages left?
+//!       yes: wake a sleeper
 //! ```
 //!
-//! All are sequentially consistent. If (b) is after (d), the submitter sees no worker searching, and
-//! finds the worker among the sleepers. If it is before, then (a) is before (e), and the worker
-//! finds the message. A worker that runs a job looks into the queue after it, so while no worker
-//! sleeps no worker needs waking. If no messages are left, workers have taken all that were queued in (a).
+//! All are sequentially consistent. If one of the submitter's looks is before the worker's (c) or (d) that would
+//! have changed what it sees, then (a) is before (e), and the worker finds the message. If both are after,
+//! the submitter sees no worker searching, and finds the worker among the sleepers. A worker that runs a job
+//! looks into the queue after it, so while no worker sleeps no worker needs waking. If no messages are
+//! left, workers have taken all that were queued in (a).
 //!
 //! Between (a) and (b) a submitter may do other things; until then it owes the wake-up ([`owed`](super::owed)).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
 
 use super::lock;
 use crate::loom::{
@@ -37,7 +41,7 @@ use crate::waiting::WakeStamp;
 /// The sleepers of one pool.
 pub(crate) struct Parking {
     /// Workers that are awake and about to look into the queue, counted from when they are woken.
-    searching: AtomicUsize,
+    searching: CachePadded<AtomicUsize>,
     /// How many `sleepers` there are. Changed under the lock, read without it.
     asleep: AtomicUsize,
     sleepers: Mutex<Vec<Arc<Sleeper>>>,
@@ -64,7 +68,7 @@ pub(crate) enum Wakeup<M> {
 impl Parking {
     pub(crate) fn new() -> Parking {
         Parking {
-            searching: AtomicUsize::new(0),
+            searching: CachePadded::new(AtomicUsize::new(0)),
             asleep: AtomicUsize::new(0),
             sleepers: Mutex::new(Vec::new()),
         }
@@ -84,8 +88,9 @@ impl Parking {
     #[inline]
     pub(crate) fn notify(&self, has_messages: impl Fn() -> bool) {
         model_fence();
-        if self.searching.load(Ordering::SeqCst) == 0
-            && self.asleep.load(Ordering::SeqCst) > 0
+        // Rarely changed, so it comes first: a worker that spins writes `searching` with each job.
+        if self.asleep.load(Ordering::SeqCst) > 0
+            && self.searching.load(Ordering::SeqCst) == 0
             && has_messages()
         {
             self.wake_one();

@@ -27,7 +27,9 @@ pub(super) fn run(state: &PoolState) {
         let ready = || state.headcount.worker_ready();
         match message {
             // SAFETY: taken from the channel, so it is ours to run.
-            Message::Job(job) => unsafe { JobHeader::run(job, &mut worker.home, ready) },
+            Message::Job(job) => {
+                worker.loop_slept = unsafe { JobHeader::run(job, &mut worker.home, ready) };
+            }
             Message::Recheck => ready(),
             Message::Stop => break,
         }
@@ -47,6 +49,8 @@ struct Worker<'a> {
     sleeper: Arc<Sleeper>,
     /// The context that the last job went to, kept so that most jobs touch no reference count.
     home: Option<Arc<Home>>,
+    /// Whether the loop slept when that job came home.
+    loop_slept: bool,
     rule: WaitRule,
     presence: Presence,
 }
@@ -55,7 +59,14 @@ impl Worker<'_> {
     fn new(state: &PoolState) -> Worker<'_> {
         let presence = Presence::new();
         presence.wakes();
-        Worker { state, sleeper: Parking::sleeper(), home: None, rule: WaitRule::new(), presence }
+        Worker {
+            state,
+            sleeper: Parking::sleeper(),
+            home: None,
+            loop_slept: false,
+            rule: WaitRule::new(),
+            presence,
+        }
     }
 
     /// The next message, or `None` when this worker shall end. It is deregistered then.
@@ -81,10 +92,11 @@ impl Worker<'_> {
         Some(message)
     }
 
-    /// Whether it may look for its next message: for one of the loop that it has worked for last, which is
-    /// on another CPU.
+    /// Whether it may look for its next message: for one of the loop that it has worked for last, if that is on
+    /// another CPU, and awake. A loop that slept meanwhile has first to be woken, which takes as long as
+    /// the worker may look; and it sleeps because its jobs take longer than that.
     fn may_look(&self) -> bool {
-        self.home.as_ref().is_some_and(|home| may_spin(Some(&home.place)))
+        !self.loop_slept && self.home.as_ref().is_some_and(|home| may_spin(Some(&home.place)))
     }
 
     /// Looks for a while: work often comes right after work, and then no worker has to be woken.
