@@ -75,6 +75,7 @@ unsafe fn co_job_work<F: FnOnce() -> R, R>(job: NonNull<JobHeader>) {
 /// As `NodeKind::run`; the node is the header of a `CoJob`.
 unsafe fn co_job_complete<F, R>(node: NonNull<Node>, _: Runner<'_>) -> bool {
     trace_event!("thread_pool_completion_bh");
+    owed::job_done();
     // SAFETY: the coroutine is suspended in `submit_co`, so the job is alive. The reference is
     // not used after the resume, which ends the frame that it points into.
     let task = unsafe {
@@ -242,6 +243,7 @@ where
     C: FnOnce(&AioContext, io::Result<T>),
 {
     trace_event!("thread_pool_completion_bh");
+    owed::job_done();
     // SAFETY: as `NodeKind::run`: on a context's list, so that runs it.
     let ctx = unsafe { runner.get::<AioContext>() };
     // SAFETY: leaked in `submit_aio`, and home now: nothing refers to it but the link, which

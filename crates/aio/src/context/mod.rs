@@ -420,6 +420,7 @@ impl AioContext {
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
+                owed::pay();
                 return result.unwrap_or_else(|panic| resume_unwind(panic));
             }
             self.poll();
@@ -432,6 +433,7 @@ impl AioContext {
         while !done() {
             self.poll();
         }
+        owed::pay();
     }
 }
 

@@ -75,12 +75,16 @@ impl AioContext {
         let inner = self.inner();
         inner.shared.assert_own_process();
         // What a turn around this one has submitted, or one of another context of this thread.
-        owed::pay();
+        owed::settle();
         inner.wait(limit);
         let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
+        if limit == Some(Duration::ZERO) {
+            // The next wait of the thread may be elsewhere.
+            owed::pay();
+        }
         bottom_halves | handlers | timers
     }
 }
@@ -182,6 +186,7 @@ impl Inner {
     /// The only place where a loop is suspended by the kernel. Returns whether the waker, and no other
     /// descriptor, ended that.
     fn block(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        owed::pay();
         let since_ns = sys::clock_ns();
         self.polling.count_sleep();
         self.presence.sleeps();

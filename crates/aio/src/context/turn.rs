@@ -41,7 +41,7 @@ impl Drop for Turn<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.0.set(OUTSIDE);
-        owed::pay();
+        owed::settle();
     }
 }
 

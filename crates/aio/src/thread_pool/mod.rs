@@ -7,6 +7,7 @@
 
 pub(crate) mod headcount;
 mod job;
+mod job_time;
 pub(crate) mod owed;
 pub(crate) mod parking;
 mod worker;
@@ -26,6 +27,7 @@ use crate::loom::Mutex;
 use crate::sys::{self, OwnProcess};
 use headcount::Headcount;
 pub(crate) use job::JobHeader;
+use job_time::JobTime;
 use parking::Parking;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
@@ -83,6 +85,7 @@ struct PoolState {
     receiver: Receiver<Message>,
     headcount: Headcount,
     parking: Parking,
+    job_time: JobTime,
     /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
@@ -139,6 +142,7 @@ impl ThreadPool {
             receiver,
             headcount: Headcount::new(),
             parking: Parking::new(),
+            job_time: JobTime::new(),
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
             idle_timeout,
@@ -261,6 +265,14 @@ impl PoolState {
     #[inline]
     fn wake_worker(&self) {
         self.parking.notify(|| self.has_messages());
+    }
+
+    /// Whether a worker is awake that takes what is queued sooner than one that sleeps: one that spins, or one
+    /// that runs a job, if jobs are short.
+    #[inline]
+    fn is_attended(&self) -> bool {
+        self.parking.is_spinning()
+            || (self.job_time.is_short() && self.headcount.started() > self.parking.asleep())
     }
 
     /// Whether there are messages that no worker has taken.

@@ -1,10 +1,14 @@
 //! Where workers sleep, and who wakes them: as few wake-ups as the work allows (decision D8).
 //!
-//! Waking a sleeping thread costs far more than a short job. So a submitter wakes no worker while some
-//! worker is *searching*, that is, awake and about to look into the queue. A searcher that finds a
+//! Waking a sleeping thread costs far more than a short job. So a submitter wakes no worker while one
+//! is *searching*, that is, woken and about to look into the queue. A searcher that finds a
 //! message, and leaves others behind, wakes the next one: under load jobs are taken by the workers that are
 //! awake, and if jobs block, the workers they need are woken one by the other. The worker that
 //! fell asleep last is woken first, so that those which are not needed stay asleep, and end.
+//!
+//! A worker that *spins* looks for its next message without having been woken. It wakes no other worker for
+//! what it leaves behind, so no thread may rely on it for longer than it watches itself
+//! ([`owed`](super::owed)). There is one at most.
 //!
 //! # No message is left behind
 //!
@@ -12,7 +16,7 @@
 //! submitter                             worker that finds nothing
 //! ---------                             -------------------------
 //! queue messages             (a)        join the sleepers            (c)
-//! does any worker sleep?     (b)        searching -= 1               (d)
+//! does any worker sleep?     (b)        if it was woken: searching -= 1  (d)
 //!   yes: is any searching?              look into the queue again    (e)
 //!     no: any messages left?
 //!       yes: wake a sleeper
@@ -40,11 +44,13 @@ use crate::waiting::WakeStamp;
 
 /// The sleepers of one pool.
 pub(crate) struct Parking {
-    /// Workers that are awake and about to look into the queue, counted from when they are woken.
+    /// Workers that were woken and are about to look into the queue, counted from when they are woken.
     searching: CachePadded<AtomicUsize>,
     /// How many `sleepers` there are. Changed under the lock, read without it.
     asleep: AtomicUsize,
     sleepers: Mutex<Vec<Arc<Sleeper>>>,
+    /// A worker spins.
+    spinning: CachePadded<AtomicBool>,
 }
 
 /// A worker's place among the sleepers.
@@ -57,7 +63,7 @@ pub(crate) struct Sleeper {
 
 /// How a worker's sleep ended.
 pub(crate) enum Wakeup<M> {
-    /// It did not sleep: there was a message after all. It does not search any more.
+    /// It did not sleep: there was a message after all. It does not search.
     Found(M),
     /// It was woken. It searches.
     Woken,
@@ -71,6 +77,7 @@ impl Parking {
             searching: CachePadded::new(AtomicUsize::new(0)),
             asleep: AtomicUsize::new(0),
             sleepers: Mutex::new(Vec::new()),
+            spinning: CachePadded::new(AtomicBool::new(false)),
         }
     }
 
@@ -137,22 +144,42 @@ impl Parking {
         sleeper
     }
 
-    /// The calling worker begins to search. Whether it is the only one that does.
-    pub(crate) fn begin_search(&self) -> bool {
-        self.searching.fetch_add(1, Ordering::SeqCst) == 0
+    /// How many workers sleep.
+    #[inline]
+    pub(crate) fn asleep(&self) -> usize {
+        self.asleep.load(Ordering::SeqCst)
     }
 
-    /// The calling worker has found a message. `has_messages` says whether it leaves others behind.
+    /// Whether a worker spins, as of a moment.
+    #[inline]
+    pub(crate) fn is_spinning(&self) -> bool {
+        self.spinning.load(Ordering::Relaxed)
+    }
+
+    /// The calling worker begins to spin. False if another one does.
+    pub(crate) fn begin_spin(&self) -> bool {
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        !self.is_spinning() && self.spinning.compare_exchange(false, true, success, failure).is_ok()
+    }
+
+    /// It spins no more.
+    #[inline]
+    pub(crate) fn end_spin(&self) {
+        self.spinning.store(false, Ordering::Relaxed);
+    }
+
+    /// The calling worker searched, and has found a message. `has_messages` says whether it leaves others behind.
     pub(crate) fn end_search(&self, has_messages: impl Fn() -> bool) {
         self.searching.fetch_sub(1, Ordering::SeqCst);
         self.notify(has_messages);
     }
 
-    /// Sleeps until it is woken, or for `timeout`. The calling worker searches; `look` looks into
-    /// the queue once more.
+    /// Sleeps until it is woken, or for `timeout`. `searches`: the calling worker was woken, and has found
+    /// nothing. `look` looks into the queue once more.
     pub(crate) fn sleep<M>(
         &self,
         me: &Arc<Sleeper>,
+        searches: bool,
         timeout: Duration,
         look: impl Fn() -> Option<M>,
     ) -> Wakeup<M> {
@@ -162,7 +189,9 @@ impl Parking {
             sleepers.push(Arc::clone(me));
             self.asleep.store(sleepers.len(), Ordering::SeqCst);
         }
-        self.searching.fetch_sub(1, Ordering::SeqCst);
+        if searches {
+            self.searching.fetch_sub(1, Ordering::SeqCst);
+        }
         model_fence();
         if let Some(message) = look() {
             if !self.leave(me) {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::headcount::Leave;
 use super::job::JobHeader;
+use super::job_time::JobTimer;
 use super::parking::{Parking, Sleeper, Wakeup};
 use super::{AbortOnUnwind, IDLE_TIMEOUT, Message, PoolState};
 use crate::home::Home;
@@ -26,9 +27,11 @@ pub(super) fn run(state: &PoolState) {
         // back.
         let ready = || state.headcount.worker_ready();
         match message {
-            // SAFETY: taken from the channel, so it is ours to run.
             Message::Job(job) => {
+                let begin = worker.timer.begin(&state.job_time);
+                // SAFETY: taken from the channel, so it is ours to run.
                 worker.loop_slept = unsafe { JobHeader::run(job, &mut worker.home, ready) };
+                worker.timer.end(&state.job_time, begin);
             }
             Message::Recheck => ready(),
             Message::Stop => break,
@@ -52,6 +55,7 @@ struct Worker<'a> {
     /// Whether the loop slept when that job came home.
     loop_slept: bool,
     rule: WaitRule,
+    timer: JobTimer,
     presence: Presence,
 }
 
@@ -65,6 +69,7 @@ impl Worker<'_> {
             home: None,
             loop_slept: false,
             rule: WaitRule::new(),
+            timer: JobTimer::new(),
             presence,
         }
     }
@@ -76,14 +81,19 @@ impl Worker<'_> {
             return Some(message);
         }
         let start = Instant::now();
-        // While one looks, another one's looking would be in vain.
-        let is_alone = state.parking.begin_search();
-        let limit_ns =
-            if is_alone && self.may_look() { self.rule.limit_ns(WakeCost::here()) } else { 0 };
-        if let Some(message) = self.look(start, Duration::from_nanos(limit_ns)) {
-            state.parking.end_search(|| state.has_messages());
-            self.rule.found(nanos_since(start), WakeCost::here());
-            return Some(message);
+        let mut limit_ns = 0;
+        // While one spins, another one's spinning would be in vain.
+        if self.may_look() && state.parking.begin_spin() {
+            limit_ns = self.rule.limit_ns(WakeCost::here());
+            let message = self.look(start, Duration::from_nanos(limit_ns));
+            state.parking.end_spin();
+            if message.is_some() {
+                self.rule.found(nanos_since(start), WakeCost::here());
+                if !state.job_time.is_short() {
+                    state.wake_worker();
+                }
+                return message;
+            }
         }
         // Do not keep a context's memory while there is nothing to do.
         self.home = None;
@@ -105,16 +115,17 @@ impl Worker<'_> {
         spin(start, limit, of_loop, || self.state.receiver.try_recv().ok())
     }
 
-    /// Sleeps until there is a message. The worker searches, when this begins.
+    /// Sleeps until there is a message.
     #[cold]
     fn sleep(&self) -> Option<Message> {
         let state = self.state;
-        let mut patience = state.idle_timeout;
+        let (mut patience, mut searches) = (state.idle_timeout, false);
         loop {
             self.presence.sleeps();
             let look = || state.receiver.try_recv().ok();
-            let wakeup = state.parking.sleep(&self.sleeper, patience, look);
+            let wakeup = state.parking.sleep(&self.sleeper, searches, patience, look);
             self.presence.wakes();
+            searches = false;
             match wakeup {
                 Wakeup::Found(message) => {
                     state.wake_worker();
@@ -125,13 +136,11 @@ impl Worker<'_> {
                         state.parking.end_search(|| state.has_messages());
                         return Some(message);
                     }
+                    searches = true;
                 }
                 Wakeup::TimedOut if state.headcount.try_leave(Leave::Idle) => return None,
-                Wakeup::TimedOut => {
-                    // It has to stay, so it does not ask again at once, however short the time is.
-                    patience = patience.max(IDLE_TIMEOUT);
-                    state.parking.begin_search();
-                }
+                // It has to stay, so it does not ask again at once, however short the time is.
+                Wakeup::TimedOut => patience = patience.max(IDLE_TIMEOUT),
             }
         }
     }
