@@ -80,7 +80,7 @@ fn cpu_at_rate(cost_ns: u64, interval_ns: u64, spins: bool, evenly: bool) -> u64
 }
 
 #[test]
-fn a_slept_wait_does_not_keep_the_door_shut() {
+fn c46_a_slept_wait_does_not_keep_the_door_shut() {
     let mut server = Server::new(30_000);
     // A night, then a client that needs 30 us from an answer to the next request.
     server.serve_client(1_000_000_000, 20, false);
@@ -92,7 +92,7 @@ fn a_slept_wait_does_not_keep_the_door_shut() {
 }
 
 #[test]
-fn there_is_one_steady_state_and_not_two() {
+fn c46_there_is_one_steady_state_and_not_two() {
     // As recorded: clients that themselves sleep until they are answered.
     for cost_ns in [20_000, 30_000, 45_000] {
         for think_ns in [2_000, 10_000, 20_000, cost_ns, cost_ns + 5_000] {
@@ -117,7 +117,7 @@ fn there_is_one_steady_state_and_not_two() {
 }
 
 #[test]
-fn slow_rates_cost_what_sleeping_costs() {
+fn c46_slow_rates_cost_what_sleeping_costs() {
     for cost_ns in [8_000, 20_000, 30_000, 45_000] {
         for interval_ns in [1_000_000, 100_000] {
             for evenly in [true, false] {

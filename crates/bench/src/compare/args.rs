@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use coblk::AioContext;
+use coblk::aio::AioContextBuilder;
 
 use crate::fio;
 use crate::image::Image;

@@ -35,9 +35,11 @@ pub struct WaitStats {
     pub in_vain: Duration,
     /// What a wake-up costs here, as measured by the threads of this process.
     pub wake_cost: Duration,
+    /// How long a look takes at most: what was set, or what pays at that cost.
+    pub max: Duration,
 }
 
-/// Who says how long a look may take.
+/// What decides how long a look may take.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// What a wake-up costs.
@@ -144,6 +146,7 @@ impl Rules {
             slept: self.slept.get(),
             in_vain: Duration::from_nanos(self.in_vain_ns.get()),
             wake_cost: Duration::from_nanos(WakeCost::here().ns()),
+            max: Duration::from_nanos(self.max_ns()),
         }
     }
 }

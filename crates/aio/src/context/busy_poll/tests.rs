@@ -63,6 +63,7 @@ fn the_kernel_is_asked_every_time_once_no_handler_pays() {
     let polling = &inner.polling;
     let hook = || PollHook::new(Box::new(Never(Rc::clone(&begun), Rc::clone(&pays))));
     polling.activate(&ctx, &hook());
+    polling.rules.learn(WaitFor::Others, 0, 4_000, false);
     polling.look_for(inner, Instant::now(), None);
     assert!(begun.get() == 1 && polling.may_skip_events(), "it looks");
     pays.set(false);
@@ -70,4 +71,44 @@ fn the_kernel_is_asked_every_time_once_no_handler_pays() {
     assert_eq!((begun.get(), polling.may_skip_events()), (0, false));
     polling.activate(&ctx, &hook());
     assert!(polling.hooks.borrow().is_empty(), "it does not pay to look at it");
+}
+
+/// Counts how often it is asked.
+struct Asked(Rc<Cell<u32>>);
+
+impl BusyPoll for Asked {
+    fn is_busy(&self, _: &AioContext) -> bool {
+        self.0.set(self.0.get() + 1);
+        false
+    }
+
+    fn ready(&self, _: &AioContext) {
+        unreachable!("it is never busy");
+    }
+}
+
+#[test]
+fn c46_no_handler_is_polled_while_a_job_of_ours_needs_the_cpu() {
+    let ctx = AioContext::for_test().unwrap();
+    let (inner, asked) = (ctx.inner(), Rc::new(Cell::new(0)));
+    let hook = PollHook::new(Box::new(Asked(Rc::clone(&asked))));
+    inner.polling.activate(&ctx, &hook);
+    let rounds_with_a_look = || {
+        let looks = (0..100).filter(|_| {
+            let before = asked.get();
+            // As the worker that runs it would, here.
+            inner.shared.worker.publish();
+            inner.polling.look(inner, Instant::now(), None);
+            asked.get() > before
+        });
+        looks.count()
+    };
+    inner.co_jobs.set(1);
+    // But for those in which the thread is moved to another CPU in the middle.
+    assert!(rounds_with_a_look() < 50);
+    // What was set is done.
+    ctx.set_poll_params(PollParams::new(Duration::from_micros(10)));
+    inner.polling.rules.learn(WaitFor::Worker, 0, 10_000, false);
+    assert_eq!(rounds_with_a_look(), 100);
+    inner.co_jobs.set(0);
 }
