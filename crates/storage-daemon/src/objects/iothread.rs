@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coblk::aio::{PollParams, PoolShare, WaitStats};
+use coblk::aio::{PollParams, WaitStats};
 use coblk::block::is_home;
 use coblk::export::RunningExport;
 use coblk::qapi::from_value;
@@ -79,13 +79,7 @@ impl ObjectType for IothreadType {
         let pool = polling.pool()?;
         let failed = failed(place.id);
         let builder = context_builder().map_err(&failed)?.thread_pool(pool);
-        let thread = IoThread::with_builder(place.id, builder).map_err(failed)?;
-        let set = polling.co_set(place, &thread);
-        if let Err(error) = set {
-            PoolShare::once(place.co, move || drop(thread));
-            return Err(error);
-        }
-        Ok(thread)
+        IoThread::with_builder(place.id, builder.poll_params(polling.params)).map_err(failed)
     }
 
     fn release(&self, place: &ObjectPlace<'_, '_>, thread: &IoThread) -> Result<(), DaemonError> {
