@@ -347,6 +347,20 @@ impl Polling {
     }
 }
 
+impl Inner {
+    /// What a wait that begins now is for.
+    #[inline]
+    fn waits_for(&self) -> WaitFor {
+        if self.co_jobs.get() + self.aio_jobs.get() > 0 {
+            WaitFor::Worker
+        } else if self.made_ring().is_some_and(Ring::has_in_flight) {
+            WaitFor::Ring
+        } else {
+            WaitFor::Others
+        }
+    }
+}
+
 /// A look before a sleep.
 pub(crate) struct Look {
     what: WaitFor,
