@@ -159,10 +159,13 @@ fn the_end_of_another_thread_wakes_the_worker_first() {
     let _watchdog = watchdog();
     in_turn(|ctx| {
         let thread = IoThread::new("other").unwrap();
-        let (sender, receiver) = channel();
+        let ((begun, begins), (sender, receiver)) = (channel(), channel());
+        let _answer = thread.handle().spawn("waits for the job", move |_| {
+            begun.send(()).unwrap();
+            receiver.recv().unwrap();
+        });
+        begins.recv().unwrap();
         ctx.thread_pool().submit_aio(ctx, move || sender.send(()).unwrap(), |_, _| ());
-        let waits = move |_: &coblk_aio::Co<'_>| receiver.recv().unwrap();
-        let _answer = thread.handle().spawn("waits for the job", waits);
         thread.join().unwrap();
     });
 }
@@ -179,7 +182,7 @@ fn a_coroutine_that_is_unwound_in_the_turn_of_its_job_gets_it_back() {
         co.context().thread_pool().submit_co(co, job);
     });
     // One turn resumes it, and then ends it.
-    slot.take().wake();
+    ctx.schedule(move |_| slot.take().wake());
     coroutine.abort();
     ctx.poll();
     assert!(ran.load(Ordering::Acquire));

@@ -60,6 +60,12 @@ impl AioContextBuilder {
         self
     }
 
+    /// How the loop looks for work before it sleeps, as [`AioContext::set_poll_params`] sets it later.
+    pub fn poll_params(mut self, params: PollParams) -> Self {
+        self.poll_params = params;
+        self
+    }
+
     /// Whether the loop may, or must, wait in an io_uring; [`WaitMode::Auto`] without this.
     pub fn wait_mode(mut self, mode: WaitMode) -> Self {
         self.wait_mode = mode;

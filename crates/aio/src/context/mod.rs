@@ -42,7 +42,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
@@ -56,7 +55,7 @@ use crate::thread_pool::{ThreadPool, owed};
 use crate::trace_event;
 use crate::waiting::Presence;
 use bottom_half::BhQueues;
-use busy_poll::{Polling, WaitFor};
+use busy_poll::Polling;
 use fd_handler::FdHandlers;
 pub(crate) use link::ContextLink;
 use number::ContextNumber;
@@ -185,18 +184,6 @@ impl Inner {
         self.ring.get()?.as_deref()
     }
 
-    /// What a wait that begins now is for.
-    #[inline]
-    fn waits_for(&self) -> WaitFor {
-        if self.co_jobs.get() + self.aio_jobs.get() > 0 {
-            WaitFor::Worker
-        } else if self.made_ring().is_some_and(Ring::has_in_flight) {
-            WaitFor::Ring
-        } else {
-            WaitFor::Others
-        }
-    }
-
     #[inline]
     pub(crate) fn bh(&self) -> &BhQueues {
         &self.queues
@@ -300,26 +287,6 @@ impl AioContext {
     /// A timer, not armed.
     pub fn timer(&self, callback: impl Fn(&AioContext) + 'static) -> Timer {
         Timer::new(&self.inner().timers, Rc::new(callback))
-    }
-
-    /// How long the loop may look for work before it sleeps (contract: C46, C48). Home thread.
-    pub fn set_poll_params(&self, params: PollParams) {
-        self.inner().polling.set(params);
-    }
-
-    /// How long it may look for work at most: what was set, or what pays with the present cost of a wake-up.
-    pub fn poll_max(&self) -> Duration {
-        Duration::from_nanos(self.inner().polling.max_ns())
-    }
-
-    /// How long the loop would look for work before its next sleep, if no job and no request were out.
-    pub fn poll_time(&self) -> Duration {
-        Duration::from_nanos(self.inner().polling.current_ns())
-    }
-
-    /// How often the loop has waited, how, and what a wake-up costs here.
-    pub fn wait_stats(&self) -> WaitStats {
-        self.inner().polling.stats()
     }
 
     /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes

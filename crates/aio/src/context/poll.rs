@@ -225,7 +225,7 @@ impl Inner {
         } else {
             (self.sleep(timeout, limited), true)
         };
-        self.polling.learn(&look, start.elapsed(), slept);
+        self.polling.learn(&look, slept.then(|| start.elapsed()));
         waited
     }
 

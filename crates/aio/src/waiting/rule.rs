@@ -27,9 +27,11 @@ const LONG: u64 = 4;
 /// The mean is over about so many waits.
 const WINDOW: u64 = 8;
 /// So many looks that find something are worth one in vain.
-const VAIN: u32 = 3;
+const VAIN: u32 = 2;
 /// The balance at its fullest.
-const MAX_BALANCE: u32 = 8;
+const MAX_BALANCE: u32 = 16;
+/// The balance after a rest.
+const FRESH_BALANCE: u32 = 4;
 /// Waits of the first rest.
 const FIRST_REST: u32 = 16;
 /// Waits of the longest rest.
@@ -102,7 +104,7 @@ impl WaitRule {
         if let Some(balance) = self.balance.get().checked_sub(VAIN) {
             return self.balance.set(balance);
         }
-        self.balance.set(0);
+        self.balance.set(FRESH_BALANCE);
         self.rest.set(self.next_rest.get());
         self.next_rest.set((self.next_rest.get() * 2).min(MAX_REST));
     }

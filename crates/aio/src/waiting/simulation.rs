@@ -140,3 +140,14 @@ fn a_thread_that_starves_the_other_side_by_looking_rests() {
     server.serve_client(10_000, 2_000, false);
     assert!(server.looked > 900, "{}", server.looked);
 }
+
+#[test]
+fn c46_one_long_wait_in_five_does_not_end_the_looking() {
+    let (mut server, mut seed) = (Server::new(30_000), 1);
+    for _ in 0..100_000 {
+        // A client whose CPU others need, too.
+        let think_ns = if random(&mut seed) < 0.2 { 80_000 } else { 12_000 };
+        server.serve(server.now_ns + think_ns, true, false);
+    }
+    assert!(server.looked > 70_000, "{} of 80,000", server.looked);
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coblk::aio::{PollParams, PoolShare, WaitStats};
+use coblk::aio::{PollParams, WaitStats};
 use coblk::block::is_home;
 use coblk::export::RunningExport;
 use coblk::qapi::from_value;
@@ -79,13 +79,7 @@ impl ObjectType for IothreadType {
         let pool = polling.pool()?;
         let failed = failed(place.id);
         let builder = context_builder().map_err(&failed)?.thread_pool(pool);
-        let thread = IoThread::with_builder(place.id, builder).map_err(failed)?;
-        let set = polling.co_set(place, &thread);
-        if let Err(error) = set {
-            PoolShare::once(place.co, move || drop(thread));
-            return Err(error);
-        }
-        Ok(thread)
+        IoThread::with_builder(place.id, builder.poll_params(polling.params)).map_err(failed)
     }
 
     fn release(&self, place: &ObjectPlace<'_, '_>, thread: &IoThread) -> Result<(), DaemonError> {
@@ -217,21 +211,21 @@ pub fn handles(objects: &Objects) -> Vec<(String, AioHandle)> {
     threads.map(|(id, thread)| (id, thread.handle().clone())).collect()
 }
 
-/// `query-iothreads`.
-///
-/// # Errors
-/// If one has just ended.
+/// `query-iothreads`: those that there are when it begins, but for those that end meanwhile.
 pub fn co_infos(co: &Co<'_>, objects: &Objects) -> Result<Vec<IothreadInfo>, DaemonError> {
-    let mut infos = Vec::new();
-    for (id, handle) in handles(objects) {
-        let asked = handle
+    // At once, as each may be deleted, and another one have its id, while a thread is asked.
+    let begun = handles(objects).into_iter().map(|(id, handle)| {
+        let values = objects.properties(&id).map(|(_, values)| values).unwrap_or_default();
+        let answer = handle
             .spawn("query-iothreads", |co| (rustix::thread::gettid(), co.context().wait_stats()));
-        let gone = |error| failed(&id)(std::io::Error::other(error));
-        let (thread_id, waits) = co.block_on(asked).map_err(gone)?;
-        let thread_id = thread_id.as_raw_nonzero().get().into();
-        let Some((_, values)) = objects.properties(&id) else { continue };
-        let properties = from_value(Value::Object(values))?;
-        infos.push(IothreadInfo { id, thread_id, properties, waits });
+        Ok((id, from_value(Value::Object(values))?, answer))
+    });
+    let mut infos = Vec::new();
+    for (id, properties, answer) in begun.collect::<Result<Vec<_>, DaemonError>>()? {
+        if let Ok((thread_id, waits)) = co.block_on(answer) {
+            let thread_id = thread_id.as_raw_nonzero().get().into();
+            infos.push(IothreadInfo { id, thread_id, properties, waits });
+        }
     }
     Ok(infos)
 }

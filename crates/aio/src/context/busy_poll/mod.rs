@@ -156,10 +156,11 @@ impl Polling {
         look
     }
 
-    /// The wait is over that `look` was for.
+    /// The wait is over that `look` was for. `slept`: it took so long in all, because the loop slept.
     #[inline]
-    pub(crate) fn learn(&self, look: &Look, waited: Duration, slept: bool) {
-        self.rules.learn(look.what, ns(look.took), ns(waited), slept);
+    pub(crate) fn learn(&self, look: &Look, slept: Option<Duration>) {
+        let waited = slept.unwrap_or(look.took);
+        self.rules.learn(look.what, ns(look.took), ns(waited), slept.is_some());
     }
 
     /// Whether a turn that has work need not ask the kernel for more. Only one in which handlers are
@@ -343,6 +344,20 @@ impl Polling {
             }
         });
         progress
+    }
+}
+
+impl Inner {
+    /// What a wait that begins now is for.
+    #[inline]
+    fn waits_for(&self) -> WaitFor {
+        if self.co_jobs.get() + self.aio_jobs.get() > 0 {
+            WaitFor::Worker
+        } else if self.made_ring().is_some_and(Ring::has_in_flight) {
+            WaitFor::Ring
+        } else {
+            WaitFor::Others
+        }
     }
 }
 

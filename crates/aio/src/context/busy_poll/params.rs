@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use super::WaitStats;
+use crate::context::AioContext;
+
 /// How long a loop may look for work before it sleeps; see
-/// [`AioContext::set_poll_params`](crate::AioContext::set_poll_params).
+/// [`AioContext::set_poll_params`].
 ///
 /// By default a loop looks for little longer than a wake-up costs, which it measures, as long as its waits
 /// of late were not longer; and not while other threads of the process need the CPU. With a maximum
@@ -53,5 +56,27 @@ impl PollParams {
     /// What the time is divided by; 0: it begins again from nothing.
     pub fn shrink(self, shrink: u32) -> PollParams {
         PollParams { shrink, ..self }
+    }
+}
+
+impl AioContext {
+    /// How long the loop may look for work before it sleeps (contract: C46, C48). Home thread.
+    pub fn set_poll_params(&self, params: PollParams) {
+        self.inner().polling.set(params);
+    }
+
+    /// How long it may look for work at most: what was set, or what pays with the present cost of a wake-up.
+    pub fn poll_max(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.max_ns())
+    }
+
+    /// How long the loop would look for work before its next sleep, if no job and no request were out.
+    pub fn poll_time(&self) -> Duration {
+        Duration::from_nanos(self.inner().polling.current_ns())
+    }
+
+    /// How often the loop has waited, how, and what a wake-up costs here.
+    pub fn wait_stats(&self) -> WaitStats {
+        self.inner().polling.stats()
     }
 }
