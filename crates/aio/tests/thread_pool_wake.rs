@@ -39,7 +39,7 @@ fn in_turn(in_turn: impl FnOnce(&AioContext) + 'static) {
 }
 
 #[test]
-fn a_job_that_is_submitted_outside_of_a_turn_needs_no_poll() {
+fn c54_a_job_that_is_submitted_outside_of_a_turn_needs_no_poll() {
     let _watchdog = watchdog();
     let ctx = context(1, 1);
     until_the_worker_sleeps(&ctx);
@@ -190,7 +190,7 @@ fn a_coroutine_that_is_unwound_in_the_turn_of_its_job_gets_it_back() {
 }
 
 #[test]
-fn a_turn_that_ends_with_a_panic_wakes_the_worker() {
+fn c54_a_turn_that_ends_with_a_panic_wakes_the_worker() {
     let _watchdog = watchdog();
     let ctx = context(1, 1);
     until_the_worker_sleeps(&ctx);

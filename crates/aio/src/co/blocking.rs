@@ -311,6 +311,9 @@ impl ThreadPool {
     /// it returned, or with ECANCELED (contract: C54, C62), or with an error without a number if
     /// `function` panicked; such a panic is then the loop's ([`PanicPolicy`](crate::PanicPolicy)).
     /// A callback may poll `ctx`, and sees other completions then (C64).
+    ///
+    /// In a turn of the loop the job may begin only when that is over, or the thread polls: a callback must
+    /// not block until it has run (C54).
     pub fn submit_aio<F, T, C>(&self, ctx: &AioContext, function: F, callback: C) -> AioJob
     where
         F: FnOnce() -> T + Send + 'static,
