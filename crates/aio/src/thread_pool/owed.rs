@@ -51,9 +51,8 @@ pub(super) fn owe(pool: &Arc<PoolState>) {
     let owed = POOL.try_with(|kept| {
         let mut kept = kept.borrow_mut();
         if !kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, pool)) {
-            if let Some(other) =
-                kept.replace(Arc::clone(pool)).filter(|_| DEBT.with(|it| it.owes.get()))
-            {
+            let other = kept.replace(Arc::clone(pool));
+            if let Some(other) = other.filter(|_| DEBT.with(|debt| debt.owes.get())) {
                 other.wake_worker();
             }
         }
