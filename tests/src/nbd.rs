@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use coblk::aio::DEFAULT_POLL_MAX;
 use coblk::drivers::File;
 use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
@@ -61,7 +62,8 @@ impl Served {
         let (tell, told) = mpsc::channel();
         let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::for_test().unwrap();
+            // As a daemon has it: the loop itself receives from clients that are fast enough.
+            let ctx = AioContext::test_builder().poll_max(DEFAULT_POLL_MAX).build().unwrap();
             let backend = BlockBackend::new(&ctx, "drive", node);
             let server = NbdServer::listen(&ctx, &address, options).unwrap();
             let export = NbdExport::new("disk", backend.clone()).description("a test image");
