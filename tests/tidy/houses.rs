@@ -45,6 +45,7 @@ pub const HOUSES: &[House] = &[
             &["event_notifier"],
             &["panics"],
             &["loom"],
+            &["waiting"],
             &["run_list"],
             &["home"],
             &["ring"],

@@ -33,6 +33,7 @@ use crate::loom::{AtomicU8, Ordering, model_fence};
 use crate::run_list::{LocalList, Node, RemoteList};
 use crate::sys::OwnProcess;
 use crate::trace_event;
+use crate::waiting::{Place, WakeStamp};
 
 /// The home thread has announced that it is about to sleep, or sleeps.
 const SLEEPING: u8 = 1;
@@ -59,6 +60,12 @@ pub(crate) struct Home<K = mio::Waker> {
     /// Set once, by the home thread, when the list will not be served any more.
     closed: AtomicU8,
     waker: K,
+    /// When the loop was last woken, and from where.
+    pub(crate) woken: WakeStamp,
+    /// Where the loop runs: published by the home thread.
+    pub(crate) place: Place,
+    /// Where the worker runs that last took a job of this context: published by the worker.
+    pub(crate) worker: Place,
     home_thread: ThreadToken,
     process: OwnProcess,
     pub(crate) name: String,
@@ -71,6 +78,9 @@ impl<K: Kick> Home<K> {
             state: AtomicU8::new(0),
             closed: AtomicU8::new(0),
             waker,
+            woken: WakeStamp::new(),
+            place: Place::new(),
+            worker: Place::new(),
             home_thread: ThreadToken::current(),
             process: OwnProcess::new(),
             name,
@@ -146,6 +156,7 @@ impl<K: Kick> Home<K> {
     /// Writes the eventfd.
     fn kick(&self) {
         trace_event!("aio_notify", context = %self.name);
+        self.woken.set();
         // It fails only when the descriptor is broken, and then the loop's own wait reports it.
         let _ = self.waker.kick();
     }

@@ -109,6 +109,8 @@ struct WaitOnUnwind<'a, F, R> {
 
 impl<F, R> Drop for WaitOnUnwind<'_, F, R> {
     fn drop(&mut self) {
+        let jobs = &self.ctx.inner().co_jobs;
+        jobs.set(jobs.get() - 1);
         if self.job.done.get() {
             return;
         }
@@ -180,6 +182,8 @@ impl ThreadPool {
         };
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
+        let jobs = &ctx.inner().co_jobs;
+        jobs.set(jobs.get() + 1);
         submit(ctx, self, header, is_first);
         let guard = WaitOnUnwind { job: &job, ctx };
         while !job.done.get() {

@@ -33,6 +33,7 @@ impl fmt::Debug for Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let inner = self.ctx.inner();
+        inner.presence.wakes();
         // What has ended the wait is taken from the kernel, or the descriptor would stay readable.
         if let Err(error) = inner.fds.wait(Some(Duration::ZERO)) {
             tracing::error!(context = self.ctx.name(), %error, "waiting for descriptors failed");
@@ -126,6 +127,7 @@ impl Inner {
             return Ok(Some(Duration::ZERO));
         }
         let timers = self.sleep_timeout();
+        self.presence.sleeps();
         Ok(timers.into_iter().chain(limit).min())
     }
 }

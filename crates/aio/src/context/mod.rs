@@ -54,8 +54,9 @@ use crate::simulation::Simulation;
 use crate::sys;
 use crate::thread_pool::ThreadPool;
 use crate::trace_event;
+use crate::waiting::Presence;
 use bottom_half::BhQueues;
-use busy_poll::Polling;
+use busy_poll::{Polling, WaitFor};
 use fd_handler::FdHandlers;
 pub(crate) use link::ContextLink;
 use number::ContextNumber;
@@ -65,7 +66,7 @@ use turn::TurnClock;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use builder::AioContextBuilder;
-pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX, PollParams};
+pub use busy_poll::{BusyPoll, PollParams, WaitStats};
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
 pub use foreign_wait::Wait;
 pub use handle::AioHandle;
@@ -128,6 +129,7 @@ pub(crate) struct Inner {
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
     pub(crate) patience: Patience,
+    presence: Presence,
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
     ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,
@@ -140,6 +142,8 @@ pub(crate) struct Inner {
     pub(crate) shares: Shares,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
+    /// Jobs of coroutines that are not home.
+    pub(crate) co_jobs: Cell<usize>,
     /// Given back last.
     number: ContextNumber,
 }
@@ -179,6 +183,18 @@ impl Inner {
     #[inline]
     pub(crate) fn made_ring(&self) -> Option<&Ring> {
         self.ring.get()?.as_deref()
+    }
+
+    /// What a wait that begins now is for.
+    #[inline]
+    fn waits_for(&self) -> WaitFor {
+        if self.co_jobs.get() + self.aio_jobs.get() > 0 {
+            WaitFor::Worker
+        } else if self.made_ring().is_some_and(Ring::has_in_flight) {
+            WaitFor::Ring
+        } else {
+            WaitFor::Others
+        }
     }
 
     #[inline]
@@ -286,19 +302,24 @@ impl AioContext {
         Timer::new(&self.inner().timers, Rc::new(callback))
     }
 
-    /// How long the loop may look for work before it sleeps (contract: C46, C48).
+    /// How long the loop may look for work before it sleeps (contract: C46, C48). Home thread.
     pub fn set_poll_params(&self, params: PollParams) {
         self.inner().polling.set(params);
     }
 
-    /// How long it may look for work at most.
+    /// How long it may look for work at most: what was set, or what pays with the present cost of a wake-up.
     pub fn poll_max(&self) -> Duration {
         Duration::from_nanos(self.inner().polling.max_ns())
     }
 
-    /// How long the loop would look for work before its next sleep.
+    /// How long the loop would look for work before its next sleep, if no job and no request were out.
     pub fn poll_time(&self) -> Duration {
         Duration::from_nanos(self.inner().polling.current_ns())
+    }
+
+    /// How often the loop has waited, how, and what a wake-up costs here.
+    pub fn wait_stats(&self) -> WaitStats {
+        self.inner().polling.stats()
     }
 
     /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes

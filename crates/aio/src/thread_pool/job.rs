@@ -52,6 +52,9 @@ impl JobHeader {
             };
             *cache = Some(home);
         }
+        if let Some(home) = cache {
+            home.worker.publish();
+        }
         // SAFETY: passed on.
         unsafe { work(job) };
         done();
