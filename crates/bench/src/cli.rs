@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::compare::args::{CompareArgs, wanted};
+use crate::compare::args::{CommonArgs, CompareArgs, wanted};
 use crate::compare::{self, served, served::ServedArgs};
 use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
 use crate::measure::Plan;
 use crate::micro;
+use crate::page::{self, PageArgs};
 use crate::peers::programs::Protocol;
 use crate::peers::stranger;
 use crate::plot::results::{self, PlotArgs};
@@ -52,6 +53,8 @@ enum Command {
     Compare(CompareCommand),
     /// A bare server: the floor that `compare nbd` and `compare vhost-user` measure ours beside.
     Serve(ServeArgs),
+    /// Measure and draw what docs/performance.md shows.
+    Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
     /// Name all works of `micro`, `compare`, `compare nbd` and `compare vhost-user`, one a line.
@@ -88,6 +91,8 @@ struct CompareCommand {
 
 #[derive(Debug, Subcommand)]
 enum Compared {
+    /// Reads from the page cache, with some of each turn of the loop in place: how many are best.
+    InPlace(CommonArgs),
     /// Our NBD server beside those of QEMU and nbdkit.
     Nbd(ServedArgs),
     /// Our vhost-user-blk export beside QEMU's.
@@ -120,6 +125,9 @@ pub fn run() -> io::Result<()> {
         Command::File(arguments) => jobs::file(&arguments, &plan, &mut report)?,
         Command::Compare(CompareCommand { what, engines }) => match what {
             None => compare::run(&engines, &plan, &mut report)?,
+            Some(Compared::InPlace(arguments)) => {
+                compare::in_place::run(&arguments, &plan, &mut report)?;
+            }
             Some(Compared::Nbd(arguments)) => {
                 served::run(Protocol::Nbd, &arguments, &plan, &mut report)?;
             }
@@ -128,6 +136,7 @@ pub fn run() -> io::Result<()> {
             }
         },
         Command::Serve(arguments) => return floors::serve(&arguments),
+        Command::Page(arguments) => page::run(&arguments, cli.quick, cli.rounds, &mut report)?,
         Command::Plot(arguments) => return results::run(&arguments),
         Command::List => list(),
         Command::Spin { cpu } => return stranger::spin(cpu),

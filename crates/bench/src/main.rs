@@ -20,6 +20,7 @@ mod image;
 mod jobs;
 mod measure;
 mod micro;
+mod page;
 mod peers;
 mod plot;
 mod progress;

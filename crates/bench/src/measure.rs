@@ -4,10 +4,10 @@
 //! what is reported is the median of the rounds, for a ratio the median of the ratios of each
 //! round.
 
+use std::any::Any;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::peers::stranger::Stranger;
 use crate::report::{Peer, Row};
 use crate::stats::{Percentiles, median, median_of_some};
 use crate::works::Unit;
@@ -20,6 +20,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long a lap should take.
     pub lap: Duration,
+    /// How long a lap at a fixed rate takes.
+    pub rate_lap: Duration,
     /// A short run: the figures need not be good.
     pub quick: bool,
 }
@@ -28,9 +30,11 @@ impl Plan {
     /// The plan for `--quick` and `--rounds`.
     pub fn new(quick: bool, rounds: Option<usize>) -> Plan {
         if quick {
-            Plan { rounds: rounds.unwrap_or(1), lap: Duration::from_millis(4), quick }
+            let (lap, rate_lap) = (Duration::from_millis(4), Duration::from_millis(20));
+            Plan { rounds: rounds.unwrap_or(1), lap, rate_lap, quick }
         } else {
-            Plan { rounds: rounds.unwrap_or(5), lap: Duration::from_millis(200), quick }
+            let (lap, rate_lap) = (Duration::from_millis(200), Duration::from_secs(1));
+            Plan { rounds: rounds.unwrap_or(5), lap, rate_lap, quick }
         }
     }
 }
@@ -116,7 +120,8 @@ pub struct Contest<'a> {
     peers: Vec<Rival<'a>>,
     missing: Vec<(String, &'static str)>,
     fixed_ops: Option<u64>,
-    stranger: Option<Stranger>,
+    /// Kept until all laps are measured.
+    scene: Vec<Box<dyn Any>>,
 }
 
 impl<'a> Contest<'a> {
@@ -133,7 +138,7 @@ impl<'a> Contest<'a> {
             peers: Vec::new(),
             missing: Vec::new(),
             fixed_ops: None,
-            stranger: None,
+            scene: Vec::new(),
         }
     }
 
@@ -170,9 +175,10 @@ impl<'a> Contest<'a> {
         self
     }
 
-    /// All laps are measured while a stranger has a CPU.
-    pub fn beside(mut self, stranger: Stranger) -> Contest<'a> {
-        self.stranger = Some(stranger);
+    /// All laps are measured while this is there: a stranger that has a CPU, say. It is dropped at the
+    /// end.
+    pub fn beside(mut self, scene: impl Any) -> Contest<'a> {
+        self.scene.push(Box::new(scene));
         self
     }
 
@@ -216,7 +222,7 @@ impl<'a> Contest<'a> {
         for (index, _, laps) in peers {
             row.peers.push(self.peers[index].figures(unit, &ours, &laps));
         }
-        drop(self.stranger);
+        drop(self.scene);
         Ok(row)
     }
 

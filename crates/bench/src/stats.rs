@@ -20,23 +20,30 @@ pub fn median_of_some(values: impl Iterator<Item = Option<f64>>) -> Option<f64> 
     median(&values.flatten().collect::<Vec<_>>())
 }
 
-/// How long requests took: half of them, all but 1 in 100, and all but 1 in 1000, in nanoseconds.
+/// How long requests took: half of them, all but 1 in 100, all but 1 in 1000, and all, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Percentiles {
     pub p50_ns: f64,
     pub p99_ns: f64,
     pub p999_ns: f64,
+    pub max_ns: f64,
 }
 
 impl Percentiles {
     /// Those of a histogram; none of an empty one.
     pub fn of(latencies: &Histogram<u64>) -> Option<Percentiles> {
         let at = |quantile| latencies.value_at_quantile(quantile) as f64;
-        let all = Percentiles { p50_ns: at(0.5), p99_ns: at(0.99), p999_ns: at(0.999) };
+        let all = Percentiles {
+            p50_ns: at(0.5),
+            p99_ns: at(0.99),
+            p999_ns: at(0.999),
+            max_ns: latencies.max() as f64,
+        };
         (!latencies.is_empty()).then_some(all)
     }
 
-    /// The median of each, of those that are there.
+    /// The median of each, of those that are there; of the longest, the longest: one stall in all rounds
+    /// is one too many.
     pub fn medians(
         rounds: impl Iterator<Item = Option<Percentiles>> + Clone,
     ) -> Option<Percentiles> {
@@ -47,12 +54,14 @@ impl Percentiles {
             p50_ns: of(|it| it.p50_ns)?,
             p99_ns: of(|it| it.p99_ns)?,
             p999_ns: of(|it| it.p999_ns)?,
+            max_ns: rounds.flatten().map(|it| it.max_ns).fold(0.0, f64::max),
         })
     }
 
     /// Each with the name it has in JSON.
-    pub fn named(self) -> [(&'static str, f64); 3] {
-        [("p50_ns", self.p50_ns), ("p99_ns", self.p99_ns), ("p999_ns", self.p999_ns)]
+    pub fn named(self) -> [(&'static str, f64); 4] {
+        let Percentiles { p50_ns, p99_ns, p999_ns, max_ns } = self;
+        [("p50_ns", p50_ns), ("p99_ns", p99_ns), ("p999_ns", p999_ns), ("max_ns", max_ns)]
     }
 }
 
@@ -87,14 +96,15 @@ mod tests {
         assert_eq!(Percentiles::of(&latencies), None);
         // 1 to 2000, each once; the histogram keeps three digits, all of these.
         (1..=2000).for_each(|ns| latencies.record(ns).unwrap());
-        let all = Percentiles { p50_ns: 1000.0, p99_ns: 1980.0, p999_ns: 1998.0 };
+        let all = Percentiles { p50_ns: 1000.0, p99_ns: 1980.0, p999_ns: 1998.0, max_ns: 2000.0 };
         assert_eq!(Percentiles::of(&latencies), Some(all));
         let times = |factor: f64| {
-            let [p50_ns, p99_ns, p999_ns] = all.named().map(|(_, ns)| ns * factor);
-            Some(Percentiles { p50_ns, p99_ns, p999_ns })
+            let [p50_ns, p99_ns, p999_ns, max_ns] = all.named().map(|(_, ns)| ns * factor);
+            Some(Percentiles { p50_ns, p99_ns, p999_ns, max_ns })
         };
         let rounds = [times(3.0), None, times(1.0), times(9.0)];
-        assert_eq!(Percentiles::medians(rounds.into_iter()), times(3.0));
+        let medians = Percentiles { max_ns: 18_000.0, ..times(3.0).unwrap() };
+        assert_eq!(Percentiles::medians(rounds.into_iter()), Some(medians));
         assert_eq!(Percentiles::medians([None].into_iter()), None);
     }
 

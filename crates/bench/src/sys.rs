@@ -76,6 +76,30 @@ pub fn run_on(cpus: &[usize]) -> io::Result<()> {
     }
 }
 
+/// Keeps the thread that made it, and all that it starts meanwhile, on one CPU, until this is dropped.
+pub struct OnOneCpu {
+    before: Vec<usize>,
+}
+
+impl OnOneCpu {
+    /// On the first CPU that the calling thread may run on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new() -> io::Result<OnOneCpu> {
+        let before = cpus()?;
+        run_on(&before[..1])?;
+        Ok(OnOneCpu { before })
+    }
+}
+
+impl Drop for OnOneCpu {
+    fn drop(&mut self) {
+        // They were allowed before.
+        let _ = run_on(&self.before);
+    }
+}
+
 /// The kernel kills what `command` starts when the thread that started it ends, however it ends.
 pub fn end_with_this_thread(command: &mut Command) {
     // SAFETY: the closure makes one system call, which touches no memory, and allocates nothing.

@@ -72,6 +72,8 @@ pub enum Work {
     WakeQd64,
     /// An empty job goes to a worker thread and back, one at a time.
     WorkerQd1,
+    /// The same as `WorkerQd1`, with all threads on one CPU.
+    WorkerOneCpu,
     /// The same as `WorkerQd1`, while a stranger has one CPU.
     WorkerTaken,
     /// The same, 64 at a time.
@@ -98,7 +100,7 @@ pub enum Work {
 
 impl Work {
     /// All works of `micro`, in the order of its table.
-    pub const ALL: [Work; 24] = [
+    pub const ALL: [Work; 25] = [
         Work::ResumeSuspend,
         Work::CreateRunEnd,
         Work::Nesting,
@@ -112,6 +114,7 @@ impl Work {
         Work::WakeQd1,
         Work::WakeQd64,
         Work::WorkerQd1,
+        Work::WorkerOneCpu,
         Work::WorkerTaken,
         Work::WorkerQd64,
         Work::NullQd1,
@@ -141,6 +144,7 @@ impl Work {
             Work::WakeQd1 => "wake across contexts QD1",
             Work::WakeQd64 => "wake across contexts QD64",
             Work::WorkerQd1 => "worker QD1",
+            Work::WorkerOneCpu => "worker QD1, one CPU",
             Work::WorkerTaken => "worker QD1, one CPU taken",
             Work::WorkerQd64 => "worker QD64",
             Work::NullQd1 => "null QD1",

@@ -106,11 +106,11 @@ fn each_row_has_its_floors_and_all_latencies() {
         assert!(rows.len() >= 2, "one of them beside a stranger");
         for row in rows {
             assert_eq!(row["depth"], 1);
-            for part in ["p50_ns", "p99_ns", "p999_ns"] {
+            for part in ["p50_ns", "p99_ns", "p999_ns", "max_ns"] {
                 assert!(row[part].as_f64().is_some_and(|ns| ns > 0.0), "{part}: {row}");
             }
             for floor in floors(protocol) {
-                for field in ["peers", "ratio", "peers_cpu_ns_per_op", "peers_p999_ns"] {
+                for field in ["peers", "ratio", "peers_cpu_ns_per_op", "peers_max_ns"] {
                     assert!(row[field][floor].is_number(), "{field} of {floor}: {row}");
                 }
                 assert!(row["goal"][floor].is_null(), "{row}");
@@ -143,7 +143,8 @@ fn cpu_time_is_measured_at_fixed_rates_and_drawn() {
         let out = directory.path().join(protocol);
         let named = bench().arg("plot").arg(&results).arg("--out").arg(&out).output().unwrap();
         let family = format!("{protocol}-null-randread-4k.svg");
-        let wanted = ["latency-", "cpu-time-"].map(|kind| out.join(format!("{kind}{family}")));
+        let wanted = ["median-latency-", "p99-latency-", "cpu-time-"]
+            .map(|kind| out.join(format!("{kind}{family}")));
         assert_eq!(successful(named).lines().map(Path::new).collect::<Vec<_>>(), wanted);
         for picture in wanted {
             let svg = std::fs::read_to_string(picture).unwrap();

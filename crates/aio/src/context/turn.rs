@@ -1,4 +1,5 @@
-//! The time of a turn of the loop: one look at the clock, for all that happens in it.
+//! A turn of the loop: one look at the clock for all that happens in it, and how often work asked to
+//! hold it up.
 
 use std::cell::Cell;
 
@@ -9,18 +10,30 @@ const UNASKED: i64 = i64::MIN;
 /// No turn is going on: code runs that may take any time before it asks again.
 const OUTSIDE: i64 = i64::MIN + 1;
 
-/// When a turn was first asked for the time. Home thread only.
-pub(crate) struct TurnClock(Cell<i64>);
+/// When a turn was first asked for the time, and how often to be held up. Home thread only.
+pub(crate) struct TurnClock {
+    asked_ns: Cell<i64>,
+    hold_ups: Cell<u32>,
+    /// Those of the last turn that had any.
+    last_hold_ups: Cell<u32>,
+}
 
 impl TurnClock {
     pub(crate) const fn new() -> TurnClock {
-        TurnClock(Cell::new(OUTSIDE))
+        TurnClock {
+            asked_ns: Cell::new(OUTSIDE),
+            hold_ups: Cell::new(0),
+            last_hold_ups: Cell::new(0),
+        }
     }
 
     /// A turn goes on until what this returns is dropped, also by a panic.
     #[inline]
     pub(crate) fn begin(&self) -> Turn<'_> {
-        self.0.set(UNASKED);
+        self.asked_ns.set(UNASKED);
+        if self.hold_ups.get() > 0 {
+            self.last_hold_ups.set(self.hold_ups.replace(0));
+        }
         Turn(self)
     }
 }
@@ -32,7 +45,7 @@ pub(crate) struct Turn<'a>(&'a TurnClock);
 impl Drop for Turn<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.0.set(OUTSIDE);
+        self.0.asked_ns.set(OUTSIDE);
     }
 }
 
@@ -41,18 +54,32 @@ impl AioContext {
     /// statistics, that costs next to nothing. It may be as old as the turn is long.
     #[inline]
     pub fn turn_ns(&self) -> i64 {
-        let known_ns = self.inner().turn.0.get();
+        let known_ns = self.inner().turn.asked_ns.get();
         if known_ns > OUTSIDE { known_ns } else { self.ask_turn_ns() }
     }
 
     #[cold]
     fn ask_turn_ns(&self) -> i64 {
-        let turn = &self.inner().turn.0;
+        let turn = &self.inner().turn.asked_ns;
         let now_ns = self.now_ns();
         if turn.get() == UNASKED {
             turn.set(now_ns);
         }
         now_ns
+    }
+
+    /// Whether work should hold up the loop for a moment, as a read of the page cache does, rather than
+    /// go an asynchronous way that takes a batch in one system call. That is so in turns of the loop
+    /// with at most `max` calls of this: false after `max` of them in this turn, and false from its
+    /// beginning if the last turn that had any had more, because half a batch each way costs more than
+    /// either way. All callers of a context are counted together. Calls outside of a turn count as the
+    /// last one's.
+    #[inline]
+    pub fn may_hold_up_turn(&self, max: u32) -> bool {
+        let turn = &self.inner().turn;
+        let so_far = turn.hold_ups.get();
+        turn.hold_ups.set(so_far.saturating_add(1));
+        so_far < max && turn.last_hold_ups.get() <= max
     }
 }
 
@@ -84,6 +111,37 @@ mod tests {
         std::thread::sleep(Duration::from_millis(1));
         assert!(ctx.turn_ns() > outside_ns);
         ctx.run(|co| assert!(co.context().turn_ns() > outside_ns));
+    }
+
+    /// What a turn with so many calls hears.
+    fn turn_of(ctx: &AioContext, calls: usize, max: u32) -> Vec<bool> {
+        let heard = Rc::new(Cell::new(Vec::new()));
+        let tell = Rc::clone(&heard);
+        ctx.schedule(move |ctx| {
+            tell.set((0..calls).map(|_| ctx.may_hold_up_turn(max)).collect());
+        });
+        ctx.try_poll();
+        heard.take()
+    }
+
+    #[test]
+    fn small_turns_are_held_up_and_large_ones_are_not() {
+        let ctx = AioContext::for_test().unwrap();
+        for _ in 0..2 {
+            assert_eq!(turn_of(&ctx, 2, 2), [true, true]);
+            // A turn that grows too large goes the other way with the rest.
+            assert_eq!(turn_of(&ctx, 4, 2), [true, true, false, false]);
+            // Large ones after that do from their beginning on, and so does the small one after them;
+            // turns without any are not asked.
+            for calls in [4, 3, 1] {
+                assert_eq!(turn_of(&ctx, calls, 2), vec![false; calls]);
+                assert!(turn_of(&ctx, 0, 2).is_empty());
+            }
+        }
+        assert_eq!(turn_of(&ctx, 2, 0), [false, false]);
+        assert!(ctx.may_hold_up_turn(u32::MAX));
+        assert!(!ctx.may_hold_up_turn(3), "outside of a turn calls count as the last one's");
+        assert_eq!(turn_of(&ctx, 100, u32::MAX), [true; 100]);
     }
 
     #[test]

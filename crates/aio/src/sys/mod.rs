@@ -79,17 +79,23 @@ pub fn preadv_nowait(
     target: &mut IoVectorMut<'_>,
     offset_bytes: u64,
 ) -> io::Result<usize> {
-    let iov = target.as_iovecs();
+    let (iov, at) = (target.as_iovecs(), offset(offset_bytes)?);
+    // The C library's function may be cancelled. In a process with threads it says so with two atomic
+    // read-modify-writes, for a call that never waits. The offset's high half counts on 32 bits alone.
+    //
     // SAFETY: as in `preadv`.
-    check(unsafe {
-        libc::preadv2(
+    let bytes = unsafe {
+        libc::syscall(
+            libc::SYS_preadv2,
             fd.as_raw_fd(),
             iov.as_ptr(),
             iov_count(iov.len()),
-            offset(offset_bytes)?,
+            at as libc::c_long,
+            (at >> 32) as libc::c_long,
             libc::RWF_NOWAIT,
         )
-    })
+    };
+    check(bytes as isize)
 }
 
 /// Writes `source` at `offset_bytes`; returns how many bytes were written.

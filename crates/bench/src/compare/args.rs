@@ -12,7 +12,7 @@ use crate::measure::Plan;
 use crate::progress::Progress;
 
 /// What `compare`, `compare nbd` and `compare vhost-user` take.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct CommonArgs {
     /// Measure only rows whose name contains this; may be given again.
     #[arg(long, value_name = "NAME")]

@@ -2,6 +2,7 @@
 //! of requests of the same size, as many at a time, one block after the other.
 
 pub mod args;
+pub mod in_place;
 mod latency;
 pub mod served;
 pub mod works;
@@ -21,10 +22,12 @@ use crate::measure::{Contest, Lap, Plan, lap};
 use crate::peers::bare::{self, Call};
 use crate::peers::coroutines;
 use crate::peers::qemu_img::{self, QemuImg};
+use crate::peers::stranger::Stranger;
 use crate::peers::uring::Ring;
 use crate::plot::{self, curve::Axes};
 use crate::progress::Progress;
 use crate::report::{self, At, Report, Row};
+use crate::sys;
 use crate::workload::virtio::Guest;
 use crate::workload::{Generator, Job, Until};
 use crate::works::Unit;
@@ -33,6 +36,8 @@ use works::{Access, DEPTH, Work};
 
 /// Length of a request.
 const BLOCK_BYTES: usize = 4096;
+/// What rows call a loop on a bare ring.
+const BARE_RING: &str = "bare io_uring";
 /// Length of the null device.
 const NULL_BYTES: u64 = 1 << 30;
 
@@ -78,7 +83,7 @@ fn measure(
 ) -> io::Result<Row> {
     let cached = match work {
         Work::File(access, ..) => !access.is_direct(),
-        Work::VirtioCached(_) => true,
+        Work::VirtioCached(_) | Work::WorkerTaken => true,
         Work::Null | Work::VirtioNull => false,
     };
     if cached {
@@ -103,12 +108,15 @@ fn ours(work: Work, image: &Path, options: &CompareArgs) -> io::Result<OurBench>
     let ctx = options.context().build()?;
     match work {
         Work::Null => requests(ctx, Null::new(NULL_BYTES), DEPTH),
-        Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES)),
-        Work::VirtioCached(engine) => guest_requests(ctx, open(image, Access::Cached, engine)?),
+        Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES), DEPTH),
+        Work::VirtioCached(engine) => {
+            guest_requests(ctx, open(image, Access::Cached, engine)?, DEPTH)
+        }
         Work::File(access, engine, depth) if access.writes() => {
             writes(ctx, open(image, access, engine)?, depth)
         }
         Work::File(access, engine, depth) => requests(ctx, open(image, access, engine)?, depth),
+        Work::WorkerTaken => ours(Work::BY_WORKERS, image, options),
     }
 }
 
@@ -156,8 +164,12 @@ fn generated(
     }))
 }
 
-fn guest_requests(ctx: AioContext, driver: impl BlockDriver + 'static) -> io::Result<OurBench> {
-    let mut guest = Guest::new(&ctx, backend(&ctx, driver), DEPTH)?;
+fn guest_requests(
+    ctx: AioContext,
+    driver: impl BlockDriver + 'static,
+    depth: usize,
+) -> io::Result<OurBench> {
+    let mut guest = Guest::new(&ctx, backend(&ctx, driver), depth)?;
     Ok(Box::new(move |ops| {
         let mut result = Ok(());
         let lap = lap(ops, || result = guest.run(&ctx, ops));
@@ -185,6 +197,10 @@ fn add_peers<'a>(contest: Contest<'a>, work: Work, image: &Path) -> io::Result<C
                 return add_hand_over(contest, image, access);
             }
             Ok(contest)
+        }
+        Work::WorkerTaken => {
+            let contest = add_peers(contest, Work::BY_WORKERS, image)?;
+            Ok(contest.beside(Stranger::take(sys::cpus()?[0])?))
         }
     }
 }
@@ -229,10 +245,15 @@ fn add_file_peers<'a>(
         let bench = bare::sequential(image, BLOCK_BYTES, depth, direct, *call)?;
         contest = contest.peer(call.name(), bench);
     }
-    match Ring::new(image, BLOCK_BYTES, depth, direct, write) {
-        Ok(mut ring) => Ok(contest.peer("bare io_uring", move |ops| ring.run(ops))),
-        Err(error) => Ok(contest
-            .peer("bare io_uring", move |_| Err(io::Error::new(error.kind(), error.to_string())))),
+    Ok(add_ring(contest, Ring::new(image, BLOCK_BYTES, depth, direct, write)))
+}
+
+fn add_ring(contest: Contest<'_>, ring: io::Result<Ring>) -> Contest<'_> {
+    match ring {
+        Ok(mut ring) => contest.peer(BARE_RING, move |ops| ring.run(ops)),
+        Err(error) => {
+            contest.peer(BARE_RING, move |_| Err(io::Error::new(error.kind(), error.to_string())))
+        }
     }
 }
 

@@ -38,12 +38,17 @@ pub enum Work {
     VirtioCached(Engine),
     /// Requests to an image, so many at a time.
     File(Access, Engine, usize),
+    /// Reads by workers, one at a time, while a stranger has one CPU.
+    WorkerTaken,
 }
 
 /// Requests in flight where a row does not say otherwise.
 pub const DEPTH: usize = 64;
 
 impl Work {
+    /// What [`Work::WorkerTaken`] is without the stranger.
+    pub const BY_WORKERS: Work = Work::File(Access::CachedByEngine, Engine::Threads, 1);
+
     /// All rows, in their order.
     pub fn all() -> Vec<Work> {
         let mut works = vec![Work::Null, Work::VirtioNull];
@@ -54,6 +59,7 @@ impl Work {
                 works.extend([1, DEPTH].map(|depth| Work::File(access, engine, depth)));
             }
         }
+        works.push(Work::WorkerTaken);
         works.push(Work::VirtioCached(Engine::Threads));
         works.push(Work::VirtioCached(Engine::IoUring));
         works
@@ -63,6 +69,7 @@ impl Work {
     pub fn depth(self) -> usize {
         match self {
             Work::File(_, _, depth) => depth,
+            Work::WorkerTaken => 1,
             _ => DEPTH,
         }
     }
@@ -71,6 +78,7 @@ impl Work {
     pub fn name(self) -> String {
         match self {
             Work::Null => format!("null QD{DEPTH}"),
+            Work::WorkerTaken => format!("{}, one CPU taken", Work::BY_WORKERS.name()),
             Work::VirtioNull => format!("virtio null QD{DEPTH}"),
             Work::VirtioCached(engine) => {
                 format!("virtio page cache {} QD{DEPTH}", engine.name())
@@ -94,6 +102,7 @@ impl Work {
         match self {
             Work::Null | Work::VirtioNull => None,
             Work::VirtioCached(engine) | Work::File(_, engine, _) => Some(engine),
+            Work::WorkerTaken => Some(Engine::Threads),
         }
     }
 
@@ -104,7 +113,7 @@ impl Work {
             Work::VirtioCached(_) => 100_000,
             Work::File(access, _, 1) if access.is_direct() => 3_000,
             Work::File(access, _, _) if access.is_direct() => 20_000,
-            Work::File(_, _, 1) => 20_000,
+            Work::File(_, _, 1) | Work::WorkerTaken => 20_000,
             Work::File(..) => 60_000,
         }
     }
@@ -122,6 +131,7 @@ mod tests {
             "virtio null QD64",
             "page cache threads QD1",
             "page cache io_uring not in place QD64",
+            "page cache threads not in place QD1, one CPU taken",
             "O_DIRECT io_uring write QD64",
             "virtio page cache threads QD64",
         ] {

@@ -1,4 +1,4 @@
-//! One thread hands a job to another and gets it back: the floor of a worker's round trip.
+//! One thread hands jobs to another and gets them back: the floor of a worker's round trip.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::sched_getcpu;
 
 use crate::measure::{Lap, lap};
+use crate::workload::stopwatch::RoundTrips;
 
 /// How long a side that spins does so before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -59,7 +60,7 @@ impl Side {
         Ok(Side { handed: AtomicU64::new(0), cpu: AtomicUsize::new(usize::MAX), bell })
     }
 
-    /// Hands over job number `number`, counted from 1, to the thread `to`.
+    /// Hands over all jobs up to number `number`, counted from 1, to the thread `to`.
     fn hand(&self, way: Way, number: u64, to: &Thread) -> io::Result<()> {
         if way == Way::Aware {
             self.cpu.store(sched_getcpu(), Ordering::Relaxed);
@@ -73,8 +74,12 @@ impl Side {
         Ok(())
     }
 
+    fn handed(&self) -> u64 {
+        self.handed.load(Ordering::Acquire)
+    }
+
     fn has(&self, number: u64) -> bool {
-        self.handed.load(Ordering::Acquire) >= number
+        self.handed() >= number
     }
 
     /// Waits, on the other side's thread, for job number `number`.
@@ -121,11 +126,15 @@ impl Side {
 /// The number that ends the worker.
 const END: u64 = u64::MAX;
 
-/// A worker that does one job at a time.
+/// A worker that does all jobs that it is handed, and then hands them back.
 pub struct HandOver {
     way: Way,
     sides: Arc<[Side; 2]>,
     done: u64,
+    /// How many jobs are handed over at a time.
+    batch: u64,
+    /// How long each round trip took, if that is asked for.
+    round_trips: Option<RoundTrips>,
     worker: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -142,44 +151,66 @@ impl HandOver {
         let (theirs, requester) = (Arc::clone(&sides), thread::current());
         let worker = thread::Builder::new().name("worker".to_owned()).spawn(move || {
             let [from, to] = &*theirs;
-            for number in 1.. {
-                from.wait(way, number)?;
-                if from.has(END) {
-                    break;
+            let mut done = 0;
+            loop {
+                from.wait(way, done + 1)?;
+                let handed = from.handed();
+                if handed == END {
+                    return Ok(());
                 }
-                let done = job(number - 1);
-                if done.is_err() {
+                if let Err(error) = (done..handed).try_for_each(&mut job) {
                     to.hand(way, END, &requester)?;
-                    return done;
+                    return Err(error);
                 }
-                to.hand(way, number, &requester)?;
+                done = handed;
+                to.hand(way, done, &requester)?;
             }
-            Ok(())
         })?;
-        Ok(HandOver { way, sides, done: 0, worker: Some(worker) })
+        Ok(HandOver { way, sides, done: 0, batch: 1, round_trips: None, worker: Some(worker) })
     }
 
-    /// Has `ops` jobs done, one after the other, on the thread that made this.
+    /// So many jobs are handed over at a time, and waited for together.
+    pub fn batch(mut self, batch: u64) -> HandOver {
+        self.batch = batch;
+        self
+    }
+
+    /// Laps say how long round trips took. Each needs a look at the clock for that.
+    pub fn timed(mut self, timed: bool) -> HandOver {
+        self.round_trips = timed.then(RoundTrips::new);
+        self
+    }
+
+    /// Has `ops` jobs done, on the thread that made this.
     ///
     /// # Errors
     /// The first that failed.
     pub fn run(&mut self, ops: u64) -> io::Result<Lap> {
         let mut result = Ok(());
         let lap = lap(ops, || result = self.jobs(ops));
-        result.map(|()| lap)
+        let latency = self.round_trips.as_mut().and_then(RoundTrips::take);
+        result.map(|()| Lap { latency, ..lap })
     }
 
     fn jobs(&mut self, ops: u64) -> io::Result<()> {
         let [to, from] = &*self.sides;
-        for _ in 0..ops {
+        let mut left = ops;
+        if let Some(round_trips) = &mut self.round_trips {
+            round_trips.begin();
+        }
+        while left > 0 {
             let Some(worker) = &self.worker else {
                 return Err(io::Error::other("the worker has ended"));
             };
-            self.done += 1;
+            let batch = self.batch.min(left);
+            (self.done, left) = (self.done + batch, left - batch);
             to.hand(self.way, self.done, worker.thread())?;
             from.wait(self.way, self.done)?;
             if from.has(END) {
                 return self.end();
+            }
+            if let Some(round_trips) = &mut self.round_trips {
+                round_trips.end();
             }
         }
         Ok(())
@@ -217,7 +248,10 @@ mod tests {
             for count in [0, 1, 500] {
                 assert_eq!(hand_over.run(count).unwrap().ops, count);
             }
-            assert_eq!(*done.lock().unwrap(), (0..501).collect::<Vec<u64>>(), "{way:?}");
+            let mut hand_over = hand_over.batch(64).timed(true);
+            let lap = hand_over.run(200).unwrap();
+            assert!(lap.latency.is_some_and(|latency| latency.max_ns >= latency.p50_ns));
+            assert_eq!(*done.lock().unwrap(), (0..701).collect::<Vec<u64>>(), "{way:?}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::works::Work;
 pub use suspended::child as suspended_child;
 
 /// What the command line asks of `micro`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Works to measure.
     pub works: Vec<Work>,
@@ -86,7 +86,7 @@ fn contest(work: Work) -> io::Result<Contest<'static>> {
         Work::BhLocal | Work::BhLocalBatch | Work::BhRemote | Work::Timer => events::contest(work),
         Work::WakeQd1 => wake::contest(work, 1),
         Work::WakeQd64 => wake::contest(work, 64),
-        Work::WorkerQd1 | Work::WorkerTaken => worker::contest(work, 1),
+        Work::WorkerQd1 | Work::WorkerOneCpu | Work::WorkerTaken => worker::contest(work, 1),
         Work::WorkerQd64 => worker::contest(work, 64),
         Work::NullQd1 | Work::NullAioQd1 => null::contest(work, 1),
         Work::NullQd64 | Work::NullAioQd64 => null::contest(work, 64),

@@ -13,13 +13,25 @@ use std::thread;
 
 use coblk::{AioContext, AioHandle, Co, CoWaker};
 
+use crate::floors::hand_over::{HandOver, Way};
 use crate::measure::{Contest, Lap, lap};
 use crate::works::Work;
 
-/// `pairs` pairs at once. An operation is one wake-up.
+/// `pairs` pairs at once. An operation is one wake-up. The floor is a bare hand-over, of as many at a
+/// time.
 pub fn contest(work: Work, pairs: u64) -> io::Result<Contest<'static>> {
     let ctx = AioContext::for_test()?;
-    Ok(Contest::new(work.name(), work.unit(), move |ops| ping_pong(&ctx, pairs, ops)))
+    let mut contest =
+        Contest::new(work.name(), work.unit(), move |ops| ping_pong(&ctx, pairs, ops));
+    for way in Way::ALL {
+        let mut hand_over = HandOver::new(way, |_| Ok(()))?.batch(pairs);
+        // A round trip is two wake-ups.
+        contest = contest.peer(way.name(), move |ops| {
+            let lap = hand_over.run(ops.div_ceil(2))?;
+            Ok(Lap { ops: 2 * lap.ops, ..lap })
+        });
+    }
+    Ok(contest)
 }
 
 /// Where the two of a pair meet.

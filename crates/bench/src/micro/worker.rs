@@ -1,48 +1,68 @@
 //! A job that does nothing goes from a coroutine to a worker thread and back.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
 use coblk::AioContext;
+use coblk::aio::ThreadPool;
 
 use crate::floors::hand_over::{HandOver, Way};
 use crate::measure::{Contest, Lap, lap};
 use crate::peers::stranger::Stranger;
-use crate::sys;
+use crate::sys::{self, OnOneCpu};
+use crate::workload::stopwatch::RoundTrips;
 use crate::works::Work;
 
-/// `depth` coroutines submit one job after the other each. With one, a bare hand-over is the floor.
+/// `depth` coroutines submit one job after the other each. A bare hand-over is the floor: of one job, or
+/// of as many at a time.
 pub fn contest(work: Work, depth: u64) -> io::Result<Contest<'static>> {
-    let ctx = AioContext::for_test()?;
-    let ours = move |ops| round_trips(&ctx, depth, ops);
+    // Threads begin where the one is that starts them, so a pool that has threads would not do.
+    let one_cpu = (work == Work::WorkerOneCpu).then(OnOneCpu::new).transpose()?;
+    let pool = ThreadPool::new(0, 64).map_err(io::Error::other)?;
+    let ctx = AioContext::test_builder().thread_pool(pool).build()?;
+    // What is waited for there is long beside a look at the clock.
+    let timed = matches!(work, Work::WorkerOneCpu | Work::WorkerTaken);
+    let round_trips = timed.then(|| Rc::new(RefCell::new(RoundTrips::new())));
+    let ours = move |ops| submit(&ctx, depth, ops, round_trips.as_ref());
     let mut contest = Contest::new(work.name(), work.unit(), ours);
-    if depth == 1 {
-        for way in Way::ALL {
-            let mut hand_over = HandOver::new(way, |_| Ok(()))?;
-            contest = contest.peer(way.name(), move |ops| hand_over.run(ops));
-        }
+    for way in Way::ALL {
+        let mut hand_over = HandOver::new(way, |_| Ok(()))?.batch(depth).timed(timed);
+        contest = contest.peer(way.name(), move |ops| hand_over.run(ops));
     }
-    match work {
-        Work::WorkerTaken => Ok(contest.beside(Stranger::take(sys::cpus()?[0])?)),
-        _ => Ok(contest),
+    if work == Work::WorkerTaken {
+        contest = contest.beside(Stranger::take(sys::cpus()?[0])?);
     }
+    Ok(contest.beside(one_cpu))
 }
 
-fn round_trips(ctx: &AioContext, depth: u64, ops: u64) -> io::Result<Lap> {
+fn submit(
+    ctx: &AioContext,
+    depth: u64,
+    ops: u64,
+    round_trips: Option<&Rc<RefCell<RoundTrips>>>,
+) -> io::Result<Lap> {
     let each = ops.div_ceil(depth);
     let running = Rc::new(Cell::new(depth));
-    Ok(lap(each * depth, || {
+    let lap = lap(each * depth, || {
+        if let Some(round_trips) = round_trips {
+            round_trips.borrow_mut().begin();
+        }
         for _ in 0..depth {
-            let running = Rc::clone(&running);
+            let (running, round_trips) = (Rc::clone(&running), round_trips.cloned());
             ctx.spawn("bench", move |co| {
                 let pool = co.context().thread_pool();
                 for _ in 0..each {
                     pool.submit_co(co, || ());
+                    if let Some(round_trips) = &round_trips {
+                        round_trips.borrow_mut().end();
+                    }
                 }
                 running.set(running.get() - 1);
             });
         }
         ctx.run_until(|| running.get() == 0);
-    }))
+    });
+    let latency = round_trips.and_then(|round_trips| round_trips.borrow_mut().take());
+    Ok(Lap { latency, ..lap })
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::Value;
@@ -33,8 +33,17 @@ pub struct PlotArgs {
 /// # Errors
 /// If a file cannot be read or written, is not of results, or there is nothing to draw.
 pub fn run(arguments: &PlotArgs) -> io::Result<()> {
+    draw_all(&arguments.files, &arguments.out)?.iter().for_each(|it| println!("{}", it.display()));
+    Ok(())
+}
+
+/// Draws into a directory all that results in some files can be drawn of. The pictures' files.
+///
+/// # Errors
+/// As of [`run`].
+pub fn draw_all(files: &[PathBuf], out: &Path) -> io::Result<Vec<PathBuf>> {
     let mut rows = Vec::new();
-    for file in &arguments.files {
+    for file in files {
         let text = fs::read_to_string(file);
         let named = |error: String| io::Error::other(format!("{}: {error}", file.display()));
         rows.extend(parse(&text.map_err(|error| named(error.to_string()))?).map_err(named)?);
@@ -44,13 +53,12 @@ pub fn run(arguments: &PlotArgs) -> io::Result<()> {
         let message = "no work was measured at several depths or rates: nothing to draw";
         return Err(io::Error::other(message));
     }
-    fs::create_dir_all(&arguments.out)?;
-    for (name, svg) in pictures {
-        let path = arguments.out.join(format!("{name}.svg"));
-        fs::write(&path, svg)?;
-        println!("{}", path.display());
-    }
-    Ok(())
+    fs::create_dir_all(out)?;
+    let write = |(name, svg): (String, String)| {
+        let path = out.join(format!("{name}.svg"));
+        fs::write(&path, svg).map(|()| path)
+    };
+    pictures.into_iter().map(write).collect()
 }
 
 /// The rows in lines of JSON; an error names the line.
@@ -68,7 +76,8 @@ fn parse(text: &str) -> Result<Vec<Value>, String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Throughput,
-    Latency,
+    Median,
+    Tail,
     Cpu,
 }
 
@@ -77,7 +86,8 @@ impl Kind {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Kind::Throughput => ("Throughput", "requests in flight"),
-            Kind::Latency => ("Latency", "requests a second"),
+            Kind::Median => ("Median latency", "requests a second"),
+            Kind::Tail => ("p99 latency", "requests a second"),
             Kind::Cpu => ("CPU time", "requests a second"),
         }
     }
@@ -85,47 +95,37 @@ impl Kind {
     fn value(self) -> fn(f64) -> String {
         match self {
             Kind::Throughput => |per_s| format!("{}/s", super::short(per_s)),
-            Kind::Latency => time,
+            Kind::Median | Kind::Tail => time,
             Kind::Cpu => |share| format!("{} %", super::short(share)),
-        }
-    }
-
-    /// What a contestant's curve is called besides its name, and how it is drawn.
-    fn curves(self) -> &'static [(&'static str, Stroke)] {
-        match self {
-            Kind::Latency => {
-                &[(" p50", Stroke::Solid), (" p99", Stroke::Dashed), (" p99.9", Stroke::Dotted)]
-            }
-            _ => &[("", Stroke::Solid)],
         }
     }
 }
 
-/// Values by curve (contestant, and which of its curves) and by place.
-type Points = BTreeMap<(String, usize), BTreeMap<u64, Vec<f64>>>;
+/// Values by contestant and by place.
+type Points = BTreeMap<String, BTreeMap<u64, Vec<f64>>>;
 
 /// All pictures by the names of their files, without an ending.
 fn pictures(rows: &[Value]) -> Vec<(String, String)> {
     let mut all: BTreeMap<(Kind, String), Points> = BTreeMap::new();
     for row in rows {
         let (work, unit) = (row["work"].as_str().unwrap_or_default(), row["unit"].as_str());
-        let mut add = |kind, place, curve: (String, usize), value: f64| {
+        let mut add = |kind, place, curve: String, value: f64| {
             let points = all.entry((kind, family(work))).or_default();
             points.entry(curve).or_default().entry(place).or_default().push(value);
         };
         if let Some(depth) = row["depth"].as_u64() {
             for (name, value) in figures(row, "ours", "peers") {
                 let per_s = if unit == Some("ns/op") { 1e9 / value } else { value };
-                add(Kind::Throughput, depth, (name, 0), per_s);
+                add(Kind::Throughput, depth, name, per_s);
             }
         }
         if let Some(rate) = row["rate_per_s"].as_u64() {
             for (name, us_per_s) in figures(row, "ours", "peers") {
-                add(Kind::Cpu, rate, (name, 0), us_per_s / 1e4);
+                add(Kind::Cpu, rate, name, us_per_s / 1e4);
             }
-            for (index, part) in ["p50_ns", "p99_ns", "p999_ns"].into_iter().enumerate() {
+            for (kind, part) in [(Kind::Median, "p50_ns"), (Kind::Tail, "p99_ns")] {
                 for (name, ns) in figures(row, part, &format!("peers_{part}")) {
-                    add(Kind::Latency, rate, (name, index), ns);
+                    add(kind, rate, name, ns);
                 }
             }
         }
@@ -162,21 +162,18 @@ fn family(work: &str) -> String {
 
 /// A picture, if there are curves in it.
 fn draw(kind: Kind, family: &str, points: Points) -> Option<(String, String)> {
-    let mut names: Vec<&String> = points.keys().map(|(name, _)| name).collect();
-    names.dedup();
-    // Ours has the first colour; the floors, the last.
-    names.sort_by_key(|name| (name.as_str() != "coblk", name.starts_with("bare "), *name));
+    let mut names: Vec<&String> = points.keys().collect();
+    // Ours has the first colour; the floors, the last, and a stroke of their own.
+    names.sort_by_key(|name| (name.as_str() != "coblk", is_floor(name), *name));
     let mut curves = Vec::new();
-    for (colour, name) in names.iter().enumerate() {
-        for (index, (suffix, stroke)) in kind.curves().iter().enumerate() {
-            let Some(places) = points.get(&((*name).clone(), index)) else { continue };
-            let mut curve = Curve::new(format!("{name}{suffix}"), colour, *stroke);
-            for (place, values) in places {
-                curve.push(*place, median(values).unwrap_or(f64::NAN));
-            }
-            if places.len() > 1 {
-                curves.push(curve);
-            }
+    for (colour, name) in names.into_iter().enumerate() {
+        let stroke = if is_floor(name) { Stroke::Dashed } else { Stroke::Solid };
+        let mut curve = Curve::new(name.clone(), colour, stroke);
+        for (place, values) in &points[name] {
+            curve.push(*place, median(values).unwrap_or(f64::NAN));
+        }
+        if points[name].len() > 1 {
+            curves.push(curve);
         }
     }
     if curves.is_empty() {
@@ -190,6 +187,10 @@ fn draw(kind: Kind, family: &str, points: Points) -> Option<(String, String)> {
     };
     let svg = curve::draw(&Axes { title: &title, across, value: kind.value() }, &curves);
     Some((file_name(&format!("{what} {family}")), svg))
+}
+
+fn is_floor(name: &str) -> bool {
+    name.starts_with("bare ")
 }
 
 /// Words as a file's name.
@@ -223,12 +224,14 @@ mod tests {
         assert_eq!(names, wanted);
         let more = RESULTS.replace("1k/s", "10k/s").replace("1000,", "10000,");
         let all = pictures(&[rows(RESULTS), rows(&more)].concat());
-        let latency = &all[1];
-        assert_eq!(latency.0, "latency-nbd-null-randread-4k");
-        for curve in ["coblk p50", "coblk p99", "coblk p99.9", "a&lt;b p50"] {
-            assert!(latency.1.contains(&format!(">{curve}<")), "{curve}: {}", latency.1);
-        }
-        assert!(!latency.1.contains("a&lt;b p99"));
+        let [_, median, tail, _] = &all[..] else { panic!("{all:?}") };
+        let names = [&median.0, &tail.0];
+        assert_eq!(
+            names,
+            ["median-latency-nbd-null-randread-4k", "p99-latency-nbd-null-randread-4k"]
+        );
+        assert!(median.1.contains(">coblk<") && median.1.contains(">a&lt;b<"));
+        assert!(tail.1.contains(">coblk<") && !tail.1.contains(">a&lt;b<"), "it has none");
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Row {
             ("peers_p50_ns", latency(0)),
             ("peers_p99_ns", latency(1)),
             ("peers_p999_ns", latency(2)),
+            ("peers_max_ns", latency(3)),
         ] {
             if !map.is_empty() {
                 object.insert(field.into(), Value::Object(map));

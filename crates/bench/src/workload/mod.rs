@@ -4,7 +4,7 @@
 pub mod nbd;
 mod pace;
 pub mod pattern;
-mod stopwatch;
+pub mod stopwatch;
 pub mod threads;
 pub mod vhost_user;
 pub mod virtio;

@@ -1,4 +1,4 @@
-//! Latencies of a client's requests: [`Stopwatch`]. It looks at the clock once a turn, not once a
+//! Latencies of a client's requests: [`Stopwatch`]; and of one after the other: [`RoundTrips`]. It looks at the clock once a turn, not once a
 //! request: a client with many in flight takes and makes many in a turn.
 
 use std::time::Instant;
@@ -6,6 +6,7 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 
 use super::{MAX_LATENCY_NS, new_histogram};
+use crate::stats::Percentiles;
 
 /// When each request began, by the place of it, and how long those that ended took.
 pub struct Stopwatch {
@@ -52,6 +53,35 @@ impl Stopwatch {
     /// The latencies since this was asked last, in nanoseconds.
     pub fn take(&mut self) -> Histogram<u64> {
         std::mem::replace(&mut self.histogram, new_histogram())
+    }
+}
+
+/// How long round trips take that follow each other without a pause: the end of one is the beginning of
+/// the next, so one look at the clock serves both.
+pub struct RoundTrips(Stopwatch);
+
+impl RoundTrips {
+    /// Without any.
+    pub fn new() -> RoundTrips {
+        RoundTrips(Stopwatch::new(1))
+    }
+
+    /// The first begins.
+    pub fn begin(&mut self) {
+        self.0.look();
+        self.0.begin(0);
+    }
+
+    /// One has ended, and the next begins.
+    pub fn end(&mut self) {
+        self.0.look();
+        self.0.end(0);
+        self.0.begin(0);
+    }
+
+    /// Those since this was asked last.
+    pub fn take(&mut self) -> Option<Percentiles> {
+        Percentiles::of(&self.0.take())
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::works::{Device, Work};
-use super::{ServedArgs, Stage, rate_lap};
+use super::works::{CURVE_DEPTHS, Device, Work};
+use super::{ServedArgs, Stage};
 use crate::image::Image;
 use crate::measure::Plan;
 use crate::peers::programs::{Program, Protocol};
@@ -12,8 +12,6 @@ use crate::plot::curve::Curve;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::workload::ReadWrite;
-
-const DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Reads at each depth by every server: from the image, or from a null device if there is none. A
 /// row for each depth goes to the report.
@@ -28,11 +26,11 @@ pub fn measure(
     let plan = Plan { rounds: 1, ..*plan };
     let device = if image.is_some() { Device::Cached } else { Device::Null };
     let mut curves = vec![Curve::new("coblk".to_owned(), 0, Stroke::Solid)];
-    let progress = Progress::new(DEPTHS.len());
-    for depth in DEPTHS {
+    let progress = Progress::new(CURVE_DEPTHS.len());
+    for depth in CURVE_DEPTHS {
         let work = Work { depth, ..Work::plain(protocol, device, ReadWrite::RandRead) };
         progress.now(&format!("latency {}", work.name()));
-        let stage = Stage { work: &work, image, arguments, rate_lap: rate_lap(&plan) };
+        let stage = Stage { work: &work, image, arguments, rate_lap: plan.rate_lap };
         let mut row = stage.measure(ours, &plan, &progress)?;
         // Depth over rate is the mean latency (Little's law).
         let mean_ns = |rate: f64| depth as f64 / rate * 1e9;

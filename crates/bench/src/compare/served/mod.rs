@@ -34,9 +34,6 @@ use works::{Device, Work};
 const BOTTLENECK: f64 = 0.95;
 /// Below this share of the requests that were due, a server did not keep up.
 const KEPT_UP: f64 = 0.99;
-/// How long a lap at a fixed rate takes.
-const AT_RATE: Duration = Duration::from_secs(1);
-const AT_RATE_QUICK: Duration = Duration::from_millis(20);
 /// Until then a server has noticed that no requests come any more.
 const SETTLED: Duration = Duration::from_millis(2);
 
@@ -71,15 +68,7 @@ pub fn run(
     let ours = Program::ours(arguments.server.as_deref(), protocol)?;
     let needs_image = works.iter().any(|work| work.device == Device::Cached);
     let image = needs_image.then(|| arguments.common.image(plan)).transpose()?;
-    let progress = Progress::new(works.len());
-    for work in &works {
-        progress.now(&work.name());
-        let image = image.as_ref().filter(|_| work.device == Device::Cached);
-        let stage = Stage { work, image, arguments, rate_lap: rate_lap(plan) };
-        report.add(stage.measure(&ours, plan, &progress)?)?;
-        progress.step();
-    }
-    drop(progress);
+    measure_all(&works, image.as_ref(), arguments, &ours, plan, report)?;
     if let Some(directory) = &arguments.common.plot {
         std::fs::create_dir_all(directory)?;
         plot::bars::write(&directory.join("ratios.svg"), report.rows())?;
@@ -91,8 +80,39 @@ pub fn run(
     Ok(())
 }
 
-fn rate_lap(plan: &Plan) -> Duration {
-    if plan.quick { AT_RATE_QUICK } else { AT_RATE }
+/// Measures the rows of the curves, over depths and over rates, and what a stranger changes.
+///
+/// # Errors
+/// As of [`run`].
+pub fn curves(
+    protocol: Protocol,
+    server: Option<PathBuf>,
+    plan: &Plan,
+    report: &mut Report,
+) -> io::Result<()> {
+    let ours = Program::ours(server.as_deref(), protocol)?;
+    let (common, engine) = (CommonArgs::default(), Engine::IoUring);
+    let arguments = ServedArgs { common, server, engine, any_cpu: false };
+    measure_all(&Work::of_curves(protocol), None, &arguments, &ours, plan, report)
+}
+
+fn measure_all(
+    works: &[Work],
+    image: Option<&Image>,
+    arguments: &ServedArgs,
+    ours: &Program,
+    plan: &Plan,
+    report: &mut Report,
+) -> io::Result<()> {
+    let progress = Progress::new(works.len());
+    for work in works {
+        progress.now(&work.name());
+        let image = image.filter(|_| work.device == Device::Cached);
+        let stage = Stage { work, image, arguments, rate_lap: plan.rate_lap };
+        report.add(stage.measure(ours, plan, &progress)?)?;
+        progress.step();
+    }
+    Ok(())
 }
 
 /// What the servers of one row have in common.

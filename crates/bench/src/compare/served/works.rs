@@ -15,6 +15,8 @@ const LARGE_BYTES: usize = 1 << 20;
 const LARGE_DEPTH: usize = 4;
 /// How many small requests are in flight.
 const DEPTHS: [usize; 2] = [1, 32];
+/// How many are for the curve of latencies or of throughput.
+pub const CURVE_DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// Requests a second of an open loop, and how many may be in flight.
 const RATES: [u64; 4] = [0, 1000, 10_000, 100_000];
 const RATE_DEPTH: usize = 32;
@@ -70,10 +72,29 @@ impl Work {
                 }));
             }
         }
-        let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
-        works.push(Work { taken: true, ..plain });
-        works.extend(RATES.map(|rate| Work { per_s: Some(rate), depth: RATE_DEPTH, ..plain }));
+        let beside_a_stranger = [
+            (Device::Null, ReadWrite::RandRead),
+            (Device::Cached, ReadWrite::RandRead),
+            (Device::Cached, ReadWrite::RandWrite),
+        ];
+        works.extend(beside_a_stranger.map(|(device, kind)| {
+            Work { taken: true, ..Work::plain(protocol, device, kind) } //
+        }));
+        works.extend(Work::at_rates(protocol));
         works
+    }
+
+    /// Reads of nothing, over all depths and rates, and beside a stranger.
+    pub fn of_curves(protocol: Protocol) -> Vec<Work> {
+        let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
+        let depths = CURVE_DEPTHS.map(|depth| Work { depth, ..plain });
+        let taken = [Work { taken: true, ..plain }];
+        depths.into_iter().chain(Work::at_rates(protocol)).chain(taken).collect()
+    }
+
+    fn at_rates(protocol: Protocol) -> [Work; RATES.len()] {
+        let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
+        RATES.map(|rate| Work { per_s: Some(rate), depth: RATE_DEPTH, ..plain })
     }
 
     /// Small requests, one at a time.
@@ -151,12 +172,13 @@ mod tests {
             "vhost-user null randwrite 4k QD32",
             "vhost-user page cache randread 4k QD1 x2",
             "nbd null randread 4k QD1, one CPU taken",
+            "vhost-user page cache randwrite 4k QD1, one CPU taken",
             "vhost-user null randread 4k at 0/s",
             "nbd null randread 4k at 100k/s",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 12 + 16 + 2 * 5);
+        assert_eq!(names.len(), 12 + 16 + 2 * 7);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());

@@ -4,15 +4,22 @@
 //! more than the read. So a small buffered read is first tried with `RWF_NOWAIT` on the loop's own
 //! thread. A file that turns out to be cold is tried ever more rarely, so that it does not pay for
 //! attempts in vain.
+//!
+//! A ring takes many reads in one system call, which is cheaper from some number on. So where there is
+//! one, small turns of the loop try, and large ones leave their reads to the ring. A turn that is half and
+//! half is the worst of both, so it is the size of the last turn that decides.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coblk_aio::{IoVectorMut, sys, trace_event};
+use coblk_aio::{AioContext, IoVectorMut, sys, trace_event};
 
 /// Longest read that may hold up the loop for the time of its copy.
 const MAX_BYTES: usize = 64 << 10;
+/// Where there is a ring: up to how many reads in a turn of the loop are tried; docs/performance.md has the
+/// measurements.
+pub(super) const MAX_BEFORE_RING: u32 = 32;
 /// At most one read in `1 << MAX_BACKOFF` is tried on a cold file.
 const MAX_BACKOFF: u32 = 6;
 
@@ -30,15 +37,20 @@ impl InPlace {
         InPlace { misses: AtomicU32::new(0), pass: AtomicU32::new(0) }
     }
 
-    /// Reads all of `target` from the page cache, or says that a worker or the ring has to.
+    /// Reads all of `target` from the page cache, or says that a worker or the ring has to. A turn of the
+    /// loop tries up to `max_a_turn` reads.
     #[inline]
     pub(super) fn read(
         &self,
+        ctx: &AioContext,
+        max_a_turn: u32,
         file: BorrowedFd<'_>,
         target: &mut IoVectorMut<'_>,
         offset: u64,
     ) -> bool {
-        if target.len() > MAX_BYTES || self.lets_pass() {
+        let is_tried =
+            target.len() <= MAX_BYTES && !self.lets_pass() && ctx.may_hold_up_turn(max_a_turn);
+        if !is_tried {
             return false;
         }
         match sys::preadv_nowait(file, target, offset) {

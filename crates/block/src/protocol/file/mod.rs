@@ -185,11 +185,16 @@ impl BlockDriver for File {
         trace_event!("file_co_preadv", offset, bytes = target.len());
         let file = self.file.as_fd();
         // A simulated run must not depend on what the page cache holds.
-        let in_place = self.mode.in_place_reads() && co.context().simulation().is_none();
-        if in_place && self.in_place.read(file, target, offset) {
+        let (ctx, uses_ring) = (co.context(), self.uses_ring(co));
+        let max_a_turn = match self.mode.in_place_a_turn() {
+            max if max == 0 || uses_ring => max,
+            _ => u32::MAX,
+        };
+        let in_place = max_a_turn > 0 && ctx.simulation().is_none();
+        if in_place && self.in_place.read(ctx, max_a_turn, file, target, offset) {
             return Ok(());
         }
-        if self.uses_ring(co) {
+        if uses_ring {
             let file = self.ring_fd();
             return self.read_fully(target, offset, &co, |rest, at| co.ring_preadv(file, rest, at));
         }

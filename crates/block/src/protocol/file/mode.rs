@@ -1,6 +1,6 @@
 //! How an image is open, which a reopen changes.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use crate::driver::BlockLimits;
 use crate::driver::mode::Engine;
@@ -14,7 +14,9 @@ pub(super) struct Mode {
     pub(super) direct: bool,
     pub(super) no_flush: bool,
     pub(super) engine: Engine,
-    pub(super) in_place_reads: bool,
+    /// Up to how many reads in a turn of the loop are tried in place where a ring could take them. With 0
+    /// none is tried, ring or not.
+    pub(super) in_place_a_turn: u32,
     pub(super) limits: BlockLimits,
 }
 
@@ -26,7 +28,7 @@ pub(super) struct LiveMode {
     no_flush: AtomicBool,
     /// An [`Engine`].
     engine: AtomicU8,
-    in_place_reads: AtomicBool,
+    in_place_a_turn: AtomicU32,
     limits: LiveLimits,
 }
 
@@ -37,7 +39,7 @@ impl LiveMode {
             direct: mode.direct.into(),
             no_flush: mode.no_flush.into(),
             engine: AtomicU8::new(mode.engine as u8),
-            in_place_reads: mode.in_place_reads.into(),
+            in_place_a_turn: mode.in_place_a_turn.into(),
             limits: LiveLimits::new(mode.limits),
         }
     }
@@ -49,7 +51,7 @@ impl LiveMode {
             direct: self.direct.swap(new.direct, Ordering::Relaxed),
             no_flush: self.no_flush.swap(new.no_flush, Ordering::Relaxed),
             engine: engine_of(self.engine.swap(new.engine as u8, Ordering::Relaxed)),
-            in_place_reads: self.in_place_reads.swap(new.in_place_reads, Ordering::Relaxed),
+            in_place_a_turn: self.in_place_a_turn.swap(new.in_place_a_turn, Ordering::Relaxed),
             limits: self.limits.swap(new.limits),
         }
     }
@@ -73,8 +75,8 @@ impl LiveMode {
     }
 
     #[inline]
-    pub(super) fn in_place_reads(&self) -> bool {
-        self.in_place_reads.load(Ordering::Relaxed)
+    pub(super) fn in_place_a_turn(&self) -> u32 {
+        self.in_place_a_turn.load(Ordering::Relaxed)
     }
 
     pub(super) fn limits(&self) -> &LiveLimits {

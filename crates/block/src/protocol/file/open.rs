@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64};
 
 use coblk_aio::{PoolShare, sys};
 
-use super::in_place::InPlace;
+use super::in_place::{InPlace, MAX_BEFORE_RING};
 use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
@@ -82,7 +82,7 @@ pub struct FileOptions {
     read_only: bool,
     direct: bool,
     engine: Engine,
-    in_place_reads: bool,
+    in_place_a_turn: u32,
     device: bool,
     locking: Locking,
     no_flush: bool,
@@ -94,7 +94,7 @@ impl Default for FileOptions {
             read_only: false,
             direct: false,
             engine: Engine::default(),
-            in_place_reads: true,
+            in_place_a_turn: MAX_BEFORE_RING,
             device: false,
             locking: Locking::default(),
             no_flush: false,
@@ -126,7 +126,15 @@ impl FileOptions {
     /// Sets whether small reads are first tried from the page cache, on the loop's own thread; on
     /// by default. Without it every request goes to the engine. O_DIRECT has no page cache.
     pub fn in_place_reads(self, in_place_reads: bool) -> FileOptions {
-        FileOptions { in_place_reads, ..self }
+        self.in_place_reads_a_turn(if in_place_reads { MAX_BEFORE_RING } else { 0 })
+    }
+
+    /// Sets up to how many reads in a turn of the loop are tried so if it has a ring, which takes a
+    /// larger batch at less cost: the rest of this turn's, and all of the next turns' until one is small
+    /// again. 32 by default. Reads of all images of a context are counted together. Where there are
+    /// workers instead of a ring, all are tried; with 0, none is in either case.
+    pub fn in_place_reads_a_turn(self, max: u32) -> FileOptions {
+        FileOptions { in_place_a_turn: max, ..self }
     }
 
     /// Sets whether other processes are kept from using the image in a way that does not agree with
@@ -207,7 +215,7 @@ impl FileOptions {
             direct: self.direct,
             no_flush: self.no_flush,
             engine,
-            in_place_reads: self.in_place_reads && !self.direct,
+            in_place_a_turn: if self.direct { 0 } else { self.in_place_a_turn },
             limits: self.limits(&file).map_err(failed)?,
         };
         Ok((file, mode))
