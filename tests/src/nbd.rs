@@ -9,7 +9,6 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coblk::aio::DEFAULT_POLL_MAX;
 use coblk::drivers::File;
 use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
@@ -62,8 +61,9 @@ impl Served {
         let (tell, told) = mpsc::channel();
         let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            // As a daemon has it: the loop itself receives from clients that are fast enough.
-            let ctx = AioContext::test_builder().poll_max(DEFAULT_POLL_MAX).build().unwrap();
+            // It polls: the loop itself receives from clients that are fast enough.
+            let poll_max = Duration::from_micros(50);
+            let ctx = AioContext::test_builder().poll_max(poll_max).build().unwrap();
             let backend = BlockBackend::new(&ctx, "drive", node);
             let server = NbdServer::listen(&ctx, &address, options).unwrap();
             let export = NbdExport::new("disk", backend.clone()).description("a test image");
