@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use coblk::block::options::DriverOptions;
 use coblk::block::{
-    BlockDriver, BlockLimits, Driver, DriverEvent, EventSink, Extent, OpenError, Opening,
+    BlockDriver, BlockLimits, Driver, EventData, EventSink, EventType, Extent, OpenError, Opening,
     ReadFlags, Reopen, Reopening, WriteFlags, ZeroFlags,
 };
 use coblk::qapi::Size;
@@ -74,9 +74,21 @@ struct RamOptions {
 
 impl DriverOptions for RamOptions {}
 
+/// What is told when a write finds no memory.
+#[derive(Deserialize, Serialize)]
+struct RamFull {
+    /// Where it is missing, in bytes.
+    offset: u64,
+}
+
+impl EventData for RamFull {
+    const NAME: &'static str = "X_RAM_FULL";
+}
+
 impl Driver for Ram {
     const NAMES: &'static [&'static str] = &["ram"];
     const CHANGEABLE: &'static [&'static str] = &["latency-us"];
+    const EVENTS: &'static [EventType] = &[EventType::of::<RamFull>()];
     type Options = RamOptions;
 
     fn co_open(opening: &Opening<'_, '_>, options: &RamOptions) -> Result<Ram, OpenError> {
@@ -180,7 +192,7 @@ impl BlockDriver for Ram {
             if chunks.len() as u64 >= self.max_chunks && !chunks.contains_key(&number) {
                 drop(chunks);
                 let offset = number * CHUNK_BYTES;
-                self.events.tell(DriverEvent::new("X_RAM_FULL").with("offset", offset));
+                self.events.tell(&RamFull { offset });
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
             let chunk = chunks.entry(number).or_insert_with(|| vec![0; CHUNK_BYTES as usize]);

@@ -52,7 +52,7 @@ fn serve(image: &str, socket: &str, queues: u16) -> Result<(), Box<dyn Error>> {
     let threads: Vec<IoThread> = (0..count)
         .map(|index| IoThread::new(&format!("iothread{index}")))
         .collect::<Result<_, _>>()?;
-    let disk = VirtioBlkConfig { num_queues: queues, ..Default::default() };
+    let disk = VirtioBlkConfig::default().num_queues(queues);
     let mut options = VhostUserBlkOptions::new(disk);
     options.contexts = threads.iter().map(|thread| thread.handle().clone()).collect();
     let export = VhostUserBlk::listen(&ctx, socket, &node, options)?;

@@ -87,7 +87,7 @@ fn c83_a_failed_sync_through_the_ring_counts_too() {
     let dir = image_dir!();
     for engine in [Engine::Threads, Engine::IoUring] {
         let image = sparse_image(dir.path(), "disk.img", MIB);
-        let faults = Faults { error_per_mille: 1000, ..Faults::default() };
+        let faults = Faults::default().error_per_mille(1000);
         let broken = AioContext::test_builder().simulated(SimulationOptions::new(1).faults(faults));
         let (broken, healthy) = (broken.build().expect("a context"), AioContext::for_test());
         let healthy = healthy.expect("a context");
@@ -108,7 +108,7 @@ fn c83_a_failed_sync_through_the_ring_counts_too() {
 fn c82_transfers_that_fall_short_go_on() {
     // In every engine, over many seeds: what is written arrives, what is read is right.
     let dir = image_dir!();
-    let faults = Faults { short_per_mille: 600, interrupted_per_mille: 300, ..Faults::default() };
+    let faults = Faults::default().short_per_mille(600).interrupted_per_mille(300);
     for engine in [Engine::Threads, Engine::IoUring] {
         for seed in 0..40 {
             let image = sparse_image(dir.path(), "disk.img", MIB + 100);
@@ -149,8 +149,8 @@ fn errors_of_the_system_reach_the_request() {
     qemu_io(&image, &["write -P 7 0 1M"]);
     for engine in [Engine::Threads, Engine::IoUring] {
         for (faults, expected) in [
-            (Faults { error_per_mille: 1000, ..Faults::default() }, libc::EIO),
-            (Faults { no_space_per_mille: 1000, ..Faults::default() }, libc::ENOSPC),
+            (Faults::default().error_per_mille(1000), libc::EIO),
+            (Faults::default().no_space_per_mille(1000), libc::ENOSPC),
         ] {
             let options = SimulationOptions::new(1).faults(faults);
             let ctx = AioContext::test_builder().simulated(options).build().expect("a context");

@@ -46,7 +46,7 @@ fn write_on_a_full_file_system(dir: &Path, engine: Engine) {
     let file = File::options().engine(engine).open(&image).expect("an image");
     let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", file));
     let policies = ErrorPolicies { read: ErrorPolicy::Report, write: ErrorPolicy::Enospc };
-    let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let config = VirtioBlkConfig::default().error_policies(Some(policies));
     let builder = Machine::builder().config(config);
     let mut machine = builder.build(&ctx, backend.clone()).expect("a machine");
     fill(&ballast);

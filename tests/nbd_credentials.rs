@@ -23,7 +23,7 @@ fn refusal(dir: &Path, verify_peer: bool) -> TlsError {
 }
 
 fn served(dir: &Path) -> Served {
-    let options = NbdOptions { handshake_timeout: Duration::from_secs(10), ..Default::default() };
+    let options = NbdOptions::default().handshake_timeout(Duration::from_secs(10));
     let options = options.tls(TlsCredentials::from_dir(dir, true).unwrap());
     let any_port = "127.0.0.1:0".parse().unwrap();
     let node = |_: &Path| BlockNode::new("disk0", Null::new(SIZE).read_zeroes(true));

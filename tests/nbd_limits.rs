@@ -44,7 +44,7 @@ fn is_greeted(client: &mut UnixStream, limit: Duration) -> bool {
 
 #[test]
 fn clients_beyond_the_limit_wait_for_one_to_leave() {
-    let options = NbdOptions { max_connections: 2, ..NbdOptions::default() };
+    let options = NbdOptions::default().max_connections(2);
     let served = Served::with_options(PARENT, options, None, zeroes);
     let (first, mut second) = (choose(&served.socket()), choose(&served.socket()));
     let mut third = served.connect();
@@ -59,7 +59,7 @@ fn clients_beyond_the_limit_wait_for_one_to_leave() {
 #[test]
 fn a_client_has_limited_time_to_choose() {
     const LIMIT: Duration = Duration::from_millis(300);
-    let options = NbdOptions { max_connections: 2, handshake_timeout: LIMIT, ..Default::default() };
+    let options = NbdOptions::default().max_connections(2).handshake_timeout(LIMIT);
     let served = Served::with_options(PARENT, options, None, zeroes);
     let mut chosen = choose(&served.socket());
     let mut idle = served.connect();
@@ -113,7 +113,7 @@ fn is_flood_ended(mut client: UnixStream, bytes: &[u8], limit: Duration) -> bool
 #[test]
 fn a_flood_of_options_wins_no_time() {
     let limit = Duration::from_millis(300);
-    let options = NbdOptions { handshake_timeout: limit, ..Default::default() };
+    let options = NbdOptions::default().handshake_timeout(limit);
     let served = Served::with_options(PARENT, options, None, zeroes);
     let mut chosen = choose(&served.socket());
     for options in [option(99, b"").repeat(4096), option(99, &[0; 40_000]).repeat(8)] {

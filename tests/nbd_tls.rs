@@ -19,7 +19,7 @@ const STARTTLS: u32 = 5;
 /// A server on TCP with these credentials, and a second to choose an export.
 fn served(credentials: TlsCredentials) -> Served {
     let limit = Duration::from_secs(1);
-    let options = NbdOptions { handshake_timeout: limit, ..NbdOptions::default() };
+    let options = NbdOptions::default().handshake_timeout(limit);
     Served::with_options(
         PARENT,
         options.tls(credentials),

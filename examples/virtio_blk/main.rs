@@ -139,7 +139,7 @@ fn build_machine(
     let size = (DESCRIPTORS * depth).next_power_of_two();
     let data_bytes = u64::from(depth) * block_bytes.next_multiple_of(4096);
     let memory_mib = usize::try_from((data_bytes >> 20) + 16)?;
-    let config = VirtioBlkConfig { queue_size_max: size, ..Default::default() };
+    let config = VirtioBlkConfig::default().queue_size_max(size);
     Ok(Machine::builder()
         .memory_mib(memory_mib)
         .config(config)

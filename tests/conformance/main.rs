@@ -57,12 +57,8 @@ fn drivers_conform_where_the_loop_waits_in_a_ring() {
 #[test]
 fn drivers_conform_in_simulated_contexts() {
     // What calls that fall short and are interrupted must not be noticed above.
-    let faults = Faults {
-        short_per_mille: 100,
-        short_unit_bytes: 4096,
-        interrupted_per_mille: 100,
-        ..Faults::default()
-    };
+    let faults =
+        Faults::default().short_per_mille(100).short_unit_bytes(4096).interrupted_per_mille(100);
     for seed in seeds(1) {
         let options = SimulationOptions::new(seed).faults(faults);
         all_conform("simulated", seed, || {

@@ -27,18 +27,16 @@ use run::{Plan, SIZE};
 const ENGINES: [Engine; 2] = [Engine::Threads, Engine::IoUring];
 /// Calls fall short.
 fn short() -> Faults {
-    Faults { short_per_mille: 300, interrupted_per_mille: 200, ..Faults::default() }
+    Faults::default().short_per_mille(300).interrupted_per_mille(200)
 }
 
 /// Calls fail.
 fn errors() -> Faults {
-    Faults {
-        short_per_mille: 100,
-        interrupted_per_mille: 100,
-        error_per_mille: 30,
-        no_space_per_mille: 30,
-        ..Faults::default()
-    }
+    Faults::default()
+        .short_per_mille(100)
+        .interrupted_per_mille(100)
+        .error_per_mille(30)
+        .no_space_per_mille(30)
 }
 
 fn context() -> AioContext {
@@ -219,7 +217,7 @@ fn the_graph_changes_and_only_what_failed_is_lost() {
 #[test]
 fn one_seed_is_one_run() {
     let dir = image_dir!();
-    let faults = Faults { short_per_mille: 300, error_per_mille: 30, ..Faults::default() };
+    let faults = Faults::default().short_per_mille(300).error_per_mille(30);
     let digest = |seed| {
         let ctx = simulated(seed, faults);
         let (node, changes) = twins(dir.path(), File::options());

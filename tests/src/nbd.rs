@@ -43,7 +43,7 @@ impl Served {
 
     /// Starts one on a node that may keep files in the directory it is told.
     pub fn with_node(parent: &str, node: impl FnOnce(&Path) -> Arc<BlockNode>) -> Served {
-        let options = NbdOptions { max_connections: 0, ..NbdOptions::default() };
+        let options = NbdOptions::default().max_connections(0);
         Self::with_options(parent, options, None, node)
     }
 

@@ -72,8 +72,7 @@ fn the_clock_jumps_instead_of_waiting() {
 fn faults_come_by_seed() {
     let file = tempfile::tempfile().unwrap();
     let write_fifty = |seed| {
-        let faults =
-            Faults { short_per_mille: 300, interrupted_per_mille: 300, ..Faults::default() };
+        let faults = Faults::default().short_per_mille(300).interrupted_per_mille(300);
         let ctx = simulated(SimulationOptions::new(seed).faults(faults));
         ctx.run(|co| {
             let write = || sys::pwritev(file.as_fd(), &IoVector::from(&[7u8; 1000][..]), 0);

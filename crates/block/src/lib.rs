@@ -33,7 +33,7 @@ mod registry;
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
     pub use crate::driver::mode::Engine;
-    pub use crate::format::{Raw, RawError, RawOptions};
+    pub use crate::format::{Raw, RawError, RawMeasureOptions, RawOptions};
     pub use crate::protocol::{
         File, FileCreateOptions, FileNodeOptions, FileOpenError, FileOptions, Locking, Null,
         NullOptions,
@@ -64,7 +64,7 @@ pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::image::{
-    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
 };
 pub use driver::map::{Piece, Place, ReadMap};
 pub use driver::mode::{CacheMode, DetectZeroes};
@@ -92,8 +92,8 @@ pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
 pub use io::tracked::Access;
 pub use registry::{
-    BlockdevError, CreateError, Creates, Driver, DriverEvent, Drivers, EventSink, NamedObject,
-    NodeMode, OpenError, Opening, Reopen, Reopening,
+    BlockdevError, CreateError, Creates, Driver, DriverEvent, Drivers, EventData, EventSink,
+    EventType, Measure, Measures, NamedObject, NodeMode, OpenError, Opening, Reopen, Reopening,
 };
 
 /// The drivers of this crate, for options to name.
@@ -106,5 +106,6 @@ pub fn drivers() -> Drivers {
     drivers.add::<filters::blklogwrites::BlkLogWrites>();
     drivers.add::<filters::throttle::Throttle>();
     drivers.add_creates::<drivers::File>();
+    drivers.add_measures::<drivers::Raw>();
     drivers
 }

@@ -47,7 +47,7 @@ fn zeroes_are_found_and_give_their_place_back_if_that_is_allowed() {
 fn a_write_of_nothing_is_no_zeroes_and_flushes() {
     let bench = Bench::new();
     // Here every system call fails that is made.
-    let faults = Faults { error_per_mille: 1000, ..Faults::default() };
+    let faults = Faults::default().error_per_mille(1000);
     let options = SimulationOptions::new(1).faults(faults);
     let faulty = AioContext::test_builder().simulated(options).build().unwrap();
     for (name, detect) in [("f0", "off"), ("f1", "on"), ("f2", "unmap,discard=unmap")] {

@@ -8,14 +8,52 @@ use std::thread;
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut, PoolShare};
 use coblk_block::options::{DriverOptions, NodeOptions};
 use coblk_block::{
-    BlockBackend, BlockDriver, Blockdevs, Driver, DriverEvent, Drivers, EventSink, OpenError,
-    Opening, ReadFlags, WriteFlags,
+    BlockBackend, BlockDriver, Blockdevs, Driver, DriverEvent, Drivers, EventData, EventSink,
+    EventType, OpenError, Opening, ReadFlags, WriteFlags,
 };
+use coblk_qapi::Schema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// A disk without bytes whose worker tells of each flush.
 struct Teller {
     events: EventSink,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Opened {}
+
+impl EventData for Opened {
+    const NAME: &'static str = "OPENING";
+}
+
+#[derive(Deserialize, Serialize)]
+struct Flushed {
+    bytes: u16,
+    offset: Option<u64>,
+}
+
+impl EventData for Flushed {
+    const NAME: &'static str = "FLUSHED";
+}
+
+#[derive(Deserialize, Serialize)]
+struct Closed {}
+
+impl EventData for Closed {
+    const NAME: &'static str = "CLOSED";
+
+    fn kind(&self) -> &'static str {
+        "late"
+    }
+}
+
+/// One that the driver does not declare.
+#[derive(Deserialize, Serialize)]
+struct Secret {}
+
+impl EventData for Secret {
+    const NAME: &'static str = "SECRET";
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -25,11 +63,14 @@ impl DriverOptions for TellerOptions {}
 
 impl Driver for Teller {
     const NAMES: &'static [&'static str] = &["teller"];
+    const EVENTS: &'static [EventType] =
+        &[EventType::of::<Opened>(), EventType::of::<Flushed>(), EventType::of::<Closed>()];
     type Options = TellerOptions;
 
     fn co_open(opening: &Opening<'_, '_>, _: &TellerOptions) -> Result<Teller, OpenError> {
         let events = opening.events();
-        events.tell(DriverEvent::new("OPENING"));
+        events.tell(&Opened {});
+        events.tell(&Secret {});
         Ok(Teller { events })
     }
 }
@@ -60,7 +101,7 @@ impl BlockDriver for Teller {
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
         let events = self.events.clone();
-        PoolShare::once(co, || events.tell(DriverEvent::new("FLUSHED").with("bytes", 512)));
+        PoolShare::once(co, || events.tell(&Flushed { bytes: 512, offset: None }));
         Ok(())
     }
 
@@ -71,7 +112,7 @@ impl BlockDriver for Teller {
     fn co_close(&self, _: &Co<'_>) -> io::Result<()> {
         let events = self.events.clone();
         // It outlives the node.
-        thread::spawn(move || events.tell(DriverEvent::new("CLOSED").kind("late")));
+        thread::spawn(move || events.tell(&Closed {}));
         Ok(())
     }
 }
@@ -120,7 +161,7 @@ fn an_event_that_a_worker_tells_arrives_once() {
     let (flushed, thread) = next();
     assert_ne!(thread, thread::current().id());
     assert_eq!((flushed.name, &*flushed.node_name), ("FLUSHED", "two"));
-    assert_eq!(flushed.data["bytes"], 512);
+    assert_eq!(serde_json::to_value(flushed.data.clone()).unwrap(), json!({"bytes": 512}));
     let (closed, _) = next();
     assert_eq!((closed.name, closed.kind, &*closed.node_name), ("CLOSED", "late", "two"));
     assert!(closed.data.is_empty() && !closed.is_like(&flushed));
@@ -138,4 +179,75 @@ fn events_without_a_listener_are_lost_and_another_listener_takes_its_place() {
     write_and_flush(&ctx, &backend);
     let names = |told: Receiver<Told>| told.try_iter().map(|it| it.0.name).collect::<Vec<_>>();
     assert_eq!((names(first), names(second)), (vec!["FLUSHED"], vec!["FLUSHED"]));
+}
+
+/// A driver that tells an event of another one's with other data.
+struct Other;
+
+#[derive(Deserialize, Serialize)]
+struct OtherFlushed {
+    bytes: String,
+}
+
+impl EventData for OtherFlushed {
+    const NAME: &'static str = "FLUSHED";
+}
+
+impl Driver for Other {
+    const NAMES: &'static [&'static str] = &["other"];
+    const EVENTS: &'static [EventType] = &[EventType::of::<OtherFlushed>()];
+    type Options = TellerOptions;
+
+    fn co_open(_: &Opening<'_, '_>, _: &TellerOptions) -> Result<Other, OpenError> {
+        Ok(Other)
+    }
+}
+
+impl BlockDriver for Other {
+    fn format_name(&self) -> &'static str {
+        "other"
+    }
+
+    fn length(&self) -> u64 {
+        0
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn events_have_their_schemas_and_one_name_has_one() {
+    let mut drivers = Drivers::new();
+    drivers.add::<Teller>();
+    let events = drivers.events().unwrap();
+    let names: Vec<_> = events.keys().copied().collect();
+    assert_eq!(names, ["CLOSED", "FLUSHED", "OPENING"]);
+    let Schema::Object(flushed) = &events["FLUSHED"] else { panic!("an object") };
+    let members = flushed.members.iter().map(|it| (it.name.as_str(), &it.schema, it.optional));
+    let builtin = Schema::Builtin;
+    let expected = [
+        ("bytes", &builtin("uint16"), false),
+        ("offset", &builtin("uint64"), true),
+        ("node-name", &builtin("str"), false),
+    ];
+    assert_eq!(members.collect::<Vec<_>>(), expected);
+    drivers.add::<Other>();
+    let error = drivers.events().unwrap_err().to_string();
+    assert_eq!(error, "two drivers tell 'FLUSHED', and not with the same data");
 }

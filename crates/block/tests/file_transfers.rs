@@ -41,8 +41,7 @@ fn c82_short_transfers_and_interrupts_are_invisible_in_every_engine() {
         let _seed = Seed(seed);
         let image = image(16 << 10);
         let node = node(&image, File::options().engine(ENGINES[seed as usize % 2]));
-        let faults =
-            Faults { short_per_mille: 400, interrupted_per_mille: 300, ..Faults::default() };
+        let faults = Faults::default().short_per_mille(400).interrupted_per_mille(300);
         let ctx = faulty(seed, faults);
         let backend = BlockBackend::new(&ctx, "drive", node);
         let model = Model {
@@ -64,12 +63,8 @@ fn c82_interrupts_with_o_direct_and_errors_fail_only_their_request() {
         let _seed = Seed(seed);
         let image = image(64 << 10);
         let options = File::options().direct(true).engine(ENGINES[seed as usize % 2]);
-        let faults = Faults {
-            interrupted_per_mille: 300,
-            error_per_mille: 50,
-            no_space_per_mille: 50,
-            ..Faults::default()
-        };
+        let faults =
+            Faults::default().interrupted_per_mille(300).error_per_mille(50).no_space_per_mille(50);
         let ctx = faulty(seed, faults);
         let backend = BlockBackend::new(&ctx, "drive", node(&image, options));
         let model = Model {
@@ -113,7 +108,7 @@ fn c82_a_short_read_at_the_end_is_filled_with_zeroes() {
 fn c82_a_write_that_finds_no_space_says_so() {
     for engine in ENGINES {
         let image = image(64 << 10);
-        let ctx = faulty(1, Faults { no_space_per_mille: 1000, ..Faults::default() });
+        let ctx = faulty(1, Faults::default().no_space_per_mille(1000));
         let node = node(&image, File::options().engine(engine));
         let backend = BlockBackend::new(&ctx, "drive", node);
         let result = backend.pwritev(&ctx, 0, &IoVector::from(&[7u8; 4096][..]), PLAIN);
@@ -128,7 +123,7 @@ fn c83_after_a_failed_buffered_flush_every_later_one_fails() {
         let node = node(&image, File::options().engine(ENGINES[engine]).direct(direct));
         let ctx = AioContext::for_test().unwrap();
         let backend = BlockBackend::new(&ctx, "drive", Arc::clone(&node));
-        let broken = faulty(1, Faults { error_per_mille: 1000, ..Faults::default() });
+        let broken = faulty(1, Faults::default().error_per_mille(1000));
         let theirs = BlockBackend::new(&broken, "broken", node);
         let write = || {
             let flags = if direct { WriteFlags::FUA } else { PLAIN };
@@ -158,7 +153,7 @@ fn c83_after_a_failed_buffered_flush_every_later_one_fails() {
 fn c83_an_interrupted_flush_has_not_failed() {
     for engine in ENGINES {
         let image = image(64 << 10);
-        let ctx = faulty(3, Faults { interrupted_per_mille: 800, ..Faults::default() });
+        let ctx = faulty(3, Faults::default().interrupted_per_mille(800));
         let node = node(&image, File::options().engine(engine));
         let backend = BlockBackend::new(&ctx, "drive", node);
         for _ in 0..20 {
@@ -172,7 +167,7 @@ fn c83_an_interrupted_flush_has_not_failed() {
 fn without_flushes_none_reaches_the_disk() {
     for engine in ENGINES {
         let image = image(64 << 10);
-        let broken = faulty(1, Faults { error_per_mille: 1000, ..Faults::default() });
+        let broken = faulty(1, Faults::default().error_per_mille(1000));
         let ctx = AioContext::for_test().unwrap();
         for (no_flush, expected) in [(true, None), (false, Some(libc::EIO))] {
             let node = node(&image, File::options().engine(engine).no_flush(no_flush));

@@ -6,11 +6,12 @@ use std::fs;
 use std::sync::Arc;
 
 use coblk_aio::{IoVector, IoVectorMut};
-use coblk_block::drivers::FileNodeOptions;
+use coblk_block::drivers::{FileNodeOptions, Locking, NullOptions, RawOptions};
+use coblk_block::filters::blkdebug::{BlkDebugOptions, InjectError, SetState};
 use coblk_block::filters::blklogwrites::BlkLogWritesOptions;
-use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits};
+use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits, ThrottleNodeOptions};
 use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, BlockBackend, ReadFlags, WriteFlags};
+use coblk_block::{BackendOptions, BlockBackend, DebugEvent, ReadFlags, WriteFlags};
 use util::PATIENCE;
 use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 
@@ -207,8 +208,8 @@ fn a_log_has_sectors_as_asked() {
         assert_eq!(fs::read(&log).unwrap()[24..28], size.to_le_bytes());
     }
     // Typed options may say anything.
-    let [file, log] = [(); 2].map(|()| NodeOptions::from_keyval("null-co").unwrap().into());
-    let options = NodeOptions::new(BlkLogWritesOptions { file, log, log_sector_size: Some(3) });
+    let [file, log] = [(); 2].map(|()| NodeOptions::from_keyval("null-co").unwrap());
+    let options = NodeOptions::new(BlkLogWritesOptions::new(file, log).log_sector_size(3));
     let error = bench.blockdevs.open(&bench.ctx, options).err().unwrap();
     let expected = "option 'log-sector-size': 3 is not a power of two from 512 to 65536";
     assert!(error.to_string().ends_with(expected), "{error}");
@@ -312,4 +313,33 @@ fn a_chain_that_is_too_high_is_refused_before_a_file_is_opened() {
     let line = format!("{deep}log.node-name=mid,log.file=n255");
     bench.refused(&line, "node 'b' would have more than 256 levels of children");
     bench.open(&format!("{deep}log.node-name=mid,log.file=n254")).unwrap();
+}
+
+/// An embedder makes options of every driver in code.
+#[test]
+fn typed_options_are_made_by_constructors() {
+    let null = || NodeOptions::new(NullOptions::default().size(1 << 20).read_zeroes(true));
+    let mut file = FileNodeOptions::new("a.img");
+    file.locking = Locking::Off;
+    let mut debug = BlkDebugOptions::new(null());
+    debug.inject_error.push(InjectError::new(libc::ENOSPC));
+    debug.set_state.push(SetState::new(DebugEvent::L2Load, 2));
+    debug.constraints.align = 512;
+    let all: [(NodeOptions, &str); 6] = [
+        (null(), "null-co,latency-ns=0,read-zeroes=on,size=1048576"),
+        (NodeOptions::new(file), "file,aio=threads,filename=a.img,locking=off"),
+        (NodeOptions::new(RawOptions::new("a").part(512, Some(5))), "raw,file=a,offset=512,size=5"),
+        (NodeOptions::new(debug), "blkdebug,align=512,image.driver=null-co,"),
+        (NodeOptions::new(ThrottleNodeOptions::new("a", "g")), "throttle,file=a,throttle-group=g"),
+        (
+            NodeOptions::new(BlkLogWritesOptions::new("a", "b").log_sector_size(512)),
+            "blklogwrites,file=a,log=b,log-sector-size=512",
+        ),
+    ];
+    for (options, expected) in all {
+        let line = coblk_qapi::to_argument(&options, "driver").into_string().unwrap();
+        assert!(line.contains(expected) || line.starts_with(expected), "{line}");
+        let read = NodeOptions::from_keyval(&line).unwrap();
+        assert_eq!(coblk_block::drivers().resolve(read).unwrap(), options);
+    }
 }

@@ -246,7 +246,7 @@ fn a_flush_that_did_nothing_is_made_up_for() {
                 file.filename=$";
     let node = bench.open(line).unwrap();
     // Here every system call fails that is made.
-    let faults = Faults { error_per_mille: 1000, ..Faults::default() };
+    let faults = Faults::default().error_per_mille(1000);
     let options = SimulationOptions::new(1).faults(faults);
     let faulty = AioContext::test_builder().simulated(options).build().unwrap();
     let backend = BlockBackend::new(&bench.ctx, "drive", Arc::clone(&node));

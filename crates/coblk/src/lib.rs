@@ -10,6 +10,7 @@
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
+//! * `qcow2`: the image format, for reads; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.
@@ -44,6 +45,8 @@ pub use coblk_coroutine as coroutine;
 pub use coblk_export as export;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;
+#[cfg(feature = "qcow2")]
+pub use coblk_qcow2 as qcow2;
 pub use coblk_qmp as qmp;
 #[cfg(feature = "vhost-user-blk")]
 pub use coblk_vhost_user_blk as vhost_user_blk;
@@ -56,8 +59,24 @@ pub use coblk_aio::{
 };
 pub use coblk_block::{
     BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, Driver,
-    Drivers, RemoteBackend, WriteFlags, ZeroFlags, drain_all, drivers, options,
+    Drivers, RemoteBackend, WriteFlags, ZeroFlags, drain_all, options,
 };
+
+/// Block drivers: where bytes are, and what bytes mean.
+pub mod drivers {
+    pub use coblk_block::drivers::*;
+    #[cfg(feature = "qcow2")]
+    pub use coblk_qcow2::{Qcow2, Qcow2Options};
+}
+
+/// The drivers of this build, for options to name.
+pub fn drivers() -> Drivers {
+    #[allow(unused_mut, reason = "without features there are no others")]
+    let mut drivers = coblk_block::drivers();
+    #[cfg(feature = "qcow2")]
+    drivers.add::<drivers::Qcow2>();
+    drivers
+}
 
 /// Compiles the examples in README.md.
 #[cfg(doctest)]

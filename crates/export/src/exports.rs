@@ -82,7 +82,8 @@ impl Exports {
         let (kind, make) = self.types.read(&options)?;
         self.check_new(&options.id)?;
         let no_node = || ExportError::NoSuchNode(shorten(&options.node_name));
-        let node = nodes.node(&options.node_name).ok_or_else(no_node)?;
+        // As in QEMU, a job's filter can be exported, too.
+        let node = nodes.node_or_hidden(&options.node_name).ok_or_else(no_node)?;
         if options.writable && node.is_read_only() {
             return Err(ExportError::ReadOnlyNode);
         }
@@ -105,7 +106,7 @@ impl Exports {
         let making = Exporting { co, options: common, node: &node, contexts, reporter, objects };
         let made = make(&making).and_then(|export| {
             let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
-            let is_there = || nodes.node(&options.node_name).is_some_and(is_same);
+            let is_there = || nodes.node_or_hidden(&options.node_name).is_some_and(is_same);
             let still_fits = self.check_new(&options.id);
             match still_fits.and_then(|()| is_there().then_some(()).ok_or_else(no_node)) {
                 Ok(()) => Ok(export),

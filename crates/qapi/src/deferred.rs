@@ -65,6 +65,11 @@ impl Deferred {
         Deferred { members, is_keyval: false }
     }
 
+    /// Whether they were written as on a command line, and not as JSON.
+    pub fn is_keyval(&self) -> bool {
+        self.is_keyval
+    }
+
     /// Reads them in the notation in which they were given.
     ///
     /// # Errors

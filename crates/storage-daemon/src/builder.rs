@@ -121,7 +121,7 @@ impl DaemonBuilder {
     /// The daemon, on `ctx`. It does not serve before [`begin`](Daemon::begin).
     ///
     /// # Panics
-    /// If two commands have one name.
+    /// If two commands have one name, or two drivers tell different events by one name.
     pub fn build(self, ctx: &AioContext) -> Rc<Daemon> {
         let DaemonBuilder { drivers, types, objects, nbd, commands: added } = self;
         let daemon = Daemon::with(ctx, |daemon| {

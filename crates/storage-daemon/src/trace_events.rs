@@ -18,6 +18,7 @@ pub(crate) const NAMES: &[&str] = &[
     "bdrv_co_pwrite_zeroes",
     "bdrv_co_pwritev",
     "bdrv_co_truncate",
+    "bdrv_make_empty",
     "bdrv_replace_node",
     "bdrv_snapshot_goto",
     "blk_aio_complete",

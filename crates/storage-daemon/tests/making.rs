@@ -183,3 +183,29 @@ fn two_changes_of_an_object_at_once_both_count() {
     let infos = bench.ctx.run(|co| bench.daemon.iothread_infos(co)).unwrap();
     assert_eq!(infos[0].properties.poll_grow, Some(3));
 }
+
+/// One thread is asked while another one goes: the answer has those that are there.
+#[test]
+fn iothreads_are_queried_while_one_is_deleted() {
+    let bench = Bench::new("iothread,id=t0");
+    let other = from_argument("iothread,id=t1", "qom-type").unwrap();
+    bench.ctx.run(|co| bench.daemon.object_add(co, other)).unwrap();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let handles = bench.daemon.iothread_handles();
+    let busy = handles.iter().find(|(id, _)| id == "t0").unwrap();
+    // Over when the test says so, or has failed.
+    busy.1.schedule(move |_| _ = goes_on.recv());
+    let ids = Rc::new(RefCell::new(Vec::new()));
+    let own = Rc::clone(&ids);
+    let outcome = bench.begin(move |daemon, co| {
+        let infos = daemon.iothread_infos(co)?;
+        own.borrow_mut().extend(infos.into_iter().map(|info| info.id));
+        Ok(())
+    });
+    bench.ctx.try_poll();
+    bench.delete("t1").unwrap();
+    assert!(outcome.take().is_none(), "the first one has not answered");
+    drop(go_on);
+    bench.end(&outcome).unwrap();
+    assert_eq!(ids.borrow().first().map(String::as_str), Some("t0"));
+}

@@ -146,7 +146,7 @@ fn an_event_of_a_driver_of_an_embedder_reaches_monitors() {
 fn options_of_the_drivers_of_an_embedder_are_refused_in_qemus_words() {
     let place = Place::new();
     let (daemon, mut client) = start(&place, LINE);
-    let all = "there is blkdebug, blklogwrites, file, host_device, null-aio, null-co, protect, ram, \
+    let all = "there is blkdebug, blklogwrites, file, host_device, null-aio, null-co, protect, qcow2, ram, \
                raw, throttle";
     for (options, expected) in [
         (json!({"driver": "ram", "node-name": "a"}), "Parameter 'size' is missing"),
@@ -219,6 +219,13 @@ fn the_schema_and_the_printed_configuration_have_the_drivers_of_an_embedder() {
     };
     let latency = json!({"name": "latency-us", "type": "uint64", "default": null});
     assert_eq!(variant("ram")["members"][1], latency);
+    let full = find(&json!("X_RAM_FULL"));
+    assert_eq!(full["meta-type"], "event");
+    let members = json!([
+        {"name": "offset", "type": "uint64"},
+        {"name": "node-name", "type": "str"},
+    ]);
+    assert_eq!(find(&full["arg-type"])["members"], members);
     // A child is a name, or a node of any driver.
     let child = find(&variant("protect")["members"][0]["type"]);
     assert_eq!(child["members"][1]["type"], add["name"]);

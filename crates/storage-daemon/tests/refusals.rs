@@ -20,8 +20,8 @@ const REFUSED: [(&str, &str, &str); 74] = [
     ("", "--blockdev", "--blockdev"),
     (
         "",
-        "--blockdev driver=qcow2,node-name=n,file=disk",
-        "does not accept value 'qcow2'; there is blkdebug, ",
+        "--blockdev driver=vmdk,node-name=n,file=disk",
+        "does not accept value 'vmdk'; there is blkdebug, ",
     ),
     ("", "--blockdev file,node-name=n,filename=@/none", "none"),
     ("", "--blockdev file,node-name=n,filename=@/disk.img,frob=1", "'frob'"),

@@ -12,7 +12,9 @@ use coblk_tests::nbd::option;
 use coblk_tests::storage_daemon::{StorageDaemon, eventually};
 use coblk_tests::tools;
 use rustix::process::Signal;
+use serde_json::json;
 use util::Place;
+use util::qmp::Client;
 
 #[test]
 fn clients_are_let_in_with_certificates_only() {
@@ -44,6 +46,39 @@ fn clients_are_let_in_with_certificates_only() {
         assert!(!tools::output("nbdinfo", ["--size", &refused]).status.success(), "{refused}");
     }
     daemon.stop(Signal::TERM);
+}
+
+/// As in QEMU, a server keeps its credentials when their object is deleted. What is printed makes it again.
+#[test]
+fn deleted_credentials_of_a_server_are_printed_as_long_as_it_runs() {
+    let place = Place::new();
+    let authority = Authority::new(place.path("").as_path());
+    let object = format!(
+        "tls-creds-x509,id=t0,dir={},endpoint=server",
+        tools::text(&authority.server("server"))
+    );
+    let monitor = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
+    let server = "--nbd-server addr.type=unix,addr.path=@/nbd.sock,tls-creds=t0";
+    let daemon = place.start(&format!("{monitor} --object {object} {server}"));
+    let mut client = Client::new(&place.path("qmp.sock"));
+    let printed = |client: &mut Client| {
+        let config = client.run("x-coblk-config", json!({}));
+        let words = config["arguments"].as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let objects = |words: &[String]| words.iter().filter(|it| it.starts_with("tls-creds")).count();
+    let before = printed(&mut client);
+    client.run("object-del", json!({"id": "t0"}));
+    let deleted = printed(&mut client);
+    assert_eq!((objects(&before), &deleted), (1, &before));
+    client.run("nbd-server-stop", json!({}));
+    assert_eq!(objects(&printed(&mut client)), 0);
+    client.run("quit", json!({}));
+    assert!(daemon.wait().success());
+
+    let again = place.start(&deleted.join(" "));
+    assert_eq!(printed(&mut Client::new(&place.path("qmp.sock"))), before);
+    again.stop(Signal::TERM);
 }
 
 #[test]

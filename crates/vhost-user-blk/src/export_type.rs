@@ -164,16 +164,14 @@ fn config(
     if num_queues == 0 {
         return Err(Error::other("num-queues must be greater than 0"));
     }
-    Ok(VirtioBlkConfig {
-        name: options.id.clone(),
-        serial: SERIAL.to_owned(),
-        num_queues,
-        logical_block_bytes: block_bytes as u32,
-        physical_block_bytes: block_bytes as u32,
-        write_cache: !options.writethrough,
-        error_policies: Some(options.error_policies()),
-        ..VirtioBlkConfig::default()
-    })
+    Ok(VirtioBlkConfig::default()
+        .name(options.id.clone())
+        .serial(SERIAL)
+        .num_queues(num_queues)
+        .logical_block_bytes(block_bytes as u32)
+        .physical_block_bytes(block_bytes as u32)
+        .write_cache(!options.writethrough)
+        .error_policies(Some(options.error_policies())))
 }
 
 impl Export for VhostUserBlkExport {

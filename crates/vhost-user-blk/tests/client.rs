@@ -10,7 +10,7 @@ use util::{Client, DISK_BYTES, Op, Server};
 use vm_memory::{Bytes, VolatileMemory};
 
 fn with_queues(num_queues: u16) -> VhostUserBlkOptions {
-    let device = VirtioBlkConfig { num_queues, ..Default::default() };
+    let device = VirtioBlkConfig::default().num_queues(num_queues);
     VhostUserBlkOptions::new(device)
 }
 

@@ -50,7 +50,7 @@ fn resize(server: &Server, length: u64) {
 
 #[test]
 fn a_front_end_is_told_of_a_new_length() {
-    let device = VirtioBlkConfig { num_queues: 2, ..Default::default() };
+    let device = VirtioBlkConfig::default().num_queues(2);
     let options = VhostUserBlkOptions::new(device);
     let server = Server::start(options, 2);
     for answer_wanted in [true, false] {

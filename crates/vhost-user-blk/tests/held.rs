@@ -24,7 +24,7 @@ const BAD: u64 = 5;
 
 fn start() -> (Server, Rules) {
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
-    let device = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let device = VirtioBlkConfig::default().error_policies(Some(policies));
     let options = VhostUserBlkOptions::new(device);
     let (rules, bad) = (Rules::new(1), BAD * BLOCK as u64);
     let rule = Rule::fail(libc::ENOSPC).within(bad..bad + 1).after(Duration::from_millis(30));

@@ -115,7 +115,7 @@ fn an_export_that_fails_leaves_no_socket_behind() {
     File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
     let ctx = AioContext::for_test().unwrap();
     let node = BlockNode::new("disk", drivers::File::options().open(&image).unwrap());
-    let device = VirtioBlkConfig { num_queues: 0, ..Default::default() };
+    let device = VirtioBlkConfig::default().num_queues(0);
     let options = VhostUserBlkOptions::new(device);
     assert!(VhostUserBlk::listen(&ctx, &socket, &node, options).is_err());
     assert!(!socket.exists());

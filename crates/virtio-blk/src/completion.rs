@@ -25,7 +25,7 @@ use crate::queue::DeviceQueue;
 use crate::request::CompletedRequest;
 
 /// Requests that are published together during a kick, after the first.
-const GROUP: usize = 4;
+const GROUP: u16 = 4;
 
 impl DeviceQueue {
     #[inline]
@@ -36,21 +36,41 @@ impl DeviceQueue {
         }
     }
 
-    /// Puts requests on the used ring; during a kick, in groups.
+    /// Puts requests on the used ring. During a kick the driver sees them in groups, else at once.
     #[inline]
     pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
-        let (left, done) = {
-            let mut done = self.done.borrow_mut();
-            let before = done.len();
-            done.extend(requests);
-            (self.in_flight.get() - (done.len() - before), done.len())
+        let mut left = self.in_flight.get();
+        let unpublished = {
+            let mut ring = self.ring.borrow_mut();
+            let mut pushed = Ok(());
+            match ring.map_used(&self.mem) {
+                Ok(used) => requests.for_each(|request| {
+                    left -= 1;
+                    trace_event!(
+                        "virtio_blk_req_complete",
+                        queue = self.index(),
+                        req = request.head,
+                        status = ?request.status
+                    );
+                    let one = ring.push_used(&used, request.head, request.written_bytes);
+                    pushed = std::mem::replace(&mut pushed, Ok(())).and(one);
+                }),
+                Err(error) => {
+                    left -= requests.count();
+                    pushed = Err(error);
+                }
+            }
+            pushed.map(|()| ring.unpublished())
         };
         self.in_flight.set(left);
-        if !self.in_kick.get() {
-            self.publish_done();
-            self.completion_bh.schedule();
-        } else if done >= self.early_at.get() {
-            self.publish_early();
+        match unpublished {
+            Err(error) => self.fail(error),
+            Ok(_) if !self.in_kick.get() => {
+                self.publish();
+                self.completion_bh.schedule();
+            }
+            Ok(count) if count >= self.early_at.get() => self.publish_early(),
+            Ok(_) => {}
         }
         if left == 0 {
             self.is_idle();
@@ -61,14 +81,14 @@ impl DeviceQueue {
     /// requests are being taken; a driver that polls costs nothing more.
     pub(crate) fn begin_groups(&self) {
         let is_elsewhere = matches!(&**self.interrupt.borrow(), Interrupt::Notifier(_));
-        self.early_at.set(if is_elsewhere { 1 } else { usize::MAX });
+        self.early_at.set(if is_elsewhere { 1 } else { u16::MAX });
     }
 
     #[cold]
     fn publish_early(&self) {
-        self.publish_done();
+        self.publish();
         let mut ring = self.ring.borrow_mut();
-        self.early_at.set(if ring.has_event_idx() { GROUP } else { usize::MAX });
+        self.early_at.set(if ring.has_event_idx() { GROUP } else { u16::MAX });
         // An error is found again at the end of the kick.
         if ring.needs_interrupt(&self.mem).unwrap_or(false)
             && let Interrupt::Notifier(notifier) = &**self.interrupt.borrow()
@@ -79,27 +99,14 @@ impl DeviceQueue {
     }
 
     /// Shows the driver the requests that are done.
-    pub(crate) fn publish_done(&self) {
-        let mut done = self.done.borrow_mut();
-        if done.is_empty() {
+    pub(crate) fn publish(&self) {
+        let mut ring = self.ring.borrow_mut();
+        if ring.unpublished() == 0 {
             return;
         }
-        let mut ring = self.ring.borrow_mut();
-        let pushed = ring.map_used(&self.mem).and_then(|used| {
-            for request in done.iter() {
-                trace_event!(
-                    "virtio_blk_req_complete",
-                    queue = self.index(),
-                    req = request.head,
-                    status = ?request.status
-                );
-                ring.push_used(&used, request.head, request.written_bytes)?;
-            }
-            ring.publish_used(&used)
-        });
-        done.clear();
-        drop((ring, done));
-        if let Err(error) = pushed {
+        let published = ring.map_used(&self.mem).and_then(|used| ring.publish_used(&used));
+        drop(ring);
+        if let Err(error) = published {
             self.fail(error);
         }
     }

@@ -53,13 +53,15 @@ pub mod feature {
     pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 }
 
-/// How a device is made. Change what differs from the default.
+/// How a device is made: the default, and what differs from it.
 ///
 /// ```
 /// use coblk_virtio_blk::VirtioBlkConfig;
-/// let config = VirtioBlkConfig { serial: "disk-7".into(), num_queues: 2, ..Default::default() };
+/// let config = VirtioBlkConfig::default().serial("disk-7").num_queues(2);
+/// assert_eq!((config.serial.as_str(), config.num_queues), ("disk-7", 2));
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct VirtioBlkConfig {
     /// What the device calls itself in events and messages.
     pub name: String,
@@ -121,6 +123,48 @@ impl Default for VirtioBlkConfig {
             merge_requests: true,
             error_policies: None,
         }
+    }
+}
+
+/// Methods that set one field each.
+macro_rules! setters {
+    ($($field:ident: $kind:ty,)*) => {$(
+        #[doc = concat!("The same with another [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+        #[must_use]
+        pub fn $field(self, $field: $kind) -> VirtioBlkConfig {
+            VirtioBlkConfig { $field, ..self }
+        }
+    )*};
+}
+
+impl VirtioBlkConfig {
+    /// The same by another [`name`](Self#structfield.name).
+    #[must_use]
+    pub fn name(self, name: impl Into<String>) -> VirtioBlkConfig {
+        VirtioBlkConfig { name: name.into(), ..self }
+    }
+
+    /// The same with another [`serial`](Self#structfield.serial).
+    #[must_use]
+    pub fn serial(self, serial: impl Into<String>) -> VirtioBlkConfig {
+        VirtioBlkConfig { serial: serial.into(), ..self }
+    }
+
+    setters! {
+        num_queues: u16,
+        queue_size_max: u16,
+        seg_max: u32,
+        size_max: Option<u32>,
+        logical_block_bytes: u32,
+        physical_block_bytes: u32,
+        min_io_blocks: u16,
+        opt_io_blocks: u32,
+        write_cache: bool,
+        discard: bool,
+        write_zeroes: bool,
+        max_ranges: u32,
+        merge_requests: bool,
+        error_policies: Option<ErrorPolicies>,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::kind::{BlkStatus, Limits, RunKind, SECTOR_BYTES};
 use crate::parse::{Operation, ParsedRequest};
 use crate::queue::DeviceQueue;
 use crate::range::parse_ranges;
-use crate::run::{OpenRuns, Run};
+use crate::run::{OpenRuns, OwnedRun, Run};
 use crate::serve::serve;
 use crate::virtqueue::{RingSlices, VirtqueueError};
 
@@ -61,7 +61,7 @@ impl DeviceQueue {
             if available > 0 {
                 let batch = available.min(budget);
                 let taken = self.take_batch(ctx, &rings, batch);
-                self.publish_done();
+                self.publish();
                 taken?;
                 budget -= batch;
                 if budget == 0 {
@@ -197,12 +197,11 @@ impl DeviceQueue {
             open.join(slot, request.start(self), data, len_bytes);
             return;
         }
-        let mut run = self.shared.take_run();
-        run.reset(kind, offset_bytes);
-        run.push(request.start(self), data, len_bytes);
+        let mut owned = OwnedRun::new(self, kind, offset_bytes);
+        owned.parts().1.push(request.start(self), data, len_bytes);
         if !self.shared.config.merge_requests {
-            self.submit(ctx, run);
-        } else if let Some(oldest) = open.open(run) {
+            self.submit(ctx, owned);
+        } else if let Some(oldest) = open.open(owned) {
             self.submit(ctx, oldest);
         }
     }
@@ -217,22 +216,21 @@ impl DeviceQueue {
         prepare: impl FnOnce(&mut Run) -> Result<(), BlkStatus>,
     ) {
         self.submit_all(ctx, open);
-        let mut run = self.shared.take_run();
-        run.reset(kind, 0);
-        match prepare(&mut run) {
+        let mut owned = OwnedRun::new(self, kind, 0);
+        let (_, run) = owned.parts();
+        match prepare(run) {
             Ok(()) => {
                 run.push(request.start(self), &[], 0);
-                self.submit(ctx, run);
+                self.submit(ctx, owned);
             }
             Err(status) => {
                 self.shared.backend.count_invalid(kind.request_kind());
-                self.shared.give_run_back(run);
                 self.answer(request, status, 0);
             }
         }
     }
 
-    fn submit_all(self: &Rc<Self>, ctx: &AioContext, open: &mut OpenRuns) {
+    fn submit_all(&self, ctx: &AioContext, open: &mut OpenRuns) {
         while let Some(run) = open.take_oldest() {
             self.submit(ctx, run);
         }
@@ -240,7 +238,8 @@ impl DeviceQueue {
 
     /// Takes a coroutine for a run and resumes it. It may have ended when this returns.
     #[inline]
-    fn submit(self: &Rc<Self>, ctx: &AioContext, run: Box<Run>) {
+    fn submit(&self, ctx: &AioContext, mut owned: OwnedRun) {
+        let (_, run) = owned.parts();
         trace_event!(
             "virtio_blk_submit_multireq",
             queue = self.index(),
@@ -249,17 +248,16 @@ impl DeviceQueue {
             bytes = run.len_bytes,
             requests = run.members.len()
         );
-        let queue = Rc::clone(self);
         // Without a stack the closure is dropped, and its requests with it, which answers them.
-        if let Err(error) = ctx.try_spawn("virtio-blk", move |co| serve(co, &queue, run)) {
+        if let Err(error) = ctx.try_spawn("virtio-blk", move |co| serve(co, owned)) {
             let device = self.device_name();
             tracing::error!(device, %error, "no coroutine for a request; it fails");
         }
     }
 
     /// Answers a request that needs no I/O.
-    fn answer(self: &Rc<Self>, request: ParsedRequest, status: BlkStatus, data_bytes: u64) {
-        let completed = request.start(self).complete(status, data_bytes);
+    fn answer(&self, request: ParsedRequest, status: BlkStatus, data_bytes: u64) {
+        let completed = request.start(self).complete(self, status, data_bytes);
         self.finish(once(completed));
     }
 

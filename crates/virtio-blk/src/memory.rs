@@ -20,13 +20,19 @@ fn word_addresses(addr: GuestAddress) -> impl Iterator<Item = Option<GuestAddres
     (0..).step_by(WORD_BYTES).map(move |offset| addr.checked_add(offset))
 }
 
-/// The memory of a guest. Most of what a guest does is in its largest region, so that one is tried
-/// before the search, and then the one that was found last; a request looks up four addresses, and
-/// this halves what it costs.
+/// The memory of a guest, as it was when a queue started.
+///
+/// Most of what a guest does is in its largest region, so that one is tried before the search, and then
+/// the one that was found last; a request looks up four addresses, and this halves what it costs.
+///
+/// The invariant: what is remembered belongs to `mem`, and `mem` does not change as long as the map
+/// exists. Each start of a queue makes a map, and a front end that adds, removes or replaces memory ends
+/// all requests and has the queues start anew. A slice borrows from the map, so that no host address
+/// outlives it; between requests only guest addresses are kept.
 pub(crate) struct GuestMap {
     mem: Arc<GuestMemoryMmap>,
-    /// Position of the largest region, and where it is.
-    main: usize,
+    /// The largest region, and where it is.
+    main: Option<Arc<GuestRegionMmap>>,
     main_start: u64,
     main_bytes: u64,
     /// Position of the region that was last found by a search.
@@ -36,11 +42,13 @@ pub(crate) struct GuestMap {
 impl GuestMap {
     pub(crate) fn new(mem: &Arc<GuestMemoryMmap>) -> GuestMap {
         let largest = mem.iter().enumerate().max_by_key(|(_, region)| region.len());
-        let (main, main_start, main_bytes) = largest.map_or((0, 0, 0), |(position, region)| {
+        let (position, main_start, main_bytes) = largest.map_or((0, 0, 0), |(position, region)| {
             (position, region.start_addr().raw_value(), region.len())
         });
-        let found = Cell::new(main);
-        GuestMap { mem: Arc::clone(mem), main, main_start, main_bytes, found }
+        // The only call that hands out the region itself; it leaves `mem` as it is.
+        let main = mem.remove_region(GuestAddress(main_start), main_bytes);
+        let main = main.ok().map(|(_, region)| region);
+        GuestMap { mem: Arc::clone(mem), main, main_start, main_bytes, found: Cell::new(position) }
     }
 
     /// Copies out of guest memory, which may lie in several regions.
@@ -90,8 +98,10 @@ impl GuestMap {
     #[inline]
     fn find(&self, addr: GuestAddress) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
         let offset = addr.raw_value().wrapping_sub(self.main_start);
-        if offset < self.main_bytes {
-            return Some((self.mem.iter().nth(self.main)?, MemoryRegionAddress(offset)));
+        if offset < self.main_bytes
+            && let Some(main) = &self.main
+        {
+            return Some((main, MemoryRegionAddress(offset)));
         }
         self.in_region(self.found.get(), addr).or_else(|| self.search(addr))
     }

@@ -14,7 +14,7 @@ use crate::chain::Chain;
 use crate::interrupt::Interrupt;
 use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
-use crate::request::{CompletedRequest, PendingRequest};
+use crate::request::PendingRequest;
 use crate::shared::{Shared, Stopping};
 use crate::unanswered::PausedQueue;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
@@ -39,10 +39,8 @@ pub(crate) struct DeviceQueue {
     pub(crate) ring: RefCell<Virtqueue>,
     /// Room for the chain that is being parsed; away while it is in use.
     pub(crate) chain: Cell<Chain>,
-    /// Answered, and not yet on the used ring.
-    pub(crate) done: RefCell<Vec<CompletedRequest>>,
-    /// So many that are done during a kick are published before its end.
-    pub(crate) early_at: Cell<usize>,
+    /// When so many are done during a kick, they are published before its end.
+    pub(crate) early_at: Cell<u16>,
     /// A kick is being handled. It publishes what is done at its end.
     pub(crate) in_kick: Cell<bool>,
     phase: Cell<Phase>,
@@ -91,8 +89,7 @@ impl DeviceQueue {
                 mem,
                 ring: RefCell::new(ring),
                 chain: Cell::default(),
-                done: RefCell::new(Vec::new()),
-                early_at: Cell::new(usize::MAX),
+                early_at: Cell::new(u16::MAX),
                 in_kick: Cell::new(false),
                 phase: Cell::new(Phase::Running),
                 error: RefCell::new(None),
@@ -304,11 +301,12 @@ impl DeviceQueue {
                 self.write_status(place, BlkStatus::IoErr);
             }
             let written_bytes = u32::from(status.is_some());
-            let status = BlkStatus::IoErr;
-            self.done.borrow_mut().push(CompletedRequest { head, written_bytes, status });
+            drop(ring);
+            let used = self.ring.borrow().map_used(&self.mem)?;
+            self.ring.borrow_mut().push_used(&used, head, written_bytes)?;
         }
         self.chain.set(chain);
-        self.publish_done();
+        self.publish();
         Ok(())
     }
 

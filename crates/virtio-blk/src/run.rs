@@ -6,12 +6,15 @@
 //! which independent requests are submitted, which the standard leaves to the device; a flush is a
 //! border that nothing crosses.
 
+use std::rc::Rc;
+
 use coblk_aio::{IoVector, IoVectorMut};
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::chain::Segment;
-use crate::kind::{ByteRange, MAX_SEGMENTS, RunKind};
+use crate::kind::{BlkStatus, ByteRange, MAX_SEGMENTS, RunKind};
 use crate::memory::GuestMap;
+use crate::queue::DeviceQueue;
 use crate::request::PendingRequest;
 
 /// Bytes up to which requests are merged.
@@ -81,6 +84,56 @@ impl Run {
     }
 }
 
+/// A run and its queue, from its first request to its last answer. Requests that were not answered when
+/// it is dropped fail, and the run is kept for reuse.
+pub(crate) struct OwnedRun {
+    queue: Rc<DeviceQueue>,
+    /// `None` while it is dropped.
+    run: Option<Box<Run>>,
+}
+
+impl OwnedRun {
+    #[inline]
+    pub(crate) fn new(queue: &Rc<DeviceQueue>, kind: RunKind, offset_bytes: u64) -> OwnedRun {
+        let mut run = queue.shared.take_run();
+        run.reset(kind, offset_bytes);
+        OwnedRun { queue: Rc::clone(queue), run: Some(run) }
+    }
+
+    /// The queue, and the run.
+    #[inline]
+    pub(crate) fn parts(&mut self) -> (&Rc<DeviceQueue>, &mut Run) {
+        (&self.queue, self.run.get_or_insert_default())
+    }
+
+    #[cold]
+    fn fail_requests(&self, run: &mut Run) {
+        let left = run.members.iter_mut().filter_map(|member| member.request.take());
+        self.queue.finish(left.map(|request| {
+            let completed = request.complete(&self.queue, BlkStatus::IoErr, 0);
+            tracing::error!(
+                device = self.queue.device_name(),
+                queue = self.queue.index(),
+                head = completed.head,
+                "request dropped without an answer; it fails"
+            );
+            completed
+        }));
+    }
+}
+
+impl Drop for OwnedRun {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(mut run) = self.run.take() {
+            if run.members.iter().any(|member| member.request.is_some()) {
+                self.fail_requests(&mut run);
+            }
+            self.queue.shared.give_run_back(run);
+        }
+    }
+}
+
 /// Vectors for data in many segments, empty between requests, so that their lists on the heap are
 /// allocated once.
 #[derive(Default)]
@@ -133,7 +186,7 @@ impl Lists {
 
 /// Runs that may still grow, oldest first out. Fixed in number: a kick of any size needs no memory.
 pub(crate) struct OpenRuns {
-    runs: [Option<Box<Run>>; OPEN_RUNS],
+    runs: [Option<OwnedRun>; OPEN_RUNS],
     /// For each run the offset at its end, with the kind in the lowest bit, which is free as all
     /// offsets are multiples of 512.
     ends: [u64; OPEN_RUNS],
@@ -165,7 +218,8 @@ impl OpenRuns {
     ) -> Option<usize> {
         let key = Self::key(kind, offset_bytes);
         let slot = self.ends.iter().position(|end| *end == key)?;
-        self.runs[slot].as_ref().filter(|run| run.has_room(data, len_bytes)).map(|_| slot)
+        let has_room = |run: &mut OwnedRun| run.parts().1.has_room(data, len_bytes);
+        self.runs[slot].as_mut().is_some_and(has_room).then_some(slot)
     }
 
     /// Adds a request to the run that [`joinable`](Self::joinable) has found.
@@ -177,7 +231,8 @@ impl OpenRuns {
         data: &[Segment],
         len_bytes: u64,
     ) {
-        if let Some(run) = &mut self.runs[slot] {
+        if let Some(owned) = &mut self.runs[slot] {
+            let (_, run) = owned.parts();
             run.push(request, data, len_bytes);
             self.ends[slot] = Self::key(run.kind, run.offset_bytes + run.len_bytes);
         }
@@ -186,16 +241,17 @@ impl OpenRuns {
     /// Opens a run; returns the oldest one if it must make room.
     #[inline]
     #[must_use = "the run that made room must be submitted"]
-    pub(crate) fn open(&mut self, run: Box<Run>) -> Option<Box<Run>> {
+    pub(crate) fn open(&mut self, mut owned: OwnedRun) -> Option<OwnedRun> {
         let slot = self.next;
         self.next = (slot + 1) % OPEN_RUNS;
+        let (_, run) = owned.parts();
         self.ends[slot] = Self::key(run.kind, run.offset_bytes + run.len_bytes);
-        self.runs[slot].replace(run)
+        self.runs[slot].replace(owned)
     }
 
     /// Takes the oldest run.
     #[inline]
-    pub(crate) fn take_oldest(&mut self) -> Option<Box<Run>> {
+    pub(crate) fn take_oldest(&mut self) -> Option<OwnedRun> {
         for step in 0..OPEN_RUNS {
             let slot = (self.next + step) % OPEN_RUNS;
             if let Some(run) = self.runs[slot].take() {

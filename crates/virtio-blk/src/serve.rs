@@ -11,11 +11,12 @@ use coblk_block::{GivenBack, Merged, WriteFlags, ZeroFlags};
 use crate::chain::Segment;
 use crate::kind::{BlkStatus, ByteRange, RunKind};
 use crate::queue::DeviceQueue;
-use crate::run::{BadAddress, Lists, Member, Run};
+use crate::request::CompletedRequest;
+use crate::run::{BadAddress, Lists, Member, OwnedRun, Run};
 
-/// Serves `run`, and gives it back for reuse. A panic below fails the requests of this run and
-/// nothing else.
-pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, run: Box<Run>) {
+/// Serves a run. A panic below fails the requests of this run and nothing else.
+pub(crate) fn serve(co: &Co<'_>, mut owned: OwnedRun) {
+    let (queue, run) = owned.parts();
     serve_run(co, queue, run);
     if queue.is_abandoned() {
         // The bottom half of a dropped device does not run.
@@ -24,31 +25,30 @@ pub(crate) fn serve(co: &Co<'_>, queue: &DeviceQueue, run: Box<Run>) {
 }
 
 #[inline]
-fn serve_run(co: &Co<'_>, queue: &DeviceQueue, mut run: Box<Run>) {
-    let mut performed = co.catch_unwind(|| perform(co, queue, &mut run));
+fn serve_run(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
+    let mut performed = co.catch_unwind(|| perform(co, queue, run));
     while matches!(performed, Ok(Err(Failure::GivenBack))) {
         if take_back(co, queue, &mut run.members) {
-            return queue.shared.give_run_back(run);
+            return;
         }
-        performed = co.catch_unwind(|| perform(co, queue, &mut run));
+        performed = co.catch_unwind(|| perform(co, queue, run));
     }
     let merged = run.members.len() - 1;
     if merged > 0 && !matches!(performed, Ok(Ok(Merged::Split))) {
         queue.shared.backend.count_merged(run.kind.request_kind(), merged as u64);
     }
     match performed {
-        Ok(Ok(Merged::Done)) => answer_all(queue, &mut run, BlkStatus::Ok),
-        Ok(Ok(Merged::Split)) => serve_one_by_one(co, queue, &mut run),
+        Ok(Ok(Merged::Done)) => answer_all(queue, run, BlkStatus::Ok),
+        Ok(Ok(Merged::Split)) => serve_one_by_one(co, queue, run),
         Ok(Err(failure)) => {
-            let status = failure.status(co, queue, &run, (run.offset_bytes, run.len_bytes));
-            answer_all(queue, &mut run, status);
+            let status = failure.status(co, queue, run, (run.offset_bytes, run.len_bytes));
+            answer_all(queue, run, status);
         }
         Err(panic) => {
-            log_panic(queue, &run, &*panic);
-            answer_all(queue, &mut run, BlkStatus::IoErr);
+            log_panic(queue, run, &*panic);
+            answer_all(queue, run, BlkStatus::IoErr);
         }
     }
-    queue.shared.give_run_back(run);
 }
 
 /// Why a run failed.
@@ -227,7 +227,7 @@ fn serve_one_by_one(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
             }
         };
         let (kind, members) = (run.kind, &mut run.members[index..=index]);
-        queue.finish(complete(kind, members, status));
+        queue.finish(complete(queue, kind, members, status));
     }
 }
 
@@ -272,19 +272,20 @@ fn answer_all(queue: &DeviceQueue, run: &mut Run, status: BlkStatus) {
         requests = run.members.len(),
         ?status
     );
-    queue.finish(complete(run.kind, &mut run.members, status));
+    queue.finish(complete(queue, run.kind, &mut run.members, status));
 }
 
 #[inline]
 fn complete(
+    queue: &DeviceQueue,
     kind: RunKind,
     members: &mut [Member],
     status: BlkStatus,
-) -> impl Iterator<Item = crate::request::CompletedRequest> {
+) -> impl Iterator<Item = CompletedRequest> {
     members.iter_mut().filter_map(move |member| {
         let read = kind == RunKind::Read && status == BlkStatus::Ok;
         let data_bytes = if read { member.len_bytes } else { 0 };
-        member.request.take().map(|request| request.complete(status, data_bytes))
+        member.request.take().map(|request| request.complete(queue, status, data_bytes))
     })
 }
 

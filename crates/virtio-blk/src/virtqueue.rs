@@ -16,7 +16,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, VolatileMemoryError, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryError, VolatileMemory, VolatileMemoryError, VolatileSlice,
+};
 
 use crate::chain::ChainError;
 use crate::inflight::{InflightError, InflightLog};
@@ -276,13 +278,20 @@ impl Virtqueue {
     ) -> Result<(), VirtqueueError> {
         let entry = usize::from(self.next_used & (self.layout.size - 1));
         let offset = RING_HEADER_BYTES + USED_ENTRY_BYTES * entry;
-        used.store(u32::from(head).to_le(), offset, Ordering::Relaxed)?;
-        used.store(written_bytes.to_le(), offset + 4, Ordering::Relaxed)?;
+        let words = used.get_array_ref(offset, 2)?;
+        words.store(0, u32::from(head).to_le());
+        words.store(1, written_bytes.to_le());
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(log) = &self.log {
             log.answered(head)?;
         }
         Ok(())
+    }
+
+    /// Entries pushed that the driver does not see yet.
+    #[inline]
+    pub(crate) fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published_used)
     }
 
     /// Shows the driver all entries pushed so far.

@@ -23,7 +23,7 @@ fn scene(policy: ErrorPolicy) -> Scene {
     let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: policy, write: policy };
-    let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let config = VirtioBlkConfig::default().error_policies(Some(policies));
     let machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
     Scene { ctx, disk, machine }
 }
@@ -166,7 +166,7 @@ fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
     let error_policies = Some(policies);
-    let config = VirtioBlkConfig { num_queues: 2, error_policies, ..Default::default() };
+    let config = VirtioBlkConfig::default().num_queues(2).error_policies(error_policies);
     let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
     disk.bad_offset.store(0, Ordering::Relaxed);
     for (queue, sector) in [(0, 0), (0, 8), (1, 16), (1, 17)] {
@@ -208,7 +208,7 @@ fn a_device_that_goes_away_gives_back_what_is_held() {
     let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, TestDisk { deferred: true, ..TestDisk::new(8192) });
     let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
-    let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+    let config = VirtioBlkConfig::default().error_policies(Some(policies));
     let node = Arc::clone(&backend.node().unwrap());
     let mut machine = Machine::builder().config(config.clone()).build(&ctx, backend).unwrap();
     disk.bad_offset.store(0, Ordering::Relaxed);

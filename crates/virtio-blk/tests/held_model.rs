@@ -77,7 +77,7 @@ impl Model {
         let (disk, backend) = backend(&ctx, deferred);
         let node = backend.node().unwrap();
         let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
-        let config = VirtioBlkConfig { error_policies: Some(policies), ..Default::default() };
+        let config = VirtioBlkConfig::default().error_policies(Some(policies));
         let options = QueueOptions { size: SIZE, ..Default::default() };
         let builder = Machine::builder().config(config.clone()).queue(options);
         let Machine { device, ram, mut queues, .. } = builder.build(&ctx, backend).unwrap();

@@ -372,7 +372,7 @@ mod id_and_ranges {
 
     #[test]
     fn an_id_is_cut_to_the_room_there_is() {
-        let config = VirtioBlkConfig { serial: "0123456789abcdef".into(), ..Default::default() };
+        let config = VirtioBlkConfig::default().serial("0123456789abcdef");
         let mut guest = RawGuest::with(TestDisk::new(8), config);
         guest.put_header(HEADER, GET_ID, 0);
         for len in [1, 5, 20, 300] {
@@ -471,8 +471,7 @@ mod id_and_ranges {
     #[test]
     fn what_is_not_offered_is_unsupported() {
         for kind in [DISCARD, WRITE_ZEROES] {
-            let config =
-                VirtioBlkConfig { discard: false, write_zeroes: false, ..Default::default() };
+            let config = VirtioBlkConfig::default().discard(false).write_zeroes(false);
             let guest = RawGuest::with(TestDisk::new(64), config);
             guest.put_header(HEADER, kind, 0);
             put_range(&guest, DATA, 0, 8, 0);

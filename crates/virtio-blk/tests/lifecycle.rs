@@ -98,7 +98,7 @@ fn a_batch_is_shown_and_told_while_it_is_served() {
     for (without, early_interrupts) in [(0, 1), (feature::EVENT_IDX, 1)] {
         let ctx = AioContext::for_test().unwrap();
         let (disk, backend) = backend(&ctx, TestDisk::new(8192));
-        let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+        let config = VirtioBlkConfig::default().merge_requests(false);
         let builder = Machine::builder().config(config).without_features(without);
         let mut machine = builder.build(&ctx, backend).unwrap();
         let interrupt = EventNotifier::new().unwrap();
@@ -241,7 +241,7 @@ fn an_interrupt_callback_may_poll_for_another_request() {
 fn queues_are_driven_from_other_threads() {
     let ctx = AioContext::for_test().unwrap();
     let (disk, backend) = backend(&ctx, deferred_disk());
-    let config = VirtioBlkConfig { num_queues: 3, ..Default::default() };
+    let config = VirtioBlkConfig::default().num_queues(3);
     let mut machine = Machine::builder().config(config).build(&ctx, backend).unwrap();
     assert_ne!(machine.device.features() & feature::MQ, 0);
     let threads: Vec<_> = (0u64..)

@@ -20,7 +20,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 fn all_builders() -> Vec<(&'static str, MachineBuilder)> {
     let indirect = QueueOptions { indirect_segments: 16, ..Default::default() };
     let small = QueueOptions { size: 4, ..Default::default() };
-    let unmerged = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+    let unmerged = VirtioBlkConfig::default().merge_requests(false);
     vec![
         ("event_idx", Machine::builder()),
         ("flags", Machine::builder().without_features(feature::EVENT_IDX)),
@@ -66,7 +66,7 @@ fn the_null_driver_takes_every_request() {
     for deferred in [false, true] {
         let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("null", Null::new(1 << 30).deferred(deferred));
-        let config = VirtioBlkConfig { serial: "null0".into(), ..Default::default() };
+        let config = VirtioBlkConfig::default().serial("null0");
         let builder = Machine::builder().config(config);
         let mut machine = builder.build(&ctx, BlockBackend::new(&ctx, "drive", node)).unwrap();
         let requests = [
@@ -120,8 +120,7 @@ fn the_write_cache_is_what_the_guest_was_told() {
     };
     let no_flush = Machine::builder().without_features(feature::FLUSH);
     let no_switch = Machine::builder().without_features(feature::CONFIG_WCE);
-    let no_cache =
-        Machine::builder().config(VirtioBlkConfig { write_cache: false, ..Default::default() });
+    let no_cache = Machine::builder().config(VirtioBlkConfig::default().write_cache(false));
     assert_eq!(fua_of(Machine::builder(), false), [false, false]);
     assert_eq!(fua_of(Machine::builder(), true), [true, true]);
     assert_eq!(fua_of(no_flush, false), [true, true]);
@@ -239,7 +238,7 @@ mod merging {
 
     #[test]
     fn merging_can_be_switched_off() {
-        let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+        let config = VirtioBlkConfig::default().merge_requests(false);
         let mut batch = Batch::new(TestDisk::new(64), Machine::builder().config(config));
         let buffer = [batch.machine.ram.alloc(512, 512).unwrap()];
         let requests: Vec<_> =

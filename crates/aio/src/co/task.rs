@@ -92,13 +92,22 @@ unsafe fn run_task(node: NonNull<Node>, _: Runner<'_>) -> bool {
     let state = unsafe { &task.as_ref().state };
     if state.load(Ordering::Acquire) == ABANDONED {
         // SAFETY: abandoned while on the list: it is ours.
-        drop(unsafe { Box::from_raw(task.as_ptr()) });
+        unsafe { free_abandoned(task) };
         return false;
     }
     state.store(IDLE, Ordering::Relaxed);
     // SAFETY: not abandoned, so live.
     unsafe { Task::resume(task) };
     true
+}
+
+/// # Safety
+/// The task is abandoned, and the caller's.
+#[cold]
+#[inline(never)]
+unsafe fn free_abandoned(task: NonNull<Task>) {
+    // SAFETY: by the caller.
+    drop(unsafe { Box::from_raw(task.as_ptr()) });
 }
 
 /// # Safety
@@ -359,8 +368,9 @@ impl TaskList {
     /// `task` comes from `acquire` and was not released.
     #[inline]
     pub(crate) unsafe fn adopt(task: NonNull<Task>, coroutine: Coroutine) {
-        // SAFETY: live, home thread (a `Coroutine` is not `Send`), and nothing else looks at it.
-        unsafe { *task.as_ref().coroutine.get() = Some(coroutine) };
+        // SAFETY: live, home thread (a `Coroutine` is not `Send`), and nothing else looks at it. Written
+        // over, not dropped: `release` has taken the one before.
+        unsafe { task.as_ref().coroutine.get().write(Some(coroutine)) };
     }
 
     /// The coroutine has ended, or was never started.

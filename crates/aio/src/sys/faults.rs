@@ -4,7 +4,13 @@ use std::cell::RefCell;
 use std::io;
 
 /// How often system calls go wrong while simulated jobs run, each out of 1000 calls.
+///
+/// ```
+/// let faults = coblk_aio::sys::faults::Faults::default().short_per_mille(300).error_per_mille(30);
+/// assert_eq!((faults.short_per_mille, faults.no_space_per_mille), (300, 0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Faults {
     /// A read or write transfers only a part of what was asked.
     pub short_per_mille: u16,
@@ -17,6 +23,38 @@ pub struct Faults {
     /// Transfers fall short at multiples of this many bytes; 0 is like 1. With O_DIRECT the kernel
     /// ends them at whole blocks.
     pub short_unit_bytes: u16,
+}
+
+impl Faults {
+    /// The same with so many transfers that fall short.
+    #[must_use]
+    pub fn short_per_mille(self, short_per_mille: u16) -> Faults {
+        Faults { short_per_mille, ..self }
+    }
+
+    /// The same with so many interrupted calls.
+    #[must_use]
+    pub fn interrupted_per_mille(self, interrupted_per_mille: u16) -> Faults {
+        Faults { interrupted_per_mille, ..self }
+    }
+
+    /// The same with so many calls that fail with EIO.
+    #[must_use]
+    pub fn error_per_mille(self, error_per_mille: u16) -> Faults {
+        Faults { error_per_mille, ..self }
+    }
+
+    /// The same with so many writes that fail with ENOSPC.
+    #[must_use]
+    pub fn no_space_per_mille(self, no_space_per_mille: u16) -> Faults {
+        Faults { no_space_per_mille, ..self }
+    }
+
+    /// The same with transfers that fall short at multiples of so many bytes.
+    #[must_use]
+    pub fn short_unit_bytes(self, short_unit_bytes: u16) -> Faults {
+        Faults { short_unit_bytes, ..self }
+    }
 }
 
 thread_local! {

@@ -26,7 +26,7 @@ impl Guest {
     /// If the machine cannot be built.
     pub fn new(ctx: &AioContext, backend: BlockBackend, depth: usize) -> io::Result<Guest> {
         let blocks = (backend.length()? / u64::from(BLOCK_BYTES)).max(1);
-        let config = VirtioBlkConfig { merge_requests: false, ..VirtioBlkConfig::default() };
+        let config = VirtioBlkConfig::default().merge_requests(false);
         // It reaps after each turn of the loop anyway.
         let queue = QueueOptions { size: 256, interrupts: false, ..QueueOptions::default() };
         let builder = Machine::builder().config(config).queue(queue);

@@ -41,3 +41,11 @@ pub enum Accounting {
     /// Time as well; the clock is asked twice a request.
     Exact,
 }
+
+impl Accounting {
+    /// Whether requests are timed.
+    #[inline]
+    fn has_time(self) -> bool {
+        matches!(self, Accounting::Turns | Accounting::Exact)
+    }
+}

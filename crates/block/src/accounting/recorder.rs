@@ -70,15 +70,12 @@ impl Recorder {
         Held(&self.shared)
     }
 
-    /// A request begins. It ends with [`Recorded::end`]; dropped before that, it has failed.
+    /// A request begins. It ends with [`Recorded::succeed`] or [`Recorded::fail`]; dropped before that, it
+    /// has failed.
     #[inline]
     pub(crate) fn begin<'a>(&'a self, co: &Co<'_>, kind: RequestKind, bytes: u64) -> Recorded<'a> {
         let mode = self.shared.mode();
-        let begin_ns = match mode {
-            Accounting::Off | Accounting::Counts => 0,
-            Accounting::Turns => co.context().turn_ns(),
-            Accounting::Exact => co.context().now_ns(),
-        };
+        let begin_ns = if mode.has_time() { time(co, mode) } else { 0 };
         if mode != Accounting::Off {
             self.shared.enter();
         }
@@ -113,22 +110,49 @@ pub(crate) struct Recorded<'a> {
     ended: bool,
 }
 
+/// The time as this way of accounting has it.
+// Out of line: requests that are only counted pay one branch for those that are timed.
+#[inline(never)]
+fn time(co: &Co<'_>, mode: Accounting) -> i64 {
+    match mode {
+        Accounting::Exact => co.context().now_ns(),
+        _ => co.context().turn_ns(),
+    }
+}
+
 impl Recorded<'_> {
+    /// It has succeeded.
     #[inline(always)]
-    pub(crate) fn end(mut self, co: &Co<'_>, outcome: Outcome) {
+    pub(crate) fn succeed(mut self, co: &Co<'_>) {
         self.ended = true;
         if self.mode == Accounting::Off {
             return;
         }
-        self.count(outcome);
-        let now_ns = match self.mode {
-            Accounting::Off | Accounting::Counts => return,
-            Accounting::Turns => co.context().turn_ns(),
-            Accounting::Exact => co.context().now_ns(),
-        };
-        if outcome != Outcome::Success && !self.recorder.shared.counts_time_of(outcome) {
+        let counters = self.recorder.counters(self.kind);
+        counters.operations.add(1);
+        counters.bytes.add(self.bytes);
+        self.recorder.shared.in_flight.subtract(1);
+        if self.mode.has_time() {
+            self.count_time(co, Outcome::Success);
+        }
+    }
+
+    /// It has ended otherwise.
+    #[cold]
+    pub(crate) fn fail(mut self, co: &Co<'_>, outcome: Outcome) {
+        self.ended = true;
+        if self.mode == Accounting::Off {
             return;
         }
+        self.count_failed(outcome);
+        if self.mode.has_time() && self.recorder.shared.counts_time_of(outcome) {
+            self.count_time(co, outcome);
+        }
+    }
+
+    #[inline(never)]
+    fn count_time(&self, co: &Co<'_>, outcome: Outcome) {
+        let now_ns = time(co, self.mode);
         self.recorder.shared.last_ns.store(now_ns, Ordering::Relaxed);
         if matches!(outcome, Outcome::Invalid | Outcome::Uncounted) {
             return;
@@ -140,17 +164,13 @@ impl Recorded<'_> {
         }
     }
 
-    #[inline]
-    fn count(&self, outcome: Outcome) {
+    #[cold]
+    fn count_failed(&self, outcome: Outcome) {
         let counters = self.recorder.counters(self.kind);
         match outcome {
-            Outcome::Success => {
-                counters.operations.add(1);
-                counters.bytes.add(self.bytes);
-            }
             Outcome::Failure => counters.failed.add(1),
             Outcome::Invalid => counters.invalid.add(1),
-            Outcome::Uncounted => {}
+            Outcome::Success | Outcome::Uncounted => {}
         }
         self.recorder.shared.in_flight.subtract(1);
     }
@@ -160,7 +180,7 @@ impl Drop for Recorded<'_> {
     #[inline]
     fn drop(&mut self) {
         if !self.ended && self.mode != Accounting::Off {
-            self.count(Outcome::Failure);
+            self.count_failed(Outcome::Failure);
         }
     }
 }

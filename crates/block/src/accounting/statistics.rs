@@ -168,9 +168,15 @@ impl Shared {
 
     #[inline]
     pub(crate) fn mode(&self) -> Accounting {
-        let mode = self.mode.load(Ordering::Relaxed);
-        [Accounting::Off, Accounting::Counts, Accounting::Turns, Accounting::Exact]
-            [usize::from(mode) & 3]
+        const OFF: u8 = Accounting::Off as u8;
+        const COUNTS: u8 = Accounting::Counts as u8;
+        const TURNS: u8 = Accounting::Turns as u8;
+        match self.mode.load(Ordering::Relaxed) {
+            OFF => Accounting::Off,
+            COUNTS => Accounting::Counts,
+            TURNS => Accounting::Turns,
+            _ => Accounting::Exact,
+        }
     }
 
     #[inline]

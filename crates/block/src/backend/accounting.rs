@@ -94,13 +94,12 @@ impl BlockBackend {
     ) -> io::Result<()> {
         let recorded = self.recorder().begin(co, kind, range.1);
         let result = request();
-        let outcome = match &result {
-            Ok(()) => Outcome::Success,
-            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
-            Err(_) if self.is_invalid(kind, range) => Outcome::Invalid,
-            Err(_) => Outcome::Failure,
-        };
-        recorded.end(co, outcome);
+        match &result {
+            Ok(()) => recorded.succeed(co),
+            Err(error) if GivenBack::is_in(error) => recorded.fail(co, Outcome::Uncounted),
+            Err(_) if self.is_invalid(kind, range) => recorded.fail(co, Outcome::Invalid),
+            Err(_) => recorded.fail(co, Outcome::Failure),
+        }
         result
     }
 
@@ -115,13 +114,12 @@ impl BlockBackend {
     ) -> io::Result<Merged> {
         let recorded = self.recorder().begin(co, kind, bytes);
         let result = request();
-        let outcome = match &result {
-            Ok(Merged::Done) => Outcome::Success,
-            Ok(Merged::Split) => Outcome::Uncounted,
-            Err(error) if GivenBack::is_in(error) => Outcome::Uncounted,
-            Err(_) => Outcome::Failure,
-        };
-        recorded.end(co, outcome);
+        match &result {
+            Ok(Merged::Done) => recorded.succeed(co),
+            Ok(Merged::Split) => recorded.fail(co, Outcome::Uncounted),
+            Err(error) if GivenBack::is_in(error) => recorded.fail(co, Outcome::Uncounted),
+            Err(_) => recorded.fail(co, Outcome::Failure),
+        }
         result
     }
 

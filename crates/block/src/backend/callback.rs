@@ -34,15 +34,11 @@ impl BlockBackend {
         self.submit(ctx, "blk_aio_preadv", move |backend, co, entered| {
             let Transfer { mut buffer, offset, callback } = { transfer };
             let result = fail_on_panic(co, || {
-                backend.preadv_entered(
-                    co,
-                    entered,
-                    offset,
-                    &mut buffer.io_vector_mut(),
-                    ReadFlags::empty(),
-                )
+                let target = &mut buffer.io_vector_mut();
+                backend.preadv_entered(co, entered, offset, target, ReadFlags::empty())
             });
-            complete(co, move |ctx| callback(ctx, result, buffer));
+            before_callback(co);
+            callback(co.context(), result, buffer);
         });
     }
 
@@ -66,7 +62,8 @@ impl BlockBackend {
             let result = fail_on_panic(co, || {
                 backend.pwritev_entered(co, entered, offset, &buffer.io_vector(), flags)
             });
-            complete(co, move |ctx| callback(ctx, result, buffer));
+            before_callback(co);
+            callback(co.context(), result, buffer);
         });
     }
 
@@ -124,7 +121,8 @@ impl BlockBackend {
         }
         self.submit(ctx, name, move |backend, co, entered| {
             let result = fail_on_panic(co, || request(backend, co, entered));
-            complete(co, move |ctx| callback(ctx, result));
+            before_callback(co);
+            callback(co.context(), result);
         });
     }
 
@@ -167,12 +165,11 @@ fn fail_on_panic(co: &Co<'_>, request: impl FnOnce() -> io::Result<()>) -> io::R
     })
 }
 
-/// Calls the callback, but not before the submitter has gone on.
+/// Waits until the submitter has gone on.
 #[inline]
-fn complete(co: &Co<'_>, callback: impl FnOnce(&AioContext)) {
+fn before_callback(co: &Co<'_>) {
     if !co.has_suspended() {
         co.yield_now();
     }
     trace_event!("blk_aio_complete", coroutine = co.name());
-    callback(co.context());
 }

@@ -44,6 +44,17 @@ impl Blockdevs {
         Ok(HiddenNode { node, names: self.registry.weak_names() })
     }
 
+    /// The node called `name`, also if it belongs to a job: for users that take a node as it is, such as
+    /// exports. They turn to what comes in its place when the job ends.
+    pub fn node_or_hidden(&self, name: &str) -> Option<Arc<BlockNode>> {
+        self.names().nodes.get(name).and_then(Entry::node)
+    }
+
+    /// The name by which options mean a node: that of the node below, while a filter belongs to a job.
+    pub fn name_in_options(&self, node: Arc<BlockNode>) -> String {
+        self.names().below_hidden(node).name().to_owned()
+    }
+
     /// The refusal of a change, if the node belongs to a job.
     pub(super) fn hidden(&self, node: &BlockNode) -> Option<BlockdevError> {
         let names = self.names();

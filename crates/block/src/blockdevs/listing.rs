@@ -1,6 +1,8 @@
 //! [`Blockdevs::options`]: options that would open the nodes again as they are.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Blockdevs;
 use crate::graph::Edge;
@@ -20,17 +22,22 @@ impl Blockdevs {
 }
 
 /// Says which child each slot of a node has, or that it has none, also where options leave it to the
-/// driver: its choice may have been changed.
-pub(super) fn describe_slots(node: &BlockNode, options: &mut NodeOptions) {
+/// driver: its choice may have been changed. And which children its list has, as these come and go.
+pub(super) fn describe_edges(node: &BlockNode, options: &mut NodeOptions) {
     for edge in node.edges() {
         let child = edge.node().map(|child| NodeRef::from(child.name()));
         options.driver.set_slot(edge.info().name(), &NodeRefOrNull(child));
     }
+    if let Some(list) = node.list() {
+        let children = list.load();
+        let names = children.iter().map(|child| NodeRef::from(child.node().name()));
+        options.driver.set_list(&names.collect::<Vec<_>>());
+    }
 }
 
 struct Known {
-    /// The names of its children, by those of the edges. Nodes of jobs in between are left out.
-    children: Vec<(String, String)>,
+    /// The names of its children, by those of their options. Nodes of jobs in between are left out.
+    children: BTreeMap<String, String>,
     /// With what has changed since it was opened, but for children.
     options: NodeOptions,
     /// The node that it was opened for. `None` if it was opened by itself.
@@ -59,13 +66,13 @@ impl Listing {
             };
             let Some(node) = entry.node() else { continue };
             let mut options = NodeOptions::clone(options);
-            describe_slots(&node, &mut options);
+            describe_edges(&node, &mut options);
             options.active = (!node.is_active()).then_some(false);
-            let child = |edge: &Edge| {
+            let child = |(option, edge): (Cow<'_, str>, Arc<Edge>)| {
                 let below = names.below_hidden(edge.node()?).name().to_owned();
-                Some((edge.info().name().to_owned(), below))
+                Some((option.into_owned(), below))
             };
-            let children = node.edges().iter().filter_map(|edge| child(edge)).collect();
+            let children = node.edges_by_option().into_iter().filter_map(child).collect();
             known.insert(name.clone(), Known { children, options, parent });
         }
         drop(names);
@@ -84,7 +91,7 @@ impl Listing {
 
     fn place_children(&mut self, is_place: impl Fn(&str, &Known) -> bool) {
         for (name, known) in &self.known {
-            for (_, below) in &known.children {
+            for below in known.children.values() {
                 let child = self.known.get(below).filter(|child| child.parent.is_some());
                 if child.is_some_and(|child| is_place(name, child)) {
                     self.described_in.entry(below.clone()).or_insert_with(|| name.clone());
@@ -104,28 +111,21 @@ impl Listing {
 
     /// Recurses as deep as options may be nested.
     fn describe(&mut self, name: &str) -> Option<NodeOptions> {
-        let known = self.known.get(name)?;
-        let mut options = known.options.clone();
-        let edges = options.driver.children().into_iter();
-        let below: Vec<(String, Option<String>)> = edges
-            .map(|(edge, _)| {
-                let below = known.child(&edge);
-                (edge, below)
-            })
-            .collect();
-        for (edge, below) in below {
-            let Some(below) = below else { continue };
-            let child = match self.described_in.get(&below).is_some_and(|parent| parent == name) {
-                true => self.describe(&below).map(NodeRef::from),
+        let Known { children, options, .. } = self.known.get(name)?;
+        let (children, mut options) = (children.clone(), options.clone());
+        let mut found = BTreeMap::new();
+        for (option, _) in options.driver.children() {
+            let Some(below) = children.get(&option) else { continue };
+            let child = match self.described_in.get(below).is_some_and(|parent| parent == name) {
+                true => self.describe(below).map(NodeRef::from),
                 false => {
-                    self.add_home(&below);
-                    Some(NodeRef::Name(below))
+                    self.add_home(below);
+                    Some(NodeRef::Name(below.clone()))
                 }
             };
-            if let Some(child) = child {
-                options.driver.set_child(&edge, &child);
-            }
+            found.extend(child.map(|child| (option, child)));
         }
+        options.driver.set_children(&found);
         Some(options)
     }
 
@@ -136,13 +136,5 @@ impl Listing {
             home = parent.clone();
         }
         self.add(&home);
-    }
-}
-
-impl Known {
-    /// The name of the child that this edge leads to.
-    fn child(&self, name: &str) -> Option<String> {
-        let child = self.children.iter().find(|(edge, _)| edge == name);
-        child.map(|(_, below)| below.clone())
     }
 }

@@ -3,6 +3,7 @@
 
 mod active;
 pub(crate) mod hidden;
+mod list_change;
 mod listing;
 mod reopen;
 mod resize;

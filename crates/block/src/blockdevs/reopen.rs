@@ -10,18 +10,20 @@
 //!           if they do not: swap once more, and everything is as it was
 //! ```
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::Blockdevs;
-use super::listing::describe_slots;
+use super::list_change::ListChange;
+use super::listing::describe_edges;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::{self, Edge, GraphError, Left, Operation, Turn, Turned};
+use crate::graph::{self, Child, Edge, GraphError, Left, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::io::known::answers_may_have_changed;
 use crate::options::{DriverConfig, NodeOptions, NodeRef, NodeRefOrNull, OptionsError};
@@ -32,12 +34,33 @@ struct Step {
     node: Arc<BlockNode>,
     options: Arc<NodeOptions>,
     own: Inherited,
-    /// Its children afterwards, by the names of their edges.
-    children: Vec<(&'static str, Arc<BlockNode>)>,
+    /// Its children afterwards, by the names of their options.
+    children: Vec<(Cow<'static, str>, Arc<BlockNode>)>,
     /// Their roles for the driver.
     roles: Vec<ChildRole>,
     /// Edges to those of them that are others than now.
     turns: Vec<Turn>,
+    /// Nodes that come to the end of its list.
+    added: Vec<Arc<BlockNode>>,
+    /// Children that its list loses.
+    removed: Vec<Arc<Child>>,
+}
+
+impl Step {
+    fn new(node: Arc<BlockNode>, options: Arc<NodeOptions>, own: Inherited) -> Step {
+        let (children, roles, turns, added, removed) = Default::default();
+        Step { node, options, own, children, roles, turns, added, removed }
+    }
+
+    /// Whether other children come to the node, or some go.
+    fn changes_edges(&self) -> bool {
+        !(self.turns.is_empty() && self.added.is_empty() && self.removed.is_empty())
+    }
+
+    fn add_child(&mut self, option: &str, role: ChildRole, child: Arc<BlockNode>) {
+        self.children.push((option.to_owned().into(), child));
+        self.roles.push(role);
+    }
 }
 
 impl Blockdevs {
@@ -48,7 +71,8 @@ impl Blockdevs {
     /// and what their drivers [say](crate::Driver::CHANGEABLE). A child that is described is reopened as
     /// well, if it was made for its node; one that is named stays, or another node takes its place. A
     /// [slot](crate::options::NodeRefOrNull) takes the node that is named, and null empties it; one that
-    /// has a child must be mentioned. Polls `ctx` meanwhile.
+    /// has a child must be mentioned. A [list](crate::ChildList) has the children that the option has, in
+    /// that order: others, more, or fewer. Polls `ctx` meanwhile.
     ///
     /// # Errors
     /// Which option cannot change, or which user does not agree. Nothing has changed then.
@@ -91,9 +115,10 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Some(Arc::new(options)), Inherited::default())?;
         }
-        let new_children =
+        let turned =
             steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
-        let nodes = steps.iter().map(|step| &step.node).chain(new_children);
+        let added = steps.iter().flat_map(|step| &step.added);
+        let nodes = steps.iter().map(|step| &step.node).chain(turned).chain(added);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
         let _drained = drained.collect::<Result<Vec<_>, _>>()?;
         let prepared = steps.iter().map(|step| self.prepare(co, step));
@@ -119,7 +144,7 @@ impl Blockdevs {
         for (left, parent, is_replaced) in left {
             left.tell(parent, is_replaced);
         }
-        let parents = steps.iter().filter(|step| !step.turns.is_empty());
+        let parents = steps.iter().filter(|step| step.changes_edges());
         let parents = parents.map(|step| Arc::clone(&step.node));
         Ok(parents.chain(turned.old_nodes()).collect())
     }
@@ -152,7 +177,7 @@ impl Blockdevs {
         let is_given = given.is_some();
         let mut options = given.unwrap_or_else(|| {
             let mut options = NodeOptions::clone(&now);
-            describe_slots(&node, &mut options);
+            describe_edges(&node, &mut options);
             Arc::new(options)
         });
         // A name is for life, also if the description of a child leaves it out; one that was made up is
@@ -171,19 +196,14 @@ impl Blockdevs {
         if let Some(name) = child_without_edge(edges, &now.driver, &options.driver) {
             return Err(fixed(&name));
         }
-        let mut step = Step {
-            node: node.clone(),
-            options,
-            own,
-            children: vec![],
-            roles: vec![],
-            turns: vec![],
-        };
+        let mut step = Step::new(node.clone(), options, own);
         for edge in edges {
             let driver = is_given.then_some(&step.options.driver);
             let wanted = driver.map_or(Ok(None), |driver| wanted(&node, edge, driver))?;
-            self.plan_child(steps, &mut step, edge, wanted)?;
+            self.plan_child(steps, &mut step, (edge.info().name(), edge), wanted)?;
         }
+        let list = is_given.then(|| step.options.driver.list()).flatten();
+        self.plan_list(steps, &mut step, list)?;
         if steps.iter().any(|step| Arc::ptr_eq(&step.node, &node)) {
             return Err(BlockdevError::Twice(node.name().to_owned()));
         }
@@ -197,12 +217,12 @@ impl Blockdevs {
         &self,
         steps: &mut Vec<Step>,
         parent: &mut Step,
-        edge: &Edge,
+        (option, edge): (&str, &Edge),
         wanted: Option<NodeRefOrNull>,
     ) -> Result<(), BlockdevError> {
         let fixed = || {
-            let option = edge.info().name().to_owned();
-            BlockdevError::Fixed { node: parent.node.name().to_owned(), option }
+            let (node, option) = (parent.node.name().to_owned(), option.to_owned());
+            BlockdevError::Fixed { node, option }
         };
         let (child, role) = (edge.node(), edge.info().role());
         let inherited = parent.own.for_child(role);
@@ -244,9 +264,53 @@ impl Blockdevs {
             (_, Some(child)) => self.plan(steps, child, None, inherited)?,
             (_, None) => {}
         }
-        let Some(next) = next else { return Ok(()) };
-        parent.children.push((edge.info().name(), next));
-        parent.roles.push(role);
+        if let Some(next) = next {
+            parent.add_child(option, role, next);
+        }
+        Ok(())
+    }
+
+    /// Adds what becomes of the children of a list, which keep their places, to the step of their parent:
+    /// all as they are if no option tells of it.
+    fn plan_list(
+        &self,
+        steps: &mut Vec<Step>,
+        parent: &mut Step,
+        wanted: Option<(String, Vec<NodeRef>)>,
+    ) -> Result<(), BlockdevError> {
+        let list = parent.node.list();
+        let (name, wanted) = wanted.unzip();
+        if list.as_ref().map(|list| list.name()) != name.as_deref() && name.is_some() {
+            let node = parent.node.name().to_owned();
+            return Err(BlockdevError::Fixed { node, option: name.unwrap_or_default() });
+        }
+        let Some(list) = list else { return Ok(()) };
+        let (children, role) = (list.load().to_vec(), list.role());
+        let option = |place: usize| format!("{}.{place}", list.name());
+        let fixed = |parent: &Step, place| {
+            let (node, option) = (parent.node.name().to_owned(), option(place));
+            BlockdevError::Fixed { node, option }
+        };
+        for (place, child) in children.iter().enumerate() {
+            let then = wanted.as_ref().map(|wanted| wanted.get(place).cloned());
+            if let Some(None) = then {
+                self.hidden(&child.node()).map_or(Ok(()), Err)?;
+                if role.is_own_storage() {
+                    return Err(fixed(parent, place));
+                }
+                parent.removed.push(Arc::clone(child));
+                continue;
+            }
+            let then = then.flatten().map(NodeRefOrNull::from);
+            self.plan_child(steps, parent, (&option(place), &child.shared_edge()), then)?;
+        }
+        for (place, new) in wanted.iter().flatten().enumerate().skip(children.len()) {
+            // As of a slot: a new child is opened first.
+            let NodeRef::Name(new) = new else { return Err(fixed(parent, place)) };
+            let new = self.known_node(new)?;
+            parent.add_child(&option(place), role, Arc::clone(&new));
+            parent.added.push(new);
+        }
         Ok(())
     }
 
@@ -301,8 +365,11 @@ fn child_without_edge(
     let names: Vec<_> = names.chain(then.slots().into_iter().map(|(name, _)| name)).collect();
     let known =
         |name: &String| edges.iter().any(|edge| edge.info().name() == name) && names.contains(name);
+    // Those of a list come and go.
+    let list = now.list().or_else(|| then.list()).map(|(name, _)| format!("{name}."));
+    let is_listed = |name: &String| list.as_ref().is_some_and(|list| name.starts_with(list));
     let all = now.children().into_iter().chain(wanted).map(|(name, _)| name);
-    all.into_iter().find(|name| !known(name))
+    all.into_iter().find(|name| !is_listed(name) && !known(name))
 }
 
 /// What options say of an edge, if they tell of it.
@@ -342,11 +409,14 @@ fn co_flush_left<'a>(co: &Co<'_>, steps: &'a [Step]) -> Vec<(Left, &'a BlockNode
     let mut left = Vec::new();
     for step in steps {
         for (user, new) in &step.turns {
-            let edge = step.node.edges().iter().find(|edge| edge.user() == *user);
+            let edges = step.node.all_edges();
+            let edge = edges.iter().find(|edge| edge.user() == *user);
             let child = edge.and_then(|edge| edge.node());
             let flushed = child.map(|child| Left::co_flush(co, child));
             left.extend(flushed.map(|flushed| (flushed, &*step.node, new.is_some())));
         }
+        let removed = step.removed.iter();
+        left.extend(removed.map(|it| (Left::co_flush(co, it.node()), &*step.node, false)));
     }
     left
 }
@@ -385,16 +455,21 @@ fn turn(co: &Co<'_>, steps: &[Step], turned: &mut Turned) -> Result<(), Blockdev
         for (role, (_, child)) in step.roles.iter().zip(&step.children) {
             step.own.for_child(*role).check_writable(step.node.name(), child)?;
         }
+        let edges = step.node.all_edges();
         for (user, new) in &step.turns {
-            let edge = step.node.edges().iter().find(|edge| edge.user() == *user);
+            let edge = edges.iter().find(|edge| edge.user() == *user);
             edge.map_or(Ok(()), |edge| graph::ask_driver(&step.node, edge.info(), new.as_ref()))?;
         }
     }
-    let turns: Vec<_> = steps.iter().flat_map(|step| step.turns.iter().cloned()).collect();
+    let begin = |step: &Step| ListChange::begin(&step.node, &step.added, &step.removed);
+    let lists = steps.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
+    let turns = steps.iter().flat_map(|step| step.turns.iter().cloned());
+    let turns: Vec<_> = turns.chain(lists.iter().flat_map(ListChange::turns)).collect();
     let nodes: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
     PoolShare::once(co, || graph::lock_permits().turn(&turns, &nodes, false, turned))?;
+    lists.into_iter().for_each(ListChange::end);
     // Limits may be those of children.
-    let parents = steps.iter().filter(|step| !step.turns.is_empty());
+    let parents = steps.iter().filter(|step| step.changes_edges());
     parents.for_each(|step| step.node.look_at_limits());
     Ok(())
 }

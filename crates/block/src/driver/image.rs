@@ -1,8 +1,9 @@
 //! [`ImageFormat`]: operations on a whole image, of a driver that is a format.
 
-use std::io;
+use std::{fmt, io};
 
 use coblk_aio::Co;
+use coblk_qapi::Deferred;
 use serde_json::Value;
 
 use super::not_supported;
@@ -38,6 +39,20 @@ pub trait ImageFormat: Send + Sync {
         Err(not_supported())
     }
 
+    /// Changes properties of the image, as `qemu-img amend` does: those that `amend` names; others stay. The
+    /// length is none of them, as the layer keeps it for requests: a caller truncates the node. Takes as
+    /// long as the image is large, and ends with ECANCELED when the coroutine is not [wanted](Co::is_wanted)
+    /// any more: the image is as before then. Options that make no sense are EINVAL, with a text.
+    fn co_amend(&self, _co: &Co<'_>, _amend: Amend<'_>) -> io::Result<()> {
+        Err(not_supported())
+    }
+
+    /// Drops all that the image itself has stored: its bytes are those of the backing file then, or zeroes.
+    /// Its length and properties stay, and so do snapshots.
+    fn co_make_empty(&self, _co: &Co<'_>) -> io::Result<()> {
+        Err(not_supported())
+    }
+
     /// The image's snapshots, in the order of its table.
     fn co_snapshots(&self, _co: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
         Err(not_supported())
@@ -59,6 +74,35 @@ pub trait ImageFormat: Send + Sync {
     /// first, as the layer keeps the length for requests.
     fn co_apply_snapshot(&self, _co: &Co<'_>, _id: &str) -> io::Result<()> {
         Err(not_supported())
+    }
+}
+
+/// A change of properties of an image.
+#[non_exhaustive]
+pub struct Amend<'a> {
+    /// The properties, by the names that they have when an image is created. The format
+    /// [reads](Deferred::take) them as a type of its own.
+    pub options: Deferred,
+    /// Whether to go on where that may lose something, such as the last key of an encrypted image.
+    pub force: bool,
+    /// To be called now and then with how much is done, and how much there is to do, in any unit.
+    pub progress: &'a dyn Fn(u64, u64),
+}
+
+impl Amend<'_> {
+    /// To these properties, and not by force.
+    pub fn new(options: Deferred) -> Amend<'static> {
+        Amend { options, force: false, progress: &|_, _| () }
+    }
+}
+
+impl fmt::Debug for Amend<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Amend { options, force, .. } = self;
+        f.debug_struct("Amend")
+            .field("options", options)
+            .field("force", force)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,4 +2,4 @@
 
 mod raw;
 
-pub use raw::{Raw, RawError, RawOptions};
+pub use raw::{Raw, RawError, RawMeasureOptions, RawOptions};

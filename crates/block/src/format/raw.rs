@@ -5,16 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
+use coblk_qapi::Size;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::BlockBackend;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags};
 use crate::driver::role::ChildRole;
 use crate::graph::Child;
 use crate::graph::filter::Filter;
 use crate::graph::node::BlockNode;
-use crate::options::{DriverConfig, DriverOptions, NodeRef};
-use crate::registry::{Driver, OpenError, Opening, Reopen, Reopening};
+use crate::options::{DriverConfig, DriverOptions, NodeRef, OptionsError};
+use crate::registry::{
+    CreateError, Driver, Measure, Measures, OpenError, Opening, Reopen, Reopening,
+};
 
 /// Fixed sizes are whole sectors.
 const SECTOR_BYTES: u64 = 512;
@@ -124,6 +128,7 @@ fn check_part(child: &BlockNode, offset: u64, size: Option<u64>) -> Result<(), R
 
 /// Options of `raw`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[non_exhaustive]
 pub struct RawOptions {
     /// `file`: the child.
     pub file: NodeRef,
@@ -138,6 +143,38 @@ impl RawOptions {
     /// Options for all of a node.
     pub fn new(file: impl Into<NodeRef>) -> RawOptions {
         RawOptions { file: file.into(), offset: 0, size: None }
+    }
+
+    /// For a part of it, from `offset` bytes on: `size` bytes, or all up to the end.
+    #[must_use]
+    pub fn part(self, offset: u64, size: Option<u64>) -> RawOptions {
+        RawOptions { offset, size, ..self }
+    }
+}
+
+/// What an image in `raw` is measured by: its bytes, and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct RawMeasureOptions {
+    /// `size` in bytes, if there is no source.
+    pub size: Option<Size>,
+}
+
+impl Measures for Raw {
+    const NAME: &'static str = "raw";
+    type Options = RawMeasureOptions;
+
+    fn co_measure(
+        _: &Co<'_>,
+        options: RawMeasureOptions,
+        source: Option<&BlockBackend>,
+    ) -> Result<Measure, CreateError> {
+        let length = source.and_then(BlockBackend::node).map(|node| node.length());
+        let length = length.or(options.size.map(|Size(bytes)| bytes));
+        let length = length.ok_or_else(|| OptionsError::missing("size"))?;
+        let length = length.checked_next_multiple_of(SECTOR_BYTES);
+        let length = length.ok_or_else(|| OptionsError::invalid("size", "it is too large"))?;
+        Ok(Measure::new(length, length))
     }
 }
 

@@ -19,10 +19,10 @@ use coblk_aio::{Co, PoolShare};
 use super::change::co_flush_in_time;
 use super::turn::Turned;
 use super::{
-    Child, GraphError, Kind, UserId, co_drain_for_change, co_look_at_node, lock, lock_changes,
-    lock_permits,
+    Child, GraphError, Kind, List, MAX_CHILDREN, UserId, co_drain_for_change, co_look_at_node,
+    lock, lock_changes, lock_permits,
 };
-use crate::driver::edge::{EdgeId, EdgeInfo, NewChild};
+use crate::driver::edge::{EdgeInfo, NewChild};
 use crate::graph::Graph;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
@@ -94,7 +94,8 @@ impl BlockNode {
     /// of the edge, such as `children.2`.
     ///
     /// # Errors
-    /// If the driver has no list; else as of [`co_attach`](Self::co_attach).
+    /// If the driver has no list, or as many children as there may be; else as of
+    /// [`co_attach`](Self::co_attach).
     pub fn co_add_child(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -102,15 +103,15 @@ impl BlockNode {
     ) -> Result<String, GraphError> {
         let no_list = || GraphError::NoChildList { node: self.name().to_owned() };
         let list = self.list().ok_or_else(no_list)?;
-        let id = EdgeId(lock().new_user_id().number());
-        ask_driver(self, &list.next_info(id), Some(child))?;
+        let id = lock().new_edge_id();
+        ask_for_one_more(self, &list, &list.next_info(id, 0), child, 0)?;
         let edge = {
             let _drained = co_drain_for_change(co, self)?;
             let _change = lock_changes(co)?;
-            let info = list.next_info(id);
-            ask_driver(self, &info, Some(child))?;
-            let edge = list.push(info, self, child);
-            co_turn(co, self, id.into(), Some(child)).inspect_err(|_| _ = list.take(&edge))?;
+            let info = list.next_info(id, 0);
+            ask_for_one_more(self, &list, &info, child, 0)?;
+            let edge = List::pending(info, self);
+            co_turn(co, self, id.into(), Some(child), || list.put(Arc::clone(&edge)))?;
             edge.info().to_string()
         };
         co_settle_homes(co, child);
@@ -134,8 +135,8 @@ impl BlockNode {
             ask_driver(self, child.info(), None)?;
             let list = self.list();
             let taken = list.as_ref().and_then(|list| list.take(&child));
-            if let Err(error) = co_turn(co, self, child.id().into(), None) {
-                taken.into_iter().zip(list).for_each(|(child, list)| list.put_back(child));
+            if let Err(error) = co_turn(co, self, child.id().into(), None, || ()) {
+                taken.into_iter().zip(list).for_each(|(child, list)| list.put(child));
                 return Err(error);
             }
             child.node()
@@ -262,6 +263,20 @@ pub(crate) fn ask_driver(
     })
 }
 
+/// [`ask_driver`], for a child that comes to a list after `others`, which must not be full then.
+pub(crate) fn ask_for_one_more(
+    node: &BlockNode,
+    list: &List,
+    info: &EdgeInfo,
+    new: &Arc<BlockNode>,
+    others: u32,
+) -> Result<(), GraphError> {
+    if list.load().len() + others as usize >= MAX_CHILDREN {
+        return Err(GraphError::TooManyChildren { node: node.name().to_owned() });
+    }
+    ask_driver(node, info, Some(new))
+}
+
 /// [`co_turn`] of an edge that may be frozen if it is one of `thawed`.
 fn co_turn_thawed(
     co: &Co<'_>,
@@ -272,19 +287,20 @@ fn co_turn_thawed(
 ) -> Result<(), GraphError> {
     // Others that freeze it wait for the lock of changes.
     let reason = if thawed.contains(&edge) { lock().set_frozen(edge, None) } else { None };
-    co_turn(co, node, edge, new).inspect_err(|_| {
+    co_turn(co, node, edge, new, || ()).inspect_err(|_| {
         if reason.is_some() {
             lock().set_frozen(edge, reason);
         }
     })
 }
 
-/// Turns an edge of a drained node, under the lock of changes.
+/// Turns an edge of a drained node, under the lock of changes. Then the driver is given it, by `give`.
 fn co_turn(
     co: &Co<'_>,
     node: &Arc<BlockNode>,
     edge: UserId,
     new: Option<&Arc<BlockNode>>,
+    give: impl FnOnce(),
 ) -> Result<(), GraphError> {
     // What edges led to may go only after the lock.
     let mut turned = Turned::default();
@@ -296,6 +312,7 @@ fn co_turn(
         graph.owe_flush_above(node);
         Ok::<_, GraphError>(graph.backends_above(node))
     })?;
+    give();
     node.look_at_limits();
     co_look_at_node(co, backends);
     Ok(())

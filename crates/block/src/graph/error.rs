@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::{MAX_HEIGHT, Operation};
+use super::{MAX_CHILDREN, MAX_HEIGHT, Operation};
 use crate::driver::MAX_LENGTH;
 use crate::driver::permissions::PermissionError;
 use crate::graph::gate::WAIT_LIMIT;
@@ -186,6 +186,12 @@ pub enum GraphError {
     /// The driver has a fixed number of children.
     #[error("node '{node}' does not support adding a child")]
     NoChildList {
+        /// The node.
+        node: String,
+    },
+    /// The list has as many children as there may be.
+    #[error("node '{node}' has {MAX_CHILDREN} children, and takes no more")]
+    TooManyChildren {
         /// The node.
         node: String,
     },

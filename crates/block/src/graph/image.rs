@@ -5,11 +5,12 @@ use std::io;
 use coblk_aio::Co;
 
 use crate::driver::image::{
-    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair,
 };
 use crate::graph::node::BlockNode;
 use crate::graph::own_io::OwnIo;
 use crate::io as request_path;
+use crate::io::after_write::WriteKind;
 
 /// A format's operations on its image, for as long as this lives: a drain of the node, or of a child, waits
 /// until it is dropped. The methods are those of [`ImageFormat`], and are called in coroutines; the ones
@@ -68,6 +69,19 @@ impl Image<'_> {
         self.writable()?.co_change_backing(co, backing)
     }
 
+    /// See [`ImageFormat::co_amend`]. Changes the image.
+    pub fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
+        self.writable()?.co_amend(co, amend)
+    }
+
+    /// See [`ImageFormat::co_make_empty`]. Changes the image, and tells the [users of
+    /// changes](crate::AfterWrite). Where requests are [tracked](crate::Tracking), they wait meanwhile.
+    pub fn co_make_empty(&self, co: &Co<'_>) -> io::Result<()> {
+        let format = self.writable()?;
+        let empty = |co: &Co<'_>| format.co_make_empty(co);
+        request_path::co_change_image(self.own.path(), co, WriteKind::Empty, empty)
+    }
+
     /// See [`ImageFormat::co_snapshots`].
     pub fn co_snapshots(&self, co: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
         self.format.co_snapshots(co)
@@ -86,6 +100,8 @@ impl Image<'_> {
     /// See [`ImageFormat::co_apply_snapshot`]. Changes the image, and tells the [users of
     /// changes](crate::AfterWrite). Where requests are [tracked](crate::Tracking), they wait meanwhile.
     pub fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
-        request_path::co_apply_snapshot(self.own.path(), co, self.writable()?, id)
+        let format = self.writable()?;
+        let apply = |co: &Co<'_>| format.co_apply_snapshot(co, id);
+        request_path::co_change_image(self.own.path(), co, WriteKind::Apply, apply)
     }
 }

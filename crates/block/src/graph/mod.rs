@@ -73,13 +73,13 @@ use crate::graph::node::BlockNode;
 use crate::io::known::answers_may_have_changed;
 pub use activity::Woken;
 pub(crate) use activity::co_set_active;
-pub(crate) use attach::{Left, ask_driver};
+pub(crate) use attach::{Left, ask_driver, ask_for_one_more};
 use backends::{BackendHome, Claim};
 pub(crate) use change::{co_drain_for_change, co_look_at_node, has_no_limit, lock_changes};
 pub use drain::{DrainedAllSection, DrainedSection, drain_all};
 pub(crate) use edge::Edge;
-use edge::List;
 pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeRef};
+pub(crate) use edge::{List, MAX_CHILDREN};
 pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
@@ -356,9 +356,19 @@ impl Graph {
         ids.iter().filter_map(edge).collect()
     }
 
+    /// Whether there is an edge by this id.
+    pub(crate) fn has_edge(&self, id: EdgeId) -> bool {
+        self.users.contains_key(&id.into())
+    }
+
     /// An id for a user that is about to be made.
     fn new_user_id(&mut self) -> UserId {
         UserId(self.next_id())
+    }
+
+    /// An id for an edge that is about to be made.
+    pub(crate) fn new_edge_id(&mut self) -> EdgeId {
+        EdgeId(self.next_id())
     }
 
     fn add_user(&mut self, node: NodeId, kind: Kind, wants: Use) -> UserId {

@@ -1,5 +1,6 @@
 //! [`BlockNode`]: a driver with a name, in the graph, behind a gate.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -293,6 +294,21 @@ impl BlockNode {
         let mut edges = self.edges.clone();
         if let Some(list) = self.list() {
             edges.extend(list.load().iter().map(|child| child.shared_edge()));
+        }
+        edges
+    }
+
+    /// [`all_edges`](Self::all_edges), each by the name of the option that says where it leads: those of
+    /// the list by their places in it.
+    pub(crate) fn edges_by_option(&self) -> Vec<(Cow<'static, str>, Arc<Edge>)> {
+        let single = |edge: &Arc<Edge>| (edge.info().name().into(), Arc::clone(edge));
+        let mut edges: Vec<_> = self.edges.iter().map(single).collect();
+        if let Some(list) = self.list() {
+            let children = list.load();
+            let listed = children.iter().enumerate().map(|(place, child)| {
+                (format!("{}.{place}", list.name()).into(), child.shared_edge())
+            });
+            edges.extend(listed);
         }
         edges
     }

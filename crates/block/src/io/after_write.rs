@@ -36,6 +36,8 @@ pub enum WriteKind {
     /// By a snapshot inside of the image that was [applied](crate::Image::co_apply_snapshot): the range is
     /// all of the node.
     Apply,
+    /// By an image that was [emptied](crate::Image::co_make_empty): the range is all of the node.
+    Empty,
 }
 
 /// A user of changes, such as a dirty bitmap.

@@ -1,4 +1,4 @@
-//! A change of all bytes at once, by a snapshot inside of the image.
+//! A change of all bytes at once, by the format of the node.
 
 use std::io;
 
@@ -6,20 +6,24 @@ use coblk_aio::{Co, trace_event};
 
 use super::RequestPath;
 use super::after_write::WriteKind;
+use super::known::answers_may_have_changed;
 use super::tracked::Access;
-use crate::driver::image::ImageFormat;
 
-/// Has the format of the node take the bytes of a snapshot. Tracked requests wait; users of changes are
-/// told, also after a failure, which may have changed a part.
-pub(crate) fn co_apply_snapshot(
+/// Has the format of the node `change` its bytes. Tracked requests wait; users of changes are told, also
+/// after a failure, which may have changed a part.
+pub(crate) fn co_change_image(
     path: &RequestPath,
     co: &Co<'_>,
-    format: &dyn ImageFormat,
-    id: &str,
+    kind: WriteKind,
+    change: impl FnOnce(&Co<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    trace_event!("bdrv_snapshot_goto", node = path.name());
+    match kind {
+        WriteKind::Empty => trace_event!("bdrv_make_empty", node = path.name()),
+        _ => trace_event!("bdrv_snapshot_goto", node = path.name()),
+    }
     let _tracked = path.state.tracked.begin(co, 0..u64::MAX, Access::ExcludeAll);
-    let result = format.co_apply_snapshot(co, id);
-    path.state.wrote(0..path.length(), WriteKind::Apply, result.is_ok());
+    let result = change(co);
+    answers_may_have_changed();
+    path.state.wrote(0..path.length(), kind, result.is_ok());
     result
 }

@@ -51,7 +51,7 @@ use coblk_aio::Co;
 
 pub(crate) use discard::co_pdiscard;
 pub(crate) use flush::{co_flush, co_flush_own};
-pub(crate) use image::co_apply_snapshot;
+pub(crate) use image::co_change_image;
 pub(crate) use path::RequestPath;
 pub(crate) use read::{co_preadv, co_preadv_blocks, co_preadv_held};
 pub(crate) use snapshot::{co_snapshot_block_status, co_snapshot_pdiscard, co_snapshot_preadv};

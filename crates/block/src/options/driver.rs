@@ -1,6 +1,7 @@
 //! [`DriverConfig`]: which driver a node has, and that driver's own options.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use super::{NodeRef, NodeRefOrNull, TAG};
 /// The options of a driver: a struct of its own; derive `Deserialize` and `Serialize`, see
 /// [`coblk_qapi`].
 ///
-/// A member that is a node is a [`NodeRef`], and one of a [slot](crate::ChildSlot) an `Option` of a
-/// [`NodeRefOrNull`]; both are visited.
+/// A member that is a node is a [`NodeRef`], one of a [slot](crate::ChildSlot) an `Option` of a
+/// [`NodeRefOrNull`], and one of a [list](crate::ChildList) a `Vec` of `NodeRef`s; all are visited.
 ///
 /// ```
 /// use coblk_block::options::{DriverOptions, NodeRef, NodeRefOrNull};
@@ -46,6 +47,11 @@ pub trait DriverOptions:
     /// Calls `visit` with each option that says which child a slot has, also where it is left out. Its
     /// name is that of the slot. A reopen fills and empties these slots.
     fn visit_slots(&mut self, _visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {}
+
+    /// Calls `visit` with the option that has the children of the driver's
+    /// [list](crate::Opening::co_list), also where it is empty. Its name is that of the list. A reopen
+    /// changes, adds and removes these children.
+    fn visit_list(&mut self, _visit: &mut dyn FnMut(&str, &mut Vec<NodeRef>)) {}
 }
 
 /// Options of any driver.
@@ -53,9 +59,10 @@ pub(crate) trait AnyOptions: Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn is_equal(&self, other: &dyn AnyOptions) -> bool;
     fn duplicate(&self) -> Arc<dyn AnyOptions>;
-    /// With the children that slots have.
+    /// With the children that slots have, and those of the list, such as `children.0`.
     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef));
     fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>));
+    fn visit_list(&mut self, visit: &mut dyn FnMut(&str, &mut Vec<NodeRef>));
     /// As they are written.
     fn members(&self) -> Result<Map<String, Value>, serde_json::Error>;
 }
@@ -80,6 +87,15 @@ impl<T: DriverOptions> AnyOptions for T {
                 visit(name, child);
             }
         });
+        DriverOptions::visit_list(self, &mut |name, list| {
+            for (place, child) in list.iter_mut().enumerate() {
+                visit(&format!("{name}.{place}"), child);
+            }
+        });
+    }
+
+    fn visit_list(&mut self, visit: &mut dyn FnMut(&str, &mut Vec<NodeRef>)) {
+        DriverOptions::visit_list(self, visit);
     }
 
     fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
@@ -160,6 +176,12 @@ impl DriverConfig {
         }
     }
 
+    fn visit_list(&mut self, visit: &mut dyn FnMut(&str, &mut Vec<NodeRef>)) {
+        if let Some(options) = self.typed_mut() {
+            options.visit_list(visit);
+        }
+    }
+
     /// The children, by the names of their options.
     pub(crate) fn children(&self) -> Vec<(String, NodeRef)> {
         let mut children = Vec::new();
@@ -185,10 +207,22 @@ impl DriverConfig {
         });
     }
 
-    /// Puts another node in the place of a child.
-    pub(crate) fn set_child(&mut self, name: &str, new: &NodeRef) {
-        self.visit_children(&mut |child_name, child| {
-            if child_name == name {
+    /// The children of the list, by the name of its option, if there is a list.
+    pub(crate) fn list(&self) -> Option<(String, Vec<NodeRef>)> {
+        let mut found = None;
+        self.clone().visit_list(&mut |name, list| found = Some((name.to_owned(), list.clone())));
+        found
+    }
+
+    /// Says which children the list has.
+    pub(crate) fn set_list(&mut self, new: &[NodeRef]) {
+        self.visit_list(&mut |_, list| *list = new.to_vec());
+    }
+
+    /// Puts other nodes in the place of children, by the names of their options.
+    pub(crate) fn set_children(&mut self, new: &BTreeMap<String, NodeRef>) {
+        self.visit_children(&mut |name, child| {
+            if let Some(new) = new.get(name) {
                 child.clone_from(new);
             }
         });
@@ -214,6 +248,7 @@ impl DriverConfig {
     fn members_without_children(&self) -> Result<Map<String, Value>, serde_json::Error> {
         let mut config = self.clone();
         config.visit_slots(&mut |_, slot| *slot = None);
+        config.visit_list(&mut |_, list| list.clear());
         config.visit_children(&mut |_, child| *child = NodeRef::Name(String::new()));
         config.members()
     }

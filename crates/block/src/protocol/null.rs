@@ -19,13 +19,23 @@ pub struct Null {
     read_zeroes: bool,
     deferred: bool,
     latency: Duration,
+    /// What the options make of the end of a request. Called last, it takes the place of its caller on the
+    /// stack: a request that completes at once saves no registers for those that wait, and a switch of
+    /// stacks in those has no frame more around it, whose return the processor would mispredict.
+    finish: fn(&Null, &Co<'_>) -> io::Result<()>,
 }
 
 impl Null {
     /// Makes a device of `size_bytes` whose requests complete at once (`null-co`). Reads leave the
     /// buffer as it is, for measurements within the process; an export fills its buffers first.
     pub fn new(size_bytes: u64) -> Null {
-        Null { size_bytes, read_zeroes: false, deferred: false, latency: Duration::ZERO }
+        Null {
+            size_bytes,
+            read_zeroes: false,
+            deferred: false,
+            latency: Duration::ZERO,
+            finish: Null::at_once,
+        }
     }
 
     /// Sets whether reads fill the buffer with zeroes.
@@ -35,23 +45,42 @@ impl Null {
 
     /// Sets whether requests suspend, and complete from a bottom half (`null-aio`).
     pub fn deferred(self, deferred: bool) -> Null {
-        Null { deferred, ..self }
+        Null { deferred, ..self }.with_finish()
     }
 
     /// Sets how long a request takes, at least, in nanoseconds; a timer of the context makes it
     /// wait.
     pub fn latency_ns(self, latency_ns: u64) -> Null {
-        Null { latency: Duration::from_nanos(latency_ns), ..self }
+        Null { latency: Duration::from_nanos(latency_ns), ..self }.with_finish()
     }
 
-    #[inline]
-    fn finish(&self, co: &Co<'_>) -> io::Result<()> {
-        if !self.latency.is_zero() {
-            co.sleep(self.latency);
-        } else if self.deferred {
-            co.yield_now();
-        }
+    fn with_finish(self) -> Null {
+        let finish: fn(&Null, &Co<'_>) -> io::Result<()> = match (self.latency, self.deferred) {
+            (Duration::ZERO, false) => Null::at_once,
+            (Duration::ZERO, true) => Null::in_next_turn,
+            _ => Null::after_latency,
+        };
+        Null { finish, ..self }
+    }
+
+    fn at_once(&self, _co: &Co<'_>) -> io::Result<()> {
         Ok(())
+    }
+
+    fn in_next_turn(&self, co: &Co<'_>) -> io::Result<()> {
+        co.yield_now();
+        Ok(())
+    }
+
+    fn after_latency(&self, co: &Co<'_>) -> io::Result<()> {
+        co.sleep(self.latency);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn read_zeroes_to(&self, co: &Co<'_>, target: &mut IoVectorMut<'_>) -> io::Result<()> {
+        target.fill_from(0, 0);
+        (self.finish)(self, co)
     }
 }
 
@@ -80,10 +109,7 @@ impl BlockDriver for Null {
         target: &mut IoVectorMut<'_>,
         _flags: ReadFlags,
     ) -> io::Result<()> {
-        if self.read_zeroes {
-            target.fill_from(0, 0);
-        }
-        self.finish(co)
+        if self.read_zeroes { self.read_zeroes_to(co, target) } else { (self.finish)(self, co) }
     }
 
     fn co_pwritev(
@@ -93,11 +119,11 @@ impl BlockDriver for Null {
         _source: &IoVector<'_>,
         _flags: WriteFlags,
     ) -> io::Result<()> {
-        self.finish(co)
+        (self.finish)(self, co)
     }
 
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        self.finish(co)
+        (self.finish)(self, co)
     }
 
     fn co_pwrite_zeroes(
@@ -107,7 +133,7 @@ impl BlockDriver for Null {
         _bytes: u64,
         _flags: ZeroFlags,
     ) -> io::Result<()> {
-        self.finish(co)
+        (self.finish)(self, co)
     }
 
     fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
@@ -126,6 +152,7 @@ impl BlockDriver for Null {
 /// Options of `null-co` and `null-aio`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct NullOptions {
     /// `size` in bytes; 1 GiB by default.
     pub size: u64,
@@ -138,6 +165,26 @@ pub struct NullOptions {
 impl Default for NullOptions {
     fn default() -> NullOptions {
         NullOptions { size: 1 << 30, read_zeroes: false, latency_ns: 0 }
+    }
+}
+
+impl NullOptions {
+    /// The same with so many bytes.
+    #[must_use]
+    pub fn size(self, size: u64) -> NullOptions {
+        NullOptions { size, ..self }
+    }
+
+    /// The same, and reads fill the buffer if `read_zeroes`.
+    #[must_use]
+    pub fn read_zeroes(self, read_zeroes: bool) -> NullOptions {
+        NullOptions { read_zeroes, ..self }
+    }
+
+    /// The same with requests that take so many nanoseconds.
+    #[must_use]
+    pub fn latency_ns(self, latency_ns: u64) -> NullOptions {
+        NullOptions { latency_ns, ..self }
     }
 }
 

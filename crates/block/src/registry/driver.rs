@@ -1,6 +1,6 @@
 //! [`Driver`]: a driver's names, options, opening and reopen, in one place.
 
-use super::{OpenError, Opening, Reopening};
+use super::{EventType, OpenError, Opening, Reopening};
 use crate::driver::BlockDriver;
 use crate::options::DriverOptions;
 
@@ -21,6 +21,9 @@ pub trait Driver: BlockDriver + Sized {
     /// another value is refused, naming the option. Children are not among them: another node may take the
     /// place of a child of any driver, unless the child is the driver's own storage.
     const CHANGEABLE: &'static [&'static str] = &[];
+
+    /// The events that it tells of its nodes ([`Opening::events`]), for `query-qmp-schema`.
+    const EVENTS: &'static [EventType] = &[];
 
     /// Its own options.
     type Options: DriverOptions;

@@ -1,6 +1,7 @@
 //! [`Drivers`]: the drivers that options can name, and what each makes of its options.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,10 +12,15 @@ use coblk_qapi::{Deferred, Error, Schema};
 use serde_json::{Map, Value};
 
 use super::creates::{Creator, creator};
-use super::{CreateError, Creates, Driver, OpenError, Opening, Reopen, Reopening};
+use super::measures::{Measurer, measurer};
+use super::{
+    CreateError, Creates, Driver, EventType, Measure, Measures, OpenError, Opening, Reopen,
+    Reopening,
+};
+use crate::backend::BlockBackend;
 use crate::driver::BlockDriver;
 use crate::graph::node::BlockNode;
-use crate::graph::{GraphError, MAX_HEIGHT};
+use crate::graph::{GraphError, MAX_CHILDREN, MAX_HEIGHT};
 use crate::options::{self, AnyOptions, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG};
 
 /// A driver, whatever its type and that of its options.
@@ -26,6 +32,8 @@ pub(crate) trait Factory: Send + Sync {
     fn schema(&self) -> Result<Schema, Error>;
 
     fn changeable(&self) -> &'static [&'static str];
+
+    fn events(&self) -> &'static [EventType];
 
     fn co_open(
         &self,
@@ -85,6 +93,10 @@ impl<D: Driver> Factory for Typed<D> {
         D::CHANGEABLE
     }
 
+    fn events(&self) -> &'static [EventType] {
+        D::EVENTS
+    }
+
     fn co_open(
         &self,
         opening: &Opening<'_, '_>,
@@ -105,6 +117,30 @@ impl<D: Driver> Factory for Typed<D> {
     }
 }
 
+/// The driver that options name, whose own options are left.
+fn take_named<'a, T: ?Sized>(
+    drivers: &'a BTreeMap<&'static str, Arc<T>>,
+    options: &mut Map<String, Value>,
+) -> Result<&'a T, Error> {
+    let name = match options.remove(TAG) {
+        None => return Err(Error::missing(TAG)),
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(Error::invalid(TAG, "it is no string")),
+    };
+    let names = || drivers.keys().copied().collect::<Vec<_>>();
+    let found = drivers.get(&*name).map(|driver| &**driver);
+    found.ok_or_else(|| Error::not_accepted(TAG, &name, &names()))
+}
+
+/// The name of an option, such as `children.0`, as messages have it where the child was written so.
+fn in_notation<'a>(option: &'a str, child: &OwnOptions) -> Cow<'a, str> {
+    let is_json = matches!(child, OwnOptions::Written(own) if !own.is_keyval());
+    match option.split_once('.').filter(|_| is_json) {
+        Some((list, place)) => format!("{list}[{place}]").into(),
+        None => option.into(),
+    }
+}
+
 /// A set of drivers by their names, which a program can open.
 ///
 /// [`drivers`](crate::drivers()) makes the set of this crate; a program adds its own.
@@ -122,6 +158,8 @@ pub struct Drivers {
     factories: BTreeMap<&'static str, Arc<dyn Factory>>,
     /// Those that make images.
     creators: BTreeMap<&'static str, Arc<dyn Creator>>,
+    /// Those that say beforehand how long they will be.
+    measurers: BTreeMap<&'static str, Arc<dyn Measurer>>,
 }
 
 impl fmt::Debug for Drivers {
@@ -173,16 +211,33 @@ impl Drivers {
         co: &Co<'_>,
         mut options: Map<String, Value>,
     ) -> Result<(), CreateError> {
-        let name = match options.remove(TAG) {
-            None => return Err(Error::missing(TAG).into()),
-            Some(Value::String(name)) => name,
-            Some(_) => return Err(Error::invalid(TAG, "it is no string").into()),
-        };
-        let creator = self.creators.get(&*name).ok_or_else(|| {
-            let names: Vec<_> = self.creators.keys().copied().collect();
-            Error::not_accepted(TAG, &name, &names)
-        })?;
+        let creator = take_named(&self.creators, &mut options)?;
         creator.co_create(co, Deferred::new(options))
+    }
+
+    /// Adds a driver that measures images.
+    ///
+    /// # Panics
+    /// If another one has its name already.
+    pub fn add_measures<M: Measures>(&mut self) {
+        let previous = self.measurers.insert(M::NAME, Arc::new(measurer::<M>()));
+        assert!(previous.is_none(), "two drivers measure '{}'", M::NAME);
+    }
+
+    /// Says how many bytes an image would have, as `qemu-img measure` does: the member `driver` of `options`
+    /// says of which driver, the others are that driver's. It is to have what `source` has, or to be empty.
+    ///
+    /// # Errors
+    /// If no driver of this name measures images, and which parameter is wrong, in QEMU's words. If the
+    /// driver fails.
+    pub fn co_measure(
+        &self,
+        co: &Co<'_>,
+        mut options: Map<String, Value>,
+        source: Option<&BlockBackend>,
+    ) -> Result<Measure, CreateError> {
+        let measurer = take_named(&self.measurers, &mut options)?;
+        measurer.co_measure(co, Deferred::new(options), source)
     }
 
     pub(crate) fn factory(&self, name: &str) -> Result<&dyn Factory, OptionsError> {
@@ -207,11 +262,17 @@ impl Drivers {
             return Err(Error::other(GraphError::too_high(node)));
         }
         self.read_own(options)?;
+        if let Some((name, list)) = options.driver.list()
+            && list.len() > MAX_CHILDREN
+        {
+            return Err(Error::invalid(&name, format!("more than {MAX_CHILDREN} children")));
+        }
         let mut result = Ok(());
         options.driver.visit_children(&mut |name, child| {
             if let (NodeRef::Options(child), Ok(())) = (child, &result) {
                 let child = Arc::make_mut(child);
-                result = self.read(child, depth + 1).map_err(|error| error.within(name));
+                let name = in_notation(name, &child.driver.own);
+                result = self.read(child, depth + 1).map_err(|error| error.within(&name));
             }
         });
         result
@@ -231,6 +292,25 @@ impl Drivers {
                 Ok(())
             }
         }
+    }
+
+    /// The events that these drivers tell, by name, with what each tells.
+    ///
+    /// # Errors
+    /// If the schema of one cannot be found by reading its type: what went wrong. If two drivers tell events
+    /// of one name with other members.
+    pub fn events(&self) -> Result<BTreeMap<&'static str, Schema>, Error> {
+        let mut events = BTreeMap::new();
+        for event in self.factories.values().flat_map(|factory| factory.events()) {
+            let schema = event.schema()?;
+            let known = events.entry(event.name()).or_insert_with(|| schema.clone());
+            if *known != schema {
+                let text =
+                    format!("two drivers tell '{}', and not with the same data", event.name());
+                return Err(Error::other(text));
+            }
+        }
+        Ok(events)
     }
 
     /// The schema of `blockdev-add`: options of a node of any of these drivers.

@@ -7,6 +7,7 @@
 //! opening.rs    Opening: what a driver is given to open a node
 //! reopening.rs  Reopening: what it is given to change one
 //! names.rs      Registry: the nodes that there are, by name, and objects that options name
+//! measures.rs   Measures: how long an image would be
 //! event.rs      DriverEvent, EventSink: what a driver tells of its node later
 //! inherited.rs  what a node is told by its options, and by its parent's
 //! ```
@@ -17,6 +18,7 @@ mod drivers;
 mod error;
 mod event;
 mod inherited;
+mod measures;
 mod names;
 mod object;
 mod opening;
@@ -26,9 +28,10 @@ pub use creates::{CreateError, Creates};
 pub use driver::{Driver, Reopen};
 pub use drivers::Drivers;
 pub use error::{BlockdevError, OpenError};
-pub use event::{DriverEvent, EventSink};
+pub use event::{DriverEvent, EventData, EventSink, EventType};
 pub(crate) use inherited::Inherited;
 pub use inherited::NodeMode;
+pub use measures::{Measure, Measures};
 pub(crate) use names::{Entry, Names, Registry, Reserved};
 pub use object::NamedObject;
 pub use opening::Opening;

@@ -178,13 +178,13 @@ impl Registry {
     /// An edge to the node called `node`, which cannot be closed while the edge lives.
     pub(crate) fn child(
         &self,
-        name: &'static str,
+        (name, index): (&'static str, Option<u32>),
         role: ChildRole,
         node: &str,
     ) -> Result<Child, BlockdevError> {
         // Under the lock that closing takes to look for users.
         let names = self.names();
-        Ok(Child::new(name, role, names.find(node)?))
+        Ok(Child::make(name, index, role, names.find(node)?))
     }
 
     pub(crate) fn add_object<T: NamedObject>(
@@ -227,7 +227,7 @@ impl Registry {
 pub(super) struct Level<'a> {
     pub(super) options: Arc<NodeOptions>,
     own_options: Arc<dyn AnyOptions>,
-    factory: &'a dyn Factory,
+    pub(super) factory: &'a dyn Factory,
     pub(super) reserved: Reserved<'a>,
     pub(super) own: Inherited,
 }

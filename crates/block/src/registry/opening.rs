@@ -1,20 +1,22 @@
 //! [`Opening`]: a node that is being opened from options.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
-use super::{BlockdevError, EventSink, Inherited, NamedObject, NodeMode, OpenError, Registry};
-use crate::driver::edge::EdgeId;
+use super::{
+    BlockdevError, EventSink, EventType, Inherited, NamedObject, NodeMode, OpenError, Registry,
+};
+use crate::driver::edge::{EdgeId, ListId};
 use crate::driver::permissions::PermissionError;
 use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child, ChildSlot, GraphError, MAX_HEIGHT};
+use crate::graph::{self, Child, ChildList, ChildSlot, GraphError, MAX_CHILDREN, MAX_HEIGHT};
 use crate::options::NodeRef;
 
 /// A node that is being opened, as its driver sees it.
@@ -24,10 +26,13 @@ pub struct Opening<'a, 'co> {
     name: &'a str,
     driver: &'a str,
     own: Inherited,
+    declared: &'static [EventType],
     is_active: bool,
     depth: usize,
     /// The edges that the driver was given, with their names.
     edges: RefCell<Vec<(EdgeId, &'static str)>>,
+    /// The list of children that it was given.
+    list: Cell<Option<(ListId, &'static str)>>,
     /// The nodes that were opened for it.
     opened: RefCell<Vec<Arc<BlockNode>>>,
 }
@@ -45,9 +50,11 @@ impl<'a, 'co> Opening<'a, 'co> {
             name: &level.reserved.name,
             driver: level.options.driver.name(),
             own: level.own,
+            declared: level.factory.events(),
             is_active: level.options.active.unwrap_or(true),
             depth,
             edges: RefCell::default(),
+            list: Cell::default(),
             opened: RefCell::default(),
         }
     }
@@ -104,9 +111,44 @@ impl<'a, 'co> Opening<'a, 'co> {
         role: ChildRole,
         node: &NodeRef,
     ) -> Result<Child, OpenError> {
+        self.check_asked_once(name)?;
+        let child = self.co_edge((name, None), role, node)?;
+        self.edges.borrow_mut().push((child.id(), name));
+        Ok(child)
+    }
+
+    /// Opens, or finds, the children of a list, and makes the driver's edges to them. `name` is that of the
+    /// option, and their names are `children.0` and so on if it is `children`. A driver has one list at most.
+    ///
+    /// # Errors
+    /// As of [`co_child`](Self::co_child); if there are more than 1024.
+    pub fn co_list(
+        &self,
+        name: &'static str,
+        role: ChildRole,
+        nodes: &[NodeRef],
+    ) -> Result<ChildList, OpenError> {
+        self.begin_list(name, nodes)?;
+        let mut children = Vec::with_capacity(nodes.len());
+        for (node, index) in nodes.iter().zip(0..) {
+            children.push(self.co_edge((name, Some(index)), role, node)?);
+        }
+        let list = ChildList::of(name, role, children);
+        self.list.set(Some((list.id(), name)));
+        Ok(list)
+    }
+
+    /// An edge of this name, with its number if it is one of a list.
+    #[inline]
+    fn co_edge(
+        &self,
+        name: (&'static str, Option<u32>),
+        role: ChildRole,
+        node: &NodeRef,
+    ) -> Result<Child, OpenError> {
         // Chains nest, and each level is on the stack: what children do not need stays in its own function.
         let wanted = self.own.for_child(role);
-        self.begin_child(name, node)?;
+        self.check_depth(node)?;
         match node {
             NodeRef::Name(node) => self.end_child(self.named_child(name, role, node)?, wanted),
             NodeRef::Options(options) => {
@@ -143,16 +185,29 @@ impl<'a, 'co> Opening<'a, 'co> {
         Ok(slot)
     }
 
+    #[inline(never)]
     fn check_asked_once(&self, name: &str) -> Result<(), OpenError> {
-        match self.edges.borrow().iter().any(|(_, known)| *known == name) {
+        let list = self.list.get().filter(|(_, known)| *known == name);
+        match list.is_some() || self.edges.borrow().iter().any(|(_, known)| *known == name) {
             true => Err(OpenError::broken(format!("asks twice for its child '{name}'"))),
             false => Ok(()),
         }
     }
 
     #[inline(never)]
-    fn begin_child(&self, name: &str, node: &NodeRef) -> Result<(), OpenError> {
+    fn begin_list(&self, name: &str, nodes: &[NodeRef]) -> Result<(), OpenError> {
         self.check_asked_once(name)?;
+        if self.list.get().is_some() {
+            return Err(OpenError::broken("asks for two lists of children"));
+        }
+        match nodes.len() > MAX_CHILDREN {
+            true => Err(OpenError::option(name, format!("more than {MAX_CHILDREN} children"))),
+            false => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn check_depth(&self, node: &NodeRef) -> Result<(), OpenError> {
         // A chain of images that name each other may have no end.
         if self.depth >= MAX_HEIGHT && matches!(node, NodeRef::Options(_)) {
             return Err(GraphError::too_high(self.name).into());
@@ -163,7 +218,7 @@ impl<'a, 'co> Opening<'a, 'co> {
     #[inline(never)]
     fn named_child(
         &self,
-        name: &'static str,
+        name: (&'static str, Option<u32>),
         role: ChildRole,
         node: &str,
     ) -> Result<Child, OpenError> {
@@ -171,9 +226,14 @@ impl<'a, 'co> Opening<'a, 'co> {
     }
 
     #[inline(never)]
-    fn new_child(&self, name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
+    fn new_child(
+        &self,
+        (name, index): (&'static str, Option<u32>),
+        role: ChildRole,
+        node: Arc<BlockNode>,
+    ) -> Child {
         self.opened.borrow_mut().push(Arc::clone(&node));
-        Child::new(name, role, node)
+        Child::make(name, index, role, node)
     }
 
     #[inline(never)]
@@ -187,7 +247,6 @@ impl<'a, 'co> Opening<'a, 'co> {
             let (node, user) = (node.name().to_owned(), format!("node '{}'", self.name));
             return Err(BlockdevError::from(PermissionError::Inactive { node, user }).into());
         }
-        self.edges.borrow_mut().push((child.id(), child.name()));
         Ok(child)
     }
 
@@ -201,7 +260,7 @@ impl<'a, 'co> Opening<'a, 'co> {
 
     /// Where the driver tells what happens to the node, at any time and from any thread.
     pub fn events(&self) -> EventSink {
-        self.registry.events.sink(self.name)
+        self.registry.events.sink(self.name, self.declared)
     }
 
     /// That a driver is what it was to be.
@@ -225,7 +284,30 @@ impl<'a, 'co> Opening<'a, 'co> {
                 )));
             }
         }
-        Ok(())
+        let given = self.list.get().map(|(id, _)| id);
+        if driver.child_list().is_some_and(|list| given != Some(list)) {
+            return Err(OpenError::broken("has a list of children that it was not given"));
+        }
+        self.check_listed(driver, &seen)
+    }
+
+    /// That it lists the edges that it keeps: no drain and no check for loops would know of others.
+    fn check_listed(
+        &self,
+        driver: &dyn BlockDriver,
+        listed: &BTreeSet<EdgeId>,
+    ) -> Result<(), OpenError> {
+        let (edges, graph) = (self.edges.borrow(), graph::lock());
+        let single = edges.iter().find(|(id, _)| !listed.contains(id) && graph.has_edge(*id));
+        let list = self.list.get().filter(|(id, _)| {
+            driver.child_list() != Some(*id) && graph.list(*id).strong_count() > 0
+        });
+        match single.map(|(_, name)| *name).or(list.map(|(_, name)| name)) {
+            Some(name) => {
+                Err(OpenError::broken(format!("keeps its child '{name}', and does not list it")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Closes what was opened for it, and it does not have.

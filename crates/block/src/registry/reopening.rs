@@ -1,5 +1,6 @@
 //! [`Reopening`]: a node that is about to get other options.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use coblk_aio::Co;
@@ -13,7 +14,7 @@ pub struct Reopening<'a, 'co> {
     co: &'a Co<'co>,
     name: &'a str,
     own: Inherited,
-    children: &'a [(&'static str, Arc<BlockNode>)],
+    children: &'a [(Cow<'static, str>, Arc<BlockNode>)],
 }
 
 impl<'a, 'co> Reopening<'a, 'co> {
@@ -22,7 +23,7 @@ impl<'a, 'co> Reopening<'a, 'co> {
         co: &'a Co<'co>,
         name: &'a str,
         own: Inherited,
-        children: &'a [(&'static str, Arc<BlockNode>)],
+        children: &'a [(Cow<'static, str>, Arc<BlockNode>)],
     ) -> Reopening<'a, 'co> {
         Reopening { registry, co, name, own, children }
     }
@@ -42,7 +43,7 @@ impl<'a, 'co> Reopening<'a, 'co> {
         self.own.mode()
     }
 
-    /// The node that the edge of this name will lead to.
+    /// The node that the edge of this name will lead to. Those of a list go by their places: `children.0`.
     pub fn child(&self, name: &str) -> Option<&'a Arc<BlockNode>> {
         self.children.iter().find(|(edge, _)| *edge == name).map(|(_, node)| node)
     }

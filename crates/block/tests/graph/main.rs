@@ -5,6 +5,7 @@ mod drain;
 mod freeze;
 mod height;
 mod load;
+mod loops;
 mod media;
 mod movable;
 mod permissions;

@@ -8,9 +8,9 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::drivers::Null;
 use coblk_block::options::{DriverConfig, DriverOptions, NodeOptions, NodeRef, NodeRefOrNull};
 use coblk_block::{
-    BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildRole, ChildSlot, Driver, EdgeId,
-    EdgeInfo, NamedObject, NewChild, NodeMode, OpenError, Opening, ReadFlags, Reopen, Reopening,
-    WriteFlags,
+    BlockDriver, BlockLimits, BlockNode, Blockdevs, Child, ChildList, ChildRole, ChildSlot, Driver,
+    EdgeId, EdgeInfo, ListId, NamedObject, NewChild, NodeMode, OpenError, Opening, ReadFlags,
+    Reopen, Reopening, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,12 @@ pub enum Lie {
     Child,
     /// The same name for two children.
     Twice,
+    /// It does not list the child that it keeps.
+    Unlisted,
+    /// A list of children that was made by hand.
+    List,
+    /// It does not list the list that it keeps.
+    UnlistedList,
     Length,
 }
 
@@ -146,7 +152,12 @@ impl Script {
         let slot = || opening.co_slot("backing", ChildRole::COW, backing);
         let slot = self.slot.then(slot).transpose()?;
         let counter = self.counter.as_deref().map(|id| opening.object(id)).transpose()?;
-        Ok(Scripted { children, slot, lie: self.lie, alignment: 1.into(), counter })
+        let list = match self.lie {
+            Lie::List => Some(ChildList::new("list", ChildRole::DATA, vec![])),
+            Lie::UnlistedList => Some(opening.co_list("list", ChildRole::DATA, &[])?),
+            _ => None,
+        };
+        Ok(Scripted { children, list, slot, lie: self.lie, alignment: 1.into(), counter })
     }
 
     /// What it names: without a driver, one of this kind again.
@@ -163,6 +174,7 @@ impl Script {
 pub struct Scripted {
     children: Vec<Child>,
     slot: Option<ChildSlot>,
+    list: Option<ChildList>,
     lie: Lie,
     alignment: AtomicU32,
     counter: Option<Arc<Counter>>,
@@ -248,7 +260,14 @@ impl BlockDriver for Scripted {
         Ok(())
     }
 
+    fn child_list(&self) -> Option<ListId> {
+        self.list.as_ref().filter(|_| self.lie != Lie::UnlistedList).map(ChildList::id)
+    }
+
     fn children(&self) -> Vec<EdgeId> {
+        if self.lie == Lie::Unlisted {
+            return Vec::new();
+        }
         self.children.iter().map(Child::id).chain(self.slot.iter().map(ChildSlot::id)).collect()
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Control {
     scheduled_by: Cell<Option<&'static str>>,
     /// Handles. So wide that no loop that forgets handles lives to see it overflow.
     references: Cell<u64>,
+    /// The coroutine that resumed it last, or null.
+    resumer: Cell<*const Control>,
     woken: WakeQueue,
 
     // Touched once or twice a run.
@@ -89,6 +91,7 @@ impl Control {
             unwinding: Cell::new(Unwinding::No),
             has_left_work: Cell::new(false),
             references: Cell::new(0),
+            resumer: Cell::new(ptr::null()),
             scheduled_by: Cell::new(None),
             woken: WakeQueue::new(),
             next: Cell::new(ptr::null()),
@@ -191,6 +194,12 @@ impl Control {
         self.state.get()
     }
 
+    /// Whether it has terminated, and no scheduler means to resume it all the same.
+    #[inline]
+    pub(crate) fn is_done(&self) -> bool {
+        self.state.get() == CoroutineState::Terminated && self.scheduled_by.get().is_none()
+    }
+
     #[inline]
     pub(crate) fn set_state(&self, state: CoroutineState) {
         self.state.set(state);
@@ -213,6 +222,16 @@ impl Control {
     #[inline]
     pub(crate) fn set_references(&self, references: u64) {
         self.references.set(references);
+    }
+
+    #[inline]
+    pub(crate) fn resumer(&self) -> *const Control {
+        self.resumer.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_resumer(&self, resumer: *const Control) {
+        self.resumer.set(resumer);
     }
 
     #[inline]

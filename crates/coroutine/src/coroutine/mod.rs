@@ -18,6 +18,7 @@ mod wake_queue;
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::thread;
@@ -349,7 +350,7 @@ impl Coroutine {
             control.set_references(control.references() - 1);
             return None;
         }
-        if control.state() != CoroutineState::Terminated || control.scheduled_by().is_some() {
+        if !control.is_done() {
             return self.give_up_unended();
         }
         // SAFETY: this is the last handle, and the coroutine has terminated.
@@ -394,16 +395,31 @@ impl Drop for Coroutine {
         if control.references() > 1 {
             control.set_references(control.references() - 1);
         } else {
-            self.drop_last();
+            Coroutine::drop_last(self.control);
         }
     }
 }
 
 impl Coroutine {
+    /// Drops the last handle.
     #[inline(never)]
-    fn drop_last(&self) {
+    fn drop_last(control: NonNull<Control>) {
+        // SAFETY: the last handle keeps the block, and goes away here.
+        let block = unsafe { control.as_ref() };
+        if block.is_done() {
+            // SAFETY: this was the last handle, and the coroutine has terminated.
+            unsafe { pool::release(control) };
+        } else {
+            Coroutine::drop_unended(control);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_unended(control: NonNull<Control>) {
+        let last = ManuallyDrop::new(Coroutine { control });
         // While the thread is already panicking, another panic from a destructor would abort.
-        if let Some(payload) = self.give_up()
+        if let Some(payload) = last.give_up_unended()
             && !thread::panicking()
         {
             resume_unwind(payload);

@@ -142,16 +142,10 @@ pub(crate) fn acquire() -> io::Result<(NonNull<Control>, u64)> {
 /// Its coroutine has terminated, and no pointer to it is left.
 #[inline]
 pub(crate) unsafe fn release(control: NonNull<Control>) {
-    LOCAL.with(|local| {
-        if local.room.get() == 0 {
-            local.make_room();
-        }
-        if local.room.get() > 0 {
-            local.push(control);
-        } else {
-            // SAFETY: by the caller.
-            unsafe { Control::free(control) };
-        }
+    LOCAL.with(|local| match local.room.get() {
+        // SAFETY: by the caller.
+        0 => unsafe { local.release_to_full(control) },
+        _ => local.push(control),
     });
 }
 
@@ -217,6 +211,22 @@ impl Local {
         self.room.set(self.room.get() - 1);
     }
 
+    /// Takes back a block when there is no room in the list.
+    ///
+    /// # Safety
+    /// As [`release`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn release_to_full(&self, control: NonNull<Control>) {
+        self.make_room();
+        if self.room.get() > 0 {
+            self.push(control);
+        } else {
+            // SAFETY: by the caller.
+            unsafe { Control::free(control) };
+        }
+    }
+
     /// A block, when the list is empty: from the spare batch, the pool of the process, or newly
     /// made.
     #[cold]
@@ -240,8 +250,6 @@ impl Local {
 
     /// Sets a full list aside, and the batch that was set aside before, if any, into the pool of
     /// the process. Does nothing when the thread is ending.
-    #[cold]
-    #[inline(never)]
     fn make_room(&self) {
         if self.head.get().is_null() {
             return;

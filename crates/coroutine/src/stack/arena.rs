@@ -14,7 +14,8 @@
 //!
 //! In a process that locks its future memory (`mlockall`), a chunk that could be written to would
 //! have memory behind all of it. So a chunk begins without access, is unlocked, and becomes
-//! writable place by place; a place is then locked page by page as it is touched.
+//! writable a few places at a time, for each time is a system call; a place is then locked page by
+//! page as it is touched.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -27,6 +28,9 @@ use super::{Stack, page_bytes};
 /// Address space of the first chunk. Each further one is twice as large, up to the maximum.
 const FIRST_CHUNK_BYTES: usize = 256 << 20;
 const MAX_CHUNK_BYTES: usize = 32 << 30;
+/// How much becomes writable at once, at most: strict accounting of memory counts it, and `mlockall`
+/// fills it.
+const MAX_STEP_BYTES: usize = 16 << 20;
 
 /// Stacks of one size.
 pub(super) struct Arena {
@@ -47,6 +51,8 @@ struct State {
     /// The part of the newest chunk that has never been used.
     fresh: *mut u8,
     fresh_bytes: usize,
+    /// How much of that, from its beginning, can be written to.
+    writable_bytes: usize,
     next_chunk_bytes: usize,
     allocated: usize,
 }
@@ -72,6 +78,7 @@ impl Arena {
                 free: Vec::new(),
                 fresh: ptr::null_mut(),
                 fresh_bytes: 0,
+                writable_bytes: 0,
                 next_chunk_bytes: FIRST_CHUNK_BYTES,
                 allocated: 0,
             }),
@@ -149,17 +156,32 @@ impl State {
         if self.fresh_bytes < length_bytes {
             self.map_chunk(length_bytes)?;
         }
-        let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the chunk has that many bytes left, which are unused.
-        if unsafe { libc::mprotect(self.fresh.cast(), length_bytes, access) } != 0 {
-            return Err(io::Error::last_os_error());
+        if self.writable_bytes < length_bytes {
+            self.make_writable(length_bytes)?;
         }
+        let bottom = NonNull::new(self.fresh).expect("a chunk at address 0");
         self.carved = true;
         // SAFETY: the chunk has at least that many bytes left.
         self.fresh = unsafe { self.fresh.add(length_bytes) };
         self.fresh_bytes -= length_bytes;
+        self.writable_bytes -= length_bytes;
         Ok(Place { bottom, guarded: false })
+    }
+
+    /// Makes fresh places writable: as many as are in use already, up to a limit, so that few stacks
+    /// ask for little. If there is no memory for that many, one.
+    fn make_writable(&mut self, length_bytes: usize) -> io::Result<()> {
+        let places =
+            (MAX_STEP_BYTES.min(self.fresh_bytes) / length_bytes).clamp(1, self.allocated.max(1));
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        for bytes in [places * length_bytes, length_bytes] {
+            // SAFETY: the chunk has that many bytes left, which are unused.
+            if unsafe { libc::mprotect(self.fresh.cast(), bytes, access) } == 0 {
+                self.writable_bytes = bytes;
+                return Ok(());
+            }
+        }
+        Err(io::Error::last_os_error())
     }
 
     /// Makes the lowest page of a place fault.
@@ -196,6 +218,7 @@ impl State {
                 Ok(chunk) => {
                     self.locked = unlock(chunk, bytes);
                     (self.fresh, self.fresh_bytes) = (chunk.as_ptr(), bytes);
+                    self.writable_bytes = 0;
                     self.next_chunk_bytes = (bytes * 2).min(MAX_CHUNK_BYTES);
                     return Ok(());
                 }
@@ -376,6 +399,25 @@ mod tests {
         assert!(stacks.iter().all(|stack| stack.length_bytes == length_bytes));
         // SAFETY: nothing runs on them.
         stacks.into_iter().for_each(|stack| unsafe { arena.free(stack) });
+    }
+
+    #[test]
+    fn few_stacks_ask_for_little_and_many_for_much_at_once() {
+        let arena = arena(None);
+        let step = |arena: &Arena| {
+            let ahead = arena.lock().writable_bytes;
+            (arena.allocate().unwrap(), ahead)
+        };
+        let steps: Vec<_> = (0..1000).map(|_| step(&arena)).collect();
+        let ahead = |count: usize| steps[..count].iter().filter(|(_, ahead)| *ahead == 0).count();
+        // 1, 1, 2, 4 and so on, until the limit.
+        assert_eq!((ahead(1), ahead(2), ahead(4), ahead(16)), (1, 2, 3, 5));
+        let limit = MAX_STEP_BYTES / steps[0].0.length_bytes;
+        assert!(ahead(1000) <= 10 + 1000 / limit, "{}", ahead(1000));
+        let most = steps.iter().map(|(_, ahead)| *ahead).max();
+        assert!(most < Some(MAX_STEP_BYTES), "{most:?}");
+        // SAFETY: nothing runs on them.
+        steps.into_iter().for_each(|(stack, _)| unsafe { arena.free(stack) });
     }
 
     #[test]

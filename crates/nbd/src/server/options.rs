@@ -6,6 +6,7 @@ use crate::transport::TlsCredentials;
 
 /// Limits of a server.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct NbdOptions {
     /// Clients at once; others wait to be accepted. 0: any number.
     pub max_connections: usize,
@@ -19,6 +20,24 @@ pub struct NbdOptions {
 }
 
 impl NbdOptions {
+    /// The same with so many clients at once; 0 for any number.
+    #[must_use]
+    pub fn max_connections(self, max_connections: usize) -> NbdOptions {
+        NbdOptions { max_connections, ..self }
+    }
+
+    /// The same with so much time for a client to choose an export.
+    #[must_use]
+    pub fn handshake_timeout(self, handshake_timeout: Duration) -> NbdOptions {
+        NbdOptions { handshake_timeout, ..self }
+    }
+
+    /// The same, and clients wait for [`NbdServer::begin`](crate::NbdServer::begin) if `paused`.
+    #[must_use]
+    pub fn paused(self, paused: bool) -> NbdOptions {
+        NbdOptions { paused, ..self }
+    }
+
     /// The same with TLS: a client can do nothing before it has begun that, unless the credentials are
     /// optional.
     #[must_use]

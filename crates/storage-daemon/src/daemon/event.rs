@@ -123,7 +123,23 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
+    use coblk::block::EventData;
+
     use super::*;
+
+    #[derive(serde::Deserialize, serde::Serialize)]
+    struct Broken {
+        offset: u64,
+        is_fatal: bool,
+    }
+
+    impl EventData for Broken {
+        const NAME: &'static str = "BROKEN";
+
+        fn kind(&self) -> &'static str {
+            if self.is_fatal { "fatal" } else { "" }
+        }
+    }
 
     fn error(id: &str, errno: i32, action: ErrorAction) -> Event {
         let (id, node_name) = (id.to_owned(), "disk".to_owned());
@@ -157,7 +173,7 @@ mod tests {
         let (sender, _delivering) =
             EventSender::new(&ctx, move |_, event| own.borrow_mut().push(event.clone()));
         let event = |kind, offset: u64| {
-            Event::Driver(DriverEvent::new("BROKEN").with("offset", offset).kind(kind))
+            Event::Driver(DriverEvent::of(&Broken { offset, is_fatal: kind == "fatal" }))
         };
         sender.send(event("fatal", 1));
         (0..10_000).for_each(|offset| sender.send(event("", offset)));

@@ -264,6 +264,39 @@ impl Daemon {
         Ok(self.blockdevs.co_reopen(co, options)?)
     }
 
+    /// `x-blockdev-change`: adds the node called `node` to the list of children of another one, or removes
+    /// the child that goes by the name `child`, such as `children.1`.
+    ///
+    /// # Errors
+    /// If one of the nodes is not there, not exactly one of both is given, or as of
+    /// [`BlockNode::co_add_child`] and [`BlockNode::co_remove_child`].
+    pub fn blockdev_change(
+        &self,
+        co: &Co<'_>,
+        parent: &str,
+        (child, node): (Option<&str>, Option<&str>),
+    ) -> Result<(), DaemonError> {
+        let _command = self.begin_command("x-blockdev-change")?;
+        let named = |name: &str| {
+            let missing = || DaemonError::NoSuchNode(name.to_owned());
+            self.blockdevs.node(name).ok_or_else(missing)
+        };
+        let parent = named(parent)?;
+        let changed = match (child, node) {
+            (None, Some(node)) => parent.co_add_child(co, &named(node)?).map(drop),
+            (Some(child), None) => parent.co_remove_child(co, child),
+            (Some(_), Some(_)) => {
+                let text = "The parameters child and node are in conflict";
+                return Err(OptionError::other(text).into());
+            }
+            (None, None) => {
+                let text = "Either child or node must be specified";
+                return Err(OptionError::other(text).into());
+            }
+        };
+        Ok(changed.map_err(BlockdevError::from)?)
+    }
+
     /// `blockdev-set-active`: makes a node active or inactive, or all nodes, as
     /// [`BlockNode::co_set_active`] does.
     ///

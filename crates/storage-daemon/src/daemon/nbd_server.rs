@@ -8,7 +8,7 @@ use coblk::export::{ExportType, RunningExport};
 use coblk::nbd::{NbdExportType, NbdOptions, NbdServer};
 
 use super::{Daemon, DaemonError};
-use crate::options::NbdServerOptions;
+use crate::options::{NbdServerOptions, ObjectOptions};
 use crate::sockets;
 
 /// How long clients may take to fetch their replies when the server ends.
@@ -33,17 +33,17 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let command = self.begin_command("nbd-server-start")?;
         self.check_no_nbd_server()?;
-        let limits = NbdOptions {
-            max_connections: options.max_connections.map_or(100, |most| most as usize),
-            handshake_timeout: match options.handshake_max_seconds {
+        let limits = NbdOptions::default()
+            .max_connections(options.max_connections.map_or(100, |most| most as usize))
+            .handshake_timeout(match options.handshake_max_seconds {
                 None => Duration::from_secs(10),
                 Some(0) => FOREVER,
                 Some(seconds) => Duration::from_secs(seconds.into()),
-            },
-            paused: !self.serving.get(),
-            ..NbdOptions::default()
-        };
+            })
+            .paused(!self.serving.get());
         let limits = self.with_tls(limits, options.tls_creds.as_deref())?;
+        let is_used = |object: &ObjectOptions| options.tls_creds.as_ref() == Some(&object.id);
+        let credentials = self.objects.options().into_iter().find(is_used);
         let listener = sockets::co_listen(co, &options.addr)?;
         command.check()?;
         self.check_no_nbd_server()?;
@@ -53,7 +53,8 @@ impl Daemon {
         let server = server.map_err(failed)?;
         sockets::taken_over(&options.addr);
         self.nbd.set_server(Some(Rc::new(server)));
-        self.configured.borrow_mut().nbd_server = Some(options);
+        let mut configured = self.configured.borrow_mut();
+        (configured.nbd_server, configured.credentials) = (Some(options), credentials);
         Ok(())
     }
 

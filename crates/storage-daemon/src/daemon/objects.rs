@@ -75,10 +75,10 @@ impl Daemon {
         iothread::handles(&self.objects)
     }
 
-    /// `query-iothreads`.
+    /// `query-iothreads`: those that there are when it begins, but for those that end meanwhile.
     ///
     /// # Errors
-    /// If one has just ended.
+    /// If the properties of one cannot be read.
     pub fn iothread_infos(&self, co: &Co<'_>) -> Result<Vec<IothreadInfo>, DaemonError> {
         iothread::co_infos(co, &self.objects)
     }

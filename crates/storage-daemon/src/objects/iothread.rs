@@ -208,19 +208,20 @@ pub fn handles(objects: &Objects) -> Vec<(String, AioHandle)> {
     threads.map(|(id, thread)| (id, thread.handle().clone())).collect()
 }
 
-/// `query-iothreads`.
-///
-/// # Errors
-/// If one has just ended.
+/// `query-iothreads`: those that there are when it begins, but for those that end meanwhile.
 pub fn co_infos(co: &Co<'_>, objects: &Objects) -> Result<Vec<IothreadInfo>, DaemonError> {
-    let mut infos = Vec::new();
-    for (id, handle) in handles(objects) {
+    // At once, as each may be deleted, and another one have its id, while a thread is asked.
+    let begun = handles(objects).into_iter().map(|(id, handle)| {
+        let values = objects.properties(&id).map(|(_, values)| values).unwrap_or_default();
         let thread_id = handle.spawn("thread id", |_| rustix::thread::gettid());
-        let gone = |error| failed(&id)(std::io::Error::other(error));
-        let thread_id = co.block_on(thread_id).map_err(gone)?.as_raw_nonzero().get().into();
-        let Some((_, values)) = objects.properties(&id) else { continue };
-        let properties = from_value(Value::Object(values))?;
-        infos.push(IothreadInfo { id, thread_id, properties });
+        Ok((id, from_value(Value::Object(values))?, thread_id))
+    });
+    let mut infos = Vec::new();
+    for (id, properties, thread_id) in begun.collect::<Result<Vec<_>, DaemonError>>()? {
+        if let Ok(thread_id) = co.block_on(thread_id) {
+            let thread_id = thread_id.as_raw_nonzero().get().into();
+            infos.push(IothreadInfo { id, thread_id, properties });
+        }
     }
     Ok(infos)
 }

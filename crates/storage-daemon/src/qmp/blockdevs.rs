@@ -37,6 +37,13 @@ struct Reopen {
     options: Vec<NodeOptions>,
 }
 
+#[derive(Deserialize)]
+struct Change {
+    parent: String,
+    child: Option<String>,
+    node: Option<String>,
+}
+
 pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commands.add("blockdev-add", |daemon, co, options: NodeOptions| {
         daemon.blockdev_add(co, options).map(drop)
@@ -52,6 +59,9 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     });
     commands.add("blockdev-reopen", |daemon, co, Reopen { options }| {
         daemon.blockdev_reopen(co, options)
+    });
+    commands.add("x-blockdev-change", |daemon, co, Change { parent, child, node }| {
+        daemon.blockdev_change(co, &parent, (child.as_deref(), node.as_deref()))
     });
     let schema = drivers.schema();
     if let Err(error) = &schema {

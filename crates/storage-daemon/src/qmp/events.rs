@@ -2,9 +2,9 @@
 
 use std::io::{self, ErrorKind};
 
-use coblk::block::{DriverEvent, ErrorAction, RequestKind};
+use coblk::block::{DriverEvent, Drivers, ErrorAction, RequestKind};
 use coblk::qapi::Schema;
-use coblk::qmp::Event as QmpEvent;
+use coblk::qmp::{CommandTable, Event as QmpEvent};
 
 use crate::daemon::{Event, IoError};
 
@@ -45,6 +45,19 @@ pub(super) fn schemas() -> [(&'static str, Schema); 3] {
         ("BLOCK_IO_ERROR", Schema::object(&io_error)),
         ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
     ]
+}
+
+/// What drivers tell.
+///
+/// # Panics
+/// If two drivers, or a driver and the daemon, tell events of one name with other data.
+pub(super) fn add_those_of_drivers(table: &mut CommandTable, drivers: &Drivers) {
+    let events = drivers.events().unwrap_or_else(|error| panic!("{error}"));
+    for (name, data) in events {
+        let is_own = schemas().iter().any(|(own, _)| *own == name);
+        assert!(!is_own, "a driver tells '{name}', which is an event of the daemon");
+        table.event(name, data);
+    }
 }
 
 /// They come in storms, as errors do.

@@ -68,6 +68,7 @@ pub(crate) fn commands(
     for (name, data) in events::schemas() {
         commands.table.event(name, data);
     }
+    events::add_those_of_drivers(&mut commands.table, drivers);
     commands
 }
 

@@ -48,7 +48,7 @@ impl Scene {
         let path = directory.path().join("socket");
         let listener = Listener::bind(&SocketAddress::unix(path)).expect("a socket");
         let node = BlockNode::new("null", Null::new(1 << 20));
-        let device = VirtioBlkConfig { num_queues: 2, ..Default::default() };
+        let device = VirtioBlkConfig::default().num_queues(2);
         let options = VhostUserBlkOptions::new(device);
         let export = VhostUserBlk::from_listener(&ctx, listener, &node, options).expect("an export");
         Scene { ctx, export, directory }

@@ -19,6 +19,7 @@ const SECTOR_BYTES: u64 = 512;
 /// Options of `blkdebug`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct BlkDebugOptions {
     /// `image`: the child.
     pub image: NodeRef,
@@ -56,6 +57,14 @@ impl FromParts for BlkDebugOptions {
 impl<'de> Deserialize<'de> for BlkDebugOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         coblk_qapi::parts(deserializer)
+    }
+}
+
+impl BlkDebugOptions {
+    /// For a child, of which nothing is asked yet.
+    pub fn new(image: impl Into<NodeRef>) -> BlkDebugOptions {
+        let (image, constraints) = (image.into(), DebugConstraints::default());
+        BlkDebugOptions { image, inject_error: Vec::new(), set_state: Vec::new(), constraints }
     }
 }
 
@@ -98,6 +107,7 @@ impl Driver for BlkDebug {
 /// Which requests fail, and with what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Injection", into = "Injection")]
+#[non_exhaustive]
 pub struct InjectError {
     /// `event`: from when on; from the beginning by default, and if it is `none`.
     pub event: Option<DebugEvent>,
@@ -111,6 +121,13 @@ pub struct InjectError {
     pub sector: Option<u64>,
     /// `once`: only the first. Off by default.
     pub once: bool,
+}
+
+impl InjectError {
+    /// All requests fail, with this errno. Fields say which do not.
+    pub fn new(errno: i32) -> InjectError {
+        InjectError { event: None, state: None, iotype: None, errno, sector: None, once: false }
+    }
 }
 
 /// `inject-error`, as it is written.
@@ -208,6 +225,7 @@ impl InjectError {
 
 /// `set-state`: what changes the state of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
 pub struct SetState {
     /// `event`: when.
     #[serde(deserialize_with = "event")]
@@ -220,11 +238,19 @@ pub struct SetState {
     pub new_state: u64,
 }
 
+impl SetState {
+    /// The event sets this state, whatever it was.
+    pub fn new(event: DebugEvent, new_state: u64) -> SetState {
+        SetState { event, state: None, new_state }
+    }
+}
+
 /// Constraints of a node on requests, whatever its child does, and on other users of the child.
 ///
 /// Sizes are in bytes; 0 leaves the child's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct DebugConstraints {
     /// `align`: offsets and lengths of reads and writes are multiples of this power of two.
     pub align: u32,

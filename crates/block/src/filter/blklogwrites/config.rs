@@ -13,6 +13,7 @@ use crate::registry::{Driver, OpenError, Opening};
 /// Options of `blklogwrites`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(from = "BlkLogWritesFields", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct BlkLogWritesOptions {
     /// `file`: the child.
     pub file: NodeRef,
@@ -20,6 +21,19 @@ pub struct BlkLogWritesOptions {
     pub log: NodeRef,
     /// `log-sector-size` in bytes; by default that of the coarser of both nodes.
     pub log_sector_size: Option<u32>,
+}
+
+impl BlkLogWritesOptions {
+    /// For a child, with a log in sectors of a size that suits both nodes.
+    pub fn new(file: impl Into<NodeRef>, log: impl Into<NodeRef>) -> BlkLogWritesOptions {
+        BlkLogWritesOptions { file: file.into(), log: log.into(), log_sector_size: None }
+    }
+
+    /// The same with sectors of so many bytes.
+    #[must_use]
+    pub fn log_sector_size(self, bytes: u32) -> BlkLogWritesOptions {
+        BlkLogWritesOptions { log_sector_size: Some(bytes), ..self }
+    }
 }
 
 /// With what is known, and ignored or not supported.

@@ -12,11 +12,19 @@ use crate::registry::{Driver, NamedObject, OpenError, Opening, Reopen, Reopening
 /// Options of `throttle`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct ThrottleNodeOptions {
     /// `file`: the child.
     pub file: NodeRef,
     /// `throttle-group`: the limits, by the name they were made known by.
     pub throttle_group: String,
+}
+
+impl ThrottleNodeOptions {
+    /// For a child with the limits of this group.
+    pub fn new(file: impl Into<NodeRef>, throttle_group: impl Into<String>) -> ThrottleNodeOptions {
+        ThrottleNodeOptions { file: file.into(), throttle_group: throttle_group.into() }
+    }
 }
 
 impl DriverOptions for ThrottleNodeOptions {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::{Child, Held, Parts};
+use super::{Child, Held};
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::role::ChildRole;
 use crate::graph::lock;
 use crate::graph::node::BlockNode;
+
+/// The most children that a list has: no longer are the lists of a command line.
+pub(crate) const MAX_CHILDREN: usize = 1024;
 
 /// Children of a driver that all have the same role, such as the copies of a mirror. They are
 /// [added](BlockNode::co_add_child) and [removed](BlockNode::co_remove_child) while the driver's node is
@@ -29,12 +32,15 @@ pub(crate) struct List {
 impl ChildList {
     /// Edges to these nodes, which are called `children.0` and so on if `name` is `children`.
     pub fn new(name: &'static str, role: ChildRole, nodes: Vec<Arc<BlockNode>>) -> ChildList {
-        let children = nodes.into_iter().zip(0..).map(|(node, index)| {
-            let (index, node) = (Some(index), Some(node));
-            let held = Held::new(Parts { name, index, role, is_slot: false, node });
-            Arc::new(Child { held })
-        });
-        let children = ArcSwap::from_pointee(children.collect());
+        let children = nodes.into_iter().zip(0..);
+        let children = children.map(|(node, index)| Child::make(name, Some(index), role, node));
+        ChildList::of(name, role, children.collect())
+    }
+
+    /// These edges, which have this name, their numbers and this role.
+    pub(crate) fn of(name: &'static str, role: ChildRole, children: Vec<Child>) -> ChildList {
+        let children = children.into_iter().map(Arc::new).collect();
+        let children = ArcSwap::from_pointee(children);
         let mut graph = lock();
         let id = ListId(graph.new_user_id().number());
         let list = Arc::new(List { id, name, role, children });
@@ -63,30 +69,35 @@ impl Drop for ChildList {
 
 impl List {
     #[inline]
-    pub(in crate::graph) fn load(&self) -> Children {
+    pub(crate) fn load(&self) -> Children {
         Children(self.children.load())
     }
 
-    /// The next child, by this id.
-    pub(in crate::graph) fn next_info(&self, id: EdgeId) -> EdgeInfo {
-        let last = self.load().last().and_then(|child| child.info().index());
-        EdgeInfo::new(id, self.name, Some(last.map_or(0, |last| last + 1)), self.role)
+    /// The name of the list.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
     }
 
-    /// Adds an edge to `node`, which the graph does not know to lead there yet. The owner is drained.
-    pub(in crate::graph) fn push(
-        &self,
-        info: EdgeInfo,
-        owner: &Arc<BlockNode>,
-        node: &Arc<BlockNode>,
-    ) -> Arc<Child> {
-        let child = Arc::new(Child { held: Held::pending(info, owner, node) });
-        self.put_back(Arc::clone(&child));
-        child
+    /// The role of its children.
+    pub(crate) fn role(&self) -> ChildRole {
+        self.role
+    }
+
+    /// The child by this id that comes after `others` new ones.
+    pub(crate) fn next_info(&self, id: EdgeId, others: u32) -> EdgeInfo {
+        let last = self.load().last().and_then(|child| child.info().index());
+        let index = last.map_or(0, |last| last + 1) + others;
+        EdgeInfo::new(id, self.name, Some(index), self.role)
+    }
+
+    /// An edge of `owner` that leads nowhere, until it is [turned](crate::graph::Turned) to a node; it is
+    /// [put](Self::put) into the list then, and not before: a driver must find no child that is above it.
+    pub(crate) fn pending(info: EdgeInfo, owner: &Arc<BlockNode>) -> Arc<Child> {
+        Arc::new(Child { held: Held::pending(info, owner) })
     }
 
     /// Takes a child out. The owner is drained.
-    pub(in crate::graph) fn take(&self, child: &Child) -> Option<Arc<Child>> {
+    pub(crate) fn take(&self, child: &Child) -> Option<Arc<Child>> {
         let mut children = Vec::clone(&self.children.load());
         let place = children.iter().position(|it| it.id() == child.id())?;
         let taken = children.remove(place);
@@ -95,7 +106,7 @@ impl List {
     }
 
     /// Puts a child in its place. The owner is drained.
-    pub(in crate::graph) fn put_back(&self, child: Arc<Child>) {
+    pub(crate) fn put(&self, child: Arc<Child>) {
         let mut children = Vec::clone(&self.children.load());
         let place = children.partition_point(|it| it.info().index() < child.info().index());
         children.insert(place, child);

@@ -28,8 +28,8 @@ use crate::driver::flags::ReadFlags;
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
-pub(in crate::graph) use list::List;
 pub use list::{ChildList, Children};
+pub(crate) use list::{List, MAX_CHILDREN};
 pub use slot::{ChildRef, ChildSlot};
 
 /// An edge as its driver, and the node of that driver, have it. It changes only while that node is drained.
@@ -157,7 +157,7 @@ struct Parts {
 impl Held {
     fn new(parts: Parts) -> Held {
         let mut graph = lock();
-        let id = EdgeId(graph.new_user_id().number());
+        let id = graph.new_edge_id();
         let node = parts.node.as_ref().map(|node| node.id());
         let info = EdgeInfo::new(id, parts.name, parts.index, parts.role);
         let edge = Arc::new(Edge::new(info, parts.node, parts.is_slot));
@@ -165,9 +165,9 @@ impl Held {
         Held(edge)
     }
 
-    /// An edge to `child` of the driver of `owner`; the graph does not know where it leads yet.
-    fn pending(info: EdgeInfo, owner: &Arc<BlockNode>, child: &Arc<BlockNode>) -> Held {
-        let edge = Arc::new(Edge::new(info, Some(Arc::clone(child)), false));
+    /// An edge of the driver of `owner` that leads nowhere yet.
+    fn pending(info: EdgeInfo, owner: &Arc<BlockNode>) -> Held {
+        let edge = Arc::new(Edge::new(info, None, false));
         edge.set_owner(owner);
         lock().add_edge(&edge, None, Some(owner.id()));
         Held(edge)
@@ -190,8 +190,18 @@ impl Child {
     /// An edge to `node`, which has this role for the driver. Its name is that of the option that says
     /// which node it is, such as `file`.
     pub fn new(name: &'static str, role: ChildRole, node: Arc<BlockNode>) -> Child {
+        Child::make(name, None, role, node)
+    }
+
+    /// [`new`](Self::new), with a number in a list.
+    pub(crate) fn make(
+        name: &'static str,
+        index: Option<u32>,
+        role: ChildRole,
+        node: Arc<BlockNode>,
+    ) -> Child {
         let node = Some(node);
-        Child { held: Held::new(Parts { name, index: None, role, is_slot: false, node }) }
+        Child { held: Held::new(Parts { name, index, role, is_slot: false, node }) }
     }
 
     /// The id of the edge, for its driver to [list](crate::BlockDriver::children).

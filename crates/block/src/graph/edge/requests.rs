@@ -127,6 +127,33 @@ macro_rules! requests {
                 self.load().co_truncate(co, length, how)
             }
 
+            /// Makes the child at least `length` bytes long; what is new reads as zeroes. A child that is
+            /// longer stays so: of several that make it longer at once, none makes it shorter. The
+            /// driver holds the permission to resize it.
+            pub fn co_grow(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+                let node = self.load();
+                node.writable()?;
+                if length > node.length() {
+                    node.co_grow(co, length, how)?;
+                }
+                Ok(())
+            }
+
+            /// [`co_pwritev`](Self::co_pwritev), of a range that may end beyond the end of the child: that
+            /// [grows](Self::co_grow) first. If the write fails then, the child stays longer.
+            pub fn co_pwritev_growing(
+                &self,
+                co: &Co<'_>,
+                offset: u64,
+                source: &IoVector<'_>,
+                flags: WriteFlags,
+            ) -> io::Result<()> {
+                let end = offset.checked_add(source.len() as u64);
+                let end = end.ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
+                self.co_grow(co, end, Truncate::default())?;
+                self.co_pwritev(co, offset, source, flags)
+            }
+
             /// Looks up the length of the storage, and returns it in bytes.
             pub fn co_refresh_length(&self, co: &Co<'_>) -> io::Result<u64> {
                 self.load().co_look_at_length(co)

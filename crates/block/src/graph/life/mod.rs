@@ -9,9 +9,11 @@
 //! it leads to waits for them, and they wait for one that has begun.
 
 use std::cmp::Reverse;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use coblk_aio::sync::CoMutex;
 use coblk_aio::{AioHandle, Co, trace_event};
 
 use super::{Graph, GraphError, NodeId, lock};
@@ -25,6 +27,8 @@ pub(crate) struct Life {
     /// An [`Activity`].
     activity: AtomicU8,
     belongs_to_users: AtomicBool,
+    /// Held while it is being closed, with what has come of the last attempt: the errno of its driver, or 0.
+    closing: CoMutex<Option<i32>>,
 }
 
 /// Whose the storage of a node is.
@@ -41,7 +45,8 @@ pub(crate) enum Activity {
 impl Life {
     pub(super) fn new(activity: Activity) -> Life {
         let (closed, has_ended, belongs_to_users) = Default::default();
-        Life { closed, has_ended, activity: AtomicU8::new(activity as u8), belongs_to_users }
+        let (activity, closing) = (AtomicU8::new(activity as u8), CoMutex::new(None));
+        Life { closed, has_ended, activity, belongs_to_users, closing }
     }
 
     pub(crate) fn activity(&self) -> Activity {
@@ -64,6 +69,11 @@ impl Life {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// It is being closed.
+    fn is_closing(&self) -> bool {
+        self.is_closed() && !self.has_ended.load(Ordering::SeqCst)
+    }
+
     /// Whether it is closed as soon as it has no users.
     pub(crate) fn set_belongs_to_users(&self, belongs: bool) {
         self.belongs_to_users.store(belongs, Ordering::SeqCst);
@@ -73,7 +83,8 @@ impl Life {
 impl BlockNode {
     /// Closes a node that has no users, before it is dropped: its driver writes what it keeps. Children
     /// that were opened for it alone are closed as well; if one of these fails, that is logged. Closing a
-    /// closed node does nothing. Waits while the node is drained, and a drain waits for it.
+    /// closed node does nothing; while another call closes it, this waits for the end of that, and has its
+    /// result. Waits while the node is drained, and a drain waits for it.
     ///
     /// [`Blockdevs`](crate::Blockdevs) closes the nodes that it has opened. Nodes that are made in code
     /// are closed by their owner, if their driver
@@ -139,20 +150,40 @@ fn log(node: &BlockNode, closed: Result<(), GraphError>) -> bool {
 }
 
 fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
+    let failed = |source| GraphError::Close { node: node.name().to_owned(), source };
+    let is_closing = node.life.is_closing();
+    let mut last = node.life.closing.lock(co);
+    // That of the attempt that this has waited for.
+    if let Some(errno @ 1..) = last.take().filter(|_| is_closing) {
+        *last = Some(errno);
+        return Err(failed(io::Error::from_raw_os_error(errno)));
+    }
     if !lock().begin_close(node)? {
         return Ok(());
     }
     trace_event!("bdrv_close", node = node.name());
+    let closing = Closing(node);
     let _own = node.co_begin_own(co);
     // What an inactive node kept was written before, and its storage is another's.
-    if node.life.is_active() {
-        node.driver().co_close(co).map_err(|source| {
-            lock().reopen(node);
-            GraphError::Close { node: node.name().to_owned(), source }
-        })?;
+    let closed = if node.life.is_active() { node.driver().co_close(co) } else { Ok(()) };
+    let errno = |error: &io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    *last = Some(closed.as_ref().err().map_or(0, errno));
+    if closed.is_ok() {
+        node.life.has_ended.store(true, Ordering::SeqCst);
     }
-    node.life.has_ended.store(true, Ordering::SeqCst);
-    Ok(())
+    drop(closing);
+    closed.map_err(failed)
+}
+
+/// A node that is being closed. It is open again if that fails, or ends with its coroutine.
+struct Closing<'a>(&'a BlockNode);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        if self.0.life.is_closing() {
+            lock().reopen(self.0);
+        }
+    }
 }
 
 impl Graph {

@@ -14,6 +14,7 @@ use crate::registry::{Driver, NodeMode, OpenError, Opening, Reopen, Reopening};
 /// Options of `file` and `host_device`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(from = "FileFields")]
+#[non_exhaustive]
 pub struct FileNodeOptions {
     /// `filename`.
     #[serde(serialize_with = "path::serialize")]

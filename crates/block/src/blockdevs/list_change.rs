@@ -1,0 +1,76 @@
+//! [`ListChange`]: children that come to the list of a node by a reopen, and others that leave it.
+
+use std::sync::Arc;
+
+use crate::graph::node::BlockNode;
+use crate::graph::{self, Child, GraphError, List, Turn};
+
+/// What a list gets and loses, while the node is drained. The driver has neither the new children nor those
+/// that go, until [`end`](Self::end) gives it the former, or a drop the latter.
+pub(super) struct ListChange {
+    list: Option<Arc<List>>,
+    added: Vec<(Arc<Child>, Arc<BlockNode>)>,
+    removed: Vec<Arc<Child>>,
+}
+
+impl ListChange {
+    /// Asks the driver of `node`, and takes the children that go out of the list. The graph learns of both
+    /// by [`turns`](Self::turns).
+    ///
+    /// # Errors
+    /// If the driver does not agree, or the list would be too long. The list is as it was then.
+    pub(super) fn begin(
+        node: &Arc<BlockNode>,
+        added: &[Arc<BlockNode>],
+        removed: &[Arc<Child>],
+    ) -> Result<ListChange, GraphError> {
+        let mut change = ListChange { list: node.list(), added: vec![], removed: vec![] };
+        if let Some(list) = change.list.clone() {
+            change.ask(node, &list, added, removed)?;
+        }
+        Ok(change)
+    }
+
+    fn ask(
+        &mut self,
+        node: &Arc<BlockNode>,
+        list: &List,
+        added: &[Arc<BlockNode>],
+        removed: &[Arc<Child>],
+    ) -> Result<(), GraphError> {
+        for (others, new) in (0..).zip(added) {
+            let info = list.next_info(graph::lock().new_edge_id(), others);
+            graph::ask_for_one_more(node, list, &info, new, others)?;
+            self.added.push((List::pending(info, node), Arc::clone(new)));
+        }
+        // The last ones first: the driver sees the list without those that it has let go.
+        for child in removed.iter().rev() {
+            graph::ask_driver(node, child.info(), None)?;
+            self.removed.extend(list.take(child));
+        }
+        Ok(())
+    }
+
+    /// The edges that turn.
+    pub(super) fn turns(&self) -> Vec<Turn> {
+        let added = self.added.iter().map(|(child, new)| (child, Some(Arc::clone(new))));
+        let removed = self.removed.iter().map(|child| (child, None));
+        added.chain(removed).map(|(child, new)| (child.id().into(), new)).collect()
+    }
+
+    /// The edges have turned.
+    pub(super) fn end(mut self) {
+        self.removed.clear();
+        for (child, _) in std::mem::take(&mut self.added) {
+            self.list.iter().for_each(|list| list.put(Arc::clone(&child)));
+        }
+    }
+}
+
+impl Drop for ListChange {
+    fn drop(&mut self) {
+        for child in std::mem::take(&mut self.removed) {
+            self.list.iter().for_each(|list| list.put(Arc::clone(&child)));
+        }
+    }
+}

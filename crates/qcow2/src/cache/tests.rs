@@ -1,0 +1,145 @@
+//! Hits, misses, eviction, and readers beside a filler.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::thread;
+
+use coblk_aio::AioContext;
+
+use super::*;
+
+const SLICE: u64 = 512;
+
+/// The words of a slice in these tests: all the same.
+fn bytes_of(slice: u64, target: &mut [u8]) {
+    target.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = slice.to_be_bytes());
+}
+
+fn first(words: &[AtomicU64]) -> u64 {
+    words[0].load(Ordering::Relaxed)
+}
+
+fn get(cache: &SliceCache, co: &Co<'_>, slice: u64, reads: &Cell<u32>) -> u64 {
+    let read = |target: &mut [u8]| {
+        reads.set(reads.get() + 1);
+        bytes_of(slice, target);
+        Ok(())
+    };
+    cache.co_look(co, slice, first, read).unwrap()
+}
+
+#[test]
+fn a_slice_is_read_once_and_the_cache_stays_within_its_bytes() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = SliceCache::new(16 * SLICE, SLICE).unwrap();
+    ctx.run(|co| {
+        let reads = Cell::new(0);
+        for slice in (0..16).chain(0..16) {
+            assert_eq!(get(&cache, co, slice, &reads), slice);
+        }
+        assert_eq!(reads.get(), 16);
+        for slice in 0..1000 {
+            assert_eq!(get(&cache, co, slice, &reads), slice);
+        }
+        assert_eq!(cache.slots.len(), 16);
+        assert!(lock(&cache.loading).is_empty());
+        cache.clear();
+        assert!(cache.look(999, first).is_none());
+        assert_eq!(get(&cache, co, 999, &reads), 999);
+    });
+}
+
+#[test]
+fn a_slice_that_is_used_stays() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = SliceCache::new(8 * SLICE, SLICE).unwrap();
+    ctx.run(|co| {
+        let reads = Cell::new(0);
+        for slice in 0..200 {
+            get(&cache, co, slice, &reads);
+            // Between any two misses.
+            get(&cache, co, 1000, &reads);
+        }
+        // Each time that all were used one has to go, and it may be this one.
+        assert!(reads.get() < 200 + 60, "{}", reads.get());
+    });
+}
+
+#[test]
+fn q187_a_miss_waits_for_its_own_slice_alone() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = Rc::new(SliceCache::new(8 * SLICE, SLICE).unwrap());
+    let release = Rc::new(coblk_aio::sync::CoQueue::new());
+    let (reads, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    for _ in 0..3 {
+        let (cache, release) = (Rc::clone(&cache), Rc::clone(&release));
+        let (reads, ended) = (Rc::clone(&reads), Rc::clone(&ended));
+        ctx.spawn("miss", move |co| {
+            let found = cache.co_look(co, 5, first, |target| {
+                reads.set(reads.get() + 1);
+                release.wait(co);
+                bytes_of(5, target);
+                Ok(())
+            });
+            assert_eq!(found.unwrap(), 5);
+            ended.set(ended.get() + 1);
+        });
+    }
+    ctx.run(|co| {
+        let others = Cell::new(0);
+        // It is in the same set, and does not wait.
+        assert_eq!(get(&cache, co, 6, &others), 6);
+        assert_eq!((reads.get(), ended.get()), (1, 0));
+        release.wake_all();
+    });
+    while ended.get() < 3 {
+        ctx.poll();
+    }
+    assert_eq!(reads.get(), 1);
+    assert!(lock(&cache.loading).is_empty());
+}
+
+#[test]
+fn q90_a_failed_read_is_not_cached() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = SliceCache::new(8 * SLICE, SLICE).unwrap();
+    ctx.run(|co| {
+        let failed = cache.co_look(co, 5, first, |_| Err(io::Error::from_raw_os_error(libc::EIO)));
+        assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert!(lock(&cache.loading).is_empty());
+        assert_eq!(get(&cache, co, 5, &Cell::new(0)), 5);
+    });
+}
+
+#[test]
+fn q186_a_hit_beside_a_filler_sees_one_slice() {
+    let cache = SliceCache::new(2 * SLICE, SLICE).unwrap();
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut hits = 0_u64;
+                    while hits == 0 || !is_done.load(Ordering::Relaxed) {
+                        for slice in 0..8 {
+                            let all = |words: &[AtomicU64]| {
+                                words.iter().all(|word| word.load(Ordering::Relaxed) == slice)
+                            };
+                            let found = cache.look(slice, all);
+                            assert!(found.unwrap_or(true), "words of another slice");
+                            hits += u64::from(found.is_some());
+                        }
+                    }
+                    hits
+                })
+            })
+            .collect();
+        for round in 0..100_000_u64 {
+            let slice = round % 8;
+            cache.fill(slice, &[slice; SLICE as usize / 8]);
+        }
+        // The last slices stay, so that every reader has a hit in the end.
+        is_done.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() > 0));
+    });
+}

@@ -1,0 +1,218 @@
+//! L1 and L2 tables: what they refer to, and whether they are what they may be.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::Checker;
+use crate::layout::{
+    COPIED, CompressedCluster, L1_RESERVED, L2_RESERVED, L2Entry, SubclusterKind, l1_offset,
+};
+use crate::tables as image_tables;
+
+/// The L2 tables, by their offsets, and how often L1 entries lead to them.
+pub(super) type Pointers = BTreeMap<u64, Pointer>;
+
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pointer {
+    /// Entries of all L1 tables.
+    all: u64,
+    /// Entries of the active one.
+    active: u64,
+    /// The last of those.
+    index: u64,
+}
+
+/// The sums of one L2 table that is part of the disk.
+#[derive(Default)]
+struct Figures {
+    allocated: u64,
+    fragmented: u64,
+    compressed: u64,
+    /// Where the next cluster is expected.
+    next: Option<u64>,
+}
+
+impl Checker<'_, '_> {
+    /// Counts an L1 table that is referred to `times` times, and the L2 tables that it leads to.
+    pub(super) fn count_l1(
+        &mut self,
+        (offset, entries): (u64, u32),
+        times: u64,
+        is_active: bool,
+    ) -> io::Result<()> {
+        let entries = u64::from(entries);
+        self.count(offset, entries * 8, times, || format!("L1 table at {offset:#x}"))?;
+        let read = image_tables::co_words(self.co, self.file, offset, entries);
+        let table = match read {
+            Ok(table) => table,
+            Err(error) => {
+                self.check.fail(1, || format!("L1 table at {offset:#x}: {error}"));
+                return Ok(());
+            }
+        };
+        for (entry, index) in table.into_iter().zip(0..).filter(|(entry, _)| *entry != 0) {
+            if entry & L1_RESERVED != 0 {
+                let what = || format!("L1 entry {index} ({entry:#018x}) with reserved bits");
+                self.check.corrupt(times, what);
+            }
+            match l1_offset(entry, self.geometry) {
+                Ok(None) => {}
+                Ok(Some(table)) => {
+                    self.count_l2_table(table, times, is_active.then_some((index, entry)))?
+                }
+                Err(corruption) => self.check.corrupt(times, || corruption.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn count_l2_table(
+        &mut self,
+        table: u64,
+        times: u64,
+        active: Option<(u64, u64)>,
+    ) -> io::Result<()> {
+        let cluster = self.geometry.cluster_bytes();
+        self.count(table, cluster, times, || format!("L2 table at {table:#x}"))?;
+        if let Some((_, entry)) = active {
+            self.check_flag(entry, table, "L1 entry")?;
+        }
+        if table >= self.end {
+            return Ok(());
+        }
+        let pointer = self.pointers.entry(table).or_default();
+        pointer.all = pointer.all.saturating_add(times);
+        if let Some((index, _)) = active {
+            (pointer.active, pointer.index) = (pointer.active.saturating_add(1), index);
+        }
+        Ok(())
+    }
+
+    /// Checks whether the flag COPIED is set as the refcount of its cluster says.
+    fn check_flag(&mut self, entry: u64, offset: u64, what: &str) -> io::Result<()> {
+        let number = offset >> self.geometry.cluster_bits();
+        let Some(refcount) = self.refcounts.co_get(self.co, self.file, number) else {
+            // It is counted where refcounts are compared.
+            return Ok(());
+        };
+        if (entry & COPIED != 0) != (refcount == 1) {
+            self.wrong_flags += 1;
+            self.check.find(|| format!("{what} {entry:#018x}: COPIED, and refcount is {refcount}"));
+        }
+        Ok(())
+    }
+
+    /// Counts what all L2 tables refer to. Each is read once.
+    pub(super) fn count_tables(&mut self) -> io::Result<()> {
+        for (table, pointer) in std::mem::take(&mut self.pointers) {
+            if !self.co.is_wanted() {
+                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            }
+            let words = self.geometry.cluster_bytes() / 8;
+            match image_tables::co_words(self.co, self.file, table, words) {
+                Ok(words) => self.count_l2(&words, pointer)?,
+                Err(error) => self.check.fail(1, || format!("L2 table at {table:#x}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn count_l2(&mut self, words: &[u64], pointer: Pointer) -> io::Result<()> {
+        let mut figures = Figures::default();
+        let guest = self.geometry.l1_start(pointer.index).unwrap_or(0);
+        let step = (self.geometry.l2_entry_bytes() / 8) as usize;
+        for (entry, number) in words.chunks(step).zip(0_u64..) {
+            let second = |words: &[u64]| words.get(1).copied().unwrap_or(0);
+            let entry = L2Entry { word: entry[0], bitmap: second(entry) };
+            if entry == L2Entry::default() {
+                continue;
+            }
+            let guest = guest.saturating_add(number << self.geometry.cluster_bits());
+            if entry.is_compressed() {
+                self.count_compressed(entry, pointer, &mut figures)?;
+            } else {
+                self.count_plain(entry, guest, pointer, &mut figures)?;
+            }
+        }
+        let report = &mut self.check.report;
+        report.allocated_clusters += figures.allocated * pointer.active;
+        report.fragmented_clusters += figures.fragmented * pointer.active;
+        report.compressed_clusters += figures.compressed * pointer.active;
+        Ok(())
+    }
+
+    fn count_compressed(
+        &mut self,
+        entry: L2Entry,
+        pointer: Pointer,
+        figures: &mut Figures,
+    ) -> io::Result<()> {
+        let L2Entry { word, bitmap } = entry;
+        if word & COPIED != 0 {
+            let what = || format!("compressed cluster {word:#018x} with COPIED");
+            self.check.corrupt(pointer.all, what);
+        }
+        if self.rules.has_data_file || bitmap != 0 {
+            let what = || format!("compressed cluster {word:#018x} that cannot be one");
+            self.check.corrupt(pointer.all, what);
+            return Ok(());
+        }
+        // Such clusters are never where their predecessors end.
+        figures.allocated += 1;
+        figures.fragmented += 1;
+        figures.compressed += 1;
+        let place = CompressedCluster::parse(word, self.geometry);
+        let what = || format!("compressed cluster at {:#x}", place.offset);
+        self.count(place.offset, place.bytes, pointer.all, what)
+    }
+
+    fn count_plain(
+        &mut self,
+        entry: L2Entry,
+        guest: u64,
+        pointer: Pointer,
+        figures: &mut Figures,
+    ) -> io::Result<()> {
+        let (word, offset, times) = (entry.word, entry.offset(), pointer.all);
+        if word & L2_RESERVED != 0 {
+            self.check.corrupt(times, || format!("L2 entry {word:#018x} with reserved bits"));
+        }
+        let kinds = 0..self.geometry.subclusters();
+        if let Some(Err(corruption)) =
+            kinds.map(|it| self.rules.kind(entry, it)).find(|kind| kind.is_err())
+        {
+            self.check.corrupt(times, || format!("L2 entry {word:#018x}: {corruption}"));
+        }
+        let kind = self.rules.kind(entry, 0);
+        let is_stored = kind.map_or(offset != 0, SubclusterKind::is_stored);
+        if !is_stored {
+            return Ok(());
+        }
+        figures.allocated += 1;
+        if figures.next.is_some_and(|next| next != offset) {
+            figures.fragmented += 1;
+        }
+        figures.next = Some(offset.saturating_add(self.geometry.cluster_bytes()));
+        if let Err(corruption) = self.rules.check(entry, guest)
+            && corruption.offset.is_some()
+        {
+            self.check.corrupt(times, || corruption.to_string());
+        }
+        if self.rules.has_data_file {
+            if pointer.active > 0 && word & COPIED == 0 {
+                self.wrong_flags += pointer.active;
+            }
+            return Ok(());
+        }
+        let cluster = self.geometry.cluster_bytes();
+        self.count(offset, cluster, times, || format!("cluster at {offset:#x}"))?;
+        for _ in 0..pointer.active.min(1) {
+            let before = self.wrong_flags;
+            self.check_flag(word, offset, "L2 entry")?;
+            // The table is part of the disk as often as that.
+            let found = self.wrong_flags - before;
+            self.wrong_flags += found * (pointer.active - 1);
+        }
+        Ok(())
+    }
+}

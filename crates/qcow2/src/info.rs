@@ -1,0 +1,98 @@
+//! What an image tells of itself.
+
+use std::io;
+
+use coblk_aio::Co;
+use coblk_block::{
+    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+};
+use serde_json::{Map, Value, json};
+
+use crate::check;
+use crate::image::Image;
+use crate::layout::{Autoclear, BitmapFlags, Compatible, Crypt, Header, Incompatible};
+
+impl ImageFormat for Image {
+    fn info(&self) -> io::Result<ImageInfo> {
+        let header = &self.header;
+        let mut info = ImageInfo::new(header.disk_bytes());
+        info.cluster_size = Some(self.geometry.cluster_bytes());
+        info.encrypted = header.crypt()? != Crypt::None;
+        info.dirty = header.incompatible.contains(Incompatible::DIRTY);
+        info.corrupt = header.incompatible.contains(Incompatible::CORRUPT);
+        info.backing = backing_name(header);
+        info.specific = Some(SpecificInfo::new("qcow2", Value::Object(self.specific())));
+        Ok(info)
+    }
+
+    fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
+        match repair {
+            Repair::None => Ok(check::co_check_source(co, &self.file)?.report),
+            Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
+        }
+    }
+
+    fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let snapshots = self.snapshots.iter().map(|it| {
+            let length = it.disk_bytes.unwrap_or(self.header.disk_bytes());
+            let mut snapshot = ImageSnapshot::new(text(&it.id), text(&it.name), length);
+            snapshot.vm_state_size = it.vm_state_bytes;
+            snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
+            snapshot.vm_clock = it.vm_clock_ns;
+            snapshot
+        });
+        Ok(snapshots.collect())
+    }
+}
+
+/// The backing file that a header names.
+fn backing_name(header: &Header) -> Option<BackingName> {
+    let name = String::from_utf8_lossy(header.backing.as_deref()?).into_owned();
+    let format = header.extensions.backing_format().ok().flatten();
+    Some(BackingName::new(name, format.map(str::to_owned)))
+}
+
+impl Image {
+    /// The members of QAPI's `ImageInfoSpecificQCow2`.
+    fn specific(&self) -> Map<String, Value> {
+        let header = &self.header;
+        let mut data = Map::new();
+        let mut add = |name: &str, value: Value| data.insert(name.to_owned(), value);
+        add("compat", json!(if header.version == 2 { "0.10" } else { "1.1" }));
+        add("compression-type", json!(self.compression.name()));
+        add("refcount-bits", json!(1_u32 << header.refcount_order));
+        if header.version == 2 {
+            return data;
+        }
+        let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
+        add("lazy-refcounts", json!(lazy));
+        add("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));
+        add("extended-l2", json!(header.incompatible.contains(Incompatible::EXTENDED_L2)));
+        if header.incompatible.contains(Incompatible::DATA_FILE) {
+            if let Some(name) = header.extensions.data_file() {
+                add("data-file", json!(String::from_utf8_lossy(name)));
+            }
+            let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
+            add("data-file-raw", json!(is_raw));
+        }
+        if !self.bitmaps.is_empty() {
+            add("bitmaps", self.bitmaps_info());
+        }
+        data
+    }
+
+    fn bitmaps_info(&self) -> Value {
+        let bitmaps = self.bitmaps.iter().map(|bitmap| {
+            let flags = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
+            let flags = flags.iter().filter(|(flag, _)| bitmap.flags.contains(*flag));
+            let flags: Vec<&str> = flags.map(|(_, name)| *name).collect();
+            json!({
+                "name": bitmap.name,
+                "granularity": 1_u64 << bitmap.granularity_bits,
+                "flags": flags,
+            })
+        });
+        Value::Array(bitmaps.collect())
+    }
+}

@@ -1,0 +1,37 @@
+//! The qcow2 image format: a driver of the block layer, open for reads, and a checker.
+//!
+//! ```text
+//! layout/   the pure core: the format as bytes, without I/O
+//! source    the file of an image; headers and tables are read from it (tables)
+//! cache/    slices of L2 tables
+//! name      names of files as a header has them
+//! options   options, in QEMU's words
+//! image     an open image; map/ finds bytes in it, read reads them, info describes it
+//! check/    a check of a whole image
+//! open/     opens an image, and the files that it names
+//! driver    Qcow2, the driver
+//! ```
+//!
+//! It uses the public items of `coblk-block` alone.
+#![forbid(unsafe_code)]
+
+mod cache;
+pub mod check;
+mod driver;
+mod fuzz;
+mod image;
+mod info;
+pub mod layout;
+mod map;
+mod name;
+mod open;
+mod options;
+mod read;
+mod source;
+mod tables;
+
+pub use driver::Qcow2;
+#[doc(hidden)]
+pub use fuzz::fuzz_parsers;
+pub use options::{NamedFiles, OverlapCheck, Qcow2Options};
+pub use source::ImageError;

@@ -1,0 +1,127 @@
+//! Opens an image: header, tables, and the files that options or the image name.
+
+mod named;
+
+use std::sync::Arc;
+
+use coblk_block::options::{NodeRef, NodeRefOrNull};
+use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
+
+use crate::cache::SliceCache;
+use crate::image::{Image, Parts};
+use crate::layout::{Crypt, FormatError, Header, Incompatible, Purpose};
+use crate::options::{CacheSizes, Qcow2Options};
+use crate::source::ImageError;
+use crate::tables;
+
+/// The error of a refused image, as that of an opening.
+fn refused(error: impl Into<ImageError>) -> OpenError {
+    match error.into() {
+        ImageError::Io(error) => OpenError::Io(error),
+        ImageError::Format(error) => OpenError::of_driver(error),
+    }
+}
+
+/// Checks that a node is not to be written.
+pub(crate) fn check_mode(mode: NodeMode) -> Result<(), OpenError> {
+    if mode.read_only || mode.auto_read_only {
+        return Ok(());
+    }
+    let why = "qcow2 images cannot be written yet: open it with read-only=on";
+    Err(OpenError::option("read-only", why))
+}
+
+/// Opens the image of a node. Chains nest, and each level is on the stack: what is not needed while the
+/// backing file is opened lies on the heap.
+pub(crate) fn co_open(
+    opening: &Opening<'_, '_>,
+    options: &Qcow2Options,
+) -> Result<Arc<Image>, OpenError> {
+    let parts = co_open_own(opening, options)?;
+    let backing = co_backing(opening, options, &parts)?;
+    let slot = opening.co_slot("backing", ChildRole::COW, backing.as_deref())?;
+    finish(parts, slot)
+}
+
+#[inline(never)]
+fn finish(parts: Box<Parts>, backing: ChildSlot) -> Result<Arc<Image>, OpenError> {
+    Ok(Arc::new(Image::new(*parts, backing)?))
+}
+
+/// All but the backing file.
+#[inline(never)]
+fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<Parts>, OpenError> {
+    check_mode(opening.mode())?;
+    if !opening.is_active() {
+        let why = "qcow2 images cannot be opened inactive yet";
+        return Err(OpenError::option("active", why));
+    }
+    let co = opening.co();
+    let file = opening.co_child("file", ChildRole::IMAGE, &options.file)?;
+    let (header, _) = tables::co_header(co, &file).map_err(refused)?;
+    header.check(Purpose::Read).map_err(refused)?;
+    check_support(&header, options)?;
+    let geometry = header.geometry().map_err(refused)?;
+    let (snapshots, _) = tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
+    let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
+    let l1 = tables::co_words(co, &file, header.l1_offset, header.l1_entries.into())?;
+    let sizes = CacheSizes::new(options, geometry, header.disk_bytes())?;
+    let cache = SliceCache::new(sizes.l2_bytes, sizes.slice_bytes)?;
+    let data_file = co_data_file(opening, options, &header, &file)?;
+    let (slice_bytes, events) = (sizes.slice_bytes, opening.events());
+    let parts =
+        Parts { header, l1, snapshots, bitmaps, cache, slice_bytes, file, data_file, events };
+    Ok(Box::new(parts))
+}
+
+/// Checks for what is not built yet, and for options that the image cannot have.
+fn check_support(header: &Header, options: &Qcow2Options) -> Result<(), OpenError> {
+    if header.crypt().map_err(refused)? != Crypt::None {
+        let why = FormatError::unsupported("encrypted images are not supported yet");
+        return Err(refused(why));
+    }
+    if !header.compression().map_err(refused)?.is_supported() {
+        let why = FormatError::unsupported("this build has no zstd");
+        return Err(refused(why));
+    }
+    for (option, is_on) in
+        [("lazy-refcounts", options.lazy_refcounts), ("discard-no-unref", options.discard_no_unref)]
+    {
+        if header.version == 2 && is_on == Some(true) {
+            return Err(OpenError::option(option, "it needs an image of version 3 (compat=1.1)"));
+        }
+    }
+    Ok(())
+}
+
+fn co_data_file(
+    opening: &Opening<'_, '_>,
+    options: &Qcow2Options,
+    header: &Header,
+    file: &Child,
+) -> Result<Option<Child>, OpenError> {
+    if !header.incompatible.contains(Incompatible::DATA_FILE) {
+        return match options.data_file {
+            Some(_) => Err(OpenError::option("data-file", "the image has no external data file")),
+            None => Ok(None),
+        };
+    }
+    let node = match &options.data_file {
+        Some(node) => node.clone(),
+        None => named::co_data_file(opening, options, header, file)?,
+    };
+    opening.co_child("data-file", ChildRole::DATA, &node).map(Some)
+}
+
+/// The backing file that is to be opened.
+#[inline(never)]
+fn co_backing(
+    opening: &Opening<'_, '_>,
+    options: &Qcow2Options,
+    parts: &Parts,
+) -> Result<Option<Box<NodeRef>>, OpenError> {
+    match &options.backing {
+        Some(NodeRefOrNull(backing)) => Ok(backing.clone().map(Box::new)),
+        None => named::co_backing(opening, options, &parts.header, &parts.file),
+    }
+}

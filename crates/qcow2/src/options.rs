@@ -1,0 +1,276 @@
+//! [`Qcow2Options`]: how an image is opened, in QEMU's words.
+
+use std::path::PathBuf;
+
+use coblk_block::OpenError;
+use coblk_block::options::{DriverConfig, DriverOptions, NodeRef, NodeRefOrNull};
+use coblk_qapi::{Size, Unsupported};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::Geometry;
+
+/// Largest cache of L2 tables by default, in bytes.
+const DEFAULT_L2_BYTES: u64 = 32 << 20;
+/// Length of a slice of a table by default, where the cache does not hold all of them.
+const DEFAULT_SLICE_BYTES: u64 = 4096;
+/// Clusters of the cache of refcounts.
+const REFCOUNT_CLUSTERS: u64 = 4;
+
+/// Which writes to metadata are found out; for images that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverlapCheck {
+    /// None.
+    None,
+    /// Those that need no look at tables.
+    Constant,
+    /// Those that need a look at what is cached.
+    Cached,
+    /// All.
+    All,
+}
+
+/// Whether files are opened that an image names, and no option.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamedFiles {
+    /// They are, as QEMU does.
+    #[default]
+    Allow,
+    /// They are not: every file is one that an option names.
+    Refuse,
+}
+
+/// Options of `qcow2`, with QEMU's names.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Qcow2Options {
+    /// `file`: the child that has the image.
+    pub file: NodeRef,
+    /// `backing`: the backing file, or null for none. By default the one that the image names.
+    pub backing: Option<NodeRefOrNull>,
+    /// `data-file`: the external data file, of images that have one. By default the one that the image
+    /// names.
+    pub data_file: Option<NodeRef>,
+    /// `lazy-refcounts`; without effect on images that are not written.
+    pub lazy_refcounts: Option<bool>,
+    /// `pass-discard-request`; without effect on images that are not written.
+    pub pass_discard_request: Option<bool>,
+    /// `pass-discard-snapshot`; without effect on images that are not written.
+    pub pass_discard_snapshot: Option<bool>,
+    /// `pass-discard-other`; without effect on images that are not written.
+    pub pass_discard_other: Option<bool>,
+    /// `discard-no-unref`; without effect on images that are not written.
+    pub discard_no_unref: Option<bool>,
+    /// `overlap-check`; without effect on images that are not written.
+    pub overlap_check: Option<OverlapCheck>,
+    /// `cache-size`: most bytes of all caches of tables.
+    pub cache_size: Option<Size>,
+    /// `l2-cache-size`: most bytes of the cache of L2 tables.
+    pub l2_cache_size: Option<Size>,
+    /// `l2-cache-entry-size`: bytes of a table that are read and cached together.
+    pub l2_cache_entry_size: Option<Size>,
+    /// `refcount-cache-size`: most bytes of the cache of refcounts. An image that is not written has none.
+    pub refcount_cache_size: Option<Size>,
+    /// `x-named-files`: whether files are opened that only the image names. Backing files that are opened
+    /// in this way have the same value.
+    #[serde(default, rename = "x-named-files")]
+    pub named_files: NamedFiles,
+    #[serde(default, rename = "cache-clean-interval", skip_serializing)]
+    pub(crate) _cache_clean_interval: Option<Unsupported>,
+    #[serde(default, rename = "encrypt", skip_serializing)]
+    pub(crate) _encrypt: Option<Unsupported>,
+    /// The images above, if this is a backing file that one of them names.
+    #[serde(skip)]
+    pub(crate) ancestors: Vec<PathBuf>,
+}
+
+impl Qcow2Options {
+    /// Options of the image in `file`, with every option as it is by default.
+    pub fn new(file: impl Into<NodeRef>) -> Qcow2Options {
+        Qcow2Options {
+            file: file.into(),
+            backing: None,
+            data_file: None,
+            lazy_refcounts: None,
+            pass_discard_request: None,
+            pass_discard_snapshot: None,
+            pass_discard_other: None,
+            discard_no_unref: None,
+            overlap_check: None,
+            cache_size: None,
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            named_files: NamedFiles::Allow,
+            _cache_clean_interval: None,
+            _encrypt: None,
+            ancestors: Vec::new(),
+        }
+    }
+}
+
+impl DriverOptions for Qcow2Options {
+    fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+        visit("file", &mut self.file);
+        if let Some(data_file) = &mut self.data_file {
+            visit("data-file", data_file);
+        }
+    }
+
+    fn visit_slots(&mut self, visit: &mut dyn FnMut(&str, &mut Option<NodeRefOrNull>)) {
+        visit("backing", &mut self.backing);
+    }
+}
+
+impl From<Qcow2Options> for DriverConfig {
+    fn from(options: Qcow2Options) -> DriverConfig {
+        DriverConfig::new("qcow2", options)
+    }
+}
+
+/// Sizes of the cache of L2 tables, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CacheSizes {
+    pub(crate) l2_bytes: u64,
+    pub(crate) slice_bytes: u64,
+}
+
+impl CacheSizes {
+    /// Those for a disk of `disk_bytes` bytes.
+    ///
+    /// # Errors
+    /// If the options contradict each other or the image.
+    pub(crate) fn new(
+        options: &Qcow2Options,
+        geometry: Geometry,
+        disk_bytes: u64,
+    ) -> Result<CacheSizes, OpenError> {
+        let cluster = geometry.cluster_bytes();
+        // All tables that the disk can have.
+        let entries = disk_bytes.div_ceil(cluster);
+        let useful = entries.saturating_mul(geometry.l2_entry_bytes());
+        let useful = useful.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
+        let l2_bytes = l2_bytes(options, useful, cluster)?;
+        let slice_bytes = match options.l2_cache_entry_size {
+            Some(Size(bytes)) => bytes,
+            None if l2_bytes >= useful => cluster,
+            None => cluster.min(DEFAULT_SLICE_BYTES),
+        };
+        if !slice_bytes.is_power_of_two() || !(512..=cluster).contains(&slice_bytes) {
+            let why = "it is a power of two between 512 and the cluster size";
+            return Err(OpenError::option("l2-cache-entry-size", why));
+        }
+        // What no table can use is not taken.
+        let l2_bytes = l2_bytes.min(useful).max(2 * slice_bytes);
+        Ok(CacheSizes { l2_bytes, slice_bytes })
+    }
+}
+
+fn l2_bytes(options: &Qcow2Options, useful: u64, cluster: u64) -> Result<u64, OpenError> {
+    let [all, l2, refcounts] =
+        [options.cache_size, options.l2_cache_size, options.refcount_cache_size]
+            .map(|size| size.map(|Size(bytes)| bytes));
+    let Some(all) = all else {
+        return Ok(l2.unwrap_or(useful.min(DEFAULT_L2_BYTES)));
+    };
+    if l2.is_some() && refcounts.is_some() {
+        let why = "'cache-size', 'l2-cache-size' and 'refcount-cache-size' may not be set at the \
+                   same time";
+        return Err(OpenError::option("cache-size", why));
+    }
+    for (option, size) in [("l2-cache-size", l2), ("refcount-cache-size", refcounts)] {
+        if size.is_some_and(|size| size > all) {
+            return Err(OpenError::option(option, "it may not exceed 'cache-size'"));
+        }
+    }
+    let least = REFCOUNT_CLUSTERS * cluster;
+    Ok(match (l2, refcounts) {
+        (Some(l2), _) => l2,
+        (None, Some(refcounts)) => all - refcounts,
+        (None, None) if all.saturating_sub(useful) >= least => useful,
+        (None, None) => all.saturating_sub(least),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K64: u64 = 65536;
+
+    fn sizes(change: impl FnOnce(&mut Qcow2Options), disk: u64) -> Result<(u64, u64), String> {
+        let mut options = Qcow2Options::new("file");
+        change(&mut options);
+        let geometry = Geometry::new(16, false).unwrap();
+        let sizes = CacheSizes::new(&options, geometry, disk).map_err(|error| error.to_string())?;
+        Ok((sizes.l2_bytes, sizes.slice_bytes))
+    }
+
+    #[test]
+    fn q58_a_cache_has_all_tables_up_to_32_mib() {
+        assert_eq!(sizes(|_| (), 1 << 30).unwrap(), (2 * K64, K64));
+        assert_eq!(sizes(|_| (), 0).unwrap(), (2 * K64, K64));
+        assert_eq!(sizes(|_| (), 256 << 30).unwrap(), (32 << 20, K64));
+        assert_eq!(sizes(|_| (), 512 << 30).unwrap(), (32 << 20, 4096));
+        assert_eq!(sizes(|it| it.l2_cache_size = Some(Size(1)), 512 << 30).unwrap(), (8192, 4096));
+        assert_eq!(
+            sizes(|it| it.l2_cache_size = Some(Size(u64::MAX)), 1 << 30).unwrap(),
+            (2 * K64, K64)
+        );
+    }
+
+    #[test]
+    fn q59_a_size_of_all_caches_is_shared_out() {
+        let disk = 1 << 40; // 128 MiB of tables
+        assert_eq!(sizes(|it| it.cache_size = Some(Size(200 << 20)), disk).unwrap().0, 128 << 20);
+        let all = (128 << 20) + 4 * K64;
+        assert_eq!(sizes(|it| it.cache_size = Some(Size(all)), disk).unwrap().0, 128 << 20);
+        assert_eq!(
+            sizes(|it| it.cache_size = Some(Size(all - 1)), disk).unwrap().0,
+            (128 << 20) - 1
+        );
+        let with = |l2: Option<u64>, refcounts: Option<u64>| {
+            sizes(
+                |it| {
+                    it.cache_size = Some(Size(1 << 20));
+                    (it.l2_cache_size, it.refcount_cache_size) =
+                        (l2.map(Size), refcounts.map(Size));
+                },
+                disk,
+            )
+        };
+        assert_eq!(with(Some(512 << 10), None).unwrap().0, 512 << 10);
+        assert_eq!(with(None, Some(256 << 10)).unwrap().0, 768 << 10);
+        assert!(with(Some(1), Some(1)).unwrap_err().contains("at the same time"));
+        assert!(with(Some(2 << 20), None).unwrap_err().contains("'l2-cache-size'"));
+        assert!(with(None, Some(2 << 20)).unwrap_err().contains("'refcount-cache-size'"));
+    }
+
+    #[test]
+    fn q60_a_slice_is_a_power_of_two_within_a_cluster() {
+        let slice = |bytes| sizes(|it| it.l2_cache_entry_size = Some(Size(bytes)), 1 << 30);
+        assert_eq!([slice(512).unwrap().1, slice(K64).unwrap().1], [512, K64]);
+        for bytes in [0, 256, 768, 2 * K64] {
+            assert!(slice(bytes).unwrap_err().contains("power of two"), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn q54_options_are_read_by_qemus_names() {
+        let text = "driver=qcow2,file=f,backing=,lazy-refcounts=on,overlap-check=cached,\
+                    pass-discard-other=on,discard-no-unref=off,cache-size=1M,x-named-files=refuse";
+        let options = coblk_block::options::NodeOptions::from_keyval(text).unwrap();
+        let mut drivers = coblk_block::drivers();
+        drivers.add::<crate::Qcow2>();
+        let options = drivers.resolve(options).unwrap();
+        let own = options.driver.options::<Qcow2Options>().unwrap();
+        assert_eq!(own.backing, Some(NodeRefOrNull(None)));
+        assert_eq!(
+            (own.lazy_refcounts, own.overlap_check),
+            (Some(true), Some(OverlapCheck::Cached))
+        );
+        assert_eq!((own.cache_size, own.named_files), (Some(Size(1 << 20)), NamedFiles::Refuse));
+    }
+}

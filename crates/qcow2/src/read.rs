@@ -1,0 +1,160 @@
+//! Reads.
+//!
+//! A request of one piece is read at once. Of several pieces, those that wait for something are read by
+//! coroutines of their own, to buffers of their own, as many as there may be; the rest by the request itself.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::sync::TaskPool;
+use coblk_aio::{Co, IoVectorMut};
+use coblk_block::{DebugEvent, ReadFlags};
+
+use crate::image::Image;
+use crate::layout::{SubclusterKind, inflate};
+use crate::map::Run;
+use crate::source::Source;
+
+/// Most pieces of a request that are read at once.
+const MAX_READS: usize = 8;
+/// Longest piece that is read by a coroutine of its own: it goes through a buffer. In bytes.
+const MAX_COPY_BYTES: u64 = 128 << 10;
+
+/// A piece that was read to a buffer, and where in the request it is.
+type Copied = (usize, Vec<u8>);
+
+impl Image {
+    /// Fills `target` from `offset` bytes of the disk on.
+    ///
+    /// # Errors
+    /// EIO for what is corrupt or cannot be decompressed; those of the children.
+    pub(crate) fn co_read(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        if target.is_empty() {
+            return Ok(());
+        }
+        let bytes = target.len() as u64;
+        let run = self.co_find(co, offset..offset + bytes)?;
+        if run.bytes == bytes {
+            return self.co_read_run(co, run, offset, target);
+        }
+        self.co_read_runs(co, offset, target)
+    }
+
+    /// Fills `target` with the bytes of a run, or with the first of them.
+    fn co_read_run(
+        &self,
+        co: &Co<'_>,
+        run: Run,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        match run.kind {
+            SubclusterKind::Zero | SubclusterKind::ZeroStored => {
+                target.fill_from(0, 0);
+                Ok(())
+            }
+            SubclusterKind::Unallocated | SubclusterKind::UnallocatedStored => {
+                match self.backing.get() {
+                    Some(backing) => {
+                        self.file.debug_event(DebugEvent::ReadBackingAio);
+                        backing.co_preadv_blocks(co, offset, target, ReadFlags::empty())
+                    }
+                    None => {
+                        target.fill_from(0, 0);
+                        Ok(())
+                    }
+                }
+            }
+            SubclusterKind::Data => {
+                self.file.debug_event(DebugEvent::ReadAio);
+                self.data().0.co_preadv_blocks(co, run.host, target, ReadFlags::empty())
+            }
+            SubclusterKind::Compressed => self.co_read_compressed(co, run, offset, target),
+        }
+    }
+
+    #[inline(never)]
+    fn co_read_compressed(
+        &self,
+        co: &Co<'_>,
+        run: Run,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        let place = self.compressed(run)?;
+        let mut packed = vec![0; place.bytes as usize];
+        self.file.debug_event(DebugEvent::ReadCompressed);
+        self.file.co_read_at(co, place.offset, &mut packed)?;
+        let mut cluster = vec![0; self.geometry.cluster_bytes() as usize];
+        let kind = self.compression;
+        if !self.workers.submit_co(co, || inflate(kind, &packed, &mut cluster)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let begin = (offset - self.geometry.cluster_start(offset)) as usize;
+        target.copy_from(0, &cluster[begin..begin + target.len()]);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn co_read_runs(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        let pool = TaskPool::<io::Error>::new(MAX_READS - 1);
+        let copies = Rc::new(RefCell::new(Vec::<Copied>::new()));
+        let read_all = |target: &mut IoVectorMut<'_>| {
+            let mut done = 0;
+            while done < target.len() && !pool.has_failed() {
+                let (at, left) = (offset + done as u64, (target.len() - done) as u64);
+                let run = self.co_find(co, at..at + left)?;
+                let is_last = run.bytes == left;
+                let is_short = run.bytes <= MAX_COPY_BYTES;
+                let has_room = pool.busy() < MAX_READS - 1 && co.context().ensure_stack().is_ok();
+                if self.waits(run) && is_short && !is_last && has_room {
+                    let (image, copies) = (Arc::clone(self), Rc::clone(&copies));
+                    pool.start(co, "qcow2 read", move |co| {
+                        // The request that waits for this may be unwound before.
+                        let _own = image.file.enter_own();
+                        let mut piece = vec![0; run.bytes as usize];
+                        let mut target = IoVectorMut::from(&mut piece[..]);
+                        image.co_read_run(co, run, at, &mut target)?;
+                        drop(target);
+                        copies.borrow_mut().push((done, piece));
+                        Ok(())
+                    });
+                } else {
+                    self.co_read_run(co, run, at, &mut target.slice(done, run.bytes as usize))?;
+                }
+                done += run.bytes as usize;
+            }
+            Ok(())
+        };
+        // They are a part of the request, also if it fails.
+        let result = read_all(target);
+        pool.wait_all(co).and(result)?;
+        for (at, piece) in copies.take() {
+            target.copy_from(at, &piece);
+        }
+        Ok(())
+    }
+
+    /// Whether the bytes of a run are not had at once.
+    fn waits(&self, run: Run) -> bool {
+        match run.kind {
+            SubclusterKind::Data | SubclusterKind::Compressed => true,
+            SubclusterKind::Zero | SubclusterKind::ZeroStored => false,
+            SubclusterKind::Unallocated | SubclusterKind::UnallocatedStored => {
+                self.backing.node().is_some()
+            }
+        }
+    }
+}
