@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, Child, Driver, EdgeId, Extent, ImageFormat, OpenError, Opening, ReadFlags, Reopen,
-    Reopening, WriteFlags,
+    BlockDriver, Child, Driver, EdgeId, EventType, Extent, ImageFormat, OpenError, Opening,
+    ReadFlags, Reopen, Reopening, WriteFlags,
 };
 
+use crate::event::ImageCorrupted;
 use crate::image::Image;
 use crate::layout::SubclusterKind;
 use crate::open;
@@ -21,6 +22,7 @@ pub struct Qcow2 {
 
 impl Driver for Qcow2 {
     const NAMES: &'static [&'static str] = &["qcow2"];
+    const EVENTS: &'static [EventType] = &[EventType::of::<ImageCorrupted>()];
     type Options = Qcow2Options;
 
     fn co_open(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Qcow2, OpenError> {

@@ -4,9 +4,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use coblk_aio::{Co, PoolShare};
-use coblk_block::{Child, ChildSlot, DriverEvent, EventSink};
+use coblk_block::{Child, ChildSlot, EventSink};
 
 use crate::cache::SliceCache;
+use crate::event::ImageCorrupted;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Purpose, Snapshot,
 };
@@ -104,15 +105,7 @@ impl Image {
     pub(crate) fn corrupt(&self, corruption: &Corruption) -> io::Error {
         if !self.is_told.swap(true, Ordering::Relaxed) {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
-            let event = DriverEvent::new("BLOCK_IMAGE_CORRUPTED")
-                .with("device", "")
-                .with("msg", corruption.to_string())
-                .with("fatal", false);
-            let event = match corruption.offset.and_then(|offset| i64::try_from(offset).ok()) {
-                Some(offset) => event.with("offset", offset),
-                None => event,
-            };
-            self.events.tell(event);
+            self.events.tell(&ImageCorrupted::new(corruption));
         }
         io::Error::from_raw_os_error(libc::EIO)
     }
