@@ -79,7 +79,7 @@ fn device(
     seed: u64,
 ) -> (VirtioBlk, Arc<Mutex<Driver>>, Arc<TestDisk>, GuestBuffer) {
     let (disk, backend) = backend(ctx, TestDisk::new(8192));
-    let config = VirtioBlkConfig { merge_requests: false, ..Default::default() };
+    let config = VirtioBlkConfig::default().merge_requests(false);
     let machine = Machine::builder().config(config).without_features(without);
     let Machine { device, mut queues, ram, .. } = machine.build(ctx, backend).unwrap();
     let interrupt = EventNotifier::new().unwrap();
