@@ -79,7 +79,7 @@ pub const HOUSES: &[House] = &[
         &[
             &["layout"],
             &["fuzz"],
-            &["cache", "name", "source"],
+            &["cache", "event", "name", "source"],
             &["tables"],
             &["options"],
             &["image"],
