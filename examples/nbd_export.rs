@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk::aio::DEFAULT_POLL_MAX;
 use coblk::drivers::{File, Null};
 use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
 use coblk::{AioContext, BackendOptions, BlockNode, FdInterest};
@@ -23,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let socket = args.next().ok_or("usage: nbd_export SOCKET [IMAGE]")?;
     // To look for requests a while before it sleeps pays as long as a client is busy.
-    let ctx = AioContext::builder().poll_max(DEFAULT_POLL_MAX).build()?;
+    let ctx = AioContext::new()?;
     let node = match args.next() {
         Some(image) => BlockNode::new("disk0", File::options().open(&image)?),
         None => BlockNode::new("disk0", Null::new(1 << 30).read_zeroes(true)),

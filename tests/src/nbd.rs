@@ -61,7 +61,9 @@ impl Served {
         let (tell, told) = mpsc::channel();
         let stopped: Arc<AtomicBool> = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let ctx = AioContext::for_test().unwrap();
+            // It polls: the loop itself receives from clients that are fast enough.
+            let poll_max = Duration::from_micros(50);
+            let ctx = AioContext::test_builder().poll_max(poll_max).build().unwrap();
             let backend = BlockBackend::new(&ctx, "drive", node);
             let server = NbdServer::listen(&ctx, &address, options).unwrap();
             let export = NbdExport::new("disk", backend.clone()).description("a test image");

@@ -5,7 +5,8 @@
 //! * `docs`: links;
 //! * `imports`, `houses`: which crate and module may import which;
 //! * `prose`: words that make a reader guess;
-//! * `contract`: the table of the contract against the tests in the tree.
+//! * `contract`: the table of the contract against the tests in the tree;
+//! * `qcow2`: that of the format qcow2, likewise.
 //!
 //! Limits are ratchets: lower them when the tree allows, do not raise them.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ mod houses;
 mod imports;
 mod layout;
 mod prose;
+mod qcow2;
 mod rust;
 mod source;
 mod tree;

@@ -33,6 +33,7 @@ use crate::loom::{AtomicU8, Ordering, model_fence};
 use crate::run_list::{LocalList, Node, RemoteList};
 use crate::sys::OwnProcess;
 use crate::trace_event;
+use crate::waiting::{Place, WakeStamp};
 
 /// The home thread has announced that it is about to sleep, or sleeps.
 const SLEEPING: u8 = 1;
@@ -59,6 +60,12 @@ pub(crate) struct Home<K = mio::Waker> {
     /// Set once, by the home thread, when the list will not be served any more.
     closed: AtomicU8,
     waker: K,
+    /// When the loop was last woken, and from where.
+    pub(crate) woken: WakeStamp,
+    /// Where the loop runs: published by the home thread.
+    pub(crate) place: Place,
+    /// Where the worker runs that last took a job of this context: published by the worker.
+    pub(crate) worker: Place,
     home_thread: ThreadToken,
     process: OwnProcess,
     pub(crate) name: String,
@@ -71,6 +78,9 @@ impl<K: Kick> Home<K> {
             state: AtomicU8::new(0),
             closed: AtomicU8::new(0),
             waker,
+            woken: WakeStamp::new(),
+            place: Place::new(),
+            worker: Place::new(),
             home_thread: ThreadToken::current(),
             process: OwnProcess::new(),
             name,
@@ -105,21 +115,22 @@ impl<K: Kick> Home<K> {
         self.process.assert_here("context", &self.name);
     }
 
-    /// Schedules a node from any thread; wakes the loop only if it sleeps.
+    /// Schedules a node from any thread; wakes the loop only if it sleeps. Whether it slept, as of a moment.
     ///
     /// Takes an `Arc`, because the node's owner, and with it the last handle to this context, may
     /// be gone as soon as the node is on the list.
     ///
     /// # Safety
     /// The rule of `run_list.rs`.
-    pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) {
+    pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) -> bool {
         self.assert_own_process();
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();
         // The compare-exchange fails if another thread wakes the loop, or if it is awake: it will
         // look at the list before it sleeps again.
-        if self.state.load(Ordering::SeqCst) == SLEEPING {
+        let state = self.state.load(Ordering::SeqCst);
+        if state == SLEEPING {
             let (success, failure) = (Ordering::SeqCst, Ordering::Relaxed);
             let woken = SLEEPING | WOKEN;
             if self.state.compare_exchange(SLEEPING, woken, success, failure).is_ok() {
@@ -132,6 +143,7 @@ impl<K: Kick> Home<K> {
         if self.closed.load(Ordering::SeqCst) != 0 {
             self.discard_all();
         }
+        state & SLEEPING != 0
     }
 
     /// Makes the loop return from, or not enter, its wait.
@@ -146,6 +158,7 @@ impl<K: Kick> Home<K> {
     /// Writes the eventfd.
     fn kick(&self) {
         trace_event!("aio_notify", context = %self.name);
+        self.woken.set();
         // It fails only when the descriptor is broken, and then the loop's own wait reports it.
         let _ = self.waker.kick();
     }

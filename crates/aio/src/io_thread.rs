@@ -36,14 +36,12 @@ pub struct IoThread {
 }
 
 impl IoThread {
-    /// Starts a thread and a context, both called `name`. The context polls adaptively, for up to
-    /// [`DEFAULT_POLL_MAX`](crate::DEFAULT_POLL_MAX) (contract: C48).
+    /// Starts a thread and a context, both called `name`.
     ///
     /// # Errors
     /// If the process has no threads or no descriptors left.
     pub fn new(name: &str) -> io::Result<IoThread> {
-        let builder = AioContext::builder().poll_max(crate::DEFAULT_POLL_MAX);
-        Self::with_builder(name, builder)
+        Self::with_builder(name, AioContext::builder())
     }
 
     /// [`new`](Self::new), with a context of your own making; the name is set for you.

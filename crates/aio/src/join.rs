@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::home::Home;
 use crate::loom::lock;
+use crate::thread_pool::owed;
 
 /// Why a coroutine has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +158,8 @@ impl<R> JoinHandle<R> {
             "JoinHandle::wait called on the thread of the context '{}'",
             self.home.name
         );
+        // The coroutine may wait for a job of this thread.
+        owed::pay();
         let mut slot = lock(&self.shared.slot);
         loop {
             if let Some(result) = slot.result.take() {

@@ -42,12 +42,13 @@ pub mod sync;
 pub mod sys;
 mod thread_pool;
 mod trace;
+mod waiting;
 
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
-    AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, DEFAULT_POLL_MAX, EventHandler,
-    FdHandler, FdInterest, MAX_CONTEXTS, PerContext, PollParams, Readiness, RemoteBottomHalf,
-    Timer, Wait,
+    AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, EventHandler, FdHandler,
+    FdInterest, MAX_CONTEXTS, PerContext, PollParams, Readiness, RemoteBottomHalf, Timer, Wait,
+    WaitStats,
 };
 pub use event_notifier::EventNotifier;
 pub use io_thread::IoThread;

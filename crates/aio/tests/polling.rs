@@ -5,10 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use coblk_aio::{
-    AioContext, BusyPoll, DEFAULT_POLL_MAX, EventNotifier, FdHandler, FdInterest, IoThread,
-    PollParams,
-};
+use coblk_aio::{AioContext, BusyPoll, EventNotifier, FdHandler, FdInterest, IoThread, PollParams};
 
 /// A context that looks for work for a long time once it has waited a little.
 fn polling_context() -> AioContext {
@@ -122,7 +119,7 @@ fn c46_the_other_side_is_told_before_the_loop_sleeps() {
     assert_eq!((begun.get(), on_ready.get()), (0, 3));
     look(4);
     // Nor does it sleep on a promise when it stops looking at all.
-    ctx.set_poll_params(PollParams::default());
+    ctx.set_poll_params(PollParams::never());
     ctx.poll_timeout(Duration::from_micros(1));
     assert_eq!(begun.get(), 0);
     assert_eq!((on_fd.get(), on_ready.get()), (1, 4));
@@ -249,16 +246,35 @@ fn c46_a_handler_that_is_removed_is_told() {
 }
 
 #[test]
-fn c48_an_iothread_polls_and_a_plain_context_does_not() {
-    assert_eq!(DEFAULT_POLL_MAX, Duration::from_nanos(32_768));
+fn c48_every_context_looks_as_long_as_pays_unless_told_otherwise() {
+    let longest = |ctx: &AioContext| ctx.poll_max();
     let plain = AioContext::for_test().unwrap();
     let thread = IoThread::new("io").unwrap();
-    let in_thread = thread.handle().spawn("max", |co| co.context().poll_max()).wait().unwrap();
-    assert_eq!((plain.poll_max(), in_thread), (Duration::ZERO, DEFAULT_POLL_MAX));
-    for _ in 0..20 {
-        plain.poll_timeout(Duration::from_micros(10));
+    let in_thread = thread.handle().spawn("max", move |co| longest(co.context())).wait().unwrap();
+    for longest in [longest(&plain), in_thread] {
+        assert!((Duration::from_micros(8)..Duration::from_micros(200)).contains(&longest));
     }
-    assert_eq!(plain.poll_time(), Duration::ZERO);
+    assert_eq!(plain.poll_time(), plain.poll_max(), "it looks before its first sleep");
+    for _ in 0..20 {
+        plain.poll_timeout(Duration::from_millis(2));
+    }
+    assert_eq!(plain.poll_time(), Duration::ZERO, "an idle loop does not");
+    let told = AioContext::test_builder().poll_max(Duration::from_nanos(32_768)).build().unwrap();
+    assert_eq!(told.poll_max(), Duration::from_nanos(32_768));
+}
+
+#[test]
+fn c48_a_loop_that_is_told_to_sleep_at_once_does() {
+    let ctx = AioContext::test_builder().poll_max(Duration::ZERO).build().unwrap();
+    assert_eq!(ctx.poll_max(), Duration::ZERO);
+    let pool = ctx.thread_pool().clone();
+    let sum: u64 = ctx.run(|co| (0..1000).map(|n| pool.submit_co(co, move || n)).sum());
+    for _ in 0..20 {
+        ctx.poll_timeout(Duration::from_micros(10));
+    }
+    let stats = ctx.wait_stats();
+    assert_eq!((sum, stats.active, stats.in_vain), (499_500, 0, Duration::ZERO));
+    assert_eq!(ctx.poll_time(), Duration::ZERO);
 }
 
 #[test]

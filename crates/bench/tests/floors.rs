@@ -1,7 +1,7 @@
 //! The floors as programs: what a client of another project reads from them, and rows that have them
 //! as peers; and pictures of recorded results. Whatever the figures are, they have their place.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -69,23 +69,29 @@ fn qemu_reads_and_writes_an_image_through_a_bare_nbd_server() {
     }
 }
 
-/// Rows of `compare` and so on, as they are recorded. The first server is a bare one too: the
-/// daemon is not under test here.
-fn recorded(protocol: &str, only: &str) -> String {
-    let directory = tempfile::tempdir().unwrap();
-    // It takes the daemon's words, and knows the socket among them.
-    let script = directory.path().join("server");
+/// A program that is the daemon for the benchmark, and a bare server in truth: the daemon is not under
+/// test here.
+fn server_in(directory: &Path) -> PathBuf {
+    let script = directory.join("server");
+    // It takes the daemon's words, and knows the socket and the protocol among them.
     let text = format!(
-        "#!/bin/sh\nfor word; do\n case \"$word\" in\n *addr.path=*) at=${{word##*addr.path=}};;\n esac\n\
-         done\nexec {} serve {protocol} --queues 2 --socket \"${{at%%,*}}\"\n",
+        "#!/bin/sh\nprotocol=nbd\nfor word; do\n case \"$word\" in\n *vhost-user*) protocol=vhost-user;;\n\
+         esac\n case \"$word\" in\n *addr.path=*) at=${{word##*addr.path=}};;\n esac\ndone\n\
+         exec {} serve $protocol --queues 2 --socket \"${{at%%,*}}\"\n",
         env!("CARGO_BIN_EXE_coblk-bench")
     );
     std::fs::write(&script, text).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&script, mode).unwrap();
+    script
+}
+
+/// Rows of `compare` and so on, as they are recorded.
+fn recorded(protocol: &str, only: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
     let mut command = bench();
     command.args(["compare", protocol, "--json", "--quick", "--count", "64", "--only", only]);
-    successful(command.arg("--server").arg(script).output().unwrap())
+    successful(command.arg("--server").arg(server_in(directory.path())).output().unwrap())
 }
 
 fn rows(text: &str) -> Vec<Value> {
@@ -154,6 +160,41 @@ fn cpu_time_is_measured_at_fixed_rates_and_drawn() {
             assert!(words.iter().any(|it| it.starts_with(floors(protocol)[0])), "{words:?}");
         }
     }
+}
+
+#[test]
+fn the_page_is_measured_and_drawn_in_one_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let (out, server) = (directory.path().join("out"), server_in(directory.path()));
+    let mut command = bench();
+    command.args(["page", "--json", "--quick", "--rounds", "1", "--lap", "1", "--out"]);
+    let printed = successful(command.arg(&out).arg("--server").arg(server).output().unwrap());
+    let kept = std::fs::read_to_string(out.join("results.json")).unwrap();
+    assert_eq!(printed, kept);
+    let rows = rows(&kept);
+    // What the goals are about.
+    for work in [
+        "worker QD1, one CPU",
+        "worker QD1, one CPU taken",
+        "nbd null randread 4k QD1, one CPU taken",
+        "vhost-user null randread 4k QD32",
+    ] {
+        let row = rows.iter().find(|row| row["work"] == work).expect(work);
+        assert!(row["peers"].as_object().is_some_and(|peers| peers.len() >= 2), "{row}");
+        assert!(row["max_ns"].is_number() && row["peers_max_ns"].is_object(), "{row}");
+    }
+    let kinds = ["throughput", "median-latency", "p99-latency", "cpu-time"];
+    let mut wanted: Vec<String> = ["nbd", "vhost-user"]
+        .iter()
+        .flat_map(|it| kinds.map(|kind| format!("{kind}-{it}-null-randread-4k.svg")))
+        .chain(["", "virtio-"].map(|it| format!("throughput-in-place-{it}page-cache.svg")))
+        .collect();
+    wanted.sort();
+    let entries = std::fs::read_dir(&out).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut pictures: Vec<String> = names.filter(|name| name != "results.json").collect();
+    pictures.sort();
+    assert_eq!(pictures, wanted);
 }
 
 #[test]

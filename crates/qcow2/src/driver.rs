@@ -9,7 +9,8 @@ use coblk_block::{
     ReadFlags, Reopen, Reopening, WriteFlags,
 };
 
-use crate::image::{Image, ImageCorrupted};
+use crate::event::ImageCorrupted;
+use crate::image::Image;
 use crate::layout::SubclusterKind;
 use crate::open;
 use crate::options::Qcow2Options;

@@ -4,36 +4,15 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use coblk_aio::{Co, PoolShare};
-use coblk_block::{Child, ChildSlot, EventData, EventSink};
+use coblk_block::{Child, ChildSlot, EventSink};
 
 use crate::cache::SliceCache;
+use crate::event::ImageCorrupted;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Purpose, Snapshot,
 };
 use crate::source::Source;
 use crate::tables;
-
-/// An image is found to be corrupt; the members are QEMU's.
-#[derive(serde::Deserialize, serde::Serialize)]
-pub(crate) struct ImageCorrupted {
-    /// Empty: kept for programs that expect it.
-    device: String,
-    msg: String,
-    /// Where in the image file, in bytes.
-    offset: Option<i64>,
-    /// How many bytes.
-    size: Option<i64>,
-    /// Whether the image cannot be used further.
-    fatal: bool,
-}
-
-impl EventData for ImageCorrupted {
-    const NAME: &'static str = "BLOCK_IMAGE_CORRUPTED";
-
-    fn kind(&self) -> &'static str {
-        if self.fatal { "fatal" } else { "" }
-    }
-}
 
 /// An open image. Any thread; several contexts at once.
 pub(crate) struct Image {
@@ -126,13 +105,7 @@ impl Image {
     pub(crate) fn corrupt(&self, corruption: &Corruption) -> io::Error {
         if !self.is_told.swap(true, Ordering::Relaxed) {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
-            self.events.tell(&ImageCorrupted {
-                device: String::new(),
-                msg: corruption.to_string(),
-                offset: corruption.offset.and_then(|offset| i64::try_from(offset).ok()),
-                size: None,
-                fatal: false,
-            });
+            self.events.tell(&ImageCorrupted::new(corruption));
         }
         io::Error::from_raw_os_error(libc::EIO)
     }

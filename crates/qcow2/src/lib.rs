@@ -9,6 +9,7 @@
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
+//! event     what a node tells of a corrupt image
 //! driver    Qcow2, the driver
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod cache;
 pub mod check;
 mod driver;
+mod event;
 mod fuzz;
 mod image;
 mod info;

@@ -4,6 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use coblk_qapi::shorten;
+use serde_json::Value;
+
 /// A name that an image has for another file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FileName<'a> {
@@ -26,6 +29,9 @@ pub(crate) enum NameError {
     /// It belongs to a protocol that is not known.
     #[error("cannot find the file of the name '{0}': unknown protocol")]
     Protocol(String),
+    /// It is a definition that an image must not have.
+    #[error("the definition of a node in an image is refused: {0}")]
+    Definition(String),
     /// It leads back to an image whose backing file is being opened.
     #[error("backing files form a loop: '{0}' is opened already")]
     Loop(String),
@@ -64,9 +70,55 @@ pub(crate) fn resolve(name: &Path, image: Option<&Path>) -> Result<PathBuf, Name
     Ok(directory.join(name))
 }
 
+/// Drivers that a definition in an image may have: those that only read what is below them. Others write,
+/// as a log does, whatever mode their node has.
+const DRIVERS: [&str; 6] = ["file", "host_device", "null-aio", "null-co", "qcow2", "raw"];
+
+/// Checks a definition that an image names, and not an administrator: it makes nodes that read, and takes none
+/// that are there.
+pub(crate) fn check_definition(definition: &Value) -> Result<(), NameError> {
+    let refused = |why: String| Err(NameError::Definition(why));
+    let Value::Object(members) = definition else {
+        return refused("a node is not described".to_owned());
+    };
+    for (name, value) in members {
+        match (&**name, value) {
+            ("driver", Value::String(driver)) if !DRIVERS.contains(&&**driver) => {
+                return refused(format!("driver '{}'", shorten(driver)));
+            }
+            ("read-only", Value::Bool(true)) | ("driver" | "filename" | "offset" | "size", _) => {}
+            ("backing", Value::Null) => {}
+            ("file" | "backing" | "data-file", child) => check_definition(child)?,
+            (name, _) => return refused(format!("member '{}'", shorten(name))),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn q71_a_definition_in_an_image_reads_files_and_no_more() {
+        let file = json!({"driver": "file", "filename": "a", "read-only": true});
+        let good = json!({"driver": "qcow2", "backing": null, "data-file": file, "file":
+            {"driver": "raw", "offset": 0, "size": 512, "file": file}});
+        assert_eq!(check_definition(&good), Ok(()));
+        for bad in [
+            json!({"driver": "blklogwrites", "file": file, "log": file}),
+            json!({"driver": "raw", "file": {"driver": "throttle", "file": file}}),
+            json!({"driver": "raw", "file": "a-node-of-the-daemon"}),
+            json!({"driver": "file", "filename": "a", "read-only": false}),
+            json!({"driver": "file", "filename": "a", "locking": "off"}),
+            json!({"driver": "file", "filename": "a", "node-name": "b"}),
+            json!("a-node-of-the-daemon"),
+        ] {
+            assert!(check_definition(&bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn q67_a_colon_before_any_slash_ends_a_protocol() {

@@ -136,6 +136,26 @@ fn q71_a_gate_refuses_files_that_only_the_image_names() {
 }
 
 #[test]
+fn q71_a_definition_in_an_image_does_not_write() {
+    let stand = Stand::new();
+    stand.random_file("base.raw", 1 << 20);
+    let log = stand.random_file("log", 65536);
+    let before = fs::read(&log).unwrap();
+    let image = stand.create("image.qcow2", BASE, "1M");
+    // A log is written whatever the mode of its node is. The name has room behind the extensions.
+    let text = |name: &str| tools::text(&stand.path(name)).to_owned();
+    let json = format!(
+        r#"json:{{"driver":"blklogwrites","file":{{"driver":"null-co"}},"log":{{"driver":"file","filename":"{}"}}}}"#,
+        text("log")
+    );
+    rename(&image, &json);
+    let why = stand.refusal(&image, json!({}));
+    assert!(why.contains("definition") && why.contains("'blklogwrites'"), "{why}");
+    assert_same(&fs::read(&log).unwrap(), &before, "the log");
+    stand.end();
+}
+
+#[test]
 fn q62_q63_a_data_file_belongs_to_images_that_have_one() {
     let stand = Stand::new();
     let plain = stand.create("plain.qcow2", "", "1M");

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk::AioContext;
-use coblk::aio::DEFAULT_POLL_MAX;
 
 use crate::builder::DaemonBuilder;
 use crate::command_line::{self, CommandLine, Job, Request};
@@ -91,7 +90,7 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 fn serve(builder: DaemonBuilder, line: &CommandLine) -> Result<(), StartError> {
     let no_loop = |source| StartError::System { what: "cannot make an event loop", source };
-    let context = context_builder().map_err(no_loop)?.name("main").poll_max(DEFAULT_POLL_MAX);
+    let context = context_builder().map_err(no_loop)?.name("main");
     let ctx = context.build().map_err(no_loop)?;
     let daemon = builder.build(&ctx);
     let _signals = signals::watch(&ctx, &daemon)

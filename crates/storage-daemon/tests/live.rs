@@ -54,7 +54,9 @@ fn a_request_that_a_throttle_group_holds_back_goes_by_new_limits() {
 #[test]
 fn an_iothread_changes_and_is_one_of_the_process() {
     let place = Place::new();
-    let (daemon, mut qmp) = start(&place, "--object iothread,id=t0 --object iothread,id=t1");
+    let never = "--object iothread,id=t2,poll-max-ns=0";
+    let (daemon, mut qmp) =
+        start(&place, &format!("--object iothread,id=t0 --object iothread,id=t1 {never}"));
     let set =
         |name: &str, value: Value| json!({"path": "/objects/t0", "property": name, "value": value});
     for (name, value) in [("poll-max-ns", 0), ("poll-grow", 3), ("thread-pool-max", 7)] {
@@ -73,15 +75,28 @@ fn an_iothread_changes_and_is_one_of_the_process() {
     assert_eq!(property(&mut qmp, "t0", "thread-pool-min"), 0);
     let threads = qmp.run("query-iothreads", json!({}));
     let threads = threads.as_array().unwrap();
-    assert_eq!(threads.len(), 2);
+    assert_eq!(threads.len(), 3);
     assert_eq!((&threads[0]["id"], &threads[0]["poll-grow"]), (&json!("t0"), &json!(3)));
     assert_eq!(threads[1]["poll-max-ns"], 32768);
+    // What was set holds; what was not follows the cost of a wake-up, whatever else changes.
+    let waits = |index: usize, name: &str| threads[index]["x-coblk-waits"][name].as_u64().unwrap();
+    assert_eq!(waits(0, "max-ns"), 0);
+    assert_eq!((waits(2, "max-ns"), waits(2, "active"), waits(2, "in-vain-ns")), (0, 0, 0));
+    let cost_ns = waits(1, "wake-cost-ns");
+    assert!((8_000..=100_000).contains(&cost_ns), "{cost_ns}");
+    assert!((cost_ns..2 * cost_ns).contains(&waits(1, "max-ns")));
+    qmp.run("qom-set", json!({"path": "t1", "property": "thread-pool-max", "value": 7}));
+    let again = qmp.run("query-iothreads", json!({}));
+    assert_ne!(again[1]["x-coblk-waits"]["max-ns"], 32768);
+    qmp.run("qom-set", json!({"path": "t1", "property": "poll-shrink", "value": 2}));
+    let again = qmp.run("query-iothreads", json!({}));
+    assert_eq!(again[1]["x-coblk-waits"]["max-ns"], 32768);
     for thread in threads {
         let task = format!("/proc/{}/task/{}", daemon.pid(), thread["thread-id"]);
         assert!(std::path::Path::new(&task).exists(), "{task}");
     }
     qmp.run("object-del", json!({"id": "t0"}));
-    assert_eq!(qmp.run("qom-list", json!({"path": "/objects"})).as_array().unwrap().len(), 2);
+    assert_eq!(qmp.run("qom-list", json!({"path": "/objects"})).as_array().unwrap().len(), 3);
     daemon.stop(Signal::TERM);
 }
 

@@ -69,6 +69,10 @@ fn the_page_is_what_prometheus_reads() {
         "coblk_loop_jobs_queued gauge",
         "coblk_loop_coroutines gauge",
         "coblk_loop_ring gauge",
+        "coblk_wake_cost_seconds gauge",
+        "coblk_loop_waits_active counter",
+        "coblk_loop_waits_slept counter",
+        "coblk_loop_waits_in_vain_seconds counter",
         "coblk_export_in_flight gauge",
         "coblk_export_held gauge",
         "coblk_export_stopped gauge",
@@ -116,6 +120,12 @@ fn the_numbers_are_those_of_the_requests() {
     assert_eq!(metrics.number(r#"coblk_node_size_bytes{node="disk",driver="file"}"#), 4194304.0);
     assert_eq!(metrics.number(r#"coblk_loop_workers{loop="io0"}"#), 0.0);
     assert!(metrics.number(r#"coblk_loop_coroutines{loop="main"}"#) >= 3.0);
+    let cost = metrics.number("coblk_wake_cost_seconds");
+    assert!((8e-6..=100e-6).contains(&cost), "{cost}");
+    // There was nothing to do but to wait, before the first client came.
+    let waits =
+        |how: &str| metrics.number(&format!("coblk_loop_waits_{how}_total{{loop=\"main\"}}"));
+    assert!(waits("active") + waits("slept") > 0.0);
     drop(clients);
     daemon.stop();
 }

@@ -9,12 +9,21 @@
 //!
 //! A kick may bring many requests that are done at once. A driver in another thread need not wait for the
 //! last of them: it sees the first as soon as it is done, and the others four at a time, and is
-//! interrupted if it wants to be. By the time it has woken up, there is more for it to take. With event
-//! indices it asks for an interrupt again when it has nothing left to do, so that early ones do not add
-//! up; without them there is one early interrupt a kick.
+//! interrupted if it wants to be. By the time it has woken up, there is more for it to take.
+//!
+//! * With event indices a driver asks for an interrupt again when it has taken all. If requests are done
+//!   faster than it takes them, it is awake: telling it of each group keeps it so, and costs little. If they
+//!   take longer, such as those that copy from the page cache, it falls asleep after each group, and each
+//!   wake-up costs both sides more than a request: then interrupts lie as far apart as is worth one.
+//! * Without event indices there is one early interrupt a kick, after the first request, and one at its end.
+//!
+//! The invariant: at the end of a kick, or of the turn of the loop in which a request ends later, the device
+//! looks whether the driver wants to hear of anything published since it last looked. Leaving an early
+//! look out delays an interrupt, and loses none.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use coblk_aio::{AioContext, trace_event};
 use vm_memory::{Bytes, GuestAddress};
@@ -40,37 +49,35 @@ impl DeviceQueue {
     #[inline]
     pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
         let mut left = self.in_flight.get();
-        let unpublished = {
-            let mut ring = self.ring.borrow_mut();
-            let mut pushed = Ok(());
-            match ring.map_used(&self.mem) {
-                Ok(used) => requests.for_each(|request| {
-                    left -= 1;
-                    trace_event!(
-                        "virtio_blk_req_complete",
-                        queue = self.index(),
-                        req = request.head,
-                        status = ?request.status
-                    );
-                    let one = ring.push_used(&used, request.head, request.written_bytes);
-                    pushed = std::mem::replace(&mut pushed, Ok(())).and(one);
-                }),
-                Err(error) => {
-                    left -= requests.count();
-                    pushed = Err(error);
-                }
+        let mut failed = None;
+        let mut ring = self.ring.borrow_mut();
+        let used = ring.map_used(&self.mem);
+        for request in requests {
+            left -= 1;
+            trace_event!(
+                "virtio_blk_req_complete",
+                queue = self.index(),
+                req = request.head,
+                status = ?request.status
+            );
+            if let Ok(used) = &used
+                && let Err(error) = ring.push_used(used, request.head, request.written_bytes)
+            {
+                failed = Some(error);
             }
-            pushed.map(|()| ring.unpublished())
-        };
+        }
+        let unpublished = ring.unpublished();
+        drop(ring);
         self.in_flight.set(left);
-        match unpublished {
-            Err(error) => self.fail(error),
-            Ok(_) if !self.in_kick.get() => {
-                self.publish();
-                self.completion_bh.schedule();
-            }
-            Ok(count) if count >= self.early_at.get() => self.publish_early(),
-            Ok(_) => {}
+        // They were accessible when the queue started, so this does not happen.
+        if let Some(error) = used.err().or(failed) {
+            self.fail(error);
+        }
+        if !self.in_kick.get() {
+            self.publish();
+            self.completion_bh.schedule();
+        } else if unpublished >= self.early_at.get() {
+            self.publish_early();
         }
         if left == 0 {
             self.is_idle();
@@ -88,9 +95,16 @@ impl DeviceQueue {
     fn publish_early(&self) {
         self.publish();
         let mut ring = self.ring.borrow_mut();
-        self.early_at.set(if ring.has_event_idx() { GROUP } else { u16::MAX });
+        let next_at = if ring.has_event_idx() { GROUP } else { u16::MAX };
+        let is_due = if self.early_at.replace(next_at) == 1 {
+            self.pace.begin();
+            true
+        } else {
+            self.pace.is_due(Instant::now())
+        };
         // An error is found again at the end of the kick.
-        if ring.needs_interrupt(&self.mem).unwrap_or(false)
+        if is_due
+            && ring.needs_interrupt(&self.mem).unwrap_or(false)
             && let Interrupt::Notifier(notifier) = &**self.interrupt.borrow()
         {
             trace_event!("virtio_notify", queue = self.index());

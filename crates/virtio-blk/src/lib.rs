@@ -16,6 +16,7 @@ mod inflight;
 mod interrupt;
 mod kind;
 mod memory;
+mod pace;
 mod parse;
 mod queue;
 mod range;

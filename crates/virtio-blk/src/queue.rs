@@ -14,6 +14,7 @@ use crate::chain::Chain;
 use crate::interrupt::Interrupt;
 use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
+use crate::pace::Pace;
 use crate::request::PendingRequest;
 use crate::shared::{Shared, Stopping};
 use crate::unanswered::PausedQueue;
@@ -41,6 +42,7 @@ pub(crate) struct DeviceQueue {
     pub(crate) chain: Cell<Chain>,
     /// When so many are done during a kick, they are published before its end.
     pub(crate) early_at: Cell<u16>,
+    pub(crate) pace: Pace,
     /// A kick is being handled. It publishes what is done at its end.
     pub(crate) in_kick: Cell<bool>,
     phase: Cell<Phase>,
@@ -90,6 +92,7 @@ impl DeviceQueue {
                 ring: RefCell::new(ring),
                 chain: Cell::default(),
                 early_at: Cell::new(u16::MAX),
+                pace: Pace::default(),
                 in_kick: Cell::new(false),
                 phase: Cell::new(Phase::Running),
                 error: RefCell::new(None),

@@ -224,6 +224,7 @@ impl Virtqueue {
         Ok(mem.slice(GuestAddress(self.layout.avail_ring), bytes)?)
     }
 
+    #[inline]
     pub(crate) fn map_used<'m>(
         &self,
         mem: &'m GuestMap,
@@ -270,6 +271,7 @@ impl Virtqueue {
     }
 
     /// Writes a used entry. The driver sees it after [`publish_used`](Self::publish_used).
+    #[inline]
     pub(crate) fn push_used(
         &mut self,
         used: &VolatileSlice<'_>,

@@ -33,7 +33,7 @@ fn c46_a_ring_is_looked_at_without_a_kick() {
     }
     // A loop that may sleep asks for kicks again, and sees what came just before that.
     guest.offer_honest_request();
-    guest.ctx.set_poll_params(PollParams::default());
+    guest.ctx.set_poll_params(PollParams::never());
     assert!(guest.ctx.poll());
     guest.honest_request_was_answered();
     assert!(guest.wants_kick());
@@ -57,7 +57,7 @@ fn c46_a_ring_that_is_no_longer_watched_wants_kicks_again() {
     guest.device.watch_notifier(&guest.ctx, 0, &other).unwrap();
     assert!(guest.ctx.poll_timeout(Duration::from_secs(60)));
     guest.honest_request_was_answered();
-    guest.ctx.set_poll_params(PollParams::default());
+    guest.ctx.set_poll_params(PollParams::never());
     guest.ctx.poll_timeout(Duration::from_millis(1));
     assert!(guest.wants_kick());
     guest.offer_honest_request();

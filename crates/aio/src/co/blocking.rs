@@ -27,14 +27,14 @@ use crate::context::{AioContext, Inner};
 use crate::home::HANDOVER_PAUSE;
 use crate::panics::{self, Culprit};
 use crate::run_list::{Node, NodeKind, Runner};
-use crate::thread_pool::{JobHeader, ThreadPool};
+use crate::thread_pool::{JobHeader, ThreadPool, owed};
 use crate::trace_event;
 
 /// Gives a job to a worker, or to the simulated world in a worker's place.
 #[inline]
 fn submit(ctx: &AioContext, pool: &ThreadPool, job: NonNull<JobHeader>, is_first: bool) {
     match ctx.simulation() {
-        None => pool.submit(job, is_first),
+        None => pool.submit(job, is_first, ctx.inner().turn.goes_on()),
         Some(simulation) => simulation.submit(job),
     }
 }
@@ -75,6 +75,7 @@ unsafe fn co_job_work<F: FnOnce() -> R, R>(job: NonNull<JobHeader>) {
 /// As `NodeKind::run`; the node is the header of a `CoJob`.
 unsafe fn co_job_complete<F, R>(node: NonNull<Node>, _: Runner<'_>) -> bool {
     trace_event!("thread_pool_completion_bh");
+    owed::job_done();
     // SAFETY: the coroutine is suspended in `submit_co`, so the job is alive. The reference is
     // not used after the resume, which ends the frame that it points into.
     let task = unsafe {
@@ -109,6 +110,8 @@ struct WaitOnUnwind<'a, F, R> {
 
 impl<F, R> Drop for WaitOnUnwind<'_, F, R> {
     fn drop(&mut self) {
+        let jobs = &self.ctx.inner().co_jobs;
+        jobs.set(jobs.get() - 1);
         if self.job.done.get() {
             return;
         }
@@ -133,6 +136,7 @@ impl<F, R> WaitOnUnwind<'_, F, R> {
             return !simulation.withdraw(node.cast::<JobHeader>())
                 && (inner.queues.pending.remove(node) || running.remove(node));
         }
+        owed::pay();
         // The worker may be anywhere between taking the job and scheduling the node. Nothing else
         // is lost: what else comes in is kept for the next bottom-half phase.
         loop {
@@ -180,6 +184,8 @@ impl ThreadPool {
         };
         let header = NonNull::from(&job).cast::<JobHeader>();
         trace_event!("thread_pool_submit_co");
+        let jobs = &ctx.inner().co_jobs;
+        jobs.set(jobs.get() + 1);
         submit(ctx, self, header, is_first);
         let guard = WaitOnUnwind { job: &job, ctx };
         while !job.done.get() {
@@ -237,6 +243,7 @@ where
     C: FnOnce(&AioContext, io::Result<T>),
 {
     trace_event!("thread_pool_completion_bh");
+    owed::job_done();
     // SAFETY: as `NodeKind::run`: on a context's list, so that runs it.
     let ctx = unsafe { runner.get::<AioContext>() };
     // SAFETY: leaked in `submit_aio`, and home now: nothing refers to it but the link, which
@@ -304,6 +311,9 @@ impl ThreadPool {
     /// it returned, or with ECANCELED (contract: C54, C62), or with an error without a number if
     /// `function` panicked; such a panic is then the loop's ([`PanicPolicy`](crate::PanicPolicy)).
     /// A callback may poll `ctx`, and sees other completions then (C64).
+    ///
+    /// In a turn of the loop the job may begin only when that is over, or the thread polls: a callback must
+    /// not block until it has run (C54).
     pub fn submit_aio<F, T, C>(&self, ctx: &AioContext, function: F, callback: C) -> AioJob
     where
         F: FnOnce() -> T + Send + 'static,

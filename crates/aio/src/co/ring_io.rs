@@ -18,6 +18,7 @@ use crate::io_vector::{IoVector, IoVectorMut};
 use crate::ring::{Request, Ring, RingFd, fd};
 use crate::run_list::{Node, NodeKind, Runner};
 use crate::sys::{self, IOV_MAX};
+use crate::thread_pool::owed;
 use crate::trace_event;
 
 /// A request that a coroutine waits for. All of it belongs to the home thread.
@@ -111,6 +112,7 @@ impl WaitOnUnwind<'_> {
     #[cold]
     fn cancel_and_wait(&self) {
         let queues = self.ctx.inner().bh();
+        owed::pay();
         // Completions of other requests are kept for the next bottom-half phase.
         if !self.ring.take_back(&self.op.request, self.user_data, &queues.pending) {
             return;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bottom_half::BhQueues;
-use super::busy_poll::Polling;
+use super::busy_poll::{PollParams, Polling};
 use super::clock::Clock;
 use super::debug_map;
 use super::fd_handler::FdHandlers;
@@ -26,6 +26,7 @@ use crate::ring::{Ring, WaitMode};
 use crate::simulation::{Simulation, SimulationOptions};
 use crate::sys;
 use crate::thread_pool::ThreadPool;
+use crate::waiting::Presence;
 
 /// How a context is made; see [`AioContext::builder`].
 #[derive(Debug, Default)]
@@ -33,7 +34,7 @@ use crate::thread_pool::ThreadPool;
 pub struct AioContextBuilder {
     name: Option<String>,
     thread_pool: Option<ThreadPool>,
-    poll_max: Duration,
+    poll_params: PollParams,
     wait_mode: WaitMode,
     simulation: Option<SimulationOptions>,
     on_panic: PanicPolicy,
@@ -52,10 +53,16 @@ impl AioContextBuilder {
         self
     }
 
-    /// How long the loop may look for work before it sleeps; see
-    /// [`AioContext::set_poll_params`]. Zero, the default, turns it off.
+    /// How long the loop may look for work before it sleeps at most; see [`PollParams`]. Zero turns it off;
+    /// without this it is as long as pays (contract: C48).
     pub fn poll_max(mut self, max: Duration) -> Self {
-        self.poll_max = max;
+        self.poll_params = PollParams::new(max);
+        self
+    }
+
+    /// How the loop looks for work before it sleeps, as [`AioContext::set_poll_params`] sets it later.
+    pub fn poll_params(mut self, params: PollParams) -> Self {
+        self.poll_params = params;
         self
     }
 
@@ -106,8 +113,9 @@ impl AioContextBuilder {
             queues: Rc::new(BhQueues::new()),
             timers: Rc::new(TimerList::new(clock)),
             fds,
-            polling: Polling::new(self.poll_max),
+            polling: Polling::new(self.poll_params),
             patience,
+            presence: Presence::new(),
             ring,
             wait_mode,
             simulation,
@@ -118,6 +126,7 @@ impl AioContextBuilder {
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             shares: Shares::default(),
             aio_jobs: Cell::new(0),
+            co_jobs: Cell::new(0),
             number,
         });
         let inner = NonNull::from(Box::leak(inner));

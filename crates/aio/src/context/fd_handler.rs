@@ -33,6 +33,9 @@ pub(crate) const WAKER_TOKEN: Token = Token(usize::MAX);
 /// Events taken from the kernel at once; what is left is taken by the next poll.
 const EVENTS_PER_WAIT: usize = 256;
 
+/// From here on a wait is asked for in whole milliseconds.
+const LONG_WAIT: Duration = Duration::from_millis(100);
+
 /// What a descriptor is ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -235,6 +238,29 @@ impl Key {
     }
 }
 
+/// How a limited wait is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wait {
+    /// In whole milliseconds, which takes one system call.
+    Whole(Duration),
+    /// To the nanosecond.
+    Precise(Duration),
+}
+
+impl Wait {
+    /// A long wait ends up to a millisecond early, and the loop then waits for the rest: a loop that waits
+    /// for descriptors, and far in the future for a timer, makes one call less each time.
+    fn of(timeout: Duration) -> Wait {
+        let whole = Duration::from_secs(timeout.as_secs())
+            + Duration::from_millis(u64::from(timeout.subsec_millis()));
+        if whole == timeout || whole >= LONG_WAIT {
+            Wait::Whole(whole)
+        } else {
+            Wait::Precise(timeout)
+        }
+    }
+}
+
 /// mio, the registered handlers, and the events not yet dispatched.
 pub(crate) struct FdHandlers {
     poll: RefCell<Poll>,
@@ -336,12 +362,16 @@ impl FdHandlers {
         let mut poll = self.poll.borrow_mut();
         let mut events = self.events.borrow_mut();
         let mut timeout = timeout;
-        if let Some(precise) = timeout.filter(|timeout| timeout.subsec_nanos() % 1_000_000 != 0) {
-            // mio rounds up to milliseconds; ppoll on its descriptor does not, and is one more call.
-            if !sys::wait_readable(poll.as_raw_fd(), precise)? {
-                return Ok(false);
+        match timeout.map(Wait::of) {
+            Some(Wait::Precise(precise)) => {
+                // mio rounds up to milliseconds; ppoll on its descriptor does not, and is one more call.
+                if !sys::wait_readable(poll.as_raw_fd(), precise)? {
+                    return Ok(false);
+                }
+                timeout = Some(Duration::ZERO);
             }
-            timeout = Some(Duration::ZERO);
+            Some(Wait::Whole(millis)) => timeout = Some(millis),
+            None => {}
         }
         while let Err(error) = poll.poll(&mut events, timeout) {
             if error.kind() != io::ErrorKind::Interrupted {
@@ -398,5 +428,23 @@ impl FdHandlers {
                 progress = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_waits_are_asked_for_in_whole_milliseconds_and_never_end_late() {
+        let (nanos, millis) = (Duration::from_nanos, Duration::from_millis);
+        for whole in [Duration::ZERO, millis(1), millis(100), Duration::from_secs(3600)] {
+            assert_eq!(Wait::of(whole), Wait::Whole(whole));
+        }
+        for precise in [nanos(1), nanos(999_999), nanos(99_999_999)] {
+            assert_eq!(Wait::of(precise), Wait::Precise(precise));
+        }
+        assert_eq!(Wait::of(millis(100) + nanos(999_999)), Wait::Whole(millis(100)));
+        assert_eq!(Wait::of(Duration::new(86_399, 1)), Wait::Whole(Duration::from_secs(86_399)));
     }
 }

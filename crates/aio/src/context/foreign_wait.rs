@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{AioContext, Inner};
+use crate::thread_pool::owed;
 
 /// What another loop waits for in the place of a context: until [`AsFd`] of the context is readable, and
 /// for [`timeout`](Self::timeout) at most. See [`AioContext::prepare_wait`].
@@ -33,6 +34,7 @@ impl fmt::Debug for Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let inner = self.ctx.inner();
+        inner.presence.wakes();
         // What has ended the wait is taken from the kernel, or the descriptor would stay readable.
         if let Err(error) = inner.fds.wait(Some(Duration::ZERO)) {
             tracing::error!(context = self.ctx.name(), %error, "waiting for descriptors failed");
@@ -97,6 +99,7 @@ impl AioContext {
         assert!(!coblk_coroutine::in_coroutine(), "prepare_wait called inside a coroutine");
         let inner = self.inner();
         inner.shared.assert_own_process();
+        owed::pay();
         let timeout = inner.prepare_foreign_wait().unwrap_or_else(|error| {
             tracing::error!(context = self.name(), %error, "preparing a wait failed");
             Some(Duration::ZERO)
@@ -126,6 +129,7 @@ impl Inner {
             return Ok(Some(Duration::ZERO));
         }
         let timers = self.sleep_timeout();
+        self.presence.sleeps();
         Ok(timers.into_iter().chain(limit).min())
     }
 }

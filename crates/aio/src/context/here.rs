@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::link::ContextLink;
 use crate::co::serve_cancels;
 use crate::home::HANDOVER_PAUSE;
+use crate::thread_pool::owed;
 
 thread_local! {
     static HERE: RefCell<Vec<Rc<ContextLink>>> = const { RefCell::new(Vec::new()) };
@@ -38,6 +39,8 @@ pub(crate) fn wait_until(mut is_done: impl FnMut() -> bool) {
         if is_done() {
             return;
         }
+        // What is waited for may take a job; and what has been unwound may have submitted some.
+        owed::pay();
         std::thread::sleep(pause);
         pause = (pause * 2).min(MAX_PAUSE);
     }

@@ -42,7 +42,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coblk_coroutine::{Coroutine, CoroutineState};
 
@@ -52,8 +51,9 @@ use crate::panics::{self, Culprit, Panics, call_reporting};
 use crate::ring::{Ring, WaitMode};
 use crate::simulation::Simulation;
 use crate::sys;
-use crate::thread_pool::ThreadPool;
+use crate::thread_pool::{ThreadPool, owed};
 use crate::trace_event;
+use crate::waiting::Presence;
 use bottom_half::BhQueues;
 use busy_poll::Polling;
 use fd_handler::FdHandlers;
@@ -65,7 +65,7 @@ use turn::TurnClock;
 
 pub use bottom_half::{BottomHalf, RemoteBottomHalf};
 pub use builder::AioContextBuilder;
-pub use busy_poll::{BusyPoll, DEFAULT_POLL_MAX, PollParams};
+pub use busy_poll::{BusyPoll, PollParams, WaitStats};
 pub use fd_handler::{EventHandler, FdHandler, FdInterest, Readiness};
 pub use foreign_wait::Wait;
 pub use handle::AioHandle;
@@ -128,6 +128,7 @@ pub(crate) struct Inner {
     pub(crate) fds: FdHandlers,
     pub(crate) polling: Polling,
     pub(crate) patience: Patience,
+    presence: Presence,
     /// Made when it is first asked for; `None` inside if there is no io_uring to be had.
     ring: OnceCell<Option<Rc<Ring>>>,
     wait_mode: WaitMode,
@@ -140,6 +141,8 @@ pub(crate) struct Inner {
     pub(crate) shares: Shares,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
+    /// Jobs of coroutines that are not home.
+    pub(crate) co_jobs: Cell<usize>,
     /// Given back last.
     number: ContextNumber,
 }
@@ -286,21 +289,6 @@ impl AioContext {
         Timer::new(&self.inner().timers, Rc::new(callback))
     }
 
-    /// How long the loop may look for work before it sleeps (contract: C46, C48).
-    pub fn set_poll_params(&self, params: PollParams) {
-        self.inner().polling.set(params);
-    }
-
-    /// How long it may look for work at most.
-    pub fn poll_max(&self) -> Duration {
-        Duration::from_nanos(self.inner().polling.max_ns())
-    }
-
-    /// How long the loop would look for work before its next sleep.
-    pub fn poll_time(&self) -> Duration {
-        Duration::from_nanos(self.inner().polling.current_ns())
-    }
-
     /// Runs `entry` in a coroutine, at once, until it suspends or ends; after that the loop goes
     /// on with it. `name` is for events and messages.
     ///
@@ -399,6 +387,7 @@ impl AioContext {
         loop {
             if let Some(result) = result.take() {
                 drop(coroutine);
+                owed::pay();
                 return result.unwrap_or_else(|panic| resume_unwind(panic));
             }
             self.poll();
@@ -411,6 +400,7 @@ impl AioContext {
         while !done() {
             self.poll();
         }
+        owed::pay();
     }
 }
 
@@ -459,6 +449,7 @@ impl Drop for AioContext {
         self.inner().shared.close();
         self.inner().link.inner.set(None);
         here::unregister(&self.inner().link);
+        owed::forget();
         debug_map::unregister(self.inner.addr().get());
         // SAFETY: leaked in `build`, freed once, here. No coroutine, callback or list refers to it
         // any more; handles and wakers hold `shared`, `queues` and `timers` on their own.

@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::fd_handler::FdHandlers;
-use crate::sys::TimerFd;
+use crate::sys::{self, TimerFd};
 use crate::trace_event;
+use crate::waiting::WakeCost;
 
 /// For how long no coroutine has begun when the memory of idle stacks is given back.
 const PATIENCE_NS: i64 = 1_000_000_000;
@@ -25,6 +26,8 @@ pub(crate) struct Patience {
     until_ns: Cell<i64>,
     /// The mark of the coroutines that had begun when it was armed; `None` if it is not.
     armed_at: Cell<Option<u64>>,
+    /// When it goes off; 0 if it is not armed, or has gone off.
+    due_ns: Cell<u64>,
 }
 
 impl Patience {
@@ -32,7 +35,12 @@ impl Patience {
     pub(crate) fn new(fds: &FdHandlers) -> io::Result<Patience> {
         let timer = TimerFd::new()?;
         fds.watch_as_waker(timer.as_raw_fd())?;
-        Ok(Patience { timer, until_ns: Cell::new(0), armed_at: Cell::new(None) })
+        Ok(Patience {
+            timer,
+            until_ns: Cell::new(0),
+            armed_at: Cell::new(None),
+            due_ns: Cell::new(0),
+        })
     }
 
     /// Called before a sleep that may be long: gives memory back, or sees to it that the sleep ends
@@ -42,6 +50,17 @@ impl Patience {
     pub(crate) fn before_sleep(&self, coarse_ns: i64) {
         if coarse_ns >= self.until_ns.get() && coblk_coroutine::has_idle_memory() {
             self.run_out(coarse_ns);
+        }
+    }
+
+    /// Called after a sleep that began then. If the timer went off meanwhile, how late the loop runs is what a
+    /// wake-up costs.
+    #[inline]
+    pub(crate) fn after_sleep(&self, since_ns: u64) {
+        let due_ns = self.due_ns.get();
+        if due_ns > since_ns && sys::clock_ns() >= due_ns {
+            self.due_ns.set(0);
+            WakeCost::here().sample(sys::clock_ns() - due_ns);
         }
     }
 
@@ -55,8 +74,12 @@ impl Patience {
             return;
         }
         let until_ns = coarse_ns.saturating_add(PATIENCE_NS);
-        match self.timer.arm_at_ns(until_ns.saturating_add(TICK_NS)) {
-            Ok(()) => self.armed_at.set(Some(mark)),
+        let due_ns = until_ns.saturating_add(TICK_NS);
+        match self.timer.arm_at_ns(due_ns) {
+            Ok(()) => {
+                self.armed_at.set(Some(mark));
+                self.due_ns.set(u64::try_from(due_ns).unwrap_or(0));
+            }
             Err(error) => tracing::error!(%error, "arming the timer of idle stacks failed"),
         }
         self.until_ns.set(until_ns);

@@ -7,6 +7,8 @@ use super::{AioContext, Inner};
 use crate::panics;
 use crate::ring::Ring;
 use crate::run_list::{Node, Runner};
+use crate::sys;
+use crate::thread_pool::owed;
 use crate::trace_event;
 
 /// How long a poll waits at most, in place of any longer limit: longer than a kernel's clock and the
@@ -72,11 +74,17 @@ impl AioContext {
     fn poll_outside(&self, limit: Option<Duration>) -> bool {
         let inner = self.inner();
         inner.shared.assert_own_process();
+        // What a turn around this one has submitted, or one of another context of this thread.
+        owed::settle();
         inner.wait(limit);
         let _turn = inner.turn.begin();
         let bottom_halves = inner.run_bottom_halves();
         let handlers = inner.polling.dispatch(inner.me()) | inner.fds.dispatch(inner.me());
         let timers = inner.timers.run_due(inner.me());
+        if limit == Some(Duration::ZERO) {
+            // The next wait of the thread may be elsewhere.
+            owed::pay();
+        }
         bottom_halves | handlers | timers
     }
 }
@@ -160,10 +168,7 @@ impl Inner {
                 return self.collect_events();
             }
             trace_event!("aio_sleep", timeout_ns = timeout.map(|it| it.as_nanos() as u64));
-            let kicked = match self.made_ring() {
-                Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout)?,
-                _ => self.fds.wait(timeout)?,
-            };
+            let kicked = self.block(timeout)?;
             let notified = self.shared.accept_notifications();
             // Woken by the timer of idle stacks, or for something that has been served already: see
             // `home.rs`. With a limit of its own the caller counts on coming back, and loops anyway.
@@ -176,6 +181,24 @@ impl Inner {
                 return Ok(());
             }
         }
+    }
+
+    /// The only place where a loop is suspended by the kernel. Returns whether the waker, and no other
+    /// descriptor, ended that.
+    fn block(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        owed::pay();
+        let since_ns = sys::clock_ns();
+        self.polling.count_sleep();
+        self.presence.sleeps();
+        let kicked = match self.made_ring() {
+            Some(ring) if ring.is_waiter() => self.sleep_in_ring(ring, timeout),
+            _ => self.fds.wait(timeout),
+        };
+        self.presence.wakes();
+        self.shared.woken.take(since_ns);
+        self.patience.after_sleep(since_ns);
+        self.shared.place.publish();
+        kicked
     }
 
     /// One system call submits what is queued and waits for everything (design decision D7).
@@ -192,18 +215,17 @@ impl Inner {
         if let Some(ring) = self.made_ring() {
             ring.submit()?;
         }
+        let look = self.polling.look(self, start, timeout);
+        let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
         // What the hooks of handlers have scheduled is work too.
-        let waited = if self.polling.look(self, timeout) || self.has_work() {
-            self.collect_in_passing()
+        let (waited, slept) = if look.found || self.has_work() {
+            (self.collect_in_passing(), false)
+        } else if timeout == Some(Duration::ZERO) {
+            (self.collect_events(), false)
         } else {
-            let timeout = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            if timeout == Some(Duration::ZERO) {
-                self.collect_events()
-            } else {
-                self.sleep(timeout, limited)
-            }
+            (self.sleep(timeout, limited), true)
         };
-        self.polling.adapt(start.elapsed());
+        self.polling.learn(&look, slept.then(|| start.elapsed()));
         waited
     }
 

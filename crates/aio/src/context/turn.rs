@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use super::AioContext;
+use crate::thread_pool::owed;
 
 /// The time was not asked for in this turn.
 const UNASKED: i64 = i64::MIN;
@@ -27,7 +28,8 @@ impl TurnClock {
         }
     }
 
-    /// A turn goes on until what this returns is dropped, also by a panic.
+    /// A turn goes on until what this returns is dropped, also by a panic. Its end
+    /// settles the wake-ups that are owed to workers.
     #[inline]
     pub(crate) fn begin(&self) -> Turn<'_> {
         self.asked_ns.set(UNASKED);
@@ -35,6 +37,12 @@ impl TurnClock {
             self.last_hold_ups.set(self.hold_ups.replace(0));
         }
         Turn(self)
+    }
+
+    /// Whether a turn goes on. One in which a nested poll has ended goes on, and is not known to.
+    #[inline]
+    pub(crate) fn goes_on(&self) -> bool {
+        self.asked_ns.get() != OUTSIDE
     }
 }
 
@@ -46,6 +54,7 @@ impl Drop for Turn<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.asked_ns.set(OUTSIDE);
+        owed::settle();
     }
 }
 

@@ -1,9 +1,8 @@
 //! [`Stream`]: one connection.
 
 use std::io::{self, IoSlice, Read};
-use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use super::keep_alive;
 use super::listener::{address_of, descriptor, no_vsock};
 use super::path::connect_now;
 use super::resolve::{Purpose, resolve};
+use crate::sys;
 
 /// How long a host may take to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -114,12 +114,11 @@ impl Stream {
         }
     }
 
-    /// Whether there is something to read, or to be told.
+    /// Whether there is something to read, or to be told. An error of the connection is left for the
+    /// next [`read`](Self::read), which a look at the first byte would take.
     pub fn has_input(&self) -> bool {
-        let seen = self.socket.peek(&mut [MaybeUninit::uninit(); 1]);
-        !seen.is_err_and(|error| {
-            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-        })
+        let ready = sys::wait_readable(self.socket.as_raw_fd(), Duration::ZERO);
+        ready.unwrap_or(true)
     }
 
     /// Ends both directions: a peer that waits is told, and so is a handler of this end.

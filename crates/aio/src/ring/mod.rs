@@ -132,6 +132,12 @@ impl Ring {
         self.always || self.in_flight.get() > 0 || !self.waiting.is_empty()
     }
 
+    /// Whether requests are queued or with the kernel.
+    #[inline]
+    pub(crate) fn has_in_flight(&self) -> bool {
+        self.in_flight.get() > 0
+    }
+
     /// Queues an entry; submits if there is no room. False if there is none even then, because
     /// completions have to be taken first, or the kernel has no memory.
     ///

@@ -4,6 +4,7 @@
 //! about retries. All of them may be called from any thread.
 
 pub mod block_device;
+mod cpu;
 mod descriptor;
 pub mod faults;
 mod fork;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use libc::{c_int, c_void};
 
 use crate::io_vector::{IoVector, IoVectorMut};
+pub(crate) use cpu::{CpuSet, allowed_cpus, clock_ns, current_cpu};
 pub use descriptor::{
     clear_nonblocking, is_inherited, redirect, release_inherited_listener, write_without_sigpipe,
 };

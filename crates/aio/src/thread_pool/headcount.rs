@@ -111,6 +111,12 @@ impl Headcount {
         self.available.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// Workers that have begun and not left, as of a moment.
+    #[inline]
+    pub(crate) fn started(&self) -> usize {
+        usize::try_from(self.started.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
     /// A worker has started, and is ready for its first message.
     pub(crate) fn worker_started(&self) {
         // Together, for those who look at both.

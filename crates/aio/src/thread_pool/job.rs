@@ -33,6 +33,7 @@ impl JobHeader {
     /// Runs a job and sends it home. `cache` keeps the last home, because after the hand-over
     /// neither the job nor its context need exist, but the notification still has to be given.
     /// `done` is called in between: its effects are seen by the coroutine that waits for the job.
+    /// Returns whether the loop slept, and had to be woken.
     ///
     /// # Safety
     /// The caller took the job from the channel: it is alive, and no other worker runs it.
@@ -40,7 +41,7 @@ impl JobHeader {
         job: NonNull<JobHeader>,
         cache: &mut Option<Arc<Home>>,
         done: impl FnOnce(),
-    ) {
+    ) -> bool {
         // SAFETY: alive until the node is scheduled, see `home`.
         let (work, home) = unsafe { (job.as_ref().work, job.as_ref().home) };
         if cache.as_ref().is_none_or(|cached| Arc::as_ptr(cached) != home) {
@@ -52,14 +53,15 @@ impl JobHeader {
             };
             *cache = Some(home);
         }
+        if let Some(home) = cache {
+            home.worker.publish();
+        }
         // SAFETY: passed on.
         unsafe { work(job) };
         done();
-        if let Some(home) = cache {
-            // SAFETY: the submitter keeps the job in place until the node has come home, and it
-            // is on no list: it has been with us.
-            unsafe { home.schedule(job.cast::<Node>()) };
-        }
+        // SAFETY: the submitter keeps the job in place until the node has come home, and it is on no
+        // list: it has been with us.
+        cache.as_ref().is_some_and(|home| unsafe { home.schedule(job.cast::<Node>()) })
     }
 
     /// Runs a job on its own context's thread, for the simulated mode.

@@ -7,6 +7,8 @@
 
 pub(crate) mod headcount;
 mod job;
+mod job_time;
+pub(crate) mod owed;
 pub(crate) mod parking;
 mod worker;
 
@@ -25,6 +27,7 @@ use crate::loom::Mutex;
 use crate::sys::{self, OwnProcess};
 use headcount::Headcount;
 pub(crate) use job::JobHeader;
+use job_time::JobTime;
 use parking::Parking;
 
 /// Threads a pool may run, unless told otherwise (contract: C56).
@@ -82,6 +85,7 @@ struct PoolState {
     receiver: Receiver<Message>,
     headcount: Headcount,
     parking: Parking,
+    job_time: JobTime,
     /// Jobs that found the channel full, oldest first; none may overtake them (contract: C61).
     overflow: Mutex<VecDeque<Message>>,
     overflowing: AtomicUsize,
@@ -138,6 +142,7 @@ impl ThreadPool {
             receiver,
             headcount: Headcount::new(),
             parking: Parking::new(),
+            job_time: JobTime::new(),
             overflow: Mutex::new(VecDeque::new()),
             overflowing: AtomicUsize::new(0),
             idle_timeout,
@@ -222,32 +227,58 @@ impl ThreadPool {
         self.owner.state.headcount.max()
     }
 
-    /// `is_first` of its share: there is a thread for it, whatever the maximum.
+    /// `is_first` of its share: there is a thread for it, whatever the maximum. `in_turn`: a turn of a loop
+    /// of this thread goes on, whose end [pays](owed::pay) for the wake-up.
     #[inline]
-    pub(crate) fn submit(&self, job: NonNull<JobHeader>, is_first: bool) {
-        self.owner.state.submit(job, is_first);
+    pub(crate) fn submit(&self, job: NonNull<JobHeader>, is_first: bool, in_turn: bool) {
+        self.owner.state.submit(job, is_first, in_turn);
     }
 }
 
 impl PoolState {
     /// Hands a job to the workers, and starts one if none is idle.
-    fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>, is_first: bool) {
+    fn submit(self: &Arc<PoolState>, job: NonNull<JobHeader>, is_first: bool, in_turn: bool) {
         self.process.assert_here("thread pool", "coblk-worker");
         // To unwind from here, out of a coroutine, would leave a job in the queue whose frame is
         // gone.
         let no_unwinding = AbortOnUnwind("submitting a job");
         let start = self.headcount.job_submitted(is_first);
-        self.send(Message::Job(job));
+        self.queue(Message::Job(job));
+        if in_turn {
+            owed::owe(self)
+        } else {
+            self.wake_worker()
+        }
         if start && !self.start_worker(is_first) {
             self.run_without_workers();
         }
         std::mem::forget(no_unwinding);
     }
 
-    /// Queues a message, and wakes a worker if none is about to look.
+    /// Queues a message, and wakes a worker for it.
     fn send(&self, message: Message) {
         self.queue(message);
-        self.parking.notify();
+        self.wake_worker();
+    }
+
+    /// After messages were queued: wakes a worker, unless one is about to look, or they are gone.
+    #[inline]
+    fn wake_worker(&self) {
+        self.parking.notify(|| self.has_messages());
+    }
+
+    /// Whether a worker is awake that takes what is queued sooner than one that sleeps: one that spins, or one
+    /// that runs a job, if jobs are short.
+    #[inline]
+    fn is_attended(&self) -> bool {
+        self.parking.is_spinning()
+            || (self.job_time.is_short() && self.headcount.started() > self.parking.asleep())
+    }
+
+    /// Whether there are messages that no worker has taken.
+    #[inline]
+    fn has_messages(&self) -> bool {
+        !self.receiver.is_empty() || self.overflowing.load(Ordering::SeqCst) > 0
     }
 
     /// Never blocks. A full channel fills the overflow list, which workers move on.
@@ -349,6 +380,7 @@ impl Drop for Owner {
         for _ in &handles {
             self.state.send(Message::Stop);
         }
+        owed::pay();
         let own = std::thread::current().id();
         for handle in handles {
             // A job may own the last handle; its worker cannot wait for itself.

@@ -230,6 +230,14 @@ impl Gate {
     }
 }
 
+/// Waits until the one worker of the context's pool sleeps.
+pub fn until_the_worker_sleeps(ctx: &AioContext) {
+    let here = || std::fs::read_link("/proc/thread-self").unwrap();
+    let thread = ctx.run(|co| co.context().thread_pool().submit_co(co, here));
+    let state = std::path::Path::new("/proc").join(thread).join("stat");
+    until(|| std::fs::read_to_string(&state).unwrap().contains(") S "));
+}
+
 /// Waits for another thread to bring something about.
 pub fn until(mut condition: impl FnMut() -> bool) {
     while !condition() {

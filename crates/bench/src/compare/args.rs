@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use coblk::AioContext;
+use coblk::aio::AioContextBuilder;
 
 use crate::fio;
 use crate::image::Image;
@@ -68,15 +70,19 @@ pub fn wanted<W>(
 pub struct CompareArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// How long our loop may look for work before it sleeps, in microseconds. QEMU's in qemu-img
-    /// does not.
-    #[arg(long, value_name = "US", default_value_t = 0)]
-    pub poll_max: u32,
+    /// How long our loop may look for work before it sleeps, in microseconds, in place of as long as pays.
+    /// QEMU's in qemu-img does not.
+    #[arg(long, value_name = "US")]
+    pub poll_max: Option<u32>,
 }
 
 impl CompareArgs {
-    /// How long our loop may look for work before it sleeps.
-    pub fn poll_max(&self) -> Duration {
-        Duration::from_micros(u64::from(self.poll_max))
+    /// A context that looks for work as long as was said.
+    pub fn context(&self) -> AioContextBuilder {
+        let builder = AioContext::test_builder().name("bench");
+        match self.poll_max {
+            Some(us) => builder.poll_max(Duration::from_micros(u64::from(us))),
+            None => builder,
+        }
     }
 }

@@ -96,8 +96,8 @@ fn measure(
     let contest = add_peers(contest, work, image.path())?;
     let mut row = contest.run(plan, || progress.tick())?;
     row.at = Some(At::Depth(work.depth()));
-    if options.poll_max > 0 {
-        row.more.push(("poll_max_us", f64::from(options.poll_max)));
+    if let Some(us) = options.poll_max {
+        row.more.push(("poll_max_us", f64::from(us)));
     }
     Ok(row)
 }
@@ -105,7 +105,7 @@ fn measure(
 type OurBench = Box<dyn FnMut(u64) -> io::Result<Lap>>;
 
 fn ours(work: Work, image: &Path, options: &CompareArgs) -> io::Result<OurBench> {
-    let ctx = AioContext::test_builder().name("bench").poll_max(options.poll_max()).build()?;
+    let ctx = options.context().build()?;
     match work {
         Work::Null => requests(ctx, Null::new(NULL_BYTES), DEPTH),
         Work::VirtioNull => guest_requests(ctx, Null::new(NULL_BYTES), DEPTH),

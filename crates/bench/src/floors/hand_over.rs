@@ -60,7 +60,7 @@ impl Side {
         Ok(Side { handed: AtomicU64::new(0), cpu: AtomicUsize::new(usize::MAX), bell })
     }
 
-    /// Hands over all jobs up to number `number`, counted from 1, to the thread `to`.
+    /// Hands over job number `number`, counted from 1, to the thread `to`.
     fn hand(&self, way: Way, number: u64, to: &Thread) -> io::Result<()> {
         if way == Way::Aware {
             self.cpu.store(sched_getcpu(), Ordering::Relaxed);
@@ -74,12 +74,8 @@ impl Side {
         Ok(())
     }
 
-    fn handed(&self) -> u64 {
-        self.handed.load(Ordering::Acquire)
-    }
-
     fn has(&self, number: u64) -> bool {
-        self.handed() >= number
+        self.handed.load(Ordering::Acquire) >= number
     }
 
     /// Waits, on the other side's thread, for job number `number`.
@@ -126,12 +122,12 @@ impl Side {
 /// The number that ends the worker.
 const END: u64 = u64::MAX;
 
-/// A worker that does all jobs that it is handed, and then hands them back.
+/// A worker that does one job after the other, and hands each back.
 pub struct HandOver {
     way: Way,
     sides: Arc<[Side; 2]>,
     done: u64,
-    /// How many jobs are handed over at a time.
+    /// How many jobs are handed over before one is waited for.
     batch: u64,
     /// How long each round trip took, if that is asked for.
     round_trips: Option<RoundTrips>,
@@ -151,25 +147,24 @@ impl HandOver {
         let (theirs, requester) = (Arc::clone(&sides), thread::current());
         let worker = thread::Builder::new().name("worker".to_owned()).spawn(move || {
             let [from, to] = &*theirs;
-            let mut done = 0;
-            loop {
-                from.wait(way, done + 1)?;
-                let handed = from.handed();
-                if handed == END {
-                    return Ok(());
+            for number in 1.. {
+                from.wait(way, number)?;
+                if from.has(END) {
+                    break;
                 }
-                if let Err(error) = (done..handed).try_for_each(&mut job) {
+                let done = job(number - 1);
+                if done.is_err() {
                     to.hand(way, END, &requester)?;
-                    return Err(error);
+                    return done;
                 }
-                done = handed;
-                to.hand(way, done, &requester)?;
+                to.hand(way, number, &requester)?;
             }
+            Ok(())
         })?;
         Ok(HandOver { way, sides, done: 0, batch: 1, round_trips: None, worker: Some(worker) })
     }
 
-    /// So many jobs are handed over at a time, and waited for together.
+    /// So many jobs are handed over, one by one, before the last of them is waited for.
     pub fn batch(mut self, batch: u64) -> HandOver {
         self.batch = batch;
         self
@@ -203,8 +198,11 @@ impl HandOver {
                 return Err(io::Error::other("the worker has ended"));
             };
             let batch = self.batch.min(left);
-            (self.done, left) = (self.done + batch, left - batch);
-            to.hand(self.way, self.done, worker.thread())?;
+            for _ in 0..batch {
+                self.done += 1;
+                to.hand(self.way, self.done, worker.thread())?;
+            }
+            left -= batch;
             from.wait(self.way, self.done)?;
             if from.has(END) {
                 return self.end();

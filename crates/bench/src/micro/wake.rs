@@ -17,8 +17,8 @@ use crate::floors::hand_over::{HandOver, Way};
 use crate::measure::{Contest, Lap, lap};
 use crate::works::Work;
 
-/// `pairs` pairs at once. An operation is one wake-up. The floor is a bare hand-over, of as many at a
-/// time.
+/// `pairs` pairs at once. An operation is one wake-up. The floor is a bare hand-over,
+/// with as many under way.
 pub fn contest(work: Work, pairs: u64) -> io::Result<Contest<'static>> {
     let ctx = AioContext::for_test()?;
     let mut contest =

@@ -14,8 +14,8 @@ use crate::sys::{self, OnOneCpu};
 use crate::workload::stopwatch::RoundTrips;
 use crate::works::Work;
 
-/// `depth` coroutines submit one job after the other each. A bare hand-over is the floor: of one job, or
-/// of as many at a time.
+/// `depth` coroutines submit one job after the other each. A bare hand-over is the floor, with
+/// as many jobs under way.
 pub fn contest(work: Work, depth: u64) -> io::Result<Contest<'static>> {
     // Threads begin where the one is that starts them, so a pool that has threads would not do.
     let one_cpu = (work == Work::WorkerOneCpu).then(OnOneCpu::new).transpose()?;

@@ -1,5 +1,6 @@
-//! Latencies of a client's requests: [`Stopwatch`]; and of one after the other: [`RoundTrips`]. It looks at the
-//! clock once a turn, not once a request: a client with many in flight takes and makes many in a turn.
+//! Latencies of a client's requests: [`Stopwatch`]; and of one after the other: [`RoundTrips`]. A
+//! stopwatch looks at the clock once a turn, not once a request: a client with many in flight takes and
+//! makes many in a turn.
 
 use std::time::Instant;
 

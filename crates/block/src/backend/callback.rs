@@ -166,7 +166,9 @@ fn fail_on_panic(co: &Co<'_>, request: impl FnOnce() -> io::Result<()>) -> io::R
 }
 
 /// Waits until the submitter has gone on.
-#[inline]
+// Always inlined, as `submit`: it is small but for the switch that it makes, and a frame of its own around
+// that costs 25 ns.
+#[inline(always)]
 fn before_callback(co: &Co<'_>) {
     if !co.has_suspended() {
         co.yield_now();

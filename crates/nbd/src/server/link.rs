@@ -12,6 +12,7 @@ use coblk_aio::{
 use crate::server::message::Message;
 use crate::server::outbox::{Outbox, Sent};
 use crate::server::pace::Direction;
+use crate::server::pending_read::PendingRead;
 use crate::server::turn::{MAX_BYTES, Turn};
 use crate::transport::Transport;
 
@@ -28,6 +29,10 @@ pub struct Link {
     pub readable: Cell<bool>,
     /// The client has closed its end.
     closed: Cell<bool>,
+    /// The client's own coroutine waits for input, and for nothing else.
+    expects: Cell<bool>,
+    /// The room that it has lent for that to a loop that polls.
+    lent: RefCell<Option<PendingRead>>,
     /// How to resume the client's own coroutine, while that waits.
     waker: Cell<Option<CoWaker>>,
     outbox: RefCell<Outbox>,
@@ -59,6 +64,8 @@ impl Link {
             watched: RefCell::default(),
             readable: Cell::new(true),
             closed: Cell::new(false),
+            expects: Cell::new(false),
+            lent: RefCell::new(None),
             waker: Cell::new(None),
             outbox: RefCell::default(),
             is_full: Cell::new(false),
@@ -158,13 +165,17 @@ impl Link {
         self.outbox.borrow().is_empty() && !self.transport.has_unsent()
     }
 
-    /// Waits until there may be something to read.
+    /// Waits until there may be something to read, or the loop's polling has read it.
     ///
     /// # Errors
     /// If nothing is to be read any more.
     pub fn wait_readable(&self, co: &Co<'_>) -> io::Result<()> {
         if !self.ending.get() {
-            self.wait_until(co, || self.readable.get() || self.ending.get())?;
+            self.expects.set(true);
+            let has_come = || self.readable.get() || self.has_received();
+            let waited = self.wait_until(co, || has_come() || self.ending.get());
+            self.expects.set(false);
+            waited?;
         }
         if self.ending.get() {
             return Err(ErrorKind::ConnectionAborted.into());
@@ -176,27 +187,66 @@ impl Link {
     pub fn read(&self, co: &Co<'_>, target: &mut [u8]) -> io::Result<usize> {
         loop {
             self.wait_readable(co)?;
-            match self.transport.read(target) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(bytes) => {
-                    // A short read has emptied the socket, and what comes later is reported. Not so
-                    // the end, if it was there already. Of TLS a part may be here and no further.
-                    let is_all = bytes < target.len() && !self.transport.is_secure();
-                    self.readable.set(!is_all || self.closed.get());
-                    self.received.set(self.received.get() + bytes as u64);
-                    return Ok(bytes);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.readable.set(false);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            if let Some(result) = self.receive(target) {
+                return result;
             }
         }
     }
 
+    /// Reads at least one byte to `buffer[from..]`. A loop that polls for it does that itself.
+    pub fn read_ahead(&self, co: &Co<'_>, buffer: &mut Vec<u8>, from: usize) -> io::Result<usize> {
+        loop {
+            *self.lent.borrow_mut() = Some(PendingRead::new(std::mem::take(buffer), from));
+            let waited = self.wait_readable(co);
+            let came = self.lent.take().and_then(|read| read.end(buffer));
+            waited?;
+            if let Some(result) = came.or_else(|| self.receive(&mut buffer[from..])) {
+                return result;
+            }
+        }
+    }
+
+    /// Reads once. `None` if there was nothing.
+    fn receive(&self, target: &mut [u8]) -> Option<io::Result<usize>> {
+        match self.transport.read(target) {
+            Ok(0) => Some(Err(ErrorKind::UnexpectedEof.into())),
+            Ok(bytes) => {
+                // A short read has emptied the socket, and what comes later is reported. Not so
+                // the end, if it was there already. Of TLS a part may be here and no further.
+                let is_all = bytes < target.len() && !self.transport.is_secure();
+                self.readable.set(!is_all || self.closed.get());
+                self.received.set(self.received.get() + bytes as u64);
+                Some(Ok(bytes))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.readable.set(false);
+                None
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn has_received(&self) -> bool {
+        self.lent.borrow().as_ref().is_some_and(PendingRead::is_done)
+    }
+
+    /// Looks for what the coroutine waits for, and receives it where room was lent. Whether there is
+    /// something: also if an earlier look has found it, and the coroutine does not know yet.
+    pub fn look(&self) -> bool {
+        if !self.expects.get() || !self.is_waiting() || self.ending.get() || self.failed.get() {
+            return false;
+        }
+        if let Some(read) = &mut *self.lent.borrow_mut() {
+            return read.try_now(|target| self.receive(target));
+        }
+        // The coroutine does the rest.
+        self.readable.set(self.readable.get() || self.transport.has_input());
+        self.readable.get()
+    }
+
     /// Resumes the coroutine, if it waits, to look again.
-    fn poke(&self) {
+    pub fn poke(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -372,10 +422,7 @@ struct SocketPoll(Weak<Link>);
 
 impl BusyPoll for SocketPoll {
     fn is_busy(&self, ctx: &AioContext) -> bool {
-        self.0.upgrade().is_some_and(|client| {
-            let expects = client.is_waiting() && !client.readable.get();
-            expects && self.pays(ctx) && client.transport.has_input()
-        })
+        self.pays(ctx) && self.0.upgrade().is_some_and(|client| client.look())
     }
 
     fn pays(&self, _ctx: &AioContext) -> bool {
@@ -384,7 +431,6 @@ impl BusyPoll for SocketPoll {
 
     fn ready(&self, _ctx: &AioContext) {
         if let Some(client) = self.0.upgrade() {
-            client.readable.set(true);
             client.poke();
         }
     }

@@ -10,6 +10,7 @@ mod message;
 pub mod options;
 mod outbox;
 mod pace;
+mod pending_read;
 mod pieces;
 mod receiver;
 mod refusals;

@@ -66,7 +66,10 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
     let l1 = tables::co_words(co, &file, header.l1_offset, header.l1_entries.into())?;
     let sizes = CacheSizes::new(options, geometry, header.disk_bytes())?;
-    let cache = SliceCache::new(sizes.l2_bytes, sizes.slice_bytes)?;
+    // An image may claim any length; its L1 table says how many tables there are at most.
+    let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
+    let all_bytes = tables.saturating_mul(geometry.cluster_bytes());
+    let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes)?;
     let data_file = co_data_file(opening, options, &header, &file)?;
     let (slice_bytes, events) = (sizes.slice_bytes, opening.events());
     let parts =

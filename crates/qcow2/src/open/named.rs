@@ -9,7 +9,7 @@ use coblk_block::{Child, ChildRole, OpenError, Opening};
 
 use super::refused;
 use crate::layout::{FormatError, Header, Incompatible};
-use crate::name::{FileName, NameError, resolve};
+use crate::name::{FileName, NameError, check_definition, resolve};
 use crate::options::{NamedFiles, Qcow2Options};
 use crate::source::Source;
 use crate::tables;
@@ -97,7 +97,9 @@ pub(super) fn co_backing(
     let image = image_path(file);
     let (below, path) = match FileName::of_backing(name) {
         FileName::Json(json) => {
-            let node = NodeOptions::from_json(json);
+            let definition = coblk_qapi::json::parse(json).map_err(OpenError::of_driver)?;
+            check_definition(&definition).map_err(OpenError::of_driver)?;
+            let node = NodeOptions::from_value(definition);
             (NodeRef::from(node.map_err(OpenError::of_driver)?), None)
         }
         FileName::Path(name) => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use coblk::aio::AioHandle;
+use coblk::aio::{AioHandle, WaitStats};
 use coblk::block::accounting::{KindStatistics, LatencyHistogram};
 use coblk::block::{Device, IoStatus, RequestKind, Statistics};
 use coblk::export::{ExportInfo, RunningExport};
@@ -48,6 +48,7 @@ pub(crate) struct LoopSample {
     pub(super) queued_jobs: usize,
     pub(super) coroutines: usize,
     pub(super) has_ring: bool,
+    pub(super) waits: WaitStats,
 }
 
 /// An export: the sum of its backends, which are one a context.
@@ -129,6 +130,7 @@ impl LoopSample {
             queued_jobs: pool.queued_jobs(),
             coroutines: ctx.coroutines().len(),
             has_ring: ctx.has_ring(),
+            waits: ctx.wait_stats(),
         }
     }
 }

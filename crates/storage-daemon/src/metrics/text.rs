@@ -50,6 +50,13 @@ const LOOP_GAUGES: [Metric<LoopSample, u64>; 5] = [
     ("coblk_loop_ring", None, "Whether there is an io_uring.", |it| it.has_ring.into()),
 ];
 
+const LOOP_COUNTERS: [Metric<LoopSample, u64>; 2] = [
+    ("coblk_loop_waits_active", None, "Waits that ended while the loop looked for work.", |it| {
+        it.waits.active
+    }),
+    ("coblk_loop_waits_slept", None, "Waits in which the loop slept.", |it| it.waits.slept),
+];
+
 /// The whole page.
 pub(crate) fn encode(sample: Sample) -> String {
     let mut registry = Registry::default();
@@ -70,6 +77,7 @@ impl Collector for Sample {
                 family.encode_family(&labels)?.encode_gauge(&number(sample))?;
             }
         }
+        self.encode_waits(&mut encoder)?;
         for (name, unit, help, number) in &EXPORT_GAUGES {
             let mut family = gauge(&mut encoder, name, unit.as_ref(), help)?;
             for export in &self.exports {
@@ -101,6 +109,34 @@ impl Sample {
             let help = "Clients of the NBD server.";
             let mut clients = gauge(encoder, "coblk_nbd_connections", None, help)?;
             clients.encode_gauge(&(connections as u64))?;
+        }
+        Ok(())
+    }
+
+    fn encode_waits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if let Some(main) = self.loops.first() {
+            let help = "What it costs to wake a thread, as measured.";
+            let mut cost = gauge(encoder, "coblk_wake_cost", Some(&Unit::Seconds), help)?;
+            cost.encode_gauge(&main.waits.wake_cost.as_secs_f64())?;
+        }
+        let labels = |sample: &LoopSample| -> Labels { vec![("loop", sample.name.clone())] };
+        for (name, unit, help, number) in &LOOP_COUNTERS {
+            let kind = MetricType::Counter;
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            for sample in &self.loops {
+                let labels = labels(sample);
+                let mut counter = family.encode_family(&labels)?;
+                counter.encode_counter(&number(sample), None::<&NoExemplar>)?;
+            }
+        }
+        let (help, kind) = ("Time that the loop looked for work in vain.", MetricType::Counter);
+        let (name, unit) = ("coblk_loop_waits_in_vain", Some(&Unit::Seconds));
+        let mut family = encoder.encode_descriptor(name, help, unit, kind)?;
+        for sample in &self.loops {
+            let labels = labels(sample);
+            let mut counter = family.encode_family(&labels)?;
+            let seconds = sample.waits.in_vain.as_secs_f64();
+            counter.encode_counter(&seconds, None::<&NoExemplar>)?;
         }
         Ok(())
     }

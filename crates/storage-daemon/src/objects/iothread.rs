@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coblk::aio::{PollParams, PoolShare};
+use coblk::aio::{PollParams, WaitStats};
 use coblk::block::is_home;
 use coblk::export::RunningExport;
 use coblk::qapi::from_value;
@@ -29,8 +29,8 @@ pub struct IothreadType;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct IothreadOptions {
-    /// `poll-max-ns`: how long it looks for work before it sleeps; 32768 by default, 0 for not at
-    /// all.
+    /// `poll-max-ns`: how long it looks for work at most before it sleeps; 0 for not at all. If neither
+    /// this nor the next two are given it looks as long as pays, and 32768 stands for that.
     pub poll_max_ns: Option<i64>,
     /// `poll-grow`: by what that time is multiplied when it was too short; 0 for 2.
     pub poll_grow: Option<i64>,
@@ -45,7 +45,7 @@ pub struct IothreadOptions {
 }
 
 impl IothreadOptions {
-    /// How long its loop looks for work at most, unless told otherwise: QEMU's.
+    /// How long its loop looks for work at most if only `poll-grow` or `poll-shrink` is given: QEMU's.
     const POLL_MAX_NS: i64 = 32_768;
     /// Workers at most, unless told otherwise: QEMU's.
     const MAX_THREADS: i64 = coblk::aio::DEFAULT_MAX_THREADS as i64;
@@ -79,13 +79,7 @@ impl ObjectType for IothreadType {
         let pool = polling.pool()?;
         let failed = failed(place.id);
         let builder = context_builder().map_err(&failed)?.thread_pool(pool);
-        let thread = IoThread::with_builder(place.id, builder).map_err(failed)?;
-        let set = polling.co_set(place, &thread);
-        if let Err(error) = set {
-            PoolShare::once(place.co, move || drop(thread));
-            return Err(error);
-        }
-        Ok(thread)
+        IoThread::with_builder(place.id, builder.poll_params(polling.params)).map_err(failed)
     }
 
     fn release(&self, place: &ObjectPlace<'_, '_>, thread: &IoThread) -> Result<(), DaemonError> {
@@ -108,7 +102,8 @@ impl ObjectType for IothreadType {
         property: &str,
         value: Value,
     ) -> Result<IothreadOptions, DaemonError> {
-        let mut values = self.values(options);
+        // What was not given stays so: it is not the same as its default.
+        let mut values = given(options);
         values.insert(property.to_owned(), value);
         let options = from_value(Value::Object(values))?;
         Polling::new(&options)?.co_set(place, thread)?;
@@ -116,11 +111,16 @@ impl ObjectType for IothreadType {
     }
 
     fn values(&self, options: &IothreadOptions) -> Map<String, Value> {
-        match serde_json::to_value(options.with_defaults()) {
-            Ok(Value::Object(values)) => values,
-            // They are a struct.
-            _ => Map::new(),
-        }
+        given(&options.with_defaults())
+    }
+}
+
+/// The properties that have a value.
+fn given(options: &IothreadOptions) -> Map<String, Value> {
+    match serde_json::to_value(options) {
+        Ok(Value::Object(values)) => values.into_iter().filter(|it| !it.1.is_null()).collect(),
+        // They are a struct.
+        _ => Map::new(),
     }
 }
 
@@ -139,15 +139,14 @@ fn clamp(number: u64) -> u32 {
 /// How an iothread looks for work, and how many workers it has.
 #[derive(Clone, Copy)]
 struct Polling {
-    max: Duration,
-    grow: u32,
-    shrink: u32,
+    params: PollParams,
     min_threads: usize,
     max_threads: usize,
 }
 
 impl Polling {
     fn new(options: &IothreadOptions) -> Result<Polling, DaemonError> {
+        let is_told = [options.poll_max_ns, options.poll_grow, options.poll_shrink] != [None; 3];
         let options = options.with_defaults();
         let number = |name: &str, value: Option<i64>| match value.unwrap_or_default() {
             number @ 0.. => Ok(number.unsigned_abs()),
@@ -162,10 +161,12 @@ impl Polling {
                 "thread-pool-min value must be in range [0, {MAX_IDLE_THREADS}]"
             )));
         }
+        let told =
+            PollParams::new(Duration::from_nanos(number("poll-max-ns", options.poll_max_ns)?))
+                .grow(clamp(number("poll-grow", options.poll_grow)?))
+                .shrink(clamp(number("poll-shrink", options.poll_shrink)?));
         Ok(Polling {
-            max: Duration::from_nanos(number("poll-max-ns", options.poll_max_ns)?),
-            grow: clamp(number("poll-grow", options.poll_grow)?),
-            shrink: clamp(number("poll-shrink", options.poll_shrink)?),
+            params: if is_told { told } else { PollParams::default() },
             min_threads: clamp(min) as usize,
             max_threads: clamp(number("thread-pool-max", options.thread_pool_max)?) as usize,
         })
@@ -185,7 +186,7 @@ impl Polling {
     fn apply(self, ctx: &AioContext) -> Result<(), DaemonError> {
         let limits = ctx.thread_pool().set_limits(self.min_threads, self.max_threads);
         limits.map_err(|_| invalid(BAD_POOL))?;
-        ctx.set_poll_params(PollParams::new(self.max).grow(self.grow).shrink(self.shrink));
+        ctx.set_poll_params(self.params);
         Ok(())
     }
 }
@@ -200,6 +201,8 @@ pub struct IothreadInfo {
     pub thread_id: i64,
     /// Its properties.
     pub properties: IothreadOptions,
+    /// How its loop has waited.
+    pub waits: WaitStats,
 }
 
 /// The ids of the iothreads, with the ways into their contexts. These keep none of them.
@@ -213,14 +216,15 @@ pub fn co_infos(co: &Co<'_>, objects: &Objects) -> Result<Vec<IothreadInfo>, Dae
     // At once, as each may be deleted, and another one have its id, while a thread is asked.
     let begun = handles(objects).into_iter().map(|(id, handle)| {
         let values = objects.properties(&id).map(|(_, values)| values).unwrap_or_default();
-        let thread_id = handle.spawn("thread id", |_| rustix::thread::gettid());
-        Ok((id, from_value(Value::Object(values))?, thread_id))
+        let answer = handle
+            .spawn("query-iothreads", |co| (rustix::thread::gettid(), co.context().wait_stats()));
+        Ok((id, from_value(Value::Object(values))?, answer))
     });
     let mut infos = Vec::new();
-    for (id, properties, thread_id) in begun.collect::<Result<Vec<_>, DaemonError>>()? {
-        if let Ok(thread_id) = co.block_on(thread_id) {
+    for (id, properties, answer) in begun.collect::<Result<Vec<_>, DaemonError>>()? {
+        if let Ok((thread_id, waits)) = co.block_on(answer) {
             let thread_id = thread_id.as_raw_nonzero().get().into();
-            infos.push(IothreadInfo { id, thread_id, properties });
+            infos.push(IothreadInfo { id, thread_id, properties, waits });
         }
     }
     Ok(infos)

@@ -1,5 +1,7 @@
 //! Objects as QOM shows them: a tree of paths, with properties that can be read and some that change.
 
+use std::time::Duration;
+
 use coblk::qapi::shorten;
 use coblk::qmp::{ErrorClass, QmpError};
 use serde::{Deserialize, Serialize};
@@ -58,6 +60,21 @@ struct Iothread {
     poll_grow: i64,
     poll_shrink: i64,
     aio_max_batch: i64,
+    #[serde(rename = "x-coblk-waits")]
+    waits: Waits,
+}
+
+/// How a loop waits for work.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Waits {
+    /// What a wake-up costs here.
+    wake_cost_ns: u64,
+    /// How long the loop looks for work at most before it sleeps.
+    max_ns: u64,
+    active: u64,
+    slept: u64,
+    in_vain_ns: u64,
 }
 
 /// What a path leads to.
@@ -165,7 +182,7 @@ fn properties(own: Vec<ObjectProperty>) -> Vec<Property> {
 }
 
 fn iothread(info: IothreadInfo) -> Iothread {
-    let IothreadInfo { id, thread_id, properties, .. } = info;
+    let IothreadInfo { id, thread_id, properties, waits, .. } = info;
     let properties = properties.with_defaults();
     let number = Option::unwrap_or_default;
     Iothread {
@@ -175,5 +192,16 @@ fn iothread(info: IothreadInfo) -> Iothread {
         poll_grow: number(properties.poll_grow),
         poll_shrink: number(properties.poll_shrink),
         aio_max_batch: number(properties.aio_max_batch),
+        waits: Waits {
+            wake_cost_ns: ns(waits.wake_cost),
+            max_ns: ns(waits.max),
+            active: waits.active,
+            slept: waits.slept,
+            in_vain_ns: ns(waits.in_vain),
+        },
     }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

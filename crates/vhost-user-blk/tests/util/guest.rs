@@ -62,11 +62,16 @@ pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
 
 impl Guest {
     pub fn new() -> Guest {
+        Self::with_memory(MEMORY_BYTES)
+    }
+
+    /// So much memory; the rings fit only into [`MEMORY_BYTES`].
+    pub fn with_memory(bytes: usize) -> Guest {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MEMORY_BYTES as u64).unwrap();
+        file.set_len(bytes as u64).unwrap();
         let shared = FileOffset::new(file.try_clone().unwrap(), 0);
         Guest {
-            memory: MmapRegion::from_file(shared, MEMORY_BYTES).unwrap(),
+            memory: MmapRegion::from_file(shared, bytes).unwrap(),
             file,
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -118,6 +123,10 @@ impl Guest {
         self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
     }
 
+    pub fn load_bytes(&self, offset: usize, bytes: &mut [u8]) {
+        self.memory.get_slice(offset, bytes.len()).unwrap().read_slice(bytes, 0).unwrap();
+    }
+
     /// The entries of the available ring, which are the guest's own.
     pub fn available_ring(&self) -> Vec<u8> {
         let mut bytes = vec![0; 4 + 2 * SIZE];
@@ -160,19 +169,24 @@ impl Guest {
     }
 
     fn submit_with(&mut self, slot: usize, kind: u32, sector: u64, data: &[u8]) {
-        let head = slot * 3;
         self.store(DATA + slot * BLOCK, data);
+        self.submit_at(slot, kind, sector, (DATA + slot * BLOCK) as u64, data.len());
+    }
+
+    /// Makes a request available whose data lies at `addr` of the guest's memory; no kick.
+    pub fn submit_at(&mut self, slot: usize, kind: u32, sector: u64, addr: u64, len: usize) {
+        let head = slot * 3;
         self.store(STATUSES + slot, &[UNTOUCHED]);
         let header = [u64::from(kind), sector].map(u64::to_le_bytes).concat();
         self.store(HEADERS + slot * 16, &header);
         let writable = if kind == READ { 2 } else { 0 };
         let parts = [
-            (HEADERS + slot * 16, 16u32, 1u16),
-            (DATA + slot * BLOCK, data.len() as u32, 1 | writable),
-            (STATUSES + slot, 1, 2),
+            ((HEADERS + slot * 16) as u64, 16, 1u16),
+            (addr, len as u32, 1 | writable),
+            ((STATUSES + slot) as u64, 1, 2),
         ];
         for (at, (addr, len, flags)) in parts.into_iter().enumerate() {
-            let mut bytes = (addr as u64).to_le_bytes().to_vec();
+            let mut bytes = addr.to_le_bytes().to_vec();
             bytes.extend(len.to_le_bytes());
             bytes.extend(flags.to_le_bytes());
             bytes.extend(((head + at + 1) as u16).to_le_bytes());

@@ -4,9 +4,13 @@
 //! What it looks at: completions of the ring, the list that workers and other threads push to, and
 //! the [`BusyPoll`]s of descriptor handlers, such as "has the guest put something into the ring".
 //!
-//! How long it looks adapts to how long it had to wait: up to a maximum, so an idle loop sleeps.
+//! How long it looks is a matter of what a wake-up costs and of how long its waits were of late
+//! ([`waiting`](crate::waiting)), so an idle loop sleeps; or of a maximum that was set ([`PollParams`]).
+//! While a job of its own is with a worker on its own CPU, a loop does not look at all.
 
+mod hook;
 mod params;
+mod rules;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,135 +19,24 @@ use std::time::{Duration, Instant};
 use super::{AioContext, Inner};
 use crate::panics::{Culprit, call_reporting, drop_reporting};
 use crate::ring::Ring;
+use crate::waiting::{may_spin, spin, spin_while};
 
+pub use hook::BusyPoll;
+pub(crate) use hook::PollHook;
 pub use params::PollParams;
+use rules::Rules;
+pub(crate) use rules::WaitFor;
+pub use rules::WaitStats;
 
-/// How long an [`IoThread`](crate::IoThread)'s context polls at most (contract: C48).
-pub const DEFAULT_POLL_MAX: Duration = Duration::from_nanos(32_768);
-/// The first polling time (contract: C46).
-const POLL_START_NS: u64 = 4_000;
-/// Factor by which the polling time grows, unless told otherwise.
-const POLL_GROW: u64 = 2;
 /// Turns of which one asks the kernel for events, while the loop looks for work by itself and finds
 /// it each time.
 const ASK_EVERY: u32 = 8;
-/// A handler that was not ready for so long is not polled any more (contract: C46).
-const HOOK_IDLE: Duration = Duration::from_secs(7);
-
-/// The busy-poll half of a descriptor handler: how a loop that polls adaptively sees, without a
-/// system call, that there is something to do. All of it is called on the home thread.
-///
-/// What says that there is work and what does the work come together; one without the other does
-/// not compile (contract: C45):
-///
-/// ```compile_fail
-/// struct Half;
-/// impl coblk_aio::BusyPoll for Half {
-///     fn is_busy(&self, _: &coblk_aio::AioContext) -> bool { true }
-/// }
-/// ```
-pub trait BusyPoll {
-    /// Whether there is something to do. Asked often; must be cheap, and not poll.
-    fn is_busy(&self, ctx: &AioContext) -> bool;
-
-    /// Whether asking is worth its time at present. If not, the loop does not ask before the
-    /// descriptor has been ready once more, and leaves it to the kernel to tell of that.
-    fn pays(&self, _ctx: &AioContext) -> bool {
-        true
-    }
-
-    /// Does it. A nested poll never enters it again (contract: C47).
-    fn ready(&self, ctx: &AioContext);
-
-    /// The loop looks by itself from now on: the other side need not notify. Must not poll.
-    fn begin(&self, _ctx: &AioContext) {}
-
-    /// The loop is about to sleep, or the handler is removed: the other side must notify again. A
-    /// loop that is about to sleep looks once more afterwards, so what came in between is not missed.
-    /// Must not poll.
-    fn end(&self, _ctx: &AioContext) {}
-}
-
 /// What is named when a hook panics.
 const ASKED: Culprit = Culprit::Other("a busy-poll hook");
 
-/// A [`BusyPoll`], and what the loop remembers of it.
-pub(crate) struct PollHook {
-    poll: Box<dyn BusyPoll>,
-    /// Between `begin` and `end`.
-    begun: Cell<bool>,
-    /// To be looked at.
-    active: Cell<bool>,
-    /// On the list of hooks. One that is no longer active stays there until no loop over the list
-    /// is under way.
-    listed: Cell<bool>,
-    last_ready: Cell<Instant>,
-    /// Found ready by the last look, to be called in the dispatch phase.
-    pending: Cell<bool>,
-    /// Inside `ready`, which a nested poll must not enter again (contract: C47).
-    running: Cell<bool>,
-    /// Has panicked when it was asked.
-    faulty: Cell<bool>,
-    /// Its handler is gone.
-    removed: Cell<bool>,
-    /// Ended by a nested poll inside `ready`, which could not look once more.
-    ended_in_ready: Cell<bool>,
-}
-
-impl PollHook {
-    pub(crate) fn new(poll: Box<dyn BusyPoll>) -> Rc<PollHook> {
-        Rc::new(PollHook {
-            poll,
-            begun: Cell::new(false),
-            active: Cell::new(false),
-            listed: Cell::new(false),
-            last_ready: Cell::new(Instant::now()),
-            pending: Cell::new(false),
-            running: Cell::new(false),
-            faulty: Cell::new(false),
-            removed: Cell::new(false),
-            ended_in_ready: Cell::new(false),
-        })
-    }
-
-    /// It has had nothing for long, or asking it does not pay.
-    fn is_idle(&self, ctx: &AioContext, now: Instant) -> bool {
-        now.saturating_duration_since(self.last_ready.get()) > HOOK_IDLE || !self.poll.pays(ctx)
-    }
-
-    fn begin(&self, ctx: &AioContext) {
-        if !self.begun.replace(true) {
-            self.poll.begin(ctx);
-        }
-    }
-
-    fn end(&self, ctx: &AioContext) {
-        if self.begun.replace(false) {
-            self.poll.end(ctx);
-            self.ended_in_ready.set(self.running.get());
-        }
-    }
-
-    fn run(&self, ctx: &AioContext) {
-        self.running.set(true);
-        let _ended = OnDrop(|| self.running.set(false));
-        self.poll.ready(ctx);
-        if self.ended_in_ready.take() && self.poll.is_busy(ctx) {
-            self.pending.set(true);
-            // The next poll must come to it, and not sleep.
-            ctx.schedule(|_| ());
-        }
-    }
-}
-
 /// Polling parameters and state of one context.
 pub(crate) struct Polling {
-    max_ns: Cell<u64>,
-    grow: Cell<u64>,
-    /// 0: start again from nothing when polling does not pay.
-    shrink: Cell<u64>,
-    /// How long the next look takes at most.
-    now_ns: Cell<u64>,
+    rules: Rules,
     hooks: RefCell<Vec<Rc<PollHook>>>,
     /// Loops over `hooks` that are under way: none of them may be moved.
     visits: Cell<usize>,
@@ -156,32 +49,24 @@ pub(crate) struct Polling {
 }
 
 impl Polling {
-    pub(crate) fn new(max: Duration) -> Polling {
-        let polling = Polling {
-            max_ns: Cell::new(0),
-            grow: Cell::new(POLL_GROW),
-            shrink: Cell::new(0),
-            now_ns: Cell::new(0),
+    pub(crate) fn new(params: PollParams) -> Polling {
+        Polling {
+            rules: Rules::new(params),
             hooks: RefCell::new(Vec::new()),
             visits: Cell::new(0),
             stale: Cell::new(false),
             begun: Cell::new(false),
             unasked: Cell::new(0),
-        };
-        polling.set(PollParams::new(max));
-        polling
+        }
     }
 
     pub(crate) fn set(&self, params: PollParams) {
-        self.max_ns.set(u64::try_from(params.max.as_nanos()).unwrap_or(u64::MAX));
-        self.grow.set(if params.grow == 0 { POLL_GROW } else { u64::from(params.grow) });
-        self.shrink.set(u64::from(params.shrink));
-        self.now_ns.set(0);
+        self.rules.set(params);
     }
 
     #[inline]
     pub(crate) fn is_enabled(&self) -> bool {
-        self.max_ns.get() > 0
+        self.rules.is_enabled()
     }
 
     /// Whether [`look`](Self::look) comes before a sleep. Also when it has been turned off in the
@@ -191,13 +76,24 @@ impl Polling {
         self.is_enabled() || self.begun.get()
     }
 
+    /// How long any look takes at most, in nanoseconds.
     pub(crate) fn max_ns(&self) -> u64 {
-        self.max_ns.get()
+        self.rules.max_ns()
     }
 
-    /// How long the next look takes at most, in nanoseconds.
+    /// How long the next look takes at most while no job and no request is out, in nanoseconds.
     pub(crate) fn current_ns(&self) -> u64 {
-        self.now_ns.get()
+        self.rules.current_ns()
+    }
+
+    pub(crate) fn stats(&self) -> WaitStats {
+        self.rules.stats()
+    }
+
+    /// The loop is about to sleep.
+    #[inline]
+    pub(crate) fn count_sleep(&self) {
+        self.rules.count_sleep();
     }
 
     /// Starts looking at a handler that has been ready once.
@@ -252,10 +148,19 @@ impl Polling {
         self.begun.get() && self.hooks.borrow().iter().any(|hook| hook.pending.get())
     }
 
-    /// Looks for work until there is some or time is up; whether there is. If there is none, the
-    /// loop may sleep.
-    pub(crate) fn look(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
-        self.look_for(inner, timeout) || self.end_look(inner)
+    /// Looks for work until there is some or the look has to end. If it has found none, the loop may
+    /// sleep.
+    pub(crate) fn look(&self, inner: &Inner, start: Instant, timeout: Option<Duration>) -> Look {
+        let mut look = self.look_for(inner, start, timeout);
+        look.found = look.found || self.end_look(inner);
+        look
+    }
+
+    /// The wait is over that `look` was for. `slept`: it took so long in all, because the loop slept.
+    #[inline]
+    pub(crate) fn learn(&self, look: &Look, slept: Option<Duration>) {
+        let waited = slept.unwrap_or(look.took);
+        self.rules.learn(look.what, ns(look.took), ns(waited), slept.is_some());
     }
 
     /// Whether a turn that has work need not ask the kernel for more. Only one in which handlers are
@@ -283,30 +188,34 @@ impl Polling {
         self.end_look(inner)
     }
 
-    fn look_for(&self, inner: &Inner, timeout: Option<Duration>) -> bool {
-        if self.now_ns.get() == 0 {
-            return false;
-        }
-        let limit = Duration::from_nanos(self.now_ns.get());
+    fn look_for(&self, inner: &Inner, start: Instant, timeout: Option<Duration>) -> Look {
+        let what = inner.waits_for();
+        let limit = Duration::from_nanos(self.rules.limit_ns(what));
         let limit = timeout.map_or(limit, |timeout| timeout.min(limit));
-        let start = Instant::now();
+        let worker = (what == WaitFor::Worker).then_some(&inner.shared.worker);
+        let minds_others = self.rules.minds_others();
+        if limit.is_zero() || (minds_others && !may_spin(worker)) {
+            return Look { what, took: Duration::ZERO, found: false };
+        }
+        // A worker that looks for jobs does not do it on this CPU.
+        inner.shared.place.publish();
         self.for_each_hook(inner, |hook| hook.begin(inner.me()));
         self.begun.set(!self.hooks.borrow().is_empty());
-        loop {
-            // The hooks first: other work must not keep them from being asked, for nothing else tells
-            // of theirs.
-            let busy = self.any_busy(inner, start);
-            if busy
-                || inner.shared.has_work()
-                || inner.made_ring().is_some_and(Ring::has_completions)
-            {
-                return true;
-            }
-            if start.elapsed() >= limit {
-                return false;
-            }
-            std::hint::spin_loop();
-        }
+        let look = || self.finds(inner, start).then_some(());
+        let found = match minds_others {
+            true => spin(start, limit, worker, look),
+            false => spin_while(start, limit, || true, look),
+        };
+        Look { what, took: start.elapsed(), found: found.is_some() }
+    }
+
+    /// Whether there is work now.
+    #[inline]
+    fn finds(&self, inner: &Inner, now: Instant) -> bool {
+        // The hooks first: other work must not keep them from being asked, for nothing else tells
+        // of theirs.
+        let busy = self.begun.get() && self.any_busy(inner, now);
+        busy || inner.shared.has_work() || inner.made_ring().is_some_and(Ring::has_completions)
     }
 
     /// Asks to be notified again, and looks once more; whether there is work now.
@@ -436,21 +345,33 @@ impl Polling {
         });
         progress
     }
+}
 
-    /// Adapts to a wait that took `waited` in all (contract: C46).
-    pub(crate) fn adapt(&self, waited: Duration) {
-        let (waited_ns, now_ns) = (waited.as_nanos(), self.now_ns.get());
-        let max_ns = self.max_ns.get();
-        if waited_ns <= u128::from(now_ns) {
-            // Polling was long enough.
-        } else if waited_ns > u128::from(max_ns) {
-            // Even the longest polling would have been in vain.
-            self.now_ns.set(now_ns.checked_div(self.shrink.get()).unwrap_or(0));
+impl Inner {
+    /// What a wait that begins now is for.
+    #[inline]
+    fn waits_for(&self) -> WaitFor {
+        if self.co_jobs.get() + self.aio_jobs.get() > 0 {
+            WaitFor::Worker
+        } else if self.made_ring().is_some_and(Ring::has_in_flight) {
+            WaitFor::Ring
         } else {
-            let longer = now_ns.saturating_mul(self.grow.get()).max(POLL_START_NS);
-            self.now_ns.set(longer.min(max_ns));
+            WaitFor::Others
         }
     }
+}
+
+/// A look before a sleep.
+pub(crate) struct Look {
+    what: WaitFor,
+    /// Zero if there was none.
+    took: Duration,
+    /// There is work.
+    pub(crate) found: bool,
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Runs a closure when it goes out of scope, also by unwinding.

@@ -1,37 +1,10 @@
-//! How long a loop looks, and at what.
+//! What a loop looks at.
 
 use super::*;
 
 #[test]
-fn c46_polling_time_starts_at_4us_doubles_to_the_maximum_and_resets() {
-    let polling = Polling::new(Duration::from_nanos(20_000));
-    assert_eq!(polling.current_ns(), 0);
-    let mut seen = Vec::new();
-    for _ in 0..5 {
-        polling.adapt(Duration::from_nanos(19_999));
-        seen.push(polling.current_ns());
-    }
-    assert_eq!(seen, [4_000, 8_000, 16_000, 20_000, 20_000]);
-    polling.adapt(Duration::from_micros(1));
-    assert_eq!(polling.current_ns(), 20_000, "it paid");
-    polling.adapt(Duration::from_millis(1));
-    assert_eq!(polling.current_ns(), 0, "it did not pay");
-}
-
-#[test]
-fn c46_polling_time_grows_and_shrinks_by_the_factors_given() {
-    let polling = Polling::new(Duration::ZERO);
-    polling.set(PollParams::new(Duration::from_nanos(100_000)).grow(3).shrink(2));
-    polling.adapt(Duration::from_nanos(50_000));
-    polling.adapt(Duration::from_nanos(50_000));
-    assert_eq!(polling.current_ns(), 12_000);
-    polling.adapt(Duration::from_secs(1));
-    assert_eq!(polling.current_ns(), 6_000);
-}
-
-#[test]
 fn the_kernel_is_asked_every_eighth_time_while_handlers_are_looked_at() {
-    let polling = Polling::new(Duration::from_millis(1));
+    let polling = Polling::new(PollParams::default());
     assert!(!polling.may_skip_events(), "nobody looks");
     polling.begun.set(true);
     let skips: Vec<bool> = (0..16).map(|_| polling.may_skip_events()).collect();
@@ -76,9 +49,9 @@ fn c46_a_handler_that_is_idle_for_7_s_is_let_go() {
         assert_eq!(polling.hooks.borrow().len(), 1);
         hook.begin(&ctx);
         let ready = hook.last_ready.get();
-        assert!(!polling.any_busy(inner, ready + HOOK_IDLE));
+        assert!(!polling.any_busy(inner, ready + hook::HOOK_IDLE));
         assert_eq!((polling.hooks.borrow().len(), begun.get()), (1, 1), "not idle for too long");
-        assert!(!polling.any_busy(inner, ready + HOOK_IDLE + Duration::from_millis(1)));
+        assert!(!polling.any_busy(inner, ready + hook::HOOK_IDLE + Duration::from_millis(1)));
         assert_eq!((polling.hooks.borrow().len(), begun.get()), (0, 0));
     }
 }
@@ -90,12 +63,52 @@ fn the_kernel_is_asked_every_time_once_no_handler_pays() {
     let polling = &inner.polling;
     let hook = || PollHook::new(Box::new(Never(Rc::clone(&begun), Rc::clone(&pays))));
     polling.activate(&ctx, &hook());
-    polling.now_ns.set(1);
-    polling.look_for(inner, None);
+    polling.rules.learn(WaitFor::Others, 0, 4_000, false);
+    polling.look_for(inner, Instant::now(), None);
     assert!(begun.get() == 1 && polling.may_skip_events(), "it looks");
     pays.set(false);
     polling.pass(inner, false);
     assert_eq!((begun.get(), polling.may_skip_events()), (0, false));
     polling.activate(&ctx, &hook());
     assert!(polling.hooks.borrow().is_empty(), "it does not pay to look at it");
+}
+
+/// Counts how often it is asked.
+struct Asked(Rc<Cell<u32>>);
+
+impl BusyPoll for Asked {
+    fn is_busy(&self, _: &AioContext) -> bool {
+        self.0.set(self.0.get() + 1);
+        false
+    }
+
+    fn ready(&self, _: &AioContext) {
+        unreachable!("it is never busy");
+    }
+}
+
+#[test]
+fn c46_no_handler_is_polled_while_a_job_of_ours_needs_the_cpu() {
+    let ctx = AioContext::for_test().unwrap();
+    let (inner, asked) = (ctx.inner(), Rc::new(Cell::new(0)));
+    let hook = PollHook::new(Box::new(Asked(Rc::clone(&asked))));
+    inner.polling.activate(&ctx, &hook);
+    let rounds_with_a_look = || {
+        let looks = (0..100).filter(|_| {
+            let before = asked.get();
+            // As the worker that runs it would, here.
+            inner.shared.worker.publish();
+            inner.polling.look(inner, Instant::now(), None);
+            asked.get() > before
+        });
+        looks.count()
+    };
+    inner.co_jobs.set(1);
+    // But for those in which the thread is moved to another CPU in the middle.
+    assert!(rounds_with_a_look() < 50);
+    // What was set is done.
+    ctx.set_poll_params(PollParams::new(Duration::from_micros(10)));
+    inner.polling.rules.learn(WaitFor::Worker, 0, 10_000, false);
+    assert_eq!(rounds_with_a_look(), 100);
+    inner.co_jobs.set(0);
 }

@@ -34,7 +34,7 @@ use works::{Device, Work};
 const BOTTLENECK: f64 = 0.95;
 /// Below this share of the requests that were due, a server did not keep up.
 const KEPT_UP: f64 = 0.99;
-/// Until then a server has noticed that no requests come any more.
+/// Until then a server has noticed that no requests come any more, or goes on after a pause.
 const SETTLED: Duration = Duration::from_millis(2);
 
 /// Arguments of `compare nbd` and `compare vhost-user`.
@@ -262,6 +262,8 @@ impl Bench {
         move |ops| {
             if self.spins {
                 self.server.go_on()?;
+                // It takes up its CPU again before the first request comes.
+                std::thread::sleep(SETTLED);
             }
             let lap = self.run(ops);
             if self.spins {
