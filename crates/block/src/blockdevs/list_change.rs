@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, GraphError, List, Turn};
+use crate::options::NodeRef;
+use crate::registry::BlockdevError;
 
 /// What a list gets and loses, while the node is drained. The driver has neither the new children nor those
 /// that go, until [`end`](Self::end) gives it the former, or a drop the latter.
@@ -64,6 +66,24 @@ impl ListChange {
         for (child, _) in std::mem::take(&mut self.added) {
             self.list.iter().for_each(|list| list.put(Arc::clone(&child)));
         }
+    }
+}
+
+/// The children that options want, by the name of their option, in the list of `node`. A driver need not have a
+/// list where the option is empty.
+///
+/// # Errors
+/// If the node has no such list: its driver has been opened without.
+pub(super) fn wanted(
+    node: &BlockNode,
+    list: Option<&List>,
+    wanted: Option<(String, Vec<NodeRef>)>,
+) -> Result<Option<Vec<NodeRef>>, BlockdevError> {
+    let Some((option, wanted)) = wanted else { return Ok(None) };
+    match list {
+        Some(list) if list.name() == option => Ok(Some(wanted)),
+        None if wanted.is_empty() => Ok(None),
+        _ => Err(BlockdevError::Fixed { node: node.name().to_owned(), option }),
     }
 }
 

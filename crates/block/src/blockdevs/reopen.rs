@@ -16,7 +16,7 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, Co, PoolShare};
 
 use super::Blockdevs;
-use super::list_change::ListChange;
+use super::list_change::{self, ListChange};
 use super::listing::describe_edges;
 use crate::driver::role::ChildRole;
 use crate::graph::gate::WAIT_LIMIT;
@@ -279,11 +279,7 @@ impl Blockdevs {
         wanted: Option<(String, Vec<NodeRef>)>,
     ) -> Result<(), BlockdevError> {
         let list = parent.node.list();
-        let (name, wanted) = wanted.unzip();
-        if list.as_ref().map(|list| list.name()) != name.as_deref() && name.is_some() {
-            let node = parent.node.name().to_owned();
-            return Err(BlockdevError::Fixed { node, option: name.unwrap_or_default() });
-        }
+        let wanted = list_change::wanted(&parent.node, list.as_deref(), wanted)?;
         let Some(list) = list else { return Ok(()) };
         let (children, role) = (list.load().to_vec(), list.role());
         let option = |place: usize| format!("{}.{place}", list.name());
