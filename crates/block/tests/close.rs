@@ -104,15 +104,29 @@ fn a_second_close_in_another_context_waits_too() {
     let ctx = AioContext::for_test().unwrap();
     let thread = IoThread::new("io").unwrap();
     let (node, gate, results) = begin(&ctx, libc::ENOSPC);
-    let (itself, asked) = (Arc::clone(&node), Arc::clone(&gate));
+    let [begun, over] = [(); 2].map(|()| Arc::<AtomicBool>::default());
+    let (itself, begins, ends) = (Arc::clone(&node), Arc::clone(&begun), Arc::clone(&over));
     let second = thread.handle().spawn("close", move |co| {
-        let closed = itself.co_close(co);
-        (closed.is_err(), asked.may_end.load(Ordering::SeqCst))
+        begins.store(true, Ordering::SeqCst);
+        let closed = itself.co_close(co).map_err(|error| error.to_string());
+        ends.store(true, Ordering::SeqCst);
+        closed
     });
+    // It runs on that thread when the second one has suspended there, or is over.
+    let waits = thread.handle().spawn("look", move |co| {
+        while !begun.load(Ordering::SeqCst) {
+            co.yield_now();
+        }
+        !over.load(Ordering::SeqCst)
+    });
+    // The first one goes on only after that.
+    assert!(waits.wait().unwrap(), "the driver is not closed yet");
     gate.may_end.store(true, Ordering::SeqCst);
     ctx.run_until(|| results.borrow().len() == 1);
-    let (failed, after) = second.wait().unwrap();
-    assert!(failed && after && results.borrow()[0].is_err());
+    let expected = "node 'disk' cannot be closed: No space left on device (os error 28)";
+    assert_eq!(*results.borrow(), [Err(expected.to_owned())]);
+    assert_eq!(second.wait().unwrap(), Err(expected.to_owned()));
+    assert_eq!(gate.closes.load(Ordering::SeqCst), 1);
 }
 
 /// A close that ends with its context is none: the node is open, and the next one closes it.

@@ -2,9 +2,11 @@
 
 mod util;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
@@ -306,6 +308,17 @@ fn writes_extend_a_child_and_never_make_it_shorter() {
         let beyond = file.co_pwritev_growing(co, u64::MAX, &one, WriteFlags::empty());
         assert_eq!(errno(beyond), libc::EFBIG);
     });
+    // The second one is asked while the child is shorter than that, and has its turn when it is longer.
+    let done = Rc::new(Cell::new(0));
+    for length in [LENGTH + 4096, LENGTH + 1024] {
+        let (node, done) = (Arc::clone(&node), Rc::clone(&done));
+        bench.ctx.spawn("grow", move |co| {
+            toy(&node).file.co_grow(co, length, Truncate::default()).unwrap();
+            done.set(done.get() + 1);
+        });
+    }
+    bench.ctx.run_until(|| done.get() == 2);
+    assert_eq!(file.length(), LENGTH + 4096);
     let path = bench.dir.path().join("base");
     let line = format!(
         "toy,node-name=ro,read-only=on,file.driver=file,file.filename={}",
