@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::drivers::{Null, Raw};
 use coblk_block::{
-    BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildRole, EdgeId, Extent,
-    GraphError, MAX_LENGTH, ReadFlags, Truncate, WriteFlags, ZeroFlags,
+    BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildList, ChildRole,
+    EdgeId, Extent, GraphError, ListId, MAX_LENGTH, ReadFlags, Truncate, WriteFlags, ZeroFlags,
 };
 use util::errno;
 
@@ -360,4 +360,83 @@ fn an_edge_that_was_not_declared_leads_no_walk_in_a_circle() {
         node.replace(&ctx, &other).unwrap();
         assert_eq!(names(&raw), ["other"]);
     }
+}
+
+/// A node whose driver has come by another edge gets no user that the edge could do harm to, and no parent; nor
+/// does a node above. Which edge that is says the error.
+#[test]
+fn a_child_that_came_after_the_node_is_refused_with_the_next_user() {
+    let ctx = AioContext::for_test().unwrap();
+    let says =
+        |name| format!("node '{name}': its driver lists a child 'late' that came after the node");
+    let liar = || {
+        let liar = Liar::new();
+        let late = Arc::clone(&liar.late);
+        (BlockNode::new("liar", liar), late)
+    };
+    let (node, late) = liar();
+    let raw = BlockNode::new("raw", Raw::new(Arc::clone(&node)));
+    let top = BlockNode::new("top", Raw::new(null("disk")));
+    let before = BackendOptions::new("before").open(&ctx, Arc::clone(&raw)).unwrap();
+    late.set(Child::new("late", ChildRole::FILTER, Arc::clone(&node))).ok().expect("once");
+    drop(before);
+    for node in [&node, &raw] {
+        let opened = BackendOptions::new("drive").open(&ctx, Arc::clone(node));
+        assert_eq!(opened.err().expect("refused").to_string(), says("liar"));
+        let above = BlockNode::try_new("above", Raw::new(Arc::clone(node)));
+        assert_eq!(above.err().expect("refused").to_string(), says("liar"));
+        let child = ctx.run(|co| top.co_set_child(co, "file", Some(node)));
+        assert_eq!(child.expect_err("refused").to_string(), says("liar"));
+        let replaced = null("other").replace(&ctx, node);
+        assert_eq!(replaced.expect_err("refused").to_string(), says("liar"));
+    }
+    assert_eq!((names(&top), node.parents().len()), (vec!["disk".to_owned()], 1));
+    // Also if the edge leads to another node.
+    let (node, late) = liar();
+    late.set(Child::new("late", ChildRole::FILTER, null("disk"))).ok().expect("once");
+    let opened = BackendOptions::new("drive").open(&ctx, Arc::clone(&node));
+    assert_eq!(opened.err().expect("refused").to_string(), says("liar"));
+}
+
+/// A driver whose list of children comes when there is a node.
+struct LateList(OnceLock<ChildList>);
+
+impl BlockDriver for LateList {
+    fn format_name(&self) -> &'static str {
+        "late-list"
+    }
+    fn length(&self) -> u64 {
+        MIB
+    }
+    fn child_list(&self) -> Option<ListId> {
+        self.0.get().map(ChildList::id)
+    }
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_list_that_came_after_the_node_is_refused_with_the_next_user() {
+    let ctx = AioContext::for_test().unwrap();
+    let node = BlockNode::new("liar", LateList(OnceLock::new()));
+    let driver: &dyn std::any::Any = node.driver();
+    let list = &driver.downcast_ref::<LateList>().unwrap().0;
+    let children = ChildList::new("copies", ChildRole::DATA, vec![Arc::clone(&node)]);
+    list.set(children).ok().expect("once");
+    let opened = BackendOptions::new("drive").open(&ctx, Arc::clone(&node));
+    let expected = "node 'liar': its driver lists a child 'copies' that came after the node";
+    assert_eq!(opened.err().expect("refused").to_string(), expected);
 }

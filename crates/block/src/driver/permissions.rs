@@ -67,6 +67,15 @@ pub enum PermissionError {
         /// Which user, as `backend 'drive'`.
         user: String,
     },
+    /// A driver lists a child that it did not have when its node was made: neither drains nor the refusal of
+    /// cycles would know of it.
+    #[error("node '{node}': its driver lists a child '{child}' that came after the node")]
+    Undeclared {
+        /// The node.
+        node: String,
+        /// The child, as `backing`.
+        child: String,
+    },
     /// Another process uses the image, and does not agree.
     #[error(
         "failed to get {mode}\"{permission}\" lock on image '{}': is another process using it?",

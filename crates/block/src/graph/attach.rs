@@ -246,12 +246,17 @@ fn log_lost(child: &BlockNode, flushed: io::Result<()>) {
     }
 }
 
-/// That a driver lets an edge lead to another node, or nowhere.
+/// That a driver lets an edge lead to another node, or nowhere; and that the graph knows all edges of that
+/// node, and of the driver's own.
 pub(crate) fn ask_driver(
     node: &BlockNode,
     edge: &EdgeInfo,
     new: Option<&Arc<BlockNode>>,
 ) -> Result<(), GraphError> {
+    if let Some(new) = new {
+        node.check_own_declared()?;
+        new.check_declared()?;
+    }
     let new = new.map(|new| NewChild {
         node: new.name(),
         length: new.length(),

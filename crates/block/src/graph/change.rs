@@ -149,6 +149,7 @@ fn turn_users(
     let new = loop {
         let new = find()?;
         lock().check_open(new.id())?;
+        new.check_declared()?;
         trace_event!("bdrv_replace_node", old = old.name(), new = new.name());
         // Refused before anybody has to wait.
         choose(&mut lock(), old, &new)?;

@@ -12,6 +12,7 @@
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
 //! height.rs  the lengths of chains
+//! declared.rs that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
@@ -39,6 +40,7 @@ mod background;
 pub(crate) mod chain;
 mod change;
 mod check;
+mod declared;
 mod drain;
 mod edge;
 mod error;
@@ -385,11 +387,6 @@ impl Graph {
         if let Some(node) = node {
             self.entry(node).users.push(id);
         }
-    }
-
-    /// The list of a driver.
-    pub(crate) fn list(&self, id: ListId) -> Weak<List> {
-        self.lists.get(&id).cloned().unwrap_or_default()
     }
 
     /// Forgets a user. The node that it has used has one less then.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use coblk_aio::Co;
 
+use crate::driver::edge::ListId;
 use crate::driver::flags::Truncate;
 use crate::driver::mode::{CacheMode, DetectZeroes};
 use crate::driver::role::ChildRole;
@@ -95,10 +96,12 @@ impl BlockNode {
         }
         let cache_mode = Mutex::new(driver.cache_mode());
         let path = RequestPath::new(name, Box::new(driver), limits);
-        let mut graph = graph::lock();
-        let edges = graph.edges(&path.driver().children());
-        let list = path.driver().child_list().map_or_else(Weak::new, |list| graph.list(list));
+        let edges = graph::lock().edges(&path.driver().children());
+        let list = path.driver().child_list();
+        let list = list.map_or_else(Weak::new, |list| graph::lock().list(list));
         path.state.set_backing(backing(&edges).is_some());
+        BlockNode::check_children_declared(&edges, &list)?;
+        let mut graph = graph::lock();
         let node = Arc::new(BlockNode {
             id: graph.new_node_id(),
             path,
@@ -311,6 +314,11 @@ impl BlockNode {
             edges.extend(listed);
         }
         edges
+    }
+
+    /// Whether its driver had this list when it was made.
+    pub(crate) fn has_list(&self, id: ListId) -> bool {
+        self.list().is_some_and(|list| list.id() == id)
     }
 
     /// The children of its driver that come and go.

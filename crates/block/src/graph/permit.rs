@@ -267,7 +267,8 @@ impl GraphGuard {
 /// it `wants` nothing.
 ///
 /// # Errors
-/// If what it wants does not fit what others hold and share.
+/// If what it wants does not fit what others hold and share; if a driver has come by an edge of which the graph
+/// does not know.
 pub(crate) fn add_backend(
     node: &BlockNode,
     backend: Kind,
@@ -282,6 +283,7 @@ pub(crate) fn add_backend(
         }
         return Ok(graph.add_user(node.id(), backend, wants));
     }
+    node.check_declared()?;
     let mut graph = lock_permits();
     if node.life.is_closed() {
         return Err(closed());

@@ -1,15 +1,15 @@
 //! [`ChildList`]: children that come and go, under one name and numbers.
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 
 use super::{Child, Held};
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::role::ChildRole;
-use crate::graph::lock;
 use crate::graph::node::BlockNode;
+use crate::graph::{Graph, lock};
 
 /// The most children that a list has: no longer are the lists of a command line.
 pub(crate) const MAX_CHILDREN: usize = 1024;
@@ -73,6 +73,10 @@ impl List {
         Children(self.children.load())
     }
 
+    pub(crate) fn id(&self) -> ListId {
+        self.id
+    }
+
     /// The name of the list.
     pub(crate) fn name(&self) -> &'static str {
         self.name
@@ -111,6 +115,13 @@ impl List {
         let place = children.partition_point(|it| it.info().index() < child.info().index());
         children.insert(place, child);
         self.children.store(Arc::new(children));
+    }
+}
+
+impl Graph {
+    /// The list of a driver.
+    pub(crate) fn list(&self, id: ListId) -> Weak<List> {
+        self.lists.get(&id).cloned().unwrap_or_default()
     }
 }
 
