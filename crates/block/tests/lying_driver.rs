@@ -391,6 +391,14 @@ fn a_child_that_came_after_the_node_is_refused_with_the_next_user() {
         assert_eq!(replaced.expect_err("refused").to_string(), says("liar"));
     }
     assert_eq!((names(&top), node.parents().len()), (vec!["disk".to_owned()], 1));
+    // Nor do the children change that the graph knows.
+    let own = Liar::lists(&[&edge(&null("disk"))], &[&[0]]);
+    let late = Arc::clone(&own.late);
+    let node = BlockNode::new("liar", own);
+    late.set(Child::new("late", ChildRole::FILTER, Arc::clone(&node))).ok().expect("once");
+    let child = ctx.run(|co| node.co_set_child(co, "file", Some(&null("other"))));
+    assert_eq!(child.expect_err("refused").to_string(), says("liar"));
+    assert_eq!(names(&node), ["disk"]);
     // Also if the edge leads to another node.
     let (node, late) = liar();
     late.set(Child::new("late", ChildRole::FILTER, null("disk"))).ok().expect("once");
