@@ -13,6 +13,7 @@ use std::rc::Rc;
 use coblk::options::NodeOptions;
 use coblk::{AioContext, Co};
 use coblk_storage_daemon::daemon::{Daemon, DaemonError};
+use coblk_storage_daemon::objects::{ObjectPlace, ObjectType};
 use coblk_storage_daemon::options::from_argument;
 use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::{sandbox, tools};
@@ -24,25 +25,34 @@ use util::{Place, wait_until};
 /// What has become of a command.
 type Done<R> = Rc<Cell<Option<Result<R, DaemonError>>>>;
 
-/// Begins a command. `None` if it has not suspended.
-fn try_begin<R: 'static>(
-    ctx: &AioContext,
-    daemon: &Rc<Daemon>,
-    command: impl FnOnce(&Rc<Daemon>, &Co<'_>) -> Result<R, DaemonError> + 'static,
-) -> Option<Done<R>> {
-    let done = Rc::new(Cell::new(None));
-    let (own_done, own_daemon) = (Rc::clone(&done), Rc::clone(daemon));
-    ctx.spawn("command", move |co| own_done.set(Some(command(&own_daemon, co))));
-    done.take().is_none().then_some(done)
-}
-
 /// Begins a command, which suspends before it has done anything.
 fn begin<R: 'static>(
     ctx: &AioContext,
     daemon: &Rc<Daemon>,
     command: impl FnOnce(&Rc<Daemon>, &Co<'_>) -> Result<R, DaemonError> + 'static,
 ) -> Done<R> {
-    try_begin(ctx, daemon, command).expect("it suspends")
+    let done = Rc::new(Cell::new(None));
+    let (own_done, own_daemon) = (Rc::clone(&done), Rc::clone(daemon));
+    ctx.spawn("command", move |co| own_done.set(Some(command(&own_daemon, co))));
+    assert!(done.take().is_none(), "it suspends");
+    done
+}
+
+/// Objects that the loop has to turn for while they are made.
+struct SlowType;
+
+#[derive(Clone, serde::Deserialize, serde::Serialize)]
+struct NoOptions {}
+
+impl ObjectType for SlowType {
+    const NAME: &'static str = "slow";
+    type Options = NoOptions;
+    type Object = ();
+
+    fn co_make(&self, place: &ObjectPlace<'_, '_>, _: &NoOptions) -> Result<(), DaemonError> {
+        place.co.yield_now();
+        Ok(())
+    }
 }
 
 #[test]
@@ -51,27 +61,23 @@ fn c85_a_command_that_comes_back_after_the_end_keeps_nothing() {
     let image = dir.path().join("disk.img");
     std::fs::write(&image, [0; 4096]).unwrap();
     let ctx = AioContext::for_test().unwrap();
-    let daemon = Daemon::new(&ctx);
+    let daemon = Daemon::builder().object_type(SlowType).build(&ctx);
     let file = format!("file,node-name=disk,filename={}", image.display());
     let node = NodeOptions::from_keyval(&file).unwrap();
     let added = begin(&ctx, &daemon, |daemon, co| daemon.blockdev_add(co, node).map(drop));
     let inet = from_argument("addr.type=inet,addr.host=127.0.0.1,addr.port=0", "addr").unwrap();
     let started = begin(&ctx, &daemon, |daemon, co| daemon.nbd_server_start(co, inet));
-    // A thread may be so quick that it is not waited for.
-    let made = (0..100).find_map(|number| {
-        let thread = from_argument(format!("iothread,id=t{number}"), "qom-type").unwrap();
-        try_begin(&ctx, &daemon, |daemon, co| daemon.object_add(co, thread))
-    });
-    let made = made.expect("one of them is waited for");
+    let slow = from_argument("slow,id=slow", "qom-type").unwrap();
+    let made = begin(&ctx, &daemon, |daemon, co| daemon.object_add(co, slow));
     ctx.run(|co| daemon.co_shutdown(co));
-    for (what, result) in [("node", added), ("server", started), ("iothread", made)] {
+    for (what, result) in [("node", added), ("server", started), ("object", made)] {
         let result = result.take();
         let refused = matches!(result, Some(Err(DaemonError::ShuttingDown)));
         assert!(refused, "{what}: {result:?}");
     }
     assert_eq!(daemon.blockdevs().nodes().len(), 0);
     assert_eq!(daemon.nbd_connections(), None, "there is a server");
-    assert_eq!(daemon.iothread_handles().len(), 0);
+    assert!(daemon.objects().is_empty());
 }
 
 /// Two monitors.

@@ -63,7 +63,7 @@ impl Side {
         let mut command: Command = tools::command(program);
         command.args(line.split_whitespace().map(|it| place.fill_in(it)));
         let process = command.env_remove("RUST_LOG").spawn().unwrap();
-        let qmp = Client::new(&place.path(&format!("{name}.qmp")));
+        let qmp = Client::of_peer(&place.path(&format!("{name}.qmp")));
         Side { process, qmp, nbd: place.path(&format!("{name}.nbd")) }
     }
 

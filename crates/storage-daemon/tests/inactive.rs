@@ -112,7 +112,7 @@ fn nodes_and_exports_become_active_and_inactive_as_in_the_peer() {
     let mut command = tools::command("qemu-storage-daemon");
     command.args(place.fill_in(MONITOR).split_whitespace());
     let _peer = Peer(command.spawn().expect("qemu-storage-daemon"));
-    play(&mut Client::new(&place.path("qmp.sock")));
+    play(&mut Client::of_peer(&place.path("qmp.sock")));
 }
 
 #[test]

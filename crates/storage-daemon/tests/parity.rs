@@ -230,7 +230,7 @@ fn the_names_that_are_kept_are_those_of_the_peer() {
     let mut command = tools::command("qemu-storage-daemon");
     command.args(place.fill_in(MONITOR).split(' ')).stdin(Stdio::null());
     let _qemu = Qemu(command.spawn().expect("qemu-storage-daemon: install qemu-system-common"));
-    let mut qmp = Client::new(&place.path("qmp.sock"));
+    let mut qmp = Client::of_peer(&place.path("qmp.sock"));
     let version = qmp.run("query-version", json!({}))["qemu"].clone();
     let version = format!("{}.{}", version["major"], version["minor"]);
     let theirs = names_of(&mut qmp, &tools::run("qemu-storage-daemon", ["--help"]));

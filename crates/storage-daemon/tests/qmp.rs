@@ -258,7 +258,7 @@ fn answers_have_the_members_of_qemus() {
     let mut qemu = tools::command("qemu-storage-daemon");
     let qemu = qemu.args(["--chardev", &socket, "--monitor", "chardev=c0"]).spawn();
     let _qemu = Qemu(qemu.expect("qemu-storage-daemon (Debian: qemu-system-common)"));
-    let mut client = Client::new(&theirs.path("qmp.sock"));
+    let mut client = Client::of_peer(&theirs.path("qmp.sock"));
     let (ours, theirs) = (script(&mut ours, &place), script(&mut client, &theirs));
     for ((step, ours), (_, theirs)) in ours.into_iter().zip(theirs) {
         let is_optional = |member: &String| OPTIONAL.iter().any(|it| member.contains(it));
