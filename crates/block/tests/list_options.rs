@@ -226,6 +226,12 @@ fn a_filter_of_a_job_and_storage_of_the_driver_stay_in_the_list() {
     let refused = reopen(&bench, &["copies,node-name=m,children.0=a"]);
     assert_eq!(refused, Err("node 'filter' is in use by job 'copy'".to_owned()));
     assert_eq!(children(&copies), ["children.0=a", "children.1=filter"]);
+    let remove = || {
+        let removed = |co: &Co<'_>| bench.blockdevs.co_remove_child(co, &copies, "children.1");
+        bench.ctx.run(removed).map_err(|error| error.to_string())
+    };
+    assert_eq!(remove(), Err("node 'filter' is in use by job 'copy'".to_owned()));
+    assert_eq!(children(&copies), ["children.0=a", "children.1=filter"]);
     let refused = reopen(&bench, &["copies,node-name=own,own=on,children.0=c"]);
     assert_eq!(refused, Err("node 'own': cannot change the option 'children.1'".to_owned()));
     assert_eq!(children(&own), ["children.0=c", "children.1=d"]);
@@ -235,6 +241,9 @@ fn a_filter_of_a_job_and_storage_of_the_driver_stay_in_the_list() {
     bench.ctx.run(|co| hidden.co_end(co));
     reopen(&bench, &["copies,node-name=m,children.0=a"]).unwrap();
     assert_eq!(children(&copies), ["children.0=a"]);
+    reopen(&bench, &["copies,node-name=m,children.0=a,children.1=b"]).unwrap();
+    assert_eq!(remove(), Ok(()));
+    assert_eq!(remove(), Err("node 'm' does not have child 'children.1'".to_owned()));
 }
 
 /// Whether the options have them or the driver repeats what they have.

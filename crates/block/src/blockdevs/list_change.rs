@@ -2,10 +2,30 @@
 
 use std::sync::Arc;
 
+use coblk_aio::Co;
+
+use super::Blockdevs;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, GraphError, List, Turn};
 use crate::options::NodeRef;
 use crate::registry::BlockdevError;
+
+impl Blockdevs {
+    /// [`BlockNode::co_remove_child`], for a user who knows the edge and not the node: a filter of a job stays.
+    ///
+    /// # Errors
+    /// If the child belongs to a job; else as of [`BlockNode::co_remove_child`].
+    pub fn co_remove_child(
+        &self,
+        co: &Co<'_>,
+        parent: &Arc<BlockNode>,
+        edge: &str,
+    ) -> Result<(), BlockdevError> {
+        let found = parent.children().into_iter().find(|(label, _)| *label == edge);
+        found.and_then(|(_, child)| self.hidden(&child)).map_or(Ok(()), Err)?;
+        Ok(parent.co_remove_child(co, edge)?)
+    }
+}
 
 /// What a list gets and loses, while the node is drained. The driver has neither the new children nor those
 /// that go, until [`end`](Self::end) gives it the former, or a drop the latter.

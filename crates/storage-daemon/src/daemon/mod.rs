@@ -269,7 +269,7 @@ impl Daemon {
     ///
     /// # Errors
     /// If one of the nodes is not there, not exactly one of both is given, or as of
-    /// [`BlockNode::co_add_child`] and [`BlockNode::co_remove_child`].
+    /// [`BlockNode::co_add_child`] and [`Blockdevs::co_remove_child`].
     pub fn blockdev_change(
         &self,
         co: &Co<'_>,
@@ -283,8 +283,11 @@ impl Daemon {
         };
         let parent = named(parent)?;
         let changed = match (child, node) {
-            (None, Some(node)) => parent.co_add_child(co, &named(node)?).map(drop),
-            (Some(child), None) => parent.co_remove_child(co, child),
+            (None, Some(node)) => {
+                let added = parent.co_add_child(co, &named(node)?);
+                added.map(drop).map_err(BlockdevError::from)
+            }
+            (Some(child), None) => self.blockdevs.co_remove_child(co, &parent, child),
             (Some(_), Some(_)) => {
                 let text = "The parameters child and node are in conflict";
                 return Err(OptionError::other(text).into());
@@ -294,7 +297,7 @@ impl Daemon {
                 return Err(OptionError::other(text).into());
             }
         };
-        Ok(changed.map_err(BlockdevError::from)?)
+        Ok(changed?)
     }
 
     /// `blockdev-set-active`: makes a node active or inactive, or all nodes, as
