@@ -66,6 +66,8 @@ pub(crate) struct Home<K = mio::Waker> {
     pub(crate) place: Place,
     /// Where the worker runs that last took a job of this context: published by the worker.
     pub(crate) worker: Place,
+    /// Where the thread ran that last [scheduled](Home::schedule) something: published by that thread.
+    pub(crate) poster: Place,
     home_thread: ThreadToken,
     process: OwnProcess,
     pub(crate) name: String,
@@ -81,6 +83,7 @@ impl<K: Kick> Home<K> {
             woken: WakeStamp::new(),
             place: Place::new(),
             worker: Place::new(),
+            poster: Place::new(),
             home_thread: ThreadToken::current(),
             process: OwnProcess::new(),
             name,
@@ -124,6 +127,7 @@ impl<K: Kick> Home<K> {
     /// The rule of `run_list.rs`.
     pub(crate) unsafe fn schedule(self: &Arc<Self>, node: NonNull<Node>) -> bool {
         self.assert_own_process();
+        self.poster.publish();
         // SAFETY: passed on.
         unsafe { self.remote.push(node) };
         model_fence();

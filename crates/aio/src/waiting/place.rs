@@ -30,6 +30,16 @@ impl Place {
         self.is(sys::current_cpu())
     }
 
+    /// [`is_here`](Self::is_here), and if so, it is nowhere from now on.
+    #[inline]
+    pub(crate) fn take_if_here(&self) -> bool {
+        let is_here = self.is_here();
+        if is_here {
+            self.set(NOWHERE);
+        }
+        is_here
+    }
+
     #[inline]
     fn set(&self, cpu: u32) {
         // Others read it while they spin: the line is not taken from them for nothing.
@@ -64,6 +74,15 @@ mod tests {
         assert!(place.is(3) && !place.is(0));
         place.set(0);
         assert!(place.is(0) && !place.is(3));
+        place.set(NOWHERE);
+        assert!(!place.take_if_here());
+        let taken = (0..100).filter(|_| {
+            place.publish();
+            let taken = place.take_if_here();
+            assert!(!taken || !place.is_here(), "taken once");
+            taken
+        });
+        assert!(taken.count() > 50, "but for those in which this thread is moved in the middle");
         // A thread that is not told where it runs does not take another one for its neighbour.
         place.set(NOWHERE);
         assert!(!place.is(NOWHERE));

@@ -6,7 +6,8 @@
 //!
 //! How long it looks is a matter of what a wake-up costs and of how long its waits were of late
 //! ([`waiting`](crate::waiting)), so an idle loop sleeps; or of a maximum that was set ([`PollParams`]).
-//! While a job of its own is with a worker on its own CPU, a loop does not look at all.
+//! While a job of its own is with a worker on its own CPU, or if a thread there has just given it work, a loop
+//! does not look at all.
 
 mod hook;
 mod params;
@@ -194,7 +195,10 @@ impl Polling {
         let limit = timeout.map_or(limit, |timeout| timeout.min(limit));
         let worker = (what == WaitFor::Worker).then_some(&inner.shared.worker);
         let minds_others = self.rules.minds_others();
-        if limit.is_zero() || (minds_others && !may_spin(worker)) {
+        // A thread that has put something on our list here runs on once we sleep, and may put more.
+        let poster_is_here = inner.shared.poster.take_if_here();
+        let is_needed = (what == WaitFor::Others && poster_is_here) || !may_spin(worker);
+        if limit.is_zero() || (minds_others && is_needed) {
             return Look { what, took: Duration::ZERO, found: false };
         }
         // A worker that looks for jobs does not do it on this CPU.

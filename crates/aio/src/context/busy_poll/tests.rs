@@ -88,6 +88,29 @@ impl BusyPoll for Asked {
 }
 
 #[test]
+fn c46_no_handler_is_polled_while_a_thread_that_gave_work_needs_the_cpu() {
+    let ctx = AioContext::for_test().unwrap();
+    let (inner, asked) = (ctx.inner(), Rc::new(Cell::new(0)));
+    let hook = PollHook::new(Box::new(Asked(Rc::clone(&asked))));
+    inner.polling.activate(&ctx, &hook);
+    let rounds_with_a_look = || {
+        let looks = (0..100).filter(|_| {
+            let before = asked.get();
+            // As a thread would that schedules something, here.
+            inner.shared.poster.publish();
+            inner.polling.look(inner, Instant::now(), None);
+            asked.get() > before
+        });
+        looks.count()
+    };
+    // But for those in which the thread is moved to another CPU in the middle.
+    assert!(rounds_with_a_look() < 50);
+    ctx.set_poll_params(PollParams::new(Duration::from_micros(10)));
+    inner.polling.rules.learn(WaitFor::Others, 0, 4_000, false);
+    assert_eq!(rounds_with_a_look(), 100, "what was set is done");
+}
+
+#[test]
 fn c46_no_handler_is_polled_while_a_job_of_ours_needs_the_cpu() {
     let ctx = AioContext::for_test().unwrap();
     let (inner, asked) = (ctx.inner(), Rc::new(Cell::new(0)));
