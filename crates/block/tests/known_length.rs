@@ -3,8 +3,8 @@
 mod util;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::{AioContext, Co, IoThread, IoVector, IoVectorMut};
 use coblk_block::drivers::Raw;
@@ -63,14 +63,20 @@ fn disk(length: u64) -> (Arc<BlockNode>, Arc<AtomicUsize>) {
     (BlockNode::new("disk", driver), asked)
 }
 
+/// The tests of this file run one at a time: a change of any graph makes the next request ask anew.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The disk below three others.
 fn chain(disk: &Arc<BlockNode>) -> Arc<BlockNode> {
     (0..3).fold(Arc::clone(disk), |below, _| BlockNode::new("above", Raw::new(below)))
 }
 
-/// Other tests of this file change the graph, too, and the next request after that asks anew.
 #[test]
 fn requests_do_not_ask_down_the_chain() {
+    let _alone = alone();
     const ROUNDS: usize = 10_000;
     let ctx = AioContext::for_test().unwrap();
     let (disk, asked) = disk(1 << 20);
@@ -85,12 +91,13 @@ fn requests_do_not_ask_down_the_chain() {
     }
     let writes = asked.load(Ordering::SeqCst);
     // Each of the four levels asks once a request otherwise, of writes both.
-    assert!(reads - before < ROUNDS, "{} questions for {ROUNDS} reads", reads - before);
-    assert!(writes - reads < ROUNDS, "{} questions for {ROUNDS} writes", writes - reads);
+    assert!(reads - before < ROUNDS / 100, "{} questions for {ROUNDS} reads", reads - before);
+    assert!(writes - reads < ROUNDS / 100, "{} questions for {ROUNDS} writes", writes - reads);
 }
 
 #[test]
 fn a_chain_is_as_long_as_what_is_at_its_end() {
+    let _alone = alone();
     let ctx = AioContext::for_test().unwrap();
     let (first, _) = disk(1 << 20);
     let top = chain(&first);
@@ -117,6 +124,7 @@ fn a_chain_is_as_long_as_what_is_at_its_end() {
 /// Another thread never sees a chain shorter than it was known to be.
 #[test]
 fn no_thread_sees_a_length_of_before() {
+    let _alone = alone();
     const STEP: u64 = 512;
     let thread = IoThread::new("grows").unwrap();
     let (disk, _) = disk(STEP);
