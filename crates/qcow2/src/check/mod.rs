@@ -5,13 +5,17 @@
 //! tables.rs    L1 and L2 tables
 //! refcounts.rs the refcounts of the image, and the comparison
 //! counts.rs    the references
+//! store.rs     the file that a repair writes to
+//! dirty.rs     what the opening of a dirty image for writes does first
 //! ```
 //!
 //! The image is not changed. Each L2 table is read once, however many L1 entries lead to it, and what it
 //! refers to counts for each of them. Memory is bounded: 4 bytes a cluster that is used, in pieces.
 
 mod counts;
+mod dirty;
 mod refcounts;
+mod store;
 mod tables;
 
 use std::io;
@@ -26,6 +30,8 @@ use crate::layout::{
 use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
 use counts::Counts;
+#[expect(unused_imports, reason = "images are not written yet")]
+pub(crate) use dirty::co_repair_dirty;
 use refcounts::Refcounts;
 use tables::Pointers;
 
