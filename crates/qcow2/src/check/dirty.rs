@@ -1,9 +1,10 @@
 //! What the opening of a dirty image for writes does first.
 
 use coblk_aio::Co;
-use coblk_block::{CheckReport, Child};
+use coblk_block::{CheckReport, Child, Repair};
 
-use super::{Check, co_check_source};
+use super::store::Store;
+use super::{Check, CheckOptions, co_check_store};
 use crate::layout::FormatError;
 use crate::source::ImageError;
 
@@ -16,16 +17,27 @@ use crate::source::ImageError;
 /// Those of the file; then nothing is worse than before.
 #[expect(dead_code, reason = "images are not written yet")]
 pub(crate) fn co_repair_dirty(co: &Co<'_>, file: &Child) -> Result<(), ImageError> {
-    // Nothing is repaired yet.
-    Err(refusal(&co_check_source(co, file)?))
+    co_repair_store(co, file)
+}
+
+fn co_repair_store(co: &Co<'_>, file: &dyn Store) -> Result<(), ImageError> {
+    let check = co_check_store(co, file, &CheckOptions::new(Repair::All))?;
+    let CheckReport { corruptions, check_errors, corruptions_fixed, leaks_fixed, .. } =
+        check.report;
+    if corruptions == 0 && check_errors == 0 {
+        tracing::info!(corruptions_fixed, leaks_fixed, "a dirty qcow2 image was repaired");
+        return Ok(());
+    }
+    Err(refusal(&check))
 }
 
 fn refusal(check: &Check) -> ImageError {
-    let CheckReport { corruptions, leaks, check_errors, .. } = check.report;
-    let first = check.findings.first().map(|it| format!("; first: {it}")).unwrap_or_default();
+    let CheckReport { corruptions, check_errors, .. } = check.report;
+    // The last ones are those that are left.
+    let last = check.findings.last().map(|it| format!(", such as: {it}")).unwrap_or_default();
     let why = format!(
-        "image is dirty, and was not repaired: {corruptions} corruptions, {leaks} leaks, \
-         {check_errors} errors of the check{first}"
+        "image is dirty, and a repair leaves {corruptions} corruptions and {check_errors} errors \
+         of the check{last}"
     );
     FormatError::no_access(why).into()
 }

@@ -8,7 +8,6 @@ use coblk_block::{BlockBackend, Child, Truncate, WriteFlags};
 use crate::source::Source;
 
 /// A [`Source`] that is written, too.
-#[expect(dead_code, reason = "images are not repaired yet")]
 pub(crate) trait Store: Source {
     /// Makes the file at least `end` bytes long. What is new reads as zeroes.
     fn co_grow(&self, co: &Co<'_>, end: u64) -> io::Result<()>;
