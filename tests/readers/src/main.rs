@@ -1,5 +1,6 @@
 //! `coblk-readers LIBRARY IMAGE OUTPUT`: writes what LIBRARY, `imago` or `qcow2-rs`, reads in a qcow2 image to a
 //! raw file.
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::fs::File;
