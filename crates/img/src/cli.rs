@@ -31,23 +31,33 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Amend(commands::amend::Amend),
+    Bench(commands::bench::Bench),
     Check(commands::check::Check),
     Compare(commands::compare::Compare),
     Convert(commands::convert::Convert),
     Create(commands::create::Create),
     Info(commands::info::Info),
     Map(commands::map::Map),
+    Measure(commands::measure::Measure),
+    Resize(commands::resize::Resize),
+    Snapshot(commands::snapshot::Snapshot),
 }
 
 impl Command {
     fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         match self {
+            Command::Amend(amend) => amend.co_run(tool),
+            Command::Bench(bench) => bench.co_run(tool),
             Command::Check(check) => check.co_run(tool),
             Command::Compare(compare) => compare.co_run(tool),
             Command::Convert(convert) => convert.co_run(tool),
             Command::Create(create) => create.co_run(tool),
             Command::Info(info) => info.co_run(tool),
             Command::Map(map) => map.co_run(tool),
+            Command::Measure(measure) => measure.co_run(tool),
+            Command::Resize(resize) => resize.co_run(tool),
+            Command::Snapshot(snapshot) => snapshot.co_run(tool),
         }
     }
 }

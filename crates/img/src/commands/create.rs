@@ -251,7 +251,7 @@ pub(crate) fn is_device(path: &std::path::Path) -> bool {
 }
 
 /// Options in the types and by the names that drivers know.
-fn typed(options: CreateOptions) -> Result<Map<String, Value>, Failure> {
+pub(super) fn typed(options: CreateOptions) -> Result<Map<String, Value>, Failure> {
     let mut typed = Map::new();
     for (name, value) in options {
         let text = value.as_str().unwrap_or_default();
