@@ -38,5 +38,6 @@ mod tables;
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
+pub use open::probe_format;
 pub use options::{NamedFiles, OverlapCheck, Qcow2Options};
 pub use source::ImageError;

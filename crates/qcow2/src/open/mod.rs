@@ -2,6 +2,8 @@
 
 mod named;
 
+pub use named::probe_format;
+
 use std::sync::Arc;
 
 use coblk_block::options::{NodeRef, NodeRefOrNull};
