@@ -86,6 +86,7 @@ pub const HOUSES: &[House] = &[
             &["loading"],
             &["cache", "event", "inflated", "name", "source"],
             &["tables"],
+            &["encryption"],
             &["options"],
             &["image"],
             &["map"],

@@ -21,5 +21,5 @@ pub use new::{Cost, LuksOptions, NewLuks};
 /// Slots of a header.
 pub const SLOTS: usize = 8;
 /// Stripes of a key. QEMU and cryptsetup know no other number.
-const STRIPES: u32 = 4000;
+pub const STRIPES: u32 = 4000;
 const SECTOR_BYTES: u64 = 512;

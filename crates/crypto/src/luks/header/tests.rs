@@ -34,6 +34,7 @@ fn q28_a_new_header_is_unlocked_by_its_password_alone() {
     let specs = [
         (CipherAlgorithm::Aes128, CipherMode::Xts, IvGenerator::Plain),
         (CipherAlgorithm::Aes192, CipherMode::Cbc, IvGenerator::Plain64),
+        (CipherAlgorithm::Aes192, CipherMode::Xts, IvGenerator::Plain64),
         (CipherAlgorithm::Aes256, CipherMode::Cbc, IvGenerator::Essiv(Hash::Sha256)),
         (CipherAlgorithm::Aes256, CipherMode::Xts, IvGenerator::Plain64),
     ];
