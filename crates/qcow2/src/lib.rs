@@ -5,6 +5,7 @@
 //! source    the file of an image; headers and tables are read from it (tables)
 //! cache/    slices of L2 tables
 //! inflated  decompressed clusters; loading has one coroutine load what several want
+//! encryption/ the data of encrypted images
 //! name      names of files as a header has them
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
@@ -20,6 +21,7 @@
 mod cache;
 pub mod check;
 mod driver;
+mod encryption;
 mod event;
 mod fuzz;
 mod image;
@@ -39,5 +41,5 @@ pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 pub use source::ImageError;
