@@ -88,7 +88,9 @@ pub const HOUSES: &[House] = &[
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (

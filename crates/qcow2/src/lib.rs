@@ -11,6 +11,7 @@
 //! open/     opens an image, and the files that it names
 //! event     what a node tells of a corrupt image
 //! driver    Qcow2, the driver
+//! create/   makes an image; creates names it to the layer
 //! ```
 //!
 //! It uses the public items of `coblk-block` alone.
@@ -18,6 +19,8 @@
 
 mod cache;
 pub mod check;
+mod create;
+mod creates;
 mod driver;
 mod event;
 mod fuzz;
@@ -32,6 +35,7 @@ mod read;
 mod source;
 mod tables;
 
+pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
