@@ -79,7 +79,8 @@ pub const HOUSES: &[House] = &[
         &[
             &["layout"],
             &["fuzz"],
-            &["cache", "event", "name", "source"],
+            &["loading"],
+            &["cache", "event", "inflated", "name", "source"],
             &["tables"],
             &["options"],
             &["image"],

@@ -8,6 +8,7 @@ use coblk_block::{Child, ChildSlot, EventSink};
 
 use crate::cache::SliceCache;
 use crate::event::ImageCorrupted;
+use crate::inflated::InflatedClusters;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Purpose, Snapshot,
 };
@@ -27,6 +28,7 @@ pub(crate) struct Image {
     pub(crate) cache: SliceCache,
     /// Bytes of a slice of an L2 table.
     pub(crate) slice_bytes: u64,
+    pub(crate) inflated: InflatedClusters,
     /// Where the file ended when it was looked at last.
     end: AtomicU64,
     pub(crate) file: Child,
@@ -47,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) cache: SliceCache,
     pub(crate) slice_bytes: u64,
+    /// Most bytes of decompressed clusters in memory.
+    pub(crate) inflated_bytes: u64,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) events: EventSink,
@@ -71,6 +75,7 @@ impl Image {
             l1: parts.l1.into_iter().map(AtomicU64::new).collect(),
             cache: parts.cache,
             slice_bytes: parts.slice_bytes,
+            inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
             end: parts.file.end().into(),
             file: parts.file,
             data_file: parts.data_file,
@@ -129,6 +134,7 @@ impl Image {
             entry.store(new, Ordering::Relaxed);
         }
         self.cache.clear();
+        self.inflated.clear();
         Ok(())
     }
 }

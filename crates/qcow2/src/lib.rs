@@ -4,6 +4,7 @@
 //! layout/   the pure core: the format as bytes, without I/O
 //! source    the file of an image; headers and tables are read from it (tables)
 //! cache/    slices of L2 tables
+//! inflated  decompressed clusters; loading has one coroutine load what several want
 //! name      names of files as a header has them
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
@@ -25,8 +26,10 @@ mod driver;
 mod event;
 mod fuzz;
 mod image;
+mod inflated;
 mod info;
 pub mod layout;
+mod loading;
 mod map;
 mod name;
 mod open;

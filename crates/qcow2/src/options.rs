@@ -13,6 +13,8 @@ use crate::layout::Geometry;
 const DEFAULT_L2_BYTES: u64 = 32 << 20;
 /// Length of a slice of a table by default, where the cache does not hold all of them.
 const DEFAULT_SLICE_BYTES: u64 = 4096;
+/// Decompressed clusters in memory by default, in bytes.
+const DEFAULT_INFLATED_BYTES: u64 = 8 << 20;
 /// Clusters of the cache of refcounts.
 const REFCOUNT_CLUSTERS: u64 = 4;
 
@@ -73,6 +75,10 @@ pub struct Qcow2Options {
     pub l2_cache_entry_size: Option<Size>,
     /// `refcount-cache-size`: most bytes of the cache of refcounts. An image that is not written has none.
     pub refcount_cache_size: Option<Size>,
+    /// `x-inflated-cache-size`: most bytes of decompressed clusters that are kept; 8 MiB by default, and one
+    /// cluster at least.
+    #[serde(rename = "x-inflated-cache-size")]
+    pub inflated_cache_size: Option<Size>,
     /// `x-named-files`: whether files are opened that only the image names. Backing files that are opened
     /// in this way have the same value.
     #[serde(default, rename = "x-named-files")]
@@ -103,11 +109,17 @@ impl Qcow2Options {
             l2_cache_size: None,
             l2_cache_entry_size: None,
             refcount_cache_size: None,
+            inflated_cache_size: None,
             named_files: NamedFiles::Allow,
             _cache_clean_interval: None,
             _encrypt: None,
             ancestors: Vec::new(),
         }
+    }
+
+    /// Most bytes of decompressed clusters that are kept.
+    pub(crate) fn inflated_bytes(&self) -> u64 {
+        self.inflated_cache_size.map_or(DEFAULT_INFLATED_BYTES, |Size(bytes)| bytes)
     }
 }
 

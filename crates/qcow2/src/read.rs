@@ -13,7 +13,7 @@ use coblk_aio::{Co, IoVectorMut};
 use coblk_block::{DebugEvent, ReadFlags};
 
 use crate::image::Image;
-use crate::layout::{SubclusterKind, inflate};
+use crate::layout::{CompressedCluster, SubclusterKind, inflate};
 use crate::map::Run;
 use crate::source::Source;
 
@@ -89,6 +89,19 @@ impl Image {
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         let place = self.compressed(run)?;
+        let cluster = match self.inflated.get(run.word) {
+            Some(cluster) => cluster,
+            None => {
+                self.inflated.co_get(co, run.word, place.offset, || self.co_inflate(co, place))?
+            }
+        };
+        let begin = (offset - self.geometry.cluster_start(offset)) as usize;
+        target.copy_from(0, &cluster[begin..begin + target.len()]);
+        Ok(())
+    }
+
+    /// Reads and decompresses a cluster.
+    fn co_inflate(&self, co: &Co<'_>, place: CompressedCluster) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; place.bytes as usize];
         self.file.debug_event(DebugEvent::ReadCompressed);
         self.file.co_read_at(co, place.offset, &mut packed)?;
@@ -97,9 +110,7 @@ impl Image {
         if !self.workers.submit_co(co, || inflate(kind, &packed, &mut cluster)) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let begin = (offset - self.geometry.cluster_start(offset)) as usize;
-        target.copy_from(0, &cluster[begin..begin + target.len()]);
-        Ok(())
+        Ok(cluster)
     }
 
     #[inline(never)]

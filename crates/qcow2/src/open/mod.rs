@@ -71,10 +71,18 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let all_bytes = tables.saturating_mul(geometry.cluster_bytes());
     let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes)?;
     let data_file = co_data_file(opening, options, &header, &file)?;
-    let (slice_bytes, events) = (sizes.slice_bytes, opening.events());
-    let parts =
-        Parts { header, l1, snapshots, bitmaps, cache, slice_bytes, file, data_file, events };
-    Ok(Box::new(parts))
+    Ok(Box::new(Parts {
+        header,
+        l1,
+        snapshots,
+        bitmaps,
+        cache,
+        slice_bytes: sizes.slice_bytes,
+        inflated_bytes: options.inflated_bytes(),
+        file,
+        data_file,
+        events: opening.events(),
+    }))
 }
 
 /// Checks for what is not built yet, and for options that the image cannot have.
