@@ -79,7 +79,8 @@ pub const HOUSES: &[House] = &[
         &[
             &["layout"],
             &["fuzz"],
-            &["cache", "event", "name", "source"],
+            &["cache", "epoch", "event", "metadata", "name", "source"],
+            &["refcount"],
             &["tables"],
             &["options"],
             &["image"],
