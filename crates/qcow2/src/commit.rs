@@ -106,7 +106,10 @@ impl Image {
             let ranges = {
                 let mut state = self.lock();
                 let Some(refcounts) = &mut state.refcounts else { return };
-                if !refcounts.has_quarantine() || !self.epochs.try_advance() {
+                if !refcounts.has_quarantine() {
+                    return;
+                }
+                if !self.epochs.try_advance() && !self.rules_omit(Rule::Grace) {
                     return;
                 }
                 refcounts.pass_grace()
@@ -266,9 +269,11 @@ impl CommitTurn<'_> {
             image.co_write_metadata(co, *offset, bytes)?;
             is_written = true;
         }
-        for table in &plan.tables {
-            image.co_write_table(co, table)?;
-            is_written = true;
+        if !image.rules_omit(Rule::NewTableBeforeL1) {
+            for table in &plan.tables {
+                image.co_write_table(co, table)?;
+                is_written = true;
+            }
         }
         if is_written && !image.rules_omit(Rule::FlushAfterRefcounts) {
             image.co_flush_files(co)?;
@@ -311,6 +316,9 @@ impl CommitTurn<'_> {
         for (offset, bytes) in &plan.l1 {
             image.file.debug_event(DebugEvent::L1Update);
             image.co_write_metadata(co, *offset, bytes)?;
+        }
+        if image.rules_omit(Rule::NewTableBeforeL1) {
+            plan.tables.iter().try_for_each(|table| image.co_write_table(co, table))?;
         }
         let made_ahead = plan.refcounts.iter().filter(|it| !it.entries_are_needed);
         for (offset, bytes) in made_ahead.flat_map(|it| &it.entries) {
