@@ -8,6 +8,7 @@ use coblk_qapi::{Size, Unsupported};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Geometry;
+use crate::metadata::Metadata;
 
 /// Largest cache of L2 tables by default, in bytes.
 const DEFAULT_L2_BYTES: u64 = 32 << 20;
@@ -77,6 +78,10 @@ pub struct Qcow2Options {
     /// in this way have the same value.
     #[serde(default, rename = "x-named-files")]
     pub named_files: NamedFiles,
+    /// `x-omit`: a step of the order of writes that is left out.
+    #[cfg(feature = "test-rules")]
+    #[serde(rename = "x-omit")]
+    pub omitted: Option<crate::rules::Rule>,
     #[serde(default, rename = "cache-clean-interval", skip_serializing)]
     pub(crate) _cache_clean_interval: Option<Unsupported>,
     #[serde(default, rename = "encrypt", skip_serializing)]
@@ -104,9 +109,28 @@ impl Qcow2Options {
             l2_cache_entry_size: None,
             refcount_cache_size: None,
             named_files: NamedFiles::Allow,
+            #[cfg(feature = "test-rules")]
+            omitted: None,
             _cache_clean_interval: None,
             _encrypt: None,
             ancestors: Vec::new(),
+        }
+    }
+}
+
+impl Qcow2Options {
+    /// The kinds of metadata that writes of data must not meet.
+    pub(crate) fn checked_metadata(&self) -> Metadata {
+        let constant = Metadata::MAIN_HEADER
+            | Metadata::ACTIVE_L1
+            | Metadata::REFCOUNT_TABLE
+            | Metadata::SNAPSHOT_TABLE
+            | Metadata::BITMAP_DIRECTORY;
+        match self.overlap_check.unwrap_or(OverlapCheck::Cached) {
+            OverlapCheck::None => Metadata::empty(),
+            OverlapCheck::Constant => constant,
+            OverlapCheck::Cached => Metadata::all() - Metadata::INACTIVE_L2,
+            OverlapCheck::All => Metadata::all(),
         }
     }
 }
@@ -130,11 +154,12 @@ impl From<Qcow2Options> for DriverConfig {
     }
 }
 
-/// Sizes of the cache of L2 tables, in bytes.
+/// Sizes of the caches, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheSizes {
     pub(crate) l2_bytes: u64,
     pub(crate) slice_bytes: u64,
+    pub(crate) refcount_bytes: u64,
 }
 
 impl CacheSizes {
@@ -164,7 +189,11 @@ impl CacheSizes {
         }
         // What no table can use is not taken.
         let l2_bytes = l2_bytes.min(useful).max(2 * slice_bytes);
-        Ok(CacheSizes { l2_bytes, slice_bytes })
+        let given = |size: Option<Size>| size.map(|Size(bytes)| bytes);
+        let rest = given(options.cache_size).map(|all| all.saturating_sub(l2_bytes));
+        let refcount_bytes = given(options.refcount_cache_size).or(rest).unwrap_or(0);
+        let refcount_bytes = refcount_bytes.max(REFCOUNT_CLUSTERS * cluster);
+        Ok(CacheSizes { l2_bytes, slice_bytes, refcount_bytes })
     }
 }
 
