@@ -44,6 +44,7 @@ mod options;
 mod read;
 mod refcount;
 mod rules;
+mod snapshot;
 mod source;
 mod state;
 mod tables;

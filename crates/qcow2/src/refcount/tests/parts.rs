@@ -295,3 +295,35 @@ fn q199_blocks_that_did_not_change_leave_memory() {
     }
     assert!(loaded >= 56);
 }
+
+/// Commits that fail after the header may lead to a new table must not write that as a whole any more: it
+/// would have entries of blocks that are not on file yet.
+#[test]
+fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
+    let mut refcounts = refcounts(&[(0, 2)], 100);
+    refcounts.loaded(0, &block(0..100)).unwrap();
+    // The table of one cluster has 64 entries.
+    refcounts.tail = Some(64 * 256);
+    refcounts.allocate(1, None).unwrap();
+    let mut plan = refcounts.begin_commit();
+    let table = plan.table.unwrap();
+    let writes_table = |plan: &RefcountPlan| plan.stage1.iter().any(|(at, _)| *at == table.0);
+    assert!(writes_table(&plan) && plan.entries.is_empty() && table.1 == 2);
+    // It never came so far that the header was written.
+    refcounts.end_commit(plan, false);
+    plan = refcounts.begin_commit();
+    assert!(writes_table(&plan) && plan.entries.is_empty());
+    plan.stage1_is_durable = true;
+    refcounts.end_commit(plan, false);
+    refcounts.tail = Some(70 * 256);
+    refcounts.allocate(1, None).unwrap();
+    plan = refcounts.begin_commit();
+    assert!(!writes_table(&plan) && plan.entries_are_needed && plan.table == Some(table));
+    // Those of block 64 and of block 70.
+    assert_eq!(plan.entries.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [table.0 + 512]);
+    assert_eq!(refcounts.count(CLUSTER), Ok(1));
+    refcounts.end_commit(plan, true);
+    // The old table is free.
+    assert_eq!(refcounts.count(CLUSTER), Ok(0));
+    assert!(refcounts.new_table.is_none());
+}
