@@ -114,7 +114,7 @@ impl Image {
     pub(crate) fn co_try_epoch(&self, co: &Co<'_>) -> bool {
         let ranges = {
             let mut state = self.lock();
-            if !self.epochs.try_advance() {
+            if !self.epochs.try_advance() && !self.rules_omit(Rule::Grace) {
                 return false;
             }
             state.refcounts.as_mut().map_or(Vec::new(), Refcounts::pass_grace)
@@ -274,9 +274,11 @@ impl CommitTurn<'_> {
             image.co_write_metadata(co, *offset, bytes)?;
             is_written = true;
         }
-        for table in &plan.tables {
-            image.co_write_table(co, table)?;
-            is_written = true;
+        if !image.rules_omit(Rule::NewTableBeforeL1) {
+            for table in &plan.tables {
+                image.co_write_table(co, table)?;
+                is_written = true;
+            }
         }
         if is_written && !image.rules_omit(Rule::FlushAfterRefcounts) {
             image.co_flush_files(co)?;
@@ -319,6 +321,9 @@ impl CommitTurn<'_> {
         for (offset, bytes) in &plan.l1 {
             image.file.debug_event(DebugEvent::L1Update);
             image.co_write_metadata(co, *offset, bytes)?;
+        }
+        if image.rules_omit(Rule::NewTableBeforeL1) {
+            plan.tables.iter().try_for_each(|table| image.co_write_table(co, table))?;
         }
         let made_ahead = plan.refcounts.iter().filter(|it| !it.entries_are_needed);
         for (offset, bytes) in made_ahead.flat_map(|it| &it.entries) {

@@ -8,6 +8,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
     BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
     ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, WriteFlags,
+    ZeroFlags,
 };
 
 use crate::event::ImageCorrupted;
@@ -150,6 +151,22 @@ impl BlockDriver for Qcow2 {
     ) -> io::Result<()> {
         self.image.check_alive()?;
         self.image.co_write(co, offset, source)
+    }
+
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_pwrite_zeroes(co, offset..offset + bytes, flags)
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_pdiscard(co, offset..offset + bytes)
     }
 
     /// The commit syncs as its order asks for.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::Corruption;
 
-/// A request has met an entry that cannot be. Told once an opening, and once more if the image is not used any more then.
+/// A request has met an entry that cannot be. Told once an opening, and once
+/// more if the image is not used any more then.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct ImageCorrupted {
     /// Empty, as a node is no device.

@@ -20,8 +20,8 @@ use crate::layout::{
 use crate::live::LiveOptions;
 use crate::map::L1;
 use crate::metadata::MetadataSet;
-use crate::open;
 use crate::refcount::Refcounts;
+use crate::rules::Rule;
 use crate::state::State;
 use crate::tables;
 
@@ -52,7 +52,7 @@ pub(crate) struct Image {
     refcount_bytes: u64,
     pub(crate) options: LiveOptions,
     #[cfg(feature = "test-rules")]
-    pub(crate) omitted: Option<crate::rules::Rule>,
+    pub(crate) omitted: Option<Rule>,
     /// Where the file ended when it was looked at last.
     end: AtomicU64,
     /// The file was made longer, by more than was needed perhaps.
@@ -85,7 +85,7 @@ pub(crate) struct Parts {
     pub(crate) refcount_bytes: u64,
     pub(crate) options: LiveOptions,
     #[cfg(feature = "test-rules")]
-    pub(crate) omitted: Option<crate::rules::Rule>,
+    pub(crate) omitted: Option<Rule>,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) events: EventSink,
@@ -252,12 +252,26 @@ impl Image {
 
     /// The refcounts, for an image that is to be written.
     pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
-        let (header, bytes) = (self.header(), self.refcount_bytes);
-        Ok(open::co_refcounts(co, &self.file, &header, &self.metadata, bytes)?)
+        let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
+        Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
     }
 
     /// Whether the image is written.
     pub(crate) fn is_written(&self) -> bool {
         self.lock().refcounts.is_some()
+    }
+
+    /// Whether a step is left out.
+    #[cfg(feature = "test-rules")]
+    pub(crate) fn rules_omit(&self, rule: Rule) -> bool {
+        self.omitted == Some(rule)
+    }
+
+    /// Whether a step is left out: none is.
+    #[cfg(not(feature = "test-rules"))]
+    #[inline(always)]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn rules_omit(&self, _: Rule) -> bool {
+        false
     }
 }

@@ -8,7 +8,8 @@
 //! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
-//! write     writes; link changes entries; state is what that needs, cluster_locks who waits for whom
+//! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
+//! clear     zeroes and discards
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
 //! live      options that a reopen changes; rules: steps of the order that tests leave out
 //! check/    a check of a whole image
@@ -23,6 +24,7 @@
 
 mod cache;
 pub mod check;
+mod clear;
 mod close;
 mod cluster_locks;
 mod commit;

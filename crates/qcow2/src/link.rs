@@ -19,6 +19,7 @@ use crate::live::Freed;
 use crate::map::entry;
 use crate::metadata::Metadata;
 use crate::refcount::{Discard, Need};
+use crate::rules::Rule;
 use crate::source::Source;
 use crate::state::{PendingTable, State, wake_all};
 
@@ -34,6 +35,8 @@ pub(crate) enum Obstacle {
     Need(Need),
     /// The entry cannot be.
     Corrupt(Corruption),
+    /// It cannot be done by a change of entries.
+    Unsupported,
 }
 
 impl From<Need> for Obstacle {
@@ -69,6 +72,8 @@ pub(crate) struct Change<'a> {
     pub(crate) old: Vec<L2Entry>,
     /// New clusters in the file.
     pub(crate) taken: Option<Range<u64>>,
+    /// Whole clusters are locked. Else others may change other subclusters meanwhile.
+    is_whole: bool,
     is_over: bool,
 }
 
@@ -131,7 +136,8 @@ impl Image {
         state.owed.promise(slot);
         state.locks.lock(&locked);
         let first = self.place_in_slice(locked.start);
-        Change { image: self, locked, slot, first, old, taken, is_over: false }
+        let is_whole = [locked.start, locked.end].iter().all(|it| self.geometry.is_aligned(*it));
+        Change { image: self, locked, slot, first, old, taken, is_whole, is_over: false }
     }
 
     /// Does what lets a change begin that could not. The caller looks at everything again.
@@ -169,6 +175,7 @@ impl Image {
                 }
                 self.co_load_need(co, need)
             }
+            Obstacle::Unsupported => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
             Obstacle::Corrupt(error) => {
                 drop(state);
                 Err(self.co_corrupt(co, &error))
@@ -216,10 +223,15 @@ impl Image {
 }
 
 impl Change<'_> {
+    /// Whether whole clusters change.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// Changes the entries, if they are still what they were; the change is over. Returns whether it has
-    /// been made: if not, all is to be done again. `new` says what becomes of each entry; `own` bits of the
-    /// bitmaps are compared, and the others stay. Of those that lead somewhere else then the old clusters
-    /// are given up, and become free as `freed` says. `is_ordered`: data is to be durable before.
+    /// been made: if not, all is to be done again. `new` says what becomes of each entry. Of those that lead
+    /// somewhere else then the old clusters are given up, and become free as `freed` says. `is_ordered`: data
+    /// is to be durable before.
     pub(crate) fn link(
         mut self,
         new: impl Fn(usize, L2Entry) -> L2Entry,
@@ -233,14 +245,14 @@ impl Change<'_> {
         let is_own = self.image.l1.get(index) & COPIED != 0;
         // In place others change other subclusters meanwhile.
         let is_same = |(now, old): (&L2Entry, &L2Entry)| {
-            now.word == old.word && (self.taken.is_none() || now.bitmap == old.bitmap)
+            now.word == old.word && (!self.is_whole || now.bitmap == old.bitmap)
         };
         let is_valid = is_own && now.iter().zip(&self.old).all(is_same);
         if is_valid {
             let entries: Vec<L2Entry> = (0..).zip(&now).map(|(i, now)| new(i, *now)).collect();
             self.store(state, &entries);
+            let discard = self.image.options.discard(freed);
             for (old, new) in now.iter().zip(&entries) {
-                let discard = self.image.options.discard(freed);
                 self.image.give_up_entry(state, *old, *new, discard);
             }
             self.taken = None;
@@ -304,7 +316,10 @@ impl Image {
         if let Some(range) = self.clusters_of(old)
             && (old.is_compressed() || new.is_compressed() || old.offset() != new.offset())
         {
-            refcounts.give_up(range, discard);
+            match self.rules_omit(Rule::QuarantineUntilDurable) {
+                true => refcounts.give_back(range),
+                false => refcounts.give_up(range, discard),
+            }
         }
     }
 

@@ -1,7 +1,5 @@
 //! Steps of the order of writes that a test build can leave out: its tests show that each is needed.
 
-use crate::image::Image;
-
 /// A step of the order of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "test-rules", derive(serde::Deserialize, serde::Serialize))]
@@ -24,20 +22,4 @@ pub enum Rule {
     FlushAtEnd,
     /// A refcount block is durable before its entry, and that before entries that it counts.
     BlockBeforeEntry,
-}
-
-impl Image {
-    /// Whether a step is left out.
-    #[cfg(feature = "test-rules")]
-    pub(crate) fn rules_omit(&self, rule: Rule) -> bool {
-        self.omitted == Some(rule)
-    }
-
-    /// Whether a step is left out: none is.
-    #[cfg(not(feature = "test-rules"))]
-    #[inline(always)]
-    #[allow(clippy::unused_self)]
-    pub(crate) fn rules_omit(&self, _: Rule) -> bool {
-        false
-    }
 }

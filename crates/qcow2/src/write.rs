@@ -103,10 +103,8 @@ impl Image {
                     continue;
                 }
             }
-            let slice_end = (self.slice(at) + 1) * self.slice_entries();
-            let slice_end = slice_end.saturating_mul(self.geometry.cluster_bytes());
             let mut state = self.lock();
-            match self.begin_write(&mut state, at..end.min(slice_end)) {
+            match self.begin_write(&mut state, at..end.min(self.slice_end(at))) {
                 Err(obstacle) => self.co_overcome(co, state, obstacle, &mut patience)?,
                 Ok((change, range)) => {
                     drop(state);
@@ -114,6 +112,7 @@ impl Image {
                     let part = left.slice(0, bytes as usize);
                     if self.co_write_new(co, change, range, &part)? {
                         (at, patience) = (at + bytes, Patience::default());
+                        self.co_commit_if_wanted(co)?;
                     }
                 }
             }

@@ -4,6 +4,7 @@ mod util;
 
 use std::path::{Path, PathBuf};
 
+use coblk_block::ZeroFlags;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use util::{Opened, Stand, assert_same};
@@ -11,6 +12,15 @@ use util::{Opened, Stand, assert_same};
 /// Random data: pieces of some bytes, so that a wrong place is seen.
 fn data(random: &mut Rng, bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(|| random.u8(1..)).take(bytes).collect()
+}
+
+/// What becomes of bytes that are discarded.
+#[derive(Clone, Copy)]
+enum Discards {
+    /// Whole clusters of this size read as zeroes.
+    Clusters(usize),
+    /// All stays.
+    Nothing,
 }
 
 /// An image beside its model.
@@ -65,6 +75,40 @@ impl<'a> Model<'a> {
                     assert_same(&read, &self.content[from..from + bytes], "a part");
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Zeroes and discards, between writes.
+    fn clears(&mut self, count: usize, max_bytes: usize, discards: Discards) {
+        let length = self.content.len();
+        for _ in 0..count {
+            self.writes(1, max_bytes);
+            let from = self.random.usize(..length);
+            let bytes = self.random.usize(1..=max_bytes).min(length - from);
+            let (from, bytes) = match self.random.bool() {
+                true => (from, bytes),
+                false => (from & !0xffff, bytes.next_multiple_of(65536)),
+            };
+            let bytes = bytes.min(length - from);
+            let flags = match self.random.u32(..3) {
+                0 => Some(ZeroFlags::empty()),
+                1 => Some(ZeroFlags::MAY_UNMAP),
+                _ => None,
+            };
+            let (ctx, offset) = (&self.stand.ctx, from as u64);
+            let backend = self.opened().backend();
+            let mut cleared = from..from + bytes;
+            match flags {
+                Some(flags) => backend.pwrite_zeroes(ctx, offset, bytes as u64, flags).unwrap(),
+                None => {
+                    backend.pdiscard(ctx, offset, bytes as u64).unwrap();
+                    let Discards::Clusters(cluster) = discards else { continue };
+                    cleared = from.next_multiple_of(cluster)..(from + bytes) & !(cluster - 1);
+                }
+            }
+            if !cleared.is_empty() {
+                self.content[cleared].fill(0);
             }
         }
     }
@@ -212,4 +256,94 @@ fn q195_writes_with_a_cache_of_two_slices() {
         drop(model);
         stand.end();
     }
+}
+
+fn run_clears(create: &str, size: &str, discards: Discards, options: Value) {
+    let stand = Stand::new();
+    if create.contains("backing_file") {
+        stand.random_file("base.raw", (1 << 20) + 512);
+    }
+    let image = stand.create("image.qcow2", create, size);
+    let mut more = json!({"discard": "unmap"});
+    more.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    let mut model = Model::new(&stand, &image, more);
+    for _ in 0..2 {
+        model.clears(40, 300 << 10, discards);
+        model.check();
+    }
+    drop(model);
+    stand.end();
+}
+
+#[test]
+fn q106_q110_zeroes_and_discards() {
+    let clusters = |bytes| Discards::Clusters(bytes);
+    run_clears("", "8M", clusters(65536), json!({}));
+    run_clears("cluster_size=4k", "2M", clusters(4096), json!({}));
+    run_clears("extended_l2=on", "8M", clusters(65536), json!({}));
+    run_clears("data_file=data.raw", "4M", clusters(65536), json!({}));
+    run_clears("data_file=raw.raw,data_file_raw=on", "4M", clusters(65536), json!({}));
+}
+
+#[test]
+fn q108_q109_zeroes_and_discards_in_version_2() {
+    run_clears("compat=0.10", "8M", Discards::Clusters(65536), json!({}));
+    let backing = "compat=0.10,backing_file=base.raw,backing_fmt=raw";
+    run_clears(backing, "4M", Discards::Nothing, json!({}));
+}
+
+#[test]
+fn q110_q172_zeroes_and_discards_hide_a_backing_file() {
+    let backing = "backing_file=base.raw,backing_fmt=raw";
+    for create in ["cluster_size=4k", "", "extended_l2=on"] {
+        let create = format!("{backing},{create}");
+        let cluster = if create.contains("4k") { 4096 } else { 65536 };
+        let create = create.trim_end_matches(',');
+        run_clears(create, "4M", Discards::Clusters(cluster), json!({}));
+    }
+}
+
+#[test]
+fn q112_discarded_clusters_may_keep_their_place() {
+    let options = json!({"discard-no-unref": true});
+    run_clears("", "4M", Discards::Clusters(65536), options.clone());
+    run_clears("extended_l2=on", "4M", Discards::Clusters(65536), options);
+}
+
+#[test]
+fn q111_q114_what_a_discard_frees_is_punched_and_used_again() {
+    use std::os::unix::fs::MetadataExt;
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "64M");
+    let opened = stand.open_writable(&image, json!({"discard": "unmap"}));
+    let data = vec![7; 16 << 20];
+    let blocks = || std::fs::metadata(&image).unwrap().blocks() * 512;
+    for _ in 0..4 {
+        opened.write(0, &data).unwrap();
+        opened.flush().unwrap();
+        assert!(blocks() > 16 << 20);
+        opened.backend().pdiscard(&stand.ctx, 0, 16 << 20).unwrap();
+        opened.flush().unwrap();
+        assert!(blocks() < 2 << 20, "{}", blocks());
+    }
+    // The file has room for two of them at most.
+    assert!(std::fs::metadata(&image).unwrap().len() < 40 << 20);
+    drop(opened);
+    stand.check(&image);
+    stand.end();
+}
+
+#[test]
+fn q113_a_discard_of_nothing_makes_no_table() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1T");
+    let before = std::fs::metadata(&image).unwrap().len();
+    let opened = stand.open_writable(&image, json!({"discard": "unmap"}));
+    opened.backend().pdiscard(&stand.ctx, 0, 1 << 40).unwrap();
+    let zeroes = ZeroFlags::MAY_UNMAP;
+    opened.backend().pwrite_zeroes(&stand.ctx, 0, 1 << 40, zeroes).unwrap();
+    drop(opened);
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), before);
+    stand.check(&image);
+    stand.end();
 }

@@ -84,6 +84,19 @@ impl Image {
         (offset >> self.geometry.cluster_bits()) / self.slice_entries()
     }
 
+    /// Where the slice of an offset ends on the disk.
+    pub(crate) fn slice_end(&self, offset: u64) -> u64 {
+        let clusters = (self.slice(offset) + 1) * self.slice_entries();
+        clusters.saturating_mul(self.geometry.cluster_bytes())
+    }
+
+    /// Has the slice of an offset in the cache, if there is a table.
+    pub(crate) fn co_have_slice(&self, co: &Co<'_>, offset: u64) -> io::Result<()> {
+        let (index, slice) = (self.geometry.l1_index(offset), self.slice(offset));
+        let is_there = self.l1.get(index) == 0 || self.cache.look(slice, |_| ()).is_some();
+        if is_there { Ok(()) } else { self.co_load(co, index, slice, |_| ()) }
+    }
+
     /// Entries of a slice.
     #[inline]
     pub(crate) fn slice_entries(&self) -> u64 {

@@ -16,7 +16,7 @@ use crate::metadata::MetadataSet;
 use crate::options::{CacheSizes, Qcow2Options};
 use crate::source::ImageError;
 use crate::tables;
-pub(crate) use writable::{co_refcounts, needs_preparation};
+pub(crate) use writable::needs_preparation;
 
 /// The error of a refused image, as that of an opening.
 fn refused(error: impl Into<ImageError>) -> OpenError {
@@ -81,8 +81,9 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     if writes {
         let known = writable::Known { header: &header, l1: &l1, snapshots: &snapshots };
         writable::note_metadata(&metadata, known, snapshot_bytes).map_err(refused)?;
-        let bytes = sizes.refcount_bytes;
-        refcounts = Some(co_refcounts(co, &file, &header, &metadata, bytes).map_err(refused)?);
+        let sizes = (block, sizes.refcount_bytes);
+        let read = tables::co_refcounts(co, &file, &header, &metadata, sizes);
+        refcounts = Some(read.map_err(refused)?);
     }
     Ok(Box::new(Parts {
         header,

@@ -1,19 +1,15 @@
 //! What an opening for writes does beyond one for reads: it repairs, clears flags, and reads refcounts.
 
-use std::sync::Arc;
-
 use coblk_aio::Co;
 use coblk_block::Child;
 
 use crate::check;
 use crate::header_io::co_write_cluster;
 use crate::layout::{
-    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, Purpose, RefcountWidth,
-    Snapshot, l1_offset,
+    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, Purpose, Snapshot, l1_offset,
 };
 use crate::metadata::{Metadata, MetadataSet};
-use crate::refcount::{RefcountParts, Refcounts};
-use crate::source::{ImageError, Source};
+use crate::source::ImageError;
 use crate::tables;
 
 /// Features that a writer need not clear: it knows them.
@@ -113,29 +109,4 @@ pub(super) fn note_metadata(
         }
     }
     Ok(())
-}
-
-/// The refcounts of an image, with memory for `bytes` bytes of them.
-pub(crate) fn co_refcounts(
-    co: &Co<'_>,
-    file: &Child,
-    header: &Header,
-    metadata: &Arc<MetadataSet>,
-    bytes: u64,
-) -> Result<Refcounts, ImageError> {
-    let geometry = header.geometry()?;
-    let table_bytes = u64::from(header.refcount_table_clusters) * geometry.cluster_bytes();
-    let table = tables::co_words(co, file, header.refcount_table_offset, table_bytes / 8)?;
-    Ok(Refcounts::new(RefcountParts {
-        geometry,
-        width: RefcountWidth::new(header.refcount_order)?,
-        unit: u64::from(file.limits().request_alignment).max(512),
-        table_offset: header.refcount_table_offset,
-        table_clusters: header.refcount_table_clusters,
-        table,
-        file_end: file.end(),
-        limit: None,
-        cache_bytes: bytes,
-        metadata: Arc::clone(metadata),
-    }))
 }
