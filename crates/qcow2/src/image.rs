@@ -40,6 +40,8 @@ pub(crate) struct Image {
     /// Held by the one that changes the snapshots.
     pub(crate) snapshot_turn: CoMutex<()>,
     pub(crate) bitmaps: Vec<Bitmap>,
+    /// The snapshot that is read instead of the disk, as an option names it.
+    pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
     state: Mutex<State>,
@@ -69,6 +71,16 @@ pub(crate) struct Image {
     is_dead: AtomicBool,
 }
 
+/// The mapping that an image shows.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// The snapshot, as an option names it; `None`: the disk.
+    pub(crate) snapshot: Option<String>,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) disk_bytes: u64,
+}
+
 /// What an opening has found, for an [`Image`] to be made.
 pub(crate) struct Parts {
     pub(crate) header: Box<Header>,
@@ -77,6 +89,7 @@ pub(crate) struct Parts {
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
@@ -105,8 +118,9 @@ impl Image {
             geometry,
             rules,
             compression: header.compression()?,
-            disk_bytes: header.disk_bytes().into(),
-            l1: L1::new(&parts.l1, header.l1_entries.into()),
+            disk_bytes: parts.shown.disk_bytes.into(),
+            l1: L1::new(&parts.l1, parts.shown.l1_entries.into()),
+            shown: parts.shown.snapshot,
             snapshots: Mutex::new(parts.snapshots),
             snapshot_turn: CoMutex::new(()),
             bitmaps: parts.bitmaps,
@@ -235,7 +249,8 @@ impl Image {
             let why = "the header of the image has changed: it has to be opened again";
             return Err(io::Error::other(why));
         }
-        let l1 = tables::co_words(co, &self.file, header.l1_offset, header.l1_entries.into())?;
+        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
+        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
         let refcounts = match self.is_written() {
             true => Some(self.co_load_refcounts(co)?),
             false => None,

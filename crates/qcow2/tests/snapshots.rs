@@ -123,6 +123,9 @@ impl<'a> Model<'a> {
         self.stand.check(&self.image);
         assert_same(&self.stand.content(&self.image), &self.content, "the closed image");
         for (id, content) in &self.snapshots {
+            let shown = self.stand.open(&self.image, json!({"x-snapshot": id}));
+            assert_same(&shown.read_all(&mut random), content, id);
+            drop(shown);
             assert_same(&content_of(self.stand, &self.image, id), content, id);
         }
     }
@@ -213,5 +216,27 @@ fn q45_q153_a_snapshot_that_cannot_be_made_leaves_the_image_as_it_was() {
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
     drop(opened);
+    stand.end();
+}
+
+#[test]
+fn q155_a_snapshot_is_read_by_its_id_or_its_name() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1M");
+    let opened = stand.open_writable(&image, json!({}));
+    for (name, byte) in [("2", 1), ("b", 2)] {
+        opened.write(0, &[byte; 512]).unwrap();
+        create(&opened, &stand, name).unwrap();
+    }
+    opened.write(0, &[3; 512]).unwrap();
+    drop(opened);
+    for (wanted, byte) in [("1", 1), ("2", 2), ("b", 2)] {
+        let shown = stand.open(&image, json!({"x-snapshot": wanted}));
+        assert_eq!(shown.read(0, 512).unwrap(), [byte; 512], "{wanted}");
+    }
+    let why = stand.refusal(&image, json!({"x-snapshot": "c"}));
+    assert!(why.contains("no snapshot 'c'"), "{why}");
+    let why = stand.refusal(&image, json!({"x-snapshot": "1", "read-only": false}));
+    assert!(why.contains("read-only"), "{why}");
     stand.end();
 }

@@ -5,6 +5,7 @@
 //! hold        the mapping stands still meanwhile
 //! references  counts of all that an L1 table leads to
 //! flags       COPIED flags of the disk
+//! shown       a snapshot that is read instead of the disk
 //! ```
 //!
 //! # Order
@@ -22,6 +23,7 @@
 mod flags;
 mod hold;
 mod references;
+mod shown;
 
 use std::io;
 use std::ops::Range;
@@ -265,4 +267,11 @@ struct StoreError {
 fn position(snapshots: &[Snapshot], id: &str) -> io::Result<usize> {
     let found = snapshots.iter().position(|it| it.id == id.as_bytes());
     found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+/// The snapshot with an id, or else with a name.
+fn find<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Option<&'a Snapshot> {
+    let wanted = wanted.as_bytes();
+    let by_id = snapshots.iter().find(|it| it.id == wanted);
+    by_id.or_else(|| snapshots.iter().find(|it| it.name == wanted))
 }
