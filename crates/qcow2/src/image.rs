@@ -7,7 +7,9 @@ use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink};
 
 use crate::cache::SliceCache;
+use crate::encryption::Encryption;
 use crate::event::ImageCorrupted;
+use crate::inflated::InflatedClusters;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Purpose, Snapshot,
 };
@@ -27,11 +29,13 @@ pub(crate) struct Image {
     pub(crate) cache: SliceCache,
     /// Bytes of a slice of an L2 table.
     pub(crate) slice_bytes: u64,
+    pub(crate) inflated: InflatedClusters,
     /// Where the file ended when it was looked at last.
     end: AtomicU64,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
+    pub(crate) encryption: Option<Encryption>,
     /// Decompression shares workers with nothing else.
     pub(crate) workers: PoolShare,
     events: EventSink,
@@ -47,8 +51,11 @@ pub(crate) struct Parts {
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) cache: SliceCache,
     pub(crate) slice_bytes: u64,
+    /// Most bytes of decompressed clusters in memory.
+    pub(crate) inflated_bytes: u64,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
+    pub(crate) encryption: Option<Encryption>,
     pub(crate) events: EventSink,
 }
 
@@ -71,10 +78,12 @@ impl Image {
             l1: parts.l1.into_iter().map(AtomicU64::new).collect(),
             cache: parts.cache,
             slice_bytes: parts.slice_bytes,
+            inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
             end: parts.file.end().into(),
             file: parts.file,
             data_file: parts.data_file,
             backing,
+            encryption: parts.encryption,
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
@@ -129,6 +138,7 @@ impl Image {
             entry.store(new, Ordering::Relaxed);
         }
         self.cache.clear();
+        self.inflated.clear();
         Ok(())
     }
 }

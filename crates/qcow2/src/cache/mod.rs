@@ -10,13 +10,13 @@
 //!
 //! Memory: the slots at once, 40 bytes each, and the words of a slot when it is filled first.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use coblk_aio::Co;
-use coblk_aio::sync::CoMutex;
+
+use crate::loading::Loading;
 
 /// Slots of a set.
 const WAYS: usize = 8;
@@ -30,7 +30,7 @@ pub(crate) struct SliceCache {
     /// Held while a slot is filled; not across a suspension.
     filling: Mutex<()>,
     /// Slices that are being read.
-    loading: Mutex<HashMap<u64, Arc<CoMutex<()>>>>,
+    loading: Loading,
 }
 
 struct Slot {
@@ -101,7 +101,7 @@ impl SliceCache {
             ways,
             slice_words: (slice_bytes / 8) as usize,
             filling: Mutex::default(),
-            loading: Mutex::default(),
+            loading: Loading::default(),
         })
     }
 
@@ -126,8 +126,8 @@ impl SliceCache {
         look: impl Fn(&[AtomicU64]) -> R,
         read: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<R> {
-        let load = Load::enter(self, slice);
-        let _turn = load.gate.lock(co);
+        let load = self.loading.enter(slice);
+        let _turn = load.co_turn(co);
         if let Some(found) = self.look(slice, &look) {
             return Ok(found);
         }
@@ -159,30 +159,6 @@ impl SliceCache {
             if slot.slice.load(Ordering::Relaxed) != NONE {
                 slot.fill(NONE, &[]);
             }
-        }
-    }
-}
-
-/// A coroutine that wants a slice that is not there.
-struct Load<'a> {
-    cache: &'a SliceCache,
-    slice: u64,
-    gate: Arc<CoMutex<()>>,
-}
-
-impl Load<'_> {
-    fn enter(cache: &SliceCache, slice: u64) -> Load<'_> {
-        let gate = Arc::clone(lock(&cache.loading).entry(slice).or_default());
-        Load { cache, slice, gate }
-    }
-}
-
-impl Drop for Load<'_> {
-    fn drop(&mut self) {
-        let mut loading = lock(&self.cache.loading);
-        // Others are counted under the lock: ours and the table's are the last.
-        if Arc::strong_count(&self.gate) == 2 {
-            loading.remove(&self.slice);
         }
     }
 }
