@@ -99,6 +99,7 @@ fn co_check_part(
     let mut checker = Checker::new(co, file, header, *progress)?;
     checker.count_all()?;
     checker.compare()?;
+    progress.tell(1, 1);
     Ok(checker.finish())
 }
 
