@@ -34,6 +34,7 @@ impl Daemon {
         // No request is to wait for its turn at the end.
         throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
+        self.checks.give_up();
         self.close_exports(co);
         // What waits for a server to come back would wait for ever.
         self.blockdevs.nodes().iter().for_each(|node| node.cancel_in_flight());

@@ -3,6 +3,7 @@
 
 mod blockdevs;
 mod blockstats;
+mod check;
 mod events;
 mod exports;
 mod nbd_server;
@@ -46,6 +47,7 @@ pub(crate) fn commands(
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
+    check::add(&mut commands);
     exports::add(&mut commands, types);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
