@@ -1,4 +1,4 @@
-//! [`Counts`]: how often each cluster is referred to.
+//! [`Counts`]: how often each cluster is referred to, and what as.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,6 +8,26 @@ use std::ops::Range;
 const PIECE: u64 = 4096;
 /// Most pieces: 1 GiB of memory.
 const MAX_PIECES: usize = (1 << 30) / (PIECE as usize * 4);
+
+/// Where the kind of a cluster is in its word.
+const KIND_SHIFT: u32 = 29;
+/// The largest count. 65,537 tables of L1 that share all that fits into a cluster stay below it.
+pub(super) const MAX_COUNT: u64 = (1 << KIND_SHIFT) - 1;
+
+/// What a cluster is referred to as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Data of the disk: any number of entries may share it.
+    Data = 1,
+    /// Compressed data: as many entries as have their parts of it.
+    Compressed = 2,
+    /// An L2 table: L1 tables share it, an entry each.
+    Table = 3,
+    /// All else. It has one owner.
+    Structure = 4,
+    /// More than one of these, or a structure with more than one owner.
+    Mixed = 7,
+}
 
 /// The references to the clusters of a file, in pieces that are there only where there are any. A count
 /// stays at its largest value.
@@ -23,7 +43,7 @@ impl Counts {
     ///
     /// # Errors
     /// ENOMEM if clusters in use are too many, or too far apart.
-    pub(super) fn add(&mut self, cluster: u64, times: u64) -> io::Result<()> {
+    pub(super) fn add(&mut self, cluster: u64, times: u64, kind: Kind) -> io::Result<()> {
         let number = cluster / PIECE;
         if self.pieces.len() >= MAX_PIECES && !self.pieces.contains_key(&number) {
             let why = "the check of an image as large as this needs too much memory";
@@ -31,15 +51,58 @@ impl Counts {
         }
         let new = || vec![0; PIECE as usize].into_boxed_slice();
         let piece = self.pieces.entry(number).or_insert_with(new);
-        let count = &mut piece[(cluster % PIECE) as usize];
-        *count = count.saturating_add(u32::try_from(times).unwrap_or(u32::MAX));
+        let word = &mut piece[(cluster % PIECE) as usize];
+        let count = count(*word).saturating_add(times).min(MAX_COUNT);
+        let is_of_kind = *word == 0 || *word >> KIND_SHIFT == kind as u32;
+        let kind = match kind {
+            _ if !is_of_kind => Kind::Mixed,
+            Kind::Structure if count > 1 => Kind::Mixed,
+            kind => kind,
+        };
+        *word = (kind as u32) << KIND_SHIFT | count as u32;
         self.end = self.end.max(cluster + 1);
         Ok(())
     }
 
-    pub(super) fn get(&self, cluster: u64) -> u64 {
+    /// Takes a reference to a cluster back. It keeps its kind, and is not [free](Self::is_free): what it
+    /// has is not to be overwritten.
+    pub(super) fn forget(&mut self, cluster: u64) {
+        if let Some(word) = self.word(cluster)
+            && (1..MAX_COUNT).contains(&count(*word))
+        {
+            *word -= 1;
+        }
+    }
+
+    /// Says that a cluster has owners that cannot share it, though all are of one kind.
+    pub(super) fn set_mixed(&mut self, cluster: u64) {
+        if let Some(word) = self.word(cluster) {
+            *word |= (Kind::Mixed as u32) << KIND_SHIFT;
+        }
+    }
+
+    fn word(&mut self, cluster: u64) -> Option<&mut u32> {
+        let piece = self.pieces.get_mut(&(cluster / PIECE))?;
+        Some(&mut piece[(cluster % PIECE) as usize])
+    }
+
+    fn at(&self, cluster: u64) -> u32 {
         let piece = self.pieces.get(&(cluster / PIECE));
-        piece.map_or(0, |piece| piece[(cluster % PIECE) as usize].into())
+        piece.map_or(0, |piece| piece[(cluster % PIECE) as usize])
+    }
+
+    pub(super) fn get(&self, cluster: u64) -> u64 {
+        count(self.at(cluster))
+    }
+
+    /// Whether a cluster has owners that cannot share it.
+    pub(super) fn is_mixed(&self, cluster: u64) -> bool {
+        self.at(cluster) >> KIND_SHIFT == Kind::Mixed as u32
+    }
+
+    /// Whether a cluster was never referred to.
+    pub(super) fn is_free(&self, cluster: u64) -> bool {
+        self.at(cluster) == 0
     }
 
     /// Whether no cluster of a range has a count. It may say no where that is so all the same.
@@ -55,11 +118,22 @@ impl Counts {
 
     /// All clusters that have a count, in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.pieces.iter().flat_map(|(number, piece)| {
-            let used = piece.iter().zip(number * PIECE..).filter(|(count, _)| **count > 0);
-            used.map(|(_, cluster)| cluster)
-        })
+        self.range(0..u64::MAX)
     }
+
+    /// Those of a range.
+    pub(super) fn range(&self, clusters: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let pieces = self.pieces.range(clusters.start / PIECE..=clusters.end / PIECE);
+        let all = pieces.flat_map(|(number, piece)| {
+            let used = piece.iter().zip(number * PIECE..).filter(|(word, _)| count(**word) > 0);
+            used.map(|(_, cluster)| cluster)
+        });
+        all.filter(move |cluster| clusters.contains(cluster))
+    }
+}
+
+fn count(word: u32) -> u64 {
+    u64::from(word) & MAX_COUNT
 }
 
 #[cfg(test)]
@@ -70,13 +144,39 @@ mod tests {
     fn counts_are_kept_where_there_are_any() {
         let mut counts = Counts::default();
         for cluster in [5, 5, 4096, 1 << 50] {
-            counts.add(cluster, 1).unwrap();
+            counts.add(cluster, 1, Kind::Data).unwrap();
         }
-        counts.add(5, u64::MAX).unwrap();
-        assert_eq!([counts.get(5), counts.get(4096), counts.get(6)], [u32::MAX.into(), 1, 0]);
+        assert_eq!(counts.get(5), 2);
+        counts.add(5, u64::MAX, Kind::Data).unwrap();
+        assert_eq!([counts.get(5), counts.get(4096), counts.get(6)], [MAX_COUNT, 1, 0]);
         assert_eq!(counts.iter().collect::<Vec<_>>(), [5, 4096, 1 << 50]);
         assert!(counts.is_empty(&(8192..9000)) && !counts.is_empty(&(0..6)));
         assert_eq!((counts.end(), counts.pieces.len()), ((1 << 50) + 1, 3));
+        for cluster in [5, 6, 4096, 4096] {
+            counts.forget(cluster);
+        }
+        assert_eq!([counts.get(5), counts.get(4096)], [MAX_COUNT, 0]);
+        assert!(!counts.is_free(4096) && counts.is_free(6));
+    }
+
+    #[test]
+    fn q214_a_cluster_has_one_kind_and_a_structure_one_owner() {
+        let kinds = [Kind::Data, Kind::Compressed, Kind::Table, Kind::Structure];
+        for (first, at) in kinds.into_iter().zip(0..) {
+            for (second, cluster) in kinds.into_iter().zip(at * 10..) {
+                let mut counts = Counts::default();
+                counts.add(cluster, 1, first).unwrap();
+                assert!(!counts.is_mixed(cluster));
+                counts.add(cluster, 1, second).unwrap();
+                let is_shared = first == second && first != Kind::Structure;
+                assert_eq!(counts.is_mixed(cluster), !is_shared, "{first:?} {second:?}");
+                counts.add(cluster, 1, second).unwrap();
+                assert_eq!(counts.get(cluster), 3);
+                assert_eq!(counts.is_mixed(cluster), !is_shared, "{first:?} {second:?}");
+                counts.set_mixed(cluster);
+                assert!(counts.is_mixed(cluster) && counts.get(cluster) == 3);
+            }
+        }
     }
 
     #[test]
@@ -85,9 +185,9 @@ mod tests {
         // As if all pieces but one were there.
         let empty = || (0..MAX_PIECES as u64 - 1).map(|number| (number, Box::default()));
         counts.pieces = empty().collect();
-        counts.add(PIECE << 40, 1).unwrap();
-        let error = counts.add(PIECE << 41, 1).unwrap_err();
+        counts.add(PIECE << 40, 1, Kind::Data).unwrap();
+        let error = counts.add(PIECE << 41, 1, Kind::Data).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-        counts.add((PIECE << 40) + 1, 1).unwrap();
+        counts.add((PIECE << 40) + 1, 1, Kind::Data).unwrap();
     }
 }

@@ -2,67 +2,46 @@
 //!
 //! ```text
 //! mod.rs       what refers to what: header, tables, snapshots, bitmaps
+//! options.rs   what a check is asked for, and its outcome
 //! tables.rs    L1 and L2 tables
+//! snapshots.rs those of snapshots
 //! refcounts.rs the refcounts of the image, and the comparison
 //! counts.rs    the references
+//! repair/      mends what was found
+//! store.rs     the file that a repair writes to
+//! dirty.rs     what the opening of a dirty image for writes does first
 //! ```
 //!
-//! The image is not changed. Each L2 table is read once, however many L1 entries lead to it, and what it
-//! refers to counts for each of them. Memory is bounded: 4 bytes a cluster that is used, in pieces.
+//! A check does not change the image. Each L2 table is read once, however many L1 entries lead to it, and
+//! what it refers to counts for each of them. Memory is bounded: 4 bytes a cluster that is used, in pieces.
 
 mod counts;
+mod dirty;
+mod options;
 mod refcounts;
+mod repair;
+mod snapshots;
+mod store;
 mod tables;
 
 use std::io;
 
 use coblk_aio::Co;
-use coblk_block::{BlockBackend, CheckReport};
+use coblk_block::{BlockBackend, Repair};
 
 use crate::layout::{
-    BitmapTableEntry, EntryRules, FormatError, Geometry, Header, Incompatible, MAX_L1_BYTES,
-    Purpose, Snapshot,
+    BitmapTableEntry, EntryRules, Geometry, Header, Incompatible, Purpose, Snapshot,
 };
 use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
-use counts::Counts;
+use counts::{Counts, Kind};
+#[expect(unused_imports, reason = "images are not written yet")]
+pub(crate) use dirty::co_repair_dirty;
+use options::Progress;
+pub use options::{Check, CheckOptions};
 use refcounts::Refcounts;
+use store::Store;
 use tables::Pointers;
-
-/// Most findings that are kept as texts.
-const MAX_FINDINGS: usize = 1000;
-/// Most entries of the L1 tables of all snapshots that are read.
-const MAX_L1_ENTRIES: u64 = 1 << 28;
-
-/// The outcome of a check.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Check {
-    /// The figures.
-    pub report: CheckReport,
-    /// What was found, in words, as far as there is room.
-    pub findings: Vec<String>,
-}
-
-impl Check {
-    fn find(&mut self, what: impl FnOnce() -> String) {
-        if self.findings.len() < MAX_FINDINGS {
-            self.findings.push(what());
-        }
-    }
-
-    /// Counts corruptions.
-    fn corrupt(&mut self, times: u64, what: impl FnOnce() -> String) {
-        self.report.corruptions = self.report.corruptions.saturating_add(times);
-        self.find(what);
-    }
-
-    /// Counts places that could not be checked.
-    fn fail(&mut self, times: u64, what: impl FnOnce() -> String) {
-        self.report.check_errors = self.report.check_errors.saturating_add(times);
-        self.find(what);
-    }
-}
 
 /// Checks the image that `file` has, which may be one that cannot be opened. Nothing else writes to it
 /// meanwhile.
@@ -74,14 +53,53 @@ pub fn co_check(co: &Co<'_>, file: &BlockBackend) -> Result<Check, ImageError> {
     co_check_source(co, file)
 }
 
+/// [`co_check`], and a repair if the options say so: what [`Repair`] names is mended, and a second check
+/// follows. Its figures are those of the outcome, beside the counts of what was mended. When no corruptions
+/// are left, the image is marked as neither corrupt nor dirty.
+///
+/// The order of writes is such that the image is at no time worse than before, so the repair may be
+/// interrupted and done again. `file` has to be writable, and to grow if refcounts are rebuilt.
+///
+/// # Errors
+/// As of [`co_check`]. ECANCELED when the coroutine is not [wanted](Co::is_wanted) any more. EIO if the
+/// tables cannot be read that say which clusters are in use: then nothing is written; or if refcounts have to
+/// be rebuilt, and corruptions are not to be mended. Those of writes, after which the image is not worse
+/// than before.
+pub fn co_check_with(
+    co: &Co<'_>,
+    file: &BlockBackend,
+    options: &CheckOptions<'_>,
+) -> Result<Check, ImageError> {
+    co_check_store(co, file, options)
+}
+
 pub(crate) fn co_check_source(co: &Co<'_>, file: &dyn Source) -> Result<Check, ImageError> {
+    co_check_part(co, file, &Progress::whole(&|_, _| ()))
+}
+
+/// [`co_check_with`], of any file.
+pub(crate) fn co_check_store(
+    co: &Co<'_>,
+    file: &dyn Store,
+    options: &CheckOptions<'_>,
+) -> Result<Check, ImageError> {
+    match options.repair {
+        Repair::None => co_check_part(co, file, &Progress::whole(options.progress)),
+        Repair::Leaks | Repair::All => repair::co_repair(co, file, options),
+    }
+}
+
+fn co_check_part(
+    co: &Co<'_>,
+    file: &dyn Source,
+    progress: &Progress<'_>,
+) -> Result<Check, ImageError> {
     let (header, _) = image_tables::co_header(co, file)?;
     header.check(Purpose::Check)?;
-    let mut checker = Checker::new(co, file, header)?;
+    let mut checker = Checker::new(co, file, header, *progress)?;
     checker.count_all()?;
-    checker.count_blocks()?;
     checker.compare()?;
-    Ok(checker.check)
+    Ok(checker.finish())
 }
 
 struct Checker<'a, 'co> {
@@ -95,9 +113,36 @@ struct Checker<'a, 'co> {
     counts: Counts,
     refcounts: Refcounts,
     pointers: Pointers,
+    /// L1 tables that were read.
+    l1_tables: u32,
     check: Check,
     /// Wrong COPIED flags. They are not counted if refcounts could not be read.
     wrong_flags: u64,
+    /// What a repair has to know besides.
+    plan: Plan,
+    progress: Progress<'a>,
+}
+
+/// What a check notes for a repair.
+#[derive(Default)]
+struct Plan {
+    /// Whether entries without data that are not aligned are to become zeroes, so that they refer to
+    /// nothing.
+    mends_entries: bool,
+    /// The L2 tables that have such entries.
+    unaligned: Vec<u64>,
+    /// Corruptions of the snapshot table.
+    snapshots: u64,
+    /// The length of the snapshot table in bytes.
+    snapshots_bytes: u64,
+    /// The snapshots, if the table is to be written anew.
+    new_snapshots: Option<Vec<Snapshot>>,
+    /// Corruptions that go when all refcounts are written anew.
+    refcounts: u64,
+    /// Whether refcounts cannot be mended where they are.
+    must_rebuild: bool,
+    /// Why it is not known what is in use, if so.
+    blind: Option<String>,
 }
 
 impl<'a, 'co> Checker<'a, 'co> {
@@ -105,6 +150,7 @@ impl<'a, 'co> Checker<'a, 'co> {
         co: &'a Co<'co>,
         file: &'a dyn Source,
         header: Box<Header>,
+        progress: Progress<'a>,
     ) -> Result<Checker<'a, 'co>, ImageError> {
         let geometry = header.geometry()?;
         let has_data_file = header.incompatible.contains(Incompatible::DATA_FILE);
@@ -117,8 +163,11 @@ impl<'a, 'co> Checker<'a, 'co> {
             counts: Counts::default(),
             refcounts: Refcounts::co_new(co, file, &header)?,
             pointers: Pointers::default(),
+            l1_tables: 0,
             check: Check::default(),
             wrong_flags: 0,
+            plan: Plan::default(),
+            progress,
             header,
         })
     }
@@ -129,6 +178,7 @@ impl<'a, 'co> Checker<'a, 'co> {
         offset: u64,
         bytes: u64,
         times: u64,
+        kind: Kind,
         what: impl FnOnce() -> String,
     ) -> io::Result<()> {
         if bytes == 0 {
@@ -141,7 +191,7 @@ impl<'a, 'co> Checker<'a, 'co> {
             return Ok(());
         };
         for number in offset / cluster..=(end - 1) / cluster {
-            self.counts.add(number, times)?;
+            self.counts.add(number, times, kind)?;
         }
         Ok(())
     }
@@ -149,74 +199,34 @@ impl<'a, 'co> Checker<'a, 'co> {
     fn count_all(&mut self) -> Result<(), ImageError> {
         let cluster = self.geometry.cluster_bytes();
         self.check.report.total_clusters = self.header.disk_bytes().div_ceil(cluster);
-        self.count(0, cluster, 1, || "the header".to_owned())?;
+        self.count(0, cluster, 1, Kind::Structure, || "the header".to_owned())?;
         let (l1, entries) = (self.header.l1_offset, self.header.l1_entries);
         self.count_l1((l1, entries), 1, true)?;
         self.count_snapshots()?;
         self.count_tables()?;
         self.count_bitmaps()?;
         if let Some(luks) = self.header.extensions.luks(self.geometry)? {
-            self.count(luks.offset, luks.bytes, 1, || "the encryption header".to_owned())?;
+            let what = || "the encryption header".to_owned();
+            self.count(luks.offset, luks.bytes, 1, Kind::Structure, what)?;
         }
-        let bytes = u64::from(self.header.refcount_table_clusters) * cluster;
-        let offset = self.header.refcount_table_offset;
-        Ok(self.count(offset, bytes, 1, || "the refcount table".to_owned())?)
+        Ok(self.count_refcounts()?)
     }
 
-    fn count_snapshots(&mut self) -> Result<(), ImageError> {
-        let offset = self.header.snapshots_offset;
-        let bounds = |it: &Self| {
-            let bytes = u64::from(it.header.snapshots) * 40;
-            let max = u64::from(crate::layout::MAX_SNAPSHOTS) * 40;
-            it.geometry.check_table("snapshot table", offset, bytes, max)
-        };
-        let read = match bounds(self) {
-            Ok(()) => image_tables::co_snapshots(self.co, self.file, &self.header, true),
-            Err(error) => Err(error.into()),
-        };
-        let (snapshots, bytes) = match read {
-            Ok(read) => read,
-            Err(ImageError::Format(error)) => {
-                self.check.corrupt(1, || error.to_string());
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        self.count(offset, bytes, 1, || "the snapshot table".to_owned())?;
-        self.count_l1_of(&snapshots)
+    /// Whether the check is wanted.
+    fn co_go_on(&self) -> io::Result<()> {
+        match self.co.is_wanted() {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+        }
     }
 
-    fn count_l1_of(&mut self, snapshots: &[Snapshot]) -> Result<(), ImageError> {
-        let mut tables = Vec::new();
-        for snapshot in snapshots {
-            let name = || String::from_utf8_lossy(&snapshot.id).into_owned();
-            if snapshot.is_extra_too_long()
-                || self.header.version >= 3 && snapshot.is_extra_too_short()
-            {
-                self.check.corrupt(1, || format!("snapshot '{}': wrong extra data", name()));
-            }
-            let bytes = u64::from(snapshot.l1_entries) * 8;
-            let place = snapshot.l1_offset;
-            match self.geometry.check_table("its L1 table", place, bytes, MAX_L1_BYTES) {
-                Ok(()) => tables.push((place, snapshot.l1_entries)),
-                Err(error) => {
-                    self.check.corrupt(1, || format!("snapshot '{}': {error}", name()));
-                }
-            }
+    /// The check, when all is compared.
+    fn finish(mut self) -> Check {
+        if self.check.report.check_errors == 0 {
+            let corruptions = &mut self.check.report.corruptions;
+            *corruptions = corruptions.saturating_add(self.wrong_flags);
         }
-        // Snapshots of a hostile image may share one table.
-        tables.sort_unstable();
-        let mut entries = 0;
-        for same in tables.chunk_by(|one, other| one == other) {
-            entries += u64::from(same[0].1);
-            if entries > MAX_L1_ENTRIES {
-                return Err(
-                    FormatError::too_big("the L1 tables of all snapshots are too large").into()
-                );
-            }
-            self.count_l1(same[0], same.len() as u64, false)?;
-        }
-        Ok(())
+        self.check
     }
 
     fn count_bitmaps(&mut self) -> Result<(), ImageError> {
@@ -224,6 +234,7 @@ impl<'a, 'co> Checker<'a, 'co> {
             Ok(bitmaps) => bitmaps,
             Err(ImageError::Format(error)) => {
                 self.check.corrupt(1, || error.to_string());
+                self.plan.blind.get_or_insert_with(|| error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -231,18 +242,20 @@ impl<'a, 'co> Checker<'a, 'co> {
         let extension = self.header.extensions.bitmaps(self.geometry)?;
         if let Some(directory) = extension.filter(|_| !bitmaps.is_empty()) {
             let (offset, bytes) = (directory.directory_offset, directory.directory_bytes);
-            self.count(offset, bytes, 1, || "the bitmap directory".to_owned())?;
+            let what = || "the bitmap directory".to_owned();
+            self.count(offset, bytes, 1, Kind::Structure, what)?;
         }
         for bitmap in bitmaps {
             let (offset, entries) = (bitmap.table_offset, u64::from(bitmap.table_entries));
             let name = || format!("the table of bitmap '{}'", bitmap.name);
-            self.count(offset, entries * 8, 1, name)?;
+            self.count(offset, entries * 8, 1, Kind::Structure, name)?;
             for entry in image_tables::co_words(self.co, self.file, offset, entries)? {
                 match BitmapTableEntry::parse(entry, self.geometry) {
                     Some(BitmapTableEntry::All(_)) => {}
                     Some(BitmapTableEntry::Stored(offset)) => {
                         let data = || format!("data of bitmap '{}'", bitmap.name);
-                        self.count(offset, self.geometry.cluster_bytes(), 1, data)?;
+                        let bytes = self.geometry.cluster_bytes();
+                        self.count(offset, bytes, 1, Kind::Structure, data)?;
                     }
                     None => {
                         let what = || format!("{}: invalid entry {entry:#018x}", name());

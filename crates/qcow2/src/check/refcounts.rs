@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use coblk_aio::Co;
 
 use super::Checker;
+use super::counts::{Kind, MAX_COUNT};
 use crate::layout::{Geometry, Header, RefcountWidth, block_offset};
 use crate::source::Source;
 use crate::tables as image_tables;
@@ -15,8 +17,8 @@ const MAX_BLOCK_BYTES: u64 = 16 << 20;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
-    table: Vec<u64>,
-    width: RefcountWidth,
+    pub(super) table: Vec<u64>,
+    pub(super) width: RefcountWidth,
     geometry: Geometry,
     /// Blocks by their offsets, the last used first.
     blocks: VecDeque<(u64, Vec<u8>)>,
@@ -42,7 +44,7 @@ impl Refcounts {
         })
     }
 
-    fn per_block(&self) -> u64 {
+    pub(super) fn per_block(&self) -> u64 {
         self.width.per_block(self.geometry)
     }
 
@@ -69,7 +71,13 @@ impl Refcounts {
         }
     }
 
-    fn co_block(&mut self, co: &Co<'_>, file: &dyn Source, offset: u64) -> io::Result<&[u8]> {
+    /// The block at `offset`.
+    pub(super) fn co_block(
+        &mut self,
+        co: &Co<'_>,
+        file: &dyn Source,
+        offset: u64,
+    ) -> io::Result<&[u8]> {
         let found = self.blocks.iter().position(|(at, _)| *at == offset);
         let block = match found.and_then(|at| self.blocks.remove(at)) {
             Some(block) => block,
@@ -86,26 +94,37 @@ impl Refcounts {
     }
 }
 
+/// A cluster whose refcount may not be what it should be.
+struct Compared {
+    cluster: u64,
+    refcount: u64,
+    count: u64,
+    is_mixed: bool,
+}
+
 impl Checker<'_, '_> {
-    /// Counts the blocks of refcounts, after everything else: each is referred to once.
-    pub(super) fn count_blocks(&mut self) -> io::Result<()> {
+    /// Counts the refcount table and its blocks, after everything else: each is referred to once.
+    pub(super) fn count_refcounts(&mut self) -> io::Result<()> {
         let cluster = self.geometry.cluster_bytes();
+        let bytes = u64::from(self.header.refcount_table_clusters) * cluster;
+        let what = || "the refcount table".to_owned();
+        self.count(self.header.refcount_table_offset, bytes, 1, Kind::Structure, what)?;
         for number in 0..self.refcounts.table.len() as u64 {
             match self.refcounts.block(number) {
                 Block::None => {}
                 Block::Unaligned => {
-                    self.check.corrupt(1, || format!("refcount block {number} is unaligned"));
+                    self.bad_block(|| format!("refcount block {number} is unaligned"));
                 }
                 Block::At(offset) if offset >= self.end.next_multiple_of(cluster) => {
                     let what = || format!("refcount block {number} is behind the end of the file");
-                    self.check.corrupt(1, what);
+                    self.bad_block(what);
                 }
                 Block::At(offset) => {
-                    self.count(offset, cluster, 1, || format!("refcount block {number}"))?;
+                    let what = || format!("refcount block {number}");
+                    self.count(offset, cluster, 1, Kind::Structure, what)?;
                     let count = self.counts.get(offset / cluster);
                     if count != 1 {
-                        let what = || format!("refcount block {number} is used {count} times");
-                        self.check.corrupt(1, what);
+                        self.bad_block(|| format!("refcount block {number} is used {count} times"));
                     }
                 }
             }
@@ -113,81 +132,121 @@ impl Checker<'_, '_> {
         Ok(())
     }
 
+    /// Takes back what [`count_refcounts`](Self::count_refcounts) has counted.
+    pub(super) fn forget_refcounts(&mut self) {
+        let cluster = self.geometry.cluster_bytes();
+        let table = self.header.refcount_table_offset / cluster;
+        let clusters = u64::from(self.header.refcount_table_clusters);
+        let is_counted =
+            |offset: u64| offset.saturating_add(cluster).saturating_sub(self.end) < cluster;
+        if clusters > 0 && is_counted((table + clusters - 1) * cluster) {
+            (table..table + clusters).for_each(|it| self.counts.forget(it));
+        }
+        for number in 0..self.refcounts.table.len() as u64 {
+            if let Block::At(offset) = self.refcounts.block(number)
+                && offset < self.end.next_multiple_of(cluster)
+                && is_counted(offset)
+            {
+                self.counts.forget(offset / cluster);
+            }
+        }
+    }
+
+    fn bad_block(&mut self, what: impl FnOnce() -> String) {
+        self.check.corrupt(1, what);
+        self.plan.refcounts += 1;
+        self.plan.must_rebuild = true;
+    }
+
+    /// Where the clusters end that have refcounts or references.
+    fn clusters_end(&self) -> u64 {
+        self.end.div_ceil(self.geometry.cluster_bytes()).max(self.counts.end())
+    }
+
+    /// The blocks that there are: the range of clusters that each counts, and where it is, if anywhere.
+    pub(super) fn blocks(&self) -> Vec<(Range<u64>, Option<u64>)> {
+        let (end, per_block) = (self.clusters_end(), self.refcounts.per_block());
+        let numbers = 0..end.div_ceil(per_block).min(self.refcounts.table.len() as u64);
+        let blocks = numbers.filter_map(|number| {
+            let clusters = number * per_block..((number + 1) * per_block).min(end);
+            match self.refcounts.block(number) {
+                Block::None => None,
+                Block::At(offset) => Some((clusters, Some(offset))),
+                Block::Unaligned => Some((clusters, None)),
+            }
+        });
+        blocks.collect()
+    }
+
+    /// The refcount that a cluster should have: the references, as far as they can be counted.
+    pub(super) fn wanted(&self, cluster: u64) -> u64 {
+        self.counts.get(cluster).min(self.refcounts.width.max())
+    }
+
     /// Compares all references with the refcounts.
     pub(super) fn compare(&mut self) -> io::Result<()> {
-        let in_file = self.end.div_ceil(self.geometry.cluster_bytes());
-        let (end, per_block) = (in_file.max(self.counts.end()), self.refcounts.per_block());
-        let width = self.refcounts.width;
         let mut used_end = 0;
-        for number in 0..self.refcounts.table.len() as u64 {
-            let first = number * per_block;
-            if first >= end {
-                break;
-            }
-            let clusters = first..(first + per_block).min(end);
-            let offset = match self.refcounts.block(number) {
-                Block::None => continue,
-                Block::At(offset) => Some(offset),
-                Block::Unaligned => None,
-            };
-            if !self.co.is_wanted() {
-                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
-            }
+        let width = self.refcounts.width;
+        for (clusters, offset) in self.blocks() {
+            self.co_go_on()?;
             let read = offset.map(|it| self.refcounts.co_block(self.co, self.file, it));
             let Some(Ok(block)) = read else {
                 let unread = clusters.end - clusters.start;
-                self.check.fail(unread, || format!("refcount block {number} cannot be read"));
+                self.check.fail(unread, || format!("refcounts of {clusters:?} cannot be read"));
                 continue;
             };
             if self.counts.is_empty(&clusters) && block.iter().all(|byte| *byte == 0) {
                 continue;
             }
-            let all = clusters.map(|it| (it, width.get(block, (it - first) as usize)));
+            let first = clusters.start;
             // Most clusters are as they should be.
-            let count = |cluster| self.counts.get(cluster);
             let mut differ = Vec::new();
-            for (cluster, refcount) in all {
-                let count = count(cluster);
+            for cluster in clusters {
+                let refcount = width.get(block, (cluster - first) as usize);
+                let count = self.counts.get(cluster);
                 if refcount | count != 0 {
                     used_end = used_end.max(cluster + 1);
                 }
                 // Counts end at the largest value that they can have.
-                if refcount.min(u32::MAX.into()) != count {
-                    differ.push((cluster, refcount, count));
+                let is_mixed = self.counts.is_mixed(cluster);
+                if refcount.min(MAX_COUNT) != count || is_mixed {
+                    differ.push(Compared { cluster, refcount, count, is_mixed });
                 }
             }
-            differ.into_iter().for_each(|it| self.differ(it));
+            differ.into_iter().for_each(|it| self.differ(&it));
         }
-        let without: Vec<u64> = self.clusters_without_a_block(per_block);
-        for cluster in without {
-            used_end = used_end.max(cluster + 1);
-            self.differ((cluster, 0, self.counts.get(cluster)));
+        let counts = std::mem::take(&mut self.counts);
+        for cluster in counts.iter() {
+            if let Block::None = self.refcounts.block(cluster / self.refcounts.per_block()) {
+                used_end = used_end.max(cluster + 1);
+                let (count, is_mixed) = (counts.get(cluster), counts.is_mixed(cluster));
+                self.differ(&Compared { cluster, refcount: 0, count, is_mixed });
+            }
         }
-        let report = &mut self.check.report;
+        self.counts = counts;
         // An image has a header in any case.
-        report.image_end_offset = Some(used_end.max(1) * self.geometry.cluster_bytes());
-        if report.check_errors == 0 {
-            report.corruptions = report.corruptions.saturating_add(self.wrong_flags);
-        }
+        let end = used_end.max(1) * self.geometry.cluster_bytes();
+        self.check.report.image_end_offset = Some(end);
         Ok(())
     }
 
-    /// Clusters with references whose block there is none of.
-    fn clusters_without_a_block(&self, per_block: u64) -> Vec<u64> {
-        let is_without =
-            |cluster: &u64| matches!(self.refcounts.block(cluster / per_block), Block::None);
-        self.counts.iter().filter(is_without).collect()
-    }
-
-    fn differ(&mut self, (cluster, refcount, count): (u64, u64, u64)) {
-        if refcount < count {
-            let what = || format!("cluster {cluster}: refcount {refcount}, and {count} references");
-            self.check.corrupt(1, what);
-        } else {
+    fn differ(&mut self, it: &Compared) {
+        let Compared { cluster, refcount, count, is_mixed } = *it;
+        let wanted = count.min(self.refcounts.width.max());
+        let told = || format!("cluster {cluster}: refcount {refcount}, {count} references");
+        if count > wanted {
+            self.check.corrupt(count - wanted, || format!("{}: too many to count", told()));
+        }
+        if refcount < wanted {
+            self.check.corrupt(1, told);
+            self.plan.refcounts += 1;
+            // A cluster that passes for free may have another owner by now; it may be a block.
+            self.plan.must_rebuild |= refcount == 0;
+        } else if refcount.min(MAX_COUNT) > wanted {
             self.check.report.leaks += 1;
-            let what =
-                || format!("cluster {cluster} leaks: refcount {refcount}, {count} references");
-            self.check.find(what);
+            self.check.find(|| format!("{}: it leaks", told()));
+        } else if is_mixed {
+            self.check.corrupt(1, || format!("{}: owners that cannot share it", told()));
         }
     }
 }

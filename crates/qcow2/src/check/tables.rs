@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::Checker;
+use super::counts::Kind;
+use super::repair;
 use crate::layout::{
     COPIED, CompressedCluster, L1_RESERVED, L2_RESERVED, L2Entry, SubclusterKind, l1_offset,
 };
@@ -20,6 +22,15 @@ pub(super) struct Pointer {
     active: u64,
     /// The last of those.
     index: u64,
+    /// The L1 table, by its number, that led here last.
+    last: u32,
+}
+
+impl Pointer {
+    /// Whether the table is part of the disk as it is now.
+    pub(super) fn is_active(&self) -> bool {
+        self.active > 0
+    }
 }
 
 /// The sums of one L2 table that is part of the disk.
@@ -41,12 +52,16 @@ impl Checker<'_, '_> {
         is_active: bool,
     ) -> io::Result<()> {
         let entries = u64::from(entries);
-        self.count(offset, entries * 8, times, || format!("L1 table at {offset:#x}"))?;
+        self.l1_tables += 1;
+        let what = || format!("L1 table at {offset:#x}");
+        self.count(offset, entries * 8, times, Kind::Structure, what)?;
         let read = image_tables::co_words(self.co, self.file, offset, entries);
         let table = match read {
             Ok(table) => table,
             Err(error) => {
-                self.check.fail(1, || format!("L1 table at {offset:#x}: {error}"));
+                let what = || format!("L1 table at {offset:#x}: {error}");
+                self.plan.blind.get_or_insert_with(what);
+                self.check.fail(1, what);
                 return Ok(());
             }
         };
@@ -73,7 +88,7 @@ impl Checker<'_, '_> {
         active: Option<(u64, u64)>,
     ) -> io::Result<()> {
         let cluster = self.geometry.cluster_bytes();
-        self.count(table, cluster, times, || format!("L2 table at {table:#x}"))?;
+        self.count(table, cluster, times, Kind::Table, || format!("L2 table at {table:#x}"))?;
         if let Some((_, entry)) = active {
             self.check_flag(entry, table, "L1 entry")?;
         }
@@ -82,8 +97,14 @@ impl Checker<'_, '_> {
         }
         let pointer = self.pointers.entry(table).or_default();
         pointer.all = pointer.all.saturating_add(times);
+        let is_second = pointer.last == self.l1_tables;
+        pointer.last = self.l1_tables;
         if let Some((index, _)) = active {
             (pointer.active, pointer.index) = (pointer.active.saturating_add(1), index);
+        }
+        if is_second {
+            // A write through one entry would change what the other one has.
+            self.counts.set_mixed(table >> self.geometry.cluster_bits());
         }
         Ok(())
     }
@@ -104,20 +125,32 @@ impl Checker<'_, '_> {
 
     /// Counts what all L2 tables refer to. Each is read once.
     pub(super) fn count_tables(&mut self) -> io::Result<()> {
-        for (table, pointer) in std::mem::take(&mut self.pointers) {
-            if !self.co.is_wanted() {
-                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
-            }
+        let pointers = std::mem::take(&mut self.pointers);
+        let all = pointers.len() as u64;
+        for ((table, pointer), done) in pointers.iter().zip(0..) {
+            self.co_go_on()?;
+            self.progress.tell(done, all);
             let words = self.geometry.cluster_bytes() / 8;
-            match image_tables::co_words(self.co, self.file, table, words) {
-                Ok(words) => self.count_l2(&words, pointer)?,
-                Err(error) => self.check.fail(1, || format!("L2 table at {table:#x}: {error}")),
+            match image_tables::co_words(self.co, self.file, *table, words) {
+                Ok(words) => {
+                    if self.count_l2(&words, *pointer)? {
+                        self.plan.unaligned.push(*table);
+                    }
+                }
+                Err(error) => {
+                    let what = || format!("L2 table at {table:#x}: {error}");
+                    self.plan.blind.get_or_insert_with(what);
+                    self.check.fail(1, what);
+                }
             }
         }
+        self.pointers = pointers;
         Ok(())
     }
 
-    fn count_l2(&mut self, words: &[u64], pointer: Pointer) -> io::Result<()> {
+    /// Counts what a table refers to. Returns whether entries are left out, as they are to be mended.
+    fn count_l2(&mut self, words: &[u64], pointer: Pointer) -> io::Result<bool> {
+        let mut is_to_be_mended = false;
         let mut figures = Figures::default();
         let guest = self.geometry.l1_start(pointer.index).unwrap_or(0);
         let step = (self.geometry.l2_entry_bytes() / 8) as usize;
@@ -128,7 +161,9 @@ impl Checker<'_, '_> {
                 continue;
             }
             let guest = guest.saturating_add(number << self.geometry.cluster_bits());
-            if entry.is_compressed() {
+            if self.plan.mends_entries && repair::is_unaligned_zero(&self.rules, entry) {
+                is_to_be_mended = true;
+            } else if entry.is_compressed() {
                 self.count_compressed(entry, pointer, &mut figures)?;
             } else {
                 self.count_plain(entry, guest, pointer, &mut figures)?;
@@ -138,7 +173,7 @@ impl Checker<'_, '_> {
         report.allocated_clusters += figures.allocated * pointer.active;
         report.fragmented_clusters += figures.fragmented * pointer.active;
         report.compressed_clusters += figures.compressed * pointer.active;
-        Ok(())
+        Ok(is_to_be_mended)
     }
 
     fn count_compressed(
@@ -163,7 +198,7 @@ impl Checker<'_, '_> {
         figures.compressed += 1;
         let place = CompressedCluster::parse(word, self.geometry);
         let what = || format!("compressed cluster at {:#x}", place.offset);
-        self.count(place.offset, place.bytes, pointer.all, what)
+        self.count(place.offset, place.bytes, pointer.all, Kind::Compressed, what)
     }
 
     fn count_plain(
@@ -205,7 +240,8 @@ impl Checker<'_, '_> {
             return Ok(());
         }
         let cluster = self.geometry.cluster_bytes();
-        self.count(offset, cluster, times, || format!("cluster at {offset:#x}"))?;
+        let what = || format!("cluster at {offset:#x}");
+        self.count(offset, cluster, times, Kind::Data, what)?;
         for _ in 0..pointer.active.min(1) {
             let before = self.wrong_flags;
             self.check_flag(word, offset, "L2 entry")?;

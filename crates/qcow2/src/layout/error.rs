@@ -37,6 +37,11 @@ impl FormatError {
         FormatError { errno: libc::ENOSPC, why: why.into() }
     }
 
+    /// It is not known what the image has: EIO.
+    pub(crate) fn io(why: impl Into<Cow<'static, str>>) -> FormatError {
+        FormatError { errno: libc::EIO, why: why.into() }
+    }
+
     /// The image must not be written: EACCES.
     pub(crate) fn no_access(why: impl Into<Cow<'static, str>>) -> FormatError {
         FormatError { errno: libc::EACCES, why: why.into() }

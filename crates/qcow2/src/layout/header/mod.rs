@@ -258,6 +258,11 @@ impl Header {
         Geometry::new(self.cluster_bits, self.incompatible.contains(Incompatible::EXTENDED_L2))
     }
 
+    /// Length of the header in bytes: extensions begin there.
+    pub fn header_bytes(&self) -> usize {
+        self.header_bytes as usize
+    }
+
     /// How data is encrypted.
     ///
     /// # Errors

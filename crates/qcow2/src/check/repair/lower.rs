@@ -1,0 +1,43 @@
+//! Refcounts that are mended where they are: the blocks are sound, and no cluster in use has none.
+
+use super::Repairer;
+use super::patch::co_write_changes;
+use crate::source::ImageError;
+
+impl Repairer<'_, '_> {
+    /// Lowers refcounts to the references; raises those that are too low if `raises`. Durable on return.
+    pub(super) fn co_mend_refcounts(&mut self, raises: bool) -> Result<(), ImageError> {
+        let mut is_changed = false;
+        for (clusters, offset) in self.checker.blocks() {
+            self.co_go_on()?;
+            let Some(offset) = offset else { continue };
+            let width = self.checker.refcounts.width;
+            let Ok(block) = self.checker.refcounts.co_block(self.co, self.file, offset) else {
+                // The check has counted that.
+                continue;
+            };
+            let (old, mut new) = (block.to_vec(), block.to_vec());
+            let first = clusters.start;
+            for cluster in clusters {
+                let index = (cluster - first) as usize;
+                let (refcount, wanted) = (width.get(&old, index), self.checker.wanted(cluster));
+                if refcount > wanted {
+                    self.fixed.leaks += 1;
+                    if wanted == 0 {
+                        self.fixed.free(cluster);
+                    }
+                } else if refcount < wanted && raises {
+                    self.fixed.corruptions += 1;
+                } else {
+                    continue;
+                }
+                width.set(&mut new, index, wanted)?;
+            }
+            is_changed |= co_write_changes(self.co, self.file, offset, (&old, &new))?;
+        }
+        if is_changed {
+            self.file.co_flush(self.co)?;
+        }
+        Ok(())
+    }
+}

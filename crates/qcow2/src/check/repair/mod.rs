@@ -1,0 +1,169 @@
+//! Mends what a check has found.
+//!
+//! ```text
+//! mod.rs      the order of all, and what is counted
+//! patch.rs    writes the sectors of a table that differ
+//! header.rs   what any writer does first: bits and bitmaps that are not known to be right
+//! entries.rs  L1 and L2 entries: COPIED, zeroes that refer to something
+//! lower.rs    refcounts that are mended where they are
+//! rebuild.rs  refcounts and snapshot table that are written anew
+//! ```
+//!
+//! # The order of writes
+//!
+//! A crash keeps any part of what was written since the last flush, whole sectors. After each, for every
+//! cluster: it lacks no more references in its refcount than before the repair; no entry says COPIED that
+//! did not before and has a second reference; what the guest and the snapshots read is as before. So:
+//!
+//! ```text
+//! flush               what was read, and is decided upon, is durable
+//! entries             zeroes that refer to something become zeroes; nothing else refers to less
+//!   flush
+//! refcounts, mended   each is old or new, and the new one is that of the references
+//! or written anew     only into clusters that nothing refers to, old table and blocks included
+//!   flush             then the header leads to them: fields of one sector
+//!   flush
+//! COPIED              is set where a refcount of 1 is durable and right; cleared elsewhere
+//!   flush
+//! second check        then the bits dirty and corrupt are cleared, if it finds no corruption
+//!   flush
+//! ```
+//!
+//! A cluster that two kinds of owners share is not written to, whatever it is.
+
+mod entries;
+mod header;
+mod lower;
+mod patch;
+mod rebuild;
+
+use std::io;
+
+use coblk_aio::Co;
+use coblk_block::Repair;
+
+pub(super) use entries::is_unaligned_zero;
+
+use super::options::Progress;
+use super::store::Store;
+use super::{Check, CheckOptions, Checker, co_check_part};
+use crate::layout::{FormatError, Purpose};
+use crate::source::ImageError;
+use crate::tables as image_tables;
+
+/// Most ranges of leaks whose space is given back.
+const MAX_PUNCHED: usize = 1 << 16;
+
+/// See [`co_check_with`](super::co_check_with).
+pub(super) fn co_repair(
+    co: &Co<'_>,
+    file: &dyn Store,
+    options: &CheckOptions<'_>,
+) -> Result<Check, ImageError> {
+    let [first, second] = Progress::halves(options.progress);
+    file.co_flush(co)?;
+    header::co_begin(co, file)?;
+    let (header, _) = image_tables::co_header(co, file)?;
+    header.check(Purpose::Check)?;
+    let mut checker = Checker::new(co, file, header, first)?;
+    checker.plan.mends_entries = options.repair == Repair::All;
+    checker.count_all()?;
+    checker.compare()?;
+    let mut repairer = Repairer { checker, co, file, fixed: Fixed::default() };
+    repairer.co_mend(options.repair)?;
+    let Repairer { checker, fixed, .. } = repairer;
+    let found = checker.check;
+    let mut check = co_check_part(co, file, &second)?;
+    check.report.corruptions_fixed = fixed.corruptions;
+    check.report.leaks_fixed = fixed.leaks;
+    let remaining = std::mem::take(&mut check.findings);
+    found.findings.into_iter().chain(remaining).for_each(|it| check.find(|| it));
+    if check.report.corruptions == 0 && check.report.check_errors == 0 {
+        header::co_mark_clean(co, file)?;
+    }
+    Ok(check)
+}
+
+/// What was mended.
+#[derive(Default)]
+struct Fixed {
+    corruptions: u64,
+    leaks: u64,
+    /// Leaks without references, as ranges of clusters.
+    freed: Vec<std::ops::Range<u64>>,
+}
+
+impl Fixed {
+    fn free(&mut self, cluster: u64) {
+        let has_room = self.freed.len() < MAX_PUNCHED;
+        match self.freed.last_mut() {
+            Some(last) if last.end == cluster => last.end += 1,
+            _ if has_room => self.freed.push(cluster..cluster + 1),
+            _ => {}
+        }
+    }
+}
+
+/// A repair, and the check that it follows.
+struct Repairer<'a, 'co> {
+    checker: Checker<'a, 'co>,
+    co: &'a Co<'co>,
+    file: &'a dyn Store,
+    fixed: Fixed,
+}
+
+impl Repairer<'_, '_> {
+    fn co_mend(&mut self, repair: Repair) -> Result<(), ImageError> {
+        if let Some(why) = &self.checker.plan.blind {
+            let why = format!("not repaired, as it is not known what is in use: {why}");
+            return Err(FormatError::io(why).into());
+        }
+        let mends_all = repair == Repair::All;
+        // Corruptions that are found at the end, beside those of the snapshot table.
+        let report = &self.checker.check.report;
+        let is_sound =
+            report.check_errors == 0 && report.corruptions == self.checker.plan.snapshots;
+        let must_rebuild = self.checker.plan.must_rebuild;
+        if must_rebuild && !mends_all {
+            let why = "refcounts have to be written anew: that mends corruptions, not leaks alone";
+            return Err(FormatError::io(why).into());
+        }
+        self.co_mend_entries()?;
+        if must_rebuild || mends_all && self.checker.plan.new_snapshots.is_some() {
+            self.co_rebuild()?;
+        } else {
+            self.co_mend_refcounts(mends_all)?;
+        }
+        if mends_all || is_sound {
+            self.co_mend_flags()?;
+        }
+        if is_sound {
+            self.co_punch();
+        }
+        Ok(())
+    }
+
+    /// Whether none of the clusters of a table has another kind of owner.
+    fn is_writable(&self, offset: u64, bytes: u64) -> bool {
+        let cluster = self.checker.geometry.cluster_bytes();
+        let clusters = offset / cluster..(offset + bytes).div_ceil(cluster);
+        let counts = &self.checker.counts;
+        clusters.into_iter().all(|it| counts.get(it) > 0 && !counts.is_mixed(it))
+    }
+
+    /// Gives the space of leaks back to the host. Without corruptions nothing can be missed that they
+    /// might have had.
+    fn co_punch(&mut self) {
+        let cluster = self.checker.geometry.cluster_bytes();
+        for clusters in std::mem::take(&mut self.fixed.freed) {
+            let (start, end) = (clusters.start * cluster, clusters.end * cluster);
+            let end = end.min(self.file.end());
+            // It is a hint.
+            let _ = self.file.co_punch(self.co, start, end.saturating_sub(start));
+        }
+    }
+
+    fn co_go_on(&self) -> io::Result<()> {
+        self.checker.co_go_on()
+    }
+}
