@@ -9,7 +9,7 @@ pub const CRATES: &[&[&str]] = &[
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
-    &["storage-daemon"],
+    &["img", "storage-daemon"],
     &["bench"],
 ];
 
@@ -94,7 +94,9 @@ pub const HOUSES: &[House] = &[
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (
@@ -161,6 +163,17 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["export"],
             &["export_type"],
+        ],
+    ),
+    (
+        "img",
+        &[
+            &["failure", "interrupt", "output"],
+            &["progress", "size"],
+            &["image"],
+            &["engine"],
+            &["commands"],
+            &["cli"],
         ],
     ),
     (

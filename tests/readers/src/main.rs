@@ -13,7 +13,12 @@ const CHUNK: usize = 1 << 20;
 /// Fills a buffer with what is at an offset of the image.
 type Read<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), Box<dyn Error>> + 'a;
 
-fn copy(size: u64, output: &Path, buffer: &mut [u8], read: &mut Read<'_>) -> Result<(), Box<dyn Error>> {
+fn copy(
+    size: u64,
+    output: &Path,
+    buffer: &mut [u8],
+    read: &mut Read<'_>,
+) -> Result<(), Box<dyn Error>> {
     let mut output = File::create(output)?;
     let mut done = 0;
     while done < size {
@@ -32,7 +37,9 @@ fn imago(image: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
 
     let image = Qcow2::<File>::builder_path(image).open(PermissiveImplicitOpenGate::default())?;
     let image = FormatAccess::new(image);
-    copy(image.size(), output, &mut vec![0; CHUNK], &mut |offset, target| Ok(image.read(target, offset)?))
+    copy(image.size(), output, &mut vec![0; CHUNK], &mut |offset, target| {
+        Ok(image.read(target, offset)?)
+    })
 }
 
 fn qcow2_rs(image: &Path, output: &Path) -> Result<(), Box<dyn Error>> {

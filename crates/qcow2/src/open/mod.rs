@@ -3,6 +3,8 @@
 mod encrypted;
 mod named;
 
+pub use named::probe_format;
+
 use std::sync::Arc;
 
 use coblk_block::options::{NodeRef, NodeRefOrNull};
