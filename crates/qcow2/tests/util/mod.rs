@@ -1,6 +1,8 @@
 //! Images made by QEMU's programs, and nodes on them.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod encrypted;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
