@@ -10,6 +10,7 @@
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
+//! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format, for reads; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
@@ -42,6 +43,8 @@
 pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
+#[cfg(feature = "encryption")]
+pub use coblk_crypto as crypto;
 pub use coblk_export as export;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;

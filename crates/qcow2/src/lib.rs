@@ -60,7 +60,10 @@ mod state;
 mod tables;
 mod write;
 
-pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
+pub use create::{
+    Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
+    Version,
+};
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test file uses some of them.
 
 pub mod repair;
+pub mod encrypted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
