@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
 
-use coblk::{BlockNode, WriteFlags, ZeroFlags};
+use coblk::{BlockNode, WriteFlags};
 
 use super::Tool;
 use super::create::{NewImage, create_options};
@@ -134,9 +134,7 @@ impl Convert {
             ));
         }
         let target = self.co_make_target(tool, target_name, bytes)?;
-        let mut copy = self.copy(tool, &sources, &target, progress)?;
-        self.co_make_zero(tool, &mut copy.target, bytes)?;
-        let copy = Arc::new(copy);
+        let copy = Arc::new(self.copy(tool, &sources, &target, progress)?);
         progress.begin(bytes);
         let pieces = self.pieces()?;
         let crew = Crew::new(pieces)?;
@@ -216,23 +214,6 @@ impl Convert {
             return Err(Failure::new("output file is smaller than input file"));
         }
         Ok(target)
-    }
-
-    /// Makes all that is to be copied to zeroes beforehand, if the target can do that at once.
-    fn co_make_zero(
-        &self,
-        tool: &Tool<'_, '_>,
-        target: &mut Target,
-        bytes: u64,
-    ) -> Result<(), Failure> {
-        if target.is_zero || target.sparse_bytes == 0 || self.backing.is_some() || bytes == 0 {
-            return Ok(());
-        }
-        let backend =
-            target.options.co_open(tool.co, Arc::clone(&target.node)).map_err(Failure::new)?;
-        let flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
-        target.is_zero = backend.co_pwrite_zeroes(tool.co, 0, bytes, flags).is_ok();
-        backend.co_close(tool.co).map_err(Failure::new)
     }
 
     fn copy(
