@@ -34,12 +34,14 @@ enum Command {
     Amend(commands::amend::Amend),
     Bench(commands::bench::Bench),
     Check(commands::check::Check),
+    Commit(commands::commit::Commit),
     Compare(commands::compare::Compare),
     Convert(commands::convert::Convert),
     Create(commands::create::Create),
     Info(commands::info::Info),
     Map(commands::map::Map),
     Measure(commands::measure::Measure),
+    Rebase(commands::rebase::Rebase),
     Resize(commands::resize::Resize),
     Snapshot(commands::snapshot::Snapshot),
 }
@@ -50,12 +52,14 @@ impl Command {
             Command::Amend(amend) => amend.co_run(tool),
             Command::Bench(bench) => bench.co_run(tool),
             Command::Check(check) => check.co_run(tool),
+            Command::Commit(commit) => commit.co_run(tool),
             Command::Compare(compare) => compare.co_run(tool),
             Command::Convert(convert) => convert.co_run(tool),
             Command::Create(create) => create.co_run(tool),
             Command::Info(info) => info.co_run(tool),
             Command::Map(map) => map.co_run(tool),
             Command::Measure(measure) => measure.co_run(tool),
+            Command::Rebase(rebase) => rebase.co_run(tool),
             Command::Resize(resize) => resize.co_run(tool),
             Command::Snapshot(snapshot) => snapshot.co_run(tool),
         }
@@ -130,5 +134,6 @@ fn start_log() {
         EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Another subscriber is there in a program of tests.
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).without_time().try_init();
+    let _ =
+        log.with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).try_init();
 }

@@ -161,7 +161,7 @@ impl Compare {
         let crew = Crew::new(pieces)?;
         let comparison = Arc::new(Comparison {
             nodes: images.each_ref().map(|image| Arc::clone(&image.node)),
-            options: [images[0].backend_options("first"), images[1].backend_options("second")],
+            options: images.each_ref().map(|image| image.options.clone()),
             is_strict: self.strict,
             queue: Queue::new(pieces, max_bytes, tool.interrupt.clone()),
             piece_bytes: piece_bytes as usize,

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use coblk::{BlockNode, WriteFlags};
 
-use super::Tool;
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
+use super::{Tool, backing_of};
 use crate::engine::{
     Copy, Crew, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data,
 };
@@ -98,8 +98,8 @@ pub(crate) struct Convert {
     /// Put zeroes for what cannot be read
     #[arg(long)]
     salvage: bool,
-    /// Write the pieces in any order
-    #[arg(short = 'W', long, conflicts_with = "compress")]
+    /// Write the pieces in any order, as those that are compressed are in any case
+    #[arg(short = 'W', long)]
     oob_writes: bool,
     #[command(flatten)]
     objects: Objects,
@@ -143,7 +143,8 @@ impl Convert {
         // The workers have nothing any more.
         drop(crew);
         drop(copy);
-        co_flush(tool, &target)?;
+        let flushed = target.backend.co_flush(tool.co);
+        flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
     }
 
@@ -155,7 +156,8 @@ impl Convert {
 
     fn sparse_bytes(&self) -> Result<u64, Failure> {
         match &self.sparse_size {
-            _ if self.copy_range => Ok(0),
+            // Only whole pieces, whose status says so.
+            _ if self.copy_range => Ok(u64::MAX),
             None => Ok(DEFAULT_SPARSE_BYTES),
             Some(text) => {
                 let bytes = size::parse("sparse size", text)?;
@@ -229,7 +231,7 @@ impl Convert {
             end += image.node.length();
             Part {
                 node: Arc::clone(&image.node),
-                options: image.backend_options("source"),
+                options: image.options.clone(),
                 base: self.backing.as_ref().and_then(|_| backing_of(&image.node)),
                 place: start..end,
             }
@@ -247,7 +249,7 @@ impl Convert {
         let is_new = !self.no_create && self.backing.is_none();
         let target = Target {
             is_zero: (is_new && is_zero_when_new(&target.node)) || self.target_is_zero,
-            options: target.backend_options("target"),
+            options: target.options.clone(),
             node: Arc::clone(&target.node),
             flags,
             sparse_bytes,
@@ -269,12 +271,6 @@ impl Convert {
     }
 }
 
-/// The backing file of a node.
-fn backing_of(node: &BlockNode) -> Option<Arc<BlockNode>> {
-    let children = node.children();
-    children.into_iter().find(|(name, _)| name == "backing").map(|(_, node)| node)
-}
-
 /// Whether a new image reads as zeroes: one in a file that was made with it. A device has what it had before,
 /// and so may have another file for data.
 fn is_zero_when_new(node: &BlockNode) -> bool {
@@ -290,14 +286,4 @@ fn cluster_bytes(tool: &Tool<'_, '_>, node: &BlockNode) -> Result<u64, Failure> 
     let info = node.co_image(tool.co).and_then(|image| image.info());
     let bytes = info.ok().and_then(|info| info.cluster_size);
     bytes.ok_or_else(|| Failure::new("Compression not supported for this file format"))
-}
-
-/// Makes all that was written durable, unless the cache mode leaves that to the host.
-fn co_flush(tool: &Tool<'_, '_>, target: &Image) -> Result<(), Failure> {
-    let backend = target.backend_options("flush").co_open(tool.co, Arc::clone(&target.node));
-    let backend = backend.map_err(Failure::new)?;
-    let flushed = backend.co_flush(tool.co);
-    let closed = backend.co_close(tool.co);
-    flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
-    closed.map_err(Failure::new)
 }

@@ -53,6 +53,10 @@ impl Create {
             backing_format: self.backing_format.as_deref(),
             options: create_options(&self.options)?,
         };
+        let drivers = tool.images.blockdevs().drivers().names();
+        if !drivers.contains(&&*self.format) {
+            return Err(Failure::new(format!("Unknown file format '{}'", self.format)));
+        }
         let new = new.completed(tool, self.backing_unsafe)?;
         say(self.quiet, &new.line())?;
         new.co_make(tool)
@@ -165,7 +169,7 @@ fn co_length(
     backing: &str,
     format: String,
 ) -> Result<u64, Failure> {
-    let name = super::info::full_name(&image.display().to_string(), backing);
+    let name = super::full_name(&image.display().to_string(), backing);
     let spec = ImageSpec { format: Some(format), ..ImageSpec::new(name) };
     let image = tool.images.co_open(tool.co, &spec)?;
     let bytes = image.node.length();
