@@ -94,7 +94,9 @@ pub const HOUSES: &[House] = &[
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (

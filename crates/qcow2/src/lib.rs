@@ -13,6 +13,7 @@
 //! open/     opens an image, and the files that it names
 //! event     what a node tells of a corrupt image
 //! driver    Qcow2, the driver
+//! create/   makes an image; creates names it to the layer
 //! ```
 //!
 //! It uses the public items of `coblk-block` alone.
@@ -20,6 +21,8 @@
 
 mod cache;
 pub mod check;
+mod create;
+mod creates;
 mod driver;
 mod encryption;
 mod event;
@@ -37,6 +40,7 @@ mod read;
 mod source;
 mod tables;
 
+pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;

@@ -262,7 +262,8 @@ fn q55_q144_without_a_key_an_image_tells_of_itself_and_has_no_data() {
 fn q144_information_is_that_of_qemu_img() {
     for options in [
         "encrypt.format=luks",
-        "encrypt.format=luks,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha512",
+        "encrypt.format=luks,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,\
+         encrypt.hash-alg=sha512",
         "encrypt.format=luks,encrypt.ivgen-alg=plain,compat=0.10",
         "encrypt.format=aes",
     ] {

@@ -3,6 +3,7 @@
 //! ```text
 //! driver.rs     Driver, Reopen: all that a driver says of itself, in one place
 //! creates.rs    Creates: a driver that makes images
+//! creating.rs   Creating: what it is given to make one
 //! drivers.rs    Drivers: a set of them, a value; reads their options
 //! opening.rs    Opening: what a driver is given to open a node
 //! reopening.rs  Reopening: what it is given to change one
@@ -14,6 +15,7 @@
 //! ```
 
 mod creates;
+mod creating;
 mod driver;
 mod drivers;
 mod error;
@@ -26,7 +28,8 @@ mod opening;
 mod reopening;
 mod secret;
 
-pub use creates::{CreateError, Creates};
+pub use creates::{CreateError, Creates, Creation};
+pub use creating::Creating;
 pub use driver::{Driver, Reopen};
 pub use drivers::Drivers;
 pub use error::{BlockdevError, OpenError};
