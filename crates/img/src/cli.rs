@@ -47,6 +47,25 @@ enum Command {
 }
 
 impl Command {
+    /// What `--object` has, each time.
+    fn objects(&self) -> &[OsString] {
+        match self {
+            Command::Amend(it) => &it.named.objects.objects,
+            Command::Bench(it) => &it.named.objects.objects,
+            Command::Check(it) => &it.named.objects.objects,
+            Command::Commit(it) => &it.named.objects.objects,
+            Command::Compare(it) => &it.objects.objects,
+            Command::Convert(it) => &it.objects.objects,
+            Command::Create(it) => &it.objects.objects,
+            Command::Info(it) => &it.named.objects.objects,
+            Command::Map(it) => &it.named.objects.objects,
+            Command::Measure(it) => &it.named.objects.objects,
+            Command::Rebase(it) => &it.named.objects.objects,
+            Command::Resize(it) => &it.named.objects.objects,
+            Command::Snapshot(it) => &it.named.objects.objects,
+        }
+    }
+
     fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         match self {
             Command::Amend(amend) => amend.co_run(tool),
@@ -95,7 +114,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(co: &Co<'_>, command: &Command, interrupt: &Interrupt) -> Result<(), Failure> {
     let images = Images::new();
     let tool = Tool { co, images: &images, interrupt };
-    let result = command.co_run(&tool);
+    let made = commands::objects::co_make(&tool, command.objects());
+    let result = made.and_then(|()| command.co_run(&tool));
     // After a failure, too: what is in memory belongs to the images.
     let closed = images.co_close_all(co);
     result.and(closed)

@@ -30,6 +30,61 @@ fn create_makes_raw_images() {
     assert!(place.read("a.raw") == vec![0; 1 << 20]);
 }
 
+/// Options of new qcow2 images.
+const QCOW2: [&str; 12] = [
+    "10M",
+    "-o cluster_size=512 1M",
+    "-o cluster_size=2M 10G",
+    "-o compat=0.10 10M",
+    "-o extended_l2=on,cluster_size=128k 10M",
+    "-o preallocation=metadata 10M",
+    "-o preallocation=full 3M",
+    "-o lazy_refcounts=on -o refcount_bits=1 10M",
+    "-o compression_type=zstd,size=5M",
+    "-b base.raw -F raw",
+    "-b base.raw -F raw 20M",
+    "-u -b missing.qcow2 -F qcow2 20M",
+];
+
+#[test]
+fn create_makes_qcow2_images_that_are_qemus() {
+    let place = Place::new();
+    place.raw("base.raw", 3 << 20);
+    for options in QCOW2 {
+        let (options, size) = match options.rsplit_once(' ') {
+            Some((options, size)) if !size.starts_with(|it: char| it.is_ascii_digit()) => {
+                (format!("{options} {size}"), "")
+            }
+            Some((options, size)) => (options.to_owned(), size),
+            None if options.starts_with('-') => (options.to_owned(), ""),
+            None => (String::new(), options),
+        };
+        place.ours(&format!("create -f qcow2 {options} a.qcow2 {size}")).expect_success();
+        place.qemu_img(&format!("create -f qcow2 {options} b.qcow2 {size}"));
+        assert!(place.read("a.qcow2") == place.read("b.qcow2"), "{options} {size}");
+    }
+    for options in ["data_file=a.data", "data_file=a.data,data_file_raw=on"] {
+        place.ours(&format!("create -f qcow2 -o {options} a.qcow2 3M")).expect_success();
+        let ours = (place.read("a.qcow2"), place.read("a.data"));
+        place.qemu_img(&format!("create -f qcow2 -o {options} a.qcow2 3M"));
+        assert!(ours == (place.read("a.qcow2"), place.read("a.data")), "{options}");
+    }
+    for wrong in [
+        "-b missing.raw -F raw a.qcow2",
+        "-b base.raw a.qcow2",
+        "-F raw a.qcow2",
+        "-o cluster_size=1000 a.qcow2 1M",
+        "-o lazy_refcounts=perhaps a.qcow2 1M",
+        "-o frob=1 a.qcow2 1M",
+    ] {
+        let (ours, theirs) = (
+            place.ours(&format!("create -f qcow2 {wrong}")),
+            place.theirs(&format!("create -f qcow2 {wrong}")),
+        );
+        assert_eq!((ours.code, theirs.code), (1, 1), "{wrong}: {ours:?} {theirs:?}");
+    }
+}
+
 #[test]
 fn resize_makes_images_longer_and_shorter() {
     let place = Place::new();

@@ -17,7 +17,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Amend {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,

@@ -24,7 +24,7 @@ const MEMORY_ALIGNMENT: usize = 4096;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Bench {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Taken, and without effect
     #[arg(short, long)]
     quiet: bool,

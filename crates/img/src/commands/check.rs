@@ -20,7 +20,7 @@ const NOT_SUPPORTED: u8 = 63;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Check {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,

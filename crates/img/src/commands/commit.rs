@@ -25,7 +25,7 @@ const MAX_IMAGES: usize = 200;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Commit {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,

@@ -59,7 +59,7 @@ pub(crate) struct Compare {
     #[arg(short = 'U', long)]
     force_share: bool,
     #[command(flatten)]
-    objects: Objects,
+    pub(crate) objects: Objects,
     /// The first image
     filename1: OsString,
     /// The second image

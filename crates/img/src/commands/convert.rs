@@ -102,7 +102,7 @@ pub(crate) struct Convert {
     #[arg(short = 'W', long)]
     oob_writes: bool,
     #[command(flatten)]
-    objects: Objects,
+    pub(crate) objects: Objects,
     /// The sources, and the target
     #[arg(required = true, num_args = 2.., value_name = "FILENAME")]
     filenames: Vec<OsString>,

@@ -23,7 +23,7 @@ const DATA_FILE: &str = "data-file";
 #[derive(clap::Args, Debug)]
 pub(crate) struct Info {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Show the backing files, too
     #[arg(short = 'b', long)]
     backing_chain: bool,

@@ -20,7 +20,7 @@ const MAX_ASKED: u64 = 1 << 30;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Map {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Lines for human readers, or JSON
     #[arg(long, value_enum, default_value_t)]
     output: OutputFormat,

@@ -15,7 +15,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Measure {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// The format of the new image; raw without this
     #[arg(short = 'O', long = "target-format", value_name = "FORMAT", default_value = "raw")]
     target_format: String,

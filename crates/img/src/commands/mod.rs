@@ -10,6 +10,7 @@ pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod objects;
 mod options;
 pub(crate) mod rebase;
 pub(crate) mod resize;

@@ -31,7 +31,7 @@ const MEMORY_ALIGNMENT: usize = 4096;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Rebase {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,

@@ -16,7 +16,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Resize {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,

@@ -15,7 +15,7 @@ use crate::output::print;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Snapshot {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
