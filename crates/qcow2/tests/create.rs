@@ -65,7 +65,7 @@ fn forget_free(path: &Path, image: &mut [u8]) {
     let (table, entries) = (word(path, 48) as usize, be(56, 4) as usize * cluster / 8);
     let mut free = Vec::new();
     for at in 0..image.len().div_ceil(cluster) {
-        let per_block = cluster * 8 >> order;
+        let per_block = (cluster * 8) >> order;
         let block = match at / per_block {
             index if index < entries => be(table + index * 8, 8) as usize,
             _ => 0,

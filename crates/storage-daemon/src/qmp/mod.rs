@@ -5,6 +5,7 @@ mod blockdevs;
 mod blockstats;
 mod events;
 mod exports;
+mod jobs;
 mod nbd_server;
 mod nodes;
 mod objects;
@@ -47,6 +48,7 @@ pub(crate) fn commands(
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
     exports::add(&mut commands, types);
+    jobs::add(&mut commands, drivers);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands, objects);
