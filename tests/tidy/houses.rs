@@ -2,14 +2,14 @@
 
 /// The crates below `crates`, from the ground up. One depends on those of groups before its own.
 pub const CRATES: &[&[&str]] = &[
-    &["coroutine", "qapi"],
+    &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
     &["export", "jobs", "qcow2", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
-    &["storage-daemon"],
+    &["img", "storage-daemon"],
     &["bench"],
 ];
 
@@ -35,6 +35,10 @@ pub const HOUSES: &[House] = &[
             &["schema"],
             &["text"],
         ],
+    ),
+    (
+        "crypto",
+        &[&["error"], &["hash"], &["spec"], &["sectors"], &["sealed"], &["legacy"], &["luks"]],
     ),
     ("coroutine", &[&["stack"], &["switch"], &["coroutine", "pool"]]),
     (
@@ -82,6 +86,7 @@ pub const HOUSES: &[House] = &[
             &["loading"],
             &["cache", "event", "inflated", "name", "source"],
             &["tables"],
+            &["encryption"],
             &["options"],
             &["image"],
             &["map"],
@@ -158,6 +163,17 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["export"],
             &["export_type"],
+        ],
+    ),
+    (
+        "img",
+        &[
+            &["failure", "interrupt", "output"],
+            &["progress", "size"],
+            &["image"],
+            &["engine"],
+            &["commands"],
+            &["cli"],
         ],
     ),
     (

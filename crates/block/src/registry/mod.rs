@@ -8,6 +8,7 @@
 //! opening.rs    Opening: what a driver is given to open a node
 //! reopening.rs  Reopening: what it is given to change one
 //! names.rs      Registry: the nodes that there are, by name, and objects that options name
+//! secret.rs     Secret: a password that options name
 //! measures.rs   Measures: how long an image would be
 //! event.rs      DriverEvent, EventSink: what a driver tells of its node later
 //! inherited.rs  what a node is told by its options, and by its parent's
@@ -25,6 +26,7 @@ mod names;
 mod object;
 mod opening;
 mod reopening;
+mod secret;
 
 pub use creates::{CreateError, Creates, Creation};
 pub use creating::Creating;
@@ -36,6 +38,7 @@ pub(crate) use inherited::Inherited;
 pub use inherited::NodeMode;
 pub use measures::{Measure, Measures};
 pub(crate) use names::{Entry, Names, Registry, Reserved};
-pub use object::NamedObject;
+pub use object::{NamedObject, ObjectFinder};
 pub use opening::Opening;
 pub use reopening::Reopening;
+pub use secret::Secret;
