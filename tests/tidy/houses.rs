@@ -5,7 +5,7 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "qcow2", "virtio-blk"],
+    &["export", "jobs", "qcow2", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],

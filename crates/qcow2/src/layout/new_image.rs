@@ -87,7 +87,7 @@ impl NewImage {
             let l1 = space.allocate(l1_bytes.div_ceil(geometry.cluster_bytes()))?;
             header.l1_offset = l1 * geometry.cluster_bytes();
         }
-        if mapped == Mapped::OnePiece && disk_clusters > 0 {
+        if mapped == Mapped::OnePiece {
             let tables = disk_clusters.div_ceil(geometry.l2_entries());
             data = space.reserve(disk_clusters + tables)?;
             space.allocate_at(data, disk_clusters)?;

@@ -7,6 +7,7 @@ mod configuration;
 mod event;
 mod exports;
 mod in_the_way;
+mod jobs;
 mod metrics;
 mod monitors;
 mod nbd_server;
@@ -26,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use coblk::aio::Wanted;
 use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
+use coblk::jobs::Jobs;
 use coblk::nbd::NbdExportType;
 use coblk::options::NodeOptions;
 use coblk::qapi::shorten;
@@ -73,6 +75,7 @@ pub struct Daemon {
     objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
+    jobs: Rc<Jobs>,
     /// With the server, at most one.
     nbd: Rc<NbdExportType>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
@@ -138,6 +141,12 @@ impl Daemon {
                     }
                 },
             );
+            let own = Weak::clone(me);
+            let jobs = Jobs::new(move |ctx, change| {
+                if let Some(daemon) = own.upgrade() {
+                    daemon.emit(ctx, &Event::JobStatusChange(change.clone()));
+                }
+            });
             let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());
             blockdevs.set_event_listener(move |event| sender.send(Event::Driver(event)));
             Daemon {
@@ -145,6 +154,7 @@ impl Daemon {
                 objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,
+                jobs,
                 nbd,
                 metrics: RefCell::default(),
                 chardevs: RefCell::default(),

@@ -6,6 +6,7 @@ mod blockstats;
 mod check;
 mod events;
 mod exports;
+mod jobs;
 mod nbd_server;
 mod nodes;
 mod objects;
@@ -49,6 +50,7 @@ pub(crate) fn commands(
     blockstats::add(&mut commands);
     check::add(&mut commands);
     exports::add(&mut commands, types);
+    jobs::add(&mut commands, drivers);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands, objects);
