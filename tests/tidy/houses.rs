@@ -2,7 +2,7 @@
 
 /// The crates below `crates`, from the ground up. One depends on those of groups before its own.
 pub const CRATES: &[&[&str]] = &[
-    &["coroutine", "qapi"],
+    &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
     &["export", "qcow2", "virtio-blk"],
@@ -35,6 +35,10 @@ pub const HOUSES: &[House] = &[
             &["schema"],
             &["text"],
         ],
+    ),
+    (
+        "crypto",
+        &[&["error"], &["hash"], &["spec"], &["sectors"], &["sealed"], &["legacy"], &["luks"]],
     ),
     ("coroutine", &[&["stack"], &["switch"], &["coroutine", "pool"]]),
     (
@@ -82,6 +86,7 @@ pub const HOUSES: &[House] = &[
             &["loading"],
             &["cache", "event", "inflated", "name", "source"],
             &["tables"],
+            &["encryption"],
             &["options"],
             &["image"],
             &["map"],
@@ -89,7 +94,9 @@ pub const HOUSES: &[House] = &[
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, Child, Driver, EdgeId, EventType, Extent, ImageFormat, OpenError, Opening,
-    ReadFlags, Reopen, Reopening, WriteFlags,
+    BlockDriver, BlockLimits, Child, Driver, EdgeId, EventType, Extent, ImageFormat, OpenError,
+    Opening, ReadFlags, Reopen, Reopening, WriteFlags,
 };
 
 use crate::event::ImageCorrupted;
 use crate::image::Image;
-use crate::layout::SubclusterKind;
+use crate::layout::{SECTOR_BYTES, SubclusterKind};
 use crate::open;
 use crate::options::Qcow2Options;
 
@@ -58,6 +58,14 @@ impl BlockDriver for Qcow2 {
         true
     }
 
+    fn limits(&self) -> BlockLimits {
+        let mut limits = BlockLimits::default();
+        if self.image.encryption.is_some() {
+            limits.request_alignment = SECTOR_BYTES as u32;
+        }
+        limits
+    }
+
     fn children(&self) -> Vec<EdgeId> {
         let Image { file, data_file, backing, .. } = &*self.image;
         let data_file = data_file.as_ref().map(Child::id);
@@ -93,7 +101,9 @@ impl BlockDriver for Qcow2 {
             SubclusterKind::Data => Extent::data(run.bytes),
             SubclusterKind::Compressed => Extent { compressed: true, ..Extent::data(run.bytes) },
         };
-        Ok(if run.kind.is_stored() { extent.stored_at(Some(name), run.host) } else { extent })
+        // A reader of the file would have what is encrypted.
+        let has_place = run.kind.is_stored() && self.image.encryption.is_none();
+        Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
     }
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {

@@ -7,6 +7,7 @@ use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink};
 
 use crate::cache::SliceCache;
+use crate::encryption::Encryption;
 use crate::event::ImageCorrupted;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
@@ -34,6 +35,7 @@ pub(crate) struct Image {
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
+    pub(crate) encryption: Option<Encryption>,
     /// Decompression shares workers with nothing else.
     pub(crate) workers: PoolShare,
     events: EventSink,
@@ -53,6 +55,7 @@ pub(crate) struct Parts {
     pub(crate) inflated_bytes: u64,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
+    pub(crate) encryption: Option<Encryption>,
     pub(crate) events: EventSink,
 }
 
@@ -80,6 +83,7 @@ impl Image {
             file: parts.file,
             data_file: parts.data_file,
             backing,
+            encryption: parts.encryption,
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),

@@ -5,6 +5,7 @@
 //! source    the file of an image; headers and tables are read from it (tables)
 //! cache/    slices of L2 tables
 //! inflated  decompressed clusters; loading has one coroutine load what several want
+//! encryption/ the data of encrypted images
 //! name      names of files as a header has them
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
@@ -12,6 +13,7 @@
 //! open/     opens an image, and the files that it names
 //! event     what a node tells of a corrupt image
 //! driver    Qcow2, the driver
+//! create/   makes an image; creates names it to the layer
 //! ```
 //!
 //! It uses the public items of `coblk-block` alone.
@@ -19,7 +21,10 @@
 
 mod cache;
 pub mod check;
+mod create;
+mod creates;
 mod driver;
+mod encryption;
 mod event;
 mod fuzz;
 mod image;
@@ -35,9 +40,10 @@ mod read;
 mod source;
 mod tables;
 
+pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 pub use source::ImageError;

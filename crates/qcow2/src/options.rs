@@ -43,6 +43,44 @@ pub enum NamedFiles {
     Refuse,
 }
 
+/// How the data of an image is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncryptFormat {
+    /// By the legacy AES of the format, which protects little.
+    Aes,
+    /// By LUKS.
+    Luks,
+}
+
+impl EncryptFormat {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            EncryptFormat::Aes => "aes",
+            EncryptFormat::Luks => "luks",
+        }
+    }
+}
+
+/// `encrypt`: what opens an encrypted image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct EncryptOptions {
+    /// `format`: what the image must say.
+    pub format: Option<EncryptFormat>,
+    /// `key-secret`: the id of a [`Secret`](coblk_block::Secret), the password.
+    pub key_secret: Option<String>,
+}
+
+impl EncryptOptions {
+    /// The password is the secret of this id.
+    pub fn new(key_secret: impl Into<String>) -> EncryptOptions {
+        EncryptOptions { format: None, key_secret: Some(key_secret.into()) }
+    }
+}
+
 /// Options of `qcow2`, with QEMU's names.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -85,8 +123,12 @@ pub struct Qcow2Options {
     pub named_files: NamedFiles,
     #[serde(default, rename = "cache-clean-interval", skip_serializing)]
     pub(crate) _cache_clean_interval: Option<Unsupported>,
-    #[serde(default, rename = "encrypt", skip_serializing)]
-    pub(crate) _encrypt: Option<Unsupported>,
+    /// `encrypt`: what opens an encrypted image.
+    pub encrypt: Option<EncryptOptions>,
+    /// Opens an encrypted image without its key: it tells of itself, and its data can be neither read nor
+    /// written (EACCES). No option of a user's says so.
+    #[serde(skip)]
+    pub metadata_only: bool,
     /// The images above, if this is a backing file that one of them names.
     #[serde(skip)]
     pub(crate) ancestors: Vec<PathBuf>,
@@ -112,7 +154,8 @@ impl Qcow2Options {
             inflated_cache_size: None,
             named_files: NamedFiles::Allow,
             _cache_clean_interval: None,
-            _encrypt: None,
+            encrypt: None,
+            metadata_only: false,
             ancestors: Vec::new(),
         }
     }

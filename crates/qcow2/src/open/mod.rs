@@ -1,5 +1,6 @@
 //! Opens an image: header, tables, and the files that options or the image name.
 
+mod encrypted;
 mod named;
 
 pub use named::probe_format;
@@ -11,7 +12,7 @@ use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
 
 use crate::cache::SliceCache;
 use crate::image::{Image, Parts};
-use crate::layout::{Crypt, FormatError, Header, Incompatible, Purpose};
+use crate::layout::{FormatError, Header, Incompatible, Purpose};
 use crate::options::{CacheSizes, Qcow2Options};
 use crate::source::ImageError;
 use crate::tables;
@@ -63,6 +64,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let (header, _) = tables::co_header(co, &file).map_err(refused)?;
     header.check(Purpose::Read).map_err(refused)?;
     check_support(&header, options)?;
+    let encryption = encrypted::co_encryption(opening, options, &header, &file)?;
     let geometry = header.geometry().map_err(refused)?;
     let (snapshots, _) = tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
     let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
@@ -83,16 +85,13 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         inflated_bytes: options.inflated_bytes(),
         file,
         data_file,
+        encryption,
         events: opening.events(),
     }))
 }
 
 /// Checks for what is not built yet, and for options that the image cannot have.
 fn check_support(header: &Header, options: &Qcow2Options) -> Result<(), OpenError> {
-    if header.crypt().map_err(refused)? != Crypt::None {
-        let why = FormatError::unsupported("encrypted images are not supported yet");
-        return Err(refused(why));
-    }
     if !header.compression().map_err(refused)?.is_supported() {
         let why = FormatError::unsupported("this build has no zstd");
         return Err(refused(why));
