@@ -11,7 +11,6 @@ use coblk_block::Repair;
 use coblk_qcow2::check::CheckOptions;
 use coblk_qcow2::layout::Snapshot;
 use coblk_tests::tools;
-use serde_json::json;
 use util::repair::{assert_second_is_nothing, code, compare, copy, read, repair, repair_with};
 use util::{Stand, first_l2, patch, word};
 

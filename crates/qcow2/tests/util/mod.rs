@@ -1,8 +1,8 @@
 //! Images made by QEMU's programs, and nodes on them.
 #![allow(dead_code)] // Each test file uses some of them.
 
-pub mod repair;
 pub mod encrypted;
+pub mod repair;
 
 use std::fs;
 use std::path::{Path, PathBuf};
