@@ -7,13 +7,17 @@
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `liar`: a node whose flushes are a lie;
+//! * `load`: random requests whose effects are known;
 //! * `loop_device`: an image as a block device;
 //! * `sandbox`: a test that runs itself again on a small file system, or with failing system
 //!   calls;
 //! * `storage_daemon`: the storage daemon, running;
+//! * `survey`: looks at what a loss of power may leave of an image;
 //! * `tools`: programs that tests run;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
+//! * `recorded`: files in memory, and what a loss of power may leave of them;
+//! * `register`: what the sectors of a disk may read as, also after a crash;
 //! * `rings`: what the rings of this process have registered;
 //! * `stacks`: nodes on nodes over an image;
 //! * `sectors`: data that shows whether it is whole, and how old.
@@ -28,15 +32,19 @@ pub mod guest;
 pub mod holder;
 pub mod images;
 pub mod liar;
+pub mod load;
 pub mod loop_device;
 pub mod nbd;
 pub mod probe;
 pub mod random;
+pub mod recorded;
+pub mod register;
 pub mod rings;
 pub mod sandbox;
 pub mod sectors;
 pub mod stacks;
 pub mod storage_daemon;
+pub mod survey;
 pub mod tools;
 
 /// The errno of a result that must be an error.
