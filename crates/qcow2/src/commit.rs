@@ -20,7 +20,7 @@ use coblk_block::{DebugEvent, WriteFlags};
 
 use crate::image::Image;
 use crate::layout::{COPIED, OFFSET_MASK};
-use crate::refcount::RefcountPlan;
+use crate::refcount::{RefcountPlan, Refcounts};
 use crate::rules::Rule;
 use crate::source::Source;
 use crate::state::{L1_UNIT, NewL1, PendingTable, State, wake_all};
@@ -105,33 +105,38 @@ impl Image {
     pub(crate) fn co_pass_grace(&self, co: &Co<'_>) {
         // What a commit has unlinked is free after two steps.
         for _ in 0..2 {
-            let ranges = {
-                let mut state = self.lock();
-                let Some(refcounts) = &mut state.refcounts else { return };
-                if !refcounts.has_quarantine() {
-                    return;
-                }
-                if !self.epochs.try_advance() && !self.rules_omit(Rule::Grace) {
-                    return;
-                }
-                refcounts.pass_grace()
-            };
-            for range in ranges {
-                self.file.debug_event(DebugEvent::ClusterFree);
-                let bytes = range.end - range.start;
-                // A hint: what is not punched is free all the same.
-                let there = bytes.min(self.file.end().saturating_sub(range.start));
-                if there > 0
-                    && let Err(error) = self.file.co_pdiscard(co, range.start, there)
-                {
-                    tracing::debug!(%error, "free clusters cannot be discarded");
-                }
-                let mut state = self.lock();
-                if let Some(refcounts) = &mut state.refcounts {
-                    refcounts.freed(range);
-                }
+            let waits = self.lock().refcounts.as_ref().is_some_and(Refcounts::has_quarantine);
+            if !waits || !self.co_try_epoch(co) {
+                return;
             }
         }
+    }
+
+    /// Ends the epoch, unless requests from before it are left, and frees what can be freed then.
+    pub(crate) fn co_try_epoch(&self, co: &Co<'_>) -> bool {
+        let ranges = {
+            let mut state = self.lock();
+            if !self.epochs.try_advance() && !self.rules_omit(Rule::Grace) {
+                return false;
+            }
+            state.refcounts.as_mut().map_or(Vec::new(), Refcounts::pass_grace)
+        };
+        for range in ranges {
+            self.file.debug_event(DebugEvent::ClusterFree);
+            let bytes = range.end - range.start;
+            // A hint: what is not punched is free all the same.
+            let there = bytes.min(self.file.end().saturating_sub(range.start));
+            if there > 0
+                && let Err(error) = self.file.co_pdiscard(co, range.start, there)
+            {
+                tracing::debug!(%error, "free clusters cannot be discarded");
+            }
+            let mut state = self.lock();
+            if let Some(refcounts) = &mut state.refcounts {
+                refcounts.freed(range);
+            }
+        }
+        true
     }
 
     /// Writes metadata, which may make the file longer.

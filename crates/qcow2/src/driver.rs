@@ -60,6 +60,10 @@ impl Driver for Qcow2 {
         let children = ["file", "data-file"].into_iter().filter_map(|name| reopening.child(name));
         let is_fixed = children.into_iter().any(|child| child.is_read_only());
         let writes = open::writes(reopening.mode(), is_fixed);
+        open::check_shown(options, writes)?;
+        if options.snapshot != self.image.shown {
+            return Err(OpenError::option("x-snapshot", "it cannot be changed"));
+        }
         let mut swap = Swap {
             driver: self,
             options: LiveOptions::new(options),

@@ -38,8 +38,12 @@ pub(crate) struct Image {
     pub(crate) geometry: Geometry,
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
-    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshots: Mutex<Vec<Snapshot>>,
+    /// Held by the one that changes the snapshots.
+    pub(crate) snapshot_turn: CoMutex<()>,
     pub(crate) bitmaps: Vec<Bitmap>,
+    /// The snapshot that is read instead of the disk, as an option names it.
+    pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
     state: Mutex<State>,
@@ -71,6 +75,16 @@ pub(crate) struct Image {
     is_dead: AtomicBool,
 }
 
+/// The mapping that an image shows.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// The snapshot, as an option names it; `None`: the disk.
+    pub(crate) snapshot: Option<String>,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) disk_bytes: u64,
+}
+
 /// What an opening has found, for an [`Image`] to be made.
 pub(crate) struct Parts {
     pub(crate) header: Box<Header>,
@@ -79,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
@@ -110,9 +125,11 @@ impl Image {
             geometry,
             rules,
             compression: header.compression()?,
-            disk_bytes: header.disk_bytes().into(),
-            l1: L1::new(&parts.l1, header.l1_entries.into()),
-            snapshots: parts.snapshots,
+            disk_bytes: parts.shown.disk_bytes.into(),
+            l1: L1::new(&parts.l1, parts.shown.l1_entries.into()),
+            shown: parts.shown.snapshot,
+            snapshots: Mutex::new(parts.snapshots),
+            snapshot_turn: CoMutex::new(()),
             bitmaps: parts.bitmaps,
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
@@ -249,7 +266,8 @@ impl Image {
             let why = "the header of the image has changed: it has to be opened again";
             return Err(io::Error::other(why));
         }
-        let l1 = tables::co_words(co, &self.file, header.l1_offset, header.l1_entries.into())?;
+        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
+        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
         let refcounts = match self.is_written() {
             true => Some(self.co_load_refcounts(co)?),
             false => None,

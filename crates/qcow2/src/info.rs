@@ -34,7 +34,8 @@ impl ImageFormat for Image {
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let snapshots = self.snapshots.iter().map(|it| {
+        let snapshots = self.snapshots();
+        let snapshots = snapshots.iter().map(|it| {
             let length = it.disk_bytes.unwrap_or(self.disk_bytes());
             let mut snapshot = ImageSnapshot::new(text(&it.id), text(&it.name), length);
             snapshot.vm_state_size = it.vm_state_bytes;
@@ -43,6 +44,18 @@ impl ImageFormat for Image {
             snapshot
         });
         Ok(snapshots.collect())
+    }
+
+    fn co_create_snapshot(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
+        self.co_create(co, name)
+    }
+
+    fn co_delete_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        self.co_delete(co, id)
+    }
+
+    fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        self.co_apply(co, id)
     }
 }
 

@@ -54,6 +54,7 @@ mod options;
 mod read;
 mod refcount;
 mod rules;
+mod snapshot;
 mod source;
 mod state;
 mod tables;

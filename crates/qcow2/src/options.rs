@@ -122,6 +122,10 @@ pub struct Qcow2Options {
     /// in this way have the same value.
     #[serde(default, rename = "x-named-files")]
     pub named_files: NamedFiles,
+    /// `x-snapshot`: the id or the name of an internal snapshot that is read instead of the disk; for nodes
+    /// that are not written.
+    #[serde(rename = "x-snapshot")]
+    pub snapshot: Option<String>,
     /// `x-omit`: a step of the order of writes that is left out.
     #[cfg(feature = "test-rules")]
     #[serde(rename = "x-omit")]
@@ -158,6 +162,7 @@ impl Qcow2Options {
             refcount_cache_size: None,
             inflated_cache_size: None,
             named_files: NamedFiles::Allow,
+            snapshot: None,
             #[cfg(feature = "test-rules")]
             omitted: None,
             _cache_clean_interval: None,

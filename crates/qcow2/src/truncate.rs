@@ -30,6 +30,8 @@ impl Image {
     /// EINVAL for a length that is no multiple of 512; EFBIG; ENOTSUP if the image has what cannot be resized.
     /// The disk has the old length then. Those of the children: a disk that was to be shorter may be so.
     pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        // L1 tables are changed by one at a time.
+        let _turn = self.snapshot_turn.lock(co);
         self.check_truncate(length, how)?;
         let old = self.disk_bytes();
         if length >= old {
@@ -43,7 +45,7 @@ impl Image {
         if !length.is_multiple_of(SECTOR_BYTES as u64) {
             return Err(FormatError::invalid("the new size must be a multiple of 512"));
         }
-        if self.rules.is_v2 && !self.snapshots.is_empty() {
+        if self.rules.is_v2 && !self.snapshots().is_empty() {
             let why = "an image of version 2 with snapshots cannot be resized";
             return Err(FormatError::unsupported(why));
         }

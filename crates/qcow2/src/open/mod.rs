@@ -12,7 +12,7 @@ use coblk_block::options::{NodeRef, NodeRefOrNull};
 use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
 
 use crate::cache::SliceCache;
-use crate::image::{Image, Parts};
+use crate::image::{Image, Parts, Shown};
 use crate::layout::{FormatError, Header, Incompatible, Purpose};
 use crate::live::LiveOptions;
 use crate::metadata::MetadataSet;
@@ -73,8 +73,10 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     if writes {
         writable::check_bitmaps(&bitmaps).map_err(refused)?;
     }
-    let l1 = tables::co_words(co, &file, header.l1_offset, header.l1_entries.into())?;
-    let sizes = CacheSizes::new(options, geometry, header.disk_bytes())?;
+    check_shown(options, writes)?;
+    let shown = Shown::new(&header, &snapshots, options.snapshot.clone()).map_err(refused)?;
+    let l1 = tables::co_words(co, &file, shown.l1_offset, shown.l1_entries.into())?;
+    let sizes = CacheSizes::new(options, geometry, shown.disk_bytes)?;
     // An image may claim any length; its L1 table says how many tables there are at most.
     let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
     let all_bytes = if writes { u64::MAX } else { tables * geometry.cluster_bytes() };
@@ -95,6 +97,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         l1,
         snapshots,
         bitmaps,
+        shown,
         cache,
         metadata,
         refcounts,
@@ -113,6 +116,17 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
 /// Whether a node of these modes is written, whose files cannot be if they are `fixed`.
 pub(crate) fn writes(mode: NodeMode, is_fixed: bool) -> bool {
     !(mode.read_only || mode.auto_read_only && is_fixed)
+}
+
+/// Checks that a snapshot is not to be written.
+pub(crate) fn check_shown(options: &Qcow2Options, writes: bool) -> Result<(), OpenError> {
+    match options.snapshot.is_some() && writes {
+        true => Err(OpenError::option(
+            "x-snapshot",
+            "a snapshot is read-only: open it with read-only=on",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Checks for what is not built yet, and for options that the image cannot have.

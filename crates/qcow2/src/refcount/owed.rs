@@ -40,6 +40,17 @@ pub(super) struct Generation {
     punch: Ranges,
 }
 
+impl Generation {
+    /// Closes clusters of a block; all of the block if there are too many ranges already.
+    pub(super) fn close(&mut self, clusters: Range<u64>, block: Range<u64>, discard: Discard) {
+        if discard == Discard::Punch && self.punch.len() < MAX_RANGES {
+            self.punch.insert(clusters.clone());
+        }
+        let is_exact = self.closed.len() < MAX_RANGES;
+        self.closed.insert(if is_exact { clusters } else { block });
+    }
+}
+
 /// See the head of the file.
 #[derive(Default)]
 pub(super) struct Owed {
@@ -154,15 +165,9 @@ impl Refcounts {
         }
         self.touch_space(clusters.clone());
         self.metadata.remove(self.bytes(&clusters));
-        let Some(discard) = discard else { return };
         let block = self.range_of(clusters.start / self.per_block);
-        let generation = &mut self.owed.fresh;
-        match generation.closed.len() < MAX_RANGES {
-            true => generation.closed.insert(clusters.clone()),
-            false => generation.closed.insert(block),
-        }
-        if discard == Discard::Punch && generation.punch.len() < MAX_RANGES {
-            generation.punch.insert(clusters);
+        if let Some(discard) = discard {
+            self.owed.fresh.close(clusters, block, discard);
         }
     }
 

@@ -108,7 +108,7 @@ impl Refcounts {
         // Blocks of what is behind the end of the file do not make it longer.
         let end = self.end.div_ceil(self.geometry.cluster_bytes());
         let mut tail = end;
-        for index in (0..=end / self.per_block).rev() {
+        for index in (0..(end / self.per_block + 1).min(self.table.len() as u64)).rev() {
             if let Some(block) = self.block(index)? {
                 let used = block.free.last_clear().map_or(0, |last| last as u64 + 1);
                 tail = self.range_of(index).start + used;

@@ -307,7 +307,10 @@ impl Model {
             4..7 => self.land(),
             7 => self.share(),
             8 => {
-                let slot = self.random.usize(..SLOTS);
+                // Often what is being read.
+                let read = self.readers.first().map(|(cluster, _)| *cluster);
+                let slot = self.links.iter().position(|it| it.is_some() && *it == read);
+                let slot = slot.unwrap_or(self.random.usize(..SLOTS));
                 self.set(slot, None);
             }
             9 => self.read(),
