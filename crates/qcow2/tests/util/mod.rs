@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test file uses some of them.
 
 pub mod encrypted;
+pub mod model;
 pub mod repair;
 
 use std::fs;
