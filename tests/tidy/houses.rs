@@ -90,6 +90,7 @@ pub const HOUSES: &[House] = &[
             &["link"],
             &["clear", "write"],
             &["close"],
+            &["snapshot"],
             &["check"],
             &["info"],
             &["open"],
