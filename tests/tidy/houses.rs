@@ -106,7 +106,7 @@ pub const HOUSES: &[House] = &[
             &["link"],
             &["clear", "write"],
             &["close"],
-            &["truncate"],
+            &["snapshot", "truncate"],
             &["check"],
             &["info"],
             &["open"],
