@@ -92,6 +92,7 @@ pub const HOUSES: &[House] = &[
             &["map"],
             &["read"],
             &["check"],
+            &["amend"],
             &["info"],
             &["open"],
             &["create"],

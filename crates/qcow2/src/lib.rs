@@ -19,6 +19,7 @@
 //! It uses the public items of `coblk-block` alone.
 #![forbid(unsafe_code)]
 
+mod amend;
 mod cache;
 pub mod check;
 mod create;
@@ -40,13 +41,15 @@ mod read;
 mod source;
 mod tables;
 
+pub use amend::Qcow2AmendOptions;
 pub use create::{
     Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
     Version,
 };
 pub use driver::Qcow2;
+pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 pub use source::ImageError;
