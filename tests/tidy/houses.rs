@@ -108,6 +108,7 @@ pub const HOUSES: &[House] = &[
             &["close"],
             &["snapshot", "truncate"],
             &["check"],
+            &["amend"],
             &["info"],
             &["open"],
             &["create"],
