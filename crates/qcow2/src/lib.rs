@@ -40,7 +40,7 @@ mod read;
 mod source;
 mod tables;
 
-pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
+pub use create::{Compression, Preallocate, Qcow2CreateOptions, Qcow2MeasureOptions, Version};
 pub use driver::Qcow2;
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;

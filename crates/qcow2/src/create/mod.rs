@@ -9,6 +9,7 @@
 //! first cluster is overwritten by zeroes; that is durable. Then comes all but the first sector of the
 //! header, durable; then that sector, which names the format.
 
+mod measure;
 mod options;
 
 use std::io;
@@ -17,6 +18,8 @@ use coblk_aio::{Co, PoolShare};
 use coblk_block::{BlockBackend, CreateError, Creating, Preallocation, Truncate};
 
 use crate::layout::{Finished, L2Entry, Mapped, NewImage, SECTOR_BYTES};
+pub use measure::Qcow2MeasureOptions;
+pub(crate) use measure::co_measure;
 pub use options::{Compression, Preallocate, Qcow2CreateOptions, Version};
 
 /// Longest write of zeroes at a time, in bytes; between two of them a creation can be given up.
