@@ -66,14 +66,14 @@ mod write;
 pub use amend::Qcow2AmendOptions;
 pub use create::{
     Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
-    Version,
+    Qcow2MeasureOptions, Version,
 };
 pub use driver::Qcow2;
 pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

@@ -42,6 +42,7 @@ impl Stand {
         let mut drivers = coblk_block::drivers();
         drivers.add::<Qcow2>();
         drivers.add_creates::<Qcow2>();
+        drivers.add_measures::<Qcow2>();
         let blockdevs = Blockdevs::new(drivers);
         let events = Arc::<Mutex<Vec<DriverEvent>>>::default();
         let told = Arc::clone(&events);
