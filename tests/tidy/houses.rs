@@ -2,14 +2,14 @@
 
 /// The crates below `crates`, from the ground up. One depends on those of groups before its own.
 pub const CRATES: &[&[&str]] = &[
-    &["coroutine", "qapi"],
+    &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
     &["export", "qcow2", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
-    &["storage-daemon"],
+    &["img", "storage-daemon"],
     &["bench"],
 ];
 
@@ -35,6 +35,10 @@ pub const HOUSES: &[House] = &[
             &["schema"],
             &["text"],
         ],
+    ),
+    (
+        "crypto",
+        &[&["error"], &["hash"], &["spec"], &["sectors"], &["sealed"], &["legacy"], &["luks"]],
     ),
     ("coroutine", &[&["stack"], &["switch"], &["coroutine", "pool"]]),
     (
@@ -79,9 +83,21 @@ pub const HOUSES: &[House] = &[
         &[
             &["layout"],
             &["fuzz"],
-            &["cache", "cluster_locks", "epoch", "event", "metadata", "name", "rules", "source"],
+            &["loading"],
+            &[
+                "cache",
+                "cluster_locks",
+                "epoch",
+                "event",
+                "inflated",
+                "metadata",
+                "name",
+                "rules",
+                "source",
+            ],
             &["refcount"],
             &["tables"],
+            &["encryption"],
             &["options"],
             &["live"],
             // An image, where its bytes are, and what changes that and makes it durable.
@@ -90,11 +106,14 @@ pub const HOUSES: &[House] = &[
             &["link"],
             &["clear", "write"],
             &["close"],
+            &["truncate"],
             &["snapshot"],
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (
@@ -161,6 +180,17 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["export"],
             &["export_type"],
+        ],
+    ),
+    (
+        "img",
+        &[
+            &["failure", "interrupt", "output"],
+            &["progress", "size"],
+            &["image"],
+            &["engine"],
+            &["commands"],
+            &["cli"],
         ],
     ),
     (

@@ -75,6 +75,8 @@ pub fn drivers() -> Drivers {
     let mut drivers = coblk_block::drivers();
     #[cfg(feature = "qcow2")]
     drivers.add::<drivers::Qcow2>();
+    #[cfg(feature = "qcow2")]
+    drivers.add_creates::<drivers::Qcow2>();
     drivers
 }
 

@@ -10,9 +10,11 @@ use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
 use crate::cache::SliceCache;
 use crate::commit::BlockLoads;
+use crate::encryption::Encryption;
 use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
+use crate::inflated::InflatedClusters;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
     Snapshot,
@@ -62,6 +64,8 @@ pub(crate) struct Image {
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
+    pub(crate) encryption: Option<Encryption>,
+    pub(crate) inflated: InflatedClusters,
     /// Decompression shares workers with nothing else.
     pub(crate) workers: PoolShare,
     events: EventSink,
@@ -101,6 +105,9 @@ pub(crate) struct Parts {
     pub(crate) omitted: Option<Rule>,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
+    pub(crate) encryption: Option<Encryption>,
+    /// Most bytes of decompressed clusters in memory.
+    pub(crate) inflated_bytes: u64,
     pub(crate) events: EventSink,
 }
 
@@ -140,6 +147,8 @@ impl Image {
             file: parts.file,
             data_file: parts.data_file,
             backing,
+            encryption: parts.encryption,
+            inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
@@ -218,6 +227,14 @@ impl Image {
         Ok(())
     }
 
+    /// Makes the file at least `end` bytes long, and no longer, its new space as `how` says.
+    pub(crate) fn co_grow_exactly(&self, co: &Co<'_>, end: u64, how: Truncate) -> io::Result<()> {
+        self.has_grown.store(true, Ordering::Relaxed);
+        self.file.co_grow(co, end, how)?;
+        self.look_at_end();
+        Ok(())
+    }
+
     /// Tells of a corruption, and returns the error for the request that met it. An image that is written is
     /// not used any more then, and gets the corrupt bit.
     #[cold]
@@ -258,6 +275,7 @@ impl Image {
         let mut state = self.lock();
         self.l1.replace(&l1);
         self.cache.clear(&state.owed);
+        self.inflated.clear();
         state.refcounts = refcounts;
         drop(state);
         self.co_replace_header(co, *header, cluster);

@@ -75,6 +75,9 @@ impl Image {
         add("compat", json!(if header.version == 2 { "0.10" } else { "1.1" }));
         add("compression-type", json!(self.compression.name()));
         add("refcount-bits", json!(1_u32 << header.refcount_order));
+        if let Some(encryption) = &self.encryption {
+            add("encrypt", encryption.info());
+        }
         if header.version == 2 {
             return data;
         }

@@ -14,6 +14,8 @@ use crate::metadata::Metadata;
 const DEFAULT_L2_BYTES: u64 = 32 << 20;
 /// Length of a slice of a table by default, where the cache does not hold all of them.
 const DEFAULT_SLICE_BYTES: u64 = 4096;
+/// Decompressed clusters in memory by default, in bytes.
+const DEFAULT_INFLATED_BYTES: u64 = 8 << 20;
 /// Clusters of the cache of refcounts.
 const REFCOUNT_CLUSTERS: u64 = 4;
 
@@ -40,6 +42,44 @@ pub enum NamedFiles {
     Allow,
     /// They are not: every file is one that an option names.
     Refuse,
+}
+
+/// How the data of an image is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncryptFormat {
+    /// By the legacy AES of the format, which protects little.
+    Aes,
+    /// By LUKS.
+    Luks,
+}
+
+impl EncryptFormat {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            EncryptFormat::Aes => "aes",
+            EncryptFormat::Luks => "luks",
+        }
+    }
+}
+
+/// `encrypt`: what opens an encrypted image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct EncryptOptions {
+    /// `format`: what the image must say.
+    pub format: Option<EncryptFormat>,
+    /// `key-secret`: the id of a [`Secret`](coblk_block::Secret), the password.
+    pub key_secret: Option<String>,
+}
+
+impl EncryptOptions {
+    /// The password is the secret of this id.
+    pub fn new(key_secret: impl Into<String>) -> EncryptOptions {
+        EncryptOptions { format: None, key_secret: Some(key_secret.into()) }
+    }
 }
 
 /// Options of `qcow2`, with QEMU's names.
@@ -74,6 +114,10 @@ pub struct Qcow2Options {
     pub l2_cache_entry_size: Option<Size>,
     /// `refcount-cache-size`: most bytes of the cache of refcounts. An image that is not written has none.
     pub refcount_cache_size: Option<Size>,
+    /// `x-inflated-cache-size`: most bytes of decompressed clusters that are kept; 8 MiB by default, and one
+    /// cluster at least.
+    #[serde(rename = "x-inflated-cache-size")]
+    pub inflated_cache_size: Option<Size>,
     /// `x-named-files`: whether files are opened that only the image names. Backing files that are opened
     /// in this way have the same value.
     #[serde(default, rename = "x-named-files")]
@@ -88,8 +132,12 @@ pub struct Qcow2Options {
     pub omitted: Option<crate::rules::Rule>,
     #[serde(default, rename = "cache-clean-interval", skip_serializing)]
     pub(crate) _cache_clean_interval: Option<Unsupported>,
-    #[serde(default, rename = "encrypt", skip_serializing)]
-    pub(crate) _encrypt: Option<Unsupported>,
+    /// `encrypt`: what opens an encrypted image.
+    pub encrypt: Option<EncryptOptions>,
+    /// Opens an encrypted image without its key: it tells of itself, and its data can be neither read nor
+    /// written (EACCES). No option of a user's says so.
+    #[serde(skip)]
+    pub metadata_only: bool,
     /// The images above, if this is a backing file that one of them names.
     #[serde(skip)]
     pub(crate) ancestors: Vec<PathBuf>,
@@ -112,14 +160,21 @@ impl Qcow2Options {
             l2_cache_size: None,
             l2_cache_entry_size: None,
             refcount_cache_size: None,
+            inflated_cache_size: None,
             named_files: NamedFiles::Allow,
             snapshot: None,
             #[cfg(feature = "test-rules")]
             omitted: None,
             _cache_clean_interval: None,
-            _encrypt: None,
+            encrypt: None,
+            metadata_only: false,
             ancestors: Vec::new(),
         }
+    }
+
+    /// Most bytes of decompressed clusters that are kept.
+    pub(crate) fn inflated_bytes(&self) -> u64 {
+        self.inflated_cache_size.map_or(DEFAULT_INFLATED_BYTES, |Size(bytes)| bytes)
     }
 }
 

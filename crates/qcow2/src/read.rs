@@ -9,12 +9,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::sync::TaskPool;
-use coblk_aio::{Co, IoVectorMut};
+use coblk_aio::{AlignedBuffer, Co, IoVectorMut};
 use coblk_block::{DebugEvent, ReadFlags};
 
+use crate::encryption::Encryption;
 use crate::epoch::Pin;
 use crate::image::Image;
-use crate::layout::{SubclusterKind, inflate};
+use crate::layout::{CompressedCluster, SubclusterKind, inflate};
 use crate::map::{Look, Run};
 use crate::source::Source;
 
@@ -22,6 +23,9 @@ use crate::source::Source;
 const MAX_READS: usize = 8;
 /// Longest piece that is read by a coroutine of its own: it goes through a buffer. In bytes.
 const MAX_COPY_BYTES: u64 = 128 << 10;
+
+/// As O_DIRECT may need it.
+pub(crate) const BUFFER_ALIGNMENT: usize = 4096;
 
 /// A piece that was read to a buffer, and where in the request it is.
 type Copied = (usize, Vec<u8>);
@@ -99,10 +103,39 @@ impl Image {
             }
             SubclusterKind::Data => {
                 self.file.debug_event(DebugEvent::ReadAio);
+                if let Some(encryption) = &self.encryption {
+                    return self.co_read_encrypted(co, encryption, (offset, run.host), target);
+                }
                 self.data().0.co_preadv_blocks(co, run.host, target, ReadFlags::empty())
             }
             SubclusterKind::Compressed => self.co_read_compressed(co, run, offset, target),
         }
+    }
+
+    /// Reads sectors from `offset` bytes of the disk on, which are at `host` in the file, and decrypts them in
+    /// a buffer: the target never has what is encrypted.
+    #[inline(never)]
+    fn co_read_encrypted(
+        &self,
+        co: &Co<'_>,
+        encryption: &Encryption,
+        (offset, host): (u64, u64),
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        let most = encryption.chunk_bytes(self.geometry).min(target.len());
+        let mut buffer = AlignedBuffer::new(most, BUFFER_ALIGNMENT)?;
+        let mut done = 0;
+        while done < target.len() {
+            let chunk = &mut buffer[..most.min(target.len() - done)];
+            let place = (offset + done as u64, host + done as u64);
+            let mut read = IoVectorMut::from(&mut *chunk);
+            self.data().0.co_preadv_blocks(co, place.1, &mut read, ReadFlags::empty())?;
+            drop(read);
+            encryption.co_decrypt(co, place, chunk)?;
+            target.copy_from(done, chunk);
+            done += chunk.len();
+        }
+        Ok(())
     }
 
     #[inline(never)]
@@ -114,6 +147,19 @@ impl Image {
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
         let place = self.co_compressed(co, run)?;
+        let cluster = match self.inflated.get(run.word) {
+            Some(cluster) => cluster,
+            None => {
+                self.inflated.co_get(co, run.word, place.offset, || self.co_inflate(co, place))?
+            }
+        };
+        let begin = (offset - self.geometry.cluster_start(offset)) as usize;
+        target.copy_from(0, &cluster[begin..begin + target.len()]);
+        Ok(())
+    }
+
+    /// Reads and decompresses a cluster.
+    fn co_inflate(&self, co: &Co<'_>, place: CompressedCluster) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; place.bytes as usize];
         self.file.debug_event(DebugEvent::ReadCompressed);
         self.file.co_read_at(co, place.offset, &mut packed)?;
@@ -122,9 +168,7 @@ impl Image {
         if !self.workers.submit_co(co, || inflate(kind, &packed, &mut cluster)) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let begin = (offset - self.geometry.cluster_start(offset)) as usize;
-        target.copy_from(0, &cluster[begin..begin + target.len()]);
-        Ok(())
+        Ok(cluster)
     }
 
     #[inline(never)]

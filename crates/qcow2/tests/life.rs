@@ -149,3 +149,28 @@ fn a_repair_is_refused() {
     drop(opened);
     stand.end();
 }
+
+#[test]
+fn q184_q198_a_compressed_cluster_is_read_and_decompressed_once() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1M");
+    stand.qemu_io(
+        &image,
+        &["write -c -P 7 64k 64k".to_owned(), "write -c -P 8 128k 64k".to_owned()],
+    );
+    // Every read of a compressed cluster fails but the first.
+    let file = json!({
+        "driver": "blkdebug",
+        "image": {"driver": "file", "filename": tools::text(&image)},
+        "set-state": [{"event": "read_compressed", "state": 1, "new_state": 2}],
+        "inject-error": [{"event": "read_compressed", "state": 2}],
+    });
+    let opened = stand.open(&image, json!({"file": file}));
+    for piece in 0..16 {
+        assert_eq!(opened.read((64 << 10) + piece * 4096, 4096).unwrap(), [7; 4096]);
+    }
+    assert_eq!(opened.read(128 << 10, 4096).unwrap_err().raw_os_error().unwrap(), libc::EIO);
+    assert_eq!(opened.read(64 << 10, 65536).unwrap(), [7; 65536]);
+    drop(opened);
+    stand.end();
+}

@@ -11,21 +11,18 @@
 //!
 //! Memory: the slots at once, 64 bytes each, and the words of a slot when it is filled first.
 
-mod loading;
 mod owed;
 mod slot;
 
 use std::io;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) use loading::Load;
-use loading::Loading;
 pub(crate) use owed::{Full, Owed};
 use slot::{NONE, Slot};
 
 use crate::layout::SECTOR_BYTES;
+use crate::loading::{Load, Loading};
 
 /// Slots of a set.
 const WAYS: usize = 8;
@@ -39,7 +36,7 @@ pub(crate) struct SliceCache {
     /// Bytes of a slice that are written together.
     unit_bytes: u64,
     /// Slices that are being read.
-    loading: Mutex<Loading>,
+    loading: Loading,
 }
 
 /// Changed words of a slice, as they are to be in the file.
@@ -69,7 +66,7 @@ impl SliceCache {
             ways,
             slice_bytes,
             unit_bytes: unit.min(slice_bytes),
-            loading: Mutex::default(),
+            loading: Loading::default(),
         })
     }
 
@@ -103,7 +100,7 @@ impl SliceCache {
 
     /// The turn of a coroutine that is to read a slice.
     pub(crate) fn load(&self, slice: u64) -> Load<'_> {
-        Load::enter(&self.loading, slice)
+        self.loading.enter(slice)
     }
 
     /// The slot of a slice. Under the lock of the state it stays that for now, and longer if it owes

@@ -144,6 +144,11 @@ impl Extensions {
         self.set(DATA_FILE, name.map(<[u8]>::to_vec));
     }
 
+    /// Sets the names of features, as [`FeatureName::default_table`] has them.
+    pub fn set_feature_names(&mut self, table: Vec<u8>) {
+        self.set(FEATURE_NAMES, Some(table));
+    }
+
     /// The names of features.
     pub fn feature_names(&self) -> Vec<FeatureName> {
         self.data(FEATURE_NAMES).map(FeatureName::parse_table).unwrap_or_default()

@@ -25,7 +25,7 @@ pub(crate) struct Run {
     /// The place of the first of them, if the kind [has one](SubclusterKind::is_stored).
     pub(crate) host: u64,
     /// The entry of a compressed cluster.
-    word: u64,
+    pub(crate) word: u64,
     /// The clusters are this image's alone: they may be written where they are.
     pub(crate) is_own: bool,
 }

@@ -1,7 +1,10 @@
 //! Opens an image: header, tables, and the files that options or the image name.
 
+mod encrypted;
 mod named;
 mod writable;
+
+pub use named::probe_format;
 
 use std::sync::Arc;
 
@@ -10,7 +13,7 @@ use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
 
 use crate::cache::SliceCache;
 use crate::image::{Image, Parts, Shown};
-use crate::layout::{Crypt, FormatError, Header, Incompatible, Purpose};
+use crate::layout::{FormatError, Header, Incompatible, Purpose};
 use crate::live::LiveOptions;
 use crate::metadata::MetadataSet;
 use crate::options::{CacheSizes, Qcow2Options};
@@ -59,6 +62,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let purpose = if writes { Purpose::Write } else { Purpose::Read };
     header.check(purpose).map_err(refused)?;
     check_support(&header, options)?;
+    let encryption = encrypted::co_encryption(opening, options, &header, &file)?;
     if writes {
         writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
     }
@@ -103,6 +107,8 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         omitted: options.omitted,
         file,
         data_file,
+        encryption,
+        inflated_bytes: options.inflated_bytes(),
         events: opening.events(),
     }))
 }
@@ -125,10 +131,6 @@ pub(crate) fn check_shown(options: &Qcow2Options, writes: bool) -> Result<(), Op
 
 /// Checks for what is not built yet, and for options that the image cannot have.
 fn check_support(header: &Header, options: &Qcow2Options) -> Result<(), OpenError> {
-    if header.crypt().map_err(refused)? != Crypt::None {
-        let why = FormatError::unsupported("encrypted images are not supported yet");
-        return Err(refused(why));
-    }
     if !header.compression().map_err(refused)?.is_supported() {
         let why = FormatError::unsupported("this build has no zstd");
         return Err(refused(why));

@@ -1,6 +1,8 @@
 //! Images made by QEMU's programs, and nodes on them.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod model;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -28,6 +30,7 @@ impl Stand {
     pub fn new() -> Stand {
         let mut drivers = coblk_block::drivers();
         drivers.add::<Qcow2>();
+        drivers.add_creates::<Qcow2>();
         let blockdevs = Blockdevs::new(drivers);
         let events = Arc::<Mutex<Vec<DriverEvent>>>::default();
         let told = Arc::clone(&events);

@@ -92,6 +92,33 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of a new image of `version` 2 or 3, with clusters of `2^cluster_bits` bytes and a disk of
+    /// `size` bytes. It has no features, refcounts of 16 bits, and no place for any table yet.
+    pub fn new(version: u32, cluster_bits: u32, size: u64) -> Header {
+        let is_v2 = version == 2;
+        Header {
+            version,
+            cluster_bits,
+            size,
+            crypt_method: 0,
+            l1_entries: 0,
+            l1_offset: 0,
+            refcount_table_offset: 0,
+            refcount_table_clusters: 0,
+            snapshots: 0,
+            snapshots_offset: 0,
+            incompatible: Incompatible::empty(),
+            compatible: Compatible::empty(),
+            autoclear: Autoclear::empty(),
+            refcount_order: 4,
+            compression_type: 0,
+            extensions: Extensions::default(),
+            backing: None,
+            header_bytes: if is_v2 { V2_BYTES } else { FULL_BYTES } as u32,
+            tail: if is_v2 { Vec::new() } else { vec![0; FULL_BYTES - TAIL_AT] },
+        }
+    }
+
     /// Bytes from the beginning of an image that [`cluster_bytes`](Self::cluster_bytes) needs.
     pub const PREFIX_BYTES: usize = 24;
 
@@ -286,6 +313,12 @@ impl Header {
             1 => Ok(CompressionType::Zstd),
             other => Err(FormatError::unsupported(format!("unknown compression type {other}"))),
         }
+    }
+
+    /// Sets how clusters are compressed, and the feature that says so.
+    pub fn set_compression(&mut self, compression: CompressionType) {
+        self.compression_type = compression as u8;
+        self.incompatible.set(Incompatible::COMPRESSION, self.compression_type != 0);
     }
 
     /// Writes cluster 0, all of it.
