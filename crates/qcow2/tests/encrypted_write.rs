@@ -22,7 +22,8 @@ const BYTES: usize = 4 << 20;
 /// Writes, zeroes and discards of random places and lengths, beside the bytes that a guest would read.
 fn change(opened: &Opened<'_>, ctx: &coblk_aio::AioContext, random: &mut Rng, model: &mut [u8]) {
     for _ in 0..40 {
-        let bytes = random.usize(1..=1 << random.u32(4..20)).min(BYTES / 2);
+        let order = random.u32(4..20);
+        let bytes = random.usize(1..=1 << order).min(BYTES / 2);
         let at = random.usize(..BYTES - bytes);
         match random.u32(..8) {
             0 => {
