@@ -26,6 +26,7 @@ const NONE: u64 = u64::MAX;
 pub(crate) struct SliceCache {
     slots: Box<[Slot]>,
     ways: usize,
+    sets: u64,
     slice_words: usize,
     /// Held while a slot is filled; not across a suspension.
     filling: Mutex<()>,
@@ -99,15 +100,18 @@ impl SliceCache {
         Ok(SliceCache {
             slots: slots.into_boxed_slice(),
             ways,
+            sets: (count / ways) as u64,
             slice_words: (slice_bytes / 8) as usize,
             filling: Mutex::default(),
             loading: Loading::default(),
         })
     }
 
+    #[inline]
     fn set(&self, slice: u64) -> &[Slot] {
-        let sets = (self.slots.len() / self.ways) as u64;
-        let first = (slice % sets) as usize * self.ways;
+        // A cache that has room for the whole disk need not divide.
+        let set = if slice < self.sets { slice } else { slice % self.sets };
+        let first = set as usize * self.ways;
         &self.slots[first..first + self.ways]
     }
 

@@ -48,7 +48,7 @@ impl Image {
             return Ok(Run::unallocated(end - range.start));
         };
         let slice_entries = self.slice_bytes / geometry.l2_entry_bytes();
-        let slice = (range.start >> geometry.cluster_bits()) / slice_entries;
+        let slice = range.start >> geometry.cluster_bits() >> slice_entries.ilog2();
         let look = |words: &[AtomicU64]| find_in_slice(&self.rules, words, range.clone());
         let found = match self.cache.look(slice, look) {
             Some(found) => found,
@@ -122,8 +122,9 @@ fn find_in_slice(
     range: Range<u64>,
 ) -> Result<Run, Corruption> {
     let geometry = rules.geometry;
-    let entries = words.len() as u64 * 8 / geometry.l2_entry_bytes();
-    let mut index = (geometry.l2_index(range.start) % entries) as usize;
+    // A power of two, as all that is not divided by here.
+    let entries = words.len() as u64 * 8 >> geometry.l2_entry_bits();
+    let mut index = (geometry.l2_index(range.start) & entries.wrapping_sub(1)) as usize;
     let mut cluster = geometry.cluster_start(range.start);
     let mut current = entry(rules, words, index).unwrap_or_default();
     rules.check(current, cluster)?;
@@ -136,7 +137,7 @@ fn find_in_slice(
     let mut bytes = if kind == SubclusterKind::Compressed {
         geometry.cluster_bytes() - (range.start - cluster)
     } else {
-        size - range.start % size
+        size - (range.start & (size - 1))
     };
     while bytes < wanted && kind != SubclusterKind::Compressed {
         subcluster += 1;
