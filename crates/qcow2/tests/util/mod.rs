@@ -184,6 +184,10 @@ impl<'a> Opened<'a> {
         Opened { stand, node, backend: Some(backend) }
     }
 
+    pub fn ctx(&self) -> &AioContext {
+        &self.stand.ctx
+    }
+
     pub fn backend(&self) -> &BlockBackend {
         self.backend.as_ref().unwrap()
     }
