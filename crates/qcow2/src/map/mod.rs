@@ -1,5 +1,6 @@
 //! Where bytes of the disk are: L1, a slice of an L2 table, runs of one kind.
 
+mod data;
 mod l1;
 mod load;
 
