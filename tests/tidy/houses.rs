@@ -2,14 +2,14 @@
 
 /// The crates below `crates`, from the ground up. One depends on those of groups before its own.
 pub const CRATES: &[&[&str]] = &[
-    &["coroutine", "qapi"],
+    &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "qcow2", "virtio-blk"],
+    &["export", "jobs", "qcow2", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
-    &["storage-daemon"],
+    &["img", "storage-daemon"],
     &["bench"],
 ];
 
@@ -35,6 +35,10 @@ pub const HOUSES: &[House] = &[
             &["schema"],
             &["text"],
         ],
+    ),
+    (
+        "crypto",
+        &[&["error"], &["hash"], &["spec"], &["sectors"], &["sealed"], &["legacy"], &["luks"]],
     ),
     ("coroutine", &[&["stack"], &["switch"], &["coroutine", "pool"]]),
     (
@@ -80,16 +84,34 @@ pub const HOUSES: &[House] = &[
             &["layout"],
             &["fuzz"],
             &["loading"],
-            &["cache", "event", "inflated", "name", "source"],
+            &[
+                "cache",
+                "cluster_locks",
+                "epoch",
+                "event",
+                "inflated",
+                "metadata",
+                "name",
+                "rules",
+                "source",
+            ],
+            &["refcount"],
             &["tables"],
+            &["encryption"],
             &["options"],
-            &["image"],
-            &["map"],
+            &["live"],
+            // An image, where its bytes are, and what changes that and makes it durable.
+            &["image", "state", "commit", "header_io", "map"],
             &["read"],
+            &["link"],
+            &["clear", "write"],
+            &["close"],
             &["check"],
             &["info"],
             &["open"],
+            &["create"],
             &["driver"],
+            &["creates"],
         ],
     ),
     (
@@ -156,6 +178,17 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["export"],
             &["export_type"],
+        ],
+    ),
+    (
+        "img",
+        &[
+            &["failure", "interrupt", "output"],
+            &["progress", "size"],
+            &["image"],
+            &["engine"],
+            &["commands"],
+            &["cli"],
         ],
     ),
     (

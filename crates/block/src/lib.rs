@@ -92,8 +92,9 @@ pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
 pub use io::tracked::Access;
 pub use registry::{
-    BlockdevError, CreateError, Creates, Driver, DriverEvent, Drivers, EventData, EventSink,
-    EventType, Measure, Measures, NamedObject, NodeMode, OpenError, Opening, Reopen, Reopening,
+    BlockdevError, CreateError, Creates, Creating, Creation, Driver, DriverEvent, Drivers,
+    EventData, EventSink, EventType, Measure, Measures, NamedObject, NodeMode, ObjectFinder,
+    OpenError, Opening, Reopen, Reopening, Secret,
 };
 
 /// The drivers of this crate, for options to name.

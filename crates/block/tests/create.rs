@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use coblk_aio::{AioContext, Co, Wanted};
 use coblk_block::drivers::File;
-use coblk_block::{BackendOptions, BlockNode, CreateError, Creates, Drivers, drivers};
+use coblk_block::{BackendOptions, BlockNode, CreateError, Creates, Creating, Drivers, drivers};
 use serde_json::{Map, Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -161,7 +161,7 @@ impl Creates for Ram {
     const NAME: &'static str = "ram";
     type Options = RamOptions;
 
-    fn co_create(_: &Co<'_>, options: RamOptions) -> Result<(), CreateError> {
+    fn co_create(_: &Creating<'_, '_>, options: RamOptions) -> Result<(), CreateError> {
         Err(CreateError::of_driver(format!("no room for {} bytes", options.size)))
     }
 }

@@ -1,5 +1,6 @@
 //! `coblk-readers LIBRARY IMAGE OUTPUT`: writes what LIBRARY, `imago` or `qcow2-rs`, reads in a qcow2 image to a
 //! raw file.
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::fs::File;
@@ -12,7 +13,12 @@ const CHUNK: usize = 1 << 20;
 /// Fills a buffer with what is at an offset of the image.
 type Read<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), Box<dyn Error>> + 'a;
 
-fn copy(size: u64, output: &Path, buffer: &mut [u8], read: &mut Read<'_>) -> Result<(), Box<dyn Error>> {
+fn copy(
+    size: u64,
+    output: &Path,
+    buffer: &mut [u8],
+    read: &mut Read<'_>,
+) -> Result<(), Box<dyn Error>> {
     let mut output = File::create(output)?;
     let mut done = 0;
     while done < size {
@@ -31,7 +37,9 @@ fn imago(image: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
 
     let image = Qcow2::<File>::builder_path(image).open(PermissiveImplicitOpenGate::default())?;
     let image = FormatAccess::new(image);
-    copy(image.size(), output, &mut vec![0; CHUNK], &mut |offset, target| Ok(image.read(target, offset)?))
+    copy(image.size(), output, &mut vec![0; CHUNK], &mut |offset, target| {
+        Ok(image.read(target, offset)?)
+    })
 }
 
 fn qcow2_rs(image: &Path, output: &Path) -> Result<(), Box<dyn Error>> {

@@ -18,7 +18,8 @@ use crate::graph::{self, GraphError, MAX_HEIGHT};
 use crate::io as request_path;
 use crate::options::{NodeOptions, NodeRef};
 use crate::registry::{
-    BlockdevError, DriverEvent, Drivers, Entry, Inherited, NamedObject, Names, Registry, Reserved,
+    BlockdevError, CreateError, Creating, Creation, DriverEvent, Drivers, Entry, Inherited,
+    NamedObject, Names, Registry, Reserved,
 };
 
 /// Nodes by their names, the drivers that can open them, and the objects that options can name. Any
@@ -120,6 +121,16 @@ impl Blockdevs {
         let options = Arc::new(self.drivers().resolve(options)?);
         self.check_height(&options)?;
         Ok(self.registry.co_open_node(co, &options, (Inherited::default(), None), 0)?)
+    }
+
+    /// Makes an image, as `blockdev-create` does. Nodes that its options name are nodes of this set; those
+    /// that they describe are open meanwhile. Ends with ECANCELED when the coroutine is not
+    /// [wanted](Co::is_wanted) any more.
+    ///
+    /// # Errors
+    /// If the driver fails, or a node cannot be used. What is left of the image is the driver's to say.
+    pub fn co_create(&self, co: &Co<'_>, creation: Creation) -> Result<(), CreateError> {
+        creation.co_run(&Creating::new(&self.registry, co))
     }
 
     /// Names a node that was made in code: it is listed, is a child where options name it, and is

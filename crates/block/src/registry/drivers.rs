@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 use super::creates::{Creator, creator};
 use super::measures::{Measurer, measurer};
 use super::{
-    CreateError, Creates, Driver, EventType, Measure, Measures, OpenError, Opening, Reopen,
-    Reopening,
+    CreateError, Creates, Creating, Creation, Driver, EventType, Measure, Measures, OpenError,
+    Opening, Registry, Reopen, Reopening,
 };
 use crate::backend::BlockBackend;
 use crate::driver::BlockDriver;
@@ -200,19 +200,35 @@ impl Drivers {
         assert!(previous.is_none(), "two drivers create '{}'", C::NAME);
     }
 
-    /// Creates an image, as `blockdev-create` does: the member `driver` of `options` says which driver
-    /// makes it, the others are that driver's.
+    /// Reads the options of an image that is to be created, those of `blockdev-create`: the member `driver`
+    /// says which driver makes it, the others are that driver's.
     ///
     /// # Errors
-    /// If no driver of this name creates images, and which parameter is wrong, in QEMU's words: nothing
-    /// was touched then. If the driver fails.
-    pub fn co_create(
-        &self,
-        co: &Co<'_>,
-        mut options: Map<String, Value>,
-    ) -> Result<(), CreateError> {
+    /// If no driver of this name creates images, and which parameter is wrong, in QEMU's words.
+    pub fn creation(&self, mut options: Map<String, Value>) -> Result<Creation, Error> {
         let creator = take_named(&self.creators, &mut options)?;
-        creator.co_create(co, Deferred::new(options))
+        creator.read(Deferred::new(options))
+    }
+
+    /// Creates an image where there are no nodes that options could name; else
+    /// [`Blockdevs::co_create`](crate::Blockdevs::co_create) does.
+    ///
+    /// # Errors
+    /// As of [`creation`](Self::creation): nothing was touched then. If the driver fails.
+    pub fn co_create(&self, co: &Co<'_>, options: Map<String, Value>) -> Result<(), CreateError> {
+        let registry = Registry::new(self.clone());
+        self.creation(options)?.co_run(&Creating::new(&registry, co))
+    }
+
+    /// The schema of the options of [`creation`](Self::creation).
+    ///
+    /// # Errors
+    /// If a type of options cannot be described.
+    pub fn create_schema(&self) -> Result<Schema, Error> {
+        let variants =
+            self.creators.iter().map(|(name, it)| Ok(((*name).to_owned(), it.schema()?)));
+        let variants = variants.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Schema::object(&[]).with_variants(TAG, variants))
     }
 
     /// Adds a driver that measures images.

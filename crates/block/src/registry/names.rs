@@ -67,6 +67,23 @@ impl Entry {
 }
 
 impl Names {
+    fn object<T: NamedObject>(&self, id: &str) -> Option<Arc<T>> {
+        let object = Arc::clone(&self.objects.get(id)?.object);
+        object.downcast().ok()
+    }
+
+    /// The object with this id.
+    ///
+    /// # Errors
+    /// If there is none of this type, or no registry any more.
+    pub(super) fn known_object<T: NamedObject>(
+        names: Option<&Mutex<Names>>,
+        id: &str,
+    ) -> Result<Arc<T>, BlockdevError> {
+        let object = names.and_then(|names| lock(names).object(id));
+        object.ok_or_else(|| BlockdevError::NoSuchObject { kind: T::KIND, id: shorten(id) })
+    }
+
     /// The node that commands and options mean by a name.
     ///
     /// # Errors
@@ -99,13 +116,17 @@ impl Names {
     }
 }
 
+fn lock(names: &Mutex<Names>) -> MutexGuard<'_, Names> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Registry {
     pub(crate) fn new(drivers: Drivers) -> Registry {
         Registry { drivers, names: Arc::default(), events: EventListener::default() }
     }
 
     pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.names)
     }
 
     /// For what may live longer than the registry.
@@ -201,13 +222,11 @@ impl Registry {
     }
 
     pub(crate) fn object<T: NamedObject>(&self, id: &str) -> Option<Arc<T>> {
-        let object = Arc::clone(&self.names().objects.get(id)?.object);
-        object.downcast().ok()
+        self.names().object(id)
     }
 
     pub(crate) fn known_object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, BlockdevError> {
-        let missing = || BlockdevError::NoSuchObject { kind: T::KIND, id: shorten(id) };
-        self.object(id).ok_or_else(missing)
+        Names::known_object(Some(&self.names), id)
     }
 
     pub(crate) fn remove_object<T: NamedObject>(&self, id: &str) -> Result<(), BlockdevError> {

@@ -8,7 +8,8 @@ use coblk_aio::{AioHandle, Co};
 
 use super::names::Level;
 use super::{
-    BlockdevError, EventSink, EventType, Inherited, NamedObject, NodeMode, OpenError, Registry,
+    BlockdevError, EventSink, EventType, Inherited, NamedObject, NodeMode, ObjectFinder, OpenError,
+    Registry,
 };
 use crate::driver::edge::{EdgeId, ListId};
 use crate::driver::permissions::PermissionError;
@@ -256,6 +257,11 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// If there is none of this type.
     pub fn object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, OpenError> {
         Ok(self.registry.known_object(id)?)
+    }
+
+    /// What finds objects after the node was opened, such as the secret of a key that is added.
+    pub fn objects(&self) -> ObjectFinder {
+        ObjectFinder::new(self.registry.weak_names())
     }
 
     /// Where the driver tells what happens to the node, at any time and from any thread.

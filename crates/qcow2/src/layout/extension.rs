@@ -144,6 +144,11 @@ impl Extensions {
         self.set(DATA_FILE, name.map(<[u8]>::to_vec));
     }
 
+    /// Sets the names of features, as [`FeatureName::default_table`] has them.
+    pub fn set_feature_names(&mut self, table: Vec<u8>) {
+        self.set(FEATURE_NAMES, Some(table));
+    }
+
     /// The names of features.
     pub fn feature_names(&self) -> Vec<FeatureName> {
         self.data(FEATURE_NAMES).map(FeatureName::parse_table).unwrap_or_default()
@@ -180,6 +185,16 @@ impl Extensions {
         Ok(Some(BitmapsExtension { count, directory_bytes, directory_offset }))
     }
 
+    /// Whether there is an extension of bitmaps, valid or not.
+    pub fn has_bitmaps(&self) -> bool {
+        self.last(BITMAPS).is_some()
+    }
+
+    /// Drops the extension of bitmaps.
+    pub fn remove_bitmaps(&mut self) {
+        self.set(BITMAPS, None);
+    }
+
     /// Where the header of LUKS is.
     ///
     /// # Errors
@@ -191,6 +206,12 @@ impl Extensions {
         };
         geometry.check_table("encryption header", offset, bytes, u64::MAX)?;
         Ok(Some(LuksExtension { offset, bytes }))
+    }
+
+    /// Sets where the header of LUKS is.
+    pub fn set_luks(&mut self, place: Option<LuksExtension>) {
+        let data = place.map(|it| [it.offset.to_be_bytes(), it.bytes.to_be_bytes()].concat());
+        self.set(LUKS, data);
     }
 
     /// Whether there is an extension of LUKS, valid or not.

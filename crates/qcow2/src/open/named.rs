@@ -30,6 +30,16 @@ const OTHER_FORMATS: [(&str, usize, &[u8]); 9] = [
     ("luks", 0, b"LUKS\xba\xbe"),
 ];
 
+/// The format of an image whose first bytes, 512 or more unless it is shorter, are these: `qcow2`, or the
+/// name of another one. `None` if they are those of no format, so that the image may be raw.
+pub fn probe_format(bytes: &[u8]) -> Option<&'static str> {
+    let is_other = |(_, at, magic): &&(&str, usize, &[u8])| {
+        bytes.get(*at..).is_some_and(|rest| rest.starts_with(magic))
+    };
+    let other = OTHER_FORMATS.iter().find(is_other).map(|(format, ..)| *format);
+    other.or_else(|| Header::probe(bytes).then_some("qcow2"))
+}
+
 /// The path of an image, if its node knows one.
 fn image_path(file: &Child) -> Option<PathBuf> {
     file.node().driver().filename().map(PathBuf::from)
@@ -159,12 +169,10 @@ fn co_probe(opening: &Opening<'_, '_>, below: &NodeRef) -> Result<&'static str, 
     let probe = opening.co_child("backing.probe", ChildRole::COW, below)?;
     let mut bytes = [0; 512];
     probe.co_read_at(co, 0, &mut bytes)?;
-    let is_other = |(_, at, magic): &&(&str, usize, &[u8])| bytes[*at..].starts_with(magic);
-    if let Some((format, ..)) = OTHER_FORMATS.iter().find(is_other) {
-        return Err(unsure(format!("it looks like '{format}'")));
-    }
-    if !Header::probe(&bytes) {
-        return Ok("raw");
+    match probe_format(&bytes) {
+        None => return Ok("raw"),
+        Some("qcow2") => {}
+        Some(other) => return Err(unsure(format!("it looks like '{other}'"))),
     }
     let (header, _) = tables::co_header(co, &probe).map_err(refused)?;
     let has_data_file = header.incompatible.contains(Incompatible::DATA_FILE);

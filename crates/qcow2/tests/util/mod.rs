@@ -1,17 +1,20 @@
 //! Images made by QEMU's programs, and nodes on them.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod encrypted;
 pub mod map;
+pub mod repair;
 pub mod shape;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use coblk_aio::{AioContext, IoVectorMut};
+use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::options::NodeOptions;
 use coblk_block::{
     BackendOptions, BlockBackend, BlockNode, BlockdevError, Blockdevs, DriverEvent, Extent,
+    WriteFlags,
 };
 use coblk_qcow2::Qcow2;
 use coblk_tests::tools;
@@ -28,13 +31,22 @@ pub struct Stand {
 
 impl Stand {
     pub fn new() -> Stand {
+        Self::in_dir(coblk_tests::image_dir!())
+    }
+
+    /// In memory, where syncs take no time: QEMU makes one for each table.
+    pub fn in_memory() -> Stand {
+        Self::in_dir(TempDir::new_in("/dev/shm").expect("a tmpfs"))
+    }
+
+    fn in_dir(dir: TempDir) -> Stand {
         let mut drivers = coblk_block::drivers();
         drivers.add::<Qcow2>();
+        drivers.add_creates::<Qcow2>();
         let blockdevs = Blockdevs::new(drivers);
         let events = Arc::<Mutex<Vec<DriverEvent>>>::default();
         let told = Arc::clone(&events);
         blockdevs.set_event_listener(move |event| told.lock().unwrap().push(event));
-        let dir = coblk_tests::image_dir!();
         Stand { ctx: AioContext::for_test().unwrap(), blockdevs, dir, events }
     }
 
@@ -132,6 +144,25 @@ impl Stand {
         Opened::new(self, node)
     }
 
+    /// A node on an image that is written.
+    pub fn open_writable(&self, image: &Path, more: Value) -> Opened<'_> {
+        let mut options = json!({"read-only": false});
+        let members = options.as_object_mut().unwrap();
+        more.as_object().unwrap().iter().for_each(|(name, value)| {
+            members.insert(name.clone(), value.clone());
+        });
+        let node = self.try_open(image, options).unwrap_or_else(|error| panic!("{error}"));
+        let backend = BackendOptions::new("writer").open(&self.ctx, Arc::clone(&node)).unwrap();
+        Opened { stand: self, node, backend: Some(backend) }
+    }
+
+    /// That `qemu-img check` finds nothing, not even a leak.
+    #[track_caller]
+    pub fn check(&self, image: &Path) {
+        let (report, code) = self.qemu_img("check", image);
+        assert_eq!(code, 0, "{report}");
+    }
+
     pub fn end(self) {
         for node in self.blockdevs.nodes() {
             let _ = self.blockdevs.close(&self.ctx, node.name());
@@ -163,6 +194,17 @@ impl<'a> Opened<'a> {
         self.backend().preadv(&self.stand.ctx, offset, &mut IoVectorMut::from(&mut data[..]))?;
         Ok(data)
     }
+
+    pub fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.backend().pwritev(&self.stand.ctx, offset, &IoVector::from(data), WriteFlags::empty())
+    }
+
+    pub fn flush(&self) -> std::io::Result<()> {
+        self.backend().flush(&self.stand.ctx)
+    }
+
+    /// Closes the node.
+    pub fn close(self) {}
 
     /// Reads all, in pieces of random lengths.
     #[track_caller]
@@ -198,6 +240,9 @@ impl Drop for Opened<'_> {
 #[track_caller]
 pub fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
     assert_eq!(ours.len(), theirs.len(), "length of {what}");
+    if ours == theirs {
+        return;
+    }
     if let Some(at) = ours.iter().zip(theirs).position(|(a, b)| a != b) {
         panic!("{what}: at {at:#x} there is {:#x} and not {:#x}", ours[at], theirs[at]);
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use coblk_aio::{Co, PoolShare, sys};
+use coblk_aio::{PoolShare, sys};
 use coblk_qapi::{Error, Size, Unsupported, path};
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ use super::{File, FileOpenError};
 use crate::driver::flags::{Preallocation, Truncate};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::{BlockDriver, MAX_LENGTH};
-use crate::registry::{CreateError, Creates};
+use crate::registry::{CreateError, Creates, Creating};
 
 /// Options of a new image of the driver `file`.
 #[derive(Deserialize)]
@@ -60,7 +60,11 @@ impl Creates for File {
     const NAME: &'static str = "file";
     type Options = FileCreateOptions;
 
-    fn co_create(co: &Co<'_>, options: FileCreateOptions) -> Result<(), CreateError> {
+    fn co_create(
+        creating: &Creating<'_, '_>,
+        options: FileCreateOptions,
+    ) -> Result<(), CreateError> {
+        let co = creating.co();
         let bytes = options.size.0;
         if options.filename.as_os_str().is_empty() {
             return Err(Error::invalid("filename", "a file has a name").into());

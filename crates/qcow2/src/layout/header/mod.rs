@@ -92,6 +92,33 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of a new image of `version` 2 or 3, with clusters of `2^cluster_bits` bytes and a disk of
+    /// `size` bytes. It has no features, refcounts of 16 bits, and no place for any table yet.
+    pub fn new(version: u32, cluster_bits: u32, size: u64) -> Header {
+        let is_v2 = version == 2;
+        Header {
+            version,
+            cluster_bits,
+            size,
+            crypt_method: 0,
+            l1_entries: 0,
+            l1_offset: 0,
+            refcount_table_offset: 0,
+            refcount_table_clusters: 0,
+            snapshots: 0,
+            snapshots_offset: 0,
+            incompatible: Incompatible::empty(),
+            compatible: Compatible::empty(),
+            autoclear: Autoclear::empty(),
+            refcount_order: 4,
+            compression_type: 0,
+            extensions: Extensions::default(),
+            backing: None,
+            header_bytes: if is_v2 { V2_BYTES } else { FULL_BYTES } as u32,
+            tail: if is_v2 { Vec::new() } else { vec![0; FULL_BYTES - TAIL_AT] },
+        }
+    }
+
     /// Bytes from the beginning of an image that [`cluster_bytes`](Self::cluster_bytes) needs.
     pub const PREFIX_BYTES: usize = 24;
 
@@ -276,6 +303,15 @@ impl Header {
         }
     }
 
+    /// Sets how data is encrypted.
+    pub fn set_crypt(&mut self, crypt: Crypt) {
+        self.crypt_method = match crypt {
+            Crypt::None => 0,
+            Crypt::Aes => 1,
+            Crypt::Luks => 2,
+        };
+    }
+
     /// How clusters are compressed.
     ///
     /// # Errors
@@ -286,6 +322,12 @@ impl Header {
             1 => Ok(CompressionType::Zstd),
             other => Err(FormatError::unsupported(format!("unknown compression type {other}"))),
         }
+    }
+
+    /// Sets how clusters are compressed, and the feature that says so.
+    pub fn set_compression(&mut self, compression: CompressionType) {
+        self.compression_type = compression as u8;
+        self.incompatible.set(Incompatible::COMPRESSION, self.compression_type != 0);
     }
 
     /// Writes cluster 0, all of it.
@@ -342,6 +384,28 @@ impl Header {
             bytes.push(self.compression_type);
             bytes.extend(&self.tail);
             bytes.resize(length, 0);
+        }
+    }
+
+    /// Writes the fields that can change into cluster 0, and leaves all else of it: the extensions, the
+    /// backing name, what is not known. They lie in one sector.
+    pub(crate) fn write_fields(&self, cluster: &mut [u8]) {
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(target) = cluster.get_mut(at..at + bytes.len()) {
+                target.copy_from_slice(bytes);
+            }
+        };
+        put(24, &self.size.to_be_bytes());
+        put(36, &self.l1_entries.to_be_bytes());
+        put(40, &self.l1_offset.to_be_bytes());
+        put(48, &self.refcount_table_offset.to_be_bytes());
+        put(56, &self.refcount_table_clusters.to_be_bytes());
+        put(60, &self.snapshots.to_be_bytes());
+        put(64, &self.snapshots_offset.to_be_bytes());
+        if self.version >= 3 {
+            put(72, &self.incompatible.bits().to_be_bytes());
+            put(80, &self.compatible.bits().to_be_bytes());
+            put(88, &self.autoclear.bits().to_be_bytes());
         }
     }
 
