@@ -25,7 +25,7 @@ fn simulated(seed: u64) -> AioContext {
 }
 
 /// Few moments of each run; `COBLK_SEEDS_TIMES` makes it more runs.
-const SURVEY: Survey = Survey { moments: 40, single: 3, random: 1, leaks: 400, further: 400 };
+const SURVEY: Survey = Survey { moments: 10, single: 2, random: 1, leaks: 400, further: 120 };
 /// All moments.
 const THOROUGH: Survey =
     Survey { moments: u64::MAX, single: 12, random: 3, leaks: 400, further: 1000 };
