@@ -106,6 +106,7 @@ pub const HOUSES: &[House] = &[
             &["link"],
             &["clear", "write"],
             &["close"],
+            &["snapshot", "truncate"],
             &["check"],
             &["info"],
             &["open"],

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
     BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
-    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, WriteFlags,
-    ZeroFlags,
+    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
+    WriteFlags, ZeroFlags,
 };
 
 use crate::event::ImageCorrupted;
@@ -121,15 +121,12 @@ impl BlockDriver for Qcow2 {
 
     fn limits(&self) -> BlockLimits {
         let geometry = self.image.geometry;
+        let is_encrypted = self.image.encryption.is_some();
         BlockLimits {
+            request_alignment: if is_encrypted { SECTOR_BYTES as u32 } else { 1 },
             // Both are at most 2 MiB.
             pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
             pdiscard_alignment: geometry.cluster_bytes() as u32,
-            request_alignment: if self.image.encryption.is_some() {
-                SECTOR_BYTES as u32
-            } else {
-                1
-            },
             ..BlockLimits::default()
         }
     }
@@ -176,6 +173,11 @@ impl BlockDriver for Qcow2 {
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.image.check_alive()?;
         self.image.co_pdiscard(co, offset..offset + bytes)
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_truncate(co, length, how)
     }
 
     /// The commit syncs as its order asks for.

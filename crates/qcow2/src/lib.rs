@@ -11,8 +11,9 @@
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
-//! clear     zeroes and discards
+//! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
+//! snapshot/ internal snapshots: create, apply, delete
 //! live      options that a reopen changes; rules: steps of the order that tests leave out
 //! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
@@ -58,6 +59,7 @@ mod snapshot;
 mod source;
 mod state;
 mod tables;
+mod truncate;
 mod write;
 
 pub use create::{

@@ -25,7 +25,7 @@ const MAX_READS: usize = 8;
 const MAX_COPY_BYTES: u64 = 128 << 10;
 
 /// As O_DIRECT may need it.
-const BUFFER_ALIGNMENT: usize = 4096;
+pub(crate) const BUFFER_ALIGNMENT: usize = 4096;
 
 /// A piece that was read to a buffer, and where in the request it is.
 type Copied = (usize, Vec<u8>);

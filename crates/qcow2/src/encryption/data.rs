@@ -93,7 +93,6 @@ impl Encryption {
     ///
     /// # Errors
     /// EACCES if the image was opened without its key.
-    #[allow(dead_code, reason = "images are not written yet")]
     pub(crate) fn co_encrypt(
         &self,
         co: &Co<'_>,

@@ -63,10 +63,6 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     header.check(purpose).map_err(refused)?;
     check_support(&header, options)?;
     let encryption = encrypted::co_encryption(opening, options, &header, &file)?;
-    if writes && encryption.is_some() {
-        let why = "encrypted images cannot be written yet: open it with read-only=on";
-        return Err(OpenError::option("read-only", why));
-    }
     if writes {
         writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
     }
@@ -103,7 +99,6 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         bitmaps,
         shown,
         cache,
-        inflated_bytes: options.inflated_bytes(),
         metadata,
         refcounts,
         refcount_bytes: sizes.refcount_bytes,
@@ -113,6 +108,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         file,
         data_file,
         encryption,
+        inflated_bytes: options.inflated_bytes(),
         events: opening.events(),
     }))
 }

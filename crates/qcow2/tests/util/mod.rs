@@ -3,6 +3,7 @@
 
 pub mod encrypted;
 pub mod map;
+pub mod model;
 pub mod repair;
 pub mod shape;
 
