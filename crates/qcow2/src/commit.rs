@@ -127,7 +127,10 @@ impl Image {
             if !self.epochs.try_advance() && !self.rules_omit(Rule::Grace) {
                 return false;
             }
-            state.refcounts.as_mut().map_or(Vec::new(), Refcounts::pass_grace)
+            state
+                .refcounts
+                .as_mut()
+                .map_or(Vec::new(), |it| it.pass_grace(|host| self.inflated.forget(host)))
         };
         for range in ranges {
             self.file.debug_event(DebugEvent::ClusterFree);

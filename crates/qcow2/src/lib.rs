@@ -13,6 +13,7 @@
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
 //! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
+//! snapshot/ internal snapshots: create, apply, delete
 //! live      options that a reopen changes; rules: steps of the order that tests leave out
 //! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, reason = "operations that are not built yet use it")]
 
+mod amend;
 mod cache;
 pub mod check;
 mod clear;
@@ -61,12 +63,17 @@ mod tables;
 mod truncate;
 mod write;
 
-pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
+pub use amend::Qcow2AmendOptions;
+pub use create::{
+    Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
+    Qcow2MeasureOptions, Version,
+};
 pub use driver::Qcow2;
+pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

@@ -7,6 +7,7 @@ use coblk_block::options::{DriverConfig, DriverOptions, NodeRef, NodeRefOrNull};
 use coblk_qapi::{Size, Unsupported};
 use serde::{Deserialize, Serialize};
 
+use crate::encryption::EncryptFormat;
 use crate::layout::Geometry;
 use crate::metadata::Metadata;
 
@@ -42,26 +43,6 @@ pub enum NamedFiles {
     Allow,
     /// They are not: every file is one that an option names.
     Refuse,
-}
-
-/// How the data of an image is encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EncryptFormat {
-    /// By the legacy AES of the format, which protects little.
-    Aes,
-    /// By LUKS.
-    Luks,
-}
-
-impl EncryptFormat {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            EncryptFormat::Aes => "aes",
-            EncryptFormat::Luks => "luks",
-        }
-    }
 }
 
 /// `encrypt`: what opens an encrypted image.
