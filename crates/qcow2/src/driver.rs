@@ -127,6 +127,7 @@ impl BlockDriver for Qcow2 {
             // Both are at most 2 MiB.
             pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
             pdiscard_alignment: geometry.cluster_bytes() as u32,
+            write_flags: WriteFlags::COMPRESSED,
             ..BlockLimits::default()
         }
     }
@@ -153,9 +154,12 @@ impl BlockDriver for Qcow2 {
         co: &Co<'_>,
         offset: u64,
         source: &IoVector<'_>,
-        _: WriteFlags,
+        flags: WriteFlags,
     ) -> io::Result<()> {
         self.image.check_alive()?;
+        if flags.contains(WriteFlags::COMPRESSED) {
+            return self.image.co_write_compressed(co, offset, source);
+        }
         self.image.co_write(co, offset, source)
     }
 

@@ -25,7 +25,7 @@ mod space;
 
 pub use bitmap::{Bitmap, BitmapFlags, BitmapTableEntry, MAX_BITMAP_BYTES, parse_directory};
 pub use bytes::TooShort;
-pub use compression::{CompressionType, inflate};
+pub use compression::{CompressionType, deflate, inflate};
 pub use entry::{
     COMPRESSED, COPIED, CompressedCluster, Corruption, EntryRules, L1_RESERVED, L2_RESERVED,
     L2Entry, MAX_OFFSET, OFFSET_MASK, SubclusterKind, ZERO, l1_offset,
