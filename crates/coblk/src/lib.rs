@@ -8,8 +8,10 @@
 //!   that are made in code, or opened by options ([`Blockdevs`]) with the [drivers](drivers()) of this build;
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
+//! * [`jobs`]: operations in the background, such as the creation of an image;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
+//! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format, for reads; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
@@ -42,7 +44,10 @@
 pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
+#[cfg(feature = "encryption")]
+pub use coblk_crypto as crypto;
 pub use coblk_export as export;
+pub use coblk_jobs as jobs;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;
 #[cfg(feature = "qcow2")]
@@ -77,6 +82,8 @@ pub fn drivers() -> Drivers {
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]
     drivers.add_creates::<drivers::Qcow2>();
+    #[cfg(feature = "qcow2")]
+    drivers.add_measures::<drivers::Qcow2>();
     drivers
 }
 

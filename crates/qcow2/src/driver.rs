@@ -188,12 +188,16 @@ impl BlockDriver for Qcow2 {
         }
     }
 
-    /// Children to which nothing was written since their last sync do nothing.
+    /// Children to which nothing was written since their last sync do nothing. What is free by now is punched
+    /// behind it: no flush has to wait for that to be durable.
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.check_alive().and_then(|()| self.image.co_flush_files(co)),
+        if self.is_read_only() {
+            return Ok(());
         }
+        self.image.check_alive()?;
+        self.image.co_flush_files(co)?;
+        self.image.co_pass_grace(co);
+        Ok(())
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {

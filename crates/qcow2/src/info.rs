@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
 };
 use serde_json::{Map, Value, json};
 
@@ -32,6 +32,10 @@ impl ImageFormat for Image {
         }
     }
 
+    fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
+        self.co_amend_image(co, amend)
+    }
+
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let snapshots = self.snapshots();
@@ -41,6 +45,7 @@ impl ImageFormat for Image {
             snapshot.vm_state_size = it.vm_state_bytes;
             snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
             snapshot.vm_clock = it.vm_clock_ns;
+            snapshot.icount = it.icount;
             snapshot
         });
         Ok(snapshots.collect())

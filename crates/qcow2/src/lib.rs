@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, reason = "operations that are not built yet use it")]
 
+mod amend;
 mod cache;
 pub mod check;
 mod clear;
@@ -62,12 +63,17 @@ mod tables;
 mod truncate;
 mod write;
 
-pub use create::{Compression, Preallocate, Qcow2CreateOptions, Version};
+pub use amend::Qcow2AmendOptions;
+pub use create::{
+    Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
+    Qcow2MeasureOptions, Version,
+};
 pub use driver::Qcow2;
+pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

@@ -1,7 +1,7 @@
 //! Makes an image in nodes.
 //!
 //! ```text
-//! options   what it is to be
+//! options   what it is to be; encrypt, if it is to be encrypted
 //! measure   how long it would be
 //! ```
 //!
@@ -9,6 +9,8 @@
 //! first cluster is overwritten by zeroes; that is durable. Then comes all but the first sector of the
 //! header, durable; then that sector, which names the format.
 
+mod encrypt;
+mod measure;
 mod options;
 
 use std::io;
@@ -16,11 +18,17 @@ use std::io;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{BlockBackend, CreateError, Creating, Preallocation, Truncate};
 
+use crate::encryption::NewEncryption;
 use crate::layout::{Finished, L2Entry, Mapped, NewImage, SECTOR_BYTES};
+pub use encrypt::{EncryptCreateFormat, EncryptCreateOptions};
+pub use measure::Qcow2MeasureOptions;
+pub(crate) use measure::co_measure;
 pub use options::{Compression, Preallocate, Qcow2CreateOptions, Version};
 
 /// Longest write of zeroes at a time, in bytes; between two of them a creation can be given up.
 const ZEROES_BYTES: u64 = 64 << 20;
+/// Most bytes of a data file that are read to find that they are zeroes.
+const MAX_LOOK_BYTES: u64 = 1 << 20;
 /// The bits of an extended entry whose subclusters all read as zeroes.
 const ALL_ZERO: u64 = 0xffff_ffff << 32;
 
@@ -32,6 +40,8 @@ pub(crate) fn co_create(
     let co = creating.co();
     // Mistakes come before a node is touched; the name of the data file comes later.
     options.header(None).map_err(failed)?;
+    let encrypt = options.encrypt.as_ref().map(|encrypt| encrypt.co_make(creating));
+    let encryption = encrypt.transpose()?.flatten();
     let file = creating.co_child("file", &options.file)?;
     let data_file = options.data_file.as_ref();
     let data_file = data_file.map(|node| creating.co_child("data-file", node)).transpose()?;
@@ -46,7 +56,7 @@ pub(crate) fn co_create(
         Ok((plan, end))
     })
     .map_err(failed)?;
-    let new = New { co, options, plan, end, file, data_file };
+    let new = New { co, options, plan, end, file, data_file, encryption };
     new.co_make().map_err(CreateError::of_driver)
 }
 
@@ -62,14 +72,17 @@ struct New<'a, 'co> {
     end: Finished,
     file: BlockBackend,
     data_file: Option<BlockBackend>,
+    encryption: Option<NewEncryption>,
 }
 
 impl New<'_, '_> {
     fn co_make(&self) -> io::Result<()> {
         let is_zero = self.co_clear()?;
+        let blank = self.co_blank(is_zero)?;
         self.co_set_lengths()?;
-        self.co_write_tables(is_zero)?;
+        self.co_write_tables(blank, is_zero)?;
         self.co_write_refcounts()?;
+        self.co_write_encryption()?;
         let header = self.end.header.encode()?;
         let (first, rest) = header.split_at(SECTOR_BYTES);
         self.file.co_write(self.co, SECTOR_BYTES as u64, rest)?;
@@ -125,8 +138,7 @@ impl New<'_, '_> {
     }
 
     /// Writes the L1 table, and the L2 tables of what is mapped.
-    fn co_write_tables(&self, is_zero: bool) -> io::Result<()> {
-        let blank = self.co_blank(is_zero)?;
+    fn co_write_tables(&self, blank: Option<L2Entry>, is_zero: bool) -> io::Result<()> {
         let geometry = self.plan.geometry();
         let mut tables = self.plan.tables();
         while let Some(table) = PoolShare::once(self.co, || tables.step())? {
@@ -154,6 +166,8 @@ impl New<'_, '_> {
             Some(data_file) => self.co_reads_zero(data_file)?,
             None => is_zero,
         };
+        // Zeroes would be decrypted to something else.
+        let is_zero = is_zero && self.options.encrypt.is_none();
         let extended = self.plan.geometry().is_extended();
         if self.options.mapped() == Mapped::Nothing || is_zero || extended && has_backing {
             return Ok(Some(plain));
@@ -167,15 +181,27 @@ impl New<'_, '_> {
 
     /// Whether all of the disk reads as zeroes in the data file, as far as that is known.
     fn co_reads_zero(&self, data_file: &BlockBackend) -> io::Result<bool> {
-        let (mut at, end) = (0, self.options.size.0);
+        let (mut at, mut left) = (0, MAX_LOOK_BYTES);
+        let end = self.options.size.0.min(data_file.length()?);
         while at < end {
             let extent = data_file.co_block_status(self.co, at, end - at)?;
-            if !extent.zero || extent.bytes == 0 {
-                return Ok(false);
+            let bytes = extent.bytes;
+            if !extent.zero {
+                // Programs write a block of zeroes to see what O_DIRECT takes.
+                if bytes > left || !self.co_is_zero(data_file, at, bytes)? {
+                    return Ok(false);
+                }
+                left -= bytes;
             }
-            at += extent.bytes;
+            at += bytes;
         }
         Ok(true)
+    }
+
+    fn co_is_zero(&self, node: &BlockBackend, offset: u64, bytes: u64) -> io::Result<bool> {
+        let mut data = vec![1; bytes as usize];
+        node.co_read(self.co, offset, &mut data)?;
+        Ok(data.iter().all(|byte| *byte == 0))
     }
 
     fn co_zero_data(&self, runs: &[(u64, u64, u64)]) -> io::Result<()> {
@@ -200,6 +226,15 @@ impl New<'_, '_> {
         }
         let (offset, bytes) = self.end.refcount_table();
         self.file.co_write(self.co, offset, &bytes)
+    }
+
+    /// Writes the header of LUKS.
+    fn co_write_encryption(&self) -> io::Result<()> {
+        let place = self.end.header.extensions.luks(self.plan.geometry())?;
+        match (&self.encryption, place) {
+            (Some(new), Some(place)) => self.file.co_write(self.co, place.offset, new.bytes()),
+            _ => Ok(()),
+        }
     }
 
     fn co_flush(&self) -> io::Result<()> {

@@ -208,6 +208,12 @@ impl Extensions {
         Ok(Some(LuksExtension { offset, bytes }))
     }
 
+    /// Sets where the header of LUKS is.
+    pub fn set_luks(&mut self, place: Option<LuksExtension>) {
+        let data = place.map(|it| [it.offset.to_be_bytes(), it.bytes.to_be_bytes()].concat());
+        self.set(LUKS, data);
+    }
+
     /// Whether there is an extension of LUKS, valid or not.
     pub fn has_luks(&self) -> bool {
         self.last(LUKS).is_some()

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::space::Space;
+use super::space::{Space, refcount_clusters};
 use super::{COPIED, FormatError, Geometry, Header, L2Entry, MAX_L1_BYTES, RefcountWidth};
 
 /// How much of the disk is mapped from the start.
@@ -68,7 +68,8 @@ impl NewTable {
 }
 
 impl NewImage {
-    /// Plans an image with this header, whose places of tables are not set yet.
+    /// Plans an image with this header, whose places of tables are not set yet. If it has a header of LUKS,
+    /// only the length of that counts.
     ///
     /// # Errors
     /// EFBIG if the disk is too large for its clusters.
@@ -86,7 +87,7 @@ impl NewImage {
             let l1 = space.allocate(l1_bytes.div_ceil(geometry.cluster_bytes()))?;
             header.l1_offset = l1 * geometry.cluster_bytes();
         }
-        if mapped == Mapped::OnePiece && disk_clusters > 0 {
+        if mapped == Mapped::OnePiece {
             let tables = disk_clusters.div_ceil(geometry.l2_entries());
             data = space.reserve(disk_clusters + tables)?;
             space.allocate_at(data, disk_clusters)?;
@@ -124,8 +125,13 @@ impl NewImage {
                 *entry = table.offset | COPIED;
             }
         }
-        let (space, mut header) = (tables.space, self.header.clone());
+        let (mut space, mut header) = (tables.space, self.header.clone());
         let cluster_bytes = self.geometry.cluster_bytes();
+        if let Some(mut luks) = header.extensions.luks(self.geometry)? {
+            // Behind everything, as by QEMU.
+            luks.offset = space.allocate(luks.bytes.div_ceil(cluster_bytes))? * cluster_bytes;
+            header.extensions.set_luks(Some(luks));
+        }
         let (table, clusters) = space.table();
         header.refcount_table_offset = table * cluster_bytes;
         header.refcount_table_clusters = clusters as u32;
@@ -233,4 +239,14 @@ impl Finished {
         let blocks = self.space.blocks();
         blocks.map(move |(index, cluster)| (cluster * cluster_bytes, self.space.block(index)))
     }
+}
+
+/// The clusters of an image with `clusters` clusters of data that are not data: header, tables, and refcounts of
+/// all, themselves included. Tables count as if all of the disk were mapped.
+pub fn image_clusters(geometry: Geometry, width: RefcountWidth, clusters: u64) -> u64 {
+    let tables = clusters.div_ceil(geometry.l2_entries());
+    let l1 = tables.div_ceil(geometry.cluster_bytes() / 8);
+    let others = 1 + tables + l1;
+    let counted = refcount_clusters(geometry, width, u128::from(clusters + others), false);
+    others + (counted.blocks + counted.table) as u64
 }

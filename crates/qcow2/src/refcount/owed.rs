@@ -207,14 +207,16 @@ impl Refcounts {
     }
 
     /// An epoch has ended: what was freed in the one before it is used by no request. Returns what is to be
-    /// punched; it is free when [`freed`](Self::freed) is told so. The rest is free at once.
-    pub(crate) fn pass_grace(&mut self) -> Vec<Range<u64>> {
+    /// punched; it is free when [`freed`](Self::freed) is told so. The rest is free at once. `forget` is told of
+    /// all bytes that may get other content from now on.
+    pub(crate) fn pass_grace(&mut self, forget: impl Fn(Range<u64>)) -> Vec<Range<u64>> {
         let fresh = std::mem::take(&mut self.owed.fresh);
         let old = std::mem::replace(&mut self.owed.old, fresh);
         for range in old.punch.iter() {
             self.owed.punching.insert(range);
         }
         for range in old.closed.iter() {
+            forget(self.bytes(&range));
             self.reopen(&range);
         }
         old.punch.iter().map(|range| self.bytes(&range)).collect()

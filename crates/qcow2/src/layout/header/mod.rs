@@ -303,6 +303,15 @@ impl Header {
         }
     }
 
+    /// Sets how data is encrypted.
+    pub fn set_crypt(&mut self, crypt: Crypt) {
+        self.crypt_method = match crypt {
+            Crypt::None => 0,
+            Crypt::Aes => 1,
+            Crypt::Luks => 2,
+        };
+    }
+
     /// How clusters are compressed.
     ///
     /// # Errors

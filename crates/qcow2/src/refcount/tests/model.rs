@@ -198,7 +198,7 @@ impl Model {
             return;
         }
         self.epoch += 1;
-        for host in self.refcounts.pass_grace() {
+        for host in self.refcounts.pass_grace(|_| ()) {
             for cluster in self.numbers(host.clone()) {
                 let is_read = self.readers.iter().any(|(it, _)| *it == cluster);
                 assert!(!is_read, "{cluster} is punched while it is read");

@@ -52,7 +52,7 @@ fn commit(refcounts: &mut Refcounts) {
 fn free(refcounts: &mut Refcounts, clusters: Range<u64>) {
     refcounts.give_up(host(clusters), Discard::Keep);
     commit(refcounts);
-    (0..2).for_each(|_| drop(refcounts.pass_grace()));
+    (0..2).for_each(|_| drop(refcounts.pass_grace(|_| ())));
 }
 
 #[test]
@@ -136,9 +136,9 @@ fn q188_freed_clusters_come_back_after_two_epochs() {
     refcounts.give_up(host(10..11), Discard::Punch);
     assert_eq!(refcounts.allocate(1, Some(10 * CLUSTER)), Ok(host(50..51)));
     commit(&mut refcounts);
-    assert_eq!(refcounts.pass_grace(), []);
+    assert_eq!(refcounts.pass_grace(|_| ()), []);
     assert_eq!(refcounts.allocate(1, Some(10 * CLUSTER)), Ok(host(51..52)));
-    assert_eq!(refcounts.pass_grace(), [host(10..11)]);
+    assert_eq!(refcounts.pass_grace(|_| ()), [host(10..11)]);
     // It is being punched.
     assert_eq!(refcounts.allocate(1, Some(10 * CLUSTER)), Ok(host(52..53)));
     refcounts.freed(host(10..11));
@@ -343,7 +343,7 @@ fn q118_the_last_blocks_go_when_they_count_nothing() {
     refcounts.end_commit(plan, true);
     (0..2).for_each(|_| commit(&mut refcounts));
     assert_eq!(refcounts.last_used(), Ok(100 * CLUSTER));
-    (0..2).for_each(|_| drop(refcounts.pass_grace()));
+    (0..2).for_each(|_| drop(refcounts.pass_grace(|_| ())));
     // A block in its own range is not used before its entry is gone.
     let mut taken = Vec::new();
     while refcounts.tail <= Some(258) {
