@@ -28,9 +28,10 @@ fn image(stand: &Stand, options: &str) -> PathBuf {
     image
 }
 
-/// Damages an image: the entry of a table (L1, L2, refcount table, or of a block, of 16 bits), its index
-/// there, its new value.
-fn damage(image: &Path, (table, index, entry): (char, u64, u64)) {
+/// The entry of a table (L1, L2, refcount table, or of a block, of 16 bits), its index there, its new value.
+type Damage = (char, u64, u64);
+
+fn damage(image: &Path, (table, index, entry): Damage) {
     let at = match table {
         '1' => word(image, 40),
         '2' => first_l2(image),
@@ -46,7 +47,7 @@ fn damage(image: &Path, (table, index, entry): (char, u64, u64)) {
 #[test]
 fn q139_q140_repairs_are_those_of_qemu_img() {
     let far = COPIED | 0x400_0000;
-    let damages: [(&str, (char, u64, u64), [i32; 2]); 24] = [
+    let damages: [(&str, Damage, [i32; 2]); 24] = [
         ("nothing", ('2', 12, 0), [0, 0]),
         ("a leak", ('2', 0, 0), [0, 0]),
         ("a high refcount", ('b', 5, 3), [0, 0]),
