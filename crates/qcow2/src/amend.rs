@@ -41,7 +41,7 @@ impl Image {
         change: &EncryptAmendOptions,
         force: bool,
     ) -> io::Result<()> {
-        let format = match self.header.crypt()? {
+        let format = match self.header().crypt()? {
             Crypt::None => None,
             Crypt::Aes => Some(EncryptFormat::Aes),
             Crypt::Luks => Some(EncryptFormat::Luks),

@@ -35,7 +35,6 @@ use crate::layout::{
 use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
 use counts::{Counts, Kind};
-#[expect(unused_imports, reason = "images are not written yet")]
 pub(crate) use dirty::co_repair_dirty;
 use options::Progress;
 pub use options::{Check, CheckOptions};

@@ -185,6 +185,16 @@ impl Extensions {
         Ok(Some(BitmapsExtension { count, directory_bytes, directory_offset }))
     }
 
+    /// Whether there is an extension of bitmaps, valid or not.
+    pub fn has_bitmaps(&self) -> bool {
+        self.last(BITMAPS).is_some()
+    }
+
+    /// Drops the extension of bitmaps.
+    pub fn remove_bitmaps(&mut self) {
+        self.set(BITMAPS, None);
+    }
+
     /// Where the header of LUKS is.
     ///
     /// # Errors
