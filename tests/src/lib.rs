@@ -4,6 +4,7 @@
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `certificates`: for TLS;
+//! * `model`: what a device should hold;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `liar`: a node whose flushes are a lie;
@@ -14,6 +15,7 @@
 //! * `storage_daemon`: the storage daemon, running;
 //! * `survey`: looks at what a loss of power may leave of an image;
 //! * `tools`: programs that tests run;
+//! * `pairs`: two requests, one of them held while the other runs;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
 //! * `recorded`: files in memory, and what a loss of power may leave of them;
@@ -34,7 +36,9 @@ pub mod images;
 pub mod liar;
 pub mod load;
 pub mod loop_device;
+pub mod model;
 pub mod nbd;
+pub mod pairs;
 pub mod probe;
 pub mod random;
 pub mod recorded;

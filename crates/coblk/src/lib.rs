@@ -8,6 +8,7 @@
 //!   that are made in code, or opened by options ([`Blockdevs`]) with the [drivers](drivers()) of this build;
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
+//! * [`jobs`]: operations in the background, such as the creation of an image;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
 //! * `crypto`: encryption of images; with the feature `encryption`;
@@ -46,6 +47,7 @@ pub use coblk_coroutine as coroutine;
 #[cfg(feature = "encryption")]
 pub use coblk_crypto as crypto;
 pub use coblk_export as export;
+pub use coblk_jobs as jobs;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;
 #[cfg(feature = "qcow2")]
@@ -80,6 +82,8 @@ pub fn drivers() -> Drivers {
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]
     drivers.add_creates::<drivers::Qcow2>();
+    #[cfg(feature = "qcow2")]
+    drivers.add_measures::<drivers::Qcow2>();
     drivers
 }
 

@@ -21,7 +21,7 @@ impl Image {
             if self.lock().is_clean() {
                 break;
             }
-            self.co_commit(co)?;
+            self.co_commit_and_free(co)?;
         }
         Ok(())
     }

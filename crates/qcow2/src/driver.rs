@@ -188,12 +188,16 @@ impl BlockDriver for Qcow2 {
         }
     }
 
-    /// Children to which nothing was written since their last sync do nothing.
+    /// Children to which nothing was written since their last sync do nothing. What is free by now is punched
+    /// behind it: no flush has to wait for that to be durable.
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.check_alive().and_then(|()| self.image.co_flush_files(co)),
+        if self.is_read_only() {
+            return Ok(());
         }
+        self.image.check_alive()?;
+        self.image.co_flush_files(co)?;
+        self.image.co_pass_grace(co);
+        Ok(())
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
@@ -244,7 +248,9 @@ impl BlockDriver for Qcow2 {
             SubclusterKind::Compressed => Extent { compressed: true, ..Extent::data(run.bytes) },
         };
         // A reader of the file would have what is encrypted.
-        let has_place = run.kind.is_stored() && self.image.encryption.is_none();
+        // Zeroes at the start of a data file have the entry of zeroes without a place.
+        let is_zero_at_0 = run.kind == SubclusterKind::ZeroStored && run.host == 0;
+        let has_place = run.kind.is_stored() && self.image.encryption.is_none() && !is_zero_at_0;
         Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
     }
 

@@ -45,6 +45,7 @@ impl ImageFormat for Image {
             snapshot.vm_state_size = it.vm_state_bytes;
             snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
             snapshot.vm_clock = it.vm_clock_ns;
+            snapshot.icount = it.icount;
             snapshot
         });
         Ok(snapshots.collect())

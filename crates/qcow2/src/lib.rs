@@ -13,6 +13,7 @@
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
 //! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
+//! snapshot/ internal snapshots: create, apply, delete
 //! live      options that a reopen changes; rules: steps of the order that tests leave out
 //! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
@@ -65,7 +66,7 @@ mod write;
 pub use amend::Qcow2AmendOptions;
 pub use create::{
     Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
-    Version,
+    Qcow2MeasureOptions, Version,
 };
 pub use driver::Qcow2;
 pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};

@@ -260,9 +260,7 @@ impl Image {
         let Some(refcounts) = &mut state.refcounts else { return Err(Obstacle::Look) };
         self.file.debug_event(DebugEvent::ClusterAlloc);
         let goal = before.map(|entry| entry.offset() + cluster);
-        let taken = refcounts.allocate((guest.end - guest.start) / cluster, goal)?;
-        self.inflated.forget(taken.clone());
-        Ok(taken)
+        Ok(refcounts.allocate((guest.end - guest.start) / cluster, goal)?)
     }
 
     /// Writes data, with what is around it, to the places of a change, and links them. False if the entries

@@ -4,6 +4,7 @@ use std::io;
 
 use coblk::block::BlockdevError;
 use coblk::export::ExportError;
+use coblk::jobs::JobError;
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -21,6 +22,9 @@ pub enum DaemonError {
     /// Every node that is opened by itself has a name.
     #[error("'node-name' must be specified for the root node")]
     NoNodeName,
+    /// Something cannot be asked of a job.
+    #[error(transparent)]
+    Job(JobError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

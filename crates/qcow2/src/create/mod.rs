@@ -10,6 +10,7 @@
 //! header, durable; then that sector, which names the format.
 
 mod encrypt;
+mod measure;
 mod options;
 
 use std::io;
@@ -20,10 +21,14 @@ use coblk_block::{BlockBackend, CreateError, Creating, Preallocation, Truncate};
 use crate::encryption::NewEncryption;
 use crate::layout::{Finished, L2Entry, Mapped, NewImage, SECTOR_BYTES};
 pub use encrypt::{EncryptCreateFormat, EncryptCreateOptions};
+pub use measure::Qcow2MeasureOptions;
+pub(crate) use measure::co_measure;
 pub use options::{Compression, Preallocate, Qcow2CreateOptions, Version};
 
 /// Longest write of zeroes at a time, in bytes; between two of them a creation can be given up.
 const ZEROES_BYTES: u64 = 64 << 20;
+/// Most bytes of a data file that are read to find that they are zeroes.
+const MAX_LOOK_BYTES: u64 = 1 << 20;
 /// The bits of an extended entry whose subclusters all read as zeroes.
 const ALL_ZERO: u64 = 0xffff_ffff << 32;
 
@@ -73,8 +78,9 @@ struct New<'a, 'co> {
 impl New<'_, '_> {
     fn co_make(&self) -> io::Result<()> {
         let is_zero = self.co_clear()?;
+        let blank = self.co_blank(is_zero)?;
         self.co_set_lengths()?;
-        self.co_write_tables(is_zero)?;
+        self.co_write_tables(blank, is_zero)?;
         self.co_write_refcounts()?;
         self.co_write_encryption()?;
         let header = self.end.header.encode()?;
@@ -132,8 +138,7 @@ impl New<'_, '_> {
     }
 
     /// Writes the L1 table, and the L2 tables of what is mapped.
-    fn co_write_tables(&self, is_zero: bool) -> io::Result<()> {
-        let blank = self.co_blank(is_zero)?;
+    fn co_write_tables(&self, blank: Option<L2Entry>, is_zero: bool) -> io::Result<()> {
         let geometry = self.plan.geometry();
         let mut tables = self.plan.tables();
         while let Some(table) = PoolShare::once(self.co, || tables.step())? {
@@ -176,15 +181,27 @@ impl New<'_, '_> {
 
     /// Whether all of the disk reads as zeroes in the data file, as far as that is known.
     fn co_reads_zero(&self, data_file: &BlockBackend) -> io::Result<bool> {
-        let (mut at, end) = (0, self.options.size.0);
+        let (mut at, mut left) = (0, MAX_LOOK_BYTES);
+        let end = self.options.size.0.min(data_file.length()?);
         while at < end {
             let extent = data_file.co_block_status(self.co, at, end - at)?;
-            if !extent.zero || extent.bytes == 0 {
-                return Ok(false);
+            let bytes = extent.bytes;
+            if !extent.zero {
+                // Programs write a block of zeroes to see what O_DIRECT takes.
+                if bytes > left || !self.co_is_zero(data_file, at, bytes)? {
+                    return Ok(false);
+                }
+                left -= bytes;
             }
-            at += extent.bytes;
+            at += bytes;
         }
         Ok(true)
+    }
+
+    fn co_is_zero(&self, node: &BlockBackend, offset: u64, bytes: u64) -> io::Result<bool> {
+        let mut data = vec![1; bytes as usize];
+        node.co_read(self.co, offset, &mut data)?;
+        Ok(data.iter().all(|byte| *byte == 0))
     }
 
     fn co_zero_data(&self, runs: &[(u64, u64, u64)]) -> io::Result<()> {

@@ -37,6 +37,10 @@ impl Encryption {
         match *self {}
     }
 
+    pub(crate) fn co_encrypt(&self, _: &Co<'_>, _: (u64, u64), _: &mut [u8]) -> io::Result<()> {
+        match *self {}
+    }
+
     pub(crate) fn co_amend(
         &self,
         _: &Co<'_>,
@@ -44,10 +48,6 @@ impl Encryption {
         _: &EncryptAmendOptions,
         _: bool,
     ) -> Result<(), ImageError> {
-        match *self {}
-    }
-
-    pub(crate) fn co_encrypt(&self, _: &Co<'_>, _: (u64, u64), _: &mut [u8]) -> io::Result<()> {
         match *self {}
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::space::Space;
+use super::space::{Space, refcount_clusters};
 use super::{COPIED, FormatError, Geometry, Header, L2Entry, MAX_L1_BYTES, RefcountWidth};
 
 /// How much of the disk is mapped from the start.
@@ -87,7 +87,7 @@ impl NewImage {
             let l1 = space.allocate(l1_bytes.div_ceil(geometry.cluster_bytes()))?;
             header.l1_offset = l1 * geometry.cluster_bytes();
         }
-        if mapped == Mapped::OnePiece && disk_clusters > 0 {
+        if mapped == Mapped::OnePiece {
             let tables = disk_clusters.div_ceil(geometry.l2_entries());
             data = space.reserve(disk_clusters + tables)?;
             space.allocate_at(data, disk_clusters)?;
@@ -239,4 +239,14 @@ impl Finished {
         let blocks = self.space.blocks();
         blocks.map(move |(index, cluster)| (cluster * cluster_bytes, self.space.block(index)))
     }
+}
+
+/// The clusters of an image with `clusters` clusters of data that are not data: header, tables, and refcounts of
+/// all, themselves included. Tables count as if all of the disk were mapped.
+pub fn image_clusters(geometry: Geometry, width: RefcountWidth, clusters: u64) -> u64 {
+    let tables = clusters.div_ceil(geometry.l2_entries());
+    let l1 = tables.div_ceil(geometry.cluster_bytes() / 8);
+    let others = 1 + tables + l1;
+    let counted = refcount_clusters(geometry, width, u128::from(clusters + others), false);
+    others + (counted.blocks + counted.table) as u64
 }

@@ -164,12 +164,9 @@ impl Space {
         let end = at + clusters;
         for index in at / self.per_block()..=(end - 1) / self.per_block() {
             if self.blocks.get(index as usize).is_none_or(|block| *block == 0) {
-                let missing = at.max(index * self.per_block());
-                self.add_block(missing)?;
-                if missing > at {
-                    // What was counted before is free again, and the next search begins there.
-                    self.hint = self.hint.min(at);
-                }
+                self.add_block(at.max(index * self.per_block()))?;
+                // The next search looks at the same clusters first.
+                self.hint = self.hint.min(at);
                 return Ok(false);
             }
         }

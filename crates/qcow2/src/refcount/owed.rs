@@ -63,12 +63,16 @@ pub(super) struct Owed {
     pub(super) old: Generation,
     /// Being punched.
     pub(super) punching: Ranges,
+    /// Of blocks that were dropped, until that is durable: since the last commit began, and before.
+    pub(super) dropped: Ranges,
+    pub(super) dropping: Ranges,
 }
 
 impl Owed {
     /// The first clusters of a range that are closed to allocation.
     pub(super) fn first_closed(&self, clusters: &Range<u64>) -> Option<Range<u64>> {
-        let sets = [&self.fresh.closed, &self.old.closed, &self.punching];
+        let Owed { fresh, old, punching, dropped, dropping, .. } = self;
+        let sets = [&fresh.closed, &old.closed, punching, dropped, dropping];
         sets.iter().filter_map(|set| set.first_in(clusters)).min_by_key(|it| it.start)
     }
 
@@ -79,7 +83,9 @@ impl Owed {
     }
 
     pub(super) fn has_closed(&self) -> bool {
-        !(self.fresh.closed.is_empty() && self.old.closed.is_empty() && self.punching.is_empty())
+        let Owed { fresh, old, punching, dropped, dropping, .. } = self;
+        let sets = [&fresh.closed, &old.closed, punching, dropped, dropping];
+        sets.into_iter().any(|set| !set.is_empty())
     }
 }
 
@@ -201,14 +207,16 @@ impl Refcounts {
     }
 
     /// An epoch has ended: what was freed in the one before it is used by no request. Returns what is to be
-    /// punched; it is free when [`freed`](Self::freed) is told so. The rest is free at once.
-    pub(crate) fn pass_grace(&mut self) -> Vec<Range<u64>> {
+    /// punched; it is free when [`freed`](Self::freed) is told so. The rest is free at once. `forget` is told of
+    /// all bytes that may get other content from now on.
+    pub(crate) fn pass_grace(&mut self, forget: impl Fn(Range<u64>)) -> Vec<Range<u64>> {
         let fresh = std::mem::take(&mut self.owed.fresh);
         let old = std::mem::replace(&mut self.owed.old, fresh);
         for range in old.punch.iter() {
             self.owed.punching.insert(range);
         }
         for range in old.closed.iter() {
+            forget(self.bytes(&range));
             self.reopen(&range);
         }
         old.punch.iter().map(|range| self.bytes(&range)).collect()

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk::block::{DriverEvent, ErrorAction, RequestKind, ThresholdPassed};
 use coblk::export::ExportIoError;
+use coblk::jobs::StatusChange;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
 /// Something that a subscriber may want to know.
@@ -25,6 +26,8 @@ pub enum Event {
         /// The threshold, and how far behind it the write ends.
         passed: ThresholdPassed,
     },
+    /// `JOB_STATUS_CHANGE`: a job is in another state.
+    JobStatusChange(StatusChange),
     /// What the driver of a node tells of it, by a name of its own.
     Driver(DriverEvent),
     /// `SHUTDOWN`: the daemon ends. No event of QMP: QEMU's daemon has none.

@@ -1,11 +1,13 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod check;
 mod command;
 mod configuration;
 mod event;
 mod exports;
 mod in_the_way;
+mod jobs;
 mod metrics;
 mod monitors;
 mod nbd_server;
@@ -22,8 +24,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use coblk::aio::Wanted;
 use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
+use coblk::jobs::Jobs;
 use coblk::nbd::NbdExportType;
 use coblk::options::NodeOptions;
 use coblk::qapi::shorten;
@@ -71,6 +75,7 @@ pub struct Daemon {
     objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
+    jobs: Rc<Jobs>,
     /// With the server, at most one.
     nbd: Rc<NbdExportType>,
     chardevs: RefCell<BTreeMap<String, Chardev>>,
@@ -92,6 +97,8 @@ pub struct Daemon {
     commands_running: RefCell<Vec<(u64, &'static str)>>,
     last_command: Cell<u64>,
     asked: RefCell<sizes::Asked>,
+    /// Whether checks of images are wanted: until the end.
+    checks: Wanted,
     /// Nodes and servers that are being closed at the end.
     ending: Cell<usize>,
     /// Events of other threads, and what delivers them.
@@ -134,6 +141,12 @@ impl Daemon {
                     }
                 },
             );
+            let own = Weak::clone(me);
+            let jobs = Jobs::new(move |ctx, change| {
+                if let Some(daemon) = own.upgrade() {
+                    daemon.emit(ctx, &Event::JobStatusChange(change.clone()));
+                }
+            });
             let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());
             blockdevs.set_event_listener(move |event| sender.send(Event::Driver(event)));
             Daemon {
@@ -141,6 +154,7 @@ impl Daemon {
                 objects: Objects::new(objects),
                 configured: RefCell::default(),
                 exports,
+                jobs,
                 nbd,
                 metrics: RefCell::default(),
                 chardevs: RefCell::default(),
@@ -156,6 +170,7 @@ impl Daemon {
                 commands_running: RefCell::default(),
                 last_command: Cell::new(0),
                 asked: RefCell::default(),
+                checks: Wanted::new(),
                 ending: Cell::new(0),
                 events,
                 _delivering: delivering,

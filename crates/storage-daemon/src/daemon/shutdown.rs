@@ -1,4 +1,4 @@
-//! The end, in order: clients get their replies and go, then exports, nodes and threads.
+//! The end, in order: clients get their replies and go, then exports and jobs, nodes and threads.
 //!
 //! What does not depend on each other ends side by side, so that a disk that does not answer keeps
 //! nothing but its own requests and its own node from ending. What is in the way for a second is told
@@ -34,7 +34,9 @@ impl Daemon {
         // No request is to wait for its turn at the end.
         throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
+        self.checks.give_up();
         self.close_exports(co);
+        self.end_jobs(co);
         // What waits for a server to come back would wait for ever.
         self.blockdevs.nodes().iter().for_each(|node| node.cancel_in_flight());
         self.co_close_nodes(co);

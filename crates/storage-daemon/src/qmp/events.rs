@@ -21,6 +21,11 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
                 .with("amount-exceeded", passed.exceeded)
                 .with("write-threshold", passed.threshold),
         ),
+        Event::JobStatusChange(change) => Some(
+            QmpEvent::new("JOB_STATUS_CHANGE")
+                .with("status", change.status.name())
+                .with("id", change.id.clone()),
+        ),
         Event::Driver(event) => Some(of_a_driver(event)),
         // QEMU's daemon has none, and ends the connection.
         Event::Shutdown(_) => None,
@@ -28,7 +33,7 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
 }
 
 /// The events that there are, and what they tell.
-pub(super) fn schemas() -> [(&'static str, Schema); 3] {
+pub(super) fn schemas() -> [(&'static str, Schema); 4] {
     let io_error = [
         ("qom-path", "str"),
         ("device", "str"),
@@ -44,6 +49,7 @@ pub(super) fn schemas() -> [(&'static str, Schema); 3] {
         ("BLOCK_EXPORT_DELETED", Schema::object(&[("id", "str")])),
         ("BLOCK_IO_ERROR", Schema::object(&io_error)),
         ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
+        ("JOB_STATUS_CHANGE", Schema::object(&[("id", "str"), ("status", "str")])),
     ]
 }
 

@@ -3,8 +3,10 @@
 
 mod blockdevs;
 mod blockstats;
+mod check;
 mod events;
 mod exports;
+mod jobs;
 mod nbd_server;
 mod nodes;
 mod objects;
@@ -46,7 +48,9 @@ pub(crate) fn commands(
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
+    check::add(&mut commands);
     exports::add(&mut commands, types);
+    jobs::add(&mut commands, drivers);
     nbd_server::add(&mut commands);
     nodes::add(&mut commands);
     objects::add(&mut commands, objects);

@@ -88,8 +88,8 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
         daemon.set_write_threshold(&set.node_name, set.write_threshold)
     });
-    // Devices of a virtual machine, and jobs: there are none.
-    for name in ["query-block", "query-block-jobs", "query-jobs"] {
+    // Devices of a virtual machine, and jobs on nodes: there are none.
+    for name in ["query-block", "query-block-jobs"] {
         commands.add(name, |_, _, ()| Ok(json!([])));
     }
 }

@@ -198,7 +198,7 @@ impl Model {
             return;
         }
         self.epoch += 1;
-        for host in self.refcounts.pass_grace() {
+        for host in self.refcounts.pass_grace(|_| ()) {
             for cluster in self.numbers(host.clone()) {
                 let is_read = self.readers.iter().any(|(it, _)| *it == cluster);
                 assert!(!is_read, "{cluster} is punched while it is read");
@@ -302,7 +302,7 @@ impl Model {
 
     /// As [`step`](Self::step), with nothing that allocates.
     pub(super) fn step(&mut self) {
-        match self.random.u32(..12) {
+        match self.random.u32(..13) {
             0..4 => self.allocate(),
             4..7 => self.land(),
             7 => self.share(),
@@ -315,6 +315,7 @@ impl Model {
             }
             9 => self.read(),
             10 => self.grace(),
+            11 => drop(self.until(Refcounts::drop_empty_blocks)),
             _ => drop(self.commit_step()),
         }
         self.check();
