@@ -8,6 +8,8 @@ use std::rc::Rc;
 
 use coblk::aio::WaitMode;
 use coblk::drivers::{Engine, File, FileOptions};
+use coblk::virtio_blk::guest::{Machine, QueueOptions};
+use coblk::virtio_blk::{BlkStatus, SECTOR_BYTES, VirtioBlkConfig};
 use coblk::{AioContext, AlignedBuffer, BlockBackend, BlockNode, IoVectorMut};
 use coblk_tests::events::Recording;
 use coblk_tests::image_dir;
@@ -95,6 +97,49 @@ fn small_turns_read_in_place_and_large_ones_through_the_ring() {
             assert_eq!(scene.turn(2), [0, 2, 0]);
             assert_eq!(scene.turn(2), [2, 0, 0]);
         }
+    }
+}
+
+/// Two queues of one device are kicked in the same turn: their reads are counted together.
+#[test]
+fn a_device_reads_four_times_as_many_in_place() {
+    let dir = image_dir!();
+    let recording = Recording::begin();
+    let ctx = AioContext::for_test().expect("a context");
+    let node = BlockNode::new("disk", ring().open(image(dir.path())).expect("an image"));
+    let backend = BlockBackend::new(&ctx, "drive", node);
+    let config = VirtioBlkConfig::default().merge_requests(false).num_queues(2);
+    let queue = QueueOptions { size: 1024, ..QueueOptions::default() };
+    let mut machine =
+        Machine::builder().config(config).queue(queue).build(&ctx, backend).expect("a machine");
+    let buffers = machine.ram.alloc_many(2 * BLOCKS, BLOCK as u32, BLOCK as u64).expect("memory");
+    let mut turn = |reads: [usize; 2]| {
+        for (index, reads) in reads.into_iter().enumerate() {
+            for block in 0..reads {
+                let sector = (block * BLOCK) as u64 / SECTOR_BYTES;
+                let buffer = buffers[index * BLOCKS + block];
+                machine.queues[index].read(sector, buffer, block as u64).expect("room");
+            }
+        }
+        machine.queues.iter_mut().for_each(|queue| _ = queue.kick());
+        while machine.queues.iter().any(|queue| queue.in_flight() > 0) {
+            ctx.poll();
+            for queue in &mut machine.queues {
+                while let Some(completion) = queue.reap() {
+                    assert_eq!(completion.status, BlkStatus::Ok);
+                }
+            }
+        }
+        let events = recording.take();
+        ["file_read_in_place", "luring_co_submit"]
+            .map(|name| events.iter().filter(|event| event.name == name).count())
+    };
+    for _ in 0..2 {
+        assert_eq!(turn([64, 64]), [128, 0]);
+        assert_eq!(turn([64, 70]), [128, 6]);
+        assert_eq!(turn([64, 65]), [0, 129]);
+        assert_eq!(turn([1, 1]), [0, 2]);
+        assert_eq!(turn([1, 1]), [2, 0]);
     }
 }
 

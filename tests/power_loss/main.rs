@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use coblk::aio::SimulationOptions;
 use coblk::{AioContext, BlockNode, IoThread};
-use coblk_tests::load::{Mix, Shared};
+use coblk_tests::load::{Kind, Mix, Shared};
+use coblk_tests::pairs::{Pair, Request};
 use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, SECTOR};
 use coblk_tests::register::{Registers, print_of};
@@ -124,4 +125,43 @@ fn one_seed_is_one_run() {
     };
     assert_eq!(digest(3), digest(3));
     assert_ne!(digest(3), digest(4));
+}
+
+/// Two requests to the same cluster, or to one beside it, while the first is held.
+fn pairs(bug: Option<Bug>) -> Result<u64, String> {
+    let kinds = [Kind::Write, Kind::Read, Kind::Discard, Kind::ZeroOnly, Kind::Flush];
+    let (images, content) = ([linear::empty_image(true)], vec![0; CLUSTERS * CLUSTER * SECTOR]);
+    let before: [Request; 2] = [(Kind::Write, 0..8), (Kind::Write, 40..44)];
+    let others: [Request; 4] =
+        [(Kind::Flush, 0..0), (Kind::Write, 60..64), (Kind::Write, 72..76), (Kind::Read, 0..16)];
+    let mut points = 0;
+    for first in kinds {
+        for second in kinds {
+            for range in [4..8, 8..12, 5..7] {
+                let (first, second) = ((first, 4..8), (second, range));
+                let what = format!("{first:?}, {second:?}");
+                let pair = Pair {
+                    images: &images,
+                    content: &content,
+                    cluster: CLUSTER,
+                    before: &before,
+                    first,
+                    second,
+                    others: &others,
+                    survey: None,
+                };
+                let run = pair.run(&Format(bug), 1).map_err(|fault| format!("{what}: {fault}"));
+                points += run?;
+            }
+        }
+    }
+    Ok(points)
+}
+
+#[test]
+fn a_request_that_is_held_meets_no_other() {
+    let points = pairs(None).unwrap_or_else(|fault| panic!("{fault}"));
+    println!("{points} points");
+    let fault = pairs(Some(Bug::NoGrace)).expect_err("a read that meets another owner");
+    assert!(fault.contains("to sector"), "{fault}");
 }

@@ -14,6 +14,7 @@
 //! * `storage_daemon`: the storage daemon, running;
 //! * `survey`: looks at what a loss of power may leave of an image;
 //! * `tools`: programs that tests run;
+//! * `pairs`: two requests, one of them held while the other runs;
 //! * `probe`: a block driver that notes what it is asked, and can be told to wait or fail;
 //! * `random`: numbers from a seed;
 //! * `recorded`: files in memory, and what a loss of power may leave of them;
@@ -35,6 +36,7 @@ pub mod liar;
 pub mod load;
 pub mod loop_device;
 pub mod nbd;
+pub mod pairs;
 pub mod probe;
 pub mod random;
 pub mod recorded;

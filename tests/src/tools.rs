@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 27] = [
+const PACKAGES: [(&str, &str); 28] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -34,6 +34,7 @@ const PACKAGES: [(&str, &str); 27] = [
     ("setpriv", "util-linux"),
     ("fsfreeze", "util-linux"),
     ("kill", "procps"),
+    ("cryptsetup", "cryptsetup-bin"),
 ];
 
 /// A command; found also where only root looks as a rule.

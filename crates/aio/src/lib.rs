@@ -46,7 +46,7 @@ mod waiting;
 
 pub use co::{AioJob, Co, CoWaker, CoroutineInfo, NoteInfo, PoolShare, Wanted};
 pub use context::{
-    AioContext, AioContextBuilder, AioHandle, BottomHalf, BusyPoll, EventHandler, FdHandler,
+    AioContext, AioContextBuilder, AioHandle, Batch, BottomHalf, BusyPoll, EventHandler, FdHandler,
     FdInterest, MAX_CONTEXTS, PerContext, PollParams, Readiness, RemoteBottomHalf, Timer, Wait,
     WaitStats,
 };

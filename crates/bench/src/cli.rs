@@ -57,7 +57,8 @@ enum Command {
     Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
-    /// Name all works of `micro`, `compare`, `compare nbd` and `compare vhost-user`, one a line.
+    /// Name all works of `micro`, `compare`, `compare nbd`, `compare vhost-user` and `compare qcow2`, one a
+    /// line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -97,6 +98,8 @@ enum Compared {
     Nbd(ServedArgs),
     /// Our vhost-user-blk export beside QEMU's.
     VhostUser(ServedArgs),
+    /// Our qcow2 driver beside a raw image of ours and QEMU's driver.
+    Qcow2(CommonArgs),
 }
 
 impl Cli {
@@ -131,6 +134,9 @@ pub fn run() -> io::Result<()> {
             Some(Compared::Nbd(arguments)) => {
                 served::run(Protocol::Nbd, &arguments, &plan, &mut report)?;
             }
+            Some(Compared::Qcow2(arguments)) => {
+                compare::qcow2::run(&arguments, &plan, &mut report)?;
+            }
             Some(Compared::VhostUser(arguments)) => {
                 served::run(Protocol::VhostUser, &arguments, &plan, &mut report)?;
             }
@@ -148,6 +154,7 @@ pub fn run() -> io::Result<()> {
 fn list() {
     Work::ALL.iter().for_each(|work| println!("{}", work.name()));
     compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
+    compare::qcow2::names().iter().for_each(|name| println!("{name}"));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }

@@ -11,6 +11,7 @@
 //! * [`jobs`]: operations in the background, such as the creation of an image;
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
+//! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format, for reads; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
@@ -43,6 +44,8 @@
 pub use coblk_aio as aio;
 pub use coblk_block as block;
 pub use coblk_coroutine as coroutine;
+#[cfg(feature = "encryption")]
+pub use coblk_crypto as crypto;
 pub use coblk_export as export;
 pub use coblk_jobs as jobs;
 pub use coblk_nbd as nbd;

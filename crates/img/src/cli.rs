@@ -34,28 +34,51 @@ enum Command {
     Amend(commands::amend::Amend),
     Bench(commands::bench::Bench),
     Check(commands::check::Check),
+    Commit(commands::commit::Commit),
     Compare(commands::compare::Compare),
     Convert(commands::convert::Convert),
     Create(commands::create::Create),
     Info(commands::info::Info),
     Map(commands::map::Map),
     Measure(commands::measure::Measure),
+    Rebase(commands::rebase::Rebase),
     Resize(commands::resize::Resize),
     Snapshot(commands::snapshot::Snapshot),
 }
 
 impl Command {
+    /// What `--object` has, each time.
+    fn objects(&self) -> &[OsString] {
+        match self {
+            Command::Amend(it) => &it.named.objects.objects,
+            Command::Bench(it) => &it.named.objects.objects,
+            Command::Check(it) => &it.named.objects.objects,
+            Command::Commit(it) => &it.named.objects.objects,
+            Command::Compare(it) => &it.objects.objects,
+            Command::Convert(it) => &it.objects.objects,
+            Command::Create(it) => &it.objects.objects,
+            Command::Info(it) => &it.named.objects.objects,
+            Command::Map(it) => &it.named.objects.objects,
+            Command::Measure(it) => &it.named.objects.objects,
+            Command::Rebase(it) => &it.named.objects.objects,
+            Command::Resize(it) => &it.named.objects.objects,
+            Command::Snapshot(it) => &it.named.objects.objects,
+        }
+    }
+
     fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         match self {
             Command::Amend(amend) => amend.co_run(tool),
             Command::Bench(bench) => bench.co_run(tool),
             Command::Check(check) => check.co_run(tool),
+            Command::Commit(commit) => commit.co_run(tool),
             Command::Compare(compare) => compare.co_run(tool),
             Command::Convert(convert) => convert.co_run(tool),
             Command::Create(create) => create.co_run(tool),
             Command::Info(info) => info.co_run(tool),
             Command::Map(map) => map.co_run(tool),
             Command::Measure(measure) => measure.co_run(tool),
+            Command::Rebase(rebase) => rebase.co_run(tool),
             Command::Resize(resize) => resize.co_run(tool),
             Command::Snapshot(snapshot) => snapshot.co_run(tool),
         }
@@ -91,7 +114,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(co: &Co<'_>, command: &Command, interrupt: &Interrupt) -> Result<(), Failure> {
     let images = Images::new();
     let tool = Tool { co, images: &images, interrupt };
-    let result = command.co_run(&tool);
+    let made = commands::objects::co_make(&tool, command.objects());
+    let result = made.and_then(|()| command.co_run(&tool));
     // After a failure, too: what is in memory belongs to the images.
     let closed = images.co_close_all(co);
     result.and(closed)
@@ -130,5 +154,6 @@ fn start_log() {
         EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Another subscriber is there in a program of tests.
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).without_time().try_init();
+    let _ =
+        log.with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).try_init();
 }

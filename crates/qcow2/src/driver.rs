@@ -2,31 +2,48 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, BlockLimits, Child, Driver, EdgeId, EventType, Extent, ImageFormat, OpenError,
-    Opening, ReadFlags, Reopen, Reopening, WriteFlags,
+    BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
+    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, WriteFlags,
+    ZeroFlags,
 };
 
 use crate::event::ImageCorrupted;
 use crate::image::Image;
-use crate::layout::{SECTOR_BYTES, SubclusterKind};
+use crate::layout::{Purpose, SECTOR_BYTES, SubclusterKind};
+use crate::live::LiveOptions;
+use crate::map::Look;
 use crate::open;
 use crate::options::Qcow2Options;
+use crate::refcount::Refcounts;
 
-/// A qcow2 image, open for reads.
+/// A qcow2 image.
 pub struct Qcow2 {
     pub(crate) image: Arc<Image>,
+    /// Whether it is not written. Changes while the node is drained.
+    is_read_only: AtomicBool,
+    is_closed: AtomicBool,
 }
 
 impl Driver for Qcow2 {
     const NAMES: &'static [&'static str] = &["qcow2"];
     const EVENTS: &'static [EventType] = &[EventType::of::<ImageCorrupted>()];
+    const CHANGEABLE: &'static [&'static str] = &[
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+        "discard-no-unref",
+        "overlap-check",
+    ];
     type Options = Qcow2Options;
 
     fn co_open(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Qcow2, OpenError> {
-        Ok(Qcow2 { image: open::co_open(opening, options)? })
+        let image = open::co_open(opening, options)?;
+        let is_read_only = AtomicBool::new(!image.is_written());
+        Ok(Qcow2 { image, is_read_only, is_closed: AtomicBool::new(false) })
     }
 
     fn co_prepare_reopen<'a>(
@@ -34,14 +51,58 @@ impl Driver for Qcow2 {
         reopening: &Reopening<'_, '_>,
         options: &Qcow2Options,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
-        open::check_mode(reopening.mode())?;
         // What the image names is found when it is opened, and not by a reopen.
         let is_empty = self.image.backing.node().is_none();
-        if is_empty && options.backing.is_none() && self.image.header.backing.is_some() {
+        if is_empty && options.backing.is_none() && self.image.header().backing.is_some() {
             let why = "it is missing, and the image names a backing file: null leaves it out";
             return Err(OpenError::option("backing", why));
         }
-        Ok(Box::new(|| {}))
+        let children = ["file", "data-file"].into_iter().filter_map(|name| reopening.child(name));
+        let is_fixed = children.into_iter().any(|child| child.is_read_only());
+        let writes = open::writes(reopening.mode(), is_fixed);
+        open::check_shown(options, writes)?;
+        if options.snapshot != self.image.shown {
+            return Err(OpenError::option("x-snapshot", "it cannot be changed"));
+        }
+        let mut swap = Swap {
+            driver: self,
+            options: LiveOptions::new(options),
+            is_read_only: !writes,
+            refcounts: None,
+        };
+        let co = reopening.co();
+        if writes && !self.image.is_written() {
+            let header = self.image.header();
+            header.check(Purpose::Write).map_err(OpenError::of_driver)?;
+            if open::needs_preparation(&header) {
+                let why = "the image has flags that are cleared first: it has to be opened again";
+                return Err(OpenError::option("read-only", why));
+            }
+            swap.refcounts = Some(self.image.co_load_refcounts(co)?);
+        } else if !writes {
+            self.image.co_finish(co)?;
+        }
+        Ok(Box::new(swap))
+    }
+}
+
+/// A node that is to have other options, or to be read-only, or not.
+struct Swap<'a> {
+    driver: &'a Qcow2,
+    options: LiveOptions,
+    is_read_only: bool,
+    refcounts: Option<Refcounts>,
+}
+
+impl Reopen for Swap<'_> {
+    fn swap(&mut self) {
+        let image = &self.driver.image;
+        image.options.swap(&self.options);
+        let was_read_only = self.driver.is_read_only.swap(self.is_read_only, Ordering::Relaxed);
+        if was_read_only != self.is_read_only {
+            std::mem::swap(&mut image.lock().refcounts, &mut self.refcounts);
+        }
+        self.is_read_only = was_read_only;
     }
 }
 
@@ -51,19 +112,26 @@ impl BlockDriver for Qcow2 {
     }
 
     fn length(&self) -> u64 {
-        self.image.header.disk_bytes()
+        self.image.disk_bytes()
     }
 
     fn is_read_only(&self) -> bool {
-        true
+        self.is_read_only.load(Ordering::Relaxed)
     }
 
     fn limits(&self) -> BlockLimits {
-        let mut limits = BlockLimits::default();
-        if self.image.encryption.is_some() {
-            limits.request_alignment = SECTOR_BYTES as u32;
+        let geometry = self.image.geometry;
+        BlockLimits {
+            // Both are at most 2 MiB.
+            pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
+            pdiscard_alignment: geometry.cluster_bytes() as u32,
+            request_alignment: if self.image.encryption.is_some() {
+                SECTOR_BYTES as u32
+            } else {
+                1
+            },
+            ..BlockLimits::default()
         }
-        limits
     }
 
     fn children(&self) -> Vec<EdgeId> {
@@ -79,19 +147,91 @@ impl BlockDriver for Qcow2 {
         target: &mut IoVectorMut<'_>,
         _: ReadFlags,
     ) -> io::Result<()> {
+        self.image.check_alive()?;
         self.image.co_read(co, offset, target)
     }
 
-    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::EROFS))
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        _: WriteFlags,
+    ) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_write(co, offset, source)
     }
 
-    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+    fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_pwrite_zeroes(co, offset..offset + bytes, flags)
+    }
+
+    fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_pdiscard(co, offset..offset + bytes)
+    }
+
+    /// The commit syncs as its order asks for.
+    fn co_write_back(&self, co: &Co<'_>) -> io::Result<()> {
+        match self.is_read_only() {
+            true => Ok(()),
+            false => self.image.check_alive().and_then(|()| self.image.co_commit(co)),
+        }
+    }
+
+    /// Children to which nothing was written since their last sync do nothing.
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        match self.is_read_only() {
+            true => Ok(()),
+            false => self.image.check_alive().and_then(|()| self.image.co_flush_files(co)),
+        }
+    }
+
+    fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        if !self.is_read_only() {
+            self.image.co_finish(co)?;
+        }
+        self.is_closed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
+    fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
+        match self.is_read_only() {
+            true => Ok(()),
+            false => self.image.co_finish(co).and_then(|()| self.image.co_flush_files(co)),
+        }
+    }
+
+    fn needs_close(&self) -> bool {
+        !self.is_read_only() && !self.image.lock().is_clean()
+    }
+
+    /// An image that is written is this node's alone, whether the node has users or not: it keeps tables in
+    /// memory.
+    fn child_permissions(
+        &self,
+        edge: &EdgeInfo,
+        held: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        let writes = !self.is_read_only() && !self.is_closed.load(Ordering::Relaxed);
+        if writes && edge.role() == ChildRole::IMAGE && held.is_empty() {
+            let changes = Permissions::WRITE | Permissions::RESIZE;
+            return (Permissions::CONSISTENT_READ | changes, shared - changes);
+        }
+        edge.role().default_permissions((held, shared), writes)
+    }
+
     fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
-        let run = self.image.co_find(co, offset..offset + bytes)?;
+        self.image.check_alive()?;
+        let run = self.image.co_find(co, offset..offset + bytes, Look::Read)?;
         let (_, name) = self.image.data();
         let extent = match run.kind {
             SubclusterKind::Unallocated | SubclusterKind::UnallocatedStored => {

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::Corruption;
 
-/// A request has met an entry that cannot be. Told once an opening.
+/// A request has met an entry that cannot be. Told once an opening, and once
+/// more if the image is not used any more then.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct ImageCorrupted {
     /// Empty, as a node is no device.
@@ -21,14 +22,14 @@ pub(crate) struct ImageCorrupted {
 }
 
 impl ImageCorrupted {
-    /// Of an image that is read, and goes on to be.
-    pub(crate) fn new(corruption: &Corruption) -> ImageCorrupted {
+    /// Of an image that is not used any more, if that is `fatal`; else one that is read, and goes on to be.
+    pub(crate) fn new(corruption: &Corruption, fatal: bool) -> ImageCorrupted {
         ImageCorrupted {
             device: String::new(),
             msg: corruption.to_string(),
             offset: corruption.offset.and_then(|offset| i64::try_from(offset).ok()),
             size: None,
-            fatal: false,
+            fatal,
         }
     }
 }

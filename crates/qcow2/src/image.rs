@@ -2,36 +2,66 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
-use coblk_block::{Child, ChildSlot, EventSink};
+use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
 use crate::cache::SliceCache;
+use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
+use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
+use crate::header_io::HeaderCell;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Purpose, Snapshot,
+    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
+    Snapshot,
 };
-use crate::source::Source;
+use crate::live::LiveOptions;
+use crate::map::L1;
+use crate::metadata::MetadataSet;
+use crate::refcount::Refcounts;
+use crate::rules::Rule;
+use crate::state::State;
 use crate::tables;
+
+/// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
+const GROWTH_BYTES: u64 = 1 << 20;
 
 /// An open image. Any thread; several contexts at once.
 pub(crate) struct Image {
-    pub(crate) header: Box<Header>,
+    pub(crate) header: HeaderCell,
+    /// Length of the disk in bytes.
+    disk_bytes: AtomicU64,
     pub(crate) geometry: Geometry,
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
-    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshots: Mutex<Vec<Snapshot>>,
+    /// Held by the one that changes the snapshots.
+    pub(crate) snapshot_turn: CoMutex<()>,
     pub(crate) bitmaps: Vec<Bitmap>,
-    /// The L1 table, as far as it is in the file. Behind it nothing is mapped.
-    pub(crate) l1: Box<[AtomicU64]>,
+    /// The snapshot that is read instead of the disk, as an option names it.
+    pub(crate) shown: Option<String>,
+    pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
-    /// Bytes of a slice of an L2 table.
-    pub(crate) slice_bytes: u64,
     pub(crate) inflated: InflatedClusters,
+    state: Mutex<State>,
+    pub(crate) epochs: Epochs,
+    pub(crate) metadata: Arc<MetadataSet>,
+    /// Held by the one that reads a refcount block.
+    pub(crate) block_turn: CoMutex<()>,
+    pub(crate) block_loads: BlockLoads,
+    /// Memory for refcounts in bytes.
+    refcount_bytes: u64,
+    pub(crate) options: LiveOptions,
+    #[cfg(feature = "test-rules")]
+    pub(crate) omitted: Option<Rule>,
     /// Where the file ended when it was looked at last.
     end: AtomicU64,
+    /// The file was made longer, by more than was needed perhaps.
+    has_grown: AtomicBool,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
@@ -41,18 +71,40 @@ pub(crate) struct Image {
     events: EventSink,
     /// A corruption was told.
     is_told: AtomicBool,
+    /// A corruption was found while the image was written: it is not used any more.
+    is_dead: AtomicBool,
+}
+
+/// The mapping that an image shows.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// The snapshot, as an option names it; `None`: the disk.
+    pub(crate) snapshot: Option<String>,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) disk_bytes: u64,
 }
 
 /// What an opening has found, for an [`Image`] to be made.
 pub(crate) struct Parts {
     pub(crate) header: Box<Header>,
+    /// Cluster 0 as it is in the file.
+    pub(crate) cluster: Vec<u8>,
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
-    pub(crate) slice_bytes: u64,
     /// Most bytes of decompressed clusters in memory.
     pub(crate) inflated_bytes: u64,
+    pub(crate) metadata: Arc<MetadataSet>,
+    /// Of an image that is written.
+    pub(crate) refcounts: Option<Refcounts>,
+    /// Memory for refcounts in bytes.
+    pub(crate) refcount_bytes: u64,
+    pub(crate) options: LiveOptions,
+    #[cfg(feature = "test-rules")]
+    pub(crate) omitted: Option<Rule>,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) encryption: Option<Encryption>,
@@ -68,18 +120,31 @@ impl Image {
             is_v2: parts.header.version == 2,
             has_data_file: parts.data_file.is_some(),
         };
+        let header = parts.header;
         Ok(Image {
             geometry,
             rules,
-            compression: parts.header.compression()?,
-            header: parts.header,
-            snapshots: parts.snapshots,
+            compression: header.compression()?,
+            disk_bytes: parts.shown.disk_bytes.into(),
+            l1: L1::new(&parts.l1, parts.shown.l1_entries.into()),
+            shown: parts.shown.snapshot,
+            snapshots: Mutex::new(parts.snapshots),
+            snapshot_turn: CoMutex::new(()),
             bitmaps: parts.bitmaps,
-            l1: parts.l1.into_iter().map(AtomicU64::new).collect(),
+            header: HeaderCell::new(*header, parts.cluster),
+            state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
             cache: parts.cache,
-            slice_bytes: parts.slice_bytes,
             inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
-            end: parts.file.end().into(),
+            epochs: Epochs::new(),
+            metadata: parts.metadata,
+            block_turn: CoMutex::new(()),
+            block_loads: BlockLoads::default(),
+            refcount_bytes: parts.refcount_bytes,
+            options: parts.options,
+            #[cfg(feature = "test-rules")]
+            omitted: parts.omitted,
+            end: parts.file.length().into(),
+            has_grown: AtomicBool::new(false),
             file: parts.file,
             data_file: parts.data_file,
             backing,
@@ -87,7 +152,33 @@ impl Image {
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
+            is_dead: AtomicBool::new(false),
         })
+    }
+
+    /// The lock of what changes of mappings need. Not to be held across a suspension.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Length of the disk in bytes.
+    #[inline]
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The disk has another length.
+    pub(crate) fn set_disk_bytes(&self, bytes: u64) {
+        self.disk_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Fails if the image is not used any more.
+    #[inline]
+    pub(crate) fn check_alive(&self) -> io::Result<()> {
+        match self.is_dead.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
+        }
     }
 
     /// The child that has data, and its name.
@@ -99,22 +190,59 @@ impl Image {
     }
 
     /// Where the file ends, at least behind `offset` if it does so. It may have become longer.
+    #[inline]
     pub(crate) fn end_behind(&self, offset: u64) -> u64 {
         let end = self.end.load(Ordering::Relaxed);
         if offset < end {
             return end;
         }
-        let end = self.file.end();
+        self.look_at_end()
+    }
+
+    /// Looks where the file ends.
+    pub(crate) fn look_at_end(&self) -> u64 {
+        let end = self.file.length();
         self.end.store(end, Ordering::Relaxed);
         end
     }
 
-    /// Tells of a corruption, the first one, and returns the error for the request that met it.
+    /// Whether the file was made longer.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.has_grown.load(Ordering::Relaxed)
+    }
+
+    /// Makes the file at least `end` bytes long, and somewhat longer.
+    pub(crate) fn co_grow_file(&self, co: &Co<'_>, end: u64) -> io::Result<()> {
+        if end <= self.file.length() {
+            return Ok(());
+        }
+        self.has_grown.store(true, Ordering::Relaxed);
+        let how = Truncate { preallocation: Preallocation::Off, ..Truncate::default() };
+        let ahead = end.checked_next_multiple_of(GROWTH_BYTES).unwrap_or(end);
+        // What cannot become so long may become as long as is needed.
+        if self.file.co_grow(co, ahead, how).is_err() {
+            self.file.co_grow(co, end, how)?;
+        }
+        self.look_at_end();
+        Ok(())
+    }
+
+    /// Tells of a corruption, and returns the error for the request that met it. An image that is written is
+    /// not used any more then, and gets the corrupt bit.
     #[cold]
-    pub(crate) fn corrupt(&self, corruption: &Corruption) -> io::Error {
-        if !self.is_told.swap(true, Ordering::Relaxed) {
+    pub(crate) fn co_corrupt(&self, co: &Co<'_>, corruption: &Corruption) -> io::Error {
+        let is_fatal = self.is_written();
+        let told = if is_fatal { &self.is_dead } else { &self.is_told };
+        if !told.swap(true, Ordering::SeqCst) {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
-            self.events.tell(&ImageCorrupted::new(corruption));
+            self.events.tell(&ImageCorrupted::new(corruption, is_fatal));
+            if is_fatal && self.rules.is_v2 {
+                return io::Error::from_raw_os_error(libc::EIO);
+            }
+            let mark = |header: &mut Header| header.incompatible.insert(Incompatible::CORRUPT);
+            if is_fatal && let Err(error) = self.co_update_header(co, mark) {
+                tracing::error!(%error, "a corrupt image cannot be marked as such");
+            }
         }
         io::Error::from_raw_os_error(libc::EIO)
     }
@@ -124,21 +252,51 @@ impl Image {
     /// # Errors
     /// If the image is another one by now: it has to be opened again.
     pub(crate) fn co_read_anew(&self, co: &Co<'_>) -> io::Result<()> {
-        let (header, _) = tables::co_header(co, &self.file)?;
+        let (header, cluster) = tables::co_header(co, &self.file)?;
         header.check(Purpose::Read)?;
-        if *header != *self.header {
+        if *header != *self.header() {
             let why = "the header of the image has changed: it has to be opened again";
             return Err(io::Error::other(why));
         }
-        let l1 = tables::co_words(co, &self.file, header.l1_offset, header.l1_entries.into())?;
-        if l1.len() != self.l1.len() {
-            return Err(io::Error::other("the L1 table of the image has another length"));
-        }
-        for (entry, new) in self.l1.iter().zip(l1) {
-            entry.store(new, Ordering::Relaxed);
-        }
-        self.cache.clear();
+        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
+        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
+        let refcounts = match self.is_written() {
+            true => Some(self.co_load_refcounts(co)?),
+            false => None,
+        };
+        let mut state = self.lock();
+        self.l1.replace(&l1);
+        self.cache.clear(&state.owed);
         self.inflated.clear();
+        state.refcounts = refcounts;
+        drop(state);
+        self.co_replace_header(co, *header, cluster);
+        self.look_at_end();
         Ok(())
+    }
+
+    /// The refcounts, for an image that is to be written.
+    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
+        let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
+        Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
+    }
+
+    /// Whether the image is written.
+    pub(crate) fn is_written(&self) -> bool {
+        self.lock().refcounts.is_some()
+    }
+
+    /// Whether a step is left out.
+    #[cfg(feature = "test-rules")]
+    pub(crate) fn rules_omit(&self, rule: Rule) -> bool {
+        self.omitted == Some(rule)
+    }
+
+    /// Whether a step is left out: none is.
+    #[cfg(not(feature = "test-rules"))]
+    #[inline(always)]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn rules_omit(&self, _: Rule) -> bool {
+        false
     }
 }

@@ -79,7 +79,6 @@ impl InflatedClusters {
 
     /// Drops what begins at these bytes of the file: they are about to get other content. No request that has
     /// seen their entries is left.
-    #[cfg_attr(not(test), expect(dead_code, reason = "images are not written yet"))]
     pub(crate) fn forget(&self, hosts: Range<u64>) {
         self.kept().retain(|cluster| !hosts.contains(&cluster.host));
     }

@@ -14,7 +14,7 @@ use crate::layout::{Autoclear, BitmapFlags, Compatible, Crypt, Header, Incompati
 
 impl ImageFormat for Image {
     fn info(&self) -> io::Result<ImageInfo> {
-        let header = &self.header;
+        let header = &*self.header();
         let mut info = ImageInfo::new(header.disk_bytes());
         info.cluster_size = Some(self.geometry.cluster_bytes());
         info.encrypted = header.crypt()? != Crypt::None;
@@ -34,15 +34,29 @@ impl ImageFormat for Image {
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let snapshots = self.snapshots.iter().map(|it| {
-            let length = it.disk_bytes.unwrap_or(self.header.disk_bytes());
+        let snapshots = self.snapshots();
+        let snapshots = snapshots.iter().map(|it| {
+            let length = it.disk_bytes.unwrap_or(self.disk_bytes());
             let mut snapshot = ImageSnapshot::new(text(&it.id), text(&it.name), length);
             snapshot.vm_state_size = it.vm_state_bytes;
             snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
             snapshot.vm_clock = it.vm_clock_ns;
+            snapshot.icount = it.icount;
             snapshot
         });
         Ok(snapshots.collect())
+    }
+
+    fn co_create_snapshot(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
+        self.co_create(co, name)
+    }
+
+    fn co_delete_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        self.co_delete(co, id)
+    }
+
+    fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
+        self.co_apply(co, id)
     }
 }
 
@@ -56,7 +70,7 @@ fn backing_name(header: &Header) -> Option<BackingName> {
 impl Image {
     /// The members of QAPI's `ImageInfoSpecificQCow2`.
     fn specific(&self) -> Map<String, Value> {
-        let header = &self.header;
+        let header = &*self.header();
         let mut data = Map::new();
         let mut add = |name: &str, value: Value| data.insert(name.to_owned(), value);
         add("compat", json!(if header.version == 2 { "0.10" } else { "1.1" }));

@@ -8,6 +8,7 @@ use coblk_qapi::{Size, Unsupported};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Geometry;
+use crate::metadata::Metadata;
 
 /// Largest cache of L2 tables by default, in bytes.
 const DEFAULT_L2_BYTES: u64 = 32 << 20;
@@ -121,6 +122,14 @@ pub struct Qcow2Options {
     /// in this way have the same value.
     #[serde(default, rename = "x-named-files")]
     pub named_files: NamedFiles,
+    /// `x-snapshot`: the id or the name of an internal snapshot that is read instead of the disk; for nodes
+    /// that are not written.
+    #[serde(rename = "x-snapshot")]
+    pub snapshot: Option<String>,
+    /// `x-omit`: a step of the order of writes that is left out.
+    #[cfg(feature = "test-rules")]
+    #[serde(rename = "x-omit")]
+    pub omitted: Option<crate::rules::Rule>,
     #[serde(default, rename = "cache-clean-interval", skip_serializing)]
     pub(crate) _cache_clean_interval: Option<Unsupported>,
     /// `encrypt`: what opens an encrypted image.
@@ -153,6 +162,9 @@ impl Qcow2Options {
             refcount_cache_size: None,
             inflated_cache_size: None,
             named_files: NamedFiles::Allow,
+            snapshot: None,
+            #[cfg(feature = "test-rules")]
+            omitted: None,
             _cache_clean_interval: None,
             encrypt: None,
             metadata_only: false,
@@ -163,6 +175,23 @@ impl Qcow2Options {
     /// Most bytes of decompressed clusters that are kept.
     pub(crate) fn inflated_bytes(&self) -> u64 {
         self.inflated_cache_size.map_or(DEFAULT_INFLATED_BYTES, |Size(bytes)| bytes)
+    }
+}
+
+impl Qcow2Options {
+    /// The kinds of metadata that writes of data must not meet.
+    pub(crate) fn checked_metadata(&self) -> Metadata {
+        let constant = Metadata::MAIN_HEADER
+            | Metadata::ACTIVE_L1
+            | Metadata::REFCOUNT_TABLE
+            | Metadata::SNAPSHOT_TABLE
+            | Metadata::BITMAP_DIRECTORY;
+        match self.overlap_check.unwrap_or(OverlapCheck::Cached) {
+            OverlapCheck::None => Metadata::empty(),
+            OverlapCheck::Constant => constant,
+            OverlapCheck::Cached => Metadata::all() - Metadata::INACTIVE_L2,
+            OverlapCheck::All => Metadata::all(),
+        }
     }
 }
 
@@ -185,11 +214,12 @@ impl From<Qcow2Options> for DriverConfig {
     }
 }
 
-/// Sizes of the cache of L2 tables, in bytes.
+/// Sizes of the caches, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheSizes {
     pub(crate) l2_bytes: u64,
     pub(crate) slice_bytes: u64,
+    pub(crate) refcount_bytes: u64,
 }
 
 impl CacheSizes {
@@ -219,7 +249,11 @@ impl CacheSizes {
         }
         // What no table can use is not taken.
         let l2_bytes = l2_bytes.min(useful).max(2 * slice_bytes);
-        Ok(CacheSizes { l2_bytes, slice_bytes })
+        let given = |size: Option<Size>| size.map(|Size(bytes)| bytes);
+        let rest = given(options.cache_size).map(|all| all.saturating_sub(l2_bytes));
+        let refcount_bytes = given(options.refcount_cache_size).or(rest).unwrap_or(0);
+        let refcount_bytes = refcount_bytes.max(REFCOUNT_CLUSTERS * cluster);
+        Ok(CacheSizes { l2_bytes, slice_bytes, refcount_bytes })
     }
 }
 

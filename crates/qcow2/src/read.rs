@@ -13,9 +13,10 @@ use coblk_aio::{AlignedBuffer, Co, IoVectorMut};
 use coblk_block::{DebugEvent, ReadFlags};
 
 use crate::encryption::Encryption;
+use crate::epoch::Pin;
 use crate::image::Image;
 use crate::layout::{CompressedCluster, SubclusterKind, inflate};
-use crate::map::Run;
+use crate::map::{Look, Run};
 use crate::source::Source;
 
 /// Most pieces of a request that are read at once.
@@ -44,20 +45,42 @@ impl Image {
             return Ok(());
         }
         let bytes = target.len() as u64;
-        let run = self.co_find(co, offset..offset + bytes)?;
+        let pin = self.epochs.pin(co);
+        let run = self.co_find(co, offset..offset + bytes, Look::Read)?;
         if run.bytes == bytes {
-            return self.co_read_run(co, run, offset, target);
+            return self.co_read_run(co, run, offset, target, pin);
         }
+        drop(pin);
         self.co_read_runs(co, offset, target)
     }
 
-    /// Fills `target` with the bytes of a run, or with the first of them.
+    /// Fills `target` from `offset` bytes of the disk on, one run after the other.
+    pub(crate) fn co_read_pieces(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        let (bytes, mut done) = (target.len(), 0);
+        while done < bytes {
+            let at = offset + done as u64;
+            let pin = self.epochs.pin(co);
+            let run = self.co_find(co, at..offset + bytes as u64, Look::Read)?;
+            self.co_read_run(co, run, at, &mut target.slice(done, run.bytes as usize), pin)?;
+            done += run.bytes as usize;
+        }
+        Ok(())
+    }
+
+    /// Fills `target` with the bytes of a run, or with the first of them. The pin was taken before the run
+    /// was found.
     fn co_read_run(
         &self,
         co: &Co<'_>,
         run: Run,
         offset: u64,
         target: &mut IoVectorMut<'_>,
+        pin: Pin<'_>,
     ) -> io::Result<()> {
         match run.kind {
             SubclusterKind::Zero | SubclusterKind::ZeroStored => {
@@ -65,6 +88,8 @@ impl Image {
                 Ok(())
             }
             SubclusterKind::Unallocated | SubclusterKind::UnallocatedStored => {
+                // A backing file may take its time, and nothing of this file is read.
+                drop(pin);
                 match self.backing.get() {
                     Some(backing) => {
                         self.file.debug_event(DebugEvent::ReadBackingAio);
@@ -121,7 +146,7 @@ impl Image {
         offset: u64,
         target: &mut IoVectorMut<'_>,
     ) -> io::Result<()> {
-        let place = self.compressed(run)?;
+        let place = self.co_compressed(co, run)?;
         let cluster = match self.inflated.get(run.word) {
             Some(cluster) => cluster,
             None => {
@@ -159,24 +184,27 @@ impl Image {
             let mut done = 0;
             while done < target.len() && !pool.has_failed() {
                 let (at, left) = (offset + done as u64, (target.len() - done) as u64);
-                let run = self.co_find(co, at..at + left)?;
+                let pin = self.epochs.pin(co);
+                let run = self.co_find(co, at..at + left, Look::Read)?;
                 let is_last = run.bytes == left;
                 let is_short = run.bytes <= MAX_COPY_BYTES;
                 let has_room = pool.busy() < MAX_READS - 1 && co.context().ensure_stack().is_ok();
                 if self.waits(run) && is_short && !is_last && has_room {
+                    drop(pin);
                     let (image, copies) = (Arc::clone(self), Rc::clone(&copies));
                     pool.start(co, "qcow2 read", move |co| {
                         // The request that waits for this may be unwound before.
                         let _own = image.file.enter_own();
                         let mut piece = vec![0; run.bytes as usize];
                         let mut target = IoVectorMut::from(&mut piece[..]);
-                        image.co_read_run(co, run, at, &mut target)?;
+                        image.co_read_pieces(co, at, &mut target)?;
                         drop(target);
                         copies.borrow_mut().push((done, piece));
                         Ok(())
                     });
                 } else {
-                    self.co_read_run(co, run, at, &mut target.slice(done, run.bytes as usize))?;
+                    let mut target = target.slice(done, run.bytes as usize);
+                    self.co_read_run(co, run, at, &mut target, pin)?;
                 }
                 done += run.bytes as usize;
             }

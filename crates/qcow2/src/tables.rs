@@ -1,12 +1,16 @@
 //! Reads headers and tables whole. What lies behind the end of the file is not allocated.
 
 use std::io;
+use std::sync::Arc;
 
 use coblk_aio::Co;
 
 use crate::layout::{
-    Autoclear, Bitmap, FormatError, Header, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_directory,
+    Autoclear, Bitmap, FormatError, Header, MAX_SNAPSHOT_TABLE_BYTES, RefcountWidth, SECTOR_BYTES,
+    Snapshot, parse_directory,
 };
+use crate::metadata::MetadataSet;
+use crate::refcount::{RefcountParts, Refcounts};
 use crate::source::{ImageError, Source};
 
 /// How much of a table of unknown length is read at once, at first.
@@ -101,4 +105,30 @@ pub(crate) fn co_bitmaps(
     }
     let directory = co_bytes(co, file, offset, bytes)?;
     Ok(parse_directory(&directory, extension.count, geometry, header.disk_bytes())?)
+}
+
+/// The refcounts of an image, with memory for `bytes` bytes of them; they are written in blocks of `unit`
+/// bytes.
+pub(crate) fn co_refcounts(
+    co: &Co<'_>,
+    file: &dyn Source,
+    header: &Header,
+    metadata: &Arc<MetadataSet>,
+    (unit, bytes): (u64, u64),
+) -> Result<Refcounts, ImageError> {
+    let geometry = header.geometry()?;
+    let table_bytes = u64::from(header.refcount_table_clusters) * geometry.cluster_bytes();
+    let table = co_words(co, file, header.refcount_table_offset, table_bytes / 8)?;
+    Ok(Refcounts::new(RefcountParts {
+        geometry,
+        width: RefcountWidth::new(header.refcount_order)?,
+        unit: unit.max(SECTOR_BYTES as u64),
+        table_offset: header.refcount_table_offset,
+        table_clusters: header.refcount_table_clusters,
+        table,
+        file_end: file.end(),
+        limit: None,
+        cache_bytes: bytes,
+        metadata: Arc::clone(metadata),
+    }))
 }

@@ -4,121 +4,39 @@
 mod util;
 
 use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
 
 use coblk_block::Secret;
 use coblk_qcow2::Qcow2Options;
 use coblk_tests::tools;
-use serde_json::{Value, json};
+use serde_json::json;
+use util::encrypted::{
+    content, create, key, luks_image, make, program, qemu_io, qemus, quick, requests, stand,
+};
 use util::{Stand, assert_same, patch};
-
-const PASSWORD: &str = "correct horse";
-
-/// A stand with secrets: `right` and `wrong`, and `binary`, which is no password.
-fn stand() -> Stand {
-    let stand = Stand::new();
-    let secrets = [("right", PASSWORD.as_bytes()), ("wrong", b"battery"), ("binary", &[0xff])];
-    for (id, bytes) in secrets {
-        let secret = Arc::new(Secret::new(bytes.to_vec()));
-        stand.blockdevs.add_object(id, secret).unwrap();
-    }
-    stand
-}
-
-/// A program of QEMU's with the secret `right`.
-fn program(stand: &Stand, program: &str, arguments: &[&str]) -> String {
-    let secret = format!("secret,id=right,data={PASSWORD}");
-    let mut command = tools::command(program);
-    command.current_dir(stand.dir.path());
-    let (first, rest) = match program {
-        "qemu-img" => (&arguments[..1], &arguments[1..]),
-        _ => (&arguments[..0], arguments),
-    };
-    command.args(first).args(["--object", &secret]).args(rest);
-    let said = tools::expect_success(program, &tools::finish(program, &mut command));
-    assert!(!said.contains("failed"), "{said}");
-    said
-}
-
-/// How QEMU opens an image that has no key of its own in its options.
-fn qemus(name: &str) -> String {
-    format!("driver=qcow2,file.filename={name},encrypt.key-secret=right")
-}
-
-/// An empty image of 1 MiB, made once: QEMU takes seconds to find out how fast the machine is.
-fn luks_image(stand: &Stand) -> PathBuf {
-    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
-    let make = || fs::read(create(stand, "made.qcow2", "encrypt.format=luks", "1M")).unwrap();
-    let path = stand.path("image.qcow2");
-    fs::write(&path, MADE.get_or_init(make)).unwrap();
-    path
-}
-
-/// Creates an image; of LUKS with few rounds.
-fn create(stand: &Stand, name: &str, options: &str, size: &str) -> PathBuf {
-    let mut all = format!("encrypt.key-secret=right,{options}");
-    if options.contains("encrypt.format=luks") {
-        all.push_str(",encrypt.iter-time=1");
-    }
-    program(stand, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", &all, name, size]);
-    stand.path(name)
-}
-
-fn qemu_io(stand: &Stand, name: &str, commands: &[String]) {
-    let options = qemus(name);
-    let mut arguments = vec!["--image-opts", &options];
-    commands.iter().for_each(|command| arguments.extend(["-c", command]));
-    program(stand, "qemu-io", &arguments);
-}
-
-/// What a guest reads, as QEMU has it.
-fn content(stand: &Stand, name: &str) -> Vec<u8> {
-    let options = qemus(name);
-    program(stand, "qemu-img", &["convert", "-O", "raw", "--image-opts", &options, "as.raw"]);
-    let content = fs::read(stand.path("as.raw")).unwrap();
-    fs::remove_file(stand.path("as.raw")).unwrap();
-    content
-}
-
-fn key(secret: &str) -> Value {
-    json!({"encrypt": {"format": "luks", "key-secret": secret}})
-}
-
-/// Writes of random places, lengths and bytes; some of zeroes, some discards.
-fn requests(random: &mut fastrand::Rng, size: u64) -> Vec<String> {
-    let one = |_| {
-        let bytes = 512 << random.u32(0..10);
-        let offset = random.u64(..(size - bytes) / 512) * 512;
-        match random.u32(..6) {
-            0 => format!("write -z {offset} {bytes}"),
-            1 => format!("discard {offset} {bytes}"),
-            _ => format!("write -P {} {offset} {bytes}", random.u8(1..)),
-        }
-    };
-    (0..24).map(one).collect()
-}
 
 /// Makes an image of these options, fills it, and compares all of it.
 fn compare(seed: u64, options: &str) {
     let stand = stand();
+    let image = create(&stand, "image.qcow2", options, "4M");
+    compare_written(&stand, &image, seed, options);
+    stand.end();
+}
+
+/// Fills an image, and compares all of it.
+fn compare_written(stand: &Stand, image: &Path, seed: u64, what: &str) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let size = 4 << 20;
-    let image = create(&stand, "image.qcow2", options, &size.to_string());
-    let mut all = requests(&mut random, size);
-    if !options.contains("data_file") {
+    let mut all = requests(&mut random, 4 << 20);
+    if !what.contains("data_file") {
         // What is compressed is not encrypted.
         all.insert(0, "write -c -P 5 0 2M".to_owned());
     }
-    qemu_io(&stand, "image.qcow2", &all);
-    let theirs = content(&stand, "image.qcow2");
-    let is_luks = options.contains("luks");
-    let format = if is_luks { "luks" } else { "aes" };
+    qemu_io(stand, "image.qcow2", &all);
+    let theirs = content(stand, "image.qcow2");
+    let format = if what.contains("format=aes") { "aes" } else { "luks" };
     let more = json!({"encrypt": {"format": format, "key-secret": "right"}});
-    let opened = stand.open(&image, more);
-    assert_same(&opened.read_all(&mut random), &theirs, options);
-    drop(opened);
-    stand.end();
+    let opened = stand.open(image, more);
+    assert_same(&opened.read_all(&mut random), &theirs, what);
 }
 
 #[test]
@@ -143,14 +61,18 @@ fn q88_images_of_every_cipher_are_read() {
 #[test]
 fn q88_clusters_of_every_kind_are_decrypted() {
     for (seed, options) in (100..).zip([
-        "cluster_size=512",
-        "cluster_size=2M",
-        "cluster_size=16k,extended_l2=on",
-        "compat=0.10,cluster_size=4k",
-        "data_file=data.raw",
+        json!({"cluster-size": 512}),
+        json!({"cluster-size": 2 << 20}),
+        json!({"cluster-size": 16 << 10, "extended-l2": true}),
+        json!({"cluster-size": 4096, "version": "v2"}),
     ]) {
-        compare(seed, &format!("encrypt.format=luks,{options}"));
+        let stand = stand();
+        let what = options.to_string();
+        let image = make(&stand, "image.qcow2", quick(), options).unwrap();
+        compare_written(&stand, &image, seed, &what);
+        stand.end();
     }
+    compare(110, "encrypt.format=luks,data_file=data.raw");
 }
 
 #[test]
@@ -262,8 +184,8 @@ fn q55_q144_without_a_key_an_image_tells_of_itself_and_has_no_data() {
 fn q144_information_is_that_of_qemu_img() {
     for options in [
         "encrypt.format=luks",
-        "encrypt.format=luks,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,\
-         encrypt.hash-alg=sha512",
+        "encrypt.format=luks,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,\
+         encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha512",
         "encrypt.format=luks,encrypt.ivgen-alg=plain,compat=0.10",
         "encrypt.format=aes",
     ] {

@@ -234,14 +234,20 @@ fn q74_an_image_is_read_beside_other_readers_and_not_beside_a_writer() {
 }
 
 #[test]
-fn an_image_is_not_opened_for_writes_yet() {
+fn q77_a_file_that_cannot_be_written_makes_the_node_read_only() {
     let stand = Stand::new();
     let image = stand.create("image.qcow2", "", "1M");
-    let why = stand.refusal(&image, json!({"read-only": false}));
-    assert!(why.contains("'read-only'") && why.contains("cannot be written yet"), "{why}");
-    let node = stand.try_open(&image, json!({"read-only": false, "auto-read-only": true})).unwrap();
+    // A flag that an opening for writes would clear.
+    patch(&image, 88, &(1_u64 << 50).to_be_bytes());
+    let before = fs::read(&image).unwrap();
+    let file = json!({"driver": "file", "filename": tools::text(&image), "read-only": true});
+    let why = stand.refusal(&image, json!({"read-only": false, "file": file}));
+    assert!(why.contains("read-only"), "{why}");
+    let more = json!({"read-only": false, "auto-read-only": true, "file": file});
+    let node = stand.try_open(&image, more).unwrap();
     assert!(node.is_read_only());
     drop(Opened::new(&stand, node));
+    assert_eq!(fs::read(&image).unwrap(), before);
     stand.end();
 }
 

@@ -75,6 +75,31 @@ fn q147_q148_sizes_of_empty_images_are_those_of_qemu_img() {
     stand.end();
 }
 
+#[test]
+fn q148_a_header_of_luks_counts() {
+    let stand = Stand::in_memory();
+    for (options, members) in [
+        ("format=luks,encrypt.iter-time=10", r#"{"format": "luks"}"#),
+        (
+            "format=luks,encrypt.iter-time=10,cipher-alg=aes-128",
+            r#"{"format": "luks", "cipher-alg": "aes-128"}"#,
+        ),
+        ("format=aes", r#"{"format": "qcow"}"#),
+    ] {
+        for cluster in ["4k", "2M"] {
+            let options = options.replace("cipher", "encrypt.cipher");
+            let key = "encrypt.key-secret=s";
+            let options = format!("encrypt.{options},{key},cluster_size={cluster}");
+            let secret = ["--object", "secret,id=s,data=word", "--size", "10M"];
+            let expected = theirs(&options, &secret);
+            let bytes = if cluster == "4k" { 4096 } else { 2 << 20 };
+            let members = format!(r#"{{"encrypt": {members}, "cluster-size": {bytes}}}"#);
+            assert_eq!(ours(&stand, &members, Some(10 << 20), None), expected, "{options}");
+        }
+    }
+    stand.end();
+}
+
 #[track_caller]
 fn measure_source(stand: &Stand, path: &Path, what: &str) {
     let opened: Opened<'_> = stand.open(path, json!({}));

@@ -2,126 +2,19 @@
 
 mod util;
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, CheckReport, Repair};
-use coblk_qcow2::check::{Check, CheckOptions, co_check_with};
+use coblk_aio::Wanted;
+use coblk_block::Repair;
+use coblk_qcow2::check::CheckOptions;
+use coblk_qcow2::layout::Snapshot;
 use coblk_tests::tools;
-use serde_json::{Value, json};
+use util::repair::{assert_second_is_nothing, code, compare, copy, read, repair, repair_with};
 use util::{Stand, first_l2, patch, word};
 
 const COPIED: u64 = 1 << 63;
-
-/// Repairs an image without opening it.
-fn repair(stand: &Stand, image: &Path, repair: Repair) -> Result<Check, String> {
-    let file = json!({"driver": "file", "filename": tools::text(image)});
-    let node = stand.blockdevs.open(&stand.ctx, NodeOptions::from_value(file).unwrap()).unwrap();
-    let backend = BackendOptions::new("check").open(&stand.ctx, node.clone()).unwrap();
-    let options = CheckOptions::new(repair);
-    let check = stand.ctx.run(|co| co_check_with(co, &backend, &options));
-    drop(backend);
-    stand.blockdevs.close(&stand.ctx, node.name()).unwrap();
-    check.map_err(|error| error.to_string())
-}
-
-/// The exit code of `qemu-img check` with such an outcome.
-fn code(check: &Result<Check, String>) -> i32 {
-    match check {
-        Err(_) => 1,
-        Ok(check) if check.report.check_errors > 0 => 1,
-        Ok(check) if check.report.corruptions > 0 => 2,
-        Ok(check) if check.report.leaks > 0 => 3,
-        Ok(_) => 0,
-    }
-}
-
-/// The members of the report that `qemu-img check` has, in its words.
-fn shown(report: &CheckReport) -> Vec<(&'static str, u64)> {
-    vec![
-        ("corruptions", report.corruptions),
-        ("corruptions-fixed", report.corruptions_fixed),
-        ("leaks", report.leaks),
-        ("leaks-fixed", report.leaks_fixed),
-        ("check-errors", report.check_errors),
-        ("total-clusters", report.total_clusters),
-        ("allocated-clusters", report.allocated_clusters),
-        ("fragmented-clusters", report.fragmented_clusters),
-        ("compressed-clusters", report.compressed_clusters),
-        ("image-end-offset", report.image_end_offset.unwrap_or(0)),
-    ]
-}
-
-fn name(repair: Repair) -> &'static str {
-    match repair {
-        Repair::None => unreachable!("a repair mends something"),
-        Repair::Leaks => "leaks",
-        Repair::All => "all",
-    }
-}
-
-/// `qemu-img check -r` of an image: its exit code and its figures.
-fn qemu_repair(stand: &Stand, image: &Path, repair: Repair) -> (i32, Value) {
-    let mut command = tools::command("qemu-img");
-    command.current_dir(stand.dir.path());
-    command.args(["check", "-f", "qcow2", "-r", name(repair), "--output=json"]).arg(image);
-    let output = tools::finish("qemu-img", &mut command);
-    // Findings are said before.
-    let text = String::from_utf8_lossy(&output.stdout);
-    let json = text.find('{').map_or("null", |at| &text[at..]);
-    (output.status.code().unwrap(), serde_json::from_str(json).unwrap_or(Value::Null))
-}
-
-/// A copy of an image.
-fn copy(stand: &Stand, image: &Path, to: &str) -> PathBuf {
-    let path = stand.path(to);
-    fs::copy(image, &path).unwrap();
-    path
-}
-
-/// What a guest reads, by clusters of 64 KiB; or with what error.
-fn read(stand: &Stand, image: &Path) -> Vec<Result<Vec<u8>, i32>> {
-    let opened = stand.open(image, json!({}));
-    let clusters = (0..opened.node.length()).step_by(65536);
-    clusters.map(|at| opened.read(at, 65536).map_err(|it| it.raw_os_error().unwrap())).collect()
-}
-
-/// Repairs copies of an image in both ways, and compares with QEMU. Returns our exit codes.
-#[track_caller]
-fn compare(stand: &Stand, image: &Path, what: &str) -> [i32; 2] {
-    let before = read(stand, image);
-    [Repair::Leaks, Repair::All].map(|way| {
-        let what = format!("{what}, {}", name(way));
-        let (ours, theirs) = (copy(stand, image, "ours"), copy(stand, image, "theirs"));
-        let (their_code, their_figures) = qemu_repair(stand, &theirs, way);
-        let check = repair(stand, &ours, way);
-        assert_eq!(code(&check), their_code, "{what}: {check:#?}");
-        let Ok(check) = check else { return 1 };
-        for (name, value) in shown(&check.report) {
-            let theirs = their_figures[name].as_u64().unwrap_or(0);
-            assert_eq!(value, theirs, "{what}: {name}\n{:#?}", check.findings);
-        }
-        // What is left is what they find.
-        let (_, left) = stand.qemu_img("check", &ours);
-        assert_eq!(left, their_code, "{what}: {:#?}", check.findings);
-        assert_second_is_nothing(stand, &ours, way, &what);
-        for (before, after) in before.iter().zip(read(stand, &ours)) {
-            // What could not be read may be mended.
-            assert!(before.is_err() || *before == after, "{what}: the guest reads something else");
-        }
-        left
-    })
-}
-
-#[track_caller]
-fn assert_second_is_nothing(stand: &Stand, image: &Path, way: Repair, what: &str) {
-    let before = fs::read(image).unwrap();
-    let again = repair(stand, image, way).unwrap();
-    let fixed = (again.report.corruptions_fixed, again.report.leaks_fixed);
-    assert_eq!(fixed, (0, 0), "{what}: {:#?}", again.findings);
-    assert!(fs::read(image).unwrap() == before, "{what}: a second repair changed something");
-}
 
 /// An image with data, zeroes and compressed clusters.
 fn image(stand: &Stand, options: &str) -> PathBuf {
@@ -183,6 +76,254 @@ fn q139_q140_repairs_are_those_of_qemu_img() {
         let image = image(&stand, "");
         damage(&image, entry);
         assert_eq!(compare(&stand, &image, what), codes, "{what}");
+        stand.end();
+    }
+}
+
+/// `qemu-img check` of an image: its exit code.
+fn qemu_check(stand: &Stand, image: &Path) -> i32 {
+    stand.qemu_img("check", image).1
+}
+
+#[test]
+fn q15_q16_bits_are_cleared_when_no_corruption_is_left() {
+    for bit in [1, 2] {
+        let stand = Stand::new();
+        let image = image(&stand, "lazy_refcounts=on");
+        let mut command = tools::command("qemu-io");
+        command.args(["-f", "qcow2", "-c", "write -P 5 768k 128k", "-c", "abort"]).arg(&image);
+        tools::finish("qemu-io", &mut command);
+        patch(&image, 72, &u64::to_be_bytes(bit));
+        // Clusters in use have no refcounts.
+        assert_eq!(compare(&stand, &image, "after a crash"), [1, 0]);
+        let ours = copy(&stand, &image, "ours");
+        let report = repair(&stand, &ours, Repair::All).unwrap().report;
+        assert!(report.corruptions_fixed > 0, "{report:?}");
+        assert_eq!(word(&ours, 72), 0);
+        // What cannot be mended keeps the bit.
+        patch(&image, first_l2(&image), &(COPIED | 0x6_0002).to_be_bytes());
+        let check = repair(&stand, &image, Repair::All);
+        assert_eq!((code(&check), word(&image, 72)), (2, bit));
+        stand.end();
+    }
+}
+
+#[test]
+fn q18_q30_a_repair_clears_features_and_drops_bitmaps_that_are_void() {
+    let stand = Stand::new();
+    let base = stand.create("base", "", "64M");
+    let backing = format!("backing_file={},backing_fmt=qcow2", tools::text(&base));
+    let image = stand.create("image.qcow2", &backing, "64M");
+    let text = tools::text(&image).to_owned();
+    tools::run("qemu-img", ["bitmap", "--add", &text, "bits"]);
+    stand.qemu_io(&image, &["write -P 7 0 128k".to_owned()]);
+    // Known bits stay; so do bitmaps that are those of the data.
+    let whole = copy(&stand, &image, "whole");
+    patch(&whole, 88, &(1_u64 << 40 | 1).to_be_bytes());
+    assert_eq!(repair(&stand, &whole, Repair::Leaks).unwrap().report.leaks_fixed, 0);
+    assert_eq!(word(&whole, 88), 1);
+    assert_eq!(
+        stand.qemu_img("info", &whole).0["format-specific"]["data"]["bitmaps"][0]["name"],
+        "bits"
+    );
+    patch(&image, 88, &(1_u64 << 40).to_be_bytes());
+    assert_eq!(compare(&stand, &image, "void bitmaps"), [0, 0]);
+    let ours = copy(&stand, &image, "ours");
+    assert!(repair(&stand, &ours, Repair::Leaks).unwrap().report.leaks_fixed > 0);
+    assert_eq!(word(&ours, 88), 0);
+    let (before, after) = (fs::read(&image).unwrap(), fs::read(&ours).unwrap());
+    let magic = 0x2385_2875_u32.to_be_bytes();
+    let has = |bytes: &[u8]| bytes[..65536].windows(4).any(|it| it == magic);
+    assert!(has(&before) && !has(&after));
+    let info = stand.qemu_img("info", &ours).0;
+    assert_eq!(info["backing-filename"], tools::text(&base));
+    stand.end();
+}
+
+/// Gives the first snapshot of an image other extra data.
+fn set_extra(image: &Path, extra: &[u8]) {
+    let at = word(image, 64) as usize;
+    let bytes = fs::read(image).unwrap();
+    let (first, len) = Snapshot::parse(&bytes[at..]).unwrap();
+    let mut entry = bytes[at..at + 40].to_vec();
+    entry[36..40].copy_from_slice(&(extra.len() as u32).to_be_bytes());
+    for part in [extra, &first.id, &first.name] {
+        entry.extend(part);
+    }
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    entry.extend(&bytes[at + len..(at + len + 200).min(bytes.len())]);
+    patch(image, at as u64, &entry);
+}
+
+#[test]
+fn q49_q140_the_snapshot_table_is_written_anew() {
+    for extra in [8, 2000] {
+        let stand = Stand::new();
+        let image = image(&stand, "");
+        for name in ["one", "two"] {
+            tools::run("qemu-img", ["snapshot", "-c", name, tools::text(&image)]);
+            stand.qemu_io(&image, &["write -P 3 64k 64k".to_owned()]);
+        }
+        let before = stand.qemu_img("info", &image).0["snapshots"].clone();
+        // No state of a machine, the length of the disk, and what is not known.
+        let mut data = [0, 1 << 20, u64::MAX].map(u64::to_be_bytes).concat();
+        data.resize(extra, 0);
+        set_extra(&image, &data);
+        assert_eq!(code(&repair(&stand, &copy(&stand, &image, "leaks"), Repair::Leaks)), 2);
+        let ours = copy(&stand, &image, "ours");
+        let report = repair(&stand, &ours, Repair::All).unwrap().report;
+        assert_eq!((report.corruptions_fixed, report.corruptions, report.leaks), (1, 0, 0));
+        assert_eq!(qemu_check(&stand, &ours), 0);
+        let after = stand.qemu_img("info", &ours).0["snapshots"].clone();
+        for (before, after) in before.as_array().unwrap().iter().zip(after.as_array().unwrap()) {
+            assert_eq!((&before["id"], &before["name"]), (&after["id"], &after["name"]));
+        }
+        // The bytes of both are there.
+        for name in ["one", "two"] {
+            let apply = ["snapshot", "-a", name, tools::text(&ours)];
+            tools::run("qemu-img", apply);
+            let pattern = if name == "one" { "7" } else { "3" };
+            stand.qemu_io(&ours, &[format!("read -P {pattern} 64k 64k")]);
+        }
+        stand.end();
+    }
+}
+
+#[test]
+fn q141_a_file_does_not_grow_to_reach_what_lies_behind_its_end() {
+    // A refcount block; and one, an entry of L1 and one of L2.
+    for others in [false, true] {
+        let stand = Stand::new();
+        let image = image(&stand, "lazy_refcounts=on");
+        let length = fs::metadata(&image).unwrap().len();
+        damage(&image, ('r', 0, 1 << 40));
+        if others {
+            damage(&image, ('1', 0, COPIED | 1 << 41));
+            damage(&image, ('r', 1, 1 << 42));
+        }
+        patch(&image, 72, &1_u64.to_be_bytes());
+        let check = repair(&stand, &image, Repair::All);
+        assert_eq!(code(&check), if others { 2 } else { 0 }, "{check:?}");
+        assert_eq!(qemu_check(&stand, &image), if others { 2 } else { 0 });
+        assert!(fs::metadata(&image).unwrap().len() <= length + 4 * 65536);
+        assert_second_is_nothing(&stand, &image, Repair::All, "behind the end");
+        stand.end();
+    }
+}
+
+#[test]
+fn q141_entries_behind_the_end_do_not_come_to_share_new_blocks() {
+    let stand = Stand::new();
+    let image = image(&stand, "");
+    let end = fs::metadata(&image).unwrap().len().next_multiple_of(65536);
+    damage(&image, ('2', 3, COPIED | end));
+    damage(&image, ('b', 5, 0));
+    let before = fs::read(&image).unwrap();
+    let why = repair(&stand, &image, Repair::All).unwrap_err();
+    assert!(why.contains("behind the end of the file"), "{why}");
+    assert!(fs::read(&image).unwrap() == before);
+    // Farther away than the file will be, they do not matter.
+    damage(&image, ('2', 3, COPIED | end << 8));
+    assert_eq!(code(&repair(&stand, &image, Repair::All)), 2);
+    assert!(read(&stand, &image)[3].is_err());
+    stand.end();
+}
+
+#[test]
+fn q137_q142_q214_owners_that_cannot_share_a_cluster_are_found_though_counts_agree() {
+    // Data where a table, a block, the header's table, or compressed data is; two entries to one table.
+    for (what, entry) in [
+        ("an L2 table as data", ('2', 3, 0x4_0000)),
+        ("the L1 table as data", ('2', 3, 0x3_0000)),
+        ("the refcount table as data", ('2', 3, 0x1_0000)),
+        ("compressed data as data", ('2', 3, 0x5_0000)),
+        ("two entries of L1 to a table", ('1', 1, 0x4_0000)),
+    ] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", "", "1G");
+        stand.qemu_io(&image, &["write -c -P 9 256k 64k", "write -P 7 0 128k"].map(str::to_owned));
+        damage(&image, entry);
+        let theirs = copy(&stand, &image, "theirs");
+        // Theirs counts both, and is content.
+        let mut command = tools::command("qemu-img");
+        command.args(["check", "-q", "-f", "qcow2", "-r", "all"]).arg(&theirs);
+        tools::expect_success("qemu-img check", &tools::finish("qemu-img", &mut command));
+        for image in [&theirs, &image] {
+            let check = repair(&stand, image, Repair::All);
+            assert_eq!(code(&check), 2, "{what}: {check:?}");
+            let check = check.unwrap();
+            let is_told = |it: &String| it.contains("owners that cannot share it");
+            assert!(check.findings.iter().any(is_told), "{what}: {:?}", check.findings);
+            assert_second_is_nothing(&stand, image, Repair::All, what);
+        }
+        stand.end();
+    }
+}
+
+#[test]
+fn q143_a_check_tells_how_far_it_is_and_ends_when_it_is_not_wanted() {
+    let stand = Stand::new();
+    let image = image(&stand, "cluster_size=512");
+    patch(&image, first_l2(&image), &[0; 8]);
+    for way in [Repair::None, Repair::Leaks, Repair::All] {
+        let copy = copy(&stand, &image, "copy");
+        let steps = RefCell::new(Vec::new());
+        let tell = |done, all| steps.borrow_mut().push((done, all));
+        let mut options = CheckOptions::new(way);
+        options.progress = &tell;
+        repair_with(&stand, &copy, &options).unwrap();
+        let steps = steps.into_inner();
+        assert!(steps.is_sorted() && steps.len() > 3, "{steps:?}");
+        assert!(steps.iter().all(|(done, all)| done <= all && *all == steps[0].1));
+        assert_eq!(steps.last().unwrap().0, steps[0].1, "it has come to its end");
+    }
+    // It is given up in the middle.
+    for stop in [1, 5] {
+        let copy = copy(&stand, &image, "copy");
+        let wanted = Wanted::new();
+        let count = std::cell::Cell::new(0);
+        let tell = |_, _| {
+            count.set(count.get() + 1);
+            if count.get() == stop {
+                wanted.give_up();
+            }
+        };
+        let mut options = CheckOptions::new(Repair::All);
+        options.progress = &tell;
+        let why = util::repair::repair_while(&stand, &copy, &options, &wanted).unwrap_err();
+        assert!(why.contains("canceled"), "{why}");
+        assert_eq!(count.get(), stop);
+        assert!(fs::read(&copy).unwrap() == fs::read(&image).unwrap());
+    }
+    stand.end();
+}
+
+#[test]
+fn q139_q140_random_repairs_are_those_of_qemu_img() {
+    for seed in coblk_tests::random::seeds(8) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let stand = Stand::new();
+        let shape =
+            *random.choice(&["", "compat=0.10", "refcount_bits=16,cluster_size=4k"]).unwrap();
+        let image = image(&stand, shape);
+        let clusters =
+            fs::metadata(&image).unwrap().len() / if shape.contains("4k") { 4096 } else { 65536 };
+        for _ in 0..random.u32(1..5) {
+            let index = random.u64(..clusters);
+            let entry = word(&image, first_l2(&image) + random.u64(..32) * 8);
+            let (place, l1) = (random.u64(..32), word(&image, word(&image, 40)));
+            damage(
+                &image,
+                match random.u32(..5) {
+                    0 => ('2', place, entry & !COPIED),
+                    1 => ('2', place, 0),
+                    2 => ('1', 0, l1 ^ COPIED),
+                    // Seldom none.
+                    _ => ('b', index, random.u64(..8) % 5),
+                },
+            );
+        }
+        compare(&stand, &image, &format!("seed {seed}"));
         stand.end();
     }
 }

@@ -99,3 +99,37 @@ fn an_image_is_not_opened_for_writes() {
     let why = stderr(&output);
     assert!(why.contains("cannot be written yet: open it with read-only=on"), "{why}");
 }
+
+#[test]
+fn an_image_is_checked_while_it_is_read() {
+    let place = Place::new();
+    chain(&place);
+    let image = place.path("top.qcow2");
+    // A refcount of 2, in the block at 128 KiB: a leak, and COPIED is wrong.
+    let file = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0, 2], 0x2_0000 + 5 * 2).unwrap();
+    let (daemon, mut qmp) = start(
+        &place,
+        "--blockdev qcow2,node-name=disk,read-only=on,file.driver=file,file.filename=@/top.qcow2 \
+         --blockdev null-co,node-name=null \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock --export nbd,id=e0,node-name=disk",
+    );
+    let figures = qmp.run("x-coblk-check", json!({"node-name": "disk"}));
+    assert_eq!((&figures["leaks"], &figures["corruptions"]), (&json!(1), &json!(1)), "{figures}");
+    assert_eq!((&figures["total-clusters"], &figures["leaks-fixed"]), (&json!(64), &json!(0)));
+    let same = qmp.run("x-coblk-check", json!({"node-name": "disk", "repair": "none"}));
+    assert_eq!(same, figures);
+    let uri = place.uri("disk");
+    let said = tools::run("qemu-io", ["-r", "-f", "raw", "-c", "read -P 9 0 64k", &uri]);
+    assert!(!said.contains("failed"), "{said}");
+    for (arguments, why) in [
+        (json!({"node-name": "disk", "repair": "leaks"}), "'disk' is read-only"),
+        (json!({"node-name": "null"}), "has no image format"),
+        (json!({"node-name": "other"}), "Cannot find"),
+        (json!({"node-name": "disk", "repair": "some"}), "some"),
+    ] {
+        let said = qmp.refused("x-coblk-check", arguments);
+        assert!(said.contains(why), "{said}");
+    }
+    daemon.stop(Signal::TERM);
+}

@@ -17,7 +17,7 @@
 use std::iter::once;
 use std::rc::Rc;
 
-use coblk_aio::{AioContext, trace_event};
+use coblk_aio::{AioContext, Batch, trace_event};
 
 use crate::chain::Chain;
 use crate::config::feature;
@@ -42,7 +42,7 @@ impl DeviceQueue {
             return;
         }
         trace_event!("virtio_queue_notify", device = self.device_name(), queue = self.index());
-        let kick = InKick::begin(self);
+        let kick = InKick::begin(self, ctx);
         match self.take_available(ctx) {
             Ok(Left::Nothing) => {}
             Ok(Left::Some) => self.kick_bh().schedule(),
@@ -290,18 +290,21 @@ struct Transfer {
 }
 
 /// A kick is being handled, until this is dropped.
-struct InKick<'a>(&'a DeviceQueue);
+struct InKick<'a> {
+    queue: &'a DeviceQueue,
+    _batch: Batch<'a>,
+}
 
 impl<'a> InKick<'a> {
-    fn begin(queue: &'a DeviceQueue) -> InKick<'a> {
+    fn begin(queue: &'a DeviceQueue, ctx: &'a AioContext) -> InKick<'a> {
         queue.in_kick.set(true);
         queue.begin_groups();
-        InKick(queue)
+        InKick { queue, _batch: ctx.begin_batch() }
     }
 }
 
 impl Drop for InKick<'_> {
     fn drop(&mut self) {
-        self.0.in_kick.set(false);
+        self.queue.in_kick.set(false);
     }
 }

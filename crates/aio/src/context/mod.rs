@@ -73,6 +73,7 @@ pub(crate) use here::wait_until;
 pub use number::MAX_CONTEXTS;
 pub use per_context::PerContext;
 pub use timer::Timer;
+pub use turn::Batch;
 
 /// An event loop and everything that is bound to its thread.
 ///

@@ -9,6 +9,7 @@ mod descriptor;
 pub mod faults;
 mod fork;
 mod lock;
+mod membarrier;
 mod timerfd;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use descriptor::{
 use faults::Call;
 pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
+pub use membarrier::ProcessBarrier;
 pub(crate) use timerfd::TimerFd;
 
 /// Ranges one system call takes; a longer vector is transferred in part.

@@ -4,6 +4,7 @@
 pub mod args;
 pub mod in_place;
 mod latency;
+pub mod qcow2;
 pub mod served;
 pub mod works;
 

@@ -45,6 +45,12 @@ impl QemuImg {
         QemuImg { write, ..QemuImg::new(depth, image) }
     }
 
+    /// Reads of `block_bytes` from a node with options as JSON.
+    pub fn node(options: &str, depth: usize, block_bytes: usize) -> QemuImg {
+        let image = ["-t", "writeback", &format!("json:{options}")].map(str::to_owned).to_vec();
+        QemuImg { block_bytes, ..QemuImg::new(depth, image) }
+    }
+
     fn new(depth: usize, image: Vec<String>) -> QemuImg {
         QemuImg { depth, block_bytes: 4096, write: false, image, base_cpu: None }
     }

@@ -230,12 +230,15 @@ pub struct ImageSnapshot {
     pub date: (u64, u32),
     /// How long the guest had run by then, in nanoseconds.
     pub vm_clock: u64,
+    /// How many instructions the guest had run by then, if they were counted.
+    pub icount: Option<u64>,
 }
 
 impl ImageSnapshot {
     /// A snapshot of a disk of `length` bytes, without a machine's state and times.
     pub fn new(id: impl Into<String>, name: impl Into<String>, length: u64) -> ImageSnapshot {
         let (id, name) = (id.into(), name.into());
-        ImageSnapshot { id, name, length, vm_state_size: 0, date: (0, 0), vm_clock: 0 }
+        let (vm_state_size, date, vm_clock, icount) = (0, (0, 0), 0, None);
+        ImageSnapshot { id, name, length, vm_state_size, date, vm_clock, icount }
     }
 }

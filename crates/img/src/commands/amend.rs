@@ -1,7 +1,6 @@
 //! `amend`: changes properties of an image.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 
 use coblk::block::Amend as Change;
 use coblk::qapi::Deferred;
@@ -18,7 +17,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Amend {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -78,8 +77,6 @@ impl Amend {
             }
             _ => Failure::new(format!("Error while amending options: {}", words(&error))),
         };
-        let backend = image.backend_options("amend").co_open(tool.co, Arc::clone(&image.node));
-        let backend = backend.map_err(Failure::new)?;
         let operations = image.node.co_image(tool.co).map_err(failed)?;
         if !options.is_empty() {
             let shown = |done, total| {
@@ -91,9 +88,9 @@ impl Amend {
             operations.co_amend(tool.co, change).map_err(failed)?;
         }
         drop(operations);
-        if let Some(bytes) = length {
-            backend.co_truncate(tool.co, bytes).map_err(failed)?;
+        match length {
+            Some(bytes) => image.backend.co_truncate(tool.co, bytes).map_err(failed),
+            None => Ok(()),
         }
-        backend.co_close(tool.co).map_err(Failure::new)
     }
 }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use coblk::aio::sync::TaskPool;
@@ -25,7 +24,7 @@ const MEMORY_ALIGNMENT: usize = 4096;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Bench {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Taken, and without effect
     #[arg(short, long)]
     quiet: bool,
@@ -104,12 +103,10 @@ impl Bench {
         };
         plan.flags.set(WriteFlags::FUA, spec.cache.writethrough);
         let image = tool.images.co_open(tool.co, &spec)?;
-        let backend = image.backend_options("bench").co_open(tool.co, Arc::clone(&image.node));
-        let backend = backend.map_err(Failure::new)?;
         print(&plan.text())?;
         let run = Rc::new(Run {
             plan,
-            backend,
+            backend: image.backend.clone(),
             length: image.node.length(),
             started: Cell::new(0),
             offset: Cell::new(plan.offset),
@@ -118,8 +115,7 @@ impl Bench {
         run.co_run(tool.co)?;
         let seconds = begin.elapsed().as_secs_f64();
         print(&format!("Run completed in {seconds:.3} seconds.\n"))?;
-        let run = Rc::try_unwrap(run).map_err(|_| Failure::new("a request is still there"))?;
-        run.backend.co_close(tool.co).map_err(Failure::new)
+        tool.images.co_close(tool.co, image)
     }
 
     fn engine(&self) -> Result<&'static str, Failure> {

@@ -20,7 +20,7 @@ const NOT_SUPPORTED: u8 = 63;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Check {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -87,12 +87,7 @@ impl Check {
 }
 
 fn co_check(tool: &Tool<'_, '_>, image: &Image, repair: Repair) -> io::Result<CheckReport> {
-    let user = image.backend_options("check").co_open(tool.co, image.node.clone());
-    let user = user.map_err(io::Error::other)?;
-    let report = image.node.co_image(tool.co).and_then(|image| image.co_check(tool.co, repair));
-    // The node is closed by its owner, who hears of errors.
-    let _ = user.co_close(tool.co);
-    report
+    image.node.co_image(tool.co).and_then(|image| image.co_check(tool.co, repair))
 }
 
 fn to_json(image: &Image, report: &CheckReport) -> Value {

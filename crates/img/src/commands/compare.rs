@@ -9,7 +9,7 @@ use coblk::{AlignedBuffer, BackendOptions, BlockBackend, BlockNode, Co};
 
 use super::Tool;
 use super::options::{Objects, cache};
-use crate::engine::{Crew, MAX_DATA_BYTES, Queue, Run, is_zero};
+use crate::engine::{Crew, Queue, Run, is_zero};
 use crate::failure::{Failure, words};
 use crate::image::{Cache, Image, ImageSpec};
 use crate::output::say;
@@ -19,8 +19,11 @@ use crate::progress::Progress;
 const CANNOT_OPEN: u8 = 2;
 const CANNOT_ASK: u8 = 3;
 const CANNOT_READ: u8 = 4;
-/// Pieces that are compared at a time.
-const MAX_PIECES: usize = 8;
+/// Pieces of cached images that are compared at a time, and their length in bytes: short enough to be read in
+/// place from the page cache, and compared in the CPU's.
+const CACHED: (usize, u64) = (32, 64 << 10);
+/// The same of images that are read from the disk.
+const DIRECT: (usize, u64) = (8, 1 << 20);
 /// Most bytes that are asked about at once.
 const MAX_ASKED: u64 = 1 << 30;
 /// A difference is told by the sector in which it is.
@@ -56,7 +59,7 @@ pub(crate) struct Compare {
     #[arg(short = 'U', long)]
     force_share: bool,
     #[command(flatten)]
-    objects: Objects,
+    pub(crate) objects: Objects,
     /// The first image
     filename1: OsString,
     /// The second image
@@ -91,6 +94,7 @@ struct Comparison {
     options: [BackendOptions; 2],
     is_strict: bool,
     queue: Queue<Kind>,
+    piece_bytes: usize,
     progress: Arc<Progress>,
     first: Mutex<Option<Difference>>,
 }
@@ -151,16 +155,20 @@ impl Compare {
         progress: &Arc<Progress>,
     ) -> Result<Option<Difference>, Failure> {
         progress.begin(images[0].node.length().max(images[1].node.length()));
-        let crew = Crew::new(MAX_PIECES)?;
+        let is_direct = images.iter().any(|image| image.spec.cache.direct);
+        let (pieces, piece_bytes) = if is_direct { DIRECT } else { CACHED };
+        let max_bytes = if is_direct { |_| DIRECT.1 } else { |_| CACHED.1 };
+        let crew = Crew::new(pieces)?;
         let comparison = Arc::new(Comparison {
             nodes: images.each_ref().map(|image| Arc::clone(&image.node)),
-            options: [images[0].backend_options("first"), images[1].backend_options("second")],
+            options: images.each_ref().map(|image| image.options.clone()),
             is_strict: self.strict,
-            queue: Queue::new(MAX_PIECES, |_| MAX_DATA_BYTES, tool.interrupt.clone()),
+            queue: Queue::new(pieces, max_bytes, tool.interrupt.clone()),
+            piece_bytes: piece_bytes as usize,
             progress: Arc::clone(progress),
             first: Mutex::new(None),
         });
-        let (work, tasks) = (Arc::clone(&comparison), MAX_PIECES.div_ceil(crew.len()));
+        let (work, tasks) = (Arc::clone(&comparison), pieces.div_ceil(crew.len()));
         crew.co_run(tool.co, progress, move |co, number| work.co_work(co, number, tasks))?;
         let first = comparison.first.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(*first)
@@ -249,7 +257,7 @@ impl Comparison {
     }
 
     fn co_compare_pieces(&self, co: &Co<'_>, backends: &[BlockBackend; 2]) -> Result<(), Failure> {
-        let buffer = || AlignedBuffer::new(MAX_DATA_BYTES as usize, MEMORY_ALIGNMENT);
+        let buffer = || AlignedBuffer::new(self.piece_bytes, MEMORY_ALIGNMENT);
         let mut buffers = [buffer().map_err(Failure::new)?, buffer().map_err(Failure::new)?];
         while let Some(piece) = self.queue.co_take(co) {
             let (run, bytes) = (piece.run, piece.run.bytes as usize);

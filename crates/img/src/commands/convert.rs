@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
 
-use coblk::{BlockNode, WriteFlags, ZeroFlags};
+use coblk::{BlockNode, WriteFlags};
 
-use super::Tool;
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
+use super::{Tool, backing_of};
 use crate::engine::{
     Copy, Crew, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data,
 };
@@ -98,11 +98,11 @@ pub(crate) struct Convert {
     /// Put zeroes for what cannot be read
     #[arg(long)]
     salvage: bool,
-    /// Write the pieces in any order
-    #[arg(short = 'W', long, conflicts_with = "compress")]
+    /// Write the pieces in any order, as those that are compressed are in any case
+    #[arg(short = 'W', long)]
     oob_writes: bool,
     #[command(flatten)]
-    objects: Objects,
+    pub(crate) objects: Objects,
     /// The sources, and the target
     #[arg(required = true, num_args = 2.., value_name = "FILENAME")]
     filenames: Vec<OsString>,
@@ -134,9 +134,7 @@ impl Convert {
             ));
         }
         let target = self.co_make_target(tool, target_name, bytes)?;
-        let mut copy = self.copy(tool, &sources, &target, progress)?;
-        self.co_make_zero(tool, &mut copy.target, bytes)?;
-        let copy = Arc::new(copy);
+        let copy = Arc::new(self.copy(tool, &sources, &target, progress)?);
         progress.begin(bytes);
         let pieces = self.pieces()?;
         let crew = Crew::new(pieces)?;
@@ -145,7 +143,8 @@ impl Convert {
         // The workers have nothing any more.
         drop(crew);
         drop(copy);
-        co_flush(tool, &target)?;
+        let flushed = target.backend.co_flush(tool.co);
+        flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
     }
 
@@ -157,7 +156,8 @@ impl Convert {
 
     fn sparse_bytes(&self) -> Result<u64, Failure> {
         match &self.sparse_size {
-            _ if self.copy_range => Ok(0),
+            // Only whole pieces, whose status says so.
+            _ if self.copy_range => Ok(u64::MAX),
             None => Ok(DEFAULT_SPARSE_BYTES),
             Some(text) => {
                 let bytes = size::parse("sparse size", text)?;
@@ -218,23 +218,6 @@ impl Convert {
         Ok(target)
     }
 
-    /// Makes all that is to be copied to zeroes beforehand, if the target can do that at once.
-    fn co_make_zero(
-        &self,
-        tool: &Tool<'_, '_>,
-        target: &mut Target,
-        bytes: u64,
-    ) -> Result<(), Failure> {
-        if target.is_zero || target.sparse_bytes == 0 || self.backing.is_some() || bytes == 0 {
-            return Ok(());
-        }
-        let backend =
-            target.options.co_open(tool.co, Arc::clone(&target.node)).map_err(Failure::new)?;
-        let flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
-        target.is_zero = backend.co_pwrite_zeroes(tool.co, 0, bytes, flags).is_ok();
-        backend.co_close(tool.co).map_err(Failure::new)
-    }
-
     fn copy(
         &self,
         tool: &Tool<'_, '_>,
@@ -248,7 +231,7 @@ impl Convert {
             end += image.node.length();
             Part {
                 node: Arc::clone(&image.node),
-                options: image.backend_options("source"),
+                options: image.options.clone(),
                 base: self.backing.as_ref().and_then(|_| backing_of(&image.node)),
                 place: start..end,
             }
@@ -266,7 +249,7 @@ impl Convert {
         let is_new = !self.no_create && self.backing.is_none();
         let target = Target {
             is_zero: (is_new && is_zero_when_new(&target.node)) || self.target_is_zero,
-            options: target.backend_options("target"),
+            options: target.options.clone(),
             node: Arc::clone(&target.node),
             flags,
             sparse_bytes,
@@ -288,12 +271,6 @@ impl Convert {
     }
 }
 
-/// The backing file of a node.
-fn backing_of(node: &BlockNode) -> Option<Arc<BlockNode>> {
-    let children = node.children();
-    children.into_iter().find(|(name, _)| name == "backing").map(|(_, node)| node)
-}
-
 /// Whether a new image reads as zeroes: one in a file that was made with it. A device has what it had before,
 /// and so may have another file for data.
 fn is_zero_when_new(node: &BlockNode) -> bool {
@@ -309,14 +286,4 @@ fn cluster_bytes(tool: &Tool<'_, '_>, node: &BlockNode) -> Result<u64, Failure> 
     let info = node.co_image(tool.co).and_then(|image| image.info());
     let bytes = info.ok().and_then(|info| info.cluster_size);
     bytes.ok_or_else(|| Failure::new("Compression not supported for this file format"))
-}
-
-/// Makes all that was written durable, unless the cache mode leaves that to the host.
-fn co_flush(tool: &Tool<'_, '_>, target: &Image) -> Result<(), Failure> {
-    let backend = target.backend_options("flush").co_open(tool.co, Arc::clone(&target.node));
-    let backend = backend.map_err(Failure::new)?;
-    let flushed = backend.co_flush(tool.co);
-    let closed = backend.co_close(tool.co);
-    flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
-    closed.map_err(Failure::new)
 }

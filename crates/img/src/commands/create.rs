@@ -35,7 +35,7 @@ pub(crate) struct Create {
     #[arg(short = 'u', long)]
     backing_unsafe: bool,
     #[command(flatten)]
-    objects: Objects,
+    pub(crate) objects: Objects,
     /// The image; what is there is lost
     filename: OsString,
     /// Its size in bytes, or with a unit; that of the backing file without this
@@ -53,6 +53,10 @@ impl Create {
             backing_format: self.backing_format.as_deref(),
             options: create_options(&self.options)?,
         };
+        let drivers = tool.images.blockdevs().drivers().names();
+        if !drivers.contains(&&*self.format) {
+            return Err(Failure::new(format!("Unknown file format '{}'", self.format)));
+        }
         let new = new.completed(tool, self.backing_unsafe)?;
         say(self.quiet, &new.line())?;
         new.co_make(tool)
@@ -96,6 +100,8 @@ pub(crate) struct Complete<'a> {
     options: CreateOptions,
 }
 
+/// The option that names a file for the data, which is made, too.
+const DATA_FILE: &str = "data-file";
 /// Options that are on or off.
 const SWITCHES: [&str; 4] = ["lazy_refcounts", "extended_l2", "data_file_raw", "nocow"];
 /// Options that are numbers of bytes.
@@ -165,7 +171,7 @@ fn co_length(
     backing: &str,
     format: String,
 ) -> Result<u64, Failure> {
-    let name = super::info::full_name(&image.display().to_string(), backing);
+    let name = super::full_name(&image.display().to_string(), backing);
     let spec = ImageSpec { format: Some(format), ..ImageSpec::new(name) };
     let image = tool.images.co_open(tool.co, &spec)?;
     let bytes = image.node.length();
@@ -224,6 +230,13 @@ impl Complete<'_> {
         own.insert("file".to_owned(), json!({"driver": protocol, "filename": text}));
         if protocol == "file" {
             drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
+        }
+        if let Some(Value::String(path)) = own.get(DATA_FILE) {
+            let node = json!({"driver": "file", "filename": path});
+            let mut file = node.as_object().cloned().unwrap_or_default();
+            file.insert("size".to_owned(), json!(0));
+            drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
+            own.insert(DATA_FILE.to_owned(), node);
         }
         drivers.co_create(tool.co, own).map_err(|error| failed(&error))
     }

@@ -1,9 +1,8 @@
 //! `info`: what an image is.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 use coblk::BlockNode;
@@ -11,17 +10,20 @@ use coblk::block::{BackingName, ImageInfo, ImageSnapshot};
 use serde_json::{Map, Value, json};
 
 use super::options::Named;
-use super::{Tool, snapshot_list};
+use super::{Tool, full_name, snapshot_list};
 use crate::failure::{Failure, words};
-use crate::image::{Image, ImageSpec};
+use crate::image::{Backing, Image, ImageSpec};
 use crate::output::{OutputFormat, print, print_json};
 use crate::size;
+
+/// The child that has the data of an image, if it is another than `file`.
+const DATA_FILE: &str = "data-file";
 
 /// Show what an image is: format, sizes, backing file, snapshots
 #[derive(clap::Args, Debug)]
 pub(crate) struct Info {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Show the backing files, too
     #[arg(short = 'b', long)]
     backing_chain: bool,
@@ -45,7 +47,11 @@ struct Described {
 
 impl Info {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
-        let mut spec = ImageSpec { no_backing: true, ..self.named.spec(&self.filename) };
+        let mut spec = ImageSpec {
+            backing: Backing::None,
+            metadata_only: true,
+            ..self.named.spec(&self.filename)
+        };
         let (mut chain, mut seen) = (Vec::new(), BTreeSet::new());
         loop {
             if !seen.insert(spec.name.clone()) {
@@ -84,6 +90,11 @@ impl Info {
 
 fn co_describe(tool: &Tool<'_, '_>, image: &Image) -> Result<Described, Failure> {
     let mut described = co_describe_node(tool, &image.node)?;
+    // The sizes are those of the image's own file.
+    if described.children.iter().any(|(name, _)| name == DATA_FILE) {
+        described.children.retain(|(name, _)| name != DATA_FILE);
+        described.disk_size = described.children.first().and_then(|(_, file)| file.disk_size);
+    }
     if !image.spec.is_options {
         described.filename = image.spec.label();
     }
@@ -127,16 +138,6 @@ fn none_if_unsupported<T>(error: std::io::Error) -> std::io::Result<Vec<T>> {
     }
 }
 
-/// The name of a backing file as seen from here.
-pub(super) fn full_name(image: &str, backing: &str) -> String {
-    let is_protocol = backing.split('/').next().is_some_and(|first| first.contains(':'));
-    let folder = Path::new(image).parent().unwrap_or(Path::new(""));
-    match is_protocol || Path::new(OsStr::new(backing)).is_absolute() {
-        true => backing.to_owned(),
-        false => folder.join(backing).display().to_string(),
-    }
-}
-
 fn to_json(it: &Described) -> Value {
     let mut members = Map::new();
     let mut add = |name: &str, value: Value| {
@@ -171,7 +172,7 @@ fn to_json(it: &Described) -> Value {
 }
 
 fn snapshot_json(it: &ImageSnapshot) -> Value {
-    json!({
+    let mut members = json!({
         "id": it.id,
         "name": it.name,
         "vm-state-size": it.vm_state_size,
@@ -179,7 +180,11 @@ fn snapshot_json(it: &ImageSnapshot) -> Value {
         "date-nsec": it.date.1,
         "vm-clock-sec": it.vm_clock / 1_000_000_000,
         "vm-clock-nsec": it.vm_clock % 1_000_000_000,
-    })
+    });
+    if let Some(icount) = it.icount {
+        members["icount"] = json!(icount);
+    }
+    members
 }
 
 /// The lines of an image, or of a child whose path this is.

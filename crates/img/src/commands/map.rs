@@ -7,8 +7,8 @@ use std::sync::Arc;
 use coblk::block::Extent;
 use coblk::{BlockBackend, BlockNode};
 
-use super::Tool;
 use super::options::Named;
+use super::{Tool, backing_of};
 use crate::failure::{Failure, words};
 use crate::output::{OutputFormat, print};
 use crate::size;
@@ -20,7 +20,7 @@ const MAX_ASKED: u64 = 1 << 30;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Map {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Lines for human readers, or JSON
     #[arg(long, value_enum, default_value_t)]
     output: OutputFormat,
@@ -90,8 +90,7 @@ fn layers(tool: &Tool<'_, '_>, top: &Arc<BlockNode>) -> Vec<Layer> {
     let mut next = Some(Arc::clone(top));
     while let Some(node) = next {
         let backend = BlockBackend::read_only(tool.co.context(), "map", Arc::clone(&node));
-        let is_backing = |(name, _): &(_, _)| *name == "backing";
-        next = node.children().into_iter().find(is_backing).map(|(_, node)| node);
+        next = backing_of(&node);
         layers.push(Layer { node, backend });
     }
     layers
@@ -122,21 +121,19 @@ fn co_entry(
         let found = layer.backend.co_status_above(tool.co, base, start, bytes).map_err(failed)?;
         bytes = found.extent.bytes;
         (entry.length, entry.extent.bytes) = (bytes, bytes);
-        if found.extent.allocated {
-            entry.extent = found.extent;
+        // Behind the end of a backing file there are zeroes.
+        let there = base.map_or(0, |base| base.length().saturating_sub(start));
+        if found.extent.allocated || there == 0 {
+            if found.extent.allocated {
+                entry.extent = found.extent;
+            }
             if let Some(stored) = found.extent.stored {
                 entry.offset = Some(stored.offset);
                 entry.file = file_of(&layer.node, stored.child);
             }
             break;
         }
-        // Behind the end of a backing file there are zeroes.
-        match base {
-            Some(base) if start < base.length() => {
-                bytes = bytes.min(base.length() - start);
-            }
-            _ => break,
-        }
+        bytes = bytes.min(there);
     }
     Ok(entry)
 }

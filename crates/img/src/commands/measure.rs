@@ -1,7 +1,6 @@
 //! `measure`: how many bytes an image would have.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -16,7 +15,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Measure {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// The format of the new image; raw without this
     #[arg(short = 'O', long = "target-format", value_name = "FORMAT", default_value = "raw")]
     target_format: String,
@@ -69,12 +68,8 @@ impl Measure {
         options: Map<String, Value>,
     ) -> Result<(), Failure> {
         let image = tool.images.co_open(tool.co, &self.named.spec(name))?;
-        let source = image.backend_options("source").co_open(tool.co, Arc::clone(&image.node));
-        let source = source.map_err(Failure::new)?;
         let drivers = tool.images.blockdevs().drivers();
-        let measured = drivers.co_measure(tool.co, options, Some(&source));
-        // The node is closed by its owner, who hears of errors.
-        let _ = source.co_close(tool.co);
+        let measured = drivers.co_measure(tool.co, options, Some(&image.backend));
         self.show(measured.map_err(Failure::new)?)
     }
 

@@ -1,7 +1,6 @@
 //! `resize`: changes the length of an image.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 
 use clap::ValueEnum;
 use coblk::block::{Preallocation, Truncate};
@@ -17,7 +16,7 @@ use crate::size;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Resize {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -68,14 +67,12 @@ impl Resize {
         if preallocation != Preallocation::Off && new <= old {
             return Err(Failure::new("Preallocation can only be used for growing images"));
         }
-        let backend = image.backend_options("resize").co_open(tool.co, Arc::clone(&image.node));
-        let backend = backend.map_err(Failure::new)?;
         let how = Truncate { exact: true, preallocation, ..Truncate::default() };
-        let resized = backend.co_truncate_with(tool.co, new, how);
-        backend.co_close(tool.co).map_err(Failure::new)?;
-        resized.map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOTSUP) => Failure::new("This image does not support resize"),
-            _ => Failure::new(format!("Failed to resize the image: {}", words(&error))),
+        image.backend.co_truncate_with(tool.co, new, how).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::ENOTSUP) => Failure::new("This image does not support resize"),
+                _ => Failure::new(format!("Failed to resize the image: {}", words(&error))),
+            }
         })?;
         tool.images.co_close(tool.co, image)?;
         Ok(say(self.quiet, "Image resized.")?)

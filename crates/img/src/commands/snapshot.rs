@@ -1,7 +1,6 @@
 //! `snapshot`: internal snapshots of an image.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 
 use coblk::block::{Image as Operations, ImageSnapshot};
 use coblk::{BlockBackend, Co};
@@ -9,14 +8,14 @@ use coblk::{BlockBackend, Co};
 use super::options::Named;
 use super::{Tool, snapshot_list};
 use crate::failure::{Failure, words};
-use crate::image::ImageSpec;
+use crate::image::{Backing, ImageSpec};
 use crate::output::print;
 
 /// List, make, apply or delete internal snapshots
 #[derive(clap::Args, Debug)]
 pub(crate) struct Snapshot {
     #[command(flatten)]
-    named: Named,
+    pub(crate) named: Named,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -40,22 +39,19 @@ impl Snapshot {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         let changes = self.create.is_some() || self.apply.is_some() || self.delete.is_some();
         let named = self.named.spec(&self.filename);
-        let spec = ImageSpec { is_writable: changes, no_backing: !changes, ..named };
+        let backing = if changes { Backing::OfImage } else { Backing::None };
+        let spec = ImageSpec { is_writable: changes, backing, metadata_only: !changes, ..named };
         let image = tool.images.co_open(tool.co, &spec)?;
-        let backend = image.backend_options("snapshot").co_open(tool.co, Arc::clone(&image.node));
-        let backend = backend.map_err(Failure::new)?;
-        let result = match (&self.create, &self.apply, &self.delete) {
+        match (&self.create, &self.apply, &self.delete) {
             (Some(name), _, _) => self.co_change(tool, &image.node, "create", name, |image, co| {
                 image.co_create_snapshot(co, name).map(drop)
             }),
-            (_, Some(name), _) => self.co_apply(tool, &image.node, &backend, name),
+            (_, Some(name), _) => self.co_apply(tool, &image.node, &image.backend, name),
             (_, _, Some(name)) => self.co_change(tool, &image.node, "delete", name, |image, co| {
                 image.co_delete_snapshot(co, &co_find(image, co, name)?.id)
             }),
             _ => self.co_list(tool, &image.node),
-        };
-        backend.co_close(tool.co).map_err(Failure::new)?;
-        result?;
+        }?;
         tool.images.co_close(tool.co, image)
     }
 

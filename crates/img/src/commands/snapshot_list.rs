@@ -18,7 +18,8 @@ pub(super) fn table(snapshots: &[ImageSnapshot]) -> String {
     row(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]);
     for snapshot in snapshots {
         let (size, date) = (size::human(snapshot.vm_state_size), date(snapshot.date.0));
-        row([&snapshot.id, &snapshot.name, &size, &date, &clock(snapshot.vm_clock), "--"]);
+        let icount = snapshot.icount.map_or_else(|| "--".to_owned(), |it| it.to_string());
+        row([&snapshot.id, &snapshot.name, &size, &date, &clock(snapshot.vm_clock), &icount]);
     }
     text
 }

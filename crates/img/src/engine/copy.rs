@@ -282,7 +282,10 @@ impl Copy {
         while done < bytes.len() {
             let (length, is_zero) = match sparse {
                 0 => (bytes.len() - done, false),
-                _ => next_run(&bytes[done..], sparse as usize, unit as usize),
+                _ => {
+                    let to_unit = (unit - (start + done as u64) % unit) as usize;
+                    next_run(&bytes[done..], sparse as usize, (to_unit, unit as usize))
+                }
             };
             let (at, run) = (start + done as u64, &bytes[done..done + length]);
             match is_zero {
@@ -343,17 +346,16 @@ fn co_salvage(co: &Co<'_>, source: &BlockBackend, start: u64, target: &mut [u8],
 }
 
 /// The length of the first run of data or of zeroes. Zeroes are at least `sparse` bytes long, unless they reach
-/// to the end, and both are whole units, unless the bytes end within one.
-fn next_run(bytes: &[u8], sparse: usize, unit: usize) -> (usize, bool) {
-    let first_zeroes = zeroes(bytes, unit);
+/// to the end. Both are whole units, of which the first one may be shorter; the bytes may end within the last.
+fn next_run(bytes: &[u8], sparse: usize, units: (usize, usize)) -> (usize, bool) {
+    let first_zeroes = run(bytes, units, true);
     if is_long(first_zeroes, bytes, sparse) {
         return (first_zeroes, true);
     }
     let mut at = first_zeroes;
     loop {
-        let data = bytes[at..].chunks(unit).take_while(|unit| !is_zero(unit));
-        at += data.map(<[u8]>::len).sum::<usize>();
-        let zeroes = zeroes(&bytes[at..], unit);
+        at += run(&bytes[at..], behind(units, at), false);
+        let zeroes = run(&bytes[at..], behind(units, at), true);
         if at == bytes.len() || is_long(zeroes, &bytes[at..], sparse) {
             return (at, false);
         }
@@ -361,13 +363,23 @@ fn next_run(bytes: &[u8], sparse: usize, unit: usize) -> (usize, bool) {
     }
 }
 
+/// The units behind whole ones.
+fn behind((first, unit): (usize, usize), at: usize) -> (usize, usize) {
+    if at == 0 { (first, unit) } else { (unit, unit) }
+}
+
 fn is_long(zeroes: usize, bytes: &[u8], sparse: usize) -> bool {
     zeroes > 0 && (zeroes >= sparse || zeroes == bytes.len())
 }
 
-/// How many bytes there are in the zero units at the beginning.
-fn zeroes(bytes: &[u8], unit: usize) -> usize {
-    bytes.chunks(unit).take_while(|unit| is_zero(unit)).map(<[u8]>::len).sum()
+/// How many bytes there are in the units at the beginning that are zero, or are not.
+fn run(bytes: &[u8], (first, unit): (usize, usize), zero: bool) -> usize {
+    let (head, rest) = bytes.split_at(first.min(bytes.len()));
+    if is_zero(head) != zero || head.is_empty() {
+        return 0;
+    }
+    let units = rest.chunks(unit).take_while(|unit| is_zero(unit) == zero);
+    head.len() + units.map(<[u8]>::len).sum::<usize>()
 }
 
 /// Whether all bytes are zero.
@@ -385,17 +397,18 @@ mod tests {
     #[test]
     fn short_runs_of_zeroes_are_data() {
         let mut bytes = vec![0; 64 << 10];
-        assert_eq!(next_run(&bytes, 4096, 512), (64 << 10, true));
+        assert_eq!(next_run(&bytes, 4096, (512, 512)), (64 << 10, true));
         bytes[8192] = 1;
-        assert_eq!(next_run(&bytes, 4096, 512), (8192, true));
-        assert_eq!(next_run(&bytes[8192..], 4096, 512), (512, false));
+        assert_eq!(next_run(&bytes, 4096, (512, 512)), (8192, true));
+        assert_eq!(next_run(&bytes[8192..], 4096, (512, 512)), (512, false));
         // 2048 bytes of zeroes between data.
         bytes[8192 + 2560] = 1;
-        assert_eq!(next_run(&bytes[8192..], 4096, 512), (3072, false));
-        assert_eq!(next_run(&bytes[8192..], 4096, 4096), (4096, false));
+        assert_eq!(next_run(&bytes[8192..], 4096, (512, 512)), (3072, false));
+        assert_eq!(next_run(&bytes[8192..], 4096, (4096, 4096)), (4096, false));
+        assert_eq!(next_run(&bytes[8192..], 4096, (1024, 4096)), (1024 + 4096, false));
         // The last bytes may be fewer.
-        assert_eq!(next_run(&[1; 700], 4096, 512), (700, false));
-        assert_eq!(next_run(&[0; 700], 4096, 512), (700, true));
+        assert_eq!(next_run(&[1; 700], 4096, (512, 512)), (700, false));
+        assert_eq!(next_run(&[0; 700], 4096, (512, 512)), (700, true));
     }
 
     #[test]

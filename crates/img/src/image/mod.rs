@@ -6,4 +6,4 @@ mod open;
 
 pub(crate) use cache::Cache;
 pub(crate) use name::path_of;
-pub(crate) use open::{Image, ImageSpec, Images};
+pub(crate) use open::{Backing, Image, ImageSpec, Images};

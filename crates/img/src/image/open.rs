@@ -5,8 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use coblk::options::NodeOptions;
-use coblk::{BackendOptions, BlockNode, Blockdevs, Co};
+use coblk::drivers::Qcow2Options;
+use coblk::options::{NodeOptions, NodeRefOrNull};
+use coblk::{BackendOptions, BlockBackend, BlockNode, Blockdevs, Co};
 
 use super::Cache;
 use super::name::{below, has_member, path_of, protocol_options};
@@ -16,6 +17,17 @@ use crate::failure::Failure;
 const PROBE_BYTES: usize = 2048;
 /// The engine that reads and writes files.
 const ENGINE: &str = "threads";
+
+/// The backing file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// The one that the image names.
+    OfImage,
+    /// None.
+    None,
+    /// The node of this name.
+    Node(String),
+}
 
 /// Which image is opened, and how.
 #[derive(Clone, Debug)]
@@ -32,10 +44,27 @@ pub(crate) struct ImageSpec {
     pub(crate) is_writable: bool,
     /// Whether other programs may write it meanwhile.
     pub(crate) force_share: bool,
-    /// Whether backing files stay closed.
-    pub(crate) no_backing: bool,
+    /// Whether the command writes its backing file meanwhile.
+    pub(crate) shares_writes: bool,
+    /// The backing file.
+    pub(crate) backing: Backing,
+    /// The name that its node gets, for the options of others.
+    pub(crate) node_name: Option<String>,
+    /// Whether an encrypted image is opened without its key: it tells of itself only.
+    pub(crate) metadata_only: bool,
     /// What reads and writes files, by its name in options.
     pub(crate) engine: &'static str,
+}
+
+impl Backing {
+    /// The option that says so, behind others.
+    fn option(&self) -> String {
+        match self {
+            Backing::OfImage => String::new(),
+            Backing::None => ",backing=".to_owned(),
+            Backing::Node(name) => format!(",backing={name}"),
+        }
+    }
 }
 
 impl ImageSpec {
@@ -48,7 +77,10 @@ impl ImageSpec {
             cache: Cache::WRITEBACK,
             is_writable: false,
             force_share: false,
-            no_backing: false,
+            shares_writes: false,
+            backing: Backing::OfImage,
+            node_name: None,
+            metadata_only: false,
             engine: ENGINE,
         }
     }
@@ -63,11 +95,15 @@ impl ImageSpec {
     }
 }
 
-/// An image that is open.
+/// An image that is open, and in use: other programs, and other images of this one, respect that.
 #[derive(Clone)]
 pub(crate) struct Image {
     /// Its node.
     pub(crate) node: Arc<BlockNode>,
+    /// How it is used: backends in other contexts are opened with clones.
+    pub(crate) options: BackendOptions,
+    /// The backend of the main context.
+    pub(crate) backend: BlockBackend,
     /// How it was opened.
     pub(crate) spec: ImageSpec,
 }
@@ -77,17 +113,12 @@ impl Image {
     pub(crate) fn format(&self) -> &'static str {
         self.node.driver().format_name()
     }
-
-    /// How a command uses it: for one [`BackendOptions`] a command, which all of its contexts clone.
-    pub(crate) fn backend_options(&self, name: &str) -> BackendOptions {
-        BackendOptions::new(name).read_only(!self.spec.is_writable)
-    }
 }
 
 /// The images of a command.
 pub(crate) struct Images {
     blockdevs: Blockdevs,
-    open: RefCell<Vec<Arc<BlockNode>>>,
+    open: RefCell<Vec<Image>>,
 }
 
 impl Images {
@@ -110,20 +141,33 @@ impl Images {
             return Err(spec.failed("an image that is written is not shared (-U)"));
         }
         let options = self.co_options(co, spec)?;
-        let node = self.co_open_node(co, set_modes(options, spec), spec)?;
-        Ok(Image { node, spec: spec.clone() })
+        self.co_open_options(co, options, spec)
     }
 
-    /// Opens a node, which is closed with the others.
-    fn co_open_node(
+    fn co_open_options(
         &self,
         co: &Co<'_>,
         options: NodeOptions,
         spec: &ImageSpec,
-    ) -> Result<Arc<BlockNode>, Failure> {
-        let node = self.blockdevs.co_open(co, options).map_err(|error| spec.failed(error))?;
-        self.open.borrow_mut().push(Arc::clone(&node));
-        Ok(node)
+    ) -> Result<Image, Failure> {
+        let opened = self.blockdevs.co_open(co, set_modes(options, spec));
+        let node = opened.map_err(|error| spec.failed(error))?;
+        let options = BackendOptions::new(spec.label());
+        let options = options.read_only(!spec.is_writable).share_rw(spec.shares_writes);
+        match options.co_open(co, Arc::clone(&node)) {
+            Ok(backend) => {
+                let image = Image { node, options, backend, spec: spec.clone() };
+                self.open.borrow_mut().push(image.clone());
+                Ok(image)
+            }
+            Err(error) => {
+                let name = node.name().to_owned();
+                drop(node);
+                // It has not been used.
+                let _ = self.blockdevs.co_close(co, &name);
+                Err(spec.failed(error))
+            }
+        }
     }
 
     /// Closes an image before the others.
@@ -131,12 +175,16 @@ impl Images {
     /// # Errors
     /// If what it has in memory cannot be written.
     pub(crate) fn co_close(&self, co: &Co<'_>, image: Image) -> Result<(), Failure> {
-        let Image { node, spec, .. } = image;
-        self.open.borrow_mut().retain(|open| !Arc::ptr_eq(open, &node));
+        let Image { node, spec, backend, .. } = image;
+        self.open.borrow_mut().retain(|open| !Arc::ptr_eq(&open.node, &node));
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::new(format!("Could not close '{}': {why}", spec.label()))
+        };
         let name = node.name().to_owned();
+        let ended = backend.co_close(co).map_err(|error| failed(&error));
         drop(node);
-        let closed = self.blockdevs.co_close(co, &name);
-        closed.map_err(|error| Failure::new(format!("Could not close '{}': {error}", spec.label())))
+        let closed = self.blockdevs.co_close(co, &name).map_err(|error| failed(&error));
+        ended.and(closed)
     }
 
     /// Closes all images, those that were opened last first.
@@ -145,12 +193,8 @@ impl Images {
     /// The first one of those that cannot be closed.
     pub(crate) fn co_close_all(&self, co: &Co<'_>) -> Result<(), Failure> {
         let mut result = Ok(());
-        while let Some(node) = { self.open.borrow_mut().pop() } {
-            let name = node.name().to_owned();
-            drop(node);
-            let closed = self.blockdevs.co_close(co, &name);
-            let closed =
-                closed.map_err(|error| Failure::new(format!("Could not close an image: {error}")));
+        while let Some(image) = { self.open.borrow_mut().pop() } {
+            let closed = self.co_close(co, image);
             result = result.and(closed);
         }
         result
@@ -178,11 +222,18 @@ impl Images {
             let text = protocol_options(path, "", spec.engine);
             return NodeOptions::from_keyval(text).map_err(failed);
         }
-        let mut text = OsString::from(format!("driver={format},"));
-        if spec.no_backing && format == "qcow2" {
-            text.push("backing=,");
+        if format == "qcow2" && spec.metadata_only {
+            let file = NodeOptions::from_keyval(protocol_options(path, "", spec.engine));
+            let mut options = Qcow2Options::new(file.map_err(failed)?);
+            options.backing = Some(NodeRefOrNull(None));
+            options.metadata_only = true;
+            return Ok(NodeOptions::new(options));
         }
+        let mut text = OsString::from(format!("driver={format},"));
         text.push(protocol_options(path, "file.", spec.engine));
+        if format == "qcow2" {
+            text.push(spec.backing.option());
+        }
         NodeOptions::from_keyval(text).map_err(failed)
     }
 
@@ -207,8 +258,8 @@ impl Images {
             let options = std::mem::replace(&mut text, OsString::from(format!("driver={format},")));
             text.push(options);
         }
-        if spec.no_backing && !has_member(&text, b"backing") && has_member(&text, b"driver=qcow2") {
-            text.push(",backing=");
+        if !has_member(&text, b"backing") && has_member(&text, b"driver=qcow2") {
+            text.push(spec.backing.option());
         }
         NodeOptions::from_keyval(text).map_err(|error| spec.failed(error))
     }
@@ -221,24 +272,15 @@ impl Images {
         options: &OsStr,
     ) -> Result<&'static str, Failure> {
         let failed = |error: coblk::qapi::Error| spec.failed(error);
-        let spec = &ImageSpec { is_writable: false, ..spec.clone() };
+        let spec = &ImageSpec { is_writable: false, node_name: None, ..spec.clone() };
         let options = NodeOptions::from_keyval(options).map_err(failed)?;
-        let node = self.co_open_node(co, set_modes(options, spec), spec)?;
-        let image = Image { node, spec: spec.clone() };
+        let image = self.co_open_options(co, options, spec)?;
         let mut bytes = vec![0; PROBE_BYTES.min(image.node.length() as usize)];
-        let probed = image
-            .backend_options("probe")
-            .co_open(co, Arc::clone(&image.node))
-            .map_err(|error| spec.failed(error))
-            .and_then(|backend| {
-                let read = backend.co_read(co, 0, &mut bytes);
-                let _ = backend.co_close(co);
-                read.map_err(|error| {
-                    spec.failed(format!("Could not read image for determining its format: {error}"))
-                })
-            });
+        let read = image.backend.co_read(co, 0, &mut bytes);
         self.co_close(co, image)?;
-        probed?;
+        read.map_err(|error| {
+            spec.failed(format!("Could not read image for determining its format: {error}"))
+        })?;
         match coblk::qcow2::probe_format(&bytes) {
             None => Ok("raw"),
             Some("qcow2") => Ok("qcow2"),
@@ -257,6 +299,9 @@ fn set_modes(mut options: NodeOptions, spec: &ImageSpec) -> NodeOptions {
     options.cache_no_flush.get_or_insert(spec.cache.no_flush);
     if spec.is_writable {
         options.discard.get_or_insert(true);
+    }
+    if let Some(name) = &spec.node_name {
+        options.node_name.get_or_insert(name.clone());
     }
     if spec.force_share {
         options.force_share = Some(true);

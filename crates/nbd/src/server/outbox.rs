@@ -11,6 +11,9 @@ use crate::transport::Transport;
 
 /// Messages in one system call; each is two ranges at most.
 const BATCH: usize = 32;
+/// A part that exceeds the bytes of a call by no more than this is not cut: else the header of a long reply
+/// would leave as many bytes for another call.
+const MAX_EXCESS: usize = 4 << 10;
 
 #[derive(Default)]
 pub struct Outbox {
@@ -64,26 +67,14 @@ impl Outbox {
             transport.push()?;
             return Ok(std::mem::take(&mut self.spare));
         }
-        let mut slices: SmallVec<[IoSlice<'_>; 2 * BATCH]> = SmallVec::new();
-        // A client that reads on meanwhile makes one call as long as what it is given.
-        let (mut skip, mut room) = (self.sent, MAX_BYTES);
-        for part in self.messages.iter().take(BATCH).flat_map(Message::parts) {
-            let gone = skip.min(part.len());
-            skip -= gone;
-            let part = &part[gone..];
-            let part = &part[..part.len().min(room)];
-            room -= part.len();
-            if !part.is_empty() {
-                slices.push(IoSlice::new(part));
-            }
-        }
+        let slices = self.next_slices();
         let written = transport.write(&slices)?;
+        drop(slices);
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
         self.total += written as u64;
         let mut bytes = self.sent + written;
-        drop(slices);
         let mut done = std::mem::take(&mut self.spare);
         while self.messages.front().is_some_and(|message| message.len() <= bytes) {
             if let Some(message) = self.messages.pop_front() {
@@ -93,5 +84,47 @@ impl Outbox {
         }
         self.sent = bytes;
         Ok(done)
+    }
+
+    /// What one call is given. A client that reads on meanwhile makes it take as long as that is.
+    #[inline]
+    fn next_slices(&self) -> SmallVec<[IoSlice<'_>; 2 * BATCH]> {
+        let mut slices = SmallVec::new();
+        let (mut skip, mut room) = (self.sent, MAX_BYTES);
+        for part in self.messages.iter().take(BATCH).flat_map(Message::parts) {
+            let gone = skip.min(part.len());
+            skip -= gone;
+            let part = &part[gone..];
+            if room == 0 || part.is_empty() {
+                continue;
+            }
+            let is_whole = part.len() <= room + MAX_EXCESS;
+            let part = if is_whole { part } else { &part[..room] };
+            room = room.saturating_sub(part.len());
+            slices.push(IoSlice::new(part));
+        }
+        slices
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_given_a_long_reply_whole_and_of_longer_ones_a_part() {
+        let next = |lengths: &[usize], sent| {
+            let mut outbox = Outbox { sent, ..Outbox::default() };
+            lengths.iter().for_each(|&bytes| outbox.push(Message::raw(vec![0; bytes])));
+            outbox.next_slices().iter().map(|slice| slice.len()).sum::<usize>()
+        };
+        let header = 16;
+        assert_eq!(next(&[header, MAX_BYTES, header, MAX_BYTES], 0), header + MAX_BYTES);
+        assert_eq!(next(&[header, MAX_BYTES, header, MAX_BYTES], 1), header + MAX_BYTES - 1);
+        assert_eq!(next(&[MAX_BYTES + MAX_EXCESS], 0), MAX_BYTES + MAX_EXCESS);
+        assert_eq!(next(&[MAX_BYTES + MAX_EXCESS + 1], 0), MAX_BYTES);
+        assert_eq!(next(&[MAX_BYTES + MAX_EXCESS + 1], 1), MAX_BYTES + MAX_EXCESS);
+        assert_eq!(next(&[header, 3 * MAX_BYTES], 0), MAX_BYTES);
+        assert_eq!(next(&[header; 40], 0), BATCH * header);
     }
 }

@@ -15,7 +15,6 @@ use crate::source::ImageError;
 /// # Errors
 /// EACCES, with what was found, if corruptions are left: the bit stays, and the image is not to be written.
 /// Those of the file; then nothing is worse than before.
-#[expect(dead_code, reason = "images are not written yet")]
 pub(crate) fn co_repair_dirty(co: &Co<'_>, file: &Child) -> Result<(), ImageError> {
     co_repair_store(co, file)
 }

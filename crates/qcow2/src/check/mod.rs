@@ -35,7 +35,6 @@ use crate::layout::{
 use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
 use counts::{Counts, Kind};
-#[expect(unused_imports, reason = "images are not written yet")]
 pub(crate) use dirty::co_repair_dirty;
 use options::Progress;
 pub use options::{Check, CheckOptions};
@@ -99,6 +98,7 @@ fn co_check_part(
     let mut checker = Checker::new(co, file, header, *progress)?;
     checker.count_all()?;
     checker.compare()?;
+    progress.tell(1, 1);
     Ok(checker.finish())
 }
 
@@ -139,8 +139,12 @@ struct Plan {
     new_snapshots: Option<Vec<Snapshot>>,
     /// Corruptions that go when all refcounts are written anew.
     refcounts: u64,
+    /// Whether owners have clusters that they cannot share.
+    has_mixed: bool,
     /// Whether refcounts cannot be mended where they are.
     must_rebuild: bool,
+    /// The first cluster behind the end of the file that something refers to.
+    first_behind: u64,
     /// Why it is not known what is in use, if so.
     blind: Option<String>,
 }
@@ -166,7 +170,7 @@ impl<'a, 'co> Checker<'a, 'co> {
             l1_tables: 0,
             check: Check::default(),
             wrong_flags: 0,
-            plan: Plan::default(),
+            plan: Plan { first_behind: u64::MAX, ..Plan::default() },
             progress,
             header,
         })
@@ -187,7 +191,14 @@ impl<'a, 'co> Checker<'a, 'co> {
         let cluster = self.geometry.cluster_bytes();
         let end = offset.checked_add(bytes).filter(|end| end.saturating_sub(self.end) < cluster);
         let Some(end) = end else {
-            self.check.corrupt(times, || format!("{} ends behind the end of the file", what()));
+            let what = format!("{} ends behind the end of the file", what());
+            if offset >= self.end {
+                self.plan.first_behind = self.plan.first_behind.min(offset / cluster);
+            } else if kind != Kind::Compressed {
+                // What is there of it is in use, and not counted.
+                self.plan.blind.get_or_insert_with(|| what.clone());
+            }
+            self.check.corrupt(times, || what);
             return Ok(());
         };
         for number in offset / cluster..=(end - 1) / cluster {

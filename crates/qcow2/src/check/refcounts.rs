@@ -233,6 +233,7 @@ impl Checker<'_, '_> {
     fn differ(&mut self, it: &Compared) {
         let Compared { cluster, refcount, count, is_mixed } = *it;
         let wanted = count.min(self.refcounts.width.max());
+        self.plan.has_mixed |= is_mixed;
         let told = || format!("cluster {cluster}: refcount {refcount}, {count} references");
         if count > wanted {
             self.check.corrupt(count - wanted, || format!("{}: too many to count", told()));

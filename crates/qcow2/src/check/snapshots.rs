@@ -6,8 +6,8 @@ use crate::layout::{FormatError, MAX_L1_BYTES, MAX_SNAPSHOTS, Snapshot};
 use crate::source::ImageError;
 use crate::tables;
 
-/// Most entries of the L1 tables of all snapshots that are read.
-const MAX_L1_ENTRIES: u64 = 1 << 28;
+/// Most entries of the L1 tables of all snapshots: 256 MiB are read.
+const MAX_L1_ENTRIES: u64 = 1 << 25;
 
 impl Checker<'_, '_> {
     pub(super) fn count_snapshots(&mut self) -> Result<(), ImageError> {
@@ -66,14 +66,13 @@ impl Checker<'_, '_> {
         }
         // Snapshots of a hostile image may share one table.
         tables.sort_unstable();
-        let mut entries = 0;
-        for same in tables.chunk_by(|one, other| one == other) {
-            entries += u64::from(same[0].1);
-            if entries > MAX_L1_ENTRIES {
-                return Err(
-                    FormatError::too_big("the L1 tables of all snapshots are too large").into()
-                );
-            }
+        let distinct = || tables.chunk_by(|one, other| one == other);
+        if distinct().map(|same| u64::from(same[0].1)).sum::<u64>() > MAX_L1_ENTRIES {
+            let why = "the L1 tables of all snapshots are too large";
+            return Err(FormatError::too_big(why).into());
+        }
+        for same in distinct() {
+            self.co_go_on()?;
             self.count_l1(same[0], same.len() as u64, false)?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use coblk_qapi::Size;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::encrypt::EncryptCreateOptions;
 use super::failed;
 use super::options::{Compression, Preallocate, Version, geometry, refcount_order};
 use crate::layout::{FormatError, Geometry, MAX_L1_BYTES, RefcountWidth, image_clusters};
@@ -37,6 +38,8 @@ pub struct Qcow2MeasureOptions {
     pub preallocation: Preallocate,
     /// `backing-file`: with one, clusters of zeroes may be written, too.
     pub backing_file: Option<String>,
+    /// `encrypt`: a header of LUKS counts.
+    pub encrypt: Option<EncryptCreateOptions>,
     /// `backing-fmt`; without effect.
     pub backing_fmt: Option<String>,
     /// `data-file`; without effect: its bytes count.
@@ -68,7 +71,9 @@ pub(crate) fn co_measure(
     };
     let disk_bytes = whole_clusters(geometry, length).map_err(failed)?;
     let metadata = image_clusters(geometry, width, disk_bytes >> geometry.cluster_bits());
-    let metadata = metadata << geometry.cluster_bits();
+    let header_bytes = options.encrypt.as_ref().map_or(Ok(0), EncryptCreateOptions::header_bytes);
+    let header_bytes = header_bytes.map_err(failed)?.next_multiple_of(geometry.cluster_bytes());
+    let metadata = (metadata << geometry.cluster_bits()) + header_bytes;
     let all = matches!(options.preallocation, Preallocate::Falloc | Preallocate::Full)
         || options.backing_file.is_some() && source.is_some();
     let data = match source {

@@ -1,7 +1,7 @@
 //! Makes an image in nodes.
 //!
 //! ```text
-//! options   what it is to be
+//! options   what it is to be; encrypt, if it is to be encrypted
 //! measure   how long it would be
 //! ```
 //!
@@ -9,6 +9,7 @@
 //! first cluster is overwritten by zeroes; that is durable. Then comes all but the first sector of the
 //! header, durable; then that sector, which names the format.
 
+mod encrypt;
 mod measure;
 mod options;
 
@@ -17,7 +18,9 @@ use std::io;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{BlockBackend, CreateError, Creating, Preallocation, Truncate};
 
+use crate::encryption::NewEncryption;
 use crate::layout::{Finished, L2Entry, Mapped, NewImage, SECTOR_BYTES};
+pub use encrypt::{EncryptCreateFormat, EncryptCreateOptions};
 pub use measure::Qcow2MeasureOptions;
 pub(crate) use measure::co_measure;
 pub use options::{Compression, Preallocate, Qcow2CreateOptions, Version};
@@ -37,6 +40,8 @@ pub(crate) fn co_create(
     let co = creating.co();
     // Mistakes come before a node is touched; the name of the data file comes later.
     options.header(None).map_err(failed)?;
+    let encrypt = options.encrypt.as_ref().map(|encrypt| encrypt.co_make(creating));
+    let encryption = encrypt.transpose()?.flatten();
     let file = creating.co_child("file", &options.file)?;
     let data_file = options.data_file.as_ref();
     let data_file = data_file.map(|node| creating.co_child("data-file", node)).transpose()?;
@@ -51,7 +56,7 @@ pub(crate) fn co_create(
         Ok((plan, end))
     })
     .map_err(failed)?;
-    let new = New { co, options, plan, end, file, data_file };
+    let new = New { co, options, plan, end, file, data_file, encryption };
     new.co_make().map_err(CreateError::of_driver)
 }
 
@@ -67,6 +72,7 @@ struct New<'a, 'co> {
     end: Finished,
     file: BlockBackend,
     data_file: Option<BlockBackend>,
+    encryption: Option<NewEncryption>,
 }
 
 impl New<'_, '_> {
@@ -76,6 +82,7 @@ impl New<'_, '_> {
         self.co_set_lengths()?;
         self.co_write_tables(blank, is_zero)?;
         self.co_write_refcounts()?;
+        self.co_write_encryption()?;
         let header = self.end.header.encode()?;
         let (first, rest) = header.split_at(SECTOR_BYTES);
         self.file.co_write(self.co, SECTOR_BYTES as u64, rest)?;
@@ -159,6 +166,8 @@ impl New<'_, '_> {
             Some(data_file) => self.co_reads_zero(data_file)?,
             None => is_zero,
         };
+        // Zeroes would be decrypted to something else.
+        let is_zero = is_zero && self.options.encrypt.is_none();
         let extended = self.plan.geometry().is_extended();
         if self.options.mapped() == Mapped::Nothing || is_zero || extended && has_backing {
             return Ok(Some(plain));
@@ -217,6 +226,15 @@ impl New<'_, '_> {
         }
         let (offset, bytes) = self.end.refcount_table();
         self.file.co_write(self.co, offset, &bytes)
+    }
+
+    /// Writes the header of LUKS.
+    fn co_write_encryption(&self) -> io::Result<()> {
+        let place = self.end.header.extensions.luks(self.plan.geometry())?;
+        match (&self.encryption, place) {
+            (Some(new), Some(place)) => self.file.co_write(self.co, place.offset, new.bytes()),
+            _ => Ok(()),
+        }
     }
 
     fn co_flush(&self) -> io::Result<()> {

@@ -1,9 +1,10 @@
 //! [`Qcow2CreateOptions`]: what a new image is to be, in QEMU's words.
 
 use coblk_block::options::NodeRef;
-use coblk_qapi::{Size, Unsupported};
+use coblk_qapi::Size;
 use serde::Deserialize;
 
+use super::encrypt::EncryptCreateOptions;
 use crate::layout::{
     Autoclear, Compatible, CompressionType, FeatureName, FormatError, Geometry, Header,
     Incompatible, Mapped, SECTOR_BYTES,
@@ -86,8 +87,8 @@ pub struct Qcow2CreateOptions {
     pub backing_file: Option<String>,
     /// `backing-fmt`: the name of its format.
     pub backing_fmt: Option<String>,
-    #[serde(default, rename = "encrypt")]
-    pub(crate) _encrypt: Option<Unsupported>,
+    /// `encrypt`: how data is encrypted.
+    pub encrypt: Option<EncryptCreateOptions>,
     /// `cluster-size` in bytes; 65536 by default.
     pub cluster_size: Option<Size>,
     /// `preallocation`.
@@ -115,7 +116,7 @@ impl Qcow2CreateOptions {
             version: Version::V3,
             backing_file: None,
             backing_fmt: None,
-            _encrypt: None,
+            encrypt: None,
             cluster_size: None,
             preallocation: Preallocate::Off,
             lazy_refcounts: false,
@@ -168,6 +169,9 @@ impl Qcow2CreateOptions {
         if !self.is_v2() && geometry.cluster_bytes() > NAMES_FROM_BYTES {
             extensions.set_feature_names(FeatureName::default_table());
         }
+        if let Some(encrypt) = &self.encrypt {
+            encrypt.enter(&mut header)?;
+        }
         header.backing = self.backing_file.clone().map(String::into_bytes);
         header.backing = header.backing.filter(|name| !name.is_empty());
         header.extensions.backing_format()?;
@@ -205,8 +209,25 @@ impl Qcow2CreateOptions {
         if self.data_file_raw && has_backing {
             return invalid("'data-file-raw' excludes 'backing-file'");
         }
+        if self.encrypt.is_some() {
+            self.check_encrypted()?;
+        }
         if !CompressionType::from(self.compression_type).is_supported() {
             return Err(FormatError::unsupported("this build has no zstd"));
+        }
+        Ok(())
+    }
+
+    /// Checks what an encrypted image cannot be. What is allocated, and was not written, would be decrypted
+    /// to noise.
+    fn check_encrypted(&self) -> Result<(), FormatError> {
+        if self.data_file_raw {
+            let why = "'data-file-raw' excludes 'encrypt': the data file would be encrypted";
+            return Err(FormatError::invalid(why));
+        }
+        if self.is_v2() && self.preallocation != Preallocate::Off {
+            let why = "'preallocation' with 'encrypt' needs version 3 (compat=1.1)";
+            return Err(FormatError::invalid(why));
         }
         Ok(())
     }

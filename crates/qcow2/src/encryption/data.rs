@@ -28,7 +28,7 @@ pub(crate) struct Encryption {
 
 enum Method {
     Aes,
-    Luks(Luks),
+    Luks(Box<Luks>),
 }
 
 impl Encryption {
@@ -51,7 +51,7 @@ impl Encryption {
                 let luks = Luks::co_open(co, file, header)?;
                 let key = password.map(|password| luks.co_unlock(co, file, password.as_bytes()));
                 let cipher = key.transpose()?.map(|(_, key)| luks.header().cipher(&key));
-                (Method::Luks(luks), cipher)
+                (Method::Luks(Box::new(luks)), cipher)
             }
         };
         Ok(Some(Encryption { method, cipher, workers: PoolShare::new() }))

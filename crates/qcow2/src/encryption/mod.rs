@@ -7,10 +7,28 @@
 mod data;
 #[cfg(feature = "encryption")]
 mod luks;
+#[cfg(feature = "encryption")]
+mod new;
 #[cfg(not(feature = "encryption"))]
 mod none;
 
+use coblk_block::Secret;
+
+use crate::layout::FormatError;
+
 #[cfg(feature = "encryption")]
 pub(crate) use data::Encryption;
+#[cfg(feature = "encryption")]
+pub(crate) use new::{NewEncryption, NewSpec};
 #[cfg(not(feature = "encryption"))]
-pub(crate) use none::Encryption;
+pub(crate) use none::{Encryption, NewEncryption, NewSpec};
+
+/// The password that a secret is.
+///
+/// # Errors
+/// EINVAL if it is something else.
+pub(crate) fn password<'a>(id: &str, secret: &'a Secret) -> Result<&'a str, FormatError> {
+    secret.text().ok_or_else(|| {
+        FormatError::invalid(format!("secret '{id}' is no text in UTF-8, and so no password"))
+    })
+}

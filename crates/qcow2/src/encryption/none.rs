@@ -38,3 +38,32 @@ impl Encryption {
         match *self {}
     }
 }
+
+/// There can be no new image that is encrypted.
+pub(crate) enum NewSpec {}
+
+impl NewSpec {
+    pub(crate) fn new(
+        _: [Option<&str>; 4],
+        _: Option<&str>,
+        _: Option<u64>,
+    ) -> Result<NewSpec, FormatError> {
+        Err(FormatError::unsupported("'encrypt' is not supported: this build has no encryption"))
+    }
+
+    pub(crate) fn header_bytes(&self) -> u64 {
+        match *self {}
+    }
+}
+
+pub(crate) enum NewEncryption {}
+
+impl NewEncryption {
+    pub(crate) fn co_new(_: &Co<'_>, spec: NewSpec, _: &str) -> Result<NewEncryption, FormatError> {
+        match spec {}
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+}

@@ -11,7 +11,7 @@ pub const COPIED: u64 = 1 << 63;
 /// The entry is that of a compressed cluster.
 pub const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeroes.
-const ZERO: u64 = 1;
+pub const ZERO: u64 = 1;
 /// Offsets in a file are smaller.
 pub const MAX_OFFSET: u64 = 1 << 56;
 /// Reserved bits of an L1 entry.

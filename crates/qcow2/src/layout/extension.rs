@@ -185,6 +185,16 @@ impl Extensions {
         Ok(Some(BitmapsExtension { count, directory_bytes, directory_offset }))
     }
 
+    /// Whether there is an extension of bitmaps, valid or not.
+    pub fn has_bitmaps(&self) -> bool {
+        self.last(BITMAPS).is_some()
+    }
+
+    /// Drops the extension of bitmaps.
+    pub fn remove_bitmaps(&mut self) {
+        self.set(BITMAPS, None);
+    }
+
     /// Where the header of LUKS is.
     ///
     /// # Errors
@@ -196,6 +206,12 @@ impl Extensions {
         };
         geometry.check_table("encryption header", offset, bytes, u64::MAX)?;
         Ok(Some(LuksExtension { offset, bytes }))
+    }
+
+    /// Sets where the header of LUKS is.
+    pub fn set_luks(&mut self, place: Option<LuksExtension>) {
+        let data = place.map(|it| [it.offset.to_be_bytes(), it.bytes.to_be_bytes()].concat());
+        self.set(LUKS, data);
     }
 
     /// Whether there is an extension of LUKS, valid or not.

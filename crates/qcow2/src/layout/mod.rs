@@ -28,7 +28,7 @@ pub use bytes::TooShort;
 pub use compression::{CompressionType, inflate};
 pub use entry::{
     COMPRESSED, COPIED, CompressedCluster, Corruption, EntryRules, L1_RESERVED, L2_RESERVED,
-    L2Entry, MAX_OFFSET, OFFSET_MASK, SubclusterKind, l1_offset,
+    L2Entry, MAX_OFFSET, OFFSET_MASK, SubclusterKind, ZERO, l1_offset,
 };
 pub use error::FormatError;
 pub use extension::{BitmapsExtension, Extension, Extensions, LuksExtension};

@@ -68,7 +68,8 @@ impl NewTable {
 }
 
 impl NewImage {
-    /// Plans an image with this header, whose places of tables are not set yet.
+    /// Plans an image with this header, whose places of tables are not set yet. If it has a header of LUKS,
+    /// only the length of that counts.
     ///
     /// # Errors
     /// EFBIG if the disk is too large for its clusters.
@@ -124,8 +125,13 @@ impl NewImage {
                 *entry = table.offset | COPIED;
             }
         }
-        let (space, mut header) = (tables.space, self.header.clone());
+        let (mut space, mut header) = (tables.space, self.header.clone());
         let cluster_bytes = self.geometry.cluster_bytes();
+        if let Some(mut luks) = header.extensions.luks(self.geometry)? {
+            // Behind everything, as by QEMU.
+            luks.offset = space.allocate(luks.bytes.div_ceil(cluster_bytes))? * cluster_bytes;
+            header.extensions.set_luks(Some(luks));
+        }
         let (table, clusters) = space.table();
         header.refcount_table_offset = table * cluster_bytes;
         header.refcount_table_clusters = clusters as u32;

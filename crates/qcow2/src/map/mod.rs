@@ -1,17 +1,20 @@
 //! Where bytes of the disk are: L1, a slice of an L2 table, runs of one kind.
 
+mod l1;
+mod load;
+
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::Co;
-use coblk_block::DebugEvent;
 
 use crate::image::Image;
 use crate::layout::{
-    CompressedCluster, Corruption, EntryRules, L2Entry, MAX_OFFSET, SubclusterKind, l1_offset,
+    COPIED, CompressedCluster, Corruption, EntryRules, L2Entry, MAX_OFFSET, SubclusterKind,
+    l1_offset,
 };
-use crate::source::Source;
+pub(crate) use l1::L1;
 
 /// The first bytes of a range that are of one kind, and in one piece if they have a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,66 +26,93 @@ pub(crate) struct Run {
     pub(crate) host: u64,
     /// The entry of a compressed cluster.
     pub(crate) word: u64,
+    /// The clusters are this image's alone: they may be written where they are.
+    pub(crate) is_own: bool,
+}
+
+/// What a run is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// For reads.
+    Read,
+    /// For writes: all clusters of a run may be written where they are, or none.
+    Write,
 }
 
 impl Run {
     fn unallocated(bytes: u64) -> Run {
-        Run { bytes, kind: SubclusterKind::Unallocated, host: 0, word: 0 }
+        Run { bytes, kind: SubclusterKind::Unallocated, host: 0, word: 0, is_own: false }
     }
 }
 
 impl Image {
     /// Finds the first bytes of a range within the disk: a run that ends with the range, or with the slice
-    /// of its L2 table.
+    /// of its L2 table. What it tells is true for as long as the caller's pin of the epoch, taken before,
+    /// lives: no cluster is used for something else.
     ///
     /// # Errors
     /// EIO for a corrupt entry, and those of reading the table.
-    pub(crate) fn co_find(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<Run> {
+    pub(crate) fn co_find(&self, co: &Co<'_>, range: Range<u64>, what: Look) -> io::Result<Run> {
         let geometry = self.geometry;
         let index = geometry.l1_index(range.start);
-        let entry = usize::try_from(index).ok().and_then(|index| self.l1.get(index));
-        let entry = entry.map_or(0, |entry| entry.load(Ordering::Relaxed));
-        let table = l1_offset(entry, geometry).map_err(|error| self.corrupt(&error))?;
-        let Some(table) = table else {
+        let entry = self.l1.get(index);
+        let table = match l1_offset(entry, geometry) {
+            Ok(table) => table,
+            Err(error) => return Err(self.co_corrupt(co, &error)),
+        };
+        if table.is_none() {
             let end = geometry.l1_start(index + 1).unwrap_or(u64::MAX).min(range.end);
             return Ok(Run::unallocated(end - range.start));
-        };
-        let slice_entries = self.slice_bytes / geometry.l2_entry_bytes();
-        let slice = (range.start >> geometry.cluster_bits()) / slice_entries;
-        let look = |words: &[AtomicU64]| find_in_slice(&self.rules, words, range.clone());
+        }
+        let slice = self.slice(range.start);
+        let is_own = entry & COPIED != 0;
+        let look =
+            |words: &[AtomicU64]| find_in_slice(&self.rules, words, range.clone(), (what, is_own));
         let found = match self.cache.look(slice, look) {
             Some(found) => found,
-            None => {
-                let in_table = geometry.l2_index(range.start) / slice_entries;
-                let place = table + in_table * self.slice_bytes;
-                self.cache
-                    .co_look(co, slice, look, |target| self.co_load(co, table, place, target))?
-            }
+            None => self.co_load(co, index, slice, look)?,
         };
-        let run = found.map_err(|error| self.corrupt(&error))?;
-        self.check_end(run)
+        match found.and_then(|run| self.check_end(run)) {
+            Ok(run) => Ok(run),
+            Err(error) => Err(self.co_corrupt(co, &error)),
+        }
     }
 
-    /// Reads a slice at `place` of the table at `table`.
-    fn co_load(&self, co: &Co<'_>, table: u64, place: u64, target: &mut [u8]) -> io::Result<()> {
-        if table >= self.end_behind(table) {
-            let what = format_args!("L2 table at {table:#x} behind the end of the file");
-            return Err(self.corrupt(&Corruption::new(what, Some(table))));
-        }
-        self.file.debug_event(DebugEvent::L2Load);
-        self.file.co_read_at(co, place, target)
+    /// The number of the slice of an offset.
+    #[inline]
+    pub(crate) fn slice(&self, offset: u64) -> u64 {
+        (offset >> self.geometry.cluster_bits()) / self.slice_entries()
+    }
+
+    /// Where the slice of an offset ends on the disk.
+    pub(crate) fn slice_end(&self, offset: u64) -> u64 {
+        let clusters = (self.slice(offset) + 1) * self.slice_entries();
+        clusters.saturating_mul(self.geometry.cluster_bytes())
+    }
+
+    /// Has the slice of an offset in the cache, if there is a table.
+    pub(crate) fn co_have_slice(&self, co: &Co<'_>, offset: u64) -> io::Result<()> {
+        let (index, slice) = (self.geometry.l1_index(offset), self.slice(offset));
+        let is_there = self.l1.get(index) == 0 || self.cache.look(slice, |_| ()).is_some();
+        if is_there { Ok(()) } else { self.co_load(co, index, slice, |_| ()) }
+    }
+
+    /// Entries of a slice.
+    #[inline]
+    pub(crate) fn slice_entries(&self) -> u64 {
+        self.cache.slice_bytes() / self.geometry.l2_entry_bytes()
     }
 
     /// Cuts a run where the file ends, with the cluster that it ends in.
     #[inline]
-    fn check_end(&self, run: Run) -> io::Result<Run> {
+    fn check_end(&self, run: Run) -> Result<Run, Corruption> {
         if run.kind != SubclusterKind::Data || self.data_file.is_some() {
             return Ok(run);
         }
         let end = self.end_behind(run.host);
         if run.host >= end {
             let what = format_args!("cluster at {:#x} behind the end of the file", run.host);
-            return Err(self.corrupt(&Corruption::new(what, Some(run.host))));
+            return Err(Corruption::new(what, Some(run.host)));
         }
         let there = end.next_multiple_of(self.geometry.cluster_bytes()) - run.host;
         Ok(Run { bytes: run.bytes.min(there), ..run })
@@ -92,14 +122,14 @@ impl Image {
     ///
     /// # Errors
     /// EIO if it cannot be one.
-    pub(crate) fn compressed(&self, run: Run) -> io::Result<CompressedCluster> {
+    pub(crate) fn co_compressed(&self, co: &Co<'_>, run: Run) -> io::Result<CompressedCluster> {
         let place = CompressedCluster::parse(run.word, self.geometry);
         if place.offset >= self.end_behind(place.offset) || place.offset >= MAX_OFFSET {
             let what = format_args!(
                 "compressed cluster at {:#x} behind the end of the file",
                 place.offset
             );
-            return Err(self.corrupt(&Corruption::new(what, Some(place.offset))));
+            return Err(self.co_corrupt(co, &Corruption::new(what, Some(place.offset))));
         }
         Ok(place)
     }
@@ -107,7 +137,7 @@ impl Image {
 
 /// The entry `index` of a slice.
 #[inline]
-fn entry(rules: &EntryRules, words: &[AtomicU64], index: usize) -> Option<L2Entry> {
+pub(crate) fn entry(rules: &EntryRules, words: &[AtomicU64], index: usize) -> Option<L2Entry> {
     let word = |at: usize| words.get(at).map(|word| word.load(Ordering::Relaxed));
     match rules.geometry.is_extended() {
         false => Some(L2Entry { word: word(index)?, bitmap: 0 }),
@@ -115,11 +145,12 @@ fn entry(rules: &EntryRules, words: &[AtomicU64], index: usize) -> Option<L2Entr
     }
 }
 
-/// The run at the beginning of a range, in the words of its slice.
+/// The run at the beginning of a range, in the words of its slice; the table may be the image's own.
 fn find_in_slice(
     rules: &EntryRules,
     words: &[AtomicU64],
     range: Range<u64>,
+    (what, is_own): (Look, bool),
 ) -> Result<Run, Corruption> {
     let geometry = rules.geometry;
     let entries = words.len() as u64 * 8 / geometry.l2_entry_bytes();
@@ -131,6 +162,7 @@ fn find_in_slice(
     let kind = rules.kind(current, subcluster)?;
     let host = if kind.is_stored() { current.offset() + (range.start - cluster) } else { 0 };
     let word = current.word;
+    let is_own = is_own && word & COPIED != 0;
     let wanted = range.end - range.start;
     let size = geometry.subcluster_bytes();
     let mut bytes = if kind == SubclusterKind::Compressed {
@@ -146,6 +178,7 @@ fn find_in_slice(
             let Some(next) = entry(rules, words, index) else { break };
             // What is wrong behind the run is found when it is asked for.
             let goes_on = rules.check(next, cluster).is_ok()
+                && (what == Look::Read || (next.word ^ word) & COPIED == 0)
                 && (!kind.is_stored()
                     || next.offset() == current.offset() + geometry.cluster_bytes());
             if !goes_on {
@@ -158,7 +191,7 @@ fn find_in_slice(
         }
         bytes += size;
     }
-    Ok(Run { bytes: bytes.min(wanted), kind, host, word })
+    Ok(Run { bytes: bytes.min(wanted), kind, host, word, is_own })
 }
 
 #[cfg(test)]

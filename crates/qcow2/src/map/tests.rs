@@ -1,7 +1,7 @@
 //! Runs in a slice.
 
 use super::*;
-use crate::layout::{COMPRESSED, COPIED, Geometry};
+use crate::layout::{COMPRESSED, Geometry};
 
 const CLUSTER: u64 = 65536;
 
@@ -13,7 +13,7 @@ fn rules(is_extended: bool) -> EntryRules {
 /// The run of a range, and its place, in a slice of these words that maps from 0 on.
 fn find(rules: EntryRules, words: &[u64], range: Range<u64>) -> Result<Run, Corruption> {
     let words: Vec<AtomicU64> = words.iter().map(|word| AtomicU64::new(*word)).collect();
-    find_in_slice(&rules, &words, range)
+    find_in_slice(&rules, &words, range, (Look::Read, true))
 }
 
 fn run(bytes: u64, kind: SubclusterKind, host: u64) -> (u64, SubclusterKind, u64) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coblk_block::{Child, OpenError, Opening, Secret};
 
 use super::refused;
-use crate::encryption::Encryption;
+use crate::encryption::{Encryption, password};
 use crate::layout::{Crypt, Header};
 use crate::options::{EncryptFormat, Qcow2Options};
 
@@ -39,18 +39,12 @@ pub(super) fn co_encryption(
             return Err(OpenError::option("encrypt.key-secret", why));
         }
     };
-    let password = secret.as_ref().map(|(id, secret)| password(id, secret)).transpose()?;
+    let password = secret.as_ref().map(|(id, secret)| password(id, secret)).transpose();
+    let password = password.map_err(|why| OpenError::option("encrypt.key-secret", why))?;
     let encryption = Encryption::co_open(opening.co(), file, header, password);
     encryption.map_err(refused)
 }
 
 fn secret(opening: &Opening<'_, '_>, id: &str) -> Result<(String, Arc<Secret>), OpenError> {
     Ok((id.to_owned(), opening.object(id)?))
-}
-
-fn password<'a>(id: &str, secret: &'a Secret) -> Result<&'a str, OpenError> {
-    secret.text().ok_or_else(|| {
-        let why = format!("secret '{id}' is no text in UTF-8, and so no password");
-        OpenError::option("encrypt.key-secret", why)
-    })
 }

@@ -2,6 +2,7 @@
 
 mod encrypted;
 mod named;
+mod writable;
 
 pub use named::probe_format;
 
@@ -11,11 +12,14 @@ use coblk_block::options::{NodeRef, NodeRefOrNull};
 use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
 
 use crate::cache::SliceCache;
-use crate::image::{Image, Parts};
+use crate::image::{Image, Parts, Shown};
 use crate::layout::{FormatError, Header, Incompatible, Purpose};
+use crate::live::LiveOptions;
+use crate::metadata::MetadataSet;
 use crate::options::{CacheSizes, Qcow2Options};
 use crate::source::ImageError;
 use crate::tables;
+pub(crate) use writable::needs_preparation;
 
 /// The error of a refused image, as that of an opening.
 fn refused(error: impl Into<ImageError>) -> OpenError {
@@ -23,15 +27,6 @@ fn refused(error: impl Into<ImageError>) -> OpenError {
         ImageError::Io(error) => OpenError::Io(error),
         ImageError::Format(error) => OpenError::of_driver(error),
     }
-}
-
-/// Checks that a node is not to be written.
-pub(crate) fn check_mode(mode: NodeMode) -> Result<(), OpenError> {
-    if mode.read_only || mode.auto_read_only {
-        return Ok(());
-    }
-    let why = "qcow2 images cannot be written yet: open it with read-only=on";
-    Err(OpenError::option("read-only", why))
 }
 
 /// Opens the image of a node. Chains nest, and each level is on the stack: what is not needed while the
@@ -54,40 +49,88 @@ fn finish(parts: Box<Parts>, backing: ChildSlot) -> Result<Arc<Image>, OpenError
 /// All but the backing file.
 #[inline(never)]
 fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<Parts>, OpenError> {
-    check_mode(opening.mode())?;
     if !opening.is_active() {
         let why = "qcow2 images cannot be opened inactive yet";
         return Err(OpenError::option("active", why));
     }
     let co = opening.co();
     let file = opening.co_child("file", ChildRole::IMAGE, &options.file)?;
-    let (header, _) = tables::co_header(co, &file).map_err(refused)?;
-    header.check(Purpose::Read).map_err(refused)?;
+    let (mut header, mut cluster) = tables::co_header(co, &file).map_err(refused)?;
+    let data_file = co_data_file(opening, options, &header, &file)?;
+    let is_fixed = file.is_read_only() || data_file.as_ref().is_some_and(Child::is_read_only);
+    let writes = writes(opening.mode(), is_fixed);
+    let purpose = if writes { Purpose::Write } else { Purpose::Read };
+    header.check(purpose).map_err(refused)?;
     check_support(&header, options)?;
     let encryption = encrypted::co_encryption(opening, options, &header, &file)?;
+    if writes && encryption.is_some() {
+        let why = "encrypted images cannot be written yet: open it with read-only=on";
+        return Err(OpenError::option("read-only", why));
+    }
+    if writes {
+        writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
+    }
     let geometry = header.geometry().map_err(refused)?;
-    let (snapshots, _) = tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
+    let (snapshots, snapshot_bytes) =
+        tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
     let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
-    let l1 = tables::co_words(co, &file, header.l1_offset, header.l1_entries.into())?;
-    let sizes = CacheSizes::new(options, geometry, header.disk_bytes())?;
+    if writes {
+        writable::check_bitmaps(&bitmaps).map_err(refused)?;
+    }
+    check_shown(options, writes)?;
+    let shown = Shown::new(&header, &snapshots, options.snapshot.clone()).map_err(refused)?;
+    let l1 = tables::co_words(co, &file, shown.l1_offset, shown.l1_entries.into())?;
+    let sizes = CacheSizes::new(options, geometry, shown.disk_bytes)?;
     // An image may claim any length; its L1 table says how many tables there are at most.
     let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
-    let all_bytes = tables.saturating_mul(geometry.cluster_bytes());
-    let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes)?;
-    let data_file = co_data_file(opening, options, &header, &file)?;
+    let all_bytes = if writes { u64::MAX } else { tables * geometry.cluster_bytes() };
+    let block = u64::from(file.limits().request_alignment);
+    let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes, block)?;
+    let metadata = Arc::new(MetadataSet::new(geometry.cluster_bits()));
+    let mut refcounts = None;
+    if writes {
+        let known = writable::Known { header: &header, l1: &l1, snapshots: &snapshots };
+        writable::note_metadata(&metadata, known, snapshot_bytes).map_err(refused)?;
+        let sizes = (block, sizes.refcount_bytes);
+        let read = tables::co_refcounts(co, &file, &header, &metadata, sizes);
+        refcounts = Some(read.map_err(refused)?);
+    }
     Ok(Box::new(Parts {
         header,
+        cluster,
         l1,
         snapshots,
         bitmaps,
+        shown,
         cache,
-        slice_bytes: sizes.slice_bytes,
         inflated_bytes: options.inflated_bytes(),
+        metadata,
+        refcounts,
+        refcount_bytes: sizes.refcount_bytes,
+        options: LiveOptions::new(options),
+        #[cfg(feature = "test-rules")]
+        omitted: options.omitted,
         file,
         data_file,
         encryption,
         events: opening.events(),
     }))
+}
+
+/// Whether a node of these modes is written, whose files cannot be if they are `fixed`.
+pub(crate) fn writes(mode: NodeMode, is_fixed: bool) -> bool {
+    !(mode.read_only || mode.auto_read_only && is_fixed)
+}
+
+/// Checks that a snapshot is not to be written.
+pub(crate) fn check_shown(options: &Qcow2Options, writes: bool) -> Result<(), OpenError> {
+    match options.snapshot.is_some() && writes {
+        true => Err(OpenError::option(
+            "x-snapshot",
+            "a snapshot is read-only: open it with read-only=on",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Checks for what is not built yet, and for options that the image cannot have.

@@ -1,14 +1,18 @@
 //! Images made by QEMU's programs, and nodes on them.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod encrypted;
+pub mod repair;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use coblk_aio::{AioContext, IoVectorMut};
+use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::options::NodeOptions;
 use coblk_block::{
     BackendOptions, BlockBackend, BlockNode, BlockdevError, Blockdevs, DriverEvent, Extent,
+    WriteFlags,
 };
 use coblk_qcow2::Qcow2;
 use coblk_tests::tools;
@@ -139,6 +143,25 @@ impl Stand {
         Opened::new(self, node)
     }
 
+    /// A node on an image that is written.
+    pub fn open_writable(&self, image: &Path, more: Value) -> Opened<'_> {
+        let mut options = json!({"read-only": false});
+        let members = options.as_object_mut().unwrap();
+        more.as_object().unwrap().iter().for_each(|(name, value)| {
+            members.insert(name.clone(), value.clone());
+        });
+        let node = self.try_open(image, options).unwrap_or_else(|error| panic!("{error}"));
+        let backend = BackendOptions::new("writer").open(&self.ctx, Arc::clone(&node)).unwrap();
+        Opened { stand: self, node, backend: Some(backend) }
+    }
+
+    /// That `qemu-img check` finds nothing, not even a leak.
+    #[track_caller]
+    pub fn check(&self, image: &Path) {
+        let (report, code) = self.qemu_img("check", image);
+        assert_eq!(code, 0, "{report}");
+    }
+
     pub fn end(self) {
         for node in self.blockdevs.nodes() {
             let _ = self.blockdevs.close(&self.ctx, node.name());
@@ -170,6 +193,17 @@ impl<'a> Opened<'a> {
         self.backend().preadv(&self.stand.ctx, offset, &mut IoVectorMut::from(&mut data[..]))?;
         Ok(data)
     }
+
+    pub fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.backend().pwritev(&self.stand.ctx, offset, &IoVector::from(data), WriteFlags::empty())
+    }
+
+    pub fn flush(&self) -> std::io::Result<()> {
+        self.backend().flush(&self.stand.ctx)
+    }
+
+    /// Closes the node.
+    pub fn close(self) {}
 
     /// Reads all, in pieces of random lengths.
     #[track_caller]

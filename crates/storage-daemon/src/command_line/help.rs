@@ -50,6 +50,8 @@ of qemu-storage-daemon; they are done in the order in which they are given.
                      start a thread that exports can be served by
   --object throttle-group,id=ID[,limits.iops-total=N][,limits.bps-total=N][,...]
                      limits for the nodes of driver throttle
+  --object secret,id=ID,file=PATH|data=TEXT[,format=raw|base64][,keyid=ID,iv=IV]
+                     a password, for drivers that need one
   --object tls-creds-x509,id=ID,dir=DIR,endpoint=server[,verify-peer=on|off]
                      certificates for --nbd-server ...,tls-creds=ID
   --object help      list the types of objects

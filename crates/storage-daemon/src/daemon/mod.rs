@@ -1,6 +1,7 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod check;
 mod command;
 mod configuration;
 mod event;
@@ -23,6 +24,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use coblk::aio::Wanted;
 use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
 use coblk::jobs::Jobs;
@@ -95,6 +97,8 @@ pub struct Daemon {
     commands_running: RefCell<Vec<(u64, &'static str)>>,
     last_command: Cell<u64>,
     asked: RefCell<sizes::Asked>,
+    /// Whether checks of images are wanted: until the end.
+    checks: Wanted,
     /// Nodes and servers that are being closed at the end.
     ending: Cell<usize>,
     /// Events of other threads, and what delivers them.
@@ -166,6 +170,7 @@ impl Daemon {
                 commands_running: RefCell::default(),
                 last_command: Cell::new(0),
                 asked: RefCell::default(),
+                checks: Wanted::new(),
                 ending: Cell::new(0),
                 events,
                 _delivering: delivering,

@@ -34,6 +34,7 @@ impl Daemon {
         // No request is to wait for its turn at the end.
         throttle_group::lift_limits(&self.objects);
         drop(self.metrics.take());
+        self.checks.give_up();
         self.close_exports(co);
         self.end_jobs(co);
         // What waits for a server to come back would wait for ever.

@@ -5,6 +5,7 @@
 //!
 //! * [`iothread`]: threads that exports are served by;
 //! * [`throttle_group`]: limits for nodes;
+//! * [`secret`]: passwords and keys;
 //! * [`tls_creds_x509`]: identity of the NBD server, and the clients it lets in.
 //!
 //! An object is found by its id and its Rust type: [`Objects::find`], for an export
@@ -14,6 +15,7 @@ pub mod iothread;
 mod object_type;
 mod registry;
 mod running;
+pub mod secret;
 pub mod throttle_group;
 pub mod tls_creds_x509;
 

@@ -10,6 +10,7 @@ use coblk::qapi::{Deferred, Schema, shorten};
 use super::iothread::IothreadType;
 use super::object_type::{ObjectPlace, ObjectType, Property};
 use super::running::{AnyObject, Running};
+use super::secret::SecretType;
 use super::throttle_group::ThrottleGroupType;
 use super::tls_creds_x509::TlsCredsX509Type;
 use crate::error::DaemonError;
@@ -54,6 +55,7 @@ impl Default for ObjectTypes {
     fn default() -> ObjectTypes {
         let mut types = ObjectTypes(BTreeMap::new());
         types.add(IothreadType);
+        types.add(SecretType);
         types.add(ThrottleGroupType);
         types.add(TlsCredsX509Type);
         types

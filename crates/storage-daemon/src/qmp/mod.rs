@@ -3,6 +3,7 @@
 
 mod blockdevs;
 mod blockstats;
+mod check;
 mod events;
 mod exports;
 mod jobs;
@@ -47,6 +48,7 @@ pub(crate) fn commands(
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
+    check::add(&mut commands);
     exports::add(&mut commands, types);
     jobs::add(&mut commands, drivers);
     nbd_server::add(&mut commands);

@@ -17,8 +17,8 @@ use coblk_aio::{AioContext, IoVectorMut, sys, trace_event};
 
 /// Longest read that may hold up the loop for the time of its copy.
 const MAX_BYTES: usize = 64 << 10;
-/// Where there is a ring: up to how many reads in a turn of the loop are tried; docs/performance.md has the
-/// measurements.
+/// Where there is a ring: up to how many reads in a turn of the loop are tried, and in a batch of a device four
+/// times as many; docs/performance.md has the measurements.
 pub(super) const MAX_BEFORE_RING: u32 = 32;
 /// At most one read in `1 << MAX_BACKOFF` is tried on a cold file.
 const MAX_BACKOFF: u32 = 6;

@@ -73,7 +73,7 @@ impl Repairer<'_, '_> {
     fn co_mend_l1_flags(&mut self) -> io::Result<u64> {
         let header = &self.checker.header;
         let (offset, entries) = (header.l1_offset, u64::from(header.l1_entries));
-        if !self.is_writable(offset, entries * 8) {
+        if !self.checker.is_writable(offset, entries * 8) {
             return Ok(0);
         }
         let old = tables::co_words(self.co, self.file, offset, entries)?;
@@ -93,7 +93,7 @@ impl Repairer<'_, '_> {
         change: impl FnOnce(&mut [u64], &mut Self) -> io::Result<u64>,
     ) -> io::Result<u64> {
         let bytes = self.checker.geometry.cluster_bytes();
-        if !self.is_writable(offset, bytes) {
+        if !self.checker.is_writable_table(offset) {
             return Ok(0);
         }
         let old = tables::co_words(self.co, self.file, offset, bytes / 8)?;

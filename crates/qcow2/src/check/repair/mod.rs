@@ -12,8 +12,8 @@
 //! # The order of writes
 //!
 //! A crash keeps any part of what was written since the last flush, whole sectors. After each, for every
-//! cluster: it lacks no more references in its refcount than before the repair; no entry says COPIED that
-//! did not before and has a second reference; what the guest and the snapshots read is as before. So:
+//! cluster: it lacks no more references in its refcount than before the repair; no entry says wrongly COPIED
+//! that did not before; what the guest and the snapshots read is as before. So:
 //!
 //! ```text
 //! flush               what was read, and is decided upon, is durable
@@ -36,6 +36,8 @@ mod header;
 mod lower;
 mod patch;
 mod rebuild;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
@@ -63,11 +65,12 @@ pub(super) fn co_repair(
     let [first, second] = Progress::halves(options.progress);
     file.co_flush(co)?;
     header::co_begin(co, file)?;
-    let (header, _) = image_tables::co_header(co, file)?;
-    header.check(Purpose::Check)?;
-    let mut checker = Checker::new(co, file, header, first)?;
-    checker.plan.mends_entries = options.repair == Repair::All;
-    checker.count_all()?;
+    let mends_all = options.repair == Repair::All;
+    let mut checker = co_count(co, file, mends_all, &first)?;
+    if checker.plan.unaligned.iter().any(|table| !checker.is_writable_table(*table)) {
+        // What is not mended counts.
+        checker = co_count(co, file, false, &first)?;
+    }
     checker.compare()?;
     let mut repairer = Repairer { checker, co, file, fixed: Fixed::default() };
     repairer.co_mend(options.repair)?;
@@ -82,6 +85,21 @@ pub(super) fn co_repair(
         header::co_mark_clean(co, file)?;
     }
     Ok(check)
+}
+
+/// Counts all references; those of entries that can be mended are left out if they will be.
+fn co_count<'a, 'co>(
+    co: &'a Co<'co>,
+    file: &'a dyn Store,
+    mends_entries: bool,
+    progress: &Progress<'a>,
+) -> Result<Checker<'a, 'co>, ImageError> {
+    let (header, _) = image_tables::co_header(co, file)?;
+    header.check(Purpose::Check)?;
+    let mut checker = Checker::new(co, file, header, *progress)?;
+    checker.plan.mends_entries = mends_entries;
+    checker.count_all()?;
+    Ok(checker)
 }
 
 /// What was mended.
@@ -112,6 +130,20 @@ struct Repairer<'a, 'co> {
     fixed: Fixed,
 }
 
+impl Checker<'_, '_> {
+    /// Whether none of the clusters of a table has another owner that cannot share it.
+    fn is_writable(&self, offset: u64, bytes: u64) -> bool {
+        let cluster = self.geometry.cluster_bytes();
+        let mut clusters = offset / cluster..(offset + bytes).div_ceil(cluster);
+        clusters.all(|it| self.counts.get(it) > 0 && !self.counts.is_mixed(it))
+    }
+
+    /// [`is_writable`](Self::is_writable), of an L2 table.
+    fn is_writable_table(&self, offset: u64) -> bool {
+        self.is_writable(offset, self.geometry.cluster_bytes())
+    }
+}
+
 impl Repairer<'_, '_> {
     fn co_mend(&mut self, repair: Repair) -> Result<(), ImageError> {
         if let Some(why) = &self.checker.plan.blind {
@@ -120,19 +152,22 @@ impl Repairer<'_, '_> {
         }
         let mends_all = repair == Repair::All;
         // Corruptions that are found at the end, beside those of the snapshot table.
-        let report = &self.checker.check.report;
-        let is_sound =
-            report.check_errors == 0 && report.corruptions == self.checker.plan.snapshots;
-        let must_rebuild = self.checker.plan.must_rebuild;
+        let (report, plan) = (&self.checker.check.report, &self.checker.plan);
+        let is_known = report.check_errors == 0 && report.corruptions == plan.snapshots;
+        let is_sound = is_known && !plan.has_mixed;
+        let must_rebuild = plan.must_rebuild;
         if must_rebuild && !mends_all {
             let why = "refcounts have to be written anew: that mends corruptions, not leaks alone";
             return Err(FormatError::io(why).into());
         }
+        let has_snapshots = mends_all && plan.new_snapshots.is_some();
+        let is_new = must_rebuild || has_snapshots;
+        // What can fail does so before the first write.
+        let places = is_new.then(|| self.plan_rebuild()).transpose()?;
         self.co_mend_entries()?;
-        if must_rebuild || mends_all && self.checker.plan.new_snapshots.is_some() {
-            self.co_rebuild()?;
-        } else {
-            self.co_mend_refcounts(mends_all)?;
+        match places {
+            Some(places) => self.co_rebuild(&places)?,
+            None => self.co_mend_refcounts(mends_all)?,
         }
         if mends_all || is_sound {
             self.co_mend_flags()?;
@@ -141,14 +176,6 @@ impl Repairer<'_, '_> {
             self.co_punch();
         }
         Ok(())
-    }
-
-    /// Whether none of the clusters of a table has another kind of owner.
-    fn is_writable(&self, offset: u64, bytes: u64) -> bool {
-        let cluster = self.checker.geometry.cluster_bytes();
-        let clusters = offset / cluster..(offset + bytes).div_ceil(cluster);
-        let counts = &self.checker.counts;
-        clusters.into_iter().all(|it| counts.get(it) > 0 && !counts.is_mixed(it))
     }
 
     /// Gives the space of leaks back to the host. Without corruptions nothing can be missed that they

@@ -18,25 +18,42 @@ const POINTERS_AT: usize = 48;
 /// Length of an entry of the refcount table.
 const ENTRY_BYTES: u64 = 8;
 
-/// Where the new structures are to be.
-struct Places {
+/// Where the new structures are to be, as numbers of clusters.
+pub(super) struct Places {
     table: Range<u64>,
     /// The numbers of the blocks, and their clusters.
     blocks: Vec<(u64, u64)>,
+    /// The snapshot table, if it is written: how many there are, where, and what.
+    snapshots: Option<(u32, Range<u64>, Vec<u8>)>,
 }
 
 impl Repairer<'_, '_> {
-    /// Writes all refcounts anew. Durable on return.
-    pub(super) fn co_rebuild(&mut self) -> Result<(), ImageError> {
+    /// Finds room for all that is to be written anew, and counts it instead of what it replaces.
+    ///
+    /// # Errors
+    /// EIO if something refers to clusters behind the end of the file that would come to be in it. EFBIG if
+    /// the refcount table would be too large.
+    pub(super) fn plan_rebuild(&mut self) -> Result<Places, ImageError> {
         self.checker.forget_refcounts();
-        let snapshots = self.co_write_snapshots()?;
-        let places = self.place()?;
-        let cluster = self.checker.geometry.cluster_bytes();
-        for place in places.table.clone().chain(places.blocks.iter().map(|it| it.1)) {
+        let snapshots = self.place_snapshots()?;
+        let places = Places { snapshots, ..self.place()? };
+        let all = || places.table.clone().chain(places.blocks.iter().map(|it| it.1));
+        for place in all() {
             self.checker.counts.add(place, 1, Kind::Structure)?;
         }
-        let bytes = (places.table.end - places.table.start) * cluster;
-        let mut table = vec![0; bytes as usize];
+        let snapshots = places.snapshots.iter().flat_map(|it| it.1.clone());
+        if all().chain(snapshots).any(|place| place >= self.checker.plan.first_behind) {
+            let why = "refcounts cannot be written anew, as entries lead to where they would be, \
+                       behind the end of the file";
+            return Err(FormatError::io(why).into());
+        }
+        Ok(places)
+    }
+
+    /// Writes all refcounts anew. Durable on return.
+    pub(super) fn co_rebuild(&mut self, places: &Places) -> Result<(), ImageError> {
+        let cluster = self.checker.geometry.cluster_bytes();
+        let mut table = vec![0; ((places.table.end - places.table.start) * cluster) as usize];
         for (number, place) in &places.blocks {
             self.co_go_on()?;
             let block = self.block(*number)?;
@@ -45,13 +62,16 @@ impl Repairer<'_, '_> {
             table[at..at + 8].copy_from_slice(&(place * cluster).to_be_bytes());
         }
         self.file.co_write_at(self.co, places.table.start * cluster, &table)?;
+        if let Some((_, place, bytes)) = &places.snapshots {
+            self.file.co_write_at(self.co, place.start * cluster, bytes)?;
+        }
         // All of it is there before the header leads to it.
         self.file.co_flush(self.co)?;
         let header = &mut self.checker.header;
         header.refcount_table_offset = places.table.start * cluster;
         header.refcount_table_clusters = (places.table.end - places.table.start) as u32;
-        if let Some((number, offset)) = snapshots {
-            (header.snapshots, header.snapshots_offset) = (number, offset);
+        if let Some((number, place, _)) = &places.snapshots {
+            (header.snapshots, header.snapshots_offset) = (*number, place.start * cluster);
         }
         let mut pointers = header.refcount_table_offset.to_be_bytes().to_vec();
         pointers.extend(header.refcount_table_clusters.to_be_bytes());
@@ -65,8 +85,7 @@ impl Repairer<'_, '_> {
         Ok(())
     }
 
-    /// Writes the snapshot table anew, if that is to be done. Returns number and offset.
-    fn co_write_snapshots(&mut self) -> Result<Option<(u32, u64)>, ImageError> {
+    fn place_snapshots(&mut self) -> Result<Option<(u32, Range<u64>, Vec<u8>)>, ImageError> {
         let checker = &mut self.checker;
         let Some(snapshots) = checker.plan.new_snapshots.take() else { return Ok(None) };
         let cluster = checker.geometry.cluster_bytes();
@@ -82,8 +101,7 @@ impl Repairer<'_, '_> {
             checker.counts.add(cluster, 1, Kind::Structure)?;
         }
         bytes.resize((clusters * cluster) as usize, 0);
-        self.file.co_write_at(self.co, place.start * cluster, &bytes)?;
-        Ok(Some((snapshots.len() as u32, place.start * cluster)))
+        Ok(Some((snapshots.len() as u32, place, bytes)))
     }
 
     /// The refcounts of a block.
@@ -126,7 +144,7 @@ impl Repairer<'_, '_> {
             let before = needed.len();
             needed.extend(places.map(|it| it / per_block));
             if needed.len() == before {
-                return Ok(Places { table, blocks });
+                return Ok(Places { table, blocks, snapshots: None });
             }
         }
     }

@@ -303,6 +303,15 @@ impl Header {
         }
     }
 
+    /// Sets how data is encrypted.
+    pub fn set_crypt(&mut self, crypt: Crypt) {
+        self.crypt_method = match crypt {
+            Crypt::None => 0,
+            Crypt::Aes => 1,
+            Crypt::Luks => 2,
+        };
+    }
+
     /// How clusters are compressed.
     ///
     /// # Errors
@@ -375,6 +384,28 @@ impl Header {
             bytes.push(self.compression_type);
             bytes.extend(&self.tail);
             bytes.resize(length, 0);
+        }
+    }
+
+    /// Writes the fields that can change into cluster 0, and leaves all else of it: the extensions, the
+    /// backing name, what is not known. They lie in one sector.
+    pub(crate) fn write_fields(&self, cluster: &mut [u8]) {
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(target) = cluster.get_mut(at..at + bytes.len()) {
+                target.copy_from_slice(bytes);
+            }
+        };
+        put(24, &self.size.to_be_bytes());
+        put(36, &self.l1_entries.to_be_bytes());
+        put(40, &self.l1_offset.to_be_bytes());
+        put(48, &self.refcount_table_offset.to_be_bytes());
+        put(56, &self.refcount_table_clusters.to_be_bytes());
+        put(60, &self.snapshots.to_be_bytes());
+        put(64, &self.snapshots_offset.to_be_bytes());
+        if self.version >= 3 {
+            put(72, &self.incompatible.bits().to_be_bytes());
+            put(80, &self.compatible.bits().to_be_bytes());
+            put(88, &self.autoclear.bits().to_be_bytes());
         }
     }
 

@@ -1,0 +1,59 @@
+//! The end of an image that was written: nothing is left to be written, nothing leaks.
+
+use std::io;
+
+use coblk_aio::Co;
+use coblk_block::Truncate;
+
+use crate::image::Image;
+
+/// How many commits a change needs at most until the file has all of it: what the first unlinks the second
+/// lowers, which may free a refcount block.
+const MAX_COMMITS: u32 = 8;
+
+impl Image {
+    /// Writes all that is to be written, durably.
+    ///
+    /// # Errors
+    /// Those of writing. What is left is still to be written then.
+    pub(crate) fn co_settle(&self, co: &Co<'_>) -> io::Result<()> {
+        for _ in 0..MAX_COMMITS {
+            if self.lock().is_clean() {
+                break;
+            }
+            self.co_commit(co)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all, and cuts the file behind the last cluster that is used.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(crate) fn co_finish(&self, co: &Co<'_>) -> io::Result<()> {
+        if !self.is_written() || self.check_alive().is_err() {
+            return Ok(());
+        }
+        self.co_settle(co)?;
+        if !self.has_grown() {
+            return Ok(());
+        }
+        loop {
+            let used = self.lock().refcounts.as_mut().map(|it| it.last_used());
+            match used {
+                None => return Ok(()),
+                Some(Err(need)) => self.co_load_need(co, need)?,
+                Some(Ok(end)) => {
+                    // The space ahead of writes: it does no harm if it stays.
+                    if end < self.file.length()
+                        && let Err(error) = self.file.co_truncate(co, end, Truncate::default())
+                    {
+                        tracing::debug!(%error, "the file of an image cannot be cut");
+                    }
+                    self.look_at_end();
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! [`Held`]: an image whose mapping stands still.
+//!
+//! Changes of entries wait until it ends. Where clusters are about to be shared, writes in place have ended
+//! too, and those that come become changes of entries, which wait. Reads go on.
+
+use std::io;
+use std::time::Duration;
+
+use coblk_aio::Co;
+
+use crate::image::Image;
+use crate::layout::{COPIED, Header, Incompatible};
+use crate::state::wake_all;
+
+/// Longest time between two looks at whether requests have ended.
+const MAX_WAIT: Duration = Duration::from_millis(2);
+
+/// The mapping stands still while this lives.
+pub(super) struct Held<'a> {
+    image: &'a Image,
+    /// Where the locked ranges begin, which together are all of the disk.
+    starts: Vec<u64>,
+    /// The dirty bit is to be cleared at the end.
+    is_marked: bool,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut state = self.image.lock();
+        let mut waiting = state.take_waiting();
+        self.starts.iter().for_each(|start| waiting.extend(state.locks.unlock(*start)));
+        drop(state);
+        wake_all(waiting);
+    }
+}
+
+impl Image {
+    /// Has the mapping stand still, with all of it in the file, and the image marked as one to be repaired if
+    /// the program ends before [`co_end`](Held::co_end).
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn co_hold(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
+        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
+        held.co_lock_all(co);
+        self.co_settle(co)?;
+        let header = self.header();
+        if header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY) {
+            held.is_marked = true;
+            self.co_update_header(co, |it: &mut Header| {
+                it.incompatible.insert(Incompatible::DIRTY);
+            })?;
+        }
+        Ok(held)
+    }
+}
+
+impl Held<'_> {
+    /// Locks from the beginning of the disk to its end. What was locked stays so, while ranges behind it are
+    /// waited for.
+    fn co_lock_all(&mut self, co: &Co<'_>) {
+        let mut from = 0;
+        loop {
+            let mut state = self.image.lock();
+            let conflict = state.locks.conflict(&(from..u64::MAX));
+            let until = conflict.unwrap_or(u64::MAX);
+            if from < until {
+                state.locks.lock(&(from..until));
+                self.starts.push(from);
+                from = until;
+            }
+            match conflict {
+                None => return,
+                Some(start) => self.image.co_wait_for_range(co, state, start),
+            }
+        }
+    }
+
+    /// Ends writes in place: no cluster counts as the disk's own alone from here on.
+    pub(super) fn co_stop_writes(&self, co: &Co<'_>) {
+        let image = self.image;
+        {
+            let mut state = image.lock();
+            for index in 0..image.l1.entries() {
+                let word = image.l1.get(index);
+                if word & COPIED != 0 {
+                    image.l1.set(index, word & !COPIED);
+                    state.mark_l1(index);
+                }
+            }
+            // Slices are read anew, and lose their flags by that.
+            image.cache.clear(&state.owed);
+        }
+        // A write that has found such a cluster before ends before two epochs have.
+        let (mut epochs, mut wait) = (0, Duration::ZERO);
+        while epochs < 2 {
+            if image.co_try_epoch(co) {
+                epochs += 1;
+            } else {
+                co.sleep(wait);
+                wait = (wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
+            }
+        }
+    }
+
+    /// Ends the standstill of an image whose tables are right.
+    ///
+    /// # Errors
+    /// Those of writing; the image stays marked then.
+    pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
+        self.image.co_settle(co)?;
+        if self.is_marked {
+            self.image.co_update_header(co, |it: &mut Header| {
+                it.incompatible.remove(Incompatible::DIRTY);
+            })?;
+        }
+        Ok(())
+    }
+}

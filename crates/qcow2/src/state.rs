@@ -1,0 +1,113 @@
+//! [`State`]: what changes of mappings need, behind one lock.
+//!
+//! The lock is a plain one, held for short steps, and never across a suspension. Reads, and writes to bytes
+//! that have a place of their own, do not take it. As all changes are made under it, what a commit copies
+//! under it is one instant: each entry with its table, its refcounts, and what it gave up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::MutexGuard;
+
+use coblk_aio::{Co, CoWaker};
+
+use crate::cache::Owed;
+use crate::cluster_locks::ClusterLocks;
+use crate::commit::Commits;
+use crate::image::Image;
+use crate::refcount::Refcounts;
+
+/// A table that was made since the last commit, which the next one writes whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PendingTable {
+    /// Where it will be.
+    pub(crate) new: u64,
+    /// The table whose copy it is. Until the new one is written, slices are read from there; without one
+    /// they are zeroes.
+    pub(crate) old: Option<u64>,
+}
+
+/// What changes of mappings need.
+pub(crate) struct State {
+    /// What slots of the cache owe.
+    pub(crate) owed: Owed,
+    /// Tables that were made since the last commit, by their L1 index.
+    pub(crate) pending: BTreeMap<u64, PendingTable>,
+    /// L1 entries that have changed, in units of [`L1_UNIT`].
+    pub(crate) l1_dirty: BTreeSet<u64>,
+    pub(crate) locks: ClusterLocks,
+    /// The refcounts; an image that is not written has none.
+    pub(crate) refcounts: Option<Refcounts>,
+    /// Data was written that has to be durable before the entries that lead to it.
+    pub(crate) has_ordered_data: bool,
+    pub(crate) commits: Commits,
+    /// Wait for any change of the above.
+    waiting: Vec<CoWaker>,
+}
+
+/// L1 entries that are written together.
+pub(crate) const L1_UNIT: u64 = 64;
+
+impl State {
+    pub(crate) fn new(owed: Owed, refcounts: Option<Refcounts>) -> State {
+        State {
+            owed,
+            pending: BTreeMap::new(),
+            l1_dirty: BTreeSet::new(),
+            locks: ClusterLocks::default(),
+            refcounts,
+            has_ordered_data: false,
+            commits: Commits::default(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// An L1 entry has changed.
+    pub(crate) fn mark_l1(&mut self, index: u64) {
+        self.l1_dirty.insert(index / L1_UNIT);
+    }
+
+    /// Those that wait for any change. They are to be woken, without the lock.
+    #[must_use]
+    pub(crate) fn take_waiting(&mut self) -> Vec<CoWaker> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Whether nothing has to be written.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.pending.is_empty()
+            && self.l1_dirty.is_empty()
+            && self.owed.is_clean()
+            && self.refcounts.as_ref().is_none_or(Refcounts::is_clean)
+    }
+}
+
+/// Wakes coroutines, when no lock is held.
+pub(crate) fn wake_all(wakers: Vec<CoWaker>) {
+    wakers.into_iter().for_each(CoWaker::wake);
+}
+
+impl Image {
+    /// Waits until something has changed in the state; the lock is given up.
+    pub(crate) fn co_wait_for_change(&self, co: &Co<'_>, mut state: MutexGuard<'_, State>) {
+        co.suspend_for("a change of an image's tables", |waker| {
+            state.waiting.push(waker);
+            drop(state);
+        });
+    }
+
+    /// Waits until the locked range that begins at `start` is unlocked; the lock of the state is given up.
+    pub(crate) fn co_wait_for_range(
+        &self,
+        co: &Co<'_>,
+        mut state: MutexGuard<'_, State>,
+        start: u64,
+    ) {
+        if state.locks.conflict(&(start..start + 1)) != Some(start) {
+            return;
+        }
+        co.suspend_for("a change of the same clusters", |waker| {
+            let left = state.locks.wait(start, waker);
+            debug_assert!(left.is_none());
+            drop(state);
+        });
+    }
+}

@@ -1,0 +1,349 @@
+//! Writes beside a model: bytes in memory. Images are made, checked and read by QEMU's programs.
+
+mod util;
+
+use std::path::{Path, PathBuf};
+
+use coblk_block::ZeroFlags;
+use fastrand::Rng;
+use serde_json::{Value, json};
+use util::{Opened, Stand, assert_same};
+
+/// Random data: pieces of some bytes, so that a wrong place is seen.
+fn data(random: &mut Rng, bytes: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| random.u8(1..)).take(bytes).collect()
+}
+
+/// What becomes of bytes that are discarded.
+#[derive(Clone, Copy)]
+enum Discards {
+    /// Whole clusters of this size read as zeroes.
+    Clusters(usize),
+    /// All stays.
+    Nothing,
+}
+
+/// An image beside its model.
+struct Model<'a> {
+    stand: &'a Stand,
+    image: PathBuf,
+    options: Value,
+    content: Vec<u8>,
+    random: Rng,
+    opened: Option<Opened<'a>>,
+}
+
+impl<'a> Model<'a> {
+    fn new(stand: &'a Stand, image: &Path, options: Value) -> Model<'a> {
+        let content = stand.content(image);
+        let (image, opened) = (image.to_owned(), None);
+        Model { stand, image, options, content, random: Rng::with_seed(7), opened }
+    }
+
+    fn opened(&mut self) -> &Opened<'a> {
+        let (stand, image, options) = (self.stand, &self.image, &self.options);
+        self.opened.get_or_insert_with(|| stand.open_writable(image, options.clone()))
+    }
+
+    fn write(&mut self, offset: usize, bytes: usize) {
+        let data = data(&mut self.random, bytes);
+        self.opened().write(offset as u64, &data).unwrap();
+        self.content[offset..offset + bytes].copy_from_slice(&data);
+    }
+
+    /// Writes of all lengths, near to each other and far apart.
+    fn writes(&mut self, count: usize, max_bytes: usize) {
+        let length = self.content.len();
+        let mut at = 0;
+        for _ in 0..count {
+            let bytes = match self.random.u32(..4) {
+                0 => 512,
+                1 => self.random.usize(1..=4096),
+                _ => self.random.usize(1..=max_bytes),
+            };
+            at = if self.random.bool() { self.random.usize(..length) } else { at % length };
+            let bytes = bytes.min(length - at);
+            self.write(at, bytes);
+            at += bytes;
+            match self.random.u32(..12) {
+                0 => self.opened().flush().unwrap(),
+                1 => {
+                    let (bytes, random) = (self.random.usize(1..=length), &mut self.random);
+                    let from = random.usize(..length);
+                    let bytes = bytes.min(length - from);
+                    let read = self.opened().read(from as u64, bytes).unwrap();
+                    assert_same(&read, &self.content[from..from + bytes], "a part");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Zeroes and discards, between writes.
+    fn clears(&mut self, count: usize, max_bytes: usize, discards: Discards) {
+        let length = self.content.len();
+        for _ in 0..count {
+            self.writes(1, max_bytes);
+            let from = self.random.usize(..length);
+            let bytes = self.random.usize(1..=max_bytes).min(length - from);
+            let (from, bytes) = match self.random.bool() {
+                true => (from, bytes),
+                false => (from & !0xffff, bytes.next_multiple_of(65536)),
+            };
+            let bytes = bytes.min(length - from);
+            let flags = match self.random.u32(..3) {
+                0 => Some(ZeroFlags::empty()),
+                1 => Some(ZeroFlags::MAY_UNMAP),
+                _ => None,
+            };
+            let (ctx, offset) = (&self.stand.ctx, from as u64);
+            let backend = self.opened().backend();
+            let mut cleared = from..from + bytes;
+            match flags {
+                Some(flags) => backend.pwrite_zeroes(ctx, offset, bytes as u64, flags).unwrap(),
+                None => {
+                    backend.pdiscard(ctx, offset, bytes as u64).unwrap();
+                    let Discards::Clusters(cluster) = discards else { continue };
+                    cleared = from.next_multiple_of(cluster)..(from + bytes) & !(cluster - 1);
+                }
+            }
+            if !cleared.is_empty() {
+                self.content[cleared].fill(0);
+            }
+        }
+    }
+
+    /// The image is as the model, open and closed, for both programs.
+    #[track_caller]
+    fn check(&mut self) {
+        let mut random = Rng::with_seed(3);
+        let read = self.opened().read_all(&mut random);
+        assert_same(&read, &self.content, "the open image");
+        self.opened = None;
+        self.stand.check(&self.image);
+        assert_same(&self.stand.content(&self.image), &self.content, "the closed image");
+    }
+}
+
+fn run(create: &str, size: &str, max_bytes: usize) {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", create, size);
+    let mut model = Model::new(&stand, &image, json!({}));
+    for _ in 0..2 {
+        model.writes(40, max_bytes);
+        model.check();
+    }
+    drop(model);
+    stand.end();
+}
+
+#[test]
+fn q91_writes_with_all_sizes_of_clusters() {
+    run("cluster_size=512", "1M", 20 << 10);
+    run("cluster_size=4k", "4M", 100 << 10);
+    run("", "16M", 300 << 10);
+    run("cluster_size=2M", "32M", 3 << 20);
+}
+
+#[test]
+fn q45_writes_with_all_widths_of_refcounts() {
+    for bits in [1, 2, 4, 8, 32, 64] {
+        run(&format!("cluster_size=4k,refcount_bits={bits}"), "4M", 50 << 10);
+    }
+}
+
+#[test]
+fn q5_writes_to_an_image_of_version_2() {
+    run("compat=0.10", "16M", 300 << 10);
+    run("compat=0.10,cluster_size=512", "300k", 10 << 10);
+}
+
+#[test]
+fn q93_writes_with_subclusters() {
+    run("extended_l2=on,cluster_size=16k", "4M", 50 << 10);
+    run("extended_l2=on", "16M", 300 << 10);
+}
+
+#[test]
+fn q122_writes_with_a_data_file() {
+    run("data_file=data.raw", "8M", 300 << 10);
+    run("data_file=data2.raw,extended_l2=on", "8M", 300 << 10);
+    run("data_file=data3.raw,data_file_raw=on", "8M", 300 << 10);
+}
+
+#[test]
+fn q106_writes_to_preallocated_clusters() {
+    run("preallocation=metadata", "8M", 300 << 10);
+    run("preallocation=falloc,cluster_size=4k", "1M", 30 << 10);
+    run("preallocation=metadata,extended_l2=on", "8M", 300 << 10);
+}
+
+#[test]
+fn q92_writes_over_a_backing_file() {
+    for create in ["", "cluster_size=4k", "extended_l2=on", "data_file=data.raw"] {
+        let stand = Stand::new();
+        // It ends within a cluster.
+        stand.random_file("base.raw", (5 << 20) + 1234 * 512);
+        let backing = format!("backing_file=base.raw,backing_fmt=raw,{create}");
+        let image = stand.create("image.qcow2", backing.trim_end_matches(','), "8M");
+        let mut model = Model::new(&stand, &image, json!({}));
+        for _ in 0..2 {
+            model.writes(40, 200 << 10);
+            model.check();
+        }
+        drop(model);
+        stand.end();
+    }
+}
+
+#[test]
+fn q92_writes_over_zeroes_and_compressed_clusters() {
+    for create in ["", "cluster_size=4k", "extended_l2=on"] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "8M");
+        let commands: Vec<String> = (0..60)
+            .map(|index| match index % 3 {
+                0 => format!("write -c -P {} {}k 64k", index + 1, index * 128),
+                1 => format!("write -z {}k 100k", index * 128),
+                _ => format!("write -P {} {}k 20k", index + 1, index * 128),
+            })
+            .collect();
+        stand.qemu_io(&image, &commands);
+        let mut model = Model::new(&stand, &image, json!({}));
+        model.writes(80, 100 << 10);
+        model.check();
+        drop(model);
+        stand.end();
+    }
+}
+
+#[test]
+fn q153_writes_beside_internal_snapshots() {
+    for create in ["", "cluster_size=4k", "extended_l2=on", "compat=0.10,cluster_size=512"] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "2M");
+        let mut model = Model::new(&stand, &image, json!({}));
+        model.writes(30, 100 << 10);
+        model.check();
+        let mut snapshots = Vec::new();
+        for name in ["one", "two"] {
+            let text = coblk_tests::tools::text(&image).to_owned();
+            coblk_tests::tools::run("qemu-img", ["snapshot", "-c", name, &text]);
+            snapshots.push((name, model.content.clone()));
+            model.writes(30, 100 << 10);
+            model.check();
+        }
+        for (name, content) in snapshots {
+            let text = coblk_tests::tools::text(&image).to_owned();
+            coblk_tests::tools::run("qemu-img", ["snapshot", "-a", name, &text]);
+            assert_same(&stand.content(&image), &content, name);
+            stand.check(&image);
+        }
+        drop(model);
+        stand.end();
+    }
+}
+
+#[test]
+fn q195_writes_with_a_cache_of_two_slices() {
+    for create in ["cluster_size=4k", "extended_l2=on,cluster_size=16k"] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "8M");
+        let options = json!({"l2-cache-size": 1024, "l2-cache-entry-size": 512});
+        let mut model = Model::new(&stand, &image, options);
+        model.writes(100, 50 << 10);
+        model.check();
+        drop(model);
+        stand.end();
+    }
+}
+
+fn run_clears(create: &str, size: &str, discards: Discards, options: Value) {
+    let stand = Stand::new();
+    if create.contains("backing_file") {
+        stand.random_file("base.raw", (1 << 20) + 512);
+    }
+    let image = stand.create("image.qcow2", create, size);
+    let mut more = json!({"discard": "unmap"});
+    more.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    let mut model = Model::new(&stand, &image, more);
+    for _ in 0..2 {
+        model.clears(40, 300 << 10, discards);
+        model.check();
+    }
+    drop(model);
+    stand.end();
+}
+
+#[test]
+fn q106_q110_zeroes_and_discards() {
+    let clusters = |bytes| Discards::Clusters(bytes);
+    run_clears("", "8M", clusters(65536), json!({}));
+    run_clears("cluster_size=4k", "2M", clusters(4096), json!({}));
+    run_clears("extended_l2=on", "8M", clusters(65536), json!({}));
+    run_clears("data_file=data.raw", "4M", clusters(65536), json!({}));
+    run_clears("data_file=raw.raw,data_file_raw=on", "4M", clusters(65536), json!({}));
+}
+
+#[test]
+fn q108_q109_zeroes_and_discards_in_version_2() {
+    run_clears("compat=0.10", "8M", Discards::Clusters(65536), json!({}));
+    let backing = "compat=0.10,backing_file=base.raw,backing_fmt=raw";
+    run_clears(backing, "4M", Discards::Nothing, json!({}));
+}
+
+#[test]
+fn q110_q172_zeroes_and_discards_hide_a_backing_file() {
+    let backing = "backing_file=base.raw,backing_fmt=raw";
+    for create in ["cluster_size=4k", "", "extended_l2=on"] {
+        let create = format!("{backing},{create}");
+        let cluster = if create.contains("4k") { 4096 } else { 65536 };
+        let create = create.trim_end_matches(',');
+        run_clears(create, "4M", Discards::Clusters(cluster), json!({}));
+    }
+}
+
+#[test]
+fn q112_discarded_clusters_may_keep_their_place() {
+    let options = json!({"discard-no-unref": true});
+    run_clears("", "4M", Discards::Clusters(65536), options.clone());
+    run_clears("extended_l2=on", "4M", Discards::Clusters(65536), options);
+}
+
+#[test]
+fn q111_q114_what_a_discard_frees_is_punched_and_used_again() {
+    use std::os::unix::fs::MetadataExt;
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "64M");
+    let opened = stand.open_writable(&image, json!({"discard": "unmap"}));
+    let data = vec![7; 16 << 20];
+    let blocks = || std::fs::metadata(&image).unwrap().blocks() * 512;
+    for _ in 0..4 {
+        opened.write(0, &data).unwrap();
+        opened.flush().unwrap();
+        assert!(blocks() > 16 << 20);
+        opened.backend().pdiscard(&stand.ctx, 0, 16 << 20).unwrap();
+        opened.flush().unwrap();
+        assert!(blocks() < 2 << 20, "{}", blocks());
+    }
+    // The file has room for two of them at most.
+    assert!(std::fs::metadata(&image).unwrap().len() < 40 << 20);
+    drop(opened);
+    stand.check(&image);
+    stand.end();
+}
+
+#[test]
+fn q113_a_discard_of_nothing_makes_no_table() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1T");
+    let before = std::fs::metadata(&image).unwrap().len();
+    let opened = stand.open_writable(&image, json!({"discard": "unmap"}));
+    opened.backend().pdiscard(&stand.ctx, 0, 1 << 40).unwrap();
+    let zeroes = ZeroFlags::MAY_UNMAP;
+    opened.backend().pwrite_zeroes(&stand.ctx, 0, 1 << 40, zeroes).unwrap();
+    drop(opened);
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), before);
+    stand.check(&image);
+    stand.end();
+}
