@@ -19,17 +19,24 @@ use crate::state::State;
 
 /// What clusters become.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Clear {
+pub(crate) enum Clear {
     /// Zeroes, which may keep their place, or not.
     Zeroes { may_unmap: bool },
     /// Zeroes, or nothing where nothing is seen then.
     Discarded,
+    /// Nothing: it is not a part of the disk.
+    Dropped,
 }
 
 impl Clear {
     /// Whether clusters are given up.
     fn unmaps(self) -> bool {
         self != Clear::Zeroes { may_unmap: false }
+    }
+
+    /// Why what is given up becomes free.
+    fn freed(self) -> Freed {
+        if self == Clear::Dropped { Freed::Always } else { Freed::Request }
     }
 }
 
@@ -78,11 +85,12 @@ impl Image {
         self.co_clear(co, range, Clear::Discarded)
     }
 
-    fn co_clear(&self, co: &Co<'_>, range: Range<u64>, clear: Clear) -> io::Result<()> {
+    /// Clears a range of whole clusters, or for zeroes of whole subclusters.
+    pub(crate) fn co_clear(&self, co: &Co<'_>, range: Range<u64>, clear: Clear) -> io::Result<()> {
         let (mut at, mut patience) = (range.start, Patience::default());
         while at < range.end {
             let part = at..range.end.min(self.slice_end(at));
-            if self.has_nothing(at) {
+            if self.has_nothing(at, clear) {
                 let index = self.geometry.l1_index(at);
                 at = self.geometry.l1_start(index + 1).unwrap_or(u64::MAX).min(range.end);
                 continue;
@@ -96,7 +104,7 @@ impl Image {
                     drop(state);
                     self.co_punch_kept(co, &change, clear)?;
                     let new = |_: usize, old: L2Entry| self.cleared(old, &part, clear);
-                    if change.link(new, Freed::Request, false) {
+                    if change.link(new, clear.freed(), false) {
                         (at, patience) = (part.end, Patience::default());
                         self.co_commit_if_wanted(co)?;
                     }
@@ -107,14 +115,15 @@ impl Image {
     }
 
     /// Whether nothing is mapped by the L1 entry of an offset, and nothing has to be said of it.
-    fn has_nothing(&self, offset: u64) -> bool {
-        self.backing.node().is_none() && self.l1.get(self.geometry.l1_index(offset)) == 0
+    fn has_nothing(&self, offset: u64, clear: Clear) -> bool {
+        let is_seen = clear != Clear::Dropped && self.backing.node().is_some();
+        !is_seen && self.l1.get(self.geometry.l1_index(offset)) == 0
     }
 
     /// Commits, if much has changed since the last time.
     pub(crate) fn co_commit_if_wanted(&self, co: &Co<'_>) -> io::Result<()> {
         let is_wanted = self.lock().refcounts.as_ref().is_some_and(Refcounts::wants_commit);
-        if is_wanted { self.co_commit(co) } else { Ok(()) }
+        if is_wanted { self.co_commit_and_free(co) } else { Ok(()) }
     }
 
     /// Begins the change of the first clusters of a range, within one slice, of which whole clusters go
@@ -171,6 +180,9 @@ impl Image {
             let bits = (first..=last).fold(0_u64, |bits, at| bits | 1 << at);
             return L2Entry { word: old.word, bitmap: (old.bitmap & !bits) | bits << 32 };
         }
+        if clear == Clear::Dropped {
+            return L2Entry::default();
+        }
         let has_backing = self.backing.node().is_some();
         let is_extended = self.geometry.is_extended();
         if clear == Clear::Discarded {
@@ -190,7 +202,7 @@ impl Image {
     /// Has the file deallocate what clusters keep, or what a data file has.
     fn co_punch_kept(&self, co: &Co<'_>, change: &Change<'_>, clear: Clear) -> io::Result<()> {
         let is_passed = self.options.discard(Freed::Request) == Discard::Punch;
-        if !clear.unmaps() || !is_passed {
+        if clear == Clear::Dropped || !clear.unmaps() || !is_passed {
             return Ok(());
         }
         let cluster = self.geometry.cluster_bytes();

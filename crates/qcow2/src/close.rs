@@ -21,7 +21,7 @@ impl Image {
             if self.lock().is_clean() {
                 break;
             }
-            self.co_commit(co)?;
+            self.co_commit_and_free(co)?;
         }
         Ok(())
     }
@@ -35,9 +35,15 @@ impl Image {
             return Ok(());
         }
         self.co_settle(co)?;
-        if !self.has_grown() {
-            return Ok(());
-        }
+        if self.has_grown() { self.co_cut_file(co) } else { Ok(()) }
+    }
+
+    /// Cuts the file behind the last cluster that is used. What was freed there is durably so, and no request
+    /// is in flight that has found it before.
+    ///
+    /// # Errors
+    /// Those of reading refcounts.
+    pub(crate) fn co_cut_file(&self, co: &Co<'_>) -> io::Result<()> {
         loop {
             let used = self.lock().refcounts.as_mut().map(|it| it.last_used());
             match used {

@@ -23,7 +23,7 @@ use crate::layout::{COPIED, OFFSET_MASK};
 use crate::refcount::{RefcountPlan, Refcounts};
 use crate::rules::Rule;
 use crate::source::Source;
-use crate::state::{L1_UNIT, PendingTable, State, wake_all};
+use crate::state::{L1_UNIT, NewL1, PendingTable, State, wake_all};
 
 /// Whose turn it is; part of the image's state.
 #[derive(Default)]
@@ -45,6 +45,8 @@ struct Plan {
     /// Slots with units that are written, those of new tables too.
     slots: Vec<(usize, u64)>,
     l1_units: Vec<u64>,
+    /// The L1 table is written to another place, whole.
+    new_l1: Option<NewL1>,
     /// L2 and L1 entries, by their offsets in the file.
     l2: Vec<(u64, Vec<u8>)>,
     l1: Vec<(u64, Vec<u8>)>,
@@ -94,7 +96,15 @@ impl Image {
         let result = turn.co_run(co);
         turn.errno = result.as_ref().err().map_or(0, |it| it.raw_os_error().unwrap_or(libc::EIO));
         drop(turn);
-        result?;
+        result
+    }
+
+    /// [`co_commit`](Self::co_commit), and then frees what can be freed.
+    ///
+    /// # Errors
+    /// As of that.
+    pub(crate) fn co_commit_and_free(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_commit(co)?;
         self.co_pass_grace(co);
         Ok(())
     }
@@ -181,13 +191,26 @@ impl Image {
                 plan.l2.push((table + place * self.cache.slice_bytes() + range.at, range.bytes));
             }
         }
+        self.plan_l1(state, &mut plan);
+        plan
+    }
+
+    fn plan_l1(&self, state: &State, plan: &mut Plan) {
+        plan.new_l1 = state.new_l1;
+        if let Some(NewL1 { offset, entries }) = state.new_l1 {
+            let words = (0..u64::from(entries)).map(|index| self.l1.get(index).to_be_bytes());
+            let mut bytes: Vec<u8> = words.flatten().collect();
+            // Nothing is known of the space behind.
+            bytes.resize(bytes.len().next_multiple_of(self.geometry.cluster_bytes() as usize), 0);
+            plan.l1.push((offset, bytes));
+            return;
+        }
         let l1_offset = self.header().l1_offset;
         for unit in &plan.l1_units {
             let words = unit * L1_UNIT..(unit + 1) * L1_UNIT;
             let bytes = words.flat_map(|index| self.l1.get(index).to_be_bytes()).collect();
             plan.l1.push((l1_offset + unit * L1_UNIT * 8, bytes));
         }
-        plan
     }
 
     /// Writes a new table: what was cached of it, and else what its former place has.
@@ -333,10 +356,14 @@ impl CommitTurn<'_> {
             image.file.debug_event(DebugEvent::RefblockAllocHookup);
             image.co_write_metadata(co, *offset, bytes)?;
         }
-        if image.rules_omit(Rule::FlushAtEnd) {
-            return Ok(());
+        if !image.rules_omit(Rule::FlushAtEnd) {
+            image.file.co_flush(co)?;
         }
-        image.file.co_flush(co)
+        let Some(NewL1 { offset, entries }) = plan.new_l1 else { return Ok(()) };
+        image.file.debug_event(DebugEvent::L1GrowActivateTable);
+        image.co_update_header(co, |header| {
+            (header.l1_offset, header.l1_entries) = (offset, entries);
+        })
     }
 }
 
@@ -347,6 +374,9 @@ impl Drop for CommitTurn<'_> {
         let state = &mut *guard;
         state.owed.end_commit(&plan.slots, is_done);
         if is_done {
+            if plan.new_l1.is_some() {
+                state.new_l1 = None;
+            }
             for TablePlan { index, table, .. } in &plan.tables {
                 if state.pending.get(index) == Some(table) {
                     state.pending.remove(index);

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
     BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
-    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, WriteFlags,
-    ZeroFlags,
+    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
+    WriteFlags, ZeroFlags,
 };
 
 use crate::event::ImageCorrupted;
@@ -121,15 +121,12 @@ impl BlockDriver for Qcow2 {
 
     fn limits(&self) -> BlockLimits {
         let geometry = self.image.geometry;
+        let is_encrypted = self.image.encryption.is_some();
         BlockLimits {
+            request_alignment: if is_encrypted { SECTOR_BYTES as u32 } else { 1 },
             // Both are at most 2 MiB.
             pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
             pdiscard_alignment: geometry.cluster_bytes() as u32,
-            request_alignment: if self.image.encryption.is_some() {
-                SECTOR_BYTES as u32
-            } else {
-                1
-            },
             ..BlockLimits::default()
         }
     }
@@ -178,6 +175,11 @@ impl BlockDriver for Qcow2 {
         self.image.co_pdiscard(co, offset..offset + bytes)
     }
 
+    fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        self.image.check_alive()?;
+        self.image.co_truncate(co, length, how)
+    }
+
     /// The commit syncs as its order asks for.
     fn co_write_back(&self, co: &Co<'_>) -> io::Result<()> {
         match self.is_read_only() {
@@ -186,12 +188,16 @@ impl BlockDriver for Qcow2 {
         }
     }
 
-    /// Children to which nothing was written since their last sync do nothing.
+    /// Children to which nothing was written since their last sync do nothing. What is free by now is punched
+    /// behind it: no flush has to wait for that to be durable.
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.check_alive().and_then(|()| self.image.co_flush_files(co)),
+        if self.is_read_only() {
+            return Ok(());
         }
+        self.image.check_alive()?;
+        self.image.co_flush_files(co)?;
+        self.image.co_pass_grace(co);
+        Ok(())
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
@@ -242,7 +248,9 @@ impl BlockDriver for Qcow2 {
             SubclusterKind::Compressed => Extent { compressed: true, ..Extent::data(run.bytes) },
         };
         // A reader of the file would have what is encrypted.
-        let has_place = run.kind.is_stored() && self.image.encryption.is_none();
+        // Zeroes at the start of a data file have the entry of zeroes without a place.
+        let is_zero_at_0 = run.kind == SubclusterKind::ZeroStored && run.host == 0;
+        let has_place = run.kind.is_stored() && self.image.encryption.is_none() && !is_zero_at_0;
         Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
     }
 

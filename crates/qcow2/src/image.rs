@@ -46,7 +46,6 @@ pub(crate) struct Image {
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
-    pub(crate) inflated: InflatedClusters,
     state: Mutex<State>,
     pub(crate) epochs: Epochs,
     pub(crate) metadata: Arc<MetadataSet>,
@@ -66,6 +65,7 @@ pub(crate) struct Image {
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
     pub(crate) encryption: Option<Encryption>,
+    pub(crate) inflated: InflatedClusters,
     /// Decompression shares workers with nothing else.
     pub(crate) workers: PoolShare,
     events: EventSink,
@@ -95,8 +95,6 @@ pub(crate) struct Parts {
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
-    /// Most bytes of decompressed clusters in memory.
-    pub(crate) inflated_bytes: u64,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
     pub(crate) refcounts: Option<Refcounts>,
@@ -108,6 +106,8 @@ pub(crate) struct Parts {
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) encryption: Option<Encryption>,
+    /// Most bytes of decompressed clusters in memory.
+    pub(crate) inflated_bytes: u64,
     pub(crate) events: EventSink,
 }
 
@@ -134,7 +134,6 @@ impl Image {
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
             cache: parts.cache,
-            inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
             epochs: Epochs::new(),
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
@@ -149,6 +148,7 @@ impl Image {
             data_file: parts.data_file,
             backing,
             encryption: parts.encryption,
+            inflated: InflatedClusters::new(parts.inflated_bytes, geometry.cluster_bytes()),
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
@@ -223,6 +223,14 @@ impl Image {
         if self.file.co_grow(co, ahead, how).is_err() {
             self.file.co_grow(co, end, how)?;
         }
+        self.look_at_end();
+        Ok(())
+    }
+
+    /// Makes the file at least `end` bytes long, and no longer, its new space as `how` says.
+    pub(crate) fn co_grow_exactly(&self, co: &Co<'_>, end: u64, how: Truncate) -> io::Result<()> {
+        self.has_grown.store(true, Ordering::Relaxed);
+        self.file.co_grow(co, end, how)?;
         self.look_at_end();
         Ok(())
     }

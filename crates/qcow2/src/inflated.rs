@@ -80,7 +80,10 @@ impl InflatedClusters {
     /// Drops what begins at these bytes of the file: they are about to get other content. No request that has
     /// seen their entries is left.
     pub(crate) fn forget(&self, hosts: Range<u64>) {
-        self.kept().retain(|cluster| !hosts.contains(&cluster.host));
+        let mut kept = self.kept();
+        if kept.clusters.iter().any(|cluster| hosts.contains(&cluster.host)) {
+            kept.retain(|cluster| !hosts.contains(&cluster.host));
+        }
     }
 
     /// Drops all.

@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
 };
 use serde_json::{Map, Value, json};
 
@@ -30,6 +30,10 @@ impl ImageFormat for Image {
             Repair::None => Ok(check::co_check_source(co, &self.file)?.report),
             Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
         }
+    }
+
+    fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
+        self.co_amend_image(co, amend)
     }
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {

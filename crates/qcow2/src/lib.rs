@@ -11,8 +11,9 @@
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
-//! clear     zeroes and discards
+//! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
+//! snapshot/ internal snapshots: create, apply, delete
 //! live      options that a reopen changes; rules: steps of the order that tests leave out
 //! check/    a check of a whole image
 //! open/     opens an image, and the files that it names
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, reason = "operations that are not built yet use it")]
 
+mod amend;
 mod cache;
 pub mod check;
 mod clear;
@@ -58,17 +60,20 @@ mod snapshot;
 mod source;
 mod state;
 mod tables;
+mod truncate;
 mod write;
 
+pub use amend::Qcow2AmendOptions;
 pub use create::{
     Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
     Qcow2MeasureOptions, Version,
 };
 pub use driver::Qcow2;
+pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

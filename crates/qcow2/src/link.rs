@@ -190,7 +190,7 @@ impl Image {
     pub(crate) fn co_load_need(&self, co: &Co<'_>, need: Need) -> io::Result<()> {
         let errno = match need {
             Need::Block { index, offset } => return self.co_load_block(co, index, offset),
-            Need::Commit => return self.co_commit(co),
+            Need::Commit => return self.co_commit_and_free(co),
             Need::Space => libc::ENOSPC,
             Need::TooBig => libc::EFBIG,
             Need::Overflow => libc::EINVAL,

@@ -25,12 +25,22 @@ pub(crate) struct PendingTable {
     pub(crate) old: Option<u64>,
 }
 
+/// A place for a longer L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewL1 {
+    pub(crate) offset: u64,
+    /// How many words it has.
+    pub(crate) entries: u32,
+}
+
 /// What changes of mappings need.
 pub(crate) struct State {
     /// What slots of the cache owe.
     pub(crate) owed: Owed,
     /// Tables that were made since the last commit, by their L1 index.
     pub(crate) pending: BTreeMap<u64, PendingTable>,
+    /// A place for a longer L1 table, which the next commit writes and switches to.
+    pub(crate) new_l1: Option<NewL1>,
     /// L1 entries that have changed, in units of [`L1_UNIT`].
     pub(crate) l1_dirty: BTreeSet<u64>,
     pub(crate) locks: ClusterLocks,
@@ -51,6 +61,7 @@ impl State {
         State {
             owed,
             pending: BTreeMap::new(),
+            new_l1: None,
             l1_dirty: BTreeSet::new(),
             locks: ClusterLocks::default(),
             refcounts,
@@ -74,6 +85,7 @@ impl State {
     /// Whether nothing has to be written.
     pub(crate) fn is_clean(&self) -> bool {
         self.pending.is_empty()
+            && self.new_l1.is_none()
             && self.l1_dirty.is_empty()
             && self.owed.is_clean()
             && self.refcounts.as_ref().is_none_or(Refcounts::is_clean)

@@ -8,14 +8,16 @@
 use std::io;
 use std::ops::Range;
 
-use coblk_aio::{Co, IoVector};
+use coblk_aio::{AlignedBuffer, Co, IoVector};
 use coblk_block::{DebugEvent, WriteFlags};
 
+use crate::encryption::Encryption;
 use crate::image::Image;
 use crate::layout::{COPIED, Corruption, L2Entry, SubclusterKind};
 use crate::link::{Change, Obstacle, Patience};
 use crate::live::Freed;
 use crate::map::{Look, Run};
+use crate::read::BUFFER_ALIGNMENT;
 use crate::rules::Rule;
 use crate::state::State;
 
@@ -53,16 +55,52 @@ impl Image {
             let _pin = self.epochs.pin(co);
             let run = self.co_find(co, offset..offset + bytes, Look::Write)?;
             if run.bytes == bytes && run.is_in_place() {
-                return self.co_write_at(co, run.host, source);
+                return self.co_write_at(co, (offset, run.host), source);
             }
         }
         self.co_write_parts(co, offset, source)
     }
 
-    /// Writes data at `host` bytes of the file that has it; the caller has pinned the epoch, or the clusters
-    /// are its own.
+    /// Writes data of `guest` bytes of the disk at `host` bytes of the file that has it; the caller has pinned
+    /// the epoch, or the clusters are its own.
     #[inline]
-    fn co_write_at(&self, co: &Co<'_>, host: u64, source: &IoVector<'_>) -> io::Result<()> {
+    fn co_write_at(
+        &self,
+        co: &Co<'_>,
+        (guest, host): (u64, u64),
+        source: &IoVector<'_>,
+    ) -> io::Result<()> {
+        match &self.encryption {
+            None => self.co_write_plain(co, host, source),
+            Some(encryption) => self.co_write_encrypted(co, encryption, (guest, host), source),
+        }
+    }
+
+    /// Writes whole sectors, which are encrypted in a buffer: those of the client stay as they are.
+    #[inline(never)]
+    fn co_write_encrypted(
+        &self,
+        co: &Co<'_>,
+        encryption: &Encryption,
+        (guest, host): (u64, u64),
+        source: &IoVector<'_>,
+    ) -> io::Result<()> {
+        let most = encryption.chunk_bytes(self.geometry).min(source.len());
+        let mut buffer = AlignedBuffer::new(most, BUFFER_ALIGNMENT)?;
+        let mut done = 0;
+        while done < source.len() {
+            let chunk = &mut buffer[..most.min(source.len() - done)];
+            source.copy_to(done, chunk);
+            let place = (guest + done as u64, host + done as u64);
+            encryption.co_encrypt(co, place, chunk)?;
+            self.co_write_plain(co, place.1, &IoVector::from(&*chunk))?;
+            done += chunk.len();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn co_write_plain(&self, co: &Co<'_>, host: u64, source: &IoVector<'_>) -> io::Result<()> {
         let end = host + source.len() as u64;
         self.file.debug_event(DebugEvent::WriteAio);
         match &self.data_file {
@@ -98,7 +136,7 @@ impl Image {
                 let _pin = self.epochs.pin(co);
                 let run = self.co_find(co, at..end, Look::Write)?;
                 if run.is_in_place() {
-                    self.co_write_at(co, run.host, &left.slice(0, run.bytes as usize))?;
+                    self.co_write_at(co, (at, run.host), &left.slice(0, run.bytes as usize))?;
                     at += run.bytes;
                     continue;
                 }
@@ -202,7 +240,7 @@ impl Image {
     }
 
     /// Takes places for clusters, or for the first of them.
-    fn take(
+    pub(crate) fn take(
         &self,
         state: &mut State,
         slot: usize,
@@ -254,7 +292,7 @@ impl Image {
         if let Some(tail) = &tail {
             vector.push(tail);
         }
-        self.co_write_at(co, host + (at - start), &vector)?;
+        self.co_write_at(co, (at, host + (at - start)), &vector)?;
         // Data may come late where zeroes were read before, and are if it does.
         let is_free = is_zero
             && head.is_none()
@@ -270,10 +308,14 @@ impl Image {
     }
 
     /// Whether clusters at `host` bytes read as zeroes.
-    fn is_virgin(&self, host: u64, clusters: u64) -> bool {
+    pub(crate) fn is_virgin(&self, host: u64, clusters: u64) -> bool {
         let cluster = self.geometry.cluster_bytes();
         if self.rules_omit(Rule::ZeroFill) {
             return true;
+        }
+        // Zeroes are none when they are decrypted.
+        if self.encryption.is_some() {
+            return false;
         }
         match &self.data_file {
             Some(data_file) => host >= data_file.length(),
@@ -319,7 +361,7 @@ impl Image {
         if range.is_empty() || self.rules_omit(Rule::ZeroFill) {
             return Ok(None);
         }
-        if is_zero && self.co_is_zero(co, range.clone())? {
+        if is_zero && self.co_is_zero(co, range.start..range.end.min(self.disk_bytes()))? {
             return Ok(None);
         }
         let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -334,9 +376,9 @@ impl Image {
     }
 
     /// Whether a range reads as zeroes, by the tables alone.
-    fn co_is_zero(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<bool> {
+    pub(crate) fn co_is_zero(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<bool> {
         let mut at = range.start;
-        while at < range.end.min(self.disk_bytes()) {
+        while at < range.end {
             let run = self.co_find(co, at..range.end, Look::Read)?;
             if !self.kind_reads_zero(run.kind) {
                 return Ok(false);

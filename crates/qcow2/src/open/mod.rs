@@ -63,10 +63,6 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     header.check(purpose).map_err(refused)?;
     check_support(&header, options)?;
     let encryption = encrypted::co_encryption(opening, options, &header, &file)?;
-    if writes && encryption.is_some() {
-        let why = "encrypted images cannot be written yet: open it with read-only=on";
-        return Err(OpenError::option("read-only", why));
-    }
     if writes {
         writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
     }
@@ -83,9 +79,10 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let sizes = CacheSizes::new(options, geometry, shown.disk_bytes)?;
     // An image may claim any length; its L1 table says how many tables there are at most.
     let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
-    let all_bytes = if writes { u64::MAX } else { tables * geometry.cluster_bytes() };
+    let all_bytes = tables.saturating_mul(geometry.cluster_bytes());
     let block = u64::from(file.limits().request_alignment);
-    let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes, block)?;
+    let l2_bytes = if writes { sizes.writable_l2_bytes() } else { sizes.l2_bytes.min(all_bytes) };
+    let cache = SliceCache::new(l2_bytes, sizes.slice_bytes, block)?;
     let metadata = Arc::new(MetadataSet::new(geometry.cluster_bits()));
     let mut refcounts = None;
     if writes {
@@ -103,7 +100,6 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         bitmaps,
         shown,
         cache,
-        inflated_bytes: options.inflated_bytes(),
         metadata,
         refcounts,
         refcount_bytes: sizes.refcount_bytes,
@@ -113,6 +109,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         file,
         data_file,
         encryption,
+        inflated_bytes: options.inflated_bytes(),
         events: opening.events(),
     }))
 }

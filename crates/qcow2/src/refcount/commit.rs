@@ -43,6 +43,7 @@ impl Refcounts {
             table: self.new_table.as_ref().map(|it| (it.offset, it.clusters)),
             ..RefcountPlan::default()
         };
+        self.owed.dropping = std::mem::take(&mut self.owed.dropped);
         for (index, block) in &mut self.blocks {
             let entry = self.table.get(*index as usize).copied();
             let Some(offset) = entry.and_then(block_offset) else { continue };
@@ -95,7 +96,9 @@ impl Refcounts {
         if let Some(new) = self.new_table.as_mut().filter(is_current) {
             new.is_durable |= plan.has_new_table && (plan.stage1_is_durable || is_done);
         }
+        let dropping = std::mem::take(&mut self.owed.dropping);
         if !is_done {
+            dropping.iter().for_each(|clusters| self.owed.dropped.insert(clusters));
             self.dirty_entries.extend(plan.indices);
             let later = std::mem::replace(&mut self.owed.unlinked, plan.unlinked);
             self.owed.unlinked.extend(later);
@@ -105,6 +108,7 @@ impl Refcounts {
             (self.table_offset, self.table_clusters) = (offset, clusters);
             self.new_table.take_if(|new| new.offset == offset);
         }
+        self.end_dropped(dropping);
         for given_up in plan.unlinked {
             self.lower(given_up);
         }

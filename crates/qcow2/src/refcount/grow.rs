@@ -220,19 +220,4 @@ impl Refcounts {
         self.make_own(index);
         Ok(true)
     }
-
-    /// Where the last cluster ends that is in use, in host bytes. What is behind may be cut off.
-    pub(crate) fn last_used(&mut self) -> Result<u64, Need> {
-        let mut index = self.find_tail()?.div_ceil(self.per_block);
-        let last = (0..self.table.len() as u64).rev().find(|it| self.table[*it as usize] != 0);
-        index = index.max(last.map_or(0, |last| last + 1));
-        while index > 0 {
-            index -= 1;
-            let start = self.range_of(index).start;
-            if let Some(last) = self.block(index)?.and_then(|block| block.free.last_clear()) {
-                return Ok(self.bytes(&(0..start + last as u64 + 1)).end);
-            }
-        }
-        Ok(self.geometry.cluster_bytes())
-    }
 }

@@ -8,6 +8,7 @@
 //! block        one block
 //! search       where clusters are allocated
 //! grow         new blocks, and a larger table
+//! shrink       the end of the file
 //! owed         references that were given up: lowered, quarantined, free
 //! commit       what a commit writes, and what it leaves if it fails
 //! bits, ranges sets of numbers
@@ -31,6 +32,7 @@ mod grow;
 mod owed;
 mod ranges;
 mod search;
+mod shrink;
 #[cfg(test)]
 mod tests;
 
@@ -389,7 +391,8 @@ impl Refcounts {
             }
         }
         for index in &self.dirty_entries {
-            assert!(self.blocks.contains_key(index) || self.new_table.is_some(), "entry {index}");
+            let is_dropped = self.table[*index as usize] == 0;
+            assert!(self.blocks.contains_key(index) != is_dropped, "entry {index}");
         }
     }
 }

@@ -63,12 +63,16 @@ pub(super) struct Owed {
     pub(super) old: Generation,
     /// Being punched.
     pub(super) punching: Ranges,
+    /// Of blocks that were dropped, until that is durable: since the last commit began, and before.
+    pub(super) dropped: Ranges,
+    pub(super) dropping: Ranges,
 }
 
 impl Owed {
     /// The first clusters of a range that are closed to allocation.
     pub(super) fn first_closed(&self, clusters: &Range<u64>) -> Option<Range<u64>> {
-        let sets = [&self.fresh.closed, &self.old.closed, &self.punching];
+        let Owed { fresh, old, punching, dropped, dropping, .. } = self;
+        let sets = [&fresh.closed, &old.closed, punching, dropped, dropping];
         sets.iter().filter_map(|set| set.first_in(clusters)).min_by_key(|it| it.start)
     }
 
@@ -79,7 +83,9 @@ impl Owed {
     }
 
     pub(super) fn has_closed(&self) -> bool {
-        !(self.fresh.closed.is_empty() && self.old.closed.is_empty() && self.punching.is_empty())
+        let Owed { fresh, old, punching, dropped, dropping, .. } = self;
+        let sets = [&fresh.closed, &old.closed, punching, dropped, dropping];
+        sets.into_iter().any(|set| !set.is_empty())
     }
 }
 

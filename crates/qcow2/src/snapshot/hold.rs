@@ -109,6 +109,8 @@ impl Held<'_> {
     /// Those of writing; the image stays marked then.
     pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
         self.image.co_settle(co)?;
+        // Flags were written beside commits.
+        self.image.file.co_flush(co)?;
         if self.is_marked {
             self.image.co_update_header(co, |it: &mut Header| {
                 it.incompatible.remove(Incompatible::DIRTY);

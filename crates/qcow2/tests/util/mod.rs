@@ -2,7 +2,10 @@
 #![allow(dead_code)] // Each test file uses some of them.
 
 pub mod encrypted;
+pub mod map;
+pub mod model;
 pub mod repair;
+pub mod shape;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -181,6 +184,10 @@ impl<'a> Opened<'a> {
         let backend = BackendOptions::new("reader").read_only(true);
         let backend = backend.open(&stand.ctx, Arc::clone(&node)).unwrap();
         Opened { stand, node, backend: Some(backend) }
+    }
+
+    pub fn ctx(&self) -> &AioContext {
+        &self.stand.ctx
     }
 
     pub fn backend(&self) -> &BlockBackend {

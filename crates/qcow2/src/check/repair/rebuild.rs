@@ -31,9 +31,13 @@ impl Repairer<'_, '_> {
     /// Finds room for all that is to be written anew, and counts it instead of what it replaces.
     ///
     /// # Errors
-    /// EIO if something refers to clusters behind the end of the file that would come to be in it. EFBIG if
-    /// the refcount table would be too large.
+    /// EIO if something refers to clusters behind the end of the file that would come to be in it, or has the
+    /// header as a table. EFBIG if the refcount table would be too large.
     pub(super) fn plan_rebuild(&mut self) -> Result<Places, ImageError> {
+        if self.checker.counts.is_mixed(0) {
+            let why = "refcounts cannot be written anew, as the header is used as something else";
+            return Err(FormatError::io(why).into());
+        }
         self.checker.forget_refcounts();
         let snapshots = self.place_snapshots()?;
         let places = Places { snapshots, ..self.place()? };

@@ -302,7 +302,7 @@ impl Model {
 
     /// As [`step`](Self::step), with nothing that allocates.
     pub(super) fn step(&mut self) {
-        match self.random.u32(..12) {
+        match self.random.u32(..13) {
             0..4 => self.allocate(),
             4..7 => self.land(),
             7 => self.share(),
@@ -315,6 +315,7 @@ impl Model {
             }
             9 => self.read(),
             10 => self.grace(),
+            11 => drop(self.until(Refcounts::drop_empty_blocks)),
             _ => drop(self.commit_step()),
         }
         self.check();

@@ -301,7 +301,7 @@ fn q199_blocks_that_did_not_change_leave_memory() {
 #[test]
 fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
     let mut refcounts = refcounts(&[(0, 2)], 100);
-    refcounts.loaded(0, &block(0..100)).unwrap();
+    refcounts.loaded(0, &block(0..256)).unwrap();
     // The table of one cluster has 64 entries.
     refcounts.tail = Some(64 * 256);
     refcounts.allocate(1, None).unwrap();
@@ -326,4 +326,51 @@ fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
     // The old table is free.
     assert_eq!(refcounts.count(CLUSTER), Ok(0));
     assert!(refcounts.new_table.is_none());
+}
+
+#[test]
+fn q118_the_last_blocks_go_when_they_count_nothing() {
+    let mut refcounts = used(100);
+    let start = refcounts.allocate_exact(3 * 256, Metadata::ACTIVE_L1).unwrap();
+    commit(&mut refcounts);
+    refcounts.give_up(start..start + 3 * 256 * CLUSTER, Discard::Keep);
+    (0..2).for_each(|_| commit(&mut refcounts));
+    assert!(refcounts.last_used().unwrap() < 110 * CLUSTER);
+    assert_eq!(refcounts.drop_empty_blocks(), Ok(()));
+    assert_eq!(refcounts.table[1..], [0; 63]);
+    let plan = refcounts.begin_commit();
+    assert!(!plan.entries_are_needed && plan.entries.len() == 1 && plan.stage1.is_empty());
+    refcounts.end_commit(plan, true);
+    (0..2).for_each(|_| commit(&mut refcounts));
+    assert_eq!(refcounts.last_used(), Ok(100 * CLUSTER));
+    (0..2).for_each(|_| drop(refcounts.pass_grace(|_| ())));
+    // A block in its own range is not used before its entry is gone.
+    let mut taken = Vec::new();
+    while refcounts.tail <= Some(258) {
+        taken.push(refcounts.allocate(7, None).unwrap());
+    }
+    commit(&mut refcounts);
+    let own = refcounts.table[1];
+    assert_eq!(own, 256 * CLUSTER);
+    taken.into_iter().for_each(|host| refcounts.give_back(host));
+    commit(&mut refcounts);
+    assert_eq!(refcounts.drop_empty_blocks(), Ok(()));
+    assert_eq!(refcounts.allocate_exact(156, Metadata::ACTIVE_L1), Ok(100 * CLUSTER));
+    let next = |it: &mut Refcounts| it.allocate(1, None).unwrap().start / CLUSTER;
+    // 257 has the next block of this range.
+    assert_eq!(next(&mut refcounts), 258);
+    let plan = refcounts.begin_commit();
+    refcounts.end_commit(plan, false);
+    assert_eq!(
+        (next(&mut refcounts), refcounts.owed.first_closed(&(256..257))),
+        (259, Some(256..257))
+    );
+    commit(&mut refcounts);
+    assert_eq!(refcounts.owed.first_closed(&(256..257)), None);
+    assert_eq!(refcounts.allocate(1, Some(own)), Ok(host_of(256)));
+    assert!(!refcounts.is_virgin(own));
+}
+
+fn host_of(cluster: u64) -> Range<u64> {
+    host(cluster..cluster + 1)
 }

@@ -1,0 +1,244 @@
+//! Snapshots and a loss of power at any moment: the disk and each snapshot are as before an operation, or as
+//! after it, and no reference is without its count.
+
+mod util;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+
+use coblk_aio::AioContext;
+use coblk_block::options::NodeOptions;
+use coblk_block::{BackendOptions, BlockBackend, BlockNode, Blockdevs, Repair};
+use coblk_qcow2::Qcow2;
+use coblk_qcow2::check::{Check, CheckOptions, co_check, co_check_with};
+use coblk_tests::random::{Random, seeds};
+use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, Survivors};
+use coblk_tests::survey::in_memory;
+use serde_json::{Value, json};
+use util::Stand;
+
+const SIZE: usize = 200 << 10;
+
+/// The disk, and the snapshots by their ids.
+#[derive(Clone, PartialEq)]
+struct Bytes {
+    disk: Vec<u8>,
+    snapshots: BTreeMap<String, Vec<u8>>,
+}
+
+/// What was there before an operation, and after it.
+struct Operation {
+    what: String,
+    begun: u64,
+    before: Bytes,
+    after: Bytes,
+}
+
+/// A node on an image whose file is recorded.
+struct Opened {
+    blockdevs: Blockdevs,
+    node: Arc<BlockNode>,
+}
+
+impl Opened {
+    fn new(ctx: &AioContext, file: &RecordedFile, more: Value) -> Result<Opened, String> {
+        let mut drivers = coblk_block::drivers();
+        drivers.add::<Qcow2>();
+        let blockdevs = Blockdevs::new(drivers);
+        let file = BlockNode::new("file", file.clone());
+        blockdevs.adopt(file).map_err(|error| error.to_string())?;
+        let mut options = json!({"driver": "qcow2", "node-name": "disk", "file": "file"});
+        let members = more.as_object().unwrap().clone();
+        members.into_iter().for_each(|(name, value)| options[name] = value);
+        let options = NodeOptions::from_value(options).unwrap();
+        let node = blockdevs.open(ctx, options).map_err(|error| error.to_string())?;
+        Ok(Opened { blockdevs, node })
+    }
+
+    fn close(self, ctx: &AioContext) {
+        drop(self.node);
+        self.blockdevs.close(ctx, "disk").unwrap();
+        self.blockdevs.close(ctx, "file").unwrap();
+    }
+}
+
+/// What an image has.
+fn read(ctx: &AioContext, file: &RecordedFile) -> Result<Bytes, String> {
+    let read_one = |more: Value| {
+        let opened = Opened::new(ctx, file, more)?;
+        let node = Arc::clone(&opened.node);
+        let ids = ctx.run(|co| node.co_image(co)?.co_snapshots(co)).map_err(|it| it.to_string())?;
+        let backend = BlockBackend::read_only(ctx, "reader", node);
+        let mut bytes = vec![0xee; SIZE];
+        let result = ctx.run(|co| backend.co_read(co, 0, &mut bytes));
+        drop(backend);
+        opened.close(ctx);
+        result.map_err(|error| format!("reading: {error}"))?;
+        Ok::<_, String>((bytes, ids))
+    };
+    let (disk, ids) = read_one(json!({"read-only": true}))?;
+    let mut snapshots = BTreeMap::new();
+    for snapshot in ids {
+        let (bytes, _) = read_one(json!({"read-only": true, "x-snapshot": snapshot.id}))?;
+        snapshots.insert(snapshot.id, bytes);
+    }
+    Ok(Bytes { disk, snapshots })
+}
+
+fn check(ctx: &AioContext, file: &RecordedFile, repair: Repair) -> Check {
+    let node = BlockNode::new("image", file.clone());
+    let options = BackendOptions::new("check").read_only(repair == Repair::None);
+    let backend = options.open(ctx, node).unwrap();
+    let check = ctx.run(|co| match repair {
+        Repair::None => co_check(co, &backend),
+        _ => co_check_with(co, &backend, &CheckOptions::new(repair)),
+    });
+    check.unwrap()
+}
+
+/// Judges what a crash has left: `None` if all is well.
+fn fault(ctx: &AioContext, operation: &Operation, image: Vec<u8>) -> Option<String> {
+    let is_marked = image[7] == 2 || image[79] & 1 != 0;
+    let files = in_memory(vec![image]);
+    let found = check(ctx, &files[0], Repair::None);
+    let faults = found.report.corruptions + found.report.check_errors;
+    if faults > 0 && !is_marked {
+        return Some(format!("corrupt, and not marked so: {:?}", found.findings));
+    }
+    // Flags may be wrong, and nothing else.
+    let is_uncounted = |it: &&String| it.contains("references") && !it.contains("leaks");
+    if let Some(found) = found.findings.iter().find(is_uncounted) {
+        return Some(found.clone());
+    }
+    let is_right = |bytes: &Bytes| *bytes == operation.before || *bytes == operation.after;
+    for repair in [Repair::None, Repair::All] {
+        if repair == Repair::All {
+            check(ctx, &files[0], repair);
+            let left = check(ctx, &files[0], Repair::None);
+            if left.report.corruptions + left.report.check_errors + left.report.leaks > 0 {
+                return Some(format!("after a repair: {:?}", left.findings));
+            }
+        }
+        match read(ctx, &files[0]) {
+            Ok(bytes) if is_right(&bytes) => {}
+            Ok(bytes) => {
+                let is_old = |old: &Bytes| old.disk == bytes.disk;
+                let (before, after) = (is_old(&operation.before), is_old(&operation.after));
+                let ids: Vec<_> = bytes.snapshots.keys().collect();
+                return Some(format!(
+                    "{repair:?}: disk as before {before}, after {after}, {ids:?}"
+                ));
+            }
+            Err(error) => return Some(error),
+        }
+    }
+    None
+}
+
+/// Operations on an image, one after another.
+fn play(ctx: &AioContext, recorder: &Recorder, file: &RecordedFile, seed: u64) -> Vec<Operation> {
+    let opened = Opened::new(ctx, file, json!({})).unwrap();
+    let node = Arc::clone(&opened.node);
+    let backend = BackendOptions::new("writer").open(ctx, Arc::clone(&node)).unwrap();
+    let mut random = Random::new(seed);
+    let mut bytes = Bytes { disk: vec![0; SIZE], snapshots: BTreeMap::new() };
+    let mut operations = Vec::new();
+    for what in ["create", "create", "apply", "delete", "create", "apply", "delete"] {
+        for _ in 0..5 {
+            let at = random.below(SIZE as u64 - 20_000) as usize;
+            let end = at + random.below(20_000) as usize + 1;
+            random.fill(&mut bytes.disk[at..end]);
+            ctx.run(|co| backend.co_write(co, at as u64, &bytes.disk[at..end])).unwrap();
+        }
+        backend.flush(ctx).unwrap();
+        let (begun, before) = (recorder.tick(), bytes.clone());
+        let ids: Vec<String> = bytes.snapshots.keys().cloned().collect();
+        let id = ids.get(random.below(ids.len().max(1) as u64) as usize).cloned();
+        let id = id.unwrap_or_default();
+        match what {
+            "create" => {
+                let create =
+                    ctx.run(|co| node.co_image(co)?.co_create_snapshot(co, "of some moment"));
+                bytes.snapshots.insert(create.unwrap(), bytes.disk.clone());
+            }
+            "apply" => {
+                ctx.run(|co| node.co_image(co)?.co_apply_snapshot(co, &id)).unwrap();
+                bytes.disk.clone_from(&bytes.snapshots[&id]);
+            }
+            _ => {
+                ctx.run(|co| node.co_image(co)?.co_delete_snapshot(co, &id)).unwrap();
+                bytes.snapshots.remove(&id);
+            }
+        }
+        let what = format!("{what} {id}");
+        operations.push(Operation { what, begun, before, after: bytes.clone() });
+        // What follows is none of its.
+        operations.push(Operation {
+            what: "after it".to_owned(),
+            begun: recorder.tick(),
+            before: bytes.clone(),
+            after: bytes.clone(),
+        });
+    }
+    drop((backend, node));
+    opened.close(ctx);
+    operations
+}
+
+fn run(options: &str, seed: u64, moments: u64) {
+    let stand = Stand::new();
+    let path = stand.create("image.qcow2", options, &SIZE.to_string());
+    let recorder = Recorder::new(Behaviour { seed, ..Behaviour::default() });
+    let file = recorder.add_file(fs::read(path).unwrap());
+    let ctx = AioContext::for_test().unwrap();
+    let operations = play(&ctx, &recorder, &file, seed);
+    let mut random = Random::new(seed);
+    let mut images = 0;
+    for pair in operations.windows(2).step_by(2) {
+        let (operation, begun) = (&pair[0], pair[0].begun);
+        let all = pair[1].begun - begun;
+        for number in 0..all.min(moments) {
+            let moment = if all <= moments { begun + number } else { begun + random.below(all) };
+            let point = recorder.crash_at(moment);
+            let unsettled = point.unsettled();
+            let mut judge = |mut survivors: Survivors<'_>, name: &str| {
+                images += 1;
+                let mut files = point.files(&mut survivors);
+                if let Some(fault) = fault(&ctx, operation, files.remove(0)) {
+                    let what = &operation.what;
+                    let requests: Vec<_> = unsettled.iter().map(|it| point.describe(*it)).collect();
+                    panic!(
+                        "{options}, seed {seed}, {what}, {name} at {moment}: {fault}; {requests:#?}"
+                    );
+                }
+            };
+            judge(Survivors::None, "what is durable");
+            judge(Survivors::All, "all");
+            if let Some(count) = std::num::NonZero::new(unsettled.len()) {
+                let one = unsettled[random.below(count.get() as u64) as usize];
+                judge(Survivors::Only(one), "one request");
+                judge(Survivors::AllBut(one), "all but one request");
+                judge(Survivors::Torn(&mut random), "some sectors");
+            }
+        }
+    }
+    println!("{options}, seed {seed}: {images} images");
+    assert!(images > 100);
+    stand.end();
+}
+
+#[test]
+fn q156_q157_q158_a_crash_leaves_each_snapshot_as_before_or_as_after() {
+    for seed in seeds(1) {
+        run("cluster_size=4k", seed, 12);
+        run("cluster_size=512,refcount_bits=64", seed, 12);
+    }
+}
+
+#[test]
+fn q156_q157_a_crash_leaves_each_snapshot_of_version_2_as_before_or_as_after() {
+    for seed in seeds(1) {
+        run("compat=0.10,cluster_size=4k", seed, 12);
+    }
+}
