@@ -25,7 +25,6 @@
 //!
 //! It uses the public items of `coblk-block` alone.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "operations that are not built yet use it")]
 
 mod amend;
 mod cache;

@@ -216,7 +216,7 @@ impl Image {
             self.file.co_pwrite_zeroes(co, host.start, host.end - host.start, flags)?;
         }
         let new = |index: usize, old: L2Entry| {
-            let word = host.start + index as u64 * cluster | COPIED;
+            let word = (host.start + index as u64 * cluster) | COPIED;
             let was_zero = old.word & ZERO != 0 || !is_zero && !needs_zeroes;
             match is_extended {
                 true => L2Entry { word, bitmap: old.bitmap },
