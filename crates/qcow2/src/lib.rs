@@ -11,6 +11,7 @@
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
+//! compressed  compressed writes
 //! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
 //! snapshot/ internal snapshots: create, apply, delete
@@ -33,6 +34,7 @@ mod clear;
 mod close;
 mod cluster_locks;
 mod commit;
+mod compressed;
 mod create;
 mod creates;
 mod driver;
