@@ -93,13 +93,11 @@ fn a_backing_file_is_a_node_that_options_name_and_a_reopen_changes() {
 #[test]
 fn internal_snapshots_are_made_and_deleted_while_a_client_writes() {
     let place = Place::new();
-    let disk = place.path("disk.qcow2");
-    let disk = tools::text(&disk);
-    tools::run("qemu-img", ["create", "-q", "-f", "qcow2", disk, "4M"]);
-    tools::run(
-        "qemu-img",
-        ["create", "-q", "-f", "qcow2", tools::text(&place.path("ro.qcow2")), "4M"],
-    );
+    let [disk, ro] = ["disk.qcow2", "ro.qcow2"].map(|name| place.path(name));
+    let [disk, ro] = [&disk, &ro].map(|path| tools::text(path));
+    for image in [disk, ro] {
+        tools::run("qemu-img", ["create", "-q", "-f", "qcow2", image, "4M"]);
+    }
     let (daemon, mut qmp) = start(
         &place,
         "--blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/disk.qcow2 \
