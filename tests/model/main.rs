@@ -4,7 +4,6 @@
 //! answer. A seed replays a run on a simulated context, with its timing and its faults.
 
 mod changes;
-mod model;
 mod run;
 
 use std::path::Path;

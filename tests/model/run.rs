@@ -10,10 +10,10 @@ use coblk::{
     AioContext, AioHandle, BlockBackend, BlockNode, Co, IoVector, IoVectorMut, WriteFlags,
     ZeroFlags,
 };
+use coblk_tests::model::Model;
 use coblk_tests::random::Random;
 
 use crate::changes::Changes;
-use crate::model::Model;
 
 /// Bytes of every device.
 pub const SIZE: usize = 256 << 10;

@@ -131,7 +131,8 @@ fn one_seed_is_one_run() {
 fn pairs(bug: Option<Bug>) -> Result<u64, String> {
     let kinds = [Kind::Write, Kind::Read, Kind::Discard, Kind::ZeroOnly, Kind::Flush];
     let (images, content) = ([linear::empty_image(true)], vec![0; CLUSTERS * CLUSTER * SECTOR]);
-    let before: [Request; 2] = [(Kind::Write, 0..8), (Kind::Write, 40..44)];
+    let before: [Request; 4] =
+        [(Kind::Write, 0..8), (Kind::Flush, 0..0), (Kind::Discard, 0..4), (Kind::Write, 40..44)];
     let others: [Request; 4] =
         [(Kind::Flush, 0..0), (Kind::Write, 60..64), (Kind::Write, 72..76), (Kind::Read, 0..16)];
     let mut points = 0;

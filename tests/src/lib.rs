@@ -4,6 +4,7 @@
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `certificates`: for TLS;
+//! * `model`: what a device should hold;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
 //! * `liar`: a node whose flushes are a lie;
@@ -35,6 +36,7 @@ pub mod images;
 pub mod liar;
 pub mod load;
 pub mod loop_device;
+pub mod model;
 pub mod nbd;
 pub mod pairs;
 pub mod probe;

@@ -27,7 +27,7 @@ pub struct Pair<'a> {
     pub content: &'a [u8],
     /// Sectors of a cluster.
     pub cluster: usize,
-    /// Done and flushed before.
+    /// Done before.
     pub before: &'a [Request],
     /// This one is held.
     pub first: Request,
@@ -77,9 +77,7 @@ impl Pair<'_> {
         let is_met;
         {
             let stage = Stage { ctx: &ctx, recorder: &recorder, node: &node, shared: &shared };
-            let before = stage.start(self.before.to_vec());
-            stage.wait(&before, ALL)?;
-            stage.wait(&stage.start(vec![(Kind::Flush, 0..0)]), ALL)?;
+            stage.wait(&stage.start(self.before.to_vec()), ALL)?;
             from = recorder.now();
             recorder.disturb(hold);
             let first = stage.start(vec![self.first.clone()]);

@@ -253,6 +253,11 @@ impl BlockDriver for Qcow2 {
         };
         // A reader of the file would have what is encrypted.
         let has_place = run.kind.is_stored() && self.image.encryption.is_none();
+        // The entry of zeroes in the first cluster of a data file does not say whether they have a place.
+        let first = self.image.geometry.cluster_bytes();
+        if run.kind == SubclusterKind::ZeroStored && run.host < first {
+            return Ok(Extent::hole(run.bytes.min(first - run.host)));
+        }
         Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
     }
 

@@ -88,6 +88,10 @@ impl Image {
             return Err(Obstacle::Look);
         }
         if table.is_none() || old & COPIED == 0 {
+            // Where the mapping stands still no table is made either.
+            if let Some(start) = state.locks.conflict(&(offset..offset + 1)) {
+                return Err(Obstacle::Locked(start));
+            }
             self.make_table(state, index, table)?;
         }
         Ok(there.unwrap_or_else(|| {

@@ -3,7 +3,12 @@
 //! Random requests run on images whose files are in memory. A recorder knows each state of these that a
 //! loss of power may leave; a check and all reads judge them. One seed is one run.
 
-mod shape;
+mod faults;
+mod pairs;
+#[cfg(feature = "test-rules")]
+mod rules;
+#[path = "../util/mod.rs"]
+mod util;
 
 use std::collections::BTreeMap;
 
@@ -13,17 +18,20 @@ use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, SECTOR};
 use coblk_tests::register::{Registers, print_of};
 use coblk_tests::survey::{Seen, Subject, Survey, read_all};
-use shape::{Format, SHAPES, Shape};
+use util::shape::{Format, SHAPES, Shape};
 
 fn simulated(seed: u64) -> AioContext {
     AioContext::test_builder().simulated(SimulationOptions::new(seed)).build().expect("a context")
 }
 
 /// Few moments of each run; `COBLK_SEEDS_TIMES` makes it more runs.
-const SURVEY: Survey = Survey { moments: 40, single: 3, random: 1, leaks: 400, further: 400 };
+const SURVEY: Survey = Survey { moments: 10, single: 2, random: 1, leaks: 400, further: 120 };
 /// All moments.
 const THOROUGH: Survey =
     Survey { moments: u64::MAX, single: 12, random: 3, leaks: 400, further: 1000 };
+
+/// What the driver does not do yet.
+const NOT_YET: [Kind; 2] = [Kind::Compressed, Kind::ZeroOnly];
 
 /// One run on a new image.
 struct Run {
@@ -81,7 +89,8 @@ impl Run {
 fn all_shapes(usual: u64, mix: fn(usize) -> Mix, survey: Option<Survey>, two: bool) {
     let (mut done, mut images, mut further, mut leaks) = (Done::new(), 0, 0, 0);
     for seed in seeds(usual) {
-        for shape in SHAPES {
+        for (number, shape) in (0..).zip(SHAPES) {
+            let seed = seed + 1000 * number;
             let run = Run { two, ..Run::new(shape, seed, mix(shape.cluster), survey) };
             let ctx = if two { AioContext::for_test().unwrap() } else { simulated(seed) };
             let seen = run.play(&ctx, &mut done);
@@ -92,9 +101,11 @@ fn all_shapes(usual: u64, mix: fn(usize) -> Mix, survey: Option<Survey>, two: bo
         }
     }
     println!("{images} images, {further} by others too, {leaks} leaks at most; {done:?}");
-    for kind in KINDS {
-        let expected = kind != Kind::Compressed;
-        assert!(done[&format!("{kind:?}")] > 0 || !expected, "no {kind:?} was done: {done:?}");
+    let needs = |kind: &Kind| mix(1).weights[*kind as usize] > 0 && !NOT_YET.contains(kind);
+    if seeds(usual).count() > 1 {
+        for kind in KINDS.iter().filter(|kind| needs(kind)) {
+            assert!(done[&format!("{kind:?}")] > 0, "no {kind:?} was done: {done:?}");
+        }
     }
 }
 

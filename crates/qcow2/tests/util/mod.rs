@@ -2,8 +2,10 @@
 #![allow(dead_code)] // Each test file uses some of them.
 
 pub mod encrypted;
+pub mod map;
 pub mod model;
 pub mod repair;
+pub mod shape;
 
 use std::fs;
 use std::path::{Path, PathBuf};

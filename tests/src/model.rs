@@ -39,13 +39,12 @@ impl State {
 impl Model {
     /// A device of zeroes.
     pub fn new(bytes: usize) -> Model {
-        let state = State {
-            content: vec![0; bytes],
-            known: vec![true; bytes],
-            locks: vec![],
-            next_lock: 0,
-            waiting: vec![],
-        };
+        Model::with(vec![0; bytes], vec![true; bytes])
+    }
+
+    /// A device with this content, of which these bytes are known.
+    pub fn with(content: Vec<u8>, known: Vec<bool>) -> Model {
+        let state = State { content, known, locks: vec![], next_lock: 0, waiting: vec![] };
         Model { state: Mutex::new(state) }
     }
 
@@ -94,5 +93,11 @@ impl Model {
             let right = !state.known[at] || state.content[at] == *byte;
             assert!(right, "{what}: byte {at} is {byte:#x}, not {:#x}", state.content[at]);
         }
+    }
+
+    /// What it should hold, and which bytes of that are known.
+    pub fn content(&self) -> (Vec<u8>, Vec<bool>) {
+        let state = self.state();
+        (state.content.clone(), state.known.clone())
     }
 }

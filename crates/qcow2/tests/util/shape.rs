@@ -109,7 +109,7 @@ impl Shape {
     }
 
     /// Names of the files.
-    fn names(&self) -> Vec<&'static str> {
+    pub fn names(&self) -> Vec<&'static str> {
         let data = self.has_data_file.then_some("data.raw");
         let backing = self.backing.map(|_| "back.raw");
         ["image.qcow2"].into_iter().chain(data).chain(backing).collect()

@@ -1,0 +1,74 @@
+//! Each step of the order of writes is needed: without it an image is lost at some moment.
+
+use coblk_tests::load::Mix;
+use coblk_tests::survey::Survey;
+
+use crate::util::shape::{SHAPES, Shape};
+use crate::{Done, Run, simulated};
+
+const SURVEY: Survey = Survey { moments: 60, single: 4, random: 2, leaks: 400, further: u64::MAX };
+/// Runs of each shape before a step counts as not needed.
+const SEEDS: u64 = 40;
+
+/// Finds a run that fails without a step: its shape, its seed, and what is wrong then.
+fn find(rule: &'static str, mix: fn(usize) -> Mix, survey: Option<Survey>) -> Option<String> {
+    for seed in 0..SEEDS {
+        for shape in SHAPES {
+            let mut run = Run::new(shape, seed, mix(shape.cluster), survey);
+            run.format.omit = Some(rule);
+            if let Err(fault) = run.play(&simulated(seed), &mut Done::new()) {
+                let fault = fault.lines().next().unwrap_or_default();
+                let Shape { options, backing, .. } = shape;
+                return Some(format!("{options}, {backing:?}, seed {seed}: {fault}"));
+            }
+        }
+    }
+    None
+}
+
+/// What looks at crashes, or at requests that run.
+#[track_caller]
+fn is_needed(rule: &'static str) {
+    let found = find(rule, Mix::all, Some(SURVEY)).or_else(|| find(rule, Mix::churn, None));
+    println!("{rule}: {}", found.unwrap_or_else(|| panic!("{rule} is not missed")));
+}
+
+#[test]
+fn q192_refcounts_are_durable_before_entries() {
+    is_needed("flush-after-refcounts");
+}
+
+#[test]
+fn q122_a_data_file_is_durable_before_entries() {
+    is_needed("flush-after-data");
+}
+
+#[test]
+fn q192_a_new_table_is_there_before_its_entry() {
+    is_needed("new-table-before-l1");
+}
+
+#[test]
+fn q166_what_is_given_up_is_counted_until_that_is_durable() {
+    is_needed("quarantine-until-durable");
+}
+
+#[test]
+fn q188_what_is_given_up_is_not_used_while_requests_reach_it() {
+    is_needed("grace");
+}
+
+#[test]
+fn q168_what_is_new_around_a_write_is_zero() {
+    is_needed("zero-fill");
+}
+
+#[test]
+fn q192_a_flush_is_answered_after_a_sync() {
+    is_needed("flush-at-end");
+}
+
+#[test]
+fn q233_a_block_is_durable_before_its_entry() {
+    is_needed("block-before-entry");
+}
