@@ -10,6 +10,21 @@ use serde_json::{Map, Value, json};
 
 use util::{Opened, Stand};
 
+/// Options of encrypted images, in the same way.
+#[cfg(feature = "encryption")]
+const ENCRYPTED: [(&str, &str); 4] = [
+    ("encrypt.format=luks", r#"{"encrypt": {"format": "luks"}}"#),
+    (
+        "encrypt.format=luks,cluster_size=512,encrypt.cipher-alg=aes-128",
+        r#"{"encrypt": {"format": "luks", "cipher-alg": "aes-128"}, "cluster-size": 512}"#,
+    ),
+    (
+        "encrypt.format=luks,cluster_size=2M,encrypt.cipher-mode=cbc",
+        r#"{"encrypt": {"format": "luks", "cipher-mode": "cbc"}, "cluster-size": 2097152}"#,
+    ),
+    ("encrypt.format=aes", r#"{"encrypt": {"format": "qcow"}}"#),
+];
+
 /// Options as `qemu-img` has them, and as they are here.
 const OPTIONS: [(&str, &str); 14] = [
     ("", "{}"),
@@ -54,6 +69,21 @@ fn theirs(options: &str, of: &[&str]) -> Value {
     }
     let output = tools::finish("qemu-img", command.args(of));
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+#[test]
+#[cfg(feature = "encryption")]
+fn q148_sizes_of_encrypted_images_are_those_of_qemu_img() {
+    let stand = Stand::in_memory();
+    for (options, members) in ENCRYPTED {
+        for size in ["0", "10485760", "1099511627776"] {
+            let options = format!("{options},encrypt.key-secret=s");
+            let expected = theirs(&options, &["--object", "secret,id=s,data=x", "--size", size]);
+            let found = ours(&stand, members, size.parse().ok(), None);
+            assert_eq!(found, expected, "{options} {size}");
+        }
+    }
+    stand.end();
 }
 
 #[test]

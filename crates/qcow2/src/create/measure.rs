@@ -9,6 +9,7 @@ use coblk_qapi::Size;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::encrypt::EncryptCreateOptions;
 use super::failed;
 use super::options::{Compression, Preallocate, Version, geometry, refcount_order};
 use crate::layout::{FormatError, Geometry, MAX_L1_BYTES, RefcountWidth, image_clusters};
@@ -39,6 +40,8 @@ pub struct Qcow2MeasureOptions {
     pub backing_file: Option<String>,
     /// `backing-fmt`; without effect.
     pub backing_fmt: Option<String>,
+    /// `encrypt`: how data is encrypted. The key is not asked for.
+    pub encrypt: Option<EncryptCreateOptions>,
     /// `data-file`; without effect: its bytes count.
     pub data_file: Option<NodeRef>,
     /// `data-file-raw`; without effect.
@@ -68,7 +71,9 @@ pub(crate) fn co_measure(
     };
     let disk_bytes = whole_clusters(geometry, length).map_err(failed)?;
     let metadata = image_clusters(geometry, width, disk_bytes >> geometry.cluster_bits());
-    let metadata = metadata << geometry.cluster_bits();
+    let luks = options.encrypt.as_ref().map_or(Ok(0), EncryptCreateOptions::header_bytes);
+    let luks = luks.map_err(failed)?.next_multiple_of(geometry.cluster_bytes());
+    let metadata = (metadata << geometry.cluster_bits()) + luks;
     let all = matches!(options.preallocation, Preallocate::Falloc | Preallocate::Full)
         || options.backing_file.is_some() && source.is_some();
     let data = match source {
