@@ -193,6 +193,12 @@ fn measure_prints_what_qemu_img_prints() {
         same(&place, &format!("measure -O raw {arguments}"));
         same_json(&place, &format!("measure -O raw --output=json {arguments}"), |it| it);
     }
+    for arguments in
+        ["data.raw", "top.qcow2", "compressed.qcow2", "--size 10M", "-o cluster_size=4k --size 10G"]
+    {
+        same(&place, &format!("measure -O qcow2 {arguments}"));
+        same_json(&place, &format!("measure -O qcow2 --output=json {arguments}"), |it| it);
+    }
     same(&place, "measure -O raw");
     same(&place, "measure -O raw --size 1M data.raw");
     same(&place, "measure -O raw missing.raw");
