@@ -105,6 +105,7 @@ pub const HOUSES: &[House] = &[
             &["read"],
             &["link"],
             &["clear", "write"],
+            &["compressed"],
             &["close"],
             &["truncate"],
             &["snapshot"],

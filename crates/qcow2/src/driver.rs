@@ -127,6 +127,7 @@ impl BlockDriver for Qcow2 {
             // Both are at most 2 MiB.
             pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
             pdiscard_alignment: geometry.cluster_bytes() as u32,
+            write_flags: WriteFlags::COMPRESSED,
             ..BlockLimits::default()
         }
     }
@@ -153,9 +154,12 @@ impl BlockDriver for Qcow2 {
         co: &Co<'_>,
         offset: u64,
         source: &IoVector<'_>,
-        _: WriteFlags,
+        flags: WriteFlags,
     ) -> io::Result<()> {
         self.image.check_alive()?;
+        if flags.contains(WriteFlags::COMPRESSED) {
+            return self.image.co_write_compressed(co, offset, source);
+        }
         self.image.co_write(co, offset, source)
     }
 
@@ -248,9 +252,12 @@ impl BlockDriver for Qcow2 {
             SubclusterKind::Compressed => Extent { compressed: true, ..Extent::data(run.bytes) },
         };
         // A reader of the file would have what is encrypted.
-        // Zeroes at the start of a data file have the entry of zeroes without a place.
-        let is_zero_at_0 = run.kind == SubclusterKind::ZeroStored && run.host == 0;
-        let has_place = run.kind.is_stored() && self.image.encryption.is_none() && !is_zero_at_0;
+        let has_place = run.kind.is_stored() && self.image.encryption.is_none();
+        // The entry of zeroes in the first cluster of a data file does not say whether they have a place.
+        let first = self.image.geometry.cluster_bytes();
+        if run.kind == SubclusterKind::ZeroStored && run.host < first {
+            return Ok(Extent::hole(run.bytes.min(first - run.host)));
+        }
         Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
     }
 

@@ -28,7 +28,12 @@ impl ImageFormat for Image {
 
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         match repair {
-            Repair::None => Ok(check::co_check_source(co, &self.file)?.report),
+            Repair::None => {
+                // What is checked is in the file, and stays as it is meanwhile.
+                let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
+                Ok(check::co_check_source(co, &self.file)?.report)
+            }
+            // Requests would have to learn where everything is then.
             Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
         }
     }

@@ -11,6 +11,7 @@
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
+//! compressed  compressed writes
 //! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
 //! snapshot/ internal snapshots: create, apply, delete
@@ -24,7 +25,6 @@
 //!
 //! It uses the public items of `coblk-block` alone.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "operations that are not built yet use it")]
 
 mod amend;
 mod cache;
@@ -33,6 +33,7 @@ mod clear;
 mod close;
 mod cluster_locks;
 mod commit;
+mod compressed;
 mod create;
 mod creates;
 mod driver;

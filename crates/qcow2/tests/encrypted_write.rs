@@ -12,9 +12,7 @@ use coblk_block::{Amend, Secret, WriteFlags, ZeroFlags};
 use coblk_qapi::Deferred;
 use fastrand::Rng;
 use serde_json::{Map, Value, json};
-use util::encrypted::{
-    PASSWORD, content, key, make, program, qemu_io, qemus, quick, requests, stand,
-};
+use util::encrypted::{content, key, make, program, qemu_io, qemus, quick, requests, stand};
 use util::{Opened, Stand, assert_same};
 
 const BYTES: usize = 4 << 20;
@@ -22,8 +20,8 @@ const BYTES: usize = 4 << 20;
 /// Writes, zeroes and discards of random places and lengths, beside the bytes that a guest would read.
 fn change(opened: &Opened<'_>, ctx: &coblk_aio::AioContext, random: &mut Rng, model: &mut [u8]) {
     for _ in 0..40 {
-        let order = random.u32(4..20);
-        let bytes = random.usize(1..=1 << order).min(BYTES / 2);
+        let most = 1 << random.u32(4..20);
+        let bytes = random.usize(1..=most).min(BYTES / 2);
         let at = random.usize(..BYTES - bytes);
         match random.u32(..8) {
             0 => {
@@ -135,11 +133,36 @@ fn amend(opened: &Opened<'_>, stand: &Stand, encrypt: Value, force: bool) -> Res
     changed.map_err(|error| error.to_string())
 }
 
-/// The slots that have a key, and where `right`, `wrong` and `third` open the image, as QEMU has it.
+/// A key that is added.
+fn add(more: Value) -> Value {
+    let mut change = json!({"state": "active", "iter-time": 1});
+    change.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    change
+}
+
+/// The slots of an open image that have a key.
+fn slots_here(opened: &Opened<'_>, stand: &Stand) -> Vec<usize> {
+    let info = stand.ctx.run(|co| opened.node.co_image(co)?.info()).unwrap();
+    active(&info.specific.unwrap().data)
+}
+
+/// The slots of information that have a key.
+fn active(info: &Value) -> Vec<usize> {
+    let slots = &info["encrypt"]["slots"];
+    (0..8).filter(|slot| slots[*slot]["active"] == true).collect()
+}
+
+/// The slots that have a key, as QEMU has it.
 fn slots(stand: &Stand, image: &Path) -> Vec<usize> {
     let (info, _) = stand.qemu_img("info", image);
-    let slots = info["format-specific"]["data"]["encrypt"]["slots"].as_array().unwrap().clone();
-    (0..8).filter(|slot| slots[*slot]["active"] == true).collect()
+    active(&info["format-specific"]["data"])
+}
+
+/// The material of slot 0.
+fn material(image: &Path) -> Vec<u8> {
+    let file = fs::read(image).unwrap();
+    let at = file.windows(6).position(|bytes| bytes == b"LUKS\xba\xbe").unwrap() + 4096;
+    file[at..at + 256_000].to_vec()
 }
 
 #[test]
@@ -151,32 +174,12 @@ fn q150_keys_are_added_and_erased_as_by_qemu() {
     let open = |secret: &str| stand.open_writable(&image, key(secret));
     let opened = open("right");
     opened.write(0, &[7; 4096]).unwrap();
-    let add = |more: Value| {
-        let mut change = json!({"state": "active", "iter-time": 1});
-        change.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        change
-    };
     amend(&opened, &stand, add(json!({"new-secret": "wrong"})), false).unwrap();
     amend(&opened, &stand, add(json!({"new-secret": "third", "keyslot": 6})), false).unwrap();
-    assert_eq!(slots(&stand, &image), [0, 1, 6]);
-    for (change, why) in [
-        (add(json!({})), "'new-secret' is required"),
-        (add(json!({"new-secret": "none"})), "no secret 'none'"),
-        (add(json!({"new-secret": "third", "keyslot": 1})), "is active, and is not overwritten"),
-        (add(json!({"new-secret": "third", "keyslot": 8})), "between 0 and 7"),
-        (add(json!({"new-secret": "third", "keyslot": -1})), "between 0 and 7"),
-        (json!({"state": "inactive"}), "'keyslot' or 'old-secret' is required"),
-        (json!({"state": "inactive", "keyslot": 3}), "is inactive already"),
-        (json!({"state": "inactive", "keyslot": 1, "new-secret": "third"}), "must not be given"),
-        (json!({"state": "inactive", "keyslot": 1, "iter-time": 5}), "must not be given"),
-        (json!({"state": "inactive", "keyslot": 1, "old-secret": "third"}), "no such key slot"),
-        (json!({"format": "aes", "state": "inactive", "keyslot": 1}), "encrypted by 'luks'"),
-    ] {
-        let said = amend(&opened, &stand, change, false).unwrap_err();
-        assert!(said.contains(why), "{said}");
-    }
-    assert_eq!(slots(&stand, &image), [0, 1, 6]);
+    assert_eq!(slots_here(&opened, &stand), [0, 1, 6]);
     drop(opened);
+    assert_eq!(slots(&stand, &image), [0, 1, 6]);
+    let material = material(&image);
     // By another key, and by what its password is.
     let opened = open("wrong");
     assert_eq!(opened.read(0, 4096).unwrap(), [7; 4096]);
@@ -188,13 +191,15 @@ fn q150_keys_are_added_and_erased_as_by_qemu() {
     drop(opened);
     assert_eq!(slots(&stand, &image), [1]);
     assert!(stand.refusal(&image, key("right")).contains("Invalid password"));
-    // What QEMU adds is there, and what was erased is gone from the file.
+    // What was erased is overwritten.
+    let left = self::material(&image);
+    assert!(left.iter().zip(&material).filter(|(new, old)| new == old).count() < 2000);
+    // QEMU opens it by the key that is added.
     let opened = open("wrong");
     let old = json!({"new-secret": "right", "old-secret": "wrong"});
     amend(&opened, &stand, add(old), false).unwrap();
     drop(opened);
     assert_eq!(content(&stand, "image.qcow2")[..4096], [7; 4096]);
-    assert!(!PASSWORD.is_empty());
     // By force nothing is left.
     let opened = open("right");
     for slot in [0, 1] {
@@ -204,5 +209,42 @@ fn q150_keys_are_added_and_erased_as_by_qemu() {
     assert_eq!(opened.read(0, 4096).unwrap(), [7; 4096]);
     drop(opened);
     assert!(stand.refusal(&image, key("right")).contains("Invalid password"));
+    stand.end();
+}
+
+#[test]
+fn q150_a_change_of_keys_that_makes_no_sense_changes_nothing() {
+    let stand = stand();
+    let image = make(&stand, "image.qcow2", quick(), json!({})).unwrap();
+    let opened = stand.open_writable(&image, key("right"));
+    amend(&opened, &stand, add(json!({"new-secret": "wrong"})), false).unwrap();
+    for (change, why) in [
+        (add(json!({})), "'new-secret' is required"),
+        (add(json!({"new-secret": "none"})), "no secret 'none'"),
+        (add(json!({"new-secret": "right", "keyslot": 1})), "is active, and is not overwritten"),
+        (add(json!({"new-secret": "right", "keyslot": 8})), "between 0 and 7"),
+        (add(json!({"new-secret": "right", "keyslot": -1})), "between 0 and 7"),
+        (json!({"state": "inactive"}), "'keyslot' or 'old-secret' is required"),
+        (json!({"state": "inactive", "keyslot": 3}), "is inactive already"),
+        (json!({"state": "inactive", "keyslot": 1, "new-secret": "right"}), "must not be given"),
+        (json!({"state": "inactive", "keyslot": 1, "iter-time": 5}), "must not be given"),
+        (json!({"state": "inactive", "keyslot": 1, "old-secret": "right"}), "no such key slot"),
+        (json!({"format": "aes", "state": "inactive", "keyslot": 1}), "encrypted by 'luks'"),
+    ] {
+        let said = amend(&opened, &stand, change, false).unwrap_err();
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(slots_here(&opened, &stand), [0, 1]);
+    drop(opened);
+    let image = make(&stand, "image.qcow2", json!({"format": "qcow"}), json!({})).unwrap();
+    let opened = stand.open_writable(&image, json!({"encrypt": {"key-secret": "right"}}));
+    let said = amend(&opened, &stand, add(json!({"new-secret": "wrong"})), false).unwrap_err();
+    assert!(said.contains("legacy AES"), "{said}");
+    drop(opened);
+    let image = stand.create("plain.qcow2", "", "1M");
+    let opened = stand.open_writable(&image, json!({}));
+    let said = amend(&opened, &stand, add(json!({"new-secret": "wrong"})), false).unwrap_err();
+    assert!(said.contains("the image is not encrypted"), "{said}");
+    drop(opened);
     stand.end();
 }

@@ -38,10 +38,10 @@ pub struct Qcow2MeasureOptions {
     pub preallocation: Preallocate,
     /// `backing-file`: with one, clusters of zeroes may be written, too.
     pub backing_file: Option<String>,
-    /// `encrypt`: a header of LUKS counts.
-    pub encrypt: Option<EncryptCreateOptions>,
     /// `backing-fmt`; without effect.
     pub backing_fmt: Option<String>,
+    /// `encrypt`: how data is encrypted. The key is not asked for.
+    pub encrypt: Option<EncryptCreateOptions>,
     /// `data-file`; without effect: its bytes count.
     pub data_file: Option<NodeRef>,
     /// `data-file-raw`; without effect.
@@ -71,9 +71,9 @@ pub(crate) fn co_measure(
     };
     let disk_bytes = whole_clusters(geometry, length).map_err(failed)?;
     let metadata = image_clusters(geometry, width, disk_bytes >> geometry.cluster_bits());
-    let header_bytes = options.encrypt.as_ref().map_or(Ok(0), EncryptCreateOptions::header_bytes);
-    let header_bytes = header_bytes.map_err(failed)?.next_multiple_of(geometry.cluster_bytes());
-    let metadata = (metadata << geometry.cluster_bits()) + header_bytes;
+    let luks = options.encrypt.as_ref().map_or(Ok(0), EncryptCreateOptions::header_bytes);
+    let luks = luks.map_err(failed)?.next_multiple_of(geometry.cluster_bytes());
+    let metadata = (metadata << geometry.cluster_bits()) + luks;
     let all = matches!(options.preallocation, Preallocate::Falloc | Preallocate::Full)
         || options.backing_file.is_some() && source.is_some();
     let data = match source {

@@ -18,7 +18,7 @@ use crate::source::{ImageError, Source};
 const MAX_CLUSTERS: u64 = 32;
 const MAX_CHUNK_BYTES: u64 = 1 << 20;
 /// Most bytes that are encrypted where the request runs. More take longer than a worker takes to wake up.
-const MAX_INLINE_BYTES: usize = 32 << 10;
+const MAX_INLINE_BYTES: usize = 64 << 10;
 
 /// The encryption of an image. Any thread; several contexts at once.
 pub(crate) struct Encryption {

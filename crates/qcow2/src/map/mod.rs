@@ -110,12 +110,12 @@ impl Image {
         if run.kind != SubclusterKind::Data || self.data_file.is_some() {
             return Ok(run);
         }
-        let end = self.end_behind(run.host);
-        if run.host >= end {
+        let (end, cluster) = (self.end_behind(run.host), self.geometry.cluster_bytes());
+        if run.host - run.host % cluster >= end {
             let what = format_args!("cluster at {:#x} behind the end of the file", run.host);
             return Err(Corruption::new(what, Some(run.host)));
         }
-        let there = end.next_multiple_of(self.geometry.cluster_bytes()) - run.host;
+        let there = end.next_multiple_of(cluster) - run.host;
         Ok(Run { bytes: run.bytes.min(there), ..run })
     }
 
