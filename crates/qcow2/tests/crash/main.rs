@@ -5,6 +5,7 @@
 
 mod faults;
 mod pairs;
+mod resize;
 #[cfg(feature = "test-rules")]
 mod rules;
 #[path = "../util/mod.rs"]
