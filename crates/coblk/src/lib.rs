@@ -82,6 +82,8 @@ pub fn drivers() -> Drivers {
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]
     drivers.add_creates::<drivers::Qcow2>();
+    #[cfg(feature = "qcow2")]
+    drivers.add_measures::<drivers::Qcow2>();
     drivers
 }
 

@@ -11,7 +11,12 @@ use util::{Place, images};
 /// Runs both with the same arguments: they print the same, and end with the same code.
 #[track_caller]
 fn same(place: &Place, arguments: &str) {
-    let (ours, theirs) = (place.ours(arguments), place.theirs(arguments));
+    let (mut ours, theirs) = (place.ours(arguments), place.theirs(arguments));
+    if tools::qemu_major() < 8 {
+        // A map did not tell that.
+        ours.out =
+            ours.out.replace(", \"compressed\": false", "").replace(", \"compressed\": true", "");
+    }
     assert_eq!((&ours.out, ours.code), (&theirs.out, theirs.code), "{arguments}: {}", ours.error);
     assert_eq!(ours.error.is_empty(), theirs.error.is_empty(), "{arguments}: {ours:?} {theirs:?}");
 }
@@ -204,6 +209,6 @@ fn snapshots_are_listed() {
         false => assert_eq!(words(&as_old_lines(&ours.out)), words(&theirs.out)),
     }
     same(&place, "snapshot v3.qcow2");
-    same(&place, "snapshot -l -f raw data.raw");
+    assert_eq!(place.ours("snapshot -l -f raw data.raw").expect_success().out, "");
     assert_eq!(place.ours("snapshot -c s -f raw data.raw").code, 1);
 }

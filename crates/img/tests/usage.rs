@@ -3,6 +3,7 @@
 
 mod util;
 
+use coblk_tests::tools;
 use util::Place;
 
 /// Arguments that make no sense, or not with what there is.
@@ -82,8 +83,12 @@ fn mistakes_have_qemu_imgs_codes() {
     place.raw("a.raw", 1 << 20);
     place.qemu_img("create -q -f qcow2 b.qcow2 1M");
     for arguments in MISTAKES {
-        let (ours, theirs) = (place.ours(arguments), place.theirs(arguments));
-        assert_eq!(ours.code, theirs.code, "{arguments}: {ours:?}");
+        let ours = place.ours(arguments);
+        // Older versions let some of them pass, and hang at others.
+        match tools::qemu_major() >= 8 {
+            true => assert_eq!(ours.code, place.theirs(arguments).code, "{arguments}: {ours:?}"),
+            false => assert!(ours.code > 0, "{arguments}: {ours:?}"),
+        }
         let mut lines = ours.error.lines();
         assert!(lines.any(|line| line.starts_with("coblk-img: ")), "{arguments}: {ours:?}");
         assert!(!ours.error.contains("panicked"), "{arguments}: {ours:?}");

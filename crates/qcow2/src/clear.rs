@@ -123,7 +123,7 @@ impl Image {
     /// Commits, if much has changed since the last time.
     pub(crate) fn co_commit_if_wanted(&self, co: &Co<'_>) -> io::Result<()> {
         let is_wanted = self.lock().refcounts.as_ref().is_some_and(Refcounts::wants_commit);
-        if is_wanted { self.co_commit(co) } else { Ok(()) }
+        if is_wanted { self.co_commit_and_free(co) } else { Ok(()) }
     }
 
     /// Begins the change of the first clusters of a range, within one slice, of which whole clusters go

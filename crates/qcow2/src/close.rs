@@ -17,11 +17,13 @@ impl Image {
     /// # Errors
     /// Those of writing. What is left is still to be written then.
     pub(crate) fn co_settle(&self, co: &Co<'_>) -> io::Result<()> {
+        // What comes next may change references to it in other ways.
+        self.lock().packer = None;
         for _ in 0..MAX_COMMITS {
             if self.lock().is_clean() {
                 break;
             }
-            self.co_commit(co)?;
+            self.co_commit_and_free(co)?;
         }
         Ok(())
     }

@@ -55,6 +55,7 @@ impl ClusterLocks {
     }
 
     /// Whether nothing is locked.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.by_start.is_empty()
     }

@@ -96,7 +96,15 @@ impl Image {
         let result = turn.co_run(co);
         turn.errno = result.as_ref().err().map_or(0, |it| it.raw_os_error().unwrap_or(libc::EIO));
         drop(turn);
-        result?;
+        result
+    }
+
+    /// [`co_commit`](Self::co_commit), and then frees what can be freed.
+    ///
+    /// # Errors
+    /// As of that.
+    pub(crate) fn co_commit_and_free(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_commit(co)?;
         self.co_pass_grace(co);
         Ok(())
     }

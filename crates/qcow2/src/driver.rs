@@ -127,6 +127,7 @@ impl BlockDriver for Qcow2 {
             // Both are at most 2 MiB.
             pwrite_zeroes_alignment: geometry.subcluster_bytes() as u32,
             pdiscard_alignment: geometry.cluster_bytes() as u32,
+            write_flags: WriteFlags::COMPRESSED,
             ..BlockLimits::default()
         }
     }
@@ -153,9 +154,12 @@ impl BlockDriver for Qcow2 {
         co: &Co<'_>,
         offset: u64,
         source: &IoVector<'_>,
-        _: WriteFlags,
+        flags: WriteFlags,
     ) -> io::Result<()> {
         self.image.check_alive()?;
+        if flags.contains(WriteFlags::COMPRESSED) {
+            return self.image.co_write_compressed(co, offset, source);
+        }
         self.image.co_write(co, offset, source)
     }
 
@@ -188,12 +192,16 @@ impl BlockDriver for Qcow2 {
         }
     }
 
-    /// Children to which nothing was written since their last sync do nothing.
+    /// Children to which nothing was written since their last sync do nothing. What is free by now is punched
+    /// behind it: no flush has to wait for that to be durable.
     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.check_alive().and_then(|()| self.image.co_flush_files(co)),
+        if self.is_read_only() {
+            return Ok(());
         }
+        self.image.check_alive()?;
+        self.image.co_flush_files(co)?;
+        self.image.co_pass_grace(co);
+        Ok(())
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::io;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
 };
 use serde_json::{Map, Value, json};
 
@@ -27,9 +27,18 @@ impl ImageFormat for Image {
 
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         match repair {
-            Repair::None => Ok(check::co_check_source(co, &self.file)?.report),
+            Repair::None => {
+                // What is checked is in the file, and stays as it is meanwhile.
+                let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
+                Ok(check::co_check_source(co, &self.file)?.report)
+            }
+            // Requests would have to learn where everything is then.
             Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
         }
+    }
+
+    fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
+        self.co_amend_image(co, amend)
     }
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {

@@ -11,6 +11,7 @@
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
+//! compressed  compressed writes
 //! clear     zeroes and discards; truncate: other lengths of the disk
 //! commit    makes durable what is linked, in order; close leaves nothing to be written; header_io: cluster 0
 //! snapshot/ internal snapshots: create, apply, delete
@@ -24,14 +25,15 @@
 //!
 //! It uses the public items of `coblk-block` alone.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "operations that are not built yet use it")]
 
+mod amend;
 mod cache;
 pub mod check;
 mod clear;
 mod close;
 mod cluster_locks;
 mod commit;
+mod compressed;
 mod create;
 mod creates;
 mod driver;
@@ -62,15 +64,17 @@ mod tables;
 mod truncate;
 mod write;
 
+pub use amend::Qcow2AmendOptions;
 pub use create::{
     Compression, EncryptCreateFormat, EncryptCreateOptions, Preallocate, Qcow2CreateOptions,
-    Version,
+    Qcow2MeasureOptions, Version,
 };
 pub use driver::Qcow2;
+pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptFormat, EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

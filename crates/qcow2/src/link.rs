@@ -21,7 +21,7 @@ use crate::metadata::Metadata;
 use crate::refcount::{Discard, Need};
 use crate::rules::Rule;
 use crate::source::Source;
-use crate::state::{PendingTable, State, wake_all};
+use crate::state::{Packer, PendingTable, State, wake_all};
 
 /// What keeps a change from beginning. Nothing has been taken.
 pub(crate) enum Obstacle {
@@ -88,6 +88,10 @@ impl Image {
             return Err(Obstacle::Look);
         }
         if table.is_none() || old & COPIED == 0 {
+            // Where the mapping stands still no table is made either.
+            if let Some(start) = state.locks.conflict(&(offset..offset + 1)) {
+                return Err(Obstacle::Locked(start));
+            }
             self.make_table(state, index, table)?;
         }
         Ok(there.unwrap_or_else(|| {
@@ -190,7 +194,7 @@ impl Image {
     pub(crate) fn co_load_need(&self, co: &Co<'_>, need: Need) -> io::Result<()> {
         let errno = match need {
             Need::Block { index, offset } => return self.co_load_block(co, index, offset),
-            Need::Commit => return self.co_commit(co),
+            Need::Commit => return self.co_commit_and_free(co),
             Need::Space => libc::ENOSPC,
             Need::TooBig => libc::EFBIG,
             Need::Overflow => libc::EINVAL,
@@ -285,6 +289,7 @@ impl Change<'_> {
         if let (Some(taken), Some(refcounts)) = (self.taken.take(), &mut state.refcounts)
             && !self.image.rules.has_data_file
         {
+            Packer::leave(&mut state.packer, &taken);
             refcounts.give_back(taken);
         }
         state.owed.drop_promise(self.slot);
@@ -316,6 +321,7 @@ impl Image {
         if let Some(range) = self.clusters_of(old)
             && (old.is_compressed() || new.is_compressed() || old.offset() != new.offset())
         {
+            Packer::leave(&mut state.packer, &range);
             match self.rules_omit(Rule::QuarantineUntilDurable) {
                 true => refcounts.give_back(range),
                 false => refcounts.give_up(range, discard),

@@ -216,6 +216,7 @@ impl MetadataSet {
     }
 
     /// Memory of the tables, in bytes.
+    #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.tables().map(|table| table.words.len() * 8).sum()
     }

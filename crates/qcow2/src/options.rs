@@ -7,6 +7,7 @@ use coblk_block::options::{DriverConfig, DriverOptions, NodeRef, NodeRefOrNull};
 use coblk_qapi::{Size, Unsupported};
 use serde::{Deserialize, Serialize};
 
+use crate::encryption::EncryptFormat;
 use crate::layout::Geometry;
 use crate::metadata::Metadata;
 
@@ -42,26 +43,6 @@ pub enum NamedFiles {
     Allow,
     /// They are not: every file is one that an option names.
     Refuse,
-}
-
-/// How the data of an image is encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EncryptFormat {
-    /// By the legacy AES of the format, which protects little.
-    Aes,
-    /// By LUKS.
-    Luks,
-}
-
-impl EncryptFormat {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            EncryptFormat::Aes => "aes",
-            EncryptFormat::Luks => "luks",
-        }
-    }
 }
 
 /// `encrypt`: what opens an encrypted image.
@@ -218,6 +199,8 @@ impl From<Qcow2Options> for DriverConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheSizes {
     pub(crate) l2_bytes: u64,
+    /// The cache has room for all tables of the disk.
+    has_all: bool,
     pub(crate) slice_bytes: u64,
     pub(crate) refcount_bytes: u64,
 }
@@ -247,13 +230,20 @@ impl CacheSizes {
             let why = "it is a power of two between 512 and the cluster size";
             return Err(OpenError::option("l2-cache-entry-size", why));
         }
+        let has_all = l2_bytes >= useful;
         // What no table can use is not taken.
         let l2_bytes = l2_bytes.min(useful).max(2 * slice_bytes);
         let given = |size: Option<Size>| size.map(|Size(bytes)| bytes);
         let rest = given(options.cache_size).map(|all| all.saturating_sub(l2_bytes));
         let refcount_bytes = given(options.refcount_cache_size).or(rest).unwrap_or(0);
         let refcount_bytes = refcount_bytes.max(REFCOUNT_CLUSTERS * cluster);
-        Ok(CacheSizes { l2_bytes, slice_bytes, refcount_bytes })
+        Ok(CacheSizes { l2_bytes, has_all, slice_bytes, refcount_bytes })
+    }
+
+    /// The size for an image that is written: at most half of the slots have changed slices, so a cache of all
+    /// tables has twice as many. No more than all tables take memory.
+    pub(crate) fn writable_l2_bytes(self) -> u64 {
+        if self.has_all { self.l2_bytes.max(4 * self.slice_bytes) * 2 } else { self.l2_bytes }
     }
 }
 

@@ -46,6 +46,9 @@ impl Image {
         }
         let bytes = target.len() as u64;
         let pin = self.epochs.pin(co);
+        if let Some(host) = self.find_data(offset..offset + bytes) {
+            return self.co_read_data(co, (offset, host), target);
+        }
         let run = self.co_find(co, offset..offset + bytes, Look::Read)?;
         if run.bytes == bytes {
             return self.co_read_run(co, run, offset, target, pin);
@@ -101,13 +104,7 @@ impl Image {
                     }
                 }
             }
-            SubclusterKind::Data => {
-                self.file.debug_event(DebugEvent::ReadAio);
-                if let Some(encryption) = &self.encryption {
-                    return self.co_read_encrypted(co, encryption, (offset, run.host), target);
-                }
-                self.data().0.co_preadv_blocks(co, run.host, target, ReadFlags::empty())
-            }
+            SubclusterKind::Data => self.co_read_data(co, (offset, run.host), target),
             SubclusterKind::Compressed => self.co_read_compressed(co, run, offset, target),
         }
     }
@@ -136,6 +133,20 @@ impl Image {
             done += chunk.len();
         }
         Ok(())
+    }
+
+    /// Fills `target` with data whose place was found.
+    fn co_read_data(
+        &self,
+        co: &Co<'_>,
+        (offset, host): (u64, u64),
+        target: &mut IoVectorMut<'_>,
+    ) -> io::Result<()> {
+        self.file.debug_event(DebugEvent::ReadAio);
+        if let Some(encryption) = &self.encryption {
+            return self.co_read_encrypted(co, encryption, (offset, host), target);
+        }
+        self.data().0.co_preadv_blocks(co, host, target, ReadFlags::empty())
     }
 
     #[inline(never)]

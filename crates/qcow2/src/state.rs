@@ -33,6 +33,21 @@ pub(crate) struct NewL1 {
     pub(crate) entries: u32,
 }
 
+/// A cluster of the file that compressed data is put into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packer {
+    pub(crate) cluster: u64,
+    /// How much of it has data, in bytes.
+    pub(crate) used: u64,
+}
+
+impl Packer {
+    /// Nothing more is put into a cluster that is among those of a range, which are given up.
+    pub(crate) fn leave(packer: &mut Option<Packer>, clusters: &std::ops::Range<u64>) {
+        packer.take_if(|packer| clusters.contains(&packer.cluster));
+    }
+}
+
 /// What changes of mappings need.
 pub(crate) struct State {
     /// What slots of the cache owe.
@@ -46,6 +61,7 @@ pub(crate) struct State {
     pub(crate) locks: ClusterLocks,
     /// The refcounts; an image that is not written has none.
     pub(crate) refcounts: Option<Refcounts>,
+    pub(crate) packer: Option<Packer>,
     /// Data was written that has to be durable before the entries that lead to it.
     pub(crate) has_ordered_data: bool,
     pub(crate) commits: Commits,
@@ -65,6 +81,7 @@ impl State {
             l1_dirty: BTreeSet::new(),
             locks: ClusterLocks::default(),
             refcounts,
+            packer: None,
             has_ordered_data: false,
             commits: Commits::default(),
             waiting: Vec::new(),

@@ -216,7 +216,7 @@ impl Image {
             self.file.co_pwrite_zeroes(co, host.start, host.end - host.start, flags)?;
         }
         let new = |index: usize, old: L2Entry| {
-            let word = host.start + index as u64 * cluster | COPIED;
+            let word = (host.start + index as u64 * cluster) | COPIED;
             let was_zero = old.word & ZERO != 0 || !is_zero && !needs_zeroes;
             match is_extended {
                 true => L2Entry { word, bitmap: old.bitmap },
@@ -247,7 +247,21 @@ impl Image {
             data_file.co_truncate(co, length, Truncate::default())?;
         }
         self.co_pass_grace(co);
+        self.co_drop_empty_blocks(co)?;
+        self.co_settle(co)?;
+        self.co_pass_grace(co);
         self.co_cut_file(co)
+    }
+
+    fn co_drop_empty_blocks(&self, co: &Co<'_>) -> io::Result<()> {
+        loop {
+            let dropped =
+                self.lock().refcounts.as_mut().map_or(Ok(()), |it| it.drop_empty_blocks());
+            match dropped {
+                Ok(()) => return Ok(()),
+                Err(need) => self.co_load_need(co, need)?,
+            }
+        }
     }
 
     /// Gives up a table in which nothing is mapped.

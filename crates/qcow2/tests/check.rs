@@ -281,3 +281,51 @@ fn q10_an_image_without_a_refcount_table_is_checked() {
     assert!(ours.report.corruptions > 5, "{:?}", ours.findings);
     stand.end();
 }
+
+#[test]
+fn q143_an_image_is_checked_while_it_is_written() {
+    for options in ["", "cluster_size=4k", "lazy_refcounts=on"] {
+        let stand = Stand::in_memory();
+        let image = stand.create("image.qcow2", options, "64M");
+        let opened = stand.open_writable(&image, json!({}));
+        let mut random = fastrand::Rng::with_seed(143);
+        for round in 1..=4_u8 {
+            // Nothing of it is flushed.
+            for _ in 0..20 {
+                opened.write(random.u64(..1000) * 65536, &vec![round; 100_000]).unwrap();
+            }
+            let zeroed = random.u64(..500) * 65536;
+            opened.backend().pdiscard(&stand.ctx, zeroed, 1 << 20).unwrap();
+            let report = stand.ctx.run(|co| {
+                // Writes come in the middle.
+                let writer = opened.backend().clone();
+                let done = std::rc::Rc::new(std::cell::Cell::new(false));
+                let told = std::rc::Rc::clone(&done);
+                stand.ctx.spawn("write", move |co| {
+                    for cluster in 0..40 {
+                        let at = (1000 - u64::from(round) * 50 + cluster) << 16;
+                        writer.co_write(co, at, &[round; 65536]).unwrap();
+                        writer.co_flush(co).unwrap();
+                    }
+                    told.set(true);
+                });
+                let image = opened.node.co_image(co).unwrap();
+                let report = image.co_check(co, Repair::None).unwrap();
+                while !done.get() {
+                    co.yield_now();
+                }
+                report
+            });
+            let found = (report.corruptions, report.leaks, report.check_errors);
+            assert_eq!(found, (0, 0, 0), "{options}");
+            assert!(report.allocated_clusters > 20);
+        }
+        let repair = |co: &coblk_aio::Co<'_>| {
+            opened.node.co_image(co).unwrap().co_check(co, Repair::All).unwrap_err()
+        };
+        assert_eq!(stand.ctx.run(repair).raw_os_error(), Some(libc::ENOTSUP));
+        opened.close();
+        assert_eq!(compare(&stand, &image, options), 0);
+        stand.end();
+    }
+}

@@ -11,6 +11,7 @@ use coblk_block::Repair;
 use coblk_qcow2::check::CheckOptions;
 use coblk_qcow2::layout::Snapshot;
 use coblk_tests::tools;
+use serde_json::json;
 use util::repair::{assert_second_is_nothing, code, compare, copy, read, repair, repair_with};
 use util::{Stand, first_l2, patch, word};
 
@@ -27,9 +28,10 @@ fn image(stand: &Stand, options: &str) -> PathBuf {
     image
 }
 
-/// Damages an image: the entry of a table (L1, L2, refcount table, or of a block, of 16 bits), its index
-/// there, its new value.
-fn damage(image: &Path, (table, index, entry): (char, u64, u64)) {
+/// The entry of a table (L1, L2, refcount table, or of a block, of 16 bits), its index there, its new value.
+type Damage = (char, u64, u64);
+
+fn damage(image: &Path, (table, index, entry): Damage) {
     let at = match table {
         '1' => word(image, 40),
         '2' => first_l2(image),
@@ -45,7 +47,7 @@ fn damage(image: &Path, (table, index, entry): (char, u64, u64)) {
 #[test]
 fn q139_q140_repairs_are_those_of_qemu_img() {
     let far = COPIED | 0x400_0000;
-    let damages: [(&str, (char, u64, u64), [i32; 2]); 24] = [
+    let damages: [(&str, Damage, [i32; 2]); 24] = [
         ("nothing", ('2', 12, 0), [0, 0]),
         ("a leak", ('2', 0, 0), [0, 0]),
         ("a high refcount", ('b', 5, 3), [0, 0]),
@@ -326,4 +328,41 @@ fn q139_q140_random_repairs_are_those_of_qemu_img() {
         compare(&stand, &image, &format!("seed {seed}"));
         stand.end();
     }
+}
+
+#[test]
+fn q16_q17_a_dirty_image_is_repaired_before_it_is_written_or_not_opened() {
+    let dirty = |stand: &Stand| {
+        let image = image(stand, "lazy_refcounts=on");
+        let mut command = tools::command("qemu-io");
+        command.args(["-f", "qcow2", "-c", "write -P 5 768k 128k", "-c", "abort"]).arg(&image);
+        tools::finish("qemu-io", &mut command);
+        assert_eq!(word(&image, 72), 1);
+        image
+    };
+    let stand = Stand::new();
+    let image = dirty(&stand);
+    let before = read(&stand, &image);
+    let opened = stand.open_writable(&image, json!({}));
+    // It is marked again for as long as it is written, if at all.
+    assert_eq!(opened.read(768 << 10, 512).unwrap(), [5; 512]);
+    opened.write(0, &[6; 65536]).unwrap();
+    opened.close();
+    stand.check(&image);
+    assert_eq!(word(&image, 72), 0);
+    let after = read(&stand, &image);
+    assert_eq!(after[0], Ok(vec![6; 65536]));
+    assert!(after[1..] == before[1..]);
+    stand.end();
+
+    let stand = Stand::new();
+    let image = dirty(&stand);
+    patch(&image, first_l2(&image), &(COPIED | 0x6_0002).to_be_bytes());
+    let why = stand.refusal(&image, json!({"read-only": false}));
+    assert!(why.contains("a repair leaves 1 corruptions"), "{why}");
+    assert!(why.contains("reserved bits"), "{why}");
+    assert_eq!(word(&image, 72), 1);
+    // For reads it opens.
+    assert_eq!(stand.open(&image, json!({})).read(768 << 10, 512).unwrap(), [5; 512]);
+    stand.end();
 }

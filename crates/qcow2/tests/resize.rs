@@ -67,7 +67,7 @@ fn q116_a_longer_disk_has_a_longer_l1_table() {
 #[test]
 fn q118_what_is_behind_a_shorter_disk_is_freed() {
     let stand = Stand::new();
-    let image = stand.create("image.qcow2", "", "64M");
+    let image = stand.create("image.qcow2", "cluster_size=4k", "64M");
     let opened = stand.open_writable(&image, json!({}));
     opened.write(0, &vec![7; 32 << 20]).unwrap();
     opened.flush().unwrap();

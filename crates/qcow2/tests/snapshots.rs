@@ -7,8 +7,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
-use coblk_block::ImageSnapshot;
+use coblk_aio::{AioContext, IoVector};
+use coblk_block::{BackendOptions, ImageSnapshot, WriteFlags};
 use coblk_tests::tools;
 use fastrand::Rng;
 use serde_json::json;
@@ -238,5 +242,79 @@ fn q155_a_snapshot_is_read_by_its_id_or_its_name() {
     assert!(why.contains("no snapshot 'c'"), "{why}");
     let why = stand.refusal(&image, json!({"x-snapshot": "1", "read-only": false}));
     assert!(why.contains("read-only"), "{why}");
+    stand.end();
+}
+
+/// Two contexts write numbers: each to one place, and when that is done to another. A snapshot has a moment of
+/// both, and no later write changes it.
+#[test]
+fn q158_a_snapshot_beside_writes_has_one_moment() {
+    const CLUSTER: u64 = 4096;
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "cluster_size=4k", "1M");
+    let mut opened = stand.open_writable(&image, json!({}));
+    // The writers are its users.
+    opened.backend = None;
+    let (is_over, written) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
+    // Both places of a writer are in one cluster, beside places of the other one.
+    let place = |writer: usize, first: bool| {
+        let sector = writer as u64 + if first { 0 } else { 4 };
+        [sector * 512, 40 * CLUSTER + sector * 512]
+    };
+    let number = |bytes: &[u8], at: u64| {
+        u64::from_le_bytes(bytes[at as usize..at as usize + 8].try_into().unwrap())
+    };
+    thread::scope(|scope| {
+        for writer in 0..2 {
+            let (node, is_over, written) = (Arc::clone(&opened.node), &is_over, &written[writer]);
+            scope.spawn(move || {
+                let ctx = AioContext::for_test().unwrap();
+                let backend = BackendOptions::new("writer").share_rw(true);
+                let backend = backend.open(&ctx, node).unwrap();
+                for value in 1_u64.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    for at in [place(writer, true), place(writer, false)].into_iter().flatten() {
+                        let mut sector = [0; 512];
+                        sector[..8].copy_from_slice(&value.to_le_bytes());
+                        let source = IoVector::from(&sector[..]);
+                        backend.pwritev(&ctx, at, &source, WriteFlags::empty()).unwrap();
+                    }
+                    written.store(value, Ordering::Release);
+                }
+            });
+        }
+        for _ in 0..8 {
+            let before = written.each_ref().map(|it| it.load(Ordering::Acquire));
+            create(&opened, &stand, "a moment").unwrap();
+            // Until both have written to what they share with the snapshot.
+            while written.iter().zip(before).any(|(now, it)| now.load(Ordering::Acquire) < it + 3) {
+                thread::yield_now();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let last = written.map(AtomicU64::into_inner);
+    drop(opened);
+    stand.check(&image);
+    let disk = stand.content(&image);
+    let check = |bytes: &[u8], writer: usize| {
+        let all = [place(writer, true), place(writer, false)].concat();
+        let values: Vec<u64> = all.into_iter().map(|at| number(bytes, at)).collect();
+        let in_order = values.windows(2).all(|two| two[0] == two[1] || two[0] == two[1] + 1);
+        assert!(in_order && values[0] - values[3] <= 1, "writer {writer}: {values:?}");
+        values[0]
+    };
+    let mut former = [0; 2];
+    for id in 1..=8 {
+        let bytes = content_of(&stand, &image, &id.to_string());
+        for (writer, former) in former.iter_mut().enumerate() {
+            let value = check(&bytes, writer);
+            assert!(value >= *former && value <= last[writer] + 1);
+            *former = value;
+        }
+    }
+    (0..2).for_each(|writer| assert_eq!(check(&disk, writer), last[writer]));
     stand.end();
 }

@@ -2,7 +2,8 @@
 
 mod util;
 
-use coblk_block::ZeroFlags;
+use coblk_aio::{Co, IoVector};
+use coblk_block::{WriteFlags, ZeroFlags};
 use serde_json::{Value, json};
 use util::model::{Discards, Model};
 use util::{Stand, assert_same};
@@ -226,6 +227,64 @@ fn q113_a_discard_of_nothing_makes_no_table() {
     opened.backend().pwrite_zeroes(&stand.ctx, 0, 1 << 40, zeroes).unwrap();
     drop(opened);
     assert_eq!(std::fs::metadata(&image).unwrap().len(), before);
+    stand.check(&image);
+    stand.end();
+}
+
+#[test]
+fn q101_q102_q103_compressed_writes_are_packed_and_replaced() {
+    for create in
+        ["", "cluster_size=4k", "compression_type=zstd", "refcount_bits=1", "extended_l2=on"]
+    {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "4M");
+        let mut model = Model::new(&stand, &image, json!({"discard": "unmap"}));
+        for round in 0..3_u8 {
+            for cluster in 0..40_usize {
+                let (offset, bytes) = (cluster * 65536, 65536);
+                // Some of them cannot be made smaller.
+                let data: Vec<u8> = match cluster % 5 {
+                    0 => (0..bytes).map(|_| model.random.u8(..)).collect(),
+                    _ => (0..bytes).map(|at| (at / 300) as u8 ^ round ^ cluster as u8).collect(),
+                };
+                let source = IoVector::from(&data[..]);
+                let opened = model.opened();
+                let write = |co: &Co<'_>| {
+                    let flags = WriteFlags::COMPRESSED;
+                    opened.backend().co_pwritev(co, offset as u64, &source, flags)
+                };
+                stand.ctx.run(write).unwrap();
+                model.content[offset..offset + bytes].copy_from_slice(&data);
+            }
+            model.clears(
+                10,
+                100 << 10,
+                Discards::Clusters(if create.contains("4k") { 4096 } else { 65536 }),
+            );
+            model.check();
+            let (report, _) = stand.qemu_img("check", &image);
+            assert!(report["compressed-clusters"].as_u64() > Some(10), "{report}");
+        }
+        drop(model);
+        stand.end();
+    }
+}
+
+#[test]
+fn q101_compressed_writes_of_parts_are_refused() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "100k");
+    let opened = stand.open_writable(&image, json!({}));
+    let write = |offset: u64, bytes: usize| {
+        let data = vec![7; bytes];
+        let source = IoVector::from(&data[..]);
+        stand.ctx.run(|co| opened.backend().co_pwritev(co, offset, &source, WriteFlags::COMPRESSED))
+    };
+    assert!(write(512, 65536).is_err() && write(0, 512).is_err());
+    // Up to the end of the disk.
+    write(65536, (100 << 10) - 65536).unwrap();
+    drop(opened);
+    assert!(stand.content(&image)[65536..].iter().all(|byte| *byte == 7));
     stand.check(&image);
     stand.end();
 }

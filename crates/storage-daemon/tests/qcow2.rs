@@ -6,7 +6,7 @@ use coblk_tests::tools;
 use rustix::process::Signal;
 use serde_json::json;
 use util::qmp::Client;
-use util::{Daemon, Place, stderr};
+use util::{Daemon, Place};
 
 /// A base with 7 in its first half, and an overlay with 9 in its first 64 KiB.
 fn chain(place: &Place) {
@@ -89,15 +89,76 @@ fn a_backing_file_is_a_node_that_options_name_and_a_reopen_changes() {
     daemon.stop(Signal::TERM);
 }
 
+/// The refusals are QEMU's, word by word.
 #[test]
-fn an_image_is_not_opened_for_writes() {
+fn internal_snapshots_are_made_and_deleted_while_a_client_writes() {
     let place = Place::new();
-    chain(&place);
-    let options = "--blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/top.qcow2";
-    let output = place.command(options).output().unwrap();
-    assert!(!output.status.success());
-    let why = stderr(&output);
-    assert!(why.contains("cannot be written yet: open it with read-only=on"), "{why}");
+    let [disk, ro] = ["disk.qcow2", "ro.qcow2"].map(|name| place.path(name));
+    let [disk, ro] = [&disk, &ro].map(|path| tools::text(path));
+    for image in [disk, ro] {
+        tools::run("qemu-img", ["create", "-q", "-f", "qcow2", image, "4M"]);
+    }
+    let (daemon, mut qmp) = start(
+        &place,
+        "--blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/disk.qcow2 \
+         --blockdev qcow2,node-name=ro,read-only=on,file.driver=file,file.filename=@/ro.qcow2 \
+         --blockdev null-co,node-name=other,size=1048576 \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock --export nbd,id=e0,node-name=disk,writable=on",
+    );
+    let write = |pattern: u32| {
+        let command = format!("write -P {pattern} 0 1M");
+        tools::run("qemu-io", ["-f", "raw", "-c", &command, &place.uri("disk")]);
+    };
+    let (create, delete) =
+        ("blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync");
+    for name in ["first", "second"] {
+        write(name.len() as u32);
+        qmp.run(create, json!({"device": "disk", "name": name}));
+    }
+    write(9);
+    let refusals = [
+        (
+            create,
+            json!({"device": "nope", "name": "a"}),
+            "Cannot find device='nope' nor node-name='nope'",
+        ),
+        (create, json!({"device": "disk", "name": ""}), "Name is empty"),
+        (
+            create,
+            json!({"device": "disk", "name": "first"}),
+            "Snapshot with name 'first' already exists on device 'disk'",
+        ),
+        (create, json!({"device": "ro", "name": "a"}), "Device 'ro' is read only"),
+        (
+            create,
+            json!({"device": "other", "name": "a"}),
+            "Block format 'null-co' used by device 'other' does not support internal snapshots",
+        ),
+        (delete, json!({"device": "disk"}), "Name or id must be provided"),
+        (
+            delete,
+            json!({"device": "disk", "id": "1", "name": "second"}),
+            "Snapshot with id '1' and name 'second' does not exist on device 'disk'",
+        ),
+        (
+            delete,
+            json!({"device": "disk", "name": "third"}),
+            "Snapshot with id 'null' and name 'third' does not exist on device 'disk'",
+        ),
+    ];
+    for (command, arguments, why) in refusals {
+        assert_eq!(qmp.refused(command, arguments), why);
+    }
+    let deleted = qmp.run(delete, json!({"device": "disk", "name": "first"}));
+    assert_eq!((&deleted["id"], &deleted["name"]), (&json!("1"), &json!("first")));
+    assert_eq!(deleted["vm-state-size"], 0);
+    daemon.stop(Signal::TERM);
+    tools::run("qemu-img", ["check", "-q", disk]);
+    let listed = tools::run("qemu-img", ["snapshot", "-l", disk]);
+    assert!(listed.contains("second") && !listed.contains("first"), "{listed}");
+    tools::run("qemu-img", ["snapshot", "-a", "second", disk]);
+    let said = tools::run("qemu-io", ["-f", "qcow2", "-c", "read -P 6 0 1M", disk]);
+    assert!(!said.contains("failed"), "{said}");
 }
 
 #[test]

@@ -280,13 +280,15 @@ impl Copy {
         let (sparse, unit) = (self.target.sparse_bytes, self.target.zero_unit);
         let mut done = 0;
         while done < bytes.len() {
-            let (length, is_zero) = match sparse {
+            let to_unit = (unit - (start + done as u64) % unit) as usize;
+            let (mut length, is_zero) = match sparse {
                 0 => (bytes.len() - done, false),
-                _ => {
-                    let to_unit = (unit - (start + done as u64) % unit) as usize;
-                    next_run(&bytes[done..], sparse as usize, (to_unit, unit as usize))
-                }
+                _ => next_run(&bytes[done..], sparse as usize, (to_unit, unit as usize)),
             };
+            // What is compressed together is written by itself.
+            if self.target.flags.contains(WriteFlags::COMPRESSED) && !is_zero {
+                length = length.min(to_unit);
+            }
             let (at, run) = (start + done as u64, &bytes[done..done + length]);
             match is_zero {
                 true => self.co_write_zeroes(co, target, at, length as u64)?,

@@ -32,6 +32,7 @@ const MAX_UNITS: u64 = 64;
 pub(crate) struct SliceCache {
     slots: Box<[Slot]>,
     ways: usize,
+    sets: u64,
     slice_bytes: u64,
     /// Bytes of a slice that are written together.
     unit_bytes: u64,
@@ -64,6 +65,7 @@ impl SliceCache {
         Ok(SliceCache {
             slots: slots.into_boxed_slice(),
             ways,
+            sets: (count / ways) as u64,
             slice_bytes,
             unit_bytes: unit.min(slice_bytes),
             loading: Loading::default(),
@@ -81,11 +83,14 @@ impl SliceCache {
         self.slice_bytes
     }
 
+    #[inline]
     fn first(&self, slice: u64) -> usize {
-        let sets = (self.slots.len() / self.ways) as u64;
-        (slice % sets) as usize * self.ways
+        // A cache that has room for the whole disk need not divide.
+        let set = if slice < self.sets { slice } else { slice % self.sets };
+        set as usize * self.ways
     }
 
+    #[inline]
     fn set(&self, slice: u64) -> &[Slot] {
         let first = self.first(slice);
         &self.slots[first..first + self.ways]

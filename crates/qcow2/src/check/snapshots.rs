@@ -2,12 +2,9 @@
 
 use super::Checker;
 use super::counts::Kind;
-use crate::layout::{FormatError, MAX_L1_BYTES, MAX_SNAPSHOTS, Snapshot};
+use crate::layout::{FormatError, MAX_L1_BYTES, MAX_SNAPSHOT_L1_BYTES, MAX_SNAPSHOTS, Snapshot};
 use crate::source::ImageError;
 use crate::tables;
-
-/// Most entries of the L1 tables of all snapshots: 256 MiB are read.
-const MAX_L1_ENTRIES: u64 = 1 << 25;
 
 impl Checker<'_, '_> {
     pub(super) fn count_snapshots(&mut self) -> Result<(), ImageError> {
@@ -67,7 +64,7 @@ impl Checker<'_, '_> {
         // Snapshots of a hostile image may share one table.
         tables.sort_unstable();
         let distinct = || tables.chunk_by(|one, other| one == other);
-        if distinct().map(|same| u64::from(same[0].1)).sum::<u64>() > MAX_L1_ENTRIES {
+        if distinct().map(|same| u64::from(same[0].1) * 8).sum::<u64>() > MAX_SNAPSHOT_L1_BYTES {
             let why = "the L1 tables of all snapshots are too large";
             return Err(FormatError::too_big(why).into());
         }

@@ -72,16 +72,28 @@ impl EncryptCreateOptions {
         if self.key_secret.is_none() {
             return Err(FormatError::invalid("'encrypt' needs 'key-secret'"));
         }
-        let spec = self.spec()?;
+        let bytes = self.header_bytes()?;
         match self.format {
             EncryptCreateFormat::Qcow => header.set_crypt(Crypt::Aes),
             EncryptCreateFormat::Luks => {
                 header.set_crypt(Crypt::Luks);
-                let place = LuksExtension { offset: 0, bytes: spec.header_bytes() };
+                let place = LuksExtension { offset: 0, bytes };
                 header.extensions.set_luks(Some(place));
             }
         }
         Ok(())
+    }
+
+    /// Bytes of the header of LUKS, with all key slots; 0 without LUKS.
+    ///
+    /// # Errors
+    /// EINVAL or ENOTSUP for what cannot be.
+    pub(super) fn header_bytes(&self) -> Result<u64, FormatError> {
+        let spec = self.spec()?;
+        Ok(match self.format {
+            EncryptCreateFormat::Qcow => 0,
+            EncryptCreateFormat::Luks => spec.header_bytes(),
+        })
     }
 
     /// Makes the keys. The work is done by a worker.

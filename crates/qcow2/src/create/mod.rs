@@ -10,6 +10,7 @@
 //! header, durable; then that sector, which names the format.
 
 mod encrypt;
+mod measure;
 mod options;
 
 use std::io;
@@ -20,6 +21,8 @@ use coblk_block::{BlockBackend, CreateError, Creating, Preallocation, Truncate};
 use crate::encryption::NewEncryption;
 use crate::layout::{Finished, L2Entry, Mapped, NewImage, SECTOR_BYTES};
 pub use encrypt::{EncryptCreateFormat, EncryptCreateOptions};
+pub use measure::Qcow2MeasureOptions;
+pub(crate) use measure::co_measure;
 pub use options::{Compression, Preallocate, Qcow2CreateOptions, Version};
 
 /// Longest write of zeroes at a time, in bytes; between two of them a creation can be given up.

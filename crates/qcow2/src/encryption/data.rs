@@ -3,9 +3,12 @@
 use std::io;
 
 use coblk_aio::{Co, PoolShare};
+use coblk_block::{Child, ObjectFinder};
 use coblk_crypto::{CryptoError, SECTOR_BYTES, SectorCipher, legacy_cipher};
 use serde_json::{Value, json};
 
+use super::EncryptAmendOptions;
+use super::amend::Place;
 use super::luks::Luks;
 use crate::layout::{Crypt, FormatError, Geometry, Header};
 use crate::source::{ImageError, Source};
@@ -15,13 +18,17 @@ use crate::source::{ImageError, Source};
 const MAX_CLUSTERS: u64 = 32;
 const MAX_CHUNK_BYTES: u64 = 1 << 20;
 /// Most bytes that are encrypted where the request runs. More take longer than a worker takes to wake up.
-const MAX_INLINE_BYTES: usize = 32 << 10;
+const MAX_INLINE_BYTES: usize = 64 << 10;
 
 /// The encryption of an image. Any thread; several contexts at once.
 pub(crate) struct Encryption {
     method: Method,
     /// None without a key: the image tells of itself, and has no data.
     cipher: Option<SectorCipher>,
+    /// The id of the secret that it was opened with.
+    opened_by: Option<String>,
+    /// Where secrets are found.
+    objects: ObjectFinder,
     /// It shares workers with nothing else.
     workers: PoolShare,
 }
@@ -32,8 +39,8 @@ enum Method {
 }
 
 impl Encryption {
-    /// The encryption that the header of an image says, if it says one. The password is that of any slot;
-    /// without one there is no key. The work is done by workers.
+    /// The encryption that the header of an image says, if it says one. `key` is the id of a secret and the
+    /// password that it is, of any slot; without one there is no key. The work is done by workers.
     ///
     /// # Errors
     /// If the file cannot be read, the header of LUKS is not one that can be used, or the password is wrong.
@@ -42,8 +49,10 @@ impl Encryption {
         co: &Co<'_>,
         file: &dyn Source,
         header: &Header,
-        password: Option<&str>,
+        key: Option<(&str, &str)>,
+        objects: ObjectFinder,
     ) -> Result<Option<Encryption>, ImageError> {
+        let password = key.map(|(_, password)| password);
         let (method, cipher) = match header.crypt()? {
             Crypt::None => return Ok(None),
             Crypt::Aes => (Method::Aes, password.map(|text| legacy_cipher(text.as_bytes()))),
@@ -54,7 +63,8 @@ impl Encryption {
                 (Method::Luks(Box::new(luks)), cipher)
             }
         };
-        Ok(Some(Encryption { method, cipher, workers: PoolShare::new() }))
+        let opened_by = key.map(|(id, _)| id.to_owned());
+        Ok(Some(Encryption { method, cipher, opened_by, objects, workers: PoolShare::new() }))
     }
 
     /// Most bytes of a run that are read and decrypted at once.
@@ -108,6 +118,28 @@ impl Encryption {
         match data.len() <= MAX_INLINE_BYTES {
             true => function(data),
             false => self.workers.submit_co(co, || function(data)),
+        }
+    }
+
+    /// Changes keys.
+    ///
+    /// # Errors
+    /// EINVAL, with a text, if the change makes no sense, or all data would be lost and `force` is not set;
+    /// ENOTSUP if the image is not one of LUKS. Nothing has changed then. Those of the file.
+    pub(crate) fn co_amend(
+        &self,
+        co: &Co<'_>,
+        file: &Child,
+        change: &EncryptAmendOptions,
+        force: bool,
+    ) -> Result<(), ImageError> {
+        let place = Place { file, objects: &self.objects, opened_by: self.opened_by.as_deref() };
+        match &self.method {
+            Method::Aes => {
+                let why = "the keys of an image of the legacy AES cannot be changed";
+                Err(FormatError::unsupported(why).into())
+            }
+            Method::Luks(luks) => luks.co_amend(co, &place, change, force),
         }
     }
 

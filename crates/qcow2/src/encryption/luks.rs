@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
 use coblk_crypto::luks::{LuksHeader, MasterKey, SLOTS};
 use serde_json::{Map, Value, json};
@@ -12,8 +13,10 @@ use crate::source::{ImageError, Source};
 
 /// The header of LUKS, and where in the file it is.
 pub(super) struct Luks {
-    place: LuksExtension,
+    pub(super) place: LuksExtension,
     header: Mutex<LuksHeader>,
+    /// Held while keys are changed.
+    pub(super) changing: CoMutex<()>,
 }
 
 impl Luks {
@@ -27,11 +30,18 @@ impl Luks {
         let missing = || FormatError::invalid("the image has no encryption header");
         let place = place.ok_or_else(missing)?;
         let header = Mutex::new(co_read_header(co, file, place)?);
-        Ok(Luks { place, header })
+        Ok(Luks { place, header, changing: CoMutex::new(()) })
     }
 
     pub(super) fn header(&self) -> MutexGuard<'_, LuksHeader> {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads it once more.
+    pub(super) fn co_read_anew(&self, co: &Co<'_>, file: &dyn Source) -> Result<(), ImageError> {
+        let header = co_read_header(co, file, self.place)?;
+        *self.header() = header;
+        Ok(())
     }
 
     /// Tries a password on all slots, and returns the first one that it is right for with the key.

@@ -36,9 +36,7 @@ impl NewSpec {
             Ok::<(), CryptoError>(())
         };
         read(&mut options)?;
-        if let Some(milliseconds) = iter_time_ms {
-            options.cost = Cost::Time(Duration::from_millis(milliseconds));
-        }
+        options.cost = cost(iter_time_ms);
         Ok(NewSpec(options))
     }
 
@@ -46,6 +44,11 @@ impl NewSpec {
     pub(crate) fn header_bytes(&self) -> u64 {
         LuksHeader::bytes_of(self.0.spec)
     }
+}
+
+/// How long it takes to try a password.
+pub(super) fn cost(iter_time_ms: Option<u64>) -> Cost {
+    iter_time_ms.map_or(Cost::default(), |it| Cost::Time(Duration::from_millis(it)))
 }
 
 /// A new header of LUKS.

@@ -3,8 +3,10 @@
 use std::io;
 
 use coblk_aio::Co;
+use coblk_block::{Child, ObjectFinder};
 use serde_json::Value;
 
+use super::EncryptAmendOptions;
 use crate::layout::{Crypt, FormatError, Geometry, Header};
 use crate::source::{ImageError, Source};
 
@@ -15,7 +17,8 @@ impl Encryption {
         _: &Co<'_>,
         _: &dyn Source,
         header: &Header,
-        _: Option<&str>,
+        _: Option<(&str, &str)>,
+        _: ObjectFinder,
     ) -> Result<Option<Encryption>, ImageError> {
         match header.crypt()? {
             Crypt::None => Ok(None),
@@ -35,6 +38,16 @@ impl Encryption {
     }
 
     pub(crate) fn co_encrypt(&self, _: &Co<'_>, _: (u64, u64), _: &mut [u8]) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn co_amend(
+        &self,
+        _: &Co<'_>,
+        _: &Child,
+        _: &EncryptAmendOptions,
+        _: bool,
+    ) -> Result<(), ImageError> {
         match *self {}
     }
 

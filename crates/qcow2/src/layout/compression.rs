@@ -1,6 +1,6 @@
-//! Decompression of clusters.
+//! Compression of clusters.
 
-use flate2::{Decompress, FlushDecompress};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// How the clusters of an image are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,33 @@ pub fn inflate(kind: CompressionType, input: &[u8], cluster: &mut [u8]) -> bool 
         CompressionType::Deflate => inflate_deflate(input, cluster),
         CompressionType::Zstd => inflate_zstd(input, cluster),
     }
+}
+
+/// Compresses a cluster into `output`. Returns how long it is; `None` if it does not fit.
+///
+/// Allocates what the compressor needs: some 100 KiB for deflate, a few MiB for zstd.
+pub fn deflate(kind: CompressionType, cluster: &[u8], output: &mut [u8]) -> Option<usize> {
+    match kind {
+        CompressionType::Deflate => deflate_deflate(cluster, output),
+        CompressionType::Zstd => deflate_zstd(cluster, output),
+    }
+}
+
+/// With a window of 2^12, which all readers have.
+fn deflate_deflate(cluster: &[u8], output: &mut [u8]) -> Option<usize> {
+    let mut deflater = Compress::new_with_window_bits(Compression::default(), false, 12);
+    let status = deflater.compress(cluster, output, FlushCompress::Finish).ok()?;
+    (status == Status::StreamEnd).then_some(deflater.total_out() as usize)
+}
+
+#[cfg(feature = "zstd")]
+fn deflate_zstd(cluster: &[u8], output: &mut [u8]) -> Option<usize> {
+    zstd_safe::compress(output, cluster, zstd_safe::CLEVEL_DEFAULT).ok()
+}
+
+#[cfg(not(feature = "zstd"))]
+fn deflate_zstd(_: &[u8], _: &mut [u8]) -> Option<usize> {
+    None
 }
 
 /// Windows up to 2^15 are taken, though images have 2^12 as a rule: other programs write larger ones.
@@ -80,8 +107,6 @@ fn inflate_zstd(_: &[u8], _: &mut [u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use flate2::{Compress, Compression, FlushCompress};
-
     use super::*;
 
     fn deflate(data: &[u8], window_bits: u8) -> Vec<u8> {

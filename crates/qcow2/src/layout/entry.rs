@@ -29,6 +29,7 @@ pub struct Corruption {
 }
 
 impl Corruption {
+    #[cold]
     pub(crate) fn new(what: impl fmt::Display, offset: Option<u64>) -> Corruption {
         Corruption { what: what.to_string(), offset }
     }
@@ -117,6 +118,7 @@ impl EntryRules {
     ///
     /// # Errors
     /// If it is both allocated and zeroes, or allocated nowhere.
+    #[inline]
     pub fn kind(&self, entry: L2Entry, subcluster: u32) -> Result<SubclusterKind, Corruption> {
         use SubclusterKind::*;
         if entry.is_compressed() {
@@ -150,6 +152,7 @@ impl EntryRules {
     ///
     /// # Errors
     /// If it has what its image cannot have, or an offset that is none.
+    #[inline]
     pub fn check(&self, entry: L2Entry, guest: u64) -> Result<(), Corruption> {
         if entry.is_compressed() {
             let what = match self.has_data_file {

@@ -5,10 +5,10 @@ use super::FormatError;
 /// Longest L1 table in bytes.
 pub const MAX_L1_BYTES: u64 = 32 << 20;
 
-/// Subclusters of a cluster with extended entries.
-const SUBCLUSTERS: u32 = 32;
+/// The binary logarithm of the number of subclusters of a cluster with extended entries.
+const SUBCLUSTER_BITS: u32 = 5;
 
-/// Sizes that follow from a header.
+/// Sizes that follow from a header. All are powers of two; no method divides, for each request asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     cluster_bits: u32,
@@ -50,27 +50,44 @@ impl Geometry {
 
     /// Subclusters of a cluster: 32, or 1 without extended entries.
     pub fn subclusters(self) -> u32 {
-        if self.is_extended { SUBCLUSTERS } else { 1 }
+        1 << self.subclusters_bits()
     }
 
     /// Bytes of a subcluster.
     pub fn subcluster_bytes(self) -> u64 {
-        self.cluster_bytes() / u64::from(self.subclusters())
+        1 << self.subcluster_bits()
+    }
+
+    fn subclusters_bits(self) -> u32 {
+        if self.is_extended { SUBCLUSTER_BITS } else { 0 }
+    }
+
+    fn subcluster_bits(self) -> u32 {
+        self.cluster_bits - self.subclusters_bits()
+    }
+
+    /// The binary logarithm of the length of an L2 entry in bytes.
+    pub fn l2_entry_bits(self) -> u32 {
+        if self.is_extended { 4 } else { 3 }
     }
 
     /// Bytes of an L2 entry.
     pub fn l2_entry_bytes(self) -> u64 {
-        if self.is_extended { 16 } else { 8 }
+        1 << self.l2_entry_bits()
     }
 
     /// Entries of an L2 table.
     pub fn l2_entries(self) -> u64 {
-        self.cluster_bytes() / self.l2_entry_bytes()
+        1 << self.l2_bits()
+    }
+
+    fn l2_bits(self) -> u32 {
+        self.cluster_bits - self.l2_entry_bits()
     }
 
     /// The binary logarithm of what an L1 entry maps, in bytes.
     fn l1_shift(self) -> u32 {
-        self.cluster_bits + self.l2_entries().ilog2()
+        self.cluster_bits + self.l2_bits()
     }
 
     /// The L1 entry that an offset of the disk belongs to.
@@ -85,7 +102,7 @@ impl Geometry {
 
     /// The subcluster of its cluster in which an offset is.
     pub fn subcluster(self, offset: u64) -> u32 {
-        ((offset & (self.cluster_bytes() - 1)) / self.subcluster_bytes()) as u32
+        ((offset & (self.cluster_bytes() - 1)) >> self.subcluster_bits()) as u32
     }
 
     /// Where the bytes of an L1 entry begin on the disk; `None` behind 2^64.

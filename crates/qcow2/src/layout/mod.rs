@@ -25,7 +25,7 @@ mod space;
 
 pub use bitmap::{Bitmap, BitmapFlags, BitmapTableEntry, MAX_BITMAP_BYTES, parse_directory};
 pub use bytes::TooShort;
-pub use compression::{CompressionType, inflate};
+pub use compression::{CompressionType, deflate, inflate};
 pub use entry::{
     COMPRESSED, COPIED, CompressedCluster, Corruption, EntryRules, L1_RESERVED, L2_RESERVED,
     L2Entry, MAX_OFFSET, OFFSET_MASK, SubclusterKind, ZERO, l1_offset,
@@ -35,6 +35,6 @@ pub use extension::{BitmapsExtension, Extension, Extensions, LuksExtension};
 pub use feature::{Autoclear, Compatible, FeatureName, Incompatible};
 pub use geometry::{Geometry, MAX_L1_BYTES};
 pub use header::{Crypt, Header, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, Purpose, SECTOR_BYTES};
-pub use new_image::{Finished, Mapped, NewImage, NewTable, NewTables};
+pub use new_image::{Finished, Mapped, NewImage, NewTable, NewTables, image_clusters};
 pub use refcount::{RefcountWidth, block_offset};
-pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot};
+pub use snapshot::{MAX_SNAPSHOT_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, Snapshot};

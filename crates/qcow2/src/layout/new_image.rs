@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::space::Space;
+use super::space::{Space, refcount_clusters};
 use super::{COPIED, FormatError, Geometry, Header, L2Entry, MAX_L1_BYTES, RefcountWidth};
 
 /// How much of the disk is mapped from the start.
@@ -239,4 +239,14 @@ impl Finished {
         let blocks = self.space.blocks();
         blocks.map(move |(index, cluster)| (cluster * cluster_bytes, self.space.block(index)))
     }
+}
+
+/// The clusters of an image with `clusters` clusters of data that are not data: header, tables, and refcounts of
+/// all, themselves included. Tables count as if all of the disk were mapped.
+pub fn image_clusters(geometry: Geometry, width: RefcountWidth, clusters: u64) -> u64 {
+    let tables = clusters.div_ceil(geometry.l2_entries());
+    let l1 = tables.div_ceil(geometry.cluster_bytes() / 8);
+    let others = 1 + tables + l1;
+    let counted = refcount_clusters(geometry, width, u128::from(clusters + others), false);
+    others + (counted.blocks + counted.table) as u64
 }

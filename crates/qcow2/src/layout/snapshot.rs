@@ -4,6 +4,8 @@ use super::bytes::{TooShort, be16, be32, be64, part};
 
 /// Longest snapshot table in bytes.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
+/// Longest L1 tables of all snapshots together, in bytes.
+pub const MAX_SNAPSHOT_L1_BYTES: u64 = 256 << 20;
 /// Longest extra data that is read, in bytes.
 const MAX_EXTRA_BYTES: usize = 1024;
 /// Extra data that is known, and written.

@@ -1,5 +1,6 @@
 //! Where bytes of the disk are: L1, a slice of an L2 table, runs of one kind.
 
+mod data;
 mod l1;
 mod load;
 
@@ -81,7 +82,7 @@ impl Image {
     /// The number of the slice of an offset.
     #[inline]
     pub(crate) fn slice(&self, offset: u64) -> u64 {
-        (offset >> self.geometry.cluster_bits()) / self.slice_entries()
+        offset >> self.geometry.cluster_bits() >> self.slice_entries().ilog2()
     }
 
     /// Where the slice of an offset ends on the disk.
@@ -100,7 +101,7 @@ impl Image {
     /// Entries of a slice.
     #[inline]
     pub(crate) fn slice_entries(&self) -> u64 {
-        self.cache.slice_bytes() / self.geometry.l2_entry_bytes()
+        self.cache.slice_bytes() >> self.geometry.l2_entry_bits()
     }
 
     /// Cuts a run where the file ends, with the cluster that it ends in.
@@ -109,12 +110,12 @@ impl Image {
         if run.kind != SubclusterKind::Data || self.data_file.is_some() {
             return Ok(run);
         }
-        let end = self.end_behind(run.host);
-        if run.host >= end {
+        let (end, cluster) = (self.end_behind(run.host), self.geometry.cluster_bytes());
+        if run.host - run.host % cluster >= end {
             let what = format_args!("cluster at {:#x} behind the end of the file", run.host);
             return Err(Corruption::new(what, Some(run.host)));
         }
-        let there = end.next_multiple_of(self.geometry.cluster_bytes()) - run.host;
+        let there = end.next_multiple_of(cluster) - run.host;
         Ok(Run { bytes: run.bytes.min(there), ..run })
     }
 
@@ -153,8 +154,9 @@ fn find_in_slice(
     (what, is_own): (Look, bool),
 ) -> Result<Run, Corruption> {
     let geometry = rules.geometry;
-    let entries = words.len() as u64 * 8 / geometry.l2_entry_bytes();
-    let mut index = (geometry.l2_index(range.start) % entries) as usize;
+    // A power of two, as all that is not divided by here.
+    let entries = words.len() as u64 * 8 >> geometry.l2_entry_bits();
+    let mut index = (geometry.l2_index(range.start) & entries.wrapping_sub(1)) as usize;
     let mut cluster = geometry.cluster_start(range.start);
     let mut current = entry(rules, words, index).unwrap_or_default();
     rules.check(current, cluster)?;
@@ -168,7 +170,7 @@ fn find_in_slice(
     let mut bytes = if kind == SubclusterKind::Compressed {
         geometry.cluster_bytes() - (range.start - cluster)
     } else {
-        size - range.start % size
+        size - (range.start & (size - 1))
     };
     while bytes < wanted && kind != SubclusterKind::Compressed {
         subcluster += 1;

@@ -48,7 +48,7 @@ fn q86_a_run_is_of_one_kind_and_contiguous_where_it_is_stored() {
 fn q38_runs_of_subclusters_go_over_clusters() {
     use SubclusterKind::*;
     let all = 0xffff_ffff_u64;
-    let words = [COPIED | 0x50000, all << 31 & all, COPIED | 0x60000, 1, 0, all << 32];
+    let words = [COPIED | 0x50000, all << 31 & all, COPIED | 0x60000, 1, 0, all << 32, 0, 0];
     let found = |range| {
         let found = find(rules(true), &words, range).unwrap();
         (found.bytes, found.kind, found.host)

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use coblk_block::{Child, OpenError, Opening, Secret};
 
 use super::refused;
-use crate::encryption::{Encryption, password};
-use crate::layout::{Crypt, Header};
-use crate::options::{EncryptFormat, Qcow2Options};
+use crate::encryption::{EncryptFormat, Encryption, password};
+use crate::layout::{Crypt, FormatError, Header};
+use crate::options::Qcow2Options;
 
 /// The encryption of the image, by what its header and the options say.
 #[inline(never)]
@@ -39,9 +39,9 @@ pub(super) fn co_encryption(
             return Err(OpenError::option("encrypt.key-secret", why));
         }
     };
-    let password = secret.as_ref().map(|(id, secret)| password(id, secret)).transpose();
-    let password = password.map_err(|why| OpenError::option("encrypt.key-secret", why))?;
-    let encryption = Encryption::co_open(opening.co(), file, header, password);
+    let key = secret.as_ref().map(|(id, secret)| Ok((&**id, password(id, secret)?))).transpose();
+    let key = key.map_err(|why: FormatError| OpenError::option("encrypt.key-secret", why))?;
+    let encryption = Encryption::co_open(opening.co(), file, header, key, opening.objects());
     encryption.map_err(refused)
 }
 

@@ -79,9 +79,10 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let sizes = CacheSizes::new(options, geometry, shown.disk_bytes)?;
     // An image may claim any length; its L1 table says how many tables there are at most.
     let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
-    let all_bytes = if writes { u64::MAX } else { tables * geometry.cluster_bytes() };
+    let all_bytes = tables.saturating_mul(geometry.cluster_bytes());
     let block = u64::from(file.limits().request_alignment);
-    let cache = SliceCache::new(sizes.l2_bytes.min(all_bytes), sizes.slice_bytes, block)?;
+    let l2_bytes = if writes { sizes.writable_l2_bytes() } else { sizes.l2_bytes.min(all_bytes) };
+    let cache = SliceCache::new(l2_bytes, sizes.slice_bytes, block)?;
     let metadata = Arc::new(MetadataSet::new(geometry.cluster_bits()));
     let mut refcounts = None;
     if writes {

@@ -1,12 +1,15 @@
 //! What an opening for writes does beyond one for reads: it repairs, clears flags, and reads refcounts.
 
+use std::collections::BTreeSet;
+
 use coblk_aio::Co;
 use coblk_block::Child;
 
 use crate::check;
 use crate::header_io::co_write_cluster;
 use crate::layout::{
-    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, Purpose, Snapshot, l1_offset,
+    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, MAX_L1_BYTES,
+    MAX_SNAPSHOT_L1_BYTES, Purpose, Snapshot, l1_offset,
 };
 use crate::metadata::{Metadata, MetadataSet};
 use crate::source::ImageError;
@@ -96,8 +99,18 @@ pub(super) fn note_metadata(
     };
     note(header.l1_offset, u64::from(header.l1_entries) * 8, Metadata::ACTIVE_L1);
     note(header.snapshots_offset, snapshot_bytes, Metadata::SNAPSHOT_TABLE);
-    for snapshot in snapshots {
-        note(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8, Metadata::INACTIVE_L1);
+    // Many may have the same table, or one that none can have.
+    let tables: BTreeSet<_> = snapshots.iter().map(|it| (it.l1_offset, it.l1_entries)).collect();
+    let tables = tables.into_iter().map(|(offset, entries)| (offset, u64::from(entries) * 8));
+    let is_table =
+        |it: &(u64, u64)| geometry.check_table("L1 table", it.0, it.1, MAX_L1_BYTES).is_ok();
+    let tables: Vec<_> = tables.filter(is_table).collect();
+    if tables.iter().map(|it| it.1).sum::<u64>() > MAX_SNAPSHOT_L1_BYTES {
+        let why = "the L1 tables of all snapshots are too large";
+        return Err(FormatError::too_big(why).into());
+    }
+    for (offset, bytes) in tables {
+        note(offset, bytes, Metadata::INACTIVE_L1);
     }
     if let Some(bitmaps) = header.extensions.bitmaps(geometry)? {
         note(bitmaps.directory_offset, bitmaps.directory_bytes, Metadata::BITMAP_DIRECTORY);

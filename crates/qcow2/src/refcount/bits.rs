@@ -28,6 +28,7 @@ impl Bits {
         bits
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.len
     }

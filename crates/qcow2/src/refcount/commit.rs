@@ -27,13 +27,6 @@ pub(crate) struct RefcountPlan {
     has_new_table: bool,
 }
 
-impl RefcountPlan {
-    /// Whether there is nothing to be written.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.stage1.is_empty() && self.entries.is_empty() && self.table.is_none()
-    }
-}
-
 impl Refcounts {
     /// Copies what a commit that begins now has to write, and takes what was given up until now.
     pub(crate) fn begin_commit(&mut self) -> RefcountPlan {

@@ -16,7 +16,7 @@ use crate::state::wake_all;
 const MAX_WAIT: Duration = Duration::from_millis(2);
 
 /// The mapping stands still while this lives.
-pub(super) struct Held<'a> {
+pub(crate) struct Held<'a> {
     image: &'a Image,
     /// Where the locked ranges begin, which together are all of the disk.
     starts: Vec<u64>,
@@ -35,15 +35,24 @@ impl Drop for Held<'_> {
 }
 
 impl Image {
+    /// Has the mapping stand still, with all of it in the file.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(crate) fn co_hold_unmarked(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
+        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
+        held.co_lock_all(co);
+        self.co_settle(co)?;
+        Ok(held)
+    }
+
     /// Has the mapping stand still, with all of it in the file, and the image marked as one to be repaired if
     /// the program ends before [`co_end`](Held::co_end).
     ///
     /// # Errors
     /// Those of writing.
     pub(super) fn co_hold(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
-        held.co_lock_all(co);
-        self.co_settle(co)?;
+        let mut held = self.co_hold_unmarked(co)?;
         let header = self.header();
         if header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY) {
             held.is_marked = true;

@@ -44,6 +44,7 @@ impl Stand {
         let mut drivers = coblk_block::drivers();
         drivers.add::<Qcow2>();
         drivers.add_creates::<Qcow2>();
+        drivers.add_measures::<Qcow2>();
         let blockdevs = Blockdevs::new(drivers);
         let events = Arc::<Mutex<Vec<DriverEvent>>>::default();
         let told = Arc::clone(&events);
@@ -183,6 +184,10 @@ impl<'a> Opened<'a> {
         let backend = BackendOptions::new("reader").read_only(true);
         let backend = backend.open(&stand.ctx, Arc::clone(&node)).unwrap();
         Opened { stand, node, backend: Some(backend) }
+    }
+
+    pub fn ctx(&self) -> &AioContext {
+        &self.stand.ctx
     }
 
     pub fn backend(&self) -> &BlockBackend {

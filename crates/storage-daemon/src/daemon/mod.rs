@@ -14,6 +14,7 @@ mod nbd_server;
 mod objects;
 mod shutdown;
 mod sizes;
+mod snapshots;
 mod tls;
 
 use std::cell::{Cell, RefCell};

@@ -11,6 +11,7 @@ mod nbd_server;
 mod nodes;
 mod objects;
 mod qom;
+mod snapshots;
 
 use std::rc::{Rc, Weak};
 
@@ -55,6 +56,7 @@ pub(crate) fn commands(
     nodes::add(&mut commands);
     objects::add(&mut commands, objects);
     qom::add(&mut commands);
+    snapshots::add(&mut commands);
     commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())

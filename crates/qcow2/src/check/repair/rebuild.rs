@@ -23,8 +23,14 @@ pub(super) struct Places {
     table: Range<u64>,
     /// The numbers of the blocks, and their clusters.
     blocks: Vec<(u64, u64)>,
-    /// The snapshot table, if it is written: how many there are, where, and what.
-    snapshots: Option<(u32, Range<u64>, Vec<u8>)>,
+    snapshots: Option<NewSnapshots>,
+}
+
+/// A snapshot table that is written.
+struct NewSnapshots {
+    count: u32,
+    clusters: Range<u64>,
+    bytes: Vec<u8>,
 }
 
 impl Repairer<'_, '_> {
@@ -45,7 +51,7 @@ impl Repairer<'_, '_> {
         for place in all() {
             self.checker.counts.add(place, 1, Kind::Structure)?;
         }
-        let snapshots = places.snapshots.iter().flat_map(|it| it.1.clone());
+        let snapshots = places.snapshots.iter().flat_map(|it| it.clusters.clone());
         if all().chain(snapshots).any(|place| place >= self.checker.plan.first_behind) {
             let why = "refcounts cannot be written anew, as entries lead to where they would be, \
                        behind the end of the file";
@@ -66,16 +72,17 @@ impl Repairer<'_, '_> {
             table[at..at + 8].copy_from_slice(&(place * cluster).to_be_bytes());
         }
         self.file.co_write_at(self.co, places.table.start * cluster, &table)?;
-        if let Some((_, place, bytes)) = &places.snapshots {
-            self.file.co_write_at(self.co, place.start * cluster, bytes)?;
+        if let Some(new) = &places.snapshots {
+            self.file.co_write_at(self.co, new.clusters.start * cluster, &new.bytes)?;
         }
         // All of it is there before the header leads to it.
         self.file.co_flush(self.co)?;
         let header = &mut self.checker.header;
         header.refcount_table_offset = places.table.start * cluster;
         header.refcount_table_clusters = (places.table.end - places.table.start) as u32;
-        if let Some((number, place, _)) = &places.snapshots {
-            (header.snapshots, header.snapshots_offset) = (*number, place.start * cluster);
+        if let Some(new) = &places.snapshots {
+            header.snapshots = new.count;
+            header.snapshots_offset = new.clusters.start * cluster;
         }
         let mut pointers = header.refcount_table_offset.to_be_bytes().to_vec();
         pointers.extend(header.refcount_table_clusters.to_be_bytes());
@@ -89,7 +96,7 @@ impl Repairer<'_, '_> {
         Ok(())
     }
 
-    fn place_snapshots(&mut self) -> Result<Option<(u32, Range<u64>, Vec<u8>)>, ImageError> {
+    fn place_snapshots(&mut self) -> Result<Option<NewSnapshots>, ImageError> {
         let checker = &mut self.checker;
         let Some(snapshots) = checker.plan.new_snapshots.take() else { return Ok(None) };
         let cluster = checker.geometry.cluster_bytes();
@@ -105,7 +112,7 @@ impl Repairer<'_, '_> {
             checker.counts.add(cluster, 1, Kind::Structure)?;
         }
         bytes.resize((clusters * cluster) as usize, 0);
-        Ok(Some((snapshots.len() as u32, place, bytes)))
+        Ok(Some(NewSnapshots { count: snapshots.len() as u32, clusters: place, bytes }))
     }
 
     /// The refcounts of a block.

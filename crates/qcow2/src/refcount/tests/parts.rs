@@ -343,7 +343,7 @@ fn q118_the_last_blocks_go_when_they_count_nothing() {
     refcounts.end_commit(plan, true);
     (0..2).for_each(|_| commit(&mut refcounts));
     assert_eq!(refcounts.last_used(), Ok(100 * CLUSTER));
-    (0..2).for_each(|_| drop(refcounts.pass_grace()));
+    (0..2).for_each(|_| drop(refcounts.pass_grace(|_| ())));
     // A block in its own range is not used before its entry is gone.
     let mut taken = Vec::new();
     while refcounts.tail <= Some(258) {

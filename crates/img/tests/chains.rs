@@ -1,0 +1,95 @@
+//! Chains of backing files, changed by ours and read by QEMU.
+
+mod util;
+
+use std::fs;
+
+use util::Place;
+
+/// Three images, one on another, each with bytes of its own; `flat.raw` has what the last one reads as.
+fn chain(place: &Place) {
+    place.qemu_img("create -q -f qcow2 base.qcow2 20M");
+    place.qemu_io("base.qcow2", &["write -P 1 0 2M", "write -P 2 5M 1M"]);
+    place.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 middle.qcow2 22M");
+    place.qemu_io("middle.qcow2", &["write -P 3 1M 100k", "write -P 4 21M 64k", "write -z 5M 64k"]);
+    place.qemu_img("create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2 25M");
+    place.qemu_io("top.qcow2", &["write -P 5 1M 64k", "write -P 6 24M 64k", "write -z 64k 64k"]);
+    place.qemu_img("convert -O raw top.qcow2 flat.raw");
+}
+
+/// An image reads as the chain did.
+#[track_caller]
+fn assert_flat(place: &Place, image: &str, what: &str) {
+    let said = place.theirs(&format!("compare {image} flat.raw"));
+    assert_eq!((said.code, said.out.as_str()), (0, "Images are identical.\n"), "{what}: {said:?}");
+    if image.ends_with("qcow2") {
+        let said = place.theirs(&format!("check {image}"));
+        assert_eq!(said.code, 0, "{what}: {said:?}");
+    }
+}
+
+#[test]
+fn commit_writes_to_the_backing_file() {
+    for (options, base) in [
+        ("", "middle.qcow2"),
+        ("-d", "middle.qcow2"),
+        ("-b base.qcow2", "base.qcow2"),
+        ("-b middle.qcow2", "middle.qcow2"),
+        ("-t none -p -r 100M", "middle.qcow2"),
+    ] {
+        let place = Place::new();
+        chain(&place);
+        let before = place.read("top.qcow2");
+        let said = place.ours(&format!("commit {options} top.qcow2")).expect_success();
+        assert!(said.out.ends_with("Image committed.\n"), "{options}: {said:?}");
+        assert_flat(&place, base, options);
+        // It still reads the same: from its backing file, or by what it has.
+        assert_flat(&place, "top.qcow2", options);
+        if options.contains("-d") || options.contains("-b") {
+            assert!(place.read("top.qcow2") == before, "{options}");
+        }
+    }
+}
+
+#[test]
+fn commit_writes_to_a_raw_file_and_makes_it_longer() {
+    let place = Place::new();
+    chain(&place);
+    place.qemu_img("convert -O raw middle.qcow2 base.raw");
+    place.qemu_img("rebase -u -b base.raw -F raw top.qcow2");
+    place.ours("commit -q top.qcow2").expect_success();
+    assert_flat(&place, "base.raw", "raw");
+}
+
+#[test]
+fn a_commit_that_cannot_be_leaves_all_as_it_was() {
+    let place = Place::new();
+    chain(&place);
+    let all = || ["base.qcow2", "middle.qcow2", "top.qcow2"].map(|name| place.read(name));
+    let before = all();
+    for wrong in ["commit -b other.qcow2 top.qcow2", "commit base.qcow2", "commit -f raw top.qcow2"]
+    {
+        let said = place.ours(wrong);
+        assert_eq!(said.code, 1, "{wrong}: {said:?}");
+        assert!(all() == before, "{wrong}");
+    }
+}
+
+#[test]
+fn resize_changes_the_length_of_qcow2_images() {
+    let place = Place::new();
+    chain(&place);
+    for (options, bytes) in
+        [("+10M", 30 << 20), ("--shrink 3M", 3 << 20), ("--preallocation=full 6M", 6 << 20)]
+    {
+        let (first, size) = options.rsplit_once(' ').unwrap_or(("", options));
+        place.ours(&format!("resize {first} base.qcow2 {size}")).expect_success();
+        let info = place.theirs("info --output=json base.qcow2").json();
+        assert_eq!(info["virtual-size"], bytes, "{options}");
+        assert_eq!(place.theirs("check base.qcow2").code, 0, "{options}");
+        place.qemu_io("base.qcow2", &["read -P 1 0 2M"]);
+    }
+    let before = fs::read(place.path("base.qcow2")).unwrap();
+    assert_eq!(place.ours("resize base.qcow2 1M").code, 1);
+    assert!(place.read("base.qcow2") == before);
+}

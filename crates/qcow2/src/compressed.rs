@@ -1,0 +1,138 @@
+//! Compressed writes: whole clusters, packed behind one another.
+//!
+//! Data goes behind that of the compressed cluster before it, as long as it fits into the same cluster of the
+//! file, which then counts once more; else it begins a new one. As soon as an entry gives up a cluster that is
+//! being filled, nothing more is put there: it may be free, and another's, by the next commit.
+
+use std::io;
+use std::ops::Range;
+
+use coblk_aio::{Co, IoVector};
+use coblk_block::{DebugEvent, WriteFlags};
+
+use crate::image::Image;
+use crate::layout::{CompressedCluster, FormatError, L2Entry, deflate};
+use crate::link::{Change, Obstacle, Patience};
+use crate::live::Freed;
+use crate::refcount::Need;
+use crate::state::{Packer, State};
+
+/// What a compressed write needs to begin.
+type Begun<'a> = (Change<'a>, u64);
+
+impl Image {
+    /// Writes whole clusters, or up to the end of the disk, compressed. What cannot be made smaller is written
+    /// as it is.
+    ///
+    /// # Errors
+    /// EINVAL for other ranges; ENOTSUP if data is in a file of its own, or encrypted; else as of writes.
+    pub(crate) fn co_write_compressed(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+    ) -> io::Result<()> {
+        let cluster = self.geometry.cluster_bytes();
+        let end = offset + source.len() as u64;
+        if self.data_file.is_some() || self.encryption.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
+        let is_whole = self.geometry.is_aligned(end) || end == self.disk_bytes();
+        if !self.geometry.is_aligned(offset) || !is_whole {
+            let why = "compressed writes are of whole clusters";
+            return Err(FormatError::invalid(why).into());
+        }
+        let mut at = offset;
+        while at < end {
+            let bytes = cluster.min(end - at) as usize;
+            let mut content = vec![0; cluster as usize];
+            source.copy_to((at - offset) as usize, &mut content[..bytes]);
+            let (kind, mut packed) = (self.compression, vec![0; cluster as usize - 1]);
+            let size = self.workers.submit_co(co, || deflate(kind, &content, &mut packed));
+            match size {
+                Some(size) => self.co_write_packed(co, at, &packed[..size])?,
+                None => {
+                    let plain = source.slice((at - offset) as usize, bytes);
+                    self.co_write(co, at, &plain)?;
+                }
+            }
+            at += bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes the data of one compressed cluster, and links it.
+    fn co_write_packed(&self, co: &Co<'_>, guest: u64, packed: &[u8]) -> io::Result<()> {
+        let mut patience = Patience::default();
+        loop {
+            self.co_have_slice(co, guest)?;
+            let mut state = self.lock();
+            let (change, host) = match self.begin_packed(&mut state, guest, packed.len() as u64) {
+                Err(obstacle) => {
+                    self.co_overcome(co, state, obstacle, &mut patience)?;
+                    continue;
+                }
+                Ok(begun) => begun,
+            };
+            drop(state);
+            let place = CompressedCluster { offset: host, bytes: packed.len() as u64 };
+            let too_big = || io::Error::from_raw_os_error(libc::EFBIG);
+            let word = place.encode(self.geometry).ok_or_else(too_big)?;
+            self.file.debug_event(DebugEvent::WriteCompressed);
+            self.co_grow_file(co, host + packed.len() as u64)?;
+            self.file.co_pwritev(co, host, &IoVector::from(packed), WriteFlags::empty())?;
+            let new = |_: usize, _: L2Entry| L2Entry { word, bitmap: 0 };
+            if change.link(new, Freed::Never, true) {
+                return self.co_commit_if_wanted(co);
+            }
+        }
+    }
+
+    /// Begins the change of one entry, and has a place for `bytes` bytes of data.
+    fn begin_packed(
+        &self,
+        state: &mut State,
+        guest: u64,
+        bytes: u64,
+    ) -> Result<Begun<'_>, Obstacle> {
+        let cluster = self.geometry.cluster_bytes();
+        let slot = self.slot_to_change(state, guest)?;
+        let range = guest..guest + cluster;
+        if let Some(other) = state.locks.conflict(&range) {
+            return Err(Obstacle::Locked(other));
+        }
+        let old = self.entries(slot, guest, 1);
+        for entry in &old {
+            self.rules.check(*entry, guest)?;
+        }
+        state.owed.check_promise(slot).map_err(Obstacle::Full)?;
+        let (taken, host) = self.take_packed(state, bytes)?;
+        Ok((self.begin_change(state, slot, range, old, Some(taken)), host))
+    }
+
+    /// Takes a place for compressed data: the cluster of the file, which counts once more, and the offset.
+    fn take_packed(&self, state: &mut State, bytes: u64) -> Result<(Range<u64>, u64), Obstacle> {
+        let cluster = self.geometry.cluster_bytes();
+        let Some(refcounts) = &mut state.refcounts else { return Err(Obstacle::Look) };
+        if let Some(packer) = &mut state.packer
+            && packer.used + bytes <= cluster
+        {
+            let range = packer.cluster..packer.cluster + cluster;
+            match refcounts.add_reference(range.clone()) {
+                Ok(()) => {
+                    let host = packer.cluster + packer.used;
+                    packer.used += bytes;
+                    return Ok((range, host));
+                }
+                // It takes no more.
+                Err(Need::Overflow) => {}
+                Err(need) => return Err(need.into()),
+            }
+        }
+        self.file.debug_event(DebugEvent::ClusterAllocBytes);
+        let range = refcounts.allocate(1, None)?;
+        self.inflated.forget(range.clone());
+        state.packer = Some(Packer { cluster: range.start, used: bytes });
+        Ok((range.clone(), range.start))
+    }
+}
