@@ -12,7 +12,7 @@ use crate::simulated;
 use crate::util::shape::{Format, SHAPES, Shape};
 
 /// Moments of a run that are looked at.
-const MOMENTS: u64 = 12;
+const MOMENTS: u64 = 4;
 const HOW: Truncate =
     Truncate { exact: true, zero: true, preallocation: coblk_block::Preallocation::Off };
 
