@@ -42,6 +42,19 @@ struct Length {
     pending: Vec<(usize, usize)>,
 }
 
+impl Length {
+    /// A durable write is there, and with it the length that it needed, though the request for that is not
+    /// answered yet.
+    fn cover(&mut self, end: usize) {
+        if end > self.durable
+            && let Some(at) = self.pending.iter().position(|it| it.1 >= end)
+        {
+            self.durable = self.pending[at].1;
+            self.pending.drain(..=at);
+        }
+    }
+}
+
 impl Recorder {
     /// What a loss of power at `moment` may leave.
     pub fn crash_at(&self, moment: u64) -> CrashPoint {
@@ -88,6 +101,9 @@ impl CrashPoint {
                 false => length.pending.push((index, new as usize)),
             }
             content.resize(content.len().max(new as usize), 0);
+        }
+        if let (Action::Write { offset, data, .. }, true) = (action, is_durable) {
+            length.cover(*offset as usize + data.len());
         }
         for sector in action.sectors(content.len()) {
             let pending = self.pending.entry((*file, sector)).or_default();
@@ -254,6 +270,11 @@ mod tests {
         assert_eq!(files(Survivors::Only(1)), [9, 9, 9, 9]);
         assert_eq!(files(Survivors::Only(0)), [9, 9, 9, 9, 0, 0]);
         assert_eq!(files(Survivors::All), [9, 9, 9, 9, 7, 7]);
+        let late = Record { ended: Some(20), ..grow(6 * SECTOR as u64, 2) };
+        let records = vec![late, write(4, 7, 5, Some(8)), flush(9, 11)];
+        let point = CrashPoint::new(records, vec![vec![9; 4 * SECTOR]], 12);
+        let files = sectors(&point.files(&mut Survivors::None));
+        assert_eq!(files, [9, 9, 9, 9, 7, 7], "a durable write has its length");
         let records = vec![grow(2 * SECTOR as u64, 2), grow(4 * SECTOR as u64, 5), flush(8, 10)];
         let point = CrashPoint::new(records, vec![vec![9; 4 * SECTOR]], 10);
         assert_eq!(sectors(&point.files(&mut Survivors::None)), [9, 9, 0, 0], "cut and grown");

@@ -8,7 +8,7 @@ use crate::{Done, Run, simulated};
 
 const SURVEY: Survey = Survey { moments: 60, single: 4, random: 2, leaks: 400, further: u64::MAX };
 /// Runs of each shape before a step counts as not needed.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 12;
 
 /// Finds a run that fails without a step: its shape, its seed, and what is wrong then.
 fn find(rule: &'static str, mix: fn(usize) -> Mix, survey: Option<Survey>) -> Option<String> {
@@ -26,10 +26,10 @@ fn find(rule: &'static str, mix: fn(usize) -> Mix, survey: Option<Survey>) -> Op
     None
 }
 
-/// What looks at crashes, or at requests that run.
+/// A crash shows that a step is left out.
 #[track_caller]
 fn is_needed(rule: &'static str) {
-    let found = find(rule, Mix::all, Some(SURVEY)).or_else(|| find(rule, Mix::churn, None));
+    let found = find(rule, Mix::all, Some(SURVEY));
     println!("{rule}: {}", found.unwrap_or_else(|| panic!("{rule} is not missed")));
 }
 
@@ -55,7 +55,8 @@ fn q166_what_is_given_up_is_counted_until_that_is_durable() {
 
 #[test]
 fn q188_what_is_given_up_is_not_used_while_requests_reach_it() {
-    is_needed("grace");
+    let found = find("grace", Mix::churn, None);
+    println!("grace: {}", found.expect("a request that meets another owner"));
 }
 
 #[test]

@@ -37,15 +37,19 @@ const KINDS: usize = 12;
 
 impl Kind {
     /// Kinds that must have been done.
-    pub const EXPECTED: [Kind; 8] = [
+    pub const EXPECTED: [Kind; KINDS] = [
         Kind::Read,
         Kind::Write,
         Kind::Durable,
+        Kind::Compressed,
         Kind::Zero,
         Kind::ZeroUnmap,
+        Kind::ZeroOnly,
         Kind::Discard,
         Kind::Flush,
         Kind::Status,
+        Kind::Grow,
+        Kind::Shrink,
     ];
 
     fn draw(random: &mut Random) -> Kind {
@@ -210,8 +214,12 @@ impl Play {
             Kind::Status => backend.co_block_status(co, offset, bytes).map(drop),
             _ => backend.co_flush(co),
         };
-        if self.counts.count(&self.what, kind, result) && changes {
+        let is_done = self.counts.count(&self.what, kind, result);
+        if is_done && changes {
             self.model.set(range, (kind != Kind::Discard).then_some(&data[..]));
+        } else if kind == Kind::ZeroOnly {
+            // A part of it may read as zeroes.
+            self.model.set(range, None);
         }
         lock.into_iter().for_each(|lock| self.model.unlock(lock));
     }
