@@ -65,17 +65,13 @@ pub(super) fn co_repair(
     let [first, second] = Progress::halves(options.progress);
     file.co_flush(co)?;
     header::co_begin(co, file)?;
-    let mends_all = options.repair == Repair::All;
-    let mut checker = co_count(co, file, mends_all, &first)?;
-    if checker.plan.unaligned.iter().any(|table| !checker.is_writable_table(*table)) {
-        // What is not mended counts.
-        checker = co_count(co, file, false, &first)?;
+    let mut fixed = Fixed::default();
+    let mut found = co_pass(co, file, options.repair, &first, &mut fixed)?;
+    if found.is_shared_no_more {
+        // What old refcounts had a share of can be mended now.
+        found.check = co_pass(co, file, options.repair, &first, &mut fixed)?.check;
     }
-    checker.compare()?;
-    let mut repairer = Repairer { checker, co, file, fixed: Fixed::default() };
-    repairer.co_mend(options.repair)?;
-    let Repairer { checker, fixed, .. } = repairer;
-    let found = checker.check;
+    let found = found.check;
     let mut check = co_check_part(co, file, &second)?;
     check.report.corruptions_fixed = fixed.corruptions;
     check.report.leaks_fixed = fixed.leaks;
@@ -85,6 +81,35 @@ pub(super) fn co_repair(
         header::co_mark_clean(co, file)?;
     }
     Ok(check)
+}
+
+/// What one pass has found.
+struct Pass {
+    check: Check,
+    /// Tables with owners that cannot share them may have lost one.
+    is_shared_no_more: bool,
+}
+
+/// Checks, and mends once.
+fn co_pass(
+    co: &Co<'_>,
+    file: &dyn Store,
+    repair: Repair,
+    progress: &Progress<'_>,
+    fixed: &mut Fixed,
+) -> Result<Pass, ImageError> {
+    let mut checker = co_count(co, file, repair == Repair::All, progress)?;
+    if checker.plan.unaligned.iter().any(|table| !checker.is_writable_table(*table)) {
+        // What is not mended counts.
+        checker = co_count(co, file, false, progress)?;
+    }
+    checker.compare()?;
+    let mut repairer = Repairer { checker, co, file, fixed: std::mem::take(fixed) };
+    repairer.co_mend(repair)?;
+    let Repairer { checker, fixed: mended, .. } = repairer;
+    *fixed = mended;
+    let is_shared_no_more = checker.plan.must_rebuild && checker.plan.has_mixed;
+    Ok(Pass { check: checker.check, is_shared_no_more })
 }
 
 /// Counts all references; those of entries that can be mended are left out if they will be.
