@@ -193,6 +193,12 @@ fn measure_prints_what_qemu_img_prints() {
         same(&place, &format!("measure -O raw {arguments}"));
         same_json(&place, &format!("measure -O raw --output=json {arguments}"), |it| it);
     }
+    for arguments in
+        ["data.raw", "top.qcow2", "compressed.qcow2", "--size 10M", "-o cluster_size=4k --size 10G"]
+    {
+        same(&place, &format!("measure -O qcow2 {arguments}"));
+        same_json(&place, &format!("measure -O qcow2 --output=json {arguments}"), |it| it);
+    }
     same(&place, "measure -O raw");
     same(&place, "measure -O raw --size 1M data.raw");
     same(&place, "measure -O raw missing.raw");
@@ -211,4 +217,41 @@ fn snapshots_are_listed() {
     same(&place, "snapshot v3.qcow2");
     assert_eq!(place.ours("snapshot -l -f raw data.raw").expect_success().out, "");
     assert_eq!(place.ours("snapshot -c s -f raw data.raw").code, 1);
+}
+
+#[test]
+fn encrypted_images_are_opened_by_a_secret() {
+    let place = Place::new();
+    let secret = "--object secret,id=key,data=password";
+    let make = "-o encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1 a.qcow2 1M";
+    place.qemu_img(&format!("create -q -f qcow2 {secret} {make}"));
+    let image = "--image-opts driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=key";
+    let write = ["--object", "secret,id=key,data=password", "--image-opts"];
+    let options = "driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=key";
+    place
+        .program("qemu-io", &[&write[..], &[options, "-c", "write -P 7 0 100k"]].concat())
+        .expect_success();
+    same_json(&place, "info --output=json a.qcow2", as_old);
+    same(&place, &format!("map --output=json {secret} {image}"));
+    same(&place, &format!("check {secret} {image}"));
+    let options = &image["--image-opts ".len()..];
+    place
+        .ours(&format!("convert {secret} --source-image-opts {options} ours.raw"))
+        .expect_success();
+    place.qemu_img(&format!("convert {secret} --image-opts {options} theirs.raw"));
+    assert!(place.read("ours.raw") == place.read("theirs.raw"));
+    // In a file, and in base64.
+    fs::write(place.path("key"), "cGFzc3dvcmQ=\n").unwrap();
+    let secret = "--object secret,id=key,format=base64,file=key";
+    place.ours(&format!("map --output=json {secret} {image}")).expect_success();
+    for wrong in [
+        "map a.qcow2",
+        "map --object secret,id=key,data=wrong --image-opts driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=key",
+        "map --object secret,id=key a.qcow2",
+        "map --object frob,id=key a.qcow2",
+    ] {
+        let said = place.ours(wrong);
+        assert_eq!(said.code, 1, "{wrong}: {said:?}");
+        assert!(!said.error.contains("wrong"), "{said:?}");
+    }
 }

@@ -20,6 +20,10 @@ pub fn fuzz_parsers(bytes: &[u8]) {
         fuzz_header(&header);
     }
     FeatureName::parse_table(bytes);
+    #[cfg(feature = "encryption")]
+    if let Ok(header) = coblk_crypto::luks::LuksHeader::parse(bytes) {
+        assert_eq!(header.encode()[..], bytes[..header.encode().len()]);
+    }
     if let Ok((snapshot, _)) = Snapshot::parse(bytes) {
         let mut again = Vec::new();
         snapshot.encode(0, &mut again);

@@ -21,6 +21,7 @@ impl ImageFormat for Image {
         info.dirty = header.incompatible.contains(Incompatible::DIRTY);
         info.corrupt = header.incompatible.contains(Incompatible::CORRUPT);
         info.backing = backing_name(header);
+        info.snapshots = self.snapshot_list();
         info.specific = Some(SpecificInfo::new("qcow2", Value::Object(self.specific())));
         Ok(info)
     }
@@ -42,18 +43,7 @@ impl ImageFormat for Image {
     }
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let snapshots = self.snapshots();
-        let snapshots = snapshots.iter().map(|it| {
-            let length = it.disk_bytes.unwrap_or(self.disk_bytes());
-            let mut snapshot = ImageSnapshot::new(text(&it.id), text(&it.name), length);
-            snapshot.vm_state_size = it.vm_state_bytes;
-            snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
-            snapshot.vm_clock = it.vm_clock_ns;
-            snapshot.icount = it.icount;
-            snapshot
-        });
-        Ok(snapshots.collect())
+        Ok(self.snapshot_list())
     }
 
     fn co_create_snapshot(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
@@ -77,6 +67,21 @@ fn backing_name(header: &Header) -> Option<BackingName> {
 }
 
 impl Image {
+    fn snapshot_list(&self) -> Vec<ImageSnapshot> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let snapshots = self.snapshots();
+        let snapshots = snapshots.iter().map(|it| {
+            let length = it.disk_bytes.unwrap_or(self.disk_bytes());
+            let mut snapshot = ImageSnapshot::new(text(&it.id), text(&it.name), length);
+            snapshot.vm_state_size = it.vm_state_bytes;
+            snapshot.date = (it.date_seconds.into(), it.date_nanoseconds);
+            snapshot.vm_clock = it.vm_clock_ns;
+            snapshot.icount = it.icount;
+            snapshot
+        });
+        snapshots.collect()
+    }
+
     /// The members of QAPI's `ImageInfoSpecificQCow2`.
     fn specific(&self) -> Map<String, Value> {
         let header = &*self.header();

@@ -3,9 +3,11 @@
 mod util;
 
 use std::fs;
+use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector};
-use coblk_block::WriteFlags;
+use coblk_block::options::NodeOptions;
+use coblk_block::{BackendOptions, WriteFlags};
 use coblk_tests::{errno, tools};
 use serde_json::json;
 use util::{Opened, Stand, first_l2, patch, word};
@@ -147,5 +149,28 @@ fn q241_a_cluster_that_compressed_data_has_left_takes_no_more_of_it() {
     }
     opened.close();
     stand.check(&image);
+    stand.end();
+}
+
+#[test]
+fn q16_q74_an_image_that_another_uses_is_not_repaired() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1M");
+    patch(&image, INCOMPATIBLE, &1_u64.to_be_bytes());
+    let options = json!({"driver": "file", "filename": tools::text(&image)});
+    let options = NodeOptions::from_value(options).unwrap();
+    let other = stand.blockdevs.open(&stand.ctx, options).unwrap();
+    let user = BackendOptions::new("other").open(&stand.ctx, Arc::clone(&other)).unwrap();
+    let opened = stand.try_open(&image, json!({"read-only": false}));
+    let why = opened.map(|node| node.name().to_owned()).unwrap_err().to_string();
+    assert!(why.contains("lock"), "{why}");
+    assert_eq!(word(&image, INCOMPATIBLE), 1);
+    drop((user, other));
+    stand.end();
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1M");
+    patch(&image, INCOMPATIBLE, &1_u64.to_be_bytes());
+    stand.open_writable(&image, json!({})).close();
+    assert_eq!(word(&image, INCOMPATIBLE), 0);
     stand.end();
 }

@@ -123,6 +123,8 @@ pub struct ImageInfo {
     pub corrupt: bool,
     /// The backing file that the header names.
     pub backing: Option<BackingName>,
+    /// Its snapshots, in the order of its table.
+    pub snapshots: Vec<ImageSnapshot>,
     /// What only this format has.
     pub specific: Option<SpecificInfo>,
 }
@@ -137,6 +139,7 @@ impl ImageInfo {
             dirty: false,
             corrupt: false,
             backing: None,
+            snapshots: Vec::new(),
             specific: None,
         }
     }

@@ -1,5 +1,5 @@
-//! The place of data within one cluster. Most requests ask for no more, and it takes a third of what
-//! [`co_find`](Image::co_find) does for all the others.
+//! The place of data within one cluster. Most requests ask for no more; [`co_find`](Image::co_find) is for
+//! all the others.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;

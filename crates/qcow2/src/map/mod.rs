@@ -155,7 +155,7 @@ fn find_in_slice(
 ) -> Result<Run, Corruption> {
     let geometry = rules.geometry;
     // A power of two, as all that is not divided by here.
-    let entries = words.len() as u64 * 8 >> geometry.l2_entry_bits();
+    let entries = (words.len() as u64 * 8) >> geometry.l2_entry_bits();
     let mut index = (geometry.l2_index(range.start) & entries.wrapping_sub(1)) as usize;
     let mut cluster = geometry.cluster_start(range.start);
     let mut current = entry(rules, words, index).unwrap_or_default();

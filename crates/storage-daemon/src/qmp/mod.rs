@@ -6,6 +6,7 @@ mod blockstats;
 mod check;
 mod events;
 mod exports;
+mod image;
 mod jobs;
 mod nbd_server;
 mod nodes;

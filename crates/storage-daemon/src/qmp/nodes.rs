@@ -1,19 +1,21 @@
 //! `query-named-block-nodes`: what nodes there are.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coblk::BlockNode;
-use coblk::block::{DetectZeroes, NodeInfo};
+use coblk::block::DetectZeroes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::Commands;
+use super::image::{self, Image, Sizes};
 
 #[derive(Deserialize)]
 struct Query {
-    /// Whether to leave out what lies below. It always is: those below are in the list themselves.
-    #[serde(rename = "flat")]
-    _flat: Option<bool>,
+    /// Whether to leave out the backing files of images: they are in the list themselves.
+    flat: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -23,8 +25,8 @@ struct SetThreshold {
     write_threshold: u64,
 }
 
-/// QAPI's `BlockDeviceInfo`. What nodes here cannot have is there all the same, if QAPI wants it:
-/// encryption, backing files and limits of their own.
+/// QAPI's `BlockDeviceInfo`. What nodes here cannot have is there all the same, if QAPI wants it: limits of
+/// their own.
 #[derive(Serialize)]
 struct Info {
     #[serde(rename = "node-name")]
@@ -37,6 +39,9 @@ struct Info {
     detect_zeroes: &'static str,
     active: bool,
     encrypted: bool,
+    /// The file of the node that is the backing file now, whatever the image names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_file: Option<String>,
     backing_file_depth: u64,
     bps: u64,
     bps_rd: u64,
@@ -48,18 +53,6 @@ struct Info {
     /// Ours: the nodes below it.
     #[serde(rename = "x-coblk-children")]
     children: Vec<Child>,
-}
-
-/// QAPI's `ImageInfo`.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Image {
-    filename: String,
-    format: &'static str,
-    virtual_size: u64,
-    /// Unknown to some file systems, and while a disk does not answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    actual_size: Option<u64>,
 }
 
 /// QAPI's `BlockdevCacheInfo`.
@@ -79,10 +72,12 @@ struct Child {
 }
 
 pub(super) fn add(commands: &mut Commands) {
-    commands.add("query-named-block-nodes", |daemon, co, _: Query| {
+    commands.add("query-named-block-nodes", |daemon, co, query: Query| {
         let nodes = daemon.blockdevs().nodes();
         let sizes = daemon.co_allocated_bytes(co, &nodes);
-        let infos = nodes.iter().zip(sizes).map(|(node, size)| info(node, size));
+        let sizes: BTreeMap<_, _> = nodes.iter().map(Arc::as_ptr).zip(sizes).collect();
+        let size = |node: &BlockNode| sizes.get(&std::ptr::from_ref(node)).copied().flatten();
+        let infos = nodes.iter().map(|node| info(node, query.flat == Some(true), &size));
         Ok(infos.collect::<Vec<_>>())
     });
     commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
@@ -94,13 +89,22 @@ pub(super) fn add(commands: &mut Commands) {
     }
 }
 
-fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
+fn info(node: &BlockNode, flat: bool, sizes: Sizes<'_>) -> Info {
+    let (image, backing) = (Image::of(node, flat, sizes), image::backing(node));
+    let is_encrypted = || Some(node.driver().image()?.info().ok()?.encrypted);
+    let encrypted = is_encrypted().unwrap_or(false);
+    let backing_file = backing.as_ref().map(|backing| image::filename(&backing.describe()));
+    // As in QEMU, a flat list does not look at what lies below.
+    let chain = backing.filter(|_| !flat);
+    let backing_file_depth = std::iter::successors(chain, |node| image::backing(node)).count();
     let node = node.describe();
-    let filename = node.filename.clone().unwrap_or_else(|| described(&node));
-    let children = node.children.into_iter();
+    let children = node.children.iter();
+    let children = children.map(|it| Child { child: it.child.clone(), node_name: it.node.clone() });
     Info {
-        file: filename.clone(),
-        image: Image { filename, format: node.driver, virtual_size: node.length, actual_size },
+        file: image::filename(&node),
+        image,
+        backing_file,
+        children: children.collect(),
         node_name: node.name,
         drv: node.driver,
         ro: node.read_only,
@@ -111,8 +115,8 @@ fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
             DetectZeroes::Unmap => "unmap",
         },
         active: node.active,
-        encrypted: false,
-        backing_file_depth: 0,
+        encrypted,
+        backing_file_depth: backing_file_depth as u64,
         bps: 0,
         bps_rd: 0,
         bps_wr: 0,
@@ -120,16 +124,5 @@ fn info(node: &BlockNode, actual_size: Option<u64>) -> Info {
         iops_rd: 0,
         iops_wr: 0,
         write_threshold: node.write_threshold.unwrap_or(0),
-        children: children.map(|it| Child { child: it.child, node_name: it.node }).collect(),
     }
-}
-
-/// What stands for the file name of a node that has none: some of its options.
-fn described(node: &NodeInfo) -> String {
-    let mut options = Map::new();
-    options.insert("driver".to_owned(), node.driver.into());
-    for child in &node.children {
-        options.insert(child.child.to_string(), child.node.clone().into());
-    }
-    format!("json:{}", Value::Object(options))
 }

@@ -131,8 +131,9 @@ impl FileOptions {
 
     /// Sets up to how many reads in a turn of the loop are tried so if it has a ring, which takes a
     /// larger batch at less cost: the rest of this turn's, and all of the next turns' until one is small
-    /// again. 32 by default; a device's requests of one kick may be four times as many. Reads of all images of a context are counted together. Where there are
-    /// workers instead of a ring, all are tried; with 0, none is in either case.
+    /// again. 32 by default; a device's requests of one kick may be four times as many. Reads of all
+    /// images of a context are counted together. Where there are workers instead of a ring, all are
+    /// tried; with 0, none is in either case.
     pub fn in_place_reads_a_turn(self, max: u32) -> FileOptions {
         FileOptions { in_place_a_turn: max, ..self }
     }
