@@ -26,7 +26,7 @@ fn simulated(seed: u64) -> AioContext {
 }
 
 /// Few moments of each run; `COBLK_SEEDS_TIMES` makes it more runs.
-const SURVEY: Survey = Survey { moments: 6, single: 2, random: 1, leaks: 400, further: 80 };
+const SURVEY: Survey = Survey { moments: 6, single: 2, random: 1, leaks: 400, further: 30 };
 /// All moments.
 const THOROUGH: Survey =
     Survey { moments: u64::MAX, single: 5, random: 2, leaks: 400, further: 1000 };
