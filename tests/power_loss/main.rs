@@ -56,7 +56,7 @@ fn run(
     two: bool,
 ) -> Result<Seen, String> {
     let recorder = Recorder::new(Behaviour { seed, ..Behaviour::default() });
-    let files = [recorder.add_file(linear::empty_image(seed % 2 == 0))];
+    let files = [recorder.add_file(linear::empty_image(seed.is_multiple_of(2)))];
     let subject = Format(bug);
     let node = subject.open(ctx, &files, false)?;
     let registers = Registers::new(&vec![0; CLUSTERS * CLUSTER * SECTOR]);

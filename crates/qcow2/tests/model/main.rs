@@ -39,7 +39,7 @@ fn run(shape: Shape, seed: u64, two: bool, counts: &Counts) {
     let (ctx, format) = (context(seed, two), Format::new(shape));
     let recorder = Recorder::new(Behaviour {
         seed,
-        has_fua: seed % 2 == 0,
+        has_fua: seed.is_multiple_of(2),
         alignment: [1, 512, 4096][seed as usize % 3],
         ..Behaviour::default()
     });

@@ -54,15 +54,15 @@ impl Kind {
 
     fn draw(random: &mut Random) -> Kind {
         match random.below(100) {
-            ..30 => Kind::Read,
-            ..62 => Kind::Write,
-            ..64 => Kind::Durable,
-            ..70 => Kind::Compressed,
-            ..75 => Kind::Zero,
-            ..81 => Kind::ZeroUnmap,
-            ..84 => Kind::ZeroOnly,
-            ..91 => Kind::Discard,
-            ..95 => Kind::Status,
+            0..30 => Kind::Read,
+            30..62 => Kind::Write,
+            62..64 => Kind::Durable,
+            64..70 => Kind::Compressed,
+            70..75 => Kind::Zero,
+            75..81 => Kind::ZeroUnmap,
+            81..84 => Kind::ZeroOnly,
+            84..91 => Kind::Discard,
+            91..95 => Kind::Status,
             _ => Kind::Flush,
         }
     }
