@@ -64,7 +64,7 @@ fn an_object_of_an_embedder_is_made_found_changed_and_deleted() {
     assert_eq!(qmp.run("qom-get", json!({"path": "c", "property": "step"})), 1);
     let types = qmp.run("qom-list-types", json!({"implements": "user-creatable"}));
     let names: Vec<&Value> = types.as_array().unwrap().iter().map(|it| &it["name"]).collect();
-    assert_eq!(names, ["counter", "iothread", "throttle-group", "tls-creds-x509"]);
+    assert_eq!(names, ["counter", "iothread", "secret", "throttle-group", "tls-creds-x509"]);
     let properties = json!([{"name": "type", "type": "string"}, {"name": "start", "type": "int"},
         {"name": "step", "type": "int"}]);
     assert_eq!(qmp.run("qom-list-properties", json!({"typename": "counter"})), properties);
