@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::Range;
 
-use coblk_aio::Co;
+use coblk_aio::{Co, IoVector};
 use coblk_block::ZeroFlags;
 
 use crate::image::Image;
@@ -48,7 +48,7 @@ impl Image {
     /// Makes a range of whole subclusters read as zeroes.
     ///
     /// # Errors
-    /// ENOTSUP if entries cannot say so; nothing has changed then, or a part of it. Else as of writes.
+    /// ENOTSUP if entries cannot say so; nothing has changed then. Else as of writes.
     pub(crate) fn co_pwrite_zeroes(
         &self,
         co: &Co<'_>,
@@ -98,6 +98,13 @@ impl Image {
             self.co_have_slice(co, at)?;
             let mut state = self.lock();
             match self.begin_clear(&mut state, part, clear) {
+                // A part of a compressed cluster at the end: the rest is cleared by now.
+                Err(Obstacle::Unsupported) if at > range.start => {
+                    drop(state);
+                    let zeroes = vec![0; (range.end - at) as usize];
+                    self.co_write(co, at, &IoVector::from(&zeroes[..]))?;
+                    at = range.end;
+                }
                 Err(obstacle) => self.co_overcome(co, state, obstacle, &mut patience)?,
                 Ok((None, part)) => at = part.end,
                 Ok((Some(change), part)) => {

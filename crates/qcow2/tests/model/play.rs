@@ -217,9 +217,6 @@ impl Play {
         let is_done = self.counts.count(&self.what, kind, result);
         if is_done && changes {
             self.model.set(range, (kind != Kind::Discard).then_some(&data[..]));
-        } else if kind == Kind::ZeroOnly {
-            // A part of it may read as zeroes.
-            self.model.set(range, None);
         }
         lock.into_iter().for_each(|lock| self.model.unlock(lock));
     }
