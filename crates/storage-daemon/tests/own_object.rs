@@ -83,9 +83,9 @@ fn an_object_of_an_embedder_is_made_found_changed_and_deleted() {
         (json!({"start": -1}), "Value '-1' is out of range for parameter 'start'"),
         (json!({"id": "c"}), "attempt to add duplicate property 'c' to object (type 'container')"),
         (
-            json!({"qom-type": "secret"}),
-            "Parameter 'qom-type' does not accept value 'secret'; there is counter, iothread, \
-             throttle-group, tls-creds-x509",
+            json!({"qom-type": "rng-random"}),
+            "Parameter 'qom-type' does not accept value 'rng-random'; there is counter, iothread, \
+             secret, throttle-group, tls-creds-x509",
         ),
     ] {
         assert!(qmp.refused("object-add", add(more)).contains(why), "{why}");
