@@ -41,7 +41,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::Block;
-#[allow(unused_imports, reason = "writes are to use it")]
 pub(crate) use commit::RefcountPlan;
 use grow::NewTable;
 pub(crate) use owed::Discard;
