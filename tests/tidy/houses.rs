@@ -110,7 +110,7 @@ pub const HOUSES: &[House] = &[
             &["truncate"],
             &["snapshot"],
             &["check"],
-            &["amend"],
+            &["amend", "backing", "empty"],
             &["info"],
             &["open"],
             &["create"],

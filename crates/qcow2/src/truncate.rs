@@ -253,7 +253,7 @@ impl Image {
         self.co_cut_file(co)
     }
 
-    fn co_drop_empty_blocks(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn co_drop_empty_blocks(&self, co: &Co<'_>) -> io::Result<()> {
         loop {
             let dropped =
                 self.lock().refcounts.as_mut().map_or(Ok(()), |it| it.drop_empty_blocks());
@@ -265,7 +265,7 @@ impl Image {
     }
 
     /// Gives up a table in which nothing is mapped.
-    fn drop_table(&self, index: u64) {
+    pub(crate) fn drop_table(&self, index: u64) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let entry = self.l1.get(index);

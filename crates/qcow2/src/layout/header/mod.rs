@@ -335,10 +335,26 @@ impl Header {
     /// # Errors
     /// ENOSPC if it does not fit into a cluster; EINVAL if the backing name is too long.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        let mut bytes = self.encode_head();
+        if let Some(backing) = &self.backing {
+            let at = bytes.len();
+            put_backing(&mut bytes, at, backing)?;
+            bytes.extend(backing);
+        }
+        let cluster_bytes = self.geometry()?.cluster_bytes() as usize;
+        if bytes.len() > cluster_bytes {
+            return Err(FormatError::no_space("the header does not fit into a cluster"));
+        }
+        bytes.resize(cluster_bytes, 0);
+        Ok(bytes)
+    }
+
+    /// Writes the fields and the extensions, without a backing name.
+    fn encode_head(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FULL_BYTES);
         bytes.extend(MAGIC);
         bytes.extend(self.version.to_be_bytes());
-        // The place of the backing name is known at the end.
+        // The place of the backing name comes later.
         bytes.extend([0; 12]);
         bytes.extend(self.cluster_bits.to_be_bytes());
         bytes.extend(self.size.to_be_bytes());
@@ -353,21 +369,7 @@ impl Header {
             self.encode_v3(&mut bytes);
         }
         self.extensions.encode(&mut bytes);
-        if let Some(backing) = &self.backing {
-            if backing.len() as u64 > MAX_BACKING_BYTES {
-                return Err(FormatError::invalid("backing file name too long"));
-            }
-            let at = bytes.len() as u64;
-            bytes[8..16].copy_from_slice(&at.to_be_bytes());
-            bytes[16..20].copy_from_slice(&(backing.len() as u32).to_be_bytes());
-            bytes.extend(backing);
-        }
-        let cluster_bytes = self.geometry()?.cluster_bytes() as usize;
-        if bytes.len() > cluster_bytes {
-            return Err(FormatError::no_space("the header does not fit into a cluster"));
-        }
-        bytes.resize(cluster_bytes, 0);
-        Ok(bytes)
+        bytes
     }
 
     fn encode_v3(&self, bytes: &mut Vec<u8>) {
@@ -420,6 +422,16 @@ impl Header {
     }
 }
 
+/// Says in a header where its backing name is.
+fn put_backing(header: &mut [u8], at: usize, name: &[u8]) -> Result<(), FormatError> {
+    if name.len() as u64 > MAX_BACKING_BYTES {
+        return Err(FormatError::invalid("backing file name too long"));
+    }
+    header[8..16].copy_from_slice(&(at as u64).to_be_bytes());
+    header[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+    Ok(())
+}
+
 /// The length of a header, by its own word.
 fn header_bytes(cluster: &[u8]) -> Result<Result<usize, FormatError>, TooShort> {
     if be32(cluster, 4)? == 2 {
@@ -434,6 +446,8 @@ fn header_bytes(cluster: &[u8]) -> Result<Result<usize, FormatError>, TooShort> 
         _ => Ok(length),
     })
 }
+
+mod place;
 
 #[cfg(test)]
 mod tests;
