@@ -250,6 +250,8 @@ impl Image {
         self.co_drop_empty_blocks(co)?;
         self.co_settle(co)?;
         self.co_pass_grace(co);
+        // A write that takes new clusters meanwhile must not find them cut off.
+        let _held = self.co_hold_unmarked(co)?;
         self.co_cut_file(co)
     }
 
