@@ -136,6 +136,37 @@ fn rebase_unsafe_writes_the_name_alone() {
     assert_flat(&place, "top.qcow2", "with its old backing file again");
 }
 
+#[test]
+fn amend_changes_fields_of_the_header() {
+    let place = Place::new();
+    place.qemu_img("create -q -f qcow2 base.qcow2 20M");
+    place.qemu_img("create -q -f qcow2 -o compat=0.10 -b base.qcow2 -F qcow2 top.qcow2");
+    place.qemu_io("top.qcow2", &["write -P 7 1M 2M"]);
+    place.qemu_img("convert -O raw top.qcow2 flat.raw");
+    fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
+    let specific = |image: &str| {
+        let info = place.theirs(&format!("info --output=json {image}")).expect_success().json();
+        info["format-specific"].clone()
+    };
+    for options in [
+        "-o compat=0.10",
+        "-o lazy_refcounts=on",
+        "-o compat=1.1,lazy_refcounts=on",
+        "-o lazy_refcounts=off",
+        "-o data_file=nothing",
+        "-o size=30M -o compat=v3",
+        "-o frob=1",
+    ] {
+        let ours = place.ours(&format!("amend {options} top.qcow2"));
+        let theirs = place.theirs(&format!("amend {options} theirs.qcow2"));
+        assert_eq!(ours.code, theirs.code, "{options}: {ours:?} {theirs:?}");
+        assert_eq!(specific("top.qcow2"), specific("theirs.qcow2"), "{options}");
+        assert_same_backing(&place, options);
+    }
+    place.ours("resize -q --shrink top.qcow2 20M").expect_success();
+    assert_flat(&place, "top.qcow2", "amended");
+}
+
 /// Both images name the same backing file.
 #[track_caller]
 fn assert_same_backing(place: &Place, what: &str) {

@@ -25,6 +25,8 @@ pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 /// Longest name of a backing file in bytes.
 const MAX_BACKING_BYTES: u64 = 1023;
+/// Clusters that are not larger have no names of features.
+const NAMES_FROM_BYTES: u64 = 4096;
 
 /// How data is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,6 +330,22 @@ impl Header {
     pub fn set_compression(&mut self, compression: CompressionType) {
         self.compression_type = compression as u8;
         self.incompatible.set(Incompatible::COMPRESSION, self.compression_type != 0);
+    }
+
+    /// Has version 3, with no features.
+    pub fn upgrade(&mut self) {
+        if self.version == 2 {
+            (self.version, self.header_bytes) = (3, FULL_BYTES as u32);
+            self.tail = vec![0; FULL_BYTES - TAIL_AT];
+            self.name_features();
+        }
+    }
+
+    /// Names the features, if the clusters have room for that.
+    pub fn name_features(&mut self) {
+        if 1 << self.cluster_bits > NAMES_FROM_BYTES {
+            self.extensions.set_feature_names(FeatureName::default_table());
+        }
     }
 
     /// Writes cluster 0, all of it.
