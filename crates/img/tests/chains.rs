@@ -4,6 +4,7 @@ mod util;
 
 use std::fs;
 
+use serde_json::Value;
 use util::Place;
 
 /// Three images, one on another, each with bytes of its own; `flat.raw` has what the last one reads as.
@@ -47,6 +48,10 @@ fn commit_writes_to_the_backing_file() {
         assert_flat(&place, "top.qcow2", options);
         if options.contains("-d") || options.contains("-b") {
             assert!(place.read("top.qcow2") == before, "{options}");
+        } else {
+            let map = place.theirs("map --output=json top.qcow2").expect_success().json();
+            let is_below = |it: &Value| it["depth"] != 0 || it["present"] == false;
+            assert!(map.as_array().unwrap().iter().all(is_below), "{options}: {map}");
         }
     }
 }
@@ -92,4 +97,82 @@ fn resize_changes_the_length_of_qcow2_images() {
     let before = fs::read(place.path("base.qcow2")).unwrap();
     assert_eq!(place.ours("resize base.qcow2 1M").code, 1);
     assert!(place.read("base.qcow2") == before);
+}
+
+#[test]
+fn rebase_gives_an_image_another_backing_file() {
+    for options in [
+        "-b base.qcow2 -F qcow2",
+        "-b flat.raw -F raw",
+        "-b ''",
+        "-c -b ''",
+        "-p -b middle.qcow2 -F qcow2",
+    ] {
+        let place = Place::new();
+        chain(&place);
+        fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
+        let words = |image| {
+            let options = options.split(' ').map(|it| it.trim_matches('\''));
+            ["rebase"].into_iter().chain(options).chain([image]).collect::<Vec<&str>>()
+        };
+        let said = place.command_with(words("top.qcow2")).output().unwrap();
+        assert!(said.status.success(), "{options}: {said:?}");
+        place.program("qemu-img", &words("theirs.qcow2")).expect_success();
+        assert_flat(&place, "top.qcow2", options);
+        assert_same_backing(&place, options);
+    }
+}
+
+#[test]
+fn rebase_unsafe_writes_the_name_alone() {
+    let place = Place::new();
+    chain(&place);
+    fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
+    for name in ["not-there.raw -F raw", "base.qcow2 -F qcow2", "middle.qcow2 -F qcow2"] {
+        place.ours(&format!("rebase -u -b {name} top.qcow2")).expect_success();
+        place.qemu_img(&format!("rebase -u -b {name} theirs.qcow2"));
+        assert_same_backing(&place, name);
+    }
+    assert_flat(&place, "top.qcow2", "with its old backing file again");
+}
+
+#[test]
+fn amend_changes_fields_of_the_header() {
+    let place = Place::new();
+    place.qemu_img("create -q -f qcow2 base.qcow2 20M");
+    place.qemu_img("create -q -f qcow2 -o compat=0.10 -b base.qcow2 -F qcow2 top.qcow2");
+    place.qemu_io("top.qcow2", &["write -P 7 1M 2M"]);
+    place.qemu_img("convert -O raw top.qcow2 flat.raw");
+    fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
+    let specific = |image: &str| {
+        let info = place.theirs(&format!("info --output=json {image}")).expect_success().json();
+        info["format-specific"].clone()
+    };
+    for options in [
+        "-o compat=0.10",
+        "-o lazy_refcounts=on",
+        "-o compat=1.1,lazy_refcounts=on",
+        "-o lazy_refcounts=off",
+        "-o data_file=nothing",
+        "-o size=30M -o compat=v3",
+        "-o frob=1",
+    ] {
+        let ours = place.ours(&format!("amend {options} top.qcow2"));
+        let theirs = place.theirs(&format!("amend {options} theirs.qcow2"));
+        assert_eq!(ours.code, theirs.code, "{options}: {ours:?} {theirs:?}");
+        assert_eq!(specific("top.qcow2"), specific("theirs.qcow2"), "{options}");
+        assert_same_backing(&place, options);
+    }
+    place.ours("resize -q --shrink top.qcow2 20M").expect_success();
+    assert_flat(&place, "top.qcow2", "amended");
+}
+
+/// Both images name the same backing file.
+#[track_caller]
+fn assert_same_backing(place: &Place, what: &str) {
+    let info = |image: &str| {
+        let info = place.theirs(&format!("info --output=json {image}")).expect_success().json();
+        (info["backing-filename"].clone(), info["backing-filename-format"].clone())
+    };
+    assert_eq!(info("top.qcow2"), info("theirs.qcow2"), "{what}");
 }

@@ -1,4 +1,4 @@
-//! Changes properties of an image: the keys of an encrypted one.
+//! Changes properties of an image: fields of its header, and the keys of an encrypted one.
 
 use std::io;
 
@@ -6,15 +6,24 @@ use coblk_aio::Co;
 use coblk_block::Amend;
 use serde::Deserialize;
 
+use crate::create::Version;
 use crate::encryption::{EncryptAmendOptions, EncryptFormat};
 use crate::image::Image;
-use crate::layout::{Crypt, FormatError};
+use crate::layout::{Autoclear, Compatible, Crypt, FormatError, Header, Incompatible};
 
 /// Properties of an image that can be changed, QAPI's `BlockdevAmendOptionsQcow2`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct Qcow2AmendOptions {
+    /// `version`: version 2 becomes version 3; the other way is refused.
+    pub version: Option<Version>,
+    /// `lazy-refcounts`: whether refcounts may be written late.
+    pub lazy_refcounts: Option<bool>,
+    /// `data-file`: where the data file is, which stays as it is.
+    pub data_file: Option<String>,
+    /// `data-file-raw`: `false`, as the data file does not have to be raw any more.
+    pub data_file_raw: Option<bool>,
     /// `encrypt`: the keys of an image of LUKS.
     pub encrypt: Option<EncryptAmendOptions>,
 }
@@ -27,11 +36,70 @@ impl Image {
     pub(crate) fn co_amend_image(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         let options: Qcow2AmendOptions = amend.options.take().map_err(invalid)?;
+        let old = self.header();
+        let mut new = Header::clone(&old);
+        self.change_fields(&mut new, &options)?;
         (amend.progress)(0, 1);
         if let Some(change) = &options.encrypt {
             self.co_amend_keys(co, change, amend.force)?;
         }
+        if new != *old {
+            // What changed beside this stays as it is now.
+            let change = |header: &mut Header| drop(self.change_fields(header, &options));
+            self.co_update_header(co, change)?;
+        }
         (amend.progress)(1, 1);
+        Ok(())
+    }
+
+    /// Changes the fields of a header, if all of what is asked for can be.
+    fn change_fields(
+        &self,
+        header: &mut Header,
+        options: &Qcow2AmendOptions,
+    ) -> Result<(), FormatError> {
+        match options.version {
+            Some(Version::V3) => self.upgrade(header)?,
+            Some(Version::V2) if header.version != 2 => {
+                let why = "'compat': version 3 cannot become version 2 yet";
+                return Err(FormatError::invalid(why));
+            }
+            Some(Version::V2) | None => {}
+        }
+        if let Some(is_lazy) = options.lazy_refcounts {
+            if is_lazy && header.version == 2 {
+                let why = "'lazy_refcounts': it needs version 3 (compat=1.1)";
+                return Err(FormatError::invalid(why));
+            }
+            header.compatible.set(Compatible::LAZY_REFCOUNTS, is_lazy);
+        }
+        if let Some(name) = &options.data_file {
+            if !header.incompatible.contains(Incompatible::DATA_FILE) {
+                let why = "'data_file': the image has no data file";
+                return Err(FormatError::invalid(why));
+            }
+            let name = Some(name.as_bytes()).filter(|name| !name.is_empty());
+            header.extensions.set_data_file(name);
+        }
+        let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
+        match options.data_file_raw {
+            Some(true) if !is_raw => {
+                let why = "'data_file_raw': it cannot be set in an image that has it off";
+                return Err(FormatError::invalid(why));
+            }
+            Some(false) => header.autoclear.remove(Autoclear::RAW_DATA_FILE),
+            Some(true) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Has version 3. Tables of version 2 mean the same there; this node goes on with what both know.
+    fn upgrade(&self, header: &mut Header) -> Result<(), FormatError> {
+        if self.snapshots().iter().any(|snapshot| snapshot.disk_bytes.is_none()) {
+            let why = "'compat': a snapshot does not tell its size, which version 3 needs";
+            return Err(FormatError::invalid(why));
+        }
+        header.upgrade();
         Ok(())
     }
 

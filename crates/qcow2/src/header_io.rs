@@ -1,7 +1,9 @@
 //! Changes of the header: sectors of cluster 0 that differ, by one writer at a time.
 //!
 //! Fields that every image has lie in sector 0, so a change of them is one sector: a crash leaves the old
-//! ones or the new ones. All else in the cluster stays as it is in the file, known or not.
+//! ones or the new ones. Of a longer change all but sector 0 goes to bytes that the old header does not lead
+//! to, and is durable before sector 0 is written. All else in the cluster stays as it is in the file, known or
+//! not.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,17 +95,30 @@ impl Image {
         if new == *old && cluster.written == cluster.wanted {
             return Ok(());
         }
-        let mut wanted = cluster.wanted.clone();
-        if new.extensions == old.extensions && new.backing == old.backing {
+        let is_in_place = new.extensions == old.extensions
+            && new.backing == old.backing
+            && new.version == old.version;
+        let steps = if is_in_place {
+            let mut wanted = cluster.wanted.clone();
             new.write_fields(&mut wanted);
+            vec![wanted]
         } else {
-            wanted = new.encode()?;
+            new.encode_over(&cluster.wanted)?
+        };
+        if cluster.written.is_empty() {
+            // The old header leads to nothing that was written since, wherever that has failed.
+            let first = &cluster.wanted[..SECTOR_BYTES];
+            co_write_cluster(co, &self.file, &[], first)?;
         }
-        // Until all of it is written, what is there is not known.
-        let written = std::mem::take(&mut cluster.written);
-        co_write_cluster(co, &self.file, &written, &wanted)?;
-        cluster.written.clone_from(&wanted);
-        cluster.wanted = wanted;
+        for wanted in steps {
+            // Until all of it is written, what is there is not known.
+            let written = std::mem::take(&mut cluster.written);
+            let step = Header::parse(&wanted)?;
+            co_write_cluster(co, &self.file, &written, &wanted)?;
+            cluster.written.clone_from(&wanted);
+            cluster.wanted = wanted;
+            self.header.set(step);
+        }
         self.header.set(new);
         Ok(())
     }

@@ -244,7 +244,7 @@ impl Image {
         if !told.swap(true, Ordering::SeqCst) {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
             self.events.tell(&ImageCorrupted::new(corruption, is_fatal));
-            if is_fatal && self.rules.is_v2 {
+            if is_fatal && self.header().version == 2 {
                 return io::Error::from_raw_os_error(libc::EIO);
             }
             let mark = |header: &mut Header| header.incompatible.insert(Incompatible::CORRUPT);

@@ -38,6 +38,14 @@ impl ImageFormat for Image {
         }
     }
 
+    fn co_change_backing(&self, co: &Co<'_>, backing: Option<&BackingName>) -> io::Result<()> {
+        self.co_name_backing(co, backing)
+    }
+
+    fn co_make_empty(&self, co: &Co<'_>) -> io::Result<()> {
+        self.co_empty(co)
+    }
+
     fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
         self.co_amend_image(co, amend)
     }

@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod amend;
+mod backing;
 mod cache;
 pub mod check;
 mod clear;
@@ -37,6 +38,7 @@ mod compressed;
 mod create;
 mod creates;
 mod driver;
+mod empty;
 mod encryption;
 mod epoch;
 mod event;

@@ -250,10 +250,12 @@ impl Image {
         self.co_drop_empty_blocks(co)?;
         self.co_settle(co)?;
         self.co_pass_grace(co);
+        // A write that takes new clusters meanwhile must not find them cut off.
+        let _held = self.co_hold_unmarked(co)?;
         self.co_cut_file(co)
     }
 
-    fn co_drop_empty_blocks(&self, co: &Co<'_>) -> io::Result<()> {
+    pub(crate) fn co_drop_empty_blocks(&self, co: &Co<'_>) -> io::Result<()> {
         loop {
             let dropped =
                 self.lock().refcounts.as_mut().map_or(Ok(()), |it| it.drop_empty_blocks());
@@ -265,7 +267,7 @@ impl Image {
     }
 
     /// Gives up a table in which nothing is mapped.
-    fn drop_table(&self, index: u64) {
+    pub(crate) fn drop_table(&self, index: u64) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let entry = self.l1.get(index);

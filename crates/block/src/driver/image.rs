@@ -34,7 +34,8 @@ pub trait ImageFormat: Send + Sync {
     }
 
     /// Writes another backing file into the header; `None` means that there is none. The bytes of the image
-    /// are not adapted to it, and no edge turns. A name or format that does not fit is EINVAL.
+    /// are not adapted to it, and no edge turns. A name or format that is too long is EINVAL, and ENOSPC if
+    /// the header has no place for it.
     fn co_change_backing(&self, _co: &Co<'_>, _backing: Option<&BackingName>) -> io::Result<()> {
         Err(not_supported())
     }

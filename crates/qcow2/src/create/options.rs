@@ -6,16 +6,14 @@ use serde::Deserialize;
 
 use super::encrypt::EncryptCreateOptions;
 use crate::layout::{
-    Autoclear, Compatible, CompressionType, FeatureName, FormatError, Geometry, Header,
-    Incompatible, Mapped, SECTOR_BYTES,
+    Autoclear, Compatible, CompressionType, FormatError, Geometry, Header, Incompatible, Mapped,
+    SECTOR_BYTES,
 };
 
 /// Clusters by default, in bytes.
 const DEFAULT_CLUSTER_BYTES: u64 = 65536;
 /// Width of refcounts by default, in bits.
 const DEFAULT_REFCOUNT_BITS: u64 = 16;
-/// From this cluster size on a header has the names of features.
-const NAMES_FROM_BYTES: u64 = 4096;
 
 /// The version of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -166,8 +164,8 @@ impl Qcow2CreateOptions {
         let extensions = &mut header.extensions;
         extensions.set_backing_format(self.backing_fmt.as_deref());
         extensions.set_data_file(data_file.map(str::as_bytes));
-        if !self.is_v2() && geometry.cluster_bytes() > NAMES_FROM_BYTES {
-            extensions.set_feature_names(FeatureName::default_table());
+        if !self.is_v2() {
+            header.name_features();
         }
         if let Some(encrypt) = &self.encrypt {
             encrypt.enter(&mut header)?;

@@ -77,6 +77,19 @@ impl Extensions {
         Ok(Extensions(list))
     }
 
+    /// How many bytes of `area` the list there takes, with its end mark.
+    pub(super) fn length_in(area: &[u8]) -> usize {
+        let mut at = 0;
+        while let (Ok(kind), Ok(len)) = (be32(area, at), be32(area, at + 4)) {
+            at += 8;
+            if kind == END {
+                break;
+            }
+            at += (len as usize).next_multiple_of(8);
+        }
+        at.min(area.len())
+    }
+
     /// Writes the extensions and the end mark: the known ones in QEMU's order, and the others in theirs.
     pub(super) fn encode(&self, to: &mut Vec<u8>) {
         let known = ORDER.iter().filter_map(|kind| self.last(*kind));
@@ -147,6 +160,11 @@ impl Extensions {
     /// Sets the names of features, as [`FeatureName::default_table`] has them.
     pub fn set_feature_names(&mut self, table: Vec<u8>) {
         self.set(FEATURE_NAMES, Some(table));
+    }
+
+    /// Drops the names of features.
+    pub fn remove_feature_names(&mut self) {
+        self.set(FEATURE_NAMES, None);
     }
 
     /// The names of features.

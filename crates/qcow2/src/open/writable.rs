@@ -72,18 +72,22 @@ fn co_prepare_locked(
     }
     let mut new = Header::clone(header);
     new.autoclear &= KNOWN;
-    let mut wanted = cluster.clone();
     if new.extensions.has_bitmaps() && !new.autoclear.contains(Autoclear::BITMAPS) {
         tracing::warn!("bitmaps of the image were not kept up to date, and are dropped");
         new.extensions.remove_bitmaps();
-        wanted = new.encode()?;
+        for wanted in new.encode_over(cluster)? {
+            co_write_cluster(co, file, cluster, &wanted)?;
+            *cluster = wanted;
+        }
     } else {
+        let mut wanted = cluster.clone();
         new.write_fields(&mut wanted);
+        if wanted != *cluster {
+            co_write_cluster(co, file, cluster, &wanted)?;
+        }
+        *cluster = wanted;
     }
-    if wanted != *cluster {
-        co_write_cluster(co, file, cluster, &wanted)?;
-    }
-    (**header, *cluster) = (new, wanted);
+    **header = new;
     Ok(())
 }
 

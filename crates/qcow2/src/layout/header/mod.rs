@@ -25,6 +25,8 @@ pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 /// Longest name of a backing file in bytes.
 const MAX_BACKING_BYTES: u64 = 1023;
+/// Clusters that are not larger have no names of features.
+const NAMES_FROM_BYTES: u64 = 4096;
 
 /// How data is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,15 +332,47 @@ impl Header {
         self.incompatible.set(Incompatible::COMPRESSION, self.compression_type != 0);
     }
 
+    /// Has version 3, with no features.
+    pub fn upgrade(&mut self) {
+        if self.version == 2 {
+            (self.version, self.header_bytes) = (3, FULL_BYTES as u32);
+            self.tail = vec![0; FULL_BYTES - TAIL_AT];
+            self.name_features();
+        }
+    }
+
+    /// Names the features, if the clusters have room for that.
+    pub fn name_features(&mut self) {
+        if 1 << self.cluster_bits > NAMES_FROM_BYTES {
+            self.extensions.set_feature_names(FeatureName::default_table());
+        }
+    }
+
     /// Writes cluster 0, all of it.
     ///
     /// # Errors
     /// ENOSPC if it does not fit into a cluster; EINVAL if the backing name is too long.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        let mut bytes = self.encode_head();
+        if let Some(backing) = &self.backing {
+            let at = bytes.len();
+            put_backing(&mut bytes, at, backing)?;
+            bytes.extend(backing);
+        }
+        let cluster_bytes = self.geometry()?.cluster_bytes() as usize;
+        if bytes.len() > cluster_bytes {
+            return Err(FormatError::no_space("the header does not fit into a cluster"));
+        }
+        bytes.resize(cluster_bytes, 0);
+        Ok(bytes)
+    }
+
+    /// Writes the fields and the extensions, without a backing name.
+    fn encode_head(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FULL_BYTES);
         bytes.extend(MAGIC);
         bytes.extend(self.version.to_be_bytes());
-        // The place of the backing name is known at the end.
+        // The place of the backing name comes later.
         bytes.extend([0; 12]);
         bytes.extend(self.cluster_bits.to_be_bytes());
         bytes.extend(self.size.to_be_bytes());
@@ -353,21 +387,7 @@ impl Header {
             self.encode_v3(&mut bytes);
         }
         self.extensions.encode(&mut bytes);
-        if let Some(backing) = &self.backing {
-            if backing.len() as u64 > MAX_BACKING_BYTES {
-                return Err(FormatError::invalid("backing file name too long"));
-            }
-            let at = bytes.len() as u64;
-            bytes[8..16].copy_from_slice(&at.to_be_bytes());
-            bytes[16..20].copy_from_slice(&(backing.len() as u32).to_be_bytes());
-            bytes.extend(backing);
-        }
-        let cluster_bytes = self.geometry()?.cluster_bytes() as usize;
-        if bytes.len() > cluster_bytes {
-            return Err(FormatError::no_space("the header does not fit into a cluster"));
-        }
-        bytes.resize(cluster_bytes, 0);
-        Ok(bytes)
+        bytes
     }
 
     fn encode_v3(&self, bytes: &mut Vec<u8>) {
@@ -420,6 +440,16 @@ impl Header {
     }
 }
 
+/// Says in a header where its backing name is.
+fn put_backing(header: &mut [u8], at: usize, name: &[u8]) -> Result<(), FormatError> {
+    if name.len() as u64 > MAX_BACKING_BYTES {
+        return Err(FormatError::invalid("backing file name too long"));
+    }
+    header[8..16].copy_from_slice(&(at as u64).to_be_bytes());
+    header[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+    Ok(())
+}
+
 /// The length of a header, by its own word.
 fn header_bytes(cluster: &[u8]) -> Result<Result<usize, FormatError>, TooShort> {
     if be32(cluster, 4)? == 2 {
@@ -434,6 +464,8 @@ fn header_bytes(cluster: &[u8]) -> Result<Result<usize, FormatError>, TooShort> 
         _ => Ok(length),
     })
 }
+
+mod place;
 
 #[cfg(test)]
 mod tests;
