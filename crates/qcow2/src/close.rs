@@ -28,7 +28,7 @@ impl Image {
         Ok(())
     }
 
-    /// Writes all, and cuts the file behind the last cluster that is used.
+    /// Writes all, and has the file end behind the last cluster that is used.
     ///
     /// # Errors
     /// Those of writing.
@@ -40,8 +40,8 @@ impl Image {
         if self.has_grown() { self.co_cut_file(co) } else { Ok(()) }
     }
 
-    /// Cuts the file behind the last cluster that is used. What was freed there is durably so, and no request
-    /// is in flight that has found it before.
+    /// Has the file end behind the last cluster that is used. What was freed there is durably so, and no
+    /// request is in flight that has found it before.
     ///
     /// # Errors
     /// Those of reading refcounts.
@@ -52,11 +52,15 @@ impl Image {
                 None => return Ok(()),
                 Some(Err(need)) => self.co_load_need(co, need)?,
                 Some(Ok(end)) => {
-                    // The space ahead of writes: it does no harm if it stays.
-                    if end < self.file.length()
-                        && let Err(error) = self.file.co_truncate(co, end, Truncate::default())
-                    {
-                        tracing::debug!(%error, "the file of an image cannot be cut");
+                    // The space ahead of writes does no harm if it stays; neither does a last cluster
+                    // that is not all there, but not every other reader takes it.
+                    let how = Truncate::default();
+                    let result = match end < self.file.length() {
+                        true => self.file.co_truncate(co, end, how),
+                        false => self.file.co_grow(co, end, how),
+                    };
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "the file of an image cannot be cut, or filled up");
                     }
                     self.look_at_end();
                     return Ok(());

@@ -174,3 +174,19 @@ fn q16_q74_an_image_that_another_uses_is_not_repaired() {
     assert_eq!(word(&image, INCOMPATIBLE), 0);
     stand.end();
 }
+
+#[test]
+fn q217_a_file_ends_with_its_last_cluster() {
+    for cluster in [512, 65536, 2 << 20] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", &format!("cluster_size={cluster}"), "16M");
+        let opened = stand.open_writable(&image, json!({}));
+        opened.write(4 << 20, &[7; 4096]).unwrap();
+        opened.close();
+        let report = tools::run("qemu-img", ["check", "--output=json", tools::text(&image)]);
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let length = fs::metadata(&image).unwrap().len();
+        assert_eq!(report["image-end-offset"], length, "clusters of {cluster}");
+        stand.end();
+    }
+}

@@ -64,7 +64,7 @@ fn an_object_of_an_embedder_is_made_found_changed_and_deleted() {
     assert_eq!(qmp.run("qom-get", json!({"path": "c", "property": "step"})), 1);
     let types = qmp.run("qom-list-types", json!({"implements": "user-creatable"}));
     let names: Vec<&Value> = types.as_array().unwrap().iter().map(|it| &it["name"]).collect();
-    assert_eq!(names, ["counter", "iothread", "throttle-group", "tls-creds-x509"]);
+    assert_eq!(names, ["counter", "iothread", "secret", "throttle-group", "tls-creds-x509"]);
     let properties = json!([{"name": "type", "type": "string"}, {"name": "start", "type": "int"},
         {"name": "step", "type": "int"}]);
     assert_eq!(qmp.run("qom-list-properties", json!({"typename": "counter"})), properties);
@@ -83,9 +83,9 @@ fn an_object_of_an_embedder_is_made_found_changed_and_deleted() {
         (json!({"start": -1}), "Value '-1' is out of range for parameter 'start'"),
         (json!({"id": "c"}), "attempt to add duplicate property 'c' to object (type 'container')"),
         (
-            json!({"qom-type": "secret"}),
-            "Parameter 'qom-type' does not accept value 'secret'; there is counter, iothread, \
-             throttle-group, tls-creds-x509",
+            json!({"qom-type": "rng-random"}),
+            "Parameter 'qom-type' does not accept value 'rng-random'; there is counter, iothread, \
+             secret, throttle-group, tls-creds-x509",
         ),
     ] {
         assert!(qmp.refused("object-add", add(more)).contains(why), "{why}");

@@ -148,7 +148,7 @@ const REFUSED: [(&str, &str, &str); 74] = [
         "type for 'addr.path', expected: string",
     ),
     ("", "--nbd-server addr=x", "Invalid parameter type for 'addr', expected: object"),
-    ("", "--object secret,id=s,data=x", "'qom-type' does not accept value 'secret'"),
+    ("", "--object rng-random,id=s", "'qom-type' does not accept value 'rng-random'"),
     ("", "--object tls-creds-psk,id=s,dir=x", "does not accept value 'tls-creds-psk'"),
     ("", "--object tls-creds-x509,id=s,endpoint=client,dir=x", TLS[0]),
     ("", "--object tls-creds-x509,id=s,endpoint=server,dir=@/none", TLS[1]),
