@@ -53,13 +53,14 @@ impl Patience {
         }
     }
 
-    /// Called after a sleep that began then. If the timer went off meanwhile, how late the loop runs is what a
-    /// wake-up costs.
+    /// Called after a sleep that began then. If the timer went off meanwhile, patience has run out, even if the
+    /// coarse clock does not say so yet, and how late the loop runs is what a wake-up costs.
     #[inline]
     pub(crate) fn after_sleep(&self, since_ns: u64) {
         let due_ns = self.due_ns.get();
         if due_ns > since_ns && sys::clock_ns() >= due_ns {
             self.due_ns.set(0);
+            self.until_ns.set(0);
             WakeCost::here().sample(sys::clock_ns() - due_ns);
         }
     }
@@ -96,6 +97,17 @@ mod tests {
     fn use_a_stack() {
         Coroutine::new("passing", |_| ()).resume();
         assert!(has_idle_memory());
+    }
+
+    #[test]
+    fn a_coarse_clock_that_is_late_does_not_hold_memory_back() {
+        let patience = Patience::new(&FdHandlers::new().unwrap()).unwrap();
+        use_a_stack();
+        patience.before_sleep(5_000_000_000);
+        // The timer was due long ago, on the clock that counts.
+        patience.after_sleep(0);
+        patience.before_sleep(5_900_000_000);
+        assert!(!has_idle_memory());
     }
 
     #[test]
