@@ -8,7 +8,7 @@
 //! end       what was unlinked loses its references; the next commit writes that
 //! ```
 //!
-//! One commit runs at a time, in the coroutine that needs it first; who comes meanwhile joins the next. What
+//! One commit runs at a time, in the coroutine that needs it first; coroutines that come meanwhile join the next. What
 //! is linked while a commit runs is not in its plan. A commit that fails leaves all of its plan dirty, as what
 //! is in the file is not known then.
 
@@ -401,7 +401,7 @@ impl Drop for CommitTurn<'_> {
     }
 }
 
-/// How many refcount blocks were read: who waited for one tries again.
+/// How many refcount blocks were read: a coroutine that waited for one tries again.
 #[derive(Default)]
 pub(crate) struct BlockLoads(AtomicU64);
 

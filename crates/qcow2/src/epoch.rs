@@ -24,7 +24,7 @@ struct Cell {
     pins: [AtomicU64; 2],
 }
 
-/// Counts who may use what was found in an image. Any thread.
+/// Counts the requests that may use what was found in an image. Any thread.
 pub(crate) struct Epochs {
     epoch: AtomicU64,
     cells: PerContext<Cell>,

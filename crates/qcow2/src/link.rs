@@ -203,7 +203,7 @@ impl Image {
         Err(io::Error::from_raw_os_error(errno))
     }
 
-    /// Reads a refcount block. One is read at a time, and who has waited looks whether it was that one.
+    /// Reads a refcount block. One is read at a time, and a coroutine that has waited looks whether it was that one.
     fn co_load_block(&self, co: &Co<'_>, index: u64, offset: u64) -> io::Result<()> {
         let before = self.block_loads.count();
         let _turn = self.block_turn.lock(co);
@@ -282,7 +282,7 @@ impl Change<'_> {
         });
     }
 
-    /// Gives everything back that it still has. Returns who waits for that.
+    /// Gives everything back that it still has. Returns the coroutines that wait for that.
     #[must_use]
     fn end(&mut self, state: &mut State) -> Vec<coblk_aio::CoWaker> {
         self.is_over = true;
