@@ -63,7 +63,7 @@ pub(crate) struct MetadataSet {
     tables: [OnceLock<Table>; MAX_TABLES],
     /// How many tables there are.
     count: AtomicUsize,
-    /// Held by those who change the set.
+    /// Held by threads that change the set.
     changing: Mutex<()>,
 }
 

@@ -11,7 +11,7 @@ use crate::options::NodeRef;
 use crate::registry::BlockdevError;
 
 impl Blockdevs {
-    /// [`BlockNode::co_remove_child`], for a user who knows the edge and not the node: a filter of a job stays.
+    /// [`BlockNode::co_remove_child`], for a user that knows the edge and not the node: a filter of a job stays.
     ///
     /// # Errors
     /// If the child belongs to a job; else as of [`BlockNode::co_remove_child`].
