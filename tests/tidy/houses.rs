@@ -93,6 +93,7 @@ pub const HOUSES: &[House] = &[
                 "inflated",
                 "metadata",
                 "name",
+                "noted",
                 "rules",
                 "source",
             ],

@@ -1,13 +1,14 @@
 //! [`Image`]: an open image, as its requests see it.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
+use crate::bitmap::{self, StoredBitmaps};
 use crate::cache::SliceCache;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
@@ -16,12 +17,13 @@ use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
+    Autoclear, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
     Snapshot,
 };
 use crate::live::LiveOptions;
 use crate::map::L1;
 use crate::metadata::MetadataSet;
+use crate::noted::{Known, note_metadata};
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
@@ -39,9 +41,9 @@ pub(crate) struct Image {
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes the snapshots.
+    /// Held by the one that changes the snapshots, the bitmaps, or the length.
     pub(crate) snapshot_turn: CoMutex<()>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
@@ -71,8 +73,19 @@ pub(crate) struct Image {
     events: EventSink,
     /// A corruption was told.
     is_told: AtomicBool,
-    /// A corruption was found while the image was written: it is not used any more.
-    is_dead: AtomicBool,
+    /// [`Hurdle`]s.
+    hurdles: AtomicU8,
+}
+
+bitflags::bitflags! {
+    /// What keeps writes from the disk.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Hurdle: u8 {
+        /// A corruption was found while the image was written: it is not used any more.
+        const DEAD = 1;
+        /// The file does not say that its bitmaps are in use.
+        const UNMARKED = 2;
+    }
 }
 
 /// The mapping that an image shows.
@@ -85,6 +98,14 @@ pub(crate) struct Shown {
     pub(crate) disk_bytes: u64,
 }
 
+/// A header but for where its bitmaps are.
+fn without_bitmaps(header: &Header) -> Header {
+    let mut header = header.clone();
+    header.extensions.remove_bitmaps();
+    header.autoclear.remove(Autoclear::BITMAPS);
+    header
+}
+
 /// What an opening has found, for an [`Image`] to be made.
 pub(crate) struct Parts {
     pub(crate) header: Box<Header>,
@@ -92,7 +113,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Vec<u8>,
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
     pub(crate) metadata: Arc<MetadataSet>,
@@ -121,7 +142,7 @@ impl Image {
             has_data_file: parts.data_file.is_some(),
         };
         let header = parts.header;
-        Ok(Image {
+        let image = Image {
             geometry,
             rules,
             compression: header.compression()?,
@@ -152,8 +173,10 @@ impl Image {
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
-            is_dead: AtomicBool::new(false),
-        })
+            hurdles: AtomicU8::new(0),
+        };
+        image.look_at_bitmaps();
+        Ok(image)
     }
 
     /// The lock of what changes of mappings need. Not to be held across a suspension.
@@ -175,10 +198,26 @@ impl Image {
     /// Fails if the image is not used any more.
     #[inline]
     pub(crate) fn check_alive(&self) -> io::Result<()> {
-        match self.is_dead.load(Ordering::Relaxed) {
+        match self.hurdles().contains(Hurdle::DEAD) {
             false => Ok(()),
             true => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
         }
+    }
+
+    /// What keeps writes from the disk.
+    #[inline]
+    pub(crate) fn hurdles(&self) -> Hurdle {
+        Hurdle::from_bits_retain(self.hurdles.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether it was there.
+    pub(crate) fn raise_hurdle(&self, hurdle: Hurdle) -> bool {
+        let before = self.hurdles.fetch_or(hurdle.bits(), Ordering::SeqCst);
+        Hurdle::from_bits_retain(before).contains(hurdle)
+    }
+
+    pub(crate) fn lower_hurdle(&self, hurdle: Hurdle) {
+        self.hurdles.fetch_and(!hurdle.bits(), Ordering::SeqCst);
     }
 
     /// The child that has data, and its name.
@@ -240,8 +279,11 @@ impl Image {
     #[cold]
     pub(crate) fn co_corrupt(&self, co: &Co<'_>, corruption: &Corruption) -> io::Error {
         let is_fatal = self.is_written();
-        let told = if is_fatal { &self.is_dead } else { &self.is_told };
-        if !told.swap(true, Ordering::SeqCst) {
+        let is_told = match is_fatal {
+            true => self.raise_hurdle(Hurdle::DEAD),
+            false => self.is_told.swap(true, Ordering::SeqCst),
+        };
+        if !is_told {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
             self.events.tell(&ImageCorrupted::new(corruption, is_fatal));
             if is_fatal && self.header().version == 2 {
@@ -262,29 +304,42 @@ impl Image {
     pub(crate) fn co_read_anew(&self, co: &Co<'_>) -> io::Result<()> {
         let (header, cluster) = tables::co_header(co, &self.file)?;
         header.check(Purpose::Read)?;
-        if *header != *self.header() {
+        // Bitmaps are loaded anew.
+        if without_bitmaps(&header) != without_bitmaps(&self.header()) {
             let why = "the header of the image has changed: it has to be opened again";
             return Err(io::Error::other(why));
         }
         let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
         let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
-        let refcounts = match self.is_written() {
-            true => Some(self.co_load_refcounts(co)?),
-            false => None,
-        };
-        let mut state = self.lock();
+        let directory = tables::co_bitmaps(co, &self.file, &header)?;
+        self.bitmaps.forget();
+        let disk = (self.geometry, shown.disk_bytes);
+        bitmap::co_load(co, &self.file, disk, &directory, &self.bitmaps.set)?;
+        self.bitmaps.set_read_only(!self.is_written());
+        *self.bitmaps.directory() = directory;
+        self.look_at_bitmaps();
+        let is_written = self.is_written();
+        let state = self.lock();
         self.l1.replace(&l1);
         self.cache.clear(&state.owed);
         self.inflated.clear();
-        state.refcounts = refcounts;
         drop(state);
         self.co_replace_header(co, *header, cluster);
+        if is_written {
+            let refcounts = self.co_load_refcounts(co)?;
+            self.lock().refcounts = Some(refcounts);
+        }
         self.look_at_end();
         Ok(())
     }
 
-    /// The refcounts, for an image that is to be written.
+    /// The refcounts, for an image that is to be written, and is not yet. What is known of metadata is found anew:
+    /// an image that was written before knows of clusters that are other things by now.
     pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
+        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
+        self.metadata.clear();
+        let known = Known { header: &self.header(), l1: &l1, snapshots: &self.snapshots() };
+        note_metadata(&self.metadata, known)?;
         let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
         Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
     }

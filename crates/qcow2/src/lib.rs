@@ -7,7 +7,9 @@
 //! inflated  decompressed clusters; loading has one coroutine load what several want
 //! encryption/ the data of encrypted images
 //! name      names of files as a header has them
-//! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to
+//! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to (noted:
+//!           those that are known at first)
+//! bitmap/   dirty bitmaps that are kept in the image
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
@@ -28,6 +30,7 @@
 
 mod amend;
 mod backing;
+mod bitmap;
 mod cache;
 pub mod check;
 mod clear;
@@ -54,6 +57,7 @@ mod loading;
 mod map;
 mod metadata;
 mod name;
+mod noted;
 mod open;
 mod options;
 mod read;

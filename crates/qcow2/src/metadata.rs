@@ -189,6 +189,15 @@ impl MetadataSet {
         table
     }
 
+    /// Removes all. No request looks meanwhile.
+    pub(crate) fn clear(&self) {
+        let _one = self.lock();
+        for table in self.tables() {
+            table.words.iter().for_each(|word| word.store(EMPTY, Ordering::Relaxed));
+            table.used.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Removes the clusters of a range of host bytes.
     pub(crate) fn remove(&self, host: Range<u64>) {
         let _one = self.lock();

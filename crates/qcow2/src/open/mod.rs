@@ -8,14 +8,17 @@ pub use named::probe_format;
 
 use std::sync::Arc;
 
+use coblk_aio::Co;
 use coblk_block::options::{NodeRef, NodeRefOrNull};
-use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
+use coblk_block::{Bitmaps, Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening};
 
+use crate::bitmap::{self, StoredBitmaps};
 use crate::cache::SliceCache;
 use crate::image::{Image, Parts, Shown};
 use crate::layout::{FormatError, Header, Incompatible, Purpose};
 use crate::live::LiveOptions;
 use crate::metadata::MetadataSet;
+use crate::noted::{Known, note_metadata};
 use crate::options::{CacheSizes, Qcow2Options};
 use crate::source::ImageError;
 use crate::tables;
@@ -67,14 +70,10 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
     }
     let geometry = header.geometry().map_err(refused)?;
-    let (snapshots, snapshot_bytes) =
-        tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
-    let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
-    if writes {
-        writable::check_bitmaps(&bitmaps).map_err(refused)?;
-    }
+    let (snapshots, _) = tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
     check_shown(options, writes)?;
     let shown = Shown::new(&header, &snapshots, options.snapshot.clone()).map_err(refused)?;
+    let bitmaps = co_bitmaps(co, options, &header, &file, writes).map_err(refused)?;
     let l1 = tables::co_words(co, &file, shown.l1_offset, shown.l1_entries.into())?;
     let sizes = CacheSizes::new(options, geometry, shown.disk_bytes)?;
     // An image may claim any length; its L1 table says how many tables there are at most.
@@ -86,8 +85,8 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let metadata = Arc::new(MetadataSet::new(geometry.cluster_bits()));
     let mut refcounts = None;
     if writes {
-        let known = writable::Known { header: &header, l1: &l1, snapshots: &snapshots };
-        writable::note_metadata(&metadata, known, snapshot_bytes).map_err(refused)?;
+        let known = Known { header: &header, l1: &l1, snapshots: &snapshots };
+        note_metadata(&metadata, known).map_err(refused)?;
         let sizes = (block, sizes.refcount_bytes);
         let read = tables::co_refcounts(co, &file, &header, &metadata, sizes);
         refcounts = Some(read.map_err(refused)?);
@@ -112,6 +111,25 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         inflated_bytes: options.inflated_bytes(),
         events: opening.events(),
     }))
+}
+
+/// The bitmaps of the image. They are the disk's, so a snapshot has none.
+#[inline(never)]
+fn co_bitmaps(
+    co: &Co<'_>,
+    options: &Qcow2Options,
+    header: &Header,
+    file: &Child,
+    writes: bool,
+) -> Result<StoredBitmaps, ImageError> {
+    let (set, directory) = (Bitmaps::new(), tables::co_bitmaps(co, file, header)?);
+    if (writes || !options.metadata_only) && options.snapshot.is_none() {
+        let disk = (header.geometry()?, header.disk_bytes());
+        bitmap::co_load(co, file, disk, &directory, &set)?;
+    }
+    let bitmaps = StoredBitmaps::new(set, directory);
+    bitmaps.set_read_only(!writes);
+    Ok(bitmaps)
 }
 
 /// Whether a node of these modes is written, whose files cannot be if they are `fixed`.
