@@ -166,6 +166,7 @@ impl DirtyBitmap {
     /// # Errors
     /// If one is in a state that forbids it, or is of a disk of another length. Nothing has changed then.
     pub fn merge(&self, sources: &[Arc<DirtyBitmap>]) -> Result<(), BitmapError> {
+        self.check(BitmapUse::Change)?;
         for source in sources {
             source.check(BitmapUse::Read)?;
             let (target, source_bytes) = (self.bits().length(), source.bits().length());
@@ -173,7 +174,6 @@ impl DirtyBitmap {
                 return Err(BitmapError::Sizes { target, source_bytes });
             }
         }
-        self.check(BitmapUse::Change)?;
         for source in sources.iter().filter(|source| !std::ptr::eq(&***source, self)) {
             self.bits().merge_from(source.bits());
         }

@@ -45,13 +45,8 @@ pub enum BitmapError {
         source_bytes: u64,
     },
     /// The node cannot store bitmaps.
-    #[error("Can't store persistent bitmaps to {node}: {source}")]
-    NoStore {
-        /// The name of the node.
-        node: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("Can't store persistent bitmaps to {0}: Operation not supported")]
+    NoStore(String),
     /// The node cannot store this bitmap.
     #[error("Can't make bitmap '{name}' persistent in '{node}': {source}")]
     Store {

@@ -90,7 +90,7 @@ impl BlockNode {
         let (name, node) = (name.to_owned(), self.name().to_owned());
         match checked {
             Err(source) if source.raw_os_error() == Some(libc::ENOTSUP) => {
-                Err(BitmapError::NoStore { node, source })
+                Err(BitmapError::NoStore(node))
             }
             Err(source) => Err(BitmapError::Store { name, node, source }),
             Ok(()) if self.is_read_only() => {
