@@ -93,7 +93,6 @@ pub const HOUSES: &[House] = &[
                 "inflated",
                 "metadata",
                 "name",
-                "noted",
                 "rules",
                 "source",
             ],

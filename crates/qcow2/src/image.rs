@@ -8,8 +8,9 @@ use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
-use crate::bitmap::{self, StoredBitmaps};
+use crate::bitmap::StoredBitmaps;
 use crate::cache::SliceCache;
+use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
 use crate::epoch::Epochs;
@@ -17,17 +18,14 @@ use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Autoclear, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
-    Snapshot,
+    CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
 };
 use crate::live::LiveOptions;
 use crate::map::L1;
 use crate::metadata::MetadataSet;
-use crate::noted::{Known, note_metadata};
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
-use crate::tables;
 
 /// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
 const GROWTH_BYTES: u64 = 1 << 20;
@@ -41,21 +39,22 @@ pub(crate) struct Image {
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes the snapshots, the bitmaps, or the length.
+    /// Held by the one that changes tables as a whole: snapshots, bitmaps, the length, properties, repairs.
     pub(crate) snapshot_turn: CoMutex<()>,
     pub(crate) bitmaps: StoredBitmaps,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     state: Mutex<State>,
     pub(crate) epochs: Epochs,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Held by the one that reads a refcount block.
     pub(crate) block_turn: CoMutex<()>,
     pub(crate) block_loads: BlockLoads,
-    /// Memory for refcounts in bytes.
-    refcount_bytes: u64,
+    /// Memory for refcounts in bytes. A reopen changes it.
+    refcount_bytes: AtomicU64,
     pub(crate) options: LiveOptions,
     #[cfg(feature = "test-rules")]
     pub(crate) omitted: Option<Rule>,
@@ -75,6 +74,8 @@ pub(crate) struct Image {
     is_told: AtomicBool,
     /// [`Hurdle`]s.
     hurdles: AtomicU8,
+    /// It has become version 2, or is about to.
+    pub(crate) is_downgraded: AtomicBool,
 }
 
 bitflags::bitflags! {
@@ -98,14 +99,6 @@ pub(crate) struct Shown {
     pub(crate) disk_bytes: u64,
 }
 
-/// A header but for where its bitmaps are.
-fn without_bitmaps(header: &Header) -> Header {
-    let mut header = header.clone();
-    header.extensions.remove_bitmaps();
-    header.autoclear.remove(Autoclear::BITMAPS);
-    header
-}
-
 /// What an opening has found, for an [`Image`] to be made.
 pub(crate) struct Parts {
     pub(crate) header: Box<Header>,
@@ -116,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) bitmaps: StoredBitmaps,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
     pub(crate) refcounts: Option<Refcounts>,
@@ -155,11 +149,12 @@ impl Image {
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
             cache: parts.cache,
+            cleaner: parts.cleaner,
             epochs: Epochs::new(),
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
-            refcount_bytes: parts.refcount_bytes,
+            refcount_bytes: parts.refcount_bytes.into(),
             options: parts.options,
             #[cfg(feature = "test-rules")]
             omitted: parts.omitted,
@@ -174,6 +169,7 @@ impl Image {
             events: parts.events,
             is_told: AtomicBool::new(false),
             hurdles: AtomicU8::new(0),
+            is_downgraded: AtomicBool::new(false),
         };
         image.look_at_bitmaps();
         Ok(image)
@@ -218,6 +214,15 @@ impl Image {
 
     pub(crate) fn lower_hurdle(&self, hurdle: Hurdle) {
         self.hurdles.fetch_and(!hurdle.bits(), Ordering::SeqCst);
+    }
+
+    /// Has the image be used again, or not any more, after a repair.
+    pub(crate) fn set_alive(&self, is_alive: bool) {
+        self.is_told.store(false, Ordering::SeqCst);
+        match is_alive {
+            true => self.lower_hurdle(Hurdle::DEAD),
+            false => drop(self.raise_hurdle(Hurdle::DEAD)),
+        }
     }
 
     /// The child that has data, and its name.
@@ -297,51 +302,21 @@ impl Image {
         io::Error::from_raw_os_error(libc::EIO)
     }
 
-    /// Reads anew what another process may have changed.
-    ///
-    /// # Errors
-    /// If the image is another one by now: it has to be opened again.
-    pub(crate) fn co_read_anew(&self, co: &Co<'_>) -> io::Result<()> {
-        let (header, cluster) = tables::co_header(co, &self.file)?;
-        header.check(Purpose::Read)?;
-        // Bitmaps are loaded anew.
-        if without_bitmaps(&header) != without_bitmaps(&self.header()) {
-            let why = "the header of the image has changed: it has to be opened again";
-            return Err(io::Error::other(why));
-        }
-        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
-        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
-        let directory = tables::co_bitmaps(co, &self.file, &header)?;
-        self.bitmaps.forget();
-        let disk = (self.geometry, shown.disk_bytes);
-        bitmap::co_load(co, &self.file, disk, &directory, &self.bitmaps.set)?;
-        self.bitmaps.set_read_only(!self.is_written());
-        *self.bitmaps.directory() = directory;
-        self.look_at_bitmaps();
-        let is_written = self.is_written();
-        let state = self.lock();
-        self.l1.replace(&l1);
-        self.cache.clear(&state.owed);
-        self.inflated.clear();
-        drop(state);
-        self.co_replace_header(co, *header, cluster);
-        if is_written {
-            let refcounts = self.co_load_refcounts(co)?;
-            self.lock().refcounts = Some(refcounts);
-        }
-        self.look_at_end();
-        Ok(())
+    /// Memory for refcounts in bytes.
+    pub(crate) fn refcount_bytes(&self) -> u64 {
+        self.refcount_bytes.load(Ordering::Relaxed)
     }
 
-    /// The refcounts, for an image that is to be written, and is not yet. What is known of metadata is found anew:
-    /// an image that was written before knows of clusters that are other things by now.
-    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
-        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
-        self.metadata.clear();
-        let known = Known { header: &self.header(), l1: &l1, snapshots: &self.snapshots() };
-        note_metadata(&self.metadata, known)?;
-        let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
-        Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
+    /// Has memory for `l2_bytes` bytes of tables and `refcount_bytes` bytes of refcounts; returns what it had. The
+    /// node is drained, and nothing is to be written.
+    pub(crate) fn swap_cache_sizes(&self, (l2_bytes, refcount_bytes): (u64, u64)) -> (u64, u64) {
+        let mut state = self.lock();
+        let before = self.cache.bytes();
+        self.cache.resize(&mut state.owed, l2_bytes);
+        if let Some(refcounts) = &mut state.refcounts {
+            refcounts.set_cache_bytes(refcount_bytes);
+        }
+        (before, self.refcount_bytes.swap(refcount_bytes, Ordering::Relaxed))
     }
 
     /// Whether the image is written.

@@ -7,8 +7,7 @@
 //! inflated  decompressed clusters; loading has one coroutine load what several want
 //! encryption/ the data of encrypted images
 //! name      names of files as a header has them
-//! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to (noted:
-//!           those that are known at first)
+//! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to
 //! bitmap/   dirty bitmaps that are kept in the image
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
@@ -33,6 +32,7 @@ mod backing;
 mod bitmap;
 mod cache;
 pub mod check;
+mod cleaning;
 mod clear;
 mod close;
 mod cluster_locks;
@@ -40,6 +40,7 @@ mod commit;
 mod compressed;
 mod create;
 mod creates;
+mod downgrade;
 mod driver;
 mod empty;
 mod encryption;
@@ -57,9 +58,9 @@ mod loading;
 mod map;
 mod metadata;
 mod name;
-mod noted;
 mod open;
 mod options;
+mod overlap;
 mod read;
 mod refcount;
 mod rules;
@@ -80,7 +81,8 @@ pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, Qcow2Options};
+pub use overlap::{OverlapCheck, OverlapKinds, OverlapTemplate};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

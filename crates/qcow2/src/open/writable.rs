@@ -1,11 +1,17 @@
 //! What an opening for writes does beyond one for reads: it repairs, clears flags, and reads refcounts.
 
+use std::collections::BTreeSet;
+
 use coblk_aio::Co;
-use coblk_block::{BackendOptions, BlockBackend, Child, Permissions};
+use coblk_block::Child;
 
 use crate::check;
 use crate::header_io::co_write_cluster;
-use crate::layout::{Autoclear, FormatError, Header, Incompatible, Purpose};
+use crate::layout::{
+    Autoclear, FormatError, Header, Incompatible, MAX_L1_BYTES, MAX_SNAPSHOT_L1_BYTES, Purpose,
+    Snapshot, l1_offset,
+};
+use crate::metadata::{Metadata, MetadataSet};
 use crate::source::ImageError;
 use crate::tables;
 
@@ -22,7 +28,7 @@ pub(crate) fn needs_preparation(header: &Header) -> bool {
 }
 
 /// Has an image ready to be written, before anything else is: a dirty one is repaired, features that are not
-/// known are cleared, bitmaps that are not those of the data are dropped.
+/// known are cleared, bitmaps that are not those of the data are dropped. The file is held.
 pub(super) fn co_prepare(
     co: &Co<'_>,
     file: &Child,
@@ -32,33 +38,6 @@ pub(super) fn co_prepare(
     if !needs_preparation(header) {
         return Ok(());
     }
-    let lock = co_lock(co, file)?;
-    // Another process may have been at it until now.
-    (*header, *cluster) = tables::co_header(co, file)?;
-    header.check(Purpose::Write)?;
-    let prepared = co_prepare_locked(co, file, header, cluster);
-    if let Err(error) = lock.co_close(co) {
-        tracing::warn!(%error, "an image is still locked");
-    }
-    prepared
-}
-
-/// Keeps other processes from the file until the node has users that do so.
-fn co_lock(co: &Co<'_>, file: &Child) -> Result<BlockBackend, ImageError> {
-    let changes = Permissions::WRITE | Permissions::RESIZE;
-    let held = Permissions::CONSISTENT_READ | changes;
-    let backend = BackendOptions::new("opening of an image");
-    let backend = backend.permissions(held, Permissions::all() - changes);
-    let opened = backend.co_open(co, file.node());
-    opened.map_err(|error| FormatError::no_access(error.to_string()).into())
-}
-
-fn co_prepare_locked(
-    co: &Co<'_>,
-    file: &Child,
-    header: &mut Box<Header>,
-    cluster: &mut Vec<u8>,
-) -> Result<(), ImageError> {
     if header.incompatible.contains(Incompatible::DIRTY) {
         check::co_repair_dirty(co, file)?;
         (*header, *cluster) = tables::co_header(co, file)?;
@@ -82,5 +61,54 @@ fn co_prepare_locked(
         *cluster = wanted;
     }
     **header = new;
+    Ok(())
+}
+
+/// Tables that are known when an image is opened.
+pub(super) struct Known<'a> {
+    pub(super) header: &'a Header,
+    pub(super) l1: &'a [u64],
+    pub(super) snapshots: &'a [Snapshot],
+}
+
+/// Enters what is known of metadata. Refcounts enter their own.
+pub(super) fn note_metadata(
+    set: &MetadataSet,
+    known: Known<'_>,
+    snapshot_bytes: u64,
+) -> Result<(), ImageError> {
+    let Known { header, l1, snapshots } = known;
+    let geometry = header.geometry()?;
+    let cluster = geometry.cluster_bytes();
+    set.insert(0..cluster, Metadata::MAIN_HEADER);
+    let note = |offset: u64, bytes: u64, kind| {
+        if bytes > 0 {
+            set.insert(offset..offset.saturating_add(bytes), kind);
+        }
+    };
+    note(header.l1_offset, u64::from(header.l1_entries) * 8, Metadata::ACTIVE_L1);
+    note(header.snapshots_offset, snapshot_bytes, Metadata::SNAPSHOT_TABLE);
+    // Many may have the same table, or one that none can have.
+    let tables: BTreeSet<_> = snapshots.iter().map(|it| (it.l1_offset, it.l1_entries)).collect();
+    let tables = tables.into_iter().map(|(offset, entries)| (offset, u64::from(entries) * 8));
+    let is_table =
+        |it: &(u64, u64)| geometry.check_table("L1 table", it.0, it.1, MAX_L1_BYTES).is_ok();
+    let tables: Vec<_> = tables.filter(is_table).collect();
+    if tables.iter().map(|it| it.1).sum::<u64>() > MAX_SNAPSHOT_L1_BYTES {
+        let why = "the L1 tables of all snapshots are too large";
+        return Err(FormatError::too_big(why).into());
+    }
+    for (offset, bytes) in tables {
+        note(offset, bytes, Metadata::INACTIVE_L1);
+    }
+    if let Some(bitmaps) = header.extensions.bitmaps(geometry)? {
+        note(bitmaps.directory_offset, bitmaps.directory_bytes, Metadata::BITMAP_DIRECTORY);
+    }
+    for entry in l1 {
+        // What cannot be one is found when it is used.
+        if let Ok(Some(table)) = l1_offset(*entry, geometry) {
+            note(table, cluster, Metadata::ACTIVE_L2);
+        }
+    }
     Ok(())
 }
