@@ -128,7 +128,7 @@ impl Convert {
         };
         let sources = self.co_open_sources(tool, sources)?;
         let bytes: u64 = sources.iter().map(|image| image.node.length()).sum();
-        if self.backing.is_some() && sources.len() > 1 {
+        if self.has_backing()? && sources.len() > 1 {
             return Err(Failure::new(
                 "Having a backing file for the target makes no sense when concatenating multiple input images",
             ));
@@ -146,6 +146,12 @@ impl Convert {
         let flushed = target.backend.co_flush(tool.co);
         flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
+    }
+
+    /// Whether the new image reads as its backing file where it has nothing, and not as zeroes.
+    fn has_backing(&self) -> Result<bool, Failure> {
+        let options = create_options(&self.target_options)?;
+        Ok(self.backing.is_some() || options.contains_key("backing_file"))
     }
 
     fn pieces(&self) -> Result<usize, Failure> {
@@ -225,14 +231,14 @@ impl Convert {
         target: &Image,
         progress: &Arc<Progress>,
     ) -> Result<Copy, Failure> {
-        let mut end = 0;
+        let (has_backing, mut end) = (self.has_backing()?, 0);
         let parts = sources.iter().map(|image| {
             let start = end;
             end += image.node.length();
             Part {
                 node: Arc::clone(&image.node),
                 options: image.options.clone(),
-                base: self.backing.as_ref().and_then(|_| backing_of(&image.node)),
+                base: has_backing.then(|| backing_of(&image.node)).flatten(),
                 place: start..end,
             }
         });
@@ -246,7 +252,7 @@ impl Convert {
             false => 1,
         };
         let zero_unit = 1 << sparse_bytes.clamp(SECTOR_BYTES, MAX_ZERO_UNIT).ilog2();
-        let is_new = !self.no_create && self.backing.is_none();
+        let is_new = !self.no_create && !has_backing;
         let target = Target {
             is_zero: (is_new && is_zero_when_new(&target.node)) || self.target_is_zero,
             options: target.options.clone(),
