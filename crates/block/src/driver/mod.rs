@@ -64,7 +64,8 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 /// ```
 /// # use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 /// # use coblk_block::options::{DriverOptions, NodeOptions, NodeRef};
-/// use coblk_block::{BlockDriver, Blockdevs, Child, ChildRole, Driver, EdgeId, OpenError, Opening, ReadFlags, WriteFlags};
+/// use coblk_block::{BlockDriver, Child, ChildRole, Driver, EdgeId, OpenError, Opening};
+/// # use coblk_block::{Blockdevs, ReadFlags, WriteFlags};
 /// # use std::io;
 /// # use serde::{Deserialize, Serialize};
 ///
@@ -114,10 +115,22 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 ///     fn children(&self) -> Vec<EdgeId> {
 ///         vec![self.file.id()]
 ///     }
-///     fn co_preadv(&self, co: &Co<'_>, offset: u64, target: &mut IoVectorMut<'_>, flags: ReadFlags) -> io::Result<()> {
+///     fn co_preadv(
+///         &self,
+///         co: &Co<'_>,
+///         offset: u64,
+///         target: &mut IoVectorMut<'_>,
+///         flags: ReadFlags,
+///     ) -> io::Result<()> {
 ///         self.file.co_preadv(co, HEADER_BYTES + offset, target, flags)
 ///     }
-///     fn co_pwritev(&self, co: &Co<'_>, offset: u64, source: &IoVector<'_>, flags: WriteFlags) -> io::Result<()> {
+///     fn co_pwritev(
+///         &self,
+///         co: &Co<'_>,
+///         offset: u64,
+///         source: &IoVector<'_>,
+///         flags: WriteFlags,
+///     ) -> io::Result<()> {
 ///         self.file.co_pwritev(co, HEADER_BYTES + offset, source, flags)
 ///     }
 ///     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
@@ -143,16 +156,19 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 ///
 /// What a format with tables implements besides:
 ///
-/// | method | what for |
-/// |---|---|
-/// | [`read_map`](Self::read_map), [`co_read_mapped`](crate::co_read_mapped) | the layer reads: pieces side by side, a chain of backing files by a loop |
-/// | [`co_pwritev`](Self::co_pwritev) | data first, then what leads to it, so that a reader that finds the new place finds the data. What counts the references to a place is durable before the first of them |
-/// | [`co_write_back`](Self::co_write_back) | writes tables that changed in memory; [`co_flush`](Self::co_flush) then makes all durable, in the format's order |
-/// | [`needs_close`](Self::needs_close), [`co_close`](Self::co_close), [`co_inactivate`](Self::co_inactivate), [`co_activate`](Self::co_activate) | nothing of the image is in memory alone when another process takes it |
-/// | [`co_pwrite_zeroes`](Self::co_pwrite_zeroes), [`co_pdiscard`](Self::co_pdiscard), [`co_block_status`](Self::co_block_status) | clusters without data |
-/// | [`co_truncate`](Self::co_truncate) | another length |
-/// | [`limits`](Self::limits) | what a request must be aligned to, and the flags that the format takes |
-/// | [`image`](Self::image) | check, repair, snapshots, another backing name ([`ImageFormat`]) |
+/// * [`read_map`](Self::read_map), so that the layer reads ([`co_read_mapped`](crate::co_read_mapped)): pieces
+///   side by side, a chain of backing files by a loop.
+/// * [`co_pwritev`](Self::co_pwritev) that writes data first, then what leads to it: a reader that finds the new
+///   place finds the data. What counts the references to a place is durable before the first of them.
+/// * [`co_write_back`](Self::co_write_back), which writes tables that changed in memory;
+///   [`co_flush`](Self::co_flush) then makes all durable, in the format's order.
+/// * [`needs_close`](Self::needs_close), [`co_close`](Self::co_close), [`co_inactivate`](Self::co_inactivate) and
+///   [`co_activate`](Self::co_activate): nothing of the image is in memory alone when another process takes it.
+/// * [`co_pwrite_zeroes`](Self::co_pwrite_zeroes), [`co_pdiscard`](Self::co_pdiscard) and
+///   [`co_block_status`](Self::co_block_status), for clusters without data.
+/// * [`co_truncate`](Self::co_truncate), for another length.
+/// * [`limits`](Self::limits): what a request must be aligned to, and the flags that the format takes.
+/// * [`image`](Self::image): check, repair, snapshots, another backing name ([`ImageFormat`]).
 ///
 /// Clusters of the child that no table leads to any more may still be read, or written, by requests that have
 /// found them before. They get another owner only when these have ended, and when the change of the table is
