@@ -76,8 +76,10 @@ impl Commit {
             tool.images.co_close(tool.co, image)?;
             let Some(backing) = info.ok().and_then(|info| info.backing) else { break };
             let next = full_name(&name, &backing.name);
-            let is_base =
-                self.base.as_ref().is_none_or(|base| *base == next || *base == backing.name);
+            // A relative name is one from the directory of the image above, as in its header.
+            let is_base = self.base.as_ref().is_none_or(|base| {
+                *base == backing.name || is_same_file(&full_name(&name, base), &next)
+            });
             let cache = spec.cache;
             chain.push(ImageSpec { format: backing.format, cache, ..ImageSpec::new(next) });
             if is_base {
@@ -175,4 +177,10 @@ fn co_empty(tool: &Tool<'_, '_>, image: &Image) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether two names are those of one file, from the working directory.
+fn is_same_file(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(|name| std::path::absolute(name).ok());
+    one.is_some() && one == other
 }

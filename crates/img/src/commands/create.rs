@@ -190,7 +190,8 @@ impl Complete<'_> {
         );
         for (name, value) in &self.options {
             let _ = match value {
-                Value::String(text) => write!(line, " {name}={text}"),
+                // As it would be read again.
+                Value::String(text) => write!(line, " {name}={}", text.replace(',', ",,")),
                 value => write!(line, " {name}={value}"),
             };
         }
