@@ -4,6 +4,7 @@ mod util;
 
 use std::fs;
 
+use coblk_tests::tools;
 use serde_json::Value;
 use util::Place;
 
@@ -108,6 +109,9 @@ fn rebase_gives_an_image_another_backing_file() {
         "-c -b ''",
         "-p -b middle.qcow2 -F qcow2",
     ] {
+        if tools::qemu_major() < 8 && options.contains("-c") {
+            continue;
+        }
         let place = Place::new();
         chain(&place);
         fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
