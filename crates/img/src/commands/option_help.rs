@@ -43,8 +43,8 @@ const FILE: [Described; 3] = [
     SIZE,
 ];
 /// Options of qcow2 images that can be changed.
-const AMEND_QCOW2: [Described; 10] = [
-    ("compat", "str", "The version: 0.10 (v2) becomes 1.1 (v3)"),
+const AMEND_QCOW2: [Described; 11] = [
+    ("compat", "str", "The version: 1.1 (v3) or 0.10 (v2)"),
     ("data_file", "str", "The name of the data file"),
     ("data_file_raw", BOOL, "Off: the data file need not be a raw image any more"),
     ("encrypt.iter-time", "num", "Milliseconds that it takes to try the new password"),
@@ -53,6 +53,7 @@ const AMEND_QCOW2: [Described; 10] = [
     ("encrypt.old-secret", "str", "The id of a secret that has an old password"),
     ("encrypt.state", "str", "What a slot becomes: active or inactive"),
     ("lazy_refcounts", BOOL, "Refcounts may be written late"),
+    ("refcount_bits", "num", "Bits of a refcount: 1 to 64, a power of two"),
     SIZE,
 ];
 const SIZE: Described = ("size", "size", "The length of the disk");
