@@ -4,6 +4,7 @@ mod util;
 
 use std::fs;
 
+use coblk_tests::tools;
 use serde_json::Value;
 use util::Place;
 
@@ -108,6 +109,9 @@ fn rebase_gives_an_image_another_backing_file() {
         "-c -b ''",
         "-p -b middle.qcow2 -F qcow2",
     ] {
+        if tools::qemu_major() < 8 && options.contains("-c") {
+            continue;
+        }
         let place = Place::new();
         chain(&place);
         fs::copy(place.path("top.qcow2"), place.path("theirs.qcow2")).unwrap();
@@ -156,6 +160,12 @@ fn amend_changes_fields_of_the_header() {
         "-o data_file=nothing",
         "-o size=30M -o compat=v3",
         "-o frob=1",
+        "-o refcount_bits=8",
+        "-o compat=0.10",
+        "-o refcount_bits=16,compat=0.10",
+        "-o refcount_bits=64",
+        "-o refcount_bits=64,compat=1.1",
+        "-o refcount_bits=5",
     ] {
         let ours = place.ours(&format!("amend {options} top.qcow2"));
         let theirs = place.theirs(&format!("amend {options} theirs.qcow2"));

@@ -7,7 +7,7 @@ use coblk::WriteFlags;
 
 use super::options::{Named, cache};
 use super::{Tool, full_name};
-use crate::engine::{Copy, Crew, Order, Part, Queue, Rate, Target, max_bytes};
+use crate::engine::{Copy, Order, Part, Queue, Rate, Target, max_bytes, max_writes};
 use crate::failure::{Failure, words};
 use crate::image::{Backing, Cache, Image, ImageSpec};
 use crate::output::say;
@@ -134,12 +134,13 @@ impl Commit {
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::FUA, base.spec.cache.writethrough);
         let rate = self.rate.as_deref().map(|rate| size::parse("rate limit", rate)).transpose()?;
-        let copy = Arc::new(Copy {
+        let copy = Copy {
             parts: vec![Part {
                 node: Arc::clone(&image.node),
                 options: image.options.clone(),
                 base: Some(Arc::clone(&base.node)),
                 place: 0..length,
+                from: 0,
             }],
             target: Target {
                 node: Arc::clone(&base.node),
@@ -151,17 +152,14 @@ impl Commit {
                 zero_unit: SPARSE_BYTES.max(base.node.limits().pwrite_zeroes_alignment.into()),
             },
             queue: Queue::new(MAX_PIECES, max_bytes, tool.interrupt.clone()),
-            order: Some(Order::new()),
+            order: Some(Order::new(max_writes(base.spec.cache))),
             rate: rate.map(Rate::new),
             salvage: None,
             progress: Arc::clone(progress),
             buffers: Mutex::default(),
-        });
+        };
         progress.begin(length);
-        let crew = Crew::new(MAX_PIECES)?;
-        let (work, tasks) = (Arc::clone(&copy), MAX_PIECES.div_ceil(crew.len()));
-        let copied = crew.co_run(co, progress, move |co, number| work.co_work(co, number, tasks));
-        drop((crew, copy));
+        let copied = copy.co_run(co, MAX_PIECES);
         // Before the image gives up what it has.
         copied.and_then(|()| base.backend.co_flush(co).map_err(failed))
     }

@@ -7,9 +7,9 @@ use coblk::{BlockNode, WriteFlags};
 
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
-use super::{Tool, backing_of};
+use super::{Tool, backing_of, option_help, source_snapshot};
 use crate::engine::{
-    Copy, Crew, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data,
+    Copy, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data, max_writes,
 };
 use crate::failure::{Failure, words};
 use crate::image::{Cache, Image, ImageSpec};
@@ -41,7 +41,7 @@ pub(crate) struct Convert {
     /// The names of the sources are lists of options of nodes
     #[arg(long = "source-image-opts", alias = "image-opts", conflicts_with = "source_format")]
     source_image_opts: bool,
-    /// Copy this internal snapshot of the source
+    /// Copy this internal snapshot of the source: an id or a name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT")]
     source_snapshot: Option<String>,
     /// How the sources are cached: none, writeback, unsafe, directsync or writethrough
@@ -53,7 +53,7 @@ pub(crate) struct Convert {
     /// The name of the target is a list of options of a node; it exists
     #[arg(long, conflicts_with = "target_format", requires = "no_create")]
     target_image_opts: bool,
-    /// Options of the new image, such as cluster_size=2M,lazy_refcounts=on
+    /// Options of the new image, such as cluster_size=2M,lazy_refcounts=on; help: all of them are told
     #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
     target_options: Vec<OsString>,
     /// Compress the data
@@ -104,7 +104,7 @@ pub(crate) struct Convert {
     #[command(flatten)]
     pub(crate) objects: Objects,
     /// The sources, and the target
-    #[arg(required = true, num_args = 2.., value_name = "FILENAME")]
+    #[arg(value_name = "FILENAME")]
     filenames: Vec<OsString>,
 }
 
@@ -120,12 +120,16 @@ impl Convert {
         if self.bitmaps {
             return Err(Failure::new("Copying bitmaps is not supported"));
         }
-        if self.source_snapshot.is_some() {
-            return Err(Failure::new("Reading an internal snapshot is not supported"));
+        if option_help::is_asked(&self.target_options) {
+            let name = self.filenames.last().map(OsString::as_os_str);
+            return option_help::show_create(tool, self.target_format(), name);
         }
-        let Some((target_name, sources)) = self.filenames.split_last() else {
+        let Some((target_name, sources @ [_, ..])) = self.filenames.split_last() else {
             return Err(Failure::usage("Must specify image file name"));
         };
+        if self.source_snapshot.is_some() && sources.len() > 1 {
+            return Err(Failure::new("A snapshot of one image can be copied, and not of several"));
+        }
         let sources = self.co_open_sources(tool, sources)?;
         let bytes: u64 = sources.iter().map(|image| image.node.length()).sum();
         if self.has_backing()? && sources.len() > 1 {
@@ -134,15 +138,9 @@ impl Convert {
             ));
         }
         let target = self.co_make_target(tool, target_name, bytes)?;
-        let copy = Arc::new(self.copy(tool, &sources, &target, progress)?);
+        let copy = self.copy(tool, &sources, &target, progress)?;
         progress.begin(bytes);
-        let pieces = self.pieces()?;
-        let crew = Crew::new(pieces)?;
-        let (work, tasks) = (Arc::clone(&copy), pieces.div_ceil(crew.len()));
-        crew.co_run(tool.co, progress, move |co, number| work.co_work(co, number, tasks))?;
-        // The workers have nothing any more.
-        drop(crew);
-        drop(copy);
+        copy.co_run(tool.co, self.pieces()?)?;
         let flushed = target.backend.co_flush(tool.co);
         flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
@@ -152,6 +150,10 @@ impl Convert {
     fn has_backing(&self) -> Result<bool, Failure> {
         let options = create_options(&self.target_options)?;
         Ok(self.backing.is_some() || options.contains_key("backing_file"))
+    }
+
+    fn target_format(&self) -> &str {
+        self.target_format.as_deref().unwrap_or("raw")
     }
 
     fn pieces(&self) -> Result<usize, Failure> {
@@ -186,7 +188,7 @@ impl Convert {
                 force_share: self.force_share,
                 ..ImageSpec::new(name.clone())
             };
-            tool.images.co_open(tool.co, &spec)
+            source_snapshot::co_open(tool, &spec, self.source_snapshot.as_deref())
         };
         names.iter().map(open).collect()
     }
@@ -198,7 +200,7 @@ impl Convert {
         name: &OsString,
         bytes: u64,
     ) -> Result<Image, Failure> {
-        let format = self.target_format.as_deref().unwrap_or("raw");
+        let format = self.target_format();
         let spec = ImageSpec {
             is_options: self.target_image_opts,
             format: Some(format.to_owned()),
@@ -240,8 +242,11 @@ impl Convert {
                 options: image.options.clone(),
                 base: has_backing.then(|| backing_of(&image.node)).flatten(),
                 place: start..end,
+                from: 0,
             }
         });
+        let in_order = !self.oob_writes && !self.compress;
+        let order = in_order.then(|| Order::new(max_writes(target.spec.cache)));
         let (sparse_bytes, limits) = (self.sparse_bytes()?, target.node.limits());
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::COMPRESSED, self.compress);
@@ -268,7 +273,7 @@ impl Convert {
             parts,
             target,
             queue: Queue::new(self.pieces()?, max, tool.interrupt.clone()),
-            order: (!self.oob_writes && !self.compress).then(Order::new),
+            order,
             rate: rate.map(Rate::new),
             salvage: self.salvage.then_some(Quiet(self.quiet)),
             progress: Arc::clone(progress),
