@@ -114,8 +114,6 @@ const DATA_FILE: &str = "data-file";
 const SWITCHES: [&str; 4] = ["lazy_refcounts", "extended_l2", "data_file_raw", "nocow"];
 /// Options that are numbers of bytes.
 const SIZES: [&str; 3] = ["size", "cluster_size", "extent_size_hint"];
-/// Bytes of a sector.
-const SECTOR_BYTES: u64 = 512;
 /// Options that are numbers.
 const NUMBERS: [&str; 1] = ["refcount_bits"];
 
@@ -238,8 +236,7 @@ impl Complete<'_> {
             return drivers.co_create(tool.co, file).map_err(|error| failed(&error));
         }
         own.insert("driver".to_owned(), json!(self.format));
-        // Disks are whole sectors.
-        own.insert("size".to_owned(), json!(self.bytes.next_multiple_of(SECTOR_BYTES)));
+        own.insert("size".to_owned(), json!(self.bytes));
         let protocol = if is_device(path) { "host_device" } else { "file" };
         own.insert("file".to_owned(), json!({"driver": protocol, "filename": text}));
         if protocol == "file" {
