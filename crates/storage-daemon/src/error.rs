@@ -2,7 +2,7 @@
 
 use std::io;
 
-use coblk::block::BlockdevError;
+use coblk::block::{BitmapError, BlockdevError};
 use coblk::export::ExportError;
 use coblk::jobs::JobError;
 
@@ -22,6 +22,12 @@ pub enum DaemonError {
     /// Every node that is opened by itself has a name.
     #[error("'node-name' must be specified for the root node")]
     NoNodeName,
+    /// A bitmap cannot be made, changed or used.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// There is no such node with bitmaps.
+    #[error("Node '{0}' not found")]
+    NoBitmapNode(String),
     /// Something cannot be asked of a job.
     #[error(transparent)]
     Job(JobError),

@@ -8,6 +8,7 @@
 //! ```text
 //! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
+//! bitmaps.rs dirty bitmaps: add, remove
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
@@ -37,6 +38,7 @@ pub(crate) mod after_write;
 mod attach;
 pub(crate) mod backends;
 mod background;
+pub(crate) mod bitmaps;
 pub(crate) mod chain;
 mod change;
 mod check;

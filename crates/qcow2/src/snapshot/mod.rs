@@ -160,7 +160,7 @@ impl Image {
     /// ENOENT if there is none with this id, EINVAL if the disk has another length; those of reading and
     /// writing.
     pub(crate) fn co_apply(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
-        self.check_alive()?;
+        self.co_begin_change(co)?;
         let _turn = self.snapshot_turn.lock(co);
         let snapshot = {
             let snapshots = self.snapshots();

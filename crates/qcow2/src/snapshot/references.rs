@@ -43,7 +43,7 @@ impl Image {
 
     /// Allocates space for a table of `bytes` bytes, and writes it there. It is durable, and counted, with the
     /// next commit.
-    pub(super) fn co_write_new_table(
+    pub(crate) fn co_write_new_table(
         &self,
         co: &Co<'_>,
         mut table: Vec<u8>,
@@ -62,14 +62,14 @@ impl Image {
     }
 
     /// Gives back clusters that nothing on file leads to.
-    pub(super) fn give_back(&self, range: &Range<u64>) {
+    pub(crate) fn give_back(&self, range: &Range<u64>) {
         if let Some(refcounts) = self.lock().refcounts.as_mut().filter(|_| !range.is_empty()) {
             refcounts.give_back(range.clone());
         }
     }
 
     /// Gives up clusters that nothing on file leads to any more, durably.
-    pub(super) fn give_up(&self, range: Range<u64>) {
+    pub(crate) fn give_up(&self, range: Range<u64>) {
         let discard = self.options.discard(Freed::Snapshot);
         if let Some(refcounts) = self.lock().refcounts.as_mut().filter(|_| !range.is_empty()) {
             refcounts.give_up(range, discard);

@@ -1,6 +1,7 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod bitmaps;
 mod check;
 mod command;
 mod configuration;
