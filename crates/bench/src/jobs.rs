@@ -56,6 +56,7 @@ impl JobArgs {
             block_bytes: usize::try_from(self.bs).map_err(io::Error::other)?,
             depth: self.iodepth as usize,
             range_bytes,
+            step_bytes: 0,
             latency,
             seed: 1,
         })
