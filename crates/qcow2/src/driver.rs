@@ -78,7 +78,9 @@ impl Driver for Qcow2 {
                 let why = "the image has flags that are cleared first: it has to be opened again";
                 return Err(OpenError::option("read-only", why));
             }
-            swap.refcounts = Some(self.image.co_load_refcounts(co)?);
+            let l1 = &self.image.l1;
+            let l1: Vec<u64> = (0..l1.entries()).map(|index| l1.get(index)).collect();
+            swap.refcounts = Some(self.image.co_load_refcounts(co, &l1)?);
         } else if !writes {
             self.image.co_finish(co)?;
         }
@@ -100,7 +102,10 @@ impl Reopen for Swap<'_> {
         image.options.swap(&self.options);
         let was_read_only = self.driver.is_read_only.swap(self.is_read_only, Ordering::Relaxed);
         if was_read_only != self.is_read_only {
-            std::mem::swap(&mut image.lock().refcounts, &mut self.refcounts);
+            let mut state = image.lock();
+            std::mem::swap(&mut state.refcounts, &mut self.refcounts);
+            // Slices of an image that is written are checked when they are loaded.
+            image.cache.clear(&state.owed);
         }
         self.is_read_only = was_read_only;
     }

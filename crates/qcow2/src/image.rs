@@ -22,6 +22,7 @@ use crate::layout::{
 use crate::live::LiveOptions;
 use crate::map::L1;
 use crate::metadata::MetadataSet;
+use crate::open::{Known, note_metadata};
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
@@ -269,7 +270,7 @@ impl Image {
         let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
         let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
         let refcounts = match self.is_written() {
-            true => Some(self.co_load_refcounts(co)?),
+            true => Some(self.co_load_refcounts(co, &l1)?),
             false => None,
         };
         let mut state = self.lock();
@@ -283,8 +284,12 @@ impl Image {
         Ok(())
     }
 
-    /// The refcounts, for an image that is to be written.
-    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
+    /// The refcounts, for an image that is to be written, whose L1 table has these words; what it has of
+    /// metadata is noted anew. No request writes meanwhile.
+    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>, l1: &[u64]) -> io::Result<Refcounts> {
+        self.metadata.clear();
+        let (header, snapshots) = (self.header(), self.snapshots().clone());
+        note_metadata(&self.metadata, Known { header: &header, l1, snapshots: &snapshots })?;
         let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
         Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
     }

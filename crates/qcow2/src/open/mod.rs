@@ -19,7 +19,7 @@ use crate::metadata::MetadataSet;
 use crate::options::{CacheSizes, Qcow2Options};
 use crate::source::ImageError;
 use crate::tables;
-pub(crate) use writable::needs_preparation;
+pub(crate) use writable::{Known, needs_preparation, note_metadata};
 
 /// The error of a refused image, as that of an opening.
 fn refused(error: impl Into<ImageError>) -> OpenError {
@@ -67,8 +67,7 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
         writable::co_prepare(co, &file, &mut header, &mut cluster).map_err(refused)?;
     }
     let geometry = header.geometry().map_err(refused)?;
-    let (snapshots, snapshot_bytes) =
-        tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
+    let (snapshots, _) = tables::co_snapshots(co, &file, &header, false).map_err(refused)?;
     let bitmaps = tables::co_bitmaps(co, &file, &header).map_err(refused)?;
     if writes {
         writable::check_bitmaps(&bitmaps).map_err(refused)?;
@@ -86,8 +85,8 @@ fn co_open_own(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Box<
     let metadata = Arc::new(MetadataSet::new(geometry.cluster_bits()));
     let mut refcounts = None;
     if writes {
-        let known = writable::Known { header: &header, l1: &l1, snapshots: &snapshots };
-        writable::note_metadata(&metadata, known, snapshot_bytes).map_err(refused)?;
+        let known = Known { header: &header, l1: &l1, snapshots: &snapshots };
+        note_metadata(&metadata, known).map_err(refused)?;
         let sizes = (block, sizes.refcount_bytes);
         let read = tables::co_refcounts(co, &file, &header, &metadata, sizes);
         refcounts = Some(read.map_err(refused)?);

@@ -106,19 +106,15 @@ pub(super) fn check_bitmaps(bitmaps: &[Bitmap]) -> Result<(), FormatError> {
     }
 }
 
-/// Tables that are known when an image is opened.
-pub(super) struct Known<'a> {
-    pub(super) header: &'a Header,
-    pub(super) l1: &'a [u64],
-    pub(super) snapshots: &'a [Snapshot],
+/// Tables that are known when an image is opened, or comes to be written.
+pub(crate) struct Known<'a> {
+    pub(crate) header: &'a Header,
+    pub(crate) l1: &'a [u64],
+    pub(crate) snapshots: &'a [Snapshot],
 }
 
 /// Enters what is known of metadata. Refcounts enter their own.
-pub(super) fn note_metadata(
-    set: &MetadataSet,
-    known: Known<'_>,
-    snapshot_bytes: u64,
-) -> Result<(), ImageError> {
+pub(crate) fn note_metadata(set: &MetadataSet, known: Known<'_>) -> Result<(), ImageError> {
     let Known { header, l1, snapshots } = known;
     let geometry = header.geometry()?;
     let cluster = geometry.cluster_bytes();
@@ -129,6 +125,7 @@ pub(super) fn note_metadata(
         }
     };
     note(header.l1_offset, u64::from(header.l1_entries) * 8, Metadata::ACTIVE_L1);
+    let snapshot_bytes = snapshots.iter().map(Snapshot::file_bytes).sum();
     note(header.snapshots_offset, snapshot_bytes, Metadata::SNAPSHOT_TABLE);
     // Many may have the same table, or one that none can have.
     let tables: BTreeSet<_> = snapshots.iter().map(|it| (it.l1_offset, it.l1_entries)).collect();
