@@ -68,7 +68,10 @@ impl Image {
                 return Err(self.co_corrupt(co, &error));
             }
             let slot = self.cache.fill(&state.owed, slice, &words);
-            return Ok(look(self.cache.words(slot)));
+            let found = look(self.cache.words(slot));
+            drop(state);
+            self.cleaner.arm();
+            return Ok(found);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use coblk_aio::Co;
-use coblk_block::{BackendOptions, BlockBackend, Child, Permissions};
+use coblk_block::Child;
 
 use crate::check;
 use crate::header_io::co_write_cluster;
@@ -28,7 +28,7 @@ pub(crate) fn needs_preparation(header: &Header) -> bool {
 }
 
 /// Has an image ready to be written, before anything else is: a dirty one is repaired, features that are not
-/// known are cleared, bitmaps that are not those of the data are dropped.
+/// known are cleared, bitmaps that are not those of the data are dropped. The file is held.
 pub(super) fn co_prepare(
     co: &Co<'_>,
     file: &Child,
@@ -38,33 +38,6 @@ pub(super) fn co_prepare(
     if !needs_preparation(header) {
         return Ok(());
     }
-    let lock = co_lock(co, file)?;
-    // Another process may have been at it until now.
-    (*header, *cluster) = tables::co_header(co, file)?;
-    header.check(Purpose::Write)?;
-    let prepared = co_prepare_locked(co, file, header, cluster);
-    if let Err(error) = lock.co_close(co) {
-        tracing::warn!(%error, "an image is still locked");
-    }
-    prepared
-}
-
-/// Keeps other processes from the file until the node has users that do so.
-fn co_lock(co: &Co<'_>, file: &Child) -> Result<BlockBackend, ImageError> {
-    let changes = Permissions::WRITE | Permissions::RESIZE;
-    let held = Permissions::CONSISTENT_READ | changes;
-    let backend = BackendOptions::new("opening of an image");
-    let backend = backend.permissions(held, Permissions::all() - changes);
-    let opened = backend.co_open(co, file.node());
-    opened.map_err(|error| FormatError::no_access(error.to_string()).into())
-}
-
-fn co_prepare_locked(
-    co: &Co<'_>,
-    file: &Child,
-    header: &mut Box<Header>,
-    cluster: &mut Vec<u8>,
-) -> Result<(), ImageError> {
     if header.incompatible.contains(Incompatible::DIRTY) {
         check::co_repair_dirty(co, file)?;
         (*header, *cluster) = tables::co_header(co, file)?;
@@ -106,15 +79,19 @@ pub(super) fn check_bitmaps(bitmaps: &[Bitmap]) -> Result<(), FormatError> {
     }
 }
 
-/// Tables that are known when an image is opened, or comes to be written.
-pub(crate) struct Known<'a> {
-    pub(crate) header: &'a Header,
-    pub(crate) l1: &'a [u64],
-    pub(crate) snapshots: &'a [Snapshot],
+/// Tables that are known when an image is opened.
+pub(super) struct Known<'a> {
+    pub(super) header: &'a Header,
+    pub(super) l1: &'a [u64],
+    pub(super) snapshots: &'a [Snapshot],
 }
 
 /// Enters what is known of metadata. Refcounts enter their own.
-pub(crate) fn note_metadata(set: &MetadataSet, known: Known<'_>) -> Result<(), ImageError> {
+pub(super) fn note_metadata(
+    set: &MetadataSet,
+    known: Known<'_>,
+    snapshot_bytes: u64,
+) -> Result<(), ImageError> {
     let Known { header, l1, snapshots } = known;
     let geometry = header.geometry()?;
     let cluster = geometry.cluster_bytes();
@@ -125,7 +102,6 @@ pub(crate) fn note_metadata(set: &MetadataSet, known: Known<'_>) -> Result<(), I
         }
     };
     note(header.l1_offset, u64::from(header.l1_entries) * 8, Metadata::ACTIVE_L1);
-    let snapshot_bytes = snapshots.iter().map(Snapshot::file_bytes).sum();
     note(header.snapshots_offset, snapshot_bytes, Metadata::SNAPSHOT_TABLE);
     // Many may have the same table, or one that none can have.
     let tables: BTreeSet<_> = snapshots.iter().map(|it| (it.l1_offset, it.l1_entries)).collect();
