@@ -113,7 +113,11 @@ impl Reopen for Swap<'_> {
         self.clean_interval_s = image.cleaner.swap_interval(self.clean_interval_s);
         let was_read_only = self.driver.is_read_only.swap(self.is_read_only, Ordering::Relaxed);
         if was_read_only != self.is_read_only {
-            std::mem::swap(&mut image.lock().refcounts, &mut self.refcounts);
+            let mut state = image.lock();
+            std::mem::swap(&mut state.refcounts, &mut self.refcounts);
+            // Slices of an image that is written are checked when they are loaded.
+            image.cache.clear(&state.owed);
+            drop(state);
             image.bitmaps.set_read_only(self.is_read_only);
         }
         self.is_read_only = was_read_only;
