@@ -82,12 +82,13 @@ pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
+pub use graph::hand_over::HandOver;
 pub use graph::homes::is_home;
 pub use graph::image::Image;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};
-pub use graph::own_io::OwnIo;
+pub use graph::own_io::{OwnIo, OwnRequests};
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,

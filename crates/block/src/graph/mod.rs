@@ -17,6 +17,7 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! hand_over.rs a replace that is decided in a drained section
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
@@ -49,6 +50,7 @@ mod error;
 pub(crate) mod filter;
 mod freeze;
 pub(crate) mod gate;
+pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
 pub(crate) mod image;

@@ -144,9 +144,9 @@ impl Daemon {
                 },
             );
             let own = Weak::clone(me);
-            let jobs = Jobs::new(move |ctx, change| {
+            let jobs = Jobs::new(move |ctx, event| {
                 if let Some(daemon) = own.upgrade() {
-                    daemon.emit(ctx, &Event::JobStatusChange(change.clone()));
+                    daemon.emit(ctx, &Event::Job(event.clone()));
                 }
             });
             let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());

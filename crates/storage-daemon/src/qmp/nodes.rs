@@ -87,10 +87,8 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
         daemon.set_write_threshold(&set.node_name, set.write_threshold)
     });
-    // Devices of a virtual machine, and jobs on nodes: there are none.
-    for name in ["query-block", "query-block-jobs"] {
-        commands.add(name, |_, _, ()| Ok(json!([])));
-    }
+    // Devices of a virtual machine: there are none.
+    commands.add("query-block", |_, _, ()| Ok(json!([])));
 }
 
 fn info(node: &BlockNode, flat: bool, sizes: Sizes<'_>) -> Info {
