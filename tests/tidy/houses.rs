@@ -67,6 +67,7 @@ pub const HOUSES: &[House] = &[
         "block",
         &[
             &["accounting"],
+            &["bitmap"],
             &["driver"],
             &["io"],
             &["graph"],
@@ -103,7 +104,7 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["live"],
             // An image, where its bytes are, and what changes that and makes it durable.
-            &["image", "state", "commit", "header_io", "map", "cleaning"],
+            &["image", "state", "commit", "header_io", "map", "bitmap", "cleaning"],
             &["read"],
             &["link"],
             &["clear", "write"],

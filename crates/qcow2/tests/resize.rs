@@ -8,7 +8,7 @@ use coblk_block::{Preallocation, Truncate};
 use coblk_tests::{errno, tools};
 use serde_json::json;
 use util::model::Model;
-use util::{Stand, assert_same};
+use util::{Stand, assert_same, patch};
 
 const OFF: Truncate = Truncate { exact: true, preallocation: Preallocation::Off, zero: false };
 
@@ -183,4 +183,25 @@ fn q115_a_snapshot_keeps_its_length() {
     stand.check(&image);
     drop(model);
     stand.end();
+}
+
+/// An image that a program has begun to shorten, and no more than that: the length is the new one, and what is
+/// behind it still mapped.
+#[test]
+fn q119_what_an_interrupted_cut_has_left_is_not_seen_again() {
+    for create in ["", "extended_l2=on", "compat=0.10", "cluster_size=4k"] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "1M");
+        stand.qemu_io(&image, &["write -P 7 0 1M".to_owned()]);
+        // The field `size`.
+        patch(&image, 24, &(512_u64 << 10).to_be_bytes());
+        let opened = stand.open_writable(&image, json!({}));
+        opened.backend().truncate(&stand.ctx, 1 << 20).unwrap();
+        let expected = [[7; 512 << 10], [0; 512 << 10]].concat();
+        assert_same(&opened.read(0, 1 << 20).unwrap(), &expected, create);
+        drop(opened);
+        assert_same(&stand.content(&image), &expected, create);
+        stand.check(&image);
+        stand.end();
+    }
 }

@@ -6,7 +6,7 @@ use coblk_aio::{Co, IoVector};
 use coblk_block::{WriteFlags, ZeroFlags};
 use serde_json::{Value, json};
 use util::model::{Discards, Model};
-use util::{Stand, assert_same};
+use util::{Stand, assert_same, first_l2, word};
 
 fn run(create: &str, size: &str, max_bytes: usize) {
     let stand = Stand::new();
@@ -191,6 +191,29 @@ fn q112_discarded_clusters_may_keep_their_place() {
     let options = json!({"discard-no-unref": true});
     run_clears("", "4M", Discards::Clusters(65536), options.clone());
     run_clears("extended_l2=on", "4M", Discards::Clusters(65536), options);
+}
+
+/// Discarded clusters have the flag of zeroes then, and the place that they had; without the option they have none.
+#[test]
+fn q112_a_discarded_cluster_has_the_place_that_it_had() {
+    for (options, has_place) in [(json!({"discard-no-unref": true}), true), (json!({}), false)] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", "", "1M");
+        let mut options = options;
+        options["discard"] = json!("unmap");
+        let opened = stand.open_writable(&image, options);
+        opened.write(0, &[7; 128 << 10]).unwrap();
+        opened.flush().unwrap();
+        let entry = || word(&image, first_l2(&image) + 8);
+        let before = entry();
+        opened.backend().pdiscard(opened.ctx(), 64 << 10, 64 << 10).unwrap();
+        assert_eq!(opened.read(64 << 10, 64 << 10).unwrap(), [0; 64 << 10]);
+        drop(opened);
+        // The flag, and what was there.
+        assert_eq!(entry(), if has_place { before | 1 } else { 1 });
+        stand.check(&image);
+        stand.end();
+    }
 }
 
 #[test]

@@ -177,6 +177,11 @@ impl Refcounts {
         }
     }
 
+    /// How many blocks count what has lost references, and are not in memory.
+    pub(crate) fn owed_blocks(&self) -> usize {
+        self.owed.lowers.len()
+    }
+
     /// A block that has to be loaded so that counts can fall; to be asked again and again before a commit.
     pub(crate) fn next_owed(&mut self) -> Option<Need> {
         loop {
