@@ -70,7 +70,8 @@ impl Image {
         Ok(())
     }
 
-    /// Changes the fields of a header, if all of what is asked for can be. Another width, and version 2, come later.
+    /// Changes the fields of a header, if all of what is asked for can be. Another width, and version 2, come
+    /// later.
     fn change_fields(
         &self,
         header: &mut Header,
@@ -106,7 +107,8 @@ impl Image {
         Ok(())
     }
 
-    /// Has version 3, if it is not so already. Tables of version 2 mean the same there; this node goes on with what both know.
+    /// Has version 3, if it is not so already. Tables of version 2 mean the same there; this node goes on with
+    /// what both know.
     fn upgrade(&self, header: &mut Header) -> Result<(), FormatError> {
         if self.snapshots().iter().any(|snapshot| snapshot.disk_bytes.is_none()) {
             let why = "'compat': a snapshot does not tell its size, which version 3 needs";

@@ -387,7 +387,7 @@ mod tests {
             }
             let tables = set.tables().count();
             set.clear();
-            let all = 0..(round + 1) * 1000 << 16;
+            let all = 0..((round + 1) * 1000) << 16;
             assert!(set.overlap(all, Metadata::all()).is_empty());
             assert!(tables <= 4, "{tables}");
         }

@@ -204,12 +204,8 @@ fn q151_requests_go_on_beside_a_change_to_version_2() {
     for create in ["", "backing_file=BASE,backing_fmt=raw"] {
         let stand = Stand::new();
         let base = stand.random_file("base", 8 << 20);
-        let path = stand.create(
-            "image.qcow2",
-            &format!("cluster_size=4k,{}", create.replace("BASE", base.to_str().unwrap()))
-                .trim_end_matches(','),
-            "8M",
-        );
+        let options = format!("cluster_size=4k,{}", create.replace("BASE", base.to_str().unwrap()));
+        let path = stand.create("image.qcow2", options.trim_end_matches(','), "8M");
         stand.qemu_io(&path, &["write -zu 0 6M".to_owned()]);
         let mut bytes = stand.content(&path);
         let opened = stand.open_writable(&path, json!({"discard": "unmap"}));

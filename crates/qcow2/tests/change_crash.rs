@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coblk_aio::{AioContext, Co};
 use coblk_block::options::NodeOptions;
-use coblk_block::{Amend, BackendOptions, BlockNode, Blockdevs, Repair, ZeroFlags};
+use coblk_block::{Amend, BackendOptions, BlockBackend, BlockNode, Blockdevs, Repair, ZeroFlags};
 use coblk_qapi::Deferred;
 use coblk_qcow2::Qcow2;
 use coblk_qcow2::check::{Check, CheckOptions, co_check, co_check_with};
@@ -92,7 +92,35 @@ fn amend(co: &Co<'_>, node: &BlockNode, options: Value) -> std::io::Result<()> {
     node.co_image(co)?.co_amend(co, Amend::new(options))
 }
 
+/// Writes data and zeroes to random places of a disk, and notes what it has then.
+fn fill(
+    ctx: &AioContext,
+    backend: &BlockBackend,
+    random: &mut Random,
+    disk: &mut [u8],
+    rounds: u32,
+) {
+    for round in 0..rounds {
+        let at = random.below(SIZE as u64 - 20_000) as usize;
+        let end = at + random.below(20_000) as usize + 1;
+        if round % 3 == 0 {
+            disk[at..end].fill(0);
+            let bytes = (end - at) as u64;
+            let flags = if round % 2 == 0 { ZeroFlags::empty() } else { ZeroFlags::MAY_UNMAP };
+            ctx.run(|co| backend.co_pwrite_zeroes(co, at as u64, bytes, flags)).unwrap();
+        } else {
+            random.fill(&mut disk[at..end]);
+            ctx.run(|co| backend.co_write(co, at as u64, &disk[at..end])).unwrap();
+        }
+    }
+}
+
 impl Change {
+    /// What a disk has that was never written.
+    fn empty(&self) -> u8 {
+        if self.has_backing { BELOW } else { 0 }
+    }
+
     /// Why a crash has left what must not be.
     fn fault(&self, ctx: &AioContext, image: Vec<u8>, before: &[u8]) -> Option<String> {
         let header = match Header::parse(&image) {
@@ -112,7 +140,7 @@ impl Change {
                 return Some(format!("leaks after a repair: {:?}", found.findings));
             }
             let bytes = read(ctx, &files[0], self.has_backing);
-            let empty = if self.has_backing { BELOW } else { 0 };
+            let empty = self.empty();
             let is_right = |(now, before): (&[u8], &[u8])| {
                 now == before || self.empties && now.iter().all(|byte| *byte == empty)
             };
@@ -139,20 +167,8 @@ impl Change {
         let node = Arc::clone(&opened.node);
         let backend = BackendOptions::new("writer").open(&ctx, Arc::clone(&node)).unwrap();
         let mut random = Random::new(seed);
-        let mut disk = vec![if self.has_backing { BELOW } else { 0 }; SIZE];
-        for round in 0..30 {
-            let at = random.below(SIZE as u64 - 20_000) as usize;
-            let end = at + random.below(20_000) as usize + 1;
-            if round % 3 == 0 {
-                disk[at..end].fill(0);
-                let bytes = (end - at) as u64;
-                let flags = if round % 2 == 0 { ZeroFlags::empty() } else { ZeroFlags::MAY_UNMAP };
-                ctx.run(|co| backend.co_pwrite_zeroes(co, at as u64, bytes, flags)).unwrap();
-            } else {
-                random.fill(&mut disk[at..end]);
-                ctx.run(|co| backend.co_write(co, at as u64, &disk[at..end])).unwrap();
-            }
-        }
+        let mut disk = vec![self.empty(); SIZE];
+        fill(&ctx, &backend, &mut random, &mut disk, 30);
         backend.flush(&ctx).unwrap();
         let begun = recorder.tick();
         ctx.run(|co| (self.change)(co, &node)).unwrap();
@@ -191,14 +207,9 @@ impl Change {
         assert!(images > 20);
         // The node goes on.
         if self.empties {
-            disk.fill(if self.has_backing { BELOW } else { 0 });
+            disk.fill(self.empty());
         }
-        for _ in 0..10 {
-            let at = random.below(SIZE as u64 - 20_000) as usize;
-            let end = at + random.below(20_000) as usize + 1;
-            random.fill(&mut disk[at..end]);
-            ctx.run(|co| backend.co_write(co, at as u64, &disk[at..end])).unwrap();
-        }
+        fill(&ctx, &backend, &mut random, &mut disk, 10);
         drop((backend, node));
         opened.close(&ctx);
         assert!(read(&ctx, &file, self.has_backing) == disk, "{options}, seed {seed}");

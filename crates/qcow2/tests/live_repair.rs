@@ -109,7 +109,7 @@ fn q143_an_image_that_was_given_up_is_used_again_after_a_repair() {
     let table = first_l2(&image);
     patch(&image, refcount(&image, table / 65536), &[0, 0]);
     // Zeroes with a place that is none: a request that meets them ends the use of the image.
-    patch(&image, table + 40 * 8, &(table + 512 | 1).to_be_bytes());
+    patch(&image, table + 40 * 8, &((table + 512) | 1).to_be_bytes());
     let opened = stand.open_writable(&image, json!({}));
     let met = opened.read(40 << 16, 512);
     assert_eq!(errno(met.map(drop)), libc::EIO);

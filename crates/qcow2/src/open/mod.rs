@@ -35,8 +35,8 @@ pub(crate) fn refused(error: impl Into<ImageError>) -> OpenError {
     }
 }
 
-/// Opens the image of a node, and says whether the node is written. Chains nest, and each level is on the stack: what is not needed while the
-/// backing file is opened lies on the heap.
+/// Opens the image of a node, and says whether the node is written. Chains nest, and each level is on the
+/// stack: what is not needed while the backing file is opened lies on the heap.
 pub(crate) fn co_open(
     opening: &Opening<'_, '_>,
     options: &Qcow2Options,
