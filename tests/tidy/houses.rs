@@ -66,6 +66,7 @@ pub const HOUSES: &[House] = &[
         "block",
         &[
             &["accounting"],
+            &["bitmap"],
             &["driver"],
             &["io"],
             &["graph"],
@@ -101,7 +102,7 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["live"],
             // An image, where its bytes are, and what changes that and makes it durable.
-            &["image", "state", "commit", "header_io", "map"],
+            &["image", "state", "commit", "header_io", "map", "bitmap"],
             &["read"],
             &["link"],
             &["clear", "write"],

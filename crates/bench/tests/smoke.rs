@@ -57,6 +57,17 @@ fn micro_prints_every_work_once() {
 }
 
 #[test]
+fn a_row_of_qcow2_runs_alone() {
+    // Images are made by qemu-img.
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return;
+    }
+    for row in ["qcow2 first write threads QD64", "qcow2 flush after 1 first write"] {
+        assert!(bench(&["child", row, "16"]).stdout.is_empty());
+    }
+}
+
+#[test]
 fn only_narrows_the_rows() {
     assert_eq!(names(&rows(&["micro", "--only", "bh local x64"])), ["bh local x64"]);
     assert_eq!(names(&rows(&["compare", "--only", "virtio null"])), ["virtio null QD64"]);

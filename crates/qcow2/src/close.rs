@@ -31,7 +31,7 @@ impl Image {
         Ok(())
     }
 
-    /// Writes all, and has the file end behind the last cluster that is used.
+    /// Writes all, bitmaps too, and has the file end behind the last cluster that is used.
     ///
     /// # Errors
     /// Those of writing.
@@ -39,6 +39,7 @@ impl Image {
         if !self.is_written() || self.check_alive().is_err() {
             return Ok(());
         }
+        self.co_store_bitmaps(co)?;
         self.co_settle(co)?;
         if self.has_grown() { self.co_cut_file(co) } else { Ok(()) }
     }

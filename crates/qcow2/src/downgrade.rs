@@ -65,7 +65,7 @@ impl Image {
         if others != 0 {
             return refuse(&format!("version 2 has no incompatible features, such as {others:#x}"));
         }
-        if header.extensions.has_bitmaps() {
+        if header.extensions.has_bitmaps() || self.bitmaps.needs_store() {
             return refuse("an image with bitmaps cannot become version 2");
         }
         let is_other = |it: &Snapshot| {

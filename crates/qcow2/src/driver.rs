@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
-    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
+    Bitmaps, BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType,
+    Extent, ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
     WriteFlags, ZeroFlags,
 };
 
@@ -113,7 +113,12 @@ impl Reopen for Swap<'_> {
         self.clean_interval_s = image.cleaner.swap_interval(self.clean_interval_s);
         let was_read_only = self.driver.is_read_only.swap(self.is_read_only, Ordering::Relaxed);
         if was_read_only != self.is_read_only {
-            std::mem::swap(&mut image.lock().refcounts, &mut self.refcounts);
+            let mut state = image.lock();
+            std::mem::swap(&mut state.refcounts, &mut self.refcounts);
+            // Slices of an image that is written are checked when they are loaded.
+            image.cache.clear(&state.owed);
+            drop(state);
+            image.bitmaps.set_read_only(self.is_read_only);
         }
         self.is_read_only = was_read_only;
         self.cache_sizes = image.swap_cache_sizes(self.cache_sizes);
@@ -170,7 +175,7 @@ impl BlockDriver for Qcow2 {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         if flags.contains(WriteFlags::COMPRESSED) {
             return self.image.co_write_compressed(co, offset, source);
         }
@@ -184,17 +189,17 @@ impl BlockDriver for Qcow2 {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_pwrite_zeroes(co, offset..offset + bytes, flags)
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_pdiscard(co, offset..offset + bytes)
     }
 
     fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_truncate(co, length, how)
     }
 
@@ -227,14 +232,21 @@ impl BlockDriver for Qcow2 {
     }
 
     fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.co_finish(co).and_then(|()| self.image.co_flush_files(co)),
+        if !self.is_read_only() {
+            self.image.co_finish(co)?;
+            self.image.co_flush_files(co)?;
         }
+        self.image.bitmaps.forget();
+        Ok(())
     }
 
     fn needs_close(&self) -> bool {
-        !self.is_read_only() && !self.image.lock().is_clean()
+        let has_changes = || !self.image.lock().is_clean() || self.image.bitmaps.needs_store();
+        !self.is_read_only() && has_changes()
+    }
+
+    fn bitmaps(&self) -> Option<Arc<Bitmaps>> {
+        Some(Arc::clone(&self.image.bitmaps.set))
     }
 
     /// The image is this node's to change, whether the node has users or not.
@@ -285,7 +297,9 @@ impl BlockDriver for Qcow2 {
     }
 
     fn co_activate(&self, co: &Co<'_>) -> io::Result<()> {
-        Ok(self.image.co_read_anew(co, !self.is_read_only())?)
+        let writes = !self.is_read_only();
+        self.image.co_read_anew(co, writes)?;
+        Ok(self.image.co_load_bitmaps(co, writes)?)
     }
 
     fn filename(&self) -> Option<String> {

@@ -32,7 +32,7 @@ impl Image {
     /// # Errors
     /// EINVAL if the data file is raw, as it has all that the disk has; those of writing.
     pub(crate) fn co_empty(&self, co: &Co<'_>) -> io::Result<()> {
-        self.check_alive()?;
+        self.co_begin_change(co)?;
         // L1 tables are changed by one at a time.
         let _turn = self.snapshot_turn.lock(co);
         if self.header().autoclear.contains(Autoclear::RAW_DATA_FILE) {

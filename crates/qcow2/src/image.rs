@@ -1,13 +1,14 @@
 //! [`Image`]: an open image, as its requests see it.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
+use crate::bitmap::StoredBitmaps;
 use crate::cache::SliceCache;
 use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
@@ -17,7 +18,7 @@ use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
+    CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
 };
 use crate::live::LiveOptions;
 use crate::map::L1;
@@ -38,9 +39,9 @@ pub(crate) struct Image {
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes tables as a whole: snapshots, the length, properties, repairs.
+    /// Held by the one that changes tables as a whole: snapshots, bitmaps, the length, properties, repairs.
     pub(crate) snapshot_turn: CoMutex<()>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
@@ -71,10 +72,21 @@ pub(crate) struct Image {
     events: EventSink,
     /// A corruption was told.
     is_told: AtomicBool,
-    /// A corruption was found while the image was written: it is not used any more.
-    is_dead: AtomicBool,
+    /// [`Hurdle`]s.
+    hurdles: AtomicU8,
     /// It has become version 2, or is about to.
     pub(crate) is_downgraded: AtomicBool,
+}
+
+bitflags::bitflags! {
+    /// What keeps writes from the disk.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Hurdle: u8 {
+        /// A corruption was found while the image was written: it is not used any more.
+        const DEAD = 1;
+        /// The file does not say that its bitmaps are in use.
+        const UNMARKED = 2;
+    }
 }
 
 /// The mapping that an image shows.
@@ -94,7 +106,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Vec<u8>,
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
     pub(crate) cleaner: Cleaner,
@@ -124,7 +136,7 @@ impl Image {
             has_data_file: parts.data_file.is_some(),
         };
         let header = parts.header;
-        Ok(Image {
+        let image = Image {
             geometry,
             rules,
             compression: header.compression()?,
@@ -156,9 +168,11 @@ impl Image {
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
-            is_dead: AtomicBool::new(false),
+            hurdles: AtomicU8::new(0),
             is_downgraded: AtomicBool::new(false),
-        })
+        };
+        image.look_at_bitmaps();
+        Ok(image)
     }
 
     /// The lock of what changes of mappings need. Not to be held across a suspension.
@@ -180,16 +194,35 @@ impl Image {
     /// Fails if the image is not used any more.
     #[inline]
     pub(crate) fn check_alive(&self) -> io::Result<()> {
-        match self.is_dead.load(Ordering::Relaxed) {
+        match self.hurdles().contains(Hurdle::DEAD) {
             false => Ok(()),
             true => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
         }
     }
 
+    /// What keeps writes from the disk.
+    #[inline]
+    pub(crate) fn hurdles(&self) -> Hurdle {
+        Hurdle::from_bits_retain(self.hurdles.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether it was there.
+    pub(crate) fn raise_hurdle(&self, hurdle: Hurdle) -> bool {
+        let before = self.hurdles.fetch_or(hurdle.bits(), Ordering::SeqCst);
+        Hurdle::from_bits_retain(before).contains(hurdle)
+    }
+
+    pub(crate) fn lower_hurdle(&self, hurdle: Hurdle) {
+        self.hurdles.fetch_and(!hurdle.bits(), Ordering::SeqCst);
+    }
+
     /// Has the image be used again, or not any more, after a repair.
     pub(crate) fn set_alive(&self, is_alive: bool) {
         self.is_told.store(false, Ordering::SeqCst);
-        self.is_dead.store(!is_alive, Ordering::SeqCst);
+        match is_alive {
+            true => self.lower_hurdle(Hurdle::DEAD),
+            false => drop(self.raise_hurdle(Hurdle::DEAD)),
+        }
     }
 
     /// The child that has data, and its name.
@@ -251,8 +284,11 @@ impl Image {
     #[cold]
     pub(crate) fn co_corrupt(&self, co: &Co<'_>, corruption: &Corruption) -> io::Error {
         let is_fatal = self.is_written();
-        let told = if is_fatal { &self.is_dead } else { &self.is_told };
-        if !told.swap(true, Ordering::SeqCst) {
+        let is_told = match is_fatal {
+            true => self.raise_hurdle(Hurdle::DEAD),
+            false => self.is_told.swap(true, Ordering::SeqCst),
+        };
+        if !is_told {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
             self.events.tell(&ImageCorrupted::new(corruption, is_fatal));
             if is_fatal && self.header().version == 2 {

@@ -8,6 +8,8 @@
 //! encryption/ the data of encrypted images
 //! name      names of files as a header has them
 //! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to
+//! bitmap/   dirty bitmaps that are kept in the image
+//! origin    which entries may lead behind the end of the file as it was opened
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
@@ -28,6 +30,7 @@
 
 mod amend;
 mod backing;
+mod bitmap;
 mod cache;
 pub mod check;
 mod cleaning;
@@ -58,6 +61,7 @@ mod metadata;
 mod name;
 mod open;
 mod options;
+mod origin;
 mod overlap;
 mod read;
 mod refcount;

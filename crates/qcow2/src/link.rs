@@ -111,6 +111,7 @@ impl Image {
             let discard = self.options.discard(Freed::Other);
             refcounts.give_up(old..old + self.geometry.cluster_bytes(), discard);
         }
+        refcounts.origin_mut().has_made_table(index);
         self.l1.set(index, new | COPIED);
         state.pending.insert(index, PendingTable { new, old });
         state.mark_l1(index);
@@ -255,6 +256,10 @@ impl Change<'_> {
         let is_valid = is_own && now.iter().zip(&self.old).all(is_same);
         if is_valid {
             let entries: Vec<L2Entry> = (0..).zip(&now).map(|(i, now)| new(i, *now)).collect();
+            if let (Some(taken), Some(refcounts)) = (&self.taken, &mut state.refcounts) {
+                let slice = self.image.cache.slice_of(self.slot);
+                refcounts.origin_mut().has_linked(slice, taken.end);
+            }
             self.store(state, &entries);
             let discard = self.image.options.discard(freed);
             for (old, new) in now.iter().zip(&entries) {

@@ -52,10 +52,7 @@ impl Image {
             let why = "an image of version 2 with snapshots cannot be resized";
             return Err(FormatError::unsupported(why));
         }
-        if !self.bitmaps.is_empty() {
-            let why = "an image with bitmaps cannot be resized yet";
-            return Err(FormatError::unsupported(why));
-        }
+        self.bitmaps.check_resize().map_err(|error| FormatError::unsupported(error.to_string()))?;
         if length < self.disk_bytes() && how.preallocation != Preallocation::Off {
             let why = "preallocation can't be used for shrinking an image";
             return Err(FormatError::invalid(why));

@@ -21,8 +21,27 @@ use crate::read::BUFFER_ALIGNMENT;
 use crate::rules::Rule;
 use crate::state::State;
 
-/// The bytes around data that are written with it; `None` if they are there already, as zeroes.
-type Around = Option<Vec<u8>>;
+/// Most bytes of data that are read, for nothing, so that what is around them is had by one read.
+const MAX_GAP_BYTES: u64 = 16 << 10;
+
+/// The bytes around data that are written with it. A side has none if it needs none, or its bytes are there
+/// already, as zeroes.
+struct Around {
+    /// The head, perhaps something between, the tail.
+    bytes: Vec<u8>,
+    head: usize,
+    tail: usize,
+}
+
+impl Around {
+    fn head(&self) -> &[u8] {
+        &self.bytes[..self.head]
+    }
+
+    fn tail(&self) -> &[u8] {
+        &self.bytes[self.bytes.len() - self.tail..]
+    }
+}
 
 impl Run {
     /// Whether it may be written where it is.
@@ -53,6 +72,9 @@ impl Image {
         let bytes = source.len() as u64;
         {
             let _pin = self.epochs.pin(co);
+            if let Some(host) = self.find_data(offset..offset + bytes, Look::Write) {
+                return self.co_write_at(co, (offset, host), source);
+            }
             let run = self.co_find(co, offset..offset + bytes, Look::Write)?;
             if run.bytes == bytes && run.is_in_place() {
                 return self.co_write_at(co, (offset, run.host), source);
@@ -280,23 +302,16 @@ impl Image {
         };
         let is_zero = change.taken.is_some() && self.is_virgin(host, change.old.len() as u64);
         let all = self.with_neighbours(&change, &range);
-        let head = self.co_read_around(co, all.start..range.start, is_zero)?;
-        let tail = self.co_read_around(co, range.end..all.end, is_zero)?;
+        let around = self.co_read_around(co, &all, &range, is_zero)?;
         let mut vector = IoVector::new();
-        let mut at = range.start;
-        if let Some(head) = &head {
-            vector.push(head);
-            at = all.start;
-        }
+        vector.push(around.head());
         vector.extend(source);
-        if let Some(tail) = &tail {
-            vector.push(tail);
-        }
+        vector.push(around.tail());
+        let at = range.start - around.head as u64;
         self.co_write_at(co, (at, host + (at - start)), &vector)?;
         // Data may come late where zeroes were read before, and are if it does.
         let is_free = is_zero
-            && head.is_none()
-            && tail.is_none()
+            && around.bytes.is_empty()
             && change.old.iter().all(|entry| self.reads_zero(*entry));
         let new = |index: usize, old: L2Entry| {
             let guest = start + index as u64 * cluster;
@@ -356,23 +371,46 @@ impl Image {
         start..end
     }
 
-    /// Reads what is in a range now; `None` if it has no bytes, or these are zeroes as is the new place.
-    fn co_read_around(&self, co: &Co<'_>, range: Range<u64>, is_zero: bool) -> io::Result<Around> {
-        if range.is_empty() || self.rules_omit(Rule::ZeroFill) {
-            return Ok(None);
+    /// Reads what is now in `all` around `range`, but zeroes if the new place `is_zero`. Both sides are read at
+    /// once if they are near each other.
+    fn co_read_around(
+        &self,
+        co: &Co<'_>,
+        all: &Range<u64>,
+        range: &Range<u64>,
+        is_zero: bool,
+    ) -> io::Result<Around> {
+        let needed = |side: Range<u64>| -> io::Result<usize> {
+            let bytes = (side.end - side.start) as usize;
+            if bytes == 0 || self.rules_omit(Rule::ZeroFill) {
+                return Ok(0);
+            }
+            let on_disk = side.start..side.end.min(self.disk_bytes());
+            Ok(if is_zero && self.co_is_zero(co, on_disk)? { 0 } else { bytes })
+        };
+        let (head, tail) = (needed(all.start..range.start)?, needed(range.end..all.end)?);
+        if head > 0 && tail > 0 && range.end - range.start <= MAX_GAP_BYTES {
+            let mut bytes = vec![0; (all.end - all.start) as usize];
+            // What is between may fail for itself: it is about to be written.
+            if self.co_read_old(co, all.start, &mut bytes).is_ok() {
+                return Ok(Around { bytes, head, tail });
+            }
         }
-        if is_zero && self.co_is_zero(co, range.start..range.end.min(self.disk_bytes()))? {
-            return Ok(None);
+        let mut bytes = vec![0; head + tail];
+        let (at_head, at_tail) = bytes.split_at_mut(head);
+        self.co_read_old(co, all.start, at_head)?;
+        self.co_read_old(co, range.end, at_tail)?;
+        Ok(Around { bytes, head, tail })
+    }
+
+    /// Reads what is on the disk now. Behind its end there is nothing.
+    fn co_read_old(&self, co: &Co<'_>, start: u64, target: &mut [u8]) -> io::Result<()> {
+        let there = self.disk_bytes().saturating_sub(start).min(target.len() as u64) as usize;
+        if there == 0 {
+            return Ok(());
         }
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        // Behind the end of the disk there is nothing.
-        let there = self.disk_bytes().saturating_sub(range.start).min(bytes.len() as u64);
         self.file.debug_event(DebugEvent::CowRead);
-        if there > 0 {
-            let target = &mut bytes[..there as usize];
-            self.co_read_pieces(co, range.start, &mut target.into())?;
-        }
-        Ok(Some(bytes))
+        self.co_read_pieces(co, start, &mut (&mut target[..there]).into())
     }
 
     /// Whether a range reads as zeroes, by the tables alone.

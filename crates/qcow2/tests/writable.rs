@@ -68,26 +68,6 @@ fn q18_unknown_features_are_cleared_or_kept_before_the_first_write() {
 }
 
 #[test]
-fn q164_a_bitmap_that_tracks_writes_is_never_silently_stale() {
-    let stand = Stand::new();
-    let image = stand.create("image.qcow2", "", "1M");
-    let text = tools::text(&image).to_owned();
-    tools::run("qemu-img", ["bitmap", "--add", &text, "tracks"]);
-    let why = stand.refusal(&image, json!({"read-only": false}));
-    assert!(why.contains("'tracks'"), "{why}");
-    // One that does not is as it was.
-    tools::run("qemu-img", ["bitmap", "--disable", &text, "tracks"]);
-    let opened = stand.open_writable(&image, json!({}));
-    opened.write(0, &[7; 512]).unwrap();
-    opened.close();
-    stand.check(&image);
-    let (info, _) = stand.qemu_img("info", &image);
-    let bitmaps = &info["format-specific"]["data"]["bitmaps"];
-    assert_eq!(bitmaps[0]["flags"], json!([]), "{info}");
-    stand.end();
-}
-
-#[test]
 fn q131_q133_q135_a_write_that_would_meet_metadata_ends_the_use_of_the_image() {
     for (version, cluster) in [("1.1", 0), ("1.1", 1), ("0.10", 3)] {
         let stand = Stand::new();

@@ -5,6 +5,7 @@ pub mod bare;
 pub mod coroutines;
 pub mod programs;
 pub mod qemu_img;
+pub mod qmp;
 pub mod server;
 pub mod stranger;
 pub mod swapcontext;

@@ -27,6 +27,8 @@ pub struct QemuImg {
     depth: usize,
     block_bytes: usize,
     write: bool,
+    /// Further options of the command.
+    more: Vec<String>,
     image: Vec<String>,
     /// CPU time of a run that makes one request; measured once.
     base_cpu: Option<Duration>,
@@ -45,14 +47,41 @@ impl QemuImg {
         QemuImg { write, ..QemuImg::new(depth, image) }
     }
 
-    /// Reads of `block_bytes` from a node with options as JSON.
+    /// The same to a node with options as JSON, of `block_bytes` each.
     pub fn node(options: &str, depth: usize, block_bytes: usize) -> QemuImg {
         let image = ["-t", "writeback", &format!("json:{options}")].map(str::to_owned).to_vec();
         QemuImg { block_bytes, ..QemuImg::new(depth, image) }
     }
 
     fn new(depth: usize, image: Vec<String>) -> QemuImg {
-        QemuImg { depth, block_bytes: 4096, write: false, image, base_cpu: None }
+        QemuImg { depth, block_bytes: 4096, write: false, more: Vec::new(), image, base_cpu: None }
+    }
+
+    /// Writes instead of reads.
+    pub fn writing(mut self) -> QemuImg {
+        self.write = true;
+        self
+    }
+
+    /// Requests begin so many bytes apart.
+    pub fn step(self, bytes: u64) -> QemuImg {
+        self.with("-S", bytes)
+    }
+
+    /// The first begins there.
+    pub fn from(self, offset: u64) -> QemuImg {
+        self.with("-o", offset)
+    }
+
+    /// Flushes after so many writes, not fewer than are in flight, when they have ended.
+    pub fn flush_every(mut self, writes: u64) -> QemuImg {
+        self.more.push(format!("--flush-interval={writes}"));
+        self
+    }
+
+    fn with(mut self, option: &str, value: u64) -> QemuImg {
+        self.more.extend([option.to_owned(), value.to_string()]);
+        self
     }
 
     /// Makes `ops` requests, one block after the other; more if they are too few for its clock.
@@ -60,15 +89,31 @@ impl QemuImg {
     /// # Errors
     /// If it cannot be started or says that it failed; with what it says.
     pub fn run(&mut self, ops: u64) -> io::Result<Lap> {
+        self.run_after(ops, || Ok(()))
+    }
+
+    /// The same, with `prepare` before each time that it is started.
+    ///
+    /// # Errors
+    /// As of that, and those of `prepare`.
+    pub fn run_after(
+        &mut self,
+        ops: u64,
+        mut prepare: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<Lap> {
+        let mut child = |it: &QemuImg, ops| {
+            prepare()?;
+            it.child(ops)
+        };
         let base = match self.base_cpu {
             Some(base) => base,
-            None => *self.base_cpu.insert(self.child(1)?.1),
+            None => *self.base_cpu.insert(child(self, 1)?.1),
         };
         let mut ops = ops.max(1);
-        let (mut seconds, mut cpu) = self.child(ops)?;
+        let (mut seconds, mut cpu) = child(self, ops)?;
         while seconds < SHORTEST_S {
             ops *= if seconds < SHORTEST_S / 8.0 { 8 } else { 2 };
-            (seconds, cpu) = self.child(ops)?;
+            (seconds, cpu) = child(self, ops)?;
         }
         Ok(Lap {
             ops,
@@ -79,16 +124,25 @@ impl QemuImg {
         })
     }
 
-    /// Seconds by its own clock, and CPU time of the process.
-    fn child(&self, ops: u64) -> io::Result<(f64, Duration)> {
+    /// The command that makes `ops` requests.
+    pub fn command(&self, ops: u64) -> Command {
         let mut command = Command::new("qemu-img");
         command.args(["bench", "-c", &ops.to_string(), "-d", &self.depth.to_string()]);
         command.args(["-s", &self.block_bytes.to_string()]);
         if self.write {
             command.arg("-w");
         }
+        command.args(&self.more).args(&self.image);
+        command
+    }
+
+    /// Seconds by its own clock, which tells milliseconds, and CPU time of the process.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn child(&self, ops: u64) -> io::Result<(f64, Duration)> {
         let before = sys::children_cpu();
-        let output = command.args(&self.image).output()?;
+        let output = self.command(ops).output()?;
         let cpu = sys::children_cpu() - before;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);

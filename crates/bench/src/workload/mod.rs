@@ -34,6 +34,9 @@ pub struct Job {
     pub depth: usize,
     /// Requests go to the first so many bytes.
     pub range_bytes: u64,
+    /// Bytes from the beginning of a request to that of the next, where one goes after the other; not less than
+    /// a block.
+    pub step_bytes: u64,
     /// Whether to measure each one's latency, which costs two looks at the clock.
     pub latency: bool,
     /// For random offsets.
@@ -48,6 +51,7 @@ impl Job {
             block_bytes: 4096,
             depth,
             range_bytes,
+            step_bytes: 0,
             latency: false,
             seed: 1,
         }
@@ -99,7 +103,8 @@ impl Generator {
     /// If the backend is smaller than one request, or there is no memory.
     pub fn new(backend: BlockBackend, job: &Job) -> io::Result<Generator> {
         let range_bytes = job.range_bytes.min(backend.length()?);
-        let offsets = Offsets::new(job.pattern, range_bytes, job.block_bytes as u64, job.seed)?;
+        let offsets = Offsets::new(job.pattern, range_bytes, job.block_bytes as u64, job.seed)?
+            .with_step(job.step_bytes);
         let buffers = (0..job.depth).map(|_| AlignedBuffer::new(job.block_bytes, 4096));
         let latency = job.latency.then(|| RefCell::new(new_histogram()));
         Ok(Generator {

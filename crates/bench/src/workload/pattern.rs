@@ -82,6 +82,8 @@ pub(super) struct Offsets {
     blocks: u64,
     block_bytes: u64,
     next_block: u64,
+    /// Blocks from the beginning of a request to that of the next.
+    step: u64,
     random: u64,
 }
 
@@ -99,7 +101,13 @@ impl Offsets {
         }
         // Spread, so that neighbouring seeds do not begin alike; and a xorshift must not be 0.
         let random = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        Ok(Offsets { pattern, blocks, block_bytes, next_block: 0, random })
+        Ok(Offsets { pattern, blocks, block_bytes, next_block: 0, step: 1, random })
+    }
+
+    /// Those that go one after the other are so many bytes apart, of which whole blocks count.
+    pub(super) fn with_step(self, bytes: u64) -> Offsets {
+        let step = (bytes / self.block_bytes).clamp(1, self.blocks);
+        Offsets { step, ..self }
     }
 
     #[inline]
@@ -109,7 +117,8 @@ impl Offsets {
         } else {
             let block = self.next_block;
             // Wraps at the end, as `qemu-img bench` does.
-            self.next_block = if block + 1 == self.blocks { 0 } else { block + 1 };
+            let next = block + self.step;
+            self.next_block = if next >= self.blocks { next - self.blocks } else { next };
             block
         };
         (self.kind(), block * self.block_bytes)
@@ -157,6 +166,13 @@ mod tests {
         let all: Vec<_> = (0..5).map(|_| offsets.next()).collect();
         assert_eq!(all.iter().map(|it| it.1 / 4096).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
         assert!(all.iter().all(|it| it.0 == Kind::Write));
+    }
+
+    #[test]
+    fn steps_wrap_too() {
+        let mut offsets = offsets(ReadWrite::Write, 5 * 4096).with_step(2 * 4096 + 17);
+        let all: Vec<_> = (0..6).map(|_| offsets.next().1 / 4096).collect();
+        assert_eq!(all, [0, 2, 4, 1, 3, 0]);
     }
 
     #[test]

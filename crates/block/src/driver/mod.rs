@@ -1,4 +1,4 @@
-//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports nothing else of the crate.
+//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports bitmaps, and nothing else of the crate.
 
 pub(crate) mod background;
 pub(crate) mod debug_event;
@@ -15,9 +15,11 @@ pub(crate) mod snapshot;
 
 use std::any::Any;
 use std::io;
+use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
+use crate::bitmap::Bitmaps;
 use crate::driver::background::Background;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
@@ -283,6 +285,12 @@ pub trait BlockDriver: Any + Send + Sync {
     /// Such a drop is an error in the log.
     fn needs_close(&self) -> bool {
         false
+    }
+
+    /// The node's bitmaps, if the driver loads and stores them. Always the same; asked once. It changes the
+    /// list while the node is not used: before it is made, and when it becomes active or inactive.
+    fn bitmaps(&self) -> Option<Arc<Bitmaps>> {
+        None
     }
 
     /// The driver's [`Background`], if it does work of its own: timers, reconnects, coroutines that

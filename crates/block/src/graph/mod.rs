@@ -8,6 +8,7 @@
 //! ```text
 //! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
+//! bitmaps.rs dirty bitmaps: add, remove
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
@@ -16,6 +17,7 @@
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs  replace, insert and remove nodes while requests run
+//! hand_over.rs a replace that is decided in a drained section
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
@@ -37,6 +39,7 @@ pub(crate) mod after_write;
 mod attach;
 pub(crate) mod backends;
 mod background;
+pub(crate) mod bitmaps;
 pub(crate) mod chain;
 mod change;
 mod check;
@@ -47,6 +50,7 @@ mod error;
 pub(crate) mod filter;
 mod freeze;
 pub(crate) mod gate;
+pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
 pub(crate) mod image;

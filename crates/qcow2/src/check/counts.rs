@@ -1,5 +1,6 @@
 //! [`Counts`]: how often each cluster is referred to, and what as.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -33,7 +34,11 @@ pub(super) enum Kind {
 /// stays at its largest value.
 #[derive(Default)]
 pub(super) struct Counts {
-    pieces: BTreeMap<u64, Box<[u32]>>,
+    /// The pieces by their numbers: where their words are.
+    pieces: BTreeMap<u64, usize>,
+    words: Vec<Box<[u32]>>,
+    /// The piece that was found last: a check goes from cluster to cluster.
+    last: Cell<Option<(u64, usize)>>,
     /// The clusters that have a count end before this one.
     end: u64,
 }
@@ -45,13 +50,11 @@ impl Counts {
     /// ENOMEM if clusters in use are too many, or too far apart.
     pub(super) fn add(&mut self, cluster: u64, times: u64, kind: Kind) -> io::Result<()> {
         let number = cluster / PIECE;
-        if self.pieces.len() >= MAX_PIECES && !self.pieces.contains_key(&number) {
-            let why = "the check of an image as large as this needs too much memory";
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, why));
-        }
-        let new = || vec![0; PIECE as usize].into_boxed_slice();
-        let piece = self.pieces.entry(number).or_insert_with(new);
-        let word = &mut piece[(cluster % PIECE) as usize];
+        let piece = match self.piece(number) {
+            Some(piece) => piece,
+            None => self.new_piece(number)?,
+        };
+        let word = &mut self.words[piece][(cluster % PIECE) as usize];
         let count = count(*word).saturating_add(times).min(MAX_COUNT);
         let is_of_kind = *word == 0 || *word >> KIND_SHIFT == kind as u32;
         let kind = match kind {
@@ -62,6 +65,29 @@ impl Counts {
         *word = (kind as u32) << KIND_SHIFT | count as u32;
         self.end = self.end.max(cluster + 1);
         Ok(())
+    }
+
+    #[inline]
+    fn piece(&self, number: u64) -> Option<usize> {
+        if let Some((last, piece)) = self.last.get()
+            && last == number
+        {
+            return Some(piece);
+        }
+        let piece = *self.pieces.get(&number)?;
+        self.last.set(Some((number, piece)));
+        Some(piece)
+    }
+
+    fn new_piece(&mut self, number: u64) -> io::Result<usize> {
+        if self.pieces.len() >= MAX_PIECES {
+            let why = "the check of an image as large as this needs too much memory";
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, why));
+        }
+        let piece = self.words.len();
+        self.words.push(vec![0; PIECE as usize].into_boxed_slice());
+        self.pieces.insert(number, piece);
+        Ok(piece)
     }
 
     /// Takes a reference to a cluster back. It keeps its kind, and is not [free](Self::is_free): what it
@@ -82,13 +108,19 @@ impl Counts {
     }
 
     fn word(&mut self, cluster: u64) -> Option<&mut u32> {
-        let piece = self.pieces.get_mut(&(cluster / PIECE))?;
-        Some(&mut piece[(cluster % PIECE) as usize])
+        let piece = self.piece(cluster / PIECE)?;
+        Some(&mut self.words[piece][(cluster % PIECE) as usize])
     }
 
     fn at(&self, cluster: u64) -> u32 {
-        let piece = self.pieces.get(&(cluster / PIECE));
-        piece.map_or(0, |piece| piece[(cluster % PIECE) as usize])
+        let piece = self.piece(cluster / PIECE);
+        piece.map_or(0, |piece| self.words[piece][(cluster % PIECE) as usize])
+    }
+
+    /// The count of a cluster, and whether it [is mixed](Self::is_mixed).
+    pub(super) fn look(&self, cluster: u64) -> (u64, bool) {
+        let word = self.at(cluster);
+        (count(word), word >> KIND_SHIFT == Kind::Mixed as u32)
     }
 
     pub(super) fn get(&self, cluster: u64) -> u64 {
@@ -97,7 +129,7 @@ impl Counts {
 
     /// Whether a cluster has owners that cannot share it.
     pub(super) fn is_mixed(&self, cluster: u64) -> bool {
-        self.at(cluster) >> KIND_SHIFT == Kind::Mixed as u32
+        self.look(cluster).1
     }
 
     /// Whether a cluster was never referred to.
@@ -125,7 +157,10 @@ impl Counts {
     pub(super) fn range(&self, clusters: Range<u64>) -> impl Iterator<Item = u64> + '_ {
         let pieces = self.pieces.range(clusters.start / PIECE..=clusters.end / PIECE);
         let all = pieces.flat_map(|(number, piece)| {
-            let used = piece.iter().zip(number * PIECE..).filter(|(word, _)| count(**word) > 0);
+            let used = self.words[*piece]
+                .iter()
+                .zip(number * PIECE..)
+                .filter(|(word, _)| count(**word) > 0);
             used.map(|(_, cluster)| cluster)
         });
         all.filter(move |cluster| clusters.contains(cluster))
@@ -183,8 +218,7 @@ mod tests {
     fn q143_the_memory_of_counts_is_bounded() {
         let mut counts = Counts::default();
         // As if all pieces but one were there.
-        let empty = || (0..MAX_PIECES as u64 - 1).map(|number| (number, Box::default()));
-        counts.pieces = empty().collect();
+        counts.pieces = (0..MAX_PIECES as u64 - 1).map(|number| (number, 0)).collect();
         counts.add(PIECE << 40, 1, Kind::Data).unwrap();
         let error = counts.add(PIECE << 41, 1, Kind::Data).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);

@@ -27,6 +27,10 @@ impl Image {
     /// As of [`co_check_with`](super::co_check_with); and if the image cannot be read or written afterwards, which
     /// is not used any more then.
     pub(crate) fn co_repair(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
+        // It may change the disk.
+        if self.check_alive().is_ok() {
+            self.co_begin_change(co)?;
+        }
         // L1 tables and the header are changed by one at a time.
         let _turn = self.snapshot_turn.lock(co);
         let options = CheckOptions::new(repair);

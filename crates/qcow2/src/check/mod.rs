@@ -203,7 +203,8 @@ impl<'a, 'co> Checker<'a, 'co> {
             self.check.corrupt(times, || what);
             return Ok(());
         };
-        for number in offset / cluster..=(end - 1) / cluster {
+        let bits = self.geometry.cluster_bits();
+        for number in offset >> bits..=(end - 1) >> bits {
             self.counts.add(number, times, kind)?;
         }
         Ok(())

@@ -59,7 +59,9 @@ impl Refcounts {
 
     /// The refcount of a cluster; `None` if it cannot be read.
     pub(super) fn co_get(&mut self, co: &Co<'_>, file: &dyn Source, cluster: u64) -> Option<u64> {
-        let (number, index) = (cluster / self.per_block(), cluster % self.per_block());
+        // A power of two.
+        let per_block = self.per_block();
+        let (number, index) = (cluster >> per_block.ilog2(), cluster & (per_block - 1));
         match self.block(number) {
             Block::None => Some(0),
             Block::Unaligned => None,
@@ -78,6 +80,10 @@ impl Refcounts {
         file: &dyn Source,
         offset: u64,
     ) -> io::Result<&[u8]> {
+        // Most clusters come one after the other.
+        if self.blocks.front().is_some_and(|(at, _)| *at == offset) {
+            return Ok(&self.blocks[0].1);
+        }
         let found = self.blocks.iter().position(|(at, _)| *at == offset);
         let block = match found.and_then(|at| self.blocks.remove(at)) {
             Some(block) => block,
@@ -203,12 +209,11 @@ impl Checker<'_, '_> {
             let mut differ = Vec::new();
             for cluster in clusters {
                 let refcount = width.get(block, (cluster - first) as usize);
-                let count = self.counts.get(cluster);
+                // Counts end at the largest value that they can have.
+                let (count, is_mixed) = self.counts.look(cluster);
                 if refcount | count != 0 {
                     used_end = used_end.max(cluster + 1);
                 }
-                // Counts end at the largest value that they can have.
-                let is_mixed = self.counts.is_mixed(cluster);
                 if refcount.min(MAX_COUNT) != count || is_mixed {
                     differ.push(Compared { cluster, refcount, count, is_mixed });
                 }
@@ -216,10 +221,11 @@ impl Checker<'_, '_> {
             differ.into_iter().for_each(|it| self.differ(&it));
         }
         let counts = std::mem::take(&mut self.counts);
+        let bits = self.refcounts.per_block().ilog2();
         for cluster in counts.iter() {
-            if let Block::None = self.refcounts.block(cluster / self.refcounts.per_block()) {
+            if let Block::None = self.refcounts.block(cluster >> bits) {
                 used_end = used_end.max(cluster + 1);
-                let (count, is_mixed) = (counts.get(cluster), counts.is_mixed(cluster));
+                let (count, is_mixed) = counts.look(cluster);
                 self.differ(&Compared { cluster, refcount: 0, count, is_mixed });
             }
         }

@@ -43,7 +43,7 @@ impl RefcountWidth {
 
     /// Refcounts of a block.
     pub fn per_block(self, geometry: Geometry) -> u64 {
-        geometry.cluster_bytes() * 8 / u64::from(self.bits())
+        geometry.cluster_bytes() << 3 >> self.order
     }
 
     /// How many whole refcounts are in `bytes` bytes.
@@ -52,6 +52,7 @@ impl RefcountWidth {
     }
 
     /// The refcount with this index in a block; 0 behind its end.
+    #[inline]
     pub fn get(self, block: &[u8], index: usize) -> u64 {
         if self.order < 3 {
             let (byte, shift, mask) = self.place(index);

@@ -4,14 +4,16 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use super::Look;
 use crate::image::Image;
-use crate::layout::{L2Entry, SubclusterKind, l1_offset};
+use crate::layout::{COPIED, L2Entry, SubclusterKind, l1_offset};
 
 impl Image {
-    /// The place of a range, if all of it is data of one cluster, and the slice is in the cache. `None`:
-    /// [`co_find`](Self::co_find) says what there is. The same pin is needed.
+    /// The place of a range, if all of it is data of one cluster, which for a write may be written there, and
+    /// the slice is in the cache. `None`: [`co_find`](Self::co_find) says what there is. The same pin is
+    /// needed.
     #[inline]
-    pub(crate) fn find_data(&self, range: Range<u64>) -> Option<u64> {
+    pub(crate) fn find_data(&self, range: Range<u64>, what: Look) -> Option<u64> {
         let geometry = self.geometry;
         let cluster = geometry.cluster_start(range.start);
         if geometry.is_extended() || range.end - cluster > geometry.cluster_bytes() {
@@ -25,6 +27,9 @@ impl Image {
         let word = self.cache.look(self.slice(range.start), |words| {
             words.get(index).map(|word| word.load(Ordering::Relaxed))
         })??;
+        if what == Look::Write && table & word & COPIED == 0 {
+            return None;
+        }
         let entry = L2Entry { word, bitmap: 0 };
         let is_data = matches!(self.rules.kind(entry, 0), Ok(SubclusterKind::Data))
             && self.rules.check(entry, cluster).is_ok();

@@ -6,6 +6,7 @@ use coblk_aio::Co;
 use coblk_block::Child;
 
 use super::writable::{self, Known};
+use crate::bitmap;
 use crate::image::{Image, Shown};
 use crate::layout::{Bitmap, FormatError, Header, Incompatible, Purpose, Snapshot};
 use crate::metadata::MetadataSet;
@@ -77,9 +78,6 @@ impl Image {
             writable::co_prepare(co, &self.file, &mut header, &mut cluster)?;
         }
         let read = Tables::co_read(co, &self.file, &header, self.shown.clone())?;
-        if read.bitmaps != self.bitmaps {
-            return Err(changed("the bitmaps of the image have changed"));
-        }
         let sizes = (&self.metadata, self.refcount_bytes());
         let refcounts =
             writes.then(|| read.co_refcounts(co, &self.file, &header, sizes)).transpose()?;
@@ -91,9 +89,28 @@ impl Image {
         state.refcounts = refcounts;
         drop(state);
         *self.snapshots() = read.snapshots;
+        *self.bitmaps.directory() = read.bitmaps;
+        self.look_at_bitmaps();
         self.set_disk_bytes(read.shown.disk_bytes);
         self.co_replace_header(co, *header, cluster);
         self.look_at_end();
+        Ok(())
+    }
+
+    /// Loads the bitmaps, of a node that `writes` the image or not, after its tables were read anew. Those in memory
+    /// are another process's by now, or none.
+    ///
+    /// # Errors
+    /// As of an opening.
+    pub(crate) fn co_load_bitmaps(&self, co: &Co<'_>, writes: bool) -> Result<(), ImageError> {
+        self.bitmaps.forget();
+        if self.shown.is_some() {
+            return Ok(());
+        }
+        let directory = self.bitmaps.directory().clone();
+        let disk = (self.geometry, self.disk_bytes());
+        bitmap::co_load(co, &self.file, disk, &directory, &self.bitmaps.set)?;
+        self.bitmaps.set_read_only(!writes);
         Ok(())
     }
 

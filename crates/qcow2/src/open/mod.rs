@@ -10,12 +10,15 @@ pub use named::probe_format;
 use std::sync::Arc;
 
 use coblk_block::options::{NodeRef, NodeRefOrNull};
-use coblk_block::{Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening, Permissions};
+use coblk_block::{
+    Bitmaps, Child, ChildRole, ChildSlot, NodeMode, OpenError, Opening, Permissions,
+};
 
+use crate::bitmap::{self, StoredBitmaps};
 use crate::cache::SliceCache;
 use crate::cleaning::Cleaner;
 use crate::image::{Image, Parts};
-use crate::layout::{FormatError, Geometry, Header, Incompatible, Purpose};
+use crate::layout::{Bitmap, FormatError, Geometry, Header, Incompatible, Purpose};
 use crate::live::LiveOptions;
 use crate::metadata::MetadataSet;
 use crate::options::{CacheSizes, Qcow2Options};
@@ -80,9 +83,6 @@ fn co_open_own(
     check_shown(options, writes)?;
     let geometry = header.geometry().map_err(refused)?;
     let read = Tables::co_read(co, &file, &header, options.snapshot.clone()).map_err(refused)?;
-    if is_written {
-        writable::check_bitmaps(&read.bitmaps).map_err(refused)?;
-    }
     let sizes = CacheSizes::new(options, geometry, read.shown.disk_bytes)?;
     let block = u64::from(file.limits().request_alignment);
     // One that is inactive may get others.
@@ -97,6 +97,8 @@ fn co_open_own(
         refcounts = Some(read.co_refcounts(co, &file, &header, sizes).map_err(refused)?);
     }
     let Tables { snapshots, bitmaps, shown, l1, .. } = read;
+    let bitmaps = co_bitmaps(opening, options, (&header, bitmaps), &file, writes);
+    let bitmaps = bitmaps.map_err(refused)?;
     let parts = Box::new(Parts {
         header,
         cluster,
@@ -143,6 +145,27 @@ fn co_hold(opening: &Opening<'_, '_>, file: &Child, is_fixed: bool) -> Result<()
     }
     let (held, shared) = permissions(writes(opening.mode(), is_fixed));
     opening.co_hold(file, held, shared)
+}
+
+/// The bitmaps of a directory. They are the disk's, so a snapshot has none; and an image that is another
+/// process's may get others.
+#[inline(never)]
+fn co_bitmaps(
+    opening: &Opening<'_, '_>,
+    options: &Qcow2Options,
+    (header, directory): (&Header, Vec<Bitmap>),
+    file: &Child,
+    writes: bool,
+) -> Result<StoredBitmaps, ImageError> {
+    let set = Bitmaps::new();
+    let is_wanted = (writes || !options.metadata_only) && options.snapshot.is_none();
+    if is_wanted && opening.is_active() {
+        let disk = (header.geometry()?, header.disk_bytes());
+        bitmap::co_load(opening.co(), file, disk, &directory, &set)?;
+    }
+    let bitmaps = StoredBitmaps::new(set, directory);
+    bitmaps.set_read_only(!writes);
+    Ok(bitmaps)
 }
 
 /// Whether a node of these modes is written, whose files cannot be if they are `fixed`.

@@ -8,8 +8,8 @@ use coblk_block::Child;
 use crate::check;
 use crate::header_io::co_write_cluster;
 use crate::layout::{
-    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, MAX_L1_BYTES,
-    MAX_SNAPSHOT_L1_BYTES, Purpose, Snapshot, l1_offset,
+    Autoclear, FormatError, Header, Incompatible, MAX_L1_BYTES, MAX_SNAPSHOT_L1_BYTES, Purpose,
+    Snapshot, l1_offset,
 };
 use crate::metadata::{Metadata, MetadataSet};
 use crate::source::ImageError;
@@ -62,21 +62,6 @@ pub(super) fn co_prepare(
     }
     **header = new;
     Ok(())
-}
-
-/// Refuses images with bitmaps that would be stale after a write.
-pub(super) fn check_bitmaps(bitmaps: &[Bitmap]) -> Result<(), FormatError> {
-    let is_stale = |it: &&Bitmap| {
-        it.flags.contains(BitmapFlags::AUTO) && !it.flags.contains(BitmapFlags::IN_USE)
-    };
-    match bitmaps.iter().find(is_stale) {
-        None => Ok(()),
-        Some(bitmap) => {
-            let name = &bitmap.name;
-            let why = format!("the bitmap '{name}' tracks writes, which is not supported yet");
-            Err(FormatError::unsupported(why))
-        }
-    }
 }
 
 /// Tables that are known when an image is opened.

@@ -49,6 +49,7 @@ use search::Gap;
 
 use crate::layout::{Corruption, Geometry, MAX_OFFSET, RefcountWidth, block_offset};
 use crate::metadata::{Metadata, MetadataSet};
+use crate::origin::Origin;
 use ranges::Ranges;
 
 /// Blocks that are in memory at least.
@@ -124,6 +125,10 @@ pub(crate) struct Refcounts {
     virgin_from: u64,
     touched: Ranges,
     owed: Owed,
+    /// Blocks that are behind the end of the file as it was opened: there are none, and they do not come to
+    /// be there.
+    lost: Ranges,
+    origin: Origin,
     /// What was found wrong when it was too late to refuse.
     corruption: Option<Corruption>,
 }
@@ -161,6 +166,8 @@ impl Refcounts {
             virgin_from: parts.file_end.div_ceil(cluster),
             touched: Ranges::default(),
             owed: Owed::default(),
+            lost: Ranges::default(),
+            origin: Origin::new(parts.file_end, cluster),
             corruption: None,
         };
         refcounts.set_limit(parts.limit);
@@ -168,12 +175,19 @@ impl Refcounts {
         refcounts
     }
 
-    /// The clusters of the table and of the blocks are metadata; of blocks no two are one.
+    /// The clusters of the table and of the blocks are metadata; of blocks no two are one. Those of blocks
+    /// behind the end of the file are, too: nothing that is handed out is taken for a block then.
     fn add_metadata(&mut self) {
         let bytes = u64::from(self.table_clusters) * self.geometry.cluster_bytes();
         let range = self.table_offset..self.table_offset.saturating_add(bytes);
         self.metadata.insert(range, Metadata::REFCOUNT_TABLE);
         for index in 0..self.table.len() as u64 {
+            let offset = block_offset(self.table[index as usize]);
+            let is_behind = |it: &u64| self.geometry.is_aligned(*it) && *it < MAX_OFFSET;
+            if let (Err(_), Some(offset)) = (self.block_offset(index), offset.filter(is_behind)) {
+                self.lost.insert(index..index + 1);
+                self.metadata.insert(self.cluster_at(offset), Metadata::REFCOUNT_BLOCK);
+            }
             if let Ok(Some(offset)) = self.block_offset(index) {
                 let kinds = self.metadata.insert(self.cluster_at(offset), Metadata::REFCOUNT_BLOCK);
                 if !kinds.is_empty() {
@@ -183,6 +197,16 @@ impl Refcounts {
                 }
             }
         }
+    }
+
+    /// Which entries may lead behind the end of the file as it was opened.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// [`origin`](Self::origin), to be told of what was made.
+    pub(crate) fn origin_mut(&mut self) -> &mut Origin {
+        &mut self.origin
     }
 
     /// From here on the file does not grow beyond `limit` bytes.
@@ -228,6 +252,9 @@ impl Refcounts {
         let what = match offset {
             _ if !self.geometry.is_aligned(offset) => "is unaligned",
             _ if offset >= self.end.min(MAX_OFFSET) => "is behind the end of the file",
+            _ if self.lost.first_in(&(index..index + 1)).is_some() => {
+                "is behind the end of the file as it was opened"
+            }
             _ => return Ok(Some(offset)),
         };
         let what = format_args!("refcount block {index} {what}: {offset:#x}");

@@ -37,6 +37,7 @@ use crate::layout::{
     COPIED, FormatError, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, l1_offset,
 };
 use crate::metadata::Metadata;
+use crate::origin::Whose;
 use crate::tables;
 
 impl Image {
@@ -73,14 +74,17 @@ impl Image {
     fn co_create_held(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
         self.co_clear_flags(co)?;
         let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
-        self.co_add_references(co, &l1)?;
+        self.co_add_references(co, &l1, Whose::Disk)?;
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
         let copy = self.co_write_new_table(co, bytes, Metadata::INACTIVE_L1);
         let undo = |_: &io::Error| {
-            let undone = self.co_drop_references(co, &l1);
+            let undone = self.co_drop_references(co, &l1, Whose::Disk);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         };
         let copy = copy.inspect_err(undo)?;
+        if let Some(refcounts) = &mut self.lock().refcounts {
+            refcounts.origin_mut().has_made_snapshot(copy.start);
+        }
         let mut snapshots = self.snapshots().clone();
         let snapshot = self.new_snapshot(&snapshots, name, copy.start, l1.len() as u32);
         let id = String::from_utf8_lossy(&snapshot.id).into_owned();
@@ -132,7 +136,7 @@ impl Image {
             }
         }
         // What is unlinked is given up by the same commit.
-        self.co_drop_references(co, &l1)?;
+        self.co_drop_references(co, &l1, Whose::Disk)?;
         self.co_settle(co)
     }
 
@@ -148,7 +152,7 @@ impl Image {
         let l1 = self.co_l1_of(co, &snapshot)?;
         let held = self.co_hold(co)?;
         self.co_store_snapshots(co, snapshots).map_err(|error| error.error)?;
-        self.co_drop_references(co, &l1)?;
+        self.co_drop_references(co, &l1, Whose::Snapshot(snapshot.l1_offset))?;
         self.give_up(self.place_of_l1(snapshot.l1_offset, snapshot.l1_entries));
         self.co_set_flags(co)?;
         held.co_end(co)
@@ -160,7 +164,7 @@ impl Image {
     /// ENOENT if there is none with this id, EINVAL if the disk has another length; those of reading and
     /// writing.
     pub(crate) fn co_apply(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
-        self.check_alive()?;
+        self.co_begin_change(co)?;
         let _turn = self.snapshot_turn.lock(co);
         let snapshot = {
             let snapshots = self.snapshots();
@@ -175,20 +179,20 @@ impl Image {
         l1.resize(l1.len().max(entries), 0);
         let held = self.co_hold(co)?;
         held.co_stop_writes(co);
-        let applied = self.co_apply_held(co, l1);
+        let applied = self.co_apply_held(co, l1, Whose::Snapshot(snapshot.l1_offset));
         self.co_set_flags(co)?;
         held.co_end(co)?;
         applied
     }
 
-    fn co_apply_held(&self, co: &Co<'_>, l1: Vec<u64>) -> io::Result<()> {
+    fn co_apply_held(&self, co: &Co<'_>, l1: Vec<u64>, whose: Whose) -> io::Result<()> {
         // What was stopped is in the file: no entry of the old table waits to be written.
         self.co_settle(co)?;
-        self.co_add_references(co, &l1)?;
+        self.co_add_references(co, &l1, whose)?;
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
         let new = self.co_write_new_table(co, bytes, Metadata::ACTIVE_L1);
         let new = new.inspect_err(|_| {
-            let undone = self.co_drop_references(co, &l1);
+            let undone = self.co_drop_references(co, &l1, whose);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         })?;
         self.co_settle(co)?;
@@ -210,7 +214,7 @@ impl Image {
             self.cache.clear(&state.owed);
         }
         self.give_up(self.place_of_l1(header.l1_offset, header.l1_entries));
-        self.co_drop_references(co, &old)
+        self.co_drop_references(co, &old, Whose::Disk)
     }
 
     /// The clusters of an L1 table.
@@ -229,7 +233,11 @@ impl Image {
     }
 
     /// Writes another table of snapshots, and has the header lead to it. The old one is given up.
-    fn co_store_snapshots(&self, co: &Co<'_>, snapshots: Vec<Snapshot>) -> Result<(), StoreError> {
+    fn co_store_snapshots(
+        &self,
+        co: &Co<'_>,
+        mut snapshots: Vec<Snapshot>,
+    ) -> Result<(), StoreError> {
         let early = |error| StoreError { error, is_before_header: true };
         let mut bytes = Vec::new();
         snapshots.iter().for_each(|it| it.encode(self.disk_bytes(), &mut bytes));
@@ -243,15 +251,15 @@ impl Image {
             early(error)
         })?;
         let header = self.header();
-        let mut old_bytes = Vec::new();
-        self.snapshots().iter().for_each(|it| it.encode(self.disk_bytes(), &mut old_bytes));
+        let old_bytes = self.snapshots().iter().map(Snapshot::file_bytes).sum::<u64>();
         self.co_update_header(co, |it| {
             it.snapshots_offset = new.start;
             it.snapshots = snapshots.len() as u32;
         })
         .map_err(|error| StoreError { error, is_before_header: false })?;
+        snapshots.iter_mut().for_each(Snapshot::set_written);
         *self.snapshots() = snapshots;
-        self.give_up(header.snapshots_offset..header.snapshots_offset + old_bytes.len() as u64);
+        self.give_up(header.snapshots_offset..header.snapshots_offset + old_bytes);
         Ok(())
     }
 }

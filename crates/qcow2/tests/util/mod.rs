@@ -174,7 +174,7 @@ impl Stand {
 
 /// A node with a backend that reads.
 pub struct Opened<'a> {
-    stand: &'a Stand,
+    pub stand: &'a Stand,
     pub node: Arc<BlockNode>,
     pub backend: Option<BlockBackend>,
 }

@@ -1,52 +1,81 @@
 //! The images of `compare qcow2`, made by qemu-img.
 
-use std::fs::File;
+use std::cell::OnceCell;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::image::Image;
 use crate::peers::qemu_img::PACKAGE;
 
 /// Virtual length of the image that has no data of its own.
 pub const NULL_BYTES: u64 = 1 << 30;
+/// Virtual length of images that are written for the first time.
+const EMPTY_BYTES: u64 = 1 << 40;
 /// Words of the image that is compressed, and their length in bytes.
 const WORDS: usize = 512;
 const WORD_BYTES: usize = 11;
 
-/// Images on the same data, in a directory that is removed in the end.
-pub struct Images {
+/// Images, in a directory that is removed in the end. Each is made when it is first asked for.
+pub struct Images<'a> {
     directory: TempDir,
-    raw: PathBuf,
-    text_bytes: u64,
+    raw: OnceCell<Image>,
+    make_raw: Box<dyn Fn() -> io::Result<Image> + 'a>,
+    /// They are small, and figures need not be good.
+    pub is_quick: bool,
 }
 
-impl Images {
-    /// On the data of `raw`; what is compressed has `text_bytes`.
+impl<'a> Images<'a> {
+    /// On the data of a raw image. What is compressed is longer than decompressed clusters are kept of,
+    /// unless it is for a short run.
     ///
     /// # Errors
     /// If there is no directory for them.
-    pub fn new(raw: &Path, text_bytes: u64) -> io::Result<Images> {
+    pub fn new(
+        is_quick: bool,
+        make_raw: impl Fn() -> io::Result<Image> + 'a,
+    ) -> io::Result<Images<'a>> {
         let directory = tempfile::Builder::new().prefix("coblk-bench-").tempdir()?;
-        Ok(Images { directory, raw: raw.to_owned(), text_bytes })
+        Ok(Images { directory, raw: OnceCell::new(), make_raw: Box::new(make_raw), is_quick })
     }
 
     /// The raw image.
-    pub fn raw(&self) -> &Path {
-        &self.raw
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn raw(&self) -> io::Result<&Path> {
+        if self.raw.get().is_none() {
+            let image = (self.make_raw)()?;
+            return Ok(self.raw.get_or_init(|| image).path());
+        }
+        self.raw.get().map(Image::path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// All of it mapped, with data in a file of its own that is not there: the driver has to name another.
     ///
     /// # Errors
     /// If qemu-img fails, as below.
-    pub fn mapped(&self) -> io::Result<PathBuf> {
+    pub fn mapped(&self, bytes: u64) -> io::Result<PathBuf> {
         let data = self.path("data.raw")?;
         let options = format!("data_file={data},preallocation=metadata");
-        self.made("mapped.qcow2", |path| {
-            let size = NULL_BYTES.to_string();
-            qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, path, &size])
+        self.made(&format!("mapped-{bytes}.qcow2"), |path| {
+            qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, path, &bytes.to_string()])
+        })
+    }
+
+    /// All of it mapped but the last GiB, to holes of the file.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn preallocated(&self, gib: u64) -> io::Result<PathBuf> {
+        self.made(&format!("preallocated-{gib}.qcow2"), |path| {
+            let size = format!("{gib}G");
+            let options = ["-o", "preallocation=metadata", path, &size];
+            qemu_img(&[&["create", "-q", "-f", "qcow2"][..], &options].concat())?;
+            qemu_img(&["resize", "-q", path, "+1G"])
         })
     }
 
@@ -55,7 +84,7 @@ impl Images {
     /// # Errors
     /// As above.
     pub fn plain(&self) -> io::Result<PathBuf> {
-        let raw = utf8(&self.raw)?;
+        let raw = utf8(self.raw()?)?;
         // With every cluster, also those of zeroes.
         self.made("plain.qcow2", |path| {
             qemu_img(&["convert", "-S", "0", "-f", "raw", "-O", "qcow2", raw, path])
@@ -75,12 +104,49 @@ impl Images {
         })
     }
 
+    /// Nothing in it, and long enough for a write to each of 2048 tables.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn empty(&self) -> io::Result<PathBuf> {
+        self.made("empty.qcow2", |path| {
+            qemu_img(&["create", "-q", "-f", "qcow2", path, &EMPTY_BYTES.to_string()])
+        })
+    }
+
+    /// A raw file as long as [`empty`](Self::empty), all of it a hole.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn sparse(&self) -> io::Result<PathBuf> {
+        self.made("sparse.raw", |path| File::create_new(path)?.set_len(EMPTY_BYTES))
+    }
+
+    /// Another copy of an image that takes little space, in place of the last one with this name.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn copy(&self, of: &Path, name: &str) -> io::Result<PathBuf> {
+        let path = self.directory.path().join(name);
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        // What has no byte is a hole in the copy too.
+        if fs::metadata(of)?.len() == EMPTY_BYTES {
+            File::create_new(&path)?.set_len(EMPTY_BYTES)?;
+        } else {
+            fs::copy(of, &path)?;
+        }
+        Ok(path)
+    }
+
     /// Words at random: deflate leaves less than half of them.
     ///
     /// # Errors
     /// As above.
     pub fn compressed(&self) -> io::Result<PathBuf> {
-        let text = self.made("text.raw", |path| write_words(Path::new(path), self.text_bytes))?;
+        let bytes = if self.is_quick { 1 << 20 } else { 128 << 20 };
+        let text = self.made("text.raw", |path| write_words(Path::new(path), bytes))?;
         let text = utf8(&text)?;
         self.made("compressed.qcow2", |path| {
             qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", text, path])
@@ -107,7 +173,11 @@ fn utf8(path: &Path) -> io::Result<&str> {
     path.to_str().ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())))
 }
 
-fn qemu_img(words: &[&str]) -> io::Result<()> {
+/// Runs a command of qemu-img.
+///
+/// # Errors
+/// If it cannot be started or fails, with what it says.
+pub fn qemu_img(words: &[&str]) -> io::Result<()> {
     let output = Command::new("qemu-img").args(words).output().map_err(|error| {
         io::Error::new(error.kind(), format!("qemu-img (Debian package {PACKAGE}): {error}"))
     })?;
@@ -134,4 +204,32 @@ fn write_words(path: &Path, bytes: u64) -> io::Result<()> {
         left -= word.len();
     }
     file.into_inner().map_err(io::Error::other)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::qemu_img::is_installed;
+
+    #[test]
+    fn text_is_compressed() {
+        if is_installed() {
+            let images = Images::new(true, || Err(io::ErrorKind::NotFound.into())).unwrap();
+            let bytes = fs::metadata(images.compressed().unwrap()).unwrap().len();
+            assert!(bytes < 800 << 10, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_copy_takes_the_place_of_the_last() {
+        let images = Images::new(true, || Err(io::ErrorKind::NotFound.into())).unwrap();
+        let sparse = images.sparse().unwrap();
+        let copy = images.copy(&sparse, "copy").unwrap();
+        fs::write(&copy, "text").unwrap();
+        assert_eq!(fs::metadata(images.copy(&sparse, "copy").unwrap()).unwrap().len(), EMPTY_BYTES);
+        let other = images.path("text").unwrap();
+        fs::write(&other, "text").unwrap();
+        let copy = images.copy(Path::new(&other), "copy").unwrap();
+        assert_eq!(fs::read(copy).unwrap(), b"text");
+    }
 }

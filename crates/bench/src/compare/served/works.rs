@@ -137,6 +137,7 @@ impl Work {
             block_bytes: self.block_bytes,
             depth: self.depth,
             range_bytes: u64::MAX,
+            step_bytes: 0,
             latency: false,
             seed: 1,
         }
