@@ -1,4 +1,4 @@
-//! Models that loom runs in every order that the memory model allows, on the crate's own [`Words`]:
+//! Models that loom runs in every order that the memory model allows, on the crate's own [`Words`] and [`Slots`]:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p coblk-block --release --lib models
@@ -9,6 +9,8 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
 
+use super::bits::DirtyBits;
+use super::slots::{Slot, Slots};
 use super::words::Words;
 
 /// Runs a model in every order with at most three switches away from a thread that could go on. More find nothing
@@ -104,5 +106,29 @@ fn j126_each_granule_is_taken_by_one() {
         let other = other.join().unwrap();
         assert_eq!(mine & other, 0);
         assert_eq!((mine | other) | words.get(0), 3);
+    });
+}
+
+/// A bitmap takes over from its successor, as [`SplitBitmap`](super::SplitBitmap) does when it is dropped.
+#[test]
+fn j111_a_write_beside_a_merge_is_in_the_bitmap() {
+    model(|| {
+        let slots = Arc::new(Slots::default());
+        let slot = || Slot::new(DirtyBits::new(512, 512).unwrap());
+        let (bitmap, successor) = (slot(), slot());
+        slots.add(&bitmap);
+        slots.add(&successor);
+        slots.count_pair(true);
+        successor.set_recording(true);
+        let writer = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || slots.mark(&(0..1)))
+        };
+        bitmap.set_recording(true);
+        bitmap.bits.merge_from(&successor.bits);
+        successor.set_recording(false);
+        slots.count_pair(false);
+        writer.join().unwrap();
+        assert!(bitmap.bits.is_dirty(0));
     });
 }

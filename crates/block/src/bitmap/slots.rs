@@ -4,9 +4,9 @@
 //! One whose bitmap has gone is used for the next bitmap of the same granularity.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::atomics::{AtomicBool, AtomicUsize, Ordering, model_fence};
 use super::bits::DirtyBits;
 
 /// Bits that writes mark while they are switched on.
@@ -18,8 +18,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(bits: DirtyBits) -> Arc<Slot> {
-        let (is_recording, next) = Default::default();
-        Arc::new(Slot { bits, is_recording, next })
+        Arc::new(Slot { bits, is_recording: AtomicBool::new(false), next: OnceLock::new() })
     }
 
     #[inline]
@@ -29,6 +28,7 @@ impl Slot {
 
     pub(super) fn set_recording(&self, on: bool) {
         self.is_recording.store(on, Ordering::SeqCst);
+        model_fence();
     }
 }
 

@@ -8,7 +8,6 @@
 //! ```text
 //! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
-//! bitmaps.rs dirty bitmaps: add, remove
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
