@@ -119,6 +119,7 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
+    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
     (
         "export",
         &[
