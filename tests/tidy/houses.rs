@@ -123,6 +123,7 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
+    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
     (
         "export",
         &[

@@ -287,17 +287,18 @@ fn positive(count: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn marked(count: u64, ranges: &[Range<u64>]) -> Granules {
+    /// With these marked, from the first up to the last.
+    fn marked(count: u64, ranges: &[(u64, u64)]) -> Granules {
         let granules = Granules::new(count);
-        for range in ranges {
-            granules.mark(range.clone());
+        for (first, end) in ranges {
+            granules.mark(*first..*end);
         }
         granules
     }
 
     #[test]
     fn j126_granules_are_claimed_in_rows_across_words() {
-        let granules = marked(200, &[3..10, 30..70, 199..200]);
+        let granules = marked(200, &[(3, 10), (30, 70), (199, 200)]);
         assert_eq!(granules.todo(), 48);
         assert_eq!(granules.claim(0, 100), Some(3..10));
         assert_eq!(granules.claim(0, 35), Some(30..65));
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn j126_a_busy_granule_is_not_claimed_again_before_its_copy_has_ended() {
-        let granules = marked(64, &[0..4]);
+        let granules = marked(64, &[(0, 4)]);
         assert_eq!(granules.claim(0, 2), Some(0..2));
         granules.mark(1..3);
         assert_eq!((granules.todo(), granules.busy()), (3, 2));
@@ -323,7 +324,7 @@ mod tests {
 
     #[test]
     fn j52_what_was_not_copied_is_to_be_copied_again() {
-        let granules = marked(100, &[20..50]);
+        let granules = marked(100, &[(20, 50)]);
         let claim = granules.claim(0, 100).unwrap();
         granules.mark(25..26);
         granules.fail(claim);
@@ -334,7 +335,7 @@ mod tests {
 
     #[test]
     fn j62_a_guest_claims_up_to_what_is_busy() {
-        let granules = marked(100, &[40..42]);
+        let granules = marked(100, &[(40, 42)]);
         let copied = granules.claim(0, 2).unwrap();
         assert_eq!(granules.hold(30..50), 40);
         assert_eq!(granules.hold(40..50), 40);

@@ -76,7 +76,7 @@ impl Scan<'_> {
     /// Whether all of the target is known to read as zeroes.
     fn co_target_is_zero(&self, co: &Co<'_>) -> Result<bool, JobFailure> {
         let length = self.marks.length;
-        let asked = self.target.co_apart(co, self.job, move |co, target| {
+        self.target.co_apart(co, self.job, move |co, target| {
             let mut at = 0;
             while at < length {
                 match target.co_block_status(co, at, length - at) {
@@ -86,8 +86,7 @@ impl Scan<'_> {
                 }
             }
             true
-        });
-        asked
+        })
     }
 }
 
