@@ -33,6 +33,7 @@ struct Cli {
 enum Command {
     Amend(commands::amend::Amend),
     Bench(commands::bench::Bench),
+    Bitmap(commands::bitmap::Bitmap),
     Check(commands::check::Check),
     Commit(commands::commit::Commit),
     Compare(commands::compare::Compare),
@@ -53,6 +54,7 @@ impl Command {
         match self {
             Command::Amend(it) => &it.named.objects.objects,
             Command::Bench(it) => &it.named.objects.objects,
+            Command::Bitmap(it) => &it.objects.objects,
             Command::Check(it) => &it.named.objects.objects,
             Command::Commit(it) => &it.named.objects.objects,
             Command::Compare(it) => &it.objects.objects,
@@ -72,6 +74,7 @@ impl Command {
         match self {
             Command::Amend(amend) => amend.co_run(tool),
             Command::Bench(bench) => bench.co_run(tool),
+            Command::Bitmap(bitmap) => bitmap.co_run(tool),
             Command::Check(check) => check.co_run(tool),
             Command::Commit(commit) => commit.co_run(tool),
             Command::Compare(compare) => compare.co_run(tool),

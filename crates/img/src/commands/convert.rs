@@ -7,7 +7,7 @@ use coblk::{BlockNode, WriteFlags};
 
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
-use super::{Tool, backing_of, option_help, source_snapshot};
+use super::{Tool, backing_of, bitmap, option_help, source_snapshot};
 use crate::engine::{
     Copy, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data, max_writes,
 };
@@ -117,9 +117,6 @@ impl Convert {
     }
 
     fn co_convert(&self, tool: &Tool<'_, '_>, progress: &Arc<Progress>) -> Result<(), Failure> {
-        if self.bitmaps {
-            return Err(Failure::new("Copying bitmaps is not supported"));
-        }
         if option_help::is_asked(&self.target_options) {
             let name = self.filenames.last().map(OsString::as_os_str);
             return option_help::show_create(tool, self.target_format(), name);
@@ -130,7 +127,13 @@ impl Convert {
         if self.source_snapshot.is_some() && sources.len() > 1 {
             return Err(Failure::new("A snapshot of one image can be copied, and not of several"));
         }
+        if self.bitmaps && sources.len() > 1 {
+            return Err(Failure::new("Copying bitmaps only possible with single source"));
+        }
         let sources = self.co_open_sources(tool, sources)?;
+        if self.bitmaps {
+            bitmap::check_copy(&sources[0], self.target_format(), self.skip_broken_bitmaps)?;
+        }
         let bytes: u64 = sources.iter().map(|image| image.node.length()).sum();
         if self.has_backing()? && sources.len() > 1 {
             return Err(Failure::new(
@@ -141,6 +144,10 @@ impl Convert {
         let copy = self.copy(tool, &sources, &target, progress)?;
         progress.begin(bytes);
         copy.co_run(tool.co, self.pieces()?)?;
+        if self.bitmaps {
+            // They mark nothing of the copy itself.
+            bitmap::co_copy_all(tool, &sources[0].node, &target)?;
+        }
         let flushed = target.backend.co_flush(tool.co);
         flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
