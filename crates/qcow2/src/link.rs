@@ -95,8 +95,8 @@ impl Image {
             self.make_table(state, index, table)?;
         }
         Ok(there.unwrap_or_else(|| {
-            let words = vec![0; (self.cache.slice_bytes() / 8) as usize];
-            self.cache.fill(&state.owed, slice, &words)
+            let words = (self.cache.slice_bytes() / 8) as usize;
+            self.cache.fill(&state.owed, slice, std::iter::repeat_n(0, words))
         }))
     }
 

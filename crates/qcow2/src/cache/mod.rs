@@ -126,7 +126,12 @@ impl SliceCache {
     }
 
     /// Puts a slice, which is not there, into a slot that owes nothing.
-    pub(crate) fn fill(&self, owed: &Owed, slice: u64, words: &[u64]) -> usize {
+    pub(crate) fn fill(
+        &self,
+        owed: &Owed,
+        slice: u64,
+        words: impl ExactSizeIterator<Item = u64>,
+    ) -> usize {
         let first = self.first(slice);
         let free = (first..first + self.ways).filter(|slot| owed.is_free(*slot));
         let is_empty = |slot: &usize| self.slots[*slot].slice() == NONE;

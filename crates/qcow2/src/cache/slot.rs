@@ -44,12 +44,13 @@ impl Slot {
     }
 
     /// Puts another slice there, with its words.
-    pub(super) fn fill(&self, slice: u64, words: &[u64]) {
-        let slots = self.words.get_or_init(|| words.iter().map(|_| AtomicU64::new(0)).collect());
+    pub(super) fn fill(&self, slice: u64, words: impl ExactSizeIterator<Item = u64>) {
+        let slots = || (0..words.len()).map(|_| AtomicU64::new(0)).collect();
+        let slots = self.words.get_or_init(slots);
         self.change(|| {
             self.slice.store(slice, Ordering::Relaxed);
             for (slot, word) in slots.iter().zip(words) {
-                slot.store(*word, Ordering::Relaxed);
+                slot.store(word, Ordering::Relaxed);
             }
         });
         self.is_used.store(true, Ordering::Relaxed);

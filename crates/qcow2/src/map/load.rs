@@ -54,12 +54,12 @@ impl Image {
             if is_shared {
                 self.strip_copied(&mut bytes);
             }
-            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-            let words: Vec<u64> = words.collect();
             let state = self.lock();
             // Another table may be there by now.
             if self.place(&state, index) == Ok((place, is_shared)) {
-                let slot = self.cache.fill(&state.owed, slice, &words);
+                let words = bytes.as_chunks::<8>().0.iter();
+                let words = words.map(|word| u64::from_be_bytes(*word));
+                let slot = self.cache.fill(&state.owed, slice, words);
                 return Ok(look(self.cache.words(slot)));
             }
         }
