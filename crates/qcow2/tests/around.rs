@@ -1,4 +1,4 @@
-//! What lies around a write, which is read from the backing file: how often, and what happens if that fails.
+//! What first writes do besides: what lies around them is read from the backing file, and the file grows.
 
 mod util;
 
@@ -6,8 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
-use coblk_block::{BlockDriver, BlockNode, ReadFlags, WriteFlags};
+use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare};
+use coblk_block::options::NodeOptions;
+use coblk_block::{BackendOptions, BlockDriver, BlockNode, ReadFlags, Truncate, WriteFlags};
 use serde_json::json;
 use util::Stand;
 
@@ -84,5 +85,81 @@ fn q197_head_and_tail_are_read_together() {
     let (head, tail) = (cluster(5, 0, 1024), cluster(5, 41 << 10, 65536));
     assert_eq!(taken(), [head, tail]);
     opened.close();
+    stand.end();
+}
+
+/// A file in memory, and the lengths that it was given.
+struct Host(Mutex<Vec<u8>>, Arc<Mutex<Vec<u64>>>);
+
+impl BlockDriver for Host {
+    fn format_name(&self) -> &'static str {
+        "host"
+    }
+
+    fn length(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        let (offset, bytes) = (offset as usize, target.len());
+        target.copy_from(0, &self.0.lock().unwrap()[offset..offset + bytes]);
+        Ok(())
+    }
+
+    fn co_pwritev(
+        &self,
+        _: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        _: WriteFlags,
+    ) -> io::Result<()> {
+        let (offset, bytes) = (offset as usize, source.len());
+        source.copy_to(0, &mut self.0.lock().unwrap()[offset..offset + bytes]);
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_truncate(&self, co: &Co<'_>, length: u64, _: Truncate) -> io::Result<()> {
+        // Others come meanwhile.
+        PoolShare::once(co, || ());
+        self.1.lock().unwrap().push(length);
+        self.0.lock().unwrap().resize(length as usize, 0);
+        Ok(())
+    }
+}
+
+#[test]
+fn q197_writes_that_need_the_same_space_make_it_once() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "16M");
+    let lengths = Arc::<Mutex<Vec<u64>>>::default();
+    let host = Host(Mutex::new(std::fs::read(image).unwrap()), Arc::clone(&lengths));
+    stand.blockdevs.adopt(BlockNode::new("host", host)).unwrap();
+    let options = json!({"driver": "qcow2", "node-name": "disk", "file": "host"});
+    let options = NodeOptions::from_value(options).unwrap();
+    let node = stand.blockdevs.open(&stand.ctx, options).unwrap();
+    let backend = BackendOptions::new("writer").open(&stand.ctx, node).unwrap();
+    for cluster in 0..64 {
+        let (offset, data) = (cluster * CLUSTER as u64, vec![1; 4096]);
+        backend.aio_pwritev(&stand.ctx, offset, data, WriteFlags::empty(), |_, result, _| {
+            result.unwrap();
+        });
+    }
+    stand.ctx.run_until(|| backend.in_flight() == 0);
+    let lengths = std::mem::take(&mut *lengths.lock().unwrap());
+    assert!(lengths.is_sorted_by(|one, next| one < next), "{lengths:?}");
+    // By a MiB each.
+    assert!((4..=6).contains(&lengths.len()), "{lengths:?}");
+    drop(backend);
+    stand.blockdevs.close(&stand.ctx, "disk").unwrap();
     stand.end();
 }

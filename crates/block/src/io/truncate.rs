@@ -9,7 +9,7 @@ use super::known::answers_may_have_changed;
 use super::tracked::Access;
 use super::{RequestPath, errno};
 use crate::driver::MAX_LENGTH;
-use crate::driver::flags::Truncate;
+use crate::driver::flags::{Preallocation, Truncate};
 
 /// Sets the length, also to less than it is: nothing may be in flight beyond the new end. `backing` says
 /// how long the backing file is, in bytes.
@@ -55,6 +55,11 @@ fn set_length(
     // It may have been another's turn before.
     if !may_shrink && length < path.length() {
         return Ok(false);
+    }
+    // Requests that need the same space at once make it once.
+    let is_plain = how.preallocation == Preallocation::Off && !how.zero;
+    if !may_shrink && is_plain && end < length && length == path.length() {
+        return Ok(true);
     }
     // What a backing file has beyond the end was never a part of this device.
     how.zero |= length > path.length() && path.state.has_backing() && backing() > path.length();

@@ -55,15 +55,34 @@ impl Counts {
             None => self.new_piece(number)?,
         };
         let word = &mut self.words[piece][(cluster % PIECE) as usize];
-        let count = count(*word).saturating_add(times).min(MAX_COUNT);
-        let is_of_kind = *word == 0 || *word >> KIND_SHIFT == kind as u32;
-        let kind = match kind {
-            _ if !is_of_kind => Kind::Mixed,
-            Kind::Structure if count > 1 => Kind::Mixed,
-            kind => kind,
-        };
-        *word = (kind as u32) << KIND_SHIFT | count as u32;
+        *word = added(*word, times, kind);
         self.end = self.end.max(cluster + 1);
+        Ok(())
+    }
+
+    /// Counts each cluster of a range.
+    ///
+    /// # Errors
+    /// As of [`add`](Self::add).
+    pub(super) fn add_run(
+        &mut self,
+        clusters: Range<u64>,
+        times: u64,
+        kind: Kind,
+    ) -> io::Result<()> {
+        let mut from = clusters.start;
+        while from < clusters.end {
+            // Makes the piece.
+            self.add(from, times, kind)?;
+            let end = clusters.end.min((from / PIECE + 1) * PIECE);
+            if let Some(piece) = self.piece(from / PIECE) {
+                let first = (from % PIECE) as usize;
+                let words = &mut self.words[piece][first + 1..first + (end - from) as usize];
+                words.iter_mut().for_each(|word| *word = added(*word, times, kind));
+            }
+            self.end = self.end.max(end);
+            from = end;
+        }
         Ok(())
     }
 
@@ -148,6 +167,11 @@ impl Counts {
         self.end
     }
 
+    /// Ranges that all clusters with a count are in, in their order.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.pieces.keys().map(|number| number * PIECE..(number + 1) * PIECE)
+    }
+
     /// All clusters that have a count, in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.range(0..u64::MAX)
@@ -165,6 +189,19 @@ impl Counts {
         });
         all.filter(move |cluster| clusters.contains(cluster))
     }
+}
+
+/// The word of a cluster that has `times` references more.
+#[inline]
+fn added(word: u32, times: u64, kind: Kind) -> u32 {
+    let count = count(word).saturating_add(times).min(MAX_COUNT);
+    let is_of_kind = word == 0 || word >> KIND_SHIFT == kind as u32;
+    let kind = match kind {
+        _ if !is_of_kind => Kind::Mixed,
+        Kind::Structure if count > 1 => Kind::Mixed,
+        kind => kind,
+    };
+    (kind as u32) << KIND_SHIFT | count as u32
 }
 
 fn count(word: u32) -> u64 {

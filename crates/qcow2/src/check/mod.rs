@@ -5,6 +5,7 @@
 //! options.rs   what a check is asked for, and its outcome
 //! tables.rs    L1 and L2 tables
 //! snapshots.rs those of snapshots
+//! runs.rs      clusters that follow each other
 //! refcounts.rs the refcounts of the image, and the comparison
 //! counts.rs    the references
 //! repair/      mends what was found
@@ -22,6 +23,7 @@ mod live;
 mod options;
 mod refcounts;
 mod repair;
+mod runs;
 mod snapshots;
 mod store;
 mod tables;

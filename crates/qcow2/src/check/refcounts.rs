@@ -73,6 +73,17 @@ impl Refcounts {
         }
     }
 
+    /// How many of the first of some clusters have the refcount 1, of those whose block is that of the first.
+    pub(super) fn co_ones(&mut self, co: &Co<'_>, file: &dyn Source, clusters: Range<u64>) -> u64 {
+        let (width, per_block) = (self.width, self.per_block());
+        let number = clusters.start >> per_block.ilog2();
+        let Block::At(offset) = self.block(number) else { return 0 };
+        let first = clusters.start & (per_block - 1);
+        let end = per_block.min(first + (clusters.end - clusters.start));
+        let Ok(block) = self.co_block(co, file, offset) else { return 0 };
+        (first..end).take_while(|at| width.get(block, *at as usize) == 1).count() as u64
+    }
+
     /// The block at `offset`.
     pub(super) fn co_block(
         &mut self,
@@ -222,11 +233,17 @@ impl Checker<'_, '_> {
         }
         let counts = std::mem::take(&mut self.counts);
         let bits = self.refcounts.per_block().ilog2();
-        for cluster in counts.iter() {
-            if let Block::None = self.refcounts.block(cluster >> bits) {
-                used_end = used_end.max(cluster + 1);
-                let (count, is_mixed) = counts.look(cluster);
-                self.differ(&Compared { cluster, refcount: 0, count, is_mixed });
+        let has_block = |it: &Self, number| !matches!(it.refcounts.block(number), Block::None);
+        for piece in counts.pieces() {
+            if (piece.start >> bits..=(piece.end - 1) >> bits).all(|it| has_block(self, it)) {
+                continue;
+            }
+            for cluster in counts.range(piece) {
+                if !has_block(self, cluster >> bits) {
+                    used_end = used_end.max(cluster + 1);
+                    let (count, is_mixed) = counts.look(cluster);
+                    self.differ(&Compared { cluster, refcount: 0, count, is_mixed });
+                }
             }
         }
         self.counts = counts;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 
 use super::Checker;
 use super::counts::Kind;
@@ -31,6 +32,16 @@ impl Pointer {
     pub(super) fn is_active(&self) -> bool {
         self.active > 0
     }
+
+    /// Whether it is at more than one place of the disk, which is wrong.
+    pub(super) fn is_in_disk_often(&self) -> bool {
+        self.active > 1
+    }
+
+    /// How often L1 entries lead to it.
+    pub(super) fn times(&self) -> u64 {
+        self.all
+    }
 }
 
 /// The sums of one L2 table that is part of the disk.
@@ -41,6 +52,19 @@ struct Figures {
     compressed: u64,
     /// Where the next cluster is expected.
     next: Option<u64>,
+}
+
+impl Figures {
+    /// Adds data at a range of the file, and returns how many clusters that is.
+    fn add_run(&mut self, host: Range<u64>, cluster_bits: u32) -> u64 {
+        let clusters = (host.end - host.start) >> cluster_bits;
+        self.allocated += clusters;
+        if self.next.is_some_and(|next| next != host.start) {
+            self.fragmented += 1;
+        }
+        self.next = Some(host.end);
+        clusters
+    }
 }
 
 impl Checker<'_, '_> {
@@ -110,7 +134,7 @@ impl Checker<'_, '_> {
     }
 
     /// Checks whether the flag COPIED is set as the refcount of its cluster says.
-    fn check_flag(&mut self, entry: u64, offset: u64, what: &str) -> io::Result<()> {
+    pub(super) fn check_flag(&mut self, entry: u64, offset: u64, what: &str) -> io::Result<()> {
         let number = offset >> self.geometry.cluster_bits();
         let Some(refcount) = self.refcounts.co_get(self.co, self.file, number) else {
             // It is counted where refcounts are compared.
@@ -154,7 +178,16 @@ impl Checker<'_, '_> {
         let mut figures = Figures::default();
         let guest = self.geometry.l1_start(pointer.index).unwrap_or(0);
         let step = (self.geometry.l2_entry_bytes() / 8) as usize;
+        // Where entries begin that are not among those of the last run.
+        let mut behind = 0;
         for (entry, number) in words.chunks(step).zip(0_u64..) {
+            if number < behind {
+                continue;
+            }
+            if let Some(run) = self.count_run(&words[number as usize * step..], pointer)? {
+                behind = number + figures.add_run(run, self.geometry.cluster_bits());
+                continue;
+            }
             let second = |words: &[u64]| words.get(1).copied().unwrap_or(0);
             let entry = L2Entry { word: entry[0], bitmap: second(entry) };
             if entry == L2Entry::default() {
@@ -223,11 +256,8 @@ impl Checker<'_, '_> {
         if !is_stored {
             return Ok(());
         }
-        figures.allocated += 1;
-        if figures.next.is_some_and(|next| next != offset) {
-            figures.fragmented += 1;
-        }
-        figures.next = Some(offset.saturating_add(self.geometry.cluster_bytes()));
+        let end = offset.saturating_add(self.geometry.cluster_bytes());
+        figures.add_run(offset..end, self.geometry.cluster_bits());
         if let Err(corruption) = self.rules.check(entry, guest)
             && corruption.offset.is_some()
         {
