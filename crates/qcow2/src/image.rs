@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
@@ -14,6 +14,7 @@ use crate::encryption::Encryption;
 use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
+use crate::holes::Holes;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
     Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
@@ -25,6 +26,7 @@ use crate::metadata::MetadataSet;
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
+use crate::survey::Survey;
 use crate::tables;
 
 /// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
@@ -32,6 +34,8 @@ const GROWTH_BYTES: u64 = 1 << 20;
 
 /// An open image. Any thread; several contexts at once.
 pub(crate) struct Image {
+    /// Itself, for coroutines that no request waits for.
+    pub(crate) me: OnceLock<Weak<Image>>,
     pub(crate) header: HeaderCell,
     /// Length of the disk in bytes.
     disk_bytes: AtomicU64,
@@ -52,6 +56,8 @@ pub(crate) struct Image {
     /// Held by the one that reads a refcount block.
     pub(crate) block_turn: CoMutex<()>,
     pub(crate) block_loads: BlockLoads,
+    pub(crate) survey: Survey,
+    pub(crate) holes: Holes,
     /// Memory for refcounts in bytes.
     refcount_bytes: u64,
     pub(crate) options: LiveOptions,
@@ -122,6 +128,7 @@ impl Image {
         };
         let header = parts.header;
         Ok(Image {
+            me: OnceLock::new(),
             geometry,
             rules,
             compression: header.compression()?,
@@ -138,6 +145,8 @@ impl Image {
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
+            survey: Survey::default(),
+            holes: Holes::default(),
             refcount_bytes: parts.refcount_bytes,
             options: parts.options,
             #[cfg(feature = "test-rules")]

@@ -43,7 +43,9 @@ pub(crate) fn co_open(
 
 #[inline(never)]
 fn finish(parts: Box<Parts>, backing: ChildSlot) -> Result<Arc<Image>, OpenError> {
-    Ok(Arc::new(Image::new(*parts, backing)?))
+    let image = Arc::new(Image::new(*parts, backing)?);
+    let _ = image.me.set(Arc::downgrade(&image));
+    Ok(image)
 }
 
 /// All but the backing file.
