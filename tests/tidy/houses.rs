@@ -101,7 +101,7 @@ pub const HOUSES: &[House] = &[
             &["options"],
             &["live"],
             // An image, where its bytes are, and what changes that and makes it durable.
-            &["image", "state", "commit", "header_io", "map"],
+            &["image", "state", "commit", "header_io", "map", "space", "survey", "holes"],
             &["read"],
             &["link"],
             &["clear", "write"],

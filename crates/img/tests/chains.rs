@@ -156,6 +156,12 @@ fn amend_changes_fields_of_the_header() {
         "-o data_file=nothing",
         "-o size=30M -o compat=v3",
         "-o frob=1",
+        "-o refcount_bits=8",
+        "-o compat=0.10",
+        "-o refcount_bits=16,compat=0.10",
+        "-o refcount_bits=64",
+        "-o refcount_bits=64,compat=1.1",
+        "-o refcount_bits=5",
     ] {
         let ours = place.ours(&format!("amend {options} top.qcow2"));
         let theirs = place.theirs(&format!("amend {options} theirs.qcow2"));

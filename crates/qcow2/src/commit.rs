@@ -37,6 +37,13 @@ pub(crate) struct Commits {
     failed: (u64, i32),
 }
 
+impl Commits {
+    /// Whether one runs.
+    pub(crate) fn is_active(&self) -> bool {
+        self.is_active
+    }
+}
+
 /// What one commit writes.
 #[derive(Default)]
 struct Plan {

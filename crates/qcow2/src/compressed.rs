@@ -1,8 +1,8 @@
 //! Compressed writes: whole clusters, packed behind one another.
 //!
 //! Data goes behind that of the compressed cluster before it, over the border to the next cluster of the file if
-//! that is free; else it begins a new one. Each cluster that it touches counts once more. As soon as an entry gives up a cluster that is
-//! being filled, nothing more is put there: it may be free, and another's, by the next commit.
+//! that is free; else it begins a new one. Each cluster that it touches counts once more. As soon as an entry gives
+//! up a cluster that is being filled, nothing more is put there: it may be free, and another's, by the next commit.
 
 use std::io;
 use std::ops::Range;

@@ -9,6 +9,7 @@ use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
 use crate::cache::SliceCache;
+use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
 use crate::epoch::Epochs;
@@ -17,8 +18,7 @@ use crate::header_io::HeaderCell;
 use crate::holes::Holes;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
-    Snapshot,
+    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
 };
 use crate::live::LiveOptions;
 use crate::map::L1;
@@ -27,7 +27,6 @@ use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
 use crate::survey::Survey;
-use crate::tables;
 
 /// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
 const GROWTH_BYTES: u64 = 1 << 20;
@@ -43,13 +42,14 @@ pub(crate) struct Image {
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes the snapshots.
+    /// Held by the one that changes tables as a whole: snapshots, the length, properties, repairs.
     pub(crate) snapshot_turn: CoMutex<()>,
     pub(crate) bitmaps: Vec<Bitmap>,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     state: Mutex<State>,
     pub(crate) epochs: Epochs,
     pub(crate) metadata: Arc<MetadataSet>,
@@ -58,8 +58,8 @@ pub(crate) struct Image {
     pub(crate) block_loads: BlockLoads,
     pub(crate) survey: Survey,
     pub(crate) holes: Holes,
-    /// Memory for refcounts in bytes.
-    refcount_bytes: u64,
+    /// Memory for refcounts in bytes. A reopen changes it.
+    refcount_bytes: AtomicU64,
     pub(crate) options: LiveOptions,
     #[cfg(feature = "test-rules")]
     pub(crate) omitted: Option<Rule>,
@@ -79,6 +79,8 @@ pub(crate) struct Image {
     is_told: AtomicBool,
     /// A corruption was found while the image was written: it is not used any more.
     is_dead: AtomicBool,
+    /// It has become version 2, or is about to.
+    pub(crate) is_downgraded: AtomicBool,
 }
 
 /// The mapping that an image shows.
@@ -101,6 +103,7 @@ pub(crate) struct Parts {
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
     pub(crate) refcounts: Option<Refcounts>,
@@ -141,13 +144,14 @@ impl Image {
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
             cache: parts.cache,
+            cleaner: parts.cleaner,
             epochs: Epochs::new(),
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
             survey: Survey::default(),
             holes: Holes::default(),
-            refcount_bytes: parts.refcount_bytes,
+            refcount_bytes: parts.refcount_bytes.into(),
             options: parts.options,
             #[cfg(feature = "test-rules")]
             omitted: parts.omitted,
@@ -162,6 +166,7 @@ impl Image {
             events: parts.events,
             is_told: AtomicBool::new(false),
             is_dead: AtomicBool::new(false),
+            is_downgraded: AtomicBool::new(false),
         })
     }
 
@@ -188,6 +193,12 @@ impl Image {
             false => Ok(()),
             true => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
         }
+    }
+
+    /// Has the image be used again, or not any more, after a repair.
+    pub(crate) fn set_alive(&self, is_alive: bool) {
+        self.is_told.store(false, Ordering::SeqCst);
+        self.is_dead.store(!is_alive, Ordering::SeqCst);
     }
 
     /// The child that has data, and its name.
@@ -264,38 +275,21 @@ impl Image {
         io::Error::from_raw_os_error(libc::EIO)
     }
 
-    /// Reads anew what another process may have changed.
-    ///
-    /// # Errors
-    /// If the image is another one by now: it has to be opened again.
-    pub(crate) fn co_read_anew(&self, co: &Co<'_>) -> io::Result<()> {
-        let (header, cluster) = tables::co_header(co, &self.file)?;
-        header.check(Purpose::Read)?;
-        if *header != *self.header() {
-            let why = "the header of the image has changed: it has to be opened again";
-            return Err(io::Error::other(why));
-        }
-        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
-        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
-        let refcounts = match self.is_written() {
-            true => Some(self.co_load_refcounts(co)?),
-            false => None,
-        };
-        let mut state = self.lock();
-        self.l1.replace(&l1);
-        self.cache.clear(&state.owed);
-        self.inflated.clear();
-        state.refcounts = refcounts;
-        drop(state);
-        self.co_replace_header(co, *header, cluster);
-        self.look_at_end();
-        Ok(())
+    /// Memory for refcounts in bytes.
+    pub(crate) fn refcount_bytes(&self) -> u64 {
+        self.refcount_bytes.load(Ordering::Relaxed)
     }
 
-    /// The refcounts, for an image that is to be written.
-    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
-        let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
-        Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
+    /// Has memory for `l2_bytes` bytes of tables and `refcount_bytes` bytes of refcounts; returns what it had. The
+    /// node is drained, and nothing is to be written.
+    pub(crate) fn swap_cache_sizes(&self, (l2_bytes, refcount_bytes): (u64, u64)) -> (u64, u64) {
+        let mut state = self.lock();
+        let before = self.cache.bytes();
+        self.cache.resize(&mut state.owed, l2_bytes);
+        if let Some(refcounts) = &mut state.refcounts {
+            refcounts.set_cache_bytes(refcount_bytes);
+        }
+        (before, self.refcount_bytes.swap(refcount_bytes, Ordering::Relaxed))
     }
 
     /// Whether the image is written.

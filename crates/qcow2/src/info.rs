@@ -35,8 +35,7 @@ impl ImageFormat for Image {
                 let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
                 Ok(check::co_check_source(co, &self.file)?.report)
             }
-            // Requests would have to learn where everything is then.
-            Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
+            Repair::Leaks | Repair::All => self.co_repair(co, repair),
         }
     }
 

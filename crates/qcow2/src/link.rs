@@ -89,6 +89,7 @@ impl Image {
         }
         Ok(there.unwrap_or_else(|| {
             let words = vec![0; (self.cache.slice_bytes() / 8) as usize];
+            self.cleaner.arm();
             self.cache.fill(&state.owed, slice, &words)
         }))
     }

@@ -199,6 +199,15 @@ impl MetadataSet {
         }
     }
 
+    /// Removes all clusters. No look is in flight that has to find one.
+    pub(crate) fn clear(&self) {
+        let _one = self.lock();
+        for table in self.tables() {
+            table.words.iter().for_each(|word| word.store(EMPTY, Ordering::Relaxed));
+            table.used.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Kinds in `of` that a cluster of a range of host bytes has; empty if a write there meets none. Takes no
     /// lock.
     #[inline]
@@ -319,5 +328,21 @@ mod tests {
             }
             is_over.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_set_that_is_cleared_takes_others_in_the_same_memory() {
+        let set = MetadataSet::new(16);
+        for round in 0..10_u64 {
+            let clusters = round * 1000..round * 1000 + 500;
+            for cluster in clusters.clone() {
+                set.insert(cluster << 16..(cluster + 1) << 16, Metadata::ACTIVE_L2);
+            }
+            let tables = set.tables().count();
+            set.clear();
+            let all = 0..(round + 1) * 1000 << 16;
+            assert!(set.overlap(all, Metadata::all()).is_empty());
+            assert!(tables <= 4, "{tables}");
+        }
     }
 }

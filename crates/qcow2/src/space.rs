@@ -226,7 +226,8 @@ impl Image {
         }
     }
 
-    /// Has the host allocate a range of the file, which reads as zeroes then. Nothing is written there at the same time.
+    /// Has the host allocate a range of the file, which reads as zeroes then. Nothing else is written there at the
+    /// same time.
     pub(crate) fn co_have_host_space(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<()> {
         self.co_grow_file(co, range.end)?;
         let bytes = range.end - range.start;

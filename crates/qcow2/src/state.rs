@@ -91,6 +91,18 @@ impl State {
         }
     }
 
+    /// Forgets all that was to be written. No change is in flight, and no commit.
+    pub(crate) fn forget(&mut self, owed: Owed) {
+        self.owed = owed;
+        self.pending.clear();
+        self.new_l1 = None;
+        self.l1_dirty.clear();
+        self.refcounts = None;
+        self.packer = None;
+        self.reserve.clear();
+        self.has_ordered_data = false;
+    }
+
     /// An L1 entry has changed.
     pub(crate) fn mark_l1(&mut self, index: u64) {
         self.l1_dirty.insert(index / L1_UNIT);

@@ -2,8 +2,9 @@
 //!
 //! The first allocation goes to the end of the file, which one refcount block shows. After it a coroutine reads
 //! the other blocks, one at a time, and notes how much is free in each; allocations use the gaps from then on. It
-//! counts as the node's own I/O until it ends. It ends when all is known, when its context does, with the beginning of a
-//! drain, and with a close, which wait for it: it does no I/O in a drained section. The next allocation begins it again.
+//! counts as the node's own I/O until it ends: when all is known, when its context ends, with the beginning of a
+//! drain, and with a close, which wait for it. So it does no I/O in a drained section. The next allocation begins it
+//! again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

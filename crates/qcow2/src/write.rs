@@ -183,7 +183,7 @@ impl Image {
     }
 
     /// Begins the change for as much of a range, within one slice, as can be had together.
-    fn begin_write(
+    pub(crate) fn begin_write(
         &self,
         state: &mut State,
         range: Range<u64>,
@@ -289,7 +289,7 @@ impl Image {
 
     /// Writes data, with what is around it, to the places of a change, and links them. False if the entries
     /// have changed meanwhile.
-    fn co_write_new(
+    pub(crate) fn co_write_new(
         &self,
         co: &Co<'_>,
         change: Change<'_>,

@@ -126,7 +126,7 @@ fn q119_what_is_grown_into_reads_as_zeroes() {
 
 #[test]
 fn q116_growing_over_a_longer_backing_file_shows_zeroes() {
-    for create in ["", "extended_l2=on", "cluster_size=4k"] {
+    for create in ["", "extended_l2=on", "cluster_size=4k", "compat=0.10"] {
         let stand = Stand::new();
         stand.random_file("base.raw", 4 << 20);
         let options = format!("backing_file=base.raw,backing_fmt=raw,{create}");
@@ -135,6 +135,11 @@ fn q116_growing_over_a_longer_backing_file_shows_zeroes() {
         model.writes(5, 64 << 10);
         model.truncate(3 << 20, OFF);
         model.check();
+        // What lies behind the backing file takes no place.
+        model.truncate(64 << 20, OFF);
+        model.writes(5, 64 << 10);
+        model.check();
+        assert!(fs::metadata(&image).unwrap().len() < 8 << 20, "{create}");
         drop(model);
         stand.end();
     }

@@ -66,6 +66,15 @@ impl Operation {
     }
 }
 
+/// Other bytes for some sectors.
+fn change(random: &mut Random, disk: &mut [u8]) {
+    for _ in 0..6 {
+        let at = random.below(SIZE as u64 - 9000) as usize / 512 * 512;
+        let end = at + (random.below(16) as usize + 1) * 512;
+        random.fill(&mut disk[at..end]);
+    }
+}
+
 /// Writes the pieces of `new` that differ from `old`, in a coroutine of its own.
 fn write_beside(
     ctx: &AioContext,
@@ -223,11 +232,7 @@ fn play(
         let id = id.unwrap_or_default();
         let is_done = Rc::new(Cell::new(!is_beside));
         if is_beside {
-            for _ in 0..6 {
-                let at = random.below(SIZE as u64 - 9000) as usize / 512 * 512;
-                let end = at + (random.below(16) as usize + 1) * 512;
-                random.fill(&mut bytes.disk[at..end]);
-            }
+            change(&mut random, &mut bytes.disk);
             write_beside(ctx, &backend, (&before.disk, &bytes.disk), &is_done);
         }
         match what {

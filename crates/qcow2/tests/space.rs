@@ -10,71 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, IoVector, IoVectorMut, SimulationOptions};
-use coblk_block::options::NodeOptions;
-use coblk_block::{BackendOptions, BlockBackend, BlockNode, Blockdevs, WriteFlags};
-use coblk_qcow2::Qcow2;
+use coblk_block::{BlockNode, WriteFlags};
 use coblk_tests::random::{Random, seeds};
 use coblk_tests::sandbox::on_small_file_system;
 use coblk_tests::{errno, tools};
-use serde_json::{Value, json};
-use util::small_host::{PAGE, SmallHost};
+use serde_json::json;
+use util::small_host::{Disk, PAGE, SmallHost};
 use util::{Stand, assert_same};
 
 const MIB: u64 = 1 << 20;
 
 fn simulated(seed: u64) -> AioContext {
     AioContext::test_builder().simulated(SimulationOptions::new(seed)).build().expect("a context")
-}
-
-/// A node on an image whose file has a small host.
-struct Disk<'a> {
-    ctx: &'a AioContext,
-    blockdevs: Blockdevs,
-    backend: Option<BlockBackend>,
-}
-
-impl Disk<'_> {
-    fn open<'a>(ctx: &'a AioContext, host: &SmallHost, more: Value) -> Disk<'a> {
-        let mut drivers = coblk_block::drivers();
-        drivers.add::<Qcow2>();
-        let blockdevs = Blockdevs::new(drivers);
-        blockdevs.adopt(BlockNode::new("file", host.clone())).unwrap();
-        let mut options = json!({"driver": "qcow2", "node-name": "disk", "file": "file"});
-        let members = more.as_object().unwrap().clone();
-        members.into_iter().for_each(|(name, value)| options[name] = value);
-        let options = NodeOptions::from_value(options).unwrap();
-        let node = blockdevs.open(ctx, options).unwrap_or_else(|error| panic!("{error}"));
-        let backend = BackendOptions::new("writer").open(ctx, node).unwrap();
-        Disk { ctx, blockdevs, backend: Some(backend) }
-    }
-
-    fn backend(&self) -> &BlockBackend {
-        self.backend.as_ref().unwrap()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.backend().pwritev(self.ctx, offset, &IoVector::from(data), WriteFlags::empty())
-    }
-
-    fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
-        let mut data = vec![0xdb; bytes];
-        self.backend().preadv(self.ctx, offset, &mut IoVectorMut::from(&mut data[..])).unwrap();
-        data
-    }
-
-    fn discard(&self, offset: u64, bytes: u64) {
-        self.backend().pdiscard(self.ctx, offset, bytes).unwrap();
-    }
-
-    fn flush(&self) -> std::io::Result<()> {
-        self.backend().flush(self.ctx)
-    }
-
-    fn close(mut self) {
-        self.backend = None;
-        self.blockdevs.close(self.ctx, "disk").unwrap();
-        self.blockdevs.close(self.ctx, "file").unwrap();
-    }
 }
 
 /// The bytes of a new image.

@@ -48,8 +48,7 @@ fn q124_q146_a_map_is_that_of_qemu_img() {
     }
 }
 
-/// Clusters that have a place and nothing there are holes; where there is data, or most of the file, they are not looked
-/// at.
+/// Clusters that have a place and nothing there are holes, as long as that is so of most of them.
 #[test]
 fn q126_a_map_shows_preallocated_space_as_holes() {
     for options in

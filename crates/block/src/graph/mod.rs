@@ -86,7 +86,9 @@ pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
-pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
+pub(crate) use permit::{
+    DeviceId, Use, add_backend, change_use, forget_at_once, permit_new, remove_user,
+};
 pub(crate) use turn::{Turn, Turned};
 use user::Blocked;
 pub use user::{NodeUse, NodeUser, Operation};
@@ -114,7 +116,7 @@ struct User {
     kind: Kind,
     /// The node that it uses; an empty slot uses none.
     node: Option<NodeId>,
-    /// How. What an edge wants follows from the users of its parent.
+    /// How. What an edge wants follows from the users of its parent, as soon as it has one.
     wants: Use,
 }
 

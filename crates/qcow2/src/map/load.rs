@@ -60,7 +60,10 @@ impl Image {
             // Another table may be there by now.
             if self.place(&state, index) == Ok((place, is_shared)) {
                 let slot = self.cache.fill(&state.owed, slice, &words);
-                return Ok(look(self.cache.words(slot)));
+                let found = look(self.cache.words(slot));
+                drop(state);
+                self.cleaner.arm();
+                return Ok(found);
             }
         }
     }

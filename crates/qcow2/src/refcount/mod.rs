@@ -120,6 +120,8 @@ pub(crate) struct Refcounts {
     max_blocks: usize,
     /// Counts uses of blocks.
     clock: u64,
+    /// That count when blocks were [cleaned](Self::clean) last.
+    cleaned: u64,
     /// Blocks that were read, and where in them may be free clusters.
     gaps: BTreeMap<u64, Gap>,
     /// The block that gaps were found in last.
@@ -145,12 +147,16 @@ pub(crate) struct Refcounts {
     corruption: Option<Corruption>,
 }
 
+/// How many blocks have room in so many bytes.
+fn max_blocks(bytes: u64, cluster: u64) -> usize {
+    usize::try_from(bytes / cluster).unwrap_or(usize::MAX).max(MIN_BLOCKS)
+}
+
 impl Refcounts {
     pub(crate) fn new(parts: RefcountParts) -> Refcounts {
         let RefcountParts { geometry, width, metadata, mut table, .. } = parts;
         let cluster = geometry.cluster_bytes();
         table.resize((u64::from(parts.table_clusters) * cluster / 8) as usize, 0);
-        let max_blocks = usize::try_from(parts.cache_bytes / cluster).unwrap_or(usize::MAX);
         let limit = parts.limit.unwrap_or(MAX_OFFSET).min(MAX_OFFSET) >> geometry.cluster_bits();
         let mut refcounts = Refcounts {
             geometry,
@@ -165,8 +171,9 @@ impl Refcounts {
             dirty_entries: BTreeSet::new(),
             blocks: BTreeMap::new(),
             without_space: BTreeSet::new(),
-            max_blocks: max_blocks.max(MIN_BLOCKS),
+            max_blocks: max_blocks(parts.cache_bytes, cluster),
             clock: 0,
+            cleaned: 0,
             gaps: BTreeMap::new(),
             gap_cursor: 0,
             unread: 0,
@@ -295,7 +302,10 @@ impl Refcounts {
             }
         }
         self.evict();
-        self.gaps.entry(index).or_insert_with(|| Gap::new(block.free.count()));
+        let free = block.free.count();
+        if self.gaps.get(&index).is_none_or(|gap| gap.free() != free) {
+            self.gaps.insert(index, Gap::new(free));
+        }
         self.blocks.insert(index, block);
         self.touch(index);
         self.pay(index);
@@ -310,6 +320,20 @@ impl Refcounts {
             let index = *index;
             self.blocks.remove(&index);
         }
+    }
+
+    /// Has memory for blocks of so many bytes that have not changed; gives back what is more.
+    pub(crate) fn set_cache_bytes(&mut self, bytes: u64) {
+        self.max_blocks = max_blocks(bytes, self.geometry.cluster_bytes());
+        // One less than there may be, for the next.
+        self.evict();
+    }
+
+    /// Gives back the memory of blocks that were not used since the last time. Returns whether some are left.
+    pub(crate) fn clean(&mut self) -> bool {
+        let last = std::mem::replace(&mut self.cleaned, self.clock);
+        self.blocks.retain(|_, block| block.is_changed() || block.used > last);
+        !self.blocks.is_empty()
     }
 
     /// How many references the cluster of a host offset has.

@@ -42,7 +42,6 @@ impl Gap {
         self.longest = self.free;
     }
 
-    #[cfg(test)]
     pub(super) fn free(&self) -> u64 {
         self.free
     }

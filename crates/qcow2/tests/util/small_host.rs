@@ -6,8 +6,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use coblk_aio::{Co, IoVector, IoVectorMut};
-use coblk_block::{BlockDriver, ReadFlags, Truncate, WriteFlags, ZeroFlags};
+use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
+use coblk_block::options::NodeOptions;
+use coblk_block::{
+    BackendOptions, BlockBackend, BlockDriver, BlockNode, Blockdevs, ReadFlags, Truncate,
+    WriteFlags, ZeroFlags,
+};
+use coblk_qcow2::Qcow2;
+use serde_json::{Value, json};
 
 pub const PAGE: usize = 4096;
 
@@ -194,5 +200,56 @@ impl BlockDriver for SmallHost {
         let pages = (length as usize).div_ceil(PAGE);
         state.there.retain(|page| *page < pages);
         Ok(())
+    }
+}
+
+/// A node on an image whose file has a small host.
+pub struct Disk<'a> {
+    pub ctx: &'a AioContext,
+    pub blockdevs: Blockdevs,
+    pub backend: Option<BlockBackend>,
+}
+
+impl Disk<'_> {
+    pub fn open<'a>(ctx: &'a AioContext, host: &SmallHost, more: Value) -> Disk<'a> {
+        let mut drivers = coblk_block::drivers();
+        drivers.add::<Qcow2>();
+        let blockdevs = Blockdevs::new(drivers);
+        blockdevs.adopt(BlockNode::new("file", host.clone())).unwrap();
+        let mut options = json!({"driver": "qcow2", "node-name": "disk", "file": "file"});
+        let members = more.as_object().unwrap().clone();
+        members.into_iter().for_each(|(name, value)| options[name] = value);
+        let options = NodeOptions::from_value(options).unwrap();
+        let node = blockdevs.open(ctx, options).unwrap_or_else(|error| panic!("{error}"));
+        let backend = BackendOptions::new("writer").open(ctx, node).unwrap();
+        Disk { ctx, blockdevs, backend: Some(backend) }
+    }
+
+    pub fn backend(&self) -> &BlockBackend {
+        self.backend.as_ref().unwrap()
+    }
+
+    pub fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.backend().pwritev(self.ctx, offset, &IoVector::from(data), WriteFlags::empty())
+    }
+
+    pub fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut data = vec![0xdb; bytes];
+        self.backend().preadv(self.ctx, offset, &mut IoVectorMut::from(&mut data[..])).unwrap();
+        data
+    }
+
+    pub fn discard(&self, offset: u64, bytes: u64) {
+        self.backend().pdiscard(self.ctx, offset, bytes).unwrap();
+    }
+
+    pub fn flush(&self) -> std::io::Result<()> {
+        self.backend().flush(self.ctx)
+    }
+
+    pub fn close(mut self) {
+        self.backend = None;
+        self.blockdevs.close(self.ctx, "disk").unwrap();
+        self.blockdevs.close(self.ctx, "file").unwrap();
     }
 }

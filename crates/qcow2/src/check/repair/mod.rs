@@ -7,6 +7,7 @@
 //! entries.rs  L1 and L2 entries: COPIED, zeroes that refer to something
 //! lower.rs    refcounts that are mended where they are
 //! rebuild.rs  refcounts and snapshot table that are written anew
+//! width.rs    refcounts of another width
 //! ```
 //!
 //! # The order of writes
@@ -38,6 +39,7 @@ mod patch;
 mod rebuild;
 #[cfg(test)]
 mod tests;
+mod width;
 
 use std::io;
 
@@ -45,6 +47,7 @@ use coblk_aio::Co;
 use coblk_block::Repair;
 
 pub(super) use entries::is_unaligned_zero;
+pub(super) use width::co_change_width;
 
 use super::options::Progress;
 use super::store::Store;
