@@ -212,8 +212,7 @@ fn play(
     let backend = BackendOptions::new("writer").open(ctx, Arc::clone(&node)).unwrap();
     let mut random = Random::new(seed);
     let mut bytes = Bytes { disk: vec![0; SIZE], snapshots: BTreeMap::new() };
-    let mut operations = Vec::new();
-    let mut beside = BTreeMap::new();
+    let (mut operations, mut beside) = (Vec::new(), BTreeMap::new());
     let all: &[&str] = match is_beside {
         true => &["create", "create", "delete", "create", "delete"],
         false => &["create", "create", "apply", "delete", "create", "apply", "delete"],
@@ -228,8 +227,8 @@ fn play(
         backend.flush(ctx).unwrap();
         let (begun, before) = (recorder.tick(), bytes.clone());
         let ids: Vec<String> = bytes.snapshots.keys().cloned().collect();
-        let id = ids.get(random.below(ids.len().max(1) as u64) as usize).cloned();
-        let id = id.unwrap_or_default();
+        let id =
+            ids.get(random.below(ids.len().max(1) as u64) as usize).cloned().unwrap_or_default();
         let is_done = Rc::new(Cell::new(!is_beside));
         if is_beside {
             change(&mut random, &mut bytes.disk);
