@@ -12,9 +12,10 @@ use coblk_block::ZeroFlags;
 
 use crate::image::Image;
 use crate::layout::{Autoclear, COPIED, L2Entry, OFFSET_MASK, ZERO};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
-use crate::refcount::{Discard, Refcounts};
+use crate::refcount::Discard;
+use crate::space::Patience;
 use crate::state::State;
 
 /// What clusters become.
@@ -133,9 +134,19 @@ impl Image {
         !is_seen && self.l1.get(self.geometry.l1_index(offset)) == 0
     }
 
-    /// Commits, if much has changed since the last time.
+    /// Commits, if much has changed since the last time; and has free space looked for.
     pub(crate) fn co_commit_if_wanted(&self, co: &Co<'_>) -> io::Result<()> {
-        let is_wanted = self.lock().refcounts.as_ref().is_some_and(Refcounts::wants_commit);
+        let (is_wanted, has_unread) = loop {
+            let state = self.lock();
+            let Some(refcounts) = &state.refcounts else { return Ok(()) };
+            if !refcounts.is_parking_full() {
+                break (refcounts.wants_commit(), refcounts.has_unread());
+            }
+            self.co_wait_for_change(co, state);
+        };
+        if has_unread {
+            self.begin_survey(co);
+        }
         if is_wanted { self.co_commit_and_free(co) } else { Ok(()) }
     }
 

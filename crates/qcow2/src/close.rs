@@ -20,7 +20,14 @@ impl Image {
     /// Those of writing. What is left is still to be written then.
     pub(crate) fn co_settle(&self, co: &Co<'_>) -> io::Result<()> {
         // What comes next may change references to it in other ways.
-        self.lock().packer = None;
+        {
+            let mut state = self.lock();
+            state.packer = None;
+            if let Some(refcounts) = &mut state.refcounts {
+                refcounts.end_run();
+            }
+        }
+        self.co_end_reserve(co);
         let (mut left, mut least) = (MAX_COMMITS, usize::MAX);
         while left > 0 && !self.lock().is_clean() {
             self.co_commit_and_free(co)?;

@@ -19,7 +19,8 @@ use coblk_aio::{Co, IoVector};
 use crate::clear::Clear;
 use crate::image::Image;
 use crate::layout::{COMPRESSED, FormatError, Header, Incompatible, Snapshot, ZERO, l1_offset};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
+use crate::space::Patience;
 use crate::state::State;
 use crate::tables;
 

@@ -224,8 +224,9 @@ impl BlockDriver for Qcow2 {
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.image.survey.co_end(co);
         if !self.is_read_only() {
-            self.image.co_finish(co)?;
+            self.image.co_finish(co).inspect_err(|_| self.image.survey.resume())?;
         }
         self.is_closed.store(true, Ordering::Relaxed);
         Ok(())
@@ -238,6 +239,14 @@ impl BlockDriver for Qcow2 {
         }
         self.image.bitmaps.forget();
         Ok(())
+    }
+
+    fn drained_begin(&self) {
+        self.image.survey.hold(true);
+    }
+
+    fn drained_end(&self) {
+        self.image.survey.hold(false);
     }
 
     fn needs_close(&self) -> bool {
@@ -284,7 +293,14 @@ impl BlockDriver for Qcow2 {
         if run.kind == SubclusterKind::ZeroStored && run.host < first {
             return Ok(Extent::hole(run.bytes.min(first - run.host)));
         }
-        Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
+        if !has_place {
+            return Ok(extent);
+        }
+        let extent = extent.stored_at(Some(name), run.host);
+        match run.kind {
+            SubclusterKind::Data => self.image.co_status_of_data(co, extent, run.host),
+            _ => Ok(extent),
+        }
     }
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
@@ -16,6 +16,7 @@ use crate::encryption::Encryption;
 use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
+use crate::holes::Holes;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
     CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
@@ -26,12 +27,15 @@ use crate::metadata::MetadataSet;
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
+use crate::survey::Survey;
 
 /// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
 const GROWTH_BYTES: u64 = 1 << 20;
 
 /// An open image. Any thread; several contexts at once.
 pub(crate) struct Image {
+    /// Itself, for coroutines that no request waits for.
+    pub(crate) me: OnceLock<Weak<Image>>,
     pub(crate) header: HeaderCell,
     /// Length of the disk in bytes.
     disk_bytes: AtomicU64,
@@ -53,6 +57,8 @@ pub(crate) struct Image {
     /// Held by the one that reads a refcount block.
     pub(crate) block_turn: CoMutex<()>,
     pub(crate) block_loads: BlockLoads,
+    pub(crate) survey: Survey,
+    pub(crate) holes: Holes,
     /// Memory for refcounts in bytes. A reopen changes it.
     refcount_bytes: AtomicU64,
     pub(crate) options: LiveOptions,
@@ -137,6 +143,7 @@ impl Image {
         };
         let header = parts.header;
         let image = Image {
+            me: OnceLock::new(),
             geometry,
             rules,
             compression: header.compression()?,
@@ -154,6 +161,8 @@ impl Image {
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
+            survey: Survey::default(),
+            holes: Holes::default(),
             refcount_bytes: parts.refcount_bytes.into(),
             options: parts.options,
             #[cfg(feature = "test-rules")]

@@ -17,10 +17,10 @@ use crate::image::Image;
 use crate::layout::{COPIED, CompressedCluster, Corruption, L2Entry, l1_offset};
 use crate::live::Freed;
 use crate::map::entry;
-use crate::metadata::Metadata;
 use crate::refcount::{Discard, Need};
 use crate::rules::Rule;
 use crate::source::Source;
+use crate::space::Patience;
 use crate::state::{Packer, PendingTable, State, wake_all};
 
 /// What keeps a change from beginning. Nothing has been taken.
@@ -33,6 +33,8 @@ pub(crate) enum Obstacle {
     Full(Full),
     /// What the refcounts need.
     Need(Need),
+    /// A cluster for a table.
+    Table,
     /// The entry cannot be.
     Corrupt(Corruption),
     /// It cannot be done by a change of entries.
@@ -49,15 +51,6 @@ impl From<Corruption> for Obstacle {
     fn from(corruption: Corruption) -> Obstacle {
         Obstacle::Corrupt(corruption)
     }
-}
-
-/// How often a request commits for want of space before it gives up.
-const MAX_COMMITS: u32 = 8;
-
-/// How long a request has tried.
-#[derive(Default)]
-pub(crate) struct Patience {
-    commits: u32,
 }
 
 /// Entries that are about to change, and what is held for that.
@@ -106,7 +99,7 @@ impl Image {
         let Some(refcounts) = &mut state.refcounts else {
             return Err(Corruption::new("a table of an image that is read-only", None).into());
         };
-        let new = refcounts.allocate_exact(1, Metadata::ACTIVE_L2)?;
+        let Some(new) = state.reserve.pop() else { return Err(Obstacle::Table) };
         if let Some(old) = old {
             let discard = self.options.discard(Freed::Other);
             refcounts.give_up(old..old + self.geometry.cluster_bytes(), discard);
@@ -173,13 +166,11 @@ impl Image {
             }
             Obstacle::Need(need) => {
                 drop(state);
-                if matches!(need, Need::Commit) {
-                    patience.commits += 1;
-                    if patience.commits > MAX_COMMITS {
-                        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-                    }
-                }
-                self.co_load_need(co, need)
+                self.co_satisfy(co, need, patience)
+            }
+            Obstacle::Table => {
+                drop(state);
+                self.co_reserve_table(co, patience)
             }
             Obstacle::Unsupported => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
             Obstacle::Corrupt(error) => {
@@ -196,6 +187,9 @@ impl Image {
     pub(crate) fn co_load_need(&self, co: &Co<'_>, need: Need) -> io::Result<()> {
         let errno = match need {
             Need::Block { index, offset } => return self.co_load_block(co, index, offset),
+            Need::HostSpace { index, offset } => {
+                return self.co_have_block_space(co, index, offset);
+            }
             Need::Commit => return self.co_commit_and_free(co),
             Need::Space => libc::ENOSPC,
             Need::TooBig => libc::EFBIG,

@@ -18,9 +18,10 @@ use coblk_block::{DebugEvent, Preallocation, Truncate, ZeroFlags};
 use crate::clear::Clear;
 use crate::image::Image;
 use crate::layout::{COPIED, FormatError, L2Entry, MAX_L1_BYTES, SECTOR_BYTES, ZERO, l1_offset};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
 use crate::metadata::Metadata;
+use crate::space::Patience;
 use crate::state::{NewL1, State};
 
 /// Most bytes of zeroes that are written at once.

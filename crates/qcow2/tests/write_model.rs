@@ -293,6 +293,40 @@ fn q101_q102_q103_compressed_writes_are_packed_and_replaced() {
     }
 }
 
+/// Data that takes six tenths of a cluster each time: two lie over three clusters' borders.
+#[test]
+fn q103_compressed_data_goes_over_the_borders_of_clusters() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "4M");
+    let opened = stand.open_writable(&image, json!({}));
+    let mut random = fastrand::Rng::with_seed(103);
+    let mut content = vec![0; 4 << 20];
+    for cluster in content.chunks_mut(65536).take(40) {
+        cluster[..39_000].iter_mut().for_each(|byte| *byte = random.u8(..));
+    }
+    for at in 0..40 {
+        let source = IoVector::from(&content[at * 65536..(at + 1) * 65536]);
+        let write = |co: &Co<'_>| {
+            opened.backend().co_pwritev(co, at as u64 * 65536, &source, WriteFlags::COMPRESSED)
+        };
+        stand.ctx.run(write).unwrap();
+    }
+    // Some are replaced, and leave what they shared.
+    for at in [3_u64, 4, 20] {
+        opened.write(at * 65536, &[7; 65536]).unwrap();
+        content[at as usize * 65536..][..65536].fill(7);
+    }
+    assert_eq!(opened.read(0, 4 << 20).unwrap(), content);
+    drop(opened);
+    let (report, code) = stand.qemu_img("check", &image);
+    assert_eq!((code, &report["compressed-clusters"]), (0, &json!(37)), "{report}");
+    assert!(stand.content(&image) == content);
+    // 40 times 39,000 bytes and a little are 24 clusters; there are three others, and tables.
+    let end = std::fs::metadata(&image).unwrap().len() / 65536;
+    assert!(end <= 24 + 3 + 6, "{end} clusters");
+    stand.end();
+}
+
 #[test]
 fn q101_compressed_writes_of_parts_are_refused() {
     let stand = Stand::new();

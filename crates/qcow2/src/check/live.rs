@@ -89,6 +89,8 @@ impl Image {
         change: impl FnOnce() -> Result<R, ImageError>,
         is_usable: impl FnOnce(&R) -> bool,
     ) -> io::Result<R> {
+        // What it has read by then is not what is counted afterwards.
+        self.survey.co_end(co);
         let mut turn = Turn { image: self, is_usable: false };
         let changed = change();
         let read = self.co_read_anew(co, true);
@@ -110,5 +112,6 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.image.set_alive(self.is_usable);
+        self.image.survey.resume();
     }
 }

@@ -50,6 +50,7 @@ pub(crate) fn co_open(
 #[inline(never)]
 fn finish(parts: Box<Parts>, backing: ChildSlot) -> Result<Arc<Image>, OpenError> {
     let image = Arc::new(Image::new(*parts, backing)?);
+    let _ = image.me.set(Arc::downgrade(&image));
     image.cleaner.set_image(&image);
     Ok(image)
 }

@@ -8,7 +8,10 @@
 //! block        one block
 //! search       where clusters are allocated
 //! grow         new blocks, and a larger table
+//! host         space on the host
+//! run          clusters that are counted before they are allocated
 //! shrink       the end of the file
+//! survey       blocks that were not read yet
 //! owed         references that were given up: lowered, quarantined, free
 //! commit       what a commit writes, and what it leaves if it fails
 //! bits, ranges sets of numbers
@@ -29,10 +32,13 @@ mod bits;
 mod block;
 mod commit;
 mod grow;
+mod host;
 mod owed;
 mod ranges;
+mod run;
 mod search;
 mod shrink;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +51,7 @@ pub(crate) use commit::RefcountPlan;
 use grow::NewTable;
 pub(crate) use owed::Discard;
 use owed::Owed;
+use run::Run;
 use search::Gap;
 
 use crate::layout::{Corruption, Geometry, MAX_OFFSET, RefcountWidth, block_offset};
@@ -60,6 +67,9 @@ const MIN_BLOCKS: usize = 4;
 pub(crate) enum Need {
     /// The block with this number, a cluster at `offset`, is to be read and [`loaded`](Refcounts::loaded).
     Block { index: u64, offset: u64 },
+    /// A new block, a cluster at `offset`, is to have its space on the host, and to read as zeroes; then
+    /// [`has_host_space`](Refcounts::has_host_space) is called. Nothing else is written there before.
+    HostSpace { index: u64, offset: u64 },
     /// A commit, and then a grace, would give space or memory.
     Commit,
     /// There is no space: ENOSPC.
@@ -106,6 +116,8 @@ pub(crate) struct Refcounts {
     /// Entries of the table that differ from the file, or may.
     dirty_entries: BTreeSet<u64>,
     blocks: BTreeMap<u64, Block>,
+    /// New blocks that may have no space on the host: they count nothing, and are not written.
+    without_space: BTreeSet<u64>,
     max_blocks: usize,
     /// Counts uses of blocks.
     clock: u64,
@@ -115,10 +127,16 @@ pub(crate) struct Refcounts {
     gaps: BTreeMap<u64, Gap>,
     /// The block that gaps were found in last.
     gap_cursor: u64,
+    /// Blocks from here on may not have been read.
+    unread: u64,
     /// The cluster behind all that are in use, once the last block was read.
     tail: Option<u64>,
     /// Clusters from here on cannot be had.
     limit: u64,
+    /// Those that a file has at most that cannot grow.
+    max_end: u64,
+    /// The host had no space.
+    is_limited: bool,
     /// Where the file ends, at least, in bytes.
     end: u64,
     /// Clusters from here on read as zeroes, but those that were used.
@@ -129,6 +147,7 @@ pub(crate) struct Refcounts {
     /// be there.
     lost: Ranges,
     origin: Origin,
+    run: Run,
     /// What was found wrong when it was too late to refuse.
     corruption: Option<Corruption>,
 }
@@ -143,6 +162,7 @@ impl Refcounts {
         let RefcountParts { geometry, width, metadata, mut table, .. } = parts;
         let cluster = geometry.cluster_bytes();
         table.resize((u64::from(parts.table_clusters) * cluster / 8) as usize, 0);
+        let limit = parts.limit.unwrap_or(MAX_OFFSET).min(MAX_OFFSET) >> geometry.cluster_bits();
         let mut refcounts = Refcounts {
             geometry,
             width,
@@ -155,22 +175,26 @@ impl Refcounts {
             new_table: None,
             dirty_entries: BTreeSet::new(),
             blocks: BTreeMap::new(),
+            without_space: BTreeSet::new(),
             max_blocks: max_blocks(parts.cache_bytes, cluster),
             clock: 0,
             cleaned: 0,
             gaps: BTreeMap::new(),
             gap_cursor: 0,
+            unread: 0,
             tail: None,
-            limit: 0,
+            limit,
+            max_end: limit,
+            is_limited: false,
             end: parts.file_end,
             virgin_from: parts.file_end.div_ceil(cluster),
             touched: Ranges::default(),
             owed: Owed::default(),
             lost: Ranges::default(),
             origin: Origin::new(parts.file_end, cluster),
+            run: Run::default(),
             corruption: None,
         };
-        refcounts.set_limit(parts.limit);
         refcounts.add_metadata();
         refcounts
     }
@@ -207,11 +231,6 @@ impl Refcounts {
     /// [`origin`](Self::origin), to be told of what was made.
     pub(crate) fn origin_mut(&mut self) -> &mut Origin {
         &mut self.origin
-    }
-
-    /// From here on the file does not grow beyond `limit` bytes.
-    pub(crate) fn set_limit(&mut self, limit: Option<u64>) {
-        self.limit = limit.unwrap_or(MAX_OFFSET).min(MAX_OFFSET) >> self.geometry.cluster_bits();
     }
 
     /// The host bytes of the cluster at an offset.
@@ -310,7 +329,10 @@ impl Refcounts {
             }
         }
         self.evict();
-        self.gaps.entry(index).or_insert_with(|| Gap::new(block.free.count()));
+        let free = block.free.count();
+        if self.gaps.get(&index).is_none_or(|gap| gap.free() != free) {
+            self.gaps.insert(index, Gap::new(free));
+        }
         self.blocks.insert(index, block);
         self.touch(index);
         self.pay(index);
@@ -426,6 +448,13 @@ impl Refcounts {
                 Some(block.free.count()),
                 "block {index}"
             );
+        }
+        for cluster in self.run() {
+            let block = self.blocks.get(&(cluster / self.per_block));
+            let at = (cluster % self.per_block) as usize;
+            assert!(block.is_none_or(|block| block.get(at) == 1), "{cluster} of the run");
+            let is_closed = self.owed.first_closed(&(cluster..cluster + 1)).is_some();
+            assert!(!is_closed, "{cluster} of the run is closed");
         }
         for closed in self.owed.closed() {
             for cluster in closed {

@@ -20,6 +20,11 @@ pub(crate) struct Held<'a> {
     image: &'a Image,
     /// Where the locked ranges begin, which together are all of the disk.
     starts: Vec<u64>,
+}
+
+/// An image that is to be repaired if the program ends before [`co_end`](Marked::co_end).
+pub(super) struct Marked<'a> {
+    image: &'a Image,
     /// The dirty bit is to be cleared at the end.
     is_marked: bool,
 }
@@ -40,7 +45,7 @@ impl Image {
     /// # Errors
     /// Those of writing.
     pub(crate) fn co_hold_unmarked(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
+        let mut held = Held { image: self, starts: Vec::new() };
         held.co_lock_all(co);
         self.co_settle(co)?;
         Ok(held)
@@ -49,7 +54,7 @@ impl Image {
     /// Has the mapping of an image stand still that is not used any more, as it is corrupt. What was not written
     /// is forgotten: flushes have failed since.
     pub(crate) fn co_hold_dead(&self, co: &Co<'_>) -> Held<'_> {
-        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
+        let mut held = Held { image: self, starts: Vec::new() };
         held.co_lock_all(co);
         let mut state = self.lock();
         while state.commits.is_active() {
@@ -63,20 +68,47 @@ impl Image {
     }
 
     /// Has the mapping stand still, with all of it in the file, and the image marked as one to be repaired if
-    /// the program ends before [`co_end`](Held::co_end).
+    /// the program ends before that is taken back.
     ///
     /// # Errors
     /// Those of writing.
     pub(crate) fn co_hold(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = self.co_hold_unmarked(co)?;
+        let held = self.co_hold_unmarked(co)?;
+        self.co_mark(co)?;
+        Ok(held)
+    }
+
+    /// Marks the image as one to be repaired. Version 2 has no mark.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn co_mark(&self, co: &Co<'_>) -> io::Result<Marked<'_>> {
         let header = self.header();
-        if header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY) {
-            held.is_marked = true;
+        let is_marked = header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY);
+        if is_marked {
             self.co_update_header(co, |it: &mut Header| {
                 it.incompatible.insert(Incompatible::DIRTY);
             })?;
         }
-        Ok(held)
+        Ok(Marked { image: self, is_marked })
+    }
+}
+
+impl Marked<'_> {
+    /// Ends an operation after which the tables are right.
+    ///
+    /// # Errors
+    /// Those of writing; the image stays marked then.
+    pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
+        self.image.co_settle(co)?;
+        // Flags were written beside commits.
+        self.image.file.co_flush(co)?;
+        if self.is_marked {
+            self.image.co_update_header(co, |it: &mut Header| {
+                it.incompatible.remove(Incompatible::DIRTY);
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -146,21 +178,5 @@ impl Held<'_> {
             }
         }
         true
-    }
-
-    /// Ends the standstill of an image whose tables are right.
-    ///
-    /// # Errors
-    /// Those of writing; the image stays marked then.
-    pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
-        self.image.co_settle(co)?;
-        // Flags were written beside commits.
-        self.image.file.co_flush(co)?;
-        if self.is_marked {
-            self.image.co_update_header(co, |it: &mut Header| {
-                it.incompatible.remove(Incompatible::DIRTY);
-            })?;
-        }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mod.rs      the three operations, step by step
-//! hold        the mapping stands still meanwhile
+//! hold        the mapping stands still for a moment, or meanwhile
 //! references  counts of all that an L1 table leads to
 //! flags       COPIED flags of the disk
 //! shown       a snapshot that is read instead of the disk
@@ -10,15 +10,31 @@
 //!
 //! # Order
 //!
-//! Each step is durable before the next, so a crash leaves clusters that leak, or flags that are clear where
-//! they need not be, and nothing else. An image of version 3 has the dirty bit meanwhile: the next program that
-//! opens it for writes repairs that.
-//!
 //! ```text
 //! create  flags cleared | counts up, copy of L1, new snapshot table | header
 //! apply   counts up, new L1 without flags | header | counts down | flags set
 //! delete  snapshot table without it | header | counts down | flags set
 //! ```
+//!
+//! Each step is durable before the next, so a crash leaves clusters that leak, or flags that are clear where
+//! they need not be, and nothing else. An image of version 3 has the dirty bit meanwhile: the next program that
+//! opens it for writes repairs that.
+//!
+//! # What goes on meanwhile
+//!
+//! In version 3 writes wait until a snapshot has its instant, and no longer. What holds from then on:
+//!
+//! * In memory no table of the disk has the flag. So writes take new tables and clusters, and what the instant has
+//!   is not written to: neither data nor tables.
+//! * Counts do not fall: what writes give up is parked until the header leads to the snapshot, with all of its counts
+//!   durable. So nothing that it has is free, or used again.
+//! * New tables and clusters are the disk's alone, and their flags are right from the beginning.
+//!
+//! Deleting one stops no writes. Its counts fall when nothing on file leads to it; flags are set entry by entry, in the
+//! cache, under the lock of all changes. Other operations on the whole image, and checks, wait.
+//!
+//! In version 2, where no crash is repaired, the mapping stands still until the end; and so it does while a snapshot
+//! is applied.
 
 mod flags;
 mod hold;
@@ -38,7 +54,9 @@ use crate::layout::{
 };
 use crate::metadata::Metadata;
 use crate::origin::Whose;
+use crate::state::wake_all;
 use crate::tables;
+use hold::Held;
 
 impl Image {
     /// The snapshots, in the order of their table.
@@ -61,24 +79,42 @@ impl Image {
             return Err(FormatError::invalid("the name of the snapshot is too long").into());
         }
         let _turn = self.snapshot_turn.lock(co);
-        let held = self.co_hold(co)?;
+        // What is in the file by now need not be written in the pause.
+        self.co_commit_and_free(co)?;
+        let marked = self.co_mark(co)?;
+        let held = self.co_hold_unmarked(co)?;
         held.co_stop_writes(co);
-        let created = self.co_create_held(co, name);
+        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
+        let held = self.end_pause(held);
+        let parked = Parked::new(self);
+        let created = self.co_create_of(co, name, &l1);
+        drop(parked);
         if created.is_err() {
-            self.co_set_flags(co)?;
+            self.co_settle(co)?;
+            self.co_restore_flags(co)?;
         }
-        held.co_end(co)?;
+        drop(held);
+        marked.co_end(co)?;
         created
     }
 
-    fn co_create_held(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
-        self.co_clear_flags(co)?;
-        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
-        self.co_add_references(co, &l1, Whose::Disk)?;
+    /// What is durable of the disk stays as it is from here on: writes take other clusters and tables, and what
+    /// they give up keeps its count. If a crash is repaired they go on meanwhile.
+    fn end_pause<'a>(&self, held: Held<'a>) -> Option<Held<'a>> {
+        if let Some(refcounts) = &mut self.lock().refcounts {
+            refcounts.park();
+        }
+        (self.header().version < 3).then_some(held)
+    }
+
+    /// Makes a snapshot of tables that do not change any more.
+    fn co_create_of(&self, co: &Co<'_>, name: &str, l1: &[u64]) -> io::Result<String> {
+        self.co_clear_flags(co, l1)?;
+        self.co_add_references(co, l1, Whose::Disk)?;
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
         let copy = self.co_write_new_table(co, bytes, Metadata::INACTIVE_L1);
         let undo = |_: &io::Error| {
-            let undone = self.co_drop_references(co, &l1, Whose::Disk);
+            let undone = self.co_drop_references(co, l1, Whose::Disk);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         };
         let copy = copy.inspect_err(undo)?;
@@ -97,7 +133,7 @@ impl Image {
             }
             return Err(error.error);
         }
-        self.co_drop_vm_state(co, l1)?;
+        self.co_drop_vm_state(co, l1.to_vec())?;
         Ok(id)
     }
 
@@ -150,12 +186,19 @@ impl Image {
         let mut snapshots = self.snapshots().clone();
         let snapshot = snapshots.remove(position(&snapshots, id)?);
         let l1 = self.co_l1_of(co, &snapshot)?;
-        let held = self.co_hold(co)?;
+        let marked = self.co_mark(co)?;
+        // Flags are behind counts in a crash, which is repaired.
+        let held = match self.header().version {
+            0..3 => Some(self.co_hold_unmarked(co)?),
+            _ => None,
+        };
         self.co_store_snapshots(co, snapshots).map_err(|error| error.error)?;
         self.co_drop_references(co, &l1, Whose::Snapshot(snapshot.l1_offset))?;
         self.give_up(self.place_of_l1(snapshot.l1_offset, snapshot.l1_entries));
-        self.co_set_flags(co)?;
-        held.co_end(co)
+        self.co_settle(co)?;
+        self.co_restore_flags(co)?;
+        drop(held);
+        marked.co_end(co)
     }
 
     /// Replaces what the disk has by what a snapshot has.
@@ -177,11 +220,13 @@ impl Image {
         let mut l1 = self.co_l1_of(co, &snapshot)?;
         let entries = self.geometry.l1_entries(self.disk_bytes())? as usize;
         l1.resize(l1.len().max(entries), 0);
-        let held = self.co_hold(co)?;
+        let marked = self.co_mark(co)?;
+        let held = self.co_hold_unmarked(co)?;
         held.co_stop_writes(co);
         let applied = self.co_apply_held(co, l1, Whose::Snapshot(snapshot.l1_offset));
         self.co_set_flags(co)?;
-        held.co_end(co)?;
+        marked.co_end(co)?;
+        drop(held);
         applied
     }
 
@@ -261,6 +306,27 @@ impl Image {
         *self.snapshots() = snapshots;
         self.give_up(header.snapshots_offset..header.snapshots_offset + old_bytes);
         Ok(())
+    }
+}
+
+/// Counts do not fall while this lives.
+struct Parked<'a>(&'a Image);
+
+impl<'a> Parked<'a> {
+    fn new(image: &'a Image) -> Parked<'a> {
+        Parked(image)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if let Some(refcounts) = &mut state.refcounts {
+            refcounts.unpark();
+        }
+        let waiting = state.take_waiting();
+        drop(state);
+        wake_all(waiting);
     }
 }
 

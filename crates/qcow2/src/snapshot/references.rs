@@ -12,6 +12,7 @@ use crate::metadata::Metadata;
 use crate::origin::Whose;
 use crate::refcount::{Need, Refcounts};
 use crate::source::Source;
+use crate::space::Patience;
 
 /// Clusters whose counts change under the lock at one time: they are in few refcount blocks.
 const MAX_CLUSTERS: u64 = 32;
@@ -23,7 +24,7 @@ impl Image {
         co: &Co<'_>,
         mut what: impl FnMut(&mut Refcounts) -> Result<T, Need>,
     ) -> io::Result<T> {
-        let mut commits = 0;
+        let mut patience = Patience::default();
         loop {
             let mut state = self.lock();
             let Some(refcounts) = &mut state.refcounts else {
@@ -34,11 +35,7 @@ impl Image {
                 Err(need) => need,
             };
             drop(state);
-            commits += u32::from(need == Need::Commit);
-            if commits > 8 {
-                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-            }
-            self.co_load_need(co, need)?;
+            self.co_satisfy(co, need, &mut patience)?;
         }
     }
 
