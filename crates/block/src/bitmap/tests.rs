@@ -258,24 +258,6 @@ fn j111_a_successor_takes_the_place_of_a_bitmap_or_is_merged_into_it() {
 }
 
 #[test]
-fn j111_writes_beside_a_merge_are_in_the_bitmap() {
-    for _ in 0..50 {
-        let set = Bitmaps::new();
-        let bitmap = set.add(named("a"), 1 << 30).unwrap();
-        let split = set.split(&bitmap).unwrap();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for granule in 0..1 << 14 {
-                    set.mark(&(granule * 65536..granule * 65536 + 1));
-                }
-            });
-            drop(split);
-        });
-        assert_eq!(bitmap.bits().count(), 1 << 30);
-    }
-}
-
-#[test]
 fn states_forbid_what_they_have_to() {
     let set = Bitmaps::new();
     let add = |name: &str| set.add(named(name), 1 << 20).unwrap();

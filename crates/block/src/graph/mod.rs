@@ -1,9 +1,8 @@
 //! The block graph: nodes, their children and users, and which nodes are quiesced.
 //!
-//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiesced*, its
-//! gate closed, while it, or a node that it leads to, is drained: so no request comes down to a drained node.
-//! Which nodes are quiesced follows from the graph and from the drains that are open, and is settled again
-//! whenever one of these changes.
+//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiesced*, its gate
+//! closed, while it, or a node that it leads to, is drained: so no request comes down to a drained node. Which nodes
+//! are quiesced follows from the graph and from the drains that are open, and is settled anew when one changes.
 //!
 //! ```text
 //! mod.rs     users, nodes, and which nodes are quiesced
@@ -28,10 +27,9 @@
 //! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
 //!
-//! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
-//! wakes, nor while a node goes, nor while a driver makes a system call. The lock of a gate may be taken
-//! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
-//! before it (`permit.rs`).
+//! All of it is under one lock, which is held for moments only: never while a coroutine suspends or wakes, nor while a
+//! node goes, nor while a driver makes a system call. The lock of a gate may be taken under it, not the other way
+//! round. Changes of permissions have a lock of their own besides, taken before it (`permit.rs`).
 
 mod activity;
 pub(crate) mod after_write;
