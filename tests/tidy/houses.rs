@@ -92,6 +92,7 @@ pub const HOUSES: &[House] = &[
                 "inflated",
                 "metadata",
                 "name",
+                "origin",
                 "rules",
                 "source",
             ],
