@@ -94,6 +94,7 @@ pub const HOUSES: &[House] = &[
                 "inflated",
                 "metadata",
                 "name",
+                "origin",
                 "rules",
                 "source",
             ],

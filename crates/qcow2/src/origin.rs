@@ -22,10 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::image::Image;
-use crate::layout::{Corruption, L2Entry};
-use crate::refcount::Refcounts;
-use crate::state::State;
+use crate::layout::Corruption;
 
 /// See the head of the file; a part of the [`Refcounts`].
 pub(crate) struct Origin {
@@ -110,28 +107,6 @@ impl Origin {
         let what =
             format_args!("{what} at {end:#x} is behind the end of the file as it was opened");
         Err(Corruption::new(what, Some(end)))
-    }
-}
-
-impl Image {
-    /// Where the last of the clusters ends that entries lead to; 0 if there is none.
-    pub(crate) fn reach(&self, entries: impl Iterator<Item = L2Entry>) -> u64 {
-        if self.rules.has_data_file {
-            return 0;
-        }
-        entries.filter_map(|it| self.clusters_of(it)).map(|it| it.end).max().unwrap_or(0)
-    }
-
-    /// Checks a slice that was read for the disk, whose entries [reach](Self::reach) so far. An image that is
-    /// not written has all of its entries checked when they are used, as its file does not become longer.
-    pub(crate) fn check_reach(
-        &self,
-        state: &State,
-        slice: u64,
-        reach: u64,
-    ) -> Result<(), Corruption> {
-        let origin = state.refcounts.as_ref().map(Refcounts::origin);
-        origin.map_or(Ok(()), |it| it.check_slice(slice, reach, Whose::Disk))
     }
 }
 

@@ -9,6 +9,7 @@ use coblk_block::DebugEvent;
 use crate::image::Image;
 use crate::layout::{COPIED, Corruption, L2Entry, l1_offset};
 use crate::origin::Whose;
+use crate::refcount::Refcounts;
 use crate::source::Source;
 use crate::state::State;
 
@@ -88,6 +89,26 @@ impl Image {
             refcounts.origin().check_table(index, &bytes, Whose::Disk)?;
         }
         Ok((table.map_or(Place::Zeroes, Place::Table), entry & COPIED == 0))
+    }
+
+    /// Where the last of the clusters ends that entries lead to; 0 if there is none.
+    pub(crate) fn reach(&self, entries: impl Iterator<Item = L2Entry>) -> u64 {
+        if self.rules.has_data_file {
+            return 0;
+        }
+        entries.filter_map(|it| self.clusters_of(it)).map(|it| it.end).max().unwrap_or(0)
+    }
+
+    /// Checks a slice that was read for the disk, whose entries [reach](Self::reach) so far. An image that is
+    /// not written has all of its entries checked when they are used, as its file does not become longer.
+    pub(crate) fn check_reach(
+        &self,
+        state: &State,
+        slice: u64,
+        reach: u64,
+    ) -> Result<(), Corruption> {
+        let origin = state.refcounts.as_ref().map(Refcounts::origin);
+        origin.map_or(Ok(()), |it| it.check_slice(slice, reach, Whose::Disk))
     }
 
     /// The entries that words of a table are.
