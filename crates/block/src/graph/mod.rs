@@ -14,8 +14,7 @@
 //! declared.rs that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
-//! change.rs  replace, insert and remove nodes while requests run
-//! hand_over.rs a replace that is decided in a drained section
+//! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
