@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use coblk_aio::sync::CoSleep;
 use coblk_aio::{AioHandle, Co};
 
 use crate::image::Image;
@@ -19,6 +20,7 @@ pub(crate) struct Cleaner {
     /// A coroutine waits for the next time.
     is_armed: AtomicBool,
     image: OnceLock<Weak<Image>>,
+    sleep: CoSleep,
 }
 
 /// The coroutine that waits is there. If it ends without a word, the next slice has another one wait.
@@ -41,8 +43,8 @@ impl Drop for Armed {
 impl Cleaner {
     /// Cleans every `interval_s` seconds in the context of `home`, or never.
     pub(crate) fn new(home: AioHandle, interval_s: u64) -> Cleaner {
-        let (is_armed, image) = Default::default();
-        Cleaner { home, interval_s: interval_s.into(), is_armed, image }
+        let (is_armed, image, sleep) = Default::default();
+        Cleaner { home, interval_s: interval_s.into(), is_armed, image, sleep }
     }
 
     /// Says whose cache it is.
@@ -54,6 +56,12 @@ impl Cleaner {
     /// Gives it another interval from the next time on; returns the one that it had.
     pub(crate) fn swap_interval(&self, interval_s: u64) -> u64 {
         self.interval_s.swap(interval_s, Ordering::Relaxed)
+    }
+
+    /// The image is closed: no coroutine waits any more.
+    pub(crate) fn end(&self) {
+        self.swap_interval(0);
+        self.sleep.wake();
     }
 
     fn interval(&self) -> Option<Duration> {
@@ -78,7 +86,10 @@ impl Cleaner {
 /// Cleans again and again, until nothing is left. The image may go meanwhile.
 fn co_clean(co: &Co<'_>, mut armed: Armed) {
     while let Some(interval) = armed.image().and_then(|image| image.cleaner.interval()) {
-        co.sleep(interval);
+        let Some(sleep) = armed.image().map(|image| image.cleaner.sleep.clone()) else { return };
+        if sleep.sleep(co, interval) {
+            return;
+        }
         let Some(image) = armed.image() else { return };
         // A slice that comes after the look has to be noticed.
         image.cleaner.is_armed.store(false, Ordering::SeqCst);

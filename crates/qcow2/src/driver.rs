@@ -228,6 +228,7 @@ impl BlockDriver for Qcow2 {
         if !self.is_read_only() {
             self.image.co_finish(co).inspect_err(|_| self.image.survey.resume())?;
         }
+        self.image.cleaner.end();
         self.is_closed.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -172,3 +172,19 @@ fn q184_q198_a_compressed_cluster_is_read_and_decompressed_once() {
     drop(opened);
     stand.end();
 }
+
+/// The one that cleans the cache ends with the node, and not when its time is up.
+#[test]
+fn q199_no_coroutine_outlives_a_closed_image() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "1M");
+    stand.qemu_io(&image, &["write -P 7 0 1M".to_owned()]);
+    let opened = stand.open(&image, json!({"cache-clean-interval": 600}));
+    assert_eq!(opened.read(0, 512).unwrap(), [7; 512]);
+    stand.ctx.run_until(|| !stand.ctx.coroutines().is_empty());
+    drop(opened);
+    // It is woken by then, and ends in the next rounds.
+    (0..10).for_each(|_| _ = stand.ctx.try_poll());
+    assert!(stand.ctx.coroutines().is_empty(), "{:?}", stand.ctx.coroutines());
+    stand.end();
+}
