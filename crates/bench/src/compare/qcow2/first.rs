@@ -180,7 +180,7 @@ impl Work {
 
     /// Counts system calls of both.
     fn count(self, stage: &Stage<'_>, row: &mut Row) -> io::Result<()> {
-        let few = self.ops(&stage.images) / 8;
+        let few = (self.ops(&stage.images) / 8).min(256);
         let name = self.name();
         let template = self.template(&stage.images)?;
         let qemu = |ops| {
