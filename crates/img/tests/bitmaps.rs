@@ -3,7 +3,7 @@
 mod util;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use coblk_tests::tools;
@@ -33,19 +33,24 @@ fn digest(place: &Place, image: &str, name: &str) -> Value {
     command.args(["--blockdev", &node.to_string()]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    for (command, arguments) in [
-        ("qmp_capabilities", json!({})),
-        ("x-debug-block-dirty-bitmap-sha256", json!({"node": "disk", "name": name})),
-        ("quit", json!({})),
-    ] {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || loop {
+        let message: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if message.get("event").is_none() {
+            return message;
+        }
+    };
+    next();
+    let mut ask = |command: &str, arguments: Value| {
         writeln!(stdin, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
-    }
-    let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        next()
+    };
+    ask("qmp_capabilities", json!({}));
+    let bitmap = json!({"node": "disk", "name": name});
+    let answer = ask("x-debug-block-dirty-bitmap-sha256", bitmap);
+    ask("quit", json!({}));
     assert!(child.wait().unwrap().success());
-    let answers = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut answers = answers.filter(|it| it.get("return").is_some() || it.get("error").is_some());
-    answers.nth(1).unwrap()["return"]["sha256"].clone()
+    answer["return"]["sha256"].clone()
 }
 
 /// An image with bitmaps of which some writes are known.

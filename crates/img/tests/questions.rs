@@ -39,9 +39,9 @@ fn as_old(mut value: Value) -> Value {
     for image in images {
         let image = image.as_object_mut().unwrap();
         image.remove("children");
-        if let Some(luks) = image.get_mut("format-specific").map(|it| &mut it["data"]["encrypt"]) {
-            luks.as_object_mut().map(|luks| luks.remove("detached-header"));
-        }
+        let specific = image.get_mut("format-specific");
+        let luks = specific.and_then(|it| it.pointer_mut("/data/encrypt")?.as_object_mut());
+        luks.map(|luks| luks.remove("detached-header"));
     }
     value
 }
