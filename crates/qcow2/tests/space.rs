@@ -223,7 +223,7 @@ fn q223_q238_what_was_written_before_the_host_was_full_can_be_flushed() {
 #[test]
 fn q238_a_file_system_that_is_full() {
     let test = "q238_a_file_system_that_is_full";
-    on_small_file_system(test, 16 * MIB, |dir| fill_file_system(dir));
+    on_small_file_system(test, 16 * MIB, fill_file_system);
 }
 
 fn fill_file_system(dir: &Path) {
