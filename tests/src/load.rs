@@ -96,6 +96,13 @@ impl Mix {
         Mix { weights, longest: cluster, hot, coroutines, requests, ..Mix::all(cluster) }
     }
 
+    /// Long writes to clusters that have no place yet, and few flushes: commits have much to write.
+    pub fn fill(cluster: usize) -> Mix {
+        let weights = [4, 80, 0, 2, 2, 2, 0, 2, 3];
+        let (longest, coroutines, requests) = (24 * cluster, 4, 16);
+        Mix { weights, longest, coroutines, requests, ..Mix::all(cluster) }
+    }
+
     /// Without kinds.
     pub fn without(mut self, kinds: &[Kind]) -> Mix {
         for kind in kinds {

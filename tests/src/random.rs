@@ -36,15 +36,17 @@ impl Random {
 }
 
 /// The seeds a test runs: `COBLK_SEED=n` asks for that one alone, `COBLK_SEEDS=n` for `0..n`, and
-/// without either it is `0..usual`, or `COBLK_SEEDS_TIMES` as many.
+/// without either it is `0..usual`, or `COBLK_SEEDS_TIMES` as many. With `COBLK_SEEDS_FROM=n` those before
+/// `n` are left out.
 pub fn seeds(usual: u64) -> Range<u64> {
     if let Some(seed) = option("COBLK_SEED") {
         return seed..seed + 1;
     }
     let times = option("COBLK_SEEDS_TIMES").unwrap_or(1);
     let count = option("COBLK_SEEDS").unwrap_or(usual * times);
-    assert_ne!(count, 0, "no seeds would test nothing");
-    0..count
+    let from = option("COBLK_SEEDS_FROM").unwrap_or(0);
+    assert!(from < count, "no seeds would test nothing");
+    from..count
 }
 
 /// The number that a variable of the environment holds, if it is set.

@@ -6,7 +6,7 @@
 //! * `imports`, `houses`: which crate and module may import which;
 //! * `prose`: words that make a reader guess;
 //! * `contract`: the table of the contract against the tests in the tree;
-//! * `qcow2`: that of the format qcow2, likewise.
+//! * `qcow2`, `jobs`: those of the format qcow2 and of jobs, likewise.
 //!
 //! Limits are ratchets: lower them when the tree allows, do not raise them.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod contract;
 mod docs;
 mod houses;
 mod imports;
+mod jobs;
 mod layout;
 mod prose;
 mod qcow2;

@@ -128,3 +128,29 @@ fn a_context_may_end_while_requests_are_with_the_kernel() {
         drop(ctx);
     }
 }
+
+#[test]
+fn c46_a_loop_with_many_requests_in_its_ring_sleeps_without_a_look() {
+    let ctx = AioContext::test_builder().wait_mode(WaitMode::Ring).build().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let read = Rc::new(Cell::new(0));
+    for _ in 0..16 {
+        let (reader, read) = (reader.try_clone().unwrap(), Rc::clone(&read));
+        ctx.spawn("waits for its byte", move |co| {
+            let mut byte = [0u8; 1];
+            let mut target = IoVectorMut::from(&mut byte[..]);
+            assert_eq!(co.ring_preadv(reader.as_fd(), &mut target, u64::MAX).unwrap(), 1);
+            read.set(read.get() + 1);
+        });
+    }
+    while ctx.try_poll() {}
+    let before = ctx.wait_stats();
+    for _ in 0..8 {
+        ctx.poll_timeout(Duration::from_micros(100));
+    }
+    let stats = ctx.wait_stats();
+    assert_eq!((stats.active, stats.in_vain), (before.active, before.in_vain));
+    assert!(stats.slept > before.slept);
+    std::io::Write::write_all(&mut &writer, &[b'x'; 16]).unwrap();
+    ctx.run_until(|| read.get() == 16);
+}

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use coblk::BlockNode;
+use coblk::block::NewBitmap;
 use coblk::drivers::{File, Null};
+use coblk::{AioContext, BlockNode};
 use hdrhistogram::Histogram;
 
 use crate::engine::Engine;
@@ -95,6 +96,9 @@ pub struct NullArgs {
     /// Size of the device.
     #[arg(long, default_value = "1g", value_parser = fio::size)]
     size: u64,
+    /// So many dirty bitmaps record, in granules of 64 KiB.
+    #[arg(long, default_value = "0")]
+    bitmaps: usize,
 }
 
 /// Arguments of `file`.
@@ -133,8 +137,19 @@ pub fn null(arguments: &NullArgs, plan: &Plan, report: &mut Report) -> io::Resul
     let driver = Null::new(arguments.size).deferred(arguments.aio);
     let name = if arguments.aio { "null-aio" } else { "null" };
     let node = BlockNode::new("null", driver);
+    add_bitmaps(&node, arguments.bitmaps)?;
     let job = arguments.job.job(arguments.size, arguments.latency)?;
     run(format!("{name} {}", arguments.job.name()), &node, &job, &arguments.job, plan, report)
+}
+
+fn add_bitmaps(node: &Arc<BlockNode>, count: usize) -> io::Result<()> {
+    let ctx = AioContext::new()?;
+    ctx.run(|co| {
+        (0..count).try_for_each(|number| {
+            let new = NewBitmap::new(format!("bitmap{number}"), 65536);
+            node.co_add_bitmap(co, new).map(drop).map_err(io::Error::other)
+        })
+    })
 }
 
 /// `file`.

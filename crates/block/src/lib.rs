@@ -4,6 +4,7 @@
 //! all in one coroutine, on one thread.
 //!
 //! ```text
+//! bitmap/     dirty bitmaps: what was written since an instant
 //! driver/     the seam: BlockDriver, limits, flags, roles, permissions
 //! io/         the request path of a node: cut, pad, serialise, flush
 //! graph/      nodes and edges, gates and drains, permissions
@@ -20,6 +21,7 @@
 
 pub mod accounting;
 mod backend;
+mod bitmap;
 mod blockdevs;
 mod driver;
 mod filter;
@@ -56,6 +58,10 @@ pub use backend::merged::Merged;
 pub use backend::options::BackendOptions;
 pub use backend::remote::RemoteBackend;
 pub use backend::{BlockBackend, MediumError};
+pub use bitmap::{
+    AcquiredBitmap, BitmapError, BitmapInfo, BitmapRef, BitmapUse, Bitmaps, DirtyBitmap, DirtyBits,
+    NewBitmap, NodeBitmap, SplitBitmap,
+};
 pub use blockdevs::Blockdevs;
 pub use blockdevs::hidden::HiddenNode;
 pub use driver::background::Background;
@@ -76,12 +82,13 @@ pub use graph::after_write::AfterWriteHook;
 pub use graph::chain::ChainExtent;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
+pub use graph::hand_over::HandOver;
 pub use graph::homes::is_home;
 pub use graph::image::Image;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};
-pub use graph::own_io::OwnIo;
+pub use graph::own_io::{OwnIo, OwnRequests};
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,

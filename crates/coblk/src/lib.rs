@@ -12,7 +12,7 @@
 //! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
 //! * `crypto`: encryption of images; with the feature `encryption`;
-//! * `qcow2`: the image format, for reads; with the feature `qcow2`;
+//! * `qcow2`: the image format; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
-use coblk_block::{BackendOptions, BlockNode, ErrorEvent};
+use coblk_block::{BackendOptions, BlockNode, Blockdevs, ErrorEvent};
 use coblk_qapi::shorten;
 use serde::de::DeserializeOwned;
 
@@ -87,6 +87,7 @@ pub struct Exporting<'a, 'co> {
     /// To be told of requests that fail.
     pub reporter: ErrorReporter,
     pub(crate) objects: &'a dyn FindObjects,
+    pub(crate) nodes: &'a Blockdevs,
 }
 
 impl fmt::Debug for Exporting<'_, '_> {
@@ -104,6 +105,11 @@ impl Exporting<'_, '_> {
         let object = self.objects.object(id);
         let object = object.ok_or_else(|| ExportError::NoSuchObject(shorten(id)))?;
         object.downcast().map_err(|_| ExportError::OtherObject(shorten(id)))
+    }
+
+    /// The node of a name that an option of the type says.
+    pub fn find_node(&self, name: &str) -> Option<Arc<BlockNode>> {
+        self.nodes.node_or_hidden(name)
     }
 
     /// How the backends of the export use its node. As QEMU's exports they let others write.

@@ -103,7 +103,8 @@ impl Exports {
         let wakes = !options.allow_inactive && !node.is_active();
         let woken = wakes.then(|| node.co_wake(co)).transpose()?;
         let (common, contexts) = (&options, contexts.as_slice());
-        let making = Exporting { co, options: common, node: &node, contexts, reporter, objects };
+        let making =
+            Exporting { co, options: common, node: &node, contexts, reporter, objects, nodes };
         let made = make(&making).and_then(|export| {
             let is_same = |now: Arc<BlockNode>| Arc::ptr_eq(&now, &node);
             let is_there = || nodes.node_or_hidden(&options.node_name).is_some_and(is_same);

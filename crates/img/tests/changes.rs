@@ -14,7 +14,9 @@ const IS_WRITTEN: u64 = 101;
 #[test]
 fn create_makes_raw_images() {
     let place = Place::new();
-    for (options, size) in [("", "3M"), ("-o preallocation=falloc", "1M"), ("-o size=2M", "")] {
+    for (options, size) in
+        [("", "3M"), ("-o preallocation=falloc", "1M"), ("-o size=2M", ""), ("", "1000")]
+    {
         let ours = place.ours(&format!("create {options} a.raw {size}"));
         let theirs = place.theirs(&format!("create {options} b.raw {size}"));
         assert_eq!((ours.code, theirs.code), (0, 0), "{ours:?}");
@@ -31,7 +33,7 @@ fn create_makes_raw_images() {
 }
 
 /// Options of new qcow2 images.
-const QCOW2: [&str; 12] = [
+const QCOW2: [&str; 13] = [
     "10M",
     "-o cluster_size=512 1M",
     "-o cluster_size=2M 10G",
@@ -44,6 +46,7 @@ const QCOW2: [&str; 12] = [
     "-b base.raw -F raw",
     "-b base.raw -F raw 20M",
     "-u -b missing.qcow2 -F qcow2 20M",
+    "1000",
 ];
 
 #[test]

@@ -216,3 +216,25 @@ fn a_signal_ends_a_copy_between_two_pieces() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("interrupted"), "{error}");
 }
+
+/// Zeroes of the source hide what the backing file has, however that is named.
+#[test]
+fn a_target_over_a_backing_file_has_the_zeroes_of_its_source() {
+    let place = Place::new();
+    place.qemu_img("create -q -f qcow2 base.qcow2 8M");
+    place.qemu_io("base.qcow2", &["write -P 1 0 8M"]);
+    place.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 8M");
+    place.qemu_io("top.qcow2", &["write -z 1M 1M", "write -P 2 4M 1M"]);
+    for how in ["-B base.qcow2 -F qcow2", "-o backing_file=base.qcow2,backing_fmt=qcow2"] {
+        place.ours(&format!("convert -O qcow2 {how} top.qcow2 new.qcow2")).expect_success();
+        place.theirs("compare top.qcow2 new.qcow2").expect_success();
+        place.theirs("check new.qcow2").expect_success();
+        // What the backing file has is not copied.
+        let map = place.theirs("map --output=json new.qcow2").expect_success().json();
+        let below = map.as_array().unwrap().iter().filter(|it| it["depth"] == 1);
+        let below: u64 = below.map(|it| it["length"].as_u64().unwrap()).sum();
+        assert_eq!(below, 6 << 20, "{how}: {map}");
+        let both = format!("convert -O qcow2 {how} top.qcow2 top.qcow2 both.qcow2");
+        assert_eq!(place.ours(&both).code, 1, "{how}");
+    }
+}

@@ -136,3 +136,15 @@ fn the_source_of_a_failed_copy_is_as_it_was() {
         assert!(fs::read(place.path("source.qcow2")).unwrap() == before, "{target}");
     }
 }
+
+#[test]
+fn the_disk_of_a_new_image_is_whole_sectors() {
+    let place = Place::new();
+    for size in ["1", "1000", "1024", "65537"] {
+        let [ours, theirs] =
+            ["ours", "theirs"].map(|name| format!("create -f qcow2 {name} {size}"));
+        place.ours(&ours).expect_success();
+        place.theirs(&theirs).expect_success();
+        assert!(place.read("ours") == place.read("theirs"), "{size}");
+    }
+}

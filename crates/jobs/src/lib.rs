@@ -2,16 +2,23 @@
 //! messages of QEMU's.
 //!
 //! ```text
-//! status   JobStatus, Verb: the states of a job, and what can be asked of it in each
-//! jobs     Jobs: those that there are, by their ids
+//! job/     Job, one operation with its state; Task, what it does; JobGroup, jobs that end together
+//! set      Jobs: those that there are, by their ids
+//! closure  a task that is one function
+//! copy/    the copy engine: what is to be copied, and the workers that do it
+//! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
 //! ```
-//!
-//! There are jobs of one kind so far: they cannot be paused on their way, share no group, and stay until
-//! they are dismissed.
 #![forbid(unsafe_code)]
 
-mod jobs;
-mod status;
+mod closure;
+mod copy;
+mod job;
+mod mirror;
+mod set;
 
-pub use jobs::{JobError, JobInfo, Jobs, StatusChange};
-pub use status::{JobStatus, Verb};
+pub use job::{
+    BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
+    JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
+};
+pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
+pub use set::Jobs;

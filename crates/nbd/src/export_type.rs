@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use coblk_aio::Co;
-use coblk_block::{Device, IoStatus};
+use coblk_block::{AcquiredBitmap, BitmapRef, BitmapUse, Device, IoStatus};
 use coblk_export::{Export, ExportBackend, ExportError, ExportType, Exporting, RemoveMode};
-use coblk_qapi::{Only, Unsupported};
+use coblk_qapi::shorten;
 use serde::{Deserialize, Serialize};
 
 use crate::server::NbdServer;
@@ -51,32 +51,19 @@ impl NbdExportType {
 
 /// What clients find: QAPI's `BlockExportOptionsNbd`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(from = "Fields")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct NbdExportOptions {
     /// `name`; the node's by default.
     pub name: Option<String>,
     /// `description`: a text for people.
     pub description: Option<String>,
-}
-
-/// With what is known and not supported.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Fields {
-    name: Option<String>,
-    description: Option<String>,
-    #[serde(rename = "bitmaps")]
-    _bitmaps: Option<Unsupported>,
-    /// Nodes have no backing files.
-    #[serde(rename = "allocation-depth")]
-    _allocation_depth: Option<Only<false>>,
-}
-
-impl From<Fields> for NbdExportOptions {
-    fn from(Fields { name, description, .. }: Fields) -> NbdExportOptions {
-        NbdExportOptions { name, description }
-    }
+    /// `bitmaps`: the dirty bitmaps that clients may look at. One without a node is looked for in the node, and
+    /// in those below it that filter it or are its backing files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapRef>,
+    /// `allocation-depth`: whether clients may ask which layer has the data; no by default.
+    pub allocation_depth: Option<bool>,
 }
 
 impl ExportType for NbdExportType {
@@ -90,12 +77,16 @@ impl ExportType for NbdExportType {
     ) -> Result<Box<dyn Export>, ExportError> {
         exporting.refuse_iothreads(Self::NAME)?;
         let server = self.running_server()?;
+        let bitmaps = options.bitmaps.iter().map(|bitmap| acquire(exporting, bitmap));
+        let bitmaps = bitmaps.collect::<Result<Vec<_>, _>>()?;
         let backend = exporting.co_open_backend()?;
         let common = exporting.options;
         let name = options.name.unwrap_or_else(|| common.node_name.clone());
         let mut export = NbdExport::new(name.clone(), backend.backend().clone())
             .read_only(!common.writable)
-            .write_through(common.writethrough);
+            .write_through(common.writethrough)
+            .allocation_depth(options.allocation_depth == Some(true));
+        export = bitmaps.iter().fold(export, |export, it| export.bitmap(it.bitmap()));
         if let Some(description) = options.description {
             export = export.description(description);
         }
@@ -108,8 +99,38 @@ impl ExportType for NbdExportType {
             backend.co_close(exporting.co);
             return Err(refused);
         }
-        Ok(Box::new(Named { server, name, backend }))
+        let bitmaps = RefCell::new(bitmaps);
+        Ok(Box::new(Named { server, name, backend, bitmaps }))
     }
+}
+
+/// Takes a bitmap for an export.
+fn acquire(
+    exporting: &Exporting<'_, '_>,
+    bitmap: &BitmapRef,
+) -> Result<AcquiredBitmap, ExportError> {
+    let bitmap = match bitmap {
+        BitmapRef::Name(name) => {
+            let found = exporting.node.find_bitmap_below(name);
+            let (node, bitmap) = found.ok_or_else(|| {
+                ExportError::of_type(format!("Bitmap '{}' is not found", shorten(name)))
+            })?;
+            // What the export shows does not change, and what the bitmap says would.
+            if !exporting.options.writable && !node.is_read_only() && bitmap.is_recording() {
+                let why = format!("Enabled bitmap '{name}' incompatible with readonly export");
+                return Err(ExportError::of_type(why));
+            }
+            bitmap
+        }
+        BitmapRef::Of(it) => {
+            let node = exporting.find_node(&it.node);
+            let node = node.ok_or_else(|| {
+                ExportError::of_type(format!("Node '{}' not found", shorten(&it.node)))
+            })?;
+            node.bitmaps().find(&it.name).map_err(ExportError::of_type)?
+        }
+    };
+    bitmap.acquire(BitmapUse::Read).map_err(ExportError::of_type)
 }
 
 /// A name of a server.
@@ -117,6 +138,8 @@ struct Named {
     server: Rc<NbdServer>,
     name: String,
     backend: ExportBackend,
+    /// Busy until it is closed.
+    bitmaps: RefCell<Vec<AcquiredBitmap>>,
 }
 
 impl Export for Named {
@@ -144,5 +167,6 @@ impl Export for Named {
         // It is there as long as it has not been closed.
         let _ = self.server.remove_export(&self.name, RemoveMode::Hard);
         self.backend.co_close(co);
+        self.bitmaps.take();
     }
 }

@@ -39,6 +39,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alternate;
 mod deferred;
 mod error;
 pub mod json;
@@ -59,6 +60,7 @@ use std::os::unix::ffi::OsStrExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use alternate::{WordOrObject, word_or_object};
 pub use deferred::Deferred;
 pub use error::{Error, shorten};
 pub use parts::{FromParts, Parts, parts};

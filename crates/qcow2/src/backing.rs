@@ -24,6 +24,8 @@ impl Image {
         co: &Co<'_>,
         backing: Option<&BackingName>,
     ) -> io::Result<()> {
+        // The header is not changed beside a repair.
+        let _turn = self.snapshot_turn.lock(co);
         let backing = backing.filter(|backing| !backing.name.is_empty());
         let header = self.header();
         if backing.is_some() && header.autoclear.contains(Autoclear::RAW_DATA_FILE) {

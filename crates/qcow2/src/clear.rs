@@ -12,9 +12,10 @@ use coblk_block::ZeroFlags;
 
 use crate::image::Image;
 use crate::layout::{Autoclear, COPIED, L2Entry, OFFSET_MASK, ZERO};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
-use crate::refcount::{Discard, Refcounts};
+use crate::refcount::Discard;
+use crate::space::Patience;
 use crate::state::State;
 
 /// What clusters become.
@@ -26,6 +27,8 @@ pub(crate) enum Clear {
     Discarded,
     /// Nothing: it is not a part of the disk.
     Dropped,
+    /// Nothing where they say zeroes, as nothing lies below; what else there is stays.
+    Plain,
 }
 
 impl Clear {
@@ -36,7 +39,10 @@ impl Clear {
 
     /// Why what is given up becomes free.
     fn freed(self) -> Freed {
-        if self == Clear::Dropped { Freed::Always } else { Freed::Request }
+        match self {
+            Clear::Dropped | Clear::Plain => Freed::Always,
+            Clear::Zeroes { .. } | Clear::Discarded => Freed::Request,
+        }
     }
 }
 
@@ -55,7 +61,7 @@ impl Image {
         range: Range<u64>,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        if self.rules.is_v2 {
+        if self.is_v2() {
             // No entry says zeroes; but none at all does, where nothing lies below.
             return match self.backing.node() {
                 Some(_) => Err(not_supported()),
@@ -79,7 +85,7 @@ impl Image {
     /// # Errors
     /// As of writes.
     pub(crate) fn co_pdiscard(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<()> {
-        if self.rules.is_v2 && self.backing.node().is_some() {
+        if self.is_v2() && self.backing.node().is_some() {
             return Ok(());
         }
         self.co_clear(co, range, Clear::Discarded)
@@ -123,13 +129,24 @@ impl Image {
 
     /// Whether nothing is mapped by the L1 entry of an offset, and nothing has to be said of it.
     fn has_nothing(&self, offset: u64, clear: Clear) -> bool {
-        let is_seen = clear != Clear::Dropped && self.backing.node().is_some();
+        let is_seen =
+            !matches!(clear, Clear::Dropped | Clear::Plain) && self.backing.node().is_some();
         !is_seen && self.l1.get(self.geometry.l1_index(offset)) == 0
     }
 
-    /// Commits, if much has changed since the last time.
+    /// Commits, if much has changed since the last time; and has free space looked for.
     pub(crate) fn co_commit_if_wanted(&self, co: &Co<'_>) -> io::Result<()> {
-        let is_wanted = self.lock().refcounts.as_ref().is_some_and(Refcounts::wants_commit);
+        let (is_wanted, has_unread) = loop {
+            let state = self.lock();
+            let Some(refcounts) = &state.refcounts else { return Ok(()) };
+            if !refcounts.is_parking_full() {
+                break (refcounts.wants_commit(), refcounts.has_unread());
+            }
+            self.co_wait_for_change(co, state);
+        };
+        if has_unread {
+            self.begin_survey(co);
+        }
         if is_wanted { self.co_commit_and_free(co) } else { Ok(()) }
     }
 
@@ -142,6 +159,14 @@ impl Image {
         clear: Clear,
     ) -> Result<(Option<Change<'_>>, Range<u64>), Obstacle> {
         let cluster = self.geometry.cluster_bytes();
+        // The image may have become version 2 meanwhile.
+        if self.is_v2() && self.backing.node().is_some() {
+            match clear {
+                Clear::Zeroes { .. } => return Err(Obstacle::Unsupported),
+                Clear::Discarded => return Ok((None, part)),
+                Clear::Dropped | Clear::Plain => {}
+            }
+        }
         let slot = self.slot_to_change(state, part.start)?;
         let first = self.geometry.cluster_start(part.start);
         let is_whole = part.start == first && part.end - first >= cluster;
@@ -187,16 +212,17 @@ impl Image {
             let bits = (first..=last).fold(0_u64, |bits, at| bits | 1 << at);
             return L2Entry { word: old.word, bitmap: (old.bitmap & !bits) | bits << 32 };
         }
-        if clear == Clear::Dropped {
-            return L2Entry::default();
+        match clear {
+            Clear::Dropped => return L2Entry::default(),
+            Clear::Plain if old.is_compressed() || old.word & ZERO == 0 => return old,
+            Clear::Plain => return L2Entry::default(),
+            Clear::Zeroes { .. } | Clear::Discarded => {}
         }
         let has_backing = self.backing.node().is_some();
         let is_extended = self.geometry.is_extended();
-        if clear == Clear::Discarded {
-            let is_nothing = old == L2Entry::default();
-            if self.rules.is_v2 || is_nothing && !has_backing {
-                return L2Entry::default();
-            }
+        let is_nothing = clear == Clear::Discarded && old == L2Entry::default();
+        if !has_backing && (self.is_v2() || is_nothing) {
+            return L2Entry::default();
         }
         let keeps_place = has_place && (!clear.unmaps() || self.options.keeps_discarded());
         let word = if keeps_place { old.word & !ZERO } else { 0 };
@@ -209,7 +235,8 @@ impl Image {
     /// Has the file deallocate what clusters keep, or what a data file has.
     fn co_punch_kept(&self, co: &Co<'_>, change: &Change<'_>, clear: Clear) -> io::Result<()> {
         let is_passed = self.options.discard(Freed::Request) == Discard::Punch;
-        if clear == Clear::Dropped || !clear.unmaps() || !is_passed {
+        let is_request = matches!(clear, Clear::Zeroes { .. } | Clear::Discarded);
+        if !is_request || !clear.unmaps() || !is_passed {
             return Ok(());
         }
         let cluster = self.geometry.cluster_bytes();

@@ -6,9 +6,11 @@ use coblk_aio::Co;
 use coblk_block::Truncate;
 
 use crate::image::Image;
+use crate::refcount::Refcounts;
 
 /// How many commits a change needs at most until the file has all of it: what the first unlinks the second
-/// lowers, which may free a refcount block.
+/// lowers, which may free a refcount block. Those that lower what more blocks count than the cache holds are not
+/// among them.
 const MAX_COMMITS: u32 = 8;
 
 impl Image {
@@ -18,17 +20,25 @@ impl Image {
     /// Those of writing. What is left is still to be written then.
     pub(crate) fn co_settle(&self, co: &Co<'_>) -> io::Result<()> {
         // What comes next may change references to it in other ways.
-        self.lock().packer = None;
-        for _ in 0..MAX_COMMITS {
-            if self.lock().is_clean() {
-                break;
+        {
+            let mut state = self.lock();
+            state.packer = None;
+            if let Some(refcounts) = &mut state.refcounts {
+                refcounts.end_run();
             }
+        }
+        self.co_end_reserve(co);
+        let (mut left, mut least) = (MAX_COMMITS, usize::MAX);
+        while left > 0 && !self.lock().is_clean() {
             self.co_commit_and_free(co)?;
+            // A commit lowers what the blocks in memory count; others wait for the next.
+            let owed = self.lock().refcounts.as_ref().map_or(0, Refcounts::owed_blocks);
+            (left, least) = if owed < least { (MAX_COMMITS, owed) } else { (left - 1, least) };
         }
         Ok(())
     }
 
-    /// Writes all, and has the file end behind the last cluster that is used.
+    /// Writes all, bitmaps too, and has the file end behind the last cluster that is used.
     ///
     /// # Errors
     /// Those of writing.
@@ -36,6 +46,7 @@ impl Image {
         if !self.is_written() || self.check_alive().is_err() {
             return Ok(());
         }
+        self.co_store_bitmaps(co)?;
         self.co_settle(co)?;
         if self.has_grown() { self.co_cut_file(co) } else { Ok(()) }
     }

@@ -37,6 +37,13 @@ pub(crate) struct Commits {
     failed: (u64, i32),
 }
 
+impl Commits {
+    /// Whether one runs.
+    pub(crate) fn is_active(&self) -> bool {
+        self.is_active
+    }
+}
+
 /// What one commit writes.
 #[derive(Default)]
 struct Plan {
@@ -58,8 +65,6 @@ struct Plan {
 struct TablePlan {
     index: u64,
     table: PendingTable,
-    /// Its space reads as zeroes.
-    is_virgin: bool,
     /// Slices that were in the cache, by their places in the table.
     slices: Vec<(u64, Vec<u8>)>,
 }
@@ -171,7 +176,6 @@ impl Image {
             ..Plan::default()
         };
         for (index, table) in &state.pending {
-            let is_virgin = state.refcounts.as_ref().is_some_and(|it| it.is_virgin(table.new));
             let mut slices = Vec::new();
             let per_table = self.geometry.cluster_bytes() / self.cache.slice_bytes();
             for place in 0..per_table {
@@ -180,7 +184,7 @@ impl Image {
                     slices.extend(bytes.into_iter().map(|it| (place, it.bytes)));
                 }
             }
-            plan.tables.push(TablePlan { index: *index, table: *table, is_virgin, slices });
+            plan.tables.push(TablePlan { index: *index, table: *table, slices });
         }
         let slices = plan.slots.iter().flat_map(|(slot, units)| self.cache.copy(*slot, *units));
         for range in slices {
@@ -218,19 +222,17 @@ impl Image {
         let PendingTable { new, old } = plan.table;
         let slice_bytes = self.cache.slice_bytes();
         self.file.debug_event(DebugEvent::L2AllocWrite);
-        if old.is_none() && plan.is_virgin {
-            self.co_grow_file(co, new + self.geometry.cluster_bytes())?;
+        let Some(old) = old else {
+            // Its space reads as zeroes.
             for (place, bytes) in &plan.slices {
                 self.co_write_metadata(co, new + place * slice_bytes, bytes)?;
             }
             return Ok(());
-        }
+        };
         let mut content = vec![0; self.geometry.cluster_bytes() as usize];
-        if let Some(old) = old {
-            self.file.debug_event(DebugEvent::L2AllocCowRead);
-            self.file.co_read_at(co, old, &mut content)?;
-            self.strip_copied(&mut content);
-        }
+        self.file.debug_event(DebugEvent::L2AllocCowRead);
+        self.file.co_read_at(co, old, &mut content)?;
+        self.strip_copied(&mut content);
         for (place, bytes) in &plan.slices {
             let at = (place * slice_bytes) as usize;
             content[at..at + bytes.len()].copy_from_slice(bytes);

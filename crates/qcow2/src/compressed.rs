@@ -1,8 +1,8 @@
 //! Compressed writes: whole clusters, packed behind one another.
 //!
-//! Data goes behind that of the compressed cluster before it, as long as it fits into the same cluster of the
-//! file, which then counts once more; else it begins a new one. As soon as an entry gives up a cluster that is
-//! being filled, nothing more is put there: it may be free, and another's, by the next commit.
+//! Data goes behind that of the compressed cluster before it, over the border to the next cluster of the file if
+//! that is free; else it begins a new one. Each cluster that it touches counts once more. As soon as an entry gives
+//! up a cluster that is being filled, nothing more is put there: it may be free, and another's, by the next commit.
 
 use std::io;
 use std::ops::Range;
@@ -12,9 +12,10 @@ use coblk_block::{DebugEvent, WriteFlags};
 
 use crate::image::Image;
 use crate::layout::{CompressedCluster, FormatError, L2Entry, deflate};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
-use crate::refcount::Need;
+use crate::refcount::{Need, Refcounts};
+use crate::space::Patience;
 use crate::state::{Packer, State};
 
 /// What a compressed write needs to begin.
@@ -75,17 +76,31 @@ impl Image {
                 Ok(begun) => begun,
             };
             drop(state);
-            let place = CompressedCluster { offset: host, bytes: packed.len() as u64 };
-            let too_big = || io::Error::from_raw_os_error(libc::EFBIG);
-            let word = place.encode(self.geometry).ok_or_else(too_big)?;
-            self.file.debug_event(DebugEvent::WriteCompressed);
-            self.co_grow_file(co, host + packed.len() as u64)?;
-            self.file.co_pwritev(co, host, &IoVector::from(packed), WriteFlags::empty())?;
-            let new = |_: usize, _: L2Entry| L2Entry { word, bitmap: 0 };
-            if change.link(new, Freed::Never, true) {
-                return self.co_commit_if_wanted(co);
+            let taken = change.taken.clone();
+            match self.co_put_packed(co, change, host, packed) {
+                Err(error) => self.co_refused(co, taken, error, &mut patience)?,
+                Ok(true) => return self.co_commit_if_wanted(co),
+                Ok(false) => {}
             }
         }
+    }
+
+    /// Writes compressed data to its place, and links it. False if the entry has changed meanwhile.
+    fn co_put_packed(
+        &self,
+        co: &Co<'_>,
+        change: Change<'_>,
+        host: u64,
+        packed: &[u8],
+    ) -> io::Result<bool> {
+        let place = CompressedCluster { offset: host, bytes: packed.len() as u64 };
+        let too_big = || FormatError::too_big("compressed data would lie too far behind");
+        let word = place.encode(self.geometry).ok_or_else(too_big)?;
+        self.file.debug_event(DebugEvent::WriteCompressed);
+        self.co_grow_file(co, host + packed.len() as u64)?;
+        self.file.co_pwritev(co, host, &IoVector::from(packed), WriteFlags::empty())?;
+        let new = |_: usize, _: L2Entry| L2Entry { word, bitmap: 0 };
+        Ok(change.link(new, Freed::Never, true))
     }
 
     /// Begins the change of one entry, and has a place for `bytes` bytes of data.
@@ -110,29 +125,49 @@ impl Image {
         Ok((self.begin_change(state, slot, range, old, Some(taken)), host))
     }
 
-    /// Takes a place for compressed data: the cluster of the file, which counts once more, and the offset.
+    /// Takes a place for compressed data: the clusters of the file that it touches, which count once more, and the
+    /// offset.
     fn take_packed(&self, state: &mut State, bytes: u64) -> Result<(Range<u64>, u64), Obstacle> {
         let cluster = self.geometry.cluster_bytes();
         let Some(refcounts) = &mut state.refcounts else { return Err(Obstacle::Look) };
-        if let Some(packer) = &mut state.packer
-            && packer.used + bytes <= cluster
-        {
-            let range = packer.cluster..packer.cluster + cluster;
-            match refcounts.add_reference(range.clone()) {
-                Ok(()) => {
-                    let host = packer.cluster + packer.used;
-                    packer.used += bytes;
-                    return Ok((range, host));
+        let mut goal = None;
+        if let Some(packer) = state.packer.filter(|packer| packer.used < cluster) {
+            let (first, host) = (packer.cluster, packer.cluster + packer.used);
+            let current = first..first + cluster;
+            match refcounts.add_reference(current.clone()) {
+                Ok(()) if packer.used + bytes <= cluster => {
+                    state.packer = Some(Packer { used: packer.used + bytes, ..packer });
+                    return Ok((current, host));
                 }
+                // It goes on in the next cluster, if that is free.
+                Ok(()) => match self.take_next(refcounts, Some(current.end)) {
+                    Ok(next) if next.start == current.end => {
+                        let used = packer.used + bytes - cluster;
+                        state.packer = Some(Packer { cluster: next.start, used });
+                        return Ok((first..next.end, host));
+                    }
+                    other => {
+                        refcounts.give_back(current);
+                        let next = other?;
+                        state.packer = Some(Packer { cluster: next.start, used: bytes });
+                        return Ok((next.clone(), next.start));
+                    }
+                },
                 // It takes no more.
-                Err(Need::Overflow) => {}
+                Err(Need::Overflow) => goal = Some(current.end),
                 Err(need) => return Err(need.into()),
             }
         }
-        self.file.debug_event(DebugEvent::ClusterAllocBytes);
-        let range = refcounts.allocate(1, None)?;
-        self.inflated.forget(range.clone());
+        let range = self.take_next(refcounts, goal)?;
         state.packer = Some(Packer { cluster: range.start, used: bytes });
         Ok((range.clone(), range.start))
+    }
+
+    /// Takes a cluster for compressed data, at `goal` if that is free.
+    fn take_next(&self, refcounts: &mut Refcounts, goal: Option<u64>) -> Result<Range<u64>, Need> {
+        self.file.debug_event(DebugEvent::ClusterAllocBytes);
+        let range = refcounts.allocate(1, goal)?;
+        self.inflated.forget(range.clone());
+        Ok(range)
     }
 }

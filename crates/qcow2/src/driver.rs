@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType, Extent,
-    ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
+    Bitmaps, BlockDriver, BlockLimits, Child, ChildRole, Driver, EdgeId, EdgeInfo, EventType,
+    Extent, ImageFormat, OpenError, Opening, Permissions, ReadFlags, Reopen, Reopening, Truncate,
     WriteFlags, ZeroFlags,
 };
 
@@ -17,7 +17,7 @@ use crate::layout::{Purpose, SECTOR_BYTES, SubclusterKind};
 use crate::live::LiveOptions;
 use crate::map::Look;
 use crate::open;
-use crate::options::Qcow2Options;
+use crate::options::{CacheSizes, Qcow2Options};
 use crate::refcount::Refcounts;
 
 /// A qcow2 image.
@@ -37,12 +37,16 @@ impl Driver for Qcow2 {
         "pass-discard-other",
         "discard-no-unref",
         "overlap-check",
+        "cache-size",
+        "l2-cache-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
     ];
     type Options = Qcow2Options;
 
     fn co_open(opening: &Opening<'_, '_>, options: &Qcow2Options) -> Result<Qcow2, OpenError> {
-        let image = open::co_open(opening, options)?;
-        let is_read_only = AtomicBool::new(!image.is_written());
+        let (image, writes) = open::co_open(opening, options)?;
+        let is_read_only = AtomicBool::new(!writes);
         Ok(Qcow2 { image, is_read_only, is_closed: AtomicBool::new(false) })
     }
 
@@ -64,9 +68,14 @@ impl Driver for Qcow2 {
         if options.snapshot != self.image.shown {
             return Err(OpenError::option("x-snapshot", "it cannot be changed"));
         }
+        let sizes = CacheSizes::new(options, self.image.geometry, self.image.disk_bytes())?;
+        let l1: Vec<u64> = (0..self.image.l1.entries()).map(|it| self.image.l1.get(it)).collect();
+        let there = open::table_bytes(&l1, self.image.geometry);
         let mut swap = Swap {
             driver: self,
             options: LiveOptions::new(options),
+            cache_sizes: (sizes.l2_bytes(writes, there), sizes.refcount_bytes),
+            clean_interval_s: options.clean_interval_s()?,
             is_read_only: !writes,
             refcounts: None,
         };
@@ -78,7 +87,7 @@ impl Driver for Qcow2 {
                 let why = "the image has flags that are cleared first: it has to be opened again";
                 return Err(OpenError::option("read-only", why));
             }
-            swap.refcounts = Some(self.image.co_load_refcounts(co)?);
+            swap.refcounts = Some(self.image.co_load_refcounts(co).map_err(open::refused)?);
         } else if !writes {
             self.image.co_finish(co)?;
         }
@@ -90,6 +99,9 @@ impl Driver for Qcow2 {
 struct Swap<'a> {
     driver: &'a Qcow2,
     options: LiveOptions,
+    /// Of L2 tables, and of refcounts, in bytes.
+    cache_sizes: (u64, u64),
+    clean_interval_s: u64,
     is_read_only: bool,
     refcounts: Option<Refcounts>,
 }
@@ -98,11 +110,18 @@ impl Reopen for Swap<'_> {
     fn swap(&mut self) {
         let image = &self.driver.image;
         image.options.swap(&self.options);
+        self.clean_interval_s = image.cleaner.swap_interval(self.clean_interval_s);
         let was_read_only = self.driver.is_read_only.swap(self.is_read_only, Ordering::Relaxed);
         if was_read_only != self.is_read_only {
-            std::mem::swap(&mut image.lock().refcounts, &mut self.refcounts);
+            let mut state = image.lock();
+            std::mem::swap(&mut state.refcounts, &mut self.refcounts);
+            // Slices of an image that is written are checked when they are loaded.
+            image.cache.clear(&state.owed);
+            drop(state);
+            image.bitmaps.set_read_only(self.is_read_only);
         }
         self.is_read_only = was_read_only;
+        self.cache_sizes = image.swap_cache_sizes(self.cache_sizes);
     }
 }
 
@@ -156,7 +175,7 @@ impl BlockDriver for Qcow2 {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         if flags.contains(WriteFlags::COMPRESSED) {
             return self.image.co_write_compressed(co, offset, source);
         }
@@ -170,17 +189,17 @@ impl BlockDriver for Qcow2 {
         bytes: u64,
         flags: ZeroFlags,
     ) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_pwrite_zeroes(co, offset..offset + bytes, flags)
     }
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_pdiscard(co, offset..offset + bytes)
     }
 
     fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
-        self.image.check_alive()?;
+        self.image.co_begin_change(co)?;
         self.image.co_truncate(co, length, how)
     }
 
@@ -205,36 +224,53 @@ impl BlockDriver for Qcow2 {
     }
 
     fn co_close(&self, co: &Co<'_>) -> io::Result<()> {
+        self.image.survey.co_end(co);
         if !self.is_read_only() {
-            self.image.co_finish(co)?;
+            self.image.co_finish(co).inspect_err(|_| self.image.survey.resume())?;
         }
+        self.image.cleaner.end();
         self.is_closed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     fn co_inactivate(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.is_read_only() {
-            true => Ok(()),
-            false => self.image.co_finish(co).and_then(|()| self.image.co_flush_files(co)),
+        if !self.is_read_only() {
+            self.image.co_finish(co)?;
+            self.image.co_flush_files(co)?;
         }
+        self.image.bitmaps.forget();
+        Ok(())
+    }
+
+    fn drained_begin(&self) {
+        self.image.survey.hold(true);
+    }
+
+    fn drained_end(&self) {
+        self.image.survey.hold(false);
     }
 
     fn needs_close(&self) -> bool {
-        !self.is_read_only() && !self.image.lock().is_clean()
+        let has_changes = || !self.image.lock().is_clean() || self.image.bitmaps.needs_store();
+        !self.is_read_only() && has_changes()
     }
 
-    /// An image that is written is this node's alone, whether the node has users or not: it keeps tables in
-    /// memory.
+    fn bitmaps(&self) -> Option<Arc<Bitmaps>> {
+        Some(Arc::clone(&self.image.bitmaps.set))
+    }
+
+    /// The image is this node's to change, whether the node has users or not.
     fn child_permissions(
         &self,
         edge: &EdgeInfo,
         held: Permissions,
         shared: Permissions,
     ) -> (Permissions, Permissions) {
-        let writes = !self.is_read_only() && !self.is_closed.load(Ordering::Relaxed);
-        if writes && edge.role() == ChildRole::IMAGE && held.is_empty() {
-            let changes = Permissions::WRITE | Permissions::RESIZE;
-            return (Permissions::CONSISTENT_READ | changes, shared - changes);
+        let is_open = !self.is_closed.load(Ordering::Relaxed);
+        let writes = is_open && !self.is_read_only();
+        if is_open && edge.role() == ChildRole::IMAGE && held.is_empty() {
+            let (held, own) = open::permissions(writes);
+            return (held, shared & own);
         }
         edge.role().default_permissions((held, shared), writes)
     }
@@ -258,7 +294,14 @@ impl BlockDriver for Qcow2 {
         if run.kind == SubclusterKind::ZeroStored && run.host < first {
             return Ok(Extent::hole(run.bytes.min(first - run.host)));
         }
-        Ok(if has_place { extent.stored_at(Some(name), run.host) } else { extent })
+        if !has_place {
+            return Ok(extent);
+        }
+        let extent = extent.stored_at(Some(name), run.host);
+        match run.kind {
+            SubclusterKind::Data => self.image.co_status_of_data(co, extent, run.host),
+            _ => Ok(extent),
+        }
     }
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
@@ -271,7 +314,9 @@ impl BlockDriver for Qcow2 {
     }
 
     fn co_activate(&self, co: &Co<'_>) -> io::Result<()> {
-        self.image.co_read_anew(co)
+        let writes = !self.is_read_only();
+        self.image.co_read_anew(co, writes)?;
+        Ok(self.image.co_load_bitmaps(co, writes)?)
     }
 
     fn filename(&self) -> Option<String> {

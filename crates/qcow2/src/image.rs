@@ -1,23 +1,25 @@
 //! [`Image`]: an open image, as its requests see it.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{Co, PoolShare};
 use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
+use crate::bitmap::StoredBitmaps;
 use crate::cache::SliceCache;
+use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
 use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
 use crate::header_io::HeaderCell;
+use crate::holes::Holes;
 use crate::inflated::InflatedClusters;
 use crate::layout::{
-    Bitmap, CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Purpose,
-    Snapshot,
+    CompressionType, Corruption, EntryRules, Geometry, Header, Incompatible, Snapshot,
 };
 use crate::live::LiveOptions;
 use crate::map::L1;
@@ -25,13 +27,15 @@ use crate::metadata::MetadataSet;
 use crate::refcount::Refcounts;
 use crate::rules::Rule;
 use crate::state::State;
-use crate::tables;
+use crate::survey::Survey;
 
 /// Steps in which the file grows, in bytes: data finds its space there already, as a rule.
 const GROWTH_BYTES: u64 = 1 << 20;
 
 /// An open image. Any thread; several contexts at once.
 pub(crate) struct Image {
+    /// Itself, for coroutines that no request waits for.
+    pub(crate) me: OnceLock<Weak<Image>>,
     pub(crate) header: HeaderCell,
     /// Length of the disk in bytes.
     disk_bytes: AtomicU64,
@@ -39,21 +43,24 @@ pub(crate) struct Image {
     pub(crate) rules: EntryRules,
     pub(crate) compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes the snapshots.
+    /// Held by the one that changes tables as a whole: snapshots, bitmaps, the length, properties, repairs.
     pub(crate) snapshot_turn: CoMutex<()>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
     pub(crate) l1: L1,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     state: Mutex<State>,
     pub(crate) epochs: Epochs,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Held by the one that reads a refcount block.
     pub(crate) block_turn: CoMutex<()>,
     pub(crate) block_loads: BlockLoads,
-    /// Memory for refcounts in bytes.
-    refcount_bytes: u64,
+    pub(crate) survey: Survey,
+    pub(crate) holes: Holes,
+    /// Memory for refcounts in bytes. A reopen changes it.
+    refcount_bytes: AtomicU64,
     pub(crate) options: LiveOptions,
     #[cfg(feature = "test-rules")]
     pub(crate) omitted: Option<Rule>,
@@ -71,8 +78,21 @@ pub(crate) struct Image {
     events: EventSink,
     /// A corruption was told.
     is_told: AtomicBool,
-    /// A corruption was found while the image was written: it is not used any more.
-    is_dead: AtomicBool,
+    /// [`Hurdle`]s.
+    hurdles: AtomicU8,
+    /// It has become version 2, or is about to.
+    pub(crate) is_downgraded: AtomicBool,
+}
+
+bitflags::bitflags! {
+    /// What keeps writes from the disk.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Hurdle: u8 {
+        /// A corruption was found while the image was written: it is not used any more.
+        const DEAD = 1;
+        /// The file does not say that its bitmaps are in use.
+        const UNMARKED = 2;
+    }
 }
 
 /// The mapping that an image shows.
@@ -92,9 +112,10 @@ pub(crate) struct Parts {
     pub(crate) cluster: Vec<u8>,
     pub(crate) l1: Vec<u64>,
     pub(crate) snapshots: Vec<Snapshot>,
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmaps: StoredBitmaps,
     pub(crate) shown: Shown,
     pub(crate) cache: SliceCache,
+    pub(crate) cleaner: Cleaner,
     pub(crate) metadata: Arc<MetadataSet>,
     /// Of an image that is written.
     pub(crate) refcounts: Option<Refcounts>,
@@ -121,7 +142,8 @@ impl Image {
             has_data_file: parts.data_file.is_some(),
         };
         let header = parts.header;
-        Ok(Image {
+        let image = Image {
+            me: OnceLock::new(),
             geometry,
             rules,
             compression: header.compression()?,
@@ -134,11 +156,14 @@ impl Image {
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),
             cache: parts.cache,
+            cleaner: parts.cleaner,
             epochs: Epochs::new(),
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
-            refcount_bytes: parts.refcount_bytes,
+            survey: Survey::default(),
+            holes: Holes::default(),
+            refcount_bytes: parts.refcount_bytes.into(),
             options: parts.options,
             #[cfg(feature = "test-rules")]
             omitted: parts.omitted,
@@ -152,8 +177,11 @@ impl Image {
             workers: PoolShare::new(),
             events: parts.events,
             is_told: AtomicBool::new(false),
-            is_dead: AtomicBool::new(false),
-        })
+            hurdles: AtomicU8::new(0),
+            is_downgraded: AtomicBool::new(false),
+        };
+        image.look_at_bitmaps();
+        Ok(image)
     }
 
     /// The lock of what changes of mappings need. Not to be held across a suspension.
@@ -175,9 +203,34 @@ impl Image {
     /// Fails if the image is not used any more.
     #[inline]
     pub(crate) fn check_alive(&self) -> io::Result<()> {
-        match self.is_dead.load(Ordering::Relaxed) {
+        match self.hurdles().contains(Hurdle::DEAD) {
             false => Ok(()),
             true => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
+        }
+    }
+
+    /// What keeps writes from the disk.
+    #[inline]
+    pub(crate) fn hurdles(&self) -> Hurdle {
+        Hurdle::from_bits_retain(self.hurdles.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether it was there.
+    pub(crate) fn raise_hurdle(&self, hurdle: Hurdle) -> bool {
+        let before = self.hurdles.fetch_or(hurdle.bits(), Ordering::SeqCst);
+        Hurdle::from_bits_retain(before).contains(hurdle)
+    }
+
+    pub(crate) fn lower_hurdle(&self, hurdle: Hurdle) {
+        self.hurdles.fetch_and(!hurdle.bits(), Ordering::SeqCst);
+    }
+
+    /// Has the image be used again, or not any more, after a repair.
+    pub(crate) fn set_alive(&self, is_alive: bool) {
+        self.is_told.store(false, Ordering::SeqCst);
+        match is_alive {
+            true => self.lower_hurdle(Hurdle::DEAD),
+            false => drop(self.raise_hurdle(Hurdle::DEAD)),
         }
     }
 
@@ -240,8 +293,11 @@ impl Image {
     #[cold]
     pub(crate) fn co_corrupt(&self, co: &Co<'_>, corruption: &Corruption) -> io::Error {
         let is_fatal = self.is_written();
-        let told = if is_fatal { &self.is_dead } else { &self.is_told };
-        if !told.swap(true, Ordering::SeqCst) {
+        let is_told = match is_fatal {
+            true => self.raise_hurdle(Hurdle::DEAD),
+            false => self.is_told.swap(true, Ordering::SeqCst),
+        };
+        if !is_told {
             tracing::warn!("qcow2 image is corrupt: {corruption}");
             self.events.tell(&ImageCorrupted::new(corruption, is_fatal));
             if is_fatal && self.header().version == 2 {
@@ -255,38 +311,21 @@ impl Image {
         io::Error::from_raw_os_error(libc::EIO)
     }
 
-    /// Reads anew what another process may have changed.
-    ///
-    /// # Errors
-    /// If the image is another one by now: it has to be opened again.
-    pub(crate) fn co_read_anew(&self, co: &Co<'_>) -> io::Result<()> {
-        let (header, cluster) = tables::co_header(co, &self.file)?;
-        header.check(Purpose::Read)?;
-        if *header != *self.header() {
-            let why = "the header of the image has changed: it has to be opened again";
-            return Err(io::Error::other(why));
-        }
-        let shown = Shown::new(&header, &self.snapshots(), self.shown.clone())?;
-        let l1 = tables::co_words(co, &self.file, shown.l1_offset, shown.l1_entries.into())?;
-        let refcounts = match self.is_written() {
-            true => Some(self.co_load_refcounts(co)?),
-            false => None,
-        };
-        let mut state = self.lock();
-        self.l1.replace(&l1);
-        self.cache.clear(&state.owed);
-        self.inflated.clear();
-        state.refcounts = refcounts;
-        drop(state);
-        self.co_replace_header(co, *header, cluster);
-        self.look_at_end();
-        Ok(())
+    /// Memory for refcounts in bytes.
+    pub(crate) fn refcount_bytes(&self) -> u64 {
+        self.refcount_bytes.load(Ordering::Relaxed)
     }
 
-    /// The refcounts, for an image that is to be written.
-    pub(crate) fn co_load_refcounts(&self, co: &Co<'_>) -> io::Result<Refcounts> {
-        let sizes = (u64::from(self.file.limits().request_alignment), self.refcount_bytes);
-        Ok(tables::co_refcounts(co, &self.file, &self.header(), &self.metadata, sizes)?)
+    /// Has memory for `l2_bytes` bytes of tables and `refcount_bytes` bytes of refcounts; returns what it had. The
+    /// node is drained, and nothing is to be written.
+    pub(crate) fn swap_cache_sizes(&self, (l2_bytes, refcount_bytes): (u64, u64)) -> (u64, u64) {
+        let mut state = self.lock();
+        let before = self.cache.bytes();
+        self.cache.resize(&mut state.owed, l2_bytes);
+        if let Some(refcounts) = &mut state.refcounts {
+            refcounts.set_cache_bytes(refcount_bytes);
+        }
+        (before, self.refcount_bytes.swap(refcount_bytes, Ordering::Relaxed))
     }
 
     /// Whether the image is written.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::check;
 use crate::image::Image;
-use crate::layout::{Autoclear, BitmapFlags, Compatible, Crypt, Header, Incompatible};
+use crate::layout::{Autoclear, Bitmap, BitmapFlags, Compatible, Crypt, Header, Incompatible};
 
 impl ImageFormat for Image {
     fn info(&self) -> io::Result<ImageInfo> {
@@ -29,12 +29,14 @@ impl ImageFormat for Image {
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         match repair {
             Repair::None => {
+                // A snapshot that is being made has counts, and no owner yet.
+                let _turn = self.snapshot_turn.lock(co);
                 // What is checked is in the file, and stays as it is meanwhile.
+                let _turn = self.snapshot_turn.lock(co);
                 let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
                 Ok(check::co_check_source(co, &self.file)?.report)
             }
-            // Requests would have to learn where everything is then.
-            Repair::Leaks | Repair::All => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
+            Repair::Leaks | Repair::All => self.co_repair(co, repair),
         }
     }
 
@@ -48,6 +50,14 @@ impl ImageFormat for Image {
 
     fn co_amend(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
         self.co_amend_image(co, amend)
+    }
+
+    fn check_new_bitmap(&self, name: &str, granularity: u64) -> io::Result<()> {
+        Ok(Image::check_new_bitmap(self, name, granularity)?)
+    }
+
+    fn co_remove_bitmap(&self, co: &Co<'_>, name: &str) -> io::Result<()> {
+        Image::co_remove_bitmap(self, co, name)
     }
 
     fn co_snapshots(&self, _: &Co<'_>) -> io::Result<Vec<ImageSnapshot>> {
@@ -115,23 +125,26 @@ impl Image {
             let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
             add("data-file-raw", json!(is_raw));
         }
-        if !self.bitmaps.is_empty() {
-            add("bitmaps", self.bitmaps_info());
+        let bitmaps = self.bitmaps.directory();
+        if !bitmaps.is_empty() {
+            add("bitmaps", bitmaps_info(&bitmaps));
         }
+        drop(bitmaps);
         data
     }
+}
 
-    fn bitmaps_info(&self) -> Value {
-        let bitmaps = self.bitmaps.iter().map(|bitmap| {
-            let flags = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
-            let flags = flags.iter().filter(|(flag, _)| bitmap.flags.contains(*flag));
-            let flags: Vec<&str> = flags.map(|(_, name)| *name).collect();
-            json!({
-                "name": bitmap.name,
-                "granularity": 1_u64 << bitmap.granularity_bits,
-                "flags": flags,
-            })
-        });
-        Value::Array(bitmaps.collect())
-    }
+/// The members of QAPI's `Qcow2BitmapInfo`, as the file has them.
+fn bitmaps_info(directory: &[Bitmap]) -> Value {
+    let bitmaps = directory.iter().map(|bitmap| {
+        let flags = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
+        let flags = flags.iter().filter(|(flag, _)| bitmap.flags.contains(*flag));
+        let flags: Vec<&str> = flags.map(|(_, name)| *name).collect();
+        json!({
+            "name": bitmap.name,
+            "granularity": 1_u64 << bitmap.granularity_bits,
+            "flags": flags,
+        })
+    });
+    Value::Array(bitmaps.collect())
 }

@@ -8,6 +8,8 @@
 //! encryption/ the data of encrypted images
 //! name      names of files as a header has them
 //! refcount/ allocation; epoch: reuse of freed clusters; metadata: clusters that no data is written to
+//! bitmap/   dirty bitmaps that are kept in the image
+//! origin    which entries may lead behind the end of the file as it was opened
 //! options   options, in QEMU's words
 //! image     an open image; map/ finds bytes in it, read reads them, info describes it
 //! write     writes; link changes entries; state has what that needs, cluster_locks what is being changed
@@ -28,8 +30,10 @@
 
 mod amend;
 mod backing;
+mod bitmap;
 mod cache;
 pub mod check;
+mod cleaning;
 mod clear;
 mod close;
 mod cluster_locks;
@@ -37,6 +41,7 @@ mod commit;
 mod compressed;
 mod create;
 mod creates;
+mod downgrade;
 mod driver;
 mod empty;
 mod encryption;
@@ -44,6 +49,7 @@ mod epoch;
 mod event;
 mod fuzz;
 mod header_io;
+mod holes;
 mod image;
 mod inflated;
 mod info;
@@ -56,12 +62,16 @@ mod metadata;
 mod name;
 mod open;
 mod options;
+mod origin;
+mod overlap;
 mod read;
 mod refcount;
 mod rules;
 mod snapshot;
 mod source;
+mod space;
 mod state;
+mod survey;
 mod tables;
 mod truncate;
 mod write;
@@ -76,7 +86,8 @@ pub use encryption::{EncryptAmendOptions, EncryptFormat, KeyState};
 #[doc(hidden)]
 pub use fuzz::fuzz_parsers;
 pub use open::probe_format;
-pub use options::{EncryptOptions, NamedFiles, OverlapCheck, Qcow2Options};
+pub use options::{EncryptOptions, NamedFiles, Qcow2Options};
+pub use overlap::{OverlapCheck, OverlapKinds, OverlapTemplate};
 #[cfg(feature = "test-rules")]
 pub use rules::Rule;
 pub use source::ImageError;

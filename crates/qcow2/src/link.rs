@@ -17,10 +17,10 @@ use crate::image::Image;
 use crate::layout::{COPIED, CompressedCluster, Corruption, L2Entry, l1_offset};
 use crate::live::Freed;
 use crate::map::entry;
-use crate::metadata::Metadata;
 use crate::refcount::{Discard, Need};
 use crate::rules::Rule;
 use crate::source::Source;
+use crate::space::Patience;
 use crate::state::{Packer, PendingTable, State, wake_all};
 
 /// What keeps a change from beginning. Nothing has been taken.
@@ -33,6 +33,8 @@ pub(crate) enum Obstacle {
     Full(Full),
     /// What the refcounts need.
     Need(Need),
+    /// A cluster for a table.
+    Table,
     /// The entry cannot be.
     Corrupt(Corruption),
     /// It cannot be done by a change of entries.
@@ -49,15 +51,6 @@ impl From<Corruption> for Obstacle {
     fn from(corruption: Corruption) -> Obstacle {
         Obstacle::Corrupt(corruption)
     }
-}
-
-/// How often a request commits for want of space before it gives up.
-const MAX_COMMITS: u32 = 8;
-
-/// How long a request has tried.
-#[derive(Default)]
-pub(crate) struct Patience {
-    commits: u32,
 }
 
 /// Entries that are about to change, and what is held for that.
@@ -95,8 +88,9 @@ impl Image {
             self.make_table(state, index, table)?;
         }
         Ok(there.unwrap_or_else(|| {
-            let words = (self.cache.slice_bytes() / 8) as usize;
-            self.cache.fill(&state.owed, slice, std::iter::repeat_n(0, words))
+            let words = vec![0; (self.cache.slice_bytes() / 8) as usize];
+            self.cleaner.arm();
+            self.cache.fill(&state.owed, slice, &words)
         }))
     }
 
@@ -105,11 +99,12 @@ impl Image {
         let Some(refcounts) = &mut state.refcounts else {
             return Err(Corruption::new("a table of an image that is read-only", None).into());
         };
-        let new = refcounts.allocate_exact(1, Metadata::ACTIVE_L2)?;
+        let Some(new) = state.reserve.pop() else { return Err(Obstacle::Table) };
         if let Some(old) = old {
             let discard = self.options.discard(Freed::Other);
             refcounts.give_up(old..old + self.geometry.cluster_bytes(), discard);
         }
+        refcounts.origin_mut().has_made_table(index);
         self.l1.set(index, new | COPIED);
         state.pending.insert(index, PendingTable { new, old });
         state.mark_l1(index);
@@ -171,13 +166,11 @@ impl Image {
             }
             Obstacle::Need(need) => {
                 drop(state);
-                if matches!(need, Need::Commit) {
-                    patience.commits += 1;
-                    if patience.commits > MAX_COMMITS {
-                        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-                    }
-                }
-                self.co_load_need(co, need)
+                self.co_satisfy(co, need, patience)
+            }
+            Obstacle::Table => {
+                drop(state);
+                self.co_reserve_table(co, patience)
             }
             Obstacle::Unsupported => Err(io::Error::from_raw_os_error(libc::ENOTSUP)),
             Obstacle::Corrupt(error) => {
@@ -194,6 +187,9 @@ impl Image {
     pub(crate) fn co_load_need(&self, co: &Co<'_>, need: Need) -> io::Result<()> {
         let errno = match need {
             Need::Block { index, offset } => return self.co_load_block(co, index, offset),
+            Need::HostSpace { index, offset } => {
+                return self.co_have_block_space(co, index, offset);
+            }
             Need::Commit => return self.co_commit_and_free(co),
             Need::Space => libc::ENOSPC,
             Need::TooBig => libc::EFBIG,
@@ -254,6 +250,10 @@ impl Change<'_> {
         let is_valid = is_own && now.iter().zip(&self.old).all(is_same);
         if is_valid {
             let entries: Vec<L2Entry> = (0..).zip(&now).map(|(i, now)| new(i, *now)).collect();
+            if let (Some(taken), Some(refcounts)) = (&self.taken, &mut state.refcounts) {
+                let slice = self.image.cache.slice_of(self.slot);
+                refcounts.origin_mut().has_linked(slice, taken.end);
+            }
             self.store(state, &entries);
             let discard = self.image.options.discard(freed);
             for (old, new) in now.iter().zip(&entries) {

@@ -5,8 +5,12 @@
 //! One that is full gets a smaller neighbour instead of being copied, so a table never moves, and a word that
 //! was found stays where it is until its cluster is freed.
 //!
+//! Which clusters have metadata is up to the author of an image, so their places in the tables follow from keys
+//! that each set draws: no image can be made whose clusters all meet.
+//!
 //! Memory: 16 bytes a cluster at most, besides the first table.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -60,6 +64,8 @@ const REMOVED: u64 = u64::MAX << KIND_BITS;
 /// Clusters that have metadata. Any thread.
 pub(crate) struct MetadataSet {
     cluster_bits: u32,
+    /// What places follow from, beside the number of a cluster. Drawn for this set.
+    keys: [u64; 2],
     tables: [OnceLock<Table>; MAX_TABLES],
     /// How many tables there are.
     count: AtomicUsize,
@@ -79,9 +85,8 @@ impl Table {
         Table { words, used: AtomicUsize::new(0) }
     }
 
-    /// The words that a cluster may be in, in the order of a search.
-    fn places(&self, cluster: u64) -> impl Iterator<Item = &AtomicU64> {
-        let hash = cluster.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    /// The words that a cluster of this hash may be in, in the order of a search.
+    fn places(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
         // The high bits, scaled to the length.
         let first = ((u128::from(hash) * self.words.len() as u128) >> 64) as usize;
         let (before, from) = self.words.split_at(first);
@@ -89,8 +94,8 @@ impl Table {
     }
 
     #[inline]
-    fn find(&self, cluster: u64) -> Option<&AtomicU64> {
-        for place in self.places(cluster) {
+    fn find(&self, cluster: u64, hash: u64) -> Option<&AtomicU64> {
+        for place in self.places(hash) {
             match place.load(Ordering::Relaxed) {
                 EMPTY => return None,
                 word if word >> KIND_BITS == cluster => return Some(place),
@@ -101,8 +106,8 @@ impl Table {
     }
 
     /// A word that was removed, and that a search for the cluster comes to.
-    fn removed_place(&self, cluster: u64) -> Option<&AtomicU64> {
-        for place in self.places(cluster) {
+    fn removed_place(&self, hash: u64) -> Option<&AtomicU64> {
+        for place in self.places(hash) {
             match place.load(Ordering::Relaxed) {
                 EMPTY => return None,
                 REMOVED => return Some(place),
@@ -121,8 +126,10 @@ impl Table {
 impl MetadataSet {
     /// An empty set for an image with clusters of `2^cluster_bits` bytes.
     pub(crate) fn new(cluster_bits: u32) -> MetadataSet {
+        let drawn = RandomState::new();
         MetadataSet {
             cluster_bits,
+            keys: [drawn.hash_one(0), drawn.hash_one(1) | 1],
             tables: [const { OnceLock::new() }; MAX_TABLES],
             count: AtomicUsize::new(0),
             changing: Mutex::default(),
@@ -144,8 +151,18 @@ impl MetadataSet {
         if host.is_empty() { first..first } else { first..last + 1 }
     }
 
+    /// Where a search for a cluster begins, as a part of 2^64.
+    #[inline]
+    fn hash(&self, cluster: u64) -> u64 {
+        let [key, factor] = self.keys;
+        let product = u128::from(cluster ^ key) * u128::from(factor);
+        (product >> 64) as u64 ^ product as u64
+    }
+
+    #[inline]
     fn find(&self, cluster: u64) -> Option<&AtomicU64> {
-        self.tables().find_map(|table| table.find(cluster))
+        let hash = self.hash(cluster);
+        self.tables().find_map(|table| table.find(cluster, hash))
     }
 
     /// Adds the clusters of a range of host bytes. Returns the kinds that one of them had before.
@@ -166,14 +183,14 @@ impl MetadataSet {
 
     /// Adds a word. Called under the lock.
     fn add(&self, word: u64) {
-        let cluster = word >> KIND_BITS;
-        if let Some(place) = self.tables().find_map(|table| table.removed_place(cluster)) {
+        let hash = self.hash(word >> KIND_BITS);
+        if let Some(place) = self.tables().find_map(|table| table.removed_place(hash)) {
             place.store(word, Ordering::Relaxed);
             return;
         }
         let has_room = |table: &&Table| !table.is_full();
         let table = self.tables().find(has_room).unwrap_or_else(|| self.add_table());
-        let mut places = table.places(cluster);
+        let mut places = table.places(hash);
         if let Some(place) = places.find(|place| place.load(Ordering::Relaxed) == EMPTY) {
             place.store(word, Ordering::Relaxed);
             table.used.fetch_add(1, Ordering::Relaxed);
@@ -196,6 +213,15 @@ impl MetadataSet {
             if let Some(place) = self.find(cluster) {
                 place.store(REMOVED, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Removes all clusters. No look is in flight that has to find one.
+    pub(crate) fn clear(&self) {
+        let _one = self.lock();
+        for table in self.tables() {
+            table.words.iter().for_each(|word| word.store(EMPTY, Ordering::Relaxed));
+            table.used.store(0, Ordering::Relaxed);
         }
     }
 
@@ -264,6 +290,36 @@ mod tests {
         }
     }
 
+    /// Clusters whose numbers a multiplication with the golden ratio brings close together.
+    fn close_together(count: usize) -> Vec<u64> {
+        let mut random = fastrand::Rng::with_seed(134);
+        let is_close = |it: &u64| it.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52 == 0;
+        let all = std::iter::repeat_with(|| random.u64(..1 << 40));
+        all.filter(is_close).take(count).collect()
+    }
+
+    #[test]
+    fn q134_q204_no_choice_of_clusters_makes_a_look_slow() {
+        let clusters = close_together(1500);
+        let mut keys = Vec::new();
+        for _ in 0..4 {
+            let set = MetadataSet::new(16);
+            for cluster in &clusters {
+                set.insert(cluster << 16..(cluster << 16) + 1, Metadata::ACTIVE_L2);
+            }
+            // A look goes on to the first word that was never used.
+            let is_used = |word: &&AtomicU64| word.load(Ordering::Relaxed) != EMPTY;
+            let steps = |hash: u64| {
+                set.tables().map(|it| it.places(hash).take_while(is_used).count()).sum::<usize>()
+            };
+            let all: usize = clusters.iter().map(|it| steps(set.hash(*it))).sum();
+            let (mean, tables) = (all / clusters.len(), set.tables().count());
+            assert!(mean <= 32 * tables, "{mean} words in {tables} tables");
+            keys.push(set.keys);
+        }
+        assert!(keys.windows(2).all(|two| two[0] != two[1]));
+    }
+
     #[test]
     fn q134_memory_is_16_bytes_a_cluster() {
         let set = MetadataSet::new(9);
@@ -319,5 +375,21 @@ mod tests {
             }
             is_over.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_set_that_is_cleared_takes_others_in_the_same_memory() {
+        let set = MetadataSet::new(16);
+        for round in 0..10_u64 {
+            let clusters = round * 1000..round * 1000 + 500;
+            for cluster in clusters.clone() {
+                set.insert(cluster << 16..(cluster + 1) << 16, Metadata::ACTIVE_L2);
+            }
+            let tables = set.tables().count();
+            set.clear();
+            let all = 0..((round + 1) * 1000) << 16;
+            assert!(set.overlap(all, Metadata::all()).is_empty());
+            assert!(tables <= 4, "{tables}");
+        }
     }
 }

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use coblk_block::OpenError;
 use coblk_block::options::{DriverConfig, DriverOptions, NodeRef, NodeRefOrNull};
-use coblk_qapi::{Size, Unsupported};
+use coblk_qapi::Size;
 use serde::{Deserialize, Serialize};
 
 use crate::encryption::EncryptFormat;
 use crate::layout::Geometry;
 use crate::metadata::Metadata;
+use crate::overlap::OverlapCheck;
 
 /// Largest cache of L2 tables by default, in bytes.
 const DEFAULT_L2_BYTES: u64 = 32 << 20;
@@ -17,22 +18,12 @@ const DEFAULT_L2_BYTES: u64 = 32 << 20;
 const DEFAULT_SLICE_BYTES: u64 = 4096;
 /// Decompressed clusters in memory by default, in bytes.
 const DEFAULT_INFLATED_BYTES: u64 = 8 << 20;
+/// Seconds after which tables that were not used leave memory by default.
+const DEFAULT_CLEAN_INTERVAL_S: u64 = 600;
+/// Most bytes of addresses that are reserved for a cache of L2 tables, unless it is larger from the beginning.
+const MAX_RESERVED_BYTES: u64 = 1 << 30;
 /// Clusters of the cache of refcounts.
 const REFCOUNT_CLUSTERS: u64 = 4;
-
-/// Which writes to metadata are found out; for images that are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OverlapCheck {
-    /// None.
-    None,
-    /// Those that need no look at tables.
-    Constant,
-    /// Those that need a look at what is cached.
-    Cached,
-    /// All.
-    All,
-}
 
 /// Whether files are opened that an image names, and no option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -111,8 +102,9 @@ pub struct Qcow2Options {
     #[cfg(feature = "test-rules")]
     #[serde(rename = "x-omit")]
     pub omitted: Option<crate::rules::Rule>,
-    #[serde(default, rename = "cache-clean-interval", skip_serializing)]
-    pub(crate) _cache_clean_interval: Option<Unsupported>,
+    /// `cache-clean-interval`: seconds after which the memory of tables is given back that were not used; 0:
+    /// never. 600 by default.
+    pub cache_clean_interval: Option<u64>,
     /// `encrypt`: what opens an encrypted image.
     pub encrypt: Option<EncryptOptions>,
     /// Opens an encrypted image without its key: it tells of itself, and its data can be neither read nor
@@ -146,10 +138,22 @@ impl Qcow2Options {
             snapshot: None,
             #[cfg(feature = "test-rules")]
             omitted: None,
-            _cache_clean_interval: None,
+            cache_clean_interval: None,
             encrypt: None,
             metadata_only: false,
             ancestors: Vec::new(),
+        }
+    }
+
+    /// Seconds between two cleanings of caches; 0: there are none.
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub(crate) fn clean_interval_s(&self) -> Result<u64, OpenError> {
+        let seconds = self.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL_S);
+        match seconds > u64::from(u32::MAX) {
+            true => Err(OpenError::option("cache-clean-interval", "it is too big")),
+            false => Ok(seconds),
         }
     }
 
@@ -162,17 +166,7 @@ impl Qcow2Options {
 impl Qcow2Options {
     /// The kinds of metadata that writes of data must not meet.
     pub(crate) fn checked_metadata(&self) -> Metadata {
-        let constant = Metadata::MAIN_HEADER
-            | Metadata::ACTIVE_L1
-            | Metadata::REFCOUNT_TABLE
-            | Metadata::SNAPSHOT_TABLE
-            | Metadata::BITMAP_DIRECTORY;
-        match self.overlap_check.unwrap_or(OverlapCheck::Cached) {
-            OverlapCheck::None => Metadata::empty(),
-            OverlapCheck::Constant => constant,
-            OverlapCheck::Cached => Metadata::all() - Metadata::INACTIVE_L2,
-            OverlapCheck::All => Metadata::all(),
-        }
+        self.overlap_check.unwrap_or_default().metadata()
     }
 }
 
@@ -198,7 +192,9 @@ impl From<Qcow2Options> for DriverConfig {
 /// Sizes of the caches, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheSizes {
-    pub(crate) l2_bytes: u64,
+    l2_bytes: u64,
+    /// All tables that the disk can have.
+    useful_bytes: u64,
     /// The cache has room for all tables of the disk.
     has_all: bool,
     pub(crate) slice_bytes: u64,
@@ -237,13 +233,24 @@ impl CacheSizes {
         let rest = given(options.cache_size).map(|all| all.saturating_sub(l2_bytes));
         let refcount_bytes = given(options.refcount_cache_size).or(rest).unwrap_or(0);
         let refcount_bytes = refcount_bytes.max(REFCOUNT_CLUSTERS * cluster);
-        Ok(CacheSizes { l2_bytes, has_all, slice_bytes, refcount_bytes })
+        Ok(CacheSizes { l2_bytes, useful_bytes: useful, has_all, slice_bytes, refcount_bytes })
     }
 
-    /// The size for an image that is written: at most half of the slots have changed slices, so a cache of all
-    /// tables has twice as many. No more than all tables take memory.
-    pub(crate) fn writable_l2_bytes(self) -> u64 {
-        if self.has_all { self.l2_bytes.max(4 * self.slice_bytes) * 2 } else { self.l2_bytes }
+    /// The size of the cache of L2 tables, for an image whose tables are `there` bytes, and all that it ever has
+    /// unless it is written. Of one that is at most half of the slots have changed slices, so a cache of all
+    /// tables has twice as many; no more than all tables take memory.
+    pub(crate) fn l2_bytes(self, writes: bool, there: u64) -> u64 {
+        match writes {
+            true if self.has_all => self.l2_bytes.max(4 * self.slice_bytes) * 2,
+            true => self.l2_bytes,
+            // An image may claim any length.
+            false => self.l2_bytes.min(there),
+        }
+    }
+
+    /// The size that a reopen may give it at most.
+    pub(crate) fn most_l2_bytes(self) -> u64 {
+        self.useful_bytes.saturating_mul(2).min(MAX_RESERVED_BYTES)
     }
 }
 
@@ -276,6 +283,7 @@ fn l2_bytes(options: &Qcow2Options, useful: u64, cluster: u64) -> Result<u64, Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overlap::OverlapTemplate;
 
     const K64: u64 = 65536;
 
@@ -284,7 +292,7 @@ mod tests {
         change(&mut options);
         let geometry = Geometry::new(16, false).unwrap();
         let sizes = CacheSizes::new(&options, geometry, disk).map_err(|error| error.to_string())?;
-        Ok((sizes.l2_bytes, sizes.slice_bytes))
+        Ok((sizes.l2_bytes(false, u64::MAX), sizes.slice_bytes))
     }
 
     #[test]
@@ -348,7 +356,7 @@ mod tests {
         assert_eq!(own.backing, Some(NodeRefOrNull(None)));
         assert_eq!(
             (own.lazy_refcounts, own.overlap_check),
-            (Some(true), Some(OverlapCheck::Cached))
+            (Some(true), Some(OverlapTemplate::Cached.into()))
         );
         assert_eq!((own.cache_size, own.named_files), (Some(Size(1 << 20)), NamedFiles::Refuse));
     }

@@ -62,6 +62,8 @@ pub(crate) struct State {
     /// The refcounts; an image that is not written has none.
     pub(crate) refcounts: Option<Refcounts>,
     pub(crate) packer: Option<Packer>,
+    /// Clusters for L2 tables, which have space on the host and read as zeroes.
+    pub(crate) reserve: Vec<u64>,
     /// Data was written that has to be durable before the entries that lead to it.
     pub(crate) has_ordered_data: bool,
     pub(crate) commits: Commits,
@@ -82,10 +84,23 @@ impl State {
             locks: ClusterLocks::default(),
             refcounts,
             packer: None,
+            reserve: Vec::new(),
             has_ordered_data: false,
             commits: Commits::default(),
             waiting: Vec::new(),
         }
+    }
+
+    /// Forgets all that was to be written. No change is in flight, and no commit.
+    pub(crate) fn forget(&mut self, owed: Owed) {
+        self.owed = owed;
+        self.pending.clear();
+        self.new_l1 = None;
+        self.l1_dirty.clear();
+        self.refcounts = None;
+        self.packer = None;
+        self.reserve.clear();
+        self.has_ordered_data = false;
     }
 
     /// An L1 entry has changed.

@@ -18,10 +18,14 @@ use coblk_block::{DebugEvent, Preallocation, Truncate, ZeroFlags};
 use crate::clear::Clear;
 use crate::image::Image;
 use crate::layout::{COPIED, FormatError, L2Entry, MAX_L1_BYTES, SECTOR_BYTES, ZERO, l1_offset};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
 use crate::metadata::Metadata;
+use crate::space::Patience;
 use crate::state::{NewL1, State};
+
+/// Most bytes of zeroes that are written at once.
+const HIDDEN_BYTES: u64 = 1 << 20;
 
 impl Image {
     /// Gives the disk another length.
@@ -45,14 +49,11 @@ impl Image {
         if !length.is_multiple_of(SECTOR_BYTES as u64) {
             return Err(FormatError::invalid("the new size must be a multiple of 512"));
         }
-        if self.rules.is_v2 && !self.snapshots().is_empty() {
+        if self.is_v2() && !self.snapshots().is_empty() {
             let why = "an image of version 2 with snapshots cannot be resized";
             return Err(FormatError::unsupported(why));
         }
-        if !self.bitmaps.is_empty() {
-            let why = "an image with bitmaps cannot be resized yet";
-            return Err(FormatError::unsupported(why));
-        }
+        self.bitmaps.check_resize().map_err(|error| FormatError::unsupported(error.to_string()))?;
         if length < self.disk_bytes() && how.preallocation != Preallocation::Off {
             let why = "preallocation can't be used for shrinking an image";
             return Err(FormatError::invalid(why));
@@ -73,12 +74,18 @@ impl Image {
         self.co_lengthen_l1(co, self.geometry.l1_entries(new.end)?)?;
         self.co_clear(co, whole.clone(), Clear::Dropped)?;
         self.co_zero_rest(co, new.start..whole.start.min(new.end), how.zero)?;
-        if how.zero && self.backing.node().is_some() && !whole.is_empty() {
-            if self.rules.is_v2 {
-                let why = "the backing file is longer, which version 2 cannot hide";
-                return Err(FormatError::unsupported(why).into());
+        if how.zero
+            && let Some(backing) = self.backing.node()
+            && !whole.is_empty()
+        {
+            match self.is_v2() {
+                // Clusters that get a place are zeroes there.
+                true if how.preallocation != Preallocation::Off => {}
+                true => self.co_hide(co, whole.start..up(backing.length())?.min(whole.end))?,
+                false => {
+                    self.co_clear(co, whole.clone(), Clear::Zeroes { may_unmap: false })?;
+                }
             }
-            self.co_clear(co, whole.clone(), Clear::Zeroes { may_unmap: false })?;
         }
         if let Some(data_file) = &self.data_file
             && new.end > data_file.length()
@@ -152,6 +159,21 @@ impl Image {
         self.co_write(co, rest.start, &IoVector::from(&zeroes[..]))
     }
 
+    /// Writes zeroes over what a longer backing file has, as no entry of version 2 says so.
+    fn co_hide(&self, co: &Co<'_>, range: Range<u64>) -> io::Result<()> {
+        let zeroes = vec![0; HIDDEN_BYTES.max(self.geometry.cluster_bytes()) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            if !co.is_wanted() {
+                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            }
+            let bytes = (range.end - at).min(zeroes.len() as u64);
+            self.co_write(co, at, &IoVector::from(&zeroes[..bytes as usize]))?;
+            at += bytes;
+        }
+        Ok(())
+    }
+
     /// Gives clusters a place that have none.
     fn co_preallocate(&self, co: &Co<'_>, range: Range<u64>, how: Truncate) -> io::Result<()> {
         let (mut at, mut patience) = (range.start, Patience::default());
@@ -207,7 +229,7 @@ impl Image {
             self.co_grow_exactly(co, host.end, how)?;
         }
         // Without a flag that says so, what is read there has to be zeroes.
-        let needs_zeroes = !is_zero && self.rules.is_v2 && self.data_file.is_none();
+        let needs_zeroes = !is_zero && self.is_v2() && self.data_file.is_none();
         if needs_zeroes {
             if self.encryption.is_some() {
                 return Err(io::Error::from_raw_os_error(libc::ENOTSUP));

@@ -14,11 +14,12 @@ use coblk_block::{DebugEvent, WriteFlags};
 use crate::encryption::Encryption;
 use crate::image::Image;
 use crate::layout::{COPIED, Corruption, L2Entry, SubclusterKind};
-use crate::link::{Change, Obstacle, Patience};
+use crate::link::{Change, Obstacle};
 use crate::live::Freed;
 use crate::map::{Look, Run};
 use crate::read::BUFFER_ALIGNMENT;
 use crate::rules::Rule;
+use crate::space::{Patience, is_no_space};
 use crate::state::State;
 
 /// Most bytes of data that are read, for nothing, so that what is around them is had by one read.
@@ -77,7 +78,10 @@ impl Image {
             }
             let run = self.co_find(co, offset..offset + bytes, Look::Write)?;
             if run.bytes == bytes && run.is_in_place() {
-                return self.co_write_at(co, (offset, run.host), source);
+                match self.co_write_at(co, (offset, run.host), source) {
+                    Err(error) if is_no_space(&error) => {}
+                    result => return result,
+                }
             }
         }
         self.co_write_parts(co, offset, source)
@@ -154,14 +158,12 @@ impl Image {
         let (mut at, mut patience) = (offset, Patience::default());
         while at < end {
             let left = source.slice((at - offset) as usize, (end - at) as usize);
-            {
-                let _pin = self.epochs.pin(co);
-                let run = self.co_find(co, at..end, Look::Write)?;
-                if run.is_in_place() {
-                    self.co_write_at(co, (at, run.host), &left.slice(0, run.bytes as usize))?;
-                    at += run.bytes;
-                    continue;
+            if let Some((bytes, result)) = self.co_write_in_place(co, at, &left)? {
+                match result {
+                    Ok(()) => at += bytes,
+                    Err(error) => self.co_refused(co, None, error, &mut patience)?,
                 }
+                continue;
             }
             let mut state = self.lock();
             match self.begin_write(&mut state, at..end.min(self.slice_end(at))) {
@@ -170,9 +172,14 @@ impl Image {
                     drop(state);
                     let bytes = range.end - range.start;
                     let part = left.slice(0, bytes as usize);
-                    if self.co_write_new(co, change, range, &part)? {
-                        (at, patience) = (at + bytes, Patience::default());
-                        self.co_commit_if_wanted(co)?;
+                    let taken = change.taken.clone().filter(|_| self.data_file.is_none());
+                    match self.co_write_new(co, change, range, &part) {
+                        Err(error) => self.co_refused(co, taken, error, &mut patience)?,
+                        Ok(false) => {}
+                        Ok(true) => {
+                            (at, patience) = (at + bytes, Patience::default());
+                            self.co_commit_if_wanted(co)?;
+                        }
                     }
                 }
             }
@@ -180,8 +187,25 @@ impl Image {
         Ok(())
     }
 
+    /// Writes the first bytes of a part that are in one place of their own, if there are any: how many, and how
+    /// that went.
+    fn co_write_in_place(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+    ) -> io::Result<Option<(u64, io::Result<()>)>> {
+        let _pin = self.epochs.pin(co);
+        let run = self.co_find(co, offset..offset + source.len() as u64, Look::Write)?;
+        if !run.is_in_place() {
+            return Ok(None);
+        }
+        let part = source.slice(0, run.bytes as usize);
+        Ok(Some((run.bytes, self.co_write_at(co, (offset, run.host), &part))))
+    }
+
     /// Begins the change for as much of a range, within one slice, as can be had together.
-    fn begin_write(
+    pub(crate) fn begin_write(
         &self,
         state: &mut State,
         range: Range<u64>,
@@ -287,7 +311,7 @@ impl Image {
 
     /// Writes data, with what is around it, to the places of a change, and links them. False if the entries
     /// have changed meanwhile.
-    fn co_write_new(
+    pub(crate) fn co_write_new(
         &self,
         co: &Co<'_>,
         change: Change<'_>,

@@ -37,18 +37,33 @@ fn q150_q151_headers_are_changed_as_by_qemu_img_amend() {
         ("compat=1.1", json!({"lazy-refcounts": true}), "lazy_refcounts=on"),
         ("lazy_refcounts=on", json!({"lazy-refcounts": false}), "lazy_refcounts=off"),
         ("compat=0.10", json!({"version": "v2"}), "compat=0.10"),
+        ("compat=1.1", json!({"version": "v2"}), "compat=0.10"),
+        ("cluster_size=4k,lazy_refcounts=on", json!({"version": "v2"}), "compat=0.10"),
+        ("backing_file=BASE,backing_fmt=raw", json!({"version": "v2"}), "compat=0.10"),
+        (
+            "refcount_bits=8",
+            json!({"version": "v2", "refcount-bits": 16}),
+            "compat=0.10,refcount_bits=16",
+        ),
+        ("compat=1.1", json!({"refcount-bits": 1}), "refcount_bits=1"),
+        ("cluster_size=512", json!({"refcount-bits": 64}), "refcount_bits=64"),
+        ("compat=0.10", json!({"version": "v3", "refcount-bits": 8}), "compat=1.1,refcount_bits=8"),
         ("data_file=DATA,data_file_raw=on", json!({"data-file-raw": false}), "data_file_raw=off"),
     ] {
         let named = create.replace("DATA", stand.path("data").to_str().unwrap());
+        let named = named.replace("BASE", stand.random_file("base", 3 << 20).to_str().unwrap());
         let path = stand.create("image.qcow2", &named, "3M");
         stand.qemu_io(&path, &["write -P 9 1M 100k".to_owned()]);
+        if !create.contains("0.10") && !create.contains("data") {
+            // Zeroes with a place, and without.
+            stand.qemu_io(&path, &["write -z 1M 64k".to_owned(), "write -zu 2M 200k".to_owned()]);
+        }
+        let mut bytes = stand.content(&path);
         let other = stand.path("theirs.qcow2");
         fs::copy(&path, &other).unwrap();
         let opened = stand.open_writable(&path, json!({}));
         amend(&opened, ours).unwrap();
         // The node goes on.
-        let mut bytes = vec![0; 3 << 20];
-        bytes[1 << 20..(1 << 20) + (100 << 10)].fill(9);
         opened.write(0, &[8; 3000]).unwrap();
         bytes[..3000].fill(8);
         let zero = |co: &coblk_aio::Co<'_>| {
@@ -94,7 +109,15 @@ fn q150_what_makes_no_sense_changes_nothing() {
     for (create, options, why) in [
         ("compat=0.10", json!({"lazy-refcounts": true}), "needs version 3"),
         ("compat=1.1", json!({"lazy-refcounts": true, "data-file": "x"}), "has no data file"),
-        ("compat=1.1", json!({"version": "v2"}), "cannot become version 2"),
+        ("compression_type=zstd", json!({"version": "v2"}), "zstd cannot become version 2"),
+        ("extended_l2=on", json!({"version": "v2"}), "incompatible features, such as 0x10"),
+        ("refcount_bits=8", json!({"version": "v2"}), "refcount_bits=16"),
+        ("data_file=DATA", json!({"version": "v2"}), "data file cannot become version 2"),
+        ("compat=1.1", json!({"version": "v2", "lazy-refcounts": true}), "needs version 3"),
+        ("compat=0.10", json!({"refcount-bits": 8}), "need version 3"),
+        ("compat=1.1", json!({"refcount-bits": 3}), "power of two"),
+        ("compat=1.1", json!({"refcount-bits": 128}), "power of two"),
+        ("compat=1.1", json!({"refcount-bits": 0}), "power of two"),
         ("compat=1.1", json!({"data-file-raw": true}), "cannot be set"),
         (
             "compat=1.1",
@@ -103,7 +126,8 @@ fn q150_what_makes_no_sense_changes_nothing() {
         ),
         ("compat=1.1", json!({"cluster-size": 512}), "cluster-size"),
     ] {
-        let path = stand.create("image.qcow2", create, "3M");
+        let named = create.replace("DATA", stand.path("data").to_str().unwrap());
+        let path = stand.create("image.qcow2", &named, "3M");
         let before = fs::read(&path).unwrap();
         let opened = stand.open_writable(&path, json!({}));
         let error = amend(&opened, options).unwrap_err();
@@ -112,4 +136,108 @@ fn q150_what_makes_no_sense_changes_nothing() {
         assert!(fs::read(&path).unwrap() == before, "{create}");
     }
     stand.end();
+}
+
+#[test]
+fn q151_snapshots_that_version_2_cannot_have_keep_version_3() {
+    let stand = Stand::new();
+    for (commands, size, why) in [
+        (&["write -P 9 0 1M"][..], "4M", "another size"),
+        (&["write -P 9 0 1M", "write -zu 0 64k"], "3M", "clusters that say zeroes"),
+    ] {
+        let path = stand.create("image.qcow2", "", "3M");
+        stand.qemu_io(&path, &commands.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        let text = path.to_str().unwrap();
+        let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).status().unwrap();
+        assert!(qemu_img(&["snapshot", "-c", "one", text]).success());
+        assert!(qemu_img(&["resize", "-q", text, size]).success());
+        let content = stand.content(&path);
+        let opened = stand.open_writable(&path, json!({}));
+        let error = amend(&opened, json!({"version": "v2"})).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        drop(opened);
+        assert!(header(&path).version == 3 && stand.content(&path) == content);
+        stand.check(&path);
+    }
+    // One that version 2 can have stays.
+    let path = stand.create("image.qcow2", "", "3M");
+    stand.qemu_io(&path, &["write -P 9 0 1M".to_owned()]);
+    let text = path.to_str().unwrap();
+    let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).status().unwrap();
+    assert!(qemu_img(&["snapshot", "-c", "one", text]).success());
+    stand.qemu_io(&path, &["write -P 8 512k 1M".to_owned(), "write -z 0 64k".to_owned()]);
+    let content = stand.content(&path);
+    let opened = stand.open_writable(&path, json!({}));
+    amend(&opened, json!({"version": "v2"})).unwrap();
+    drop(opened);
+    stand.check(&path);
+    assert!(header(&path).version == 2 && stand.content(&path) == content);
+    assert!(qemu_img(&["snapshot", "-a", "one", text]).success());
+    assert!(stand.content(&path)[..1 << 20].iter().all(|byte| *byte == 9));
+    stand.end();
+}
+
+#[test]
+fn q152_a_refcount_that_does_not_fit_changes_nothing() {
+    let stand = Stand::new();
+    let path = stand.create("image.qcow2", "", "3M");
+    stand.qemu_io(&path, &["write -P 9 0 1M".to_owned()]);
+    let text = path.to_str().unwrap();
+    for name in ["one", "two"] {
+        let made = Command::new("qemu-img").args(["snapshot", "-c", name, text]).status();
+        assert!(made.unwrap().success());
+    }
+    let opened = stand.open_writable(&path, json!({}));
+    let before = fs::read(&path).unwrap();
+    let error = amend(&opened, json!({"refcount-bits": 1})).unwrap_err();
+    assert!(error.contains("0x40000 has a refcount of 3"), "{error}");
+    assert!(fs::read(&path).unwrap() == before);
+    amend(&opened, json!({"refcount-bits": 2})).unwrap();
+    opened.write(2 << 20, &[1; 1000]).unwrap();
+    drop(opened);
+    stand.check(&path);
+    stand.end();
+}
+
+#[test]
+fn q151_requests_go_on_beside_a_change_to_version_2() {
+    for create in ["", "backing_file=BASE,backing_fmt=raw"] {
+        let stand = Stand::new();
+        let base = stand.random_file("base", 8 << 20);
+        let options = format!("cluster_size=4k,{}", create.replace("BASE", base.to_str().unwrap()));
+        let path = stand.create("image.qcow2", options.trim_end_matches(','), "8M");
+        stand.qemu_io(&path, &["write -zu 0 6M".to_owned()]);
+        let mut bytes = stand.content(&path);
+        let opened = stand.open_writable(&path, json!({"discard": "unmap"}));
+        let node = opened.node.clone();
+        std::thread::scope(|scope| {
+            let amended = scope.spawn(|| {
+                let ctx = coblk_aio::AioContext::for_test().unwrap();
+                let options = json!({"version": "v2"}).as_object().unwrap().clone();
+                let change = Amend::new(Deferred::new(options));
+                ctx.run(|co| node.co_image(co)?.co_amend(co, change)).unwrap();
+            });
+            let mut random = fastrand::Rng::with_seed(151);
+            while !amended.is_finished() || random.u32(..100) != 0 {
+                let (at, value) = (random.usize(..(8 << 20) - 20_000), random.u8(1..));
+                let length = random.usize(1..20_000);
+                if random.bool() {
+                    let zero = |co: &coblk_aio::Co<'_>| {
+                        let flags = ZeroFlags::MAY_UNMAP;
+                        opened.backend().co_pwrite_zeroes(co, at as u64, length as u64, flags)
+                    };
+                    opened.ctx().run(zero).unwrap();
+                    bytes[at..at + length].fill(0);
+                } else {
+                    opened.write(at as u64, &vec![value; length]).unwrap();
+                    bytes[at..at + length].fill(value);
+                }
+            }
+        });
+        assert!(opened.read(0, 8 << 20).unwrap() == bytes);
+        drop(opened);
+        stand.check(&path);
+        assert!(header(&path).version == 2 && stand.content(&path) == bytes);
+        stand.end();
+    }
 }

@@ -192,6 +192,24 @@ fn q49_q140_the_snapshot_table_is_written_anew() {
 }
 
 #[test]
+fn q49_q140_what_a_snapshot_table_had_a_share_of_is_mended_at_once() {
+    let stand = Stand::new();
+    let image = image(&stand, "");
+    // The table of snapshots is an L2 table, and is written anew elsewhere. A flag is wrong in the L2 table.
+    let table = first_l2(&image);
+    patch(&image, 60, &1_u32.to_be_bytes());
+    patch(&image, 64, &table.to_be_bytes());
+    patch(&image, table, &(word(&image, table) & !COPIED).to_be_bytes());
+    // Its entry has no extra data.
+    patch(&image, table + 32, &[0; 8]);
+    let check = repair(&stand, &image, Repair::All).unwrap();
+    assert!(check.report.corruptions_fixed > 0, "{:#?}", check.findings);
+    assert_ne!(word(&image, 64), table);
+    assert_second_is_nothing(&stand, &image, Repair::All, "a snapshot table in an L2 table");
+    stand.end();
+}
+
+#[test]
 fn q141_a_file_does_not_grow_to_reach_what_lies_behind_its_end() {
     // A refcount block; and one, an entry of L1 and one of L2.
     for others in [false, true] {

@@ -8,7 +8,7 @@ use coblk_block::{Preallocation, Truncate};
 use coblk_tests::{errno, tools};
 use serde_json::json;
 use util::model::Model;
-use util::{Stand, assert_same};
+use util::{Stand, assert_same, patch};
 
 const OFF: Truncate = Truncate { exact: true, preallocation: Preallocation::Off, zero: false };
 
@@ -126,7 +126,7 @@ fn q119_what_is_grown_into_reads_as_zeroes() {
 
 #[test]
 fn q116_growing_over_a_longer_backing_file_shows_zeroes() {
-    for create in ["", "extended_l2=on", "cluster_size=4k"] {
+    for create in ["", "extended_l2=on", "cluster_size=4k", "compat=0.10"] {
         let stand = Stand::new();
         stand.random_file("base.raw", 4 << 20);
         let options = format!("backing_file=base.raw,backing_fmt=raw,{create}");
@@ -135,6 +135,11 @@ fn q116_growing_over_a_longer_backing_file_shows_zeroes() {
         model.writes(5, 64 << 10);
         model.truncate(3 << 20, OFF);
         model.check();
+        // What lies behind the backing file takes no place.
+        model.truncate(64 << 20, OFF);
+        model.writes(5, 64 << 10);
+        model.check();
+        assert!(fs::metadata(&image).unwrap().len() < 8 << 20, "{create}");
         drop(model);
         stand.end();
     }
@@ -178,4 +183,25 @@ fn q115_a_snapshot_keeps_its_length() {
     stand.check(&image);
     drop(model);
     stand.end();
+}
+
+/// An image that a program has begun to shorten, and no more than that: the length is the new one, and what is
+/// behind it still mapped.
+#[test]
+fn q119_what_an_interrupted_cut_has_left_is_not_seen_again() {
+    for create in ["", "extended_l2=on", "compat=0.10", "cluster_size=4k"] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", create, "1M");
+        stand.qemu_io(&image, &["write -P 7 0 1M".to_owned()]);
+        // The field `size`.
+        patch(&image, 24, &(512_u64 << 10).to_be_bytes());
+        let opened = stand.open_writable(&image, json!({}));
+        opened.backend().truncate(&stand.ctx, 1 << 20).unwrap();
+        let expected = [[7; 512 << 10], [0; 512 << 10]].concat();
+        assert_same(&opened.read(0, 1 << 20).unwrap(), &expected, create);
+        drop(opened);
+        assert_same(&stand.content(&image), &expected, create);
+        stand.check(&image);
+        stand.end();
+    }
 }

@@ -16,7 +16,7 @@ use coblk_block::{BackendOptions, ImageSnapshot, WriteFlags};
 use coblk_tests::tools;
 use fastrand::Rng;
 use serde_json::json;
-use util::{Opened, Stand, assert_same};
+use util::{Opened, Stand, assert_same, patch, word};
 
 /// `qemu-img snapshot` with some arguments; what it says.
 #[track_caller]
@@ -316,5 +316,50 @@ fn q158_a_snapshot_beside_writes_has_one_moment() {
         }
     }
     (0..2).for_each(|writer| assert_eq!(check(&disk, writer), last[writer]));
+    stand.end();
+}
+
+/// Has the snapshot table without extra data, as old programs write it: it is shorter then.
+fn strip_extra_data(image: &Path) {
+    let (at, count) = (word(image, 64), word(image, 56) & 0xffff_ffff);
+    let bytes = fs::read(image).unwrap();
+    let (mut old, mut new) = (at as usize, Vec::new());
+    for _ in 0..count {
+        let be16 = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+        let names = be16(old + 12) + be16(old + 14);
+        let extra = be16(old + 38);
+        new.extend(&bytes[old..old + 36]);
+        new.extend([0; 4]);
+        new.extend(&bytes[old + 40 + extra..old + 40 + extra + names]);
+        new.resize(new.len().next_multiple_of(8), 0);
+        old += (40 + extra + names).next_multiple_of(8);
+    }
+    patch(image, at, &new);
+}
+
+#[test]
+fn q45_q157_a_table_of_old_snapshots_gives_up_no_more_than_it_has() {
+    let stand = Stand::in_memory();
+    let image = stand.create("image.qcow2", "compat=0.10,cluster_size=512", "64k");
+    for number in 0..9 {
+        qemu_snapshot(&stand, &image, &["-c", &format!("s{number}")]);
+    }
+    strip_extra_data(&image);
+    // What the table does not need any more becomes free, and has data then.
+    let mut command = tools::command("qemu-img");
+    let repair = ["check", "-q", "-r", "leaks", "-f", "qcow2"];
+    tools::finish("qemu-img", command.args(repair).arg(&image));
+    stand.qemu_io(&image, &["write -P 7 0 32k".to_owned()]);
+    stand.check(&image);
+    let opened = stand.open_writable(&image, json!({"discard": "unmap"}));
+    create(&opened, &stand, "new").unwrap();
+    for at in (32 << 10..64 << 10).step_by(512) {
+        opened.write(at, &[9; 512]).unwrap();
+        opened.flush().unwrap();
+    }
+    assert_eq!(opened.read(0, 32 << 10).unwrap(), [7; 32 << 10]);
+    delete(&opened, &stand, "1").unwrap();
+    opened.close();
+    stand.check(&image);
     stand.end();
 }

@@ -48,6 +48,34 @@ fn q124_q146_a_map_is_that_of_qemu_img() {
     }
 }
 
+/// Clusters that have a place and nothing there are holes, as long as that is so of most of them.
+#[test]
+fn q126_a_map_shows_preallocated_space_as_holes() {
+    for options in
+        ["preallocation=metadata", "preallocation=metadata,cluster_size=4k", "preallocation=falloc"]
+    {
+        for written in [0, 1, 12] {
+            let stand = Stand::new();
+            let image = stand.create("image.qcow2", options, "16M");
+            if written > 0 {
+                let commands =
+                    [format!("write -P 5 1M {written}M"), "write -z 100k 64k".to_owned()];
+                stand.qemu_io(&image, &commands);
+            }
+            compare(&stand, &image);
+            stand.end();
+        }
+    }
+    // A hole behind the end of the file.
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "preallocation=metadata", "16M");
+    let file = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length - 4096).unwrap();
+    compare(&stand, &image);
+    stand.end();
+}
+
 #[test]
 fn q125_a_map_of_a_chain_is_that_of_qemu_img() {
     for options in ["compat=1.1", "extended_l2=on", "compat=0.10"] {

@@ -6,7 +6,7 @@ use coblk_aio::{Co, IoVector};
 use coblk_block::{WriteFlags, ZeroFlags};
 use serde_json::{Value, json};
 use util::model::{Discards, Model};
-use util::{Stand, assert_same};
+use util::{Stand, assert_same, first_l2, word};
 
 fn run(create: &str, size: &str, max_bytes: usize) {
     let stand = Stand::new();
@@ -193,6 +193,29 @@ fn q112_discarded_clusters_may_keep_their_place() {
     run_clears("extended_l2=on", "4M", Discards::Clusters(65536), options);
 }
 
+/// Discarded clusters have the flag of zeroes then, and the place that they had; without the option they have none.
+#[test]
+fn q112_a_discarded_cluster_has_the_place_that_it_had() {
+    for (options, has_place) in [(json!({"discard-no-unref": true}), true), (json!({}), false)] {
+        let stand = Stand::new();
+        let image = stand.create("image.qcow2", "", "1M");
+        let mut options = options;
+        options["discard"] = json!("unmap");
+        let opened = stand.open_writable(&image, options);
+        opened.write(0, &[7; 128 << 10]).unwrap();
+        opened.flush().unwrap();
+        let entry = || word(&image, first_l2(&image) + 8);
+        let before = entry();
+        opened.backend().pdiscard(opened.ctx(), 64 << 10, 64 << 10).unwrap();
+        assert_eq!(opened.read(64 << 10, 64 << 10).unwrap(), [0; 64 << 10]);
+        drop(opened);
+        // The flag, and what was there.
+        assert_eq!(entry(), if has_place { before | 1 } else { 1 });
+        stand.check(&image);
+        stand.end();
+    }
+}
+
 #[test]
 fn q111_q114_what_a_discard_frees_is_punched_and_used_again() {
     use std::os::unix::fs::MetadataExt;
@@ -268,6 +291,40 @@ fn q101_q102_q103_compressed_writes_are_packed_and_replaced() {
         drop(model);
         stand.end();
     }
+}
+
+/// Data that takes six tenths of a cluster each time: two lie over three clusters' borders.
+#[test]
+fn q103_compressed_data_goes_over_the_borders_of_clusters() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "4M");
+    let opened = stand.open_writable(&image, json!({}));
+    let mut random = fastrand::Rng::with_seed(103);
+    let mut content = vec![0; 4 << 20];
+    for cluster in content.chunks_mut(65536).take(40) {
+        cluster[..39_000].iter_mut().for_each(|byte| *byte = random.u8(..));
+    }
+    for at in 0..40 {
+        let source = IoVector::from(&content[at * 65536..(at + 1) * 65536]);
+        let write = |co: &Co<'_>| {
+            opened.backend().co_pwritev(co, at as u64 * 65536, &source, WriteFlags::COMPRESSED)
+        };
+        stand.ctx.run(write).unwrap();
+    }
+    // Some are replaced, and leave what they shared.
+    for at in [3_u64, 4, 20] {
+        opened.write(at * 65536, &[7; 65536]).unwrap();
+        content[at as usize * 65536..][..65536].fill(7);
+    }
+    assert_eq!(opened.read(0, 4 << 20).unwrap(), content);
+    drop(opened);
+    let (report, code) = stand.qemu_img("check", &image);
+    assert_eq!((code, &report["compressed-clusters"]), (0, &json!(37)), "{report}");
+    assert!(stand.content(&image) == content);
+    // 40 times 39,000 bytes and a little are 24 clusters; there are three others, and tables.
+    let end = std::fs::metadata(&image).unwrap().len() / 65536;
+    assert!(end <= 24 + 3 + 6, "{end} clusters");
+    stand.end();
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use coblk::block::BlockdevError;
+use coblk::block::{BitmapError, BlockdevError};
 use coblk::export::ExportError;
-use coblk::jobs::JobError;
+use coblk::jobs::{JobError, MirrorError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -22,9 +22,18 @@ pub enum DaemonError {
     /// Every node that is opened by itself has a name.
     #[error("'node-name' must be specified for the root node")]
     NoNodeName,
+    /// A bitmap cannot be made, changed or used.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// There is no such node with bitmaps.
+    #[error("Node '{0}' not found")]
+    NoBitmapNode(String),
     /// Something cannot be asked of a job.
     #[error(transparent)]
     Job(JobError),
+    /// A mirror does not begin.
+    #[error(transparent)]
+    Mirror(MirrorError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

@@ -194,3 +194,95 @@ fn an_image_is_checked_while_it_is_read() {
     }
     daemon.stop(Signal::TERM);
 }
+
+#[test]
+fn q74_a_second_daemon_is_refused_a_node_of_the_same_image_though_neither_has_users() {
+    let place = Place::new();
+    chain(&place);
+    let node = |name: &str| {
+        json!({"driver": "qcow2", "node-name": name, "file":
+            {"driver": "file", "filename": tools::text(&place.path("base.qcow2"))}})
+    };
+    let (first, mut qmp) = start(&place, "");
+    qmp.run("blockdev-add", node("disk"));
+    let other = Place::new();
+    let (second, mut others) = start(&other, "");
+    let answer = others.ask("blockdev-add", node("disk"));
+    let said = answer["error"]["desc"].as_str().unwrap();
+    assert!(said.contains("failed to get \"write\" lock"), "{said}");
+    assert_eq!(others.run("query-named-block-nodes", json!({})), json!([]));
+    // Handed over, it is the other daemon's.
+    qmp.run("blockdev-set-active", json!({"node-name": "disk", "active": false}));
+    others.run("blockdev-add", node("disk"));
+    let answer = qmp.ask("blockdev-set-active", json!({"node-name": "disk", "active": true}));
+    assert!(answer["error"]["desc"].as_str().unwrap().contains("lock"), "{answer}");
+    others.run("blockdev-del", json!({"node-name": "disk"}));
+    qmp.run("blockdev-set-active", json!({"node-name": "disk", "active": true}));
+    first.stop(Signal::TERM);
+    second.stop(Signal::TERM);
+}
+
+#[test]
+fn q143_an_image_is_repaired_over_qmp_while_it_is_exported() {
+    use std::os::unix::fs::FileExt;
+
+    let place = Place::new();
+    chain(&place);
+    let base = place.path("base.qcow2");
+    // A cluster that nothing refers to is counted.
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&base).unwrap();
+    let word = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    file.set_len(101 << 16).unwrap();
+    file.write_all_at(&[0, 1], word(word(48)) + 2 * 100).unwrap();
+    let (daemon, mut qmp) = start(
+        &place,
+        "--blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/base.qcow2 \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --export nbd,id=e0,node-name=disk,writable=on",
+    );
+    let check = |repair: &str| json!({"node-name": "disk", "repair": repair});
+    assert_eq!(qmp.run("x-coblk-check", check("none"))["leaks"], 1);
+    let report = qmp.run("x-coblk-check", check("leaks"));
+    assert_eq!((&report["leaks"], &report["leaks-fixed"]), (&json!(0), &json!(1)), "{report}");
+    let uri = place.uri("disk");
+    tools::run("qemu-io", ["-f", "raw", "-c", "write -P 5 1M 2M", &uri]);
+    let report = qmp.run("x-coblk-check", check("all"));
+    assert_eq!(report["corruptions-fixed"], 0, "{report}");
+    daemon.stop(Signal::TERM);
+    let base = tools::text(&base);
+    let said = tools::run("qemu-io", ["-f", "qcow2", "-c", "read -P 5 1M 2M", base]);
+    assert!(!said.contains("failed"), "{said}");
+    tools::run("qemu-img", ["check", "-q", "-f", "qcow2", base]);
+}
+
+#[test]
+fn options_are_shown_as_they_were_given_and_described() {
+    let place = Place::new();
+    chain(&place);
+    let (daemon, mut qmp) = start(
+        &place,
+        "--blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/base.qcow2,\
+overlap-check.template=constant,overlap-check.active-l2=on,cache-clean-interval=7",
+    );
+    let shown = qmp.run("x-coblk-config", json!({})).to_string();
+    let wanted = ["template", "constant", "active-l2", "cache-clean-interval"];
+    assert!(wanted.iter().all(|it| shown.contains(it)), "{shown}");
+    let schema = qmp.run("query-qmp-schema", json!({}));
+    let types = schema.as_array().unwrap();
+    let has_member = |it: &&serde_json::Value, name: &str| {
+        it["members"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == name))
+    };
+    let kinds = types.iter().find(|it| has_member(it, "inactive-l1")).expect("the kinds");
+    let of_kinds = |it: &&serde_json::Value| {
+        let members = it["members"].as_array().into_iter().flatten();
+        it["meta-type"] == "alternate"
+            && members.into_iter().any(|one| one["type"] == kinds["name"])
+    };
+    let alternate = types.iter().find(of_kinds).expect("an alternate");
+    assert_eq!(alternate["members"].as_array().unwrap().len(), 2);
+    daemon.stop(Signal::TERM);
+}

@@ -211,6 +211,9 @@ impl Inner {
 
     /// Looks for work for a while, sleeps if there is none, and learns from how long it took.
     fn poll_then_sleep(&self, timeout: Option<Duration>, limited: bool) -> io::Result<()> {
+        if self.polling.sleeps_at_depth() && self.made_ring().is_some_and(Ring::is_deep) {
+            return self.sleep_at_depth(timeout, limited);
+        }
         let start = Instant::now();
         if let Some(ring) = self.made_ring() {
             ring.submit()?;
@@ -227,6 +230,15 @@ impl Inner {
         };
         self.polling.learn(&look, slept.then(|| start.elapsed()));
         waited
+    }
+
+    /// With many requests in the ring, one system call submits and sleeps: nothing is learnt from that.
+    fn sleep_at_depth(&self, timeout: Option<Duration>, limited: bool) -> io::Result<()> {
+        if self.polling.end(self) || self.has_work() {
+            self.collect_in_passing()
+        } else {
+            self.sleep(timeout, limited)
+        }
     }
 
     /// Whether something can be run now.

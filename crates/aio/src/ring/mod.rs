@@ -36,6 +36,11 @@ const SUBMISSION_ENTRIES: u32 = 256;
 /// Completions the kernel keeps without falling back to its overflow list.
 const COMPLETION_ENTRIES: u32 = 4096;
 
+/// From so many requests in flight on, the loop sleeps without a look. A loop that looks takes each
+/// completion by itself and submits as little at once: the device then has long batches and short ones
+/// in turn, and rests in between (measured: 0.9 of the throughput at a depth of 64).
+const MIN_DEEP: usize = 16;
+
 /// How long the loop sleeps while there is no room in the queue.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -130,6 +135,12 @@ impl Ring {
     #[inline]
     pub(crate) fn is_waiter(&self) -> bool {
         self.always || self.in_flight.get() > 0 || !self.waiting.is_empty()
+    }
+
+    /// Whether so many requests are in flight that one wake-up is shared by several of them.
+    #[inline]
+    pub(crate) fn is_deep(&self) -> bool {
+        self.in_flight.get() >= MIN_DEEP
     }
 
     /// Whether requests are queued or with the kernel.

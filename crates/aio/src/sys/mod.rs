@@ -11,6 +11,7 @@ mod fork;
 mod lock;
 mod membarrier;
 mod timerfd;
+mod words;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -28,6 +29,7 @@ pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 pub use membarrier::ProcessBarrier;
 pub(crate) use timerfd::TimerFd;
+pub use words::LazyWords;
 
 /// Ranges one system call takes; a longer vector is transferred in part.
 pub const IOV_MAX: usize = 1024;

@@ -35,13 +35,37 @@ impl Blockdevs {
         node: Arc<BlockNode>,
         owner: impl Into<String>,
     ) -> Result<HiddenNode, BlockdevError> {
-        let reserved = self.registry.reserve(Some(node.name()))?;
+        let name = node.name().to_owned();
+        self.make_hidden(Some(&name), owner, |_| Ok(node))
+    }
+
+    /// [`adopt_hidden`](Self::adopt_hidden) of a node that `make` makes, by the name that it is given: the one
+    /// that is `wanted`, or one that no option can have.
+    ///
+    /// # Errors
+    /// As of [`adopt_hidden`](Self::adopt_hidden); those of `make`.
+    pub fn make_hidden(
+        &self,
+        wanted: Option<&str>,
+        owner: impl Into<String>,
+        make: impl FnOnce(&str) -> Result<Arc<BlockNode>, GraphError>,
+    ) -> Result<HiddenNode, BlockdevError> {
+        let reserved = self.registry.reserve(wanted)?;
+        let node = make(&reserved.name)?;
         if node.life.is_closed() {
             return Err(GraphError::Closed(node.name().to_owned()).into());
         }
         node.life.set_belongs_to_users(true);
         reserved.enter(Entry::Hidden(Arc::clone(&node), owner.into()));
         Ok(HiddenNode { node, names: self.registry.weak_names() })
+    }
+
+    /// That a node can be called `name`.
+    ///
+    /// # Errors
+    /// If it is not a name that options can have, or is taken.
+    pub fn check_name(&self, name: &str) -> Result<(), BlockdevError> {
+        self.registry.reserve(Some(name)).map(drop)
     }
 
     /// The node called `name`, also if it belongs to a job: for users that take a node as it is, such as

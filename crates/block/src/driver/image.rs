@@ -70,6 +70,17 @@ pub trait ImageFormat: Send + Sync {
         Err(not_supported())
     }
 
+    /// Checks that the image can store one more bitmap, besides those that the driver [has
+    /// loaded](crate::BlockDriver::bitmaps): of this name, with granules of so many bytes. Errors have a text.
+    fn check_new_bitmap(&self, _name: &str, _granularity: u64) -> io::Result<()> {
+        Err(not_supported())
+    }
+
+    /// Removes the bitmap of a name from the image, if it is stored there.
+    fn co_remove_bitmap(&self, _co: &Co<'_>, _name: &str) -> io::Result<()> {
+        Err(not_supported())
+    }
+
     /// Replaces the bytes of the node by those of the snapshot of an id, which stays. Without such a
     /// snapshot: ENOENT. The node must be as long as the snapshot, else EINVAL: the caller truncates it
     /// first, as the layer keeps the length for requests.

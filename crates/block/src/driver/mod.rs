@@ -1,4 +1,4 @@
-//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports nothing else of the crate.
+//! The seam between the block layer and its drivers: [`BlockDriver`]. Imports bitmaps, and nothing else of the crate.
 
 pub(crate) mod background;
 pub(crate) mod debug_event;
@@ -6,6 +6,7 @@ pub(crate) mod edge;
 pub(crate) mod extent;
 pub(crate) mod flags;
 pub(crate) mod image;
+mod limits;
 pub(crate) mod map;
 pub(crate) mod mode;
 pub(crate) mod permissions;
@@ -14,9 +15,11 @@ pub(crate) mod snapshot;
 
 use std::any::Any;
 use std::io;
+use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 
+use crate::bitmap::Bitmaps;
 use crate::driver::background::Background;
 use crate::driver::debug_event::DebugEvent;
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
@@ -28,94 +31,11 @@ use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::snapshot::SnapshotReads;
 
+pub use limits::BlockLimits;
+
 /// Longest node in bytes, as in QEMU. Any offset up to it, with any block that a request is padded
 /// to, fits into a signed number of 64 bits, as system calls and clients have.
 pub const MAX_LENGTH: u64 = i64::MAX as u64 & !((1 << 30) - 1);
-
-/// The limits of one request to a driver. The request path makes every request fit.
-///
-/// Alignments are powers of two, and lengths at least as long as one aligned unit. A driver that
-/// passes requests on to a child asks for no alignment: the child pads them, and knows where its
-/// last block ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockLimits {
-    /// Offsets and lengths of reads and writes, also those of the ranges in a vector, are multiples
-    /// of this many bytes, "blocks".
-    pub request_alignment: u32,
-    /// Memory addresses are multiples of this many bytes.
-    pub memory_alignment: u32,
-    /// Longest read or write in bytes.
-    pub max_transfer: u64,
-    /// Most ranges in one vector.
-    pub max_iov: usize,
-    /// Longest write-zeroes in bytes.
-    pub max_pwrite_zeroes: u64,
-    /// Offsets and lengths of write-zeroes are multiples of this many bytes, and of
-    /// `request_alignment`.
-    pub pwrite_zeroes_alignment: u32,
-    /// Longest discard in bytes.
-    pub max_pdiscard: u64,
-    /// Offsets and lengths of discards are multiples of this many bytes, and of
-    /// `request_alignment`.
-    pub pdiscard_alignment: u32,
-    /// The flags of reads that the driver takes; it never sees others. The layer does what they ask
-    /// for, drops them where they change nothing, or refuses the request with ENOTSUP.
-    pub read_flags: ReadFlags,
-    /// The flags of writes that the driver takes. With [`WriteFlags::FUA`] the driver makes a
-    /// single write durable for less than a flush costs, and gets [`ZeroFlags::FUA`], too. Without
-    /// it a flush follows the write, and requests that come together share it.
-    pub write_flags: WriteFlags,
-}
-
-impl Default for BlockLimits {
-    /// No alignment, as much as a Linux system call transfers, and IOV_MAX ranges.
-    fn default() -> BlockLimits {
-        BlockLimits {
-            request_alignment: 1,
-            memory_alignment: 1,
-            // 2 GiB less a page is where the kernel stops; stay aligned below it.
-            max_transfer: 1 << 30,
-            max_iov: coblk_aio::sys::IOV_MAX,
-            max_pwrite_zeroes: u64::MAX,
-            pwrite_zeroes_alignment: 1,
-            max_pdiscard: u64::MAX,
-            pdiscard_alignment: 1,
-            read_flags: ReadFlags::empty(),
-            write_flags: WriteFlags::empty(),
-        }
-    }
-}
-
-impl BlockLimits {
-    /// Limits of a driver that passes requests on: anything is taken, as the child pads, cuts, and
-    /// refuses flags.
-    pub fn passing_on() -> BlockLimits {
-        BlockLimits {
-            read_flags: ReadFlags::all(),
-            write_flags: WriteFlags::all(),
-            ..BlockLimits::default()
-        }
-    }
-
-    /// Whether requests, or their memory, must be aligned.
-    pub(crate) fn is_aligned(&self) -> bool {
-        self.request_alignment | self.memory_alignment != 1
-    }
-
-    /// Whether they do not contradict themselves.
-    pub(crate) fn are_possible(&self) -> bool {
-        let block = self.request_alignment;
-        let longest = [
-            (block, self.max_transfer),
-            (block.max(self.pwrite_zeroes_alignment), self.max_pwrite_zeroes),
-            (block.max(self.pdiscard_alignment), self.max_pdiscard),
-        ];
-        let fit = longest.iter().all(|(unit, most)| {
-            unit.is_power_of_two() && block.is_power_of_two() && *most >= u64::from(*unit)
-        });
-        fit && self.memory_alignment.is_power_of_two() && self.max_iov > 0
-    }
-}
 
 /// A block driver: reads and writes bytes at offsets.
 ///
@@ -136,6 +56,125 @@ impl BlockLimits {
 /// only the hooks that it changes.
 ///
 /// Errors carry the OS errno.
+///
+/// # A format
+///
+/// A format finds the bytes of its disk by a header and tables in an image, which is a child with the role
+/// [`ChildRole::IMAGE`](crate::ChildRole::IMAGE). This one has a header of a sector, with the length of the
+/// disk, which follows it:
+///
+/// ```
+/// # use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
+/// # use coblk_block::options::{DriverOptions, NodeOptions, NodeRef};
+/// use coblk_block::{BlockDriver, Child, ChildRole, Driver, EdgeId, OpenError, Opening};
+/// # use coblk_block::{Blockdevs, ReadFlags, WriteFlags};
+/// # use std::io;
+/// # use serde::{Deserialize, Serialize};
+///
+/// struct Boxed {
+///     file: Child,
+///     length: u64,
+/// }
+///
+/// const HEADER_BYTES: u64 = 512;
+///
+/// #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+/// struct BoxedOptions {
+///     file: NodeRef,
+/// }
+///
+/// impl DriverOptions for BoxedOptions {
+///     fn visit_children(&mut self, visit: &mut dyn FnMut(&str, &mut NodeRef)) {
+///         visit("file", &mut self.file);
+///     }
+/// }
+///
+/// impl Driver for Boxed {
+///     const NAMES: &'static [&'static str] = &["boxed"];
+///     type Options = BoxedOptions;
+///
+///     fn co_open(opening: &Opening<'_, '_>, options: &BoxedOptions) -> Result<Boxed, OpenError> {
+///         let file = opening.co_child("file", ChildRole::IMAGE, &options.file)?;
+///         // The image may be anything: each number is checked before it is used.
+///         let mut header = [0; 16];
+///         file.co_read(opening.co(), 0, &mut header)?;
+///         let (magic, length) = header.split_at(8);
+///         let length = u64::from_le_bytes(length.try_into().expect("8 bytes"));
+///         if magic != b"boxed-01" || length > file.length().saturating_sub(HEADER_BYTES) {
+///             return Err(OpenError::of_driver("not a box, or cut short"));
+///         }
+///         Ok(Boxed { file, length })
+///     }
+/// }
+///
+/// impl BlockDriver for Boxed {
+///     fn format_name(&self) -> &'static str {
+///         "boxed"
+///     }
+///     fn length(&self) -> u64 {
+///         self.length
+///     }
+///     fn children(&self) -> Vec<EdgeId> {
+///         vec![self.file.id()]
+///     }
+///     fn co_preadv(
+///         &self,
+///         co: &Co<'_>,
+///         offset: u64,
+///         target: &mut IoVectorMut<'_>,
+///         flags: ReadFlags,
+///     ) -> io::Result<()> {
+///         self.file.co_preadv(co, HEADER_BYTES + offset, target, flags)
+///     }
+///     fn co_pwritev(
+///         &self,
+///         co: &Co<'_>,
+///         offset: u64,
+///         source: &IoVector<'_>,
+///         flags: WriteFlags,
+///     ) -> io::Result<()> {
+///         self.file.co_pwritev(co, HEADER_BYTES + offset, source, flags)
+///     }
+///     fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+///         self.file.co_flush(co)
+///     }
+/// }
+///
+/// let mut drivers = coblk_block::drivers();
+/// drivers.add::<Boxed>();
+/// # let (dir, ctx, blockdevs) = (tempfile::tempdir()?, AioContext::new()?, Blockdevs::new(drivers));
+/// # let image = dir.path().join("image");
+/// # std::fs::write(&image, [b"boxed-01", &4096u64.to_le_bytes()[..], &[7; 4592]].concat())?;
+/// # let options = format!("boxed,node-name=disk,file.driver=file,file.filename={}", image.display());
+/// # let disk = blockdevs.open(&ctx, NodeOptions::from_keyval(&options)?)?;
+/// # assert_eq!(disk.length(), 4096);
+/// # drop(disk);
+/// # blockdevs.close(&ctx, "disk")?;
+/// # std::fs::File::create(&image)?.set_len(4000)?;
+/// # let refused = blockdevs.open(&ctx, NodeOptions::from_keyval(&options)?).err().unwrap();
+/// # assert!(refused.to_string().contains("not a box"), "{refused}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// What a format with tables implements besides:
+///
+/// * [`read_map`](Self::read_map), so that the layer reads ([`co_read_mapped`](crate::co_read_mapped)): pieces
+///   side by side, a chain of backing files by a loop.
+/// * [`co_pwritev`](Self::co_pwritev) that writes data first, then what leads to it: a reader that finds the new
+///   place finds the data. What counts the references to a place is durable before the first of them.
+/// * [`co_write_back`](Self::co_write_back), which writes tables that changed in memory;
+///   [`co_flush`](Self::co_flush) then makes all durable, in the format's order.
+/// * [`needs_close`](Self::needs_close), [`co_close`](Self::co_close), [`co_inactivate`](Self::co_inactivate) and
+///   [`co_activate`](Self::co_activate): nothing of the image is in memory alone when another process takes it.
+/// * [`co_pwrite_zeroes`](Self::co_pwrite_zeroes), [`co_pdiscard`](Self::co_pdiscard) and
+///   [`co_block_status`](Self::co_block_status), for clusters without data.
+/// * [`co_truncate`](Self::co_truncate), for another length.
+/// * [`limits`](Self::limits): what a request must be aligned to, and the flags that the format takes.
+/// * [`image`](Self::image): check, repair, snapshots, another backing name ([`ImageFormat`]).
+///
+/// Clusters of the child that no table leads to any more may still be read, or written, by requests that have
+/// found them before. They get another owner only when these have ended, and when the change of the table is
+/// durable.
 pub trait BlockDriver: Any + Send + Sync {
     /// The driver's name in options and messages, such as `file`.
     fn format_name(&self) -> &'static str;
@@ -246,6 +285,12 @@ pub trait BlockDriver: Any + Send + Sync {
     /// Such a drop is an error in the log.
     fn needs_close(&self) -> bool {
         false
+    }
+
+    /// The node's bitmaps, if the driver loads and stores them. Always the same; asked once. It changes the
+    /// list while the node is not used: before it is made, and when it becomes active or inactive.
+    fn bitmaps(&self) -> Option<Arc<Bitmaps>> {
+        None
     }
 
     /// The driver's [`Background`], if it does work of its own: timers, reconnects, coroutines that

@@ -21,9 +21,11 @@ pub(crate) struct BackendHome {
 }
 
 impl BlockNode {
-    /// The length may have changed: the backends on the node and on its ancestors look. Any thread.
+    /// The length may have changed: the backends on the node and on its ancestors look, and
+    /// bitmaps follow. Any thread.
     #[cold]
     pub(crate) fn tell_length(&self) {
+        self.bitmaps().follow(|| self.length());
         let backends = lock().backends_above(self);
         for (user, home) in backends {
             let look = home.look_at_length;

@@ -200,7 +200,7 @@ pub(super) fn co_flush_in_time(co: &Co<'_>, node: &Arc<BlockNode>) -> io::Result
 }
 
 /// The nodes are drained, and there is no other change. `lost` is why the old one could not be flushed.
-fn turn_drained_users(
+pub(super) fn turn_drained_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
@@ -258,7 +258,7 @@ pub(crate) fn co_look_at_node(co: &Co<'_>, backends: Vec<(UserId, BackendHome)>)
 
 impl Graph {
     /// The users of `old` that turn to `new`: all but those on the way from there down to `old`.
-    fn keep_way_down(
+    pub(super) fn keep_way_down(
         &mut self,
         old: &BlockNode,
         new: &BlockNode,

@@ -97,6 +97,11 @@ impl Image<'_> {
         self.writable()?.co_delete_snapshot(co, id)
     }
 
+    /// See [`ImageFormat::co_remove_bitmap`]. Changes the image.
+    pub(crate) fn co_remove_bitmap(&self, co: &Co<'_>, name: &str) -> io::Result<()> {
+        self.writable()?.co_remove_bitmap(co, name)
+    }
+
     /// See [`ImageFormat::co_apply_snapshot`]. Changes the image, and tells the [users of
     /// changes](crate::AfterWrite). Where requests are [tracked](crate::Tracking), they wait meanwhile.
     pub fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {

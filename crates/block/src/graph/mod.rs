@@ -1,9 +1,8 @@
 //! The block graph: nodes, their children and users, and which nodes are quiesced.
 //!
-//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiesced*, its
-//! gate closed, while it, or a node that it leads to, is drained: so no request comes down to a drained node.
-//! Which nodes are quiesced follows from the graph and from the drains that are open, and is settled again
-//! whenever one of these changes.
+//! A node's *users* are the backends on it, the edges from its parents, and jobs. A node is *quiesced*, its gate
+//! closed, while it, or a node that it leads to, is drained: so no request comes down to a drained node. Which nodes
+//! are quiesced follows from the graph and from the drains that are open, and is settled anew when one changes.
 //!
 //! ```text
 //! mod.rs     users, nodes, and which nodes are quiesced
@@ -15,7 +14,7 @@
 //! declared.rs that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
-//! change.rs  replace, insert and remove nodes while requests run
+//! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
 //! error.rs   why a change is refused
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
@@ -27,16 +26,16 @@
 //! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
 //!
-//! All of it is under one lock, which is held for moments only: never while a coroutine suspends or
-//! wakes, nor while a node goes, nor while a driver makes a system call. The lock of a gate may be taken
-//! under it, not the other way round. Changes of permissions have a lock of their own besides, taken
-//! before it (`permit.rs`).
+//! All of it is under one lock, which is held for moments only: never while a coroutine suspends or wakes, nor while a
+//! node goes, nor while a driver makes a system call. The lock of a gate may be taken under it, not the other way
+//! round. Changes of permissions have a lock of their own besides, taken before it (`permit.rs`).
 
 mod activity;
 pub(crate) mod after_write;
 mod attach;
 pub(crate) mod backends;
 mod background;
+pub(crate) mod bitmaps;
 pub(crate) mod chain;
 mod change;
 mod check;
@@ -47,6 +46,7 @@ mod error;
 pub(crate) mod filter;
 mod freeze;
 pub(crate) mod gate;
+pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
 pub(crate) mod image;
@@ -86,7 +86,9 @@ pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent};
-pub(crate) use permit::{DeviceId, Use, add_backend, change_use, forget_at_once, remove_user};
+pub(crate) use permit::{
+    DeviceId, Use, add_backend, change_use, forget_at_once, permit_new, remove_user,
+};
 pub(crate) use turn::{Turn, Turned};
 use user::Blocked;
 pub use user::{NodeUse, NodeUser, Operation};
@@ -114,7 +116,7 @@ struct User {
     kind: Kind,
     /// The node that it uses; an empty slot uses none.
     node: Option<NodeId>,
-    /// How. What an edge wants follows from the users of its parent.
+    /// How. What an edge wants follows from the users of its parent, as soon as it has one.
     wants: Use,
 }
 

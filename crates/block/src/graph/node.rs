@@ -96,6 +96,7 @@ impl BlockNode {
         }
         let cache_mode = Mutex::new(driver.cache_mode());
         let path = RequestPath::new(name, Box::new(driver), limits);
+        path.state.look_at_bitmaps();
         let edges = graph::lock().edges(&path.driver().children());
         let list = path.driver().child_list();
         let list = list.map_or_else(Weak::new, |list| graph::lock().list(list));

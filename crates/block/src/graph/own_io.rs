@@ -10,11 +10,12 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{Co, IoVector};
 
+use crate::driver::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::graph::node::BlockNode;
-use crate::io::RequestPath;
+use crate::io::{self as request_path, RequestPath};
 
 /// A driver's own I/O on its way. A drain of its node, or of a child, waits until it is dropped.
 #[must_use = "a drain waits only while it lives"]
@@ -77,5 +78,59 @@ impl BlockNode {
     pub(crate) fn co_begin_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
         self.gate.co_begin_own(co);
         OwnIo { node: self }
+    }
+}
+
+/// Requests to a node that count as its own I/O: they wait for no drain, and a drain waits for them. For copies
+/// that are part of a request to a parent of the node, and that go on by themselves if that request has to end
+/// before them. Any thread.
+#[must_use = "a drain waits for as long as it lives"]
+pub struct OwnRequests {
+    own: OwnIo,
+}
+
+impl BlockNode {
+    /// Counts such requests in, until it is dropped.
+    pub fn own_requests(self: &Arc<Self>) -> OwnRequests {
+        self.gate.enter_own();
+        OwnRequests { own: OwnIo { node: Arc::clone(self) } }
+    }
+}
+
+/// # Errors
+/// EPERM if the node refuses writes, or is inactive or closed; else those of requests.
+impl OwnRequests {
+    fn writable(&self) -> io::Result<&RequestPath> {
+        match self.own.node.gate.refusal() {
+            Some(error) => Err(error),
+            None => self.own.writable(),
+        }
+    }
+
+    /// Writes `source` at `offset` bytes.
+    pub fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        request_path::co_pwritev(self.writable()?, co, offset, source, flags)
+    }
+
+    /// Makes `bytes` bytes from `offset` on read as zeroes.
+    pub fn co_pwrite_zeroes(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        bytes: u64,
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        request_path::co_pwrite_zeroes(self.writable()?, co, None, offset, bytes, flags)
+    }
+
+    /// Deallocates `bytes` bytes from `offset` on.
+    pub fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        request_path::co_pdiscard(self.writable()?, co, None, offset, bytes)
     }
 }

@@ -25,6 +25,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coblk_aio::{Co, PoolShare};
+
 use super::{Graph, GraphError, GraphGuard, Kind, NodeId, User, UserId, lock, lock_permits};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::graph::life::Activity;
@@ -115,8 +117,10 @@ impl Graph {
     fn wants(&mut self, id: UserId, plan: &Plan) -> Use {
         let Some(user) = self.users.get(&id) else { return Use::NONE };
         let (parent, info) = match &user.kind {
-            Kind::Backend { .. } | Kind::User { .. } => return user.wants,
-            Kind::Edge { parent: None, .. } => return Use::NONE,
+            // An edge of a driver that is being made wants what the driver has asked for.
+            Kind::Backend { .. } | Kind::User { .. } | Kind::Edge { parent: None, .. } => {
+                return user.wants;
+            }
             Kind::Edge { parent: Some(parent), info, .. } => (*parent, *info),
         };
         if self.is_inactive(parent) {
@@ -164,6 +168,13 @@ impl Graph {
             }
             _ => "a node that is being made".to_owned(),
         }
+    }
+
+    /// Whether edges of a node's driver hold anything, or keep others from it.
+    fn holds_any(&self, node: NodeId) -> bool {
+        let edges = self.nodes.get(&node).map_or(&[][..], |entry| &entry.children);
+        let wants = |edge: &UserId| self.users.get(edge).is_some_and(|it| it.wants != Use::NONE);
+        edges.iter().any(wants)
     }
 
     /// Notes what backends wanted `before`.
@@ -316,7 +327,8 @@ pub(crate) fn forget_at_once(id: UserId) -> bool {
     wants_nothing
 }
 
-/// A backend wants something else than before. May wait for system calls.
+/// A backend, or an edge of a driver that is being made, wants something else than before. May wait for system
+/// calls.
 ///
 /// # Errors
 /// If that does not fit what others hold and share. It wants what it did before then.
@@ -330,6 +342,24 @@ pub(crate) fn change_use(id: UserId, wants: Use) -> Result<(), PermissionError> 
             user.wants = old;
         }
     })
+}
+
+/// A node was opened, and has no users yet: its driver holds and shares what it needs on its children all the
+/// same. May wait for system calls.
+///
+/// # Errors
+/// If that does not fit what others hold and share. Nothing has changed then.
+pub(crate) fn permit_new(node: &BlockNode) -> Result<(), PermissionError> {
+    lock_permits().permit(&[node.id()])
+}
+
+/// A closed node, which may be held for a while yet, gives back what its driver holds on its children.
+pub(super) fn co_give_back(co: &Co<'_>, node: &BlockNode) {
+    // In a statement of its own: the lock must be free while system calls are waited for.
+    let holds = lock().holds_any(node.id());
+    if holds {
+        PoolShare::once(co, || lock_permits().permit_less(node.id()));
+    }
 }
 
 /// A change of the permissions that the users of a node want together.

@@ -1,5 +1,7 @@
 //! [`RequestPath`]: what a request needs to know of its node.
 
+use std::ops::Range;
+
 use super::known::Known;
 use super::live_limits::LiveLimits;
 use super::state::{Features, PathState};
@@ -25,7 +27,7 @@ impl RequestPath {
         driver: Box<dyn BlockDriver>,
         limits: BlockLimits,
     ) -> RequestPath {
-        let state = PathState::default();
+        let state = PathState::new(driver.bitmaps());
         state.set_aligned(limits.is_aligned());
         RequestPath {
             name,
@@ -52,6 +54,13 @@ impl RequestPath {
     #[inline]
     pub(crate) fn driver(&self) -> &dyn BlockDriver {
         &*self.driver
+    }
+
+    /// Marks in bitmaps the blocks around a range that was changed, as far as the node goes.
+    pub(super) fn mark_around(&self, range: &Range<u64>, blocks: Range<u64>) {
+        if *range != blocks {
+            self.state.mark(blocks.start..blocks.end.min(self.length()).max(range.end));
+        }
     }
 
     /// Length in bytes, [`MAX_LENGTH`] at most: what a request adds up stays a number, whatever the driver

@@ -9,6 +9,7 @@ use super::after_write::{AfterWrite, Hooks, Listed, WriteKind};
 use super::flush::FlushState;
 use super::threshold::{Listener, WriteThreshold};
 use super::tracked::TrackedRequests;
+use crate::bitmap::Bitmaps;
 use crate::driver::mode::DetectZeroes;
 
 bitflags::bitflags! {
@@ -31,6 +32,8 @@ bitflags::bitflags! {
         const BACKING = 128;
         /// The driver takes not any offset, length and memory.
         const ALIGNED = 256;
+        /// There are dirty bitmaps.
+        const BITMAPS = 512;
 
         /// A read with one of these is not plain.
         const OF_READS = Self::TRACKING.bits() | Self::ALIGNED.bits();
@@ -49,12 +52,25 @@ pub(crate) struct PathState {
     features: AtomicU32,
     highest_write: AtomicU64,
     hooks: Hooks,
+    pub(crate) bitmaps: Arc<Bitmaps>,
     threshold: WriteThreshold,
     /// How many users want ranges locked.
     trackings: Mutex<usize>,
 }
 
 impl PathState {
+    /// Of a node whose driver has these bitmaps.
+    pub(super) fn new(bitmaps: Option<Arc<Bitmaps>>) -> PathState {
+        PathState { bitmaps: bitmaps.unwrap_or_default(), ..PathState::default() }
+    }
+
+    /// There may be bitmaps now, or none any more.
+    pub(crate) fn look_at_bitmaps(&self) {
+        // Those that come at once look each for themselves, in turn.
+        let _one = self.trackings.lock().unwrap_or_else(PoisonError::into_inner);
+        self.swap(Features::BITMAPS, !self.bitmaps.is_empty());
+    }
+
     #[inline]
     pub(super) fn features(&self) -> Features {
         Features::from_bits_retain(self.features.load(Ordering::Relaxed))
@@ -130,8 +146,19 @@ impl PathState {
         if stores {
             self.reaches(range.end);
         }
+        if kind != WriteKind::Truncate {
+            self.mark(range.clone());
+        }
         if self.features().contains(Features::AFTER_WRITE) {
             self.hooks.wrote(&range, kind, succeeded);
+        }
+    }
+
+    /// Marks a range in the bitmaps that record.
+    #[inline]
+    pub(super) fn mark(&self, range: Range<u64>) {
+        if self.features().contains(Features::BITMAPS) {
+            self.bitmaps.mark(&range);
         }
     }
 

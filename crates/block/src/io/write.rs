@@ -23,12 +23,15 @@ pub(crate) fn co_pwritev(
     let bytes = source.len();
     check_range(path, offset, bytes as u64)?;
     trace_event!("bdrv_co_pwritev", node = path.name(), offset, bytes);
-    let special = path.state.features().intersects(Features::OF_WRITES);
-    if special || !flags.is_empty() {
+    let features = path.state.features();
+    if features.intersects(Features::OF_WRITES) || !flags.is_empty() {
         return write_special(path, co, None, offset, source, flags);
     }
     let result = transfer::write_plain(path, co, offset, source);
     path.state.wrote_plainly(offset + bytes as u64, result.is_ok());
+    if features.contains(Features::BITMAPS) {
+        path.state.bitmaps.mark(&(offset..offset + bytes as u64));
+    }
     result
 }
 
@@ -109,6 +112,7 @@ fn write_locked(
     let access = if blocks == range { access } else { access.max(Access::ExcludeWrites) };
     let _lock = lock(path, co, held, blocks.clone(), access, range.end)?;
     let result = padding::write(path, co, &blocks, offset, source, flags);
+    path.mark_around(&range, blocks);
     path.state.wrote(range, WriteKind::Write, result.is_ok());
     result
 }

@@ -71,8 +71,9 @@ fn zero_locked(
 ) -> io::Result<()> {
     let blocks = padding::whole_blocks(&path.limits, &range)?;
     let access = if blocks == range { Access::Write } else { Access::ExcludeWrites };
-    let _lock = lock(path, co, held, blocks, access, range.end)?;
+    let _lock = lock(path, co, held, blocks.clone(), access, range.end)?;
     let result = zero(path, co, range.clone(), flags);
+    path.mark_around(&range, blocks);
     path.state.wrote(range, WriteKind::Zeroes, result.is_ok());
     result
 }

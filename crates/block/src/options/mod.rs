@@ -70,7 +70,8 @@ pub struct NodeOptions {
     /// default.
     pub cache_no_flush: Option<bool>,
     /// `active`: whether the storage is this process's from the start, see
-    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active). On by default; not inherited.
+    /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active). On by default; a
+    /// backing file is inactive if its parent is.
     pub active: Option<bool>,
     /// `driver`, and what belongs to it.
     pub driver: DriverConfig,

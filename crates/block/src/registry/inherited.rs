@@ -29,6 +29,7 @@ pub(crate) struct Inherited {
     pub(crate) unmap: bool,
     pub(crate) detect_zeroes: DetectZeroes,
     pub(crate) force_share: bool,
+    pub(crate) inactive: bool,
 }
 
 impl Inherited {
@@ -42,6 +43,7 @@ impl Inherited {
             unmap: options.discard.unwrap_or(inherited.unmap),
             detect_zeroes: options.detect_zeroes.unwrap_or_default(),
             force_share: options.force_share.unwrap_or(inherited.force_share),
+            inactive: options.active.map_or(inherited.inactive, |active| !active),
         }
     }
 
@@ -62,8 +64,10 @@ impl Inherited {
 
     /// The modes that a child has from the node.
     pub(crate) fn for_child(self, role: ChildRole) -> Inherited {
-        // Discards that reach this node reach its children.
-        let child = Inherited { unmap: true, ..self };
+        // Discards that reach this node reach its children. The backing file of an inactive node may be
+        // written by the process that has it.
+        let inactive = self.inactive && role.contains(ChildRole::COW);
+        let child = Inherited { unmap: true, inactive, ..self };
         if role.is_own_storage() {
             return Inherited { read_only: false, auto_read_only: false, ..child };
         }

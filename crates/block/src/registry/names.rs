@@ -5,7 +5,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use coblk_aio::Co;
+use coblk_aio::{Co, PoolShare};
 use coblk_qapi::shorten;
 
 use super::drivers::Factory;
@@ -13,8 +13,8 @@ use super::event::EventListener;
 use super::opening::Opening;
 use super::{BlockdevError, Drivers, Inherited, NamedObject, OpenError};
 use crate::driver::role::ChildRole;
-use crate::graph::Child;
 use crate::graph::node::BlockNode;
+use crate::graph::{self, Child};
 use crate::options::{AnyOptions, NodeOptions, check_name};
 
 /// Drivers, and the nodes and objects that there are.
@@ -172,7 +172,7 @@ impl Registry {
         let opening = Opening::new(self, co, &level, depth);
         let made = level.factory.co_open(&opening, &*level.own_options);
         opening.close_unused_children();
-        level.end_open(made, parent)
+        level.end_open(co, made, parent)
     }
 
     #[inline(never)]
@@ -256,6 +256,7 @@ impl Level<'_> {
     #[expect(clippy::boxed_local, reason = "the caller's frame is one of many")]
     fn end_open(
         self: Box<Self>,
+        co: &Co<'_>,
         made: Result<Arc<BlockNode>, OpenError>,
         parent: Option<&str>,
     ) -> Result<Arc<BlockNode>, Box<BlockdevError>> {
@@ -263,12 +264,28 @@ impl Level<'_> {
         let node = made.map_err(|error| BlockdevError::of_node(&reserved.name, error))?;
         node.swap_state(own.node_state());
         node.life.set_belongs_to_users(parent.is_some());
+        // Those that are opened for a parent come with it.
+        if parent.is_none() {
+            co_permit(co, &node)?;
+        }
         reserved.enter(match parent {
             Some(parent) => Entry::Child(Arc::downgrade(&node), options, parent.to_owned()),
             None => Entry::Owned(Arc::clone(&node), Some(options)),
         });
         Ok(node)
     }
+}
+
+/// Has a new node, and those that were opened for it, hold what they need while they have no users. A node that
+/// cannot is closed.
+#[inline(never)]
+fn co_permit(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), BlockdevError> {
+    PoolShare::once(co, || graph::permit_new(node)).inspect_err(|_| {
+        if let Err(error) = node.co_close(co) {
+            tracing::error!(node = node.name(), %error, "a node that cannot be used cannot be closed");
+        }
+    })?;
+    Ok(())
 }
 
 /// A name whose node is being opened or closed; given back at the end, unless a node is entered.

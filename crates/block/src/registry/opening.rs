@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use coblk_aio::{AioHandle, Co};
+use coblk_aio::{AioHandle, Co, PoolShare};
 
 use super::names::Level;
 use super::{
@@ -12,12 +12,12 @@ use super::{
     Registry,
 };
 use crate::driver::edge::{EdgeId, ListId};
-use crate::driver::permissions::PermissionError;
+use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::role::ChildRole;
 use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
-use crate::graph::{self, Child, ChildList, ChildSlot, GraphError, MAX_CHILDREN, MAX_HEIGHT};
+use crate::graph::{self, Child, ChildList, ChildSlot, GraphError, MAX_CHILDREN, MAX_HEIGHT, Use};
 use crate::options::NodeRef;
 
 /// A node that is being opened, as its driver sees it.
@@ -52,7 +52,7 @@ impl<'a, 'co> Opening<'a, 'co> {
             driver: level.options.driver.name(),
             own: level.own,
             declared: level.factory.events(),
-            is_active: level.options.active.unwrap_or(true),
+            is_active: !level.own.inactive,
             depth,
             edges: RefCell::default(),
             list: Cell::default(),
@@ -184,6 +184,23 @@ impl<'a, 'co> Opening<'a, 'co> {
         edges.retain(|(_, known)| *known != name);
         edges.push((slot.id(), name));
         Ok(slot)
+    }
+
+    /// Holds and shares permissions on a child while the node is opened, in place of those that were asked for
+    /// before: so what the driver keeps of the child stays as it was read. When the node is there its driver
+    /// [says](BlockDriver::child_permissions) what it holds. Suspends.
+    ///
+    /// # Errors
+    /// If that does not fit what others hold and share.
+    pub fn co_hold(
+        &self,
+        child: &Child,
+        held: Permissions,
+        shared: Permissions,
+    ) -> Result<(), OpenError> {
+        let (edge, wants) = (child.id().into(), Use { held, shared });
+        let held = PoolShare::once(self.co, || graph::change_use(edge, wants));
+        Ok(held.map_err(BlockdevError::from)?)
     }
 
     #[inline(never)]

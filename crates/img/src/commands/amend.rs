@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use coblk::block::Amend as Change;
 use coblk::qapi::Deferred;
 
-use super::Tool;
 use super::create::{create_options, typed};
 use super::options::{Named, cache};
+use super::{Tool, option_help};
 use crate::failure::{Failure, words};
 use crate::image::{Cache, Image, ImageSpec};
 use crate::progress::Progress;
@@ -30,11 +30,11 @@ pub(crate) struct Amend {
     /// Go on where that may lose something
     #[arg(long)]
     force: bool,
-    /// The properties, such as lazy_refcounts=on,compat=1.1
+    /// The properties, such as lazy_refcounts=on,compat=1.1; help: all of them are told
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<OsString>,
     /// The image
-    filename: OsString,
+    filename: Option<OsString>,
 }
 
 impl Amend {
@@ -42,10 +42,22 @@ impl Amend {
         if self.options.is_empty() {
             return Err(Failure::usage("Must specify options (-o)"));
         }
+        let is_help = option_help::is_asked(&self.options);
+        if let (true, Some(format)) = (is_help, &self.named.format) {
+            return option_help::show_amend(format);
+        }
+        let Some(filename) = &self.filename else {
+            return Err(Failure::usage("Expecting one image file name"));
+        };
+        if is_help {
+            let spec = ImageSpec { metadata_only: true, ..self.named.spec(filename) };
+            let image = tool.images.co_open(tool.co, &spec)?;
+            return option_help::show_amend(image.format());
+        }
         let spec = ImageSpec {
             cache: cache("target", self.cache.as_deref(), Cache::WRITEBACK)?,
             is_writable: true,
-            ..self.named.spec(&self.filename)
+            ..self.named.spec(filename)
         };
         let mut options = create_options(&self.options)?;
         let length = options.remove("size").map(|text| {

@@ -1,10 +1,11 @@
 //! `check`: whether the tables of an image agree.
 
 use std::ffi::OsString;
-use std::io;
 
 use clap::ValueEnum;
+use coblk::aio::Wanted;
 use coblk::block::{CheckReport, Repair};
+use coblk::qcow2::check::{self, CheckOptions};
 use serde_json::{Map, Value, json};
 
 use super::Tool;
@@ -12,6 +13,7 @@ use super::options::{Named, cache};
 use crate::failure::{Failure, words};
 use crate::image::{Cache, Image, ImageSpec};
 use crate::output::{OutputFormat, print, print_json};
+use crate::progress::Progress;
 
 /// The exit code for a format that has no check.
 const NOT_SUPPORTED: u8 = 63;
@@ -24,6 +26,9 @@ pub(crate) struct Check {
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    progress: bool,
     /// Lines for human readers, or JSON
     #[arg(long, value_enum, default_value_t)]
     output: OutputFormat,
@@ -58,27 +63,29 @@ impl Check {
             is_writable: repair != Repair::None,
             ..self.named.spec(&self.filename)
         };
-        let image = tool.images.co_open(tool.co, &spec)?;
-        let report = match co_check(tool, &image, repair) {
-            Ok(report) => report,
-            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => {
-                let (text, format) = ("This image format does not support checks", image.format());
-                let text = if repair == Repair::None || format == "raw" {
-                    text
-                } else {
-                    "Repairs are not supported"
-                };
-                return Err(Failure::new(text).with_code(NOT_SUPPORTED));
-            }
-            Err(error) => return Err(Failure::new(format!("Check failed: {}", words(&error)))),
-        };
+        // The tables alone: an image whose tables are damaged may be one that cannot be opened.
+        let (format, file) = tool.images.co_open_file(tool.co, &spec)?;
+        if format != "qcow2" {
+            let why = "This image format does not support checks";
+            return Err(Failure::new(why).with_code(NOT_SUPPORTED));
+        }
+        let progress = Progress::new(self.progress && !self.quiet);
+        progress.show();
+        let checked = co_check(tool, &file, repair, &progress);
+        progress.end(checked.is_ok());
+        let check::Check { report, findings, .. } = checked?;
+        // A repair is done when it is durable, and the file closed.
+        tool.images.co_close(tool.co, file)?;
+        for finding in findings {
+            eprintln!("{finding}");
+        }
         match self.output {
-            OutputFormat::Json => print_json(&to_json(&image, &report))?,
+            OutputFormat::Json => print_json(&to_json(&spec, &format, &report))?,
             OutputFormat::Human if self.quiet => {}
             OutputFormat::Human => print(&human(&report))?,
         }
         match report {
-            CheckReport { check_errors: 1.., .. } => Err(Failure::silent(1)),
+            CheckReport { check_errors: 1.., .. } => Err(Failure::new("Check failed")),
             CheckReport { corruptions: 1.., .. } => Err(Failure::silent(2)),
             CheckReport { leaks: 1.., .. } => Err(Failure::silent(3)),
             _ => Ok(()),
@@ -86,14 +93,32 @@ impl Check {
     }
 }
 
-fn co_check(tool: &Tool<'_, '_>, image: &Image, repair: Repair) -> io::Result<CheckReport> {
-    image.node.co_image(tool.co).and_then(|image| image.co_check(tool.co, repair))
+/// Checks, and repairs, until a signal comes.
+fn co_check(
+    tool: &Tool<'_, '_>,
+    file: &Image,
+    repair: Repair,
+    progress: &Progress,
+) -> Result<check::Check, Failure> {
+    let wanted = Wanted::new();
+    let tell = |done, all| {
+        progress.set(done, all);
+        progress.show();
+        if tool.interrupt.is_told() {
+            wanted.give_up();
+        }
+    };
+    let mut options = CheckOptions::new(repair);
+    options.progress = &tell;
+    let checked =
+        tool.co.while_wanted(&wanted, || check::co_check_with(tool.co, &file.backend, &options));
+    checked.map_err(|error| Failure::new(format!("Check failed: {}", words(&error.into()))))
 }
 
-fn to_json(image: &Image, report: &CheckReport) -> Value {
+fn to_json(spec: &ImageSpec, format: &str, report: &CheckReport) -> Value {
     let mut members = Map::new();
-    members.insert("filename".to_owned(), json!(image.spec.label()));
-    members.insert("format".to_owned(), json!(image.format()));
+    members.insert("filename".to_owned(), json!(spec.label()));
+    members.insert("format".to_owned(), json!(format));
     members.insert("check-errors".to_owned(), json!(report.check_errors));
     let counts = [
         ("image-end-offset", report.image_end_offset.unwrap_or(0)),

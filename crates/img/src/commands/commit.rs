@@ -7,7 +7,7 @@ use coblk::WriteFlags;
 
 use super::options::{Named, cache};
 use super::{Tool, full_name};
-use crate::engine::{Copy, Crew, Order, Part, Queue, Rate, Target, max_bytes};
+use crate::engine::{Copy, Order, Part, Queue, Rate, Target, max_bytes, max_writes};
 use crate::failure::{Failure, words};
 use crate::image::{Backing, Cache, Image, ImageSpec};
 use crate::output::say;
@@ -76,8 +76,10 @@ impl Commit {
             tool.images.co_close(tool.co, image)?;
             let Some(backing) = info.ok().and_then(|info| info.backing) else { break };
             let next = full_name(&name, &backing.name);
-            let is_base =
-                self.base.as_ref().is_none_or(|base| *base == next || *base == backing.name);
+            // A relative name is one from the directory of the image above, as in its header.
+            let is_base = self.base.as_ref().is_none_or(|base| {
+                *base == backing.name || is_same_file(&full_name(&name, base), &next)
+            });
             let cache = spec.cache;
             chain.push(ImageSpec { format: backing.format, cache, ..ImageSpec::new(next) });
             if is_base {
@@ -132,12 +134,13 @@ impl Commit {
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::FUA, base.spec.cache.writethrough);
         let rate = self.rate.as_deref().map(|rate| size::parse("rate limit", rate)).transpose()?;
-        let copy = Arc::new(Copy {
+        let copy = Copy {
             parts: vec![Part {
                 node: Arc::clone(&image.node),
                 options: image.options.clone(),
                 base: Some(Arc::clone(&base.node)),
                 place: 0..length,
+                from: 0,
             }],
             target: Target {
                 node: Arc::clone(&base.node),
@@ -149,17 +152,14 @@ impl Commit {
                 zero_unit: SPARSE_BYTES.max(base.node.limits().pwrite_zeroes_alignment.into()),
             },
             queue: Queue::new(MAX_PIECES, max_bytes, tool.interrupt.clone()),
-            order: Some(Order::new()),
+            order: Some(Order::new(max_writes(base.spec.cache))),
             rate: rate.map(Rate::new),
             salvage: None,
             progress: Arc::clone(progress),
             buffers: Mutex::default(),
-        });
+        };
         progress.begin(length);
-        let crew = Crew::new(MAX_PIECES)?;
-        let (work, tasks) = (Arc::clone(&copy), MAX_PIECES.div_ceil(crew.len()));
-        let copied = crew.co_run(co, progress, move |co, number| work.co_work(co, number, tasks));
-        drop((crew, copy));
+        let copied = copy.co_run(co, MAX_PIECES);
         // Before the image gives up what it has.
         copied.and_then(|()| base.backend.co_flush(co).map_err(failed))
     }
@@ -175,4 +175,10 @@ fn co_empty(tool: &Tool<'_, '_>, image: &Image) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether two names are those of one file, from the working directory.
+fn is_same_file(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(|name| std::path::absolute(name).ok());
+    one.is_some() && one == other
 }

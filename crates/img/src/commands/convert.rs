@@ -7,9 +7,9 @@ use coblk::{BlockNode, WriteFlags};
 
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
-use super::{Tool, backing_of};
+use super::{Tool, backing_of, bitmap, option_help, source_snapshot};
 use crate::engine::{
-    Copy, Crew, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data,
+    Copy, Order, Part, Queue, Quiet, Rate, Target, max_bytes, max_bytes_of_data, max_writes,
 };
 use crate::failure::{Failure, words};
 use crate::image::{Cache, Image, ImageSpec};
@@ -41,7 +41,7 @@ pub(crate) struct Convert {
     /// The names of the sources are lists of options of nodes
     #[arg(long = "source-image-opts", alias = "image-opts", conflicts_with = "source_format")]
     source_image_opts: bool,
-    /// Copy this internal snapshot of the source
+    /// Copy this internal snapshot of the source: an id or a name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT")]
     source_snapshot: Option<String>,
     /// How the sources are cached: none, writeback, unsafe, directsync or writethrough
@@ -53,7 +53,7 @@ pub(crate) struct Convert {
     /// The name of the target is a list of options of a node; it exists
     #[arg(long, conflicts_with = "target_format", requires = "no_create")]
     target_image_opts: bool,
-    /// Options of the new image, such as cluster_size=2M,lazy_refcounts=on
+    /// Options of the new image, such as cluster_size=2M,lazy_refcounts=on; help: all of them are told
     #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
     target_options: Vec<OsString>,
     /// Compress the data
@@ -104,7 +104,7 @@ pub(crate) struct Convert {
     #[command(flatten)]
     pub(crate) objects: Objects,
     /// The sources, and the target
-    #[arg(required = true, num_args = 2.., value_name = "FILENAME")]
+    #[arg(value_name = "FILENAME")]
     filenames: Vec<OsString>,
 }
 
@@ -117,35 +117,50 @@ impl Convert {
     }
 
     fn co_convert(&self, tool: &Tool<'_, '_>, progress: &Arc<Progress>) -> Result<(), Failure> {
-        if self.bitmaps {
-            return Err(Failure::new("Copying bitmaps is not supported"));
+        if option_help::is_asked(&self.target_options) {
+            let name = self.filenames.last().map(OsString::as_os_str);
+            return option_help::show_create(tool, self.target_format(), name);
         }
-        if self.source_snapshot.is_some() {
-            return Err(Failure::new("Reading an internal snapshot is not supported"));
-        }
-        let Some((target_name, sources)) = self.filenames.split_last() else {
+        let Some((target_name, sources @ [_, ..])) = self.filenames.split_last() else {
             return Err(Failure::usage("Must specify image file name"));
         };
+        if self.source_snapshot.is_some() && sources.len() > 1 {
+            return Err(Failure::new("A snapshot of one image can be copied, and not of several"));
+        }
+        if self.bitmaps && sources.len() > 1 {
+            return Err(Failure::new("Copying bitmaps only possible with single source"));
+        }
         let sources = self.co_open_sources(tool, sources)?;
+        if self.bitmaps {
+            bitmap::check_copy(&sources[0], self.target_format(), self.skip_broken_bitmaps)?;
+        }
         let bytes: u64 = sources.iter().map(|image| image.node.length()).sum();
-        if self.backing.is_some() && sources.len() > 1 {
+        if self.has_backing()? && sources.len() > 1 {
             return Err(Failure::new(
                 "Having a backing file for the target makes no sense when concatenating multiple input images",
             ));
         }
         let target = self.co_make_target(tool, target_name, bytes)?;
-        let copy = Arc::new(self.copy(tool, &sources, &target, progress)?);
+        let copy = self.copy(tool, &sources, &target, progress)?;
         progress.begin(bytes);
-        let pieces = self.pieces()?;
-        let crew = Crew::new(pieces)?;
-        let (work, tasks) = (Arc::clone(&copy), pieces.div_ceil(crew.len()));
-        crew.co_run(tool.co, progress, move |co, number| work.co_work(co, number, tasks))?;
-        // The workers have nothing any more.
-        drop(crew);
-        drop(copy);
+        copy.co_run(tool.co, self.pieces()?)?;
+        if self.bitmaps {
+            // They mark nothing of the copy itself.
+            bitmap::co_copy_all(tool, &sources[0].node, &target)?;
+        }
         let flushed = target.backend.co_flush(tool.co);
         flushed.map_err(|error| Failure::new(format!("error while writing: {}", words(&error))))?;
         tool.images.co_close(tool.co, target)
+    }
+
+    /// Whether the new image reads as its backing file where it has nothing, and not as zeroes.
+    fn has_backing(&self) -> Result<bool, Failure> {
+        let options = create_options(&self.target_options)?;
+        Ok(self.backing.is_some() || options.contains_key("backing_file"))
+    }
+
+    fn target_format(&self) -> &str {
+        self.target_format.as_deref().unwrap_or("raw")
     }
 
     fn pieces(&self) -> Result<usize, Failure> {
@@ -180,7 +195,7 @@ impl Convert {
                 force_share: self.force_share,
                 ..ImageSpec::new(name.clone())
             };
-            tool.images.co_open(tool.co, &spec)
+            source_snapshot::co_open(tool, &spec, self.source_snapshot.as_deref())
         };
         names.iter().map(open).collect()
     }
@@ -192,7 +207,7 @@ impl Convert {
         name: &OsString,
         bytes: u64,
     ) -> Result<Image, Failure> {
-        let format = self.target_format.as_deref().unwrap_or("raw");
+        let format = self.target_format();
         let spec = ImageSpec {
             is_options: self.target_image_opts,
             format: Some(format.to_owned()),
@@ -225,17 +240,20 @@ impl Convert {
         target: &Image,
         progress: &Arc<Progress>,
     ) -> Result<Copy, Failure> {
-        let mut end = 0;
+        let (has_backing, mut end) = (self.has_backing()?, 0);
         let parts = sources.iter().map(|image| {
             let start = end;
             end += image.node.length();
             Part {
                 node: Arc::clone(&image.node),
                 options: image.options.clone(),
-                base: self.backing.as_ref().and_then(|_| backing_of(&image.node)),
+                base: has_backing.then(|| backing_of(&image.node)).flatten(),
                 place: start..end,
+                from: 0,
             }
         });
+        let in_order = !self.oob_writes && !self.compress;
+        let order = in_order.then(|| Order::new(max_writes(target.spec.cache)));
         let (sparse_bytes, limits) = (self.sparse_bytes()?, target.node.limits());
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::COMPRESSED, self.compress);
@@ -246,7 +264,7 @@ impl Convert {
             false => 1,
         };
         let zero_unit = 1 << sparse_bytes.clamp(SECTOR_BYTES, MAX_ZERO_UNIT).ilog2();
-        let is_new = !self.no_create && self.backing.is_none();
+        let is_new = !self.no_create && !has_backing;
         let target = Target {
             is_zero: (is_new && is_zero_when_new(&target.node)) || self.target_is_zero,
             options: target.options.clone(),
@@ -262,7 +280,7 @@ impl Convert {
             parts,
             target,
             queue: Queue::new(self.pieces()?, max, tool.interrupt.clone()),
-            order: (!self.oob_writes && !self.compress).then(Order::new),
+            order,
             rate: rate.map(Rate::new),
             salvage: self.salvage.then_some(Quiet(self.quiet)),
             progress: Arc::clone(progress),

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use coblk::qapi::from_keyval;
 use serde_json::{Map, Value, json};
 
-use super::Tool;
 use super::options::Objects;
+use super::{Tool, option_help};
 use crate::failure::Failure;
 use crate::image::{ImageSpec, path_of};
 use crate::output::say;
@@ -22,7 +22,7 @@ pub(crate) struct Create {
     /// The format; raw without this
     #[arg(short = 'f', long, value_name = "FORMAT", default_value = "raw")]
     format: String,
-    /// Options of the format, such as cluster_size=2M,lazy_refcounts=on
+    /// Options of the format, such as cluster_size=2M,lazy_refcounts=on; help: all of them are told
     #[arg(short = 'o', long, value_name = "OPTIONS")]
     options: Vec<OsString>,
     /// The backing file
@@ -37,17 +37,23 @@ pub(crate) struct Create {
     #[command(flatten)]
     pub(crate) objects: Objects,
     /// The image; what is there is lost
-    filename: OsString,
+    filename: Option<OsString>,
     /// Its size in bytes, or with a unit; that of the backing file without this
     size: Option<String>,
 }
 
 impl Create {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
+        if option_help::is_asked(&self.options) {
+            return option_help::show_create(tool, &self.format, self.filename.as_deref());
+        }
+        let Some(filename) = &self.filename else {
+            return Err(Failure::usage("Expecting image file name"));
+        };
         let bytes = self.size.as_deref().map(|text| size::parse("image size", text)).transpose()?;
         let new = NewImage {
             format: &self.format,
-            name: &self.filename,
+            name: filename,
             bytes,
             backing: self.backing.as_ref(),
             backing_format: self.backing_format.as_deref(),
@@ -100,6 +106,8 @@ pub(crate) struct Complete<'a> {
     options: CreateOptions,
 }
 
+/// Lengths of images are whole sectors.
+const SECTOR_BYTES: u64 = 512;
 /// The option that names a file for the data, which is made, too.
 const DATA_FILE: &str = "data-file";
 /// Options that are on or off.
@@ -190,7 +198,8 @@ impl Complete<'_> {
         );
         for (name, value) in &self.options {
             let _ = match value {
-                Value::String(text) => write!(line, " {name}={text}"),
+                // As it would be read again.
+                Value::String(text) => write!(line, " {name}={}", text.replace(',', ",,")),
                 value => write!(line, " {name}={value}"),
             };
         }
@@ -201,7 +210,9 @@ impl Complete<'_> {
     ///
     /// # Errors
     /// Why not.
-    fn co_make(self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
+    fn co_make(mut self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
+        let whole = self.bytes.checked_next_multiple_of(SECTOR_BYTES);
+        self.bytes = whole.unwrap_or(self.bytes);
         let path = path_of(self.name)?;
         let name = self.name.display().to_string();
         let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{name}: {error}"));

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 
 use serde_json::{Map, Value, json};
 
-use super::Tool;
 use super::create::{create_options, typed};
 use super::options::Named;
+use super::{Tool, source_snapshot};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::size;
@@ -37,9 +37,6 @@ pub(crate) struct Measure {
 
 impl Measure {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
-        if self.snapshot.is_some() {
-            return Err(Failure::new("Reading an internal snapshot is not supported"));
-        }
         let mut options = typed(create_options(&self.options)?)?;
         options.insert("driver".to_owned(), json!(self.target_format));
         let measured = match (&self.filename, &self.size) {
@@ -48,6 +45,11 @@ impl Measure {
             }
             (None, None) if !options.contains_key("size") => {
                 return Err(Failure::new("Either --size N or one filename must be specified."));
+            }
+            (None, _) if self.snapshot.is_some() => {
+                return Err(Failure::new(
+                    "A snapshot is that of an image: its filename is missing",
+                ));
             }
             (None, size) => {
                 if let Some(text) = size {
@@ -67,7 +69,8 @@ impl Measure {
         name: &OsString,
         options: Map<String, Value>,
     ) -> Result<(), Failure> {
-        let image = tool.images.co_open(tool.co, &self.named.spec(name))?;
+        let spec = self.named.spec(name);
+        let image = source_snapshot::co_open(tool, &spec, self.snapshot.as_deref())?;
         let drivers = tool.images.blockdevs().drivers();
         let measured = drivers.co_measure(tool.co, options, Some(&image.backend));
         self.show(measured.map_err(Failure::new)?)

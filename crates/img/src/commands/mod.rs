@@ -2,20 +2,24 @@
 
 pub(crate) mod amend;
 pub(crate) mod bench;
+pub(crate) mod bitmap;
 pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod dd;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod objects;
+mod option_help;
 mod options;
 pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_list;
+mod source_snapshot;
 
 use std::ffi::OsStr;
 use std::path::Path;

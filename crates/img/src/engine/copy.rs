@@ -10,11 +10,13 @@ use coblk::{
     AlignedBuffer, BackendOptions, BlockBackend, BlockNode, Co, IoVector, WriteFlags, ZeroFlags,
 };
 
+use super::crew::Crew;
 use super::order::Order;
 use super::queue::{Piece, Queue};
 use super::rate::Rate;
 use super::walk::{Part, Walk};
 use crate::failure::{Failure, words};
+use crate::image::Cache;
 use crate::progress::Progress;
 
 /// What a run is copied as.
@@ -34,6 +36,12 @@ const MAX_ZERO_BYTES: u64 = 1 << 30;
 const MEMORY_ALIGNMENT: usize = 4096;
 /// What is read at once where a longer read has failed.
 const SALVAGE_BYTES: u64 = 512;
+
+/// Writes that run at a time. The kernel makes one at a time to the page cache of a file; a disk is faster with
+/// several.
+pub(crate) fn max_writes(cache: Cache) -> usize {
+    if cache.direct { 8 } else { 1 }
+}
 
 /// Most bytes of a piece, where zeroes are data, too.
 pub(crate) fn max_bytes_of_data(_: Kind) -> u64 {
@@ -110,16 +118,22 @@ impl Copy {
         self.parts.last().map_or(0, |part| part.place.end)
     }
 
+    /// Copies all, with so many pieces at a time, on all CPUs.
+    ///
+    /// # Errors
+    /// Why the copy has stopped. What is written is not flushed in any case.
+    pub(crate) fn co_run(self, co: &Co<'_>, pieces: usize) -> Result<(), Failure> {
+        let crew = Crew::new(pieces)?;
+        let (copy, tasks) = (Arc::new(self), pieces.div_ceil(crew.len()));
+        let progress = Arc::clone(&copy.progress);
+        crew.co_run(co, &progress, move |co, number| copy.co_work(co, number, tasks))
+    }
+
     /// The work of one thread of a crew: `tasks` pieces at a time. The thread with number 0 walks, too.
     ///
     /// # Errors
     /// Why the copy has stopped.
-    pub(crate) fn co_work(
-        self: &Arc<Copy>,
-        co: &Co<'_>,
-        number: usize,
-        tasks: usize,
-    ) -> Result<(), Failure> {
+    fn co_work(self: &Arc<Copy>, co: &Co<'_>, number: usize, tasks: usize) -> Result<(), Failure> {
         let hands = Rc::new(self.co_open(co).inspect_err(|error| self.queue.fail(error.clone()))?);
         let pool = TaskPool::<Failure>::new(tasks + 1);
         if number == 0 {
@@ -214,7 +228,7 @@ impl Copy {
             if there.is_empty() {
                 continue;
             }
-            let offset = there.start - part.place.start;
+            let offset = part.offset(there.start);
             let target = &mut target[within(&there, start)];
             let read = source.co_read(co, offset, target);
             match (read, self.salvage) {

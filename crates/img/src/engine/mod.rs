@@ -18,7 +18,9 @@ mod queue;
 mod rate;
 mod walk;
 
-pub(crate) use copy::{Copy, Kind, Quiet, Target, is_zero, max_bytes, max_bytes_of_data};
+pub(crate) use copy::{
+    Copy, Kind, Quiet, Target, is_zero, max_bytes, max_bytes_of_data, max_writes,
+};
 pub(crate) use crew::Crew;
 pub(crate) use order::Order;
 pub(crate) use queue::{Queue, Run};

@@ -1,25 +1,27 @@
-//! [`Order`]: results that are used one after the other, in the order of their numbers.
+//! [`Order`]: results that begin to be used one after the other, in the order of their numbers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Results by their numbers. A worker that has one puts it here, and then uses all that are due, until the
-/// next one is not there, or another worker does so: no worker waits for its turn. Any thread.
+/// next one is not there, or as many as may be are in use by others: no worker waits for its turn. Any thread.
 pub(crate) struct Order<T> {
     state: Mutex<State<T>>,
+    /// Most results in use at a time.
+    max: usize,
 }
 
 struct State<T> {
     next: u64,
     ready: BTreeMap<u64, T>,
-    /// A worker uses the one before the next.
-    is_busy: bool,
+    /// How many are in use.
+    in_use: usize,
 }
 
 impl<T> Order<T> {
-    /// Number 0 is the first.
-    pub(crate) fn new() -> Order<T> {
-        Order { state: State { next: 0, ready: BTreeMap::new(), is_busy: false }.into() }
+    /// Number 0 is the first. At most `max` are in use at a time.
+    pub(crate) fn new(max: usize) -> Order<T> {
+        Order { state: State { next: 0, ready: BTreeMap::new(), in_use: 0 }.into(), max }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -31,22 +33,22 @@ impl<T> Order<T> {
         self.lock().ready.insert(number, result);
     }
 
-    /// Takes the next result, if it is there and no other is in use. [`used`](Self::used) follows.
+    /// Takes the next result, if it is there and may be used now. [`used`](Self::used) follows.
     pub(crate) fn take(&self) -> Option<T> {
         let mut state = self.lock();
-        if state.is_busy {
+        if state.in_use >= self.max {
             return None;
         }
         let next = state.next;
         let result = state.ready.remove(&next)?;
         state.next += 1;
-        state.is_busy = true;
+        state.in_use += 1;
         Some(result)
     }
 
-    /// The result that was taken has been used.
+    /// A result that was taken has been used.
     pub(crate) fn used(&self) {
-        self.lock().is_busy = false;
+        self.lock().in_use -= 1;
     }
 }
 
@@ -56,7 +58,7 @@ mod tests {
 
     #[test]
     fn results_come_one_by_one_in_their_order() {
-        let order = Order::new();
+        let order = Order::new(1);
         order.put(1, 'b');
         assert_eq!(order.take(), None);
         order.put(0, 'a');
@@ -66,5 +68,17 @@ mod tests {
         assert_eq!(order.take(), Some('b'));
         order.used();
         assert_eq!(order.take(), None);
+    }
+
+    #[test]
+    fn some_may_be_in_use_together() {
+        let order = Order::new(2);
+        (0..4).for_each(|number| order.put(number, number));
+        assert_eq!([order.take(), order.take(), order.take()], [Some(0), Some(1), None]);
+        order.used();
+        assert_eq!([order.take(), order.take()], [Some(2), None]);
+        order.used();
+        order.used();
+        assert_eq!(order.take(), Some(3));
     }
 }

@@ -25,6 +25,15 @@ pub(crate) struct Part {
     pub(crate) base: Option<Arc<BlockNode>>,
     /// Where its bytes are in the whole.
     pub(crate) place: Range<u64>,
+    /// Where they begin in the image.
+    pub(crate) from: u64,
+}
+
+impl Part {
+    /// Where the image has what is at an offset of the whole.
+    pub(crate) fn offset(&self, at: u64) -> u64 {
+        at - self.place.start + self.from
+    }
 }
 
 /// Walks along parts, and gives the runs to a queue. Whole units, but for the last one: a unit of which a part
@@ -55,7 +64,7 @@ impl Walk<'_> {
         let mut at = part.place.start;
         while at < part.place.end {
             let bytes = MAX_ASKED.min(part.place.end - at);
-            let offset = at - part.place.start;
+            let offset = part.offset(at);
             let found = backend.co_status_above(co, part.base.as_deref(), offset, bytes);
             let extent = found.map_err(|error| {
                 let why = words(&error);

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use coblk::drivers::Qcow2Options;
-use coblk::options::{NodeOptions, NodeRefOrNull};
+use coblk::options::{NodeOptions, NodeRef, NodeRefOrNull};
 use coblk::{BackendOptions, BlockBackend, BlockNode, Blockdevs, Co};
 
 use super::Cache;
@@ -52,6 +52,8 @@ pub(crate) struct ImageSpec {
     pub(crate) node_name: Option<String>,
     /// Whether an encrypted image is opened without its key: it tells of itself only.
     pub(crate) metadata_only: bool,
+    /// The id of an internal snapshot that is read instead of the disk.
+    pub(crate) snapshot: Option<String>,
     /// What reads and writes files, by its name in options.
     pub(crate) engine: &'static str,
 }
@@ -81,6 +83,7 @@ impl ImageSpec {
             backing: Backing::OfImage,
             node_name: None,
             metadata_only: false,
+            snapshot: None,
             engine: ENGINE,
         }
     }
@@ -92,6 +95,13 @@ impl ImageSpec {
 
     fn failed(&self, why: impl std::fmt::Display) -> Failure {
         Failure::new(format!("Could not open '{}': {why}", self.label()))
+    }
+
+    fn check_modes(&self) -> Result<(), Failure> {
+        match self.force_share && self.is_writable {
+            true => Err(self.failed("an image that is written is not shared (-U)")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -137,11 +147,37 @@ impl Images {
     /// # Errors
     /// Why not, with its name.
     pub(crate) fn co_open(&self, co: &Co<'_>, spec: &ImageSpec) -> Result<Image, Failure> {
-        if spec.force_share && spec.is_writable {
-            return Err(spec.failed("an image that is written is not shared (-U)"));
+        spec.check_modes()?;
+        let mut options = self.co_options(co, spec)?;
+        if let Some(id) = &spec.snapshot {
+            self.set_snapshot(&mut options, id).map_err(|error| spec.failed(error))?;
         }
-        let options = self.co_options(co, spec)?;
         self.co_open_options(co, options, spec)
+    }
+
+    /// Opens what has the bytes of an image, but not the image: the child `file` of its node, if its format has
+    /// one. With the name of the format.
+    ///
+    /// # Errors
+    /// Why not, with the image's name.
+    pub(crate) fn co_open_file(
+        &self,
+        co: &Co<'_>,
+        spec: &ImageSpec,
+    ) -> Result<(String, Image), Failure> {
+        spec.check_modes()?;
+        let options = self.co_options(co, spec)?;
+        let options = self.blockdevs.drivers().resolve(options);
+        let options = options.map_err(|error| spec.failed(error))?;
+        let format = options.driver.name().to_owned();
+        let options = match options.driver.options::<Qcow2Options>() {
+            Some(Qcow2Options { file: NodeRef::Options(file), .. }) => below_modes(&options, file),
+            Some(Qcow2Options { file: NodeRef::Name(name), .. }) => {
+                return Err(spec.failed(format!("Cannot find node '{name}'")));
+            }
+            None => options,
+        };
+        Ok((format, self.co_open_options(co, options, spec)?))
     }
 
     fn co_open_options(
@@ -264,6 +300,17 @@ impl Images {
         NodeOptions::from_keyval(text).map_err(|error| spec.failed(error))
     }
 
+    /// Has a snapshot read, of an image whose format has any.
+    fn set_snapshot(&self, options: &mut NodeOptions, id: &str) -> Result<(), coblk::qapi::Error> {
+        *options = self.blockdevs.drivers().resolve(options.clone())?;
+        if let Some(own) = options.driver.options::<Qcow2Options>() {
+            let mut own = own.clone();
+            own.snapshot = Some(id.to_owned());
+            options.driver = own.into();
+        }
+        Ok(())
+    }
+
     /// Finds the format of the bytes of a node.
     fn co_probe(
         &self,
@@ -290,6 +337,16 @@ impl Images {
             }
         }
     }
+}
+
+/// The options of a child, with the modes that it has from its parent.
+fn below_modes(parent: &NodeOptions, child: &NodeOptions) -> NodeOptions {
+    let mut child = child.clone();
+    child.read_only = child.read_only.or(parent.read_only);
+    child.force_share = child.force_share.or(parent.force_share);
+    child.cache_direct = child.cache_direct.or(parent.cache_direct);
+    child.cache_no_flush = child.cache_no_flush.or(parent.cache_no_flush);
+    child
 }
 
 /// Adds the modes of the command line, where the options do not say.

@@ -103,6 +103,18 @@ impl Place {
         fs::read(self.path(name)).unwrap()
     }
 
+    /// Writes bytes over a place of an image.
+    pub fn patch(&self, image: &str, at: usize, bytes: &[u8]) {
+        let file = fs::OpenOptions::new().write(true).open(self.path(image)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, at as u64).unwrap();
+    }
+
+    /// The offset that an entry of a table has, or a field of the header.
+    pub fn word(&self, image: &str, at: usize) -> usize {
+        let bytes = self.read(image)[at..at + 8].try_into().unwrap();
+        u64::from_be_bytes(bytes) as usize & 0x00ff_ffff_ffff_fe00
+    }
+
     /// A raw image with random data in some places, and holes in others.
     pub fn raw(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);

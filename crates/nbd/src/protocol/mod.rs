@@ -89,9 +89,13 @@ pub const REPLY_TYPE_ERROR: u16 = 0x8001;
 pub const STATE_HOLE: u64 = 1;
 pub const STATE_ZERO: u64 = 2;
 
-/// The one metadata context that there is, and its number.
+pub const STATE_DIRTY: u64 = 1;
+
+/// Metadata contexts: what is allocated, in which layer, and the beginning of those of dirty bitmaps, before
+/// their names.
 pub const BASE_ALLOCATION: &str = "base:allocation";
-pub const BASE_ALLOCATION_ID: u32 = 0;
+pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
 /// Longest string: names of exports, descriptions, queries.
 pub const MAX_STRING: usize = 4096;

@@ -1,8 +1,9 @@
 //! [`NbdExport`]: what clients find under a name.
 
 use std::fmt;
+use std::sync::Arc;
 
-use coblk_block::BlockBackend;
+use coblk_block::{BlockBackend, DirtyBitmap};
 
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
 #[derive(Clone)]
@@ -12,6 +13,9 @@ pub struct NbdExport {
     pub(crate) backend: BlockBackend,
     pub(crate) read_only: bool,
     pub(crate) write_through: bool,
+    pub(crate) allocation_depth: bool,
+    /// Those that clients may look at, by their names when they were given.
+    pub(crate) bitmaps: Vec<(String, Arc<DirtyBitmap>)>,
 }
 
 impl fmt::Debug for NbdExport {
@@ -28,7 +32,15 @@ impl NbdExport {
     /// `backend` under `name`, which may be empty: the default, for clients that name none.
     pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
         let read_only = backend.is_read_only();
-        NbdExport { name: name.into(), description: None, backend, read_only, write_through: false }
+        NbdExport {
+            name: name.into(),
+            description: None,
+            backend,
+            read_only,
+            write_through: false,
+            allocation_depth: false,
+            bitmaps: Vec::new(),
+        }
     }
 
     /// A text for people, up to 4096 bytes.
@@ -49,6 +61,21 @@ impl NbdExport {
     #[must_use]
     pub fn write_through(self, write_through: bool) -> NbdExport {
         NbdExport { write_through, ..self }
+    }
+
+    /// Tells clients that ask, in the metadata context `qemu:allocation-depth`, which layer of a chain of
+    /// images has the data.
+    #[must_use]
+    pub fn allocation_depth(self, allocation_depth: bool) -> NbdExport {
+        NbdExport { allocation_depth, ..self }
+    }
+
+    /// Tells clients that ask, in the metadata context `qemu:dirty-bitmap:NAME`, what is dirty in one more
+    /// bitmap. The caller keeps [hold of it](coblk_block::DirtyBitmap::acquire) while there is the export.
+    #[must_use]
+    pub fn bitmap(mut self, bitmap: &Arc<DirtyBitmap>) -> NbdExport {
+        self.bitmaps.push((bitmap.name().unwrap_or_default(), Arc::clone(bitmap)));
+        self
     }
 }
 

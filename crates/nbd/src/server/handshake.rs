@@ -10,6 +10,7 @@ use crate::protocol::option::{self, GoOption, MetaOption, Refusal};
 use crate::protocol::reply::Style;
 use crate::protocol::*;
 use crate::server::client::Client;
+use crate::server::contexts::{self, Context};
 use crate::server::export::NbdExport;
 use crate::server::message::Message;
 use crate::server::receiver::{CAPACITY, Receiver};
@@ -37,7 +38,7 @@ pub fn negotiate(
         fixed: flags & u32::from(FLAG_FIXED_NEWSTYLE) != 0,
         no_zeroes: flags & u32::from(FLAG_NO_ZEROES) != 0,
         style: Style::Simple,
-        context_of: None,
+        contexts: None,
     };
     loop {
         client.link.give_way(co);
@@ -87,8 +88,8 @@ struct Negotiation<'a> {
     fixed: bool,
     no_zeroes: bool,
     style: Style,
-    /// The export for which the client has chosen the metadata context.
-    context_of: Option<String>,
+    /// The export for which the client has chosen metadata contexts, and these.
+    contexts: Option<(Rc<NbdExport>, Rc<[Context]>)>,
 }
 
 impl Negotiation<'_> {
@@ -171,7 +172,7 @@ impl Negotiation<'_> {
     /// What was agreed on in the clear does not count.
     fn forget(&mut self) {
         self.style = Style::Simple;
-        self.context_of = None;
+        self.contexts = None;
     }
 
     /// The old way to choose an export, without a way to say that there is none.
@@ -252,40 +253,45 @@ impl Negotiation<'_> {
         let sets = kind == OPT_SET_META_CONTEXT;
         if sets {
             // Whatever comes of it, what was chosen before is not any more.
-            self.context_of = None;
+            self.contexts = None;
         }
         if self.style < Style::Structured {
             return Err("structured replies were not negotiated");
         }
         let asked = MetaOption::parse(data)?;
-        if self.client.exports.get(asked.name).is_none() {
+        let Some(export) = self.client.exports.get(asked.name) else {
             self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
             return Ok(());
-        }
-        let found = asked.queries().any(|query| {
-            query == BASE_ALLOCATION || (!sets && query == "base:") //
+        };
+        let mut found = Context::of(&export);
+        let lists_all = !sets && asked.is_empty();
+        found.retain(|(_, name)| {
+            lists_all || asked.queries().any(|query| contexts::is_meant(name, query, !sets))
         });
-        if found || (!sets && asked.is_empty()) {
-            let mut context = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
-            context.extend_from_slice(BASE_ALLOCATION.as_bytes());
-            self.reply(kind, REP_META_CONTEXT, &context);
-            if sets {
-                self.context_of = Some(asked.name.to_owned());
-            }
+        for (context, name) in &found {
+            let mut data = context.id().to_be_bytes().to_vec();
+            data.extend_from_slice(name.as_bytes());
+            self.reply(kind, REP_META_CONTEXT, &data);
+        }
+        if sets {
+            self.contexts = Some((export, found.into_iter().map(|(context, _)| context).collect()));
         }
         self.reply(kind, REP_ACK, &[]);
         Ok(())
     }
 
     fn session(&self, export: Rc<NbdExport>) -> Result<Session, Refusal> {
+        // An export of the same name may be another one by now.
+        let chosen = self.contexts.as_ref().filter(|(of, _)| Rc::ptr_eq(of, &export));
+        let contexts = chosen.map_or_else(Rc::default, |(_, contexts)| Rc::clone(contexts));
         let rules = Rules {
             size: export.backend.length().map_err(|_| "the export has no medium")?,
             read_only: export.read_only,
             structured: self.style >= Style::Structured,
             extended: self.style == Style::Extended,
-            contexts: self.context_of.as_ref() == Some(&export.name),
+            contexts: !contexts.is_empty(),
         };
-        Ok(Session { export, style: self.style, rules })
+        Ok(Session { export, style: self.style, contexts, rules })
     }
 
     /// From here on the client uses the export.

@@ -101,14 +101,14 @@ impl Message {
         Self::chunk(style, request, &chunk, Payload::None)
     }
 
-    /// The state of a range, as `status.rs` has written it.
-    pub fn block_status(style: Style, request: &Request, extents: Buffer) -> Message {
+    /// The state of a range in one context, as `status.rs` has written it.
+    pub fn block_status(style: Style, request: &Request, extents: Vec<u8>, last: bool) -> Message {
         let kind = match style {
             Style::Extended => REPLY_TYPE_BLOCK_STATUS_EXT,
             Style::Simple | Style::Structured => REPLY_TYPE_BLOCK_STATUS,
         };
-        let chunk = Chunk { kind, last: true, body: &[], len: extents.len() as u64 };
-        Self::chunk(style, request, &chunk, Payload::Buffer(extents))
+        let chunk = Chunk { kind, last, body: &[], len: extents.len() as u64 };
+        Self::chunk(style, request, &chunk, Payload::Bytes(extents))
     }
 
     pub fn parts(&self) -> [&[u8]; 2] {

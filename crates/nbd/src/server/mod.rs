@@ -1,6 +1,7 @@
 //! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
 
 mod client;
+mod contexts;
 pub mod export;
 mod exports;
 mod handshake;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
+use crate::server::contexts::Context;
 use crate::server::export::NbdExport;
 
 /// What was agreed on with a client.
@@ -12,6 +13,8 @@ use crate::server::export::NbdExport;
 pub struct Session {
     pub export: Rc<NbdExport>,
     pub style: Style,
+    /// The metadata contexts that the client has chosen, by their numbers.
+    pub contexts: Rc<[Context]>,
     pub rules: Rules,
 }
 
@@ -24,7 +27,7 @@ pub struct Rules {
     /// Whether the client may ask for one chunk only: it negotiated structured replies.
     pub structured: bool,
     pub extended: bool,
-    /// Whether the client has chosen the metadata context.
+    /// Whether the client has chosen metadata contexts.
     pub contexts: bool,
 }
 

@@ -6,11 +6,9 @@ use std::rc::Rc;
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
 
-use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::client::Client;
-use crate::server::export::NbdExport;
 use crate::server::memory::Buffer;
 use crate::server::message::Message;
 use crate::server::rules::Session;
@@ -26,13 +24,12 @@ pub fn start(
     buffer: Option<Buffer>,
 ) {
     let client = Rc::clone(client);
-    let export = Rc::clone(&session.export);
-    let style = session.style;
+    let (session, style) = (session.clone(), session.style);
     if co.context().ensure_stack().is_err() {
         return client.link.answer(Message::error(style, &request, libc::ENOMEM));
     }
     co.context().spawn("nbd_request", move |co| {
-        let done = co.catch_unwind(|| execute(co, &client, &export, style, &request, buffer));
+        let done = co.catch_unwind(|| execute(co, &client, &session, &request, buffer));
         let errno = match done {
             Ok(Ok(message)) => return client.link.answer(message),
             Ok(Err(error)) => error.raw_os_error().unwrap_or(libc::EIO),
@@ -46,12 +43,12 @@ pub fn start(
 fn execute(
     co: &Co<'_>,
     client: &Rc<Client>,
-    export: &NbdExport,
-    style: Style,
+    session: &Session,
     request: &Request,
     buffer: Option<Buffer>,
 ) -> io::Result<Message> {
     let Request { offset, length, .. } = *request;
+    let (export, style) = (&session.export, session.style);
     let backend = &export.backend;
     let fua = request.has(CMD_FLAG_FUA) || export.write_through;
     match (request.command, buffer) {
@@ -83,7 +80,7 @@ fn execute(
         (CMD_CACHE, Some(mut piece)) => {
             co.while_wanted(&client.link.wanted, || read_ahead(co, backend, request, &mut piece))?;
         }
-        (CMD_BLOCK_STATUS, _) => return status::reply(co, client, backend, style, request),
+        (CMD_BLOCK_STATUS, _) => return status::reply(co, client, session, request),
         _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
     }
     Ok(Message::success(style, request))

@@ -4,97 +4,221 @@ use std::io;
 use std::rc::Rc;
 
 use coblk_aio::Co;
-use coblk_block::BlockBackend;
+use coblk_block::{BlockBackend, DirtyBits};
 
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::client::Client;
-use crate::server::memory::{Buffer, SMALL};
+use crate::server::contexts::Context;
+use crate::server::memory::SMALL;
 use crate::server::message::Message;
+use crate::server::rules::Session;
 
-/// Parts of a range that one reply tells of; a client asks again for the rest.
-const MAX_EXTENTS: u32 = ((SMALL - 8) / 16) as u32;
+/// Bytes of an extent.
+const EXTENT: usize = 16;
+/// Bytes before the first extent, at most.
+const HEAD: usize = 8;
 
-/// Tells of at least the beginning of the range; neighbours of one kind are joined.
+/// Tells of at least the beginning of the range, in each context that the client has chosen; neighbours of
+/// one kind are joined. A client asks again for the rest. Sends all but the last chunk, and returns that.
 pub fn reply(
     co: &Co<'_>,
     client: &Rc<Client>,
-    backend: &BlockBackend,
-    style: Style,
+    session: &Session,
     request: &Request,
 ) -> io::Result<Message> {
-    let most = if request.has(CMD_FLAG_REQ_ONE) { 1 } else { MAX_EXTENTS };
-    // One extent takes no more than the smallest buffer.
-    let room = if most == 1 { 24 } else { SMALL };
-    let mut list = Extents::new(style, client.memory.uncounted(&client.share, room)?);
-    let (mut at, end) = (request.offset, request.offset + request.length);
-    let mut run: Option<(u64, u64)> = None;
-    while at < end {
-        let status = backend.co_block_status(co, at, end - at)?;
-        let hole = if status.data { 0 } else { STATE_HOLE };
-        let state = hole | if status.zero { STATE_ZERO } else { 0 };
-        at += status.bytes;
-        run = match run {
-            Some((bytes, last)) if last == state => Some((bytes + status.bytes, state)),
-            Some((bytes, last)) => {
-                list.push(bytes, last);
-                if list.count == most {
-                    return Ok(list.message(request));
-                }
-                Some((status.bytes, state))
+    let export = &session.export;
+    // All chunks of a reply take no more than one small buffer, but for one extent each.
+    let room = (SMALL / session.contexts.len().max(1)).saturating_sub(HEAD) / EXTENT;
+    let most = if request.has(CMD_FLAG_REQ_ONE) { 1 } else { room.max(1) };
+    let mut sent: Option<Message> = None;
+    for (index, context) in session.contexts.iter().enumerate() {
+        if let Some(message) = sent.take() {
+            client.link.post(message);
+        }
+        let mut list = Extents::new(session.style, context.id(), most)?;
+        match context {
+            Context::Allocation => allocation(co, &export.backend, request, &mut list)?,
+            Context::Depth => depth(co, &export.backend, request, &mut list)?,
+            Context::Bitmap(place) => {
+                let bitmap = export.bitmaps.get(*place as usize);
+                let (_, bitmap) = bitmap.ok_or(io::ErrorKind::NotFound)?;
+                dirty(bitmap.bits(), request, &mut list);
             }
-            None => Some((status.bytes, state)),
-        };
+        }
+        let last = index + 1 == session.contexts.len();
+        sent = Some(list.message(request, last));
     }
-    if let Some((bytes, state)) = run {
-        list.push(bytes, state);
+    sent.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// What is data, and what reads as zeroes.
+fn allocation(
+    co: &Co<'_>,
+    backend: &BlockBackend,
+    request: &Request,
+    list: &mut Extents,
+) -> io::Result<()> {
+    each_part(request, list, |at, bytes| {
+        let status = backend.co_block_status(co, at, bytes)?;
+        let hole = if status.data { 0 } else { STATE_HOLE };
+        Ok((status.bytes, hole | if status.zero { STATE_ZERO } else { 0 }))
+    })
+}
+
+/// Which layer has the data, counted from 1; 0 if none has.
+fn depth(
+    co: &Co<'_>,
+    backend: &BlockBackend,
+    request: &Request,
+    list: &mut Extents,
+) -> io::Result<()> {
+    each_part(request, list, |at, bytes| {
+        let found = backend.co_status_above(co, None, at, bytes)?;
+        Ok((found.extent.bytes, if found.extent.allocated { found.depth as u64 } else { 0 }))
+    })
+}
+
+fn each_part(
+    request: &Request,
+    list: &mut Extents,
+    mut state: impl FnMut(u64, u64) -> io::Result<(u64, u64)>,
+) -> io::Result<()> {
+    let (mut at, end) = (request.offset, request.offset + request.length);
+    while at < end && !list.is_full() {
+        let (bytes, state) = state(at, end - at)?;
+        // A node that has become shorter.
+        if bytes == 0 {
+            break;
+        }
+        list.add(bytes, state);
+        at += bytes;
     }
-    Ok(list.message(request))
+    if at == request.offset { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+}
+
+/// What is dirty.
+fn dirty(bits: &DirtyBits, request: &Request, list: &mut Extents) {
+    let (mut at, end) = (request.offset, request.offset + request.length);
+    while at < end && !list.is_full() {
+        match bits.next_dirty_range(at..end) {
+            Some(dirty) => {
+                list.add(dirty.start - at, 0);
+                list.add(dirty.end - dirty.start, STATE_DIRTY);
+                at = dirty.end;
+            }
+            None => {
+                list.add(end - at, 0);
+                at = end;
+            }
+        }
+    }
 }
 
 /// Lengths and states behind the number of the context.
 struct Extents {
     style: Style,
-    buffer: Buffer,
-    /// Bytes written.
-    len: usize,
-    count: u32,
+    bytes: Vec<u8>,
+    count: usize,
+    most: usize,
+    /// The last, which may become longer.
+    run: Option<(u64, u64)>,
 }
 
 impl Extents {
-    fn new(style: Style, buffer: Buffer) -> Extents {
-        let mut extents = Extents { style, buffer, len: 0, count: 0 };
-        extents.put(&BASE_ALLOCATION_ID.to_be_bytes());
+    /// Room for so many.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    fn new(style: Style, context: u32, most: usize) -> io::Result<Extents> {
+        let mut bytes = Vec::new();
+        let reserved = bytes.try_reserve_exact(HEAD + most.min(SMALL / EXTENT) * EXTENT);
+        reserved.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        bytes.extend(context.to_be_bytes());
         if style == Style::Extended {
             // Their number, when it is known.
-            extents.put(&[0; 4]);
+            bytes.extend([0; 4]);
         }
-        extents
+        Ok(Extents { style, bytes, count: 0, most, run: None })
     }
 
-    fn push(&mut self, bytes: u64, state: u64) {
+    /// Nothing is added any more.
+    fn is_full(&self) -> bool {
+        self.count == self.most
+    }
+
+    fn add(&mut self, more: u64, state: u64) {
+        if more == 0 || self.is_full() {
+            return;
+        }
+        match &mut self.run {
+            Some((bytes, last)) if *last == state => *bytes += more,
+            _ => {
+                self.end_run();
+                if !self.is_full() {
+                    self.run = Some((more, state));
+                }
+            }
+        }
+    }
+
+    fn end_run(&mut self) {
+        let Some((bytes, state)) = self.run.take() else { return };
         self.count += 1;
         if self.style == Style::Extended {
-            self.put(&bytes.to_be_bytes());
-            self.put(&state.to_be_bytes());
+            self.bytes.extend(bytes.to_be_bytes());
+            self.bytes.extend(state.to_be_bytes());
         } else {
             // The request was 32 bits long, and so are its parts.
-            self.put(&(bytes as u32).to_be_bytes());
-            self.put(&(state as u32).to_be_bytes());
+            self.bytes.extend((bytes as u32).to_be_bytes());
+            self.bytes.extend((state as u32).to_be_bytes());
         }
     }
 
-    fn message(mut self, request: &Request) -> Message {
+    fn message(mut self, request: &Request, last: bool) -> Message {
+        self.end_run();
         if self.style == Style::Extended {
-            self.buffer[4..8].copy_from_slice(&self.count.to_be_bytes());
+            self.bytes[4..8].copy_from_slice(&(self.count as u32).to_be_bytes());
         }
-        self.buffer.truncate(self.len);
-        Message::block_status(self.style, request, self.buffer)
+        Message::block_status(self.style, request, self.bytes, last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extents(style: Style, most: usize, parts: &[(u64, u64)]) -> (usize, Vec<u8>) {
+        let mut list = Extents::new(style, 7, most).unwrap();
+        parts.iter().for_each(|(bytes, state)| list.add(*bytes, *state));
+        list.end_run();
+        (list.count, list.bytes)
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        self.buffer[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
+    #[test]
+    fn j120_neighbours_of_one_kind_are_one_extent() {
+        let parts = [(512, 1), (512, 1), (0, 0), (512, 1), (1024, 0), (512, 1)];
+        let (count, bytes) = extents(Style::Structured, 10, &parts);
+        assert_eq!((count, bytes.len()), (3, 4 + 3 * 8));
+        assert_eq!(bytes[4..12], [0, 0, 6, 0, 0, 0, 0, 1]);
+        let (count, bytes) = extents(Style::Extended, 2, &parts);
+        assert_eq!((count, bytes.len()), (2, 8 + 2 * 16));
+        assert_eq!(extents(Style::Structured, 1, &parts).0, 1);
+    }
+
+    #[test]
+    fn j120_what_is_dirty_ends_with_the_request() {
+        let bits = DirtyBits::new(1 << 20, 4096).unwrap();
+        bits.mark(8192..16384);
+        let request = Request { flags: 0, command: 7, cookie: 1, offset: 10000, length: 10000 };
+        let mut list = Extents::new(Style::Structured, 2, 100).unwrap();
+        dirty(&bits, &request, &mut list);
+        list.end_run();
+        let words: Vec<u32> = list.bytes[4..]
+            .chunks(4)
+            .map(|word| u32::from_be_bytes(word.try_into().unwrap()))
+            .collect();
+        assert_eq!(words, [6384, 1, 3616, 0]);
     }
 }

@@ -10,6 +10,7 @@ use serde::de::{
 };
 
 use super::{Member, Schema, Shape};
+use crate::alternate::WORD_OR_OBJECT;
 use crate::error::Error;
 use crate::path::PATH;
 use crate::types::{DEFERRED, ONLY_OFF, ONLY_ON, SIZE};
@@ -146,6 +147,14 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
                 *self.out = Schema::Builtin("bool");
                 visitor.visit_newtype_struct((name == ONLY_ON).into_deserializer())
             }
+            WORD_OR_OBJECT => {
+                let name = (&visitor as &dyn Expected).to_string();
+                let mut choices = [NOTHING; 2];
+                let both = Choices { run: self.run, path: self.path, left: choices.iter_mut() };
+                let value = visitor.visit_seq(both);
+                *self.out = Schema::Alternate(name, choices.into());
+                value
+            }
             _ => visitor.visit_newtype_struct(self),
         }
     }
@@ -200,6 +209,22 @@ impl<'de> SeqAccess<'de> for OneItem<'_> {
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
         let Some(out) = self.out.take() else { return Ok(None) };
+        seed.deserialize(Recorder { run: self.run, path: self.path.clone(), out }).map(Some)
+    }
+}
+
+/// What a value can be, one after the other.
+struct Choices<'a> {
+    run: &'a Run,
+    path: String,
+    left: std::slice::IterMut<'a, Schema>,
+}
+
+impl<'de> SeqAccess<'de> for Choices<'_> {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        let Some(out) = self.left.next() else { return Ok(None) };
         seed.deserialize(Recorder { run: self.run, path: self.path.clone(), out }).map(Some)
     }
 }

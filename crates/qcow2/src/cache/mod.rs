@@ -9,17 +9,21 @@
 //! A miss waits for its own slice alone ([`Load`]): one coroutine reads it, and others that want it wait for
 //! that, in whatever context they are. A read that fails leaves nothing, and the next that waits tries again.
 //!
-//! Memory: the slots at once, 64 bytes each, and the words of a slot when it is filled first.
+//! Memory: addresses for as many slots as the cache may ever have are reserved, and memory is taken where a slot is
+//! filled. It is given back by slots that were [not used](SliceCache::clean) for a while, and when the cache gets
+//! [another size](SliceCache::resize).
 
 mod owed;
 mod slot;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use coblk_aio::sys::LazyWords;
 
 pub(crate) use owed::{Full, Owed};
-use slot::{NONE, Slot};
+use slot::{HEAD_WORDS, Head, NONE, Slot};
 
 use crate::layout::SECTOR_BYTES;
 use crate::loading::{Load, Loading};
@@ -28,16 +32,40 @@ use crate::loading::{Load, Loading};
 const WAYS: usize = 8;
 /// Parts of a slice that are written each for itself, at most: one bit each.
 const MAX_UNITS: u64 = 64;
+/// Slots that are looked at together for slices that were not used: for so long requests wait for the lock.
+const CLEANED: usize = 256;
 
 pub(crate) struct SliceCache {
-    slots: Box<[Slot]>,
-    ways: usize,
-    sets: u64,
+    heads: LazyWords,
+    words: LazyWords,
+    /// Slots of a set, and how many sets there are. They change while the node is drained.
+    ways: AtomicUsize,
+    sets: AtomicU64,
     slice_bytes: u64,
     /// Bytes of a slice that are written together.
     unit_bytes: u64,
     /// Slices that are being read.
     loading: Loading,
+}
+
+/// How many slots a cache has, and how they are grouped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    ways: usize,
+    sets: u64,
+}
+
+impl Shape {
+    /// That of a cache of `bytes` bytes, at least of two slices.
+    fn new(bytes: u64, slice_bytes: u64) -> Shape {
+        let wanted = usize::try_from(bytes / slice_bytes).unwrap_or(usize::MAX).max(2);
+        let ways = wanted.min(WAYS);
+        Shape { ways, sets: (wanted / ways) as u64 }
+    }
+
+    fn slots(self) -> usize {
+        self.sets as usize * self.ways
+    }
 }
 
 /// Changed words of a slice, as they are to be in the file.
@@ -49,32 +77,89 @@ pub(crate) struct DirtyRange {
 }
 
 impl SliceCache {
-    /// A cache of `bytes` bytes, at least of two slices, of a file that is written in blocks of `block` bytes.
+    /// A cache of `bytes` bytes, at least of two slices, of a file that is written in blocks of `block` bytes. It
+    /// may become as large as `most_bytes`.
     ///
     /// # Errors
-    /// If there is no memory for its slots.
-    pub(crate) fn new(bytes: u64, slice_bytes: u64, block: u64) -> io::Result<SliceCache> {
-        let wanted = usize::try_from(bytes / slice_bytes).unwrap_or(usize::MAX).max(2);
-        let ways = wanted.min(WAYS);
-        let count = wanted - wanted % ways;
-        let mut slots = Vec::new();
-        let no_memory = |_| io::Error::from(io::ErrorKind::OutOfMemory);
-        slots.try_reserve_exact(count).map_err(no_memory)?;
-        slots.extend((0..count).map(|_| Slot::new()));
+    /// If there are no addresses for its slots.
+    pub(crate) fn new(
+        (bytes, most_bytes): (u64, u64),
+        slice_bytes: u64,
+        block: u64,
+    ) -> io::Result<SliceCache> {
+        let shape = Shape::new(bytes, slice_bytes);
+        let most = Shape::new(bytes.max(most_bytes), slice_bytes).slots();
+        let words = (slice_bytes / 8) as usize;
         let unit = block.max(SECTOR_BYTES as u64).max(slice_bytes / MAX_UNITS);
         Ok(SliceCache {
-            slots: slots.into_boxed_slice(),
-            ways,
-            sets: (count / ways) as u64,
+            heads: LazyWords::new(most.saturating_mul(HEAD_WORDS))?,
+            words: LazyWords::new(most.saturating_mul(words))?,
+            ways: shape.ways.into(),
+            sets: shape.sets.into(),
             slice_bytes,
             unit_bytes: unit.min(slice_bytes),
             loading: Loading::default(),
         })
     }
 
+    fn shape(&self) -> Shape {
+        let (ways, sets) = (self.ways.load(Ordering::Relaxed), self.sets.load(Ordering::Relaxed));
+        Shape { ways, sets }
+    }
+
     /// What its slots owe: nothing yet.
     pub(crate) fn owed(&self) -> Owed {
-        Owed::new(self.slots.len(), self.ways)
+        let shape = self.shape();
+        Owed::new(shape.slots(), shape.ways)
+    }
+
+    /// Bytes of all slots.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape().slots() as u64 * self.slice_bytes
+    }
+
+    /// Becomes a cache of `bytes` bytes, as far as addresses were reserved, and gives all of its memory back: it
+    /// is empty then. Nothing changes if it has this size, or if slots owe something. Under the lock of the state,
+    /// while the node is drained: no look is in flight.
+    pub(crate) fn resize(&self, owed: &mut Owed, bytes: u64) {
+        let most = (self.heads.len() / HEAD_WORDS) as u64 * self.slice_bytes;
+        let shape = Shape::new(bytes.min(most), self.slice_bytes);
+        if shape == self.shape() || !owed.is_free_of_all() {
+            return;
+        }
+        self.heads.give_back(0..self.heads.len());
+        self.words.give_back(0..self.words.len());
+        self.ways.store(shape.ways, Ordering::Relaxed);
+        self.sets.store(shape.sets, Ordering::Relaxed);
+        *owed = self.owed();
+    }
+
+    /// Forgets slices that were not used since the last time, among some slots from `first` on, and gives their
+    /// memory back. Under the lock of the state. Returns which slots come next, if there are more, and whether
+    /// one of these keeps a slice.
+    pub(crate) fn clean(&self, owed: &Owed, first: usize) -> (Option<usize>, bool) {
+        let end = self.shape().slots().min(first + CLEANED);
+        let words = (self.slice_bytes / 8) as usize;
+        let (mut keeps, mut given) = (false, first..first);
+        for index in first..end {
+            let head = self.head(index);
+            if head.slice() == NONE {
+                continue;
+            }
+            if !owed.is_free(index) || head.take_used() {
+                keeps = true;
+                continue;
+            }
+            head.clear();
+            // Neighbours go together.
+            if given.end != index {
+                self.words.give_back(given.start * words..given.end * words);
+                given.start = index;
+            }
+            given.end = index + 1;
+        }
+        self.words.give_back(given.start * words..given.end * words);
+        ((end < self.shape().slots()).then_some(end), keeps)
     }
 
     /// Bytes of a slice.
@@ -83,24 +168,32 @@ impl SliceCache {
         self.slice_bytes
     }
 
+    /// The slots of the set of a slice.
     #[inline]
-    fn first(&self, slice: u64) -> usize {
+    fn set(&self, slice: u64) -> Range<usize> {
+        let Shape { ways, sets } = self.shape();
         // A cache that has room for the whole disk need not divide.
-        let set = if slice < self.sets { slice } else { slice % self.sets };
-        set as usize * self.ways
+        let set = if slice < sets { slice } else { slice % sets };
+        let first = set as usize * ways;
+        first..first + ways
     }
 
     #[inline]
-    fn set(&self, slice: u64) -> &[Slot] {
-        let first = self.first(slice);
-        &self.slots[first..first + self.ways]
+    fn head(&self, slot: usize) -> Head<'_> {
+        Head(&self.heads.as_chunks().0[slot])
+    }
+
+    #[inline]
+    fn slot(&self, slot: usize) -> Slot<'_> {
+        Slot { head: self.head(slot), words: self.words(slot) }
     }
 
     /// What `look` finds in the words of a slice; `None` if it is not there. `look` may see words of two
     /// slices, and its result is dropped then.
     #[inline]
     pub(crate) fn look<R>(&self, slice: u64, look: impl Fn(&[AtomicU64]) -> R) -> Option<R> {
-        self.set(slice).iter().find_map(|slot| slot.look(slice, &look))
+        let slot = self.set(slice).find(|slot| self.head(*slot).slice() == slice)?;
+        self.slot(slot).look(slice, look)
     }
 
     /// The turn of a coroutine that is to read a slice.
@@ -111,36 +204,30 @@ impl SliceCache {
     /// The slot of a slice. Under the lock of the state it stays that for now, and longer if it owes
     /// something.
     pub(crate) fn find(&self, slice: u64) -> Option<usize> {
-        let at = self.set(slice).iter().position(|slot| slot.slice() == slice)?;
-        Some(self.first(slice) + at)
+        self.set(slice).find(|slot| self.head(*slot).slice() == slice)
     }
 
     /// The slice of a slot.
     pub(crate) fn slice_of(&self, slot: usize) -> u64 {
-        self.slots[slot].slice()
+        self.head(slot).slice()
     }
 
     /// The words of a slot, under the lock of the state.
     pub(crate) fn words(&self, slot: usize) -> &[AtomicU64] {
-        self.slots[slot].words()
+        let words = (self.slice_bytes / 8) as usize;
+        &self.words[slot * words..(slot + 1) * words]
     }
 
     /// Puts a slice, which is not there, into a slot that owes nothing.
-    pub(crate) fn fill(
-        &self,
-        owed: &Owed,
-        slice: u64,
-        words: impl ExactSizeIterator<Item = u64>,
-    ) -> usize {
-        let first = self.first(slice);
-        let free = (first..first + self.ways).filter(|slot| owed.is_free(*slot));
-        let is_empty = |slot: &usize| self.slots[*slot].slice() == NONE;
+    pub(crate) fn fill(&self, owed: &Owed, slice: u64, words: &[u64]) -> usize {
+        let free = self.set(slice).filter(|slot| owed.is_free(*slot));
+        let is_empty = |slot: &usize| self.head(*slot).slice() == NONE;
         // All used: the next round is between those that are used again from here on.
-        let is_unused = |slot: &usize| !self.slots[*slot].take_used();
+        let is_unused = |slot: &usize| !self.head(*slot).take_used();
         let victim = free.clone().find(is_empty).or_else(|| free.clone().find(is_unused));
         let victim = victim.or_else(|| free.clone().next());
         let victim = victim.expect("half of a set owes nothing");
-        self.slots[victim].fill(slice, words);
+        self.slot(victim).fill(slice, words);
         victim
     }
 
@@ -153,7 +240,7 @@ impl SliceCache {
         change: impl FnOnce(&[AtomicU64]),
     ) {
         let target = self.words(slot);
-        self.slots[slot].change(|| change(target));
+        self.head(slot).change(|| change(target));
         let unit = |word: usize| (word as u64 * 8 / self.unit_bytes) as u32;
         if !words.is_empty() {
             owed.mark(slot, unit(words.start)..unit(words.end - 1) + 1);
@@ -184,16 +271,17 @@ impl SliceCache {
         if let Some(slot) = self.find(slice) {
             owed.forget(slot);
             if owed.is_free(slot) {
-                self.slots[slot].clear();
+                self.head(slot).clear();
             }
         }
     }
 
     /// Forgets all slices that owe nothing.
     pub(crate) fn clear(&self, owed: &Owed) {
-        for (index, slot) in self.slots.iter().enumerate() {
-            if slot.slice() != NONE && owed.is_free(index) {
-                slot.clear();
+        for index in 0..self.shape().slots() {
+            let head = self.head(index);
+            if head.slice() != NONE && owed.is_free(index) {
+                head.clear();
             }
         }
     }

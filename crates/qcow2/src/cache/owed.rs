@@ -45,8 +45,14 @@ impl Owed {
     }
 
     /// Whether another slice may be put into a slot.
+    #[inline]
     pub(super) fn is_free(&self, slot: usize) -> bool {
         self.debts[slot].is_nothing()
+    }
+
+    /// Whether no slot owes anything.
+    pub(super) fn is_free_of_all(&self) -> bool {
+        self.debts.iter().all(|debt| debt.is_nothing())
     }
 
     /// Whether a slot may be promised.

@@ -38,7 +38,7 @@ fn look(
     let mut bytes = vec![0; SLICE as usize];
     read(&mut bytes)?;
     let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-    let slot = cache.fill(&cache.owed(), slice, words);
+    let slot = cache.fill(&cache.owed(), slice, &words.collect::<Vec<_>>());
     Ok(first(cache.words(slot)))
 }
 
@@ -54,7 +54,7 @@ fn get(cache: &SliceCache, co: &Co<'_>, slice: u64, reads: &Cell<u32>) -> u64 {
 #[test]
 fn a_slice_is_read_once_and_the_cache_stays_within_its_bytes() {
     let ctx = AioContext::for_test().unwrap();
-    let cache = SliceCache::new(16 * SLICE, SLICE, 512).unwrap();
+    let cache = SliceCache::new((16 * SLICE, 0), SLICE, 512).unwrap();
     ctx.run(|co| {
         let reads = Cell::new(0);
         for slice in (0..16).chain(0..16) {
@@ -64,7 +64,7 @@ fn a_slice_is_read_once_and_the_cache_stays_within_its_bytes() {
         for slice in 0..1000 {
             assert_eq!(get(&cache, co, slice, &reads), slice);
         }
-        assert_eq!(cache.slots.len(), 16);
+        assert_eq!(cache.bytes(), 16 * SLICE);
         assert!(cache.loading.is_empty());
         cache.clear(&cache.owed());
         assert!(cache.look(999, first).is_none());
@@ -75,7 +75,7 @@ fn a_slice_is_read_once_and_the_cache_stays_within_its_bytes() {
 #[test]
 fn a_slice_that_is_used_stays() {
     let ctx = AioContext::for_test().unwrap();
-    let cache = SliceCache::new(8 * SLICE, SLICE, 512).unwrap();
+    let cache = SliceCache::new((8 * SLICE, 0), SLICE, 512).unwrap();
     ctx.run(|co| {
         let reads = Cell::new(0);
         for slice in 0..200 {
@@ -91,7 +91,7 @@ fn a_slice_that_is_used_stays() {
 #[test]
 fn q187_a_miss_waits_for_its_own_slice_alone() {
     let ctx = AioContext::for_test().unwrap();
-    let cache = Rc::new(SliceCache::new(8 * SLICE, SLICE, 512).unwrap());
+    let cache = Rc::new(SliceCache::new((8 * SLICE, 0), SLICE, 512).unwrap());
     let release = Rc::new(coblk_aio::sync::CoQueue::new());
     let (reads, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     for _ in 0..3 {
@@ -125,7 +125,7 @@ fn q187_a_miss_waits_for_its_own_slice_alone() {
 #[test]
 fn q90_a_failed_read_is_not_cached() {
     let ctx = AioContext::for_test().unwrap();
-    let cache = SliceCache::new(8 * SLICE, SLICE, 512).unwrap();
+    let cache = SliceCache::new((8 * SLICE, 0), SLICE, 512).unwrap();
     ctx.run(|co| {
         let failed = look(&cache, co, 5, |_| Err(io::Error::from_raw_os_error(libc::EIO)));
         assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -136,7 +136,7 @@ fn q90_a_failed_read_is_not_cached() {
 
 #[test]
 fn q186_a_hit_beside_a_filler_sees_one_slice() {
-    let cache = SliceCache::new(2 * SLICE, SLICE, 512).unwrap();
+    let cache = SliceCache::new((2 * SLICE, 0), SLICE, 512).unwrap();
     let (is_done, owed) = (AtomicBool::new(false), cache.owed());
     thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
@@ -159,10 +159,66 @@ fn q186_a_hit_beside_a_filler_sees_one_slice() {
             .collect();
         for round in 0..100_000_u64 {
             let slice = round % 8;
-            cache.fill(&owed, slice, [slice; SLICE as usize / 8].into_iter());
+            cache.fill(&owed, slice, &[slice; SLICE as usize / 8]);
         }
         // The last slices stay, so that every reader has a hit in the end.
         is_done.store(true, Ordering::Relaxed);
         readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() > 0));
+    });
+}
+
+#[test]
+fn q61_slices_that_were_not_used_are_forgotten() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = SliceCache::new((1000 * SLICE, 0), SLICE, 512).unwrap();
+    ctx.run(|co| {
+        let (reads, mut owed) = (Cell::new(0), cache.owed());
+        let clean = |owed: &Owed| {
+            let (mut next, mut keeps) = (Some(0), false);
+            while let Some(first) = next {
+                let (then, kept) = cache.clean(owed, first);
+                (next, keeps) = (then, keeps || kept);
+            }
+            keeps
+        };
+        for slice in 0..1000 {
+            get(&cache, co, slice, &reads);
+        }
+        // All were used by being filled.
+        assert!(clean(&owed));
+        let promised = cache.find(7).unwrap();
+        owed.promise(promised);
+        get(&cache, co, 500, &reads);
+        assert_eq!(reads.get(), 1000);
+        assert!(clean(&owed));
+        let left: Vec<u64> = (0..1000).filter(|slice| cache.find(*slice).is_some()).collect();
+        assert_eq!(left, [7, 500]);
+        assert_eq!((get(&cache, co, 7, &reads), get(&cache, co, 500, &reads)), (7, 500));
+        assert_eq!((get(&cache, co, 8, &reads), reads.get()), (8, 1001));
+        owed.drop_promise(promised);
+        assert!(clean(&owed) && !clean(&owed));
+        assert!((0..1000).all(|slice| cache.find(slice).is_none()));
+    });
+}
+
+#[test]
+fn q65_a_cache_becomes_larger_and_smaller() {
+    let ctx = AioContext::for_test().unwrap();
+    let cache = SliceCache::new((16 * SLICE, 1000 * SLICE), SLICE, 512).unwrap();
+    ctx.run(|co| {
+        let (reads, mut owed) = (Cell::new(0), cache.owed());
+        for (bytes, slots) in [(16, 16), (500, 496), (10_000, 1000), (1, 2), (24, 24)] {
+            cache.resize(&mut owed, bytes * SLICE);
+            assert_eq!(cache.bytes(), slots * SLICE);
+            reads.set(0);
+            for slice in (0..slots).chain(0..slots) {
+                assert_eq!(get(&cache, co, slice, &reads), slice);
+            }
+            assert_eq!(reads.get(), slots as u32);
+        }
+        // What owes something stays.
+        owed.promise(cache.find(3).unwrap());
+        cache.resize(&mut owed, 16 * SLICE);
+        assert_eq!((cache.bytes(), cache.find(3).is_some()), (24 * SLICE, true));
     });
 }

@@ -253,9 +253,9 @@ mod tests {
 
     #[test]
     fn q143_the_memory_of_counts_is_bounded() {
-        let mut counts = Counts::default();
         // As if all pieces but one were there.
-        counts.pieces = (0..MAX_PIECES as u64 - 1).map(|number| (number, 0)).collect();
+        let pieces = (0..MAX_PIECES as u64 - 1).map(|number| (number, 0)).collect();
+        let mut counts = Counts { pieces, ..Counts::default() };
         counts.add(PIECE << 40, 1, Kind::Data).unwrap();
         let error = counts.add(PIECE << 41, 1, Kind::Data).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);

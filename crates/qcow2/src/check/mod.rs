@@ -11,6 +11,7 @@
 //! repair/      mends what was found
 //! store.rs     the file that a repair writes to
 //! dirty.rs     what the opening of a dirty image for writes does first
+//! live.rs      the repair of an image that a node has open
 //! ```
 //!
 //! A check does not change the image. Each L2 table is read once, however many L1 entries lead to it, and
@@ -18,6 +19,7 @@
 
 mod counts;
 mod dirty;
+mod live;
 mod options;
 mod refcounts;
 mod repair;

@@ -107,6 +107,24 @@ impl Bitmap {
         Ok(Ok((bitmap, (FIXED_BYTES + usize::from(name_bytes)).next_multiple_of(8))))
     }
 
+    /// How many bytes the entry of a bitmap takes.
+    pub fn entry_bytes(name: &str) -> usize {
+        (FIXED_BYTES + name.len()).next_multiple_of(8)
+    }
+
+    /// Appends the entry. The name is one that bitmaps can have.
+    pub fn encode(&self, to: &mut Vec<u8>) {
+        let end = to.len() + Self::entry_bytes(&self.name);
+        to.extend(self.table_offset.to_be_bytes());
+        to.extend(self.table_entries.to_be_bytes());
+        to.extend(self.flags.bits().to_be_bytes());
+        to.extend([DIRTY_TRACKING, self.granularity_bits]);
+        to.extend((self.name.len() as u16).to_be_bytes());
+        to.extend([0; 4]);
+        to.extend(self.name.as_bytes());
+        to.resize(end, 0);
+    }
+
     fn check_table(&self, geometry: Geometry, disk_bytes: u64) -> Result<(), FormatError> {
         if self.table_entries == 0 || self.table_offset == 0 {
             return Err(FormatError::invalid("bitmap without a table"));
@@ -127,6 +145,13 @@ impl Bitmap {
     fn data_bytes(&self, geometry: Geometry) -> u64 {
         u64::from(self.table_entries) << geometry.cluster_bits()
     }
+}
+
+/// How many bytes of clusters the bits of a bitmap have: of a disk of `disk_bytes` bytes, in granules of so
+/// many.
+pub fn data_bytes(disk_bytes: u64, granularity: u64, geometry: Geometry) -> u64 {
+    let bytes = disk_bytes.div_ceil(granularity).div_ceil(8);
+    bytes.div_ceil(geometry.cluster_bytes()).max(1) << geometry.cluster_bits()
 }
 
 /// An entry of the table of a bitmap.
@@ -186,6 +211,9 @@ mod tests {
         assert_eq!([&*bitmaps[0].name, &*bitmaps[1].name], ["a", "second bitmap"]);
         assert_eq!((bitmaps[0].table_offset, bitmaps[0].table_entries), (0x50000, 1));
         assert_eq!((bitmaps[0].flags, bitmaps[0].granularity_bits), (BitmapFlags::AUTO, 16));
+        let mut again = Vec::new();
+        bitmaps.iter().for_each(|bitmap| bitmap.encode(&mut again));
+        assert_eq!(again, bytes);
     }
 
     #[test]

@@ -16,9 +16,9 @@ const ORDER: [u32; 5] = [BACKING_FORMAT, DATA_FILE, LUKS, FEATURE_NAMES, BITMAPS
 /// Longest name of a format in bytes.
 const MAX_FORMAT_BYTES: usize = 15;
 /// Most bitmaps of an image.
-const MAX_BITMAPS: u32 = 65_535;
+pub const MAX_BITMAPS: u32 = 65_535;
 /// Longest directory of bitmaps, in bytes.
-const MAX_DIRECTORY_BYTES: u64 = 1024 * MAX_BITMAPS as u64;
+pub const MAX_DIRECTORY_BYTES: u64 = 1024 * MAX_BITMAPS as u64;
 
 /// One extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,6 +206,18 @@ impl Extensions {
     /// Whether there is an extension of bitmaps, valid or not.
     pub fn has_bitmaps(&self) -> bool {
         self.last(BITMAPS).is_some()
+    }
+
+    /// Sets where bitmaps are.
+    pub fn set_bitmaps(&mut self, place: Option<BitmapsExtension>) {
+        let data = place.map(|it| {
+            let mut data = it.count.to_be_bytes().to_vec();
+            data.extend([0; 4]);
+            data.extend(it.directory_bytes.to_be_bytes());
+            data.extend(it.directory_offset.to_be_bytes());
+            data
+        });
+        self.set(BITMAPS, data);
     }
 
     /// Drops the extension of bitmaps.

@@ -23,7 +23,9 @@ mod refcount;
 mod snapshot;
 mod space;
 
-pub use bitmap::{Bitmap, BitmapFlags, BitmapTableEntry, MAX_BITMAP_BYTES, parse_directory};
+pub use bitmap::{
+    Bitmap, BitmapFlags, BitmapTableEntry, MAX_BITMAP_BYTES, data_bytes, parse_directory,
+};
 pub use bytes::TooShort;
 pub use compression::{CompressionType, deflate, inflate};
 pub use entry::{
@@ -31,7 +33,9 @@ pub use entry::{
     L2Entry, MAX_OFFSET, OFFSET_MASK, SubclusterKind, ZERO, l1_offset,
 };
 pub use error::FormatError;
-pub use extension::{BitmapsExtension, Extension, Extensions, LuksExtension};
+pub use extension::{
+    BitmapsExtension, Extension, Extensions, LuksExtension, MAX_BITMAPS, MAX_DIRECTORY_BYTES,
+};
 pub use feature::{Autoclear, Compatible, FeatureName, Incompatible};
 pub use geometry::{Geometry, MAX_L1_BYTES};
 pub use header::{Crypt, Header, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, Purpose, SECTOR_BYTES};

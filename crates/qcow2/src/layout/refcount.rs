@@ -62,6 +62,11 @@ impl RefcountWidth {
         bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 
+    /// How many refcounts of a block are 0.
+    pub fn count_free(self, block: &[u8]) -> u64 {
+        (0..self.count_in(block.len())).filter(|index| self.get(block, *index) == 0).count() as u64
+    }
+
     /// Sets it; one behind the end of the block is ignored.
     ///
     /// # Errors

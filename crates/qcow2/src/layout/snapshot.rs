@@ -97,6 +97,17 @@ impl Snapshot {
         to.resize(to.len().next_multiple_of(8), 0);
     }
 
+    /// Bytes of the entry that it was read from, up to the next one.
+    pub fn file_bytes(&self) -> u64 {
+        let names = self.id.len() + self.name.len();
+        ((FIXED_BYTES + names) as u64 + u64::from(self.extra_bytes)).next_multiple_of(8)
+    }
+
+    /// It is in the file as [`encode`](Self::encode) writes it.
+    pub(crate) fn set_written(&mut self) {
+        self.extra_bytes = (KNOWN_EXTRA_BYTES + self.unknown_extra.len()) as u32;
+    }
+
     /// Whether it has more extra data than is allowed: EFBIG.
     pub fn is_extra_too_long(&self) -> bool {
         self.extra_bytes as usize > MAX_EXTRA_BYTES

@@ -7,7 +7,9 @@ use coblk_aio::Co;
 use coblk_block::DebugEvent;
 
 use crate::image::Image;
-use crate::layout::{COPIED, Corruption, l1_offset};
+use crate::layout::{COPIED, Corruption, L2Entry, l1_offset};
+use crate::origin::Whose;
+use crate::refcount::Refcounts;
 use crate::source::Source;
 use crate::state::State;
 
@@ -54,14 +56,23 @@ impl Image {
             if is_shared {
                 self.strip_copied(&mut bytes);
             }
+            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+            let words: Vec<u64> = words.collect();
+            let reach = self.reach(self.entries_of(&words));
             let state = self.lock();
             // Another table may be there by now.
-            if self.place(&state, index) == Ok((place, is_shared)) {
-                let words = bytes.as_chunks::<8>().0.iter();
-                let words = words.map(|word| u64::from_be_bytes(*word));
-                let slot = self.cache.fill(&state.owed, slice, words);
-                return Ok(look(self.cache.words(slot)));
+            if self.place(&state, index) != Ok((place, is_shared)) {
+                continue;
             }
+            if let Err(error) = self.check_reach(&state, slice, reach) {
+                drop(state);
+                return Err(self.co_corrupt(co, &error));
+            }
+            let slot = self.cache.fill(&state.owed, slice, &words);
+            let found = look(self.cache.words(slot));
+            drop(state);
+            self.cleaner.arm();
+            return Ok(found);
         }
     }
 
@@ -73,7 +84,38 @@ impl Image {
             return Ok((table.old.map_or(Place::Zeroes, Place::Table), true));
         }
         let table = l1_offset(entry, self.geometry)?;
+        if let (Some(table), Some(refcounts)) = (table, &state.refcounts) {
+            let bytes = table..table + self.geometry.cluster_bytes();
+            refcounts.origin().check_table(index, &bytes, Whose::Disk)?;
+        }
         Ok((table.map_or(Place::Zeroes, Place::Table), entry & COPIED == 0))
+    }
+
+    /// Where the last of the clusters ends that entries lead to; 0 if there is none.
+    pub(crate) fn reach(&self, entries: impl Iterator<Item = L2Entry>) -> u64 {
+        if self.rules.has_data_file {
+            return 0;
+        }
+        entries.filter_map(|it| self.clusters_of(it)).map(|it| it.end).max().unwrap_or(0)
+    }
+
+    /// Checks a slice that was read for the disk, whose entries [reach](Self::reach) so far. An image that is
+    /// not written has all of its entries checked when they are used, as its file does not become longer.
+    pub(crate) fn check_reach(
+        &self,
+        state: &State,
+        slice: u64,
+        reach: u64,
+    ) -> Result<(), Corruption> {
+        let origin = state.refcounts.as_ref().map(Refcounts::origin);
+        origin.map_or(Ok(()), |it| it.check_slice(slice, reach, Whose::Disk))
+    }
+
+    /// The entries that words of a table are.
+    pub(crate) fn entries_of(&self, words: &[u64]) -> impl Iterator<Item = L2Entry> {
+        let step = (self.geometry.l2_entry_bytes() / 8) as usize;
+        let bitmap = |it: &[u64]| it.get(1).copied().unwrap_or(0);
+        words.chunks(step).map(move |it| L2Entry { word: it[0], bitmap: bitmap(it) })
     }
 
     fn co_read_slice(

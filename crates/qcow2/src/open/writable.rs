@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use coblk_aio::Co;
-use coblk_block::{BackendOptions, BlockBackend, Child, Permissions};
+use coblk_block::Child;
 
 use crate::check;
 use crate::header_io::co_write_cluster;
 use crate::layout::{
-    Autoclear, Bitmap, BitmapFlags, FormatError, Header, Incompatible, MAX_L1_BYTES,
-    MAX_SNAPSHOT_L1_BYTES, Purpose, Snapshot, l1_offset,
+    Autoclear, FormatError, Header, Incompatible, MAX_L1_BYTES, MAX_SNAPSHOT_L1_BYTES, Purpose,
+    Snapshot, l1_offset,
 };
 use crate::metadata::{Metadata, MetadataSet};
 use crate::source::ImageError;
@@ -28,7 +28,7 @@ pub(crate) fn needs_preparation(header: &Header) -> bool {
 }
 
 /// Has an image ready to be written, before anything else is: a dirty one is repaired, features that are not
-/// known are cleared, bitmaps that are not those of the data are dropped.
+/// known are cleared, bitmaps that are not those of the data are dropped. The file is held.
 pub(super) fn co_prepare(
     co: &Co<'_>,
     file: &Child,
@@ -38,33 +38,6 @@ pub(super) fn co_prepare(
     if !needs_preparation(header) {
         return Ok(());
     }
-    let lock = co_lock(co, file)?;
-    // Another process may have been at it until now.
-    (*header, *cluster) = tables::co_header(co, file)?;
-    header.check(Purpose::Write)?;
-    let prepared = co_prepare_locked(co, file, header, cluster);
-    if let Err(error) = lock.co_close(co) {
-        tracing::warn!(%error, "an image is still locked");
-    }
-    prepared
-}
-
-/// Keeps other processes from the file until the node has users that do so.
-fn co_lock(co: &Co<'_>, file: &Child) -> Result<BlockBackend, ImageError> {
-    let changes = Permissions::WRITE | Permissions::RESIZE;
-    let held = Permissions::CONSISTENT_READ | changes;
-    let backend = BackendOptions::new("opening of an image");
-    let backend = backend.permissions(held, Permissions::all() - changes);
-    let opened = backend.co_open(co, file.node());
-    opened.map_err(|error| FormatError::no_access(error.to_string()).into())
-}
-
-fn co_prepare_locked(
-    co: &Co<'_>,
-    file: &Child,
-    header: &mut Box<Header>,
-    cluster: &mut Vec<u8>,
-) -> Result<(), ImageError> {
     if header.incompatible.contains(Incompatible::DIRTY) {
         check::co_repair_dirty(co, file)?;
         (*header, *cluster) = tables::co_header(co, file)?;
@@ -89,21 +62,6 @@ fn co_prepare_locked(
     }
     **header = new;
     Ok(())
-}
-
-/// Refuses images with bitmaps that would be stale after a write.
-pub(super) fn check_bitmaps(bitmaps: &[Bitmap]) -> Result<(), FormatError> {
-    let is_stale = |it: &&Bitmap| {
-        it.flags.contains(BitmapFlags::AUTO) && !it.flags.contains(BitmapFlags::IN_USE)
-    };
-    match bitmaps.iter().find(is_stale) {
-        None => Ok(()),
-        Some(bitmap) => {
-            let name = &bitmap.name;
-            let why = format!("the bitmap '{name}' tracks writes, which is not supported yet");
-            Err(FormatError::unsupported(why))
-        }
-    }
 }
 
 /// Tables that are known when an image is opened.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Refcounts;
+use super::block::Block;
 use super::grow::NewTable;
 use super::owed::GivenUp;
 use crate::layout::block_offset;
@@ -30,14 +31,17 @@ pub(crate) struct RefcountPlan {
 impl Refcounts {
     /// Copies what a commit that begins now has to write, and takes what was given up until now.
     pub(crate) fn begin_commit(&mut self) -> RefcountPlan {
+        self.extend_run();
         let mut plan = RefcountPlan {
             unlinked: std::mem::take(&mut self.owed.unlinked),
-            indices: std::mem::take(&mut self.dirty_entries),
+            indices: &self.dirty_entries - &self.without_space,
             table: self.new_table.as_ref().map(|it| (it.offset, it.clusters)),
             ..RefcountPlan::default()
         };
+        self.dirty_entries = &self.dirty_entries & &self.without_space;
         self.owed.dropping = std::mem::take(&mut self.owed.dropped);
-        for (index, block) in &mut self.blocks {
+        let has_space = |it: &(&u64, &mut Block)| !self.without_space.contains(it.0);
+        for (index, block) in self.blocks.iter_mut().filter(has_space) {
             let entry = self.table.get(*index as usize).copied();
             let Some(offset) = entry.and_then(block_offset) else { continue };
             let parts = block.begin_commit().into_iter();
@@ -48,7 +52,8 @@ impl Refcounts {
         match &self.new_table {
             // Nothing leads to it: it may have entries of blocks that become durable with it.
             Some(new) if !new.is_durable => {
-                let bytes = self.table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+                let entries = (0..self.table.len()).map(|index| self.entry_on_file(index));
+                let bytes = entries.flat_map(u64::to_be_bytes).collect();
                 plan.stage1.push((new.offset, bytes));
                 plan.has_new_table = true;
             }
@@ -66,6 +71,11 @@ impl Refcounts {
         used(index) > Some(u64::from(own.is_some_and(is_own)))
     }
 
+    /// What a commit writes of the table.
+    fn entry_on_file(&self, index: usize) -> u64 {
+        if self.needs_host_space(index as u64) { 0 } else { self.table[index] }
+    }
+
     /// The units of the table that have some entries.
     fn entries(&self, indices: &BTreeSet<u64>) -> Vec<(u64, Vec<u8>)> {
         let offset = self.new_table.as_ref().map_or(self.table_offset, |it| it.offset);
@@ -73,8 +83,9 @@ impl Refcounts {
         let units: BTreeSet<u64> = indices.iter().map(|index| index / per_unit).collect();
         let unit = |unit: u64| {
             let first = (unit * per_unit) as usize;
-            let entries = self.table.iter().skip(first).take(per_unit as usize);
-            (offset + unit * per_unit * 8, entries.flat_map(|entry| entry.to_be_bytes()).collect())
+            let entries = first..self.table.len().min(first + per_unit as usize);
+            let entries = entries.map(|index| self.entry_on_file(index));
+            (offset + unit * per_unit * 8, entries.flat_map(u64::to_be_bytes).collect())
         };
         units.into_iter().map(unit).collect()
     }
@@ -103,14 +114,15 @@ impl Refcounts {
         }
         self.end_dropped(dropping);
         for given_up in plan.unlinked {
-            self.lower(given_up);
+            self.lower_or_park(given_up);
         }
     }
 
     /// Whether a commit has nothing to write and nothing to lower.
     pub(crate) fn is_clean(&self) -> bool {
-        self.blocks.values().all(|block| !block.is_changed())
-            && self.dirty_entries.is_empty()
+        let is_written = |index: &u64| !self.without_space.contains(index);
+        self.blocks.iter().all(|(index, block)| !block.is_changed() || !is_written(index))
+            && !self.dirty_entries.iter().any(is_written)
             && self.new_table.is_none()
             && self.owed.unlinked.is_empty()
             && self.owed.lowers.is_empty()

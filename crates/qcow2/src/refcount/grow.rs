@@ -111,13 +111,14 @@ impl Refcounts {
         }
     }
 
-    /// The last cluster of some that is in use, or closed. Of ranges that are filled all those with a block
-    /// count as used: a long run reads no blocks for it.
+    /// The last cluster of some that is in use, or closed. Of ranges that are filled all those with a block that is not
+    /// in memory count as used: a long run reads no blocks for it.
     fn last_used_in(&mut self, clusters: &Range<u64>) -> Result<Option<u64>, Need> {
         let mut last = self.owed.first_closed(clusters).map(|closed| closed.end - 1);
         for index in self.blocks_of(clusters) {
             let range = self.range_of(index);
-            if clusters.start < range.start && range.end < clusters.end {
+            let is_filled = clusters.start < range.start && range.end < clusters.end;
+            if is_filled && !self.blocks.contains_key(&index) {
                 let used = self.block_offset(index)?.map(|_| range.end - 1);
                 last = last.max(used);
                 continue;
@@ -164,6 +165,7 @@ impl Refcounts {
         self.gaps.insert(index, Gap::new(self.per_block));
         self.table[index as usize] = host.start;
         self.dirty_entries.insert(index);
+        self.without_space.insert(index);
         self.metadata.insert(host, Metadata::REFCOUNT_BLOCK);
     }
 
@@ -210,13 +212,14 @@ impl Refcounts {
     /// Makes the block of a range without one, where the file cannot grow. `false` if it has no place there.
     pub(super) fn fill_hole(&mut self, index: u64) -> Result<bool, Need> {
         let range = self.range_of(index);
-        if range.start + 1 >= self.limit {
+        let own = range.start..range.start + 1;
+        if own.end >= self.limit || self.owed.first_closed(&own).is_some() {
             return Ok(false);
         }
         if !self.has_room() {
             return Err(Need::Commit);
         }
-        self.check_free(&(range.start..range.start + 1))?;
+        self.check_free(&own)?;
         self.make_own(index);
         Ok(true)
     }

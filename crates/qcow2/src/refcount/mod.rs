@@ -8,7 +8,10 @@
 //! block        one block
 //! search       where clusters are allocated
 //! grow         new blocks, and a larger table
+//! host         space on the host
+//! run          clusters that are counted before they are allocated
 //! shrink       the end of the file
+//! survey       blocks that were not read yet
 //! owed         references that were given up: lowered, quarantined, free
 //! commit       what a commit writes, and what it leaves if it fails
 //! bits, ranges sets of numbers
@@ -29,10 +32,13 @@ mod bits;
 mod block;
 mod commit;
 mod grow;
+mod host;
 mod owed;
 mod ranges;
+mod run;
 mod search;
 mod shrink;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -45,10 +51,12 @@ pub(crate) use commit::RefcountPlan;
 use grow::NewTable;
 pub(crate) use owed::Discard;
 use owed::Owed;
+use run::Run;
 use search::Gap;
 
 use crate::layout::{Corruption, Geometry, MAX_OFFSET, RefcountWidth, block_offset};
 use crate::metadata::{Metadata, MetadataSet};
+use crate::origin::Origin;
 use ranges::Ranges;
 
 /// Blocks that are in memory at least.
@@ -59,6 +67,9 @@ const MIN_BLOCKS: usize = 4;
 pub(crate) enum Need {
     /// The block with this number, a cluster at `offset`, is to be read and [`loaded`](Refcounts::loaded).
     Block { index: u64, offset: u64 },
+    /// A new block, a cluster at `offset`, is to have its space on the host, and to read as zeroes; then
+    /// [`has_host_space`](Refcounts::has_host_space) is called. Nothing else is written there before.
+    HostSpace { index: u64, offset: u64 },
     /// A commit, and then a grace, would give space or memory.
     Commit,
     /// There is no space: ENOSPC.
@@ -105,25 +116,45 @@ pub(crate) struct Refcounts {
     /// Entries of the table that differ from the file, or may.
     dirty_entries: BTreeSet<u64>,
     blocks: BTreeMap<u64, Block>,
+    /// New blocks that may have no space on the host: they count nothing, and are not written.
+    without_space: BTreeSet<u64>,
     max_blocks: usize,
     /// Counts uses of blocks.
     clock: u64,
+    /// That count when blocks were [cleaned](Self::clean) last.
+    cleaned: u64,
     /// Blocks that were read, and where in them may be free clusters.
     gaps: BTreeMap<u64, Gap>,
     /// The block that gaps were found in last.
     gap_cursor: u64,
+    /// Blocks from here on may not have been read.
+    unread: u64,
     /// The cluster behind all that are in use, once the last block was read.
     tail: Option<u64>,
     /// Clusters from here on cannot be had.
     limit: u64,
+    /// Those that a file has at most that cannot grow.
+    max_end: u64,
+    /// The host had no space.
+    is_limited: bool,
     /// Where the file ends, at least, in bytes.
     end: u64,
     /// Clusters from here on read as zeroes, but those that were used.
     virgin_from: u64,
     touched: Ranges,
     owed: Owed,
+    /// Blocks that are behind the end of the file as it was opened: there are none, and they do not come to
+    /// be there.
+    lost: Ranges,
+    origin: Origin,
+    run: Run,
     /// What was found wrong when it was too late to refuse.
     corruption: Option<Corruption>,
+}
+
+/// How many blocks have room in so many bytes.
+fn max_blocks(bytes: u64, cluster: u64) -> usize {
+    usize::try_from(bytes / cluster).unwrap_or(usize::MAX).max(MIN_BLOCKS)
 }
 
 impl Refcounts {
@@ -131,7 +162,7 @@ impl Refcounts {
         let RefcountParts { geometry, width, metadata, mut table, .. } = parts;
         let cluster = geometry.cluster_bytes();
         table.resize((u64::from(parts.table_clusters) * cluster / 8) as usize, 0);
-        let max_blocks = usize::try_from(parts.cache_bytes / cluster).unwrap_or(usize::MAX);
+        let limit = parts.limit.unwrap_or(MAX_OFFSET).min(MAX_OFFSET) >> geometry.cluster_bits();
         let mut refcounts = Refcounts {
             geometry,
             width,
@@ -144,29 +175,43 @@ impl Refcounts {
             new_table: None,
             dirty_entries: BTreeSet::new(),
             blocks: BTreeMap::new(),
-            max_blocks: max_blocks.max(MIN_BLOCKS),
+            without_space: BTreeSet::new(),
+            max_blocks: max_blocks(parts.cache_bytes, cluster),
             clock: 0,
+            cleaned: 0,
             gaps: BTreeMap::new(),
             gap_cursor: 0,
+            unread: 0,
             tail: None,
-            limit: 0,
+            limit,
+            max_end: limit,
+            is_limited: false,
             end: parts.file_end,
             virgin_from: parts.file_end.div_ceil(cluster),
             touched: Ranges::default(),
             owed: Owed::default(),
+            lost: Ranges::default(),
+            origin: Origin::new(parts.file_end, cluster),
+            run: Run::default(),
             corruption: None,
         };
-        refcounts.set_limit(parts.limit);
         refcounts.add_metadata();
         refcounts
     }
 
-    /// The clusters of the table and of the blocks are metadata; of blocks no two are one.
+    /// The clusters of the table and of the blocks are metadata; of blocks no two are one. Those of blocks
+    /// behind the end of the file are, too: nothing that is handed out is taken for a block then.
     fn add_metadata(&mut self) {
         let bytes = u64::from(self.table_clusters) * self.geometry.cluster_bytes();
         let range = self.table_offset..self.table_offset.saturating_add(bytes);
         self.metadata.insert(range, Metadata::REFCOUNT_TABLE);
         for index in 0..self.table.len() as u64 {
+            let offset = block_offset(self.table[index as usize]);
+            let is_behind = |it: &u64| self.geometry.is_aligned(*it) && *it < MAX_OFFSET;
+            if let (Err(_), Some(offset)) = (self.block_offset(index), offset.filter(is_behind)) {
+                self.lost.insert(index..index + 1);
+                self.metadata.insert(self.cluster_at(offset), Metadata::REFCOUNT_BLOCK);
+            }
             if let Ok(Some(offset)) = self.block_offset(index) {
                 let kinds = self.metadata.insert(self.cluster_at(offset), Metadata::REFCOUNT_BLOCK);
                 if !kinds.is_empty() {
@@ -178,9 +223,14 @@ impl Refcounts {
         }
     }
 
-    /// From here on the file does not grow beyond `limit` bytes.
-    pub(crate) fn set_limit(&mut self, limit: Option<u64>) {
-        self.limit = limit.unwrap_or(MAX_OFFSET).min(MAX_OFFSET) >> self.geometry.cluster_bits();
+    /// Which entries may lead behind the end of the file as it was opened.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// [`origin`](Self::origin), to be told of what was made.
+    pub(crate) fn origin_mut(&mut self) -> &mut Origin {
+        &mut self.origin
     }
 
     /// The host bytes of the cluster at an offset.
@@ -221,6 +271,9 @@ impl Refcounts {
         let what = match offset {
             _ if !self.geometry.is_aligned(offset) => "is unaligned",
             _ if offset >= self.end.min(MAX_OFFSET) => "is behind the end of the file",
+            _ if self.lost.first_in(&(index..index + 1)).is_some() => {
+                "is behind the end of the file as it was opened"
+            }
             _ => return Ok(Some(offset)),
         };
         let what = format_args!("refcount block {index} {what}: {offset:#x}");
@@ -276,7 +329,10 @@ impl Refcounts {
             }
         }
         self.evict();
-        self.gaps.entry(index).or_insert_with(|| Gap::new(block.free.count()));
+        let free = block.free.count();
+        if self.gaps.get(&index).is_none_or(|gap| gap.free() != free) {
+            self.gaps.insert(index, Gap::new(free));
+        }
         self.blocks.insert(index, block);
         self.touch(index);
         self.pay(index);
@@ -291,6 +347,20 @@ impl Refcounts {
             let index = *index;
             self.blocks.remove(&index);
         }
+    }
+
+    /// Has memory for blocks of so many bytes that have not changed; gives back what is more.
+    pub(crate) fn set_cache_bytes(&mut self, bytes: u64) {
+        self.max_blocks = max_blocks(bytes, self.geometry.cluster_bytes());
+        // One less than there may be, for the next.
+        self.evict();
+    }
+
+    /// Gives back the memory of blocks that were not used since the last time. Returns whether some are left.
+    pub(crate) fn clean(&mut self) -> bool {
+        let last = std::mem::replace(&mut self.cleaned, self.clock);
+        self.blocks.retain(|_, block| block.is_changed() || block.used > last);
+        !self.blocks.is_empty()
     }
 
     /// How many references the cluster of a host offset has.
@@ -378,6 +448,13 @@ impl Refcounts {
                 Some(block.free.count()),
                 "block {index}"
             );
+        }
+        for cluster in self.run() {
+            let block = self.blocks.get(&(cluster / self.per_block));
+            let at = (cluster % self.per_block) as usize;
+            assert!(block.is_none_or(|block| block.get(at) == 1), "{cluster} of the run");
+            let is_closed = self.owed.first_closed(&(cluster..cluster + 1)).is_some();
+            assert!(!is_closed, "{cluster} of the run is closed");
         }
         for closed in self.owed.closed() {
             for cluster in closed {

@@ -13,6 +13,8 @@ use super::{Need, Refcounts};
 
 /// Ranges of a generation of the quarantine that are kept exactly. Beyond, whole blocks are closed.
 const MAX_RANGES: usize = 1 << 16;
+/// Ranges that are parked at most, before requests wait that would give up more.
+const MAX_PARKED: usize = 1 << 16;
 /// Ranges that were given up from which on a commit is wanted.
 const MANY_UNLINKED: usize = 1 << 14;
 
@@ -63,6 +65,8 @@ pub(super) struct Owed {
     pub(super) old: Generation,
     /// Being punched.
     pub(super) punching: Ranges,
+    /// Given up durably, while counts must not fall.
+    pub(super) parked: Option<Vec<GivenUp>>,
     /// Of blocks that were dropped, until that is durable: since the last commit began, and before.
     pub(super) dropped: Ranges,
     pub(super) dropping: Ranges,
@@ -107,6 +111,31 @@ impl Refcounts {
             return;
         }
         self.owed.unlinked.push(GivenUp { clusters, discard });
+    }
+
+    /// From here on counts do not fall: what is given up is parked.
+    pub(crate) fn park(&mut self) {
+        self.owed.parked.get_or_insert_default();
+    }
+
+    /// Counts fall again, and those that were parked do.
+    pub(crate) fn unpark(&mut self) {
+        for given_up in self.owed.parked.take().unwrap_or_default() {
+            self.lower(given_up);
+        }
+    }
+
+    /// Whether so much is parked that no more should be given up.
+    pub(crate) fn is_parking_full(&self) -> bool {
+        self.owed.parked.as_ref().is_some_and(|parked| parked.len() >= MAX_PARKED)
+    }
+
+    /// References of this are durably given up.
+    pub(super) fn lower_or_park(&mut self, given_up: GivenUp) {
+        match &mut self.owed.parked {
+            Some(parked) => parked.push(given_up),
+            None => self.lower(given_up),
+        }
     }
 
     /// Whether so much was given up that a commit should not wait.
@@ -177,6 +206,11 @@ impl Refcounts {
         }
     }
 
+    /// How many blocks count what has lost references, and are not in memory.
+    pub(crate) fn owed_blocks(&self) -> usize {
+        self.owed.lowers.len()
+    }
+
     /// A block that has to be loaded so that counts can fall; to be asked again and again before a commit.
     pub(crate) fn next_owed(&mut self) -> Option<Need> {
         loop {
@@ -201,9 +235,11 @@ impl Refcounts {
         }
     }
 
-    /// Whether clusters wait for a grace.
+    /// Whether clusters wait for a grace, or to be counted no more.
     pub(crate) fn has_quarantine(&self) -> bool {
-        !(self.owed.fresh.closed.is_empty() && self.owed.old.closed.is_empty())
+        let Owed { fresh, old, parked, .. } = &self.owed;
+        let is_parked = parked.as_ref().is_some_and(|parked| !parked.is_empty());
+        !(fresh.closed.is_empty() && old.closed.is_empty()) || is_parked
     }
 
     /// An epoch has ended: what was freed in the one before it is used by no request. Returns what is to be

@@ -42,7 +42,6 @@ impl Gap {
         self.longest = self.free;
     }
 
-    #[cfg(test)]
     pub(super) fn free(&self) -> u64 {
         self.free
     }
@@ -57,17 +56,17 @@ impl Refcounts {
         goal: Option<u64>,
     ) -> Result<Range<u64>, Need> {
         let (most, tail) = (clusters.clamp(1, self.per_block), self.begin()?);
-        let found =
-            match goal.and_then(|goal| self.near(goal >> self.geometry.cluster_bits(), most)) {
-                Some(run) => Some(run),
-                None => self.in_gaps(tail, most, most, MAX_LOOKS)?,
-            };
+        let mut found = match goal {
+            Some(goal) if self.is_next_of_run(goal) => self.in_run(1, most)?,
+            Some(goal) => self.near(goal >> self.geometry.cluster_bits(), most),
+            None => None,
+        };
+        if found.is_none() {
+            found = self.in_gaps(tail, most, most, MAX_LOOKS)?;
+        }
         let run = match found {
             Some(run) => run,
-            None => match self.at_tail(1, most)? {
-                Some(run) => run,
-                None => self.in_scarcity(1, most)?,
-            },
+            None => self.behind_all(1, most)?,
         };
         self.take(run)
     }
@@ -82,21 +81,36 @@ impl Refcounts {
         };
         let run = match found {
             Some(run) => run,
-            None => match self.at_tail(clusters, clusters)? {
-                Some(run) => run,
-                None if fits => self.in_scarcity(clusters, clusters)?,
-                None => return Err(self.nothing()),
-            },
+            None => self.behind_all(clusters, clusters)?,
         };
         let host = self.take(run)?;
         self.metadata.insert(host.clone(), kind);
         Ok(host.start)
     }
 
+    /// Clusters of the run, or behind all that are in use; where that cannot be, wherever there are some.
+    fn behind_all(&mut self, least: u64, most: u64) -> Result<Range<u64>, Need> {
+        if let Some(run) = self.in_run(least, most)? {
+            return Ok(run);
+        }
+        if let Some(run) = self.at_tail(least, most)? {
+            return Ok(run);
+        }
+        self.end_run();
+        match least <= self.per_block {
+            true => self.in_scarcity(least, most),
+            false => Err(self.nothing()),
+        }
+    }
+
     /// The cluster behind all that are in use.
     fn begin(&mut self) -> Result<u64, Need> {
-        match &self.corruption {
-            Some(corruption) => Err(Need::Corrupt(corruption.clone())),
+        if let Some(corruption) = &self.corruption {
+            return Err(Need::Corrupt(corruption.clone()));
+        }
+        // One made ahead is to be durable before it is needed.
+        match self.block_without_space().filter(|_| !self.is_limited) {
+            Some(need) => Err(need),
             None => self.find_tail(),
         }
     }
@@ -245,22 +259,24 @@ impl Refcounts {
 
     /// Why there is no space.
     fn nothing(&self) -> Need {
-        let can_free = !self.owed.unlinked.is_empty()
-            || !self.owed.lowers.is_empty()
-            || self.owed.has_closed();
-        if can_free { Need::Commit } else { Need::Space }
+        if self.can_free() { Need::Commit } else { Need::Space }
     }
 
     /// Counts clusters that were found free.
     pub(super) fn take(&mut self, run: Range<u64>) -> Result<Range<u64>, Need> {
         self.check_free(&run)?;
-        for cluster in run.clone() {
+        let mut blocks = self.blocks_of(&run);
+        if let Some(index) = blocks.find(|index| self.without_space.contains(index)) {
+            return Err(self.host_space(index));
+        }
+        for cluster in self.leave_run(&run) {
             let count = self.change(cluster, |_| 1);
             debug_assert_eq!(count, Some(1));
         }
         let host = self.bytes(&run);
         self.end = self.end.max(host.end);
         if let Some(tail) = self.tail.filter(|tail| *tail < run.end) {
+            self.miss_run();
             // What was stepped over is a gap from here on.
             self.reopen(&(tail..run.start.max(tail)));
             self.tail = Some(run.end);

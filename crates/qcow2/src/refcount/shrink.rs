@@ -19,6 +19,7 @@ impl Refcounts {
                 break;
             }
             self.blocks.remove(&index);
+            self.without_space.remove(&index);
             self.gaps.remove(&index);
             self.table[index as usize] = 0;
             self.dirty_entries.insert(index);

@@ -20,6 +20,11 @@ pub(crate) struct Held<'a> {
     image: &'a Image,
     /// Where the locked ranges begin, which together are all of the disk.
     starts: Vec<u64>,
+}
+
+/// An image that is to be repaired if the program ends before [`co_end`](Marked::co_end).
+pub(super) struct Marked<'a> {
+    image: &'a Image,
     /// The dirty bit is to be cleared at the end.
     is_marked: bool,
 }
@@ -40,27 +45,70 @@ impl Image {
     /// # Errors
     /// Those of writing.
     pub(crate) fn co_hold_unmarked(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = Held { image: self, starts: Vec::new(), is_marked: false };
+        let mut held = Held { image: self, starts: Vec::new() };
         held.co_lock_all(co);
         self.co_settle(co)?;
         Ok(held)
     }
 
+    /// Has the mapping of an image stand still that is not used any more, as it is corrupt. What was not written
+    /// is forgotten: flushes have failed since.
+    pub(crate) fn co_hold_dead(&self, co: &Co<'_>) -> Held<'_> {
+        let mut held = Held { image: self, starts: Vec::new() };
+        held.co_lock_all(co);
+        let mut state = self.lock();
+        while state.commits.is_active() {
+            self.co_wait_for_change(co, state);
+            state = self.lock();
+        }
+        state.forget(self.cache.owed());
+        self.cache.clear(&state.owed);
+        drop(state);
+        held
+    }
+
     /// Has the mapping stand still, with all of it in the file, and the image marked as one to be repaired if
-    /// the program ends before [`co_end`](Held::co_end).
+    /// the program ends before that is taken back.
     ///
     /// # Errors
     /// Those of writing.
-    pub(super) fn co_hold(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = self.co_hold_unmarked(co)?;
+    pub(crate) fn co_hold(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
+        let held = self.co_hold_unmarked(co)?;
+        self.co_mark(co)?;
+        Ok(held)
+    }
+
+    /// Marks the image as one to be repaired. Version 2 has no mark.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn co_mark(&self, co: &Co<'_>) -> io::Result<Marked<'_>> {
         let header = self.header();
-        if header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY) {
-            held.is_marked = true;
+        let is_marked = header.version >= 3 && !header.incompatible.contains(Incompatible::DIRTY);
+        if is_marked {
             self.co_update_header(co, |it: &mut Header| {
                 it.incompatible.insert(Incompatible::DIRTY);
             })?;
         }
-        Ok(held)
+        Ok(Marked { image: self, is_marked })
+    }
+}
+
+impl Marked<'_> {
+    /// Ends an operation after which the tables are right.
+    ///
+    /// # Errors
+    /// Those of writing; the image stays marked then.
+    pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
+        self.image.co_settle(co)?;
+        // Flags were written beside commits.
+        self.image.file.co_flush(co)?;
+        if self.is_marked {
+            self.image.co_update_header(co, |it: &mut Header| {
+                it.incompatible.remove(Incompatible::DIRTY);
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -100,31 +148,35 @@ impl Held<'_> {
             // Slices are read anew, and lose their flags by that.
             image.cache.clear(&state.owed);
         }
-        // A write that has found such a cluster before ends before two epochs have.
-        let (mut epochs, mut wait) = (0, Duration::ZERO);
-        while epochs < 2 {
-            if image.co_try_epoch(co) {
-                epochs += 1;
-            } else {
-                co.sleep(wait);
-                wait = (wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
-            }
+        self.co_pass_epochs(co, || true);
+    }
+
+    /// Waits for the requests that have found something before the standstill. What was given up until then is
+    /// free afterwards, and reached by none.
+    ///
+    /// # Errors
+    /// ECANCELED when the coroutine is not wanted any more.
+    pub(crate) fn co_pass_requests(&self, co: &Co<'_>) -> io::Result<()> {
+        match self.co_pass_epochs(co, || co.is_wanted()) {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
         }
     }
 
-    /// Ends the standstill of an image whose tables are right.
-    ///
-    /// # Errors
-    /// Those of writing; the image stays marked then.
-    pub(super) fn co_end(self, co: &Co<'_>) -> io::Result<()> {
-        self.image.co_settle(co)?;
-        // Flags were written beside commits.
-        self.image.file.co_flush(co)?;
-        if self.is_marked {
-            self.image.co_update_header(co, |it: &mut Header| {
-                it.incompatible.remove(Incompatible::DIRTY);
-            })?;
+    /// Waits until two epochs have ended: with them a request that was there before. `false` if it is not to go on
+    /// before that.
+    fn co_pass_epochs(&self, co: &Co<'_>, goes_on: impl Fn() -> bool) -> bool {
+        let (mut epochs, mut wait) = (0, Duration::ZERO);
+        while epochs < 2 {
+            if self.image.co_try_epoch(co) {
+                epochs += 1;
+            } else if goes_on() {
+                co.sleep(wait);
+                wait = (wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
+            } else {
+                return false;
+            }
         }
-        Ok(())
+        true
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mod.rs      the three operations, step by step
-//! hold        the mapping stands still meanwhile
+//! hold        the mapping stands still for a moment, or meanwhile
 //! references  counts of all that an L1 table leads to
 //! flags       COPIED flags of the disk
 //! shown       a snapshot that is read instead of the disk
@@ -10,15 +10,31 @@
 //!
 //! # Order
 //!
-//! Each step is durable before the next, so a crash leaves clusters that leak, or flags that are clear where
-//! they need not be, and nothing else. An image of version 3 has the dirty bit meanwhile: the next program that
-//! opens it for writes repairs that.
-//!
 //! ```text
 //! create  flags cleared | counts up, copy of L1, new snapshot table | header
 //! apply   counts up, new L1 without flags | header | counts down | flags set
 //! delete  snapshot table without it | header | counts down | flags set
 //! ```
+//!
+//! Each step is durable before the next, so a crash leaves clusters that leak, or flags that are clear where
+//! they need not be, and nothing else. An image of version 3 has the dirty bit meanwhile: the next program that
+//! opens it for writes repairs that.
+//!
+//! # What goes on meanwhile
+//!
+//! In version 3 writes wait until a snapshot has its instant, and no longer. What holds from then on:
+//!
+//! * In memory no table of the disk has the flag. So writes take new tables and clusters, and what the instant has
+//!   is not written to: neither data nor tables.
+//! * Counts do not fall: what writes give up is parked until the header leads to the snapshot, with all of its counts
+//!   durable. So nothing that it has is free, or used again.
+//! * New tables and clusters are the disk's alone, and their flags are right from the beginning.
+//!
+//! Deleting one stops no writes. Its counts fall when nothing on file leads to it; flags are set entry by entry, in the
+//! cache, under the lock of all changes. Other operations on the whole image, and checks, wait.
+//!
+//! In version 2, where no crash is repaired, the mapping stands still until the end; and so it does while a snapshot
+//! is applied.
 
 mod flags;
 mod hold;
@@ -37,7 +53,10 @@ use crate::layout::{
     COPIED, FormatError, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, l1_offset,
 };
 use crate::metadata::Metadata;
+use crate::origin::Whose;
+use crate::state::wake_all;
 use crate::tables;
+use hold::Held;
 
 impl Image {
     /// The snapshots, in the order of their table.
@@ -60,27 +79,48 @@ impl Image {
             return Err(FormatError::invalid("the name of the snapshot is too long").into());
         }
         let _turn = self.snapshot_turn.lock(co);
-        let held = self.co_hold(co)?;
+        // What is in the file by now need not be written in the pause.
+        self.co_commit_and_free(co)?;
+        let marked = self.co_mark(co)?;
+        let held = self.co_hold_unmarked(co)?;
         held.co_stop_writes(co);
-        let created = self.co_create_held(co, name);
+        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
+        let held = self.end_pause(held);
+        let parked = Parked::new(self);
+        let created = self.co_create_of(co, name, &l1);
+        drop(parked);
         if created.is_err() {
-            self.co_set_flags(co)?;
+            self.co_settle(co)?;
+            self.co_restore_flags(co)?;
         }
-        held.co_end(co)?;
+        drop(held);
+        marked.co_end(co)?;
         created
     }
 
-    fn co_create_held(&self, co: &Co<'_>, name: &str) -> io::Result<String> {
-        self.co_clear_flags(co)?;
-        let l1: Vec<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
-        self.co_add_references(co, &l1)?;
+    /// What is durable of the disk stays as it is from here on: writes take other clusters and tables, and what
+    /// they give up keeps its count. If a crash is repaired they go on meanwhile.
+    fn end_pause<'a>(&self, held: Held<'a>) -> Option<Held<'a>> {
+        if let Some(refcounts) = &mut self.lock().refcounts {
+            refcounts.park();
+        }
+        (self.header().version < 3).then_some(held)
+    }
+
+    /// Makes a snapshot of tables that do not change any more.
+    fn co_create_of(&self, co: &Co<'_>, name: &str, l1: &[u64]) -> io::Result<String> {
+        self.co_clear_flags(co, l1)?;
+        self.co_add_references(co, l1, Whose::Disk)?;
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
         let copy = self.co_write_new_table(co, bytes, Metadata::INACTIVE_L1);
         let undo = |_: &io::Error| {
-            let undone = self.co_drop_references(co, &l1);
+            let undone = self.co_drop_references(co, l1, Whose::Disk);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         };
         let copy = copy.inspect_err(undo)?;
+        if let Some(refcounts) = &mut self.lock().refcounts {
+            refcounts.origin_mut().has_made_snapshot(copy.start);
+        }
         let mut snapshots = self.snapshots().clone();
         let snapshot = self.new_snapshot(&snapshots, name, copy.start, l1.len() as u32);
         let id = String::from_utf8_lossy(&snapshot.id).into_owned();
@@ -93,7 +133,7 @@ impl Image {
             }
             return Err(error.error);
         }
-        self.co_drop_vm_state(co, l1)?;
+        self.co_drop_vm_state(co, l1.to_vec())?;
         Ok(id)
     }
 
@@ -132,7 +172,7 @@ impl Image {
             }
         }
         // What is unlinked is given up by the same commit.
-        self.co_drop_references(co, &l1)?;
+        self.co_drop_references(co, &l1, Whose::Disk)?;
         self.co_settle(co)
     }
 
@@ -146,12 +186,19 @@ impl Image {
         let mut snapshots = self.snapshots().clone();
         let snapshot = snapshots.remove(position(&snapshots, id)?);
         let l1 = self.co_l1_of(co, &snapshot)?;
-        let held = self.co_hold(co)?;
+        let marked = self.co_mark(co)?;
+        // Flags are behind counts in a crash, which is repaired.
+        let held = match self.header().version {
+            0..3 => Some(self.co_hold_unmarked(co)?),
+            _ => None,
+        };
         self.co_store_snapshots(co, snapshots).map_err(|error| error.error)?;
-        self.co_drop_references(co, &l1)?;
+        self.co_drop_references(co, &l1, Whose::Snapshot(snapshot.l1_offset))?;
         self.give_up(self.place_of_l1(snapshot.l1_offset, snapshot.l1_entries));
-        self.co_set_flags(co)?;
-        held.co_end(co)
+        self.co_settle(co)?;
+        self.co_restore_flags(co)?;
+        drop(held);
+        marked.co_end(co)
     }
 
     /// Replaces what the disk has by what a snapshot has.
@@ -160,7 +207,7 @@ impl Image {
     /// ENOENT if there is none with this id, EINVAL if the disk has another length; those of reading and
     /// writing.
     pub(crate) fn co_apply(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
-        self.check_alive()?;
+        self.co_begin_change(co)?;
         let _turn = self.snapshot_turn.lock(co);
         let snapshot = {
             let snapshots = self.snapshots();
@@ -173,22 +220,24 @@ impl Image {
         let mut l1 = self.co_l1_of(co, &snapshot)?;
         let entries = self.geometry.l1_entries(self.disk_bytes())? as usize;
         l1.resize(l1.len().max(entries), 0);
-        let held = self.co_hold(co)?;
+        let marked = self.co_mark(co)?;
+        let held = self.co_hold_unmarked(co)?;
         held.co_stop_writes(co);
-        let applied = self.co_apply_held(co, l1);
+        let applied = self.co_apply_held(co, l1, Whose::Snapshot(snapshot.l1_offset));
         self.co_set_flags(co)?;
-        held.co_end(co)?;
+        marked.co_end(co)?;
+        drop(held);
         applied
     }
 
-    fn co_apply_held(&self, co: &Co<'_>, l1: Vec<u64>) -> io::Result<()> {
+    fn co_apply_held(&self, co: &Co<'_>, l1: Vec<u64>, whose: Whose) -> io::Result<()> {
         // What was stopped is in the file: no entry of the old table waits to be written.
         self.co_settle(co)?;
-        self.co_add_references(co, &l1)?;
+        self.co_add_references(co, &l1, whose)?;
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
         let new = self.co_write_new_table(co, bytes, Metadata::ACTIVE_L1);
         let new = new.inspect_err(|_| {
-            let undone = self.co_drop_references(co, &l1);
+            let undone = self.co_drop_references(co, &l1, whose);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         })?;
         self.co_settle(co)?;
@@ -210,7 +259,7 @@ impl Image {
             self.cache.clear(&state.owed);
         }
         self.give_up(self.place_of_l1(header.l1_offset, header.l1_entries));
-        self.co_drop_references(co, &old)
+        self.co_drop_references(co, &old, Whose::Disk)
     }
 
     /// The clusters of an L1 table.
@@ -229,7 +278,11 @@ impl Image {
     }
 
     /// Writes another table of snapshots, and has the header lead to it. The old one is given up.
-    fn co_store_snapshots(&self, co: &Co<'_>, snapshots: Vec<Snapshot>) -> Result<(), StoreError> {
+    fn co_store_snapshots(
+        &self,
+        co: &Co<'_>,
+        mut snapshots: Vec<Snapshot>,
+    ) -> Result<(), StoreError> {
         let early = |error| StoreError { error, is_before_header: true };
         let mut bytes = Vec::new();
         snapshots.iter().for_each(|it| it.encode(self.disk_bytes(), &mut bytes));
@@ -243,16 +296,37 @@ impl Image {
             early(error)
         })?;
         let header = self.header();
-        let mut old_bytes = Vec::new();
-        self.snapshots().iter().for_each(|it| it.encode(self.disk_bytes(), &mut old_bytes));
+        let old_bytes = self.snapshots().iter().map(Snapshot::file_bytes).sum::<u64>();
         self.co_update_header(co, |it| {
             it.snapshots_offset = new.start;
             it.snapshots = snapshots.len() as u32;
         })
         .map_err(|error| StoreError { error, is_before_header: false })?;
+        snapshots.iter_mut().for_each(Snapshot::set_written);
         *self.snapshots() = snapshots;
-        self.give_up(header.snapshots_offset..header.snapshots_offset + old_bytes.len() as u64);
+        self.give_up(header.snapshots_offset..header.snapshots_offset + old_bytes);
         Ok(())
+    }
+}
+
+/// Counts do not fall while this lives.
+struct Parked<'a>(&'a Image);
+
+impl<'a> Parked<'a> {
+    fn new(image: &'a Image) -> Parked<'a> {
+        Parked(image)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if let Some(refcounts) = &mut state.refcounts {
+            refcounts.unpark();
+        }
+        let waiting = state.take_waiting();
+        drop(state);
+        wake_all(waiting);
     }
 }
 

@@ -9,8 +9,10 @@ use crate::image::Image;
 use crate::layout::{Corruption, L2Entry, l1_offset};
 use crate::live::Freed;
 use crate::metadata::Metadata;
+use crate::origin::Whose;
 use crate::refcount::{Need, Refcounts};
 use crate::source::Source;
+use crate::space::Patience;
 
 /// Clusters whose counts change under the lock at one time: they are in few refcount blocks.
 const MAX_CLUSTERS: u64 = 32;
@@ -22,7 +24,7 @@ impl Image {
         co: &Co<'_>,
         mut what: impl FnMut(&mut Refcounts) -> Result<T, Need>,
     ) -> io::Result<T> {
-        let mut commits = 0;
+        let mut patience = Patience::default();
         loop {
             let mut state = self.lock();
             let Some(refcounts) = &mut state.refcounts else {
@@ -33,17 +35,13 @@ impl Image {
                 Err(need) => need,
             };
             drop(state);
-            commits += u32::from(need == Need::Commit);
-            if commits > 8 {
-                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-            }
-            self.co_load_need(co, need)?;
+            self.co_satisfy(co, need, &mut patience)?;
         }
     }
 
     /// Allocates space for a table of `bytes` bytes, and writes it there. It is durable, and counted, with the
     /// next commit.
-    pub(super) fn co_write_new_table(
+    pub(crate) fn co_write_new_table(
         &self,
         co: &Co<'_>,
         mut table: Vec<u8>,
@@ -62,14 +60,14 @@ impl Image {
     }
 
     /// Gives back clusters that nothing on file leads to.
-    pub(super) fn give_back(&self, range: &Range<u64>) {
+    pub(crate) fn give_back(&self, range: &Range<u64>) {
         if let Some(refcounts) = self.lock().refcounts.as_mut().filter(|_| !range.is_empty()) {
             refcounts.give_back(range.clone());
         }
     }
 
     /// Gives up clusters that nothing on file leads to any more, durably.
-    pub(super) fn give_up(&self, range: Range<u64>) {
+    pub(crate) fn give_up(&self, range: Range<u64>) {
         let discard = self.options.discard(Freed::Snapshot);
         if let Some(refcounts) = self.lock().refcounts.as_mut().filter(|_| !range.is_empty()) {
             refcounts.give_up(range, discard);
@@ -77,15 +75,20 @@ impl Image {
     }
 
     /// Adds a reference to each table that an L1 table leads to, and to all that these map; to all or to none.
-    pub(super) fn co_add_references(&self, co: &Co<'_>, l1: &[u64]) -> io::Result<()> {
+    pub(super) fn co_add_references(
+        &self,
+        co: &Co<'_>,
+        l1: &[u64],
+        whose: Whose,
+    ) -> io::Result<()> {
         let mut added = 0;
-        let result = self.co_for_each_range(co, l1, |range| {
+        let result = self.co_for_each_range(co, (l1, whose), |range| {
             self.co_with_refcounts(co, |it| it.add_reference(range.clone()))?;
             added += 1;
             Ok(true)
         });
         if result.is_err() {
-            let undone = self.co_for_each_range(co, l1, |range| {
+            let undone = self.co_for_each_range(co, (l1, whose), |range| {
                 if added == 0 {
                     return Ok(false);
                 }
@@ -101,8 +104,13 @@ impl Image {
     }
 
     /// Gives up a reference to each table that an L1 table led to, and to all that these map.
-    pub(super) fn co_drop_references(&self, co: &Co<'_>, l1: &[u64]) -> io::Result<()> {
-        self.co_for_each_range(co, l1, |range| {
+    pub(super) fn co_drop_references(
+        &self,
+        co: &Co<'_>,
+        l1: &[u64],
+        whose: Whose,
+    ) -> io::Result<()> {
+        self.co_for_each_range(co, (l1, whose), |range| {
             self.give_up(range);
             let wants_commit = self.lock().refcounts.as_ref().is_some_and(|it| it.wants_commit());
             if wants_commit {
@@ -122,9 +130,26 @@ impl Image {
         self.file.co_read_at(co, table, &mut bytes)?;
         let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
         let words: Vec<u64> = words.collect();
-        let step = (self.geometry.l2_entry_bytes() / 8) as usize;
-        let entry = |it: &[u64]| L2Entry { word: it[0], bitmap: it.get(1).copied().unwrap_or(0) };
-        Ok(words.chunks(step).map(entry).collect())
+        Ok(self.entries_of(&words).collect())
+    }
+
+    /// Checks that the table of an L1 entry, and what it maps, may be where they are.
+    fn check_origin(
+        &self,
+        index: u64,
+        table: u64,
+        entries: &[L2Entry],
+        whose: Whose,
+    ) -> Result<(), Corruption> {
+        let slices = entries.chunks(self.slice_entries() as usize);
+        let reaches: Vec<u64> = slices.map(|it| self.reach(it.iter().copied())).collect();
+        let first = index * reaches.len() as u64;
+        let state = self.lock();
+        let Some(refcounts) = &state.refcounts else { return Ok(()) };
+        let bytes = table..table + self.geometry.cluster_bytes();
+        refcounts.origin().check_table(index, &bytes, whose)?;
+        let mut slices = (first..).zip(reaches);
+        slices.try_for_each(|(slice, reach)| refcounts.origin().check_slice(slice, reach, whose))
     }
 
     /// Calls `each` for the tables that an L1 table leads to, and for what they map, as ranges of host bytes;
@@ -132,7 +157,7 @@ impl Image {
     fn co_for_each_range(
         &self,
         co: &Co<'_>,
-        l1: &[u64],
+        (l1, whose): (&[u64], Whose),
         mut each: impl FnMut(Range<u64>) -> io::Result<bool>,
     ) -> io::Result<()> {
         let max_bytes = MAX_CLUSTERS * self.geometry.cluster_bytes();
@@ -142,7 +167,10 @@ impl Image {
             let mut run = table..table + self.geometry.cluster_bytes();
             let start = self.geometry.l1_start(index).unwrap_or(u64::MAX);
             let guests = (0..).map(|it| start.saturating_add(it << self.geometry.cluster_bits()));
-            for (entry, guest) in self.co_table(co, table)?.into_iter().zip(guests) {
+            let entries = self.co_table(co, table)?;
+            let origin = self.check_origin(index, table, &entries, whose);
+            origin.map_err(|error| self.co_corrupt(co, &error))?;
+            for (entry, guest) in entries.into_iter().zip(guests) {
                 self.rules.check(entry, guest).map_err(|error| self.co_corrupt(co, &error))?;
                 let Some(range) = self.clusters_of(entry) else { continue };
                 if range.start == run.end && range.end - run.start <= max_bytes {

@@ -3,6 +3,7 @@
 //! Random requests run on images whose files are in memory. A recorder knows each state of these that a
 //! loss of power may leave; a check and all reads judge them. One seed is one run.
 
+mod cut;
 mod faults;
 mod pairs;
 mod resize;

@@ -3,17 +3,25 @@
 use coblk_tests::load::Mix;
 use coblk_tests::survey::Survey;
 
-use crate::util::shape::{SHAPES, Shape};
+use crate::util::shape::{SHAPES, Shape, shape};
 use crate::{Done, Run, simulated};
 
 const SURVEY: Survey = Survey { moments: 60, single: 4, random: 2, leaks: 400, further: u64::MAX };
 /// Runs of each shape before a step counts as not needed.
 const SEEDS: u64 = 12;
 
+/// A disk of several refcount blocks, each of which counts 64 clusters.
+const MANY_BLOCKS: Shape = shape("cluster_size=512,refcount_bits=64", 1, 600);
+
 /// Finds a run that fails without a step: its shape, its seed, and what is wrong then.
-fn find(rule: &'static str, mix: fn(usize) -> Mix, survey: Option<Survey>) -> Option<String> {
+fn find(
+    rule: &'static str,
+    shapes: &[Shape],
+    mix: fn(usize) -> Mix,
+    survey: Option<Survey>,
+) -> Option<String> {
     for seed in 0..SEEDS {
-        for shape in SHAPES {
+        for shape in shapes.iter().copied() {
             let mut run = Run::new(shape, seed, mix(shape.cluster), survey);
             run.format.omit = Some(rule);
             if let Err(fault) = run.play(&simulated(seed), &mut Done::new()) {
@@ -29,7 +37,7 @@ fn find(rule: &'static str, mix: fn(usize) -> Mix, survey: Option<Survey>) -> Op
 /// A crash shows that a step is left out.
 #[track_caller]
 fn is_needed(rule: &'static str) {
-    let found = find(rule, Mix::all, Some(SURVEY));
+    let found = find(rule, &SHAPES, Mix::all, Some(SURVEY));
     println!("{rule}: {}", found.unwrap_or_else(|| panic!("{rule} is not missed")));
 }
 
@@ -55,7 +63,7 @@ fn q166_what_is_given_up_is_counted_until_that_is_durable() {
 
 #[test]
 fn q188_what_is_given_up_is_not_used_while_requests_reach_it() {
-    let found = find("grace", Mix::churn, None);
+    let found = find("grace", &SHAPES, Mix::churn, None);
     println!("grace: {}", found.expect("a request that meets another owner"));
 }
 
@@ -71,5 +79,7 @@ fn q192_a_flush_is_answered_after_a_sync() {
 
 #[test]
 fn q233_a_block_is_durable_before_its_entry() {
-    is_needed("block-before-entry");
+    // Blocks are made ahead, so a commit needs a new one only if it is of many clusters.
+    let found = find("block-before-entry", &[MANY_BLOCKS], Mix::fill, Some(SURVEY));
+    println!("block-before-entry: {}", found.expect("entries that no durable block counts"));
 }

@@ -6,6 +6,7 @@ pub mod map;
 pub mod model;
 pub mod repair;
 pub mod shape;
+pub mod small_host;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,11 @@ impl Stand {
     /// In memory, where syncs take no time: QEMU makes one for each table.
     pub fn in_memory() -> Stand {
         Self::in_dir(TempDir::new_in("/dev/shm").expect("a tmpfs"))
+    }
+
+    /// In a directory of that one.
+    pub fn in_parent(parent: &Path) -> Stand {
+        Self::in_dir(TempDir::new_in(parent).expect("a directory"))
     }
 
     fn in_dir(dir: TempDir) -> Stand {
@@ -174,7 +180,7 @@ impl Stand {
 
 /// A node with a backend that reads.
 pub struct Opened<'a> {
-    stand: &'a Stand,
+    pub stand: &'a Stand,
     pub node: Arc<BlockNode>,
     pub backend: Option<BlockBackend>,
 }

@@ -33,7 +33,8 @@ pub struct Shape {
     pub node: &'static str,
 }
 
-const fn shape(options: &'static str, cluster: usize, sectors: usize) -> Shape {
+/// An image with clusters and a disk of so many sectors.
+pub const fn shape(options: &'static str, cluster: usize, sectors: usize) -> Shape {
     Shape { options, cluster, sectors, has_data_file: false, backing: None, node: "{}" }
 }
 

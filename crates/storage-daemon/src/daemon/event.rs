@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk::block::{DriverEvent, ErrorAction, RequestKind, ThresholdPassed};
 use coblk::export::ExportIoError;
-use coblk::jobs::StatusChange;
+use coblk::jobs::JobEvent;
 use coblk::{AioContext, BottomHalf, RemoteBottomHalf};
 
 /// Something that a subscriber may want to know.
@@ -26,8 +26,8 @@ pub enum Event {
         /// The threshold, and how far behind it the write ends.
         passed: ThresholdPassed,
     },
-    /// `JOB_STATUS_CHANGE`: a job is in another state.
-    JobStatusChange(StatusChange),
+    /// `JOB_STATUS_CHANGE`, `BLOCK_JOB_COMPLETED` and others of jobs.
+    Job(JobEvent),
     /// What the driver of a node tells of it, by a name of its own.
     Driver(DriverEvent),
     /// `SHUTDOWN`: the daemon ends. No event of QMP: QEMU's daemon has none.

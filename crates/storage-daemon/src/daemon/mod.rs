@@ -1,6 +1,7 @@
 //! [`Daemon`]: all that the daemon has, and one method for each thing it can be told to do. The
 //! command line calls these methods and nothing else, and so does a monitor.
 
+mod bitmaps;
 mod check;
 mod command;
 mod configuration;
@@ -143,9 +144,9 @@ impl Daemon {
                 },
             );
             let own = Weak::clone(me);
-            let jobs = Jobs::new(move |ctx, change| {
+            let jobs = Jobs::new(move |ctx, event| {
                 if let Some(daemon) = own.upgrade() {
-                    daemon.emit(ctx, &Event::JobStatusChange(change.clone()));
+                    daemon.emit(ctx, &Event::Job(event.clone()));
                 }
             });
             let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());

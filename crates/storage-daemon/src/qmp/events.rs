@@ -6,6 +6,7 @@ use coblk::block::{DriverEvent, Drivers, ErrorAction, RequestKind};
 use coblk::qapi::Schema;
 use coblk::qmp::{CommandTable, Event as QmpEvent};
 
+use super::jobs;
 use crate::daemon::{Event, IoError};
 
 /// An event for clients, if it is one of QMP's.
@@ -21,11 +22,7 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
                 .with("amount-exceeded", passed.exceeded)
                 .with("write-threshold", passed.threshold),
         ),
-        Event::JobStatusChange(change) => Some(
-            QmpEvent::new("JOB_STATUS_CHANGE")
-                .with("status", change.status.name())
-                .with("id", change.id.clone()),
-        ),
+        Event::Job(event) => jobs::to_qmp(event),
         Event::Driver(event) => Some(of_a_driver(event)),
         // QEMU's daemon has none, and ends the connection.
         Event::Shutdown(_) => None,
@@ -33,7 +30,7 @@ pub(crate) fn to_qmp(event: &Event) -> Option<QmpEvent> {
 }
 
 /// The events that there are, and what they tell.
-pub(super) fn schemas() -> [(&'static str, Schema); 4] {
+pub(super) fn schemas() -> Vec<(&'static str, Schema)> {
     let io_error = [
         ("qom-path", "str"),
         ("device", "str"),
@@ -45,12 +42,13 @@ pub(super) fn schemas() -> [(&'static str, Schema); 4] {
     ];
     let threshold =
         [("node-name", "str"), ("amount-exceeded", "uint64"), ("write-threshold", "uint64")];
-    [
+    let mut schemas = vec![
         ("BLOCK_EXPORT_DELETED", Schema::object(&[("id", "str")])),
         ("BLOCK_IO_ERROR", Schema::object(&io_error)),
         ("BLOCK_WRITE_THRESHOLD", Schema::object(&threshold)),
-        ("JOB_STATUS_CHANGE", Schema::object(&[("id", "str"), ("status", "str")])),
-    ]
+    ];
+    schemas.extend(jobs::event_schemas());
+    schemas
 }
 
 /// What drivers tell.
@@ -76,14 +74,23 @@ fn of_a_driver(event: &DriverEvent) -> QmpEvent {
     told.with("node-name", node_name.clone()).limited(&format!("{node_name} {kind}"))
 }
 
-/// The device is the export. It has no place in a tree of objects, as those of QEMU have.
-fn io_error(error: &IoError) -> QmpEvent {
-    let operation = if error.kind == RequestKind::Read { "read" } else { "write" };
-    let action = match error.action {
+/// A kind of requests, as errors of QMP have it.
+pub(super) fn operation(kind: RequestKind) -> &'static str {
+    if kind == RequestKind::Read { "read" } else { "write" }
+}
+
+/// What was done about an error, by QMP's name.
+pub(super) fn action(action: ErrorAction) -> &'static str {
+    match action {
         ErrorAction::Report => "report",
         ErrorAction::Ignore => "ignore",
         ErrorAction::Stop => "stop",
-    };
+    }
+}
+
+/// The device is the export. It has no place in a tree of objects, as those of QEMU have.
+fn io_error(error: &IoError) -> QmpEvent {
+    let (operation, action) = (operation(error.kind), action(error.action));
     let cause = io::Error::from_raw_os_error(error.errno);
     let event = QmpEvent::new("BLOCK_IO_ERROR")
         .with("qom-path", "")

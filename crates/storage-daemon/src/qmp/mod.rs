@@ -1,6 +1,7 @@
 //! The daemon's QMP commands: each is a call of one of its methods, or a question about what it has. One
 //! file a group.
 
+mod bitmaps;
 mod blockdevs;
 mod blockstats;
 mod check;
@@ -48,6 +49,7 @@ pub(crate) fn commands(
     objects: &ObjectTypes,
 ) -> Commands {
     let mut commands = Commands { table: CommandTable::new(), daemon: Weak::clone(daemon) };
+    bitmaps::add(&mut commands);
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
     check::add(&mut commands);

@@ -1,7 +1,7 @@
 //! The NBD server, and the older commands for its exports, which QEMU still has.
 
 use coblk::export::{ExportError, ExportOptions, RemoveMode};
-use coblk::qapi::{Member, Schema, Unsupported};
+use coblk::qapi::{Member, Schema};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -18,9 +18,8 @@ struct Add {
     description: Option<String>,
     #[serde(default)]
     writable: bool,
-    /// Nodes have no bitmaps.
-    #[serde(rename = "bitmap")]
-    _bitmap: Option<Unsupported>,
+    /// The name of a dirty bitmap that clients may look at.
+    bitmap: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +99,9 @@ fn export_options(add: Add) -> Result<ExportOptions, DaemonError> {
         "node-name": add.device,
         "writable": add.writable,
     });
+    if let Some(bitmap) = add.bitmap {
+        members["bitmaps"] = json!([bitmap]);
+    }
     if let Some(description) = add.description {
         members["description"] = description.into();
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Commands;
+use super::bitmaps;
 use super::image::{self, Image, Sizes};
 
 #[derive(Deserialize)]
@@ -35,6 +36,9 @@ struct Info {
     ro: bool,
     file: String,
     image: Image,
+    /// Newest first.
+    #[serde(rename = "dirty-bitmaps", skip_serializing_if = "Vec::is_empty")]
+    dirty_bitmaps: Vec<bitmaps::Info>,
     cache: Cache,
     detect_zeroes: &'static str,
     active: bool,
@@ -83,10 +87,8 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("block-set-write-threshold", |daemon, _, set: SetThreshold| {
         daemon.set_write_threshold(&set.node_name, set.write_threshold)
     });
-    // Devices of a virtual machine, and jobs on nodes: there are none.
-    for name in ["query-block", "query-block-jobs"] {
-        commands.add(name, |_, _, ()| Ok(json!([])));
-    }
+    // Devices of a virtual machine: there are none.
+    commands.add("query-block", |_, _, ()| Ok(json!([])));
 }
 
 fn info(node: &BlockNode, flat: bool, sizes: Sizes<'_>) -> Info {
@@ -97,12 +99,14 @@ fn info(node: &BlockNode, flat: bool, sizes: Sizes<'_>) -> Info {
     // As in QEMU, a flat list does not look at what lies below.
     let chain = backing.filter(|_| !flat);
     let backing_file_depth = std::iter::successors(chain, |node| image::backing(node)).count();
+    let dirty_bitmaps = bitmaps::of(node);
     let node = node.describe();
     let children = node.children.iter();
     let children = children.map(|it| Child { child: it.child.clone(), node_name: it.node.clone() });
     Info {
         file: image::filename(&node),
         image,
+        dirty_bitmaps,
         backing_file,
         children: children.collect(),
         node_name: node.name,

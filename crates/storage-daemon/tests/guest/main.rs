@@ -2,10 +2,13 @@
 //! of its kernel. What it writes is in the image, what it discards is not, what it syncs is synced.
 //!
 //! Needs what `prepare`, beside this file, makes. Where that cannot be had, `tests/run` counts tests whose
-//! names begin with `boots_with_` as not run.
+//! names have `boots_with_` in them as not run.
 #![forbid(unsafe_code)]
 
+mod chain;
 mod machine;
+#[path = "../util/mod.rs"]
+mod util;
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;

@@ -117,16 +117,23 @@ impl Client {
         desc.unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).to_owned()
     }
 
+    /// The next event, and what it tells.
+    #[track_caller]
+    pub fn any_event(&mut self) -> (String, Value) {
+        let message = self.events.pop_front();
+        let message = message.unwrap_or_else(|| self.receive());
+        let name = message["event"].as_str();
+        assert!(name.is_some() && message["timestamp"]["seconds"].is_u64(), "{message}");
+        (name.unwrap().to_owned(), message.get("data").cloned().unwrap_or_default())
+    }
+
     /// The next event of this name, and what it tells; others before it are forgotten.
     #[track_caller]
     pub fn event(&mut self, name: &str) -> Value {
         loop {
-            let message = self.events.pop_front();
-            let message = message.unwrap_or_else(|| self.receive());
-            let is_event = message.get("event").is_some();
-            assert!(is_event && message["timestamp"]["seconds"].is_u64(), "{message}");
-            if message["event"] == name {
-                return message.get("data").cloned().unwrap_or_default();
+            let (found, data) = self.any_event();
+            if found == name {
+                return data;
             }
         }
     }

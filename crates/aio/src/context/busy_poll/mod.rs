@@ -77,6 +77,12 @@ impl Polling {
         self.is_enabled() || self.begun.get()
     }
 
+    /// Whether the loop sleeps at once while the ring is deep. Not if a maximum was set: then it looks.
+    #[inline]
+    pub(crate) fn sleeps_at_depth(&self) -> bool {
+        self.rules.minds_others()
+    }
+
     /// How long any look takes at most, in nanoseconds.
     pub(crate) fn max_ns(&self) -> u64 {
         self.rules.max_ns()

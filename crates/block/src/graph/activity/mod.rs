@@ -94,7 +94,9 @@ fn co_hand_over(co: &Co<'_>, node: &Arc<BlockNode>) -> io::Result<()> {
     // What its parents have written as they were handed over.
     co_flush_in_time(co, node)?;
     let _own = node.enter_own();
-    node.driver().co_inactivate(co)
+    let inactive = node.driver().co_inactivate(co);
+    node.look_at_bitmaps();
+    inactive
 }
 
 /// The nodes have stayed active after all.
@@ -104,6 +106,7 @@ fn co_take_back(co: &Co<'_>, nodes: &[Arc<BlockNode>]) {
         if let Err(error) = node.driver().co_activate(co) {
             tracing::error!(node = node.name(), %error, "a node that stays active fails");
         }
+        node.look_at_bitmaps();
     }
 }
 
@@ -117,6 +120,7 @@ fn co_activate(co: &Co<'_>, nodes: &[Arc<BlockNode>]) -> Result<Vec<Arc<BlockNod
             for node in nodes[..index].iter().rev() {
                 let _own = node.enter_own();
                 let inactive = node.driver().co_inactivate(co);
+                node.look_at_bitmaps();
                 log_failure(node, inactive.map_err(|error| failed(node, false, error)));
             }
             let given = PoolShare::once(co, || lock_permits().inactivate(&nodes));
@@ -137,7 +141,9 @@ fn log_failure(node: &BlockNode, result: Result<(), GraphError>) {
 
 fn co_take_over(co: &Co<'_>, node: &BlockNode) -> io::Result<()> {
     let _own = node.enter_own();
-    node.driver().co_activate(co)?;
+    let active = node.driver().co_activate(co);
+    node.look_at_bitmaps();
+    active?;
     node.path.state.taken_over();
     node.co_look_at_length(co).map(|_| ())
 }

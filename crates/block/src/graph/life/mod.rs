@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{AioHandle, Co, trace_event};
 
+use super::permit::co_give_back;
 use super::{Graph, GraphError, NodeId, lock};
 use crate::graph::node::BlockNode;
 
@@ -170,6 +171,7 @@ fn co_close_one(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<(), GraphError> {
     *last = Some(closed.as_ref().err().map_or(0, errno));
     if closed.is_ok() {
         node.life.has_ended.store(true, Ordering::SeqCst);
+        co_give_back(co, node);
     }
     drop(closing);
     closed.map_err(failed)

@@ -7,6 +7,7 @@
 //! entries.rs  L1 and L2 entries: COPIED, zeroes that refer to something
 //! lower.rs    refcounts that are mended where they are
 //! rebuild.rs  refcounts and snapshot table that are written anew
+//! width.rs    refcounts of another width
 //! ```
 //!
 //! # The order of writes
@@ -38,6 +39,7 @@ mod patch;
 mod rebuild;
 #[cfg(test)]
 mod tests;
+mod width;
 
 use std::io;
 
@@ -45,6 +47,7 @@ use coblk_aio::Co;
 use coblk_block::Repair;
 
 pub(super) use entries::is_unaligned_zero;
+pub(super) use width::co_change_width;
 
 use super::options::Progress;
 use super::store::Store;
@@ -68,7 +71,7 @@ pub(super) fn co_repair(
     let mut fixed = Fixed::default();
     let mut found = co_pass(co, file, options.repair, &first, &mut fixed)?;
     if found.is_shared_no_more {
-        // What old refcounts had a share of can be mended now.
+        // What old refcounts or snapshots had a share of can be mended now.
         found.check = co_pass(co, file, options.repair, &first, &mut fixed)?.check;
     }
     let found = found.check;
@@ -104,11 +107,14 @@ fn co_pass(
         checker = co_count(co, file, false, progress)?;
     }
     checker.compare()?;
+    // Refcounts or snapshots come to be elsewhere, and leave what they had a share of.
+    let plan = &checker.plan;
+    let is_moved = plan.must_rebuild || repair == Repair::All && plan.new_snapshots.is_some();
+    let is_shared_no_more = is_moved && plan.has_mixed;
     let mut repairer = Repairer { checker, co, file, fixed: std::mem::take(fixed) };
     repairer.co_mend(repair)?;
     let Repairer { checker, fixed: mended, .. } = repairer;
     *fixed = mended;
-    let is_shared_no_more = checker.plan.must_rebuild && checker.plan.has_mixed;
     Ok(Pass { check: checker.check, is_shared_no_more })
 }
 

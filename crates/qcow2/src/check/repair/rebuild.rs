@@ -13,7 +13,8 @@ use crate::check::counts::{Counts, Kind};
 use crate::layout::{FormatError, MAX_REFCOUNT_TABLE_BYTES};
 use crate::source::ImageError;
 
-/// Where the header has offset and clusters of the refcount table, then number and offset of snapshots.
+/// Where the header has offset and clusters of the refcount table, then number and offset of snapshots, then
+/// features and the width of refcounts.
 const POINTERS_AT: usize = 48;
 /// Length of an entry of the refcount table.
 const ENTRY_BYTES: u64 = 8;
@@ -88,6 +89,13 @@ impl Repairer<'_, '_> {
         pointers.extend(header.refcount_table_clusters.to_be_bytes());
         pointers.extend(header.snapshots.to_be_bytes());
         pointers.extend(header.snapshots_offset.to_be_bytes());
+        if header.version >= 3 {
+            // Up to the width: all of it lies in one sector.
+            pointers.extend(header.incompatible.bits().to_be_bytes());
+            pointers.extend(header.compatible.bits().to_be_bytes());
+            pointers.extend(header.autoclear.bits().to_be_bytes());
+            pointers.extend(header.refcount_order.to_be_bytes());
+        }
         co_set(self.co, self.file, POINTERS_AT, &pointers)?;
         self.file.co_flush(self.co)?;
         let Fixed { corruptions, leaks, .. } = &mut self.fixed;

@@ -341,6 +341,19 @@ impl Header {
         }
     }
 
+    /// Has version 2, which has no features, and refcounts of 16 bits.
+    pub fn downgrade(&mut self) {
+        if self.version > 2 {
+            (self.version, self.header_bytes) = (2, V2_BYTES as u32);
+            self.tail = Vec::new();
+            self.incompatible = Incompatible::empty();
+            self.compatible = Compatible::empty();
+            self.autoclear = Autoclear::empty();
+            (self.refcount_order, self.compression_type) = (4, 0);
+            self.extensions.remove_feature_names();
+        }
+    }
+
     /// Names the features, if the clusters have room for that.
     pub fn name_features(&mut self) {
         if 1 << self.cluster_bits > NAMES_FROM_BYTES {

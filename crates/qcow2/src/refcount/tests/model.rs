@@ -94,6 +94,7 @@ impl Model {
             match call(&mut self.refcounts) {
                 Ok(result) => return Some(result),
                 Err(Need::Block { index, offset }) => self.load(index, offset),
+                Err(Need::HostSpace { index, offset }) => self.have_space(index, offset),
                 Err(Need::Commit) => {
                     self.readers.clear();
                     self.commit_whole();
@@ -110,6 +111,15 @@ impl Model {
     fn load(&mut self, index: u64, offset: u64) {
         let bytes = self.disk.view().read(offset, self.cluster);
         self.refcounts.loaded(index, &bytes).unwrap();
+    }
+
+    /// The host has none, now and then; then the file counts as one that cannot grow.
+    fn have_space(&mut self, index: u64, offset: u64) {
+        if self.random.u32(..8) == 0 {
+            return self.refcounts.limit_to(offset);
+        }
+        self.disk.write(offset, &vec![0; self.cluster as usize]);
+        self.refcounts.has_host_space(index);
     }
 
     fn numbers(&self, host: Range<u64>) -> Range<u64> {
@@ -302,7 +312,7 @@ impl Model {
 
     /// As [`step`](Self::step), with nothing that allocates.
     pub(super) fn step(&mut self) {
-        match self.random.u32(..13) {
+        match self.random.u32(..14) {
             0..4 => self.allocate(),
             4..7 => self.land(),
             7 => self.share(),
@@ -316,9 +326,23 @@ impl Model {
             9 => self.read(),
             10 => self.grace(),
             11 => drop(self.until(Refcounts::drop_empty_blocks)),
+            12 if self.random.u32(..4) == 0 => match self.random.u32(..3) {
+                0 => self.refcounts.end_run(),
+                1 => drop(self.refcounts.lift_limit()),
+                _ => self.survey(),
+            },
             _ => drop(self.commit_step()),
         }
         self.check();
+    }
+
+    /// Reads blocks as a coroutine in the background does.
+    fn survey(&mut self) {
+        while let Some(Need::Block { index, offset }) = self.refcounts.next_unread() {
+            let bytes = self.disk.view().read(offset, self.cluster);
+            let free = self.refcounts.width.count_free(&bytes);
+            self.refcounts.surveyed(index, Some(free));
+        }
     }
 
     /// Closes the image: nothing leaks, and every count is that of the links.
@@ -326,6 +350,10 @@ impl Model {
         self.failures = 0;
         for host in std::mem::take(&mut self.flying) {
             self.refcounts.give_back(host.start * self.cluster..host.end * self.cluster);
+        }
+        self.refcounts.end_run();
+        while let Some(Need::HostSpace { index, offset }) = self.refcounts.block_without_space() {
+            self.have_space(index, offset);
         }
         for _ in 0..100 {
             if self.commit.is_none() && self.refcounts.is_clean() && self.dirty.is_empty() {

@@ -49,6 +49,19 @@ fn commit(refcounts: &mut Refcounts) {
     refcounts.end_commit(plan, true);
 }
 
+/// Does a call again and again, while new blocks want their space.
+fn with_space<T>(
+    refcounts: &mut Refcounts,
+    call: impl Fn(&mut Refcounts) -> Result<T, Need>,
+) -> Result<T, Need> {
+    loop {
+        match call(refcounts) {
+            Err(Need::HostSpace { index, .. }) => refcounts.has_host_space(index),
+            result => return result,
+        }
+    }
+}
+
 fn free(refcounts: &mut Refcounts, clusters: Range<u64>) {
     refcounts.give_up(host(clusters), Discard::Keep);
     commit(refcounts);
@@ -66,6 +79,96 @@ fn q191_the_first_allocation_reads_one_block() {
     let first = 39 * 256 + 100;
     assert_eq!(refcounts.allocate(3, None), Ok(host(first..first + 3)));
     assert_eq!(refcounts.allocate(3, None), Ok(host(first + 3..first + 6)));
+}
+
+#[test]
+fn q191_blocks_that_are_read_in_the_background_show_their_gaps() {
+    let table: Vec<(usize, u64)> = (0..40).map(|at| (at, 2 + at as u64)).collect();
+    let mut refcounts = refcounts(&table, 40 * 256);
+    refcounts.loaded(39, &block(0..100)).unwrap();
+    let mut seen = Vec::new();
+    while let Some(Need::Block { index, offset }) = refcounts.next_unread() {
+        assert_eq!(offset, (2 + index) * CLUSTER);
+        seen.push(index);
+        // One has a gap, and one cannot be read.
+        let free = if index == 7 { 6 } else { 0 };
+        refcounts.surveyed(index, (index != 9).then_some(free));
+    }
+    assert_eq!(seen, (0..39).collect::<Vec<_>>());
+    assert!(!refcounts.has_unread());
+    let need = Need::Block { index: 7, offset: 9 * CLUSTER };
+    assert_eq!(refcounts.allocate(4, None), Err(need));
+    refcounts.loaded(7, &block(0..250)).unwrap();
+    let first = 7 * 256 + 250;
+    assert_eq!(refcounts.allocate(4, None), Ok(host(first..first + 4)));
+}
+
+/// Allocates and commits; returns whether refcounts were written.
+fn allocate_and_commit(refcounts: &mut Refcounts) -> bool {
+    refcounts.allocate(1, None).unwrap();
+    let plan = refcounts.begin_commit();
+    let is_written = !plan.stage1.is_empty();
+    refcounts.end_commit(plan, true);
+    is_written
+}
+
+#[test]
+fn q190_q194_a_commit_counts_clusters_that_later_ones_need_not_count() {
+    let mut refcounts = used(50);
+    let written: Vec<bool> = (0..60).map(|_| allocate_and_commit(&mut refcounts)).collect();
+    let times: Vec<usize> = (0..60).filter(|at| written[*at]).collect();
+    // Each run is twice as long as the one before.
+    assert_eq!(times, [0, 9, 26, 59]);
+    assert_eq!(refcounts.count(130 * CLUSTER), Ok(1));
+    // What is left of it is free, and at the end of the file.
+    refcounts.end_run();
+    assert_eq!(refcounts.allocate(1, None), Ok(host(110..111)));
+    assert_eq!(refcounts.count(111 * CLUSTER), Ok(0));
+}
+
+#[test]
+fn q190_an_allocation_goes_on_behind_the_run() {
+    let mut refcounts = used(50);
+    allocate_and_commit(&mut refcounts);
+    assert_eq!(refcounts.allocate(20, None), Ok(host(51..71)));
+    assert_eq!(refcounts.run(), 59..59);
+    assert_eq!(refcounts.count(70 * CLUSTER), Ok(1));
+}
+
+#[test]
+fn q238_a_file_that_the_host_has_no_space_for_has_an_end_until_that_is_lifted() {
+    let mut refcounts = used(50);
+    free(&mut refcounts, 10..12);
+    let first = refcounts.allocate(4, None).unwrap();
+    assert_eq!(first, host(50..54));
+    refcounts.give_back(first);
+    refcounts.limit_to(50 * CLUSTER);
+    assert_eq!(refcounts.allocate(4, None), Ok(host(10..12)));
+    assert_eq!(refcounts.allocate(4, None), Err(Need::Space));
+    assert!(refcounts.lift_limit() && !refcounts.lift_limit());
+    assert_eq!(refcounts.allocate(4, None), Ok(host(50..54)));
+}
+
+#[test]
+fn q238_a_new_block_has_its_space_before_it_counts_anything() {
+    let mut refcounts = used(190);
+    refcounts.allocate(20, None).unwrap();
+    // The next block was made ahead, at cluster 256.
+    let need = Need::HostSpace { index: 1, offset: 256 * CLUSTER };
+    assert_eq!(refcounts.allocate(1, None), Err(need.clone()));
+    let plan = refcounts.begin_commit();
+    assert!(plan.entries.is_empty() && plan.stage1.iter().all(|(at, _)| *at < 256 * CLUSTER));
+    refcounts.end_commit(plan, true);
+    // Without it, what it does not count is allocated.
+    refcounts.limit_to(256 * CLUSTER);
+    assert_eq!(refcounts.allocate(60, None), Ok(host(210..256)));
+    refcounts.lift_limit();
+    assert_eq!(refcounts.allocate(1, None), Err(need));
+    refcounts.has_host_space(1);
+    assert_eq!(refcounts.allocate(1, None), Ok(host(257..258)));
+    let plan = refcounts.begin_commit();
+    assert!(plan.entries_are_needed && plan.stage1.iter().any(|(at, _)| *at == 256 * CLUSTER));
+    refcounts.end_commit(plan, true);
 }
 
 #[test]
@@ -217,12 +320,12 @@ fn q43_offsets_and_the_table_are_bounded() {
     assert_eq!(refcounts.allocate(1, None), Err(Need::TooBig));
     // 1,048,576 entries of 256 clusters each.
     refcounts.tail = Some((1 << 28) - 16_500);
-    let table = refcounts.allocate(1, None).unwrap();
+    with_space(&mut refcounts, |it| it.allocate(1, None)).unwrap();
     assert_eq!(refcounts.table.len(), 1 << 20);
-    assert!(table.start / CLUSTER > (1 << 28) - 16_500 + 16_384);
+    assert!(refcounts.tail > Some((1 << 28) - 16_500 + 16_384));
     commit(&mut refcounts);
     for _ in 0..200 {
-        let host = refcounts.allocate(1, None);
+        let host = with_space(&mut refcounts, |it| it.allocate(1, None));
         assert!(host.is_err() || host.is_ok_and(|host| host.end <= CLUSTER << 28));
     }
     assert_eq!(refcounts.allocate(1, None), Err(Need::TooBig));
@@ -236,9 +339,10 @@ fn q233_a_block_lies_in_the_range_that_it_counts_and_is_made_ahead() {
         refcounts.allocate(7, None).unwrap();
     }
     commit(&mut refcounts);
-    refcounts.allocate(7, None).unwrap();
+    with_space(&mut refcounts, |it| it.allocate(7, None)).unwrap();
     assert_eq!(block_offset(refcounts.table[1]), Some(256 * CLUSTER));
     // No link needs it yet, and it is there before one does.
+    refcounts.has_host_space(1);
     let plan = refcounts.begin_commit();
     assert!(!plan.entries_are_needed && plan.entries.len() == 1);
     refcounts.end_commit(plan, true);
@@ -249,7 +353,7 @@ fn q233_a_block_lies_in_the_range_that_it_counts_and_is_made_ahead() {
     assert!(plan.entries.is_empty());
     // One that comes too late is needed.
     refcounts.end_commit(plan, true);
-    refcounts.allocate_exact(256, Metadata::ACTIVE_L1).unwrap();
+    with_space(&mut refcounts, |it| it.allocate_exact(256, Metadata::ACTIVE_L1)).unwrap();
     let plan = refcounts.begin_commit();
     assert!(plan.entries_are_needed && plan.entries.len() == 1);
 }
@@ -304,7 +408,7 @@ fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
     refcounts.loaded(0, &block(0..256)).unwrap();
     // The table of one cluster has 64 entries.
     refcounts.tail = Some(64 * 256);
-    refcounts.allocate(1, None).unwrap();
+    with_space(&mut refcounts, |it| it.allocate(1, None)).unwrap();
     let mut plan = refcounts.begin_commit();
     let table = plan.table.unwrap();
     let writes_table = |plan: &RefcountPlan| plan.stage1.iter().any(|(at, _)| *at == table.0);
@@ -316,7 +420,7 @@ fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
     plan.stage1_is_durable = true;
     refcounts.end_commit(plan, false);
     refcounts.tail = Some(70 * 256);
-    refcounts.allocate(1, None).unwrap();
+    with_space(&mut refcounts, |it| it.allocate(1, None)).unwrap();
     plan = refcounts.begin_commit();
     assert!(!writes_table(&plan) && plan.entries_are_needed && plan.table == Some(table));
     // Those of block 64 and of block 70.
@@ -331,9 +435,11 @@ fn q233_a_table_that_may_be_in_use_gets_entries_after_their_blocks() {
 #[test]
 fn q118_the_last_blocks_go_when_they_count_nothing() {
     let mut refcounts = used(100);
-    let start = refcounts.allocate_exact(3 * 256, Metadata::ACTIVE_L1).unwrap();
+    let start =
+        with_space(&mut refcounts, |it| it.allocate_exact(3 * 256, Metadata::ACTIVE_L1)).unwrap();
     commit(&mut refcounts);
     refcounts.give_up(start..start + 3 * 256 * CLUSTER, Discard::Keep);
+    refcounts.end_run();
     (0..2).for_each(|_| commit(&mut refcounts));
     assert!(refcounts.last_used().unwrap() < 110 * CLUSTER);
     assert_eq!(refcounts.drop_empty_blocks(), Ok(()));
@@ -347,16 +453,18 @@ fn q118_the_last_blocks_go_when_they_count_nothing() {
     // A block in its own range is not used before its entry is gone.
     let mut taken = Vec::new();
     while refcounts.tail <= Some(258) {
-        taken.push(refcounts.allocate(7, None).unwrap());
+        taken.push(with_space(&mut refcounts, |it| it.allocate(7, None)).unwrap());
     }
     commit(&mut refcounts);
     let own = refcounts.table[1];
     assert_eq!(own, 256 * CLUSTER);
     taken.into_iter().for_each(|host| refcounts.give_back(host));
+    refcounts.end_run();
     commit(&mut refcounts);
     assert_eq!(refcounts.drop_empty_blocks(), Ok(()));
     assert_eq!(refcounts.allocate_exact(156, Metadata::ACTIVE_L1), Ok(100 * CLUSTER));
-    let next = |it: &mut Refcounts| it.allocate(1, None).unwrap().start / CLUSTER;
+    let next =
+        |it: &mut Refcounts| with_space(it, |it| it.allocate(1, None)).unwrap().start / CLUSTER;
     // 257 has the next block of this range.
     assert_eq!(next(&mut refcounts), 258);
     let plan = refcounts.begin_commit();

@@ -1,4 +1,4 @@
-//! [`JobStatus`] and [`Verb`].
+//! [`JobStatus`] and [`Verb`]: the states of a job, and what can be asked of it in each.
 
 /// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,10 @@ pub enum Verb {
     Pause,
     /// To go on.
     Resume,
+    /// To work at another speed.
+    SetSpeed,
+    /// To work in another mode.
+    Change,
     /// To end, when it is ready.
     Complete,
     /// To make its end take effect.
@@ -83,7 +87,7 @@ impl JobStatus {
         let until_standby = matches!(self, Created | Running | Paused | Ready | Standby);
         match verb {
             Verb::Cancel => until_standby || matches!(self, Waiting | Pending),
-            Verb::Pause | Verb::Resume => until_standby,
+            Verb::Pause | Verb::Resume | Verb::SetSpeed | Verb::Change => until_standby,
             Verb::Complete => matches!(self, Ready | Standby),
             Verb::Finalize => self == Pending,
             Verb::Dismiss => self == Concluded,
@@ -98,6 +102,8 @@ impl Verb {
             Verb::Cancel => "cancel",
             Verb::Pause => "pause",
             Verb::Resume => "resume",
+            Verb::SetSpeed => "set-speed",
+            Verb::Change => "change",
             Verb::Complete => "complete",
             Verb::Finalize => "finalize",
             Verb::Dismiss => "dismiss",
@@ -127,7 +133,9 @@ mod tests {
         let text = |verb| states(verb).iter().collect::<String>();
         assert_eq!(text(Verb::Cancel), "1111111000");
         assert_eq!(text(Verb::Pause), "1111100000");
-        assert_eq!(text(Verb::Resume), "1111100000");
+        for verb in [Verb::Resume, Verb::SetSpeed, Verb::Change] {
+            assert_eq!(text(verb), "1111100000");
+        }
         assert_eq!(text(Verb::Complete), "0001100000");
         assert_eq!(text(Verb::Finalize), "0000001000");
         assert_eq!(text(Verb::Dismiss), "0000000010");

@@ -1,9 +1,16 @@
-//! Jobs, and the command that starts one.
+//! Jobs, and the commands that start one.
 
+mod block_jobs;
+mod events;
+mod mirror;
+
+use coblk::Co;
 use coblk::block::Drivers;
 use coblk::jobs::{JobError, JobInfo, Jobs};
 use coblk::qapi::{Member, Schema, Shape};
 use serde::{Deserialize, Serialize};
+
+pub(super) use events::{event_schemas, to_qmp};
 
 use super::{Arguments, Commands, Id};
 
@@ -29,7 +36,7 @@ struct Info {
 }
 
 /// What is asked of one job.
-type Ask = fn(&Jobs, &str) -> Result<(), JobError>;
+type Ask = fn(&Jobs, &Co<'_>, &str) -> Result<(), JobError>;
 
 pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commands.add("blockdev-create", |daemon, co, Create { job_id, options }| {
@@ -42,19 +49,19 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commands.add("query-jobs", |daemon, _, ()| {
         Ok(daemon.jobs().all().into_iter().map(info).collect::<Vec<_>>())
     });
-    commands.add("job-dismiss", |daemon, co, Id { id }| {
-        Ok(daemon.jobs().dismiss(co.context(), &id)?)
-    });
-    let others: [(&str, Ask); 5] = [
-        ("job-cancel", Jobs::cancel),
-        ("job-complete", Jobs::complete),
-        ("job-finalize", Jobs::finalize),
-        ("job-pause", Jobs::pause),
-        ("job-resume", Jobs::resume),
+    let asks: [(&str, Ask); 6] = [
+        ("job-cancel", |jobs, co, id| jobs.co_cancel(co, id, true)),
+        ("job-complete", |jobs, _, id| jobs.complete(id)),
+        ("job-dismiss", |jobs, co, id| jobs.dismiss(co.context(), id)),
+        ("job-finalize", |jobs, co, id| jobs.co_finalize(co, id)),
+        ("job-pause", |jobs, _, id| jobs.pause(id)),
+        ("job-resume", |jobs, _, id| jobs.resume(id)),
     ];
-    for (name, ask) in others {
-        commands.add(name, move |daemon, _, Id { id }| Ok(ask(daemon.jobs(), &id)?));
+    for (name, ask) in asks {
+        commands.add(name, move |daemon, co, Id { id }| Ok(ask(daemon.jobs(), co, &id)?));
     }
+    block_jobs::add(commands);
+    mirror::add(commands);
 }
 
 fn create_schema(options: Schema) -> Schema {

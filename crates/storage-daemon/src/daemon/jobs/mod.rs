@@ -1,4 +1,6 @@
-//! Jobs: images that are being made.
+//! Jobs: operations that commands start and that go on in the background.
+
+mod mirror;
 
 use std::rc::Rc;
 

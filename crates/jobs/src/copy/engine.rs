@@ -1,0 +1,384 @@
+//! [`Engine`]: the workers that copy for a job, and what they wait for.
+//!
+//! The job's main coroutine calls workers when there is something to do that may be done now; a worker that
+//! has claimed calls the next one. So no more work than there is work, and one that finds nothing rests.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::sync::CoQueue;
+use coblk_aio::{AioContext, Co};
+use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind};
+
+use super::granules::Granules;
+use super::guests::Guests;
+use super::piece::{CopyError, Scratch, Shape};
+use super::target::Target;
+use crate::{Job, JobFailure, OnError};
+
+/// Most copies at a time.
+const MAX_WORKERS: u64 = 16;
+/// Longest copy, in bytes, unless a granule is longer.
+const MAX_CHUNK: u64 = 1 << 20;
+/// For how long the end of a job waits for its target.
+const MOMENT_NS: i64 = 500_000_000;
+/// For how long nothing but errors may come before a soft cancellation fails.
+const MAX_FAILING_NS: i64 = 10_000_000_000;
+
+/// What is copied, and how.
+pub(crate) struct Plan {
+    /// Bytes a granule.
+    pub(crate) granularity: u64,
+    /// Length of both nodes, in bytes.
+    pub(crate) length: u64,
+    /// Bytes in flight at most.
+    pub(crate) buffer: u64,
+    /// Bytes a cluster of the target.
+    pub(crate) cluster: u64,
+    pub(crate) on_source_error: OnError,
+    pub(crate) on_target_error: OnError,
+}
+
+/// The copies of one job. Home thread.
+pub(crate) struct Engine {
+    job: Rc<Job>,
+    granules: Arc<Granules>,
+    guests: Arc<Guests>,
+    /// Until the engine is stopped.
+    source: RefCell<Option<BlockBackend>>,
+    target: Rc<Target>,
+    plan: Plan,
+    chunk: u64,
+    max_workers: u64,
+    /// Workers that rest.
+    resting: CoQueue,
+    workers: Cell<u64>,
+    /// Workers that have passed the gates, and have not ended their claims.
+    active: Cell<u64>,
+    /// Where the next claim begins.
+    cursor: Cell<u64>,
+    is_stopped: Cell<bool>,
+    /// No copy begins before that, in nanoseconds of the context's clock.
+    retry_ns: Cell<i64>,
+    /// Since when there are nothing but errors.
+    failing_since_ns: Cell<Option<i64>>,
+    failure: RefCell<Option<JobFailure>>,
+}
+
+impl Engine {
+    /// For a job that copies what `granules` say from a backend of its own to a target.
+    pub(crate) fn new(
+        job: &Rc<Job>,
+        (granules, guests): (&Arc<Granules>, &Arc<Guests>),
+        source: BlockBackend,
+        target: &Rc<Target>,
+        plan: Plan,
+    ) -> Rc<Engine> {
+        let buffer = plan.buffer.max(plan.granularity);
+        let longest = MAX_CHUNK.max(plan.granularity);
+        let chunk = (buffer / MAX_WORKERS).clamp(plan.granularity, longest);
+        let chunk = chunk / plan.granularity * plan.granularity;
+        Rc::new(Engine {
+            job: Rc::clone(job),
+            granules: Arc::clone(granules),
+            guests: Arc::clone(guests),
+            source: RefCell::new(Some(source)),
+            target: Rc::clone(target),
+            chunk,
+            max_workers: (buffer / chunk).clamp(1, MAX_WORKERS),
+            plan,
+            resting: CoQueue::new(),
+            workers: Cell::new(0),
+            active: Cell::new(0),
+            cursor: Cell::new(0),
+            is_stopped: Cell::new(false),
+            retry_ns: Cell::new(0),
+            failing_since_ns: Cell::new(None),
+            failure: RefCell::default(),
+        })
+    }
+
+    /// Whether nothing is to be copied and nothing under way.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.granules.todo() == 0 && self.granules.busy() == 0 && self.active.get() == 0
+    }
+
+    /// Whether nothing is left for the workers; guests may be at work.
+    pub(crate) fn is_copied(&self) -> bool {
+        self.granules.todo() == 0 && self.active.get() == 0
+    }
+
+    /// What is to be copied and what is under way, in bytes.
+    pub(crate) fn rest(&self) -> u64 {
+        let granules = self.granules.todo() + self.granules.busy();
+        (granules * self.plan.granularity).min(self.plan.length)
+    }
+
+    /// Copies until nothing is to be copied and nothing under way, however short that time may be. Pauses with
+    /// the job, in states that know a pause. A step of the job's main coroutine.
+    ///
+    /// # Errors
+    /// If the job is cancelled, or a request has failed and its policy is to report that.
+    pub(crate) fn co_converge(self: &Rc<Self>, co: &Co<'_>) -> Result<(), JobFailure> {
+        loop {
+            self.check(co.context())?;
+            if self.job.should_pause() {
+                if self.active.get() == 0 && self.job.can_pause() {
+                    self.job.co_pause_point(co)?;
+                } else {
+                    self.job.co_wait(co, None);
+                }
+            } else if self.granules.todo() > 0 {
+                self.guests.want_end();
+                let until_ns = self.call_worker(co.context());
+                self.job.co_wait(co, until_ns);
+            } else {
+                self.guests.want_end();
+                if self.is_clean() {
+                    return Ok(());
+                }
+                self.job.co_wait(co, None);
+            }
+        }
+    }
+
+    /// That the job goes on.
+    fn check(&self, ctx: &AioContext) -> Result<(), JobFailure> {
+        if self.job.is_cancelled() {
+            return Err(JobFailure::Cancelled);
+        }
+        for error in self.guests.take_errors() {
+            self.target_failed(ctx, &error);
+        }
+        let has_failed_long = |since: i64| ctx.now_ns() - since > MAX_FAILING_NS;
+        let is_given_up = self.job.is_soft_cancelled()
+            && self.failing_since_ns.get().is_some_and(has_failed_long);
+        if is_given_up {
+            let text = "requests have done nothing but fail for 10 s";
+            return Err(JobFailure::Text(text.to_owned()));
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// When the next copy may begin, if that is later than now.
+    fn earliest_ns(&self, ctx: &AioContext) -> Option<i64> {
+        let now_ns = ctx.now_ns();
+        let delay = i64::try_from(self.job.rate().delay(now_ns).as_nanos()).unwrap_or(i64::MAX);
+        let at_ns = now_ns.saturating_add(delay).max(self.retry_ns.get());
+        (at_ns > now_ns).then_some(at_ns)
+    }
+
+    /// Has one more worker work, unless it is too early; returns until when.
+    fn call_worker(self: &Rc<Self>, ctx: &AioContext) -> Option<i64> {
+        let earliest_ns = self.earliest_ns(ctx);
+        if earliest_ns.is_none()
+            && !self.resting.wake_one()
+            && self.workers.get() < self.max_workers
+        {
+            self.workers.set(self.workers.get() + 1);
+            let engine = Rc::clone(self);
+            ctx.spawn("copy", move |co| engine.co_work(co));
+        }
+        earliest_ns
+    }
+
+    /// A worker, until the engine is stopped.
+    fn co_work(self: &Rc<Self>, co: &Co<'_>) {
+        let pending = self.target.begin();
+        let node = self.target.node();
+        let alignment = node.limits().memory_alignment;
+        match Scratch::new(self.chunk, alignment.max(4096)) {
+            Ok(mut scratch) => {
+                while !self.is_stopped.get() {
+                    if !self.co_copy_one(co, &mut scratch) {
+                        // What is busy, or done by others, is for their ends to tell.
+                        if self.earliest_ns(co.context()).is_some() {
+                            self.job.kick();
+                        }
+                        self.resting.wait(co);
+                    }
+                }
+            }
+            Err(error) => self.fail(JobFailure::Io(error)),
+        }
+        self.workers.set(self.workers.get() - 1);
+        pending.co_end(co);
+        self.job.kick();
+    }
+
+    fn may_begin(&self, ctx: &AioContext) -> bool {
+        !self.is_stopped.get()
+            && !self.job.should_pause()
+            && self.failure.borrow().is_none()
+            && self.granules.todo() > 0
+            && self.earliest_ns(ctx).is_none()
+    }
+
+    /// Copies one chunk. False if there is nothing that may be copied now.
+    fn co_copy_one(self: &Rc<Self>, co: &Co<'_>, scratch: &mut Scratch) -> bool {
+        if !self.may_begin(co.context()) {
+            return false;
+        }
+        let Some(backend) = self.source.borrow().clone() else { return false };
+        let entered = backend.co_enter_both(co, &self.target.backend());
+        // The source is free before the target is written.
+        drop(backend);
+        let (source, target) = match entered {
+            Ok(both) => both,
+            Err(error) => {
+                self.fail(JobFailure::Io(error));
+                return false;
+            }
+        };
+        // It may have waited at the gates.
+        if !self.may_begin(co.context()) {
+            return false;
+        }
+        let rate = self.job.rate();
+        let most = rate.chunk(self.plan.granularity, self.chunk) / self.plan.granularity;
+        let Some(claimed) = self.granules.claim(self.cursor.get(), most.max(1)) else {
+            return false;
+        };
+        self.cursor.set(claimed.end);
+        self.active.set(self.active.get() + 1);
+        let claim = Claim { engine: self, range: Some(claimed) };
+        let range = claim.bytes();
+        rate.sent(co.context().now_ns(), range.end - range.start);
+        if self.granules.todo() > 0 {
+            self.call_worker(co.context());
+        }
+        match self.co_carry_out(co, &range, (source, target), scratch) {
+            Ok(()) => {
+                rate.give_back(range.end - range.start - scratch.bytes_written());
+                self.failing_since_ns.set(None);
+                self.job.request_succeeded();
+                claim.end();
+                self.job.progress().add(range.end - range.start);
+            }
+            Err(error) => {
+                // It is to be copied again before the policy acts.
+                drop(claim);
+                self.failed(co.context(), &error);
+            }
+        }
+        if self.granules.todo() == 0 || self.job.should_pause() {
+            self.job.kick();
+        }
+        true
+    }
+
+    fn co_carry_out(
+        &self,
+        co: &Co<'_>,
+        range: &Range<u64>,
+        (mut source, mut target): (Entered, Entered),
+        scratch: &mut Scratch,
+    ) -> Result<(), CopyError> {
+        let shape = Shape { cluster: self.plan.cluster, length: self.plan.length };
+        scratch.co_read(co, &mut source, range, shape)?;
+        drop(source);
+        if self.is_stopped.get() {
+            // The end of the job waits for the source alone.
+            self.job.kick();
+        }
+        scratch.co_write(co, &mut target, range)
+    }
+
+    fn failed(&self, ctx: &AioContext, error: &CopyError) {
+        let policy = match error.kind {
+            RequestKind::Read => self.plan.on_source_error,
+            _ => self.plan.on_target_error,
+        };
+        self.act_on(ctx, error.kind, policy, &error.error);
+    }
+
+    /// A request to the target that is no copy has failed, such as a flush: acts by the policy.
+    pub(crate) fn target_failed(&self, ctx: &AioContext, error: &std::io::Error) {
+        self.act_on(ctx, RequestKind::Write, self.plan.on_target_error, error);
+    }
+
+    fn act_on(&self, ctx: &AioContext, kind: RequestKind, policy: OnError, error: &std::io::Error) {
+        // The request of a job that is over.
+        if self.is_stopped.get() {
+            return;
+        }
+        let now_ns = ctx.now_ns();
+        if self.failing_since_ns.get().is_none() {
+            self.failing_since_ns.set(Some(now_ns));
+        }
+        match self.job.failed(ctx, kind, policy, error) {
+            ErrorAction::Report => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.fail(JobFailure::Io(std::io::Error::from_raw_os_error(errno)));
+            }
+            ErrorAction::Ignore => {
+                let wait = i64::try_from(self.job.retry_after().as_nanos()).unwrap_or(i64::MAX);
+                self.retry_ns.set(now_ns.saturating_add(wait));
+            }
+            ErrorAction::Stop => {}
+        }
+    }
+
+    /// When a step of the main coroutine that has failed may be tried again.
+    pub(crate) fn retry_ns(&self) -> i64 {
+        self.retry_ns.get()
+    }
+
+    fn fail(&self, failure: JobFailure) {
+        self.failure.borrow_mut().get_or_insert(failure);
+        self.job.kick();
+    }
+
+    /// Lets no copy begin any more, and waits for those under way: for a moment, and then for those alone that
+    /// may still be at the source. A step of the job's main coroutine.
+    pub(crate) fn co_stop(&self, co: &Co<'_>) {
+        self.is_stopped.set(true);
+        self.resting.wake_all();
+        let until_ns = co.context().now_ns() + MOMENT_NS;
+        while self.workers.get() > 0 {
+            let is_over = co.context().now_ns() >= until_ns;
+            if is_over && self.is_source_free() {
+                break;
+            }
+            self.job.co_wait(co, Some(until_ns).filter(|_| !is_over));
+        }
+        self.source.take();
+    }
+
+    fn is_source_free(&self) -> bool {
+        self.source.borrow().as_ref().is_none_or(|source| source.in_flight() == 0)
+    }
+}
+
+/// A claim. It fails unless it ends.
+struct Claim<'a> {
+    engine: &'a Engine,
+    range: Option<Range<u64>>,
+}
+
+impl Claim<'_> {
+    /// Its range, in bytes.
+    fn bytes(&self) -> Range<u64> {
+        let plan = &self.engine.plan;
+        let range = self.range.clone().unwrap_or(0..0);
+        range.start * plan.granularity..(range.end * plan.granularity).min(plan.length)
+    }
+
+    fn end(mut self) {
+        if let Some(range) = self.range.take() {
+            self.engine.granules.end(range);
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(range) = self.range.take() {
+            self.engine.granules.fail(range);
+        }
+        self.engine.guests.claim_ended();
+        self.engine.active.set(self.engine.active.get() - 1);
+    }
+}

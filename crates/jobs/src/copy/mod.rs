@@ -1,0 +1,24 @@
+//! The copy engine: copies what is to be copied from one node to another, by several coroutines.
+//!
+//! ```text
+//! granules  what is to be copied, and what is being copied; pure, with models in models.rs
+//! waiters   guests that wait for the end of claims
+//! guests    what guests' copies and the workers have to do with each other
+//! engine    Engine: the workers of a job, and what they wait for
+//! piece     one copy: block status, reads, writes
+//! target    the node that is written, which requests may keep longer than the job lives
+//! ```
+//!
+//! A worker does things in this order: pause, rate, gates, claim, read, leave the source, write, end of the
+//! claim. At a closed gate it has claimed nothing, so what waits for a claim waits for two requests at most, and
+//! a drain of the source waits for no write to the target.
+
+mod atomics;
+pub(crate) mod engine;
+pub(crate) mod granules;
+pub(crate) mod guests;
+#[cfg(all(test, loom))]
+mod models;
+mod piece;
+pub(crate) mod target;
+pub(crate) mod waiters;

@@ -1,0 +1,322 @@
+//! The job: first scan, copies until both are equal, and the pivot.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coblk_aio::Co;
+use coblk_block::{
+    BlockBackend, BlockNode, Blockdevs, GraphError, HiddenNode, NodeUse, Operation, Permissions,
+};
+
+use super::active::Active;
+use super::options::{CopyMode, Mirror, MirrorError, cluster_size};
+use super::scan::Scan;
+use super::top::{Marks, MirrorTop, TARGET};
+use crate::copy::engine::{Engine, Plan};
+use crate::copy::granules::Granules;
+use crate::copy::guests::Guests;
+use crate::copy::target::Target;
+use crate::{Job, JobChange, JobError, JobFailure, JobStatus, Task};
+
+/// Others may read a target before it is equal, and not write.
+const OF_TARGET: (Permissions, Permissions) = (Permissions::WRITE, Permissions::WRITE_UNCHANGED);
+/// Guests go on with the source.
+const OF_SOURCE: (Permissions, Permissions) =
+    (Permissions::CONSISTENT_READ, Permissions::all().difference(Permissions::RESIZE));
+
+/// How long another try to change the mode waits.
+const SWITCH_AGAIN_NS: i64 = 1_000_000_000;
+
+/// Whether a change of the graph may succeed later.
+fn is_in_the_way(error: &GraphError) -> bool {
+    matches!(error, GraphError::RequestsInTheWay(_) | GraphError::ChangeInTheWay)
+}
+
+/// A handle: clones are the same task.
+#[derive(Clone)]
+pub(super) struct MirrorTask(Rc<State>);
+
+struct State {
+    mirror: Mirror,
+    parts: RefCell<Option<Rc<Parts>>>,
+    /// It shall take the place of the source.
+    is_completing: Cell<bool>,
+    /// The mode that the job is to be in.
+    mode: Cell<CopyMode>,
+}
+
+/// What a running mirror has.
+struct Parts {
+    filter: Arc<BlockNode>,
+    hidden: Cell<Option<HiddenNode>>,
+    source_use: Cell<Option<NodeUse>>,
+    source: BlockBackend,
+    target: Rc<Target>,
+    marks: Arc<Marks>,
+    active: Arc<Active>,
+    engine: Rc<Engine>,
+}
+
+impl MirrorTask {
+    pub(super) fn new(mirror: Mirror) -> MirrorTask {
+        let (parts, is_completing) = Default::default();
+        let mode = Cell::new(mirror.copy_mode);
+        MirrorTask(Rc::new(State { mirror, parts, is_completing, mode }))
+    }
+
+    fn parts(&self) -> Option<Rc<Parts>> {
+        self.0.parts.borrow().clone()
+    }
+
+    /// Begins the mode that the job is to be in. Writes of the old mode have ended before: an overlapping one of the
+    /// new mode would clear marks that they are about to set.
+    fn co_switch(&self, co: &Co<'_>, parts: &Parts) -> Result<(), JobFailure> {
+        if self.0.mode.get() == CopyMode::Background || parts.active.is_on() {
+            return Ok(());
+        }
+        // From here on a drain of the target holds guests, too.
+        match parts.filter.co_attach(co, TARGET, parts.target.node()) {
+            Ok(()) => {}
+            // Tried again later.
+            Err(error) if is_in_the_way(&error) => return Ok(()),
+            Err(error) => return Err(JobFailure::Text(error.to_string())),
+        }
+        let _drained = parts.filter.co_drain(co);
+        parts.active.switch_on();
+        Ok(())
+    }
+}
+
+/// Takes the nodes into use, and inserts the filter.
+///
+/// # Errors
+/// If other users do not agree. All is as before then.
+pub(super) fn co_set_up(
+    co: &Co<'_>,
+    task: &MirrorTask,
+    job: &Rc<Job>,
+    blockdevs: &Blockdevs,
+) -> Result<(), MirrorError> {
+    let mirror = &task.0.mirror;
+    let target_use = job.co_use(co, &mirror.target, OF_TARGET.0, OF_TARGET.1)?;
+    let source_use = job.co_use(co, &mirror.source, OF_SOURCE.0, OF_SOURCE.1)?;
+    let (length, granularity) = (mirror.source.length(), mirror.granule());
+    let granules = Arc::new(Granules::new(length.div_ceil(granularity)));
+    let guests = Arc::new(Guests::new(job.remote_kick()));
+    let is_leaving = AtomicBool::new(false);
+    let marks = Arc::new(Marks { granules, guests, granularity, length, is_leaving });
+    let active = Arc::new(Active::new(&mirror.target, &marks, job.progress()));
+    let owner = format!("mirror job '{}'", job.id());
+    let hidden = blockdevs.make_hidden(mirror.filter_name.as_deref(), owner, |name| {
+        BlockNode::try_new(name, MirrorTop::new(&mirror.source, &marks, &active))
+    })?;
+    let filter = Arc::clone(hidden.node());
+    if let Err(error) = mirror.source.co_insert_above(co, &filter) {
+        hidden.co_end(co);
+        return Err(error.into());
+    }
+    for used in [&source_use, &target_use] {
+        for operation in [Operation::Resize, Operation::Replace, Operation::Inactivate] {
+            used.block(operation, "block device is in use by block job: mirror");
+        }
+    }
+    let name = format!("source of job '{}'", job.id());
+    let source = BlockBackend::read_only(co.context(), name, Arc::clone(&mirror.source));
+    let target = Target::new(co, job, target_use);
+    let plan = Plan {
+        granularity,
+        length,
+        buffer: mirror.buffer,
+        cluster: cluster_size(&mirror.target),
+        on_source_error: mirror.on_source_error,
+        on_target_error: mirror.on_target_error,
+    };
+    let shared = (&marks.granules, &marks.guests);
+    let engine = Engine::new(job, shared, source.clone(), &target, plan);
+    let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
+    let parts = Parts { filter, hidden, source_use, source, target, marks, active, engine };
+    task.0.parts.replace(Some(Rc::new(parts)));
+    Ok(())
+}
+
+impl Parts {
+    /// Makes both equal, and the target durable. A step of the job's main coroutine.
+    fn co_equalize(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        loop {
+            self.engine.co_converge(co)?;
+            self.co_flush(co, job)?;
+            if self.engine.is_clean() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn co_flush_failed(&self, co: &Co<'_>, job: &Rc<Job>, error: &io::Error) {
+        self.engine.target_failed(co.context(), error);
+        let until_ns = self.engine.retry_ns();
+        if until_ns > co.context().now_ns() {
+            job.co_wait(co, Some(until_ns));
+        }
+    }
+
+    /// Turns the users of the filter to `new`, if both are equal in the drained section for that. A target that
+    /// takes the place of the source is durable before.
+    fn co_turn(
+        &self,
+        co: &Co<'_>,
+        job: &Rc<Job>,
+        new: &Arc<BlockNode>,
+    ) -> Result<bool, JobFailure> {
+        let is_pivot = Arc::ptr_eq(new, self.target.node());
+        let failed = Cell::new(None);
+        let turned = self.filter.co_replace_when(co, new, |co, drained| {
+            if !is_pivot {
+                let is_clean = self.engine.is_clean();
+                self.marks.is_leaving.store(is_clean, Ordering::SeqCst);
+                return is_clean;
+            }
+            if let Err(error) = drained.co_flush(co) {
+                failed.set(Some(error));
+                return false;
+            }
+            // Guests take its place, and have permissions of their own.
+            let (held, shared) = (Permissions::empty(), Permissions::all());
+            self.engine.is_clean() && self.target.co_set_permissions(co, held, shared).is_ok()
+        });
+        if let Some(error) = failed.take() {
+            self.co_flush_failed(co, job, &error);
+        }
+        match turned {
+            Ok(turned) => Ok(turned),
+            // Their drain or change comes to an end, and then it is tried again.
+            Err(error) if is_in_the_way(&error) => Ok(false),
+            Err(error) => {
+                self.marks.is_leaving.store(false, Ordering::SeqCst);
+                let (held, shared) = OF_TARGET;
+                let _ = self.target.co_set_permissions(co, held, shared);
+                Err(JobFailure::Text(error.to_string()))
+            }
+        }
+    }
+
+    /// Makes what the target has durable.
+    fn co_flush(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        loop {
+            let flushed = self.target.co_apart(co, job, |co, target| target.co_flush(co))?;
+            match flushed {
+                Ok(()) => return Ok(()),
+                Err(error) => self.co_flush_failed(co, job, &error),
+            }
+            self.engine.co_converge(co)?;
+        }
+    }
+
+    /// Takes the filter out, whatever has users there still.
+    fn co_remove_filter(&self, co: &Co<'_>, source: &Arc<BlockNode>) {
+        // What is written from here on is for no target.
+        self.marks.is_leaving.store(true, Ordering::SeqCst);
+        while let Err(error) = self.filter.co_replace(co, source) {
+            tracing::warn!(filter = self.filter.name(), %error, "the filter of a job stays");
+            if !is_in_the_way(&error) {
+                break;
+            }
+        }
+    }
+}
+
+impl Task for MirrorTask {
+    fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        let Some(parts) = self.parts() else { return Ok(()) };
+        if parts.target.node().length() != parts.marks.length {
+            let text = "Source and target image have different sizes";
+            return Err(JobFailure::Text(text.to_owned()));
+        }
+        let scan = Scan { job, source: &parts.source, target: &parts.target, marks: &parts.marks };
+        scan.co_mark(co, self.0.mirror.sync)?;
+        self.co_switch(co, &parts)?;
+        parts.co_equalize(co, job)?;
+        job.become_ready(co.context());
+        loop {
+            parts.engine.co_converge(co)?;
+            self.co_switch(co, &parts)?;
+            if self.0.is_completing.get() || job.is_soft_cancelled() {
+                return Ok(());
+            }
+            let is_switching = self.0.mode.get() != CopyMode::Background && !parts.active.is_on();
+            let later_ns = co.context().now_ns() + SWITCH_AGAIN_NS;
+            if parts.marks.granules.may_sleep() {
+                job.co_wait(co, Some(later_ns).filter(|_| is_switching));
+            }
+        }
+    }
+
+    fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        let Some(parts) = self.parts() else { return Ok(()) };
+        let mirror = &self.0.mirror;
+        let new = if job.is_soft_cancelled() { &mirror.source } else { &mirror.target };
+        loop {
+            parts.engine.co_converge(co)?;
+            if parts.co_turn(co, job, new)? {
+                break;
+            }
+        }
+        // A copy that stays behind.
+        if job.is_soft_cancelled() { parts.co_flush(co, job) } else { Ok(()) }
+    }
+
+    fn co_clean(&self, co: &Co<'_>, job: &Rc<Job>) {
+        let Some(parts) = self.0.parts.take() else { return };
+        parts.active.give_up();
+        if job.is_cancelled() {
+            // What waits for a server to come back.
+            parts.target.node().cancel_in_flight();
+        }
+        job.progress().set_rest(parts.engine.rest());
+        parts.engine.co_stop(co);
+        parts.co_remove_filter(co, &self.0.mirror.source);
+        parts.target.co_leave(co);
+        if let Some(used) = parts.source_use.take() {
+            used.co_end(co);
+        }
+        if let Some(hidden) = parts.hidden.take() {
+            hidden.co_end(co);
+        }
+    }
+
+    fn complete(&self, _: &Rc<Job>) -> Result<(), JobError> {
+        self.0.is_completing.set(true);
+        Ok(())
+    }
+
+    fn cancel(&self, job: &Rc<Job>, forced: bool) -> bool {
+        forced || !matches!(job.status(), JobStatus::Ready | JobStatus::Standby)
+    }
+
+    fn rest(&self) -> Option<u64> {
+        self.parts().map(|parts| parts.engine.rest())
+    }
+
+    fn is_actively_synced(&self) -> Option<bool> {
+        let is_synced = |parts: Rc<Parts>| parts.active.is_on() && parts.engine.is_copied();
+        Some(self.parts().is_some_and(is_synced))
+    }
+
+    fn change(&self, job: &Rc<Job>, change: &JobChange) -> Result<(), JobError> {
+        let refused = |text: String| Err(JobError::Refused(text));
+        if change.kind != "mirror" {
+            return refused(format!("job '{}' is no {} job", job.id(), change.kind));
+        }
+        match (self.0.mode.get(), change.copy_mode.as_str()) {
+            (CopyMode::Background, "write-blocking") => {
+                self.0.mode.set(CopyMode::WriteBlocking);
+                job.kick();
+                Ok(())
+            }
+            (CopyMode::Background, "background") | (_, "write-blocking") => Ok(()),
+            (_, mode) => refused(format!("Change to copy mode '{mode}' is not implemented")),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The file of an image is cut beside a write that takes new clusters: the write is not cut off.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coblk_aio::AioContext;
+use coblk_block::options::NodeOptions;
+use coblk_block::{BackendOptions, BlockBackend, BlockNode, Blockdevs};
+use coblk_qcow2::Qcow2;
+use coblk_tests::recorded::{Behaviour, Disturbance, Kind, Moment, RecordedFile, Recorder};
+use serde_json::json;
+
+use crate::simulated;
+use crate::util::shape::{Shape, shape};
+
+const SHAPE: Shape = shape("cluster_size=4k", 8, 512);
+const CLUSTER: usize = 4096;
+/// The cluster that is written meanwhile.
+const NEW: u64 = 3;
+/// In simulated time: what a write takes that waits for nothing.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+fn open(ctx: &AioContext, file: RecordedFile) -> (Blockdevs, Arc<BlockNode>) {
+    let mut drivers = coblk_block::drivers();
+    drivers.add::<Qcow2>();
+    let blockdevs = Blockdevs::new(drivers);
+    blockdevs.adopt(BlockNode::new("file", file)).unwrap();
+    let options = json!({"driver": "qcow2", "node-name": "disk", "file": "file"});
+    let disk = blockdevs.open(ctx, NodeOptions::from_value(options).unwrap());
+    let disk = disk.unwrap_or_else(|error| panic!("{error}"));
+    (blockdevs, disk)
+}
+
+fn spawn(ctx: &AioContext, work: impl FnOnce(&coblk_aio::Co<'_>) + 'static) -> Rc<Cell<bool>> {
+    let done = Rc::new(Cell::new(false));
+    let is_done = Rc::clone(&done);
+    ctx.spawn("work", move |co| {
+        work(co);
+        is_done.set(true);
+    });
+    done
+}
+
+fn wait(ctx: &AioContext, most: Duration, is_over: impl Fn() -> bool) -> bool {
+    let give_up = ctx.now_ns() + most.as_nanos() as i64;
+    ctx.run(|co| {
+        while !is_over() && ctx.now_ns() < give_up {
+            co.sleep(Duration::from_micros(20));
+        }
+    });
+    is_over()
+}
+
+fn backend(ctx: &AioContext, node: &Arc<BlockNode>) -> Rc<BlockBackend> {
+    let options = BackendOptions::new("user").share_rw(true);
+    Rc::new(options.open(ctx, Arc::clone(node)).unwrap())
+}
+
+fn run(seed: u64, moment: Moment) {
+    let ctx = simulated(seed);
+    let recorder = Recorder::new(Behaviour { seed, ..Behaviour::default() });
+    let file = recorder.add_file(SHAPE.create(seed).remove(0));
+    let (blockdevs, disk) = open(&ctx, file);
+    let user = backend(&ctx, &disk);
+    ctx.run(|co| {
+        for index in 0..64 {
+            user.co_write(co, index * CLUSTER as u64, &[index as u8; CLUSTER]).unwrap();
+        }
+        user.co_flush(co).unwrap();
+    });
+    // Nothing but the cut makes the file shorter, and nothing makes it longer.
+    recorder.disturb(Disturbance::hold(moment, 0).of(Kind::Truncate));
+    let (node, other) = (Arc::clone(&disk), Rc::clone(&user));
+    let is_cut = spawn(&ctx, move |co| node.co_image(co).unwrap().co_make_empty(co).unwrap());
+    let is_held = || recorder.held() > 0;
+    assert!(wait(&ctx, Duration::from_secs(10), is_held), "the file is cut");
+    let is_written = spawn(&ctx, move |co| {
+        other.co_write(co, NEW * CLUSTER as u64, &[0xaa; CLUSTER]).unwrap();
+        other.co_flush(co).unwrap();
+    });
+    wait(&ctx, PATIENCE, || is_written.get());
+    recorder.calm();
+    recorder.release();
+    let is_over = || is_cut.get() && is_written.get();
+    assert!(wait(&ctx, Duration::from_secs(10), is_over), "a request hangs");
+    let mut read = vec![0; CLUSTER];
+    ctx.run(|co| user.co_read(co, NEW * CLUSTER as u64, &mut read)).expect("what was written");
+    assert!(read == [0xaa; CLUSTER], "a write was cut off");
+    drop((user, disk));
+    for name in ["disk", "file"] {
+        blockdevs.close(&ctx, name).unwrap();
+    }
+}
+
+#[test]
+fn q160_a_write_beside_a_cut_of_the_file_is_not_cut_off() {
+    for moment in [Moment::Before, Moment::After] {
+        for seed in 0..4 {
+            run(seed, moment);
+        }
+    }
+}
