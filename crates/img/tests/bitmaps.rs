@@ -42,7 +42,9 @@ fn digest(place: &Place, image: &str, name: &str) -> Value {
     };
     next();
     let mut ask = |command: &str, arguments: Value| {
-        writeln!(stdin, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
+        // In one piece: a daemon that is told to quit does not wait for the end of the line.
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        stdin.write_all(line.as_bytes()).unwrap();
         next()
     };
     ask("qmp_capabilities", json!({}));

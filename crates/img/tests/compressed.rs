@@ -59,8 +59,9 @@ fn compressed_copies_are_those_of_qemu_img() {
             assert_eq!(figures("ours.qcow2"), figures("theirs.qcow2"), "{options}");
             let [ours, theirs] =
                 ["ours.qcow2", "theirs.qcow2"].map(|it| allocated(&place.path(it)));
-            // Compressed data does not go across clusters of the file, as QEMU's does.
-            let most = theirs + theirs / 6 + SLACK;
+            // A cluster for a table had space, and was not needed.
+            let cluster = if more.ends_with("2M") { 2 << 20 } else { 64 << 10 };
+            let most = theirs + cluster + SLACK;
             assert!(ours <= most, "{options}: {ours} and {theirs} bytes");
         }
     }

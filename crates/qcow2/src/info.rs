@@ -29,9 +29,8 @@ impl ImageFormat for Image {
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         match repair {
             Repair::None => {
-                // A snapshot that is being made has counts, and no owner yet.
-                let _turn = self.snapshot_turn.lock(co);
-                // What is checked is in the file, and stays as it is meanwhile.
+                // A snapshot that is being made has counts, and no owner yet; and what is checked is in the file,
+                // and stays as it is meanwhile.
                 let _turn = self.snapshot_turn.lock(co);
                 let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
                 Ok(check::co_check_source(co, &self.file)?.report)

@@ -102,13 +102,13 @@ impl Message {
     }
 
     /// The state of a range in one context, as `status.rs` has written it.
-    pub fn block_status(style: Style, request: &Request, extents: Vec<u8>, last: bool) -> Message {
+    pub fn block_status(style: Style, request: &Request, extents: Buffer, last: bool) -> Message {
         let kind = match style {
             Style::Extended => REPLY_TYPE_BLOCK_STATUS_EXT,
             Style::Simple | Style::Structured => REPLY_TYPE_BLOCK_STATUS,
         };
         let chunk = Chunk { kind, last, body: &[], len: extents.len() as u64 };
-        Self::chunk(style, request, &chunk, Payload::Bytes(extents))
+        Self::chunk(style, request, &chunk, Payload::Buffer(extents))
     }
 
     pub fn parts(&self) -> [&[u8]; 2] {

@@ -19,12 +19,12 @@ use crate::server::{sparse, status};
 pub fn start(
     co: &Co<'_>,
     client: &Rc<Client>,
-    session: &Session,
+    session: &Rc<Session>,
     request: Request,
     buffer: Option<Buffer>,
 ) {
     let client = Rc::clone(client);
-    let (session, style) = (session.clone(), session.style);
+    let (session, style) = (Rc::clone(session), session.style);
     if co.context().ensure_stack().is_err() {
         return client.link.answer(Message::error(style, &request, libc::ENOMEM));
     }

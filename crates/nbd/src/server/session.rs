@@ -53,7 +53,7 @@ fn converse(co: &Co<'_>, client: &Rc<Client>) -> io::Result<()> {
     let session = handshake::negotiate(co, client, &mut receiver)?;
     timer.cancel();
     match session {
-        Some(session) => transmit(co, client, &mut receiver, &session),
+        Some(session) => transmit(co, client, &mut receiver, &Rc::new(session)),
         None => Ok(()),
     }
 }
@@ -63,7 +63,7 @@ fn transmit(
     co: &Co<'_>,
     client: &Rc<Client>,
     receiver: &mut Receiver,
-    session: &Session,
+    session: &Rc<Session>,
 ) -> io::Result<()> {
     let extended = session.style == Style::Extended;
     loop {

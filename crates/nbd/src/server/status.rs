@@ -1,6 +1,7 @@
 //! BLOCK_STATUS: the state of a range, in the form in which it is sent.
 
 use std::io;
+use std::ops::DerefMut;
 use std::rc::Rc;
 
 use coblk_aio::Co;
@@ -11,7 +12,7 @@ use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::client::Client;
 use crate::server::contexts::Context;
-use crate::server::memory::SMALL;
+use crate::server::memory::{Buffer, SMALL};
 use crate::server::message::Message;
 use crate::server::rules::Session;
 
@@ -37,7 +38,8 @@ pub fn reply(
         if let Some(message) = sent.take() {
             client.link.post(message);
         }
-        let mut list = Extents::new(session.style, context.id(), most)?;
+        let buffer = client.memory.uncounted(&client.share, HEAD + most * EXTENT)?;
+        let mut list = Extents::new(session.style, context.id(), most, buffer);
         match context {
             Context::Allocation => allocation(co, &export.backend, request, &mut list)?,
             Context::Depth => depth(co, &export.backend, request, &mut list)?,
@@ -58,7 +60,7 @@ fn allocation(
     co: &Co<'_>,
     backend: &BlockBackend,
     request: &Request,
-    list: &mut Extents,
+    list: &mut Extents<Buffer>,
 ) -> io::Result<()> {
     each_part(request, list, |at, bytes| {
         let status = backend.co_block_status(co, at, bytes)?;
@@ -72,7 +74,7 @@ fn depth(
     co: &Co<'_>,
     backend: &BlockBackend,
     request: &Request,
-    list: &mut Extents,
+    list: &mut Extents<Buffer>,
 ) -> io::Result<()> {
     each_part(request, list, |at, bytes| {
         let found = backend.co_status_above(co, None, at, bytes)?;
@@ -82,7 +84,7 @@ fn depth(
 
 fn each_part(
     request: &Request,
-    list: &mut Extents,
+    list: &mut Extents<Buffer>,
     mut state: impl FnMut(u64, u64) -> io::Result<(u64, u64)>,
 ) -> io::Result<()> {
     let (mut at, end) = (request.offset, request.offset + request.length);
@@ -99,7 +101,7 @@ fn each_part(
 }
 
 /// What is dirty.
-fn dirty(bits: &DirtyBits, request: &Request, list: &mut Extents) {
+fn dirty<B: DerefMut<Target = [u8]>>(bits: &DirtyBits, request: &Request, list: &mut Extents<B>) {
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end && !list.is_full() {
         match bits.next_dirty_range(at..end) {
@@ -117,30 +119,32 @@ fn dirty(bits: &DirtyBits, request: &Request, list: &mut Extents) {
 }
 
 /// Lengths and states behind the number of the context.
-struct Extents {
+struct Extents<B> {
     style: Style,
-    bytes: Vec<u8>,
+    buffer: B,
+    /// Bytes written.
+    len: usize,
     count: usize,
     most: usize,
     /// The last, which may become longer.
     run: Option<(u64, u64)>,
 }
 
-impl Extents {
-    /// Room for so many.
-    ///
-    /// # Errors
-    /// ENOMEM.
-    fn new(style: Style, context: u32, most: usize) -> io::Result<Extents> {
-        let mut bytes = Vec::new();
-        let reserved = bytes.try_reserve_exact(HEAD + most.min(SMALL / EXTENT) * EXTENT);
-        reserved.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        bytes.extend(context.to_be_bytes());
+impl<B: DerefMut<Target = [u8]>> Extents<B> {
+    /// At most so many, which `buffer` has room for.
+    fn new(style: Style, context: u32, most: usize, buffer: B) -> Extents<B> {
+        let mut extents = Extents { style, buffer, len: 0, count: 0, most, run: None };
+        extents.put(&context.to_be_bytes());
         if style == Style::Extended {
             // Their number, when it is known.
-            bytes.extend([0; 4]);
+            extents.put(&[0; 4]);
         }
-        Ok(Extents { style, bytes, count: 0, most, run: None })
+        extents
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.buffer[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
     }
 
     /// Nothing is added any more.
@@ -167,21 +171,25 @@ impl Extents {
         let Some((bytes, state)) = self.run.take() else { return };
         self.count += 1;
         if self.style == Style::Extended {
-            self.bytes.extend(bytes.to_be_bytes());
-            self.bytes.extend(state.to_be_bytes());
+            self.put(&bytes.to_be_bytes());
+            self.put(&state.to_be_bytes());
         } else {
             // The request was 32 bits long, and so are its parts.
-            self.bytes.extend((bytes as u32).to_be_bytes());
-            self.bytes.extend((state as u32).to_be_bytes());
+            self.put(&(bytes as u32).to_be_bytes());
+            self.put(&(state as u32).to_be_bytes());
         }
     }
+}
 
+impl Extents<Buffer> {
     fn message(mut self, request: &Request, last: bool) -> Message {
         self.end_run();
         if self.style == Style::Extended {
-            self.bytes[4..8].copy_from_slice(&(self.count as u32).to_be_bytes());
+            let count = (self.count as u32).to_be_bytes();
+            self.buffer[4..8].copy_from_slice(&count);
         }
-        Message::block_status(self.style, request, self.bytes, last)
+        self.buffer.truncate(self.len);
+        Message::block_status(self.style, request, self.buffer, last)
     }
 }
 
@@ -190,10 +198,11 @@ mod tests {
     use super::*;
 
     fn extents(style: Style, most: usize, parts: &[(u64, u64)]) -> (usize, Vec<u8>) {
-        let mut list = Extents::new(style, 7, most).unwrap();
+        let mut list = Extents::new(style, 7, most, vec![0; HEAD + most * EXTENT]);
         parts.iter().for_each(|(bytes, state)| list.add(*bytes, *state));
         list.end_run();
-        (list.count, list.bytes)
+        list.buffer.truncate(list.len);
+        (list.count, list.buffer)
     }
 
     #[test]
@@ -212,10 +221,10 @@ mod tests {
         let bits = DirtyBits::new(1 << 20, 4096).unwrap();
         bits.mark(8192..16384);
         let request = Request { flags: 0, command: 7, cookie: 1, offset: 10000, length: 10000 };
-        let mut list = Extents::new(Style::Structured, 2, 100).unwrap();
+        let mut list = Extents::new(Style::Structured, 2, 100, vec![0; HEAD + 100 * EXTENT]);
         dirty(&bits, &request, &mut list);
         list.end_run();
-        let words: Vec<u32> = list.bytes[4..]
+        let words: Vec<u32> = list.buffer[4..list.len]
             .chunks(4)
             .map(|word| u32::from_be_bytes(word.try_into().unwrap()))
             .collect();
