@@ -40,7 +40,7 @@ fn as_old(mut value: Value) -> Value {
         let image = image.as_object_mut().unwrap();
         image.remove("children");
         let specific = image.get_mut("format-specific");
-        let luks = specific.and_then(|it| it.pointer_mut("/data/encrypt")?.as_object_mut());
+        let luks = specific.and_then(|it| it.get_mut("data")?.get_mut("encrypt")?.as_object_mut());
         luks.map(|luks| luks.remove("detached-header"));
     }
     value

@@ -11,7 +11,7 @@ use coblk_aio::Co;
 use coblk_block::Extent;
 
 use crate::image::Image;
-use crate::layout::{RefcountWidth, block_offset};
+use crate::layout::{RefcountWidth, SECTOR_BYTES, block_offset};
 use crate::source::Source;
 use crate::tables;
 
@@ -38,9 +38,14 @@ impl Image {
             return Ok(Extent { zero: true, ..extent });
         }
         let inner = self.file.co_block_status(co, host, there)?;
-        // Behind the end of the file there are zeroes, too.
-        let bytes = if inner.zero && inner.bytes == there { extent.bytes } else { inner.bytes };
-        Ok(Extent { bytes, zero: inner.zero, ..extent })
+        // Behind the end of the file there are zeroes, too. A sector that has both is data.
+        let sector = SECTOR_BYTES as u64;
+        let (bytes, zero) = match inner.bytes {
+            bytes if inner.zero && bytes == there => (extent.bytes, true),
+            bytes if inner.zero && bytes >= sector => (bytes - bytes % sector, true),
+            bytes => (bytes.next_multiple_of(sector).min(extent.bytes), false),
+        };
+        Ok(Extent { bytes, zero, ..extent })
     }
 
     fn co_has_holes(&self, co: &Co<'_>) -> io::Result<bool> {

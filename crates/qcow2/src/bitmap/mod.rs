@@ -132,7 +132,8 @@ impl Image {
         let mut bytes = Vec::new();
         directory.iter().for_each(|it| it.encode(&mut bytes));
         let new = self.co_write_new_table(co, bytes.clone(), Metadata::BITMAP_DIRECTORY)?;
-        self.co_commit(co).inspect_err(|_| self.give_back(&new))?;
+        let is_there = self.co_commit(co).and_then(|()| self.co_sync_tables(co));
+        is_there.inspect_err(|_| self.give_back(&new))?;
         let old = self.header().extensions.bitmaps(self.geometry)?;
         let place = BitmapsExtension {
             count: directory.len() as u32,

@@ -241,6 +241,7 @@ impl Image {
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         })?;
         self.co_settle(co)?;
+        self.co_sync_tables(co)?;
         let header = self.header();
         // If this fails the header may lead to either table: both stay, and one of them leaks.
         self.co_update_header(co, |it| {
@@ -291,7 +292,8 @@ impl Image {
             return Err(early(FormatError::too_big("there are too many snapshots").into()));
         }
         let new = self.co_write_new_table(co, bytes, Metadata::SNAPSHOT_TABLE).map_err(early)?;
-        self.co_settle(co).map_err(|error| {
+        let is_there = self.co_settle(co).and_then(|()| self.co_sync_tables(co));
+        is_there.map_err(|error| {
             self.give_back(&new);
             early(error)
         })?;

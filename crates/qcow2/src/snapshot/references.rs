@@ -59,6 +59,12 @@ impl Image {
         Ok(range)
     }
 
+    /// Has tables that were [written](Self::co_write_new_table) durable. A commit does not sync if it has nothing to
+    /// write, as when the clusters of a table were counted before.
+    pub(crate) fn co_sync_tables(&self, co: &Co<'_>) -> io::Result<()> {
+        self.file.co_flush(co)
+    }
+
     /// Gives back clusters that nothing on file leads to.
     pub(crate) fn give_back(&self, range: &Range<u64>) {
         if let Some(refcounts) = self.lock().refcounts.as_mut().filter(|_| !range.is_empty()) {
