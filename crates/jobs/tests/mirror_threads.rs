@@ -21,12 +21,14 @@ struct Shared {
     node: Arc<BlockNode>,
     options: BackendOptions,
     is_over: AtomicBool,
+    opened: AtomicU64,
     rounds: AtomicU64,
 }
 
 /// Writes rounds of numbers to its blocks; returns the last numbers.
 fn guest(co: &Co<'_>, shared: &Shared, number: u64) -> Vec<u64> {
     let backend = shared.options.co_open(co, Arc::clone(&shared.node)).unwrap();
+    shared.opened.fetch_add(1, Ordering::SeqCst);
     let mut last = vec![0; BLOCKS as usize];
     let mut round = 0;
     while !shared.is_over.load(Ordering::SeqCst) {
@@ -43,19 +45,30 @@ fn guest(co: &Co<'_>, shared: &Shared, number: u64) -> Vec<u64> {
     last
 }
 
+fn wait_until(ctx: &AioContext, condition: impl Fn() -> bool) {
+    ctx.run(|co| {
+        while !condition() {
+            co.sleep(std::time::Duration::from_millis(1));
+        }
+    });
+}
+
 fn run(ctx: &AioContext, threads: &[IoThread], mode: CopyMode, changes: bool) {
     let (source, target) =
         (Disk::new(LENGTH, BlockLimits::default()), Disk::new(LENGTH, BlockLimits::default()));
     let node = |name: &str, disk: &Arc<Disk>| BlockNode::new(name, OnDisk(Arc::clone(disk)));
     let (source_node, target_node) = (node("source", &source), node("target", &target));
-    let (is_over, rounds) = Default::default();
+    let (is_over, opened, rounds) = Default::default();
     let options = BackendOptions::new("guests");
-    let shared = Arc::new(Shared { node: Arc::clone(&source_node), options, is_over, rounds });
+    let shared =
+        Arc::new(Shared { node: Arc::clone(&source_node), options, is_over, opened, rounds });
     let guests = threads.iter().zip(0..).map(|(thread, number)| {
         let shared = Arc::clone(&shared);
         thread.handle().spawn("guest", move |co| guest(co, &shared, number))
     });
     let guests: Vec<JoinHandle<Vec<u64>>> = guests.collect();
+    // Below a mirror none may begin to write.
+    wait_until(ctx, || shared.opened.load(Ordering::SeqCst) == GUESTS);
     let (jobs, told) = jobs();
     let blockdevs = Blockdevs::new(coblk_block::drivers());
     // Neighbours of different guests are in one granule.
@@ -64,11 +77,7 @@ fn run(ctx: &AioContext, threads: &[IoThread], mode: CopyMode, changes: bool) {
     let job = ctx.run(|co| mirror.co_start(co, &jobs, options, &blockdevs)).unwrap();
     let written = |count: u64| {
         let end = shared.rounds.load(Ordering::SeqCst) + count;
-        ctx.run(|co| {
-            while shared.rounds.load(Ordering::SeqCst) < end {
-                co.sleep(std::time::Duration::from_millis(1));
-            }
-        });
+        wait_until(ctx, || shared.rounds.load(Ordering::SeqCst) >= end);
     };
     written(200);
     if changes {
