@@ -90,6 +90,10 @@ impl Image {
             return;
         }
         let running = Running(Arc::clone(shared));
+        // A close that has begun does not wait for one that begins now, which would hold the image.
+        if !shared.may_go_on() {
+            return;
+        }
         // Without memory for a stack the next allocation tries again.
         let begun = co.context().try_spawn("qcow2 free space", move |co| {
             // A close that waits for the end finds the image not in use.

@@ -223,14 +223,17 @@ impl Graph {
         belongs && !self.has_open_users(node.id())
     }
 
-    /// Whether a node has users besides the edges of closed nodes. One that is being closed is a user: its
-    /// driver's last writes come, and it may stay open if they fail.
+    /// Whether a node has users besides the edges of nodes that are closed, or about to be gone: another thread may
+    /// be the last to drop one. One that is being closed is a user: its driver's last writes come, and it may
+    /// stay open if they fail.
     fn has_open_users(&mut self, node: NodeId) -> bool {
         let users = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
-        users.into_iter().any(|user| {
-            let parent = self.users.get(&user).and_then(super::User::parent);
-            let parent = parent.and_then(|parent| self.node(parent));
-            parent.is_none_or(|parent| !parent.life.has_ended.load(Ordering::SeqCst))
+        users.into_iter().any(|user| match self.users.get(&user).and_then(super::User::parent) {
+            Some(parent) => {
+                let parent = self.node(parent);
+                parent.is_some_and(|parent| !parent.life.has_ended.load(Ordering::SeqCst))
+            }
+            None => true,
         })
     }
 
