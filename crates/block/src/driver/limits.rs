@@ -32,7 +32,7 @@ pub struct BlockLimits {
     /// for, drops them where they change nothing, or refuses the request with ENOTSUP.
     pub read_flags: ReadFlags,
     /// The flags of writes that the driver takes. With [`WriteFlags::FUA`] the driver makes a
-    /// single write durable for less than a flush costs, and gets [`ZeroFlags::FUA`], too. Without
+    /// single write durable for less than a flush costs, and gets [`FUA`](crate::ZeroFlags::FUA), too. Without
     /// it a flush follows the write, and requests that come together share it.
     pub write_flags: WriteFlags,
 }

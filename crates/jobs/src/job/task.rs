@@ -52,7 +52,7 @@ pub trait Task: 'static {
         true
     }
 
-    /// What is left to do, if the job does not keep that in its [`Progress`].
+    /// What is left to do, if the job does not keep that in its progress.
     fn rest(&self) -> Option<u64> {
         None
     }
