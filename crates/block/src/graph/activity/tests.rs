@@ -250,3 +250,21 @@ fn the_first_flush_after_a_node_comes_back_reaches_the_driver() {
     backend.flush(&ctx).unwrap();
     log.expect(&[]);
 }
+
+#[test]
+fn a_parent_that_another_thread_is_about_to_end_is_no_user() {
+    let log = Log::default();
+    let child = BlockNode::new("child", Null::new(1 << 20));
+    let parent = Keeper::node("parent", &log, Arc::clone(&child));
+    let gone = Arc::downgrade(&parent);
+    assert!(crate::graph::lock().has_open_users(child.id()));
+    let mut graph = crate::graph::lock();
+    let ends = std::thread::spawn(move || drop(parent));
+    // It waits for the lock with its last handle gone.
+    while gone.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+    assert!(!graph.has_open_users(child.id()));
+    drop(graph);
+    ends.join().unwrap();
+}

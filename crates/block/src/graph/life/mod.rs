@@ -226,7 +226,7 @@ impl Graph {
     /// Whether a node has users besides the edges of nodes that are closed, or about to be gone: another thread may
     /// be the last to drop one. One that is being closed is a user: its driver's last writes come, and it may
     /// stay open if they fail.
-    fn has_open_users(&mut self, node: NodeId) -> bool {
+    pub(super) fn has_open_users(&mut self, node: NodeId) -> bool {
         let users = self.nodes.get(&node).map_or(Vec::new(), |entry| entry.users.clone());
         users.into_iter().any(|user| match self.users.get(&user).and_then(super::User::parent) {
             Some(parent) => {

@@ -498,21 +498,3 @@ fn only_a_drop_that_loses_something_is_an_error_in_the_log() {
     });
     assert_eq!(*errors.lock().unwrap(), ["unclosed", "fallen"]);
 }
-
-#[test]
-fn a_parent_that_another_thread_is_about_to_end_is_no_user() {
-    let log = Log::default();
-    let child = null();
-    let parent = Keeper::node("parent", &log, Arc::clone(&child));
-    let gone = Arc::downgrade(&parent);
-    assert!(crate::graph::lock().has_open_users(child.id()));
-    let mut graph = crate::graph::lock();
-    let ends = std::thread::spawn(move || drop(parent));
-    // It waits for the lock with its last handle gone.
-    while gone.strong_count() > 0 {
-        std::thread::yield_now();
-    }
-    assert!(!graph.has_open_users(child.id()));
-    drop(graph);
-    ends.join().unwrap();
-}
