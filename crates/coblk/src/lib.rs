@@ -70,14 +70,18 @@ pub use coblk_block::{
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
     pub use coblk_block::drivers::*;
+    pub use coblk_jobs::{
+        CopyBeforeWrite, CopyBeforeWriteOptions, SnapshotAccess, SnapshotAccessOptions,
+    };
     #[cfg(feature = "qcow2")]
     pub use coblk_qcow2::{Qcow2, Qcow2Options};
 }
 
 /// The drivers of this build, for options to name.
 pub fn drivers() -> Drivers {
-    #[allow(unused_mut, reason = "without features there are no others")]
     let mut drivers = coblk_block::drivers();
+    drivers.add::<drivers::CopyBeforeWrite>();
+    drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]
