@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 28] = [
+const PACKAGES: [(&str, &str); 29] = [
+    ("nbdkit", "nbdkit"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
