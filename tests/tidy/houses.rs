@@ -148,7 +148,7 @@ pub const HOUSES: &[House] = &[
             &["exports"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
         "qmp",
         &[
