@@ -7,6 +7,7 @@
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
+//! transaction/ Transaction: actions that all take effect, or none
 //! ```
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod copy;
 mod job;
 mod mirror;
 mod set;
+mod transaction;
 
 pub use job::{
     BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
@@ -22,3 +24,8 @@ pub use job::{
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
+pub use transaction::{
+    AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
+    CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,
+    RemoveFilter, SnapshotError, Transaction, TransactionError, co_create_snapshot,
+};

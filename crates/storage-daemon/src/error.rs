@@ -4,7 +4,7 @@ use std::io;
 
 use coblk::block::{BitmapError, BlockdevError};
 use coblk::export::ExportError;
-use coblk::jobs::{JobError, MirrorError};
+use coblk::jobs::{JobError, MirrorError, TransactionError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -34,6 +34,9 @@ pub enum DaemonError {
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// A transaction has no effect.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),
