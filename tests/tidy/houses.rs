@@ -135,7 +135,16 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["snapshot"], &["backup", "mirror"]]),
+    (
+        "jobs",
+        &[
+            &["job", "set", "closure"],
+            &["copy"],
+            &["snapshot"],
+            &["backup", "mirror"],
+            &["transaction"],
+        ],
+    ),
     (
         "export",
         &[

@@ -9,6 +9,7 @@
 //! snapshot/  filters that keep the bytes of an instant, and a node that shows them
 //! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
+//! transaction/ Transaction: actions that all take effect, or none
 //! ```
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod job;
 mod mirror;
 mod set;
 mod snapshot;
+mod transaction;
 
 pub use backup::{Backup, BackupError, BackupSync, BitmapMode};
 pub use job::{
@@ -29,4 +31,9 @@ pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
 pub use snapshot::{
     CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
+};
+pub use transaction::{
+    AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
+    CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,
+    RemoveFilter, SnapshotError, Transaction, TransactionError, co_create_snapshot,
 };
