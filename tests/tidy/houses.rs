@@ -135,7 +135,7 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
+    ("jobs", &[&["rules"], &["job", "set", "closure"], &["copy"], &["mirror"]]),
     (
         "export",
         &[

@@ -6,6 +6,7 @@
 //! set      Jobs: those that there are, by their ids
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
+//! rules    steps that a test build can leave out
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
 //! ```
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ mod closure;
 mod copy;
 mod job;
 mod mirror;
+mod rules;
 mod set;
 
 pub use job::{
@@ -21,4 +23,6 @@ pub use job::{
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
+#[cfg(feature = "test-rules")]
+pub use rules::{Rule, leave_out};
 pub use set::Jobs;

@@ -75,10 +75,12 @@ impl Jobs {
     ) -> Result<Rc<Job>, E> {
         let speed = options.speed;
         let job = self.make(co.context(), options, &JobGroup::new(), task)?;
+        job.set_up(true);
         let is_set_up = match job.set_speed(speed) {
             Ok(()) => set_up(co, &job),
             Err(error) => Err(error.into()),
         };
+        job.set_up(false);
         match is_set_up {
             Ok(()) => job.start(co.context()),
             Err(_) => job.discard(co),

@@ -5,6 +5,7 @@ mod active;
 pub(crate) mod hidden;
 mod list_change;
 mod listing;
+pub(crate) mod read_only;
 mod reopen;
 mod resize;
 

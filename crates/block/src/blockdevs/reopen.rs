@@ -312,7 +312,10 @@ impl Blockdevs {
 
     /// The options of a node as it is, and the name of the node that it was opened for, if it was. Nodes
     /// that were made in code have none.
-    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, Option<String>)> {
+    pub(super) fn entry(
+        &self,
+        node: &Arc<BlockNode>,
+    ) -> Option<(Arc<NodeOptions>, Option<String>)> {
         let names = self.names();
         let entry = names.nodes.get(node.name())?;
         if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {

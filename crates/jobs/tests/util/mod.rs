@@ -3,7 +3,9 @@
 
 #[path = "../../../block/tests/util/disk.rs"]
 pub mod disk;
+pub mod mapped;
 pub mod scripted;
+pub mod sim;
 pub mod stage;
 
 use std::cell::RefCell;
