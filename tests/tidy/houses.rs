@@ -135,7 +135,7 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["rules"], &["job", "set", "closure"], &["copy"], &["mirror"]]),
+    ("jobs", &[&["rules"], &["job", "set", "closure"], &["copy"], &["snapshot"], &["backup", "mirror"]]),
     (
         "export",
         &[
@@ -148,7 +148,7 @@ pub const HOUSES: &[House] = &[
             &["exports"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
         "qmp",
         &[

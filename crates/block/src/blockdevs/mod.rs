@@ -2,12 +2,15 @@
 //! `blockdev-del` do.
 
 mod active;
+mod backing_name;
 pub(crate) mod hidden;
 mod list_change;
 mod listing;
-pub(crate) mod read_only;
+mod read_only;
 mod reopen;
 mod resize;
+pub(crate) mod snapshot;
+pub(crate) mod weak;
 
 use std::sync::{Arc, MutexGuard};
 

@@ -14,33 +14,16 @@ use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind};
 
 use super::granules::Granules;
 use super::guests::Guests;
-use super::piece::{CopyError, Scratch, Shape};
+use super::piece::{CopyError, Scratch};
+use super::plan::Plan;
 use super::station::{Common, Failed, co_serve};
 use super::target::Target;
 use crate::{Job, JobFailure, OnError};
 
-/// Most copies at a time.
-const MAX_WORKERS: u64 = 16;
-/// Longest copy, in bytes, unless a granule is longer.
-const MAX_CHUNK: u64 = 1 << 20;
 /// For how long the end of a job waits for its target.
 const MOMENT_NS: i64 = 500_000_000;
 /// For how long nothing but errors may come before a soft cancellation fails.
 const MAX_FAILING_NS: i64 = 10_000_000_000;
-
-/// What is copied, and how.
-pub(crate) struct Plan {
-    /// Bytes a granule.
-    pub(crate) granularity: u64,
-    /// Length of both nodes, in bytes.
-    pub(crate) length: u64,
-    /// Bytes in flight at most.
-    pub(crate) buffer: u64,
-    /// Bytes a cluster of the target.
-    pub(crate) cluster: u64,
-    pub(crate) on_source_error: OnError,
-    pub(crate) on_target_error: OnError,
-}
 
 /// The copies of one job. Home thread.
 pub(crate) struct Engine {
@@ -81,10 +64,11 @@ impl Engine {
         plan: Plan,
     ) -> Rc<Engine> {
         let buffer = plan.buffer.max(plan.granularity);
-        let longest = MAX_CHUNK.max(plan.granularity);
-        let chunk = (buffer / MAX_WORKERS).clamp(plan.granularity, longest);
+        let (most, longest) = (plan.manner.max_workers, plan.manner.max_chunk);
+        let longest = longest.max(plan.granularity);
+        let chunk = (buffer / most).clamp(plan.granularity, longest);
         let chunk = chunk / plan.granularity * plan.granularity;
-        let shape = Shape { cluster: plan.cluster, length: plan.length };
+        let shape = plan.shape();
         let sizes = (plan.granularity, chunk);
         let common = Common::new((granules, guests), job.progress(), sizes, shape);
         Rc::new(Engine {
@@ -94,7 +78,7 @@ impl Engine {
             source: RefCell::new(Some(source)),
             target: Rc::clone(target),
             chunk,
-            max_workers: (buffer / chunk).clamp(1, MAX_WORKERS),
+            max_workers: (buffer / chunk).clamp(1, most),
             common,
             contexts: RefCell::default(),
             stations: Cell::new(0),
@@ -135,20 +119,33 @@ impl Engine {
         (granules * self.plan.granularity).min(self.plan.length)
     }
 
-    /// Copies until nothing is to be copied and no copy under way, however short that time may be. Guests that
-    /// write to both nodes are not waited for: they may never rest. Pauses with the job, in states that know a
-    /// pause. A step of the job's main coroutine.
+    /// Copies until nothing is to be copied and nothing under way, copies that guests drive included, however
+    /// short that time may be. Pauses with the job, in states that know a pause. A step of the job's main
+    /// coroutine.
     ///
     /// # Errors
     /// If the job is cancelled, or a request has failed and its policy is to report that.
     pub(crate) fn co_converge(self: &Rc<Self>, co: &Co<'_>) -> Result<(), JobFailure> {
-        self.co_converge_unless(co, || false)
+        self.co_copy_until(co, || self.is_clean(), || false)
     }
 
-    /// [`co_converge`](Self::co_converge), and returns early if `is_over` when the job is kicked.
-    pub(crate) fn co_converge_unless(
+    /// [`co_converge`](Self::co_converge), but does not wait for guests that write to both nodes, as these may never
+    /// rest; and returns early if `is_over` when the job is kicked.
+    ///
+    /// # Errors
+    /// As of [`co_converge`](Self::co_converge).
+    pub(crate) fn co_catch_up(
         self: &Rc<Self>,
         co: &Co<'_>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), JobFailure> {
+        self.co_copy_until(co, || self.is_copied(), is_over)
+    }
+
+    fn co_copy_until(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        is_done: impl Fn() -> bool,
         is_over: impl Fn() -> bool,
     ) -> Result<(), JobFailure> {
         loop {
@@ -169,7 +166,7 @@ impl Engine {
                 self.job.co_wait(co, until_ns);
             } else {
                 self.guests.want_end();
-                if self.is_copied() {
+                if is_done() {
                     return Ok(());
                 }
                 self.job.co_wait(co, None);
@@ -181,6 +178,9 @@ impl Engine {
     fn check(&self, ctx: &AioContext) -> Result<(), JobFailure> {
         if self.job.is_cancelled() {
             return Err(JobFailure::Cancelled);
+        }
+        if let Some(error) = self.guests.take_fatal() {
+            return Err(JobFailure::Io(error));
         }
         for error in self.guests.take_errors() {
             self.target_failed(ctx, &error);
@@ -333,6 +333,9 @@ impl Engine {
                 self.succeeded();
                 claim.end();
                 self.job.progress().add(range.end - range.start);
+                if self.plan.manner.discards_source {
+                    self.co_discard_source(co, &range);
+                }
             }
             Err(error) => {
                 // It is to be copied again before the policy acts.
@@ -359,14 +362,22 @@ impl Engine {
         (mut source, mut target): (Entered, Entered),
         scratch: &mut Scratch,
     ) -> Result<(), CopyError> {
-        let shape = Shape { cluster: self.plan.cluster, length: self.plan.length };
-        scratch.co_read(co, &mut source, range, shape)?;
+        scratch.co_read(co, &mut source, range, self.plan.shape())?;
         drop(source);
         if self.is_stopped.get() {
             // The end of the job waits for the source alone.
             self.job.kick();
         }
         scratch.co_write(co, &mut target, range)
+    }
+
+    /// Discards what was copied, with no claim held: it may wait for a drain.
+    fn co_discard_source(&self, co: &Co<'_>, range: &Range<u64>) {
+        let Some(source) = self.source.borrow().clone() else { return };
+        // A hint: what is not discarded is there twice.
+        if let Err(error) = source.co_pdiscard(co, range.start, range.end - range.start) {
+            tracing::debug!(offset = range.start, %error, "what was copied is not discarded");
+        }
     }
 
     fn failed(&self, ctx: &AioContext, error: &CopyError) {

@@ -16,9 +16,10 @@ use super::active::Active;
 use super::options::{CopyMode, Mirror, MirrorError, cluster_size};
 use super::scan::Scan;
 use super::top::{Marks, MirrorTop, TARGET};
-use crate::copy::engine::{Engine, Plan};
+use crate::copy::engine::Engine;
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
 use crate::rules::{Rule, holds};
 use crate::{Job, JobChange, JobError, JobFailure, JobStatus, Task};
@@ -139,7 +140,9 @@ pub(super) fn co_set_up(
         return Err(error.into());
     }
     for used in [&source_use, &target_use] {
-        for operation in [Operation::Resize, Operation::Replace, Operation::Inactivate] {
+        for operation in
+            [Operation::Resize, Operation::Replace, Operation::Inactivate, Operation::Job]
+        {
             used.block(operation, "block device is in use by block job: mirror");
         }
     }
@@ -153,6 +156,7 @@ pub(super) fn co_set_up(
         cluster: cluster_size(&mirror.target),
         on_source_error: mirror.on_source_error,
         on_target_error: mirror.on_target_error,
+        manner: Manner::default(),
     };
     let shared = (&marks.granules, &marks.guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan);
@@ -167,7 +171,7 @@ impl Parts {
     /// Makes both equal, and the target durable. A step of the job's main coroutine.
     fn co_equalize(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         loop {
-            self.engine.co_converge(co)?;
+            self.engine.co_catch_up(co, || false)?;
             self.co_flush(co, job)?;
             if self.engine.is_copied() {
                 return Ok(());
@@ -233,7 +237,7 @@ impl Parts {
                 Ok(()) => return Ok(()),
                 Err(error) => self.co_flush_failed(co, job, &error),
             }
-            self.engine.co_converge(co)?;
+            self.engine.co_catch_up(co, || false)?;
         }
     }
 
@@ -278,7 +282,7 @@ impl Task for MirrorTask {
         parts.co_equalize(co, job)?;
         job.become_ready(co.context());
         loop {
-            parts.engine.co_converge(co)?;
+            parts.engine.co_catch_up(co, || false)?;
             self.co_switch(co, &parts)?;
             if self.0.is_completing.get() || job.is_soft_cancelled() {
                 return Ok(());
@@ -293,7 +297,7 @@ impl Task for MirrorTask {
         self.0.mode.set(CopyMode::WriteBlocking);
         while !job.is_ending() {
             self.co_switch(co, &parts)?;
-            parts.engine.co_converge_unless(co, || job.is_ending())?;
+            parts.engine.co_catch_up(co, || job.is_ending())?;
             if !job.is_ending() {
                 self.co_rest(co, job, &parts);
             }
@@ -306,7 +310,7 @@ impl Task for MirrorTask {
         let mirror = &self.0.mirror;
         let new = if job.is_soft_cancelled() { &mirror.source } else { &mirror.target };
         loop {
-            parts.engine.co_converge(co)?;
+            parts.engine.co_catch_up(co, || false)?;
             if parts.co_turn(co, job, new)? {
                 break;
             }

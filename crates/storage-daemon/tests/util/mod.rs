@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod qmp;
+pub mod servers;
 
 use std::fs::File;
 use std::io::Read;
