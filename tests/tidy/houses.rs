@@ -138,6 +138,7 @@ pub const HOUSES: &[House] = &[
     (
         "jobs",
         &[
+            &["rules"],
             &["job", "set", "closure"],
             &["copy"],
             &["snapshot"],

@@ -65,6 +65,7 @@ pub use bitmap::{
 pub use blockdevs::Blockdevs;
 pub use blockdevs::hidden::HiddenNode;
 pub use blockdevs::snapshot::{PreparedSnapshot, SnapshotError};
+pub use blockdevs::weak::WeakBlockdevs;
 pub use driver::background::Background;
 pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
