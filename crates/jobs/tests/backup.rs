@@ -12,7 +12,7 @@ use coblk_block::{BackendOptions, BlockLimits, BlockNode, Permissions, ZeroFlags
 use coblk_jobs::{
     Backup, BackupError, BackupSync, Job, JobOptions, JobStatus, OnCbwError, OnError,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
+use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
 use util::stage::{GRANULE, LENGTH, Stage, stage, stage_of};
 use util::{take, until};
 
@@ -222,6 +222,40 @@ fn j22_j145_guests_are_let_go_when_a_job_with_a_dead_target_is_cancelled() {
         while stage.target.release() {}
         until(&stage.ctx, || stage.is_free());
     }
+}
+
+#[test]
+fn j18_the_end_of_all_jobs_lets_guests_go_that_wait_for_a_dead_target() {
+    let stage = stage();
+    let _job = stage.stand_by(stage.backup());
+    stage.target.judge(on_writes(|| Verdict::Hold));
+    let write = stage.begin_write(0, 2, 512);
+    until(&stage.ctx, || stage.target.held() == 1);
+    let took = stage.takes(|| {
+        stage.ctx.run(|co| stage.jobs.co_end(co));
+        until(&stage.ctx, || write.get() == Some(true));
+    });
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    stage.target.release();
+    until(&stage.ctx, || stage.is_free());
+}
+
+#[test]
+fn j86_what_was_copied_is_discarded_at_a_source_that_nothing_else_writes() {
+    let stage = stage_of(20 * GRANULE + 512);
+    stage.source.fill(3);
+    drop(stage.guest.remove_medium(&stage.ctx));
+    stage.source_node.set_discard_enabled(true);
+    let backup = stage.backup().discard_source(true).on_target_error(OnError::Ignore);
+    let tries = AtomicUsize::new(0);
+    stage.target.judge(move |op| match op {
+        Op::Write(..) if tries.fetch_add(1, Ordering::SeqCst) < 3 => Verdict::Fail(libc::EIO),
+        _ => Verdict::Go,
+    });
+    let job = stage.back_up(backup);
+    stage.until(&job, JobStatus::Null);
+    assert!(stage.target.data().iter().all(|byte| *byte == 3));
+    assert!(stage.source.data().iter().all(|byte| *byte == DISCARDED));
 }
 
 #[test]
