@@ -360,6 +360,22 @@ fn j71_a_cluster_is_64_kib_at_least() {
 }
 
 #[test]
+fn j71_a_disk_of_too_many_clusters_is_refused() {
+    let ctx = util::simulated(1);
+    let node =
+        |name: &str| BlockNode::new(name, coblk_block::drivers::Null::new(coblk_block::MAX_LENGTH));
+    let (jobs, told) = util::jobs();
+    let blockdevs = coblk_block::Blockdevs::new(coblk_block::drivers());
+    let backup = Backup::new(node("source"), node("target"));
+    let options = JobOptions::new("j", "backup");
+    let refused = ctx.run(|co| backup.co_start(co, &jobs, options, &blockdevs)).unwrap_err();
+    assert!(
+        matches!(&refused, BackupError::Io(error) if error.raw_os_error() == Some(libc::EFBIG))
+    );
+    assert_eq!(take(&told), ["created", "null"]);
+}
+
+#[test]
 fn j71_a_disk_that_is_no_whole_clusters_is_copied_to_its_end() {
     let length = 3 * GRANULE + 512;
     let stage = stage_of(length);
