@@ -67,7 +67,7 @@ impl Keeper {
     pub(crate) fn for_reads(plan: KeeperPlan, bits: Option<&DirtyBits>) -> io::Result<Keeper> {
         let keeper = Keeper {
             reads: Some(Reads::new(plan.length, plan.cluster)?),
-            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())
+            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())?
         };
         match bits {
             Some(bits) => keeper.keep_dirty(bits),
@@ -77,14 +77,17 @@ impl Keeper {
     }
 
     /// Keeps nothing yet, for a job that copies to the target as well. The instant is not read.
+    ///
+    /// # Errors
+    /// Without memory.
     pub(crate) fn for_job(
         plan: KeeperPlan,
         guests: Arc<Guests>,
         progress: &Arc<Progress>,
-    ) -> Keeper {
+    ) -> io::Result<Keeper> {
         let (in_flight, is_given_up, broken) = Default::default();
-        Keeper {
-            granules: Arc::new(Granules::new(plan.length.div_ceil(plan.cluster))),
+        Ok(Keeper {
+            granules: Arc::new(Granules::try_new(plan.length.div_ceil(plan.cluster))?),
             guests,
             plan,
             progress: Arc::clone(progress),
@@ -92,7 +95,7 @@ impl Keeper {
             in_flight,
             is_given_up,
             broken,
-        }
+        })
     }
 
     /// All bytes are to be kept. Before guests come.
