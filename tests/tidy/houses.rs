@@ -136,7 +136,7 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
+    ("jobs", &[&["job", "set", "closure"], &["copy"], &["snapshot"], &["backup", "mirror"]]),
     (
         "export",
         &[
@@ -149,7 +149,7 @@ pub const HOUSES: &[House] = &[
             &["exports"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
         "qmp",
         &[

@@ -6,19 +6,27 @@
 //! set      Jobs: those that there are, by their ids
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
+//! snapshot/  filters that keep the bytes of an instant, and a node that shows them
+//! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
 //! ```
 #![forbid(unsafe_code)]
 
+mod backup;
 mod closure;
 mod copy;
 mod job;
 mod mirror;
 mod set;
+mod snapshot;
 
+pub use backup::{Backup, BackupError, BackupSync, BitmapMode};
 pub use job::{
     BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
+pub use snapshot::{
+    CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
+};

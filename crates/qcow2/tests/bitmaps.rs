@@ -29,10 +29,11 @@ fn flags(stand: &Stand, image: &Path) -> Value {
     all
 }
 
-/// What QEMU's daemon answers that has an image open as the node `disk`.
+/// What QEMU's daemon answers that has an image open as the node `disk`. It asks for no locks: for a moment, a
+/// program that another test starts has those of images that are closed.
 fn qemu(image: &Path, read_only: bool, commands: &[(&str, Value)]) -> Vec<Value> {
     let node = json!({"driver": "qcow2", "node-name": "disk", "read-only": read_only,
-        "file": {"driver": "file", "filename": tools::text(image)}});
+        "file": {"driver": "file", "filename": tools::text(image), "locking": "off"}});
     let mut command = tools::command("qemu-storage-daemon");
     command.current_dir(image.parent().unwrap()).args([
         "--chardev",

@@ -2,7 +2,9 @@
 // Not every test program uses all of it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod fake;
 pub mod qmp;
+pub mod servers;
 
 use std::fs::File;
 use std::io::Read;
