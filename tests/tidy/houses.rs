@@ -95,6 +95,7 @@ pub const HOUSES: &[House] = &[
                 "metadata",
                 "name",
                 "origin",
+                "rewrites",
                 "rules",
                 "source",
             ],
