@@ -176,6 +176,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         flags,
         on_error: backup.on_cbw_error,
         timeout: None,
+        hold: backup.hold,
     }
 }
 
