@@ -135,7 +135,17 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
+    (
+        "jobs",
+        &[
+            &["rules"],
+            &["job", "set", "closure"],
+            &["copy"],
+            &["snapshot"],
+            &["backup", "mirror"],
+            &["transaction"],
+        ],
+    ),
     (
         "export",
         &[

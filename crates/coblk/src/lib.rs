@@ -70,6 +70,9 @@ pub use coblk_block::{
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
     pub use coblk_block::drivers::*;
+    pub use coblk_jobs::{
+        CopyBeforeWrite, CopyBeforeWriteOptions, SnapshotAccess, SnapshotAccessOptions,
+    };
     pub use coblk_nbd::{Nbd, NbdNodeOptions};
     #[cfg(feature = "qcow2")]
     pub use coblk_qcow2::{Qcow2, Qcow2Options};
@@ -79,6 +82,8 @@ pub mod drivers {
 pub fn drivers() -> Drivers {
     let mut drivers = coblk_block::drivers();
     drivers.add::<drivers::Nbd>();
+    drivers.add::<drivers::CopyBeforeWrite>();
+    drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]

@@ -4,7 +4,7 @@ use std::io;
 
 use coblk::block::{BitmapError, BlockdevError};
 use coblk::export::ExportError;
-use coblk::jobs::{JobError, MirrorError};
+use coblk::jobs::{BackupError, JobError, MirrorError, TransactionError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -31,9 +31,15 @@ pub enum DaemonError {
     /// Something cannot be asked of a job.
     #[error(transparent)]
     Job(JobError),
+    /// A backup does not begin.
+    #[error(transparent)]
+    Backup(BackupError),
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// A transaction has no effect.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

@@ -2,11 +2,15 @@
 //! `blockdev-del` do.
 
 mod active;
+mod backing_name;
 pub(crate) mod hidden;
 mod list_change;
 mod listing;
+mod read_only;
 mod reopen;
 mod resize;
+pub(crate) mod snapshot;
+pub(crate) mod weak;
 
 use std::sync::{Arc, MutexGuard};
 

@@ -19,6 +19,7 @@ use super::Blockdevs;
 use super::list_change::{self, ListChange};
 use super::listing::describe_edges;
 use crate::driver::role::ChildRole;
+use crate::graph::change::ChangeLock;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
@@ -96,7 +97,9 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let turned = self.co_reopen_all(co, options)?;
+        let change = ChangeLock::co_take(co)?;
+        let turned = self.co_reopen_locked(co, &change, options)?;
+        drop(change);
         // Their last I/O waits for drains.
         turned.iter().for_each(|node| co_close_if_unused(co, node));
         turned.iter().for_each(|node| co_settle_homes(co, node));
@@ -104,12 +107,12 @@ impl Blockdevs {
     }
 
     /// Returns the nodes whose edges have turned, and those to which these have led.
-    fn co_reopen_all(
+    pub(super) fn co_reopen_locked(
         &self,
         co: &Co<'_>,
+        _change: &ChangeLock,
         options: Vec<NodeOptions>,
     ) -> Result<Vec<Arc<BlockNode>>, BlockdevError> {
-        let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
             let node = self.named(&options)?;
@@ -312,7 +315,10 @@ impl Blockdevs {
 
     /// The options of a node as it is, and the name of the node that it was opened for, if it was. Nodes
     /// that were made in code have none.
-    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, Option<String>)> {
+    pub(super) fn entry(
+        &self,
+        node: &Arc<BlockNode>,
+    ) -> Option<(Arc<NodeOptions>, Option<String>)> {
         let names = self.names();
         let entry = names.nodes.get(node.name())?;
         if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {

@@ -29,6 +29,10 @@ pub trait ImageFormat: Send + Sync {
     /// Compares the image's tables with each other, and mends what `repair` names. Findings are no error:
     /// they are in the report. With a repair the report is that of a second check, after the repair, beside
     /// the counts of what was fixed. An error means that the check has not come to its end.
+    ///
+    /// A check takes as long as the image is large, and a drain waits for it. A format whose node is [being
+    /// drained](crate::BlockDriver::drained_begin) ends it with EINTR, with nothing held that a request may wait for:
+    /// the layer calls again after the drain.
     fn co_check(&self, _co: &Co<'_>, _repair: Repair) -> io::Result<CheckReport> {
         Err(not_supported())
     }
@@ -79,6 +83,12 @@ pub trait ImageFormat: Send + Sync {
     /// Removes the bitmap of a name from the image, if it is stored there.
     fn co_remove_bitmap(&self, _co: &Co<'_>, _name: &str) -> io::Result<()> {
         Err(not_supported())
+    }
+
+    /// The node's stored bitmaps are others than before: one was added, enabled or disabled, or has other bits. For
+    /// images that have to know that at once, and not when they are closed.
+    fn co_note_bitmaps(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
     }
 
     /// Replaces the bytes of the node by those of the snapshot of an id, which stays. Without such a

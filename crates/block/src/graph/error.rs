@@ -55,6 +55,17 @@ pub enum GraphError {
         /// Where.
         below: String,
     },
+    /// What is to be inserted, or removed, does not have the bytes of the other node.
+    #[error("node '{above}' is no filter of node '{below}': it does not have all of its bytes")]
+    NotItsFilter {
+        /// The node to be inserted or removed.
+        above: String,
+        /// The other node.
+        below: String,
+    },
+    /// What is to be removed is no filter.
+    #[error("node '{0}' is no filter")]
+    NoFilter(String),
     /// It does not have exactly one child, which could take its place.
     #[error("node '{node}' cannot be removed: it has {children} children, not one")]
     NoOnlyChild {
@@ -204,6 +215,14 @@ pub enum GraphError {
         edge: Cow<'static, str>,
         /// The driver's reason.
         reason: String,
+    },
+    /// What was written to a node cannot be made durable.
+    #[error("node '{node}' cannot be flushed: {source}")]
+    Flush {
+        /// The node.
+        node: String,
+        /// Why.
+        source: io::Error,
     },
     /// Users of both nodes exclude each other.
     #[error(transparent)]

@@ -10,12 +10,14 @@
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
-//! height.rs  the lengths of chains
-//! declared.rs that drivers list the edges that the graph has
+//! height.rs, declared.rs  the lengths of chains; that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
 //! error.rs   why a change is refused
+//! overlay.rs nodes that come above others, with all users, at one instant
+//! relatives.rs the nodes around one in a chain
+//! insert.rs, joint.rs  filters that come and go; several changes as one
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
 //! activity/  nodes whose storage is another process's
@@ -37,7 +39,7 @@ pub(crate) mod backends;
 mod background;
 pub(crate) mod bitmaps;
 pub(crate) mod chain;
-mod change;
+pub(crate) mod change;
 mod check;
 mod declared;
 mod drain;
@@ -50,14 +52,18 @@ pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
 pub(crate) mod image;
+pub(crate) mod insert;
+pub(crate) mod joint;
 pub(crate) mod life;
 mod listing;
 pub(crate) mod mapped;
 pub(crate) mod node;
 pub(crate) mod node_info;
+pub(crate) mod overlay;
 pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
+mod relatives;
 mod turn;
 mod user;
 

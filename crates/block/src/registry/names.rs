@@ -20,7 +20,7 @@ use crate::options::{AnyOptions, NodeOptions, check_name};
 /// Drivers, and the nodes and objects that there are.
 pub(crate) struct Registry {
     pub(crate) drivers: Drivers,
-    names: Arc<Mutex<Names>>,
+    pub(crate) names: Arc<Mutex<Names>>,
     /// What drivers tell of their nodes goes there.
     pub(crate) events: EventListener,
 }
@@ -206,6 +206,11 @@ impl Registry {
         // Under the lock that closing takes to look for users.
         let names = self.names();
         Ok(Child::make(name, index, role, names.find(node)?))
+    }
+
+    /// The node of a name.
+    pub(crate) fn node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        self.names().find(name)
     }
 
     pub(crate) fn add_object<T: NamedObject>(

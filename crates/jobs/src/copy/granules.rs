@@ -39,6 +39,8 @@ pub(crate) struct Granules {
     busy: AtomicU64,
     /// A copier sleeps until something is todo.
     wants_wake: AtomicBool,
+    /// A bit for each that was once written as a whole; empty if that does not matter.
+    copied: Box<[AtomicU64]>,
 }
 
 /// The bits of a word that a range has: `todo` bits. `busy` is further up.
@@ -80,7 +82,31 @@ impl Granules {
             todo: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             wants_wake: AtomicBool::new(false),
+            copied: Box::default(),
         }
+    }
+
+    /// Keeps track of which were [written as a whole](Self::set_copied), before any is.
+    pub(crate) fn track_copied(&mut self) {
+        self.copied = (0..self.count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    }
+
+    /// The copy has all of these now.
+    pub(crate) fn set_copied(&self, range: Range<u64>) {
+        for granule in range.filter(|_| !self.copied.is_empty()) {
+            self.copied[(granule / 64) as usize].fetch_or(1 << (granule % 64), Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a part of a granule may be written to the copy.
+    pub(crate) fn is_copied(&self, granule: u64) -> bool {
+        let word = self.copied.get((granule / 64) as usize);
+        word.is_none_or(|word| word.load(Ordering::SeqCst) >> (granule % 64) & 1 != 0)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
     }
 
     /// How many are to be copied, and not busy by that. Old when it returns, unless nothing writes.
@@ -145,12 +171,8 @@ impl Granules {
     pub(crate) fn claim(&self, from: u64, most: u64) -> Option<Range<u64>> {
         loop {
             let start = self.next(from).or_else(|| self.next(0))?;
-            let end = self.claim_at(start, most);
-            if end > start {
-                let claimed = end - start;
-                self.busy.fetch_add(claimed, Ordering::SeqCst);
-                self.todo.fetch_sub(claimed, Ordering::SeqCst);
-                return Some(start..end);
+            if let Some(claimed) = self.claim_from(start, most) {
+                return Some(claimed);
             }
         }
     }
@@ -225,6 +247,39 @@ impl Granules {
         }
         self.busy.fetch_add(end - start, Ordering::SeqCst);
         end
+    }
+
+    /// Whether none of these is to be copied or being copied. Costs a load a word.
+    #[inline]
+    pub(crate) fn is_idle(&self, range: Range<u64>) -> bool {
+        self.first_pending(range).is_none()
+    }
+
+    /// The first of these that is to be copied or being copied. What is neither stays so, unless it is marked.
+    #[inline]
+    pub(crate) fn first_pending(&self, range: Range<u64>) -> Option<u64> {
+        debug_assert!(range.end <= self.count);
+        by_word(range).find_map(|(index, mask)| {
+            let word = self.words[index].load(Ordering::SeqCst);
+            let found = (word | word >> IN_WORD) & mask;
+            let first = u64::from(found.trailing_zeros());
+            (found != 0).then_some(index as u64 * IN_WORD + first)
+        })
+    }
+
+    /// Claims granules from `start` on as long as they are todo and not busy, at most `most`. `None` if the first
+    /// is not.
+    pub(crate) fn claim_from(&self, start: u64, most: u64) -> Option<Range<u64>> {
+        let end = self.claim_at(start, most);
+        (end > start).then(|| self.claimed(start..end))
+    }
+
+    /// Counts a claim.
+    fn claimed(&self, range: Range<u64>) -> Range<u64> {
+        let claimed = range.end - range.start;
+        self.busy.fetch_add(claimed, Ordering::SeqCst);
+        self.todo.fetch_sub(claimed, Ordering::SeqCst);
+        range
     }
 
     /// These need not be copied any more, as their claimer writes all of them.

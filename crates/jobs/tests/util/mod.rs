@@ -1,9 +1,12 @@
 //! Helpers of the tests of jobs.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod chain;
 #[path = "../../../block/tests/util/disk.rs"]
 pub mod disk;
+pub mod mapped;
 pub mod scripted;
+pub mod sim;
 pub mod stage;
 
 use std::cell::RefCell;
