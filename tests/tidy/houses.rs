@@ -135,7 +135,16 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"], &["transaction"]]),
+    (
+        "jobs",
+        &[
+            &["job", "set", "closure"],
+            &["copy"],
+            &["snapshot"],
+            &["backup", "mirror"],
+            &["transaction"],
+        ],
+    ),
     (
         "export",
         &[
@@ -148,7 +157,7 @@ pub const HOUSES: &[House] = &[
             &["exports"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
         "qmp",
         &[

@@ -12,7 +12,7 @@
 //! accounting/ counters and latencies
 //! protocol/   drivers of where bytes are: file, null
 //! format/     drivers of what bytes mean: raw
-//! filter/     drivers that pass requests on: blkdebug, blklogwrites, throttle
+//! filter/     drivers that pass requests on: blkdebug, blklogwrites, copy-on-read, throttle
 //! options/    what nodes are described by
 //! registry/   drivers by their names, and how they open nodes
 //! blockdevs/  nodes by their names: open, close, reopen, resize
@@ -44,7 +44,7 @@ pub mod drivers {
 
 /// Filters: drivers that pass requests on to one child, and do something on the way.
 pub mod filters {
-    pub use crate::filter::{blkdebug, blklogwrites, throttle};
+    pub use crate::filter::{CopyOnRead, CopyOnReadOptions, blkdebug, blklogwrites, throttle};
 }
 
 pub use accounting::{Accounting, RequestKind, Statistics};
@@ -64,6 +64,7 @@ pub use bitmap::{
 };
 pub use blockdevs::Blockdevs;
 pub use blockdevs::hidden::HiddenNode;
+pub use blockdevs::snapshot::{PreparedSnapshot, SnapshotError};
 pub use driver::background::Background;
 pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
@@ -91,6 +92,7 @@ pub use graph::joint::JointChange;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};
+pub use graph::overlay::ChangeLock;
 pub use graph::own_io::{OwnIo, OwnRequests};
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
@@ -115,6 +117,7 @@ pub fn drivers() -> Drivers {
     drivers.add::<drivers::Raw>();
     drivers.add::<filters::blkdebug::BlkDebug>();
     drivers.add::<filters::blklogwrites::BlkLogWrites>();
+    drivers.add::<filters::CopyOnRead>();
     drivers.add::<filters::throttle::Throttle>();
     drivers.add_creates::<drivers::File>();
     drivers.add_measures::<drivers::Raw>();

@@ -6,24 +6,32 @@
 //! set      Jobs: those that there are, by their ids
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
+//! snapshot/  filters that keep the bytes of an instant, and a node that shows them
+//! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
 //! transaction/ Transaction: actions that all take effect, or none
 //! ```
 #![forbid(unsafe_code)]
 
+mod backup;
 mod closure;
 mod copy;
 mod job;
 mod mirror;
 mod set;
+mod snapshot;
 mod transaction;
 
+pub use backup::{Backup, BackupError, BackupSync, BitmapMode};
 pub use job::{
     BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
+pub use snapshot::{
+    CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
+};
 pub use transaction::{
     AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
     CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,

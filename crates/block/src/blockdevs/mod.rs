@@ -2,11 +2,14 @@
 //! `blockdev-del` do.
 
 mod active;
+mod backing_name;
 pub(crate) mod hidden;
 mod list_change;
 mod listing;
+mod read_only;
 mod reopen;
 mod resize;
+pub(crate) mod snapshot;
 
 use std::sync::{Arc, MutexGuard};
 

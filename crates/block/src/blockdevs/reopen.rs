@@ -23,6 +23,7 @@ use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
+use crate::graph::overlay::ChangeLock;
 use crate::graph::{self, Child, Edge, GraphError, Left, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::io::known::answers_may_have_changed;
@@ -96,7 +97,9 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let turned = self.co_reopen_all(co, options)?;
+        let change = ChangeLock::co_take(co)?;
+        let turned = self.co_reopen_locked(co, &change, options)?;
+        drop(change);
         // Their last I/O waits for drains.
         turned.iter().for_each(|node| co_close_if_unused(co, node));
         turned.iter().for_each(|node| co_settle_homes(co, node));
@@ -104,12 +107,12 @@ impl Blockdevs {
     }
 
     /// Returns the nodes whose edges have turned, and those to which these have led.
-    fn co_reopen_all(
+    pub(super) fn co_reopen_locked(
         &self,
         co: &Co<'_>,
+        _change: &ChangeLock,
         options: Vec<NodeOptions>,
     ) -> Result<Vec<Arc<BlockNode>>, BlockdevError> {
-        let _change = graph::lock_changes(co)?;
         let mut steps = Vec::new();
         for options in options {
             let node = self.named(&options)?;
@@ -312,7 +315,10 @@ impl Blockdevs {
 
     /// The options of a node as it is, and the name of the node that it was opened for, if it was. Nodes
     /// that were made in code have none.
-    fn entry(&self, node: &Arc<BlockNode>) -> Option<(Arc<NodeOptions>, Option<String>)> {
+    pub(super) fn entry(
+        &self,
+        node: &Arc<BlockNode>,
+    ) -> Option<(Arc<NodeOptions>, Option<String>)> {
         let names = self.names();
         let entry = names.nodes.get(node.name())?;
         if !entry.node().is_some_and(|known| Arc::ptr_eq(&known, node)) {

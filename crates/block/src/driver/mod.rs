@@ -189,6 +189,11 @@ pub trait BlockDriver: Any + Send + Sync {
         None
     }
 
+    /// Whether the node is on the way to an image, and no image itself: a chain of images goes on below it.
+    fn is_filter(&self) -> bool {
+        false
+    }
+
     /// Maps an offset of this node to one of the child at [that edge](Self::filtered), both in
     /// bytes.
     fn at_filtered(&self, offset: u64) -> u64 {

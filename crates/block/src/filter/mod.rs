@@ -2,12 +2,14 @@
 //!
 //! * [`blkdebug`] fails, delays and cuts requests short, by rules;
 //! * [`blklogwrites`] logs changes of the child, to build its state at any moment again;
+//! * [`CopyOnRead`] writes what is read of backing files to the node itself;
 //! * [`throttle`] limits bytes and operations a second, for groups of nodes.
 //!
 //! A filter has the length and the limits of its child.
 
 pub mod blkdebug;
 pub mod blklogwrites;
+mod copy_on_read;
 pub mod throttle;
 
 use std::cell::Cell;
@@ -15,6 +17,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coblk_aio::{Co, CoWaker};
+
+pub use copy_on_read::{CopyOnRead, CopyOnReadOptions};
 
 /// Suspends for `delay` on the context's clock.
 fn sleep(co: &Co<'_>, delay: Duration) {

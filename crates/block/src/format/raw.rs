@@ -224,6 +224,10 @@ impl Filter for Raw {
         "raw"
     }
 
+    fn is_filter(&self) -> bool {
+        false
+    }
+
     fn length(&self) -> u64 {
         self.length_in(self.child.length())
     }

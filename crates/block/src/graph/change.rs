@@ -22,7 +22,7 @@ use crate::io as request_path;
 
 /// The lock of changes, or none where a [joint change](super::JointChange) of this coroutine has it.
 #[must_use = "another change may come when it is dropped"]
-pub(crate) struct ChangeLock {
+pub(crate) struct ChangeTurn {
     _guard: Option<CoMutexGuard<'static, ()>>,
 }
 
@@ -30,11 +30,11 @@ pub(crate) struct ChangeLock {
 ///
 /// # Errors
 /// If those before have not ended within [`WAIT_LIMIT`].
-pub(crate) fn lock_changes(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
+pub(crate) fn lock_changes(co: &Co<'_>) -> Result<ChangeTurn, GraphError> {
     static CHANGES: CoMutex<()> = CoMutex::new(());
-    let locked = |guard| Ok(ChangeLock { _guard: Some(guard) });
+    let locked = |guard| Ok(ChangeTurn { _guard: Some(guard) });
     if is_joint(co) {
-        return Ok(ChangeLock { _guard: None });
+        return Ok(ChangeTurn { _guard: None });
     }
     if let Some(guard) = CHANGES.try_lock() {
         return locked(guard);

@@ -216,6 +216,14 @@ pub enum GraphError {
         /// The driver's reason.
         reason: String,
     },
+    /// What was written to a node cannot be made durable.
+    #[error("node '{node}' cannot be flushed: {source}")]
+    Flush {
+        /// The node.
+        node: String,
+        /// Why.
+        source: io::Error,
+    },
     /// Users of both nodes exclude each other.
     #[error(transparent)]
     Permission(#[from] PermissionError),

@@ -57,6 +57,11 @@ pub trait Filter: Any + Send + Sync {
         offset
     }
 
+    /// See [`BlockDriver::is_filter`]. A format that passes requests on is none.
+    fn is_filter(&self) -> bool {
+        true
+    }
+
     /// See [`BlockDriver::length`].
     fn length(&self) -> u64 {
         self.child().length()
@@ -219,6 +224,10 @@ impl<F: Filter> BlockDriver for F {
 
     fn filtered(&self) -> Option<EdgeId> {
         Some(self.child().id())
+    }
+
+    fn is_filter(&self) -> bool {
+        Filter::is_filter(self)
     }
 
     fn at_filtered(&self, offset: u64) -> u64 {

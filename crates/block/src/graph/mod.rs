@@ -11,18 +11,16 @@
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
 //! height.rs, declared.rs  the lengths of chains; that drivers list the edges that the graph has
-//! drain.rs   drained sections, of a node and of all
-//! permit.rs  what the users of a node hold and share
+//! drain.rs, permit.rs  drained sections; what the users of a node hold and share
 //! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
 //! insert.rs, joint.rs, error.rs  filters that come and go; several changes as one; why a change is refused
-//! user.rs    users that are neither node nor backend
-//! turn.rs    users that turn to another node, or back
+//! overlay.rs, relatives.rs  nodes that come above others at one instant; the nodes around one in a chain
+//! user.rs, turn.rs  users that are neither node nor backend; users that turn to another node, or back
 //! activity/  nodes whose storage is another process's
 //! life/      the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
-//! listing.rs children and parents of nodes, as monitors show them
-//! check.rs   everything that follows from the graph, found again from nothing, for tests
+//! listing.rs, check.rs  children and parents, as monitors show them; all of it found again, for tests
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or wakes, nor while a
@@ -56,9 +54,11 @@ mod listing;
 pub(crate) mod mapped;
 pub(crate) mod node;
 pub(crate) mod node_info;
+pub(crate) mod overlay;
 pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
+mod relatives;
 mod turn;
 mod user;
 

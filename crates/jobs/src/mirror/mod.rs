@@ -25,3 +25,4 @@ mod task;
 mod top;
 
 pub use options::{CopyMode, Mirror, MirrorError, SyncMode};
+pub(crate) use scan::backing_of;

@@ -1,6 +1,7 @@
 //! Helpers of the tests of jobs.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub mod chain;
 #[path = "../../../block/tests/util/disk.rs"]
 pub mod disk;
 pub mod scripted;

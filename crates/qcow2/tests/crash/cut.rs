@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coblk_aio::AioContext;
+use coblk_aio::{AioContext, Co};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, Blockdevs};
 use coblk_qcow2::Qcow2;
@@ -33,7 +33,7 @@ fn open(ctx: &AioContext, file: RecordedFile) -> (Blockdevs, Arc<BlockNode>) {
     (blockdevs, disk)
 }
 
-fn spawn(ctx: &AioContext, work: impl FnOnce(&coblk_aio::Co<'_>) + 'static) -> Rc<Cell<bool>> {
+fn spawn(ctx: &AioContext, work: impl FnOnce(&Co<'_>) + 'static) -> Rc<Cell<bool>> {
     let done = Rc::new(Cell::new(false));
     let is_done = Rc::clone(&done);
     ctx.spawn("work", move |co| {
@@ -58,22 +58,25 @@ fn backend(ctx: &AioContext, node: &Arc<BlockNode>) -> Rc<BlockBackend> {
     Rc::new(options.open(ctx, Arc::clone(node)).unwrap())
 }
 
-fn run(seed: u64, moment: Moment) {
+/// Makes the file shorter.
+type Cut = fn(&Co<'_>, &BlockNode, &BlockBackend);
+
+fn run(seed: u64, moment: Moment, cut: Cut) {
     let ctx = simulated(seed);
     let recorder = Recorder::new(Behaviour { seed, ..Behaviour::default() });
     let file = recorder.add_file(SHAPE.create(seed).remove(0));
     let (blockdevs, disk) = open(&ctx, file);
     let user = backend(&ctx, &disk);
     ctx.run(|co| {
-        for index in 0..64 {
+        for index in (0..64).filter(|index| *index != NEW) {
             user.co_write(co, index * CLUSTER as u64, &[index as u8; CLUSTER]).unwrap();
         }
         user.co_flush(co).unwrap();
     });
     // Nothing but the cut makes the file shorter, and nothing makes it longer.
     recorder.disturb(Disturbance::hold(moment, 0).of(Kind::Truncate));
-    let (node, other) = (Arc::clone(&disk), Rc::clone(&user));
-    let is_cut = spawn(&ctx, move |co| node.co_image(co).unwrap().co_make_empty(co).unwrap());
+    let (node, other, cutter) = (Arc::clone(&disk), Rc::clone(&user), Rc::clone(&user));
+    let is_cut = spawn(&ctx, move |co| cut(co, &node, &cutter));
     let is_held = || recorder.held() > 0;
     assert!(wait(&ctx, Duration::from_secs(10), is_held), "the file is cut");
     let is_written = spawn(&ctx, move |co| {
@@ -94,11 +97,20 @@ fn run(seed: u64, moment: Moment) {
     }
 }
 
-#[test]
-fn q160_a_write_beside_a_cut_of_the_file_is_not_cut_off() {
+fn all(cut: Cut) {
     for moment in [Moment::Before, Moment::After] {
         for seed in 0..4 {
-            run(seed, moment);
+            run(seed, moment, cut);
         }
     }
+}
+
+#[test]
+fn q160_a_write_beside_a_cut_of_the_file_is_not_cut_off() {
+    all(|co, node, _| node.co_image(co).unwrap().co_make_empty(co).unwrap());
+}
+
+#[test]
+fn q118_a_write_beside_a_disk_that_becomes_shorter_is_not_cut_off() {
+    all(|co, _, backend| backend.co_truncate(co, 32 * CLUSTER as u64).unwrap());
 }

@@ -4,6 +4,7 @@
 
 pub mod both;
 pub mod qmp;
+pub mod servers;
 
 use std::fs::File;
 use std::io::Read;

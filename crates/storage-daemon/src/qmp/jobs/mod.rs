@@ -1,5 +1,6 @@
 //! Jobs, and the commands that start one.
 
+mod backup;
 mod block_jobs;
 mod events;
 mod mirror;
@@ -60,6 +61,7 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     for (name, ask) in asks {
         commands.add(name, move |daemon, co, Id { id }| Ok(ask(daemon.jobs(), co, &id)?));
     }
+    backup::add(commands);
     block_jobs::add(commands);
     mirror::add(commands);
 }
