@@ -139,6 +139,7 @@ pub const HOUSES: &[House] = &[
     (
         "jobs",
         &[
+            &["rules"],
             &["job", "set", "closure"],
             &["copy"],
             &["snapshot"],

@@ -6,6 +6,7 @@
 //! set      Jobs: those that there are, by their ids
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
+//! rules    steps that a test build can leave out
 //! snapshot/  filters that keep the bytes of an instant, and a node that shows them
 //! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
@@ -18,6 +19,7 @@ mod closure;
 mod copy;
 mod job;
 mod mirror;
+mod rules;
 mod set;
 mod snapshot;
 mod transaction;
@@ -28,6 +30,8 @@ pub use job::{
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
+#[cfg(feature = "test-rules")]
+pub use rules::{Rule, leave_out};
 pub use set::Jobs;
 pub use snapshot::{
     CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,

@@ -20,21 +20,34 @@ use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
 
-/// The lock of changes, or none where a [joint change](super::JointChange) of this coroutine has it.
-#[must_use = "another change may come when it is dropped"]
-pub(crate) struct ChangeTurn {
+/// The lock of changes of the graph: while it lives no other change of the graph comes in between. For callers that
+/// make several changes as one. It is taken before any node is drained. Any thread.
+///
+/// Where a [joint change](super::JointChange) of the same coroutine has the lock, this is a part of it.
+#[must_use = "changes of others wait only while it lives"]
+pub struct ChangeLock {
     _guard: Option<CoMutexGuard<'static, ()>>,
+}
+
+impl ChangeLock {
+    /// Takes the lock when the changes before have ended.
+    ///
+    /// # Errors
+    /// If they have not within [`WAIT_LIMIT`](crate::WAIT_LIMIT).
+    pub fn co_take(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
+        lock_changes(co)
+    }
 }
 
 /// Changes come one after the other.
 ///
 /// # Errors
 /// If those before have not ended within [`WAIT_LIMIT`].
-pub(crate) fn lock_changes(co: &Co<'_>) -> Result<ChangeTurn, GraphError> {
+pub(crate) fn lock_changes(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
     static CHANGES: CoMutex<()> = CoMutex::new(());
-    let locked = |guard| Ok(ChangeTurn { _guard: Some(guard) });
+    let locked = |guard| Ok(ChangeLock { _guard: Some(guard) });
     if is_joint(co) {
-        return Ok(ChangeTurn { _guard: None });
+        return Ok(ChangeLock { _guard: None });
     }
     if let Some(guard) = CHANGES.try_lock() {
         return locked(guard);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::Co;
 
-use super::change::{ChangeTurn, lock_changes};
+use super::change::{ChangeLock, lock_changes};
 use super::drain::co_drain_together;
 use super::{DrainedSection, GraphError};
 use crate::graph::homes::co_settle_homes;
@@ -56,7 +56,7 @@ pub(super) fn put_off(co: &Co<'_>, node: &Arc<BlockNode>) -> bool {
 pub struct JointChange {
     drained: Vec<DrainedSection>,
     // Given back last.
-    lock: ChangeTurn,
+    lock: ChangeLock,
 }
 
 impl JointChange {

@@ -8,19 +8,19 @@
 //! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
 //! edge/      how a driver holds its children: always, in a slot, in a list
-//! attach.rs  changes of one edge
-//! freeze.rs  chains that do not change while a job works on them
+//! attach.rs, freeze.rs  changes of one edge; chains that do not change while a job works on them
 //! height.rs, declared.rs  the lengths of chains; that drivers list the edges that the graph has
-//! drain.rs, permit.rs  drained sections; what the users of a node hold and share
+//! drain.rs   drained sections, of a node and of all
+//! permit.rs  what the users of a node hold and share
 //! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
-//! insert.rs, joint.rs, error.rs  filters that come and go; several changes as one; why a change is refused
-//! overlay.rs, relatives.rs  nodes that come above others at one instant; the nodes around one in a chain
+//! overlay.rs, insert.rs, joint.rs  overlays and filters that come above nodes; several changes as one
+//! error.rs, relatives.rs  why a change is refused; the nodes around one in a chain
 //! user.rs, turn.rs  users that are neither node nor backend; users that turn to another node, or back
-//! activity/  nodes whose storage is another process's
-//! life/      the end of nodes
+//! activity/, life/  nodes whose storage is another process's; the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
-//! listing.rs, check.rs  children and parents, as monitors show them; all of it found again, for tests
+//! listing.rs children and parents of nodes, as monitors show them
+//! check.rs   everything that follows from the graph, found again from nothing, for tests
 //! ```
 //!
 //! All of it is under one lock, which is held for moments only: never while a coroutine suspends or wakes, nor while a
@@ -34,7 +34,7 @@ pub(crate) mod backends;
 mod background;
 pub(crate) mod bitmaps;
 pub(crate) mod chain;
-mod change;
+pub(crate) mod change;
 mod check;
 mod declared;
 mod drain;
