@@ -69,6 +69,7 @@ pub const HOUSES: &[House] = &[
             &["accounting"],
             &["bitmap"],
             &["driver"],
+            &["sidecar"],
             &["io"],
             &["graph"],
             &["backend"],

@@ -39,5 +39,5 @@ pub use snapshot::{
 pub use transaction::{
     AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
     CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,
-    RemoveFilter, SnapshotError, Transaction, TransactionError, co_create_snapshot,
+    RemoveFilter, SnapshotError, StartJob, Transaction, TransactionError, co_create_snapshot,
 };

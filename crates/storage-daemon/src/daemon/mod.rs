@@ -17,7 +17,7 @@ mod shutdown;
 mod sizes;
 mod snapshots;
 mod tls;
-mod transaction;
+pub(crate) mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Jobs, and the commands that start one.
 
-mod backup;
+pub(super) mod backup;
 mod block_jobs;
 mod events;
 mod mirror;
