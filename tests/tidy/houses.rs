@@ -135,7 +135,10 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["job", "set", "closure"], &["copy"], &["mirror"]]),
+    (
+        "jobs",
+        &[&["job", "set", "closure"], &["copy"], &["chain"], &["mirror"], &["stream"], &["commit"]],
+    ),
     (
         "export",
         &[

@@ -7,18 +7,26 @@
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
+//! chain    what jobs that make chains shorter have in common
+//! stream/  Stream: a node gets what its backing files have
+//! commit/  Commit: a backing file gets what the images above it have
 //! ```
 #![forbid(unsafe_code)]
 
+mod chain;
 mod closure;
+mod commit;
 mod copy;
 mod job;
 mod mirror;
 mod set;
+mod stream;
 
+pub use commit::{Commit, CommitError};
 pub use job::{
     BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
+pub use stream::{Stream, StreamError};

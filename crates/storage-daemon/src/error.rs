@@ -2,9 +2,9 @@
 
 use std::io;
 
-use coblk::block::{BitmapError, BlockdevError};
+use coblk::block::{BitmapError, BlockdevError, SnapshotError};
 use coblk::export::ExportError;
-use coblk::jobs::{JobError, MirrorError};
+use coblk::jobs::{CommitError, JobError, MirrorError, StreamError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -34,6 +34,15 @@ pub enum DaemonError {
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// A stream does not begin.
+    #[error(transparent)]
+    Stream(StreamError),
+    /// A commit does not begin.
+    #[error(transparent)]
+    Commit(CommitError),
+    /// A node does not get an overlay.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

@@ -97,9 +97,7 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let change = ChangeLock::co_take(co)?;
-        let turned = self.co_reopen_locked(co, &change, options)?;
-        drop(change);
+        let turned = self.co_reopen_locked(co, &ChangeLock::co_take(co)?, options)?;
         // Their last I/O waits for drains.
         turned.iter().for_each(|node| co_close_if_unused(co, node));
         turned.iter().for_each(|node| co_settle_homes(co, node));

@@ -14,10 +14,8 @@
 //! declared.rs that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
-//! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
+//! change.rs, hand_over.rs, overlay.rs  replace, insert, put on top and remove nodes while requests run
 //! error.rs   why a change is refused
-//! overlay.rs nodes that come above others, with all users, at one instant
-//! relatives.rs the nodes around one in a chain
 //! user.rs    users that are neither node nor backend
 //! turn.rs    users that turn to another node, or back
 //! activity/  nodes whose storage is another process's
@@ -61,7 +59,6 @@ pub(crate) mod overlay;
 pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
-mod relatives;
 mod turn;
 mod user;
 

@@ -25,3 +25,4 @@ mod task;
 mod top;
 
 pub use options::{CopyMode, Mirror, MirrorError, SyncMode};
+pub(crate) use task::{MirrorTask, co_set_up};

@@ -2,6 +2,7 @@
 //! command line calls these methods and nothing else, and so does a monitor.
 
 mod bitmaps;
+mod chain_snapshots;
 mod check;
 mod command;
 mod configuration;
@@ -36,6 +37,7 @@ use coblk::qapi::shorten;
 use coblk::qmp::{self, CommandTable, Monitor, QmpVersion};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
 
+pub use chain_snapshots::{NewOverlay, PreparedOverlay};
 use configuration::Configured;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};
@@ -73,7 +75,8 @@ use crate::options::OptionError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Daemon {
-    blockdevs: Blockdevs,
+    /// Jobs have it, too.
+    blockdevs: Arc<Blockdevs>,
     objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
@@ -149,7 +152,7 @@ impl Daemon {
                     daemon.emit(ctx, &Event::Job(event.clone()));
                 }
             });
-            let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());
+            let (blockdevs, sender) = (Arc::new(Blockdevs::new(drivers)), events.clone());
             blockdevs.set_event_listener(move |event| sender.send(Event::Driver(event)));
             Daemon {
                 blockdevs,

@@ -1,6 +1,8 @@
 //! Jobs: operations that commands start and that go on in the background.
 
+mod commit;
 mod mirror;
+mod stream;
 
 use std::rc::Rc;
 

@@ -1,8 +1,10 @@
 //! Jobs, and the commands that start one.
 
 mod block_jobs;
+mod commit;
 mod events;
 mod mirror;
+mod stream;
 
 use coblk::Co;
 use coblk::block::Drivers;
@@ -61,7 +63,9 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
         commands.add(name, move |daemon, co, Id { id }| Ok(ask(daemon.jobs(), co, &id)?));
     }
     block_jobs::add(commands);
+    commit::add(commands);
     mirror::add(commands);
+    stream::add(commands);
 }
 
 fn create_schema(options: Schema) -> Schema {
