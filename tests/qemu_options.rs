@@ -9,7 +9,7 @@ use coblk_tests::images::sparse_image;
 use coblk_tests::{image_dir, tools};
 
 /// `$` stands for the directory of the images.
-const TAKEN: [&str; 34] = [
+const TAKEN: [&str; 37] = [
     "file,node-name=f,filename=$/a.img",
     "file,node-name=f,filename=$/a.img,aio=native,cache.direct=on",
     "file,node-name=f,filename=$/a.img,aio=io_uring,cache.direct=on,cache.no-flush=on",
@@ -39,6 +39,11 @@ const TAKEN: [&str; 34] = [
      log-sector-size=4096",
     "blklogwrites,node-name=l,file.driver=null-co,log.driver=file,log.filename=$/b.img,\
      log-super-update-interval=5,log-append=off",
+    "copy-before-write,node-name=c,file.driver=null-co,target.driver=null-co",
+    "copy-before-write,node-name=c,file.driver=null-co,target.driver=null-co,\
+     on-cbw-error=break-snapshot,cbw-timeout=2,min-cluster-size=131072",
+    "snapshot-access,node-name=s,file.driver=copy-before-write,file.file.driver=null-co,\
+     file.target.driver=null-co",
     "driver=file,node-name=f,filename=$/a.img,cache.direct=off",
     "{\"driver\":\"file\",\"node-name\":\"f\",\"filename\":\"$/a.img\",\"read-only\":true}",
     "{\"driver\":\"raw\",\"node-name\":\"r\",\"size\":512,\"file\":{\"driver\":\"null-co\"}}",
@@ -54,7 +59,7 @@ const TAKEN: [&str; 34] = [
 /// Taken since QEMU 10.0. A bare Debian 12 has 7.2.
 const TAKEN_LATELY: [&str; 1] = ["null-co,node-name=f,active=on"];
 
-const REFUSED: [&str; 39] = [
+const REFUSED: [&str; 44] = [
     "file,node-name=f,filename=$/a.img,aio=native",
     "file,node-name=f,filename=$/a.img,aio=posix",
     "file,node-name=f,filename=$/a.img,pr-manager=nobody",
@@ -74,6 +79,11 @@ const REFUSED: [&str; 39] = [
     "blkdebug,node-name=d,image.driver=null-co,align=4096,max-transfer=100",
     "blkdebug,node-name=d,image.driver=null-co,opt-write-zero=65536,max-write-zero=1000",
     "blklogwrites,node-name=l,file.driver=null-co,log.driver=null-co,log-sector-size=100",
+    "copy-before-write,node-name=c,file.driver=null-co,target.driver=null-co,min-cluster-size=100",
+    "copy-before-write,node-name=c,file.driver=null-co,target.driver=null-co,on-cbw-error=maybe",
+    "copy-before-write,node-name=c,file.driver=null-co,target.driver=null-co,cbw-timeout=-1",
+    "copy-before-write,node-name=c,file.driver=null-co",
+    "snapshot-access,node-name=s",
     "nosuchdriver,node-name=f",
     "null-co,node-name=f,size=1G",
     "null-co,node-name=f,size=10 ",

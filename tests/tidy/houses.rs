@@ -137,7 +137,14 @@ pub const HOUSES: &[House] = &[
     ),
     (
         "jobs",
-        &[&["job", "set", "closure"], &["copy"], &["chain"], &["mirror"], &["stream"], &["commit"]],
+        &[
+            &["job", "set", "closure"],
+            &["copy"],
+            &["chain", "snapshot"],
+            &["backup", "mirror"],
+            &["stream"],
+            &["commit"],
+        ],
     ),
     (
         "export",
@@ -151,7 +158,7 @@ pub const HOUSES: &[House] = &[
             &["exports"],
         ],
     ),
-    ("nbd", &[&["protocol"], &["transport"], &["server"], &["export_type"]]),
+    ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
         "qmp",
         &[

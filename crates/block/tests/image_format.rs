@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
@@ -26,6 +27,8 @@ struct Format {
     /// Whether it has no operation of its own.
     defaults: bool,
     calls: Calls,
+    /// How many of the next checks end as if a drain had begun.
+    interruptions: Arc<AtomicU32>,
     snapshots: Mutex<Vec<(ImageSnapshot, Vec<u8>)>>,
 }
 
@@ -96,6 +99,11 @@ impl ImageFormat for Format {
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         self.called(format!("check {repair:?}"));
         self.file.co_read(co, 0, &mut [0; 512])?;
+        let left = self.interruptions.load(Ordering::Relaxed);
+        if left > 0 {
+            self.interruptions.store(left - 1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::EINTR));
+        }
         let mut report = CheckReport::default();
         report.leaks_fixed = (repair != Repair::None).into();
         report.corruptions_fixed = (repair == Repair::All).into();
@@ -136,6 +144,7 @@ struct Scene {
     disk: Arc<Disk>,
     node: Arc<BlockNode>,
     calls: Calls,
+    interruptions: Arc<AtomicU32>,
 }
 
 fn scene_of(read_only: bool, defaults: bool) -> Scene {
@@ -145,8 +154,11 @@ fn scene_of(read_only: bool, defaults: bool) -> Scene {
     let file = Child::new("file", ChildRole::IMAGE, file);
     let calls = Calls::default();
     let (seen, snapshots) = (Arc::clone(&calls), Mutex::default());
-    let driver = Format { file, read_only, defaults, calls: seen, snapshots };
-    Scene { ctx, disk, node: BlockNode::new("image", driver), calls }
+    let interruptions = Arc::<AtomicU32>::default();
+    let interrupted = Arc::clone(&interruptions);
+    let driver =
+        Format { file, read_only, defaults, calls: seen, interruptions: interrupted, snapshots };
+    Scene { ctx, disk, node: BlockNode::new("image", driver), calls, interruptions }
 }
 
 fn scene() -> Scene {
@@ -250,6 +262,50 @@ fn requests_run_during_a_check_and_a_drain_waits_for_it() {
     assert!(!checked.get() && !drained.get());
     assert!(disk.release());
     ctx.run_until(|| drained.get());
+}
+
+#[test]
+fn a_check_that_ends_for_a_drain_begins_again_after_it() {
+    let scene = scene();
+    let (ctx, disk, node) = (&scene.ctx, &scene.disk, &scene.node);
+    let of_the_check = Op::Read(0, 512);
+    disk.judge(move |op| if op == of_the_check { Verdict::Hold } else { Verdict::Go });
+    scene.interruptions.store(1, Ordering::Relaxed);
+    let (checked, drained) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (image, seen) = (Arc::clone(node), Rc::clone(&checked));
+    ctx.spawn("check", move |co| {
+        let report = image.co_image(co).unwrap().co_check(co, Repair::None).unwrap();
+        assert_eq!((report.leaks, report.corruptions), (1, 1));
+        seen.set(true);
+    });
+    ctx.run_until(|| disk.held() == 1);
+    let (image, seen, before) = (Arc::clone(node), Rc::clone(&drained), Rc::clone(&checked));
+    let calls = Arc::clone(&scene.calls);
+    ctx.spawn("drain", move |co| {
+        let section = image.co_drain(co);
+        assert!(!before.get(), "the drain comes first");
+        assert_eq!(calls.lock().unwrap().len(), 1);
+        seen.set(true);
+        drop(section);
+    });
+    while ctx.try_poll() {}
+    assert!(!drained.get());
+    disk.judge(|_| Verdict::Go);
+    assert!(disk.release());
+    ctx.run_until(|| checked.get());
+    assert!(drained.get());
+    assert_eq!(*scene.calls.lock().unwrap(), ["check None", "check None"]);
+}
+
+#[test]
+fn a_check_that_is_interrupted_again_and_again_fails() {
+    let scene = scene();
+    scene.interruptions.store(u32::MAX, Ordering::Relaxed);
+    scene.run(|co, image| {
+        assert_eq!(errno(image.co_check(co, Repair::All)), libc::EBUSY);
+    });
+    assert_eq!(scene.calls.lock().unwrap().len(), 16);
+    drop(scene.node.drain(&scene.ctx));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! * [`virtio_blk`]: virtio-blk devices as a source of requests, and a guest driver to feed them;
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`jobs`]: operations in the background, such as the creation of an image;
-//! * [`nbd`]: a server for network block devices; with the feature `nbd-tls` also over TLS;
+//! * [`nbd`]: network block devices, a server and a driver; with the feature `nbd-tls` also over TLS;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
 //! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format; with the feature `qcow2`;
@@ -70,14 +70,20 @@ pub use coblk_block::{
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
     pub use coblk_block::drivers::*;
+    pub use coblk_jobs::{
+        CopyBeforeWrite, CopyBeforeWriteOptions, SnapshotAccess, SnapshotAccessOptions,
+    };
+    pub use coblk_nbd::{Nbd, NbdNodeOptions};
     #[cfg(feature = "qcow2")]
     pub use coblk_qcow2::{Qcow2, Qcow2Options};
 }
 
 /// The drivers of this build, for options to name.
 pub fn drivers() -> Drivers {
-    #[allow(unused_mut, reason = "without features there are no others")]
     let mut drivers = coblk_block::drivers();
+    drivers.add::<drivers::Nbd>();
+    drivers.add::<drivers::CopyBeforeWrite>();
+    drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]
     drivers.add::<drivers::Qcow2>();
     #[cfg(feature = "qcow2")]

@@ -6,6 +6,8 @@
 //! set      Jobs: those that there are, by their ids
 //! closure  a task that is one function
 //! copy/    the copy engine: what is to be copied, and the workers that do it
+//! snapshot/  filters that keep the bytes of an instant, and a node that shows them
+//! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
 //! chain    what jobs that make chains shorter have in common
 //! stream/  Stream: a node gets what its backing files have
@@ -13,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod backup;
 mod chain;
 mod closure;
 mod commit;
@@ -23,10 +26,16 @@ mod set;
 mod stream;
 
 pub use commit::{Commit, CommitError};
+mod snapshot;
+
+pub use backup::{Backup, BackupError, BackupSync, BitmapMode};
 pub use job::{
     BlockJob, Job, JobChange, JobError, JobEvent, JobFailure, JobGroup, JobInfo, JobOptions,
     JobStatus, OnError, Progress, Rate, StatusChange, Task, Verb,
 };
 pub use mirror::{CopyMode, Mirror, MirrorError, SyncMode};
 pub use set::Jobs;
+pub use snapshot::{
+    CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
+};
 pub use stream::{Stream, StreamError};

@@ -73,15 +73,32 @@ impl Jobs {
         task: T,
         set_up: impl FnOnce(&Co<'_>, &Rc<Job>) -> Result<(), E>,
     ) -> Result<Rc<Job>, E> {
+        let job = self.co_make(co, options, &JobGroup::new(), task, set_up)?;
+        job.start(co.context());
+        Ok(job)
+    }
+
+    /// [`co_start`](Self::co_start) of a job of a group, without its start: it is [started](Job::start),
+    /// [discarded](Job::discard) or [cancelled](Self::co_cancel) next.
+    ///
+    /// # Errors
+    /// As of [`co_start`](Self::co_start).
+    pub fn co_make<T: Task, E: From<JobError>>(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        options: JobOptions,
+        group: &Rc<JobGroup>,
+        task: T,
+        set_up: impl FnOnce(&Co<'_>, &Rc<Job>) -> Result<(), E>,
+    ) -> Result<Rc<Job>, E> {
         let speed = options.speed;
-        let job = self.make(co.context(), options, &JobGroup::new(), task)?;
+        let job = self.make(co.context(), options, group, task)?;
         let is_set_up = match job.set_speed(speed) {
             Ok(()) => set_up(co, &job),
             Err(error) => Err(error.into()),
         };
-        match is_set_up {
-            Ok(()) => job.start(co.context()),
-            Err(_) => job.discard(co),
+        if is_set_up.is_err() {
+            job.discard(co);
         }
         is_set_up.map(|()| job)
     }

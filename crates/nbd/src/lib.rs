@@ -1,8 +1,8 @@
-//! An NBD server on coblk's event loop: [`NbdServer`] serves [`NbdExport`]s to any number of clients
-//! over unix and TCP sockets.
+//! Network block devices on coblk's event loop, both sides: [`NbdServer`] serves [`NbdExport`]s to any number
+//! of clients over unix and TCP sockets; [`Nbd`] is the driver of a node that is an export of another server.
 //!
 //! `protocol` has the messages as bytes and does no I/O; `transport` is a socket, in the clear or with
-//! TLS; `server` is all the rest. A connection is one coroutine that negotiates
+//! TLS; `server` and `client` are all the rest. A connection of the server is one coroutine that negotiates
 //! (`server/handshake.rs`) and then reads requests (`server/session.rs`), and one coroutine for each
 //! request (`server/serve.rs`). Replies go out in the order in which requests complete, several to a
 //! system call (`server/outbox.rs`).
@@ -11,20 +11,23 @@
 //! the server hold is bounded (`server/memory.rs`). Everything here stays on the thread of one context.
 #![forbid(unsafe_code)]
 
+mod client;
 mod export_type;
 mod protocol;
 mod server;
 mod transport;
 
+pub use client::Nbd;
+pub use client::options::NbdNodeOptions;
 pub use coblk_aio::net::{Listener, SocketAddress, SocketError};
 pub use coblk_export::RemoveMode;
 pub use export_type::{NbdExportOptions, NbdExportType};
 pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError};
 pub use server::options::NbdOptions;
-pub use transport::TlsCredentials;
 #[cfg(feature = "tls")]
 pub use transport::{RefusedFile, TlsError};
+pub use transport::{TlsClientCredentials, TlsCredentials};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
 #[doc(hidden)]

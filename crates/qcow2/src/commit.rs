@@ -13,6 +13,7 @@
 //! is in the file is not known then.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::{Co, IoVector};
@@ -137,7 +138,8 @@ impl Image {
                 .as_mut()
                 .map_or(Vec::new(), |it| it.pass_grace(|host| self.inflated.forget(host)))
         };
-        for range in ranges {
+        let mut punching = Punching { image: self, ranges };
+        while let Some(range) = punching.ranges.last() {
             self.file.debug_event(DebugEvent::ClusterFree);
             let bytes = range.end - range.start;
             // A hint: what is not punched is free all the same.
@@ -147,10 +149,7 @@ impl Image {
             {
                 tracing::debug!(%error, "free clusters cannot be discarded");
             }
-            let mut state = self.lock();
-            if let Some(refcounts) = &mut state.refcounts {
-                refcounts.freed(range);
-            }
+            punching.end_one();
         }
         true
     }
@@ -260,6 +259,32 @@ impl Image {
             data_file.co_flush(co)?;
         }
         self.file.co_flush(co)
+    }
+}
+
+/// Ranges that are closed until they are punched, from the last one to the first. If the coroutine is unwound they are
+/// free, too: its request to the file has ended with it.
+struct Punching<'a> {
+    image: &'a Image,
+    ranges: Vec<Range<u64>>,
+}
+
+impl Punching<'_> {
+    /// The last range is free.
+    fn end_one(&mut self) {
+        if let (Some(range), Some(refcounts)) =
+            (self.ranges.pop(), &mut self.image.lock().refcounts)
+        {
+            refcounts.freed(range);
+        }
+    }
+}
+
+impl Drop for Punching<'_> {
+    fn drop(&mut self) {
+        while !self.ranges.is_empty() {
+            self.end_one();
+        }
     }
 }
 

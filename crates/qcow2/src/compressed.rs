@@ -11,7 +11,7 @@ use coblk_aio::{Co, IoVector};
 use coblk_block::{DebugEvent, WriteFlags};
 
 use crate::image::Image;
-use crate::layout::{CompressedCluster, FormatError, L2Entry, deflate};
+use crate::layout::{CompressedCluster, CompressionType, FormatError, L2Entry, deflate};
 use crate::link::{Change, Obstacle};
 use crate::live::Freed;
 use crate::refcount::{Need, Refcounts};
@@ -48,26 +48,48 @@ impl Image {
             let bytes = cluster.min(end - at) as usize;
             let mut content = vec![0; cluster as usize];
             source.copy_to((at - offset) as usize, &mut content[..bytes]);
-            let (kind, mut packed) = (self.compression, vec![0; cluster as usize - 1]);
-            let size = self.workers.submit_co(co, || deflate(kind, &content, &mut packed));
-            match size {
-                Some(size) => self.co_write_packed(co, at, &packed[..size])?,
-                None => {
-                    let plain = source.slice((at - offset) as usize, bytes);
-                    self.co_write(co, at, &plain)?;
-                }
+            let is_packed = match self.new_compression() {
+                Some(kind) => self.co_pack(co, at, kind, &content)?,
+                None => false,
+            };
+            if !is_packed {
+                let plain = source.slice((at - offset) as usize, bytes);
+                self.co_write(co, at, &plain)?;
             }
             at += bytes as u64;
         }
         Ok(())
     }
 
-    /// Writes the data of one compressed cluster, and links it.
-    fn co_write_packed(&self, co: &Co<'_>, guest: u64, packed: &[u8]) -> io::Result<()> {
+    /// Writes a cluster compressed. False if it cannot be made smaller.
+    fn co_pack(
+        &self,
+        co: &Co<'_>,
+        guest: u64,
+        kind: CompressionType,
+        content: &[u8],
+    ) -> io::Result<bool> {
+        let mut packed = vec![0; content.len() - 1];
+        let size = self.workers.submit_co(co, || deflate(kind, content, &mut packed));
+        size.map_or(Ok(false), |size| self.co_write_packed(co, guest, kind, &packed[..size]))
+    }
+
+    /// Writes the data of one compressed cluster, and links it. False if clusters are not compressed in that way any
+    /// more.
+    fn co_write_packed(
+        &self,
+        co: &Co<'_>,
+        guest: u64,
+        kind: CompressionType,
+        packed: &[u8],
+    ) -> io::Result<bool> {
         let mut patience = Patience::default();
         loop {
             self.co_have_slice(co, guest)?;
             let mut state = self.lock();
+            if self.new_compression() != Some(kind) {
+                return Ok(false);
+            }
             let (change, host) = match self.begin_packed(&mut state, guest, packed.len() as u64) {
                 Err(obstacle) => {
                     self.co_overcome(co, state, obstacle, &mut patience)?;
@@ -79,7 +101,7 @@ impl Image {
             let taken = change.taken.clone();
             match self.co_put_packed(co, change, host, packed) {
                 Err(error) => self.co_refused(co, taken, error, &mut patience)?,
-                Ok(true) => return self.co_commit_if_wanted(co),
+                Ok(true) => return self.co_commit_if_wanted(co).map(|()| true),
                 Ok(false) => {}
             }
         }

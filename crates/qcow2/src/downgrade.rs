@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! no more     from here on no entry is made that says zeroes: requests do as in version 2
-//! expand      entries that say zeroes get data, or become none where nothing lies below
+//! expand      entries that say zeroes get data, or become none where nothing lies below: of the disk, and then of
+//!             snapshots, which get new tables for it
 //! hold        changes wait, all is durable, and no entry is left that says zeroes
 //! header      one switch
 //! ```
@@ -18,8 +19,11 @@ use coblk_aio::{Co, IoVector};
 
 use crate::clear::Clear;
 use crate::image::Image;
-use crate::layout::{COMPRESSED, FormatError, Header, Incompatible, Snapshot, ZERO, l1_offset};
+use crate::layout::{
+    CompressionType, FormatError, Header, Incompatible, L2Entry, Snapshot, l1_offset,
+};
 use crate::link::{Change, Obstacle};
+use crate::snapshot::says_zeroes;
 use crate::space::Patience;
 use crate::state::State;
 use crate::tables;
@@ -59,10 +63,8 @@ impl Image {
         if header.incompatible.contains(Incompatible::DATA_FILE) {
             return refuse("an image with a data file cannot become version 2");
         }
-        if header.incompatible.contains(Incompatible::COMPRESSION) {
-            return refuse("an image with compression type zstd cannot become version 2");
-        }
-        let others = header.incompatible.bits();
+        // Whether there are compressed clusters is known later.
+        let others = (header.incompatible - Incompatible::COMPRESSION).bits();
         if others != 0 {
             return refuse(&format!("version 2 has no incompatible features, such as {others:#x}"));
         }
@@ -85,18 +87,26 @@ impl Image {
     /// changes meanwhile.
     ///
     /// # Errors
-    /// ENOTSUP if a snapshot has clusters that say zeroes; ECANCELED; those of reading and writing. The image is
-    /// of version 3 then, and reads as before.
+    /// ENOTSUP if clusters are compressed by zstd; ECANCELED; those of reading and writing. The image is of version 3
+    /// then, and reads as before.
     pub(crate) fn co_downgrade(&self, co: &Co<'_>, progress: &dyn Fn(u64, u64)) -> io::Result<()> {
-        self.co_check_snapshots(co)?;
         let mut without = Without { image: self, is_done: false };
         self.is_downgraded.store(true, Ordering::SeqCst);
         // What is being changed was looked at before that, perhaps.
-        drop(self.co_hold_unmarked(co)?);
-        self.co_expand(co, progress)?;
         let held = self.co_hold_unmarked(co)?;
-        let l1: BTreeSet<u64> = (0..self.l1.entries()).map(|index| self.l1.get(index)).collect();
-        if self.co_says_zeroes(co, l1)? {
+        if self.compression() == CompressionType::Zstd
+            && self.co_has_entry(co, L2Entry::is_compressed)?
+        {
+            let why = "'compat': an image with clusters that are compressed by zstd cannot become \
+                       version 2";
+            return Err(FormatError::unsupported(why).into());
+        }
+        drop(held);
+        let has_backing = self.backing.node().is_some() || self.header().backing.is_some();
+        self.co_expand(co, has_backing, progress)?;
+        self.co_expand_snapshots(co, has_backing)?;
+        let held = self.co_hold_unmarked(co)?;
+        if self.co_has_entry(co, says_zeroes)? {
             return Err(io::Error::other("entries that say zeroes are left"));
         }
         self.co_flush_files(co)?;
@@ -106,22 +116,14 @@ impl Image {
         Ok(())
     }
 
-    fn co_check_snapshots(&self, co: &Co<'_>) -> io::Result<()> {
+    /// Whether the disk, or a snapshot, has such an entry, as the file has them.
+    fn co_has_entry(&self, co: &Co<'_>, is_such: fn(L2Entry) -> bool) -> io::Result<bool> {
+        let mut l1: BTreeSet<u64> = (0..self.l1.entries()).map(|it| self.l1.get(it)).collect();
         let snapshots = self.snapshots().clone();
         for snapshot in snapshots {
             let (offset, entries) = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
-            let l1 = tables::co_words(co, &self.file, offset, entries)?;
-            if self.co_says_zeroes(co, l1.into_iter().collect())? {
-                let why = "'compat': a snapshot has clusters that say zeroes, which version 2 \
-                           does not know";
-                return Err(FormatError::unsupported(why).into());
-            }
+            l1.extend(tables::co_words(co, &self.file, offset, entries)?);
         }
-        Ok(())
-    }
-
-    /// Whether an entry of tables says zeroes, to which these L1 entries lead, as the file has them.
-    fn co_says_zeroes(&self, co: &Co<'_>, l1: BTreeSet<u64>) -> io::Result<bool> {
         let words = self.geometry.cluster_bytes() / 8;
         for entry in l1 {
             if !co.is_wanted() {
@@ -133,7 +135,7 @@ impl Image {
                 continue;
             };
             let table = tables::co_words(co, &self.file, table, words)?;
-            if table.iter().any(|word| word & COMPRESSED == 0 && word & ZERO != 0) {
+            if table.iter().any(|word| is_such(L2Entry { word: *word, bitmap: 0 })) {
                 return Ok(true);
             }
         }
@@ -141,13 +143,17 @@ impl Image {
     }
 
     /// Has no entry of the disk say zeroes.
-    fn co_expand(&self, co: &Co<'_>, progress: &dyn Fn(u64, u64)) -> io::Result<()> {
+    fn co_expand(
+        &self,
+        co: &Co<'_>,
+        has_backing: bool,
+        progress: &dyn Fn(u64, u64),
+    ) -> io::Result<()> {
         let cluster = self.geometry.cluster_bytes();
         let end = self.disk_bytes().next_multiple_of(cluster);
         // What lies behind the disk is no part of it.
         let all = self.geometry.l1_start(self.l1.entries()).unwrap_or(u64::MAX) & !(cluster - 1);
         self.co_clear(co, end..all.max(end), Clear::Dropped)?;
-        let has_backing = self.backing.node().is_some() || self.header().backing.is_some();
         let mut at = 0;
         while at < end {
             if !co.is_wanted() {
@@ -204,10 +210,9 @@ impl Image {
         let slot = self.slot_to_change(state, range.start)?;
         let clusters = ((range.end - range.start) / cluster) as usize;
         let entries = self.entries(slot, range.start, clusters);
-        let says_zeroes = |word: u64| word & COMPRESSED == 0 && word & ZERO != 0;
-        let first = entries.iter().position(|entry| says_zeroes(entry.word));
+        let first = entries.iter().position(|entry| says_zeroes(*entry));
         let Some(first) = first else { return Ok((None, range)) };
-        let others = entries[first..].iter().position(|entry| !says_zeroes(entry.word));
+        let others = entries[first..].iter().position(|entry| !says_zeroes(*entry));
         let start = range.start + first as u64 * cluster;
         let end = others.map_or(range.end, |count| start + count as u64 * cluster);
         if first > 0 {

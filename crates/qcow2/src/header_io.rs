@@ -77,6 +77,11 @@ impl Image {
         self.header.get()
     }
 
+    /// Waits for a change of the header that is being written.
+    pub(crate) fn co_await_header(&self, co: &Co<'_>) {
+        drop(self.header.cluster.lock(co));
+    }
+
     /// Changes the header, in the file and in memory. The change is durable when this returns.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
 use crate::bitmap::StoredBitmaps;
 use crate::cache::SliceCache;
+use crate::check::Rewrites;
 use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
@@ -41,7 +42,8 @@ pub(crate) struct Image {
     disk_bytes: AtomicU64,
     pub(crate) geometry: Geometry,
     pub(crate) rules: EntryRules,
-    pub(crate) compression: CompressionType,
+    /// How clusters were compressed when the image was opened.
+    compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
     /// Held by the one that changes tables as a whole: snapshots, bitmaps, the length, properties, repairs.
     pub(crate) snapshot_turn: CoMutex<()>,
@@ -57,6 +59,7 @@ pub(crate) struct Image {
     /// Held by the one that reads a refcount block.
     pub(crate) block_turn: CoMutex<()>,
     pub(crate) block_loads: BlockLoads,
+    pub(crate) rewrites: Rewrites,
     pub(crate) survey: Survey,
     pub(crate) holes: Holes,
     /// Memory for refcounts in bytes. A reopen changes it.
@@ -161,6 +164,7 @@ impl Image {
             metadata: parts.metadata,
             block_turn: CoMutex::new(()),
             block_loads: BlockLoads::default(),
+            rewrites: Rewrites::default(),
             survey: Survey::default(),
             holes: Holes::default(),
             refcount_bytes: parts.refcount_bytes.into(),
@@ -234,6 +238,22 @@ impl Image {
         }
     }
 
+    /// How the compressed clusters are compressed that there are.
+    pub(crate) fn compression(&self) -> CompressionType {
+        // Version 2 knows one way, and an image that has become so had no clusters of another one.
+        match self.compression {
+            CompressionType::Zstd if self.header().version == 2 => CompressionType::Deflate,
+            compression => compression,
+        }
+    }
+
+    /// How clusters are to be compressed; `None`: they are not, as it is about to be another way.
+    pub(crate) fn new_compression(&self) -> Option<CompressionType> {
+        let compression = self.compression();
+        let changes = compression == CompressionType::Zstd && self.is_v2();
+        (!changes).then_some(compression)
+    }
+
     /// The child that has data, and its name.
     pub(crate) fn data(&self) -> (&Child, &'static str) {
         match &self.data_file {
@@ -303,7 +323,12 @@ impl Image {
             if is_fatal && self.header().version == 2 {
                 return io::Error::from_raw_os_error(libc::EIO);
             }
-            let mark = |header: &mut Header| header.incompatible.insert(Incompatible::CORRUPT);
+            // A repair that runs decides by itself.
+            let mark = |header: &mut Header| {
+                if !self.rewrites.is_active() {
+                    header.incompatible.insert(Incompatible::CORRUPT);
+                }
+            };
             if is_fatal && let Err(error) = self.co_update_header(co, mark) {
                 tracing::error!(%error, "a corrupt image cannot be marked as such");
             }

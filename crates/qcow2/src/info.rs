@@ -8,7 +8,6 @@ use coblk_block::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::check;
 use crate::image::Image;
 use crate::layout::{Autoclear, Bitmap, BitmapFlags, Compatible, Crypt, Header, Incompatible};
 
@@ -28,13 +27,7 @@ impl ImageFormat for Image {
 
     fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         match repair {
-            Repair::None => {
-                // A snapshot that is being made has counts, and no owner yet; and what is checked is in the file,
-                // and stays as it is meanwhile.
-                let _turn = self.snapshot_turn.lock(co);
-                let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
-                Ok(check::co_check_source(co, &self.file)?.report)
-            }
+            Repair::None => self.co_look(co),
             Repair::Leaks | Repair::All => self.co_repair(co, repair),
         }
     }
@@ -105,7 +98,7 @@ impl Image {
         let mut data = Map::new();
         let mut add = |name: &str, value: Value| data.insert(name.to_owned(), value);
         add("compat", json!(if header.version == 2 { "0.10" } else { "1.1" }));
-        add("compression-type", json!(self.compression.name()));
+        add("compression-type", json!(self.compression().name()));
         add("refcount-bits", json!(1_u32 << header.refcount_order));
         if let Some(encryption) = &self.encryption {
             add("encrypt", encryption.info());

@@ -88,9 +88,8 @@ impl Image {
             self.make_table(state, index, table)?;
         }
         Ok(there.unwrap_or_else(|| {
-            let words = vec![0; (self.cache.slice_bytes() / 8) as usize];
             self.cleaner.arm();
-            self.cache.fill(&state.owed, slice, &words)
+            self.cache.fill(&state.owed, slice, std::iter::repeat(0))
         }))
     }
 
@@ -191,6 +190,7 @@ impl Image {
                 return self.co_have_block_space(co, index, offset);
             }
             Need::Commit => return self.co_commit_and_free(co),
+            Need::Memory => return self.co_commit(co),
             Need::Space => libc::ENOSPC,
             Need::TooBig => libc::EFBIG,
             Need::Overflow => libc::EINVAL,

@@ -175,7 +175,7 @@ impl Image {
         self.file.debug_event(DebugEvent::ReadCompressed);
         self.file.co_read_at(co, place.offset, &mut packed)?;
         let mut cluster = vec![0; self.geometry.cluster_bytes() as usize];
-        let kind = self.compression;
+        let kind = self.compression();
         if !self.workers.submit_co(co, || inflate(kind, &packed, &mut cluster)) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }

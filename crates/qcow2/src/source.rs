@@ -22,6 +22,17 @@ pub(crate) trait Source {
         behind.fill(0);
         if inside.is_empty() { Ok(()) } else { self.co_read_inside(co, offset, inside) }
     }
+
+    /// Says whether a long look at the image is to go on.
+    ///
+    /// # Errors
+    /// ECANCELED if its coroutine is not [wanted](Co::is_wanted) any more; EINTR if it is in the way of a drain.
+    fn co_go_on(&self, co: &Co<'_>) -> io::Result<()> {
+        match co.is_wanted() {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+        }
+    }
 }
 
 impl Source for Child {

@@ -3,8 +3,8 @@
 //! # What holds
 //!
 //! * A request fails for want of space only after a commit, and after all that was given up before has become free,
-//!   unless requests that are in flight reach it for longer than a second. It waits for these with nothing held that
-//!   they could wait for.
+//!   punched where it is, unless that takes longer than a second. It waits for that with nothing held that others wait
+//!   for. What others take meanwhile it tries to get again, for a second in all.
 //! * Where the host has no space for what would make the file longer, the file counts as one that cannot grow:
 //!   gaps are looked for, in all refcount blocks. It counts so until there is no gap, or for one request.
 //! * New tables and refcount blocks have their space on the host before anything is linked in them. So a commit
@@ -21,22 +21,32 @@ use crate::image::Image;
 use crate::metadata::Metadata;
 use crate::refcount::{Need, Refcounts};
 
-/// How often a request commits for want of space before it gives up.
-const MAX_COMMITS: u32 = 8;
 /// How often the host may refuse space to a request before it gives up.
 const MAX_REFUSALS: u32 = 8;
-/// How long a request waits for others to end that reach what is to be free.
+/// How long a request waits until what was given up is free.
 const MAX_GRACE: Duration = Duration::from_secs(1);
-/// Longest time between two looks at whether they have ended.
+/// Longest time between two looks at whether it is.
 const MAX_WAIT: Duration = Duration::from_millis(2);
 
 /// How long a request has tried to get space.
 #[derive(Default)]
 pub(crate) struct Patience {
-    commits: u32,
+    /// It has committed once.
+    has_committed: bool,
     waited: Duration,
+    /// The last time between two looks.
+    wait: Duration,
     /// How often the host had no space.
     refusals: u32,
+}
+
+impl Patience {
+    /// Waits for a moment, longer each time.
+    fn co_wait(&mut self, co: &Co<'_>) {
+        self.wait = (self.wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
+        self.waited += self.wait;
+        co.sleep(self.wait);
+    }
 }
 
 /// Whether an error says that the host has no space for more.
@@ -61,6 +71,7 @@ impl Image {
     ) -> io::Result<()> {
         let host = match need {
             Need::Commit => return self.co_recall(co, patience),
+            Need::Memory => return self.co_make_room(co, patience),
             Need::Space => {
                 // The host may have space again.
                 let was_limited = self.lock().refcounts.as_mut().is_some_and(|it| it.lift_limit());
@@ -78,30 +89,41 @@ impl Image {
         }
     }
 
-    /// Commits, and frees what can be freed; if that was tried before it waits for requests that hold it back.
+    /// Commits, and frees what can be freed; if that was tried before it waits for what holds it back.
     fn co_recall(&self, co: &Co<'_>, patience: &mut Patience) -> io::Result<()> {
-        patience.commits += 1;
-        if patience.commits > MAX_COMMITS {
+        if patience.waited >= MAX_GRACE {
             return Err(no_space());
         }
         self.co_commit_and_free(co)?;
-        if patience.commits > 1 {
+        if std::mem::replace(&mut patience.has_committed, true) {
             self.co_wait_for_grace(co, patience);
         }
         Ok(())
     }
 
-    /// Waits until the quarantine is empty, or the request has waited for long enough.
+    /// Commits, so that there is memory for another refcount block; if others were faster it waits a moment, too.
+    fn co_make_room(&self, co: &Co<'_>, patience: &mut Patience) -> io::Result<()> {
+        if patience.waited >= MAX_GRACE {
+            return Err(no_space());
+        }
+        self.co_commit(co)?;
+        if std::mem::replace(&mut patience.has_committed, true) {
+            patience.co_wait(co);
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is left that only has to pass its grace or to be punched, or the request has waited for long
+    /// enough. Waits in any case: others may have taken what was free.
     fn co_wait_for_grace(&self, co: &Co<'_>, patience: &mut Patience) {
-        let mut wait = Duration::ZERO;
-        while self.lock().refcounts.as_ref().is_some_and(|it| it.has_quarantine()) {
+        loop {
+            patience.co_wait(co);
             self.co_pass_grace(co);
-            if patience.waited >= MAX_GRACE {
+            let is_closed = |it: &Refcounts| it.has_quarantine() || it.is_punching();
+            let waits = self.lock().refcounts.as_ref().is_some_and(is_closed);
+            if !waits || patience.waited >= MAX_GRACE {
                 return;
             }
-            wait = (wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
-            patience.waited += wait;
-            co.sleep(wait);
         }
     }
 
@@ -156,11 +178,20 @@ impl Image {
                 if !state.reserve.is_empty() {
                     return Ok(());
                 }
-                refcounts.allocate_exact(1, Metadata::ACTIVE_L2)
+                let is_held = state.is_held;
+                (!is_held).then(|| refcounts.allocate_exact(1, Metadata::ACTIVE_L2))
             };
             let offset = match taken {
-                Ok(offset) => offset,
-                Err(need) => {
+                Some(Ok(offset)) => offset,
+                None => {
+                    drop(turn);
+                    let state = self.lock();
+                    if state.is_held {
+                        self.co_wait_for_change(co, state);
+                    }
+                    return Ok(());
+                }
+                Some(Err(need)) => {
                     drop(turn);
                     self.co_satisfy(co, need, patience)?;
                     continue;
@@ -193,7 +224,9 @@ impl Image {
         offset: u64,
     ) -> io::Result<()> {
         let _turn = self.block_turn.lock(co);
-        let needs = |it: &mut Refcounts| it.needs_host_space(index);
+        // Another block may be made by now.
+        let need = Need::HostSpace { index, offset };
+        let needs = |it: &mut Refcounts| it.needs_host_space(index) && it.host_space(index) == need;
         if !self.lock().refcounts.as_mut().is_some_and(needs) {
             return Ok(());
         }

@@ -67,6 +67,8 @@ pub(crate) struct State {
     /// Data was written that has to be durable before the entries that lead to it.
     pub(crate) has_ordered_data: bool,
     pub(crate) commits: Commits,
+    /// The mapping stands still: all of the disk is locked, and nothing is taken for tables either.
+    pub(crate) is_held: bool,
     /// Wait for any change of the above.
     waiting: Vec<CoWaker>,
 }
@@ -87,6 +89,7 @@ impl State {
             reserve: Vec::new(),
             has_ordered_data: false,
             commits: Commits::default(),
+            is_held: false,
             waiting: Vec::new(),
         }
     }

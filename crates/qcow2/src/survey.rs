@@ -48,6 +48,11 @@ impl Survey {
         self.0.is_held.store(is_held, Ordering::SeqCst);
     }
 
+    /// Whether the node is quiesced, or about to be.
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.is_held.load(Ordering::SeqCst)
+    }
+
     /// Ends it, and waits for that; no other begins until [`resume`](Self::resume).
     pub(crate) fn co_end(&self, co: &Co<'_>) {
         let shared = &self.0;

@@ -90,7 +90,7 @@ impl Image {
     /// Writes data of `guest` bytes of the disk at `host` bytes of the file that has it; the caller has pinned
     /// the epoch, or the clusters are its own.
     #[inline]
-    fn co_write_at(
+    pub(crate) fn co_write_at(
         &self,
         co: &Co<'_>,
         (guest, host): (u64, u64),

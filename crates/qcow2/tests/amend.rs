@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use coblk_block::{Amend, ZeroFlags};
+use coblk_aio::IoVector;
+use coblk_block::{Amend, WriteFlags, ZeroFlags};
 use coblk_qapi::Deferred;
 use coblk_qcow2::layout::Header;
 use serde_json::{Value, json};
@@ -40,6 +41,7 @@ fn q150_q151_headers_are_changed_as_by_qemu_img_amend() {
         ("compat=1.1", json!({"version": "v2"}), "compat=0.10"),
         ("cluster_size=4k,lazy_refcounts=on", json!({"version": "v2"}), "compat=0.10"),
         ("backing_file=BASE,backing_fmt=raw", json!({"version": "v2"}), "compat=0.10"),
+        ("compression_type=zstd", json!({"version": "v2"}), "compat=0.10"),
         (
             "refcount_bits=8",
             json!({"version": "v2", "refcount-bits": 16}),
@@ -109,7 +111,6 @@ fn q150_what_makes_no_sense_changes_nothing() {
     for (create, options, why) in [
         ("compat=0.10", json!({"lazy-refcounts": true}), "needs version 3"),
         ("compat=1.1", json!({"lazy-refcounts": true, "data-file": "x"}), "has no data file"),
-        ("compression_type=zstd", json!({"version": "v2"}), "zstd cannot become version 2"),
         ("extended_l2=on", json!({"version": "v2"}), "incompatible features, such as 0x10"),
         ("refcount_bits=8", json!({"version": "v2"}), "refcount_bits=16"),
         ("data_file=DATA", json!({"version": "v2"}), "data file cannot become version 2"),
@@ -141,20 +142,17 @@ fn q150_what_makes_no_sense_changes_nothing() {
 #[test]
 fn q151_snapshots_that_version_2_cannot_have_keep_version_3() {
     let stand = Stand::new();
-    for (commands, size, why) in [
-        (&["write -P 9 0 1M"][..], "4M", "another size"),
-        (&["write -P 9 0 1M", "write -zu 0 64k"], "3M", "clusters that say zeroes"),
-    ] {
+    {
         let path = stand.create("image.qcow2", "", "3M");
-        stand.qemu_io(&path, &commands.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        stand.qemu_io(&path, &["write -P 9 0 1M".to_owned()]);
         let text = path.to_str().unwrap();
         let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).status().unwrap();
         assert!(qemu_img(&["snapshot", "-c", "one", text]).success());
-        assert!(qemu_img(&["resize", "-q", text, size]).success());
+        assert!(qemu_img(&["resize", "-q", text, "4M"]).success());
         let content = stand.content(&path);
         let opened = stand.open_writable(&path, json!({}));
         let error = amend(&opened, json!({"version": "v2"})).unwrap_err();
-        assert!(error.contains(why), "{error}");
+        assert!(error.contains("another size"), "{error}");
         drop(opened);
         assert!(header(&path).version == 3 && stand.content(&path) == content);
         stand.check(&path);
@@ -174,6 +172,103 @@ fn q151_snapshots_that_version_2_cannot_have_keep_version_3() {
     assert!(header(&path).version == 2 && stand.content(&path) == content);
     assert!(qemu_img(&["snapshot", "-a", "one", text]).success());
     assert!(stand.content(&path)[..1 << 20].iter().all(|byte| *byte == 9));
+    stand.end();
+}
+
+/// What QEMU reads of each snapshot, and of the disk.
+fn contents(stand: &Stand, image: &Path) -> Vec<Vec<u8>> {
+    let of = |name: &str| {
+        let raw = stand.path("snapshot.raw");
+        let from = ["convert", "-f", "qcow2", "-O", "raw", "-l", name];
+        assert!(
+            Command::new("qemu-img").args(from).args([image, &raw]).status().unwrap().success()
+        );
+        fs::read(raw).unwrap()
+    };
+    ["one", "two", "three"].into_iter().map(of).chain([stand.content(image)]).collect()
+}
+
+#[test]
+fn q151_zeroes_of_snapshots_become_data_or_nothing() {
+    for create in ["", "backing_file=BASE,backing_fmt=raw", "cluster_size=512"] {
+        let stand = Stand::new();
+        let base = stand.random_file("base", 3 << 20);
+        let options = create.replace("BASE", base.to_str().unwrap());
+        let path = stand.create("image.qcow2", &options, "3M");
+        let text = path.to_str().unwrap();
+        let snapshot = |name: &str| {
+            let made = Command::new("qemu-img").args(["snapshot", "-c", name, text]).status();
+            assert!(made.unwrap().success());
+        };
+        // Zeroes with a place, also of data that the disk has, and without; tables that snapshots share, or not.
+        stand.qemu_io(&path, &["write -P 9 0 1M".into(), "write -z 128k 128k".into()]);
+        snapshot("one");
+        stand.qemu_io(&path, &["write -zu 1M 300k".into(), "write -P 8 2M 64k".into()]);
+        snapshot("two");
+        snapshot("three");
+        stand.qemu_io(&path, &["write -z 512k 64k".into(), "write -P 7 1M 64k".into()]);
+        let before = contents(&stand, &path);
+        let opened = stand.open_writable(&path, json!({}));
+        amend(&opened, json!({"version": "v2"})).unwrap();
+        // The node goes on.
+        opened.write(700_000, &[6; 100_000]).unwrap();
+        opened.flush().unwrap();
+        drop(opened);
+        stand.check(&path);
+        assert_eq!(header(&path).version, 2);
+        let mut wanted = before.clone();
+        wanted[3][700_000..800_000].fill(6);
+        assert!(contents(&stand, &path) == wanted, "{create}");
+        // One that becomes the disk, and goes, leaves nothing.
+        for args in [["snapshot", "-a", "one", text], ["snapshot", "-d", "two", text]] {
+            assert!(Command::new("qemu-img").args(args).status().unwrap().success());
+            stand.check(&path);
+        }
+        assert!(stand.content(&path) == before[0], "{create}");
+        stand.end();
+    }
+}
+
+#[test]
+fn q151_zstd_is_given_up_where_no_cluster_has_it() {
+    let stand = Stand::new();
+    let path = stand.create("image.qcow2", "compression_type=zstd", "3M");
+    stand.qemu_io(&path, &["write -P 9 0 1M".to_owned()]);
+    let opened = stand.open_writable(&path, json!({}));
+    amend(&opened, json!({"version": "v2"})).unwrap();
+    // What is compressed from now on is so in the way of version 2.
+    let compressed = |offset| {
+        let source = IoVector::from(&[7; 65536][..]);
+        opened.backend().pwritev(opened.ctx(), offset, &source, WriteFlags::COMPRESSED).unwrap();
+        assert!(opened.status(offset, 65536).compressed);
+    };
+    compressed(2 << 20);
+    assert!(opened.read(2 << 20, 65536).unwrap() == [7; 65536]);
+    drop(opened);
+    stand.check(&path);
+    let content = stand.content(&path);
+    assert!(content[..1 << 20].iter().all(|byte| *byte == 9));
+    assert!(content[2 << 20..][..65536].iter().all(|byte| *byte == 7));
+
+    // As of the disk, so of a snapshot.
+    let snapshot = |path: &Path| {
+        let made = Command::new("qemu-img").args(["snapshot", "-c", "one"]).arg(path).status();
+        assert!(made.unwrap().success());
+    };
+    for has_snapshot in [false, true] {
+        let path = stand.create("other.qcow2", "compression_type=zstd", "3M");
+        stand.qemu_io(&path, &["write -c -P 9 0 64k".to_owned()]);
+        if has_snapshot {
+            snapshot(&path);
+            stand.qemu_io(&path, &["write -P 8 0 64k".to_owned()]);
+        }
+        let before = fs::read(&path).unwrap();
+        let opened = stand.open_writable(&path, json!({}));
+        let error = amend(&opened, json!({"version": "v2"})).unwrap_err();
+        assert!(error.contains("compressed by zstd cannot become version 2"), "{error}");
+        drop(opened);
+        assert!(fs::read(&path).unwrap() == before, "{has_snapshot}");
+    }
     stand.end();
 }
 

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use coblk_block::{BitmapError, DirtyBitmap, NewBitmap};
+use coblk_block::{Amend, BitmapError, DirtyBitmap, NewBitmap, Repair};
+use coblk_qapi::Deferred;
 use coblk_tests::tools;
 use serde_json::{Value, json};
-use util::{Opened, Stand};
+use util::{Opened, Stand, first_l2, patch, word};
 
 const GRANULE: u64 = 65536;
 
@@ -28,10 +29,11 @@ fn flags(stand: &Stand, image: &Path) -> Value {
     all
 }
 
-/// What QEMU's daemon answers that has an image open as the node `disk`.
+/// What QEMU's daemon answers that has an image open as the node `disk`. It asks for no locks: for a moment, a
+/// program that another test starts has those of images that are closed.
 fn qemu(image: &Path, read_only: bool, commands: &[(&str, Value)]) -> Vec<Value> {
     let node = json!({"driver": "qcow2", "node-name": "disk", "read-only": read_only,
-        "file": {"driver": "file", "filename": tools::text(image)}});
+        "file": {"driver": "file", "filename": tools::text(image), "locking": "off"}});
     let mut command = tools::command("qemu-storage-daemon");
     command.current_dir(image.parent().unwrap()).args([
         "--chardev",
@@ -319,4 +321,94 @@ fn q162_bitmaps_are_stored_when_a_node_becomes_read_only_and_marked_when_it_is_w
     opened.close();
     stand.check(&image);
     stand.end();
+}
+
+/// A node with a bitmap that records is changed as a whole, before two writes or between them: the bitmap has both, in
+/// memory and then in the image.
+#[track_caller]
+fn change_beside_bitmaps(
+    options: &str,
+    damage: impl Fn(&Path),
+    writes_before: bool,
+    change: impl Fn(&Opened<'_>),
+) {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", options, "64M");
+    qemu_bitmap(&image, &["--add", "-g", "65536", "theirs"]);
+    stand.qemu_io(&image, &["write 1M 64k".to_owned()]);
+    qemu_bitmap(&image, &["--clear", "theirs"]);
+    damage(&image);
+    let opened = stand.open_writable(&image, json!({}));
+    let mut content = opened.read(1 << 20, 65536).unwrap();
+    let write = || opened.write((1 << 20) + 1000, &[7; 1000]).unwrap();
+    if writes_before {
+        write();
+    }
+    change(&opened);
+    if !writes_before {
+        write();
+    }
+    opened.write(20 << 20, &[8; 100_000]).unwrap();
+    content[1000..2000].fill(7);
+    assert!(opened.read(1 << 20, 65536).unwrap() == content, "{options}");
+    opened.flush().unwrap();
+    let marked = flags(&stand, &copy(&stand, &image));
+    assert_eq!(marked, json!({"theirs": ["in-use", "auto"]}), "{options}");
+    let (bits, digest) = (bitmap(&opened, "theirs"), bitmap(&opened, "theirs").bits().sha256());
+    assert_eq!(bits.bits().count(), GRANULE + 2 * GRANULE, "{options}");
+    drop(bits);
+    opened.close();
+    stand.check(&image);
+    assert_eq!(flags(&stand, &image), json!({"theirs": ["auto"]}), "{options}");
+    assert_eq!(qemu_digest(&image, "theirs"), digest, "{options}");
+    stand.end();
+}
+
+/// Has a cluster of 64 KiB, within the file, another refcount.
+fn damage_refcount(image: &Path, cluster: u64, count: u8) {
+    let file = fs::File::options().write(true).open(image).unwrap();
+    file.set_len(file.metadata().unwrap().len().max((cluster + 1) << 16)).unwrap();
+    patch(image, word(image, word(image, 48)) + 2 * cluster, &[0, count]);
+}
+
+fn amend(opened: &Opened<'_>, options: Value) -> std::io::Result<()> {
+    let change = Amend::new(Deferred::new(options.as_object().unwrap().clone()));
+    opened.ctx().run(|co| opened.node.co_image(co)?.co_amend(co, change))
+}
+
+#[test]
+fn q143_q161_bitmaps_outlive_a_repair_of_an_open_image() {
+    let repair = |opened: &Opened<'_>| {
+        let node = &opened.node;
+        let report = opened.ctx().run(|co| node.co_image(co)?.co_check(co, Repair::All)).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
+        assert!(report.corruptions_fixed + report.leaks_fixed > 0);
+    };
+    // Refcounts are mended where they are.
+    change_beside_bitmaps("", |image| damage_refcount(image, 60, 1), true, repair);
+    // Data passes for free: all of them are written anew, and nothing is allocated before, not for bitmaps either.
+    let data = |image: &Path| word(image, first_l2(image) + 16 * 8) & !(1 << 63);
+    let damage = |image: &Path| damage_refcount(image, data(image) >> 16, 0);
+    change_beside_bitmaps("", damage, false, repair);
+}
+
+#[test]
+fn q152_q161_bitmaps_outlive_another_width_of_refcounts() {
+    for bits in [1, 64] {
+        let amend = match bits {
+            1 => |opened: &Opened<'_>| amend(opened, json!({"refcount-bits": 1})).unwrap(),
+            _ => |opened: &Opened<'_>| amend(opened, json!({"refcount-bits": 64})).unwrap(),
+        };
+        change_beside_bitmaps("cluster_size=4k", |_| (), true, amend);
+    }
+    // Version 2 knows no bitmaps.
+    change_beside_bitmaps(
+        "",
+        |_| (),
+        true,
+        |opened| {
+            let refused = amend(opened, json!({"version": "v2"})).unwrap_err().to_string();
+            assert!(refused.contains("bitmaps"), "{refused}");
+        },
+    );
 }

@@ -30,7 +30,14 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(ctx: &AioContext, file: &RecordedFile, has_backing: bool, is_read_only: bool) -> Opened {
+    /// `snapshot` is shown, which is only read then; `None`: the disk.
+    fn new(
+        ctx: &AioContext,
+        file: &RecordedFile,
+        has_backing: bool,
+        is_read_only: bool,
+        snapshot: Option<&str>,
+    ) -> Opened {
         let mut drivers = coblk_block::drivers();
         drivers.add::<Qcow2>();
         let blockdevs = Blockdevs::new(drivers);
@@ -41,6 +48,9 @@ impl Opened {
             "driver": "qcow2", "node-name": "disk", "file": "file", "read-only": is_read_only,
         });
         options["backing"] = if has_backing { json!("base") } else { Value::Null };
+        if let Some(snapshot) = snapshot {
+            options["x-snapshot"] = json!(snapshot);
+        }
         let options = NodeOptions::from_value(options).unwrap();
         let node = blockdevs.open(ctx, options).unwrap();
         Opened { blockdevs, node }
@@ -54,8 +64,13 @@ impl Opened {
     }
 }
 
-fn read(ctx: &AioContext, file: &RecordedFile, has_backing: bool) -> Vec<u8> {
-    let opened = Opened::new(ctx, file, has_backing, true);
+fn read(
+    ctx: &AioContext,
+    file: &RecordedFile,
+    has_backing: bool,
+    snapshot: Option<&str>,
+) -> Vec<u8> {
+    let opened = Opened::new(ctx, file, has_backing, true, snapshot);
     let backend = BackendOptions::new("reader").read_only(true);
     let backend = backend.open(ctx, Arc::clone(&opened.node)).unwrap();
     let mut bytes = vec![0xee; SIZE];
@@ -81,6 +96,8 @@ struct Change {
     create: &'static str,
     has_backing: bool,
     change: fn(&Co<'_>, &BlockNode) -> std::io::Result<()>,
+    /// Snapshots that are made before; they stay as they are.
+    snapshots: usize,
     /// Clusters may be empty in between.
     empties: bool,
     /// What a header has in the end.
@@ -122,7 +139,13 @@ impl Change {
     }
 
     /// Why a crash has left what must not be.
-    fn fault(&self, ctx: &AioContext, image: Vec<u8>, before: &[u8]) -> Option<String> {
+    fn fault(
+        &self,
+        ctx: &AioContext,
+        image: Vec<u8>,
+        before: &[u8],
+        snapshots: &[Vec<u8>],
+    ) -> Option<String> {
         let header = match Header::parse(&image) {
             Ok(header) => header,
             Err(error) => return Some(error.to_string()),
@@ -139,7 +162,12 @@ impl Change {
             if repair == Repair::All && found.report.leaks > 0 {
                 return Some(format!("leaks after a repair: {:?}", found.findings));
             }
-            let bytes = read(ctx, &files[0], self.has_backing);
+            for (id, wanted) in (1..).zip(snapshots) {
+                if read(ctx, &files[0], self.has_backing, Some(&id.to_string())) != *wanted {
+                    return Some(format!("{repair:?}: snapshot {id} reads as something else"));
+                }
+            }
+            let bytes = read(ctx, &files[0], self.has_backing, None);
             let empty = self.empty();
             let is_right = |(now, before): (&[u8], &[u8])| {
                 now == before || self.empties && now.iter().all(|byte| *byte == empty)
@@ -163,11 +191,17 @@ impl Change {
         let recorder = Recorder::new(Behaviour { seed, ..Behaviour::default() });
         let file = recorder.add_file(fs::read(path).unwrap());
         let ctx = AioContext::for_test().unwrap();
-        let opened = Opened::new(&ctx, &file, self.has_backing, false);
+        let opened = Opened::new(&ctx, &file, self.has_backing, false, None);
         let node = Arc::clone(&opened.node);
         let backend = BackendOptions::new("writer").open(&ctx, Arc::clone(&node)).unwrap();
         let mut random = Random::new(seed);
         let mut disk = vec![self.empty(); SIZE];
+        let mut snapshots = Vec::new();
+        for _ in 0..self.snapshots {
+            fill(&ctx, &backend, &mut random, &mut disk, 10);
+            ctx.run(|co| node.co_image(co)?.co_create_snapshot(co, "one")).unwrap();
+            snapshots.push(disk.clone());
+        }
         fill(&ctx, &backend, &mut random, &mut disk, 30);
         backend.flush(&ctx).unwrap();
         let begun = recorder.tick();
@@ -188,7 +222,7 @@ impl Change {
                     let header = Header::parse(&image).unwrap();
                     assert!((self.is_changed)(&header), "{}: not durable", self.create);
                 }
-                if let Some(fault) = self.fault(&ctx, image, &disk) {
+                if let Some(fault) = self.fault(&ctx, image, &disk, &snapshots) {
                     let requests: Vec<_> = unsettled.iter().map(|it| point.describe(*it)).collect();
                     let create = self.create;
                     panic!("{create}, seed {seed}, {name} at {moment}: {fault}; {requests:#?}");
@@ -212,7 +246,11 @@ impl Change {
         fill(&ctx, &backend, &mut random, &mut disk, 10);
         drop((backend, node));
         opened.close(&ctx);
-        assert!(read(&ctx, &file, self.has_backing) == disk, "{options}, seed {seed}");
+        assert!(read(&ctx, &file, self.has_backing, None) == disk, "{options}, seed {seed}");
+        for (id, wanted) in (1..).zip(&snapshots) {
+            let bytes = read(&ctx, &file, self.has_backing, Some(&id.to_string()));
+            assert!(bytes == *wanted, "{options}, seed {seed}: snapshot {id}");
+        }
         let left = check(&ctx, &file, Repair::None).report;
         assert_eq!((left.corruptions, left.leaks, left.check_errors), (0, 0, 0), "{options}");
         stand.end();
@@ -222,13 +260,18 @@ impl Change {
 #[test]
 fn q151_a_crash_leaves_version_3_or_version_2() {
     for seed in seeds(1) {
-        for (create, has_backing) in
-            [("cluster_size=4k", false), ("cluster_size=4k", true), ("cluster_size=512", true)]
-        {
+        for (create, has_backing, snapshots) in [
+            ("cluster_size=4k", false, 0),
+            ("cluster_size=4k", true, 0),
+            ("cluster_size=512", true, 0),
+            ("cluster_size=4k", false, 3),
+            ("cluster_size=512", true, 2),
+        ] {
             let change: fn(&Co<'_>, &BlockNode) -> std::io::Result<()> =
                 |co, node| amend(co, node, json!({"version": "v2"}));
             let is_changed = |header: &Header| header.version == 2;
-            Change { create, has_backing, change, empties: false, is_changed }.run(seed, 40);
+            let empties = false;
+            Change { create, has_backing, change, snapshots, empties, is_changed }.run(seed, 40);
         }
     }
 }
@@ -245,6 +288,7 @@ fn q152_a_crash_leaves_refcounts_of_the_old_width_or_of_the_new_one() {
                 create,
                 has_backing: false,
                 change: wide,
+                snapshots: 0,
                 empties: false,
                 is_changed: |header| header.refcount_order == 6,
             };
@@ -267,7 +311,8 @@ fn q160_a_crash_leaves_clusters_as_before_or_empty() {
                 let cluster = 1 << header.cluster_bits;
                 (header.refcount_table_offset, header.l1_offset) == (cluster, 3 * cluster)
             };
-            Change { create, has_backing, change: empty, empties: true, is_changed }.run(seed, 60);
+            let (change, snapshots, empties) = (empty, 0, true);
+            Change { create, has_backing, change, snapshots, empties, is_changed }.run(seed, 60);
         }
     }
 }

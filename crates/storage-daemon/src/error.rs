@@ -4,7 +4,7 @@ use std::io;
 
 use coblk::block::{BitmapError, BlockdevError, SnapshotError};
 use coblk::export::ExportError;
-use coblk::jobs::{CommitError, JobError, MirrorError, StreamError};
+use coblk::jobs::{BackupError, CommitError, JobError, MirrorError, StreamError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -31,6 +31,9 @@ pub enum DaemonError {
     /// Something cannot be asked of a job.
     #[error(transparent)]
     Job(JobError),
+    /// A backup does not begin.
+    #[error(transparent)]
+    Backup(BackupError),
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),

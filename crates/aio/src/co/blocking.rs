@@ -171,6 +171,9 @@ impl ThreadPool {
         R: Send,
     {
         let ctx = co.context();
+        if ctx.inner().calls_in_place {
+            return function();
+        }
         let job = CoJob {
             header: JobHeader::new(
                 CoJobKind::<F, R>::KIND,

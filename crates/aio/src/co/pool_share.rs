@@ -77,7 +77,7 @@ impl PoolShare {
         R: Send,
     {
         let ctx = co.context();
-        if ctx.simulation().is_some() {
+        if ctx.inner().calls_in_place || ctx.simulation().is_some() {
             // There are no threads, and what others do with theirs must not be seen.
             return ctx.thread_pool().submit_co(co, function);
         }

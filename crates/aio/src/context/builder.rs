@@ -38,6 +38,7 @@ pub struct AioContextBuilder {
     wait_mode: WaitMode,
     simulation: Option<SimulationOptions>,
     on_panic: PanicPolicy,
+    calls_in_place: bool,
 }
 
 impl AioContextBuilder {
@@ -50,6 +51,14 @@ impl AioContextBuilder {
     /// The worker pool it submits to, instead of the process's.
     pub fn thread_pool(mut self, pool: ThreadPool) -> Self {
         self.thread_pool = Some(pool);
+        self
+    }
+
+    /// Whether what coroutines give to the worker pool runs on the loop's own thread instead, and holds up
+    /// everything else of this context meanwhile: for programs that have a thread for each thing that they do
+    /// at a time, where handing over is all cost. What is submitted with a callback still goes to the pool.
+    pub fn calls_in_place(mut self, calls_in_place: bool) -> Self {
+        self.calls_in_place = calls_in_place;
         self
     }
 
@@ -125,6 +134,7 @@ impl AioContextBuilder {
             panics: Panics::new(self.on_panic),
             thread_pool: self.thread_pool.unwrap_or_else(ThreadPool::global),
             shares: Shares::default(),
+            calls_in_place: self.calls_in_place,
             aio_jobs: Cell::new(0),
             co_jobs: Cell::new(0),
             number,

@@ -140,6 +140,8 @@ pub(crate) struct Inner {
     pub(crate) panics: Panics,
     thread_pool: ThreadPool,
     pub(crate) shares: Shares,
+    /// Coroutines make blocking calls on this thread.
+    pub(crate) calls_in_place: bool,
     /// Jobs from `submit_aio` whose callbacks have not run.
     pub(crate) aio_jobs: Cell<usize>,
     /// Jobs of coroutines that are not home.

@@ -14,6 +14,10 @@ use super::keep_alive;
 use super::listener::{address_of, descriptor, no_vsock};
 use super::path::connect_now;
 use super::resolve::{Purpose, resolve};
+use crate::co::{Co, PoolShare};
+use crate::context::FdInterest;
+use crate::io_vector::{IoVector, IoVectorMut};
+use crate::sync::CoSleep;
 use crate::sys;
 
 /// How long a host may take to answer.
@@ -86,6 +90,37 @@ impl Stream {
         connected.map_err(failed)
     }
 
+    /// Connects without blocking: waits for up to `limit` for each address of a host. Only a host that has
+    /// a name is asked for by a worker.
+    ///
+    /// # Errors
+    /// If no process listens there, or it does not answer in time.
+    pub fn co_connect(
+        co: &Co<'_>,
+        address: &SocketAddress,
+        limit: Duration,
+    ) -> Result<Stream, SocketError> {
+        let SocketAddress::Inet(inet) = address else {
+            return match address {
+                SocketAddress::Vsock(_) => PoolShare::once(co, || Stream::connect(address)),
+                _ => Stream::connect(address),
+            };
+        };
+        let addresses = match address.socket_addr() {
+            Some(address) => vec![address],
+            None => PoolShare::once(co, || resolve(inet, Purpose::Connect))?,
+        };
+        let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+        for address in addresses {
+            result = co_connect_to(co, Domain::for_address(address), &address.into(), limit);
+            if result.is_ok() {
+                break;
+            }
+        }
+        let stream = result.and_then(|socket| Stream::new(socket, &inet.keep_alive));
+        stream.map_err(|source| SocketError::Connect { address: address.to_string(), source })
+    }
+
     /// The address of the other end. That of a unix socket is empty unless it has bound one, as
     /// clients seldom do.
     ///
@@ -112,6 +147,22 @@ impl Stream {
             [one] => self.socket.send_with_flags(one, libc::MSG_NOSIGNAL),
             all => self.socket.send_vectored_with_flags(all, libc::MSG_NOSIGNAL),
         }
+    }
+
+    /// [`read`](Self::read) into a vector.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_vectored(&self, target: &mut IoVectorMut<'_>) -> io::Result<usize> {
+        sys::receive(self.socket.as_fd(), target)
+    }
+
+    /// [`write`](Self::write) from a vector.
+    ///
+    /// # Errors
+    /// Those of [`write`](Self::write).
+    pub fn write_vectored(&self, source: &IoVector<'_>) -> io::Result<usize> {
+        sys::send(self.socket.as_fd(), source)
     }
 
     /// Whether there is something to read, or to be told. An error of the connection is left for the
@@ -152,6 +203,30 @@ fn connect_to(domain: Domain, address: &SockAddr) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM, None)?;
     socket.connect_timeout(address, CONNECT_LIMIT)?;
     Ok(socket)
+}
+
+fn co_connect_to(
+    co: &Co<'_>,
+    domain: Domain,
+    address: &SockAddr,
+    limit: Duration,
+) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(address) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        result => return result.map(|()| socket),
+    }
+    let sleep = CoSleep::new();
+    let waker = sleep.clone();
+    let watched = co.context().fd_handler(socket, FdInterest::Write, move |_, _| waker.wake())?;
+    let is_there = sleep.sleep(co, limit);
+    let socket = watched.into_descriptor();
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None if is_there => Ok(socket),
+        None => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 pub(super) fn unix_sockaddr(unix: &UnixAddress) -> io::Result<SockAddr> {

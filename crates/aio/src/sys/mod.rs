@@ -10,6 +10,7 @@ pub mod faults;
 mod fork;
 mod lock;
 mod membarrier;
+mod socket;
 mod timerfd;
 mod words;
 
@@ -28,6 +29,7 @@ use faults::Call;
 pub(crate) use fork::OwnProcess;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 pub use membarrier::ProcessBarrier;
+pub(crate) use socket::{receive, send};
 pub(crate) use timerfd::TimerFd;
 pub use words::LazyWords;
 

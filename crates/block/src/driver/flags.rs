@@ -37,6 +37,8 @@ bitflags::bitflags! {
         const NO_FALLBACK = 2;
         /// As [`WriteFlags::FUA`].
         const FUA = 4;
+        /// As [`ReadFlags::SERIALISING`]: ENOTSUP unless the node is [tracked](crate::BlockNode::track).
+        const SERIALISING = 8;
     }
 }
 

@@ -29,6 +29,10 @@ pub trait ImageFormat: Send + Sync {
     /// Compares the image's tables with each other, and mends what `repair` names. Findings are no error:
     /// they are in the report. With a repair the report is that of a second check, after the repair, beside
     /// the counts of what was fixed. An error means that the check has not come to its end.
+    ///
+    /// A check takes as long as the image is large, and a drain waits for it. A format whose node is [being
+    /// drained](crate::BlockDriver::drained_begin) ends it with EINTR, with nothing held that a request may wait for:
+    /// the layer calls again after the drain.
     fn co_check(&self, _co: &Co<'_>, _repair: Repair) -> io::Result<CheckReport> {
         Err(not_supported())
     }

@@ -1,5 +1,6 @@
 //! [`Image`]: the way to a format's operations on its whole image.
 
+use std::cell::Cell;
 use std::io;
 
 use coblk_aio::Co;
@@ -22,8 +23,13 @@ use crate::io::after_write::WriteKind;
 #[must_use = "a drain waits only while it lives"]
 pub struct Image<'a> {
     format: &'a dyn ImageFormat,
-    own: OwnIo<&'a BlockNode>,
+    node: &'a BlockNode,
+    /// None only while a check [waits](Self::co_give_way) for the end of a drain.
+    own: Cell<Option<OwnIo<&'a BlockNode>>>,
 }
+
+/// How often drains interrupt a check before it fails.
+const MAX_INTERRUPTIONS: u32 = 16;
 
 impl BlockNode {
     /// The operations of its format on the whole image. Waits while the node is drained, so a
@@ -40,15 +46,25 @@ impl BlockNode {
         }
         let format = self.driver().image();
         let format = format.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP))?;
-        Ok(Image { format, own })
+        Ok(Image { format, node: self, own: Cell::new(Some(own)) })
     }
 }
 
 impl Image<'_> {
     /// The format, where the node may be written.
     fn writable(&self) -> io::Result<&dyn ImageFormat> {
-        self.own.writable()?;
+        self.node.writable()?;
         Ok(self.format)
+    }
+
+    /// Lets a drain go ahead that waits for this, and waits for its end.
+    ///
+    /// # Errors
+    /// If the node takes no requests by then.
+    fn co_give_way(&self, co: &Co<'_>) -> io::Result<()> {
+        drop(self.own.take());
+        self.own.set(Some(self.node.co_begin_own(co)));
+        self.node.gate.refusal().map_or(Ok(()), Err)
     }
 
     /// See [`ImageFormat::info`].
@@ -56,12 +72,20 @@ impl Image<'_> {
         self.format.info()
     }
 
-    /// See [`ImageFormat::co_check`]. A repair changes the image.
+    /// See [`ImageFormat::co_check`]. A repair changes the image. A check that a drain interrupts begins again after
+    /// the drain; one that is interrupted again and again fails with EBUSY.
     pub fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
-        match repair {
-            Repair::None => self.format.co_check(co, repair),
-            Repair::Leaks | Repair::All => self.writable()?.co_check(co, repair),
+        for _ in 0..MAX_INTERRUPTIONS {
+            let format = match repair {
+                Repair::None => self.format,
+                Repair::Leaks | Repair::All => self.writable()?,
+            };
+            match format.co_check(co, repair) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.co_give_way(co)?,
+                checked => return checked,
+            }
         }
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
     }
 
     /// See [`ImageFormat::co_change_backing`]. Changes the image.
@@ -79,7 +103,7 @@ impl Image<'_> {
     pub fn co_make_empty(&self, co: &Co<'_>) -> io::Result<()> {
         let format = self.writable()?;
         let empty = |co: &Co<'_>| format.co_make_empty(co);
-        request_path::co_change_image(self.own.path(), co, WriteKind::Empty, empty)
+        request_path::co_change_image(&self.node.path, co, WriteKind::Empty, empty)
     }
 
     /// See [`ImageFormat::co_snapshots`].
@@ -107,6 +131,6 @@ impl Image<'_> {
     pub fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
         let format = self.writable()?;
         let apply = |co: &Co<'_>| format.co_apply_snapshot(co, id);
-        request_path::co_change_image(self.own.path(), co, WriteKind::Apply, apply)
+        request_path::co_change_image(&self.node.path, co, WriteKind::Apply, apply)
     }
 }

@@ -45,6 +45,8 @@ pub enum Operation {
     Resize,
     /// Its storage is handed over to another process.
     Inactivate,
+    /// Another job begins to use it.
+    Job,
 }
 
 impl fmt::Display for Operation {
@@ -55,7 +57,18 @@ impl fmt::Display for Operation {
             Operation::Reopen => "reopened",
             Operation::Resize => "resized",
             Operation::Inactivate => "made inactive",
+            Operation::Job => "used by another job",
         })
+    }
+}
+
+impl BlockNode {
+    /// Why a user of this node blocks an operation, if one does. Any thread.
+    pub fn blocked_reason(&self, operation: Operation) -> Option<String> {
+        match lock().check_operation(self, operation) {
+            Err(GraphError::Blocked { reason, .. }) => Some(reason),
+            _ => None,
+        }
     }
 }
 

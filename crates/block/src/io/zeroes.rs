@@ -56,6 +56,9 @@ pub(crate) fn co_pwrite_zeroes(
     if !path.limits.native_fua() {
         flags.remove(ZeroFlags::FUA);
     }
+    if flags.contains(ZeroFlags::SERIALISING) && !path.state.is_tracking() {
+        return Err(errno(libc::ENOTSUP));
+    }
     let result = zero_locked(path, co, held, offset..offset + bytes, flags);
     finish_write(path, co, durable, result)
 }
@@ -70,9 +73,13 @@ fn zero_locked(
     flags: ZeroFlags,
 ) -> io::Result<()> {
     let blocks = padding::whole_blocks(&path.limits, &range)?;
-    let access = if blocks == range { Access::Write } else { Access::ExcludeWrites };
+    let access = match flags.contains(ZeroFlags::SERIALISING) {
+        true => Access::ExcludeAll,
+        false if blocks == range => Access::Write,
+        false => Access::ExcludeWrites,
+    };
     let _lock = lock(path, co, held, blocks.clone(), access, range.end)?;
-    let result = zero(path, co, range.clone(), flags);
+    let result = zero(path, co, range.clone(), flags - ZeroFlags::SERIALISING);
     path.mark_around(&range, blocks);
     path.state.wrote(range, WriteKind::Zeroes, result.is_ok());
     result

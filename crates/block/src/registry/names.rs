@@ -208,6 +208,11 @@ impl Registry {
         Ok(Child::make(name, index, role, names.find(node)?))
     }
 
+    /// The node of a name.
+    pub(crate) fn node(&self, name: &str) -> Result<Arc<BlockNode>, BlockdevError> {
+        self.names().find(name)
+    }
+
     pub(crate) fn add_object<T: NamedObject>(
         &self,
         id: &str,

@@ -11,6 +11,7 @@ use super::{
     BlockdevError, EventSink, EventType, Inherited, NamedObject, NodeMode, ObjectFinder, OpenError,
     Registry,
 };
+use crate::bitmap::{DirtyBitmap, NodeBitmap};
 use crate::driver::edge::{EdgeId, ListId};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::role::ChildRole;
@@ -274,6 +275,16 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// If there is none of this type.
     pub fn object<T: NamedObject>(&self, id: &str) -> Result<Arc<T>, OpenError> {
         Ok(self.registry.known_object(id)?)
+    }
+
+    /// A bitmap of a node that is there.
+    ///
+    /// # Errors
+    /// If there is no such node, or it has no such bitmap.
+    pub fn bitmap(&self, bitmap: &NodeBitmap) -> Result<Arc<DirtyBitmap>, OpenError> {
+        let node = self.registry.node(&bitmap.node)?;
+        let found = node.bitmaps().find(&bitmap.name);
+        found.map_err(|error| OpenError::option("bitmap", error.to_string()))
     }
 
     /// What finds objects after the node was opened, such as the secret of a key that is added.

@@ -153,6 +153,7 @@ impl Commit {
             },
             queue: Queue::new(MAX_PIECES, max_bytes, tool.interrupt.clone()),
             order: Some(Order::new(max_writes(base.spec.cache))),
+            is_of_page_cache: !image.spec.cache.direct && !base.spec.cache.direct,
             rate: rate.map(Rate::new),
             salvage: None,
             progress: Arc::clone(progress),

@@ -254,6 +254,7 @@ impl Convert {
         });
         let in_order = !self.oob_writes && !self.compress;
         let order = in_order.then(|| Order::new(max_writes(target.spec.cache)));
+        let is_direct = target.spec.cache.direct || sources.iter().any(|it| it.spec.cache.direct);
         let (sparse_bytes, limits) = (self.sparse_bytes()?, target.node.limits());
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::COMPRESSED, self.compress);
@@ -281,6 +282,7 @@ impl Convert {
             target,
             queue: Queue::new(self.pieces()?, max, tool.interrupt.clone()),
             order,
+            is_of_page_cache: !is_direct,
             rate: rate.map(Rate::new),
             salvage: self.salvage.then_some(Quiet(self.quiet)),
             progress: Arc::clone(progress),

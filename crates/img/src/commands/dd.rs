@@ -117,6 +117,7 @@ fn co_copy(
         },
         queue: Queue::new(PIECES, max_bytes_of_data, tool.interrupt.clone()),
         order: Some(Order::new(max_writes(target.spec.cache))),
+        is_of_page_cache: !source.spec.cache.direct && !target.spec.cache.direct,
         rate: None,
         salvage: None,
         progress: Arc::new(Progress::new(false)),

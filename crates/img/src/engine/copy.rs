@@ -86,6 +86,8 @@ pub(crate) struct Copy {
     pub(crate) queue: Queue<Kind>,
     /// Has writes begin one after the other, in the order of their offsets.
     pub(crate) order: Option<Order<Ready>>,
+    /// Whether neither side is open with O_DIRECT.
+    pub(crate) is_of_page_cache: bool,
     /// A limit.
     pub(crate) rate: Option<Rate>,
     /// Whether what cannot be read is replaced by zeroes, and told unless this is quiet.
@@ -123,7 +125,10 @@ impl Copy {
     /// # Errors
     /// Why the copy has stopped. What is written is not flushed in any case.
     pub(crate) fn co_run(self, co: &Co<'_>, pieces: usize) -> Result<(), Failure> {
-        let crew = Crew::new(pieces)?;
+        let crew = match self.is_of_page_cache {
+            true => Crew::of_page_cache(pieces)?,
+            false => Crew::new(pieces)?,
+        };
         let (copy, tasks) = (Arc::new(self), pieces.div_ceil(crew.len()));
         let progress = Arc::clone(&copy.progress);
         crew.co_run(co, &progress, move |co, number| copy.co_work(co, number, tasks))

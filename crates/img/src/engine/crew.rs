@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use coblk::aio::sync::CoSleep;
-use coblk::{Co, IoThread, JoinError};
+use coblk::{AioContext, Co, IoThread, JoinError};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -27,10 +27,24 @@ impl Crew {
     /// # Errors
     /// If the system has no threads or descriptors left.
     pub(crate) fn new(max: usize) -> io::Result<Crew> {
-        let cpus = available_parallelism().map_or(1, |cpus| cpus.get());
-        let threads =
-            (0..cpus.min(max).max(1)).map(|number| IoThread::new(&format!("worker-{number}")));
-        Ok(Crew { threads: threads.collect::<io::Result<_>>()? })
+        Crew::of(cpus().min(max), false)
+    }
+
+    /// For files that are mostly in the page cache, which takes no longer to copy than a call takes to hand to
+    /// a worker: each thread makes its own calls. One more than there are CPUs, as one may wait for a disk.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn of_page_cache(max: usize) -> io::Result<Crew> {
+        Crew::of((cpus() + 1).min(max), true)
+    }
+
+    fn of(threads: usize, calls_in_place: bool) -> io::Result<Crew> {
+        let start = |number| {
+            let builder = AioContext::builder().calls_in_place(calls_in_place);
+            IoThread::with_builder(&format!("worker-{number}"), builder)
+        };
+        Ok(Crew { threads: (0..threads.max(1)).map(start).collect::<io::Result<_>>()? })
     }
 
     /// How many threads there are.
@@ -64,6 +78,10 @@ impl Crew {
         drop(shown);
         result
     }
+}
+
+fn cpus() -> usize {
+    available_parallelism().map_or(1, |cpus| cpus.get())
 }
 
 /// A coroutine that shows progress until this is dropped.

@@ -18,7 +18,7 @@ use coblk_block::{
 use super::options::{Commit, CommitError};
 use super::top::CommitTop;
 use crate::chain::{Headers, co_until_done, is_in_the_way};
-use crate::copy::engine::{Engine, Plan};
+use crate::copy::engine::{Engine, Manner, Plan};
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
 use crate::copy::target::Target;
@@ -171,6 +171,7 @@ impl CommitTask {
             cluster,
             on_source_error: *on_error,
             on_target_error: *on_error,
+            manner: Manner::default(),
         };
         let engine = Engine::new(job, (&granules, &guests), source.clone(), &target, plan);
         let (uses, frozen) = Default::default();

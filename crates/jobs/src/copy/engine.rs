@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, Co};
-use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind};
+use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind, WriteFlags};
 
 use super::granules::Granules;
 use super::guests::Guests;
@@ -39,6 +39,33 @@ pub(crate) struct Plan {
     pub(crate) cluster: u64,
     pub(crate) on_source_error: OnError,
     pub(crate) on_target_error: OnError,
+    pub(crate) manner: Manner,
+}
+
+/// In what the copies of kinds of jobs differ.
+pub(crate) struct Manner {
+    /// Most copies at a time.
+    pub(crate) max_workers: u64,
+    /// Longest copy, in bytes, unless a granule is longer.
+    pub(crate) max_chunk: u64,
+    /// Of writes to the target.
+    pub(crate) flags: WriteFlags,
+    /// What may read as anything is copied as it reads, and not discarded.
+    pub(crate) keeps_all: bool,
+    /// What was copied is discarded at the source, to which nothing else writes.
+    pub(crate) discards_source: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Manner {
+        Manner {
+            max_workers: MAX_WORKERS,
+            max_chunk: MAX_CHUNK,
+            flags: WriteFlags::empty(),
+            keeps_all: false,
+            discards_source: false,
+        }
+    }
 }
 
 /// The copies of one job. Home thread.
@@ -77,8 +104,9 @@ impl Engine {
         plan: Plan,
     ) -> Rc<Engine> {
         let buffer = plan.buffer.max(plan.granularity);
-        let longest = MAX_CHUNK.max(plan.granularity);
-        let chunk = (buffer / MAX_WORKERS).clamp(plan.granularity, longest);
+        let (most, longest) = (plan.manner.max_workers, plan.manner.max_chunk);
+        let longest = longest.max(plan.granularity);
+        let chunk = (buffer / most).clamp(plan.granularity, longest);
         let chunk = chunk / plan.granularity * plan.granularity;
         Rc::new(Engine {
             job: Rc::clone(job),
@@ -87,7 +115,7 @@ impl Engine {
             source: RefCell::new(Some(source)),
             target: Rc::clone(target),
             chunk,
-            max_workers: (buffer / chunk).clamp(1, MAX_WORKERS),
+            max_workers: (buffer / chunk).clamp(1, most),
             plan,
             resting: CoQueue::new(),
             workers: Cell::new(0),
@@ -148,6 +176,9 @@ impl Engine {
     fn check(&self, ctx: &AioContext) -> Result<(), JobFailure> {
         if self.job.is_cancelled() {
             return Err(JobFailure::Cancelled);
+        }
+        if let Some(error) = self.guests.take_fatal() {
+            return Err(JobFailure::Io(error));
         }
         for error in self.guests.take_errors() {
             self.target_failed(ctx, &error);
@@ -256,6 +287,9 @@ impl Engine {
                 self.job.request_succeeded();
                 claim.end();
                 self.job.progress().add(range.end - range.start);
+                if self.plan.manner.discards_source {
+                    self.co_discard_source(co, &range);
+                }
             }
             Err(error) => {
                 // It is to be copied again before the policy acts.
@@ -276,7 +310,9 @@ impl Engine {
         (mut source, mut target): (Entered, Entered),
         scratch: &mut Scratch,
     ) -> Result<(), CopyError> {
-        let shape = Shape { cluster: self.plan.cluster, length: self.plan.length };
+        let (cluster, length) = (self.plan.cluster, self.plan.length);
+        let Manner { flags, keeps_all, .. } = self.plan.manner;
+        let shape = Shape { cluster, length, flags, keeps_all };
         scratch.co_read(co, &mut source, range, shape)?;
         drop(source);
         if self.is_stopped.get() {
@@ -284,6 +320,15 @@ impl Engine {
             self.job.kick();
         }
         scratch.co_write(co, &mut target, range)
+    }
+
+    /// Discards what was copied, with no claim held: it may wait for a drain.
+    fn co_discard_source(&self, co: &Co<'_>, range: &Range<u64>) {
+        let Some(source) = self.source.borrow().clone() else { return };
+        // A hint: what is not discarded is there twice.
+        if let Err(error) = source.co_pdiscard(co, range.start, range.end - range.start) {
+            tracing::debug!(offset = range.start, %error, "what was copied is not discarded");
+        }
     }
 
     fn failed(&self, ctx: &AioContext, error: &CopyError) {

@@ -83,6 +83,11 @@ impl Granules {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// How many are to be copied, and not busy by that. Old when it returns, unless nothing writes.
     pub(crate) fn todo(&self) -> u64 {
         positive(self.todo.load(Ordering::SeqCst))
@@ -145,12 +150,8 @@ impl Granules {
     pub(crate) fn claim(&self, from: u64, most: u64) -> Option<Range<u64>> {
         loop {
             let start = self.next(from).or_else(|| self.next(0))?;
-            let end = self.claim_at(start, most);
-            if end > start {
-                let claimed = end - start;
-                self.busy.fetch_add(claimed, Ordering::SeqCst);
-                self.todo.fetch_sub(claimed, Ordering::SeqCst);
-                return Some(start..end);
+            if let Some(claimed) = self.claim_from(start, most) {
+                return Some(claimed);
             }
         }
     }
@@ -225,6 +226,39 @@ impl Granules {
         }
         self.busy.fetch_add(end - start, Ordering::SeqCst);
         end
+    }
+
+    /// Whether none of these is to be copied or being copied. Costs a load a word.
+    #[inline]
+    pub(crate) fn is_idle(&self, range: Range<u64>) -> bool {
+        self.first_pending(range).is_none()
+    }
+
+    /// The first of these that is to be copied or being copied. What is neither stays so, unless it is marked.
+    #[inline]
+    pub(crate) fn first_pending(&self, range: Range<u64>) -> Option<u64> {
+        debug_assert!(range.end <= self.count);
+        by_word(range).find_map(|(index, mask)| {
+            let word = self.words[index].load(Ordering::SeqCst);
+            let found = (word | word >> IN_WORD) & mask;
+            let first = u64::from(found.trailing_zeros());
+            (found != 0).then_some(index as u64 * IN_WORD + first)
+        })
+    }
+
+    /// Claims granules from `start` on as long as they are todo and not busy, at most `most`. `None` if the first
+    /// is not.
+    pub(crate) fn claim_from(&self, start: u64, most: u64) -> Option<Range<u64>> {
+        let end = self.claim_at(start, most);
+        (end > start).then(|| self.claimed(start..end))
+    }
+
+    /// Counts a claim.
+    fn claimed(&self, range: Range<u64>) -> Range<u64> {
+        let claimed = range.end - range.start;
+        self.busy.fetch_add(claimed, Ordering::SeqCst);
+        self.todo.fetch_sub(claimed, Ordering::SeqCst);
+        range
     }
 
     /// These need not be copied any more, as their claimer writes all of them.

@@ -18,14 +18,32 @@ pub(crate) struct Guests {
     errors: Mutex<Vec<io::Error>>,
     /// The job waits for the end of claims.
     wants_end: AtomicBool,
-    /// Wakes the job.
-    wake: RemoteBottomHalf,
+    /// Wakes the job, if there is one.
+    wake: Option<RemoteBottomHalf>,
+    /// Why the job cannot go on.
+    fatal: Mutex<Option<io::Error>>,
 }
 
 impl Guests {
     pub(crate) fn new(wake: RemoteBottomHalf) -> Guests {
-        let (waiters, errors, wants_end) = Default::default();
-        Guests { waiters, errors, wants_end, wake }
+        Guests { wake: Some(wake), ..Guests::without_job() }
+    }
+
+    /// Of a filter that belongs to no job.
+    pub(crate) fn without_job() -> Guests {
+        let (waiters, errors, wants_end, fatal) = Default::default();
+        Guests { waiters, errors, wants_end, wake: None, fatal }
+    }
+
+    /// A copy that guests drive has failed in a way that no policy of the job mends.
+    pub(crate) fn fail_job(&self, error: io::Error) {
+        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.wake_job();
+    }
+
+    /// Why the job cannot go on, if it cannot.
+    pub(crate) fn take_fatal(&self) -> Option<io::Error> {
+        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn errors(&self) -> std::sync::MutexGuard<'_, Vec<io::Error>> {
@@ -39,7 +57,7 @@ impl Guests {
             errors.push(error);
         }
         drop(errors);
-        self.wake.schedule();
+        self.wake_job();
     }
 
     /// What has failed since the last call.
@@ -56,12 +74,14 @@ impl Guests {
     pub(crate) fn claim_ended(&self) {
         self.waiters.wake();
         if self.wants_end.load(Ordering::SeqCst) && self.wants_end.swap(false, Ordering::SeqCst) {
-            self.wake.schedule();
+            self.wake_job();
         }
     }
 
-    /// Wakes the job: there is something to copy.
+    /// Wakes the job: there is something to do.
     pub(crate) fn wake_job(&self) {
-        self.wake.schedule();
+        if let Some(wake) = &self.wake {
+            wake.schedule();
+        }
     }
 }

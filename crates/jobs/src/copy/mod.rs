@@ -19,6 +19,6 @@ pub(crate) mod granules;
 pub(crate) mod guests;
 #[cfg(all(test, loom))]
 mod models;
-mod piece;
+pub(crate) mod piece;
 pub(crate) mod target;
 pub(crate) mod waiters;

@@ -1,10 +1,88 @@
 //! One copy: a claimed range is read, and then written, in pieces by block status.
+//!
+//! Workers read and write through what they have entered; a copy that a guest drives reads through the filter's
+//! edge, as a part of the guest's request, and writes by requests of its own.
 
 use std::io;
 use std::ops::Range;
 
 use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
-use coblk_block::{Entered, Extent, RequestKind, WriteFlags, ZeroFlags};
+use coblk_block::{
+    Child, Entered, Extent, OwnRequests, ReadFlags, RequestKind, WriteFlags, ZeroFlags,
+};
+
+/// What a copy reads.
+pub(crate) trait Source {
+    fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent>;
+    fn co_read(&mut self, co: &Co<'_>, offset: u64, to: &mut IoVectorMut<'_>) -> io::Result<()>;
+}
+
+impl Source for Entered {
+    fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.co_block_status(co, offset, bytes)
+    }
+
+    fn co_read(&mut self, co: &Co<'_>, offset: u64, to: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.co_preadv(co, offset, to)
+    }
+}
+
+impl Source for &Child {
+    fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.co_status_above(co, None, offset, bytes).map(|found| found.extent)
+    }
+
+    fn co_read(&mut self, co: &Co<'_>, offset: u64, to: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.co_preadv(co, offset, to, ReadFlags::empty())
+    }
+}
+
+/// What a copy writes.
+pub(crate) trait Sink {
+    fn co_write(
+        &mut self,
+        co: &Co<'_>,
+        at: u64,
+        from: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()>;
+    fn co_zero(&mut self, co: &Co<'_>, at: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()>;
+    fn co_discard(&mut self, co: &Co<'_>, at: u64, bytes: u64) -> io::Result<()>;
+}
+
+/// Those that have requests of these names.
+macro_rules! sink {
+    ($sink:ty) => {
+        impl Sink for $sink {
+            fn co_write(
+                &mut self,
+                co: &Co<'_>,
+                at: u64,
+                from: &IoVector<'_>,
+                flags: WriteFlags,
+            ) -> io::Result<()> {
+                self.co_pwritev(co, at, from, flags)
+            }
+
+            fn co_zero(
+                &mut self,
+                co: &Co<'_>,
+                at: u64,
+                bytes: u64,
+                flags: ZeroFlags,
+            ) -> io::Result<()> {
+                self.co_pwrite_zeroes(co, at, bytes, flags)
+            }
+
+            fn co_discard(&mut self, co: &Co<'_>, at: u64, bytes: u64) -> io::Result<()> {
+                self.co_pdiscard(co, at, bytes)
+            }
+        }
+    };
+}
+
+sink!(Entered);
+sink!(OwnRequests);
 
 /// How a piece of a range gets to the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +94,11 @@ enum How {
 
 impl How {
     /// Of an extent of the whole chain.
-    fn of(extent: &Extent) -> How {
+    fn of(extent: &Extent, shape: &Shape) -> How {
         match (extent.zero, extent.data) {
             (true, _) => How::Zero,
             (false, true) => How::Write,
-            (false, false) if extent.allocated => How::Write,
+            (false, false) if extent.allocated || shape.keeps_all => How::Write,
             // What it reads as is not known, and of no use.
             (false, false) => How::Discard,
         }
@@ -28,16 +106,17 @@ impl How {
 }
 
 /// The memory of a worker: what it has read, and how to write that. It is used again, and does not grow.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     data: AlignedBuffer,
     pieces: Vec<(How, Range<u64>)>,
+    flags: WriteFlags,
 }
 
 /// A request of a copy has failed: to the source if it was a read.
 #[derive(Debug)]
-pub(super) struct CopyError {
-    pub(super) kind: RequestKind,
-    pub(super) error: io::Error,
+pub(crate) struct CopyError {
+    pub(crate) kind: RequestKind,
+    pub(crate) error: io::Error,
 }
 
 impl CopyError {
@@ -50,13 +129,17 @@ impl CopyError {
     }
 }
 
-/// Where zeroes and discards begin and end at the target.
+/// Where zeroes and discards begin and end at the target, and how it is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// A cluster of the target, in bytes.
-    pub(super) cluster: u64,
+    pub(crate) cluster: u64,
     /// The length of the target, in bytes.
-    pub(super) length: u64,
+    pub(crate) length: u64,
+    /// Of writes.
+    pub(crate) flags: WriteFlags,
+    /// What may read as anything is copied as it reads, and not discarded.
+    pub(crate) keeps_all: bool,
 }
 
 impl Shape {
@@ -69,27 +152,28 @@ impl Shape {
 
 impl Scratch {
     /// Memory for ranges of `bytes` bytes at most, at an address that the nodes' drivers like.
-    pub(super) fn new(bytes: u64, alignment: u32) -> io::Result<Scratch> {
+    pub(crate) fn new(bytes: u64, alignment: u32) -> io::Result<Scratch> {
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let data = AlignedBuffer::new(bytes, alignment.max(1) as usize)?;
-        Ok(Scratch { data, pieces: Vec::new() })
+        Ok(Scratch { data, pieces: Vec::new(), flags: WriteFlags::empty() })
     }
 
     /// Reads a range of the source, but for what need not be read.
-    pub(super) fn co_read(
+    pub(crate) fn co_read(
         &mut self,
         co: &Co<'_>,
-        source: &mut Entered,
+        source: &mut impl Source,
         range: &Range<u64>,
         shape: Shape,
     ) -> Result<(), CopyError> {
         self.pieces.clear();
+        self.flags = shape.flags;
         let mut at = range.start;
         while at < range.end {
             let left = range.end - at;
-            let extent = source.co_block_status(co, at, left).map_err(CopyError::read)?;
+            let extent = source.co_status(co, at, left).map_err(CopyError::read)?;
             let piece = at..at + extent.bytes.clamp(1, left);
-            let how = Some(How::of(&extent)).filter(|_| shape.is_whole(&piece));
+            let how = Some(How::of(&extent, &shape)).filter(|_| shape.is_whole(&piece));
             at = piece.end;
             self.push(how.unwrap_or(How::Write), piece);
         }
@@ -98,7 +182,7 @@ impl Scratch {
                 let place =
                     (piece.start - range.start) as usize..(piece.end - range.start) as usize;
                 let mut target = IoVectorMut::from(&mut self.data[place]);
-                source.co_preadv(co, piece.start, &mut target).map_err(CopyError::read)?;
+                source.co_read(co, piece.start, &mut target).map_err(CopyError::read)?;
             }
         }
         Ok(())
@@ -112,12 +196,14 @@ impl Scratch {
     }
 
     /// Writes what was read of a range.
-    pub(super) fn co_write(
+    pub(crate) fn co_write(
         &self,
         co: &Co<'_>,
-        target: &mut Entered,
+        target: &mut impl Sink,
         range: &Range<u64>,
     ) -> Result<(), CopyError> {
+        let mut zeroes = ZeroFlags::MAY_UNMAP;
+        zeroes.set(ZeroFlags::SERIALISING, self.flags.contains(WriteFlags::SERIALISING));
         for (how, piece) in &self.pieces {
             let bytes = piece.end - piece.start;
             let written = match how {
@@ -125,10 +211,10 @@ impl Scratch {
                     let place =
                         (piece.start - range.start) as usize..(piece.end - range.start) as usize;
                     let source = IoVector::from(&self.data[place]);
-                    target.co_pwritev(co, piece.start, &source, WriteFlags::empty())
+                    target.co_write(co, piece.start, &source, self.flags)
                 }
-                How::Zero => target.co_pwrite_zeroes(co, piece.start, bytes, ZeroFlags::MAY_UNMAP),
-                How::Discard => target.co_pdiscard(co, piece.start, bytes),
+                How::Zero => target.co_zero(co, piece.start, bytes, zeroes),
+                How::Discard => target.co_discard(co, piece.start, bytes),
             };
             written.map_err(CopyError::write)?;
         }

@@ -93,7 +93,7 @@ impl Scan<'_> {
 }
 
 /// The first backing file of a node, below its filters.
-fn backing_of(node: &Arc<BlockNode>) -> Option<Arc<BlockNode>> {
+pub(crate) fn backing_of(node: &Arc<BlockNode>) -> Option<Arc<BlockNode>> {
     let mut node = Arc::clone(node);
     loop {
         let children = node.children();

@@ -15,7 +15,7 @@ use super::active::Active;
 use super::options::{CopyMode, Mirror, MirrorError, cluster_size};
 use super::scan::Scan;
 use super::top::{Marks, MirrorTop, TARGET};
-use crate::copy::engine::{Engine, Plan};
+use crate::copy::engine::{Engine, Manner, Plan};
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
 use crate::copy::target::Target;
@@ -139,7 +139,9 @@ pub(crate) fn co_set_up(
         }
     };
     for used in [&source_use, &target_use] {
-        for operation in [Operation::Resize, Operation::Replace, Operation::Inactivate] {
+        for operation in
+            [Operation::Resize, Operation::Replace, Operation::Inactivate, Operation::Job]
+        {
             used.block(operation, "block device is in use by block job: mirror");
         }
     }
@@ -153,6 +155,7 @@ pub(crate) fn co_set_up(
         cluster: cluster_size(&mirror.target),
         on_source_error: mirror.on_source_error,
         on_target_error: mirror.on_target_error,
+        manner: Manner::default(),
     };
     let shared = (&marks.granules, &marks.guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan);

@@ -1,7 +1,9 @@
 //! Numbers of the NBD protocol, by the names of its specification. All integers go big-endian.
 
+pub mod answer;
 pub mod fields;
 pub mod option;
+pub mod option_reply;
 pub mod reply;
 pub mod request;
 
@@ -126,6 +128,20 @@ pub fn error_code(errno: i32) -> u32 {
     }
 }
 
+/// The error of the system for one that a server sends. What is not of the protocol is EINVAL, as it says.
+pub fn errno_of(code: u32) -> i32 {
+    match code {
+        EPERM => libc::EPERM,
+        EIO => libc::EIO,
+        ENOMEM => libc::ENOMEM,
+        ENOSPC => libc::ENOSPC,
+        EOVERFLOW => libc::EOVERFLOW,
+        ENOTSUP => libc::ENOTSUP,
+        ESHUTDOWN => libc::ESHUTDOWN,
+        _ => libc::EINVAL,
+    }
+}
+
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const ENOMEM: u32 = 12;
@@ -154,6 +170,8 @@ mod tests {
         );
         let others = [libc::ECANCELED, libc::ENOMEDIUM, libc::ETIMEDOUT, libc::ENODEV, libc::EBADF];
         assert_eq!(of(&others), [EIO; 5]);
+        assert!(numbers.iter().all(|number| error_code(errno_of(*number)) == *number));
+        assert_eq!([errno_of(0), errno_of(2), errno_of(u32::MAX)], [libc::EINVAL; 3]);
         // Whatever a driver comes up with is one of the protocol, and no success.
         assert!((-5..5000).all(|errno| numbers.contains(&error_code(errno))));
     }

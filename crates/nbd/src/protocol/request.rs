@@ -1,5 +1,7 @@
 //! [`Request`]: the header of a request.
 
+use smallvec::SmallVec;
+
 use super::fields::Fields;
 use super::*;
 
@@ -49,6 +51,22 @@ impl Request {
         (magic == EXTENDED_REQUEST_MAGIC && fields.0.is_empty()).then_some(request)
     }
 
+    /// Its bytes, as a client sends them. A compact header has lengths up to 4 GiB, to which requests are cut.
+    pub fn header(&self, extended: bool) -> SmallVec<[u8; EXTENDED_LEN]> {
+        let magic = if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+        let mut bytes = SmallVec::new();
+        bytes.extend_from_slice(&magic.to_be_bytes());
+        bytes.extend_from_slice(&self.flags.to_be_bytes());
+        bytes.extend_from_slice(&self.command.to_be_bytes());
+        bytes.extend_from_slice(&self.cookie.to_be_bytes());
+        bytes.extend_from_slice(&self.offset.to_be_bytes());
+        match extended {
+            true => bytes.extend_from_slice(&self.length.to_be_bytes()),
+            false => bytes.extend_from_slice(&(self.length as u32).to_be_bytes()),
+        }
+        bytes
+    }
+
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
@@ -68,6 +86,16 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_client_sends_is_what_a_server_reads() {
+        let request =
+            Request { flags: 3, command: 6, cookie: !7, offset: 1 << 40, length: 9 << 20 };
+        assert_eq!(Request::parse_compact(&request.header(false)), Some(request));
+        let request = Request { length: 5 << 32, ..request };
+        assert_eq!(Request::parse_extended(&request.header(true)), Some(request));
+        assert_eq!(Request::parse_compact(&request.header(true)), None);
+    }
 
     #[test]
     fn headers_have_one_length_and_one_magic() {

@@ -17,7 +17,7 @@ use rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnect
 use crate::transport::tls::Session;
 
 /// What may be encrypted ahead of the socket, in bytes.
-const MAX_UNSENT: usize = 256 << 10;
+pub(super) const MAX_UNSENT: usize = 256 << 10;
 
 /// The identity of a server, and the clients that it lets in: x509 certificates in PEM files.
 ///
@@ -62,13 +62,8 @@ impl TlsCredentials {
 
     fn read(dir: &Path, verify_peer: bool, check: bool) -> Result<TlsCredentials, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let authorities = dir.join("ca-cert.pem");
-        let mut roots = RootCertStore::empty();
-        for authority in list::<CertificateDer<'static>>(&authorities, Others::Refused)? {
-            roots.add(authority).map_err(|error| refused(&authorities, error))?;
-        }
-        let roots = Arc::new(roots);
-        let own = own_certificate(dir, &provider)?;
+        let roots = authorities(dir)?;
+        let own = own_certificate(dir, "server", &provider)?;
         if check {
             check_own(&own, &roots, &provider, &dir.join("server-cert.pem"))?;
         }
@@ -136,7 +131,7 @@ pub struct RefusedFile {
     reason: String,
 }
 
-fn refused(path: &Path, reason: impl fmt::Display) -> TlsError {
+pub(super) fn refused(path: &Path, reason: impl fmt::Display) -> TlsError {
     TlsError::Refused(RefusedFile { path: path.to_owned(), reason: reason.to_string() })
 }
 
@@ -176,9 +171,33 @@ fn list<T: PemObject>(path: &Path, others: Others) -> Result<Vec<T>, TlsError> {
     Ok(found)
 }
 
-/// The certificate of the server, with its key.
-fn own_certificate(dir: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let [certificate, key] = ["server-cert.pem", "server-key.pem"].map(|name| dir.join(name));
+/// Whose certificates are trusted.
+pub(super) fn authorities(dir: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let authorities = dir.join("ca-cert.pem");
+    let mut roots = RootCertStore::empty();
+    for authority in list::<CertificateDer<'static>>(&authorities, Others::Refused)? {
+        roots.add(authority).map_err(|error| refused(&authorities, error))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// Certificates that are not trusted any more.
+pub(super) fn revoked(dir: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let path = dir.join("ca-crl.pem");
+    match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        // There is one, even if its contents are elsewhere and cannot be reached.
+        _ => list::<CertificateRevocationListDer<'static>>(&path, Others::Refused),
+    }
+}
+
+/// The certificate of the `server` or the `client`, with its key.
+pub(super) fn own_certificate(
+    dir: &Path,
+    whose: &str,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let [certificate, key] = ["cert", "key"].map(|what| dir.join(format!("{whose}-{what}.pem")));
     let chain = list::<CertificateDer<'static>>(&certificate, Others::Ignored)?;
     let bytes = contents(&key)?;
     let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
@@ -193,7 +212,7 @@ fn own_certificate(dir: &Path, provider: &CryptoProvider) -> Result<CertifiedKey
             tracing::warn!(path = %certificate.display(), "a certificate that cannot be checked");
         }
         Err(Error::InconsistentKeys(_)) => {
-            return Err(refused(&key, "it is not the key of server-cert.pem"));
+            return Err(refused(&key, format_args!("it is not the key of {whose}-cert.pem")));
         }
         Err(error) => return Err(refused(&certificate, error)),
         Ok(()) => {}
@@ -247,15 +266,10 @@ fn verifier(
     roots: &Arc<RootCertStore>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let path = dir.join("ca-crl.pem");
-    let revoked = match std::fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        // There is one, even if its contents are elsewhere and cannot be reached.
-        _ => list::<CertificateRevocationListDer<'static>>(&path, Others::Refused)?,
-    };
+    let revoked = revoked(dir)?;
     WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
         .with_crls(revoked)
         .allow_unknown_revocation_status()
         .build()
-        .map_err(|error| refused(&path, error))
+        .map_err(|error| refused(&dir.join("ca-crl.pem"), error))
 }

@@ -1,5 +1,7 @@
-//! [`Transport`]: the socket of a client, in the clear or with TLS on it.
+//! [`Transport`]: the socket of a connection, in the clear or with TLS on it.
 
+#[cfg(feature = "tls")]
+mod client_credentials;
 #[cfg(feature = "tls")]
 mod credentials;
 #[cfg(not(feature = "tls"))]
@@ -11,12 +13,17 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use coblk_aio::net::{SocketAddress, Stream};
+use coblk_aio::{IoVector, IoVectorMut};
 use rustix::net::sockopt::socket_peercred;
 
 #[cfg(feature = "tls")]
+pub use client_credentials::TlsClientCredentials;
+#[cfg(feature = "tls")]
 pub use credentials::{RefusedFile, TlsCredentials, TlsError};
 #[cfg(not(feature = "tls"))]
-pub use no_tls::TlsCredentials;
+pub use no_tls::{TlsClientCredentials, TlsCredentials};
+#[cfg(feature = "tls")]
+pub(crate) use tls::Session;
 
 pub struct Transport {
     socket: Stream,
@@ -50,6 +57,18 @@ impl Transport {
             return session.write(&self.socket, source);
         }
         self.socket.write(source)
+    }
+
+    /// [`read`](Self::read) into a vector, in the clear.
+    pub fn read_vectored(&self, target: &mut IoVectorMut<'_>) -> io::Result<usize> {
+        debug_assert!(!self.is_secure());
+        self.socket.read_vectored(target)
+    }
+
+    /// [`write`](Self::write) from a vector, in the clear.
+    pub fn write_vectored(&self, source: &IoVector<'_>) -> io::Result<usize> {
+        debug_assert!(!self.is_secure());
+        self.socket.write_vectored(source)
     }
 
     /// Whether something written is not in the socket yet.
@@ -91,6 +110,12 @@ impl Transport {
     /// Whether the socket has something to read, or to tell.
     pub fn has_input(&self) -> bool {
         self.socket.has_input()
+    }
+
+    /// Says that nothing more will be written.
+    pub fn shutdown_write(&self) {
+        // Fails if the peer was faster.
+        let _ = self.socket.shutdown_write();
     }
 
     /// Ends both directions: the peer, and a waiting handler, are told.

@@ -9,3 +9,15 @@ impl TlsCredentials {
         match *self {}
     }
 }
+
+/// Credentials of a client for TLS. Without the feature `tls` there are none.
+#[derive(Clone, Debug)]
+pub enum TlsClientCredentials {}
+
+impl coblk_block::NamedObject for TlsClientCredentials {
+    const KIND: &'static str = "TLS credentials of a client";
+
+    fn is_in_use(&self) -> bool {
+        match *self {}
+    }
+}

@@ -1,16 +1,16 @@
-//! TLS by rustls: the session of a client.
+//! TLS by rustls: a session, of either side.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 
 use coblk_aio::net::Stream;
-use rustls::ServerConnection;
+use rustls::Connection;
 
-/// TLS on the socket of one client. Never blocks.
-pub struct Session(Box<ServerConnection>);
+/// TLS on one socket. Never blocks.
+pub struct Session(Box<Connection>);
 
 impl Session {
-    pub fn new(connection: ServerConnection) -> Session {
-        Session(Box::new(connection))
+    pub fn new(connection: impl Into<Connection>) -> Session {
+        Session(Box::new(connection.into()))
     }
 
     pub fn read(&mut self, socket: &Stream, target: &mut [u8]) -> io::Result<usize> {
@@ -20,7 +20,7 @@ impl Session {
                 result => return result,
             }
             if let Err(error) = self.receive(socket) {
-                // The client is told why, if it listens.
+                // The peer is told why, if it listens.
                 let _ = self.push(socket);
                 return Err(error);
             }
@@ -49,7 +49,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes a step of the handshake. If it fails, [`push`](Self::push) tells the client why.
+    /// Takes a step of the handshake. If it fails, [`push`](Self::push) tells the peer why.
     pub fn shake_hands(&mut self, socket: &Stream) -> io::Result<bool> {
         if self.0.is_handshaking() {
             self.receive(socket)?;

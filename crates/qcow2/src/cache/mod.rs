@@ -219,7 +219,7 @@ impl SliceCache {
     }
 
     /// Puts a slice, which is not there, into a slot that owes nothing.
-    pub(crate) fn fill(&self, owed: &Owed, slice: u64, words: &[u64]) -> usize {
+    pub(crate) fn fill(&self, owed: &Owed, slice: u64, words: impl Iterator<Item = u64>) -> usize {
         let free = self.set(slice).filter(|slot| owed.is_free(*slot));
         let is_empty = |slot: &usize| self.head(*slot).slice() == NONE;
         // All used: the next round is between those that are used again from here on.

@@ -63,11 +63,11 @@ pub(super) struct Slot<'a> {
 
 impl Slot<'_> {
     /// Puts another slice there, with its words.
-    pub(super) fn fill(self, slice: u64, words: &[u64]) {
+    pub(super) fn fill(self, slice: u64, words: impl Iterator<Item = u64>) {
         self.head.change(|| {
             self.head.set_slice(slice);
             for (slot, word) in self.words.iter().zip(words) {
-                slot.store(*word, Ordering::Relaxed);
+                slot.store(word, Ordering::Relaxed);
             }
         });
         self.head.is_used().store(1, Ordering::Relaxed);

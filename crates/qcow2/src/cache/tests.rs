@@ -38,7 +38,7 @@ fn look(
     let mut bytes = vec![0; SLICE as usize];
     read(&mut bytes)?;
     let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-    let slot = cache.fill(&cache.owed(), slice, &words.collect::<Vec<_>>());
+    let slot = cache.fill(&cache.owed(), slice, words);
     Ok(first(cache.words(slot)))
 }
 
@@ -159,7 +159,7 @@ fn q186_a_hit_beside_a_filler_sees_one_slice() {
             .collect();
         for round in 0..100_000_u64 {
             let slice = round % 8;
-            cache.fill(&owed, slice, &[slice; SLICE as usize / 8]);
+            cache.fill(&owed, slice, std::iter::repeat(slice));
         }
         // The last slices stay, so that every reader has a hit in the end.
         is_done.store(true, Ordering::Relaxed);

@@ -1,4 +1,8 @@
-//! The repair of an image that a node has open, beside its requests.
+//! The check, and the repair, of an image that a node has open, beside its requests.
+//!
+//! A check ends when a drain of the node begins, and so does a repair that has not written yet: the drain waits for
+//! it, and so may requests that the drain waits for. The layer has it begin again. A repair that has written goes on
+//! to its end, as its report says what it has mended.
 //!
 //! ```text
 //! hold     changes of entries wait; all that was changed is in the file, and what was given up is free. Requests
@@ -11,32 +15,101 @@
 //! Reads, and writes in place, go on all the while. They reach only clusters that entries lead to: a repair leaves
 //! these where they are, and takes new space among those that nothing leads to.
 
+use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::Co;
 use coblk_block::{CheckReport, Repair};
 
-use super::{Check, CheckOptions, co_check_store, repair};
+use super::store::Store;
+use super::{Check, CheckOptions, co_check_source, co_check_store, repair};
 use crate::image::Image;
-use crate::source::ImageError;
+use crate::source::{ImageError, Source};
+
+/// The file of an open image, for what gives way to drains until it writes.
+struct Yielding<'a> {
+    image: &'a Image,
+    has_written: Cell<bool>,
+}
+
+impl Yielding<'_> {
+    fn new(image: &Image) -> Yielding<'_> {
+        Yielding { image, has_written: Cell::new(false) }
+    }
+
+    fn to_write(&self) -> &dyn Store {
+        self.has_written.set(true);
+        &self.image.file
+    }
+}
+
+impl Source for Yielding<'_> {
+    fn end(&self) -> u64 {
+        self.image.file.end()
+    }
+
+    fn co_read_inside(&self, co: &Co<'_>, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        self.image.file.co_read_inside(co, offset, target)
+    }
+
+    fn co_go_on(&self, co: &Co<'_>) -> io::Result<()> {
+        if self.image.survey.is_held() && !self.has_written.get() {
+            return Err(io::Error::from_raw_os_error(libc::EINTR));
+        }
+        self.image.file.co_go_on(co)
+    }
+}
+
+impl Store for Yielding<'_> {
+    fn co_grow(&self, co: &Co<'_>, end: u64) -> io::Result<()> {
+        self.to_write().co_grow(co, end)
+    }
+
+    fn co_write_inside(&self, co: &Co<'_>, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.to_write().co_write_inside(co, offset, bytes)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        Store::co_flush(&self.image.file, co)
+    }
+
+    fn co_punch(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        self.to_write().co_punch(co, offset, bytes)
+    }
+}
 
 impl Image {
+    /// Checks the image.
+    ///
+    /// # Errors
+    /// As of [`co_check`](super::co_check); EINTR if it is in the way of a drain.
+    pub(crate) fn co_look(&self, co: &Co<'_>) -> io::Result<CheckReport> {
+        // A snapshot that is being made has counts, and no owner yet; and what is checked is in the file, and stays
+        // as it is meanwhile.
+        let _turn = self.snapshot_turn.lock(co);
+        let file = Yielding::new(self);
+        file.co_go_on(co)?;
+        let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
+        Ok(co_check_source(co, &file)?.report)
+    }
+
     /// Repairs the image. Then the node goes on with what the file has.
     ///
     /// # Errors
-    /// As of [`co_check_with`](super::co_check_with); and if the image cannot be read or written afterwards, which
-    /// is not used any more then.
+    /// As of [`co_check_with`](super::co_check_with); EINTR if it is in the way of a drain, and has not written yet;
+    /// and if the image cannot be read or written afterwards, which is not used any more then.
     pub(crate) fn co_repair(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
-        // It may change the disk.
-        if self.check_alive().is_ok() {
-            self.co_begin_change(co)?;
-        }
+        // The disk reads as before, so bitmaps need no mark, which would take a cluster that only seems to be free, perhaps.
+        //
         // L1 tables and the header are changed by one at a time.
         let _turn = self.snapshot_turn.lock(co);
         let options = CheckOptions::new(repair);
         let is_usable =
             |check: &Check| check.report.corruptions == 0 && check.report.check_errors == 0;
-        let mend = || co_check_store(co, &self.file, &options);
+        let file = Yielding::new(self);
+        file.co_go_on(co)?;
+        let mend = || co_check_store(co, &file, &options);
         Ok(self.co_beside_requests(co, mend, is_usable)?.report)
     }
 
@@ -89,9 +162,11 @@ impl Image {
         change: impl FnOnce() -> Result<R, ImageError>,
         is_usable: impl FnOnce(&R) -> bool,
     ) -> io::Result<R> {
-        // What it has read by then is not what is counted afterwards.
+        // What is read of the file from here on may be neither what it was nor what it will be.
         self.survey.co_end(co);
-        let mut turn = Turn { image: self, is_usable: false };
+        let _blocks = self.block_turn.lock(co);
+        let mut turn = Turn::new(self);
+        self.co_await_header(co);
         let changed = change();
         let read = self.co_read_anew(co, true);
         turn.is_usable = read.is_ok() && (is_alive || changed.as_ref().is_ok_and(is_usable));
@@ -109,9 +184,42 @@ struct Turn<'a> {
     is_usable: bool,
 }
 
+impl Turn<'_> {
+    /// The survey has ended, and refcount blocks are read by none.
+    fn new(image: &Image) -> Turn<'_> {
+        image.rewrites.step();
+        Turn { image, is_usable: false }
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.image.set_alive(self.is_usable);
+        self.image.rewrites.step();
+        // Those that wait to read a block look again at which one.
+        self.image.block_loads.add();
         self.image.survey.resume();
+    }
+}
+
+/// How often the tables of the file have been changed beside the node: odd while they are. What was read before, and
+/// is used after that, is read again; what is in memory meanwhile is not written.
+#[derive(Default)]
+pub(crate) struct Rewrites(AtomicU64);
+
+impl Rewrites {
+    /// A change begins, or ends.
+    fn step(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Changes with each beginning and end.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Whether tables are being changed.
+    pub(crate) fn is_active(&self) -> bool {
+        self.count() % 2 == 1
     }
 }

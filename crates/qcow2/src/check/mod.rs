@@ -11,7 +11,7 @@
 //! repair/      mends what was found
 //! store.rs     the file that a repair writes to
 //! dirty.rs     what the opening of a dirty image for writes does first
-//! live.rs      the repair of an image that a node has open
+//! live.rs      the check, and the repair, of an image that a node has open
 //! ```
 //!
 //! A check does not change the image. Each L2 table is read once, however many L1 entries lead to it, and
@@ -40,6 +40,7 @@ use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
 use counts::{Counts, Kind};
 pub(crate) use dirty::co_repair_dirty;
+pub(crate) use live::Rewrites;
 use options::Progress;
 pub use options::{Check, CheckOptions};
 use refcounts::Refcounts;
@@ -228,12 +229,9 @@ impl<'a, 'co> Checker<'a, 'co> {
         Ok(self.count_refcounts()?)
     }
 
-    /// Whether the check is wanted.
+    /// Says whether the check is to go on.
     fn co_go_on(&self) -> io::Result<()> {
-        match self.co.is_wanted() {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
-        }
+        self.file.co_go_on(self.co)
     }
 
     /// The check, when all is compared.
@@ -262,6 +260,7 @@ impl<'a, 'co> Checker<'a, 'co> {
             self.count(offset, bytes, 1, Kind::Structure, what)?;
         }
         for bitmap in bitmaps {
+            self.co_go_on()?;
             let (offset, entries) = (bitmap.table_offset, u64::from(bitmap.table_entries));
             let name = || format!("the table of bitmap '{}'", bitmap.name);
             self.count(offset, entries * 8, 1, Kind::Structure, name)?;

@@ -38,6 +38,7 @@ impl Image {
         let load = self.cache.load(slice);
         let _turn = load.co_turn(co);
         loop {
+            let rewrites = self.rewrites.count();
             let found = {
                 let state = self.lock();
                 if let Some(slot) = self.cache.find(slice) {
@@ -56,19 +57,20 @@ impl Image {
             if is_shared {
                 self.strip_copied(&mut bytes);
             }
-            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-            let words: Vec<u64> = words.collect();
-            let reach = self.reach(self.entries_of(&words));
+            let reach = self.reach(self.entries_of(&bytes));
             let state = self.lock();
-            // Another table may be there by now.
-            if self.place(&state, index) != Ok((place, is_shared)) {
+            // Another table may be there by now, or another content.
+            if self.place(&state, index) != Ok((place, is_shared))
+                || self.rewrites.count() != rewrites
+            {
                 continue;
             }
             if let Err(error) = self.check_reach(&state, slice, reach) {
                 drop(state);
                 return Err(self.co_corrupt(co, &error));
             }
-            let slot = self.cache.fill(&state.owed, slice, &words);
+            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+            let slot = self.cache.fill(&state.owed, slice, words);
             let found = look(self.cache.words(slot));
             drop(state);
             self.cleaner.arm();
@@ -111,11 +113,13 @@ impl Image {
         origin.map_or(Ok(()), |it| it.check_slice(slice, reach, Whose::Disk))
     }
 
-    /// The entries that words of a table are.
-    pub(crate) fn entries_of(&self, words: &[u64]) -> impl Iterator<Item = L2Entry> {
-        let step = (self.geometry.l2_entry_bytes() / 8) as usize;
-        let bitmap = |it: &[u64]| it.get(1).copied().unwrap_or(0);
-        words.chunks(step).map(move |it| L2Entry { word: it[0], bitmap: bitmap(it) })
+    /// The entries of a table, or of a part of one, as the file has it.
+    pub(crate) fn entries_of(&self, table: &[u8]) -> impl Iterator<Item = L2Entry> {
+        let word = |entry: &[u8], at| {
+            entry.as_chunks::<8>().0.get(at).map_or(0, |word| u64::from_be_bytes(*word))
+        };
+        let entries = table.chunks(self.geometry.l2_entry_bytes() as usize);
+        entries.map(move |it| L2Entry { word: word(it, 0), bitmap: word(it, 1) })
     }
 
     fn co_read_slice(

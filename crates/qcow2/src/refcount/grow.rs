@@ -52,7 +52,7 @@ impl Refcounts {
             }
         };
         if !layout.blocks.is_empty() && !self.has_room() {
-            return Err(Need::Commit);
+            return Err(Need::Memory);
         }
         self.check_free(&(layout.start..layout.end))?;
         self.make(&layout);
@@ -217,7 +217,7 @@ impl Refcounts {
             return Ok(false);
         }
         if !self.has_room() {
-            return Err(Need::Commit);
+            return Err(Need::Memory);
         }
         self.check_free(&own)?;
         self.make_own(index);

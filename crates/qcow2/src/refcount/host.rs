@@ -7,7 +7,7 @@ use crate::layout::block_offset;
 
 impl Refcounts {
     /// What a block without space needs.
-    pub(super) fn host_space(&self, index: u64) -> Need {
+    pub(crate) fn host_space(&self, index: u64) -> Need {
         let entry = self.table.get(index as usize).copied();
         Need::HostSpace { index, offset: entry.and_then(block_offset).unwrap_or_default() }
     }

@@ -70,8 +70,10 @@ pub(crate) enum Need {
     /// A new block, a cluster at `offset`, is to have its space on the host, and to read as zeroes; then
     /// [`has_host_space`](Refcounts::has_host_space) is called. Nothing else is written there before.
     HostSpace { index: u64, offset: u64 },
-    /// A commit, and then a grace, would give space or memory.
+    /// A commit, and then a grace, would give space.
     Commit,
+    /// A commit would give memory for a block.
+    Memory,
     /// There is no space: ENOSPC.
     Space,
     /// Offsets, or the refcount table, would become too large: EFBIG.
@@ -286,7 +288,7 @@ impl Refcounts {
             let Some(offset) = self.block_offset(index)? else { return Ok(None) };
             return Err(match self.has_room() {
                 true => Need::Block { index, offset },
-                false => Need::Commit,
+                false => Need::Memory,
             });
         }
         Ok(self.touch(index))

@@ -242,6 +242,11 @@ impl Refcounts {
         !(fresh.closed.is_empty() && old.closed.is_empty()) || is_parked
     }
 
+    /// Whether clusters wait until they are punched.
+    pub(crate) fn is_punching(&self) -> bool {
+        !self.owed.punching.is_empty()
+    }
+
     /// An epoch has ended: what was freed in the one before it is used by no request. Returns what is to be
     /// punched; it is free when [`freed`](Self::freed) is told so. The rest is free at once. `forget` is told of
     /// all bytes that may get other content from now on.

@@ -10,6 +10,7 @@ use coblk_aio::Co;
 
 use crate::image::Image;
 use crate::layout::{COPIED, Header, Incompatible};
+use crate::refcount::Refcounts;
 use crate::state::wake_all;
 
 /// Longest time between two looks at whether requests have ended.
@@ -20,6 +21,8 @@ pub(crate) struct Held<'a> {
     image: &'a Image,
     /// Where the locked ranges begin, which together are all of the disk.
     starts: Vec<u64>,
+    /// All of it is locked.
+    is_whole: bool,
 }
 
 /// An image that is to be repaired if the program ends before [`co_end`](Marked::co_end).
@@ -33,6 +36,7 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut state = self.image.lock();
         let mut waiting = state.take_waiting();
+        state.is_held &= !self.is_whole;
         self.starts.iter().for_each(|start| waiting.extend(state.locks.unlock(*start)));
         drop(state);
         wake_all(waiting);
@@ -45,26 +49,37 @@ impl Image {
     /// # Errors
     /// Those of writing.
     pub(crate) fn co_hold_unmarked(&self, co: &Co<'_>) -> io::Result<Held<'_>> {
-        let mut held = Held { image: self, starts: Vec::new() };
-        held.co_lock_all(co);
+        let held = self.co_lock_all(co);
         self.co_settle(co)?;
+        self.co_await_commits(co);
         Ok(held)
     }
 
     /// Has the mapping of an image stand still that is not used any more, as it is corrupt. What was not written
     /// is forgotten: flushes have failed since.
     pub(crate) fn co_hold_dead(&self, co: &Co<'_>) -> Held<'_> {
-        let mut held = Held { image: self, starts: Vec::new() };
-        held.co_lock_all(co);
+        let held = self.co_lock_all(co);
+        self.co_await_commits(co);
+        // What is about to be punched is not known any more then.
+        let is_punching = || self.lock().refcounts.as_ref().is_some_and(Refcounts::is_punching);
+        let mut wait = Duration::ZERO;
+        while is_punching() {
+            co_wait_longer(co, &mut wait);
+        }
+        let mut state = self.lock();
+        state.forget(self.cache.owed());
+        self.cache.clear(&state.owed);
+        drop(state);
+        held
+    }
+
+    /// Waits for a commit that others have begun. While the mapping stands still none comes after it.
+    fn co_await_commits(&self, co: &Co<'_>) {
         let mut state = self.lock();
         while state.commits.is_active() {
             self.co_wait_for_change(co, state);
             state = self.lock();
         }
-        state.forget(self.cache.owed());
-        self.cache.clear(&state.owed);
-        drop(state);
-        held
     }
 
     /// Has the mapping stand still, with all of it in the file, and the image marked as one to be repaired if
@@ -112,27 +127,42 @@ impl Marked<'_> {
     }
 }
 
-impl Held<'_> {
+/// Sleeps for longer each time, up to a bound.
+fn co_wait_longer(co: &Co<'_>, wait: &mut Duration) {
+    co.sleep(*wait);
+    *wait = (*wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
+}
+
+impl Image {
     /// Locks from the beginning of the disk to its end. What was locked stays so, while ranges behind it are
     /// waited for.
-    fn co_lock_all(&mut self, co: &Co<'_>) {
+    fn co_lock_all(&self, co: &Co<'_>) -> Held<'_> {
+        let mut held = Held { image: self, starts: Vec::new(), is_whole: false };
         let mut from = 0;
         loop {
-            let mut state = self.image.lock();
+            let mut state = self.lock();
             let conflict = state.locks.conflict(&(from..u64::MAX));
             let until = conflict.unwrap_or(u64::MAX);
             if from < until {
                 state.locks.lock(&(from..until));
-                self.starts.push(from);
+                held.starts.push(from);
                 from = until;
             }
             match conflict {
-                None => return,
-                Some(start) => self.image.co_wait_for_range(co, state, start),
+                None => {
+                    (state.is_held, held.is_whole) = (true, true);
+                    break;
+                }
+                Some(start) => self.co_wait_for_range(co, state, start),
             }
         }
+        // A cluster for a table may have been on its way.
+        drop(self.block_turn.lock(co));
+        held
     }
+}
 
+impl Held<'_> {
     /// Ends writes in place: no cluster counts as the disk's own alone from here on.
     pub(super) fn co_stop_writes(&self, co: &Co<'_>) {
         let image = self.image;
@@ -152,15 +182,26 @@ impl Held<'_> {
     }
 
     /// Waits for the requests that have found something before the standstill. What was given up until then is
-    /// free afterwards, and reached by none.
+    /// free afterwards, reached by none, and punched where it is to be.
     ///
     /// # Errors
     /// ECANCELED when the coroutine is not wanted any more.
     pub(crate) fn co_pass_requests(&self, co: &Co<'_>) -> io::Result<()> {
-        match self.co_pass_epochs(co, || co.is_wanted()) {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+        let canceled = || io::Error::from_raw_os_error(libc::ECANCELED);
+        if !self.co_pass_epochs(co, || co.is_wanted()) {
+            return Err(canceled());
         }
+        // Another one punches, perhaps.
+        let is_punching =
+            || self.image.lock().refcounts.as_ref().is_some_and(Refcounts::is_punching);
+        let mut wait = Duration::ZERO;
+        while is_punching() {
+            if !co.is_wanted() {
+                return Err(canceled());
+            }
+            co_wait_longer(co, &mut wait);
+        }
+        Ok(())
     }
 
     /// Waits until two epochs have ended: with them a request that was there before. `false` if it is not to go on
@@ -171,8 +212,7 @@ impl Held<'_> {
             if self.image.co_try_epoch(co) {
                 epochs += 1;
             } else if goes_on() {
-                co.sleep(wait);
-                wait = (wait * 2 + Duration::from_micros(10)).min(MAX_WAIT);
+                co_wait_longer(co, &mut wait);
             } else {
                 return false;
             }

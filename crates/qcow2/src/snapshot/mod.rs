@@ -5,6 +5,7 @@
 //! hold        the mapping stands still for a moment, or meanwhile
 //! references  counts of all that an L1 table leads to
 //! flags       COPIED flags of the disk
+//! expand      tables of snapshots without zeroes, for version 2
 //! shown       a snapshot that is read instead of the disk
 //! ```
 //!
@@ -36,6 +37,7 @@
 //! In version 2, where no crash is repaired, the mapping stands still until the end; and so it does while a snapshot
 //! is applied.
 
+mod expand;
 mod flags;
 mod hold;
 mod references;
@@ -56,6 +58,7 @@ use crate::metadata::Metadata;
 use crate::origin::Whose;
 use crate::state::wake_all;
 use crate::tables;
+pub(crate) use expand::says_zeroes;
 use hold::Held;
 
 impl Image {

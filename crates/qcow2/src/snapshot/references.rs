@@ -134,13 +134,11 @@ impl Image {
         }
         let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
         self.file.co_read_at(co, table, &mut bytes)?;
-        let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-        let words: Vec<u64> = words.collect();
-        Ok(self.entries_of(&words).collect())
+        Ok(self.entries_of(&bytes).collect())
     }
 
     /// Checks that the table of an L1 entry, and what it maps, may be where they are.
-    fn check_origin(
+    pub(super) fn check_origin(
         &self,
         index: u64,
         table: u64,

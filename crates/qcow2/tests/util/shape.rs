@@ -67,12 +67,14 @@ pub const SHAPES: [Shape; 16] = [
     data_file(backed(shape("cluster_size=512,data_file=data.raw", 1, 160), 160)),
     data_file(shape("cluster_size=4k,data_file=data.raw,data_file_raw=on", 8, 300)),
     shape("cluster_size=512,lazy_refcounts=on", 1, 160),
-    // Nothing but the least cache: slices come and go.
-    with(
-        shape("cluster_size=512", 1, 600),
-        r#"{"l2-cache-size": 2048, "l2-cache-entry-size": 512, "discard": "unmap"}"#,
-    ),
+    LEAST_CACHE,
 ];
+
+/// Nothing but the least cache: slices come and go, and commits begin without a flush.
+pub const LEAST_CACHE: Shape = with(
+    shape("cluster_size=512", 1, 600),
+    r#"{"l2-cache-size": 2048, "l2-cache-entry-size": 512, "discard": "unmap"}"#,
+);
 
 impl Shape {
     /// The files of a new image, in the order image, data file, backing file.

@@ -30,6 +30,8 @@ struct State {
     /// The next read of so many bytes, or more, waits.
     held_from: Option<usize>,
     is_holding: bool,
+    /// Discards wait.
+    holds_punches: bool,
     /// How many wait.
     held: usize,
     /// Offsets of reads.
@@ -47,6 +49,7 @@ impl SmallHost {
             room: pages,
             held_from: None,
             is_holding: false,
+            holds_punches: false,
             held: 0,
             reads: Vec::new(),
             flushes: 0,
@@ -74,13 +77,18 @@ impl SmallHost {
         (state.held_from, state.is_holding) = (Some(held_from), true);
     }
 
-    /// The read that waits goes on.
-    pub fn release(&self) {
-        let mut state = self.state();
-        (state.held_from, state.is_holding) = (None, false);
+    /// Discards wait until they are released.
+    pub fn hold_punches(&self) {
+        self.state().holds_punches = true;
     }
 
-    /// How many reads wait.
+    /// What waits goes on.
+    pub fn release(&self) {
+        let mut state = self.state();
+        (state.held_from, state.is_holding, state.holds_punches) = (None, false, false);
+    }
+
+    /// How many reads and discards wait.
     pub fn held(&self) -> usize {
         self.state().held
     }
@@ -189,6 +197,13 @@ impl BlockDriver for SmallHost {
 
     fn co_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         co.yield_now();
+        if self.state().holds_punches {
+            self.state().held += 1;
+            while self.state().holds_punches {
+                co.sleep(Duration::from_millis(1));
+            }
+            self.state().held -= 1;
+        }
         self.state().punch(offset as usize..(offset + bytes) as usize);
         Ok(())
     }

@@ -21,7 +21,8 @@ of qemu-storage-daemon; they are done in the order in which they are given.
              [,auto-read-only=on|off][,discard=ignore|unmap]
              [,cache.direct=on|off][,cache.no-flush=on|off][,...]
                      open a disk image; there is file, host_device, raw,
-                     null-co, null-aio, throttle, blkdebug and blklogwrites
+                     null-co, null-aio, throttle, blkdebug, blklogwrites,
+                     copy-before-write and snapshot-access
 
   --export [type=]nbd,id=ID,node-name=NODE[,name=NAME][,description=TEXT]
            [,writable=on|off][,writethrough=on|off]

@@ -20,8 +20,8 @@ impl NodeUser for Check {
 
 impl Daemon {
     /// `x-coblk-check`: checks the image of a node, and mends what `repair` names. Requests go on
-    /// meanwhile, as far as the format can bear them; drains of the node wait. The end of the daemon ends
-    /// it.
+    /// meanwhile, as far as the format can bear them; drains of the node interrupt it, and it begins again. The end of
+    /// the daemon ends it.
     ///
     /// # Errors
     /// If there is no such node, or its driver is no format; if it is to be mended and is read-only; of a

@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod chain_script;
+pub mod fake;
 pub mod qmp;
+pub mod servers;
 
 use std::fs::File;
 use std::io::Read;

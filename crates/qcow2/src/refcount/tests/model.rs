@@ -95,7 +95,7 @@ impl Model {
                 Ok(result) => return Some(result),
                 Err(Need::Block { index, offset }) => self.load(index, offset),
                 Err(Need::HostSpace { index, offset }) => self.have_space(index, offset),
-                Err(Need::Commit) => {
+                Err(Need::Commit | Need::Memory) => {
                     self.readers.clear();
                     self.commit_whole();
                     self.grace();

@@ -1,5 +1,6 @@
 //! Jobs: operations that commands start and that go on in the background.
 
+mod backup;
 mod commit;
 mod mirror;
 mod stream;

@@ -1,5 +1,6 @@
 //! Jobs, and the commands that start one.
 
+mod backup;
 mod block_jobs;
 mod commit;
 mod events;
@@ -62,6 +63,7 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     for (name, ask) in asks {
         commands.add(name, move |daemon, co, Id { id }| Ok(ask(daemon.jobs(), co, &id)?));
     }
+    backup::add(commands);
     block_jobs::add(commands);
     commit::add(commands);
     mirror::add(commands);

@@ -7,7 +7,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, ReadFlags, Truncate, WriteFlags};
 
 /// No file is longer, in bytes.
-pub const MAX_BYTES: u64 = 8 << 20;
+pub const MAX_BYTES: u64 = 32 << 20;
 
 /// The bytes of a file. A handle: clones are the same.
 #[derive(Clone)]

@@ -1,0 +1,316 @@
+//! The job: the filter, the copies, and the end.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::Co;
+use coblk_block::{
+    BlockBackend, BlockNode, Blockdevs, Child, ChildRole, DrainedSection, GraphError, HiddenNode,
+    NodeUse, Operation, Permissions, WAIT_LIMIT, WriteFlags,
+};
+
+use super::bitmap::Held;
+use super::check::BackupError;
+use super::options::{Backup, BackupSync};
+use super::top::co_skip_below;
+use crate::copy::engine::{Engine, Manner, Plan};
+use crate::copy::guests::Guests;
+use crate::copy::target::Target;
+use crate::mirror::backing_of;
+use crate::snapshot::{CopyBeforeWrite, Keeper, KeeperPlan, leads_to};
+use crate::{Job, JobFailure, Task};
+
+/// The longest copy, in bytes, unless the options say so.
+const MAX_CHUNK: u64 = 1 << 20;
+
+/// Others may write to the target as far as permissions go, for its backing file may be the source.
+const OF_TARGET: (Permissions, Permissions) =
+    (Permissions::WRITE, Permissions::all().difference(Permissions::RESIZE));
+/// Guests go on with the source.
+const OF_SOURCE: (Permissions, Permissions) =
+    (Permissions::CONSISTENT_READ, Permissions::all().difference(Permissions::RESIZE));
+/// Nothing else writes to a source whose copied bytes are discarded: they would be lost.
+const OF_DISCARDED: (Permissions, Permissions) = (
+    Permissions::CONSISTENT_READ.union(Permissions::WRITE),
+    OF_SOURCE.1.difference(Permissions::WRITE),
+);
+
+/// A handle: clones are the same task.
+#[derive(Clone)]
+pub(super) struct BackupTask(Rc<State>);
+
+/// It has the nodes no longer than the job uses them: a job that is over may be kept.
+struct State {
+    /// Until it is made.
+    backup: Cell<Option<Backup>>,
+    parts: RefCell<Option<Rc<Parts>>>,
+    bitmap: Cell<Option<Held>>,
+}
+
+/// What a job has from its making to its end.
+struct Parts {
+    backup: Backup,
+    filter: Arc<BlockNode>,
+    hidden: Cell<Option<HiddenNode>>,
+    source_use: Cell<Option<NodeUse>>,
+    source: BlockBackend,
+    target: Rc<Target>,
+    guests: Arc<Guests>,
+    keeper: Arc<Keeper>,
+    engine: Rc<Engine>,
+}
+
+impl BackupTask {
+    pub(super) fn new(backup: Backup) -> BackupTask {
+        let (parts, bitmap) = Default::default();
+        BackupTask(Rc::new(State { backup: Cell::new(Some(backup)), parts, bitmap }))
+    }
+
+    fn parts(&self) -> Option<Rc<Parts>> {
+        self.0.parts.borrow().clone()
+    }
+}
+
+/// Takes the nodes into use, and inserts the filter: that is the instant.
+///
+/// # Errors
+/// If other users do not agree, or the bitmap cannot be used. All is as before then.
+pub(super) fn co_set_up(
+    co: &Co<'_>,
+    task: &BackupTask,
+    job: &Rc<Job>,
+    blockdevs: &Blockdevs,
+) -> Result<(), BackupError> {
+    let backup = task.0.backup.take().expect("a job is made once");
+    let target_use = job.co_use(co, &backup.target, OF_TARGET.0, OF_TARGET.1)?;
+    let of_source = if backup.discard_source { OF_DISCARDED } else { OF_SOURCE };
+    let source_use = job.co_use(co, &backup.source, of_source.0, of_source.1)?;
+    let is_read_above = leads_to(&backup.target, &backup.source);
+    let tracking = is_read_above.then(|| backup.target.track(&backup.target.co_drain(co)));
+    let guests = Arc::new(Guests::new(job.remote_kick()));
+    let plan = keeper_plan(&backup, is_read_above);
+    let flags = plan.flags;
+    let keeper = Arc::new(Keeper::for_job(plan, Arc::clone(&guests), job.progress()));
+    let owner = format!("backup job '{}'", job.id());
+    let hidden = blockdevs.make_hidden(backup.filter_name.as_deref(), owner, |name| {
+        let node = Child::new("file", ChildRole::FILTER, Arc::clone(&backup.source));
+        let target = Child::new("target", ChildRole::DATA, Arc::clone(&backup.target));
+        BlockNode::try_new(name, CopyBeforeWrite::on((node, target), &keeper, tracking))
+    })?;
+    let filter = Arc::clone(hidden.node());
+    match co_insert(co, &backup, &keeper, &filter) {
+        Ok(bitmap) => task.0.bitmap.set(bitmap),
+        Err(error) => {
+            hidden.co_end(co);
+            return Err(error);
+        }
+    }
+    for operation in [Operation::Resize, Operation::Inactivate, Operation::Replace, Operation::Job]
+    {
+        target_use.block(operation, IN_USE);
+    }
+    for operation in [Operation::Resize, Operation::Inactivate] {
+        source_use.block(operation, IN_USE);
+    }
+    let name = format!("source of job '{}'", job.id());
+    let source = BlockBackend::new(co.context(), name, Arc::clone(&backup.source));
+    let target = Target::new(co, job, target_use);
+    let shared = (keeper.granules(), &guests);
+    let engine = Engine::new(job, shared, source.clone(), &target, plan_of(&backup, flags));
+    let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
+    let parts =
+        Parts { backup, filter, hidden, source_use, source, target, guests, keeper, engine };
+    task.0.parts.replace(Some(Rc::new(parts)));
+    Ok(())
+}
+
+const IN_USE: &str = "block device is in use by block job: backup";
+
+/// In one drained section of the source: what is to be copied, the bitmap, the filter.
+fn co_insert(
+    co: &Co<'_>,
+    backup: &Backup,
+    keeper: &Keeper,
+    filter: &Arc<BlockNode>,
+) -> Result<Option<Held>, BackupError> {
+    let _drained = co_drain(co, &backup.source)?;
+    let bitmap = match &backup.bitmap {
+        Some((name, mode)) => Some(Held::new(&backup.source, name, *mode)?),
+        None => None,
+    };
+    match (backup.sync, &bitmap) {
+        (BackupSync::Bitmap, Some(bitmap)) => keeper.keep_dirty(bitmap.bits()),
+        _ => keeper.keep_all(),
+    }
+    backup.source.co_insert_above(co, filter)?;
+    Ok(bitmap)
+}
+
+/// Drains for a change. Simulated time is over as soon as nothing else is to be done: no limit there.
+fn co_drain(co: &Co<'_>, node: &Arc<BlockNode>) -> Result<DrainedSection, GraphError> {
+    match co.context().simulation() {
+        Some(_) => Ok(node.co_drain(co)),
+        None => node
+            .co_drain_within(co, WAIT_LIMIT)
+            .map_err(|_| GraphError::RequestsInTheWay(node.name().to_owned())),
+    }
+}
+
+fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
+    let mut flags = WriteFlags::empty();
+    flags.set(WriteFlags::COMPRESSED, backup.compress);
+    flags.set(WriteFlags::SERIALISING, is_read_above);
+    KeeperPlan {
+        cluster: backup.cluster(),
+        length: backup.source.length(),
+        target_cluster: backup.target_cluster(),
+        flags,
+        on_error: backup.on_cbw_error,
+        timeout: None,
+    }
+}
+
+fn plan_of(backup: &Backup, flags: WriteFlags) -> Plan {
+    let cluster = backup.cluster();
+    // What is compressed is written cluster by cluster.
+    let longest = if backup.compress { cluster } else { backup.max_chunk.unwrap_or(MAX_CHUNK) };
+    let max_chunk = longest.clamp(cluster, MAX_CHUNK.max(cluster));
+    Plan {
+        granularity: cluster,
+        length: backup.source.length(),
+        buffer: max_chunk * backup.max_workers,
+        cluster: backup.target_cluster(),
+        on_source_error: backup.on_source_error,
+        on_target_error: backup.on_target_error,
+        manner: Manner {
+            max_workers: backup.max_workers,
+            max_chunk,
+            flags,
+            keeps_all: true,
+            discards_source: backup.discard_source,
+        },
+    }
+}
+
+impl Parts {
+    /// Copies nothing by itself, until the job is cancelled.
+    fn co_stand_by(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        loop {
+            job.co_pause_point(co)?;
+            if let Some(error) = self.guests.take_fatal() {
+                return Err(JobFailure::Io(error));
+            }
+            job.co_wait(co, None);
+        }
+    }
+
+    /// Copies what is to be copied, and makes the target durable: a bitmap may begin anew then.
+    fn co_copy(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        loop {
+            self.engine.co_converge(co)?;
+            let flushed = self.target.co_apart(co, job, |co, target| target.co_flush(co))?;
+            let Err(error) = flushed else { return Ok(()) };
+            self.engine.target_failed(co.context(), &error);
+            let until_ns = self.engine.retry_ns();
+            if until_ns > co.context().now_ns() {
+                job.co_wait(co, Some(until_ns));
+            }
+        }
+    }
+
+    /// Takes the filter out, whatever has users there still: they turn to what is below it by now.
+    fn co_remove_filter(&self, co: &Co<'_>) {
+        loop {
+            let below = self.below();
+            let turned =
+                self.filter.co_replace_when(co, &below, |_, _| Arc::ptr_eq(&self.below(), &below));
+            match turned {
+                Ok(true) => return,
+                // Another filter has come in between.
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(filter = self.filter.name(), %error, "the filter of a job stays");
+                    let is_in_the_way = matches!(
+                        error,
+                        GraphError::RequestsInTheWay(_) | GraphError::ChangeInTheWay
+                    );
+                    if !is_in_the_way {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The node below the filter.
+    fn below(&self) -> Arc<BlockNode> {
+        let children = self.filter.children();
+        let below = children.into_iter().find(|(edge, _)| edge == "file");
+        below.map(|(_, node)| node).expect("the filter has its child")
+    }
+
+    /// Copies that guests have left behind keep the target in use until they have returned.
+    fn leave_target(&self, co: &Co<'_>) {
+        if self.keeper.is_copying() {
+            let (own, keeper) = (self.target.begin(), Arc::clone(&self.keeper));
+            co.context().spawn("copies of a job that is over", move |co| {
+                keeper.co_wait_for_copies(co);
+                own.co_end(co);
+            });
+        }
+    }
+}
+
+impl Task for BackupTask {
+    fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        let Some(parts) = self.parts() else { return Ok(()) };
+        let sync = parts.backup.sync;
+        if sync == BackupSync::Top
+            && let Some(base) = backing_of(&parts.backup.source)
+        {
+            co_skip_below(co, job, (&parts.source, &base), &parts.keeper)?;
+        }
+        match sync {
+            BackupSync::None => parts.co_stand_by(co, job),
+            _ => parts.co_copy(co, job),
+        }
+    }
+
+    fn co_commit(&self, _: &Co<'_>, _: &Rc<Job>) {
+        if let Some(bitmap) = self.0.bitmap.take() {
+            bitmap.succeed();
+        }
+    }
+
+    fn co_abort(&self, _: &Co<'_>, _: &Rc<Job>) {
+        if let (Some(bitmap), Some(parts)) = (self.0.bitmap.take(), self.parts()) {
+            bitmap.fail(|bits| parts.keeper.mark_todo(bits));
+        }
+    }
+
+    fn co_clean(&self, co: &Co<'_>, job: &Rc<Job>) {
+        drop(self.0.bitmap.take());
+        let Some(parts) = self.0.parts.take() else { return };
+        parts.keeper.give_up();
+        if job.is_cancelled() {
+            // What waits for a server to come back.
+            parts.target.node().cancel_in_flight();
+        }
+        job.progress().set_rest(parts.engine.rest());
+        parts.engine.co_stop(co);
+        parts.co_remove_filter(co);
+        parts.leave_target(co);
+        parts.target.co_leave(co);
+        if let Some(used) = parts.source_use.take() {
+            used.co_end(co);
+        }
+        if let Some(hidden) = parts.hidden.take() {
+            hidden.co_end(co);
+        }
+    }
+
+    fn rest(&self) -> Option<u64> {
+        self.parts().map(|parts| parts.engine.rest())
+    }
+}

@@ -1,0 +1,233 @@
+//! A copy that a guest drives, before it writes.
+//!
+//! ```text
+//! memory -> claim -> read, as a part of the guest's request -> write to the target, in a coroutine of its own
+//!        -> say that the target has it -> wait for reads of the instant -> end of the claim -> the guest goes on
+//! ```
+//!
+//! The write has a coroutine and a buffer of its own, as the guest may have to go on while the target does not answer.
+//! It passes no gate, as it is part of a guest's request that has passed one; a drain of the target waits for it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use coblk_aio::{Co, Timer};
+use coblk_block::Child;
+
+use super::keeper::{Keeper, OnCbwError};
+use crate::copy::piece::{Scratch, Shape};
+
+/// Longest copy, in bytes, unless a cluster is longer.
+const MAX_COPY: u64 = 1 << 20;
+/// Memory of copies that guests drive, in bytes. One may have more.
+const MAX_IN_FLIGHT: u64 = 128 << 20;
+
+impl Keeper {
+    /// Returns when a range of the node may be written.
+    ///
+    /// # Errors
+    /// If old bytes cannot be copied, and that is to fail the write.
+    #[inline]
+    pub(super) fn co_keep(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        (node, target): (&Child, &Child),
+        range: Range<u64>,
+    ) -> io::Result<()> {
+        let clusters = self.clusters_of(&range);
+        match self.granules.is_idle(clusters.clone()) {
+            true => Ok(()),
+            false => self.co_keep_clusters(co, (node, target), clusters),
+        }
+    }
+
+    #[inline(never)]
+    fn co_keep_clusters(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        edges: (&Child, &Child),
+        clusters: Range<u64>,
+    ) -> io::Result<()> {
+        let limit = Limit::new(co, self);
+        let mut next = clusters.start;
+        while let Some(first) = self.granules.first_pending(next..clusters.end) {
+            // What was before it is kept.
+            next = first;
+            if self.lets_go() {
+                return Ok(());
+            }
+            let copied = if limit.is_over(co) {
+                Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+            } else if self.granules.is_busy(first) {
+                let is_over = || !self.granules.is_busy(first) || self.ends_wait(co, &limit);
+                self.guests.waiters.co_wait(co, is_over);
+                continue;
+            } else {
+                self.co_copy(co, edges, first..clusters.end, &limit)
+            };
+            match copied {
+                Err(error) if self.plan.on_error == OnCbwError::BreakGuestWrite => {
+                    return if self.lets_go() { Ok(()) } else { Err(error) };
+                }
+                Err(error) => self.break_instant(&error),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a guest that waits for anything is to look again.
+    fn ends_wait(&self, co: &Co<'_>, limit: &Limit) -> bool {
+        self.lets_go() || limit.is_over(co)
+    }
+
+    /// Copies the first clusters of a range, or nothing if a claim of another came first. Also returns when the wait
+    /// for the target ends early; the copy then goes on by itself.
+    fn co_copy(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        (mut node, target): (&Child, &Child),
+        clusters: Range<u64>,
+        limit: &Limit,
+    ) -> io::Result<()> {
+        let most = (MAX_COPY / self.plan.cluster).clamp(1, clusters.end - clusters.start);
+        let memory = most * self.plan.cluster;
+        let Some(memory) = Memory::co_take(self, co, memory, limit) else { return Ok(()) };
+        let Some(claimed) = self.granules.claim_from(clusters.start, most) else { return Ok(()) };
+        let told = Told::default();
+        let claim = Claim {
+            keeper: Arc::clone(self),
+            clusters: Some(claimed.clone()),
+            told: Arc::clone(&told),
+        };
+        let range = self.bytes_of(&claimed);
+        let target = target.node();
+        let alignment = node.limits().memory_alignment.max(target.limits().memory_alignment);
+        let mut scratch = Scratch::new(range.end - range.start, alignment)?;
+        let shape = Shape {
+            cluster: self.plan.target_cluster,
+            length: self.plan.length,
+            flags: self.plan.flags,
+            keeps_all: true,
+        };
+        scratch.co_read(co, &mut node, &range, shape).map_err(|failed| failed.error)?;
+        let mut own = target.own_requests();
+        co.context().spawn("copy before write", move |co| {
+            let written = scratch.co_write(co, &mut own, &range);
+            drop((own, scratch, memory));
+            match written {
+                Ok(()) => claim.co_succeed(co, &range),
+                Err(failed) => claim.fail(failed.error),
+            }
+        });
+        let is_over = || told.get().is_some() || self.ends_wait(co, limit);
+        while !is_over() {
+            self.guests.waiters.co_wait(co, is_over);
+        }
+        match told.get() {
+            Some(Some(error)) => Err(copy_of(error)),
+            // Without a result the caller finds out why.
+            Some(None) | None => Ok(()),
+        }
+    }
+}
+
+fn copy_of(error: &io::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// How long a guest waits. Wakes it at its end.
+struct Limit {
+    end_ns: Option<i64>,
+    _timer: Option<Timer>,
+}
+
+impl Limit {
+    fn new(co: &Co<'_>, keeper: &Arc<Keeper>) -> Limit {
+        let Some(timeout) = keeper.plan.timeout else {
+            return Limit { end_ns: None, _timer: None };
+        };
+        let timeout_ns = i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX);
+        let end_ns = co.context().now_ns().saturating_add(timeout_ns);
+        let waits = Arc::clone(keeper);
+        let timer = co.context().timer(move |_| waits.guests.waiters.wake());
+        timer.arm_at_ns(end_ns);
+        Limit { end_ns: Some(end_ns), _timer: Some(timer) }
+    }
+
+    fn is_over(&self, co: &Co<'_>) -> bool {
+        self.end_ns.is_some_and(|end_ns| co.context().now_ns() >= end_ns)
+    }
+}
+
+/// A share of the memory of copies that guests drive.
+struct Memory {
+    keeper: Arc<Keeper>,
+    bytes: u64,
+}
+
+impl Memory {
+    /// Waits until there is some. `None` if the wait ends early.
+    fn co_take(keeper: &Arc<Keeper>, co: &Co<'_>, bytes: u64, limit: &Limit) -> Option<Memory> {
+        let in_flight = &keeper.in_flight;
+        let fits =
+            |taken: u64| (taken == 0 || taken + bytes <= MAX_IN_FLIGHT).then_some(taken + bytes);
+        while in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_err() {
+            if keeper.ends_wait(co, limit) {
+                return None;
+            }
+            let is_over =
+                || fits(in_flight.load(Ordering::SeqCst)).is_some() || keeper.ends_wait(co, limit);
+            keeper.guests.waiters.co_wait(co, is_over);
+        }
+        Some(Memory { keeper: Arc::clone(keeper), bytes })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.keeper.in_flight.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.keeper.guests.waiters.wake();
+    }
+}
+
+/// How a copy has ended, once it has: `None` inside if well.
+type Told = Arc<OnceLock<Option<io::Error>>>;
+
+/// A claim of a guest. Dropped, it has failed.
+struct Claim {
+    keeper: Arc<Keeper>,
+    clusters: Option<Range<u64>>,
+    told: Told,
+}
+
+impl Claim {
+    /// The target has its bytes.
+    fn co_succeed(mut self, co: &Co<'_>, range: &Range<u64>) {
+        if let Some(reads) = &self.keeper.reads {
+            reads.co_publish(co, range);
+        }
+        self.keeper.progress.add(range.end - range.start);
+        let _ = self.told.set(None);
+        if let Some(clusters) = self.clusters.take() {
+            self.keeper.granules.end(clusters);
+        }
+    }
+
+    fn fail(self, error: io::Error) {
+        let _ = self.told.set(Some(error));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Of a coroutine that has panicked. The guest is told before it is woken.
+        self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
+        if let Some(clusters) = self.clusters.take() {
+            self.keeper.granules.fail(clusters);
+        }
+        self.keeper.guests.claim_ended();
+    }
+}

@@ -1,0 +1,207 @@
+//! [`Keeper`]: which bytes of an instant are kept, and where.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use coblk_aio::Co;
+use coblk_block::{DirtyBits, WriteFlags};
+use serde::{Deserialize, Serialize};
+
+use super::reads::Reads;
+use crate::Progress;
+use crate::copy::granules::Granules;
+use crate::copy::guests::Guests;
+
+/// What becomes of a guest's write whose old bytes cannot be copied: QAPI's `OnCbwError`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCbwError {
+    /// It fails, and writes nothing. The instant is whole.
+    #[default]
+    BreakGuestWrite,
+    /// It goes on, and the bytes of the instant cannot be read any more; a backup fails.
+    BreakSnapshot,
+}
+
+/// How the bytes of an instant are kept.
+pub(crate) struct KeeperPlan {
+    /// Bytes that are copied together.
+    pub(crate) cluster: u64,
+    /// Length of the node, in bytes.
+    pub(crate) length: u64,
+    /// Bytes a cluster of the target.
+    pub(crate) target_cluster: u64,
+    /// Of writes to the target.
+    pub(crate) flags: WriteFlags,
+    pub(crate) on_error: OnCbwError,
+    /// For how long a guest's write waits.
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
+/// thread.
+pub(crate) struct Keeper {
+    pub(super) granules: Arc<Granules>,
+    pub(super) guests: Arc<Guests>,
+    pub(super) plan: KeeperPlan,
+    /// Bytes that guests have copied.
+    pub(super) progress: Arc<Progress>,
+    /// Reads of the instant, unless there are none.
+    pub(super) reads: Option<Reads>,
+    /// Bytes in the memory of copies that guests drive.
+    pub(super) in_flight: AtomicU64,
+    /// Nothing is kept any more, as no user wants it.
+    is_given_up: AtomicBool,
+    /// Why bytes of the instant are lost, if they are.
+    broken: AtomicI32,
+}
+
+impl Keeper {
+    /// Keeps all bytes for reads of the instant, or those that are dirty in `bits`.
+    ///
+    /// # Errors
+    /// Without memory.
+    pub(crate) fn for_reads(plan: KeeperPlan, bits: Option<&DirtyBits>) -> io::Result<Keeper> {
+        let keeper = Keeper {
+            reads: Some(Reads::new(plan.length, plan.cluster)?),
+            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())
+        };
+        match bits {
+            Some(bits) => keeper.keep_dirty(bits),
+            None => keeper.keep_all(),
+        }
+        Ok(keeper)
+    }
+
+    /// Keeps nothing yet, for a job that copies to the target as well. The instant is not read.
+    pub(crate) fn for_job(
+        plan: KeeperPlan,
+        guests: Arc<Guests>,
+        progress: &Arc<Progress>,
+    ) -> Keeper {
+        let (in_flight, is_given_up, broken) = Default::default();
+        Keeper {
+            granules: Arc::new(Granules::new(plan.length.div_ceil(plan.cluster))),
+            guests,
+            plan,
+            progress: Arc::clone(progress),
+            reads: None,
+            in_flight,
+            is_given_up,
+            broken,
+        }
+    }
+
+    /// All bytes are to be kept. Before guests come.
+    pub(crate) fn keep_all(&self) {
+        self.keep(0..self.plan.length);
+    }
+
+    /// The clusters with dirty bytes are to be kept. Before guests come.
+    pub(crate) fn keep_dirty(&self, bits: &DirtyBits) {
+        bits.dirty_ranges(0..self.plan.length.min(bits.length()))
+            .for_each(|range| self.keep(range));
+    }
+
+    fn keep(&self, range: Range<u64>) {
+        let granules = self.clusters_of(&range);
+        if let Some(reads) = &self.reads {
+            reads.allow(self.bytes_of(&granules));
+        }
+        self.granules.mark(granules);
+    }
+
+    /// Length of the node, in bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.plan.length
+    }
+
+    /// The clusters in a range of bytes are not copied after all, unless a guest has. Returns where the bytes begin
+    /// behind the last of them.
+    pub(crate) fn skip(&self, range: &Range<u64>) -> u64 {
+        let clusters = self.clusters_within(range);
+        let end = self.bytes_of(&clusters).end;
+        if clusters.is_empty() {
+            return range.start;
+        }
+        self.granules.clear(clusters);
+        end
+    }
+
+    /// Whether copies that guests drive are under way.
+    pub(crate) fn is_copying(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
+    }
+
+    /// Waits for the end of copies that guests drive.
+    pub(crate) fn co_wait_for_copies(&self, co: &Co<'_>) {
+        while self.is_copying() {
+            self.guests.waiters.co_wait(co, || !self.is_copying());
+        }
+    }
+
+    pub(crate) fn granules(&self) -> &Arc<Granules> {
+        &self.granules
+    }
+
+    /// The bytes that are to be copied still, for a bitmap.
+    pub(crate) fn mark_todo(&self, bits: &DirtyBits) {
+        let mut at = 0;
+        let end = self.granules.count();
+        while let Some(first) = self.granules.first_pending(at..end) {
+            bits.mark(self.bytes_of(&(first..first + 1)));
+            at = first + 1;
+        }
+    }
+
+    /// Clusters that a range of bytes touches. What is behind the end of the instant is in none.
+    #[inline]
+    pub(crate) fn clusters_of(&self, range: &Range<u64>) -> Range<u64> {
+        let (start, end) = (range.start.min(self.plan.length), range.end.min(self.plan.length));
+        start / self.plan.cluster..end.div_ceil(self.plan.cluster)
+    }
+
+    /// Clusters that lie in a range of bytes, or in it up to the end of the instant.
+    pub(super) fn clusters_within(&self, range: &Range<u64>) -> Range<u64> {
+        let (cluster, length) = (self.plan.cluster, self.plan.length);
+        let end = if range.end >= length { length.div_ceil(cluster) } else { range.end / cluster };
+        let start = range.start.div_ceil(cluster);
+        start..end.max(start)
+    }
+
+    /// The bytes of clusters.
+    pub(super) fn bytes_of(&self, clusters: &Range<u64>) -> Range<u64> {
+        let (cluster, length) = (self.plan.cluster, self.plan.length);
+        (clusters.start * cluster).min(length)..(clusters.end * cluster).min(length)
+    }
+
+    /// From here on nothing is kept, and guests that wait go on.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::SeqCst);
+        self.guests.waiters.wake();
+    }
+
+    /// A guest's write goes on without a copy.
+    pub(super) fn break_instant(&self, error: &io::Error) {
+        let errno = error.raw_os_error().filter(|errno| *errno != 0).unwrap_or(libc::EIO);
+        let first = self.broken.compare_exchange(0, errno, Ordering::SeqCst, Ordering::SeqCst);
+        if first.is_ok() {
+            tracing::warn!(%error, "bytes before a guest's write were not copied: the snapshot is broken");
+            self.guests.fail_job(io::Error::from_raw_os_error(errno));
+        }
+        self.guests.waiters.wake();
+    }
+
+    /// Whether bytes of the instant are lost.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether guests go on without copies.
+    pub(super) fn lets_go(&self) -> bool {
+        self.is_given_up.load(Ordering::SeqCst) || self.is_broken()
+    }
+}

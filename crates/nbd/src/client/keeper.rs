@@ -1,0 +1,157 @@
+//! The coroutine that keeps a connection: makes a link anew when one is lost.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coblk_aio::net::Stream;
+use coblk_aio::{AioContext, Co};
+
+use crate::client::connection::{Connection, longer};
+use crate::client::handshake;
+use crate::client::lanes;
+use crate::client::link::Link;
+use crate::client::session::Facts;
+use crate::client::shared::Shared;
+use crate::client::target::Target;
+use crate::client::wire::Wire;
+use crate::transport::Transport;
+
+/// How long a host may take to answer.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a server may take to negotiate.
+const NEGOTIATE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take to close a connection that was lost. What it has received there it may still
+/// carry out until then, so nothing is sent on another one before.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// A sleep that only a wake ends.
+const LONG: Duration = Duration::from_secs(24 * 3600);
+
+/// A transport whose server has chosen the export.
+pub type Made = (Rc<Transport>, Facts);
+
+/// Connects and negotiates. `begun` gets what can be ended meanwhile.
+///
+/// # Errors
+/// If no server is there, or it refuses, or takes too long.
+pub fn co_connect(co: &Co<'_>, target: &Target, begun: impl FnOnce(&Rc<Wire>)) -> io::Result<Made> {
+    let stream = Stream::co_connect(co, &target.server, CONNECT_LIMIT);
+    let stream = stream.map_err(|error| io::Error::other(error.to_string()))?;
+    let wire = Wire::new(co.context(), stream)?;
+    begun(&wire);
+    let own = wire.weak();
+    let timer = co.context().timer(move |_| {
+        if let Some(own) = own.upgrade() {
+            own.end("the server did not negotiate in time");
+        }
+    });
+    timer.arm_after(NEGOTIATE_LIMIT);
+    let facts = handshake::negotiate(co, &wire, target)?;
+    Ok((wire.into_transport(), facts))
+}
+
+/// Keeps a connection in this context, from now until it is closed. Without `made` a link is made first.
+///
+/// # Errors
+/// If the loop cannot wait for the socket.
+pub fn start(
+    ctx: &AioContext,
+    shared: &Arc<Shared>,
+    made: Option<(Rc<Transport>, Facts)>,
+) -> io::Result<Rc<Connection>> {
+    let connection = Connection::new(ctx, Arc::clone(shared));
+    match made {
+        Some((transport, facts)) => {
+            connection.set_link(Link::open(ctx, transport, facts, connection.watcher())?);
+        }
+        None => connection.wait_for_link(CONNECT_LIMIT + NEGOTIATE_LIMIT),
+    }
+    lanes::add(shared.number, ctx, Rc::clone(&connection));
+    let kept = Rc::clone(&connection);
+    ctx.spawn("nbd_client", move |co| {
+        let kept = Kept { connection: kept, ctx: co.context() };
+        kept.connection.co_keep(co);
+    });
+    Ok(connection)
+}
+
+/// The connection is known as long as its coroutine lives.
+struct Kept<'a> {
+    connection: Rc<Connection>,
+    ctx: &'a AioContext,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        let Kept { connection, ctx } = self;
+        connection.close();
+        for link in [connection.take_link(), connection.old.take()].into_iter().flatten() {
+            link.disconnect();
+        }
+        // Another one may be there already.
+        if lanes::remove(ctx, connection) {
+            connection.shared.leave(&connection.home);
+        }
+    }
+}
+
+impl Connection {
+    fn co_keep(&self, co: &Co<'_>) {
+        while !self.closing.get() {
+            match self.link().is_some_and(|link| !link.is_lost()) {
+                true => _ = self.keeper.sleep(co, LONG),
+                false => self.co_reconnect(co),
+            }
+        }
+    }
+
+    fn co_reconnect(&self, co: &Co<'_>) {
+        self.co_see_closed(co);
+        let mut pause = self.pause.get();
+        while !self.closing.get() {
+            if !pause.is_zero() {
+                self.keeper.sleep(co, pause);
+            }
+            while self.shared.is_quiesced() && !self.closing.get() {
+                self.keeper.sleep(co, LONG);
+            }
+            match self.co_attempt(co) {
+                Ok(link) => {
+                    tracing::info!(server = %self.shared.target.server, "reconnected to an NBD server");
+                    return self.set_link(link);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot reconnect to an NBD server");
+                    pause = longer(pause);
+                }
+            }
+        }
+    }
+
+    /// Waits until the server has closed the link that was lost, so that it carries nothing out any more that
+    /// it has received there.
+    fn co_see_closed(&self, co: &Co<'_>) {
+        let Some(old) = self.old.take() else { return };
+        let end_ns = co.context().now_ns() + CLOSE_LIMIT.as_nanos() as i64;
+        while !old.is_closed() && !self.closing.get() {
+            let left_ns = u64::try_from(end_ns - co.context().now_ns()).unwrap_or(0);
+            if left_ns == 0 {
+                tracing::warn!(
+                    server = %self.shared.target.server,
+                    "an NBD server does not close a connection that was lost"
+                );
+                break;
+            }
+            self.keeper.sleep(co, Duration::from_nanos(left_ns));
+        }
+        old.abandon();
+    }
+
+    fn co_attempt(&self, co: &Co<'_>) -> io::Result<Rc<Link>> {
+        let begun = |wire: &Rc<Wire>| *self.attempt.borrow_mut() = wire.weak();
+        let (transport, facts) = co_connect(co, &self.shared.target, begun)?;
+        self.shared.check(&facts)?;
+        Link::open(co.context(), transport, facts, self.watcher())
+    }
+}

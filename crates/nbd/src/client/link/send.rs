@@ -1,0 +1,300 @@
+//! Sending: small requests gather and go together, long ones go straight from where their data is.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind, IoSlice};
+
+use coblk_aio::sync::CoQueue;
+use coblk_aio::{Co, CoWaker, FdInterest, IoVector};
+
+use super::Link;
+
+/// A payload up to this length is copied, so that several requests go in one system call.
+const MAX_COPIED: usize = 16 << 10;
+/// Piece of a payload that is encrypted at a time.
+const SECURE_PIECE: usize = 64 << 10;
+
+/// What waits to be sent. No request's bytes come between those of another.
+#[derive(Default)]
+pub struct Sender {
+    outbox: RefCell<Outbox>,
+    /// A long request is on its way.
+    busy: Cell<bool>,
+    /// Long requests that wait for that.
+    turns: CoQueue,
+    /// The socket is full; its handler looks for room.
+    full: Cell<bool>,
+    /// The long request waits for that.
+    waker: Cell<Option<CoWaker>>,
+}
+
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    /// How many of them have gone.
+    sent: usize,
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn push(&mut self, header: &[u8], payload: Option<&IoVector<'_>>) {
+        self.bytes.extend_from_slice(header);
+        if let Some(payload) = payload {
+            let at = self.bytes.len();
+            self.bytes.resize(at + payload.len(), 0);
+            payload.copy_to(0, &mut self.bytes[at..]);
+        }
+    }
+
+    fn note(&mut self, written: usize) {
+        self.sent += written;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
+    }
+}
+
+impl Sender {
+    pub fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Nothing is sent any more.
+    pub fn give_up(&self) {
+        *self.outbox.borrow_mut() = Outbox::default();
+        self.poke();
+        self.turns.wake_all();
+    }
+
+    fn poke(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Link {
+    /// Sends a request, or has it sent soon: at once if it is the only one, else with the others of this
+    /// iteration of the loop.
+    ///
+    /// # Errors
+    /// If the link is lost.
+    pub fn co_send(
+        &self,
+        co: &Co<'_>,
+        header: &[u8],
+        payload: Option<&IoVector<'_>>,
+    ) -> io::Result<()> {
+        match payload {
+            Some(payload) if payload.len() > MAX_COPIED => self.co_send_long(co, header, payload),
+            _ => {
+                self.sender.outbox.borrow_mut().push(header, payload);
+                if self.in_flight() == 1 {
+                    self.flush();
+                } else {
+                    self.flush_later();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub fn has_sent_all(&self) -> bool {
+        self.sender.outbox.borrow().is_empty()
+            && !self.sender.busy.get()
+            && !self.transport.has_unsent()
+    }
+
+    /// Says that no more requests come.
+    pub fn say_goodbye(&self) {
+        let goodbye = crate::protocol::request::Request {
+            flags: 0,
+            command: crate::protocol::CMD_DISC,
+            cookie: 0,
+            offset: 0,
+            length: 0,
+        };
+        let header = goodbye.header(self.facts.is_extended());
+        if !self.sender.busy.get() {
+            self.sender.outbox.borrow_mut().push(&header, None);
+            self.flush();
+        }
+    }
+
+    fn flush_later(&self) {
+        if let Some(flusher) = &*self.flusher.borrow() {
+            flusher.schedule();
+        }
+    }
+
+    /// Sends what has gathered, unless a long request is on its way, which does that when it has gone.
+    pub fn flush(&self) {
+        if !self.sender.busy.get()
+            && let Err(error) = self.send_gathered()
+        {
+            self.fail(&error);
+        }
+    }
+
+    /// The socket has room again.
+    pub fn room_to_send(&self) {
+        if self.sender.busy.get() {
+            self.sender.poke();
+        } else {
+            self.flush();
+        }
+    }
+
+    /// Sends what the socket takes; whether that is all.
+    fn send_gathered(&self) -> io::Result<bool> {
+        while !self.lost.get() {
+            let mut outbox = self.sender.outbox.borrow_mut();
+            let is_empty = outbox.is_empty();
+            if is_empty && !self.transport.has_unsent() {
+                drop(outbox);
+                self.set_full(false);
+                return Ok(true);
+            }
+            let result = match is_empty {
+                true => self.transport.push().map(|()| None),
+                false => {
+                    let bytes = IoSlice::new(&outbox.bytes[outbox.sent..]);
+                    self.transport.write(&[bytes]).map(Some)
+                }
+            };
+            match result {
+                Ok(written) => outbox.note(written.unwrap_or(0)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    drop(outbox);
+                    self.set_full(true);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn set_full(&self, full: bool) {
+        if self.sender.full.replace(full) != full {
+            self.rewatch(if full { FdInterest::ReadWrite } else { FdInterest::Read });
+        }
+    }
+
+    fn co_send_long(&self, co: &Co<'_>, header: &[u8], payload: &IoVector<'_>) -> io::Result<()> {
+        while self.sender.busy.get() && !self.lost.get() {
+            self.sender.turns.wait(co);
+        }
+        let mut sending = Sending::begin(self)?;
+        let mut result = self.co_send_gathered(co);
+        if result.is_ok() {
+            result = match self.transport.is_secure() {
+                true => self.co_send_secure(co, header, payload),
+                false => self.co_send_plain(co, header, payload),
+            };
+        }
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        sending.is_over = true;
+        result
+    }
+
+    fn co_send_gathered(&self, co: &Co<'_>) -> io::Result<()> {
+        while !self.send_gathered()? {
+            self.co_wait_for_room(co)?;
+        }
+        Ok(())
+    }
+
+    fn co_send_plain(&self, co: &Co<'_>, header: &[u8], payload: &IoVector<'_>) -> io::Result<()> {
+        let mut message = IoVector::from(header);
+        message.extend(payload);
+        let mut done = 0;
+        while done < message.len() {
+            let rest = message.slice(done, message.len() - done);
+            match self.transport.write_vectored(&rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(bytes) => done += bytes,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.co_wait_for_room(co)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// By pieces, each of which is gathered and encrypted.
+    fn co_send_secure(&self, co: &Co<'_>, header: &[u8], payload: &IoVector<'_>) -> io::Result<()> {
+        let (mut header, mut done) = (header, 0);
+        while done < payload.len() {
+            let piece = payload.slice(done, SECURE_PIECE.min(payload.len() - done));
+            self.sender.outbox.borrow_mut().push(header, Some(&piece));
+            (header, done) = (&[], done + piece.len());
+            self.co_send_gathered(co)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the socket has room.
+    ///
+    /// # Errors
+    /// If the link is lost.
+    fn co_wait_for_room(&self, co: &Co<'_>) -> io::Result<()> {
+        struct ForgetOnUnwind<'a>(&'a Cell<Option<CoWaker>>);
+        impl Drop for ForgetOnUnwind<'_> {
+            fn drop(&mut self) {
+                drop(self.0.take());
+            }
+        }
+        if !self.lost.get() {
+            self.set_full(true);
+        }
+        if !self.lost.get() {
+            let _forget = ForgetOnUnwind(&self.sender.waker);
+            co.suspend_for("an NBD server to read", |waker| {
+                self.sender.waker.set(Some(waker));
+            });
+        }
+        match self.lost.get() {
+            true => Err(ErrorKind::ConnectionAborted.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A long request on its way. When its coroutine is unwound, the link is lost: a part may have gone.
+struct Sending<'a> {
+    link: &'a Link,
+    is_over: bool,
+}
+
+impl<'a> Sending<'a> {
+    fn begin(link: &'a Link) -> io::Result<Sending<'a>> {
+        if link.lost.get() {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
+        link.sender.busy.set(true);
+        Ok(Sending { link, is_over: false })
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let link = self.link;
+        link.sender.busy.set(false);
+        if !self.is_over {
+            link.fail(&io::Error::new(ErrorKind::ConnectionAborted, "a request was cut off"));
+        }
+        if !link.lost.get() {
+            link.flush_later();
+        }
+        link.sender.turns.wake_one();
+    }
+}
