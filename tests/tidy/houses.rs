@@ -138,12 +138,14 @@ pub const HOUSES: &[House] = &[
     (
         "jobs",
         &[
+            &["rules"],
             &["job", "set", "closure"],
             &["copy"],
             &["chain", "snapshot"],
             &["backup", "mirror"],
             &["stream"],
             &["commit"],
+            &["transaction"],
         ],
     ),
     (

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::args::{CommonArgs, CompareArgs, wanted};
+use crate::compare::jobs::JobsArgs;
 use crate::compare::{self, served, served::ServedArgs};
 use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
@@ -57,8 +58,8 @@ enum Command {
     Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
-    /// Name all works of `micro`, `compare`, `compare nbd`, `compare vhost-user` and `compare qcow2`, one a
-    /// line.
+    /// Name all works of `micro`, `compare`, `compare nbd`, `compare vhost-user`, `compare qcow2` and
+    /// `compare jobs`, one a line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -100,6 +101,8 @@ enum Compared {
     VhostUser(ServedArgs),
     /// Our qcow2 driver beside a raw image of ours and QEMU's driver.
     Qcow2(CommonArgs),
+    /// Jobs of our storage daemon beside those of QEMU's, and a plain loop.
+    Jobs(JobsArgs),
 }
 
 impl Cli {
@@ -137,6 +140,9 @@ pub fn run() -> io::Result<()> {
             Some(Compared::Qcow2(arguments)) => {
                 compare::qcow2::run(&arguments, &plan, &mut report)?;
             }
+            Some(Compared::Jobs(arguments)) => {
+                compare::jobs::run(&arguments, &plan, &mut report)?;
+            }
             Some(Compared::VhostUser(arguments)) => {
                 served::run(Protocol::VhostUser, &arguments, &plan, &mut report)?;
             }
@@ -155,6 +161,7 @@ fn list() {
     Work::ALL.iter().for_each(|work| println!("{}", work.name()));
     compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
     compare::qcow2::names().iter().for_each(|name| println!("{name}"));
+    compare::jobs::names().iter().for_each(|name| println!("{name}"));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }

@@ -208,6 +208,19 @@ pub fn thread_use(thread_id: i32) -> io::Result<ThreadUse> {
     Ok(ThreadUse { sleeps, cpu_ns: cpu_ns.ok_or_else(|| missing("schedstat"))? })
 }
 
+/// How often the threads of a process have gone to sleep by themselves so far.
+///
+/// # Errors
+/// If there is no such process.
+pub fn sleeps_of(process_id: u32) -> io::Result<u64> {
+    let mut sleeps = 0;
+    for task in fs::read_dir(format!("/proc/{process_id}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        sleeps += field_of(&status, "voluntary_ctxt_switches").unwrap_or(0);
+    }
+    Ok(sleeps)
+}
+
 /// The number behind `name:` in a file of the kind of `/proc/self/status`.
 fn field_of(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

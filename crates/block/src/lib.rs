@@ -65,6 +65,7 @@ pub use bitmap::{
 pub use blockdevs::Blockdevs;
 pub use blockdevs::hidden::HiddenNode;
 pub use blockdevs::snapshot::{PreparedSnapshot, SnapshotError};
+pub use blockdevs::weak::WeakBlockdevs;
 pub use driver::background::Background;
 pub use driver::debug_event::DebugEvent;
 pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
@@ -80,16 +81,19 @@ pub use driver::role::ChildRole;
 pub use driver::snapshot::SnapshotReads;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use graph::after_write::AfterWriteHook;
+pub use graph::bitmaps::BitmapRemoval;
 pub use graph::chain::ChainExtent;
+pub use graph::change::ChangeLock;
 pub use graph::filter::Filter;
 pub use graph::gate::WAIT_LIMIT;
 pub use graph::hand_over::HandOver;
 pub use graph::homes::is_home;
 pub use graph::image::Image;
+pub use graph::insert::TurnedUsers;
+pub use graph::joint::JointChange;
 pub use graph::mapped::co_read_mapped;
 pub use graph::node::BlockNode;
 pub use graph::node_info::{ChildInfo, NodeInfo};
-pub use graph::overlay::ChangeLock;
 pub use graph::own_io::{OwnIo, OwnRequests};
 pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{

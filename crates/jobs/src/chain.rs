@@ -17,7 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::Co;
-use coblk_block::{BackingName, BlockNode, BlockdevError, Blockdevs, GraphError};
+use coblk_block::{
+    BackingName, BlockNode, BlockdevError, Blockdevs, GraphError, NodeUse, Operation, WeakBlockdevs,
+};
 
 use crate::{Job, JobFailure};
 
@@ -67,15 +69,52 @@ impl Naming {
     }
 }
 
+/// The node of a chain that another job keeps jobs from, and why.
+pub(crate) fn busy_node<'a>(
+    nodes: impl IntoIterator<Item = &'a Arc<BlockNode>>,
+) -> Option<(String, String)> {
+    let busy = |node: &Arc<BlockNode>| {
+        Some((node.name().to_owned(), node.blocked_reason(Operation::Job)?))
+    };
+    nodes.into_iter().find_map(busy)
+}
+
+/// Keeps others from what would get in the way of a job of this kind.
+pub(crate) fn block<'a>(uses: impl IntoIterator<Item = &'a NodeUse>, kind: &str) {
+    let operations = [Operation::Resize, Operation::Replace, Operation::Inactivate, Operation::Job];
+    for used in uses {
+        for operation in operations {
+            used.block(operation, format!("block device is in use by block job: {kind}"));
+        }
+    }
+}
+
+/// Makes a node read-only again at the end of a job that has written to it. A failure is logged.
+pub(crate) fn co_put_back(
+    co: &Co<'_>,
+    job: &Job,
+    blockdevs: &WeakBlockdevs,
+    node: &Arc<BlockNode>,
+) {
+    let Some(blockdevs) = blockdevs.upgrade() else { return };
+    if let Err(error) = blockdevs.co_set_read_only(co, node, true) {
+        tracing::error!(node = node.name(), job = job.id(), %error, "it stays writable");
+    }
+}
+
 /// The headers that a job has changed, with what they had before.
 pub(crate) struct Headers {
-    blockdevs: Arc<Blockdevs>,
+    blockdevs: Blockdevs,
     before: RefCell<Vec<(Arc<BlockNode>, Option<BackingName>)>>,
 }
 
 impl Headers {
-    pub(crate) fn new(blockdevs: &Arc<Blockdevs>) -> Headers {
-        Headers { blockdevs: Arc::clone(blockdevs), before: RefCell::default() }
+    /// # Errors
+    /// If the set of nodes has gone.
+    pub(crate) fn new(blockdevs: &WeakBlockdevs) -> Result<Headers, JobFailure> {
+        let gone = || JobFailure::Text("the nodes have gone".to_owned());
+        let blockdevs = blockdevs.upgrade().ok_or_else(gone)?;
+        Ok(Headers { blockdevs, before: RefCell::default() })
     }
 
     /// Has the header of a node name this backing file; durable when it returns. A node without a header has nothing

@@ -93,10 +93,12 @@ impl Jobs {
     ) -> Result<Rc<Job>, E> {
         let speed = options.speed;
         let job = self.make(co.context(), options, group, task)?;
+        job.set_up(true);
         let is_set_up = match job.set_speed(speed) {
             Ok(()) => set_up(co, &job),
             Err(error) => Err(error.into()),
         };
+        job.set_up(false);
         if is_set_up.is_err() {
             job.discard(co);
         }

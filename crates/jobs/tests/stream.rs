@@ -247,6 +247,14 @@ fn j104_others_leave_the_nodes_of_a_stream_alone() {
     };
     let text = refused("mid");
     assert!(text.contains("block device is in use by block job: stream"), "{text}");
+    for (top, base) in [("top", "base"), ("mid", "base")] {
+        let commit = coblk_jobs::Commit::new(chain.node(top), chain.node(base)).unwrap();
+        let options = JobOptions::new("other", "commit");
+        let begin =
+            |co: &coblk_aio::Co<'_>| commit.co_start(co, &chain.jobs, options, &chain.blockdevs);
+        let refused = chain.ctx.run(begin).unwrap_err().to_string();
+        assert!(refused.contains("block device is in use by block job: stream"), "{refused}");
+    }
     let moved = chain.ctx.run(|co| chain.node("top").co_set_child(co, "backing", None));
     assert!(moved.unwrap_err().to_string().contains("stream job 'j' needs it"));
     chain.ctx.run(|co| chain.jobs.co_cancel(co, "j", true)).unwrap();

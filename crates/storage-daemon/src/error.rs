@@ -4,7 +4,7 @@ use std::io;
 
 use coblk::block::{BitmapError, BlockdevError, SnapshotError};
 use coblk::export::ExportError;
-use coblk::jobs::{BackupError, CommitError, JobError, MirrorError, StreamError};
+use coblk::jobs::{BackupError, CommitError, JobError, MirrorError, StreamError, TransactionError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -46,6 +46,9 @@ pub enum DaemonError {
     /// A node does not get an overlay.
     #[error(transparent)]
     Snapshot(SnapshotError),
+    /// A transaction has no effect.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod in_place;
+pub mod jobs;
 mod latency;
 pub mod qcow2;
 pub mod served;

@@ -147,7 +147,8 @@ impl Program {
         answer.is_ok()
     }
 
-    fn path(&self) -> &Path {
+    /// Where it is, or the name to look for.
+    pub fn path(&self) -> &Path {
         match self {
             Program::Daemon(path) | Program::Example(path) => path,
             Program::QemuStorageDaemon => Path::new("qemu-storage-daemon"),

@@ -10,6 +10,7 @@ mod read_only;
 mod reopen;
 mod resize;
 pub(crate) mod snapshot;
+pub(crate) mod weak;
 
 use std::sync::{Arc, MutexGuard};
 

@@ -10,16 +10,14 @@
 //! edge/      how a driver holds its children: always, in a slot, in a list
 //! attach.rs  changes of one edge
 //! freeze.rs  chains that do not change while a job works on them
-//! height.rs  the lengths of chains
-//! declared.rs that drivers list the edges that the graph has
+//! height.rs, declared.rs  the lengths of chains; that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs, hand_over.rs, overlay.rs  replace, insert, put on top and remove nodes while requests run
 //! error.rs   why a change is refused
-//! user.rs    users that are neither node nor backend
-//! turn.rs    users that turn to another node, or back
-//! activity/  nodes whose storage is another process's
-//! life/      the end of nodes
+//! insert.rs, joint.rs  filters that come and go; several changes as one
+//! user.rs, turn.rs  users that are neither node nor backend; those that turn to another node, or back
+//! activity/, life/  nodes whose storage is another process's; the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs children and parents of nodes, as monitors show them
@@ -37,7 +35,7 @@ pub(crate) mod backends;
 mod background;
 pub(crate) mod bitmaps;
 pub(crate) mod chain;
-mod change;
+pub(crate) mod change;
 mod check;
 mod declared;
 mod drain;
@@ -50,6 +48,8 @@ pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
 pub(crate) mod image;
+pub(crate) mod insert;
+pub(crate) mod joint;
 pub(crate) mod life;
 mod listing;
 pub(crate) mod mapped;

@@ -33,6 +33,7 @@ pub use creating::Creating;
 pub use driver::{Driver, Reopen};
 pub use drivers::Drivers;
 pub use error::{BlockdevError, OpenError};
+pub(crate) use event::EventListener;
 pub use event::{DriverEvent, EventData, EventSink, EventType};
 pub(crate) use inherited::Inherited;
 pub use inherited::NodeMode;

@@ -20,7 +20,7 @@ use crate::options::{AnyOptions, NodeOptions, check_name};
 /// Drivers, and the nodes and objects that there are.
 pub(crate) struct Registry {
     pub(crate) drivers: Drivers,
-    names: Arc<Mutex<Names>>,
+    pub(crate) names: Arc<Mutex<Names>>,
     /// What drivers tell of their nodes goes there.
     pub(crate) events: EventListener,
 }

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::Co;
-use coblk_block::{Blockdevs, NodeUse};
+use coblk_block::{Blockdevs, NodeUse, WeakBlockdevs};
 
 use super::options::{Commit, CommitError};
 use super::{intermediate::OF_BETWEEN, intermediate::share_all};
+use crate::chain::{block, co_put_back};
 use crate::mirror::{Mirror, MirrorTask, co_set_up};
 use crate::{Job, JobError, JobFailure, Task};
 
@@ -18,7 +19,7 @@ pub(super) struct ActiveTask(Rc<State>);
 
 struct State {
     commit: Commit,
-    blockdevs: Arc<Blockdevs>,
+    blockdevs: WeakBlockdevs,
     mirror: MirrorTask,
     /// Of the nodes between top and base.
     between: RefCell<Vec<NodeUse>>,
@@ -29,10 +30,7 @@ struct State {
 }
 
 impl ActiveTask {
-    pub(super) fn new(
-        commit: Commit,
-        blockdevs: &Arc<Blockdevs>,
-    ) -> Result<ActiveTask, CommitError> {
+    pub(super) fn new(commit: Commit, blockdevs: &Blockdevs) -> ActiveTask {
         let mut mirror = Mirror::new(Arc::clone(&commit.top), Arc::clone(&commit.base))
             .on_source_error(commit.on_error)
             .on_target_error(commit.on_error)
@@ -40,30 +38,34 @@ impl ActiveTask {
         if let Some(name) = &commit.filter_name {
             mirror = mirror.filter_name(name);
         }
-        let (mirror, blockdevs) = (MirrorTask::new(mirror), Arc::clone(blockdevs));
+        let blockdevs = blockdevs.downgrade();
+        let mirror = MirrorTask::new(mirror, blockdevs.clone());
         let (between, was_read_only, has_turned) = Default::default();
         let state = State { commit, blockdevs, mirror, between, was_read_only, has_turned };
-        Ok(ActiveTask(Rc::new(state)))
+        ActiveTask(Rc::new(state))
     }
 
     /// Takes the nodes into use, and inserts the filter.
     ///
     /// # Errors
     /// If other users do not agree. All is as before when the task is cleaned.
-    pub(super) fn co_set_up(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), CommitError> {
-        let State { commit, blockdevs, .. } = &*self.0;
+    pub(super) fn co_set_up(
+        &self,
+        co: &Co<'_>,
+        job: &Rc<Job>,
+        blockdevs: &Blockdevs,
+    ) -> Result<(), CommitError> {
+        let commit = &self.0.commit;
         if commit.base.is_read_only() {
             blockdevs.co_set_read_only(co, &commit.base, false)?;
             self.0.was_read_only.set(true);
         }
         co_set_up(co, &self.0.mirror, job, blockdevs)?;
         for node in commit.between() {
-            let used = job.co_use(co, &node, OF_BETWEEN.0, OF_BETWEEN.1);
-            match used {
-                Ok(used) => self.0.between.borrow_mut().push(used),
-                Err(error) => return Err(error.into()),
-            }
+            let used = job.co_use(co, &node, OF_BETWEEN.0, OF_BETWEEN.1)?;
+            self.0.between.borrow_mut().push(used);
         }
+        block(self.0.between.borrow().iter(), "commit");
         Ok(())
     }
 }
@@ -71,6 +73,14 @@ impl ActiveTask {
 impl Task for ActiveTask {
     fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         self.0.mirror.co_run(co, job)
+    }
+
+    fn co_pend(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        self.0.mirror.co_pend(co, job)
+    }
+
+    fn co_commit(&self, co: &Co<'_>, job: &Rc<Job>) {
+        self.0.mirror.co_commit(co, job);
     }
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
@@ -87,11 +97,8 @@ impl Task for ActiveTask {
         self.0.mirror.co_clean(co, job);
         between.take().into_iter().for_each(|used| used.co_end(co));
         let is_writable = self.0.has_turned.get() && !commit.top.is_read_only();
-        if self.0.was_read_only.get()
-            && !is_writable
-            && let Err(error) = blockdevs.co_set_read_only(co, &commit.base, true)
-        {
-            tracing::error!(node = commit.base.name(), job = job.id(), %error, "it stays writable");
+        if self.0.was_read_only.get() && !is_writable {
+            co_put_back(co, job, blockdevs, &commit.base);
         }
     }
 

@@ -11,16 +11,17 @@ use std::sync::Arc;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BlockBackend, BlockNode, Blockdevs, FrozenChain, HiddenNode, NodeUse, Operation, Permissions,
-    ZeroFlags,
+    BlockBackend, BlockNode, Blockdevs, FrozenChain, HiddenNode, NodeUse, Permissions,
+    WeakBlockdevs, ZeroFlags,
 };
 
 use super::options::{Commit, CommitError};
 use super::top::CommitTop;
-use crate::chain::{Headers, co_until_done, is_in_the_way};
-use crate::copy::engine::{Engine, Manner, Plan};
+use crate::chain::{Headers, block, co_put_back, co_until_done, is_in_the_way};
+use crate::copy::engine::Engine;
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
 use crate::{Job, JobFailure, Task};
 
@@ -57,7 +58,7 @@ pub(super) struct CommitTask(Rc<State>);
 
 struct State {
     commit: Commit,
-    blockdevs: Arc<Blockdevs>,
+    blockdevs: WeakBlockdevs,
     parts: RefCell<Option<Rc<Parts>>>,
     /// The base was read-only before.
     was_read_only: Cell<bool>,
@@ -79,9 +80,9 @@ struct Parts {
 }
 
 impl CommitTask {
-    pub(super) fn new(commit: Commit, blockdevs: &Arc<Blockdevs>) -> CommitTask {
+    pub(super) fn new(commit: Commit, blockdevs: &Blockdevs) -> CommitTask {
         let (parts, was_read_only) = Default::default();
-        let blockdevs = Arc::clone(blockdevs);
+        let blockdevs = blockdevs.downgrade();
         CommitTask(Rc::new(State { commit, blockdevs, parts, was_read_only }))
     }
 
@@ -93,8 +94,13 @@ impl CommitTask {
     ///
     /// # Errors
     /// If other users do not agree. All is as before when the task is cleaned.
-    pub(super) fn co_set_up(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), CommitError> {
-        let State { commit, blockdevs, .. } = &*self.0;
+    pub(super) fn co_set_up(
+        &self,
+        co: &Co<'_>,
+        job: &Rc<Job>,
+        blockdevs: &Blockdevs,
+    ) -> Result<(), CommitError> {
+        let commit = &self.0.commit;
         let (top, base) = (&commit.top, &commit.base);
         if base.is_read_only() {
             blockdevs.co_set_read_only(co, base, false)?;
@@ -140,11 +146,7 @@ impl CommitTask {
         let base_use = job.co_use(co, base, OF_BASE.0, OF_BASE.1)?;
         let reason = format!("commit job '{}' needs it", job.id());
         let frozen = filter.co_freeze_chain(co, Some(base), reason)?;
-        for used in uses.iter().chain([&base_use]) {
-            for operation in [Operation::Resize, Operation::Replace, Operation::Inactivate] {
-                used.block(operation, "block device is in use by block job: commit");
-            }
-        }
+        block(uses.iter().chain([&base_use]), "commit");
         Ok((uses, base_use, frozen))
     }
 
@@ -286,7 +288,7 @@ impl Task for CommitTask {
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let Some(parts) = self.parts() else { return Ok(()) };
-        let headers = Headers::new(&self.0.blockdevs);
+        let headers = Headers::new(&self.0.blockdevs)?;
         let turned = parts.co_turn(co, job, &self.0.commit, &headers);
         if turned.is_err() {
             headers.co_restore(co);
@@ -317,10 +319,8 @@ impl Task for CommitTask {
                 hidden.co_end(co);
             }
         }
-        if self.0.was_read_only.get()
-            && let Err(error) = blockdevs.co_set_read_only(co, &commit.base, true)
-        {
-            tracing::error!(node = commit.base.name(), job = job.id(), %error, "it stays writable");
+        if self.0.was_read_only.get() {
+            co_put_back(co, job, blockdevs, &commit.base);
         }
     }
 

@@ -9,7 +9,7 @@ use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError, PermissionErr
 
 use super::active::ActiveTask;
 use super::intermediate::CommitTask;
-use crate::chain::Naming;
+use crate::chain::{Naming, busy_node};
 use crate::mirror::MirrorError;
 use crate::{Job, JobError, JobOptions, Jobs, OnError};
 
@@ -43,6 +43,14 @@ pub enum CommitError {
     /// A header cannot name the base.
     #[error("{0}: a name for headers has to be given")]
     NoName(String),
+    /// Another job has a node of the chain.
+    #[error("Node '{node}' is busy: {reason}")]
+    Busy {
+        /// The node.
+        node: String,
+        /// Why.
+        reason: String,
+    },
     /// The job cannot be made.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -119,8 +127,13 @@ impl Commit {
         co: &Co<'_>,
         jobs: &Rc<Jobs>,
         options: JobOptions,
-        blockdevs: &Arc<Blockdevs>,
+        blockdevs: &Blockdevs,
     ) -> Result<Rc<Job>, CommitError> {
+        if let Some((node, reason)) =
+            busy_node(self.between().iter().chain([&self.top, &self.base]))
+        {
+            return Err(CommitError::Busy { node, reason });
+        }
         jobs.check_id(&options.id)?;
         if self.is_active {
             if let Some(name) = &self.filter_name {
@@ -129,14 +142,14 @@ impl Commit {
             if self.naming.file.is_some() {
                 return Err(CommitError::Active);
             }
-            let task = ActiveTask::new(self, blockdevs)?;
+            let task = ActiveTask::new(self, blockdevs);
             let own = task.clone();
-            return jobs.co_start(co, options, task, |co, job| own.co_set_up(co, job));
+            return jobs.co_start(co, options, task, |co, job| own.co_set_up(co, job, blockdevs));
         }
         self.naming.of(&self.base).map_err(CommitError::NoName)?;
         let task = CommitTask::new(self, blockdevs);
         let own = task.clone();
-        jobs.co_start(co, options, task, |co, job| own.co_set_up(co, job))
+        jobs.co_start(co, options, task, |co, job| own.co_set_up(co, job, blockdevs))
     }
 
     /// The nodes between the top and the base.

@@ -9,64 +9,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::sync::CoQueue;
-use coblk_aio::{AioContext, Co};
-use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind, WriteFlags};
+use coblk_aio::{AioContext, AioHandle, Co};
+use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind};
 
 use super::granules::Granules;
 use super::guests::Guests;
-use super::piece::{CopyError, Scratch, Shape};
+use super::piece::{CopyError, Scratch};
+use super::plan::Plan;
+use super::station::{Common, Failed, co_serve};
 use super::target::Target;
 use crate::{Job, JobFailure, OnError};
 
-/// Most copies at a time.
-const MAX_WORKERS: u64 = 16;
-/// Longest copy, in bytes, unless a granule is longer.
-const MAX_CHUNK: u64 = 1 << 20;
 /// For how long the end of a job waits for its target.
 const MOMENT_NS: i64 = 500_000_000;
 /// For how long nothing but errors may come before a soft cancellation fails.
 const MAX_FAILING_NS: i64 = 10_000_000_000;
-
-/// What is copied, and how.
-pub(crate) struct Plan {
-    /// Bytes a granule.
-    pub(crate) granularity: u64,
-    /// Length of both nodes, in bytes.
-    pub(crate) length: u64,
-    /// Bytes in flight at most.
-    pub(crate) buffer: u64,
-    /// Bytes a cluster of the target.
-    pub(crate) cluster: u64,
-    pub(crate) on_source_error: OnError,
-    pub(crate) on_target_error: OnError,
-    pub(crate) manner: Manner,
-}
-
-/// In what the copies of kinds of jobs differ.
-pub(crate) struct Manner {
-    /// Most copies at a time.
-    pub(crate) max_workers: u64,
-    /// Longest copy, in bytes, unless a granule is longer.
-    pub(crate) max_chunk: u64,
-    /// Of writes to the target.
-    pub(crate) flags: WriteFlags,
-    /// What may read as anything is copied as it reads, and not discarded.
-    pub(crate) keeps_all: bool,
-    /// What was copied is discarded at the source, to which nothing else writes.
-    pub(crate) discards_source: bool,
-}
-
-impl Default for Manner {
-    fn default() -> Manner {
-        Manner {
-            max_workers: MAX_WORKERS,
-            max_chunk: MAX_CHUNK,
-            flags: WriteFlags::empty(),
-            keeps_all: false,
-            discards_source: false,
-        }
-    }
-}
 
 /// The copies of one job. Home thread.
 pub(crate) struct Engine {
@@ -79,13 +36,16 @@ pub(crate) struct Engine {
     plan: Plan,
     chunk: u64,
     max_workers: u64,
+    common: Arc<Common>,
+    /// Contexts that are to have a station.
+    contexts: RefCell<Vec<AioHandle>>,
+    /// Those that are there.
+    stations: Cell<u64>,
     /// Workers that rest.
     resting: CoQueue,
     workers: Cell<u64>,
     /// Workers that have passed the gates, and have not ended their claims.
     active: Cell<u64>,
-    /// Where the next claim begins.
-    cursor: Cell<u64>,
     is_stopped: Cell<bool>,
     /// No copy begins before that, in nanoseconds of the context's clock.
     retry_ns: Cell<i64>,
@@ -108,6 +68,9 @@ impl Engine {
         let longest = longest.max(plan.granularity);
         let chunk = (buffer / most).clamp(plan.granularity, longest);
         let chunk = chunk / plan.granularity * plan.granularity;
+        let shape = plan.shape();
+        let sizes = (plan.granularity, chunk);
+        let common = Common::new((granules, guests), job.progress(), sizes, shape);
         Rc::new(Engine {
             job: Rc::clone(job),
             granules: Arc::clone(granules),
@@ -116,11 +79,13 @@ impl Engine {
             target: Rc::clone(target),
             chunk,
             max_workers: (buffer / chunk).clamp(1, most),
+            common,
+            contexts: RefCell::default(),
+            stations: Cell::new(0),
             plan,
             resting: CoQueue::new(),
             workers: Cell::new(0),
             active: Cell::new(0),
-            cursor: Cell::new(0),
             is_stopped: Cell::new(false),
             retry_ns: Cell::new(0),
             failing_since_ns: Cell::new(None),
@@ -128,14 +93,24 @@ impl Engine {
         })
     }
 
-    /// Whether nothing is to be copied and nothing under way.
-    pub(crate) fn is_clean(&self) -> bool {
-        self.granules.todo() == 0 && self.granules.busy() == 0 && self.active.get() == 0
+    /// Has workers in these contexts, too, once there is much to copy.
+    pub(crate) fn set_contexts(&self, contexts: Vec<AioHandle>) {
+        self.contexts.replace(contexts);
     }
 
-    /// Whether nothing is left for the workers; guests may be at work.
+    /// Whether a worker may have a claim.
+    fn is_active(&self) -> bool {
+        self.active.get() > 0 || self.common.is_active()
+    }
+
+    /// Whether nothing is to be copied and nothing under way.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.granules.todo() == 0 && self.granules.busy() == 0 && !self.is_active()
+    }
+
+    /// Whether nothing is left for the workers; guests may be at work at both nodes.
     pub(crate) fn is_copied(&self) -> bool {
-        self.granules.todo() == 0 && self.active.get() == 0
+        self.granules.todo() == 0 && !self.is_active()
     }
 
     /// What is to be copied and what is under way, in bytes.
@@ -144,16 +119,43 @@ impl Engine {
         (granules * self.plan.granularity).min(self.plan.length)
     }
 
-    /// Copies until nothing is to be copied and nothing under way, however short that time may be. Pauses with
-    /// the job, in states that know a pause. A step of the job's main coroutine.
+    /// Copies until nothing is to be copied and nothing under way, copies that guests drive included, however
+    /// short that time may be. Pauses with the job, in states that know a pause. A step of the job's main
+    /// coroutine.
     ///
     /// # Errors
     /// If the job is cancelled, or a request has failed and its policy is to report that.
     pub(crate) fn co_converge(self: &Rc<Self>, co: &Co<'_>) -> Result<(), JobFailure> {
+        self.co_copy_until(co, || self.is_clean(), || false)
+    }
+
+    /// [`co_converge`](Self::co_converge), but does not wait for guests that write to both nodes, as these may never
+    /// rest; and returns early if `is_over` when the job is kicked.
+    ///
+    /// # Errors
+    /// As of [`co_converge`](Self::co_converge).
+    pub(crate) fn co_catch_up(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), JobFailure> {
+        self.co_copy_until(co, || self.is_copied(), is_over)
+    }
+
+    fn co_copy_until(
+        self: &Rc<Self>,
+        co: &Co<'_>,
+        is_done: impl Fn() -> bool,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), JobFailure> {
         loop {
             self.check(co.context())?;
+            if is_over() {
+                return Ok(());
+            }
             if self.job.should_pause() {
-                if self.active.get() == 0 && self.job.can_pause() {
+                self.common.allow(false);
+                if !self.is_active() && self.job.can_pause() {
                     self.job.co_pause_point(co)?;
                 } else {
                     self.job.co_wait(co, None);
@@ -164,7 +166,7 @@ impl Engine {
                 self.job.co_wait(co, until_ns);
             } else {
                 self.guests.want_end();
-                if self.is_clean() {
+                if is_done() {
                     return Ok(());
                 }
                 self.job.co_wait(co, None);
@@ -182,6 +184,15 @@ impl Engine {
         }
         for error in self.guests.take_errors() {
             self.target_failed(ctx, &error);
+        }
+        if self.common.take_success() {
+            self.succeeded();
+        }
+        for failed in self.common.take_failed() {
+            match failed {
+                Failed::Copy(error) => self.failed(ctx, &error),
+                Failed::Panic => self.fail(JobFailure::panicked()),
+            }
         }
         let has_failed_long = |since: i64| ctx.now_ns() - since > MAX_FAILING_NS;
         let is_given_up = self.job.is_soft_cancelled()
@@ -204,20 +215,63 @@ impl Engine {
     /// Has one more worker work, unless it is too early; returns until when.
     fn call_worker(self: &Rc<Self>, ctx: &AioContext) -> Option<i64> {
         let earliest_ns = self.earliest_ns(ctx);
+        self.call_stations(ctx, earliest_ns.is_none());
         if earliest_ns.is_none()
             && !self.resting.wake_one()
             && self.workers.get() < self.max_workers
         {
             self.workers.set(self.workers.get() + 1);
             let engine = Rc::clone(self);
-            ctx.spawn("copy", move |co| engine.co_work(co));
+            ctx.spawn("copy", move |co| {
+                let pending = engine.target.begin();
+                // The hook of panics has reported it.
+                if co.catch_unwind(|| engine.co_work(co)).is_err() {
+                    engine.fail(JobFailure::panicked());
+                }
+                engine.workers.set(engine.workers.get() - 1);
+                pending.co_end(co);
+                engine.job.kick();
+            });
         }
         earliest_ns
     }
 
+    /// Lets stations work, if there is more to do than workers here have at once.
+    fn call_stations(self: &Rc<Self>, ctx: &AioContext, is_time: bool) {
+        let is_much = self.granules.todo() * self.plan.granularity > 2 * self.chunk;
+        let may_begin = is_time && !self.is_stopped.get() && self.failure.borrow().is_none();
+        self.common.allow(may_begin && !self.job.should_pause() && self.job.rate().speed() == 0);
+        if is_much && may_begin {
+            for context in self.contexts.take() {
+                self.begin_station(ctx, &context);
+            }
+            if self.stations.get() > 0 {
+                self.common.call();
+            }
+        }
+    }
+
+    /// Has workers in a context, for as long as the engine is not stopped.
+    fn begin_station(self: &Rc<Self>, ctx: &AioContext, context: &AioHandle) {
+        let Some(source) = self.source.borrow().as_ref().and_then(BlockBackend::node) else {
+            return;
+        };
+        self.stations.set(self.stations.get() + 1);
+        let (engine, pending) = (Rc::clone(self), self.target.begin());
+        let (nodes, at_source) =
+            ((source, Arc::clone(self.target.node())), self.common.at_source());
+        let station = context.spawn("station of a job", move |co| co_serve(co, at_source, nodes));
+        ctx.spawn("end of a station", move |co| {
+            // Its context may have gone.
+            let _ = co.block_on(station);
+            engine.stations.set(engine.stations.get() - 1);
+            pending.co_end(co);
+            engine.job.kick();
+        });
+    }
+
     /// A worker, until the engine is stopped.
     fn co_work(self: &Rc<Self>, co: &Co<'_>) {
-        let pending = self.target.begin();
         let node = self.target.node();
         let alignment = node.limits().memory_alignment;
         match Scratch::new(self.chunk, alignment.max(4096)) {
@@ -234,9 +288,6 @@ impl Engine {
             }
             Err(error) => self.fail(JobFailure::Io(error)),
         }
-        self.workers.set(self.workers.get() - 1);
-        pending.co_end(co);
-        self.job.kick();
     }
 
     fn may_begin(&self, ctx: &AioContext) -> bool {
@@ -269,13 +320,9 @@ impl Engine {
         }
         let rate = self.job.rate();
         let most = rate.chunk(self.plan.granularity, self.chunk) / self.plan.granularity;
-        let Some(claimed) = self.granules.claim(self.cursor.get(), most.max(1)) else {
-            return false;
-        };
-        self.cursor.set(claimed.end);
-        self.active.set(self.active.get() + 1);
-        let claim = Claim { engine: self, range: Some(claimed) };
-        let range = claim.bytes();
+        let active = Active::count(&self.active);
+        let Some(claim) = self.common.claim(most.max(1)) else { return false };
+        let range = self.common.bytes(&claim);
         rate.sent(co.context().now_ns(), range.end - range.start);
         if self.granules.todo() > 0 {
             self.call_worker(co.context());
@@ -283,8 +330,7 @@ impl Engine {
         match self.co_carry_out(co, &range, (source, target), scratch) {
             Ok(()) => {
                 rate.give_back(range.end - range.start - scratch.bytes_written());
-                self.failing_since_ns.set(None);
-                self.job.request_succeeded();
+                self.succeeded();
                 claim.end();
                 self.job.progress().add(range.end - range.start);
                 if self.plan.manner.discards_source {
@@ -297,10 +343,16 @@ impl Engine {
                 self.failed(co.context(), &error);
             }
         }
+        drop(active);
         if self.granules.todo() == 0 || self.job.should_pause() {
             self.job.kick();
         }
         true
+    }
+
+    fn succeeded(&self) {
+        self.failing_since_ns.set(None);
+        self.job.request_succeeded();
     }
 
     fn co_carry_out(
@@ -310,10 +362,7 @@ impl Engine {
         (mut source, mut target): (Entered, Entered),
         scratch: &mut Scratch,
     ) -> Result<(), CopyError> {
-        let (cluster, length) = (self.plan.cluster, self.plan.length);
-        let Manner { flags, keeps_all, .. } = self.plan.manner;
-        let shape = Shape { cluster, length, flags, keeps_all };
-        scratch.co_read(co, &mut source, range, shape)?;
+        scratch.co_read(co, &mut source, range, self.plan.shape())?;
         drop(source);
         if self.is_stopped.get() {
             // The end of the job waits for the source alone.
@@ -381,8 +430,9 @@ impl Engine {
     pub(crate) fn co_stop(&self, co: &Co<'_>) {
         self.is_stopped.set(true);
         self.resting.wake_all();
+        self.common.stop();
         let until_ns = co.context().now_ns() + MOMENT_NS;
-        while self.workers.get() > 0 {
+        while self.workers.get() > 0 || self.stations.get() > 0 {
             let is_over = co.context().now_ns() >= until_ns;
             if is_over && self.is_source_free() {
                 break;
@@ -393,37 +443,23 @@ impl Engine {
     }
 
     fn is_source_free(&self) -> bool {
-        self.source.borrow().as_ref().is_none_or(|source| source.in_flight() == 0)
+        !self.common.is_at_source()
+            && self.source.borrow().as_ref().is_none_or(|source| source.in_flight() == 0)
     }
 }
 
-/// A claim. It fails unless it ends.
-struct Claim<'a> {
-    engine: &'a Engine,
-    range: Option<Range<u64>>,
-}
+/// A worker that may have a claim.
+struct Active<'a>(&'a Cell<u64>);
 
-impl Claim<'_> {
-    /// Its range, in bytes.
-    fn bytes(&self) -> Range<u64> {
-        let plan = &self.engine.plan;
-        let range = self.range.clone().unwrap_or(0..0);
-        range.start * plan.granularity..(range.end * plan.granularity).min(plan.length)
-    }
-
-    fn end(mut self) {
-        if let Some(range) = self.range.take() {
-            self.engine.granules.end(range);
-        }
+impl Active<'_> {
+    fn count(active: &Cell<u64>) -> Active<'_> {
+        active.set(active.get() + 1);
+        Active(active)
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Active<'_> {
     fn drop(&mut self) {
-        if let Some(range) = self.range.take() {
-            self.engine.granules.fail(range);
-        }
-        self.engine.guests.claim_ended();
-        self.engine.active.set(self.engine.active.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }

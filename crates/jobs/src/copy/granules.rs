@@ -39,6 +39,8 @@ pub(crate) struct Granules {
     busy: AtomicU64,
     /// A copier sleeps until something is todo.
     wants_wake: AtomicBool,
+    /// A bit for each that was once written as a whole; empty if that does not matter.
+    copied: Box<[AtomicU64]>,
 }
 
 /// The bits of a word that a range has: `todo` bits. `busy` is further up.
@@ -80,7 +82,26 @@ impl Granules {
             todo: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             wants_wake: AtomicBool::new(false),
+            copied: Box::default(),
         }
+    }
+
+    /// Keeps track of which were [written as a whole](Self::set_copied), before any is.
+    pub(crate) fn track_copied(&mut self) {
+        self.copied = (0..self.count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    }
+
+    /// The copy has all of these now.
+    pub(crate) fn set_copied(&self, range: Range<u64>) {
+        for granule in range.filter(|_| !self.copied.is_empty()) {
+            self.copied[(granule / 64) as usize].fetch_or(1 << (granule % 64), Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a part of a granule may be written to the copy.
+    pub(crate) fn is_copied(&self, granule: u64) -> bool {
+        let word = self.copied.get((granule / 64) as usize);
+        word.is_none_or(|word| word.load(Ordering::SeqCst) >> (granule % 64) & 1 != 0)
     }
 
     /// How many there are.

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! granules  what is to be copied, and what is being copied; pure, with models in models.rs
+//! claim     granules that one copy has for itself
 //! waiters   guests that wait for the end of claims
 //! guests    what guests' copies and the workers have to do with each other
-//! engine    Engine: the workers of a job, and what they wait for
+//! engine    Engine: the workers of a job in its context, and what they wait for
+//! station   workers in other contexts
 //! piece     one copy: block status, reads, writes
 //! target    the node that is written, which requests may keep longer than the job lives
 //! ```
@@ -14,11 +16,14 @@
 //! a drain of the source waits for no write to the target.
 
 mod atomics;
+mod claim;
 pub(crate) mod engine;
 pub(crate) mod granules;
 pub(crate) mod guests;
 #[cfg(all(test, loom))]
 mod models;
 pub(crate) mod piece;
+pub(crate) mod plan;
+mod station;
 pub(crate) mod target;
 pub(crate) mod waiters;

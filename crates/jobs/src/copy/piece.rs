@@ -108,8 +108,18 @@ impl How {
 /// The memory of a worker: what it has read, and how to write that. It is used again, and does not grow.
 pub(crate) struct Scratch {
     data: AlignedBuffer,
+    /// What the source has.
+    known: Vec<(How, Range<u64>)>,
     pieces: Vec<(How, Range<u64>)>,
     flags: WriteFlags,
+}
+
+/// Adds a piece, to the last one if that is of its kind.
+fn push(pieces: &mut Vec<(How, Range<u64>)>, how: How, piece: Range<u64>) {
+    match pieces.last_mut() {
+        Some((last, before)) if *last == how => before.end = piece.end,
+        _ => pieces.push((how, piece)),
+    }
 }
 
 /// A request of a copy has failed: to the source if it was a read.
@@ -143,10 +153,19 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Whether a range is whole clusters.
-    fn is_whole(&self, range: &Range<u64>) -> bool {
-        let is_border = |at: u64| at.is_multiple_of(self.cluster) || at == self.length;
-        is_border(range.start) && is_border(range.end)
+    /// How the first bytes of a range that are all of one kind get to the target, and where these end: as data up
+    /// to the next cluster, if no whole one is first.
+    fn cut(&self, how: How, range: &Range<u64>) -> (How, u64) {
+        let is_end = range.end == self.length;
+        let whole = if is_end { range.end } else { range.end - range.end % self.cluster };
+        if how == How::Write {
+            (How::Write, range.end)
+        } else if range.start.is_multiple_of(self.cluster) && whole > range.start {
+            (how, whole)
+        } else {
+            let next = (range.start + 1).next_multiple_of(self.cluster);
+            (How::Write, range.end.min(next))
+        }
     }
 }
 
@@ -155,7 +174,7 @@ impl Scratch {
     pub(crate) fn new(bytes: u64, alignment: u32) -> io::Result<Scratch> {
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let data = AlignedBuffer::new(bytes, alignment.max(1) as usize)?;
-        Ok(Scratch { data, pieces: Vec::new(), flags: WriteFlags::empty() })
+        Ok(Scratch { data, known: Vec::new(), pieces: Vec::new(), flags: WriteFlags::empty() })
     }
 
     /// Reads a range of the source, but for what need not be read.
@@ -166,16 +185,24 @@ impl Scratch {
         range: &Range<u64>,
         shape: Shape,
     ) -> Result<(), CopyError> {
+        self.known.clear();
         self.pieces.clear();
         self.flags = shape.flags;
         let mut at = range.start;
         while at < range.end {
             let left = range.end - at;
             let extent = source.co_status(co, at, left).map_err(CopyError::read)?;
-            let piece = at..at + extent.bytes.clamp(1, left);
-            let how = Some(How::of(&extent, &shape)).filter(|_| shape.is_whole(&piece));
-            at = piece.end;
-            self.push(how.unwrap_or(How::Write), piece);
+            let known = at..at + extent.bytes.clamp(1, left);
+            at = known.end;
+            push(&mut self.known, How::of(&extent, &shape), known);
+        }
+        for (how, known) in &self.known {
+            let mut left = known.clone();
+            while !left.is_empty() {
+                let (how, end) = shape.cut(*how, &left);
+                push(&mut self.pieces, how, left.start..end);
+                left.start = end;
+            }
         }
         for (how, piece) in &self.pieces {
             if *how == How::Write {
@@ -186,13 +213,6 @@ impl Scratch {
             }
         }
         Ok(())
-    }
-
-    fn push(&mut self, how: How, piece: Range<u64>) {
-        match self.pieces.last_mut() {
-            Some((last, before)) if *last == how => before.end = piece.end,
-            _ => self.pieces.push((how, piece)),
-        }
     }
 
     /// Writes what was read of a range.

@@ -88,25 +88,27 @@ impl Target {
     /// coroutine.
     ///
     /// # Errors
-    /// [`JobFailure::Cancelled`] as soon as the job is cancelled; what was begun goes on.
+    /// [`JobFailure::Cancelled`] as soon as the job is cancelled; what was begun goes on. If it has panicked.
     pub(crate) fn co_apart<R: 'static>(
         self: &Rc<Self>,
         co: &Co<'_>,
         job: &Rc<Job>,
         step: impl FnOnce(&Co<'_>, &BlockBackend) -> R + 'static,
     ) -> Result<R, JobFailure> {
-        let result = Rc::<Cell<Option<R>>>::default();
+        let result = Rc::<Cell<Option<Result<R, JobFailure>>>>::default();
         let (own, job_of_step, done) = (self.begin(), Rc::clone(job), Rc::clone(&result));
         co.context().spawn("job's step at its target", move |co| {
             let backend = own.target.backend();
-            done.set(Some(step(co, &backend)));
+            // The hook of panics has reported it.
+            let stepped = co.catch_unwind(|| step(co, &backend));
+            done.set(Some(stepped.map_err(|_| JobFailure::panicked())));
             drop(backend);
             own.co_end(co);
             job_of_step.kick();
         });
         loop {
             if let Some(result) = result.take() {
-                return Ok(result);
+                return result;
             }
             if job.is_cancelled() {
                 return Err(JobFailure::Cancelled);

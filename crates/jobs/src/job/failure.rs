@@ -17,6 +17,11 @@ pub enum JobFailure {
 }
 
 impl JobFailure {
+    /// Its coroutine has panicked.
+    pub(crate) fn panicked() -> JobFailure {
+        JobFailure::Text("the job has panicked".to_owned())
+    }
+
     /// What users are told.
     pub(super) fn text(&self) -> String {
         match self {

@@ -4,6 +4,7 @@
 //! If one fails or is cancelled all are given up, and when none works any more, all are undone.
 
 use std::cell::{Cell, RefCell};
+use std::panic::resume_unwind;
 use std::rc::{Rc, Weak};
 
 use coblk_aio::Co;
@@ -36,6 +37,10 @@ impl JobGroup {
         self.members.borrow_mut().retain(|it| it.as_ptr() != Rc::as_ptr(job));
     }
 
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.get()
+    }
+
     fn members(&self) -> Vec<Rc<Job>> {
         self.members.borrow().iter().filter_map(Weak::upgrade).collect()
     }
@@ -55,7 +60,7 @@ pub(super) fn co_ended(co: &Co<'_>, job: &Rc<Job>, result: Result<(), JobFailure
         return co_abort(co, job);
     }
     if members.iter().any(|it| it.status.get() != JobStatus::Waiting) {
-        return;
+        return co_pend(co, job);
     }
     members.iter().for_each(|it| it.enter(co.context(), JobStatus::Pending));
     let waits = |it: &&Rc<Job>| !it.options.auto_finalize;
@@ -65,7 +70,38 @@ pub(super) fn co_ended(co: &Co<'_>, job: &Rc<Job>, result: Result<(), JobFailure
         it.emit(co.context(), JobEvent::Pending { id, kind });
     }
     if waiting.is_empty() {
-        co_take_effect(co, job);
+        return co_take_effect(co, job);
+    }
+    co_pend(co, job);
+}
+
+/// Has the task go on while its job waits for others, or for a command.
+fn co_pend(co: &Co<'_>, job: &Rc<Job>) {
+    job.pends.set(true);
+    let work = || co.while_wanted(&job.wanted, || job.task.co_pend(co, job));
+    let pended = co.catch_unwind(work);
+    job.is_busy.set(false);
+    job.pends.set(false);
+    job.pend_waiters.wake_all();
+    let (failure, panic) = match pended {
+        Ok(Ok(())) => return,
+        Ok(Err(failure)) => (failure, None),
+        Err(panic) => (JobFailure::panicked(), Some(panic)),
+    };
+    if !job.is_ending() && !job.group.is_aborting.get() {
+        begin_abort(co, job, &failure);
+        co_abort(co, job);
+    }
+    panic.into_iter().for_each(|panic| resume_unwind(panic));
+}
+
+/// Waits until no task of the group goes on by itself any more. The group is ending.
+fn co_end_pending(co: &Co<'_>, members: &[Rc<Job>]) {
+    members.iter().for_each(|it| it.kick());
+    for it in members {
+        while it.pends.get() {
+            it.pend_waiters.wait(co);
+        }
     }
 }
 
@@ -86,8 +122,11 @@ fn co_take_effect(co: &Co<'_>, job: &Rc<Job>) {
         return;
     }
     let members = group.members();
+    co_end_pending(co, &members);
     for it in &members {
-        let prepared = it.task.co_prepare(co, it);
+        let prepared = co.catch_unwind(|| it.task.co_prepare(co, it));
+        // The hook of panics has reported it.
+        let prepared = prepared.unwrap_or_else(|_| Err(JobFailure::panicked()));
         if let Err(failure) = prepared {
             group.is_ending.set(false);
             begin_abort(co, it, &failure);
@@ -114,15 +153,20 @@ pub(crate) fn co_cancel(co: &Co<'_>, job: &Rc<Job>, forced: bool) -> Result<(), 
         return Err(JobError::CancelPaused(job.id().to_owned()));
     }
     job.cancel_async(forced || job.has_run.get());
-    if !job.has_started.get() {
-        job.has_run.set(true);
-    }
+    keep_from_starting(job);
     // What takes effect already sees the mark, if it is not too late.
     if job.has_run.get() && !job.group.is_ending.get() {
         begin_abort(co, job, &JobFailure::Cancelled);
         co_abort(co, job);
     }
     Ok(())
+}
+
+/// A job is cancelled, and will not run if it has not begun. One that is being set up begins, and sees that then.
+fn keep_from_starting(job: &Job) {
+    if !job.has_started.get() && !job.is_setting_up.get() {
+        job.has_run.set(true);
+    }
 }
 
 /// A job has failed: it and its group do not take effect.
@@ -135,9 +179,7 @@ fn begin_abort(co: &Co<'_>, job: &Rc<Job>, failure: &JobFailure) {
     for it in job.group.members() {
         if !Rc::ptr_eq(&it, job) {
             it.cancel_async(true);
-            if !it.has_started.get() {
-                it.has_run.set(true);
-            }
+            keep_from_starting(&it);
         }
     }
 }
@@ -149,6 +191,7 @@ fn co_abort(co: &Co<'_>, job: &Rc<Job>) {
     if members.iter().any(|it| !it.has_run.get()) || group.is_ending.replace(true) {
         return;
     }
+    co_end_pending(co, &members);
     for it in &members {
         it.error.borrow_mut().get_or_insert_with(|| JobFailure::Cancelled.text());
         if it.status.get() != JobStatus::Aborting {

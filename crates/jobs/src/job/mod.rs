@@ -38,6 +38,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, Co, RemoteBottomHalf, Wanted};
 use coblk_block::{
     BlockNode, ErrorAction, IoStatus, NodeUse, PermissionError, Permissions, RequestKind,
@@ -66,8 +67,14 @@ pub struct Job {
     group: Rc<JobGroup>,
     status: Cell<JobStatus>,
     has_started: Cell<bool>,
+    /// The command that starts it is at work: a cancellation is seen when it has started.
+    is_setting_up: Cell<bool>,
     /// Its work is over, or will not begin.
     has_run: Cell<bool>,
+    /// Its work is over, and its task goes on while it waits.
+    pends: Cell<bool>,
+    /// They wait for the end of that.
+    pend_waiters: CoQueue,
     /// Given up.
     is_cancelled: Cell<bool>,
     /// To end without taking effect, but well.
@@ -137,6 +144,11 @@ impl Job {
 
     fn counts_as_paused(&self) -> bool {
         self.is_paused_by_user.get() || self.drains.count() > 0
+    }
+
+    /// Whether its end takes effect, or is undone: it waits for others, or for a command, no more.
+    pub fn is_ending(&self) -> bool {
+        self.is_cancelled() || self.group.is_ending()
     }
 
     /// Has [`co_wait`](Self::co_wait) of the main coroutine return.
@@ -270,7 +282,10 @@ impl Job {
             group: Rc::clone(group),
             status: Cell::new(JobStatus::Created),
             has_started: Cell::new(false),
+            is_setting_up: Cell::new(false),
             has_run: Cell::new(false),
+            pends: Cell::new(false),
+            pend_waiters: CoQueue::new(),
             is_cancelled: Cell::new(false),
             is_soft_cancelled: Cell::new(false),
             is_paused_by_user: Cell::new(false),
@@ -289,6 +304,11 @@ impl Job {
         job
     }
 
+    /// The command that starts it begins, or ends, to take what it needs.
+    pub(crate) fn set_up(&self, is_setting_up: bool) {
+        self.is_setting_up.set(is_setting_up);
+    }
+
     /// Begins its work, in a coroutine. It is running when this returns, or over already.
     pub fn start(self: &Rc<Self>, ctx: &AioContext) {
         self.has_started.set(true);
@@ -304,8 +324,7 @@ impl Job {
             match worked {
                 Ok(result) => group::co_ended(co, &job, result),
                 Err(panic) => {
-                    let failure = JobFailure::Text("the job has panicked".to_owned());
-                    group::co_ended(co, &job, Err(failure));
+                    group::co_ended(co, &job, Err(JobFailure::panicked()));
                     resume_unwind(panic);
                 }
             }
@@ -318,6 +337,9 @@ impl Job {
         self.group.leave(self);
         self.task.co_clean(co, self);
         self.forget(co.context());
+        if let Some(jobs) = self.jobs.upgrade() {
+            jobs.wake_waiters();
+        }
     }
 
     /// The last change of its state.

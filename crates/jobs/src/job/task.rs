@@ -10,8 +10,8 @@ use super::{Job, JobError, JobFailure};
 /// given a [`Co`].
 ///
 /// ```text
-/// co_run --> waiting --> co_prepare (of all in the group) --> co_commit --> co_clean
-///        `-> aborting ----------------------------------------> co_abort -> co_clean
+/// co_run --> co_pend (waiting, pending) --> co_prepare (of all in the group) --> co_commit --> co_clean
+///        '-----------'--> aborting --------'--------------------------------> co_abort --> co_clean
 /// ```
 pub trait Task: 'static {
     /// Does the work. Called once, in a coroutine of its own. It looks for cancellation and pauses wherever
@@ -20,6 +20,16 @@ pub trait Task: 'static {
     /// # Errors
     /// Why the job fails. One that is cancelled fails whatever this returns.
     fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure>;
+
+    /// Goes on with what must not rest while the job waits for the others of its group, or for the command that
+    /// makes its end take effect. Called in the coroutine of [`co_run`](Self::co_run), after that. It returns soon
+    /// after [`Job::is_ending`] is true, of which the job is kicked. By default it does nothing.
+    ///
+    /// # Errors
+    /// Why the job fails after all: its state knows no pause.
+    fn co_pend(&self, _co: &Co<'_>, _job: &Rc<Job>) -> Result<(), JobFailure> {
+        Ok(())
+    }
 
     /// Makes the result take effect: the last step that may fail.
     ///

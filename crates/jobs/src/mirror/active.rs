@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::{Co, CoWaker, IoVector};
-use coblk_block::{BlockNode, WriteFlags, ZeroFlags};
+use coblk_block::{BlockNode, OwnRequests, WriteFlags, ZeroFlags};
 
 use super::top::Marks;
 use crate::Progress;
+use crate::rules::{Rule, holds};
 
 /// Longest write that is copied, in bytes; what is longer is marked.
 const MAX_COPY: usize = 32 << 20;
@@ -53,6 +54,27 @@ impl Change<'_> {
             Change::Zeroes(flags) => Owned::Zeroes(*flags),
             Change::Discard => Owned::Discard,
         })
+    }
+}
+
+impl Owned {
+    /// Writes a range, whose bytes begin `skipped` bytes behind the beginning of the data.
+    fn co_write(
+        &self,
+        co: &Co<'_>,
+        target: &OwnRequests,
+        range: &Range<u64>,
+        skipped: usize,
+    ) -> io::Result<()> {
+        let bytes = range.end - range.start;
+        match self {
+            Owned::Data(data, flags) => {
+                let source = IoVector::from(&data[skipped..skipped + bytes as usize]);
+                target.co_pwritev(co, range.start, &source, *flags)
+            }
+            Owned::Zeroes(flags) => target.co_pwrite_zeroes(co, range.start, bytes, *flags),
+            Owned::Discard => target.co_pdiscard(co, range.start, bytes),
+        }
     }
 }
 
@@ -116,7 +138,11 @@ impl Active {
             // Dropped after the write: that marks.
             return at_source();
         };
-        at_source()?;
+        if let Err(error) = at_source() {
+            // Dropped, it marks.
+            held.is_written = !holds(Rule::MarkFailedAtSource);
+            return Err(error);
+        }
         let Some(range) = held.cover(&range) else {
             held.end();
             return Ok(());
@@ -129,38 +155,32 @@ impl Active {
     fn co_write_target(
         self: &Arc<Self>,
         co: &Co<'_>,
-        held: Held,
+        mut held: Held,
         (range, skipped): (Range<u64>, usize),
         change: Owned,
     ) {
         let done = Arc::<Done>::default();
         lock(&self.waiting).push(Arc::clone(&done));
-        let (active, told) = (Arc::clone(self), Arc::clone(&done));
+        let (active, told) = (Arc::clone(self), Told(Arc::clone(&done)));
         let own = self.target.own_requests();
         co.context().spawn("active write", move |co| {
-            let bytes = range.end - range.start;
-            let written = match &change {
-                Owned::Data(data, flags) => {
-                    let source = IoVector::from(&data[skipped..skipped + bytes as usize]);
-                    own.co_pwritev(co, range.start, &source, *flags)
-                }
-                Owned::Zeroes(flags) => own.co_pwrite_zeroes(co, range.start, bytes, *flags),
-                Owned::Discard => own.co_pdiscard(co, range.start, bytes),
-            };
+            let written = co.catch_unwind(|| change.co_write(co, &own, &range, skipped));
             drop(own);
-            match written {
+            // The hook of panics has reported it.
+            match written.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO))) {
                 Ok(()) => {
-                    active.progress.add(bytes);
+                    active.progress.add(range.end - range.start);
                     held.end();
                 }
                 Err(error) => {
                     let marks = Arc::clone(&held.marks);
+                    held.is_written = !holds(Rule::MarkFailedAtTarget);
                     // Marked before the policy acts.
                     drop(held);
                     marks.guests.failed(error);
                 }
             }
-            told.set();
+            drop(told);
         });
         if !self.is_on() {
             done.set();
@@ -180,6 +200,8 @@ struct Held {
     /// The granules, of which those before `claimed` are claimed.
     granules: Range<u64>,
     claimed: u64,
+    /// Those that are written as a whole.
+    whole: Range<u64>,
     is_written: bool,
 }
 
@@ -187,12 +209,15 @@ impl Held {
     fn new(marks: &Arc<Marks>, range: &Range<u64>) -> Held {
         let granules = marks.granules_of(range);
         let claimed = granules.start;
-        Held { marks: Arc::clone(marks), granules, claimed, is_written: false }
+        Held { marks: Arc::clone(marks), granules, claimed, whole: 0..0, is_written: false }
     }
 
     /// Claims, after copies and writes there. False if the mode is switched off meanwhile.
     fn co_claim(&mut self, co: &Co<'_>, active: &Active) -> bool {
         let granules = &self.marks.granules;
+        if !holds(Rule::GuestsClaim) {
+            return active.is_on();
+        }
         loop {
             self.claimed = granules.hold(self.claimed..self.granules.end);
             if self.claimed >= self.granules.end {
@@ -209,7 +234,7 @@ impl Held {
 
     /// The part of a range that is to be written: without granules at its ends that are todo, and are not wholly
     /// covered; and how many bytes are left out before it. What is wholly covered is not todo any more.
-    fn cover(&self, range: &Range<u64>) -> Option<(Range<u64>, usize)> {
+    fn cover(&mut self, range: &Range<u64>) -> Option<(Range<u64>, usize)> {
         let (granules, granularity) = (&self.marks.granules, self.marks.granularity);
         let end = range.end.min(self.marks.length);
         let mut part = range.start..end;
@@ -217,22 +242,37 @@ impl Held {
         let mut whole = range.start.div_ceil(granularity)..end.div_ceil(granularity);
         if !is_last_whole {
             whole.end -= 1;
-            if granules.is_todo(whole.end) {
+            if self.is_left(whole.end) {
                 part.end = part.end.min(whole.end * granularity);
             }
         }
-        if !range.start.is_multiple_of(granularity) && granules.is_todo(self.granules.start) {
+        if !range.start.is_multiple_of(granularity) && self.is_left(self.granules.start) {
             part.start = part.start.max(whole.start * granularity);
         }
+        if !holds(Rule::LeaveParts) {
+            (part, whole) = (range.start..end, self.granules.clone());
+        }
         if whole.start < whole.end {
-            granules.clear(whole);
+            granules.clear(whole.clone());
+            self.whole = whole;
         }
         let skipped = (part.start - range.start) as usize;
         (part.start < part.end).then_some((part, skipped))
     }
 
+    /// Whether a granule that is covered in part is left to the copier, and todo.
+    fn is_left(&self, granule: u64) -> bool {
+        let granules = &self.marks.granules;
+        if !granules.is_todo(granule) && granules.is_copied(granule) {
+            return false;
+        }
+        self.marks.mark_granules(granule..granule + 1);
+        true
+    }
+
     /// Both have what was written.
     fn end(mut self) {
+        self.marks.granules.set_copied(self.whole.clone());
         self.is_written = true;
     }
 }
@@ -247,6 +287,15 @@ impl Drop for Held {
             granules.end(self.granules.start..self.claimed);
         }
         self.marks.guests.claim_ended();
+    }
+}
+
+/// The write to the target, which tells its end also when it panics.
+struct Told(Arc<Done>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.set();
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{AioHandle, Co};
 use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError, PermissionError};
 
 use super::task::{MirrorTask, co_set_up};
@@ -53,6 +53,7 @@ pub struct Mirror {
     pub(super) copy_mode: CopyMode,
     /// The target is a backing file of the source.
     pub(super) is_commit: bool,
+    pub(super) contexts: Vec<AioHandle>,
 }
 
 /// Why a mirror does not begin. Nothing has changed then.
@@ -102,6 +103,7 @@ impl Mirror {
             filter_name: None,
             copy_mode: CopyMode::Background,
             is_commit: false,
+            contexts: Vec::new(),
         }
     }
 
@@ -147,6 +149,13 @@ impl Mirror {
         Mirror { copy_mode, ..self }
     }
 
+    /// Has it copy in these contexts, too, which must be polling: while its speed is not limited, and when there is
+    /// more to copy than the job's context does at once. By default it copies in its own context alone.
+    #[must_use]
+    pub fn contexts(self, contexts: impl IntoIterator<Item = AioHandle>) -> Mirror {
+        Mirror { contexts: contexts.into_iter().collect(), ..self }
+    }
+
     /// The name of the filter that is inserted above the source while the job is there. By default one that no
     /// option can have.
     #[must_use]
@@ -170,7 +179,7 @@ impl Mirror {
         if let Some(name) = &self.filter_name {
             blockdevs.check_name(name)?;
         }
-        let task = MirrorTask::new(self);
+        let task = MirrorTask::new(self, blockdevs.downgrade());
         let own = task.clone();
         jobs.co_start(co, options, task, |co, job| co_set_up(co, &own, job, blockdevs))
     }
@@ -198,10 +207,19 @@ impl Mirror {
 
     /// Bytes a granule.
     pub(super) fn granule(&self) -> u64 {
-        self.granularity.filter(|bytes| *bytes != 0).unwrap_or_else(|| {
-            let cluster = cluster_size(&self.target);
-            if (4 << 10..=64 << 10).contains(&cluster) { cluster } else { DEFAULT_GRANULARITY }
-        })
+        let cluster = cluster_size(&self.target);
+        let is_usual = (4 << 10..=64 << 10).contains(&cluster);
+        let default = if is_usual { cluster } else { DEFAULT_GRANULARITY };
+        self.granularity.filter(|bytes| *bytes != 0).unwrap_or(default)
+    }
+
+    /// Whether the header of the target names a backing file that is not attached. A part of a cluster that is
+    /// written for the first time would be filled up with zeroes then, and these hide what the backing file
+    /// has when it is attached: so clusters are written as a whole for the first time.
+    pub(super) fn has_absent_backing(&self) -> bool {
+        let info = self.target.driver().image().and_then(|image| image.info().ok());
+        let is_attached = self.target.children().iter().any(|(name, _)| name == "backing");
+        !is_attached && info.is_some_and(|info| info.backing.is_some())
     }
 }
 

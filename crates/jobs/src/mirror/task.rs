@@ -9,16 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk_aio::Co;
 use coblk_block::{
     BlockBackend, BlockNode, Blockdevs, GraphError, HiddenNode, NodeUse, Operation, Permissions,
+    WeakBlockdevs,
 };
 
 use super::active::Active;
 use super::options::{CopyMode, Mirror, MirrorError, cluster_size};
 use super::scan::Scan;
 use super::top::{Marks, MirrorTop, TARGET};
-use crate::copy::engine::{Engine, Manner, Plan};
+use crate::copy::engine::Engine;
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
+use crate::rules::{Rule, holds};
 use crate::{Job, JobChange, JobError, JobFailure, JobStatus, Task};
 
 /// What the job holds and shares at its source, and then at its target.
@@ -49,6 +52,7 @@ pub(crate) struct MirrorTask(Rc<State>);
 
 struct State {
     mirror: Mirror,
+    blockdevs: WeakBlockdevs,
     parts: RefCell<Option<Rc<Parts>>>,
     /// It shall take the place of the source.
     is_completing: Cell<bool>,
@@ -69,10 +73,10 @@ struct Parts {
 }
 
 impl MirrorTask {
-    pub(crate) fn new(mirror: Mirror) -> MirrorTask {
+    pub(crate) fn new(mirror: Mirror, blockdevs: WeakBlockdevs) -> MirrorTask {
         let (parts, is_completing) = Default::default();
         let mode = Cell::new(mirror.copy_mode);
-        MirrorTask(Rc::new(State { mirror, parts, is_completing, mode }))
+        MirrorTask(Rc::new(State { mirror, blockdevs, parts, is_completing, mode }))
     }
 
     fn parts(&self) -> Option<Rc<Parts>> {
@@ -92,9 +96,18 @@ impl MirrorTask {
             Err(error) if is_in_the_way(&error) => return Ok(()),
             Err(error) => return Err(JobFailure::Text(error.to_string())),
         }
-        let _drained = parts.filter.co_drain(co);
+        let _drained = holds(Rule::SwitchInDrain).then(|| parts.filter.co_drain(co));
         parts.active.switch_on();
         Ok(())
+    }
+
+    /// Both were equal: sleeps until something is marked, the job is kicked, or the mode may be begun.
+    fn co_rest(&self, co: &Co<'_>, job: &Rc<Job>, parts: &Parts) {
+        let is_switching = self.0.mode.get() != CopyMode::Background && !parts.active.is_on();
+        let later_ns = co.context().now_ns() + SWITCH_AGAIN_NS;
+        if parts.marks.granules.may_sleep() {
+            job.co_wait(co, Some(later_ns).filter(|_| is_switching));
+        }
     }
 }
 
@@ -114,11 +127,18 @@ pub(crate) fn co_set_up(
     // The users of the source read a target below it, until the filter is there.
     let early = if mirror.is_commit { None } else { Some(use_target()?) };
     let source_use = job.co_use(co, &mirror.source, of_source.0, of_source.1)?;
-    let (length, granularity) = (mirror.source.length(), mirror.granule());
-    let granules = Arc::new(Granules::new(length.div_ceil(granularity)));
+    let length = mirror.source.length();
+    let granularity = match mirror.has_absent_backing() {
+        true => mirror.granule().max(cluster_size(&mirror.target)),
+        false => mirror.granule(),
+    };
+    let mut granules = Granules::new(length.div_ceil(granularity));
+    if mirror.has_absent_backing() {
+        granules.track_copied();
+    }
+    let granules = Arc::new(granules);
     let guests = Arc::new(Guests::new(job.remote_kick()));
-    let is_leaving = AtomicBool::new(false);
-    let is_commit = mirror.is_commit;
+    let (is_leaving, is_commit) = (AtomicBool::new(false), mirror.is_commit);
     let marks = Arc::new(Marks { granules, guests, granularity, length, is_leaving, is_commit });
     let active = Arc::new(Active::new(&mirror.target, &marks, job.progress()));
     let owner = format!("mirror job '{}'", job.id());
@@ -159,6 +179,7 @@ pub(crate) fn co_set_up(
     };
     let shared = (&marks.granules, &marks.guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan);
+    engine.set_contexts(mirror.contexts.clone());
     let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
     let parts = Parts { filter, hidden, source_use, source, target, marks, active, engine };
     task.0.parts.replace(Some(Rc::new(parts)));
@@ -169,9 +190,9 @@ impl Parts {
     /// Makes both equal, and the target durable. A step of the job's main coroutine.
     fn co_equalize(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         loop {
-            self.engine.co_converge(co)?;
+            self.engine.co_catch_up(co, || false)?;
             self.co_flush(co, job)?;
-            if self.engine.is_clean() {
+            if self.engine.is_copied() {
                 return Ok(());
             }
         }
@@ -202,12 +223,14 @@ impl Parts {
                 // They read the target through the source.
                 return is_clean && (!self.marks.is_commit || self.co_free_target(co));
             }
-            if let Err(error) = drained.co_flush(co) {
+            let flush = || drained.co_flush(co);
+            if let Err(error) = if holds(Rule::DurableAtPivot) { flush() } else { Ok(()) } {
                 failed.set(Some(error));
                 return false;
             }
             // Guests take its place, and have permissions of their own.
-            self.engine.is_clean() && self.co_free_target(co)
+            let is_clean = self.engine.is_clean() || !holds(Rule::EqualAtPivot);
+            is_clean && self.co_free_target(co)
         });
         if let Some(error) = failed.take() {
             self.co_flush_failed(co, job, &error);
@@ -233,8 +256,23 @@ impl Parts {
                 Ok(()) => return Ok(()),
                 Err(error) => self.co_flush_failed(co, job, &error),
             }
-            self.engine.co_converge(co)?;
+            self.engine.co_catch_up(co, || false)?;
         }
+    }
+
+    /// Writes of guests to a target that does not answer go on, and keep it in use until they have returned.
+    fn leave_writes_behind(&self, co: &Co<'_>) {
+        if self.marks.granules.busy() == 0 {
+            return;
+        }
+        let (marks, pending) = (Arc::clone(&self.marks), self.target.begin());
+        co.context().spawn("writes of guests that stay behind", move |co| {
+            let is_over = || marks.granules.busy() == 0;
+            while !is_over() {
+                marks.guests.waiters.co_wait(co, is_over);
+            }
+            pending.co_end(co);
+        });
     }
 
     /// Takes the filter out, whatever has users there still.
@@ -289,17 +327,27 @@ impl Task for MirrorTask {
         parts.co_equalize(co, job)?;
         job.become_ready(co.context());
         loop {
-            parts.engine.co_converge(co)?;
+            parts.engine.co_catch_up(co, || false)?;
             self.co_switch(co, &parts)?;
             if self.0.is_completing.get() || job.is_soft_cancelled() {
                 return Ok(());
             }
-            let is_switching = self.0.mode.get() != CopyMode::Background && !parts.active.is_on();
-            let later_ns = co.context().now_ns() + SWITCH_AGAIN_NS;
-            if parts.marks.granules.may_sleep() {
-                job.co_wait(co, Some(later_ns).filter(|_| is_switching));
+            self.co_rest(co, job, &parts);
+        }
+    }
+
+    fn co_pend(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        let Some(parts) = self.parts() else { return Ok(()) };
+        // However long the command lets the job wait, there is little left to copy then.
+        self.0.mode.set(CopyMode::WriteBlocking);
+        while !job.is_ending() {
+            self.co_switch(co, &parts)?;
+            parts.engine.co_catch_up(co, || job.is_ending())?;
+            if !job.is_ending() {
+                self.co_rest(co, job, &parts);
             }
         }
+        Ok(())
     }
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
@@ -307,13 +355,25 @@ impl Task for MirrorTask {
         let mirror = &self.0.mirror;
         let new = if job.is_soft_cancelled() { &mirror.source } else { &mirror.target };
         loop {
-            parts.engine.co_converge(co)?;
+            parts.engine.co_catch_up(co, || false)?;
             if parts.co_turn(co, job, new)? {
                 break;
             }
         }
         // A copy that stays behind.
         if job.is_soft_cancelled() { parts.co_flush(co, job) } else { Ok(()) }
+    }
+
+    fn co_commit(&self, co: &Co<'_>, job: &Rc<Job>) {
+        let mirror = &self.0.mirror;
+        if job.is_soft_cancelled() || !mirror.source.is_read_only() {
+            return;
+        }
+        let blockdevs = self.0.blockdevs.upgrade();
+        let set = blockdevs.map(|set| set.co_set_read_only(co, &mirror.target, true));
+        if let Some(Err(error)) = set {
+            tracing::warn!(target = mirror.target.name(), %error, "it stays writable");
+        }
     }
 
     fn co_clean(&self, co: &Co<'_>, job: &Rc<Job>) {
@@ -325,6 +385,7 @@ impl Task for MirrorTask {
         }
         job.progress().set_rest(parts.engine.rest());
         parts.engine.co_stop(co);
+        parts.leave_writes_behind(co);
         parts.co_remove_filter(co, &self.0.mirror.source);
         parts.target.co_leave(co);
         if let Some(used) = parts.source_use.take() {

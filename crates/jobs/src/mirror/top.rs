@@ -14,6 +14,7 @@ use coblk_block::{
 use super::active::{Active, Change};
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::rules::{Rule, holds};
 
 /// The slot for the target.
 pub(super) const TARGET: &str = "target";
@@ -88,6 +89,10 @@ impl MirrorTop {
         let range = offset..offset.saturating_add(bytes);
         if self.active.is_on() {
             return self.active.co_change(co, (range, change), at_source);
+        }
+        if !holds(Rule::MarkAfterWrite) {
+            self.marks.mark(&range);
+            return at_source();
         }
         let _marked = Marked { marks: &self.marks, range };
         at_source()

@@ -8,7 +8,7 @@ use coblk_aio::Co;
 use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError, PermissionError};
 
 use super::task::{StreamTask, co_set_up};
-use crate::chain::Naming;
+use crate::chain::{Naming, busy_node};
 use crate::{Job, JobError, JobOptions, Jobs, OnError};
 
 /// A copy of what the backing files of a node have to the node itself. When it is done, the node has the base as its
@@ -51,6 +51,14 @@ pub enum StreamError {
     /// The header cannot name the base.
     #[error("{0}: a name for the header has to be given")]
     NoName(String),
+    /// Another job has a node of the chain.
+    #[error("Node '{node}' is busy: {reason}")]
+    Busy {
+        /// The node.
+        node: String,
+        /// Why.
+        reason: String,
+    },
     /// The job cannot be made.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -137,7 +145,7 @@ impl Stream {
         co: &Co<'_>,
         jobs: &Rc<Jobs>,
         options: JobOptions,
-        blockdevs: &Arc<Blockdevs>,
+        blockdevs: &Blockdevs,
     ) -> Result<Rc<Job>, StreamError> {
         self.check()?;
         jobs.check_id(&options.id)?;
@@ -146,10 +154,13 @@ impl Stream {
         }
         let task = StreamTask::new(self, blockdevs);
         let own = task.clone();
-        jobs.co_start(co, options, task, |co, job| co_set_up(co, &own, job))
+        jobs.co_start(co, options, task, |co, job| co_set_up(co, &own, job, blockdevs))
     }
 
     fn check(&self) -> Result<(), StreamError> {
+        if let Some((node, reason)) = busy_node(self.sources().iter().chain([&self.top])) {
+            return Err(StreamError::Busy { node, reason });
+        }
         match self.base() {
             None if self.naming.file.is_some() => Err(StreamError::NoBacking),
             None => Ok(()),

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BlockBackend, BlockNode, Blockdevs, FrozenChain, HiddenNode, NodeUse, Operation, Permissions,
-    filters::CopyOnRead,
+    BlockBackend, BlockNode, Blockdevs, FrozenChain, HiddenNode, NodeUse, Permissions,
+    WeakBlockdevs, filters::CopyOnRead,
 };
 
 use super::options::{Stream, StreamError};
 use super::sweep::Sweep;
-use crate::chain::{Headers, co_until_done};
+use crate::chain::{Headers, block, co_put_back, co_until_done, is_in_the_way};
 use crate::{Job, JobFailure, Task};
 
 const ALL_BUT_RESIZE: Permissions = Permissions::all().difference(Permissions::RESIZE);
@@ -29,7 +29,7 @@ pub(super) struct StreamTask(Rc<State>);
 
 struct State {
     stream: Stream,
-    blockdevs: Arc<Blockdevs>,
+    blockdevs: WeakBlockdevs,
     parts: RefCell<Option<Rc<Parts>>>,
     /// The image was read-only before.
     was_read_only: Cell<bool>,
@@ -45,9 +45,9 @@ struct Parts {
 }
 
 impl StreamTask {
-    pub(super) fn new(stream: Stream, blockdevs: &Arc<Blockdevs>) -> StreamTask {
+    pub(super) fn new(stream: Stream, blockdevs: &Blockdevs) -> StreamTask {
         let (parts, was_read_only) = Default::default();
-        let blockdevs = Arc::clone(blockdevs);
+        let blockdevs = blockdevs.downgrade();
         StreamTask(Rc::new(State { stream, blockdevs, parts, was_read_only }))
     }
 
@@ -60,8 +60,13 @@ impl StreamTask {
 ///
 /// # Errors
 /// If other users do not agree. All is as before when the task is cleaned.
-pub(super) fn co_set_up(co: &Co<'_>, task: &StreamTask, job: &Rc<Job>) -> Result<(), StreamError> {
-    let State { stream, blockdevs, .. } = &*task.0;
+pub(super) fn co_set_up(
+    co: &Co<'_>,
+    task: &StreamTask,
+    job: &Rc<Job>,
+    blockdevs: &Blockdevs,
+) -> Result<(), StreamError> {
+    let stream = &task.0.stream;
     let (top, image, sources) = (&stream.top, stream.image(), stream.sources());
     if sources.is_empty() {
         return Ok(());
@@ -98,11 +103,9 @@ pub(super) fn co_set_up(co: &Co<'_>, task: &StreamTask, job: &Rc<Job>) -> Result
     let reason = format!("stream job '{}' needs it", job.id());
     let bottom = sources.last();
     parts.frozen.replace(Some(parts.filter.co_freeze_chain(co, bottom, reason)?));
-    for used in parts.uses.borrow().iter().filter(|used| !Arc::ptr_eq(used.node(), &parts.filter)) {
-        for operation in [Operation::Resize, Operation::Replace, Operation::Inactivate] {
-            used.block(operation, "block device is in use by block job: stream");
-        }
-    }
+    // But for the filter, which goes out again.
+    let uses = parts.uses.borrow();
+    block(uses.iter().filter(|used| !Arc::ptr_eq(used.node(), &parts.filter)), "stream");
     Ok(())
 }
 
@@ -166,7 +169,7 @@ impl Task for StreamTask {
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let State { stream, blockdevs, .. } = &*self.0;
-        let headers = Headers::new(blockdevs);
+        let headers = Headers::new(blockdevs)?;
         let Some(parts) = self.parts() else {
             // The backing file stays, and may have another name.
             let base = stream.image().backing_child().filter(|_| stream.naming.file.is_some());
@@ -190,7 +193,7 @@ impl Task for StreamTask {
             parts.co_share_filter(co);
             while let Err(error) = parts.filter.co_replace(co, &stream.top) {
                 tracing::warn!(filter = parts.filter.name(), %error, "the filter of a job stays");
-                if !crate::chain::is_in_the_way(&error) {
+                if !is_in_the_way(&error) {
                     break;
                 }
             }
@@ -202,10 +205,8 @@ impl Task for StreamTask {
                 hidden.co_end(co);
             }
         }
-        if self.0.was_read_only.get()
-            && let Err(error) = blockdevs.co_set_read_only(co, &stream.image(), true)
-        {
-            tracing::error!(node = stream.top.name(), job = job.id(), %error, "it stays writable");
+        if self.0.was_read_only.get() {
+            co_put_back(co, job, blockdevs, &stream.image());
         }
     }
 }

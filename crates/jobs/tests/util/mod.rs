@@ -4,7 +4,9 @@
 pub mod chain;
 #[path = "../../../block/tests/util/disk.rs"]
 pub mod disk;
+pub mod mapped;
 pub mod scripted;
+pub mod sim;
 pub mod stage;
 
 use std::cell::RefCell;

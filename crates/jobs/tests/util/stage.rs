@@ -31,12 +31,17 @@ pub fn stage() -> Stage {
 }
 
 pub fn stage_of(length: u64) -> Stage {
+    let node = |name: &str, disk: &Arc<Disk>| BlockNode::new(name, OnDisk(Arc::clone(disk)));
+    stage_with(length, node)
+}
+
+/// A stage whose nodes, `source` and `target`, `make` makes.
+pub fn stage_with(length: u64, make: impl Fn(&str, &Arc<Disk>) -> Arc<BlockNode>) -> Stage {
     let ctx = simulated(1);
     let (jobs, told) = jobs();
     let (source, target) =
         (Disk::new(length, BlockLimits::default()), Disk::new(length, BlockLimits::default()));
-    let node = |name: &str, disk: &Arc<Disk>| BlockNode::new(name, OnDisk(Arc::clone(disk)));
-    let (source_node, target_node) = (node("source", &source), node("target", &target));
+    let (source_node, target_node) = (make("source", &source), make("target", &target));
     let guest = BackendOptions::new("guest").open(&ctx, Arc::clone(&source_node)).unwrap();
     let blockdevs = Blockdevs::new(coblk_block::drivers());
     Stage { ctx, jobs, told, blockdevs, source, target, source_node, target_node, guest }

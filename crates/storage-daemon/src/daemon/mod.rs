@@ -18,6 +18,7 @@ mod shutdown;
 mod sizes;
 mod snapshots;
 mod tls;
+mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coblk::aio::Wanted;
+use coblk::aio::sync::CoMutex;
 use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
 use coblk::jobs::Jobs;
@@ -75,8 +77,7 @@ use crate::options::OptionError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Daemon {
-    /// Jobs have it, too.
-    blockdevs: Arc<Blockdevs>,
+    blockdevs: Blockdevs,
     objects: Objects,
     configured: RefCell<Configured>,
     exports: Rc<Exports>,
@@ -102,6 +103,9 @@ pub struct Daemon {
     commands_running: RefCell<Vec<(u64, &'static str)>>,
     last_command: Cell<u64>,
     asked: RefCell<sizes::Asked>,
+    /// Commands on bitmaps and transactions come one after the other: what a transaction takes back, no other has
+    /// changed meanwhile.
+    bitmap_commands: CoMutex<()>,
     /// Whether checks of images are wanted: until the end.
     checks: Wanted,
     /// Nodes and servers that are being closed at the end.
@@ -152,7 +156,7 @@ impl Daemon {
                     daemon.emit(ctx, &Event::Job(event.clone()));
                 }
             });
-            let (blockdevs, sender) = (Arc::new(Blockdevs::new(drivers)), events.clone());
+            let (blockdevs, sender) = (Blockdevs::new(drivers), events.clone());
             blockdevs.set_event_listener(move |event| sender.send(Event::Driver(event)));
             Daemon {
                 blockdevs,
@@ -175,6 +179,7 @@ impl Daemon {
                 commands_running: RefCell::default(),
                 last_command: Cell::new(0),
                 asked: RefCell::default(),
+                bitmap_commands: CoMutex::new(()),
                 checks: Wanted::new(),
                 ending: Cell::new(0),
                 events,

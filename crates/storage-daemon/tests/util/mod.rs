@@ -2,6 +2,7 @@
 // Not every test program uses all of it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod both;
 pub mod chain_script;
 pub mod fake;
 pub mod qmp;

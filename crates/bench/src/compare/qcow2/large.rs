@@ -21,7 +21,7 @@ use crate::compare::works::DEPTH;
 use crate::engine::Engine;
 use crate::measure::{Bench, Contest, Lap, lap};
 use crate::peers::qemu_img::QemuImg;
-use crate::peers::qmp::StorageDaemon;
+use crate::peers::qmp::{self, StorageDaemon};
 use crate::report::Row;
 use crate::sys;
 use crate::workload::{Generator, Job, Until};
@@ -156,7 +156,7 @@ impl Work {
         let contest = Contest::new(self.name(), Unit::NsPerOp, ours);
         let mut add = node.clone();
         add["node-name"] = json!("bench");
-        let contest = match StorageDaemon::start() {
+        let contest = match StorageDaemon::start(qmp::QEMU) {
             Ok(mut daemon) => contest.peer(super::QEMU, move |_| {
                 let (start, cpu_ns) = (Instant::now(), daemon.cpu_ns()?);
                 daemon.execute("blockdev-add", add.clone())?;

@@ -29,6 +29,9 @@ struct Arguments {
     on_target_error: Option<JobOnError>,
     filter_node_name: Option<String>,
     copy_mode: Option<CopyMode>,
+    /// Iothreads that copy, too.
+    #[serde(default)]
+    x_coblk_iothreads: Vec<String>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
 }
@@ -105,6 +108,15 @@ fn blockdev_mirror(
     if let Some(CopyMode::WriteBlocking) = arguments.copy_mode {
         mirror = mirror.copy_mode(coblk::jobs::CopyMode::WriteBlocking);
     }
+    let handles = daemon.iothread_handles();
+    let handle = |id: &String| {
+        let found = handles.iter().find(|(name, _)| name == id);
+        found
+            .map(|(_, handle)| handle.clone())
+            .ok_or_else(|| refused(format!("no iothread '{id}'")))
+    };
+    let contexts = arguments.x_coblk_iothreads.iter().map(handle);
+    mirror = mirror.contexts(contexts.collect::<Result<Vec<_>, _>>()?);
     if let Some(granularity) = arguments.granularity {
         mirror = mirror.granularity(granularity.into());
     }

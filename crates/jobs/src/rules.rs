@@ -1,0 +1,50 @@
+//! Steps that keep jobs from losing writes. A test build can leave one out: its tests show that each is needed.
+
+/// A step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // Without the feature those that are asked for are all.
+pub enum Rule {
+    /// A mark is set after the write has returned.
+    MarkAfterWrite,
+    /// Marks that come while a granule is copied stay.
+    KeepMarks,
+    /// What was not copied is to be copied again.
+    CopyAgain,
+    /// Nothing is marked in the drained section in which users turn to the copy.
+    EqualAtPivot,
+    /// The copy is durable before users turn to it.
+    DurableAtPivot,
+    /// A guest that writes to both nodes claims the granules.
+    GuestsClaim,
+    /// A guest's write that has failed at the target is marked.
+    MarkFailedAtTarget,
+    /// A guest's write to both nodes that has failed at the source is marked.
+    MarkFailedAtSource,
+    /// A granule that is to be copied, and that a guest covers in part, is left to the copier.
+    LeaveParts,
+    /// Guests begin to write to both nodes when no write of theirs is under way.
+    SwitchInDrain,
+}
+
+#[cfg(feature = "test-rules")]
+thread_local! {
+    static LEFT_OUT: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+}
+
+/// Has jobs of this thread leave out a step from now on, or none.
+#[cfg(feature = "test-rules")]
+pub fn leave_out(rule: Option<Rule>) {
+    LEFT_OUT.set(rule);
+}
+
+/// Whether a step is to be done.
+#[inline]
+pub(crate) fn holds(rule: Rule) -> bool {
+    #[cfg(feature = "test-rules")]
+    return LEFT_OUT.get() != Some(rule);
+    #[cfg(not(feature = "test-rules"))]
+    {
+        let _ = rule;
+        true
+    }
+}
