@@ -116,8 +116,7 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Some(Arc::new(options)), Inherited::default())?;
         }
-        let turned =
-            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
+        let turned = steps.iter().flat_map(|step| &step.turns).filter_map(|it| it.1.as_ref());
         let added = steps.iter().flat_map(|step| &step.added);
         let nodes = steps.iter().map(|step| &step.node).chain(turned).chain(added);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
