@@ -135,7 +135,17 @@ pub const HOUSES: &[House] = &[
             &["creates"],
         ],
     ),
-    ("jobs", &[&["rules"], &["job", "set", "closure"], &["copy"], &["snapshot"], &["backup", "mirror"]]),
+    (
+        "jobs",
+        &[
+            &["rules"],
+            &["job", "set", "closure"],
+            &["copy"],
+            &["snapshot"],
+            &["backup", "mirror"],
+            &["transaction"],
+        ],
+    ),
     (
         "export",
         &[

@@ -70,10 +70,10 @@ pub use coblk_block::{
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
     pub use coblk_block::drivers::*;
-    pub use coblk_nbd::{Nbd, NbdNodeOptions};
     pub use coblk_jobs::{
         CopyBeforeWrite, CopyBeforeWriteOptions, SnapshotAccess, SnapshotAccessOptions,
     };
+    pub use coblk_nbd::{Nbd, NbdNodeOptions};
     #[cfg(feature = "qcow2")]
     pub use coblk_qcow2::{Qcow2, Qcow2Options};
 }

@@ -10,6 +10,7 @@
 //! snapshot/  filters that keep the bytes of an instant, and a node that shows them
 //! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
+//! transaction/ Transaction: actions that all take effect, or none
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ mod mirror;
 mod rules;
 mod set;
 mod snapshot;
+mod transaction;
 
 pub use backup::{Backup, BackupError, BackupSync, BitmapMode};
 pub use job::{
@@ -33,4 +35,9 @@ pub use rules::{Rule, leave_out};
 pub use set::Jobs;
 pub use snapshot::{
     CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
+};
+pub use transaction::{
+    AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
+    CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,
+    RemoveFilter, SnapshotError, Transaction, TransactionError, co_create_snapshot,
 };

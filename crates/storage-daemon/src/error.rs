@@ -4,7 +4,7 @@ use std::io;
 
 use coblk::block::{BitmapError, BlockdevError};
 use coblk::export::ExportError;
-use coblk::jobs::{BackupError, JobError, MirrorError};
+use coblk::jobs::{BackupError, JobError, MirrorError, TransactionError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -37,6 +37,9 @@ pub enum DaemonError {
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// A transaction has no effect.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
     /// An export cannot be added or removed.
     #[error(transparent)]
     Export(ExportError),

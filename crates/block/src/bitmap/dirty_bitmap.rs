@@ -161,6 +161,23 @@ impl DirtyBitmap {
         Ok(())
     }
 
+    /// A copy of its bits, to which they can be [restored](Self::restore). Takes as much memory as they do.
+    ///
+    /// # Errors
+    /// If it is busy, read-only or inconsistent; without memory.
+    pub fn saved(&self) -> Result<DirtyBits, BitmapError> {
+        self.check(BitmapUse::Change)?;
+        let failed = |source| BitmapError::Make { name: self.shown_name(), source };
+        self.bits().copy().map_err(failed)
+    }
+
+    /// Makes its bits what they were when these were saved. Between both no write to the node is under way, or
+    /// marks are lost: in a drained section.
+    pub fn restore(&self, saved: &DirtyBits) {
+        self.bits().clear_all();
+        self.bits().merge_from(saved);
+    }
+
     /// Marks what is dirty in the sources. This one may be among them.
     ///
     /// # Errors

@@ -6,10 +6,10 @@ use coblk_aio::Co;
 
 use super::Blockdevs;
 use super::listing::describe_edges;
+use crate::graph::change::ChangeLock;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
-use crate::graph::overlay::ChangeLock;
 use crate::options::NodeOptions;
 use crate::registry::BlockdevError;
 

@@ -19,11 +19,11 @@ use super::Blockdevs;
 use super::list_change::{self, ListChange};
 use super::listing::describe_edges;
 use crate::driver::role::ChildRole;
+use crate::graph::change::ChangeLock;
 use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::homes::co_settle_homes;
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::{BlockNode, NodeState};
-use crate::graph::overlay::ChangeLock;
 use crate::graph::{self, Child, Edge, GraphError, Left, Operation, Turn, Turned};
 use crate::io as request_path;
 use crate::io::known::answers_may_have_changed;
@@ -97,9 +97,7 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let change = ChangeLock::co_take(co)?;
-        let turned = self.co_reopen_locked(co, &change, options)?;
-        drop(change);
+        let turned = self.co_reopen_locked(co, &ChangeLock::co_take(co)?, options)?;
         // Their last I/O waits for drains.
         turned.iter().for_each(|node| co_close_if_unused(co, node));
         turned.iter().for_each(|node| co_settle_homes(co, node));
@@ -118,8 +116,7 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Some(Arc::new(options)), Inherited::default())?;
         }
-        let turned =
-            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
+        let turned = steps.iter().flat_map(|step| &step.turns).filter_map(|it| it.1.as_ref());
         let added = steps.iter().flat_map(|step| &step.added);
         let nodes = steps.iter().map(|step| &step.node).chain(turned).chain(added);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));

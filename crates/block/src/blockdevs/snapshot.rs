@@ -13,8 +13,9 @@ use coblk_aio::Co;
 
 use super::Blockdevs;
 use crate::driver::permissions::Permissions;
+use crate::graph::change::ChangeLock;
 use crate::graph::node::BlockNode;
-use crate::graph::overlay::{ChangeLock, PutOn, co_put_on};
+use crate::graph::overlay::{PutOn, co_put_on};
 use crate::graph::{self, DrainedSection, GraphError, Operation};
 
 /// Why a node cannot get an overlay, in QEMU's words. Nothing has changed then.

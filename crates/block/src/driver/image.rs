@@ -85,6 +85,12 @@ pub trait ImageFormat: Send + Sync {
         Err(not_supported())
     }
 
+    /// The node's stored bitmaps are others than before: one was added, enabled or disabled, or has other bits. For
+    /// images that have to know that at once, and not when they are closed.
+    fn co_note_bitmaps(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Replaces the bytes of the node by those of the snapshot of an id, which stays. Without such a
     /// snapshot: ENOENT. The node must be as long as the snapshot, else EINVAL: the caller truncates it
     /// first, as the layer keeps the length for requests.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, PoolShare};
 
-use crate::bitmap::{BitmapError, BitmapUse, Bitmaps, DirtyBitmap, NewBitmap};
+use crate::bitmap::{AcquiredBitmap, BitmapError, BitmapUse, Bitmaps, DirtyBitmap, NewBitmap};
 use crate::graph::node::BlockNode;
 
 /// Granularities that follow from the size of clusters, in bytes: at least and at most.
@@ -78,7 +78,62 @@ impl BlockNode {
             self.forget_bitmap(&bitmap);
             return Err(BitmapError::Make { name, source });
         }
+        self.co_note_bitmap(co, &bitmap).inspect_err(|_| self.forget_bitmap(&bitmap))?;
         Ok(bitmap)
+    }
+
+    /// After a bitmap was added, enabled or disabled, or has got other bits by something else than writes: has it
+    /// stored where bitmaps are known at all times, and not from the close of the node on. A bitmap that is not
+    /// persistent is none of that.
+    ///
+    /// # Errors
+    /// If it cannot be stored. What is stored is as before then.
+    pub fn co_note_bitmap(
+        &self,
+        co: &Co<'_>,
+        bitmap: &Arc<DirtyBitmap>,
+    ) -> Result<(), BitmapError> {
+        let is_stored = bitmap.is_persistent() && !self.is_read_only();
+        let Some(name) = bitmap.name().filter(|_| is_stored) else { return Ok(()) };
+        let noted = self.co_image(co).and_then(|image| image.co_note_bitmaps(co));
+        let node = self.name().to_owned();
+        noted.map_err(|source| BitmapError::Store { name, node, source })
+    }
+
+    /// Has writes that begin from now on recorded in a bitmap of this node, or not.
+    ///
+    /// # Errors
+    /// If it is busy or inconsistent; if that cannot be [stored](Self::co_note_bitmap). It is as before then.
+    pub fn co_record_bitmap(
+        &self,
+        co: &Co<'_>,
+        bitmap: &Arc<DirtyBitmap>,
+        on: bool,
+    ) -> Result<(), BitmapError> {
+        let was_on = bitmap.is_recording();
+        bitmap.set_recording(on)?;
+        if was_on == on {
+            return Ok(());
+        }
+        self.co_note_bitmap(co, bitmap).inspect_err(|_| {
+            // It is as it was when that was allowed.
+            let _ = bitmap.set_recording(was_on);
+        })
+    }
+
+    /// Marks in a bitmap of this node what is dirty in others. A worker does it.
+    ///
+    /// # Errors
+    /// As of [`DirtyBitmap::merge`], and nothing has changed then; if that cannot be
+    /// [stored](Self::co_note_bitmap), and the bits are marked all the same.
+    pub fn co_merge_bitmaps(
+        &self,
+        co: &Co<'_>,
+        target: &Arc<DirtyBitmap>,
+        sources: &[Arc<DirtyBitmap>],
+    ) -> Result<(), BitmapError> {
+        PoolShare::once(co, || target.merge(sources))?;
+        self.co_note_bitmap(co, target)
     }
 
     /// Checks that a bitmap can be stored with the node.
@@ -106,10 +161,23 @@ impl BlockNode {
     /// # Errors
     /// If it is busy or read-only; if the image cannot be changed. The bitmap stays then.
     pub fn co_remove_bitmap(
-        &self,
+        self: &Arc<Self>,
         co: &Co<'_>,
         bitmap: &Arc<DirtyBitmap>,
     ) -> Result<(), BitmapError> {
+        self.co_begin_removal(co, bitmap).map(BitmapRemoval::finish)
+    }
+
+    /// Begins to remove a bitmap: it is busy, its name stays taken, and it is in no image any more. A drop of the
+    /// result leaves it in the list, and it is stored with the others when the node is closed.
+    ///
+    /// # Errors
+    /// As of [`co_remove_bitmap`](Self::co_remove_bitmap).
+    pub fn co_begin_removal(
+        self: &Arc<Self>,
+        co: &Co<'_>,
+        bitmap: &Arc<DirtyBitmap>,
+    ) -> Result<BitmapRemoval, BitmapError> {
         let acquired = bitmap.acquire(BitmapUse::Remove)?;
         if let Some(name) = bitmap.name().filter(|_| bitmap.is_persistent()) {
             let removed = self.co_image(co).and_then(|image| image.co_remove_bitmap(co, &name));
@@ -119,9 +187,7 @@ impl BlockNode {
                 source,
             })?;
         }
-        self.forget_bitmap(bitmap);
-        drop(acquired);
-        Ok(())
+        Ok(BitmapRemoval { node: Arc::clone(self), acquired })
     }
 
     /// Removes a bitmap that is not stored, such as a job's own. Any thread; writes in flight may still be
@@ -134,5 +200,19 @@ impl BlockNode {
     /// There may be bitmaps now, or none any more.
     pub(crate) fn look_at_bitmaps(&self) {
         self.path.state.look_at_bitmaps();
+    }
+}
+
+/// A bitmap that is being removed.
+#[must_use = "the bitmap stays if this is dropped"]
+pub struct BitmapRemoval {
+    node: Arc<BlockNode>,
+    acquired: AcquiredBitmap,
+}
+
+impl BitmapRemoval {
+    /// Takes the bitmap off the list of its node.
+    pub fn finish(self) {
+        self.node.forget_bitmap(self.acquired.bitmap());
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use coblk_aio::sync::{CoMutex, CoMutexGuard};
 use coblk_aio::{AioContext, Co, PoolShare, trace_event};
 
+use super::joint::is_joint;
 use super::turn::Turned;
 use super::{DrainedSection, Graph, GraphError, Operation, UserId, lock, lock_permits};
 use crate::graph::backends::BackendHome;
@@ -19,21 +20,44 @@ use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::io as request_path;
 
+/// The lock of changes of the graph: while it lives no other change of the graph comes in between. For callers that
+/// make several changes as one. It is taken before any node is drained. Any thread.
+///
+/// Where a [joint change](super::JointChange) of the same coroutine has the lock, this is a part of it.
+#[must_use = "changes of others wait only while it lives"]
+pub struct ChangeLock {
+    _guard: Option<CoMutexGuard<'static, ()>>,
+}
+
+impl ChangeLock {
+    /// Takes the lock when the changes before have ended.
+    ///
+    /// # Errors
+    /// If they have not within [`WAIT_LIMIT`](crate::WAIT_LIMIT).
+    pub fn co_take(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
+        lock_changes(co)
+    }
+}
+
 /// Changes come one after the other.
 ///
 /// # Errors
 /// If those before have not ended within [`WAIT_LIMIT`].
-pub(crate) fn lock_changes(co: &Co<'_>) -> Result<CoMutexGuard<'static, ()>, GraphError> {
+pub(crate) fn lock_changes(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
     static CHANGES: CoMutex<()> = CoMutex::new(());
+    let locked = |guard| Ok(ChangeLock { _guard: Some(guard) });
+    if is_joint(co) {
+        return Ok(ChangeLock { _guard: None });
+    }
     if let Some(guard) = CHANGES.try_lock() {
-        return Ok(guard);
+        return locked(guard);
     }
     if has_no_limit(co) {
-        return Ok(CHANGES.lock(co));
+        return locked(CHANGES.lock(co));
     }
     // One that comes too late is dropped, and so given on.
-    co.timeout(WAIT_LIMIT, "wait for changes", |co| CHANGES.lock(co))
-        .map_err(|_| GraphError::ChangeInTheWay)
+    let guard = co.timeout(WAIT_LIMIT, "wait for changes", |co| CHANGES.lock(co));
+    guard.map_err(|_| GraphError::ChangeInTheWay).and_then(locked)
 }
 
 /// Drains a node that is to change.
@@ -133,18 +157,26 @@ impl BlockNode {
 }
 
 /// Chooses the users of the first node that turn to the second.
-type Choose = fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError>;
+pub(super) trait Choose:
+    Fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError> + Sync
+{
+}
+
+impl<F> Choose for F where
+    F: Fn(&mut Graph, &BlockNode, &BlockNode) -> Result<Vec<UserId>, GraphError> + Sync
+{
+}
 
 /// Has the users of `old` turn to what `find` says.
 ///
 /// The nodes are drained before other changes are waited for, as their disks may not answer, and others
 /// need not wait for that. A change that turns an edge to a drained node has drained the parent as
 /// well, so what was idle stays so; but what `find` says may be another node by then.
-fn turn_users(
+pub(super) fn turn_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     find: impl Fn() -> Result<Arc<BlockNode>, GraphError>,
-    choose: Choose,
+    choose: impl Choose,
 ) -> Result<(), GraphError> {
     let new = loop {
         let new = find()?;
@@ -157,7 +189,7 @@ fn turn_users(
         let lost = co_flush_for_users(co, old, &new);
         let _change = lock_changes(co)?;
         if Arc::ptr_eq(&find()?, &new) {
-            turn_drained_users(co, old, &new, choose, lost)?;
+            turn_drained_users(co, old, &new, &choose, lost)?;
             break new;
         }
     };
@@ -204,7 +236,7 @@ pub(super) fn turn_drained_users(
     co: &Co<'_>,
     old: &Arc<BlockNode>,
     new: &Arc<BlockNode>,
-    choose: Choose,
+    choose: impl Choose,
     lost: Option<io::Error>,
 ) -> Result<(), GraphError> {
     // Edges may go only after the lock.
@@ -272,7 +304,11 @@ impl Graph {
     }
 
     /// [`keep_way_down`](Self::keep_way_down), if there is such a way.
-    fn above_only(&mut self, old: &BlockNode, new: &BlockNode) -> Result<Vec<UserId>, GraphError> {
+    pub(super) fn above_only(
+        &mut self,
+        old: &BlockNode,
+        new: &BlockNode,
+    ) -> Result<Vec<UserId>, GraphError> {
         let below = self.closure(new.id(), Graph::children);
         if old.id() == new.id() || !below.contains(&old.id()) {
             let (above, below) = (new.name().to_owned(), old.name().to_owned());

@@ -6,10 +6,15 @@ use std::time::Duration;
 use coblk_aio::sync::TimedOut;
 use coblk_aio::{AioContext, Co};
 
-use super::{Graph, NodeUser, lock};
+use super::change::has_no_limit;
+use super::{Graph, GraphError, NodeUser, lock};
+use crate::graph::gate::WAIT_LIMIT;
 use crate::graph::node::BlockNode;
 
 type Users = Vec<Arc<dyn NodeUser>>;
+
+/// A section whose gates are closed, and what it waits for.
+type Begun = (DrainedSection, Vec<Arc<BlockNode>>, Users);
 
 impl BlockNode {
     /// Drains the node: new requests wait, from every context, also those to its parents; returns
@@ -46,29 +51,13 @@ impl BlockNode {
         co: &Co<'_>,
         limit: Duration,
     ) -> Result<DrainedSection, TimedOut> {
-        let (section, above, users) = self.begin_drain();
-        let ctx = co.context();
+        let begun = self.begin_drain();
         let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
-        let end_ns = ctx.now_ns().saturating_add(limit_ns);
-        for node in above {
-            let waits = Arc::clone(&node);
-            let timer = ctx.timer(move |_| waits.gate.wake_drainers());
-            timer.arm_at_ns(end_ns);
-            if !node.gate.wait_until_idle(co, || ctx.now_ns() >= end_ns) {
-                return Err(TimedOut);
-            }
-        }
-        for user in users {
-            let left_ns = end_ns.saturating_sub(ctx.now_ns());
-            // None at all would be no limit.
-            let left = Duration::from_nanos(left_ns.max(1).unsigned_abs());
-            co.timeout(left, "users of a drained node", move |co| user.co_rest(co))?;
-        }
-        Ok(section)
+        co_wait_until(co, begun, Some(co.context().now_ns().saturating_add(limit_ns)))
     }
 
     /// Closes the gates. The nodes whose requests in flight are to be waited for, and their other users.
-    fn begin_drain(self: &Arc<Self>) -> (DrainedSection, Vec<Arc<BlockNode>>, Users) {
+    fn begin_drain(self: &Arc<Self>) -> Begun {
         let mut graph = lock();
         graph.entry(self.id()).drains += 1;
         graph.settle(self.id());
@@ -78,6 +67,53 @@ impl BlockNode {
         let above: Vec<_> = above.into_iter().filter_map(|id| graph.node(id)).collect();
         (section, above, users)
     }
+}
+
+/// Waits until a section is drained, no longer than to `end_ns` if there is such an end.
+fn co_wait_until(
+    co: &Co<'_>,
+    (section, above, users): Begun,
+    end_ns: Option<i64>,
+) -> Result<DrainedSection, TimedOut> {
+    let ctx = co.context();
+    // A node that becomes a parent meanwhile starts quiesced, or was drained by the change.
+    for node in above {
+        let waits = Arc::clone(&node);
+        let timer = ctx.timer(move |_| waits.gate.wake_drainers());
+        end_ns.iter().for_each(|end_ns| timer.arm_at_ns(*end_ns));
+        if !node.gate.wait_until_idle(co, || end_ns.is_some_and(|it| ctx.now_ns() >= it)) {
+            return Err(TimedOut);
+        }
+    }
+    for user in users {
+        let Some(end_ns) = end_ns else {
+            user.co_rest(co);
+            continue;
+        };
+        let left_ns = end_ns.saturating_sub(ctx.now_ns());
+        // None at all would be no limit.
+        let left = Duration::from_nanos(left_ns.max(1).unsigned_abs());
+        co.timeout(left, "users of a drained node", move |co| user.co_rest(co))?;
+    }
+    Ok(section)
+}
+
+/// Drains nodes for a change: closes the gates of all before it waits for the requests of any.
+///
+/// # Errors
+/// If requests of one have not ended within [`WAIT_LIMIT`] from now on.
+pub(super) fn co_drain_together(
+    co: &Co<'_>,
+    nodes: &[Arc<BlockNode>],
+) -> Result<Vec<DrainedSection>, GraphError> {
+    let begun: Vec<_> = nodes.iter().map(|node| node.begin_drain()).collect();
+    let limited = (!has_no_limit(co)).then_some(WAIT_LIMIT.as_nanos() as i64);
+    let end_ns = limited.map(|limit_ns| co.context().now_ns() + limit_ns);
+    let wait = |(node, begun): (&Arc<BlockNode>, Begun)| {
+        let drained = co_wait_until(co, begun, end_ns);
+        drained.map_err(|_| GraphError::RequestsInTheWay(node.name().to_owned()))
+    };
+    nodes.iter().zip(begun).map(wait).collect()
 }
 
 /// A drained section: while it lives, no request enters its node, nor a node that leads to it.

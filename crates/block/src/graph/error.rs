@@ -55,6 +55,17 @@ pub enum GraphError {
         /// Where.
         below: String,
     },
+    /// What is to be inserted, or removed, does not have the bytes of the other node.
+    #[error("node '{above}' is no filter of node '{below}': it does not have all of its bytes")]
+    NotItsFilter {
+        /// The node to be inserted or removed.
+        above: String,
+        /// The other node.
+        below: String,
+    },
+    /// What is to be removed is no filter.
+    #[error("node '{0}' is no filter")]
+    NoFilter(String),
     /// It does not have exactly one child, which could take its place.
     #[error("node '{node}' cannot be removed: it has {children} children, not one")]
     NoOnlyChild {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co};
 
+use super::joint::put_off;
 use super::{Graph, GraphError, NodeId, co_drain_for_change, has_no_limit, lock, lock_changes};
 use crate::graph::gate::{WAIT_LIMIT, co_visit_all};
 use crate::graph::node::BlockNode;
@@ -23,6 +24,9 @@ pub fn is_home(context: &AioHandle) -> bool {
 /// Moves the background work of a node's driver, and of its descendants', to where it has to be.
 /// Work that cannot be moved, as requests do not end, stays; that is logged.
 pub(crate) fn co_settle_homes(co: &Co<'_>, node: &Arc<BlockNode>) {
+    if put_off(co, node) {
+        return;
+    }
     let moves = lock().homes_below(node);
     for node in moves {
         if let Err(error) = co_move_home(co, &node) {

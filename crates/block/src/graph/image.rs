@@ -126,6 +126,11 @@ impl Image<'_> {
         self.writable()?.co_remove_bitmap(co, name)
     }
 
+    /// See [`ImageFormat::co_note_bitmaps`]. Changes the image.
+    pub(crate) fn co_note_bitmaps(&self, co: &Co<'_>) -> io::Result<()> {
+        self.writable()?.co_note_bitmaps(co)
+    }
+
     /// See [`ImageFormat::co_apply_snapshot`]. Changes the image, and tells the [users of
     /// changes](crate::AfterWrite). Where requests are [tracked](crate::Tracking), they wait meanwhile.
     pub fn co_apply_snapshot(&self, co: &Co<'_>, id: &str) -> io::Result<()> {

@@ -3,30 +3,14 @@
 
 use std::sync::Arc;
 
-use coblk_aio::sync::CoMutexGuard;
 use coblk_aio::{Co, PoolShare, trace_event};
 
-use super::change::{co_flush_in_time, co_look_at_node};
+use super::change::{ChangeLock, co_flush_in_time, co_look_at_node};
 use super::turn::{Turn, Turned};
-use super::{GraphError, UserId, ask_driver, lock, lock_changes, lock_permits};
+use super::{GraphError, UserId, ask_driver, lock, lock_permits};
 use crate::driver::role::ChildRole;
 use crate::graph::gate::co_visit;
 use crate::graph::node::BlockNode;
-
-/// The lock of changes of the graph: while it lives no other change of the graph comes in between. For callers that
-/// make several changes as one. It is taken before any node is drained. Any thread.
-#[must_use = "changes of others wait only while it lives"]
-pub struct ChangeLock(#[allow(dead_code, reason = "held")] CoMutexGuard<'static, ()>);
-
-impl ChangeLock {
-    /// Takes the lock when the changes before have ended.
-    ///
-    /// # Errors
-    /// If they have not within [`WAIT_LIMIT`](crate::WAIT_LIMIT).
-    pub fn co_take(co: &Co<'_>) -> Result<ChangeLock, GraphError> {
-        lock_changes(co).map(ChangeLock)
-    }
-}
 
 /// An overlay that is above a node since [`co_put_on`].
 pub(crate) struct PutOn {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use coblk_aio::{Co, IoVector};
 
+use super::joint::is_joint;
 use crate::driver::flags::{WriteFlags, ZeroFlags};
 use crate::graph::Child;
 use crate::graph::node::BlockNode;
@@ -61,7 +62,7 @@ impl Child {
     /// Any thread.
     pub fn co_begin_own(&self, co: &Co<'_>) -> OwnIo {
         let node = self.owner();
-        node.gate.co_begin_own(co);
+        begin(&node, co);
         OwnIo { node }
     }
 }
@@ -76,9 +77,14 @@ impl BlockNode {
 
     /// [`Child::co_begin_own`], for users that are not drivers.
     pub(crate) fn co_begin_own(&self, co: &Co<'_>) -> OwnIo<&BlockNode> {
-        self.gate.co_begin_own(co);
+        begin(self, co);
         OwnIo { node: self }
     }
+}
+
+/// A coroutine that makes a joint change has drained its nodes, and waits for no drain.
+fn begin(node: &BlockNode, co: &Co<'_>) {
+    if is_joint(co) { node.gate.enter_own() } else { node.gate.co_begin_own(co) }
 }
 
 /// Requests to a node that count as its own I/O: they wait for no drain, and a drain waits for them. For copies

@@ -41,14 +41,17 @@ const OF_DISCARDED: (Permissions, Permissions) = (
 #[derive(Clone)]
 pub(super) struct BackupTask(Rc<State>);
 
+/// It has the nodes no longer than the job uses them: a job that is over may be kept.
 struct State {
-    backup: Backup,
+    /// Until it is made.
+    backup: Cell<Option<Backup>>,
     parts: RefCell<Option<Rc<Parts>>>,
     bitmap: Cell<Option<Held>>,
 }
 
 /// What a job has from its making to its end.
 struct Parts {
+    backup: Backup,
     filter: Arc<BlockNode>,
     hidden: Cell<Option<HiddenNode>>,
     source_use: Cell<Option<NodeUse>>,
@@ -62,7 +65,7 @@ struct Parts {
 impl BackupTask {
     pub(super) fn new(backup: Backup) -> BackupTask {
         let (parts, bitmap) = Default::default();
-        BackupTask(Rc::new(State { backup, parts, bitmap }))
+        BackupTask(Rc::new(State { backup: Cell::new(Some(backup)), parts, bitmap }))
     }
 
     fn parts(&self) -> Option<Rc<Parts>> {
@@ -80,14 +83,14 @@ pub(super) fn co_set_up(
     job: &Rc<Job>,
     blockdevs: &Blockdevs,
 ) -> Result<(), BackupError> {
-    let backup = &task.0.backup;
+    let backup = task.0.backup.take().expect("a job is made once");
     let target_use = job.co_use(co, &backup.target, OF_TARGET.0, OF_TARGET.1)?;
     let of_source = if backup.discard_source { OF_DISCARDED } else { OF_SOURCE };
     let source_use = job.co_use(co, &backup.source, of_source.0, of_source.1)?;
     let is_read_above = leads_to(&backup.target, &backup.source);
     let tracking = is_read_above.then(|| backup.target.track(&backup.target.co_drain(co)));
     let guests = Arc::new(Guests::new(job.remote_kick()));
-    let plan = keeper_plan(backup, is_read_above);
+    let plan = keeper_plan(&backup, is_read_above);
     let flags = plan.flags;
     let keeper = Arc::new(Keeper::for_job(plan, Arc::clone(&guests), job.progress()));
     let owner = format!("backup job '{}'", job.id());
@@ -97,7 +100,7 @@ pub(super) fn co_set_up(
         BlockNode::try_new(name, CopyBeforeWrite::on((node, target), &keeper, tracking))
     })?;
     let filter = Arc::clone(hidden.node());
-    match co_insert(co, backup, &keeper, &filter) {
+    match co_insert(co, &backup, &keeper, &filter) {
         Ok(bitmap) => task.0.bitmap.set(bitmap),
         Err(error) => {
             hidden.co_end(co);
@@ -115,9 +118,10 @@ pub(super) fn co_set_up(
     let source = BlockBackend::new(co.context(), name, Arc::clone(&backup.source));
     let target = Target::new(co, job, target_use);
     let shared = (keeper.granules(), &guests);
-    let engine = Engine::new(job, shared, source.clone(), &target, plan_of(backup, flags));
+    let engine = Engine::new(job, shared, source.clone(), &target, plan_of(&backup, flags));
     let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
-    let parts = Parts { filter, hidden, source_use, source, target, guests, keeper, engine };
+    let parts =
+        Parts { backup, filter, hidden, source_use, source, target, guests, keeper, engine };
     task.0.parts.replace(Some(Rc::new(parts)));
     Ok(())
 }
@@ -263,12 +267,13 @@ impl Parts {
 impl Task for BackupTask {
     fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let Some(parts) = self.parts() else { return Ok(()) };
-        if self.0.backup.sync == BackupSync::Top
-            && let Some(base) = backing_of(&self.0.backup.source)
+        let sync = parts.backup.sync;
+        if sync == BackupSync::Top
+            && let Some(base) = backing_of(&parts.backup.source)
         {
             co_skip_below(co, job, (&parts.source, &base), &parts.keeper)?;
         }
-        match self.0.backup.sync {
+        match sync {
             BackupSync::None => parts.co_stand_by(co, job),
             _ => parts.co_copy(co, job),
         }

@@ -120,3 +120,29 @@ fn j57_a_mark_is_not_slept_over() {
         guest.join().unwrap();
     });
 }
+
+#[test]
+fn j76_no_write_comes_before_the_copy_of_old_bytes() {
+    model(3, || {
+        let disks = Disks::new();
+        disks.source.store(7, Ordering::SeqCst);
+        disks.granules.mark(0..1);
+        let copier = thread::spawn({
+            let disks = Arc::clone(&disks);
+            move || {
+                disks.copy(true);
+                disks.copy(false);
+            }
+        });
+        while disks.granules.first_pending(0..1).is_some() {
+            // Its own copy, or the end of another one.
+            if !disks.copy(false) {
+                thread::yield_now();
+            }
+        }
+        disks.source.store(9, Ordering::SeqCst);
+        copier.join().unwrap();
+        assert_eq!(disks.target.load(Ordering::SeqCst), 7);
+        assert_eq!((disks.granules.todo(), disks.granules.busy()), (0, 0));
+    });
+}

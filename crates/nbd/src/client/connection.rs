@@ -290,8 +290,12 @@ impl Watcher for Connection {
             return;
         }
         tracing::warn!(server = %self.shared.target.server, %why, "an NBD connection is lost");
-        let was_of_use = link.received() > 0 && why.kind() != io::ErrorKind::InvalidData;
-        self.pause.set(if was_of_use { Duration::ZERO } else { longer(self.pause.get()) });
+        self.pause.set(match (link.received() > 0, why.kind() == io::ErrorKind::InvalidData) {
+            (true, false) => Duration::ZERO,
+            // It has answered before it broke the protocol.
+            (true, true) => FIRST_PAUSE,
+            (false, _) => longer(self.pause.get()),
+        });
         if self.may_wait() && !self.shared.is_quiesced() {
             self.wait_for_link(self.shared.reconnect_delay);
         }

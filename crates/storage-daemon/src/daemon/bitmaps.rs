@@ -33,6 +33,7 @@ impl Daemon {
         (persistent, recording): (bool, bool),
     ) -> Result<(), DaemonError> {
         let _command = self.begin_command("block-dirty-bitmap-add")?;
+        let _turn = self.bitmap_commands.lock(co);
         let node = self.blockdevs.node(&bitmap.node).ok_or_else(|| {
             let (device, node_name) = (shorten(&bitmap.node), shorten(&bitmap.node));
             DaemonError::NoSuchDevice { device, node_name }
@@ -51,6 +52,7 @@ impl Daemon {
     /// If there is no such bitmap, it is in use, or cannot be removed from its image.
     pub fn dirty_bitmap_remove(&self, co: &Co<'_>, bitmap: &NodeBitmap) -> Result<(), DaemonError> {
         let _command = self.begin_command("block-dirty-bitmap-remove")?;
+        let _turn = self.bitmap_commands.lock(co);
         let (node, bitmap) = self.find_bitmap(&bitmap.node, &bitmap.name)?;
         Ok(node.co_remove_bitmap(co, &bitmap)?)
     }
@@ -62,15 +64,41 @@ impl Daemon {
     /// If one is not there, is in use, or is of a disk of another length.
     pub fn dirty_bitmap_merge(
         &self,
+        co: &Co<'_>,
         target: &NodeBitmap,
         sources: &[BitmapRef],
     ) -> Result<(), DaemonError> {
+        let _turn = self.bitmap_commands.lock(co);
         let (node, target) = self.find_bitmap(&target.node, &target.name)?;
         let source = |source: &BitmapRef| match source {
             BitmapRef::Name(name) => Ok(node.bitmaps().find(name)?),
             BitmapRef::Of(it) => self.find_bitmap(&it.node, &it.name).map(|(_, bitmap)| bitmap),
         };
         let sources = sources.iter().map(source).collect::<Result<Vec<_>, DaemonError>>()?;
-        Ok(target.merge(&sources)?)
+        Ok(node.co_merge_bitmaps(co, &target, &sources)?)
+    }
+
+    /// `block-dirty-bitmap-clear`.
+    ///
+    /// # Errors
+    /// If there is no such bitmap, or its state forbids it.
+    pub fn dirty_bitmap_clear(&self, co: &Co<'_>, bitmap: &NodeBitmap) -> Result<(), DaemonError> {
+        let _turn = self.bitmap_commands.lock(co);
+        Ok(self.find_bitmap(&bitmap.node, &bitmap.name)?.1.clear()?)
+    }
+
+    /// `block-dirty-bitmap-enable`, or `block-dirty-bitmap-disable`.
+    ///
+    /// # Errors
+    /// If there is no such bitmap, or its state forbids it.
+    pub fn dirty_bitmap_record(
+        &self,
+        co: &Co<'_>,
+        bitmap: &NodeBitmap,
+        on: bool,
+    ) -> Result<(), DaemonError> {
+        let _turn = self.bitmap_commands.lock(co);
+        let (node, bitmap) = self.find_bitmap(&bitmap.node, &bitmap.name)?;
+        Ok(node.co_record_bitmap(co, &bitmap, on)?)
     }
 }

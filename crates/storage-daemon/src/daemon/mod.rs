@@ -17,6 +17,7 @@ mod shutdown;
 mod sizes;
 mod snapshots;
 mod tls;
+mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coblk::aio::Wanted;
+use coblk::aio::sync::CoMutex;
 use coblk::block::{BlockdevError, Drivers};
 use coblk::export::{ExportTypes, Exports};
 use coblk::jobs::Jobs;
@@ -99,6 +101,9 @@ pub struct Daemon {
     commands_running: RefCell<Vec<(u64, &'static str)>>,
     last_command: Cell<u64>,
     asked: RefCell<sizes::Asked>,
+    /// Commands on bitmaps and transactions come one after the other: what a transaction takes back, no other has
+    /// changed meanwhile.
+    bitmap_commands: CoMutex<()>,
     /// Whether checks of images are wanted: until the end.
     checks: Wanted,
     /// Nodes and servers that are being closed at the end.
@@ -172,6 +177,7 @@ impl Daemon {
                 commands_running: RefCell::default(),
                 last_command: Cell::new(0),
                 asked: RefCell::default(),
+                bitmap_commands: CoMutex::new(()),
                 checks: Wanted::new(),
                 ending: Cell::new(0),
                 events,

@@ -1,9 +1,9 @@
 //! Internal snapshots of nodes, with QEMU's refusals.
 
-use std::io;
 use std::sync::Arc;
 
 use coblk::block::ImageSnapshot;
+use coblk::jobs::co_create_snapshot;
 use coblk::{BlockNode, Co};
 
 use super::{Daemon, DaemonError};
@@ -34,29 +34,8 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let _command = self.begin_command("blockdev-snapshot-internal-sync")?;
         let node = self.node_with_snapshots(device)?;
-        if node.is_read_only() {
-            return Err(refused(format!("Device '{device}' is read only")));
-        }
-        if name.is_empty() {
-            return Err(refused("Name is empty".to_owned()));
-        }
-        let result = node.co_image(co).and_then(|image| {
-            if image.co_snapshots(co)?.iter().any(|it| it.name == name) {
-                return Ok(Err(refused(format!(
-                    "Snapshot with name '{name}' already exists on device '{device}'"
-                ))));
-            }
-            image.co_create_snapshot(co, name).map(|_| Ok(()))
-        });
-        result.unwrap_or_else(|error| match error.kind() {
-            io::ErrorKind::Unsupported => Err(refused(format!(
-                "Block format '{}' used by device '{device}' does not support internal snapshots",
-                node.driver().format_name()
-            ))),
-            _ => Err(refused(format!(
-                "Failed to create snapshot '{name}' on device '{device}': {error}"
-            ))),
-        })
+        co_create_snapshot(co, &node, name).map_err(|error| refused(error.to_string()))?;
+        Ok(())
     }
 
     /// `blockdev-snapshot-delete-internal-sync`: deletes the snapshot with this id, or this name, or both, and

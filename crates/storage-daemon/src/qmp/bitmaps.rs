@@ -8,29 +8,31 @@ use serde_json::json;
 
 use super::Commands;
 
+/// QAPI's `BlockDirtyBitmapAdd`.
 #[derive(Deserialize)]
-struct Add {
-    node: String,
-    name: String,
-    granularity: Option<u32>,
+pub(super) struct Add {
+    pub(super) node: String,
+    pub(super) name: String,
+    pub(super) granularity: Option<u32>,
     #[serde(default)]
-    persistent: bool,
+    pub(super) persistent: bool,
     #[serde(default)]
-    disabled: bool,
+    pub(super) disabled: bool,
 }
 
+/// QAPI's `BlockDirtyBitmapMerge`.
 #[derive(Deserialize)]
-struct Merge {
-    node: String,
-    target: String,
-    bitmaps: Vec<BitmapRef>,
+pub(super) struct Merge {
+    pub(super) node: String,
+    pub(super) target: String,
+    pub(super) bitmaps: Vec<BitmapRef>,
 }
 
 /// QAPI's `BlockDirtyBitmap`.
 #[derive(Deserialize)]
-struct Bitmap {
-    node: String,
-    name: String,
+pub(super) struct Bitmap {
+    pub(super) node: String,
+    pub(super) name: String,
 }
 
 /// QAPI's `BlockDirtyInfo`.
@@ -74,18 +76,18 @@ pub(super) fn add(commands: &mut Commands) {
     commands.add("block-dirty-bitmap-remove", |daemon, co, Bitmap { node, name }| {
         daemon.dirty_bitmap_remove(co, &NodeBitmap { node, name })
     });
-    commands.add("block-dirty-bitmap-clear", |daemon, _, Bitmap { node, name }| {
-        Ok(daemon.find_bitmap(&node, &name)?.1.clear()?)
+    commands.add("block-dirty-bitmap-clear", |daemon, co, Bitmap { node, name }| {
+        daemon.dirty_bitmap_clear(co, &NodeBitmap { node, name })
     });
     for (command, on) in
         [("block-dirty-bitmap-enable", true), ("block-dirty-bitmap-disable", false)]
     {
-        commands.add(command, move |daemon, _, Bitmap { node, name }| {
-            Ok(daemon.find_bitmap(&node, &name)?.1.set_recording(on)?)
+        commands.add(command, move |daemon, co, Bitmap { node, name }| {
+            daemon.dirty_bitmap_record(co, &NodeBitmap { node, name }, on)
         });
     }
-    commands.add("block-dirty-bitmap-merge", |daemon, _, Merge { node, target, bitmaps }| {
-        daemon.dirty_bitmap_merge(&NodeBitmap { node, name: target }, &bitmaps)
+    commands.add("block-dirty-bitmap-merge", |daemon, co, Merge { node, target, bitmaps }| {
+        daemon.dirty_bitmap_merge(co, &NodeBitmap { node, name: target }, &bitmaps)
     });
     commands.add("x-debug-block-dirty-bitmap-sha256", |daemon, _, Bitmap { node, name }| {
         let (_, bitmap) = daemon.find_bitmap(&node, &name)?;

@@ -14,6 +14,7 @@ mod nodes;
 mod objects;
 mod qom;
 mod snapshots;
+mod transaction;
 
 use std::rc::{Rc, Weak};
 
@@ -60,6 +61,7 @@ pub(crate) fn commands(
     objects::add(&mut commands, objects);
     qom::add(&mut commands);
     snapshots::add(&mut commands);
+    transaction::add(&mut commands);
     commands.add("quit", |daemon, _, ()| {
         daemon.quit(ShutdownCause::Quit);
         Ok(())

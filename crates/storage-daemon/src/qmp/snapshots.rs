@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::Commands;
 
 #[derive(Deserialize)]
-struct Create {
-    device: String,
-    name: String,
+pub(super) struct Create {
+    pub(super) device: String,
+    pub(super) name: String,
 }
 
 #[derive(Deserialize)]

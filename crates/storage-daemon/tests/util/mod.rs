@@ -2,6 +2,8 @@
 // Not every test program uses all of it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod both;
+pub mod fake;
 pub mod qmp;
 pub mod servers;
 

@@ -1,5 +1,7 @@
 //! NBD servers that a node is opened on: the daemon's own, and other people's.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -56,8 +58,9 @@ impl Server {
         let _ = std::fs::remove_file(socket);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let server = Server { child, socket: socket.to_owned() };
-        wait_until("the server listens", || {
-            std::os::unix::net::UnixStream::connect(socket).is_ok()
+        // A client that goes before it is greeted is more than some servers expect.
+        wait_until("the server greets", || {
+            UnixStream::connect(socket).is_ok_and(|mut it| it.read_exact(&mut [0; 18]).is_ok())
         });
         server
     }

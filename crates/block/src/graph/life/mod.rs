@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use coblk_aio::sync::CoMutex;
 use coblk_aio::{AioHandle, Co, trace_event};
 
+use super::joint::put_off;
 use super::permit::co_give_back;
 use super::{Graph, GraphError, NodeId, lock};
 use crate::graph::node::BlockNode;
@@ -103,7 +104,7 @@ impl BlockNode {
 /// Closes a node that belongs to its users and has none, with the children that were opened for it.
 /// A failure is logged. For the steps that take users from nodes, after their drains.
 pub(crate) fn co_close_if_unused(co: &Co<'_>, node: &Arc<BlockNode>) {
-    if lock().is_unused(node) && log(node, co_close_one(co, node)) {
+    if !put_off(co, node) && lock().is_unused(node) && log(node, co_close_one(co, node)) {
         co_close_unused_below(co, node);
     }
 }

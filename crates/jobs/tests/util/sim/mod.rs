@@ -1,6 +1,7 @@
 //! Runs of one job under guests, on two or three simulated contexts of one thread: a seed is a run.
 //!
 //! ```text
+//! mirror, backup  kinds of jobs
 //! plan     what a seed says: which request has a fault, and which command comes with it
 //! faulty   disks whose requests are counted, and meet the fault
 //! guest    writes at random, and knows what it must read
@@ -13,6 +14,7 @@
 //! cancellation if its target hangs; that guests read what they have written; that no coroutine and no user of a node
 //! is left, and that events come as they must.
 
+pub mod backup;
 pub mod events;
 pub mod faulty;
 pub mod guest;

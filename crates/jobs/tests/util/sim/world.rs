@@ -422,6 +422,18 @@ impl<K: Kind> World<K> {
         self.until(|| self.coroutines().is_empty());
     }
 
+    /// Has guests begin nothing, and waits until nothing of theirs is under way.
+    pub fn co_rest_guests(&self, co: &Co<'_>) {
+        self.hold.set(true);
+        while !self.guests.borrow().iter().all(|guest| guest.rests.get()) {
+            co.sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn let_guests_go_on(&self) {
+        self.hold.set(false);
+    }
+
     /// The contexts of guests that are not the job's.
     pub fn other_contexts(&self) -> Vec<AioHandle> {
         self.contexts.borrow()[1..].iter().map(AioContext::handle).collect()

@@ -190,15 +190,24 @@ impl Link {
             self.sender.turns.wait(co);
         }
         let mut sending = Sending::begin(self)?;
+        let mut result = self.co_send_gathered(co);
+        if result.is_ok() {
+            result = match self.transport.is_secure() {
+                true => self.co_send_secure(co, header, payload),
+                false => self.co_send_plain(co, header, payload),
+            };
+        }
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        sending.is_over = true;
+        result
+    }
+
+    fn co_send_gathered(&self, co: &Co<'_>) -> io::Result<()> {
         while !self.send_gathered()? {
             self.co_wait_for_room(co)?;
         }
-        if self.transport.is_secure() {
-            self.co_send_secure(co, header, payload)?;
-        } else {
-            self.co_send_plain(co, header, payload)?;
-        }
-        sending.is_whole = true;
         Ok(())
     }
 
@@ -228,9 +237,7 @@ impl Link {
             let piece = payload.slice(done, SECURE_PIECE.min(payload.len() - done));
             self.sender.outbox.borrow_mut().push(header, Some(&piece));
             (header, done) = (&[], done + piece.len());
-            while !self.send_gathered()? {
-                self.co_wait_for_room(co)?;
-            }
+            self.co_send_gathered(co)?;
         }
         Ok(())
     }
@@ -262,10 +269,10 @@ impl Link {
     }
 }
 
-/// A long request on its way. One that is left half sent costs the link.
+/// A long request on its way. When its coroutine is unwound, the link is lost: a part may have gone.
 struct Sending<'a> {
     link: &'a Link,
-    is_whole: bool,
+    is_over: bool,
 }
 
 impl<'a> Sending<'a> {
@@ -274,7 +281,7 @@ impl<'a> Sending<'a> {
             return Err(ErrorKind::ConnectionAborted.into());
         }
         link.sender.busy.set(true);
-        Ok(Sending { link, is_whole: false })
+        Ok(Sending { link, is_over: false })
     }
 }
 
@@ -282,7 +289,7 @@ impl Drop for Sending<'_> {
     fn drop(&mut self) {
         let link = self.link;
         link.sender.busy.set(false);
-        if !self.is_whole {
+        if !self.is_over {
             link.fail(&io::Error::new(ErrorKind::ConnectionAborted, "a request was cut off"));
         }
         if !link.lost.get() {

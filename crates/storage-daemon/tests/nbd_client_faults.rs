@@ -1,0 +1,239 @@
+//! Servers that are killed, restarted and stopped under a load that is verified sector by sector.
+//!
+//! `COBLK_KILL_ROUNDS` sets how often each server is killed (default 12).
+#![forbid(unsafe_code)]
+
+mod util;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coblk::{AioContext, BlockNode, Blockdevs, IoThread, options::NodeOptions};
+use coblk_tests::load::{KINDS, Kind, Mix, Shared};
+use coblk_tests::nbd::Session;
+use coblk_tests::random::option;
+use coblk_tests::recorded::{Behaviour, Recorder, SECTOR};
+use coblk_tests::register::Registers;
+use coblk_tests::tools;
+use rustix::process::Signal;
+use serde_json::json;
+use util::qmp::Client;
+use util::servers::{PROGRAMS, Program, Server};
+use util::{Daemon, Place, wait_until};
+
+const ROUNDS: u64 = 12;
+/// Sectors that the load changes.
+const SECTORS: usize = 2048;
+
+/// A node on the server of a place.
+fn open(ctx: &AioContext, blockdevs: &Blockdevs, place: &Place, more: &str) -> Arc<BlockNode> {
+    let options = format!(
+        "nbd,node-name=disk,server.type=unix,server.path={},export=disk{more}",
+        tools::text(&place.path("server.sock"))
+    );
+    blockdevs.open(ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap()
+}
+
+fn serve(program: Program, place: &Place) -> Server {
+    Server::start(program, &place.image(), &place.path("server.sock"))
+}
+
+fn requests(shared: &Shared) -> u64 {
+    KINDS.iter().map(|kind| shared.count(*kind).done.load(Ordering::Relaxed)).sum()
+}
+
+fn rounds() -> u64 {
+    option("COBLK_KILL_ROUNDS").unwrap_or(ROUNDS)
+}
+
+/// Requests between two kills, at most.
+const BETWEEN: u64 = 48;
+/// Coroutines of each context.
+const COROUTINES: u64 = 12;
+
+/// Kills and restarts a server, each time after some more requests were answered; how often.
+fn kill_and_restart(
+    program: Program,
+    place: &Place,
+    shared: &Shared,
+    mut server: Server,
+    over: &AtomicBool,
+) -> u64 {
+    for round in 0..rounds() {
+        let wanted = requests(shared) + BETWEEN - round % 7;
+        let is_over = || over.load(Ordering::Acquire);
+        wait_until("requests are answered", || requests(shared) >= wanted || is_over());
+        if is_over() {
+            return round;
+        }
+        server.kill();
+        server = serve(program, place);
+    }
+    // Some servers end with the thread that has started them.
+    wait_until("the load is over", || over.load(Ordering::Acquire));
+    rounds()
+}
+
+/// No request fails, and each sector reads as it must, whatever was in flight when a server died.
+fn check_kills(program: Program, contexts: usize) {
+    let place = Place::in_memory();
+    let zeroes = vec![0; SECTORS * SECTOR];
+    std::fs::write(place.image(), &zeroes).unwrap();
+    let server = serve(program, &place);
+    let ctx = AioContext::for_test().unwrap();
+    let threads: Vec<IoThread> = (1..contexts).map(|_| IoThread::new("other").unwrap()).collect();
+    let others: Vec<_> = threads.iter().map(IoThread::handle).collect();
+    let blockdevs = Blockdevs::new(coblk::drivers());
+    let node = open(&ctx, &blockdevs, &place, ",reconnect-delay=60");
+    let recorder = Recorder::new(Behaviour::default());
+    let requests = rounds() * BETWEEN / COROUTINES + 20;
+    let mix = Mix { coroutines: COROUTINES, requests, longest: 96, ..Mix::all(16) };
+    let mix = mix.without(&[Kind::Compressed]);
+    let shared = Shared::new(&ctx, &recorder, Registers::new(&zeroes), 1, mix);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let killer = scope.spawn(|| kill_and_restart(program, &place, &shared, server, &over));
+        shared.play(&ctx, &node, &others);
+        drop(node);
+        blockdevs.close(&ctx, "disk").unwrap();
+        over.store(true, Ordering::Release);
+        let kills = killer.join().unwrap();
+        assert_eq!(shared.fault(), None, "{program:?}, {contexts} contexts");
+        assert!(kills >= rounds() - 1, "{program:?} was killed {kills} times");
+    });
+}
+
+#[test]
+fn servers_killed_under_load_cost_no_request_and_no_sector() {
+    for program in PROGRAMS {
+        check_kills(program, 1);
+    }
+}
+
+#[test]
+fn servers_killed_under_the_load_of_two_contexts_cost_nothing_either() {
+    for program in [Program::Own, Program::QemuNbd] {
+        check_kills(program, 2);
+    }
+}
+
+const MONITOR: &str = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
+
+/// A daemon that exports a node on the server of its place.
+fn start(place: &Place, options: &str) -> Daemon {
+    place.start(&format!(
+        "--blockdev nbd,node-name=disk,server.type=unix,server.path=@/server.sock,export=disk{options} \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --export nbd,id=e0,node-name=disk,writable=on {MONITOR}"
+    ))
+}
+
+/// The NBD number of an I/O error.
+const EIO: u32 = 5;
+
+#[test]
+fn requests_to_a_server_that_stops_fail_after_the_delay_and_go_on_with_the_server() {
+    for program in PROGRAMS {
+        let place = Place::new();
+        let server = serve(program, &place);
+        let daemon = start(&place, ",reconnect-delay=1");
+        let mut session = Session::open(&place.socket());
+        session.check(1);
+        server.signal(Signal::STOP);
+        let begun = Instant::now();
+        session.send(0, 0, 4096, &[]);
+        let mut monitor = Client::new(&place.path("qmp.sock"));
+        monitor.run("query-block-exports", json!({}));
+        assert_eq!(session.answer(), Err(EIO), "{program:?}");
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{program:?}");
+        monitor.run("query-block-exports", json!({}));
+        server.signal(Signal::CONT);
+        wait_until("the connection is made anew", || session.read(0, 512).is_ok());
+        session.check(2);
+        daemon.stop(Signal::TERM);
+    }
+}
+
+/// It would be killed by the test if it waited.
+#[test]
+fn a_daemon_ends_at_once_though_its_server_has_stopped_or_is_gone() {
+    for options in ["", ",reconnect-delay=3600"] {
+        for is_gone in [false, true] {
+            let place = Place::new();
+            let server = serve(Program::Own, &place);
+            let daemon = start(&place, options);
+            let mut session = Session::open(&place.socket());
+            session.check(1);
+            let stopped = match is_gone {
+                true => {
+                    server.kill();
+                    None
+                }
+                false => {
+                    server.signal(Signal::STOP);
+                    Some(server)
+                }
+            };
+            session.send(1, 0, 512, &[1; 512]);
+            let mut monitor = Client::new(&place.path("qmp.sock"));
+            monitor.run("quit", json!({}));
+            assert!(daemon.wait().success(), "{options:?} {is_gone}");
+            drop(stopped);
+        }
+    }
+}
+
+#[test]
+fn a_drain_and_a_hard_removal_give_waiting_requests_up() {
+    let place = Place::new();
+    let server = serve(Program::Own, &place);
+    let daemon = start(&place, ",reconnect-delay=3600");
+    let mut monitor = Client::new(&place.path("qmp.sock"));
+    let mut session = Session::open(&place.socket());
+    session.check(1);
+    server.kill();
+    session.send(1, 0, 512, &[1; 512]);
+    // It waits for a server that does not come: the monitor is answered meanwhile.
+    monitor.run("query-block-exports", json!({}));
+    let path = place.path("server.sock");
+    let same = json!({"driver": "nbd", "node-name": "disk", "export": "disk", "reconnect-delay": 3600,
+        "server": {"type": "unix", "path": tools::text(&path)}});
+    monitor.send("blockdev-reopen", json!({"options": [same]}));
+    assert_eq!(session.answer(), Err(EIO));
+    // Fails, as a reopen flushes, and there is no server; what counts is that it ends.
+    assert!(monitor.answer().get("error").is_some());
+    // The server is back, goes once more, and the export goes with what waits.
+    let server = serve(Program::Own, &place);
+    wait_until("the connection is made anew", || session.read(0, 512).is_ok());
+    server.kill();
+    session.send(1, 0, 512, &[1; 512]);
+    monitor.run("block-export-del", json!({"id": "e0", "mode": "hard"}));
+    monitor.event("BLOCK_EXPORT_DELETED");
+    daemon.stop(Signal::TERM);
+}
+
+/// For `open-timeout` seconds the server is tried to reach.
+#[test]
+fn a_node_is_opened_when_its_server_comes_in_time() {
+    let place = Place::new();
+    let daemon = place.start(MONITOR);
+    let mut monitor = Client::new(&place.path("qmp.sock"));
+    let path = place.path("server.sock");
+    let mut node = json!({"driver": "nbd", "node-name": "n", "export": "disk",
+        "server": {"type": "unix", "path": tools::text(&path)}});
+    node["open-timeout"] = json!(60);
+    monitor.send("blockdev-add", node.clone());
+    assert!(!monitor.is_answered());
+    let server = serve(Program::QemuNbd, &place);
+    assert_eq!(monitor.answer(), json!({"return": {}}));
+    monitor.run("blockdev-del", json!({"node-name": "n"}));
+    drop(server);
+    std::fs::remove_file(&path).ok();
+    node["open-timeout"] = json!(1);
+    let begun = Instant::now();
+    monitor.refused("blockdev-add", node);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    daemon.stop(Signal::TERM);
+}
