@@ -25,6 +25,8 @@ pub struct OfBackup {
 
 impl Kind for OfBackup {
     const NAME: &'static str = "backup";
+    /// Four clusters.
+    const LENGTH: u64 = 256 << 10;
 
     fn build(disks: &mut Disks, _: &mut Rng) -> (OfBackup, Arc<BlockNode>) {
         let (disk, source) = disks.add("source");

@@ -35,8 +35,6 @@ use faulty::Disks;
 pub use plan::{Command, Fault, Plan};
 pub use world::World;
 
-/// Length of the disks, in bytes.
-pub const LENGTH: u64 = 32 << 10;
 /// The longest block of the disks, in bytes: a torn request ends at a border of one.
 pub const BLOCK: u64 = 512;
 
@@ -54,6 +52,8 @@ pub enum End {
 pub trait Kind: Sized + 'static {
     /// For failures.
     const NAME: &'static str;
+    /// Length of the disks, in bytes.
+    const LENGTH: u64 = 32 << 10;
 
     /// Makes the nodes, and returns that on which the guests are.
     fn build(disks: &mut Disks, rng: &mut Rng) -> (Self, Arc<BlockNode>);
