@@ -23,7 +23,7 @@ use crate::io as request_path;
 /// The lock of changes of the graph: while it lives no other change of the graph comes in between. For callers that
 /// make several changes as one. It is taken before any node is drained. Any thread.
 ///
-/// Where a [joint change](super::JointChange) of the same coroutine has the lock, this is a part of it.
+/// Where a [joint change](crate::JointChange) of the same coroutine has the lock, this is a part of it.
 #[must_use = "changes of others wait only while it lives"]
 pub struct ChangeLock {
     _guard: Option<CoMutexGuard<'static, ()>>,

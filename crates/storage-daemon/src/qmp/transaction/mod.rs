@@ -53,11 +53,12 @@ enum Mode {
 struct Nothing {}
 
 type Made = Result<Box<dyn Action>, DaemonError>;
+type Make = dyn Fn(&Rc<Daemon>, Arguments) -> Made;
 
 /// A type of actions.
 struct ActionType {
     name: &'static str,
-    make: Box<dyn Fn(&Rc<Daemon>, Arguments) -> Made>,
+    make: Box<Make>,
     data: fn() -> Result<Schema, OptionError>,
 }
 
