@@ -189,8 +189,9 @@ impl Blockdevs {
         }
         let own = Inherited::of(&options, inherited);
         own.check(node.name())?;
-        if own.force_share != node.is_force_share() {
-            return Err(fixed("force-share"));
+        let has_others = options.bitmaps != now.bitmaps;
+        if has_others || own.force_share != node.is_force_share() {
+            return Err(fixed(if has_others { "x-coblk-bitmaps" } else { "force-share" }));
         }
         let edges = node.edges();
         if let Some(name) = child_without_edge(edges, &now.driver, &options.driver) {

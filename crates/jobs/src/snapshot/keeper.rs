@@ -73,7 +73,7 @@ impl Keeper {
     pub(crate) fn for_reads(plan: KeeperPlan, bits: Option<&DirtyBits>) -> io::Result<Keeper> {
         let keeper = Keeper {
             reads: Some(Reads::new(plan.length, plan.cluster)?),
-            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())
+            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())?
         };
         match bits {
             Some(bits) => keeper.keep_dirty(bits),
@@ -83,18 +83,28 @@ impl Keeper {
     }
 
     /// Keeps nothing yet, for a job that copies to the target as well. The instant is not read.
+    ///
+    /// # Errors
+    /// Without memory.
     pub(crate) fn for_job(
         plan: KeeperPlan,
         guests: Arc<Guests>,
         progress: &Arc<Progress>,
-    ) -> Keeper {
+    ) -> io::Result<Keeper> {
         let (in_flight, held, is_given_up, broken) = Default::default();
         let clusters = plan.length.div_ceil(plan.cluster);
+        // Refuses what is too large.
+        let granules = Arc::new(Granules::try_new(clusters)?);
         let words = if plan.hold == 0 { 0 } else { clusters.div_ceil(64) };
-        Keeper {
-            granules: Arc::new(Granules::new(clusters)),
+        let mut held_bits = Vec::new();
+        held_bits
+            .try_reserve_exact(words as usize)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        held_bits.resize_with(words as usize, || AtomicU64::new(0));
+        Ok(Keeper {
+            granules,
             held,
-            held_bits: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            held_bits: held_bits.into(),
             guests,
             plan,
             progress: Arc::clone(progress),
@@ -102,7 +112,7 @@ impl Keeper {
             in_flight,
             is_given_up,
             broken,
-        }
+        })
     }
 
     /// All bytes are to be kept. Before guests come.

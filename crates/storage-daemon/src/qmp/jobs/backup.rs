@@ -91,6 +91,11 @@ fn refused(why: impl Into<String>) -> DaemonError {
 }
 
 impl Arguments {
+    /// The names of its nodes.
+    pub(crate) fn nodes(&self) -> [&str; 2] {
+        [&self.device, &self.target]
+    }
+
     /// What they mean.
     ///
     /// # Errors
