@@ -70,7 +70,7 @@ impl Work {
             side.add("source", Medium::Memory)?;
             side.add("target", Medium::Memory)?;
             let socket = side.path("guest.sock", Medium::Memory);
-            let address = json!({"type": "unix", "path": socket});
+            let address = json!({"type": "unix", "data": {"path": socket}});
             side.daemon.execute("nbd-server-start", json!({"addr": address}))?;
             let export = json!({
                 "type": "nbd", "id": "e", "node-name": "source", "name": "disk", "writable": true,

@@ -69,8 +69,8 @@ impl Work {
                 side.until_gone()
             });
         }
-        // What copies have left behind ends.
-        std::thread::sleep(Duration::from_millis(500));
+        // Threads that copies have left behind end.
+        std::thread::sleep(Duration::from_secs(2));
         let (before, start) = (side.daemon.sleeps()?, Instant::now());
         std::thread::sleep(idle);
         let sleeps = side.daemon.sleeps()?.saturating_sub(before);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -15,6 +15,8 @@ use crate::peers::qmp::StorageDaemon;
 
 /// Bytes of a piece of a disk: one that is half zero has every second one.
 pub const PIECE: usize = 1 << 20;
+/// For how long a node may be in use.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// File systems in memory.
 const MEMORY: &str = "/dev/shm";
 
@@ -79,11 +81,22 @@ impl Side {
         Ok(())
     }
 
+    /// Removes nodes. A target may be in use for a moment by requests that a cancelled job has left behind.
     pub fn remove(&mut self, names: &[&str]) -> io::Result<()> {
         for name in names {
-            self.daemon.execute("blockdev-del", json!({"node-name": name}))?;
+            let until = Instant::now() + PATIENCE;
+            let mut removed = self.delete(name);
+            while removed.is_err() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+                removed = self.delete(name);
+            }
+            removed?;
         }
         Ok(())
+    }
+
+    fn delete(&mut self, name: &str) -> io::Result<()> {
+        self.daemon.execute("blockdev-del", json!({"node-name": name})).map(drop)
     }
 
     /// Starts a mirror from the node `source` to the node `target`.
