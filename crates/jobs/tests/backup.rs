@@ -12,7 +12,7 @@ use coblk_block::{BackendOptions, BlockLimits, BlockNode, Permissions, ZeroFlags
 use coblk_jobs::{
     Backup, BackupError, BackupSync, Job, JobOptions, JobStatus, OnCbwError, OnError,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
+use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
 use util::stage::{GRANULE, LENGTH, Stage, stage, stage_of};
 use util::{take, until};
 
@@ -225,6 +225,40 @@ fn j22_j145_guests_are_let_go_when_a_job_with_a_dead_target_is_cancelled() {
 }
 
 #[test]
+fn j18_the_end_of_all_jobs_lets_guests_go_that_wait_for_a_dead_target() {
+    let stage = stage();
+    let _job = stage.stand_by(stage.backup());
+    stage.target.judge(on_writes(|| Verdict::Hold));
+    let write = stage.begin_write(0, 2, 512);
+    until(&stage.ctx, || stage.target.held() == 1);
+    let took = stage.takes(|| {
+        stage.ctx.run(|co| stage.jobs.co_end(co));
+        until(&stage.ctx, || write.get() == Some(true));
+    });
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    stage.target.release();
+    until(&stage.ctx, || stage.is_free());
+}
+
+#[test]
+fn j86_what_was_copied_is_discarded_at_a_source_that_nothing_else_writes() {
+    let stage = stage_of(20 * GRANULE + 512);
+    stage.source.fill(3);
+    drop(stage.guest.remove_medium(&stage.ctx));
+    stage.source_node.set_discard_enabled(true);
+    let backup = stage.backup().discard_source(true).on_target_error(OnError::Ignore);
+    let tries = AtomicUsize::new(0);
+    stage.target.judge(move |op| match op {
+        Op::Write(..) if tries.fetch_add(1, Ordering::SeqCst) < 3 => Verdict::Fail(libc::EIO),
+        _ => Verdict::Go,
+    });
+    let job = stage.back_up(backup);
+    stage.until(&job, JobStatus::Null);
+    assert!(stage.target.data().iter().all(|byte| *byte == 3));
+    assert!(stage.source.data().iter().all(|byte| *byte == DISCARDED));
+}
+
+#[test]
 fn j30_target_and_then_source_are_drained_in_the_midst_of_copies() {
     let stage = stage();
     stage.source.fill(1);
@@ -323,6 +357,22 @@ fn j71_a_cluster_is_64_kib_at_least() {
     assert_eq!(refused, "Required max-chunk (4096) is less than backup cluster size (65536)");
     let refused = stage.refused(stage.backup().max_workers(0));
     assert_eq!(refused, "max-workers must be between 1 and 2147483647");
+}
+
+#[test]
+fn j71_a_disk_of_too_many_clusters_is_refused() {
+    let ctx = util::simulated(1);
+    let node =
+        |name: &str| BlockNode::new(name, coblk_block::drivers::Null::new(coblk_block::MAX_LENGTH));
+    let (jobs, told) = util::jobs();
+    let blockdevs = coblk_block::Blockdevs::new(coblk_block::drivers());
+    let backup = Backup::new(node("source"), node("target"));
+    let options = JobOptions::new("j", "backup");
+    let refused = ctx.run(|co| backup.co_start(co, &jobs, options, &blockdevs)).unwrap_err();
+    assert!(
+        matches!(&refused, BackupError::Io(error) if error.raw_os_error() == Some(libc::EFBIG))
+    );
+    assert_eq!(take(&told), ["created", "null"]);
 }
 
 #[test]

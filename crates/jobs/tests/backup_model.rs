@@ -171,7 +171,7 @@ impl World {
             .on_target_error(policies[rng.usize(..3)])
             .on_cbw_error(breaks[rng.usize(..2)])
             .max_workers(rng.u64(1..5))
-            .max_chunk(2 * CLUSTER << rng.u32(..3))
+            .max_chunk((2 * CLUSTER) << rng.u32(..3))
             .min_cluster_size([0, 2 * CLUSTER][rng.usize(..2)]);
         let options = JobOptions::new("j", "backup").auto_finalize(rng.bool());
         self.ctx.run(|co| {

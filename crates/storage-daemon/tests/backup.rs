@@ -232,12 +232,43 @@ fn fleece_by_filter(talk: &mut Talk<'_>) {
     talk.ask("blockdev-del", json!({"node-name": "cbw"}));
 }
 
+/// What the top layer has, in clusters of copies, which are longer than its own.
+fn top(talk: &mut Talk<'_>) {
+    let file = |name: &str| json!({"driver": "file", "filename": talk.place.path(name)});
+    let base = json!({"driver": "raw", "node-name": "base", "file": file("base")});
+    let chain = json!({"driver": "qcow2", "node-name": "chain", "file": file("chain"),
+        "backing": base});
+    talk.ask("blockdev-add", chain);
+    talk.backup(json!({"device": "chain", "target": "old", "sync": "top"}));
+    talk.until("j null");
+    let copied = std::fs::read(talk.place.path("old")).unwrap();
+    let granules: Vec<_> = copied.chunks(65536).map(|it| [it[0], it[8192], it[65535]]).collect();
+    talk.replies.push(json!(["top", {}, granules]));
+    talk.ask("blockdev-del", json!({"node-name": "chain"}));
+}
+
+fn compressed(talk: &mut Talk<'_>) {
+    let packed = talk.place.path("packed");
+    let file = json!({"driver": "file", "filename": packed});
+    talk.ask("blockdev-add", json!({"driver": "qcow2", "node-name": "packed", "file": file}));
+    talk.backup(json!({"target": "packed", "compress": true}));
+    talk.until("j null");
+    talk.ask("blockdev-del", json!({"node-name": "packed"}));
+    let (source, packed) = (talk.place.path("source"), tools::text(&packed).to_owned());
+    tools::run("qemu-img", ["compare", "-q", "-U", tools::text(&source), &packed]);
+    let checked = tools::run("qemu-img", ["check", "--output=json", &packed]);
+    let checked: Value = serde_json::from_str(&checked).unwrap();
+    talk.replies.push(json!(["compressed", {}, checked["compressed-clusters"]]));
+}
+
 fn script(place: &Place, qmp: Client) -> Talk<'_> {
     let mut talk = Talk { place, qmp, replies: Vec::new(), events: Vec::new() };
     refusals(&mut talk);
     increments(&mut talk);
     let images = ["source", "target"].map(|name| std::fs::read(place.path(name)).unwrap());
     assert!(images[0] == images[1], "the increments are not the disk");
+    compressed(&mut talk);
+    top(&mut talk);
     fleece_by_job(&mut talk);
     fleece_by_filter(&mut talk);
     assert!(std::fs::read(place.path("target")).unwrap() == vec![9; LENGTH], "another instant");
@@ -247,15 +278,27 @@ fn script(place: &Place, qmp: Client) -> Talk<'_> {
 
 fn prepare() -> Place {
     let place = Place::new();
-    for (name, byte, length) in
-        [("source", b's', LENGTH), ("target", 0, LENGTH), ("old", 0, LENGTH), ("short", 0, 512)]
+    for (name, byte, length) in [
+        ("source", b's', LENGTH),
+        ("target", 0, LENGTH),
+        ("base", b'b', LENGTH),
+        ("old", 0, LENGTH),
+    ]
+    .into_iter()
+    .chain([("short", 0, 512)])
     {
         std::fs::write(place.path(name), vec![byte; length]).unwrap();
     }
-    tools::run(
-        "qemu-img",
-        ["create", "-q", "-f", "qcow2", tools::text(&place.path("fleece")), "1M"],
-    );
+    let create = |name: &str, options: &[&str]| {
+        let path = place.path(name);
+        let ends = [tools::text(&path), "1M"];
+        tools::run("qemu-img", [&["create", "-q", "-f", "qcow2"], options, &ends].concat());
+    };
+    create("fleece", &[]);
+    create("packed", &[]);
+    create("chain", &["-F", "raw", "-b", "base", "-o", "cluster_size=4k"]);
+    let write = ["-f", "qcow2", "-c", "write -P 5 200k 4k", "-c", "write -P 6 512k 100k"];
+    tools::run("qemu-io", [&write[..], &[tools::text(&place.path("chain"))]].concat());
     place
 }
 

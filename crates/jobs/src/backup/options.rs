@@ -67,6 +67,7 @@ pub struct Backup {
     pub(super) max_workers: u64,
     pub(super) max_chunk: Option<u64>,
     pub(super) min_cluster: u64,
+    pub(super) hold: u64,
     pub(super) filter_name: Option<String>,
 }
 
@@ -86,6 +87,7 @@ impl Backup {
             max_workers: MAX_WORKERS,
             max_chunk: None,
             min_cluster: 0,
+            hold: 0,
             filter_name: None,
         }
     }
@@ -131,6 +133,14 @@ impl Backup {
     #[must_use]
     pub fn on_target_error(self, on_error: OnError) -> Backup {
         Backup { on_target_error: on_error, ..self }
+    }
+
+    /// Holds so many old bytes in memory, whose guests do not wait for the target: for
+    /// [`OnCbwError::BreakSnapshot`] alone, as a copy that fails then cannot fail a guest's write any more. 0 by
+    /// default.
+    #[must_use]
+    pub fn hold(self, bytes: u64) -> Backup {
+        Backup { hold: bytes, ..self }
     }
 
     /// What becomes of a guest's write whose old bytes cannot be copied.

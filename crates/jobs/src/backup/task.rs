@@ -24,6 +24,8 @@ use crate::{Job, JobFailure, Task};
 
 /// The longest copy, in bytes, unless the options say so.
 const MAX_CHUNK: u64 = 1 << 20;
+/// Memory of the workers, in bytes, unless a cluster is longer.
+const MAX_BUFFER: u64 = 128 << 20;
 
 /// Others may write to the target as far as permissions go, for its backing file may be the source.
 const OF_TARGET: (Permissions, Permissions) =
@@ -88,11 +90,14 @@ pub(super) fn co_set_up(
     let of_source = if backup.discard_source { OF_DISCARDED } else { OF_SOURCE };
     let source_use = job.co_use(co, &backup.source, of_source.0, of_source.1)?;
     let is_read_above = leads_to(&backup.target, &backup.source);
-    let tracking = is_read_above.then(|| backup.target.track(&backup.target.co_drain(co)));
+    let tracking = match is_read_above {
+        true => Some(backup.target.track(&co_drain(co, &backup.target)?)),
+        false => None,
+    };
     let guests = Arc::new(Guests::new(job.remote_kick()));
     let plan = keeper_plan(&backup, is_read_above);
     let flags = plan.flags;
-    let keeper = Arc::new(Keeper::for_job(plan, Arc::clone(&guests), job.progress()));
+    let keeper = Arc::new(Keeper::for_job(plan, Arc::clone(&guests), job.progress())?);
     let owner = format!("backup job '{}'", job.id());
     let hidden = blockdevs.make_hidden(backup.filter_name.as_deref(), owner, |name| {
         let node = Child::new("file", ChildRole::FILTER, Arc::clone(&backup.source));
@@ -100,6 +105,9 @@ pub(super) fn co_set_up(
         BlockNode::try_new(name, CopyBeforeWrite::on((node, target), &keeper, tracking))
     })?;
     let filter = Arc::clone(hidden.node());
+    if backup.sync != BackupSync::Bitmap {
+        keeper.keep_all();
+    }
     match co_insert(co, &backup, &keeper, &filter) {
         Ok(bitmap) => task.0.bitmap.set(bitmap),
         Err(error) => {
@@ -128,7 +136,7 @@ pub(super) fn co_set_up(
 
 const IN_USE: &str = "block device is in use by block job: backup";
 
-/// In one drained section of the source: what is to be copied, the bitmap, the filter.
+/// In one drained section of the source: the bitmap, what it says is to be copied, the filter.
 fn co_insert(
     co: &Co<'_>,
     backup: &Backup,
@@ -140,9 +148,8 @@ fn co_insert(
         Some((name, mode)) => Some(Held::new(&backup.source, name, *mode)?),
         None => None,
     };
-    match (backup.sync, &bitmap) {
-        (BackupSync::Bitmap, Some(bitmap)) => keeper.keep_dirty(bitmap.bits()),
-        _ => keeper.keep_all(),
+    if let (BackupSync::Bitmap, Some(bitmap)) = (backup.sync, &bitmap) {
+        keeper.keep_dirty(bitmap.bits());
     }
     backup.source.co_insert_above(co, filter)?;
     Ok(bitmap)
@@ -169,6 +176,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         flags,
         on_error: backup.on_cbw_error,
         timeout: None,
+        hold: backup.hold,
     }
 }
 
@@ -180,7 +188,7 @@ fn plan_of(backup: &Backup, flags: WriteFlags) -> Plan {
     Plan {
         granularity: cluster,
         length: backup.source.length(),
-        buffer: max_chunk * backup.max_workers,
+        buffer: (max_chunk * backup.max_workers).min(MAX_BUFFER),
         cluster: backup.target_cluster(),
         on_source_error: backup.on_source_error,
         on_target_error: backup.on_target_error,

@@ -10,6 +10,14 @@
 //!                ends: busy off                 or fails: busy off and todo on
 //! ```
 //!
+//! Why these are not the words of dirty bitmaps ([`DirtyBits`](coblk_block::DirtyBits)), which have one bit a granule and
+//! a summary: a claim takes a granule from one state to another and must not be seen between them. With a bitmap for
+//! each of the two bits, the end of a failed copy either clears `busy` first, and then the granule differs and is neither
+//! (`j134_what_differs_is_todo` in models.rs finds that), or sets `todo` first, and then another claim may copy it while
+//! it is busy still. Bitmaps, for their part, have no use for the second bit, which would double their memory and what a
+//! recording write touches. A summary is not missed here: a copier goes on where it was, and finds its next granules in
+//! the same word or the next.
+//!
 //! What holds:
 //!
 //! 1. A granule is busy by one claim at a time.
@@ -21,6 +29,7 @@
 //! 4. A copier that sleeps because nothing is todo is woken: it says that it sleeps, and then looks once more;
 //!    a guest marks, and then looks for sleepers. One of the two sees the other.
 
+use std::io;
 use std::ops::Range;
 
 use super::atomics::{AtomicBool, AtomicU64, Ordering, model_fence};
@@ -28,6 +37,8 @@ use super::atomics::{AtomicBool, AtomicU64, Ordering, model_fence};
 /// Granules a word.
 const IN_WORD: u64 = 32;
 const TODO: u64 = u32::MAX as u64;
+/// Most granules whose number a user chooses: their bits take 2 GiB.
+const MAX_GRANULES: u64 = 1 << 33;
 
 /// Two bits a granule. Any thread.
 pub(crate) struct Granules {
@@ -84,6 +95,21 @@ impl Granules {
             wants_wake: AtomicBool::new(false),
             copied: Box::default(),
         }
+    }
+
+    /// [`new`](Self::new), for a number that a user chooses.
+    ///
+    /// # Errors
+    /// EFBIG if they are more than 2^33; ENOMEM.
+    pub(crate) fn try_new(count: u64) -> io::Result<Granules> {
+        if count > MAX_GRANULES {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        let mut words = Vec::new();
+        let reserved = words.try_reserve_exact(count.div_ceil(IN_WORD) as usize);
+        reserved.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        words.extend((0..count.div_ceil(IN_WORD)).map(|_| AtomicU64::new(0)));
+        Ok(Granules { words: words.into(), count, ..Granules::new(0) })
     }
 
     /// Keeps track of which were [written as a whole](Self::set_copied), before any is.

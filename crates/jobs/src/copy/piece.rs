@@ -241,6 +241,26 @@ impl Scratch {
         Ok(())
     }
 
+    /// Copies bytes of what was read of a range that begins at `start`, from `at` on.
+    pub(crate) fn copy_to(&self, start: u64, at: u64, target: &mut IoVectorMut<'_>) {
+        let end = at + target.len() as u64;
+        for (how, piece) in &self.pieces {
+            let part = piece.start.max(at)..piece.end.min(end);
+            if part.is_empty() {
+                continue;
+            }
+            let bytes = (part.end - part.start) as usize;
+            let mut place = target.slice((part.start - at) as usize, bytes);
+            match how {
+                How::Write => {
+                    let from = (part.start - start) as usize;
+                    let _ = place.copy_from(0, &self.data[from..from + bytes]);
+                }
+                How::Zero | How::Discard => place.fill_from(0, 0),
+            }
+        }
+    }
+
     /// How many bytes are written as data.
     pub(super) fn bytes_written(&self) -> u64 {
         let data = self.pieces.iter().filter(|(how, _)| *how == How::Write);

@@ -11,6 +11,7 @@ use coblk_block::{
 
 use super::keeper::Keeper;
 use super::reads::{Found, Reads};
+use crate::copy::piece::Scratch;
 
 /// Longest read of the instant at a time, in bytes: a guest may wait for it.
 const MAX_READ: u64 = 1 << 20;
@@ -57,12 +58,15 @@ impl CopyBeforeWrite {
     fn co_at<R>(
         &self,
         range: &std::ops::Range<u64>,
-        act: impl FnOnce(&Child, bool, u64) -> io::Result<R>,
+        act: impl FnOnce(Place<'_>, u64) -> io::Result<R>,
     ) -> io::Result<(R, u64)> {
         match self.reads()?.find(range)? {
-            Found::Target(bytes) => Ok((act(&self.target, true, bytes)?, bytes)),
+            Found::Target(bytes) => Ok((act(Place::Target(&self.target), bytes)?, bytes)),
+            Found::Memory(bytes, start, held) => {
+                Ok((act(Place::Memory(start, &held), bytes)?, bytes))
+            }
             Found::Node(bytes, read) => {
-                let result = act(&self.node, false, bytes)?;
+                let result = act(Place::Node(&self.node), bytes)?;
                 drop(read);
                 // A write may have gone on meanwhile without a copy.
                 self.reads()?;
@@ -70,6 +74,14 @@ impl CopyBeforeWrite {
             }
         }
     }
+}
+
+/// Where bytes of the instant are.
+enum Place<'a> {
+    Target(&'a Child),
+    Node(&'a Child),
+    /// In memory, from an offset on.
+    Memory(u64, &'a Scratch),
 }
 
 impl Filter for CopyBeforeWrite {
@@ -151,9 +163,17 @@ impl SnapshotReads for CopyBeforeWrite {
         let mut at = offset;
         while at < end {
             let range = at..end.min(at.saturating_add(MAX_READ));
-            let (_, bytes) = self.co_at(&range, |from, _, bytes| {
+            let (_, bytes) = self.co_at(&range, |from, bytes| {
                 let mut piece = target.slice((at - offset) as usize, bytes as usize);
-                from.co_preadv(co, at, &mut piece, flags)
+                match from {
+                    Place::Target(from) | Place::Node(from) => {
+                        from.co_preadv(co, at, &mut piece, flags)
+                    }
+                    Place::Memory(start, held) => {
+                        held.copy_to(start, at, &mut piece);
+                        Ok(())
+                    }
+                }
             })?;
             at += bytes;
         }
@@ -161,12 +181,11 @@ impl SnapshotReads for CopyBeforeWrite {
     }
 
     fn co_snapshot_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
-        let (extent, _) = self.co_at(&(offset..offset + bytes), |from, is_target, bytes| {
+        let (extent, _) = self.co_at(&(offset..offset + bytes), |from, bytes| match from {
             // The target is asked for what was written there, and so by itself.
-            match is_target {
-                true => from.co_block_status(co, offset, bytes),
-                false => from.co_status_above(co, None, offset, bytes).map(|it| it.extent),
-            }
+            Place::Target(from) => from.co_block_status(co, offset, bytes),
+            Place::Node(from) => from.co_status_above(co, None, offset, bytes).map(|it| it.extent),
+            Place::Memory(..) => Ok(Extent::data(bytes)),
         })?;
         // There is no backing file to look at.
         Ok(Extent { allocated: true, stored: None, ..extent })

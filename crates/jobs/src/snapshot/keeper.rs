@@ -39,6 +39,8 @@ pub(crate) struct KeeperPlan {
     pub(crate) on_error: OnCbwError,
     /// For how long a guest's write waits.
     pub(crate) timeout: Option<Duration>,
+    /// Old bytes in memory, at most, whose guests do not wait for the target.
+    pub(crate) hold: u64,
 }
 
 /// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
@@ -53,6 +55,10 @@ pub(crate) struct Keeper {
     pub(super) reads: Option<Reads>,
     /// Bytes in the memory of copies that guests drive.
     pub(super) in_flight: AtomicU64,
+    /// Bytes that are held.
+    pub(super) held: AtomicU64,
+    /// Clusters whose old bytes are held. Empty if none ever is.
+    held_bits: Box<[AtomicU64]>,
     /// Nothing is kept any more, as no user wants it.
     is_given_up: AtomicBool,
     /// Why bytes of the instant are lost, if they are.
@@ -67,7 +73,7 @@ impl Keeper {
     pub(crate) fn for_reads(plan: KeeperPlan, bits: Option<&DirtyBits>) -> io::Result<Keeper> {
         let keeper = Keeper {
             reads: Some(Reads::new(plan.length, plan.cluster)?),
-            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())
+            ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())?
         };
         match bits {
             Some(bits) => keeper.keep_dirty(bits),
@@ -77,14 +83,28 @@ impl Keeper {
     }
 
     /// Keeps nothing yet, for a job that copies to the target as well. The instant is not read.
+    ///
+    /// # Errors
+    /// Without memory.
     pub(crate) fn for_job(
         plan: KeeperPlan,
         guests: Arc<Guests>,
         progress: &Arc<Progress>,
-    ) -> Keeper {
-        let (in_flight, is_given_up, broken) = Default::default();
-        Keeper {
-            granules: Arc::new(Granules::new(plan.length.div_ceil(plan.cluster))),
+    ) -> io::Result<Keeper> {
+        let (in_flight, held, is_given_up, broken) = Default::default();
+        let clusters = plan.length.div_ceil(plan.cluster);
+        // Refuses what is too large.
+        let granules = Arc::new(Granules::try_new(clusters)?);
+        let words = if plan.hold == 0 { 0 } else { clusters.div_ceil(64) };
+        let mut held_bits = Vec::new();
+        held_bits
+            .try_reserve_exact(words as usize)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        held_bits.resize_with(words as usize, || AtomicU64::new(0));
+        Ok(Keeper {
+            granules,
+            held,
+            held_bits: held_bits.into(),
             guests,
             plan,
             progress: Arc::clone(progress),
@@ -92,7 +112,7 @@ impl Keeper {
             in_flight,
             is_given_up,
             broken,
-        }
+        })
     }
 
     /// All bytes are to be kept. Before guests come.
@@ -176,6 +196,23 @@ impl Keeper {
     pub(super) fn bytes_of(&self, clusters: &Range<u64>) -> Range<u64> {
         let (cluster, length) = (self.plan.cluster, self.plan.length);
         (clusters.start * cluster).min(length)..(clusters.end * cluster).min(length)
+    }
+
+    /// The old bytes of a cluster are in memory, or not any more.
+    pub(super) fn set_held(&self, clusters: &Range<u64>, is_held: bool) {
+        for cluster in clusters.clone() {
+            let (word, bit) = (&self.held_bits[(cluster / 64) as usize], 1 << (cluster % 64));
+            match is_held {
+                true => word.fetch_or(bit, Ordering::SeqCst),
+                false => word.fetch_and(!bit, Ordering::SeqCst),
+            };
+        }
+    }
+
+    /// Whether the old bytes of a cluster are in memory, so that it may be written.
+    pub(super) fn is_held(&self, cluster: u64) -> bool {
+        let word = self.held_bits.get((cluster / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::SeqCst) >> (cluster % 64) & 1 != 0)
     }
 
     /// From here on nothing is kept, and guests that wait go on.

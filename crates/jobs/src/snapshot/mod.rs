@@ -11,7 +11,8 @@
 //!
 //! What holds, from the moment in which the filter is above the node whose bytes it keeps:
 //!
-//! 1. A write to a cluster whose old bytes are to be kept reaches the node after these bytes are in the target.
+//! 1. A write to a cluster whose old bytes are to be kept reaches the node after these bytes are in the target, or in
+//!    memory where they may be held.
 //!    For it goes on when the cluster is neither todo nor busy, and a cluster that was neither never is again; a copy
 //!    ends its claim after its write to the target has returned.
 //! 2. A read of the instant takes a cluster from the target if that is said to have it, which is said after the write
@@ -35,4 +36,4 @@ pub(crate) use filter::{cluster_size, leads_to};
 pub use keeper::OnCbwError;
 pub(crate) use keeper::{Keeper, KeeperPlan};
 pub use options::CopyBeforeWriteOptions;
-pub(crate) use options::{check_least, copy_cluster};
+pub(crate) use options::{check_hold, check_least, copy_cluster};

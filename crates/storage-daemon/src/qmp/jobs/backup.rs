@@ -33,6 +33,8 @@ pub(crate) struct Arguments {
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
     x_perf: Option<Perf>,
+    /// Bytes of memory whose guests do not wait for the target.
+    x_coblk_hold: Option<u64>,
 }
 
 /// QAPI's `BackupPerf`.
@@ -89,6 +91,11 @@ fn refused(why: impl Into<String>) -> DaemonError {
 }
 
 impl Arguments {
+    /// The names of its nodes.
+    pub(crate) fn nodes(&self) -> [&str; 2] {
+        [&self.device, &self.target]
+    }
+
     /// What they mean.
     ///
     /// # Errors
@@ -110,6 +117,7 @@ impl Arguments {
             })
             .compress(self.compress.unwrap_or(false))
             .discard_source(self.discard_source.unwrap_or(false))
+            .hold(self.x_coblk_hold.unwrap_or(0))
             .on_cbw_error(self.on_cbw_error.unwrap_or_default());
         if let Some(on_error) = self.on_source_error {
             backup = backup.on_source_error(on_error.into());
