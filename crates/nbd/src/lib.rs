@@ -29,7 +29,7 @@ pub use server::options::NbdOptions;
 pub use transport::{RefusedFile, TlsError, TlsFiles};
 pub use transport::{TlsClientCredentials, TlsCredentials};
 
-/// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.
+/// The parsers, for the fuzz target: bytes of a peer in, nothing but errors out.
 #[doc(hidden)]
 pub fn fuzz_parsers(bytes: &[u8]) {
     // A result that is not used is not computed.
@@ -41,4 +41,13 @@ pub fn fuzz_parsers(bytes: &[u8]) {
         option.queries().for_each(|query| _ = black_box(query));
     }
     let _ = black_box(protocol::option::name(bytes));
+    let _ = black_box(protocol::option_reply::OptionReply::parse(bytes, protocol::OPT_GO));
+    let _ = black_box(protocol::option_reply::information(bytes));
+    let _ = black_box(protocol::option_reply::export(bytes));
+    let _ = black_box(protocol::option_reply::block_sizes(bytes));
+    let _ = black_box(protocol::option_reply::context(bytes));
+    black_box(protocol::answer::Answer::parse(bytes));
+    if let Ok(name) = std::str::from_utf8(bytes) {
+        black_box(NbdNodeOptions::from_filename(name));
+    }
 }

@@ -144,10 +144,6 @@ impl Disk {
         let answer = fake.answer(asked, 0, data);
         let other = Asked { cookie: asked.cookie ^ (1 << self.random.below(64)), ..asked.clone() };
         let old = Asked { cookie: self.last_cookie, ..asked.clone() };
-        let is_read = asked.command == fake::READ;
-        let in_chunks = fake.style > Style::Simple;
-        let chunk = |kind, len, data: &[u8]| fake.chunk(true, kind, asked, len, data);
-        let at = |offset: u64, data: &[u8]| [&offset.to_be_bytes()[..], data].concat();
         let said = match lie {
             Lie::WrongMagic => [&[answer[0] ^ 0x55], &answer[1..]].concat(),
             Lie::WrongCookie => fake.answer(&other, 0, data),
@@ -170,7 +166,19 @@ impl Disk {
                 let stream = fake.stream.try_clone().unwrap();
                 Fake { stream, style }.answer(asked, 0, data)
             }
-            _ if !in_chunks => return None,
+            _ if fake.style > Style::Simple => return self.lie_in_chunks(lie, fake, asked, data),
+            _ => return None,
+        };
+        Some(said)
+    }
+
+    /// Lies that only chunks can tell.
+    fn lie_in_chunks(&self, lie: Lie, fake: &Fake, asked: &Asked, data: &[u8]) -> Option<Vec<u8>> {
+        let answer = fake.answer(asked, 0, data);
+        let is_read = asked.command == fake::READ;
+        let chunk = |kind, len, data: &[u8]| fake.chunk(true, kind, asked, len, data);
+        let at = |offset: u64, data: &[u8]| [&offset.to_be_bytes()[..], data].concat();
+        let said = match lie {
             Lie::TooLong if is_read => {
                 chunk(1, 8 + asked.length + 1, &at(asked.offset, &[data, &[0]].concat()))
             }

@@ -5,6 +5,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use coblk::drivers::NbdNodeOptions;
+use coblk::options::NodeOptions;
+
 use crate::failure::Failure;
 
 /// A text in which a comma is no end, for a list of options.
@@ -37,8 +40,45 @@ pub(crate) fn path_of(name: &OsStr) -> Result<&Path, Failure> {
     }
 }
 
+/// Where the bytes of an image are.
+pub(super) enum Place<'a> {
+    Path(&'a Path),
+    /// An export of an NBD server, as a list of options.
+    Nbd(OsString),
+}
+
+impl Place<'_> {
+    /// What a file name means: a path, or an export of an NBD server.
+    ///
+    /// # Errors
+    /// As [`path_of`]; also if the name of an export is none.
+    pub(super) fn of(name: &OsStr) -> Result<Place<'_>, Failure> {
+        let nbd = name.to_str().and_then(NbdNodeOptions::from_filename);
+        match nbd {
+            None => Ok(Place::Path(path_of(name)?)),
+            Some(Ok(options)) => {
+                Ok(Place::Nbd(coblk::qapi::to_argument(&NodeOptions::new(options), "")))
+            }
+            Some(Err(why)) => Err(Failure::new(format!("Could not open {why}"))),
+        }
+    }
+
+    /// The options of a node that has its bytes, with a prefix such as `file.`.
+    pub(super) fn options(&self, prefix: &str, engine: &str) -> OsString {
+        match self {
+            Place::Path(path) => protocol_options(path, prefix, engine),
+            Place::Nbd(options) => {
+                let members = members(options.as_bytes());
+                let members: Vec<Vec<u8>> =
+                    members.map(|member| [prefix.as_bytes(), member].concat()).collect();
+                OsString::from_vec(members.join(&b","[..]))
+            }
+        }
+    }
+}
+
 /// The options of a node that has the bytes of a path, with a prefix such as `file.`.
-pub(super) fn protocol_options(path: &Path, prefix: &str, engine: &str) -> OsString {
+fn protocol_options(path: &Path, prefix: &str, engine: &str) -> OsString {
     let is_device = path
         .metadata()
         .map(|it| it.file_type())

@@ -10,7 +10,7 @@ use coblk::options::{NodeOptions, NodeRef, NodeRefOrNull};
 use coblk::{BackendOptions, BlockBackend, BlockNode, Blockdevs, Co};
 
 use super::Cache;
-use super::name::{below, has_member, path_of, protocol_options};
+use super::name::{Place, below, has_member};
 use crate::failure::Failure;
 
 /// Bytes that a format is found by.
@@ -246,27 +246,27 @@ impl Images {
             let json = std::str::from_utf8(json).map_err(|_| spec.failed("it is not UTF-8"))?;
             return NodeOptions::from_json(json).map_err(failed);
         }
-        let path = path_of(&spec.name)?;
+        let place = Place::of(&spec.name)?;
         let format = match &spec.format {
             Some(format) => format.clone(),
             None => {
-                let bytes = protocol_options(path, "", spec.engine);
+                let bytes = place.options("", spec.engine);
                 self.co_probe(co, spec, &bytes)?.to_owned()
             }
         };
-        if matches!(&*format, "file" | "host_device") {
-            let text = protocol_options(path, "", spec.engine);
+        if matches!(&*format, "file" | "host_device" | "nbd") {
+            let text = place.options("", spec.engine);
             return NodeOptions::from_keyval(text).map_err(failed);
         }
         if format == "qcow2" && spec.metadata_only {
-            let file = NodeOptions::from_keyval(protocol_options(path, "", spec.engine));
+            let file = NodeOptions::from_keyval(place.options("", spec.engine));
             let mut options = Qcow2Options::new(file.map_err(failed)?);
             options.backing = Some(NodeRefOrNull(None));
             options.metadata_only = true;
             return Ok(NodeOptions::new(options));
         }
         let mut text = OsString::from(format!("driver={format},"));
-        text.push(protocol_options(path, "file.", spec.engine));
+        text.push(place.options("file.", spec.engine));
         if format == "qcow2" {
             text.push(spec.backing.option());
         }

@@ -29,30 +29,45 @@ pub struct Sender {
 
 #[derive(Default)]
 struct Outbox {
-    bytes: Vec<u8>,
-    /// How many of them have gone.
-    sent: usize,
+    /// Room, which is zeroed once and used again.
+    room: Vec<u8>,
+    /// What is there of it to be sent.
+    start: usize,
+    end: usize,
 }
+
+/// More room than this is given back when all has gone.
+const MAX_KEPT: usize = 1 << 20;
 
 impl Outbox {
     fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.start == self.end
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.room[self.start..self.end]
     }
 
     fn push(&mut self, header: &[u8], payload: Option<&IoVector<'_>>) {
-        self.bytes.extend_from_slice(header);
-        if let Some(payload) = payload {
-            let at = self.bytes.len();
-            self.bytes.resize(at + payload.len(), 0);
-            payload.copy_to(0, &mut self.bytes[at..]);
+        let after_header = self.end + header.len();
+        let end = after_header + payload.map_or(0, IoVector::len);
+        if self.room.len() < end {
+            self.room.resize(end.next_power_of_two(), 0);
         }
+        self.room[self.end..after_header].copy_from_slice(header);
+        if let Some(payload) = payload {
+            payload.copy_to(0, &mut self.room[after_header..end]);
+        }
+        self.end = end;
     }
 
     fn note(&mut self, written: usize) {
-        self.sent += written;
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.sent = 0;
+        self.start += written;
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+            if self.room.len() > MAX_KEPT {
+                self.room = Vec::new();
+            }
         }
     }
 }
@@ -161,7 +176,7 @@ impl Link {
             let result = match is_empty {
                 true => self.transport.push().map(|()| None),
                 false => {
-                    let bytes = IoSlice::new(&outbox.bytes[outbox.sent..]);
+                    let bytes = IoSlice::new(outbox.bytes());
                     self.transport.write(&[bytes]).map(Some)
                 }
             };

@@ -1,0 +1,57 @@
+//! Images that are exports of NBD servers, by their URIs.
+#![forbid(unsafe_code)]
+
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use coblk_tests::tools;
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_is_read_compared_and_written_by_its_uri() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let bytes: Vec<u8> = (0..4 << 20).map(|at: usize| (at / 777) as u8).collect();
+    std::fs::write(path("disk.img"), &bytes).unwrap();
+    let (socket, image) = (path("nbd.sock"), path("disk.img"));
+    let mut command = tools::command("qemu-nbd");
+    command.args([
+        "-t",
+        "-f",
+        "raw",
+        "-x",
+        "disk",
+        "-k",
+        tools::text(&socket),
+        tools::text(&image),
+    ]);
+    let _server = Server(command.stdin(Stdio::null()).spawn().unwrap());
+    let end = Instant::now() + Duration::from_secs(60);
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < end, "the server does not listen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let uri = format!("nbd+unix:///disk?socket={}", tools::text(&socket));
+    let copy = path("copy.qcow2");
+    let img = |args: &[&str]| tools::run(env!("CARGO_BIN_EXE_coblk-img"), args);
+    img(&["convert", "-f", "raw", "-O", "qcow2", &uri, tools::text(&copy)]);
+    let said = img(&["compare", "-f", "raw", "-F", "qcow2", &uri, tools::text(&copy)]);
+    assert!(said.contains("identical"), "{said}");
+    let said = img(&["info", &uri]);
+    assert!(said.contains("4 MiB") && said.contains("raw"), "{said}");
+    std::fs::write(path("other.img"), vec![7; 4 << 20]).unwrap();
+    let other = path("other.img");
+    img(&["convert", "-n", "-f", "raw", "-O", "raw", tools::text(&other), &uri]);
+    assert!(std::fs::read(&image).unwrap() == std::fs::read(&other).unwrap());
+    let refused = tools::output(env!("CARGO_BIN_EXE_coblk-img"), ["info", "nbd://host:port"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the port is no number"));
+}
