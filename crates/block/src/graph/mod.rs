@@ -14,7 +14,7 @@
 //! permit.rs  what the users of a node hold and share
 //! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
 //! overlay.rs, insert.rs, joint.rs  overlays and filters that come above nodes; several changes as one
-//! error.rs, relatives.rs  why a change is refused; the nodes around one in a chain
+//! error.rs   why a change is refused
 //! user.rs, turn.rs  users that are neither node nor backend; users that turn to another node, or back
 //! activity/, life/  nodes whose storage is another process's; the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
@@ -58,7 +58,6 @@ pub(crate) mod overlay;
 pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
-mod relatives;
 mod turn;
 mod user;
 

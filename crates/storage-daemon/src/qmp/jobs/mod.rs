@@ -2,8 +2,10 @@
 
 pub(super) mod backup;
 mod block_jobs;
+mod commit;
 mod events;
 mod mirror;
+mod stream;
 
 use coblk::Co;
 use coblk::block::Drivers;
@@ -63,7 +65,9 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     }
     backup::add(commands);
     block_jobs::add(commands);
+    commit::add(commands);
     mirror::add(commands);
+    stream::add(commands);
 }
 
 fn create_schema(options: Schema) -> Schema {
