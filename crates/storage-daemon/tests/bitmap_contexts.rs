@@ -3,12 +3,11 @@
 
 mod util;
 
-use std::process::{Child, Command, Stdio};
-
 use coblk_tests::tools;
 use serde_json::{Value, json};
+use util::Place;
+use util::both::{Talk, assert_same, on_both};
 use util::qmp::Client;
-use util::{Place, wait_until};
 
 const DAEMON: &str = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor chardev=c0 \
     --blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/top.qcow2,\
@@ -34,62 +33,47 @@ fn prepare() -> Place {
     place
 }
 
-struct Talk<'a> {
-    place: &'a Place,
-    qmp: Client,
-    replies: Vec<(String, Value)>,
+fn export(talk: &mut Talk<'_>, name: &str, more: Value) {
+    let mut arguments = json!({"type": "nbd", "id": name, "name": name, "node-name": "disk"});
+    more.as_object().unwrap().iter().for_each(|(key, it)| arguments[key] = it.clone());
+    talk.ask("block-export-add", arguments);
 }
 
-impl Talk<'_> {
-    fn ask(&mut self, command: &str, arguments: Value) {
-        let reply = self.qmp.ask(command, arguments.clone());
-        self.replies.push((format!("{command} {arguments}"), reply));
-    }
-
-    fn export(&mut self, name: &str, more: Value) {
-        let mut arguments = json!({"type": "nbd", "id": name, "name": name, "node-name": "disk"});
-        more.as_object().unwrap().iter().for_each(|(key, it)| arguments[key] = it.clone());
-        self.ask("block-export-add", arguments);
-    }
-
-    /// The contexts that a server lists, and the map of one.
-    fn look(&mut self, export: &str, contexts: &[&str]) {
-        let url = self.place.uri(export);
-        let listed = tools::run("nbdinfo", ["--json", &url]);
-        let listed: Value = serde_json::from_str(&listed).unwrap();
-        let contexts_there = listed["exports"][0]["contexts"].clone();
-        self.replies.push((format!("contexts of {export}"), contexts_there));
-        for context in contexts {
-            let map = format!("--map={context}");
-            let map = tools::run("nbdinfo", ["--json", &map, &url]);
-            self.replies
-                .push((format!("{context} of {export}"), serde_json::from_str(&map).unwrap()));
-        }
-    }
-
-    /// What `qemu-img map` makes of a context.
-    fn map(&mut self, export: &str, context: &str) {
-        let socket = self.place.path("nbd.sock");
-        let options = format!(
-            "driver=nbd,export={export},server.type=unix,server.path={},x-dirty-bitmap={context}",
-            socket.display()
-        );
-        let map = tools::run("qemu-img", ["map", "--output=json", "--image-opts", &options]);
-        let map = serde_json::from_str(&map).unwrap();
-        self.replies.push((format!("map of {context}"), map));
+/// The contexts that a server lists, and the map of one.
+fn look(talk: &mut Talk<'_>, export: &str, contexts: &[&str]) {
+    let url = talk.place.uri(export);
+    let listed = tools::run("nbdinfo", ["--json", &url]);
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let contexts_there = listed["exports"][0]["contexts"].clone();
+    talk.note(format!("contexts of {export}"), contexts_there);
+    for context in contexts {
+        let map = format!("--map={context}");
+        let map = tools::run("nbdinfo", ["--json", &map, &url]);
+        talk.note(format!("{context} of {export}"), serde_json::from_str(&map).unwrap());
     }
 }
 
-fn script<'a>(place: &'a Place, qmp: Client) -> Talk<'a> {
-    let mut talk = Talk { place, qmp, replies: Vec::new() };
-    refusals(&mut talk);
-    talk.export("plain", json!({}));
-    talk.look("plain", &["base:allocation"]);
-    talk.export("deep", json!({"allocation-depth": true}));
-    talk.look("deep", &["qemu:allocation-depth"]);
-    talk.map("deep", "qemu:allocation-depth");
+/// What `qemu-img map` makes of a context.
+fn map(talk: &mut Talk<'_>, export: &str, context: &str) {
+    let socket = talk.place.path("nbd.sock");
+    let options = format!(
+        "driver=nbd,export={export},server.type=unix,server.path={},x-dirty-bitmap={context}",
+        socket.display()
+    );
+    let map = tools::run("qemu-img", ["map", "--output=json", "--image-opts", &options]);
+    let map = serde_json::from_str(&map).unwrap();
+    talk.note(format!("map of {context}"), map);
+}
+
+fn script(talk: &mut Talk<'_>) {
+    refusals(talk);
+    export(talk, "plain", json!({}));
+    look(talk, "plain", &["base:allocation"]);
+    export(talk, "deep", json!({"allocation-depth": true}));
+    look(talk, "deep", &["qemu:allocation-depth"]);
+    map(talk, "deep", "qemu:allocation-depth");
     let all = json!(["own", "below", {"node": "disk", "name": "fine"}]);
-    talk.export("all", json!({"allocation-depth": true, "bitmaps": all, "writable": true}));
+    export(talk, "all", json!({"allocation-depth": true, "bitmaps": all, "writable": true}));
     let own = "qemu:dirty-bitmap:own";
     let contexts = [
         "base:allocation",
@@ -98,26 +82,24 @@ fn script<'a>(place: &'a Place, qmp: Client) -> Talk<'a> {
         "qemu:dirty-bitmap:below",
         "qemu:dirty-bitmap:fine",
     ];
-    talk.look("all", &contexts);
-    talk.map("all", own);
+    look(talk, "all", &contexts);
+    map(talk, "all", own);
     // It goes on recording, and nothing else may be done with it.
-    tools::run("qemu-io", ["-f", "raw", "-c", "write 3M 1k", &place.uri("all")]);
-    talk.look("all", &[own]);
+    tools::run("qemu-io", ["-f", "raw", "-c", "write 3M 1k", &talk.place.uri("all")]);
+    look(talk, "all", &[own]);
     let bitmap = json!({"node": "disk", "name": "own"});
     for verb in ["clear", "enable", "disable", "remove"] {
         talk.ask(&format!("block-dirty-bitmap-{verb}"), bitmap.clone());
     }
     let merge = json!({"node": "disk", "target": "own", "bitmaps": ["fine"]});
     talk.ask("block-dirty-bitmap-merge", merge);
-    talk.export("again", json!({"bitmaps": ["own"], "writable": true}));
+    export(talk, "again", json!({"bitmaps": ["own"], "writable": true}));
     talk.ask("block-export-del", json!({"id": "all", "mode": "hard"}));
     talk.qmp.event("BLOCK_EXPORT_DELETED");
     talk.ask("block-dirty-bitmap-clear", bitmap);
     let older = json!({"device": "disk", "name": "older", "bitmap": "fine"});
     talk.ask("nbd-server-add", older);
-    talk.look("older", &["qemu:dirty-bitmap:fine"]);
-    talk.ask("quit", json!({}));
-    talk
+    look(talk, "older", &["qemu:dirty-bitmap:fine"]);
 }
 
 fn refusals(talk: &mut Talk<'_>) {
@@ -128,36 +110,18 @@ fn refusals(talk: &mut Talk<'_>) {
         json!([{"node": "disk", "name": "missing"}]),
         json!([{"node": "disk"}]),
     ] {
-        talk.export("refused", json!({"bitmaps": bitmaps}));
+        export(talk, "refused", json!({"bitmaps": bitmaps}));
     }
     // The bitmaps of a raw node's file are not its own.
-    talk.export("refused", json!({"node-name": "raw", "writable": true, "bitmaps": ["own"]}));
-}
-
-fn qemu(place: &Place) -> Child {
-    let mut command = Command::new("qemu-storage-daemon");
-    command.args(DAEMON.split_whitespace().map(|it| place.fill_in(it)));
-    command.args(["--pidfile", tools::text(&place.pid_file())]);
-    command.stdin(Stdio::null()).spawn().expect("qemu-storage-daemon: install qemu-system-common")
+    export(talk, "refused", json!({"node-name": "raw", "writable": true, "bitmaps": ["own"]}));
 }
 
 #[test]
 fn j118_j119_j120_contexts_are_those_of_qemu() {
-    let theirs = prepare();
-    let mut peer = qemu(&theirs);
-    wait_until("QEMU's daemon serves", || theirs.pid_file().exists());
-    let expected = script(&theirs, Client::of_peer(&theirs.path("qmp.sock")));
-    assert!(peer.wait().unwrap().success());
-    let ours = prepare();
-    let daemon = ours.start(DAEMON);
-    let found = script(&ours, Client::new(&ours.path("qmp.sock")));
-    assert!(daemon.wait().success());
-    assert_eq!(found.replies.len(), expected.replies.len());
-    for (found, expected) in found.replies.iter().zip(&expected.replies) {
-        assert_eq!(found, expected);
-    }
+    let both = on_both(prepare, DAEMON, script);
+    assert_same(&both, |reply| reply);
     // What was left in the images.
-    for place in [&theirs, &ours] {
+    for (place, _) in &both {
         let image = place.path("top.qcow2");
         let info = tools::run("qemu-img", ["info", "--output=json", tools::text(&image)]);
         let info: Value = serde_json::from_str(&info).unwrap();

@@ -146,6 +146,25 @@ fn j136_an_image_that_others_have_changed_makes_its_bitmaps_inconsistent() {
     run.quit();
 }
 
+#[test]
+fn j136_the_end_of_a_backup_is_in_the_file_before_the_daemon_is_killed() {
+    let mut run = Run::start(Place::new());
+    run.add("on");
+    run.write("write 0 64k");
+    let mut run = Run::start(run.quit());
+    let copy = run.place.path("copy");
+    fs::File::create(&copy).unwrap().set_len(util::SIZE).unwrap();
+    run.qmp.run("blockdev-add", json!({"driver": "file", "node-name": "copy", "filename": copy}));
+    let backup = json!({
+        "job-id": "b", "device": "disk", "target": "copy", "sync": "incremental", "bitmap": "on",
+    });
+    run.qmp.run("blockdev-backup", backup);
+    assert!(run.qmp.event("BLOCK_JOB_COMPLETED").get("error").is_none());
+    let mut run = Run::start(run.kill());
+    assert_eq!((run.count("on"), run.bitmaps().len()), (0, 1));
+    run.quit();
+}
+
 /// The text of the error of `blockdev-add` with this file of bitmaps.
 fn refused(place: &Place, file: &str) -> String {
     let daemon = place.start(DAEMON);

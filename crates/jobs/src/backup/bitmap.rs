@@ -1,6 +1,8 @@
 //! What becomes of the bitmap of a backup.
 
-use coblk_block::{AcquiredBitmap, BitmapError, BitmapUse, BlockNode, DirtyBits};
+use std::sync::Arc;
+
+use coblk_block::{AcquiredBitmap, BitmapError, BitmapUse, BlockNode, DirtyBitmap, DirtyBits};
 
 use super::options::BitmapMode;
 
@@ -42,12 +44,13 @@ impl Held {
         }
     }
 
-    /// The backup has succeeded, with its group.
-    pub(super) fn succeed(self) {
-        if let (Has::Split(split), BitmapMode::OnSuccess | BitmapMode::Always) =
-            (self.has, self.mode)
-        {
-            split.keep_successor();
+    /// The backup has succeeded, with its group. Returns the bitmap if it has other bits now.
+    pub(super) fn succeed(self) -> Option<Arc<DirtyBitmap>> {
+        match (self.has, self.mode) {
+            (Has::Split(split), BitmapMode::OnSuccess | BitmapMode::Always) => {
+                Some(split.keep_successor())
+            }
+            _ => None,
         }
     }
 

@@ -286,9 +286,12 @@ impl Task for BackupTask {
         }
     }
 
-    fn co_commit(&self, _: &Co<'_>, _: &Rc<Job>) {
-        if let Some(bitmap) = self.0.bitmap.take() {
-            bitmap.succeed();
+    fn co_commit(&self, co: &Co<'_>, _: &Rc<Job>) {
+        let Some(bitmap) = self.0.bitmap.take().and_then(Held::succeed) else { return };
+        let Some(source) = self.parts().and_then(|parts| parts.source.node()) else { return };
+        if let Err(error) = source.co_note_bitmap(co, &bitmap) {
+            // What is stored has more than the bitmap, and not less.
+            tracing::warn!(node = source.name(), %error, "a bitmap is stored when the node is closed");
         }
     }
 
