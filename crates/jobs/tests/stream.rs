@@ -266,3 +266,22 @@ fn j104_others_leave_the_nodes_of_a_stream_alone() {
     assert_eq!(held, Permissions::empty());
     drop(Arc::clone(&chain.blockdevs));
 }
+
+#[test]
+fn j89_the_base_is_what_is_below_by_the_end() {
+    let mut chain = Chain::new(&["base", "mid", "top"], 14);
+    let expected = chain.disk.clone();
+    chain.add("other", Some("base"), LENGTH);
+    let stream = chain.stream().down_to(&chain.node("mid")).unwrap().backing_file("other");
+    let job = chain.try_start(stream, options().speed(1)).unwrap();
+    let (mid, other) = (chain.node("mid"), chain.node("other"));
+    chain.ctx.run(|co| mid.co_set_child(co, "backing", Some(&other))).unwrap();
+    chain.jobs.set_speed("j", 0).unwrap();
+    chain.until(&job, JobStatus::Null);
+    assert_eq!(without_pauses(take(&chain.told)), SUCCESS);
+    assert_eq!(chain.names("top"), ["top", "other", "base"]);
+    assert_eq!(chain.header("top"), Some(("other".to_owned(), "qcow2".to_owned())));
+    assert!(chain.read("top") == expected);
+    drop((mid, other));
+    chain.is_free();
+}
