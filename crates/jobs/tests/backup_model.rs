@@ -170,6 +170,7 @@ impl World {
             .on_source_error(policies[rng.usize(..3)])
             .on_target_error(policies[rng.usize(..3)])
             .on_cbw_error(breaks[rng.usize(..2)])
+            .hold([0, CLUSTER, 64 << 20][rng.usize(..3)])
             .max_workers(rng.u64(1..5))
             .max_chunk((2 * CLUSTER) << rng.u32(..3))
             .min_cluster_size([0, 2 * CLUSTER][rng.usize(..2)]);

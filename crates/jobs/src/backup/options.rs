@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{AioHandle, Co};
 use coblk_block::{BlockNode, Blockdevs};
 
 use super::check::BackupError;
@@ -64,10 +64,12 @@ pub struct Backup {
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
     pub(super) on_cbw_error: OnCbwError,
+    pub(super) hold: Option<u64>,
     pub(super) max_workers: u64,
     pub(super) max_chunk: Option<u64>,
     pub(super) min_cluster: u64,
     pub(super) filter_name: Option<String>,
+    pub(super) contexts: Vec<AioHandle>,
 }
 
 impl Backup {
@@ -83,10 +85,12 @@ impl Backup {
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
             on_cbw_error: OnCbwError::BreakGuestWrite,
+            hold: None,
             max_workers: MAX_WORKERS,
             max_chunk: None,
             min_cluster: 0,
             filter_name: None,
+            contexts: Vec::new(),
         }
     }
 
@@ -139,6 +143,13 @@ impl Backup {
         Backup { on_cbw_error: on_error, ..self }
     }
 
+    /// How many old bytes a guest's write does not wait for once they are read, with
+    /// [`BreakSnapshot`](OnCbwError::BreakSnapshot); 64 MiB by default.
+    #[must_use]
+    pub fn hold(self, bytes: u64) -> Backup {
+        Backup { hold: Some(bytes), ..self }
+    }
+
     /// How many copies are under way at most, besides those that guests wait for: 1 to 64.
     #[must_use]
     pub fn max_workers(self, workers: u64) -> Backup {
@@ -162,6 +173,13 @@ impl Backup {
     #[must_use]
     pub fn filter_name(self, name: impl Into<String>) -> Backup {
         Backup { filter_name: Some(name.into()), ..self }
+    }
+
+    /// Has it copy in these contexts, too, which must be polling: while its speed is not limited, and when there is
+    /// more to copy than the job's context does at once. Not with [`discard_source`](Self::discard_source).
+    #[must_use]
+    pub fn contexts(self, contexts: impl IntoIterator<Item = AioHandle>) -> Backup {
+        Backup { contexts: contexts.into_iter().collect(), ..self }
     }
 
     /// Starts it as a job. What the source has when this returns, or had a moment before, is copied. The filter is a

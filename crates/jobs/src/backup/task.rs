@@ -127,6 +127,10 @@ pub(super) fn co_set_up(
     let target = Target::new(co, job, target_use);
     let shared = (keeper.granules(), &guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan_of(&backup, flags));
+    // Others than the job's context leave the source as it is.
+    if !backup.discard_source {
+        engine.set_contexts(backup.contexts.clone());
+    }
     let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
     let parts =
         Parts { backup, filter, hidden, source_use, source, target, guests, keeper, engine };
@@ -176,6 +180,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         flags,
         on_error: backup.on_cbw_error,
         timeout: None,
+        hold: backup.on_cbw_error.hold(backup.hold),
     }
 }
 
@@ -217,6 +222,11 @@ impl Parts {
     fn co_copy(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         loop {
             self.engine.co_converge(co)?;
+            if self.keeper.held() > 0 {
+                // They wake the job.
+                job.co_wait(co, None);
+                continue;
+            }
             let flushed = self.target.co_apart(co, job, |co, target| target.co_flush(co))?;
             let Err(error) = flushed else { return Ok(()) };
             self.engine.target_failed(co.context(), &error);
@@ -249,6 +259,11 @@ impl Parts {
                 }
             }
         }
+    }
+
+    /// What is to be copied, and under way, in bytes.
+    fn rest(&self) -> u64 {
+        self.engine.rest() + self.keeper.held()
     }
 
     /// The node below the filter.
@@ -305,7 +320,7 @@ impl Task for BackupTask {
             // What waits for a server to come back.
             parts.target.node().cancel_in_flight();
         }
-        job.progress().set_rest(parts.engine.rest());
+        job.progress().set_rest(parts.rest());
         parts.engine.co_stop(co);
         parts.co_remove_filter(co);
         parts.leave_target(co);
@@ -319,6 +334,6 @@ impl Task for BackupTask {
     }
 
     fn rest(&self) -> Option<u64> {
-        self.parts().map(|parts| parts.engine.rest())
+        self.parts().map(|parts| parts.rest())
     }
 }

@@ -241,6 +241,24 @@ impl Scratch {
         Ok(())
     }
 
+    /// Copies a part of what was read of a range, from an offset of the disk on.
+    pub(crate) fn copy_to(&self, range: &Range<u64>, at: u64, target: &mut IoVectorMut<'_>) {
+        let part = at..at + target.len() as u64;
+        for (how, piece) in &self.pieces {
+            let (start, end) = (piece.start.max(part.start), piece.end.min(part.end));
+            if start >= end {
+                continue;
+            }
+            let (to, bytes) = ((start - part.start) as usize, (end - start) as usize);
+            match how {
+                How::Write => {
+                    target.copy_from(to, &self.data[(start - range.start) as usize..][..bytes]);
+                }
+                How::Zero | How::Discard => target.slice(to, bytes).fill_from(0, 0),
+            }
+        }
+    }
+
     /// How many bytes are written as data.
     pub(super) fn bytes_written(&self) -> u64 {
         let data = self.pieces.iter().filter(|(how, _)| *how == How::Write);

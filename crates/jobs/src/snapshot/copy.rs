@@ -7,6 +7,8 @@
 //!
 //! The write has a coroutine and a buffer of its own, as the guest may have to go on while the target does not answer.
 //! It passes no gate, as it is part of a guest's request that has passed one; a drain of the target waits for it.
+//! Where the instant breaks rather than the guest's write, the guest goes on as soon as the old bytes are read
+//! ([`hold`](super::hold)), while not too many are.
 
 use std::io;
 use std::ops::Range;
@@ -16,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use coblk_aio::{Co, Timer};
 use coblk_block::Child;
 
+use super::hold::OnHold;
 use super::keeper::{Keeper, OnCbwError};
 use crate::copy::piece::{Scratch, Shape};
 
@@ -113,6 +116,12 @@ impl Keeper {
             keeps_all: true,
         };
         scratch.co_read(co, &mut node, &range, shape).map_err(|failed| failed.error)?;
+        if let Some(mut on_hold) = OnHold::try_new(self, range.end - range.start) {
+            on_hold.co_hold(co, &range, (scratch, memory));
+            on_hold.write(co, &target);
+            claim.release();
+            return Ok(());
+        }
         let mut own = target.own_requests();
         co.context().spawn("copy before write", move |co| {
             let written = scratch.co_write(co, &mut own, &range);
@@ -163,7 +172,7 @@ impl Limit {
 }
 
 /// A share of the memory of copies that guests drive.
-struct Memory {
+pub(super) struct Memory {
     keeper: Arc<Keeper>,
     bytes: u64,
 }
@@ -172,8 +181,8 @@ impl Memory {
     /// Waits until there is some. `None` if the wait ends early.
     fn co_take(keeper: &Arc<Keeper>, co: &Co<'_>, bytes: u64, limit: &Limit) -> Option<Memory> {
         let in_flight = &keeper.in_flight;
-        let fits =
-            |taken: u64| (taken == 0 || taken + bytes <= MAX_IN_FLIGHT).then_some(taken + bytes);
+        let most = MAX_IN_FLIGHT.saturating_add(keeper.plan.hold);
+        let fits = |taken: u64| (taken == 0 || taken + bytes <= most).then_some(taken + bytes);
         while in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_err() {
             if keeper.ends_wait(co, limit) {
                 return None;
@@ -205,11 +214,16 @@ struct Claim {
 
 impl Claim {
     /// The target has its bytes.
-    fn co_succeed(mut self, co: &Co<'_>, range: &Range<u64>) {
+    fn co_succeed(self, co: &Co<'_>, range: &Range<u64>) {
         if let Some(reads) = &self.keeper.reads {
             reads.co_publish(co, range);
         }
         self.keeper.progress.add(range.end - range.start);
+        self.release();
+    }
+
+    /// Its bytes are held.
+    fn release(mut self) {
         let _ = self.told.set(None);
         if let Some(clusters) = self.clusters.take() {
             self.keeper.granules.end(clusters);

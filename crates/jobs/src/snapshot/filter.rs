@@ -9,6 +9,7 @@ use coblk_block::{
     Tracking, Truncate, WriteFlags, ZeroFlags,
 };
 
+use super::hold::Held;
 use super::keeper::Keeper;
 use super::reads::{Found, Reads};
 
@@ -57,12 +58,13 @@ impl CopyBeforeWrite {
     fn co_at<R>(
         &self,
         range: &std::ops::Range<u64>,
-        act: impl FnOnce(&Child, bool, u64) -> io::Result<R>,
+        act: impl FnOnce(From<'_>, u64) -> io::Result<R>,
     ) -> io::Result<(R, u64)> {
-        match self.reads()?.find(range)? {
-            Found::Target(bytes) => Ok((act(&self.target, true, bytes)?, bytes)),
+        match self.reads()?.find(range, &self.keeper.hold)? {
+            Found::Target(bytes) => Ok((act(From::Target(&self.target), bytes)?, bytes)),
+            Found::Held(bytes, held) => Ok((act(From::Held(&held), bytes)?, bytes)),
             Found::Node(bytes, read) => {
-                let result = act(&self.node, false, bytes)?;
+                let result = act(From::Node(&self.node), bytes)?;
                 drop(read);
                 // A write may have gone on meanwhile without a copy.
                 self.reads()?;
@@ -70,6 +72,13 @@ impl CopyBeforeWrite {
             }
         }
     }
+}
+
+/// Where bytes of the instant are.
+enum From<'a> {
+    Target(&'a Child),
+    Held(&'a Held),
+    Node(&'a Child),
 }
 
 impl Filter for CopyBeforeWrite {
@@ -151,9 +160,17 @@ impl SnapshotReads for CopyBeforeWrite {
         let mut at = offset;
         while at < end {
             let range = at..end.min(at.saturating_add(MAX_READ));
-            let (_, bytes) = self.co_at(&range, |from, _, bytes| {
+            let (_, bytes) = self.co_at(&range, |from, bytes| {
                 let mut piece = target.slice((at - offset) as usize, bytes as usize);
-                from.co_preadv(co, at, &mut piece, flags)
+                match from {
+                    From::Target(edge) | From::Node(edge) => {
+                        edge.co_preadv(co, at, &mut piece, flags)
+                    }
+                    From::Held(held) => {
+                        held.scratch.copy_to(&held.range, at, &mut piece);
+                        Ok(())
+                    }
+                }
             })?;
             at += bytes;
         }
@@ -161,11 +178,12 @@ impl SnapshotReads for CopyBeforeWrite {
     }
 
     fn co_snapshot_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
-        let (extent, _) = self.co_at(&(offset..offset + bytes), |from, is_target, bytes| {
-            // The target is asked for what was written there, and so by itself.
-            match is_target {
-                true => from.co_block_status(co, offset, bytes),
-                false => from.co_status_above(co, None, offset, bytes).map(|it| it.extent),
+        let (extent, _) = self.co_at(&(offset..offset + bytes), |from, bytes| match from {
+            // It is asked for what was written there, and so by itself.
+            From::Target(edge) => edge.co_block_status(co, offset, bytes),
+            From::Held(_) => Ok(Extent::data(bytes)),
+            From::Node(edge) => {
+                edge.co_status_above(co, None, offset, bytes).map(|found| found.extent)
             }
         })?;
         // There is no backing file to look at.

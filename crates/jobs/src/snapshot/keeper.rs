@@ -10,6 +10,7 @@ use coblk_aio::Co;
 use coblk_block::{DirtyBits, WriteFlags};
 use serde::{Deserialize, Serialize};
 
+use super::hold::Hold;
 use super::reads::Reads;
 use crate::Progress;
 use crate::copy::granules::Granules;
@@ -26,6 +27,19 @@ pub enum OnCbwError {
     BreakSnapshot,
 }
 
+impl OnCbwError {
+    /// How many bytes are held by default: where a guest's write fails with its copy it waits for that.
+    pub(crate) fn hold(self, wanted: Option<u64>) -> u64 {
+        match self {
+            OnCbwError::BreakGuestWrite => 0,
+            OnCbwError::BreakSnapshot => wanted.unwrap_or(DEFAULT_HOLD),
+        }
+    }
+}
+
+/// Bytes that are held by default.
+const DEFAULT_HOLD: u64 = 64 << 20;
+
 /// How the bytes of an instant are kept.
 pub(crate) struct KeeperPlan {
     /// Bytes that are copied together.
@@ -39,6 +53,8 @@ pub(crate) struct KeeperPlan {
     pub(crate) on_error: OnCbwError,
     /// For how long a guest's write waits.
     pub(crate) timeout: Option<Duration>,
+    /// Bytes that guests do not wait for once they are read, at most.
+    pub(crate) hold: u64,
 }
 
 /// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
@@ -51,6 +67,7 @@ pub(crate) struct Keeper {
     pub(super) progress: Arc<Progress>,
     /// Reads of the instant, unless there are none.
     pub(super) reads: Option<Reads>,
+    pub(super) hold: Hold,
     /// Bytes in the memory of copies that guests drive.
     pub(super) in_flight: AtomicU64,
     /// Nothing is kept any more, as no user wants it.
@@ -85,13 +102,14 @@ impl Keeper {
         guests: Arc<Guests>,
         progress: &Arc<Progress>,
     ) -> io::Result<Keeper> {
-        let (in_flight, is_given_up, broken) = Default::default();
+        let (hold, in_flight, is_given_up, broken) = Default::default();
         Ok(Keeper {
             granules: Arc::new(Granules::try_new(plan.length.div_ceil(plan.cluster))?),
             guests,
             plan,
             progress: Arc::clone(progress),
             reads: None,
+            hold,
             in_flight,
             is_given_up,
             broken,
@@ -134,6 +152,11 @@ impl Keeper {
         end
     }
 
+    /// Bytes on their way to the target that no guest waits for.
+    pub(crate) fn held(&self) -> u64 {
+        self.hold.bytes()
+    }
+
     /// Whether copies that guests drive are under way.
     pub(crate) fn is_copying(&self) -> bool {
         self.in_flight.load(Ordering::SeqCst) > 0
@@ -152,6 +175,7 @@ impl Keeper {
 
     /// The bytes that are to be copied still, for a bitmap.
     pub(crate) fn mark_todo(&self, bits: &DirtyBits) {
+        self.hold.ranges().into_iter().for_each(|range| bits.mark(range));
         let mut at = 0;
         let end = self.granules.count();
         while let Some(first) = self.granules.first_pending(at..end) {

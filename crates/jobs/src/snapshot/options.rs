@@ -34,12 +34,16 @@ pub struct CopyBeforeWriteOptions {
     pub cbw_timeout: Option<u32>,
     /// `min-cluster-size` in bytes, a power of two: how much is copied together at least.
     pub min_cluster_size: Option<u64>,
+    /// `x-coblk-hold` in bytes: how many old bytes a guest's write does not wait for once they are read, where a lost
+    /// copy breaks the snapshot; 64 MiB by default.
+    pub x_coblk_hold: Option<u64>,
 }
 
 impl CopyBeforeWriteOptions {
     /// To keep all bytes of a node.
     pub fn new(file: impl Into<NodeRef>, target: impl Into<NodeRef>) -> CopyBeforeWriteOptions {
-        let (bitmap, on_cbw_error, cbw_timeout, min_cluster_size) = Default::default();
+        let (bitmap, on_cbw_error, cbw_timeout) = Default::default();
+        let (min_cluster_size, x_coblk_hold) = Default::default();
         CopyBeforeWriteOptions {
             file: file.into(),
             target: target.into(),
@@ -47,6 +51,7 @@ impl CopyBeforeWriteOptions {
             on_cbw_error,
             cbw_timeout,
             min_cluster_size,
+            x_coblk_hold,
         }
     }
 
@@ -121,12 +126,14 @@ impl Driver for CopyBeforeWrite {
         let (tracking, flags) = co_track(opening, &file, &target);
         let target_cluster = cluster_size(&target.node()).unwrap_or(1);
         let timeout = options.cbw_timeout.filter(|seconds| *seconds > 0);
+        let on_error = options.on_cbw_error.unwrap_or_default();
         let plan = KeeperPlan {
             cluster: copy_cluster(target_cluster, least),
             length: file.length(),
             target_cluster,
             flags,
-            on_error: options.on_cbw_error.unwrap_or_default(),
+            on_error,
+            hold: on_error.hold(options.x_coblk_hold),
             timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
         };
         let keeper = Keeper::for_reads(plan, bits.as_ref())?;

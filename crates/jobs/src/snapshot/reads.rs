@@ -6,11 +6,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk_aio::Co;
 use coblk_block::DirtyBits;
 
+use super::hold::{Held, Hold};
 use crate::copy::waiters::Waiters;
 
 /// Where bytes of the instant are, and reads of them from the node. Any thread.
@@ -34,6 +35,8 @@ struct State {
 /// Where the first bytes of a range are, and how many are there.
 pub(super) enum Found<'a> {
     Target(u64),
+    /// Memory, until the target has them.
+    Held(u64, Arc<Held>),
     /// The node, which no guest changes there until this is dropped.
     Node(u64, Read<'a>),
 }
@@ -73,7 +76,7 @@ impl Reads {
     ///
     /// # Errors
     /// EACCES if they may not be read.
-    pub(super) fn find(&self, range: &Range<u64>) -> io::Result<Found<'_>> {
+    pub(super) fn find(&self, range: &Range<u64>, hold: &Hold) -> io::Result<Found<'_>> {
         let mut state = self.state();
         let range = range.start..range.end.min(self.readable.length());
         if range.is_empty() || !self.readable.is_dirty(range.start) {
@@ -86,17 +89,32 @@ impl Reads {
             return Ok(Found::Target(end - range.start));
         }
         let end = self.copied.next_dirty(readable).unwrap_or(end);
+        let end = match hold.find(range.start) {
+            Ok(held) => return Ok(Found::Held(end.min(held.range.end) - range.start, held)),
+            Err(next) => next.map_or(end, |next| end.min(next)),
+        };
         let number = state.next;
         state.next += 1;
         state.reads.push((number, range.start..end));
         Ok(Found::Node(end - range.start, Read { reads: self, number }))
     }
 
+    /// The target has these bytes.
+    pub(super) fn mark_copied(&self, range: &Range<u64>) {
+        let _state = self.state();
+        self.copied.mark(range.clone());
+    }
+
     /// The target has these bytes: waits for reads that take them from the node.
     pub(super) fn co_publish(&self, co: &Co<'_>, range: &Range<u64>) {
+        self.co_hold(co, range, || self.copied.mark(range.clone()));
+    }
+
+    /// Has later reads find these bytes elsewhere, as `told` says, and waits for those that take them from the node.
+    pub(super) fn co_hold(&self, co: &Co<'_>, range: &Range<u64>, told: impl FnOnce()) {
         let later = {
             let state = self.state();
-            self.copied.mark(range.clone());
+            told();
             state.next
         };
         let is_over = || {
