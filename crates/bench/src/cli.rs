@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::args::{CommonArgs, CompareArgs, wanted};
 use crate::compare::jobs::JobsArgs;
+use crate::compare::nbd_client::{self, ClientArgs};
 use crate::compare::{self, served, served::ServedArgs};
 use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
@@ -58,8 +59,8 @@ enum Command {
     Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
-    /// Name all works of `micro`, `compare`, `compare nbd`, `compare vhost-user`, `compare qcow2` and
-    /// `compare jobs`, one a line.
+    /// Name all works of `micro`, `compare`, `compare nbd`, `compare nbd-client`, `compare vhost-user`,
+    /// `compare qcow2` and `compare jobs`, one a line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -97,6 +98,8 @@ enum Compared {
     InPlace(CommonArgs),
     /// Our NBD server beside those of QEMU and nbdkit.
     Nbd(ServedArgs),
+    /// Our NBD client beside QEMU's and libnbd's.
+    NbdClient(ClientArgs),
     /// Our vhost-user-blk export beside QEMU's.
     VhostUser(ServedArgs),
     /// Our qcow2 driver beside a raw image of ours and QEMU's driver.
@@ -137,6 +140,9 @@ pub fn run() -> io::Result<()> {
             Some(Compared::Nbd(arguments)) => {
                 served::run(Protocol::Nbd, &arguments, &plan, &mut report)?;
             }
+            Some(Compared::NbdClient(arguments)) => {
+                nbd_client::run(&arguments, &plan, &mut report)?;
+            }
             Some(Compared::Qcow2(arguments)) => {
                 compare::qcow2::run(&arguments, &plan, &mut report)?;
             }
@@ -162,6 +168,7 @@ fn list() {
     compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
     compare::qcow2::names().iter().for_each(|name| println!("{name}"));
     compare::jobs::names().iter().for_each(|name| println!("{name}"));
+    nbd_client::Work::all().iter().for_each(|work| println!("{}", work.name()));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! bitmap/     dirty bitmaps: what was written since an instant
+//! sidecar/    bitmaps in a file beside an image
 //! driver/     the seam: BlockDriver, limits, flags, roles, permissions
 //! io/         the request path of a node: cut, pad, serialise, flush
 //! graph/      nodes and edges, gates and drains, permissions
@@ -31,6 +32,7 @@ mod io;
 pub mod options;
 mod protocol;
 mod registry;
+mod sidecar;
 
 /// Block drivers: where bytes are, and what bytes mean.
 pub mod drivers {
@@ -79,6 +81,7 @@ pub use driver::mode::{CacheMode, DetectZeroes};
 pub use driver::permissions::{PermissionError, Permissions};
 pub use driver::role::ChildRole;
 pub use driver::snapshot::SnapshotReads;
+pub use driver::stamp::StorageStamp;
 pub use driver::{BlockDriver, BlockLimits, MAX_LENGTH};
 pub use graph::after_write::AfterWriteHook;
 pub use graph::bitmaps::BitmapRemoval;
@@ -109,6 +112,7 @@ pub use registry::{
     EventData, EventSink, EventType, Measure, Measures, NamedObject, NodeMode, ObjectFinder,
     OpenError, Opening, Reopen, Reopening, Secret,
 };
+pub use sidecar::SidecarError;
 
 /// The drivers of this crate, for options to name.
 pub fn drivers() -> Drivers {

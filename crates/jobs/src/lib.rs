@@ -10,17 +10,25 @@
 //! snapshot/  filters that keep the bytes of an instant, and a node that shows them
 //! backup/  Backup: the bytes that a node has at one instant are copied to another
 //! mirror/  Mirror: a node is copied to another, and kept equal until that takes its place
+//! chain    what jobs that make chains shorter have in common
+//! stream/  Stream: a node gets what its backing files have
+//! commit/  Commit: a backing file gets what the images above it have
 //! transaction/ Transaction: actions that all take effect, or none
 //! ```
 #![forbid(unsafe_code)]
 
 mod backup;
+mod chain;
 mod closure;
+mod commit;
 mod copy;
 mod job;
 mod mirror;
 mod rules;
 mod set;
+mod stream;
+
+pub use commit::{Commit, CommitError};
 mod snapshot;
 mod transaction;
 
@@ -36,8 +44,9 @@ pub use set::Jobs;
 pub use snapshot::{
     CopyBeforeWrite, CopyBeforeWriteOptions, OnCbwError, SnapshotAccess, SnapshotAccessOptions,
 };
+pub use stream::{Stream, StreamError};
 pub use transaction::{
     AbortAction, Action, ActionError, AddBitmap, BitmapAt, ClearBitmap, CompletionMode,
     CreateSnapshot, FindNode, InsertFilter, MergeBitmaps, Preparing, RecordBitmap, RemoveBitmap,
-    RemoveFilter, SnapshotError, Transaction, TransactionError, co_create_snapshot,
+    RemoveFilter, SnapshotError, StartJob, Transaction, TransactionError, co_create_snapshot,
 };

@@ -210,7 +210,7 @@ fn j130_a_job_is_not_over_before_held_bytes_are_in_the_target() {
         _ => Verdict::Go,
     });
     let backup = stage.backup().on_cbw_error(OnCbwError::BreakSnapshot).max_workers(1);
-    let backup = backup.max_chunk(GRANULE);
+    let backup = backup.max_chunk(GRANULE).hold(64 << 20);
     let job = stage.back_up(backup);
     until(&stage.ctx, || stage.source.held() == 1);
     stage.target.judge(on_writes(|| Verdict::Hold));

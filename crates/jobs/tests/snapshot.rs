@@ -341,7 +341,7 @@ fn j130_guests_go_on_once_old_bytes_are_read_as_long_as_few_are_held() {
 
 #[test]
 fn j130_held_bytes_that_cannot_be_written_break_the_snapshot() {
-    let scene = scene(",on-cbw-error=break-snapshot");
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=67108864");
     scene.target.judge(|op| if matches!(op, Op::Write(..)) { Verdict::Hold } else { Verdict::Go });
     scene.write(0, 1).unwrap();
     assert_eq!(scene.read(0, 1), Ok(vec![1]));
@@ -353,7 +353,7 @@ fn j130_held_bytes_that_cannot_be_written_break_the_snapshot() {
 
 #[test]
 fn j127_j130_no_guest_overtakes_a_reader_though_its_old_bytes_are_held() {
-    let scene = scene(",on-cbw-error=break-snapshot");
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=67108864");
     scene.source.judge(|op| match op {
         Op::Read(at, bytes) if bytes < CLUSTER && at < CLUSTER => Verdict::Hold,
         _ => Verdict::Go,

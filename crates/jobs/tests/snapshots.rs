@@ -85,7 +85,8 @@ fn j97_an_overlay_that_is_in_use_or_has_a_backing_file_is_refused() {
         let taken = chain.ctx.run(|co| chain.blockdevs.co_snapshot(co, node, overlay));
         taken.unwrap_err()
     };
-    assert!(matches!(snapshot(&base, &top), SnapshotError::HasBacking));
+    assert!(matches!(snapshot(&base, &over), SnapshotError::IsBacking { .. }));
+    assert!(matches!(snapshot(&over, &top), SnapshotError::HasBacking));
     let file = chain.node("over.file");
     assert!(matches!(snapshot(&top, &file), SnapshotError::InUse | SnapshotError::NoBacking));
     let reader = BackendOptions::new("reader").read_only(true);

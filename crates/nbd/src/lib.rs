@@ -26,7 +26,7 @@ pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError};
 pub use server::options::NbdOptions;
 #[cfg(feature = "tls")]
-pub use transport::{RefusedFile, TlsError};
+pub use transport::{RefusedFile, TlsError, TlsFiles};
 pub use transport::{TlsClientCredentials, TlsCredentials};
 
 /// The parsers, for the fuzz target: bytes of a client in, nothing but errors out.

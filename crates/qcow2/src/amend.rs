@@ -55,8 +55,8 @@ impl Image {
         if let Some(change) = &options.encrypt {
             self.co_amend_keys(co, change, amend.force)?;
         }
-        // What changed beside this stays as it is now. If nothing changes, a change that has failed before may have to be
-        // taken back in the file.
+        // What changed beside this stays as it is now. If nothing changes, a change that has failed before may have to
+        // be taken back in the file.
         let change = |header: &mut Header| drop(self.change_fields(header, &options));
         self.co_update_header(co, change)?;
         if let Some(order) = order {

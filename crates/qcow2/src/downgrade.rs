@@ -23,7 +23,6 @@ use crate::layout::{
     CompressionType, FormatError, Header, Incompatible, L2Entry, Snapshot, l1_offset,
 };
 use crate::link::{Change, Obstacle};
-use crate::snapshot::says_zeroes;
 use crate::space::Patience;
 use crate::state::State;
 use crate::tables;
@@ -106,7 +105,7 @@ impl Image {
         self.co_expand(co, has_backing, progress)?;
         self.co_expand_snapshots(co, has_backing)?;
         let held = self.co_hold_unmarked(co)?;
-        if self.co_has_entry(co, says_zeroes)? {
+        if self.co_has_entry(co, L2Entry::says_zeroes)? {
             return Err(io::Error::other("entries that say zeroes are left"));
         }
         self.co_flush_files(co)?;
@@ -210,9 +209,9 @@ impl Image {
         let slot = self.slot_to_change(state, range.start)?;
         let clusters = ((range.end - range.start) / cluster) as usize;
         let entries = self.entries(slot, range.start, clusters);
-        let first = entries.iter().position(|entry| says_zeroes(*entry));
+        let first = entries.iter().position(|entry| entry.says_zeroes());
         let Some(first) = first else { return Ok((None, range)) };
-        let others = entries[first..].iter().position(|entry| !says_zeroes(*entry));
+        let others = entries[first..].iter().position(|entry| !entry.says_zeroes());
         let start = range.start + first as u64 * cluster;
         let end = others.map_or(range.end, |count| start + count as u64 * cluster);
         if first > 0 {

@@ -10,7 +10,6 @@ use coblk_block::{Child, ChildSlot, EventSink, Preallocation, Truncate};
 
 use crate::bitmap::StoredBitmaps;
 use crate::cache::SliceCache;
-use crate::check::Rewrites;
 use crate::cleaning::Cleaner;
 use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
@@ -26,6 +25,7 @@ use crate::live::LiveOptions;
 use crate::map::L1;
 use crate::metadata::MetadataSet;
 use crate::refcount::Refcounts;
+use crate::rewrites::Rewrites;
 use crate::rules::Rule;
 use crate::state::State;
 use crate::survey::Survey;

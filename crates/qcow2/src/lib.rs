@@ -66,6 +66,7 @@ mod origin;
 mod overlap;
 mod read;
 mod refcount;
+mod rewrites;
 mod rules;
 mod snapshot;
 mod source;

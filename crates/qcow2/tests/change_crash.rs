@@ -196,12 +196,12 @@ impl Change {
         let backend = BackendOptions::new("writer").open(&ctx, Arc::clone(&node)).unwrap();
         let mut random = Random::new(seed);
         let mut disk = vec![self.empty(); SIZE];
-        let mut snapshots = Vec::new();
-        for _ in 0..self.snapshots {
+        let snapshot = |_| {
             fill(&ctx, &backend, &mut random, &mut disk, 10);
             ctx.run(|co| node.co_image(co)?.co_create_snapshot(co, "one")).unwrap();
-            snapshots.push(disk.clone());
-        }
+            disk.clone()
+        };
+        let snapshots: Vec<_> = (0..self.snapshots).map(snapshot).collect();
         fill(&ctx, &backend, &mut random, &mut disk, 30);
         backend.flush(&ctx).unwrap();
         let begun = recorder.tick();
@@ -246,14 +246,25 @@ impl Change {
         fill(&ctx, &backend, &mut random, &mut disk, 10);
         drop((backend, node));
         opened.close(&ctx);
-        assert!(read(&ctx, &file, self.has_backing, None) == disk, "{options}, seed {seed}");
-        for (id, wanted) in (1..).zip(&snapshots) {
-            let bytes = read(&ctx, &file, self.has_backing, Some(&id.to_string()));
-            assert!(bytes == *wanted, "{options}, seed {seed}: snapshot {id}");
-        }
-        let left = check(&ctx, &file, Repair::None).report;
-        assert_eq!((left.corruptions, left.leaks, left.check_errors), (0, 0, 0), "{options}");
+        self.expect_clean(&ctx, &file, &disk, &snapshots);
         stand.end();
+    }
+
+    /// The image is clean, and has what it should have.
+    fn expect_clean(
+        &self,
+        ctx: &AioContext,
+        file: &RecordedFile,
+        disk: &[u8],
+        snapshots: &[Vec<u8>],
+    ) {
+        assert!(read(ctx, file, self.has_backing, None) == disk, "{}", self.create);
+        for (id, wanted) in (1..).zip(snapshots) {
+            let bytes = read(ctx, file, self.has_backing, Some(&id.to_string()));
+            assert!(bytes == *wanted, "{}: snapshot {id}", self.create);
+        }
+        let left = check(ctx, file, Repair::None).report;
+        assert_eq!((left.corruptions, left.leaks, left.check_errors), (0, 0, 0), "{}", self.create);
     }
 }
 

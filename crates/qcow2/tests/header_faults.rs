@@ -1,5 +1,5 @@
-//! Changes of the header of which a request fails, and the change that comes after that: at each moment the file has one
-//! header or another, and in the end the one that was asked for last.
+//! Changes of the header of which a request fails, and the change that comes after that: at each moment the file has
+//! one header or another, and in the end the one that was asked for last.
 
 mod util;
 

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use coblk::block::{BitmapError, BlockdevError};
+use coblk::block::{BitmapError, BlockdevError, SnapshotError};
 use coblk::export::ExportError;
-use coblk::jobs::{BackupError, JobError, MirrorError, TransactionError};
+use coblk::jobs::{BackupError, CommitError, JobError, MirrorError, StreamError, TransactionError};
 
 use crate::options::OptionError;
 use crate::sockets::SocketError;
@@ -37,6 +37,15 @@ pub enum DaemonError {
     /// A mirror does not begin.
     #[error(transparent)]
     Mirror(MirrorError),
+    /// A stream does not begin.
+    #[error(transparent)]
+    Stream(StreamError),
+    /// A commit does not begin.
+    #[error(transparent)]
+    Commit(CommitError),
+    /// A node does not get an overlay.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// A transaction has no effect.
     #[error(transparent)]
     Transaction(#[from] TransactionError),

@@ -7,9 +7,9 @@ use util::{Place, stderr};
 const DISK: &str = "--blockdev file,node-name=disk,filename=@/disk.img ";
 const SERVER: &str = "--nbd-server addr.type=unix,addr.path=@/nbd.sock ";
 
-/// What is said of credentials for a client, and of such that are not there.
+/// What is said of credentials of a client, and of a server, that are not there.
 #[cfg(feature = "tls")]
-const TLS: [&str; 2] = ["with a server endpoint", "Unable to access credentials"];
+const TLS: [&str; 2] = ["Unable to access credentials x", "Unable to access credentials"];
 #[cfg(not(feature = "tls"))]
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 

@@ -190,3 +190,96 @@ fn j122_a_bitmap_is_still_stored_after_its_removal_was_taken_back() {
     let bitmaps = &info["format-specific"]["data"]["bitmaps"];
     assert_eq!((&bitmaps[0]["name"], &bitmaps[1]), (&json!("kept"), &Value::Null));
 }
+
+/// A node of a new file.
+fn add_file(talk: &mut Talk<'_>, name: &str) {
+    let path = talk.place.path(name);
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let node = json!({"driver": "file", "node-name": name, "filename": path});
+    talk.qmp.run("blockdev-add", node);
+}
+
+fn backup(id: &str, more: Value) -> Value {
+    let mut data = json!({"job-id": id, "device": "small", "target": id, "sync": "full"});
+    more.as_object().unwrap().iter().for_each(|(key, it)| data[key] = it.clone());
+    action("blockdev-backup", data)
+}
+
+/// Runs a transaction, and looks at jobs and bitmaps.
+fn start(talk: &mut Talk<'_>, actions: &[Value], grouped: bool) {
+    let mode = if grouped { "grouped" } else { "individual" };
+    let properties = json!({"completion-mode": mode});
+    talk.ask("transaction", json!({"actions": actions, "properties": properties}));
+}
+
+fn backups(talk: &mut Talk<'_>) {
+    for name in ["b0", "b1", "b2"] {
+        add_file(talk, name);
+    }
+    start(talk, &[backup("b0", json!({})), abort()], false);
+    talk.until("b0 null");
+    start(talk, &[backup("b0", json!({})), backup("b0", json!({}))], false);
+    talk.until("b0 null");
+    start(talk, &[backup("b0", json!({})), bitmap("add", "small", "x")], true);
+    start(talk, &[backup("b0", json!({})), bitmap("add", "small", "since")], false);
+    talk.until("b0 null");
+    // Both end together.
+    let waits = json!({"auto-finalize": false});
+    start(talk, &[backup("b0", waits.clone()), backup("b1", json!({}))], true);
+    talk.until("BLOCK_JOB_PENDING");
+    talk.ask("query-jobs", json!({}));
+    talk.ask("job-finalize", json!({"id": "b1"}));
+    talk.until("b0 null");
+    start(talk, &[backup("b0", waits.clone()), backup("b1", waits)], true);
+    talk.until("BLOCK_JOB_PENDING");
+    talk.ask("job-cancel", json!({"id": "b0"}));
+    talk.until("b0 null");
+    talk.ask("query-jobs", json!({}));
+}
+
+#[test]
+fn j123_backups_of_a_transaction_end_as_those_of_qemu() {
+    let both = on_both(prepare, DAEMON, backups);
+    let [(_, expected), (_, found)] = &both;
+    assert_eq!(found.replies.len(), expected.replies.len());
+    for (found, expected) in found.replies.iter().zip(&expected.replies) {
+        assert_eq!(comparable(found.1.clone()), comparable(expected.1.clone()), "{}", found.0);
+    }
+    // Jobs of one group are told in an order that is promised job by job.
+    for id in ["b0", "b1"] {
+        let of = |events: &[String]| -> Vec<String> {
+            let events = events.iter().filter(|it| it.contains(id)).cloned().collect::<Vec<_>>();
+            util::both::without_pauses(&events)
+        };
+        assert_eq!(of(&found.events), of(&expected.events), "{id}");
+    }
+}
+
+#[test]
+fn j122_an_overlay_and_a_bitmap_come_at_one_instant_or_not_at_all() {
+    let place = prepare();
+    let daemon = place.start(DAEMON);
+    let mut qmp = Client::new(&place.path("qmp.sock"));
+    let overlay = place.path("overlay");
+    tools::run("qemu-img", ["create", "-q", "-f", "qcow2", tools::text(&overlay), "16M"]);
+    let export = json!({"type": "nbd", "id": "e", "node-name": "image", "writable": true});
+    qmp.run("block-export-add", export);
+    let node = json!({
+        "driver": "qcow2", "node-name": "top", "backing": null,
+        "file": {"driver": "file", "filename": overlay},
+    });
+    qmp.run("blockdev-add", node);
+    let put = action("blockdev-snapshot", json!({"node": "image", "overlay": "top"}));
+    let exported = |qmp: &mut Client| -> Value {
+        qmp.run("query-block-exports", json!({}))[0]["node-name"].clone()
+    };
+    qmp.refused("transaction", json!({"actions": [put, abort()]}));
+    assert_eq!(exported(&mut qmp), "image");
+    let add = bitmap("add", "top", "since");
+    qmp.run("transaction", json!({"actions": [put, add, bitmap("disable", "image", "kept")]}));
+    assert_eq!(exported(&mut qmp), "top");
+    let digest = json!({"node": "top", "name": "since"});
+    qmp.run("x-debug-block-dirty-bitmap-sha256", digest);
+    qmp.ask("quit", json!({}));
+    assert!(daemon.wait().success());
+}

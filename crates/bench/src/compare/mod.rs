@@ -5,6 +5,7 @@ pub mod args;
 pub mod in_place;
 pub mod jobs;
 mod latency;
+pub mod nbd_client;
 pub mod qcow2;
 pub mod served;
 pub mod works;

@@ -232,6 +232,11 @@ impl DirtyBitmap {
         &self.slot
     }
 
+    /// The one that records while another user has the bits.
+    pub(crate) fn successor(&self) -> Option<Arc<DirtyBitmap>> {
+        self.state().successor.clone()
+    }
+
     pub(super) fn has_successor(&self) -> bool {
         self.state().successor.is_some()
     }

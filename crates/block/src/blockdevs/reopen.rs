@@ -97,9 +97,7 @@ impl Blockdevs {
             check_active(&node)?;
             co_flush_in_time(co, node)?;
         }
-        let change = ChangeLock::co_take(co)?;
-        let turned = self.co_reopen_locked(co, &change, options)?;
-        drop(change);
+        let turned = self.co_reopen_locked(co, &ChangeLock::co_take(co)?, options)?;
         // Their last I/O waits for drains.
         turned.iter().for_each(|node| co_close_if_unused(co, node));
         turned.iter().for_each(|node| co_settle_homes(co, node));
@@ -118,8 +116,7 @@ impl Blockdevs {
             let node = self.named(&options)?;
             self.plan(&mut steps, node, Some(Arc::new(options)), Inherited::default())?;
         }
-        let turned =
-            steps.iter().flat_map(|step| &step.turns).filter_map(|(_, node)| node.as_ref());
+        let turned = steps.iter().flat_map(|step| &step.turns).filter_map(|it| it.1.as_ref());
         let added = steps.iter().flat_map(|step| &step.added);
         let nodes = steps.iter().map(|step| &step.node).chain(turned).chain(added);
         let drained = nodes.map(|node| graph::co_drain_for_change(co, node));
@@ -192,8 +189,9 @@ impl Blockdevs {
         }
         let own = Inherited::of(&options, inherited);
         own.check(node.name())?;
-        if own.force_share != node.is_force_share() {
-            return Err(fixed("force-share"));
+        let has_others = options.bitmaps != now.bitmaps;
+        if has_others || own.force_share != node.is_force_share() {
+            return Err(fixed(if has_others { "x-coblk-bitmaps" } else { "force-share" }));
         }
         let edges = node.edges();
         if let Some(name) = child_without_edge(edges, &now.driver, &options.driver) {

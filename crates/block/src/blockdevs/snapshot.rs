@@ -34,6 +34,22 @@ pub enum SnapshotError {
     /// The driver of the overlay knows no backing files.
     #[error("The overlay does not support backing images")]
     NoBacking,
+    /// Another node has the node as its backing file.
+    #[error("Node '{node}' is busy: node is used as backing hd of '{overlay}'")]
+    IsBacking {
+        /// The node.
+        node: String,
+        /// The other.
+        overlay: String,
+    },
+    /// The node leads to the overlay.
+    #[error("Making '{node}' a backing child of '{overlay}' would create a cycle")]
+    Cycle {
+        /// The node.
+        node: String,
+        /// The overlay.
+        overlay: String,
+    },
     /// The graph cannot be changed.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -68,6 +84,14 @@ impl Blockdevs {
         // Another user may have come meanwhile.
         check(node, overlay)?;
         Ok(PreparedSnapshot { put: co_put_on(co, change, node, overlay)?, _drained: drained })
+    }
+
+    /// That a node can get an overlay, before one is made.
+    ///
+    /// # Errors
+    /// If a job has the node, or another node has it as its backing file.
+    pub fn check_snapshot(&self, node: &Arc<BlockNode>) -> Result<(), SnapshotError> {
+        check_node(node)
     }
 
     /// Takes a snapshot by itself: [prepares](Self::co_prepare_snapshot) and commits it.
@@ -109,6 +133,7 @@ impl PreparedSnapshot {
 }
 
 fn check(node: &Arc<BlockNode>, overlay: &Arc<BlockNode>) -> Result<(), SnapshotError> {
+    check_node(node)?;
     if overlay.held_permissions().contains(Permissions::CONSISTENT_READ) {
         return Err(SnapshotError::InUse);
     }
@@ -121,6 +146,21 @@ fn check(node: &Arc<BlockNode>, overlay: &Arc<BlockNode>) -> Result<(), Snapshot
     if overlay.backing_slot().is_none() {
         return Err(SnapshotError::NoBacking);
     }
-    graph::lock().check_operation(node, Operation::Replace)?;
+    if node.leads_to(overlay) {
+        let (node, overlay) = (node.name().to_owned(), overlay.name().to_owned());
+        return Err(SnapshotError::Cycle { node, overlay });
+    }
     Ok(())
+}
+
+/// That a node can get an overlay, whatever overlay that is.
+fn check_node(node: &Arc<BlockNode>) -> Result<(), SnapshotError> {
+    graph::lock().check_operation(node, Operation::Replace)?;
+    match node.overlays().first() {
+        Some(above) => {
+            let (node, overlay) = (node.name().to_owned(), above.name().to_owned());
+            Err(SnapshotError::IsBacking { node, overlay })
+        }
+        None => Ok(()),
+    }
 }

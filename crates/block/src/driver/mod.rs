@@ -12,6 +12,7 @@ pub(crate) mod mode;
 pub(crate) mod permissions;
 pub(crate) mod role;
 pub(crate) mod snapshot;
+pub(crate) mod stamp;
 
 use std::any::Any;
 use std::io;
@@ -30,6 +31,7 @@ use crate::driver::map::ReadMap;
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
 use crate::driver::snapshot::SnapshotReads;
+use crate::driver::stamp::StorageStamp;
 
 pub use limits::BlockLimits;
 
@@ -352,6 +354,17 @@ pub trait BlockDriver: Any + Send + Sync {
     /// How many bytes are allocated in its storage, if it can tell.
     fn co_allocated_bytes(&self, _co: &Co<'_>) -> io::Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// The identity of its storage, and when that was changed last, if the bytes of the node are those of a file
+    /// and nothing else.
+    fn co_stamp(&self, _co: &Co<'_>) -> io::Result<Option<StorageStamp>> {
+        Ok(None)
+    }
+
+    /// The driver that this one adds something to without being a node: it is that of the node's options.
+    fn wrapped(&self) -> Option<&dyn BlockDriver> {
+        None
     }
 
     /// The driver's edges: every [`Child`](crate::Child::id) and

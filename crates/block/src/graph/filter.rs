@@ -12,6 +12,7 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
 use crate::driver::snapshot::SnapshotReads;
+use crate::driver::stamp::StorageStamp;
 use crate::driver::{BlockDriver, BlockLimits};
 use crate::graph::Child;
 
@@ -332,6 +333,12 @@ impl<F: Filter> BlockDriver for F {
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         self.child().node().co_allocated_bytes(co)
+    }
+
+    fn co_stamp(&self, co: &Co<'_>) -> io::Result<Option<StorageStamp>> {
+        let node = self.child().node();
+        let has_all = self.at(0) == 0 && Filter::length(self) == node.length();
+        if has_all { node.driver().co_stamp(co) } else { Ok(None) }
     }
 
     fn children(&self) -> Vec<EdgeId> {

@@ -8,20 +8,15 @@
 //! mod.rs     users, nodes, and which nodes are quiesced
 //! backends.rs backends as the graph knows them
 //! edge/      how a driver holds its children: always, in a slot, in a list
-//! attach.rs  changes of one edge
-//! freeze.rs  chains that do not change while a job works on them
+//! attach.rs, freeze.rs  changes of one edge; chains that do not change while a job works on them
 //! height.rs, declared.rs  the lengths of chains; that drivers list the edges that the graph has
 //! drain.rs   drained sections, of a node and of all
 //! permit.rs  what the users of a node hold and share
 //! change.rs, hand_over.rs  replace, insert and remove nodes while requests run
+//! overlay.rs, insert.rs, joint.rs  overlays and filters that come above nodes; several changes as one
 //! error.rs   why a change is refused
-//! overlay.rs nodes that come above others, with all users, at one instant
-//! relatives.rs the nodes around one in a chain
-//! insert.rs, joint.rs  filters that come and go; several changes as one
-//! user.rs    users that are neither node nor backend
-//! turn.rs    users that turn to another node, or back
-//! activity/  nodes whose storage is another process's
-//! life/      the end of nodes
+//! user.rs, turn.rs  users that are neither node nor backend; users that turn to another node, or back
+//! activity/, life/  nodes whose storage is another process's; the end of nodes
 //! mapped.rs  reads of formats that only say where bytes are
 //! homes.rs   contexts: where drivers work by themselves, and which use a node
 //! listing.rs children and parents of nodes, as monitors show them
@@ -63,7 +58,6 @@ pub(crate) mod overlay;
 pub(crate) mod own_io;
 mod permit;
 pub(crate) mod range_lock;
-mod relatives;
 mod turn;
 mod user;
 

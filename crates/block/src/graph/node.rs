@@ -170,8 +170,12 @@ impl BlockNode {
     /// Makes it what options say; returns what it was. While nothing is in flight.
     pub(crate) fn swap_state(&self, state: NodeState) -> NodeState {
         let mut cache_mode = self.cache_mode.lock().unwrap_or_else(PoisonError::into_inner);
+        let read_only = self.path.state.swap_read_only(state.read_only);
+        let is_read_only = self.is_read_only();
+        let stored = self.bitmaps().list().into_iter().filter(|it| it.is_persistent());
+        stored.for_each(|bitmap| bitmap.set_read_only(is_read_only));
         NodeState {
-            read_only: self.path.state.swap_read_only(state.read_only),
+            read_only,
             discard: self.path.state.swap_discard_enabled(state.discard),
             detect_zeroes: self.path.state.swap_detect_zeroes(state.detect_zeroes),
             force_share: self.force_share.swap(state.force_share, Ordering::Relaxed),

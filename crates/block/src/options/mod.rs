@@ -24,6 +24,7 @@ mod driver;
 mod text;
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coblk_qapi::shorten;
@@ -73,6 +74,8 @@ pub struct NodeOptions {
     /// [`BlockNode::co_set_active`](crate::BlockNode::co_set_active). On by default; a
     /// backing file is inactive if its parent is.
     pub active: Option<bool>,
+    /// `x-coblk-bitmaps`: a file in which persistent bitmaps are kept, for drivers that cannot keep any.
+    pub bitmaps: Option<PathBuf>,
     /// `driver`, and what belongs to it.
     pub driver: DriverConfig,
 }
@@ -131,6 +134,7 @@ impl NodeOptions {
             cache_direct: None,
             cache_no_flush: None,
             active: None,
+            bitmaps: None,
             driver: driver.into(),
         }
     }
@@ -178,6 +182,11 @@ impl NodeOptions {
     /// `active`.
     pub fn active(self, active: bool) -> NodeOptions {
         NodeOptions { active: Some(active), ..self }
+    }
+
+    /// `x-coblk-bitmaps`.
+    pub fn bitmaps(self, file: impl Into<PathBuf>) -> NodeOptions {
+        NodeOptions { bitmaps: Some(file.into()), ..self }
     }
 
     /// Reads a JSON object, with QEMU's names and types; those that belong to the driver are read later,

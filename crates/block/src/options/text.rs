@@ -1,6 +1,7 @@
 //! How [`NodeOptions`] are read and written: what all nodes have, and what belongs to the driver.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use coblk_qapi::{FromParts, Parts, Schema};
 use serde::de::{MapAccess, Visitor};
@@ -31,6 +32,8 @@ struct Common {
     auto_read_only: Option<bool>,
     force_share: Option<bool>,
     detect_zeroes: Option<DetectZeroes>,
+    #[serde(default, rename = "x-coblk-bitmaps", with = "coblk_qapi::path::option")]
+    bitmaps: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
@@ -72,6 +75,7 @@ impl FromParts for NodeOptions {
             cache_direct: common.cache.direct,
             cache_no_flush: common.cache.no_flush,
             active: common.active,
+            bitmaps: common.bitmaps,
             driver: DriverConfig::written(driver, parts.take()?),
         })
     }
@@ -95,6 +99,7 @@ impl Serialize for NodeOptions {
             auto_read_only: self.auto_read_only,
             force_share: self.force_share,
             detect_zeroes: self.detect_zeroes,
+            bitmaps: self.bitmaps.clone(),
         };
         let own = self.driver.members().map_err(S::Error::custom)?;
         let driver = serde_json::json!({ self.driver.name(): own });

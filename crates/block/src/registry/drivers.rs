@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::Path;
 use std::sync::Arc;
 
 use coblk_aio::Co;
@@ -22,6 +23,7 @@ use crate::driver::BlockDriver;
 use crate::graph::node::BlockNode;
 use crate::graph::{GraphError, MAX_CHILDREN, MAX_HEIGHT};
 use crate::options::{self, AnyOptions, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG};
+use crate::sidecar::WithSidecar;
 
 /// A driver, whatever its type and that of its options.
 pub(crate) trait Factory: Send + Sync {
@@ -69,10 +71,40 @@ impl<D: Driver> Typed<D> {
             }
             return Err(refused);
         }
-        Ok(match opening.is_active() {
-            true => BlockNode::try_new(opening.node_name(), driver),
-            false => BlockNode::try_new_inactive(opening.node_name(), driver),
-        }?)
+        match opening.bitmaps() {
+            None => new_node(opening, driver),
+            Some(path) => with_bitmaps(opening, Box::new(driver), path),
+        }
+    }
+}
+
+fn new_node(
+    opening: &Opening<'_, '_>,
+    driver: impl BlockDriver,
+) -> Result<Arc<BlockNode>, OpenError> {
+    Ok(match opening.is_active() {
+        true => BlockNode::try_new(opening.node_name(), driver),
+        false => BlockNode::try_new_inactive(opening.node_name(), driver),
+    }?)
+}
+
+/// A node whose bitmaps are kept in a file.
+fn with_bitmaps(
+    opening: &Opening<'_, '_>,
+    driver: Box<dyn BlockDriver>,
+    path: &Path,
+) -> Result<Arc<BlockNode>, OpenError> {
+    let co = opening.co();
+    let read_only = opening.mode().read_only || driver.is_read_only();
+    match WithSidecar::co_new(co, driver, path, (read_only, opening.is_active())) {
+        Ok(driver) => new_node(opening, driver),
+        Err((driver, error)) => {
+            if let Err(error) = driver.co_close(co) {
+                tracing::error!(node = opening.node_name(), %error, "a driver cannot be closed");
+            }
+            let why = format!("bitmaps in '{}': {error}", path.display());
+            Err(OpenError::option("x-coblk-bitmaps", why))
+        }
     }
 }
 
@@ -111,6 +143,7 @@ impl<D: Driver> Factory for Typed<D> {
         reopening: &Reopening<'_, '_>,
         options: &dyn AnyOptions,
     ) -> Result<Box<dyn Reopen + 'a>, OpenError> {
+        let driver = driver.wrapped().unwrap_or(driver);
         let driver = (driver as &dyn Any).downcast_ref::<D>();
         let driver = driver.ok_or_else(|| OpenError::broken("is not the node's driver"))?;
         driver.co_prepare_reopen(reopening, Self::options(options)?)

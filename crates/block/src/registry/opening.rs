@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use coblk_aio::{AioHandle, Co, PoolShare};
@@ -30,6 +31,7 @@ pub struct Opening<'a, 'co> {
     own: Inherited,
     declared: &'static [EventType],
     is_active: bool,
+    bitmaps: Option<&'a Path>,
     depth: usize,
     /// The edges that the driver was given, with their names.
     edges: RefCell<Vec<(EdgeId, &'static str)>>,
@@ -54,6 +56,7 @@ impl<'a, 'co> Opening<'a, 'co> {
             own: level.own,
             declared: level.factory.events(),
             is_active: !level.own.inactive,
+            bitmaps: level.options.bitmaps.as_deref(),
             depth,
             edges: RefCell::default(),
             list: Cell::default(),
@@ -295,6 +298,11 @@ impl<'a, 'co> Opening<'a, 'co> {
     /// Where the driver tells what happens to the node, at any time and from any thread.
     pub fn events(&self) -> EventSink {
         self.registry.events.sink(self.name, self.declared)
+    }
+
+    /// The file that is to have the bitmaps of the node, and the driver does not know of.
+    pub(super) fn bitmaps(&self) -> Option<&'a Path> {
+        self.bitmaps
     }
 
     /// That a driver is what it was to be.

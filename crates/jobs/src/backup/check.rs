@@ -9,7 +9,7 @@ use coblk_block::{
 
 use super::options::{Backup, BackupSync, BitmapMode};
 use crate::JobError;
-use crate::snapshot::{check_least, cluster_size, copy_cluster};
+use crate::snapshot::{check_hold, check_least, cluster_size, copy_cluster};
 
 /// Why a backup does not begin. Nothing has changed then. The words are QEMU's.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,8 @@ pub enum BackupError {
 
 impl Backup {
     pub(super) fn check(&self) -> Result<(), BackupError> {
+        check_hold(self.hold, self.on_cbw_error)
+            .map_err(|why| BackupError::Option(format!("Parameter 'x-coblk-hold' {why}")))?;
         self.check_bitmap()?;
         if Arc::ptr_eq(&self.source, &self.target) {
             return Err(BackupError::Itself);

@@ -64,10 +64,10 @@ pub struct Backup {
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
     pub(super) on_cbw_error: OnCbwError,
-    pub(super) hold: Option<u64>,
     pub(super) max_workers: u64,
     pub(super) max_chunk: Option<u64>,
     pub(super) min_cluster: u64,
+    pub(super) hold: u64,
     pub(super) filter_name: Option<String>,
     pub(super) contexts: Vec<AioHandle>,
 }
@@ -85,10 +85,10 @@ impl Backup {
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
             on_cbw_error: OnCbwError::BreakGuestWrite,
-            hold: None,
             max_workers: MAX_WORKERS,
             max_chunk: None,
             min_cluster: 0,
+            hold: 0,
             filter_name: None,
             contexts: Vec::new(),
         }
@@ -137,17 +137,18 @@ impl Backup {
         Backup { on_target_error: on_error, ..self }
     }
 
+    /// Holds so many old bytes in memory, whose guests do not wait for the target: for
+    /// [`OnCbwError::BreakSnapshot`] alone, as a copy that fails then cannot fail a guest's write any more. 0 by
+    /// default.
+    #[must_use]
+    pub fn hold(self, bytes: u64) -> Backup {
+        Backup { hold: bytes, ..self }
+    }
+
     /// What becomes of a guest's write whose old bytes cannot be copied.
     #[must_use]
     pub fn on_cbw_error(self, on_error: OnCbwError) -> Backup {
         Backup { on_cbw_error: on_error, ..self }
-    }
-
-    /// How many old bytes a guest's write does not wait for once they are read, with
-    /// [`BreakSnapshot`](OnCbwError::BreakSnapshot); 64 MiB by default.
-    #[must_use]
-    pub fn hold(self, bytes: u64) -> Backup {
-        Backup { hold: Some(bytes), ..self }
     }
 
     /// How many copies are under way at most, besides those that guests wait for: 1 to 64.

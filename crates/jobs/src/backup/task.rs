@@ -180,7 +180,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         flags,
         on_error: backup.on_cbw_error,
         timeout: None,
-        hold: backup.on_cbw_error.hold(backup.hold),
+        hold: backup.hold,
     }
 }
 
@@ -222,11 +222,6 @@ impl Parts {
     fn co_copy(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         loop {
             self.engine.co_converge(co)?;
-            if self.keeper.held() > 0 {
-                // They wake the job.
-                job.co_wait(co, None);
-                continue;
-            }
             let flushed = self.target.co_apart(co, job, |co, target| target.co_flush(co))?;
             let Err(error) = flushed else { return Ok(()) };
             self.engine.target_failed(co.context(), &error);
@@ -259,11 +254,6 @@ impl Parts {
                 }
             }
         }
-    }
-
-    /// What is to be copied, and under way, in bytes.
-    fn rest(&self) -> u64 {
-        self.engine.rest() + self.keeper.held()
     }
 
     /// The node below the filter.
@@ -320,7 +310,7 @@ impl Task for BackupTask {
             // What waits for a server to come back.
             parts.target.node().cancel_in_flight();
         }
-        job.progress().set_rest(parts.rest());
+        job.progress().set_rest(parts.engine.rest());
         parts.engine.co_stop(co);
         parts.co_remove_filter(co);
         parts.leave_target(co);
@@ -334,6 +324,6 @@ impl Task for BackupTask {
     }
 
     fn rest(&self) -> Option<u64> {
-        self.parts().map(|parts| parts.rest())
+        self.parts().map(|parts| parts.engine.rest())
     }
 }

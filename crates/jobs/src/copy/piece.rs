@@ -241,20 +241,22 @@ impl Scratch {
         Ok(())
     }
 
-    /// Copies a part of what was read of a range, from an offset of the disk on.
-    pub(crate) fn copy_to(&self, range: &Range<u64>, at: u64, target: &mut IoVectorMut<'_>) {
-        let part = at..at + target.len() as u64;
+    /// Copies bytes of what was read of a range that begins at `start`, from `at` on.
+    pub(crate) fn copy_to(&self, start: u64, at: u64, target: &mut IoVectorMut<'_>) {
+        let end = at + target.len() as u64;
         for (how, piece) in &self.pieces {
-            let (start, end) = (piece.start.max(part.start), piece.end.min(part.end));
-            if start >= end {
+            let part = piece.start.max(at)..piece.end.min(end);
+            if part.is_empty() {
                 continue;
             }
-            let (to, bytes) = ((start - part.start) as usize, (end - start) as usize);
+            let bytes = (part.end - part.start) as usize;
+            let mut place = target.slice((part.start - at) as usize, bytes);
             match how {
                 How::Write => {
-                    target.copy_from(to, &self.data[(start - range.start) as usize..][..bytes]);
+                    let from = (part.start - start) as usize;
+                    let _ = place.copy_from(0, &self.data[from..from + bytes]);
                 }
-                How::Zero | How::Discard => target.slice(to, bytes).fill_from(0, 0),
+                How::Zero | How::Discard => place.fill_from(0, 0),
             }
         }
     }

@@ -92,7 +92,9 @@ fn co_pend(co: &Co<'_>, job: &Rc<Job>) {
         begin_abort(co, job, &failure);
         co_abort(co, job);
     }
-    panic.into_iter().for_each(|panic| resume_unwind(panic));
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
 }
 
 /// Waits until no task of the group goes on by itself any more. The group is ending.

@@ -26,3 +26,4 @@ mod top;
 
 pub use options::{CopyMode, Mirror, MirrorError, SyncMode};
 pub(crate) use scan::backing_of;
+pub(crate) use task::{MirrorTask, co_set_up};

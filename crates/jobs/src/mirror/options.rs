@@ -51,6 +51,8 @@ pub struct Mirror {
     pub(super) on_target_error: OnError,
     pub(super) filter_name: Option<String>,
     pub(super) copy_mode: CopyMode,
+    /// The target is a backing file of the source.
+    pub(super) is_commit: bool,
     pub(super) contexts: Vec<AioHandle>,
 }
 
@@ -100,8 +102,14 @@ impl Mirror {
             on_target_error: OnError::Report,
             filter_name: None,
             copy_mode: CopyMode::Background,
+            is_commit: false,
             contexts: Vec::new(),
         }
+    }
+
+    /// The target is a backing file of the source, and gets what is allocated above it. It grows if it is shorter.
+    pub(crate) fn into_backing(self) -> Mirror {
+        Mirror { is_commit: true, ..self }
     }
 
     /// Which parts are copied at first.
@@ -181,7 +189,7 @@ impl Mirror {
             return Err(MirrorError::Itself);
         }
         let is_node = |it: &coblk_block::Parent| matches!(it, coblk_block::Parent::Node { .. });
-        if self.source.parents().iter().any(is_node) {
+        if !self.is_commit && self.source.parents().iter().any(is_node) {
             return Err(MirrorError::NotRoot);
         }
         let granularity = self.granule();

@@ -30,6 +30,8 @@ impl Scan<'_> {
     /// If the job is cancelled, or the source cannot say what it has.
     pub(super) fn co_mark(&self, co: &Co<'_>, sync: SyncMode) -> Result<(), JobFailure> {
         let backing = self.source.node().and_then(|node| backing_of(&node));
+        let backing = if self.marks.is_commit { Some(self.target.node().clone()) } else { backing };
+        let sync = if self.marks.is_commit { SyncMode::Top } else { sync };
         match (sync, backing) {
             (SyncMode::None, _) => Ok(()),
             (SyncMode::Top, Some(base)) => self.co_each(co, |co, offset, bytes| {

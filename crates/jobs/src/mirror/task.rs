@@ -24,6 +24,14 @@ use crate::copy::target::Target;
 use crate::rules::{Rule, holds};
 use crate::{Job, JobChange, JobError, JobFailure, JobStatus, Task};
 
+/// What the job holds and shares at its source, and then at its target.
+fn permissions(is_commit: bool) -> [(Permissions, Permissions); 2] {
+    if is_commit { OF_COMMIT } else { [OF_SOURCE, OF_TARGET] }
+}
+
+/// What is below the source is written.
+const OF_COMMIT: [(Permissions, Permissions); 2] =
+    [(Permissions::empty(), Permissions::all()), (Permissions::WRITE, Permissions::all())];
 /// Others may read a target before it is equal, and not write.
 const OF_TARGET: (Permissions, Permissions) = (Permissions::WRITE, Permissions::WRITE_UNCHANGED);
 /// Guests go on with the source.
@@ -40,7 +48,7 @@ fn is_in_the_way(error: &GraphError) -> bool {
 
 /// A handle: clones are the same task.
 #[derive(Clone)]
-pub(super) struct MirrorTask(Rc<State>);
+pub(crate) struct MirrorTask(Rc<State>);
 
 struct State {
     mirror: Mirror,
@@ -65,7 +73,7 @@ struct Parts {
 }
 
 impl MirrorTask {
-    pub(super) fn new(mirror: Mirror, blockdevs: WeakBlockdevs) -> MirrorTask {
+    pub(crate) fn new(mirror: Mirror, blockdevs: WeakBlockdevs) -> MirrorTask {
         let (parts, is_completing) = Default::default();
         let mode = Cell::new(mirror.copy_mode);
         MirrorTask(Rc::new(State { mirror, blockdevs, parts, is_completing, mode }))
@@ -107,15 +115,18 @@ impl MirrorTask {
 ///
 /// # Errors
 /// If other users do not agree. All is as before then.
-pub(super) fn co_set_up(
+pub(crate) fn co_set_up(
     co: &Co<'_>,
     task: &MirrorTask,
     job: &Rc<Job>,
     blockdevs: &Blockdevs,
 ) -> Result<(), MirrorError> {
     let mirror = &task.0.mirror;
-    let target_use = job.co_use(co, &mirror.target, OF_TARGET.0, OF_TARGET.1)?;
-    let source_use = job.co_use(co, &mirror.source, OF_SOURCE.0, OF_SOURCE.1)?;
+    let [of_source, of_target] = permissions(mirror.is_commit);
+    let use_target = || job.co_use(co, &mirror.target, of_target.0, of_target.1);
+    // The users of the source read a target below it, until the filter is there.
+    let early = if mirror.is_commit { None } else { Some(use_target()?) };
+    let source_use = job.co_use(co, &mirror.source, of_source.0, of_source.1)?;
     let length = mirror.source.length();
     let granularity = match mirror.has_absent_backing() {
         true => mirror.granule().max(cluster_size(&mirror.target)),
@@ -127,8 +138,8 @@ pub(super) fn co_set_up(
     }
     let granules = Arc::new(granules);
     let guests = Arc::new(Guests::new(job.remote_kick()));
-    let is_leaving = AtomicBool::new(false);
-    let marks = Arc::new(Marks { granules, guests, granularity, length, is_leaving });
+    let (is_leaving, is_commit) = (AtomicBool::new(false), mirror.is_commit);
+    let marks = Arc::new(Marks { granules, guests, granularity, length, is_leaving, is_commit });
     let active = Arc::new(Active::new(&mirror.target, &marks, job.progress()));
     let owner = format!("mirror job '{}'", job.id());
     let hidden = blockdevs.make_hidden(mirror.filter_name.as_deref(), owner, |name| {
@@ -139,6 +150,14 @@ pub(super) fn co_set_up(
         hidden.co_end(co);
         return Err(error.into());
     }
+    let target_use = match early.map_or_else(use_target, Ok) {
+        Ok(used) => used,
+        Err(error) => {
+            co_remove_filter(co, &filter, &mirror.source);
+            hidden.co_end(co);
+            return Err(error.into());
+        }
+    };
     for used in [&source_use, &target_use] {
         for operation in
             [Operation::Resize, Operation::Replace, Operation::Inactivate, Operation::Job]
@@ -201,7 +220,8 @@ impl Parts {
             if !is_pivot {
                 let is_clean = self.engine.is_clean();
                 self.marks.is_leaving.store(is_clean, Ordering::SeqCst);
-                return is_clean;
+                // They read the target through the source.
+                return is_clean && (!self.marks.is_commit || self.co_free_target(co));
             }
             let flush = || drained.co_flush(co);
             if let Err(error) = if holds(Rule::DurableAtPivot) { flush() } else { Ok(()) } {
@@ -209,9 +229,8 @@ impl Parts {
                 return false;
             }
             // Guests take its place, and have permissions of their own.
-            let (held, shared) = (Permissions::empty(), Permissions::all());
             let is_clean = self.engine.is_clean() || !holds(Rule::EqualAtPivot);
-            is_clean && self.target.co_set_permissions(co, held, shared).is_ok()
+            is_clean && self.co_free_target(co)
         });
         if let Some(error) = failed.take() {
             self.co_flush_failed(co, job, &error);
@@ -222,7 +241,7 @@ impl Parts {
             Err(error) if is_in_the_way(&error) => Ok(false),
             Err(error) => {
                 self.marks.is_leaving.store(false, Ordering::SeqCst);
-                let (held, shared) = OF_TARGET;
+                let [_, (held, shared)] = permissions(self.marks.is_commit);
                 let _ = self.target.co_set_permissions(co, held, shared);
                 Err(JobFailure::Text(error.to_string()))
             }
@@ -260,11 +279,34 @@ impl Parts {
     fn co_remove_filter(&self, co: &Co<'_>, source: &Arc<BlockNode>) {
         // What is written from here on is for no target.
         self.marks.is_leaving.store(true, Ordering::SeqCst);
-        while let Err(error) = self.filter.co_replace(co, source) {
-            tracing::warn!(filter = self.filter.name(), %error, "the filter of a job stays");
-            if !is_in_the_way(&error) {
-                break;
-            }
+        if self.marks.is_commit {
+            self.co_free_target(co);
+        }
+        co_remove_filter(co, &self.filter, source);
+    }
+
+    /// The job holds nothing at its target any more, and keeps others from nothing.
+    fn co_free_target(&self, co: &Co<'_>) -> bool {
+        let (held, shared) = (Permissions::empty(), Permissions::all());
+        self.target.co_set_permissions(co, held, shared).is_ok()
+    }
+
+    /// Makes a target as long as its source that is shorter, and is to become longer.
+    fn co_grow_target(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
+        let length = self.marks.length;
+        let grown = self.target.co_apart(co, job, move |co, target| match target.length()? {
+            now if now < length => target.co_truncate(co, length),
+            _ => Ok(()),
+        })?;
+        Ok(grown?)
+    }
+}
+
+fn co_remove_filter(co: &Co<'_>, filter: &Arc<BlockNode>, source: &Arc<BlockNode>) {
+    while let Err(error) = filter.co_replace(co, source) {
+        tracing::warn!(filter = filter.name(), %error, "the filter of a job stays");
+        if !is_in_the_way(&error) {
+            break;
         }
     }
 }
@@ -272,11 +314,14 @@ impl Parts {
 impl Task for MirrorTask {
     fn co_run(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let Some(parts) = self.parts() else { return Ok(()) };
-        if parts.target.node().length() != parts.marks.length {
+        if parts.marks.is_commit {
+            parts.co_grow_target(co, job)?;
+        } else if parts.target.node().length() != parts.marks.length {
             let text = "Source and target image have different sizes";
             return Err(JobFailure::Text(text.to_owned()));
         }
-        let scan = Scan { job, source: &parts.source, target: &parts.target, marks: &parts.marks };
+        let (source, target, marks) = (&parts.source, &parts.target, &parts.marks);
+        let scan = Scan { job, source, target, marks };
         scan.co_mark(co, self.0.mirror.sync)?;
         self.co_switch(co, &parts)?;
         parts.co_equalize(co, job)?;

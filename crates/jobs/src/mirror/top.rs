@@ -29,6 +29,8 @@ pub(super) struct Marks {
     pub(super) length: u64,
     /// Users of the filter turn to the source, and write there.
     pub(super) is_leaving: AtomicBool,
+    /// The target is below the source, and written.
+    pub(super) is_commit: bool,
 }
 
 impl Marks {
@@ -155,6 +157,10 @@ impl Filter for MirrorTop {
             return (Permissions::empty(), Permissions::all());
         }
         let (held, shared) = edge.role().default_permissions((held, shared), !self.is_read_only());
+        if self.marks.is_commit {
+            // The job writes below the source, which shares what the filter does.
+            return (held - Permissions::CONSISTENT_READ, shared | Permissions::WRITE);
+        }
         let mut kept = Permissions::RESIZE;
         kept.set(Permissions::WRITE, !self.marks.is_leaving.load(Ordering::SeqCst));
         (held, shared - kept)

@@ -5,10 +5,12 @@
 //!        -> say that the target has it -> wait for reads of the instant -> end of the claim -> the guest goes on
 //! ```
 //!
+//! Where old bytes may be held, the guest goes on as soon as they are read: the write to the target goes on by itself,
+//! and reads of the instant find them in memory until the target has them. A write that fails then breaks the instant,
+//! as the guest may have written over what is to be copied.
+//!
 //! The write has a coroutine and a buffer of its own, as the guest may have to go on while the target does not answer.
 //! It passes no gate, as it is part of a guest's request that has passed one; a drain of the target waits for it.
-//! Where the instant breaks rather than the guest's write, the guest goes on as soon as the old bytes are read
-//! ([`hold`](super::hold)), while not too many are.
 
 use std::io;
 use std::ops::Range;
@@ -18,7 +20,6 @@ use std::sync::{Arc, OnceLock};
 use coblk_aio::{Co, Timer};
 use coblk_block::Child;
 
-use super::hold::OnHold;
 use super::keeper::{Keeper, OnCbwError};
 use crate::copy::piece::{Scratch, Shape};
 
@@ -61,10 +62,15 @@ impl Keeper {
             if self.lets_go() {
                 return Ok(());
             }
+            if self.is_held(first) {
+                next = first + 1;
+                continue;
+            }
             let copied = if limit.is_over(co) {
                 Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
             } else if self.granules.is_busy(first) {
-                let is_over = || !self.granules.is_busy(first) || self.ends_wait(co, &limit);
+                let is_free = || !self.granules.is_busy(first) || self.is_held(first);
+                let is_over = || is_free() || self.ends_wait(co, &limit);
                 self.guests.waiters.co_wait(co, is_over);
                 continue;
             } else {
@@ -100,10 +106,11 @@ impl Keeper {
         let Some(memory) = Memory::co_take(self, co, memory, limit) else { return Ok(()) };
         let Some(claimed) = self.granules.claim_from(clusters.start, most) else { return Ok(()) };
         let told = Told::default();
-        let claim = Claim {
+        let mut claim = Claim {
             keeper: Arc::clone(self),
             clusters: Some(claimed.clone()),
             told: Arc::clone(&told),
+            hold: None,
         };
         let range = self.bytes_of(&claimed);
         let target = target.node();
@@ -116,11 +123,17 @@ impl Keeper {
             keeps_all: true,
         };
         scratch.co_read(co, &mut node, &range, shape).map_err(|failed| failed.error)?;
-        if let Some(mut on_hold) = OnHold::try_new(self, range.end - range.start) {
-            on_hold.co_hold(co, &range, (scratch, memory));
-            on_hold.write(co, &target);
-            claim.release();
-            return Ok(());
+        let scratch = Arc::new(scratch);
+        let hold = Hold::take(self, &claimed, range.end - range.start);
+        let is_held = hold.is_some();
+        if is_held {
+            if let Some(reads) = &self.reads {
+                reads.co_hold(co, &range, &scratch);
+            }
+            // From here on the node may be written.
+            claim.hold = hold;
+            self.set_held(&claimed, true);
+            self.guests.waiters.wake();
         }
         let mut own = target.own_requests();
         co.context().spawn("copy before write", move |co| {
@@ -131,7 +144,7 @@ impl Keeper {
                 Err(failed) => claim.fail(failed.error),
             }
         });
-        let is_over = || told.get().is_some() || self.ends_wait(co, limit);
+        let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
             self.guests.waiters.co_wait(co, is_over);
         }
@@ -172,7 +185,7 @@ impl Limit {
 }
 
 /// A share of the memory of copies that guests drive.
-pub(super) struct Memory {
+struct Memory {
     keeper: Arc<Keeper>,
     bytes: u64,
 }
@@ -181,8 +194,8 @@ impl Memory {
     /// Waits until there is some. `None` if the wait ends early.
     fn co_take(keeper: &Arc<Keeper>, co: &Co<'_>, bytes: u64, limit: &Limit) -> Option<Memory> {
         let in_flight = &keeper.in_flight;
-        let most = MAX_IN_FLIGHT.saturating_add(keeper.plan.hold);
-        let fits = |taken: u64| (taken == 0 || taken + bytes <= most).then_some(taken + bytes);
+        let fits =
+            |taken: u64| (taken == 0 || taken + bytes <= MAX_IN_FLIGHT).then_some(taken + bytes);
         while in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_err() {
             if keeper.ends_wait(co, limit) {
                 return None;
@@ -210,20 +223,42 @@ struct Claim {
     keeper: Arc<Keeper>,
     clusters: Option<Range<u64>>,
     told: Told,
+    hold: Option<Hold>,
+}
+
+/// Old bytes in memory whose guests have gone on. Dropped when the target has them, or they are lost.
+struct Hold {
+    keeper: Arc<Keeper>,
+    clusters: Range<u64>,
+    bytes: u64,
+}
+
+impl Hold {
+    /// `None` if there is no place.
+    fn take(keeper: &Arc<Keeper>, clusters: &Range<u64>, bytes: u64) -> Option<Hold> {
+        let fits = |held: u64| (held + bytes <= keeper.plan.hold).then_some(held + bytes);
+        keeper.held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).ok()?;
+        Some(Hold { keeper: Arc::clone(keeper), clusters: clusters.clone(), bytes })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.keeper.set_held(&self.clusters, false);
+        if let Some(reads) = &self.keeper.reads {
+            reads.release(&self.keeper.bytes_of(&self.clusters));
+        }
+        self.keeper.held.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
 }
 
 impl Claim {
     /// The target has its bytes.
-    fn co_succeed(self, co: &Co<'_>, range: &Range<u64>) {
+    fn co_succeed(mut self, co: &Co<'_>, range: &Range<u64>) {
         if let Some(reads) = &self.keeper.reads {
             reads.co_publish(co, range);
         }
         self.keeper.progress.add(range.end - range.start);
-        self.release();
-    }
-
-    /// Its bytes are held.
-    fn release(mut self) {
         let _ = self.told.set(None);
         if let Some(clusters) = self.clusters.take() {
             self.keeper.granules.end(clusters);
@@ -238,10 +273,15 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // Of a coroutine that has panicked. The guest is told before it is woken.
-        self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
+        let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
         if let Some(clusters) = self.clusters.take() {
+            if let (Some(_), Some(error)) = (&self.hold, told) {
+                // Before others take the cluster for one that has its old bytes still.
+                self.keeper.break_instant(error);
+            }
             self.keeper.granules.fail(clusters);
         }
+        drop(self.hold.take());
         self.keeper.guests.claim_ended();
     }
 }

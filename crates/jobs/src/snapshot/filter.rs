@@ -9,9 +9,9 @@ use coblk_block::{
     Tracking, Truncate, WriteFlags, ZeroFlags,
 };
 
-use super::hold::Held;
 use super::keeper::Keeper;
 use super::reads::{Found, Reads};
+use crate::copy::piece::Scratch;
 
 /// Longest read of the instant at a time, in bytes: a guest may wait for it.
 const MAX_READ: u64 = 1 << 20;
@@ -58,13 +58,15 @@ impl CopyBeforeWrite {
     fn co_at<R>(
         &self,
         range: &std::ops::Range<u64>,
-        act: impl FnOnce(From<'_>, u64) -> io::Result<R>,
+        act: impl FnOnce(Place<'_>, u64) -> io::Result<R>,
     ) -> io::Result<(R, u64)> {
-        match self.reads()?.find(range, &self.keeper.hold)? {
-            Found::Target(bytes) => Ok((act(From::Target(&self.target), bytes)?, bytes)),
-            Found::Held(bytes, held) => Ok((act(From::Held(&held), bytes)?, bytes)),
+        match self.reads()?.find(range)? {
+            Found::Target(bytes) => Ok((act(Place::Target(&self.target), bytes)?, bytes)),
+            Found::Memory(bytes, start, held) => {
+                Ok((act(Place::Memory(start, &held), bytes)?, bytes))
+            }
             Found::Node(bytes, read) => {
-                let result = act(From::Node(&self.node), bytes)?;
+                let result = act(Place::Node(&self.node), bytes)?;
                 drop(read);
                 // A write may have gone on meanwhile without a copy.
                 self.reads()?;
@@ -75,10 +77,11 @@ impl CopyBeforeWrite {
 }
 
 /// Where bytes of the instant are.
-enum From<'a> {
+enum Place<'a> {
     Target(&'a Child),
-    Held(&'a Held),
     Node(&'a Child),
+    /// In memory, from an offset on.
+    Memory(u64, &'a Scratch),
 }
 
 impl Filter for CopyBeforeWrite {
@@ -163,11 +166,11 @@ impl SnapshotReads for CopyBeforeWrite {
             let (_, bytes) = self.co_at(&range, |from, bytes| {
                 let mut piece = target.slice((at - offset) as usize, bytes as usize);
                 match from {
-                    From::Target(edge) | From::Node(edge) => {
-                        edge.co_preadv(co, at, &mut piece, flags)
+                    Place::Target(from) | Place::Node(from) => {
+                        from.co_preadv(co, at, &mut piece, flags)
                     }
-                    From::Held(held) => {
-                        held.scratch.copy_to(&held.range, at, &mut piece);
+                    Place::Memory(start, held) => {
+                        held.copy_to(start, at, &mut piece);
                         Ok(())
                     }
                 }
@@ -179,12 +182,10 @@ impl SnapshotReads for CopyBeforeWrite {
 
     fn co_snapshot_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
         let (extent, _) = self.co_at(&(offset..offset + bytes), |from, bytes| match from {
-            // It is asked for what was written there, and so by itself.
-            From::Target(edge) => edge.co_block_status(co, offset, bytes),
-            From::Held(_) => Ok(Extent::data(bytes)),
-            From::Node(edge) => {
-                edge.co_status_above(co, None, offset, bytes).map(|found| found.extent)
-            }
+            // The target is asked for what was written there, and so by itself.
+            Place::Target(from) => from.co_block_status(co, offset, bytes),
+            Place::Node(from) => from.co_status_above(co, None, offset, bytes).map(|it| it.extent),
+            Place::Memory(..) => Ok(Extent::data(bytes)),
         })?;
         // There is no backing file to look at.
         Ok(Extent { allocated: true, stored: None, ..extent })

@@ -10,7 +10,6 @@ use coblk_aio::Co;
 use coblk_block::{DirtyBits, WriteFlags};
 use serde::{Deserialize, Serialize};
 
-use super::hold::Hold;
 use super::reads::Reads;
 use crate::Progress;
 use crate::copy::granules::Granules;
@@ -27,19 +26,6 @@ pub enum OnCbwError {
     BreakSnapshot,
 }
 
-impl OnCbwError {
-    /// How many bytes are held by default: where a guest's write fails with its copy it waits for that.
-    pub(crate) fn hold(self, wanted: Option<u64>) -> u64 {
-        match self {
-            OnCbwError::BreakGuestWrite => 0,
-            OnCbwError::BreakSnapshot => wanted.unwrap_or(DEFAULT_HOLD),
-        }
-    }
-}
-
-/// Bytes that are held by default.
-const DEFAULT_HOLD: u64 = 64 << 20;
-
 /// How the bytes of an instant are kept.
 pub(crate) struct KeeperPlan {
     /// Bytes that are copied together.
@@ -53,7 +39,7 @@ pub(crate) struct KeeperPlan {
     pub(crate) on_error: OnCbwError,
     /// For how long a guest's write waits.
     pub(crate) timeout: Option<Duration>,
-    /// Bytes that guests do not wait for once they are read, at most.
+    /// Old bytes in memory, at most, whose guests do not wait for the target.
     pub(crate) hold: u64,
 }
 
@@ -67,9 +53,12 @@ pub(crate) struct Keeper {
     pub(super) progress: Arc<Progress>,
     /// Reads of the instant, unless there are none.
     pub(super) reads: Option<Reads>,
-    pub(super) hold: Hold,
     /// Bytes in the memory of copies that guests drive.
     pub(super) in_flight: AtomicU64,
+    /// Bytes that are held.
+    pub(super) held: AtomicU64,
+    /// Clusters whose old bytes are held. Empty if none ever is.
+    held_bits: Box<[AtomicU64]>,
     /// Nothing is kept any more, as no user wants it.
     is_given_up: AtomicBool,
     /// Why bytes of the instant are lost, if they are.
@@ -102,14 +91,24 @@ impl Keeper {
         guests: Arc<Guests>,
         progress: &Arc<Progress>,
     ) -> io::Result<Keeper> {
-        let (hold, in_flight, is_given_up, broken) = Default::default();
+        let (in_flight, held, is_given_up, broken) = Default::default();
+        let clusters = plan.length.div_ceil(plan.cluster);
+        // Refuses what is too large.
+        let granules = Arc::new(Granules::try_new(clusters)?);
+        let words = if plan.hold == 0 { 0 } else { clusters.div_ceil(64) };
+        let mut held_bits = Vec::new();
+        held_bits
+            .try_reserve_exact(words as usize)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        held_bits.resize_with(words as usize, || AtomicU64::new(0));
         Ok(Keeper {
-            granules: Arc::new(Granules::try_new(plan.length.div_ceil(plan.cluster))?),
+            granules,
+            held,
+            held_bits: held_bits.into(),
             guests,
             plan,
             progress: Arc::clone(progress),
             reads: None,
-            hold,
             in_flight,
             is_given_up,
             broken,
@@ -152,11 +151,6 @@ impl Keeper {
         end
     }
 
-    /// Bytes on their way to the target that no guest waits for.
-    pub(crate) fn held(&self) -> u64 {
-        self.hold.bytes()
-    }
-
     /// Whether copies that guests drive are under way.
     pub(crate) fn is_copying(&self) -> bool {
         self.in_flight.load(Ordering::SeqCst) > 0
@@ -175,7 +169,6 @@ impl Keeper {
 
     /// The bytes that are to be copied still, for a bitmap.
     pub(crate) fn mark_todo(&self, bits: &DirtyBits) {
-        self.hold.ranges().into_iter().for_each(|range| bits.mark(range));
         let mut at = 0;
         let end = self.granules.count();
         while let Some(first) = self.granules.first_pending(at..end) {
@@ -203,6 +196,23 @@ impl Keeper {
     pub(super) fn bytes_of(&self, clusters: &Range<u64>) -> Range<u64> {
         let (cluster, length) = (self.plan.cluster, self.plan.length);
         (clusters.start * cluster).min(length)..(clusters.end * cluster).min(length)
+    }
+
+    /// The old bytes of a cluster are in memory, or not any more.
+    pub(super) fn set_held(&self, clusters: &Range<u64>, is_held: bool) {
+        for cluster in clusters.clone() {
+            let (word, bit) = (&self.held_bits[(cluster / 64) as usize], 1 << (cluster % 64));
+            match is_held {
+                true => word.fetch_or(bit, Ordering::SeqCst),
+                false => word.fetch_and(!bit, Ordering::SeqCst),
+            };
+        }
+    }
+
+    /// Whether the old bytes of a cluster are in memory, so that it may be written.
+    pub(super) fn is_held(&self, cluster: u64) -> bool {
+        let word = self.held_bits.get((cluster / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::SeqCst) >> (cluster % 64) & 1 != 0)
     }
 
     /// From here on nothing is kept, and guests that wait go on.

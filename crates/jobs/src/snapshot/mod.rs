@@ -4,7 +4,6 @@
 //! keeper   Keeper: what is kept, what is in the target, what is given up
 //! reads    reads of the instant, and what waits for them
 //! copy     a copy that a guest drives
-//! hold     copies that guests do not wait for
 //! filter   CopyBeforeWrite: has old bytes copied before a guest writes over them
 //! options  how it is opened by options
 //! access   SnapshotAccess: a node with the bytes of the instant
@@ -12,9 +11,10 @@
 //!
 //! What holds, from the moment in which the filter is above the node whose bytes it keeps:
 //!
-//! 1. A write to a cluster whose old bytes are to be kept reaches the node after these bytes are in the target, or
-//!    held in memory where a lost copy breaks the instant and not the write. For it goes on when the cluster is neither todo nor busy, and a cluster that was neither never is again; a copy
-//!    ends its claim after its write to the target has returned, or the bytes are held.
+//! 1. A write to a cluster whose old bytes are to be kept reaches the node after these bytes are in the target, or in
+//!    memory where they may be held.
+//!    For it goes on when the cluster is neither todo nor busy, and a cluster that was neither never is again; a copy
+//!    ends its claim after its write to the target has returned.
 //! 2. A read of the instant takes a cluster from the target if that is said to have it, which is said after the write
 //!    to the target has returned; else from the node, and a copy ends its claim after such reads have. So no
 //!    guest writes under them.
@@ -26,7 +26,6 @@
 mod access;
 mod copy;
 mod filter;
-mod hold;
 mod keeper;
 mod options;
 mod reads;
@@ -37,4 +36,4 @@ pub(crate) use filter::{cluster_size, leads_to};
 pub use keeper::OnCbwError;
 pub(crate) use keeper::{Keeper, KeeperPlan};
 pub use options::CopyBeforeWriteOptions;
-pub(crate) use options::{check_least, copy_cluster};
+pub(crate) use options::{check_hold, check_least, copy_cluster};

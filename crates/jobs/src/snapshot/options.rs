@@ -34,16 +34,16 @@ pub struct CopyBeforeWriteOptions {
     pub cbw_timeout: Option<u32>,
     /// `min-cluster-size` in bytes, a power of two: how much is copied together at least.
     pub min_cluster_size: Option<u64>,
-    /// `x-coblk-hold` in bytes: how many old bytes a guest's write does not wait for once they are read, where a lost
-    /// copy breaks the snapshot; 64 MiB by default.
+    /// `x-coblk-hold` in bytes: so many old bytes are held in memory, and their guests do not wait for the target. For
+    /// `break-snapshot` alone, as a copy that fails then cannot fail a guest's write any more.
     pub x_coblk_hold: Option<u64>,
 }
 
 impl CopyBeforeWriteOptions {
     /// To keep all bytes of a node.
     pub fn new(file: impl Into<NodeRef>, target: impl Into<NodeRef>) -> CopyBeforeWriteOptions {
-        let (bitmap, on_cbw_error, cbw_timeout) = Default::default();
-        let (min_cluster_size, x_coblk_hold) = Default::default();
+        let (bitmap, on_cbw_error, cbw_timeout, min_cluster_size) = Default::default();
+        let x_coblk_hold = None;
         CopyBeforeWriteOptions {
             file: file.into(),
             target: target.into(),
@@ -53,6 +53,12 @@ impl CopyBeforeWriteOptions {
             min_cluster_size,
             x_coblk_hold,
         }
+    }
+
+    /// Holds so many old bytes in memory.
+    #[must_use]
+    pub fn hold(self, bytes: u64) -> CopyBeforeWriteOptions {
+        CopyBeforeWriteOptions { x_coblk_hold: Some(bytes), ..self }
     }
 
     /// Keeps what is dirty in a bitmap.
@@ -98,6 +104,14 @@ pub(crate) fn check_least(least: u64) -> Result<(), String> {
     }
 }
 
+/// That old bytes may be held.
+pub(crate) fn check_hold(bytes: u64, on_error: OnCbwError) -> Result<(), String> {
+    match bytes > 0 && on_error == OnCbwError::BreakGuestWrite {
+        true => Err("goes with 'break-snapshot' alone".to_owned()),
+        false => Ok(()),
+    }
+}
+
 /// The largest cluster, in bytes: a granule of bitmaps, and a buffer, are no larger.
 const MAX_CLUSTER: u64 = 1 << 30;
 
@@ -111,6 +125,9 @@ impl Driver for CopyBeforeWrite {
     ) -> Result<CopyBeforeWrite, OpenError> {
         let least = options.min_cluster_size.unwrap_or(0);
         check_least(least).map_err(|why| OpenError::option("min-cluster-size", why))?;
+        let hold = options.x_coblk_hold.unwrap_or(0);
+        check_hold(hold, options.on_cbw_error.unwrap_or_default())
+            .map_err(|why| OpenError::option("x-coblk-hold", why))?;
         let file = opening.co_child("file", ChildRole::FILTER, &options.file)?;
         let target = opening.co_child("target", ChildRole::DATA, &options.target)?;
         if Arc::ptr_eq(&file.node(), &target.node()) {
@@ -126,15 +143,14 @@ impl Driver for CopyBeforeWrite {
         let (tracking, flags) = co_track(opening, &file, &target);
         let target_cluster = cluster_size(&target.node()).unwrap_or(1);
         let timeout = options.cbw_timeout.filter(|seconds| *seconds > 0);
-        let on_error = options.on_cbw_error.unwrap_or_default();
         let plan = KeeperPlan {
             cluster: copy_cluster(target_cluster, least),
             length: file.length(),
             target_cluster,
             flags,
-            on_error,
-            hold: on_error.hold(options.x_coblk_hold),
+            on_error: options.on_cbw_error.unwrap_or_default(),
             timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
+            hold,
         };
         let keeper = Keeper::for_reads(plan, bits.as_ref())?;
         Ok(CopyBeforeWrite::on((file, target), &Arc::new(keeper), tracking))

@@ -4,6 +4,7 @@
 //! are. A copy says under that lock that the target has them, and then waits for those in the list that overlap. A
 //! count for all reads would be simpler, and have each first write wait for the longest read anywhere.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coblk_aio::Co;
 use coblk_block::DirtyBits;
 
-use super::hold::{Held, Hold};
+use crate::copy::piece::Scratch;
 use crate::copy::waiters::Waiters;
 
 /// Where bytes of the instant are, and reads of them from the node. Any thread.
@@ -30,15 +31,17 @@ struct State {
     /// Under way, with their numbers.
     reads: Vec<(u64, Range<u64>)>,
     next: u64,
+    /// Bytes that are in memory until the target has them, by where they begin.
+    held: BTreeMap<u64, (Range<u64>, Arc<Scratch>)>,
 }
 
 /// Where the first bytes of a range are, and how many are there.
 pub(super) enum Found<'a> {
     Target(u64),
-    /// Memory, until the target has them.
-    Held(u64, Arc<Held>),
     /// The node, which no guest changes there until this is dropped.
     Node(u64, Read<'a>),
+    /// Memory, whose bytes begin at a place.
+    Memory(u64, u64, Arc<Scratch>),
 }
 
 /// A read of the node under way.
@@ -76,7 +79,7 @@ impl Reads {
     ///
     /// # Errors
     /// EACCES if they may not be read.
-    pub(super) fn find(&self, range: &Range<u64>, hold: &Hold) -> io::Result<Found<'_>> {
+    pub(super) fn find(&self, range: &Range<u64>) -> io::Result<Found<'_>> {
         let mut state = self.state();
         let range = range.start..range.end.min(self.readable.length());
         if range.is_empty() || !self.readable.is_dirty(range.start) {
@@ -89,34 +92,46 @@ impl Reads {
             return Ok(Found::Target(end - range.start));
         }
         let end = self.copied.next_dirty(readable).unwrap_or(end);
-        let end = match hold.find(range.start) {
-            Ok(held) => return Ok(Found::Held(end.min(held.range.end) - range.start, held)),
-            Err(next) => next.map_or(end, |next| end.min(next)),
-        };
+        let before = state.held.range(..=range.start).next_back();
+        if let Some((start, (_, bytes))) = before.filter(|(_, (of, _))| of.end > range.start) {
+            let held = state.held[start].0.end.min(end);
+            return Ok(Found::Memory(held - range.start, *start, Arc::clone(bytes)));
+        }
+        let after = state.held.range(range.start..end).next();
+        let end = after.map_or(end, |(start, _)| *start);
         let number = state.next;
         state.next += 1;
         state.reads.push((number, range.start..end));
         Ok(Found::Node(end - range.start, Read { reads: self, number }))
     }
 
-    /// The target has these bytes.
-    pub(super) fn mark_copied(&self, range: &Range<u64>) {
-        let _state = self.state();
-        self.copied.mark(range.clone());
-    }
-
     /// The target has these bytes: waits for reads that take them from the node.
     pub(super) fn co_publish(&self, co: &Co<'_>, range: &Range<u64>) {
-        self.co_hold(co, range, || self.copied.mark(range.clone()));
-    }
-
-    /// Has later reads find these bytes elsewhere, as `told` says, and waits for those that take them from the node.
-    pub(super) fn co_hold(&self, co: &Co<'_>, range: &Range<u64>, told: impl FnOnce()) {
         let later = {
             let state = self.state();
-            told();
+            self.copied.mark(range.clone());
             state.next
         };
+        self.co_wait_for_reads(co, range, later);
+    }
+
+    /// These bytes are in memory: waits for reads that take them from the node.
+    pub(super) fn co_hold(&self, co: &Co<'_>, range: &Range<u64>, bytes: &Arc<Scratch>) {
+        let later = {
+            let mut state = self.state();
+            state.held.insert(range.start, (range.clone(), Arc::clone(bytes)));
+            state.next
+        };
+        self.co_wait_for_reads(co, range, later);
+    }
+
+    /// These bytes are not in memory any more.
+    pub(super) fn release(&self, range: &Range<u64>) {
+        self.state().held.remove(&range.start);
+    }
+
+    /// Waits for reads of the node that began before the read number `later`.
+    fn co_wait_for_reads(&self, co: &Co<'_>, range: &Range<u64>, later: u64) {
         let is_over = || {
             let overlaps = |read: &Range<u64>| read.start < range.end && range.start < read.end;
             let waits_for = |(number, read): &(u64, _)| *number < later && overlaps(read);

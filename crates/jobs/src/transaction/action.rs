@@ -64,7 +64,7 @@ impl Preparing {
 
     /// The group of a job that the action makes: one for all, or one of its own.
     pub fn group(&self) -> Rc<JobGroup> {
-        self.group.clone().unwrap_or_else(JobGroup::new)
+        self.group.clone().unwrap_or_default()
     }
 }
 

@@ -5,6 +5,7 @@
 //! bitmaps   actions on dirty bitmaps
 //! filters   filters that come and go
 //! snapshots snapshots inside of images
+//! start     jobs that begin with a transaction
 //! ```
 //!
 //! What holds:
@@ -19,6 +20,7 @@ mod action;
 mod bitmaps;
 mod filters;
 mod snapshots;
+mod start;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub use action::{AbortAction, Action, ActionError, FindNode, Preparing};
 pub use bitmaps::{AddBitmap, BitmapAt, ClearBitmap, MergeBitmaps, RecordBitmap, RemoveBitmap};
 pub use filters::{InsertFilter, RemoveFilter};
 pub use snapshots::{CreateSnapshot, SnapshotError, co_create_snapshot};
+pub use start::StartJob;
 
 /// How the jobs that a transaction starts end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -89,9 +89,15 @@ fn target(opening: &Opening<'_, '_>, options: &NbdNodeOptions) -> Result<Target,
     Ok(Target { server, export, bitmap, tls })
 }
 
+#[cfg(feature = "tls")]
 fn credentials(opening: &Opening<'_, '_>, id: &str) -> Result<TlsClientCredentials, OpenError> {
-    let found = opening.object::<TlsClientCredentials>(id)?;
-    Ok(TlsClientCredentials::clone(&found))
+    opening.object::<TlsClientCredentials>(id).map(|found| TlsClientCredentials::clone(&found))
+}
+
+/// There are none.
+#[cfg(not(feature = "tls"))]
+fn credentials(_: &Opening<'_, '_>, _: &str) -> Result<TlsClientCredentials, OpenError> {
+    Err(OpenError::option("tls-creds", "not supported: built without TLS"))
 }
 
 fn hostname(options: &NbdNodeOptions) -> Result<String, OpenError> {

@@ -50,6 +50,7 @@ impl Wire {
         Rc::clone(&self.transport)
     }
 
+    #[cfg(feature = "tls")]
     pub fn transport(&self) -> &Transport {
         &self.transport
     }

@@ -12,7 +12,9 @@ use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection};
 
-use super::credentials::{MAX_UNSENT, TlsError, authorities, own_certificate, refused, revoked};
+use super::credentials::{
+    MAX_UNSENT, TlsError, TlsFiles, authorities, own_certificate, refused, revoked,
+};
 use crate::transport::tls::Session;
 
 /// The servers that a client trusts, and its own identity: x509 certificates in PEM files. An object that the
@@ -32,11 +34,20 @@ impl TlsClientCredentials {
     /// | `ca-cert.pem` | whose certificates are trusted |
     /// | `ca-crl.pem` | certificates that are not any more; may be missing |
     /// | `client-cert.pem` | the client's certificate; may be missing, with its key |
-    /// | `client-key.pem` | its private key, not encrypted |
+    /// | `client-key.pem` | its private key |
     ///
     /// # Errors
     /// If a file cannot be read, or is not what its name says.
     pub fn from_dir(dir: &Path) -> Result<TlsClientCredentials, TlsError> {
+        Self::from_files(&TlsFiles::new(dir))
+    }
+
+    /// The same, of files whose key may be encrypted.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir); also if the key cannot be decrypted.
+    pub fn from_files(files: &TlsFiles<'_>) -> Result<TlsClientCredentials, TlsError> {
+        let dir = files.dir;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let roots = authorities(dir)?;
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -49,7 +60,7 @@ impl TlsClientCredentials {
             .is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let own = match is_missing {
             true => None,
-            false => Some(own_certificate(dir, "client", &provider)?),
+            false => Some(own_certificate(files, "client", &provider)?),
         };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -75,7 +86,7 @@ impl TlsClientCredentials {
 }
 
 impl NamedObject for TlsClientCredentials {
-    const KIND: &'static str = "TLS credentials of a client";
+    const KIND: &'static str = "TLS client credentials";
 
     /// A node takes what it needs when it is opened.
     fn is_in_use(&self) -> bool {

@@ -5,14 +5,20 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pkcs8::der::pem::PemLabel;
+use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime,
+};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnection};
+
+use zeroize::Zeroizing;
 
 use crate::transport::tls::Session;
 
@@ -39,7 +45,7 @@ impl TlsCredentials {
     /// | `ca-cert.pem` | whose certificates are trusted |
     /// | `ca-crl.pem` | certificates that are not any more; may be missing |
     /// | `server-cert.pem` | the server's certificate, and those between it and the authority |
-    /// | `server-key.pem` | its private key, not encrypted |
+    /// | `server-key.pem` | its private key |
     ///
     /// If `verify_peer`, only clients with a certificate of the authority are let in.
     ///
@@ -48,7 +54,7 @@ impl TlsCredentials {
     /// one of the authority's, or not valid at this time. Only the list of revoked certificates may
     /// be missing: one that cannot be reached, or has no list in it, is an error.
     pub fn from_dir(dir: &Path, verify_peer: bool) -> Result<TlsCredentials, TlsError> {
-        Self::read(dir, verify_peer, true)
+        Self::from_files(&TlsFiles::new(dir), verify_peer, true)
     }
 
     /// The same without a look at whether the server's certificate is the authority's, and valid:
@@ -57,13 +63,23 @@ impl TlsCredentials {
     /// # Errors
     /// Those of [`from_dir`](Self::from_dir) but for that.
     pub fn from_dir_unchecked(dir: &Path, verify_peer: bool) -> Result<TlsCredentials, TlsError> {
-        Self::read(dir, verify_peer, false)
+        Self::from_files(&TlsFiles::new(dir), verify_peer, false)
     }
 
-    fn read(dir: &Path, verify_peer: bool, check: bool) -> Result<TlsCredentials, TlsError> {
+    /// The same, of files whose key may be encrypted; `check` is whether the server's own certificate must be the
+    /// authority's, and valid.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir); also if the key cannot be decrypted.
+    pub fn from_files(
+        files: &TlsFiles<'_>,
+        verify_peer: bool,
+        check: bool,
+    ) -> Result<TlsCredentials, TlsError> {
+        let dir = files.dir;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let roots = authorities(dir)?;
-        let own = own_certificate(dir, "server", &provider)?;
+        let own = own_certificate(files, "server", &provider)?;
         if check {
             check_own(&own, &roots, &provider, &dir.join("server-cert.pem"))?;
         }
@@ -105,6 +121,32 @@ impl fmt::Debug for TlsCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Nothing of the key.
         f.debug_struct("TlsCredentials").field("required", &self.required).finish_non_exhaustive()
+    }
+}
+
+/// A directory with certificates and a key, and the password of the key if it is encrypted.
+#[derive(Clone, Copy)]
+pub struct TlsFiles<'a> {
+    pub(super) dir: &'a Path,
+    password: Option<&'a str>,
+}
+
+impl<'a> TlsFiles<'a> {
+    /// Files whose key is not encrypted.
+    pub fn new(dir: &'a Path) -> TlsFiles<'a> {
+        TlsFiles { dir, password: None }
+    }
+
+    /// The same, with a key that this password decrypts: PKCS #8, as `openssl pkcs8 -topk8` writes it.
+    #[must_use]
+    pub fn password(self, password: &'a str) -> TlsFiles<'a> {
+        TlsFiles { password: Some(password), ..self }
+    }
+}
+
+impl fmt::Debug for TlsFiles<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsFiles").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
@@ -193,17 +235,14 @@ pub(super) fn revoked(dir: &Path) -> Result<Vec<CertificateRevocationListDer<'st
 
 /// The certificate of the `server` or the `client`, with its key.
 pub(super) fn own_certificate(
-    dir: &Path,
+    files: &TlsFiles<'_>,
     whose: &str,
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, TlsError> {
-    let [certificate, key] = ["cert", "key"].map(|what| dir.join(format!("{whose}-{what}.pem")));
+    let [certificate, key] =
+        ["cert", "key"].map(|what| files.dir.join(format!("{whose}-{what}.pem")));
     let chain = list::<CertificateDer<'static>>(&certificate, Others::Ignored)?;
-    let bytes = contents(&key)?;
-    let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        let encrypted = bytes.windows(9).any(|word| word == b"ENCRYPTED");
-        if encrypted { malformed(&key, "the key is encrypted") } else { malformed(&key, error) }
-    })?;
+    let private = private_key(&key, files.password)?;
     let private = provider.key_provider.load_private_key(private);
     let own = CertifiedKey::new(chain, private.map_err(|error| refused(&key, error))?);
     match own.keys_match() {
@@ -218,6 +257,26 @@ pub(super) fn own_certificate(
         Ok(()) => {}
     }
     Ok(own)
+}
+
+/// The key in a file. A password is for one that is encrypted, and ignored otherwise.
+fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let bytes = Zeroizing::new(contents(path)?);
+    let is_encrypted = bytes.windows(9).any(|word| word == b"ENCRYPTED");
+    if !is_encrypted {
+        return PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| malformed(path, error));
+    }
+    let password = password.ok_or_else(|| malformed(path, "the key is encrypted"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| malformed(path, error))?;
+    let (label, sealed) = SecretDocument::from_pem(text).map_err(|error| malformed(path, error))?;
+    if label != EncryptedPrivateKeyInfoRef::PEM_LABEL {
+        return Err(malformed(path, "the key is encrypted in other than the way of PKCS #8"));
+    }
+    let sealed = EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes());
+    let sealed = sealed.map_err(|error| malformed(path, error))?;
+    let opened = sealed.decrypt(password);
+    let opened = opened.map_err(|_| refused(path, "the password does not open it"))?;
+    Ok(PrivatePkcs8KeyDer::from(opened.as_bytes().to_vec()).into())
 }
 
 /// Whether the bytes of the public key are somewhere in the certificate, if those are readable.

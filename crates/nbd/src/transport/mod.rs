@@ -19,7 +19,7 @@ use rustix::net::sockopt::socket_peercred;
 #[cfg(feature = "tls")]
 pub use client_credentials::TlsClientCredentials;
 #[cfg(feature = "tls")]
-pub use credentials::{RefusedFile, TlsCredentials, TlsError};
+pub use credentials::{RefusedFile, TlsCredentials, TlsError, TlsFiles};
 #[cfg(not(feature = "tls"))]
 pub use no_tls::{TlsClientCredentials, TlsCredentials};
 #[cfg(feature = "tls")]

@@ -15,7 +15,7 @@ impl TlsCredentials {
 pub enum TlsClientCredentials {}
 
 impl coblk_block::NamedObject for TlsClientCredentials {
-    const KIND: &'static str = "TLS credentials of a client";
+    const KIND: &'static str = "TLS client credentials";
 
     fn is_in_use(&self) -> bool {
         match *self {}

@@ -17,7 +17,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::Co;
 use coblk_block::{CheckReport, Repair};
@@ -100,7 +99,8 @@ impl Image {
     /// As of [`co_check_with`](super::co_check_with); EINTR if it is in the way of a drain, and has not written yet;
     /// and if the image cannot be read or written afterwards, which is not used any more then.
     pub(crate) fn co_repair(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
-        // The disk reads as before, so bitmaps need no mark, which would take a cluster that only seems to be free, perhaps.
+        // The disk reads as before, so bitmaps need no mark, for which a cluster would be taken: one that only seems to
+        // be free, perhaps.
         //
         // L1 tables and the header are changed by one at a time.
         let _turn = self.snapshot_turn.lock(co);
@@ -199,27 +199,5 @@ impl Drop for Turn<'_> {
         // Those that wait to read a block look again at which one.
         self.image.block_loads.add();
         self.image.survey.resume();
-    }
-}
-
-/// How often the tables of the file have been changed beside the node: odd while they are. What was read before, and
-/// is used after that, is read again; what is in memory meanwhile is not written.
-#[derive(Default)]
-pub(crate) struct Rewrites(AtomicU64);
-
-impl Rewrites {
-    /// A change begins, or ends.
-    fn step(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Changes with each beginning and end.
-    pub(crate) fn count(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    /// Whether tables are being changed.
-    pub(crate) fn is_active(&self) -> bool {
-        self.count() % 2 == 1
     }
 }

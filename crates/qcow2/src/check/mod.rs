@@ -40,7 +40,6 @@ use crate::source::{ImageError, Source};
 use crate::tables as image_tables;
 use counts::{Counts, Kind};
 pub(crate) use dirty::co_repair_dirty;
-pub(crate) use live::Rewrites;
 use options::Progress;
 pub use options::{Check, CheckOptions};
 use refcounts::Refcounts;

@@ -64,6 +64,11 @@ impl L2Entry {
         self.word & COMPRESSED != 0
     }
 
+    /// Whether the cluster reads as zeroes, in an image without extended entries.
+    pub fn says_zeroes(self) -> bool {
+        !self.is_compressed() && self.word & ZERO != 0
+    }
+
     /// The host offset of a cluster that is not compressed; 0 as a rule if it has none.
     pub fn offset(self) -> u64 {
         self.word & OFFSET_MASK

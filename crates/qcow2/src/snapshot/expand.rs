@@ -19,17 +19,12 @@ use std::ops::Range;
 use coblk_aio::{Co, IoVector};
 
 use crate::image::Image;
-use crate::layout::{L2Entry, Snapshot, ZERO, l1_offset};
+use crate::layout::{L2Entry, Snapshot, l1_offset};
 use crate::metadata::Metadata;
 use crate::origin::Whose;
 
 /// Most zeroes that are written at once, in bytes, or one cluster.
 const PIECE_BYTES: u64 = 1 << 20;
-
-/// Whether an entry of an image without subclusters says zeroes.
-pub(crate) fn says_zeroes(entry: L2Entry) -> bool {
-    !entry.is_compressed() && entry.word & ZERO != 0
-}
 
 /// What has been made for snapshots, and is given back when this is dropped, but for the references that snapshots
 /// have by then.
@@ -125,7 +120,7 @@ impl Made<'_> {
             let entries = image.co_table(co, table)?;
             let origin = image.check_origin(index, table, &entries, whose);
             origin.map_err(|error| image.co_corrupt(co, &error))?;
-            if entries.iter().any(|entry| says_zeroes(*entry)) {
+            if entries.iter().any(|entry| entry.says_zeroes()) {
                 *word = self.co_table(co, index, entries)?;
                 self.tables.insert((table, index), *word);
             }
@@ -140,9 +135,9 @@ impl Made<'_> {
         let guest = image.geometry.l1_start(index).unwrap_or(u64::MAX);
         let most = (PIECE_BYTES / cluster).max(1) as usize;
         let mut at = 0;
-        while let Some(first) = entries[at..].iter().position(|entry| says_zeroes(*entry)) {
+        while let Some(first) = entries[at..].iter().position(|entry| entry.says_zeroes()) {
             let first = at + first;
-            let follow = entries[first..].iter().take(most).take_while(|it| says_zeroes(**it));
+            let follow = entries[first..].iter().take(most).take_while(|it| it.says_zeroes());
             let count = follow.count();
             let places = match self.has_backing {
                 false => None,

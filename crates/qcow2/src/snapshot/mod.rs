@@ -58,7 +58,6 @@ use crate::metadata::Metadata;
 use crate::origin::Whose;
 use crate::state::wake_all;
 use crate::tables;
-pub(crate) use expand::says_zeroes;
 use hold::Held;
 
 impl Image {

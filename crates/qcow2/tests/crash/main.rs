@@ -13,9 +13,11 @@ mod rules;
 mod util;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coblk_aio::{AioContext, IoThread, SimulationOptions};
-use coblk_tests::load::{KINDS, Kind, Mix, Shared};
+use coblk_block::{BackendOptions, BlockNode};
+use coblk_tests::load::{KINDS, Kind, Load, Mix, Shared};
 use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, SECTOR};
 use coblk_tests::register::{Registers, print_of};
@@ -40,6 +42,9 @@ struct Run {
     survey: Option<Survey>,
     /// Whether a second context has requests, too.
     two: bool,
+    /// Whether all of the disk is written first, and a snapshot has a share of it. What happens by then is not
+    /// looked at.
+    has_snapshot: bool,
 }
 
 /// How often each kind of request was done.
@@ -47,11 +52,11 @@ type Done = BTreeMap<String, u64>;
 
 impl Run {
     fn new(shape: Shape, seed: u64, mix: Mix, survey: Option<Survey>) -> Run {
-        Run { format: Format::new(shape), seed, mix, survey, two: false }
+        Run { format: Format::new(shape), seed, mix, survey, two: false, has_snapshot: false }
     }
 
     fn play(&self, ctx: &AioContext, done: &mut Done) -> Result<Seen, String> {
-        let Run { format, seed, mix, survey, two } = self;
+        let Run { format, seed, mix, survey, two, has_snapshot } = self;
         let images = format.shape.create(*seed);
         let behaviour = Behaviour { seed: *seed, has_fua: seed % 3 == 0, ..Behaviour::default() };
         let behaviour = Behaviour { alignment: if seed % 4 == 1 { 512 } else { 1 }, ..behaviour };
@@ -61,6 +66,10 @@ impl Run {
             images.into_iter().map(|image| recorder.add_file(image)).collect();
         let node = format.open(ctx, &files, false)?;
         let shared = Shared::new(ctx, &recorder, registers, *seed, *mix);
+        let begun = match has_snapshot {
+            true => begin_with_snapshot(ctx, &node, &shared, &recorder),
+            false => 1,
+        };
         let other = two.then(|| IoThread::new("other").expect("a thread"));
         let others: Vec<_> = other.iter().map(|it| it.handle()).collect();
         shared.play(ctx, &node, &others);
@@ -79,9 +88,29 @@ impl Run {
             shared.registers().check_read(at, print_of(sector), now, now)?;
         }
         survey.map_or(Ok(Seen::default()), |survey| {
-            survey.run(format, (&recorder, &shared), 1, &mut Random::new(*seed))
+            survey.run(format, (&recorder, &shared), begun, &mut Random::new(*seed))
         })
     }
+}
+
+/// Writes all of the disk, and makes a snapshot. Returns when that was done.
+fn begin_with_snapshot(
+    ctx: &AioContext,
+    node: &Arc<BlockNode>,
+    shared: &Arc<Shared>,
+    recorder: &Recorder,
+) -> u64 {
+    let claim = BackendOptions::new("claim").share_rw(true).open(ctx, Arc::clone(node));
+    let _claim = claim.expect("a node that may be written");
+    let load = Load::new(ctx, node, shared);
+    ctx.run(|co| {
+        let all = shared.registers().len();
+        load.request(co, Kind::Write, 0..all);
+        load.request(co, Kind::Flush, 0..0);
+        let image = node.co_image(co).expect("a format");
+        image.co_create_snapshot(co, "one").expect("a snapshot");
+    });
+    recorder.tick()
 }
 
 /// Runs of all shapes; panics with the seed of the first fault.
@@ -111,6 +140,22 @@ fn all_shapes(usual: u64, mix: fn(usize) -> Mix, survey: Option<Survey>, two: bo
 #[test]
 fn q211_q217_a_crash_loses_nothing_that_was_flushed() {
     all_shapes(1, Mix::all, Some(SURVEY), false);
+}
+
+/// Tables that a snapshot has a share of are copied by the first writes.
+#[test]
+fn q211_q216_a_crash_loses_nothing_that_was_flushed_after_a_snapshot() {
+    let mut done = Done::new();
+    let can_have = |shape: &&Shape| !shape.has_data_file && !shape.options.ends_with("bits=1");
+    for seed in seeds(1) {
+        for (number, shape) in (0..).zip(SHAPES.iter().filter(can_have)) {
+            let seed = seed + 1000 * number;
+            let run = Run::new(*shape, seed, Mix::all(shape.cluster), Some(SURVEY));
+            let run = Run { has_snapshot: true, ..run };
+            let seen = run.play(&simulated(seed), &mut done);
+            seen.unwrap_or_else(|fault| panic!("{shape:?}, seed {seed}: {fault}"));
+        }
+    }
 }
 
 #[test]

@@ -20,9 +20,18 @@ fn find(
     mix: fn(usize) -> Mix,
     survey: Option<Survey>,
 ) -> Option<String> {
+    find_run(rule, shapes, |shape, seed| Run::new(shape, seed, mix(shape.cluster), survey))
+}
+
+/// [`find`], among runs of any kind.
+fn find_run(
+    rule: &'static str,
+    shapes: &[Shape],
+    run: impl Fn(Shape, u64) -> Run,
+) -> Option<String> {
     for seed in 0..SEEDS {
         for shape in shapes.iter().copied() {
-            let mut run = Run::new(shape, seed, mix(shape.cluster), survey);
+            let mut run = run(shape, seed);
             run.format.omit = Some(rule);
             if let Err(fault) = run.play(&simulated(seed), &mut Done::new()) {
                 let fault = fault.lines().next().unwrap_or_default();
@@ -53,7 +62,14 @@ fn q122_a_data_file_is_durable_before_entries() {
 
 #[test]
 fn q192_a_new_table_is_there_before_its_entry() {
-    is_needed("new-table-before-l1");
+    // A table that is empty at first reads as what was there before it. One that takes the place of another, which
+    // a snapshot has, does not.
+    let run = |shape: Shape, seed| {
+        let run = Run::new(shape, seed, Mix::all(shape.cluster), Some(SURVEY));
+        Run { has_snapshot: true, ..run }
+    };
+    let found = find_run("new-table-before-l1", &SHAPES[..1], run);
+    println!("new-table-before-l1: {}", found.expect("a table without what it had"));
 }
 
 #[test]

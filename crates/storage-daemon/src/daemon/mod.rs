@@ -2,6 +2,7 @@
 //! command line calls these methods and nothing else, and so does a monitor.
 
 mod bitmaps;
+mod chain_snapshots;
 mod check;
 mod command;
 mod configuration;
@@ -17,7 +18,7 @@ mod shutdown;
 mod sizes;
 mod snapshots;
 mod tls;
-mod transaction;
+pub(crate) mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ use coblk::qapi::shorten;
 use coblk::qmp::{self, CommandTable, Monitor, QmpVersion};
 use coblk::{AioContext, BlockNode, Blockdevs, BottomHalf, Co, CoWaker, Timer};
 
+pub use chain_snapshots::{NewOverlay, PreparedOverlay};
 use configuration::Configured;
 use event::EventSender;
 pub use event::{Event, IoError, ShutdownCause};

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk::jobs::{ActionError, Transaction};
+use coblk::block::{ChangeLock, PreparedSnapshot};
+use coblk::jobs::{Action, ActionError, Preparing, Transaction};
 use coblk::qapi::shorten;
 use coblk::{BlockNode, Co};
 
@@ -38,6 +39,54 @@ impl Daemon {
         move || {
             let found = daemon.blockdevs.node(&node);
             Ok(found.ok_or_else(|| DaemonError::NoBitmapNode(shorten(&node)))?)
+        }
+    }
+}
+
+/// An overlay that comes above a node, whose users turn to it: `blockdev-snapshot`.
+pub(crate) struct PutOverlay {
+    daemon: Rc<Daemon>,
+    node: String,
+    overlay: String,
+    prepared: Option<(PreparedSnapshot, ChangeLock)>,
+}
+
+impl PutOverlay {
+    pub(crate) fn new(daemon: &Rc<Daemon>, node: &str, overlay: &str) -> PutOverlay {
+        let (daemon, prepared) = (Rc::clone(daemon), None);
+        PutOverlay { daemon, node: node.to_owned(), overlay: overlay.to_owned(), prepared }
+    }
+}
+
+impl Action for PutOverlay {
+    fn name(&self) -> &'static str {
+        "blockdev-snapshot"
+    }
+
+    fn nodes(&self) -> Vec<Arc<BlockNode>> {
+        let names = [&self.node, &self.overlay].into_iter();
+        names.filter_map(|name| self.daemon.blockdevs.node(name)).collect()
+    }
+
+    fn co_prepare(&mut self, co: &Co<'_>, _: &Preparing) -> Result<(), ActionError> {
+        let node = self.daemon.device_node(&self.node)?;
+        let overlay = self.daemon.device_node(&self.overlay)?;
+        // That of the transaction.
+        let change = ChangeLock::co_take(co)?;
+        let prepared = self.daemon.blockdevs.co_prepare_snapshot(co, &change, &node, &overlay)?;
+        self.prepared = Some((prepared, change));
+        Ok(())
+    }
+
+    fn co_commit(&mut self, co: &Co<'_>) {
+        if let Some((prepared, change)) = self.prepared.take() {
+            prepared.co_commit(co, &change, &self.daemon.blockdevs);
+        }
+    }
+
+    fn co_abort(&mut self, co: &Co<'_>) {
+        if let Some((prepared, change)) = self.prepared.take() {
+            prepared.co_abort(co, &change);
         }
     }
 }

@@ -4,6 +4,7 @@
 mod bitmaps;
 mod blockdevs;
 mod blockstats;
+mod chain_snapshots;
 mod check;
 mod events;
 mod exports;
@@ -53,6 +54,7 @@ pub(crate) fn commands(
     bitmaps::add(&mut commands);
     blockdevs::add(&mut commands, drivers);
     blockstats::add(&mut commands);
+    chain_snapshots::add(&mut commands);
     check::add(&mut commands);
     exports::add(&mut commands, types);
     jobs::add(&mut commands, drivers);

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod both;
+pub mod chain_script;
 pub mod fake;
 pub mod qmp;
 pub mod servers;

@@ -32,6 +32,7 @@ use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, Truncate, WriteFlags, ZeroFlags};
 use crate::driver::mode::{CacheMode, Engine};
 use crate::driver::permissions::{PermissionError, Permissions};
+use crate::driver::stamp::StorageStamp;
 use crate::driver::{BlockDriver, BlockLimits};
 pub use config::FileNodeOptions;
 pub use create::FileCreateOptions;
@@ -257,6 +258,10 @@ impl BlockDriver for File {
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         self.co_allocated(co)
+    }
+
+    fn co_stamp(&self, co: &Co<'_>) -> io::Result<Option<StorageStamp>> {
+        self.co_look_at_stamp(co)
     }
 
     fn filename(&self) -> Option<String> {

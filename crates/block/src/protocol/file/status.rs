@@ -12,6 +12,7 @@ use super::transfer::{OnWorker, retry};
 use super::{File, SECTOR_BYTES};
 use crate::driver::MAX_LENGTH;
 use crate::driver::extent::Extent;
+use crate::driver::stamp::StorageStamp;
 
 /// The unit of `stat`, whatever the file system does.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -44,6 +45,13 @@ impl File {
     pub(super) fn co_allocated(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         let metadata = PoolShare::once(co, || self.file.metadata())?;
         Ok(Some(metadata.blocks() * STAT_BLOCK_BYTES))
+    }
+
+    /// Which file it is, and when it was changed last. A device does not tell.
+    pub(super) fn co_look_at_stamp(&self, co: &Co<'_>) -> io::Result<Option<StorageStamp>> {
+        let metadata = PoolShare::once(co, || self.file.metadata())?;
+        let changed = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(metadata.is_file().then(|| StorageStamp::new(metadata.ino(), changed)))
     }
 
     /// Asks for the length again; another process may have changed it.

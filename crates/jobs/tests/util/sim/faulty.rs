@@ -9,8 +9,8 @@ use coblk_block::{
 };
 
 use super::super::disk::{Disk, OnDisk};
+use super::BLOCK;
 use super::plan::{Fault, PANIC};
-use super::{BLOCK, LENGTH};
 
 /// The disks of a run.
 pub struct Disks {
@@ -18,6 +18,7 @@ pub struct Disks {
     pub nodes: Vec<Arc<BlockNode>>,
     pub moments: Arc<Mutex<Moments>>,
     limits: BlockLimits,
+    length: u64,
 }
 
 /// The requests of all disks. Counted from the start of the job on.
@@ -66,15 +67,15 @@ impl Moments {
 }
 
 impl Disks {
-    pub fn new(limits: BlockLimits, at: u64, fault: (Fault, u64)) -> Disks {
+    pub fn new((length, limits): (u64, BlockLimits), at: u64, fault: (Fault, u64)) -> Disks {
         let moments = Moments { at, fault: Some(fault), ..Moments::default() };
         let (all, nodes) = Default::default();
-        Disks { all, nodes, moments: Arc::new(Mutex::new(moments)), limits }
+        Disks { all, nodes, moments: Arc::new(Mutex::new(moments)), limits, length }
     }
 
     /// One more disk, and a node of this name on it.
     pub fn add(&mut self, name: &str) -> (Arc<Disk>, Arc<BlockNode>) {
-        let disk = Disk::new(LENGTH, self.limits);
+        let disk = Disk::new(self.length, self.limits);
         let (inner, moments) = (OnDisk(Arc::clone(&disk)), Arc::clone(&self.moments));
         let node = BlockNode::new(name, Faulty { inner, number: self.all.len(), moments });
         self.all.push(Arc::clone(&disk));

@@ -1,6 +1,7 @@
 //! Runs of one job under guests, on two or three simulated contexts of one thread: a seed is a run.
 //!
 //! ```text
+//! mirror, backup  kinds of jobs
 //! plan     what a seed says: which request has a fault, and which command comes with it
 //! faulty   disks whose requests are counted, and meet the fault
 //! guest    writes at random, and knows what it must read
@@ -13,6 +14,7 @@
 //! cancellation if its target hangs; that guests read what they have written; that no coroutine and no user of a node
 //! is left, and that events come as they must.
 
+pub mod backup;
 pub mod events;
 pub mod faulty;
 pub mod guest;
@@ -33,8 +35,6 @@ use faulty::Disks;
 pub use plan::{Command, Fault, Plan};
 pub use world::World;
 
-/// Length of the disks, in bytes.
-pub const LENGTH: u64 = 32 << 10;
 /// The longest block of the disks, in bytes: a torn request ends at a border of one.
 pub const BLOCK: u64 = 512;
 
@@ -52,6 +52,8 @@ pub enum End {
 pub trait Kind: Sized + 'static {
     /// For failures.
     const NAME: &'static str;
+    /// Length of the disks, in bytes.
+    const LENGTH: u64 = 32 << 10;
 
     /// Makes the nodes, and returns that on which the guests are.
     fn build(disks: &mut Disks, rng: &mut Rng) -> (Self, Arc<BlockNode>);

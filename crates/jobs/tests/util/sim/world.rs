@@ -15,7 +15,7 @@ use super::super::{Told, jobs, take};
 use super::faulty::{Disks, Moments, lock};
 use super::guest::Guest;
 use super::plan::{Command, Ending, Fault, Plan};
-use super::{End, Kind, LENGTH, events};
+use super::{End, Kind, events};
 
 const GUESTS: u64 = 3;
 const MS: i64 = 1_000_000;
@@ -105,7 +105,7 @@ impl<K: Kind> World<K> {
     fn new(plan: Plan, mut rng: Rng) -> (World<K>, Arc<BlockNode>) {
         let alignment = [1, 512][rng.usize(..2)];
         let limits = BlockLimits { request_alignment: alignment, ..BlockLimits::default() };
-        let mut disks = Disks::new(limits, plan.at, plan.fault);
+        let mut disks = Disks::new((K::LENGTH, limits), plan.at, plan.fault);
         let (kind, top) = K::build(&mut disks, &mut rng);
         let (jobs, told) = jobs();
         let mut simulated = || {
@@ -142,7 +142,7 @@ impl<K: Kind> World<K> {
     }
 
     fn open_guests(self: &Rc<Self>, top: &Arc<BlockNode>) {
-        let part = LENGTH / GUESTS / super::BLOCK * super::BLOCK;
+        let part = K::LENGTH / GUESTS / super::BLOCK * super::BLOCK;
         for number in 0..GUESTS {
             let contexts = self.contexts.borrow();
             let ctx = &contexts[number as usize % contexts.len()];
@@ -420,6 +420,18 @@ impl<K: Kind> World<K> {
         let left = self.nodes.iter().flat_map(|node| node.parents()).find(is_of_job);
         assert!(left.is_none(), "a job has left {left:?}; {told:?}");
         self.until(|| self.coroutines().is_empty());
+    }
+
+    /// Has guests begin nothing, and waits until nothing of theirs is under way.
+    pub fn co_rest_guests(&self, co: &Co<'_>) {
+        self.hold.set(true);
+        while !self.guests.borrow().iter().all(|guest| guest.rests.get()) {
+            co.sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn let_guests_go_on(&self) {
+        self.hold.set(false);
     }
 
     /// The contexts of guests that are not the job's.

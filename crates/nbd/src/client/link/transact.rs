@@ -199,7 +199,8 @@ impl Asking<'_, '_, '_, '_> {
     fn extents(&mut self, kind: u16, len: u64) -> io::Result<()> {
         let is_extended = kind == REPLY_TYPE_BLOCK_STATUS_EXT;
         let (before, each) = if is_extended { (8, 16) } else { (4, 8) };
-        let fits = len >= before + each && (len - before) % each == 0 && len <= MAX_STATUS_LEN;
+        let fits =
+            len >= before + each && (len - before).is_multiple_of(each) && len <= MAX_STATUS_LEN;
         if !fits || is_extended != self.link.facts.is_extended() {
             return Err(broken("the server sends extents of another length than they have"));
         }

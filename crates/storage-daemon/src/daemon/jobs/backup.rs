@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use coblk::Co;
-use coblk::jobs::{Backup, BackupError, JobOptions};
+use coblk::jobs::{Backup, BackupError, Job, JobGroup, JobOptions};
 
 use crate::daemon::{Daemon, DaemonError};
 use crate::options::OptionError;
@@ -23,6 +23,17 @@ impl Daemon {
         let _command = self.begin_command("blockdev-backup")?;
         backup.co_start(co, &self.jobs, options, &self.blockdevs)?;
         Ok(())
+    }
+
+    /// The job of `blockdev-backup` in a transaction: it is started, or cancelled, with the others.
+    pub(crate) fn make_backup(
+        &self,
+        co: &Co<'_>,
+        group: &Rc<JobGroup>,
+        backup: Backup,
+        options: JobOptions,
+    ) -> Result<Rc<Job>, DaemonError> {
+        Ok(backup.co_make(co, (&self.jobs, group), options, &self.blockdevs)?)
     }
 }
 

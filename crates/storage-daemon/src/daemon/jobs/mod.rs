@@ -1,7 +1,9 @@
 //! Jobs: operations that commands start and that go on in the background.
 
 mod backup;
+mod commit;
 mod mirror;
+mod stream;
 
 use std::rc::Rc;
 

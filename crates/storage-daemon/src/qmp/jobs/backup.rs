@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     /// Iothreads that copy, too.
     #[serde(default)]
     x_coblk_iothreads: Vec<String>,
-    /// Old bytes that guests do not wait for.
+    /// Bytes of memory whose guests do not wait for the target.
     x_coblk_hold: Option<u64>,
 }
 
@@ -95,6 +95,11 @@ fn refused(why: impl Into<String>) -> DaemonError {
 }
 
 impl Arguments {
+    /// The names of its nodes.
+    pub(crate) fn nodes(&self) -> [&str; 2] {
+        [&self.device, &self.target]
+    }
+
     /// What they mean.
     ///
     /// # Errors
@@ -116,6 +121,7 @@ impl Arguments {
             })
             .compress(self.compress.unwrap_or(false))
             .discard_source(self.discard_source.unwrap_or(false))
+            .hold(self.x_coblk_hold.unwrap_or(0))
             .on_cbw_error(self.on_cbw_error.unwrap_or_default());
         if let Some(on_error) = self.on_source_error {
             backup = backup.on_source_error(on_error.into());
@@ -125,9 +131,6 @@ impl Arguments {
         }
         if let Some(name) = self.filter_node_name {
             backup = backup.filter_name(name);
-        }
-        if let Some(bytes) = self.x_coblk_hold {
-            backup = backup.hold(bytes);
         }
         backup = backup.contexts(iothreads(daemon, &self.x_coblk_iothreads)?);
         let backup = self.x_perf.unwrap_or_default().apply(backup)?;

@@ -1,9 +1,11 @@
 //! Jobs, and the commands that start one.
 
-mod backup;
+pub(super) mod backup;
 mod block_jobs;
+mod commit;
 mod events;
 mod mirror;
+mod stream;
 
 use coblk::block::Drivers;
 use coblk::jobs::{JobError, JobInfo, Jobs};
@@ -65,7 +67,9 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     }
     backup::add(commands);
     block_jobs::add(commands);
+    commit::add(commands);
     mirror::add(commands);
+    stream::add(commands);
 }
 
 /// The contexts of iothreads, by their ids.

@@ -4,6 +4,8 @@
 
 mod bitmaps;
 mod filters;
+mod jobs;
+mod overlays;
 mod snapshots;
 
 use std::rc::Rc;
@@ -105,6 +107,8 @@ fn types() -> ActionTypes {
     types.add("abort", |_, Nothing {}| AbortAction::new());
     bitmaps::add(&mut types);
     filters::add(&mut types);
+    jobs::add(&mut types);
+    overlays::add(&mut types);
     snapshots::add(&mut types);
     types
 }

@@ -4,6 +4,8 @@
 //! [`FILTERED`](crate::ChildRole::FILTERED) child, and a format's [`COW`](crate::ChildRole::COW)
 //! child.
 
+mod relatives;
+
 use std::io;
 use std::sync::Arc;
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Graph, Kind, lock};
 use crate::driver::permissions::Permissions;
 use crate::driver::role::ChildRole;
 use crate::graph::node::BlockNode;
+use crate::graph::{Edge, Graph, Kind, lock};
 
 /// The graph as it is at this moment. Any thread.
 impl BlockNode {
@@ -21,9 +21,8 @@ impl BlockNode {
 
     /// The name of the driver's slot for a backing file, if it has one, such as `backing`.
     pub fn backing_slot(&self) -> Option<&'static str> {
-        let is_slot = |edge: &&Arc<super::Edge>| {
-            edge.is_slot() && edge.info().role().contains(ChildRole::COW)
-        };
+        let is_slot =
+            |edge: &&Arc<Edge>| edge.is_slot() && edge.info().role().contains(ChildRole::COW);
         self.edges().iter().find(is_slot).map(|edge| edge.info().name())
     }
 
@@ -44,6 +43,11 @@ impl BlockNode {
     /// The node and those below it in the chain, down to the last.
     pub fn chain(self: &Arc<Self>) -> Vec<Arc<BlockNode>> {
         std::iter::successors(Some(Arc::clone(self)), |node| node.next_in_chain()).collect()
+    }
+
+    /// Whether another node is this one, or below it.
+    pub(crate) fn leads_to(&self, other: &BlockNode) -> bool {
+        lock().closure(self.id(), Graph::children).contains(&other.id())
     }
 
     /// The nodes that have this one as their backing file, themselves or through filters.

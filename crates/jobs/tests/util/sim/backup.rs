@@ -1,0 +1,84 @@
+//! Backups of one disk to another.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_aio::Co;
+use coblk_block::BlockNode;
+use coblk_jobs::{Backup, Job, JobOptions, OnCbwError, OnError};
+use fastrand::Rng;
+
+use super::faulty::Disks;
+use super::{End, Kind, World};
+
+/// The numbers of the disks.
+const SOURCE: usize = 0;
+const TARGET: usize = 1;
+
+pub struct OfBackup {
+    source: Arc<BlockNode>,
+    target: Arc<BlockNode>,
+    /// What the copy is to be.
+    instant: RefCell<Vec<u8>>,
+}
+
+impl Kind for OfBackup {
+    const NAME: &'static str = "backup";
+    /// Four clusters.
+    const LENGTH: u64 = 256 << 10;
+
+    fn build(disks: &mut Disks, _: &mut Rng) -> (OfBackup, Arc<BlockNode>) {
+        let (disk, source) = disks.add("source");
+        disk.fill(1);
+        let (_, target) = disks.add("target");
+        let instant = RefCell::default();
+        (OfBackup { source: Arc::clone(&source), target, instant }, source)
+    }
+
+    fn start(
+        &self,
+        co: &Co<'_>,
+        world: &World<Self>,
+        options: JobOptions,
+        rng: &mut Rng,
+    ) -> Result<Rc<Job>, String> {
+        let policies = [OnError::Ignore, OnError::Stop, OnError::Ignore, OnError::Report];
+        let on_cbw_error = [OnCbwError::BreakGuestWrite, OnCbwError::BreakSnapshot][rng.usize(..2)];
+        let mut backup = Backup::new(Arc::clone(&self.source), Arc::clone(&self.target))
+            .on_source_error(policies[rng.usize(..4)])
+            .on_target_error(policies[rng.usize(..4)])
+            .on_cbw_error(on_cbw_error);
+        if on_cbw_error == OnCbwError::BreakSnapshot && rng.bool() {
+            backup = backup.hold(64 << 10);
+        }
+        // So that there is one instant to compare with.
+        world.co_rest_guests(co);
+        self.instant.replace(world.disks[SOURCE].data());
+        let started = backup.co_start(co, &world.jobs, options, &world.blockdevs);
+        world.let_guests_go_on();
+        started.map_err(|error| error.to_string())
+    }
+
+    fn target(&self) -> usize {
+        TARGET
+    }
+
+    fn holds_guests(&self) -> bool {
+        true
+    }
+
+    fn disk_of(&self, _: &str) -> Option<usize> {
+        Some(SOURCE)
+    }
+
+    fn check(&self, world: &World<Self>, end: End) {
+        for guest in world.guests() {
+            assert_eq!(guest.backend.node().unwrap().name(), "source", "{end:?}");
+        }
+        if end == End::Completed {
+            let copy = world.disks[TARGET].durable();
+            assert!(copy == *self.instant.borrow(), "the copy is another");
+        }
+    }
+}
