@@ -202,6 +202,33 @@ fn j79_a_broken_snapshot_fails_the_job_and_not_the_guest() {
 }
 
 #[test]
+fn j130_a_job_is_not_over_before_held_bytes_are_in_the_target() {
+    let stage = stage_of(4 * GRANULE);
+    stage.source.fill(1);
+    stage.source.judge(|op| match op {
+        Op::Read(at, ..) if at > 0 => Verdict::Hold,
+        _ => Verdict::Go,
+    });
+    let backup = stage.backup().on_cbw_error(OnCbwError::BreakSnapshot).max_workers(1);
+    let backup = backup.max_chunk(GRANULE).hold(64 << 20);
+    let job = stage.back_up(backup);
+    until(&stage.ctx, || stage.source.held() == 1);
+    stage.target.judge(on_writes(|| Verdict::Hold));
+    stage.source.judge(|_| Verdict::Go);
+    stage.write(3 * GRANULE, 2, 1);
+    until(&stage.ctx, || stage.target.held() == 1);
+    stage.target.judge(|_| Verdict::Go);
+    while stage.source.release() {}
+    stage.ctx.run(|co| co.sleep(Duration::from_secs(10)));
+    let info = stage.jobs.all().remove(0);
+    assert_eq!((info.current_progress, info.total_progress), (3 * GRANULE, 4 * GRANULE));
+    assert_eq!(job.status(), JobStatus::Running);
+    stage.target.release();
+    stage.until(&job, JobStatus::Null);
+    assert!(stage.target.durable().iter().all(|byte| *byte == 1));
+}
+
+#[test]
 fn j22_j145_guests_are_let_go_when_a_job_with_a_dead_target_is_cancelled() {
     for sync in [BackupSync::None, BackupSync::Full] {
         let stage = stage();

@@ -166,10 +166,16 @@ impl World {
     fn start(&self, backup: Backup, rng: &mut Rng) -> (Rc<Job>, Vec<u8>) {
         let policies = [OnError::Ignore, OnError::Stop, OnError::Report];
         let breaks = [OnCbwError::BreakGuestWrite, OnCbwError::BreakSnapshot];
+        let on_error = breaks[rng.usize(..2)];
+        let hold = match on_error {
+            OnCbwError::BreakGuestWrite => 0,
+            OnCbwError::BreakSnapshot => [0, CLUSTER, 64 << 20][rng.usize(..3)],
+        };
         let backup = backup
             .on_source_error(policies[rng.usize(..3)])
             .on_target_error(policies[rng.usize(..3)])
-            .on_cbw_error(breaks[rng.usize(..2)])
+            .on_cbw_error(on_error)
+            .hold(hold)
             .max_workers(rng.u64(1..5))
             .max_chunk((2 * CLUSTER) << rng.u32(..3))
             .min_cluster_size([0, 2 * CLUSTER][rng.usize(..2)]);

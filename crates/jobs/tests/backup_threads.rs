@@ -2,15 +2,16 @@
 
 mod util;
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, IoThread};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockLimits, BlockNode, Blockdevs};
 use coblk_jobs::{Backup, CopyBeforeWrite, JobOptions, JobStatus, SnapshotAccess};
-use util::disk::{Disk, OnDisk};
+use util::disk::{Disk, OnDisk, Verdict};
 use util::{jobs, take};
 
 const CLUSTER: u64 = 64 << 10;
@@ -95,7 +96,9 @@ fn j142_a_backup_under_guests_of_other_threads_is_the_source_at_its_start() {
         let (job, instant) = ctx.run(|co| {
             let _drained = source_node.co_drain(co);
             let instant = source.data();
-            let backup = Backup::new(Arc::clone(&source_node), target_node);
+            let backup = Backup::new(Arc::clone(&source_node), target_node).max_workers(2);
+            let handles = threads.iter().map(|thread| thread.handle().clone());
+            let backup = backup.contexts(handles.take(round % 3));
             (backup.co_start(co, &jobs, options, &blockdevs).unwrap(), instant)
         });
         shared.written(&ctx, 100);
@@ -109,6 +112,32 @@ fn j142_a_backup_under_guests_of_other_threads_is_the_source_at_its_start() {
         assert!(target.data() == instant, "round {round}");
         assert!(source.data() != instant);
     }
+}
+
+#[test]
+fn j128_a_backup_copies_in_other_contexts_too() {
+    let ctx = AioContext::for_test().unwrap();
+    let threads = threads();
+    let disk = || Disk::new(64 * CLUSTER, BlockLimits::default());
+    let (source, target) = (disk(), disk());
+    source.fill(7);
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let own = Arc::clone(&seen);
+    target.judge(move |_| {
+        own.lock().unwrap().insert(std::thread::current().id());
+        Verdict::Go
+    });
+    let node = |name: &str, disk: &Arc<Disk>| BlockNode::new(name, OnDisk(Arc::clone(disk)));
+    let (jobs, _) = jobs();
+    let blockdevs = Blockdevs::new(coblk_block::drivers());
+    let backup = Backup::new(node("source", &source), node("target", &target));
+    let backup = backup.max_workers(1).max_chunk(CLUSTER);
+    let backup = backup.contexts(threads.iter().map(|thread| thread.handle().clone()));
+    let options = JobOptions::new("j", "backup");
+    let job = ctx.run(|co| backup.co_start(co, &jobs, options, &blockdevs)).unwrap();
+    ctx.run_until(|| job.status() == JobStatus::Null);
+    assert!(target.data() == source.data());
+    assert!(seen.lock().unwrap().len() > 1);
 }
 
 #[test]

@@ -261,7 +261,7 @@ fn j77_j127_a_write_waits_for_reads_of_the_instant_under_way_there_and_they_for_
 
 #[test]
 fn j79_a_broken_snapshot_is_not_read_any_more() {
-    let scene = scene(",on-cbw-error=break-snapshot");
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=0");
     scene.write(0, 1).unwrap();
     scene.source.judge(|op| match op {
         Op::Read(at, bytes) if bytes < CLUSTER && at >= 8 * CLUSTER => Verdict::Hold,
@@ -284,7 +284,9 @@ fn j79_a_broken_snapshot_is_not_read_any_more() {
 
 #[test]
 fn j79_a_write_waits_for_so_long_and_its_copy_goes_on() {
-    for (options, errno) in [("", Some(libc::ETIMEDOUT)), (",on-cbw-error=break-snapshot", None)] {
+    for (options, errno) in
+        [("", Some(libc::ETIMEDOUT)), (",on-cbw-error=break-snapshot,x-coblk-hold=0", None)]
+    {
         let scene = scene(&format!(",cbw-timeout=2{options}"));
         scene.target.judge(|op| match op {
             Op::Write(..) => Verdict::Hold,
@@ -310,6 +312,60 @@ fn j79_a_write_waits_for_so_long_and_its_copy_goes_on() {
             assert_eq!(scene.read(0, 2), Err(libc::EACCES));
         }
     }
+}
+
+#[test]
+fn j130_guests_go_on_once_old_bytes_are_read_as_long_as_few_are_held() {
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=131072");
+    scene.target.judge(|op| if matches!(op, Op::Write(..)) { Verdict::Hold } else { Verdict::Go });
+    // The target does not answer.
+    scene.write(CLUSTER - 1, 2).unwrap();
+    scene.write(0, 1).unwrap();
+    assert_eq!(scene.source.data()[0], 2);
+    assert_eq!(scene.read(0, LENGTH), Ok(vec![1; LENGTH as usize]));
+    let status = |co: &coblk_aio::Co<'_>| scene.reader.co_block_status(co, 5, LENGTH - 5);
+    assert_eq!(scene.ctx.run(status).unwrap().bytes, 2 * CLUSTER - 5);
+    // That is all that may be held.
+    let third = scene.begin_write(4 * CLUSTER);
+    scene.ctx.run(|co| co.sleep(Duration::from_secs(10)));
+    assert!(is_open(&third));
+    assert_eq!(scene.read(0, LENGTH), Ok(vec![1; LENGTH as usize]));
+    scene.target.judge(|_| Verdict::Go);
+    until(&scene.ctx, || !scene.target.release() && !is_open(&third));
+    assert!(third.take().unwrap().is_ok());
+    assert_eq!(scene.read(0, LENGTH), Ok(vec![1; LENGTH as usize]));
+    scene.source.take_ops();
+    assert_eq!(scene.read(0, 2 * CLUSTER), Ok(vec![1; 2 * CLUSTER as usize]));
+    assert_eq!(scene.source.take_ops(), []);
+}
+
+#[test]
+fn j130_held_bytes_that_cannot_be_written_break_the_snapshot() {
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=67108864");
+    scene.target.judge(|op| if matches!(op, Op::Write(..)) { Verdict::Hold } else { Verdict::Go });
+    scene.write(0, 1).unwrap();
+    assert_eq!(scene.read(0, 1), Ok(vec![1]));
+    scene.target.fail_held(libc::ENOSPC);
+    until(&scene.ctx, || scene.target.held() == 1);
+    scene.target.release();
+    until(&scene.ctx, || scene.read(0, 1) == Err(libc::EACCES));
+}
+
+#[test]
+fn j127_j130_no_guest_overtakes_a_reader_though_its_old_bytes_are_held() {
+    let scene = scene(",on-cbw-error=break-snapshot,x-coblk-hold=67108864");
+    scene.source.judge(|op| match op {
+        Op::Read(at, bytes) if bytes < CLUSTER && at < CLUSTER => Verdict::Hold,
+        _ => Verdict::Go,
+    });
+    let read = scene.begin_read(5);
+    until(&scene.ctx, || scene.source.held() == 1);
+    let (there, after) = (scene.begin_write(0), scene.begin_write(1024));
+    scene.ctx.run(|co| co.sleep(Duration::from_secs(10)));
+    assert!(is_open(&there) && is_open(&after), "a write has overtaken a read");
+    scene.source.release();
+    until(&scene.ctx, || !is_open(&there) && !is_open(&after));
+    assert_eq!(read.take().unwrap().unwrap(), 1);
 }
 
 #[test]

@@ -114,7 +114,8 @@ fn world(ctx: &AioContext, rng: &mut Rng) -> Rc<World> {
     let breaks = rng.bool();
     let policy = if breaks { "break-snapshot" } else { "break-guest-write" };
     let text = format!(
-        "copy-before-write,node-name=cbw,file=source,target=target,on-cbw-error={policy},cbw-timeout=1"
+        "copy-before-write,node-name=cbw,file=source,target=target,on-cbw-error={policy},cbw-timeout=1,x-coblk-hold={}",
+        if breaks { [0, CLUSTER, 64 << 20][rng.usize(..3)] } else { 0 },
     );
     let filter = open(ctx, &blockdevs, &text);
     let access = open(ctx, &blockdevs, "snapshot-access,node-name=access,file=cbw");

@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coblk_aio::Co;
+use coblk_aio::{AioHandle, Co};
 use coblk_block::{BlockNode, Blockdevs};
 
 use super::check::BackupError;
@@ -69,6 +69,7 @@ pub struct Backup {
     pub(super) min_cluster: u64,
     pub(super) hold: u64,
     pub(super) filter_name: Option<String>,
+    pub(super) contexts: Vec<AioHandle>,
 }
 
 impl Backup {
@@ -89,6 +90,7 @@ impl Backup {
             min_cluster: 0,
             hold: 0,
             filter_name: None,
+            contexts: Vec::new(),
         }
     }
 
@@ -172,6 +174,13 @@ impl Backup {
     #[must_use]
     pub fn filter_name(self, name: impl Into<String>) -> Backup {
         Backup { filter_name: Some(name.into()), ..self }
+    }
+
+    /// Has it copy in these contexts, too, which must be polling: while its speed is not limited, and when there is
+    /// more to copy than the job's context does at once. Not with [`discard_source`](Self::discard_source).
+    #[must_use]
+    pub fn contexts(self, contexts: impl IntoIterator<Item = AioHandle>) -> Backup {
+        Backup { contexts: contexts.into_iter().collect(), ..self }
     }
 
     /// Starts it as a job. What the source has when this returns, or had a moment before, is copied. The filter is a

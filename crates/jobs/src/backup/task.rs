@@ -127,6 +127,10 @@ pub(super) fn co_set_up(
     let target = Target::new(co, job, target_use);
     let shared = (keeper.granules(), &guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan_of(&backup, flags));
+    // Others than the job's context leave the source as it is.
+    if !backup.discard_source {
+        engine.set_contexts(backup.contexts.clone());
+    }
     let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
     let parts =
         Parts { backup, filter, hidden, source_use, source, target, guests, keeper, engine };

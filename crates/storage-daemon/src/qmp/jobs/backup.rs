@@ -8,6 +8,7 @@ use coblk::{BlockNode, Co};
 use serde::Deserialize;
 
 use super::super::Commands;
+use super::iothreads;
 use super::mirror::JobOnError;
 use crate::daemon::{Daemon, DaemonError};
 use crate::options::OptionError;
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
     x_perf: Option<Perf>,
+    /// Iothreads that copy, too.
+    #[serde(default)]
+    x_coblk_iothreads: Vec<String>,
     /// Bytes of memory whose guests do not wait for the target.
     x_coblk_hold: Option<u64>,
 }
@@ -128,6 +132,7 @@ impl Arguments {
         if let Some(name) = self.filter_node_name {
             backup = backup.filter_name(name);
         }
+        backup = backup.contexts(iothreads(daemon, &self.x_coblk_iothreads)?);
         let backup = self.x_perf.unwrap_or_default().apply(backup)?;
         let options = JobOptions::new(self.job_id, "backup")
             .speed(self.speed.unwrap_or(0))

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::super::Commands;
 use super::block_jobs::CopyMode;
+use super::iothreads;
 use crate::daemon::{Daemon, DaemonError};
 use crate::options::OptionError;
 
@@ -108,15 +109,7 @@ fn blockdev_mirror(
     if let Some(CopyMode::WriteBlocking) = arguments.copy_mode {
         mirror = mirror.copy_mode(coblk::jobs::CopyMode::WriteBlocking);
     }
-    let handles = daemon.iothread_handles();
-    let handle = |id: &String| {
-        let found = handles.iter().find(|(name, _)| name == id);
-        found
-            .map(|(_, handle)| handle.clone())
-            .ok_or_else(|| refused(format!("no iothread '{id}'")))
-    };
-    let contexts = arguments.x_coblk_iothreads.iter().map(handle);
-    mirror = mirror.contexts(contexts.collect::<Result<Vec<_>, _>>()?);
+    mirror = mirror.contexts(iothreads(daemon, &arguments.x_coblk_iothreads)?);
     if let Some(granularity) = arguments.granularity {
         mirror = mirror.granularity(granularity.into());
     }

@@ -7,15 +7,17 @@ mod events;
 mod mirror;
 mod stream;
 
-use coblk::Co;
 use coblk::block::Drivers;
 use coblk::jobs::{JobError, JobInfo, Jobs};
 use coblk::qapi::{Member, Schema, Shape};
+use coblk::{AioHandle, Co};
 use serde::{Deserialize, Serialize};
 
 pub(super) use events::{event_schemas, to_qmp};
 
 use super::{Arguments, Commands, Id};
+use crate::daemon::{Daemon, DaemonError};
+use crate::options::OptionError;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,6 +70,17 @@ pub(super) fn add(commands: &mut Commands, drivers: &Drivers) {
     commit::add(commands);
     mirror::add(commands);
     stream::add(commands);
+}
+
+/// The contexts of iothreads, by their ids.
+fn iothreads(daemon: &Daemon, ids: &[String]) -> Result<Vec<AioHandle>, DaemonError> {
+    let handles = daemon.iothread_handles();
+    let handle = |id: &String| {
+        let found = handles.iter().find(|(name, _)| name == id);
+        let found = found.map(|(_, handle)| handle.clone());
+        found.ok_or_else(|| OptionError::other(format!("no iothread '{id}'")).into())
+    };
+    ids.iter().map(handle).collect()
 }
 
 fn create_schema(options: Schema) -> Schema {
