@@ -222,6 +222,10 @@ impl BlockDriver for WithSidecar {
         self.inner.filtered()
     }
 
+    fn is_filter(&self) -> bool {
+        self.inner.is_filter()
+    }
+
     fn at_filtered(&self, offset: u64) -> u64 {
         self.inner.at_filtered(offset)
     }
