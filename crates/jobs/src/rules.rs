@@ -22,8 +22,6 @@ pub enum Rule {
     MarkFailedAtSource,
     /// A granule that is to be copied, and that a guest covers in part, is left to the copier.
     LeaveParts,
-    /// Guests begin to write to both nodes when no write of theirs is under way.
-    SwitchInDrain,
 }
 
 #[cfg(feature = "test-rules")]

@@ -73,9 +73,4 @@ mod rules {
     fn j65_a_write_that_fails_at_the_source_is_marked() {
         is_needed(Rule::MarkFailedAtSource);
     }
-
-    #[test]
-    fn j67_no_write_of_the_old_mode_is_under_way_in_the_new_one() {
-        is_needed(Rule::SwitchInDrain);
-    }
 }

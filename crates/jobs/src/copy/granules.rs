@@ -10,13 +10,13 @@
 //!                ends: busy off                 or fails: busy off and todo on
 //! ```
 //!
-//! Why these are not the words of dirty bitmaps ([`DirtyBits`](coblk_block::DirtyBits)), which have one bit a granule and
-//! a summary: a claim takes a granule from one state to another and must not be seen between them. With a bitmap for
-//! each of the two bits, the end of a failed copy either clears `busy` first, and then the granule differs and is neither
-//! (`j134_what_differs_is_todo` in models.rs finds that), or sets `todo` first, and then another claim may copy it while
-//! it is busy still. Bitmaps, for their part, have no use for the second bit, which would double their memory and what a
-//! recording write touches. A summary is not missed here: a copier goes on where it was, and finds its next granules in
-//! the same word or the next.
+//! Why these are not the words of dirty bitmaps ([`DirtyBits`](coblk_block::DirtyBits)), which have one bit a
+//! granule and a summary: a claim takes a granule from one state to another and must not be seen between them. With
+//! a bitmap for each of the two bits, the end of a failed copy either clears `busy` first, and then the granule
+//! differs and is neither (`j134_what_differs_is_todo` in models.rs finds that), or sets `todo` first, and then
+//! another claim may copy it while it is busy still. Bitmaps, for their part, have no use for the second bit, which
+//! would double their memory and what a recording write touches. A summary is not missed here: a copier goes on
+//! where it was, and finds its next granules in the same word or the next.
 //!
 //! What holds:
 //!

@@ -96,7 +96,7 @@ impl MirrorTask {
             Err(error) if is_in_the_way(&error) => return Ok(()),
             Err(error) => return Err(JobFailure::Text(error.to_string())),
         }
-        let _drained = holds(Rule::SwitchInDrain).then(|| parts.filter.co_drain(co));
+        let _drained = parts.filter.co_drain(co);
         parts.active.switch_on();
         Ok(())
     }
