@@ -10,6 +10,7 @@ pub(crate) const NAMES: &[&str] = &[
     "aio_notify",
     "aio_release_idle_memory",
     "aio_sleep",
+    "bdrv_append",
     "bdrv_close",
     "bdrv_co_block_status",
     "bdrv_co_flush",
