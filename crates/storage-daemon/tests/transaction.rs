@@ -283,3 +283,32 @@ fn j122_an_overlay_and_a_bitmap_come_at_one_instant_or_not_at_all() {
     qmp.ask("quit", json!({}));
     assert!(daemon.wait().success());
 }
+
+#[test]
+fn j122_a_new_overlay_is_there_with_all_other_actions_or_not_at_all() {
+    let place = prepare();
+    let daemon = place.start(DAEMON);
+    let mut qmp = Client::new(&place.path("qmp.sock"));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "image", "writable": true});
+    qmp.run("block-export-add", export);
+    let make = |file: &str| {
+        let data = json!({
+            "node-name": "image", "snapshot-file": place.path(file), "snapshot-node-name": "top",
+        });
+        action("blockdev-snapshot-sync", data)
+    };
+    let exported = |qmp: &mut Client| -> Value {
+        qmp.run("query-block-exports", json!({}))[0]["node-name"].clone()
+    };
+    qmp.refused("transaction", json!({"actions": [make("first"), abort()]}));
+    assert_eq!(exported(&mut qmp), "image");
+    // Its name is free again.
+    qmp.run("transaction", json!({"actions": [make("second"), bitmap("add", "top", "since")]}));
+    assert_eq!(exported(&mut qmp), "top");
+    let digest = json!({"node": "top", "name": "since"});
+    qmp.run("x-debug-block-dirty-bitmap-sha256", digest);
+    let info = tools::run("qemu-img", ["info", "-U", tools::text(&place.path("second"))]);
+    assert!(info.contains("backing file: "), "{info}");
+    qmp.ask("quit", json!({}));
+    assert!(daemon.wait().success());
+}

@@ -8,6 +8,7 @@ use coblk::jobs::{Action, ActionError, Preparing, Transaction};
 use coblk::qapi::shorten;
 use coblk::{BlockNode, Co};
 
+use super::chain_snapshots::{NewOverlay, PreparedOverlay};
 use super::{Daemon, DaemonError};
 
 impl Daemon {
@@ -87,6 +88,55 @@ impl Action for PutOverlay {
     fn co_abort(&mut self, co: &Co<'_>) {
         if let Some((prepared, change)) = self.prepared.take() {
             prepared.co_abort(co, &change);
+        }
+    }
+}
+
+/// A new overlay that comes above a node, whose users turn to it: `blockdev-snapshot-sync`. A file that was made stays
+/// when the transaction fails, as QEMU's does.
+pub(crate) struct MakeOverlay {
+    daemon: Rc<Daemon>,
+    /// What to make, or what is wrong with it.
+    new: Option<Result<NewOverlay, DaemonError>>,
+    node_name: Option<String>,
+    prepared: Option<(PreparedOverlay, ChangeLock)>,
+}
+
+impl MakeOverlay {
+    pub(crate) fn new(daemon: &Rc<Daemon>, new: Result<NewOverlay, DaemonError>) -> MakeOverlay {
+        let node_name = new.as_ref().ok().map(|new| new.node_name.clone());
+        MakeOverlay { daemon: Rc::clone(daemon), new: Some(new), node_name, prepared: None }
+    }
+}
+
+impl Action for MakeOverlay {
+    fn name(&self) -> &'static str {
+        "blockdev-snapshot-sync"
+    }
+
+    fn nodes(&self) -> Vec<Arc<BlockNode>> {
+        let node = self.node_name.as_ref().and_then(|name| self.daemon.blockdevs.node(name));
+        node.into_iter().collect()
+    }
+
+    fn co_prepare(&mut self, co: &Co<'_>, _: &Preparing) -> Result<(), ActionError> {
+        let Some(new) = self.new.take().transpose()? else { return Ok(()) };
+        // That of the transaction.
+        let change = ChangeLock::co_take(co)?;
+        let prepared = self.daemon.co_prepare_new_overlay(co, &change, &new)?;
+        self.prepared = Some((prepared, change));
+        Ok(())
+    }
+
+    fn co_commit(&mut self, co: &Co<'_>) {
+        if let Some((prepared, change)) = self.prepared.take() {
+            prepared.co_commit(co, &change, &self.daemon);
+        }
+    }
+
+    fn co_abort(&mut self, co: &Co<'_>) {
+        if let Some((prepared, change)) = self.prepared.take() {
+            prepared.co_abort(co, &change, &self.daemon);
         }
     }
 }

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 use super::ActionTypes;
-use crate::daemon::transaction::PutOverlay;
+use crate::daemon::transaction::{MakeOverlay, PutOverlay};
+use crate::qmp::chain_snapshots::SnapshotSync;
 
 /// QAPI's `BlockdevSnapshot`.
 #[derive(Deserialize)]
@@ -15,5 +16,8 @@ struct Snapshot {
 pub(super) fn add(types: &mut ActionTypes) {
     types.add("blockdev-snapshot", |daemon, Snapshot { node, overlay }| {
         PutOverlay::new(daemon, &node, &overlay)
+    });
+    types.add("blockdev-snapshot-sync", |daemon, arguments: SnapshotSync| {
+        MakeOverlay::new(daemon, arguments.overlay())
     });
 }
