@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockNode};
-use coblk_jobs::{CopyMode, JobOptions, JobStatus, Mirror, SyncMode};
+use coblk_jobs::{CopyMode, JobOptions, JobStatus, Mirror, MirrorError, SyncMode};
 use util::disk::{Disk, OnDisk, Op, Verdict};
 use util::mapped::Mapped;
 use util::stage::{GRANULE, Stage, stage, stage_of, stage_with};
@@ -172,4 +172,20 @@ fn j66_a_mirror_says_whether_its_target_has_all() {
     take(&stage.told);
     stage.write(0, 1, 4 * GRANULE);
     assert_eq!(synced(), Some(true));
+}
+
+#[test]
+fn j45_a_disk_of_too_many_granules_is_refused() {
+    let ctx = util::simulated(1);
+    let node =
+        |name: &str| BlockNode::new(name, coblk_block::drivers::Null::new(coblk_block::MAX_LENGTH));
+    let (jobs, told) = util::jobs();
+    let blockdevs = coblk_block::Blockdevs::new(coblk_block::drivers());
+    let mirror = Mirror::new(node("source"), node("target"));
+    let options = JobOptions::new("j", "mirror");
+    let refused = ctx.run(|co| mirror.co_start(co, &jobs, options, &blockdevs)).unwrap_err();
+    assert!(
+        matches!(&refused, MirrorError::Io(error) if error.raw_os_error() == Some(libc::EFBIG))
+    );
+    assert_eq!(take(&told), ["created", "null"]);
 }

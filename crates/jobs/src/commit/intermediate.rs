@@ -79,6 +79,12 @@ struct Parts {
     engine: Rc<Engine>,
 }
 
+/// What is marked, and copied, together: a cluster of the base, if that is of a usual size.
+fn granularity(base: &Arc<BlockNode>) -> u64 {
+    let cluster = base.cluster_size();
+    if (4 << 10..=GRANULE).contains(&cluster) { cluster } else { GRANULE }
+}
+
 impl CommitTask {
     pub(super) fn new(commit: Commit, blockdevs: &Blockdevs) -> CommitTask {
         let (parts, was_read_only) = Default::default();
@@ -102,6 +108,8 @@ impl CommitTask {
     ) -> Result<(), CommitError> {
         let commit = &self.0.commit;
         let (top, base) = (&commit.top, &commit.base);
+        let granularity = granularity(base);
+        let granules = Granules::try_new(top.length().div_ceil(granularity))?;
         if base.is_read_only() {
             blockdevs.co_set_read_only(co, base, false)?;
             self.0.was_read_only.set(true);
@@ -124,7 +132,7 @@ impl CommitTask {
                 return Err(error);
             }
         };
-        let parts = self.parts_of(co, job, (hidden, base_use));
+        let parts = self.parts_of(co, job, (hidden, base_use), (granules, granularity));
         parts.uses.replace(uses);
         parts.frozen.replace(Some(frozen));
         self.0.parts.replace(Some(Rc::new(parts)));
@@ -155,16 +163,14 @@ impl CommitTask {
         co: &Co<'_>,
         job: &Rc<Job>,
         (hidden, base_use): (HiddenNode, NodeUse),
+        (granules, granularity): (Granules, u64),
     ) -> Parts {
         let Commit { top, base, on_error, .. } = &self.0.commit;
         let name = format!("source of job '{}'", job.id());
         let source = BlockBackend::read_only(co.context(), name, Arc::clone(top));
         let target = Target::new(co, job, base_use);
-        let cluster = base.cluster_size();
-        let is_usual = (4 << 10..=GRANULE).contains(&cluster);
-        let granularity = if is_usual { cluster } else { GRANULE };
-        let length = top.length();
-        let granules = Arc::new(Granules::new(length.div_ceil(granularity)));
+        let (cluster, length) = (base.cluster_size(), top.length());
+        let granules = Arc::new(granules);
         let guests = Arc::new(Guests::new(job.remote_kick()));
         let plan = Plan {
             granularity,

@@ -1,6 +1,7 @@
 //! [`Commit`]: which images go to which backing file.
 
 use std::fmt;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -66,6 +67,9 @@ pub enum CommitError {
     /// The filter cannot be inserted.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// There is no memory to keep track of so many granules.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 impl Commit {

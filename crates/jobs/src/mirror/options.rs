@@ -1,6 +1,7 @@
 //! [`Mirror`]: what is mirrored, and how.
 
 use std::fmt;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -87,6 +88,9 @@ pub enum MirrorError {
     /// The filter cannot be inserted.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// There is no memory to keep track of so many granules.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 impl Mirror {

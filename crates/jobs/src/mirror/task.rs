@@ -114,7 +114,7 @@ impl MirrorTask {
 /// Takes the nodes into use, and inserts the filter.
 ///
 /// # Errors
-/// If other users do not agree. All is as before then.
+/// If other users do not agree, or there are too many granules. All is as before then.
 pub(crate) fn co_set_up(
     co: &Co<'_>,
     task: &MirrorTask,
@@ -132,7 +132,7 @@ pub(crate) fn co_set_up(
         true => mirror.granule().max(cluster_size(&mirror.target)),
         false => mirror.granule(),
     };
-    let mut granules = Granules::new(length.div_ceil(granularity));
+    let mut granules = Granules::try_new(length.div_ceil(granularity))?;
     if mirror.has_absent_backing() {
         granules.track_copied();
     }
