@@ -75,8 +75,10 @@ fn theirs(options: &str, of: &[&str]) -> Value {
 #[cfg(feature = "encryption")]
 fn q148_sizes_of_encrypted_images_are_those_of_qemu_img() {
     let stand = Stand::in_memory();
-    for (options, members) in ENCRYPTED {
-        for size in ["0", "10485760", "1099511627776"] {
+    for (number, (options, members)) in ENCRYPTED.into_iter().enumerate() {
+        // qemu-img stretches a key for seconds each time: one has all sizes, and the others the largest.
+        let sizes: &[&str] = if number == 0 { &["0", "10485760"] } else { &[] };
+        for size in sizes.iter().chain(&["1099511627776"]) {
             let options = format!("{options},encrypt.key-secret=s");
             let expected = theirs(&options, &["--object", "secret,id=s,data=x", "--size", size]);
             let found = ours(&stand, members, size.parse().ok(), None);
