@@ -1,6 +1,6 @@
-//! Jobs that make a chain of images shorter, under guests that write at random, while commands, drains and errors come
-//! at random. Guests find all that they have written, whatever becomes of the job, and so does who opens the images as
-//! their headers say.
+//! Jobs that make a chain of images shorter, under guests that write at random, while commands, drains and errors
+//! come at random. Guests find all that they have written, whatever becomes of the job, and so does a program that
+//! opens the images as their headers say.
 
 mod util;
 

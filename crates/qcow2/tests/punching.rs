@@ -1,4 +1,4 @@
-//! Free clusters that are punched in the file: who needs space waits for that, and none stays closed.
+//! Free clusters that are punched in the file: a write that needs space waits for that, and none stays closed.
 
 mod util;
 

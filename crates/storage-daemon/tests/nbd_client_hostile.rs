@@ -81,7 +81,7 @@ const LIES: [Lie; 25] = [
     Lie::Nothing,
 ];
 
-/// A disk in memory, and who looks after it.
+/// A disk in memory, and what was seen of its requests.
 struct Disk {
     bytes: Vec<u8>,
     random: Random,

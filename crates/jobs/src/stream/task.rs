@@ -121,7 +121,7 @@ impl Parts {
         co_until_done(job, || self.filter.co_replace(co, top))
     }
 
-    /// The job does not read at the filter any more, and so the filter keeps those who turn from nothing.
+    /// The job does not read at the filter any more, and so the filter is in the way of no user that turns.
     fn co_share_filter(&self, co: &Co<'_>) {
         let uses = self.uses.take();
         for used in uses.iter().filter(|used| Arc::ptr_eq(used.node(), &self.filter)) {

@@ -15,7 +15,7 @@ pub struct NbdNodeOptions {
     pub server: SocketAddress,
     /// `export`: its name there; empty by default.
     pub export: Option<String>,
-    /// `tls-creds`: an object that says who this client is, and which servers it trusts. The connection is
+    /// `tls-creds`: an object with the certificate of this client, and of the servers that it trusts. The connection is
     /// secure then.
     pub tls_creds: Option<String>,
     /// `tls-hostname`: the name that the server's certificate must have; by default the host of a TCP
