@@ -9,9 +9,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Data that is known, and how often that was put in doubt.
+/// Data that is known, and how often that was put in doubt. Any thread.
 #[derive(Debug, Default)]
-pub(super) struct KnownData(Mutex<Known>);
+pub(super) struct KnownData {
+    known: Mutex<Known>,
+    looking: Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -27,13 +30,19 @@ pub(super) struct Asked(u64);
 
 impl KnownData {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The end of the data that `offset` is in, if that is known.
     pub(super) fn end_of(&self, offset: u64) -> Option<u64> {
         let known = self.lock();
         known.data.contains(&offset).then_some(known.data.end)
+    }
+
+    /// Held while the file system is asked. What had to wait for it looks here first: a copy that begins asks
+    /// for many pieces at once, and the first answer may be theirs too.
+    pub(super) fn look(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Call it before the file system is asked.

@@ -21,10 +21,18 @@ impl File {
     /// What the file system knows of a range. It may have to look it up on the disk, so a worker
     /// asks, unless the range begins in data that is known.
     pub(super) fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
-        if let Some(end) = self.known_data.end_of(offset) {
-            return Ok(Extent::data(bytes.min(end - offset)).stored_at(None, offset));
+        if let Some(known) = self.known_status(offset, bytes) {
+            return Ok(known);
         }
-        Ok(self.share.submit_co(co, || self.status(offset, bytes)))
+        Ok(self.share.submit_co(co, || {
+            let _looking = self.known_data.look();
+            self.known_status(offset, bytes).unwrap_or_else(|| self.status(offset, bytes))
+        }))
+    }
+
+    fn known_status(&self, offset: u64, bytes: u64) -> Option<Extent> {
+        let end = self.known_data.end_of(offset)?;
+        Some(Extent::data(bytes.min(end - offset)).stored_at(None, offset))
     }
 
     fn status(&self, offset: u64, bytes: u64) -> Extent {
