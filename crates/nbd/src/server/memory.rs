@@ -1,10 +1,10 @@
 //! [`Memory`]: where payloads lie, and how much of it clients may hold.
 //!
 //! A small buffer is always to be had: each client has few requests in flight, so that is bounded.
-//! Larger ones come out of an amount that all clients share, in all contexts ([`Budget`]). No client waits for a part of it: one
-//! may hold half of what the others leave, and a payload that does not fit goes in pieces
-//! (`pieces.rs`). So however many clients never take their replies, there is something left for the
-//! next one, and a client that gets nothing more is slower but goes on.
+//! Larger ones come out of an amount that all clients share, in all contexts ([`Budget`]). No client
+//! waits for a part of it: one may hold half of what the others leave, and a payload that does not fit
+//! goes in pieces (`pieces.rs`). So however many clients never take their replies, there is something
+//! left for the next one, and a client that gets nothing more is slower but goes on.
 //!
 //! Buffers are used again. One that another client had is zeroed first: a driver may leave a buffer, or
 //! a part of it, as it was (`null` without `read-zeroes` does), and its old contents then go to the
