@@ -154,6 +154,7 @@ pub const HOUSES: &[House] = &[
         "export",
         &[
             &["backend"],
+            &["resident"],
             &["error"],
             &["export"],
             &["options"],
