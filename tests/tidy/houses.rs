@@ -179,6 +179,7 @@ pub const HOUSES: &[House] = &[
     (
         "virtio-blk",
         &[
+            &["dirty"],
             &["memory"],
             &["chain"],
             &["interrupt"],
@@ -206,10 +207,10 @@ pub const HOUSES: &[House] = &[
             &["error"],
             &["device"],
             &["sigbus"],
-            &["inflight", "memory"],
             &["notifier"],
+            &["dirty", "inflight", "memory"],
             &["vring"],
-            &["session"],
+            &["logging", "session"],
             &["control"],
             &["options"],
             &["export"],
