@@ -220,13 +220,13 @@ pub fn is_fuse_mount(path: &Path) -> bool {
 
 /// The topmost mount at the path comes last.
 fn is_fuse_in(table: &[u8], path: &Path) -> bool {
-    let mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
+    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let place = fields.nth(4)?;
         let mut fields = fields.skip_while(|field| *field != b"-");
         (unescaped(place) == path.as_os_str().as_bytes()).then(|| fields.nth(1))?
     });
-    mounts.last().is_some_and(|kind| kind == b"fuse" || kind.starts_with(b"fuse."))
+    mounts.next_back().is_some_and(|kind| kind == b"fuse" || kind.starts_with(b"fuse."))
 }
 
 /// The table has blanks, and their like, as three octal digits behind a backslash.
