@@ -1,7 +1,5 @@
 //! Block status, and changes of length.
 
-mod util;
-
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -15,8 +13,9 @@ use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Extent, Truncate, WriteFlags, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 

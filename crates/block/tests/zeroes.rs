@@ -1,15 +1,14 @@
 //! Write-zeroes and discard within a driver's limits.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::{AioContext, IoVector, Wanted};
 use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
-use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 const ANY: ZeroFlags = ZeroFlags::empty();
