@@ -2,6 +2,8 @@
 //! be mounted; and their end. Needs root and `/dev/fuse`. Where those cannot be had, `tests/run` counts tests
 //! whose names have `mounts_` in them as not run.
 
+mod file_systems;
+#[path = "../util/mod.rs"]
 mod util;
 
 use std::fs::{self, File, OpenOptions};
