@@ -92,7 +92,7 @@ fn vhost_user_servers_take_turns() {
 #[test]
 fn mounts_of_both_daemons_take_turns() {
     let rows = rows(&["fuse", "--only", "randread 4k QD32"]);
-    let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    let names: Vec<_> = rows.iter().map(|row| row["work"].as_str().unwrap()).collect();
     assert_eq!(
         names,
         [
