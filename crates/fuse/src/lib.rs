@@ -29,6 +29,7 @@ mod serve;
 mod station;
 
 pub use export_type::{AllowOther, FuseExportOptions, FuseExportType};
+pub use mount::unmount_all;
 
 /// The parser of requests, for the fuzz target: bytes of the device in, nothing but errors out.
 #[doc(hidden)]
