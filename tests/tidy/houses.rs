@@ -5,7 +5,7 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "jobs", "qcow2", "virtio-blk"],
+    &["export", "jobs", "qcow2", "rbd", "virtio-blk"],
     &["nbd"],
     &["vhost-user-blk"],
     &["coblk"],
@@ -163,6 +163,16 @@ pub const HOUSES: &[House] = &[
         ],
     ),
     ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
+    (
+        "rbd",
+        &[
+            &["name", "options"],
+            &["ffi"],
+            &["connect", "length", "status", "watch"],
+            &["driver"],
+            &["create"],
+        ],
+    ),
     (
         "qmp",
         &[
