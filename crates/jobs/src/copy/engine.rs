@@ -227,6 +227,8 @@ impl Engine {
             let engine = Rc::clone(self);
             ctx.spawn("copy", move |co| {
                 let pending = engine.begin();
+                // The one that has called it reads first: disks like what comes in order.
+                co.yield_now();
                 // The hook of panics has reported it.
                 if co.catch_unwind(|| engine.co_work(co)).is_err() {
                     engine.fail(JobFailure::panicked());
