@@ -25,7 +25,7 @@ pub const AVAIL: usize = 4096;
 pub const USED: usize = 8192;
 const HEADERS: usize = 12288;
 pub const STATUSES: usize = 16384;
-const DATA: usize = 20480;
+pub const DATA: usize = 20480;
 pub const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
 
 pub const READ: u32 = 0;
