@@ -210,7 +210,7 @@ pub const HOUSES: &[House] = &[
             &["notifier"],
             &["dirty", "inflight", "memory"],
             &["vring"],
-            &["logging", "session"],
+            &["handover", "logging", "session"],
             &["control"],
             &["options"],
             &["export"],
