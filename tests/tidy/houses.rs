@@ -7,7 +7,7 @@ pub const CRATES: &[&[&str]] = &[
     &["block", "qmp"],
     &["export", "jobs", "qcow2", "virtio-blk"],
     &["nbd"],
-    &["vhost-user-blk"],
+    &["fuse", "vhost-user-blk"],
     &["coblk"],
     &["img", "storage-daemon"],
     &["bench"],
@@ -154,6 +154,7 @@ pub const HOUSES: &[House] = &[
         "export",
         &[
             &["backend"],
+            &["resident"],
             &["error"],
             &["export"],
             &["options"],
@@ -197,6 +198,22 @@ pub const HOUSES: &[House] = &[
             &["device"],
             &["virtio_blk"],
             &["guest"],
+        ],
+    ),
+    (
+        "fuse",
+        &[
+            &["abi"],
+            &["request"],
+            &["reply"],
+            &["memory"],
+            &["file"],
+            &["mount"],
+            &["mountpoint"],
+            // A queue serves what it reads, and what serves it answers through it.
+            &["change", "data", "look", "queue", "serve"],
+            &["station"],
+            &["export_type"],
         ],
     ),
     (

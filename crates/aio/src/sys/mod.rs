@@ -8,6 +8,7 @@ mod cpu;
 mod descriptor;
 pub mod faults;
 mod fork;
+mod fuse;
 mod lock;
 mod membarrier;
 mod socket;
@@ -27,6 +28,7 @@ pub use descriptor::{
 };
 use faults::Call;
 pub(crate) use fork::OwnProcess;
+pub use fuse::join_fuse_session;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 pub use membarrier::ProcessBarrier;
 pub(crate) use socket::{receive, send};

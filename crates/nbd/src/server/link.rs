@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
-use coblk_aio::net::Stream;
 use coblk_aio::{
     AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness, Wanted,
 };
@@ -52,15 +51,15 @@ pub struct Link {
     pub turn: Turn,
     /// Bytes received since the beginning.
     received: Cell<u64>,
-    /// How many clients the server has.
+    /// How many clients the server has in this context.
     clients: Rc<Cell<usize>>,
 }
 
 impl Link {
-    pub fn new(socket: Stream, clients: Rc<Cell<usize>>) -> Rc<Link> {
+    pub fn new(transport: Transport, clients: Rc<Cell<usize>>) -> Rc<Link> {
         Rc::new_cyclic(|own| Link {
             own: Weak::clone(own),
-            transport: Rc::new(Transport::new(socket)),
+            transport: Rc::new(transport),
             watched: RefCell::default(),
             readable: Cell::new(true),
             closed: Cell::new(false),
@@ -110,6 +109,15 @@ impl Link {
         }
         self.fail();
         drop(self.watched.take());
+    }
+
+    /// Gives the connection away, to be served in another context: nothing is done with it here any more. All
+    /// that was to be sent has gone.
+    pub fn part(&self) -> Transport {
+        debug_assert!(self.has_sent_all() && self.in_flight.get() == 0);
+        drop(self.watched.take());
+        self.failed.set(true);
+        self.transport.take_over()
     }
 
     /// Sends nothing more from the loop.

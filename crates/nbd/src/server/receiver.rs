@@ -104,6 +104,7 @@ mod tests {
 
     use super::*;
     use crate::server::message::Message;
+    use crate::transport::Transport;
 
     /// A client and the coroutine that reads from it.
     struct Conversation {
@@ -139,7 +140,8 @@ mod tests {
             let ctx = AioContext::for_test().unwrap();
             let (socket, client) = UnixStream::pair().unwrap();
             client.set_nonblocking(true).unwrap();
-            let link = Link::new(Stream::from_fd(socket).unwrap(), Rc::new(Cell::new(1)));
+            let transport = Transport::new(Stream::from_fd(socket).unwrap());
+            let link = Link::new(transport, Rc::new(Cell::new(1)));
             let (got, end) = Default::default();
             Conversation { ctx, link, client: Some(client), got, end }
         }

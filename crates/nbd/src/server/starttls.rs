@@ -5,14 +5,15 @@ use std::io::{self, ErrorKind};
 use coblk_aio::Co;
 
 use crate::server::client::Client;
+use crate::server::reception::Reception;
 
-pub fn is_possible(client: &Client) -> bool {
-    client.options.tls.is_some()
+pub fn is_possible(reception: &Reception) -> bool {
+    reception.options.tls.is_some()
 }
 
 /// The client can do nothing else before.
-pub fn is_missing(client: &Client) -> bool {
-    let tls = &client.options.tls;
+pub fn is_missing(reception: &Reception, client: &Client) -> bool {
+    let tls = &reception.options.tls;
     tls.as_ref().is_some_and(|tls| tls.are_required()) && !client.link.transport.is_secure()
 }
 
@@ -21,8 +22,8 @@ pub fn is_missing(client: &Client) -> bool {
 /// # Errors
 /// If the client does not speak TLS, does not prove who it is, or is gone.
 #[cfg(feature = "tls")]
-pub fn begin(co: &Co<'_>, client: &Client) -> io::Result<()> {
-    let Some(credentials) = &client.options.tls else {
+pub fn begin(co: &Co<'_>, reception: &Reception, client: &Client) -> io::Result<()> {
+    let Some(credentials) = &reception.options.tls else {
         return Err(ErrorKind::Unsupported.into());
     };
     client.link.transport.begin(credentials.session()?);
@@ -36,7 +37,7 @@ pub fn begin(co: &Co<'_>, client: &Client) -> io::Result<()> {
             Err(error) => {
                 if error.kind() == ErrorKind::InvalidData {
                     let why = format_args!("at the beginning of TLS: {error}");
-                    client.log_refusal(co.context().now_ns(), &why);
+                    reception.log_refusal(client, co.context().now_ns(), &why);
                 }
                 // It is told why, if it listens.
                 let _ = client.link.transport.push();
@@ -48,6 +49,6 @@ pub fn begin(co: &Co<'_>, client: &Client) -> io::Result<()> {
 
 /// Not possible.
 #[cfg(not(feature = "tls"))]
-pub fn begin(_: &Co<'_>, _: &Client) -> io::Result<()> {
+pub fn begin(_: &Co<'_>, _: &Reception, _: &Client) -> io::Result<()> {
     Err(ErrorKind::Unsupported.into())
 }

@@ -11,6 +11,7 @@ mod tls;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use coblk_aio::net::{SocketAddress, Stream};
 use coblk_aio::{IoVector, IoVectorMut};
@@ -26,7 +27,8 @@ pub use no_tls::{TlsClientCredentials, TlsCredentials};
 pub(crate) use tls::Session;
 
 pub struct Transport {
-    socket: Stream,
+    /// Shared with the one that it was [taken over](Self::take_over) from.
+    socket: Arc<Stream>,
     #[cfg(feature = "tls")]
     session: std::cell::RefCell<Option<crate::transport::tls::Session>>,
 }
@@ -34,9 +36,18 @@ pub struct Transport {
 impl Transport {
     pub fn new(socket: Stream) -> Transport {
         Transport {
-            socket,
+            socket: Arc::new(socket),
             #[cfg(feature = "tls")]
             session: std::cell::RefCell::default(),
+        }
+    }
+
+    /// The connection, for another thread. Nothing may be done with this value any more.
+    pub fn take_over(&self) -> Transport {
+        Transport {
+            socket: Arc::clone(&self.socket),
+            #[cfg(feature = "tls")]
+            session: std::cell::RefCell::new(self.session.take()),
         }
     }
 
@@ -99,7 +110,7 @@ impl Transport {
     /// The name of the client in messages: its address, or the process at a unix socket.
     pub fn peer(&self) -> String {
         let peer = match self.socket.peer_address() {
-            Ok(SocketAddress::Unix(_)) => socket_peercred(&self.socket)
+            Ok(SocketAddress::Unix(_)) => socket_peercred(&*self.socket)
                 .map(|process| format!("process {}", process.pid))
                 .map_err(io::Error::from),
             other => other.map(|address| address.to_string()),
