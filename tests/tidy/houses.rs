@@ -237,7 +237,7 @@ pub const HOUSES: &[House] = &[
             &["notifier"],
             &["dirty", "inflight", "memory"],
             &["vring"],
-            &["logging", "session"],
+            &["handover", "logging", "session"],
             &["control"],
             &["options"],
             &["export"],
