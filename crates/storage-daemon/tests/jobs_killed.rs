@@ -67,7 +67,7 @@ impl Kind {
             Kind::ActiveCommit => json!({ "device": "top", "base-node": "base" }),
         };
         arguments["job-id"] = json!("j");
-        if self == Kind::Stream && seed % 2 == 0 {
+        if self == Kind::Stream && seed.is_multiple_of(2) {
             arguments["base-node"] = json!("base");
         }
         let command = match self {
