@@ -120,7 +120,7 @@ fn ceph_an_osd_that_is_killed_under_load_costs_no_request_and_no_sector() {
     let over = AtomicBool::new(false);
     let longest = thread::scope(|scope| {
         let killer = scope.spawn(|| kill_and_restart(&shared, &over));
-        shared.play(&bench.ctx, &node, &[&thread.handle()]);
+        shared.play(&bench.ctx, &node, &[thread.handle()]);
         over.store(true, Ordering::Release);
         killer.join().unwrap()
     });
