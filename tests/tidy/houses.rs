@@ -154,6 +154,7 @@ pub const HOUSES: &[House] = &[
         "export",
         &[
             &["backend"],
+            &["resident"],
             &["error"],
             &["export"],
             &["options"],
@@ -179,6 +180,7 @@ pub const HOUSES: &[House] = &[
     (
         "virtio-blk",
         &[
+            &["dirty"],
             &["memory"],
             &["chain"],
             &["interrupt"],
@@ -222,10 +224,10 @@ pub const HOUSES: &[House] = &[
             &["error"],
             &["device"],
             &["sigbus"],
-            &["inflight", "memory"],
             &["notifier"],
+            &["dirty", "inflight", "memory"],
             &["vring"],
-            &["session"],
+            &["logging", "session"],
             &["control"],
             &["options"],
             &["export"],

@@ -52,7 +52,7 @@ impl MountError {
 }
 
 /// How long a process that ends without order waits for its file systems to be unmounted.
-const END_LIMIT: Duration = Duration::from_secs(1);
+const END_LIMIT: Duration = Duration::from_millis(300);
 
 /// The file systems of this process that are mounted.
 static MOUNTED: Mutex<Vec<Place>> = Mutex::new(Vec::new());
@@ -127,7 +127,7 @@ impl Drop for Mount {
 }
 
 /// Unmounts the file systems of this process: for one that is about to end without closing its exports.
-/// Gives up after a second. Any thread.
+/// Waits no longer than a moment. Any thread.
 pub fn unmount_all() {
     let places = std::mem::take(&mut *mounted());
     if !places.is_empty() {
@@ -266,13 +266,13 @@ pub fn is_fuse_mount(path: &Path) -> bool {
 
 /// The topmost mount at the path comes last.
 fn is_fuse_in(table: &[u8], path: &Path) -> bool {
-    let mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
+    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let place = fields.nth(4)?;
         let mut fields = fields.skip_while(|field| *field != b"-");
         (unescaped(place) == path.as_os_str().as_bytes()).then(|| fields.nth(1))?
     });
-    mounts.last().is_some_and(|kind| kind == b"fuse" || kind.starts_with(b"fuse."))
+    mounts.next_back().is_some_and(|kind| kind == b"fuse" || kind.starts_with(b"fuse."))
 }
 
 /// The table has blanks, and their like, as three octal digits behind a backslash.

@@ -14,7 +14,7 @@ const TLS: [&str; 2] = ["Unable to access credentials x", "Unable to access cred
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 
 /// Each command line, and what its error must say.
-const REFUSED: [(&str, &str, &str); 74] = [
+const REFUSED: [(&str, &str, &str); 77] = [
     ("", "--frob", "--frob"),
     ("", "frob", "frob"),
     ("", "--blockdev", "--blockdev"),
@@ -131,7 +131,14 @@ const REFUSED: [(&str, &str, &str); 74] = [
         "--nbd-server addr.type=unix,addr.path=@/s,tls-creds=c",
         "is not TLS",
     ),
-    ("", "--nbd-server addr.type=unix,addr.path=@/s,tls-authz=c", "'tls-authz': not supported"),
+    ("", "--nbd-server addr.type=unix,addr.path=@/s,tls-authz=c", "'tls-authz' needs 'tls-creds'"),
+    (
+        "",
+        "--object authz-pam,id=a,service=s",
+        "does not accept value 'authz-pam'; there is authz-l",
+    ),
+    ("", "--object authz-list-file,id=a,filename=@/none", "Unable to read '"),
+    ("", "--object authz-list,id=a,rules.0.match=x,rules.0.policy=maybe", "maybe"),
     (
         "",
         "--nbd-server addr.type=inet,addr.host=127.0.0.1,addr.port=x",

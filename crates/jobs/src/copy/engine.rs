@@ -223,6 +223,8 @@ impl Engine {
             self.workers.set(self.workers.get() + 1);
             let engine = Rc::clone(self);
             ctx.spawn("copy", move |co| {
+                // The one that has called it reads first: disks like what comes in order.
+                co.yield_now();
                 let pending = engine.target.begin();
                 // The hook of panics has reported it.
                 if co.catch_unwind(|| engine.co_work(co)).is_err() {

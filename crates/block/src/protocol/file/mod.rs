@@ -9,6 +9,7 @@ mod alignment;
 mod config;
 mod create;
 mod in_place;
+mod known_data;
 mod length;
 mod lock;
 mod mode;
@@ -37,6 +38,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 pub use config::FileNodeOptions;
 pub use create::FileCreateOptions;
 use in_place::InPlace;
+use known_data::KnownData;
 use lock::ImageLocks;
 pub use lock::Locking;
 use mode::LiveMode;
@@ -74,6 +76,7 @@ pub struct File {
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
     abilities: Abilities,
+    known_data: KnownData,
     /// Its part of the worker pool: a disk that does not answer leaves threads for others.
     share: PoolShare,
 }
