@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 34] = [
+const PACKAGES: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),

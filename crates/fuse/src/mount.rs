@@ -52,7 +52,7 @@ impl MountError {
 }
 
 /// How long a process that ends without order waits for its file systems to be unmounted.
-const END_LIMIT: Duration = Duration::from_secs(1);
+const END_LIMIT: Duration = Duration::from_millis(300);
 
 /// The file systems of this process that are mounted.
 static MOUNTED: Mutex<Vec<Place>> = Mutex::new(Vec::new());
@@ -127,7 +127,7 @@ impl Drop for Mount {
 }
 
 /// Unmounts the file systems of this process: for one that is about to end without closing its exports.
-/// Gives up after a second. Any thread.
+/// Waits no longer than a moment. Any thread.
 pub fn unmount_all() {
     let places = std::mem::take(&mut *mounted());
     if !places.is_empty() {

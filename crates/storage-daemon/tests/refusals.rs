@@ -14,7 +14,7 @@ const TLS: [&str; 2] = ["Unable to access credentials x", "Unable to access cred
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 
 /// Each command line, and what its error must say.
-const REFUSED: [(&str, &str, &str); 78] = [
+const REFUSED: &[(&str, &str, &str)] = &[
     ("", "--frob", "--frob"),
     ("", "frob", "frob"),
     ("", "--blockdev", "--blockdev"),
