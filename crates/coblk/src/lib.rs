@@ -85,6 +85,9 @@ pub mod drivers {
 pub fn drivers() -> Drivers {
     let mut drivers = coblk_block::drivers();
     drivers.add::<drivers::Nbd>();
+    drivers.add_file_names(|name| {
+        drivers::NbdNodeOptions::from_filename(name).map(|options| options.map(Into::into))
+    });
     drivers.add::<drivers::CopyBeforeWrite>();
     drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]
