@@ -90,6 +90,9 @@ pub fn drivers() -> Drivers {
     drivers.add::<drivers::Nbd>();
     drivers.add::<drivers::Rbd>();
     drivers.add_creates::<drivers::Rbd>();
+    drivers.add_file_names(|name| {
+        drivers::NbdNodeOptions::from_filename(name).map(|options| options.map(Into::into))
+    });
     drivers.add::<drivers::CopyBeforeWrite>();
     drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]
