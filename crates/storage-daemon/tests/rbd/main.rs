@@ -10,6 +10,8 @@ mod refused;
 mod served;
 #[path = "../util/mod.rs"]
 mod util;
+#[path = "../../../vhost-user-blk/tests/util/mod.rs"]
+mod vhost;
 
 use std::sync::Arc;
 
