@@ -7,7 +7,7 @@ pub const CRATES: &[&[&str]] = &[
     &["block", "qmp"],
     &["export", "jobs", "qcow2", "rbd", "virtio-blk"],
     &["nbd"],
-    &["vhost-user-blk"],
+    &["fuse", "vhost-user-blk"],
     &["coblk"],
     &["img", "storage-daemon"],
     &["bench"],
@@ -154,6 +154,7 @@ pub const HOUSES: &[House] = &[
         "export",
         &[
             &["backend"],
+            &["resident"],
             &["error"],
             &["export"],
             &["options"],
@@ -189,6 +190,7 @@ pub const HOUSES: &[House] = &[
     (
         "virtio-blk",
         &[
+            &["dirty"],
             &["memory"],
             &["chain"],
             &["interrupt"],
@@ -209,6 +211,22 @@ pub const HOUSES: &[House] = &[
         ],
     ),
     (
+        "fuse",
+        &[
+            &["abi"],
+            &["request"],
+            &["reply"],
+            &["memory"],
+            &["file"],
+            &["mount"],
+            &["mountpoint"],
+            // A queue serves what it reads, and what serves it answers through it.
+            &["change", "data", "look", "queue", "serve"],
+            &["station"],
+            &["export_type"],
+        ],
+    ),
+    (
         "vhost-user-blk",
         &[
             &["config", "messages"],
@@ -216,10 +234,10 @@ pub const HOUSES: &[House] = &[
             &["error"],
             &["device"],
             &["sigbus"],
-            &["inflight", "memory"],
             &["notifier"],
+            &["dirty", "inflight", "memory"],
             &["vring"],
-            &["session"],
+            &["handover", "logging", "session"],
             &["control"],
             &["options"],
             &["export"],

@@ -102,7 +102,7 @@ pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
     DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent, Woken,
-    drain_all,
+    drain_all, nodes_in_flight,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};

@@ -1,7 +1,5 @@
 //! Creating images: `blockdev-create` without a job.
 
-mod util;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

@@ -1,20 +1,21 @@
 //! Block status, and changes of length.
 
-mod util;
-
 use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use Kind::{Data, Hole};
+use coblk_aio::sys::{self, Fallocate};
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Extent, Truncate, WriteFlags, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 
@@ -76,6 +77,36 @@ fn a_file_tells_its_holes_and_what_is_behind_its_end() {
         // With O_DIRECT in whole blocks of the node.
         let expected: &[_] = if direct { &[(Data, 1024)] } else { &[(Data, 1000), (Hole, 24)] };
         assert_eq!(map(&ctx, &backend), expected);
+    }
+}
+
+/// A reader of a whole image asks piece by piece, and the next hole may be far to look for.
+#[test]
+fn data_is_looked_up_once_until_the_node_makes_a_hole() {
+    const MIB: u64 = 1 << 20;
+    for direct in [false, true] {
+        let (ctx, image, backend) = set_up(4 * MIB, direct);
+        let status = |offset| backend.block_status(&ctx, offset, MIB).map(|it| kind(&it)).unwrap();
+        let write = |offset| {
+            let data = vec![7u8; MIB as usize];
+            backend.pwritev(&ctx, offset, &IoVector::from(&data[..]), PLAIN).unwrap();
+        };
+        (0..4).for_each(|at| write(at * MIB));
+        assert_eq!(status(0), Data);
+        // Not seen, as it was not asked for again: another process made the hole.
+        sys::fallocate(image.as_file().as_fd(), Fallocate::PunchHole, MIB, MIB).unwrap();
+        assert_eq!(status(MIB), Data);
+        backend.pdiscard(&ctx, 2 * MIB, MIB).unwrap();
+        assert_eq!([0, 1, 2, 3].map(|at| status(at * MIB)), [Data, Hole, Hole, Data]);
+        // Data that is known on both sides of what is zeroed.
+        write(MIB);
+        write(2 * MIB);
+        assert_eq!(status(0), Data);
+        backend.pwrite_zeroes(&ctx, MIB, MIB, ZeroFlags::MAY_UNMAP).unwrap();
+        assert_eq!([0, 1, 2].map(|at| status(at * MIB)), [Data, Hole, Data]);
+        backend.truncate(&ctx, 2 * MIB + 4096).unwrap();
+        backend.truncate(&ctx, 4 * MIB).unwrap();
+        assert_eq!([2, 3].map(|at| status(at * MIB)), [Data, Hole]);
     }
 }
 

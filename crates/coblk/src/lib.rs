@@ -15,6 +15,7 @@
 //! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format; with the feature `qcow2`;
 //! * [`qmp`]: commands from outside, in the QEMU Machine Protocol;
+//! * `fuse`: block nodes as files of this machine; with the feature `fuse`;
 //! * `vhost_user_blk`: block nodes as disks of virtual machines; with the feature `vhost-user-blk`;
 //! * [`coroutine`]: the stackful coroutines below all of it.
 //!
@@ -48,6 +49,8 @@ pub use coblk_coroutine as coroutine;
 #[cfg(feature = "encryption")]
 pub use coblk_crypto as crypto;
 pub use coblk_export as export;
+#[cfg(feature = "fuse")]
+pub use coblk_fuse as fuse;
 pub use coblk_jobs as jobs;
 pub use coblk_nbd as nbd;
 pub use coblk_qapi as qapi;

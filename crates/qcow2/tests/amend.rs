@@ -1,7 +1,5 @@
 //! Changes of an image's options, beside `qemu-img amend`.
 
-mod util;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +9,8 @@ use coblk_block::{Amend, WriteFlags, ZeroFlags};
 use coblk_qapi::Deferred;
 use coblk_qcow2::layout::Header;
 use serde_json::{Value, json};
-use util::{Opened, Stand};
+
+use crate::util::{Opened, Stand};
 
 /// Changes options of an open image.
 fn amend(opened: &Opened<'_>, options: Value) -> Result<(), String> {

@@ -1,7 +1,5 @@
 //! What first writes do besides: what lies around them is read from the backing file, and the file grows.
 
-mod util;
-
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -10,7 +8,8 @@ use coblk_aio::{Co, IoVector, IoVectorMut, PoolShare};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockDriver, BlockNode, ReadFlags, Truncate, WriteFlags};
 use serde_json::json;
-use util::Stand;
+
+use crate::util::Stand;
 
 const LENGTH: u64 = 1 << 20;
 const CLUSTER: usize = 64 << 10;

@@ -1,7 +1,5 @@
 //! Another backing name in the header, and images that are emptied, beside `qemu-img`.
 
-mod util;
-
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +15,8 @@ use coblk_qcow2::layout::Header;
 use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, Survivors};
 use serde_json::{Value, json};
-use util::Stand;
+
+use crate::util::Stand;
 
 fn name(name: &str, format: Option<&str>) -> BackingName {
     BackingName::new(name, format.map(str::to_owned))

@@ -1,15 +1,14 @@
 //! Entries that lead behind the end of the file do not come to life when it becomes longer: clusters there
 //! belong to what the node has written.
 
-mod util;
-
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use coblk_tests::errno;
 use serde_json::{Value, json};
-use util::{Opened, Stand, first_l2, patch, word};
+
+use crate::util::{Opened, Stand, first_l2, patch, word};
 
 const CLUSTER: u64 = 64 << 10;
 const COPIED: u64 = 1 << 63;

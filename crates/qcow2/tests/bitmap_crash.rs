@@ -1,8 +1,6 @@
 //! Bitmaps in an image, and a loss of power at any moment, or a request to the file that fails: a bitmap that
 //! can be used marks all that has changed, and the image is not corrupt.
 
-mod util;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
@@ -19,7 +17,8 @@ use coblk_tests::recorded::{Behaviour, Disturbance, Kind, RecordedFile, Recorder
 use coblk_tests::survey::in_memory;
 use coblk_tests::tools;
 use serde_json::json;
-use util::Stand;
+
+use crate::util::Stand;
 
 const SIZE: usize = 256 << 10;
 const GRANULE: usize = 4096;

@@ -1,7 +1,5 @@
 //! Dirty bitmaps that are kept in images, by this driver and by QEMU in turns.
 
-mod util;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -12,7 +10,8 @@ use coblk_block::{Amend, BitmapError, DirtyBitmap, NewBitmap, Repair};
 use coblk_qapi::Deferred;
 use coblk_tests::tools;
 use serde_json::{Value, json};
-use util::{Opened, Stand, first_l2, patch, word};
+
+use crate::util::{Opened, Stand, first_l2, patch, word};
 
 const GRANULE: u64 = 65536;
 

@@ -1,8 +1,6 @@
 //! Changes of an image as a whole and a loss of power at any moment: another version, another width of refcounts,
 //! and an image that is emptied. The disk reads as before all the while, or as before or empty by the cluster.
 
-mod util;
-
 use std::fs;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -18,7 +16,8 @@ use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, Survivors};
 use coblk_tests::survey::in_memory;
 use serde_json::{Value, json};
-use util::Stand;
+
+use crate::util::Stand;
 
 const SIZE: usize = 300 << 10;
 const BELOW: u8 = 0xbb;

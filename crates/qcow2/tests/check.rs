@@ -1,7 +1,5 @@
 //! A check finds what `qemu-img check` finds, on good images and on damaged ones.
 
-mod util;
-
 use std::path::Path;
 
 use coblk_block::options::NodeOptions;
@@ -9,7 +7,8 @@ use coblk_block::{BackendOptions, CheckReport, Repair, RequestKind};
 use coblk_qcow2::check::{Check, co_check};
 use coblk_tests::tools;
 use serde_json::{Value, json};
-use util::{Stand, first_l2, patch, word};
+
+use crate::util::{Stand, first_l2, patch, word};
 
 const COPIED: u64 = 1 << 63;
 

@@ -3,8 +3,6 @@
 //! Each context has parts of the disk of its own, between which borders lie within clusters: what the
 //! requests write differs, and what they change is shared.
 
-mod util;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +12,8 @@ use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, WriteFlags, ZeroFlags};
 use fastrand::Rng;
 use serde_json::{Value, json};
-use util::{Stand, assert_same};
+
+use crate::util::{Stand, assert_same};
 
 /// Requests in flight of a context.
 const DEPTH: u64 = 12;

@@ -1,7 +1,5 @@
 //! New images, beside those that `qemu-img create` makes with the same options.
 
-mod util;
-
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use coblk_qcow2::layout::RefcountWidth;
 use coblk_tests::tools;
 use serde_json::{Map, Value, json};
 
-use util::{Stand, assert_same, word};
+use crate::util::{Stand, assert_same, word};
 
 /// Creates an image in files that are there, and empty. Options as in `qemu-img create -o`.
 fn create(stand: &Stand, path: &Path, options: &str, size: &str) -> Result<(), String> {

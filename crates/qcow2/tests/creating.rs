@@ -1,7 +1,5 @@
 //! How an image is made: what is refused, in which order bytes are written, and on hosts that are not empty.
 
-mod util;
-
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -14,7 +12,7 @@ use coblk_block::{
 use coblk_tests::tools;
 use serde_json::{Value, json};
 
-use util::Stand;
+use crate::util::Stand;
 
 /// What was done to a [`Host`].
 #[derive(Clone)]

@@ -1,14 +1,12 @@
 //! New images that are encrypted, beside those of `qemu-img create`.
-#![cfg(feature = "encryption")]
-
-mod util;
 
 use std::fs;
 
 use coblk_tests::tools;
 use serde_json::{Value, json};
-use util::assert_same;
-use util::encrypted::{
+
+use crate::util::assert_same;
+use crate::util::encrypted::{
     PASSWORD, content, create, key, make, program, qemu_io, qemus, quick, requests, stand,
 };
 

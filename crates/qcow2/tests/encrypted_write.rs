@@ -1,7 +1,4 @@
 //! Encrypted images are written: what a guest wrote is read by QEMU, and lies nowhere in clear.
-#![cfg(feature = "encryption")]
-
-mod util;
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +9,9 @@ use coblk_block::{Amend, Secret, WriteFlags, ZeroFlags};
 use coblk_qapi::Deferred;
 use fastrand::Rng;
 use serde_json::{Map, Value, json};
-use util::encrypted::{content, key, make, program, qemu_io, qemus, quick, requests, stand};
-use util::{Opened, Stand, assert_same};
+
+use crate::util::encrypted::{content, key, make, program, qemu_io, qemus, quick, requests, stand};
+use crate::util::{Opened, Stand, assert_same};
 
 const BYTES: usize = 4 << 20;
 

@@ -1,7 +1,4 @@
 //! Encrypted images made by QEMU are opened by their passwords alone, and read as QEMU reads them.
-#![cfg(feature = "encryption")]
-
-mod util;
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +7,16 @@ use coblk_block::Secret;
 use coblk_qcow2::Qcow2Options;
 use coblk_tests::tools;
 use serde_json::json;
-use util::encrypted::{
+
+use crate::util;
+use crate::util::encrypted::{
     content, create, key, luks_image, make, program, qemu_io, qemus, quick, requests, stand,
 };
-use util::{Stand, assert_same, patch};
+use crate::util::{Stand, assert_same, patch};
+
+/// Another cipher than that of QEMU's default.
+const CBC: &str = "encrypt.format=luks,encrypt.cipher-alg=aes-256,encrypt.cipher-mode=cbc,\
+                   encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha256";
 
 /// Makes an image of these options, fills it, and compares all of it.
 fn compare(seed: u64, options: &str) {
@@ -42,14 +45,14 @@ fn compare_written(stand: &Stand, image: &Path, seed: u64, what: &str) {
 #[test]
 fn q88_images_of_every_cipher_are_read() {
     let specs = [
-        ("aes-256", "xts", "plain64", "sha256"),
         ("aes-128", "xts", "plain", "sha1"),
         ("aes-192", "xts", "plain64", "sha224"),
-        ("aes-256", "cbc", "essiv", "sha512"),
+        ("aes-256", "xts", "essiv", "sha512"),
         ("aes-128", "cbc", "plain64", "sha384"),
-        ("aes-256", "xts", "essiv", "sha256"),
     ];
-    for (seed, (cipher, mode, iv, hash)) in (0..).zip(specs) {
+    compare(0, "encrypt.format=luks");
+    compare(1, CBC);
+    for (seed, (cipher, mode, iv, hash)) in (2..).zip(specs) {
         let options = format!(
             "encrypt.format=luks,encrypt.cipher-alg={cipher},encrypt.cipher-mode={mode},\
              encrypt.ivgen-alg={iv},encrypt.hash-alg={hash}"
@@ -184,13 +187,12 @@ fn q55_q144_without_a_key_an_image_tells_of_itself_and_has_no_data() {
 fn q144_information_is_that_of_qemu_img() {
     for options in [
         "encrypt.format=luks",
-        "encrypt.format=luks,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,\
-         encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha512",
+        CBC,
         "encrypt.format=luks,encrypt.ivgen-alg=plain,compat=0.10",
         "encrypt.format=aes",
     ] {
         let stand = stand();
-        let image = create(&stand, "image.qcow2", options, "1M");
+        let image = create(&stand, "image.qcow2", options, "4M");
         let (theirs, _) = stand.qemu_img("info", &image);
         let opened = stand.open(&image, json!({"encrypt": {"key-secret": "right"}}));
         let info = stand.ctx.run(|co| opened.node.co_image(co)?.info()).unwrap();

@@ -1,12 +1,12 @@
 //! Files that options or an image name: backing files and data files, the gate, refusals.
 
-mod util;
-
 use std::fs;
 
 use coblk_tests::tools;
 use serde_json::json;
-use util::{Opened, Stand, assert_same, patch};
+
+use crate::util;
+use crate::util::{Opened, Stand, assert_same, patch};
 
 const BASE: &str = "backing_file=base.raw,backing_fmt=raw";
 

@@ -1,7 +1,5 @@
 //! Checks and repairs of an open image give way to drains of its node.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +9,8 @@ use coblk_aio::{AioContext, Co, SimulationOptions};
 use coblk_block::{BackendOptions, Repair};
 use coblk_tests::recorded::{Behaviour, Disturbance, Kind, Moment, RecordedFile, Recorder};
 use coblk_tests::survey::Subject;
-use util::shape::{Format, Shape, shape};
+
+use crate::util::shape::{Format, Shape, shape};
 
 /// A disk of four tables.
 const SHAPE: Shape = shape("cluster_size=4k", 8, 4 * 4096);

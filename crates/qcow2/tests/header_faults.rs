@@ -1,8 +1,6 @@
 //! Changes of the header of which a request fails, and the change that comes after that: at each moment the file has
 //! one header or another, and in the end the one that was asked for last.
 
-mod util;
-
 use std::io;
 use std::sync::Arc;
 
@@ -12,7 +10,8 @@ use coblk_qcow2::layout::Header;
 use coblk_tests::random::Random;
 use coblk_tests::recorded::{Behaviour, Disturbance, Kind, Recorder, Survivors};
 use coblk_tests::survey::Subject;
-use util::shape::{Format, Shape, shape};
+
+use crate::util::shape::{Format, Shape, shape};
 
 const SHAPE: Shape = shape("cluster_size=4k", 8, 512);
 /// Bytes of the names: they reach over several sectors.

@@ -1,7 +1,5 @@
 //! What a node holds on the file of its image without users, and nodes that are inactive; beside QEMU's programs.
 
-mod util;
-
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -9,7 +7,9 @@ use std::process::Output;
 use coblk_tests::holder::{Holder, locked_bytes};
 use coblk_tests::tools;
 use serde_json::json;
-use util::{Stand, assert_same, first_l2, patch, word};
+
+use crate::util;
+use crate::util::{Stand, assert_same, first_l2, patch, word};
 
 const NOTHING: [u64; 0] = [];
 /// The bytes that QEMU locks for an image that it writes, and for one that it reads.

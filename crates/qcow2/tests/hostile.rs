@@ -1,13 +1,13 @@
 //! Images that are damaged, or made to do damage: requests fail, and nothing else.
 
-mod util;
-
 use std::fs;
 use std::time::{Duration, Instant};
 
 use coblk_tests::errno;
 use serde_json::json;
-use util::{Stand, first_l2, patch, word};
+
+use crate::util;
+use crate::util::{Stand, first_l2, patch, word};
 
 const COPIED: u64 = 1 << 63;
 

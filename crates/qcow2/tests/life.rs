@@ -1,7 +1,5 @@
 //! An open image over time: other contexts, failing reads, hand-over, flags of the header.
 
-mod util;
-
 use std::fs;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +8,8 @@ use coblk_aio::{AioContext, IoVectorMut};
 use coblk_block::{BackendOptions, Repair};
 use coblk_tests::{errno, tools};
 use serde_json::json;
-use util::{Stand, assert_same, first_l2, patch, word};
+
+use crate::util::{Stand, assert_same, first_l2, patch, word};
 
 #[test]
 fn q177_q186_two_contexts_read_one_image_through_one_small_cache() {

@@ -1,15 +1,14 @@
 //! Repairs of images that a node has open and writes, beside `qemu-img check -r`.
 
-mod util;
-
 use std::fs;
 use std::path::Path;
 
 use coblk_block::{CheckReport, Repair};
 use coblk_tests::errno;
 use serde_json::json;
-use util::repair::{copy, repair as repair_closed};
-use util::{Opened, Stand, assert_same, first_l2, patch, word};
+
+use crate::util::repair::{copy, repair as repair_closed};
+use crate::util::{Opened, Stand, assert_same, first_l2, patch, word};
 
 fn repair(opened: &Opened<'_>, way: Repair) -> std::io::Result<CheckReport> {
     opened.ctx().run(|co| opened.node.co_image(co)?.co_check(co, way))

@@ -1,14 +1,12 @@
 //! Sizes of images that are not there yet, beside those that `qemu-img measure` tells.
 
-mod util;
-
 use std::path::Path;
 
 use coblk_block::BlockBackend;
 use coblk_tests::tools;
 use serde_json::{Map, Value, json};
 
-use util::{Opened, Stand};
+use crate::util::{Opened, Stand};
 
 /// Options of encrypted images, in the same way.
 #[cfg(feature = "encryption")]
@@ -76,10 +74,11 @@ fn theirs(options: &str, of: &[&str]) -> Value {
 fn q148_sizes_of_encrypted_images_are_those_of_qemu_img() {
     let stand = Stand::in_memory();
     for (number, (options, members)) in ENCRYPTED.into_iter().enumerate() {
-        // qemu-img stretches a key for seconds each time: one has all sizes, and the others the largest.
-        let sizes: &[&str] = if number == 0 { &["0", "10485760"] } else { &[] };
+        // qemu-img stretches a key for seconds each time: one has two sizes, and the others the larger one.
+        let sizes: &[&str] = if number == 0 { &["10485760"] } else { &[] };
         for size in sizes.iter().chain(&["1099511627776"]) {
-            let options = format!("{options},encrypt.key-secret=s");
+            let rounds = if options.contains("luks") { ",encrypt.iter-time=1" } else { "" };
+            let options = format!("{options},encrypt.key-secret=s{rounds}");
             let expected = theirs(&options, &["--object", "secret,id=s,data=x", "--size", size]);
             let found = ours(&stand, members, size.parse().ok(), None);
             assert_eq!(found, expected, "{options} {size}");

@@ -1,14 +1,13 @@
 //! Syncs of a flush, and failures at each step of a write.
 
-mod util;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use coblk_block::ZeroFlags;
 use coblk_tests::{errno, tools};
 use serde_json::{Value, json};
-use util::{Opened, Stand, assert_same, first_l2, patch};
+
+use crate::util::{Opened, Stand, assert_same, first_l2, patch};
 
 /// Flags of an entry of a log: a flush, and a discard.
 const FLUSH: u64 = 1;

@@ -1,15 +1,14 @@
 //! Free clusters that are punched in the file: a write that needs space waits for that, and none stays closed.
 
-mod util;
-
 use std::fs;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, IoThread, SimulationOptions};
 use coblk_block::BlockBackend;
 use serde_json::json;
-use util::small_host::{Disk, PAGE, SmallHost};
-use util::{Stand, assert_same};
+
+use crate::util::small_host::{Disk, PAGE, SmallHost};
+use crate::util::{Stand, assert_same};
 
 const MIB: usize = 1 << 20;
 

@@ -1,9 +1,8 @@
 //! Images made by QEMU are read byte for byte as QEMU reads them.
 
-mod util;
-
 use serde_json::json;
-use util::{Stand, assert_same};
+
+use crate::util::{Stand, assert_same};
 
 /// Random requests for `qemu-io`: writes of all kinds within `size` bytes of clusters of `cluster`. Those
 /// that are compressed come first: QEMU does not write them over others.

@@ -1,14 +1,13 @@
 //! Nodes that are read-only, and come to be written, and the reverse.
 
-mod util;
-
 use std::path::Path;
 
 use coblk_block::BackendOptions;
 use coblk_block::options::NodeOptions;
 use coblk_tests::{errno, tools};
 use serde_json::json;
-use util::{Opened, Stand, first_l2, patch, word};
+
+use crate::util::{Opened, Stand, first_l2, patch, word};
 
 const COPIED: u64 = 1 << 63;
 

@@ -1,7 +1,5 @@
 //! A repair does what `qemu-img check -r` does, and loses nothing.
 
-mod util;
-
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +10,12 @@ use coblk_qcow2::check::CheckOptions;
 use coblk_qcow2::layout::Snapshot;
 use coblk_tests::tools;
 use serde_json::json;
-use util::repair::{assert_second_is_nothing, code, compare, copy, read, repair, repair_with};
-use util::{Stand, first_l2, patch, word};
+
+use crate::util;
+use crate::util::repair::{
+    assert_second_is_nothing, code, compare, copy, read, repair, repair_with,
+};
+use crate::util::{Stand, first_l2, patch, word};
 
 const COPIED: u64 = 1 << 63;
 

@@ -1,14 +1,13 @@
 //! Other lengths of the disk, beside a model and QEMU's programs.
 
-mod util;
-
 use std::fs;
 
 use coblk_block::{Preallocation, Truncate};
 use coblk_tests::{errno, tools};
 use serde_json::json;
-use util::model::Model;
-use util::{Stand, assert_same, patch};
+
+use crate::util::model::Model;
+use crate::util::{Stand, assert_same, patch};
 
 const OFF: Truncate = Truncate { exact: true, preallocation: Preallocation::Off, zero: false };
 

@@ -1,7 +1,5 @@
 //! Entries that get their flags back while a write to them is on its way.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,8 +8,9 @@ use coblk_aio::{AioContext, SimulationOptions};
 use coblk_block::BackendOptions;
 use coblk_tests::recorded::{Behaviour, Disturbance, Kind, Moment, Recorder};
 use coblk_tests::survey::Subject;
-use util::assert_same;
-use util::shape::{Format, Shape, shape};
+
+use crate::util::assert_same;
+use crate::util::shape::{Format, Shape, shape};
 
 const SHAPE: Shape = shape("cluster_size=64k", 128, 2048);
 const CLUSTER: usize = 64 << 10;

@@ -1,8 +1,6 @@
 //! Snapshots and a loss of power at any moment: the disk and each snapshot are as before an operation, or as
 //! after it, and no reference is without its count.
 
-mod util;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +16,8 @@ use coblk_tests::random::{Random, seeds};
 use coblk_tests::recorded::{Behaviour, RecordedFile, Recorder, Survivors};
 use coblk_tests::survey::in_memory;
 use serde_json::{Value, json};
-use util::Stand;
+
+use crate::util::Stand;
 
 const SIZE: usize = 200 << 10;
 

@@ -1,8 +1,6 @@
 //! Internal snapshots, beside a model: the bytes of the disk, and those of each snapshot. Images are made,
 //! checked and read by QEMU's programs.
 
-mod util;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -16,7 +14,8 @@ use coblk_block::{BackendOptions, ImageSnapshot, WriteFlags};
 use coblk_tests::tools;
 use fastrand::Rng;
 use serde_json::json;
-use util::{Opened, Stand, assert_same, patch, word};
+
+use crate::util::{Opened, Stand, assert_same, patch, word};
 
 /// `qemu-img snapshot` with some arguments; what it says.
 #[track_caller]

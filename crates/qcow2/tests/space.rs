@@ -1,7 +1,5 @@
 //! A host without space, and free space that is found in the background.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::Path;
@@ -15,8 +13,9 @@ use coblk_tests::random::{Random, seeds};
 use coblk_tests::sandbox::on_small_file_system;
 use coblk_tests::{errno, tools};
 use serde_json::json;
-use util::small_host::{Disk, PAGE, SmallHost};
-use util::{Stand, assert_same};
+
+use crate::util::small_host::{Disk, PAGE, SmallHost};
+use crate::util::{Stand, assert_same};
 
 const MIB: u64 = 1 << 20;
 
@@ -222,7 +221,7 @@ fn q223_q238_what_was_written_before_the_host_was_full_can_be_flushed() {
 
 #[test]
 fn q238_a_file_system_that_is_full() {
-    let test = "q238_a_file_system_that_is_full";
+    let test = "space::q238_a_file_system_that_is_full";
     on_small_file_system(test, 16 * MIB, fill_file_system);
 }
 

@@ -1,12 +1,11 @@
 //! Block status and information, beside those of QEMU.
 
-mod util;
-
 use std::path::Path;
 
 use serde_json::{Value, json};
-use util::map::compare;
-use util::{Opened, Stand};
+
+use crate::util::map::compare;
+use crate::util::{Opened, Stand};
 
 /// Writes of all kinds, of whole units: QEMU shows what it fills up with zeroes as holes of the file.
 fn fill(stand: &Stand, image: &Path, unit: u64, packs: bool) {

@@ -1,7 +1,5 @@
 //! What an opening for writes does, and what ends the writing of a corrupt image.
 
-mod util;
-
 use std::fs;
 use std::sync::Arc;
 
@@ -10,7 +8,8 @@ use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, WriteFlags};
 use coblk_tests::{errno, tools};
 use serde_json::json;
-use util::{Opened, Stand, first_l2, patch, word};
+
+use crate::util::{Opened, Stand, first_l2, patch, word};
 
 /// Where the features of a header are.
 const INCOMPATIBLE: u64 = 72;

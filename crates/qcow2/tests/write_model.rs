@@ -1,12 +1,11 @@
 //! Writes beside a model: bytes in memory. Images are made, checked and read by QEMU's programs.
 
-mod util;
-
 use coblk_aio::{Co, IoVector};
 use coblk_block::{WriteFlags, ZeroFlags};
 use serde_json::{Value, json};
-use util::model::{Discards, Model};
-use util::{Stand, assert_same, first_l2, word};
+
+use crate::util::model::{Discards, Model};
+use crate::util::{Stand, assert_same, first_l2, word};
 
 fn run(create: &str, size: &str, max_bytes: usize) {
     let stand = Stand::new();

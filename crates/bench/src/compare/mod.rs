@@ -2,6 +2,7 @@
 //! of requests of the same size, as many at a time, one block after the other.
 
 pub mod args;
+pub mod fuse;
 pub mod in_place;
 pub mod jobs;
 mod latency;

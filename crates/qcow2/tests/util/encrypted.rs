@@ -1,8 +1,9 @@
 //! Encrypted images, and secrets that open them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use coblk_block::Secret;
 use coblk_tests::tools;
@@ -43,23 +44,31 @@ pub fn qemus(name: &str) -> String {
     format!("driver=qcow2,file.filename={name},encrypt.key-secret=right")
 }
 
-/// An empty image of 1 MiB, made once: QEMU takes seconds to find out how fast the machine is.
+/// An empty image of LUKS.
 pub fn luks_image(stand: &Stand) -> PathBuf {
-    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
-    let make = || fs::read(create(stand, "made.qcow2", "encrypt.format=luks", "1M")).unwrap();
-    let path = stand.path("image.qcow2");
-    fs::write(&path, MADE.get_or_init(make)).unwrap();
-    path
+    create(stand, "image.qcow2", "encrypt.format=luks", "4M")
 }
 
-/// Creates an image; of LUKS with few rounds.
+/// Creates an image; of LUKS with few rounds, and once for all tests: QEMU takes seconds to find out how fast the
+/// machine is.
 pub fn create(stand: &Stand, name: &str, options: &str, size: &str) -> PathBuf {
+    static MADE: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let is_luks = options.contains("encrypt.format=luks");
     let mut all = format!("encrypt.key-secret=right,{options}");
-    if options.contains("encrypt.format=luks") {
+    if is_luks {
         all.push_str(",encrypt.iter-time=1");
     }
+    let (path, what) = (stand.path(name), format!("{all} {size}"));
+    let made = MADE.lock().unwrap().get(&what).cloned();
+    if let Some(image) = made {
+        fs::write(&path, image).unwrap();
+        return path;
+    }
     program(stand, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", &all, name, size]);
-    stand.path(name)
+    if is_luks && !options.contains("data_file") {
+        MADE.lock().unwrap().insert(what, fs::read(&path).unwrap());
+    }
+    path
 }
 
 pub fn qemu_io(stand: &Stand, name: &str, commands: &[String]) {

@@ -2,7 +2,6 @@
 //!
 //! Needs the cluster that `tests/ceph/up` brings up. Where it cannot be had, `tests/run` counts tests whose
 //! names have `ceph_` in them as not run.
-#![forbid(unsafe_code)]
 
 mod made;
 mod node;
