@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use coblk::drivers::{FileOptions, Null};
 use coblk::{AioContext, BlockNode};
+use coblk_tests::ceph;
 use coblk_tests::guest::every_way;
 use coblk_tests::images::sparse_image;
 use coblk_tests::loop_device::LoopDevice;
@@ -109,4 +110,18 @@ fn stacks() -> Vec<Subject> {
         }
     }
     subjects
+}
+
+/// An image of a Ceph cluster, in objects of which a request may be in several.
+pub fn rbd() -> Subject {
+    let open = |modes: &'static str| -> Open {
+        Box::new(move |ctx, _| {
+            let image = ceph::Image::new("rbd", LENGTH, &["--object-size", "128K"]);
+            let node = image.open(ctx, modes);
+            // It is open for longer than the name of this image, which goes with the cluster.
+            std::mem::forget(image);
+            node
+        })
+    };
+    Subject { open_read_only: Some(open(",read-only=on")), ..row("rbd".to_owned(), open("")) }
 }

@@ -15,6 +15,7 @@ use coblk::aio::SimulationOptions;
 use coblk::aio::sys::faults::Faults;
 use coblk::drivers::{Engine, File, FileOptions, Null};
 use coblk::{AioContext, BlockNode, IoThread};
+use coblk_tests::ceph::Image;
 use coblk_tests::guest::every_way;
 use coblk_tests::image_dir;
 use coblk_tests::images::sparse_image;
@@ -70,6 +71,20 @@ fn files_hold_what_the_model_holds() {
         for seed in seeds(4) {
             let plan = Plan::new(format!("{way}, seed {seed}"), seed, 80);
             plan.play(&context(), &file(dir.path(), options), &[]);
+        }
+    }
+}
+
+/// Needs what `tests/ceph/up` brings up.
+#[test]
+fn ceph_rbd_images_hold_what_the_model_holds() {
+    let other = IoThread::new("other").expect("a thread");
+    for seed in seeds(2) {
+        for others in [&[][..], &[other.handle()]] {
+            let image = Image::new("rbd", SIZE as u64, &["--object-size", "64K"]);
+            let ctx = context();
+            let what = format!("rbd, {} other contexts, seed {seed}", others.len());
+            Plan::new(what, seed, 60).play(&ctx, &image.open(&ctx, ""), others);
         }
     }
 }

@@ -4,7 +4,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use coblk::options::NodeOptions;
+use coblk::{AioContext, BlockNode, Blockdevs};
 
 use crate::tools;
 
@@ -81,6 +85,14 @@ impl Image {
             None => (&*self.place, String::new()),
         };
         format!("rbd,pool={pool}{namespace},image={},conf={}", self.name, conf())
+    }
+
+    /// A node of it, with more options behind a comma. It is closed when it is dropped.
+    #[track_caller]
+    pub fn open(&self, ctx: &AioContext, more: &str) -> Arc<BlockNode> {
+        let options = NodeOptions::from_keyval(format!("{}{more}", self.options()));
+        let blockdevs = Blockdevs::new(coblk::drivers());
+        blockdevs.open(ctx, options.expect("options")).expect("a node")
     }
 
     /// Its file name.

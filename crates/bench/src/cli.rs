@@ -9,6 +9,7 @@ use crate::compare::args::{CommonArgs, CompareArgs, wanted};
 use crate::compare::fuse::{self, FuseArgs};
 use crate::compare::jobs::JobsArgs;
 use crate::compare::nbd_client::{self, ClientArgs};
+use crate::compare::rbd::{self, RbdArgs};
 use crate::compare::{self, served, served::ServedArgs};
 use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
@@ -61,7 +62,7 @@ enum Command {
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
     /// Name all works of `micro`, `compare`, `compare fuse`, `compare nbd`, `compare nbd-client`,
-    /// `compare vhost-user`, `compare qcow2` and `compare jobs`, one a line.
+    /// `compare rbd`, `compare vhost-user`, `compare qcow2` and `compare jobs`, one a line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -103,6 +104,8 @@ enum Compared {
     Nbd(ServedArgs),
     /// Our NBD client beside QEMU's and libnbd's.
     NbdClient(ClientArgs),
+    /// Our RBD driver beside fio's and QEMU's.
+    Rbd(RbdArgs),
     /// Our vhost-user-blk export beside QEMU's.
     VhostUser(ServedArgs),
     /// Our qcow2 driver beside a raw image of ours and QEMU's driver.
@@ -147,6 +150,7 @@ pub fn run() -> io::Result<()> {
             Some(Compared::NbdClient(arguments)) => {
                 nbd_client::run(&arguments, &plan, &mut report)?;
             }
+            Some(Compared::Rbd(arguments)) => rbd::run(&arguments, &plan, &mut report)?,
             Some(Compared::Qcow2(arguments)) => {
                 compare::qcow2::run(&arguments, &plan, &mut report)?;
             }
@@ -174,6 +178,7 @@ fn list() {
     compare::jobs::names().iter().for_each(|name| println!("{name}"));
     fuse::Work::all().iter().for_each(|work| println!("{}", work.name()));
     nbd_client::Work::all().iter().for_each(|work| println!("{}", work.name()));
+    rbd::Work::all().iter().for_each(|work| println!("{}", work.name()));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }

@@ -1,5 +1,4 @@
 //! Images of a Ceph cluster, by their `rbd:` names. Needs what `tests/ceph/up` brings up.
-#![forbid(unsafe_code)]
 
 use coblk_tests::ceph::{Image, conf, rbd};
 use coblk_tests::tools;

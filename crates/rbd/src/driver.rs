@@ -166,6 +166,10 @@ impl BlockDriver for Rbd {
         target: &mut IoVectorMut<'_>,
         _: ReadFlags,
     ) -> io::Result<()> {
+        // librbd refuses lists of no ranges.
+        if target.is_empty() {
+            return Ok(());
+        }
         let read = self.image.co_readv(co, offset, target)?;
         // Beyond the end of an image that has become shorter.
         if read < target.len() as u64 {
@@ -181,6 +185,9 @@ impl BlockDriver for Rbd {
         source: &IoVector<'_>,
         _: WriteFlags,
     ) -> io::Result<()> {
+        if source.is_empty() {
+            return Ok(());
+        }
         self.changed(self.image.co_writev(co, offset, source))
     }
 

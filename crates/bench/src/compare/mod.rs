@@ -8,6 +8,7 @@ pub mod jobs;
 mod latency;
 pub mod nbd_client;
 pub mod qcow2;
+pub mod rbd;
 pub mod served;
 pub mod works;
 

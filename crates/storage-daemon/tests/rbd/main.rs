@@ -2,7 +2,6 @@
 //!
 //! Needs the cluster that `tests/ceph/up` brings up. Where it cannot be had, `tests/run` counts tests whose
 //! names have `ceph_` in them as not run.
-#![forbid(unsafe_code)]
 
 mod made;
 mod node;
@@ -10,6 +9,8 @@ mod refused;
 mod served;
 #[path = "../util/mod.rs"]
 mod util;
+#[path = "../../../vhost-user-blk/tests/util/mod.rs"]
+mod vhost;
 
 use std::sync::Arc;
 

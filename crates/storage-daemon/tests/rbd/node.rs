@@ -263,8 +263,8 @@ fn ceph_a_context_that_ends_waits_for_its_requests() {
             let mut buffer = Buffer { read, wanted, filled };
             let other = other.clone();
             ctx.spawn("read", move |co| {
-                let read = other.co_preadv(co, 0, &mut IoVectorMut::from(&mut buffer.read));
-                panic!("it went on: {read:?}");
+                // Is unwound, or has ended before that.
+                let _ = other.co_preadv(co, 0, &mut IoVectorMut::from(&mut buffer.read));
             });
         }
         drop(other);

@@ -18,9 +18,34 @@ use serde_json::json;
 
 use crate::util::qmp::Client;
 use crate::util::{Place, wait_until};
+use crate::vhost;
 use crate::{Bench, MIB};
 
 const MONITOR: &str = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
+
+/// A disk over vhost-user, on two threads.
+#[test]
+fn ceph_a_disk_over_vhost_user_and_the_image_agree() {
+    let (place, image) = (Place::new(), Image::new("rbd", 16 * MIB, &["--object-size", "1M"]));
+    let daemon = place.start(&format!(
+        "--object iothread,id=t0 --object iothread,id=t1 --blockdev {},node-name=disk \
+         --export vhost-user-blk,id=v0,node-name=disk,writable=on,num-queues=2,\
+         addr.type=unix,addr.path=@/vhost.sock,iothread.0=t0,iothread.1=t1",
+        image.options()
+    ));
+    let mut client = vhost::Client::connect(&place.path("vhost.sock"), 2);
+    for queue in 0..2 {
+        client.check(queue, queue as u64 * MIB, 65536, 7 + queue as u8);
+    }
+    assert_eq!(client.one(0, vhost::Op::Flush, 0, 0), 0);
+    drop(client);
+    daemon.stop(Signal::TERM);
+    let copy = place.path("copy");
+    rbd(&["export", "--no-progress", &image.spec(), tools::text(&copy)]);
+    let bytes = std::fs::read(copy).unwrap();
+    let written = |at: usize| bytes[at..at + 65536].iter().any(|byte| *byte != 0);
+    assert_eq!([0, MIB, 2 * MIB].map(|at| written(at as usize)), [true, true, false]);
+}
 
 /// What a client has written to an export is in the image, and what it reads is that of the image.
 #[test]
