@@ -12,7 +12,7 @@ use super::{Signal, is_mounted};
 
 /// MiB that are written to a file system; `COBLK_FUSE_MIB` in its place, for longer runs.
 fn mib() -> u64 {
-    std::env::var("COBLK_FUSE_MIB").ok().map_or(24, |text| text.parse().expect("a number"))
+    std::env::var("COBLK_FUSE_MIB").ok().map_or(8, |text| text.parse().expect("a number"))
 }
 
 /// The smallest disk for xfs, in MiB.
