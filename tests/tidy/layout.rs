@@ -23,8 +23,8 @@ const TOP_LEVEL: [&str; 13] = [
 ];
 
 /// Crates that may hold unsafe code, in the files that their documentation names.
-const FENCED: [&str; 4] =
-    ["crates/aio", "crates/bench", "crates/coroutine", "crates/vhost-user-blk"];
+const FENCED: [&str; 5] =
+    ["crates/aio", "crates/bench", "crates/coroutine", "crates/rbd", "crates/vhost-user-blk"];
 
 /// Test programs of crates without unsafe code that count allocations: only unsafe code can replace
 /// the allocator.

@@ -110,7 +110,7 @@ pub use io::tracked::Access;
 pub use registry::{
     BlockdevError, CreateError, Creates, Creating, Creation, Driver, DriverEvent, Drivers,
     EventData, EventSink, EventType, Measure, Measures, NamedObject, NodeMode, ObjectFinder,
-    OpenError, Opening, Reopen, Reopening, Secret,
+    OpenError, Opening, ReadFileName, Reopen, Reopening, Secret,
 };
 pub use sidecar::SidecarError;
 

@@ -83,7 +83,7 @@ fn j80_j83_a_reader_of_the_target_that_looks_at_the_source_is_not_overtaken() {
     let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&overlay));
     let options = JobOptions::new("j", "backup");
     let job = stage.ctx.run(|co| {
-        let backup = backup.sync(BackupSync::None);
+        let backup = backup.sync(BackupSync::None).min_cluster_size(GRANULE);
         backup.co_start(co, &stage.jobs, options, &stage.blockdevs).unwrap()
     });
     let reader = BackendOptions::new("reader").read_only(true).share_rw(true);

@@ -14,7 +14,7 @@ const TLS: [&str; 2] = ["Unable to access credentials x", "Unable to access cred
 const TLS: [&str; 2] = ["built without TLS", "built without TLS"];
 
 /// Each command line, and what its error must say.
-const REFUSED: [(&str, &str, &str); 77] = [
+const REFUSED: &[(&str, &str, &str)] = &[
     ("", "--frob", "--frob"),
     ("", "frob", "frob"),
     ("", "--blockdev", "--blockdev"),
@@ -96,6 +96,11 @@ const REFUSED: [(&str, &str, &str); 77] = [
         DISK,
         "--export vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=@/v,num-queues=65536",
         "Parameter 'num-queues' expects uint16",
+    ),
+    (
+        DISK,
+        "--export vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=@/v,serial=123456789012345678901",
+        "parameter serial must not be longer than 20 bytes",
     ),
     (
         DISK,

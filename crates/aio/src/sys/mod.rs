@@ -142,6 +142,13 @@ pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
     check_zero(unsafe { libc::fdatasync(fd.as_raw_fd()) })
 }
 
+/// Drops the clean pages of a file from the page cache. Other pages stay.
+pub fn forget_pages(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let error = unsafe { libc::posix_fadvise(fd.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
 /// What [`fallocate`] does to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallocate {

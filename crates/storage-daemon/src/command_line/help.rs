@@ -31,7 +31,7 @@ order in which they are given.
                      show a node to clients of the NBD server
   --export [type=]vhost-user-blk,id=ID,node-name=NODE,
            addr.type=unix,addr.path=PATH[,writable=on|off]
-           [,logical-block-size=BYTES][,num-queues=N]
+           [,logical-block-size=BYTES][,num-queues=N][,serial=TEXT]
            [,iothread=ID | ,iothread.0=ID,iothread.1=ID...]
            [,writethrough=on|off][,rerror=POLICY][,werror=POLICY]
                      show a node as a disk for a virtual machine

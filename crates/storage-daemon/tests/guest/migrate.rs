@@ -93,8 +93,10 @@ fn status(qemu: &mut Client) -> Value {
 fn move_guest(from: &mut Host, to: &mut Host, sum: &str) -> u64 {
     let socket = format!("unix:{}", tools::text(&to.dir.join("migration")));
     let mut devices = to.devices();
-    devices.extend(["-incoming".to_owned(), socket.clone()]);
+    devices.extend(["-incoming", "defer"].map(str::to_owned));
     to.guest = Some(Machine::start(&to.dir, &devices));
+    // Answered once it listens there.
+    to.qemu().run("migrate-incoming", json!({"uri": socket}));
     from.guest().run("echo 3 >/proc/sys/vm/drop_caches");
 
     let mut qemu = from.qemu();

@@ -263,6 +263,10 @@ impl BlockDriver for File {
         self.co_allocated(co)
     }
 
+    fn co_drop_cache(&self, co: &Co<'_>) -> io::Result<()> {
+        self.share.submit_co(co, || sys::forget_pages(self.file.as_fd()))
+    }
+
     fn co_stamp(&self, co: &Co<'_>) -> io::Result<Option<StorageStamp>> {
         self.co_look_at_stamp(co)
     }
