@@ -223,7 +223,7 @@ fn words(image: Option<&Path>, file: &Path, threads: usize) -> io::Result<Vec<St
     match image {
         None => add("--blockdev", format!("null-co,node-name=d,size={NULL_BYTES},read-zeroes=on")),
         Some(image) => {
-            let how = "aio=threads,cache.direct=off,locking=off";
+            let how = "aio=io_uring,cache.direct=off,locking=off";
             add("--blockdev", format!("file,node-name=f,filename={},{how}", utf8(image)?));
             add("--blockdev", "raw,node-name=d,file=f".to_owned());
         }

@@ -1,17 +1,18 @@
 //! File systems on loop devices on exports: what a loop device sends is what most programs do not, many
 //! requests at once from pages that it writes to again as soon as it is answered.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use coblk_tests::tools;
 
-use super::util::Place;
+use super::util::{Place, wait_until};
 use super::{Signal, is_mounted};
 
 /// MiB that are written to a file system; `COBLK_FUSE_MIB` in its place, for longer runs.
 fn mib() -> u64 {
-    std::env::var("COBLK_FUSE_MIB").ok().map_or(24, |text| text.parse().expect("a number"))
+    std::env::var("COBLK_FUSE_MIB").ok().map_or(8, |text| text.parse().expect("a number"))
 }
 
 /// The smallest disk for xfs, in MiB.
@@ -39,7 +40,8 @@ struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        tools::output("umount", [self.0]);
+        let output = tools::output("umount", [self.0]);
+        assert!(output.status.success() || std::thread::panicking());
     }
 }
 
@@ -83,6 +85,10 @@ fn check(make: &[&str], fsck: &[&str], direct: bool) {
     fs::remove_file(dir.join("data")).unwrap();
     tools::run("fstrim", [&dir]);
     drop(mounted);
+    // A mount namespace that another test has made meanwhile may have it still.
+    wait_until("the device is not in use", || {
+        OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.0).is_ok()
+    });
     tools::run(fsck[0], fsck[1..].iter().copied().chain([device.0.as_str()]));
     drop(device);
     daemon.stop(Signal::TERM);

@@ -1,52 +1,30 @@
 //! A daemon without rights.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use coblk_tests::tools;
 
 use super::util::{self, Place};
-use super::{MIB, Signal};
+use super::{MIB, Signal, is_mounted};
 
-/// A mount namespace in which every user may open `/dev/fuse`, as they may where udev has made it.
-struct Namespace(Child);
-
-impl Namespace {
-    fn new() -> Namespace {
-        let script = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/fuse c 10 229 && \
-                      mount --bind /mnt/fuse /dev/fuse && echo ready && exec cat";
-        let mut command = tools::command("unshare");
-        command.args(["--mount", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut ready = [0; 6];
-        child.stdout.as_mut().unwrap().read_exact(&mut ready).expect("root, and /dev/fuse");
-        Namespace(child)
-    }
-
-    /// A command in there, of a user without rights. Descriptor 3 is the daemon's program, which root has
-    /// opened, so that it is found wherever it lies.
-    fn command(&self) -> Command {
-        let script = "exec 3<\"$0\" setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
-        let mut command = tools::command("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", self.0.id()));
-        command.args(["sh", "-c", script, env!("CARGO_BIN_EXE_coblk-storage-daemon")]);
-        command
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A command of a user without rights. Descriptor 3 is the daemon's program, which root has opened, so that it
+/// is found wherever it lies.
+fn command() -> Command {
+    // Where no udev has made the device, only root may open it.
+    fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666))
+        .expect("root, and /dev/fuse");
+    let script = "exec 3<\"$0\" setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    let mut command = tools::command("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_coblk-storage-daemon")]);
+    command
 }
 
 /// A user without rights has `fusermount3` mount, over files of its own.
 #[test]
 fn mounts_of_a_user_are_made_by_the_helper() {
-    let (place, namespace) = (Place::in_memory(), Namespace::new());
+    let place = Place::in_memory();
     let dir = place.path("");
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
     for (name, owner) in [("mnt", 65534), ("theirs", 0), ("disk", 65534)] {
@@ -54,7 +32,7 @@ fn mounts_of_a_user_are_made_by_the_helper() {
         std::os::unix::fs::chown(place.path(name), Some(owner), Some(owner)).unwrap();
     }
     let daemon = |mountpoint: &str| {
-        let mut command = namespace.command();
+        let mut command = command();
         let arguments = format!(
             "/proc/self/fd/3 --blockdev file,node-name=disk,filename=@/disk --pidfile @/pid \
              --export fuse,id=f0,node-name=disk,mountpoint=@/{mountpoint},writable=on"
@@ -67,7 +45,7 @@ fn mounts_of_a_user_are_made_by_the_helper() {
     assert!(!output.status.success() && said.contains("fusermount3: "), "{said}");
     let running = place.start_command(daemon("mnt"));
     let as_user = |script: &str| {
-        let mut command = namespace.command();
+        let mut command = command();
         command.args(["sh", "-c", script, "sh"]).arg(place.path("mnt")).output().unwrap()
     };
     assert!(as_user("printf user | dd of=\"$1\" bs=4 seek=1024 conv=notrunc").status.success());
@@ -80,6 +58,5 @@ fn mounts_of_a_user_are_made_by_the_helper() {
     let read = as_user("dd if=\"$1\" bs=4 skip=1024 count=1 2>/dev/null");
     assert_eq!(read.stdout, b"user");
     running.stop(Signal::TERM);
-    let below = as_user("wc -c <\"$1\"; grep -c coblk /proc/self/mounts");
-    assert_eq!(String::from_utf8_lossy(&below.stdout), "1048576\n0\n");
+    assert!(!is_mounted(&place.path("mnt")));
 }
