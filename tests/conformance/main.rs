@@ -64,6 +64,14 @@ fn ceph_rbd_conforms() {
     conform(vec![subjects::rbd()], "auto", 1, || waits_in(WaitMode::Auto));
 }
 
+/// The world outside is in no simulation.
+#[test]
+fn exports_of_nbd_servers_conform() {
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        conform(vec![subjects::nbd()], "nbd", 4, || waits_in(mode));
+    }
+}
+
 #[test]
 fn drivers_conform_in_simulated_contexts() {
     // What calls that fall short and are interrupted must not be noticed above.
