@@ -229,6 +229,8 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         on_error: backup.on_cbw_error,
         timeout: None,
         hold: backup.hold,
+        // With that the job itself writes there.
+        is_alone: !backup.discard_source,
         spill: backup.spill.clone(),
         sums: backup.verify || backup.manifest.is_some(),
         latency: backup.guest_latency.map(Latency::new),

@@ -155,7 +155,8 @@ impl Filter for CopyBeforeWrite {
         self.keeper.reads.is_some().then_some(self)
     }
 
-    /// A write to the node that does not come through here would change the instant. The target may be written by
+    /// A write to the node that does not come through here would change the instant. So a job does not begin if a writer
+    /// stays below: one that leads to the target, whose edge cannot turn. The target may be written by
     /// others, as its backing file may be the node.
     fn child_permissions(
         &self,
@@ -166,7 +167,7 @@ impl Filter for CopyBeforeWrite {
         if edge.id() == self.target.id() {
             return (Permissions::WRITE, Permissions::all() - Permissions::RESIZE);
         }
-        if held.is_empty() {
+        if held.is_empty() && !self.keeper.is_alone() {
             return (held, shared);
         }
         let kept = Permissions::WRITE | Permissions::RESIZE;

@@ -47,6 +47,8 @@ pub(crate) struct KeeperPlan {
     pub(crate) timeout: Option<Duration>,
     /// Old bytes in memory, at most, whose guests do not wait for the target.
     pub(crate) hold: u64,
+    /// Nothing writes to the node below the filter, though the filter has no user.
+    pub(crate) is_alone: bool,
     /// Where old bytes go at first.
     pub(crate) spill: Option<Arc<BlockNode>>,
     /// Whether what is read is noted.
@@ -227,6 +229,11 @@ impl Keeper {
     /// Where old bytes go at first, unless that is the target.
     pub(crate) fn spill(&self) -> Option<&Arc<Spill>> {
         self.spill.as_ref()
+    }
+
+    /// Whether nothing may write to the node below the filter, which has no user.
+    pub(super) fn is_alone(&self) -> bool {
+        self.plan.is_alone && !self.is_given_up.load(Ordering::SeqCst)
     }
 
     /// Of writes to the target.

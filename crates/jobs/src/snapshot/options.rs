@@ -167,6 +167,7 @@ impl Driver for CopyBeforeWrite {
             on_error: options.on_cbw_error.unwrap_or_default(),
             timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
             hold,
+            is_alone: false,
             spill: None,
             sums: false,
             latency: None,
