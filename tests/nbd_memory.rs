@@ -3,9 +3,16 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use coblk_tests::nbd::{MAGIC, Served, choose, hogs, request};
+use coblk::drivers::File;
+use coblk::{BlockNode, nbd::NbdOptions};
+use coblk_tests::nbd::{MAGIC, SIZE, Served, Session, choose, hogs, request};
+use coblk_tests::storage_daemon::eventually;
+
+/// One test measures at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Reads `len` bytes of the export, and takes the reply.
 fn read(client: &mut UnixStream, len: u32) -> Vec<u8> {
@@ -16,11 +23,11 @@ fn read(client: &mut UnixStream, len: u32) -> Vec<u8> {
     reply.split_off(16)
 }
 
-/// The most memory this process has had, in KiB.
-fn peak_kib() -> u64 {
+/// Memory of this process in KiB: that which it has, `VmRSS`, or the most that it has had, `VmHWM`.
+fn memory_kib(which: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    let line = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
+    line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
 /// Writes `len` times `byte` to the beginning of the export.
@@ -34,6 +41,7 @@ fn write(client: &mut UnixStream, byte: u8, len: usize) {
 
 #[test]
 fn clients_that_never_read_cost_little_and_keep_nobody_waiting() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let served = Served::new(env!("CARGO_TARGET_TMPDIR"));
     // Two that go on, by a byte now and then: one sends, one takes.
     let mut sender = choose(&served.socket());
@@ -51,7 +59,7 @@ fn clients_that_never_read_cost_little_and_keep_nobody_waiting() {
             assert!(read(&mut honest, len).iter().all(|byte| *byte == round));
         }
     }
-    let peak = peak_kib();
+    let peak = memory_kib("VmHWM");
     assert!(peak < 256 << 10, "50 clients made the server hold {peak} KiB");
     assert!(peak > 64 << 10, "nobody held anything: {peak} KiB");
 
@@ -72,4 +80,53 @@ fn clients_that_never_read_cost_little_and_keep_nobody_waiting() {
     panic!(
         "not disconnected: one that does nothing, one that sends a little, one that takes a little: {gone:?}"
     );
+}
+
+/// Of the clients of four contexts one in ten keeps to no rule; the others are served, and memory is
+/// bounded.
+#[test]
+fn a_crowd_with_hostile_clients_is_served_and_its_memory_comes_back() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = std::env::var("COBLK_NBD_CLIENTS").map_or(150, |text| text.parse().unwrap());
+    let options = NbdOptions::default().max_connections(0);
+    let served = Served::on_contexts(env!("CARGO_TARGET_TMPDIR"), options, 4, |dir| {
+        let image = dir.join("disk.img");
+        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        BlockNode::new("disk0", File::options().open(&image).unwrap())
+    });
+    let before = memory_kib("VmRSS");
+    let (mut honest, mut hostile) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        if number % 10 > 0 {
+            honest.push(Session::open(&served.socket()));
+            continue;
+        }
+        let mut client = choose(&served.socket());
+        // Takes nothing; sends no more of a write; half a header; no request; nothing.
+        let nonsense = match number / 10 % 5 {
+            0 => request(MAGIC, 0, 0, 0, 32 << 20).repeat(2),
+            1 => [request(MAGIC, 0, 1, 32 << 20, 8 << 20), vec![1; 5000]].concat(),
+            2 => request(MAGIC, 0, 0, 0, 512)[..20].to_vec(),
+            3 => vec![0xff; 64],
+            _ => Vec::new(),
+        };
+        client.write_all(&nonsense).unwrap();
+        hostile.push(client);
+    }
+    let mut most = 0;
+    for round in 0..3u8 {
+        for (number, session) in honest.iter_mut().enumerate() {
+            let (data, at) = ([round ^ number as u8; 512], (number * 512) as u64);
+            session.write(at, &data).unwrap();
+            assert_eq!(session.read(at, 512).unwrap(), data, "client {number}");
+        }
+        most = most.max(memory_kib("VmRSS"));
+    }
+    // All payloads, and what each client has besides.
+    let each = 128 * count as u64;
+    assert!(most < before + (160 << 10) + each, "the server has held {most} KiB of {before}");
+    drop((honest, hostile));
+    eventually("all to go", || served.connections() == 0);
+    let after = memory_kib("VmRSS");
+    assert!(after < before + (16 << 10) + each / 4, "the server keeps {after} KiB of {before}");
 }

@@ -102,6 +102,34 @@ fn clients_of_qemu_and_libnbd_are_served() {
 }
 
 #[test]
+fn tls_moves_with_a_connection_to_the_context_that_serves_it() {
+    let dir = tempfile::tempdir_in(PARENT).unwrap();
+    let authority = Authority::new(dir.path());
+    let credentials = TlsCredentials::from_dir(&authority.server("s"), true).unwrap();
+    let options = NbdOptions::default().tls(credentials);
+    let served = Served::on_contexts(PARENT, options, 3, |dir| {
+        let image = dir.join("disk.img");
+        std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        BlockNode::new("disk0", File::options().open(&image).unwrap())
+    });
+    let client = authority.client("c", 2);
+    let uri = format!(
+        "nbds+unix:///disk?socket={}&tls-certificates={}&tls-hostname=localhost",
+        tools::text(&served.socket()),
+        tools::text(&client)
+    );
+    // Several connections, as the server allows that, with several requests each.
+    let (source, back) = (dir.path().join("source"), dir.path().join("back"));
+    let bytes: Vec<u8> = (0..SIZE as usize).map(|at| (at / 777) as u8).collect();
+    std::fs::write(&source, &bytes).unwrap();
+    tools::run("nbdcopy", ["--connections=6", "--flush", tools::text(&source), &uri]);
+    tools::run("nbdcopy", ["--connections=6", &uri, tools::text(&back)]);
+    assert!(std::fs::read(&back).unwrap() == bytes, "other bytes came back");
+    let said = tools::run("nbdinfo", [&uri]);
+    assert!(said.contains("with TLS") && said.contains("can_multi_conn: true"), "{said}");
+}
+
+#[test]
 fn nothing_is_possible_before_tls() {
     let dir = tempfile::tempdir_in(PARENT).unwrap();
     let credentials = TlsCredentials::from_dir(&Authority::new(dir.path()).server("s"), false);

@@ -1,23 +1,69 @@
 //! An NBD server on a thread of its own, and the bytes of a client.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coblk::drivers::File;
-use coblk::nbd::{NbdExport, NbdOptions, NbdServer, SocketAddress};
-use coblk::{AioContext, AioHandle, BlockBackend, BlockNode};
+use coblk::drivers::{File, NbdNodeOptions};
+use coblk::nbd::{NbdContexts, NbdExport, NbdOptions, NbdServer, SocketAddress};
+use coblk::options::NodeOptions;
+use coblk::{
+    AioContext, AioHandle, BackendOptions, BlockBackend, BlockNode, Blockdevs, Co, IoThread,
+};
 
 use crate::random::Random;
 use crate::tools;
 
 /// Length of the image.
 pub const SIZE: u64 = 64 << 20;
+
+thread_local! {
+    static SERVER: RefCell<Option<Rc<NbdServer>>> = const { RefCell::new(None) };
+}
+
+/// Where the clients of a server are served.
+enum Exported {
+    Here(BlockBackend),
+    Contexts(NbdContexts),
+}
+
+impl Exported {
+    fn open(ctx: &AioContext, node: Arc<BlockNode>, threads: &[IoThread]) -> Exported {
+        if threads.is_empty() {
+            return Exported::Here(BlockBackend::new(ctx, "drive", node));
+        }
+        let homes: Vec<AioHandle> = threads.iter().map(|thread| thread.handle().clone()).collect();
+        let options = BackendOptions::new("drive").share_rw(true);
+        let contexts = ctx.run(|co| NbdContexts::co_open(co, &node, &options, &homes));
+        Exported::Contexts(contexts.unwrap())
+    }
+
+    fn export(&self, name: &str) -> NbdExport {
+        match self {
+            Exported::Here(backend) => NbdExport::new(name, backend.clone()),
+            Exported::Contexts(contexts) => NbdExport::on_contexts(name, contexts),
+        }
+    }
+
+    fn close(&self, co: &Co<'_>) {
+        if let Exported::Contexts(contexts) = self {
+            contexts.co_close(co);
+        }
+    }
+}
+
+fn numbered_thread(number: usize) -> IoThread {
+    let poll_max = Duration::from_micros(50);
+    let context = AioContext::test_builder().poll_max(poll_max);
+    IoThread::with_builder(&format!("t{number}"), context).unwrap()
+}
 
 /// A server on a thread of its own, with an image under the name "disk", and the same read-only as
 /// "ro".
@@ -54,6 +100,26 @@ impl Served {
         tcp: Option<SocketAddr>,
         node: impl FnOnce(&Path) -> Arc<BlockNode>,
     ) -> Served {
+        Self::start(parent, options, tcp, 0, node)
+    }
+
+    /// Starts one whose clients are served by so many other contexts, called `t0`, `t1` and so on.
+    pub fn on_contexts(
+        parent: &str,
+        options: NbdOptions,
+        contexts: usize,
+        node: impl FnOnce(&Path) -> Arc<BlockNode>,
+    ) -> Served {
+        Self::start(parent, options, None, contexts, node)
+    }
+
+    fn start(
+        parent: &str,
+        options: NbdOptions,
+        tcp: Option<SocketAddr>,
+        contexts: usize,
+        node: impl FnOnce(&Path) -> Arc<BlockNode>,
+    ) -> Served {
         let dir = tempfile::tempdir_in(parent).unwrap();
         let node = node(dir.path());
         let unix = || SocketAddress::unix(dir.path().join("nbd.sock"));
@@ -64,18 +130,52 @@ impl Served {
             // It polls: the loop itself receives from clients that are fast enough.
             let poll_max = Duration::from_micros(50);
             let ctx = AioContext::test_builder().poll_max(poll_max).build().unwrap();
-            let backend = BlockBackend::new(&ctx, "drive", node);
-            let server = NbdServer::listen(&ctx, &address, options).unwrap();
-            let export = NbdExport::new("disk", backend.clone()).description("a test image");
-            server.add_export(export).unwrap();
-            server.add_export(NbdExport::new("ro", backend).read_only(true)).unwrap();
+            let threads: Vec<IoThread> = (0..contexts).map(numbered_thread).collect();
+            let place = Exported::open(&ctx, node, &threads);
+            let server = Rc::new(NbdServer::listen(&ctx, &address, options).unwrap());
+            server.add_export(place.export("disk").description("a test image")).unwrap();
+            server.add_export(place.export("ro").read_only(true)).unwrap();
+            SERVER.set(Some(Rc::clone(&server)));
             tell.send((ctx.handle(), server.addresses()[0].clone())).unwrap();
             ctx.run_until(|| stopped.load(Ordering::Acquire));
-            ctx.run(|co| server.co_shutdown(co, Duration::from_secs(2)));
+            SERVER.set(None);
+            ctx.run(|co| {
+                server.co_shutdown(co, Duration::from_secs(2));
+                place.close(co);
+            });
             assert_eq!(server.connections(), 0);
         });
         let (handle, address) = told.recv().unwrap();
         Served { dir, address, stop, handle, thread: Some(thread) }
+    }
+
+    /// Does something with the server, on its thread.
+    pub fn at_server<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Co<'_>, &NbdServer) -> R + Send + 'static,
+    ) -> R {
+        let act = move |co: &Co<'_>| {
+            let server = SERVER.with_borrow(|server| server.clone().expect("it runs"));
+            act(co, &server)
+        };
+        self.handle.spawn("test", act).wait().unwrap()
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.at_server(|_, server| server.connections())
+    }
+
+    /// A node that is the export "disk", or "ro".
+    pub fn open(&self, ctx: &AioContext, read_only: bool) -> Arc<BlockNode> {
+        let export = if read_only { "ro" } else { "disk" };
+        let options = NbdNodeOptions::new(self.address.clone(), export);
+        let options = NodeOptions::new(options).read_only(read_only);
+        let blockdevs = Blockdevs::new(coblk::drivers());
+        let node = blockdevs.open(ctx, options).unwrap();
+        // The node is used for longer than it has a name there.
+        std::mem::forget(blockdevs);
+        node
     }
 
     /// Its unix socket.

@@ -5,9 +5,9 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "jobs", "qcow2", "virtio-blk"],
+    &["export", "jobs", "qcow2", "rbd", "virtio-blk"],
     &["nbd"],
-    &["vhost-user-blk"],
+    &["fuse", "vhost-user-blk"],
     &["coblk"],
     &["img", "storage-daemon"],
     &["bench"],
@@ -154,6 +154,7 @@ pub const HOUSES: &[House] = &[
         "export",
         &[
             &["backend"],
+            &["resident"],
             &["error"],
             &["export"],
             &["options"],
@@ -163,6 +164,16 @@ pub const HOUSES: &[House] = &[
         ],
     ),
     ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
+    (
+        "rbd",
+        &[
+            &["name", "options"],
+            &["ffi"],
+            &["connect", "length", "status", "watch"],
+            &["driver"],
+            &["create"],
+        ],
+    ),
     (
         "qmp",
         &[
@@ -179,6 +190,7 @@ pub const HOUSES: &[House] = &[
     (
         "virtio-blk",
         &[
+            &["dirty"],
             &["memory"],
             &["chain"],
             &["interrupt"],
@@ -199,6 +211,22 @@ pub const HOUSES: &[House] = &[
         ],
     ),
     (
+        "fuse",
+        &[
+            &["abi"],
+            &["request"],
+            &["reply"],
+            &["memory"],
+            &["file"],
+            &["mount"],
+            &["mountpoint"],
+            // A queue serves what it reads, and what serves it answers through it.
+            &["change", "data", "look", "queue", "serve"],
+            &["station"],
+            &["export_type"],
+        ],
+    ),
+    (
         "vhost-user-blk",
         &[
             &["config", "messages"],
@@ -206,10 +234,10 @@ pub const HOUSES: &[House] = &[
             &["error"],
             &["device"],
             &["sigbus"],
-            &["inflight", "memory"],
             &["notifier"],
+            &["dirty", "inflight", "memory"],
             &["vring"],
-            &["session"],
+            &["handover", "logging", "session"],
             &["control"],
             &["options"],
             &["export"],

@@ -103,7 +103,7 @@ pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
     DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent, Woken,
-    drain_all,
+    drain_all, nodes_in_flight,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
@@ -111,7 +111,7 @@ pub use io::tracked::Access;
 pub use registry::{
     BlockdevError, CreateError, Creates, Creating, Creation, Driver, DriverEvent, Drivers,
     EventData, EventSink, EventType, Measure, Measures, NamedObject, NodeMode, ObjectFinder,
-    OpenError, Opening, Reopen, Reopening, Secret,
+    OpenError, Opening, ReadFileName, Reopen, Reopening, Secret,
 };
 pub use sidecar::SidecarError;
 

@@ -1,11 +1,13 @@
 //! Block status, and changes of length.
 
 use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use Kind::{Data, Hole};
+use coblk_aio::sys::{self, Fallocate};
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
@@ -75,6 +77,36 @@ fn a_file_tells_its_holes_and_what_is_behind_its_end() {
         // With O_DIRECT in whole blocks of the node.
         let expected: &[_] = if direct { &[(Data, 1024)] } else { &[(Data, 1000), (Hole, 24)] };
         assert_eq!(map(&ctx, &backend), expected);
+    }
+}
+
+/// A reader of a whole image asks piece by piece, and the next hole may be far to look for.
+#[test]
+fn data_is_looked_up_once_until_the_node_makes_a_hole() {
+    const MIB: u64 = 1 << 20;
+    for direct in [false, true] {
+        let (ctx, image, backend) = set_up(4 * MIB, direct);
+        let status = |offset| backend.block_status(&ctx, offset, MIB).map(|it| kind(&it)).unwrap();
+        let write = |offset| {
+            let data = vec![7u8; MIB as usize];
+            backend.pwritev(&ctx, offset, &IoVector::from(&data[..]), PLAIN).unwrap();
+        };
+        (0..4).for_each(|at| write(at * MIB));
+        assert_eq!(status(0), Data);
+        // Not seen, as it was not asked for again: another process made the hole.
+        sys::fallocate(image.as_file().as_fd(), Fallocate::PunchHole, MIB, MIB).unwrap();
+        assert_eq!(status(MIB), Data);
+        backend.pdiscard(&ctx, 2 * MIB, MIB).unwrap();
+        assert_eq!([0, 1, 2, 3].map(|at| status(at * MIB)), [Data, Hole, Hole, Data]);
+        // Data that is known on both sides of what is zeroed.
+        write(MIB);
+        write(2 * MIB);
+        assert_eq!(status(0), Data);
+        backend.pwrite_zeroes(&ctx, MIB, MIB, ZeroFlags::MAY_UNMAP).unwrap();
+        assert_eq!([0, 1, 2].map(|at| status(at * MIB)), [Data, Hole, Data]);
+        backend.truncate(&ctx, 2 * MIB + 4096).unwrap();
+        backend.truncate(&ctx, 4 * MIB).unwrap();
+        assert_eq!([2, 3].map(|at| status(at * MIB)), [Data, Hole]);
     }
 }
 
@@ -243,6 +275,24 @@ fn a_grow_that_has_become_a_shrink_waits_for_the_writes_in_flight() {
         ctx.try_poll();
     }
     assert_eq!(backend.length().unwrap(), 8192);
+}
+
+/// Two users grow a disk for their writes at once: what the first has brought stays.
+#[test]
+fn a_grow_for_a_write_never_cuts_off_what_another_has_brought() {
+    let (ctx, disk, backend) = held_truncates(4096);
+    let first = start_truncate(&ctx, &backend, 16384);
+    let (done, grower) = (Rc::new(Cell::new(false)), backend.clone());
+    let seen = Rc::clone(&done);
+    ctx.spawn("grow", move |co| {
+        let how = Truncate { zero: true, ..Truncate::default() };
+        grower.co_grow_with(co, 8192, how).unwrap();
+        seen.set(true);
+    });
+    assert!(disk.release());
+    while ctx.try_poll() {}
+    assert_eq!((first.get(), done.get(), backend.length().unwrap()), (true, true, 16384));
+    assert_eq!(disk.take_ops(), [Op::Truncate(16384)]);
 }
 
 /// It waits in a drain, and the disk is longer when that ends.

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Everything here stays on the thread of one context, but for an [`ErrorReporter`], which any thread may
-//! have.
+//! have, and what an export keeps on the contexts of its list: each is a [`Resident`] there.
 //!
 //! A type in full is `tests/types.rs`; in a daemon, `examples/own_export.rs`.
 #![forbid(unsafe_code)]
@@ -28,6 +28,7 @@ mod export_type;
 mod exports;
 mod options;
 mod registry;
+mod resident;
 
 pub use backend::ExportBackend;
 pub use error::ExportError;
@@ -38,3 +39,4 @@ pub use export_type::{
 pub use exports::{Exports, RunningExport};
 pub use options::{ExportOptions, OnError};
 pub use registry::ExportTypes;
+pub use resident::{Resident, ResidentError};

@@ -12,6 +12,7 @@ mod nbd;
 mod overlay_example;
 mod parts;
 mod questions;
+mod rbd;
 mod repair;
 mod targets;
 mod usage;

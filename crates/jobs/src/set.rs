@@ -41,7 +41,7 @@ impl Jobs {
         task: impl Task,
     ) -> Result<Rc<Job>, JobError> {
         self.check_id(&options.id)?;
-        let job = Job::new(ctx, self, options, group, Box::new(task));
+        let job = Job::new(ctx, self, options, group, Rc::new(task));
         self.list.borrow_mut().push(Rc::clone(&job));
         Ok(job)
     }

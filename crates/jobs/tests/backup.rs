@@ -18,7 +18,8 @@ use util::{take, until};
 
 impl Stage {
     fn backup(&self) -> Backup {
-        Backup::new(Arc::clone(&self.source_node), Arc::clone(&self.target_node))
+        let nodes = (Arc::clone(&self.source_node), Arc::clone(&self.target_node));
+        Backup::new(nodes.0, nodes.1).min_cluster_size(GRANULE)
     }
 
     fn try_back_up(&self, backup: Backup, options: JobOptions) -> Result<Rc<Job>, BackupError> {

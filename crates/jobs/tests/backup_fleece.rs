@@ -83,7 +83,7 @@ fn j80_j83_a_reader_of_the_target_that_looks_at_the_source_is_not_overtaken() {
     let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&overlay));
     let options = JobOptions::new("j", "backup");
     let job = stage.ctx.run(|co| {
-        let backup = backup.sync(BackupSync::None);
+        let backup = backup.sync(BackupSync::None).min_cluster_size(GRANULE);
         backup.co_start(co, &stage.jobs, options, &stage.blockdevs).unwrap()
     });
     let reader = BackendOptions::new("reader").read_only(true).share_rw(true);
@@ -122,4 +122,49 @@ fn j80_j83_a_reader_of_the_target_that_looks_at_the_source_is_not_overtaken() {
     // The source is read where nothing was kept, and by readers of today.
     drop(overlay);
     assert!(stage.is_free());
+}
+
+/// A backup turns what reads below its source, such as the target of another backup that is to come. The filter of that
+/// one cannot come above the source then: writers would be below it.
+#[test]
+fn j69_j105_a_backup_whose_filter_writers_would_pass_by_is_refused() {
+    let stage = stage();
+    stage.source.fill(1);
+    let overlay = || {
+        let backing = Child::new("backing", ChildRole::COW, Arc::clone(&stage.source_node));
+        BlockNode::new("overlay", Overlay { backing, written: Mutex::default() })
+    };
+    let start = |id: &str, backup: Backup| {
+        let options = JobOptions::new(id, "backup");
+        let backup = backup.sync(BackupSync::None).min_cluster_size(GRANULE);
+        stage.ctx.run(|co| backup.co_start(co, &stage.jobs, options, &stage.blockdevs))
+    };
+    let full = || Backup::new(Arc::clone(&stage.source_node), Arc::clone(&stage.target_node));
+    let pull = |overlay| Backup::new(Arc::clone(&stage.source_node), overlay);
+    let end = |id: &str| stage.ctx.run(|co| stage.jobs.co_cancel(co, id, true)).unwrap();
+    let first = overlay();
+    start("full", full()).unwrap();
+    let refused = start("pull", pull(Arc::clone(&first))).unwrap_err().to_string();
+    assert!(refused.contains("write"), "{refused}");
+    drop(first);
+    stage.write(0, 2, GRANULE);
+    assert_eq!(stage.target.data()[0], 1);
+    end("full");
+    until(&stage.ctx, || stage.is_free());
+    // In the other order both have the instant.
+    stage.source.fill(1);
+    stage.target.fill(0);
+    let second = overlay();
+    start("pull", pull(Arc::clone(&second))).unwrap();
+    start("full", full()).unwrap();
+    let reader = BackendOptions::new("reader").read_only(true).share_rw(true);
+    let reader = reader.open(&stage.ctx, Arc::clone(&second)).unwrap();
+    stage.write(0, 2, GRANULE);
+    let mut byte = [0];
+    stage.ctx.run(|co| reader.co_read(co, 5, &mut byte)).unwrap();
+    assert_eq!((byte, stage.target.data()[5], stage.source.data()[5]), ([1], 1, 2));
+    drop((reader, second));
+    end("full");
+    end("pull");
+    until(&stage.ctx, || stage.is_free());
 }

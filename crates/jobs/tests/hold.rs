@@ -46,6 +46,7 @@ fn backup(stage: &Stage) -> Rc<Job> {
     let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&stage.target_node))
         .sync(BackupSync::None)
         .on_cbw_error(OnCbwError::BreakSnapshot)
+        .min_cluster_size(GRANULE)
         .hold(4 * GRANULE);
     let options = JobOptions::new("j", "backup");
     stage.ctx.run(|co| backup.co_start(co, &stage.jobs, options, &stage.blockdevs)).unwrap()

@@ -7,5 +7,5 @@ use util::sim::run_seeds;
 
 #[test]
 fn j143_no_fault_and_no_command_spoils_the_instant_of_a_backup() {
-    run_seeds::<OfBackup>(150);
+    run_seeds::<OfBackup>(80);
 }

@@ -54,7 +54,9 @@ fn scene(options: &str) -> Scene {
     let node = blockdevs.node("source").unwrap();
     ctx.run(|co| node.co_add_bitmap(co, bitmap)).unwrap().bits().mark(0..4 * CLUSTER);
     let open = |text: &str| blockdevs.open(&ctx, NodeOptions::from_keyval(text).unwrap());
-    let filter = format!("copy-before-write,node-name=cbw,file=source,target=target{options}");
+    let filter = format!(
+        "copy-before-write,node-name=cbw,file=source,target=target,min-cluster-size={CLUSTER}{options}"
+    );
     let filter = open(&filter).unwrap();
     let guest = BackendOptions::new("guest").share_rw(true).open(&ctx, filter).unwrap();
     let access = open("snapshot-access,node-name=access,file=cbw").unwrap();
@@ -376,7 +378,8 @@ fn j81_zeroes_are_copied_as_zeroes() {
     target.fill(9);
     blockdevs.adopt(BlockNode::new("target", OnDisk(Arc::clone(&target)))).unwrap();
     let text = format!(
-        "copy-before-write,node-name=cbw,target=target,file.driver=null-co,file.size={LENGTH},file.read-zeroes=on"
+        "copy-before-write,node-name=cbw,target=target,min-cluster-size={CLUSTER},\
+         file.driver=null-co,file.size={LENGTH},file.read-zeroes=on"
     );
     let filter = blockdevs.open(&ctx, NodeOptions::from_keyval(&text).unwrap()).unwrap();
     let guest = BackendOptions::new("guest").open(&ctx, filter).unwrap();

@@ -27,7 +27,9 @@ struct World {
     guest: BlockBackend,
     reader: BlockBackend,
     instant: Vec<u8>,
-    /// Clusters that a reader has given up, or is about to.
+    /// Bytes that are copied, and given up, together.
+    granule: u64,
+    /// Granules that a reader has given up, or is about to.
     given_up: RefCell<Vec<u64>>,
     breaks: bool,
     running: Cell<u64>,
@@ -50,15 +52,15 @@ impl World {
     }
 
     fn is_given_up(&self, at: u64, bytes: u64) -> bool {
-        let clusters = at / CLUSTER..(at + bytes).div_ceil(CLUSTER);
-        self.given_up.borrow().iter().any(|cluster| clusters.contains(cluster))
+        let granules = at / self.granule..(at + bytes).div_ceil(self.granule);
+        self.given_up.borrow().iter().any(|granule| granules.contains(granule))
     }
 
     fn read(&self, co: &Co<'_>, rng: &mut Rng) {
         let at = rng.u64(..LENGTH);
         let bytes = rng.u64(1..=LENGTH - at);
         if rng.u8(..30) == 0 {
-            let whole = at.div_ceil(CLUSTER)..(at + bytes).div_ceil(CLUSTER);
+            let whole = at.div_ceil(self.granule)..(at + bytes).div_ceil(self.granule);
             self.given_up.borrow_mut().extend(whole);
             let _ = self.reader.co_pdiscard(co, at, bytes);
             return;
@@ -112,9 +114,12 @@ fn world(ctx: &AioContext, rng: &mut Rng) -> Rc<World> {
         _ => Verdict::Go,
     });
     let breaks = rng.bool();
+    // Of a target without clusters, granules are smaller than these.
+    let (least, granule) = if rng.bool() { (CLUSTER, CLUSTER) } else { (0, 4096) };
     let policy = if breaks { "break-snapshot" } else { "break-guest-write" };
     let text = format!(
-        "copy-before-write,node-name=cbw,file=source,target=target,on-cbw-error={policy},cbw-timeout=1,x-coblk-hold={}",
+        "copy-before-write,node-name=cbw,file=source,target=target,\
+         on-cbw-error={policy},cbw-timeout=1,min-cluster-size={least},x-coblk-hold={}",
         if breaks { [0, CLUSTER, 64 << 20][rng.usize(..3)] } else { 0 },
     );
     let filter = open(ctx, &blockdevs, &text);
@@ -122,7 +127,7 @@ fn world(ctx: &AioContext, rng: &mut Rng) -> Rc<World> {
     let backend = |name: &str, node| BackendOptions::new(name).share_rw(true).open(ctx, node);
     let (guest, reader) = (backend("guest", filter).unwrap(), backend("reader", access).unwrap());
     let (given_up, running) = (RefCell::default(), Cell::new(GUESTS + READERS));
-    Rc::new(World { guest, reader, instant, given_up, breaks, running })
+    Rc::new(World { guest, reader, instant, granule, given_up, breaks, running })
 }
 
 fn run(seed: u64) {

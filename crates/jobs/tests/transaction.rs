@@ -342,3 +342,91 @@ fn j125_no_other_change_comes_between() {
     until(&stage.ctx, || result.borrow().is_some() && is_changed.load(Ordering::SeqCst));
     assert_eq!(result.take(), Some(Ok(())));
 }
+
+/// Waits in its preparation, for ever, and says that it does.
+struct Stuck(Rc<RefCell<bool>>);
+
+impl Action for Stuck {
+    fn name(&self) -> &'static str {
+        "stuck"
+    }
+
+    fn nodes(&self) -> Vec<Arc<BlockNode>> {
+        Vec::new()
+    }
+
+    fn co_prepare(&mut self, co: &Co<'_>, _: &Preparing) -> Result<(), ActionError> {
+        *self.0.borrow_mut() = true;
+        co.suspend_for("nothing", std::mem::forget);
+        Ok(())
+    }
+}
+
+/// A context that ends in the midst of a transaction.
+#[test]
+fn j122_a_transaction_that_is_unwound_takes_its_bitmaps_back() {
+    let stage = stage();
+    let (cleared, merged, disabled) = (stage.add(0, "a"), stage.add(1, "b"), stage.add(0, "c"));
+    stage.write(0, 3);
+    stage.write(1, 5);
+    let waits = Rc::default();
+    let (nodes, before) = (stage.nodes.clone(), [dirty(&cleared), dirty(&merged)]);
+    stage.begin(
+        Transaction::new()
+            .action(MergeBitmaps::new(stage.at(1, "b"), vec![stage.at(0, "a")]))
+            .action(ClearBitmap::new(stage.at(0, "a")))
+            .action(RecordBitmap::new(stage.at(0, "c"), false))
+            .action(stage.adding(1, "d"))
+            .action(Stuck(Rc::clone(&waits))),
+    );
+    until(&stage.ctx, || *waits.borrow());
+    assert_eq!((dirty(&cleared), dirty(&merged)), (vec![], vec![3, 5]));
+    drop(stage);
+    assert_eq!([dirty(&cleared), dirty(&merged)], before);
+    assert!(disabled.is_recording());
+    assert!(nodes[1].bitmaps().find("d").is_err(), "a bitmap of no transaction");
+}
+
+/// Its end panics.
+struct Panics(&'static str, Rc<RefCell<Vec<String>>>);
+
+impl Action for Panics {
+    fn name(&self) -> &'static str {
+        "panics"
+    }
+
+    fn nodes(&self) -> Vec<Arc<BlockNode>> {
+        Vec::new()
+    }
+
+    fn co_prepare(&mut self, _: &Co<'_>, _: &Preparing) -> Result<(), ActionError> {
+        Ok(())
+    }
+
+    fn co_commit(&mut self, _: &Co<'_>) {
+        self.1.borrow_mut().push("commit".to_owned());
+        if self.0 == "commit" {
+            std::panic::resume_unwind(Box::new("p"));
+        }
+    }
+
+    fn co_clean(&mut self, _: &Co<'_>) {
+        self.1.borrow_mut().push("clean".to_owned());
+        if self.0 == "clean" {
+            std::panic::resume_unwind(Box::new("p"));
+        }
+    }
+}
+
+#[test]
+fn j122_a_panic_of_one_action_keeps_no_other_from_its_end() {
+    for at in ["commit", "clean"] {
+        let stage = stage();
+        let said = Rc::new(RefCell::new(Vec::new()));
+        let panics = || Panics(at, Rc::clone(&said));
+        stage.run(Transaction::new().action(panics()).action(panics())).unwrap();
+        assert_eq!(said.take(), ["commit", "commit", "clean", "clean"]);
+        // Requests go on.
+        stage.write(0, 1);
+    }
+}

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::server::NbdServer;
 use crate::server::export::NbdExport;
+use crate::server::seats::{NbdContextError, NbdContexts};
 
 /// The type `nbd` of exports: a name that clients of one server find. It holds that server, if there is
 /// one.
@@ -75,14 +76,14 @@ impl ExportType for NbdExportType {
         exporting: &Exporting<'_, '_>,
         options: NbdExportOptions,
     ) -> Result<Box<dyn Export>, ExportError> {
-        exporting.refuse_iothreads(Self::NAME)?;
         let server = self.running_server()?;
         let bitmaps = options.bitmaps.iter().map(|bitmap| acquire(exporting, bitmap));
         let bitmaps = bitmaps.collect::<Result<Vec<_>, _>>()?;
-        let backend = exporting.co_open_backend()?;
+        let backends = Backends::co_open(exporting)?;
         let common = exporting.options;
         let name = options.name.unwrap_or_else(|| common.node_name.clone());
-        let mut export = NbdExport::new(name.clone(), backend.backend().clone())
+        let mut export = backends
+            .export(name.clone())
             .read_only(!common.writable)
             .write_through(common.writethrough)
             .allocation_depth(options.allocation_depth == Some(true));
@@ -96,11 +97,11 @@ impl ExportType for NbdExportType {
             false => Err(ExportError::of_type("the NBD server has been started anew")),
         });
         if let Err(refused) = added {
-            backend.co_close(exporting.co);
+            backends.co_close(exporting.co);
             return Err(refused);
         }
         let bitmaps = RefCell::new(bitmaps);
-        Ok(Box::new(Named { server, name, backend, bitmaps }))
+        Ok(Box::new(Named { server, name, backends, bitmaps }))
     }
 }
 
@@ -133,18 +134,87 @@ fn acquire(
     bitmap.acquire(BitmapUse::Read).map_err(ExportError::of_type)
 }
 
+/// Where the clients of an export are served.
+enum Backends {
+    /// In the context of the exports, which is the server's.
+    Here(ExportBackend),
+    /// In those of its list.
+    Contexts(NbdContexts),
+}
+
+impl Backends {
+    fn co_open(exporting: &Exporting<'_, '_>) -> Result<Backends, ExportError> {
+        if exporting.contexts.is_empty() {
+            return exporting.co_open_backend().map(Backends::Here);
+        }
+        let options = exporting.backend_options();
+        let (co, node, contexts) = (exporting.co, exporting.node, exporting.contexts);
+        let opened = NbdContexts::co_open(co, node, &options, contexts);
+        let opened = opened.map_err(|error| match error {
+            NbdContextError::Make(refused) => refused.into(),
+            gone => ExportError::of_type(gone),
+        })?;
+        opened.set_error_policies(exporting.options.error_policies());
+        let reporter = exporting.reporter.clone();
+        opened.set_error_listener(move |event| reporter.report(event));
+        Ok(Backends::Contexts(opened))
+    }
+
+    fn export(&self, name: String) -> NbdExport {
+        match self {
+            Backends::Here(backend) => NbdExport::new(name, backend.backend().clone()),
+            Backends::Contexts(contexts) => NbdExport::on_contexts(name, contexts),
+        }
+    }
+
+    fn device(&self) -> Device {
+        match self {
+            Backends::Here(backend) => backend.device(),
+            Backends::Contexts(contexts) => contexts.device(),
+        }
+    }
+
+    fn io_status(&self) -> IoStatus {
+        match self {
+            Backends::Here(backend) => backend.io_status(),
+            Backends::Contexts(contexts) => contexts.io_status(),
+        }
+    }
+
+    fn resume(&self) {
+        match self {
+            Backends::Here(backend) => backend.resume(),
+            Backends::Contexts(contexts) => contexts.resume(),
+        }
+    }
+
+    fn report_errors(&self) {
+        match self {
+            Backends::Here(backend) => backend.report_errors(),
+            Backends::Contexts(contexts) => contexts.report_errors(),
+        }
+    }
+
+    fn co_close(&self, co: &Co<'_>) {
+        match self {
+            Backends::Here(backend) => backend.co_close(co),
+            Backends::Contexts(contexts) => contexts.co_close(co),
+        }
+    }
+}
+
 /// A name of a server.
 struct Named {
     server: Rc<NbdServer>,
     name: String,
-    backend: ExportBackend,
+    backends: Backends,
     /// Busy until it is closed.
     bitmaps: RefCell<Vec<AcquiredBitmap>>,
 }
 
 impl Export for Named {
     fn device(&self) -> Device {
-        self.backend.device()
+        self.backends.device()
     }
 
     fn is_in_use(&self) -> bool {
@@ -152,21 +222,21 @@ impl Export for Named {
     }
 
     fn io_status(&self) -> IoStatus {
-        self.backend.io_status()
+        self.backends.io_status()
     }
 
     fn resume(&self) {
-        self.backend.resume();
+        self.backends.resume();
     }
 
     fn report_errors(&self) {
-        self.backend.report_errors();
+        self.backends.report_errors();
     }
 
     fn co_close(&self, co: &Co<'_>) {
         // It is there as long as it has not been closed.
         let _ = self.server.remove_export(&self.name, RemoveMode::Hard);
-        self.backend.co_close(co);
+        self.backends.co_close(co);
         self.bitmaps.take();
     }
 }

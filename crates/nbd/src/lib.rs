@@ -8,7 +8,8 @@
 //! system call (`server/outbox.rs`).
 //!
 //! What a client sends is checked against its declared length before it means anything; what it makes
-//! the server hold is bounded (`server/memory.rs`). Everything here stays on the thread of one context.
+//! the server hold is bounded (`server/memory.rs`). A connection belongs to one context: that of the server, or one of
+//! those of the export that it has chosen (`server/seats.rs`).
 #![forbid(unsafe_code)]
 
 mod client;
@@ -24,7 +25,8 @@ pub use coblk_export::RemoveMode;
 pub use export_type::{NbdExportOptions, NbdExportType};
 pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError};
-pub use server::options::NbdOptions;
+pub use server::options::{Authorize, NbdOptions};
+pub use server::seats::{NbdContextError, NbdContexts};
 #[cfg(feature = "tls")]
 pub use transport::{RefusedFile, TlsError, TlsFiles};
 pub use transport::{TlsClientCredentials, TlsCredentials};

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use coblk::block::{Driver, Drivers};
 use coblk::export::{ExportType, ExportTypes};
+use coblk::fuse::FuseExportType;
 use coblk::nbd::NbdExportType;
 use coblk::qmp::QmpError;
 use coblk::vhost_user_blk::VhostUserBlkExportType;
@@ -61,6 +62,7 @@ impl Daemon {
     pub fn builder() -> DaemonBuilder {
         let (mut types, nbd) = (ExportTypes::new(), Rc::<NbdExportType>::default());
         types.add(Rc::clone(&nbd));
+        types.add(FuseExportType::default());
         types.add(VhostUserBlkExportType::new(DaemonSockets));
         let (drivers, objects) = (coblk::drivers(), ObjectTypes::default());
         DaemonBuilder { drivers, types, objects, nbd, commands: Vec::new() }

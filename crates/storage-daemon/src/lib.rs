@@ -1,4 +1,5 @@
-//! A storage daemon with QEMU's options: disk images for other processes, over NBD and vhost-user.
+//! A storage daemon with QEMU's options: disk images for other processes, over NBD and vhost-user, and as
+//! files of this machine.
 //!
 //! The program `coblk-storage-daemon` is one line; everything is here, so that it can be tested, and
 //! be part of other programs.

@@ -86,7 +86,7 @@ fn an_export_type_of_an_embedder_is_added_listed_and_removed() {
     assert_eq!(client.refused("block-export-add", wrong), "Parameter 'path' is missing");
     let wrong = json!({"type": "fax", "id": "e0", "node-name": "disk"});
     let refused = client.refused("block-export-add", wrong);
-    let types = "there is dump, nbd, vhost-user-blk";
+    let types = "there is dump, fuse, nbd, vhost-user-blk";
     assert_eq!(refused, format!("Parameter 'type' does not accept value 'fax'; {types}"));
 
     client.run("block-export-add", options(&socket));
@@ -137,7 +137,7 @@ fn the_schema_has_the_types_and_commands_of_an_embedder() {
     assert_eq!(add["tag"], "type");
     let variants = add["variants"].as_array().unwrap();
     let words: Vec<&Value> = variants.iter().map(|variant| &variant["case"]).collect();
-    assert_eq!(words, ["dump", "nbd", "vhost-user-blk"]);
+    assert_eq!(words, ["dump", "fuse", "nbd", "vhost-user-blk"]);
     assert_eq!(find(&variants[0]["type"])["members"][0]["name"], "path");
     assert_eq!(find(&json!("x-dumps-served"))["meta-type"], "command");
     // Exports that there are end with the daemon.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::net::{SendFlags, send};
 
-use crate::messages::{HEADER_BYTES, REPLY, SET_BACKEND_REQ_FD, VERSION, bytes_of};
+use crate::messages::{HEADER_BYTES, REPLY, VERSION, bytes_of};
 
 /// The back end says that the configuration space has changed.
 const CONFIG_CHANGE: u32 = 2;
@@ -38,8 +38,8 @@ impl Channel {
     }
 }
 
-/// Says that a channel was taken.
-pub(crate) fn acknowledge(mut connection: &UnixStream) -> io::Result<()> {
+/// Says that a request was done.
+pub(crate) fn acknowledge(mut connection: &UnixStream, request: u32) -> io::Result<()> {
     // A body of 8 bytes: 0, for success.
-    connection.write_all(&bytes_of([SET_BACKEND_REQ_FD, VERSION | REPLY, 8, 0, 0]))
+    connection.write_all(&bytes_of([request, VERSION | REPLY, 8, 0, 0]))
 }

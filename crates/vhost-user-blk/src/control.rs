@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error, Result};
 
-use crate::messages::{Early, take_early};
+use crate::messages::{Early, SET_LOG_FD, take_early};
 use crate::session::{Offer, Session};
 
 pub(crate) fn serve(offer: &Arc<Offer>, socket: UnixStream) {
@@ -59,6 +59,12 @@ impl Messages {
     fn handle_next(&mut self) -> Result<()> {
         match take_early(&self.socket).map_err(Error::SocketError)? {
             Some(Early::Channel(channel, answer)) => self.session().set_channel(channel, answer),
+            Some(Early::LogNotifier(notifier, answer)) => {
+                let mut session = self.session();
+                session.set_log_notifier(notifier)?;
+                session.acknowledge(SET_LOG_FD, answer)
+            }
+            Some(Early::SkipDrain(index)) => self.session().stop_without_drain(index),
             Some(Early::Config(asked)) => self.session().answer_config(&asked),
             None => self.handler.handle_request(),
         }

@@ -5,10 +5,12 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use coblk_virtio_blk::DirtyLog;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost::vhost_user::{Error, Result};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::dirty::DirtyMemory;
 use crate::inflight::InflightMemory;
 use crate::sigbus::Guard;
 
@@ -27,6 +29,9 @@ struct Region {
 pub(crate) struct Shown {
     pub(crate) memory: MemoryTable,
     pub(crate) inflight: Option<Arc<InflightMemory>>,
+    pub(crate) dirty: Option<DirtyMemory>,
+    /// Whether requests mark in `dirty` what they write.
+    pub(crate) log_all: bool,
 }
 
 /// Memory regions in the order of their guest addresses, and what the device sees of them.
@@ -94,6 +99,18 @@ impl MemoryTable {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.regions.is_empty()
+    }
+
+    /// Refuses a log of dirty pages that has no bits for all of the memory.
+    pub(crate) fn check_log(&self, log: &DirtyLog) -> Result<()> {
+        let is_covered =
+            |it: &VhostUserMemoryRegion| log.covers(it.guest_phys_addr, it.memory_size);
+        match self.regions.iter().all(|region| is_covered(&region.layout)) {
+            true => Ok(()),
+            false => {
+                Err(Error::InvalidOperation("the log of dirty pages is smaller than the memory"))
+            }
+        }
     }
 
     /// The index in a used ring, of which this is the guest address: how many requests were answered.

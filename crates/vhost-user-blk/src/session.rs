@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use coblk_aio::EventNotifier;
 use coblk_virtio_blk::{Interrupt, PausedQueue};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::*;
@@ -16,8 +17,10 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 use crate::channel::{Channel, acknowledge};
 use crate::config::{self, ConfigRequest};
 use crate::device::DeviceHandle;
+use crate::handover::GET_VRING_BASE_SKIP_DRAIN;
 use crate::inflight::InflightMemory;
 use crate::memory::{MAX_REGIONS, Shown};
+use crate::messages::SET_BACKEND_REQ_FD;
 use crate::notifier::from_front_end;
 use crate::vring::{Kick, RingAddresses, Vring};
 
@@ -82,13 +85,16 @@ impl Offer {
 /// The state of one connection.
 pub(crate) struct Session {
     offer: Arc<Offer>,
-    socket: UnixStream,
-    vrings: Vec<Vring>,
-    shown: Shown,
-    protocol: VhostUserProtocolFeatures,
+    pub(crate) socket: UnixStream,
+    pub(crate) vrings: Vec<Vring>,
+    pub(crate) shown: Shown,
+    /// Told when dirty pages were marked.
+    pub(crate) log_notifier: Option<EventNotifier>,
+    pub(crate) protocol: VhostUserProtocolFeatures,
 }
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
 impl Session {
     /// A session over `socket`. A device whose queue the front end breaks shuts it down.
@@ -101,7 +107,7 @@ impl Session {
         let vrings = (0..offer.num_queues).map(|index| Vring::new(index, device(index))).collect();
         let (offer, shown) = (Arc::clone(offer), Shown::default());
         let protocol = VhostUserProtocolFeatures::empty();
-        Ok(Session { offer, socket, vrings, shown, protocol })
+        Ok(Session { offer, socket, vrings, shown, log_notifier: None, protocol })
     }
 
     /// The front end has sent a socket to be told of changes on.
@@ -110,8 +116,13 @@ impl Session {
             return Err(Error::InvalidOperation("a channel that was not negotiated"));
         }
         self.offer.channel.replace(Some(channel));
-        if answer && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            acknowledge(&self.socket).map_err(Error::SocketError)?;
+        self.acknowledge(SET_BACKEND_REQ_FD, answer)
+    }
+
+    /// Says that a request was done, if the front end wants an answer.
+    pub(crate) fn acknowledge(&self, request: u32, wanted: bool) -> Result<()> {
+        if wanted && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            acknowledge(&self.socket, request).map_err(Error::SocketError)?;
         }
         Ok(())
     }
@@ -167,7 +178,7 @@ impl Session {
         Ok(self.vring_and_shown(index)?.0)
     }
 
-    fn vring_and_shown(&mut self, index: u32) -> Result<(&mut Vring, &Shown)> {
+    pub(crate) fn vring_and_shown(&mut self, index: u32) -> Result<(&mut Vring, &Shown)> {
         let vring = self.vrings.get_mut(index as usize);
         let vring = vring.ok_or(Error::InvalidOperation("there is no such queue"))?;
         Ok((vring, &self.shown))
@@ -236,11 +247,11 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offer.features | PROTOCOL_FEATURES)
+        Ok(self.offer.features | PROTOCOL_FEATURES | LOG_ALL)
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let accepted = features & !PROTOCOL_FEATURES;
+        let accepted = features & !(PROTOCOL_FEATURES | LOG_ALL);
         for device in &self.offer.devices {
             let negotiated = device.call(move |_, device| device.negotiate(accepted));
             negotiated
@@ -251,6 +262,8 @@ impl VhostUserBackendReqHandlerMut for Session {
             // Such a front end does not enable queues one by one.
             self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
         }
+        self.shown.log_all = features & LOG_ALL != 0;
+        self.mark_there()?;
         self.start_all()
     }
 
@@ -264,7 +277,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.change(|shown, socket| {
             shown.memory.clear();
             let mut pairs = regions.into_iter().zip(files);
-            pairs.try_for_each(|(region, file)| shown.memory.add(region, file, socket))
+            pairs.try_for_each(|(region, file)| shown.memory.add(region, file, socket))?;
+            shown.check_log()
         })?;
         Ok(None)
     }
@@ -280,7 +294,10 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let region = **region;
-        self.change(|shown, socket| shown.memory.add(region, file, socket))?;
+        self.change(|shown, socket| {
+            shown.memory.add(region, file, socket)?;
+            shown.check_log()
+        })?;
         Ok(None)
     }
 
@@ -302,17 +319,20 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc_table: u64,
         used_ring: u64,
         avail_ring: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
-        let vring = self.vring(index)?;
-        if vring.is_running() {
+        let (vring, shown) = self.vring_and_shown(index)?;
+        let addresses = Some(RingAddresses { desc_table, avail_ring, used_ring });
+        if vring.is_running() && vring.addresses != addresses {
             return Err(Error::InvalidOperation("a queue that runs cannot be moved"));
         }
-        vring.addresses = Some(RingAddresses { desc_table, avail_ring, used_ring });
+        vring.addresses = addresses;
+        vring.marked_at = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        vring.mark_there(shown)?;
         self.start_all()
     }
 
@@ -324,10 +344,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let (vring, shown) = self.vring_and_shown(index)?;
-        vring.stop(shown)?;
-        vring.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(vring.base.unwrap_or(0))))
+        let base = self.stop_vring(index, self.stops_without_drain())?;
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -350,19 +368,22 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::RESET_DEVICE)
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT
+            | GET_VRING_BASE_SKIP_DRAIN)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         if features & !self.get_protocol_features()?.bits() != 0 {
             return Err(Error::InvalidOperation("protocol features that were not offered"));
         }
-        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        self.protocol = VhostUserProtocolFeatures::from_bits_retain(features);
         Ok(())
     }
 
@@ -436,8 +457,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(Error::InvalidOperation("a disk shows no memory"))
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(Error::InvalidOperation("dirty pages are not logged"))
+    fn set_log_base(&mut self, layout: &VhostUserLog, file: File) -> Result<()> {
+        self.open_log(layout, file)
     }
 }
 

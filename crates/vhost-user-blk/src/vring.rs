@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, EventNotifier};
-use coblk_virtio_blk::{Earlier, Interrupt, PausedQueue, VirtioBlk, VirtqueueLayout};
+use coblk_virtio_blk::{Earlier, Interrupt, PausedQueue, QueueLog, VirtioBlk, VirtqueueLayout};
 use vhost::vhost_user::{Error, Result};
 use vm_memory::GuestMemoryMmap;
 
@@ -27,7 +27,7 @@ pub(crate) enum Kick {
 }
 
 /// Where the parts of a queue are, as addresses in the front end's process.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RingAddresses {
     pub(crate) desc_table: u64,
     pub(crate) avail_ring: u64,
@@ -43,6 +43,8 @@ pub(crate) struct Vring {
     /// Where it begins in the available ring, if the front end has said it.
     pub(crate) base: Option<u16>,
     pub(crate) addresses: Option<RingAddresses>,
+    /// Where the used ring is marked in a log, if the front end has said it.
+    pub(crate) marked_at: Option<u64>,
     pub(crate) kick: Option<Kick>,
     pub(crate) call: Option<EventNotifier>,
     pub(crate) err: Option<EventNotifier>,
@@ -67,6 +69,7 @@ impl Vring {
             size: 0,
             base: None,
             addresses: None,
+            marked_at: None,
             kick: None,
             call: None,
             err: None,
@@ -120,7 +123,7 @@ impl Vring {
             index: self.index,
             guest: Arc::clone(memory.guest()),
             layout,
-            earlier: Earlier { log, paused },
+            earlier: Earlier { log, paused, dirty: self.queue_log(shown)? },
             kick,
             call: self.call.as_ref().map(share).transpose()?,
             ended: Arc::clone(&ended),
@@ -153,6 +156,18 @@ impl Vring {
         next.map_or(Ok(()), |next| next.map(drop).ok_or(Error::BackendInternalError))
     }
 
+    /// [`give_up`](Self::give_up), and says where the queue goes on: the front end hands it over, with the log.
+    pub(crate) fn stop_without_drain(&mut self, shown: &Shown) -> Result<()> {
+        if shown.inflight.is_none() {
+            return self.stop(shown);
+        }
+        if let Some(next) = self.end(|co, device, index| device.co_give_up_queue(co, index))? {
+            self.base = Some(next.ok_or(Error::BackendInternalError)?);
+            self.left_at = self.used_index(&shown.memory);
+        }
+        Ok(())
+    }
+
     /// [`stop`](Self::stop), to go on from there; `None` if it did not run.
     pub(crate) fn pause(&mut self) -> Result<Option<PausedQueue>> {
         let paused = self.end(|co, device, index| device.co_pause_queue(co, index))?;
@@ -168,7 +183,7 @@ impl Vring {
         }
         let ended = self.end(|co, device, index| device.co_forget_queue(co, index));
         (self.kick, self.enabled, self.addresses, self.size) = (None, false, None, 0);
-        (self.base, self.left_at) = (None, None);
+        (self.base, self.left_at, self.marked_at) = (None, None, None);
         ended.map(drop)
     }
 
@@ -188,6 +203,26 @@ impl Vring {
         // Goes on, so that what it has taken is answered.
         self.start(shown, paused)?;
         Err(Error::InvalidOperation("a queue that runs cannot begin elsewhere"))
+    }
+
+    /// What the queue marks.
+    fn queue_log(&self, shown: &Shown) -> Result<Option<QueueLog>> {
+        let Some(addresses) = self.addresses else { return Ok(None) };
+        let used_ring = shown.memory.translate(addresses.used_ring)?;
+        // Flags, index, entries, and the index of the next kick.
+        shown.queue_log(used_ring, 4 + 8 * u64::from(self.size) + 2, self.marked_at)
+    }
+
+    /// Has the queue mark where it is to by now, if it runs.
+    pub(crate) fn mark_there(&self, shown: &Shown) -> Result<()> {
+        if self.is_running() {
+            let (index, log) = (self.index, self.queue_log(shown)?);
+            let set = self.device.call(move |_, device| {
+                device.set_dirty_log(index, log.as_ref()).is_ok() //
+            });
+            set.filter(|set| *set).ok_or(Error::BackendInternalError)?;
+        }
+        Ok(())
     }
 
     fn used_index(&self, memory: &MemoryTable) -> Option<u16> {

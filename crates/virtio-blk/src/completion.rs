@@ -43,6 +43,7 @@ impl DeviceQueue {
         if let Ok(byte) = self.mem.slice(place, 1) {
             let _ = byte.store(status as u8, 0, Ordering::Relaxed);
         }
+        self.mem.wrote(place, 1);
     }
 
     /// Puts requests on the used ring. During a kick the driver sees them in groups, else at once.

@@ -10,6 +10,7 @@ mod chain;
 mod completion;
 mod config;
 mod device;
+mod dirty;
 mod error_log;
 pub mod guest;
 mod inflight;
@@ -30,6 +31,7 @@ mod virtqueue;
 
 pub use chain::ChainError;
 pub use config::{CONFIG_SPACE_BYTES, ConfigError, VirtioBlkConfig, feature};
+pub use dirty::{DirtyLog, QueueLog};
 pub use inflight::{InflightError, InflightLog};
 pub use interrupt::Interrupt;
 pub use kind::{BlkStatus, SECTOR_BYTES};

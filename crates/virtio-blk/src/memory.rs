@@ -1,12 +1,14 @@
 //! Guest memory as the device looks things up in it: [`GuestMap`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice,
 };
+
+use crate::dirty::DirtyLog;
 
 /// Up to so many regions are looked at one by one.
 const FEW_REGIONS: usize = 8;
@@ -37,6 +39,9 @@ pub(crate) struct GuestMap {
     main_bytes: u64,
     /// Position of the region that was last found by a search.
     found: Cell<usize>,
+    /// Whether there is a log of what is written.
+    is_logged: Cell<bool>,
+    log: RefCell<Option<Arc<DirtyLog>>>,
 }
 
 impl GuestMap {
@@ -48,7 +53,42 @@ impl GuestMap {
         // The only call that hands out the region itself; it leaves `mem` as it is.
         let main = mem.remove_region(GuestAddress(main_start), main_bytes);
         let main = main.ok().map(|(_, region)| region);
-        GuestMap { mem: Arc::clone(mem), main, main_start, main_bytes, found: Cell::new(position) }
+        GuestMap {
+            mem: Arc::clone(mem),
+            main,
+            main_start,
+            main_bytes,
+            found: Cell::new(position),
+            is_logged: Cell::new(false),
+            log: RefCell::new(None),
+        }
+    }
+
+    /// From now on what is written is marked in `log`, or nowhere.
+    pub(crate) fn set_log(&self, log: Option<Arc<DirtyLog>>) {
+        self.is_logged.set(log.is_some());
+        self.log.replace(log);
+    }
+
+    /// The device has written `len` bytes at `addr`. Nothing is done without a log.
+    #[inline]
+    pub(crate) fn wrote(&self, addr: GuestAddress, len: u64) {
+        if self.is_logged.get() {
+            self.mark(addr, len);
+        }
+    }
+
+    /// Whether [`wrote`](Self::wrote) is to be called at all.
+    #[inline]
+    pub(crate) fn is_logged(&self) -> bool {
+        self.is_logged.get()
+    }
+
+    #[cold]
+    fn mark(&self, addr: GuestAddress, len: u64) {
+        if let Some(log) = &*self.log.borrow() {
+            log.mark(addr, len);
+        }
     }
 
     /// Copies out of guest memory, which may lie in several regions.
@@ -64,9 +104,14 @@ impl GuestMap {
 
     /// Copies into guest memory, which may lie in several regions.
     pub(crate) fn write(&self, source: &[u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
-        source.chunks(WORD_BYTES).zip(word_addresses(addr)).try_for_each(|(word, place)| {
-            self.mem.write_slice(word, place.ok_or(GuestMemoryError::InvalidGuestAddress(addr))?)
-        })
+        let written =
+            source.chunks(WORD_BYTES).zip(word_addresses(addr)).try_for_each(|(word, place)| {
+                let place = place.ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
+                self.mem.write_slice(word, place)
+            });
+        // Of one that fails the beginning may have been written.
+        self.wrote(addr, source.len() as u64);
+        written
     }
 
     /// For what this type has no short cut for.

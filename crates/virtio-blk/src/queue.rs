@@ -5,12 +5,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use coblk_aio::{
     AioContext, BottomHalf, BusyPoll, Co, CoWaker, EventHandler, EventNotifier, FdInterest, Wanted,
 };
 
 use crate::chain::Chain;
+use crate::dirty::QueueLog;
 use crate::interrupt::Interrupt;
 use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
@@ -123,6 +125,13 @@ impl DeviceQueue {
 
     pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
         self.interrupt.replace(Rc::new(interrupt));
+    }
+
+    /// From now on what is written is marked in `log`, or nowhere: also by requests that are in flight.
+    pub(crate) fn set_dirty_log(&self, log: Option<&QueueLog>) {
+        self.ring.borrow_mut().set_dirty_log(log);
+        let data = log.filter(|it| it.data).map(|it| Arc::clone(&it.log));
+        self.mem.set_log(data);
     }
 
     pub(crate) fn kick_bh(&self) -> &BottomHalf {

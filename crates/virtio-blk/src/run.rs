@@ -71,6 +71,14 @@ impl Run {
             && self.segments.len() + data.len() <= MAX_SEGMENTS
     }
 
+    /// A request for `segments` has come to an end, however: a read has written there.
+    #[inline]
+    pub(crate) fn ended(mem: &GuestMap, kind: RunKind, segments: &[Segment]) {
+        if mem.is_logged() && kind == RunKind::Read {
+            segments.iter().for_each(|it| mem.wrote(it.addr, u64::from(it.len_bytes)));
+        }
+    }
+
     /// The offset and the data segments of each member.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, &[Segment])> {
         let mut offset_bytes = self.offset_bytes;
@@ -108,6 +116,7 @@ impl OwnedRun {
 
     #[cold]
     fn fail_requests(&self, run: &mut Run) {
+        Run::ended(&self.queue.mem, run.kind, &run.segments);
         let left = run.members.iter_mut().filter_map(|member| member.request.take());
         self.queue.finish(left.map(|request| {
             let completed = request.complete(&self.queue, BlkStatus::IoErr, 0);

@@ -26,12 +26,12 @@ pub(crate) fn serve(co: &Co<'_>, mut owned: OwnedRun) {
 
 #[inline]
 fn serve_run(co: &Co<'_>, queue: &DeviceQueue, run: &mut Run) {
-    let mut performed = co.catch_unwind(|| perform(co, queue, run));
+    let mut performed = attempt(co, queue, run);
     while matches!(performed, Ok(Err(Failure::GivenBack))) {
         if take_back(co, queue, &mut run.members) {
             return;
         }
-        performed = co.catch_unwind(|| perform(co, queue, run));
+        performed = attempt(co, queue, run);
     }
     let merged = run.members.len() - 1;
     if merged > 0 && !matches!(performed, Ok(Ok(Merged::Split))) {
@@ -117,6 +117,17 @@ fn log_error(
             "request failed; others like it are logged at most once a second"
         );
     }
+}
+
+#[inline]
+fn attempt(
+    co: &Co<'_>,
+    queue: &DeviceQueue,
+    run: &mut Run,
+) -> thread::Result<Result<Merged, Failure>> {
+    let performed = co.catch_unwind(|| perform(co, queue, run));
+    Run::ended(&queue.mem, run.kind, &run.segments);
+    performed
 }
 
 #[inline]
@@ -243,6 +254,7 @@ fn try_one(
         let (offset_bytes, segments) = run.parts().nth(index)?;
         let kind = run.kind;
         let tried = co.catch_unwind(|| transfer(co, queue, lists, kind, offset_bytes, segments));
+        Run::ended(&queue.mem, kind, segments);
         if !matches!(tried, Ok(Err(Failure::GivenBack))) {
             return Some(tried);
         }

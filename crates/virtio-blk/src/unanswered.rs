@@ -12,6 +12,7 @@
 //!   goes back over the latest heads, as far as all are unanswered; those before them fail.
 //! * The driver resets: they are forgotten, and the log is cleared.
 
+use crate::dirty::QueueLog;
 use crate::inflight::InflightLog;
 use crate::memory::GuestMap;
 use crate::virtqueue::{Virtqueue, VirtqueueError};
@@ -24,6 +25,8 @@ pub struct Earlier {
     pub log: Option<InflightLog>,
     /// This device has paused the queue.
     pub paused: Option<PausedQueue>,
+    /// Where the queue marks what it writes.
+    pub dirty: Option<QueueLog>,
 }
 
 /// Where a queue was paused, to go on from there; see

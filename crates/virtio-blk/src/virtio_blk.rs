@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::config::{
     CONFIG_SPACE_BYTES, ConfigError, VirtioBlkConfig, feature, parse_config_write,
 };
+use crate::dirty::QueueLog;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
@@ -233,9 +234,11 @@ impl VirtioBlk {
         let event_idx = self.shared.has_feature(feature::EVENT_IDX);
         let map = GuestMap::new(mem);
         let size_max = self.shared.config.queue_size_max;
+        let dirty = earlier.dirty.clone();
         let ring = Virtqueue::new(&map, layout, size_max, event_idx, earlier)
             .map_err(|source| VirtioBlkError::Queue { index, source })?;
         let queue = DeviceQueue::new(ctx, index, &self.shared, map, ring, interrupt.into());
+        queue.set_dirty_log(dirty.as_ref());
         queue.kick_bh().schedule();
         *slot = Some(queue);
         Ok(())
@@ -251,6 +254,16 @@ impl VirtioBlk {
         interrupt: impl Into<Interrupt>,
     ) -> Result<(), VirtioBlkError> {
         self.queue(index)?.set_interrupt(interrupt.into());
+        Ok(())
+    }
+
+    /// From now on a running queue marks what it writes to guest memory in `log`, or nowhere. Requests that
+    /// are in flight do so as well, and the used ring is marked at once. See [`DirtyLog`](crate::DirtyLog).
+    ///
+    /// # Errors
+    /// If the queue does not run.
+    pub fn set_dirty_log(&self, index: u16, log: Option<&QueueLog>) -> Result<(), VirtioBlkError> {
+        self.queue(index)?.set_dirty_log(log);
         Ok(())
     }
 

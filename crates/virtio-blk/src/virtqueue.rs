@@ -21,6 +21,7 @@ use vm_memory::{
 };
 
 use crate::chain::ChainError;
+use crate::dirty::{QueueLog, RingLog};
 use crate::inflight::{InflightError, InflightLog};
 use crate::memory::GuestMap;
 use crate::unanswered::{Earlier, PausedQueue};
@@ -131,6 +132,7 @@ pub(crate) struct Virtqueue {
     /// The used index as of the last decision whether to interrupt.
     signalled_used: u16,
     pub(crate) log: Option<InflightLog>,
+    dirty: Option<RingLog>,
     /// Heads that a predecessor has taken and not answered, last one first.
     pub(crate) resubmit: Vec<u16>,
 }
@@ -155,6 +157,7 @@ impl Virtqueue {
             published_used: next,
             signalled_used: next,
             log: earlier.log,
+            dirty: None,
             resubmit: Vec::new(),
         };
         // Each part in one piece of memory, and aligned for atomic access.
@@ -290,6 +293,24 @@ impl Virtqueue {
         Ok(())
     }
 
+    /// From now on what is written of the rings is marked in `log`, or nowhere.
+    pub(crate) fn set_dirty_log(&mut self, log: Option<&QueueLog>) {
+        let bytes = self.avail_event_offset() + 2;
+        self.dirty = log.map(|log| RingLog::new(log, bytes));
+    }
+
+    /// Marks the entries that are not published yet.
+    #[cold]
+    fn mark_entries(&self) {
+        let (size, count) = (usize::from(self.layout.size), usize::from(self.unpublished()));
+        let first = usize::from(self.published_used) & (size - 1);
+        let before_end = count.min(size - first);
+        for (entry, count) in [(first, before_end), (0, count - before_end)] {
+            let offset = RING_HEADER_BYTES + USED_ENTRY_BYTES * entry;
+            self.dirty.iter().for_each(|it| it.wrote(offset, USED_ENTRY_BYTES * count));
+        }
+    }
+
     /// Entries pushed that the driver does not see yet.
     #[inline]
     pub(crate) fn unpublished(&self) -> u16 {
@@ -299,9 +320,15 @@ impl Virtqueue {
     /// Shows the driver all entries pushed so far.
     pub(crate) fn publish_used(&mut self, used: &VolatileSlice<'_>) -> Result<(), VirtqueueError> {
         if self.published_used != self.next_used {
+            if self.dirty.is_some() {
+                self.mark_entries();
+            }
             // Release: entries and data before the index.
             used.store(self.next_used.to_le(), IDX_OFFSET, Ordering::Release)?;
             self.published_used = self.next_used;
+            if let Some(dirty) = &self.dirty {
+                dirty.published(IDX_OFFSET, 2);
+            }
             if let Some(log) = &self.log {
                 log.published(self.next_used)?;
             }
@@ -337,6 +364,7 @@ impl Virtqueue {
         if !self.event_idx {
             let flags = VRING_USED_F_NO_NOTIFY as u16;
             rings.used.store(flags.to_le(), 0, Ordering::Relaxed)?;
+            self.dirty.iter().for_each(|it| it.wrote(0, 2));
         }
         Ok(())
     }
@@ -350,6 +378,7 @@ impl Virtqueue {
         let (value, offset) =
             if self.event_idx { (self.next_avail, self.avail_event_offset()) } else { (0, 0) };
         rings.used.store(value.to_le(), offset, Ordering::Relaxed)?;
+        self.dirty.iter().for_each(|it| it.wrote(offset, 2));
         // Our wish is visible before we look: the driver writes the index and then reads our wish.
         fence(Ordering::SeqCst);
         Ok(self.available(rings)? != 0)

@@ -106,7 +106,7 @@ impl Model {
     fn start(&mut self, next_index: u16, paused: Option<PausedQueue>) {
         let log = self.log.as_ref().map(|region| InflightLog::new(Arc::clone(region), 0, SIZE));
         let layout = VirtqueueLayout { next_index, ..self.queue.layout() };
-        let (memory, earlier) = (self.ram.memory(), Earlier { log, paused });
+        let (memory, earlier) = (self.ram.memory(), Earlier { log, paused, dirty: None });
         let device = self.device();
         device.continue_queue(&self.ctx, 0, memory, layout, Interrupt::None, earlier).unwrap();
         self.queue.set_kick(self.device().remote_kick(0).unwrap());

@@ -3,14 +3,18 @@
 
 mod util;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coblk_aio::AioContext;
 use coblk_block::drivers::{File, Null};
 use coblk_block::{BlockBackend, BlockNode};
 use coblk_virtio_blk::guest::{GuestRequest, Machine, MachineBuilder, QueueFull, QueueOptions};
-use coblk_virtio_blk::{BlkStatus, VirtioBlkConfig, feature};
-use util::{Seen, TestDisk, backend, settle};
+use coblk_virtio_blk::{
+    BlkStatus, DirtyLog, Interrupt, QueueLog, VirtioBlkConfig, VirtqueueLayout, feature,
+};
+use util::{AVAIL, DESC, RAW_SIZE, RawGuest, SCRATCH, Seen, TestDisk, backend, settle};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i / 7) as u8 ^ seed).collect()
@@ -307,5 +311,51 @@ fn a_full_queue_says_so_and_recovers() {
         queue.kick();
         settle(&ctx);
         assert_eq!(std::iter::from_fn(|| queue.reap()).count(), 2);
+    }
+}
+
+/// Whether a page of guest memory is marked.
+fn is_marked(log: &MmapRegion, addr: u64) -> bool {
+    let page = addr / 4096;
+    let byte: u8 = log.get_slice((page / 8) as usize, 1).unwrap().read_obj(0).unwrap();
+    byte & 1 << (page % 8) != 0
+}
+
+/// A used ring whose index is at the end of a page, and its entries on the next. With event indices nothing
+/// else marks the page of the index; without them, nothing else that of the entries.
+#[test]
+fn index_and_entries_of_a_used_ring_are_marked() {
+    for without in [0, feature::EVENT_IDX] {
+        let mut guest = RawGuest::new();
+        guest.device.reset(&guest.ctx);
+        guest.device.negotiate(guest.device.features() & !without).unwrap();
+        let used_ring = SCRATCH + 0x1000 - 4;
+        let (size, next_index) = (RAW_SIZE, 0);
+        let layout =
+            VirtqueueLayout { size, desc_table: DESC, avail_ring: AVAIL, used_ring, next_index };
+        let memory = guest.ram.memory();
+        guest.device.start_queue(&guest.ctx, 0, memory, layout, Interrupt::None).unwrap();
+        settle(&guest.ctx);
+        let log = Arc::new(MmapRegion::new(4096).unwrap());
+        let clear = || log.get_slice(0, 4096).unwrap().write_slice(&[0; 4096], 0).unwrap();
+        let dirty = Arc::new(DirtyLog::new(Arc::clone(&log)));
+        for (data, used_ring) in [(false, used_ring), (true, used_ring + 0x10000)] {
+            let queue = QueueLog { log: Arc::clone(&dirty), data, used_ring };
+            guest.device.set_dirty_log(0, Some(&queue)).unwrap();
+            let marked = || [used_ring, used_ring + 4].map(|it| is_marked(&log, it));
+            assert_eq!(marked(), [true, true], "when it begins");
+            clear();
+            guest.offer_honest_request();
+            guest.kick();
+            assert_eq!(marked(), [true, true]);
+        }
+        assert!(!is_marked(&log, used_ring), "elsewhere by now");
+        guest.device.set_dirty_log(0, None).unwrap();
+        clear();
+        guest.offer_honest_request();
+        guest.kick();
+        let mut bytes = [0; 4096];
+        log.get_slice(0, 4096).unwrap().read_slice(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [0; 4096]);
     }
 }

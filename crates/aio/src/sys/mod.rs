@@ -8,6 +8,7 @@ mod cpu;
 mod descriptor;
 pub mod faults;
 mod fork;
+mod fuse;
 mod lock;
 mod membarrier;
 mod socket;
@@ -27,6 +28,7 @@ pub use descriptor::{
 };
 use faults::Call;
 pub(crate) use fork::OwnProcess;
+pub use fuse::join_fuse_session;
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 pub use membarrier::ProcessBarrier;
 pub(crate) use socket::{receive, send};
@@ -138,6 +140,13 @@ pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
     faults::before(Call::Other, 0)?;
     // SAFETY: no memory is involved.
     check_zero(unsafe { libc::fdatasync(fd.as_raw_fd()) })
+}
+
+/// Drops the clean pages of a file from the page cache. Other pages stay.
+pub fn forget_pages(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let error = unsafe { libc::posix_fadvise(fd.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 /// What [`fallocate`] does to a range.

@@ -162,6 +162,21 @@ fn seconds_of(output: &str) -> Option<f64> {
     line.split_whitespace().nth(3)?.parse().ok()
 }
 
+/// Runs a command of qemu-img.
+///
+/// # Errors
+/// If it cannot be started or fails, with what it says.
+pub fn run(words: &[&str]) -> io::Result<()> {
+    let output = Command::new("qemu-img").args(words).output().map_err(|error| {
+        io::Error::new(error.kind(), format!("qemu-img (Debian package {PACKAGE}): {error}"))
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("qemu-img {} failed: {}", words.join(" "), said.trim())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -158,7 +158,12 @@ impl BlockBackend {
     /// [`co_truncate`](Self::co_truncate), in the way that `how` says. ENOTSUP, and a warning in
     /// the log, if the driver cannot do it in that way.
     pub fn co_truncate_with(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
-        self.co_resize(co, length, how).map_err(|error| match error {
+        self.co_resize(co, length, how).map_err(|error| self.resize_errno(error))
+    }
+
+    /// What the log is told in words, as an errno.
+    fn resize_errno(&self, error: ResizeError) -> io::Error {
+        match error {
             // A driver that says why in words.
             ResizeError::Io(error) if error.raw_os_error().is_none() => {
                 tracing::warn!(backend = self.name(), %error, "cannot change the length");
@@ -175,7 +180,28 @@ impl BlockBackend {
                 tracing::warn!(backend = self.name(), %error, "cannot change the length");
                 io::Error::from_raw_os_error(libc::ETIMEDOUT)
             }
-        })
+        }
+    }
+
+    /// Makes the device at least `length` bytes long, in the way that `how` says. Unlike
+    /// [`co_truncate_with`](Self::co_truncate_with) it never makes it shorter, however often it grows
+    /// meanwhile, from any context. Without effect if it is long enough.
+    ///
+    /// # Errors
+    /// As of [`co_truncate_with`](Self::co_truncate_with).
+    pub fn co_grow_with(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
+        while length > self.length()? {
+            trace_event!("blk_co_truncate", length);
+            self.writable_medium()?;
+            let _resize =
+                self.inner.slot.resize().map_err(|error| self.resize_errno(error.into()))?;
+            let _request = self.begin_request(co).ok_or_else(|| self.slot().refusal())?;
+            let grown = self.writable_medium()?.node.co_grow(co, length, how);
+            if grown.map_err(|error| self.resize_errno(error.into()))? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// [`co_truncate`](Self::co_truncate), that names the user that does not agree.

@@ -362,6 +362,12 @@ pub trait BlockDriver: Any + Send + Sync {
         Ok(None)
     }
 
+    /// Drops what this host caches of its storage, of bytes that are durable, so that they are read from the storage
+    /// next. A driver without a cache, or whose cache is that of its children, does nothing.
+    fn co_drop_cache(&self, _co: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The driver that this one adds something to without being a node: it is that of the node's options.
     fn wrapped(&self) -> Option<&dyn BlockDriver> {
         None

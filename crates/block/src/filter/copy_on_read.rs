@@ -8,9 +8,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coblk_aio::{AlignedBuffer, Co, IoVector, IoVectorMut};
+use coblk_aio::{Co, IoVector, IoVectorMut};
 use serde::{Deserialize, Serialize};
 
+use super::bounce::Bounces;
 use crate::driver::edge::EdgeInfo;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::driver::permissions::Permissions;
@@ -33,6 +34,7 @@ pub struct CopyOnRead {
     /// The last backing file that is copied from.
     bottom: Option<Arc<BlockNode>>,
     requests: TrackedRequests,
+    bounces: Bounces,
     /// The way to the bottom, which stays as it is.
     frozen: Mutex<Option<FrozenChain>>,
 }
@@ -44,8 +46,8 @@ impl CopyOnRead {
     }
 
     fn on(file: Child, bottom: Option<Arc<BlockNode>>) -> CopyOnRead {
-        let (requests, frozen) = Default::default();
-        CopyOnRead { file, bottom, requests, frozen }
+        let (requests, bounces, frozen) = Default::default();
+        CopyOnRead { file, bottom, requests, bounces, frozen }
     }
 
     /// The state of the first bytes of a range, down to the bottom.
@@ -98,12 +100,17 @@ impl CopyOnRead {
                 continue;
             }
             let alignment = self.file.node().limits().memory_alignment.max(4096);
-            let mut data = AlignedBuffer::new(bytes as usize, alignment as usize)?;
-            self.file.co_read(co, part.start, &mut data)?;
-            let source = IoVector::from(&data[..]);
-            self.file.co_pwritev(co, part.start, &source, WriteFlags::UNCHANGED)?;
+            let mut data = self.bounces.take(bytes as usize, alignment as usize)?;
+            let copied = self.co_copy_part(co, part.start, &mut data[..bytes as usize]);
+            self.bounces.give_back(data);
+            copied?;
         }
         Ok(())
+    }
+
+    fn co_copy_part(&self, co: &Co<'_>, at: u64, data: &mut [u8]) -> io::Result<()> {
+        self.file.co_read(co, at, data)?;
+        self.file.co_pwritev(co, at, &IoVector::from(&*data), WriteFlags::UNCHANGED)
     }
 
     /// Copies to a node that can be written; one that cannot is read as it is.

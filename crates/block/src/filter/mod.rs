@@ -9,6 +9,7 @@
 
 pub mod blkdebug;
 pub mod blklogwrites;
+mod bounce;
 mod copy_on_read;
 pub mod throttle;
 

@@ -10,11 +10,13 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use coblk_aio::{Co, IoVector};
+use coblk_aio::{Co, IoVector, IoVectorMut};
 
 use super::joint::is_joint;
-use crate::driver::flags::{WriteFlags, ZeroFlags};
+use crate::driver::extent::Extent;
+use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
 use crate::graph::Child;
+use crate::graph::chain::{self, Base};
 use crate::graph::node::BlockNode;
 use crate::io::{self as request_path, RequestPath};
 
@@ -28,6 +30,10 @@ impl<N: Deref<Target = BlockNode>> OwnIo<N> {
     /// It has been counted.
     pub(super) fn entered(node: N) -> OwnIo<N> {
         OwnIo { node }
+    }
+
+    pub(super) fn node(&self) -> &BlockNode {
+        &self.node
     }
 
     /// The request path of the node.
@@ -106,6 +112,43 @@ impl BlockNode {
 /// # Errors
 /// EPERM if the node refuses writes, or is inactive or closed; else those of requests.
 impl OwnRequests {
+    fn readable(&self) -> io::Result<&RequestPath> {
+        match self.own.node.gate.refusal() {
+            Some(error) => Err(error),
+            None => Ok(self.own.path()),
+        }
+    }
+
+    /// Reads bytes at `offset` to all of `target`.
+    pub fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        request_path::co_preadv(self.readable()?, co, offset, target, flags)
+    }
+
+    /// Has the next reads of what is durable come from the storage of the node, and of all that it leads to, and not
+    /// from what this host caches.
+    pub fn co_drop_caches(&self, co: &Co<'_>) -> io::Result<()> {
+        self.readable()?;
+        let mut left = vec![Arc::clone(&self.own.node)];
+        while let Some(node) = left.pop() {
+            node.driver().co_drop_cache(co)?;
+            left.extend(node.children().into_iter().map(|(_, child)| child));
+        }
+        Ok(())
+    }
+
+    /// What is known of the first bytes of a range, of all layers of the node.
+    pub fn co_block_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.readable()?;
+        let node = &self.own.node;
+        chain::co_status_above(node, co, Base::NONE, offset, bytes).map(|found| found.extent)
+    }
+
     fn writable(&self) -> io::Result<&RequestPath> {
         match self.own.node.gate.refusal() {
             Some(error) => Err(error),

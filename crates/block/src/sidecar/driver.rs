@@ -188,6 +188,10 @@ impl BlockDriver for WithSidecar {
         self.co_load(co)
     }
 
+    fn co_drop_cache(&self, co: &Co<'_>) -> io::Result<()> {
+        self.inner.co_drop_cache(co)
+    }
+
     fn needs_close(&self) -> bool {
         self.inner.needs_close() || self.sidecar.set.list().iter().any(|it| it.is_persistent())
     }

@@ -9,7 +9,7 @@ use coblk_block::{
 
 use super::options::{Backup, BackupSync, BitmapMode};
 use crate::JobError;
-use crate::snapshot::{check_hold, check_least, cluster_size, copy_cluster};
+use crate::snapshot::{check_hold, check_least, cluster_size, copy_cluster, copy_granule};
 
 /// Why a backup does not begin. Nothing has changed then. The words are QEMU's.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,7 @@ impl Backup {
         check_hold(self.hold, self.on_cbw_error)
             .map_err(|why| BackupError::Option(format!("Parameter 'x-coblk-hold' {why}")))?;
         self.check_bitmap()?;
+        self.check_own()?;
         if Arc::ptr_eq(&self.source, &self.target) {
             return Err(BackupError::Itself);
         }
@@ -110,6 +111,33 @@ impl Backup {
         }
     }
 
+    /// The options that are this program's own.
+    fn check_own(&self) -> Result<(), BackupError> {
+        let option = |text: &str| Err(BackupError::Option(text.to_owned()));
+        let is_noted = self.verify || self.manifest.is_some();
+        if self.sync == BackupSync::None && (self.spill.is_some() || is_noted) {
+            let text = "x-coblk-spill, x-coblk-verify and x-coblk-manifest do not go with sync mode 'none'";
+            return option(text);
+        }
+        let Some(spill) = &self.spill else { return Ok(()) };
+        if Arc::ptr_eq(spill, &self.source) || Arc::ptr_eq(spill, &self.target) {
+            return option("Parameter 'x-coblk-spill' is the source or the target");
+        }
+        if self.hold > 0 {
+            return option("Parameter 'x-coblk-hold' does not go with 'x-coblk-spill'");
+        }
+        if spill.length() < self.source.length() {
+            return option("Parameter 'x-coblk-spill' is shorter than the source");
+        }
+        if spill.is_read_only() {
+            return Err(BackupError::ReadOnly(spill.name().to_owned()));
+        }
+        match spill.blocked_reason(Operation::Job) {
+            Some(reason) => Err(BackupError::Busy { node: spill.name().to_owned(), reason }),
+            None => Ok(()),
+        }
+    }
+
     fn check_bitmap(&self) -> Result<(), BackupError> {
         let Some((name, mode)) = &self.bitmap else {
             let is_wanted = self.sync == BackupSync::Bitmap;
@@ -131,6 +159,13 @@ impl Backup {
     /// How much is copied together, in bytes.
     pub(super) fn cluster(&self) -> u64 {
         copy_cluster(self.target_cluster(), self.min_cluster)
+    }
+
+    /// How much is copied when a guest writes, in bytes.
+    pub(super) fn granule(&self) -> u64 {
+        // There is a sum for each.
+        let is_noted = self.verify || self.manifest.is_some();
+        if is_noted { self.cluster() } else { copy_granule(&self.target, self.min_cluster) }
     }
 
     /// Bytes a cluster of the target; 1 where there are none.

@@ -4,6 +4,8 @@
 //! options  what is backed up, and how
 //! check    why a backup does not begin
 //! bitmap   what becomes of a bitmap
+//! verify   the target is read again, and compared
+//! manifest checksums in a file
 //! top      which parts only the top layer has
 //! task     the job
 //! ```
@@ -14,9 +16,11 @@
 
 mod bitmap;
 mod check;
+mod manifest;
 mod options;
 mod task;
 mod top;
+mod verify;
 
 pub use check::BackupError;
 pub use options::{Backup, BackupSync, BitmapMode};

@@ -1,8 +1,10 @@
 //! [`Backup`]: what is backed up, and how.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::{AioHandle, Co};
 use coblk_block::{BlockNode, Blockdevs};
@@ -70,6 +72,10 @@ pub struct Backup {
     pub(super) hold: u64,
     pub(super) filter_name: Option<String>,
     pub(super) contexts: Vec<AioHandle>,
+    pub(super) spill: Option<Arc<BlockNode>>,
+    pub(super) verify: bool,
+    pub(super) manifest: Option<PathBuf>,
+    pub(super) guest_latency: Option<Duration>,
 }
 
 impl Backup {
@@ -91,6 +97,10 @@ impl Backup {
             hold: 0,
             filter_name: None,
             contexts: Vec::new(),
+            spill: None,
+            verify: false,
+            manifest: None,
+            guest_latency: None,
         }
     }
 
@@ -143,6 +153,35 @@ impl Backup {
     #[must_use]
     pub fn hold(self, bytes: u64) -> Backup {
         Backup { hold: bytes, ..self }
+    }
+
+    /// Has old bytes that guests are about to write over go to `node` at first, which is fast, and as long as the
+    /// source at least. The job moves them on to the target, and discards them there. A guest waits for the target only
+    /// if `node` fails.
+    #[must_use]
+    pub fn spill(self, node: Arc<BlockNode>) -> Backup {
+        Backup { spill: Some(node), ..self }
+    }
+
+    /// Whether the target is read when all is copied, past what the host caches of it, and compared with checksums of
+    /// what was read from the source. The job fails if they differ.
+    #[must_use]
+    pub fn verify(self, verify: bool) -> Backup {
+        Backup { verify, ..self }
+    }
+
+    /// Has the checksums of what was copied written to a file when the job ends well: a line `OFFSET COUNT SUM`
+    /// for each row of granules with one CRC-32C, below a head that says the length and the granularity.
+    #[must_use]
+    pub fn manifest(self, path: impl Into<PathBuf>) -> Backup {
+        Backup { manifest: Some(path.into()), ..self }
+    }
+
+    /// Copies less at once while more than one of twenty requests of guests takes longer than this: fewer copies, then
+    /// shorter ones, then with pauses between them. By default it copies as fast as it can.
+    #[must_use]
+    pub fn guest_latency(self, limit: Duration) -> Backup {
+        Backup { guest_latency: Some(limit), ..self }
     }
 
     /// What becomes of a guest's write whose old bytes cannot be copied.

@@ -7,15 +7,18 @@ use std::sync::Arc;
 use coblk_aio::Co;
 use coblk_block::{
     BlockBackend, BlockNode, Blockdevs, Child, ChildRole, DrainedSection, GraphError, HiddenNode,
-    NodeUse, Operation, Permissions, WAIT_LIMIT, WriteFlags,
+    NodeUse, Operation, PermissionError, Permissions, WAIT_LIMIT, WriteFlags,
 };
 
 use super::bitmap::Held;
 use super::check::BackupError;
+use super::manifest::Manifest;
 use super::options::{Backup, BackupSync};
 use super::top::co_skip_below;
+use super::verify::co_verify;
 use crate::copy::engine::Engine;
 use crate::copy::guests::Guests;
+use crate::copy::pace::Latency;
 use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
 use crate::mirror::backing_of;
@@ -30,6 +33,9 @@ const MAX_BUFFER: u64 = 128 << 20;
 /// Others may write to the target as far as permissions go, for its backing file may be the source.
 const OF_TARGET: (Permissions, Permissions) =
     (Permissions::WRITE, Permissions::all().difference(Permissions::RESIZE));
+/// Nothing else has a use for it.
+const OF_SPILL: (Permissions, Permissions) =
+    (Permissions::CONSISTENT_READ.union(Permissions::WRITE), Permissions::empty());
 /// Guests go on with the source.
 const OF_SOURCE: (Permissions, Permissions) =
     (Permissions::CONSISTENT_READ, Permissions::all().difference(Permissions::RESIZE));
@@ -59,9 +65,11 @@ struct Parts {
     source_use: Cell<Option<NodeUse>>,
     source: BlockBackend,
     target: Rc<Target>,
+    spill_use: Option<Rc<Target>>,
     guests: Arc<Guests>,
     keeper: Arc<Keeper>,
     engine: Rc<Engine>,
+    manifest: Cell<Option<Manifest>>,
 }
 
 impl BackupTask {
@@ -86,9 +94,8 @@ pub(super) fn co_set_up(
     blockdevs: &Blockdevs,
 ) -> Result<(), BackupError> {
     let backup = task.0.backup.take().expect("a job is made once");
-    let target_use = job.co_use(co, &backup.target, OF_TARGET.0, OF_TARGET.1)?;
-    let of_source = if backup.discard_source { OF_DISCARDED } else { OF_SOURCE };
-    let source_use = job.co_use(co, &backup.source, of_source.0, of_source.1)?;
+    let uses = Uses::co_take(co, job, &backup)?;
+    let manifest = Manifest::co_begin(co, backup.manifest.as_deref())?;
     let is_read_above = leads_to(&backup.target, &backup.source);
     let tracking = match is_read_above {
         true => Some(backup.target.track(&co_drain(co, &backup.target)?)),
@@ -96,7 +103,6 @@ pub(super) fn co_set_up(
     };
     let guests = Arc::new(Guests::new(job.remote_kick()));
     let plan = keeper_plan(&backup, is_read_above);
-    let flags = plan.flags;
     let keeper = Arc::new(Keeper::for_job(plan, Arc::clone(&guests), job.progress())?);
     let owner = format!("backup job '{}'", job.id());
     let hidden = blockdevs.make_hidden(backup.filter_name.as_deref(), owner, |name| {
@@ -115,30 +121,71 @@ pub(super) fn co_set_up(
             return Err(error);
         }
     }
-    for operation in [Operation::Resize, Operation::Inactivate, Operation::Replace, Operation::Job]
-    {
-        target_use.block(operation, IN_USE);
-    }
-    for operation in [Operation::Resize, Operation::Inactivate] {
-        source_use.block(operation, IN_USE);
-    }
+    uses.block();
     let name = format!("source of job '{}'", job.id());
     let source = BlockBackend::new(co.context(), name, Arc::clone(&backup.source));
-    let target = Target::new(co, job, target_use);
+    let target = Target::new(co, job, uses.target);
     let shared = (keeper.granules(), &guests);
-    let engine = Engine::new(job, shared, source.clone(), &target, plan_of(&backup, flags));
+    let spill_use = uses.spill.map(|used| Target::new(co, job, used));
+    let plan = plan_of(&backup, &keeper, spill_use.as_ref());
+    let engine = Engine::new(job, shared, source.clone(), &target, plan);
     // Others than the job's context leave the source as it is.
     if !backup.discard_source {
         engine.set_contexts(backup.contexts.clone());
     }
-    let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(source_use)));
-    let parts =
-        Parts { backup, filter, hidden, source_use, source, target, guests, keeper, engine };
+    let (hidden, source_use) = (Cell::new(Some(hidden)), Cell::new(Some(uses.source)));
+    let parts = Parts {
+        backup,
+        filter,
+        hidden,
+        source_use,
+        source,
+        target,
+        spill_use,
+        guests,
+        keeper,
+        engine,
+        manifest: Cell::new(manifest),
+    };
     task.0.parts.replace(Some(Rc::new(parts)));
     Ok(())
 }
 
 const IN_USE: &str = "block device is in use by block job: backup";
+
+/// The uses of the nodes.
+struct Uses {
+    source: NodeUse,
+    target: NodeUse,
+    spill: Option<NodeUse>,
+}
+
+impl Uses {
+    fn co_take(co: &Co<'_>, job: &Job, backup: &Backup) -> Result<Uses, PermissionError> {
+        let target = job.co_use(co, &backup.target, OF_TARGET.0, OF_TARGET.1)?;
+        let of_source = if backup.discard_source { OF_DISCARDED } else { OF_SOURCE };
+        let source = job.co_use(co, &backup.source, of_source.0, of_source.1)?;
+        let spill = match &backup.spill {
+            Some(node) => Some(job.co_use(co, node, OF_SPILL.0, OF_SPILL.1)?),
+            None => None,
+        };
+        Ok(Uses { source, target, spill })
+    }
+
+    /// Keeps others from what would get in the way of the job.
+    fn block(&self) {
+        for operation in [Operation::Resize, Operation::Inactivate] {
+            self.source.block(operation, IN_USE);
+        }
+        for used in [&self.target].into_iter().chain(&self.spill) {
+            for operation in
+                [Operation::Resize, Operation::Inactivate, Operation::Replace, Operation::Job]
+            {
+                used.block(operation, IN_USE);
+            }
+        }
+    }
+}
 
 /// In one drained section of the source: the bitmap, what it says is to be copied, the filter.
 fn co_insert(
@@ -174,6 +221,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
     flags.set(WriteFlags::COMPRESSED, backup.compress);
     flags.set(WriteFlags::SERIALISING, is_read_above);
     KeeperPlan {
+        granule: backup.granule(),
         cluster: backup.cluster(),
         length: backup.source.length(),
         target_cluster: backup.target_cluster(),
@@ -181,16 +229,22 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         on_error: backup.on_cbw_error,
         timeout: None,
         hold: backup.hold,
+        // With that the job itself writes there.
+        is_alone: !backup.discard_source,
+        spill: backup.spill.clone(),
+        sums: backup.verify || backup.manifest.is_some(),
+        latency: backup.guest_latency.map(Latency::new),
     }
 }
 
-fn plan_of(backup: &Backup, flags: WriteFlags) -> Plan {
+fn plan_of(backup: &Backup, keeper: &Keeper, spill_use: Option<&Rc<Target>>) -> Plan {
     let cluster = backup.cluster();
     // What is compressed is written cluster by cluster.
     let longest = if backup.compress { cluster } else { backup.max_chunk.unwrap_or(MAX_CHUNK) };
     let max_chunk = longest.clamp(cluster, MAX_CHUNK.max(cluster));
     Plan {
-        granularity: cluster,
+        granularity: backup.granule(),
+        unit: cluster,
         length: backup.source.length(),
         buffer: (max_chunk * backup.max_workers).min(MAX_BUFFER),
         cluster: backup.target_cluster(),
@@ -199,9 +253,12 @@ fn plan_of(backup: &Backup, flags: WriteFlags) -> Plan {
         manner: Manner {
             max_workers: backup.max_workers,
             max_chunk,
-            flags,
+            flags: keeper.flags(),
             keeps_all: true,
             discards_source: backup.discard_source,
+            spill: keeper.spill().cloned().zip(spill_use.cloned()),
+            sums: keeper.sums().cloned(),
+            latency: keeper.latency().cloned(),
         },
     }
 }
@@ -263,15 +320,29 @@ impl Parts {
         below.map(|(_, node)| node).expect("the filter has its child")
     }
 
-    /// Copies that guests have left behind keep the target in use until they have returned.
-    fn leave_target(&self, co: &Co<'_>) {
+    /// Copies that guests have left behind keep what they write in use until they have returned.
+    fn leave_written(&self, co: &Co<'_>) {
         if self.keeper.is_copying() {
-            let (own, keeper) = (self.target.begin(), Arc::clone(&self.keeper));
+            let (own, keeper) =
+                (self.written().map(Target::begin).collect::<Vec<_>>(), Arc::clone(&self.keeper));
             co.context().spawn("copies of a job that is over", move |co| {
                 keeper.co_wait_for_copies(co);
-                own.co_end(co);
+                own.into_iter().for_each(|own| own.co_end(co));
             });
         }
+        self.written().for_each(|it| it.co_leave(co));
+    }
+
+    /// What the job writes.
+    fn written(&self) -> impl Iterator<Item = &Rc<Target>> {
+        self.spill_use.iter().chain([&self.target])
+    }
+}
+
+/// Of a job whose context ends: guests of others do not wait for copies any more.
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.keeper.give_up();
     }
 }
 
@@ -284,9 +355,17 @@ impl Task for BackupTask {
         {
             co_skip_below(co, job, (&parts.source, &base), &parts.keeper)?;
         }
-        match sync {
-            BackupSync::None => parts.co_stand_by(co, job),
-            _ => parts.co_copy(co, job),
+        if sync == BackupSync::None {
+            return parts.co_stand_by(co, job);
+        }
+        parts.co_copy(co, job)?;
+        let Some(sums) = parts.keeper.sums() else { return Ok(()) };
+        if parts.backup.verify {
+            co_verify(co, job, &parts.target, sums)?;
+        }
+        match parts.manifest.take() {
+            Some(manifest) => manifest.co_finish(co, sums),
+            None => Ok(()),
         }
     }
 
@@ -311,13 +390,12 @@ impl Task for BackupTask {
         parts.keeper.give_up();
         if job.is_cancelled() {
             // What waits for a server to come back.
-            parts.target.node().cancel_in_flight();
+            parts.written().for_each(|it| it.node().cancel_in_flight());
         }
         job.progress().set_rest(parts.engine.rest());
         parts.engine.co_stop(co);
         parts.co_remove_filter(co);
-        parts.leave_target(co);
-        parts.target.co_leave(co);
+        parts.leave_written(co);
         if let Some(used) = parts.source_use.take() {
             used.co_end(co);
         }

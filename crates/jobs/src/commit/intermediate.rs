@@ -174,6 +174,7 @@ impl CommitTask {
         let guests = Arc::new(Guests::new(job.remote_kick()));
         let plan = Plan {
             granularity,
+            unit: granularity,
             length,
             buffer: BUFFER,
             cluster,

@@ -31,6 +31,20 @@ impl<'a> Claim<'a> {
         self.range.end
     }
 
+    /// Its granules.
+    pub(super) fn granules(&self) -> &Range<u64> {
+        &self.range
+    }
+
+    /// Gives back what is from a granule on: that is to be copied still.
+    pub(super) fn cut(&mut self, end: u64) {
+        if end < self.range.end {
+            self.granules.fail(end..self.range.end);
+            self.range.end = end;
+            self.guests.claim_ended();
+        }
+    }
+
     /// Its range of a disk of `length` bytes, in bytes.
     pub(super) fn bytes(&self, granularity: u64, length: u64) -> Range<u64> {
         self.range.start * granularity..(self.range.end * granularity).min(length)

@@ -4,20 +4,20 @@
 //! has claimed calls the next one. So no more work than there is work, and one that finds nothing rests.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, AioHandle, Co};
-use coblk_block::{BlockBackend, Entered, ErrorAction, RequestKind};
+use coblk_block::{BlockBackend, ErrorAction, RequestKind};
 
 use super::granules::Granules;
 use super::guests::Guests;
-use super::piece::{CopyError, Scratch};
+use super::pace::Pace;
+use super::piece::CopyError;
 use super::plan::Plan;
 use super::station::{Common, Failed, co_serve};
-use super::target::Target;
+use super::target::{Pending, Target};
 use crate::{Job, JobFailure, OnError};
 
 /// For how long the end of a job waits for its target.
@@ -27,31 +27,31 @@ const MAX_FAILING_NS: i64 = 10_000_000_000;
 
 /// The copies of one job. Home thread.
 pub(crate) struct Engine {
-    job: Rc<Job>,
-    granules: Arc<Granules>,
+    pub(super) job: Rc<Job>,
+    pub(super) granules: Arc<Granules>,
     guests: Arc<Guests>,
     /// Until the engine is stopped.
-    source: RefCell<Option<BlockBackend>>,
-    target: Rc<Target>,
-    plan: Plan,
-    chunk: u64,
-    max_workers: u64,
-    common: Arc<Common>,
+    pub(super) source: RefCell<Option<BlockBackend>>,
+    pub(super) target: Rc<Target>,
+    pub(super) plan: Plan,
+    pub(super) chunk: u64,
+    pub(super) pace: Pace,
+    pub(super) common: Arc<Common>,
     /// Contexts that are to have a station.
     contexts: RefCell<Vec<AioHandle>>,
     /// Those that are there.
     stations: Cell<u64>,
     /// Workers that rest.
-    resting: CoQueue,
+    pub(super) resting: CoQueue,
     workers: Cell<u64>,
     /// Workers that have passed the gates, and have not ended their claims.
-    active: Cell<u64>,
-    is_stopped: Cell<bool>,
+    pub(super) active: Cell<u64>,
+    pub(super) is_stopped: Cell<bool>,
     /// No copy begins before that, in nanoseconds of the context's clock.
     retry_ns: Cell<i64>,
     /// Since when there are nothing but errors.
-    failing_since_ns: Cell<Option<i64>>,
-    failure: RefCell<Option<JobFailure>>,
+    pub(super) failing_since_ns: Cell<Option<i64>>,
+    pub(super) failure: RefCell<Option<JobFailure>>,
 }
 
 impl Engine {
@@ -70,7 +70,9 @@ impl Engine {
         let chunk = chunk / plan.granularity * plan.granularity;
         let shape = plan.shape();
         let sizes = (plan.granularity, chunk);
-        let common = Common::new((granules, guests), job.progress(), sizes, shape);
+        let common = Common::new((granules, guests), job.progress(), sizes, (shape, &plan.manner));
+        let at_once = ((buffer / chunk).clamp(1, most), chunk, plan.unit.min(chunk));
+        let pace = Pace::new(plan.manner.latency.clone(), at_once);
         Rc::new(Engine {
             job: Rc::clone(job),
             granules: Arc::clone(granules),
@@ -78,7 +80,7 @@ impl Engine {
             source: RefCell::new(Some(source)),
             target: Rc::clone(target),
             chunk,
-            max_workers: (buffer / chunk).clamp(1, most),
+            pace,
             common,
             contexts: RefCell::default(),
             stations: Cell::new(0),
@@ -205,42 +207,52 @@ impl Engine {
     }
 
     /// When the next copy may begin, if that is later than now.
-    fn earliest_ns(&self, ctx: &AioContext) -> Option<i64> {
+    pub(super) fn earliest_ns(&self, ctx: &AioContext) -> Option<i64> {
         let now_ns = ctx.now_ns();
         let delay = i64::try_from(self.job.rate().delay(now_ns).as_nanos()).unwrap_or(i64::MAX);
-        let at_ns = now_ns.saturating_add(delay).max(self.retry_ns.get());
+        let at_ns = now_ns.saturating_add(delay).max(self.retry_ns.get()).max(self.pace.next_ns());
         (at_ns > now_ns).then_some(at_ns)
     }
 
     /// Has one more worker work, unless it is too early; returns until when.
-    fn call_worker(self: &Rc<Self>, ctx: &AioContext) -> Option<i64> {
+    pub(super) fn call_worker(self: &Rc<Self>, ctx: &AioContext) -> Option<i64> {
+        self.pace.look(ctx.now_ns());
         let earliest_ns = self.earliest_ns(ctx);
         self.call_stations(ctx, earliest_ns.is_none());
         if earliest_ns.is_none()
             && !self.resting.wake_one()
-            && self.workers.get() < self.max_workers
+            && self.workers.get() < self.pace.workers()
         {
             self.workers.set(self.workers.get() + 1);
             let engine = Rc::clone(self);
             ctx.spawn("copy", move |co| {
-                let pending = engine.target.begin();
+                let pending = engine.begin();
+                // The one that has called it reads first: disks like what comes in order.
+                co.yield_now();
                 // The hook of panics has reported it.
                 if co.catch_unwind(|| engine.co_work(co)).is_err() {
                     engine.fail(JobFailure::panicked());
                 }
                 engine.workers.set(engine.workers.get() - 1);
-                pending.co_end(co);
+                pending.into_iter().for_each(|pending| pending.co_end(co));
                 engine.job.kick();
             });
         }
         earliest_ns
     }
 
+    /// A coroutine begins that uses the target, and the spill, which the job need not wait for.
+    fn begin(&self) -> Vec<Pending> {
+        let spill = self.plan.manner.spill.iter().map(|(_, used)| used.begin());
+        spill.chain([self.target.begin()]).collect()
+    }
+
     /// Lets stations work, if there is more to do than workers here have at once.
     fn call_stations(self: &Rc<Self>, ctx: &AioContext, is_time: bool) {
         let is_much = self.granules.todo() * self.plan.granularity > 2 * self.chunk;
         let may_begin = is_time && !self.is_stopped.get() && self.failure.borrow().is_none();
-        self.common.allow(may_begin && !self.job.should_pause() && self.job.rate().speed() == 0);
+        let is_limited = self.job.rate().speed() != 0 || !self.pace.is_full();
+        self.common.allow(may_begin && !self.job.should_pause() && !is_limited);
         if is_much && may_begin {
             for context in self.contexts.take() {
                 self.begin_station(ctx, &context);
@@ -257,7 +269,7 @@ impl Engine {
             return;
         };
         self.stations.set(self.stations.get() + 1);
-        let (engine, pending) = (Rc::clone(self), self.target.begin());
+        let (engine, pending) = (Rc::clone(self), self.begin());
         let (nodes, at_source) =
             ((source, Arc::clone(self.target.node())), self.common.at_source());
         let station = context.spawn("station of a job", move |co| co_serve(co, at_source, nodes));
@@ -265,122 +277,12 @@ impl Engine {
             // Its context may have gone.
             let _ = co.block_on(station);
             engine.stations.set(engine.stations.get() - 1);
-            pending.co_end(co);
+            pending.into_iter().for_each(|pending| pending.co_end(co));
             engine.job.kick();
         });
     }
 
-    /// A worker, until the engine is stopped.
-    fn co_work(self: &Rc<Self>, co: &Co<'_>) {
-        let node = self.target.node();
-        let alignment = node.limits().memory_alignment;
-        match Scratch::new(self.chunk, alignment.max(4096)) {
-            Ok(mut scratch) => {
-                while !self.is_stopped.get() {
-                    if !self.co_copy_one(co, &mut scratch) {
-                        // What is busy, or done by others, is for their ends to tell.
-                        if self.earliest_ns(co.context()).is_some() {
-                            self.job.kick();
-                        }
-                        self.resting.wait(co);
-                    }
-                }
-            }
-            Err(error) => self.fail(JobFailure::Io(error)),
-        }
-    }
-
-    fn may_begin(&self, ctx: &AioContext) -> bool {
-        !self.is_stopped.get()
-            && !self.job.should_pause()
-            && self.failure.borrow().is_none()
-            && self.granules.todo() > 0
-            && self.earliest_ns(ctx).is_none()
-    }
-
-    /// Copies one chunk. False if there is nothing that may be copied now.
-    fn co_copy_one(self: &Rc<Self>, co: &Co<'_>, scratch: &mut Scratch) -> bool {
-        if !self.may_begin(co.context()) {
-            return false;
-        }
-        let Some(backend) = self.source.borrow().clone() else { return false };
-        let entered = backend.co_enter_both(co, &self.target.backend());
-        // The source is free before the target is written.
-        drop(backend);
-        let (source, target) = match entered {
-            Ok(both) => both,
-            Err(error) => {
-                self.fail(JobFailure::Io(error));
-                return false;
-            }
-        };
-        // It may have waited at the gates.
-        if !self.may_begin(co.context()) {
-            return false;
-        }
-        let rate = self.job.rate();
-        let most = rate.chunk(self.plan.granularity, self.chunk) / self.plan.granularity;
-        let active = Active::count(&self.active);
-        let Some(claim) = self.common.claim(most.max(1)) else { return false };
-        let range = self.common.bytes(&claim);
-        rate.sent(co.context().now_ns(), range.end - range.start);
-        if self.granules.todo() > 0 {
-            self.call_worker(co.context());
-        }
-        match self.co_carry_out(co, &range, (source, target), scratch) {
-            Ok(()) => {
-                rate.give_back(range.end - range.start - scratch.bytes_written());
-                self.succeeded();
-                claim.end();
-                self.job.progress().add(range.end - range.start);
-                if self.plan.manner.discards_source {
-                    self.co_discard_source(co, &range);
-                }
-            }
-            Err(error) => {
-                // It is to be copied again before the policy acts.
-                drop(claim);
-                self.failed(co.context(), &error);
-            }
-        }
-        drop(active);
-        if self.granules.todo() == 0 || self.job.should_pause() {
-            self.job.kick();
-        }
-        true
-    }
-
-    fn succeeded(&self) {
-        self.failing_since_ns.set(None);
-        self.job.request_succeeded();
-    }
-
-    fn co_carry_out(
-        &self,
-        co: &Co<'_>,
-        range: &Range<u64>,
-        (mut source, mut target): (Entered, Entered),
-        scratch: &mut Scratch,
-    ) -> Result<(), CopyError> {
-        scratch.co_read(co, &mut source, range, self.plan.shape())?;
-        drop(source);
-        if self.is_stopped.get() {
-            // The end of the job waits for the source alone.
-            self.job.kick();
-        }
-        scratch.co_write(co, &mut target, range)
-    }
-
-    /// Discards what was copied, with no claim held: it may wait for a drain.
-    fn co_discard_source(&self, co: &Co<'_>, range: &Range<u64>) {
-        let Some(source) = self.source.borrow().clone() else { return };
-        // A hint: what is not discarded is there twice.
-        if let Err(error) = source.co_pdiscard(co, range.start, range.end - range.start) {
-            tracing::debug!(offset = range.start, %error, "what was copied is not discarded");
-        }
-    }
-
-    fn failed(&self, ctx: &AioContext, error: &CopyError) {
+    pub(super) fn failed(&self, ctx: &AioContext, error: &CopyError) {
         let policy = match error.kind {
             RequestKind::Read => self.plan.on_source_error,
             _ => self.plan.on_target_error,
@@ -420,7 +322,7 @@ impl Engine {
         self.retry_ns.get()
     }
 
-    fn fail(&self, failure: JobFailure) {
+    pub(super) fn fail(&self, failure: JobFailure) {
         self.failure.borrow_mut().get_or_insert(failure);
         self.job.kick();
     }
@@ -445,21 +347,5 @@ impl Engine {
     fn is_source_free(&self) -> bool {
         !self.common.is_at_source()
             && self.source.borrow().as_ref().is_none_or(|source| source.in_flight() == 0)
-    }
-}
-
-/// A worker that may have a claim.
-struct Active<'a>(&'a Cell<u64>);
-
-impl Active<'_> {
-    fn count(active: &Cell<u64>) -> Active<'_> {
-        active.set(active.get() + 1);
-        Active(active)
-    }
-}
-
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

@@ -81,6 +81,16 @@ macro_rules! sink {
     };
 }
 
+impl Source for OwnRequests {
+    fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
+        self.co_block_status(co, offset, bytes)
+    }
+
+    fn co_read(&mut self, co: &Co<'_>, offset: u64, to: &mut IoVectorMut<'_>) -> io::Result<()> {
+        self.co_preadv(co, offset, to, ReadFlags::empty())
+    }
+}
+
 sink!(Entered);
 sink!(OwnRequests);
 
@@ -104,6 +114,8 @@ impl How {
         }
     }
 }
+
+const ZEROES: [u8; 4096] = [0; 4096];
 
 /// The memory of a worker: what it has read, and how to write that. It is used again, and does not grow.
 pub(crate) struct Scratch {
@@ -222,8 +234,19 @@ impl Scratch {
         target: &mut impl Sink,
         range: &Range<u64>,
     ) -> Result<(), CopyError> {
+        self.co_write_with(co, target, range, self.flags)
+    }
+
+    /// [`co_write`](Self::co_write), to another node than the target, with these flags.
+    pub(crate) fn co_write_with(
+        &self,
+        co: &Co<'_>,
+        target: &mut impl Sink,
+        range: &Range<u64>,
+        flags: WriteFlags,
+    ) -> Result<(), CopyError> {
         let mut zeroes = ZeroFlags::MAY_UNMAP;
-        zeroes.set(ZeroFlags::SERIALISING, self.flags.contains(WriteFlags::SERIALISING));
+        zeroes.set(ZeroFlags::SERIALISING, flags.contains(WriteFlags::SERIALISING));
         for (how, piece) in &self.pieces {
             let bytes = piece.end - piece.start;
             let written = match how {
@@ -231,7 +254,7 @@ impl Scratch {
                     let place =
                         (piece.start - range.start) as usize..(piece.end - range.start) as usize;
                     let source = IoVector::from(&self.data[place]);
-                    target.co_write(co, piece.start, &source, self.flags)
+                    target.co_write(co, piece.start, &source, flags)
                 }
                 How::Zero => target.co_zero(co, piece.start, bytes, zeroes),
                 How::Discard => target.co_discard(co, piece.start, bytes),
@@ -259,6 +282,26 @@ impl Scratch {
                 How::Zero | How::Discard => place.fill_from(0, 0),
             }
         }
+    }
+
+    /// CRC-32C of a part of what was read of a range that begins at `start`.
+    pub(super) fn crc32c(&self, start: u64, part: &Range<u64>) -> u32 {
+        let mut sum = 0;
+        for (how, piece) in &self.pieces {
+            let part = piece.start.max(part.start)..piece.end.min(part.end);
+            let mut left = part.end.saturating_sub(part.start) as usize;
+            if left > 0 && *how == How::Write {
+                let from = (part.start - start) as usize;
+                sum = crc32c::crc32c_append(sum, &self.data[from..from + left]);
+                left = 0;
+            }
+            while left > 0 {
+                let zeroes = &ZEROES[..left.min(ZEROES.len())];
+                sum = crc32c::crc32c_append(sum, zeroes);
+                left -= zeroes.len();
+            }
+        }
+        sum
     }
 
     /// How many bytes are written as data.

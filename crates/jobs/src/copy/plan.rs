@@ -1,8 +1,15 @@
 //! [`Plan`]: what is copied, and how.
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use coblk_block::WriteFlags;
 
+use super::pace::Latency;
 use super::piece::Shape;
+use super::spill::Spill;
+use super::sums::Sums;
+use super::target::Target;
 use crate::OnError;
 
 /// Most copies at a time.
@@ -14,6 +21,8 @@ const MAX_CHUNK: u64 = 1 << 20;
 pub(crate) struct Plan {
     /// Bytes a granule.
     pub(crate) granularity: u64,
+    /// The shortest copy, unless less is to be copied: granules, in bytes.
+    pub(crate) unit: u64,
     /// Length of both nodes, in bytes.
     pub(crate) length: u64,
     /// Bytes in flight at most.
@@ -37,6 +46,12 @@ pub(crate) struct Manner {
     pub(crate) keeps_all: bool,
     /// What was copied is discarded at the source, to which nothing else writes.
     pub(crate) discards_source: bool,
+    /// Where copies that guests drive go at first, and its use.
+    pub(crate) spill: Option<(Arc<Spill>, Rc<Target>)>,
+    /// Notes what was read.
+    pub(crate) sums: Option<Arc<Sums>>,
+    /// How long guests' requests take, and are to.
+    pub(crate) latency: Option<Arc<Latency>>,
 }
 
 impl Default for Manner {
@@ -47,6 +62,9 @@ impl Default for Manner {
             flags: WriteFlags::empty(),
             keeps_all: false,
             discards_source: false,
+            spill: None,
+            sums: None,
+            latency: None,
         }
     }
 }

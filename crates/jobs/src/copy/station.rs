@@ -15,12 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coblk_aio::Co;
 use coblk_aio::sync::CoQueue;
-use coblk_block::{BlockBackend, BlockNode};
+use coblk_block::{BlockBackend, BlockNode, Entered};
 
 use super::claim::Claim;
 use super::granules::Granules;
 use super::guests::Guests;
 use super::piece::{CopyError, Scratch, Shape};
+use super::plan::Manner;
+use super::spill::{Spill, Spilled};
+use super::sums::Sums;
 use super::waiters::Waiters;
 use crate::Progress;
 
@@ -36,6 +39,8 @@ pub(super) struct Common {
     shape: Shape,
     /// Bytes of a copy, at most.
     chunk: u64,
+    spill: Option<Arc<Spill>>,
+    sums: Option<Arc<Sums>>,
     may_begin: AtomicBool,
     is_stopped: AtomicBool,
     /// Where the next claim begins.
@@ -61,7 +66,7 @@ impl Common {
         (granules, guests): (&Arc<Granules>, &Arc<Guests>),
         progress: &Arc<Progress>,
         (granularity, chunk): (u64, u64),
-        shape: Shape,
+        (shape, manner): (Shape, &Manner),
     ) -> Arc<Common> {
         Arc::new(Common {
             granules: Arc::clone(granules),
@@ -70,6 +75,8 @@ impl Common {
             granularity,
             shape,
             chunk,
+            spill: manner.spill.as_ref().map(|(spill, _)| Arc::clone(spill)),
+            sums: manner.sums.clone(),
             may_begin: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
             cursor: AtomicU64::new(0),
@@ -141,9 +148,39 @@ impl Common {
     /// Claims the next granules, `most` at most.
     pub(super) fn claim(&self, most: u64) -> Option<Claim<'_>> {
         let from = self.cursor.load(Ordering::Relaxed);
-        let claim = Claim::take((&self.granules, &self.guests), from, most)?;
+        let mut claim = Claim::take((&self.granules, &self.guests), from, most)?;
+        if let Some(spill) = &self.spill {
+            let end = spill.run_end(claim.granules());
+            claim.cut(end);
+        }
         self.cursor.store(claim.end_granule(), Ordering::Relaxed);
         Some(claim)
+    }
+
+    /// Where the bytes of a claim are, if not in the source. To be asked before anything is waited for.
+    pub(super) fn spilled(&self, claim: &Claim<'_>) -> Option<Spilled> {
+        self.spill.as_ref()?.at(claim.granules())
+    }
+
+    /// Reads the bytes of a claim from where they are. The source is free when it returns.
+    pub(super) fn co_read(
+        &self,
+        co: &Co<'_>,
+        scratch: &mut Scratch,
+        (mut source, spilled): (Entered, &mut Option<Spilled>),
+        range: &Range<u64>,
+    ) -> Result<(), CopyError> {
+        match spilled {
+            Some(spilled) => {
+                drop(source);
+                spilled.co_read(co, scratch, range, self.shape)?;
+            }
+            None => scratch.co_read(co, &mut source, range, self.shape)?,
+        }
+        if let Some(sums) = &self.sums {
+            sums.note(range, scratch);
+        }
+        Ok(())
     }
 
     /// The range of a claim, in bytes.
@@ -263,7 +300,7 @@ impl Station {
         let Some(source) = self.source.borrow().clone() else { return false };
         let entered = source.co_enter_both(co, &self.target);
         drop(source);
-        let (mut source, mut target) = match entered {
+        let (source, mut target) = match entered {
             Ok(both) => both,
             Err(error) => {
                 common.fail(Failed::Copy(CopyError::write(error)));
@@ -275,9 +312,9 @@ impl Station {
         let claim = if common.has_work() { common.claim(most) } else { None };
         let Some(claim) = claim else { return false };
         let range = common.bytes(&claim);
+        let mut spilled = common.spilled(&claim);
         let copy = || {
-            let read = scratch.co_read(co, &mut source, &range, common.shape);
-            drop(source);
+            let read = common.co_read(co, scratch, (source, &mut spilled), &range);
             self.progressed.wake_all();
             read?;
             scratch.co_write(co, &mut target, &range)
@@ -285,6 +322,7 @@ impl Station {
         match copy() {
             Ok(()) => {
                 claim.end();
+                spilled.into_iter().for_each(|spilled| spilled.co_let_go(co, &range));
                 common.progress.add(range.end - range.start);
                 common.has_succeeded.store(true, Ordering::Relaxed);
             }

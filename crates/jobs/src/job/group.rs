@@ -78,7 +78,7 @@ pub(super) fn co_ended(co: &Co<'_>, job: &Rc<Job>, result: Result<(), JobFailure
 /// Has the task go on while its job waits for others, or for a command.
 fn co_pend(co: &Co<'_>, job: &Rc<Job>) {
     job.pends.set(true);
-    let work = || co.while_wanted(&job.wanted, || job.task.co_pend(co, job));
+    let work = || co.while_wanted(&job.wanted, || job.task().co_pend(co, job));
     let pended = co.catch_unwind(work);
     job.is_busy.set(false);
     job.pends.set(false);
@@ -126,7 +126,7 @@ fn co_take_effect(co: &Co<'_>, job: &Rc<Job>) {
     let members = group.members();
     co_end_pending(co, &members);
     for it in &members {
-        let prepared = co.catch_unwind(|| it.task.co_prepare(co, it));
+        let prepared = co.catch_unwind(|| it.task().co_prepare(co, it));
         // The hook of panics has reported it.
         let prepared = prepared.unwrap_or_else(|_| Err(JobFailure::panicked()));
         if let Err(failure) = prepared {
@@ -136,8 +136,8 @@ fn co_take_effect(co: &Co<'_>, job: &Rc<Job>) {
         }
     }
     for it in &members {
-        it.task.co_commit(co, it);
-        it.task.co_clean(co, it);
+        it.task().co_commit(co, it);
+        it.task().co_clean(co, it);
         let (job, error) = (it.as_block_job(), None);
         it.emit(co.context(), JobEvent::Completed { job, error });
         conclude(co, it);
@@ -199,8 +199,8 @@ fn co_abort(co: &Co<'_>, job: &Rc<Job>) {
         if it.status.get() != JobStatus::Aborting {
             it.enter(co.context(), JobStatus::Aborting);
         }
-        it.task.co_abort(co, it);
-        it.task.co_clean(co, it);
+        it.task().co_abort(co, it);
+        it.task().co_clean(co, it);
         if it.has_started.get() {
             let event = match it.is_cancelled() {
                 true => JobEvent::Cancelled(it.as_block_job()),
@@ -219,6 +219,7 @@ fn co_abort(co: &Co<'_>, job: &Rc<Job>) {
 fn conclude(co: &Co<'_>, job: &Rc<Job>) {
     job.group.leave(job);
     job.is_busy.set(false);
+    job.end_task();
     job.enter(co.context(), JobStatus::Concluded);
     if job.options.auto_dismiss || !job.has_started.get() {
         job.forget(co.context());

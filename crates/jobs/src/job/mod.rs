@@ -62,7 +62,7 @@ use signal::Signal;
 /// One job. Home thread.
 pub struct Job {
     options: JobOptions,
-    task: Box<dyn Task>,
+    task: RefCell<Rc<dyn Task>>,
     jobs: Weak<Jobs>,
     group: Rc<JobGroup>,
     status: Cell<JobStatus>,
@@ -264,6 +264,21 @@ impl Job {
     }
 }
 
+/// What is left of a task when its job is over.
+struct Ended {
+    is_actively_synced: Option<bool>,
+}
+
+impl Task for Ended {
+    fn co_run(&self, _: &Co<'_>, _: &Rc<Job>) -> Result<(), JobFailure> {
+        Ok(())
+    }
+
+    fn is_actively_synced(&self) -> Option<bool> {
+        self.is_actively_synced
+    }
+}
+
 /// For the set of jobs.
 impl Job {
     pub(crate) fn new(
@@ -271,13 +286,13 @@ impl Job {
         jobs: &Rc<Jobs>,
         options: JobOptions,
         group: &Rc<JobGroup>,
-        task: Box<dyn Task>,
+        task: Rc<dyn Task>,
     ) -> Rc<Job> {
         let signal = Signal::new(ctx);
         let drains = Drains::new(format!("{} job '{}'", options.kind, options.id), signal.remote());
         let job = Rc::new(Job {
             options,
-            task,
+            task: RefCell::new(task),
             jobs: Rc::downgrade(jobs),
             group: Rc::clone(group),
             status: Cell::new(JobStatus::Created),
@@ -318,7 +333,7 @@ impl Job {
             job.is_busy.set(true);
             let worked = co.catch_unwind(|| {
                 job.co_pause_point(co)?;
-                co.while_wanted(&job.wanted, || job.task.co_run(co, &job))
+                co.while_wanted(&job.wanted, || job.task().co_run(co, &job))
             });
             job.is_busy.set(false);
             match worked {
@@ -335,11 +350,36 @@ impl Job {
     pub fn discard(self: &Rc<Self>, co: &Co<'_>) {
         self.has_run.set(true);
         self.group.leave(self);
-        self.task.co_clean(co, self);
+        self.task().co_clean(co, self);
+        self.end_task();
         self.forget(co.context());
         if let Some(jobs) = self.jobs.upgrade() {
             jobs.wake_waiters();
         }
+    }
+
+    /// Gives up a job that was made and not started, in a coroutine that is unwound: what it uses goes with its task.
+    /// This is not told.
+    pub(crate) fn abandon(self: &Rc<Self>) {
+        self.has_run.set(true);
+        self.is_cancelled.set(true);
+        self.group.leave(self);
+        if let Some(jobs) = self.jobs.upgrade() {
+            jobs.remove(self);
+        }
+        self.end_task();
+    }
+
+    fn task(&self) -> Rc<dyn Task> {
+        Rc::clone(&self.task.borrow())
+    }
+
+    /// Its task was cleaned, and is not needed any more. A job that is over may be kept for long, and keeps no node
+    /// that its task knows.
+    fn end_task(&self) {
+        let is_actively_synced = self.task().is_actively_synced();
+        let ended = self.task.replace(Rc::new(Ended { is_actively_synced }));
+        drop(ended);
     }
 
     /// The last change of its state.
@@ -386,7 +426,8 @@ impl Job {
 
     pub(crate) fn info(&self) -> JobInfo {
         let current = self.progress.current();
-        let rest = self.task.rest().unwrap_or_else(|| self.progress.rest());
+        let task = self.task();
+        let rest = task.rest().unwrap_or_else(|| self.progress.rest());
         JobInfo {
             id: self.options.id.clone(),
             kind: self.options.kind,
@@ -401,7 +442,7 @@ impl Job {
             io_status: self.io_status.get(),
             auto_finalize: self.options.auto_finalize,
             auto_dismiss: self.options.auto_dismiss,
-            actively_synced: self.task.is_actively_synced(),
+            actively_synced: task.is_actively_synced(),
         }
     }
 }

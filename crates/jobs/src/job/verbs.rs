@@ -47,7 +47,7 @@ impl Job {
         if self.is_cancelled() || self.is_soft_cancelled() {
             return Err(JobError::NotCompletable(self.id().to_owned()));
         }
-        self.task.complete(self)?;
+        self.task().complete(self)?;
         self.kick();
         Ok(())
     }
@@ -69,12 +69,12 @@ impl Job {
 
     pub(crate) fn change(self: &Rc<Self>, change: &JobChange) -> Result<(), JobError> {
         self.accept(Verb::Change)?;
-        self.task.change(self, change)
+        self.task().change(self, change)
     }
 
     /// Marks it as cancelled; `forced`, or as its task says.
     pub(super) fn cancel_async(self: &Rc<Self>, forced: bool) {
-        if self.task.cancel(self, forced) {
+        if self.task().cancel(self, forced) {
             self.is_cancelled.set(true);
             self.wanted.give_up();
         } else {

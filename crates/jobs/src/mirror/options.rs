@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::{AioHandle, Co};
 use coblk_block::{BlockNode, BlockdevError, Blockdevs, GraphError, PermissionError};
@@ -55,6 +56,7 @@ pub struct Mirror {
     /// The target is a backing file of the source.
     pub(super) is_commit: bool,
     pub(super) contexts: Vec<AioHandle>,
+    pub(super) guest_latency: Option<Duration>,
 }
 
 /// Why a mirror does not begin. Nothing has changed then.
@@ -108,6 +110,7 @@ impl Mirror {
             copy_mode: CopyMode::Background,
             is_commit: false,
             contexts: Vec::new(),
+            guest_latency: None,
         }
     }
 
@@ -158,6 +161,13 @@ impl Mirror {
     #[must_use]
     pub fn contexts(self, contexts: impl IntoIterator<Item = AioHandle>) -> Mirror {
         Mirror { contexts: contexts.into_iter().collect(), ..self }
+    }
+
+    /// Copies less at once while more than one of twenty requests of guests takes longer than this: fewer copies, then
+    /// shorter ones, then with pauses between them. By default it copies as fast as it can.
+    #[must_use]
+    pub fn guest_latency(self, limit: Duration) -> Mirror {
+        Mirror { guest_latency: Some(limit), ..self }
     }
 
     /// The name of the filter that is inserted above the source while the job is there. By default one that no

@@ -19,6 +19,7 @@ use super::top::{Marks, MirrorTop, TARGET};
 use crate::copy::engine::Engine;
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::pace::Latency;
 use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
 use crate::rules::{Rule, holds};
@@ -141,9 +142,10 @@ pub(crate) fn co_set_up(
     let (is_leaving, is_commit) = (AtomicBool::new(false), mirror.is_commit);
     let marks = Arc::new(Marks { granules, guests, granularity, length, is_leaving, is_commit });
     let active = Arc::new(Active::new(&mirror.target, &marks, job.progress()));
+    let latency = mirror.guest_latency.map(Latency::new);
     let owner = format!("mirror job '{}'", job.id());
     let hidden = blockdevs.make_hidden(mirror.filter_name.as_deref(), owner, |name| {
-        BlockNode::try_new(name, MirrorTop::new(&mirror.source, &marks, &active))
+        BlockNode::try_new(name, MirrorTop::new(&mirror.source, &marks, &active, latency.clone()))
     })?;
     let filter = Arc::clone(hidden.node());
     if let Err(error) = mirror.source.co_insert_above(co, &filter) {
@@ -168,15 +170,7 @@ pub(crate) fn co_set_up(
     let name = format!("source of job '{}'", job.id());
     let source = BlockBackend::read_only(co.context(), name, Arc::clone(&mirror.source));
     let target = Target::new(co, job, target_use);
-    let plan = Plan {
-        granularity,
-        length,
-        buffer: mirror.buffer,
-        cluster: cluster_size(&mirror.target),
-        on_source_error: mirror.on_source_error,
-        on_target_error: mirror.on_target_error,
-        manner: Manner::default(),
-    };
+    let plan = plan_of(mirror, (granularity, length), latency);
     let shared = (&marks.granules, &marks.guests);
     let engine = Engine::new(job, shared, source.clone(), &target, plan);
     engine.set_contexts(mirror.contexts.clone());
@@ -184,6 +178,23 @@ pub(crate) fn co_set_up(
     let parts = Parts { filter, hidden, source_use, source, target, marks, active, engine };
     task.0.parts.replace(Some(Rc::new(parts)));
     Ok(())
+}
+
+fn plan_of(
+    mirror: &Mirror,
+    (granularity, length): (u64, u64),
+    latency: Option<Arc<Latency>>,
+) -> Plan {
+    Plan {
+        granularity,
+        unit: granularity,
+        length,
+        buffer: mirror.buffer,
+        cluster: cluster_size(&mirror.target),
+        on_source_error: mirror.on_source_error,
+        on_target_error: mirror.on_target_error,
+        manner: Manner { latency, ..Manner::default() },
+    }
 }
 
 impl Parts {
@@ -299,6 +310,13 @@ impl Parts {
             _ => Ok(()),
         })?;
         Ok(grown?)
+    }
+}
+
+/// Of a job whose context ends: guests of others do not wait for the target any more.
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.active.give_up();
     }
 }
 

@@ -5,15 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coblk_aio::{Co, IoVector};
+use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{
-    BlockNode, Child, ChildRole, ChildSlot, EdgeId, EdgeInfo, Filter, Permissions, WriteFlags,
-    ZeroFlags,
+    BlockNode, Child, ChildRole, ChildSlot, EdgeId, EdgeInfo, Filter, Permissions, ReadFlags,
+    WriteFlags, ZeroFlags,
 };
 
 use super::active::{Active, Change};
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::pace::Latency;
 use crate::rules::{Rule, holds};
 
 /// The slot for the target.
@@ -63,6 +64,8 @@ pub(super) struct MirrorTop {
     target: ChildSlot,
     marks: Arc<Marks>,
     active: Arc<Active>,
+    /// If it is to be limited.
+    latency: Option<Arc<Latency>>,
 }
 
 impl MirrorTop {
@@ -70,16 +73,29 @@ impl MirrorTop {
         source: &Arc<BlockNode>,
         marks: &Arc<Marks>,
         active: &Arc<Active>,
+        latency: Option<Arc<Latency>>,
     ) -> MirrorTop {
         MirrorTop {
             child: Child::new("backing", ChildRole::FILTER, Arc::clone(source)),
             target: ChildSlot::new(TARGET, ChildRole::DATA, None),
             marks: Arc::clone(marks),
             active: Arc::clone(active),
+            latency,
         }
     }
 
     fn change(
+        &self,
+        co: &Co<'_>,
+        range: (u64, u64),
+        change: &Change<'_>,
+        at_source: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let latency = self.latency.as_ref();
+        Latency::of(latency, co, || self.make_change(co, range, change, at_source))
+    }
+
+    fn make_change(
         &self,
         co: &Co<'_>,
         (offset, bytes): (u64, u64),
@@ -118,6 +134,17 @@ impl Filter for MirrorTop {
 
     fn child(&self) -> &Child {
         &self.child
+    }
+
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        let latency = self.latency.as_ref();
+        Latency::of(latency, co, || self.child.co_preadv(co, offset, target, flags))
     }
 
     fn write(

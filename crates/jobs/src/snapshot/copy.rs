@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use coblk_aio::{Co, Timer};
-use coblk_block::Child;
+use coblk_block::{Child, OwnRequests, WriteFlags};
 
 use super::keeper::{Keeper, OnCbwError};
 use crate::copy::piece::{Scratch, Shape};
@@ -40,23 +40,23 @@ impl Keeper {
         (node, target): (&Child, &Child),
         range: Range<u64>,
     ) -> io::Result<()> {
-        let clusters = self.clusters_of(&range);
-        match self.granules.is_idle(clusters.clone()) {
+        let granules = self.granules_of(&range);
+        match self.granules.is_idle(granules.clone()) {
             true => Ok(()),
-            false => self.co_keep_clusters(co, (node, target), clusters),
+            false => self.co_keep_granules(co, (node, target), granules),
         }
     }
 
     #[inline(never)]
-    fn co_keep_clusters(
+    fn co_keep_granules(
         self: &Arc<Self>,
         co: &Co<'_>,
         edges: (&Child, &Child),
-        clusters: Range<u64>,
+        granules: Range<u64>,
     ) -> io::Result<()> {
         let limit = Limit::new(co, self);
-        let mut next = clusters.start;
-        while let Some(first) = self.granules.first_pending(next..clusters.end) {
+        let mut next = granules.start;
+        while let Some(first) = self.granules.first_pending(next..granules.end) {
             // What was before it is kept.
             next = first;
             if self.lets_go() {
@@ -74,7 +74,7 @@ impl Keeper {
                 self.guests.waiters.co_wait(co, is_over);
                 continue;
             } else {
-                self.co_copy(co, edges, first..clusters.end, &limit)
+                self.co_copy(co, edges, first..granules.end, &limit)
             };
             match copied {
                 Err(error) if self.plan.on_error == OnCbwError::BreakGuestWrite => {
@@ -92,23 +92,23 @@ impl Keeper {
         self.lets_go() || limit.is_over(co)
     }
 
-    /// Copies the first clusters of a range, or nothing if a claim of another came first. Also returns when the wait
+    /// Copies the first granules of a range, or nothing if a claim of another came first. Also returns when the wait
     /// for the target ends early; the copy then goes on by itself.
     fn co_copy(
         self: &Arc<Self>,
         co: &Co<'_>,
         (mut node, target): (&Child, &Child),
-        clusters: Range<u64>,
+        granules: Range<u64>,
         limit: &Limit,
     ) -> io::Result<()> {
-        let most = (MAX_COPY / self.plan.cluster).clamp(1, clusters.end - clusters.start);
-        let memory = most * self.plan.cluster;
+        let most = (MAX_COPY / self.plan.granule).clamp(1, granules.end - granules.start);
+        let memory = most * self.plan.granule;
         let Some(memory) = Memory::co_take(self, co, memory, limit) else { return Ok(()) };
-        let Some(claimed) = self.granules.claim_from(clusters.start, most) else { return Ok(()) };
+        let Some(claimed) = self.granules.claim_from(granules.start, most) else { return Ok(()) };
         let told = Told::default();
         let mut claim = Claim {
             keeper: Arc::clone(self),
-            clusters: Some(claimed.clone()),
+            granules: Some(claimed.clone()),
             told: Arc::clone(&told),
             hold: None,
         };
@@ -123,6 +123,9 @@ impl Keeper {
             keeps_all: true,
         };
         scratch.co_read(co, &mut node, &range, shape).map_err(|failed| failed.error)?;
+        if let Some(sums) = self.sums() {
+            sums.note(&range, &scratch);
+        }
         let scratch = Arc::new(scratch);
         let hold = Hold::take(self, &claimed, range.end - range.start);
         let is_held = hold.is_some();
@@ -135,14 +138,10 @@ impl Keeper {
             self.set_held(&claimed, true);
             self.guests.waiters.wake();
         }
-        let mut own = target.own_requests();
+        let own = (target.own_requests(), self.spill().map(|spill| spill.own_requests()));
         co.context().spawn("copy before write", move |co| {
-            let written = scratch.co_write(co, &mut own, &range);
-            drop((own, scratch, memory));
-            match written {
-                Ok(()) => claim.co_succeed(co, &range),
-                Err(failed) => claim.fail(failed.error),
-            }
+            claim.co_write(co, (&scratch, &range), own);
+            drop((scratch, memory));
         });
         let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
@@ -221,7 +220,7 @@ type Told = Arc<OnceLock<Option<io::Error>>>;
 /// A claim of a guest. Dropped, it has failed.
 struct Claim {
     keeper: Arc<Keeper>,
-    clusters: Option<Range<u64>>,
+    granules: Option<Range<u64>>,
     told: Told,
     hold: Option<Hold>,
 }
@@ -229,30 +228,63 @@ struct Claim {
 /// Old bytes in memory whose guests have gone on. Dropped when the target has them, or they are lost.
 struct Hold {
     keeper: Arc<Keeper>,
-    clusters: Range<u64>,
+    granules: Range<u64>,
     bytes: u64,
 }
 
 impl Hold {
     /// `None` if there is no place.
-    fn take(keeper: &Arc<Keeper>, clusters: &Range<u64>, bytes: u64) -> Option<Hold> {
+    fn take(keeper: &Arc<Keeper>, granules: &Range<u64>, bytes: u64) -> Option<Hold> {
         let fits = |held: u64| (held + bytes <= keeper.plan.hold).then_some(held + bytes);
         keeper.held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).ok()?;
-        Some(Hold { keeper: Arc::clone(keeper), clusters: clusters.clone(), bytes })
+        Some(Hold { keeper: Arc::clone(keeper), granules: granules.clone(), bytes })
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.keeper.set_held(&self.clusters, false);
+        self.keeper.set_held(&self.granules, false);
         if let Some(reads) = &self.keeper.reads {
-            reads.release(&self.keeper.bytes_of(&self.clusters));
+            reads.release(&self.keeper.bytes_of(&self.granules));
         }
         self.keeper.held.fetch_sub(self.bytes, Ordering::SeqCst);
     }
 }
 
 impl Claim {
+    /// Writes what was read to the spill, if there is one, and else, or if that fails, to the target.
+    fn co_write(
+        self,
+        co: &Co<'_>,
+        (scratch, range): (&Scratch, &Range<u64>),
+        (mut target, spill): (OwnRequests, Option<OwnRequests>),
+    ) {
+        if let Some(mut spill) = spill {
+            match scratch.co_write_with(co, &mut spill, range, WriteFlags::empty()) {
+                Ok(()) => return self.be_spilled(),
+                Err(failed) => {
+                    tracing::debug!(offset = range.start, error = %failed.error, "the spill fails");
+                }
+            }
+        }
+        let written = scratch.co_write(co, &mut target, range);
+        drop(target);
+        match written {
+            Ok(()) => self.co_succeed(co, range),
+            Err(failed) => self.fail(failed.error),
+        }
+    }
+
+    /// The spill has its bytes, which are to be copied still.
+    fn be_spilled(mut self) {
+        if let (Some(granules), Some(spill)) = (self.granules.take(), self.keeper.spill()) {
+            spill.put(&granules);
+            self.keeper.granules.fail(granules);
+        }
+        let _ = self.told.set(None);
+        self.keeper.guests.wake_job();
+    }
+
     /// The target has its bytes.
     fn co_succeed(mut self, co: &Co<'_>, range: &Range<u64>) {
         if let Some(reads) = &self.keeper.reads {
@@ -260,8 +292,8 @@ impl Claim {
         }
         self.keeper.progress.add(range.end - range.start);
         let _ = self.told.set(None);
-        if let Some(clusters) = self.clusters.take() {
-            self.keeper.granules.end(clusters);
+        if let Some(granules) = self.granules.take() {
+            self.keeper.granules.end(granules);
         }
     }
 
@@ -274,12 +306,12 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // Of a coroutine that has panicked. The guest is told before it is woken.
         let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
-        if let Some(clusters) = self.clusters.take() {
+        if let Some(granules) = self.granules.take() {
             if let (Some(_), Some(error)) = (&self.hold, told) {
-                // Before others take the cluster for one that has its old bytes still.
+                // Before others take the granule for one that has its old bytes still.
                 self.keeper.break_instant(error);
             }
-            self.keeper.granules.fail(clusters);
+            self.keeper.granules.fail(granules);
         }
         drop(self.hold.take());
         self.keeper.guests.claim_ended();

@@ -11,6 +11,7 @@ use coblk_block::{
 
 use super::keeper::Keeper;
 use super::reads::{Found, Reads};
+use crate::copy::pace::Latency;
 use crate::copy::piece::Scratch;
 
 /// Longest read of the instant at a time, in bytes: a guest may wait for it.
@@ -37,6 +38,19 @@ impl CopyBeforeWrite {
         tracking: Option<Tracking>,
     ) -> CopyBeforeWrite {
         CopyBeforeWrite { node, target, keeper: Arc::clone(keeper), _tracking: tracking }
+    }
+
+    /// Does a request of a guest that changes a range, once that may be.
+    fn change(
+        &self,
+        co: &Co<'_>,
+        (offset, bytes): (u64, u64),
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        Latency::of(self.keeper.plan.latency.as_ref(), co, || {
+            self.co_keep(co, offset, bytes)?;
+            change()
+        })
     }
 
     fn co_keep(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
@@ -97,6 +111,17 @@ impl Filter for CopyBeforeWrite {
         vec![self.node.id(), self.target.id()]
     }
 
+    fn read(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        let latency = self.keeper.plan.latency.as_ref();
+        Latency::of(latency, co, || self.node.co_preadv(co, offset, target, flags))
+    }
+
     fn write(
         &self,
         co: &Co<'_>,
@@ -104,20 +129,18 @@ impl Filter for CopyBeforeWrite {
         source: &IoVector<'_>,
         flags: WriteFlags,
     ) -> io::Result<()> {
-        if !flags.contains(WriteFlags::UNCHANGED) {
-            self.co_keep(co, offset, source.len() as u64)?;
-        }
-        self.node.co_pwritev(co, offset, source, flags)
+        // What does not change keeps the instant.
+        let bytes = if flags.contains(WriteFlags::UNCHANGED) { 0 } else { source.len() as u64 };
+        self.change(co, (offset, bytes), || self.node.co_pwritev(co, offset, source, flags))
     }
 
     fn zero(&self, co: &Co<'_>, offset: u64, bytes: u64, flags: ZeroFlags) -> io::Result<()> {
-        self.co_keep(co, offset, bytes)?;
-        self.node.co_pwrite_zeroes(co, offset, bytes, flags)
+        let zero = || self.node.co_pwrite_zeroes(co, offset, bytes, flags);
+        self.change(co, (offset, bytes), zero)
     }
 
     fn discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
-        self.co_keep(co, offset, bytes)?;
-        self.node.co_pdiscard(co, offset, bytes)
+        self.change(co, (offset, bytes), || self.node.co_pdiscard(co, offset, bytes))
     }
 
     /// What would be cut off is part of the instant.
@@ -132,7 +155,8 @@ impl Filter for CopyBeforeWrite {
         self.keeper.reads.is_some().then_some(self)
     }
 
-    /// A write to the node that does not come through here would change the instant. The target may be written by
+    /// A write to the node that does not come through here would change the instant. So a job does not begin if a writer
+    /// stays below: one that leads to the target, whose edge cannot turn. The target may be written by
     /// others, as its backing file may be the node.
     fn child_permissions(
         &self,
@@ -143,7 +167,7 @@ impl Filter for CopyBeforeWrite {
         if edge.id() == self.target.id() {
             return (Permissions::WRITE, Permissions::all() - Permissions::RESIZE);
         }
-        if held.is_empty() {
+        if held.is_empty() && !self.keeper.is_alone() {
             return (held, shared);
         }
         let kept = Permissions::WRITE | Permissions::RESIZE;
@@ -193,7 +217,7 @@ impl SnapshotReads for CopyBeforeWrite {
 
     fn co_snapshot_pdiscard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         let reads = self.reads()?;
-        let clusters = self.keeper.clusters_within(&(offset..offset.saturating_add(bytes)));
+        let clusters = self.keeper.granules_within(&(offset..offset.saturating_add(bytes)));
         let range = self.keeper.bytes_of(&clusters);
         if range.is_empty() {
             return Ok(());

@@ -7,13 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use coblk_aio::Co;
-use coblk_block::{DirtyBits, WriteFlags};
+use coblk_block::{BlockNode, DirtyBits, WriteFlags};
 use serde::{Deserialize, Serialize};
 
 use super::reads::Reads;
 use crate::Progress;
+use crate::copy::bits::GranuleBits;
 use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
+use crate::copy::pace::Latency;
+use crate::copy::spill::Spill;
+use crate::copy::sums::Sums;
 
 /// What becomes of a guest's write whose old bytes cannot be copied: QAPI's `OnCbwError`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -28,7 +32,9 @@ pub enum OnCbwError {
 
 /// How the bytes of an instant are kept.
 pub(crate) struct KeeperPlan {
-    /// Bytes that are copied together.
+    /// Bytes that are copied together when a guest writes.
+    pub(crate) granule: u64,
+    /// Bytes that are kept together: some granules.
     pub(crate) cluster: u64,
     /// Length of the node, in bytes.
     pub(crate) length: u64,
@@ -41,6 +47,14 @@ pub(crate) struct KeeperPlan {
     pub(crate) timeout: Option<Duration>,
     /// Old bytes in memory, at most, whose guests do not wait for the target.
     pub(crate) hold: u64,
+    /// Nothing writes to the node below the filter, though the filter has no user.
+    pub(crate) is_alone: bool,
+    /// Where old bytes go at first.
+    pub(crate) spill: Option<Arc<BlockNode>>,
+    /// Whether what is read is noted.
+    pub(crate) sums: bool,
+    /// How long guests' requests take, and are to.
+    pub(crate) latency: Option<Arc<Latency>>,
 }
 
 /// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
@@ -57,8 +71,10 @@ pub(crate) struct Keeper {
     pub(super) in_flight: AtomicU64,
     /// Bytes that are held.
     pub(super) held: AtomicU64,
-    /// Clusters whose old bytes are held. Empty if none ever is.
-    held_bits: Box<[AtomicU64]>,
+    /// Granules whose old bytes are held. Empty if none ever is.
+    held_bits: GranuleBits,
+    spill: Option<Arc<Spill>>,
+    sums: Option<Arc<Sums>>,
     /// Nothing is kept any more, as no user wants it.
     is_given_up: AtomicBool,
     /// Why bytes of the instant are lost, if they are.
@@ -72,7 +88,7 @@ impl Keeper {
     /// Without memory.
     pub(crate) fn for_reads(plan: KeeperPlan, bits: Option<&DirtyBits>) -> io::Result<Keeper> {
         let keeper = Keeper {
-            reads: Some(Reads::new(plan.length, plan.cluster)?),
+            reads: Some(Reads::new(plan.length, plan.granule)?),
             ..Keeper::for_job(plan, Arc::new(Guests::without_job()), &Arc::default())?
         };
         match bits {
@@ -92,19 +108,19 @@ impl Keeper {
         progress: &Arc<Progress>,
     ) -> io::Result<Keeper> {
         let (in_flight, held, is_given_up, broken) = Default::default();
-        let clusters = plan.length.div_ceil(plan.cluster);
+        let count = plan.length.div_ceil(plan.granule);
         // Refuses what is too large.
-        let granules = Arc::new(Granules::try_new(clusters)?);
-        let words = if plan.hold == 0 { 0 } else { clusters.div_ceil(64) };
-        let mut held_bits = Vec::new();
-        held_bits
-            .try_reserve_exact(words as usize)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        held_bits.resize_with(words as usize, || AtomicU64::new(0));
+        let granules = Arc::new(Granules::try_new(count)?);
+        let held_bits = GranuleBits::try_new(if plan.hold == 0 { 0 } else { count })?;
+        let spill = plan.spill.as_ref().map(|node| Spill::try_new(node, count).map(Arc::new));
+        let sums = plan.sums.then(|| Sums::try_new(plan.length, plan.granule).map(Arc::new));
+        let (spill, sums) = (spill.transpose()?, sums.transpose()?);
         Ok(Keeper {
             granules,
             held,
-            held_bits: held_bits.into(),
+            held_bits,
+            spill,
+            sums,
             guests,
             plan,
             progress: Arc::clone(progress),
@@ -127,7 +143,9 @@ impl Keeper {
     }
 
     fn keep(&self, range: Range<u64>) {
-        let granules = self.clusters_of(&range);
+        let cluster = self.plan.cluster;
+        let range = range.start / cluster * cluster..range.end.next_multiple_of(cluster);
+        let granules = self.granules_of(&range);
         if let Some(reads) = &self.reads {
             reads.allow(self.bytes_of(&granules));
         }
@@ -139,15 +157,15 @@ impl Keeper {
         self.plan.length
     }
 
-    /// The clusters in a range of bytes are not copied after all, unless a guest has. Returns where the bytes begin
+    /// The granules in a range of bytes are not copied after all, unless a guest has. Returns where the bytes begin
     /// behind the last of them.
     pub(crate) fn skip(&self, range: &Range<u64>) -> u64 {
-        let clusters = self.clusters_within(range);
-        let end = self.bytes_of(&clusters).end;
-        if clusters.is_empty() {
+        let granules = self.granules_within(range);
+        let end = self.bytes_of(&granules).end;
+        if granules.is_empty() {
             return range.start;
         }
-        self.granules.clear(clusters);
+        self.granules.clear(granules);
         end
     }
 
@@ -177,42 +195,60 @@ impl Keeper {
         }
     }
 
-    /// Clusters that a range of bytes touches. What is behind the end of the instant is in none.
+    /// Granules that a range of bytes touches. What is behind the end of the instant is in none.
     #[inline]
-    pub(crate) fn clusters_of(&self, range: &Range<u64>) -> Range<u64> {
+    pub(crate) fn granules_of(&self, range: &Range<u64>) -> Range<u64> {
         let (start, end) = (range.start.min(self.plan.length), range.end.min(self.plan.length));
-        start / self.plan.cluster..end.div_ceil(self.plan.cluster)
+        start / self.plan.granule..end.div_ceil(self.plan.granule)
     }
 
-    /// Clusters that lie in a range of bytes, or in it up to the end of the instant.
-    pub(super) fn clusters_within(&self, range: &Range<u64>) -> Range<u64> {
-        let (cluster, length) = (self.plan.cluster, self.plan.length);
-        let end = if range.end >= length { length.div_ceil(cluster) } else { range.end / cluster };
-        let start = range.start.div_ceil(cluster);
+    /// Granules that lie in a range of bytes, or in it up to the end of the instant.
+    pub(super) fn granules_within(&self, range: &Range<u64>) -> Range<u64> {
+        let (granule, length) = (self.plan.granule, self.plan.length);
+        let end = if range.end >= length { length.div_ceil(granule) } else { range.end / granule };
+        let start = range.start.div_ceil(granule);
         start..end.max(start)
     }
 
-    /// The bytes of clusters.
-    pub(super) fn bytes_of(&self, clusters: &Range<u64>) -> Range<u64> {
-        let (cluster, length) = (self.plan.cluster, self.plan.length);
-        (clusters.start * cluster).min(length)..(clusters.end * cluster).min(length)
+    /// The bytes of granules.
+    pub(super) fn bytes_of(&self, granules: &Range<u64>) -> Range<u64> {
+        let (granule, length) = (self.plan.granule, self.plan.length);
+        (granules.start * granule).min(length)..(granules.end * granule).min(length)
     }
 
-    /// The old bytes of a cluster are in memory, or not any more.
-    pub(super) fn set_held(&self, clusters: &Range<u64>, is_held: bool) {
-        for cluster in clusters.clone() {
-            let (word, bit) = (&self.held_bits[(cluster / 64) as usize], 1 << (cluster % 64));
-            match is_held {
-                true => word.fetch_or(bit, Ordering::SeqCst),
-                false => word.fetch_and(!bit, Ordering::SeqCst),
-            };
-        }
+    /// The old bytes of granules are in memory, or not any more.
+    pub(super) fn set_held(&self, granules: &Range<u64>, is_held: bool) {
+        self.held_bits.set(granules, is_held);
     }
 
-    /// Whether the old bytes of a cluster are in memory, so that it may be written.
-    pub(super) fn is_held(&self, cluster: u64) -> bool {
-        let word = self.held_bits.get((cluster / 64) as usize);
-        word.is_some_and(|word| word.load(Ordering::SeqCst) >> (cluster % 64) & 1 != 0)
+    /// Whether the old bytes of a granule are in memory, or in the spill, so that it may be written.
+    pub(super) fn is_held(&self, granule: u64) -> bool {
+        self.held_bits.has(granule) || self.spill.as_ref().is_some_and(|it| it.has(granule))
+    }
+
+    /// Where old bytes go at first, unless that is the target.
+    pub(crate) fn spill(&self) -> Option<&Arc<Spill>> {
+        self.spill.as_ref()
+    }
+
+    /// Whether nothing may write to the node below the filter, which has no user.
+    pub(super) fn is_alone(&self) -> bool {
+        self.plan.is_alone && !self.is_given_up.load(Ordering::SeqCst)
+    }
+
+    /// Of writes to the target.
+    pub(crate) fn flags(&self) -> WriteFlags {
+        self.plan.flags
+    }
+
+    /// How long guests' requests take, if that is limited.
+    pub(crate) fn latency(&self) -> Option<&Arc<Latency>> {
+        self.plan.latency.as_ref()
+    }
+
+    /// Checksums of what was read, if they are noted.
+    pub(crate) fn sums(&self) -> Option<&Arc<Sums>> {
+        self.sums.as_ref()
     }
 
     /// From here on nothing is kept, and guests that wait go on.

@@ -36,4 +36,4 @@ pub(crate) use filter::{cluster_size, leads_to};
 pub use keeper::OnCbwError;
 pub(crate) use keeper::{Keeper, KeeperPlan};
 pub use options::CopyBeforeWriteOptions;
-pub(crate) use options::{check_hold, check_least, copy_cluster};
+pub(crate) use options::{check_hold, check_least, copy_cluster, copy_granule};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use coblk_block::options::{DriverConfig, DriverOptions, NodeRef};
 use coblk_block::{
-    BitmapUse, Child, ChildRole, DirtyBits, Driver, NodeBitmap, OpenError, Opening, Tracking,
-    WriteFlags,
+    BitmapUse, BlockNode, Child, ChildRole, DirtyBits, Driver, NodeBitmap, OpenError, Opening,
+    Tracking, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,10 @@ use super::keeper::{Keeper, KeeperPlan, OnCbwError};
 
 /// The smallest cluster, in bytes.
 const MIN_CLUSTER: u64 = 64 << 10;
+
+/// The smallest granule, in bytes, and how many of less than a cluster there are at most: they take 64 MiB.
+const MIN_GRANULE: u64 = 4 << 10;
+const MAX_SMALL: u64 = 1 << 28;
 
 /// Options of `copy-before-write`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -87,10 +91,21 @@ impl From<CopyBeforeWriteOptions> for DriverConfig {
     }
 }
 
-/// The cluster of a copy to a target, in bytes: its own, and 64 KiB and `least` at least. A target without clusters
-/// is written in whole ones all the same.
+/// The cluster of a copy to a target, in bytes: its own, and 64 KiB and `least` at least.
 pub(crate) fn copy_cluster(target_cluster: u64, least: u64) -> u64 {
     MIN_CLUSTER.max(target_cluster).max(least)
+}
+
+/// What is copied when a guest writes, in bytes: a cluster of copies. Of a target without clusters a part of one, so
+/// that a guest waits for little; larger ones on a disk of which so small ones would need much memory.
+pub(crate) fn copy_granule(target: &BlockNode, least: u64) -> u64 {
+    let cluster = copy_cluster(cluster_size(target).unwrap_or(1), least);
+    if cluster_size(target).is_some() || least > 0 {
+        return cluster;
+    }
+    let block = u64::from(target.limits().request_alignment);
+    let of_length = (target.length() / MAX_SMALL).next_power_of_two();
+    MIN_GRANULE.max(block).max(of_length).min(cluster)
 }
 
 /// That a cluster may be of so many bytes at least.
@@ -144,6 +159,7 @@ impl Driver for CopyBeforeWrite {
         let target_cluster = cluster_size(&target.node()).unwrap_or(1);
         let timeout = options.cbw_timeout.filter(|seconds| *seconds > 0);
         let plan = KeeperPlan {
+            granule: copy_granule(&target.node(), least),
             cluster: copy_cluster(target_cluster, least),
             length: file.length(),
             target_cluster,
@@ -151,6 +167,10 @@ impl Driver for CopyBeforeWrite {
             on_error: options.on_cbw_error.unwrap_or_default(),
             timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
             hold,
+            is_alone: false,
+            spill: None,
+            sums: false,
+            latency: None,
         };
         let keeper = Keeper::for_reads(plan, bits.as_ref())?;
         Ok(CopyBeforeWrite::on((file, target), &Arc::new(keeper), tracking))

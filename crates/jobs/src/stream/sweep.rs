@@ -186,12 +186,16 @@ impl Sweep {
         let active = Active(Rc::clone(self));
         ctx.spawn("stream", move |co| {
             let sweep = &active.0;
-            match sweep.co_copy(co, &range) {
-                Ok(()) => {
+            match co.catch_unwind(|| sweep.co_copy(co, &range)) {
+                Ok(Ok(())) => {
                     sweep.job.request_succeeded();
                     sweep.done(range.end - range.start);
                 }
-                Err(error) => sweep.failed(co.context(), range, error),
+                Ok(Err(error)) => sweep.failed(co.context(), range, error),
+                // The hook of panics has reported it. The range is not copied.
+                Err(_) => {
+                    sweep.failure.borrow_mut().get_or_insert(JobFailure::panicked());
+                }
             }
         });
     }

@@ -21,9 +21,10 @@ pub type ActionError = Box<dyn Error + Send + Sync>;
 /// clean     of those that are prepared, the last first
 /// ```
 ///
-/// From `prepare` to `clean` no other change of the graph is made, and no request is under way at the nodes. The
-/// action's own changes of the graph, such as [`BlockNode::co_insert_filter`], and its own I/O, such as that of
-/// [`BlockNode::co_image`], go on, if they are made by the coroutine that calls it.
+/// A panic of one of them does not keep the others from theirs. From `prepare` to `clean` no other change of the graph
+/// is made, and no request is under way at the nodes. The action's own changes of the graph, such as
+/// [`BlockNode::co_insert_filter`], and its own I/O, such as that of [`BlockNode::co_image`], go on, if they are made
+/// by the coroutine that calls it.
 pub trait Action {
     /// Its name, for messages: that of the command that does the same.
     fn name(&self) -> &'static str;
@@ -50,6 +51,10 @@ pub trait Action {
 
     /// The end, after a commit or an abort.
     fn co_clean(&mut self, _co: &Co<'_>) {}
+
+    /// The coroutine is unwound, as its context ends, and what was prepared is neither committed nor aborted: undoes
+    /// what can be undone without a wait.
+    fn unwind(&mut self) {}
 }
 
 /// What actions are told when they are prepared.

@@ -77,6 +77,12 @@ impl Action for AddBitmap {
             co_note(co, &node, &bitmap);
         }
     }
+
+    fn unwind(&mut self) {
+        if let Some((node, bitmap)) = self.added.take() {
+            node.forget_bitmap(&bitmap);
+        }
+    }
 }
 
 /// A bitmap whose bits were changed, and what they were.
@@ -134,6 +140,10 @@ impl Action for ClearBitmap {
     fn co_abort(&mut self, co: &Co<'_>) {
         self.changed.take().into_iter().for_each(|changed| changed.co_undo(co));
     }
+
+    fn unwind(&mut self) {
+        self.changed.take().into_iter().for_each(|changed| changed.bitmap.restore(&changed.saved));
+    }
 }
 
 /// Has the image know what a bitmap is after it was taken back.
@@ -181,6 +191,12 @@ impl Action for RecordBitmap {
             co_note(co, &node, &bitmap);
         }
     }
+
+    fn unwind(&mut self) {
+        if let Some((_, bitmap)) = self.changed.take() {
+            let _ = bitmap.set_recording(!self.on);
+        }
+    }
 }
 
 /// Marks in a bitmap what is dirty in others.
@@ -221,6 +237,10 @@ impl Action for MergeBitmaps {
 
     fn co_abort(&mut self, co: &Co<'_>) {
         self.changed.take().into_iter().for_each(|changed| changed.co_undo(co));
+    }
+
+    fn unwind(&mut self) {
+        self.changed.take().into_iter().for_each(|changed| changed.bitmap.restore(&changed.saved));
     }
 }
 

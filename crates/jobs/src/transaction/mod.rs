@@ -14,7 +14,8 @@
 //! 2. The nodes of all actions are drained from before the first `prepare` to behind the last `clean`, those that
 //!    were there at the beginning: a request is before all actions or after all of them. A node that an action
 //!    makes above one of them is quiesced with it.
-//! 3. Of actions whose `prepare` has succeeded either all commit, or all abort.
+//! 3. Of actions whose `prepare` has succeeded either all commit, or all abort, whichever panics. If the coroutine is
+//!    unwound before, as its context ends, each takes back what needs no wait: bits, names, jobs.
 
 mod action;
 mod bitmaps;
@@ -22,7 +23,6 @@ mod filters;
 mod snapshots;
 mod start;
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::Co;
@@ -144,7 +144,7 @@ impl Transaction {
     /// If an action cannot be grouped, or prepared; if other changes, or requests of the nodes, have not ended
     /// within [`WAIT_LIMIT`](coblk_block::WAIT_LIMIT). Nothing has changed then.
     pub fn co_run(self, co: &Co<'_>) -> Result<(), TransactionError> {
-        let Transaction { mut actions, mode } = self;
+        let Transaction { actions, mode } = self;
         if mode == CompletionMode::Grouped {
             let alone = actions.iter().find(|action| !action.starts_job());
             alone.map_or(Ok(()), |action| {
@@ -157,13 +157,9 @@ impl Transaction {
         }
         let joint = JointChange::co_begin(co, &nodes(&actions))?;
         let group = (mode == CompletionMode::Grouped).then(JobGroup::new);
-        let failed = co_prepare(co, &mut actions, group);
-        let prepared = failed.as_ref().map_or(actions.len(), |(place, _)| *place);
-        let prepared = &mut actions[..prepared];
-        for action in prepared.iter_mut().rev() {
-            if failed.is_none() { action.co_commit(co) } else { action.co_abort(co) }
-        }
-        prepared.iter_mut().rev().for_each(|action| action.co_clean(co));
+        let mut prepared = Prepared { actions, count: 0 };
+        let failed = prepared.co_prepare(co, &Preparing::new(group));
+        prepared.co_end(co, failed.is_none());
         joint.co_end(co);
         failed.map_or(Ok(()), |(place, source)| Err(TransactionError::Action { place, source }))
     }
@@ -180,22 +176,46 @@ fn nodes(actions: &[Box<dyn Action>]) -> Vec<Arc<BlockNode>> {
     nodes
 }
 
-/// Returns which action has failed, and why.
-fn co_prepare(
-    co: &Co<'_>,
-    actions: &mut [Box<dyn Action>],
-    group: Option<Rc<JobGroup>>,
-) -> Option<(usize, ActionError)> {
-    let preparing = Preparing::new(group);
-    for (place, action) in actions.iter_mut().enumerate() {
-        // Those before it are taken back in any case; the panic has been reported.
-        let prepared = co.catch_unwind(|| action.co_prepare(co, &preparing));
-        match prepared.unwrap_or_else(|_| Err("the action panicked".into())) {
-            Ok(()) => {}
-            Err(error) => return Some((place, error)),
+/// The actions, of which the first so many are prepared, and have not ended.
+struct Prepared {
+    actions: Vec<Box<dyn Action>>,
+    count: usize,
+}
+
+impl Prepared {
+    /// Returns which action has failed, and why.
+    fn co_prepare(&mut self, co: &Co<'_>, preparing: &Preparing) -> Option<(usize, ActionError)> {
+        for (place, action) in self.actions.iter_mut().enumerate() {
+            // Those before it are taken back in any case; the panic has been reported.
+            let prepared = co.catch_unwind(|| action.co_prepare(co, preparing));
+            match prepared.unwrap_or_else(|_| Err("the action panicked".into())) {
+                Ok(()) => self.count = place + 1,
+                Err(error) => return Some((place, error)),
+            }
+        }
+        None
+    }
+
+    /// Commits those that are prepared, or aborts them, and cleans them.
+    fn co_end(mut self, co: &Co<'_>, commits: bool) {
+        let prepared = self.count;
+        for action in self.actions[..prepared].iter_mut().rev() {
+            // The hook of panics has reported it, and the others are to end as well.
+            let _ = co
+                .catch_unwind(|| if commits { action.co_commit(co) } else { action.co_abort(co) });
+            self.count -= 1;
+        }
+        for action in self.actions[..prepared].iter_mut().rev() {
+            let _ = co.catch_unwind(|| action.co_clean(co));
         }
     }
-    None
+}
+
+/// Of a coroutine that is unwound: what has not ended is taken back.
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.actions[..self.count].iter_mut().rev().for_each(|action| action.unwind());
+    }
 }
 
 impl std::fmt::Debug for Transaction {

@@ -64,4 +64,8 @@ impl Action for StartJob {
             let _ = self.jobs.co_cancel(co, job.id(), true);
         }
     }
+
+    fn unwind(&mut self) {
+        self.job.take().into_iter().for_each(|job| job.abandon());
+    }
 }

@@ -3,19 +3,30 @@
 use std::fmt;
 use std::sync::Arc;
 
-use coblk_block::{BlockBackend, DirtyBitmap};
+use coblk_block::{BlockBackend, BlockNode, DirtyBitmap};
+
+use crate::server::seats::{NbdContexts, Seat};
 
 /// A backend under a name, for clients of an [`NbdServer`](crate::NbdServer).
 #[derive(Clone)]
 pub struct NbdExport {
     pub(crate) name: String,
     pub(crate) description: Option<String>,
-    pub(crate) backend: BlockBackend,
+    place: Place,
     pub(crate) read_only: bool,
     pub(crate) write_through: bool,
     pub(crate) allocation_depth: bool,
     /// Those that clients may look at, by their names when they were given.
     pub(crate) bitmaps: Vec<(String, Arc<DirtyBitmap>)>,
+}
+
+/// Where its clients are served.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// In the context of the server.
+    Here(BlockBackend),
+    /// In others.
+    Contexts(NbdContexts),
 }
 
 impl fmt::Debug for NbdExport {
@@ -32,10 +43,20 @@ impl NbdExport {
     /// `backend` under `name`, which may be empty: the default, for clients that name none.
     pub fn new(name: impl Into<String>, backend: BlockBackend) -> NbdExport {
         let read_only = backend.is_read_only();
+        Self::at(name.into(), Place::Here(backend), read_only)
+    }
+
+    /// An export whose clients are served by several contexts.
+    pub fn on_contexts(name: impl Into<String>, contexts: &NbdContexts) -> NbdExport {
+        let read_only = contexts.is_read_only();
+        Self::at(name.into(), Place::Contexts(contexts.clone()), read_only)
+    }
+
+    fn at(name: String, place: Place, read_only: bool) -> NbdExport {
         NbdExport {
-            name: name.into(),
+            name,
             description: None,
-            backend,
+            place,
             read_only,
             write_through: false,
             allocation_depth: false,
@@ -53,7 +74,11 @@ impl NbdExport {
     /// Refuses writes, whatever the backend allows. A backend that refuses them is always read-only.
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> NbdExport {
-        self.read_only = read_only || self.backend.is_read_only();
+        let refuses_writes = match &self.place {
+            Place::Here(backend) => backend.is_read_only(),
+            Place::Contexts(contexts) => contexts.is_read_only(),
+        };
+        self.read_only = read_only || refuses_writes;
         self
     }
 
@@ -76,6 +101,33 @@ impl NbdExport {
     pub fn bitmap(mut self, bitmap: &Arc<DirtyBitmap>) -> NbdExport {
         self.bitmaps.push((bitmap.name().unwrap_or_default(), Arc::clone(bitmap)));
         self
+    }
+}
+
+impl NbdExport {
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its contexts, if it has some of its own.
+    pub(crate) fn seats(&self) -> Option<&[Seat]> {
+        match &self.place {
+            Place::Here(_) => None,
+            Place::Contexts(contexts) => Some(contexts.seats()),
+        }
+    }
+
+    /// The node that it shows at this moment.
+    pub(crate) fn node(&self) -> Option<Arc<BlockNode>> {
+        match &self.place {
+            Place::Here(backend) => backend.node(),
+            Place::Contexts(contexts) => contexts.device().node(),
+        }
+    }
+
+    /// Length in bytes, if there is a medium.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.node().map(|node| node.length())
     }
 }
 

@@ -33,7 +33,7 @@ impl Exports {
         if export.description.as_ref().is_some_and(|text| text.len() > MAX_STRING) {
             return Err(NbdExportError::TooLong("description"));
         }
-        if export.backend.length().is_err() {
+        if export.length().is_none() {
             return Err(NbdExportError::NoMedium(export.name));
         }
         let mut exports = self.0.borrow_mut();

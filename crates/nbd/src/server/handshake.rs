@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use coblk_aio::{Co, trace_event};
 
@@ -14,15 +15,23 @@ use crate::server::contexts::{self, Context};
 use crate::server::export::NbdExport;
 use crate::server::message::Message;
 use crate::server::receiver::{CAPACITY, Receiver};
-use crate::server::rules::{Rules, Session};
+use crate::server::reception::Reception;
+use crate::server::rules::{Rules, Terms};
 use crate::server::starttls;
+
+/// What a client has chosen.
+pub struct Chosen {
+    pub export: Rc<NbdExport>,
+    pub terms: Terms,
+}
 
 /// Negotiates. `None` if the client wants nothing more.
 pub fn negotiate(
     co: &Co<'_>,
+    reception: &Reception,
     client: &Rc<Client>,
     receiver: &mut Receiver,
-) -> io::Result<Option<Session>> {
+) -> io::Result<Option<Chosen>> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend_from_slice(&NBDMAGIC.to_be_bytes());
     greeting.extend_from_slice(&IHAVEOPT.to_be_bytes());
@@ -34,6 +43,7 @@ pub fn negotiate(
         return Err(broken("unknown flags of the client"));
     }
     let mut negotiation = Negotiation {
+        reception,
         client,
         fixed: flags & u32::from(FLAG_FIXED_NEWSTYLE) != 0,
         no_zeroes: flags & u32::from(FLAG_NO_ZEROES) != 0,
@@ -57,14 +67,14 @@ pub fn negotiate(
             None
         };
         match negotiation.option(co, kind, data)? {
-            Next::Go(session) => return Ok(Some(session)),
+            Next::Go(chosen) => return Ok(Some(chosen)),
             Next::Stop => return Ok(None),
             Next::Secure => {
                 client.link.wait_sent(co)?;
                 if !receiver.is_empty() {
                     return Err(broken("bytes in the clear behind STARTTLS"));
                 }
-                starttls::begin(co, client)?;
+                starttls::begin(co, reception, client)?;
                 negotiation.forget();
             }
             Next::Option => {}
@@ -76,20 +86,21 @@ pub fn negotiate(
 /// What an option leads to.
 enum Next {
     Option,
-    Go(Session),
+    Go(Chosen),
     /// TLS.
     Secure,
     Stop,
 }
 
 struct Negotiation<'a> {
+    reception: &'a Reception,
     client: &'a Rc<Client>,
     /// The client understands replies to options.
     fixed: bool,
     no_zeroes: bool,
     style: Style,
     /// The export for which the client has chosen metadata contexts, and these.
-    contexts: Option<(Rc<NbdExport>, Rc<[Context]>)>,
+    contexts: Option<(Rc<NbdExport>, Arc<[Context]>)>,
 }
 
 impl Negotiation<'_> {
@@ -101,7 +112,7 @@ impl Negotiation<'_> {
         if !self.fixed && kind != OPT_EXPORT_NAME {
             return Err(broken("an option that only fixed newstyle has"));
         }
-        if starttls::is_missing(self.client) && kind != OPT_STARTTLS {
+        if starttls::is_missing(self.reception, self.client) && kind != OPT_STARTTLS {
             return self.refuse_in_the_clear(co, kind);
         }
         let data = match (data, kind) {
@@ -121,7 +132,7 @@ impl Negotiation<'_> {
             }
             OPT_LIST => self.list(data),
             OPT_INFO | OPT_GO => match self.info(kind, data) {
-                Ok(Some(session)) if kind == OPT_GO => return Ok(Next::Go(session)),
+                Ok(Some(chosen)) if kind == OPT_GO => return Ok(Next::Go(chosen)),
                 outcome => outcome.map(|_| ()),
             },
             OPT_STARTTLS => match self.starttls(data) {
@@ -145,7 +156,8 @@ impl Negotiation<'_> {
     /// Only TLS is possible. A client may try on, unless it has no way to be told.
     fn refuse_in_the_clear(&self, co: &Co<'_>, kind: u32) -> io::Result<Next> {
         if kind == OPT_EXPORT_NAME {
-            self.client.log_refusal(co.context().now_ns(), &"it has chosen an export without TLS");
+            let why = "it has chosen an export without TLS";
+            self.reception.log_refusal(self.client, co.context().now_ns(), &why);
             return Err(broken("an export chosen without TLS"));
         }
         self.reply(kind, REP_ERR_TLS_REQD, b"the option is not permitted before TLS");
@@ -160,7 +172,7 @@ impl Negotiation<'_> {
         if self.client.link.transport.is_secure() {
             return Err("TLS has begun already");
         }
-        let possible = starttls::is_possible(self.client);
+        let possible = starttls::is_possible(self.reception);
         if possible {
             self.reply(OPT_STARTTLS, REP_ACK, &[]);
         } else {
@@ -176,27 +188,27 @@ impl Negotiation<'_> {
     }
 
     /// The old way to choose an export, without a way to say that there is none.
-    fn export_name(&mut self, data: &[u8]) -> io::Result<Session> {
+    fn export_name(&mut self, data: &[u8]) -> io::Result<Chosen> {
         if self.style == Style::Extended {
             return Err(broken("an export chosen the old way, with extended headers"));
         }
         let name = option::name(data).map_err(broken)?;
-        let export = self.client.exports.get(name).ok_or_else(|| broken("no such export"))?;
-        let session = self.session(export).map_err(broken)?;
-        let mut bytes = session.rules.size.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&flags(&session.export, self.style).to_be_bytes());
+        let export = self.reception.exports.get(name).ok_or_else(|| broken("no such export"))?;
+        let chosen = self.chosen(export).map_err(broken)?;
+        let mut bytes = chosen.terms.rules.size.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&flags(&chosen.export, self.style).to_be_bytes());
         if !self.no_zeroes {
             bytes.extend_from_slice(&[0; 124]);
         }
         self.client.link.post(Message::raw(bytes));
-        Ok(self.choose(session))
+        Ok(chosen)
     }
 
     fn list(&mut self, data: &[u8]) -> Result<(), Refusal> {
         if !data.is_empty() {
             return Err("LIST has no data");
         }
-        for (name, description) in self.client.exports.names() {
+        for (name, description) in self.reception.exports.names() {
             let mut entry = (name.len() as u32).to_be_bytes().to_vec();
             entry.extend_from_slice(name.as_bytes());
             entry.extend_from_slice(description.as_bytes());
@@ -206,15 +218,15 @@ impl Negotiation<'_> {
         Ok(())
     }
 
-    /// INFO and GO. Returns the session that would begin, if there is such an export.
-    fn info(&mut self, kind: u32, data: &[u8]) -> Result<Option<Session>, Refusal> {
+    /// INFO and GO. Returns what would be chosen, if there is such an export.
+    fn info(&mut self, kind: u32, data: &[u8]) -> Result<Option<Chosen>, Refusal> {
         let asked = GoOption::parse(data)?;
-        let Some(export) = self.client.exports.get(asked.name) else {
+        let Some(export) = self.reception.exports.get(asked.name) else {
             self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
             return Ok(None);
         };
-        let session = self.session(export)?;
-        let export = &session.export;
+        let chosen = self.chosen(export)?;
+        let export = &chosen.export;
         if asked.wants(INFO_NAME) {
             self.information(kind, INFO_NAME, export.name.as_bytes());
         }
@@ -226,11 +238,11 @@ impl Negotiation<'_> {
         let sizes = block_sizes(export, asked.wants(INFO_BLOCK_SIZE) || kind == OPT_INFO);
         let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_be_bytes()).collect();
         self.information(kind, INFO_BLOCK_SIZE, &sizes);
-        let mut facts = session.rules.size.to_be_bytes().to_vec();
+        let mut facts = chosen.terms.rules.size.to_be_bytes().to_vec();
         facts.extend_from_slice(&flags(export, self.style).to_be_bytes());
         self.information(kind, INFO_EXPORT, &facts);
         self.reply(kind, REP_ACK, &[]);
-        Ok(Some(if kind == OPT_GO { self.choose(session) } else { session }))
+        Ok(Some(chosen))
     }
 
     fn style_chosen(&mut self, kind: u32, data: &[u8], style: Style) -> Result<(), Refusal> {
@@ -259,7 +271,7 @@ impl Negotiation<'_> {
             return Err("structured replies were not negotiated");
         }
         let asked = MetaOption::parse(data)?;
-        let Some(export) = self.client.exports.get(asked.name) else {
+        let Some(export) = self.reception.exports.get(asked.name) else {
             self.reply(kind, REP_ERR_UNKNOWN, b"there is no such export");
             return Ok(());
         };
@@ -280,25 +292,20 @@ impl Negotiation<'_> {
         Ok(())
     }
 
-    fn session(&self, export: Rc<NbdExport>) -> Result<Session, Refusal> {
+    fn chosen(&self, export: Rc<NbdExport>) -> Result<Chosen, Refusal> {
         // An export of the same name may be another one by now.
-        let chosen = self.contexts.as_ref().filter(|(of, _)| Rc::ptr_eq(of, &export));
-        let contexts = chosen.map_or_else(Rc::default, |(_, contexts)| Rc::clone(contexts));
+        let asked = self.contexts.as_ref().filter(|(of, _)| Rc::ptr_eq(of, &export));
+        let contexts = asked.map_or_else(|| Arc::from([]), |(_, contexts)| Arc::clone(contexts));
         let rules = Rules {
-            size: export.backend.length().map_err(|_| "the export has no medium")?,
+            size: export.length().ok_or("the export has no medium")?,
             read_only: export.read_only,
             structured: self.style >= Style::Structured,
             extended: self.style == Style::Extended,
             contexts: !contexts.is_empty(),
         };
-        Ok(Session { export, style: self.style, contexts, rules })
-    }
-
-    /// From here on the client uses the export.
-    fn choose(&self, session: Session) -> Session {
-        tracing::debug!(export = session.export.name, "an NBD client has chosen an export");
-        *self.client.export.borrow_mut() = Some(Rc::clone(&session.export));
-        session
+        let (write_through, bitmaps) = (export.write_through, Arc::from(&export.bitmaps[..]));
+        let terms = Terms { style: self.style, contexts, rules, write_through, bitmaps };
+        Ok(Chosen { export, terms })
     }
 
     fn information(&self, option: u32, kind: u16, data: &[u8]) {
@@ -321,13 +328,14 @@ impl Negotiation<'_> {
 /// Smallest, preferred and longest request. One that is no whole number of blocks is served all the
 /// same, so a client that did not ask is not bothered.
 fn block_sizes(export: &NbdExport, asked: bool) -> [u32; 3] {
-    let block = export.backend.node().map_or(1, |node| node.limits().request_alignment);
+    let block = export.node().map_or(1, |node| node.limits().request_alignment);
     [if asked { block.min(65536) } else { 1 }, block.max(4096), MAX_PAYLOAD as u32]
 }
 
 /// What the protocol calls transmission flags.
 fn flags(export: &NbdExport, style: Style) -> u16 {
-    // Connections share one node, and a flush there covers the writes of all.
+    // Connections share one node, and a flush there covers the writes of all that were answered, in all
+    // contexts.
     let mut flags = TRANSMISSION_HAS_FLAGS
         | TRANSMISSION_SEND_FLUSH
         | TRANSMISSION_SEND_FUA

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::rc::{Rc, Weak};
 
-use coblk_aio::net::Stream;
 use coblk_aio::{
     AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Readiness, Wanted,
 };
@@ -13,6 +12,7 @@ use crate::server::message::Message;
 use crate::server::outbox::{Outbox, Sent};
 use crate::server::pace::Direction;
 use crate::server::pending_read::PendingRead;
+use crate::server::receiver::Receiver;
 use crate::server::turn::{MAX_BYTES, Turn};
 use crate::transport::Transport;
 
@@ -52,15 +52,15 @@ pub struct Link {
     pub turn: Turn,
     /// Bytes received since the beginning.
     received: Cell<u64>,
-    /// How many clients the server has.
+    /// How many clients the server has in this context.
     clients: Rc<Cell<usize>>,
 }
 
 impl Link {
-    pub fn new(socket: Stream, clients: Rc<Cell<usize>>) -> Rc<Link> {
+    pub fn new(transport: Transport, clients: Rc<Cell<usize>>) -> Rc<Link> {
         Rc::new_cyclic(|own| Link {
             own: Weak::clone(own),
-            transport: Rc::new(Transport::new(socket)),
+            transport: Rc::new(transport),
             watched: RefCell::default(),
             readable: Cell::new(true),
             closed: Cell::new(false),
@@ -112,6 +112,15 @@ impl Link {
         drop(self.watched.take());
     }
 
+    /// Gives the connection away, to be served in another context: nothing is done with it here any more. All
+    /// that was to be sent has gone.
+    pub fn part(&self) -> Transport {
+        debug_assert!(self.has_sent_all() && self.in_flight.get() == 0);
+        drop(self.watched.take());
+        self.failed.set(true);
+        self.transport.take_over()
+    }
+
     /// Sends nothing more from the loop.
     pub fn close(&self) {
         let sender = self.sender.borrow_mut().take();
@@ -154,6 +163,26 @@ impl Link {
             self.flush();
             co.yield_now();
         }
+    }
+
+    /// Waits until fewer than `most` requests are in flight. A client that goes meanwhile is noticed, though it
+    /// may send no more: its long requests end then.
+    ///
+    /// # Errors
+    /// If nothing can be sent any more, or the client has gone.
+    pub fn wait_for_requests(
+        &self,
+        co: &Co<'_>,
+        receiver: &mut Receiver,
+        most: usize,
+    ) -> io::Result<()> {
+        let is_due = || self.in_flight.get() < most;
+        self.wait_until(co, || is_due() || self.closed.get())?;
+        if is_due() {
+            return Ok(());
+        }
+        receiver.look_for_end(self)?;
+        self.wait_until(co, is_due)
     }
 
     /// Waits until all has been sent, so that a client that asks and never reads asks once.
@@ -207,7 +236,7 @@ impl Link {
     }
 
     /// Reads once. `None` if there was nothing.
-    fn receive(&self, target: &mut [u8]) -> Option<io::Result<usize>> {
+    pub fn receive(&self, target: &mut [u8]) -> Option<io::Result<usize>> {
         match self.transport.read(target) {
             Ok(0) => Some(Err(ErrorKind::UnexpectedEof.into())),
             Ok(bytes) => {

@@ -1,11 +1,14 @@
 //! [`NbdServer`]: listens, knows the exports and the clients, and ends in order.
 
+mod branch;
+mod budget;
 mod client;
 mod contexts;
 pub mod export;
 mod exports;
 mod handshake;
 mod link;
+mod members;
 mod memory;
 mod message;
 pub mod options;
@@ -14,8 +17,10 @@ mod pace;
 mod pending_read;
 mod pieces;
 mod receiver;
+mod reception;
 mod refusals;
 mod rules;
+pub mod seats;
 mod serve;
 mod session;
 mod sparse;
@@ -23,29 +28,32 @@ mod starttls;
 mod status;
 mod turn;
 
-use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use coblk_aio::net::{AcceptOptions, Acceptor, Listener, Slot, SocketAddress, Stream};
-use coblk_aio::{AioContext, Co, Timer};
+use coblk_aio::{AioContext, BottomHalf, Co};
 use coblk_export::RemoveMode;
 
+use crate::server::branch::Branch;
+use crate::server::budget::Budget;
 use crate::server::client::Client;
-use crate::server::export::{NbdExport, NbdExportError};
-use crate::server::exports::Exports;
-use crate::server::link::Link;
-use crate::server::memory::Memory;
+use crate::server::export::{NbdExport, NbdExportError, Place};
+use crate::server::handshake::Chosen;
+use crate::server::members::{Absent, Mail, Member, Members};
 use crate::server::options::NbdOptions;
-use crate::server::pace::Verdict;
-use crate::server::refusals::Refusals;
+use crate::server::receiver::Receiver;
+use crate::server::reception::Reception;
+use crate::server::rules::Session;
+use crate::server::seats::{Arrival, Seat};
+use crate::server::session::End;
+use crate::transport::Transport;
 
-/// How often clients are looked at that hold memory when others got none.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// An NBD server on the loop of one context.
+/// An NBD server on the loop of one context, where it accepts clients. Those of an export that has [contexts
+/// of its own](NbdExport::on_contexts) are served there once they have chosen it.
 ///
 /// It and its exports stay on the context's thread. Dropping it stops it as
 /// [`disconnect_all`](Self::disconnect_all) does; [`co_shutdown`](Self::co_shutdown) lets clients
@@ -133,7 +141,7 @@ impl NbdServer {
     /// # Errors
     /// If the name is taken, name or description are longer than 4096 bytes, or there is no medium.
     pub fn add_export(&self, export: NbdExport) -> Result<(), NbdExportError> {
-        self.shared.exports.add(export)
+        self.shared.reception.exports.add(export)
     }
 
     /// Takes an export away (contract: C86). After a hard removal its backend is in use until the
@@ -143,24 +151,25 @@ impl NbdServer {
     /// If there is none, or clients use it and the mode is [`RemoveMode::Safe`].
     pub fn remove_export(&self, name: &str, mode: RemoveMode) -> Result<(), NbdExportError> {
         let not_found = || NbdExportError::NotFound(name.to_owned());
-        let export = self.shared.exports.get(name).ok_or_else(not_found)?;
-        let users = self.shared.users(&export);
+        let export = self.shared.reception.exports.get(name).ok_or_else(not_found)?;
+        let users = self.shared.members.users(&export);
         if mode == RemoveMode::Safe && !users.is_empty() {
             return Err(NbdExportError::InUse { name: name.to_owned(), connections: users.len() });
         }
-        self.shared.exports.remove(name);
-        users.iter().for_each(|client| client.link.fail());
+        self.shared.reception.exports.remove(name);
+        users.iter().for_each(|member| self.shared.fail(member));
         Ok(())
     }
 
     /// How many clients use an export; 0 if there is none of that name.
     pub fn export_users(&self, name: &str) -> usize {
-        self.shared.exports.get(name).map_or(0, |export| self.shared.users(&export).len())
+        let export = self.shared.reception.exports.get(name);
+        export.map_or(0, |export| self.shared.members.users(&export).len())
     }
 
-    /// How many clients are connected.
+    /// How many clients are connected, in all contexts.
     pub fn connections(&self) -> usize {
-        self.shared.connections()
+        self.shared.members.len()
     }
 
     /// Accepts clients, if it was made [paused](NbdOptions::paused).
@@ -177,7 +186,7 @@ impl NbdServer {
     /// answered.
     pub fn disconnect_all(&self) {
         self.stop_accepting();
-        self.shared.all().iter().for_each(|client| client.link.fail());
+        self.shared.members.all().iter().for_each(|member| self.shared.fail(member));
     }
 
     /// Ends in order: accepts no more clients, reads no more requests, answers those in flight, and
@@ -185,7 +194,7 @@ impl NbdServer {
     /// Returns when no client, and no request of one, is left.
     pub fn co_shutdown(&self, co: &Co<'_>, limit: Duration) {
         self.stop_accepting();
-        self.shared.all().iter().for_each(|client| client.link.end());
+        self.shared.members.all().iter().for_each(|member| self.shared.end(member));
         let deadline =
             co.context().now_ns() + i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX / 2);
         while self.connections() > 0 || self.acceptor.is_running() {
@@ -203,123 +212,107 @@ impl Drop for NbdServer {
     }
 }
 
-/// What the server and its clients have in common.
+/// What the server and its clients have in common, in the server's context.
 pub struct Shared {
-    options: Rc<NbdOptions>,
-    memory: Rc<Memory>,
-    exports: Rc<Exports>,
-    refusals: Rc<Refusals>,
-    clients: RefCell<Vec<Rc<Client>>>,
-    /// How many these are, for each of them.
-    count: Rc<Cell<usize>>,
-    /// Armed while clients keep memory of which others got none.
-    look: Timer,
+    reception: Reception,
+    members: Members,
+    /// The clients that this context serves: all, before they have chosen an export.
+    branch: Rc<Branch>,
+    budget: Arc<Budget>,
+    mail: Arc<Mail>,
+    /// Runs when there is some.
+    _arrived: BottomHalf,
 }
 
 impl Shared {
     fn new(ctx: &AioContext, options: NbdOptions) -> Rc<Shared> {
-        Rc::new_cyclic(|own: &std::rc::Weak<Shared>| {
-            let looking = std::rc::Weak::clone(own);
-            let look = ctx.timer(move |ctx| {
-                if let Some(own) = looking.upgrade() {
-                    own.look_after_memory(ctx);
+        Rc::new_cyclic(|own: &Weak<Shared>| {
+            let own = Weak::clone(own);
+            let arrived = ctx.bottom_half("nbd_client_gone", move |_| {
+                if let Some(own) = own.upgrade() {
+                    own.mail.take().into_iter().for_each(|id| own.members.leave(id));
                 }
             });
+            let budget = Arc::default();
             Shared {
-                options: Rc::new(options),
-                memory: Memory::new({
-                    let own = std::rc::Weak::clone(own);
-                    move || {
-                        if let Some(own) = own.upgrade() {
-                            own.memory_is_short();
-                        }
-                    }
-                }),
-                exports: Rc::default(),
-                refusals: Rc::default(),
-                clients: RefCell::default(),
-                count: Rc::default(),
-                look,
+                reception: Reception::new(options),
+                members: Members::default(),
+                branch: Branch::new(ctx, &budget),
+                budget,
+                mail: Mail::new(arrived.remote()),
+                _arrived: arrived,
             }
         })
     }
 
-    /// Serves a client in a coroutine of its own. Its place is free when that has ended.
+    /// Serves a client in a coroutine of its own. Its place is free when that has ended, here or in
+    /// another context.
     fn adopt(self: &Rc<Self>, ctx: &AioContext, stream: Stream, slot: Slot) {
-        let link = Link::new(stream, Rc::clone(&self.count));
-        let client = Client::new(link, &self.memory, &self.exports, &self.options, &self.refusals);
-        self.clients.borrow_mut().push(Rc::clone(&client));
-        self.count.set(self.connections());
+        let member = self.members.enter(slot);
+        let client = self.branch.welcome(member.id, Transport::new(stream));
         let server = Rc::clone(self);
         ctx.spawn("nbd_client", move |co| {
-            // Given back when the client is off the list.
-            let _slot = slot;
-            let _leave = LeaveOnDrop { server, client: Rc::clone(&client) };
-            session::run(co, &client);
+            let leave = LeaveOnDrop { server, member, client };
+            session::run(co, &leave.client, |co| leave.server.converse(co, &leave));
         });
     }
 
-    /// A client is gone.
-    fn leave(&self, client: &Rc<Client>) {
-        let mut clients = self.clients.borrow_mut();
-        let place = clients.iter().position(|other| Rc::ptr_eq(other, client));
-        let gone = place.map(|place| clients.swap_remove(place));
-        self.count.set(clients.len());
-        drop(clients);
-        drop(gone);
-    }
-
-    pub fn connections(&self) -> usize {
-        self.clients.borrow().len()
-    }
-
-    /// A client got no memory: from now on those that hold some are watched.
-    pub fn memory_is_short(&self) {
-        if !self.look.is_armed() {
-            self.clients.borrow().iter().for_each(|client| client.pace.forget());
-            self.look.arm_after(LOOK);
-        }
-    }
-
-    fn look_after_memory(&self, ctx: &AioContext) {
-        let mut again = false;
-        for client in self.all() {
-            match client.judge(ctx.now_ns()) {
-                Verdict::Fine => {}
-                Verdict::Open => again = true,
-                Verdict::TooSlow => {
-                    tracing::warn!("an NBD client that keeps memory from others is disconnected");
-                    client.link.fail();
-                }
+    fn converse(&self, co: &Co<'_>, own: &LeaveOnDrop) -> io::Result<End> {
+        let LeaveOnDrop { member, client, .. } = own;
+        let mut receiver = Receiver::new();
+        let chosen = session::negotiate(co, &self.reception, client, &mut receiver)?;
+        let Some(Chosen { export, terms }) = chosen else { return Ok(End::Gone) };
+        tracing::debug!(export = export.name, "an NBD client has chosen an export");
+        *member.export.borrow_mut() = Some(Rc::clone(&export));
+        let seats = match export.place() {
+            Place::Here(backend) => {
+                let session = Session { backend: backend.clone(), terms };
+                return session::transmit(co, client, &mut receiver, &Rc::new(session));
             }
-        }
-        if again {
-            self.look.arm_after(LOOK);
-        }
-    }
-
-    /// All clients, to be called: they may leave meanwhile.
-    fn all(&self) -> Vec<Rc<Client>> {
-        self.clients.borrow().clone()
-    }
-
-    fn users(&self, export: &Rc<NbdExport>) -> Vec<Rc<Client>> {
-        let uses = |client: &Rc<Client>| {
-            client.export.borrow().as_ref().is_some_and(|used| Rc::ptr_eq(used, export))
+            Place::Contexts(contexts) => contexts.seats(),
         };
-        self.clients.borrow().iter().filter(|client| uses(client)).cloned().collect()
+        let place = self.members.least_busy(seats).ok_or(io::ErrorKind::NotFound)?;
+        // From here on what is asked of the client is asked of the seat, where it arrives before.
+        member.move_to(place);
+        let (transport, absent) = (client.link.part(), Absent::new(member.id, &self.mail));
+        let budget = Arc::clone(&self.budget);
+        seats[place].adopt(Arrival { id: member.id, transport, receiver, terms, budget, absent });
+        Ok(End::Moved)
+    }
+
+    /// Disconnects a client at once.
+    fn fail(&self, member: &Member) {
+        self.ask(member, |client| client.link.fail());
+    }
+
+    /// Reads no more requests of a client, answers those in flight, and disconnects.
+    fn end(&self, member: &Member) {
+        self.ask(member, |client| client.link.end());
+    }
+
+    fn ask(&self, member: &Member, command: fn(&Client)) {
+        let id = member.id;
+        let told = member.at_seat(|seat: &Seat| seat.tell(id, command));
+        if !told && let Some(client) = self.branch.find(id) {
+            command(&client);
+        }
     }
 }
 
-/// Takes a client off the server's list, also when its context ends before it does.
+/// Takes a client off the lists of the server's context, also when that ends before it does. One that has
+/// moved is still a member.
 struct LeaveOnDrop {
     server: Rc<Shared>,
+    member: Rc<Member>,
     client: Rc<Client>,
 }
 
 impl Drop for LeaveOnDrop {
     fn drop(&mut self) {
         self.client.link.close();
-        self.server.leave(&self.client);
+        self.server.branch.leave(self.member.id);
+        if !self.member.has_moved() {
+            self.server.members.leave(self.member.id);
+        }
     }
 }

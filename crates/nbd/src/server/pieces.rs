@@ -30,7 +30,7 @@ pub fn serve(
     request: &Request,
 ) -> io::Result<()> {
     // No other reply may come between the pieces of one.
-    client.link.wait_until(co, || client.link.in_flight.get() == 0)?;
+    client.link.wait_for_requests(co, receiver, 1)?;
     client.link.in_flight.set(1);
     let done = match request.command {
         CMD_READ => read(co, client, session, request),
@@ -49,14 +49,14 @@ fn piece_len(request: &Request, offset: u64) -> usize {
 }
 
 fn read(co: &Co<'_>, client: &Rc<Client>, session: &Session, request: &Request) -> io::Result<()> {
-    let style = session.style;
+    let style = session.terms.style;
     let in_chunks = style != Style::Simple && !request.has(CMD_FLAG_DF);
     let (mut at, end) = (request.offset, request.offset + request.length);
     while at < end {
         client.link.give_way(co);
         let mut data = client.memory.uncounted(&client.share, piece_len(request, at))?;
         let next = at + data.len() as u64;
-        let backend = &session.export.backend;
+        let backend = &session.backend;
         let done = guarded(co, || backend.co_preadv(co, at, &mut IoVectorMut::from(&mut data[..])));
         let last = next == end;
         let message = match done {
@@ -83,8 +83,8 @@ fn write(
     session: &Session,
     request: &Request,
 ) -> io::Result<()> {
-    let durable = request.has(CMD_FLAG_FUA) || session.export.write_through;
-    let backend = &session.export.backend;
+    let durable = request.has(CMD_FLAG_FUA) || session.terms.write_through;
+    let backend = &session.backend;
     let plain = WriteFlags::empty();
     let (mut at, end) = (request.offset, request.offset + request.length);
     let mut data = client.memory.uncounted(&client.share, piece_len(request, at))?;
@@ -104,8 +104,8 @@ fn write(
         done = guarded(co, || backend.co_flush(co));
     }
     client.link.post(match done {
-        Ok(()) => Message::success(session.style, request),
-        Err(errno) => Message::error(session.style, request, errno),
+        Ok(()) => Message::success(session.terms.style, request),
+        Err(errno) => Message::error(session.terms.style, request, errno),
     });
     Ok(())
 }

@@ -43,6 +43,22 @@ impl Receiver {
         Ok(bytes)
     }
 
+    /// Reads ahead what has come of a client that has closed its end, without waiting.
+    ///
+    /// # Errors
+    /// If that is all.
+    pub fn look_for_end(&mut self, link: &Link) -> io::Result<()> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        while self.end < self.buffer.len() {
+            match link.receive(&mut self.buffer[self.end..]) {
+                Some(bytes) => self.end += bytes?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Nothing is here that was not looked at.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
@@ -104,6 +120,7 @@ mod tests {
 
     use super::*;
     use crate::server::message::Message;
+    use crate::transport::Transport;
 
     /// A client and the coroutine that reads from it.
     struct Conversation {
@@ -139,7 +156,8 @@ mod tests {
             let ctx = AioContext::for_test().unwrap();
             let (socket, client) = UnixStream::pair().unwrap();
             client.set_nonblocking(true).unwrap();
-            let link = Link::new(Stream::from_fd(socket).unwrap(), Rc::new(Cell::new(1)));
+            let transport = Transport::new(Stream::from_fd(socket).unwrap());
+            let link = Link::new(transport, Rc::new(Cell::new(1)));
             let (got, end) = Default::default();
             Conversation { ctx, link, client: Some(client), got, end }
         }

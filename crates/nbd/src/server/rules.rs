@@ -1,21 +1,31 @@
-//! [`Session`]: the outcome of a negotiation; [`Rules`]: checks of a request.
+//! [`Terms`]: the outcome of a negotiation; [`Session`]: that, with the disk; [`Rules`]: checks of a request.
 
-use std::rc::Rc;
+use std::sync::Arc;
+
+use coblk_block::{BlockBackend, DirtyBitmap};
 
 use crate::protocol::reply::Style;
 use crate::protocol::request::Request;
 use crate::protocol::*;
 use crate::server::contexts::Context;
-use crate::server::export::NbdExport;
 
-/// What was agreed on with a client.
+/// What was agreed on with a client. Any thread.
 #[derive(Clone)]
-pub struct Session {
-    pub export: Rc<NbdExport>,
+pub struct Terms {
     pub style: Style,
     /// The metadata contexts that the client has chosen, by their numbers.
-    pub contexts: Rc<[Context]>,
+    pub contexts: Arc<[Context]>,
     pub rules: Rules,
+    /// Every write is durable before it is answered.
+    pub write_through: bool,
+    /// Those that the client may look at.
+    pub bitmaps: Arc<[(String, Arc<DirtyBitmap>)]>,
+}
+
+/// A client's use of an export, in the context that serves it.
+pub struct Session {
+    pub backend: BlockBackend,
+    pub terms: Terms,
 }
 
 /// What a request is checked against.

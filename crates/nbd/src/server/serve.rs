@@ -24,7 +24,7 @@ pub fn start(
     buffer: Option<Buffer>,
 ) {
     let client = Rc::clone(client);
-    let (session, style) = (Rc::clone(session), session.style);
+    let (session, style) = (Rc::clone(session), session.terms.style);
     if co.context().ensure_stack().is_err() {
         return client.link.answer(Message::error(style, &request, libc::ENOMEM));
     }
@@ -48,9 +48,8 @@ fn execute(
     buffer: Option<Buffer>,
 ) -> io::Result<Message> {
     let Request { offset, length, .. } = *request;
-    let (export, style) = (&session.export, session.style);
-    let backend = &export.backend;
-    let fua = request.has(CMD_FLAG_FUA) || export.write_through;
+    let (backend, style) = (&session.backend, session.terms.style);
+    let fua = request.has(CMD_FLAG_FUA) || session.terms.write_through;
     match (request.command, buffer) {
         (CMD_READ, Some(mut data)) => {
             if !data.is_empty() {

@@ -9,10 +9,11 @@ use crate::protocol::reply::Style;
 use crate::protocol::request::{self, Request};
 use crate::protocol::*;
 use crate::server::client::Client;
-use crate::server::handshake;
+use crate::server::handshake::{self, Chosen};
 use crate::server::memory::{Buffer, PIECE, SMALL};
 use crate::server::message::Message;
 use crate::server::receiver::Receiver;
+use crate::server::reception::Reception;
 use crate::server::rules::Session;
 use crate::server::{pieces, serve};
 
@@ -26,11 +27,23 @@ enum Plan {
     Refuse(i32),
 }
 
-/// Serves a client to its end.
-pub fn run(co: &Co<'_>, client: &Rc<Client>) {
-    let result = client.link.open(co.context()).and_then(|()| converse(co, client));
-    match &result {
-        Ok(()) => tracing::debug!("an NBD client has disconnected"),
+/// How a conversation ends.
+pub enum End {
+    /// With the connection.
+    Gone,
+    /// It goes on in another context.
+    Moved,
+}
+
+/// Has a conversation with a client, to its end or until it moves.
+pub fn run(
+    co: &Co<'_>,
+    client: &Rc<Client>,
+    conversation: impl FnOnce(&Co<'_>) -> io::Result<End>,
+) {
+    match client.link.open(co.context()).and_then(|()| conversation(co)) {
+        Ok(End::Gone) => tracing::debug!("an NBD client has disconnected"),
+        Ok(End::Moved) => return,
         Err(error) => {
             tracing::debug!(%error, "an NBD client is gone");
             // Long requests end with their next piece.
@@ -40,8 +53,13 @@ pub fn run(co: &Co<'_>, client: &Rc<Client>) {
     client.link.finish(co);
 }
 
-fn converse(co: &Co<'_>, client: &Rc<Client>) -> io::Result<()> {
-    let mut receiver = Receiver::new();
+/// Negotiates, within the time that there is for that. `None` if the client wants nothing more.
+pub fn negotiate(
+    co: &Co<'_>,
+    reception: &Reception,
+    client: &Rc<Client>,
+    receiver: &mut Receiver,
+) -> io::Result<Option<Chosen>> {
     let own = Rc::downgrade(&client.link);
     let timer = co.context().timer(move |_| {
         if let Some(own) = own.upgrade() {
@@ -49,26 +67,27 @@ fn converse(co: &Co<'_>, client: &Rc<Client>) -> io::Result<()> {
             own.fail();
         }
     });
-    timer.arm_after(client.options.handshake_timeout);
-    let session = handshake::negotiate(co, client, &mut receiver)?;
-    timer.cancel();
-    match session {
-        Some(session) => transmit(co, client, &mut receiver, &Rc::new(session)),
-        None => Ok(()),
+    timer.arm_after(reception.options.handshake_timeout);
+    let chosen = handshake::negotiate(co, reception, client, receiver)?;
+    if chosen.as_ref().is_some_and(|chosen| chosen.export.seats().is_some()) {
+        // Nothing is left to be sent from here.
+        client.link.wait_sent(co)?;
     }
+    timer.cancel();
+    Ok(chosen)
 }
 
 /// Reads requests, and starts each, until the client says that it disconnects.
-fn transmit(
+pub fn transmit(
     co: &Co<'_>,
     client: &Rc<Client>,
     receiver: &mut Receiver,
     session: &Rc<Session>,
-) -> io::Result<()> {
-    let extended = session.style == Style::Extended;
+) -> io::Result<End> {
+    let extended = session.terms.style == Style::Extended;
     loop {
         client.link.give_way(co);
-        client.link.wait_until(co, || client.link.in_flight.get() < MAX_REQUESTS)?;
+        client.link.wait_for_requests(co, receiver, MAX_REQUESTS)?;
         let request = if extended {
             Request::parse_extended(receiver.exact(co, &client.link, request::EXTENDED_LEN)?)
         } else {
@@ -82,7 +101,7 @@ fn transmit(
             length = request.length
         );
         if request.command == CMD_DISC {
-            return Ok(());
+            return Ok(End::Gone);
         }
         match prepare(co, client, receiver, session, &request)? {
             Plan::Run(buffer) => {
@@ -92,7 +111,7 @@ fn transmit(
             Plan::InPieces => pieces::serve(co, client, receiver, session, &request)?,
             Plan::Refuse(errno) => {
                 client.link.in_flight.set(client.link.in_flight.get() + 1);
-                client.link.answer(Message::error(session.style, &request, errno));
+                client.link.answer(Message::error(session.terms.style, &request, errno));
             }
         }
     }
@@ -109,8 +128,8 @@ fn prepare(
     session: &Session,
     request: &Request,
 ) -> io::Result<Plan> {
-    let payload = request.payload_len(session.style == Style::Extended);
-    let plan = match session.rules.check(request) {
+    let payload = request.payload_len(session.terms.style == Style::Extended);
+    let plan = match session.terms.rules.check(request) {
         Ok(()) => room_for(client, request).unwrap_or(Plan::Refuse(libc::ENOMEM)),
         Err(errno) => Plan::Refuse(errno),
     };

@@ -20,6 +20,8 @@ use crate::server::rules::Session;
 const EXTENT: usize = 16;
 /// Bytes before the first extent, at most.
 const HEAD: usize = 8;
+/// So often the node is asked for a reply: neighbours of one kind may be joined without end.
+const MAX_PARTS: usize = 4096;
 
 /// Tells of at least the beginning of the range, in each context that the client has chosen; neighbours of
 /// one kind are joined. A client asks again for the rest. Sends all but the last chunk, and returns that.
@@ -29,27 +31,27 @@ pub fn reply(
     session: &Session,
     request: &Request,
 ) -> io::Result<Message> {
-    let export = &session.export;
+    let terms = &session.terms;
     // All chunks of a reply take no more than one small buffer, but for one extent each.
-    let room = (SMALL / session.contexts.len().max(1)).saturating_sub(HEAD) / EXTENT;
+    let room = (SMALL / terms.contexts.len().max(1)).saturating_sub(HEAD) / EXTENT;
     let most = if request.has(CMD_FLAG_REQ_ONE) { 1 } else { room.max(1) };
     let mut sent: Option<Message> = None;
-    for (index, context) in session.contexts.iter().enumerate() {
+    for (index, context) in terms.contexts.iter().enumerate() {
         if let Some(message) = sent.take() {
             client.link.post(message);
         }
         let buffer = client.memory.uncounted(&client.share, HEAD + most * EXTENT)?;
-        let mut list = Extents::new(session.style, context.id(), most, buffer);
+        let mut list = Extents::new(terms.style, context.id(), most, buffer);
         match context {
-            Context::Allocation => allocation(co, &export.backend, request, &mut list)?,
-            Context::Depth => depth(co, &export.backend, request, &mut list)?,
+            Context::Allocation => allocation(co, &session.backend, request, &mut list)?,
+            Context::Depth => depth(co, &session.backend, request, &mut list)?,
             Context::Bitmap(place) => {
-                let bitmap = export.bitmaps.get(*place as usize);
+                let bitmap = terms.bitmaps.get(*place as usize);
                 let (_, bitmap) = bitmap.ok_or(io::ErrorKind::NotFound)?;
                 dirty(bitmap.bits(), request, &mut list);
             }
         }
-        let last = index + 1 == session.contexts.len();
+        let last = index + 1 == terms.contexts.len();
         sent = Some(list.message(request, last));
     }
     sent.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
@@ -88,7 +90,10 @@ fn each_part(
     mut state: impl FnMut(u64, u64) -> io::Result<(u64, u64)>,
 ) -> io::Result<()> {
     let (mut at, end) = (request.offset, request.offset + request.length);
-    while at < end && !list.is_full() {
+    for _ in 0..MAX_PARTS {
+        if at == end || list.is_full() {
+            break;
+        }
         let (bytes, state) = state(at, end - at)?;
         // A node that has become shorter.
         if bytes == 0 {

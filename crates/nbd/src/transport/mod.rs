@@ -4,6 +4,8 @@
 mod client_credentials;
 #[cfg(feature = "tls")]
 mod credentials;
+#[cfg(feature = "tls")]
+mod identity;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
 #[cfg(feature = "tls")]
@@ -11,6 +13,7 @@ mod tls;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use coblk_aio::net::{SocketAddress, Stream};
 use coblk_aio::{IoVector, IoVectorMut};
@@ -26,7 +29,8 @@ pub use no_tls::{TlsClientCredentials, TlsCredentials};
 pub(crate) use tls::Session;
 
 pub struct Transport {
-    socket: Stream,
+    /// Shared with the one that it was [taken over](Self::take_over) from.
+    socket: Arc<Stream>,
     #[cfg(feature = "tls")]
     session: std::cell::RefCell<Option<crate::transport::tls::Session>>,
 }
@@ -34,9 +38,18 @@ pub struct Transport {
 impl Transport {
     pub fn new(socket: Stream) -> Transport {
         Transport {
-            socket,
+            socket: Arc::new(socket),
             #[cfg(feature = "tls")]
             session: std::cell::RefCell::default(),
+        }
+    }
+
+    /// The connection, for another thread. Nothing may be done with this value any more.
+    pub fn take_over(&self) -> Transport {
+        Transport {
+            socket: Arc::clone(&self.socket),
+            #[cfg(feature = "tls")]
+            session: std::cell::RefCell::new(self.session.take()),
         }
     }
 
@@ -99,7 +112,7 @@ impl Transport {
     /// The name of the client in messages: its address, or the process at a unix socket.
     pub fn peer(&self) -> String {
         let peer = match self.socket.peer_address() {
-            Ok(SocketAddress::Unix(_)) => socket_peercred(&self.socket)
+            Ok(SocketAddress::Unix(_)) => socket_peercred(&*self.socket)
                 .map(|process| format!("process {}", process.pid))
                 .map_err(io::Error::from),
             other => other.map(|address| address.to_string()),
@@ -129,6 +142,11 @@ impl Transport {
     /// What comes from now on is TLS.
     pub fn begin(&self, session: crate::transport::tls::Session) {
         *self.session.borrow_mut() = Some(session);
+    }
+
+    /// The distinguished name of the peer's certificate, if it has shown one that can be read.
+    pub fn peer_identity(&self) -> Option<String> {
+        self.session.borrow().as_ref().and_then(tls::Session::peer_identity)
     }
 
     /// Takes a step of the TLS handshake; whether it is done.

@@ -27,6 +27,14 @@ impl Machine {
     /// Boots with these devices. In arguments `DIR` stands for `dir`.
     #[track_caller]
     pub fn boot(dir: &Path, devices: &[impl AsRef<str>]) -> Machine {
+        let mut machine = Machine::start(dir, devices);
+        machine.answer("booting");
+        machine
+    }
+
+    /// Starts it, with its files in `dir`, and waits for no guest: one may be on its way from another machine.
+    #[track_caller]
+    pub fn start(dir: &Path, devices: &[impl AsRef<str>]) -> Machine {
         let made = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guest");
         assert!(
             made.join("made-of").exists(),
@@ -34,6 +42,8 @@ impl Machine {
         );
         let console = dir.join("console");
         let socket = dir.join("shell.sock");
+        // That of a machine before it.
+        let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
         let mut command = Command::new(made.join("qemu/start/qemu-system-x86_64"));
         command
@@ -63,9 +73,7 @@ impl Machine {
             let _ = qemu.wait();
             panic!("QEMU: {}", fs::read_to_string(dir.join("qemu.log")).unwrap());
         };
-        let mut machine = Machine { qemu, console, shell: BufReader::new(stream) };
-        machine.answer("booting");
-        machine
+        Machine { qemu, console, shell: BufReader::new(stream) }
     }
 
     /// Does what the shell of the guest is told in a line; returns what that says. It must succeed.

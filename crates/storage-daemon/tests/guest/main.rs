@@ -7,6 +7,7 @@
 
 mod chain;
 mod machine;
+mod migrate;
 #[path = "../util/mod.rs"]
 mod util;
 

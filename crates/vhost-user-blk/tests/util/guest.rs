@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -21,15 +21,16 @@ pub const SIZE: usize = 64;
 pub const DEPTH: usize = SIZE / 3;
 /// Bytes of data that a request has.
 pub const BLOCK: usize = 4096;
-const AVAIL: usize = 4096;
-const USED: usize = 8192;
+pub const AVAIL: usize = 4096;
+pub const USED: usize = 8192;
 const HEADERS: usize = 12288;
-const STATUSES: usize = 16384;
-const DATA: usize = 20480;
+pub const STATUSES: usize = 16384;
+pub const DATA: usize = 20480;
 pub const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
 
 pub const READ: u32 = 0;
 pub const WRITE: u32 = 1;
+pub const GET_ID: u32 = 8;
 pub const WRITE_ZEROES: u32 = 13;
 /// The device has written no status.
 pub const UNTOUCHED: u8 = 0xee;
@@ -54,7 +55,9 @@ pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
     front.set_owner().unwrap();
     let features = front.get_features().unwrap() & !without;
     front.set_features(features).unwrap();
-    let protocol = front.get_protocol_features().unwrap();
+    // As most front ends do, for which GET_VRING_BASE waits for requests.
+    let protocol =
+        front.get_protocol_features().unwrap() - VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT;
     front.set_protocol_features(protocol).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     front
@@ -175,11 +178,17 @@ impl Guest {
 
     /// Makes a request available whose data lies at `addr` of the guest's memory; no kick.
     pub fn submit_at(&mut self, slot: usize, kind: u32, sector: u64, addr: u64, len: usize) {
+        self.prepare_at(slot, kind, sector, addr, len);
+        self.make_available();
+    }
+
+    /// Writes all of a request but the index that makes it available.
+    pub fn prepare_at(&mut self, slot: usize, kind: u32, sector: u64, addr: u64, len: usize) {
         let head = slot * 3;
         self.store(STATUSES + slot, &[UNTOUCHED]);
         let header = [u64::from(kind), sector].map(u64::to_le_bytes).concat();
         self.store(HEADERS + slot * 16, &header);
-        let writable = if kind == READ { 2 } else { 0 };
+        let writable = if kind == READ || kind == GET_ID { 2 } else { 0 };
         let parts = [
             ((HEADERS + slot * 16) as u64, 16, 1u16),
             (addr, len as u32, 1 | writable),
@@ -195,6 +204,10 @@ impl Guest {
         let entry = usize::from(self.avail_idx) % SIZE;
         self.store(AVAIL + 4 + entry * 2, &(head as u16).to_le_bytes());
         self.avail_idx = self.avail_idx.wrapping_add(1);
+    }
+
+    /// Makes available what was prepared; no kick.
+    pub fn make_available(&mut self) {
         let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
         avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
     }

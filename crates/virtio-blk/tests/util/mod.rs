@@ -172,8 +172,8 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
 pub const RAW_SIZE: u16 = 64;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
+pub const DESC: u64 = 0x1000;
+pub const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 /// Header, status and data of the honest request.
 const HONEST: u64 = 0x4000;

@@ -13,52 +13,65 @@ use crate::measure::{Bench, Lap};
 use crate::report::Row;
 use crate::works::Unit;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// Until it is ready.
+    Mirror,
+    Backup,
+}
+
 /// A row. An operation is a MiB of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// From a source to a target that have this.
-    Mirror(Medium, Contents, Contents),
+    Copy(Copy, Shape),
     /// How many bytes the target of a disk that is half zero takes, a MiB.
     Stored,
 }
 
+type Shape = (Medium, Contents, Contents);
+
 impl Work {
     pub fn all() -> Vec<Work> {
         let (memory, direct) = (Medium::Memory, Medium::Direct);
-        vec![
-            Work::Mirror(memory, Contents::Data, Contents::Empty),
-            Work::Mirror(memory, Contents::Data, Contents::Data),
-            Work::Mirror(memory, Contents::HalfZero, Contents::Empty),
-            Work::Mirror(direct, Contents::Data, Contents::Data),
-            Work::Stored,
-        ]
+        let shapes = [
+            (memory, Contents::Data, Contents::Empty),
+            (memory, Contents::Data, Contents::Data),
+            (memory, Contents::HalfZero, Contents::Empty),
+            (direct, Contents::Data, Contents::Data),
+        ];
+        let of = |copy| shapes.into_iter().map(move |shape| Work::Copy(copy, shape));
+        let copies = [Copy::Mirror, Copy::Backup].into_iter().flat_map(of);
+        copies.chain([Work::Stored]).collect()
     }
 
     pub fn name(self) -> String {
-        let Work::Mirror(medium, source, target) = self else {
+        let Work::Copy(copy, (medium, source, target)) = self else {
             return "mirror half zero, bytes stored".to_owned();
         };
         let medium = if medium == Medium::Memory { "in memory" } else { "O_DIRECT" };
         let source = if source == Contents::HalfZero { "half zero" } else { "full" };
         let target = if target == Contents::Empty { "new file" } else { "allocated file" };
-        format!("mirror {source} to {target}, {medium}")
+        let copy = if copy == Copy::Mirror { "mirror" } else { "backup" };
+        format!("{copy} {source} to {target}, {medium}")
     }
 
     pub fn measure(self, stage: &Stage<'_>) -> io::Result<Row> {
         let mibs = stage.length / PIECE as u64;
-        let Work::Mirror(medium, source, target) = self else {
+        let Work::Copy(copy, shape) = self else {
             let laps = |side| Self::stored_laps(side, mibs);
             return stage.run(stage.contest(self.name(), Unit::BytesEach, mibs, laps)?);
         };
-        let laps = |side| Self::laps(side, (medium, source, target), mibs);
+        let laps = |side| Self::laps(side, copy, shape, mibs);
         let contest = stage.contest(self.name(), Unit::NsPerOp, mibs, laps)?;
-        let floor = floor(stage.length, (medium, source, target))?;
+        let floor = floor(stage.length, shape)?;
         stage.run(contest.peer(LOOP, floor))
     }
 
     fn laps<'a>(
         mut side: Side,
-        (medium, source, target): (Medium, Contents, Contents),
+        copy: Copy,
+        (medium, source, target): Shape,
         mibs: u64,
     ) -> Bench<'a> {
         let mut is_made = false;
@@ -72,11 +85,20 @@ impl Work {
             }
             side.add("source", medium)?;
             side.add("target", medium)?;
-            let lap = side.lap(mibs, |side| {
-                side.mirror(&[])?;
-                side.until_ready()
-            })?;
-            side.cancel()?;
+            let lap = match copy {
+                Copy::Mirror => {
+                    let lap = side.lap(mibs, |side| {
+                        side.mirror(&[])?;
+                        side.until_ready()
+                    })?;
+                    side.cancel()?;
+                    lap
+                }
+                Copy::Backup => side.lap(mibs, |side| {
+                    side.backup(&[])?;
+                    side.until_gone()
+                })?,
+            };
             side.remove(&["source", "target"])?;
             Ok(lap)
         })
@@ -86,7 +108,7 @@ impl Work {
     fn stored_laps<'a>(side: Side, mibs: u64) -> Bench<'a> {
         let path = side.path("target", Medium::Memory);
         let kinds = (Medium::Memory, Contents::HalfZero, Contents::Empty);
-        let mut laps = Self::laps(side, kinds, mibs);
+        let mut laps = Self::laps(side, Copy::Mirror, kinds, mibs);
         Box::new(move |ops| {
             laps(ops)?;
             Ok(Lap { ops: mibs, wall_ns: stored(&path)? as f64, ..Lap::default() })
@@ -95,10 +117,7 @@ impl Work {
 }
 
 /// A loop that knows where data is, and makes what it has written durable.
-fn floor<'a>(
-    length: u64,
-    (medium, source, target): (Medium, Contents, Contents),
-) -> io::Result<Bench<'a>> {
+fn floor<'a>(length: u64, (medium, source, target): Shape) -> io::Result<Bench<'a>> {
     let side = Files::new(medium)?;
     make(&side.path("source"), length, source)?;
     make(&side.path("target"), length, target)?;

@@ -17,6 +17,8 @@ use crate::works::Unit;
 const WRITES: u64 = 20_000;
 /// The speed of the job, in bytes a second: it works as long as a lap takes.
 const SPEED: u64 = 100 << 20;
+/// That of a backup. Each write to what is not copied yet makes a copy beside it.
+const BACKUP_SPEED: u64 = 20 << 20;
 
 /// What goes on beside the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,7 @@ pub enum Beside {
     Mirror,
     /// One in write-blocking mode that is ready.
     Active,
+    Backup,
 }
 
 /// A row. An operation is a write of 4 KiB at random.
@@ -36,7 +39,7 @@ pub struct Work {
 
 impl Work {
     pub fn all() -> Vec<Work> {
-        let beside = [Beside::Nothing, Beside::Mirror, Beside::Active];
+        let beside = [Beside::Nothing, Beside::Mirror, Beside::Active, Beside::Backup];
         let of = |depth| beside.into_iter().map(move |beside| Work { beside, depth });
         [1, 16].into_iter().flat_map(of).collect()
     }
@@ -46,6 +49,7 @@ impl Work {
             Beside::Nothing => "no job",
             Beside::Mirror => "mirror at 100 MiB/s",
             Beside::Active => "write-blocking mirror",
+            Beside::Backup => "backup at 20 MiB/s",
         };
         format!("guest writes QD{} beside {beside}", self.depth)
     }
@@ -98,6 +102,7 @@ impl Work {
         match self.beside {
             Beside::Nothing => {}
             Beside::Mirror => side.mirror(&[("speed", json!(SPEED))])?,
+            Beside::Backup => side.backup(&[("speed", json!(BACKUP_SPEED))])?,
             Beside::Active => {
                 side.mirror(&[("copy-mode", json!("write-blocking"))])?;
                 side.until_ready()?;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! side     a daemon, its disks, and how a job is run there
+//! chains   chains of images
 //! copies   whole disks: a MiB of the disk is an operation
 //! guests   writes of a client of the source's NBD export while a job works: a write is an operation
 //! moments  a command: cancellations, pivots; and a job that has nothing to do
@@ -11,6 +12,7 @@
 //! The disks of rows that are not `direct` are in memory, where there is a file system for that: else the time
 //! is that of the disk's flushes.
 
+mod chains;
 mod copies;
 mod guests;
 mod moments;
@@ -80,6 +82,7 @@ impl Stage<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Copy(copies::Work),
+    Chain(chains::Work),
     Guest(guests::Work),
     Moment(moments::Work),
 }
@@ -87,6 +90,7 @@ enum Work {
 impl Work {
     fn all() -> Vec<Work> {
         let mut works: Vec<Work> = copies::Work::all().into_iter().map(Work::Copy).collect();
+        works.extend(chains::Work::ALL.map(Work::Chain));
         works.extend(guests::Work::all().into_iter().map(Work::Guest));
         works.extend(moments::Work::ALL.map(Work::Moment));
         works
@@ -95,6 +99,7 @@ impl Work {
     fn name(self) -> String {
         match self {
             Work::Copy(work) => work.name(),
+            Work::Chain(work) => work.name().to_owned(),
             Work::Guest(work) => work.name(),
             Work::Moment(work) => work.name().to_owned(),
         }
@@ -103,6 +108,7 @@ impl Work {
     fn measure(self, stage: &Stage<'_>) -> io::Result<Row> {
         match self {
             Work::Copy(work) => work.measure(stage),
+            Work::Chain(work) => work.measure(stage),
             Work::Guest(work) => work.measure(stage),
             Work::Moment(work) => work.measure(stage),
         }

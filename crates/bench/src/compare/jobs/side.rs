@@ -35,8 +35,21 @@ pub enum Contents {
     Data,
     /// A hole at every second piece.
     HalfZero,
+    /// Every third piece, beginning with this one; else holes.
+    Third(u64),
     /// A hole.
     Empty,
+}
+
+impl Contents {
+    fn has(self, piece: u64) -> bool {
+        match self {
+            Contents::Data => true,
+            Contents::HalfZero => piece.is_multiple_of(2),
+            Contents::Third(first) => piece % 3 == first,
+            Contents::Empty => false,
+        }
+    }
 }
 
 /// A daemon, and a directory for its disks.
@@ -101,12 +114,21 @@ impl Side {
 
     /// Starts a mirror from the node `source` to the node `target`.
     pub fn mirror(&mut self, more: &[(&str, Value)]) -> io::Result<()> {
+        self.start("blockdev-mirror", more)
+    }
+
+    /// Starts a backup of the node `source` to the node `target`.
+    pub fn backup(&mut self, more: &[(&str, Value)]) -> io::Result<()> {
+        self.start("blockdev-backup", more)
+    }
+
+    fn start(&mut self, command: &str, more: &[(&str, Value)]) -> io::Result<()> {
         let mut arguments =
             json!({"job-id": "j", "device": "source", "target": "target", "sync": "full"});
         for (name, value) in more {
             arguments[*name] = value.clone();
         }
-        self.daemon.execute("blockdev-mirror", arguments).map(drop)
+        self.daemon.execute(command, arguments).map(drop)
     }
 
     /// Ends the job, without a pivot, and waits for that.
@@ -157,7 +179,7 @@ pub fn make(path: &Path, length: u64, contents: Contents) -> io::Result<()> {
     file.set_len(length)?;
     let piece: Vec<u8> = (0..PIECE).map(|index| ((index * 31) >> 7) as u8 | 1).collect();
     for number in 0..length / PIECE as u64 {
-        if contents == Contents::Data || contents == Contents::HalfZero && number % 2 == 0 {
+        if contents.has(number) {
             file.write_all_at(&piece, number * PIECE as u64)?;
         }
     }

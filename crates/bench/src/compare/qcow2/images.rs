@@ -4,12 +4,11 @@ use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::image::Image;
-use crate::peers::qemu_img::PACKAGE;
+use crate::peers::qemu_img::run as qemu_img;
 
 /// Virtual length of the image that has no data of its own.
 pub const NULL_BYTES: u64 = 1 << 30;
@@ -171,21 +170,6 @@ impl<'a> Images<'a> {
 
 fn utf8(path: &Path) -> io::Result<&str> {
     path.to_str().ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())))
-}
-
-/// Runs a command of qemu-img.
-///
-/// # Errors
-/// If it cannot be started or fails, with what it says.
-pub fn qemu_img(words: &[&str]) -> io::Result<()> {
-    let output = Command::new("qemu-img").args(words).output().map_err(|error| {
-        io::Error::new(error.kind(), format!("qemu-img (Debian package {PACKAGE}): {error}"))
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("qemu-img {} failed: {}", words.join(" "), said.trim())))
 }
 
 /// The same words in the same order each time.

@@ -14,13 +14,13 @@ use coblk::aio::sync::TaskPool;
 use coblk::block::Repair;
 use serde_json::json;
 
-use super::images::qemu_img;
 use super::node::Opened;
 use super::{CLUSTER, SMALL, Stage, add_qemu, file};
 use crate::compare::works::DEPTH;
 use crate::engine::Engine;
 use crate::measure::{Bench, Contest, Lap, lap};
 use crate::peers::qemu_img::QemuImg;
+use crate::peers::qemu_img::run as qemu_img;
 use crate::peers::qmp::{self, StorageDaemon};
 use crate::report::Row;
 use crate::sys;

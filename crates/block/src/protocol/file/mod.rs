@@ -9,6 +9,7 @@ mod alignment;
 mod config;
 mod create;
 mod in_place;
+mod known_data;
 mod length;
 mod lock;
 mod mode;
@@ -37,6 +38,7 @@ use crate::driver::{BlockDriver, BlockLimits};
 pub use config::FileNodeOptions;
 pub use create::FileCreateOptions;
 use in_place::InPlace;
+use known_data::KnownData;
 use lock::ImageLocks;
 pub use lock::Locking;
 use mode::LiveMode;
@@ -74,6 +76,7 @@ pub struct File {
     /// no later one may succeed (contract: C83).
     sync_errno: AtomicI32,
     abilities: Abilities,
+    known_data: KnownData,
     /// Its part of the worker pool: a disk that does not answer leaves threads for others.
     share: PoolShare,
 }
@@ -258,6 +261,10 @@ impl BlockDriver for File {
 
     fn co_allocated_bytes(&self, co: &Co<'_>) -> io::Result<Option<u64>> {
         self.co_allocated(co)
+    }
+
+    fn co_drop_cache(&self, co: &Co<'_>) -> io::Result<()> {
+        self.share.submit_co(co, || sys::forget_pages(self.file.as_fd()))
     }
 
     fn co_stamp(&self, co: &Co<'_>) -> io::Result<Option<StorageStamp>> {

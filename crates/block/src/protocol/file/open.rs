@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64};
 use coblk_aio::{PoolShare, sys};
 
 use super::in_place::{InPlace, MAX_BEFORE_RING};
+use super::known_data::KnownData;
 use super::lock::{ImageLocks, Locking};
 use super::mode::{LiveMode, Mode};
 use super::ring_files::RingFiles;
@@ -178,6 +179,7 @@ impl FileOptions {
             end_of_file: AtomicU64::new(bytes),
             sync_errno: AtomicI32::new(0),
             abilities: Abilities::new(),
+            known_data: KnownData::default(),
             share: PoolShare::new(),
         })
     }

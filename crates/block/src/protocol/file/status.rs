@@ -19,13 +19,25 @@ const STAT_BLOCK_BYTES: u64 = 512;
 
 impl File {
     /// What the file system knows of a range. It may have to look it up on the disk, so a worker
-    /// asks.
+    /// asks, unless the range begins in data that is known.
     pub(super) fn co_status(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<Extent> {
-        Ok(self.share.submit_co(co, || self.status(offset, bytes)))
+        if let Some(known) = self.known_status(offset, bytes) {
+            return Ok(known);
+        }
+        Ok(self.share.submit_co(co, || {
+            let _looking = self.known_data.look();
+            self.known_status(offset, bytes).unwrap_or_else(|| self.status(offset, bytes))
+        }))
+    }
+
+    fn known_status(&self, offset: u64, bytes: u64) -> Option<Extent> {
+        let end = self.known_data.end_of(offset)?;
+        Some(Extent::data(bytes.min(end - offset)).stored_at(None, offset))
     }
 
     fn status(&self, offset: u64, bytes: u64) -> Extent {
         let file = self.file.as_fd();
+        let asked = self.known_data.ask();
         let (kind, end): (fn(u64) -> Extent, _) =
             match retry(&OnWorker, || sys::seek_data(file, offset)) {
                 // Nothing but a hole to the end of the file, and beyond that there are zeroes.
@@ -38,7 +50,11 @@ impl File {
                 // A file system that does not tell: all of it may be data.
                 Err(_) => (Extent::data, None),
             };
-        kind(end.map_or(bytes, |end| bytes.min(end - offset))).stored_at(None, offset)
+        let extent = kind(end.map_or(bytes, |end| bytes.min(end - offset)));
+        if extent.data {
+            self.known_data.remember(asked, offset..end.unwrap_or(offset + bytes));
+        }
+        extent.stored_at(None, offset)
     }
 
     /// The bytes that the file takes on its file system. A device takes none.
@@ -60,6 +76,8 @@ impl File {
     }
 
     pub(super) fn refresh_length(&self) -> io::Result<u64> {
+        // Cut, or changed by another process: what was data need not be any more.
+        self.known_data.forget(0..u64::MAX);
         let bytes = length_of(&self.file)?;
         if bytes > MAX_LENGTH {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));

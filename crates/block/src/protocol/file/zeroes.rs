@@ -57,9 +57,14 @@ impl File {
     /// Deallocates a range. A hole in a file is by the file system; a device is told itself.
     pub(super) fn co_discard(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.share.submit_co(co, || match self.device {
-            true => self.abilities.discard.attempt(&self.path, || {
-                retry(&OnWorker, || sys::block_device::discard(self.file.as_fd(), offset, bytes))
-            }),
+            true => {
+                let result = self.abilities.discard.attempt(&self.path, || {
+                    let file = self.file.as_fd();
+                    retry(&OnWorker, || sys::block_device::discard(file, offset, bytes))
+                });
+                self.known_data.forget(offset..offset + bytes);
+                result
+            }
             false => self.fallocate(Fallocate::PunchHole, offset, bytes),
         })
     }
@@ -102,7 +107,9 @@ impl File {
         };
         let file = self.file.as_fd();
         let call = || retry(&OnWorker, || sys::fallocate(file, what, offset, bytes));
-        ability.attempt(&self.path, call)
+        let result = ability.attempt(&self.path, call);
+        self.known_data.forget(offset..offset + bytes);
+        result
     }
 }
 

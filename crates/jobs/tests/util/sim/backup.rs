@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::Co;
 use coblk_block::BlockNode;
@@ -19,6 +20,7 @@ const TARGET: usize = 1;
 pub struct OfBackup {
     source: Arc<BlockNode>,
     target: Arc<BlockNode>,
+    spill: Arc<BlockNode>,
     /// What the copy is to be.
     instant: RefCell<Vec<u8>>,
 }
@@ -32,8 +34,10 @@ impl Kind for OfBackup {
         let (disk, source) = disks.add("source");
         disk.fill(1);
         let (_, target) = disks.add("target");
+        let (_, spill) = disks.add("spill");
+        spill.set_discard_enabled(true);
         let instant = RefCell::default();
-        (OfBackup { source: Arc::clone(&source), target, instant }, source)
+        (OfBackup { source: Arc::clone(&source), target, spill, instant }, source)
     }
 
     fn start(
@@ -48,9 +52,21 @@ impl Kind for OfBackup {
         let mut backup = Backup::new(Arc::clone(&self.source), Arc::clone(&self.target))
             .on_source_error(policies[rng.usize(..4)])
             .on_target_error(policies[rng.usize(..4)])
-            .on_cbw_error(on_cbw_error);
+            .on_cbw_error(on_cbw_error)
+            .max_workers(1 + rng.u64(..4))
+            .max_chunk(64 << 10);
         if on_cbw_error == OnCbwError::BreakSnapshot && rng.bool() {
             backup = backup.hold(64 << 10);
+        } else if rng.bool() {
+            backup = backup.spill(Arc::clone(&self.spill));
+        }
+        if rng.bool() {
+            backup = backup.verify(true);
+        } else if rng.bool() {
+            backup = backup.min_cluster_size(64 << 10);
+        }
+        if rng.u8(..4) == 0 {
+            backup = backup.guest_latency(Duration::from_micros(200));
         }
         // So that there is one instant to compare with.
         world.co_rest_guests(co);

@@ -25,6 +25,7 @@ pub struct Guest {
     pub durable: RefCell<Vec<Option<u8>>>,
     /// When it has changed something last.
     pub changed_ns: Cell<i64>,
+    pub discards: bool,
     pub stop: Rc<Cell<bool>>,
     pub has_stopped: Cell<bool>,
     /// It is not to begin anything.
@@ -66,8 +67,8 @@ impl Guest {
         let length = self.part.end - self.part.start;
         let (offset, bytes) = (rng.u64(..length), rng.u64(1..=3 * BLOCK));
         let (change, byte) = match rng.u8(..10) {
-            0 => (Change::Discard, DISCARDED),
-            1 | 2 => (Change::Zero, 0),
+            0 if self.discards => (Change::Discard, DISCARDED),
+            0..=2 => (Change::Zero, 0),
             _ => {
                 let byte = rng.u8(..);
                 (Change::Write(vec![byte; bytes.min(length - offset) as usize]), byte)

@@ -1,7 +1,8 @@
 //! Runs of one job under guests, on two or three simulated contexts of one thread: a seed is a run.
 //!
 //! ```text
-//! mirror, backup  kinds of jobs
+//! mirror, backup, chain  kinds of jobs
+//! layer    images above each other
 //! plan     what a seed says: which request has a fault, and which command comes with it
 //! faulty   disks whose requests are counted, and meet the fault
 //! guest    writes at random, and knows what it must read
@@ -15,9 +16,11 @@
 //! is left, and that events come as they must.
 
 pub mod backup;
+pub mod chain;
 pub mod events;
 pub mod faulty;
 pub mod guest;
+pub mod layer;
 pub mod mirror;
 pub mod plan;
 pub mod world;
@@ -55,6 +58,9 @@ pub trait Kind: Sized + 'static {
     /// Length of the disks, in bytes.
     const LENGTH: u64 = 32 << 10;
 
+    /// Whether guests discard.
+    const DISCARDS: bool = true;
+
     /// Makes the nodes, and returns that on which the guests are.
     fn build(disks: &mut Disks, rng: &mut Rng) -> (Self, Arc<BlockNode>);
 
@@ -83,12 +89,15 @@ pub trait Kind: Sized + 'static {
     fn check(&self, world: &World<Self>, end: End);
 }
 
-/// Runs the seeds of a kind: as many as `COBLK_SEEDS` says, or `COBLK_SEED` alone.
+/// Runs the seeds of a kind: as many as `COBLK_SEEDS` says, from `COBLK_SEED_FROM` on, or `COBLK_SEED` alone.
 pub fn run_seeds<K: Kind>(default: u64) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("COBLK_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("COBLK_SEEDS").unwrap_or(default),
+        None => {
+            let first = number("COBLK_SEED_FROM").unwrap_or(0);
+            first..first + number("COBLK_SEEDS").unwrap_or(default)
+        }
     };
     for seed in seeds {
         if let Err(why) = run::<K>(seed) {

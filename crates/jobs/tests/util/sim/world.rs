@@ -161,6 +161,7 @@ impl<K: Kind> World<K> {
                     expected: RefCell::new(data),
                     changing: RefCell::new(0..0),
                     changed_ns: Cell::new(co.context().now_ns()),
+                    discards: K::DISCARDS,
                     stop: Rc::clone(&world.stop),
                     has_stopped: Cell::new(false),
                     hold: Rc::clone(&world.hold),

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::super::Commands;
 use super::iothreads;
-use super::mirror::JobOnError;
+use super::mirror::{JobOnError, guest_latency};
 use crate::daemon::{Daemon, DaemonError};
 use crate::options::OptionError;
 
@@ -39,6 +39,23 @@ pub(crate) struct Arguments {
     x_coblk_iothreads: Vec<String>,
     /// Bytes of memory whose guests do not wait for the target.
     x_coblk_hold: Option<u64>,
+    /// The node to which old bytes go at first.
+    x_coblk_spill: Option<String>,
+    x_coblk_verify: Option<Verify>,
+    /// The file for checksums of what was copied.
+    x_coblk_manifest: Option<String>,
+    /// Requests of guests that take longer have the job do less at once.
+    x_coblk_guest_latency_us: Option<u64>,
+}
+
+/// How a copy is verified.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verify {
+    /// Not at all.
+    None,
+    /// The target is read when all is copied.
+    ReadBack,
 }
 
 /// QAPI's `BackupPerf`.
@@ -96,8 +113,9 @@ fn refused(why: impl Into<String>) -> DaemonError {
 
 impl Arguments {
     /// The names of its nodes.
-    pub(crate) fn nodes(&self) -> [&str; 2] {
-        [&self.device, &self.target]
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
+        let spill = self.x_coblk_spill.as_deref();
+        [&*self.device, &self.target].into_iter().chain(spill)
     }
 
     /// What they mean.
@@ -132,6 +150,16 @@ impl Arguments {
         if let Some(name) = self.filter_node_name {
             backup = backup.filter_name(name);
         }
+        if let Some(node) = &self.x_coblk_spill {
+            backup = backup.spill(daemon.device_node(node)?);
+        }
+        if let Some(path) = &self.x_coblk_manifest {
+            backup = backup.manifest(path);
+        }
+        if let Some(limit) = guest_latency(self.x_coblk_guest_latency_us) {
+            backup = backup.guest_latency(limit);
+        }
+        backup = backup.verify(self.x_coblk_verify == Some(Verify::ReadBack));
         backup = backup.contexts(iothreads(daemon, &self.x_coblk_iothreads)?);
         let backup = self.x_perf.unwrap_or_default().apply(backup)?;
         let options = JobOptions::new(self.job_id, "backup")

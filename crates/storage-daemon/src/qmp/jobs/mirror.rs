@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk::Co;
 use coblk::jobs::{JobOptions, Mirror, OnError, SyncMode};
@@ -33,6 +34,8 @@ struct Arguments {
     /// Iothreads that copy, too.
     #[serde(default)]
     x_coblk_iothreads: Vec<String>,
+    /// Requests of guests that take longer have the job do less at once.
+    x_coblk_guest_latency_us: Option<u64>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
 }
@@ -72,6 +75,11 @@ impl From<JobOnError> for OnError {
 
 pub(super) fn add(commands: &mut Commands) {
     commands.add("blockdev-mirror", blockdev_mirror);
+}
+
+/// The limit of `x-coblk-guest-latency-us`; 0 is none.
+pub(super) fn guest_latency(us: Option<u64>) -> Option<Duration> {
+    us.filter(|us| *us > 0).map(Duration::from_micros)
 }
 
 fn refused(why: impl Into<String>) -> DaemonError {
@@ -118,6 +126,9 @@ fn blockdev_mirror(
     }
     if let Some(on_error) = arguments.on_target_error {
         mirror = mirror.on_target_error(on_error.into());
+    }
+    if let Some(limit) = guest_latency(arguments.x_coblk_guest_latency_us) {
+        mirror = mirror.guest_latency(limit);
     }
     if let Some(name) = arguments.filter_node_name {
         mirror = mirror.filter_name(name);
