@@ -74,7 +74,8 @@ pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::image::{
-    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Mended, Repair,
+    SpecificInfo,
 };
 pub use driver::map::{Piece, Place, ReadMap};
 pub use driver::mode::{CacheMode, DetectZeroes};

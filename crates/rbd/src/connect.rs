@@ -86,10 +86,9 @@ impl<'a> Connect<'a> {
 
     fn configure(&self, cluster: &mut Cluster) -> Result<(), Failure> {
         let options = self.options;
-        // That there is none is no error: options may say all.
-        if let (Err(error), Some(path)) =
-            (cluster.read_conf(options.conf.as_deref()), &options.conf)
-        {
+        let read = cluster.read_conf(options.conf.as_deref());
+        // That there is none where Ceph looks for it is no error: options may say all.
+        if let (Err(error), Some(path)) = (read, &options.conf) {
             return Err(failed(format!("configuration '{path}'"), &error));
         }
         let mut set = |name: &str, value: &str| {
