@@ -60,6 +60,22 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// QEMU's server is of the same opinion of a client that is let in, and one that is not.
+fn check_peer(place: &Place, objects: &[serde_json::Value], clients: [&std::path::Path; 2]) {
+    let port = free_port();
+    let mut peer = tools::command("qemu-nbd");
+    for object in objects {
+        peer.args(["--object", &object.to_string()]);
+    }
+    peer.args(["--tls-creds=t0", "--tls-authz=simple", "-t", "-x", "disk", "-f", "raw"]);
+    peer.args([&format!("--port={port}"), "--bind=127.0.0.1", tools::text(&place.image())]);
+    let mut peer = peer.spawn().unwrap();
+    wait_until("the peer lets the client in", || is_let_in(clients[0], port));
+    assert!(!is_let_in(clients[1], port));
+    peer.kill().unwrap();
+    peer.wait().unwrap();
+}
+
 #[test]
 fn clients_are_let_in_by_the_names_of_their_certificates_as_qemu_reads_them() {
     let place = Place::new();
@@ -90,20 +106,7 @@ fn clients_are_let_in_by_the_names_of_their_certificates_as_qemu_reads_them() {
         json!({"qom-type": "authz-list-file", "id": "file", "filename": list}),
     ];
 
-    // QEMU's server is of the same opinion.
-    let port = free_port();
-    let mut peer = tools::command("qemu-nbd");
-    for object in &objects[..2] {
-        peer.args(["--object", &object.to_string()]);
-    }
-    peer.args(["--tls-creds=t0", "--tls-authz=simple", "-t", "-x", "disk", "-f", "raw"]);
-    peer.args([&format!("--port={port}"), "--bind=127.0.0.1", tools::text(&place.image())]);
-    let mut peer = peer.spawn().unwrap();
-    wait_until("the peer lets the client in", || is_let_in(&known, port));
-    assert!(!is_let_in(&other, port));
-    peer.kill().unwrap();
-    peer.wait().unwrap();
-
+    check_peer(&place, &objects[..2], [&known, &other]);
     let monitor = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
     let disk = "--blockdev file,node-name=disk,filename=@/disk.img";
     let daemon = place.start(&format!("{monitor} {disk}"));
