@@ -5,7 +5,6 @@ mod util;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Instant;
 
 use coblk_tests::certificates::{Authority, Details};
@@ -50,7 +49,7 @@ fn clients_are_let_in_with_certificates_only() {
 }
 
 /// A server that listens at this port of this machine; what each of its clients sees of it.
-fn is_let_in(client: &Path, port: u16) -> bool {
+fn is_let_in(client: &std::path::Path, port: u16) -> bool {
     let object = format!("tls-creds-x509,id=c0,endpoint=client,dir={}", tools::text(client));
     let disk = format!("driver=nbd,host=127.0.0.1,port={port},export=disk,tls-creds=c0");
     let arguments = ["info", "--object", &object, "--image-opts", &disk];
@@ -61,8 +60,8 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// QEMU's server is of the same opinion.
-fn the_peer_lets_in_only(known: &Path, other: &Path, place: &Place, objects: &[serde_json::Value]) {
+/// QEMU's server is of the same opinion of a client that is let in, and one that is not.
+fn check_peer(place: &Place, objects: &[serde_json::Value], clients: [&std::path::Path; 2]) {
     let port = free_port();
     let mut peer = tools::command("qemu-nbd");
     for object in objects {
@@ -71,8 +70,8 @@ fn the_peer_lets_in_only(known: &Path, other: &Path, place: &Place, objects: &[s
     peer.args(["--tls-creds=t0", "--tls-authz=simple", "-t", "-x", "disk", "-f", "raw"]);
     peer.args([&format!("--port={port}"), "--bind=127.0.0.1", tools::text(&place.image())]);
     let mut peer = peer.spawn().unwrap();
-    wait_until("the peer lets the client in", || is_let_in(known, port));
-    assert!(!is_let_in(other, port));
+    wait_until("the peer lets the client in", || is_let_in(clients[0], port));
+    assert!(!is_let_in(clients[1], port));
     peer.kill().unwrap();
     peer.wait().unwrap();
 }
@@ -107,7 +106,7 @@ fn clients_are_let_in_by_the_names_of_their_certificates_as_qemu_reads_them() {
         json!({"qom-type": "authz-list-file", "id": "file", "filename": list}),
     ];
 
-    the_peer_lets_in_only(&known, &other, &place, &objects[..2]);
+    check_peer(&place, &objects[..2], [&known, &other]);
     let monitor = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
     let disk = "--blockdev file,node-name=disk,filename=@/disk.img";
     let daemon = place.start(&format!("{monitor} {disk}"));
