@@ -39,8 +39,8 @@ fn leaking(file: &RecordedFile) -> (Vec<u8>, usize) {
     (image, block + 2 * end)
 }
 
-/// Has a drain begin while the read after `skip` others of a check waits, when the mapping stands still. Returns whether
-/// there is such a read, and then whether leaks were mended by then, and the check gave way.
+/// Has a drain begin while the read after `skip` others of a check waits, when the mapping stands still. If there is
+/// such a read, returns whether leaks were mended by then, and whether the check gave way.
 fn drain_beside(repair: Repair, skip: u64) -> Option<(bool, bool)> {
     let ctx =
         AioContext::test_builder().simulated(SimulationOptions::new(1)).build().expect("a context");
