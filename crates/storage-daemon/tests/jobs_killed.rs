@@ -1,5 +1,6 @@
-//! The daemon is killed while a job works on a disk, and clients write to it over NBD: what was answered as durable is on
-//! the disk that the clients were on, and no image is corrupt. Images of a chain are read as their headers say then.
+//! The daemon is killed while a job works on a disk, and clients write to it over NBD: what was answered as durable is
+//! on the disk that the clients were on, and no image is corrupt. Images of a chain are read as their headers say
+//! then.
 //!
 //! `COBLK_KILL_ROUNDS` sets how often it is killed (default 12 with mirrors, and 4 with each of the other jobs).
 

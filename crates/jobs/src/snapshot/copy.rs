@@ -92,8 +92,8 @@ impl Keeper {
         self.lets_go() || limit.is_over(co)
     }
 
-    /// Claims granules as [`claim_from`](crate::copy::granules::Granules::claim_from) does, up to one whose old bytes are in
-    /// the spill: that is to be copied still, and guests have written over it perhaps.
+    /// Claims granules as [`claim_from`](crate::copy::granules::Granules::claim_from) does, up to one whose old bytes
+    /// are in the spill: that is to be copied still, and guests have written over it perhaps.
     fn claim_unspilled(&self, start: u64, most: u64) -> Option<Range<u64>> {
         let claimed = self.granules.claim_from(start, most)?;
         let Some(spill) = self.spill() else { return Some(claimed) };

@@ -41,8 +41,8 @@ impl Images {
         Images { base, mid, top }
     }
 
-    /// Guests are on a chain of these names, and after a success the headers say so. A job that fails puts headers back,
-    /// which may fail as well: either name reads the same then.
+    /// Guests are on a chain of these names, and after a success the headers say so. A job that fails puts headers
+    /// back, which may fail as well: either name reads the same then.
     fn check<K: Kind>(world: &World<K>, names: &[&str]) {
         for guest in world.guests() {
             let node = guest.backend.node().unwrap();
