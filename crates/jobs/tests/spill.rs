@@ -95,6 +95,23 @@ fn j131_guests_wait_for_the_spill_and_not_for_the_target() {
     assert!(stage.is_free() && spill_node.parents().is_empty());
 }
 
+/// A guest's copy does not take what another one has copied before it, and was written over since.
+#[test]
+fn j131_what_is_in_the_spill_is_not_copied_there_again() {
+    let spilling = spilling();
+    let Spilling { stage, spill, .. } = &spilling;
+    let job = spilling.start();
+    let place = 20 * GRANULE;
+    stage.write(place + 4096, 2, 4096);
+    stage.write(place + 3 * 4096, 2, 512);
+    stage.write(place, 3, 5 * 4096);
+    let data = spill.data();
+    assert!(data[place as usize..][..5 * 4096].iter().all(|byte| *byte == 1), "newer bytes");
+    spilling.release();
+    stage.until(&job, JobStatus::Null);
+    assert!(stage.target.durable().iter().all(|byte| *byte == 1), "another instant");
+}
+
 #[test]
 fn j131_a_guest_waits_for_the_target_if_the_spill_fails() {
     let spilling = spilling();

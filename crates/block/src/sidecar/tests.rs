@@ -323,3 +323,28 @@ fn j136_a_crash_at_any_instant_leaves_all_that_was_written() {
 fn j136_a_crash_leaves_all_that_was_written_though_the_file_fails() {
     (1000..1020).for_each(|seed| run(seed, 6));
 }
+
+/// The methods of a trait in a source, or of its implementation.
+fn methods(source: &str, begin: &str) -> Vec<String> {
+    let body = source.split(begin).nth(1).expect("it is there");
+    let body = body.split("\n}\n").next().unwrap_or_default();
+    let method =
+        |line: &str| Some(line.strip_prefix("    fn ")?.split(['(', '<']).next()?.to_owned());
+    body.lines().filter_map(method).collect()
+}
+
+/// A method with a default that the driver beside an image does not hand on would change what a node does, silently.
+#[test]
+fn all_methods_of_a_driver_are_handed_on() {
+    let own = include_str!("driver.rs");
+    let (drivers, images) = (include_str!("../driver/mod.rs"), include_str!("../driver/image.rs"));
+    for (source, is_of, handed_on) in [
+        (drivers, "\npub trait BlockDriver", "\nimpl BlockDriver for WithSidecar"),
+        (images, "\npub trait ImageFormat", "\nimpl ImageFormat for WithSidecar"),
+    ] {
+        let handed_on = methods(own, handed_on);
+        let mut missing = methods(source, is_of);
+        missing.retain(|method| !handed_on.contains(method));
+        assert!(missing.is_empty(), "not handed on: {missing:?}");
+    }
+}

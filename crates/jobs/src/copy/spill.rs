@@ -8,7 +8,8 @@
 //! A granule that is in the spill stays to be copied, and may be written by guests. What holds: a granule is said to
 //! be in the spill only after the write there has returned, and before its guest's claim ends; and until the worker's
 //! claim has ended whose write to the target has returned. So a guest that finds it neither there nor idle waits,
-//! and a worker that has claimed it finds its old bytes where the bit says.
+//! claims by guests end before a granule that is there, as it may have been written since; and a worker that has
+//! claimed it finds its old bytes where the bit says.
 
 use std::ops::Range;
 use std::sync::Arc;

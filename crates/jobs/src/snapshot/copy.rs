@@ -92,6 +92,19 @@ impl Keeper {
         self.lets_go() || limit.is_over(co)
     }
 
+    /// Claims granules as [`claim_from`](crate::copy::granules::Granules::claim_from) does, up to one whose old bytes
+    /// are in the spill: that is to be copied still, and guests have written over it perhaps.
+    fn claim_unspilled(&self, start: u64, most: u64) -> Option<Range<u64>> {
+        let claimed = self.granules.claim_from(start, most)?;
+        let Some(spill) = self.spill() else { return Some(claimed) };
+        let end = claimed.clone().find(|granule| spill.has(*granule)).unwrap_or(claimed.end);
+        if end < claimed.end {
+            self.granules.fail(end..claimed.end);
+            self.guests.claim_ended();
+        }
+        (claimed.start < end).then_some(claimed.start..end)
+    }
+
     /// Copies the first granules of a range, or nothing if a claim of another came first. Also returns when the wait
     /// for the target ends early; the copy then goes on by itself.
     fn co_copy(
@@ -104,7 +117,7 @@ impl Keeper {
         let most = (MAX_COPY / self.plan.granule).clamp(1, granules.end - granules.start);
         let memory = most * self.plan.granule;
         let Some(memory) = Memory::co_take(self, co, memory, limit) else { return Ok(()) };
-        let Some(claimed) = self.granules.claim_from(granules.start, most) else { return Ok(()) };
+        let Some(claimed) = self.claim_unspilled(granules.start, most) else { return Ok(()) };
         let told = Told::default();
         let mut claim = Claim {
             keeper: Arc::clone(self),

@@ -21,6 +21,8 @@ pub struct OfBackup {
     source: Arc<BlockNode>,
     target: Arc<BlockNode>,
     spill: Arc<BlockNode>,
+    /// Of the job, for failures.
+    options: RefCell<String>,
     /// What the copy is to be.
     instant: RefCell<Vec<u8>>,
 }
@@ -36,8 +38,8 @@ impl Kind for OfBackup {
         let (_, target) = disks.add("target");
         let (_, spill) = disks.add("spill");
         spill.set_discard_enabled(true);
-        let instant = RefCell::default();
-        (OfBackup { source: Arc::clone(&source), target, spill, instant }, source)
+        let (options, instant) = Default::default();
+        (OfBackup { source: Arc::clone(&source), target, spill, options, instant }, source)
     }
 
     fn start(
@@ -55,19 +57,25 @@ impl Kind for OfBackup {
             .on_cbw_error(on_cbw_error)
             .max_workers(1 + rng.u64(..4))
             .max_chunk(64 << 10);
+        let mut told = format!("{on_cbw_error:?}");
         if on_cbw_error == OnCbwError::BreakSnapshot && rng.bool() {
+            told += ", hold";
             backup = backup.hold(64 << 10);
         } else if rng.bool() {
+            told += ", spill";
             backup = backup.spill(Arc::clone(&self.spill));
         }
         if rng.bool() {
+            told += ", verify";
             backup = backup.verify(true);
         } else if rng.bool() {
+            told += ", large granules";
             backup = backup.min_cluster_size(64 << 10);
         }
         if rng.u8(..4) == 0 {
             backup = backup.guest_latency(Duration::from_micros(200));
         }
+        self.options.replace(told);
         // So that there is one instant to compare with.
         world.co_rest_guests(co);
         self.instant.replace(world.disks[SOURCE].data());
@@ -93,8 +101,16 @@ impl Kind for OfBackup {
             assert_eq!(guest.backend.node().unwrap().name(), "source", "{end:?}");
         }
         if end == End::Completed {
-            let copy = world.disks[TARGET].durable();
-            assert!(copy == *self.instant.borrow(), "the copy is another");
+            let (copy, instant) = (world.disks[TARGET].durable(), self.instant.borrow());
+            let differs = |at: &usize| copy[*at] != instant[*at];
+            if let Some(at) = (0..copy.len()).find(differs) {
+                let count = (0..copy.len()).filter(differs).count();
+                let (found, wanted) = (copy[at], instant[at]);
+                let (plan, options) = (&world.plan, self.options.borrow());
+                panic!(
+                    "byte {at} of the copy is {found}, not {wanted}, and {count} in all: {options}, {plan:?}"
+                );
+            }
         }
     }
 }

@@ -41,12 +41,13 @@ impl Images {
         Images { base, mid, top }
     }
 
-    /// The headers say what the nodes do, and guests are on a chain of these names.
+    /// Guests are on a chain of these names, and after a success the headers say so. A job that fails puts headers
+    /// back, which may fail as well: either name reads the same then.
     fn check<K: Kind>(world: &World<K>, names: &[&str]) {
         for guest in world.guests() {
             let node = guest.backend.node().unwrap();
             let (headers, below) = layer::names(&node);
-            assert_eq!(headers, below, "headers and nodes differ");
+            assert!(headers == below || names == WHOLE, "headers say {headers:?}, nodes {below:?}");
             let mut chain = vec![node.name().to_owned()];
             chain.extend(below.into_iter().filter(|it| it != "none"));
             assert_eq!(chain, names);

@@ -101,7 +101,8 @@ pub fn run_seeds<K: Kind>(default: u64) {
     };
     for seed in seeds {
         if let Err(why) = run::<K>(seed) {
-            panic!("{}, COBLK_SEED={seed}: {why}", K::NAME);
+            let plan = Plan::new(seed, &mut Rng::with_seed(seed));
+            panic!("{}, COBLK_SEED={seed}: {why}; {plan:?}", K::NAME);
         }
     }
 }
