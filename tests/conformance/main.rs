@@ -16,10 +16,14 @@ use coblk_tests::random::seeds;
 use stage::Stage;
 use subjects::{Subject, subjects};
 
-/// Runs every check on every driver, on contexts that `make` makes.
+/// Runs every check on every driver of this machine, on contexts that `make` makes.
 fn all_conform(world: &str, seed: u64, make: impl Fn() -> AioContext) {
+    conform(subjects(), world, seed, make);
+}
+
+fn conform(subjects: Vec<Subject>, world: &str, seed: u64, make: impl Fn() -> AioContext) {
     let dir = image_dir!();
-    for Subject { name, open, open_read_only, stores, resizes } in subjects() {
+    for Subject { name, open, open_read_only, stores, resizes } in subjects {
         let run = |what: &str, open: &subjects::Open, check: checks::Check| {
             let ctx = make();
             let node = open(&ctx, dir.path());
@@ -52,6 +56,20 @@ fn drivers_conform_where_the_loop_waits_in_epoll() {
 #[test]
 fn drivers_conform_where_the_loop_waits_in_a_ring() {
     all_conform("ring", 3, || waits_in(WaitMode::Ring));
+}
+
+/// Needs what `tests/ceph/up` brings up.
+#[test]
+fn ceph_rbd_conforms() {
+    conform(vec![subjects::rbd()], "auto", 1, || waits_in(WaitMode::Auto));
+}
+
+/// The world outside is in no simulation.
+#[test]
+fn exports_of_nbd_servers_conform() {
+    for mode in [WaitMode::Epoll, WaitMode::Ring] {
+        conform(vec![subjects::nbd()], "nbd", 4, || waits_in(mode));
+    }
 }
 
 #[test]

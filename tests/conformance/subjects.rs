@@ -5,11 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coblk::drivers::{FileOptions, Null};
+use coblk::nbd::NbdOptions;
 use coblk::{AioContext, BlockNode};
+use coblk_tests::ceph;
 use coblk_tests::guest::every_way;
 use coblk_tests::images::sparse_image;
 use coblk_tests::loop_device::LoopDevice;
+use coblk_tests::nbd::Served;
 use coblk_tests::stacks::{Ground, STACKS, Stack};
+use coblk_tests::tools;
 
 /// Makes a node over new images in a directory.
 pub type Open = Box<dyn Fn(&AioContext, &Path) -> Arc<BlockNode>>;
@@ -81,6 +85,25 @@ fn device(options: FileOptions, block_bytes: u32) -> Open {
     })
 }
 
+/// An export of a server of ours, which serves it by two contexts. The server stays until the next one is made.
+pub fn nbd() -> Subject {
+    let open = |read_only: bool| -> Open {
+        let served = RefCell::new(None);
+        Box::new(move |ctx, dir| {
+            *served.borrow_mut() = None;
+            let image = sparse_image(dir, "served.img", LENGTH);
+            let node =
+                BlockNode::new("served", FileOptions::default().open(image).expect("an image"));
+            let new = Served::on_contexts(tools::text(dir), NbdOptions::default(), 2, |_| node);
+            let node = new.open(ctx, read_only);
+            *served.borrow_mut() = Some(new);
+            node
+        })
+    };
+    let open_read_only = Some(open(true));
+    Subject { open_read_only, resizes: false, ..row("nbd".to_owned(), open(false)) }
+}
+
 fn nulls() -> Vec<Subject> {
     type Row = (&'static str, fn(Null) -> Null);
     let null = || Null::new(LENGTH).read_zeroes(true);
@@ -109,4 +132,18 @@ fn stacks() -> Vec<Subject> {
         }
     }
     subjects
+}
+
+/// An image of a Ceph cluster, in objects of which a request may be in several.
+pub fn rbd() -> Subject {
+    let open = |modes: &'static str| -> Open {
+        Box::new(move |ctx, _| {
+            let image = ceph::Image::new("rbd", LENGTH, &["--object-size", "128K"]);
+            let node = image.open(ctx, modes);
+            // It is open for longer than the name of this image, which goes with the cluster.
+            std::mem::forget(image);
+            node
+        })
+    };
+    Subject { open_read_only: Some(open(",read-only=on")), ..row("rbd".to_owned(), open("")) }
 }

@@ -14,10 +14,13 @@ use changes::Changes;
 use coblk::aio::SimulationOptions;
 use coblk::aio::sys::faults::Faults;
 use coblk::drivers::{Engine, File, FileOptions, Null};
+use coblk::nbd::NbdOptions;
 use coblk::{AioContext, BlockNode, IoThread};
+use coblk_tests::ceph::Image;
 use coblk_tests::guest::every_way;
 use coblk_tests::image_dir;
 use coblk_tests::images::sparse_image;
+use coblk_tests::nbd::Served;
 use coblk_tests::probe::Probe;
 use coblk_tests::random::seeds;
 use coblk_tests::stacks::{Ground, STACKS, Stack};
@@ -74,6 +77,20 @@ fn files_hold_what_the_model_holds() {
     }
 }
 
+/// Needs what `tests/ceph/up` brings up.
+#[test]
+fn ceph_rbd_images_hold_what_the_model_holds() {
+    let other = IoThread::new("other").expect("a thread");
+    for seed in seeds(2) {
+        for others in [&[][..], &[other.handle()]] {
+            let image = Image::new("rbd", SIZE as u64, &["--object-size", "64K"]);
+            let ctx = context();
+            let what = format!("rbd, {} other contexts, seed {seed}", others.len());
+            Plan::new(what, seed, 60).play(&ctx, &image.open(&ctx, ""), others);
+        }
+    }
+}
+
 #[test]
 fn stacks_hold_what_the_model_holds() {
     let dir = image_dir!();
@@ -88,6 +105,22 @@ fn stacks_hold_what_the_model_holds() {
                 let plan = Plan::new(format!("{name} on file ({way}), seed {seed}"), seed, 40);
                 plan.play(&ctx, &node, &[]);
             }
+        }
+    }
+}
+
+#[test]
+fn exports_of_nbd_servers_hold_what_the_model_holds() {
+    let dir = image_dir!();
+    let other = IoThread::new("other").expect("a thread");
+    for (contexts, others) in [(0, &[][..]), (2, &[other.handle()][..])] {
+        for seed in seeds(1) {
+            let node = file(dir.path(), FileOptions::default());
+            let parent = coblk_tests::tools::text(dir.path());
+            let served = Served::on_contexts(parent, NbdOptions::default(), contexts, |_| node);
+            let ctx = context();
+            let plan = Plan::new(format!("nbd, {contexts} contexts, seed {seed}"), seed, 60);
+            plan.play(&ctx, &served.open(&ctx, false), others);
         }
     }
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
-    CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber, SignatureAlgorithm, date_time_ymd,
+    CertifiedIssuer, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber,
+    SignatureAlgorithm, date_time_ymd,
 };
 
 /// What a certificate is like, other than its name.
@@ -14,11 +15,13 @@ pub struct Details {
     pub algorithm: &'static SignatureAlgorithm,
     /// It is valid from the beginning of one to that of the other.
     pub years: (i32, i32),
+    /// The parts of its subject, each by its number; empty for `CN=server` or `CN=client`.
+    pub subject: Vec<(&'static [u64], &'static str)>,
 }
 
 impl Default for Details {
     fn default() -> Details {
-        Details { algorithm: &PKCS_ECDSA_P256_SHA256, years: (2000, 3000) }
+        Details { algorithm: &PKCS_ECDSA_P256_SHA256, years: (2000, 3000), subject: Vec::new() }
     }
 }
 
@@ -119,7 +122,19 @@ impl Authority {
     ) -> Certificate {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, role);
+        params.distinguished_name = DistinguishedName::new();
+        for (number, value) in &details.subject {
+            let kind = DnType::from_oid(number);
+            let value = match kind {
+                // A country is of these letters.
+                DnType::CountryName => DnValue::PrintableString((*value).try_into().unwrap()),
+                _ => DnValue::Utf8String((*value).to_owned()),
+            };
+            params.distinguished_name.push(kind, value);
+        }
+        if details.subject.is_empty() {
+            params.distinguished_name.push(DnType::CommonName, role);
+        }
         params.not_before = date_time_ymd(details.years.0, 1, 1);
         params.not_after = date_time_ymd(details.years.1, 1, 1);
         params.serial_number = Some(SerialNumber::from(serial));

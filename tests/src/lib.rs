@@ -4,6 +4,7 @@
 //! * `guest`: a virtual disk as a guest sees it;
 //! * `images`: places for image files, and other people's tools to make and check them;
 //! * `certificates`: for TLS;
+//! * `ceph`: a cluster of Ceph, and images in it;
 //! * `model`: what a device should hold;
 //! * `nbd`: an NBD server to talk to;
 //! * `holder`: other programs that have an image open, and its locks;
@@ -28,6 +29,7 @@
 //! Nothing is skipped.
 #![forbid(unsafe_code)]
 
+pub mod ceph;
 pub mod certificates;
 pub mod events;
 pub mod guest;

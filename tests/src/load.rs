@@ -6,7 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coblk::{
@@ -142,6 +142,7 @@ pub struct Shared {
     registers: Mutex<Registers>,
     counts: [Count; 9],
     done: AtomicU64,
+    over: AtomicBool,
     fault: Mutex<Option<String>>,
     home: AioHandle,
 }
@@ -166,6 +167,7 @@ impl Shared {
             registers: Mutex::new(registers),
             counts: Default::default(),
             done: AtomicU64::new(0),
+            over: AtomicBool::new(false),
             fault: Mutex::default(),
             home: ctx.handle(),
         })
@@ -189,6 +191,11 @@ impl Shared {
             format!("{kind:?} {}/{}/{}", of(done), of(unsupported), of(failed))
         });
         words.join(", ")
+    }
+
+    /// Ends the load before it has made all its requests.
+    pub fn stop(&self) {
+        self.over.store(true, Ordering::Release);
     }
 
     /// The first thing that went wrong.
@@ -238,9 +245,10 @@ impl Load {
                 let shared = Arc::clone(&load.shared);
                 let mut random = Random::new(shared.seed.wrapping_mul(1000) + number);
                 for _ in 0..requests {
-                    if shared.fault().is_none() {
-                        load.draw(co, &mut random);
+                    if shared.over.load(Ordering::Acquire) || shared.fault().is_some() {
+                        break;
                     }
+                    load.draw(co, &mut random);
                 }
                 // Before the last one ends: a backend ends with its context still there.
                 drop(load);

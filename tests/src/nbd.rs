@@ -11,9 +11,12 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coblk::drivers::File;
+use coblk::drivers::{File, NbdNodeOptions};
 use coblk::nbd::{NbdContexts, NbdExport, NbdOptions, NbdServer, SocketAddress};
-use coblk::{AioContext, AioHandle, BackendOptions, BlockBackend, BlockNode, Co, IoThread};
+use coblk::options::NodeOptions;
+use coblk::{
+    AioContext, AioHandle, BackendOptions, BlockBackend, BlockNode, Blockdevs, Co, IoThread,
+};
 
 use crate::random::Random;
 use crate::tools;
@@ -161,6 +164,18 @@ impl Served {
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.at_server(|_, server| server.connections())
+    }
+
+    /// A node that is the export "disk", or "ro".
+    pub fn open(&self, ctx: &AioContext, read_only: bool) -> Arc<BlockNode> {
+        let export = if read_only { "ro" } else { "disk" };
+        let options = NbdNodeOptions::new(self.address.clone(), export);
+        let options = NodeOptions::new(options).read_only(read_only);
+        let blockdevs = Blockdevs::new(coblk::drivers());
+        let node = blockdevs.open(ctx, options).unwrap();
+        // The node is used for longer than it has a name there.
+        std::mem::forget(blockdevs);
+        node
     }
 
     /// Its unix socket.

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 /// Which Debian package has a program; `tests/run` installs these.
-const PACKAGES: [(&str, &str); 29] = [
+const PACKAGES: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
@@ -35,8 +35,13 @@ const PACKAGES: [(&str, &str); 29] = [
     ("openssl", "openssl"),
     ("setpriv", "util-linux"),
     ("fsfreeze", "util-linux"),
+    ("fstrim", "util-linux"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("xfs_repair", "xfsprogs"),
     ("kill", "procps"),
     ("cryptsetup", "cryptsetup-bin"),
+    ("rbd", "ceph-common"),
+    ("ceph", "ceph-common"),
 ];
 
 /// A command; found also where only root looks as a rule.

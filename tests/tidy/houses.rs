@@ -5,7 +5,7 @@ pub const CRATES: &[&[&str]] = &[
     &["coroutine", "crypto", "qapi"],
     &["aio"],
     &["block", "qmp"],
-    &["export", "jobs", "qcow2", "virtio-blk"],
+    &["export", "jobs", "qcow2", "rbd", "virtio-blk"],
     &["nbd"],
     &["fuse", "vhost-user-blk"],
     &["coblk"],
@@ -165,6 +165,16 @@ pub const HOUSES: &[House] = &[
     ),
     ("nbd", &[&["protocol"], &["transport"], &["client", "server"], &["export_type"]]),
     (
+        "rbd",
+        &[
+            &["name", "options"],
+            &["ffi"],
+            &["connect", "length", "status", "watch"],
+            &["driver"],
+            &["create"],
+        ],
+    ),
+    (
         "qmp",
         &[
             &["error"],
@@ -227,7 +237,7 @@ pub const HOUSES: &[House] = &[
             &["notifier"],
             &["dirty", "inflight", "memory"],
             &["vring"],
-            &["logging", "session"],
+            &["handover", "logging", "session"],
             &["control"],
             &["options"],
             &["export"],

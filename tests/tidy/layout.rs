@@ -23,8 +23,8 @@ const TOP_LEVEL: [&str; 13] = [
 ];
 
 /// Crates that may hold unsafe code, in the files that their documentation names.
-const FENCED: [&str; 4] =
-    ["crates/aio", "crates/bench", "crates/coroutine", "crates/vhost-user-blk"];
+const FENCED: [&str; 5] =
+    ["crates/aio", "crates/bench", "crates/coroutine", "crates/rbd", "crates/vhost-user-blk"];
 
 /// Test programs of crates without unsafe code that count allocations: only unsafe code can replace
 /// the allocator.
@@ -32,8 +32,13 @@ const COUNT_ALLOCATIONS: [&str; 2] =
     ["crates/nbd/tests/allocations.rs", "crates/virtio-blk/tests/allocations.rs"];
 
 /// Packages that are workspaces of their own, and take nothing from this one.
-const APART: [&str; 4] =
-    ["tests/fuzz/nbd", "tests/fuzz/qcow2", "tests/fuzz/vhost-user", "tests/readers"];
+const APART: [&str; 5] = [
+    "tests/fuzz/fuse",
+    "tests/fuzz/nbd",
+    "tests/fuzz/qcow2",
+    "tests/fuzz/vhost-user",
+    "tests/readers",
+];
 
 #[test]
 fn the_top_level_is_tidy() {

@@ -1,7 +1,5 @@
 //! Contract lines 29 to 39: bottom halves.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use coblk_aio::{AioContext, BottomHalf, RemoteBottomHalf};
-use util::{Log, OnDrop, Recorder, panic_message, watchdog};
+
+use crate::util::{Log, OnDrop, Recorder, panic_message, watchdog};
 
 /// A bottom half that logs its name.
 fn logging(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {

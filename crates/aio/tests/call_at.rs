@@ -1,7 +1,5 @@
 //! Calls from one context to another.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +8,8 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use coblk_aio::{AioContext, AioHandle, Co, CoWaker, IoThread, JoinError};
-use util::{OnDrop, Random, contend, panic_message, settle, until, watchdog};
+
+use crate::util::{OnDrop, Random, contend, panic_message, settle, until, watchdog};
 
 /// Suspends until the end: the waker is kept.
 fn wait_for_ever(co: &Co<'_>, waker: &Mutex<Option<CoWaker>>) {

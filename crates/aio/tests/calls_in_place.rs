@@ -1,5 +1,4 @@
 //! A context whose coroutines make blocking calls on its own thread.
-#![forbid(unsafe_code)]
 
 use std::cell::Cell;
 use std::io;

@@ -1,8 +1,6 @@
 //! Contract lines 66 to 69: mutex and queue. Line 67 is kept by the guard: see the `compile_fail` test
 //! of `CoMutex`.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +13,8 @@ use coblk_aio::sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwLockReadGuard, CoRwLockWriteGuard, CoSleep,
     SharedResource,
 };
-use util::{Log, contend, panic_message, settle, watchdog};
+
+use crate::util::{Log, contend, panic_message, settle, watchdog};
 
 #[test]
 fn c66_a_mutex_is_handed_over_in_order_when_the_unlocker_suspends() {

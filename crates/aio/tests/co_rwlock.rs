@@ -1,7 +1,5 @@
 //! Contract line 70: the lock for readers and writers.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +8,8 @@ use std::time::Duration;
 
 use coblk_aio::AioContext;
 use coblk_aio::sync::{CoQueue, CoRwLock, CoRwLockReadGuard, CoRwLockWriteGuard};
-use util::{Log, contend, settle, watchdog};
+
+use crate::util::{Log, contend, settle, watchdog};
 
 /// A coroutine that goes through the steps of `script` and says each; between two steps it waits
 /// to be told.

@@ -1,14 +1,13 @@
 //! How a context, and what runs in it, comes to an end.
 
-mod util;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
 use coblk_aio::{AioContext, CoWaker};
-use util::{Log, OnDrop, Slot, panic_message, watchdog};
+
+use crate::util::{Log, OnDrop, Slot, panic_message, watchdog};
 
 #[test]
 fn a_context_that_ends_unwinds_its_coroutines() {

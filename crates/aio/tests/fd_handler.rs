@@ -1,7 +1,5 @@
 //! Contract line 44: descriptor handlers.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -10,7 +8,8 @@ use std::rc::Rc;
 use std::thread;
 
 use coblk_aio::{AioContext, EventHandler, EventNotifier, FdHandler, FdInterest, Readiness};
-use util::{Log, OnDrop, watchdog};
+
+use crate::util::{Log, OnDrop, watchdog};
 
 fn pair() -> (UnixStream, UnixStream) {
     let (a, b) = UnixStream::pair().unwrap();

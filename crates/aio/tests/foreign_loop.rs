@@ -12,8 +12,8 @@ use coblk_aio::{AioContext, FdInterest, IoVectorMut, SimulationOptions, WaitMode
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-mod util;
-use util::{Recorder, watchdog};
+use crate::util;
+use crate::util::{Recorder, watchdog};
 
 /// The other loop: mio's.
 struct Outer {

@@ -7,8 +7,7 @@ use std::sync::mpsc;
 
 use coblk_aio::{AioContext, CoWaker, IoThread, JoinError};
 
-mod util;
-use util::{panic_message, watchdog};
+use crate::util::{panic_message, watchdog};
 
 /// Says when it is dropped.
 struct Dropped(Rc<Cell<bool>>);

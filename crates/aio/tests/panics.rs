@@ -1,7 +1,5 @@
 //! Panics of what a loop runs: each kind, with either policy, and what comes behind it.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -9,7 +7,9 @@ use std::time::Duration;
 
 use coblk_aio::sync::{CoMutex, TaskPool};
 use coblk_aio::{AioContext, BusyPoll, EventNotifier, FdInterest, IoThread, PanicPolicy};
-use util::{Log, OnDrop, Recorder, Slot, context, panic_message, settle, watchdog};
+
+use crate::util;
+use crate::util::{Log, OnDrop, Recorder, Slot, context, panic_message, settle, watchdog};
 
 fn reporting() -> AioContext {
     AioContext::new().unwrap()

@@ -1,7 +1,4 @@
 //! Shares of the worker pool: calls that hang leave threads for others.
-#![forbid(unsafe_code)]
-
-mod util;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use coblk_aio::{AioContext, PoolShare, ThreadPool};
-use util::watchdog;
+
+use crate::util::watchdog;
 
 /// What calls hang on until it is opened.
 #[derive(Default)]

@@ -1,7 +1,5 @@
 //! Contract line 72: shares of an amount; and pools of tasks.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +9,8 @@ use std::time::Duration;
 
 use coblk_aio::AioContext;
 use coblk_aio::sync::{SharedResource, TaskPool};
-use util::{Log, contend, panic_message, settle, watchdog};
+
+use crate::util::{Log, contend, panic_message, settle, watchdog};
 
 const LONG: Duration = Duration::from_secs(100_000);
 

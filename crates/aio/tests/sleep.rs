@@ -1,7 +1,5 @@
 //! Contract line 71: sleeping, and waiting with a limit.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::thread;
@@ -9,7 +7,8 @@ use std::time::Duration;
 
 use coblk_aio::sync::{CoQueue, CoSleep, TimedOut};
 use coblk_aio::{AioContext, Co};
-use util::{Log, OnDrop, panic_message, watchdog};
+
+use crate::util::{Log, OnDrop, panic_message, watchdog};
 
 const LONG: Duration = Duration::from_secs(100_000);
 

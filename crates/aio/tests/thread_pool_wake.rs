@@ -1,8 +1,6 @@
 //! When workers are woken for what a turn of a loop has submitted: at its end, or before the thread waits for
 //! anything else. In each of these tests a worker sleeps, and nothing else would wake it.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +8,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 
 use coblk_aio::{AioContext, AioHandle, IoThread, ThreadPool};
-use util::{Slot, context, panic_message, until, until_the_worker_sleeps, watchdog};
+
+use crate::util::{Slot, context, panic_message, until, until_the_worker_sleeps, watchdog};
 
 /// A flag, and a job that raises it and then wakes that loop, if any.
 fn flag(loop_to_wake: Option<AioHandle>) -> (Arc<AtomicBool>, impl FnOnce() + Send + use<>) {

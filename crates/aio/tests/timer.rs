@@ -1,13 +1,13 @@
 //! Contract lines 50 to 53: timers.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coblk_aio::{AioContext, Timer};
-use util::{Log, OnDrop, Recorder, watchdog};
+
+use crate::util;
+use crate::util::{Log, OnDrop, Recorder, watchdog};
 
 fn logging(ctx: &AioContext, log: &Log, name: &'static str) -> Timer {
     let log = log.clone();

@@ -1,8 +1,6 @@
 //! Contract lines 12 and 21 to 28: coroutines on a context, and waking them. Line 25 is kept by
 //! `CoWaker` being consumed: see its `compile_fail` test.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -12,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use coblk_aio::{AioContext, AioHandle, CoWaker};
-use util::{Log, Random, Slot, panic_message, watchdog};
+
+use crate::util::{Log, Random, Slot, panic_message, watchdog};
 
 /// Spawns a coroutine that waits in the slot `times` and logs each time it goes on.
 fn waiting(ctx: &AioContext, log: &Log, name: &'static str, times: usize) -> Slot {

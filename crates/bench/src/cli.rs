@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::args::{CommonArgs, CompareArgs, wanted};
+use crate::compare::fuse::{self, FuseArgs};
 use crate::compare::jobs::JobsArgs;
 use crate::compare::nbd_client::{self, ClientArgs};
+use crate::compare::rbd::{self, RbdArgs};
 use crate::compare::{self, served, served::ServedArgs};
 use crate::floors::{self, ServeArgs};
 use crate::jobs::{self, FileArgs, NullArgs};
@@ -59,8 +61,8 @@ enum Command {
     Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
-    /// Name all works of `micro`, `compare`, `compare nbd`, `compare nbd-client`, `compare vhost-user`,
-    /// `compare qcow2` and `compare jobs`, one a line.
+    /// Name all works of `micro`, `compare`, `compare fuse`, `compare nbd`, `compare nbd-client`,
+    /// `compare rbd`, `compare vhost-user`, `compare qcow2` and `compare jobs`, one a line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -94,12 +96,16 @@ struct CompareCommand {
 
 #[derive(Debug, Subcommand)]
 enum Compared {
+    /// Our FUSE export beside QEMU's.
+    Fuse(FuseArgs),
     /// Reads from the page cache, with some of each turn of the loop in place: how many are best.
     InPlace(CommonArgs),
     /// Our NBD server beside those of QEMU and nbdkit.
     Nbd(ServedArgs),
     /// Our NBD client beside QEMU's and libnbd's.
     NbdClient(ClientArgs),
+    /// Our RBD driver beside fio's and QEMU's.
+    Rbd(RbdArgs),
     /// Our vhost-user-blk export beside QEMU's.
     VhostUser(ServedArgs),
     /// Our qcow2 driver beside a raw image of ours and QEMU's driver.
@@ -134,6 +140,7 @@ pub fn run() -> io::Result<()> {
         Command::File(arguments) => jobs::file(&arguments, &plan, &mut report)?,
         Command::Compare(CompareCommand { what, engines }) => match what {
             None => compare::run(&engines, &plan, &mut report)?,
+            Some(Compared::Fuse(arguments)) => fuse::run(&arguments, &plan, &mut report)?,
             Some(Compared::InPlace(arguments)) => {
                 compare::in_place::run(&arguments, &plan, &mut report)?;
             }
@@ -143,6 +150,7 @@ pub fn run() -> io::Result<()> {
             Some(Compared::NbdClient(arguments)) => {
                 nbd_client::run(&arguments, &plan, &mut report)?;
             }
+            Some(Compared::Rbd(arguments)) => rbd::run(&arguments, &plan, &mut report)?,
             Some(Compared::Qcow2(arguments)) => {
                 compare::qcow2::run(&arguments, &plan, &mut report)?;
             }
@@ -168,7 +176,9 @@ fn list() {
     compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
     compare::qcow2::names().iter().for_each(|name| println!("{name}"));
     compare::jobs::names().iter().for_each(|name| println!("{name}"));
+    fuse::Work::all().iter().for_each(|work| println!("{}", work.name()));
     nbd_client::Work::all().iter().for_each(|work| println!("{}", work.name()));
+    rbd::Work::all().iter().for_each(|work| println!("{}", work.name()));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));
     }

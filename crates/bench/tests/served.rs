@@ -1,4 +1,4 @@
-//! `compare nbd` and `compare vhost-user`, with real servers: ours, and those of others where they are
+//! `compare nbd`, `compare vhost-user` and `compare fuse`, with real servers: ours, and those of others where they are
 //! installed. Whatever the figures are, they have their place.
 
 use std::path::{Path, PathBuf};
@@ -86,6 +86,25 @@ fn vhost_user_servers_take_turns() {
     let picture = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
     assert!(picture("ratios.svg").contains("vhost-user null randread 4k QD32 x2"));
     assert!(picture("latency.svg").contains(">coblk<"));
+}
+
+/// Needs root, and `/dev/fuse`.
+#[test]
+fn mounts_of_both_daemons_take_turns() {
+    let rows = rows(&["fuse", "--only", "randread 4k QD32"]);
+    let names: Vec<_> = rows.iter().map(|row| row["work"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "fuse null randread 4k QD32",
+            "fuse page cache randread 4k QD32",
+            "fuse null randread 4k QD32 x2",
+            "fuse page cache randread 4k QD32 x2"
+        ]
+    );
+    rows.iter().for_each(|row| check(row, &[("qemu-storage-daemon", 2.0)]));
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("coblk-bench-"), "{mounts}");
 }
 
 #[test]

@@ -74,7 +74,8 @@ pub use driver::edge::{EdgeId, EdgeInfo, ListId, NewChild};
 pub use driver::extent::{Extent, Stored};
 pub use driver::flags::{Preallocation, ReadFlags, Truncate, WriteFlags, ZeroFlags};
 pub use driver::image::{
-    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair, SpecificInfo,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Mended, Repair,
+    SpecificInfo,
 };
 pub use driver::map::{Piece, Place, ReadMap};
 pub use driver::mode::{CacheMode, DetectZeroes};
@@ -102,7 +103,7 @@ pub use graph::range_lock::{RangeLock, Tracking};
 pub use graph::{
     BackendInfo, Child, ChildList, ChildRef, ChildSlot, Children, Device, DrainedAllSection,
     DrainedSection, EdgeRef, FrozenChain, GraphError, NodeUse, NodeUser, Operation, Parent, Woken,
-    drain_all,
+    drain_all, nodes_in_flight,
 };
 pub use io::ThresholdPassed;
 pub use io::after_write::{AfterWrite, WriteKind};
@@ -110,7 +111,7 @@ pub use io::tracked::Access;
 pub use registry::{
     BlockdevError, CreateError, Creates, Creating, Creation, Driver, DriverEvent, Drivers,
     EventData, EventSink, EventType, Measure, Measures, NamedObject, NodeMode, ObjectFinder,
-    OpenError, Opening, Reopen, Reopening, Secret,
+    OpenError, Opening, ReadFileName, Reopen, Reopening, Secret,
 };
 pub use sidecar::SidecarError;
 

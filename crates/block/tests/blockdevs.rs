@@ -1,7 +1,5 @@
 //! Nodes that come and go at the same time.
 
-mod util;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +9,8 @@ use coblk_block::drivers::{Null, Raw};
 use coblk_block::filters::throttle::{ThrottleGroup, ThrottleLimits};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockNode, BlockdevError, Blockdevs, WriteFlags};
-use util::bench::Bench;
+
+use crate::util::bench::Bench;
 
 fn options(line: &str) -> NodeOptions {
     NodeOptions::from_keyval(line).unwrap()

@@ -1,7 +1,5 @@
 //! Which layer of a chain has a range.
 
-mod util;
-
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +9,8 @@ use coblk_block::drivers::Raw;
 use coblk_block::{
     BlockBackend, BlockDriver, BlockNode, Child, ChildRole, EdgeId, Extent, ReadFlags, WriteFlags,
 };
-use util::errno;
+
+use crate::util::errno;
 
 /// An image with a backing file, that has one range of its own.
 struct Layer {

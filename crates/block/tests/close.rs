@@ -1,7 +1,5 @@
 //! Two that close a node at once.
 
-mod util;
-
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;

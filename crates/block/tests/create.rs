@@ -1,7 +1,5 @@
 //! Creating images: `blockdev-create` without a job.
 
-mod util;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -118,8 +116,10 @@ fn wrong_options_touch_nothing() {
         options.insert(name.to_owned(), value);
         Value::Object(options)
     };
-    let no_driver = "Parameter 'driver' does not accept value 'null-co'; there is file";
+    let no_driver = "Driver 'null-co' does not support blockdev-create";
     refused(with("driver", "null-co".into()), no_driver);
+    let unknown = "Parameter 'driver' does not accept value 'ssh'; there is file";
+    refused(with("driver", "ssh".into()), unknown);
     refused(with("driver", 1.into()), "Parameter 'driver'");
     refused(json!({"filename": path, "size": 512}), "Parameter 'driver' is missing");
     refused(json!({"driver": "file", "filename": path}), "Parameter 'size' is missing");

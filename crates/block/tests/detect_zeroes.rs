@@ -1,7 +1,5 @@
 //! Writes of nothing but zeroes, and images that are shared by force.
 
-mod util;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -9,8 +7,9 @@ use coblk_aio::sys::faults::Faults;
 use coblk_aio::{AioContext, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::File;
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, DetectZeroes, RequestKind, WriteFlags};
-use util::bench::{Bench, IMAGE_BYTES};
-use util::errno;
+
+use crate::util::bench::{Bench, IMAGE_BYTES};
+use crate::util::errno;
 
 const MIB: usize = 1 << 20;
 

@@ -1,7 +1,5 @@
 //! Error policies, through all doors: who is told, who is held, and who gets an answer when.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -14,7 +12,9 @@ use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, ErrorAction, ErrorEvent, ErrorPolicies, ErrorPolicy,
     GivenBack, IoStatus, RemoteBackend, RequestKind, WriteFlags, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk};
+
+use crate::util;
+use crate::util::disk::{Disk, OnDisk};
 
 const DISK_BYTES: u64 = 1 << 20;
 

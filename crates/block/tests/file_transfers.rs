@@ -1,8 +1,6 @@
 //! The file driver: transfers that fall short, calls that are interrupted, and flushes that fail,
 //! by seed in simulated contexts and with both engines.
 
-mod util;
-
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -11,8 +9,9 @@ use coblk_aio::{AioContext, IoVector, IoVectorMut, SimulationOptions};
 use coblk_block::drivers::{Engine, File, FileOptions};
 use coblk_block::{BlockBackend, BlockNode, WriteFlags, ZeroFlags};
 use tempfile::NamedTempFile;
-use util::model::{self, Model};
-use util::{Seed, errno};
+
+use crate::util::model::{self, Model};
+use crate::util::{Seed, errno};
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 const ENGINES: [Engine; 2] = [Engine::Threads, Engine::IoUring];

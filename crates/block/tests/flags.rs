@@ -1,7 +1,5 @@
 //! Flags of requests: which of them reach a driver, and what becomes of the others.
 
-mod util;
-
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +9,8 @@ use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildRole, EdgeId, Preallocation,
     ReadFlags, Truncate, WriteFlags,
 };
-use util::errno;
+
+use crate::util::errno;
 
 const LENGTH: u64 = 1 << 20;
 

@@ -1,8 +1,6 @@
 //! Flushes: when the driver is asked, which flush waits for which, and what is owed; and writes that
 //! are to be durable at once.
 
-mod util;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use coblk_aio::{AioContext, IoVector};
 use coblk_block::drivers::Raw;
 use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 

@@ -1,7 +1,5 @@
 //! What a format needs of the layer, each through a format that is not of this crate.
 
-mod util;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
@@ -19,8 +17,9 @@ use coblk_block::{
 use coblk_qapi::{Deferred, Size};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use util::bench::Bench;
-use util::errno;
+
+use crate::util::bench::Bench;
+use crate::util::errno;
 
 const CLUSTER: u64 = 4096;
 const LENGTH: u64 = 4 * CLUSTER;

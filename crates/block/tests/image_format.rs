@@ -1,7 +1,5 @@
 //! Operations of a format on its whole image.
 
-mod util;
-
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
@@ -15,8 +13,9 @@ use coblk_block::{
     CheckReport, Child, ChildRole, EdgeId, Filter, Image, ImageFormat, ImageInfo, ImageSnapshot,
     ReadFlags, Repair, SpecificInfo, WriteFlags, WriteKind,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const LENGTH: u64 = 1 << 12;
 

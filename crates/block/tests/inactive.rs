@@ -1,9 +1,8 @@
 //! Nodes that options make inactive, by their names.
 
-mod util;
-
 use coblk_block::options::NodeOptions;
-use util::bench::Bench;
+
+use crate::util::bench::Bench;
 
 fn activity(bench: &Bench) -> Vec<(String, bool)> {
     let nodes = bench.blockdevs.nodes();

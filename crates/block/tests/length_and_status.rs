@@ -1,7 +1,5 @@
 //! Block status, and changes of length.
 
-mod util;
-
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -15,8 +13,9 @@ use coblk_block::drivers::{Engine, File, Null, Raw};
 use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Extent, Truncate, WriteFlags, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 
@@ -276,6 +275,24 @@ fn a_grow_that_has_become_a_shrink_waits_for_the_writes_in_flight() {
         ctx.try_poll();
     }
     assert_eq!(backend.length().unwrap(), 8192);
+}
+
+/// Two users grow a disk for their writes at once: what the first has brought stays.
+#[test]
+fn a_grow_for_a_write_never_cuts_off_what_another_has_brought() {
+    let (ctx, disk, backend) = held_truncates(4096);
+    let first = start_truncate(&ctx, &backend, 16384);
+    let (done, grower) = (Rc::new(Cell::new(false)), backend.clone());
+    let seen = Rc::clone(&done);
+    ctx.spawn("grow", move |co| {
+        let how = Truncate { zero: true, ..Truncate::default() };
+        grower.co_grow_with(co, 8192, how).unwrap();
+        seen.set(true);
+    });
+    assert!(disk.release());
+    while ctx.try_poll() {}
+    assert_eq!((first.get(), done.get(), backend.length().unwrap()), (true, true, 16384));
+    assert_eq!(disk.take_ops(), [Op::Truncate(16384)]);
 }
 
 /// It waits in a drain, and the disk is longer when that ends.

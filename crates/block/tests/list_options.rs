@@ -1,8 +1,6 @@
 //! Children of a list, as a reopen by options changes them: what was written to those that leave, what is
 //! rolled back, and what is refused.
 
-mod util;
-
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -16,8 +14,9 @@ use coblk_block::{
     ChildList, ChildRole, Driver, ListId, OpenError, Opening, ReadFlags, WriteFlags,
 };
 use serde::{Deserialize, Serialize};
-use util::bench::Bench;
-use util::disk::{Disk, OnDisk, Op, Verdict};
+
+use crate::util::bench::Bench;
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
 
 const LENGTH: u64 = 1 << 20;
 

@@ -1,8 +1,6 @@
 //! A driver that says what is not so, or something else each time: its requests get errors, or answers
 //! within bounds, and the graph stays whole.
 
-mod util;
-
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +11,8 @@ use coblk_block::{
     BackendOptions, BlockBackend, BlockDriver, BlockLimits, BlockNode, Child, ChildList, ChildRole,
     EdgeId, Extent, GraphError, ListId, MAX_LENGTH, ReadFlags, Truncate, WriteFlags, ZeroFlags,
 };
-use util::errno;
+
+use crate::util::errno;
 
 const MIB: u64 = 1 << 20;
 const NONE: WriteFlags = WriteFlags::empty();

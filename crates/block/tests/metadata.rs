@@ -1,13 +1,12 @@
 //! What a driver writes for itself.
 
-mod util;
-
 use std::sync::Arc;
 
 use coblk_aio::AioContext;
 use coblk_block::{BlockBackend, BlockLimits, BlockNode, Child, ChildRole};
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 #[test]
 fn metadata_is_read_and_written_in_slices_whatever_the_blocks() {

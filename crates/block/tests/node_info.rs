@@ -1,14 +1,13 @@
 //! What can be told of nodes.
 
-mod util;
-
 use std::fs::OpenOptions;
 use std::sync::Arc;
 
 use coblk_block::drivers::{Engine, Null};
 use coblk_block::filters::blkdebug::{BlkDebug, Rules};
 use coblk_block::{BlockBackend, BlockNode, CacheMode, ChildInfo, Parent};
-use util::bench::{Bench, IMAGE_BYTES};
+
+use crate::util::bench::{Bench, IMAGE_BYTES};
 
 fn child(child: &'static str, node: &str) -> ChildInfo {
     ChildInfo { child: child.into(), node: node.to_owned() }

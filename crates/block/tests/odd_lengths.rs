@@ -1,11 +1,10 @@
 //! Filters that ask for larger blocks than there are in what is below: its end is within a block.
 
-mod util;
-
 use coblk_aio::{IoVector, IoVectorMut};
 use coblk_block::filters::blklogwrites::ReplayLog;
 use coblk_block::{BlockBackend, WriteFlags, ZeroFlags};
-use util::bench::Bench;
+
+use crate::util::bench::Bench;
 
 /// Not whole blocks of 4096 bytes.
 const BYTES: usize = 10 * 512;

@@ -1,7 +1,5 @@
 //! Nodes from options: what is opened, what is refused, and what is left after that.
 
-mod util;
-
 use std::fs;
 use std::sync::Arc;
 
@@ -12,8 +10,9 @@ use coblk_block::filters::blklogwrites::BlkLogWritesOptions;
 use coblk_block::filters::throttle::{Rate, ThrottleGroup, ThrottleLimits, ThrottleNodeOptions};
 use coblk_block::options::NodeOptions;
 use coblk_block::{BackendOptions, BlockBackend, DebugEvent, ReadFlags, WriteFlags};
-use util::PATIENCE;
-use util::bench::{Bench, IMAGE_BYTES, open_descriptors};
+
+use crate::util::PATIENCE;
+use crate::util::bench::{Bench, IMAGE_BYTES, open_descriptors};
 
 #[test]
 fn a_stack_of_nodes_from_one_description() {

@@ -1,7 +1,5 @@
 //! What a driver does by itself is waited for by drains, and waits for them.
 
-mod util;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +8,8 @@ use coblk_aio::{AioContext, Co};
 use coblk_block::drivers::Null;
 use coblk_block::filters::blklogwrites::{BlkLogWrites, ReplayLog, WriteLog};
 use coblk_block::{BlockLimits, BlockNode};
-use util::disk::{Disk, OnDisk, Op, Verdict};
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
 
 struct Scene {
     ctx: AioContext,

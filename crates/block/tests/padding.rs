@@ -1,8 +1,6 @@
 //! Requests that are not whole blocks of their driver: padding, and the order of those that meet in
 //! a block.
 
-mod util;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,9 +8,10 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, IoVector, IoVectorMut};
 use coblk_block::drivers::{Engine, File};
 use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags};
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::model::{self, Model};
-use util::{Seed, errno, simulated};
+
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::model::{self, Model};
+use crate::util::{Seed, errno, simulated};
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 

@@ -1,7 +1,5 @@
 //! Locks on ranges of a node, against requests and each other.
 
-mod util;
-
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
@@ -12,8 +10,10 @@ use coblk_block::{
     Access, AfterWrite, BlockBackend, BlockLimits, BlockNode, ReadFlags, Tracking, WriteFlags,
     WriteKind, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::errno;
+
+use crate::util;
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const LENGTH: u64 = 1 << 16;
 

@@ -1,7 +1,5 @@
 //! The drivers `raw`, `null-co` and `null-aio`.
 
-mod util;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,9 +10,10 @@ use coblk_block::drivers::{File, Null, Raw, RawError};
 use coblk_block::{
     BlockBackend, BlockDriver, BlockLimits, BlockNode, Extent, ReadFlags, WriteFlags, ZeroFlags,
 };
-use util::disk::{Disk, OnDisk, Op};
-use util::model::{self, Model};
-use util::{Seed, errno, simulated};
+
+use crate::util::disk::{Disk, OnDisk, Op};
+use crate::util::model::{self, Model};
+use crate::util::{Seed, errno, simulated};
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 

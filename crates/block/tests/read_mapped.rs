@@ -1,7 +1,5 @@
 //! Reads of formats that only say where bytes are.
 
-mod util;
-
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
@@ -14,9 +12,11 @@ use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, Child, ChildRole, Filter, Piece, ReadFlags, ReadMap,
     co_read_mapped,
 };
-use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::mapped::{Cluster, Mapped, Pass};
-use util::{Seed, errno};
+
+use crate::util;
+use crate::util::disk::{Disk, OnDisk, Op, Verdict};
+use crate::util::mapped::{Cluster, Mapped, Pass};
+use crate::util::{Seed, errno};
 
 /// A disk whose bytes are all different from those of its neighbours and of other disks.
 fn disk(number: u64, length: u64, request_alignment: u32) -> (Arc<Disk>, Vec<u8>) {

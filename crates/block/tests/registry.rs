@@ -1,16 +1,16 @@
 //! Drivers that are not of this crate: what they are given, what they are held to, and what is left of
 //! them.
 
-mod util;
-
 use std::sync::Arc;
 
 use coblk_aio::IoVectorMut;
 use coblk_block::drivers::{Raw, RawOptions};
 use coblk_block::options::{DriverConfig, NodeOptions};
 use coblk_block::{BlockBackend, Blockdevs, Drivers};
-use util::bench::Bench;
-use util::scripted::{Counter, Scripted, bench, counter};
+
+use crate::util;
+use crate::util::bench::Bench;
+use crate::util::scripted::{Counter, Scripted, bench, counter};
 
 #[test]
 fn a_driver_of_another_crate_has_its_place_among_the_others() {

@@ -1,7 +1,5 @@
 //! Changes of length from outside, and who is told.
 
-mod util;
-
 use std::cell::RefCell;
 use std::fs;
 use std::rc::Rc;
@@ -10,8 +8,9 @@ use std::sync::mpsc;
 use coblk_aio::{AioContext, IoThread, IoVector, IoVectorMut};
 use coblk_block::drivers::Null;
 use coblk_block::{BackendOptions, BlockBackend, BlockNode, WriteFlags};
-use util::bench::{Bench, IMAGE_BYTES};
-use util::{PATIENCE, errno};
+
+use crate::util::bench::{Bench, IMAGE_BYTES};
+use crate::util::{PATIENCE, errno};
 
 /// The lengths that a backend's listener is told.
 fn listen(backend: &BlockBackend) -> Rc<RefCell<Vec<u64>>> {

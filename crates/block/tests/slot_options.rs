@@ -1,7 +1,5 @@
 //! A child that may be none, as options say it: opened, reopened, and listed.
 
-mod util;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,9 +8,10 @@ use coblk_block::options::NodeOptions;
 use coblk_block::{
     BackendOptions, BlockBackend, BlockNode, BlockdevError, Blockdevs, RemoteBackend, WriteFlags,
 };
-use util::bench::Bench;
-use util::errno;
-use util::layer::bench;
+
+use crate::util::bench::Bench;
+use crate::util::errno;
+use crate::util::layer::bench;
 
 /// A layer that reads as its `fill`, of a disk of its own.
 fn base(name: &str, fill: u8) -> String {

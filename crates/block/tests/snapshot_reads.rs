@@ -1,7 +1,5 @@
 //! Bytes of an instant: a parent's driver reads them by its edge to a driver that keeps them.
 
-mod util;
-
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,8 +11,9 @@ use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, Child, ChildRole, ChildSlot, Extent, Filter, ReadFlags,
     SnapshotReads, WriteFlags,
 };
-use util::disk::{Disk, OnDisk, Verdict};
-use util::errno;
+
+use crate::util::disk::{Disk, OnDisk, Verdict};
+use crate::util::errno;
 
 const BLOCK: u64 = 512;
 const BLOCKS: u64 = 8;

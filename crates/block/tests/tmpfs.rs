@@ -1,7 +1,5 @@
 //! Files in memory: a file system without FALLOC_FL_ZERO_RANGE, and with lengths that no disk has.
 
-mod util;
-
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
@@ -9,7 +7,8 @@ use coblk_aio::{AioContext, IoVectorMut};
 use coblk_block::drivers::File;
 use coblk_block::options::NodeOptions;
 use coblk_block::{BlockBackend, BlockNode, Blockdevs, MAX_LENGTH, ZeroFlags};
-use util::errno;
+
+use crate::util::errno;
 
 /// An image in memory, of bytes that are not zero.
 fn image(bytes: usize) -> tempfile::NamedTempFile {

@@ -1,7 +1,5 @@
 //! What a reader finds in its buffer is what was read, or zeroes: never what was there before.
 
-mod util;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +10,8 @@ use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
 use coblk_block::{
     BlockBackend, BlockLimits, BlockNode, ErrorPolicies, ErrorPolicy, Merged, RemoteBackend,
 };
-use util::disk::{Disk, OnDisk};
+
+use crate::util::disk::{Disk, OnDisk};
 
 const IGNORE: ErrorPolicies =
     ErrorPolicies { read: ErrorPolicy::Ignore, write: ErrorPolicy::Report };

@@ -1,15 +1,18 @@
 //! Write-zeroes and discard within a driver's limits.
 
-mod util;
-
 use std::cell::Cell;
+use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use coblk_aio::{AioContext, IoVector, Wanted};
-use coblk_block::{BlockBackend, BlockLimits, BlockNode, WriteFlags, ZeroFlags};
-use util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
-use util::errno;
+use coblk_aio::{AioContext, Co, IoVector, IoVectorMut, Wanted};
+use coblk_block::{
+    BlockBackend, BlockDriver, BlockLimits, BlockNode, MAX_LENGTH, ReadFlags, WriteFlags, ZeroFlags,
+};
+
+use crate::util::disk::{DISCARDED, Disk, OnDisk, Op, Verdict};
+use crate::util::errno;
 
 const PLAIN: WriteFlags = WriteFlags::empty();
 const ANY: ZeroFlags = ZeroFlags::empty();
@@ -215,5 +218,114 @@ fn a_long_request_ends_with_its_piece_when_it_is_wanted_no_longer() {
         assert!(disk.release());
         ctx.run_until(|| gone.get() != 0);
         assert_eq!((gone.get(), disk.take_ops().len()), (libc::ECANCELED, 3), "{kind}");
+    }
+}
+
+/// A disk of no bytes that takes any range, each in its time.
+#[derive(Default)]
+struct Endless {
+    /// How long it takes for a request.
+    time: Duration,
+    calls: Arc<Mutex<Vec<(u64, u64)>>>,
+    /// At so many requests its user goes.
+    gives_up: Option<(usize, Gone)>,
+}
+
+type Gone = Box<dyn Fn() + Send + Sync>;
+
+thread_local! {
+    static WANTED: Wanted = Wanted::new();
+}
+
+impl Endless {
+    fn request(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
+        co.sleep(self.time);
+        let count = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push((offset, bytes));
+            calls.len()
+        };
+        if let Some((at, gone)) = &self.gives_up
+            && *at == count
+        {
+            gone();
+        }
+        Ok(())
+    }
+}
+
+impl BlockDriver for Endless {
+    fn format_name(&self) -> &'static str {
+        "endless"
+    }
+    fn length(&self) -> u64 {
+        MAX_LENGTH
+    }
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        target: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        target.fill_from(0, 0);
+        Ok(())
+    }
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn co_pwrite_zeroes(&self, co: &Co<'_>, at: u64, bytes: u64, _: ZeroFlags) -> io::Result<()> {
+        self.request(co, at, bytes)
+    }
+    fn co_pdiscard(&self, co: &Co<'_>, at: u64, bytes: u64) -> io::Result<()> {
+        self.request(co, at, bytes)
+    }
+}
+
+/// A request of the whole length, by a backend on `disk`; its driver's calls.
+fn whole(disk: Endless, discards: bool) -> (io::Result<()>, Vec<(u64, u64)>) {
+    let ctx = AioContext::for_test().unwrap();
+    let calls = Arc::clone(&disk.calls);
+    let backend = BlockBackend::new(&ctx, "drive", BlockNode::new("disk", disk));
+    let wanted = WANTED.with(Wanted::clone);
+    let length = MAX_LENGTH;
+    let result = ctx.run(|co| {
+        co.while_wanted(&wanted, || match discards {
+            true => backend.co_pdiscard(co, 0, length),
+            false => backend.co_pwrite_zeroes(co, 0, length, ANY),
+        })
+    });
+    let calls = calls.lock().unwrap().clone();
+    (result, calls)
+}
+
+#[test]
+fn a_request_of_2_to_the_63_ends_behind_the_step_at_hand_when_it_is_not_wanted() {
+    for discards in [false, true] {
+        let gone: Gone = Box::new(|| WANTED.with(Wanted::give_up));
+        // A tenth of a second for each: it would take twenty years.
+        let time = Duration::from_millis(100);
+        let disk = Endless { time, gives_up: Some((3, gone)), ..Endless::default() };
+        let thread = std::thread::spawn(move || whole(disk, discards));
+        let (result, calls) = thread.join().unwrap();
+        assert_eq!(errno(result), libc::ECANCELED);
+        assert_eq!(calls, [(0, 1 << 30), (1 << 30, 1 << 30), (2 << 30, 1 << 30)]);
+    }
+}
+
+#[test]
+fn a_driver_that_is_quick_is_asked_for_more_each_time() {
+    for discards in [false, true] {
+        let (result, calls) = whole(Endless::default(), discards);
+        result.unwrap();
+        assert!((30..1000).contains(&calls.len()), "{} calls", calls.len());
+        let end = calls.iter().fold(0, |at, (offset, bytes)| {
+            assert_eq!(*offset, at);
+            at + bytes
+        });
+        assert_eq!(end, MAX_LENGTH);
     }
 }

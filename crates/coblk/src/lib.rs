@@ -10,6 +10,7 @@
 //! * [`export`]: nodes for others to use: types of exports, and the life of one;
 //! * [`jobs`]: operations in the background, such as the creation of an image;
 //! * [`nbd`]: network block devices, a server and a driver; with the feature `nbd-tls` also over TLS;
+//! * [`rbd`]: images of a Ceph cluster, a driver;
 //! * [`qapi`]: options as QEMU writes them, into types that serde can make;
 //! * `crypto`: encryption of images; with the feature `encryption`;
 //! * `qcow2`: the image format; with the feature `qcow2`;
@@ -56,6 +57,7 @@ pub use coblk_qapi as qapi;
 #[cfg(feature = "qcow2")]
 pub use coblk_qcow2 as qcow2;
 pub use coblk_qmp as qmp;
+pub use coblk_rbd as rbd;
 #[cfg(feature = "vhost-user-blk")]
 pub use coblk_vhost_user_blk as vhost_user_blk;
 pub use coblk_virtio_blk as virtio_blk;
@@ -79,12 +81,18 @@ pub mod drivers {
     pub use coblk_nbd::{Nbd, NbdNodeOptions};
     #[cfg(feature = "qcow2")]
     pub use coblk_qcow2::{Qcow2, Qcow2Options};
+    pub use coblk_rbd::{Rbd, RbdOptions};
 }
 
 /// The drivers of this build, for options to name.
 pub fn drivers() -> Drivers {
     let mut drivers = coblk_block::drivers();
     drivers.add::<drivers::Nbd>();
+    drivers.add::<drivers::Rbd>();
+    drivers.add_creates::<drivers::Rbd>();
+    drivers.add_file_names(|name| {
+        drivers::NbdNodeOptions::from_filename(name).map(|options| options.map(Into::into))
+    });
     drivers.add::<drivers::CopyBeforeWrite>();
     drivers.add::<drivers::SnapshotAccess>();
     #[cfg(feature = "qcow2")]

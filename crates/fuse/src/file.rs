@@ -59,7 +59,10 @@ impl File {
 
     /// Its content has changed.
     pub fn touch(&self) {
-        self.modified.store(true, Ordering::Relaxed);
+        // Threads that write share the line, and do not take it from each other.
+        if !self.modified.load(Ordering::Relaxed) {
+            self.modified.store(true, Ordering::Relaxed);
+        }
     }
 
     /// It was opened once more.

@@ -29,3 +29,18 @@ mod serve;
 mod station;
 
 pub use export_type::{AllowOther, FuseExportOptions, FuseExportType};
+pub use mount::unmount_all;
+
+/// The parser of requests, for the fuzz target: bytes of the device in, nothing but errors out.
+#[doc(hidden)]
+pub fn fuzz_parser(bytes: &[u8]) {
+    // A result that is not used is not computed.
+    use std::hint::black_box;
+    let Some(header) = request::Header::parse(bytes) else { return };
+    let body = &bytes[request::Header::BYTES..];
+    let behind_head = &body[..body.len().min(request::WRITE_BYTES)];
+    for received in [bytes.len(), header.length as usize] {
+        let _ = black_box(request::Request::parse(&header, body, received));
+        let _ = black_box(request::Request::parse(&header, behind_head, received));
+    }
+}

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -51,17 +51,23 @@ impl MountError {
     }
 }
 
-/// How long the end of a process that panics waits for its file system to be unmounted.
-const DROP_LIMIT: Duration = Duration::from_secs(1);
+/// How long a process that ends without order waits for its file systems to be unmounted.
+const END_LIMIT: Duration = Duration::from_millis(300);
+
+/// The file systems of this process that are mounted.
+static MOUNTED: Mutex<Vec<Place>> = Mutex::new(Vec::new());
+
+/// Where a file system is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    path: PathBuf,
+    /// By which it is told from another that was mounted there later.
+    system: FileSystem,
+}
 
 /// A file system that is mounted. Dropping it, as at the end of a panic, unmounts it.
 #[derive(Debug)]
-pub struct Mount {
-    path: PathBuf,
-    /// The file system's number, by which it is told from another that was mounted there later.
-    device: (u32, u32),
-    is_mounted: bool,
-}
+pub struct Mount(Place);
 
 impl Mount {
     /// Mounts over a regular file, for other users too or not. Returns the device that requests are read
@@ -77,12 +83,29 @@ impl Mount {
             Ok(device) => device,
         };
         let number = file_system(path).map_err(|error| MountError(error.to_string()))?;
-        Ok((Mount { path: path.to_owned(), device: number, is_mounted: true }, device))
+        let place = Place { path: path.to_owned(), system: number };
+        mounted().push(place.clone());
+        Ok((Mount(place), device))
     }
 
     /// Unmounts, if it is still there. Programs that have the file open keep it until the device is closed.
     pub fn unmount(&mut self) {
-        if !std::mem::take(&mut self.is_mounted) || file_system(&self.path) != Ok(self.device) {
+        if self.0.leave_list() {
+            self.0.unmount();
+        }
+    }
+}
+
+impl Place {
+    /// Returns whether it was still on the list.
+    fn leave_list(&self) -> bool {
+        let mut mounted = mounted();
+        let index = mounted.iter().position(|place| place == self);
+        index.map(|index| mounted.swap_remove(index)).is_some()
+    }
+
+    fn unmount(&self) {
+        if file_system(&self.path) != Ok(self.system) {
             return;
         }
         if let Err(error) = detach(&self.path) {
@@ -91,22 +114,36 @@ impl Mount {
     }
 }
 
+fn mounted() -> MutexGuard<'static, Vec<Place>> {
+    MOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
-        if !self.is_mounted {
-            return;
+        if self.0.leave_list() {
+            unmount_in_time(vec![self.0.clone()]);
         }
-        let (path, device) = (std::mem::take(&mut self.path), self.device);
-        let mut mount = Mount { path, device, is_mounted: std::mem::take(&mut self.is_mounted) };
-        let (done, ended) = mpsc::channel();
-        // The kernel may wait for requests that this thread would serve.
-        let started = thread::Builder::new().name("fuse-unmount".to_owned()).spawn(move || {
-            mount.unmount();
-            let _ = done.send(());
-        });
-        if started.is_ok() {
-            let _ = ended.recv_timeout(DROP_LIMIT);
-        }
+    }
+}
+
+/// Unmounts the file systems of this process: for one that is about to end without closing its exports.
+/// Waits no longer than a moment. Any thread.
+pub fn unmount_all() {
+    let places = std::mem::take(&mut *mounted());
+    if !places.is_empty() {
+        unmount_in_time(places);
+    }
+}
+
+/// The kernel may wait for requests that the calling thread would serve, so another one does it.
+fn unmount_in_time(places: Vec<Place>) {
+    let (done, ended) = mpsc::channel();
+    let started = thread::Builder::new().name("fuse-unmount".to_owned()).spawn(move || {
+        places.iter().for_each(Place::unmount);
+        let _ = done.send(());
+    });
+    if started.is_ok() {
+        let _ = ended.recv_timeout(END_LIMIT);
     }
 }
 
@@ -204,11 +241,20 @@ pub fn detach(path: &Path) -> io::Result<()> {
     if output.status.success() { Ok(()) } else { Err(io::Error::other(said(&output))) }
 }
 
-/// The number of the file system at a path. Asks no server of a file system.
-fn file_system(path: &Path) -> Result<(u32, u32), Errno> {
+/// The numbers of a mounted file system: of its device, which another may get later, and of the mount, which
+/// is unique since Linux 6.8, and 0 before.
+type FileSystem = ((u32, u32), u64);
+
+/// STATX_MNT_ID_UNIQUE of the kernel.
+const UNIQUE_ID: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// What is mounted at a path, or where it lies. Asks no server of a file system.
+fn file_system(path: &Path) -> Result<FileSystem, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-    let found = statx(CWD, path, flags, StatxFlags::TYPE)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor))
+    let found = statx(CWD, path, flags, StatxFlags::TYPE | UNIQUE_ID)?;
+    let is_unique = found.stx_mask & UNIQUE_ID.bits() != 0;
+    let mount = if is_unique { found.stx_mnt_id } else { 0 };
+    Ok(((found.stx_dev_major, found.stx_dev_minor), mount))
 }
 
 /// Whether a FUSE file system is mounted at a path itself, by the table of the kernel. Asks no server of a
@@ -264,5 +310,26 @@ mod tests {
         assert_eq!([is("/a b"), is("/c"), is("/"), is("/a")], [true, false, false, false]);
         assert!(is_fuse_in(b"31 22 0:41 / /c rw - fuse x rw", Path::new("/c")));
         assert!(!is_fuse_in(b"31 22 0:41 / /c rw - fusectl x rw\n\\0", Path::new("/c")));
+    }
+    /// Needs root, and `/dev/fuse`. One test: there is one list.
+    #[test]
+    fn mounts_go_with_their_value_and_with_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("file");
+        std::fs::write(&path, "").unwrap();
+        let mount = || Mount::new(&path, true).unwrap();
+        let (first, device) = mount();
+        assert!(is_fuse_mount(&path));
+        drop(first);
+        assert!(!is_fuse_mount(&path));
+        drop(device);
+        let (second, device) = mount();
+        unmount_all();
+        assert!(!is_fuse_mount(&path));
+        // Another one that is there by then stays.
+        let (third, _device) = mount();
+        drop((second, device));
+        assert!(is_fuse_mount(&path));
+        drop(third);
     }
 }

@@ -128,6 +128,8 @@ impl Queue {
             return;
         }
         let _reading = Reading(&self.is_reading);
+        // The kernel is told of each answer at once, and its client works on meanwhile.
+        let _batch = ctx.begin_batch();
         for _ in 0..MAX_READ_AT_ONCE {
             if self.watched.borrow().is_none() {
                 return;

@@ -259,7 +259,7 @@ mod tests {
         let write = Request::Write(Write { offset: 0, size: 0, flags: 0 });
         assert_eq!(parse(&body, op::WRITE, 80), Ok(write));
         assert_eq!(parse(&body, op::WRITE, 81), Err(Malformed));
-        assert_eq!(parse(&body[..39], op::WRITE, 80).is_ok(), true);
+        assert!(parse(&body[..39], op::WRITE, 80).is_ok());
         assert_eq!(parse(&body[..35], op::WRITE, 80), Err(Malformed));
         let (read, size) = (parse(&body, op::READ, 80), (MAX_TRANSFER + 1) as u32);
         assert_eq!(read, Ok(Request::Read { offset: 0, size: 0 }));

@@ -1,14 +1,13 @@
 //! Dirty bitmaps that images have: what `bitmap` and `convert --bitmaps` do with them is what `qemu-img` does.
 
-mod util;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use coblk_tests::tools;
 use serde_json::{Value, json};
-use util::{Place, Said};
+
+use crate::util::{Place, Said};
 
 /// Name, granularity, flags and bits (by their digest) of all bitmaps of an image, as QEMU sees them.
 fn bitmaps(place: &Place, image: &str) -> Vec<(String, Value, Value, Value)> {

@@ -1,12 +1,11 @@
 //! Chains of backing files, changed by ours and read by QEMU.
 
-mod util;
-
 use std::fs;
 
 use coblk_tests::tools;
 use serde_json::Value;
-use util::Place;
+
+use crate::util::Place;
 
 /// Three images, one on another, each with bytes of its own; `flat.raw` has what the last one reads as.
 fn chain(place: &Place) {

@@ -1,12 +1,11 @@
 //! Commands that change images or make new ones, beside `qemu-img`.
 
-mod util;
-
 use std::fs;
 
 use coblk_tests::holder::Holder;
 use coblk_tests::tools;
-use util::{Place, allocated, random};
+
+use crate::util::{Place, allocated, random};
 
 /// The byte whose lock says that the image is written.
 const IS_WRITTEN: u64 = 101;

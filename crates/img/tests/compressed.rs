@@ -1,11 +1,10 @@
 //! `convert -c`: compressed images have the bytes of their sources, and are those that `qemu-img` reads.
 
-mod util;
-
 use std::fs;
 
 use serde_json::Value;
-use util::{Place, allocated, images, random};
+
+use crate::util::{Place, allocated, images, random};
 
 /// Space that may be more than QEMU's, in bytes: other implementations find other ways to compress.
 const SLACK: u64 = 128 << 10;

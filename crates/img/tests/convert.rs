@@ -1,12 +1,10 @@
 //! Copies have the bytes that `qemu-img`'s have, and take as much space.
 
-mod util;
-
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
-use util::{Place, allocated, images, random};
+use crate::util::{Place, allocated, images, random};
 
 /// Space that may differ, in bytes: a few blocks where pieces of data meet zeroes.
 const SLACK: u64 = 64 << 10;

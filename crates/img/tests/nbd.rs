@@ -1,5 +1,4 @@
 //! Images that are exports of NBD servers, by their URIs.
-#![forbid(unsafe_code)]
 
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
@@ -52,6 +51,24 @@ fn an_export_is_read_compared_and_written_by_its_uri() {
     let other = path("other.img");
     img(&["convert", "-n", "-f", "raw", "-O", "raw", tools::text(&other), &uri]);
     assert!(std::fs::read(&image).unwrap() == std::fs::read(&other).unwrap());
+    // An overlay of ours, and of QEMU's, on the export: by its URI, by an older name, and by a definition.
+    let overlay = path("overlay.qcow2");
+    let server = format!(r#"{{"type": "unix", "path": "{}"}}"#, tools::text(&socket));
+    let export = format!(r#"{{"driver": "nbd", "export": "disk", "server": {server}}}"#);
+    let json = format!(r#"json:{{"driver": "raw", "file": {export}}}"#);
+    let older = format!("nbd:unix:{}:exportname=disk", tools::text(&socket));
+    for name in [&uri, &older, &json] {
+        for program in [env!("CARGO_BIN_EXE_coblk-img"), "qemu-img"] {
+            let args = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", name];
+            tools::run(program, args.into_iter().chain([tools::text(&overlay)]));
+            let said = img(&["compare", "-F", "raw", tools::text(&overlay), tools::text(&other)]);
+            assert!(said.contains("identical"), "{name}: {said}");
+            let said = tools::run("qemu-img", ["info", tools::text(&overlay)]);
+            assert!(said.contains("backing file: ") && said.contains("4 MiB"), "{said}");
+            let chain = img(&["info", "--backing-chain", tools::text(&overlay)]);
+            assert!(chain.matches("virtual size: ").count() == 2, "{chain}");
+        }
+    }
     let refused = tools::output(env!("CARGO_BIN_EXE_coblk-img"), ["info", "nbd://host:port"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("the port is no number"));
 }

@@ -1,8 +1,6 @@
 //! The example that opens an overlay in a program of its own, beside QEMU.
 
-mod util;
-
-use util::Place;
+use crate::util::Place;
 
 #[allow(dead_code, reason = "its main function is for programs")]
 #[path = "../../../examples/overlay.rs"]

@@ -1,10 +1,8 @@
 //! Parts of images are copied as by `qemu-img`: internal snapshots (`-l`), ranges (`dd`).
 
-mod util;
-
 use std::fs;
 
-use util::{Place, allocated, random};
+use crate::util::{Place, allocated, random};
 
 /// An image with snapshots: `first` (id 1), `2` (id 2), `1` (id 3), each with data of its own.
 fn snapshots(place: &Place) {

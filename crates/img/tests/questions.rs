@@ -1,12 +1,11 @@
 //! What is told of an image is what `qemu-img` tells of it: lines, JSON and exit codes.
 
-mod util;
-
 use std::fs;
 
 use coblk_tests::tools;
 use serde_json::Value;
-use util::{Place, images};
+
+use crate::util::{Place, images};
 
 /// Runs both with the same arguments: they print the same, and end with the same code.
 #[track_caller]

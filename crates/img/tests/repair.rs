@@ -1,14 +1,13 @@
 //! `check -r` mends what `qemu-img check -r` mends: words, JSON and exit codes are the same, and nothing is wrong
 //! afterwards that was not before.
 
-mod util;
-
 use std::fs;
 
 use coblk_tests::holder::Holder;
 use coblk_tests::tools;
 use serde_json::Value;
-use util::{Place, Said};
+
+use crate::util::{Place, Said};
 
 /// The byte whose lock says that the image is written.
 const IS_WRITTEN: u64 = 101;

@@ -1,10 +1,8 @@
 //! qcow2 images that are made by copies and changed: QEMU reads them, and finds no fault.
 
-mod util;
-
 use std::fs;
 
-use util::{Place, allocated, images};
+use crate::util::{Place, allocated, images};
 
 /// Space that may differ, in bytes: clusters where pieces of data meet zeroes.
 const SLACK: u64 = 256 << 10;

@@ -1,10 +1,9 @@
 //! Wrong command lines: a message on the standard error, nothing on the standard output, and the exit code
 //! that `qemu-img` has.
 
-mod util;
-
 use coblk_tests::tools;
-use util::Place;
+
+use crate::util::Place;
 
 /// Arguments that make no sense, or not with what there is.
 const MISTAKES: [&str; 67] = [

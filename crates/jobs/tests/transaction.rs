@@ -357,7 +357,7 @@ impl Action for Stuck {
 
     fn co_prepare(&mut self, co: &Co<'_>, _: &Preparing) -> Result<(), ActionError> {
         *self.0.borrow_mut() = true;
-        co.suspend_for("nothing", |waker| std::mem::forget(waker));
+        co.suspend_for("nothing", std::mem::forget);
         Ok(())
     }
 }

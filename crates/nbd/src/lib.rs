@@ -25,7 +25,7 @@ pub use coblk_export::RemoveMode;
 pub use export_type::{NbdExportOptions, NbdExportType};
 pub use server::NbdServer;
 pub use server::export::{NbdExport, NbdExportError};
-pub use server::options::NbdOptions;
+pub use server::options::{Authorize, NbdOptions};
 pub use server::seats::{NbdContextError, NbdContexts};
 #[cfg(feature = "tls")]
 pub use transport::{RefusedFile, TlsError, TlsFiles};

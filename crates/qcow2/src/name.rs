@@ -14,7 +14,7 @@ pub(crate) enum FileName<'a> {
     Json(&'a str),
     /// A path, relative to the image unless it is absolute.
     Path(&'a Path),
-    /// A name of a protocol that no driver has.
+    /// A name that begins with a protocol, which a driver may have.
     Protocol(String),
 }
 
@@ -29,6 +29,9 @@ pub(crate) enum NameError {
     /// It belongs to a protocol that is not known.
     #[error("cannot find the file of the name '{0}': unknown protocol")]
     Protocol(String),
+    /// It is of a known protocol, and none of its names.
+    #[error("cannot find the file of the name {0}")]
+    Wrong(String),
     /// It is a definition that an image must not have.
     #[error("the definition of a node in an image is refused: {0}")]
     Definition(String),
@@ -72,7 +75,7 @@ pub(crate) fn resolve(name: &Path, image: Option<&Path>) -> Result<PathBuf, Name
 
 /// Drivers that a definition in an image may have: those that only read what is below them. Others write,
 /// as a log does, whatever mode their node has.
-const DRIVERS: [&str; 6] = ["file", "host_device", "null-aio", "null-co", "qcow2", "raw"];
+const DRIVERS: [&str; 7] = ["file", "host_device", "nbd", "null-aio", "null-co", "qcow2", "raw"];
 
 /// Checks a definition that an image names, and not an administrator: it makes nodes that read, and takes none
 /// that are there.
@@ -86,10 +89,29 @@ pub(crate) fn check_definition(definition: &Value) -> Result<(), NameError> {
             ("driver", Value::String(driver)) if !DRIVERS.contains(&&**driver) => {
                 return refused(format!("driver '{}'", shorten(driver)));
             }
-            ("read-only", Value::Bool(true)) | ("driver" | "filename" | "offset" | "size", _) => {}
+            ("read-only", Value::Bool(true)) => {}
+            ("driver" | "filename" | "offset" | "size" | "export", _) => {}
+            ("server", server) => check_server(server)?,
             ("backing", Value::Null) => {}
             ("file" | "backing" | "data-file", child) => check_definition(child)?,
             (name, _) => return refused(format!("member '{}'", shorten(name))),
+        }
+    }
+    Ok(())
+}
+
+/// Checks where a definition in an image looks for a server: by the network or at a path, and not at a
+/// descriptor of this process.
+fn check_server(server: &Value) -> Result<(), NameError> {
+    let refused = |why: String| Err(NameError::Definition(why));
+    let Value::Object(members) = server else {
+        return refused("a server is not described".to_owned());
+    };
+    for (name, value) in members {
+        match (&**name, value) {
+            ("type", Value::String(kind)) if kind == "inet" || kind == "unix" => {}
+            ("host" | "port" | "path", Value::String(_)) => {}
+            (name, _) => return refused(format!("member 'server.{}'", shorten(name))),
         }
     }
     Ok(())
@@ -107,6 +129,9 @@ mod tests {
         let good = json!({"driver": "qcow2", "backing": null, "data-file": file, "file":
             {"driver": "raw", "offset": 0, "size": 512, "file": file}});
         assert_eq!(check_definition(&good), Ok(()));
+        let server = json!({"type": "inet", "host": "h", "port": "1"});
+        let nbd = json!({"driver": "nbd", "export": "disk", "server": server});
+        assert_eq!(check_definition(&nbd), Ok(()));
         for bad in [
             json!({"driver": "blklogwrites", "file": file, "log": file}),
             json!({"driver": "raw", "file": {"driver": "throttle", "file": file}}),
@@ -115,6 +140,9 @@ mod tests {
             json!({"driver": "file", "filename": "a", "locking": "off"}),
             json!({"driver": "file", "filename": "a", "node-name": "b"}),
             json!("a-node-of-the-daemon"),
+            json!({"driver": "nbd", "server": {"type": "fd", "str": "3"}}),
+            json!({"driver": "nbd", "server": server, "tls-creds": "an-object-of-the-daemon"}),
+            json!({"driver": "nbd", "server": "h"}),
         ] {
             assert!(check_definition(&bad).is_err(), "{bad}");
         }

@@ -1,9 +1,9 @@
-//! Names in the file system that go with the process, also when it ends at once: sockets and the pid
-//! file.
+//! Names in the file system that go with the process, also when it ends at once: sockets, the pid
+//! file, and what FUSE exports have mounted.
 //!
 //! Each is removed by its owner when the daemon ends in order. [`remove_all`] removes them when there is
 //! no time for that, if they are still the process's own: a successor may have put another file there.
-//! Sockets are known to [`net`]; other files are on the list of this module.
+//! Sockets are known to [`net`], mounts to [`coblk::fuse`]; other files are on the list of this module.
 
 use std::fs::{remove_file, symlink_metadata};
 use std::os::unix::fs::MetadataExt;
@@ -64,6 +64,7 @@ impl Drop for Leftover {
 /// Removes sockets and what is on the list, if it is still this process's own. Any thread.
 pub fn remove_all() {
     net::remove_bound_paths();
+    coblk::fuse::unmount_all();
     for entry in std::mem::take(&mut lock().entries) {
         if file_at(&entry.path) == Some(entry.file) {
             let _ = remove_file(&entry.path);

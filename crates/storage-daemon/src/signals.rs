@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coblk::aio::FdHandler;
+use coblk::block::nodes_in_flight;
 use coblk::{AioContext, BottomHalf, FdInterest};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -24,8 +25,12 @@ use crate::logging::PROGRAM;
 /// Signals that come so soon after the first are the same wish: a terminal and a service manager, or
 /// TERM and HUP of one manager, often both say so.
 const ONE_WISH: Duration = Duration::from_millis(100);
+/// How long it may take to remove files, which may be on a file system that hangs.
+const TIDYING: Duration = Duration::from_millis(300);
 /// How long the last words may take: the reader of what the daemon says may have stopped.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Nodes that are named in them; of more there is the number.
+const MAX_NAMED: usize = 16;
 /// The exit status of a daemon that ended at once.
 const ENDED_AT_ONCE: i32 = 1;
 
@@ -110,19 +115,40 @@ impl Heard {
     }
 }
 
-/// Ends the process without waiting for anything. What others would find of it is removed.
+/// Ends the process, and waits for nothing that may hang. What others would find of it is removed.
 fn end_at_once() -> ! {
-    leftovers::remove_all();
-    let (said, heard) = mpsc::channel();
-    let speaker = thread::Builder::new().spawn(move || {
-        let text = "a second signal: ended at once, with what was in flight";
-        let _ = writeln!(io::stderr(), "{PROGRAM}: {text}");
-        let _ = said.send(());
+    within(TIDYING, leftovers::remove_all);
+    within(LAST_WORDS, || {
+        let nodes = nodes_in_flight();
+        let what = match nodes.is_empty() {
+            true => "what was in flight".to_owned(),
+            false => format!("what was in flight on {}", list(&nodes)),
+        };
+        let _ = writeln!(io::stderr(), "{PROGRAM}: a second signal: ended at once, with {what}");
     });
-    if speaker.is_ok() {
-        let _ = heard.recv_timeout(LAST_WORDS);
-    }
     exit(ENDED_AT_ONCE);
+}
+
+/// Has a thread of its own do something, and waits for that as long as `limit`.
+fn within(limit: Duration, act: impl FnOnce() + Send + 'static) {
+    let (tell, done) = mpsc::channel();
+    let act = move || {
+        act();
+        let _ = tell.send(());
+    };
+    if thread::Builder::new().spawn(act).is_ok() {
+        let _ = done.recv_timeout(limit);
+    }
+}
+
+/// The first of these names, and how many more there are.
+fn list(nodes: &[String]) -> String {
+    let named: Vec<String> = nodes.iter().take(MAX_NAMED).map(|node| format!("'{node}'")).collect();
+    let (nodes_are, named) = (if nodes.len() > 1 { "nodes" } else { "node" }, named.join(", "));
+    match nodes.len().saturating_sub(MAX_NAMED) {
+        0 => format!("{nodes_are} {named}"),
+        more => format!("{nodes_are} {named} and {more} more"),
+    }
 }
 
 impl Drop for Signals {

@@ -184,6 +184,8 @@ fn c85_what_is_in_the_way_of_the_end_is_told_and_a_second_signal_ends_it_at_once
         assert!(place.pid_file().exists(), "it is still there");
         daemon.signal(signal);
         assert_eq!(daemon.wait().code(), Some(1), "{signal:?}: {}", said.lock().unwrap());
+        let last = "a second signal: ended at once, with what was in flight on node 'disk'";
+        wait_until("what hangs is named", || said.lock().unwrap().contains(last));
         assert_eq!(names.map(|name| place.path(name).exists()), [false; 5], "{signal:?}");
     }
 }
@@ -263,6 +265,10 @@ fn c85_a_long_request_ends_with_its_piece_when_its_client_or_the_daemon_goes() {
     };
     let mut qmp = Client::new(&place.path("qmp.sock"));
     drop(long_request());
+    // Also one that waits for so many that the server does not look for more.
+    let mut greedy = choose(&place.socket());
+    greedy.write_all(&request(MAGIC, 0, 6, 0, 1 << 30).repeat(20)).unwrap();
+    drop(greedy);
     // Its client has gone, and so has it: nothing uses the export any more.
     wait_until("the export is free", || {
         qmp.ask("block-export-del", json!({"id": "e0"})).get("return").is_some()

@@ -1,6 +1,6 @@
-//! The daemon is killed while a job works on a disk, and clients write to it over NBD: what was answered as durable is
-//! on the disk that the clients were on, and no image is corrupt. Images of a chain are read as their headers say
-//! then.
+//! The daemon is killed while a job works on a disk, and clients write to it over NBD: what was answered as durable
+//! is on the disk that the clients were on, and no image is corrupt. Images of a chain are read as their headers
+//! say then.
 //!
 //! `COBLK_KILL_ROUNDS` sets how often it is killed (default 12 with mirrors, and 4 with each of the other jobs).
 
@@ -68,7 +68,7 @@ impl Kind {
             Kind::ActiveCommit => json!({ "device": "top", "base-node": "base" }),
         };
         arguments["job-id"] = json!("j");
-        if self == Kind::Stream && seed % 2 == 0 {
+        if self == Kind::Stream && seed.is_multiple_of(2) {
             arguments["base-node"] = json!("base");
         }
         let command = match self {

@@ -246,3 +246,30 @@ fn a_dirty_bitmap_of_the_server_is_the_block_status_of_a_node() {
     assert_eq!((&dirty[0]["start"], &dirty[0]["length"]), (&json!(1 << 20), &json!(64 << 10)));
     daemon.stop(Signal::TERM);
 }
+
+#[test]
+fn an_overlay_names_an_export_and_an_export_cannot_be_created() {
+    let place = Place::new();
+    let bytes = pattern(SIZE as usize);
+    std::fs::write(place.image(), &bytes).unwrap();
+    let _server = serve(&place, Program::QemuNbd);
+    let name = format!("nbd+unix:///disk?socket={}", tools::text(&place.path("server.sock")));
+    let overlay = place.path("overlay.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &name, tools::text(&overlay)];
+    tools::run("qemu-img", create);
+    let daemon = place.start(&format!(
+        "{MONITOR} --blockdev qcow2,node-name=disk,file.driver=file,file.filename=@/overlay.qcow2 \
+         --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --export nbd,id=e0,node-name=disk,name=disk,writable=on"
+    ));
+    let mut session = coblk_tests::nbd::Session::open(&place.socket());
+    assert!(session.read(4096, 65536).unwrap() == bytes[4096..4096 + 65536]);
+    session.write(8192, &[9; 512]).unwrap();
+    assert_eq!(session.read(8192, 512).unwrap(), [9; 512]);
+    assert!(std::fs::read(place.image()).unwrap() == bytes, "the base is as it was");
+    let mut qmp = Client::new(&place.path("qmp.sock"));
+    let options = json!({"driver": "nbd", "size": 512});
+    let refused = qmp.refused("blockdev-create", json!({"job-id": "j", "options": options}));
+    assert_eq!(refused, "Driver 'nbd' does not support blockdev-create");
+    daemon.stop(Signal::TERM);
+}

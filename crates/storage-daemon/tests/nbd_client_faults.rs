@@ -5,15 +5,19 @@
 
 mod util;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coblk::{AioContext, BlockNode, Blockdevs, IoThread, options::NodeOptions};
 use coblk_tests::load::{KINDS, Kind, Mix, Shared};
 use coblk_tests::nbd::Session;
-use coblk_tests::random::option;
+use coblk_tests::random::{Random, option};
 use coblk_tests::recorded::{Behaviour, Recorder, SECTOR};
 use coblk_tests::register::Registers;
 use coblk_tests::tools;
@@ -118,6 +122,94 @@ fn servers_killed_under_the_load_of_two_contexts_cost_nothing_either() {
     for program in [Program::Own, Program::QemuNbd] {
         check_kills(program, 2);
     }
+}
+
+/// A network that carries bytes between TCP clients and a server at a unix socket, but stalls, delays parts of
+/// messages, and loses connections, by seed. Ends with its listener.
+fn bad_network(
+    listener: &TcpListener,
+    server: &Path,
+    seed: u64,
+    over: &AtomicBool,
+    lost: &AtomicU64,
+) {
+    thread::scope(|scope| {
+        for number in 0.. {
+            let Ok((client, _)) = listener.accept() else { return };
+            if over.load(Ordering::Acquire) {
+                return;
+            }
+            let Ok(server) = UnixStream::connect(server) else { continue };
+            let (back, forth) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            let ways: [(Box<dyn Read + Send>, Box<dyn Write + Send>); 2] = [
+                (Box::new(client.try_clone().unwrap()), Box::new(server.try_clone().unwrap())),
+                (Box::new(back), Box::new(forth)),
+            ];
+            for (way, (mut from, mut to)) in (0..).zip(ways) {
+                let mut random = Random::new(seed ^ number << 1 ^ way);
+                let ends = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                scope.spawn(move || {
+                    let mut part = [0; 3000];
+                    while let Ok(bytes @ 1..) = from.read(&mut part) {
+                        // The rest of a message may come later, or never.
+                        let bytes = match random.below(200) {
+                            0 => {
+                                lost.fetch_add(1, Ordering::Relaxed);
+                                let _ = to.write_all(&part[..bytes / 2]);
+                                break;
+                            }
+                            1..4 => {
+                                let (first, rest) = part[..bytes].split_at(bytes / 3);
+                                let _ = to.write_all(first);
+                                thread::sleep(Duration::from_millis(5));
+                                rest
+                            }
+                            _ => &part[..bytes],
+                        };
+                        if to.write_all(bytes).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = ends.0.shutdown(Shutdown::Both);
+                    let _ = ends.1.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_network_that_stalls_and_loses_connections_costs_no_request_and_no_sector() {
+    let place = Place::in_memory();
+    let zeroes = vec![0; SECTORS * SECTOR];
+    std::fs::write(place.image(), &zeroes).unwrap();
+    let _server = serve(Program::Own, &place);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (over, lost) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| bad_network(&listener, &place.path("server.sock"), 7, &over, &lost));
+        let ctx = AioContext::for_test().unwrap();
+        let blockdevs = Blockdevs::new(coblk::drivers());
+        let options = format!(
+            "nbd,node-name=disk,server.type=inet,server.host=127.0.0.1,server.port={},export=disk,\
+             reconnect-delay=60,open-timeout=60",
+            address.port()
+        );
+        let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap();
+        let recorder = Recorder::new(Behaviour::default());
+        let mix = Mix { coroutines: COROUTINES, requests: 100, longest: 96, ..Mix::all(16) };
+        let mix = mix.without(&[Kind::Compressed]);
+        let shared = Shared::new(&ctx, &recorder, Registers::new(&zeroes), 1, mix);
+        shared.play(&ctx, &node, &[]);
+        drop(node);
+        blockdevs.close(&ctx, "disk").unwrap();
+        over.store(true, Ordering::Release);
+        let _ = TcpStream::connect(address);
+        assert_eq!(shared.fault(), None);
+    });
+    let lost = lost.into_inner();
+    assert!(lost > 3, "{lost} connections were lost");
 }
 
 const MONITOR: &str = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";

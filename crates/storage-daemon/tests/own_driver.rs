@@ -147,7 +147,7 @@ fn options_of_the_drivers_of_an_embedder_are_refused_in_qemus_words() {
     let place = Place::new();
     let (daemon, mut client) = start(&place, LINE);
     let all = "there is blkdebug, blklogwrites, copy-before-write, copy-on-read, file, host_device, nbd, \
-               null-aio, null-co, protect, qcow2, ram, raw, snapshot-access, throttle";
+               null-aio, null-co, protect, qcow2, ram, raw, rbd, snapshot-access, throttle";
     for (options, expected) in [
         (json!({"driver": "ram", "node-name": "a"}), "Parameter 'size' is missing"),
         (

@@ -124,3 +124,35 @@ fn a_name_in_the_abstract_name_space_is_served() {
     assert!(!place.path("abstract").exists());
     daemon.stop(Signal::TERM);
 }
+
+/// A node on a connection that the daemon was started with. It cannot be made anew.
+#[test]
+fn a_connection_that_was_inherited_is_a_node() {
+    let (place, server) = (Place::new(), Place::new());
+    let far = server.start(&format!(
+        "{DISK} --nbd-server addr.type=unix,addr.path=@/nbd.sock {EXPORT},name=disk"
+    ));
+    let connection = UnixStream::connect(server.socket()).unwrap();
+    let fd = inherited(&connection);
+    let node = format!("--blockdev nbd,node-name=disk,server.type=fd,server.str={fd},export=disk");
+    let near =
+        format!("{node} --nbd-server addr.type=unix,addr.path=@/nbd.sock {EXPORT},name=disk");
+    let daemon = place.start(&near);
+    drop(connection);
+    place.check();
+    let mut session = coblk_tests::nbd::Session::open(&place.socket());
+    session.check(1);
+    far.stop(Signal::TERM);
+    assert!(session.write(0, &[1; 512]).is_err());
+    assert!(session.read(0, 512).is_err(), "there is no other way to the server");
+    daemon.stop(Signal::TERM);
+}
+
+/// Most machines have no other end of it: what is said names the address.
+#[test]
+fn a_server_at_vsock_that_is_not_there_is_named() {
+    let place = Place::new();
+    let node = "--blockdev nbd,node-name=n,server.type=vsock,server.cid=1,server.port=4242";
+    let said = stderr(&place.output(node));
+    assert!(said.contains("vsock") && said.contains("4242"), "{said}");
+}

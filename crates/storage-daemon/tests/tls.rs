@@ -13,8 +13,8 @@ use coblk_tests::storage_daemon::{StorageDaemon, eventually};
 use coblk_tests::tools;
 use rustix::process::Signal;
 use serde_json::json;
-use util::Place;
 use util::qmp::Client;
+use util::{Place, wait_until};
 
 #[test]
 fn clients_are_let_in_with_certificates_only() {
@@ -44,6 +44,95 @@ fn clients_are_let_in_with_certificates_only() {
     assert_eq!(size.trim(), util::SIZE.to_string());
     for refused in [uri(&authority.anonymous("nobody")), format!("nbd://localhost:{port}/disk")] {
         assert!(!tools::output("nbdinfo", ["--size", &refused]).status.success(), "{refused}");
+    }
+    daemon.stop(Signal::TERM);
+}
+
+/// A server that listens at this port of this machine; what each of its clients sees of it.
+fn is_let_in(client: &std::path::Path, port: u16) -> bool {
+    let object = format!("tls-creds-x509,id=c0,endpoint=client,dir={}", tools::text(client));
+    let disk = format!("driver=nbd,host=127.0.0.1,port={port},export=disk,tls-creds=c0");
+    let arguments = ["info", "--object", &object, "--image-opts", &disk];
+    tools::output("qemu-img", arguments).status.success()
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// QEMU's server is of the same opinion of a client that is let in, and one that is not.
+fn check_peer(place: &Place, objects: &[serde_json::Value], clients: [&std::path::Path; 2]) {
+    let port = free_port();
+    let mut peer = tools::command("qemu-nbd");
+    for object in objects {
+        peer.args(["--object", &object.to_string()]);
+    }
+    peer.args(["--tls-creds=t0", "--tls-authz=simple", "-t", "-x", "disk", "-f", "raw"]);
+    peer.args([&format!("--port={port}"), "--bind=127.0.0.1", tools::text(&place.image())]);
+    let mut peer = peer.spawn().unwrap();
+    wait_until("the peer lets the client in", || is_let_in(clients[0], port));
+    assert!(!is_let_in(clients[1], port));
+    peer.kill().unwrap();
+    peer.wait().unwrap();
+}
+
+#[test]
+fn clients_are_let_in_by_the_names_of_their_certificates_as_qemu_reads_them() {
+    let place = Place::new();
+    let authority = Authority::new(place.path("").as_path());
+    let server = authority.server("server");
+    let subject: Vec<(&[u64], &str)> = vec![
+        (&[2, 5, 4, 6], "GB"),
+        (&[2, 5, 4, 10], "A, B \"x\"; c"),
+        (&[2, 5, 4, 3], "#lap#top "),
+        (&[0, 9, 2342, 19_200_300, 100, 1, 1], "u1"),
+        (&[2, 5, 4, 97], "OI"),
+    ];
+    let identity = r#"C=GB,O=A\, B \"x\"\; c,CN=\#lap#top\ ,UID=u1,2.5.4.97=#0c024f49"#;
+    let known = authority.client_like("known", 2, &Details { subject, ..Details::default() });
+    let other = authority.client("other", 3);
+    let list = place.path("list.json");
+    let write_list = |rules: serde_json::Value| {
+        let new = place.path("new.json");
+        std::fs::write(&new, json!({"policy": "deny", "rules": rules}).to_string()).unwrap();
+        std::fs::rename(&new, &list).unwrap();
+    };
+    write_list(json!([{"match": "*UID=u1*", "policy": "allow", "format": "glob"}]));
+    let objects = [
+        json!({"qom-type": "tls-creds-x509", "id": "t0", "endpoint": "server", "dir": server}),
+        json!({"qom-type": "authz-simple", "id": "simple", "identity": identity}),
+        json!({"qom-type": "authz-list", "id": "list", "policy": "allow",
+            "rules": [{"match": "CN=client", "policy": "deny"}]}),
+        json!({"qom-type": "authz-list-file", "id": "file", "filename": list}),
+    ];
+
+    check_peer(&place, &objects[..2], [&known, &other]);
+    let monitor = "--chardev socket,id=c0,path=@/qmp.sock,server=on,wait=off --monitor c0";
+    let disk = "--blockdev file,node-name=disk,filename=@/disk.img";
+    let daemon = place.start(&format!("{monitor} {disk}"));
+    let mut qmp = Client::new(&place.path("qmp.sock"));
+    for object in &objects {
+        qmp.run("object-add", object.clone());
+    }
+    let port = free_port();
+    for authz in ["simple", "list", "file"] {
+        let address =
+            json!({"type": "inet", "data": {"host": "127.0.0.1", "port": port.to_string()}});
+        let server = json!({"addr": address, "tls-creds": "t0", "tls-authz": authz});
+        qmp.run("nbd-server-start", server);
+        qmp.run("nbd-server-add", json!({"device": "disk"}));
+        assert_eq!([&known, &other].map(|dir| is_let_in(dir, port)), [true, false], "{authz}");
+        let refused = qmp.refused("object-del", json!({"id": authz}));
+        assert!(refused.contains("is in use"), "{refused}");
+        if authz == "file" {
+            // It is read again when it has changed; what is no list changes nothing.
+            write_list(json!([{"match": "CN=client", "policy": "allow"}]));
+            assert_eq!([&known, &other].map(|dir| is_let_in(dir, port)), [false, true]);
+            std::fs::write(&list, "{").unwrap();
+            assert_eq!([&known, &other].map(|dir| is_let_in(dir, port)), [false, true]);
+        }
+        qmp.run("nbd-server-stop", json!({}));
+        qmp.run("object-del", json!({"id": authz}));
     }
     daemon.stop(Signal::TERM);
 }

@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
 use util::{Place, SIZE, wait_until};
+use vhost::guest::{BLOCK, DATA, GET_ID, Guest, negotiate};
 use vhost::{Client, Op};
 
 const DISK: &str = "--blockdev file,node-name=disk,filename=@/disk.img";
@@ -50,6 +51,33 @@ fn disks_on_one_thread_and_on_several() {
         let image = std::fs::File::open(place.image()).unwrap();
         image.read_exact_at(&mut block, 0).unwrap();
         assert_eq!(block[1], 31);
+    }
+}
+
+/// Two disks of a guest are told apart by what they call themselves.
+#[test]
+fn a_disk_has_a_serial_number_of_its_own() {
+    let place = Place::new();
+    for (options, serial) in [
+        ("id=v0", "v0"),
+        ("id=a-name-of-more-than-twenty-bytes", "a-name-of-more-than-"),
+        ("id=v0,serial=WD-1234", "WD-1234"),
+    ] {
+        let export = format!(
+            "--export vhost-user-blk,{options},node-name=disk,addr.type=unix,addr.path=@/vhost.sock"
+        );
+        let daemon = place.start(&format!("{DISK} {export}"));
+        let mut front = negotiate(&place.path("vhost.sock"), 0);
+        let mut guest = Guest::new();
+        guest.start(&mut front);
+        assert_eq!(guest.one(GET_ID, 0, 0xff), 0);
+        let mut answer = [0; BLOCK];
+        guest.load_bytes(DATA, &mut answer);
+        let mut expected = [0; 20];
+        expected[..serial.len()].copy_from_slice(serial.as_bytes());
+        assert_eq!(answer[..20], expected, "{options}");
+        drop(front);
+        daemon.stop(Signal::TERM);
     }
 }
 

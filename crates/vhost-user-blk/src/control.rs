@@ -64,6 +64,7 @@ impl Messages {
                 session.set_log_notifier(notifier)?;
                 session.acknowledge(SET_LOG_FD, answer)
             }
+            Some(Early::SkipDrain(index)) => self.session().stop_without_drain(index),
             Some(Early::Config(asked)) => self.session().answer_config(&asked),
             None => self.handler.handle_request(),
         }

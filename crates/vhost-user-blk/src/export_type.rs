@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::export::VhostUserBlk;
 use crate::options::VhostUserBlkOptions;
 
-/// What QEMU's exports call themselves.
-const SERIAL: &str = "vhost_user_blk";
+/// Bytes of a serial number.
+const MAX_SERIAL_BYTES: usize = 20;
 /// The largest block.
 const MAX_BLOCK_BYTES: u64 = 2 << 20;
 
@@ -74,6 +74,9 @@ pub struct VhostUserBlkExportOptions {
     pub logical_block_size: Option<Size>,
     /// `num-queues`; 1 by default.
     pub num_queues: Option<u16>,
+    /// `serial`: what the disk calls itself, in at most 20 bytes; by default the id of the export, as far as
+    /// there is room for it. Not in QEMU, all of whose disks are called the same.
+    pub serial: Option<String>,
 }
 
 /// An export over vhost-user.
@@ -166,12 +169,26 @@ fn config(
     }
     Ok(VirtioBlkConfig::default()
         .name(options.id.clone())
-        .serial(SERIAL)
+        .serial(serial(options, vhost)?)
         .num_queues(num_queues)
         .logical_block_bytes(block_bytes as u32)
         .physical_block_bytes(block_bytes as u32)
         .write_cache(!options.writethrough)
         .error_policies(Some(options.error_policies())))
+}
+
+fn serial(options: &ExportOptions, vhost: &VhostUserBlkExportOptions) -> Result<String, Error> {
+    if let Some(serial) = &vhost.serial {
+        return match serial.len() <= MAX_SERIAL_BYTES {
+            true => Ok(serial.clone()),
+            false => Err(Error::other("parameter serial must not be longer than 20 bytes")),
+        };
+    }
+    let mut end = options.id.len().min(MAX_SERIAL_BYTES);
+    while !options.id.is_char_boundary(end) {
+        end -= 1;
+    }
+    Ok(options.id[..end].to_owned())
 }
 
 impl Export for VhostUserBlkExport {

@@ -27,6 +27,7 @@ mod dirty;
 mod error;
 mod export;
 mod export_type;
+mod handover;
 mod inflight;
 mod logging;
 mod memory;

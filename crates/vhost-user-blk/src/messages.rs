@@ -4,7 +4,7 @@
 //! * the channel of SET_BACKEND_REQ_FD it keeps to itself, and knows no call for the one message that
 //!   a disk has to say on it: that its configuration space has changed;
 //! * a GET_CONFIG of no bytes, or past the space as it sees it, costs the connection;
-//! * it does not know SET_LOG_FD.
+//! * it does not know SET_LOG_FD, nor GET_VRING_BASE_SKIP_DRAIN.
 
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -25,6 +25,10 @@ pub(crate) const SET_LOG_FD: u32 = 7;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 /// The front end reads the configuration space.
 pub(crate) const GET_CONFIG: u32 = 24;
+/// The front end stops a queue, and leaves its requests in flight in the log.
+pub(crate) const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
+/// Of such a message, and of its answer: index of the queue, number.
+const VRING_STATE_BYTES: usize = 8;
 /// Bits of the flags: the version, which is always 1, and what an answer is marked with.
 pub(crate) const VERSION: u32 = 1;
 pub(crate) const REPLY: u32 = 1 << 2;
@@ -40,6 +44,8 @@ pub(crate) enum Early {
     /// What is written when dirty pages are marked; whether the front end wants an answer.
     LogNotifier(OwnedFd, bool),
     Config(ConfigRequest),
+    /// The queue that is to stop at once.
+    SkipDrain(u32),
 }
 
 /// Takes the next message on `connection`, if it is one of these. Waits for it.
@@ -57,6 +63,12 @@ pub(crate) fn take_early(connection: &UnixStream) -> io::Result<Option<Early>> {
         (SET_LOG_FD, 0) => {
             let notifier = take_descriptor(connection)?;
             Ok(Some(Early::LogNotifier(notifier, flags & NEED_REPLY != 0)))
+        }
+        (GET_VRING_BASE_SKIP_DRAIN, VRING_STATE_BYTES) => {
+            let mut message = [0; HEADER_BYTES + VRING_STATE_BYTES];
+            (&mut &*connection).read_exact(&mut message)?;
+            let [_, index, _] = words(message.last_chunk().ok_or_else(|| invalid("no index"))?);
+            Ok(Some(Early::SkipDrain(index)))
         }
         (GET_CONFIG, body_bytes) if ConfigRequest::may_have(body_bytes) => {
             let mut message = vec![0; HEADER_BYTES + body_bytes];

@@ -17,6 +17,7 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 use crate::channel::{Channel, acknowledge};
 use crate::config::{self, ConfigRequest};
 use crate::device::DeviceHandle;
+use crate::handover::GET_VRING_BASE_SKIP_DRAIN;
 use crate::inflight::InflightMemory;
 use crate::memory::{MAX_REGIONS, Shown};
 use crate::messages::SET_BACKEND_REQ_FD;
@@ -89,7 +90,7 @@ pub(crate) struct Session {
     pub(crate) shown: Shown,
     /// Told when dirty pages were marked.
     pub(crate) log_notifier: Option<EventNotifier>,
-    protocol: VhostUserProtocolFeatures,
+    pub(crate) protocol: VhostUserProtocolFeatures,
 }
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -177,7 +178,7 @@ impl Session {
         Ok(self.vring_and_shown(index)?.0)
     }
 
-    fn vring_and_shown(&mut self, index: u32) -> Result<(&mut Vring, &Shown)> {
+    pub(crate) fn vring_and_shown(&mut self, index: u32) -> Result<(&mut Vring, &Shown)> {
         let vring = self.vrings.get_mut(index as usize);
         let vring = vring.ok_or(Error::InvalidOperation("there is no such queue"))?;
         Ok((vring, &self.shown))
@@ -343,10 +344,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let (vring, shown) = self.vring_and_shown(index)?;
-        vring.stop(shown)?;
-        vring.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(vring.base.unwrap_or(0))))
+        let base = self.stop_vring(index, self.stops_without_drain())?;
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -375,14 +374,16 @@ impl VhostUserBackendReqHandlerMut for Session {
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::RESET_DEVICE)
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT
+            | GET_VRING_BASE_SKIP_DRAIN)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         if features & !self.get_protocol_features()?.bits() != 0 {
             return Err(Error::InvalidOperation("protocol features that were not offered"));
         }
-        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        self.protocol = VhostUserProtocolFeatures::from_bits_retain(features);
         Ok(())
     }
 

@@ -156,6 +156,18 @@ impl Vring {
         next.map_or(Ok(()), |next| next.map(drop).ok_or(Error::BackendInternalError))
     }
 
+    /// [`give_up`](Self::give_up), and says where the queue goes on: the front end hands it over, with the log.
+    pub(crate) fn stop_without_drain(&mut self, shown: &Shown) -> Result<()> {
+        if shown.inflight.is_none() {
+            return self.stop(shown);
+        }
+        if let Some(next) = self.end(|co, device, index| device.co_give_up_queue(co, index))? {
+            self.base = Some(next.ok_or(Error::BackendInternalError)?);
+            self.left_at = self.used_index(&shown.memory);
+        }
+        Ok(())
+    }
+
     /// [`stop`](Self::stop), to go on from there; `None` if it did not run.
     pub(crate) fn pause(&mut self) -> Result<Option<PausedQueue>> {
         let paused = self.end(|co, device, index| device.co_pause_queue(co, index))?;

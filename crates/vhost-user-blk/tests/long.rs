@@ -2,8 +2,9 @@
 
 mod util;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, ZeroFlags};
 use coblk_vhost_user_blk::VhostUserBlkOptions;
 use util::Server;
-use util::guest::{Guest, SIZE, UNTOUCHED, negotiate};
-use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserInflight;
+use util::guest::{Guest, SIZE, UNTOUCHED, negotiate, negotiate_on};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
 const PIECE: u64 = 1 << 20;
 /// A thousand of them, which take longer than this test waits.
@@ -110,5 +112,74 @@ fn zeroes_of_a_front_end_that_has_gone_stay_in_its_log_and_are_done_for_the_next
         assert_eq!(guest.wait_for(1), [(0, 0)]);
         let again = slow.pieces.load(Ordering::SeqCst) - pieces;
         assert!(again > 0, "it is done all over");
+    }
+}
+
+const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
+const INFLIGHT_BIT: u64 = 1 << 20;
+const SKIP_DRAIN_BIT: u64 = 1 << 23;
+
+/// Has also accepted these protocol features, which the front end of the vhost crate does not know.
+fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
+    let mut front = negotiate_on(stream, 0);
+    let known = front.get_protocol_features().unwrap().bits();
+    let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
+    front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
+    front
+}
+
+/// The index in the answer to GET_VRING_BASE_SKIP_DRAIN; an error if the connection is lost.
+fn stop_without_drain(mut stream: &UnixStream) -> io::Result<u32> {
+    let message = [GET_VRING_BASE_SKIP_DRAIN, 1, 8, 0, 0];
+    stream.write_all(&message.map(u32::to_ne_bytes).concat())?;
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer)?;
+    let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, 0].map(u32::to_ne_bytes).concat();
+    assert_eq!(answer[..16], expected);
+    Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
+}
+
+/// The front end stops the queue at once, and starts it again with the same log.
+#[test]
+fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
+    for bits in [INFLIGHT_BIT, INFLIGHT_BIT | SKIP_DRAIN_BIT] {
+        let slow = Slow::default();
+        let driver = slow.clone();
+        let server = Server::start_on(VhostUserBlkOptions::default(), 0, |_| {
+            BlockNode::new("slow", driver) //
+        });
+        let stream = UnixStream::connect(&server.socket).unwrap();
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
+        let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
+        front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
+        let mut guest = Guest::new();
+        guest.start(&mut front);
+        guest.submit_zeroes(0, SECTORS);
+        guest.kick.write(1).unwrap();
+        wait_until("zeroes are written", || slow.pieces.load(Ordering::SeqCst) > 1);
+        let base = match bits & SKIP_DRAIN_BIT {
+            0 => front.get_vring_base(0).unwrap(),
+            _ => stop_without_drain(&stream).unwrap(),
+        };
+        let pieces = slow.pieces.load(Ordering::SeqCst);
+        assert!(pieces < u64::from(SECTORS) * 512 / PIECE, "all was written");
+        assert!(guest.reap().is_empty() && guest.status(0) == UNTOUCHED);
+
+        slow.is_quick.store(true, Ordering::SeqCst);
+        front.set_vring_base(0, base as u16).unwrap();
+        front.set_vring_kick(0, &guest.kick).unwrap();
+        assert_eq!(guest.wait_for(1), [(0, 0)], "once");
+        assert!(guest.reap().is_empty());
+    }
+}
+
+#[test]
+fn a_stop_without_a_drain_is_negotiated() {
+    let server = Server::start(VhostUserBlkOptions::default(), 0);
+    for bits in [0, INFLIGHT_BIT, SKIP_DRAIN_BIT] {
+        let stream = UnixStream::connect(&server.socket).unwrap();
+        let _front = negotiate_more(stream.try_clone().unwrap(), bits);
+        assert!(stop_without_drain(&stream).is_err(), "with {bits:#x}");
     }
 }

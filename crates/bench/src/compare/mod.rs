@@ -2,11 +2,13 @@
 //! of requests of the same size, as many at a time, one block after the other.
 
 pub mod args;
+pub mod fuse;
 pub mod in_place;
 pub mod jobs;
 mod latency;
 pub mod nbd_client;
 pub mod qcow2;
+pub mod rbd;
 pub mod served;
 pub mod works;
 

@@ -141,6 +141,7 @@ fn measure(
         image,
         engine: Engine::IoUring,
         queues: 1,
+        iothreads: 0,
         socket: &socket,
     };
     let places = Places::new(1)?;

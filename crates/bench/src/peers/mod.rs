@@ -3,6 +3,7 @@
 
 pub mod bare;
 pub mod coroutines;
+pub mod fio_rbd;
 pub mod programs;
 pub mod qemu_img;
 pub mod qmp;

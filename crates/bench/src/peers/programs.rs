@@ -64,6 +64,8 @@ pub struct Service<'a> {
     pub engine: Engine,
     /// Queues of a vhost-user device.
     pub queues: usize,
+    /// Iothreads that serve an NBD export; the main thread if 0.
+    pub iothreads: usize,
     /// The unix socket.
     pub socket: &'a Path,
 }
@@ -165,7 +167,11 @@ impl Program {
     pub fn command(&self, service: &Service<'_>) -> io::Result<Command> {
         let mut command = Command::new(self.path());
         match self {
-            Program::Daemon(_) | Program::QemuStorageDaemon => command.args(qemu_words(service)?),
+            Program::Daemon(_) => command.args(qemu_words(service, service.iothreads)?),
+            // Its NBD exports take one.
+            Program::QemuStorageDaemon => {
+                command.args(qemu_words(service, service.iothreads.min(1))?)
+            }
             Program::Example(_) => command.args(example_words(service)?),
             Program::Nbdkit => command.args(nbdkit_words(service)?),
             Program::Bare(_, wait) => command.args(bare_words(service, *wait)?),
@@ -174,9 +180,15 @@ impl Program {
     }
 }
 
-fn qemu_words(service: &Service<'_>) -> io::Result<Vec<String>> {
+fn qemu_words(service: &Service<'_>, iothreads: usize) -> io::Result<Vec<String>> {
     let mut words = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+    (0..iothreads).for_each(|number| add("--object", format!("iothread,id=t{number}")));
+    let threads = match iothreads {
+        0 => String::new(),
+        1 => ",iothread=t0".to_owned(),
+        more => (0..more).map(|number| format!(",iothread.{number}=t{number}")).collect(),
+    };
     match service.image {
         None => add(
             "--blockdev",
@@ -194,7 +206,10 @@ fn qemu_words(service: &Service<'_>) -> io::Result<Vec<String>> {
     match service.protocol {
         Protocol::Nbd => {
             add("--nbd-server", format!("addr.type=unix,addr.path={socket}"));
-            add("--export", format!("type=nbd,id=e,node-name=d,name={EXPORT},writable=on"));
+            add(
+                "--export",
+                format!("type=nbd,id=e,node-name=d,name={EXPORT},writable=on{threads}"),
+            );
         }
         Protocol::VhostUser => {
             let export = "type=vhost-user-blk,id=e,node-name=d,writable=on";
@@ -255,7 +270,7 @@ mod tests {
     fn service(protocol: Protocol, image: Option<&'static str>) -> Service<'static> {
         let socket = Path::new("/tmp/s");
         let image = image.map(Path::new);
-        Service { protocol, image, engine: Engine::IoUring, queues: 2, socket }
+        Service { protocol, image, engine: Engine::IoUring, queues: 2, iothreads: 0, socket }
     }
 
     fn line(program: &Program, service: &Service<'_>) -> String {
@@ -277,6 +292,15 @@ mod tests {
         );
         let words = line(&ours, &service(Protocol::Nbd, None));
         assert!(words.contains("driver=null-co") && words.contains("read-zeroes=off"), "{words}");
+    }
+
+    #[test]
+    fn qemu_has_one_iothread_for_an_export() {
+        let service = Service { iothreads: 2, ..service(Protocol::Nbd, None) };
+        let ours = line(&Program::Daemon("d".into()), &service);
+        assert!(ours.contains("iothread,id=t1") && ours.ends_with(",iothread.0=t0,iothread.1=t1"));
+        let qemu = line(&Program::QemuStorageDaemon, &service);
+        assert!(!qemu.contains("id=t1") && qemu.ends_with(",iothread=t0"), "{qemu}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub trait ImageFormat: Send + Sync {
     ///
     /// A check takes as long as the image is large, and a drain waits for it. A format whose node is [being
     /// drained](crate::BlockDriver::drained_begin) ends it with EINTR, with nothing held that a request may wait for:
-    /// the layer calls again after the drain.
+    /// the layer calls again after the drain. A repair that has mended something by then has [`Mended`] in the error.
     fn co_check(&self, _co: &Co<'_>, _repair: Repair) -> io::Result<CheckReport> {
         Err(not_supported())
     }
@@ -238,6 +238,50 @@ pub struct CheckReport {
     /// Where the last cluster in use ends in the image, in bytes, if the format knows.
     pub image_end_offset: Option<u64>,
 }
+
+impl CheckReport {
+    /// The report, of a repair that followed others.
+    pub(crate) fn after(self, before: Mended) -> CheckReport {
+        let corruptions_fixed = self.corruptions_fixed.saturating_add(before.corruptions);
+        let leaks_fixed = self.leaks_fixed.saturating_add(before.leaks);
+        CheckReport { corruptions_fixed, leaks_fixed, ..self }
+    }
+}
+
+/// What a repair has mended before it was interrupted, in an error of the kind
+/// [`Interrupted`](io::ErrorKind::Interrupted).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "formats make it")]
+pub struct Mended {
+    /// Corruptions.
+    pub corruptions: u64,
+    /// Leaks.
+    pub leaks: u64,
+}
+
+impl Mended {
+    /// This, and what the error of an interrupted repair tells.
+    pub(crate) fn and_of(self, error: &io::Error) -> Mended {
+        let more: Option<&Mended> = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let more = more.copied().unwrap_or_default();
+        Mended {
+            corruptions: self.corruptions.saturating_add(more.corruptions),
+            leaks: self.leaks.saturating_add(more.leaks),
+        }
+    }
+}
+
+impl fmt::Display for Mended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "interrupted, with {} corruptions and {} leaks mended",
+            self.corruptions, self.leaks
+        )
+    }
+}
+
+impl std::error::Error for Mended {}
 
 /// A snapshot inside of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]

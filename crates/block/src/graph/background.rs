@@ -1,5 +1,6 @@
 //! The place of a driver's [`Background`] work at the gate of its node.
 
+use std::io;
 use std::sync::Arc;
 
 use coblk_aio::Co;
@@ -25,6 +26,19 @@ impl Background {
         let node = node_of(self)?;
         node.gate.co_begin_own(co);
         Some(OwnIo::entered(node))
+    }
+}
+
+impl OwnIo {
+    /// Has the driver look how long its storage is ([`BlockDriver::co_refresh_length`]), as it was told that
+    /// this may have changed. All users of the node are told of a new length, in bytes.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    ///
+    /// [`BlockDriver::co_refresh_length`]: crate::BlockDriver::co_refresh_length
+    pub fn co_look_at_length(&self, co: &Co<'_>) -> io::Result<u64> {
+        self.node().co_look_at_length(co)
     }
 }
 

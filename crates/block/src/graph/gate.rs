@@ -85,6 +85,13 @@ impl Gate {
         in_flight
     }
 
+    /// How many requests of backends, and how much of the driver's own I/O, are in flight as of a moment.
+    pub(crate) fn in_flight(&self) -> usize {
+        let requests =
+            self.lock().members.iter().map(|member| member.in_flight.count()).sum::<usize>();
+        requests + self.own.load(Ordering::SeqCst)
+    }
+
     /// A backend leaves. Its requests that wait here go on, and look again where they belong; so
     /// do others, and come back.
     pub(crate) fn leave(&self, in_flight: &Arc<InFlight>) {

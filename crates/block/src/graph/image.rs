@@ -6,7 +6,7 @@ use std::io;
 use coblk_aio::Co;
 
 use crate::driver::image::{
-    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Repair,
+    Amend, BackingName, CheckReport, ImageFormat, ImageInfo, ImageSnapshot, Mended, Repair,
 };
 use crate::graph::node::BlockNode;
 use crate::graph::own_io::OwnIo;
@@ -75,14 +75,18 @@ impl Image<'_> {
     /// See [`ImageFormat::co_check`]. A repair changes the image. A check that a drain interrupts begins again after
     /// the drain; one that is interrupted again and again fails with EBUSY.
     pub fn co_check(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
+        let mut mended = Mended::default();
         for _ in 0..MAX_INTERRUPTIONS {
             let format = match repair {
                 Repair::None => self.format,
                 Repair::Leaks | Repair::All => self.writable()?,
             };
             match format.co_check(co, repair) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.co_give_way(co)?,
-                checked => return checked,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    mended = mended.and_of(&error);
+                    self.co_give_way(co)?;
+                }
+                checked => return checked.map(|report| report.after(mended)),
             }
         }
         Err(io::Error::from_raw_os_error(libc::EBUSY))

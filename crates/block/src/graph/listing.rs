@@ -84,6 +84,14 @@ impl BackendInfo {
     }
 }
 
+/// The names of all nodes of the process that have requests of backends, or I/O of their own, in flight at this
+/// moment, the oldest first; for the last words of a program that does not wait for them. Any thread.
+pub fn nodes_in_flight() -> Vec<String> {
+    let nodes = lock().all_nodes();
+    let busy = nodes.iter().filter(|node| node.gate.in_flight() > 0);
+    busy.map(|node| node.name().to_owned()).collect()
+}
+
 /// The graph as it is at this moment. Any thread.
 impl BlockNode {
     /// Its children, each by the name of its edge, such as `file`, or `children.0`. An empty slot has

@@ -85,7 +85,7 @@ pub(crate) use edge::{List, MAX_CHILDREN};
 pub use error::GraphError;
 pub use freeze::FrozenChain;
 pub(crate) use height::MAX_HEIGHT;
-pub use listing::{BackendInfo, Device, Parent};
+pub use listing::{BackendInfo, Device, Parent, nodes_in_flight};
 pub(crate) use permit::{
     DeviceId, Use, add_backend, change_use, forget_at_once, permit_new, remove_user,
 };

@@ -32,6 +32,10 @@ impl<N: Deref<Target = BlockNode>> OwnIo<N> {
         OwnIo { node }
     }
 
+    pub(super) fn node(&self) -> &BlockNode {
+        &self.node
+    }
+
     /// The request path of the node.
     pub(crate) fn path(&self) -> &RequestPath {
         &self.node.path

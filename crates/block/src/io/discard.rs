@@ -6,6 +6,7 @@ use coblk_aio::{Co, trace_event};
 
 use super::after_write::WriteKind;
 use super::held::{Held, lock};
+use super::steps::Steps;
 use super::tracked::Access;
 use super::{RequestPath, check_range, check_wanted, whole_units};
 
@@ -29,15 +30,20 @@ pub(crate) fn co_pdiscard(
     }
     path.state.reaches(range.end);
     let _lock = lock(path, co, held, range.clone(), Access::Write, range.end)?;
-    let most = (limits.max_pdiscard / u64::from(unit)).max(1) * u64::from(unit);
+    let mut steps = Steps::new(unit, limits.max_pdiscard);
     let mut at = range.start;
     let result = loop {
         if at == range.end {
             break Ok(());
         }
-        let bytes = most.min(range.end - at);
+        let bytes = steps.next(co, range.end - at);
         match check_wanted(co).and_then(|()| path.driver().co_pdiscard(co, at, bytes)) {
-            Ok(()) => at += bytes,
+            Ok(()) => {
+                at += bytes;
+                if at < range.end {
+                    steps.done(co);
+                }
+            }
             // Nothing was changed by this piece.
             Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => break Ok(()),
             Err(error) => break Err(error),

@@ -37,6 +37,7 @@ mod read;
 mod snapshot;
 mod state;
 mod status;
+mod steps;
 mod threshold;
 pub(crate) mod tracked;
 mod transfer;

@@ -17,6 +17,7 @@ use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
 use super::after_write::WriteKind;
 use super::held::{Held, lock};
+use super::steps::Steps;
 use super::tracked::Access;
 use super::write::finish_write;
 use super::{
@@ -119,15 +120,16 @@ fn zero_units(
     unit: u32,
     flags: ZeroFlags,
 ) -> io::Result<()> {
-    let most = (path.limits.get().max_pwrite_zeroes / u64::from(unit)).max(1) * u64::from(unit);
+    let mut steps = Steps::new(unit, path.limits.get().max_pwrite_zeroes);
     let mut at = range.start;
     while at < range.end {
-        let bytes = most.min(range.end - at);
+        let bytes = steps.next(co, range.end - at);
         match path.driver().co_pwrite_zeroes(co, at, bytes, flags) {
             Ok(()) => {
                 at += bytes;
                 if at < range.end {
                     check_wanted(co)?;
+                    steps.done(co);
                 }
             }
             Err(error)

@@ -22,7 +22,9 @@ use crate::backend::BlockBackend;
 use crate::driver::BlockDriver;
 use crate::graph::node::BlockNode;
 use crate::graph::{GraphError, MAX_CHILDREN, MAX_HEIGHT};
-use crate::options::{self, AnyOptions, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG};
+use crate::options::{
+    self, AnyOptions, DriverConfig, NodeOptions, NodeRef, OptionsError, OwnOptions, TAG,
+};
 use crate::sidecar::WithSidecar;
 
 /// A driver, whatever its type and that of its options.
@@ -193,7 +195,13 @@ pub struct Drivers {
     creators: BTreeMap<&'static str, Arc<dyn Creator>>,
     /// Those that say beforehand how long they will be.
     measurers: BTreeMap<&'static str, Arc<dyn Measurer>>,
+    /// What file names of protocols mean.
+    file_names: Vec<ReadFileName>,
 }
+
+/// What a file name means that begins with a protocol, such as `nbd://host/disk`; `None` if that is of another
+/// driver.
+pub type ReadFileName = fn(name: &str) -> Option<Result<DriverConfig, String>>;
 
 impl fmt::Debug for Drivers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -224,6 +232,20 @@ impl Drivers {
         self.factories.keys().copied().collect()
     }
 
+    /// Adds the protocol of a driver: an image may name its backing file so.
+    pub fn add_file_names(&mut self, read: ReadFileName) {
+        self.file_names.push(read);
+    }
+
+    /// What a file name means that begins with a protocol; `None` if no driver has that.
+    ///
+    /// # Errors
+    /// What is wrong with the name.
+    pub fn file_name(&self, name: &str) -> Option<Result<NodeOptions, String>> {
+        let read = self.file_names.iter().find_map(|read| read(name));
+        read.map(|config| config.map(NodeOptions::new))
+    }
+
     /// Adds a driver that makes images.
     ///
     /// # Panics
@@ -239,6 +261,12 @@ impl Drivers {
     /// # Errors
     /// If no driver of this name creates images, and which parameter is wrong, in QEMU's words.
     pub fn creation(&self, mut options: Map<String, Value>) -> Result<Creation, Error> {
+        if let Some(Value::String(name)) = options.get(TAG)
+            && self.factories.contains_key(&**name)
+            && !self.creators.contains_key(&**name)
+        {
+            return Err(Error::other(format!("Driver '{name}' does not support blockdev-create")));
+        }
         let creator = take_named(&self.creators, &mut options)?;
         creator.read(Deferred::new(options))
     }

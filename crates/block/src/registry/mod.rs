@@ -31,7 +31,7 @@ mod secret;
 pub use creates::{CreateError, Creates, Creation};
 pub use creating::Creating;
 pub use driver::{Driver, Reopen};
-pub use drivers::Drivers;
+pub use drivers::{Drivers, ReadFileName};
 pub use error::{BlockdevError, OpenError};
 pub(crate) use event::EventListener;
 pub use event::{DriverEvent, EventData, EventSink, EventType};

@@ -20,7 +20,7 @@ use crate::driver::{BlockDriver, MAX_LENGTH};
 use crate::graph::life::co_close_if_unused;
 use crate::graph::node::BlockNode;
 use crate::graph::{self, Child, ChildList, ChildSlot, GraphError, MAX_CHILDREN, MAX_HEIGHT, Use};
-use crate::options::NodeRef;
+use crate::options::{NodeOptions, NodeRef};
 
 /// A node that is being opened, as its driver sees it.
 pub struct Opening<'a, 'co> {
@@ -288,6 +288,15 @@ impl<'a, 'co> Opening<'a, 'co> {
         let node = self.registry.node(&bitmap.node)?;
         let found = node.bitmaps().find(&bitmap.name);
         found.map_err(|error| OpenError::option("bitmap", error.to_string()))
+    }
+
+    /// What a file name means that begins with a protocol, such as `nbd://host/disk`; `None` if no driver has
+    /// that.
+    ///
+    /// # Errors
+    /// What is wrong with the name.
+    pub fn file_name(&self, name: &str) -> Option<Result<NodeOptions, String>> {
+        self.registry.drivers.file_name(name)
     }
 
     /// What finds objects after the node was opened, such as the secret of a key that is added.

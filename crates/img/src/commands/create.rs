@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 
+use coblk::drivers::RbdOptions;
 use coblk::qapi::from_keyval;
 use serde_json::{Map, Value, json};
 
@@ -213,6 +214,10 @@ impl Complete<'_> {
     fn co_make(mut self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         let whole = self.bytes.checked_next_multiple_of(SECTOR_BYTES);
         self.bytes = whole.unwrap_or(self.bytes);
+        if let Some(location) = self.name.to_str().and_then(RbdOptions::from_filename) {
+            let location = location.map_err(|why| Failure::new(format!("Could not open {why}")))?;
+            return self.co_make_in_cluster(tool, &location);
+        }
         let path = path_of(self.name)?;
         let name = self.name.display().to_string();
         let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{name}: {error}"));
@@ -249,6 +254,35 @@ impl Complete<'_> {
             drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
             own.insert(DATA_FILE.to_owned(), node);
         }
+        drivers.co_create(tool.co, own).map_err(|error| failed(&error))
+    }
+
+    /// Makes an image of a Ceph cluster, and the image of a format in it.
+    fn co_make_in_cluster(self, tool: &Tool<'_, '_>, location: &RbdOptions) -> Result<(), Failure> {
+        let name = self.name.display().to_string();
+        let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{name}: {error}"));
+        let drivers = tool.images.blockdevs().drivers();
+        let Ok(Value::Object(mut node)) = serde_json::to_value(location) else {
+            return Err(failed(&"its options cannot be written"));
+        };
+        node.retain(|_, value| !value.is_null());
+        let is_raw = self.format == "raw";
+        let mut own = typed(self.options)?;
+        let mut file = Map::new();
+        if is_raw {
+            file.append(&mut own);
+        }
+        file.insert("driver".to_owned(), json!("rbd"));
+        file.insert("location".to_owned(), json!(node));
+        file.insert("size".to_owned(), json!(if is_raw { self.bytes } else { 0 }));
+        drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
+        if is_raw {
+            return Ok(());
+        }
+        node.insert("driver".to_owned(), json!("rbd"));
+        own.insert("driver".to_owned(), json!(self.format));
+        own.insert("size".to_owned(), json!(self.bytes));
+        own.insert("file".to_owned(), json!(node));
         drivers.co_create(tool.co, own).map_err(|error| failed(&error))
     }
 

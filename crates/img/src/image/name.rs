@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use coblk::drivers::NbdNodeOptions;
+use coblk::drivers::{NbdNodeOptions, RbdOptions};
 use coblk::options::NodeOptions;
 
 use crate::failure::Failure;
@@ -43,22 +43,22 @@ pub(crate) fn path_of(name: &OsStr) -> Result<&Path, Failure> {
 /// Where the bytes of an image are.
 pub(super) enum Place<'a> {
     Path(&'a Path),
-    /// An export of an NBD server, as a list of options.
-    Nbd(OsString),
+    /// An export of an NBD server, or an image of a Ceph cluster, as a list of options.
+    Network(OsString),
 }
 
 impl Place<'_> {
-    /// What a file name means: a path, or an export of an NBD server.
+    /// What a file name means: a path, an export of an NBD server, or an RBD image.
     ///
     /// # Errors
-    /// As [`path_of`]; also if the name of an export is none.
+    /// As [`path_of`]; also if what is named cannot have that name.
     pub(super) fn of(name: &OsStr) -> Result<Place<'_>, Failure> {
-        let nbd = name.to_str().and_then(NbdNodeOptions::from_filename);
-        match nbd {
+        let Some(text) = name.to_str() else { return Ok(Place::Path(path_of(name)?)) };
+        let nbd = NbdNodeOptions::from_filename(text).map(|it| it.map(NodeOptions::new));
+        let rbd = || RbdOptions::from_filename(text).map(|it| it.map(NodeOptions::new));
+        match nbd.or_else(rbd) {
             None => Ok(Place::Path(path_of(name)?)),
-            Some(Ok(options)) => {
-                Ok(Place::Nbd(coblk::qapi::to_argument(&NodeOptions::new(options), "")))
-            }
+            Some(Ok(options)) => Ok(Place::Network(coblk::qapi::to_argument(&options, ""))),
             Some(Err(why)) => Err(Failure::new(format!("Could not open {why}"))),
         }
     }
@@ -67,7 +67,7 @@ impl Place<'_> {
     pub(super) fn options(&self, prefix: &str, engine: &str) -> OsString {
         match self {
             Place::Path(path) => protocol_options(path, prefix, engine),
-            Place::Nbd(options) => {
+            Place::Network(options) => {
                 let members = members(options.as_bytes());
                 let members: Vec<Vec<u8>> =
                     members.map(|member| [prefix.as_bytes(), member].concat()).collect();

@@ -254,7 +254,7 @@ impl Images {
                 self.co_probe(co, spec, &bytes)?.to_owned()
             }
         };
-        if matches!(&*format, "file" | "host_device" | "nbd") {
+        if matches!(&*format, "file" | "host_device" | "nbd" | "rbd") {
             let text = place.options("", spec.engine);
             return NodeOptions::from_keyval(text).map_err(failed);
         }

@@ -155,9 +155,9 @@ impl Filter for CopyBeforeWrite {
         self.keeper.reads.is_some().then_some(self)
     }
 
-    /// A write to the node that does not come through here would change the instant. So a job does not begin if a
-    /// writer stays below: one that leads to the target, whose edge cannot turn. The target may be written by others,
-    /// as its backing file may be the node.
+    /// A write to the node that does not come through here would change the instant. So a job does not begin if
+    /// a writer stays below: one that leads to the target, whose edge cannot turn. The target may be written by
+    /// others, as its backing file may be the node.
     fn child_permissions(
         &self,
         edge: &EdgeInfo,

@@ -91,6 +91,10 @@ impl BlockDriver for Nbd {
         target: &mut IoVectorMut<'_>,
         flags: ReadFlags,
     ) -> io::Result<()> {
+        if target.is_empty() {
+            // What a server answers to a request of no bytes is for it to choose.
+            return Ok(());
+        }
         let range = (offset, target.len() as u64);
         if flags.contains(ReadFlags::PREFETCH) {
             return self.co_request(co, (CMD_CACHE, 0), range, None, &mut Sink::Nothing);
@@ -107,6 +111,10 @@ impl BlockDriver for Nbd {
     ) -> io::Result<()> {
         let fua = if flags.contains(WriteFlags::FUA) { CMD_FLAG_FUA } else { 0 };
         let range = (offset, source.len() as u64);
+        if source.is_empty() {
+            // Durable ones of nothing are there for their flush.
+            return if fua == 0 { Ok(()) } else { self.co_flush(co) };
+        }
         self.co_request(co, (CMD_WRITE, fua), range, Some(source), &mut Sink::Nothing)
     }
 

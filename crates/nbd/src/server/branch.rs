@@ -152,3 +152,31 @@ impl Drop for Branch {
         self.budget.leave(self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use coblk_aio::net::Stream;
+
+    use super::*;
+
+    #[test]
+    fn the_memory_of_the_last_client_comes_back() {
+        let ctx = AioContext::for_test().unwrap();
+        let branch = Branch::new(&ctx, &Arc::default());
+        let peers = [0, 1].map(|id| {
+            let (socket, peer) = UnixStream::pair().unwrap();
+            let transport = Transport::new(Stream::from_fd(socket).unwrap());
+            let client = branch.welcome(id, transport);
+            drop(client.memory.take(&client.share, 1 << 20).unwrap().unwrap());
+            peer
+        });
+        assert_eq!(branch.memory.idle_bytes(), 1 << 20);
+        branch.leave(0);
+        assert_eq!(branch.memory.idle_bytes(), 1 << 20);
+        branch.leave(1);
+        assert_eq!(branch.memory.idle_bytes(), 0);
+        drop(peers);
+    }
+}

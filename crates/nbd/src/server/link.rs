@@ -12,6 +12,7 @@ use crate::server::message::Message;
 use crate::server::outbox::{Outbox, Sent};
 use crate::server::pace::Direction;
 use crate::server::pending_read::PendingRead;
+use crate::server::receiver::Receiver;
 use crate::server::turn::{MAX_BYTES, Turn};
 use crate::transport::Transport;
 
@@ -164,6 +165,26 @@ impl Link {
         }
     }
 
+    /// Waits until fewer than `most` requests are in flight. A client that goes meanwhile is noticed, though it
+    /// may send no more: its long requests end then.
+    ///
+    /// # Errors
+    /// If nothing can be sent any more, or the client has gone.
+    pub fn wait_for_requests(
+        &self,
+        co: &Co<'_>,
+        receiver: &mut Receiver,
+        most: usize,
+    ) -> io::Result<()> {
+        let is_due = || self.in_flight.get() < most;
+        self.wait_until(co, || is_due() || self.closed.get())?;
+        if is_due() {
+            return Ok(());
+        }
+        receiver.look_for_end(self)?;
+        self.wait_until(co, is_due)
+    }
+
     /// Waits until all has been sent, so that a client that asks and never reads asks once.
     pub fn wait_sent(&self, co: &Co<'_>) -> io::Result<()> {
         self.wait_until(co, || self.has_sent_all())
@@ -215,7 +236,7 @@ impl Link {
     }
 
     /// Reads once. `None` if there was nothing.
-    fn receive(&self, target: &mut [u8]) -> Option<io::Result<usize>> {
+    pub fn receive(&self, target: &mut [u8]) -> Option<io::Result<usize>> {
         match self.transport.read(target) {
             Ok(0) => Some(Err(ErrorKind::UnexpectedEof.into())),
             Ok(bytes) => {

@@ -124,6 +124,11 @@ impl Memory {
         self.let_go(|_| true);
     }
 
+    #[cfg(test)]
+    pub fn idle_bytes(&self) -> usize {
+        self.idle_bytes.get()
+    }
+
     /// As long as there are too many bytes. Buffers of all sizes, the largest first.
     fn let_go(&self, are_too_many: impl Fn(usize) -> bool) {
         let mut idle = self.idle.borrow_mut();

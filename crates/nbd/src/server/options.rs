@@ -1,5 +1,7 @@
 //! [`NbdOptions`]: the limits of a server.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::transport::TlsCredentials;
@@ -17,6 +19,31 @@ pub struct NbdOptions {
     pub paused: bool,
     /// How clients encrypt what they say; `None`, and always without the feature `tls`: they cannot.
     pub tls: Option<TlsCredentials>,
+    /// Which clients with a certificate are let in; `None`: all.
+    pub authorize: Option<Authorize>,
+}
+
+/// Says of the distinguished name of a client's certificate, such as `C=GB,O=Example,CN=laptop`, whether the
+/// client is let in. It is called on a worker thread, and may block.
+#[derive(Clone)]
+pub struct Authorize(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl Authorize {
+    /// One that asks `allows`.
+    pub fn new(allows: impl Fn(&str) -> bool + Send + Sync + 'static) -> Authorize {
+        Authorize(Arc::new(allows))
+    }
+
+    /// Whether a client is let in.
+    pub fn allows(&self, identity: &str) -> bool {
+        (self.0)(identity)
+    }
+}
+
+impl fmt::Debug for Authorize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorize").finish_non_exhaustive()
+    }
 }
 
 impl NbdOptions {
@@ -44,6 +71,13 @@ impl NbdOptions {
     pub fn tls(self, credentials: TlsCredentials) -> NbdOptions {
         NbdOptions { tls: Some(credentials), ..self }
     }
+
+    /// The same, and only clients whose certificates are of these names are let in. Without effect where clients
+    /// need no certificate.
+    #[must_use]
+    pub fn authorize(self, authorize: Authorize) -> NbdOptions {
+        NbdOptions { authorize: Some(authorize), ..self }
+    }
 }
 
 impl Default for NbdOptions {
@@ -54,6 +88,7 @@ impl Default for NbdOptions {
             handshake_timeout: Duration::from_secs(10),
             paused: false,
             tls: None,
+            authorize: None,
         }
     }
 }

@@ -30,7 +30,7 @@ pub fn serve(
     request: &Request,
 ) -> io::Result<()> {
     // No other reply may come between the pieces of one.
-    client.link.wait_until(co, || client.link.in_flight.get() == 0)?;
+    client.link.wait_for_requests(co, receiver, 1)?;
     client.link.in_flight.set(1);
     let done = match request.command {
         CMD_READ => read(co, client, session, request),

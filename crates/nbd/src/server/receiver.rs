@@ -43,6 +43,22 @@ impl Receiver {
         Ok(bytes)
     }
 
+    /// Reads ahead what has come of a client that has closed its end, without waiting.
+    ///
+    /// # Errors
+    /// If that is all.
+    pub fn look_for_end(&mut self, link: &Link) -> io::Result<()> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        while self.end < self.buffer.len() {
+            match link.receive(&mut self.buffer[self.end..]) {
+                Some(bytes) => self.end += bytes?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Nothing is here that was not looked at.
     pub fn is_empty(&self) -> bool {
         self.start == self.end

@@ -87,7 +87,7 @@ pub fn transmit(
     let extended = session.terms.style == Style::Extended;
     loop {
         client.link.give_way(co);
-        client.link.wait_until(co, || client.link.in_flight.get() < MAX_REQUESTS)?;
+        client.link.wait_for_requests(co, receiver, MAX_REQUESTS)?;
         let request = if extended {
             Request::parse_extended(receiver.exact(co, &client.link, request::EXTENDED_LEN)?)
         } else {

@@ -3,9 +3,13 @@
 use std::io::{self, ErrorKind};
 
 use coblk_aio::Co;
+#[cfg(feature = "tls")]
+use coblk_aio::PoolShare;
 
 use crate::server::client::Client;
 use crate::server::reception::Reception;
+#[cfg(feature = "tls")]
+use crate::transport::TlsCredentials;
 
 pub fn is_possible(reception: &Reception) -> bool {
     reception.options.tls.is_some()
@@ -30,7 +34,10 @@ pub fn begin(co: &Co<'_>, reception: &Reception, client: &Client) -> io::Result<
     loop {
         client.link.wait_readable(co)?;
         match client.link.transport.shake_hands() {
-            Ok(true) => return client.link.wait_sent(co),
+            Ok(true) => {
+                authorize(co, reception, client)?;
+                return client.link.wait_sent(co);
+            }
             Ok(false) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => client.link.readable.set(false),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -45,6 +52,25 @@ pub fn begin(co: &Co<'_>, reception: &Reception, client: &Client) -> io::Result<
             }
         }
     }
+}
+
+/// That the client's certificate is of those that are let in, if clients need one.
+#[cfg(feature = "tls")]
+fn authorize(co: &Co<'_>, reception: &Reception, client: &Client) -> io::Result<()> {
+    let (authorize, tls) = (&reception.options.authorize, &reception.options.tls);
+    let verified = tls.as_ref().is_some_and(TlsCredentials::verifies_clients);
+    let Some(authorize) = authorize.as_ref().filter(|_| verified) else { return Ok(()) };
+    let identity = client.link.transport.peer_identity();
+    let allowed = identity.as_ref().is_some_and(|it| PoolShare::once(co, || authorize.allows(it)));
+    if allowed {
+        return Ok(());
+    }
+    let why = match identity {
+        Some(identity) => format!("TLS x509 authz check for {identity} is denied"),
+        None => "the name of its certificate cannot be read".to_owned(),
+    };
+    reception.log_refusal(client, co.context().now_ns(), &why);
+    Err(ErrorKind::PermissionDenied.into())
 }
 
 /// Not possible.

@@ -20,6 +20,8 @@ use crate::server::rules::Session;
 const EXTENT: usize = 16;
 /// Bytes before the first extent, at most.
 const HEAD: usize = 8;
+/// So often the node is asked for a reply: neighbours of one kind may be joined without end.
+const MAX_PARTS: usize = 4096;
 
 /// Tells of at least the beginning of the range, in each context that the client has chosen; neighbours of
 /// one kind are joined. A client asks again for the rest. Sends all but the last chunk, and returns that.
@@ -88,7 +90,10 @@ fn each_part(
     mut state: impl FnMut(u64, u64) -> io::Result<(u64, u64)>,
 ) -> io::Result<()> {
     let (mut at, end) = (request.offset, request.offset + request.length);
-    while at < end && !list.is_full() {
+    for _ in 0..MAX_PARTS {
+        if at == end || list.is_full() {
+            break;
+        }
         let (bytes, state) = state(at, end - at)?;
         // A node that has become shorter.
         if bytes == 0 {

@@ -35,6 +35,7 @@ pub(super) const MAX_UNSENT: usize = 256 << 10;
 pub struct TlsCredentials {
     config: Arc<ServerConfig>,
     required: bool,
+    verifies_clients: bool,
 }
 
 impl TlsCredentials {
@@ -96,7 +97,8 @@ impl TlsCredentials {
         // Connections are few and long: nothing is kept for the next one.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(TlsCredentials { config: Arc::new(config), required: true })
+        let verifies_clients = verify_peer;
+        Ok(TlsCredentials { config: Arc::new(config), required: true, verifies_clients })
     }
 
     /// Lets clients in that do not ask for TLS, too.
@@ -107,6 +109,10 @@ impl TlsCredentials {
 
     pub(crate) fn are_required(&self) -> bool {
         self.required
+    }
+
+    pub(crate) fn verifies_clients(&self) -> bool {
+        self.verifies_clients
     }
 
     pub(crate) fn session(&self) -> io::Result<Session> {

@@ -4,6 +4,8 @@
 mod client_credentials;
 #[cfg(feature = "tls")]
 mod credentials;
+#[cfg(feature = "tls")]
+mod identity;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
 #[cfg(feature = "tls")]
@@ -140,6 +142,11 @@ impl Transport {
     /// What comes from now on is TLS.
     pub fn begin(&self, session: crate::transport::tls::Session) {
         *self.session.borrow_mut() = Some(session);
+    }
+
+    /// The distinguished name of the peer's certificate, if it has shown one that can be read.
+    pub fn peer_identity(&self) -> Option<String> {
+        self.session.borrow().as_ref().and_then(tls::Session::peer_identity)
     }
 
     /// Takes a step of the TLS handshake; whether it is done.

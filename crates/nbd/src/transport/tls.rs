@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use coblk_aio::net::Stream;
 use rustls::Connection;
 
+use super::identity::distinguished_name;
+
 /// TLS on one socket. Never blocks.
 pub struct Session(Box<Connection>);
 
@@ -55,6 +57,11 @@ impl Session {
             self.receive(socket)?;
         }
         Ok(!self.0.is_handshaking())
+    }
+
+    /// The distinguished name of the peer's certificate.
+    pub fn peer_identity(&self) -> Option<String> {
+        self.0.peer_certificates()?.first().and_then(distinguished_name)
     }
 
     fn receive(&mut self, socket: &Stream) -> io::Result<()> {

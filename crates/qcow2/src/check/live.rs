@@ -1,8 +1,13 @@
 //! The check, and the repair, of an image that a node has open, beside its requests.
 //!
-//! A check ends when a drain of the node begins, and so does a repair that has not written yet: the drain waits for
-//! it, and so may requests that the drain waits for. The layer has it begin again. A repair that has written goes on
-//! to its end, as its report says what it has mended.
+//! A check ends when a drain of the node begins, and so does a repair that is not between two of its writes: the drain
+//! waits for it, and so may requests that the drain waits for. The layer has it begin again, and adds up what was
+//! mended. So a drain waits for the writes of a repair, and not for the checks before and after them.
+//!
+//! This is as safe as a crash at that moment and another repair, which finds nothing worse than was there before: all
+//! writes of a pass are durable and whole when the repair ends, nothing that is in memory was decided from what the
+//! file had before it, and the node reads the tables anew. Bits that say that the image is dirty or corrupt stay until
+//! a check finds it sound; an image that was given up stays so.
 //!
 //! ```text
 //! hold     changes of entries wait; all that was changed is in the file, and what was given up is free. Requests
@@ -26,19 +31,19 @@ use super::{Check, CheckOptions, co_check_source, co_check_store, repair};
 use crate::image::Image;
 use crate::source::{ImageError, Source};
 
-/// The file of an open image, for what gives way to drains until it writes.
+/// The file of an open image, for what gives way to drains unless it is between two writes.
 struct Yielding<'a> {
     image: &'a Image,
-    has_written: Cell<bool>,
+    is_writing: Cell<bool>,
 }
 
 impl Yielding<'_> {
     fn new(image: &Image) -> Yielding<'_> {
-        Yielding { image, has_written: Cell::new(false) }
+        Yielding { image, is_writing: Cell::new(false) }
     }
 
     fn to_write(&self) -> &dyn Store {
-        self.has_written.set(true);
+        self.is_writing.set(true);
         &self.image.file
     }
 }
@@ -53,7 +58,7 @@ impl Source for Yielding<'_> {
     }
 
     fn co_go_on(&self, co: &Co<'_>) -> io::Result<()> {
-        if self.image.survey.is_held() && !self.has_written.get() {
+        if self.image.survey.is_held() && !self.is_writing.get() {
             return Err(io::Error::from_raw_os_error(libc::EINTR));
         }
         self.image.file.co_go_on(co)
@@ -76,6 +81,10 @@ impl Store for Yielding<'_> {
     fn co_punch(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()> {
         self.to_write().co_punch(co, offset, bytes)
     }
+
+    fn rest(&self) {
+        self.is_writing.set(false);
+    }
 }
 
 impl Image {
@@ -96,8 +105,8 @@ impl Image {
     /// Repairs the image. Then the node goes on with what the file has.
     ///
     /// # Errors
-    /// As of [`co_check_with`](super::co_check_with); EINTR if it is in the way of a drain, and has not written yet;
-    /// and if the image cannot be read or written afterwards, which is not used any more then.
+    /// As of [`co_check_with`](super::co_check_with); EINTR if it is in the way of a drain, and is not
+    /// between two writes; and if the image cannot be read or written afterwards, which is not used any more then.
     pub(crate) fn co_repair(&self, co: &Co<'_>, repair: Repair) -> io::Result<CheckReport> {
         // The disk reads as before, so bitmaps need no mark, for which a cluster would be taken: one that only seems to
         // be free, perhaps.

@@ -21,6 +21,9 @@ pub(crate) trait Store: Source {
     /// Gives the space of a range back, if the file can. What is read there is not defined any more.
     fn co_punch(&self, co: &Co<'_>, offset: u64, bytes: u64) -> io::Result<()>;
 
+    /// What was written is durable, and whole: what is left to do may as well be done by another repair.
+    fn rest(&self) {}
+
     /// [`co_write_inside`](Self::co_write_inside), where the file may end before the bytes do.
     fn co_write_at(&self, co: &Co<'_>, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.co_grow(co, offset + bytes.len() as u64)?;

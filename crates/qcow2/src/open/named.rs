@@ -120,7 +120,11 @@ pub(super) fn co_backing(
             }
             (co_file_node(opening, &path), Some(path))
         }
-        FileName::Protocol(name) => return Err(OpenError::of_driver(NameError::Protocol(name))),
+        FileName::Protocol(name) => match opening.file_name(&name) {
+            Some(Ok(node)) => (NodeRef::from(node), None),
+            Some(Err(why)) => return Err(OpenError::of_driver(NameError::Wrong(why))),
+            None => return Err(OpenError::of_driver(NameError::Protocol(name))),
+        },
     };
     let probed = match format {
         Some(_) => None,

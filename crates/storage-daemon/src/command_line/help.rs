@@ -8,8 +8,9 @@ use crate::options::CHARDEV_BACKENDS;
 
 pub(super) const HELP: &str = "\
 Usage: coblk-storage-daemon [options]
-Disk images for other processes, over NBD and vhost-user. The options are those
-of qemu-storage-daemon; they are done in the order in which they are given.
+Disk images for other processes, over NBD and vhost-user, and as files of this
+machine. The options are those of qemu-storage-daemon; they are done in the
+order in which they are given.
 
   -h, --help         print this text and exit
   -V, --version      print the version and exit
@@ -30,13 +31,18 @@ of qemu-storage-daemon; they are done in the order in which they are given.
                      show a node to clients of the NBD server
   --export [type=]vhost-user-blk,id=ID,node-name=NODE,
            addr.type=unix,addr.path=PATH[,writable=on|off]
-           [,logical-block-size=BYTES][,num-queues=N]
+           [,logical-block-size=BYTES][,num-queues=N][,serial=TEXT]
            [,iothread=ID | ,iothread.0=ID,iothread.1=ID...]
            [,writethrough=on|off][,rerror=POLICY][,werror=POLICY]
                      show a node as a disk for a virtual machine
   --export [type=]vhost-user-blk,id=ID,node-name=NODE,
            addr.type=fd,addr.str=FD[,...]
                      the same, on a socket that was inherited
+  --export [type=]fuse,id=ID,node-name=NODE,mountpoint=FILE
+           [,writable=on|off][,growable=on|off][,allow-other=off|on|auto]
+           [,iothread=ID | ,iothread.0=ID,iothread.1=ID...]
+           [,writethrough=on|off][,rerror=POLICY][,werror=POLICY]
+                     show a node as a file, in the place of one that is there
                      POLICY is what happens when a request fails: report (the
                      default), ignore, stop, or enospc: stop if the disk is full
 

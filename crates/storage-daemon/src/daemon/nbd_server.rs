@@ -42,6 +42,7 @@ impl Daemon {
             })
             .paused(!self.serving.get());
         let limits = self.with_tls(limits, options.tls_creds.as_deref())?;
+        let limits = self.with_authz(limits, options.tls_authz.as_deref())?;
         let is_used = |object: &ObjectOptions| options.tls_creds.as_ref() == Some(&object.id);
         let credentials = self.objects.options().into_iter().find(is_used);
         let listener = sockets::co_listen(co, &options.addr)?;

@@ -3,6 +3,7 @@
 //! A type of objects is a value that implements [`ObjectType`]; [`ObjectTypes`] has those that there are,
 //! and [`Objects`] the objects that have been made. One file a type:
 //!
+//! * [`authz`]: which clients are let in, by the names of their certificates;
 //! * [`iothread`]: threads that exports are served by;
 //! * [`throttle_group`]: limits for nodes;
 //! * [`secret`]: passwords and keys;
@@ -11,6 +12,7 @@
 //! An object is found by its id and its Rust type: [`Objects::find`], for an export
 //! [`Exporting::object`](coblk::export::Exporting::object).
 
+pub mod authz;
 pub mod iothread;
 mod object_type;
 mod registry;

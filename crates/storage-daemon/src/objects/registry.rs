@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use coblk::qapi::{Deferred, Schema, shorten};
 
+use super::authz::{AuthzListFileType, AuthzListType, AuthzSimpleType};
 use super::iothread::IothreadType;
 use super::object_type::{ObjectPlace, ObjectType, Property};
 use super::running::{AnyObject, Running};
@@ -54,6 +55,9 @@ impl Default for ObjectTypes {
     /// Those of this crate.
     fn default() -> ObjectTypes {
         let mut types = ObjectTypes(BTreeMap::new());
+        types.add(AuthzListType);
+        types.add(AuthzListFileType);
+        types.add(AuthzSimpleType);
         types.add(IothreadType);
         types.add(SecretType);
         types.add(ThrottleGroupType);

@@ -22,6 +22,7 @@ pub(crate) use chardev::BACKENDS as CHARDEV_BACKENDS;
 pub use chardev::{ChardevBackend, ChardevOptions, MonitorMode, MonitorOptions, SocketChardev};
 pub use coblk::aio::net::{InetAddress, SocketAddress, UnixAddress, VsockAddress};
 pub use coblk::export::{ExportOptions, OnError};
+pub use coblk::fuse::{AllowOther, FuseExportOptions};
 pub use coblk::nbd::NbdExportOptions;
 pub(crate) use coblk::qapi::is_identifier;
 pub use coblk::qapi::{Error as OptionError, Size, from_argument};

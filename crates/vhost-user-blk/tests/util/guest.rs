@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -25,7 +25,7 @@ pub const AVAIL: usize = 4096;
 pub const USED: usize = 8192;
 const HEADERS: usize = 12288;
 pub const STATUSES: usize = 16384;
-const DATA: usize = 20480;
+pub const DATA: usize = 20480;
 pub const MEMORY_BYTES: usize = DATA + DEPTH * BLOCK;
 
 pub const READ: u32 = 0;
@@ -55,7 +55,9 @@ pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
     front.set_owner().unwrap();
     let features = front.get_features().unwrap() & !without;
     front.set_features(features).unwrap();
-    let protocol = front.get_protocol_features().unwrap();
+    // As most front ends do, for which GET_VRING_BASE waits for requests.
+    let protocol =
+        front.get_protocol_features().unwrap() - VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT;
     front.set_protocol_features(protocol).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     front

@@ -26,7 +26,7 @@ use crate::plot::{self, curve::Axes};
 use crate::progress::Progress;
 use crate::report::{self, Report, Row};
 use crate::stats::Percentiles;
-use crate::workload::nbd::NbdClient;
+use crate::workload::nbd::clients::NbdClients;
 use crate::workload::vhost_user::VhostUserClient;
 use works::{Device, Work};
 
@@ -133,13 +133,18 @@ impl Stage<'_> {
         let named = |error: io::Error| {
             io::Error::new(error.kind(), format!("our server for {}: {error}", self.work.name()))
         };
-        let bench = self.bench(ours, &directory.path().join("ours.sock")).map_err(named)?;
+        let queues = self.work.queues;
+        let bench = self.bench(ours, queues, &directory.path().join("ours.sock")).map_err(named)?;
         let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
         let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
         if let Some(per_s) = self.work.per_s {
             contest = contest.ops((per_s as f64 * self.rate_lap.as_secs_f64()) as u64);
         } else if let Some(count) = self.arguments.common.count {
             contest = contest.ops(count);
+        }
+        if self.work.is_threaded() {
+            let bench = self.bench(ours, 1, &directory.path().join("one.sock")).map_err(named)?;
+            contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {
@@ -148,7 +153,8 @@ impl Stage<'_> {
                 contest = contest.missing(name, package);
                 continue;
             }
-            match self.bench(program, &directory.path().join(format!("{index}.sock"))) {
+            let socket = directory.path().join(format!("{index}.sock"));
+            match self.bench(program, queues, &socket) {
                 Ok(bench) => {
                     seen.push((name, Rc::clone(&bench.seen)));
                     contest = match goal {
@@ -178,21 +184,24 @@ impl Stage<'_> {
         if self.arguments.any_cpu { Places::any() } else { Places::new(self.work.queues) }
     }
 
-    /// Starts a server, and connects to it.
-    fn bench(&self, program: &Program, socket: &Path) -> io::Result<Bench> {
+    /// Starts a server, one of NBD with so many iothreads if several are measured, and connects to it.
+    fn bench(&self, program: &Program, iothreads: usize, socket: &Path) -> io::Result<Bench> {
         let work = self.work;
         let service = Service {
             protocol: work.protocol,
             image: self.image.map(Image::path),
             engine: self.arguments.engine,
             queues: work.queues,
+            iothreads: if work.is_threaded() { iothreads } else { 0 },
             socket,
         };
         let places = self.places()?;
         let mut server = Server::start(program.command(&service)?, &places)?;
         let connect = |socket: &Path| match work.protocol {
-            Protocol::Nbd => NbdClient::connect(socket, program.export(), &work.job())
-                .map(|client| Client::Nbd(Box::new(client))),
+            Protocol::Nbd => {
+                NbdClients::connect(socket, program.export(), work.queues, &work.job())
+                    .map(Client::Nbd)
+            }
             Protocol::VhostUser => {
                 VhostUserClient::connect(socket, work.queues, &work.job()).map(Client::VhostUser)
             }
@@ -207,14 +216,14 @@ impl Stage<'_> {
 }
 
 enum Client {
-    Nbd(Box<NbdClient>),
+    Nbd(NbdClients),
     VhostUser(VhostUserClient),
 }
 
 impl Client {
     fn run(&mut self, ops: u64) -> io::Result<u64> {
         match self {
-            Client::Nbd(client) => client.run(ops).map(|()| ops),
+            Client::Nbd(client) => client.run(ops),
             Client::VhostUser(client) => client.run(ops),
         }
     }
@@ -228,7 +237,7 @@ impl Client {
 
     fn take_latencies(&mut self) -> io::Result<Option<Percentiles>> {
         let latencies = match self {
-            Client::Nbd(client) => client.take_latencies(),
+            Client::Nbd(client) => client.take_latencies()?,
             Client::VhostUser(client) => client.take_latencies()?,
         };
         Ok(Percentiles::of(&latencies))

@@ -15,6 +15,8 @@ const LARGE_BYTES: usize = 1 << 20;
 const LARGE_DEPTH: usize = 4;
 /// How many small requests are in flight.
 const DEPTHS: [usize; 2] = [1, 32];
+/// How many are on each of several connections.
+const THREADS_DEPTH: usize = 32;
 /// How many are for the curve of latencies or of throughput.
 pub const CURVE_DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// Requests a second of an open loop, and how many may be in flight.
@@ -43,7 +45,7 @@ pub struct Work {
     pub block_bytes: usize,
     /// Requests in flight on each queue.
     pub depth: usize,
-    /// Queues, each with a thread of the client.
+    /// Queues, or connections, each with a thread of the client, and of NBD with one of the server.
     pub queues: usize,
     /// Requests a second of an open loop; without, each is made when another is done.
     pub per_s: Option<u64>,
@@ -66,6 +68,11 @@ impl Work {
                 }
             }
             if protocol == Protocol::Nbd {
+                works.push(Work {
+                    depth: THREADS_DEPTH,
+                    queues: 2,
+                    ..Work::plain(protocol, device, ReadWrite::RandRead)
+                });
                 works.extend([ReadWrite::Read, ReadWrite::Write].map(|kind| {
                     let (block_bytes, depth) = (LARGE_BYTES, LARGE_DEPTH);
                     Work { block_bytes, depth, ..Work::plain(protocol, device, kind) }
@@ -143,8 +150,16 @@ impl Work {
         }
     }
 
+    /// Whether several threads of an NBD server are measured.
+    pub fn is_threaded(&self) -> bool {
+        self.protocol == Protocol::Nbd && self.queues > 1
+    }
+
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
+        if self.is_threaded() {
+            return vec![(Program::QemuStorageDaemon, Some(5.0)), (Program::Nbdkit, None)];
+        }
         let others: &[(Program, f64)] = match self.protocol {
             Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
             Protocol::VhostUser => &[(Program::QemuStorageDaemon, 2.0)],
@@ -170,6 +185,7 @@ mod tests {
             "nbd null randread 4k QD1",
             "nbd page cache randwrite 4k QD32",
             "nbd page cache write 1m QD4",
+            "nbd null randread 4k QD32 x2",
             "vhost-user null randwrite 4k QD32",
             "vhost-user page cache randread 4k QD1 x2",
             "nbd null randread 4k QD1, one CPU taken",
@@ -179,7 +195,7 @@ mod tests {
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 12 + 16 + 2 * 7);
+        assert_eq!(names.len(), 14 + 16 + 2 * 7);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());

@@ -4,6 +4,7 @@
 //! itself must not hide what servers cost. It sleeps while there is no reply, as a kernel's client
 //! does.
 
+pub mod clients;
 mod handshake;
 
 use std::io::{self, Read, Write};

@@ -44,7 +44,7 @@ mod width;
 use std::io;
 
 use coblk_aio::Co;
-use coblk_block::Repair;
+use coblk_block::{Mended, Repair};
 
 pub(super) use entries::is_unaligned_zero;
 pub(super) use width::co_change_width;
@@ -68,14 +68,16 @@ pub(super) fn co_repair(
     let [first, second] = Progress::halves(options.progress);
     file.co_flush(co)?;
     header::co_begin(co, file)?;
+    file.rest();
     let mut fixed = Fixed::default();
     let mut found = co_pass(co, file, options.repair, &first, &mut fixed)?;
     if found.is_shared_no_more {
         // What old refcounts or snapshots had a share of can be mended now.
-        found.check = co_pass(co, file, options.repair, &first, &mut fixed)?.check;
+        let again = co_pass(co, file, options.repair, &first, &mut fixed);
+        found.check = again.map_err(|error| fixed.told_in(error))?.check;
     }
     let found = found.check;
-    let mut check = co_check_part(co, file, &second)?;
+    let mut check = co_check_part(co, file, &second).map_err(|error| fixed.told_in(error))?;
     check.report.corruptions_fixed = fixed.corruptions;
     check.report.leaks_fixed = fixed.leaks;
     let remaining = std::mem::take(&mut check.findings);
@@ -112,9 +114,11 @@ fn co_pass(
     let is_moved = plan.must_rebuild || repair == Repair::All && plan.new_snapshots.is_some();
     let is_shared_no_more = is_moved && plan.has_mixed;
     let mut repairer = Repairer { checker, co, file, fixed: std::mem::take(fixed) };
-    repairer.co_mend(repair)?;
+    let outcome = repairer.co_mend(repair);
     let Repairer { checker, fixed: mended, .. } = repairer;
     *fixed = mended;
+    outcome?;
+    file.rest();
     Ok(Pass { check: checker.check, is_shared_no_more })
 }
 
@@ -143,6 +147,17 @@ struct Fixed {
 }
 
 impl Fixed {
+    /// An error, which tells what was mended before if it is an interruption.
+    fn told_in(&self, error: ImageError) -> ImageError {
+        match error {
+            ImageError::Io(error) if error.kind() == io::ErrorKind::Interrupted => {
+                let mended = Mended { corruptions: self.corruptions, leaks: self.leaks };
+                io::Error::new(io::ErrorKind::Interrupted, mended).into()
+            }
+            error => error,
+        }
+    }
+
     fn free(&mut self, cluster: u64) {
         let has_room = self.freed.len() < MAX_PUNCHED;
         match self.freed.last_mut() {

@@ -9,7 +9,7 @@ use crate::qmp::jobs::backup;
 
 pub(super) fn add(types: &mut ActionTypes) {
     types.add("blockdev-backup", |daemon, arguments: backup::Arguments| {
-        let nodes = arguments.nodes().into_iter().filter_map(|name| daemon.blockdevs().node(name));
+        let nodes = arguments.nodes().filter_map(|name| daemon.blockdevs().node(name));
         let (nodes, own) = (nodes.collect(), Rc::clone(daemon));
         StartJob::new("blockdev-backup", nodes, daemon.jobs(), move |co, group| {
             let (backup, options) = arguments.backup(&own)?;

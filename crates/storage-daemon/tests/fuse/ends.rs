@@ -1,0 +1,119 @@
+//! Exports that are deleted, daemons that end or are killed, mounts that others take away.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+
+use coblk_tests::tools;
+use serde_json::json;
+
+use super::util::{Daemon, Place, SIZE, wait_until};
+use super::{DISK, MIB, QMP, Signal, is_mounted, open, pattern, qmp, start};
+
+#[test]
+fn mounts_end_when_exports_do() {
+    let place = Place::new();
+    let daemon = start(&place, ",writable=on");
+    let (mut client, mnt) = (qmp(&place), place.path("mnt"));
+    let delete = |mode: &str| json!({"id": "f0", "mode": mode});
+    let file = open(&place);
+    assert_eq!(client.refused("block-export-del", delete("safe")), "export 'f0' still in use");
+    client.run("block-export-del", delete("hard"));
+    assert_eq!(client.event("BLOCK_EXPORT_DELETED"), json!({"id": "f0"}));
+    let errno = file.read_at(&mut [0; 512], 0).unwrap_err().raw_os_error();
+    assert_eq!((errno, is_mounted(&mnt)), (Some(libc::ENOTCONN), false));
+    assert_eq!(fs::read(&mnt).unwrap(), b"below");
+    // Another one, closed before it is deleted.
+    let export = json!({"type": "fuse", "id": "f0", "node-name": "disk", "mountpoint": mnt});
+    client.run("block-export-add", export);
+    assert_eq!(fs::read(&mnt).unwrap().len() as u64, SIZE);
+    wait_until("the file is closed", || {
+        client.ask("block-export-del", delete("safe")).get("return").is_some()
+    });
+    client.event("BLOCK_EXPORT_DELETED");
+    client.run("blockdev-del", json!({"node-name": "disk"}));
+    client.run("quit", json!({}));
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn mounts_take_over_from_a_daemon_that_was_killed() {
+    let place = Place::new();
+    for round in 0..3 {
+        let daemon = start_over(&place, round);
+        open(&place).write_all_at(&pattern(round), 0).unwrap();
+        daemon.signal(Signal::KILL);
+        assert!(!daemon.wait().success());
+        // Its mount is still there, and nothing is behind it.
+        let left = fs::File::open(place.path("mnt")).unwrap_err();
+        assert_eq!(
+            (left.raw_os_error(), is_mounted(&place.path("mnt"))),
+            (Some(libc::ENOTCONN), true)
+        );
+        fs::remove_file(place.pid_file()).unwrap();
+    }
+    let daemon = start_over(&place, 3);
+    let mut bytes = vec![0; MIB as usize];
+    open(&place).read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == pattern(2));
+    daemon.stop(Signal::TERM);
+    assert!(!is_mounted(&place.path("mnt")));
+}
+
+fn start_over(place: &Place, round: u64) -> Daemon {
+    if round == 0 {
+        return start(place, ",writable=on");
+    }
+    place.start(&format!("{DISK} --export fuse,id=f0,node-name=disk,mountpoint=@/mnt,writable=on"))
+}
+
+/// Held by the policy of the export: requests neither end nor keep the monitor from answering.
+#[test]
+fn mounts_whose_requests_hang_let_the_daemon_be_asked_and_ended() {
+    let place = Place::new();
+    fs::write(place.path("mnt"), "").unwrap();
+    let daemon = place.start(&format!(
+        "--blockdev blkdebug,node-name=disk,image.driver=file,image.filename=@/disk.img,\
+         inject-error.0.event=none,inject-error.0.iotype=read {QMP} \
+         --export fuse,id=f0,node-name=disk,mountpoint=@/mnt,writable=on,rerror=stop"
+    ));
+    let mut reader = tools::command("head")
+        .args(["-c", "512", tools::text(&place.path("mnt"))])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut client = qmp(&place);
+    wait_until("the export has stopped", || {
+        let exports = client.run("query-block-exports", json!({}));
+        exports[0]["x-coblk-io-status"] == "failed"
+    });
+    assert_eq!(reader.try_wait().unwrap(), None);
+    // It is answered, with its error, before the file goes.
+    client.run("block-export-del", json!({"id": "f0", "mode": "hard"}));
+    client.event("BLOCK_EXPORT_DELETED");
+    assert!(!reader.wait().unwrap().success());
+    daemon.stop(Signal::TERM);
+}
+
+/// What is mounted there by then is another's.
+#[test]
+fn mounts_that_were_taken_away_are_left_alone() {
+    let place = Place::new();
+    let daemon = start(&place, ",writable=on");
+    let (mut client, mnt) = (qmp(&place), place.path("mnt"));
+    tools::run("umount", [&mnt]);
+    tools::run("mount", ["--bind", tools::text(&place.image()), tools::text(&mnt)]);
+    client.run("block-export-del", json!({"id": "f0", "mode": "hard"}));
+    client.event("BLOCK_EXPORT_DELETED");
+    assert!(is_mounted(&mnt));
+    tools::run("umount", [&mnt]);
+    assert_eq!(fs::read(&mnt).unwrap(), b"below");
+    // The place is free again.
+    let export = json!({"type": "fuse", "id": "f0", "node-name": "disk", "mountpoint": mnt});
+    client.run("block-export-add", export);
+    assert_eq!(fs::metadata(&mnt).unwrap().len(), SIZE);
+    // A daemon whose file was unmounted ends as usual.
+    tools::run("umount", [&mnt]);
+    daemon.stop(Signal::TERM);
+}
