@@ -2,9 +2,8 @@
 //! two daemons share, each of which serves it while the guest is there.
 //!
 //! It moves while its processors stand still. With `COBLK_MIGRATIONS`, which says how often it moves, they run
-//! meanwhile, and `--nocapture` shows how long the guest stood still. That is no part of the suite: QEMU
-//! 7.2 loses pages that emulated processors write while it copies them, so that guests die on the way, with a
-//! disk of QEMU's own too.
+//! meanwhile, and `--nocapture` shows how long the guest stood still. That is no part of the suite: guests with
+//! emulated processors of QEMU 7.2 die after some moves, with a disk of QEMU's own too.
 
 use std::fs;
 use std::path::PathBuf;
