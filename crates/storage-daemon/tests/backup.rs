@@ -297,7 +297,7 @@ fn prepare() -> Place {
     create("fleece", &[]);
     create("packed", &[]);
     create("chain", &["-F", "raw", "-b", "base", "-o", "cluster_size=4k"]);
-    let write = ["-f", "qcow2", "-c", "write -P 5 200k 4k", "-c", "write -P 6 512k 100k"];
+    let write = ["-f", "qcow2", "-c", "write -P 5 192k 64k", "-c", "write -P 6 512k 128k"];
     tools::run("qemu-io", [&write[..], &[tools::text(&place.path("chain"))]].concat());
     place
 }
