@@ -62,10 +62,12 @@ impl<'a> Changing<'a> {
     /// that are told. It pays for no more than it needs.
     #[inline]
     pub(super) fn end_plainly(self, features: Features, succeeded: bool) {
-        let this = ManuallyDrop::new(self);
-        this.path.state.wrote_plainly(this.range.end, succeeded);
+        // Copies, so that the guard itself is never in memory.
+        let (state, range) = (&self.path.state, self.range.clone());
+        std::mem::forget(self);
+        state.wrote_plainly(range.end, succeeded);
         if features.contains(Features::BITMAPS) {
-            this.path.state.bitmaps.mark(&this.range);
+            state.bitmaps.mark(&range);
         }
     }
 
