@@ -388,6 +388,21 @@ fn an_applied_snapshot_is_told_to_users_of_changes() {
     assert_eq!(scene.node.describe().highest_write, 0, "nothing was written through the node");
 }
 
+/// What the file has of it by then is told as after a failure.
+#[test]
+fn an_applied_snapshot_whose_file_panics_is_told_to_users_of_changes() {
+    let scene = scene();
+    let notes = Arc::new(Notes::default());
+    let add = |co: &Co<'_>| scene.node.co_add_after_write(co, Arc::clone(&notes) as _);
+    let _hook = scene.ctx.run(add).unwrap();
+    scene.run(|co, image| {
+        let id = image.co_create_snapshot(co, "first").unwrap();
+        scene.disk.judge(|_| Verdict::Panic);
+        assert!(co.catch_unwind(|| image.co_apply_snapshot(co, &id)).is_err());
+    });
+    assert_eq!(*notes.0.lock().unwrap(), [(0..LENGTH, WriteKind::Apply, false)]);
+}
+
 #[test]
 fn a_snapshot_is_applied_after_tracked_requests() {
     let scene = scene();

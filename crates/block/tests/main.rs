@@ -35,6 +35,7 @@ mod resize;
 mod slot_options;
 mod snapshot_reads;
 mod tmpfs;
+mod unwound_changes;
 mod unwritten_reads;
 mod util;
 mod write_threshold;

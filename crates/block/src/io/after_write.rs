@@ -43,7 +43,7 @@ pub enum WriteKind {
 /// A user of changes, such as a dirty bitmap.
 pub trait AfterWrite: Send + Sync {
     /// A request has changed a range, in bytes, or some of it if it has not `succeeded`. Called once a
-    /// request, after its driver has returned and before the request completes, on the thread of
+    /// request, after its driver has returned, or panicked, and before the request completes, on the thread of
     /// the request; several threads may call at once. Must neither block nor suspend.
     fn wrote(&self, range: Range<u64>, kind: WriteKind, succeeded: bool);
 }

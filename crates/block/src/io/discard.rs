@@ -5,6 +5,7 @@ use std::io;
 use coblk_aio::{Co, trace_event};
 
 use super::after_write::WriteKind;
+use super::changing::Changing;
 use super::held::{Held, lock};
 use super::steps::Steps;
 use super::tracked::Access;
@@ -30,6 +31,7 @@ pub(crate) fn co_pdiscard(
     }
     path.state.reaches(range.end);
     let _lock = lock(path, co, held, range.clone(), Access::Write, range.end)?;
+    let changing = Changing::new(path, range.clone(), WriteKind::Discard);
     let mut steps = Steps::new(unit, limits.max_pdiscard);
     let mut at = range.start;
     let result = loop {
@@ -49,9 +51,6 @@ pub(crate) fn co_pdiscard(
             Err(error) => break Err(error),
         }
     };
-    let end = if result.is_ok() { at } else { range.end };
-    if end > range.start {
-        path.state.wrote(range.start..end, WriteKind::Discard, result.is_ok());
-    }
+    changing.end_at(if result.is_ok() { at } else { range.end }, result.is_ok());
     result
 }

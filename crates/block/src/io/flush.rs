@@ -4,7 +4,7 @@
 //!
 //! A flush that succeeds covers every write that had completed when it was asked (design decision
 //! D16). It needs the driver only if something was written since the driver's last good flush
-//! began; `dirty` tells. A write sets it after it is done. A flush clears it before it calls the
+//! began; `dirty` tells. A write sets it after it is done, or when it is unwound. A flush clears it before it calls the
 //! driver, and sets it again if that fails. Say a write W completes, and then a flush F is asked:
 //!
 //! * F finds `dirty`: it flushes, or waits for one that begins after it was asked.

@@ -6,7 +6,7 @@ use coblk_aio::{Co, trace_event};
 
 use super::RequestPath;
 use super::after_write::WriteKind;
-use super::known::answers_may_have_changed;
+use super::changing::Changing;
 use super::tracked::Access;
 
 /// Has the format of the node `change` its bytes. Tracked requests wait; users of changes are told, also
@@ -22,8 +22,8 @@ pub(crate) fn co_change_image(
         _ => trace_event!("bdrv_snapshot_goto", node = path.name()),
     }
     let _tracked = path.state.tracked.begin(co, 0..u64::MAX, Access::ExcludeAll);
+    let changing = Changing::new(path, 0..0, kind);
     let result = change(co);
-    answers_may_have_changed();
-    path.state.wrote(0..path.length(), kind, result.is_ok());
+    changing.end(result.is_ok());
     result
 }

@@ -12,7 +12,8 @@
 //!        |
 //! the driver      `BlockDriver::co_preadv`, `co_pwritev`
 //!        |
-//! state.rs        after a write: what is owed to the next flush, hooks; then the lock is given back
+//! changing.rs     after a change, also one that is unwound, `state.rs` hears what is owed to the next flush,
+//!                 bitmaps and hooks; then the lock is given back
 //! ```
 //!
 //! Each function takes the [`RequestPath`] of the node, which is all that a request needs to know of it.
@@ -24,6 +25,7 @@
 //! memory that they share.
 
 pub(crate) mod after_write;
+mod changing;
 mod discard;
 mod flags;
 mod flush;

@@ -138,16 +138,17 @@ impl PathState {
         self.highest_write.load(Ordering::Relaxed)
     }
 
-    /// After every change: the driver's call for it has returned. It may have failed and have changed a
+    /// After every change: the driver's call for it has returned, or is unwound. It may have failed and have changed a
     /// part, so in any case it has to be flushed, and users of changes are told.
     pub(super) fn wrote(&self, range: Range<u64>, kind: WriteKind, succeeded: bool) {
         let stores = matches!(kind, WriteKind::Write | WriteKind::Zeroes);
         self.wrote_plainly(range.end, succeeded && stores);
-        if stores {
-            self.reaches(range.end);
-        }
+        // Before listeners, which may panic.
         if kind != WriteKind::Truncate {
             self.mark(range.clone());
+        }
+        if stores {
+            self.reaches(range.end);
         }
         if self.features().contains(Features::AFTER_WRITE) {
             self.hooks.wrote(&range, kind, succeeded);

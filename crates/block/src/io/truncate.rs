@@ -5,6 +5,7 @@ use std::io;
 use coblk_aio::{Co, trace_event};
 
 use super::after_write::WriteKind;
+use super::changing::Changing;
 use super::known::answers_may_have_changed;
 use super::tracked::Access;
 use super::{RequestPath, errno};
@@ -64,9 +65,9 @@ fn set_length(
     // What a backing file has beyond the end was never a part of this device.
     how.zero |= length > path.length() && path.state.has_backing() && backing() > path.length();
     let old = path.length();
+    let changing = Changing::new(path, old.min(length)..old.max(length), WriteKind::Truncate);
     let result = path.driver().co_truncate(co, length, how);
-    answers_may_have_changed();
-    path.state.wrote(old.min(length)..old.max(length), WriteKind::Truncate, result.is_ok());
+    changing.end(result.is_ok());
     result.map(|()| true)
 }
 

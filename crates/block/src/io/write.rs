@@ -5,6 +5,7 @@ use std::io;
 use coblk_aio::{Co, IoVector, trace_event};
 
 use super::after_write::WriteKind;
+use super::changing::Changing;
 use super::held::{Held, lock};
 use super::state::Features;
 use super::tracked::Access;
@@ -27,11 +28,9 @@ pub(crate) fn co_pwritev(
     if features.intersects(Features::OF_WRITES) || !flags.is_empty() {
         return write_special(path, co, None, offset, source, flags);
     }
+    let changing = Changing::new(path, offset..offset + bytes as u64, WriteKind::Write);
     let result = transfer::write_plain(path, co, offset, source);
-    path.state.wrote_plainly(offset + bytes as u64, result.is_ok());
-    if features.contains(Features::BITMAPS) {
-        path.state.bitmaps.mark(&(offset..offset + bytes as u64));
-    }
+    changing.end_plainly(features, result.is_ok());
     result
 }
 
@@ -111,9 +110,9 @@ fn write_locked(
     let blocks = padding::whole_blocks(&path.limits, &range)?;
     let access = if blocks == range { access } else { access.max(Access::ExcludeWrites) };
     let _lock = lock(path, co, held, blocks.clone(), access, range.end)?;
+    let changing = Changing::with_blocks(path, range, blocks.clone(), WriteKind::Write);
     let result = padding::write(path, co, &blocks, offset, source, flags);
-    path.mark_around(&range, blocks);
-    path.state.wrote(range, WriteKind::Write, result.is_ok());
+    changing.end(result.is_ok());
     result
 }
 

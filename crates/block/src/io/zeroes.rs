@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use coblk_aio::{AlignedBuffer, Co, IoVector, trace_event};
 
 use super::after_write::WriteKind;
+use super::changing::Changing;
 use super::held::{Held, lock};
 use super::steps::Steps;
 use super::tracked::Access;
@@ -80,9 +81,9 @@ fn zero_locked(
         false => Access::ExcludeWrites,
     };
     let _lock = lock(path, co, held, blocks.clone(), access, range.end)?;
-    let result = zero(path, co, range.clone(), flags - ZeroFlags::SERIALISING);
-    path.mark_around(&range, blocks);
-    path.state.wrote(range, WriteKind::Zeroes, result.is_ok());
+    let changing = Changing::with_blocks(path, range.clone(), blocks, WriteKind::Zeroes);
+    let result = zero(path, co, range, flags - ZeroFlags::SERIALISING);
+    changing.end(result.is_ok());
     result
 }
 

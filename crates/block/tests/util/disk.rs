@@ -27,6 +27,8 @@ pub enum Verdict {
     Fail(i32),
     /// It waits for [`Disk::release`], and then goes.
     Hold,
+    /// Its driver panics.
+    Panic,
 }
 
 type Judge = Box<dyn FnMut(Op) -> Verdict + Send>;
@@ -123,6 +125,7 @@ impl Disk {
         match verdict {
             Verdict::Go => {}
             Verdict::Fail(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            Verdict::Panic => panic!("the driver is told to panic"),
             Verdict::Hold => {
                 co.suspend_with(|waker| self.held.lock().unwrap().push_back(waker));
                 let errno = self.held_errno.swap(0, Ordering::SeqCst);

@@ -412,6 +412,8 @@ impl<K: Kind> World<K> {
         if let Some(end) = self.how(&told) {
             self.kind.check(self, end);
         }
+        // A request to the target that a job has left behind keeps it in use, and a worker may be slow.
+        self.until(|| self.coroutines().is_empty());
         let is_of_job = |parent: &Parent| match parent {
             Parent::Backend { name } => name != "guests",
             Parent::User { .. } => true,
@@ -420,7 +422,6 @@ impl<K: Kind> World<K> {
         };
         let left = self.nodes.iter().flat_map(|node| node.parents()).find(is_of_job);
         assert!(left.is_none(), "a job has left {left:?}; {told:?}");
-        self.until(|| self.coroutines().is_empty());
     }
 
     /// Has guests begin nothing, and waits until nothing of theirs is under way.
