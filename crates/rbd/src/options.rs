@@ -25,7 +25,7 @@ pub struct RbdOptions {
     pub user: Option<String>,
     /// `server`: monitors of the cluster; by default those of the configuration.
     pub server: Option<Vec<MonitorAddress>>,
-    /// `auth-client-required`: how the client may prove who it is.
+    /// `auth-client-required`: the ways in which the client may authenticate.
     pub auth_client_required: Option<Vec<AuthMode>>,
     /// `key-secret`: the id of a [`Secret`](coblk_block::Secret), the key of the user. Its bytes, not those
     /// of base64 that Ceph shows: such a secret has `format=base64`.
@@ -45,7 +45,7 @@ pub struct MonitorAddress {
     pub port: String,
 }
 
-/// A way to prove who the client is: QAPI's `RbdAuthMode`.
+/// A way to authenticate the client: QAPI's `RbdAuthMode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {

@@ -1,4 +1,4 @@
-//! The name of the subject of a certificate, as lists of who is let in have it.
+//! The name of the subject of a certificate, as the lists of clients that are let in have it.
 //!
 //! QEMU compares what gnutls writes: the parts in the order of the certificate, the usual ones by names, others
 //! by their numbers with the bytes of the value. Lists that were written for QEMU hold here.
