@@ -28,6 +28,9 @@ const MEMORY_BYTES: usize = 0x10000;
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 
+/// Address, length, flags and buffer id of a descriptor.
+type Part = (u64, u32, u16, u16);
+
 /// A driver that writes its ring by hand.
 struct Raw {
     ctx: AioContext,
@@ -83,7 +86,7 @@ impl Raw {
     }
 
     /// Writes the next descriptor, available or with other `marks`.
-    fn descriptor(&mut self, (addr, len, flags, id): (u64, u32, u16, u16), marks: u16) {
+    fn descriptor(&mut self, (addr, len, flags, id): Part, marks: u16) {
         let place = RING + 16 * u64::from(self.at);
         self.put(place, &addr.to_le_bytes());
         let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags | marks) << 48;
@@ -94,7 +97,7 @@ impl Raw {
         }
     }
 
-    fn chain(&mut self, parts: &[(u64, u32, u16, u16)]) {
+    fn chain(&mut self, parts: &[Part]) {
         for part in parts {
             self.descriptor(*part, self.marks());
         }
@@ -142,7 +145,7 @@ impl Raw {
 
     /// What was offered breaks the queue, nothing is answered, and a reset helps.
     #[track_caller]
-    fn is_broken(mut self, message: &str) {
+    fn breaks(mut self, message: &str) {
         self.kick();
         assert!(self.device.needs_reset(), "'{message}' is not found");
         let error = self.device.queue_error(0).unwrap();
@@ -205,7 +208,7 @@ fn ids_out_of_range_or_in_flight_break_the_queue() {
         let mut guest = Raw::new(0);
         guest.reads(0);
         guest.offer_read(id);
-        guest.is_broken("buffer id");
+        guest.breaks("buffer id");
     }
     let mut guest = Raw::new(0);
     guest.offer_read(4);
@@ -226,7 +229,7 @@ fn a_chain_that_goes_round_breaks_the_queue() {
     for _ in 0..SIZE {
         guest.descriptor((DATA, 1, NEXT, 1), guest.marks());
     }
-    guest.is_broken("goes on at 3, which is not available");
+    guest.breaks("goes on at 3, which is not available");
 }
 
 /// Descriptors of requests that are not answered are the device's.
@@ -261,7 +264,7 @@ fn a_chain_of_wrong_marks_breaks_the_queue() {
         guest.descriptor((HEADER, 16, NEXT, 0), AVAIL);
         guest.descriptor((DATA, 512, NEXT | WRITE, 0), marks);
         guest.descriptor((STATUS, 1, WRITE, 0), AVAIL);
-        guest.is_broken("goes on at 1, which is not available");
+        guest.breaks("goes on at 1, which is not available");
     }
     // A first descriptor of the other round is nothing yet.
     let mut guest = Raw::new(0);
@@ -274,7 +277,7 @@ fn a_chain_of_wrong_marks_breaks_the_queue() {
 
 #[test]
 fn bad_tables_break_the_queue() {
-    let cases: [(&[(u64, u32, u16, u16)], &str); 6] = [
+    let cases: [(&[Part], &str); 6] = [
         (&[(TABLE, 0, INDIRECT, 0)], "table of 0 bytes"),
         (&[(TABLE, 40, INDIRECT, 0)], "table of 40 bytes"),
         (&[(TABLE, 0xffff_fff0, INDIRECT, 0)], "longer than 1026"),
@@ -286,7 +289,7 @@ fn bad_tables_break_the_queue() {
         let mut guest = Raw::new(0);
         guest.reads(0);
         guest.chain(parts);
-        guest.is_broken(message);
+        guest.breaks(message);
     }
     let mut guest = Raw::new(feature::INDIRECT_DESC);
     guest.chain(&[(TABLE, 48, INDIRECT, 0)]);
@@ -307,7 +310,7 @@ fn lengths_past_the_memory_are_answered_with_an_error() {
         assert_eq!(guest.word(STATUS) as u8, 1);
     }
     guest.chain(&[(HEADER, 16, 0, 0)]);
-    guest.is_broken("no status byte");
+    guest.breaks("no status byte");
 }
 
 #[test]

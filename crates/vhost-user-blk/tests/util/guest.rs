@@ -206,23 +206,16 @@ impl Guest {
 
     /// Has the device start, in the usual way.
     pub fn start(&self, front: &mut Frontend) {
-        self.start_at(front, self.used_idx);
+        self.start_at(front, self.packed.map_or(self.used_idx, |side| side.used));
     }
 
     /// [`start`](Self::start), from this index on.
     pub fn start_at(&self, front: &mut Frontend, base: u16) {
         front.add_mem_region(&self.region()).unwrap();
-<<<<<<< HEAD
         self.lay_out(front, base);
         front.set_vring_call(self.queue, &self.call).unwrap();
         front.set_vring_kick(self.queue, &self.kick).unwrap();
         front.set_vring_enable(self.queue, true).unwrap();
-=======
-        self.lay_out(front, self.packed.map_or(self.used_idx, |side| side.used));
-        front.set_vring_call(0, &self.call).unwrap();
-        front.set_vring_kick(0, &self.kick).unwrap();
-        front.set_vring_enable(0, true).unwrap();
->>>>>>> pk
     }
 
     pub fn store(&self, offset: usize, bytes: &[u8]) {
