@@ -2,9 +2,11 @@
 //! survives its device.
 
 use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,8 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::pages::Pages;
 
 /// Entries of the queue.
 pub const SIZE: usize = 64;
@@ -41,6 +45,11 @@ pub const RING_PACKED: u64 = 1 << 34;
 pub struct Guest {
     pub file: File,
     pub memory: MmapRegion,
+    /// The queue, and where in the guest's memory this part of it lies.
+    pub queue: usize,
+    pub origin: u64,
+    /// Pages that the guest has written, from here on, if that is to be known.
+    pub written: Option<Arc<Pages>>,
     pub kick: EventFd,
     pub call: EventFd,
     pub avail_idx: u16,
@@ -88,7 +97,7 @@ pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
 /// Both of these.
 pub fn negotiate_rings_on(stream: UnixStream, without: u64, packed: bool) -> Frontend {
     let without = without | if packed { 0 } else { RING_PACKED };
-    let mut front = Frontend::from_stream(stream, 1);
+    let mut front = Frontend::from_stream(stream, 2);
     front.set_owner().unwrap();
     let features = front.get_features().unwrap() & !without;
     front.set_features(features).unwrap();
@@ -98,6 +107,30 @@ pub fn negotiate_rings_on(stream: UnixStream, without: u64, packed: bool) -> Fro
     front.set_protocol_features(protocol).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     front
+}
+
+pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
+pub const INFLIGHT_BIT: u64 = 1 << 20;
+pub const SKIP_DRAIN_BIT: u64 = 1 << 23;
+
+/// Has also accepted these protocol features, which the front end of the vhost crate does not know.
+pub fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
+    let mut front = negotiate_on(stream, 0);
+    let known = front.get_protocol_features().unwrap().bits();
+    let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
+    front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
+    front
+}
+
+/// The index in the answer to GET_VRING_BASE_SKIP_DRAIN; an error if the connection is lost.
+pub fn stop_without_drain(mut stream: &UnixStream, queue: u32) -> io::Result<u32> {
+    let message = [GET_VRING_BASE_SKIP_DRAIN, 1, 8, queue, 0];
+    stream.write_all(&message.map(u32::to_ne_bytes).concat())?;
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer)?;
+    let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, queue].map(u32::to_ne_bytes).concat();
+    assert_eq!(answer[..16], expected);
+    Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
 }
 
 impl Guest {
@@ -113,6 +146,9 @@ impl Guest {
         Guest {
             memory: MmapRegion::from_file(shared, bytes).unwrap(),
             file,
+            queue: 0,
+            origin: 0,
+            written: None,
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             avail_idx: 0,
@@ -129,9 +165,9 @@ impl Guest {
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: 0,
+            guest_phys_addr: self.origin,
+            memory_size: self.memory.len() as u64,
+            userspace_addr: self.origin,
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),
         }
@@ -152,22 +188,50 @@ impl Guest {
 
     /// Says where the rings are, and where in them to begin.
     pub fn lay_out(&self, front: &Frontend, base: u16) {
-        front.set_vring_num(0, SIZE as u16).unwrap();
-        front.set_vring_addr(0, &Self::rings()).unwrap();
-        front.set_vring_base(0, base).unwrap();
+        front.set_vring_num(self.queue, SIZE as u16).unwrap();
+        front.set_vring_addr(self.queue, &Self::rings_at(self.origin)).unwrap();
+        front.set_vring_base(self.queue, base).unwrap();
+    }
+
+    /// [`rings`](Self::rings), in memory that begins at `origin`.
+    pub fn rings_at(origin: u64) -> VringConfigData {
+        let rings = Self::rings();
+        VringConfigData {
+            desc_table_addr: rings.desc_table_addr + origin,
+            avail_ring_addr: rings.avail_ring_addr + origin,
+            used_ring_addr: rings.used_ring_addr + origin,
+            ..rings
+        }
     }
 
     /// Has the device start, in the usual way.
     pub fn start(&self, front: &mut Frontend) {
+        self.start_at(front, self.used_idx);
+    }
+
+    /// [`start`](Self::start), from this index on.
+    pub fn start_at(&self, front: &mut Frontend, base: u16) {
         front.add_mem_region(&self.region()).unwrap();
+<<<<<<< HEAD
+        self.lay_out(front, base);
+        front.set_vring_call(self.queue, &self.call).unwrap();
+        front.set_vring_kick(self.queue, &self.kick).unwrap();
+        front.set_vring_enable(self.queue, true).unwrap();
+=======
         self.lay_out(front, self.packed.map_or(self.used_idx, |side| side.used));
         front.set_vring_call(0, &self.call).unwrap();
         front.set_vring_kick(0, &self.kick).unwrap();
         front.set_vring_enable(0, true).unwrap();
+>>>>>>> pk
     }
 
     pub fn store(&self, offset: usize, bytes: &[u8]) {
         self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
+        self.has_written(offset, bytes.len());
+    }
+
+    fn has_written(&self, offset: usize, len: usize) {
+        self.written.iter().for_each(|it| it.mark(self.origin + offset as u64, len));
     }
 
     pub fn load_bytes(&self, offset: usize, bytes: &mut [u8]) {
@@ -223,7 +287,8 @@ impl Guest {
 
     fn submit_with(&mut self, slot: usize, kind: u32, sector: u64, data: &[u8]) {
         self.store(DATA + slot * BLOCK, data);
-        self.submit_at(slot, kind, sector, (DATA + slot * BLOCK) as u64, data.len());
+        let addr = self.origin + (DATA + slot * BLOCK) as u64;
+        self.submit_at(slot, kind, sector, addr, data.len());
     }
 
     /// Makes a request available whose data lies at `addr` of the guest's memory; no kick.
@@ -240,9 +305,9 @@ impl Guest {
         self.store(HEADERS + slot * 16, &header);
         let writable = if kind == READ || kind == GET_ID { 2 } else { 0 };
         let parts = [
-            ((HEADERS + slot * 16) as u64, 16, 1u16),
+            (self.origin + (HEADERS + slot * 16) as u64, 16, 1u16),
             (addr, len as u32, 1 | writable),
-            ((STATUSES + slot) as u64, 1, 2),
+            (self.origin + (STATUSES + slot) as u64, 1, 2),
         ];
         if self.packed.is_some() {
             parts.iter().for_each(|part| self.prepare_packed(*part, slot as u16));
@@ -284,6 +349,7 @@ impl Guest {
         }
         let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
         avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
+        self.has_written(AVAIL + 2, 2);
     }
 
     /// Takes the answers that are there: slots and statuses.

@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod guest;
+pub mod pages;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -23,6 +24,15 @@ use vm_memory::{FileOffset, MmapRegion};
 pub const DISK_BYTES: u64 = 16 << 20;
 pub const BUFFER_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A directory on the build's file system.
 pub fn directory() -> tempfile::TempDir {
