@@ -352,7 +352,9 @@ impl Job {
             };
             group::co_ended(co, &job, result);
             std::mem::forget(unwound);
-            panic.map_or((), |panic| resume_unwind(panic));
+            if let Some(panic) = panic {
+                resume_unwind(panic);
+            }
         });
     }
 
