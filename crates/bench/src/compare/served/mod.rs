@@ -134,7 +134,9 @@ impl Stage<'_> {
             io::Error::new(error.kind(), format!("our server for {}: {error}", self.work.name()))
         };
         let queues = self.work.queues;
-        let bench = self.bench(ours, queues, &directory.path().join("ours.sock")).map_err(named)?;
+        let bench = self
+            .bench(ours, queues, self.work.packed, &directory.path().join("ours.sock"))
+            .map_err(named)?;
         let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
         let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
         if let Some(per_s) = self.work.per_s {
@@ -143,8 +145,14 @@ impl Stage<'_> {
             contest = contest.ops(count);
         }
         if self.work.is_threaded() {
-            let bench = self.bench(ours, 1, &directory.path().join("one.sock")).map_err(named)?;
+            let socket = directory.path().join("one.sock");
+            let bench = self.bench(ours, 1, false, &socket).map_err(named)?;
             contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
+        }
+        if self.work.packed {
+            let socket = directory.path().join("split.sock");
+            let bench = self.bench(ours, queues, false, &socket).map_err(named)?;
+            contest = contest.peer("coblk, split", bench.laps());
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {
@@ -154,7 +162,7 @@ impl Stage<'_> {
                 continue;
             }
             let socket = directory.path().join(format!("{index}.sock"));
-            match self.bench(program, queues, &socket) {
+            match self.bench(program, queues, false, &socket) {
                 Ok(bench) => {
                     seen.push((name, Rc::clone(&bench.seen)));
                     contest = match goal {
@@ -185,7 +193,13 @@ impl Stage<'_> {
     }
 
     /// Starts a server, one of NBD with so many iothreads if several are measured, and connects to it.
-    fn bench(&self, program: &Program, iothreads: usize, socket: &Path) -> io::Result<Bench> {
+    fn bench(
+        &self,
+        program: &Program,
+        iothreads: usize,
+        packed: bool,
+        socket: &Path,
+    ) -> io::Result<Bench> {
         let work = self.work;
         let service = Service {
             protocol: work.protocol,
@@ -203,7 +217,8 @@ impl Stage<'_> {
                     .map(Client::Nbd)
             }
             Protocol::VhostUser => {
-                VhostUserClient::connect(socket, work.queues, &work.job()).map(Client::VhostUser)
+                VhostUserClient::connect(socket, work.queues, packed, &work.job())
+                    .map(Client::VhostUser)
             }
         };
         let client = server.connect(socket, connect)?;

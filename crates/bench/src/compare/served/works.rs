@@ -51,6 +51,8 @@ pub struct Work {
     pub per_s: Option<u64>,
     /// A stranger has one of the servers' CPUs.
     pub taken: bool,
+    /// The queue is packed, and our own server with a split one is beside it.
+    pub packed: bool,
 }
 
 impl Work {
@@ -88,6 +90,10 @@ impl Work {
             Work { taken: true, ..Work::plain(protocol, device, kind) } //
         }));
         works.extend(Work::at_rates(protocol));
+        if protocol == Protocol::VhostUser {
+            let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
+            works.push(Work { depth: THREADS_DEPTH, packed: true, ..plain });
+        }
         works
     }
 
@@ -107,7 +113,8 @@ impl Work {
     /// Small requests, one at a time.
     pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
         let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
-        Work { protocol, device, kind, block_bytes, depth, queues, per_s: None, taken: false }
+        let (per_s, taken, packed) = (None, false, false);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, packed }
     }
 
     /// Its name.
@@ -120,8 +127,9 @@ impl Work {
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
         let taken = if self.taken { ", one CPU taken" } else { "" };
+        let packed = if self.packed { ", packed" } else { "" };
         match self.per_s {
-            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}"),
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{packed}"),
             Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
             Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
         }
@@ -157,6 +165,9 @@ impl Work {
 
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
+        if self.packed {
+            return Vec::new();
+        }
         if self.is_threaded() {
             return vec![(Program::QemuStorageDaemon, Some(5.0)), (Program::Nbdkit, None)];
         }
@@ -192,10 +203,11 @@ mod tests {
             "vhost-user page cache randwrite 4k QD1, one CPU taken",
             "vhost-user null randread 4k at 0/s",
             "nbd null randread 4k at 100k/s",
+            "vhost-user null randread 4k QD32, packed",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 14 + 16 + 2 * 7);
+        assert_eq!(names.len(), 14 + 16 + 2 * 7 + 1);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());
