@@ -51,6 +51,8 @@ pub struct Work {
     pub per_s: Option<u64>,
     /// A stranger has one of the servers' CPUs.
     pub taken: bool,
+    /// The server marks what it writes to the client's memory, as while a guest moves; beside one that does not.
+    pub logged: bool,
 }
 
 impl Work {
@@ -87,6 +89,12 @@ impl Work {
         works.extend(beside_a_stranger.map(|(device, kind)| {
             Work { taken: true, ..Work::plain(protocol, device, kind) } //
         }));
+        if protocol == Protocol::VhostUser {
+            works.extend([ReadWrite::RandRead, ReadWrite::RandWrite].map(|kind| {
+                let plain = Work::plain(protocol, Device::Null, kind);
+                Work { logged: true, depth: THREADS_DEPTH, ..plain }
+            }));
+        }
         works.extend(Work::at_rates(protocol));
         works
     }
@@ -107,7 +115,8 @@ impl Work {
     /// Small requests, one at a time.
     pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
         let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
-        Work { protocol, device, kind, block_bytes, depth, queues, per_s: None, taken: false }
+        let (per_s, taken, logged) = (None, false, false);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, logged }
     }
 
     /// Its name.
@@ -120,8 +129,9 @@ impl Work {
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
         let taken = if self.taken { ", one CPU taken" } else { "" };
+        let logged = if self.logged { ", dirty log" } else { "" };
         match self.per_s {
-            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}"),
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{logged}"),
             Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
             Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
         }
@@ -160,6 +170,10 @@ impl Work {
         if self.is_threaded() {
             return vec![(Program::QemuStorageDaemon, Some(5.0)), (Program::Nbdkit, None)];
         }
+        if self.logged {
+            // Without a log is what it is measured beside.
+            return Vec::new();
+        }
         let others: &[(Program, f64)] = match self.protocol {
             Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
             Protocol::VhostUser => &[(Program::QemuStorageDaemon, 2.0)],
@@ -190,12 +204,13 @@ mod tests {
             "vhost-user page cache randread 4k QD1 x2",
             "nbd null randread 4k QD1, one CPU taken",
             "vhost-user page cache randwrite 4k QD1, one CPU taken",
+            "vhost-user null randread 4k QD32, dirty log",
             "vhost-user null randread 4k at 0/s",
             "nbd null randread 4k at 100k/s",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 14 + 16 + 2 * 7);
+        assert_eq!(names.len(), 14 + 16 + 2 * 7 + 2);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());
