@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,6 +132,13 @@ pub fn stop_without_drain(mut stream: &UnixStream, queue: u32) -> io::Result<u32
     let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, queue].map(u32::to_ne_bytes).concat();
     assert_eq!(answer[..16], expected);
     Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
+}
+
+/// The heads that a log of one queue marks as in flight.
+pub fn taken(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 16 + 16 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    (0..SIZE).filter(|head| bytes[16 + head * 16] != 0).collect()
 }
 
 impl Guest {
