@@ -145,20 +145,18 @@ impl Stage<'_> {
         } else if let Some(count) = self.arguments.common.count {
             contest = contest.ops(count);
         }
-        if self.work.rings == Rings::Logged {
-            let socket = directory.path().join("plain.sock");
+        if self.work.rings != Rings::Split {
+            let socket = directory.path().join("split.sock");
             let bench = self.bench(ours, queues, &socket, Rings::Split).map_err(named)?;
-            contest = contest.peer_to_beat("coblk, no log", LOGGED, bench.laps());
+            contest = match self.work.rings {
+                Rings::Logged => contest.peer_to_beat("coblk, no log", LOGGED, bench.laps()),
+                _ => contest.peer("coblk, split", bench.laps()),
+            };
         }
         if self.work.is_threaded() {
             let socket = directory.path().join("one.sock");
             let bench = self.bench(ours, 1, &socket, Rings::Split).map_err(named)?;
             contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
-        }
-        if self.work.rings == Rings::Packed {
-            let socket = directory.path().join("split.sock");
-            let bench = self.bench(ours, queues, &socket, Rings::Split).map_err(named)?;
-            contest = contest.peer("coblk, split", bench.laps());
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {

@@ -184,15 +184,12 @@ impl Work {
 
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
-        if self.packed {
+        if self.rings != Rings::Split {
+            // Beside our own server with plain rings they are measured, and nothing else.
             return Vec::new();
         }
         if self.is_threaded() {
             return vec![(Program::QemuStorageDaemon, Some(5.0)), (Program::Nbdkit, None)];
-        }
-        if self.logged {
-            // Without a log is what it is measured beside.
-            return Vec::new();
         }
         let others: &[(Program, f64)] = match self.protocol {
             Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
