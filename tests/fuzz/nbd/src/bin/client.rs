@@ -1,9 +1,8 @@
 //! A libFuzzer target: a node on a server that says what the fuzzer likes, from its greeting to its end.
 //! `tests/fuzz/run` compiles and runs it.
 //!
-//! The first byte says how far the server behaves: it says all as it likes, or it has negotiated, in one of the three
-//! styles. The node is asked for everything that it can do then, all at once. What a read gets is either of the server or
-//! it fails; no request is left without an end.
+//! The first byte says how far the server behaves: it says all as it likes, or it has negotiated, in one of the
+//! three styles. The node is asked for everything that it can do then, all at once. Each request ends.
 #![forbid(unsafe_code)]
 #![no_main]
 
