@@ -7,14 +7,19 @@ mod util;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use coblk_block::filters::blkdebug::{BlkDebug, Rule, Rules};
-use coblk_block::{BlockNode, ErrorPolicies, ErrorPolicy};
+use coblk_block::{BlockNode, ErrorPolicies, ErrorPolicy, drivers};
 use coblk_vhost_user_blk::VhostUserBlkOptions;
 use coblk_virtio_blk::VirtioBlkConfig;
+use rustix::fs::{MemfdFlags, memfd_create};
 use util::Server;
-use util::guest::{BLOCK, Guest, MEMORY_BYTES, READ, SIZE, UNTOUCHED, WRITE, negotiate};
+use util::guest::{
+    BLOCK, Guest, INFLIGHT_BIT, MEMORY_BYTES, READ, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, WRITE,
+    negotiate, negotiate_more, stop_without_drain, taken,
+};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -107,9 +112,7 @@ fn attach_logged(server: &Server) -> (Frontend, Guest, (VhostUserInflight, File)
 
 /// How many requests a log marks as in flight.
 fn marks(log: &File) -> usize {
-    let mut bytes = vec![0; 16 + 16 * SIZE];
-    log.read_exact_at(&mut bytes, 0).unwrap();
-    bytes[16..].chunks(16).filter(|entry| entry[0] != 0).count()
+    taken(log).len()
 }
 
 fn stop(front: &Frontend) -> u16 {
@@ -251,6 +254,56 @@ fn held_requests_outlive_the_connection_in_the_log() {
     expect(&mut guest, &[0, 2, 3]);
     assert_eq!(guest.one(READ, BAD, 0), 0);
     assert_eq!(guest.data(0), 0xaa);
+}
+
+/// The guest moves: its memory and its log are copied, and another daemon serves the same image.
+#[test]
+fn held_requests_move_to_another_daemon_with_the_log() {
+    for bits in [INFLIGHT_BIT, INFLIGHT_BIT | SKIP_DRAIN_BIT] {
+        let (from, rules) = start();
+        let image = from.image.clone();
+        let to = Server::start_on(VhostUserBlkOptions::default(), 1, |_| {
+            BlockNode::new("disk", drivers::File::options().open(image).unwrap())
+        });
+        let stream = UnixStream::connect(&from.socket).unwrap();
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
+        let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
+        front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
+        let mut guest = Guest::new();
+        guest.start(&mut front);
+        hold_three(&from, &mut guest);
+        let base = match bits & SKIP_DRAIN_BIT {
+            0 => u32::from(stop(&front)),
+            _ => stop_without_drain(&stream, 0).unwrap(),
+        };
+        assert_eq!(base, 4, "four were taken");
+        assert!(guest.reap().is_empty());
+
+        let moved = Guest::new();
+        let mut contents = vec![0; MEMORY_BYTES];
+        guest.load_bytes(0, &mut contents);
+        moved.store(0, &contents);
+        (guest.file, guest.memory) = (moved.file, moved.memory);
+        let mut contents = vec![0; log.metadata().unwrap().len() as usize];
+        log.read_exact_at(&mut contents, 0).unwrap();
+        let log = File::from(memfd_create("moved", MemfdFlags::CLOEXEC).unwrap());
+        log.write_all_at(&contents, 0).unwrap();
+        assert_eq!(marks(&log), 3);
+
+        // The first daemon has nothing left to do.
+        drop((front, stream));
+        util::wait_until("the session ends", || !from.call(|_, export| export.is_in_use()));
+        resume(&from, &rules);
+        assert_eq!(std::fs::read(&from.image).unwrap()[BAD as usize * BLOCK], 0);
+        let mut front = negotiate(&to.socket, 0);
+        front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
+        guest.start_at(&mut front, base as u16);
+        expect(&mut guest, &[0, 2, 3]);
+        expect_both_blocks(&from);
+        front.get_vring_base(0).unwrap();
+        assert_eq!(marks(&log), 0);
+    }
 }
 
 /// Also when the front end loses its connection because of what it said.

@@ -2,26 +2,28 @@
 
 mod util;
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, ZeroFlags};
 use coblk_vhost_user_blk::VhostUserBlkOptions;
-use util::Server;
-use util::guest::{Guest, SIZE, UNTOUCHED, negotiate, negotiate_on};
+use util::guest::{
+    Guest, INFLIGHT_BIT, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, negotiate, negotiate_more,
+    stop_without_drain,
+};
+use util::{Server, wait_until};
 use vhost::VhostBackend;
-use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
 
 const PIECE: u64 = 1 << 20;
 /// A thousand of them, which take longer than this test waits.
 const SECTORS: u32 = 1 << 21;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Zeroes in pieces, each of which takes its time unless it is quick.
 #[derive(Clone, Default)]
@@ -71,15 +73,6 @@ impl BlockDriver for Slow {
     }
 }
 
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 #[test]
 fn zeroes_of_a_front_end_that_has_gone_stay_in_its_log_and_are_done_for_the_next() {
     for io_threads in [0, 1] {
@@ -115,30 +108,6 @@ fn zeroes_of_a_front_end_that_has_gone_stay_in_its_log_and_are_done_for_the_next
     }
 }
 
-const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
-const INFLIGHT_BIT: u64 = 1 << 20;
-const SKIP_DRAIN_BIT: u64 = 1 << 23;
-
-/// Has also accepted these protocol features, which the front end of the vhost crate does not know.
-fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
-    let mut front = negotiate_on(stream, 0);
-    let known = front.get_protocol_features().unwrap().bits();
-    let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
-    front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
-    front
-}
-
-/// The index in the answer to GET_VRING_BASE_SKIP_DRAIN; an error if the connection is lost.
-fn stop_without_drain(mut stream: &UnixStream) -> io::Result<u32> {
-    let message = [GET_VRING_BASE_SKIP_DRAIN, 1, 8, 0, 0];
-    stream.write_all(&message.map(u32::to_ne_bytes).concat())?;
-    let mut answer = [0; 20];
-    stream.read_exact(&mut answer)?;
-    let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, 0].map(u32::to_ne_bytes).concat();
-    assert_eq!(answer[..16], expected);
-    Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
-}
-
 /// The front end stops the queue at once, and starts it again with the same log.
 #[test]
 fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
@@ -160,7 +129,7 @@ fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
         wait_until("zeroes are written", || slow.pieces.load(Ordering::SeqCst) > 1);
         let base = match bits & SKIP_DRAIN_BIT {
             0 => front.get_vring_base(0).unwrap(),
-            _ => stop_without_drain(&stream).unwrap(),
+            _ => stop_without_drain(&stream, 0).unwrap(),
         };
         let pieces = slow.pieces.load(Ordering::SeqCst);
         assert!(pieces < u64::from(SECTORS) * 512 / PIECE, "all was written");
@@ -180,6 +149,6 @@ fn a_stop_without_a_drain_is_negotiated() {
     for bits in [0, INFLIGHT_BIT, SKIP_DRAIN_BIT] {
         let stream = UnixStream::connect(&server.socket).unwrap();
         let _front = negotiate_more(stream.try_clone().unwrap(), bits);
-        assert!(stop_without_drain(&stream).is_err(), "with {bits:#x}");
+        assert!(stop_without_drain(&stream, 0).is_err(), "with {bits:#x}");
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
+use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
 
 use super::args::{self, CommonArgs};
@@ -220,7 +221,9 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         // The daemon is killed, and leaves its mount behind.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.file).output();
+        if let Err(error) = unmount(&self.file, UnmountFlags::DETACH) {
+            eprintln!("{} cannot be unmounted: {error}", self.file.display());
+        }
     }
 }
 

@@ -2,9 +2,12 @@
 //! survives its device.
 
 use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,8 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::pages::Pages;
 
 /// Entries of the queue.
 pub const SIZE: usize = 64;
@@ -35,23 +40,65 @@ pub const WRITE_ZEROES: u32 = 13;
 /// The device has written no status.
 pub const UNTOUCHED: u8 = 0xee;
 
+/// VIRTIO_F_RING_PACKED.
+pub const RING_PACKED: u64 = 1 << 34;
+
 pub struct Guest {
     pub file: File,
     pub memory: MmapRegion,
+    /// The queue, and where in the guest's memory this part of it lies.
+    pub queue: usize,
+    pub origin: u64,
+    /// Pages that the guest has written, from here on, if that is to be known.
+    pub written: Option<Arc<Pages>>,
     pub kick: EventFd,
     pub call: EventFd,
     pub avail_idx: u16,
     pub used_idx: u16,
+    /// Its ring, if that is packed.
+    packed: Option<PackedSide>,
 }
 
-/// Connects and negotiates; all that is offered but the features `without`.
+/// Both places in a packed ring, each with its wrap counter above the index.
+#[derive(Clone, Copy)]
+struct PackedSide {
+    avail: u16,
+    used: u16,
+    /// The last word of the first descriptor that the device does not see yet, and where it is.
+    hidden: Option<(usize, u64)>,
+}
+
+const WRAP: u16 = 1 << 15;
+
+/// Marks of a descriptor that is available there, and of one that is used.
+fn marks(at: u16) -> [u16; 2] {
+    if at & WRAP != 0 { [1 << 7, 1 << 7 | 1 << 15] } else { [1 << 15, 0] }
+}
+
+fn advance(at: u16, count: u16) -> u16 {
+    let index = (at & !WRAP) + count;
+    if index >= SIZE as u16 { (at ^ WRAP) & WRAP | (index - SIZE as u16) } else { at + count }
+}
+
+/// Connects and negotiates; all that is offered but packed rings and the features `without`.
 pub fn negotiate(socket: &Path, without: u64) -> Frontend {
-    negotiate_on(UnixStream::connect(socket).unwrap(), without)
+    negotiate_rings(socket, without, false)
+}
+
+/// [`negotiate`], with packed rings perhaps.
+pub fn negotiate_rings(socket: &Path, without: u64, packed: bool) -> Frontend {
+    negotiate_rings_on(UnixStream::connect(socket).unwrap(), without, packed)
 }
 
 /// [`negotiate`], on a connection that the test may write to as well.
 pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
-    let mut front = Frontend::from_stream(stream, 1);
+    negotiate_rings_on(stream, without, false)
+}
+
+/// Both of these.
+pub fn negotiate_rings_on(stream: UnixStream, without: u64, packed: bool) -> Frontend {
+    let without = without | if packed { 0 } else { RING_PACKED };
+    let mut front = Frontend::from_stream(stream, 2);
     front.set_owner().unwrap();
     let features = front.get_features().unwrap() & !without;
     front.set_features(features).unwrap();
@@ -61,6 +108,37 @@ pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
     front.set_protocol_features(protocol).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     front
+}
+
+pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
+pub const INFLIGHT_BIT: u64 = 1 << 20;
+pub const SKIP_DRAIN_BIT: u64 = 1 << 23;
+
+/// Has also accepted these protocol features, which the front end of the vhost crate does not know.
+pub fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
+    let mut front = negotiate_on(stream, 0);
+    let known = front.get_protocol_features().unwrap().bits();
+    let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
+    front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
+    front
+}
+
+/// The index in the answer to GET_VRING_BASE_SKIP_DRAIN; an error if the connection is lost.
+pub fn stop_without_drain(mut stream: &UnixStream, queue: u32) -> io::Result<u32> {
+    let message = [GET_VRING_BASE_SKIP_DRAIN, 1, 8, queue, 0];
+    stream.write_all(&message.map(u32::to_ne_bytes).concat())?;
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer)?;
+    let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, queue].map(u32::to_ne_bytes).concat();
+    assert_eq!(answer[..16], expected);
+    Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
+}
+
+/// The heads that a log of one queue marks as in flight.
+pub fn taken(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 16 + 16 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    (0..SIZE).filter(|head| bytes[16 + head * 16] != 0).collect()
 }
 
 impl Guest {
@@ -76,18 +154,28 @@ impl Guest {
         Guest {
             memory: MmapRegion::from_file(shared, bytes).unwrap(),
             file,
+            queue: 0,
+            origin: 0,
+            written: None,
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             avail_idx: 0,
             used_idx: 0,
+            packed: None,
         }
+    }
+
+    /// One whose ring is packed, perhaps.
+    pub fn with_ring(packed: bool) -> Guest {
+        let side = PackedSide { avail: WRAP, used: WRAP, hidden: None };
+        Guest { packed: packed.then_some(side), ..Self::new() }
     }
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: MEMORY_BYTES as u64,
-            userspace_addr: 0,
+            guest_phys_addr: self.origin,
+            memory_size: self.memory.len() as u64,
+            userspace_addr: self.origin,
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),
         }
@@ -108,22 +196,43 @@ impl Guest {
 
     /// Says where the rings are, and where in them to begin.
     pub fn lay_out(&self, front: &Frontend, base: u16) {
-        front.set_vring_num(0, SIZE as u16).unwrap();
-        front.set_vring_addr(0, &Self::rings()).unwrap();
-        front.set_vring_base(0, base).unwrap();
+        front.set_vring_num(self.queue, SIZE as u16).unwrap();
+        front.set_vring_addr(self.queue, &Self::rings_at(self.origin)).unwrap();
+        front.set_vring_base(self.queue, base).unwrap();
+    }
+
+    /// [`rings`](Self::rings), in memory that begins at `origin`.
+    pub fn rings_at(origin: u64) -> VringConfigData {
+        let rings = Self::rings();
+        VringConfigData {
+            desc_table_addr: rings.desc_table_addr + origin,
+            avail_ring_addr: rings.avail_ring_addr + origin,
+            used_ring_addr: rings.used_ring_addr + origin,
+            ..rings
+        }
     }
 
     /// Has the device start, in the usual way.
     pub fn start(&self, front: &mut Frontend) {
+        self.start_at(front, self.packed.map_or(self.used_idx, |side| side.used));
+    }
+
+    /// [`start`](Self::start), from this index on.
+    pub fn start_at(&self, front: &mut Frontend, base: u16) {
         front.add_mem_region(&self.region()).unwrap();
-        self.lay_out(front, self.used_idx);
-        front.set_vring_call(0, &self.call).unwrap();
-        front.set_vring_kick(0, &self.kick).unwrap();
-        front.set_vring_enable(0, true).unwrap();
+        self.lay_out(front, base);
+        front.set_vring_call(self.queue, &self.call).unwrap();
+        front.set_vring_kick(self.queue, &self.kick).unwrap();
+        front.set_vring_enable(self.queue, true).unwrap();
     }
 
     pub fn store(&self, offset: usize, bytes: &[u8]) {
         self.memory.get_slice(offset, bytes.len()).unwrap().write_slice(bytes, 0).unwrap();
+        self.has_written(offset, bytes.len());
+    }
+
+    fn has_written(&self, offset: usize, len: usize) {
+        self.written.iter().for_each(|it| it.mark(self.origin + offset as u64, len));
     }
 
     pub fn load_bytes(&self, offset: usize, bytes: &mut [u8]) {
@@ -144,6 +253,12 @@ impl Guest {
         (self.avail_idx, self.used_idx) = (base, base);
         self.store(AVAIL + 2, &base.to_le_bytes());
         self.store(USED + 2, &base.to_le_bytes());
+    }
+
+    /// Where it is in a packed ring: what it makes available next, and the next answer.
+    pub fn packed_places(&self) -> (u16, u16) {
+        let side = self.packed.unwrap();
+        (side.avail, side.used)
     }
 
     fn load(&self, offset: usize) -> u16 {
@@ -173,7 +288,8 @@ impl Guest {
 
     fn submit_with(&mut self, slot: usize, kind: u32, sector: u64, data: &[u8]) {
         self.store(DATA + slot * BLOCK, data);
-        self.submit_at(slot, kind, sector, (DATA + slot * BLOCK) as u64, data.len());
+        let addr = self.origin + (DATA + slot * BLOCK) as u64;
+        self.submit_at(slot, kind, sector, addr, data.len());
     }
 
     /// Makes a request available whose data lies at `addr` of the guest's memory; no kick.
@@ -190,10 +306,14 @@ impl Guest {
         self.store(HEADERS + slot * 16, &header);
         let writable = if kind == READ || kind == GET_ID { 2 } else { 0 };
         let parts = [
-            ((HEADERS + slot * 16) as u64, 16, 1u16),
+            (self.origin + (HEADERS + slot * 16) as u64, 16, 1u16),
             (addr, len as u32, 1 | writable),
-            ((STATUSES + slot) as u64, 1, 2),
+            (self.origin + (STATUSES + slot) as u64, 1, 2),
         ];
+        if self.packed.is_some() {
+            parts.iter().for_each(|part| self.prepare_packed(*part, slot as u16));
+            return;
+        }
         for (at, (addr, len, flags)) in parts.into_iter().enumerate() {
             let mut bytes = addr.to_le_bytes().to_vec();
             bytes.extend(len.to_le_bytes());
@@ -206,15 +326,45 @@ impl Guest {
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
+    fn prepare_packed(&mut self, (addr, len, flags): (u64, u32, u16), id: u16) {
+        let Some(side) = &mut self.packed else { return };
+        let place = usize::from(side.avail & !WRAP) * 16;
+        let flags = flags | marks(side.avail)[0];
+        let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        side.avail = advance(side.avail, 1);
+        let is_hidden = side.hidden.get_or_insert((place + 8, rest)).0 == place + 8;
+        self.store(place, &addr.to_le_bytes());
+        if !is_hidden {
+            self.store(place + 8, &rest.to_le_bytes());
+        }
+    }
+
     /// Makes available what was prepared; no kick.
     pub fn make_available(&mut self) {
+        if let Some(side) = &mut self.packed {
+            if let Some((place, rest)) = side.hidden.take() {
+                let word = self.memory.get_slice(place, 8).unwrap();
+                word.store(rest.to_le(), 0, Ordering::Release).unwrap();
+            }
+            return;
+        }
         let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
         avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
+        self.has_written(AVAIL + 2, 2);
     }
 
     /// Takes the answers that are there: slots and statuses.
     pub fn reap(&mut self) -> Vec<(usize, u8)> {
         let mut answers = Vec::new();
+        while let Some(side) = self.packed {
+            let place = usize::from(side.used & !WRAP) * 16 + 8;
+            if self.load(place + 6) & (1 << 7 | 1 << 15) != marks(side.used)[1] {
+                return answers;
+            }
+            let slot = usize::from(self.load(place + 4));
+            answers.push((slot, self.status(slot)));
+            self.packed = Some(PackedSide { used: advance(side.used, 3), ..side });
+        }
         while self.load(USED + 2) != self.used_idx {
             let entry = usize::from(self.used_idx) % SIZE;
             let slot = usize::from(self.load(USED + 4 + entry * 8)) / 3;

@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod guest;
+pub mod pages;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -23,6 +24,15 @@ use vm_memory::{FileOffset, MmapRegion};
 pub const DISK_BYTES: u64 = 16 << 20;
 pub const BUFFER_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A directory on the build's file system.
 pub fn directory() -> tempfile::TempDir {
@@ -135,7 +145,13 @@ pub struct Client {
 
 impl Client {
     pub fn connect(socket: &Path, num_queues: usize) -> Client {
-        let transport = VhostUser::new(socket.to_str().unwrap(), u64::MAX).unwrap();
+        Self::connect_rings(socket, num_queues, false)
+    }
+
+    /// With packed rings, perhaps.
+    pub fn connect_rings(socket: &Path, num_queues: usize, packed: bool) -> Client {
+        let without = if packed { 0 } else { guest::RING_PACKED };
+        let transport = VhostUser::new(socket.to_str().unwrap(), !without).unwrap();
         let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
         let queues = VirtioBlkQueue::setup_queues(&mut *transport, num_queues, 64).unwrap();
         let memory_file = File::from(memfd_create("buffers", MemfdFlags::CLOEXEC).unwrap());

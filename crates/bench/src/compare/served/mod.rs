@@ -28,12 +28,14 @@ use crate::report::{self, Report, Row};
 use crate::stats::Percentiles;
 use crate::workload::nbd::clients::NbdClients;
 use crate::workload::vhost_user::VhostUserClient;
-use works::{Device, Work};
+use works::{Device, Rings, Work};
 
 /// From here on a client's share of its CPU says that it is what is measured.
 const BOTTLENECK: f64 = 0.95;
 /// Below this share of the requests that were due, a server did not keep up.
 const KEPT_UP: f64 = 0.99;
+/// The share of its requests that a server has to make while it marks dirty pages.
+const LOGGED: f64 = 0.9;
 /// Until then a server has noticed that no requests come any more, or goes on after a pause.
 const SETTLED: Duration = Duration::from_millis(2);
 
@@ -134,7 +136,8 @@ impl Stage<'_> {
             io::Error::new(error.kind(), format!("our server for {}: {error}", self.work.name()))
         };
         let queues = self.work.queues;
-        let bench = self.bench(ours, queues, &directory.path().join("ours.sock")).map_err(named)?;
+        let socket = directory.path().join("ours.sock");
+        let bench = self.bench(ours, queues, &socket, self.work.rings).map_err(named)?;
         let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
         let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
         if let Some(per_s) = self.work.per_s {
@@ -142,9 +145,20 @@ impl Stage<'_> {
         } else if let Some(count) = self.arguments.common.count {
             contest = contest.ops(count);
         }
+        if self.work.rings == Rings::Logged {
+            let socket = directory.path().join("plain.sock");
+            let bench = self.bench(ours, queues, &socket, Rings::Split).map_err(named)?;
+            contest = contest.peer_to_beat("coblk, no log", LOGGED, bench.laps());
+        }
         if self.work.is_threaded() {
-            let bench = self.bench(ours, 1, &directory.path().join("one.sock")).map_err(named)?;
+            let socket = directory.path().join("one.sock");
+            let bench = self.bench(ours, 1, &socket, Rings::Split).map_err(named)?;
             contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
+        }
+        if self.work.rings == Rings::Packed {
+            let socket = directory.path().join("split.sock");
+            let bench = self.bench(ours, queues, &socket, Rings::Split).map_err(named)?;
+            contest = contest.peer("coblk, split", bench.laps());
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {
@@ -154,7 +168,7 @@ impl Stage<'_> {
                 continue;
             }
             let socket = directory.path().join(format!("{index}.sock"));
-            match self.bench(program, queues, &socket) {
+            match self.bench(program, queues, &socket, Rings::Split) {
                 Ok(bench) => {
                     seen.push((name, Rc::clone(&bench.seen)));
                     contest = match goal {
@@ -185,7 +199,13 @@ impl Stage<'_> {
     }
 
     /// Starts a server, one of NBD with so many iothreads if several are measured, and connects to it.
-    fn bench(&self, program: &Program, iothreads: usize, socket: &Path) -> io::Result<Bench> {
+    fn bench(
+        &self,
+        program: &Program,
+        iothreads: usize,
+        socket: &Path,
+        rings: Rings,
+    ) -> io::Result<Bench> {
         let work = self.work;
         let service = Service {
             protocol: work.protocol,
@@ -203,10 +223,14 @@ impl Stage<'_> {
                     .map(Client::Nbd)
             }
             Protocol::VhostUser => {
-                VhostUserClient::connect(socket, work.queues, &work.job()).map(Client::VhostUser)
+                VhostUserClient::connect(socket, work.queues, rings == Rings::Packed, &work.job())
+                    .map(Client::VhostUser)
             }
         };
-        let client = server.connect(socket, connect)?;
+        let mut client = server.connect(socket, connect)?;
+        if let (Client::VhostUser(client), Rings::Logged) = (&mut client, rings) {
+            client.give_log(socket)?;
+        }
         if program.spins() {
             server.pause()?;
         }

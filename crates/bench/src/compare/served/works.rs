@@ -32,6 +32,15 @@ pub enum Device {
     Cached,
 }
 
+/// Rings of a virtqueue. Our own server with split ones, and without a log, is beside the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rings {
+    Split,
+    Packed,
+    /// Split, and the server marks what it writes to the client's memory, as while a guest moves.
+    Logged,
+}
+
 /// One row. Each keeps its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
@@ -51,6 +60,8 @@ pub struct Work {
     pub per_s: Option<u64>,
     /// A stranger has one of the servers' CPUs.
     pub taken: bool,
+    /// How its queues lie in memory.
+    pub rings: Rings,
 }
 
 impl Work {
@@ -87,7 +98,17 @@ impl Work {
         works.extend(beside_a_stranger.map(|(device, kind)| {
             Work { taken: true, ..Work::plain(protocol, device, kind) } //
         }));
+        if protocol == Protocol::VhostUser {
+            works.extend([ReadWrite::RandRead, ReadWrite::RandWrite].map(|kind| {
+                let plain = Work::plain(protocol, Device::Null, kind);
+                Work { rings: Rings::Logged, depth: THREADS_DEPTH, ..plain }
+            }));
+        }
         works.extend(Work::at_rates(protocol));
+        if protocol == Protocol::VhostUser {
+            let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
+            works.push(Work { depth: THREADS_DEPTH, rings: Rings::Packed, ..plain });
+        }
         works
     }
 
@@ -107,7 +128,8 @@ impl Work {
     /// Small requests, one at a time.
     pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
         let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
-        Work { protocol, device, kind, block_bytes, depth, queues, per_s: None, taken: false }
+        let (per_s, taken, rings) = (None, false, Rings::Split);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, rings }
     }
 
     /// Its name.
@@ -120,8 +142,13 @@ impl Work {
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
         let taken = if self.taken { ", one CPU taken" } else { "" };
+        let rings = match self.rings {
+            Rings::Split => "",
+            Rings::Packed => ", packed",
+            Rings::Logged => ", dirty log",
+        };
         match self.per_s {
-            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}"),
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{rings}"),
             Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
             Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
         }
@@ -157,8 +184,15 @@ impl Work {
 
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
+        if self.packed {
+            return Vec::new();
+        }
         if self.is_threaded() {
             return vec![(Program::QemuStorageDaemon, Some(5.0)), (Program::Nbdkit, None)];
+        }
+        if self.logged {
+            // Without a log is what it is measured beside.
+            return Vec::new();
         }
         let others: &[(Program, f64)] = match self.protocol {
             Protocol::Nbd => &[(Program::QemuStorageDaemon, 1.5), (Program::Nbdkit, 1.0)],
@@ -190,12 +224,14 @@ mod tests {
             "vhost-user page cache randread 4k QD1 x2",
             "nbd null randread 4k QD1, one CPU taken",
             "vhost-user page cache randwrite 4k QD1, one CPU taken",
+            "vhost-user null randread 4k QD32, dirty log",
             "vhost-user null randread 4k at 0/s",
             "nbd null randread 4k at 100k/s",
+            "vhost-user null randread 4k QD32, packed",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 14 + 16 + 2 * 7);
+        assert_eq!(names.len(), 14 + 16 + 2 * 7 + 3);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());
