@@ -217,11 +217,12 @@ pub const HOUSES: &[House] = &[
             &["request"],
             &["reply"],
             &["memory"],
+            &["room"],
             &["file"],
             &["mount"],
             &["mountpoint"],
             // A queue serves what it reads, and what serves it answers through it.
-            &["change", "data", "look", "queue", "serve"],
+            &["change", "data", "look", "queue", "ring", "serve"],
             &["station"],
             &["export_type"],
         ],

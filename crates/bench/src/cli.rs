@@ -177,7 +177,7 @@ fn list() {
     compare::qcow2::names().iter().for_each(|name| println!("{name}"));
     compare::jobs::names().iter().for_each(|name| println!("{name}"));
     fuse::Work::all().iter().for_each(|work| println!("{}", work.name()));
-    nbd_client::Work::all().iter().for_each(|work| println!("{}", work.name()));
+    nbd_client::names().iter().for_each(|name| println!("{name}"));
     rbd::Work::all().iter().for_each(|work| println!("{}", work.name()));
     for protocol in [Protocol::Nbd, Protocol::VhostUser] {
         served::works::Work::all(protocol).iter().for_each(|work| println!("{}", work.name()));

@@ -26,7 +26,13 @@ static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fn compare(arguments: &[&str]) -> Output {
+    compare_in(&std::env::temp_dir(), arguments)
+}
+
+/// Temporary files of the program are in a directory of its own.
+fn compare_in(temporary: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_coblk-bench"))
+        .env("TMPDIR", temporary)
         .args(["compare", arguments[0], "--json", "--quick", "--size", "1m", "--count", "64"])
         .args(&arguments[1..])
         .output()
@@ -35,7 +41,10 @@ fn compare(arguments: &[&str]) -> Output {
 
 fn rows(arguments: &[&str]) -> Vec<Value> {
     assert!(SERVER.exists());
-    let output = compare(arguments);
+    rows_of(arguments, compare(arguments))
+}
+
+fn rows_of(arguments: &[&str], output: Output) -> Vec<Value> {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -98,7 +107,10 @@ fn vhost_user_servers_take_turns() {
 /// Needs root, and `/dev/fuse`.
 #[test]
 fn mounts_of_both_daemons_take_turns() {
-    let rows = rows(&["fuse", "--only", "randread 4k QD32"]);
+    assert!(SERVER.exists());
+    let temporary = tempfile::tempdir().unwrap();
+    let arguments = ["fuse", "--only", "randread 4k QD32"];
+    let rows = rows_of(&arguments, compare_in(temporary.path(), &arguments));
     let names: Vec<_> = rows.iter().map(|row| row["work"].as_str().unwrap()).collect();
     assert_eq!(
         names,
@@ -111,7 +123,7 @@ fn mounts_of_both_daemons_take_turns() {
     );
     rows.iter().for_each(|row| check(row, &[("qemu-storage-daemon", 2.0)]));
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains("coblk-bench-"), "{mounts}");
+    assert!(!mounts.contains(temporary.path().to_str().unwrap()), "{mounts}");
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use coblk_aio::{AioContext, Co, IoVector};
+use coblk_aio::{AioContext, Co, IoVector, IoVectorMut};
 use coblk_block::{
-    AfterWrite, BlockBackend, BlockLimits, BlockNode, DirtyBitmap, NewBitmap, WriteFlags,
-    WriteKind, ZeroFlags,
+    AfterWrite, BlockBackend, BlockDriver, BlockLimits, BlockNode, DirtyBitmap, ImageFormat,
+    ImageInfo, NewBitmap, ReadFlags, WriteFlags, WriteKind, ZeroFlags,
 };
 
 use crate::util::disk::{Disk, OnDisk, Op, Verdict};
@@ -191,4 +191,92 @@ fn a_hook_that_panics_is_told_once() {
     let _hook = scene.ctx.run(add).unwrap();
     assert!(scene.ctx.run(|co| co.catch_unwind(|| write(co, &backend))).is_err());
     assert_eq!(*notes.told.lock().unwrap(), [(100..4100, WriteKind::Write, true)]);
+}
+
+/// An image that keeps bitmaps, in theory: what is to be stored waits for ever, or panics.
+struct Keeper {
+    panics: bool,
+}
+
+impl ImageFormat for Keeper {
+    fn info(&self) -> io::Result<ImageInfo> {
+        Ok(ImageInfo::new(LENGTH))
+    }
+
+    fn check_new_bitmap(&self, _: &str, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_note_bitmaps(&self, co: &Co<'_>) -> io::Result<()> {
+        assert!(!self.panics, "the image panics");
+        co.suspend_for("nothing", std::mem::forget);
+        Ok(())
+    }
+}
+
+impl BlockDriver for Keeper {
+    fn format_name(&self) -> &'static str {
+        "keeper"
+    }
+
+    fn length(&self) -> u64 {
+        LENGTH
+    }
+
+    fn image(&self) -> Option<&dyn ImageFormat> {
+        Some(self)
+    }
+
+    fn co_preadv(
+        &self,
+        _: &Co<'_>,
+        _: u64,
+        _: &mut IoVectorMut<'_>,
+        _: ReadFlags,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_pwritev(&self, _: &Co<'_>, _: u64, _: &IoVector<'_>, _: WriteFlags) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn co_flush(&self, _: &Co<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A change of bitmaps that does not come to its end has changed none.
+#[test]
+fn bitmaps_are_as_before_when_a_change_of_them_is_unwound() {
+    for panics in [false, true] {
+        let ctx = AioContext::for_test().unwrap();
+        let node = BlockNode::new("image", Keeper { panics });
+        // It is stored at first when it is persistent.
+        let old = ctx.run(|co| node.co_add_bitmap(co, NewBitmap::new("old".to_owned(), GRANULE)));
+        let old = old.unwrap();
+        old.set_persistent(true);
+        for adds in [true, false] {
+            let (node, old) = (Arc::clone(&node), Arc::clone(&old));
+            ctx.spawn("change", move |co| {
+                let changed = co.catch_unwind(|| {
+                    if adds {
+                        let mut new = NewBitmap::new("new".to_owned(), GRANULE);
+                        new.is_persistent = true;
+                        node.co_add_bitmap(co, new).map(drop)
+                    } else {
+                        node.co_record_bitmap(co, &old, false)
+                    }
+                });
+                assert!(changed.is_err(), "it has come to its end");
+            });
+        }
+        while ctx.try_poll() {}
+        let is_under_way = !panics;
+        assert_eq!(node.bitmaps().find("new").is_ok(), is_under_way);
+        assert_eq!(old.is_recording(), !is_under_way);
+        drop(ctx);
+        assert!(node.bitmaps().find("new").is_err(), "a bitmap that was not added");
+        assert!(old.is_recording(), "a bitmap that was not disabled");
+    }
 }

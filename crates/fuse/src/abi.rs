@@ -57,6 +57,8 @@ pub mod init {
     pub const INIT_EXT: u64 = 1 << 30;
     /// Shared mappings of a file with direct I/O.
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// Requests are fetched and answered over io_uring.
+    pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// How a file is opened.

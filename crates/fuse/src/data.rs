@@ -5,8 +5,7 @@ use std::io;
 use coblk_aio::Co;
 use coblk_block::{Truncate, WriteFlags};
 
-use crate::memory::Payload;
-use crate::queue::{Answer, Queue};
+use crate::queue::Answer;
 use crate::reply::Reply;
 use crate::request::Write;
 
@@ -20,26 +19,27 @@ pub fn growth() -> Truncate {
 }
 
 /// Answers with what there is of a range: less than asked for at the end of the file.
-pub fn read(co: &Co<'_>, answer: Answer, offset: u64, size: u32) {
-    match read_to_end(co, &answer.queue, offset, size) {
-        Ok(payload) => answer.data(&payload),
+pub fn read(co: &Co<'_>, mut answer: Answer, offset: u64, size: u32) {
+    match read_to_end(co, &mut answer, offset, size) {
+        Ok(()) => answer.data(),
         Err(error) => answer.error(error.raw_os_error().unwrap_or(libc::EIO)),
     }
 }
 
-fn read_to_end(co: &Co<'_>, queue: &Queue, offset: u64, size: u32) -> io::Result<Payload> {
+fn read_to_end(co: &Co<'_>, answer: &mut Answer, offset: u64, size: u32) -> io::Result<()> {
+    let Answer { queue, room, .. } = answer;
     let mut length = queue.backend.length()?;
     loop {
         let there = u64::from(size).min(length.saturating_sub(offset));
-        let mut payload = queue.memory.payload(there as usize)?;
+        room.make(&queue.memory, there as usize)?;
         if there == 0 {
-            return Ok(payload);
+            return Ok(());
         }
-        let result = queue.backend.co_preadv(co, offset, &mut payload.target());
+        let result = queue.backend.co_preadv(co, offset, &mut room.target());
         // It may have become shorter meanwhile.
         let now = queue.backend.length()?;
         if result.is_ok() || now >= length {
-            return result.map(|()| payload);
+            return result;
         }
         length = now;
     }
@@ -47,13 +47,11 @@ fn read_to_end(co: &Co<'_>, queue: &Queue, offset: u64, size: u32) -> io::Result
 
 /// Writes what the file has room for. The data is in memory of the export, which the client cannot change
 /// any more.
-pub fn write(
-    co: &Co<'_>,
-    queue: &Queue,
-    what: &Write,
-    payload: Option<&Payload>,
-) -> io::Result<Reply> {
-    let payload = payload.ok_or_else(|| errno(libc::EINVAL))?;
+pub fn write(co: &Co<'_>, answer: &Answer, what: &Write) -> io::Result<Reply> {
+    let Answer { queue, room, .. } = answer;
+    if room.len() < what.size as usize {
+        return Err(errno(libc::EINVAL));
+    }
     let rules = &queue.file.rules;
     if !rules.writable {
         return Err(errno(libc::EACCES));
@@ -75,6 +73,6 @@ pub fn write(
     let is_durable = rules.writethrough || what.flags as i32 & libc::O_DSYNC != 0;
     let flags = if is_durable { WriteFlags::FUA } else { WriteFlags::empty() };
     queue.file.touch();
-    queue.backend.co_pwritev(co, what.offset, &payload.source(fits as usize), flags)?;
+    queue.backend.co_pwritev(co, what.offset, &room.source(fits as usize), flags)?;
     Ok(Reply::written(fits as u32))
 }

@@ -15,6 +15,7 @@ use crate::file::{File, Rules};
 use crate::mount::{Mount, MountError, join};
 use crate::mountpoint::{prepare, resolve};
 use crate::queue::MAX_IN_FLIGHT;
+use crate::ring::Share;
 use crate::station::{Plan, Station};
 
 /// Requests that the kernel may have under way, over all contexts.
@@ -63,6 +64,8 @@ pub struct FuseExportOptions {
     pub growable: Option<bool>,
     /// `allow-other`: whether other users reach the file.
     pub allow_other: Option<AllowOther>,
+    /// `io-uring`: whether requests come over io_uring, where the kernel has that; no by default.
+    pub io_uring: Option<bool>,
 }
 
 impl ExportType for FuseExportType {
@@ -99,9 +102,10 @@ impl ExportType for FuseExportType {
             policies: common.error_policies(),
             reporter: exporting.reporter.clone(),
             max_background: (MAX_IN_FLIGHT * homes.len()).min(MAX_BACKGROUND) as u16,
+            share: None,
         };
         let graph_device = plan.device;
-        match start(co, homes, &plan, device) {
+        match start(co, homes, &plan, device, options.io_uring == Some(true)) {
             Ok(stations) => Ok(Box::new(FuseExport {
                 file,
                 device: graph_device,
@@ -137,6 +141,7 @@ fn start(
     homes: &[AioHandle],
     plan: &Plan,
     device: std::os::fd::OwnedFd,
+    has_rings: bool,
 ) -> Result<Vec<Station>, ExportError> {
     let mut devices = Vec::new();
     for _ in 1..homes.len() {
@@ -147,8 +152,9 @@ fn start(
     devices.push(device);
     let both = homes.iter().zip(devices);
     let mut stations = Vec::new();
-    for (home, device) in both {
-        match Station::co_start(co, home, plan.clone(), device) {
+    for (first, (home, device)) in both.enumerate() {
+        let share = has_rings.then_some(Share { first, step: homes.len() });
+        match Station::co_start(co, home, Plan { share, ..plan.clone() }, device) {
             Ok(station) => stations.push(station),
             Err(refused) => {
                 close_all(co, stations);
@@ -156,6 +162,8 @@ fn start(
             }
         }
     }
+    let callers: Vec<_> = stations.iter().map(Station::caller).collect();
+    plan.file.set_queues(move |call| callers.iter().for_each(|tell| tell(call)));
     Ok(stations)
 }
 

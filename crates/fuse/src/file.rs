@@ -1,7 +1,7 @@
 //! [`File`]: what all contexts of an export know of the file: its attributes, and how often it is open.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coblk_block::IoStatus;
@@ -21,6 +21,15 @@ pub struct Rules {
     pub writethrough: bool,
 }
 
+/// What one queue tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// The kernel has agreed on rings.
+    UseRing,
+    /// There are requests to be read.
+    Look,
+}
+
 /// Any thread.
 pub struct File {
     pub rules: Rules,
@@ -36,6 +45,8 @@ pub struct File {
     /// How often it is open.
     opens: AtomicUsize,
     status: AtomicU8,
+    /// Tells the queues of all contexts.
+    queues: OnceLock<Box<dyn Fn(Call) + Send + Sync>>,
 }
 
 /// Of all permissions, those to write.
@@ -54,7 +65,29 @@ impl File {
             modified: AtomicBool::new(false),
             opens: AtomicUsize::new(0),
             status: AtomicU8::new(IoStatus::Ok as u8),
+            queues: OnceLock::new(),
         }
+    }
+
+    /// Says how queues are told, before the first request.
+    pub fn set_queues(&self, tell: impl Fn(Call) + Send + Sync + 'static) {
+        let _ = self.queues.set(Box::new(tell));
+    }
+
+    fn tell_queues(&self, call: Call) {
+        if let Some(tell) = self.queues.get() {
+            tell(call);
+        }
+    }
+
+    /// The kernel has agreed on rings.
+    pub fn use_rings(&self) {
+        self.tell_queues(Call::UseRing);
+    }
+
+    /// A queue does not read what is there.
+    pub fn look_elsewhere(&self) {
+        self.tell_queues(Call::Look);
     }
 
     /// Its content has changed.

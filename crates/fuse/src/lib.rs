@@ -25,6 +25,8 @@ mod mountpoint;
 mod queue;
 mod reply;
 mod request;
+mod ring;
+mod room;
 mod serve;
 mod station;
 

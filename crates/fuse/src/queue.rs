@@ -18,7 +18,9 @@ use crate::file::File;
 use crate::memory::{Block, Memory, Payload, SMALL};
 use crate::reply::{self, Reply};
 use crate::request::{Header, MAX_BODY, Request, WRITE_BYTES};
-use crate::serve::serve;
+use crate::ring::{Lane, Spare};
+use crate::room::Room;
+use crate::serve::start;
 
 /// Requests of one context that are being carried out.
 pub const MAX_IN_FLIGHT: usize = 128;
@@ -39,13 +41,17 @@ pub struct Queue {
     watched: RefCell<Option<FdHandler<Rc<OwnedFd>>>>,
     landing: RefCell<Landing>,
     in_flight: Cell<usize>,
+    /// It has begun to read, and has not stopped.
+    is_open: Cell<bool>,
     /// It reads at this moment.
     is_reading: Cell<bool>,
-    /// It did not read on for want of room.
+    /// It does not read for want of room.
     is_full: Cell<bool>,
     /// Goes on reading.
     more: BottomHalf,
     waiters: RefCell<Vec<CoWaker>>,
+    /// The ring, if the export is to use one.
+    lane: Option<Rc<Lane>>,
 }
 
 /// Where the next request is read to.
@@ -68,10 +74,12 @@ impl Queue {
         ctx: &AioContext,
         file: Arc<File>,
         backend: BlockBackend,
-        device: OwnedFd,
+        device: Rc<OwnedFd>,
         max_background: u16,
+        spare: Option<Spare>,
     ) -> Rc<Queue> {
         Rc::new_cyclic(|me: &Weak<Queue>| {
+            let lane = spare.map(|spare| Lane::new(ctx, spare, me));
             let me = Weak::clone(me);
             Queue {
                 file,
@@ -79,10 +87,11 @@ impl Queue {
                 memory: Rc::default(),
                 wanted: Wanted::new(),
                 max_background,
-                device: Rc::new(device),
+                device,
                 watched: RefCell::default(),
                 landing: RefCell::default(),
                 in_flight: Cell::new(0),
+                is_open: Cell::new(false),
                 is_reading: Cell::new(false),
                 is_full: Cell::new(false),
                 more: ctx.bottom_half("fuse-read", move |ctx| {
@@ -91,28 +100,77 @@ impl Queue {
                     }
                 }),
                 waiters: RefCell::default(),
+                lane,
             }
         })
     }
 
+    /// The ring, if there is one.
+    pub fn lane(&self) -> Option<&Rc<Lane>> {
+        self.lane.as_ref()
+    }
+
+    /// Whether requests are taken.
+    pub fn is_open(&self) -> bool {
+        self.is_open.get()
+    }
+
     /// Begins to read.
     pub fn begin(self: &Rc<Self>, ctx: &AioContext) -> io::Result<()> {
-        let me = Rc::downgrade(self);
-        let watched =
-            ctx.fd_handler(Rc::clone(&self.device), FdInterest::Read, move |ctx, _| {
-                if let Some(queue) = me.upgrade() {
-                    queue.read_all(ctx);
-                }
-            })?;
-        self.watched.replace(Some(watched));
+        self.is_open.set(true);
+        self.watch(ctx)?;
         self.more.schedule();
+        Ok(())
+    }
+
+    /// Has the loop call when there is something to read, unless another queue that sleeps is called.
+    fn watch(self: &Rc<Self>, ctx: &AioContext) -> io::Result<()> {
+        let me = Rc::downgrade(self);
+        let called = move |ctx: &AioContext, _| {
+            if let Some(queue) = me.upgrade() {
+                queue.read_all(ctx);
+            }
+        };
+        let device = Rc::clone(&self.device);
+        self.watched.replace(Some(ctx.fd_handler(device, FdInterest::ReadShared, called)?));
         Ok(())
     }
 
     /// Reads no more. What was read is answered, but for what takes long, which ends.
     pub fn stop(&self) {
-        self.watched.take();
+        self.close();
         self.wanted.give_up();
+    }
+
+    fn close(&self) {
+        self.is_open.set(false);
+        self.watched.take();
+    }
+
+    /// There is no room: leaves it to the other queues to be called, and to read what there is.
+    fn pause(&self) {
+        if !self.is_full.replace(true) {
+            self.watched.take();
+            self.file.look_elsewhere();
+        }
+    }
+
+    /// Reads again, if there is so much room that it pays.
+    fn goes_on(self: &Rc<Self>, ctx: &AioContext) -> bool {
+        if !self.is_open() || !self.may_go_on() {
+            return false;
+        }
+        let watched = self.watch(ctx);
+        self.is_full.set(watched.is_err());
+        if let Err(error) = &watched {
+            tracing::error!(%error, "cannot wait for FUSE requests");
+        }
+        watched.is_ok()
+    }
+
+    /// Whether so much room has come back that reading pays.
+    fn may_go_on(&self) -> bool {
+        self.in_flight.get() <= MAX_IN_FLIGHT / 4 * 3 && self.memory.has_large()
     }
 
     /// Returns when all that was read is answered.
@@ -128,18 +186,23 @@ impl Queue {
             return;
         }
         let _reading = Reading(&self.is_reading);
+        if self.is_full.get() && !self.goes_on(ctx) {
+            return;
+        }
         // The kernel is told of each answer at once, and its client works on meanwhile.
         let _batch = ctx.begin_batch();
         for _ in 0..MAX_READ_AT_ONCE {
-            if self.watched.borrow().is_none() {
+            if !self.is_open() {
                 return;
             }
             if !self.has_room() {
-                self.is_full.set(true);
-                return;
+                return self.pause();
             }
             match self.read() {
-                Ok(message) => self.start(ctx, message),
+                Ok(Message { header, request, payload }) => {
+                    let answer = Answer::new(self, header.unique, Room::Blocks(payload));
+                    start(ctx, answer, &header, request);
+                }
                 // A signal; or a client that has given up meanwhile.
                 Err(Errno::INTR | Errno::NOENT) => {}
                 Err(Errno::AGAIN) => return,
@@ -197,25 +260,9 @@ impl Queue {
         Ok(Message { header, request: request.ok(), payload })
     }
 
-    fn start(self: &Rc<Self>, ctx: &AioContext, message: Message) {
-        let Message { header, request, payload } = message;
-        let answer = Answer::new(self, header.unique);
-        match request {
-            Some(request) => serve(ctx, answer, request, payload),
-            None => {
-                tracing::warn!(
-                    opcode = header.opcode,
-                    length = header.length,
-                    "a FUSE request makes no sense"
-                );
-                answer.error(libc::EINVAL);
-            }
-        }
-    }
-
     /// The device says that it has nothing more.
     fn ended(&self, error: Errno) {
-        self.watched.take();
+        self.close();
         // The file system was unmounted, by whatever user.
         if error == Errno::NODEV || error == Errno::CONNABORTED {
             tracing::info!(export = self.backend.name(), "is no longer mounted");
@@ -257,14 +304,16 @@ impl Drop for Reading<'_> {
 /// A request that is to be answered: with EIO, if it is dropped without. Counts as in flight.
 pub struct Answer {
     pub queue: Rc<Queue>,
+    /// Its data, or that of the answer.
+    pub room: Room,
     unique: u64,
     is_owed: bool,
 }
 
 impl Answer {
-    fn new(queue: &Rc<Queue>, unique: u64) -> Answer {
+    pub fn new(queue: &Rc<Queue>, unique: u64, room: Room) -> Answer {
         queue.in_flight.set(queue.in_flight.get() + 1);
-        Answer { queue: Rc::clone(queue), unique, is_owed: true }
+        Answer { queue: Rc::clone(queue), room, unique, is_owed: true }
     }
 
     /// No answer is expected.
@@ -278,24 +327,42 @@ impl Answer {
     }
 
     fn send_error(&mut self, errno: i32) {
-        self.is_owed = false;
         // The kernel takes no others.
         let errno = if (1..512).contains(&errno) { errno } else { libc::EIO };
-        self.queue.send(&[IoSlice::new(&reply::header(self.unique, -errno, 0))]);
+        self.send(-errno, &[]);
     }
 
     /// With a short answer. Returns whether the kernel still wanted it.
     pub fn reply(mut self, reply: &Reply) -> bool {
-        self.is_owed = false;
-        let header = reply::header(self.unique, 0, reply.as_bytes().len());
-        self.queue.send(&[IoSlice::new(&header), IoSlice::new(reply.as_bytes())])
+        self.send(0, reply.as_bytes())
     }
 
-    /// With data.
-    pub fn data(mut self, payload: &Payload) {
+    fn send(&mut self, error: i32, body: &[u8]) -> bool {
         self.is_owed = false;
-        let header = reply::header(self.unique, 0, payload.len);
-        self.queue.send(&payload.behind(&header));
+        let header = reply::header(self.unique, error, body.len());
+        match (self.room.take_entry(), &self.queue.lane) {
+            (Some(mut entry), Some(lane)) => {
+                entry.payload_mut()[..body.len()].copy_from_slice(body);
+                entry.answer(&header, body.len() as u32);
+                lane.answer(entry);
+                true
+            }
+            _ => self.queue.send(&[IoSlice::new(&header), IoSlice::new(body)]),
+        }
+    }
+
+    /// With the data that is in its room.
+    pub fn data(mut self) {
+        self.is_owed = false;
+        let header = reply::header(self.unique, 0, self.room.len());
+        let bytes = self.room.len() as u32;
+        match (self.room.take_entry(), &self.queue.lane) {
+            (Some(mut entry), Some(lane)) => {
+                entry.answer(&header, bytes);
+                lane.answer(entry);
+            }
+            _ => drop(self.queue.send(&self.room.behind(&header))),
+        }
     }
 
     /// With what an operation has come to.
@@ -314,7 +381,7 @@ impl Drop for Answer {
         }
         let queue = &self.queue;
         queue.in_flight.set(queue.in_flight.get() - 1);
-        if queue.is_full.replace(false) {
+        if queue.is_full.get() && queue.may_go_on() {
             queue.more.schedule();
         }
         if queue.in_flight.get() == 0 {

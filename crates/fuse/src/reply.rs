@@ -72,8 +72,10 @@ impl Reply {
     }
 
     /// The answer to INIT.
-    pub fn init(offer: &Init, max_background: u16) -> Reply {
-        let wanted = init::ASYNC_READ
+    pub fn init(offer: &Init, max_background: u16, has_rings: bool) -> Reply {
+        let rings = if has_rings { init::OVER_IO_URING } else { 0 };
+        let wanted = rings
+            | init::ASYNC_READ
             | init::ATOMIC_O_TRUNC
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
@@ -178,7 +180,7 @@ mod tests {
     fn answers_have_the_lengths_that_the_kernel_knows() {
         let offer = Init { major: 7, minor: 99, max_readahead: 1, flags: u64::MAX };
         let lengths = [
-            Reply::init(&offer, 64),
+            Reply::init(&offer, 64, false),
             Reply::version(),
             Reply::attributes((1, 0), &Attributes::default()),
             Reply::statfs(1 << 20, 4096),
@@ -193,7 +195,8 @@ mod tests {
 
     #[test]
     fn flags_that_the_kernel_does_not_offer_are_not_set() {
-        let reply = |flags| Reply::init(&Init { major: 7, minor: 31, max_readahead: 1, flags }, 64);
+        let offer = |flags| Init { major: 7, minor: 31, max_readahead: 1, flags };
+        let reply = |flags| Reply::init(&offer(flags), 64, false);
         let word = |reply: &Reply, at| {
             let bytes = reply.as_bytes();
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -203,5 +206,7 @@ mod tests {
         assert_eq!(word(&old, 20), SMALL_TRANSFER);
         let new = reply(u64::MAX);
         assert_eq!((word(&new, 20), word(&new, 32)), (MAX_TRANSFER as u32, 1 << 4));
+        let rings = |flags| word(&Reply::init(&offer(flags), 64, true), 32);
+        assert_eq!((rings(u64::MAX), rings(init::INIT_EXT)), (1 << 4 | 1 << 9, 0));
     }
 }

@@ -1,27 +1,39 @@
 //! What each request leads to: an answer at once, or a coroutine.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use coblk_aio::AioContext;
 
-use crate::abi::{MAJOR, MIN_MINOR, open};
+use crate::abi::{MAJOR, MIN_MINOR, init, open};
 use crate::change::{fallocate, set_attributes};
 use crate::data::{read, write};
 use crate::look::{BLOCK_BYTES, attributes, seek};
-use crate::memory::Payload;
 use crate::queue::Answer;
 use crate::reply::Reply;
-use crate::request::{Init, Request};
+use crate::request::{Header, Init, Request};
 
-/// Carries out a request, in a coroutine if it may take time.
-pub fn serve(ctx: &AioContext, answer: Answer, request: Request, payload: Option<Payload>) {
+/// Carries out a request; one that makes no sense is refused.
+pub fn start(ctx: &AioContext, answer: Answer, header: &Header, request: Option<Request>) {
+    match request {
+        Some(request) => serve(ctx, answer, request),
+        None => {
+            let (opcode, length) = (header.opcode, header.length);
+            tracing::warn!(opcode, length, "a FUSE request makes no sense");
+            answer.error(libc::EINVAL);
+        }
+    }
+}
+
+/// In a coroutine if it may take time.
+fn serve(ctx: &AioContext, answer: Answer, request: Request) {
     // Without a stack for the coroutine the answer is dropped, which says EIO.
     let started = match request {
         Request::Read { offset, size } => {
             ctx.try_spawn("fuse read", move |co| read(co, answer, offset, size))
         }
         Request::Write(what) => ctx.try_spawn("fuse write", move |co| {
-            let result = write(co, &answer.queue, &what, payload.as_ref());
+            let result = write(co, &answer, &what);
             answer.result(result);
         }),
         Request::GetAttr
@@ -92,7 +104,19 @@ fn initialise(answer: Answer, offer: &Init) {
         tracing::error!(offer.major, offer.minor, "the kernel's FUSE is too old");
         answer.error(libc::EPROTO);
     } else {
-        let reply = Reply::init(offer, answer.queue.max_background);
+        let queue = Rc::clone(&answer.queue);
+        let reply = Reply::init(offer, queue.max_background, queue.lane().is_some());
         answer.reply(&reply);
+        if queue.lane().is_some() {
+            if offer.flags & init::OVER_IO_URING == 0 {
+                let export = queue.backend.name();
+                tracing::warn!(
+                    export,
+                    "the kernel has no FUSE over io_uring, or it is not enabled"
+                );
+            } else {
+                queue.file.use_rings();
+            }
+        }
     }
 }

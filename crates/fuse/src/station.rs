@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use async_channel::{Receiver, Sender};
 use coblk_aio::{AioHandle, Co, JoinHandle};
-use coblk_block::{
-    BackendOptions, BlockNode, Device, ErrorAction, ErrorPolicies, IoStatus, PermissionError,
-};
+use coblk_block::{BackendOptions, BlockNode, Device, ErrorAction, ErrorPolicies, IoStatus};
 use coblk_export::{ErrorReporter, ExportError};
 
-use crate::file::File;
+use crate::file::{Call, File};
 use crate::queue::Queue;
+use crate::ring::{Share, Spare};
 
 /// All that a context is given to serve requests.
 #[derive(Clone)]
@@ -26,11 +25,14 @@ pub struct Plan {
     pub reporter: ErrorReporter,
     /// Requests of all queues that the kernel may send before they are answered.
     pub max_background: u16,
+    /// The kernel's queues that it serves over a ring, if it is to have one.
+    pub share: Option<Share>,
 }
 
 /// What a queue is told.
 enum Command {
     Begin,
+    Call(Call),
     Resume,
     ReportErrors,
 }
@@ -70,6 +72,17 @@ impl Station {
         self.tell(Command::Begin);
     }
 
+    /// What tells the queue, from any thread.
+    pub fn caller(&self) -> impl Fn(Call) + Send + Sync + 'static {
+        // Not a sender that keeps the station.
+        let commands = self.commands.downgrade();
+        move |call| {
+            if let Some(commands) = commands.upgrade() {
+                let _ = commands.try_send(Command::Call(call));
+            }
+        }
+    }
+
     pub fn resume(&self) {
         self.tell(Command::Resume);
     }
@@ -89,8 +102,11 @@ impl Station {
     }
 }
 
-fn open(co: &Co<'_>, plan: Plan, device: OwnedFd) -> Result<Rc<Queue>, PermissionError> {
-    let Plan { file, node, backend, policies, reporter, max_background, .. } = plan;
+fn open(co: &Co<'_>, plan: Plan, device: OwnedFd) -> Result<Rc<Queue>, ExportError> {
+    let Plan { file, node, backend, policies, reporter, max_background, share, .. } = plan;
+    let device = Rc::new(device);
+    let ringless = |error| ExportError::of_type(format!("cannot use io_uring: {error}"));
+    let spare = share.map(|share| Spare::new(&device, share)).transpose().map_err(ringless)?;
     let backend = backend.co_open(co, node)?;
     backend.set_error_policies(policies);
     let status = Arc::clone(&file);
@@ -101,7 +117,10 @@ fn open(co: &Co<'_>, plan: Plan, device: OwnedFd) -> Result<Rc<Queue>, Permissio
         }
         reporter.report(event);
     });
-    let queue = Queue::new(co.context(), file, backend, device, max_background);
+    let queue = Queue::new(co.context(), file, backend, device, max_background, spare.flatten());
+    if let Some(lane) = queue.lane() {
+        lane.watch(co.context(), &queue).map_err(ringless)?;
+    }
     let told = Rc::downgrade(&queue);
     queue.backend.set_length_listener(move |_, _| {
         if let Some(queue) = told.upgrade() {
@@ -122,6 +141,10 @@ fn live(co: &Co<'_>, queue: &Rc<Queue>, orders: &Receiver<Command>) {
                     tracing::error!(export, %error, "cannot wait for FUSE requests");
                 }
             }
+            Command::Call(Call::UseRing) => {
+                queue.lane().into_iter().for_each(|lane| lane.begin());
+            }
+            Command::Call(Call::Look) => queue.read_all(co.context()),
             Command::Resume => queue.backend.resume(),
             Command::ReportErrors => reporting = Some(queue.backend.report_errors()),
         }
@@ -129,5 +152,6 @@ fn live(co: &Co<'_>, queue: &Rc<Queue>, orders: &Receiver<Command>) {
     queue.stop();
     reporting.get_or_insert_with(|| queue.backend.report_errors());
     queue.co_wait(co);
+    queue.lane().into_iter().for_each(|lane| lane.end());
     queue.backend.co_remove_medium(co);
 }

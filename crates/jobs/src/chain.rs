@@ -10,15 +10,17 @@
 //! ```
 //!
 //! Before a header changes, the image reads the same by its old name and by its new one, and so does each of several
-//! images, whichever headers have changed. If a step fails, headers that have changed are changed back.
+//! images, whichever headers have changed. If a step fails, headers that have changed are changed back, in several tries
+//! if need be.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::Co;
 use coblk_block::{
-    BackingName, BlockNode, BlockdevError, Blockdevs, GraphError, NodeUse, Operation, WeakBlockdevs,
+    BackingName, BlockNode, Blockdevs, GraphError, NodeUse, Operation, WeakBlockdevs,
 };
 
 use crate::{Job, JobFailure};
@@ -102,6 +104,11 @@ pub(crate) fn co_put_back(
     }
 }
 
+/// How often a header is tried to be put back.
+const MAX_TRIES: u32 = 8;
+/// How long the second try waits for, and each one after that twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(5);
+
 /// The headers that a job has changed, with what they had before.
 pub(crate) struct Headers {
     blockdevs: Blockdevs,
@@ -109,12 +116,24 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
+    /// Does what `change` does, which names the backing files in headers. If it fails or panics, headers are as they
+    /// were.
+    ///
     /// # Errors
-    /// If the set of nodes has gone.
-    pub(crate) fn new(blockdevs: &WeakBlockdevs) -> Result<Headers, JobFailure> {
+    /// Those of `change`; if the set of nodes has gone. If a header cannot be put back, the failure says what it names:
+    /// it reads the same by either name.
+    pub(crate) fn co_change(
+        co: &Co<'_>,
+        blockdevs: &WeakBlockdevs,
+        change: impl FnOnce(&Headers) -> Result<(), JobFailure>,
+    ) -> Result<(), JobFailure> {
         let gone = || JobFailure::Text("the nodes have gone".to_owned());
         let blockdevs = blockdevs.upgrade().ok_or_else(gone)?;
-        Ok(Headers { blockdevs, before: RefCell::default() })
+        let headers = Headers { blockdevs, before: RefCell::default() };
+        // The hook of panics has reported it.
+        let changed = co.catch_unwind(|| change(&headers));
+        let changed = changed.unwrap_or_else(|_| Err(JobFailure::panicked()));
+        changed.map_err(|failure| headers.co_restore(co, failure))
     }
 
     /// Has the header of a node name this backing file; durable when it returns. A node without a header has nothing
@@ -124,24 +143,59 @@ impl Headers {
         co: &Co<'_>,
         node: &Arc<BlockNode>,
         name: Option<&BackingName>,
-    ) -> Result<(), BlockdevError> {
+    ) -> Result<(), JobFailure> {
         let info = node.driver().image().and_then(|image| image.info().ok());
         let Some(info) = info else { return Ok(()) };
         if info.backing.as_ref() == name {
             return Ok(());
         }
-        self.blockdevs.co_name_backing(co, node, name)?;
+        // What is there after an error is not known.
         self.before.borrow_mut().push((Arc::clone(node), info.backing));
-        Ok(())
+        let named = self.blockdevs.co_name_backing(co, node, name);
+        named.map_err(|error| JobFailure::Text(error.to_string()))
     }
 
-    /// Has headers name what they did before.
-    pub(crate) fn co_restore(&self, co: &Co<'_>) {
+    /// Has headers name what they did before. Returns why the job fails.
+    fn co_restore(&self, co: &Co<'_>, mut failure: JobFailure) -> JobFailure {
         for (node, name) in self.before.take().into_iter().rev() {
-            if let Err(error) = self.blockdevs.co_name_backing(co, &node, name.as_ref()) {
-                // It reads the same by either name.
-                tracing::error!(node = node.name(), %error, "a header names another backing file");
+            let Err(error) = self.co_put_back(co, &node, name.as_ref()) else { continue };
+            let info = node.driver().image().and_then(|image| image.info().ok());
+            if info.is_some_and(|info| info.backing == name) {
+                // It could not be changed in the first place.
+                continue;
+            }
+            let node = node.name();
+            tracing::error!(node, error, "a header names another backing file");
+            if !matches!(failure, JobFailure::Cancelled) {
+                let text = failure.text();
+                let text = format!("{text}; the header of node '{node}' stays changed: {error}");
+                failure = JobFailure::Text(text);
             }
         }
+        failure
+    }
+
+    /// Has a header name what it did before. What has failed the job may fail this as well, and be over soon.
+    fn co_put_back(
+        &self,
+        co: &Co<'_>,
+        node: &Arc<BlockNode>,
+        name: Option<&BackingName>,
+    ) -> Result<(), String> {
+        let mut wait = FIRST_WAIT;
+        for is_last in (1..=MAX_TRIES).map(|number| number == MAX_TRIES) {
+            let named = co.catch_unwind(|| self.blockdevs.co_name_backing(co, node, name));
+            let error = match named {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => JobFailure::panicked().text(),
+            };
+            if is_last {
+                return Err(error);
+            }
+            co.sleep(wait);
+            wait *= 2;
+        }
+        Ok(())
     }
 }

@@ -242,3 +242,9 @@ impl Jobs {
         }
     }
 }
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.list.take().iter().for_each(|job| job.lose_set());
+    }
+}

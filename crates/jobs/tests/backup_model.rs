@@ -96,12 +96,7 @@ impl World {
     fn new(rng: &mut Rng) -> World {
         let ctx = util::simulated(rng.u64(..));
         let (jobs, told) = jobs();
-        let watchdog = ctx.timer(|ctx| {
-            let all = ctx.coroutines();
-            let waiting: Vec<_> = all.iter().map(|it| (it.name, it.waits_for)).collect();
-            panic!("it hangs: {waiting:?}");
-        });
-        watchdog.arm_after(Duration::from_secs(6000));
+        let watchdog = util::watchdog(&ctx, Duration::from_secs(6000));
         let alignment = [1, 512][rng.usize(..2)];
         let limits = BlockLimits { request_alignment: alignment, ..BlockLimits::default() };
         let (source, target) = (Disk::new(LENGTH, limits), Disk::new(LENGTH, limits));

@@ -146,3 +146,19 @@ fn survey_top(seed: u64, start: Start) {
     let base = read_files(&NAMES, &files, "high").unwrap();
     assert!(base == chain.disk);
 }
+
+/// A header that leads past data that is not durable is seen by these tests.
+#[cfg(feature = "test-rules")]
+#[test]
+fn j94_data_are_durable_before_headers() {
+    let tests = [
+        j94_j144_a_crash_in_a_stream_leaves_a_chain_that_reads_the_same,
+        j94_j144_a_crash_in_a_commit_leaves_a_chain_that_reads_the_same,
+    ];
+    for test in tests {
+        coblk_jobs::leave_out(Some(coblk_jobs::Rule::DurableBeforeHeaders));
+        let found = std::panic::catch_unwind(test);
+        coblk_jobs::leave_out(None);
+        assert!(found.is_err(), "it is not missed");
+    }
+}

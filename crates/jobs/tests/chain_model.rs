@@ -97,12 +97,7 @@ struct World {
 impl World {
     fn new(rng: &mut Rng) -> World {
         let chain = Chain::new(&NAMES, rng.u64(..));
-        let watchdog = chain.ctx.timer(|ctx| {
-            let all = ctx.coroutines();
-            let waiting: Vec<_> = all.iter().map(|it| (it.name, it.waits_for)).collect();
-            panic!("it hangs: {waiting:?}");
-        });
-        watchdog.arm_after(Duration::from_secs(600));
+        let watchdog = util::watchdog(&chain.ctx, Duration::from_secs(600));
         let stop = Rc::<Cell<bool>>::default();
         let options = BackendOptions::new("guests");
         let guest = |number: u64| {

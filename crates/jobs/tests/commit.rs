@@ -8,7 +8,7 @@ use coblk_block::BackendOptions;
 use coblk_jobs::{Commit, CommitError, Job, JobOptions, JobStatus, OnError};
 use coblk_tests::recorded::{Disturbance, Kind};
 use util::chain::{CLUSTER, Chain, LENGTH};
-use util::take;
+use util::{take, without_pauses};
 
 fn options() -> JobOptions {
     JobOptions::new("j", "commit")
@@ -37,18 +37,6 @@ impl Commits for Chain {
 const SUCCESS: [&str; 7] =
     ["created", "running", "waiting", "pending", "COMPLETED", "concluded", "null"];
 
-fn without_pauses(told: Vec<String>) -> Vec<String> {
-    let mut kept: Vec<String> = Vec::new();
-    for event in told {
-        match kept.last() {
-            Some(last) if last == "paused" && event == "running" => drop(kept.pop()),
-            Some(last) if last == "standby" && event == "ready" => drop(kept.pop()),
-            _ => kept.push(event),
-        }
-    }
-    kept
-}
-
 #[test]
 fn j93_images_between_are_left_out() {
     let chain = Chain::new(&["base", "low", "high", "top"], 1);
@@ -62,6 +50,31 @@ fn j93_images_between_are_left_out() {
     assert_eq!(chain.header("top"), Some(("base".to_owned(), "qcow2".to_owned())));
     chain.check("top");
     chain.is_free();
+}
+
+#[test]
+fn j37_a_commit_goes_over_all_of_the_disk_and_what_is_below_is_done() {
+    let mut chain = Chain::new(&["base"], 4);
+    chain.add("mid", Some("base"), LENGTH);
+    chain.add("top", Some("mid"), LENGTH);
+    let guest = chain.guest("mid");
+    chain.ctx.run(|co| guest.co_write(co, 3 * CLUSTER, &[7; 512])).unwrap();
+    drop(guest);
+    let commit = chain.commit("mid", "base").backing_file("base");
+    let job = chain.try_start(commit, options().auto_finalize(false)).unwrap();
+    let progress = || {
+        let info = chain.jobs.all().remove(0);
+        (info.current_progress, info.total_progress)
+    };
+    chain.until(&job, JobStatus::Pending);
+    assert_eq!(progress(), (LENGTH, LENGTH), "one cluster was copied, and the others are done");
+    chain.ctx.run(|co| chain.jobs.co_finalize(co, "j")).unwrap();
+    // Of an active one the rest is what is marked, as of a mirror.
+    let guest = chain.guest("top");
+    chain.ctx.run(|co| guest.co_write(co, 5 * CLUSTER, &[7; 512])).unwrap();
+    let job = chain.start(chain.commit("top", "base"));
+    chain.until(&job, JobStatus::Ready);
+    assert_eq!(progress(), (CLUSTER, CLUSTER));
 }
 
 #[test]
@@ -256,6 +269,32 @@ fn j94_a_header_that_cannot_be_written_has_those_before_put_back() {
     assert_eq!(chain.names("other"), ["other", "mid", "base"]);
     chain.check("top");
     chain.is_free();
+}
+
+#[test]
+fn j94_headers_are_put_back_though_that_fails_at_first() {
+    // Whichever request of the end meets a fault, and those after it.
+    for skip in 0..12 {
+        let mut chain = Chain::new(&["base", "mid", "top"], 10);
+        chain.cluster = 512;
+        chain.add("other", Some("mid"), LENGTH);
+        // The header of the second image above has no room for that.
+        let commit = chain.commit("mid", "base").backing_file("x".repeat(450));
+        let job = chain.try_start(commit, options().auto_finalize(false)).unwrap();
+        chain.until(&job, JobStatus::Pending);
+        let fault = Disturbance::fail(libc::EIO, skip).of(Kind::Write).of(Kind::Flush);
+        chain.recorder.disturb(Disturbance { times: 4, ..fault });
+        chain.ctx.run(|co| chain.jobs.co_finalize(co, "j")).unwrap();
+        chain.until(&job, JobStatus::Null);
+        let told = take(&chain.told);
+        let failed = told.iter().find(|it| it.starts_with("COMPLETED ")).expect("it fails");
+        assert!(!failed.contains("stays changed"), "{skip}: {failed}");
+        let headers = [chain.header("top").unwrap().0, chain.header("other").unwrap().0];
+        assert_eq!(headers, ["mid", "mid"], "{skip}");
+        assert_eq!(chain.names("top"), ["top", "mid", "base"]);
+        chain.check("top");
+        chain.is_free();
+    }
 }
 
 #[test]

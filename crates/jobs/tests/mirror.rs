@@ -69,6 +69,45 @@ fn j36_nothing_to_do_is_none_of_none() {
 }
 
 #[test]
+fn j37_the_rest_of_a_mirror_is_what_is_marked_and_under_way_and_a_repetition_counts_once() {
+    let stage = stage();
+    stage.source.fill(7);
+    let mut failures = 3;
+    stage.target.judge(move |op| match op {
+        Op::Write(..) if failures > 0 => {
+            failures -= 1;
+            Verdict::Fail(libc::EIO)
+        }
+        Op::Write(..) => Verdict::Hold,
+        _ => Verdict::Go,
+    });
+    let job = stage.start(stage.mirror().granularity(GRANULE).on_target_error(OnError::Ignore));
+    let progress = || {
+        let info = stage.jobs.all().remove(0);
+        (info.current_progress, info.total_progress)
+    };
+    // All are under way, or wait for their turn.
+    until(&stage.ctx, || stage.target.held() > 0);
+    assert_eq!(progress(), (0, LENGTH));
+    let finished = |done: &dyn Fn() -> bool| {
+        until(&stage.ctx, || {
+            stage.target.release();
+            done()
+        });
+    };
+    finished(&|| job.status() == JobStatus::Ready);
+    assert_eq!(progress(), (LENGTH, LENGTH), "what has failed counts once");
+    // What guests write raises the total when it is marked, and is done when it was copied.
+    stage.write(GRANULE - 1, 1, 2);
+    assert_eq!(progress(), (LENGTH, LENGTH + 2 * GRANULE));
+    until(&stage.ctx, || stage.target.held() > 0);
+    stage.write(GRANULE - 1, 2, 1);
+    assert_eq!(progress(), (LENGTH, LENGTH + 3 * GRANULE), "one is to be copied once more");
+    finished(&|| stage.jobs.all()[0].current_progress > LENGTH && progress().0 == progress().1);
+    assert_eq!(progress(), (LENGTH + 3 * GRANULE, LENGTH + 3 * GRANULE));
+}
+
+#[test]
 fn j45_a_node_is_not_mirrored_to_itself_nor_to_another_length() {
     let stage = stage();
     let itself = Mirror::new(Arc::clone(&stage.source_node), Arc::clone(&stage.source_node));

@@ -97,6 +97,44 @@ fn j63_a_granule_that_is_to_be_copied_and_covered_in_part_is_left_to_the_copier(
 }
 
 #[test]
+fn j40_policies_of_a_job_are_not_those_of_guests() {
+    let fails = |op| match op {
+        Op::Read(..) | Op::Write(..) => Verdict::Fail(libc::ENOSPC),
+        _ => Verdict::Go,
+    };
+    let policies =
+        [(OnError::Report, "report"), (OnError::Stop, "stop"), (OnError::Ignore, "ignore")];
+    for (policy, action) in policies {
+        let stage = stage_of(2 * GRANULE);
+        let mirror = stage.mirror().copy_mode(CopyMode::WriteBlocking);
+        let mirror = mirror.on_source_error(policy).on_target_error(policy);
+        let job = stage.start(mirror);
+        stage.until(&job, JobStatus::Ready);
+        until(&stage.ctx, || stage.is_synced());
+        take(&stage.told);
+        // Of the source: the guest's own, and nothing for the job to deal with, before it reads there itself.
+        stage.jobs.pause("j").unwrap();
+        stage.settle();
+        stage.source.judge(fails);
+        let written = stage.ctx.run(|co| stage.guest.co_write(co, 0, &[1; 512]));
+        let read = stage.ctx.run(|co| stage.guest.co_read(co, 0, &mut [0; 512]));
+        for result in [written, read] {
+            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        }
+        assert_eq!(take(&stage.told), ["standby"], "{policy:?}");
+        stage.source.judge(|_| Verdict::Go);
+        stage.jobs.resume("j").unwrap();
+        until(&stage.ctx, || stage.is_synced());
+        take(&stage.told);
+        // Of the target: the job's, by its policy, and none of the guest's.
+        stage.target.judge(fails);
+        stage.write(0, 2, GRANULE);
+        until(&stage.ctx, || !stage.told.borrow().is_empty());
+        assert_eq!(take(&stage.told)[0], format!("ERROR write {action}"));
+    }
+}
+
+#[test]
 fn j65_a_failed_write_to_the_source_is_copied_again() {
     let (stage, _job) = ready(2);
     stage.source.judge(|op| {

@@ -64,6 +64,27 @@ fn j28_j29_drains_of_the_nodes_of_a_job_stop_it() {
 }
 
 #[test]
+fn j27_a_drain_is_told_as_a_pause_if_the_job_has_stopped() {
+    let stage = stage();
+    let (job, script) = stage.start(options());
+    let node = stage.node();
+    stage.uses(&job, &script, &node);
+    stage.take();
+    for (running, stopped) in [("running", "paused"), ("ready", "standby")] {
+        // One that is over before the job looks.
+        drop(node.drain(&stage.ctx));
+        assert!(stage.take().is_empty(), "{running}");
+        let sections = [node.drain(&stage.ctx), node.drain(&stage.ctx)];
+        assert_eq!(stage.take(), [stopped]);
+        drop(sections);
+        assert_eq!(stage.take(), [running]);
+        script.becomes_ready.set(true);
+        job.kick();
+        stage.take();
+    }
+}
+
+#[test]
 fn j22_j29_a_job_ends_though_its_node_is_drained() {
     let stage = stage();
     let (job, script) = stage.start(options());

@@ -9,3 +9,32 @@ use util::sim::run_seeds;
 fn j143_no_fault_and_no_command_spoils_the_instant_of_a_backup() {
     run_seeds::<OfBackup>(80);
 }
+
+/// Each step that keeps old bytes is needed: without it a run fails.
+#[cfg(feature = "test-rules")]
+mod rules {
+    use coblk_jobs::Rule;
+
+    use super::OfBackup;
+    use super::util::sim::is_needed;
+
+    #[test]
+    fn j52_a_failed_copy_is_made_again() {
+        is_needed::<OfBackup>(Rule::CopyAgain, 2_000);
+    }
+
+    #[test]
+    fn j76_old_bytes_are_in_the_target_before_a_guest_writes() {
+        is_needed::<OfBackup>(Rule::OldBytesFirst, 2_000);
+    }
+
+    #[test]
+    fn j130_old_bytes_that_are_lost_break_the_instant() {
+        is_needed::<OfBackup>(Rule::LostBreaks, 10_000);
+    }
+
+    #[test]
+    fn j131_a_guest_copies_no_newer_bytes_over_what_is_in_the_spill() {
+        is_needed::<OfBackup>(Rule::SpilledStays, 10_000);
+    }
+}

@@ -13,20 +13,13 @@ fn j143_no_fault_and_no_command_loses_a_write_of_a_mirror() {
 /// Each step that keeps writes is needed: without it a run fails.
 #[cfg(feature = "test-rules")]
 mod rules {
-    use coblk_jobs::{Rule, leave_out};
+    use coblk_jobs::Rule;
 
     use super::OfMirror;
-    use super::util::sim::first_failing;
-
-    const SEEDS: u64 = 2_000;
 
     #[track_caller]
     fn is_needed(rule: Rule) {
-        leave_out(Some(rule));
-        let found = first_failing::<OfMirror>(SEEDS);
-        leave_out(None);
-        let (seed, why) = found.unwrap_or_else(|| panic!("{rule:?} is not missed"));
-        println!("{rule:?}: seed {seed}: {}", why.lines().next().unwrap_or_default());
+        super::util::sim::is_needed::<OfMirror>(rule, 2_000);
     }
 
     #[test]

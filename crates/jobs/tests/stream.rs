@@ -9,7 +9,7 @@ use coblk_block::{BackendOptions, Permissions};
 use coblk_jobs::{Job, JobOptions, JobStatus, OnError, Stream, StreamError};
 use coblk_tests::recorded::{Disturbance, Kind};
 use util::chain::{CLUSTER, Chain, LENGTH};
-use util::take;
+use util::{take, without_pauses};
 
 fn options() -> JobOptions {
     JobOptions::new("j", "stream")
@@ -37,17 +37,6 @@ impl Streams for Chain {
 
 const SUCCESS: [&str; 7] =
     ["created", "running", "waiting", "pending", "COMPLETED", "concluded", "null"];
-
-fn without_pauses(told: Vec<String>) -> Vec<String> {
-    let mut kept: Vec<String> = Vec::new();
-    for event in told {
-        match kept.last() {
-            Some(last) if last == "paused" && event == "running" => drop(kept.pop()),
-            _ => kept.push(event),
-        }
-    }
-    kept
-}
 
 #[test]
 fn j88_j89_the_whole_chain_is_copied_and_left() {
@@ -80,6 +69,28 @@ fn j89_the_base_stays_and_is_named() {
         chain.check("top");
         chain.is_free();
     }
+}
+
+#[test]
+fn j37_a_stream_goes_over_all_of_the_disk_and_what_it_skips_is_done() {
+    let mut chain = Chain::new(&["base"], 4);
+    chain.add("top", Some("base"), LENGTH);
+    // The base alone has something, and stays.
+    let above = chain.stream().above(&chain.node("base")).unwrap().backing_file("base");
+    let options = options().auto_finalize(false);
+    let job = chain.try_start(above, options).unwrap();
+    let progress = || {
+        let info = chain.jobs.all().remove(0);
+        (info.current_progress, info.total_progress)
+    };
+    chain.until(&job, JobStatus::Pending);
+    assert_eq!(progress(), (0, 0), "there is nothing between");
+    chain.ctx.run(|co| chain.jobs.co_finalize(co, "j")).unwrap();
+    let options = JobOptions::new("j", "stream").auto_finalize(false);
+    let job = chain.try_start(chain.stream(), options).unwrap();
+    assert_eq!(progress().1, LENGTH);
+    chain.until(&job, JobStatus::Pending);
+    assert_eq!(progress(), (LENGTH, LENGTH));
 }
 
 #[test]

@@ -387,6 +387,30 @@ fn j122_a_transaction_that_is_unwound_takes_its_bitmaps_back() {
     assert!(nodes[1].bitmaps().find("d").is_err(), "a bitmap of no transaction");
 }
 
+/// Filters and overlays stay where they are when a transaction is unwound: to turn users back their contexts have to be
+/// waited for. What there is then is valid, and requests go on.
+#[test]
+fn j122_a_transaction_that_is_unwound_leaves_a_graph_that_requests_go_through() {
+    let Stage { ctx, disks, nodes, guests } = stage();
+    drop(guests);
+    let other = simulated(2);
+    let options = BackendOptions::new("guest").share_rw(true);
+    let guest = options.open(&other, Arc::clone(&nodes[0])).unwrap();
+    let (waits, above) = (Rc::default(), filter("f", &nodes[0]));
+    let transaction = Transaction::new()
+        .action(InsertFilter::new(Arc::clone(&nodes[0]), above))
+        .action(Stuck(Rc::clone(&waits)));
+    ctx.spawn("transaction", move |co| drop(transaction.co_run(co)));
+    until(&ctx, || {
+        while other.try_poll() {}
+        *waits.borrow()
+    });
+    drop(ctx);
+    assert_eq!(guest.node().unwrap().name(), "f");
+    other.run(|co| guest.co_write(co, 0, &[7; 512])).unwrap();
+    assert_eq!(disks[0].data()[0], 7);
+}
+
 /// Its end panics.
 struct Panics(&'static str, Rc<RefCell<Vec<String>>>);
 

@@ -46,7 +46,7 @@ impl Image {
         }
         let bytes = target.len() as u64;
         let pin = self.epochs.pin(co);
-        if let Some(host) = self.find_data(offset..offset + bytes, Look::Read) {
+        if let Some(host) = self.find_data((offset, bytes), Look::Read) {
             return self.co_read_data(co, (offset, host), target);
         }
         let run = self.co_find(co, offset..offset + bytes, Look::Read)?;

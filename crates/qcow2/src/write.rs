@@ -73,7 +73,7 @@ impl Image {
         let bytes = source.len() as u64;
         {
             let _pin = self.epochs.pin(co);
-            if let Some(host) = self.find_data(offset..offset + bytes, Look::Write) {
+            if let Some(host) = self.find_data((offset, bytes), Look::Write) {
                 return self.co_write_at(co, (offset, host), source);
             }
             let run = self.co_find(co, offset..offset + bytes, Look::Write)?;

@@ -5,9 +5,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use coblk_block::Repair;
 use coblk_tests::errno;
 use serde_json::{Value, json};
 
+use crate::util::repair::{assert_second_is_nothing, code, repair};
 use crate::util::{Opened, Stand, first_l2, patch, word};
 
 const CLUSTER: u64 = 64 << 10;
@@ -201,5 +203,68 @@ fn q206_slices_that_were_linked_are_read_again() {
     }
     opened.close();
     stand.check(&image);
+    stand.end();
+}
+
+/// Says of clusters behind the end of a file that they are in use: in the block that counts the end, and in one more,
+/// which lies in the file. Returns the bytes of both.
+fn count_behind(image: &Path) -> [std::ops::Range<u64>; 2] {
+    let clusters = end(image) / CLUSTER;
+    let table = word(image, 48);
+    let blocks = [word(image, table), clusters * CLUSTER];
+    fs::File::options().write(true).open(image).unwrap().set_len(blocks[1] + CLUSTER).unwrap();
+    patch(image, table + 8, &blocks[1].to_be_bytes());
+    // The new block itself, and others behind it.
+    patch(image, blocks[0] + 2 * clusters, &[0, 1, 0, 0, 0, 1, 0, 3]);
+    patch(image, blocks[0] + CLUSTER - 2, &[0, 1]);
+    patch(image, blocks[1] + 8, &[0, 1]);
+    [blocks[0] + 2 * clusters + 2..blocks[0] + CLUSTER, blocks[1]..blocks[1] + CLUSTER]
+}
+
+fn is_zero(image: &Path, range: &std::ops::Range<u64>) -> bool {
+    fs::read(image).unwrap()[range.start as usize..range.end as usize].iter().all(|it| *it == 0)
+}
+
+#[test]
+fn q137_q140_q218_what_is_counted_behind_the_end_does_not_come_to_leak_after_a_repair() {
+    for way in [Repair::Leaks, Repair::All] {
+        for is_open in [false, true] {
+            let what = format!("{way:?}, open: {is_open}");
+            let stand = Stand::in_memory();
+            let image = image(&stand);
+            let counts = count_behind(&image);
+            // No space is lost as yet.
+            assert_eq!(code(&repair(&stand, &image, Repair::None)), 0, "{what}");
+            stand.check(&image);
+            if !is_open {
+                assert_eq!(code(&repair(&stand, &image, way)), 0, "{what}");
+                assert!(counts.iter().all(|it| is_zero(&image, it)), "{what}");
+                assert_second_is_nothing(&stand, &image, way, &what);
+            }
+            let opened = stand.open_writable(&image, options());
+            if is_open {
+                let mended = stand.ctx.run(|co| opened.node.co_image(co)?.co_check(co, way));
+                assert_eq!(mended.unwrap().leaks, 0, "{what}");
+                assert!(counts.iter().all(|it| is_zero(&image, it)), "{what}");
+            }
+            fill(&opened);
+            opened.close();
+            assert_filled(&stand, &image);
+            stand.check(&image);
+            stand.end();
+        }
+    }
+}
+
+#[test]
+fn q140_q210_refcounts_of_what_entries_lead_to_behind_the_end_stay() {
+    let stand = Stand::in_memory();
+    let image = image(&stand);
+    let counts = count_behind(&image);
+    patch(&image, first_l2(&image) + 8, &((end(&image) + CLUSTER) | COPIED).to_be_bytes());
+    let before = fs::read(&image).unwrap();
+    assert_eq!(code(&repair(&stand, &image, Repair::Leaks)), 2);
+    assert!(fs::read(&image).unwrap() == before);
+    assert!(!counts.iter().any(|it| is_zero(&image, it)));
     stand.end();
 }

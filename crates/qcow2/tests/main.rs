@@ -6,6 +6,7 @@ mod amend;
 mod around;
 mod backing;
 mod behind_end;
+mod beside_repair;
 mod bitmap_crash;
 mod bitmaps;
 mod change_crash;

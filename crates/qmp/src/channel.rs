@@ -55,6 +55,12 @@ impl Channel {
         }
     }
 
+    /// Whether there is a client to tell events when there is no more to be read: one at the other end of another pipe,
+    /// which says itself when it goes.
+    pub fn outlives_its_input(&self) -> bool {
+        matches!(self, Channel::Pair(_))
+    }
+
     /// Never raises SIGPIPE.
     pub fn write(&self, source: &[u8]) -> io::Result<usize> {
         match self {

@@ -235,6 +235,8 @@ impl Session {
                 return Err(ErrorKind::BrokenPipe.into());
             }
             match self.channel.read(target) {
+                // There are no more commands, and events all the same.
+                Ok(0) if self.channel.outlives_its_input() => self.changed.wait(co),
                 Ok(0) => return Ok(None),
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.changed.wait(co),

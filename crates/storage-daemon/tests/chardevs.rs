@@ -47,6 +47,38 @@ fn the_end_of_the_standard_input_is_not_that_of_the_daemon() {
     daemon.stop(Signal::TERM);
 }
 
+/// As of a script whose commands are in a file.
+#[test]
+fn j18_events_are_told_on_the_standard_output_after_the_end_of_the_input() {
+    let place = Place::new();
+    let mut command = place.command("--chardev stdio,id=c --monitor c");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut daemon = command.spawn().unwrap();
+    let mut input = daemon.stdin.take().unwrap();
+    for line in [
+        r#"{"execute": "qmp_capabilities"}"#,
+        r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n"}}"#,
+        r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "m"}}"#,
+        r#"{"execute": "blockdev-mirror", "arguments":
+            {"job-id": "j", "device": "n", "target": "m", "sync": "full"}}"#,
+    ] {
+        writeln!(input, "{line}").unwrap();
+    }
+    drop(input);
+    let mut output = BufReader::new(daemon.stdout.take().unwrap());
+    let mut until = |text: &str| {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert!(output.read_line(&mut line).unwrap() > 0, "the end, before {text}");
+        }
+    };
+    until("BLOCK_JOB_READY");
+    kill(daemon.id(), Signal::TERM);
+    until("BLOCK_JOB_CANCELLED");
+    assert!(daemon.wait().unwrap().success());
+}
+
 #[test]
 fn a_reader_of_the_standard_output_that_has_gone_is_survived() {
     let place = Place::new();

@@ -1,6 +1,7 @@
 //! Servers that are killed, restarted and stopped under a load that is verified sector by sector.
 //!
-//! `COBLK_KILL_ROUNDS` sets how often each server is killed (default 12).
+//! `COBLK_KILL_ROUNDS` sets how often each server is killed (default 12). `COBLK_HANG_DELAY` sets `reconnect-delay` in
+//! seconds for servers that are stopped (default 1), which then are so for three times as long.
 #![forbid(unsafe_code)]
 
 mod util;
@@ -223,30 +224,122 @@ fn start(place: &Place, options: &str) -> Daemon {
     ))
 }
 
+/// Options of the node of [`start`], without more.
+fn same_node(place: &Place) -> serde_json::Value {
+    json!({"driver": "nbd", "node-name": "disk", "export": "disk",
+        "server": {"type": "unix", "path": tools::text(&place.path("server.sock"))}})
+}
+
 /// The NBD number of an I/O error.
 const EIO: u32 = 5;
 
 #[test]
 fn requests_to_a_server_that_stops_fail_after_the_delay_and_go_on_with_the_server() {
+    let wanted = option("COBLK_HANG_DELAY");
+    let delay = Duration::from_secs(wanted.unwrap_or(1));
     for program in PROGRAMS {
         let place = Place::new();
         let server = serve(program, &place);
-        let daemon = start(&place, ",reconnect-delay=1");
+        let daemon = start(&place, &format!(",reconnect-delay={}", delay.as_secs()));
         let mut session = Session::open(&place.socket());
         session.check(1);
         server.signal(Signal::STOP);
         let begun = Instant::now();
-        session.send(0, 0, 4096, &[]);
-        let mut monitor = Client::new(&place.path("qmp.sock"));
-        monitor.run("query-block-exports", json!({}));
-        assert_eq!(session.answer(), Err(EIO), "{program:?}");
-        assert!(begun.elapsed() >= Duration::from_secs(1), "{program:?}");
-        monitor.run("query-block-exports", json!({}));
+        session.send(1, 0, 4096, &[7; 4096]);
+        let over = AtomicBool::new(false);
+        let (failed, longest) = thread::scope(|scope| {
+            let monitor = scope.spawn(|| ask_again_and_again(&place, &over));
+            assert_eq!(session.answer(), Err(EIO), "{program:?}");
+            let failed = begun.elapsed();
+            while wanted.is_some() && begun.elapsed() < 3 * delay {
+                assert_eq!(session.read(0, 512).err(), Some(EIO), "{program:?}");
+                thread::sleep(Duration::from_millis(100));
+            }
+            over.store(true, Ordering::Release);
+            (failed, monitor.join().unwrap())
+        });
+        assert!(failed >= delay, "{program:?}");
+        println!("{program:?}: failed after {failed:?}; longest command {longest:?}");
         server.signal(Signal::CONT);
         wait_until("the connection is made anew", || session.read(0, 512).is_ok());
         session.check(2);
+        server.signal(Signal::STOP);
+        session.send(1, 0, 4096, &[7; 4096]);
+        let begun = Instant::now();
+        Client::new(&place.path("qmp.sock")).run("quit", json!({}));
+        assert!(daemon.wait().success());
+        println!("{program:?}: ended after {:?}", begun.elapsed());
+    }
+}
+
+/// Asks a daemon of this and that until it is over; the longest time that an answer took.
+fn ask_again_and_again(place: &Place, over: &AtomicBool) -> Duration {
+    let mut monitor = Client::new(&place.path("qmp.sock"));
+    let mut longest = Duration::ZERO;
+    while !over.load(Ordering::Acquire) {
+        for command in ["query-block-exports", "query-named-block-nodes", "query-jobs"] {
+            let begun = Instant::now();
+            monitor.run(command, json!({}));
+            longest = longest.max(begun.elapsed());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    longest
+}
+
+/// A server that hangs is waited for as long as `reconnect-delay` says, without one for ever; not by a drain.
+#[test]
+fn a_drain_gives_requests_up_at_a_server_that_hangs() {
+    for delay in [0, 3600] {
+        let place = Place::new();
+        let server = serve(Program::Own, &place);
+        let daemon = start(&place, &format!(",reconnect-delay={delay}"));
+        let mut monitor = Client::new(&place.path("qmp.sock"));
+        let mut session = Session::open(&place.socket());
+        session.check(1);
+        server.signal(Signal::STOP);
+        session.send(1, 0, 512, &[1; 512]);
+        let mut same = same_node(&place);
+        same["reconnect-delay"] = json!(delay);
+        monitor.send("blockdev-reopen", json!({"options": [same]}));
+        assert_eq!(session.answer(), Err(EIO), "{delay}");
+        // A reopen flushes, for which the server is missed; what counts is that it ends.
+        monitor.answer();
+        server.signal(Signal::CONT);
+        wait_until("the connection is made anew", || session.write(0, &[2; 512]).is_ok());
         daemon.stop(Signal::TERM);
     }
+}
+
+/// A mirror whose target hangs.
+#[test]
+fn a_forced_cancel_does_not_wait_for_a_server_that_hangs() {
+    let place = Place::new();
+    let server = serve(Program::Own, &place);
+    let daemon = start(&place, "");
+    let mut monitor = Client::new(&place.path("qmp.sock"));
+    monitor.run("block-export-del", json!({"id": "e0"}));
+    monitor.event("BLOCK_EXPORT_DELETED");
+    let source = place.path("source");
+    std::fs::write(&source, vec![7; std::fs::metadata(place.image()).unwrap().len() as usize])
+        .unwrap();
+    monitor.run(
+        "blockdev-add",
+        json!({"driver": "file", "node-name": "source", "filename": tools::text(&source)}),
+    );
+    server.signal(Signal::STOP);
+    monitor.run(
+        "blockdev-mirror",
+        json!({"job-id": "j", "device": "source", "target": "disk", "sync": "full"}),
+    );
+    wait_until("requests are at the server", || {
+        let jobs = monitor.run("query-block-jobs", json!({}));
+        jobs[0]["status"] == json!("running")
+    });
+    monitor.run("block-job-cancel", json!({"device": "j", "force": true}));
+    monitor.event("BLOCK_JOB_CANCELLED");
+    drop(server);
+    daemon.stop(Signal::TERM);
 }
 
 /// It would be killed by the test if it waited.
@@ -290,9 +383,8 @@ fn a_drain_and_a_hard_removal_give_waiting_requests_up() {
     session.send(1, 0, 512, &[1; 512]);
     // It waits for a server that does not come: the monitor is answered meanwhile.
     monitor.run("query-block-exports", json!({}));
-    let path = place.path("server.sock");
-    let same = json!({"driver": "nbd", "node-name": "disk", "export": "disk", "reconnect-delay": 3600,
-        "server": {"type": "unix", "path": tools::text(&path)}});
+    let mut same = same_node(&place);
+    same["reconnect-delay"] = json!(3600);
     monitor.send("blockdev-reopen", json!({"options": [same]}));
     assert_eq!(session.answer(), Err(EIO));
     // Fails, as a reopen flushes, and there is no server; what counts is that it ends.

@@ -4,16 +4,19 @@
 mod util;
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use coblk::{
-    AioContext, BlockBackend, BlockNode, Blockdevs, IoVector, WriteFlags, options::NodeOptions,
+    AioContext, BlockBackend, BlockNode, Blockdevs, Co, IoThread, IoVector, WriteFlags,
+    options::NodeOptions,
 };
 use coblk_tests::tools;
 use util::Place;
@@ -40,10 +43,18 @@ impl Stage {
     }
 
     fn open(&self) -> Arc<BlockNode> {
-        let options = format!(
-            "nbd,node-name=disk,server.type=unix,server.path={},reconnect-delay=60",
-            tools::text(&self.place.path("server.sock"))
-        );
+        self.open_with("60")
+    }
+
+    /// Requests wait for so many seconds.
+    fn open_with(&self, reconnect_delay: &str) -> Arc<BlockNode> {
+        let path = self.place.path("server.sock");
+        let server = format!("server.type=unix,server.path={}", tools::text(&path));
+        self.open_at(&format!("{server},reconnect-delay={reconnect_delay}"))
+    }
+
+    fn open_at(&self, options: &str) -> Arc<BlockNode> {
+        let options = format!("nbd,node-name=disk,{options}");
         self.blockdevs.open(&self.ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap()
     }
 
@@ -185,5 +196,160 @@ fn requests_that_do_not_meet_are_with_the_server_at_once() {
     let writes: Vec<_> = (0..16).map(|at| (at * BLOCK, at as u8)).collect();
     stage.write_all(node, &writes);
     stage.close();
+    server.join().unwrap();
+}
+
+/// Writes a block of these bytes, at the beginning.
+fn write(co: &Co<'_>, node: &Arc<BlockNode>, byte: u8) -> io::Result<()> {
+    let backend = BlockBackend::new(co.context(), "test", Arc::clone(node));
+    let data = vec![byte; BLOCK as usize];
+    backend.co_pwritev(co, 0, &IoVector::from(&data), WriteFlags::empty())
+}
+
+/// Does so again and again until it is done.
+fn write_at_last(co: &Co<'_>, node: &Arc<BlockNode>, byte: u8) {
+    for _ in 0..12_000 {
+        if write(co, node, byte).is_ok() {
+            return;
+        }
+        co.sleep(Duration::from_millis(5));
+    }
+    panic!("it is not written in a minute");
+}
+
+/// A write fails, as its server hangs, and is carried out later than one thinks: a newer one, which has a connection by
+/// then, is not sent before the server has closed the old one.
+#[test]
+fn a_newer_write_waits_for_one_that_has_failed_and_may_still_be_carried_out() {
+    let (stage, listener) = Stage::new();
+    let server = thread::spawn(move || {
+        let mut first = accept(&listener);
+        assert_eq!(brief(&first.request().unwrap()), (0, 1));
+        let mut second = accept(&listener);
+        assert!(!comes(&second.stream), "a newer write is sent while an older one may come");
+        drop(first);
+        let asked = second.request().unwrap();
+        assert_eq!(brief(&asked), (0, 2));
+        let answer = second.answer(&asked, 0, &[]);
+        second.say(&answer).unwrap();
+        answer_all(&mut second).unwrap();
+    });
+    let node = stage.open_with("1");
+    stage.ctx.run(|co| {
+        assert!(write(co, &node, 1).is_err());
+        write_at_last(co, &node, 2);
+    });
+    drop(node);
+    stage.close();
+    server.join().unwrap();
+}
+
+/// What a connection of a server has seen that hangs: the byte of a write, and whether the first one was closed before.
+type Sight = (u8, bool);
+
+/// The other context has a connection that was never lost.
+#[test]
+fn a_newer_write_of_another_context_waits_for_one_that_has_failed_too() {
+    const CAN_MULTI_CONN: u16 = 1 << 8;
+    let (stage, listener) = Stage::new();
+    let (says, sees): (Sender<Sight>, Receiver<Sight>) = channel();
+    let (over, is_closed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let thread = IoThread::new("other").unwrap();
+    let path = stage.place.path("server.sock");
+    let new_connection = |listener: &UnixListener| loop {
+        let stream = listener.accept().unwrap().0;
+        if over.load(Ordering::Acquire) {
+            return None;
+        }
+        let flags = fake::ALL | CAN_MULTI_CONN;
+        if let Ok(fake) = Fake::negotiate(stream, Style::Structured, SIZE, flags) {
+            return Some(fake);
+        }
+    };
+    let serve = |mut fake: Fake, says: &Sender<Sight>| {
+        while let Ok(asked) = fake.request() {
+            match asked.command {
+                fake::WRITE => {
+                    says.send((asked.payload[0], is_closed.load(Ordering::Acquire))).unwrap();
+                }
+                fake::DISCONNECT => return,
+                _ => {}
+            }
+            let answer = fake.answer(&asked, 0, &[]);
+            let _ = fake.say(&answer);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut first = new_connection(&listener).unwrap();
+            let other = new_connection(&listener).unwrap();
+            scope.spawn(|| serve(other, &says));
+            assert_eq!(brief(&first.request().unwrap()), (0, 1));
+            // Both contexts come again, while the first connection is open.
+            for _ in 0..2 {
+                let Some(again) = new_connection(&listener) else { return };
+                scope.spawn(|| serve(again, &says));
+            }
+            thread::sleep(WATCH);
+            is_closed.store(true, Ordering::Release);
+            drop(first);
+            while !over.load(Ordering::Acquire) {
+                let _ = listener.accept();
+            }
+        });
+        let node = stage.open_with("1");
+        let in_thread = |byte: u8, is_first: bool| {
+            let (node, handle) = (Arc::clone(&node), thread.handle());
+            let written = handle.spawn("write", move |co| match is_first {
+                true => write(co, &node, byte).unwrap(),
+                false => write_at_last(co, &node, byte),
+            });
+            stage.ctx.run(|co| co.block_on(written)).unwrap();
+        };
+        // Its connection.
+        in_thread(7, true);
+        assert_eq!(sees.recv().unwrap(), (7, false));
+        stage.ctx.run(|co| assert!(write(co, &node, 1).is_err()));
+        in_thread(2, false);
+        let (byte, was_closed) = sees.recv().unwrap();
+        assert_eq!(byte, 2);
+        drop(node);
+        stage.blockdevs.close(&stage.ctx, "disk").unwrap();
+        over.store(true, Ordering::Release);
+        UnixStream::connect(&path).unwrap();
+        assert!(was_closed, "a newer write is sent while an older one may come");
+    });
+}
+
+/// What lies in the client's kernel when its connection is given up never gets to the server.
+#[test]
+fn a_write_that_has_failed_is_not_sent_any_more() {
+    const LONG: usize = 16 << 20;
+    let (stage, _) = Stage::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // What it takes of what is not read.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 64 << 10).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (says, hears): (Sender<()>, Receiver<()>) = channel();
+    let server = thread::spawn(move || {
+        // A type of streams, whatever they are.
+        let stream = UnixStream::from(OwnedFd::from(listener.accept().unwrap().0));
+        let size = 2 * LONG as u64;
+        let mut fake = Fake::negotiate(stream, Style::Structured, size, fake::ALL).unwrap();
+        hears.recv().unwrap();
+        let mut rest = Vec::new();
+        let ended = io::Read::read_to_end(&mut fake.stream, &mut rest);
+        assert!(rest.len() < 1 << 20, "{} bytes arrive: {ended:?}", rest.len());
+    });
+    let server_at = format!("server.type=inet,server.host=127.0.0.1,server.port={port}");
+    let node = stage.open_at(&format!("{server_at},reconnect-delay=1"));
+    stage.ctx.run(|co| {
+        let backend = BlockBackend::new(co.context(), "test", Arc::clone(&node));
+        let data = vec![1; LONG];
+        assert!(backend.co_pwritev(co, 0, &IoVector::from(&data), WriteFlags::empty()).is_err());
+    });
+    drop(node);
+    stage.close();
+    says.send(()).unwrap();
     server.join().unwrap();
 }

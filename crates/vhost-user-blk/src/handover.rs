@@ -28,7 +28,7 @@ impl Session {
             false => vring.stop(shown)?,
         }
         vring.kick = None;
-        Ok(u32::from(vring.base.unwrap_or(0)))
+        Ok(vring.base_for_front_end(shown))
     }
 
     /// Whether GET_VRING_BASE leaves requests in flight.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use coblk_virtio_blk::InflightLog;
+use coblk_virtio_blk::{InflightLog, PackedLog, RequestLog};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Error, Result};
@@ -23,9 +23,14 @@ pub(crate) struct InflightMemory {
 }
 
 impl InflightMemory {
-    /// New memory, all zeroes, for a front end to keep; it cannot be resized.
-    pub(crate) fn create(num_queues: u16, queue_size: u16) -> Result<(VhostUserInflight, File)> {
-        let bytes = Self::bytes(num_queues, queue_size);
+    /// New memory, all zeroes, for a front end to keep; it cannot be resized. It is enough for split queues,
+    /// or also for packed ones.
+    pub(crate) fn create(
+        num_queues: u16,
+        queue_size: u16,
+        packed: bool,
+    ) -> Result<(VhostUserInflight, File)> {
+        let bytes = Self::bytes(num_queues, queue_size, packed);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let system = |error: rustix::io::Errno| Error::ReqHandlerError(error.into());
         let file = File::from(memfd_create("vhost-user-inflight", flags).map_err(system)?);
@@ -38,10 +43,10 @@ impl InflightMemory {
     /// Maps what a front end has kept.
     pub(crate) fn open(layout: &VhostUserInflight, file: File, socket: RawFd) -> Result<Self> {
         let (num_queues, queue_size) = (layout.num_queues, layout.queue_size);
-        let bytes = Self::bytes(num_queues, queue_size);
-        if layout.mmap_size < bytes {
+        if layout.mmap_size < Self::bytes(num_queues, queue_size, false) {
             return Err(Error::InvalidOperation("the inflight memory is too small"));
         }
+        let bytes = layout.mmap_size.min(Self::bytes(num_queues, queue_size, true));
         check_length(&file, layout.mmap_offset, bytes)?;
         let region =
             MmapRegion::from_file(FileOffset::new(file, layout.mmap_offset), bytes as usize)
@@ -51,25 +56,37 @@ impl InflightMemory {
         Ok(InflightMemory { _guard: guard, region: Arc::new(region), num_queues, queue_size })
     }
 
-    fn bytes(num_queues: u16, queue_size: u16) -> u64 {
-        InflightLog::bytes(queue_size) as u64 * u64::from(num_queues)
+    fn bytes(num_queues: u16, queue_size: u16, packed: bool) -> u64 {
+        Self::queue_bytes(queue_size, packed) as u64 * u64::from(num_queues)
+    }
+
+    fn queue_bytes(queue_size: u16, packed: bool) -> usize {
+        if packed { PackedLog::bytes(queue_size) } else { InflightLog::bytes(queue_size) }
     }
 
     /// Forgets the requests in flight of one queue that does not run.
-    pub(crate) fn clear(&self, index: u16) -> Result<()> {
+    pub(crate) fn clear(&self, index: u16, packed: bool) -> Result<()> {
         if index >= self.num_queues {
             return Ok(());
         }
-        let cleared = self.log(index, 0)?.clear();
+        let cleared = self.log(index, 0, packed)?.clear();
         cleared.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))
     }
 
     /// The log of one queue, which has `size` entries.
-    pub(crate) fn log(&self, index: u16, size: u16) -> Result<InflightLog> {
+    pub(crate) fn log(&self, index: u16, size: u16, packed: bool) -> Result<RequestLog> {
         if index >= self.num_queues || size > self.queue_size {
             return Err(Error::InvalidOperation("the inflight memory has no place for a queue"));
         }
-        let offset = InflightLog::bytes(self.queue_size) * usize::from(index);
-        Ok(InflightLog::new(Arc::clone(&self.region), offset, self.queue_size))
+        let bytes = Self::queue_bytes(self.queue_size, packed);
+        let offset = bytes * usize::from(index);
+        if offset + bytes > self.region.size() {
+            return Err(Error::InvalidOperation("the inflight memory is too small"));
+        }
+        let region = Arc::clone(&self.region);
+        Ok(match packed {
+            true => PackedLog::new(region, offset, size).into(),
+            false => InflightLog::new(region, offset, self.queue_size).into(),
+        })
     }
 }

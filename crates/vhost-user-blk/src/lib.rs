@@ -34,6 +34,7 @@ mod memory;
 mod messages;
 mod notifier;
 mod options;
+mod packed;
 mod session;
 mod sigbus;
 mod vring;

@@ -30,6 +30,8 @@ pub(crate) struct Shown {
     pub(crate) memory: MemoryTable,
     pub(crate) inflight: Option<Arc<InflightMemory>>,
     pub(crate) dirty: Option<DirtyMemory>,
+    /// Whether queues are packed, if the front end has accepted features.
+    pub(crate) packed: Option<bool>,
     /// Whether requests mark in `dirty` what they write.
     pub(crate) log_all: bool,
 }

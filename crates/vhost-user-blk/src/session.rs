@@ -168,6 +168,7 @@ impl Session {
     fn reset(&mut self) -> Result<()> {
         let reset = self.vrings.iter_mut().map(|vring| vring.reset(&self.shown));
         let reset = reset.fold(Ok(()), Result::and);
+        self.shown.packed = None;
         for device in &self.offer.devices {
             device.call(|co, device| device.co_reset(co)).ok_or(Error::BackendInternalError)?;
         }
@@ -252,6 +253,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_features(&mut self, features: u64) -> Result<()> {
         let accepted = features & !(PROTOCOL_FEATURES | LOG_ALL);
+        self.choose_rings(accepted)?;
         for device in &self.offer.devices {
             let negotiated = device.call(move |_, device| device.negotiate(accepted));
             negotiated
@@ -337,8 +339,6 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base);
-        let base = base.map_err(|_| Error::InvalidOperation("no queue can begin there"))?;
         let (vring, shown) = self.vring_and_shown(index)?;
         vring.set_base(base, shown)
     }
@@ -416,7 +416,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         if num_queues > self.offer.num_queues || queue_size > self.offer.queue_size_max {
             return Err(Error::InvalidOperation("more in flight than there are queues"));
         }
-        InflightMemory::create(num_queues, queue_size)
+        InflightMemory::create(num_queues, queue_size, self.shown.packed != Some(false))
     }
 
     fn set_inflight_fd(&mut self, layout: &VhostUserInflight, file: File) -> Result<()> {

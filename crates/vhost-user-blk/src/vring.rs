@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coblk_aio::{AioContext, Co, EventNotifier};
-use coblk_virtio_blk::{Earlier, Interrupt, PausedQueue, QueueLog, VirtioBlk, VirtqueueLayout};
+use coblk_virtio_blk::{
+    Earlier, Interrupt, PausedQueue, QueueLog, StoppedAt, VirtioBlk, VirtqueueLayout,
+};
 use vhost::vhost_user::{Error, Result};
 use vm_memory::GuestMemoryMmap;
 
@@ -41,7 +43,7 @@ pub(crate) struct Vring {
     /// 0 until the front end has said it.
     pub(crate) size: u16,
     /// Where it begins in the available ring, if the front end has said it.
-    pub(crate) base: Option<u16>,
+    pub(crate) base: Option<StoppedAt>,
     pub(crate) addresses: Option<RingAddresses>,
     /// Where the used ring is marked in a log, if the front end has said it.
     pub(crate) marked_at: Option<u64>,
@@ -50,7 +52,7 @@ pub(crate) struct Vring {
     pub(crate) err: Option<EventNotifier>,
     pub(crate) enabled: bool,
     running: Option<Running>,
-    /// The used index when the queue was last stopped.
+    /// The [place](Self::place) where the queue was last stopped.
     left_at: Option<u16>,
 }
 
@@ -102,19 +104,20 @@ impl Vring {
             Kick::Poll => None,
         };
         let used_ring = memory.translate(addresses.used_ring)?;
-        let used_idx = memory.used_index(used_ring)?;
+        let place = self.place(shown, used_ring)?;
         let layout = VirtqueueLayout {
             size: self.size,
             desc_table: memory.translate(addresses.desc_table)?,
             avail_ring: memory.translate(addresses.avail_ring)?,
             used_ring,
             // All before it was answered, so nothing is served twice.
-            next_index: self.base.unwrap_or(used_idx),
+            next_index: self.base.map_or(place, |base| base.next_index),
         };
-        let log = shown.inflight.as_ref().map(|it| it.log(self.index, self.size)).transpose()?;
+        let log = shown.inflight.as_ref();
+        let log = log.map(|it| it.log(self.index, self.size, shown.is_packed())).transpose()?;
         // The driver has begun a new ring: it has forgotten what it asked for in the old one.
         if let Some(log) = &log
-            && self.left_at.take().is_some_and(|left_at| left_at != used_idx)
+            && self.left_at.take().is_some_and(|left_at| left_at != place)
         {
             log.clear().map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
         }
@@ -141,7 +144,7 @@ impl Vring {
     pub(crate) fn stop(&mut self, shown: &Shown) -> Result<()> {
         if let Some(next) = self.end(|co, device, index| device.co_stop_queue(co, index))? {
             self.base = Some(next.ok_or(Error::BackendInternalError)?);
-            self.left_at = self.used_index(&shown.memory);
+            self.left_at = self.place_now(shown);
         }
         Ok(())
     }
@@ -163,7 +166,7 @@ impl Vring {
         }
         if let Some(next) = self.end(|co, device, index| device.co_give_up_queue(co, index))? {
             self.base = Some(next.ok_or(Error::BackendInternalError)?);
-            self.left_at = self.used_index(&shown.memory);
+            self.left_at = self.place_now(shown);
         }
         Ok(())
     }
@@ -179,7 +182,7 @@ impl Vring {
         if let Some(inflight) = &shown.inflight
             && !self.is_running()
         {
-            inflight.clear(self.index)?;
+            inflight.clear(self.index, shown.is_packed())?;
         }
         let ended = self.end(|co, device, index| device.co_forget_queue(co, index));
         (self.kick, self.enabled, self.addresses, self.size) = (None, false, None, 0);
@@ -188,11 +191,12 @@ impl Vring {
     }
 
     /// The front end says where the queue begins.
-    pub(crate) fn set_base(&mut self, base: u16, shown: &Shown) -> Result<()> {
+    pub(crate) fn set_base(&mut self, base: u32, shown: &Shown) -> Result<()> {
         let begun_at = self.running.as_ref().map(|running| running.begun_at);
+        let base = shown.stopped_at(base)?;
         self.base = Some(base);
         // With a log, log and rings tell it.
-        if begun_at.is_none_or(|begun_at| begun_at == base) || shown.inflight.is_some() {
+        if begun_at.is_none_or(|begun_at| begun_at == base.next_index) || shown.inflight.is_some() {
             return Ok(());
         }
         let paused = self.pause()?;
@@ -209,8 +213,9 @@ impl Vring {
     fn queue_log(&self, shown: &Shown) -> Result<Option<QueueLog>> {
         let Some(addresses) = self.addresses else { return Ok(None) };
         let used_ring = shown.memory.translate(addresses.used_ring)?;
-        // Flags, index, entries, and the index of the next kick.
-        shown.queue_log(used_ring, 4 + 8 * u64::from(self.size) + 2, self.marked_at)
+        // Flags, index, entries, and the index of the next kick; or the event suppression structure.
+        let bytes = if shown.is_packed() { 4 } else { 4 + 8 * u64::from(self.size) + 2 };
+        shown.queue_log(used_ring, bytes, self.marked_at)
     }
 
     /// Has the queue mark where it is to by now, if it runs.
@@ -225,8 +230,8 @@ impl Vring {
         Ok(())
     }
 
-    fn used_index(&self, memory: &MemoryTable) -> Option<u16> {
-        memory.used_index(memory.translate(self.addresses?.used_ring).ok()?).ok()
+    fn place_now(&self, shown: &Shown) -> Option<u16> {
+        self.place(shown, shown.memory.translate(self.addresses?.used_ring).ok()?).ok()
     }
 
     /// Has the device end the queue. `None` if it did not run.

@@ -146,7 +146,7 @@ fn switch_off(front: &Frontend, features: u64) {
 
 fn connect(server: &Server) -> (Frontend, u64) {
     let front = negotiate(&server.socket, LOG_ALL);
-    let features = front.get_features().unwrap() & !LOG_ALL;
+    let features = front.get_features().unwrap() & !(LOG_ALL | util::guest::RING_PACKED);
     (front, features)
 }
 

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use util::daemon::Daemon;
-use util::guest::{BLOCK, DEPTH, SIZE, WRITE, negotiate};
+use util::guest::{BLOCK, DEPTH, SIZE, WRITE, negotiate_rings};
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
@@ -27,6 +27,7 @@ fn daemon() {
 /// A guest that knows what it waits for, and keeps the log of it.
 struct Guest {
     inner: util::guest::Guest,
+    packed: bool,
     inflight: Option<(VhostUserInflight, File)>,
     /// For each slot, the block it writes, if it is in flight.
     pending: [Option<u64>; DEPTH],
@@ -35,13 +36,14 @@ struct Guest {
 }
 
 impl Guest {
-    fn new() -> Guest {
-        let inner = util::guest::Guest::new();
-        Guest { inner, inflight: None, pending: [None; DEPTH], submitted: 0, answered: 0 }
+    fn new(packed: bool) -> Guest {
+        let inner = util::guest::Guest::with_ring(packed);
+        let pending = [None; DEPTH];
+        Guest { inner, packed, inflight: None, pending, submitted: 0, answered: 0 }
     }
 
     fn connect(&mut self, socket: &Path) -> Frontend {
-        let mut front = negotiate(socket, EVENT_IDX);
+        let mut front = negotiate_rings(socket, EVENT_IDX, self.packed);
         let layout = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) =
             self.inflight.get_or_insert_with(|| front.get_inflight_fd(&layout).unwrap());
@@ -70,10 +72,11 @@ impl Guest {
     /// How many requests the daemon has taken, by its log, of those that were not answered.
     fn in_flight(&self) -> usize {
         let (_, log) = self.inflight.as_ref().expect("a daemon has made one");
-        let taken = util::guest::taken(log);
-        (0..DEPTH)
-            .filter(|slot| self.pending[*slot].is_some() && taken.contains(&(slot * 3)))
-            .count()
+        let slots = match self.packed {
+            false => util::guest::taken(log).into_iter().map(|head| head / 3).collect(),
+            true => util::guest::taken_packed(log),
+        };
+        slots.iter().filter(|slot| self.pending[**slot].is_some()).count()
     }
 
     /// Takes the answers that are there; the slots are free again.
@@ -100,13 +103,21 @@ impl Guest {
 
 #[test]
 fn nothing_is_lost_or_answered_twice_when_the_daemon_is_killed() {
+    kill_again_and_again(false);
+}
+
+#[test]
+fn nothing_of_a_packed_queue_is_lost_or_answered_twice_when_the_daemon_is_killed() {
+    kill_again_and_again(true);
+}
+
+fn kill_again_and_again(packed: bool) {
     let rounds = std::env::var("COBLK_RESTART_ROUNDS").map_or(8, |it| it.parse().unwrap());
     let directory = util::directory();
     let image = directory.path().join("disk");
     File::create(&image).unwrap().set_len(util::DISK_BYTES).unwrap();
-    let blocks = util::DISK_BYTES / BLOCK as u64;
-    let mut expected = vec![0u8; blocks as usize];
-    let (mut guest, mut taken_up) = (Guest::new(), 0);
+    let mut expected = vec![0u8; util::DISK_BYTES as usize / BLOCK];
+    let (mut guest, mut taken_up) = (Guest::new(packed), 0);
     for round in 0..rounds {
         let daemon = Daemon::start(directory.path(), &[]);
         let front = guest.connect(&directory.path().join("vhost.sock"));

@@ -56,18 +56,19 @@ pub enum ChainError {
 }
 
 /// One descriptor, as it was when it was read.
-#[derive(Clone, Copy)]
-struct Descriptor {
-    addr: u64,
-    len_bytes: u32,
-    flags: u16,
-    next: u16,
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Descriptor {
+    pub(crate) addr: u64,
+    pub(crate) len_bytes: u32,
+    pub(crate) flags: u16,
+    /// In a packed ring, the buffer id.
+    pub(crate) next: u16,
 }
 
 impl Descriptor {
     /// From the two little-endian words that it consists of.
     #[inline]
-    fn from_words(addr: u64, rest: u64) -> Descriptor {
+    pub(crate) fn from_words(addr: u64, rest: u64) -> Descriptor {
         let rest = u64::from_le(rest);
         Descriptor {
             addr: u64::from_le(addr),
@@ -77,8 +78,19 @@ impl Descriptor {
         }
     }
 
+    /// Read of a packed ring, where the last two fields are the other way round.
     #[inline]
-    fn has(&self, flag: u32) -> bool {
+    pub(crate) fn of_packed_ring(self) -> Descriptor {
+        Descriptor { flags: self.next, next: self.flags, ..self }
+    }
+
+    #[inline]
+    pub(crate) fn buffer_id(&self) -> u16 {
+        self.next
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, flag: u32) -> bool {
         u32::from(self.flags) & flag != 0
     }
 }
@@ -112,11 +124,7 @@ impl Chain {
         head: u16,
         allow_indirect: bool,
     ) -> Result<(), ChainError> {
-        self.segments.clear();
-        self.readable_start = 0;
-        self.writable_start = 0;
-        self.misordered = false;
-        self.last_is_writable = false;
+        self.clear();
         let entries = table.len() as u32 / DESCRIPTOR_BYTES;
         let mut index = head;
         for _ in 0..entries.min(MAX_CHAIN) {
@@ -136,18 +144,50 @@ impl Chain {
         Err(ChainError::TooLong { limit: entries.min(MAX_CHAIN) })
     }
 
+    /// Empties it for the next chain.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.segments.clear();
+        self.readable_start = 0;
+        self.writable_start = 0;
+        self.misordered = false;
+        self.last_is_writable = false;
+    }
+
+    /// Adds a descriptor of a packed ring, unless the chain is too long.
+    #[inline]
+    pub(crate) fn push_bounded(&mut self, descriptor: &Descriptor) -> Result<(), ChainError> {
+        if self.segments.len() >= MAX_CHAIN as usize {
+            return Err(ChainError::TooLong { limit: MAX_CHAIN });
+        }
+        self.push(descriptor);
+        Ok(())
+    }
+
+    /// Adds all of the table that a descriptor of a packed ring points to. There all descriptors are part of
+    /// the chain, and have no flag but that of their direction.
+    pub(crate) fn push_table(
+        &mut self,
+        mem: &GuestMap,
+        indirect: &Descriptor,
+    ) -> Result<(), ChainError> {
+        let (entries, table) = open_table(mem, indirect)?;
+        if entries > MAX_CHAIN {
+            return Err(ChainError::TooLong { limit: MAX_CHAIN });
+        }
+        for index in 0..entries as u16 {
+            let descriptor = match &table {
+                Some(table) => read_from_table(table, index)?,
+                None => read_from_memory(mem, GuestAddress(indirect.addr), entries, index)?,
+            };
+            self.push(&descriptor.of_packed_ring());
+        }
+        Ok(())
+    }
+
     fn walk_indirect(&mut self, mem: &GuestMap, indirect: &Descriptor) -> Result<(), ChainError> {
-        let len_bytes = indirect.len_bytes;
         let addr = GuestAddress(indirect.addr);
-        if indirect.has(VRING_DESC_F_NEXT) {
-            return Err(ChainError::MisplacedIndirect);
-        }
-        if len_bytes == 0 || !len_bytes.is_multiple_of(DESCRIPTOR_BYTES) {
-            return Err(ChainError::IndirectLength { len_bytes });
-        }
-        let entries = len_bytes / DESCRIPTOR_BYTES;
-        // Usually in one piece; when regions meet inside it, descriptors are looked up one by one.
-        let table = mem.slice(addr, len_bytes as usize).ok();
+        let (entries, table) = open_table(mem, indirect)?;
         let mut index = 0;
         for _ in 0..entries.min(MAX_CHAIN) {
             let descriptor = match &table {
@@ -247,6 +287,24 @@ impl Chain {
     pub(crate) fn writable(&self) -> &[Segment] {
         &self.segments[self.writable_start..]
     }
+}
+
+/// How many descriptors there are in a table, and the table. Usually it is in one piece; when regions meet
+/// inside it, descriptors are looked up one by one.
+#[inline]
+fn open_table<'m>(
+    mem: &'m GuestMap,
+    indirect: &Descriptor,
+) -> Result<(u32, Option<VolatileSlice<'m>>), ChainError> {
+    let len_bytes = indirect.len_bytes;
+    if indirect.has(VRING_DESC_F_NEXT) {
+        return Err(ChainError::MisplacedIndirect);
+    }
+    if len_bytes == 0 || !len_bytes.is_multiple_of(DESCRIPTOR_BYTES) {
+        return Err(ChainError::IndirectLength { len_bytes });
+    }
+    let table = mem.slice(GuestAddress(indirect.addr), len_bytes as usize).ok();
+    Ok((len_bytes / DESCRIPTOR_BYTES, table))
 }
 
 /// Total length. Cannot overflow: there are few segments, of at most 4 GiB each.

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::kind::{ID_BYTES, MAX_SEGMENTS, SECTOR_BYTES};
@@ -49,6 +49,8 @@ pub mod feature {
     pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
     /// Kicks and interrupts are asked for by index.
     pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+    /// Queues are packed.
+    pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
     /// The device follows version 1 of the standard. Required.
     pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 }
@@ -241,8 +243,14 @@ impl VirtioBlkConfig {
     /// The features that a device so configured offers; bits of [`feature`].
     pub fn features(&self, read_only: bool) -> u64 {
         use feature::*;
-        let mut features =
-            VERSION_1 | EVENT_IDX | INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY | FLUSH;
+        let mut features = VERSION_1
+            | RING_PACKED
+            | EVENT_IDX
+            | INDIRECT_DESC
+            | SEG_MAX
+            | BLK_SIZE
+            | TOPOLOGY
+            | FLUSH;
         let mut offer = |condition: bool, bits: u64| {
             if condition {
                 features |= bits;

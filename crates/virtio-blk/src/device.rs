@@ -59,11 +59,9 @@ impl DeviceQueue {
         loop {
             let available = u32::from(self.ring.borrow().available(&rings)?);
             if available > 0 {
-                let batch = available.min(budget);
-                let taken = self.take_batch(ctx, &rings, batch);
+                let taken = self.take_batch(ctx, &rings, available.min(budget));
                 self.publish();
-                taken?;
-                budget -= batch;
+                budget -= taken?;
                 if budget == 0 {
                     return Ok(Left::Some);
                 }
@@ -77,24 +75,35 @@ impl DeviceQueue {
         }
     }
 
+    /// Takes up to `count` requests. Returns what they are of the budget.
     fn take_batch(
         self: &Rc<Self>,
         ctx: &AioContext,
         rings: &RingSlices<'_>,
         count: u32,
-    ) -> Result<(), VirtqueueError> {
+    ) -> Result<u32, VirtqueueError> {
         let mut open = OpenRuns::new();
         let mut chain = self.chain.take();
         let limits = self.shared.limits();
-        let taken = (0..count).try_for_each(|_| {
-            let request = self.next_request(rings, &mut chain, &limits)?;
-            self.take_request(ctx, request, &mut chain, &limits, &mut open);
-            Ok(())
-        });
+        let mut taken = 0;
+        let outcome = loop {
+            if taken == count {
+                break Ok(count);
+            }
+            match self.next_request(rings, &mut chain, &limits) {
+                Ok(Some(request)) => {
+                    self.take_request(ctx, request, &mut chain, &limits, &mut open);
+                }
+                // A driver that takes back what it has offered must not keep us here.
+                Ok(None) => break Ok(taken.max(1)),
+                Err(error) => break Err(error),
+            }
+            taken += 1;
+        };
         // Also when the driver has broken the queue: what came before was good.
         self.submit_all(ctx, &mut open);
         self.chain.set(chain);
-        taken
+        outcome
     }
 
     #[inline]
@@ -103,7 +112,8 @@ impl DeviceQueue {
         rings: &RingSlices<'_>,
         chain: &mut Chain,
         limits: &Limits,
-    ) -> Result<ParsedRequest, VirtqueueError> {
+    ) -> Result<Option<ParsedRequest>, VirtqueueError> {
+        let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
         let head = {
             let mut ring = self.ring.borrow_mut();
             // A guest that offers a head again before it was answered could go on like that until
@@ -111,14 +121,11 @@ impl DeviceQueue {
             if self.in_flight() >= usize::from(ring.size()) {
                 return Err(VirtqueueError::TooManyInFlight { size: ring.size() });
             }
-            ring.next_head(rings)?
+            ring.take(&self.mem, rings, chain, indirect)?
         };
+        let Some(head) = head else { return Ok(None) };
         trace_event!("virtqueue_pop", queue = self.index(), req = head);
-        let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
-        chain
-            .walk(&self.mem, &rings.desc, head, indirect)
-            .map_err(|source| VirtqueueError::Chain { head, source })?;
-        ParsedRequest::parse(&self.mem, head, chain, limits)
+        ParsedRequest::parse(&self.mem, head, chain, limits).map(Some)
     }
 
     #[inline]

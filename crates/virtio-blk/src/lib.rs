@@ -1,4 +1,4 @@
-//! virtio-blk: a device that takes requests from split virtqueues in guest memory and serves them
+//! virtio-blk: a device that takes requests from virtqueues in guest memory, split or packed, and serves them
 //! with a [`BlockBackend`](coblk_block::BlockBackend), and a guest driver to feed it.
 //!
 //! * [`VirtioBlk`] is the device. Its life: [`VirtioBlkConfig`], [`VirtioBlk::start_queue`], kicks,
@@ -18,10 +18,12 @@ mod interrupt;
 mod kind;
 mod memory;
 mod pace;
+mod packed;
 mod parse;
 mod queue;
 mod range;
 mod request;
+mod ring;
 mod run;
 mod serve;
 mod shared;
@@ -35,6 +37,7 @@ pub use dirty::{DirtyLog, QueueLog};
 pub use inflight::{InflightError, InflightLog};
 pub use interrupt::Interrupt;
 pub use kind::{BlkStatus, SECTOR_BYTES};
-pub use unanswered::{Earlier, PausedQueue};
+pub use packed::{PACKED_START, PackedLog};
+pub use unanswered::{Earlier, PausedQueue, RequestLog, StoppedAt};
 pub use virtio_blk::{VirtioBlk, VirtioBlkError};
 pub use virtqueue::{VirtqueueError, VirtqueueLayout};

@@ -18,9 +18,10 @@ use crate::kind::BlkStatus;
 use crate::memory::GuestMap;
 use crate::pace::Pace;
 use crate::request::PendingRequest;
+use crate::ring::Ring;
 use crate::shared::{Shared, Stopping};
-use crate::unanswered::PausedQueue;
-use crate::virtqueue::{Virtqueue, VirtqueueError};
+use crate::unanswered::{PausedQueue, StoppedAt};
+use crate::virtqueue::VirtqueueError;
 
 /// What a queue does with kicks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub(crate) struct DeviceQueue {
     pub(crate) shared: Rc<Shared>,
     /// Keeps the memory mapped for as long as a request may touch it.
     pub(crate) mem: GuestMap,
-    pub(crate) ring: RefCell<Virtqueue>,
+    pub(crate) ring: RefCell<Ring>,
     /// Room for the chain that is being parsed; away while it is in use.
     pub(crate) chain: Cell<Chain>,
     /// When so many are done during a kick, they are published before its end.
@@ -75,7 +76,7 @@ impl DeviceQueue {
         index: u16,
         shared: &Rc<Shared>,
         mem: GuestMap,
-        ring: Virtqueue,
+        ring: Ring,
         interrupt: Interrupt,
     ) -> Rc<DeviceQueue> {
         Rc::new_cyclic(|me: &Weak<DeviceQueue>| {
@@ -226,18 +227,18 @@ impl DeviceQueue {
         drop(stopping);
     }
 
-    /// Ends the queue. Returns the index to go on from.
-    pub(crate) fn co_stop(&self, co: &Co<'_>) -> u16 {
+    /// Ends the queue. Returns where to go on.
+    pub(crate) fn co_stop(&self, co: &Co<'_>) -> StoppedAt {
         self.co_end(co);
         self.settle();
         // The last interrupts, before the driver is told that the queue has stopped.
         self.raise_interrupt(co.context());
-        self.ring.borrow().next_avail
+        self.ring.borrow().stopped_at()
     }
 
     /// [`co_stop`](Self::co_stop) when the driver has gone. A request that goes on in pieces comes back behind the
     /// piece at hand, as those do that the backend holds.
-    pub(crate) fn co_give_up(&self, co: &Co<'_>) -> u16 {
+    pub(crate) fn co_give_up(&self, co: &Co<'_>) -> StoppedAt {
         // Before anything else runs: what comes back finds a queue that stops.
         self.wanted.give_up();
         self.co_stop(co)
@@ -304,16 +305,13 @@ impl DeviceQueue {
                 head,
                 "a request that was held fails: its queue stops, and later ones were answered"
             );
-            let ring = self.ring.borrow();
-            let rings = ring.map(&self.mem)?;
             // The chain was followed before. A driver that has changed it gets its head back.
-            let walked = chain.walk(&self.mem, &rings.desc, head, true);
+            let walked = self.ring.borrow().walk(&self.mem, head, &mut chain);
             let status = walked.ok().and_then(|()| chain.take_status());
             if let Some(place) = status {
                 self.write_status(place, BlkStatus::IoErr);
             }
             let written_bytes = u32::from(status.is_some());
-            drop(ring);
             let used = self.ring.borrow().map_used(&self.mem)?;
             self.ring.borrow_mut().push_used(&used, head, written_bytes)?;
         }

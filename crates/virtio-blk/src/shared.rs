@@ -51,7 +51,7 @@ impl Shared {
             id,
             read_only,
             capacity_sectors: Cell::new(length_bytes / SECTOR_BYTES),
-            features: Cell::new(config.features(read_only)),
+            features: Cell::new(config.features(read_only) & !feature::RING_PACKED),
             writeback: Cell::new(config.write_cache),
             needs_reset: Cell::new(false),
             config_changed: Cell::new(false),

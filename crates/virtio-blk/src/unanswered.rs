@@ -11,10 +11,16 @@
 //! * A queue stops, and anything may come next. With a log they stay marked in it. Without one the index
 //!   goes back over the latest heads, as far as all are unanswered; those before them fail.
 //! * The driver resets: they are forgotten, and the log is cleared.
+//!
+//! A packed queue has its own code for this, in `packed/start.rs`. There the device writes its answers over
+//! descriptors, so that an early chain may be gone from the ring.
+
+use vm_memory::VolatileMemoryError;
 
 use crate::dirty::QueueLog;
 use crate::inflight::InflightLog;
 use crate::memory::GuestMap;
+use crate::packed::{PackedLog, PausedPacked};
 use crate::virtqueue::{Virtqueue, VirtqueueError};
 
 /// Knowledge, when a queue starts, of requests that were taken from it earlier. By default:
@@ -22,7 +28,7 @@ use crate::virtqueue::{Virtqueue, VirtqueueError};
 #[derive(Default)]
 pub struct Earlier {
     /// The log of a device before this one. It goes on in it.
-    pub log: Option<InflightLog>,
+    pub log: Option<RequestLog>,
     /// This device has paused the queue.
     pub paused: Option<PausedQueue>,
     /// Where the queue marks what it writes.
@@ -32,26 +38,84 @@ pub struct Earlier {
 /// Where a queue was paused, to go on from there; see
 /// [`VirtioBlk::co_pause_queue`](crate::VirtioBlk::co_pause_queue).
 #[derive(Clone, Debug)]
-pub struct PausedQueue {
+pub struct PausedQueue(pub(crate) Paused);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Paused {
+    Split(PausedSplit),
+    // There is a copy of the ring in it.
+    Packed(Box<PausedPacked>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PausedSplit {
     pub(crate) next_avail: u16,
     /// Taken and not answered, in the order in which they are to be served.
     pub(crate) heads: Vec<u16>,
 }
 
 impl PausedQueue {
-    /// Whether it goes on at `index` of the available ring, and owes no answer.
+    /// Whether it goes on at `index`, as [`VirtqueueLayout`](crate::VirtqueueLayout) has it, and owes no
+    /// answer.
     pub fn is_at(&self, index: u16) -> bool {
-        self.heads.is_empty() && self.next_avail == index
+        match &self.0 {
+            Paused::Split(paused) => paused.heads.is_empty() && paused.next_avail == index,
+            Paused::Packed(paused) => paused.is_at(index),
+        }
     }
+}
+
+/// A log of the requests in flight, of the kind that the queue is of.
+#[derive(Debug)]
+pub enum RequestLog {
+    /// Of a split queue.
+    Split(InflightLog),
+    /// Of a packed one.
+    Packed(PackedLog),
+}
+
+impl RequestLog {
+    /// Forgets all that is in flight: the driver has reset the queue.
+    ///
+    /// # Errors
+    /// If the memory is too small.
+    pub fn clear(&self) -> Result<(), VolatileMemoryError> {
+        match self {
+            RequestLog::Split(log) => log.clear(),
+            RequestLog::Packed(log) => log.clear(),
+        }
+    }
+}
+
+impl From<InflightLog> for RequestLog {
+    fn from(log: InflightLog) -> RequestLog {
+        RequestLog::Split(log)
+    }
+}
+
+impl From<PackedLog> for RequestLog {
+    fn from(log: PackedLog) -> RequestLog {
+        RequestLog::Packed(log)
+    }
+}
+
+/// Where a queue has stopped. Of a packed one, positions have the wrap counter of their side in bit 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoppedAt {
+    /// To start it again with: [`VirtqueueLayout::next_index`](crate::VirtqueueLayout::next_index).
+    pub next_index: u16,
+    /// Of a packed queue, the next descriptor to be marked as used. It differs from `next_index` if there
+    /// are requests in a log. Of a split one, the same as `next_index`: the used ring tells it.
+    pub next_used: u16,
 }
 
 impl Virtqueue {
     /// The queue goes on elsewhere, by what this returns. `held` was taken and not answered.
-    pub(crate) fn pause(&mut self, held: Vec<u16>) -> PausedQueue {
+    pub(crate) fn pause(&mut self, held: Vec<u16>) -> PausedSplit {
         let mut heads = std::mem::take(&mut self.resubmit);
         heads.reverse();
         heads.extend(held);
-        PausedQueue { next_avail: self.next_avail, heads }
+        PausedSplit { next_avail: self.next_avail, heads }
     }
 
     /// The queue stops. Goes back by as many entries as are unanswered without a gap, and returns the
@@ -61,7 +125,7 @@ impl Virtqueue {
         mem: &GuestMap,
         held: Vec<u16>,
     ) -> Result<Vec<u16>, VirtqueueError> {
-        let PausedQueue { mut next_avail, mut heads } = self.pause(held);
+        let PausedSplit { mut next_avail, mut heads } = self.pause(held);
         // No more than `size` are unanswered, so the driver has not come round to their entries.
         let avail = self.map_avail(mem)?;
         while !heads.is_empty() {

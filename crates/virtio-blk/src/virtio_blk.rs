@@ -18,9 +18,10 @@ use crate::dirty::QueueLog;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMap;
 use crate::queue::DeviceQueue;
+use crate::ring::{Ring, RingOptions};
 use crate::shared::Shared;
-use crate::unanswered::{Earlier, PausedQueue};
-use crate::virtqueue::{Virtqueue, VirtqueueError, VirtqueueLayout};
+use crate::unanswered::{Earlier, PausedQueue, StoppedAt};
+use crate::virtqueue::{VirtqueueError, VirtqueueLayout};
 
 /// Why a device or a queue cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,7 @@ pub enum VirtioBlkError {
     },
 }
 
-/// A virtio-blk device: requests from split virtqueues in guest memory, served by a
+/// A virtio-blk device: requests from virtqueues in guest memory, split or packed, served by a
 /// [`BlockBackend`].
 ///
 /// It belongs to the backend's context and stays on its thread. In the order of a driver's
@@ -142,7 +143,7 @@ impl VirtioBlk {
     }
 
     /// The driver's choice of features. Before any queue starts; without it, all that is offered
-    /// counts as accepted.
+    /// counts as accepted, but for RING_PACKED.
     ///
     /// # Errors
     /// If a feature was not offered, or VERSION_1 is not among them.
@@ -231,11 +232,14 @@ impl VirtioBlk {
         if slot.is_some() {
             return Err(VirtioBlkError::AlreadyRunning(index));
         }
-        let event_idx = self.shared.has_feature(feature::EVENT_IDX);
+        let options = RingOptions {
+            size_max: self.shared.config.queue_size_max,
+            event_idx: self.shared.has_feature(feature::EVENT_IDX),
+            is_packed: self.shared.has_feature(feature::RING_PACKED),
+        };
         let map = GuestMap::new(mem);
-        let size_max = self.shared.config.queue_size_max;
         let dirty = earlier.dirty.clone();
-        let ring = Virtqueue::new(&map, layout, size_max, event_idx, earlier)
+        let ring = Ring::new(&map, layout, options, earlier)
             .map_err(|source| VirtioBlkError::Queue { index, source })?;
         let queue = DeviceQueue::new(ctx, index, &self.shared, map, ring, interrupt.into());
         queue.set_dirty_log(dirty.as_ref());
@@ -315,26 +319,26 @@ impl VirtioBlk {
     }
 
     /// Stops a queue: takes nothing more from it, and waits for those in flight. Guest memory is not
-    /// touched afterwards. Returns the index to start it again with; `None` if it did not run.
+    /// touched afterwards. Returns where to start it again; `None` if it did not run.
     ///
     /// What a stopped backend holds is not in flight, unless [`BlockBackend::report_errors`] makes it
     /// end. It stays in the log, if there is one. If not, the index lies before all that came last and
     /// was not answered; held requests that came before answered ones fail with an I/O error.
-    pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
+    pub fn co_stop_queue(&self, co: &Co<'_>, index: u16) -> Option<StoppedAt> {
         let queue = self.queue(index).ok()?;
-        let next_index = queue.co_stop(co);
+        let stopped_at = queue.co_stop(co);
         self.remove(index, &queue);
-        Some(next_index)
+        Some(stopped_at)
     }
 
     /// [Stops](Self::co_stop_queue) a queue whose driver has gone. A discard or a write of zeroes that goes on in
     /// pieces ends behind the piece at hand, and becomes what of held requests is said there: in the log it
     /// stays unanswered, and is done all over by the device that comes next.
-    pub fn co_give_up_queue(&self, co: &Co<'_>, index: u16) -> Option<u16> {
+    pub fn co_give_up_queue(&self, co: &Co<'_>, index: u16) -> Option<StoppedAt> {
         let queue = self.queue(index).ok()?;
-        let next_index = queue.co_give_up(co);
+        let stopped_at = queue.co_give_up(co);
         self.remove(index, &queue);
-        Some(next_index)
+        Some(stopped_at)
     }
 
     /// [Stops](Self::co_stop_queue) a queue that is to go on, in other memory perhaps: what a stopped
@@ -373,7 +377,7 @@ impl VirtioBlk {
         for index in 0..self.shared.config.num_queues {
             self.co_forget_queue(co, index);
         }
-        self.shared.features.set(self.features());
+        self.shared.features.set(self.features() & !feature::RING_PACKED);
         self.shared.writeback.set(self.shared.config.write_cache);
         self.shared.needs_reset.set(false);
         self.shared.config_changed.set(false);

@@ -24,30 +24,32 @@ use crate::chain::ChainError;
 use crate::dirty::{QueueLog, RingLog};
 use crate::inflight::{InflightError, InflightLog};
 use crate::memory::GuestMap;
-use crate::unanswered::{Earlier, PausedQueue};
+use crate::unanswered::PausedSplit;
 
 /// Bytes before the entries of the available and of the used ring: flags and index.
 const RING_HEADER_BYTES: usize = 4;
 const AVAIL_ENTRY_BYTES: usize = 2;
 const USED_ENTRY_BYTES: usize = 8;
-const DESCRIPTOR_BYTES: usize = 16;
+pub(crate) const DESCRIPTOR_BYTES: usize = 16;
 /// Where `idx` is, in both rings; `flags` is at 0.
 const IDX_OFFSET: usize = 2;
 
-/// Where a driver has put a queue.
+/// Where a driver has put a queue. Of a packed one the descriptor table is the descriptor ring, and instead of
+/// the other rings there are the event suppression structures, of the driver and of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtqueueLayout {
     /// Entries: a power of two, at most [`VirtioBlkConfig::queue_size_max`](crate::VirtioBlkConfig).
     pub size: u16,
     /// Guest address of the descriptor table, a multiple of 16.
     pub desc_table: u64,
-    /// Guest address of the available ring, a multiple of 2.
+    /// Guest address of the available ring, a multiple of 2; of a packed queue, of 4.
     pub avail_ring: u64,
     /// Guest address of the used ring, a multiple of 4.
     pub used_ring: u64,
     /// Index of the first entry the device takes from the available ring: 0, or what
     /// [`VirtioBlk::co_stop_queue`](crate::VirtioBlk::co_stop_queue) returned. Where it goes on in the
-    /// used ring is read there.
+    /// used ring is read there. A packed queue has the driver's wrap counter in bit 15, and begins at
+    /// [`PACKED_START`](crate::PACKED_START), or at 0 if no descriptor was used yet.
     pub next_index: u16,
 }
 
@@ -93,6 +95,28 @@ pub enum VirtqueueError {
         /// Entries of the queue.
         size: u16,
     },
+    /// A packed chain goes on where the driver has made nothing available in this round.
+    #[error("descriptor chain {head} goes on at {index}, which is not available")]
+    NotAvailable {
+        /// The index of the chain's first descriptor.
+        head: u16,
+        /// The index of the descriptor.
+        index: u16,
+    },
+    /// There is no such buffer id.
+    #[error("buffer id {id} in a queue of {size}")]
+    BufferId {
+        /// The id.
+        id: u16,
+        /// Entries of the queue.
+        size: u16,
+    },
+    /// A buffer id was offered that is not answered yet.
+    #[error("buffer id {id} is in flight already")]
+    BufferInFlight {
+        /// The id.
+        id: u16,
+    },
     /// What is known of requests in flight does not fit the queue.
     #[error(transparent)]
     Inflight(#[from] InflightError),
@@ -113,7 +137,8 @@ impl From<GuestMemoryError> for VirtqueueError {
     }
 }
 
-/// The three parts of a queue in memory, looked up once for many accesses.
+/// The three parts of a queue in memory, looked up once for many accesses. Of a packed one, the last two are
+/// the event suppression structures of the driver and of the device.
 pub(crate) struct RingSlices<'m> {
     pub(crate) desc: VolatileSlice<'m>,
     pub(crate) avail: VolatileSlice<'m>,
@@ -145,7 +170,8 @@ impl Virtqueue {
         layout: VirtqueueLayout,
         size_max: u16,
         event_idx: bool,
-        earlier: Earlier,
+        log: Option<InflightLog>,
+        paused: Option<PausedSplit>,
     ) -> Result<Virtqueue, VirtqueueError> {
         check_layout(mem, &layout, size_max)?;
         let next = layout.next_index;
@@ -156,7 +182,7 @@ impl Virtqueue {
             next_used: next,
             published_used: next,
             signalled_used: next,
-            log: earlier.log,
+            log,
             dirty: None,
             resubmit: Vec::new(),
         };
@@ -167,7 +193,7 @@ impl Virtqueue {
         // device before this one has left requests unanswered.
         (queue.next_used, queue.published_used, queue.signalled_used) =
             (used_idx, used_idx, used_idx);
-        queue.recover(used_idx, earlier.paused)?;
+        queue.recover(used_idx, paused)?;
         queue.available(&rings)?;
         Ok(queue)
     }
@@ -176,7 +202,7 @@ impl Virtqueue {
     fn recover(
         &mut self,
         used_idx: u16,
-        paused: Option<PausedQueue>,
+        paused: Option<PausedSplit>,
     ) -> Result<(), VirtqueueError> {
         let mut heads = match &self.log {
             Some(log) => log.recover(used_idx)?,

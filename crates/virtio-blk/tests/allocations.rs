@@ -3,7 +3,7 @@
 use coblk_aio::AioContext;
 use coblk_block::{BlockBackend, BlockNode, RequestKind, drivers::Null};
 use coblk_virtio_blk::BlkStatus;
-use coblk_virtio_blk::guest::{GuestBuffer, GuestRequest, Machine};
+use coblk_virtio_blk::guest::{GuestBuffer, GuestRequest, Machine, QueueOptions};
 
 /// What the guest asks for.
 #[derive(Clone, Copy)]
@@ -68,12 +68,13 @@ fn run(ctx: &AioContext, machine: &mut Machine, buffers: &[GuestBuffer], mix: Mi
 fn a_request_allocates_nothing() {
     let one = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(1))));
     assert_eq!(one.count_total, 1, "the counter counts");
-    for deferred in [false, true] {
+    for (deferred, packed) in [(false, false), (true, false), (false, true), (true, true)] {
         let ctx = AioContext::for_test().unwrap();
         let node = BlockNode::new("null", Null::new(1 << 30).deferred(deferred));
         let backend = BlockBackend::new(&ctx, "drive", node);
         let statistics = backend.statistics();
-        let mut machine = Machine::new(&ctx, backend).unwrap();
+        let queue = QueueOptions { packed, ..Default::default() };
+        let mut machine = Machine::builder().queue(queue).build(&ctx, backend).unwrap();
         let buffers = machine.ram.alloc_many(64, 4096, 4096).unwrap();
         for mix in [Mix::Scattered, Mix::Merged, Mix::Long] {
             run(&ctx, &mut machine, &buffers, mix, 50);

@@ -179,7 +179,8 @@ fn a_queue_that_stops_takes_back_what_is_held_and_the_others_keep_theirs() {
     // The second was held before it was tried, as were those on the other queue.
     let backend = machine.device.backend();
     assert_eq!((machine.device.in_flight(), backend.held_requests()), (4, 4));
-    assert_eq!(ctx.run(|co| machine.device.co_stop_queue(co, 0)), Some(0));
+    let stopped_at = ctx.run(|co| machine.device.co_stop_queue(co, 0)).unwrap();
+    assert_eq!(stopped_at.next_index, 0);
     settle(&ctx);
     assert_eq!((machine.device.in_flight(), backend.held_requests()), (2, 2));
     disk.bad_offset.store(u64::MAX, Ordering::Relaxed);

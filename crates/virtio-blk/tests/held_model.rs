@@ -11,8 +11,8 @@ use coblk_aio::AioContext;
 use coblk_block::{BlockBackend, BlockNode, ErrorPolicies, ErrorPolicy};
 use coblk_virtio_blk::guest::{GuestBuffer, GuestQueue, GuestRam, Machine, QueueOptions};
 use coblk_virtio_blk::{
-    BlkStatus, Earlier, InflightLog, Interrupt, PausedQueue, VirtioBlk, VirtioBlkConfig,
-    VirtqueueLayout,
+    BlkStatus, Earlier, InflightLog, Interrupt, PACKED_START, PackedLog, PausedQueue, RequestLog,
+    VirtioBlk, VirtioBlkConfig, VirtqueueLayout, feature,
 };
 use proptest::prelude::*;
 use util::{TestDisk, backend, settle};
@@ -63,6 +63,12 @@ struct Model {
     pending: HashMap<u64, GuestBuffer>,
     next_token: u64,
     failed: u64,
+    packed: bool,
+}
+
+fn negotiate(device: &VirtioBlk, packed: bool) {
+    let without = if packed { 0 } else { feature::RING_PACKED };
+    device.negotiate(device.features() & !without).unwrap();
 }
 
 /// Each request has a place on the disk to itself, apart from all others, so that none are merged.
@@ -71,17 +77,18 @@ fn sector_of(token: u64) -> u64 {
 }
 
 impl Model {
-    fn new(logged: bool) -> Model {
+    fn new(logged: bool, packed: bool) -> Model {
         let ctx = AioContext::new().unwrap();
         let deferred = TestDisk { deferred: true, ..TestDisk::new(SECTORS as usize) };
         let (disk, backend) = backend(&ctx, deferred);
         let node = backend.node().unwrap();
         let policies = ErrorPolicies { read: ErrorPolicy::Stop, write: ErrorPolicy::Stop };
         let config = VirtioBlkConfig::default().error_policies(Some(policies));
-        let options = QueueOptions { size: SIZE, ..Default::default() };
+        let options = QueueOptions { size: SIZE, packed, ..Default::default() };
         let builder = Machine::builder().config(config.clone()).queue(options);
         let Machine { device, ram, mut queues, .. } = builder.build(&ctx, backend).unwrap();
         device.reset(&ctx);
+        negotiate(&device, packed);
         let mut model = Model {
             disk,
             node,
@@ -93,9 +100,10 @@ impl Model {
             pending: HashMap::new(),
             next_token: 0,
             failed: 0,
+            packed,
             ctx,
         };
-        model.start(0, None);
+        model.start(if packed { PACKED_START } else { 0 }, None);
         model
     }
 
@@ -104,7 +112,10 @@ impl Model {
     }
 
     fn start(&mut self, next_index: u16, paused: Option<PausedQueue>) {
-        let log = self.log.as_ref().map(|region| InflightLog::new(Arc::clone(region), 0, SIZE));
+        let log = self.log.as_ref().map(|region| match self.packed {
+            true => RequestLog::from(PackedLog::new(Arc::clone(region), 0, SIZE)),
+            false => InflightLog::new(Arc::clone(region), 0, SIZE).into(),
+        });
         let layout = VirtqueueLayout { next_index, ..self.queue.layout() };
         let (memory, earlier) = (self.ram.memory(), Earlier { log, paused, dirty: None });
         let device = self.device();
@@ -144,7 +155,11 @@ impl Model {
         }
     }
 
+    /// The available ring, which is the driver's alone.
     fn available_entries(&self) -> Vec<u8> {
+        if self.packed {
+            return Vec::new();
+        }
         let mut entries = vec![0; usize::from(SIZE) * 2];
         let at = GuestAddress(self.queue.layout().avail_ring + 4);
         self.ram.memory().read_slice(&mut entries, at).unwrap();
@@ -176,20 +191,24 @@ impl Model {
             Step::Resume => self.resume(),
             Step::Stop => {
                 let next = self.ctx.run(|co| self.device().co_stop_queue(co, 0)).unwrap();
-                self.start(next, None);
+                assert!(self.log.is_some() || next.next_used == next.next_index);
+                self.start(next.next_index, None);
             }
             Step::Pause => {
                 let paused = self.ctx.run(|co| self.device().co_pause_queue(co, 0)).unwrap();
                 // Where it says is where it goes on.
                 self.start(0, Some(paused));
             }
+            // Nothing but a log tells where a packed ring goes on.
+            Step::Drop if self.packed && self.log.is_none() => {}
             Step::Drop => {
                 self.device = None;
                 settle(&self.ctx);
                 let backend = BlockBackend::new(&self.ctx, "next", Arc::clone(&self.node));
                 self.device = Some(VirtioBlk::new(backend, self.config.clone()).unwrap());
+                negotiate(self.device(), self.packed);
                 // As a driver that knows nothing else.
-                self.start(self.used_idx(), None);
+                self.start(if self.packed { 0 } else { self.used_idx() }, None);
             }
         }
     }
@@ -201,9 +220,10 @@ proptest! {
     #[test]
     fn each_request_is_answered_once(
         logged in any::<bool>(),
+        packed in any::<bool>(),
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let mut model = Model::new(logged);
+        let mut model = Model::new(logged, packed);
         for step in steps {
             let submits = matches!(step, Step::Submit(_));
             let before = model.available_entries();

@@ -356,7 +356,8 @@ mod indirect {
     fn a_table_that_was_not_negotiated_breaks_the_queue() {
         let mut guest = guest_with_table(TABLE);
         guest.device.reset(&guest.ctx);
-        let features = guest.device.features() & !coblk_virtio_blk::feature::INDIRECT_DESC;
+        let features = guest.device.features()
+            & !(coblk_virtio_blk::feature::INDIRECT_DESC | coblk_virtio_blk::feature::RING_PACKED);
         guest.device.negotiate(features).unwrap();
         guest.start();
         guest.breaks_queue(0, "not negotiated");

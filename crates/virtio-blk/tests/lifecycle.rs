@@ -355,7 +355,7 @@ fn a_stopped_queue_goes_on_where_it_stopped() {
         queue.read(round, buffer, round).unwrap();
         queue.kick();
         ctx.poll();
-        let next_index = ctx.run(|co| machine.device.co_stop_queue(co, 0)).unwrap();
+        let next_index = ctx.run(|co| machine.device.co_stop_queue(co, 0)).unwrap().next_index;
         assert_eq!(u64::from(next_index), round + 1);
         assert_eq!(queue.reap().map(|it| it.token), Some(round));
         layout.next_index = next_index;

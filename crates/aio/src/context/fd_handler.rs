@@ -58,12 +58,16 @@ pub enum FdInterest {
     Write,
     /// Call for both.
     ReadWrite,
+    /// As `Read`, for a descriptor whose source others wait for as well, with descriptors of their own: of
+    /// those loops that sleep, one is called (`EPOLLEXCLUSIVE`). Who does not read until the call says
+    /// `WouldBlock` must tell the others, or remove the handler. It stays as it is.
+    ReadShared,
 }
 
 impl From<FdInterest> for Interest {
     fn from(interest: FdInterest) -> Interest {
         match interest {
-            FdInterest::Read => Interest::READABLE,
+            FdInterest::Read | FdInterest::ReadShared => Interest::READABLE,
             FdInterest::Write => Interest::WRITABLE,
             FdInterest::ReadWrite => Interest::READABLE | Interest::WRITABLE,
         }
@@ -320,8 +324,11 @@ impl FdHandlers {
         let handler =
             Rc::new(Handler { generation, fd, callback, hook, removed: Cell::new(false) });
         let key = Key { index: self.handlers.borrow_mut().insert(handler), generation };
-        if let Err(error) = self.registry.register(&mut SourceFd(&fd), key.token(), interest.into())
-        {
+        let registered = match interest {
+            FdInterest::ReadShared => sys::watch_shared(self.epoll(), fd, key.token().0 as u64),
+            _ => self.registry.register(&mut SourceFd(&fd), key.token(), interest.into()),
+        };
+        if let Err(error) = registered {
             // Dropped after the borrow has ended: its destructors may come back here.
             let handler = self.handlers.borrow_mut().remove(key.index);
             drop(handler);

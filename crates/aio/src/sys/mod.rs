@@ -9,6 +9,7 @@ mod descriptor;
 pub mod faults;
 mod fork;
 mod fuse;
+mod fuse_ring;
 mod lock;
 mod membarrier;
 mod socket;
@@ -29,6 +30,7 @@ pub use descriptor::{
 use faults::Call;
 pub(crate) use fork::OwnProcess;
 pub use fuse::join_fuse_session;
+pub use fuse_ring::{FuseEntry, FuseRing};
 pub use lock::{is_byte_locked_by_others, lock_byte, unlock_byte};
 pub use membarrier::ProcessBarrier;
 pub(crate) use socket::{receive, send};
@@ -317,6 +319,15 @@ pub(crate) fn eventfd() -> io::Result<std::os::fd::OwnedFd> {
     check_zero(c_int::from(fd < 0))?;
     // SAFETY: just created, and owned by nothing else.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+/// Has an epoll report edges of readiness to read with that number; of all that ask so for a source, one that
+/// sleeps.
+pub(crate) fn watch_shared(epoll: RawFd, fd: RawFd, number: u64) -> io::Result<()> {
+    let events = (libc::EPOLLIN | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
+    let mut event = libc::epoll_event { events, u64: number };
+    // SAFETY: the event is read during the call.
+    check_zero(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) })
 }
 
 /// Adds 1 to an eventfd.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
+use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
 
 use super::args::{self, CommonArgs};
@@ -35,7 +36,13 @@ pub struct FuseArgs {
     /// Our server: a coblk-storage-daemon. Without this, the daemon that lies beside this program.
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
+    /// Our export takes requests over io_uring. Needs Linux 6.14, and `enable_uring` of its module fuse.
+    #[arg(long)]
+    io_uring: bool,
 }
+
+/// Whether the kernel offers FUSE over io_uring.
+const ENABLED: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// One row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +89,9 @@ impl Work {
     /// Requests of a lap.
     fn ops(&self) -> u64 {
         match (self.block_bytes, self.depth) {
-            (LARGE_BYTES, _) => 2_000,
-            (_, 1) => 20_000,
-            _ => 60_000,
+            (LARGE_BYTES, _) => 1_000,
+            (_, 1) => 4_000,
+            _ => 40_000,
         }
     }
 }
@@ -94,6 +101,9 @@ impl Work {
 /// # Errors
 /// If no row is wanted, there is no server, it cannot mount, or fio fails.
 pub fn run(arguments: &FuseArgs, plan: &Plan, report: &mut Report) -> io::Result<()> {
+    if arguments.io_uring && fs::read_to_string(ENABLED)?.trim() != "Y" {
+        return Err(io::Error::other(format!("{ENABLED} is not Y")));
+    }
     let works = args::wanted(Work::all(), &arguments.common.only, Work::name)?;
     let ours = Program::ours(arguments.server.as_deref(), Protocol::Nbd)?;
     let needs_image = works.iter().any(|work| work.cached);
@@ -121,7 +131,8 @@ fn measure(
 ) -> io::Result<Row> {
     let directory = tempfile::Builder::new().prefix("coblk-bench-").tempdir()?;
     let bench = |program: &Program, name: &str| {
-        Bench::start(work, program, image.map(Image::path), directory.path().join(name))
+        let file = directory.path().join(name);
+        Bench::start(work, program, image.map(Image::path), file, arguments.io_uring)
     };
     let ops = arguments.common.count.unwrap_or(work.ops() / if plan.quick { 100 } else { 1 });
     let contest = Contest::new(work.name(), Unit::Iops, bench(ours, "ours")?.laps());
@@ -151,13 +162,15 @@ impl Bench {
         program: &Program,
         image: Option<&Path>,
         file: PathBuf,
+        io_uring: bool,
     ) -> io::Result<Bench> {
         // Two threads and their clients share two CPUs.
         let places = if work.threads > 1 { Places::any()? } else { Places::new(1)? };
         fs::write(&file, "")?;
         let mut command = Command::new(program.path());
-        let threads = if *program == Program::QemuStorageDaemon { 1 } else { work.threads };
-        command.args(words(image, &file, threads)?);
+        let is_qemu = *program == Program::QemuStorageDaemon;
+        let threads = if is_qemu { 1 } else { work.threads };
+        command.args(words(image, &file, threads, io_uring && !is_qemu)?);
         let mut server = Server::start(command, &places)?;
         server.connect(&file, |file| match fs::metadata(file)?.len() {
             0 => Err(io::ErrorKind::NotFound.into()),
@@ -208,12 +221,19 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         // The daemon is killed, and leaves its mount behind.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.file).output();
+        if let Err(error) = unmount(&self.file, UnmountFlags::DETACH) {
+            eprintln!("{} cannot be unmounted: {error}", self.file.display());
+        }
     }
 }
 
-/// Options that both daemons take.
-fn words(image: Option<&Path>, file: &Path, threads: usize) -> io::Result<Vec<String>> {
+/// Options, which both daemons take, but for `io-uring`.
+fn words(
+    image: Option<&Path>,
+    file: &Path,
+    threads: usize,
+    io_uring: bool,
+) -> io::Result<Vec<String>> {
     let utf8 = |path: &Path| {
         let text = path.to_str().map(|text| text.replace(',', ",,"));
         text.ok_or_else(|| io::Error::other("a path is not UTF-8"))
@@ -229,6 +249,9 @@ fn words(image: Option<&Path>, file: &Path, threads: usize) -> io::Result<Vec<St
         }
     }
     let mut export = format!("fuse,id=e,node-name=d,mountpoint={},writable=on", utf8(file)?);
+    if io_uring {
+        export.push_str(",io-uring=on");
+    }
     for thread in 0..if threads > 1 { threads } else { 0 } {
         add("--object", format!("iothread,id=t{thread}"));
         export.push_str(&format!(",iothread.{thread}=t{thread}"));

@@ -7,6 +7,7 @@ pub mod in_place;
 pub mod jobs;
 mod latency;
 pub mod nbd_client;
+mod nbd_contexts;
 pub mod qcow2;
 pub mod rbd;
 pub mod served;

@@ -15,6 +15,7 @@ use coblk::options::NodeOptions;
 use coblk::{AioContext, BlockBackend, Blockdevs};
 
 use super::args::{self, CommonArgs};
+use super::nbd_contexts;
 use crate::engine::Engine;
 use crate::fio;
 use crate::image::Image;
@@ -96,16 +97,25 @@ impl Work {
     }
 }
 
+/// The names of all rows, those of [`nbd_contexts`] last.
+pub fn names() -> Vec<String> {
+    let clients = Work::all().iter().map(Work::name).collect();
+    let contexts = nbd_contexts::Work::ALL.map(|work| work.name().to_owned());
+    [clients, contexts.to_vec()].concat()
+}
+
 /// Measures the rows.
 ///
 /// # Errors
 /// If no row is wanted, there is no server, or our client fails.
 pub fn run(arguments: &ClientArgs, plan: &Plan, report: &mut Report) -> io::Result<()> {
-    let works = args::wanted(Work::all(), &arguments.common.only, Work::name)?;
+    let names = args::wanted(names(), &arguments.common.only, String::clone)?;
+    let is_wanted = |name: &str| names.iter().any(|it| it == name);
+    let works: Vec<Work> = Work::all().into_iter().filter(|it| is_wanted(&it.name())).collect();
     let ours = Program::ours(arguments.server.as_deref(), Protocol::Nbd)?;
     let needs_image = works.iter().any(|work| work.cached);
     let image = needs_image.then(|| arguments.common.image(plan)).transpose()?;
-    let progress = Progress::new(works.len());
+    let progress = Progress::new(names.len());
     for work in works {
         progress.now(&work.name());
         let program = if work.by_nbdkit { Program::Nbdkit } else { ours.clone() };
@@ -120,6 +130,11 @@ pub fn run(arguments: &ClientArgs, plan: &Plan, report: &mut Report) -> io::Resu
             image.warm()?;
         }
         report.add(measure(&work, &program, image, arguments, plan, &progress)?)?;
+        progress.step();
+    }
+    for work in nbd_contexts::Work::ALL.into_iter().filter(|it| is_wanted(it.name())) {
+        progress.now(work.name());
+        report.add(work.measure(&ours, plan, &progress)?)?;
         progress.step();
     }
     Ok(())

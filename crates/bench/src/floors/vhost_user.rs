@@ -51,7 +51,8 @@ mod tests {
         });
         let pattern = Pattern { kind, read_percent: 100 };
         let job = Job { pattern, ..Job::sequential_reads(4, u64::MAX) };
-        let mut client = VhostUserClient::connect(&socket, usize::from(queues), &job).unwrap();
+        let mut client =
+            VhostUserClient::connect(&socket, usize::from(queues), false, &job).unwrap();
         let ops = 16 * u64::from(queues);
         assert_eq!(client.run(ops).unwrap(), ops);
         assert_eq!(client.take_latencies().unwrap().len(), ops);

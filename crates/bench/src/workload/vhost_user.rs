@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use coblk::virtio_blk::feature;
 use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -49,13 +50,19 @@ pub struct VhostUserClient {
 }
 
 impl VhostUserClient {
-    /// Connects to the device at `socket`. Each queue has `job.depth` requests in flight.
+    /// Connects to the device at `socket`. Its queues are split, or packed. Each has `job.depth` requests in flight.
     ///
     /// # Errors
     /// If there is none, it has not as many queues, or it is too small for the job.
-    pub fn connect(socket: &Path, queues: usize, job: &Job) -> io::Result<VhostUserClient> {
+    pub fn connect(
+        socket: &Path,
+        queues: usize,
+        packed: bool,
+        job: &Job,
+    ) -> io::Result<VhostUserClient> {
         let path = socket.to_str().ok_or_else(|| io::Error::other("the socket is not UTF-8"))?;
-        let mut transport: Box<VirtioBlkTransport> = Box::new(VhostUser::new(path, u64::MAX)?);
+        let wanted = if packed { u64::MAX } else { !feature::RING_PACKED };
+        let mut transport: Box<VirtioBlkTransport> = Box::new(VhostUser::new(path, wanted)?);
         let rings = VirtioBlkQueue::setup_queues(&mut *transport, queues, QUEUE_SIZE)?;
         let queue_bytes = job.depth * job.block_bytes;
         let memory = shared_memory(&mut *transport, queues * queue_bytes)?;

@@ -13,7 +13,7 @@
 //! A write to a node without bitmaps pays the load of features that it makes anyway. A bitmap that records costs
 //! loads where its bits are set, and a `fetch_or` where they are not.
 
-mod atomics;
+pub(crate) mod atomics;
 mod bits;
 mod digest;
 mod dirty_bitmap;

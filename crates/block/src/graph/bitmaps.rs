@@ -54,7 +54,7 @@ impl BlockNode {
     ///
     /// # Errors
     /// If the bitmap cannot have its name or granularity, or cannot be stored; without memory; ETIMEDOUT if
-    /// a context does not poll. There is no such bitmap then.
+    /// a context does not poll. There is no such bitmap then, nor if the coroutine is unwound.
     pub fn co_add_bitmap(
         self: &Arc<Self>,
         co: &Co<'_>,
@@ -74,11 +74,10 @@ impl BlockNode {
         self.look_at_bitmaps();
         // It may have changed meanwhile.
         self.bitmaps().follow(|| self.length());
-        if let Err(source) = self.co_pass_contexts(co) {
-            self.forget_bitmap(&bitmap);
-            return Err(BitmapError::Make { name, source });
-        }
-        self.co_note_bitmap(co, &bitmap).inspect_err(|_| self.forget_bitmap(&bitmap))?;
+        let added = TakenBack::unless_kept(|| self.forget_bitmap(&bitmap));
+        self.co_pass_contexts(co).map_err(|source| BitmapError::Make { name, source })?;
+        self.co_note_bitmap(co, &bitmap)?;
+        added.keep();
         Ok(bitmap)
     }
 
@@ -115,10 +114,11 @@ impl BlockNode {
         if was_on == on {
             return Ok(());
         }
-        self.co_note_bitmap(co, bitmap).inspect_err(|_| {
-            // It is as it was when that was allowed.
-            let _ = bitmap.set_recording(was_on);
-        })
+        // It is as it was when that was allowed.
+        let changed = TakenBack::unless_kept(|| drop(bitmap.set_recording(was_on)));
+        self.co_note_bitmap(co, bitmap)?;
+        changed.keep();
+        Ok(())
     }
 
     /// Marks in a bitmap of this node what is dirty in others. A worker does it.
@@ -200,6 +200,27 @@ impl BlockNode {
     /// There may be bitmaps now, or none any more.
     pub(crate) fn look_at_bitmaps(&self) {
         self.path.state.look_at_bitmaps();
+    }
+}
+
+/// What was done, and is taken back when this is dropped, as by an error or by a coroutine that is unwound.
+struct TakenBack<F: FnMut()>(Option<F>);
+
+impl<F: FnMut()> TakenBack<F> {
+    fn unless_kept(take_back: F) -> TakenBack<F> {
+        TakenBack(Some(take_back))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<F: FnMut()> Drop for TakenBack<F> {
+    fn drop(&mut self) {
+        if let Some(take_back) = &mut self.0 {
+            take_back();
+        }
     }
 }
 

@@ -80,8 +80,8 @@ pub(super) struct Stored {
 /// Whether the disk was written since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It was closed then, and this was its storage, as far as that is known.
-    Clean(Option<StorageStamp>),
+    /// It was closed then.
+    Clean,
     /// In these regions, by numbers.
     Written(BTreeSet<u64>),
     /// Anywhere.
@@ -97,6 +97,9 @@ pub(super) struct Contents {
     pub(super) generation: u64,
     pub(super) bitmaps: Vec<Stored>,
     pub(super) state: State,
+    /// The storage of the disk when it was closed, or, if it was written since, when it was opened; as far as that is
+    /// known.
+    pub(super) stamp: Option<StorageStamp>,
 }
 
 /// Where a file has its journal.
@@ -138,6 +141,16 @@ pub(super) fn stored_bytes(name: &str, length: u64, granularity: u64) -> u64 {
 }
 
 impl Contents {
+    /// Whether the storage is another one, or was changed by others, as far as that can be told: what a journal has
+    /// written itself is a change, too.
+    pub(super) fn is_of_another(&self, length: u64, stamp: Option<StorageStamp>) -> bool {
+        match (&self.state, self.stamp, stamp) {
+            (State::Clean, known, stamp) => known != stamp || self.length != length,
+            (_, Some(known), Some(stamp)) => known.inode != stamp.inode,
+            _ => false,
+        }
+    }
+
     /// The bytes of a file, and where its journal is. A state that is torn is not written: its writer marks all.
     pub(super) fn encode(&self) -> (Vec<u8>, JournalPlace) {
         let mut body = Vec::new();
@@ -158,18 +171,14 @@ impl Contents {
     }
 
     fn encode_header(&self, bytes: &mut [u8], body: &[u8], capacity: u64) {
-        let stamp = match &self.state {
-            State::Clean(stamp) => *stamp,
-            _ => None,
-        };
         let mut flags = 0;
-        if matches!(self.state, State::Clean(_)) {
+        if self.state == State::Clean {
             flags |= CLEAN;
         }
-        if stamp.is_some() {
+        if self.stamp.is_some() {
             flags |= HAS_STAMP;
         }
-        let stamp = stamp.unwrap_or_default();
+        let stamp = self.stamp.unwrap_or_default();
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend(MAGIC);
         header.extend(VERSION.to_le_bytes());
@@ -233,12 +242,12 @@ impl Contents {
         let stamp = StorageStamp { inode, modified_s, modified_ns };
         let stamp = Some(stamp).filter(|_| flags & HAS_STAMP != 0);
         let state = match read_journal(&bytes[offset as usize..], generation) {
-            Some(regions) if regions.is_empty() && flags & CLEAN != 0 => State::Clean(stamp),
+            Some(regions) if regions.is_empty() && flags & CLEAN != 0 => State::Clean,
             Some(regions) => State::Written(regions),
             None => State::Torn,
         };
         let bitmaps = read_bitmaps(body, count)?;
-        Ok((Contents { length, generation, bitmaps, state }, place))
+        Ok((Contents { length, generation, bitmaps, state, stamp }, place))
     }
 }
 

@@ -22,9 +22,11 @@
 //! 3. The file is never changed but for its journal, which only grows: another one is written beside, made
 //!    durable, and renamed. A crash leaves the old file or the new one, and each has 1. Of a journal any part of
 //!    its end may be missing that was not durable; no write has relied on that.
-//! 4. A file without a journal says what image it is of: inode, time of the last change, length. Another program
-//!    that has changed the image since makes its bitmaps inconsistent. With a journal that cannot be told, as the
-//!    image was written by this one.
+//! 4. A file says what image it is of: inode, time of the last change, length. Without a journal, another program that
+//!    has changed the image since makes its bitmaps inconsistent. With a journal the image was written by this one, so
+//!    only one that has put another file in its place does: the times of changes cannot be told apart.
+//!
+//! Loom runs models of 2 in every order (`models.rs`).
 //!
 //! Writes mark bits before they are counted out (2 needs that), so [`WithSidecar`](driver::WithSidecar) marks
 //! them by itself; the request path finds them set.
@@ -39,5 +41,7 @@ mod store;
 pub(crate) use driver::WithSidecar;
 pub use format::SidecarError;
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coblk_aio::sync::CoMutex;
-use coblk_aio::{Co, PoolShare};
+use coblk_aio::{Co, CoWaker, PoolShare};
 
 use super::format::{
     Contents, JournalPlace, MAX_BODY_BYTES, REGION_SHIFT, State, Stored, stored_bytes,
@@ -53,6 +53,8 @@ struct Journal {
     is_broken: bool,
     /// The file has bits that are not those in memory, or a journal.
     is_stale: bool,
+    /// The storage of the disk when it was opened, or closed last.
+    stamp: Option<StorageStamp>,
 }
 
 /// A write that is under way. When it ends its range is marked, however it ends.
@@ -75,7 +77,7 @@ impl Drop for Writing<'_> {
         if !self.range.is_empty() {
             self.sidecar.set.mark(&self.range);
         }
-        self.sidecar.in_flight.end(self.half);
+        self.sidecar.in_flight.end(self.half).into_iter().for_each(CoWaker::wake);
     }
 }
 
@@ -109,16 +111,13 @@ impl Sidecar {
         read_only: bool,
     ) -> io::Result<()> {
         let mut journal = self.journal.lock(co);
-        *journal = Journal::default();
+        *journal = Journal { stamp, ..Journal::default() };
         let read = PoolShare::once(co, || {
             let Some(bytes) = self.store.read()? else { return Ok(None) };
             Contents::decode(&bytes).map(Some).map_err(io::Error::other)
         });
         let Some((contents, place)) = read? else { return Ok(()) };
-        let is_foreign = match &contents.state {
-            State::Clean(known) => *known != stamp || contents.length != length,
-            State::Written(_) | State::Torn => false,
-        };
+        let is_foreign = contents.is_of_another(length, stamp);
         // The oldest comes first.
         for stored in &contents.bitmaps {
             let bitmap = self.add(stored, length)?;
@@ -245,15 +244,15 @@ impl Sidecar {
     ) -> io::Result<()> {
         let regions = match &state {
             State::Written(regions) => regions.clone(),
-            State::Clean(_) | State::Torn => BTreeSet::new(),
+            State::Clean | State::Torn => BTreeSet::new(),
         };
-        let is_clean = matches!(state, State::Clean(_));
+        let (is_clean, stamp) = (state == State::Clean, journal.stamp);
         let bitmaps = self.persistent(without);
         let (is_on, generation) = (!bitmaps.is_empty(), fastrand::u64(..));
         let replaced = PoolShare::once(co, || {
             let bitmaps: Vec<_> = bitmaps.iter().map(|bitmap| stored(bitmap)).collect();
             let length = bitmaps.iter().map(|it| it.length).max().unwrap_or(0);
-            let (bytes, place) = Contents { length, generation, bitmaps, state }.encode();
+            let (bytes, place) = Contents { length, generation, bitmaps, state, stamp }.encode();
             self.store.replace(&bytes).map(|()| place)
         });
         match replaced {
@@ -294,7 +293,8 @@ impl Sidecar {
         }
         // Writes that come after all, as the node stays open, are entered anew.
         self.entered.clear_all();
-        self.co_replace(co, &mut journal, State::Clean(stamp), None)?;
+        journal.stamp = stamp;
+        self.co_replace(co, &mut journal, State::Clean, None)?;
         journal.pinned.clear();
         Ok(())
     }
@@ -383,7 +383,7 @@ impl Sidecar {
 fn mark_written(bitmap: &DirtyBitmap, stored: &Stored, state: &State, length: u64) {
     let mark = |range: Range<u64>| bitmap.bits().mark(range.start..range.end.min(length));
     match state {
-        State::Clean(_) => return,
+        State::Clean => return,
         State::Torn => mark(0..length),
         State::Written(regions) => {
             for region in regions.iter().filter(|it| **it < length.div_ceil(1 << REGION_SHIFT)) {

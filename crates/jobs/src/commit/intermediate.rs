@@ -23,6 +23,7 @@ use crate::copy::granules::Granules;
 use crate::copy::guests::Guests;
 use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
+use crate::rules::{Rule, holds};
 use crate::{Job, JobFailure, Task};
 
 /// No other user reads them, as they are valid through the top alone; the base is written and resized below them.
@@ -238,7 +239,7 @@ impl Parts {
 
     /// Makes what the base has durable.
     fn co_flush(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
-        loop {
+        while holds(Rule::DurableBeforeHeaders) {
             let flushed = self.target.co_apart(co, job, |co, base| base.co_flush(co))?;
             let Err(error) = flushed else { return Ok(()) };
             self.engine.target_failed(co.context(), &error);
@@ -249,6 +250,7 @@ impl Parts {
             // Says whether the job goes on.
             self.engine.co_converge(co)?;
         }
+        Ok(())
     }
 
     /// Has the headers of all images above name the base, and their users turn to it.
@@ -261,8 +263,7 @@ impl Parts {
     ) -> Result<(), JobFailure> {
         let name = commit.naming.of(&commit.base).map_err(JobFailure::Text)?;
         for overlay in self.filter.overlays() {
-            let named = headers.co_name(co, &overlay, Some(&name));
-            named.map_err(|error| JobFailure::Text(error.to_string()))?;
+            headers.co_name(co, &overlay, Some(&name))?;
         }
         // Those who turn have permissions of their own.
         share_all(co, &self.uses);
@@ -295,12 +296,8 @@ impl Task for CommitTask {
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let Some(parts) = self.parts() else { return Ok(()) };
-        let headers = Headers::new(&self.0.blockdevs)?;
-        let turned = parts.co_turn(co, job, &self.0.commit, &headers);
-        if turned.is_err() {
-            headers.co_restore(co);
-        }
-        turned
+        let State { commit, blockdevs, .. } = &*self.0;
+        Headers::co_change(co, blockdevs, |headers| parts.co_turn(co, job, commit, headers))
     }
 
     fn co_clean(&self, co: &Co<'_>, job: &Rc<Job>) {

@@ -23,7 +23,7 @@ impl JobFailure {
     }
 
     /// What users are told.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             JobFailure::Cancelled => errno_text(&io::Error::from_raw_os_error(libc::ECANCELED)),
             JobFailure::Io(error) => errno_text(error),

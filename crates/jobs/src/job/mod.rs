@@ -279,6 +279,15 @@ impl Task for Ended {
     }
 }
 
+/// A job whose coroutine is unwound, as its context ends, if this is dropped.
+struct Unwound<'a>(&'a Rc<Job>);
+
+impl Drop for Unwound<'_> {
+    fn drop(&mut self) {
+        self.0.be_unwound();
+    }
+}
+
 /// For the set of jobs.
 impl Job {
     pub(crate) fn new(
@@ -330,20 +339,38 @@ impl Job {
         self.enter(ctx, JobStatus::Running);
         let job = Rc::clone(self);
         ctx.spawn("job", move |co| {
+            let unwound = Unwound(&job);
             job.is_busy.set(true);
             let worked = co.catch_unwind(|| {
                 job.co_pause_point(co)?;
                 co.while_wanted(&job.wanted, || job.task().co_run(co, &job))
             });
             job.is_busy.set(false);
-            match worked {
-                Ok(result) => group::co_ended(co, &job, result),
-                Err(panic) => {
-                    group::co_ended(co, &job, Err(JobFailure::panicked()));
-                    resume_unwind(panic);
-                }
+            let (result, panic) = match worked {
+                Ok(result) => (result, None),
+                Err(panic) => (Err(JobFailure::panicked()), Some(panic)),
+            };
+            group::co_ended(co, &job, result);
+            std::mem::forget(unwound);
+            if let Some(panic) = panic {
+                resume_unwind(panic);
             }
         });
+    }
+
+    /// Ends a job that no coroutine ends any more: what it uses goes with its task, which has handles of the job.
+    fn be_unwound(&self) {
+        self.has_run.set(true);
+        self.is_cancelled.set(true);
+        self.end_task();
+    }
+
+    /// The set of jobs goes: one that waits for a command gets none any more. One that works goes on.
+    pub(crate) fn lose_set(&self) {
+        let waits = matches!(self.status.get(), JobStatus::Waiting | JobStatus::Pending);
+        if waits && !self.pends.get() && !self.is_ending() {
+            self.be_unwound();
+        }
     }
 
     /// Ends a job that was made and shall not start after all.

@@ -22,6 +22,7 @@ use coblk_block::{Child, OwnRequests, WriteFlags};
 
 use super::keeper::{Keeper, OnCbwError};
 use crate::copy::piece::{Scratch, Shape};
+use crate::rules::{Rule, holds};
 
 /// Longest copy, in bytes, unless a cluster is longer.
 const MAX_COPY: u64 = 1 << 20;
@@ -81,6 +82,7 @@ impl Keeper {
                     return if self.lets_go() { Ok(()) } else { Err(error) };
                 }
                 Err(error) => self.break_instant(&error),
+                Ok(()) if !holds(Rule::OldBytesFirst) => return Ok(()),
                 Ok(()) => {}
             }
         }
@@ -96,7 +98,8 @@ impl Keeper {
     /// are in the spill: that is to be copied still, and guests have written over it perhaps.
     fn claim_unspilled(&self, start: u64, most: u64) -> Option<Range<u64>> {
         let claimed = self.granules.claim_from(start, most)?;
-        let Some(spill) = self.spill() else { return Some(claimed) };
+        let spill = self.spill().filter(|_| holds(Rule::SpilledStays));
+        let Some(spill) = spill else { return Some(claimed) };
         let end = claimed.clone().find(|granule| spill.has(*granule)).unwrap_or(claimed.end);
         if end < claimed.end {
             self.granules.fail(end..claimed.end);
@@ -156,7 +159,8 @@ impl Keeper {
             claim.co_write(co, (&scratch, &range), own);
             drop((scratch, memory));
         });
-        let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
+        let goes_on = is_held || !holds(Rule::OldBytesFirst);
+        let is_over = || goes_on || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
             self.guests.waiters.co_wait(co, is_over);
         }
@@ -320,7 +324,7 @@ impl Drop for Claim {
         // Of a coroutine that has panicked. The guest is told before it is woken.
         let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
         if let Some(granules) = self.granules.take() {
-            if let (Some(_), Some(error)) = (&self.hold, told) {
+            if let (Some(_), Some(error), true) = (&self.hold, told, holds(Rule::LostBreaks)) {
                 // Before others take the granule for one that has its old bytes still.
                 self.keeper.break_instant(error);
             }

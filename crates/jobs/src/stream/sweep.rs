@@ -12,6 +12,7 @@ use std::sync::Arc;
 use coblk_aio::{AioContext, AlignedBuffer, Co, IoVectorMut};
 use coblk_block::{BlockBackend, BlockNode, ErrorAction, ReadFlags, RequestKind};
 
+use crate::rules::{Rule, holds};
 use crate::{Job, JobFailure, OnError};
 
 /// Most copies at a time.
@@ -99,6 +100,9 @@ impl Sweep {
 
     /// Makes durable what was copied.
     pub(super) fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        if !holds(Rule::DurableBeforeHeaders) {
+            return Ok(());
+        }
         self.source()?.co_flush(co)
     }
 
@@ -228,6 +232,9 @@ impl Sweep {
             ErrorAction::Stop => self.again.borrow_mut().push(range),
             ErrorAction::Ignore => {
                 self.done(range.end - range.start);
+                if !holds(Rule::LeftOutFails) {
+                    return;
+                }
                 self.left_out.borrow_mut().get_or_insert(error);
             }
         }

@@ -148,8 +148,7 @@ impl StreamTask {
         let base = stream.base();
         let name = base.as_ref().map(|base| stream.naming.of(base)).transpose();
         let name = name.map_err(JobFailure::Text)?;
-        let named = headers.co_name(co, &image, name.as_ref());
-        named.map_err(|error| JobFailure::Text(error.to_string()))?;
+        headers.co_name(co, &image, name.as_ref())?;
         parts.co_remove_filter(co, job, &stream.top)?;
         let Some(slot) = image.backing_slot() else { return Ok(()) };
         // Nothing of the job relies on the chain any more, so another may change it from here on.
@@ -169,21 +168,16 @@ impl Task for StreamTask {
 
     fn co_prepare(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         let State { stream, blockdevs, .. } = &*self.0;
-        let headers = Headers::new(blockdevs)?;
         let Some(parts) = self.parts() else {
             // The backing file stays, and may have another name.
             let base = stream.image().backing_child().filter(|_| stream.naming.file.is_some());
             let Some(base) = base else { return Ok(()) };
             let name = stream.naming.of(&base).map_err(JobFailure::Text)?;
-            let named = headers.co_name(co, &stream.image(), Some(&name));
-            return named.map_err(|error| JobFailure::Text(error.to_string()));
+            let rename = |headers: &Headers| headers.co_name(co, &stream.image(), Some(&name));
+            return Headers::co_change(co, blockdevs, rename);
         };
         parts.sweep.co_flush(co)?;
-        let shortened = self.co_shorten(co, job, &parts, &headers);
-        if shortened.is_err() {
-            headers.co_restore(co);
-        }
-        shortened
+        Headers::co_change(co, blockdevs, |headers| self.co_shorten(co, job, &parts, headers))
     }
 
     fn co_clean(&self, co: &Co<'_>, job: &Rc<Job>) {

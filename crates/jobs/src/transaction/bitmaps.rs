@@ -85,11 +85,20 @@ impl Action for AddBitmap {
     }
 }
 
-/// A bitmap whose bits were changed, and what they were.
+/// A bitmap whose bits were changed, and what they were. Dropped before it is [kept](Self::keep), it is as it was.
 struct Changed {
     node: Arc<BlockNode>,
     bitmap: Arc<DirtyBitmap>,
     saved: DirtyBits,
+    is_kept: bool,
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.bitmap.restore(&self.saved);
+        }
+    }
 }
 
 impl Changed {
@@ -99,12 +108,18 @@ impl Changed {
         (node, bitmap): (Arc<BlockNode>, Arc<DirtyBitmap>),
     ) -> Result<Changed, ActionError> {
         let saved = PoolShare::once(co, || bitmap.saved())?;
-        Ok(Changed { node, bitmap, saved })
+        Ok(Changed { node, bitmap, saved, is_kept: false })
     }
 
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+
+    /// A worker does it, and the image knows.
     fn co_undo(self, co: &Co<'_>) {
         PoolShare::once(co, || self.bitmap.restore(&self.saved));
         co_note(co, &self.node, &self.bitmap);
+        self.keep();
     }
 }
 
@@ -137,12 +152,16 @@ impl Action for ClearBitmap {
         Ok(())
     }
 
+    fn co_commit(&mut self, _: &Co<'_>) {
+        self.changed.take().into_iter().for_each(Changed::keep);
+    }
+
     fn co_abort(&mut self, co: &Co<'_>) {
         self.changed.take().into_iter().for_each(|changed| changed.co_undo(co));
     }
 
     fn unwind(&mut self) {
-        self.changed.take().into_iter().for_each(|changed| changed.bitmap.restore(&changed.saved));
+        self.changed = None;
     }
 }
 
@@ -235,12 +254,16 @@ impl Action for MergeBitmaps {
         Ok(())
     }
 
+    fn co_commit(&mut self, _: &Co<'_>) {
+        self.changed.take().into_iter().for_each(Changed::keep);
+    }
+
     fn co_abort(&mut self, co: &Co<'_>) {
         self.changed.take().into_iter().for_each(|changed| changed.co_undo(co));
     }
 
     fn unwind(&mut self) {
-        self.changed.take().into_iter().for_each(|changed| changed.bitmap.restore(&changed.saved));
+        self.changed = None;
     }
 }
 

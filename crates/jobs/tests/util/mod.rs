@@ -11,8 +11,9 @@ pub mod stage;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
-use coblk_aio::{AioContext, SimulationOptions};
+use coblk_aio::{AioContext, SimulationOptions, Timer};
 use coblk_block::{ErrorAction, RequestKind};
 use coblk_jobs::{JobEvent, Jobs};
 
@@ -60,6 +61,29 @@ fn text(event: &JobEvent) -> String {
 pub fn take(told: &Told) -> Vec<String> {
     let told = told.take();
     told.into_iter().map(|it| it.strip_prefix("j ").map(str::to_owned).unwrap_or(it)).collect()
+}
+
+/// Without pauses that drains have made.
+pub fn without_pauses(told: Vec<String>) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for event in told {
+        match (kept.last().map(String::as_str), event.as_str()) {
+            (Some("paused"), "running") | (Some("standby"), "ready") => drop(kept.pop()),
+            _ => kept.push(event),
+        }
+    }
+    kept
+}
+
+/// What ends a test that hangs, when so much time has passed on the context's clock.
+pub fn watchdog(ctx: &AioContext, patience: Duration) -> Timer {
+    let watchdog = ctx.timer(|ctx| {
+        let all = ctx.coroutines();
+        let waiting: Vec<_> = all.iter().map(|it| (it.name, it.waits_for)).collect();
+        panic!("it hangs: {waiting:?}");
+    });
+    watchdog.arm_after(patience);
+    watchdog
 }
 
 /// Lets the loop run until `done`.

@@ -28,6 +28,9 @@ use crate::protocol::*;
 
 /// How long a server may be silent once its requests are to be given up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a server may be silent while the node is drained: a slow disk has answered by then, and a command that
+/// drains has not given up yet.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a silent server is looked at, at least.
 const MAX_TICK: Duration = Duration::from_secs(1);
 
@@ -37,10 +40,16 @@ pub struct Connection {
     pub shared: Arc<Shared>,
     pub home: AioHandle,
     link: RefCell<Option<Rc<Link>>>,
+    /// The [era](Shared::era) of the link.
+    era: Cell<u64>,
     /// The one before, until its server has closed it.
-    pub old: RefCell<Option<Rc<Link>>>,
+    old: RefCell<Option<Rc<Link>>>,
+    /// That is not known yet, to [`Shared`].
+    may_be_open: Cell<bool>,
     /// Requests wait for the next link.
     waiting: Cell<bool>,
+    /// They would, but for a drain.
+    interrupted: Cell<bool>,
     waiters: CoQueue,
     claims: Claims,
     /// Wakes the coroutine that keeps the link.
@@ -75,8 +84,11 @@ impl Connection {
             shared,
             home: ctx.handle(),
             link: RefCell::new(None),
+            era: Cell::new(0),
             old: RefCell::new(None),
+            may_be_open: Cell::new(false),
             waiting: Cell::new(false),
+            interrupted: Cell::new(false),
             waiters: CoQueue::new(),
             claims: Claims::default(),
             keeper: CoSleep::new(),
@@ -109,10 +121,12 @@ impl Connection {
         self.link.borrow().clone()
     }
 
-    /// Requests go there from now on.
-    pub fn set_link(&self, link: Rc<Link>) {
+    /// Requests go there from now on, if no newer era begins.
+    pub fn set_link(&self, link: Rc<Link>, era: u64) {
         *self.link.borrow_mut() = Some(link);
+        self.era.set(era);
         self.waiting.set(false);
+        self.interrupted.set(false);
         self.cancelling.set(false);
         self.with_deadline(Timer::cancel);
         self.waiters.wake_all();
@@ -144,8 +158,11 @@ impl Connection {
         let range = request.offset..request.offset + request.length;
         let _claim = changes.then(|| self.claims.co_claim(co, range));
         let mut first_lost_ns = None;
-        loop {
-            let link = self.co_link(co)?;
+        let fault = loop {
+            let link = match self.co_link(co) {
+                Ok(link) => link,
+                Err(error) => break error,
+            };
             self.watch_for_silence(co.context(), &link);
             if let Sink::Extent(extent) = sink {
                 **extent = None;
@@ -157,7 +174,7 @@ impl Connection {
                     let now_ns = co.context().now_ns();
                     let lost_ns = now_ns - *first_lost_ns.get_or_insert(now_ns);
                     if lost_ns > self.shared.reconnect_delay.as_nanos() as i64 {
-                        return Err(io::Error::from_raw_os_error(libc::EIO));
+                        break io::Error::from_raw_os_error(libc::EIO);
                     }
                 }
                 // It ends, and another one may take its place.
@@ -166,7 +183,34 @@ impl Connection {
                 }
                 Err(Fault::Refused(errno)) => return Err(io::Error::from_raw_os_error(errno)),
             }
+        };
+        if changes && first_lost_ns.is_some() && self.has_open_old() {
+            self.shared.begin_era();
         }
+        Err(fault)
+    }
+
+    /// Lets go of the link before.
+    pub fn forget_old(&self) {
+        let Some(old) = self.old.take() else { return };
+        if !old.is_closed() {
+            old.unsend();
+        }
+        old.abandon();
+        self.see_old_closed();
+    }
+
+    /// Other contexts may wait for that.
+    fn see_old_closed(&self) {
+        if self.may_be_open.replace(false) {
+            self.shared.count_closed();
+            self.shared.tell(|connection, _| connection.keeper.wake());
+        }
+    }
+
+    /// Whether the server may still carry out what it has received on the link before.
+    pub fn has_open_old(&self) -> bool {
+        self.old.borrow().as_ref().is_some_and(|old| !old.is_closed())
     }
 
     /// The link, when there is one.
@@ -176,7 +220,11 @@ impl Connection {
     fn co_link(&self, co: &Co<'_>) -> io::Result<Rc<Link>> {
         loop {
             if let Some(link) = self.link().filter(|link| !link.is_lost()) {
-                return Ok(link);
+                if self.era.get() == self.shared.era() {
+                    return Ok(link);
+                }
+                let why = "the server left requests of another connection unanswered";
+                link.fail(&io::Error::new(io::ErrorKind::TimedOut, why));
             }
             if !self.waiting.get() {
                 return Err(io::Error::from_raw_os_error(libc::EIO));
@@ -206,8 +254,26 @@ impl Connection {
         self.stop_waiting();
         if let Some(link) = self.link().filter(|link| link.in_flight() > 0) {
             self.cancelling.set(true);
-            self.watch_for_silence(ctx, &link);
+            self.look_soon(ctx, &link);
         }
+    }
+
+    /// The node is being drained: requests that wait for a server fail at once, and those at a server that is silent
+    /// for [`DRAIN_PATIENCE`].
+    pub fn quiesce(&self, ctx: &AioContext) {
+        self.interrupted.set(self.interrupted.get() || self.waiting.get());
+        self.stop_waiting();
+        if let Some(link) = self.link() {
+            self.look_soon(ctx, &link);
+        }
+    }
+
+    /// The drain is over: requests wait again where only that kept them from it.
+    pub fn resume(&self) {
+        if self.interrupted.replace(false) && self.may_wait() {
+            self.wait_for_link(self.shared.reconnect_delay);
+        }
+        self.keeper.wake();
     }
 
     /// Ends it: nothing is in flight.
@@ -238,13 +304,23 @@ impl Connection {
     fn patience(&self) -> Option<Duration> {
         let delay = self.shared.reconnect_delay;
         let usual = Some(delay).filter(|delay| !delay.is_zero());
-        if self.cancelling.get() { Some(CANCEL_PATIENCE) } else { usual }
+        let drained = self.shared.is_quiesced().then_some(DRAIN_PATIENCE);
+        let cancelled = self.cancelling.get().then_some(CANCEL_PATIENCE);
+        [usual, drained, cancelled].into_iter().flatten().min()
     }
 
     fn watch_for_silence(&self, ctx: &AioContext, link: &Link) {
-        let Some(patience) = self.patience() else { return };
-        let Some(tick) = self.tick.get().filter(|tick| !tick.is_armed()) else { return };
-        self.silence.set(Silence { received: link.received(), since_ns: ctx.now_ns() });
+        if self.patience().is_some() && self.tick.get().is_some_and(|tick| !tick.is_armed()) {
+            self.look_soon(ctx, link);
+        }
+    }
+
+    /// Looks as often as it takes from now on, as the patience may have become shorter.
+    fn look_soon(&self, ctx: &AioContext, link: &Link) {
+        let (Some(patience), Some(tick)) = (self.patience(), self.tick.get()) else { return };
+        if !tick.is_armed() {
+            self.silence.set(Silence { received: link.received(), since_ns: ctx.now_ns() });
+        }
         tick.arm_after((patience / 8).min(MAX_TICK));
     }
 
@@ -260,8 +336,9 @@ impl Connection {
             self.silence.set(silence);
         }
         let silent_ns = u64::try_from(ctx.now_ns() - silence.since_ns).unwrap_or(0);
-        if Duration::from_nanos(silent_ns) < patience {
-            return tick.arm_after((patience / 8).min(MAX_TICK));
+        let left = patience.saturating_sub(Duration::from_nanos(silent_ns));
+        if !left.is_zero() {
+            return tick.arm_after((patience / 8).min(MAX_TICK).min(left));
         }
         // Its requests have waited long enough.
         self.cancelling.set(true);
@@ -286,6 +363,9 @@ impl Watcher for Connection {
             return;
         }
         *self.old.borrow_mut() = self.link.take();
+        if !self.may_be_open.replace(true) {
+            self.shared.count_lost();
+        }
         if self.closing.get() {
             return;
         }
@@ -296,13 +376,18 @@ impl Watcher for Connection {
             (true, true) => FIRST_PAUSE,
             (false, _) => longer(self.pause.get()),
         });
-        if self.may_wait() && !self.shared.is_quiesced() {
-            self.wait_for_link(self.shared.reconnect_delay);
+        match self.may_wait() {
+            true if self.shared.is_quiesced() => self.interrupted.set(true),
+            true => self.wait_for_link(self.shared.reconnect_delay),
+            false => {}
         }
         self.keeper.wake();
     }
 
-    fn closed(&self) {
+    fn closed(&self, link: &Link) {
+        if self.old.borrow().as_ref().is_some_and(|old| std::ptr::eq(&**old, link)) {
+            self.see_old_closed();
+        }
         self.keeper.wake();
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, AioHandle, Co, IoVector, IoVectorMut};
+use coblk_aio::{AioHandle, Co, IoVector, IoVectorMut};
 use coblk_block::{
     Background, BlockDriver, BlockLimits, Extent, ReadFlags, Truncate, WriteFlags, ZeroFlags,
 };
@@ -43,18 +43,6 @@ impl Nbd {
         match lanes::find(self.shared.number, co.context()) {
             Some(connection) => connection.co_request(co, request, payload, sink),
             None => moves::co_request_elsewhere(co, &self.shared, request, payload, sink),
-        }
-    }
-
-    /// Calls each context that has a connection.
-    fn tell(&self, then: impl Fn(&Connection, &AioContext) + Copy + Send + 'static) {
-        for home in self.shared.homes() {
-            let number = self.shared.number;
-            home.schedule(move |ctx| {
-                if let Some(connection) = lanes::find(number, ctx) {
-                    then(&connection, ctx);
-                }
-            });
         }
     }
 }
@@ -199,24 +187,24 @@ impl BlockDriver for Nbd {
     }
 
     fn cancel_in_flight(&self) {
-        self.tell(|connection, ctx| connection.cancel(ctx));
+        self.shared.tell(Connection::cancel);
     }
 
     fn drained_begin(&self) {
         self.shared.set_quiesced(true);
-        self.tell(|connection, _| connection.stop_waiting());
+        self.shared.tell(Connection::quiesce);
     }
 
     fn drained_end(&self) {
         self.shared.set_quiesced(false);
-        self.tell(|connection, _| connection.keeper.wake());
+        self.shared.tell(|connection, _| connection.resume());
     }
 }
 
 impl Drop for Nbd {
     /// Where it was not closed.
     fn drop(&mut self) {
-        self.tell(|connection, _| connection.close());
+        self.shared.tell(|connection, _| connection.close());
     }
 }
 

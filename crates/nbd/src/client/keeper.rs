@@ -22,8 +22,10 @@ use crate::transport::Transport;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a server may take to negotiate.
 const NEGOTIATE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a server may take to close a connection that was lost. What it has received there it may still
-/// carry out until then, so nothing is sent on another one before.
+/// How long a server may take to close a connection that was lost, before it is asked for another one.
+const FIRST_CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// How long one that has negotiated another connection, and so is there, may take. What it has received on the old one
+/// it may carry out until then.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// A sleep that only a wake ends.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -61,11 +63,13 @@ pub fn start(
     made: Option<(Rc<Transport>, Facts)>,
 ) -> io::Result<Rc<Connection>> {
     let connection = Connection::new(ctx, Arc::clone(shared));
+    let era = shared.era();
     match made {
-        Some((transport, facts)) => {
-            connection.set_link(Link::open(ctx, transport, facts, connection.watcher())?);
+        // A server that has still to close others is not used before it has.
+        Some((transport, facts)) if !shared.has_unclosed() => {
+            connection.set_link(Link::open(ctx, transport, facts, connection.watcher())?, era);
         }
-        None => connection.wait_for_link(CONNECT_LIMIT + NEGOTIATE_LIMIT),
+        _ => connection.wait_for_link(CONNECT_LIMIT + NEGOTIATE_LIMIT),
     }
     lanes::add(shared.number, ctx, Rc::clone(&connection));
     let kept = Rc::clone(&connection);
@@ -86,9 +90,10 @@ impl Drop for Kept<'_> {
     fn drop(&mut self) {
         let Kept { connection, ctx } = self;
         connection.close();
-        for link in [connection.take_link(), connection.old.take()].into_iter().flatten() {
+        if let Some(link) = connection.take_link() {
             link.disconnect();
         }
+        connection.forget_old();
         // Another one may be there already.
         if lanes::remove(ctx, connection) {
             connection.shared.leave(&connection.home);
@@ -107,7 +112,7 @@ impl Connection {
     }
 
     fn co_reconnect(&self, co: &Co<'_>) {
-        self.co_see_closed(co);
+        self.co_see_closed(co, FIRST_CLOSE_LIMIT, || self.has_open_old());
         let mut pause = self.pause.get();
         while !self.closing.get() {
             if !pause.is_zero() {
@@ -118,8 +123,14 @@ impl Connection {
             }
             match self.co_attempt(co) {
                 Ok(link) => {
+                    let era = self.shared.era();
+                    self.co_see_all_closed(co);
+                    if link.is_lost() {
+                        pause = longer(pause);
+                        continue;
+                    }
                     tracing::info!(server = %self.shared.target.server, "reconnected to an NBD server");
-                    return self.set_link(link);
+                    return self.set_link(link, era);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot reconnect to an NBD server");
@@ -129,23 +140,32 @@ impl Connection {
         }
     }
 
-    /// Waits until the server has closed the link that was lost, so that it carries nothing out any more that
-    /// it has received there.
-    fn co_see_closed(&self, co: &Co<'_>) {
-        let Some(old) = self.old.take() else { return };
-        let end_ns = co.context().now_ns() + CLOSE_LIMIT.as_nanos() as i64;
-        while !old.is_closed() && !self.closing.get() {
+    /// Waits until the server has closed all links of the node that were lost, so that it carries nothing out any more
+    /// that it has received there. It is there: a new one has been negotiated.
+    fn co_see_all_closed(&self, co: &Co<'_>) {
+        // Those of other contexts are their keepers' to see.
+        if !self.co_see_closed(co, CLOSE_LIMIT, || self.shared.has_unclosed()) {
+            tracing::warn!(
+                server = %self.shared.target.server,
+                "an NBD server does not close a connection that was lost"
+            );
+        }
+        self.forget_old();
+    }
+
+    /// Waits while there `is_open` one that the server has not closed, for so long. False if there is still.
+    fn co_see_closed(&self, co: &Co<'_>, limit: Duration, is_open: impl Fn() -> bool) -> bool {
+        let end_ns = co.context().now_ns() + limit.as_nanos() as i64;
+        loop {
+            if !self.has_open_old() {
+                self.forget_old();
+            }
             let left_ns = u64::try_from(end_ns - co.context().now_ns()).unwrap_or(0);
-            if left_ns == 0 {
-                tracing::warn!(
-                    server = %self.shared.target.server,
-                    "an NBD server does not close a connection that was lost"
-                );
-                break;
+            if !is_open() || left_ns == 0 || self.closing.get() {
+                return !is_open();
             }
             self.keeper.sleep(co, Duration::from_nanos(left_ns));
         }
-        old.abandon();
     }
 
     fn co_attempt(&self, co: &Co<'_>) -> io::Result<Rc<Link>> {

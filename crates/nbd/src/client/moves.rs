@@ -76,6 +76,13 @@ pub fn co_move(co: &Co<'_>, shared: &Arc<Shared>, from: &AioHandle, to: &AioHand
     if !matches!(has_one, Ok(false)) {
         return;
     }
+    // A server that has still to close the link before is not to be forgotten.
+    let must_stay = co.call_at(from, "nbd_look", |co| {
+        lanes::find(number, co.context()).is_some_and(|connection| connection.has_open_old())
+    });
+    if matches!(must_stay, Ok(true)) {
+        return;
+    }
     let taken = co.call_at(from, "nbd_leave", |co| detach(co, number));
     shared.leave(from);
     shared.enter(to);

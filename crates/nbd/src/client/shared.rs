@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use coblk_aio::AioHandle;
+use coblk_aio::{AioContext, AioHandle};
 use slab::Slab;
 
+use crate::client::connection::Connection;
+use crate::client::lanes;
 use crate::client::session::Facts;
 use crate::client::target::Target;
 use crate::protocol::TRANSMISSION_CAN_MULTI_CONN;
@@ -32,6 +34,10 @@ pub struct Shared {
     max_connections: AtomicUsize,
     /// The node is drained: no connection is made.
     quiesced: AtomicBool,
+    /// Links that were lost, and that the server may have closed or not.
+    unclosed: AtomicUsize,
+    /// Raised when a change fails that the server may still carry out. Links from before are not used any more.
+    era: AtomicU64,
 }
 
 impl Shared {
@@ -52,6 +58,8 @@ impl Shared {
             homes: Mutex::default(),
             max_connections: AtomicUsize::new(if has_several { connections } else { 1 }),
             quiesced: AtomicBool::new(false),
+            unclosed: AtomicUsize::new(0),
+            era: AtomicU64::new(0),
         }
     }
 
@@ -84,9 +92,46 @@ impl Shared {
         self.quiesced.store(quiesced, Ordering::Relaxed);
     }
 
+    /// A link was lost; until [`count_closed`](Self::count_closed) the server may carry out what it has received there.
+    pub fn count_lost(&self) {
+        self.unclosed.fetch_add(1, Ordering::Release);
+    }
+
+    /// The server has closed one that was lost, or is not waited for any longer.
+    pub fn count_closed(&self) {
+        self.unclosed.fetch_sub(1, Ordering::Release);
+    }
+
+    pub fn has_unclosed(&self) -> bool {
+        self.unclosed.load(Ordering::Acquire) > 0
+    }
+
+    /// A change fails that the server may still carry out: what its caller does next must come after that, on all
+    /// connections.
+    pub fn begin_era(&self) {
+        self.era.fetch_add(1, Ordering::Release);
+    }
+
+    #[inline]
+    pub fn era(&self) -> u64 {
+        self.era.load(Ordering::Acquire)
+    }
+
     /// The contexts that have a connection.
     pub fn homes(&self) -> Vec<AioHandle> {
         lock(&self.homes).clone()
+    }
+
+    /// Calls each context that has a connection.
+    pub fn tell(&self, then: impl Fn(&Connection, &AioContext) + Copy + Send + 'static) {
+        let number = self.number;
+        for home in self.homes() {
+            home.schedule(move |ctx| {
+                if let Some(connection) = lanes::find(number, ctx) {
+                    then(&connection, ctx);
+                }
+            });
+        }
     }
 
     /// Takes a place for a connection in a context. False if there is none.

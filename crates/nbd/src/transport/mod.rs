@@ -14,10 +14,11 @@ mod tls;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coblk_aio::net::{SocketAddress, Stream};
 use coblk_aio::{IoVector, IoVectorMut};
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{set_socket_linger, socket_peercred};
 
 #[cfg(feature = "tls")]
 pub use client_credentials::TlsClientCredentials;
@@ -129,6 +130,12 @@ impl Transport {
     pub fn shutdown_write(&self) {
         // Fails if the peer was faster.
         let _ = self.socket.shutdown_write();
+    }
+
+    /// Has the kernel forget what it has not sent yet when the socket is closed.
+    pub fn unsend_at_close(&self) {
+        // Without effect where nothing waits to be sent, as in a unix socket.
+        let _ = set_socket_linger(&*self.socket, Some(Duration::ZERO));
     }
 
     /// Ends both directions: the peer, and a waiting handler, are told.

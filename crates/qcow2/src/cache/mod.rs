@@ -42,6 +42,8 @@ pub(crate) struct SliceCache {
     ways: AtomicUsize,
     sets: AtomicU64,
     slice_bytes: u64,
+    /// The binary logarithm of the words of a slice.
+    word_bits: u32,
     /// Bytes of a slice that are written together.
     unit_bytes: u64,
     /// Slices that are being read.
@@ -77,7 +79,7 @@ pub(crate) struct DirtyRange {
 }
 
 impl SliceCache {
-    /// A cache of `bytes` bytes, at least of two slices, of a file that is written in blocks of `block` bytes. It
+    /// A cache of `bytes` bytes, at least of two slices of a power of two, of a file that is written in blocks of `block` bytes. It
     /// may become as large as `most_bytes`.
     ///
     /// # Errors
@@ -97,6 +99,7 @@ impl SliceCache {
             ways: shape.ways.into(),
             sets: shape.sets.into(),
             slice_bytes,
+            word_bits: (slice_bytes / 8).ilog2(),
             unit_bytes: unit.min(slice_bytes),
             loading: Loading::default(),
         })
@@ -194,6 +197,18 @@ impl SliceCache {
     pub(crate) fn look<R>(&self, slice: u64, look: impl Fn(&[AtomicU64]) -> R) -> Option<R> {
         let slot = self.set(slice).find(|slot| self.head(*slot).slice() == slice)?;
         self.slot(slot).look(slice, look)
+    }
+
+    /// The word with this number on the disk, the first of the first slice being 0. `None` also if words of its
+    /// slot change at the moment: [`look`](Self::look) waits for that.
+    #[inline]
+    pub(crate) fn word(&self, number: u64) -> Option<u64> {
+        let slice = number >> self.word_bits;
+        let at = (number - (slice << self.word_bits)) as usize;
+        self.set(slice).find_map(|slot| {
+            let word = || self.words.get((slot << self.word_bits) + at);
+            self.head(slot).look_once(slice, || word().map(|word| word.load(Ordering::Relaxed)))?
+        })
     }
 
     /// The turn of a coroutine that is to read a slice.

@@ -33,6 +33,32 @@ impl<'a> Head<'a> {
         &self.0[2]
     }
 
+    /// Keeps the slice for another round. Seldom stores: readers of several contexts share the head.
+    #[inline]
+    fn use_it(self) {
+        if self.is_used().load(Ordering::Relaxed) == 0 {
+            self.is_used().store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What `look` finds in the words of the slot, if it has the slice and nothing changes meanwhile.
+    #[inline]
+    pub(super) fn look_once<R>(self, slice: u64, look: impl FnOnce() -> R) -> Option<R> {
+        let sequence = self.sequence().load(Ordering::Acquire);
+        if self.slice() != slice {
+            return None;
+        }
+        let found = look();
+        // Pairs with that of the writer.
+        fence(Ordering::Acquire);
+        let is_same = self.sequence().load(Ordering::Relaxed) == sequence;
+        if !sequence.is_multiple_of(2) || !is_same {
+            return None;
+        }
+        self.use_it();
+        Some(found)
+    }
+
     /// Whether it was used since this was asked last.
     pub(super) fn take_used(self) -> bool {
         self.is_used().swap(0, Ordering::Relaxed) != 0
@@ -77,19 +103,9 @@ impl Slot<'_> {
     #[inline]
     pub(super) fn look<R>(self, slice: u64, look: impl Fn(&[AtomicU64]) -> R) -> Option<R> {
         for _ in 0..MAX_LOOKS {
-            let sequence = self.head.sequence().load(Ordering::Acquire);
-            if self.head.slice() != slice {
-                return None;
-            }
-            let found = look(self.words);
-            // Pairs with that of the writer.
-            fence(Ordering::Acquire);
-            let is_same = self.head.sequence().load(Ordering::Relaxed) == sequence;
-            if sequence.is_multiple_of(2) && is_same {
-                if self.head.is_used().load(Ordering::Relaxed) == 0 {
-                    self.head.is_used().store(1, Ordering::Relaxed);
-                }
-                return Some(found);
+            let found = self.head.look_once(slice, || look(self.words));
+            if found.is_some() || self.head.slice() != slice {
+                return found;
             }
             std::hint::spin_loop();
         }

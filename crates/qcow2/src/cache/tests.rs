@@ -148,6 +148,8 @@ fn q186_a_hit_beside_a_filler_sees_one_slice() {
                             let all = |words: &[AtomicU64]| {
                                 words.iter().all(|word| word.load(Ordering::Relaxed) == slice)
                             };
+                            let word = cache.word(slice * SLICE / 8 + 5);
+                            assert_eq!(word.unwrap_or(slice), slice, "a word of another slice");
                             let found = cache.look(slice, all);
                             assert!(found.unwrap_or(true), "words of another slice");
                             hits += u64::from(found.is_some());
@@ -213,6 +215,8 @@ fn q65_a_cache_becomes_larger_and_smaller() {
             reads.set(0);
             for slice in (0..slots).chain(0..slots) {
                 assert_eq!(get(&cache, co, slice, &reads), slice);
+                let words = [0, 63].map(|at| cache.word(slice * SLICE / 8 + at));
+                assert_eq!(words, [Some(slice); 2]);
             }
             assert_eq!(reads.get(), slots as u32);
         }

@@ -152,6 +152,20 @@ impl EntryRules {
         }
     }
 
+    /// The place of the cluster of the disk at `guest` bytes, if the word of its entry, which is not extended, says
+    /// data and nothing else: the entry is [right](Self::check) then, and of the [kind](Self::kind) data. `None` says
+    /// nothing about the entry.
+    #[inline]
+    pub fn place_of_data(&self, word: u64, guest: u64) -> Option<u64> {
+        let place = word & OFFSET_MASK;
+        let is_there = match self.has_data_file {
+            false => place != 0,
+            true => place == guest && word & COPIED != 0,
+        };
+        let is_plain = word & (COMPRESSED | ZERO) == 0 && self.geometry.is_aligned(place);
+        (is_there && is_plain).then_some(place)
+    }
+
     /// Checks the words of an entry that maps the cluster of the disk at `guest` bytes. Reserved bits are
     /// ignored.
     ///
@@ -253,6 +267,30 @@ mod tests {
         assert_eq!(L2_RESERVED | COPIED | COMPRESSED | OFFSET_MASK | ZERO, u64::MAX);
         assert_eq!(L2_RESERVED & (COPIED | COMPRESSED | OFFSET_MASK | ZERO), 0);
         assert_eq!(plain(u64::MAX).offset(), MAX_OFFSET - 512);
+    }
+
+    #[test]
+    fn q34_q35_an_entry_that_is_taken_for_data_at_once_is_right_and_data() {
+        let mut random = fastrand::Rng::with_seed(34);
+        let mut found = [0, 0];
+        for _ in 0..100_000 {
+            let flags = [COPIED, COMPRESSED, ZERO, 1 << 9, 1 << 60];
+            let flags = flags.map(|flag| if random.u32(..4) == 0 { flag } else { 0 });
+            let guest = random.u64(..4) << 16;
+            let word = flags.iter().sum::<u64>() + (random.u64(..4) << 16);
+            let has_data_file = random.bool();
+            let rules = EntryRules { has_data_file, ..rules(false) };
+            let entry = plain(word);
+            let is_data = rules.check(entry, guest).is_ok() && rules.kind(entry, 0) == Ok(Data);
+            match rules.place_of_data(word, guest) {
+                Some(place) => {
+                    assert!(is_data && place == entry.offset(), "{word:#x} {guest:#x}");
+                    found[usize::from(has_data_file)] += 1;
+                }
+                None => assert!(!is_data || has_data_file && word & COPIED == 0, "{word:#x}"),
+            }
+        }
+        assert!(found[0] > 1000 && found[1] > 100, "{found:?}");
     }
 
     #[test]

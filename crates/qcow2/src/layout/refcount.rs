@@ -89,6 +89,23 @@ impl RefcountWidth {
         Ok(())
     }
 
+    /// Sets those with some indices to 0, as far as the block has them.
+    pub fn clear(self, block: &mut [u8], indices: std::ops::Range<usize>) {
+        let end = indices.end.min(self.count_in(block.len()));
+        // Whole bytes at once: a block may have millions of refcounts.
+        let per_byte = (8 >> self.order).max(1);
+        let whole = indices.start.next_multiple_of(per_byte).min(end)..end / per_byte * per_byte;
+        let edges = (indices.start..whole.start).chain(whole.end.max(whole.start)..end);
+        for index in edges {
+            // 0 fits.
+            let _ = self.set(block, index, 0);
+        }
+        if whole.start < whole.end {
+            let byte = |index: usize| index << self.order >> 3;
+            block[byte(whole.start)..byte(whole.end)].fill(0);
+        }
+    }
+
     /// The byte of a refcount of less than 8 bits, its place there and its mask: they lie from the low bits
     /// of each byte up.
     fn place(self, index: usize) -> (usize, u32, u8) {
@@ -139,6 +156,26 @@ mod tests {
         assert_eq!(all(5), [0xe41b_8001, 9]);
         assert_eq!(all(6), [0xe41b_8001_0000_0009]);
         assert_eq!(RefcountWidth::new(7).unwrap_err().errno(), libc::EINVAL);
+    }
+
+    #[test]
+    fn q45_refcounts_are_cleared_and_no_other_changes() {
+        for order in 0..=6 {
+            let width = width(order);
+            let count = width.count_in(32);
+            for start in 0..=count.min(20) {
+                for end in (start..=count.min(20)).chain([count - 1, count, count + 9]) {
+                    let mut block = [0xff; 32];
+                    width.clear(&mut block, start..end);
+                    for index in 0..count {
+                        let is_cleared = (start..end).contains(&index);
+                        let expected = if is_cleared { 0 } else { width.max() };
+                        let bits = width.bits();
+                        assert_eq!(width.get(&block, index), expected, "{bits}: {start}..{end}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

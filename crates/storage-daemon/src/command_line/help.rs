@@ -40,6 +40,7 @@ order in which they are given.
                      the same, on a socket that was inherited
   --export [type=]fuse,id=ID,node-name=NODE,mountpoint=FILE
            [,writable=on|off][,growable=on|off][,allow-other=off|on|auto]
+           [,io-uring=on|off]
            [,iothread=ID | ,iothread.0=ID,iothread.1=ID...]
            [,writethrough=on|off][,rerror=POLICY][,werror=POLICY]
                      show a node as a file, in the place of one that is there

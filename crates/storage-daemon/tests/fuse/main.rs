@@ -4,6 +4,7 @@
 
 mod ends;
 mod file_systems;
+mod ring;
 mod steps;
 mod user;
 #[path = "../util/mod.rs"]
@@ -136,7 +137,13 @@ fn mounts_served_by_several_threads_lose_nothing_while_the_node_is_drained() {
          iothread.0=t0,iothread.1=t1"
     ));
     let mut client = qmp(&place);
-    let (file, ended) = (open(&place), AtomicBool::new(false));
+    write_while_drained(&place, &mut client);
+    daemon.stop(Signal::TERM);
+}
+
+/// Four writers, each of which reads what it has written, while the node is changed again and again.
+fn write_while_drained(place: &Place, client: &mut Client) {
+    let (file, ended) = (open(place), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
             .map(|writer| {
@@ -165,8 +172,6 @@ fn mounts_served_by_several_threads_lose_nothing_while_the_node_is_drained() {
         ended.store(true, Ordering::Relaxed);
         writers.into_iter().for_each(|writer| writer.join().unwrap());
     });
-    drop(file);
-    daemon.stop(Signal::TERM);
 }
 
 /// Requests wait in the kernel, and take no memory of the daemon, while it has as many as it may.

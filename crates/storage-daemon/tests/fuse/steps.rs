@@ -91,18 +91,23 @@ const STEPS: &[Step] = &[
     }),
 ];
 
-#[test]
-fn mounts_a_file_that_does_what_a_plain_file_does() {
-    // Where both are on one file system, and holes are of one size.
-    let place = Place::new();
-    let daemon = start(&place, ",writable=on,growable=on");
-    let file = open(&place);
+/// Takes the same steps on an export that has no data yet, and on a plain file, which are on one file system, so
+/// that holes are of one size.
+pub fn compare(place: &Place, file: &File) {
     let plain = place.path("plain");
     let plain = OpenOptions::new().create_new(true).read(true).write(true).open(plain).unwrap();
     plain.set_len(SIZE).unwrap();
     for (what, step) in STEPS {
-        assert_eq!(step(&file), step(&plain), "{what}");
+        assert_eq!(step(file), step(&plain), "{what}");
     }
+}
+
+#[test]
+fn mounts_a_file_that_does_what_a_plain_file_does() {
+    let place = Place::new();
+    let daemon = start(&place, ",writable=on,growable=on");
+    let file = open(&place);
+    compare(&place, &file);
     // What cannot be had without writing, or means nothing.
     let allocated = fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4096);
     assert_eq!(allocated, Err(Errno::OPNOTSUPP));

@@ -8,6 +8,7 @@
 mod chain;
 mod machine;
 mod migrate;
+mod network;
 #[path = "../util/mod.rs"]
 mod util;
 

@@ -40,6 +40,9 @@ pub const WRITE_ZEROES: u32 = 13;
 /// The device has written no status.
 pub const UNTOUCHED: u8 = 0xee;
 
+/// VIRTIO_F_RING_PACKED.
+pub const RING_PACKED: u64 = 1 << 34;
+
 pub struct Guest {
     pub file: File,
     pub memory: MmapRegion,
@@ -52,15 +55,49 @@ pub struct Guest {
     pub call: EventFd,
     pub avail_idx: u16,
     pub used_idx: u16,
+    /// Its ring, if that is packed.
+    packed: Option<PackedSide>,
 }
 
-/// Connects and negotiates; all that is offered but the features `without`.
+/// Both places in a packed ring, each with its wrap counter above the index.
+#[derive(Clone, Copy)]
+struct PackedSide {
+    avail: u16,
+    used: u16,
+    /// The last word of the first descriptor that the device does not see yet, and where it is.
+    hidden: Option<(usize, u64)>,
+}
+
+const WRAP: u16 = 1 << 15;
+
+/// Marks of a descriptor that is available there, and of one that is used.
+fn marks(at: u16) -> [u16; 2] {
+    if at & WRAP != 0 { [1 << 7, 1 << 7 | 1 << 15] } else { [1 << 15, 0] }
+}
+
+fn advance(at: u16, count: u16) -> u16 {
+    let index = (at & !WRAP) + count;
+    if index >= SIZE as u16 { (at ^ WRAP) & WRAP | (index - SIZE as u16) } else { at + count }
+}
+
+/// Connects and negotiates; all that is offered but packed rings and the features `without`.
 pub fn negotiate(socket: &Path, without: u64) -> Frontend {
-    negotiate_on(UnixStream::connect(socket).unwrap(), without)
+    negotiate_rings(socket, without, false)
+}
+
+/// [`negotiate`], with packed rings perhaps.
+pub fn negotiate_rings(socket: &Path, without: u64, packed: bool) -> Frontend {
+    negotiate_rings_on(UnixStream::connect(socket).unwrap(), without, packed)
 }
 
 /// [`negotiate`], on a connection that the test may write to as well.
 pub fn negotiate_on(stream: UnixStream, without: u64) -> Frontend {
+    negotiate_rings_on(stream, without, false)
+}
+
+/// Both of these.
+pub fn negotiate_rings_on(stream: UnixStream, without: u64, packed: bool) -> Frontend {
+    let without = without | if packed { 0 } else { RING_PACKED };
     let mut front = Frontend::from_stream(stream, 2);
     front.set_owner().unwrap();
     let features = front.get_features().unwrap() & !without;
@@ -78,8 +115,8 @@ pub const INFLIGHT_BIT: u64 = 1 << 20;
 pub const SKIP_DRAIN_BIT: u64 = 1 << 23;
 
 /// Has also accepted these protocol features, which the front end of the vhost crate does not know.
-pub fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
-    let mut front = negotiate_on(stream, 0);
+pub fn negotiate_more(stream: UnixStream, bits: u64, packed: bool) -> Frontend {
+    let mut front = negotiate_rings_on(stream, 0, packed);
     let known = front.get_protocol_features().unwrap().bits();
     let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
     front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
@@ -104,6 +141,14 @@ pub fn taken(log: &File) -> Vec<usize> {
     (0..SIZE).filter(|head| bytes[16 + head * 16] != 0).collect()
 }
 
+/// The buffers that a log of one packed queue marks as in flight.
+pub fn taken_packed(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 32 + 32 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    let taken = bytes[32..].chunks(32).filter(|entry| entry[0] != 0);
+    taken.map(|entry| usize::from(u16::from_le_bytes([entry[16], entry[17]]))).collect()
+}
+
 impl Guest {
     pub fn new() -> Guest {
         Self::with_memory(MEMORY_BYTES)
@@ -124,7 +169,19 @@ impl Guest {
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             avail_idx: 0,
             used_idx: 0,
+            packed: None,
         }
+    }
+
+    /// One whose ring is packed, perhaps.
+    pub fn with_ring(packed: bool) -> Guest {
+        Self::new().ringed(packed)
+    }
+
+    /// The same, with a ring that is packed, perhaps.
+    pub fn ringed(self, packed: bool) -> Guest {
+        let side = PackedSide { avail: WRAP, used: WRAP, hidden: None };
+        Guest { packed: packed.then_some(side), ..self }
     }
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -170,7 +227,7 @@ impl Guest {
 
     /// Has the device start, in the usual way.
     pub fn start(&self, front: &mut Frontend) {
-        self.start_at(front, self.used_idx);
+        self.start_at(front, self.packed.map_or(self.used_idx, |side| side.used));
     }
 
     /// [`start`](Self::start), from this index on.
@@ -209,6 +266,12 @@ impl Guest {
         (self.avail_idx, self.used_idx) = (base, base);
         self.store(AVAIL + 2, &base.to_le_bytes());
         self.store(USED + 2, &base.to_le_bytes());
+    }
+
+    /// Where it is in a packed ring: what it makes available next, and the next answer.
+    pub fn packed_places(&self) -> (u16, u16) {
+        let side = self.packed.unwrap();
+        (side.avail, side.used)
     }
 
     fn load(&self, offset: usize) -> u16 {
@@ -260,6 +323,10 @@ impl Guest {
             (addr, len as u32, 1 | writable),
             (self.origin + (STATUSES + slot) as u64, 1, 2),
         ];
+        if self.packed.is_some() {
+            parts.iter().for_each(|part| self.prepare_packed(*part, slot as u16));
+            return;
+        }
         for (at, (addr, len, flags)) in parts.into_iter().enumerate() {
             let mut bytes = addr.to_le_bytes().to_vec();
             bytes.extend(len.to_le_bytes());
@@ -272,8 +339,29 @@ impl Guest {
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
+    fn prepare_packed(&mut self, (addr, len, flags): (u64, u32, u16), id: u16) {
+        let Some(side) = &mut self.packed else { return };
+        let place = usize::from(side.avail & !WRAP) * 16;
+        let flags = flags | marks(side.avail)[0];
+        let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        side.avail = advance(side.avail, 1);
+        let is_hidden = side.hidden.get_or_insert((place + 8, rest)).0 == place + 8;
+        self.store(place, &addr.to_le_bytes());
+        if !is_hidden {
+            self.store(place + 8, &rest.to_le_bytes());
+        }
+    }
+
     /// Makes available what was prepared; no kick.
     pub fn make_available(&mut self) {
+        if let Some(side) = &mut self.packed {
+            if let Some((place, rest)) = side.hidden.take() {
+                let word = self.memory.get_slice(place, 8).unwrap();
+                word.store(rest.to_le(), 0, Ordering::Release).unwrap();
+                self.has_written(place, 8);
+            }
+            return;
+        }
         let avail = self.memory.get_slice(AVAIL + 2, 2).unwrap();
         avail.store(self.avail_idx.to_le(), 0, Ordering::Release).unwrap();
         self.has_written(AVAIL + 2, 2);
@@ -282,6 +370,15 @@ impl Guest {
     /// Takes the answers that are there: slots and statuses.
     pub fn reap(&mut self) -> Vec<(usize, u8)> {
         let mut answers = Vec::new();
+        while let Some(side) = self.packed {
+            let place = usize::from(side.used & !WRAP) * 16 + 8;
+            if self.load(place + 6) & (1 << 7 | 1 << 15) != marks(side.used)[1] {
+                return answers;
+            }
+            let slot = usize::from(self.load(place + 4));
+            answers.push((slot, self.status(slot)));
+            self.packed = Some(PackedSide { used: advance(side.used, 3), ..side });
+        }
         while self.load(USED + 2) != self.used_idx {
             let entry = usize::from(self.used_idx) % SIZE;
             let slot = usize::from(self.load(USED + 4 + entry * 8)) / 3;

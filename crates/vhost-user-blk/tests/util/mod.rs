@@ -145,7 +145,13 @@ pub struct Client {
 
 impl Client {
     pub fn connect(socket: &Path, num_queues: usize) -> Client {
-        let transport = VhostUser::new(socket.to_str().unwrap(), u64::MAX).unwrap();
+        Self::connect_rings(socket, num_queues, false)
+    }
+
+    /// With packed rings, perhaps.
+    pub fn connect_rings(socket: &Path, num_queues: usize, packed: bool) -> Client {
+        let without = if packed { 0 } else { guest::RING_PACKED };
+        let transport = VhostUser::new(socket.to_str().unwrap(), !without).unwrap();
         let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
         let queues = VirtioBlkQueue::setup_queues(&mut *transport, num_queues, 64).unwrap();
         let memory_file = File::from(memfd_create("buffers", MemfdFlags::CLOEXEC).unwrap());

@@ -5,7 +5,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use vm_memory::VolatileSlice;
 
 use super::GuestBuffer;
-use super::driver::put_u64;
+use super::area::put_u64;
 
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
 /// Descriptors of a request besides its data: header and status.
@@ -24,14 +24,14 @@ pub(super) struct Parts<'a> {
 
 impl Parts<'_> {
     /// Each part with the flags of its descriptor, but for `NEXT`.
-    fn iter(&self) -> impl Iterator<Item = (GuestBuffer, u16)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (GuestBuffer, u16)> {
         let flags = if self.device_writes { WRITE } else { 0 };
         let data = self.data.iter().map(move |buffer| (*buffer, flags));
         let status = std::iter::once((self.status, WRITE));
         std::iter::once((self.header, 0)).chain(data).chain(status)
     }
 
-    fn len(&self) -> u16 {
+    pub(super) fn len(&self) -> u16 {
         self.data.len() as u16 + OVERHEAD
     }
 }
@@ -44,6 +44,33 @@ pub(super) struct IndirectTables {
     pub(super) addr: u64,
     /// Descriptors in each.
     pub(super) entries: u16,
+    pub(super) is_packed: bool,
+}
+
+impl IndirectTables {
+    /// Writes the table of `head`, and returns where it is.
+    pub(super) fn write(
+        &self,
+        area: &VolatileSlice<'_>,
+        parts: &Parts<'_>,
+        head: u16,
+    ) -> GuestBuffer {
+        let (count, entries) = (parts.len(), self.entries);
+        assert!(count <= entries, "{count} descriptors for an indirect table of {entries}");
+        let table = DESCRIPTOR_BYTES * usize::from(entries) * usize::from(head);
+        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
+            let offset = self.offset + table + DESCRIPTOR_BYTES * usize::from(position - 1);
+            // In a packed one all that there is belongs to the chain, and flags are last.
+            let (flags, link) = match self.is_packed {
+                true => (0, (0, flags)),
+                false if position < count => (flags, (NEXT, position)),
+                false => (flags, (0, 0)),
+            };
+            put_descriptor(area, offset, buffer, flags, link);
+        }
+        let len = u32::from(count) * DESCRIPTOR_BYTES as u32;
+        GuestBuffer { addr: self.addr + table as u64, len }
+    }
 }
 
 /// The descriptor table, at the start of the queue's area.
@@ -96,16 +123,8 @@ impl Descriptors {
         tables: &IndirectTables,
         parts: &Parts<'_>,
     ) -> u16 {
-        let (count, entries, head) = (parts.len(), tables.entries, self.free);
-        assert!(count <= entries, "{count} descriptors for an indirect table of {entries}");
-        let table = DESCRIPTOR_BYTES * usize::from(entries) * usize::from(head);
-        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
-            let link = if position < count { (NEXT, position) } else { (0, 0) };
-            let offset = DESCRIPTOR_BYTES * usize::from(position - 1);
-            put_descriptor(area, tables.offset + table + offset, buffer, flags, link);
-        }
-        let len = u32::from(count) * DESCRIPTOR_BYTES as u32;
-        let pointer = GuestBuffer { addr: tables.addr + table as u64, len };
+        let head = self.free;
+        let pointer = tables.write(area, parts, head);
         let flags = VRING_DESC_F_INDIRECT as u16;
         put_descriptor(area, DESCRIPTOR_BYTES * usize::from(head), pointer, flags, (0, 0));
         self.free = self.next[usize::from(head)];

@@ -1,16 +1,16 @@
-//! [`GuestQueue`]: the driver's side of one split virtqueue, with virtio-blk requests.
+//! [`GuestQueue`]: the driver's side of one virtqueue, with virtio-blk requests.
 //!
 //! All of a queue is one piece of guest memory, its area, looked up once per call:
 //!
 //! ```text
-//!   descriptors | available ring | used ring | one slot per descriptor | indirect tables
-//!                                              header, range, status
+//!   split:   descriptors | available ring | used ring    | one slot per descriptor | indirect tables
+//!   packed:  descriptors | driver event   | device event |  header, range, status
 //! ```
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coblk_aio::{AioContext, RemoteBottomHalf};
@@ -18,13 +18,17 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use vm_memory::{Bytes, VolatileSlice};
 
+use super::area::{IN_AREA, put_u64, slice_of, store};
 use super::descriptors::{DESCRIPTOR_BYTES, Descriptors, IndirectTables, OVERHEAD, Parts};
+use super::packed::{EVENT_BYTES, PackedDriver};
+use super::split::{self, SplitDriver};
 use super::{Completion, GuestBuffer, GuestRam, GuestRequest, InterruptLine};
 use crate::kind::BlkStatus;
-use crate::virtqueue::{VirtqueueLayout, is_event_passed};
+use crate::packed::PACKED_START;
+use crate::virtqueue::VirtqueueLayout;
 
 const SLOT_BYTES: usize = 64;
 const HEADER_BYTES: u32 = 16;
@@ -32,9 +36,6 @@ const HEADER_BYTES: u32 = 16;
 const SLOT_RANGE: u64 = 16;
 const SLOT_STATUS: u64 = 32;
 const RANGE_BYTES: u32 = 16;
-/// In both rings: flags at 0, the index, the entries.
-const RING_IDX: usize = 2;
-const RING_ENTRIES: usize = 4;
 
 /// How a queue is made.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +49,19 @@ pub struct QueueOptions {
     pub indirect_segments: u16,
     /// Whether the device should interrupt. If not, reap often.
     pub interrupts: bool,
+    /// Whether the ring is packed, which must have been negotiated.
+    pub packed: bool,
 }
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        QueueOptions { size: 256, event_idx: true, indirect_segments: 0, interrupts: true }
+        QueueOptions {
+            size: 256,
+            event_idx: true,
+            indirect_segments: 0,
+            interrupts: true,
+            packed: false,
+        }
     }
 }
 
@@ -68,41 +77,43 @@ pub struct GuestQueue {
     layout: VirtqueueLayout,
     area: GuestBuffer,
     offsets: Offsets,
-    descriptors: Descriptors,
+    ring: DriverRing,
     /// For each head in flight its token, and how many descriptors it has.
     in_flight: Box<[Option<(u64, u16)>]>,
     num_in_flight: usize,
-    next_avail: u16,
-    published_avail: u16,
-    next_used: u16,
-    /// The used index as last read.
-    seen_used: u16,
     /// Reaped while another one was waited for.
     set_aside: VecDeque<Completion>,
     kick: Option<RemoteBottomHalf>,
     interrupt: Arc<InterruptLine>,
 }
 
+enum DriverRing {
+    Split(SplitDriver),
+    Packed(PackedDriver),
+}
+
 /// Where the parts of the area begin. The descriptors are at 0.
 #[derive(Clone, Copy)]
 struct Offsets {
+    /// The available ring, or the driver's event suppression structure.
     avail: usize,
-    used_event: usize,
+    /// The used ring, or the device's.
     used: usize,
-    avail_event: usize,
     slots: usize,
     tables: usize,
 }
 
 impl Offsets {
-    fn new(size: usize) -> Offsets {
+    fn new(size: usize, packed: bool) -> Offsets {
+        let (avail_bytes, used_bytes) = match packed {
+            true => (EVENT_BYTES, EVENT_BYTES),
+            false => (split::available_bytes(size), split::used_bytes(size)),
+        };
         let avail = DESCRIPTOR_BYTES * size;
-        let used_event = avail + RING_ENTRIES + 2 * size;
-        // On a cache line of its own: the two sides write to different rings.
-        let used = (used_event + 2).next_multiple_of(64);
-        let avail_event = used + RING_ENTRIES + 8 * size;
-        let slots = (avail_event + 2).next_multiple_of(SLOT_BYTES);
-        Offsets { avail, used_event, used, avail_event, slots, tables: slots + SLOT_BYTES * size }
+        // On a cache line of its own: the two sides write to different ones.
+        let used = (avail + avail_bytes).next_multiple_of(64);
+        let slots = (used + used_bytes).next_multiple_of(SLOT_BYTES);
+        Offsets { avail, used, slots, tables: slots + SLOT_BYTES * size }
     }
 }
 
@@ -116,7 +127,7 @@ impl GuestQueue {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "queue size no power of two"));
         }
         let size = usize::from(options.size);
-        let offsets = Offsets::new(size);
+        let offsets = Offsets::new(size, options.packed);
         let entries = match options.indirect_segments {
             0 => 0,
             segments => segments.saturating_add(OVERHEAD),
@@ -128,9 +139,9 @@ impl GuestQueue {
             offset: offsets.tables,
             addr: at(offsets.tables),
             entries,
+            is_packed: options.packed,
         });
-        let flags = if options.interrupts { 0 } else { VRING_AVAIL_F_NO_INTERRUPT as u16 };
-        store(&slice_of(ram, area), offsets.avail, flags, Ordering::Relaxed);
+        let ring = Self::new_ring(&slice_of(ram, area), &options, &offsets, indirect);
         Ok(GuestQueue {
             ram: ram.clone(),
             options,
@@ -139,21 +150,36 @@ impl GuestQueue {
                 desc_table: area.addr,
                 avail_ring: at(offsets.avail),
                 used_ring: at(offsets.used),
-                next_index: 0,
+                next_index: if options.packed { PACKED_START } else { 0 },
             },
             area,
             offsets,
-            descriptors: Descriptors::new(options.size, indirect),
+            ring,
             in_flight: vec![None; size].into(),
             num_in_flight: 0,
-            next_avail: 0,
-            published_avail: 0,
-            next_used: 0,
-            seen_used: 0,
             set_aside: VecDeque::new(),
             kick: None,
             interrupt: Arc::default(),
         })
+    }
+
+    fn new_ring(
+        area: &VolatileSlice<'_>,
+        options: &QueueOptions,
+        offsets: &Offsets,
+        indirect: Option<IndirectTables>,
+    ) -> DriverRing {
+        let (size, avail, used) = (options.size, offsets.avail, offsets.used);
+        if options.packed {
+            let ring = PackedDriver::new(size, avail, used, indirect);
+            if !options.interrupts {
+                ring.disable_interrupts(area);
+            }
+            return DriverRing::Packed(ring);
+        }
+        let flags = if options.interrupts { 0 } else { VRING_AVAIL_F_NO_INTERRUPT as u16 };
+        store(area, avail, flags, Ordering::Relaxed);
+        DriverRing::Split(SplitDriver::new(size, avail, used, Descriptors::new(size, indirect)))
     }
 
     /// Where it is, for the device.
@@ -179,7 +205,10 @@ impl GuestQueue {
     /// Whether a request of `data_segments` buffers can be submitted now. A discard or write-zeroes
     /// has one.
     pub fn has_room(&self, data_segments: usize) -> bool {
-        self.descriptors.has_room(data_segments)
+        match &self.ring {
+            DriverRing::Split(ring) => ring.descriptors.has_room(data_segments),
+            DriverRing::Packed(ring) => ring.has_room(data_segments),
+        }
     }
 
     /// Reads into one buffer; `token` comes back with the completion.
@@ -233,19 +262,10 @@ impl GuestQueue {
 
     /// Shows the device what was submitted, and kicks it if it wants that. Returns whether it did.
     pub fn kick(&mut self) -> bool {
-        let (old, new) = (self.published_avail, self.next_avail);
-        if old == new {
-            return false;
-        }
-        let area = slice_of(&self.ram, self.area);
-        store(&area, self.offsets.avail + RING_IDX, new, Ordering::Release);
-        self.published_avail = new;
-        // The index is visible before we look whether the device wants to hear of it.
-        fence(Ordering::SeqCst);
-        let wanted = if self.options.event_idx {
-            is_event_passed(load(&area, self.offsets.avail_event), new, old)
-        } else {
-            u32::from(load(&area, self.offsets.used)) & VRING_USED_F_NO_NOTIFY == 0
+        let (area, event_idx) = (slice_of(&self.ram, self.area), self.options.event_idx);
+        let wanted = match &mut self.ring {
+            DriverRing::Split(ring) => ring.show(&area, event_idx),
+            DriverRing::Packed(ring) => ring.show(&area, event_idx),
         };
         if let Some(kick) = self.kick.as_ref().filter(|_| wanted) {
             kick.schedule();
@@ -313,11 +333,11 @@ impl GuestQueue {
         device_writes: bool,
         token: u64,
     ) -> Result<(), QueueFull> {
-        if !self.descriptors.has_room(data.len()) {
+        if !self.has_room(data.len()) {
             return Err(QueueFull);
         }
         let area = slice_of(&self.ram, self.area);
-        let head = self.descriptors.next_head();
+        let head = self.next_head();
         let offset = self.offsets.slots + SLOT_BYTES * usize::from(head);
         // Type, then a reserved word, then the sector.
         put_u64(&area, offset, u64::from(kind));
@@ -325,22 +345,30 @@ impl GuestQueue {
         let slot = self.area.addr + offset as u64;
         let header = GuestBuffer { addr: slot, len: HEADER_BYTES };
         let status = GuestBuffer { addr: slot + SLOT_STATUS, len: 1 };
-        let count = self.descriptors.write(&area, &Parts { header, data, device_writes, status });
-        let entry = usize::from(self.next_avail & (self.layout.size - 1));
-        let place = self.offsets.avail + RING_ENTRIES + 2 * entry;
-        store(&area, place, head, Ordering::Relaxed);
-        self.next_avail = self.next_avail.wrapping_add(1);
+        let parts = Parts { header, data, device_writes, status };
+        let count = match &mut self.ring {
+            DriverRing::Split(ring) => ring.put(&area, &parts),
+            DriverRing::Packed(ring) => ring.put(&area, &parts),
+        };
         self.in_flight[usize::from(head)] = Some((token, count));
         self.num_in_flight += 1;
         Ok(())
     }
 
+    /// What the next request is known by.
+    fn next_head(&self) -> u16 {
+        match &self.ring {
+            DriverRing::Split(ring) => ring.descriptors.next_head(),
+            DriverRing::Packed(ring) => ring.next_head(),
+        }
+    }
+
     /// Puts a range into the slot of the next head, which must be there.
     fn put_range(&self, sector: u64, sectors: u32, flags: u32) -> Result<GuestBuffer, QueueFull> {
-        if !self.descriptors.has_room(1) {
+        if !self.has_room(1) {
             return Err(QueueFull);
         }
-        let head = usize::from(self.descriptors.next_head());
+        let head = usize::from(self.next_head());
         let offset = self.offsets.slots + SLOT_BYTES * head + SLOT_RANGE as usize;
         let area = slice_of(&self.ram, self.area);
         put_u64(&area, offset, sector);
@@ -351,61 +379,21 @@ impl GuestQueue {
     #[inline]
     fn reap_ring(&mut self) -> Option<Completion> {
         let area = slice_of(&self.ram, self.area);
-        let idx = self.offsets.used + RING_IDX;
-        if self.next_used == self.seen_used {
-            self.seen_used = load(&area, idx);
-        }
-        if self.next_used == self.seen_used {
-            if !self.options.interrupts || !self.options.event_idx {
-                return None;
-            }
-            store(&area, self.offsets.used_event, self.next_used, Ordering::Relaxed);
-            // Our wish is visible before we look once more.
-            fence(Ordering::SeqCst);
-            self.seen_used = load(&area, idx);
-            if self.next_used == self.seen_used {
-                return None;
-            }
-        }
-        let entry = usize::from(self.next_used & (self.layout.size - 1));
-        let place = self.offsets.used + RING_ENTRIES + 8 * entry;
-        let head = get_u32(&area, place) as usize;
-        let written_bytes = get_u32(&area, place + 4);
-        self.next_used = self.next_used.wrapping_add(1);
-        let (token, count) = self.in_flight[head].take().expect("a head that is in flight");
+        let ask = self.options.interrupts && self.options.event_idx;
+        let (head, written_bytes) = match &mut self.ring {
+            DriverRing::Split(ring) => ring.next_used(&area, ask),
+            DriverRing::Packed(ring) => ring.next_used(&area, ask),
+        }?;
+        let taken = self.in_flight.get_mut(usize::from(head)).and_then(Option::take);
+        let (token, count) = taken.expect("a head that is in flight");
         self.num_in_flight -= 1;
-        let place = self.offsets.slots + SLOT_BYTES * head + SLOT_STATUS as usize;
+        let place = self.offsets.slots + SLOT_BYTES * usize::from(head) + SLOT_STATUS as usize;
         let status = area.load(place, Ordering::Relaxed).expect(IN_AREA);
-        self.descriptors.release(head as u16, count);
+        match &mut self.ring {
+            DriverRing::Split(ring) => ring.descriptors.release(head, count),
+            DriverRing::Packed(ring) => ring.release(head, count),
+        }
         let status = BlkStatus::from_byte(status).unwrap_or(BlkStatus::IoErr);
         Some(Completion { token, status, written_bytes })
     }
-}
-
-/// Why what is below cannot fail: the area was allocated in one region.
-const IN_AREA: &str = "inside the queue's own memory";
-
-#[inline]
-fn slice_of(ram: &GuestRam, area: GuestBuffer) -> VolatileSlice<'_> {
-    ram.memory().get_slice(GuestAddress(area.addr), area.len as usize).expect(IN_AREA)
-}
-
-#[inline]
-pub(super) fn put_u64(area: &VolatileSlice<'_>, offset: usize, value: u64) {
-    area.store(value.to_le(), offset, Ordering::Relaxed).expect(IN_AREA);
-}
-
-#[inline]
-fn get_u32(area: &VolatileSlice<'_>, offset: usize) -> u32 {
-    u32::from_le(area.load(offset, Ordering::Relaxed).expect(IN_AREA))
-}
-
-#[inline]
-fn store(area: &VolatileSlice<'_>, offset: usize, value: u16, order: Ordering) {
-    area.store(value.to_le(), offset, order).expect(IN_AREA);
-}
-
-#[inline]
-fn load(area: &VolatileSlice<'_>, offset: usize) -> u16 {
-    u16::from_le(area.load(offset, Ordering::Acquire).expect(IN_AREA))
 }

@@ -65,7 +65,8 @@ impl MachineBuilder {
         let ram = GuestRam::new(self.memory_mib)?;
         let num_queues = self.config.num_queues;
         let device = VirtioBlk::new(backend, self.config)?;
-        let accepted = device.features() & !self.without_features;
+        let packed = if self.queue.packed { 0 } else { feature::RING_PACKED };
+        let accepted = device.features() & !self.without_features & !packed;
         device.negotiate(accepted)?;
         let event_idx = accepted & feature::EVENT_IDX != 0;
         let mut queues = Vec::new();

@@ -24,11 +24,14 @@
 //! It is `Send`: a queue may live on the device's thread, reaped from an interrupt callback, or on
 //! another one, like a virtual CPU.
 
+mod area;
 mod descriptors;
 mod driver;
 mod interrupt_line;
 mod machine;
+mod packed;
 mod ram;
+mod split;
 
 pub use driver::{GuestQueue, QueueFull, QueueOptions};
 pub use interrupt_line::InterruptLine;

@@ -81,9 +81,15 @@ impl Edge {
     /// [`Child::debug_event`].
     #[inline]
     fn debug_event(&self, event: DebugEvent) {
-        if self.wants_debug_events.load(Ordering::Relaxed)
-            && let Some(node) = &*self.node.load()
-        {
+        if self.wants_debug_events.load(Ordering::Relaxed) {
+            self.tell_debug_event(event);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_debug_event(&self, event: DebugEvent) {
+        if let Some(node) = &*self.node.load() {
             node.path.debug_event(event);
         }
     }

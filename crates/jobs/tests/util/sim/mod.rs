@@ -122,6 +122,17 @@ pub fn run_silent<K: Kind>(requests: u64) {
     }
 }
 
+/// Each step that keeps writes is needed: without it one of so many runs fails.
+#[cfg(feature = "test-rules")]
+#[track_caller]
+pub fn is_needed<K: Kind>(rule: coblk_jobs::Rule, seeds: u64) {
+    coblk_jobs::leave_out(Some(rule));
+    let found = first_failing::<K>(seeds);
+    coblk_jobs::leave_out(None);
+    let (seed, why) = found.unwrap_or_else(|| panic!("{}: {rule:?} is not missed", K::NAME));
+    println!("{}, {rule:?}: seed {seed}: {}", K::NAME, why.lines().next().unwrap_or_default());
+}
+
 /// The first of so many seeds that fails, and how.
 pub fn first_failing<K: Kind>(seeds: u64) -> Option<(u64, String)> {
     (0..seeds).find_map(|seed| run::<K>(seed).err().map(|why| (seed, why)))

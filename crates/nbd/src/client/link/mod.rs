@@ -36,7 +36,7 @@ pub trait Watcher {
     /// No request of the link is answered any more.
     fn lost(&self, link: &Link, why: &io::Error);
     /// The server has closed a link that was lost.
-    fn closed(&self);
+    fn closed(&self, link: &Link);
 }
 
 /// A connection. Stays on the thread of its context.
@@ -170,6 +170,11 @@ impl Link {
         drop(self.flusher.take());
     }
 
+    /// Has what the server has not received yet never arrive, once the link is [abandoned](Self::abandon).
+    pub fn unsend(&self) {
+        self.transport.unsend_at_close();
+    }
+
     /// Takes the socket to another context, while nothing is in flight and nothing was read ahead. `None` if
     /// the link is lost.
     pub fn detach(self: Rc<Link>) -> Option<Transport> {
@@ -241,7 +246,7 @@ impl Link {
                 Ok(0) | Err(_) => {
                     self.closed.set(true);
                     if let Some(watcher) = self.watcher.upgrade() {
-                        watcher.closed();
+                        watcher.closed(self);
                     }
                     return;
                 }

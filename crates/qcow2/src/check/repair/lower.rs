@@ -1,4 +1,5 @@
-//! Refcounts that are mended where they are: the blocks are sound, and no cluster in use has none.
+//! Refcounts that are mended where they are: the blocks are sound, and no cluster in use has none. Clusters behind the
+//! end of the file have none afterwards.
 
 use super::Repairer;
 use super::patch::co_write_changes;
@@ -35,9 +36,32 @@ impl Repairer<'_, '_> {
             }
             is_changed |= co_write_changes(self.co, self.file, offset, (&old, &new))?;
         }
+        is_changed |= self.co_clear_behind()?;
         if is_changed {
             self.file.co_flush(self.co)?;
         }
         Ok(())
+    }
+
+    /// Clears refcounts of clusters behind the end of the file. They are no leaks yet, as no space is lost to them; they
+    /// come to be some when the file grows over them. Returns whether there were any.
+    ///
+    /// Where entries lead behind the end, wrong as that is, these refcounts keep what they lead to from being allocated.
+    fn co_clear_behind(&mut self) -> Result<bool, ImageError> {
+        let mut is_changed = false;
+        if self.checker.plan.first_behind != u64::MAX {
+            return Ok(is_changed);
+        }
+        for (clusters, offset) in self.checker.blocks_behind() {
+            self.co_go_on()?;
+            let width = self.checker.refcounts.width;
+            let Ok(block) = self.checker.refcounts.co_block(self.co, self.file, offset) else {
+                continue;
+            };
+            let (old, mut new) = (block.to_vec(), block.to_vec());
+            width.clear(&mut new, clusters);
+            is_changed |= co_write_changes(self.co, self.file, offset, (&old, &new))?;
+        }
+        Ok(is_changed)
     }
 }
