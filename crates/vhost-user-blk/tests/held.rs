@@ -266,7 +266,7 @@ fn held_requests_move_to_another_daemon_with_the_log() {
             BlockNode::new("disk", drivers::File::options().open(image).unwrap())
         });
         let stream = UnixStream::connect(&from.socket).unwrap();
-        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, false);
         let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
         front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();

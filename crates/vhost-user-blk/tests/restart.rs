@@ -38,7 +38,8 @@ struct Guest {
 impl Guest {
     fn new(packed: bool) -> Guest {
         let inner = util::guest::Guest::with_ring(packed);
-        Guest { inner, packed, inflight: None, pending: [None; DEPTH], submitted: 0, answered: 0 }
+        let pending = [None; DEPTH];
+        Guest { inner, packed, inflight: None, pending, submitted: 0, answered: 0 }
     }
 
     fn connect(&mut self, socket: &Path) -> Frontend {
@@ -71,10 +72,11 @@ impl Guest {
     /// How many requests the daemon has taken, by its log, of those that were not answered.
     fn in_flight(&self) -> usize {
         let (_, log) = self.inflight.as_ref().expect("a daemon has made one");
-        let taken = util::guest::taken(log);
-        (0..DEPTH)
-            .filter(|slot| self.pending[*slot].is_some() && taken.contains(&(slot * 3)))
-            .count()
+        let slots = match self.packed {
+            false => util::guest::taken(log).into_iter().map(|head| head / 3).collect(),
+            true => util::guest::taken_packed(log),
+        };
+        slots.iter().filter(|slot| self.pending[**slot].is_some()).count()
     }
 
     /// Takes the answers that are there; the slots are free again.
@@ -114,8 +116,7 @@ fn kill_again_and_again(packed: bool) {
     let directory = util::directory();
     let image = directory.path().join("disk");
     File::create(&image).unwrap().set_len(util::DISK_BYTES).unwrap();
-    let blocks = util::DISK_BYTES / BLOCK as u64;
-    let mut expected = vec![0u8; blocks as usize];
+    let mut expected = vec![0u8; util::DISK_BYTES as usize / BLOCK];
     let (mut guest, mut taken_up) = (Guest::new(packed), 0);
     for round in 0..rounds {
         let daemon = Daemon::start(directory.path(), &[]);

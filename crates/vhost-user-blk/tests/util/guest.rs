@@ -115,8 +115,8 @@ pub const INFLIGHT_BIT: u64 = 1 << 20;
 pub const SKIP_DRAIN_BIT: u64 = 1 << 23;
 
 /// Has also accepted these protocol features, which the front end of the vhost crate does not know.
-pub fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
-    let mut front = negotiate_on(stream, 0);
+pub fn negotiate_more(stream: UnixStream, bits: u64, packed: bool) -> Frontend {
+    let mut front = negotiate_rings_on(stream, 0, packed);
     let known = front.get_protocol_features().unwrap().bits();
     let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
     front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
@@ -139,6 +139,14 @@ pub fn taken(log: &File) -> Vec<usize> {
     let mut bytes = vec![0; 16 + 16 * SIZE];
     log.read_exact_at(&mut bytes, 0).unwrap();
     (0..SIZE).filter(|head| bytes[16 + head * 16] != 0).collect()
+}
+
+/// The buffers that a log of one packed queue marks as in flight.
+pub fn taken_packed(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 32 + 32 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    let taken = bytes[32..].chunks(32).filter(|entry| entry[0] != 0);
+    taken.map(|entry| usize::from(u16::from_le_bytes([entry[16], entry[17]]))).collect()
 }
 
 impl Guest {
@@ -167,8 +175,13 @@ impl Guest {
 
     /// One whose ring is packed, perhaps.
     pub fn with_ring(packed: bool) -> Guest {
+        Self::new().ringed(packed)
+    }
+
+    /// The same, with a ring that is packed, perhaps.
+    pub fn ringed(self, packed: bool) -> Guest {
         let side = PackedSide { avail: WRAP, used: WRAP, hidden: None };
-        Guest { packed: packed.then_some(side), ..Self::new() }
+        Guest { packed: packed.then_some(side), ..self }
     }
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -345,6 +358,7 @@ impl Guest {
             if let Some((place, rest)) = side.hidden.take() {
                 let word = self.memory.get_slice(place, 8).unwrap();
                 word.store(rest.to_le(), 0, Ordering::Release).unwrap();
+                self.has_written(place, 8);
             }
             return;
         }

@@ -28,7 +28,7 @@ use crate::report::{self, Report, Row};
 use crate::stats::Percentiles;
 use crate::workload::nbd::clients::NbdClients;
 use crate::workload::vhost_user::VhostUserClient;
-use works::{Device, Rings, Work};
+use works::{Device, Special, Work};
 
 /// From here on a client's share of its CPU says that it is what is measured.
 const BOTTLENECK: f64 = 0.95;
@@ -137,7 +137,7 @@ impl Stage<'_> {
         };
         let queues = self.work.queues;
         let socket = directory.path().join("ours.sock");
-        let bench = self.bench(ours, queues, &socket, self.work.rings).map_err(named)?;
+        let bench = self.bench(ours, queues, self.work.special, &socket).map_err(named)?;
         let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
         let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
         if let Some(per_s) = self.work.per_s {
@@ -145,18 +145,18 @@ impl Stage<'_> {
         } else if let Some(count) = self.arguments.common.count {
             contest = contest.ops(count);
         }
-        if self.work.rings != Rings::Split {
-            let socket = directory.path().join("split.sock");
-            let bench = self.bench(ours, queues, &socket, Rings::Split).map_err(named)?;
-            contest = match self.work.rings {
-                Rings::Logged => contest.peer_to_beat("coblk, no log", LOGGED, bench.laps()),
-                _ => contest.peer("coblk, split", bench.laps()),
-            };
-        }
         if self.work.is_threaded() {
             let socket = directory.path().join("one.sock");
-            let bench = self.bench(ours, 1, &socket, Rings::Split).map_err(named)?;
+            let bench = self.bench(ours, 1, None, &socket).map_err(named)?;
             contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
+        }
+        if let Some(special) = self.work.special {
+            let socket = directory.path().join("plain.sock");
+            let bench = self.bench(ours, queues, None, &socket).map_err(named)?;
+            contest = match special {
+                Special::Packed => contest.peer("coblk, split", bench.laps()),
+                Special::Logged => contest.peer_to_beat("coblk, no log", LOGGED, bench.laps()),
+            };
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {
@@ -166,7 +166,7 @@ impl Stage<'_> {
                 continue;
             }
             let socket = directory.path().join(format!("{index}.sock"));
-            match self.bench(program, queues, &socket, Rings::Split) {
+            match self.bench(program, queues, None, &socket) {
                 Ok(bench) => {
                     seen.push((name, Rc::clone(&bench.seen)));
                     contest = match goal {
@@ -201,10 +201,11 @@ impl Stage<'_> {
         &self,
         program: &Program,
         iothreads: usize,
+        special: Option<Special>,
         socket: &Path,
-        rings: Rings,
     ) -> io::Result<Bench> {
         let work = self.work;
+        let packed = special == Some(Special::Packed);
         let service = Service {
             protocol: work.protocol,
             image: self.image.map(Image::path),
@@ -221,12 +222,12 @@ impl Stage<'_> {
                     .map(Client::Nbd)
             }
             Protocol::VhostUser => {
-                VhostUserClient::connect(socket, work.queues, rings == Rings::Packed, &work.job())
+                VhostUserClient::connect(socket, work.queues, packed, &work.job())
                     .map(Client::VhostUser)
             }
         };
         let mut client = server.connect(socket, connect)?;
-        if let (Client::VhostUser(client), Rings::Logged) = (&mut client, rings) {
+        if let (Client::VhostUser(client), Some(Special::Logged)) = (&mut client, special) {
             client.give_log(socket)?;
         }
         if program.spins() {

@@ -32,13 +32,22 @@ pub enum Device {
     Cached,
 }
 
-/// Rings of a virtqueue. Our own server with split ones, and without a log, is beside the others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rings {
-    Split,
+/// What is different in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// The queue is packed.
     Packed,
-    /// Split, and the server marks what it writes to the client's memory, as while a guest moves.
+    /// The server marks what it writes to the client's memory, as while a guest moves.
     Logged,
+}
+
+impl Special {
+    fn words(self) -> &'static str {
+        match self {
+            Special::Packed => ", packed",
+            Special::Logged => ", dirty log",
+        }
+    }
 }
 
 /// One row. Each keeps its name.
@@ -60,8 +69,8 @@ pub struct Work {
     pub per_s: Option<u64>,
     /// A stranger has one of the servers' CPUs.
     pub taken: bool,
-    /// How its queues lie in memory.
-    pub rings: Rings,
+    /// What is different from our own server as it is otherwise, which is then beside it.
+    pub special: Option<Special>,
 }
 
 impl Work {
@@ -101,13 +110,14 @@ impl Work {
         if protocol == Protocol::VhostUser {
             works.extend([ReadWrite::RandRead, ReadWrite::RandWrite].map(|kind| {
                 let plain = Work::plain(protocol, Device::Null, kind);
-                Work { rings: Rings::Logged, depth: THREADS_DEPTH, ..plain }
+                Work { special: Some(Special::Logged), depth: THREADS_DEPTH, ..plain }
             }));
         }
         works.extend(Work::at_rates(protocol));
         if protocol == Protocol::VhostUser {
             let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
-            works.push(Work { depth: THREADS_DEPTH, rings: Rings::Packed, ..plain });
+            let special = Some(Special::Packed);
+            works.push(Work { depth: THREADS_DEPTH, special, ..plain });
         }
         works
     }
@@ -128,8 +138,8 @@ impl Work {
     /// Small requests, one at a time.
     pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
         let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
-        let (per_s, taken, rings) = (None, false, Rings::Split);
-        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, rings }
+        let (per_s, taken, special) = (None, false, None);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, special }
     }
 
     /// Its name.
@@ -142,13 +152,9 @@ impl Work {
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
         let taken = if self.taken { ", one CPU taken" } else { "" };
-        let rings = match self.rings {
-            Rings::Split => "",
-            Rings::Packed => ", packed",
-            Rings::Logged => ", dirty log",
-        };
+        let special = self.special.map_or("", Special::words);
         match self.per_s {
-            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{rings}"),
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{special}"),
             Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
             Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
         }
@@ -184,8 +190,7 @@ impl Work {
 
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
-        if self.rings != Rings::Split {
-            // Beside our own server with plain rings they are measured, and nothing else.
+        if self.special.is_some() {
             return Vec::new();
         }
         if self.is_threaded() {
