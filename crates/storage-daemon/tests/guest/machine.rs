@@ -60,7 +60,6 @@ impl Machine {
             .arg(made.join("vmlinuz"))
             .arg("-initrd")
             .arg(made.join("initramfs"))
-            // On a busy host the emulator has no time for ticks that the kernel would count, which gives up then.
             .args(["-append", "console=ttyS0 panic=-1 no_timer_check"])
             .args(["-serial", &format!("file:{}", tools::text(&console))])
             .args(["-chardev", &format!("socket,id=shell,path={}", tools::text(&socket))])
