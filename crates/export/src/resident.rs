@@ -1,12 +1,11 @@
 //! [`Resident`]: a value on the thread of a context, told by other threads what to do.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use coblk_aio::{AioHandle, Co, CoWaker, JoinError, JoinHandle};
+use coblk_aio::{AioContext, AioHandle, Co, CoWaker, JoinError, JoinHandle};
 
 type Command<T> = Box<dyn FnOnce(&Co<'_>, &Rc<T>) + Send>;
 
@@ -18,7 +17,7 @@ type Command<T> = Box<dyn FnOnce(&Co<'_>, &Rc<T>) + Send>;
 pub struct Resident<T> {
     queue: Arc<Mutex<Queue<T>>>,
     /// Taken once its end is waited for.
-    ended: RefCell<Option<JoinHandle<()>>>,
+    ended: Mutex<Option<JoinHandle<()>>>,
     home: AioHandle,
 }
 
@@ -51,16 +50,49 @@ impl<T: 'static> Resident<T> {
         home: &AioHandle,
         make: impl FnOnce(&Co<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<Resident<T>, ResidentError<E>> {
-        let new = Queue { commands: VecDeque::new(), waiting: None, closed: false };
-        let queue = Arc::new(Mutex::new(new));
-        let receiver = Receiver(Arc::clone(&queue));
+        let (queue, receiver) = new_queue();
         let started = home.spawn("resident started", move |co| {
-            let value = Rc::new(make(co)?);
-            Ok(co.context().spawn_join("resident", move |co| run(co, value, &receiver)))
+            let value = make(co)?;
+            Ok(live(co.context(), value, receiver))
         });
         let no_context = |error| ResidentError::Context(home.name().to_owned(), error);
         let ended = co.block_on(started).map_err(no_context)?.map_err(ResidentError::Make)?;
-        Ok(Resident { queue, ended: RefCell::new(Some(ended)), home: home.clone() })
+        Ok(Resident { queue, ended: Mutex::new(Some(ended)), home: home.clone() })
+    }
+
+    /// [`co_start`](Self::co_start) outside of coroutines: the calling thread waits. `ctx` is its context, which
+    /// may be that of `home`.
+    ///
+    /// # Errors
+    /// As of `co_start`.
+    pub fn start<E: Send + 'static>(
+        ctx: &AioContext,
+        home: &AioHandle,
+        make: impl FnOnce(&AioContext) -> Result<T, E> + Send + 'static,
+    ) -> Result<Resident<T>, ResidentError<E>> {
+        let (queue, receiver) = new_queue();
+        let start = move |ctx: &AioContext| Ok(live(ctx, make(ctx)?, receiver));
+        let made = match home.is_home_thread() {
+            true => start(ctx),
+            false => home
+                .spawn("resident started", move |co| start(co.context()))
+                .wait()
+                .map_err(|error| ResidentError::Context(home.name().to_owned(), error))?,
+        };
+        let ended = made.map_err(ResidentError::Make)?;
+        Ok(Resident { queue, ended: Mutex::new(Some(ended)), home: home.clone() })
+    }
+
+    /// Has it do something, and waits for the result. `None` if the context is gone. Blocks the thread, which
+    /// must not be that of a context: it may be the value's own.
+    pub fn call<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&Co<'_>, &Rc<T>) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.tell(move |co, value| drop(reply.send(command(co, value))));
+        // Fails when the command is dropped without having run.
+        answer.recv().ok()
     }
 
     /// Has it do something, without waiting. The command is dropped if the context is gone.
@@ -82,7 +114,7 @@ impl<T: 'static> Resident<T> {
     /// Returns when all commands are done and the value is gone. Nothing can be told any more.
     pub fn co_end(&self, co: &Co<'_>) {
         close(&self.queue);
-        let ended = self.ended.take();
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(ended) = ended {
             // An error says that the context is gone, and the value with it.
             let _ = co.block_on(ended);
@@ -123,6 +155,18 @@ impl<T> Drop for Receiver<T> {
     }
 }
 
+fn new_queue<T>() -> (Arc<Mutex<Queue<T>>>, Receiver<T>) {
+    let new = Queue { commands: VecDeque::new(), waiting: None, closed: false };
+    let queue = Arc::new(Mutex::new(new));
+    (Arc::clone(&queue), Receiver(queue))
+}
+
+/// The value lives from now on.
+fn live<T: 'static>(ctx: &AioContext, value: T, receiver: Receiver<T>) -> JoinHandle<()> {
+    let value = Rc::new(value);
+    ctx.spawn_join("resident", move |co| run(co, value, &receiver))
+}
+
 fn lock<T>(queue: &Mutex<Queue<T>>) -> MutexGuard<'_, Queue<T>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -155,10 +199,8 @@ fn run<T>(co: &Co<'_>, value: Rc<T>, receiver: &Receiver<T>) {
 
 #[cfg(test)]
 mod tests {
+    use coblk_aio::IoThread;
     use std::io;
-    use std::sync::mpsc;
-
-    use coblk_aio::{AioContext, IoThread};
 
     use super::*;
 
@@ -195,6 +237,28 @@ mod tests {
             let refused = Resident::<Told>::co_start(co, &home, |_| Err("no")).unwrap_err();
             assert!(matches!(refused, ResidentError::Make("no")));
         });
+    }
+
+    #[test]
+    fn a_thread_starts_it_on_any_context_and_waits_for_what_it_is_told() {
+        let (ctx, thread) = (AioContext::for_test().unwrap(), IoThread::new("t").unwrap());
+        let home = thread.handle().clone();
+        let there = Resident::start(&ctx, &home, |_| Ok::<_, ()>(7)).unwrap();
+        assert_eq!(there.call(|co, value| (co.yield_now(), **value)), Some(((), 7)));
+        let refused = Resident::<u8>::start(&ctx, &home, |_| Err("no")).unwrap_err();
+        assert!(matches!(refused, ResidentError::Make("no")));
+        drop(thread);
+        assert_eq!(there.call(|_, _| ()), None, "its context is gone");
+        let gone = Resident::start(&ctx, &home, |_| Ok::<_, ()>(())).unwrap_err();
+        assert!(matches!(gone, ResidentError::Context(name, _) if name == "t"));
+
+        let own = ctx.handle();
+        let here = Resident::start(&ctx, &own, |_| Ok::<_, ()>(8)).unwrap();
+        let told = Arc::new(Mutex::new(0));
+        let tell = Arc::clone(&told);
+        here.tell(move |_, value| *tell.lock().unwrap() = **value);
+        ctx.run(|co| here.co_end(co));
+        assert_eq!(*told.lock().unwrap(), 8);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use coblk_virtio_blk::{SECTOR_BYTES, VirtioBlk};
 
 use crate::channel::Channel;
 use crate::control::serve;
-use crate::device::DeviceHandle;
+use crate::device;
 use crate::error::VhostUserBlkError;
 use crate::options::VhostUserBlkOptions;
 use crate::session::Offer;
@@ -259,7 +259,7 @@ fn offer(
     let start = |home| {
         let (node, config, backend) = (Arc::clone(node), config.clone(), backend.clone());
         let listener = error_listener.clone();
-        DeviceHandle::start(ctx, home, move |ctx| {
+        device::start(ctx, home, move |ctx| {
             let backend = backend.open(ctx, node)?;
             if let Some(listener) = listener {
                 backend.set_error_listener(move |_, _, event| listener(event));

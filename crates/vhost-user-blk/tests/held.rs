@@ -20,7 +20,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use util::Server;
 use util::guest::{
     BLOCK, Guest, INFLIGHT_BIT, MEMORY_BYTES, READ, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, WRITE,
-    negotiate, negotiate_more, stop_without_drain,
+    negotiate, negotiate_more, stop_without_drain, taken,
 };
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserInflight;
@@ -114,9 +114,7 @@ fn attach_logged(server: &Server) -> (Frontend, Guest, (VhostUserInflight, File)
 
 /// How many requests a log marks as in flight.
 fn marks(log: &File) -> usize {
-    let mut bytes = vec![0; 16 + 16 * SIZE];
-    log.read_exact_at(&mut bytes, 0).unwrap();
-    bytes[16..].chunks(16).filter(|entry| entry[0] != 0).count()
+    taken(log).len()
 }
 
 fn stop(front: &Frontend) -> u16 {
@@ -270,7 +268,7 @@ fn held_requests_move_to_another_daemon_with_the_log() {
             BlockNode::new("disk", drivers::File::options().open(image).unwrap())
         });
         let stream = UnixStream::connect(&from.socket).unwrap();
-        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, false);
         let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
         front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();

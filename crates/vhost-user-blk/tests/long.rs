@@ -118,7 +118,7 @@ fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
             BlockNode::new("slow", driver) //
         });
         let stream = UnixStream::connect(&server.socket).unwrap();
-        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, false);
         let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
         front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
@@ -148,7 +148,7 @@ fn a_stop_without_a_drain_is_negotiated() {
     let server = Server::start(VhostUserBlkOptions::default(), 0);
     for bits in [0, INFLIGHT_BIT, SKIP_DRAIN_BIT] {
         let stream = UnixStream::connect(&server.socket).unwrap();
-        let _front = negotiate_more(stream.try_clone().unwrap(), bits);
+        let _front = negotiate_more(stream.try_clone().unwrap(), bits, false);
         assert!(stop_without_drain(&stream, 0).is_err(), "with {bits:#x}");
     }
 }

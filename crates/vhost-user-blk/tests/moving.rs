@@ -22,8 +22,8 @@ use coblk_vhost_user_blk::VhostUserBlkOptions;
 use coblk_virtio_blk::VirtioBlkConfig;
 use rustix::fs::{MemfdFlags, memfd_create};
 use util::guest::{
-    BLOCK, DEPTH, Guest, INFLIGHT_BIT, MEMORY_BYTES, READ, SIZE, SKIP_DRAIN_BIT, WRITE,
-    negotiate_more, stop_without_drain,
+    BLOCK, DEPTH, Guest, INFLIGHT_BIT, MEMORY_BYTES, READ, RING_PACKED, SIZE, SKIP_DRAIN_BIT,
+    WRITE, negotiate_more, stop_without_drain,
 };
 use util::pages::{PAGE, Pages};
 use util::{DISK_BYTES, Server, wait_until};
@@ -56,8 +56,8 @@ struct Processor {
 }
 
 impl Processor {
-    fn new(queue: usize) -> Processor {
-        let mut guest = Guest::with_memory(QUEUE_BYTES);
+    fn new(queue: usize, packed: bool) -> Processor {
+        let mut guest = Guest::with_memory(QUEUE_BYTES).ringed(packed);
         (guest.queue, guest.origin) = (queue, queue as u64 * STRIDE);
         guest.written = Some(Arc::new(Pages::new(END)));
         let blocks = vec![(0, false); BLOCKS as usize];
@@ -201,16 +201,18 @@ impl Memory {
 struct Link {
     stream: UnixStream,
     front: Frontend,
+    features: u64,
     bits: u64,
     /// Of requests in flight.
     inflight: (VhostUserInflight, File),
 }
 
 impl Link {
-    fn connect(server: &Server, bits: u64, before: Option<&Link>) -> Link {
+    fn connect(server: &Server, packed: bool, bits: u64, before: Option<&Link>) -> Link {
         let stream = UnixStream::connect(&server.socket).unwrap();
-        let mut front = negotiate_more(stream.try_clone().unwrap(), bits);
-        let features = front.get_features().unwrap() & !LOG_ALL;
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, packed);
+        let without = LOG_ALL | if packed { 0 } else { RING_PACKED };
+        let features = front.get_features().unwrap() & !without;
         front.set_features(features).unwrap();
         let new = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE as u16);
         let (layout, log) = match before.map(|it| &it.inflight) {
@@ -224,14 +226,13 @@ impl Link {
             None => front.get_inflight_fd(&new).unwrap(),
         };
         front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
-        Link { stream, front, bits, inflight: (layout, log) }
+        Link { stream, front, features, bits, inflight: (layout, log) }
     }
 
     /// Has the daemon log from now on.
     fn log(&self, log: &Pages) {
-        let features = self.front.get_features().unwrap();
         self.front.set_log_base(0, Some(log.region())).unwrap();
-        self.front.set_features(features | LOG_ALL).unwrap();
+        self.front.set_features(self.features | LOG_ALL).unwrap();
         for queue in 0..QUEUES {
             let rings = rings_of(queue);
             let log_addr = Some(rings.used_ring_addr);
@@ -313,10 +314,19 @@ fn move_guest(
 
 #[test]
 fn a_guest_moves_forth_and_back_under_load() {
+    move_forth_and_back(false);
+}
+
+#[test]
+fn a_guest_with_packed_queues_moves_forth_and_back_under_load() {
+    move_forth_and_back(true);
+}
+
+fn move_forth_and_back(packed: bool) {
     let moves = option("COBLK_MOVES").unwrap_or(20);
     let servers = daemons();
-    let processors: Vec<Processor> = (0..QUEUES).map(Processor::new).collect();
-    let mut link = Link::connect(&servers[0], 0, None);
+    let processors: Vec<Processor> = (0..QUEUES).map(|it| Processor::new(it, packed)).collect();
+    let mut link = Link::connect(&servers[0], packed, 0, None);
     processors.iter().for_each(|it| it.guest.start(&mut link.front));
     let mut running = Running::start(processors);
     let (mut again, mut last) = (0, 0);
@@ -327,7 +337,7 @@ fn a_guest_moves_forth_and_back_under_load() {
         let to = &servers[(at as usize + 1) % 2];
         let copied;
         (link, running, copied) =
-            move_guest(link, running, |from| Link::connect(to, bits, Some(from)));
+            move_guest(link, running, |from| Link::connect(to, packed, bits, Some(from)));
         again += copied[0];
         last += copied[1];
     }

@@ -31,13 +31,15 @@ struct Guest {
     inflight: Option<(VhostUserInflight, File)>,
     /// For each slot, the block it writes, if it is in flight.
     pending: [Option<u64>; DEPTH],
+    submitted: u64,
     answered: u64,
 }
 
 impl Guest {
     fn new(packed: bool) -> Guest {
         let inner = util::guest::Guest::with_ring(packed);
-        Guest { inner, packed, inflight: None, pending: [None; DEPTH], answered: 0 }
+        let pending = [None; DEPTH];
+        Guest { inner, packed, inflight: None, pending, submitted: 0, answered: 0 }
     }
 
     fn connect(&mut self, socket: &Path) -> Frontend {
@@ -50,10 +52,31 @@ impl Guest {
         front
     }
 
-    /// Writes `value` all over `block`.
-    fn submit(&mut self, slot: usize, block: u64, value: u8) {
-        assert!(self.pending[slot].replace(block).is_none());
-        self.inner.submit(slot, WRITE, block, value);
+    /// Has as many in flight as there can be, and kicks. The blocks come in turn, and there are many: each is
+    /// written by one request at a time.
+    fn submit_all(&mut self, expected: &mut [u8]) {
+        for slot in 0..DEPTH {
+            if self.pending[slot].is_none() {
+                let blocks = expected.len() as u64;
+                let block = self.submitted % blocks;
+                let value = (self.submitted / blocks + self.submitted) as u8;
+                self.pending[slot] = Some(block);
+                self.inner.submit(slot, WRITE, block, value);
+                expected[block as usize] = value;
+                self.submitted += 1;
+            }
+        }
+        self.inner.kick.write(1).unwrap();
+    }
+
+    /// How many requests the daemon has taken, by its log, of those that were not answered.
+    fn in_flight(&self) -> usize {
+        let (_, log) = self.inflight.as_ref().expect("a daemon has made one");
+        let slots = match self.packed {
+            false => util::guest::taken(log).into_iter().map(|head| head / 3).collect(),
+            true => util::guest::taken_packed(log),
+        };
+        slots.iter().filter(|slot| self.pending[**slot].is_some()).count()
     }
 
     /// Takes the answers that are there; the slots are free again.
@@ -93,46 +116,46 @@ fn kill_again_and_again(packed: bool) {
     let directory = util::directory();
     let image = directory.path().join("disk");
     File::create(&image).unwrap().set_len(util::DISK_BYTES).unwrap();
-    let blocks = util::DISK_BYTES / BLOCK as u64;
-    let mut expected = vec![0u8; blocks as usize];
-    let (mut guest, mut next, mut taken_up) = (Guest::new(packed), 0u64, 0);
-    let mut round = 0;
-    // A daemon that is quick may have answered all when it is killed.
-    while round < rounds || taken_up == 0 && round < 20 * rounds {
+    let mut expected = vec![0u8; util::DISK_BYTES as usize / BLOCK];
+    let (mut guest, mut taken_up) = (Guest::new(packed), 0);
+    for round in 0..rounds {
         let daemon = Daemon::start(directory.path(), &[]);
         let front = guest.connect(&directory.path().join("vhost.sock"));
         // What the one before has left is answered without a kick.
         guest.wait_for_all();
-        let end = Instant::now() + Duration::from_millis(20 + round % 7 * 5);
-        while Instant::now() < end {
-            for slot in 0..DEPTH {
-                if guest.pending[slot].is_none() {
-                    let (block, value) = (next % blocks, (next / blocks + next) as u8);
-                    // In flight at most once: the blocks come in turn, and there are many.
-                    guest.submit(slot, block, value);
-                    expected[block as usize] = value;
-                    next += 1;
-                }
+        let end = guest.answered + 200 + round % 7 * 50;
+        let mut is_enough = false;
+        util::wait_until("it is stopped with a request in flight", || {
+            guest.submit_all(&mut expected);
+            is_enough |= guest.answered >= end;
+            if !is_enough {
+                guest.reap();
+                return false;
             }
-            guest.inner.kick.write(1).unwrap();
+            daemon.pause();
             guest.reap();
-        }
+            let in_flight = guest.in_flight();
+            if in_flight == 0 {
+                daemon.go_on();
+            }
+            taken_up += in_flight;
+            in_flight > 0
+        });
         drop(daemon);
-        guest.reap();
-        taken_up += guest.pending.iter().flatten().count();
         drop(front);
-        round += 1;
     }
     let daemon = Daemon::start(directory.path(), &[]);
     let front = guest.connect(&directory.path().join("vhost.sock"));
     guest.wait_for_all();
     drop((front, daemon));
-    assert_eq!(guest.answered, next);
-    assert!(taken_up > 0, "it was never killed with a request in flight");
+    assert_eq!(guest.answered, guest.submitted);
     let image = std::fs::read(&image).unwrap();
     for (block, value) in expected.iter().enumerate() {
         let data = &image[block * BLOCK..][..BLOCK];
         assert!(data.iter().all(|byte| byte == value), "block {block} is wrong");
     }
-    println!("{round} rounds, {next} requests, {taken_up} in flight when it was killed");
+    println!(
+        "{rounds} rounds, {} requests, {taken_up} in flight when it was killed",
+        guest.answered
+    );
 }

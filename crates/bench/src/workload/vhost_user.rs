@@ -7,7 +7,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -17,6 +19,10 @@ use coblk::virtio_blk::feature;
 use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{SocketAddrUnix, getpeername};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use virtio_driver::{EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -28,6 +34,9 @@ use super::{Job, new_histogram};
 /// Entries of a queue; a request takes three.
 const QUEUE_SIZE: u16 = 128;
 const SECTOR_BYTES: u64 = 512;
+/// Of a log of dirty pages: a bit for each 4 KiB of what a process has. To the device the client's addresses are
+/// those of a guest.
+const LOG_BYTES: u64 = (1 << 47) / 4096 / 8;
 /// A server that completes nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct VhostUserClient {
     queues: Vec<Queue>,
     /// Holds the memory of the rings, so it goes after them.
-    _transport: Box<VirtioBlkTransport>,
+    transport: Box<VirtioBlkTransport>,
     /// Where the data of requests is.
     _memory: MmapRegion,
 }
@@ -76,7 +85,38 @@ impl VhostUserClient {
             })
         };
         let queues = rings.into_iter().enumerate().map(queue).collect::<io::Result<Vec<_>>>()?;
-        Ok(VhostUserClient { queues, _transport: transport, _memory: memory })
+        Ok(VhostUserClient { queues, transport, _memory: memory })
+    }
+
+    /// Has the device mark in a log what it writes to memory, as if that were to move.
+    ///
+    /// # Errors
+    /// If it cannot, or this is not the one client of `socket`.
+    pub fn give_log(&mut self, socket: &Path) -> io::Result<()> {
+        // The driver has no message for it, so it is sent beside the driver, which sends none now.
+        let mut front = Frontend::from_stream(connection(socket)?, self.queues.len() as u64);
+        let failed = io::Error::other::<vhost::Error>;
+        let offered = front.get_features().map_err(failed)?;
+        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
+        if offered & log_all == 0 {
+            return Err(io::Error::other("the device cannot log"));
+        }
+        front.set_features(self.transport.get_features() | log_all).map_err(failed)?;
+        let wanted = VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::REPLY_ACK;
+        let offered = front.get_protocol_features().map_err(io::Error::other)?;
+        front.set_protocol_features(offered & wanted).map_err(io::Error::other)?;
+        let log = File::from(memfd_create("log", MemfdFlags::CLOEXEC)?);
+        log.set_len(LOG_BYTES)?;
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: LOG_BYTES,
+            mmap_offset: 0,
+            mmap_handle: log.as_raw_fd(),
+        };
+        front.set_log_base(0, Some(region)).map_err(failed)
     }
 
     /// Makes `ops` requests, or as many more as make it the same number for each queue.
@@ -126,6 +166,23 @@ impl VhostUserClient {
         }
         Ok(all)
     }
+}
+
+/// This process's connection to `socket`, once more.
+fn connection(socket: &Path) -> io::Result<UnixStream> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|it| it.parse().ok()) else { continue };
+        // SAFETY: the descriptor is borrowed for the next two calls, and what has it open does so for longer:
+        // the driver, or, as for that of the directory, this function. Should another thread close one of its
+        // own meanwhile, the call fails, or looks at another socket.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let peer = getpeername(fd).ok().flatten().and_then(|it| SocketAddrUnix::try_from(it).ok());
+        if peer.is_some_and(|it| it.path_bytes() == Some(socket.as_os_str().as_bytes())) {
+            return Ok(UnixStream::from(fd.try_clone_to_owned()?));
+        }
+    }
+    Err(io::Error::other("there is no connection to the device"))
 }
 
 /// Memory that the device sees too.

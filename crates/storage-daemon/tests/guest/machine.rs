@@ -60,7 +60,7 @@ impl Machine {
             .arg(made.join("vmlinuz"))
             .arg("-initrd")
             .arg(made.join("initramfs"))
-            .args(["-append", "console=ttyS0 panic=-1"])
+            .args(["-append", "console=ttyS0 panic=-1 no_timer_check"])
             .args(["-serial", &format!("file:{}", tools::text(&console))])
             .args(["-chardev", &format!("socket,id=shell,path={}", tools::text(&socket))])
             .args(["-serial", "chardev:shell"])

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use coblk_aio::AioContext;
 use coblk_block::{BlockNode, drivers};
 use coblk_vhost_user_blk::{VhostUserBlk, VhostUserBlkOptions};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Where the daemon finds its image and its socket.
 const DAEMON: &str = "COBLK_VHOST_DAEMON";
@@ -52,6 +52,17 @@ impl Daemon {
             Pid::from_raw(pid)
         });
         Daemon { child, pid: ready.expect("the daemon does not start") }
+    }
+
+    /// Stops all of its threads, and returns when they stand. Not of one in a wrapper.
+    pub fn pause(&self) {
+        kill_process(self.pid, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(self.pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}");
+    }
+
+    pub fn go_on(&self) {
+        kill_process(self.pid, Signal::CONT).unwrap();
     }
 
     pub fn pid(&self) -> i32 {

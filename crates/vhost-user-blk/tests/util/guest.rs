@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -114,8 +115,8 @@ pub const INFLIGHT_BIT: u64 = 1 << 20;
 pub const SKIP_DRAIN_BIT: u64 = 1 << 23;
 
 /// Has also accepted these protocol features, which the front end of the vhost crate does not know.
-pub fn negotiate_more(stream: UnixStream, bits: u64) -> Frontend {
-    let mut front = negotiate_on(stream, 0);
+pub fn negotiate_more(stream: UnixStream, bits: u64, packed: bool) -> Frontend {
+    let mut front = negotiate_rings_on(stream, 0, packed);
     let known = front.get_protocol_features().unwrap().bits();
     let features = known & !(INFLIGHT_BIT | SKIP_DRAIN_BIT) | bits;
     front.set_protocol_features(VhostUserProtocolFeatures::from_bits_retain(features)).unwrap();
@@ -131,6 +132,21 @@ pub fn stop_without_drain(mut stream: &UnixStream, queue: u32) -> io::Result<u32
     let expected = [GET_VRING_BASE_SKIP_DRAIN, 1 | 4, 8, queue].map(u32::to_ne_bytes).concat();
     assert_eq!(answer[..16], expected);
     Ok(u32::from_ne_bytes(answer[16..].try_into().unwrap()))
+}
+
+/// The heads that a log of one queue marks as in flight.
+pub fn taken(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 16 + 16 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    (0..SIZE).filter(|head| bytes[16 + head * 16] != 0).collect()
+}
+
+/// The buffers that a log of one packed queue marks as in flight.
+pub fn taken_packed(log: &File) -> Vec<usize> {
+    let mut bytes = vec![0; 32 + 32 * SIZE];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    let taken = bytes[32..].chunks(32).filter(|entry| entry[0] != 0);
+    taken.map(|entry| usize::from(u16::from_le_bytes([entry[16], entry[17]]))).collect()
 }
 
 impl Guest {
@@ -159,8 +175,13 @@ impl Guest {
 
     /// One whose ring is packed, perhaps.
     pub fn with_ring(packed: bool) -> Guest {
+        Self::new().ringed(packed)
+    }
+
+    /// The same, with a ring that is packed, perhaps.
+    pub fn ringed(self, packed: bool) -> Guest {
         let side = PackedSide { avail: WRAP, used: WRAP, hidden: None };
-        Guest { packed: packed.then_some(side), ..Self::new() }
+        Guest { packed: packed.then_some(side), ..self }
     }
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -342,6 +363,7 @@ impl Guest {
             if let Some((place, rest)) = side.hidden.take() {
                 let word = self.memory.get_slice(place, 8).unwrap();
                 word.store(rest.to_le(), 0, Ordering::Release).unwrap();
+                self.has_written(place, 8);
             }
             return;
         }

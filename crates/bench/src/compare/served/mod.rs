@@ -28,12 +28,14 @@ use crate::report::{self, Report, Row};
 use crate::stats::Percentiles;
 use crate::workload::nbd::clients::NbdClients;
 use crate::workload::vhost_user::VhostUserClient;
-use works::{Device, Work};
+use works::{Device, Special, Work};
 
 /// From here on a client's share of its CPU says that it is what is measured.
 const BOTTLENECK: f64 = 0.95;
 /// Below this share of the requests that were due, a server did not keep up.
 const KEPT_UP: f64 = 0.99;
+/// The share of its requests that a server has to make while it marks dirty pages.
+const LOGGED: f64 = 0.9;
 /// Until then a server has noticed that no requests come any more, or goes on after a pause.
 const SETTLED: Duration = Duration::from_millis(2);
 
@@ -134,9 +136,8 @@ impl Stage<'_> {
             io::Error::new(error.kind(), format!("our server for {}: {error}", self.work.name()))
         };
         let queues = self.work.queues;
-        let bench = self
-            .bench(ours, queues, self.work.packed, &directory.path().join("ours.sock"))
-            .map_err(named)?;
+        let socket = directory.path().join("ours.sock");
+        let bench = self.bench(ours, queues, self.work.special, &socket).map_err(named)?;
         let mut seen = vec![("coblk", Rc::clone(&bench.seen))];
         let mut contest = Contest::new(self.work.name(), self.work.unit(), bench.laps());
         if let Some(per_s) = self.work.per_s {
@@ -146,13 +147,16 @@ impl Stage<'_> {
         }
         if self.work.is_threaded() {
             let socket = directory.path().join("one.sock");
-            let bench = self.bench(ours, 1, false, &socket).map_err(named)?;
+            let bench = self.bench(ours, 1, None, &socket).map_err(named)?;
             contest = contest.peer_to_beat("coblk, 1 iothread", 1.8, bench.laps());
         }
-        if self.work.packed {
-            let socket = directory.path().join("split.sock");
-            let bench = self.bench(ours, queues, false, &socket).map_err(named)?;
-            contest = contest.peer("coblk, split", bench.laps());
+        if let Some(special) = self.work.special {
+            let socket = directory.path().join("plain.sock");
+            let bench = self.bench(ours, queues, None, &socket).map_err(named)?;
+            contest = match special {
+                Special::Packed => contest.peer("coblk, split", bench.laps()),
+                Special::Logged => contest.peer_to_beat("coblk, no log", LOGGED, bench.laps()),
+            };
         }
         let mut notes = Vec::new();
         for (index, (program, goal)) in self.work.peers().iter().enumerate() {
@@ -162,7 +166,7 @@ impl Stage<'_> {
                 continue;
             }
             let socket = directory.path().join(format!("{index}.sock"));
-            match self.bench(program, queues, false, &socket) {
+            match self.bench(program, queues, None, &socket) {
                 Ok(bench) => {
                     seen.push((name, Rc::clone(&bench.seen)));
                     contest = match goal {
@@ -197,10 +201,11 @@ impl Stage<'_> {
         &self,
         program: &Program,
         iothreads: usize,
-        packed: bool,
+        special: Option<Special>,
         socket: &Path,
     ) -> io::Result<Bench> {
         let work = self.work;
+        let packed = special == Some(Special::Packed);
         let service = Service {
             protocol: work.protocol,
             image: self.image.map(Image::path),
@@ -221,7 +226,10 @@ impl Stage<'_> {
                     .map(Client::VhostUser)
             }
         };
-        let client = server.connect(socket, connect)?;
+        let mut client = server.connect(socket, connect)?;
+        if let (Client::VhostUser(client), Some(Special::Logged)) = (&mut client, special) {
+            client.give_log(socket)?;
+        }
         if program.spins() {
             server.pause()?;
         }

@@ -32,6 +32,24 @@ pub enum Device {
     Cached,
 }
 
+/// What is different in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// The queue is packed.
+    Packed,
+    /// The server marks what it writes to the client's memory, as while a guest moves.
+    Logged,
+}
+
+impl Special {
+    fn words(self) -> &'static str {
+        match self {
+            Special::Packed => ", packed",
+            Special::Logged => ", dirty log",
+        }
+    }
+}
+
 /// One row. Each keeps its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
@@ -51,8 +69,8 @@ pub struct Work {
     pub per_s: Option<u64>,
     /// A stranger has one of the servers' CPUs.
     pub taken: bool,
-    /// The queue is packed, and our own server with a split one is beside it.
-    pub packed: bool,
+    /// What is different from our own server as it is otherwise, which is then beside it.
+    pub special: Option<Special>,
 }
 
 impl Work {
@@ -89,10 +107,17 @@ impl Work {
         works.extend(beside_a_stranger.map(|(device, kind)| {
             Work { taken: true, ..Work::plain(protocol, device, kind) } //
         }));
+        if protocol == Protocol::VhostUser {
+            works.extend([ReadWrite::RandRead, ReadWrite::RandWrite].map(|kind| {
+                let plain = Work::plain(protocol, Device::Null, kind);
+                Work { special: Some(Special::Logged), depth: THREADS_DEPTH, ..plain }
+            }));
+        }
         works.extend(Work::at_rates(protocol));
         if protocol == Protocol::VhostUser {
             let plain = Work::plain(protocol, Device::Null, ReadWrite::RandRead);
-            works.push(Work { depth: THREADS_DEPTH, packed: true, ..plain });
+            let special = Some(Special::Packed);
+            works.push(Work { depth: THREADS_DEPTH, special, ..plain });
         }
         works
     }
@@ -113,8 +138,8 @@ impl Work {
     /// Small requests, one at a time.
     pub fn plain(protocol: Protocol, device: Device, kind: ReadWrite) -> Work {
         let (block_bytes, depth, queues) = (SMALL_BYTES, 1, 1);
-        let (per_s, taken, packed) = (None, false, false);
-        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, packed }
+        let (per_s, taken, special) = (None, false, None);
+        Work { protocol, device, kind, block_bytes, depth, queues, per_s, taken, special }
     }
 
     /// Its name.
@@ -127,9 +152,9 @@ impl Work {
         let size = fio::size_word(self.block_bytes as u64);
         let queues = if self.queues > 1 { format!(" x{}", self.queues) } else { String::new() };
         let taken = if self.taken { ", one CPU taken" } else { "" };
-        let packed = if self.packed { ", packed" } else { "" };
+        let special = self.special.map_or("", Special::words);
         match self.per_s {
-            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{packed}"),
+            None => format!("{protocol} {device} {kind} {size} QD{depth}{queues}{taken}{special}"),
             Some(0) => format!("{protocol} {device} {kind} {size} at 0/s"),
             Some(rate) => format!("{protocol} {device} {kind} {size} at {}k/s", rate / 1000),
         }
@@ -165,7 +190,7 @@ impl Work {
 
     /// The others, and how many times ours should be as good; then the floors.
     pub fn peers(&self) -> Vec<(Program, Option<f64>)> {
-        if self.packed {
+        if self.special.is_some() {
             return Vec::new();
         }
         if self.is_threaded() {
@@ -201,13 +226,14 @@ mod tests {
             "vhost-user page cache randread 4k QD1 x2",
             "nbd null randread 4k QD1, one CPU taken",
             "vhost-user page cache randwrite 4k QD1, one CPU taken",
+            "vhost-user null randread 4k QD32, dirty log",
             "vhost-user null randread 4k at 0/s",
             "nbd null randread 4k at 100k/s",
             "vhost-user null randread 4k QD32, packed",
         ] {
             assert!(names.iter().any(|it| it == name), "{name}: {names:?}");
         }
-        assert_eq!(names.len(), 14 + 16 + 2 * 7 + 1);
+        assert_eq!(names.len(), 14 + 16 + 2 * 7 + 3);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), works.len());
