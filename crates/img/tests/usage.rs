@@ -6,7 +6,7 @@ use coblk_tests::tools;
 use crate::util::Place;
 
 /// Arguments that make no sense, or not with what there is.
-const MISTAKES: [&str; 67] = [
+const MISTAKES: [&str; 70] = [
     "",
     "frob",
     "info",
@@ -38,6 +38,7 @@ const MISTAKES: [&str; 67] = [
     "convert -T frob a.raw c.raw",
     "convert -r frob a.raw c.raw",
     "convert -c a.raw c.raw",
+    "convert -n -o size=1M a.raw a.raw",
     "convert -C -S 4k a.raw c.raw",
     "convert --target-is-zero a.raw c.raw",
     "convert -n a.raw missing",
@@ -46,6 +47,7 @@ const MISTAKES: [&str; 67] = [
     "create -f frob c.raw 1M",
     "create c.raw",
     "create c.raw frob",
+    "create -o size=1M c.raw 1M",
     "create -b a.raw c.raw 1M",
     "create missing/c.raw 1M",
     "resize a.raw",
@@ -68,6 +70,7 @@ const MISTAKES: [&str; 67] = [
     "snapshot",
     "snapshot -c s -d s b.qcow2",
     "snapshot -d missing b.qcow2",
+    "snapshot -d 1 c.qcow2",
     "amend a.raw",
     "amend -f raw -o frob=1 a.raw",
     "rebase missing",
@@ -81,6 +84,8 @@ fn mistakes_have_qemu_imgs_codes() {
     let place = Place::new();
     place.raw("a.raw", 1 << 20);
     place.qemu_img("create -q -f qcow2 b.qcow2 1M");
+    place.qemu_img("create -q -f qcow2 c.qcow2 1M");
+    place.qemu_img("snapshot -c s c.qcow2");
     for arguments in MISTAKES {
         let ours = place.ours(arguments);
         // Older versions let some of them pass, and hang at others.
@@ -106,4 +111,46 @@ fn help_and_version_are_no_mistake() {
         assert_eq!((said.code, said.error.as_str()), (0, ""), "{arguments}");
         assert!(said.out.contains("coblk-img"), "{arguments}: {said:?}");
     }
+}
+
+#[test]
+fn a_mistake_costs_no_target() {
+    let place = Place::new();
+    place.raw("a.raw", 1 << 20);
+    place.qemu_img("convert -O qcow2 a.raw b.qcow2");
+    place.raw("there", 1 << 20);
+    let there = place.read("there");
+    for arguments in [
+        "convert -O qcow2 -S frob a.raw",
+        "convert -O qcow2 -r frob a.raw",
+        "convert -O qcow2 -m 0 a.raw",
+        "convert -O qcow2 -t frob a.raw",
+        "convert -O qcow2 -o frob=1 a.raw",
+        "convert -O qcow2 -o cluster_size=1 a.raw",
+        "convert -O qcow2 -o size=16E a.raw",
+        "convert -O qcow2 --bitmaps -o compat=v2 b.qcow2",
+        "convert -O raw --bitmaps b.qcow2",
+        "convert -O raw -c a.raw",
+        "convert -O frob a.raw",
+        "create -f qcow2 -o frob=1,size=1M",
+        "create -f qcow2 -o refcount_bits=3,size=1M",
+        "create -f qcow2 -o size=1E",
+        "create -f frob -o size=1M",
+    ] {
+        for name in ["there", "missing"] {
+            assert_eq!(place.ours(&format!("{arguments} {name}")).code, 1, "{arguments} {name}");
+        }
+        assert!(place.read("there") == there, "{arguments}");
+        assert!(!place.path("missing").exists(), "{arguments}");
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_made_leaves_no_file() {
+    let place = Place::new();
+    // The data file is a directory, which is found out behind the making of the image's own file.
+    std::fs::create_dir(place.path("directory")).unwrap();
+    let said = place.ours("create -f qcow2 -o data_file=directory/missing/data c.qcow2 1M");
+    assert_eq!(said.code, 1);
+    assert!(!place.path("c.qcow2").exists(), "{said:?}");
 }

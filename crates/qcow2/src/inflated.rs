@@ -17,7 +17,7 @@ use crate::loading::Loading;
 pub(crate) struct InflatedClusters {
     max: usize,
     kept: Mutex<Kept>,
-    loading: Loading,
+    loading: Loading<()>,
 }
 
 #[derive(Default)]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
 
 use coblk::{BlockNode, WriteFlags};
+use serde_json::Value;
 
 use super::create::{NewImage, create_options};
 use super::options::{Objects, cache};
@@ -25,6 +26,7 @@ const DEFAULT_SPARSE_BYTES: u64 = 4096;
 /// Zeroes are looked for in units of at most so many bytes.
 const MAX_ZERO_UNIT: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
+const NO_COMPRESSION: &str = "Compression not supported for this file format";
 
 /// Copy images to another one, in any format
 #[derive(clap::Args, Debug)]
@@ -124,6 +126,7 @@ impl Convert {
         let Some((target_name, sources @ [_, ..])) = self.filenames.split_last() else {
             return Err(Failure::usage("Must specify image file name"));
         };
+        self.check()?;
         if self.source_snapshot.is_some() && sources.len() > 1 {
             return Err(Failure::new("A snapshot of one image can be copied, and not of several"));
         }
@@ -153,6 +156,23 @@ impl Convert {
         tool.images.co_close(tool.co, target)
     }
 
+    /// Checks what needs no image, before one is opened or made.
+    fn check(&self) -> Result<(), Failure> {
+        (self.pieces()?, self.sparse_bytes()?, self.bytes_a_second()?);
+        if self.no_create && !self.target_options.is_empty() {
+            return Err(Failure::new("-o has no effect when skipping image creation"));
+        }
+        if self.compress && self.target_format() == "raw" && !self.target_image_opts {
+            return Err(Failure::new(NO_COMPRESSION));
+        }
+        let options = create_options(&self.target_options)?;
+        let compat = options.get("compat").and_then(Value::as_str);
+        if self.bitmaps && matches!(compat, Some("0.10" | "v2")) {
+            return Err(Failure::new("Images of version 2 do not support bitmaps"));
+        }
+        Ok(())
+    }
+
     /// Whether the new image reads as its backing file where it has nothing, and not as zeroes.
     fn has_backing(&self) -> Result<bool, Failure> {
         let options = create_options(&self.target_options)?;
@@ -167,6 +187,10 @@ impl Convert {
         let number =
             |text: &String| size::parse_number("number of coroutines", text, 1, MAX_PIECES);
         Ok(self.parallel.as_ref().map_or(Ok(DEFAULT_PIECES), number)? as usize)
+    }
+
+    fn bytes_a_second(&self) -> Result<Option<u64>, Failure> {
+        self.rate.as_deref().map(|rate| size::parse("rate limit", rate)).transpose()
     }
 
     fn sparse_bytes(&self) -> Result<u64, Failure> {
@@ -276,14 +300,13 @@ impl Convert {
             zero_unit: unit.max(zero_unit).max(limits.pwrite_zeroes_alignment.into()),
         };
         let max = if sparse_bytes == 0 { max_bytes_of_data } else { max_bytes };
-        let rate = self.rate.as_deref().map(|rate| size::parse("rate limit", rate)).transpose()?;
         Ok(Copy {
             parts,
             target,
             queue: Queue::new(self.pieces()?, max, tool.interrupt.clone()),
             order,
             is_of_page_cache: !is_direct,
-            rate: rate.map(Rate::new),
+            rate: self.bytes_a_second()?.map(Rate::new),
             salvage: self.salvage.then_some(Quiet(self.quiet)),
             progress: Arc::clone(progress),
             buffers: Mutex::default(),
@@ -305,5 +328,5 @@ fn is_zero_when_new(node: &BlockNode) -> bool {
 fn cluster_bytes(tool: &Tool<'_, '_>, node: &BlockNode) -> Result<u64, Failure> {
     let info = node.co_image(tool.co).and_then(|image| image.info());
     let bytes = info.ok().and_then(|info| info.cluster_size);
-    bytes.ok_or_else(|| Failure::new("Compression not supported for this file format"))
+    bytes.ok_or_else(|| Failure::new(NO_COMPRESSION))
 }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 
+use coblk::block::CreateError;
 use coblk::drivers::RbdOptions;
 use coblk::qapi::from_keyval;
 use serde_json::{Map, Value, json};
@@ -52,18 +53,21 @@ impl Create {
             return Err(Failure::usage("Expecting image file name"));
         };
         let bytes = self.size.as_deref().map(|text| size::parse("image size", text)).transpose()?;
+        let options = create_options(&self.options)?;
+        if bytes.is_some() && options.contains_key("size") {
+            let name = filename.display();
+            return Err(Failure::new(format!(
+                "{name}: The image size must be specified only once"
+            )));
+        }
         let new = NewImage {
             format: &self.format,
             name: filename,
             bytes,
             backing: self.backing.as_ref(),
             backing_format: self.backing_format.as_deref(),
-            options: create_options(&self.options)?,
+            options,
         };
-        let drivers = tool.images.blockdevs().drivers().names();
-        if !drivers.contains(&&*self.format) {
-            return Err(Failure::new(format!("Unknown file format '{}'", self.format)));
-        }
         let new = new.completed(tool, self.backing_unsafe)?;
         say(self.quiet, &new.line())?;
         new.co_make(tool)
@@ -130,6 +134,9 @@ impl<'a> NewImage<'a> {
         is_unsafe: bool,
     ) -> Result<Complete<'a>, Failure> {
         let failed = |why: String| Failure::new(format!("{}: {why}", self.name.display()));
+        if !tool.images.blockdevs().drivers().names().contains(&self.format) {
+            return Err(Failure::new(format!("Unknown file format '{}'", self.format)));
+        }
         let mut options = self.options;
         let mut set = |name: &str, value: Option<Value>| {
             if let Some(value) = value {
@@ -242,19 +249,21 @@ impl Complete<'_> {
         }
         own.insert("driver".to_owned(), json!(self.format));
         own.insert("size".to_owned(), json!(self.bytes));
+        // What cannot be made is known before the file that is there is lost.
+        drivers.co_measure(tool.co, own.clone(), None).map_err(|error| failed(&error))?;
         let protocol = if is_device(path) { "host_device" } else { "file" };
         own.insert("file".to_owned(), json!({"driver": protocol, "filename": text}));
         if protocol == "file" {
             drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
         }
-        if let Some(Value::String(path)) = own.get(DATA_FILE) {
-            let node = json!({"driver": "file", "filename": path});
-            let mut file = node.as_object().cloned().unwrap_or_default();
-            file.insert("size".to_owned(), json!(0));
-            drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
-            own.insert(DATA_FILE.to_owned(), node);
-        }
-        drivers.co_create(tool.co, own).map_err(|error| failed(&error))
+        let made = co_make_format(tool, own);
+        made.map_err(|error| {
+            if protocol == "file" {
+                // An empty file would pass for a raw image.
+                let _ = std::fs::remove_file(path);
+            }
+            failed(&error)
+        })
     }
 
     /// Makes an image of a Ceph cluster, and the image of a format in it.
@@ -299,6 +308,19 @@ impl Complete<'_> {
             false => Ok(()),
         }
     }
+}
+
+/// Makes the image of a format in its file, and the file for its data before that.
+fn co_make_format(tool: &Tool<'_, '_>, mut own: Map<String, Value>) -> Result<(), CreateError> {
+    let drivers = tool.images.blockdevs().drivers();
+    if let Some(Value::String(path)) = own.get(DATA_FILE) {
+        let node = json!({"driver": "file", "filename": path});
+        let mut file = node.as_object().cloned().unwrap_or_default();
+        file.insert("size".to_owned(), json!(0));
+        drivers.co_create(tool.co, file)?;
+        own.insert(DATA_FILE.to_owned(), node);
+    }
+    drivers.co_create(tool.co, own)
 }
 
 /// Whether a path is that of a device.

@@ -28,8 +28,8 @@ pub(crate) struct Snapshot {
     /// Give the image what the snapshot of this id or name has
     #[arg(short, long, value_name = "SNAPSHOT", conflicts_with = "delete")]
     apply: Option<String>,
-    /// Delete the snapshot of this id or name
-    #[arg(short, long, value_name = "SNAPSHOT")]
+    /// Delete the snapshot of this name
+    #[arg(short, long, value_name = "NAME")]
     delete: Option<String>,
     /// The image
     filename: OsString,
@@ -48,7 +48,7 @@ impl Snapshot {
             }),
             (_, Some(name), _) => self.co_apply(tool, &image.node, &image.backend, name),
             (_, _, Some(name)) => self.co_change(tool, &image.node, "delete", name, |image, co| {
-                image.co_delete_snapshot(co, &co_find(image, co, name)?.id)
+                co_delete(image, co, name)
             }),
             _ => self.co_list(tool, &image.node),
         }?;
@@ -103,6 +103,13 @@ fn failed(verb: &str, name: &str, error: &std::io::Error) -> Failure {
         _ => words(error),
     };
     Failure::new(format!("Could not {verb} snapshot '{name}': {why}"))
+}
+
+/// Deletes by the name alone: a name that looks like an id is not to cost another snapshot.
+fn co_delete(image: &Operations<'_>, co: &Co<'_>, name: &str) -> std::io::Result<()> {
+    let found = image.co_snapshots(co)?.into_iter().find(|it| it.name == name);
+    let found = found.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOENT))?;
+    image.co_delete_snapshot(co, &found.id)
 }
 
 /// The snapshot of an id, or else of a name.

@@ -34,6 +34,8 @@ const WAYS: usize = 8;
 const MAX_UNITS: u64 = 64;
 /// Slots that are looked at together for slices that were not used: for so long requests wait for the lock.
 const CLEANED: usize = 256;
+/// Memory to read slices to that is kept while none is read, at most, in bytes.
+const SPARE_BYTES: u64 = 128 << 10;
 
 pub(crate) struct SliceCache {
     heads: LazyWords,
@@ -46,8 +48,8 @@ pub(crate) struct SliceCache {
     word_bits: u32,
     /// Bytes of a slice that are written together.
     unit_bytes: u64,
-    /// Slices that are being read.
-    loading: Loading,
+    /// Slices that are being read, each to memory of its own, which is kept for others.
+    loading: Loading<Vec<u8>>,
 }
 
 /// How many slots a cache has, and how they are grouped.
@@ -101,7 +103,7 @@ impl SliceCache {
             slice_bytes,
             word_bits: (slice_bytes / 8).ilog2(),
             unit_bytes: unit.min(slice_bytes),
-            loading: Loading::default(),
+            loading: Loading::keeping((SPARE_BYTES / slice_bytes) as usize),
         })
     }
 
@@ -212,7 +214,7 @@ impl SliceCache {
     }
 
     /// The turn of a coroutine that is to read a slice.
-    pub(crate) fn load(&self, slice: u64) -> Load<'_> {
+    pub(crate) fn load(&self, slice: u64) -> Load<'_, Vec<u8>> {
         self.loading.enter(slice)
     }
 

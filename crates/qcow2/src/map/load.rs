@@ -36,7 +36,9 @@ impl Image {
         look: impl Fn(&[AtomicU64]) -> R,
     ) -> io::Result<R> {
         let load = self.cache.load(slice);
-        let _turn = load.co_turn(co);
+        let mut bytes = load.co_turn(co);
+        // No memory that was kept is zeroed again.
+        bytes.resize(self.cache.slice_bytes() as usize, 0);
         loop {
             let rewrites = self.rewrites.count();
             let found = {
@@ -50,9 +52,9 @@ impl Image {
                 Ok(found) => found,
                 Err(error) => return Err(self.co_corrupt(co, &error)),
             };
-            let mut bytes = vec![0; self.cache.slice_bytes() as usize];
-            if let Place::Table(table) = place {
-                self.co_read_slice(co, table, slice, &mut bytes)?;
+            match place {
+                Place::Table(table) => self.co_read_slice(co, table, slice, &mut bytes)?,
+                Place::Zeroes => bytes.fill(0),
             }
             if is_shared {
                 self.strip_copied(&mut bytes);
