@@ -5,9 +5,14 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 
-use coblk_aio::{AioContext, EventHandler, EventNotifier, FdHandler, FdInterest, Readiness};
+use coblk_aio::{
+    AioContext, EventHandler, EventNotifier, FdHandler, FdInterest, IoThread, Readiness,
+};
 
 use crate::util::{Log, OnDrop, watchdog};
 
@@ -328,4 +333,55 @@ fn kicks_of_a_notifier_are_merged() {
     notifier.set().unwrap();
     assert!(!ctx.try_poll());
     assert!(notifier.test_and_clear().unwrap() && !notifier.test_and_clear().unwrap());
+}
+
+/// Has a context go through its loop.
+fn pass(thread: &IoThread) {
+    for _ in 0..2 {
+        let (tell, told) = channel();
+        thread.handle().schedule(move |_| tell.send(()).unwrap());
+        told.recv().unwrap();
+    }
+}
+
+/// If all were called, each byte would be two calls, for the kernel queues them as it comes. A loop that does not sleep
+/// is called as well, so it may take some bytes until one finds both asleep.
+#[test]
+fn of_loops_that_sleep_on_a_shared_descriptor_one_is_called() {
+    let _watchdog = watchdog();
+    let (a, mut b) = pair();
+    let a = Arc::new(a);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let threads = ["one", "two"].map(|name| {
+        let (a, calls, thread) = (Arc::clone(&a), Arc::clone(&calls), IoThread::new(name).unwrap());
+        thread.handle().schedule(move |ctx| {
+            // It keeps itself, until its context ends.
+            let slot: Owned<UnixStream> = Rc::default();
+            let (socket, kept) = (a.try_clone().unwrap(), Rc::clone(&slot));
+            let handler = ctx.fd_handler(socket, FdInterest::ReadShared, move |_, _| {
+                calls.fetch_add(1, Ordering::SeqCst);
+                while (&*a).read(&mut [0]).is_ok() {}
+                assert!(kept.borrow().is_some());
+            });
+            let handler = handler.unwrap();
+            assert!(handler.set_interest(FdInterest::Read).is_err());
+            slot.replace(Some(handler));
+        });
+        pass(&thread);
+        thread
+    });
+    let mut is_shared = false;
+    for _ in 0..2000 {
+        let before = calls.load(Ordering::SeqCst);
+        b.write_all(b"x").unwrap();
+        while calls.load(Ordering::SeqCst) == before {
+            thread::yield_now();
+        }
+        threads.iter().for_each(pass);
+        is_shared |= calls.load(Ordering::SeqCst) == before + 1;
+        if is_shared {
+            break;
+        }
+    }
+    assert!(is_shared, "all are called each time");
 }

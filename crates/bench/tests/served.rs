@@ -96,9 +96,15 @@ fn vhost_user_servers_take_turns() {
     let directory = tempfile::tempdir().unwrap();
     let plot = directory.path().to_str().unwrap();
     let rows = rows(&["vhost-user", "--only", "QD32", "--plot", plot]);
-    // And one for each depth of the curve.
-    assert_eq!(rows.len(), 8 + 6);
-    rows.iter().for_each(|row| check(row, &[("qemu-storage-daemon", 2.0)]));
+    // And one for each depth of the curve, two with a log, and one of packed rings.
+    assert_eq!(rows.len(), 8 + 6 + 2 + 1);
+    for row in &rows {
+        match row["work"].as_str().unwrap().rsplit_once(", ") {
+            Some((_, "dirty log")) => check(row, &[("coblk, no log", 0.9)]),
+            Some((_, "packed")) => assert!(row["ratio"]["coblk, split"].is_number(), "{row}"),
+            _ => check(row, &[("qemu-storage-daemon", 2.0)]),
+        }
+    }
     let picture = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
     assert!(picture("ratios.svg").contains("vhost-user null randread 4k QD32 x2"));
     assert!(picture("latency.svg").contains(">coblk<"));

@@ -323,6 +323,12 @@ mod tests {
         drop(first);
         assert!(!is_fuse_mount(&path));
         drop(device);
+        // A panic takes it away, too.
+        let panicked = std::panic::catch_unwind(|| {
+            let _mounted = mount();
+            assert!(!is_fuse_mount(&path), "as it should be");
+        });
+        assert!(panicked.is_err() && !is_fuse_mount(&path));
         let (second, device) = mount();
         unmount_all();
         assert!(!is_fuse_mount(&path));

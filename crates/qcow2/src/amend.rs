@@ -38,7 +38,7 @@ impl Image {
     /// EINVAL, with a text, for options that make no sense, or that there are not. Those of each change.
     pub(crate) fn co_amend_image(&self, co: &Co<'_>, amend: Amend<'_>) -> io::Result<()> {
         // Tables, and the header, are changed by one at a time.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         let options: Qcow2AmendOptions = amend.options.take().map_err(invalid)?;
         let old = self.header();

@@ -25,7 +25,7 @@ impl Image {
         backing: Option<&BackingName>,
     ) -> io::Result<()> {
         // The header is not changed beside a repair.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let backing = backing.filter(|backing| !backing.name.is_empty());
         let header = self.header();
         if backing.is_some() && header.autoclear.contains(Autoclear::RAW_DATA_FILE) {

@@ -41,11 +41,12 @@ impl Image {
     /// Writes all, bitmaps too, and has the file end behind the last cluster that is used.
     ///
     /// # Errors
-    /// Those of writing.
+    /// EBUSY if a change of the whole image waits for the end of a drained section; those of writing.
     pub(crate) fn co_finish(&self, co: &Co<'_>) -> io::Result<()> {
         if !self.is_written() || self.check_alive().is_err() {
             return Ok(());
         }
+        self.check_turn()?;
         self.co_store_bitmaps(co)?;
         self.co_settle(co)?;
         if self.has_grown() { self.co_cut_file(co) } else { Ok(()) }

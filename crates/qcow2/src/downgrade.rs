@@ -23,6 +23,7 @@ use crate::layout::{
     CompressionType, FormatError, Header, Incompatible, L2Entry, Snapshot, l1_offset,
 };
 use crate::link::{Change, Obstacle};
+use crate::snapshot::Held;
 use crate::space::Patience;
 use crate::state::State;
 use crate::tables;
@@ -92,10 +93,9 @@ impl Image {
         let mut without = Without { image: self, is_done: false };
         self.is_downgraded.store(true, Ordering::SeqCst);
         // What is being changed was looked at before that, perhaps.
-        let held = self.co_hold_unmarked(co)?;
-        if self.compression() == CompressionType::Zstd
-            && self.co_has_entry(co, L2Entry::is_compressed)?
-        {
+        let is_zstd = self.compression() == CompressionType::Zstd;
+        let (held, has_zstd) = self.co_hold_with(co, is_zstd.then_some(L2Entry::is_compressed))?;
+        if has_zstd {
             let why = "'compat': an image with clusters that are compressed by zstd cannot become \
                        version 2";
             return Err(FormatError::unsupported(why).into());
@@ -104,8 +104,8 @@ impl Image {
         let has_backing = self.backing.node().is_some() || self.header().backing.is_some();
         self.co_expand(co, has_backing, progress)?;
         self.co_expand_snapshots(co, has_backing)?;
-        let held = self.co_hold_unmarked(co)?;
-        if self.co_has_entry(co, L2Entry::says_zeroes)? {
+        let (held, has_zeroes) = self.co_hold_with(co, Some(L2Entry::says_zeroes))?;
+        if has_zeroes {
             return Err(io::Error::other("entries that say zeroes are left"));
         }
         self.co_flush_files(co)?;
@@ -115,8 +115,27 @@ impl Image {
         Ok(())
     }
 
-    /// Whether the disk, or a snapshot, has such an entry, as the file has them.
-    fn co_has_entry(&self, co: &Co<'_>, is_such: fn(L2Entry) -> bool) -> io::Result<bool> {
+    /// Has the mapping stand still. Returns whether the disk, or a snapshot, has such an entry then, if asked for.
+    fn co_hold_with(
+        &self,
+        co: &Co<'_>,
+        is_such: Option<fn(L2Entry) -> bool>,
+    ) -> io::Result<(Held<'_>, bool)> {
+        self.co_interruptible(co, |gives_way| {
+            let held = self.co_hold_unmarked(co)?;
+            let has = is_such.map(|is_such| self.co_has_entry(co, is_such, gives_way));
+            Ok((held, has.transpose()? == Some(true)))
+        })
+    }
+
+    /// Whether the disk, or a snapshot, has such an entry, as the file has them. Ends with EINTR if it `gives_way` to a
+    /// drain.
+    fn co_has_entry(
+        &self,
+        co: &Co<'_>,
+        is_such: fn(L2Entry) -> bool,
+        gives_way: bool,
+    ) -> io::Result<bool> {
         let mut l1: BTreeSet<u64> = (0..self.l1.entries()).map(|it| self.l1.get(it)).collect();
         let snapshots = self.snapshots().clone();
         for snapshot in snapshots {
@@ -127,6 +146,9 @@ impl Image {
         for entry in l1 {
             if !co.is_wanted() {
                 return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            }
+            if gives_way {
+                self.check_drain()?;
             }
             let Some(table) = l1_offset(entry, self.geometry)
                 .map_err(|corruption| self.co_corrupt(co, &corruption))?
@@ -164,6 +186,7 @@ impl Image {
             if self.l1.get(self.geometry.l1_index(part.start)) == 0 {
                 continue;
             }
+            self.co_give_way(co);
             match has_backing {
                 false => self.co_clear(co, part, Clear::Plain)?,
                 true => self.co_write_out(co, part)?,
@@ -178,6 +201,7 @@ impl Image {
         let zeroes = vec![0; PIECE_BYTES.max(self.geometry.cluster_bytes()) as usize];
         let (mut at, mut patience) = (range.start, Patience::default());
         while at < range.end {
+            self.co_give_way(co);
             let most = (at + zeroes.len() as u64).min(self.slice_end(at));
             let part = at..range.end.min(most);
             self.co_have_slice(co, at)?;

@@ -247,6 +247,7 @@ impl BlockDriver for Qcow2 {
     }
 
     fn drained_end(&self) {
+        self.image.whole_turn.goes_on();
         self.image.survey.hold(false);
     }
 

@@ -34,7 +34,7 @@ impl Image {
     pub(crate) fn co_empty(&self, co: &Co<'_>) -> io::Result<()> {
         self.co_begin_change(co)?;
         // L1 tables are changed by one at a time.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         if self.header().autoclear.contains(Autoclear::RAW_DATA_FILE) {
             let why = "an image whose data file is raw cannot be emptied";
             return Err(FormatError::invalid(why).into());
@@ -45,12 +45,21 @@ impl Image {
         }
     }
 
-    /// Drops entry by entry. L2 tables stay, as requests may be using them.
+    /// Drops entry by entry, and [gives way](crate::giving_way) to drains between tables. L2 tables stay, as requests
+    /// may be using them.
     fn co_drop_all(&self, co: &Co<'_>) -> io::Result<()> {
         let end = self.disk_bytes().next_multiple_of(self.geometry.cluster_bytes());
-        self.co_clear(co, 0..end, Clear::Dropped)?;
+        let mut at = 0;
+        while at < end {
+            self.co_give_way(co);
+            let next = self.geometry.l1_start(self.geometry.l1_index(at) + 1);
+            let part = at..next.unwrap_or(u64::MAX).min(end);
+            at = part.end;
+            self.co_clear(co, part, Clear::Dropped)?;
+        }
         self.co_settle(co)?;
         self.co_pass_grace(co);
+        self.co_give_way(co);
         self.co_drop_empty_blocks(co)?;
         self.co_settle(co)?;
         self.co_pass_grace(co);

@@ -15,6 +15,7 @@ use crate::commit::BlockLoads;
 use crate::encryption::Encryption;
 use crate::epoch::Epochs;
 use crate::event::ImageCorrupted;
+use crate::giving_way::WholeTurn;
 use crate::header_io::HeaderCell;
 use crate::holes::Holes;
 use crate::inflated::InflatedClusters;
@@ -45,8 +46,7 @@ pub(crate) struct Image {
     /// How clusters were compressed when the image was opened.
     compression: CompressionType,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
-    /// Held by the one that changes tables as a whole: snapshots, bitmaps, the length, properties, repairs.
-    pub(crate) snapshot_turn: CoMutex<()>,
+    pub(crate) whole_turn: WholeTurn,
     pub(crate) bitmaps: StoredBitmaps,
     /// The snapshot that is read instead of the disk, as an option names it.
     pub(crate) shown: Option<String>,
@@ -154,7 +154,7 @@ impl Image {
             l1: L1::new(&parts.l1, parts.shown.l1_entries.into()),
             shown: parts.shown.snapshot,
             snapshots: Mutex::new(parts.snapshots),
-            snapshot_turn: CoMutex::new(()),
+            whole_turn: WholeTurn::default(),
             bitmaps: parts.bitmaps,
             header: HeaderCell::new(*header, parts.cluster),
             state: Mutex::new(State::new(parts.cache.owed(), parts.refcounts)),

@@ -48,6 +48,7 @@ mod encryption;
 mod epoch;
 mod event;
 mod fuzz;
+mod giving_way;
 mod header_io;
 mod holes;
 mod image;

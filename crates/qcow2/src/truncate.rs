@@ -35,7 +35,7 @@ impl Image {
     /// The disk has the old length then. Those of the children: a disk that was to be shorter may be so.
     pub(crate) fn co_truncate(&self, co: &Co<'_>, length: u64, how: Truncate) -> io::Result<()> {
         // L1 tables are changed by one at a time.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         self.check_truncate(length, how)?;
         let old = self.disk_bytes();
         if length >= old {

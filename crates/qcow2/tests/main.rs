@@ -22,6 +22,7 @@ mod encrypted_write;
 mod encryption;
 mod files;
 mod giving_way;
+mod giving_way_changes;
 mod header_faults;
 mod holding;
 mod hostile;

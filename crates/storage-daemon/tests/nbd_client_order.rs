@@ -247,6 +247,21 @@ fn a_newer_write_waits_for_one_that_has_failed_and_may_still_be_carried_out() {
 /// What a connection of a server has seen that hangs: the byte of a write, and whether the first one was closed before.
 type Sight = (u8, bool);
 
+/// Answers all, and tells of the writes.
+fn tell_writes(mut fake: Fake, says: &Sender<Sight>, is_closed: &AtomicBool) {
+    while let Ok(asked) = fake.request() {
+        match asked.command {
+            fake::WRITE => {
+                says.send((asked.payload[0], is_closed.load(Ordering::Acquire))).unwrap();
+            }
+            fake::DISCONNECT => return,
+            _ => {}
+        }
+        let answer = fake.answer(&asked, 0, &[]);
+        let _ = fake.say(&answer);
+    }
+}
+
 /// The other context has a connection that was never lost.
 #[test]
 fn a_newer_write_of_another_context_waits_for_one_that_has_failed_too() {
@@ -266,29 +281,16 @@ fn a_newer_write_of_another_context_waits_for_one_that_has_failed_too() {
             return Some(fake);
         }
     };
-    let serve = |mut fake: Fake, says: &Sender<Sight>| {
-        while let Ok(asked) = fake.request() {
-            match asked.command {
-                fake::WRITE => {
-                    says.send((asked.payload[0], is_closed.load(Ordering::Acquire))).unwrap();
-                }
-                fake::DISCONNECT => return,
-                _ => {}
-            }
-            let answer = fake.answer(&asked, 0, &[]);
-            let _ = fake.say(&answer);
-        }
-    };
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut first = new_connection(&listener).unwrap();
             let other = new_connection(&listener).unwrap();
-            scope.spawn(|| serve(other, &says));
+            scope.spawn(|| tell_writes(other, &says, &is_closed));
             assert_eq!(brief(&first.request().unwrap()), (0, 1));
             // Both contexts come again, while the first connection is open.
             for _ in 0..2 {
                 let Some(again) = new_connection(&listener) else { return };
-                scope.spawn(|| serve(again, &says));
+                scope.spawn(|| tell_writes(again, &says, &is_closed));
             }
             thread::sleep(WATCH);
             is_closed.store(true, Ordering::Release);

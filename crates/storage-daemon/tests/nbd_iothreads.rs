@@ -4,7 +4,10 @@
 
 mod util;
 
-use coblk_tests::nbd::{Session, choose};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use coblk_tests::nbd::{MAGIC, Session, choose, request};
 use coblk_tests::tools;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -129,4 +132,59 @@ fn the_end_finds_the_clients_of_all_threads() {
     assert_eq!(exports[0]["id"], "e0");
     daemon.stop(Signal::TERM);
     drop(clients);
+}
+
+/// Clients of a crowd; `COBLK_NBD_CLIENTS` in its place, for larger ones.
+fn crowd() -> usize {
+    std::env::var("COBLK_NBD_CLIENTS").ok().map_or(60, |text| text.parse().expect("a number"))
+}
+
+/// A tenth of them ask for large data that they never take, or begin what they do not end. The others each write and
+/// read a block of their own, and must find it as it was written.
+#[test]
+fn a_crowd_is_served_beside_hostile_clients_and_in_bounded_memory() {
+    let clients = crowd();
+    let place = Place::new();
+    std::fs::File::options().write(true).open(place.image()).unwrap().set_len(128 << 20).unwrap();
+    let server = "--nbd-server addr.type=unix,addr.path=@/nbd.sock,max-connections=0";
+    let threads = (0..4).map(|it| format!("--object iothread,id=c{it} ")).collect::<String>();
+    let daemon = place.start(&format!(
+        "{threads} --blockdev file,node-name=disk,filename=@/disk.img {server} \
+         --export nbd,id=e0,node-name=disk,writable=on,\
+         iothread.0=c0,iothread.1=c1,iothread.2=c2,iothread.3=c3"
+    ));
+    let hostile: Vec<_> = (0..clients / 10).map(|number| hostile(&place, number)).collect();
+    std::thread::scope(|scope| {
+        for number in 0..clients - clients / 10 {
+            let path = place.socket();
+            scope.spawn(move || {
+                let (mut session, at) = (Session::open(&path), (number * 4096) as u64);
+                for round in 0..30 {
+                    let data = vec![(round * 7 + number) as u8; 4096];
+                    session.write(at, &data).unwrap();
+                    assert!(session.read(at, 4096).unwrap() == data, "client {number}");
+                }
+            });
+        }
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    // The hostile ones alone have asked for 64 MiB each.
+    assert!(peak < 400 << 10, "{peak} KiB");
+    drop(hostile);
+    daemon.stop(Signal::TERM);
+}
+
+fn hostile(place: &Place, number: usize) -> UnixStream {
+    let mut client = choose(&place.socket());
+    match number % 3 {
+        0 => client.write_all(&request(MAGIC, 0, 0, 0, 32 << 20).repeat(2)).unwrap(),
+        1 => {
+            let write = request(MAGIC, 0, 1, 96 << 20, 4 << 20);
+            client.write_all(&[write, vec![1; 100_000]].concat()).unwrap();
+        }
+        _ => client.write_all(&request(MAGIC, 0, 0, 0, 512)[..9]).unwrap(),
+    }
+    client
 }

@@ -2,6 +2,8 @@
 //! memory. Each is answered once: when the export goes on, or with an error if nothing else could tell
 //! the next one to serve it. The available ring, which is the driver's, is not written.
 
+#[path = "held/packed.rs"]
+mod packed;
 mod util;
 
 use std::fs::File;

@@ -291,7 +291,7 @@ impl Chain {
 
 /// How many descriptors there are in a table, and the table. Usually it is in one piece; when regions meet
 /// inside it, descriptors are looked up one by one.
-#[inline]
+#[inline(always)]
 fn open_table<'m>(
     mem: &'m GuestMap,
     indirect: &Descriptor,

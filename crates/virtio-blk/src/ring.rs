@@ -101,7 +101,7 @@ impl Ring {
 
     /// Takes the next chain into `chain`. Returns its head, which is a buffer id if the queue is packed. `None` if
     /// there are less than [`available`](Self::available) has said.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(
         &mut self,
         mem: &GuestMap,

@@ -21,7 +21,7 @@ use crate::dirty::QueueLog;
 use crate::inflight::InflightLog;
 use crate::memory::GuestMap;
 use crate::packed::{PackedLog, PausedPacked};
-use crate::virtqueue::{Virtqueue, VirtqueueError};
+use crate::virtqueue::{PausedSplit, Virtqueue, VirtqueueError};
 
 /// Knowledge, when a queue starts, of requests that were taken from it earlier. By default:
 /// nothing.
@@ -45,13 +45,6 @@ pub(crate) enum Paused {
     Split(PausedSplit),
     // There is a copy of the ring in it.
     Packed(Box<PausedPacked>),
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct PausedSplit {
-    pub(crate) next_avail: u16,
-    /// Taken and not answered, in the order in which they are to be served.
-    pub(crate) heads: Vec<u16>,
 }
 
 impl PausedQueue {

@@ -24,7 +24,6 @@ use crate::chain::ChainError;
 use crate::dirty::{QueueLog, RingLog};
 use crate::inflight::{InflightError, InflightLog};
 use crate::memory::GuestMap;
-use crate::unanswered::PausedSplit;
 
 /// Bytes before the entries of the available and of the used ring: flags and index.
 const RING_HEADER_BYTES: usize = 4;
@@ -135,6 +134,14 @@ impl From<GuestMemoryError> for VirtqueueError {
     fn from(error: GuestMemoryError) -> Self {
         VirtqueueError::Access(error.to_string())
     }
+}
+
+/// Where a split queue was paused.
+#[derive(Clone, Debug)]
+pub(crate) struct PausedSplit {
+    pub(crate) next_avail: u16,
+    /// Taken and not answered, in the order in which they are to be served.
+    pub(crate) heads: Vec<u16>,
 }
 
 /// The three parts of a queue in memory, looked up once for many accesses. Of a packed one, the last two are

@@ -12,8 +12,8 @@ use super::not_supported;
 /// [`BlockDriver`](crate::BlockDriver) so that drivers of protocols and filters do not see them.
 ///
 /// They are called by [`BlockNode::co_image`](crate::BlockNode::co_image). The layer guarantees that the
-/// node is open and active, that a drain waits for the call, and that what changes the image is not called
-/// on a read-only node. It does *not* drain the node: requests run meanwhile, and so may another of these
+/// node is open and active, that a drain waits for the call, unless the format [lets it go
+/// ahead](crate::Child::co_let_drain), and that what changes the image is not called on a read-only node. It does *not* drain the node: requests run meanwhile, and so may another of these
 /// calls. The format excludes by its own locks what must not happen at the same time.
 ///
 /// Methods are called as those of [`BlockDriver`](crate::BlockDriver) are: in coroutines, in several

@@ -55,6 +55,10 @@ struct State {
     held: VecDeque<CoWaker>,
     /// Drains that wait for requests in flight.
     drainers: Vec<CoWaker>,
+    /// A driver's own I/O that is paused, and not counted until the gate opens.
+    paused: Vec<u64>,
+    /// The number of the next such.
+    next_pause: u64,
 }
 
 /// The door of one node.
@@ -142,6 +146,38 @@ impl Gate {
         }
     }
 
+    /// Counts a driver's own I/O out until the gate opens, and waits for that. It is counted in again by the opening
+    /// itself, so that no drain that begins then misses it.
+    #[cold]
+    pub(crate) fn co_pause_own(&self, co: &Co<'_>, pauses: impl FnOnce()) {
+        let Some(pause) = self.begin_pause(pauses) else { return };
+        while !pause.is_over() {
+            self.wait_until_open(co);
+        }
+    }
+
+    /// `None` at an open gate.
+    fn begin_pause(&self, pauses: impl FnOnce()) -> Option<Pause<'_>> {
+        let mut state = self.lock();
+        if !state.quiesced {
+            return None;
+        }
+        pauses();
+        let number = state.next_pause;
+        state.next_pause += 1;
+        state.paused.push(number);
+        drop(state);
+        self.leave_own();
+        Some(Pause { gate: self, number })
+    }
+
+    /// Whether, as of a moment, a drain waits for this much of the driver's own I/O and for nothing else. Requests that
+    /// have not seen the gate close are counted when this returns.
+    pub(crate) fn co_has_only(&self, co: &Co<'_>, own: usize) -> bool {
+        self.let_all_contexts_see(co);
+        self.is_quiesced() && self.in_flight() == own
+    }
+
     /// Has the drains that wait for the gate to be idle look again.
     #[cold]
     pub(crate) fn wake_drainers(&self) {
@@ -177,6 +213,8 @@ impl Gate {
     pub(crate) fn open(&self) -> VecDeque<CoWaker> {
         let mut state = self.lock();
         state.quiesced = false;
+        // Before any other drain can begin.
+        self.own.fetch_add(std::mem::take(&mut state.paused).len(), Ordering::SeqCst);
         self.closed.store(self.shut.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
         std::mem::take(&mut state.held)
     }
@@ -242,6 +280,29 @@ impl Gate {
             .map(|member| member.home.clone())
             .collect();
         co_visit_all(co, &others);
+    }
+}
+
+/// A driver's own I/O that is not counted while the gate is closed. If it is dropped before, with its coroutine, it is
+/// counted in again.
+struct Pause<'a> {
+    gate: &'a Gate,
+    number: u64,
+}
+
+impl Pause<'_> {
+    fn is_over(&self) -> bool {
+        !self.gate.lock().paused.contains(&self.number)
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        if let Some(at) = state.paused.iter().position(|it| *it == self.number) {
+            state.paused.swap_remove(at);
+            self.gate.own.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 

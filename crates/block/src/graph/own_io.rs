@@ -15,9 +15,9 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use super::joint::is_joint;
 use crate::driver::extent::Extent;
 use crate::driver::flags::{ReadFlags, WriteFlags, ZeroFlags};
-use crate::graph::Child;
 use crate::graph::chain::{self, Base};
 use crate::graph::node::BlockNode;
+use crate::graph::{Child, Graph, lock};
 use crate::io::{self as request_path, RequestPath};
 
 /// A driver's own I/O on its way. A drain of its node, or of a child, waits until it is dropped.
@@ -73,7 +73,38 @@ impl Child {
     }
 }
 
+impl Child {
+    /// Lets a drain of the driver's node go ahead if it waits for nothing but the operation on the whole image that
+    /// this coroutine makes, and waits for its end. To be called by a method of [`ImageFormat`](crate::ImageFormat),
+    /// where nothing of the image is in flight. What the operation holds stays held: in the drained section others may
+    /// find it so, such as a reopen, and must not wait for it (contract: C78). `pauses` is called before they can, and
+    /// the section ends with [`drained_end`](crate::BlockDriver::drained_end). Any thread.
+    ///
+    /// Returns `false` if the drain waits for others as well, which may wait for the operation: it has to go on.
+    /// A coroutine that makes a joint change is within a drained section of its own, and goes on at once, too.
+    pub fn co_let_drain(&self, co: &Co<'_>, pauses: impl FnOnce()) -> bool {
+        let node = self.owner();
+        if !node.gate.is_closed() || !node.gate.is_quiesced() || is_joint(co) {
+            return true;
+        }
+        // A request to a parent is counted there, and may have I/O of this node count. So parents are looked at first.
+        let only = |it: &Arc<BlockNode>| usize::from(Arc::ptr_eq(it, &node));
+        let is_last = node.ancestors().iter().rev().all(|it| it.gate.co_has_only(co, only(it)));
+        if is_last {
+            node.gate.co_pause_own(co, pauses);
+        }
+        is_last
+    }
+}
+
 impl BlockNode {
+    /// The node, and all that lead to it.
+    fn ancestors(&self) -> Vec<Arc<BlockNode>> {
+        let mut graph = lock();
+        let above = graph.closure(self.id(), Graph::parents);
+        above.into_iter().filter_map(|id| graph.node(id)).collect()
+    }
+
     /// [`Child::enter_own`], for changes of the graph, which have drained this node perhaps, and
     /// not its descendants.
     pub(crate) fn enter_own(&self) -> OwnIo<&BlockNode> {

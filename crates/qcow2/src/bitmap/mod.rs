@@ -109,7 +109,7 @@ impl Image {
     #[inline(never)]
     fn co_mark_bitmaps(&self, co: &Co<'_>) -> io::Result<()> {
         self.check_alive()?;
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         if self.bitmaps.is_unmarked() {
             let mut directory = self.bitmaps.directory().clone();
             directory.iter_mut().for_each(|it| it.flags.insert(BitmapFlags::IN_USE));
@@ -192,7 +192,7 @@ impl Image {
     /// Those of reading and writing.
     pub(crate) fn co_remove_bitmap(&self, co: &Co<'_>, name: &str) -> io::Result<()> {
         self.check_alive()?;
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let mut directory = self.bitmaps.directory().clone();
         let Some(place) = directory.iter().position(|it| it.name == name) else { return Ok(()) };
         let removed = directory.remove(place);

@@ -25,7 +25,7 @@ impl Image {
         if !self.bitmaps.needs_store() {
             return Ok(());
         }
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let old = self.bitmaps.directory().clone();
         let mut written = Vec::new();
         let prepared = self.co_prepare_store(co, &old, &mut written);

@@ -95,7 +95,7 @@ impl Image {
     pub(crate) fn co_look(&self, co: &Co<'_>) -> io::Result<CheckReport> {
         // A snapshot that is being made has counts, and no owner yet; and what is checked is in the file, and stays
         // as it is meanwhile.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let file = Yielding::new(self);
         file.co_go_on(co)?;
         let _held = self.is_written().then(|| self.co_hold_unmarked(co)).transpose()?;
@@ -112,7 +112,7 @@ impl Image {
         // be free, perhaps.
         //
         // L1 tables and the header are changed by one at a time.
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let options = CheckOptions::new(repair);
         let is_usable =
             |check: &Check| check.report.corruptions == 0 && check.report.check_errors == 0;
@@ -122,7 +122,7 @@ impl Image {
         Ok(self.co_beside_requests(co, mend, is_usable)?.report)
     }
 
-    /// Has refcounts of another width, `2^order` bits.
+    /// Has refcounts of another width, `2^order` bits. Gives way to drains until it writes.
     ///
     /// # Errors
     /// EINVAL, with a text, if a refcount does not fit, or the image is not sound; ECANCELED; those of reading and
@@ -134,8 +134,13 @@ impl Image {
         progress: &dyn Fn(u64, u64),
     ) -> io::Result<()> {
         self.check_alive()?;
-        let change = || repair::co_change_width(co, &self.file, order, progress);
-        self.co_beside_requests(co, change, |()| true)
+        self.co_interruptible(co, |gives_way| {
+            let file = Yielding::new(self);
+            file.is_writing.set(!gives_way);
+            file.co_go_on(co)?;
+            let change = || repair::co_change_width(co, &file, order, progress);
+            self.co_beside_requests(co, change, |()| true)
+        })
     }
 
     /// Has `change` write to the tables of the file; then the node goes on with what the file has. An image that is

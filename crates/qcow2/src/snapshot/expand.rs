@@ -117,6 +117,7 @@ impl Made<'_> {
                 *word = *there;
                 continue;
             }
+            image.co_give_way(co);
             let entries = image.co_table(co, table)?;
             let origin = image.check_origin(index, table, &entries, whose);
             origin.map_err(|error| image.co_corrupt(co, &error))?;
@@ -137,6 +138,7 @@ impl Made<'_> {
         let mut at = 0;
         while let Some(first) = entries[at..].iter().position(|entry| entry.says_zeroes()) {
             let first = at + first;
+            image.co_give_way(co);
             let follow = entries[first..].iter().take(most).take_while(|it| it.says_zeroes());
             let count = follow.count();
             let places = match self.has_backing {

@@ -17,7 +17,8 @@ impl Image {
         for word in l1 {
             let table = word & OFFSET_MASK;
             if table != 0 {
-                self.co_set_flags_of(co, table, |_| Ok(false))?;
+                self.co_give_way(co);
+                self.co_clear_flags_of(co, table)?;
             }
         }
         // The L1 table as well.
@@ -25,34 +26,7 @@ impl Image {
         self.file.co_flush(co)
     }
 
-    /// Sets the flags of the disk by refcounts. The mapping stands still.
-    pub(super) fn co_set_flags(&self, co: &Co<'_>) -> io::Result<()> {
-        // A count of 1 is durable before a flag says so.
-        self.co_settle(co)?;
-        for index in 0..self.l1.entries() {
-            let word = self.l1.get(index);
-            let table = word & OFFSET_MASK;
-            if table == 0 {
-                continue;
-            }
-            let count = |host| self.co_with_refcounts(co, |it| it.count(host));
-            let is_own = count(table)? == 1;
-            if is_own {
-                // Tables that are shared have no flags.
-                self.co_set_flags_of(co, table, |host| Ok(count(host)? == 1))?;
-            }
-            let new = if is_own { word | COPIED } else { word & !COPIED };
-            if new != word {
-                let mut state = self.lock();
-                self.l1.set(index, new);
-                state.mark_l1(index);
-            }
-        }
-        self.cache.clear(&self.lock().owed);
-        self.co_settle(co)
-    }
-
-    /// Sets the flags of the disk by refcounts, while its mapping changes. They become durable with the next commit.
+    /// Sets the flags of the disk by refcounts, while its mapping changes, or not. They become durable with the next commit.
     /// Counts of 1 are durable, or a crash is repaired.
     ///
     /// # Errors
@@ -78,6 +52,7 @@ impl Image {
         let end = self.geometry.l1_start(index + 1).unwrap_or(u64::MAX);
         let mut at = start;
         while at < end {
+            self.co_give_way(co);
             self.co_restore_slice(co, at)?;
             at = at.saturating_add(slice_bytes);
         }
@@ -149,23 +124,13 @@ impl Image {
         result
     }
 
-    /// Sets the flags in a table in the file as `is_own` says of their clusters.
-    fn co_set_flags_of(
-        &self,
-        co: &Co<'_>,
-        table: u64,
-        is_own: impl Fn(u64) -> io::Result<bool>,
-    ) -> io::Result<()> {
+    /// Clears the flags of a table in the file.
+    fn co_clear_flags_of(&self, co: &Co<'_>, table: u64) -> io::Result<()> {
         let entries = self.co_table(co, table)?;
         let mut is_changed = false;
         let mut bytes = Vec::with_capacity(self.geometry.cluster_bytes() as usize);
         for entry in entries {
-            let has_flag = match entry.is_compressed() || entry.offset() == 0 {
-                true => false,
-                false => is_own(entry.offset())?,
-            };
-            let flag = if has_flag { COPIED } else { 0 };
-            let word = entry.word & !COPIED | flag;
+            let word = entry.word & !COPIED;
             is_changed |= word != entry.word;
             bytes.extend(word.to_be_bytes());
             if self.geometry.is_extended() {

@@ -13,7 +13,7 @@
 //!
 //! ```text
 //! create  flags cleared | counts up, copy of L1, new snapshot table | header
-//! apply   counts up, new L1 without flags | header | counts down | flags set
+//! apply   counts up | new L1 without flags | header | counts down | flags set
 //! delete  snapshot table without it | header | counts down | flags set
 //! ```
 //!
@@ -34,8 +34,12 @@
 //! Deleting one stops no writes. Its counts fall when nothing on file leads to it; flags are set entry by entry, in the
 //! cache, under the lock of all changes. Other operations on the whole image, and checks, wait.
 //!
-//! In version 2, where no crash is repaired, the mapping stands still until the end; and so it does while a snapshot
-//! is applied.
+//! While a snapshot is applied they wait for the switch of the header alone: the counts before it are those of what the
+//! snapshot keeps, and those after it of what the disk does not lead to any more.
+//!
+//! All three [give way](crate::giving_way) to drains, but where the mapping stands still.
+//!
+//! In version 2, where no crash is repaired, it does so until the end.
 
 mod expand;
 mod flags;
@@ -58,7 +62,7 @@ use crate::metadata::Metadata;
 use crate::origin::Whose;
 use crate::state::wake_all;
 use crate::tables;
-use hold::Held;
+pub(crate) use hold::Held;
 
 impl Image {
     /// The snapshots, in the order of their table.
@@ -80,7 +84,7 @@ impl Image {
         if name.len() > u16::MAX.into() {
             return Err(FormatError::invalid("the name of the snapshot is too long").into());
         }
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         // What is in the file by now need not be written in the pause.
         self.co_commit_and_free(co)?;
         let marked = self.co_mark(co)?;
@@ -184,7 +188,7 @@ impl Image {
     /// ENOENT if there is none with this id; those of reading and writing.
     pub(crate) fn co_delete(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
         self.check_alive()?;
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let mut snapshots = self.snapshots().clone();
         let snapshot = snapshots.remove(position(&snapshots, id)?);
         let l1 = self.co_l1_of(co, &snapshot)?;
@@ -210,7 +214,7 @@ impl Image {
     /// writing.
     pub(crate) fn co_apply(&self, co: &Co<'_>, id: &str) -> io::Result<()> {
         self.co_begin_change(co)?;
-        let _turn = self.snapshot_turn.lock(co);
+        let _turn = self.co_turn(co)?;
         let snapshot = {
             let snapshots = self.snapshots();
             snapshots[position(&snapshots, id)?].clone()
@@ -223,23 +227,31 @@ impl Image {
         let entries = self.geometry.l1_entries(self.disk_bytes())? as usize;
         l1.resize(l1.len().max(entries), 0);
         let marked = self.co_mark(co)?;
+        // The snapshot keeps its own references meanwhile.
+        let whose = Whose::Snapshot(snapshot.l1_offset);
+        let counted = self.co_add_references(co, &l1, whose);
         let held = self.co_hold_unmarked(co)?;
         held.co_stop_writes(co);
-        let applied = self.co_apply_held(co, l1, Whose::Snapshot(snapshot.l1_offset));
-        self.co_set_flags(co)?;
+        let switched = counted.and_then(|()| self.co_switch(co, &l1, whose));
+        let held = (self.header().version < 3).then_some(held);
+        // The disk does not lead to the old tables any more, but for those that the snapshot has as well.
+        let applied = switched.and_then(|old| self.co_drop_references(co, &old, Whose::Disk));
+        self.co_settle(co)?;
+        self.co_restore_flags(co)?;
         marked.co_end(co)?;
         drop(held);
         applied
     }
 
-    fn co_apply_held(&self, co: &Co<'_>, l1: Vec<u64>, whose: Whose) -> io::Result<()> {
+    /// Has the disk, whose mapping stands still, lead to what an L1 table leads to, and that is counted. Returns the
+    /// L1 table that it had. If it fails, what was counted is given up.
+    fn co_switch(&self, co: &Co<'_>, l1: &[u64], whose: Whose) -> io::Result<Vec<u64>> {
         // What was stopped is in the file: no entry of the old table waits to be written.
-        self.co_settle(co)?;
-        self.co_add_references(co, &l1, whose)?;
+        let settled = self.co_settle(co);
         let bytes = l1.iter().flat_map(|word| word.to_be_bytes()).collect();
-        let new = self.co_write_new_table(co, bytes, Metadata::ACTIVE_L1);
+        let new = settled.and_then(|()| self.co_write_new_table(co, bytes, Metadata::ACTIVE_L1));
         let new = new.inspect_err(|_| {
-            let undone = self.co_drop_references(co, &l1, whose);
+            let undone = self.co_drop_references(co, l1, whose);
             undone.unwrap_or_else(|error| tracing::warn!(%error, "clusters of an image leak"));
         })?;
         self.co_settle(co)?;
@@ -258,11 +270,11 @@ impl Image {
         {
             let state = self.lock();
             self.l1.resize(l1.len() as u64);
-            self.l1.replace(&l1);
+            self.l1.replace(l1);
             self.cache.clear(&state.owed);
         }
         self.give_up(self.place_of_l1(header.l1_offset, header.l1_entries));
-        self.co_drop_references(co, &old, Whose::Disk)
+        Ok(old)
     }
 
     /// The clusters of an L1 table.

@@ -168,6 +168,7 @@ impl Image {
         for (word, index) in l1.iter().zip(0..) {
             let table = l1_offset(*word, self.geometry);
             let Some(table) = table.map_err(|error| self.co_corrupt(co, &error))? else { continue };
+            self.co_give_way(co);
             let mut run = table..table + self.geometry.cluster_bytes();
             let start = self.geometry.l1_start(index).unwrap_or(u64::MAX);
             let guests = (0..).map(|it| start.saturating_add(it << self.geometry.cluster_bits()));

@@ -1,7 +1,9 @@
 //! Exports that are deleted, daemons that end or are killed, mounts that others take away.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use coblk_tests::tools;
@@ -130,11 +132,56 @@ fn mounts_whose_file_is_zeroed_for_long_end_with_a_piece() {
     client.run("block-export-del", json!({"id": "f0", "mode": "hard"}));
     client.event("BLOCK_EXPORT_DELETED");
     assert!(!child.wait().unwrap().success());
-    let export = json!({"type": "fuse", "id": "f0", "node-name": "disk", "mountpoint": mnt, "writable": true});
+    let export = json!({
+        "type": "fuse", "id": "f0", "node-name": "disk", "mountpoint": mnt, "writable": true,
+    });
     client.run("block-export-add", export);
     let mut child = zero();
     daemon.stop(Signal::TERM);
     assert!(!child.wait().unwrap().success());
+}
+
+/// The node takes an hour for a read. By the first signal the file goes, and what it waits for is told; by the second
+/// one the daemon.
+#[test]
+fn mounts_whose_requests_hang_do_not_outlive_a_second_signal() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let place = Place::new();
+        let mnt = place.path("mnt");
+        fs::write(&mnt, "below").unwrap();
+        let mut daemon = place.start(
+            "--blockdev null-co,node-name=disk,size=1048576,latency-ns=3600000000000 \
+             --export fuse,id=f0,node-name=disk,mountpoint=@/mnt",
+        );
+        let mut reader = tools::command("head")
+            .args(["-c", "512", tools::text(&mnt)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(daemon.take_stderr());
+        // Its request is with the daemon when it is told of: the file is open from then on.
+        wait_until("the file is read", || has_open(reader.id(), &mnt));
+        daemon.signal(signal);
+        let mut lines = said.lines().map(|line| line.unwrap());
+        let hangs = "node 'disk', backend 'f0': read of ";
+        assert!(lines.any(|line| line.contains(hangs)), "what hangs is told");
+        wait_until("it is unmounted", || !is_mounted(&mnt));
+        assert_eq!(reader.try_wait().unwrap(), None);
+        daemon.signal(signal);
+        let last = "a second signal: ended at once, with what was in flight on node 'disk'";
+        assert!(lines.any(|line| line.contains(last)), "what hangs is named");
+        assert_eq!(daemon.wait().code(), Some(1));
+        assert!(!reader.wait().unwrap().success());
+        assert_eq!(fs::read(&mnt).unwrap(), b"below");
+    }
+}
+
+/// Whether a process waits in a read of its third descriptor or a later one, which is of that file.
+fn has_open(process: u32, file: &Path) -> bool {
+    let is_it = fs::read_link(format!("/proc/{process}/fd/3")).is_ok_and(|it| it == file);
+    let call = fs::read_to_string(format!("/proc/{process}/syscall")).unwrap_or_default();
+    is_it && call.starts_with("0 0x3 ")
 }
 
 /// What is mounted there by then is another's.

@@ -15,6 +15,11 @@ fn mib() -> u64 {
     std::env::var("COBLK_FUSE_MIB").ok().map_or(8, |text| text.parse().expect("a number"))
 }
 
+/// Over io_uring with `COBLK_FUSE_IO_URING`, where root has enabled that.
+fn ring() -> &'static str {
+    if std::env::var_os("COBLK_FUSE_IO_URING").is_some() { ",io-uring=on" } else { "" }
+}
+
 /// The smallest disk for xfs, in MiB.
 const XFS_MIB: u64 = 300;
 
@@ -55,12 +60,13 @@ fn check(make: &[&str], fsck: &[&str], direct: bool) {
         .unwrap()
         .set_len((4 * mib()).max(XFS_MIB) << 20)
         .unwrap();
-    let daemon = place.start(
+    let daemon = place.start(&format!(
         "--object iothread,id=t0 --object iothread,id=t1 \
          --blockdev file,node-name=disk,filename=@/disk.img,discard=unmap \
          --export fuse,id=f0,node-name=disk,mountpoint=@/mnt,writable=on,\
-         iothread.0=t0,iothread.1=t1",
-    );
+         iothread.0=t0,iothread.1=t1{}",
+        ring()
+    ));
     let (mnt, dir) = (place.path("mnt"), place.path("fs"));
     fs::create_dir(&dir).unwrap();
     let device = Loop::new(&mnt, direct);

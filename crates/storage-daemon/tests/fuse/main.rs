@@ -11,15 +11,18 @@ mod user;
 mod util;
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coblk_tests::tools;
 use rustix::process::Signal;
 use serde_json::json;
 use util::qmp::Client;
-use util::{Daemon, Place, SIZE};
+use util::{Daemon, Place, SIZE, wait_until};
 
 const DISK: &str = "--blockdev file,node-name=disk,filename=@/disk.img,discard=unmap";
 const QMP: &str = "--chardev socket,id=q,path=@/qmp.sock,server=on,wait=off --monitor chardev=q";
@@ -172,6 +175,40 @@ fn write_while_drained(place: &Place, client: &mut Client) {
         ended.store(true, Ordering::Relaxed);
         writers.into_iter().for_each(|writer| writer.join().unwrap());
     });
+}
+
+/// How many requests of the export are on their way.
+fn in_flight(place: &Place) -> usize {
+    let mut metrics = UnixStream::connect(place.path("metrics")).unwrap();
+    metrics.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    metrics.read_to_string(&mut text).unwrap();
+    let line = text.lines().find(|line| line.starts_with("coblk_export_in_flight{")).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Requests come one by one, so that both threads sleep before each, and none is answered. One thread is woken
+/// for each, until it has as many as it may.
+#[test]
+fn mounts_leave_requests_to_the_threads_that_have_room() {
+    let place = Place::new();
+    fs::write(place.path("mnt"), "").unwrap();
+    let daemon = place.start(
+        "--object iothread,id=t0 --object iothread,id=t1 --metrics unix:@/metrics \
+         --blockdev null-co,node-name=disk,size=1048576,latency-ns=3600000000000 \
+         --export fuse,id=f0,node-name=disk,mountpoint=@/mnt,iothread.0=t0,iothread.1=t1",
+    );
+    let file = Arc::new(File::open(place.path("mnt")).unwrap());
+    let mut readers = Vec::new();
+    for number in 1..=150 {
+        let file = Arc::clone(&file);
+        readers.push(std::thread::spawn(move || file.read_at(&mut [0; 512], 0).unwrap_err()));
+        wait_until("the request is served", || in_flight(&place) == number);
+    }
+    daemon.signal(Signal::KILL);
+    readers.into_iter().for_each(|reader| drop(reader.join().unwrap()));
+    daemon.wait();
+    tools::run("umount", ["--lazy", tools::text(&place.path("mnt"))]);
 }
 
 /// Requests wait in the kernel, and take no memory of the daemon, while it has as many as it may.

@@ -29,58 +29,57 @@ fn said(place: &Place, what: &str) -> bool {
     fs::read_to_string(place.path("log")).unwrap().contains(what)
 }
 
-/// One test, for the parameter is the kernel's. Where there is none, the device does the same.
+/// One test, for the parameter is the kernel's. Where there is none, or it says no, the device does the same.
 #[test]
 fn mounts_over_io_uring_do_what_those_by_the_device_do() {
     let before = fs::read_to_string(ENABLED).ok();
-    if before.is_some() {
-        fs::write(ENABLED, "N").unwrap();
-    }
-    for enabled in [false, true] {
-        if enabled && before.is_some() {
-            fs::write(ENABLED, "Y").unwrap();
-        }
-        let place = Place::new();
-        fs::write(place.path("mnt"), "below").unwrap();
-        let daemon = start(&place);
-        let file = open(&place);
-        compare(&place, &file);
-        file.set_len(SIZE).unwrap();
-        write_while_drained(&place, &mut qmp(&place));
-        let is_offered = enabled && before.is_some();
-        // The one it says, and the other one not.
-        let [ring, device] =
-            ["requests come over io_uring", "the kernel has no FUSE over io_uring"];
-        let [says, is_silent] = if is_offered { [ring, device] } else { [device, ring] };
-        wait_until("it says so", || said(&place, says));
-        assert!(!said(&place, is_silent));
-        ends(&place, daemon, &file, enabled);
-    }
-    if let Some(before) = before {
-        fs::write(ENABLED, before).unwrap();
+    let enable = |word: &str| before.as_ref().map(|_| fs::write(ENABLED, word).unwrap());
+    // What it says, and what it does not.
+    let [ring, device] = ["requests come over io_uring", "the kernel has no FUSE over io_uring"];
+    enable("N");
+    let place = Place::new();
+    fs::write(place.path("mnt"), "below").unwrap();
+    let daemon = start(&place);
+    open(&place).write_all_at(&pattern(1), 0).unwrap();
+    wait_until("it says so", || said(&place, device));
+    assert!(!said(&place, ring));
+    daemon.stop(Signal::TERM);
+
+    let is_offered = enable("Y").is_some();
+    fs::File::create(place.image()).unwrap().set_len(SIZE).unwrap();
+    let daemon = start(&place);
+    let file = open(&place);
+    compare(&place, &file);
+    file.set_len(SIZE).unwrap();
+    write_while_drained(&place, &mut qmp(&place));
+    let (says, is_silent) = if is_offered { (ring, device) } else { (device, ring) };
+    wait_until("it says so", || said(&place, says));
+    assert!(!said(&place, is_silent));
+    ends(&place, daemon, &file);
+    if let Some(before) = &before {
+        enable(before);
     }
 }
 
-/// By a command, and by a signal while the file is open; and a daemon that is killed leaves what can be taken over.
-fn ends(place: &Place, daemon: Daemon, file: &fs::File, by_command: bool) {
+/// A daemon that is killed leaves what can be taken over. A file that is open when its export goes, or its daemon,
+/// fails.
+fn ends(place: &Place, daemon: Daemon, file: &fs::File) {
     let data = pattern(7);
     file.write_all_at(&data, 3 * MIB).unwrap();
-    if by_command {
-        let delete = serde_json::json!({"id": "f0", "mode": "hard"});
-        let mut client = qmp(place);
-        client.run("block-export-del", delete);
-        client.event("BLOCK_EXPORT_DELETED");
-        wait_until("the session ends", || file.read_at(&mut [0; 512], 0).is_err());
-    }
-    assert_eq!(is_mounted(&place.path("mnt")), !by_command);
+    let gone = |file: &fs::File| file.read_at(&mut [0; 512], 0).is_err();
     daemon.signal(Signal::KILL);
     daemon.wait();
-    wait_until("the session ends", || file.read_at(&mut [0; 512], 0).is_err());
+    wait_until("the session ends", || gone(file));
+    assert!(is_mounted(&place.path("mnt")));
     fs::remove_file(place.pid_file()).unwrap();
     let daemon = start(place);
-    let mut back = vec![0; data.len()];
-    open(place).read_exact_at(&mut back, 3 * MIB).unwrap();
+    let (file, mut back) = (open(place), vec![0; data.len()]);
+    file.read_exact_at(&mut back, 3 * MIB).unwrap();
     assert!(back == data);
-    daemon.stop(Signal::TERM);
+    let mut client = qmp(place);
+    client.run("block-export-del", serde_json::json!({"id": "f0", "mode": "hard"}));
+    client.event("BLOCK_EXPORT_DELETED");
+    wait_until("the session ends", || gone(&file));
     assert!(!is_mounted(&place.path("mnt")));
+    daemon.stop(Signal::TERM);
 }

@@ -115,8 +115,19 @@ fn finish(daemon: StorageDaemon, sum: &str) {
     assert_eq!(tools::run("sha256sum", [&kept]).split(' ').next(), Some(sum));
 }
 
-/// `count` queues of `size` entries, through the life of a disk.
-fn disk_over_vhost_user(count: u32, size: u32) {
+/// Has QEMU make packed rings.
+const PACKED: &str = ",packed=on";
+
+/// The guest's driver uses packed rings for its disk, or it does not.
+#[track_caller]
+fn assert_packed(guest: &mut Machine, packed: bool) {
+    // Features, from bit 0 on.
+    let features = guest.run("cat /sys/block/vda/device/features");
+    assert_eq!(features.as_bytes()[34], if packed { b'1' } else { b'0' }, "{features}");
+}
+
+/// `count` queues of `size` entries, with `more` options of the device, through the life of a disk.
+fn disk_over_vhost_user(count: u32, size: u32, more: &str) {
     let dir = image_dir!();
     let export = format!(
         "vhost-user-blk,id=v0,node-name=disk,writable=on,num-queues={count},\
@@ -129,9 +140,10 @@ fn disk_over_vhost_user(count: u32, size: u32) {
             "-chardev",
             "socket,id=vhost,path=DIR/vhost.sock",
             "-device",
-            &format!("vhost-user-blk-pci,chardev=vhost,num-queues={count},queue-size={size}"),
+            &format!("vhost-user-blk-pci,chardev=vhost,num-queues={count},queue-size={size}{more}"),
         ],
     );
+    assert_packed(&mut guest, more == PACKED);
     assert_eq!(guest.run("ls /sys/block/vda/mq | wc -l"), format!("{count}\n"));
     assert_eq!(guest.run("cat /sys/block/vda/mq/0/nr_tags"), format!("{size}\n"));
     let sum = served.live_through(&mut guest, "/dev/vda");
@@ -141,22 +153,36 @@ fn disk_over_vhost_user(count: u32, size: u32) {
 
 #[test]
 fn boots_with_a_disk_over_vhost_user() {
-    disk_over_vhost_user(1, 128);
+    disk_over_vhost_user(1, 128, "");
+}
+
+#[test]
+fn boots_with_a_disk_of_packed_queues() {
+    disk_over_vhost_user(2, 256, PACKED);
 }
 
 #[test]
 fn boots_with_a_disk_of_two_queues() {
-    disk_over_vhost_user(2, 256);
+    disk_over_vhost_user(2, 256, "");
 }
 
 #[test]
 fn boots_with_a_disk_of_long_queues() {
-    disk_over_vhost_user(2, 512);
+    disk_over_vhost_user(2, 512, "");
 }
 
 /// Started again, it goes on with what the guest had in flight. The guest only waits.
 #[test]
 fn boots_with_a_disk_whose_daemon_is_killed() {
+    kill_the_daemon_of("");
+}
+
+#[test]
+fn boots_with_a_disk_of_packed_queues_whose_daemon_is_killed() {
+    kill_the_daemon_of(PACKED);
+}
+
+fn kill_the_daemon_of(more: &str) {
     let dir = image_dir!();
     images::sparse_image(dir.path(), "disk.img", SIZE);
     let export = "vhost-user-blk,id=v0,node-name=disk,writable=on,num-queues=2,\
@@ -170,9 +196,10 @@ fn boots_with_a_disk_whose_daemon_is_killed() {
             "-chardev",
             "socket,id=vhost,path=DIR/vhost.sock,reconnect=1",
             "-device",
-            "vhost-user-blk-pci,chardev=vhost,num-queues=2",
+            &format!("vhost-user-blk-pci,chardev=vhost,num-queues=2{more}"),
         ],
     );
+    assert_packed(&mut guest, more == PACKED);
     guest.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt");
     guest.run("dd if=/dev/urandom of=/mnt/keep bs=1M count=4");
     let sum = guest.run("sha256sum /mnt/keep");

@@ -268,6 +268,11 @@ impl Guest {
         self.store(USED + 2, &base.to_le_bytes());
     }
 
+    /// The driver begins its packed ring anew, where that of `new` is.
+    pub fn restart_packed(&mut self, new: &Guest) {
+        self.packed = new.packed;
+    }
+
     /// Where it is in a packed ring: what it makes available next, and the next answer.
     pub fn packed_places(&self) -> (u16, u16) {
         let side = self.packed.unwrap();

@@ -49,6 +49,7 @@ pub(super) struct IndirectTables {
 
 impl IndirectTables {
     /// Writes the table of `head`, and returns where it is.
+    #[inline(always)]
     pub(super) fn write(
         &self,
         area: &VolatileSlice<'_>,

@@ -18,7 +18,8 @@
 //!   published. All that is written of the ring then lies between the two. Whether the descriptor at the old
 //!   index is still available tells whether the driver can see the answers. If not, the others are made available
 //!   again: the successor answers in another order, perhaps, and the driver would take an old mark for an answer.
-//!   If it can, the free list is committed first, and then the index: whoever is killed in between does both again.
+//!   If it can, the free list is committed first, and then the index: the successor of a device that is killed in
+//!   between commits both again.
 
 use std::cell::Cell;
 use std::fmt;
