@@ -14,7 +14,7 @@ use coblk_block::{BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, Ze
 use coblk_vhost_user_blk::VhostUserBlkOptions;
 use util::guest::{
     Guest, INFLIGHT_BIT, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, negotiate, negotiate_more,
-    stop_without_drain,
+    stop_without_drain, taken,
 };
 use util::{Server, wait_until};
 use vhost::VhostBackend;
@@ -106,6 +106,29 @@ fn zeroes_of_a_front_end_that_has_gone_stay_in_its_log_and_are_done_for_the_next
         let again = slow.pieces.load(Ordering::SeqCst) - pieces;
         assert!(again > 0, "it is done all over");
     }
+}
+
+/// The export is removed in mode hard, as at the end of a daemon, while its front end waits.
+#[test]
+fn zeroes_do_not_hold_up_the_removal_of_an_export() {
+    let slow = Slow::default();
+    let driver = slow.clone();
+    let server = Server::start_on(VhostUserBlkOptions::default(), 1, |_| {
+        BlockNode::new("slow", driver) //
+    });
+    let mut front = negotiate(&server.socket, 0);
+    let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
+    let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
+    front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
+    let mut guest = Guest::new();
+    guest.start(&mut front);
+    guest.submit_zeroes(0, SECTORS);
+    guest.kick.write(1).unwrap();
+    wait_until("zeroes are written", || slow.pieces.load(Ordering::SeqCst) > 1);
+    drop(server);
+    let pieces = slow.pieces.load(Ordering::SeqCst);
+    assert!(pieces < u64::from(SECTORS) * 512 / PIECE, "all was written");
+    assert_eq!((guest.reap(), taken(&log)), (Vec::new(), vec![0]), "it stays in the log");
 }
 
 /// The front end stops the queue at once, and starts it again with the same log.

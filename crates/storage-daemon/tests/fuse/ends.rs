@@ -98,6 +98,49 @@ fn mounts_whose_requests_hang_let_the_daemon_be_asked_and_ended() {
     daemon.stop(Signal::TERM);
 }
 
+/// To zero it would take a quarter of an hour, in pieces. The export goes, or the daemon.
+#[test]
+fn mounts_whose_file_is_zeroed_for_long_end_with_a_piece() {
+    let place = Place::new();
+    let mnt = place.path("mnt");
+    fs::write(&mnt, "").unwrap();
+    let daemon = place.start(&format!(
+        "--object throttle-group,id=g,limits.iops-total=5 \
+         --blockdev file,node-name=file,filename=@/disk.img \
+         --blockdev throttle,node-name=slow,throttle-group=g,file=file \
+         --blockdev blkdebug,node-name=disk,image=slow,max-write-zero=4096 {QMP} \
+         --export fuse,id=f0,node-name=disk,mountpoint=@/mnt,writable=on"
+    ));
+    let image = fs::OpenOptions::new().read(true).write(true).open(place.image()).unwrap();
+    let zero = || {
+        image.write_all_at(&[1; 512], 0).unwrap();
+        let size = SIZE.to_string();
+        let child = tools::command("fallocate")
+            .args(["--zero-range", "--keep-size", "--length", &size, tools::text(&mnt)])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut first = [0];
+        wait_until("zeroes are written", || {
+            image.read_exact_at(&mut first, 0).unwrap();
+            first == [0]
+        });
+        child
+    };
+    let mut client = qmp(&place);
+    let mut child = zero();
+    client.run("block-export-del", json!({"id": "f0", "mode": "hard"}));
+    client.event("BLOCK_EXPORT_DELETED");
+    assert!(!child.wait().unwrap().success());
+    let export = json!({
+        "type": "fuse", "id": "f0", "node-name": "disk", "mountpoint": mnt, "writable": true,
+    });
+    client.run("block-export-add", export);
+    let mut child = zero();
+    daemon.stop(Signal::TERM);
+    assert!(!child.wait().unwrap().success());
+}
+
 /// The node takes an hour for a read. By the first signal the file goes, and what it waits for is told; by the second
 /// one the daemon.
 #[test]
