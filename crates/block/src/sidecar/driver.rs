@@ -99,7 +99,7 @@ impl WithSidecar {
         self.sidecar.co_begin(co, 0..self.inner.length())
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn co_let_regions_go(&self, co: &Co<'_>) -> io::Result<()> {
         self.sidecar.co_checkpoint(co)
     }
