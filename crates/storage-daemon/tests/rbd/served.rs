@@ -2,7 +2,6 @@
 //!
 //! `COBLK_OSD_ROUNDS` sets how often an OSD is killed (default 1).
 
-use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,6 @@ use std::time::{Duration, Instant};
 use coblk::IoThread;
 use coblk_tests::ceph::{Image, Osd, admin, rbd};
 use coblk_tests::load::{KINDS, Kind, Mix, Shared};
-use coblk_tests::nbd::Session;
 use coblk_tests::random::option;
 use coblk_tests::recorded::{Behaviour, Recorder, SECTOR};
 use coblk_tests::register::Registers;
@@ -203,33 +201,6 @@ fn ceph_a_cluster_that_hangs_keeps_neither_the_monitor_nor_the_end() {
     stopped.0.stop(true);
     client.run("quit", json!({}));
     assert!(daemon.wait().success());
-    // The cluster knows that it is closed half a minute later, and removes no image that is open.
-    std::mem::forget(image);
-}
-
-/// Without a time-out of Ceph's, a request that hangs keeps the daemon from its end until a second signal.
-#[test]
-fn ceph_a_second_signal_ends_a_daemon_on_a_cluster_that_hangs() {
-    let (place, image) = (Place::new(), Image::new("rbd", MIB, &[]));
-    let mut daemon = place.start(&format!(
-        "--blockdev {},node-name=disk --nbd-server addr.type=unix,addr.path=@/nbd.sock \
-         --export nbd,id=e0,node-name=disk,name=disk,writable=on",
-        image.options()
-    ));
-    let mut said = BufReader::new(daemon.take_stderr()).lines();
-    let mut session = Session::open(&place.path("nbd.sock"));
-    session.check(1);
-    let stopped = Stopped(Osd(0));
-    stopped.0.stop(true);
-    session.send(1, 0, 512, &[1; 512]);
-    // The answer to another one, of no known kind, says that this has been read.
-    session.send(99, 0, 0, &[]);
-    assert!(session.answer().is_err());
-    daemon.signal(Signal::TERM);
-    let in_the_way = "node 'disk', backend 'e0': write of 512 bytes at offset 0";
-    assert!(said.any(|line| line.unwrap().contains(in_the_way)));
-    daemon.signal(Signal::TERM);
-    assert_eq!(daemon.wait().code(), Some(1));
     // The cluster knows that it is closed half a minute later, and removes no image that is open.
     std::mem::forget(image);
 }
