@@ -158,7 +158,9 @@ impl Convert {
 
     /// Checks what needs no image, before one is opened or made.
     fn check(&self) -> Result<(), Failure> {
-        (self.pieces()?, self.sparse_bytes()?, self.bytes_a_second()?);
+        self.pieces()?;
+        self.sparse_bytes()?;
+        self.bytes_a_second()?;
         if self.no_create && !self.target_options.is_empty() {
             return Err(Failure::new("-o has no effect when skipping image creation"));
         }

@@ -46,7 +46,7 @@ fn stop(front: &Frontend) -> (u16, u16) {
 
 /// Requests of three descriptors each were taken; so many places on from the beginning.
 fn after(requests: u16) -> u16 {
-    WRAP | 3 * requests
+    WRAP | (3 * requests)
 }
 
 #[test]
