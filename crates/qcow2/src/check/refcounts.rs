@@ -195,16 +195,12 @@ impl Checker<'_, '_> {
         blocks.collect()
     }
 
-    /// The blocks that count clusters behind all that have [refcounts or references](Self::blocks): which of their
-    /// refcounts these are, and where each block is.
-    pub(super) fn blocks_behind(&self) -> Vec<(Range<usize>, u64)> {
-        let (end, per_block) = (self.clusters_end(), self.refcounts.per_block());
-        let numbers = end / per_block..self.refcounts.table.len() as u64;
+    /// Where the blocks are that count clusters behind [those](Self::blocks) alone.
+    pub(super) fn blocks_behind(&self) -> Vec<u64> {
+        let first = self.clusters_end().div_ceil(self.refcounts.per_block());
+        let numbers = first..self.refcounts.table.len() as u64;
         let blocks = numbers.filter_map(|number| match self.refcounts.block(number) {
-            Block::At(offset) => {
-                let first = end.saturating_sub(number * per_block);
-                Some((first as usize..per_block as usize, offset))
-            }
+            Block::At(offset) => Some(offset),
             Block::None | Block::Unaligned => None,
         });
         blocks.collect()
