@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Before a header changes, the image reads the same by its old name and by its new one, and so does each of several
-//! images, whichever headers have changed. If a step fails, headers that have changed are changed back, in several tries
-//! if need be.
+//! images, whichever headers have changed. If a step fails, headers that have changed are changed back, in several
+//! tries if need be.
 
 use std::cell::RefCell;
 use std::rc::Rc;

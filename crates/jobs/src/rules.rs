@@ -22,10 +22,6 @@ pub enum Rule {
     MarkFailedAtSource,
     /// A granule that is to be copied, and that a guest covers in part, is left to the copier.
     LeaveParts,
-    /// A guest's write waits until the old bytes are in the target of a backup.
-    OldBytesFirst,
-    /// Old bytes in memory whose copy fails break the instant.
-    LostBreaks,
     /// A guest's copy ends before what is in the spill.
     SpilledStays,
     /// What a stream has left out keeps the chain.

@@ -54,8 +54,8 @@ fn j60_a_pending_mirror_is_write_blocking_and_copies_before_it_is_finalized() {
     assert!(stage.is_free());
 }
 
-/// Writes after which a mirror that is being finalized hangs. Changes of the graph wait for those of other tests of this
-/// process, so how many there are until it has turned is not known.
+/// Writes after which a mirror that is being finalized hangs. Changes of the graph wait for those of other tests of
+/// this process, so how many there are until it has turned is not known.
 const MAX_WRITES: u64 = 5_000_000;
 
 #[test]

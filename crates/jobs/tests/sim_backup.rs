@@ -24,16 +24,6 @@ mod rules {
     }
 
     #[test]
-    fn j76_old_bytes_are_in_the_target_before_a_guest_writes() {
-        is_needed::<OfBackup>(Rule::OldBytesFirst, 2_000);
-    }
-
-    #[test]
-    fn j130_old_bytes_that_are_lost_break_the_instant() {
-        is_needed::<OfBackup>(Rule::LostBreaks, 10_000);
-    }
-
-    #[test]
     fn j131_a_guest_copies_no_newer_bytes_over_what_is_in_the_spill() {
         is_needed::<OfBackup>(Rule::SpilledStays, 10_000);
     }

@@ -270,7 +270,10 @@ fn j25_events_have_these_members() {
         "inject-error": [{"event": "none", "iotype": "write", "errno": 28, "once": true}],
     });
     run.qmp.run("blockdev-add", bad);
-    let of = |len: u64, offset: u64, speed: u64| json!({"type": "mirror", "device": "j", "len": len, "offset": offset, "speed": speed});
+    let of = |len: u64, offset: u64, speed: u64| {
+        let device = "j";
+        json!({"type": "mirror", "device": device, "len": len, "offset": offset, "speed": speed})
+    };
     let more = json!({"target": "bad", "on-target-error": "stop", "speed": 1_u64 << 40});
     run.qmp.run("blockdev-mirror", with(&backup(), &more));
     let error = json!({"device": "j", "operation": "write", "action": "stop"});

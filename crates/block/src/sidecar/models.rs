@@ -35,8 +35,8 @@ impl Disk {
         Arc::new(disk)
     }
 
-    /// A write as `Sidecar::co_begin` and `Writing` make it. Returns whether it has relied on the journal; one that does
-    /// not waits for the lock that the checkpoint has.
+    /// A write as `Sidecar::co_begin` and `Writing` make it. Returns whether it has relied on the journal; one that
+    /// does not waits for the lock that the checkpoint has.
     fn write(&self) -> bool {
         let half = self.in_flight.begin();
         let relies = self.entered.next_clean(0..REGION).is_none();

@@ -82,7 +82,6 @@ impl Keeper {
                     return if self.lets_go() { Ok(()) } else { Err(error) };
                 }
                 Err(error) => self.break_instant(&error),
-                Ok(()) if !holds(Rule::OldBytesFirst) => return Ok(()),
                 Ok(()) => {}
             }
         }
@@ -159,8 +158,7 @@ impl Keeper {
             claim.co_write(co, (&scratch, &range), own);
             drop((scratch, memory));
         });
-        let goes_on = is_held || !holds(Rule::OldBytesFirst);
-        let is_over = || goes_on || told.get().is_some() || self.ends_wait(co, limit);
+        let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
             self.guests.waiters.co_wait(co, is_over);
         }
@@ -324,7 +322,7 @@ impl Drop for Claim {
         // Of a coroutine that has panicked. The guest is told before it is woken.
         let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
         if let Some(granules) = self.granules.take() {
-            if let (Some(_), Some(error), true) = (&self.hold, told, holds(Rule::LostBreaks)) {
+            if let (Some(_), Some(error)) = (&self.hold, told) {
                 // Before others take the granule for one that has its old bytes still.
                 self.keeper.break_instant(error);
             }
