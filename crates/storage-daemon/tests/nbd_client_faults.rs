@@ -248,6 +248,8 @@ fn requests_to_a_server_that_stops_fail_after_the_delay_and_go_on_with_the_serve
         session.send(1, 0, 4096, &[7; 4096]);
         let over = AtomicBool::new(false);
         let (failed, longest) = thread::scope(|scope| {
+            // Whatever fails here, the other thread ends.
+            let end = End(&over);
             let monitor = scope.spawn(|| ask_again_and_again(&place, &over));
             assert_eq!(session.answer(), Err(EIO), "{program:?}");
             let failed = begun.elapsed();
@@ -255,7 +257,7 @@ fn requests_to_a_server_that_stops_fail_after_the_delay_and_go_on_with_the_serve
                 assert_eq!(session.read(0, 512).err(), Some(EIO), "{program:?}");
                 thread::sleep(Duration::from_millis(100));
             }
-            over.store(true, Ordering::Release);
+            drop(end);
             (failed, monitor.join().unwrap())
         });
         assert!(failed >= delay, "{program:?}");
@@ -269,6 +271,15 @@ fn requests_to_a_server_that_stops_fail_after_the_delay_and_go_on_with_the_serve
         Client::new(&place.path("qmp.sock")).run("quit", json!({}));
         assert!(daemon.wait().success());
         println!("{program:?}: ended after {:?}", begun.elapsed());
+    }
+}
+
+/// Has it be over when it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

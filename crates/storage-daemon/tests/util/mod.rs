@@ -187,9 +187,20 @@ impl Drop for Daemon {
     }
 }
 
+/// Sends a signal. One that stops the process has stopped all of its threads on return.
 pub fn kill(pid: u32, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
+    let process = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(process, signal).unwrap();
+    if signal == Signal::STOP {
+        wait_until("all threads are stopped", || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads.flatten().all(|thread| {
+                // One that has ended meanwhile does nothing either.
+                let stat = std::fs::read_to_string(thread.path().join("stat"));
+                stat.map_or(true, |stat| stat.rsplit(") ").next().unwrap().starts_with(['T', 'Z']))
+            })
+        });
+    }
 }
 
 /// Waits for something that comes sooner or later.
