@@ -1,20 +1,21 @@
 //! Changes of a whole image give way to drains of its node: snapshots, properties, an image that is emptied.
 //!
-//! Such a change goes over all tables, and a drain would wait for its end. It lets the drain go ahead between two steps,
-//! and goes on when the drained section has ended.
+//! Such a change goes over all tables, and a drain would wait for its end. It lets the drain go ahead between two
+//! steps, and goes on when the drained section has ended.
 //!
 //! # What holds at such a point
 //!
 //! * What a crash may leave of the file is what it may leave at any other moment of the change: steps keep their order,
 //!   and an image of version 3 is marked until the last.
 //! * Nothing of the image is in flight, and its mapping does not stand still.
-//! * Requests may wait for the [turn](Image::co_turn), for counts that fall again, and, where they are tracked, for all of
-//!   the disk. So a drain goes ahead only if nothing else is in flight that it waits for: no request to the node or to one
-//!   that leads to it, and no other operation on the image.
-//! * In the drained section no request comes in. Commits, and other cache sizes, are as beside the change. What would have
-//!   the node read-only, inactive or closed finds the turn taken, and fails.
+//! * Requests may wait for the [turn](Image::co_turn), for counts that fall again, and, where they are tracked, for
+//!   all of the disk. So a drain goes ahead only if nothing else is in flight that it waits for: no request to the
+//!   node or to one that leads to it, and no other operation on the image.
+//! * In the drained section no request comes in. Commits, and other cache sizes, are as beside the change. What would
+//!   have the node read-only, inactive or closed finds the turn taken, and fails.
 //!
-//! A check of all entries for which the mapping stands still ends with EINTR when a drain begins, and is made anew after it.
+//! A check of all entries for which the mapping stands still ends with EINTR when a drain begins, and is made anew
+//! after it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -88,8 +89,8 @@ impl Image {
         }
     }
 
-    /// Lets a drain go ahead that waits for this change alone. The caller has the turn. `false` if there is one that has
-    /// to wait.
+    /// Lets a drain go ahead that waits for this change alone. The caller has the turn. `false` if there is one that
+    /// has to wait.
     pub(crate) fn co_give_way(&self, co: &Co<'_>) -> bool {
         if !self.survey.is_held() {
             return true;

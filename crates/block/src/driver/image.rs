@@ -11,10 +11,11 @@ use super::not_supported;
 /// A format's operations on its image as a whole: rare ones, which are kept out of
 /// [`BlockDriver`](crate::BlockDriver) so that drivers of protocols and filters do not see them.
 ///
-/// They are called by [`BlockNode::co_image`](crate::BlockNode::co_image). The layer guarantees that the
-/// node is open and active, that a drain waits for the call, unless the format [lets it go
-/// ahead](crate::Child::co_let_drain), and that what changes the image is not called on a read-only node. It does *not* drain the node: requests run meanwhile, and so may another of these
-/// calls. The format excludes by its own locks what must not happen at the same time.
+/// They are called by [`BlockNode::co_image`](crate::BlockNode::co_image). The layer guarantees that the node is open
+/// and active, that a drain waits for the call, unless the format [lets it go ahead](crate::Child::co_let_drain), and
+/// that what changes the image is not called on a read-only node. It does *not* drain the node: requests run
+/// meanwhile, and so may another of these calls. The format excludes by its own locks what must not happen at the
+/// same time.
 ///
 /// Methods are called as those of [`BlockDriver`](crate::BlockDriver) are: in coroutines, in several
 /// contexts at once. A change that has returned is durable: no flush has to follow. After an error the image

@@ -81,8 +81,8 @@ pub(crate) struct DirtyRange {
 }
 
 impl SliceCache {
-    /// A cache of `bytes` bytes, at least of two slices of a power of two, of a file that is written in blocks of `block` bytes. It
-    /// may become as large as `most_bytes`.
+    /// A cache of `bytes` bytes, at least of two slices of a power of two, of a file that is written in blocks of
+    /// `block` bytes. It may become as large as `most_bytes`.
     ///
     /// # Errors
     /// If there are no addresses for its slots.

@@ -26,8 +26,8 @@ impl Image {
         self.file.co_flush(co)
     }
 
-    /// Sets the flags of the disk by refcounts, while its mapping changes, or not. They become durable with the next commit.
-    /// Counts of 1 are durable, or a crash is repaired.
+    /// Sets the flags of the disk by refcounts, while its mapping changes, or not. They become durable with the next
+    /// commit. Counts of 1 are durable, or a crash is repaired.
     ///
     /// # Errors
     /// Those of reading, and of commits.

@@ -8,7 +8,8 @@ use crate::source::ImageError;
 impl Repairer<'_, '_> {
     /// Lowers refcounts to the references; raises those that are too low if `raises`. Durable on return.
     pub(super) fn co_mend_refcounts(&mut self, raises: bool) -> Result<(), ImageError> {
-        // Where entries lead behind the end, wrong as that is, these refcounts keep what they lead to from being allocated.
+        // Where entries lead behind the end, wrong as that is, these refcounts keep what they lead to from being
+        // allocated.
         let clears_behind = self.checker.plan.first_behind == u64::MAX;
         let mut is_changed = false;
         for (clusters, offset) in self.checker.blocks() {

@@ -107,8 +107,8 @@ impl Stage {
         assert!(*file.bytes() == before, "a second repair writes");
     }
 
-    /// A clean image holds what is written to it, and stays clean. One that `was_corrupt` may have a cluster twice on its
-    /// disk, as a repair leaves it to both: the last that has it lacks its flag then.
+    /// A clean image holds what is written to it, and stays clean. One that `was_corrupt` may have a cluster twice on
+    /// its disk, as a repair leaves it to both: the last that has it lacks its flag then.
     fn expect_good(&self, file: &Memory, input: &mut Input<'_>, was_corrupt: bool) {
         let content = OnceCell::new();
         let read = |disk: &BlockBackend| {
