@@ -1,4 +1,8 @@
-//! A node that is to be its own child, while others ask about it.
+//! A node that is to be its own child, while others ask about it. A program of its own: it holds up all changes of the
+//! graph until it has seen what one of them does, and others would keep that one waiting.
+
+#[allow(dead_code, reason = "other tests use the rest")]
+mod movable;
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,7 +15,7 @@ use coblk_block::{
     WriteFlags,
 };
 
-use crate::movable::{Copies, listed};
+use movable::{Copies, listed};
 
 /// A disk on which permissions change when the test says so.
 struct Slow {

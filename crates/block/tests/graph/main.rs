@@ -5,7 +5,6 @@ mod drain;
 mod freeze;
 mod height;
 mod load;
-mod loops;
 mod media;
 mod movable;
 mod permissions;
