@@ -189,18 +189,22 @@ pub(crate) struct GraphGuard {
     graph: Option<MutexGuard<'static, Graph>>,
     permits: Option<MutexGuard<'static, ()>>,
     is_changed: bool,
+    /// The graph's, while it is not locked: others would take them for their own, and a node would outlive its last user.
+    /// Behind the locks, which end first.
+    kept: Vec<Arc<BlockNode>>,
 }
 
 /// For everything but changes of permissions. Waits for no system call.
 pub(crate) fn lock() -> GraphGuard {
-    GraphGuard { graph: Some(lock_graph()), permits: None, is_changed: false }
+    GraphGuard { graph: Some(lock_graph()), permits: None, is_changed: false, kept: Vec::new() }
 }
 
 /// To change permissions. Waits for the system calls of other changes of permissions: for workers, and for
 /// set-up code.
 pub(crate) fn lock_permits() -> GraphGuard {
     let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
-    GraphGuard { permits: Some(permits), graph: Some(lock_graph()), is_changed: false }
+    let graph = Some(lock_graph());
+    GraphGuard { permits: Some(permits), graph, is_changed: false, kept: Vec::new() }
 }
 
 fn lock_graph() -> MutexGuard<'static, Graph> {
@@ -211,9 +215,12 @@ impl GraphGuard {
     /// Makes calls that may take any time, without the lock of the graph, and with that of permissions.
     fn unlocked<R>(&mut self, calls: impl FnOnce() -> R) -> R {
         debug_assert!(self.permits.is_some(), "permissions change under their own lock");
-        self.graph = None;
+        self.kept =
+            self.graph.take().map_or_else(Vec::new, |mut graph| std::mem::take(&mut graph.kept));
         let result = calls();
-        self.graph = Some(lock_graph());
+        let mut graph = lock_graph();
+        graph.kept.append(&mut self.kept);
+        self.graph = Some(graph);
         result
     }
 }

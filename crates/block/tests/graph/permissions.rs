@@ -340,3 +340,22 @@ fn a_file_system_that_takes_its_time_for_locks_holds_up_nothing_else() {
     answer.send(()).unwrap();
     drop(opened.take());
 }
+
+/// What a change holds of nodes while their drivers are told, it lets go itself. Where another thread did, a node
+/// outlived its last user, and its children were in use still.
+#[test]
+fn what_a_change_holds_of_nodes_is_let_go_by_no_other() {
+    let ctx = AioContext::for_test().unwrap();
+    let (asked, is_asked) = mpsc::channel();
+    // Goes before the context, which waits for its worker.
+    let (answer, answers) = mpsc::channel();
+    let slow = BlockNode::new("slow", SlowLocks { asked, answer: Mutex::new(answers) });
+    let node = Arc::clone(&slow);
+    ctx.spawn("open", move |co| drop(BackendOptions::new("drive").co_open(co, node)));
+    is_asked.recv().unwrap();
+    // A worker has the locks, and stands still.
+    let held = Arc::strong_count(&slow);
+    assert_eq!(slow.parents().len(), 1);
+    assert_eq!(Arc::strong_count(&slow), held);
+    drop(answer);
+}
