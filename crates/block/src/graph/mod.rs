@@ -43,6 +43,7 @@ mod error;
 pub(crate) mod filter;
 mod freeze;
 pub(crate) mod gate;
+mod guard;
 pub(crate) mod hand_over;
 mod height;
 pub(crate) mod homes;
@@ -62,17 +63,14 @@ mod turn;
 mod user;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use coblk_aio::CoWaker;
 
 use crate::accounting::Statistics;
 use crate::driver::edge::{EdgeId, EdgeInfo, ListId};
 use crate::driver::permissions::PermissionError;
-use crate::graph::gate::wake_all;
 use crate::graph::node::BlockNode;
-use crate::io::known::answers_may_have_changed;
 pub use activity::Woken;
 pub(crate) use activity::co_set_active;
 pub(crate) use attach::{Left, ask_driver, ask_for_one_more};
@@ -84,6 +82,7 @@ pub use edge::{Child, ChildList, ChildRef, ChildSlot, Children, EdgeRef};
 pub(crate) use edge::{List, MAX_CHILDREN};
 pub use error::GraphError;
 pub use freeze::FrozenChain;
+pub(crate) use guard::{GraphGuard, lock, lock_permits};
 pub(crate) use height::MAX_HEIGHT;
 pub use listing::{BackendInfo, Device, Parent, nodes_in_flight};
 pub(crate) use permit::{
@@ -180,84 +179,6 @@ static GRAPH: Mutex<Graph> = Mutex::new(Graph {
     wakes: VecDeque::new(),
     kept: Vec::new(),
 });
-
-/// Held by changes of permissions, also while drivers are told.
-static PERMITS: Mutex<()> = Mutex::new(());
-
-/// The graph, locked.
-pub(crate) struct GraphGuard {
-    graph: Option<MutexGuard<'static, Graph>>,
-    permits: Option<MutexGuard<'static, ()>>,
-    is_changed: bool,
-    /// The graph's, while it is not locked: others would take them for their own, and a node would outlive its last user.
-    /// Behind the locks, which end first.
-    kept: Vec<Arc<BlockNode>>,
-}
-
-/// For everything but changes of permissions. Waits for no system call.
-pub(crate) fn lock() -> GraphGuard {
-    GraphGuard { graph: Some(lock_graph()), permits: None, is_changed: false, kept: Vec::new() }
-}
-
-/// To change permissions. Waits for the system calls of other changes of permissions: for workers, and for
-/// set-up code.
-pub(crate) fn lock_permits() -> GraphGuard {
-    let permits = PERMITS.lock().unwrap_or_else(PoisonError::into_inner);
-    let graph = Some(lock_graph());
-    GraphGuard { permits: Some(permits), graph, is_changed: false, kept: Vec::new() }
-}
-
-fn lock_graph() -> MutexGuard<'static, Graph> {
-    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl GraphGuard {
-    /// Makes calls that may take any time, without the lock of the graph, and with that of permissions.
-    fn unlocked<R>(&mut self, calls: impl FnOnce() -> R) -> R {
-        debug_assert!(self.permits.is_some(), "permissions change under their own lock");
-        self.kept =
-            self.graph.take().map_or_else(Vec::new, |mut graph| std::mem::take(&mut graph.kept));
-        let result = calls();
-        let mut graph = lock_graph();
-        graph.kept.append(&mut self.kept);
-        self.graph = Some(graph);
-        result
-    }
-}
-
-impl Deref for GraphGuard {
-    type Target = Graph;
-
-    fn deref(&self) -> &Graph {
-        self.graph.as_ref().expect("locked until dropped")
-    }
-}
-
-impl DerefMut for GraphGuard {
-    fn deref_mut(&mut self) -> &mut Graph {
-        // Edges may turn, and what has changed in a drained section is seen when that ends.
-        answers_may_have_changed();
-        self.is_changed = true;
-        self.graph.as_mut().expect("locked until dropped")
-    }
-}
-
-impl Drop for GraphGuard {
-    fn drop(&mut self) {
-        // None after a panic of a driver that was told.
-        let Some(graph) = &mut self.graph else { return };
-        let kept = std::mem::take(&mut graph.kept);
-        let wakes = std::mem::take(&mut graph.wakes);
-        if self.is_changed {
-            answers_may_have_changed();
-        }
-        self.graph = None;
-        // What goes now may give permissions back.
-        self.permits = None;
-        drop(kept);
-        wake_all(wakes);
-    }
-}
 
 impl UserId {
     #[inline]
