@@ -128,9 +128,9 @@ fn boots_with_an_nbd_server_at_a_vsock_address() {
     // A server that dies, and another one.
     guest.run("dd if=/dev/urandom of=/dev/nbd0 bs=64k count=16 oflag=direct");
     guest.run("kill -9 $(cat /run/server.pid); rm /run/server.pid");
-    guest.run(&format!(
-        "{server} >>/run/server.log 2>&1 & while [ ! -s /run/server.pid ]; do sleep 1; done"
-    ));
+    // The address is in use until the first one has ended.
+    let again = format!("while [ ! -s /run/server.pid ]; do {server} >>/run/server.log 2>&1; done");
+    guest.run(&format!("({again}) & while [ ! -s /run/server.pid ]; do sleep 1; done"));
     guest.run("dd if=/dev/urandom of=/dev/nbd0 bs=64k seek=16 count=16 oflag=direct conv=fsync");
     guest.run("echo 3 >/proc/sys/vm/drop_caches; cmp /dev/nbd0 /run/disk.img");
     guest.run("nbd-client -d /dev/nbd0");
