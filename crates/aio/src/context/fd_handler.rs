@@ -59,7 +59,7 @@ pub enum FdInterest {
     /// Call for both.
     ReadWrite,
     /// As `Read`, for a descriptor whose source others wait for as well, with descriptors of their own: of
-    /// those loops that sleep, one is called (`EPOLLEXCLUSIVE`). Who does not read until the call says
+    /// those loops that sleep, one is called (`EPOLLEXCLUSIVE`). A handler that does not read until the call says
     /// `WouldBlock` must tell the others, or remove the handler. It stays as it is.
     ReadShared,
 }
