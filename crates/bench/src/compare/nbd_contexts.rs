@@ -9,7 +9,7 @@ use std::sync::Arc;
 use coblk::drivers::NbdNodeOptions;
 use coblk::nbd::SocketAddress;
 use coblk::options::NodeOptions;
-use coblk::{AioContext, BlockNode, Blockdevs};
+use coblk::{AioContext, BlockNode, Blockdevs, IoThread};
 
 use crate::engine::Engine;
 use crate::measure::{Lap, Plan};
@@ -96,9 +96,9 @@ impl Work {
             NbdClient::connect(socket, program.export(), &self.job()) //
         })?);
         let node = NbdNodeOptions::new(SocketAddress::unix(&socket), program.export());
-        let ctx = AioContext::test_builder().name("bench").build()?;
-        let blockdevs = Blockdevs::new(coblk::drivers());
-        let node = blockdevs.open(&ctx, NodeOptions::new(node)).map_err(io::Error::other)?;
+        let home = IoThread::new("bench-home")?;
+        let blockdevs = Arc::new(Blockdevs::new(coblk::drivers()));
+        let node = open_on(&home, &blockdevs, NodeOptions::new(node))?;
         self.compare(&node, plan, progress, &mut row)?;
         Ok(row)
     }
@@ -130,4 +130,17 @@ impl Work {
             .push(format!("one context: {one:.0} ns of CPU time a request; the goal is {GOAL}"));
         Ok(())
     }
+}
+
+/// Opens a node whose context runs all the while, as the node makes its connections there, whichever context asks.
+fn open_on(
+    home: &IoThread,
+    nodes: &Arc<Blockdevs>,
+    options: NodeOptions,
+) -> io::Result<Arc<BlockNode>> {
+    let nodes = Arc::clone(nodes);
+    let opened = home.handle().spawn("open", move |co| nodes.co_open(co, options));
+    let ctx = AioContext::test_builder().name("bench").build()?;
+    let opened = ctx.run(|co| co.block_on(opened)).map_err(io::Error::other)?;
+    opened.map_err(io::Error::other)
 }
