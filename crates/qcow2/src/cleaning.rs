@@ -64,6 +64,11 @@ impl Cleaner {
         self.sleep.wake();
     }
 
+    /// The tables are of no use for now: no coroutine waits until there are others.
+    pub(crate) fn rest(&self) {
+        self.sleep.wake();
+    }
+
     fn interval(&self) -> Option<Duration> {
         let seconds = self.interval_s.load(Ordering::Relaxed);
         (seconds > 0).then(|| Duration::from_secs(seconds))
@@ -80,6 +85,13 @@ impl Cleaner {
         }
         let armed = Armed(Some(Weak::clone(image)));
         drop(self.home.spawn("clean the cache of a qcow2 image", move |co| co_clean(co, armed)));
+    }
+}
+
+impl Drop for Cleaner {
+    /// An image that is not active, or was given up, goes without a close.
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -239,6 +239,7 @@ impl BlockDriver for Qcow2 {
             self.image.co_flush_files(co)?;
         }
         self.image.bitmaps.forget();
+        self.image.cleaner.rest();
         Ok(())
     }
 

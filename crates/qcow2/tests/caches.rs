@@ -2,6 +2,7 @@
 
 mod util;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coblk_tests::tools;
@@ -130,4 +131,38 @@ fn q61_tables_that_are_not_used_leave_memory() {
     // Another interval, or none, comes with a reopen.
     drop(opened);
     stand.end();
+}
+
+#[test]
+fn q65_no_coroutine_waits_for_the_cache_of_an_image_that_is_not_active_or_is_gone() {
+    let stand = Stand::new();
+    let image = stand.create("image.qcow2", "", "16M");
+    let waiting = || {
+        // Those that were woken end in the next poll.
+        stand.ctx.run(|co| co.sleep(Duration::from_millis(1)));
+        stand.ctx.coroutines().iter().filter(|it| it.name.contains("clean the cache")).count()
+    };
+    for again_active in [false, true] {
+        let mut opened = stand.open_writable(&image, json!({}));
+        opened.write(0, &[7; 512]).unwrap();
+        assert_eq!(waiting(), 1);
+        opened.backend = None;
+        let set_active = |active| {
+            let node = Arc::clone(&opened.node);
+            stand.ctx.run(move |co| node.co_set_active(co, active)).unwrap();
+        };
+        set_active(false);
+        assert_eq!(waiting(), 0);
+        if again_active {
+            set_active(true);
+        }
+        opened.close();
+        assert_eq!(waiting(), 0, "active again: {again_active}");
+    }
+    // One that is only read.
+    let opened = stand.open(&image, json!({}));
+    assert_eq!(opened.read(0, 1).unwrap(), [7]);
+    assert_eq!(waiting(), 1);
+    drop(opened);
+    assert_eq!(waiting(), 0);
 }
