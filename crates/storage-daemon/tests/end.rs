@@ -5,15 +5,15 @@ mod util;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::random::{Random, seeds};
 use rustix::process::Signal;
 use serde_json::json;
 use util::qmp::Client;
-use util::{Place, SIZE, many_nodes, until_early, wait_until};
+use util::{Place, SIZE, collect, many_nodes, until_early, wait_until};
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::HUP, Signal::TERM];
 const BLOCK: usize = 4096;
@@ -151,19 +151,6 @@ const SLOW: &str = "--blockdev null-co,node-name=disk,latency-ns=3600000000000 \
     --monitor chardev=c0 --metrics unix:@/metrics.sock \
     --export vhost-user-blk,id=v0,node-name=disk,addr.type=unix,addr.path=@/vhost.sock \
     --export nbd,id=e0,node-name=disk";
-
-/// What a daemon has said so far, collected by a thread.
-fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
-    let said = Arc::new(Mutex::new(String::new()));
-    let all = Arc::clone(&said);
-    std::thread::spawn(move || {
-        let mut some = [0; 4096];
-        while let Ok(bytes @ 1..) = from.read(&mut some) {
-            all.lock().unwrap().push_str(&String::from_utf8_lossy(&some[..bytes]));
-        }
-    });
-    said
-}
 
 #[test]
 fn c85_what_is_in_the_way_of_the_end_is_told_and_a_second_signal_ends_it_at_once() {

@@ -2,13 +2,16 @@
 //!
 //! `COBLK_OSD_ROUNDS` sets how often an OSD is killed (default 1).
 
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coblk::IoThread;
 use coblk_tests::ceph::{Image, Osd, admin, rbd};
 use coblk_tests::load::{KINDS, Kind, Mix, Shared};
+use coblk_tests::nbd::{MAGIC, choose, request};
 use coblk_tests::random::option;
 use coblk_tests::recorded::{Behaviour, Recorder, SECTOR};
 use coblk_tests::register::Registers;
@@ -17,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::util::qmp::Client;
-use crate::util::{Place, wait_until};
+use crate::util::{Place, collect, wait_until};
 use crate::vhost;
 use crate::{Bench, MIB};
 
@@ -155,8 +158,22 @@ fn ceph_an_osd_that_is_killed_under_load_costs_no_request_and_no_sector() {
     bench.blockdevs.close(&bench.ctx, "disk").unwrap();
 }
 
+/// Tests that stop an OSD run one after the other: one with a limit of time would fail beside another.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An OSD that answers nothing, until this is dropped.
 struct Stopped(Osd);
+
+impl Stopped {
+    fn new() -> Stopped {
+        let stopped = Stopped(Osd(0));
+        stopped.0.stop(true);
+        stopped
+    }
+}
 
 impl Drop for Stopped {
     fn drop(&mut self) {
@@ -167,6 +184,7 @@ impl Drop for Stopped {
 /// A cluster that does not answer keeps requests for as long as Ceph's own timeout says, and nothing else.
 #[test]
 fn ceph_a_cluster_that_hangs_keeps_neither_the_monitor_nor_the_end() {
+    let _alone = alone();
     let (place, image) = (Place::new(), Image::new("rbd", MIB, &[]));
     let settings = "x-coblk-settings.0.name=rados_osd_op_timeout,x-coblk-settings.0.value=1";
     let daemon = place.start(&format!(
@@ -182,8 +200,7 @@ fn ceph_a_cluster_that_hangs_keeps_neither_the_monitor_nor_the_end() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     assert!(write(1).contains("wrote 65536/65536"));
-    let stopped = Stopped(Osd(0));
-    stopped.0.stop(true);
+    let stopped = Stopped::new();
     let failed = thread::scope(|scope| {
         let failed = scope.spawn(|| write(2));
         while !failed.is_finished() {
@@ -197,11 +214,44 @@ fn ceph_a_cluster_that_hangs_keeps_neither_the_monitor_nor_the_end() {
     drop(stopped);
     wait_until("it answers again", || write(3).contains("wrote 65536/65536"));
 
-    let stopped = Stopped(Osd(0));
-    stopped.0.stop(true);
+    let _stopped = Stopped::new();
     client.run("quit", json!({}));
     assert!(daemon.wait().success());
     // The cluster knows that it is closed half a minute later, and removes no image that is open.
+    std::mem::forget(image);
+}
+
+/// A write that the cluster does not answer, ever, is in the way of the end, and is named there.
+#[test]
+fn ceph_c85_a_second_signal_ends_a_daemon_whose_cluster_hangs() {
+    let _alone = alone();
+    let (place, image) = (Place::new(), Image::new("rbd", MIB, &[]));
+    let mut daemon = place.start(&format!(
+        "--blockdev {},node-name=disk --nbd-server addr.type=unix,addr.path=@/nbd.sock \
+         --export nbd,id=e0,node-name=disk,name=disk,writable=on",
+        image.options()
+    ));
+    let said = collect(daemon.take_stderr());
+    let told = |what: &str| said.lock().unwrap().contains(what);
+    let _stopped = Stopped::new();
+    let mut client = choose(&place.socket());
+    client.write_all(&request(MAGIC, 0, 1, 4096, 512)).unwrap();
+    client.write_all(&[7; 512]).unwrap();
+    // Its answer says that the write before it has been read.
+    client.write_all(&request(MAGIC, 0, 99, 0, 0)).unwrap();
+    client.read_exact(&mut [0; 16]).unwrap();
+    daemon.signal(Signal::TERM);
+    daemon.wait_until("the write is in the way", || {
+        told("node 'disk', backend 'e0': write of 512 bytes at offset 4096, ")
+    });
+    let begun = Instant::now();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(1));
+    println!("ended {:?} after the second signal", begun.elapsed());
+    wait_until("what hangs is named", || {
+        told("a second signal: ended at once, with what was in flight on node 'disk'")
+    });
+    // The cluster knows later that it is closed, and removes no image that is open.
     std::mem::forget(image);
 }
 

@@ -13,6 +13,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coblk_tests::tools;
@@ -250,4 +251,17 @@ pub fn until_early(command: impl Fn(&Place) -> Command) -> (Place, Child, UnixSt
 /// What a program wrote to the standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a daemon has said so far, collected by a thread.
+pub fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let said = Arc::new(Mutex::new(String::new()));
+    let all = Arc::clone(&said);
+    std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(bytes @ 1..) = from.read(&mut some) {
+            all.lock().unwrap().push_str(&String::from_utf8_lossy(&some[..bytes]));
+        }
+    });
+    said
 }
