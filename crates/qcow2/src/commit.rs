@@ -10,7 +10,8 @@
 //!
 //! One commit runs at a time, in the coroutine that needs it first; coroutines that come meanwhile join the next. What
 //! is linked while a commit runs is not in its plan. A commit that fails leaves all of its plan dirty, as what
-//! is in the file is not known then.
+//! is in the file is not known then; but tables that stage 1 has made durable are tables like others from then on, as
+//! stage 2 may have written an entry that leads to them.
 
 use std::io;
 use std::ops::Range;
@@ -60,6 +61,8 @@ struct Plan {
     l1: Vec<(u64, Vec<u8>)>,
     /// Data has to be durable before.
     is_ordered: bool,
+    /// The new tables are in the file, whole.
+    tables_are_durable: bool,
 }
 
 /// A table that is written whole.
@@ -335,6 +338,7 @@ impl CommitTurn<'_> {
         }
         if is_written && !image.rules_omit(Rule::FlushAfterRefcounts) {
             image.co_flush_files(co)?;
+            plan.tables_are_durable = !image.rules_omit(Rule::NewTableBeforeL1);
         }
         if let Some(refcounts) = &mut plan.refcounts {
             refcounts.stage1_is_durable = true;
@@ -400,16 +404,19 @@ impl Drop for CommitTurn<'_> {
         let mut guard = self.image.lock();
         let state = &mut *guard;
         state.owed.end_commit(&plan.slots, is_done);
-        if is_done {
-            if plan.new_l1.is_some() {
-                state.new_l1 = None;
-            }
+        if is_done && plan.new_l1.is_some() {
+            state.new_l1 = None;
+        }
+        // Also after a failure: an L1 entry that leads to such a table may be in the file by then, so what is linked
+        // from now on comes to the table in stage 2, as to any other.
+        if is_done || plan.tables_are_durable {
             for TablePlan { index, table, .. } in &plan.tables {
                 if state.pending.get(index) == Some(table) {
                     state.pending.remove(index);
                 }
             }
-        } else {
+        }
+        if !is_done {
             state.l1_dirty.extend(plan.l1_units);
             state.has_ordered_data |= plan.is_ordered;
         }
