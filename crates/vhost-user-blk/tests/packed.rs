@@ -45,7 +45,7 @@ fn the_driver_of_libblkio_finds_its_disk() {
 }
 
 #[test]
-fn a_packed_queue_stops_and_goes_on_by_both_of_its_places() {
+fn c92_a_packed_queue_stops_and_goes_on_by_both_of_its_places() {
     let server = Server::start(VhostUserBlkOptions::default(), 0);
     let stream = UnixStream::connect(&server.socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -83,7 +83,7 @@ fn without_a_log_held_requests_fail_if_later_ones_were_answered() {
 }
 
 #[test]
-fn with_a_log_held_requests_stay_in_it() {
+fn c94_with_a_log_held_requests_stay_in_it() {
     let (server, rules) = start();
     let (mut front, mut guest, (_, log)) = attach_logged(&server);
     hold_three(&server, &mut guest);
@@ -102,7 +102,7 @@ fn with_a_log_held_requests_stay_in_it() {
 
 /// With the message of that name, and where GET_VRING_BASE does so, for a front end that knows no other.
 #[test]
-fn a_stop_without_a_drain_leaves_held_requests_in_the_log() {
+fn c94_a_stop_without_a_drain_leaves_held_requests_in_the_log() {
     for bits in [INFLIGHT_BIT, INFLIGHT_BIT | SKIP_DRAIN_BIT] {
         let (server, rules) = start();
         let stream = UnixStream::connect(&server.socket).unwrap();
@@ -197,7 +197,7 @@ fn a_new_ring_does_not_serve_what_is_held_of_the_old_one() {
 
 /// The device has come round to the first descriptor, where new rings begin, but it owes answers.
 #[test]
-fn a_new_ring_may_begin_where_the_old_one_has_come_to() {
+fn c94_a_new_ring_may_begin_where_the_old_one_has_come_to() {
     let (server, rules) = start();
     let stream = UnixStream::connect(&server.socket).unwrap();
     let mut front = negotiate_rings_on(stream.try_clone().unwrap(), 0, true);
@@ -226,7 +226,7 @@ fn a_new_ring_may_begin_where_the_old_one_has_come_to() {
 
 /// A front end may reset before it has said of which kind the queues are.
 #[test]
-fn a_reset_before_there_are_features_empties_the_log() {
+fn c94_a_reset_before_there_are_features_empties_the_log() {
     let (server, rules) = start();
     let (front, mut guest, (layout, log)) = attach_logged(&server);
     hold_three(&server, &mut guest);
